@@ -1,0 +1,179 @@
+"""One error tree for the whole system.
+
+Every error has a `code` (stable, dotted, machine-readable), a `message` (one sentence: what and why)
+and a `hint` (the next step, or ""). The three travel over RPC as they are; a traceback or a path
+never does. `from_wire` turns what a peer sent back into the same class.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+_BY_CODE: dict[str, type[WetwareError]] = {}
+
+# Exit codes of the command line (sysexits.h where one fits).
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_UNREACHABLE, EXIT_DENIED, EXIT_CONFIG = 69, 77, 78
+
+
+class WetwareError(Exception):
+    """Base of all errors that wetware raises on purpose.
+
+    Args:
+        message: One sentence that says what failed and why.
+        hint: The next step for the reader; "" when there is none.
+        code: Overrides the class's code with a more specific one under the same prefix.
+    """
+
+    code: str = "error"
+    exit_code: ClassVar[int] = EXIT_FAILED
+
+    def __init__(self, message: str, *, hint: str = "", code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if code is not None:
+            self.code = code
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "code" in cls.__dict__:
+            _BY_CODE.setdefault(cls.code, cls)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InternalError(WetwareError):
+    """A defect on the other side; its log has the details under the id in the message."""
+
+    code = "internal"
+
+
+class Unsupported(WetwareError):
+    """The peer does not know this method, protocol or version."""
+
+    code = "unsupported"
+
+
+class InvalidArgument(WetwareError):
+    """An argument is malformed or out of range."""
+
+    code = "invalid"
+    exit_code = EXIT_USAGE
+
+
+class LimitExceeded(WetwareError):
+    """A named limit was reached; the message names it and its value."""
+
+    code = "limit"
+
+
+class ConfigError(WetwareError):
+    """The configuration is wrong; nothing was started."""
+
+    code = "config"
+    exit_code = EXIT_CONFIG
+
+
+class PluginError(ConfigError):
+    """A plugin that the configuration names cannot be used."""
+
+    code = "plugin"
+
+
+class SchemaError(PluginError):
+    """A Cap'n Proto schema does not compile."""
+
+    code = "plugin.schema"
+
+
+class KeyFileError(ConfigError):
+    """A key file is missing, malformed, readable by others, or its passphrase is wrong."""
+
+    code = "key"
+
+
+class AuthError(WetwareError):
+    """A login was refused, by the verifier or by the user's own signer."""
+
+    code = "auth"
+    exit_code = EXIT_DENIED
+
+
+class CapabilityError(WetwareError):
+    """A capability does not permit the call."""
+
+    code = "capability"
+    exit_code = EXIT_DENIED
+
+
+class Denied(CapabilityError):
+    """No grant covers the call."""
+
+    code = "capability.denied"
+
+
+class Revoked(CapabilityError):
+    """The grant, or an ancestor of it, was revoked."""
+
+    code = "capability.revoked"
+
+
+class Expired(CapabilityError):
+    """The grant, or an ancestor of it, expired."""
+
+    code = "capability.expired"
+
+
+class Amplification(CapabilityError):
+    """A derivation asked for more than its parent has."""
+
+    code = "capability.amplification"
+
+
+class OverlayError(WetwareError):
+    """The network between peers failed."""
+
+    code = "overlay"
+    exit_code = EXIT_UNREACHABLE
+
+
+class DialError(OverlayError):
+    """No address of the peer could be reached."""
+
+    code = "overlay.dial"
+
+
+class PeerMismatch(DialError):
+    """The peer that answered is not the one that was dialled."""
+
+    code = "overlay.peer_mismatch"
+
+
+class ProtocolRefused(OverlayError):
+    """The peer does not speak the protocol, or not with us."""
+
+    code = "overlay.protocol_refused"
+
+
+class StreamReset(OverlayError):
+    """The peer, or a lost connection, ended the stream before its end."""
+
+    code = "overlay.reset"
+
+
+class Disconnected(OverlayError):
+    """The RPC connection ended; the call may or may not have run."""
+
+    code = "overlay.disconnected"
+
+
+def from_wire(code: str, message: str, hint: str = "") -> WetwareError:
+    """Rebuild the error a peer sent: the class of `code`, or of its longest known prefix."""
+    prefix = code
+    while prefix:
+        if (cls := _BY_CODE.get(prefix)) is not None:
+            return cls(message, hint=hint, code=code)
+        prefix = prefix.rpartition(".")[0]
+    return WetwareError(message, hint=hint, code=code)

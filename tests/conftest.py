@@ -1,0 +1,23 @@
+"""Fixtures and policies for every test."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Asyncio is the host loop of wetware; trio runs as its guest."""
+    return "asyncio"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # noqa: ANN201
+    """With WW_REQUIRE_ALL=1 a skipped test is a failed one: nothing is left out silently."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("WW_REQUIRE_ALL"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped with WW_REQUIRE_ALL set: {report.longrepr}"
+    return report
