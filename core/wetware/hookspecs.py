@@ -1,0 +1,304 @@
+"""The plugin contract, hook API v1, on one page.
+
+pluggy is synchronous, so hooks *declare*, and the objects that they return are async. A plugin is a
+module named by an entry point of the group `wetware.v1`; it marks its functions with `hookimpl`, and
+it may import the core but never another plugin. Lifecycle is not a hook: a `Service` is run in the
+node's task group and cancelled to stop it. See docs/reference/hooks.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    import typer
+
+    from wetware.admission import Access
+    from wetware.identity import Challenge, LoginStatus, PeerId, Principal, Proof
+    from wetware.link import Stream
+    from wetware.log import EventLogger
+    from wetware.rpc import Interface, Servant
+
+PROJECT = "wetware"
+GROUP = "wetware.v1"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# --- the hooks -------------------------------------------------------------------------------------
+
+
+@hookspec
+def ww_register_config() -> type | None:
+    """A frozen dataclass for `[plugins.NAME]` in ww.toml; every field has a default."""
+
+
+@hookspec
+def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
+    """Services that this node offers. Called once, before the node listens."""
+    return ()
+
+
+@hookspec
+def ww_register_auth(ctx: PluginContext) -> AuthBackend | None:
+    """The auth backend, if the plugin is one. Called only for the backend that `--auth` selects."""
+
+
+@hookspec
+def ww_register_commands(app: typer.Typer) -> None:
+    """Mount commands on `ww`. Import heavy modules inside the commands."""
+
+
+@hookspec
+def ww_register_discovery(ctx: PluginContext) -> Discovery | None:
+    """A way to find peers of the cluster."""
+
+
+@hookspec
+def ww_audit(event: Mapping[str, object]) -> None:
+    """A copy of an audit record. Must return at once; a slow plugin loses records, counted."""
+
+
+# --- what hooks receive ----------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Time, injected so that tests control it."""
+
+    def time(self) -> float:
+        """Unix time, seconds."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A peer connected."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """The last connection to a peer ended."""
+
+    peer: PeerId
+
+
+class Overlay(Protocol):
+    """The overlay's verbs, as plugins see them: asyncio only."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This node."""
+        ...
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's ID."""
+        ...
+
+    def peers(self) -> tuple[PeerId, ...]:
+        """Connected members of the cluster."""
+        ...
+
+    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
+        """Call back for every member that connects (those already there first) or disconnects.
+
+        Returns a function that ends the watch.
+        """
+        ...
+
+    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
+        """Open a stream to a connected peer for the first protocol that it speaks.
+
+        Raises ProtocolRefused or DialError.
+        """
+        ...
+
+    def handle(
+        self,
+        protocol: str,
+        handler: Callable[[Stream], Coroutine[Any, Any, None]],
+        *,
+        access: Access,
+    ) -> Callable[[], None]:
+        """Serve a protocol. An exception in `handler` resets its stream, never the node.
+
+        Returns a function that ends the registration.
+        """
+        ...
+
+    def sign(self, domain: bytes, data: bytes) -> bytes:
+        """The node's Ed25519 signature over `domain + data`; the core's own domains are refused."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PluginContext:
+    """What a plugin gets of the node: these, and not the node itself.
+
+    Attributes:
+        name: The plugin's name, as in `ww plugin list`.
+        config: An instance of what `ww_register_config` returned, or None.
+        log: The plugin's event logger.
+        data_dir: A directory of the plugin's own (0700), created.
+        clock: The node's clock.
+        overlay: Streams, protocols and peers.
+    """
+
+    name: str
+    config: Any
+    log: EventLogger
+    data_dir: Path
+    clock: Clock
+    overlay: Overlay
+
+
+# --- what hooks return -----------------------------------------------------------------------------
+
+
+class Service(Protocol):
+    """One service: a bootstrap capability per principal, and a task that runs beside the node."""
+
+    @property
+    def name(self) -> str:
+        """What `session.open(name)` and grants call it."""
+        ...
+
+    @property
+    def interface(self) -> Interface:
+        """The interface of the bootstrap capability."""
+        ...
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Run until cancelled; call `ready()` once it can serve."""
+        ...
+
+    def bootstrap(self, principal: Principal) -> Servant:
+        """A fresh servant for one session. The broker guards it with the principal's grant."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RoleProfile:
+    """What a role may do.
+
+    Attributes:
+        services: Service name (or "*") → method patterns: "*", "Interface.*" or "Interface.method".
+    """
+
+    services: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def patterns(self, service: str) -> frozenset[str]:
+        """The patterns for a service, those for every service included; empty if none."""
+        return self.services.get(service, frozenset()) | self.services.get("*", frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The proof is good."""
+
+    principal: Principal
+    roles: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The proof is refused; `status` is never GRANTED."""
+
+    status: LoginStatus
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotMine:
+    """The proof's scheme belongs to another backend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A principal lost roles; `roles=None` means all of them, `principal=None` everybody."""
+
+    principal: Principal | None
+    roles: frozenset[str] | None = None
+    reason: str = ""
+
+
+class AuthBackend(Protocol):
+    """Decides who a proof is from, and which roles they have. Fails closed."""
+
+    @property
+    def name(self) -> str:
+        """The `backend` of its principals."""
+        ...
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Proof schemes, in order of preference."""
+        ...
+
+    @property
+    def founding(self) -> bytes:
+        """What names the cluster, e.g. the operator's public key: hashed into the cluster's ID."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The version of the policy that decides now."""
+        ...
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """Services that administer the backend, offered because the backend is selected."""
+        ...
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Run until cancelled; call `ready()` once it can decide."""
+        ...
+
+    async def authenticate(self, challenge: Challenge, proof: Proof) -> Accept | Reject | NotMine:
+        """Judge a proof. The core has compared `proof.signed` with `challenge` field by field."""
+        ...
+
+    def roles(self, principal: Principal) -> frozenset[str]:
+        """The principal's roles now, from memory; empty for an unknown one."""
+        ...
+
+    def profile(self, role: str) -> RoleProfile:
+        """What a role may do now; empty for an unknown one."""
+        ...
+
+    async def admit_node(self, peer: PeerId) -> bool:
+        """Whether the backend lets a node be a member. May veto, cannot admit by itself."""
+        ...
+
+    def watch(self, callback: Callable[[Withdrawn], None]) -> Callable[[], None]:
+        """Call back, on the loop and before the change is acknowledged, when roles are withdrawn."""
+        ...
+
+
+class Discovery(Protocol):
+    """A way to find peers of the cluster."""
+
+    @property
+    def name(self) -> str:
+        """For logs and `ww status`."""
+        ...
+
+    async def advertise(self, addrs: tuple[str, ...]) -> None:
+        """Announce this node under its multiaddrs until cancelled."""
+        ...
+
+    def find_peers(self) -> AsyncIterator[str]:
+        """Multiaddrs with peer IDs, as they are found; the node dials them, bounded."""
+        ...

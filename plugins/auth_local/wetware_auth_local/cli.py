@@ -1,0 +1,280 @@
+"""`ww user`, `ww role` and `ww policy`: an operator's commands, through the client library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wetware.cli.app import ask_passphrase, note, options, out, out_json, run_client, table
+
+if TYPE_CHECKING:
+    from wetware.client import Session
+    from wetware.identity import PeerId
+    from wetware_auth_local.policy import Policy
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OperatorKey = Annotated[
+    str | None,
+    typer.Option("--operator-key", help="The operator's key, if it is not the one you log in with."),
+]
+Roles = Annotated[list[str] | None, typer.Option("--role", "-r", help="A role; repeatable.")]
+
+user_app = typer.Typer(help="Users of the cluster.", no_args_is_help=True)
+role_app = typer.Typer(help="Roles: what users may do.", no_args_is_help=True)
+policy_app = typer.Typer(help="The signed policy document as a whole.", no_args_is_help=True)
+
+
+def mount(app: typer.Typer) -> None:
+    """Mount the three groups."""
+    app.add_typer(user_app, name="user")
+    app.add_typer(role_app, name="role")
+    app.add_typer(policy_app, name="policy")
+
+
+def _read() -> Policy:
+    async def work(session: Session) -> Policy:
+        policy: Policy = await session.auth_local.get()
+        return policy
+
+    return run_client(work)
+
+
+def _change(change: Callable[[Policy], Policy], operator_key: str | None) -> tuple[Policy, int]:
+    from wetware import paths
+    from wetware.client import KeyChoice
+
+    key = KeyChoice(operator_key or options.key, paths.keys_dir(), ask_passphrase).load()
+
+    async def work(session: Session) -> tuple[Policy, int]:
+        changed: tuple[Policy, int] = await session.auth_local.change(key, change)
+        return changed
+
+    return run_client(work)
+
+
+def _report(policy: Policy, withdrawn: int) -> None:
+    ended = f"; sessions of {withdrawn} withdrawn role(s) ended" if withdrawn else ""
+    note(f"policy version {policy.version} is in force{ended}")
+
+
+def _key_of(text: str) -> PeerId:
+    """A peer ID, or the name or file of a key of this machine."""
+    from wetware import paths
+    from wetware.client import KeyChoice
+    from wetware.identity import PeerId
+
+    if text.startswith("12D3Koo"):
+        return PeerId.parse(text)
+    return KeyChoice(text, paths.keys_dir(), ask_passphrase).load().peer_id
+
+
+# --- ww user ---------------------------------------------------------------------------------------
+
+
+@user_app.command("list")
+def user_list(json: Json = False) -> None:
+    """Show the users and their roles."""
+    policy = _read()
+    if json:
+        out_json(policy.as_dict()["users"])
+        return
+    rows = [
+        (name, str(user.key), ", ".join(sorted(user.roles)) or "-")
+        for name, user in sorted(policy.users.items())
+    ]
+    table(("name", "key", "roles"), rows)
+
+
+@user_app.command("add")
+def user_add(
+    name: str,
+    key: Annotated[str, typer.Option("--key", "-k", help="The user's public key (12D3Koo…).")],
+    role: Roles = None,
+    operator_key: OperatorKey = None,
+) -> None:
+    """Add a user, with the role `member` unless --role says otherwise."""
+    from wetware.errors import InvalidArgument
+    from wetware_auth_local.policy import MEMBER, User
+
+    public = _key_of(key)
+
+    def change(policy: Policy) -> Policy:
+        if name in policy.users:
+            raise InvalidArgument(
+                f"there is a user {name!r} already", hint=f"change it with `ww user set {name} …`"
+            )
+        user = User(public, frozenset(role or [MEMBER]))
+        return policy.next(users={**policy.users, name: user})
+
+    _report(*_change(change, operator_key))
+
+
+@user_app.command("set")
+def user_set(
+    name: str,
+    key: Annotated[
+        str | None, typer.Option("--key", "-k", help="A new public key: the old one ends at once.")
+    ] = None,
+    role: Roles = None,
+    no_roles: Annotated[bool, typer.Option("--no-roles", help="Take all roles away.")] = False,
+    operator_key: OperatorKey = None,
+) -> None:
+    """Change a user's key or roles; what is taken away ends at once."""
+    from wetware.errors import InvalidArgument
+
+    if key is None and role is None and not no_roles:
+        raise InvalidArgument("nothing to change", hint="give --key, --role or --no-roles")
+    public = _key_of(key) if key is not None else None
+
+    def change(policy: Policy) -> Policy:
+        user = _user(policy, name)
+        if public is not None:
+            user = replace(user, key=public)
+        if role is not None or no_roles:
+            user = replace(user, roles=frozenset(role or ()))
+        return policy.next(users={**policy.users, name: user})
+
+    _report(*_change(change, operator_key))
+
+
+@user_app.command("remove")
+def user_remove(name: str, operator_key: OperatorKey = None) -> None:
+    """Remove a user; their sessions end at once."""
+
+    def change(policy: Policy) -> Policy:
+        _user(policy, name)
+        return policy.next(users={k: v for k, v in policy.users.items() if k != name})
+
+    _report(*_change(change, operator_key))
+
+
+def _user(policy: Policy, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - User is imported lazily
+    from wetware.errors import InvalidArgument
+
+    if name not in policy.users:
+        have = ", ".join(sorted(policy.users))
+        raise InvalidArgument(f"there is no user {name!r}; there are {have}")
+    return policy.users[name]
+
+
+# --- ww role ---------------------------------------------------------------------------------------
+
+
+@role_app.command("list")
+def role_list(json: Json = False) -> None:
+    """Show the roles and what they allow."""
+    policy = _read()
+    if json:
+        out_json(policy.as_dict()["roles"])
+        return
+    rows = [
+        (name, service, " ".join(sorted(patterns)))
+        for name, services in sorted(policy.roles.items())
+        for service, patterns in sorted(services.items())
+    ]
+    table(("role", "service", "methods"), rows)
+
+
+@role_app.command("set")
+def role_set(
+    name: str,
+    allow: Annotated[
+        list[str],
+        typer.Argument(
+            help='SERVICE, or SERVICE=PATTERN,PATTERN: "*", "Interface.*" or "Interface.method".'
+        ),
+    ],
+    operator_key: OperatorKey = None,
+) -> None:
+    """Make or replace a role, e.g. `ww role set reader pubsub=PubSub.join,Topic.subscribe`."""
+    services: dict[str, frozenset[str]] = {}
+    for item in allow:
+        service, _, patterns = item.partition("=")
+        services[service] = frozenset(patterns.split(",") if patterns else ["*"])
+
+    def change(policy: Policy) -> Policy:
+        return policy.next(roles={**policy.roles, name: services})
+
+    _report(*_change(change, operator_key))
+
+
+@role_app.command("remove")
+def role_remove(name: str, operator_key: OperatorKey = None) -> None:
+    """Remove a role from the cluster and from every user; sessions that it granted end at once."""
+    from wetware.errors import InvalidArgument
+
+    def change(policy: Policy) -> Policy:
+        if name not in policy.roles:
+            have = ", ".join(sorted(policy.roles))
+            raise InvalidArgument(f"there is no role {name!r}; there are {have}")
+        return policy.next(
+            roles={k: v for k, v in policy.roles.items() if k != name},
+            users={
+                k: replace(user, roles=user.roles - {name}) for k, user in policy.users.items()
+            },
+        )
+
+    _report(*_change(change, operator_key))
+
+
+# --- ww policy -------------------------------------------------------------------------------------
+
+
+@policy_app.command("show")
+def policy_show(json: Json = False) -> None:
+    """Show the policy in force."""
+    policy = _read()
+    if json:
+        out_json(policy.as_dict())
+    else:
+        out(policy.to_toml().rstrip())
+
+
+@policy_app.command("export")
+def policy_export(
+    toml: Annotated[
+        bool, typer.Option("--toml", help="Unsigned TOML to edit, instead of the signed document.")
+    ] = False,
+) -> None:
+    """Print the signed document, for another node, or TOML to edit and import."""
+
+    async def work(session: Session) -> bytes:
+        document: bytes = await session.auth_local.document()
+        return document
+
+    if toml:
+        out(_read().to_toml().rstrip())
+    else:
+        out(run_client(work).decode())
+
+
+@policy_app.command("import")
+def policy_import(
+    file: Annotated[str, typer.Argument(help="A signed document or edited TOML; - for stdin.")],
+    operator_key: OperatorKey = None,
+) -> None:
+    """Put a policy in force: a signed document as it is, TOML as a new version that you sign."""
+    from wetware.errors import InvalidArgument
+    from wetware_auth_local.policy import Policy, from_toml
+
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidArgument(f"cannot read {file}: {exc}") from exc
+    if not text.lstrip().startswith("{"):
+        users, roles = from_toml(text)
+        _report(*_change(lambda policy: policy.next(users=users, roles=roles), operator_key))
+        return
+    document = text.encode()
+    policy = Policy.open(document)
+
+    async def work(session: Session) -> int:
+        _, withdrawn = await session.auth_local.put(document)
+        return int(withdrawn)
+
+    _report(policy, run_client(work))

@@ -1,0 +1,32 @@
+"""The user's side of a login: an Ed25519 signature over the challenge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wetware.errors import AuthError
+from wetware.identity import Challenge, Key, Proof
+
+if TYPE_CHECKING:
+    from wetware.client import KeyChoice
+
+SCHEME = "local-ed25519"
+
+
+class Ed25519Signer:
+    """Signs with a key in memory."""
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+
+    async def sign(self, challenge: Challenge) -> Proof:
+        """The proof: public key (32 bytes), then signature (64)."""
+        if SCHEME not in challenge.schemes:
+            raise AuthError(f"the node does not accept {SCHEME}", code="auth.no_signer")
+        statement = challenge.signed_bytes()
+        return Proof(SCHEME, self._key.public + self._key.sign(statement), statement)
+
+
+def make_signer(choice: KeyChoice) -> Ed25519Signer:
+    """The entry point of `wetware.signer.v1`."""
+    return Ed25519Signer(choice.load())
