@@ -1,0 +1,23 @@
+"""The data path between peers: TCP, multistream-select, noise and yamux, on asyncio alone.
+
+Wire-compatible with js, go, rust and py libp2p, and importing none of them. A `LinkHost` listens,
+dials and hands out `Stream`s; `LinkLimits` bounds everything that a peer can make it do.
+"""
+
+from __future__ import annotations
+
+from wetware.link.connection import Connection
+from wetware.link.host import GuestPort, LinkHost, allow_public_only
+from wetware.link.limits import LinkLimits, LinkStats, Violation
+from wetware.link.yamux import Stream
+
+__all__ = [
+    "Connection",
+    "GuestPort",
+    "LinkHost",
+    "LinkLimits",
+    "LinkStats",
+    "Stream",
+    "Violation",
+    "allow_public_only",
+]
