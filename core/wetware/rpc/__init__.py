@@ -1,0 +1,61 @@
+"""Cap'n Proto RPC between asyncio programs: plain values, plain classes, capabilities as references.
+
+```capnp
+interface Topic { publish @0 (message :Data $Ww.constrained); subscribe @1 (sink :Sink) -> (s :Subscription); }
+```
+
+```python
+schema = rpc.load(Path(__file__).with_name("chat.capnp"))
+
+class TopicServant(rpc.Servant, interface=schema.Topic):
+    async def publish(self, message: bytes) -> None: ...
+    async def subscribe(self, sink: rpc.Ref) -> dict:      # call it: await sink.deliver(message=b"…")
+        return {"s": SubscriptionServant(sink)}            # becomes a Ref at the caller
+
+async with rpc.serve_unix(path, lambda peer: TopicServant()):
+    ...
+
+async with await rpc.connect_unix(path) as connection:
+    topic = connection.bootstrap(schema.Topic)
+    await topic.publish(message=b"hello")                  # None, or a dict of results
+```
+
+A struct is a dict with snake_case keys, a union holds its set member only, an enum is a str, a list a
+list, Data bytes, a capability a Ref; a Servant, `guarded(servant, guard)` or a Ref is given where a
+capability is wanted. Errors are `wetware.errors` on both sides: code, message and hint travel, nothing
+else does. A servant's methods run concurrently, each call in a task; cancelling a call cancels its task.
+
+This package is the only one that knows pycapnp, and no pycapnp object leaves it.
+"""
+
+from __future__ import annotations
+
+from wetware.rpc.connection import Ref, RpcConnection
+from wetware.rpc.limits import RpcLimits
+from wetware.rpc.kjloop import loop_gc, runtime
+from wetware.rpc.schema import Interface, Method, Schema, load
+from wetware.rpc.servant import Guard, Guarded, Servant, current_guard, guarded
+from wetware.rpc.streams import connect, serve
+from wetware.rpc.unix import UnixPeer, connect_unix, serve_unix
+
+__all__ = [
+    "Guard",
+    "Guarded",
+    "Interface",
+    "Method",
+    "Ref",
+    "RpcConnection",
+    "RpcLimits",
+    "Schema",
+    "Servant",
+    "UnixPeer",
+    "connect",
+    "connect_unix",
+    "current_guard",
+    "guarded",
+    "load",
+    "loop_gc",
+    "runtime",
+    "serve",
+    "serve_unix",
+]

@@ -1,0 +1,186 @@
+"""pycapnp's event loop inside asyncio's, and the garbage collector on the node's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import ctypes
+import gc
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, Protocol
+
+import capnp
+
+from wetware.log import get_logger
+
+log = get_logger("rpc")
+
+HOOKS_S: Final = 1.0
+"""How long leaving the runtime waits for `released` hooks that are coroutines."""
+
+
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+class Runtime:
+    """What one asyncio loop has of pycapnp: kept alive here, released on the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.thread_id = threading.get_ident()
+        self.users = 0
+        # The only strong references to connections: pycapnp crashes when the garbage collector finds
+        # a client before it was closed.
+        self.connections: set[_Closable] = set()
+        self._hooks: set[asyncio.Task[Any]] = set()
+        self._kj: contextlib.AbstractAsyncContextManager[None] | None = None
+
+    async def start(self) -> None:
+        """Enter pycapnp's loop, unless the application did."""
+        if not hasattr(self.loop, "_kj_loop"):
+            self._kj = capnp.kj_loop()
+            await self._kj.__aenter__()
+
+    async def stop(self) -> None:
+        """Close what is left, and leave pycapnp's loop if we entered it."""
+        for connection in list(self.connections):
+            await connection.aclose()
+        if self._hooks:
+            _, late = await asyncio.wait(self._hooks, timeout=HOOKS_S)
+            for task in late:
+                log.warning("servant.release_slow", hook=task.get_name())
+                task.cancel()
+        await asyncio.sleep(0)  # pycapnp's rejected promises run in a turn of their own
+        if self._kj is not None:
+            kj, self._kj = self._kj, None
+            await kj.__aexit__(None, None, None)
+
+    def soon(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call on the loop, from any thread and from finalizers; lost if the loop is closed."""
+        with contextlib.suppress(RuntimeError):
+            if threading.get_ident() == self.thread_id:
+                self.loop.call_soon(callback, *args)
+            else:
+                self.loop.call_soon_threadsafe(callback, *args)
+
+    def run_hook(self, hook: Callable[[], Any], name: str) -> None:
+        """Run a servant's `released`, which may be a coroutine function; failures are logged."""
+        try:
+            result = hook()
+        except Exception as exc:  # noqa: BLE001  # a servant's defect must not reach pycapnp
+            log.error("servant.release_failed", hook=name, exc_info=exc)
+            return
+        if inspect.isawaitable(result):
+            task = self.loop.create_task(_logged(result, name), name=name)
+            self._hooks.add(task)
+            task.add_done_callback(self._hooks.discard)
+
+
+async def _logged(awaitable: Any, name: str) -> None:
+    try:
+        await awaitable
+    except Exception as exc:  # noqa: BLE001  # as above
+        log.error("servant.release_failed", hook=name, exc_info=exc)
+
+
+_runtimes: dict[asyncio.AbstractEventLoop, Runtime] = {}
+
+
+@contextlib.asynccontextmanager
+async def runtime() -> AsyncIterator[None]:
+    """Keep pycapnp running on this loop: entered once per loop, reference-counted.
+
+    `connect`, `serve` and their kin do it by themselves; enter it around them to make connections
+    cheap to open and close. An application that runs `capnp.kj_loop()` itself may go on to do so, and
+    leaves it after its last connection is closed.
+    """
+    await acquire()
+    try:
+        yield
+    finally:
+        await release()
+
+
+async def acquire() -> Runtime:
+    """Enter the runtime of the running loop; `release` it as often."""
+    loop = asyncio.get_running_loop()
+    found = _runtimes.get(loop)
+    if found is None:
+        found = _runtimes[loop] = Runtime(loop)
+        try:
+            await found.start()
+        except BaseException:
+            del _runtimes[loop]
+            raise
+    found.users += 1
+    return found
+
+
+async def release() -> None:
+    """Undo one `acquire` of the running loop; the last one stops pycapnp, cancelled or not."""
+    loop = asyncio.get_running_loop()
+    found = _runtimes[loop]
+    found.users -= 1
+    if found.users == 0:
+        stopping = loop.create_task(_stop(loop, found))
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:
+            await stopping  # bounded; half a stop would crash the process later
+            raise
+
+
+async def _stop(loop: asyncio.AbstractEventLoop, found: Runtime) -> None:
+    del _runtimes[loop]  # whoever comes now starts a new one, after this one has left
+    await found.stop()
+
+
+@atexit.register
+def _leak() -> None:
+    """A program that exits without closing: never free what only its loop may free."""
+    for found in _runtimes.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(found))
+
+
+# --- garbage collection on the loop ------------------------------------------------------------------
+
+GC_TICK_S: Final = 0.25
+GC_YOUNG_OBJECTS: Final = 2_000
+"""Container objects since the last collection that make a young one worth its time."""
+GC_FULL_S: Final = 30.0
+"""A full collection of a node takes tens of milliseconds: no more often than this."""
+
+
+@contextlib.asynccontextmanager
+async def loop_gc() -> AsyncIterator[None]:
+    """For the node only: the cyclic garbage collector runs on this loop and nowhere else.
+
+    Automatic collection is off inside and restored on leaving. It would run in whatever thread happens
+    to allocate, and finalize there what belongs to the loop.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    task = asyncio.get_running_loop().create_task(_collect(), name="wetware-gc")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if was_enabled:
+            gc.enable()
+
+
+async def _collect() -> None:
+    clock = asyncio.get_running_loop().time
+    full_at = clock() + GC_FULL_S
+    while True:
+        await asyncio.sleep(GC_TICK_S)
+        if clock() >= full_at:
+            gc.collect()
+            full_at = clock() + GC_FULL_S
+        elif gc.get_count()[0] > GC_YOUNG_OBJECTS:
+            gc.collect(1)

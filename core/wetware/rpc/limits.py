@@ -1,0 +1,53 @@
+"""The limits of one RPC connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RpcLimits:
+    """What one connection may hold at a time. Both ends have the same kinds of limits.
+
+    A caller's own limits (`*_out_*`) are lower than what a server puts up with (`*_in_*`), so that a
+    well-behaved peer waits at home and never meets the server's limits.
+
+    Attributes:
+        message_bytes_max: Parameters or results of one call. More fails at the sender with
+            LimitExceeded; a receiver drops the connection before it buffers such a message.
+            1 MiB keeps other calls' latency low and fits Cap'n Proto's own traversal limit.
+        calls_out_max: Calls that wait for their results; more wait for a place.
+        call_bytes_out_max: Parameters of these calls; more wait. The peer's memory, and ours.
+        call_wait_s: How long a call may wait for a place before it fails with LimitExceeded: calls
+            that wait for each other in a circle must not hang for ever.
+        calls_in_max: Servants' methods that run for this peer; more fail with LimitExceeded.
+        answers_max: Calls that the peer has not finished with; more drop the connection. Only a peer
+            that ignores its own limits comes here.
+        call_bytes_in_max: Parameters of calls that are not answered yet; beyond it nothing more is
+            read from the connection until some are.
+        result_bytes_out_max: Results that wait to be sent; further results are held back.
+        out_bytes_max: All bytes that wait to be sent; more drop the connection: the peer does not
+            read. Above the sum of what calls and results may use.
+        exports_max: Our objects that the peer holds; more fail with LimitExceeded.
+        imports_max: The peer's objects that we hold; more fail with LimitExceeded.
+        write_stall_s: The connection is dropped when nothing could be sent for so long.
+        close_s: How long closing waits for the last bytes, and for methods that are being cancelled.
+    """
+
+    message_bytes_max: int = 1 << 20
+    calls_out_max: int = 512
+    call_bytes_out_max: int = 8 << 20
+    call_wait_s: float = 30.0
+    calls_in_max: int = 1024
+    answers_max: int = 4096
+    call_bytes_in_max: int = 16 << 20
+    result_bytes_out_max: int = 8 << 20
+    out_bytes_max: int = 32 << 20
+    exports_max: int = 4096
+    imports_max: int = 4096
+    write_stall_s: float = 30.0
+    close_s: float = 1.0
+
+
+ENVELOPE_BYTES: int = 64 << 10
+"""What Cap'n Proto may add to parameters or results: the call's head and 24 bytes a capability."""

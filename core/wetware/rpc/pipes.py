@@ -1,0 +1,89 @@
+"""The byte streams under an RPC connection: a socket, or a stream of the link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from wetware.rpc.transport import RpcTransport
+
+_READ_BYTES: Final = 256 << 10
+
+
+class SocketPipe:
+    """A connected stream socket, read and written on the loop."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._transport: RpcTransport | None = None
+        self._reading = False
+        self._writing = False
+
+    def start(self, transport: RpcTransport) -> None:
+        """Begin to read."""
+        self._transport = transport
+        self.resume()
+
+    def _readable(self) -> None:
+        transport = self._transport
+        assert transport is not None  # noqa: S101  # set by start
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self.pause()
+            transport.feed_error(exc)
+            return
+        if data:
+            transport.feed(data)
+        else:
+            self.pause()
+            transport.feed_eof()
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Send what the kernel takes."""
+        try:
+            return self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            if not self._writing:
+                self._writing = True
+                self._loop.add_writer(self._fd, self._writable)
+            return 0
+
+    def _writable(self) -> None:
+        self._writing = False
+        self._loop.remove_writer(self._fd)
+        if self._transport is not None:
+            self._transport.writable()
+
+    def pause(self) -> None:
+        """Stop reading: the kernel's buffer fills and the peer waits."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def resume(self) -> None:
+        """Read again."""
+        if not self._reading and self._sock.fileno() >= 0:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._readable)
+
+    def close(self) -> None:
+        """What was taken is in the kernel already."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the socket."""
+        self.pause()
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+        with contextlib.suppress(OSError):
+            self._sock.close()

@@ -1,0 +1,135 @@
+"""Servants: plain classes whose methods a schema names, and the guards that stand before them."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from wetware.errors import CapabilityError
+    from wetware.rpc.schema import Interface, Method
+
+
+class Guard(Protocol):
+    """Decides whether a call on a guarded servant may run. Called for each one: about a microsecond."""
+
+    @property
+    def ended(self) -> CapabilityError | None:
+        """Why nothing may be called any more, or None while the guard lives."""
+        ...
+
+    def enter(
+        self, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]
+    ) -> None:
+        """A call starts. Raises CapabilityError to refuse it.
+
+        When the guard ends it cancels the tasks that entered and did not leave; their callers then
+        get `ended`.
+        """
+        ...
+
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        """A call that entered is over, however it ended."""
+        ...
+
+    def on_end(self, callback: Callable[[CapabilityError], None]) -> Callable[[], None]:
+        """Call back once, when the guard ends; returns a remover. At once if it has ended."""
+        ...
+
+
+_current_guard: contextvars.ContextVar[Guard | None] = contextvars.ContextVar(
+    "wetware_rpc_guard", default=None
+)
+
+
+def current_guard() -> Guard | None:
+    """In a servant's method: the guard of the call, e.g. to end a subscription when it ends."""
+    return _current_guard.get()
+
+
+class Servant:
+    """Base of objects that peers can call: `class TopicServant(Servant, interface=schema.Topic)`.
+
+    One async method per schema method (superclasses' included), in snake_case, with the parameters in
+    snake_case as keywords. Returns a dict of results, or None if there are none. The class is checked
+    against the schema when it is defined: TypeError says what is missing.
+
+    Values are plain: see `wetware.rpc`. Raise `wetware.errors` to tell the caller why; any other
+    exception is logged here and reaches the caller as InternalError.
+    """
+
+    __ww_interface__: ClassVar[Interface | None] = None
+    # Live exports of this object over all connections, kept by the connections.
+    __ww_exports__: int = 0
+
+    def __init_subclass__(cls, *, interface: Interface | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if interface is not None:
+            cls.__ww_interface__ = interface
+        if cls.__ww_interface__ is not None:
+            _check_binding(cls, cls.__ww_interface__)
+
+    def released(self) -> Any:
+        """The last remote reference is gone: dropped, or its connection ended.
+
+        May be a coroutine function. Called again if the object is exported again and released again.
+        """
+
+
+class Guarded:
+    """A servant with a guard of its own, to be returned or passed in the servant's place."""
+
+    __slots__ = ("guard", "servant")
+
+    def __init__(self, servant: Servant, guard: Guard | None) -> None:
+        self.servant = servant
+        self.guard = guard
+
+    def __repr__(self) -> str:
+        return f"guarded({self.servant!r})"
+
+
+def guarded(servant: Servant, guard: Guard | None) -> Guarded:
+    """Export `servant` under `guard` instead of the guard that it would inherit."""
+    if not isinstance(servant, Servant):
+        raise TypeError(f"guarded() takes a Servant, not {type(servant).__name__}")
+    return Guarded(servant, guard)
+
+
+def _check_binding(cls: type[Servant], interface: Interface) -> None:
+    for method in interface.methods.values():
+        where = f"{cls.__name__}.{method.name}"
+        function = getattr(cls, method.name, None)
+        if function is None or function is getattr(Servant, method.name, None):
+            raise TypeError(
+                f"{where} is missing: define `async def {method.name}("
+                f"{', '.join(('self', *method.params))})` for {interface.name}"
+            )
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError(f"{where} must be `async def`")
+        _check_signature(where, function, method)
+
+
+def _check_signature(where: str, function: Callable[..., Any], method: Method) -> None:
+    params = list(inspect.signature(function).parameters.values())[1:]  # without self
+    if any(p.kind is p.VAR_KEYWORD for p in params):
+        return
+    keywords = {p.name for p in params if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if missing := [name for name in method.params if name not in keywords]:
+        raise TypeError(
+            f"{where} lacks the parameter{'s' * (len(missing) > 1)} {', '.join(missing)} of "
+            f"{method.interface.name}.{method.name}({', '.join(method.params)})"
+        )
+    extra = [
+        p.name
+        for p in params
+        if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and p.name not in method.params
+    ]
+    if extra:
+        raise TypeError(
+            f"{where} wants {', '.join(extra)}, which {method.interface.name}.{method.name} has not"
+        )

@@ -1,0 +1,91 @@
+"""RPC over a stream of the link."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wetware.rpc.connection import RpcConnection, open_client, run_server
+from wetware.rpc.limits import RpcLimits
+
+if TYPE_CHECKING:
+    from wetware.link import Stream
+    from wetware.rpc.servant import Guarded, Servant
+    from wetware.rpc.transport import RpcTransport
+
+
+class StreamPipe:
+    """A link stream as the pipe of an RPC connection. Pausing keeps the peer's window shut."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._transport: RpcTransport | None = None
+        self._paused = False
+        self._owed = 0  # bytes taken while paused, to be credited when reading goes on
+
+    def start(self, transport: RpcTransport) -> None:
+        """Take what the stream pushes."""
+        self._transport = transport
+        self._stream.attach(self._on_data, self._on_end, transport.writable)
+
+    def _on_data(self, data: bytes | memoryview) -> None:
+        assert self._transport is not None  # noqa: S101  # set by start
+        self._owed += len(data)
+        self._transport.feed(data)
+        if not self._paused:
+            self._credit()
+
+    def _credit(self) -> None:
+        owed, self._owed = self._owed, 0
+        if owed:
+            self._stream.consumed(owed)
+
+    def _on_end(self, error: Exception | None) -> None:
+        assert self._transport is not None  # noqa: S101  # set by start
+        if error is None:
+            self._transport.feed_eof()
+        else:
+            self._transport.feed_error(error)
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Hand over what the stream's buffer and window take."""
+        return self._stream.write_nowait(data)
+
+    def pause(self) -> None:
+        """Give no window back: what is on its way still comes, at most one window."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let the peer send again."""
+        self._paused = False
+        self._credit()
+
+    def close(self) -> None:
+        """Close our side after what was written; the rest of the peer's is not wanted."""
+        self._stream.detach()
+        self._stream.close()
+
+    def abort(self) -> None:
+        """Reset the stream."""
+        self._stream.detach()
+        self._stream.reset()
+
+
+async def connect(
+    stream: Stream,
+    limits: RpcLimits = RpcLimits(),  # noqa: B008  # frozen
+) -> RpcConnection:
+    """Speak RPC as a client over a link stream; the stream belongs to the connection from here on."""
+    return await open_client(StreamPipe(stream), limits)
+
+
+async def serve(
+    stream: Stream,
+    bootstrap: Servant | Guarded,
+    limits: RpcLimits = RpcLimits(),  # noqa: B008  # frozen
+) -> None:
+    """Serve `bootstrap` over a link stream until it ends; cancelling closes the connection.
+
+    Returns normally however the peer ended it. Methods that run for the peer are cancelled then, and
+    its references released.
+    """
+    await run_server(StreamPipe(stream), bootstrap, limits)
