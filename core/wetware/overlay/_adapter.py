@@ -1,0 +1,301 @@
+"""Link connections and streams in the shapes that py-libp2p 0.8.1 expects. Runs inside the trio guest.
+
+libp2p gets an `IMuxedConn` per link connection, and `IMuxedStream`s of it. It never sees a socket, and
+it can end streams of its own only: a connection belongs to the link. The methods that it uses beyond
+its interfaces are `get_remote_address`, `swarm`, `on_close`, `remove_stream` on the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import trio
+from libp2p.abc import IListener, IMuxedConn, IMuxedStream, ITransport
+from libp2p.connection_types import ConnectionType
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import (
+    MuxedConnUnavailable,
+    MuxedStreamClosed,
+    MuxedStreamEOF,
+    MuxedStreamError,
+    MuxedStreamReset,
+)
+from libp2p.transport.exceptions import OpenConnectionError
+from multiaddr import Multiaddr as LibAddr
+
+from wetware.errors import OverlayError, StreamReset, WetwareError
+from wetware.multiaddr import Multiaddr
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from wetware.link import Connection, Stream
+
+T = TypeVar("T")
+
+
+async def on_host(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the asyncio loop and wait for it in trio; cancellation goes through."""
+    done = trio.Event()
+    task = asyncio.get_running_loop().create_task(coroutine)
+    task.add_done_callback(lambda _: done.set())
+    try:
+        await done.wait()
+    except trio.Cancelled:
+        task.cancel()
+        task.add_done_callback(_forget)
+        raise
+    if task.cancelled():
+        raise OverlayError("the operation was cancelled by the link")
+    return task.result()
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # nobody waits for it any more
+
+
+def to_link_addr(addr: LibAddr) -> Multiaddr | None:
+    """The address as the link knows it, or None if it cannot dial it (relays, UDP, junk)."""
+    try:
+        return Multiaddr.parse(str(addr))
+    except (WetwareError, ValueError, LookupError, TypeError):
+        return None
+
+
+def to_lib_addr(addr: Multiaddr) -> LibAddr:
+    """The address in the library's type."""
+    return LibAddr(str(addr))
+
+
+class GuestStream(IMuxedStream):
+    """One stream, its protocol agreed on by the link."""
+
+    def __init__(self, stream: Stream, conn: GuestConn) -> None:
+        self.link_stream, self.muxed_conn = stream, conn
+        self.stream_id, self.is_initiator = stream.id, stream.initiator
+        # A reader and a writer may wait at the same time; both look again when something happened.
+        self._waiting = trio.lowlevel.ParkingLot()
+        stream.owner = "guest"
+        stream.on_wake = self._waiting.unpark_all
+        conn.streams.add(self)
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Some bytes, at most `n`; raises MuxedStreamEOF at the end."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            while (data := self.link_stream.read_nowait(-1 if n is None else n)) is None:
+                await self._waiting.park()
+        except StreamReset as exc:
+            self._forget()
+            raise MuxedStreamReset(str(exc)) from exc
+        if not data and n != 0:
+            raise MuxedStreamEOF("the peer closed its side")
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Returns when the link has taken everything."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        left = memoryview(bytes(data))
+        try:
+            while left:
+                left = left[self.link_stream.write_nowait(left) :]
+                if left:
+                    await self._waiting.park()
+        except StreamReset as exc:
+            self._forget()
+            raise MuxedStreamReset(str(exc)) from exc
+        except OverlayError as exc:
+            raise MuxedStreamClosed(str(exc)) from exc
+
+    async def close(self) -> None:
+        """libp2p is done with the stream: our side ends, what still comes is discarded."""
+        self._forget()
+        self.link_stream.finish()
+
+    async def close_write(self) -> None:
+        """End our side; the peer's is still readable."""
+        self.link_stream.close()
+
+    async def reset(self) -> None:
+        """End both sides now."""
+        self.drop()
+
+    def drop(self) -> None:
+        """`reset`, from any context."""
+        self._forget()
+        self.link_stream.reset()
+        self._waiting.unpark_all()
+
+    def abandon(self) -> None:
+        """Reset the stream when no trio task can be woken any more."""
+        self.link_stream.on_wake = None
+        self.link_stream.reset()
+
+    def _forget(self) -> None:
+        self.muxed_conn.streams.discard(self)
+
+    def set_deadline(self, ttl: int) -> None:
+        """Not offered: trio's cancel scopes bound every use."""
+        raise NotImplementedError
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Host and port of the peer."""
+        return self.muxed_conn.get_remote_address()
+
+    async def __aenter__(self) -> GuestStream:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class GuestConn(IMuxedConn):
+    """One link connection. It ends for libp2p when the link's ends, or when libp2p lets go of it."""
+
+    negotiated_security_protocol = "/noise"
+    negotiated_muxer_protocol = "/yamux/1.0.0"
+
+    def __init__(self, connection: Connection, *, waiting_max: int) -> None:
+        self.link_conn = connection
+        self.peer_id = ID(connection.peer.multihash)
+        self.event_started = trio.Event()
+        self.on_close: Callable[[], Awaitable[None]] | None = None  # set by SwarmConn
+        self.streams: set[GuestStream] = set()
+        self._released = trio.Event()
+        self._send, self._receive = trio.open_memory_channel[GuestStream](waiting_max)
+
+    @property
+    def is_initiator(self) -> bool:
+        """Whether this node dialled."""
+        return self.link_conn.initiator
+
+    @property
+    def is_established(self) -> bool:
+        """True until it is closed: the link hands over finished connections."""
+        return not self.is_closed
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is over, for libp2p."""
+        return self._released.is_set() or self.link_conn.closed
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Host and port of the peer."""
+        remote = self.link_conn.remote
+        return (remote.host, remote.port) if remote.kind in ("ip4", "ip6") else None
+
+    def get_transport_addresses(self) -> list[LibAddr]:
+        """The peer's address on this connection."""
+        return [to_lib_addr(self.link_conn.remote.with_peer(None))]
+
+    def get_connection_type(self) -> ConnectionType:
+        """Always direct: the link does not relay."""
+        return ConnectionType.DIRECT
+
+    async def start(self) -> None:
+        """Run until the connection is over; libp2p runs this as a task."""
+        self.event_started.set()
+        await self._released.wait()
+        if self.on_close is not None:
+            await self.on_close()
+
+    async def wait_over(self) -> None:
+        """Return when the connection is over, for libp2p."""
+        await self._released.wait()
+
+    def offer(self, stream: Stream) -> None:
+        """Take an inbound stream; reset it if libp2p does not keep up."""
+        if self.is_closed:
+            stream.reset()
+            return
+        guest_stream = GuestStream(stream, self)
+        try:
+            self._send.send_nowait(guest_stream)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            guest_stream.drop()
+
+    async def accept_stream(self) -> GuestStream:
+        """The next inbound stream; raises MuxedConnUnavailable when the connection is over."""
+        try:
+            return await self._receive.receive()
+        except (trio.EndOfChannel, trio.ClosedResourceError):
+            raise MuxedConnUnavailable("the connection is over") from None
+
+    async def open_stream(self) -> NoReturn:
+        """Refused: streams are opened for a protocol, see `open_for`."""
+        raise MuxedStreamError("a stream is opened for a protocol (Host.new_stream)")
+
+    async def open_for(self, protocols: tuple[str, ...]) -> GuestStream:
+        """A new stream for the first of `protocols` that the peer speaks.
+
+        Raises ProtocolRefused, StreamReset, LimitExceeded.
+        """
+        stream = await on_host(self.link_conn.open_stream(*protocols))
+        if self.is_closed:
+            stream.reset()
+            raise MuxedConnUnavailable("the connection is over")
+        return GuestStream(stream, self)
+
+    async def close(self) -> None:
+        """libp2p lets go of the connection. The TCP connection is the link's and stays."""
+        self.release()
+
+    def release(self) -> None:
+        """End the connection for libp2p, and the streams that are libp2p's. From any context."""
+        if self._released.is_set():
+            return
+        self._released.set()
+        self._send.close()
+        for stream in tuple(self.streams):
+            stream.drop()
+
+    def abandon(self) -> None:
+        """The guest has ended: reset its streams without touching trio."""
+        for stream in tuple(self.streams):
+            stream.abandon()
+        self.streams.clear()
+
+
+class LinkTransport(ITransport):
+    """libp2p's only transport: it dials with the link. Listening is the link's as well."""
+
+    provides_native_muxing = True
+
+    def __init__(self, reach: Callable[[ID | None, list[LibAddr]], Awaitable[GuestConn]]) -> None:
+        self._reach = reach
+
+    def protocols(self) -> list[str]:
+        """For the transport manager's first sieve."""
+        return ["tcp"]
+
+    def can_dial(self, maddr: LibAddr) -> bool:
+        """Whether the link can."""
+        addr = to_link_addr(maddr)
+        return addr is not None and addr.port > 0
+
+    def can_listen(self, maddr: LibAddr) -> bool:
+        """Never: no socket is opened by libp2p."""
+        return False
+
+    def create_listener(self, handler_function: object) -> IListener:
+        """Never called, as `can_listen` is always False."""
+        raise OpenConnectionError("libp2p does not listen; the link does")
+
+    async def dial(self, maddr: LibAddr) -> GuestConn:  # type: ignore[override]  # IRawConnection or IMuxedConn, by what Swarm does with it
+        """Dial one address; the connection is registered with the swarm already."""
+        addr = to_link_addr(maddr)
+        if addr is None:
+            raise OpenConnectionError(f"the link cannot dial {maddr}")
+        peer = ID(addr.peer.multihash) if addr.peer is not None else None
+        try:
+            return await self._reach(peer, [maddr])
+        except WetwareError as exc:
+            raise OpenConnectionError(str(exc)) from exc

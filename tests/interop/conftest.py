@@ -1,0 +1,158 @@
+"""Peers of other implementations, each in a process of its own, driven by JSON lines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+JS_DIR = HERE / "js"
+JS_INSTALL = f"npm install --no-audit --no-fund --prefix {JS_DIR.relative_to(HERE.parent.parent)}"
+START_S_MAX = 60.0
+LINE_BYTES_MAX = 8 << 20
+
+
+class RemotePeer:
+    """A peer in another process: `await peer.ask("op", key=value)` sends one command.
+
+    Attributes:
+        peer_id: Its peer ID.
+        addrs: Its multiaddrs, with the peer ID.
+        events: What it reported unasked, e.g. gossip messages.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.peer_id = ""
+        self.addrs: list[str] = []
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        try:
+            while line := await self._process.stdout.readline():
+                message = json.loads(line)
+                if message.get("event") == "ready":
+                    self._ready.set_result(message)
+                elif "id" in message:
+                    answer = self._answers.pop(message["id"], None)
+                    if answer is not None and not answer.done():
+                        answer.set_result(message)
+                else:
+                    self.events.put_nowait(message)
+        finally:
+            for waiting in (self._ready, *self._answers.values()):
+                if not waiting.done():
+                    waiting.set_exception(ConnectionError("the peer's process has ended"))
+                    waiting.exception()
+
+    async def wait_ready(self) -> None:
+        message = await asyncio.wait_for(self._ready, START_S_MAX)
+        self.peer_id, self.addrs = message["peer"], message["addrs"]
+
+    async def ask(self, op: str, *, timeout_s: float = 30.0, **args: object) -> dict[str, Any]:
+        """Run one command; raises AssertionError with the peer's error."""
+        number = next(self._ids)
+        future = self._answers[number] = asyncio.get_running_loop().create_future()
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"id": number, "op": op, **args}).encode() + b"\n")
+        answer = await asyncio.wait_for(future, timeout_s)
+        assert answer["ok"], f"{op}: {answer['error']}"
+        return answer
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def aclose(self) -> None:
+        self._reader.cancel()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        # Closes the pipes now instead of when the collector finds them.
+        self._process._transport.close()  # type: ignore[attr-defined]
+
+
+def _node_22() -> str | None:
+    """A Node.js of version 22 or later: the one that npm installed, else the system's."""
+    for path in (JS_DIR / "node_modules/.bin/node", shutil.which("node")):
+        if path and Path(path).exists():
+            with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+                text = subprocess.run(
+                    [path, "--version"], capture_output=True, text=True, timeout=20, check=True
+                ).stdout
+                if int(text.lstrip("v").split(".")[0]) >= 22:
+                    return str(path)
+    return None
+
+
+async def _start(*command: str, cwd: Path) -> RemotePeer:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=cwd,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=LINE_BYTES_MAX,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+    )
+    peer = RemotePeer(process)
+    try:
+        await peer.wait_ready()
+    except BaseException:
+        await peer.aclose()
+        raise
+    return peer
+
+
+@pytest.fixture
+async def start_peers() -> AsyncIterator[Callable[..., Any]]:
+    """`await start_peers(*command, cwd=…)`; every process ends with the test."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(*command: str, cwd: Path) -> RemotePeer:
+            peer = await _start(*command, cwd=cwd)
+            stack.push_async_callback(peer.aclose)
+            return peer
+
+        yield start
+
+
+@pytest.fixture
+def start_js(start_peers: Callable[..., Any]) -> Callable[..., Any]:
+    """`await start_js("--gossipsub", "--dht")` -> RemotePeer: js-libp2p. Skips where it is missing."""
+    if not (JS_DIR / "node_modules/libp2p").is_dir():
+        pytest.skip(f"js-libp2p is not installed; run: {JS_INSTALL}")
+    node = _node_22()
+    if node is None:
+        pytest.skip(f"no Node.js 22 or later (the npm package `node` brings it); run: {JS_INSTALL}")
+
+    async def start(*options: str) -> RemotePeer:
+        return await start_peers(node, "peer.mjs", *options, cwd=JS_DIR)
+
+    return start
+
+
+@pytest.fixture
+def start_stock(start_peers: Callable[..., Any]) -> Callable[..., Any]:
+    """`await start_stock()` -> RemotePeer: py-libp2p as it comes, with its own noise and yamux."""
+
+    async def start(*options: str) -> RemotePeer:
+        return await start_peers(sys.executable, str(HERE / "stock_peer.py"), *options, cwd=HERE)
+
+    return start
