@@ -1,0 +1,156 @@
+"""`ww plugin`: what is installed, and what became of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from wetware.cli.app import options, out, out_json, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wetware.hookspecs import Overlay, PluginContext
+    from wetware.plugins import Plugins, PluginStatus
+
+plugin_app = typer.Typer(no_args_is_help=True, help="Plugins: what is installed, and its state.")
+
+_OFFERS = {
+    "ww_register_auth": "auth backend",
+    "ww_register_services": "services",
+    "ww_register_commands": "commands",
+    "ww_register_config": "settings",
+    "ww_register_discovery": "discovery",
+    "ww_audit": "audit",
+}
+
+
+@plugin_app.callback()
+def _plugin() -> None:
+    """Plugins: what is installed, and its state."""
+
+
+@plugin_app.command("list")
+def list_command(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every installed plugin: loaded, disabled, unavailable or failed, why, and what to do.
+
+    The plugins are loaded, configured and asked for their services as a node would do it, but
+    nothing is started.
+    """
+    from wetware import config as configuration
+    from wetware import plugins as loader
+
+    config = configuration.load({"node.data_dir": options.data_dir}, path=options.config)
+    plugins = loader.load(config, loader.INSPECT)
+    selected = plugins.auth_selected
+    _probe(plugins)
+    if json:
+        out_json([_as_json(status, selected) for status in plugins.report])
+        return
+    rows: list[tuple[str, ...]] = [
+        (
+            status.name,
+            f"{status.dist} {status.version}".strip() or "-",
+            str(status.state),
+            _offers(status, selected),
+        )
+        for status in plugins.report
+    ]
+    table(("name", "from", "state", "offers"), rows)
+    for status in plugins.report:
+        if status.reason:
+            out()
+            out(f"{status.name} is {status.state}: {status.reason}")
+            if status.remedy:
+                out(f"  try: {status.remedy}")
+
+
+def _offers(status: PluginStatus, selected: str | None) -> str:
+    parts = []
+    for hook in status.hooks:
+        text = _OFFERS[hook]
+        if hook == "ww_register_services" and status.services:
+            text = "service " + ", ".join(status.services)
+        if hook == "ww_register_auth" and status.name == selected:
+            text += " (selected)"
+        parts.append(text)
+    return "; ".join(parts) or "-"
+
+
+def _as_json(status: PluginStatus, selected: str | None) -> dict[str, object]:
+    return {
+        "name": status.name,
+        "dist": status.dist,
+        "version": status.version,
+        "bundled": status.bundled,
+        "state": str(status.state),
+        "reason": status.reason,
+        "remedy": status.remedy,
+        "hooks": list(status.hooks),
+        "services": list(status.services),
+        "auth_selected": status.name == selected,
+    }
+
+
+def _probe(plugins: Plugins) -> None:
+    """Call the declaring hooks with a context that leads nowhere: no peers, no lasting files."""
+    import asyncio
+    import tempfile
+    import time
+    from pathlib import Path
+
+    from wetware.hookspecs import PluginContext
+    from wetware.log import get_logger
+
+    overlay = _no_overlay()
+
+    async def probe(directory: Path) -> None:
+        # In a running loop, as in a node.
+        def context(name: str, config: object) -> PluginContext:
+            data_dir = directory / name
+            data_dir.mkdir(mode=0o700, exist_ok=True)
+            return PluginContext(
+                name=name,
+                config=config,
+                log=get_logger(f"plugin.{name}"),
+                data_dir=data_dir,
+                clock=time,
+                overlay=overlay,
+            )
+
+        plugins.probe(context)
+
+    with tempfile.TemporaryDirectory(prefix="ww-plugins-") as directory:
+        asyncio.run(probe(Path(directory)))
+
+
+def _no_overlay() -> Overlay:
+    """An overlay without peers, under a key that is thrown away."""
+    from wetware.errors import DialError
+    from wetware.identity import Key, PeerId
+
+    key = Key.generate()
+
+    class NoOverlay:
+        peer_id = key.peer_id
+        cluster = "0" * 40
+
+        def peers(self) -> tuple[PeerId, ...]:
+            return ()
+
+        def watch_peers(self, callback: object) -> Callable[[], None]:
+            return lambda: None
+
+        async def open_stream(self, peer: PeerId, *protocols: str) -> NoReturn:
+            raise DialError(f"not connected to {peer}: there is no node here")
+
+        def handle(self, protocol: str, handler: object, *, access: object) -> Callable[[], None]:
+            return lambda: None
+
+        def sign(self, domain: bytes, data: bytes) -> bytes:
+            return key.sign(domain + data)
+
+    return NoOverlay()
