@@ -1,0 +1,5 @@
+"""`python -m wetware` is `ww`."""
+
+from wetware.cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""`ww key`: the user's keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wetware.cli.app import ask_passphrase, note, options, out, out_json, table
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+key_app = typer.Typer(help="Your keys.", no_args_is_help=True)
+
+
+@key_app.command("new")
+def key_new(
+    name: Annotated[str, typer.Argument(help="A name, or a path.")] = "default",
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Encrypt the key with a passphrase.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make a new Ed25519 key and print its public name."""
+    import os
+
+    from wetware import paths
+    from wetware.client import KeyChoice
+    from wetware.errors import InvalidArgument
+    from wetware.identity import Key
+
+    secret = os.environ.get("WW_PASSPHRASE") or None
+    if passphrase and secret is None:
+        secret = ask_passphrase("New passphrase: ")
+        if secret != ask_passphrase("The same again: "):
+            raise InvalidArgument("the passphrases differ; no key was made")
+        if not secret:
+            raise InvalidArgument("the passphrase is empty", hint="leave --passphrase out")
+    path = KeyChoice(name, paths.keys_dir(), None).path
+    key = Key.generate()
+    key.save(path, passphrase=secret)
+    note(f"wrote {path}" + (" (encrypted)" if secret else ""))
+    _show(key.peer_id, path, json)
+
+
+@key_app.command("list")
+def key_list(json: Json = False) -> None:
+    """Show the keys in your keys directory."""
+    from wetware import paths
+    from wetware.errors import KeyFileError
+    from wetware.identity import Key
+
+    directory = paths.keys_dir()
+    rows = []
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if path.is_file() and not path.name.startswith("."):
+            try:
+                rows.append((path.name, str(Key.load(path).peer_id)))
+            except KeyFileError as exc:
+                encrypted = exc.code == "key.passphrase"
+                rows.append((path.name, "(encrypted)" if encrypted else f"({exc.message})"))
+    if json:
+        out_json([{"name": name, "key": key} for name, key in rows])
+    elif rows:
+        table(("name", "key"), rows)
+    else:
+        note(f"no keys in {directory}")
+        note("try: ww key new")
+
+
+@key_app.command("show")
+def key_show(
+    name: Annotated[str | None, typer.Argument(help="A name or a file.")] = None,
+    json: Json = False,
+) -> None:
+    """Print the public name of a key: what an operator needs to add you."""
+    from wetware import paths
+    from wetware.client import KeyChoice
+
+    choice = KeyChoice(name or options.key, paths.keys_dir(), ask_passphrase)
+    _show(choice.load().peer_id, choice.path, json)
+
+
+def _show(peer_id: str, path: Path, json: bool) -> None:
+    if json:
+        out_json({"key": str(peer_id), "file": str(path)})
+    else:
+        out(str(peer_id))

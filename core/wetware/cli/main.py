@@ -1,0 +1,179 @@
+"""The root of `ww`: global options, the core's commands, and those of the plugins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import wetware
+from wetware.cli.app import note, options, out, out_json, run_client, table
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_HELP = """A decentralized cloud on your own machines.
+
+Start a node with `ww node`; in another terminal try `ww status`, then `ww sub chat` and
+`ww pub chat hello`.
+"""
+
+
+def build() -> typer.Typer:
+    """The whole command line; plugins that are broken are left out (`ww plugin list` says why)."""
+    from wetware.cli.config import config_app
+    from wetware.cli.key import key_app
+    from wetware.cli.node import node_command
+    from wetware.cli.plugin import plugin_app
+    from wetware.plugins import mount_commands
+
+    app = typer.Typer(
+        help=_HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        # Plain help: rich's markup costs a third of the start-up of every command.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_globals)
+    app.command("node")(node_command)
+    app.command("id")(id_command)
+    app.command("status")(status_command)
+    app.command("whoami")(whoami_command)
+    app.add_typer(key_app, name="key")
+    app.add_typer(plugin_app, name="plugin")
+    app.add_typer(config_app, name="config")
+    mount_commands(app)
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out(f"ww {wetware.__version__}")
+        raise typer.Exit
+
+
+def _globals(
+    node: Annotated[
+        str | None,
+        typer.Option("--node", envvar="WW_NODE", help="A remote node: /ip4/…/tcp/…/p2p/PEER."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", envvar="WW_KEY", help="Your key: a name or a file. [default]"),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="The node's data directory.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The configuration file (ww.toml).")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    options.node, options.key, options.data_dir = node, key, data_dir
+    options.config, options.debug = config, debug or options.debug
+
+
+def id_command(json: Json = False) -> None:
+    """Print the peer ID of this machine's node; makes the node's key if there is none."""
+    from wetware.cli.app import node_data_dir
+    from wetware.node_key import load_or_create
+
+    data_dir = node_data_dir()
+    key, made = load_or_create(data_dir)
+    if made:
+        note(f"made a new node key in {data_dir}")
+    if json:
+        out_json({"peer_id": str(key.peer_id), "data_dir": str(data_dir), "created": made})
+    else:
+        out(str(key.peer_id))
+
+
+def whoami_command(json: Json = False) -> None:
+    """Log in, and show as whom and what you may do."""
+
+    async def work(session: Any) -> tuple[Any, Any]:
+        return session.identity, await session.services()
+
+    identity, services = run_client(work)
+    if json:
+        out_json(
+            {
+                "principal": identity.principal,
+                "roles": list(identity.roles),
+                "node": identity.node,
+                "cluster": identity.cluster,
+                "services": {s.name: list(s.methods) for s in services},
+            }
+        )
+        return
+    out(f"principal  {identity.principal}")
+    out(f"roles      {', '.join(identity.roles)}")
+    out(f"node       {identity.node}")
+    out(f"cluster    {identity.cluster}")
+    out("")
+    table(("service", "methods"), [(s.name, " ".join(s.methods)) for s in services])
+
+
+def status_command(json: Json = False) -> None:
+    """Show what a node is doing."""
+
+    async def work(session: Any) -> dict[str, Any]:
+        status: dict[str, Any] = await session.status()
+        return status
+
+    status = run_client(work)
+    if json:
+        out_json(status)
+        return
+    overlay = status["overlay_state"]
+    if status["overlay_restarts"]:
+        overlay += f" ({status['overlay_restarts']} restarts, last: {status['overlay_error']})"
+    for name, value in (
+        ("node", status["peer_id"]),
+        ("cluster", status["cluster"]),
+        ("version", status["version"]),
+        ("up", _duration(status["uptime_s"])),
+        ("memory", f"{status['memory_bytes'] / 2**20:.0f} MiB"),
+        ("auth", f"{status['auth']}, policy version {status['policy_epoch']}"),
+        ("sessions", status["sessions"]),
+        ("services", ", ".join(status["services"])),
+        ("overlay", overlay),
+        ("listens", "\n          ".join(status["addrs"])),
+    ):
+        out(f"{name:9} {value}")
+    out("")
+    rows = [
+        (
+            peer["peer_id"],
+            "yes" if peer["member"] else "no",
+            peer["addr"],
+            _bytes(peer["bytes_in"]),
+            _bytes(peer["bytes_out"]),
+        )
+        for peer in status["peers"]
+    ]
+    table(("peer", "member", "address", "in", "out"), rows)
+    for plugin in status["plugins"]:
+        if plugin["state"] in ("failed", "unavailable"):
+            note(f"plugin {plugin['name']} is {plugin['state']}: {plugin['reason']}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    parts = [(days, "d"), (h, "h"), (m, "min"), (s, "s")]
+    return " ".join(f"{n} {unit}" for n, unit in parts if n) or "0 s"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,107 @@
+"""`ww node`: run a node in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wetware.cli.app import note, options
+
+if TYPE_CHECKING:
+    from wetware.node import Ready
+
+STOP_S_MAX = 2.0
+"""From SIGINT or SIGTERM to the end of the process; then it ends the hard way."""
+
+
+def node_command(
+    listen: Annotated[
+        list[str] | None,
+        typer.Option("--listen", "-l", help="Listen here: /ip4/HOST/tcp/PORT; repeatable."),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", "-p", help="A member: its address or peer ID; repeatable."),
+    ] = None,
+    auth: Annotated[str | None, typer.Option("--auth", help="The auth backend. [local]")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What people call this node.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Where the node keeps its data.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", help="debug, info, warning or error.")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None,
+) -> None:
+    """Run a node until SIGINT or SIGTERM."""
+    from wetware import log
+    from wetware.config import load
+
+    config = load(
+        {
+            "node.listen": tuple(listen) if listen else None,
+            "node.peers": tuple(peer) if peer else None,
+            "node.auth": auth,
+            "node.name": name,
+            "node.data_dir": data_dir or options.data_dir,
+            "node.log_level": log_level,
+            "node.log_format": log_format,
+        },
+        path=options.config,
+    )
+    log.setup(config.node.log_level, config.node.log_format)
+
+    import asyncio
+
+    from wetware import plugins as plugin_loader
+    from wetware.node import Node
+
+    plugins = plugin_loader.load(config)
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio.run makes one
+        _stop_on_signals(loop, task)
+        await Node(config, plugins).run(_announce)
+
+    try:
+        asyncio.run(serve())
+    except asyncio.CancelledError:
+        note("ww: stopped")
+
+
+def _stop_on_signals(loop, task) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - asyncio is imported lazily
+    import os
+    import signal
+    import threading
+
+    def hard_stop() -> None:
+        note(f"ww: did not stop within {STOP_S_MAX:g} s; ending now")
+        os._exit(1)
+
+    def stop() -> None:
+        # In a thread of its own: what is stuck may be the loop.
+        timer = threading.Timer(STOP_S_MAX, hard_stop)
+        timer.daemon = True
+        timer.start()
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+
+
+def _announce(ready: Ready) -> None:
+    """For the person who started it: what it is, and what to try next."""
+    note("")
+    note(f"wetware node {ready.peer_id} is running")
+    note(f"  cluster   {ready.cluster}")
+    note(f"  services  {', '.join(ready.services)}")
+    for addr in ready.addrs:
+        note(f"  listens   {addr}")
+    note("try, in another terminal:")
+    note("  ww status")
+    note("  ww sub chat        and, in a third:  ww pub chat hello")
+    note("")

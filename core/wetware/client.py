@@ -1,0 +1,441 @@
+"""The client library: log in to a node and use its services.
+
+    async with wetware.connect() as session:
+        topic = await session.pubsub.join("chat")
+        await topic.publish(b"hello")
+
+`connect()` uses the unix socket of this machine's node; `connect("/ip4/…/p2p/…")` dials a remote one
+over the encrypted overlay, without importing libp2p. Plain asyncio, or anyio on asyncio. Everything
+that a session gives out ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wetware import paths, rpc
+from wetware.errors import (
+    AuthError,
+    ConfigError,
+    DialError,
+    InternalError,
+    InvalidArgument,
+    Unsupported,
+    WetwareError,
+)
+from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Signer
+from wetware.protocol import (
+    CORE,
+    GATE_PROTOCOL,
+    challenge_from_wire,
+    proof_to_wire,
+    status_from_name,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+CLIENT_GROUP = "wetware.client.v1"
+"""Entry points: service name → the class that an application sees as `session.NAME`."""
+SIGNER_GROUP = "wetware.signer.v1"
+"""Entry points: proof scheme → a factory of signers for it."""
+
+CONNECT_S = 10.0
+"""Default time for dialling and logging in together."""
+
+_HINTS = {
+    LoginStatus.UNKNOWN_PRINCIPAL: "an operator adds you with `ww user add NAME --key KEY`; "
+    "`ww key show` prints your key",
+    LoginStatus.NO_ROLE: "an operator gives a role with `ww user add NAME --role ROLE`",
+    LoginStatus.EXPIRED: "try again; if it persists, compare the clocks of both machines",
+    LoginStatus.BACKEND_UNAVAILABLE: "try again; the node's log says why",
+    LoginStatus.TOO_MANY_TRIES: "wait a minute, then try again",
+}
+
+
+class LoginRefused(AuthError):
+    """The node refused the login; `status` says which check failed."""
+
+    code = "auth.refused"
+
+    def __init__(self, status: LoginStatus, reason: str) -> None:
+        name = status.name.lower().replace("_", " ")
+        super().__init__(
+            f"login refused ({name}): {reason}",
+            hint=_HINTS.get(status, ""),
+            code=f"auth.refused.{status.name.lower()}",
+        )
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a session speaks as, and where.
+
+    Attributes:
+        principal: e.g. "local:12D3KooW…".
+        roles: Roles that the session was granted by.
+        node: Peer ID of the node.
+        cluster: The cluster's ID.
+        grant: ID of the session's grant.
+    """
+
+    principal: str
+    roles: tuple[str, ...]
+    node: str
+    cluster: str
+    grant: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceInfo:
+    """A service that the session's grant covers."""
+
+    name: str
+    interface: str
+    methods: tuple[str, ...]
+
+
+class _SignerServant(rpc.Servant, interface=CORE.Signer):
+    """Answers one challenge, if it is from the node that was dialled, on our own connection.
+
+    This comparison is what stops a malicious node from relaying a login to another one; it uses only
+    what this end knows, never what the challenge says.
+    """
+
+    def __init__(
+        self, choose: Callable[[Challenge], Signer], verifier: PeerId, channel: Channel
+    ) -> None:
+        self._choose, self._verifier, self._channel = choose, verifier, channel
+        self.failure: WetwareError | None = None
+
+    async def sign(self, challenge: dict[str, Any]) -> dict[str, object]:
+        """Check, then sign."""
+        try:
+            parsed = challenge_from_wire(challenge)
+            if parsed.verifier != self._verifier:
+                raise AuthError(  # noqa: TRY301 - recorded below like every other failure
+                    f"the challenge is from {parsed.verifier}, not from {self._verifier} that was "
+                    "dialled: this node may be relaying your login",
+                    hint="do not use this node; tell its operator",
+                    code="auth.wrong_verifier",
+                )
+            if parsed.channel != self._channel:
+                raise AuthError(  # noqa: TRY301
+                    "the challenge is bound to another connection than this one: this node may be "
+                    "relaying your login",
+                    hint="do not use this node; tell its operator",
+                    code="auth.wrong_channel",
+                )
+            proof = await self._choose(parsed).sign(parsed)
+        except WetwareError as exc:
+            self.failure = exc
+            # Only that it failed: the node need not know paths or key names of this machine.
+            raise AuthError("the signer refused", code="auth.signer") from None
+        return {"proof": proof_to_wire(proof)}
+
+
+class _Opening:
+    """A service's capability that is opened at its first use; looks like a Ref."""
+
+    def __init__(self, session: Session, name: str, interface: rpc.Interface) -> None:
+        self._session, self._name, self.interface = session, name, interface
+        self._ref: asyncio.Future[rpc.Ref] | None = None
+
+    async def _open(self) -> rpc.Ref:
+        if self._ref is None or (self._ref.done() and self._ref.exception() is not None):
+            self._ref = asyncio.ensure_future(self._session.open(self._name, self.interface))
+        return await asyncio.shield(self._ref)
+
+    async def call(self, method: str, /, **params: object) -> Any:
+        """Open if need be, then call."""
+        return await (await self._open()).call(method, **params)
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("_") or method not in self.interface.methods:
+            raise AttributeError(f"{self.interface.name} has no method {method!r}")
+
+        async def call(**params: object) -> Any:
+            return await self.call(method, **params)
+
+        return call
+
+
+class Session:
+    """A logged-in connection. `session.NAME` is the client of the service NAME.
+
+    Made by `connect`. Ends with its `async with` block, or when the node revokes its grant; from
+    then on calls raise Revoked, Expired or Disconnected.
+    """
+
+    def __init__(self, ref: rpc.Ref, identity: Identity) -> None:
+        self._ref = ref
+        self._clients: dict[str, Any] = {}
+        self.identity = identity
+
+    async def whoami(self) -> Identity:
+        """Ask the node who this session is; raises Revoked if it has ended."""
+        return _identity(await self._ref.call("whoami"))
+
+    async def services(self) -> tuple[ServiceInfo, ...]:
+        """The services that this session may open."""
+        reply = await self._ref.call("services")
+        return tuple(
+            ServiceInfo(s["name"], s["interface"], tuple(s["methods"])) for s in reply["services"]
+        )
+
+    async def open(self, name: str, interface: rpc.Interface) -> rpc.Ref:
+        """The bootstrap capability of a service.
+
+        Raises Denied if no grant covers it, Unsupported if the node does not have it.
+        """
+        reply = await self._ref.call("open", name=name)
+        service: rpc.Ref | None = reply["service"]
+        if service is None:
+            raise InternalError(f"the node answered without a capability for {name!r}")
+        return service.cast(interface)
+
+    async def status(self) -> dict[str, Any]:
+        """What the node is doing: the struct NodeStatus of core.capnp."""
+        reply = await _Opening(self, "node", CORE.Node).call("status")
+        status: dict[str, Any] = reply["status"]
+        return status
+
+    async def restart_overlay(self) -> None:
+        """End the node's libp2p guest as a crash would; it comes back by itself."""
+        await _Opening(self, "node", CORE.Node).call("restart_overlay")
+
+    def __getattr__(self, name: str) -> Any:
+        """The client of a service, e.g. `session.pubsub`; opened at its first use."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if (client := self._clients.get(name)) is None:
+            cls = _client_class(name)
+            client = self._clients[name] = cls(_Opening(self, name, cls.INTERFACE))
+        return client
+
+
+def _bundled_first(point: metadata.EntryPoint) -> tuple[bool, str]:
+    dist = point.dist.name if point.dist is not None else ""
+    return dist != "wetware", dist
+
+
+def _client_class(name: str) -> Any:
+    points = sorted(metadata.entry_points(group=CLIENT_GROUP, name=name), key=_bundled_first)
+    if not points:
+        known = ", ".join(sorted({p.name for p in metadata.entry_points(group=CLIENT_GROUP)}))
+        raise AttributeError(
+            f"no client for a service {name!r} is installed here (there are: {known}); "
+            f"`session.open({name!r}, INTERFACE)` needs none"
+        )
+    return points[0].load()
+
+
+def _identity(reply: dict[str, Any]) -> Identity:
+    return Identity(
+        reply["principal"],
+        tuple(reply["roles"]),
+        reply["node"],
+        reply["cluster"],
+        reply["grant"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChoice:
+    """Which key a signer shall use.
+
+    Attributes:
+        key: A key, a file, the name of a key in `keys_dir`, or None for WW_KEY or "default".
+        keys_dir: Where named keys are.
+        passphrase: Asked if the key is encrypted; None means WW_PASSPHRASE or an error.
+    """
+
+    key: Key | Path | str | None
+    keys_dir: Path
+    passphrase: Callable[[], str] | None
+
+    @property
+    def path(self) -> Path:
+        """The key's file; only where `key` is not a Key."""
+        chosen = self.key if self.key is not None else os.environ.get("WW_KEY") or "default"
+        if isinstance(chosen, Key):
+            raise TypeError("the key was given as an object")
+        if isinstance(chosen, str) and os.sep not in chosen:
+            return self.keys_dir / chosen
+        return Path(chosen).expanduser()
+
+    def load(self) -> Key:
+        """The key; raises KeyFileError."""
+        if isinstance(self.key, Key):
+            return self.key
+        passphrase = self.passphrase
+        if (from_env := os.environ.get("WW_PASSPHRASE")) is not None:
+            return Key.load(self.path, passphrase=lambda: from_env)
+        return Key.load(self.path, passphrase=passphrase)
+
+
+def _chooser(signer: Signer | None, choice: KeyChoice) -> Callable[[Challenge], Signer]:
+    def choose(challenge: Challenge) -> Signer:
+        if signer is not None:
+            return signer
+        for scheme in challenge.schemes:
+            points = metadata.entry_points(group=SIGNER_GROUP, name=scheme)
+            if points:
+                made: Signer = sorted(points, key=_bundled_first)[0].load()(choice)
+                return made
+        raise AuthError(
+            f"the node accepts {', '.join(challenge.schemes)}, and no signer for it is installed",
+            hint="install the plugin of the node's auth backend, e.g. pip install 'wetware[evm]'",
+            code="auth.no_signer",
+        )
+
+    return choose
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """What a running node says of itself in its data directory (`node.json`, 0600)."""
+
+    peer_id: PeerId
+    socket: Path
+    pid: int
+
+    @classmethod
+    def find(cls, data_dir: Path) -> LocalNode:
+        """Read it; raises DialError if no node has run there."""
+        file = data_dir / paths.RUNTIME_FILE
+        try:
+            if file.stat().st_uid not in (os.getuid(), 0):
+                raise ConfigError(
+                    f"{file} belongs to another user", hint="choose your own with --data-dir"
+                )
+            data = json.loads(file.read_text())
+            return cls(PeerId.parse(data["peer_id"]), Path(data["socket"]), int(data["pid"]))
+        except FileNotFoundError:
+            raise DialError(
+                f"no node is running here (nothing in {data_dir})",
+                hint="start one with `ww node`, or name one with --node /ip4/…/p2p/…",
+                code="overlay.dial.no_node",
+            ) from None
+        except (ValueError, KeyError, TypeError, OSError) as exc:
+            raise ConfigError(f"cannot read {file}: {exc}", hint="restart the node") from exc
+
+
+async def _local(
+    stack: contextlib.AsyncExitStack, data_dir: Path
+) -> tuple[rpc.RpcConnection, PeerId, Channel]:
+    node = LocalNode.find(data_dir)
+    try:
+        connection = await rpc.connect_unix(node.socket)
+    except (OSError, DialError) as exc:
+        raise DialError(
+            f"no node answers at {node.socket}",
+            hint="start one with `ww node`",
+            code="overlay.dial.no_node",
+        ) from exc
+    stack.push_async_callback(connection.aclose)
+    return connection, node.peer_id, Channel("unix", node.peer_id.multihash)
+
+
+async def _remote(
+    stack: contextlib.AsyncExitStack, target: str
+) -> tuple[rpc.RpcConnection, PeerId, Channel]:
+    from wetware.link import LinkHost
+    from wetware.multiaddr import Multiaddr
+
+    addresses = [Multiaddr.parse(part) for part in target.split(",")]
+    expected = {address.peer for address in addresses}
+    if len(expected) != 1 or (peer := addresses[0].peer) is None:
+        raise InvalidArgument(
+            f"{target!r} does not say which node is expected there",
+            hint="add /p2p/PEER to the address; `ww id` on the node prints it",
+            code="invalid.multiaddr",
+        )
+    # A client is no node: its link key is made for this connection and forgotten.
+    host = await stack.enter_async_context(LinkHost(Key.generate()))
+    link = await host.dial(addresses, peer=peer)
+    connection = await rpc.connect(await link.open_stream(GATE_PROTOCOL))
+    stack.push_async_callback(connection.aclose)
+    return connection, link.peer, Channel("noise", link.channel_binding)
+
+
+class _Timeout:
+    """The time for connecting; unlike `asyncio.timeout` it says what it was for."""
+
+    def __init__(self, seconds: float, target: str) -> None:
+        self._seconds, self._target = seconds, target
+        self._scope = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            await self._scope.__aexit__(kind, exc, tb)
+        except TimeoutError:
+            raise DialError(
+                f"{self._target} did not answer within {self._seconds:g} s",
+                hint="is the node running, and the address right?",
+                code="overlay.dial.timeout",
+            ) from None
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    target: str | None = None,
+    *,
+    key: Key | Path | str | None = None,
+    signer: Signer | None = None,
+    data_dir: Path | None = None,
+    passphrase: Callable[[], str] | None = None,
+    timeout_s: float = CONNECT_S,
+) -> AsyncIterator[Session]:
+    """Log in to a node.
+
+    Args:
+        target: A multiaddr with the node's peer ID (several, comma-separated, for one node), or None
+            for WW_NODE or else the node of this machine.
+        key: The user's key: an object, a file, or a name under `~/.wetware/keys`; default "default".
+        signer: Answers the challenge instead of `key`.
+        data_dir: Of the local node; default `~/.wetware/node`.
+        passphrase: Called if the key is encrypted; default: WW_PASSPHRASE.
+        timeout_s: For dialling and logging in together.
+
+    Raises DialError, LoginRefused (with `.status`), AuthError from the signer, KeyFileError,
+    InvalidArgument for a bad address.
+    """
+    target = target or os.environ.get("WW_NODE") or None
+    choice = KeyChoice(key, paths.keys_dir(), passphrase)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(rpc.runtime())
+        async with _Timeout(timeout_s, target or "the local node"):
+            if target is None:
+                place = await _local(stack, data_dir or paths.data_dir())
+            else:
+                place = await _remote(stack, target)
+            connection, verifier, channel = place
+            signing = _SignerServant(_chooser(signer, choice), verifier, channel)
+            gate = connection.bootstrap(CORE.Gate)
+            terminal = (await gate.call("terminal"))["terminal"]
+            reply = await terminal.call("login", signer=signing)
+            status = status_from_name(reply["status"])
+            if status is not LoginStatus.GRANTED:
+                raise signing.failure or LoginRefused(status, reply["reason"])
+            if (ref := reply["session"]) is None:
+                raise Unsupported("the node granted the login and gave no session")
+            identity = _identity(await ref.call("whoami"))
+        try:
+            yield Session(ref, identity)
+        finally:
+            ref.close()

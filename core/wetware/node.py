@@ -1,0 +1,515 @@
+"""A node: composes overlay, broker, auth backend and services in one task group.
+
+Order of a start: data directory locked → key → plugins → auth backend → services → listeners → "ready".
+What fails on the way stops the start with one clear error, and nothing stays behind. To stop is to be
+cancelled; every part ends with the task group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import random
+import struct
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import wetware
+from wetware import node_key, paths, rpc
+from wetware.admission import Access, Admission
+from wetware.audit import Audit
+from wetware.broker import Broker
+from wetware.errors import ConfigError, OverlayError, WetwareError
+from wetware.hookspecs import AuthBackend, Discovery, PeerDown, PeerUp, PluginContext, Service
+from wetware.identity import Channel, Key, PeerId, Principal, replace_private_file
+from wetware.link import Connection, LinkHost, Stream
+from wetware.log import get_logger
+from wetware.multiaddr import Multiaddr
+from wetware.overlay import Overlay
+from wetware.protocol import CORE, GATE_PROTOCOL
+
+if TYPE_CHECKING:
+    from wetware.config import Config
+    from wetware.plugins import Plugins
+
+log = get_logger("node")
+
+START_S_MAX = 30.0
+"""For the auth backend and each service to become ready."""
+REDIAL_S_MIN, REDIAL_S_MAX = 0.5, 30.0
+"""Back-off of dialling a member that is not connected; doubles, with jitter."""
+SOCKET_PATH_BYTES_MAX = 100
+"""The kernel takes 107; a longer path gets its socket in a private directory under the temp dir."""
+_SIGN_DOMAINS_REFUSED = (b"noise-libp2p-static-key:", b"wetware-", b"libp2p-peer-record")
+"""Domains in which only the core signs."""
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def time(self) -> float:
+        """Unix time, s."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+
+def cluster_id(backend: AuthBackend) -> str:
+    """The cluster's ID: 40 hex digits of a hash over its founding policy."""
+    digest = hashlib.sha256(b"wetware-cluster:1\n")
+    for part in (backend.name.encode(), backend.founding):
+        digest.update(struct.pack("!I", len(part)) + part)
+    return digest.hexdigest()[:40]
+
+
+# --- the data directory ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory for this process; raises ConfigError if another node has it."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot use the data directory {data_dir}: {exc.strerror}",
+            hint="choose another with --data-dir",
+        ) from exc
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.read(fd, 20).decode(errors="replace").strip() or "unknown"
+            raise ConfigError(
+                f"another node (pid {pid}) is using the data directory {data_dir}",
+                hint="stop it, or give this one its own with --data-dir",
+                code="config.data_dir_in_use",
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def socket_path(data_dir: Path) -> Path:
+    """Where the node's unix socket is: in the data directory unless its path is too long."""
+    path = data_dir / "ww.sock"
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
+        return path
+    directory = Path(tempfile.gettempdir()) / f"ww-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    stat = directory.lstat()
+    if stat.st_uid != os.getuid() or stat.st_mode & 0o077:
+        raise ConfigError(
+            f"{directory} belongs to somebody else or is open to others",
+            hint="choose a shorter --data-dir, or set TMPDIR",
+        )
+    return directory / (hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16] + ".sock")
+
+
+# --- what plugins see --------------------------------------------------------------------------------
+
+
+class _PluginOverlay:
+    """hookspecs.Overlay over the link host, for members only."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._node.key.peer_id
+
+    @property
+    def cluster(self) -> str:
+        return self._node.cluster
+
+    def peers(self) -> tuple[PeerId, ...]:
+        return tuple(p for p in self._node.host.peers() if self._node.admission.is_member(p))
+
+    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
+        up: set[PeerId] = set()
+
+        def on_up(connection: Connection) -> None:
+            if connection.peer not in up and self._node.admission.is_member(connection.peer):
+                up.add(connection.peer)
+                callback(PeerUp(connection.peer))
+
+        def on_down(connection: Connection) -> None:
+            # A second connection to the same peer may live on.
+            if connection.peer in up and self._node.host.connection(connection.peer) is None:
+                up.discard(connection.peer)
+                callback(PeerDown(connection.peer))
+
+        for connection in self._node.host.connections():
+            on_up(connection)
+        return self._node.host.watch(on_up, on_down)
+
+    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
+        return await self._node.host.open_stream(peer, *protocols)
+
+    def handle(
+        self,
+        protocol: str,
+        handler: Callable[[Stream], Coroutine[Any, Any, None]],
+        *,
+        access: Access,
+    ) -> Callable[[], None]:
+        return self._node.host.handle(protocol, handler, access=access)
+
+    def sign(self, domain: bytes, data: bytes) -> bytes:
+        if not domain or (domain + data).startswith(_SIGN_DOMAINS_REFUSED):
+            raise ValueError(f"a plugin does not sign in the domain {domain!r}")
+        return self._node.key.sign(domain + data)
+
+
+# --- the core's own service ----------------------------------------------------------------------------
+
+
+class _NodeServant(rpc.Servant, interface=CORE.Node):
+    """See core.capnp."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def status(self) -> dict[str, object]:
+        """What the node is doing."""
+        return {"status": self._node.status()}
+
+    async def restart_overlay(self) -> None:
+        """End the libp2p guest as a crash would."""
+        log.warning("overlay.restart_requested")
+        self._node.overlay.crash(OverlayError("an operator asked for a restart"))
+
+
+class _NodeService:
+    """The service `node`."""
+
+    name = "node"
+    interface = CORE.Node
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        ready()
+        await asyncio.Event().wait()
+
+    def bootstrap(self, principal: Principal) -> rpc.Servant:
+        return _NodeServant(self._node)
+
+
+# --- the node ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a node says once it serves.
+
+    Attributes:
+        peer_id: Its name in the overlay.
+        cluster: The cluster's ID.
+        addrs: Where it listens, with its peer ID.
+        services: What it offers.
+        new_key: Whether this start made the node's key.
+    """
+
+    peer_id: PeerId
+    cluster: str
+    addrs: tuple[Multiaddr, ...]
+    services: tuple[str, ...]
+    new_key: bool
+
+
+class Node:
+    """One node of the cluster. `run` is all of its life.
+
+    Args:
+        config: The effective configuration.
+        plugins: Loaded plugins.
+    """
+
+    def __init__(self, config: Config, plugins: Plugins) -> None:
+        self.config, self.plugins = config, plugins
+        self.clock = SystemClock()
+        self.started_at = self.clock.monotonic()
+        self.data_dir = config.node.data_dir
+        self.services: dict[str, Service] = {}
+        self.admission = Admission(config.node.members)
+        self.cluster = ""
+        self.key: Key
+        self.host: LinkHost
+        self.overlay: Overlay
+        self.backend: AuthBackend
+        self.broker: Broker
+        self._overlay_verbs = _PluginOverlay(self)
+
+    async def run(self, on_ready: Callable[[Ready], None] = lambda _: None) -> None:
+        """Start, call `on_ready`, and serve until cancelled.
+
+        Raises ConfigError (KeyFileError, PluginError) where the start fails.
+        """
+        with locked(self.data_dir):
+            self.key, new_key = node_key.load_or_create(self.data_dir)
+            async with contextlib.AsyncExitStack() as stack:
+                stack.enter_context(_umask(0o077))
+                self.backend = self.plugins.auth(self._context)
+                self.cluster = cluster_id(self.backend)
+                self._collect_services()
+                discoveries = self.plugins.discoveries(self._context)
+                audit = Audit(self.clock, self.plugins.audit)
+                await stack.enter_async_context(rpc.runtime())
+                await stack.enter_async_context(rpc.loop_gc())
+                self.host = await stack.enter_async_context(
+                    LinkHost(self.key, limits=self.config.link, admit=self.admission)
+                )
+                self.overlay = Overlay(self.host, self.key)
+                self.broker = Broker(
+                    peer_id=self.key.peer_id,
+                    cluster=self.cluster,
+                    backend=self.backend,
+                    services=self.services,
+                    clock=self.clock,
+                    audit=audit,
+                    limits=self.config.login,
+                )
+                stack.callback(self.broker.close)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(audit.run(), name="audit")
+                    await self._start_backend(tasks)
+                    await self._start_services(tasks)
+                    self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
+                    await self.host.listen(self.config.node.listen)
+                    socket = socket_path(self.data_dir)
+                    await stack.enter_async_context(self._local_socket(socket))
+                    tasks.create_task(self._run_overlay(), name="overlay")
+                    for peer, addrs in self.config.node.dial.items():
+                        if peer != self.key.peer_id:
+                            tasks.create_task(self._keep_connected(peer, addrs))
+                    for discovery in discoveries:
+                        tasks.create_task(self._discover(discovery))
+                    stack.enter_context(self._runtime_file(socket))
+                    ready = Ready(
+                        self.key.peer_id,
+                        self.cluster,
+                        self.addrs,
+                        tuple(sorted(self.services)),
+                        new_key,
+                    )
+                    log.info(
+                        "node.ready",
+                        peer=ready.peer_id,
+                        cluster=ready.cluster,
+                        addrs=" ".join(map(str, ready.addrs)),
+                        services=",".join(ready.services),
+                        took_s=round(self.clock.monotonic() - self.started_at, 3),
+                    )
+                    on_ready(ready)
+                    await asyncio.Event().wait()
+
+    @property
+    def addrs(self) -> tuple[Multiaddr, ...]:
+        """Where this node listens, with its peer ID."""
+        return tuple(addr.with_peer(self.key.peer_id) for addr in self.host.listen_addrs)
+
+    # --- parts -----------------------------------------------------------------------------------------
+
+    def _context(self, name: str, config: object) -> PluginContext:
+        data_dir = self.data_dir / "plugins" / name
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return PluginContext(
+            name=name,
+            config=config,
+            log=get_logger(f"plugin.{name}"),
+            data_dir=data_dir,
+            clock=self.clock,
+            overlay=self._overlay_verbs,
+        )
+
+    def _collect_services(self) -> None:
+        own: list[Service] = [_NodeService(self), *self.backend.services]
+        for service in (*own, *self.plugins.services(self._context)):
+            if service.name in self.services or service.name == "session":
+                log.error("service.name_taken", service=service.name)
+                continue
+            self.services[service.name] = service
+
+    async def _start_backend(self, tasks: asyncio.TaskGroup) -> None:
+        """The backend's end is the node's end: nobody decides in its place."""
+        ready = asyncio.Event()
+        tasks.create_task(self.backend.run(ready.set), name=f"auth {self.backend.name}")
+        try:
+            async with asyncio.timeout(START_S_MAX):
+                await ready.wait()
+        except TimeoutError:
+            raise ConfigError(
+                f"the auth backend {self.backend.name!r} was not ready within {START_S_MAX:g} s",
+                hint="its log lines above say what it is waiting for",
+            ) from None
+
+    async def _start_services(self, tasks: asyncio.TaskGroup) -> None:
+        started = []
+        for service in tuple(self.services.values()):
+            ready = asyncio.Event()
+            tasks.create_task(self._run_service(service, ready), name=f"service {service.name}")
+            started.append((service, ready))
+        for service, ready in started:
+            try:
+                async with asyncio.timeout(START_S_MAX):
+                    await ready.wait()
+            except TimeoutError:
+                self.services.pop(service.name, None)
+                log.error("service.not_ready", service=service.name, after_s=START_S_MAX)
+
+    async def _run_service(self, service: Service, ready: asyncio.Event) -> None:
+        """A service that fails is no longer offered; the node and the other services go on."""
+        try:
+            await service.run(ready.set)
+            log.warning("service.ended", service=service.name)
+        except Exception as exc:
+            log.error("service.failed", service=service.name, exc_info=exc)
+        finally:
+            self.services.pop(service.name, None)
+            ready.set()
+
+    async def _run_overlay(self) -> None:
+        await self.overlay.run()
+
+    async def _gate(self, stream: Stream) -> None:
+        """One client over the network."""
+        connection = stream.connection
+        gate = self.broker.gate(
+            Channel("noise", connection.channel_binding), connection.remote.host
+        )
+        await rpc.serve(stream, gate, limits=self.config.rpc)
+
+    @contextlib.asynccontextmanager
+    async def _local_socket(self, path: Path) -> AsyncIterator[None]:
+        """Clients of this machine. The channel is the node itself: only its owner can connect."""
+        channel = Channel("unix", self.key.peer_id.multihash)
+        async with rpc.serve_unix(
+            path, lambda _peer: self.broker.gate(channel, None), limits=self.config.rpc
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def _runtime_file(self, socket: Path) -> Iterator[None]:
+        file = self.data_dir / paths.RUNTIME_FILE
+        data = {
+            "peer_id": str(self.key.peer_id),
+            "socket": str(socket),
+            "pid": os.getpid(),
+            "addrs": [str(addr) for addr in self.addrs],
+            "cluster": self.cluster,
+            "version": wetware.__version__,
+        }
+        replace_private_file(file, json.dumps(data, indent=1).encode())
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+    # --- peers -----------------------------------------------------------------------------------------
+
+    async def _keep_connected(self, peer: PeerId, addrs: tuple[Multiaddr, ...]) -> None:
+        """Dial a member until it is connected, and again when it is lost."""
+        delay = REDIAL_S_MIN
+        while True:
+            connection = self.host.connection(peer)
+            if connection is None:
+                try:
+                    connection = await self.host.dial(addrs, peer=peer)
+                except WetwareError as exc:
+                    log.info("peer.unreachable", peer=peer, again_s=round(delay, 1), why=exc)
+                    await asyncio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
+                    delay = min(REDIAL_S_MAX, delay * 2)
+                    continue
+            delay = REDIAL_S_MIN
+            log.info("peer.connected", peer=peer, addr=connection.remote)
+            await connection.wait_closed()
+            log.info("peer.lost", peer=peer)
+            await asyncio.sleep(REDIAL_S_MIN)
+
+    async def _discover(self, discovery: Discovery) -> None:
+        """Announce this node and dial the members that a discovery finds."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(discovery.advertise(tuple(map(str, self.addrs))))
+                async for text in discovery.find_peers():
+                    await self._found(discovery.name, text)
+        except Exception as exc:
+            log.error("discovery.failed", discovery=discovery.name, exc_info=exc)
+
+    async def _found(self, discovery: str, text: str) -> None:
+        try:
+            addr = Multiaddr.parse(text)
+            if addr.peer is None or not self.admission.is_member(addr.peer):
+                return
+            if self.host.connection(addr.peer) is None and addr.peer != self.key.peer_id:
+                await self.host.dial((addr,), peer=addr.peer)
+                log.info("peer.found", peer=addr.peer, discovery=discovery)
+        except WetwareError as exc:
+            log.info("peer.unreachable", addr=text[:120], discovery=discovery, why=exc)
+
+    # --- status ----------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, object]:
+        """The struct NodeStatus of core.capnp."""
+        overlay = self.overlay.status()
+        return {
+            "peer_id": str(self.key.peer_id),
+            "cluster": self.cluster,
+            "version": wetware.__version__,
+            "uptime_s": self.clock.monotonic() - self.started_at,
+            "addrs": [str(addr) for addr in self.addrs],
+            "peers": [
+                {
+                    "peer_id": str(connection.peer),
+                    "addr": str(connection.remote),
+                    "member": self.admission.is_member(connection.peer),
+                    "bytes_in": connection.bytes_in,
+                    "bytes_out": connection.bytes_out,
+                }
+                for connection in self.host.connections()
+            ],
+            "services": sorted(self.services),
+            "auth": self.backend.name,
+            "policy_epoch": self.backend.epoch,
+            "sessions": self.broker.sessions,
+            "overlay_state": overlay.state,
+            "overlay_restarts": overlay.restarts,
+            "overlay_error": overlay.last_error or "",
+            "memory_bytes": _rss_bytes(),
+            "pid": os.getpid(),
+            "plugins": [
+                {"name": p.name, "dist": p.dist, "state": p.state, "reason": p.reason}
+                for p in self.plugins.report
+            ],
+        }
+
+
+def _rss_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+@contextlib.contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """Files and sockets of a node are its owner's alone, whatever the shell's umask."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)

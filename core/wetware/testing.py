@@ -1,0 +1,242 @@
+"""Real nodes for tests: `ww node` processes on loopback, each with a home of its own.
+
+    with Home(tmp_path) as home, home.node() as a, home.node(peers=[…]) as b: ...
+
+Conformance suites for services and auth backends will live here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from wetware.identity import Key, PeerId
+
+START_S_MAX = 60.0
+"""Of a node process on a loaded machine; it takes about two seconds on an idle one."""
+STOP_S_MAX = 10.0
+COMMAND_S_MAX = 60.0
+
+
+def _ww() -> list[str]:
+    return [sys.executable, "-m", "wetware"]
+
+
+def wait_for(condition: Any, what: str, *, within_s: float = 20.0) -> Any:
+    """Poll `condition()` until it is truthy and return that; AssertionError says `what` was missed."""
+    deadline = time.monotonic() + within_s
+    while True:
+        if result := condition():
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_s:g} s: {what}")
+        time.sleep(0.02)
+
+
+@dataclass
+class NodeProcess:
+    """A running `ww node`.
+
+    Attributes:
+        home: The home it was started in.
+        data_dir: Its data directory.
+        process: The process.
+        log: Its stderr, a file.
+    """
+
+    home: Home
+    data_dir: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Its peer ID."""
+        return PeerId.parse(self.info["peer_id"])
+
+    @property
+    def addr(self) -> str:
+        """Its first address, with its peer ID."""
+        return str(self.info["addrs"][0])
+
+    def wait_ready(self) -> NodeProcess:
+        """Wait until it serves; AssertionError with its log if it does not."""
+        file = self.data_dir / "node.json"
+
+        def ready() -> bool:
+            if (code := self.process.poll()) is not None:
+                raise AssertionError(f"the node exited with {code}:\n{self.log.read_text()}")
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                self.info = json.loads(file.read_text())
+            return self.info.get("pid") == self.process.pid
+
+        wait_for(ready, f"a ready node; its log:\n{self.log.read_text()}", within_s=START_S_MAX)
+        return self
+
+    def wait_log(self, text: str, *, within_s: float = 20.0) -> None:
+        """Wait until its log contains `text`."""
+        wait_for(
+            lambda: text in self.log.read_text(), f"{text!r} in the log", within_s=within_s
+        )
+
+    def ww(self, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        """Run `ww` against this node's local socket."""
+        return self.home.ww("--data-dir", str(self.data_dir), *args, **kwargs)
+
+    def start_ww(self, *args: str, **kwargs: Any) -> subprocess.Popen[str]:
+        """Start `ww` against this node's local socket; the caller ends it."""
+        return self.home.start_ww("--data-dir", str(self.data_dir), *args, **kwargs)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, and return the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(STOP_S_MAX)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError(
+                    f"the node did not stop within {STOP_S_MAX:g} s:\n{self.log.read_text()}"
+                ) from None
+        return self.process.returncode
+
+
+class Home:
+    """A WW_HOME in a test's directory, and the processes started in it.
+
+    Args:
+        path: The home; made if need be.
+        env: Further environment variables of its processes.
+    """
+
+    def __init__(self, path: Path, env: Mapping[str, str] | None = None) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._env = dict(env or {})
+        self._count = 0
+        self._processes: list[subprocess.Popen[Any]] = []
+
+    def __enter__(self) -> Home:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """End every process that is left."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of its processes: nothing of the user's WW_*, HOME inside the test."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("WW_", "XDG_"))}
+        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return {
+            **kept,
+            "HOME": str(self.path),
+            "WW_HOME": str(self.path / ".wetware"),
+            "XDG_CACHE_HOME": cache,  # the verdicts on schemas; not a setting
+            "PYTHONUNBUFFERED": "1",
+            **self._env,
+        }
+
+    def key(self, name: str = "default") -> Key:
+        """A key of the home."""
+        return Key.load(self.path / ".wetware" / "keys" / name)
+
+    def node_id(self, data_dir: str) -> PeerId:
+        """The peer ID of a node that need not have run yet: `ww id`."""
+        done = self.ww("--data-dir", str(self.path / data_dir), "id", check=True)
+        return PeerId.parse(done.stdout.strip())
+
+    def start_node(
+        self,
+        data_dir: str | None = None,
+        *,
+        peers: Iterable[str] = (),
+        listen: str = "/ip4/127.0.0.1/tcp/0",
+        args: Iterable[str] = (),
+    ) -> NodeProcess:
+        """Start `ww node` without waiting for it."""
+        self._count += 1
+        directory = self.path / (data_dir or f"node{self._count}")
+        log = self.path / f"{directory.name}.{self._count}.log"
+        command = [*_ww(), "--data-dir", str(directory), "node", "--listen", listen]
+        for peer in peers:
+            command += ["--peer", str(peer)]
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                [*command, *args],
+                env=self.env,
+                cwd=self.path,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+            )
+        self._processes.append(process)
+        return NodeProcess(self, directory, process, log)
+
+    @contextlib.contextmanager
+    def node(self, data_dir: str | None = None, **kwargs: Any) -> Iterator[NodeProcess]:
+        """A running node; stopped with SIGTERM at the end of the block."""
+        node = self.start_node(data_dir, **kwargs)
+        try:
+            yield node.wait_ready()
+        finally:
+            node.stop()
+
+    def ww(
+        self,
+        *args: str,
+        check: bool = False,
+        input: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = COMMAND_S_MAX,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `ww ARGS` to its end; with `check`, AssertionError if it fails."""
+        done = subprocess.run(
+            [*_ww(), *args],
+            env={**self.env, **(env or {})},
+            cwd=self.path,
+            input=input if input is not None else "",
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(
+                f"ww {' '.join(args)} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
+        return done
+
+    def start_ww(
+        self, *args: str, stdin: int | IO[str] | None = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
+        """Start `ww ARGS` with pipes; ended with the home if it still runs."""
+        process = subprocess.Popen(
+            [*_ww(), *args],
+            env=self.env,
+            cwd=self.path,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._processes.append(process)
+        return process

@@ -1,0 +1,43 @@
+"""Real `ww node` processes on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wetware.testing import Home, NodeProcess
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """An empty home; whatever still runs in it at the end is ended."""
+    with Home(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home for the tests of one module."""
+    with Home(tmp_path_factory.mktemp("home")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def node(shared_home: Home) -> Iterator[NodeProcess]:
+    """One node for the tests of one module."""
+    with shared_home.node() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pair(shared_home: Home) -> Iterator[tuple[NodeProcess, NodeProcess]]:
+    """Two nodes that are members of each other's cluster, connected."""
+    b_id = shared_home.node_id("b")
+    with (
+        shared_home.node("a", peers=[b_id]) as a,
+        shared_home.node("b", peers=[a.addr]) as b,
+    ):
+        b.wait_log("peer.connected")
+        yield a, b

@@ -1,0 +1,162 @@
+"""Start, stop, and what refuses to start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import time
+
+import pytest
+
+from wetware.testing import Home, wait_for
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_node_within_two_seconds(home: Home, number: int) -> None:
+    node = home.start_node().wait_ready()
+    subscriber = node.start_ww("sub", "chat")  # an open session does not hold it up
+    node.wait_log("service.opened")
+    started = time.monotonic()
+    assert node.stop(number) == 0, node.log.read_text()
+    assert time.monotonic() - started < 2.0
+    _, err = subscriber.communicate(timeout=10)
+    assert subscriber.returncode not in (0, None), "a subscriber must learn that the node is gone"
+    assert "Traceback" not in err
+    assert "Traceback" not in node.log.read_text()
+    assert not (node.data_dir / "node.json").exists()
+    assert not (node.data_dir / "ww.sock").exists()
+
+
+def test_first_start_makes_private_files_and_says_what_to_do_next(home: Home) -> None:
+    with home.node() as node:
+        text = node.log.read_text()
+        assert f"wetware node {node.peer_id} is running" in text
+        assert "ww status" in text
+        for path in (
+            home.path / ".wetware/keys/default",
+            node.data_dir / "node.key",
+            node.data_dir / "plugins/auth_local/policy.json",
+            node.data_dir / "node.json",
+            node.data_dir / "ww.sock",
+        ):
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+        assert stat.S_IMODE(node.data_dir.stat().st_mode) == 0o700
+
+
+def test_the_same_data_directory_is_refused(home: Home) -> None:
+    with home.node("n") as node:
+        second = home.start_node("n")
+        assert second.process.wait(30) == 78
+        said = second.log.read_text()
+        assert f"pid {node.process.pid}" in said
+        assert "try:" in said
+        assert node.ww("whoami").returncode == 0
+
+
+def test_the_same_port_is_refused(home: Home) -> None:
+    with home.node() as node:
+        listen = node.addr.partition("/p2p/")[0]
+        second = home.start_node(listen=listen)
+        assert second.process.wait(30) == 78
+        said = second.log.read_text()
+        assert "try:" in said
+        assert "Traceback" not in said
+        assert node.ww("whoami").returncode == 0
+
+
+def test_a_killed_node_starts_again_as_itself(home: Home) -> None:
+    node = home.start_node("n").wait_ready()
+    before = node.peer_id
+    node.process.kill()
+    node.process.wait()
+    with home.node("n") as again:
+        assert again.peer_id == before
+        assert again.ww("whoami").returncode == 0
+
+
+def test_a_long_data_directory_gets_its_socket_elsewhere(home: Home) -> None:
+    with home.node("d" * 120) as node:
+        done = node.ww("status", "--json", check=True)
+        assert json.loads(done.stdout)["peer_id"] == str(node.peer_id)
+
+
+def test_no_node_is_said_plainly(home: Home) -> None:
+    done = home.ww("status")
+    assert done.returncode == 69
+    assert "no node is running here" in done.stderr
+    assert "ww node" in done.stderr
+
+
+def test_an_encrypted_node_key_needs_its_passphrase(home: Home) -> None:
+    sealed = Home(home.path, env={"WW_PASSPHRASE": "correct horse"})
+    with sealed:
+        with sealed.node("n") as node:
+            before = node.peer_id
+        without = home.start_node("n")
+        assert without.process.wait(30) == 78
+        assert "WW_PASSPHRASE" in without.log.read_text()
+        with sealed.node("n") as again:
+            assert again.peer_id == before
+
+
+def test_a_removed_user_s_session_ends_at_once(home: Home) -> None:
+    with home.node() as node:
+        home.ww("key", "new", "ada", check=True)
+        node.ww("user", "add", "ada", "--key", "ada", "--role", "member", check=True)
+        sub = home.start_ww("--data-dir", str(node.data_dir), "--key", "ada", "sub", "chat")
+        wait_for(lambda: node.log.read_text().count("service.opened") >= 2, "ada's session")
+        started = time.monotonic()
+        node.ww("user", "remove", "ada", check=True)
+        _, err = sub.communicate(timeout=10)
+        took_s = time.monotonic() - started
+        assert sub.returncode == 77, err
+        assert "revoked" in err
+        assert took_s < 10
+        refused = home.ww("--data-dir", str(node.data_dir), "--key", "ada", "whoami")
+        assert refused.returncode == 77
+        assert "unknown principal" in refused.stderr
+
+
+def test_roles_allow_what_they_say_and_no_more(home: Home) -> None:
+    with home.node() as node:
+        home.ww("key", "new", "ro", check=True)
+        node.ww("role", "set", "reader", "pubsub=PubSub.join,Topic.subscribe", check=True)
+        node.ww("user", "add", "ro", "--key", "ro", "--role", "reader", check=True)
+        as_ro = ("--data-dir", str(node.data_dir), "--key", "ro")
+        refused = home.ww(*as_ro, "pub", "chat", "x")
+        assert refused.returncode == 77
+        assert "Topic.publish" in refused.stderr
+        for command in (["user", "list"], ["status"]):
+            done = home.ww(*as_ro, *command)
+            assert done.returncode == 77, done.stdout
+
+
+def test_policy_travels_to_another_node_and_never_goes_back(home: Home) -> None:
+    with home.node("a") as a, home.node("b") as b:
+        home.ww("key", "new", "ada", check=True)
+        first = a.ww("policy", "export", check=True).stdout
+        a.ww("user", "add", "ada", "--key", "ada", check=True)
+        second = a.ww("policy", "export", check=True).stdout
+        assert home.ww("--data-dir", str(b.data_dir), "--key", "ada", "whoami").returncode == 77
+        b.ww("policy", "import", "-", input=second, check=True)
+        done = home.ww("--data-dir", str(b.data_dir), "--key", "ada", "whoami", check=True)
+        assert "member" in done.stdout
+        stale = b.ww("policy", "import", "-", input=first)
+        assert stale.returncode == 77
+        assert "older" in stale.stderr
+        forged = second.replace('"member"', '"admin"', 1)
+        assert b.ww("policy", "import", "-", input=forged).returncode != 0
+        toml = a.ww("policy", "export", "--toml", check=True).stdout
+        a.ww("policy", "import", "-", input=toml.replace('["member"]', '["admin"]'), check=True)
+        assert json.loads(a.ww("user", "list", "--json").stdout)["ada"]["roles"] == ["admin"]
+
+
+def test_no_process_is_left_behind(home: Home) -> None:
+    node = home.start_node().wait_ready()
+    children = f"/proc/{node.process.pid}/task/{node.process.pid}/children"
+    with open(children) as file:
+        pids = file.read().split()
+    node.stop()
+    assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]

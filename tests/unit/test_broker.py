@@ -1,0 +1,195 @@
+"""The broker's decision: it fails closed, and what is withdrawn meanwhile is not granted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from wetware.audit import Audit
+from wetware.broker import Broker, LoginLimits
+from wetware.errors import LimitExceeded, Revoked
+from wetware.hookspecs import Accept, NotMine, Reject, RoleProfile, Withdrawn
+from wetware.identity import Challenge, Channel, Key, LoginStatus, Principal, Proof
+from wetware.protocol import status_from_name, status_name
+
+pytestmark = pytest.mark.anyio
+NODE = Key.from_seed(b"n" * 32)
+ADA = Principal("fake", "ada")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Backend:
+    """Answers as the test says."""
+
+    name = "fake"
+    schemes = ("fake",)
+    founding = b"x"
+    epoch = 1
+    services = ()
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer if answer is not None else Accept(ADA, frozenset({"member"}))
+        self.current = frozenset({"member"})
+        self.profiles = {"member": {"pubsub": frozenset({"*"})}}
+        self.during: Callable[[], None] = lambda: None
+        self.callback: Callable[[Withdrawn], None] = lambda _: None
+
+    async def authenticate(self, challenge: Challenge, proof: Proof) -> Any:
+        await asyncio.sleep(0)
+        self.during()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def roles(self, principal: Principal) -> frozenset[str]:
+        return self.current
+
+    def profile(self, role: str) -> RoleProfile:
+        return RoleProfile(self.profiles.get(role, {}))
+
+    def watch(self, callback: Callable[[Withdrawn], None]) -> Callable[[], None]:
+        self.callback = callback
+        return lambda: None
+
+
+def broker(backend: Backend, clock: Clock | None = None, **limits: int) -> Broker:
+    clock = clock or Clock()
+    return Broker(
+        peer_id=NODE.peer_id,
+        cluster="c",
+        backend=backend,  # type: ignore[arg-type]  # the parts that the broker uses
+        services={},
+        clock=clock,
+        audit=Audit(clock),
+        limits=replace(LoginLimits(), **limits),
+    )
+
+
+def challenge(**changes: Any) -> Challenge:
+    made = Challenge(
+        bytes(32), NODE.peer_id, "c", Channel("noise", b"h" * 32), ("fake",), 1, 1_010_000
+    )
+    return replace(made, **changes)
+
+
+def proof(of: Challenge, scheme: str = "fake") -> Proof:
+    return Proof(scheme, b"", of.signed_bytes())
+
+
+def test_status_names_round_trip_and_match_the_schema() -> None:
+    from wetware.protocol import CORE  # noqa: F401 - the schema loads
+
+    for status in LoginStatus:
+        assert status_from_name(status_name(status)) is status
+    assert status_name(LoginStatus.WRONG_VERIFIER) == "wrongVerifier"
+    assert status_from_name("somethingNew") is LoginStatus.UNINITIALIZED
+
+
+async def test_accept() -> None:
+    verdict = await broker(Backend()).judge(challenge(), proof(challenge()))
+    assert verdict.status is LoginStatus.GRANTED
+    assert (verdict.principal, verdict.roles) == (ADA, frozenset({"member"}))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (RuntimeError("boom"), LoginStatus.BACKEND_UNAVAILABLE),
+        (NotMine(), LoginStatus.UNSUPPORTED_SCHEME),
+        (Reject(LoginStatus.UNKNOWN_PRINCIPAL, "who?"), LoginStatus.UNKNOWN_PRINCIPAL),
+        (Reject(LoginStatus.GRANTED, "a bug"), LoginStatus.MALFORMED),
+        (Accept(ADA, frozenset()), LoginStatus.NO_ROLE),
+        (Accept(ADA, frozenset({"other"})), LoginStatus.NO_ROLE),
+    ],
+)
+async def test_everything_else_is_a_refusal(answer: Any, expected: LoginStatus) -> None:
+    verdict = await broker(Backend(answer)).judge(challenge(), proof(challenge()))
+    assert verdict.status is expected
+    assert verdict.principal is None
+
+
+async def test_a_role_withdrawn_during_the_check_is_not_granted() -> None:
+    backend = Backend()
+    backend.during = lambda: setattr(backend, "current", frozenset())
+    verdict = await broker(backend).judge(challenge(), proof(challenge()))
+    assert verdict.status is LoginStatus.NO_ROLE
+
+
+async def test_a_deadline_that_passes_during_the_check_is_expired() -> None:
+    backend, clock = Backend(), Clock()
+    backend.during = lambda: setattr(clock, "now", 1011.0)
+    verdict = await broker(backend, clock).judge(challenge(), proof(challenge()))
+    assert verdict.status is LoginStatus.EXPIRED
+
+
+async def test_an_expired_challenge_never_reaches_the_backend() -> None:
+    backend, clock = Backend(), Clock()
+    backend.during = lambda: pytest.fail("the backend was asked")
+    clock.now = 1011.0
+    verdict = await broker(backend, clock).judge(challenge(), proof(challenge()))
+    assert verdict.status is LoginStatus.EXPIRED
+
+
+async def test_sessions_are_bounded_and_give_their_place_back() -> None:
+    made = broker(Backend(), sessions_per_principal_max=2, sessions_max=3)
+    first = made.open_session(ADA, {"member"})
+    made.open_session(ADA, {"member"})
+    with pytest.raises(LimitExceeded, match="sessions_per_principal_max"):
+        made.open_session(ADA, {"member"})
+    first.revoke("closed")
+    made.open_session(ADA, {"member"})
+    made.open_session(Principal("fake", "bob"), {"member"})
+    with pytest.raises(LimitExceeded, match="sessions_max"):
+        made.open_session(Principal("fake", "eve"), {"member"})
+
+
+async def test_withdrawal_cuts_the_sessions_it_covers_and_no_others() -> None:
+    backend = Backend()
+    made = broker(backend)
+    bob = Principal("fake", "bob")
+    ada_member = made.open_session(ADA, {"member"})
+    ada_both = made.open_session(ADA, {"member", "admin"})
+    bob_member = made.open_session(bob, {"member"})
+    backend.callback(Withdrawn(ADA, frozenset({"admin"})))
+    assert isinstance(ada_both.ended, Revoked)
+    assert ada_member.ended is None
+    backend.callback(Withdrawn(ADA))
+    assert ada_member.ended is not None
+    assert bob_member.ended is None
+    backend.callback(Withdrawn(None))
+    assert bob_member.ended is not None
+    assert made.sessions == 0
+
+
+async def test_a_widened_role_leaves_old_sessions_as_they_were_and_revocable() -> None:
+    backend = Backend()
+    made = broker(backend)
+    old = made.open_session(ADA, {"member"})
+    backend.profiles = {"member": {"pubsub": frozenset({"*"}), "blob": frozenset({"*"})}}
+    new = made.open_session(ADA, {"member"})
+    assert not old.patterns("blob")
+    assert new.patterns("blob")
+    backend.callback(Withdrawn(ADA, frozenset({"member"})))
+    assert old.ended is not None
+    assert new.ended is not None
+
+
+async def test_closing_ends_everything() -> None:
+    made = broker(Backend())
+    session = made.open_session(ADA, {"member"})
+    made.close()
+    assert isinstance(session.ended, Revoked)
