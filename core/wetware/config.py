@@ -19,7 +19,6 @@ import math
 import os
 import re
 import sys
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -534,6 +533,8 @@ class _File:
     """A parsed ww.toml that remembers its lines, so that an error can name one."""
 
     def __init__(self, path: Path, text: str) -> None:
+        import tomllib  # 5 ms, which a machine without a file does not pay
+
         self.path = path
         self._text = text
         try:
@@ -1081,13 +1082,14 @@ def _unit(each: dataclasses.Field[Any]) -> str:
     """From the metadata, or from the name: units come last, before `max` and `min`."""
     if "unit" in each.metadata:
         return str(each.metadata["unit"])
-    return _UNITS.get(re.sub(r"_(max|min)$", "", each.name).rpartition("_")[2], "")
+    name = re.sub(r"_(max|min)$", "", each.name)
+    return "per second" if name.endswith("_per_s") else _UNITS.get(name.rpartition("_")[2], "")
 
 
 def _describe_section(section: str, cls: type) -> list[str]:
     docs, hints = _attribute_docs(cls), _hints(cls)
     summary = (cls.__doc__ or "").strip().splitlines()
-    generated = not cls.__doc__ or cls.__doc__.startswith(f"{cls.__name__}(")
+    generated = not summary or summary[0].startswith((f"{cls.__name__}(", f"`[{section}]`"))
     lines = [f"## [{section}]", "", *([] if generated else [summary[0], ""])]
     if not dataclasses.fields(cls):
         return [*lines, "No settings.", ""]

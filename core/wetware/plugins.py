@@ -353,7 +353,7 @@ def _explain(exc: BaseException, offer: Offer, what: str, limit_s: float) -> _Un
     if isinstance(exc, WetwareError):
         return _Unusable(
             State.FAILED,
-            _one_line(f"{what}: {exc.message}"),
+            _one_line(f"{what}: {exc.message}" if what else exc.message),
             _one_line(exc.hint) or _report_to(offer),
         )
     try:
@@ -361,7 +361,7 @@ def _explain(exc: BaseException, offer: Offer, what: str, limit_s: float) -> _Un
     except Exception:  # foreign code, once more
         text = "(an exception that cannot be printed)"
     kind = type(exc).__name__
-    reason = _one_line(f"{what}: {kind}: {text}" if text else f"{what}: {kind}")
+    reason = _one_line(": ".join(filter(None, (what, kind, text))))
     return _Unusable(State.FAILED, reason + _place(exc), _report_to(offer))
 
 
@@ -370,7 +370,7 @@ def _place(exc: BaseException) -> str:
     place, tb = "", exc.__traceback__
     while tb is not None:
         file = tb.tb_frame.f_code.co_filename
-        if file != __file__ and not file.startswith("<frozen"):
+        if file not in (__file__, importlib.__file__) and not file.startswith("<frozen"):
             place = f" ({os.path.basename(file)}:{tb.tb_lineno})"
         tb = tb.tb_next
     return place
@@ -579,7 +579,7 @@ class Plugins:
                 f"add {offer.name!r} to it",
             )
         plugin = self._guard(entry, "on import", lambda: _import(offer))
-        entry.hooks = self._guard(entry, "in its hooks", lambda: self._register(offer, plugin))
+        entry.hooks = self._guard(entry, "", lambda: self._register(offer, plugin))
         entry.state = State.LOADED
 
     def _register(self, offer: Offer, plugin: object) -> dict[str, pluggy.HookImpl]:
@@ -848,8 +848,9 @@ class Plugins:
     def mount_commands(self, app: typer.Typer) -> None:
         """Mount the plugins' commands on `app`, which has the core's own already.
 
-        Each plugin gets an app of its own, which is built before it is merged: one that raises half
-        way, takes a name that is there, or declares an option that typer refuses, mounts nothing.
+        Each plugin gets an app of its own, and a third party's is built before it is merged: one
+        that raises half way, takes a name that is there, or declares an option that typer refuses,
+        mounts nothing.
         """
         import typer
 
@@ -866,7 +867,11 @@ class Plugins:
             app.registered_groups += own.registered_groups
 
     def _mount(self, entry: _Entry, own: typer.Typer, taken: Mapping[str, str]) -> tuple[str, ...]:
-        names = self._call(entry, "ww_register_commands", lambda _: _judge_commands(own), app=own)
+        # Building costs every `ww` 10 ms; that bundled commands build is a matter of their tests.
+        build = not entry.offer.bundled
+        names = self._call(
+            entry, "ww_register_commands", lambda _: _judge_commands(own, build=build), app=own
+        )
         _refuse_taken("command", names, taken)
         return names
 
@@ -896,6 +901,8 @@ class Plugins:
     def probe(self, ctx_for: ContextFor) -> None:
         """Ask the plugins for services and discoveries without a node, for the report.
 
+        What went wrong when this process mounted their commands is taken into it.
+
         Nothing is run. Auth backends are not asked: theirs may create keys on the first start.
         """
         for entry in self._each("ww_register_services"):
@@ -908,6 +915,12 @@ class Plugins:
             except _Unusable as exc:
                 self._fail(entry, exc)
         self.discoveries(ctx_for)
+        for other in _mounted._entries if _mounted is not None else ():
+            mine = self._taken.get(other.name)
+            if mine is None or mine.offer != other.offer or not mine.loaded:
+                continue
+            if not other.loaded and other.hooks:  # it was loaded, and its commands failed
+                self._fail(mine, _Unusable(other.state, other.reason, other.remedy))
 
 
 def load(
@@ -940,16 +953,22 @@ def _refuse_taken(what: str, names: Iterable[str], taken: Mapping[str, str]) -> 
             )
 
 
+_mounted: Plugins | None = None
+"""The plugins whose commands this process mounted, so that `probe` can say how that went."""
+
+
 def mount_commands(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
     """Mount the commands of the plugins that the configuration selects on `app`.
 
     A broken configuration raises ConfigError, unless the command line names one of the core's own
     commands: `ww config check` must run then.
     """
+    global _mounted
     argv = sys.argv[1:] if argv is None else argv
     core = {_command_name(info) for info in _command_infos(app)}
     try:
-        load(load_config(path=_named_file(argv)), CLI).mount_commands(app)
+        _mounted = load(load_config(path=_named_file(argv)), CLI)
+        _mounted.mount_commands(app)
     except ConfigError:
         if not core.intersection(argv) and any(not arg.startswith("-") for arg in argv):
             raise
@@ -1046,9 +1065,7 @@ def _command_name(info: Any) -> str:
     return str(getattr(callback, "__name__", "")).lower().replace("_", "-")
 
 
-def _judge_commands(own: typer.Typer) -> tuple[str, ...]:
-    from typer.main import get_group
-
+def _judge_commands(own: typer.Typer, *, build: bool) -> tuple[str, ...]:
     if own.registered_callback is not None:
         raise PluginError("sets a callback on the app; it may add commands and sub-apps only")
     infos = _command_infos(own)
@@ -1057,7 +1074,9 @@ def _judge_commands(own: typer.Typer) -> tuple[str, ...]:
     for info in infos:
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", _command_name(info)):
             raise PluginError(f"{_command_name(info)!r} is not a command's name: a-z, 0-9 and -")
-    if infos:
+    if infos and build:
+        from typer.main import get_group
+
         get_group(own)  # typer looks at the parameters only now
     return tuple(_command_name(info) for info in infos)
 

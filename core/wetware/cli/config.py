@@ -146,9 +146,7 @@ def reference() -> str:
     from wetware.errors import PluginError
     from wetware.hookspecs import GROUP
 
-    bundled = tuple(
-        offer for offer in loader.find() if offer.bundled and offer.group == GROUP
-    )
+    bundled = tuple(offer for offer in loader.find() if offer.bundled and offer.group == GROUP)
     plugins = loader.load(defaults(), loader.INSPECT, offers=bundled)
     for status in plugins.report:
         if status.state is not loader.State.LOADED:

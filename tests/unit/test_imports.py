@@ -1,0 +1,157 @@
+"""Who may import whom, and what `import wetware` must not cost."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+CORE = ROOT / "core" / "wetware"
+PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/wetware_*/__init__.py"))
+SOURCES = sorted(CORE.rglob("*.py")) + sorted(p for d in PLUGINS for p in d.rglob("*.py"))
+
+# Top-level module → the only folder of the core that may import it.
+CONFINED = {
+    "trio": "overlay",
+    "libp2p": "overlay",
+    "multiaddr": "overlay",
+    "capnp": "rpc",
+}
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import in a file, those inside functions included."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = [] if node.level else [node.module or ""]
+            if node.level:
+                package = path.relative_to(_root_of(path)).with_suffix("").parts[: -node.level]
+                base = [".".join((*package, *([node.module] if node.module else [])))]
+            for alias in node.names:
+                yield node.lineno, f"{base[0]}.{alias.name}"
+        elif isinstance(node, ast.Call) and _is_import_call(node):
+            first = node.args[0] if node.args else None
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                yield node.lineno, first.value
+
+
+def _root_of(path: Path) -> Path:
+    return (
+        CORE.parent
+        if path.is_relative_to(CORE)
+        else next(d.parent for d in PLUGINS if path.is_relative_to(d))
+    )
+
+
+def _is_import_call(node: ast.Call) -> bool:
+    """`importlib.import_module("x")`, `import_module("x")`, `__import__("x")`."""
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    return name in ("import_module", "__import__")
+
+
+def violations(rule: object) -> list[str]:
+    assert callable(rule)
+    return [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in SOURCES
+        for line, name in imported(path)
+        if rule(path, name)
+    ]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(SOURCES) > 20
+    assert {d.name for d in PLUGINS} >= {"wetware_auth_local", "wetware_pubsub"}
+
+
+def test_the_core_imports_no_plugin() -> None:
+    assert (
+        violations(lambda path, name: path.is_relative_to(CORE) and name.startswith("wetware_"))
+        == []
+    )
+
+
+def test_no_plugin_imports_another() -> None:
+    def rule(path: Path, name: str) -> bool:
+        top = name.partition(".")[0]
+        return (
+            not path.is_relative_to(CORE)
+            and top.startswith("wetware_")
+            and top not in path.relative_to(ROOT).parts
+        )
+
+    assert violations(rule) == []
+
+
+@pytest.mark.parametrize("module", CONFINED)
+def test_foreign_engines_stay_in_their_folder(module: str) -> None:
+    home = CORE / CONFINED[module]
+    assert (
+        violations(
+            lambda path, name: name.partition(".")[0] == module and not path.is_relative_to(home)
+        )
+        == []
+    )
+
+
+def test_the_link_knows_neither_overlay_nor_rpc() -> None:
+    assert (
+        violations(
+            lambda path, name: (
+                path.is_relative_to(CORE / "link")
+                and name.startswith(("wetware.overlay", "wetware.rpc"))
+            )
+        )
+        == []
+    )
+
+
+def test_the_walk_sees_every_form_of_import(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text(
+        "import a.b\nfrom c import d\ndef f():\n    import e\n"
+        "    importlib.import_module('g')\n    __import__('h')\n"
+    )
+    assert [name for _, name in imported(path)] == ["a.b", "c.d", "e", "g", "h"]
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules, and those of wetware, after running code in a new interpreter."""
+    script = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(json.loads(run.stdout))
+
+
+HEAVY = {"trio", "libp2p", "multiaddr", "grpc", "web3", "wasmtime"}
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import wetware", HEAVY | {"capnp", "asyncio", "cryptography", "pluggy"}),
+        ("import wetware.link", HEAVY | {"capnp", "wetware.rpc", "wetware.overlay"}),
+        ("import wetware.client", HEAVY | {"wetware.overlay", "pluggy"}),
+        ("import wetware.config", HEAVY | {"capnp", "cryptography", "wetware.link"}),
+        (
+            "import typer; from wetware import plugins; plugins.mount_commands(typer.Typer(), [])",
+            HEAVY | {"capnp", "cryptography", "wetware.link", "wetware.rpc", "importlib.metadata"},
+        ),
+        ("from wetware.cli.main import build; build()", HEAVY | {"capnp", "wetware.rpc"}),
+    ],
+)
+def test_what_an_import_does_not_bring_in(code: str, absent: set[str]) -> None:
+    assert loaded_by(code) & absent == set()
