@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from wetware.identity import PeerId
 from wetware.log import get_logger
+
+if TYPE_CHECKING:
+    from wetware.identity import PeerId
 
 log = get_logger("admission")
 
@@ -34,9 +37,7 @@ class Admission:
         open_protocols: Protocol IDs of class OPEN that the configuration names.
     """
 
-    def __init__(
-        self, members: Iterable[PeerId] = (), open_protocols: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, members: Iterable[PeerId] = (), open_protocols: Iterable[str] = ()) -> None:
         self._members = frozenset(members)
         self._open = frozenset(open_protocols)
 

@@ -4,9 +4,9 @@
         topic = await session.pubsub.join("chat")
         await topic.publish(b"hello")
 
-`connect()` uses the unix socket of this machine's node; `connect("/ip4/…/p2p/…")` dials a remote one
-over the encrypted overlay, without importing libp2p. Plain asyncio, or anyio on asyncio. Everything
-that a session gives out ends with it.
+`connect()` uses the unix socket of this machine's node; `connect("/ip4/…/p2p/…")` dials a remote
+one over the encrypted overlay, without importing libp2p. Plain asyncio, or anyio on asyncio.
+Everything that a session gives out ends with it.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class ServiceInfo:
 class _SignerServant(rpc.Servant, interface=CORE.Signer):
     """Answers one challenge, if it is from the node that was dialled, on our own connection.
 
-    This comparison is what stops a malicious node from relaying a login to another one; it uses only
-    what this end knows, never what the challenge says.
+    This comparison is what stops a malicious node from relaying a login to another one; it uses
+    only what this end knows, never what the challenge says.
     """
 
     def __init__(
@@ -122,14 +122,14 @@ class _SignerServant(rpc.Servant, interface=CORE.Signer):
         try:
             parsed = challenge_from_wire(challenge)
             if parsed.verifier != self._verifier:
-                raise AuthError(  # noqa: TRY301 - recorded below like every other failure
+                raise AuthError(
                     f"the challenge is from {parsed.verifier}, not from {self._verifier} that was "
                     "dialled: this node may be relaying your login",
                     hint="do not use this node; tell its operator",
                     code="auth.wrong_verifier",
                 )
             if parsed.channel != self._channel:
-                raise AuthError(  # noqa: TRY301
+                raise AuthError(
                     "the challenge is bound to another connection than this one: this node may be "
                     "relaying your login",
                     hint="do not use this node; tell its operator",
@@ -404,9 +404,10 @@ async def connect(
     """Log in to a node.
 
     Args:
-        target: A multiaddr with the node's peer ID (several, comma-separated, for one node), or None
-            for WW_NODE or else the node of this machine.
-        key: The user's key: an object, a file, or a name under `~/.wetware/keys`; default "default".
+        target: A multiaddr with the node's peer ID (several, comma-separated, for one node), or
+            None for WW_NODE or else the node of this machine.
+        key: The user's key: an object, a file, or a name under `~/.wetware/keys`; default
+            "default".
         signer: Answers the challenge instead of `key`.
         data_dir: Of the local node; default `~/.wetware/node`.
         passphrase: Called if the key is encrypted; default: WW_PASSPHRASE.

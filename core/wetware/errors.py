@@ -1,8 +1,8 @@
 """One error tree for the whole system.
 
-Every error has a `code` (stable, dotted, machine-readable), a `message` (one sentence: what and why)
-and a `hint` (the next step, or ""). The three travel over RPC as they are; a traceback or a path
-never does. `from_wire` turns what a peer sent back into the same class.
+Every error has a `code` (stable, dotted, machine-readable), a `message` (one sentence: what and
+why) and a `hint` (the next step, or ""). The three travel over RPC as they are; a traceback or a
+path never does. `from_wire` turns what a peer sent back into the same class.
 """
 
 from __future__ import annotations

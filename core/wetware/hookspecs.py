@@ -1,8 +1,8 @@
 """The plugin contract, hook API v1, on one page.
 
-pluggy is synchronous, so hooks *declare*, and the objects that they return are async. A plugin is a
-module named by an entry point of the group `wetware.v1`; it marks its functions with `hookimpl`, and
-it may import the core but never another plugin. Lifecycle is not a hook: a `Service` is run in the
+pluggy is synchronous, so hooks *declare*, and the objects that they return are async. A plugin is
+a module named by an entry point of the group `wetware.v1`; it marks its functions with `hookimpl`,
+and may import the core but never another plugin. Lifecycle is not a hook: a `Service` is run in the
 node's task group and cancelled to stop it. See docs/reference/hooks.md.
 """
 
@@ -31,7 +31,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-# --- the hooks -------------------------------------------------------------------------------------
+# --- the hooks ------------------------------------------------------------------------------------
 
 
 @hookspec
@@ -65,7 +65,7 @@ def ww_audit(event: Mapping[str, object]) -> None:
     """A copy of an audit record. Must return at once; a slow plugin loses records, counted."""
 
 
-# --- what hooks receive ----------------------------------------------------------------------------
+# --- what hooks receive ---------------------------------------------------------------------------
 
 
 class Clock(Protocol):
@@ -164,7 +164,7 @@ class PluginContext:
     overlay: Overlay
 
 
-# --- what hooks return -----------------------------------------------------------------------------
+# --- what hooks return ----------------------------------------------------------------------------
 
 
 class Service(Protocol):
@@ -283,7 +283,7 @@ class AuthBackend(Protocol):
         ...
 
     def watch(self, callback: Callable[[Withdrawn], None]) -> Callable[[], None]:
-        """Call back, on the loop and before the change is acknowledged, when roles are withdrawn."""
+        """Call back, on the loop and before the change is acknowledged, when roles go."""
         ...
 
 

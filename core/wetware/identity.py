@@ -1,8 +1,8 @@
 """Who somebody is: peer IDs, Ed25519 keys and their files, principals, and the words of a login.
 
-A node has an Ed25519 key, and its peer ID is that key's name; a user has a key of their own. Both are
-kept in OpenSSH's private-key format (mode 0600, optionally encrypted with a passphrase), so that
-`ssh-keygen -y -f FILE` reads them and an existing `id_ed25519` can be used.
+A node has an Ed25519 key, and its peer ID is that key's name; a user has a key of their own. Both
+are kept in OpenSSH's private-key format (mode 0600, optionally encrypted with a passphrase), so
+that `ssh-keygen -y -f FILE` reads them and an existing `id_ed25519` can be used.
 
 Sources: https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md,
 https://cvsweb.openbsd.org/src/usr.bin/ssh/PROTOCOL.key
@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from wetware.errors import InvalidArgument, KeyFileError
 
-# --- base58 and peer IDs ---------------------------------------------------------------------------
+# --- base58 and peer IDs --------------------------------------------------------------------------
 
 _B58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _B58_VALUE = {char: value for value, char in enumerate(_B58)}
@@ -48,8 +48,10 @@ def base58_encode(data: bytes) -> str:
     return "1" * (len(data) - len(data.lstrip(b"\0"))) + out
 
 
-def base58_decode(text: str) -> bytes:
-    """The inverse of `base58_encode`; raises ValueError on a foreign character."""
+def base58_decode(text: str, *, chars_max: int = 1024) -> bytes:
+    """The inverse of `base58_encode`; raises ValueError on a foreign character or a long text."""
+    if len(text) > chars_max:  # decoding takes time quadratic in the length
+        raise ValueError(f"longer than {chars_max} characters")
     number = 0
     for char in text:
         if (digit := _B58_VALUE.get(char)) is None:
@@ -57,6 +59,19 @@ def base58_decode(text: str) -> bytes:
         number = number * 58 + digit
     zeros = len(text) - len(text.lstrip("1"))
     return b"\0" * zeros + number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def _inlines_a_key(data: bytes) -> bool:
+    """Whether an identity multihash holds a short PublicKey{Type, Data}, as of secp256k1."""
+    return (
+        6 < len(data) <= 44
+        and data[0] == 0
+        and data[1] == len(data) - 2
+        and data[2] == 0x08
+        and data[3] <= 3  # RSA, Ed25519, secp256k1, ECDSA
+        and data[4] == 0x12
+        and data[5] == len(data) - 6
+    )
 
 
 class PeerId(str):
@@ -68,9 +83,7 @@ class PeerId(str):
     def parse(cls, text: str) -> PeerId:
         """Validate the text form; raises InvalidArgument."""
         try:
-            if len(text) > PEER_ID_CHARS_MAX:
-                raise ValueError("too long")
-            return cls.from_multihash(base58_decode(text))
+            return cls.from_multihash(base58_decode(text, chars_max=PEER_ID_CHARS_MAX))
         except ValueError as exc:
             raise InvalidArgument(
                 f"bad peer ID {text[:PEER_ID_CHARS_MAX]!r}: {exc}",
@@ -84,9 +97,10 @@ class PeerId(str):
         if data[:2] == _IDENTITY_MULTIHASH and len(data) == 38:
             if data[2:6] != _ED25519_PB:
                 raise ValueError("the inlined key is not Ed25519")
-        elif not (data[:2] == _SHA256_MULTIHASH and len(data) == 34):
-            if not (data[:1] == b"\0" and len(data) >= 2 and data[1] == len(data) - 2 <= 42):
-                raise ValueError("not the multihash of a public key")
+            return cls(base58_encode(data))
+        hashed = data[:2] == _SHA256_MULTIHASH and len(data) == 34
+        if not (hashed or _inlines_a_key(data)):
+            raise ValueError("not the multihash of a public key")
         return cls(base58_encode(data))
 
     @classmethod
@@ -118,7 +132,7 @@ class PeerId(str):
         return self[-8:]
 
 
-# --- keys ------------------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------------------
 
 
 def verify(public: bytes, signature: bytes, data: bytes) -> bool:
@@ -265,7 +279,7 @@ def _is_encrypted(data: bytes) -> bool:
 
 
 def write_new_private_file(path: Path, data: bytes) -> None:
-    """Create `path` (0600) with `data`, fsynced, complete or not at all; FileExistsError if there."""
+    """Create `path` (0600) with `data`, fsynced, whole or not at all; FileExistsError if there."""
     _write_private(path, data, lambda temp: os.link(temp, path))
 
 
@@ -292,7 +306,7 @@ def _write_private(path: Path, data: bytes, publish: Callable[[str], None]) -> N
             os.unlink(temp)
 
 
-# --- principals ------------------------------------------------------------------------------------
+# --- principals -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -314,7 +328,7 @@ class Principal:
         return cls(backend, subject)
 
 
-# --- the words of a login ----------------------------------------------------------------------------
+# --- the words of a login -------------------------------------------------------------------------
 
 NONCE_BYTES = 32
 _CHALLENGE_DOMAIN = b"wetware-login-challenge:1\n"

@@ -43,6 +43,10 @@ class EventLogger:
         """Log a failure. `exc_info=True` or an exception adds a traceback."""
         self._emit(logging.ERROR, event, fields)
 
+    def exception(self, event: str, **fields: object) -> None:
+        """Log a failure with the traceback of the exception that is being handled."""
+        self._emit(logging.ERROR, event, {"exc_info": True, **fields})
+
 
 def get_logger(name: str) -> EventLogger:
     """The logger `wetware.<name>`."""

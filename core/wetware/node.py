@@ -1,8 +1,8 @@
 """A node: composes overlay, broker, auth backend and services in one task group.
 
-Order of a start: data directory locked → key → plugins → auth backend → services → listeners → "ready".
-What fails on the way stops the start with one clear error, and nothing stays behind. To stop is to be
-cancelled; every part ends with the task group.
+Order of a start: data directory locked → key → plugins → auth backend → services → listeners →
+"ready". What fails on the way stops the start with one clear error, and nothing stays behind. To
+stop is to be cancelled; every part ends with the task group.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from wetware import node_key, paths, rpc
 from wetware.admission import Access, Admission
 from wetware.audit import Audit
 from wetware.broker import Broker
+from wetware.broker.gate import SESSION_SERVICE
 from wetware.errors import ConfigError, OverlayError, WetwareError
 from wetware.hookspecs import AuthBackend, Discovery, PeerDown, PeerUp, PluginContext, Service
 from wetware.identity import Channel, Key, PeerId, Principal, replace_private_file
@@ -72,7 +73,7 @@ def cluster_id(backend: AuthBackend) -> str:
     return digest.hexdigest()[:40]
 
 
-# --- the data directory ------------------------------------------------------------------------------
+# --- the data directory ---------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -119,7 +120,7 @@ def socket_path(data_dir: Path) -> Path:
     return directory / (hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16] + ".sock")
 
 
-# --- what plugins see --------------------------------------------------------------------------------
+# --- what plugins see -----------------------------------------------------------------------------
 
 
 class _PluginOverlay:
@@ -175,7 +176,7 @@ class _PluginOverlay:
         return self._node.key.sign(domain + data)
 
 
-# --- the core's own service ----------------------------------------------------------------------------
+# --- the core's own service -----------------------------------------------------------------------
 
 
 class _NodeServant(rpc.Servant, interface=CORE.Node):
@@ -211,7 +212,7 @@ class _NodeService:
         return _NodeServant(self._node)
 
 
-# --- the node ------------------------------------------------------------------------------------------
+# --- the node -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +266,7 @@ class Node:
             self.key, new_key = node_key.load_or_create(self.data_dir)
             async with contextlib.AsyncExitStack() as stack:
                 stack.enter_context(_umask(0o077))
+                stack.callback(self.plugins.close)
                 self.backend = self.plugins.auth(self._context)
                 self.cluster = cluster_id(self.backend)
                 self._collect_services()
@@ -324,7 +326,7 @@ class Node:
         """Where this node listens, with its peer ID."""
         return tuple(addr.with_peer(self.key.peer_id) for addr in self.host.listen_addrs)
 
-    # --- parts -----------------------------------------------------------------------------------------
+    # --- parts ------------------------------------------------------------------------------------
 
     def _context(self, name: str, config: object) -> PluginContext:
         data_dir = self.data_dir / "plugins" / name
@@ -340,10 +342,8 @@ class Node:
 
     def _collect_services(self) -> None:
         own: list[Service] = [_NodeService(self), *self.backend.services]
-        for service in (*own, *self.plugins.services(self._context)):
-            if service.name in self.services or service.name == "session":
-                log.error("service.name_taken", service=service.name)
-                continue
+        reserved = [SESSION_SERVICE, *(service.name for service in own)]
+        for service in (*own, *self.plugins.services(self._context, reserved)):
             self.services[service.name] = service
 
     async def _start_backend(self, tasks: asyncio.TaskGroup) -> None:
@@ -371,7 +371,7 @@ class Node:
                     await ready.wait()
             except TimeoutError:
                 self.services.pop(service.name, None)
-                log.error("service.not_ready", service=service.name, after_s=START_S_MAX)
+                log.warning("service.not_ready", service=service.name, after_s=START_S_MAX)
 
     async def _run_service(self, service: Service, ready: asyncio.Event) -> None:
         """A service that fails is no longer offered; the node and the other services go on."""
@@ -379,7 +379,9 @@ class Node:
             await service.run(ready.set)
             log.warning("service.ended", service=service.name)
         except Exception as exc:
-            log.error("service.failed", service=service.name, exc_info=exc)
+            log.exception("service.failed", service=service.name)
+            if (plugin := self.plugins.owner(service.name)) is not None:
+                self.plugins.fail(plugin, exc)
         finally:
             self.services.pop(service.name, None)
             ready.set()
@@ -421,7 +423,7 @@ class Node:
         finally:
             file.unlink(missing_ok=True)
 
-    # --- peers -----------------------------------------------------------------------------------------
+    # --- peers ------------------------------------------------------------------------------------
 
     async def _keep_connected(self, peer: PeerId, addrs: tuple[Multiaddr, ...]) -> None:
         """Dial a member until it is connected, and again when it is lost."""
@@ -449,8 +451,8 @@ class Node:
                 tasks.create_task(discovery.advertise(tuple(map(str, self.addrs))))
                 async for text in discovery.find_peers():
                     await self._found(discovery.name, text)
-        except Exception as exc:
-            log.error("discovery.failed", discovery=discovery.name, exc_info=exc)
+        except Exception:
+            log.exception("discovery.failed", discovery=discovery.name)
 
     async def _found(self, discovery: str, text: str) -> None:
         try:
@@ -463,7 +465,7 @@ class Node:
         except WetwareError as exc:
             log.info("peer.unreachable", addr=text[:120], discovery=discovery, why=exc)
 
-    # --- status ----------------------------------------------------------------------------------------
+    # --- status -----------------------------------------------------------------------------------
 
     def status(self) -> dict[str, object]:
         """The struct NodeStatus of core.capnp."""

@@ -32,7 +32,7 @@ def _ww() -> list[str]:
 
 
 def wait_for(condition: Any, what: str, *, within_s: float = 20.0) -> Any:
-    """Poll `condition()` until it is truthy and return that; AssertionError says `what` was missed."""
+    """Poll `condition()` until it is truthy, and return that; AssertionError names `what`."""
     deadline = time.monotonic() + within_s
     while True:
         if result := condition():
@@ -85,9 +85,7 @@ class NodeProcess:
 
     def wait_log(self, text: str, *, within_s: float = 20.0) -> None:
         """Wait until its log contains `text`."""
-        wait_for(
-            lambda: text in self.log.read_text(), f"{text!r} in the log", within_s=within_s
-        )
+        wait_for(lambda: text in self.log.read_text(), f"{text!r} in the log", within_s=within_s)
 
     def ww(self, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         """Run `ww` against this node's local socket."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import textwrap
@@ -132,9 +133,14 @@ async def test_unknown_services(node: NodeProcess) -> None:
 
 async def test_a_lost_node_is_disconnected(home: Home) -> None:
     node = home.start_node().wait_ready()
-    with pytest.raises(Disconnected):
-        async with wetware.connect(node.addr, key=home.key()) as session:
-            node.process.kill()
-            node.process.wait()
-            while True:
-                await session.whoami()
+    async with wetware.connect(node.addr, key=home.key()) as session:
+        waiting = asyncio.create_task(_call_for_ever(session))
+        node.process.kill()
+        node.process.wait()
+        with pytest.raises(Disconnected):
+            await asyncio.wait_for(waiting, 20)
+
+
+async def _call_for_ever(session: wetware.Session) -> None:
+    while True:
+        await session.whoami()

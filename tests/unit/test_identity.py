@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -44,7 +45,8 @@ def test_peer_id_round_trip() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "0", "12D3KooW", "l" * 500, "1" * 60, "QmInvalid!", "12D3KooWÄ"]
+    "text",
+    ["", "x", "0", "12D3KooW", "l" * 500, "1" * 60, "QmInvalid!", "12D3KooWÄ", "12D3nonsense"],
 )
 def test_bad_peer_ids_are_refused_with_a_hint(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
@@ -54,10 +56,8 @@ def test_bad_peer_ids_are_refused_with_a_hint(text: str) -> None:
 
 @given(st.text(max_size=70))
 def test_any_text_parses_or_is_refused(text: str) -> None:
-    try:
+    with contextlib.suppress(InvalidArgument):
         assert PeerId.parse(text) == text
-    except InvalidArgument:
-        pass
 
 
 @pytest.mark.parametrize("passphrase", [None, "correct horse"])
@@ -206,7 +206,7 @@ def test_challenge_bytes_round_trip(
 def test_any_bytes_are_a_challenge_or_a_value_error(data: bytes, prefixed: bool) -> None:
     if prefixed:
         data = b"wetware-login-challenge:1\n" + data
-    with pytest.raises(ValueError):  # noqa: PT011 - every message is right
+    with pytest.raises(ValueError):
         Challenge.from_signed_bytes(data)
 
 

@@ -1,8 +1,8 @@
 """From a connection to a session: Gate → Terminal → login → Session.
 
-The one place where a login is decided. The core compares the statement that the signer signed with
-the challenge, field by field, so that no auth backend can forget to; the backend judges the signature
-and names the principal; the broker derives the session's grant, last.
+The one place where a login is decided. The core compares the statement that the signer signed
+with the challenge, field by field, so that no auth backend can forget to; the backend judges the
+signature and names the principal; the broker derives the session's grant, last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wetware import rpc
-from wetware.audit import Audit
 from wetware.broker.grants import Grant
 from wetware.broker.limits import LoginLimits
 from wetware.errors import (
@@ -40,6 +39,7 @@ from wetware.log import get_logger
 from wetware.protocol import CORE, challenge_to_wire, proof_from_wire, status_name
 
 if TYPE_CHECKING:
+    from wetware.audit import Audit
     from wetware.hookspecs import AuthBackend, Clock, Service
 
 log = get_logger("broker")
@@ -63,8 +63,8 @@ class Verdict:
 def compare(issued: Challenge, proof: Proof, now_s: float) -> Verdict | None:
     """What is wrong with the statement that was signed, or None if it is the challenge itself.
 
-    The order matters for the reason given: a proof relayed from another connection carries the right
-    nonce and the wrong channel; a replayed one another nonce.
+    The order matters for the reason given: a proof relayed from another connection carries the
+    right nonce and the wrong channel; a replayed one another nonce.
     """
     if len(proof.payload) > PAYLOAD_BYTES_MAX or len(proof.signed) > CHALLENGE_BYTES_MAX:
         return Verdict(LoginStatus.MALFORMED, "the proof is too large")
@@ -103,9 +103,7 @@ class _AddressLimiter:
         """Count one attempt; raises LimitExceeded."""
         per_s = self._limits.attempts_per_address_max / 60
         now = self._clock.monotonic()
-        tokens, last = self._seen.pop(
-            address, (float(self._limits.attempts_per_address_max), now)
-        )
+        tokens, last = self._seen.pop(address, (float(self._limits.attempts_per_address_max), now))
         tokens = min(self._limits.attempts_per_address_max, tokens + (now - last) * per_s)
         allowed = tokens >= 1
         self._seen[address] = (tokens - 1 if allowed else tokens, now)
@@ -169,7 +167,7 @@ class Broker:
         """The bootstrap object of one connection; `address` is None on the unix socket."""
         return GateServant(self, channel, address)
 
-    # --- the decision --------------------------------------------------------------------------------
+    # --- the decision -----------------------------------------------------------------------------
 
     async def judge(self, challenge: Challenge, proof: Proof) -> Verdict:
         """Decide one proof. Fails closed: an exception of the backend is a refusal."""
@@ -177,8 +175,8 @@ class Broker:
             return wrong
         try:
             result = await self.backend.authenticate(challenge, proof)
-        except Exception as exc:
-            log.error("auth.backend_failed", backend=self.backend.name, exc_info=exc)
+        except Exception:
+            log.exception("auth.backend_failed", backend=self.backend.name)
             return Verdict(
                 LoginStatus.BACKEND_UNAVAILABLE, "the auth backend cannot decide; see its log"
             )
@@ -419,5 +417,3 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
     def released(self) -> None:
         """The client let go, or its connection ended."""
         self._grant.revoke("the session was closed")
-
-

@@ -1,9 +1,9 @@
 """Grants: what a principal may do, as nodes of a tree that only narrows.
 
-A root is (principal, role). A session is a child of the roots of its roles, an opened service a child
-of its session. A grant is at the same time the guard (`wetware.rpc.Guard`) of every servant that is
-reached through it: the check runs in the servant's dispatch, and ending a grant ends its subtree now,
-calls in flight included.
+A root is (principal, role). A session is a child of the roots of its roles, an opened service a
+child of its session. A grant is at the same time the guard (`wetware.rpc.Guard`) of every servant
+that is reached through it: the check runs in the servant's dispatch, and ending a grant ends its
+subtree now, calls in flight included.
 
 Source: Miller, "Robust Composition" (2006), ch. 9; membranes and revocation there, §9.4.
 """
@@ -34,9 +34,7 @@ CALLS_MAX = 4096
 
 def matches(patterns: frozenset[str], interface: str, method: str) -> bool:
     """Whether "*", "Interface.*" or "Interface.method" is among the patterns."""
-    return (
-        ANY in patterns or f"{interface}.*" in patterns or f"{interface}.{method}" in patterns
-    )
+    return ANY in patterns or f"{interface}.*" in patterns or f"{interface}.{method}" in patterns
 
 
 def pattern_within(pattern: str, patterns: frozenset[str]) -> bool:
@@ -111,7 +109,7 @@ class Grant:
     def __repr__(self) -> str:
         return f"<Grant {self.id} {self.label} of {self.principal}>"
 
-    # --- the tree ----------------------------------------------------------------------------------
+    # --- the tree ---------------------------------------------------------------------------------
 
     def derive(
         self,
@@ -163,7 +161,7 @@ class Grant:
         """Living derivations."""
         return frozenset(self._children)
 
-    # --- ending ------------------------------------------------------------------------------------
+    # --- ending -----------------------------------------------------------------------------------
 
     def check_live(self) -> None:
         """Raise what ended the grant, if it has ended."""
@@ -189,9 +187,7 @@ class Grant:
     def revoke(self, reason: str) -> None:
         """End the grant and everything derived from it, now. Idempotent."""
         self.end(
-            Revoked(
-                f"grant {self.id} ({self.label}) was revoked: {reason}", hint="log in again"
-            )
+            Revoked(f"grant {self.id} ({self.label}) was revoked: {reason}", hint="log in again")
         )
 
     def end(self, error: CapabilityError) -> None:
@@ -226,14 +222,12 @@ class Grant:
         for callback in callbacks:
             try:
                 callback(error)
-            except Exception as exc:  # one broken listener must not keep the others alive
-                log.error("grant.callback_failed", grant=self.id, exc_info=exc)
+            except Exception:  # one broken listener must not keep the others alive
+                log.exception("grant.callback_failed", grant=self.id)
 
-    # --- the guard of servants (wetware.rpc.Guard) ---------------------------------------------------
+    # --- the guard of servants (wetware.rpc.Guard) ------------------------------------------------
 
-    def enter(
-        self, method: Method, args: Mapping[str, object], task: asyncio.Task[object]
-    ) -> None:
+    def enter(self, method: Method, args: Mapping[str, object], task: asyncio.Task[object]) -> None:
         """Admit one call, or raise Denied, Revoked or Expired. `task` is cancelled at the end."""
         if self.ended is not None or self.expires_at is not None:
             self.check_live()

@@ -19,7 +19,8 @@ class LoginLimits:
     """
 
     deadline_s: float = field(
-        default=10.0, metadata={"help": "Seconds from challenge to verdict.", "min": 0.1, "max": 600}
+        default=10.0,
+        metadata={"help": "Seconds from challenge to verdict.", "min": 0.1, "max": 600},
     )
     terminals_per_connection_max: int = field(
         default=8,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -65,10 +64,11 @@ def ask_passphrase(prompt: str = "Passphrase: ") -> str:
 
 def run_client(work: Callable[[Session], Awaitable[T]]) -> T:
     """Log in as the global options say, run `work` with the session, and log out."""
+    import asyncio
+
+    from wetware.client import connect
 
     async def main() -> T:
-        from wetware.client import connect
-
         async with connect(
             options.node,
             key=options.key,
@@ -96,7 +96,7 @@ def out_json(data: Any) -> None:
     sys.stdout.write("\n")
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Left-aligned columns; prints nothing but the header where there are no rows."""
     lines = [tuple(name.upper() for name in header), *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]

@@ -73,7 +73,7 @@ def node_command(
         note("ww: stopped")
 
 
-def _stop_on_signals(loop, task) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - asyncio is imported lazily
+def _stop_on_signals(loop, task) -> None:  # type: ignore[no-untyped-def]
     import os
     import signal
     import threading

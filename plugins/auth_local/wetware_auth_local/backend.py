@@ -67,13 +67,15 @@ class LocalBackend:
         self._by_key = _index(self._policy)
         self.services: tuple[Service, ...] = (PolicyService(self),)
 
-    # --- the document --------------------------------------------------------------------------------
+    # --- the document -----------------------------------------------------------------------------
 
     def _load(self, config: AuthLocalConfig) -> Policy:
         if self._file.exists():
             return self._open(self._file, "restore it from a backup, or from another node")
         if config.policy is not None:
-            policy = self._open(config.policy.expanduser(), "export it again with `ww policy export`")
+            policy = self._open(
+                config.policy.expanduser(), "export it again with `ww policy export`"
+            )
             replace_private_file(self._file, config.policy.expanduser().read_bytes())
             self._log.info("policy.adopted", version=policy.version, operator=policy.operator)
             return policy
@@ -114,7 +116,9 @@ class LocalBackend:
         async with self._lock:
             old = self._policy
             if new.operator != old.operator:
-                raise WrongCluster(f"the policy is of the cluster of {new.operator}, not of this one")
+                raise WrongCluster(
+                    f"the policy is of the cluster of {new.operator}, not of this one"
+                )
             if new.version == old.version:
                 if new.digest == old.digest:
                     return old, 0
@@ -154,7 +158,7 @@ class LocalBackend:
                 callback(event)
         return count
 
-    # --- AuthBackend ---------------------------------------------------------------------------------
+    # --- AuthBackend ------------------------------------------------------------------------------
 
     @property
     def founding(self) -> bytes:
@@ -179,15 +183,15 @@ class LocalBackend:
         if proof.scheme != SCHEME:
             return NotMine()
         if len(proof.payload) != 96:
-            return Reject(LoginStatus.MALFORMED, "a proof is a key of 32 and a signature of 64 bytes")
+            return Reject(
+                LoginStatus.MALFORMED, "a proof is a key of 32 and a signature of 64 bytes"
+            )
         public, signature = proof.payload[:32], proof.payload[32:]
         if not verify(public, signature, challenge.signed_bytes()):
             return Reject(LoginStatus.BAD_SIGNATURE, "the signature does not match the challenge")
         subject = PeerId.from_public_key(public)
         if subject not in self._by_key:
-            return Reject(
-                LoginStatus.UNKNOWN_PRINCIPAL, f"{subject} is not a user of this cluster"
-            )
+            return Reject(LoginStatus.UNKNOWN_PRINCIPAL, f"{subject} is not a user of this cluster")
         return Accept(Principal(BACKEND, subject), self._by_key[subject])
 
     def roles(self, principal: Principal) -> frozenset[str]:

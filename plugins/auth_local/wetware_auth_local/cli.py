@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OperatorKey = Annotated[
     str | None,
-    typer.Option("--operator-key", help="The operator's key, if it is not the one you log in with."),
+    typer.Option(
+        "--operator-key", help="The operator's key, if it is not the one you log in with."
+    ),
 ]
 Roles = Annotated[list[str] | None, typer.Option("--role", "-r", help="A role; repeatable.")]
 
@@ -73,7 +75,7 @@ def _key_of(text: str) -> PeerId:
     return KeyChoice(text, paths.keys_dir(), ask_passphrase).load().peer_id
 
 
-# --- ww user ---------------------------------------------------------------------------------------
+# --- ww user --------------------------------------------------------------------------------------
 
 
 @user_app.command("list")
@@ -153,7 +155,7 @@ def user_remove(name: str, operator_key: OperatorKey = None) -> None:
     _report(*_change(change, operator_key))
 
 
-def _user(policy: Policy, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - User is imported lazily
+def _user(policy: Policy, name: str):  # type: ignore[no-untyped-def]
     from wetware.errors import InvalidArgument
 
     if name not in policy.users:
@@ -162,7 +164,7 @@ def _user(policy: Policy, name: str):  # type: ignore[no-untyped-def]  # noqa: A
     return policy.users[name]
 
 
-# --- ww role ---------------------------------------------------------------------------------------
+# --- ww role --------------------------------------------------------------------------------------
 
 
 @role_app.command("list")
@@ -214,15 +216,13 @@ def role_remove(name: str, operator_key: OperatorKey = None) -> None:
             raise InvalidArgument(f"there is no role {name!r}; there are {have}")
         return policy.next(
             roles={k: v for k, v in policy.roles.items() if k != name},
-            users={
-                k: replace(user, roles=user.roles - {name}) for k, user in policy.users.items()
-            },
+            users={k: replace(user, roles=user.roles - {name}) for k, user in policy.users.items()},
         )
 
     _report(*_change(change, operator_key))
 
 
-# --- ww policy -------------------------------------------------------------------------------------
+# --- ww policy ------------------------------------------------------------------------------------
 
 
 @policy_app.command("show")

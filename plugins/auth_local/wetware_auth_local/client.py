@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
-from wetware.identity import Key
 from wetware_auth_local.policy import Policy
+
+if TYPE_CHECKING:
+    from wetware.identity import Key
 
 SCHEMA = rpc.load(Path(__file__).with_name("auth_local.capnp"))
 

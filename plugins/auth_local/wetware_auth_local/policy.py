@@ -1,7 +1,7 @@
 """The policy document: users and roles of a cluster, versioned and signed by the operator's key.
 
-On disk and on the wire it is JSON `{"policy": {…}, "signature": hex}`; the signature covers a domain
-and the canonical form of `policy`. As TOML it is for people: `ww policy export --toml`.
+On disk and on the wire it is JSON `{"policy": {…}, "signature": hex}`; the signature covers a
+domain and the canonical form of `policy`. As TOML it is for people: `ww policy export --toml`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Policy:
             },
         )
 
-    # --- questions -----------------------------------------------------------------------------------
+    # --- questions --------------------------------------------------------------------------------
 
     def roles_of(self, key: str) -> frozenset[str]:
         """The roles of the user with that key; empty for a stranger."""
@@ -110,7 +110,7 @@ class Policy:
         """SHA-256 of the canonical form, hex."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
-    # --- changes -------------------------------------------------------------------------------------
+    # --- changes ----------------------------------------------------------------------------------
 
     def next(
         self,
@@ -168,7 +168,7 @@ class Policy:
         patterns = services.get("auth_local", frozenset()) | services.get("*", frozenset())
         return bool(patterns & {"*", "PolicyStore.*", "PolicyStore.put"})
 
-    # --- forms ---------------------------------------------------------------------------------------
+    # --- forms ------------------------------------------------------------------------------------
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, sorted, for JSON and TOML."""
@@ -303,7 +303,9 @@ def _table(value: Any, what: str, known: Iterable[str] | None = None) -> dict[st
     if not isinstance(value, dict):
         raise _bad(f"{what} is not a table")
     if known is not None and (extra := sorted(value.keys() - set(known))):
-        raise _bad(f"{what} has an unknown field {extra[0]!r}", f"known: {', '.join(sorted(known))}")
+        raise _bad(
+            f"{what} has an unknown field {extra[0]!r}", f"known: {', '.join(sorted(known))}"
+        )
     return value
 
 
