@@ -14,11 +14,12 @@ import hashlib
 import json
 import os
 import random
+import socket
 import struct
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,26 @@ def locked(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def dialable(addr: Multiaddr) -> tuple[Multiaddr, ...]:
+    """What others write to reach `addr`: a wildcard stands for the machine's own addresses.
+
+    The address of the default route first, found without sending anything, then loopback.
+    """
+    if addr.host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return (addr,)
+    family, probe, loopback = (
+        (socket.AF_INET, "192.0.2.1", "127.0.0.1")
+        if addr.kind == "ip4"
+        else (socket.AF_INET6, "2001:db8::1", "::1")
+    )
+    hosts = [loopback]
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as routed:
+        routed.connect((probe, 9))  # a datagram socket only looks its route up
+        if (host := routed.getsockname()[0]) != loopback:
+            hosts.insert(0, host)
+    return tuple(replace(addr, host=host) for host in hosts)
 
 
 def socket_path(data_dir: Path) -> Path:
@@ -294,15 +315,15 @@ class Node:
                     await self._start_services(tasks)
                     self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
                     await self.host.listen(self.config.node.listen)
-                    socket = socket_path(self.data_dir)
-                    await stack.enter_async_context(self._local_socket(socket))
+                    path = socket_path(self.data_dir)
+                    await stack.enter_async_context(self._local_socket(path))
                     tasks.create_task(self._run_overlay(), name="overlay")
                     for peer, addrs in self.config.node.dial.items():
                         if peer != self.key.peer_id:
                             tasks.create_task(self._keep_connected(peer, addrs))
                     for discovery in discoveries:
                         tasks.create_task(self._discover(discovery))
-                    stack.enter_context(self._runtime_file(socket))
+                    stack.enter_context(self._runtime_file(path))
                     ready = Ready(
                         self.key.peer_id,
                         self.cluster,
@@ -323,8 +344,12 @@ class Node:
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
-        """Where this node listens, with its peer ID."""
-        return tuple(addr.with_peer(self.key.peer_id) for addr in self.host.listen_addrs)
+        """Where this node can be dialled, with its peer ID."""
+        return tuple(
+            reachable.with_peer(self.key.peer_id)
+            for addr in self.host.listen_addrs
+            for reachable in dialable(addr)
+        )
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -407,11 +432,11 @@ class Node:
             yield
 
     @contextlib.contextmanager
-    def _runtime_file(self, socket: Path) -> Iterator[None]:
+    def _runtime_file(self, path: Path) -> Iterator[None]:
         file = self.data_dir / paths.RUNTIME_FILE
         data = {
             "peer_id": str(self.key.peer_id),
-            "socket": str(socket),
+            "socket": str(path),
             "pid": os.getpid(),
             "addrs": [str(addr) for addr in self.addrs],
             "cluster": self.cluster,

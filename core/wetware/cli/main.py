@@ -56,17 +56,25 @@ def _version(wanted: bool) -> None:
 def _globals(
     node: Annotated[
         str | None,
-        typer.Option("--node", envvar="WW_NODE", help="A remote node: /ip4/…/tcp/…/p2p/PEER."),
+        typer.Option(
+            "--node",
+            envvar="WW_NODE",
+            metavar="ADDRESS",
+            help="A remote node: /ip4/…/tcp/…/p2p/PEER.",
+        ),
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--key", envvar="WW_KEY", help="Your key: a name or a file. [default]"),
+        typer.Option(
+            "--key", envvar="WW_KEY", metavar="KEY", help="Your key: a name or a file. [default]"
+        ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="The node's data directory.")
+        Path | None, typer.Option("--data-dir", metavar="DIR", help="The node's data directory.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="The configuration file (ww.toml).")
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="The configuration file (ww.toml)."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[

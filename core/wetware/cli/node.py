@@ -19,21 +19,33 @@ STOP_S_MAX = 2.0
 def node_command(
     listen: Annotated[
         list[str] | None,
-        typer.Option("--listen", "-l", help="Listen here: /ip4/HOST/tcp/PORT; repeatable."),
+        typer.Option(
+            "--listen", "-l", metavar="ADDRESS", help="Listen here: /ip4/HOST/tcp/PORT; repeatable."
+        ),
     ] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option("--peer", "-p", help="A member: its address or peer ID; repeatable."),
+        typer.Option(
+            "--peer", "-p", metavar="PEER", help="A member: its address or peer ID; repeatable."
+        ),
     ] = None,
-    auth: Annotated[str | None, typer.Option("--auth", help="The auth backend. [local]")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="What people call this node.")] = None,
+    auth: Annotated[
+        str | None, typer.Option("--auth", metavar="NAME", help="The auth backend. [local]")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="What people call this node.")
+    ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Where the node keeps its data.")
+        Path | None,
+        typer.Option("--data-dir", metavar="DIR", help="Where the node keeps its data."),
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option("--log-level", help="debug, info, warning or error.")
+        str | None,
+        typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
     ] = None,
-    log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None,
+    log_format: Annotated[
+        str | None, typer.Option("--log-format", metavar="FORMAT", help="text or json.")
+    ] = None,
 ) -> None:
     """Run a node until SIGINT or SIGTERM."""
     from wetware import log

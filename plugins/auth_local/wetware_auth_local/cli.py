@@ -24,7 +24,9 @@ OperatorKey = Annotated[
         "--operator-key", help="The operator's key, if it is not the one you log in with."
     ),
 ]
-Roles = Annotated[list[str] | None, typer.Option("--role", "-r", help="A role; repeatable.")]
+Roles = Annotated[
+    list[str] | None, typer.Option("--role", "-r", metavar="ROLE", help="A role; repeatable.")
+]
 
 user_app = typer.Typer(help="Users of the cluster.", no_args_is_help=True)
 role_app = typer.Typer(help="Roles: what users may do.", no_args_is_help=True)
@@ -95,7 +97,9 @@ def user_list(json: Json = False) -> None:
 @user_app.command("add")
 def user_add(
     name: str,
-    key: Annotated[str, typer.Option("--key", "-k", help="The user's public key (12D3Koo…).")],
+    key: Annotated[
+        str, typer.Option("--key", "-k", metavar="KEY", help="The user's public key (12D3Koo…).")
+    ],
     role: Roles = None,
     operator_key: OperatorKey = None,
 ) -> None:
@@ -120,7 +124,10 @@ def user_add(
 def user_set(
     name: str,
     key: Annotated[
-        str | None, typer.Option("--key", "-k", help="A new public key: the old one ends at once.")
+        str | None,
+        typer.Option(
+            "--key", "-k", metavar="KEY", help="A new public key: the old one ends at once."
+        ),
     ] = None,
     role: Roles = None,
     no_roles: Annotated[bool, typer.Option("--no-roles", help="Take all roles away.")] = False,

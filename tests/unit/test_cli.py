@@ -1,0 +1,117 @@
+"""The command line without a node: help, reference, keys, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wetware.testing import Home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    with Home(tmp_path) as made:
+        yield made
+
+
+def test_the_committed_reference_is_up_to_date(home: Home) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wetware.cli.reference"],
+        env=home.env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    committed = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
+    assert committed.read_text() == done.stdout, (
+        "run: python -m wetware.cli.reference > docs/reference/cli.md"
+    )
+
+
+def test_help_names_every_command(home: Home) -> None:
+    text = home.ww("--help", check=True).stdout
+    for command in [
+        "node",
+        "id",
+        "status",
+        "key",
+        "user",
+        "role",
+        "whoami",
+        "pub",
+        "sub",
+        "plugin",
+        "config",
+        "policy",
+    ]:
+        assert f"\n  {command} " in text
+
+
+def test_no_arguments_is_help(home: Home) -> None:
+    assert "Usage: ww" in home.ww().stdout + home.ww().stderr
+
+
+def test_version(home: Home) -> None:
+    import wetware
+
+    assert home.ww("--version", check=True).stdout == f"ww {wetware.__version__}\n"
+
+
+def test_keys(home: Home) -> None:
+    made = home.ww("key", "new", check=True)
+    public = made.stdout.strip()
+    assert public == home.key().peer_id
+    assert home.ww("key", "show", check=True).stdout.strip() == public
+    listed = json.loads(home.ww("key", "list", "--json", check=True).stdout)
+    assert listed == [{"name": "default", "key": public}]
+    again = home.ww("key", "new")
+    assert again.returncode == 78
+    assert "never overwritten" in again.stderr
+    assert home.key().peer_id == public
+
+
+def test_encrypted_key(home: Home) -> None:
+    secret = {"WW_PASSPHRASE": "correct horse"}
+    public = home.ww("key", "new", "sealed", check=True, env=secret).stdout.strip()
+    assert home.ww("key", "show", "sealed", check=True, env=secret).stdout.strip() == public
+    refused = home.ww("key", "show", "sealed")
+    assert refused.returncode == 78
+    assert "WW_PASSPHRASE" in refused.stderr
+    assert "encrypted" in home.ww("key", "list", check=True).stdout
+
+
+def test_id_makes_the_node_s_key_once(home: Home) -> None:
+    first = home.ww("id", check=True)
+    assert "made a new node key" in first.stderr
+    second = home.ww("id", check=True)
+    assert second.stdout == first.stdout
+    assert second.stderr == ""
+
+
+def test_debug_shows_the_traceback(home: Home) -> None:
+    plain, debug = home.ww("whoami"), home.ww("--debug", "whoami")
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in debug.stderr
+    assert plain.returncode == 69
+
+
+def test_a_closed_pipe_is_no_error_message(home: Home) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "wetware", "config", "reference"],
+        env=home.env,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
