@@ -153,7 +153,7 @@ async def main(rounds: int, echoes: int, megabytes: int) -> None:
                 "link": (lambda: stream.write(payload), lambda: stream.read_exactly(64)),
                 "push": (lambda: pushed.write(payload), lambda: pushed.read_exactly(64)),
             }
-            for name, (write, read) in faces.items():  # warm up
+            for write, read in faces.values():  # warm up
                 await echo_us(write, read, 200)
             for _ in range(rounds):
                 for name, (write, read) in faces.items():

@@ -135,7 +135,7 @@ async def start_peers() -> AsyncIterator[Callable[..., Any]]:
 
 @pytest.fixture
 def start_js(start_peers: Callable[..., Any]) -> Callable[..., Any]:
-    """`await start_js("--gossipsub", "--dht")` -> RemotePeer: js-libp2p. Skips where it is missing."""
+    """`await start_js("--gossipsub", "--dht")` -> RemotePeer: js-libp2p, or a skip without it."""
     if not (JS_DIR / "node_modules/libp2p").is_dir():
         pytest.skip(f"js-libp2p is not installed; run: {JS_INSTALL}")
     node = _node_22()
@@ -156,3 +156,9 @@ def start_stock(start_peers: Callable[..., Any]) -> Callable[..., Any]:
         return await start_peers(sys.executable, str(HERE / "stock_peer.py"), *options, cwd=HERE)
 
     return start
+
+
+@pytest.fixture
+def record_figure(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """`record_figure(name, value)`: into the report (--junitxml) of this test."""
+    return lambda name, value: request.node.user_properties.append((name, value))

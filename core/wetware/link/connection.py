@@ -157,7 +157,7 @@ class Connection(asyncio.BufferedProtocol):
         state = "closed" if self.closed else "open" if self.established else "handshake"
         return f"<Connection {self.remote} {state}>"
 
-    # --- for applications --------------------------------------------------------------------------
+    # --- for applications -------------------------------------------------------------------------
 
     async def open_stream(self, *protocols: str) -> Stream:
         """Open a stream for the first of `protocols` that the peer accepts.
@@ -174,7 +174,9 @@ class Connection(asyncio.BufferedProtocol):
                 while proposer.chosen is None:
                     data = await stream.read()
                     if not data:
-                        raise StreamReset("the peer closed the stream before a protocol was agreed")
+                        raise StreamReset(  # noqa: TRY301  # handled as one that the stream raises
+                            "the peer closed the stream before a protocol was agreed"
+                        )
                     reply = proposer.receive(data)
                     if reply:
                         stream.write_nowait(reply)
@@ -245,7 +247,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
         self._end(reason)
 
-    # --- TCP ---------------------------------------------------------------------------------------
+    # --- TCP --------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake (asyncio calls this)."""
@@ -323,7 +325,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._done.done():
             self._done.set_result(None)
 
-    # --- receiving ---------------------------------------------------------------------------------
+    # --- receiving --------------------------------------------------------------------------------
 
     def _received(self, view: memoryview, total: int) -> None:
         cipher = self._receive_cipher
@@ -365,7 +367,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    # --- sending -----------------------------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------
 
     def _output(self) -> None:
         """The session has frames: they leave at the end of this loop turn, together."""
@@ -465,7 +467,7 @@ class Connection(asyncio.BufferedProtocol):
             seal(b"".join(small))
         return out
 
-    # --- the handshake -----------------------------------------------------------------------------
+    # --- the handshake ----------------------------------------------------------------------------
 
     def _wake_handshake(self) -> None:
         if self._more is not None and not self._more.done():
@@ -555,8 +557,6 @@ class Connection(asyncio.BufferedProtocol):
                 await self._negotiate(NOISE)
                 await self._noise()
                 await self._negotiate(YAMUX)
-            if self.closed:
-                raise OverlayError("the connection ended", code="overlay.closed")
             self.remote = self.remote.with_peer(self.peer)
             self.established = True
             self.opened_at = self._loop.time()
@@ -591,7 +591,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.ready.set_result(self)
             self._flush()
 
-    # --- keepalive and the end ---------------------------------------------------------------------
+    # --- keepalive and the end --------------------------------------------------------------------
 
     def _progress(self) -> tuple[int, int]:
         """Grows while the peer sends, and while it takes what is sent to it."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import os
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from wetware.admission import Access
@@ -18,13 +20,12 @@ from wetware.errors import (
     LimitExceeded,
     OverlayError,
     PeerMismatch,
-    StreamReset,
     WetwareError,
 )
 from wetware.identity import Key, PeerId
 from wetware.link.connection import RECEIVE_BYTES, Connection
 from wetware.link.limits import LinkLimits, LinkStats, Totals, Violation
-from wetware.link.multistream import HEADER, HELLO, NA, Responder, encode_line
+from wetware.link.multistream import HEADER, HELLO, Responder, encode_line
 from wetware.link.noise import MESSAGE_BYTES_MAX, NoiseIdentity
 from wetware.link.yamux import Bytes, Stream
 from wetware.log import get_logger
@@ -50,17 +51,17 @@ class GuestPort(Protocol):
     loop, must not block, and cost a stream if they raise.
     """
 
-    def accepts(self, protocol: str) -> bool:
-        """Whether the guest serves `protocol` now."""
+    def accepts(self, protocol: str) -> Access | None:
+        """Who may open a stream of `protocol`; None if the guest does not serve it now."""
         ...
 
     def offer(self, stream: Stream, protocol: str) -> None:
         """Take over an inbound stream, `owner` "guest".
 
         The guest negotiates again as if nothing had happened: what it reads begins with the
-        multistream header and the proposal of `protocol`, and the header that it writes is dropped,
-        because the link has sent one already. So an adapter just reads and writes. The link does not
-        touch the stream any more; `set_guest(None)` resets it.
+        multistream header and the proposal of `protocol`, and the header that it writes is
+        dropped, because the link has sent one already. So an adapter just reads and writes. The
+        link does not touch the stream any more; `set_guest(None)` resets it.
         """
         ...
 
@@ -68,10 +69,10 @@ class GuestPort(Protocol):
 class _Dial:
     """One attempt to reach a peer, shared by all who ask for it meanwhile."""
 
-    __slots__ = ("addrs", "arrived", "failures", "task", "waiters")
+    __slots__ = ("addrs", "arrived", "failures", "key", "task", "waiters")
 
-    def __init__(self, addrs: Sequence[Multiaddr]) -> None:
-        self.addrs = addrs
+    def __init__(self, key: object, addrs: Sequence[Multiaddr]) -> None:
+        self.key, self.addrs = key, addrs
         self.failures: dict[Multiaddr, WetwareError | None] = {}  # None: still trying
         self.arrived: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[Connection] | None = None
@@ -106,8 +107,8 @@ class _Inbound:
             chosen = self.responder.chosen
             if chosen is not None and self.host._serves(chosen):
                 answer += encode_line(chosen)
-            if answer and stream.write_nowait(answer) < len(answer):
-                raise Violation("multistream: the dialler does not read the answers")
+            # At most a few dozen short lines, and a new stream takes 16 KiB: nothing is cut off.
+            stream.write_nowait(answer)
         except Violation as exc:
             self.host.refused("stream.negotiation")
             log.debug("stream.bad_negotiation", peer=stream.peer, reason=exc.message)
@@ -135,15 +136,15 @@ class LinkHost:
     Args:
         key: The node's key; its peer ID is what peers authenticate.
         limits: See LinkLimits.
-        admit: Whether a peer may open a stream for a protocol of a class; asked for each stream that
-            the link serves itself. A refused one hears `na`, as for a protocol that does not exist.
+        admit: Whether a peer may open a stream for a protocol of a class; asked for each stream,
+            the guest's included. A refused one hears `na`, as for an unknown protocol.
 
     Use as `async with LinkHost(key) as host:`; leaving closes listeners, connections, handlers.
 
     Attributes:
         peer_id: This node.
-        guest_expected: While True and no guest is set, streams of protocols that nobody serves wait,
-            up to `negotiation_s`, instead of hearing `na`.
+        guest_expected: While True and no guest is set, streams of protocols that nobody serves
+            wait, up to `negotiation_s`, instead of hearing `na`.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class LinkHost:
         self._past_in = self._past_out = 0
         self._closing = False
 
-    # --- life --------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> LinkHost:
         return self
@@ -191,7 +192,7 @@ class LinkHost:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop listening, say goodbye to every peer, end handlers. Takes at most about `close_s`."""
+        """Stop listening, say goodbye to all peers, end handlers. Takes about `close_s` at most."""
         self._closing = True
         for server in self._servers:
             server.close()
@@ -199,9 +200,8 @@ class LinkHost:
         for dial in self._dials.values():
             if dial.task is not None:
                 dial.task.cancel()
-        for stream, task in list(self._serving.items()):
+        for task in self._serving.values():
             task.cancel()
-            del stream
         connections = [*self._all, *self._handshaking]
         for conn in connections:
             conn.close()
@@ -229,7 +229,7 @@ class LinkHost:
         self._timers.add(timer)
         return timer
 
-    # --- listening ---------------------------------------------------------------------------------
+    # --- listening --------------------------------------------------------------------------------
 
     @property
     def listen_addrs(self) -> tuple[Multiaddr, ...]:
@@ -239,8 +239,8 @@ class LinkHost:
     async def listen(self, addrs: Iterable[Multiaddr]) -> tuple[Multiaddr, ...]:
         """Listen on `addrs` (port 0: any free one) and return them with their real ports.
 
-        All or none of `addrs`. Raises ConfigError "config.listen" if one cannot be had, e.g. because
-        another process listens there: a port is never shared.
+        All or none of `addrs`. Raises ConfigError "config.listen" if one cannot be had, e.g.
+        because another process listens there: a port is never shared.
         """
         servers: list[asyncio.Server] = []
         try:
@@ -295,7 +295,7 @@ class LinkHost:
             if not counter[ip]:
                 del counter[ip]
 
-    # --- connections -------------------------------------------------------------------------------
+    # --- connections ------------------------------------------------------------------------------
 
     def established(self, conn: Connection) -> None:
         """Adopt a connection whose handshake is done (called by connections)."""
@@ -381,7 +381,7 @@ class LinkHost:
     def _notify(self, callback: Callable[[Connection], None], conn: Connection) -> None:
         try:
             callback(conn)
-        except Exception:  # noqa: BLE001 - a watcher's defect must not end the connection
+        except Exception:  # a watcher's defect must not end the connection
             log.error("watcher.failed", exc_info=True)
 
     def refused(self, reason: str) -> None:
@@ -440,7 +440,7 @@ class LinkHost:
             refused=dict(self._refused),
         )
 
-    # --- dialling ----------------------------------------------------------------------------------
+    # --- dialling ---------------------------------------------------------------------------------
 
     async def dial(
         self,
@@ -451,8 +451,8 @@ class LinkHost:
     ) -> Connection:
         """Connect to a peer, or return a live connection to it.
 
-        The addresses are tried in order, each `dial_stagger_s` after the one before it or as soon as
-        that one fails; the first to finish the handshake wins. Who dials the same peer meanwhile
+        The addresses are tried in order, each `dial_stagger_s` after the one before it or as soon
+        as that one fails; the first to finish the handshake wins. Who dials the same peer meanwhile
         shares the attempt.
 
         Args:
@@ -478,34 +478,39 @@ class LinkHost:
                 hint="give one: /ip4/HOST/tcp/PORT/p2p/PEER",
             )
         wanted = tuple(addrs)[: self.limits.dial_addrs_max]
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self.limits.dial_s if timeout_s is None else timeout_s)
         while True:
             key = peer or wanted
             dial = self._dials.get(key)
             if dial is None:
-                dial = self._dials[key] = _Dial(wanted)
+                dial = self._dials[key] = _Dial(key, wanted)
                 dial.task = self.spawn(self._race(dial, peer))
-                dial.task.add_done_callback(lambda task, key=key: self._dial_done(key, task))
-            timeout = self.limits.dial_s if timeout_s is None else timeout_s
+                dial.task.add_done_callback(partial(self._dial_done, dial))
             try:
-                return await self._join(dial, peer, timeout)
+                return await self._join(dial, peer, deadline)
             except DialError:
                 # Somebody else's attempt failed, but it had other addresses.
                 if set(wanted) <= set(dial.addrs):
                     raise
 
-    def _dial_done(self, key: object, task: asyncio.Task[Connection]) -> None:
-        self._dials.pop(key, None)
+    def _forget_dial(self, dial: _Dial) -> None:
+        if self._dials.get(dial.key) is dial:
+            del self._dials[dial.key]
+
+    def _dial_done(self, dial: _Dial, task: asyncio.Task[Connection]) -> None:
+        self._forget_dial(dial)
         if not task.cancelled():
             task.exception()  # looked at, even if all who waited are gone
 
-    async def _join(self, dial: _Dial, peer: PeerId | None, timeout_s: float) -> Connection:
+    async def _join(self, dial: _Dial, peer: PeerId | None, deadline: float) -> Connection:
         assert dial.task is not None  # noqa: S101  # set where it is made
         dial.waiters += 1
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(deadline):
                 return await asyncio.shield(dial.task)
         except TimeoutError:
-            raise _dial_error(dial, peer, f"no answer within {timeout_s:g} s") from None
+            raise _dial_error(dial, peer, "no answer in time") from None
         except asyncio.CancelledError:
             if dial.task.cancelled() and self._closing:
                 raise DialError("this node is stopping") from None
@@ -513,6 +518,7 @@ class LinkHost:
         finally:
             dial.waiters -= 1
             if not dial.waiters and not dial.task.done():
+                self._forget_dial(dial)  # nobody may join what is being cancelled
                 dial.task.cancel()
 
     async def _race(self, dial: _Dial, peer: PeerId | None) -> Connection:
@@ -572,7 +578,10 @@ class LinkHost:
                     addr.host,
                     addr.port,
                     family=_FAMILIES[addr.kind],
-                    happy_eyeballs_delay=self.limits.dial_stagger_s,
+                    # A name may stand for several addresses, of which some do not work here.
+                    happy_eyeballs_delay=(
+                        self.limits.dial_stagger_s if addr.kind.startswith("dns") else None
+                    ),
                 )
                 assert conn is not None  # noqa: S101  # made by create_connection
                 return await asyncio.shield(conn.ready)
@@ -595,7 +604,7 @@ class LinkHost:
             raise DialError(f"not connected to {peer}", code="overlay.not_connected")
         return await conn.open_stream(*protocols)
 
-    # --- inbound streams ---------------------------------------------------------------------------
+    # --- inbound streams --------------------------------------------------------------------------
 
     def handle(self, protocol: str, handler: Handler, *, access: Access) -> Callable[[], None]:
         """Serve `protocol` with `handler`, for peers that `admit` lets in for `access`.
@@ -638,10 +647,10 @@ class LinkHost:
             waiting.resume()
 
     def admits(self, peer: PeerId, protocol: str, access: Access) -> bool:
-        """Whether `peer` may open a stream for `protocol`; a guest asks for what it serves itself."""
+        """Whether `peer` may open a stream for `protocol`: `admit`, failing closed."""
         try:
             return self._admit(peer, protocol, access)
-        except Exception:  # noqa: BLE001 - fail closed
+        except Exception:  # fail closed
             log.error("admit.failed", exc_info=True)
             return False
 
@@ -660,11 +669,16 @@ class LinkHost:
             if self.guest_expected:
                 return None
         else:
+            access: Access | None = None
             try:
-                if self._guest.accepts(protocol):
-                    return True
-            except Exception:  # noqa: BLE001 - the guest's defect costs one stream
+                access = self._guest.accepts(protocol)
+            except Exception:  # the guest's defect costs one stream
                 log.error("guest.failed", exc_info=True)
+            if access is not None:
+                allowed = self.admits(stream.peer, protocol, access)
+                if not allowed:
+                    self._log_refusal(stream, protocol, "not admitted")
+                return allowed
         self._log_refusal(stream, protocol, "not served")
         return False
 
@@ -701,11 +715,13 @@ class LinkHost:
             return
         stream.owner = "guest"
         stream.replay(HELLO + encode_line(protocol), swallow=len(HELLO))
+        guest = self._guest
+        if guest is None:  # it went between its yes and now
+            stream.reset()
+            return
         try:
-            if self._guest is None:
-                raise StreamReset("the guest has gone")
-            self._guest.offer(stream, protocol)
-        except Exception:  # noqa: BLE001 - the guest's defect costs one stream
+            guest.offer(stream, protocol)
+        except Exception:  # the guest's defect costs one stream
             log.error("guest.failed", exc_info=True)
             stream.reset()
 
@@ -715,7 +731,7 @@ class LinkHost:
         except (OverlayError, EOFError) as exc:  # the peer ended it early: nobody's defect
             log.debug("handler.ended", protocol=stream.protocol, peer=stream.peer, reason=exc)
             stream.reset()
-        except Exception:  # noqa: BLE001 - a handler's defect ends its stream only
+        except Exception:  # a handler's defect ends its stream only
             log.error("handler.failed", protocol=stream.protocol, peer=stream.peer, exc_info=True)
             stream.reset()
         except BaseException:
@@ -725,16 +741,27 @@ class LinkHost:
             stream.finish()
 
     def _served(self, stream: Stream) -> None:
-        if stream.protocol and self._serving.pop(stream, None) is not None:
-            stream.reset() if not stream._fin else None
+        if self._serving.pop(stream, None) is not None:
+            if not stream.closing:  # cancelled before it began
+                stream.reset()
             stream.release()
 
     def stream_reset(self, stream: Stream) -> None:
         """A stream was reset: its handler ends soon (called by connections)."""
         task = self._serving.get(stream)
-        if task is not None and not task.done():
-            timer = self._later(self.limits.handler_grace_s, lambda: task.cancel() and None)
-            task.add_done_callback(lambda _task: (timer.cancel(), self._timers.discard(timer)))
+        if task is None or task.done():
+            return
+
+        def cut() -> None:
+            task.cancel()
+
+        timer = self._later(self.limits.handler_grace_s, cut)
+
+        def done(_task: asyncio.Task[None]) -> None:
+            timer.cancel()
+            self._timers.discard(timer)
+
+        task.add_done_callback(done)
 
 
 _FAMILIES = {
@@ -756,15 +783,8 @@ def _ip_group(host: str) -> str:
 def _os_reason(exc: OSError) -> str:
     """The kernel's words, without Python's wrapping."""
     if exc.errno is not None:
-        return errno_text(exc.errno)
+        return os.strerror(exc.errno).lower()
     return str(exc) or type(exc).__name__
-
-
-def errno_text(number: int) -> str:
-    """E.g. "connection refused"."""
-    import os
-
-    return os.strerror(number).lower()
 
 
 def _listen_error(addr: Multiaddr, exc: OSError) -> ConfigError:

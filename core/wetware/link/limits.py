@@ -1,7 +1,8 @@
 """The bounds of the link: one named limit per queue, frame, table and wait, and what is counted.
 
-Every field says why it has its value. A peer that breaks a rule of the protocol, or floods, loses its
-connection (`Violation`); a peer that merely asks for more than a limit grants is refused or slowed.
+Every field says why it has its value. A peer that breaks a rule of the protocol, or floods, loses
+its connection (`Violation`); one that merely asks for more than a limit grants is refused or
+slowed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class LinkLimits:
 
     Attributes:
         connections_max: Connections in all. A connection costs some 50 KiB and a file descriptor
-            (the usual limit of a process is 1024; raise both together). An eighth is kept for dials.
+            (the usual limit of a process is 1024; raise both together). An eighth is for dials.
         connections_per_peer_max: Two arise when both ends dial at once; beyond the limit the oldest
             connection of that peer ends: a peer that restarted is not shut out by its own past.
         connections_per_ip_max: Inbound connections of one address (IPv6: one /64), so that a single
@@ -42,35 +43,35 @@ class LinkLimits:
         handshakes_per_ip_max: Inbound handshakes pending from one address: the slow-loris bound.
         handshake_s: From TCP connect to the muxer; a handshake takes three round trips.
         negotiation_s: For the protocol of one stream to be agreed, in both directions.
-        negotiation_proposals_max: Proposals in one negotiation; an honest dialler has a few versions.
+        negotiation_proposals_max: Proposals in one negotiation; an honest dialler has a few.
         dial_s: Default for a whole `dial`, over all addresses.
         dial_stagger_s: Head start of an address over the next one (RFC 8305 suggests 250 ms).
         dial_addrs_max: Addresses tried in one dial; a peer may advertise any number.
         dials_max: TCP connections being opened at once, in all dials.
         duplicate_idle_s: A second connection to a peer with no streams on it ends after this time.
-        streams_in_per_connection_max: Streams that the peer has open, handlers still running included.
+        streams_in_per_connection_max: Streams that the peer has open, running handlers included.
         streams_out_per_connection_max: Streams that this side has open.
         stream_opens_per_s: Sustained rate of streams that a peer opens; more is not useful work.
         stream_opens_burst: How many it may open at once above that rate.
-        stream_aborts_per_s: Sustained rate of streams that a peer opens and resets before agreeing on
-            a protocol ("rapid reset"); an honest dialler does it when it is cancelled.
+        stream_aborts_per_s: Sustained rate of streams that a peer opens and resets before agreeing
+            on a protocol ("rapid reset"); an honest dialler does it when it is cancelled.
         stream_aborts_burst: How many at once above that rate.
         control_frames_per_s: Sustained rate of pings and of frames that say nothing.
         control_frames_burst: How many at once above that rate.
         frames_per_s: Sustained rate of frames of any kind from one connection; beyond it the link
             reads that connection more slowly. Above what a core can make use of.
         frames_burst: How many at once above that rate.
-        control_queued_max: Control frames queued because the peer does not read; then it is cut off.
+        control_queued_max: Control frames queued for a peer that does not read; then it is cut off.
         frame_bytes_max: The longest data frame accepted. It is never buffered as a whole; the bound
             is a sanity check, since a frame beyond the stream's window is a violation anyway.
-        stream_window_bytes: How far the receive window of a stream that is read quickly grows, from
+        stream_window_bytes: How far the receive window of a stream that is read grows, from
             yamux's 256 KiB: bandwidth × round trip, e.g. 4 MiB = 320 Mbit/s at 100 ms.
-        buffered_per_connection_bytes_max: Received and not yet read, on one connection; beyond it the
-            stream with most unread bytes is reset. Half of it may be promised as grown windows.
+        buffered_per_connection_bytes_max: Received and not yet read, on one connection; beyond it
+            the stream with most unread bytes is reset. Half may be promised as grown windows.
         buffered_bytes_max: The same in all connections.
         stream_unsent_bytes_max: Accepted by `write` and not yet sent, on one stream: backpressure
             begins here. Covers a loop turn at full speed.
-        stream_unsent_bytes_min: What one stream may always hold unsent, however full the connection.
+        stream_unsent_bytes_min: What a stream may always hold unsent, however full the connection.
         unsent_per_connection_bytes_max: Unsent on one connection before its streams fall to the
             minimum: a peer that opens many streams and reads none.
         unsent_bytes_max: The same in all connections.
@@ -78,8 +79,8 @@ class LinkLimits:
         keepalive_timeout_s: Silence after that ping, or time in which a peer takes none of what
             waits for it, after which the connection ends.
         close_s: How long a graceful close tries to get rid of what is queued.
-        linger_s: How long a stream that is finished here waits for the peer's FIN before it is reset.
-        handler_grace_s: How long a handler may go on once its stream was reset; then it is cancelled.
+        linger_s: How long a stream that is finished here waits for the peer's FIN before a reset.
+        handler_grace_s: How long a handler may go on after a reset; then it is cancelled.
         listen_backlog: Connections that the kernel holds before they are accepted.
     """
 

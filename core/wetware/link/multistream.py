@@ -15,6 +15,8 @@ from wetware.link.limits import Violation
 LINE_BYTES_MAX = 1024
 """Of one line, newline included: what other implementations accept."""
 
+_PENDING_BYTES_MAX = 16 * LINE_BYTES_MAX  # received while a proposal is thought about
+
 HEADER = "/multistream/1.0.0"
 
 
@@ -54,6 +56,9 @@ class LineReader:
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Add received bytes."""
         self._data += data
+
+    def __len__(self) -> int:
+        return len(self._data)
 
     def line(self) -> str | None:
         """The next line without its newline, or None if it is not complete yet.
@@ -115,14 +120,13 @@ class Proposer:
         Raises ProtocolRefused when the last proposal was refused, Violation on nonsense.
         """
         self._lines.feed(data)
-        while (line := self._lines.line()) is not None:
+        while self.chosen is None and (line := self._lines.line()) is not None:
             if not self._said_hello:
                 if line != HEADER:
                     raise Violation("multistream: no header")
                 self._said_hello = True
             elif line == self._left[0]:
                 self.chosen = line
-                break
             elif line == "na":
                 refused = self._left.pop(0)
                 if not self._left:
@@ -163,7 +167,7 @@ class Responder:
         self._lines.feed(data)
         if self.pending is not None:
             # The dialler waits for an answer: one that talks on is bounded here.
-            if len(self._lines._data) > LINE_BYTES_MAX * 16:
+            if len(self._lines) > _PENDING_BYTES_MAX:
                 raise Violation("multistream: data before the protocol was agreed")
             return b""
         return self._run()

@@ -213,7 +213,10 @@ class NoiseHandshake:
         self._hash = hashlib.sha256(self._hash + data).digest()
 
     def _mix_key(self, private: X25519PrivateKey, public: bytes) -> None:
-        shared = private.exchange(X25519PublicKey.from_public_bytes(public))
+        try:
+            shared = private.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError as exc:  # a point of low order, or of the wrong length
+            raise Violation(f"noise: {exc}") from None
         self._chain, key = _kdf(self._chain, shared)
         self._cipher = Cipher(key)
 
@@ -264,8 +267,6 @@ class NoiseHandshake:
             self._peer = verify_identity(self._open(message[48:]), static)
         except InvalidTag:
             raise Violation("noise: a handshake message was tampered with") from None
-        except ValueError as exc:  # a point of low order, or of the wrong length
-            raise Violation(f"noise: {exc}") from None
         if step == 2:
             self._finish()
 

@@ -1,6 +1,6 @@
 """yamux/1.0.0: many streams on one connection, each with its own window. No sockets in here.
 
-A `Session` eats plaintext (`feed`) and yields frames (`pull`); a `Stream` is what applications hold.
+A `Session` eats plaintext (`feed`) and yields frames (`pull`); applications hold `Stream`s.
 Control frames leave before data; streams with data take turns, one frame each, so that a bulk
 transfer does not starve small messages. Receive windows are enforced, and everything that a peer
 can make this side hold is counted against a named limit.
@@ -10,7 +10,6 @@ Source: https://github.com/hashicorp/yamux/blob/master/spec.md
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -50,11 +49,12 @@ class Stream:
     Two faces, not to be mixed for one direction at a time:
 
     - **Coroutines**: `read`, `read_exactly`, `write`. One task reads at a time; writers queue.
-    - **Synchronous**, for adapters: `read_nowait`, `write_nowait` with `on_wake`; or `attach`, which
-      pushes what arrives and is the cheapest.
+    - **Synchronous**, for adapters: `read_nowait`, `write_nowait` with `on_wake`; or `attach`,
+      which pushes what arrives and is the cheapest.
 
-    A stream ends for good when both sides have said FIN (`close` on this one), or at a reset. `close`
-    alone leaves the peer's direction open: read to the end, or `finish()`, or `reset()`.
+    A stream ends for good when both sides have said FIN (`close` on this one), or at a reset.
+    `close` alone leaves the peer's direction open: read to the end, `finish()`, or `reset()`.
+    As a context manager, it is finished at the end of the block, or reset by an exception.
 
     Attributes:
         id: The yamux stream ID.
@@ -148,11 +148,16 @@ class Stream:
         return self._reset is not None or (self._read_closed and self._fin_sent and not self._in)
 
     @property
+    def closing(self) -> bool:
+        """Whether this side was closed or the stream was reset: nothing can be written."""
+        return self._fin
+
+    @property
     def at_eof(self) -> bool:
         """Whether the peer closed its side and all that it sent was read."""
         return self._read_closed and not self._in
 
-    # --- reading -----------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def read_nowait(self, n: int = -1) -> bytes | None:
         """What has arrived, at most `n` bytes; None if nothing has, b"" at the end.
@@ -183,8 +188,9 @@ class Stream:
         return data
 
     async def read_exactly(self, n: int) -> bytes:
-        """Exactly `n` bytes; raises asyncio.IncompleteReadError (with what came) at an early end."""
-        parts, left = [], n
+        """Exactly `n` bytes; asyncio.IncompleteReadError, with what came, at an early end."""
+        parts: list[bytes] = []
+        left = n
         while left:
             data = self.read_nowait(left)
             if data is None:
@@ -253,10 +259,10 @@ class Stream:
         """Push what arrives to callbacks instead of queueing it: the fast face for RPC.
 
         Args:
-            on_data: Called on the loop with each piece as it is decrypted; what was queued before is
-                pushed during `attach`. A memoryview stays valid while it is held (and holds its whole
-                message, up to 64 KiB). The peer's window comes back only with `consumed(n)`: a sink
-                that does not consume stops the peer after the window.
+            on_data: Called on the loop with each piece as it is decrypted; what was queued before
+                is pushed during `attach`. A memoryview stays valid while it is held (and holds its
+                whole message, up to 64 KiB). The peer's window comes back only with `consumed(n)`:
+                a sink that does not consume stops the peer after the window.
             on_end: Called once: None when the peer said FIN, else the StreamReset. No data follows.
             on_writable: Called when `write_nowait` took less than asked and there is room again, or
                 it would now raise because the stream was reset.
@@ -279,7 +285,7 @@ class Stream:
         assert self._on_data is not None  # noqa: S101  # callers check; mypy cannot see it
         try:
             self._on_data(data)
-        except Exception:  # noqa: BLE001 - a sink's defect ends its stream only
+        except Exception:  # a sink's defect ends its stream only
             log.error("stream.sink_failed", protocol=self.protocol, exc_info=True)
             self.reset()
 
@@ -288,7 +294,7 @@ class Stream:
         if on_end is not None:
             try:
                 on_end(self._gone() if self._reset is not None else None)
-            except Exception:  # noqa: BLE001 - as in _push
+            except Exception:  # as in _push
                 log.error("stream.sink_failed", protocol=self.protocol, exc_info=True)
                 self.reset()
 
@@ -335,12 +341,12 @@ class Stream:
     def _call(self, callback: Callable[[], None]) -> None:
         try:
             callback()
-        except Exception:  # noqa: BLE001 - an adapter's defect ends its stream only
+        except Exception:  # an adapter's defect ends its stream only
             log.error("stream.sink_failed", protocol=self.protocol, exc_info=True)
             self.on_wake = None
             self.reset()
 
-    # --- writing -----------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def _room(self) -> int:
         """How many bytes a writer may add now."""
@@ -379,14 +385,15 @@ class Stream:
         if type(data) is not bytes and not (type(data) is memoryview and type(data.obj) is bytes):
             data = bytes(data)  # the caller may change it
         session = self._session
-        self._out.append(data)  # type: ignore[arg-type]  # a bytearray was copied above
+        self._out.append(data)
         self._out_bytes += size
         session.unsent_bytes += size
         session.totals.unsent_bytes += size
         if not self._queued and self._send_window:
             self._queued = True
             session.ring.append(self)
-            session.data_output()
+            # A writer that got less waits for a later wake-up: not for one from within this call.
+            (session.output if self._want else session.data_output)()
         return size
 
     async def write(self, data: Bytes) -> None:
@@ -440,7 +447,7 @@ class Stream:
         self.unread(prefix)
         self._swallow = swallow
 
-    # --- ending ------------------------------------------------------------------------------------
+    # --- ending -----------------------------------------------------------------------------------
 
     def close(self) -> None:
         """End this side (FIN) after what was written. Reading goes on. Idempotent."""
@@ -528,7 +535,8 @@ class Stream:
 
     def _settle(self) -> None:
         """Leave the session's table once both sides are closed."""
-        if self._read_closed and self._fin_sent and self._session.streams.pop(self.id, None):
+        streams = self._session.streams
+        if self._read_closed and self._fin_sent and streams.pop(self.id, None) is not None:
             if self._linger is not None:
                 self._linger.cancel()
                 self._linger = None
@@ -604,7 +612,7 @@ class Session:
         self._aborts = TokenBucket(limits.stream_aborts_per_s, limits.stream_aborts_burst)
         self._idle_talk = TokenBucket(limits.control_frames_per_s, limits.control_frames_burst)
 
-    # --- sending -----------------------------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------
 
     @property
     def pending(self) -> bool:
@@ -659,7 +667,7 @@ class Session:
                 stream._wake_writer()
         return parts
 
-    # --- windows -----------------------------------------------------------------------------------
+    # --- windows ----------------------------------------------------------------------------------
 
     def grow(self, extra: int) -> bool:
         """Whether a stream's window may grow by `extra` bytes; if so, it is booked."""
@@ -701,7 +709,7 @@ class Session:
             )
             worst.reset()
 
-    # --- streams -----------------------------------------------------------------------------------
+    # --- streams ----------------------------------------------------------------------------------
 
     def open(self) -> Stream:
         """A new outbound stream, nothing agreed on it yet.
@@ -764,7 +772,7 @@ class Session:
         for stream in list(self.streams.values()):
             stream._fail(reason, keep_input=True)
 
-    # --- receiving ---------------------------------------------------------------------------------
+    # --- receiving --------------------------------------------------------------------------------
 
     def feed(self, buf: bytes) -> None:
         """Take one decrypted message; frames may span messages. Raises Violation."""

@@ -1,8 +1,8 @@
-"""Link connections and streams in the shapes that py-libp2p 0.8.1 expects. Runs inside the trio guest.
+"""Link connections and streams in the shapes that py-libp2p 0.8.1 expects, inside the trio guest.
 
-libp2p gets an `IMuxedConn` per link connection, and `IMuxedStream`s of it. It never sees a socket, and
-it can end streams of its own only: a connection belongs to the link. The methods that it uses beyond
-its interfaces are `get_remote_address`, `swarm`, `on_close`, `remove_stream` on the connection.
+libp2p gets an `IMuxedConn` per link connection, and `IMuxedStream`s of it. It never sees a socket,
+and it can end streams of its own only: a connection belongs to the link. What it uses beyond its
+interfaces: `get_remote_address`, `swarm`, `on_close` and `remove_stream` on the connection.
 """
 
 from __future__ import annotations
@@ -36,25 +36,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def on_host(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the asyncio loop and wait for it in trio; cancellation goes through."""
+async def on_host(
+    coroutine: Coroutine[Any, Any, T], *, drop: Callable[[T], object] = lambda _: None
+) -> T:
+    """Run a coroutine on the asyncio loop and wait for it in trio; cancellation goes through.
+
+    `drop` gets a result that came too late: the wait for it was cancelled in the same moment.
+    """
     done = trio.Event()
     task = asyncio.get_running_loop().create_task(coroutine)
     task.add_done_callback(lambda _: done.set())
+
+    def too_late(task: asyncio.Task[T]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            drop(task.result())
+
     try:
         await done.wait()
-    except trio.Cancelled:
+    except BaseException:
         task.cancel()
-        task.add_done_callback(_forget)
+        task.add_done_callback(too_late)
         raise
     if task.cancelled():
         raise OverlayError("the operation was cancelled by the link")
     return task.result()
-
-
-def _forget(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()  # nobody waits for it any more
 
 
 def to_link_addr(addr: LibAddr) -> Multiaddr | None:
@@ -79,8 +84,11 @@ class GuestStream(IMuxedStream):
         # A reader and a writer may wait at the same time; both look again when something happened.
         self._waiting = trio.lowlevel.ParkingLot()
         stream.owner = "guest"
-        stream.on_wake = self._waiting.unpark_all
+        stream.on_wake = self._wake
         conn.streams.add(self)
+
+    def _wake(self) -> None:
+        self._waiting.unpark_all()
 
     async def read(self, n: int | None = None) -> bytes:
         """Some bytes, at most `n`; raises MuxedStreamEOF at the end."""
@@ -158,7 +166,7 @@ class GuestStream(IMuxedStream):
 
 
 class GuestConn(IMuxedConn):
-    """One link connection. It ends for libp2p when the link's ends, or when libp2p lets go of it."""
+    """One link connection: it ends for libp2p with the link's, or when libp2p lets go of it."""
 
     negotiated_security_protocol = "/noise"
     negotiated_muxer_protocol = "/yamux/1.0.0"
@@ -167,6 +175,7 @@ class GuestConn(IMuxedConn):
         self.link_conn = connection
         self.peer_id = ID(connection.peer.multihash)
         self.event_started = trio.Event()
+        self.settled = trio.Event()  # libp2p has it in its table, or has refused it
         self.on_close: Callable[[], Awaitable[None]] | None = None  # set by SwarmConn
         self.streams: set[GuestStream] = set()
         self._released = trio.Event()
@@ -238,7 +247,8 @@ class GuestConn(IMuxedConn):
 
         Raises ProtocolRefused, StreamReset, LimitExceeded.
         """
-        stream = await on_host(self.link_conn.open_stream(*protocols))
+        opening = self.link_conn.open_stream(*protocols)
+        stream = await on_host(opening, drop=lambda late: late.reset())
         if self.is_closed:
             stream.reset()
             raise MuxedConnUnavailable("the connection is over")
@@ -253,6 +263,7 @@ class GuestConn(IMuxedConn):
         if self._released.is_set():
             return
         self._released.set()
+        self.settled.set()
         self._send.close()
         for stream in tuple(self.streams):
             stream.drop()
@@ -289,8 +300,11 @@ class LinkTransport(ITransport):
         """Never called, as `can_listen` is always False."""
         raise OpenConnectionError("libp2p does not listen; the link does")
 
-    async def dial(self, maddr: LibAddr) -> GuestConn:  # type: ignore[override]  # IRawConnection or IMuxedConn, by what Swarm does with it
-        """Dial one address; the connection is registered with the swarm already."""
+    async def dial(self, maddr: LibAddr) -> GuestConn:
+        """Dial one address; the connection is in the swarm's table already.
+
+        The interface says IRawConnection; Swarm tells an IMuxedConn apart and upgrades nothing.
+        """
         addr = to_link_addr(maddr)
         if addr is None:
             raise OpenConnectionError(f"the link cannot dial {maddr}")

@@ -1,18 +1,21 @@
 """One life of py-libp2p 0.8.1: a trio guest run on the asyncio loop, in the same thread.
 
 Only `_loading.load_guest` imports this module, and with it trio and libp2p. Of libp2p it uses the
-swarm (its table of connections), the peerstore, identify's messages and Kad-DHT. What it does not use:
-sockets, security upgrades, muxers, listeners, the auto-connector, GossipSub.
+swarm (its table of connections), the peerstore, identify's messages and Kad-DHT; it does not use
+its sockets, listeners, security upgrades, muxers, auto-connector or GossipSub.
 
-Designed out (each reproduced on 0.8.1): an exception in a stream handler ends the host; the slot of an
-inbound connection is never given back (250 and no more); a connection that dies while it is added
-stays in the table; plaintext is accepted; an unbounded read in identify; 12 idle DHT streams shut the
-DHT for everybody.
+Defects of 0.8.1 that are designed out: an exception in a stream handler ends the host; the slot of
+an inbound connection is never given back (250 and no more); a connection that dies while it is
+added stays in the table, and one that two tasks add loses streams; plaintext is accepted; identify
+reads without a bound; 12 idle DHT streams shut the DHT for everybody; the auto-connector dials
+every known peer up to a watermark; peers are never forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
 import signal
 import threading
@@ -36,6 +39,7 @@ from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore, PeerStoreError
@@ -53,19 +57,16 @@ from wetware.errors import (
     DialError,
     LimitExceeded,
     OverlayError,
-    ProtocolRefused,
     WetwareError,
 )
 from wetware.identity import PeerId
-from wetware.link.multistream import HELLO, NA, encode_line
+from wetware.link.multistream import HELLO, encode_line
 from wetware.log import get_logger
 from wetware.overlay import _loading
 from wetware.overlay._adapter import (
     GuestConn,
-    GuestStream,
     LinkTransport,
     on_host,
-    to_lib_addr,
     to_link_addr,
 )
 from wetware.overlay.overlay import OverlayLimits, OverlayUnavailable, PeerReport, Provider
@@ -117,7 +118,7 @@ class _NoUpgrader(TransportUpgrader):
 
 
 class _NoAutoConnector(AutoConnector):
-    """Dials nobody and remembers nobody: libp2p's own dials every known peer, up to its watermarks."""
+    """Dials nobody and remembers nobody."""
 
     async def start(self) -> None:
         """Does not start: no periodic task either."""
@@ -130,7 +131,7 @@ class _NoAutoConnector(AutoConnector):
 
 
 class _Swarm(Swarm):
-    """The table of connections. Dials with the link: all addresses at once, no blackout after it."""
+    """The table of connections. Dials with the link: all addresses, no blackout after a failure."""
 
     reach: Callable[[ID, list[LibAddr]], Awaitable[GuestConn]]
 
@@ -180,6 +181,7 @@ class _Host(BasicHost):
         self._expanded: dict[str, list[LibAddr]] = {}
         self.dht: KadDHT | None = None
         self.dht_peers: set[ID] = set()
+        self._asking: dict[ID, trio.Lock] = {}
         self._identifying = trio.CapacityLimiter(limits.identify_streams_max)
         super().__init__(swarm, disable_identify_address_discovery=True)
         self.multiselect = _Multiselect({})
@@ -211,14 +213,21 @@ class _Host(BasicHost):
         connections = self.get_network().connections
         return [peer for peer in self.dht_peers if peer in connections]
 
-    # --- streams -----------------------------------------------------------------------------------
+    # --- streams ---------------------------------------------------------------------------------
 
     async def new_stream(self, peer_id: ID, protocol_ids: Sequence[TProtocol]) -> INetStream:
-        """A stream for the first protocol that the peer speaks; dials it if it must."""
+        """A stream for the first protocol that the peer speaks; dials it if it must.
+
+        The DHT asks members only: libp2p's lookups would go to every peer that they hear of.
+        """
+        peer = peer_id_of(peer_id)
+        if peer is None or (KAD in protocol_ids and not self._member(peer)):
+            raise SwarmException(f"{peer_id} is not a member")
         for conn in await self._network.dial_peer(peer_id):
             if isinstance(conn.muxed_conn, GuestConn):
                 stream = await conn.muxed_conn.open_for(tuple(map(str, protocol_ids)))
-                net_stream = await conn._add_stream(stream)
+                with trio.CancelScope(shield=True):  # short; a stream must not be lost in between
+                    net_stream = await conn._add_stream(stream)
                 net_stream.set_protocol(TProtocol(stream.link_stream.protocol))
                 return net_stream
         raise SwarmException(f"no connection to {peer_id}")
@@ -254,18 +263,26 @@ class _Host(BasicHost):
 
         return bounded
 
-    # --- identify ----------------------------------------------------------------------------------
+    # --- identify --------------------------------------------------------------------------------
 
     async def exchange_identify(self, peer_id: ID) -> Identify:
-        """Ask the peer who it is; bounded in time by the caller, in size here."""
-        async with self._identifying:
-            stream = await self.new_stream(peer_id, [IDENTIFY])
-            try:
-                message = await self._read_identify(stream)
-            except BaseException:
-                await stream.reset()
-                raise
-            await stream.close()
+        """Ask the peer who it is; bounded in time by the caller, in size here.
+
+        One exchange per peer at a time: js-libp2p resets the second identify stream of a connection.
+        """
+        turn = self._asking.setdefault(peer_id, trio.Lock())
+        try:
+            async with turn, self._identifying:
+                stream = await self.new_stream(peer_id, [IDENTIFY])
+                try:
+                    message = await self._read_identify(stream)
+                except BaseException:
+                    await stream.reset()
+                    raise
+                await stream.close()
+        finally:
+            if not turn.locked():
+                self._asking.pop(peer_id, None)
         return message
 
     async def _take_push(self, stream: INetStream) -> None:
@@ -333,8 +350,9 @@ async def _read_uvarint(stream: INetStream) -> int:
 
 async def _serve_ping(stream: INetStream) -> None:
     """Answer pings until the peer closes; the link's limits bound how many streams it opens."""
-    while data := await stream.read(PING_BYTES):
-        await stream.write(data)
+    with contextlib.suppress(StreamEOF):
+        while data := await stream.read(PING_BYTES):
+            await stream.write(data)
 
 
 class _Small(Validator):
@@ -424,13 +442,13 @@ class Guest:
         self._calls: set[asyncio.Future[Any]] = set()
         self._unwatch: Callable[[], None] = lambda: None
         self._dials = trio.CapacityLimiter(limits.dials_max)
-        self._pid = os.getpid()
+        self._port_set = False
 
-    # --- lifecycle, called on the asyncio loop -------------------------------------------------------
+    # --- lifecycle, called on the asyncio loop ---------------------------------------------------
 
     def start(self) -> None:
         """Begin; returns at once. Raises OverlayError if this thread runs a guest already."""
-        # trio would take over SIGINT from the default handler, and raise KeyboardInterrupt in tasks.
+        # trio would replace the default handler of SIGINT, and raise KeyboardInterrupt in tasks.
         ours = threading.current_thread() is threading.main_thread() and (
             signal.getsignal(signal.SIGINT) is signal.default_int_handler
         )
@@ -439,8 +457,8 @@ class Guest:
         try:
             trio.lowlevel.start_guest_run(
                 self._main,
-                run_sync_soon_threadsafe=self._loop.call_soon_threadsafe,
-                run_sync_soon_not_threadsafe=self._loop.call_soon,
+                run_sync_soon_threadsafe=self._soon_threadsafe,
+                run_sync_soon_not_threadsafe=self._soon,
                 done_callback=self._done,
                 host_uses_signal_set_wakeup_fd=True,
             )
@@ -455,6 +473,12 @@ class Guest:
             if ours:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def _soon_threadsafe(self, function: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+    def _soon(self, function: Callable[[], object]) -> None:
+        self._loop.call_soon(function)
+
     def stop(self) -> None:
         """Tell the run to end. Its streams are reset; connections stay. Idempotent."""
         self._let_go()
@@ -467,8 +491,17 @@ class Guest:
         async def boom() -> None:
             raise error
 
-        if self._nursery is not None and not self.ended.done():
-            self._nursery.start_soon(boom)
+        self._spawn(boom)
+
+    def _spawn(self, function: Callable[[], Awaitable[None]]) -> bool:
+        """Start a task in the guest; False if it is not running, or is ending right now."""
+        if self._nursery is None:
+            return False
+        try:
+            self._nursery.start_soon(function)
+        except RuntimeError:  # the nursery has closed, and `_done` is about to be called
+            return False
+        return True
 
     @property
     def connections(self) -> int:
@@ -506,15 +539,11 @@ class Guest:
             conn.abandon()
         self._conns.clear()
 
-    _port_set = False
-
     async def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """From asyncio: run an async function inside the guest.
 
         Raises what it raises, LimitExceeded, or OverlayUnavailable when the guest ends meanwhile.
         """
-        if self._nursery is None:
-            raise OverlayUnavailable("the libp2p guest is not running", hint="try again")
         if len(self._calls) >= self._limits.calls_max:
             raise LimitExceeded(
                 f"{self._limits.calls_max} calls into libp2p are under way (calls_max)"
@@ -534,47 +563,46 @@ class Guest:
 
         self._calls.add(future)
         try:
-            self._nursery.start_soon(answer)
+            if not self._spawn(answer):
+                raise OverlayUnavailable("the libp2p guest is not running", hint="try again")
             return await future
         finally:
             self._calls.discard(future)
             if not future.done() or future.cancelled():
                 scope.cancel()
 
-    # --- the port of the link, called on the asyncio loop -----------------------------------------------
+    # --- the port of the link, called on the asyncio loop ----------------------------------------
 
-    def accepts(self, protocol: str) -> bool:
-        """Whether libp2p serves `protocol`."""
-        return protocol in ACCESS and TProtocol(protocol) in self._host.multiselect.handlers
+    def accepts(self, protocol: str) -> Access | None:
+        """Who may open a stream of `protocol`; None if libp2p does not serve it."""
+        served = TProtocol(protocol) in self._host.multiselect.handlers
+        return ACCESS.get(protocol) if served else None
 
     def offer(self, stream: Stream, protocol: str) -> None:
-        """Take an inbound stream: agree to its protocol, or refuse a peer that may not speak it."""
+        """Take an inbound stream."""
         conn = self._conns.get(stream.connection)
         if conn is None:
             stream.reset()
             return
-        # The link lets a guest negotiate again; all that is left to say is yes or no.
+        # The link lets a guest negotiate again; all that is left to say is yes.
         proposal = HELLO + encode_line(protocol)
         if stream.read_nowait(len(proposal)) != proposal:
             raise OverlayError("the link did not replay the proposal")
-        if self._link.admits(stream.peer, protocol, ACCESS[protocol]):
-            stream.write_nowait(proposal)
-            conn.offer(stream)
-        else:
-            stream.write_nowait(HELLO + NA)
-            stream.finish()
+        stream.write_nowait(proposal)
+        conn.offer(stream)
 
     def _on_up(self, connection: Connection) -> None:
-        if self._nursery is not None and connection not in self._conns:
-            self._adapt(connection)
-            self._nursery.start_soon(self._adopt, connection)
+        if self._nursery is not None and connection not in self._conns and not connection.closed:
+            conn = GuestConn(connection, waiting_max=self._limits.guest_streams_max)
+            self._conns[connection] = conn
+            self._spawn(functools.partial(self._adopt, connection))
 
     def _on_down(self, connection: Connection) -> None:
         self._adopted.pop(connection, None)
         if (conn := self._conns.pop(connection, None)) is not None:
             conn.release()
 
-    # --- inside trio --------------------------------------------------------------------------------------
+    # --- inside trio -----------------------------------------------------------------------------
 
     async def _main(self) -> None:
         with self._scope:
@@ -618,19 +646,15 @@ class Guest:
         swarm.reach = self._reach
         return swarm
 
-    def _adapt(self, connection: Connection) -> GuestConn:
-        if (conn := self._conns.get(connection)) is None:
-            conn = GuestConn(connection, waiting_max=self._limits.guest_streams_max)
-            self._conns[connection] = conn
-        return conn
-
     async def _adopt(self, connection: Connection) -> None:
         """Put a link connection into libp2p's table, and take it out when it is over.
 
         libp2p may let go of a connection that lives (a defect, a closed peer): then it is offered
         again, a few times.
         """
-        conn = self._adapt(connection)
+        conn = self._conns.get(connection)
+        if conn is None:
+            return  # it ended meanwhile
         try:
             await self._register(conn)
             await conn.wait_over()
@@ -641,9 +665,8 @@ class Guest:
             return
         del self._conns[connection]
         times = self._adopted[connection] = self._adopted.get(connection, 0) + 1
-        if times < self._limits.adoptions_max and self._nursery is not None:
-            self._adapt(connection)
-            self._nursery.start_soon(self._adopt, connection)
+        if times < self._limits.adoptions_max:
+            self._on_up(connection)
         else:
             log.warning("connection.given_up", peer=connection.peer, times=times)
 
@@ -654,6 +677,7 @@ class Guest:
         if conn.is_closed:
             # It died while it was added: libp2p has closed it and then put it into its table.
             self._swarm.remove_conn(swarm_conn)
+        conn.settled.set()
 
     async def _reach(self, peer_id: ID | None, addrs: list[LibAddr]) -> GuestConn:
         """Dial with the link and wait until libp2p knows the connection; raises OverlayError."""
@@ -669,8 +693,14 @@ class Guest:
                     found[: self._limits.dial_addrs_max], peer=peer, timeout_s=self._limits.dial_s
                 )
             )
-        conn = self._adapt(connection)
-        await self._register(conn)
+        # The link has told `_on_up` of a new connection; a given-up one gets no second life here.
+        conn = self._conns.get(connection)
+        if conn is None:
+            raise DialError(f"the connection to {connection.peer} is not libp2p's")
+        # Added once, by `_adopt`: libp2p drops streams of a connection that two tasks add.
+        await conn.settled.wait()
+        if conn.is_closed:
+            raise DialError(f"the connection to {connection.peer} ended")
         return conn
 
     async def _sweep(self) -> None:
@@ -687,7 +717,7 @@ class Guest:
             for peer in {*expired, *excess}:
                 store.clear_peerdata(peer)
 
-    # --- verbs: make the function that `call` runs ----------------------------------------------------------
+    # --- verbs: make the function that `call` runs -----------------------------------------------
 
     def ping(self, peer: PeerId) -> Callable[[], Coroutine[Any, Any, float]]:
         """See Overlay.ping."""

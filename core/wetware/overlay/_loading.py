@@ -1,7 +1,7 @@
 """Import libp2p without stalling the loop, and keep its import from changing the process.
 
-The import takes 2 to 4 s and 90 MB: it runs in a thread of its own, and it can be stopped, so that a
-node that is told to stop while it starts does not wait for it.
+The import takes 2 to 4 s and 90 MB: it runs in a thread of its own, and it can be stopped, so that
+a node that is told to stop while it starts does not wait for it.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ async def load_guest() -> ModuleType:
         except _Stopped:
             _unload()
             loop.call_soon_threadsafe(done.cancel)
-        except BaseException as exc:  # noqa: BLE001  # handed to the waiting task, whatever it is
+        except BaseException as exc:  # handed to the waiting task, whatever it is
             _unload()
             loop.call_soon_threadsafe(deliver, None, exc)
         else:
@@ -138,7 +138,7 @@ def tame() -> None:
         if not any(isinstance(handler, _ToEvents) for handler in library.handlers):
             library.addHandler(_ToEvents())
         library.setLevel(logging.INFO if log_debug() else logging.WARNING)
-    # Written with the functions of the module `logging`, which install a handler on the root logger.
+    # It calls `logging.warning(…)`, which installs a handler on the root logger.
     swarm_connection = importlib.import_module("libp2p.network.connection.swarm_connection")
     vars(swarm_connection)["logging"] = logging.getLogger("libp2p.network.swarm_connection")
     thread_cache = importlib.import_module("trio._core._thread_cache")

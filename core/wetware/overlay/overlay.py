@@ -148,9 +148,9 @@ class Overlay:
 
     libp2p runs as a trio guest of the asyncio loop, in the same thread. It never opens a socket and
     never negotiates security: it is handed connections that the link has finished (noise, yamux).
-    Whatever happens in it, an exception ends the guest alone; it is restarted, at once after a first
-    failure and with back-off after that, while connections and streams of the link go on. Streams of
-    its protocols wait for it, within the link's bound.
+    Whatever happens in it, an exception ends the guest alone; it is restarted, at once after a
+    first failure and with back-off after that, while connections and streams of the link go on.
+    Streams of its protocols wait for it, within the link's bound.
 
     There can be one running Overlay per thread.
 
@@ -169,13 +169,14 @@ class Overlay:
         self._restarts = 0
         self._last_error: str | None = None
 
-    # --- lifecycle ---------------------------------------------------------------------------------
+    # --- lifecycle -------------------------------------------------------------------------------
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Run the guest until cancelled; call `ready()` when it serves for the first time.
 
         Returns by cancellation only: a guest that fails is logged, counted and started again.
-        Ends within `stop_s` (0.8 s) of the cancellation and leaves no thread; connections stay open.
+        Ends within `stop_s` (0.8 s) of the cancellation, and trio's thread soon after; connections
+        stay open.
         """
         if self._state != "stopped":
             raise RuntimeError("this overlay is running already")
@@ -268,7 +269,7 @@ class Overlay:
         if self._guest is not None:
             self._guest.crash(error)
 
-    # --- verbs -------------------------------------------------------------------------------------
+    # --- verbs -----------------------------------------------------------------------------------
 
     async def ping(self, peer: PeerId) -> float:
         """Round-trip time to a connected peer, s.
@@ -286,10 +287,10 @@ class Overlay:
         self._connected(peer)
         return await self._call("identify", lambda g: g.identify(peer), self._limits.identify_s)
 
-    async def provide(self, key: bytes) -> int:
+    async def provide(self, key: bytes) -> bool:
         """Announce in the DHT that this node provides `key` (a multihash, or any 1 to 80 bytes).
 
-        Returns how many peers took the record; 0 when the DHT has no other node yet. libp2p
+        Returns whether some peer took the record; False when the DHT has no other node yet. libp2p
         announces it again every 22 h while the guest lives; after a restart of the guest the
         caller announces again.
         Raises InvalidArgument, OverlayTimeout or OverlayUnavailable.

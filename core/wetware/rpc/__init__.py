@@ -1,7 +1,10 @@
-"""Cap'n Proto RPC between asyncio programs: plain values, plain classes, capabilities as references.
+"""Cap'n Proto RPC between asyncio programs: plain values, plain classes, references.
 
 ```capnp
-interface Topic { publish @0 (message :Data $Ww.constrained); subscribe @1 (sink :Sink) -> (s :Subscription); }
+interface Topic {
+  publish @0 (message :Data $Ww.constrained) -> ();
+  subscribe @1 (sink :Sink) -> (subscription :Subscription);
+}
 ```
 
 ```python
@@ -9,21 +12,22 @@ schema = rpc.load(Path(__file__).with_name("chat.capnp"))
 
 class TopicServant(rpc.Servant, interface=schema.Topic):
     async def publish(self, message: bytes) -> None: ...
-    async def subscribe(self, sink: rpc.Ref) -> dict:      # call it: await sink.deliver(message=b"…")
-        return {"s": SubscriptionServant(sink)}            # becomes a Ref at the caller
+    async def subscribe(self, sink: rpc.Ref) -> dict:  # await sink.deliver(message=b"…")
+        return {"subscription": SubscriptionServant(sink)}  # a Ref at the caller
 
 async with rpc.serve_unix(path, lambda peer: TopicServant()):
     ...
 
 async with await rpc.connect_unix(path) as connection:
     topic = connection.bootstrap(schema.Topic)
-    await topic.publish(message=b"hello")                  # None, or a dict of results
+    await topic.publish(message=b"hello")  # a dict of results, None if the method has none
 ```
 
-A struct is a dict with snake_case keys, a union holds its set member only, an enum is a str, a list a
-list, Data bytes, a capability a Ref; a Servant, `guarded(servant, guard)` or a Ref is given where a
-capability is wanted. Errors are `wetware.errors` on both sides: code, message and hint travel, nothing
-else does. A servant's methods run concurrently, each call in a task; cancelling a call cancels its task.
+A struct is a dict with snake_case keys, a union holds its set member only, an enum is a str, a list
+a list, Data bytes, a capability a Ref; where a capability is wanted, give a Servant,
+`guarded(servant, guard)` or a Ref. Errors are `wetware.errors` on both sides: code, message and
+hint travel, nothing else does. A servant's methods run concurrently, each call in a task;
+cancelling a call cancels its task. `RpcLimits` names what a connection may hold.
 
 This package is the only one that knows pycapnp, and no pycapnp object leaves it.
 """
@@ -31,8 +35,8 @@ This package is the only one that knows pycapnp, and no pycapnp object leaves it
 from __future__ import annotations
 
 from wetware.rpc.connection import Ref, RpcConnection
-from wetware.rpc.limits import RpcLimits
 from wetware.rpc.kjloop import loop_gc, runtime
+from wetware.rpc.limits import RpcLimits
 from wetware.rpc.schema import Interface, Method, Schema, load
 from wetware.rpc.servant import Guard, Guarded, Servant, current_guard, guarded
 from wetware.rpc.streams import connect, serve

@@ -1,7 +1,7 @@
 """Compile one schema in a process of its own: the compiler aborts the process on a bad file.
 
-Run as `python -I _check.py CAPNP_PARENT FILE IMPORT_DIR…`. Exit status 0 means that the file loads and
-that every type in it can be reflected on. Imports nothing of wetware: it must start fast.
+Run as `python -I _check.py CAPNP_PARENT FILE IMPORT_DIR…`. Exit status 0 means that the file loads
+and that every type in it can be reflected on. Imports nothing of wetware: it must start fast.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Walk:
         elif name == "_ListSchema":
             try:
                 element = schema.elementType
-            except Exception:  # noqa: BLE001  # pycapnp raises for lists of scalars: nothing to walk
+            except Exception:  # pycapnp raises for lists of scalars: nothing to walk
                 return
             self.type(element)
 
@@ -73,7 +73,8 @@ class _Walk:
             self.interface(parent)
 
     def module(self, module: Any) -> None:
-        for value in list(vars(module).values()):
+        for nested in module._nodeProto.nestedNodes:
+            value = getattr(module, nested.name, None)
             schema = getattr(value, "schema", None)
             if type(schema).__name__ in ("_StructSchema", "_InterfaceSchema", "_EnumSchema"):
                 self.type(schema)

@@ -1,8 +1,9 @@
 """Plain values to messages and back, with encoders and decoders made once per schema type.
 
-Rules: struct ↔ dict (snake_case keys), list ↔ list, Text ↔ str, Data ↔ bytes, enum ↔ str, Void ↔ None,
-capability → Ref, Servant or Ref → capability. Of a union the dict holds the set member only. A struct
-that was not set is decoded as its defaults; inside a recursive type it is None.
+Rules: struct ↔ dict (snake_case keys), list ↔ list, Text ↔ str, Data ↔ bytes, enum ↔ str,
+Void ↔ None, capability → Ref, Servant or Ref → capability. Of a union the dict holds the set
+member only. A struct that was not set is decoded as its defaults, or as None if its type contains
+itself. A capability that was not set is None; a list has no empty places for capabilities.
 
 Nothing here keeps a pycapnp object: a decoder returns plain values, an encoder fills a builder.
 """
@@ -10,6 +11,7 @@ Nothing here keeps a pycapnp object: a decoder returns plain values, an encoder 
 from __future__ import annotations
 
 import difflib
+import functools
 import keyword
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from wetware.rpc.servant import Guard
 
 LIST_ITEMS_MAX: Final = 1 << 16
-"""Items of one list. A list of a million bits fits a small message and costs 64 MB as a Python list."""
+"""Items of one list: a million bits fit a small message, and cost 8 MB as a Python list."""
 
 _NO_UNION: Final = 0xFFFF
 _WORD_BYTES: Final = 8
@@ -60,7 +62,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"known: {', '.join(names)}" if names else "it takes none"
 
 
-# --- checks: value → what pycapnp's setter takes ---------------------------------------------------
+# --- checks: value → what pycapnp's setter takes
+# ---------------------------------------------------
 
 
 class BadValue(Exception):
@@ -163,7 +166,8 @@ def _bytes_of(value: object) -> int:
     return 0
 
 
-# --- types ------------------------------------------------------------------------------------------
+# --- types
+# ------------------------------------------------------------------------------------------
 
 
 class Type:
@@ -233,8 +237,8 @@ class Types:
     def _enum(self, schema: Any) -> Type:
         def load(value: Any, _crossing: Crossing, _guard: Guard | None) -> str:
             try:
-                return value._as_str()  # type: ignore[no-any-return]
-            except Exception:  # noqa: BLE001  # a member that this side's schema does not know yet
+                return value._as_str()
+            except Exception:  # a member that this side's schema does not know yet
                 return f"unknown:{value.raw}"
 
         return Type(check=_check_enum(frozenset(schema.enumerants)), load=load)
@@ -274,7 +278,7 @@ class Types:
         def load(value: Any, crossing: Crossing, guard: Guard | None) -> Any:
             try:
                 client = value.as_interface(any_cap)
-            except Exception:  # noqa: BLE001  # data of an unknown type: not something we pass on
+            except Exception:  # data of an unknown type: not something we pass on
                 return None
             return crossing.take(client, None, guard)
 
@@ -309,13 +313,15 @@ class Types:
             try:
                 if check_item is not None:
                     checked = []
-                    for i, item in enumerate(value):
-                        checked.append(check_item(item))  # noqa: PERF401  # `i` names the bad item
+                    for i, item in enumerate(value):  # noqa: B007  # `i` names the bad item
+                        checked.append(check_item(item))
                     holder._set(key, checked)
                     return
                 assert store_item is not None  # noqa: S101  # a type has one of the two
                 builder = holder.init(key, len(value))
                 for i, item in enumerate(value):
+                    if item is None:  # pycapnp cannot tell the reader that a place is empty
+                        raise BadValue("a list has no empty places")  # noqa: TRY301
                     store_item(builder, i, item, crossing, guard)
             except BadValue as exc:
                 exc.path.insert(0, f"[{i}]")
@@ -344,7 +350,7 @@ _POINTERS_THAT_MAY_BE_NULL: Final = frozenset({"interface", "anyPointer"})
 
 
 class Struct:
-    """The codec of one struct type. Fields are reflected on at first use, so that types may recurse."""
+    """The codec of one struct type. Fields are reflected on at first use: types may recurse."""
 
     def __init__(self, types: Types, schema: Any) -> None:
         self._types = types
@@ -362,21 +368,25 @@ class Struct:
 
     @property
     def flat(self) -> bool:
-        """Scalars, Text, Data and enums only, outside of a union: pycapnp's setter takes them all."""
+        """Scalars, Text, Data and enums only, no union: pycapnp's own setter takes them all."""
         return all(f.store is None and not f.union for f in self.fields.values())
 
     def _reflect(self) -> dict[str, Field]:
-        schema, fields = self._schema, {}
+        schema = self._schema
+        fields: dict[str, Field] = {}
         by_order = sorted(schema.fields.items(), key=lambda item: item[1].proto.codeOrder)
         for wire, raw in by_order:
             proto = raw.proto
             union = proto.discriminantValue != _NO_UNION
             if proto.which() == "group":
                 codec = self._types.struct(raw.schema)
-                kind, nullable = Type(load=codec.load, store=_store_group(codec), holds_caps=True), False
+                kind, nullable = (
+                    Type(load=codec.load, store=_store_group(codec), holds_caps=True),
+                    False,
+                )
             else:
                 slot_type = proto.slot.type
-                kind = self._types.of(slot_type, lambda raw=raw: raw.schema)
+                kind = self._types.of(slot_type, functools.partial(getattr, raw, "schema"))
                 which = slot_type.which()
                 nullable = which in _POINTERS_THAT_MAY_BE_NULL or (
                     which == "struct" and _reaches(raw.schema, int(raw.schema.node.id))
@@ -406,7 +416,7 @@ class Struct:
         if self._has_union:
             try:
                 wire = reader._which_str()
-            except Exception:  # noqa: BLE001  # a member that this side's schema does not know yet
+            except Exception:  # a member that this side's schema does not know yet
                 return out
             field = self._by_wire[wire]
             out[field.name] = self._load_field(field, reader, crossing, guard)

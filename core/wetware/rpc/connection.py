@@ -1,9 +1,9 @@
 """One RPC connection: references, exports, dispatch.
 
-No pycapnp object is ever reachable from what an application holds. A `Ref` is an ID; the connection's
-`End` has the pycapnp object, is itself held by the loop's runtime, and releases on the loop. So the
-garbage collector may run in any thread. Frames that can outlive a call (a traceback keeps them) drop
-what they had of pycapnp before they raise.
+No pycapnp object is ever reachable from what an application holds. A `Ref` is an ID; the
+connection's `End` has the pycapnp object, is itself held by the loop's runtime, and releases on the
+loop. So the garbage collector may run in any thread. Frames that can outlive a call (a traceback
+keeps them) drop what they had of pycapnp before they raise.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Ref:
     """A reference to an object at the peer; having it is the permission to call it.
 
     Each method of its interface is a coroutine function of the reference: `await topic.publish(
-    message=b"…")`. It returns a dict of results, None if the method has none. Methods whose names the
-    class has itself (`call`, `cast`, `close`, …) are reached through `call`.
+    message=b"…")`. It returns a dict of results, None if the method has none. Methods whose names
+    the class has itself (`call`, `cast`, `close`, …) are reached through `call`.
 
-    A reference is bound to the event loop of its connection. Dropping it, in any thread, releases the
-    object at the peer, as `close` does at once.
+    A reference is bound to the event loop of its connection. Dropping it, in any thread, releases
+    the object at the peer, as `close` does at once.
     """
 
     __slots__ = ("__weakref__", "_end", "_guard", "_handle", "_id", "_interface")
@@ -91,8 +91,8 @@ class Ref:
         """Call the method `name` (snake_case).
 
         Raises what the servant raised (`wetware.errors`), Disconnected if the connection ended,
-        InvalidArgument for parameters that do not fit, LimitExceeded for a message that is too large.
-        Cancelling cancels the call at the peer.
+        InvalidArgument for parameters that do not fit, LimitExceeded for a message that is too
+        large. Cancelling cancels the call at the peer.
         """
         interface = self._interface
         if interface is None:
@@ -137,7 +137,7 @@ def _ref_class(interface: Interface) -> type[Ref]:
             if not hasattr(Ref, method.name):
                 namespace[method.name] = _ref_method(method)
         interface.ref_class = type("Ref", (Ref,), namespace)
-    return interface.ref_class  # type: ignore[no-any-return]
+    return interface.ref_class
 
 
 def _ref_method(method: Method) -> Callable[..., Coroutine[Any, Any, dict[str, Any] | None]]:
@@ -150,7 +150,8 @@ def _ref_method(method: Method) -> Callable[..., Coroutine[Any, Any, dict[str, A
     return call
 
 
-# --- calling ----------------------------------------------------------------------------------------
+# --- calling
+# ----------------------------------------------------------------------------------------
 
 
 async def _call(ref: Ref, method: Method, params: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -185,9 +186,7 @@ async def _call(ref: Ref, method: Method, params: Mapping[str, Any]) -> dict[str
         del error  # a frame that refers to the exception that refers to it lives until the next GC
 
 
-async def _cut_by(
-    guard: Guard, waiting: Any, method: Method, end: End
-) -> dict[str, Any] | None:
+async def _cut_by(guard: Guard, waiting: Any, method: Method, end: End) -> dict[str, Any] | None:
     """Await the results of a call unless the guard ends first."""
     future = waiting.send(None)  # an asyncio future yields itself when awaited
     future._asyncio_future_blocking = False
@@ -250,7 +249,7 @@ def _send(end: End, ref: Ref, method: Method, params: Mapping[str, Any]) -> list
         error = _fresh(exc)
     except RecursionError:
         error = InvalidArgument(f"{method.where}: parameters are nested too deep")
-    except Exception as exc:  # noqa: BLE001  # pycapnp's own: a broken connection, or a value
+    except Exception as exc:  # pycapnp's own: a broken connection, or a value
         error = from_kj(exc, method.where)
     del request, client
     try:
@@ -264,9 +263,7 @@ def _measure(struct: Any) -> int:
     return int(size.word_count) * 8 + int(size.cap_count) * _CAP_BYTES
 
 
-def _results(
-    response: Any, method: Method, end: End, guard: Guard | None
-) -> dict[str, Any] | None:
+def _results(response: Any, method: Method, end: End, guard: Guard | None) -> dict[str, Any] | None:
     """The results as plain values; None for a method without any."""
     if not method.results:
         return None
@@ -274,7 +271,7 @@ def _results(
         return method.result_codec.load(response, end, guard)
     except WetwareError as exc:
         error = _fresh(exc)
-    except Exception as exc:  # noqa: BLE001  # hostile bytes: pycapnp, UTF-8, recursion
+    except Exception as exc:  # hostile bytes: pycapnp, UTF-8, recursion
         log.debug("rpc.malformed", method=method.where, error=type(exc).__name__)
         error = InternalError(f"{method.where}: the peer sent malformed results")
     del response
@@ -284,10 +281,11 @@ def _results(
         del error
 
 
-# --- being called -----------------------------------------------------------------------------------
+# --- being called
+# -----------------------------------------------------------------------------------
 
 
-class _Export(_DynamicCapabilityServer):  # type: ignore[misc]  # pycapnp's class has no types
+class _Export(_DynamicCapabilityServer):
     """One of our objects in the hands of pycapnp: dispatches calls to a servant, or forwards them.
 
     pycapnp holds the only reference, so that the end of this object tells that the peer let go.
@@ -336,7 +334,7 @@ def _export_class(interface: Interface) -> type[_Export]:
             # pycapnp looks for this name first and passes the call's context alone.
             namespace[f"{method.wire}_context"] = _dispatcher(method)
         interface.export_class = type(f"{interface.name}Export", (_Export,), namespace)
-    return interface.export_class  # type: ignore[no-any-return]
+    return interface.export_class
 
 
 def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
@@ -383,7 +381,7 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
             failure = [to_wire(guard.ended)]
         except WetwareError as exc:
             failure = [to_wire(exc)]
-        except Exception as exc:  # noqa: BLE001  # a servant's defect is logged, not shown
+        except Exception as exc:  # a servant's defect is logged, not shown
             failure = [to_wire(internal_error(method.where, exc))]
         finally:
             if entered:
@@ -403,10 +401,10 @@ def _arguments(context: Any, method: Method, end: End, guard: Guard | None) -> d
     try:
         args = method.param_codec.load(context.params, end, guard)
         context.release_params()
-        return args
+        return args  # noqa: TRY300  # errors leave by the raise at the end
     except WetwareError as exc:
         error = _fresh(exc)
-    except Exception as exc:  # noqa: BLE001  # hostile bytes: pycapnp, UTF-8, recursion
+    except Exception as exc:  # hostile bytes: pycapnp, UTF-8, recursion
         log.debug("rpc.malformed", method=method.where, error=type(exc).__name__)
         error = InvalidArgument(f"{method.where}: malformed parameters")
     del context
@@ -416,9 +414,7 @@ def _arguments(context: Any, method: Method, end: End, guard: Guard | None) -> d
         del error
 
 
-def _answer(
-    context: Any, method: Method, values: Any, end: End, guard: Guard | None
-) -> None:
+def _answer(context: Any, method: Method, values: Any, end: End, guard: Guard | None) -> None:
     """Put a servant's results into the answer."""
     results = None
     error: Exception
@@ -442,7 +438,7 @@ def _answer(
         error = TypeError(f"bad results: {exc.public(method.where).message}")
     except WetwareError as exc:
         error = _fresh(exc)
-    except Exception as exc:  # noqa: BLE001  # pycapnp's
+    except Exception as exc:  # pycapnp's
         error = TypeError(f"bad results: {str(exc)[:200]}")
     del context, results
     try:
@@ -451,11 +447,12 @@ def _answer(
         del error
 
 
-# --- the connection ---------------------------------------------------------------------------------
+# --- the connection
+# ---------------------------------------------------------------------------------
 
 
 class End:
-    """Our end of a connection: holds all pycapnp objects of it. Lives in the runtime until closed."""
+    """Our end of a connection: holds all its pycapnp objects. Lives in the runtime until closed."""
 
     def __init__(
         self,
@@ -491,9 +488,7 @@ class End:
         self._released = False
         self.reason: Exception | None = None
 
-        self.transport = RpcTransport(
-            pipe, limits, self._on_lost, self._on_sent, self.on_drained
-        )
+        self.transport = RpcTransport(pipe, limits, self._on_lost, self._on_sent, self.on_drained)
         self._stream: Any = open_stream(self.transport)
         reads = _NESTED_READS * (limits.message_bytes_max + ENVELOPE_BYTES) // 8
         if bootstrap is None:
@@ -506,7 +501,8 @@ class End:
             )
         runtime.connections.add(self)
 
-    # --- capabilities: the codec's Crossing ---------------------------------------------------------
+    # --- capabilities: the codec's Crossing
+    # ---------------------------------------------------------
 
     def take(self, client: Any, interface: Interface | None, guard: Guard | None) -> Ref:
         """A Ref for a capability that arrived."""
@@ -538,12 +534,13 @@ class End:
     def _export(
         self, value: Servant | Guarded, interface: Interface | None, guard: Guard | None
     ) -> Any:
+        servant = value if isinstance(value, Servant) else value.servant
         if isinstance(value, Guarded):
-            value, guard = value.servant, value.guard
-        own = value.__ww_interface__
+            guard = value.guard
+        own = servant.__ww_interface__
         if own is None:
-            raise BadValue(f"{type(value).__name__} is bound to no interface")
-        return self._new_export(own, value, None, interface, guard)
+            raise BadValue(f"{type(servant).__name__} is bound to no interface")
+        return self._new_export(own, servant, None, interface, guard)
 
     def _new_export(
         self,
@@ -613,7 +610,8 @@ class End:
         while dropped:
             clients.pop(dropped.popleft(), None)
 
-    # --- our calls ----------------------------------------------------------------------------------
+    # --- our calls
+    # ----------------------------------------------------------------------------------
 
     def check_loop(self) -> None:
         """Raise unless we run on the connection's loop."""
@@ -646,7 +644,7 @@ class End:
             raise
 
     def wake(self) -> None:
-        """Give a place to the first that waits, if there is one. It wakes the next when it has sent."""
+        """Give a free place to the first that waits; it wakes the next one when it has sent."""
         while (
             self.queue
             and self.calls_out < self.calls_out_max
@@ -658,7 +656,8 @@ class End:
                 future.set_result(None)
                 return
 
-    # --- the peer's calls ---------------------------------------------------------------------------
+    # --- the peer's calls
+    # ---------------------------------------------------------------------------
 
     def results_wait(self) -> bool:
         """Whether results have to wait until others are sent."""
@@ -666,7 +665,7 @@ class End:
         return held > self.limits.result_bytes_out_max
 
     async def results_place(self) -> None:
-        """Wait until results may be made. Ends with the connection: it stalls for a bounded time."""
+        """Wait until results may be made: bounded, a stalled connection ends."""
         while self.results_wait() and not self.closed:
             if self._results_free is None:
                 self._results_free = asyncio.Event()
@@ -681,7 +680,8 @@ class End:
             self._results_free.set()
             self._results_free = None
 
-    # --- life ---------------------------------------------------------------------------------------
+    # --- life
+    # ---------------------------------------------------------------------------------------
 
     def bootstrap(self, interface: Interface) -> Ref:
         """A reference to the peer's first object."""
@@ -718,7 +718,7 @@ class End:
         await self._lost.wait()
 
     async def aclose(self) -> None:
-        """Close, and wait, within `close_s`, for the last bytes and for methods to end. Idempotent."""
+        """Close; wait, within `close_s`, for the last bytes and for methods to end. Idempotent."""
         if self._released:
             await self._lost.wait()
             return
@@ -770,10 +770,7 @@ class RpcConnection:
         self._end.check_loop()
         if self._held:
             self._held = False
-            try:
-                await self._end.aclose()
-            finally:
-                await _runtime.release()
+            await _runtime.finish(_close(self._end))
 
     async def __aenter__(self) -> RpcConnection:
         return self
@@ -791,14 +788,15 @@ class RpcConnection:
         return f"<RpcConnection{' closed' if self.closed else ''}>"
 
 
-def _abandon(end: End) -> None:
-    async def close() -> None:
-        try:
-            await end.aclose()
-        finally:
-            await _runtime.release()
+async def _close(end: End) -> None:
+    try:
+        await end.aclose()
+    finally:
+        await _runtime.release()
 
-    end.runtime.run_hook(close, "unclosed RpcConnection")
+
+def _abandon(end: End) -> None:
+    end.runtime.run_hook(lambda: _close(end), "unclosed RpcConnection")
 
 
 async def open_client(pipe: Pipe, limits: RpcLimits) -> RpcConnection:
@@ -816,14 +814,12 @@ async def run_server(pipe: Pipe, bootstrap: Servant | Guarded, limits: RpcLimits
     """Serve `bootstrap` over a pipe that has not started yet, until it ends or we are cancelled."""
     runtime = await _runtime.acquire()
     try:
-        try:
-            end = End(runtime, pipe, limits, bootstrap)
-        except BaseException:
-            pipe.abort()
-            raise
-        try:
-            await end.wait_closed()
-        finally:
-            await asyncio.shield(end.aclose())
-    finally:
+        end = End(runtime, pipe, limits, bootstrap)
+    except BaseException:
+        pipe.abort()
         await _runtime.release()
+        raise
+    try:
+        await end.wait_closed()
+    finally:
+        await _runtime.finish(_close(end))

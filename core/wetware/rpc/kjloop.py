@@ -9,7 +9,7 @@ import ctypes
 import gc
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 import capnp
@@ -33,11 +33,12 @@ class Runtime:
         self.loop = loop
         self.thread_id = threading.get_ident()
         self.users = 0
-        # The only strong references to connections: pycapnp crashes when the garbage collector finds
-        # a client before it was closed.
+        # The only strong references to connections: pycapnp crashes when the garbage collector
+        # finds a client before it was closed.
         self.connections: set[_Closable] = set()
         self._hooks: set[asyncio.Task[Any]] = set()
         self._kj: contextlib.AbstractAsyncContextManager[None] | None = None
+        self.stopped: asyncio.Event | None = None  # there once stopping has begun
 
     async def start(self) -> None:
         """Enter pycapnp's loop, unless the application did."""
@@ -71,8 +72,8 @@ class Runtime:
         """Run a servant's `released`, which may be a coroutine function; failures are logged."""
         try:
             result = hook()
-        except Exception as exc:  # noqa: BLE001  # a servant's defect must not reach pycapnp
-            log.error("servant.release_failed", hook=name, exc_info=exc)
+        except Exception as exc:  # a servant's defect must not reach pycapnp
+            log.error("servant.release_failed", hook=name, exc_info=exc)  # noqa: TRY400  # an EventLogger
             return
         if inspect.isawaitable(result):
             task = self.loop.create_task(_logged(result, name), name=name)
@@ -83,8 +84,8 @@ class Runtime:
 async def _logged(awaitable: Any, name: str) -> None:
     try:
         await awaitable
-    except Exception as exc:  # noqa: BLE001  # as above
-        log.error("servant.release_failed", hook=name, exc_info=exc)
+    except Exception as exc:  # as above
+        log.error("servant.release_failed", hook=name, exc_info=exc)  # noqa: TRY400  # an EventLogger
 
 
 _runtimes: dict[asyncio.AbstractEventLoop, Runtime] = {}
@@ -95,8 +96,8 @@ async def runtime() -> AsyncIterator[None]:
     """Keep pycapnp running on this loop: entered once per loop, reference-counted.
 
     `connect`, `serve` and their kin do it by themselves; enter it around them to make connections
-    cheap to open and close. An application that runs `capnp.kj_loop()` itself may go on to do so, and
-    leaves it after its last connection is closed.
+    cheap to open and close. An application that runs `capnp.kj_loop()` itself may go on to do so,
+    and leaves it after its last connection is closed.
     """
     await acquire()
     try:
@@ -108,7 +109,8 @@ async def runtime() -> AsyncIterator[None]:
 async def acquire() -> Runtime:
     """Enter the runtime of the running loop; `release` it as often."""
     loop = asyncio.get_running_loop()
-    found = _runtimes.get(loop)
+    while (found := _runtimes.get(loop)) is not None and found.stopped is not None:
+        await found.stopped.wait()  # it is on its way out: start afresh after it
     if found is None:
         found = _runtimes[loop] = Runtime(loop)
         try:
@@ -121,22 +123,39 @@ async def acquire() -> Runtime:
 
 
 async def release() -> None:
-    """Undo one `acquire` of the running loop; the last one stops pycapnp, cancelled or not."""
+    """Undo one `acquire` of the running loop; the last one stops pycapnp."""
     loop = asyncio.get_running_loop()
     found = _runtimes[loop]
     found.users -= 1
     if found.users == 0:
-        stopping = loop.create_task(_stop(loop, found))
+        found.stopped = asyncio.Event()
+        await finish(_stop(loop, found, found.stopped))
+
+
+async def _stop(loop: asyncio.AbstractEventLoop, found: Runtime, stopped: asyncio.Event) -> None:
+    try:
+        await found.stop()
+    finally:
+        del _runtimes[loop]
+        stopped.set()
+
+
+async def finish(cleanup: Coroutine[Any, Any, None]) -> None:
+    """Run a bounded clean-up to its end, however often the caller is cancelled meanwhile.
+
+    Half a clean-up would leave objects behind that crash the process when they are freed later. The
+    cancellation is raised afterwards.
+    """
+    task = asyncio.get_running_loop().create_task(cleanup)
+    cancelled = False
+    while not task.done():
         try:
-            await asyncio.shield(stopping)
+            await asyncio.wait([task])
         except asyncio.CancelledError:
-            await stopping  # bounded; half a stop would crash the process later
-            raise
-
-
-async def _stop(loop: asyncio.AbstractEventLoop, found: Runtime) -> None:
-    del _runtimes[loop]  # whoever comes now starts a new one, after this one has left
-    await found.stop()
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 @atexit.register
@@ -146,7 +165,8 @@ def _leak() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(found))
 
 
-# --- garbage collection on the loop ------------------------------------------------------------------
+# --- garbage collection on the loop
+# ------------------------------------------------------------------
 
 GC_TICK_S: Final = 0.25
 GC_YOUNG_OBJECTS: Final = 2_000
@@ -159,8 +179,8 @@ GC_FULL_S: Final = 30.0
 async def loop_gc() -> AsyncIterator[None]:
     """For the node only: the cyclic garbage collector runs on this loop and nowhere else.
 
-    Automatic collection is off inside and restored on leaving. It would run in whatever thread happens
-    to allocate, and finalize there what belongs to the loop.
+    Automatic collection is off inside and restored on leaving. It would run in whatever thread
+    happens to allocate, and finalize there what belongs to the loop.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class RpcLimits:
     """What one connection may hold at a time. Both ends have the same kinds of limits.
 
-    A caller's own limits (`*_out_*`) are lower than what a server puts up with (`*_in_*`), so that a
-    well-behaved peer waits at home and never meets the server's limits.
+    A caller's own limits (`*_out_*`) are lower than what a server puts up with (`*_in_*`), so that
+    a well-behaved peer waits at home and never meets the server's limits.
 
     Attributes:
         message_bytes_max: Parameters or results of one call. More fails at the sender with
@@ -21,7 +21,8 @@ class RpcLimits:
         call_wait_s: How long a call may wait for a place before it fails with LimitExceeded: calls
             that wait for each other in a circle must not hang for ever.
         calls_in_max: Servants' methods that run for this peer; more fail with LimitExceeded.
-        answers_max: Calls that the peer has not finished with; more drop the connection. Only a peer
+        answers_max: Calls that the peer has not finished with; more drop the connection. Only a
+        peer
             that ignores its own limits comes here.
         call_bytes_in_max: Parameters of calls that are not answered yet; beyond it nothing more is
             read from the connection until some are.
@@ -31,7 +32,8 @@ class RpcLimits:
         exports_max: Our objects that the peer holds; more fail with LimitExceeded.
         imports_max: The peer's objects that we hold; more fail with LimitExceeded.
         write_stall_s: The connection is dropped when nothing could be sent for so long.
-        close_s: How long closing waits for the last bytes, and for methods that are being cancelled.
+        close_s: How long closing waits for the last bytes, and for methods that are being
+        cancelled.
     """
 
     message_bytes_max: int = 1 << 20

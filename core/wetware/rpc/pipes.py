@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import socket
+
     from wetware.rpc.transport import RpcTransport
 
 _READ_BYTES: Final = 256 << 10

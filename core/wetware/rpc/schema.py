@@ -1,8 +1,8 @@
 """Schemas: loaded once, checked first.
 
-A bad `.capnp` file makes Cap'n Proto's compiler abort the process, which Python cannot catch. So a file
-is compiled in a subprocess first, and what passed is remembered by the hash of the file, of all that it
-imports, and of pycapnp's version.
+A bad `.capnp` file makes Cap'n Proto's compiler abort the process, which Python cannot catch. So a
+file is compiled in a subprocess first, and what passed is remembered by the hash of the file, of
+all that it imports, and of pycapnp's version.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _lineage(raw: Any) -> list[Any]:
 
 
 class Schema:
-    """A loaded file. `schema.Topic` or `schema["Topic"]` is an Interface, `schema["A.B"]` a nested one.
+    """A loaded file: `schema.Topic` or `schema["Topic"]`, for a nested interface `schema["A.B"]`.
 
     Attributes:
         name: The file's name, without its folder.
@@ -202,12 +202,13 @@ class Schema:
         return known
 
     def _collect(self, module: Any, prefix: str) -> Iterator[tuple[str, Interface]]:
-        for name, value in list(vars(module).items()):
-            if name.startswith("_") or not hasattr(value, "schema"):
-                continue
+        for nested in module._nodeProto.nestedNodes:
+            name = nested.name
+            value = getattr(module, name, None)
             if isinstance(value, _InterfaceModule):
                 yield f"{prefix}{name}", self._interface_of(value.schema)
-            yield from self._collect(value, f"{prefix}{name}.")
+            if hasattr(value, "_nodeProto"):
+                yield from self._collect(value, f"{prefix}{name}.")
 
     def __getitem__(self, name: str) -> Interface:
         try:
@@ -230,9 +231,9 @@ class Schema:
 def load(path: str | os.PathLike[str]) -> Schema:
     """Load a schema file; the same object for the same content.
 
-    Imports are looked up beside the importing file, and those that begin with "/" in the folders that
-    hold the packages `wetware` and `capnp` ("/wetware/schema/ww.capnp", "/capnp/stream.capnp").
-    Takes 0.1 to 0.2 s for a file that this user has not loaded before.
+    Imports are looked up beside the importing file, and those that begin with "/" in the folders
+    that hold the packages `wetware` and `capnp` ("/wetware/schema/ww.capnp",
+    "/capnp/stream.capnp"). Takes 0.1 to 0.2 s for a file that this user has not loaded before.
     Raises SchemaError that names the file, the line and what the compiler said.
     """
     path = Path(path)
@@ -259,14 +260,13 @@ def load(path: str | os.PathLike[str]) -> Schema:
     except SchemaError as exc:
         raise SchemaError(f"{path.name}: {exc.message}", hint=exc.hint) from None
     except (InvalidArgument, capnp.KjException, ValueError, OSError) as exc:
-        raise SchemaError(
-            f"{path.name}: {_first_line(str(exc))}", hint="mend the schema"
-        ) from None
+        raise SchemaError(f"{path.name}: {_first_line(str(exc))}", hint="mend the schema") from None
     _loaded[key] = schema
     return schema
 
 
-# --- the check --------------------------------------------------------------------------------------
+# --- the check
+# --------------------------------------------------------------------------------------
 
 _IMPORT = re.compile(rb'\b(import|embed)\s*"([^"\n]{1,1024})"')
 
@@ -346,7 +346,8 @@ def _check(path: Path, digest: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise SchemaError(
-            f"{path.name}: compiling it took longer than {CHECK_S:.0f} s", hint="simplify the schema"
+            f"{path.name}: compiling it took longer than {CHECK_S:.0f} s",
+            hint="simplify the schema",
         ) from None
     except OSError as exc:
         raise SchemaError(

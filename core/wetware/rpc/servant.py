@@ -15,16 +15,14 @@ if TYPE_CHECKING:
 
 
 class Guard(Protocol):
-    """Decides whether a call on a guarded servant may run. Called for each one: about a microsecond."""
+    """Decides whether a call on a guarded servant may run. Asked for each: about a microsecond."""
 
     @property
     def ended(self) -> CapabilityError | None:
         """Why nothing may be called any more, or None while the guard lives."""
         ...
 
-    def enter(
-        self, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]
-    ) -> None:
+    def enter(self, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]) -> None:
         """A call starts. Raises CapabilityError to refuse it.
 
         When the guard ends it cancels the tasks that entered and did not leave; their callers then
@@ -54,9 +52,9 @@ def current_guard() -> Guard | None:
 class Servant:
     """Base of objects that peers can call: `class TopicServant(Servant, interface=schema.Topic)`.
 
-    One async method per schema method (superclasses' included), in snake_case, with the parameters in
-    snake_case as keywords. Returns a dict of results, or None if there are none. The class is checked
-    against the schema when it is defined: TypeError says what is missing.
+    One async method per schema method (superclasses' included), in snake_case, with the parameters
+    in snake_case as keywords. Returns a dict of results, or None if there are none. The class is
+    checked against the schema when it is defined: TypeError says what is missing.
 
     Values are plain: see `wetware.rpc`. Raise `wetware.errors` to tell the caller why; any other
     exception is logged here and reaches the caller as InternalError.
@@ -76,7 +74,8 @@ class Servant:
     def released(self) -> Any:
         """The last remote reference is gone: dropped, or its connection ended.
 
-        May be a coroutine function. Called again if the object is exported again and released again.
+        May be a coroutine function. Called again if the object is exported again and released
+        again.
         """
 
 
@@ -104,7 +103,7 @@ def _check_binding(cls: type[Servant], interface: Interface) -> None:
     for method in interface.methods.values():
         where = f"{cls.__name__}.{method.name}"
         function = getattr(cls, method.name, None)
-        if function is None or function is getattr(Servant, method.name, None):
+        if not callable(function) or function is getattr(Servant, method.name, None):
             raise TypeError(
                 f"{where} is missing: define `async def {method.name}("
                 f"{', '.join(('self', *method.params))})` for {interface.name}"

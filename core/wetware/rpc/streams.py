@@ -27,7 +27,7 @@ class StreamPipe:
         self._transport = transport
         self._stream.attach(self._on_data, self._on_end, transport.writable)
 
-    def _on_data(self, data: bytes | memoryview) -> None:
+    def _on_data(self, data: bytes | bytearray | memoryview) -> None:
         assert self._transport is not None  # noqa: S101  # set by start
         self._owed += len(data)
         self._transport.feed(data)
@@ -74,7 +74,7 @@ async def connect(
     stream: Stream,
     limits: RpcLimits = RpcLimits(),  # noqa: B008  # frozen
 ) -> RpcConnection:
-    """Speak RPC as a client over a link stream; the stream belongs to the connection from here on."""
+    """Speak RPC as a client over a link stream, which belongs to the connection from here on."""
     return await open_client(StreamPipe(stream), limits)
 
 
@@ -85,7 +85,7 @@ async def serve(
 ) -> None:
     """Serve `bootstrap` over a link stream until it ends; cancelling closes the connection.
 
-    Returns normally however the peer ended it. Methods that run for the peer are cancelled then, and
-    its references released.
+    Returns normally however the peer ended it. Methods that run for the peer are cancelled then,
+    and its references released.
     """
     await run_server(StreamPipe(stream), bootstrap, limits)

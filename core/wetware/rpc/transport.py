@@ -1,10 +1,12 @@
-"""The asyncio transport between pycapnp and a byte stream, which keeps every promise that pycapnp needs.
+"""The asyncio transport between pycapnp and a byte stream: keeps every promise pycapnp relies on.
 
-pycapnp 2.2.4 crashes the process when a read starts after `eof_received`, buffers without limit in both
-directions, and reads a message in two or three small pieces. So the transport
+pycapnp 2.2.4 crashes the process when a read starts after `eof_received`, buffers without limit in
+both directions, and reads a message in two or three small pieces. So the transport
 
-- never calls `eof_received`: the end of the stream is a lost connection, once all before it was read;
-- reads Cap'n Proto's framing itself, refuses an oversize message by its first 8 bytes, and hands over
+- never calls `eof_received`: the end of the stream is a lost connection, once all before it was
+read;
+- reads Cap'n Proto's framing itself, refuses an oversize message by its first 8 bytes, and hands
+over
   whole messages only;
 - keeps book of calls that are not answered yet, and stops reading while they hold too many bytes;
 - collects what is written in one turn of the loop into one write.
@@ -29,18 +31,25 @@ _READ_AHEAD_BYTES: Final = 256 << 10
 """Whole messages that wait for pycapnp; with more the stream is not read."""
 _SEGMENTS_MAX: Final = 512
 """As in Cap'n Proto's own reader."""
+_TELLING_BYTES: Final = 4096
+"""So much of a message that leaves is looked at: the head is behind the table of segments."""
 
 # Discriminants of `Message` in rpc.capnp (capnproto.org, rpc.capnp).
 CALL, RETURN, FINISH, BOOTSTRAP = 2, 3, 4, 8
 _COUNTED: Final = frozenset({CALL, RETURN, FINISH, BOOTSTRAP})
 
-# Segment count - 1, words of segment 0, root pointer, discriminant, pointer to the union's struct, and
-# that struct's first field: the question or answer ID. This is how every known encoder lays it out.
+# Segment count - 1, words of segment 0, root pointer, discriminant, pointer to the union's struct,
+# and that struct's first field: the question or answer ID. This is how every known encoder lays it
+# out.
 _HEAD: Final = struct.Struct("<IIQHxxxxxxQI")
 _ROOT: Final = 0x0001_0001_0000_0000  # a struct right behind the pointer: 1 word of data, 1 pointer
 _U32: Final = struct.Struct("<I")
 _U16: Final = struct.Struct("<H")
 _U64: Final = struct.Struct("<Q")
+_U32_MAX: Final = 0xFFFF_FFFF
+_unpack_head = _HEAD.unpack_from
+_HEAD_BYTES: Final = _HEAD.size
+_HEAD_WORDS: Final = (_HEAD_BYTES - 8 + 7) // 8
 
 
 class FramingError(ConnectionError):
@@ -48,7 +57,7 @@ class FramingError(ConnectionError):
 
 
 def message_bytes(data: Any, at: int) -> int:
-    """The length of the message that begins at `at`, framing included; 0 if its head is not there."""
+    """The length of the message at `at`, framing included; 0 while its head is incomplete."""
     if len(data) - at < 8:
         return 0
     count, words = _U32.unpack_from(data, at)[0] + 1, _U32.unpack_from(data, at + 4)[0]
@@ -62,12 +71,28 @@ def message_bytes(data: Any, at: int) -> int:
     return table + 8 * sum(struct.unpack_from(f"<{count}I", data, at + 4))
 
 
+def message_head(data: Any, at: int, end: int) -> tuple[int, int, int]:
+    """(bytes, discriminant, ID) of the message at `at`; bytes is 0 while its head is incomplete.
+
+    The discriminant is -1 if the message is not all there yet and its kind cannot be told.
+    """
+    if end - at >= _HEAD_BYTES:
+        segments, words, root, kind, body, ident = _unpack_head(data, at)
+        usual = segments == 0 and root == _ROOT and words >= _HEAD_WORDS
+        if usual and body > _U32_MAX and not body & _U32_MAX:
+            return 8 * words + 8, kind, ident
+    size = message_bytes(data, at)
+    if size == 0 or at + size > end:
+        return size, -1, 0
+    return size, *message_kind(data, at, size)
+
+
 def _table_bytes(segments: int) -> int:
     return (4 + 4 * segments + 7) & ~7
 
 
 def message_kind(data: Any, at: int, size: int) -> tuple[int, int]:
-    """(discriminant, question or answer ID) of a whole message; the ID is 0 for kinds without one."""
+    """(discriminant, question or answer ID) of a whole message; ID 0 for kinds without one."""
     if size >= _HEAD.size:
         segments, _, root, kind, body, ident = _HEAD.unpack_from(data, at)
         if segments == 0 and root == _ROOT and not body & 0xFFFF_FFFF:
@@ -139,7 +164,8 @@ class RpcTransport(asyncio.Transport):
         pipe: The bytes.
         limits: `message_bytes_max`, `answers_max`, `call_bytes_in_max`, `out_bytes_max`,
             `write_stall_s` and `close_s` are enforced here.
-        on_lost: Called once, on the loop and outside of pycapnp, when the connection is gone; with the
+        on_lost: Called once, on the loop and outside of pycapnp, when the connection is gone; with
+        the
             reason, or None if we closed it.
         on_sent: Called for every result message that pycapnp wrote, with its size in bytes.
         on_drained: Called when bytes left.
@@ -166,6 +192,7 @@ class RpcTransport(asyncio.Transport):
         self._partial = bytearray()
         self._waiting: deque[tuple[memoryview, int, int]] = deque()
         self._ready: deque[memoryview] = deque()
+        self._at = 0  # how much of the first of them pycapnp has
         self._queued_bytes = 0
         self._paused = True  # by pycapnp
         self._pipe_paused = False  # by us
@@ -191,7 +218,8 @@ class RpcTransport(asyncio.Transport):
         protocol.connection_made(self)
         self._pipe.start(self)
 
-    # --- what pycapnp calls -------------------------------------------------------------------------
+    # --- what pycapnp calls
+    # -------------------------------------------------------------------------
 
     def pause_reading(self) -> None:
         """Pycapnp has what it asked for."""
@@ -236,7 +264,7 @@ class RpcTransport(asyncio.Transport):
             self._loop.call_soon(self._flush)
 
     def close(self) -> None:
-        """Send what is queued, within `close_s`, and close. pycapnp may call it from a destructor."""
+        """Send what is queued, within `close_s`, and close. Called from destructors, too."""
         if not self._closing:
             self._closing = True
             self._loop.call_soon(self._finish, None)
@@ -245,9 +273,10 @@ class RpcTransport(asyncio.Transport):
         """Close without sending what is queued."""
         self._fail(None)
 
-    # --- what the pipe calls ------------------------------------------------------------------------
+    # --- what the pipe calls
+    # ------------------------------------------------------------------------
 
-    def feed(self, data: bytes | memoryview) -> None:
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Bytes from the peer."""
         if self._closing or self._end is not None:
             return
@@ -270,10 +299,10 @@ class RpcTransport(asyncio.Transport):
 
     def _split(self, data: Any) -> int:
         """Queue the whole messages in `data`; returns where the incomplete rest begins."""
-        at, end = 0, len(data)
+        at, end, start = 0, len(data), 0
         view = memoryview(data).toreadonly()
         while at < end:
-            size = message_bytes(data, at)
+            size, kind, ident = message_head(data, at, end)
             if size > self._message_bytes_max:
                 raise FramingError(
                     f"a message of {size} bytes: message_bytes_max is "
@@ -281,14 +310,15 @@ class RpcTransport(asyncio.Transport):
                 )
             if size == 0 or at + size > end:
                 break
-            kind, ident = message_kind(data, at, size)
-            message = view[at : at + size]
-            self._queued_bytes += size
             if self._waiting or not self._admit(kind, ident, size):
-                self._waiting.append((message, kind, ident))
-            else:
-                self._ready.append(message)
+                if start < at:
+                    self._ready.append(view[start:at])
+                self._waiting.append((view[at : at + size], kind, ident))
+                start = at + size
             at += size
+        if start < at:  # what was admitted goes on as one piece
+            self._ready.append(view[start:at])
+        self._queued_bytes += at
         return at
 
     def _admit(self, kind: int, ident: int, size: int) -> bool:
@@ -346,22 +376,26 @@ class RpcTransport(asyncio.Transport):
         self._unblock()
         self._flush()
 
-    # --- inside -------------------------------------------------------------------------------------
+    # --- inside
+    # -------------------------------------------------------------------------------------
 
     def _deliver(self) -> None:
         protocol, ready = self._protocol, self._ready
         self._delivering = True
         try:
             while ready and not self._paused and not self._closing:
-                message = ready[0]
+                piece, at = ready[0], self._at
                 buffer = protocol.get_buffer(-1)
-                count = min(len(buffer), len(message))
-                buffer[:count] = message[:count]
-                del buffer  # pycapnp's memory is gone after buffer_updated
-                if count == len(message):
-                    ready.popleft()
+                count, left = len(buffer), len(piece) - at
+                if count < left:
+                    buffer[:] = piece[at : at + count]
+                    self._at = at + count
                 else:
-                    ready[0] = message[count:]
+                    count = left
+                    buffer[:count] = piece[at:]
+                    ready.popleft()
+                    self._at = 0
+                del buffer  # pycapnp's memory is gone after buffer_updated
                 self._queued_bytes -= count
                 protocol.buffer_updated(count)
         finally:
@@ -411,7 +445,12 @@ class RpcTransport(asyncio.Transport):
         if self._out:
             data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
             self._out.clear()
-            if (sent := self._out_scan.returns(data)) is not None:
+            try:
+                sent = self._out_scan.returns(data)
+            except FramingError as exc:  # pycapnp never writes such a thing
+                self._violated(exc)
+                return
+            if sent is not None:
                 self._returned(sent)
             if self._left is not None:
                 self._left = memoryview(bytes(self._left) + data)
@@ -423,7 +462,7 @@ class RpcTransport(asyncio.Transport):
             except (OSError, ConnectionError) as exc:
                 self._fail(exc)
                 return
-            except Exception as exc:  # noqa: BLE001  # a stream's own error classes
+            except Exception as exc:  # a stream's own error classes
                 self._fail(ConnectionResetError(str(exc)))
                 return
             self.out_bytes -= count
@@ -497,15 +536,16 @@ class _OutScan:
             self._carry = b""
         end = len(data)
         while at < end:
-            size = message_bytes(data, at)
-            if size == 0 or (at + size > end and end - at < _HEAD.size):
-                self._carry = data[at:]
-                self._skip = 0
-                return out
             try:
-                kind, ident = message_kind(data, at, min(size, end - at))
-            except FramingError:  # our own message in a layout that no known encoder makes
-                kind, ident = 0, 0
+                size, kind, ident = message_head(data, at, end)
+                if kind == -1:
+                    if end - at < _TELLING_BYTES:
+                        self._carry = data[at:]
+                        self._skip = 0
+                        return out
+                    kind, ident = message_kind(data, at, end - at)
+            except FramingError:  # a layout that no known encoder makes, and so no result
+                size, kind, ident = message_bytes(data, at), 0, 0
             if kind == RETURN:
                 out = [(ident, size)] if out is None else [*out, (ident, size)]
             at += size
@@ -514,10 +554,10 @@ class _OutScan:
 
 
 def open_stream(transport: RpcTransport) -> Any:
-    """pycapnp's stream over `transport`.
+    """Pycapnp's stream over `transport`.
 
-    pycapnp makes streams only by `loop.create_connection(protocol_factory, host, port, **kwargs)`, and
-    passes its keywords on; while it does so, this loop knows one keyword more.
+    pycapnp makes streams only by `loop.create_connection(protocol_factory, host, port, **kwargs)`,
+    and passes its keywords on; while it does so, this loop knows one keyword more.
     """
     import capnp
 

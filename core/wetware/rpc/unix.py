@@ -12,7 +12,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from wetware.errors import ConfigError, DialError
 from wetware.log import get_logger
@@ -20,7 +20,9 @@ from wetware.rpc import kjloop as _runtime
 from wetware.rpc.connection import RpcConnection, open_client, run_server
 from wetware.rpc.limits import RpcLimits
 from wetware.rpc.pipes import SocketPipe
-from wetware.rpc.servant import Guarded, Servant
+
+if TYPE_CHECKING:
+    from wetware.rpc.servant import Guarded, Servant
 
 log = get_logger("rpc")
 
@@ -66,16 +68,16 @@ async def serve_unix(
 ) -> AsyncIterator[None]:
     """Serve on a unix socket (0600) while the context is open.
 
-    `bootstrap` makes the first object of each connection. Peers of other users are refused. A socket
-    left behind by a dead process is replaced; ConfigError "config.listen" if somebody listens there.
+    `bootstrap` makes the first object of each connection. Peers of other users are refused. A
+    socket left behind by a dead process is replaced; ConfigError "config.listen" if somebody
+    listens there.
     """
     await _runtime.acquire()
     try:
-        listener = _listen(path)
+        listener, inode = _listen(path)
     except BaseException:
         await _runtime.release()
         raise
-    inode = path.stat().st_ino
     tasks: set[asyncio.Task[None]] = set()
     accepting = asyncio.create_task(
         _accept(listener, bootstrap, limits, connections_max, tasks), name=f"rpc-{path.name}"
@@ -83,15 +85,23 @@ async def serve_unix(
     try:
         yield
     finally:
-        accepting.cancel()
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait([accepting, *tasks])
-        listener.close()
-        with contextlib.suppress(OSError):
-            if path.stat().st_ino == inode:
-                path.unlink()
-        await _runtime.release()
+        await _runtime.finish(_stop(path, inode, listener, accepting, tasks))
+
+
+async def _stop(
+    path: Path,
+    inode: int,
+    listener: socket.socket,
+    accepting: asyncio.Task[None],
+    tasks: set[asyncio.Task[None]],
+) -> None:
+    accepting.cancel()
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait([accepting, *tasks])
+    listener.close()
+    _unlink(path, inode)
+    await _runtime.release()
 
 
 async def _accept(
@@ -129,11 +139,18 @@ async def _serve_one(
     with sock:
         try:
             await run_server(SocketPipe(sock), bootstrap(peer), limits)
-        except Exception as exc:  # noqa: BLE001  # one connection's failure is not the others'
-            log.error("rpc.connection_failed", pid=peer.pid, exc_info=exc)
+        except Exception as exc:  # one connection's failure is not the others'
+            log.error("rpc.connection_failed", pid=peer.pid, exc_info=exc)  # noqa: TRY400  # an EventLogger
 
 
-def _listen(path: Path) -> socket.socket:
+def _unlink(path: Path, inode: int) -> None:
+    with contextlib.suppress(OSError):
+        if path.stat().st_ino == inode:  # not if another node has taken the place
+            path.unlink()
+
+
+def _listen(path: Path) -> tuple[socket.socket, int]:
+    """A listening socket at `path`, and the inode that it has there."""
     if len(os.fsencode(path)) > _PATH_BYTES_MAX:
         raise ConfigError(
             f"{path}: the path of a unix socket has at most {_PATH_BYTES_MAX} bytes",
@@ -146,6 +163,7 @@ def _listen(path: Path) -> socket.socket:
         sock.setblocking(False)
         sock.bind(str(path))
         path.chmod(0o600)  # before anybody can connect: connecting needs listen()
+        inode = path.stat().st_ino
         sock.listen(_BACKLOG)
     except OSError as exc:
         sock.close()
@@ -154,7 +172,7 @@ def _listen(path: Path) -> socket.socket:
             hint="check the folder and its permissions",
             code="config.listen",
         ) from None
-    return sock
+    return sock, inode
 
 
 def _remove_stale(path: Path) -> None:
@@ -206,7 +224,7 @@ async def connect_unix(
             raise _dial_error(path, exc) from None
         peer = _peer_of(sock)
         if not _trusted(peer):
-            raise DialError(
+            raise DialError(  # noqa: TRY301  # the socket is closed below
                 f"{path} is served by another user (uid {peer.uid})",
                 hint="check the path",
                 code="overlay.dial.owner",

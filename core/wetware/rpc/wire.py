@@ -33,7 +33,7 @@ class WireError(Exception):
     """What a dispatch raises into pycapnp."""
 
     # What pycapnp formats: `<qualname>: <text>`, without frames.
-    __traceback__ = property(lambda _self: None, lambda _self, _tb: None)  # type: ignore[assignment]  # hides BaseException's
+    __traceback__ = property(lambda _self: None, lambda _self, _tb: None)  # hides BaseException's
 
 
 WireError.__module__ = "builtins"

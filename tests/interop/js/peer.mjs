@@ -115,7 +115,9 @@ const ops = {
     return {}
   },
   async ping ({ peer }) {
-    return { rtt_ms: await node.services.ping.ping(peerOf(peer)) }
+    const start = performance.now() // its own figure is in whole milliseconds
+    await node.services.ping.ping(peerOf(peer))
+    return { rtt_ms: performance.now() - start }
   },
   async identify ({ peer }) {
     const [conn] = node.getConnections(peerIdFromString(peer))

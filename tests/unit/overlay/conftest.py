@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
 from wetware.admission import Access
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost, LinkLimits, Stream
@@ -148,3 +149,9 @@ async def other() -> AsyncIterator[ThreadNode]:
 @pytest.fixture
 def wait_until() -> Callable[..., Awaitable[None]]:
     return until
+
+
+@pytest.fixture
+def record_figure(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """`record_figure(name, value)`: into the report (--junitxml) of this test."""
+    return lambda name, value: request.node.user_properties.append((name, value))

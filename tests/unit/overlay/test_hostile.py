@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from collections.abc import Callable
 
 import pytest
+
 from wetware.admission import Access
 from wetware.errors import OverlayError, ProtocolRefused
 from wetware.identity import Key
@@ -127,12 +129,9 @@ async def test_hostile_identify_answers(node: Node) -> None:
             hostile.handle(IDENTIFY, serve, access=Access.PUBLIC)
             connection = await hostile.dial(node.host.listen_addrs)
             await asyncio.wait_for(asked.wait(), 10)  # libp2p asks by itself
-            try:
-                report = await node.overlay.identify(hostile.peer_id)
-            except OverlayError as exc:
-                assert exc.code.startswith("overlay"), name
-            else:
-                assert report.peer == hostile.peer_id, name
+            # Nonsense is an error of the overlay's, or a report; nothing else.
+            with contextlib.suppress(OverlayError):
+                assert (await node.overlay.identify(hostile.peer_id)).peer == hostile.peer_id, name
             assert await answers_ping(connection), name
     assert node.overlay.status().restarts == 0
 
@@ -151,7 +150,7 @@ async def test_identify_that_never_ends_is_cut_off() -> None:
         hostile.handle(IDENTIFY, flood, access=Access.PUBLIC)
         connection = await hostile.dial(node.host.listen_addrs)
         await sent.wait()
-        with pytest.raises(OverlayError, match="0.5 s"):
+        with pytest.raises(OverlayError, match=r"0\.5 s"):
             await node.overlay.identify(hostile.peer_id)
         await until(
             lambda: not [s for s in connection.streams if s.protocol == IDENTIFY],
@@ -271,6 +270,7 @@ async def test_nothing_but_noise(node: Node, protocol: str) -> None:
 async def test_libp2p_can_neither_listen_nor_upgrade(node: Node) -> None:
     from libp2p.network.exceptions import SwarmException
     from multiaddr import Multiaddr
+
     from wetware.overlay._adapter import LinkTransport
 
     swarm = node.overlay._guest._swarm

@@ -16,6 +16,7 @@ import threading
 import time
 
 import pytest
+
 from wetware.admission import Access
 from wetware.errors import DialError, LimitExceeded, OverlayError
 from wetware.identity import Key
@@ -27,6 +28,7 @@ from .conftest import ECHO, Node, plain_host, running_node, until
 pytestmark = pytest.mark.anyio
 
 CHUNK_BYTES = 64 << 10
+UNDER_WAY_BYTES = 256 << 10
 PING = "/ipfs/ping/1.0.0"
 
 
@@ -35,7 +37,10 @@ def threads() -> set[str]:
 
 
 class Pump:
-    """Echoes random bytes over one link stream, and watches the longest time without progress."""
+    """Echoes random bytes over one link stream, and watches the longest time without progress.
+
+    A bounded number of bytes is under way, so that the figures are not those of its own queue.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -43,12 +48,16 @@ class Pump:
         self.sent_bytes = self.got_bytes = 0
         self.worst_stall_s = 0.0
         self._stop = False
+        self._progress = asyncio.Event()
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
         stream = await self._connection.open_stream(ECHO)
         reader = asyncio.create_task(self._read(stream))
         while not self._stop:
+            while self.sent_bytes - self.got_bytes > UNDER_WAY_BYTES:
+                self._progress.clear()
+                await self._progress.wait()
             data = os.urandom(CHUNK_BYTES)
             await stream.write(data)
             self.sent.update(data)
@@ -63,6 +72,7 @@ class Pump:
             self.worst_stall_s, last = max(self.worst_stall_s, now - last), now
             self.got.update(data)
             self.got_bytes += len(data)
+            self._progress.set()
 
     async def finish(self) -> None:
         self._stop = True
@@ -78,7 +88,7 @@ async def ping_raw(connection: Connection) -> bytes:
 
 
 async def test_crash_during_transfers_loses_nothing(
-    node: Node, peer: LinkHost, record_property
+    node: Node, peer: LinkHost, record_figure
 ) -> None:
     inbound = await peer.dial(node.host.listen_addrs)
     await until(lambda: node.overlay.status().connections == 1, "libp2p has the connection")
@@ -107,8 +117,8 @@ async def test_crash_during_transfers_loses_nothing(
     assert peer.connections() == (inbound,)
     assert not inbound.closed
     worst = max(pump.worst_stall_s for pump in pumps)
-    record_property("worst_back_s", round(worst_back_s, 4))
-    record_property("worst_stall_s", round(worst, 4))
+    record_figure("worst_back_s", round(worst_back_s, 4))
+    record_figure("worst_stall_s", round(worst, 4))
     assert worst < 1.0
 
 
@@ -127,11 +137,29 @@ async def test_thirty_crashes_leave_nothing_behind(node: Node, peer: LinkHost) -
     for _ in range(30):
         await node.crash()
         assert await ping_raw(connection) == b"p" * 32
-    after = census()
-    # A thread of trio's that waits to be used again may come and go.
-    assert after[0] <= before[0]
-    assert after[1] <= before[1] + 1
-    assert after[2] <= before[2]
+    # An identify exchange of the last guest may be under way.
+    await until(lambda: all(a <= b for a, b in zip(census(), before, strict=True)), "no growth")
+    assert not connection.closed
+
+
+async def test_a_system_task_that_raises_is_survived(node: Node, peer: LinkHost) -> None:
+    """libp2p runs identify in system tasks of trio: an exception there is a TrioInternalError."""
+    import trio
+
+    connection = await peer.dial(node.host.listen_addrs)
+    assert await ping_raw(connection) == b"p" * 32
+
+    async def boom() -> None:
+        raise ValueError("in a system task")
+
+    async def spawn() -> None:
+        trio.lowlevel.spawn_system_task(boom)
+
+    before = node.overlay.status().restarts
+    await node.overlay._guest.call(spawn)
+    await until(lambda: node.overlay.status().restarts > before, "the crash is noticed")
+    assert await ping_raw(connection) == b"p" * 32
+    assert "TrioInternalError" in (node.overlay.status().last_error or "")
     assert not connection.closed
 
 
@@ -253,7 +281,7 @@ async def test_calls_are_bounded_in_time_and_cancellable(peer: LinkHost) -> None
     async with running_node(OverlayLimits(ping_s=0.2, calls_max=2)) as node:
         connection = await node.host.dial(peer.listen_addrs)
         start = time.perf_counter()
-        with pytest.raises(OverlayTimeout, match="0.2 s"):
+        with pytest.raises(OverlayTimeout, match=r"0\.2 s"):
             await node.overlay.ping(peer.peer_id)
         assert 0.2 <= time.perf_counter() - start < 2.0
         calls = [asyncio.create_task(node.overlay.ping(peer.peer_id)) for _ in range(2)]
@@ -286,8 +314,8 @@ async def test_a_handler_that_raises_costs_its_stream(node: Node, peer: LinkHost
     assert node.overlay.status().restarts == 0
 
 
-async def test_churn_leaves_no_slot(node: Node, record_property) -> None:
-    """libp2p 0.8.1 takes 250 inbound connections in its life; here none holds anything afterwards."""
+async def test_churn_leaves_no_slot(node: Node, record_figure) -> None:
+    """libp2p 0.8.1 takes 250 inbound connections in its life; here none leaves anything."""
     start = time.perf_counter()
     for number in range(300):
         async with plain_host() as passing:
@@ -304,7 +332,7 @@ async def test_churn_leaves_no_slot(node: Node, record_property) -> None:
     assert guest._host.dht_peers == set()
     assert guest._host._identified_peers == {}
     assert node.overlay.status().restarts == 0
-    record_property("churn_300_s", round(took_s, 2))
+    record_figure("churn_300_s", round(took_s, 2))
     async with plain_host() as passing:
         assert await ping_raw(await passing.dial(node.host.listen_addrs)) == b"p" * 32
 
@@ -338,7 +366,7 @@ async def test_connections_from_before_the_guest_are_adopted(peer: LinkHost) -> 
 
 
 def test_import_changes_nothing_in_the_process() -> None:
-    """In a process of its own: loggers, signals, warnings, threads, and a stop during the import."""
+    """In a process of its own: loggers, signals, warnings, threads, a stop during the import."""
     code = textwrap.dedent("""
         import asyncio, logging, signal, sys, threading, time, warnings
         from wetware.overlay._loading import load_guest
