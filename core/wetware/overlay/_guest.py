@@ -268,7 +268,7 @@ class _Host(BasicHost):
     async def exchange_identify(self, peer_id: ID) -> Identify:
         """Ask the peer who it is; bounded in time by the caller, in size here.
 
-        One exchange per peer at a time: js-libp2p resets the second identify stream of a connection.
+        One per peer at a time: js-libp2p resets the second identify stream of a connection.
         """
         turn = self._asking.setdefault(peer_id, trio.Lock())
         try:

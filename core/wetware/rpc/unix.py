@@ -241,5 +241,7 @@ def _dial_error(path: Path, exc: OSError | TimeoutError) -> DialError:
         return DialError(f"nobody listens on {path}", hint="start a node: `ww node`")
     if number == errno.EACCES:
         return DialError(f"no permission to connect to {path}", hint="run as the node's user")
+    if isinstance(exc, OSError) and number is None and not isinstance(exc, TimeoutError):
+        return DialError(f"{path} is too long for a unix socket", hint="choose a shorter path")
     reason = os.strerror(number) if number else f"no answer within {_CONNECT_S:g} s"
     return DialError(f"cannot connect to {path}: {reason}", hint="see the node's log")
