@@ -192,7 +192,10 @@ class LinkHost:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop listening, say goodbye to all peers, end handlers. Takes about `close_s` at most."""
+        """Stop listening, say goodbye to all peers, cancel handlers.
+
+        Peers that do not read, and handlers that do not end, are waited for `close_s` each.
+        """
         self._closing = True
         for server in self._servers:
             server.close()
@@ -206,10 +209,12 @@ class LinkHost:
         for conn in connections:
             conn.close()
         await asyncio.gather(*(conn.wait_closed() for conn in connections))
-        while self._tasks:
+        if self._tasks:
             for other in self._tasks:
                 other.cancel()
-            await asyncio.wait(self._tasks)
+            _, stuck = await asyncio.wait(self._tasks, timeout=self.limits.close_s)
+            for other in stuck:
+                log.error("handler.stuck", task=other.get_name())
         for timer in self._timers:
             timer.cancel()
 

@@ -216,7 +216,8 @@ class Stream:
     def unread(self, data: bytes) -> None:
         """Put bytes in front of what is read next."""
         if data and self._reset is None:
-            self._hold(len(data))
+            if self._holds:
+                self._hold(len(data))
             self._uncredited -= len(data)
             self._in.appendleft(data)
 

@@ -1,0 +1,437 @@
+"""Peers that misbehave lose their connection; the host, and everybody else, goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+from wetware.admission import Access
+from wetware.errors import DialError, StreamReset
+from wetware.identity import Key
+from wetware.link import LinkHost, LinkLimits, Stream
+from wetware.link.multistream import HELLO, encode_line
+from wetware.link.noise import NoiseIdentity
+from wetware.multiaddr import Multiaddr
+
+pytestmark = pytest.mark.anyio
+
+DATA, WINDOW, PING, GOAWAY = range(4)
+SYN, ACK, FIN, RST = 1, 2, 4, 8
+KIB = 1 << 10
+
+
+async def still_serves(net: Any, host: LinkHost) -> bool:
+    client = await net.host(listen=False)
+    async with await (await client.dial(host.listen_addrs)).open_stream("/echo") as stream:
+        await stream.write(b"alive")
+        return bool(await stream.read_exactly(5) == b"alive")
+
+
+async def test_garbage_on_a_fresh_connection(net: Any, caplog: pytest.LogCaptureFixture) -> None:
+    host = await net.host(LinkLimits(handshake_s=2))
+    rng = random.Random(1)  # reproducible, not secret
+    prefixes = (
+        b"",
+        HELLO,
+        HELLO + encode_line("/noise"),
+        HELLO + encode_line("/noise") + b"\x00\x20" + rng.randbytes(32),
+        HELLO + encode_line("/noise") + b"\xff\xff" + rng.randbytes(70_000),
+    )
+    for turn in range(60):
+        raw = await net.raw(host)
+        raw.writer.write(prefixes[turn % len(prefixes)] + rng.randbytes(rng.randrange(300)))
+        if turn % 2:
+            await raw.aclose()
+    await net.until(lambda: host.stats().handshakes_pending == 0)
+    assert host.connections() == ()
+    assert await still_serves(net, host)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_plaintext_is_not_a_security_protocol(net: Any) -> None:
+    host = await net.host()
+    raw = await net.raw(host)
+    raw.writer.write(HELLO + encode_line("/plaintext/2.0.0") + encode_line("/tls/1.0.0"))
+    assert await raw.reader.readexactly(len(HELLO) + 8) == HELLO + encode_line("na") * 2
+
+
+async def test_a_forged_identity_is_refused_both_ways(net: Any) -> None:
+    victim, forger = Key.generate(), Key.generate()
+    identity = NoiseIdentity(forger)
+    good = NoiseIdentity(victim)
+    identity.payload = good.payload  # the victim's key, with a signature over another static key
+    identity.peer_id = victim.peer_id
+    host = await net.host()
+    raw = await net.raw(host)
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await asyncio.wait_for(raw.secure(identity), net.deadline_s)
+    assert host.connections() == ()
+    assert host.stats().refused["handshake.failed"] == 1
+
+    liar = await net.host()
+    liar.noise = identity
+    with pytest.raises(DialError, match="not proven"):
+        await host.dial([liar.listen_addrs[0].with_peer(None)], peer=victim.peer_id)
+
+
+async def test_tampered_ciphertext_ends_the_connection(net: Any) -> None:
+    host = await net.host()
+    raw, other = await net.secured(host), await net.secured(host)
+    sealed = bytearray(raw.secured.send.encrypt(b"\0" * 12))
+    sealed[3] ^= 1
+    raw.send_plain_message(bytes(sealed))
+    assert await raw.cut_off()
+    assert host.stats().refused["connection.tampered"] == 1
+    other.frame(PING, SYN, 0, 9)
+    assert (await other.recv_frame())[:4] == (PING, ACK, 0, 9)
+
+
+async def test_a_replayed_message_ends_the_connection(net: Any) -> None:
+    host = await net.host()
+    raw = await net.secured(host)
+    sealed = raw.secured.send.encrypt(b"\0\2\0\1\0\0\0\0\0\0\0\1")
+    for _ in range(2):
+        raw.send_plain_message(sealed)
+    assert await raw.cut_off()
+
+
+@pytest.mark.parametrize(
+    ("frames", "why"),
+    [
+        ([(WINDOW, SYN, 1, 0), (DATA, 0, 1, 300 * KIB)], "window"),
+        ([(DATA, SYN, 1, 1 << 30)], "oversize"),
+        ([(9, 0, 0, 0)], "frame type"),
+        ([(WINDOW, SYN, 2, 0)], "stream ID"),
+    ],
+)
+async def test_broken_frames_end_that_connection_only(
+    net: Any, frames: list[tuple[int, int, int, int]], why: str
+) -> None:
+    host = await net.host()
+    down: list[Exception | None] = []
+    host.watch(lambda conn: None, lambda conn: down.append(conn.error))
+    raw = await net.secured(host)
+    for frame in frames:
+        raw.frame(*frame)
+    assert await raw.cut_off()
+    assert why in str(down[0])
+    assert await still_serves(net, host)
+
+
+async def test_random_frames_inside_a_secured_connection(
+    net: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = await net.host()
+    rng = random.Random(2)  # reproducible, not secret
+    for _ in range(40):
+        raw = await net.secured(host)
+        for _ in range(6):
+            raw.frame(
+                rng.randrange(5),
+                rng.randrange(16),
+                rng.choice([0, 1, 2, 3, rng.getrandbits(32)]),
+                rng.choice([0, 1, 100, 1 << 20, rng.getrandbits(32)]),
+                rng.randbytes(rng.randrange(120)),
+            )
+        await raw.writer.drain()
+        await raw.aclose()
+    await net.until(lambda: not host.connections())
+    assert host.totals.buffered_bytes == host.totals.unsent_bytes == 0
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert await still_serves(net, host)
+
+
+async def test_hung_handshakes_time_out_and_are_bounded_per_address(net: Any) -> None:
+    limits = LinkLimits(handshakes_per_ip_max=5, handshake_s=0.3)
+    host = await net.host(limits)
+    hung = [await net.raw(host) for _ in range(5)]
+    await net.until(lambda: host.stats().handshakes_pending == 5)
+    assert await (await net.raw(host)).cut_off()
+    assert host.stats().refused["handshakes_per_ip_max"] == 1
+    for raw in hung:
+        assert await raw.cut_off()
+    assert host.stats().refused["handshake.timeout"] == 5
+    assert host.stats().handshakes_pending == 0
+    assert await still_serves(net, host)
+
+
+async def test_connections_are_bounded_in_all_per_address_and_per_peer(net: Any) -> None:
+    host = await net.host(LinkLimits(connections_max=8))
+    raws = [await net.secured(host) for _ in range(7)]  # an eighth is kept for dials
+    assert await (await net.raw(host)).cut_off()
+    assert host.stats().refused["connections_max"] == 1
+    await raws[0].aclose()
+    await net.until(lambda: len(host.connections()) == 6)
+    assert await still_serves(net, host)
+
+    host = await net.host(LinkLimits(connections_per_ip_max=2))
+    for _ in range(2):
+        await net.secured(host)
+    assert await (await net.raw(host)).cut_off()
+    assert host.stats().refused["connections_per_ip_max"] == 1
+
+    host = await net.host(LinkLimits(connections_per_peer_max=2))
+    identity = NoiseIdentity(Key.generate())
+    raws = [await net.raw(host) for _ in range(3)]
+    for raw in raws:
+        await raw.secure(identity)
+    assert await raws[0].cut_off()  # the oldest makes room
+    assert len(host.connections()) == 2
+
+
+async def test_a_thousand_connections_leave_no_slot_taken(net: Any) -> None:
+    host = await net.host(
+        LinkLimits(handshakes_max=4, handshakes_per_ip_max=4, connections_per_ip_max=4)
+    )
+    addr = host.listen_addrs[0]
+    for turn in range(1000):
+        reader, writer = await asyncio.open_connection(addr.host, addr.port)
+        if turn % 2:
+            writer.write(HELLO)
+        writer.transport.abort()
+        if turn % 4 == 0:
+            await net.until(lambda: host.stats().handshakes_pending == 0)
+        del reader
+    await net.until(lambda: host.stats().handshakes_pending == 0)
+    for _ in range(20):  # and established ones
+        raw = await net.secured(host)
+        await raw.aclose()
+        await net.until(lambda: not host.connections())
+    assert not host._in_per_ip
+    assert not host._pending_per_ip
+    assert await still_serves(net, host)
+
+
+async def test_a_flood_of_streams_is_bounded(net: Any) -> None:
+    host = await net.host(LinkLimits(streams_in_per_connection_max=50))
+    raw = await net.secured(host)
+    for stream_id in range(1, 401, 2):
+        raw.frame(WINDOW, SYN, stream_id, 0)
+    reset = 0
+    while reset < 150:
+        _, flags, *_ = await raw.recv_frame()
+        reset += flags == RST
+    assert host.stats().streams == 50
+    assert host.stats().refused["stream.limit"] == 150
+
+
+async def test_half_open_negotiations_time_out(net: Any) -> None:
+    host = await net.host(LinkLimits(negotiation_s=0.2))
+    raw = await net.secured(host)
+    for stream_id in range(1, 101, 2):
+        raw.frame(DATA, SYN, stream_id, len(HELLO), HELLO)
+    await net.until(lambda: host.stats().streams == 50)
+    await net.until(lambda: host.stats().streams == 0)
+    assert host.stats().refused["stream.negotiation_timeout"] == 50
+    assert not host._negotiating
+    raw.frame(PING, SYN, 0, 1)  # the connection goes on
+    while (await raw.recv_frame())[0] != PING:
+        pass
+
+
+async def test_bad_negotiations_cost_the_stream(net: Any) -> None:
+    host = await net.host()
+    raw = await net.secured(host)
+    bad = (b"\x05nope\n", HELLO + b"\x00", HELLO + encode_line("/no") * 40)
+    for number, data in enumerate(bad):
+        raw.frame(DATA, SYN, 2 * number + 1, len(data), data)
+    resets = set()
+    while len(resets) < 3:
+        _, flags, stream_id, _, _ = await raw.recv_frame()
+        if flags & RST:
+            resets.add(stream_id)
+    assert resets == {1, 3, 5}
+    assert host.stats().refused["stream.negotiation"] == 3
+
+
+async def test_rapid_reset_is_cut_off(net: Any) -> None:
+    host = await net.host(LinkLimits(stream_aborts_burst=20, stream_aborts_per_s=0.001))
+    raw = await net.secured(host)
+    for stream_id in range(1, 101, 2):
+        raw.frame(WINDOW, SYN, stream_id, 0)
+        raw.frame(WINDOW, RST, stream_id, 0)
+    assert await raw.cut_off()
+    assert host.stats().refused["connection.flood"] == 1
+    assert host.stats().streams == 0
+
+
+async def test_a_ping_flood_is_cut_off(net: Any) -> None:
+    host = await net.host(LinkLimits(control_frames_burst=100, control_frames_per_s=0.001))
+    raw = await net.secured(host)
+    for value in range(200):
+        raw.frame(PING, SYN, 0, value)
+    assert await raw.cut_off()
+
+
+async def test_a_peer_that_sends_frames_too_fast_is_slowed_down(net: Any) -> None:
+    host = await net.host(LinkLimits(frames_burst=300, frames_per_s=100_000))
+    raw = await net.secured(host)
+    raw.frame(DATA, SYN, 1, 0)
+    for _ in range(5):
+        raw.send(b"".join(b"\0\0\0\0\0\0\0\1\0\0\0\0" for _ in range(100)))
+    raw.send(b"\0\2\0\1\0\0\0\0\0\0\0\5" * 300)
+    await net.until(lambda: host.stats().refused.get("connection.throttled"))
+    pongs = 0
+    while pongs < 300:  # slowed down, not cut off
+        pongs += (await raw.recv_frame())[0] == PING
+
+
+async def test_a_frozen_peer_is_found_by_keepalive(net: Any) -> None:
+    host = await net.host(LinkLimits(keepalive_s=0.1, keepalive_timeout_s=0.1))
+    raw = await net.secured(host)  # it never answers the ping
+    assert (await raw.recv_frame())[:2] == (PING, SYN)
+    assert await raw.cut_off()
+    assert host.stats().refused["connection.keepalive"] == 1
+
+
+async def test_an_idle_peer_that_answers_pings_stays(net: Any) -> None:
+    host = await net.host(LinkLimits(keepalive_s=0.05, keepalive_timeout_s=0.5))
+    client = await net.host(listen=False)
+    conn = await client.dial(host.listen_addrs)
+    before = conn.bytes_in
+    await net.until(lambda: conn.bytes_in >= before + 3 * 30)  # three pings in messages of 30 bytes
+    assert not conn.closed
+
+
+async def test_a_peer_that_talks_but_takes_nothing_is_found(net: Any) -> None:
+    host = await net.host(LinkLimits(keepalive_s=0.1, keepalive_timeout_s=0.1))
+
+    async def source(stream: Stream) -> None:
+        while True:
+            await stream.write(b"x" * 64 * KIB)
+
+    host.handle("/source", source, access=Access.PUBLIC)
+    raw = await net.secured(host)
+    data = HELLO + encode_line("/source")
+    raw.frame(WINDOW, SYN, 1, 1 << 30)
+    raw.frame(DATA, 0, 1, len(data), data)
+    raw.writer.transport.pause_reading()
+    talking = True
+
+    async def talk() -> None:
+        while talking:
+            raw.frame(DATA, 0, 1, 1, b".")
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(talk())
+    await net.until(lambda: host.stats().refused.get("connection.keepalive"))
+    talking = False
+    await task
+    # What was waiting for it was bounded all the time, and is gone now.
+    assert host.totals.unsent_bytes == 0
+
+
+async def test_streams_that_are_opened_and_never_read_are_bounded(net: Any) -> None:
+    limits = LinkLimits(
+        unsent_per_connection_bytes_max=1 << 20,
+        buffered_per_connection_bytes_max=1 << 20,
+    )
+    host = await net.host(limits)
+
+    async def source(stream: Stream) -> None:
+        while True:
+            await stream.write(b"x" * 64 * KIB)
+
+    async def deaf(stream: Stream) -> None:
+        await asyncio.Event().wait()
+
+    host.handle("/source", source, access=Access.PUBLIC)
+    host.handle("/deaf", deaf, access=Access.PUBLIC)
+    raw = await net.secured(host)
+    for number in range(20):  # nobody reads what the host sends
+        data = HELLO + encode_line("/source")
+        raw.frame(DATA, SYN, 2 * number + 1, len(data), data)
+    for number in range(20, 30):  # nobody reads what the peer sends
+        data = HELLO + encode_line("/deaf")
+        raw.frame(DATA, SYN, 2 * number + 1, len(data), data)
+        raw.frame(DATA, 0, 2 * number + 1, 200 * KIB, b"y" * 200 * KIB)
+        await raw.writer.drain()
+    await net.until(lambda: host.stats().refused.get("stream.unread", 0) >= 5)
+    assert host.totals.buffered_bytes <= 1 << 20
+    assert host.totals.unsent_bytes <= (1 << 20) + 256 * KIB + 20 * 16 * KIB
+
+
+async def test_early_bytes_before_the_handshake_are_bounded(net: Any) -> None:
+    host = await net.host()
+    raw = await net.raw(host)
+    flood = HELLO + encode_line("/noise") + b"\x20\x00" + b"x" * (2 << 20)
+    raw.writer.write(flood)
+    assert await raw.cut_off()
+
+
+async def test_a_dialler_of_a_hostile_listener_survives(net: Any) -> None:
+    rng = random.Random(3)  # reproducible, not secret
+    host = await net.host(LinkLimits(handshake_s=1))
+    answers = [b"", HELLO + encode_line("na"), HELLO + b"\xff" * 50, rng.randbytes(500)]
+    answers.append(HELLO + encode_line("/noise") + b"\x00\x60" + rng.randbytes(96))
+
+    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answers[0])
+        writer.write_eof()
+        writer.close()
+
+    server = await asyncio.start_server(lie, "127.0.0.1", 0)
+    addr = Multiaddr("ip4", "127.0.0.1", server.sockets[0].getsockname()[1])
+    while answers:
+        with pytest.raises(DialError):
+            await host.dial([addr])
+        answers.pop(0)
+    server.close()
+    assert host.stats().handshakes_pending == 0
+
+
+async def test_streams_end_when_the_peer_is_killed(net: Any) -> None:
+    host = await net.host()
+    client = await net.host(listen=False)
+    conn = await client.dial(host.listen_addrs)
+    stream = await conn.open_stream("/echo")
+    await net.until(host.connections)
+    host.connections()[0].abort(OSError("pulled the plug"))
+    with pytest.raises(StreamReset):
+        await stream.read()
+    assert client.connection(host.peer_id) is None
+
+
+async def test_a_graceful_close_does_not_wait_for_a_peer_that_does_not_read(net: Any) -> None:
+    host = await net.host(LinkLimits(close_s=0.1))
+
+    async def source(stream: Stream) -> None:
+        while True:
+            await stream.write(b"x" * 64 * KIB)
+
+    host.handle("/source", source, access=Access.PUBLIC)
+    raw = await net.secured(host)
+    data = HELLO + encode_line("/source")
+    raw.frame(DATA, SYN, 1, len(data), data)
+    raw.frame(WINDOW, 0, 1, 1 << 30)
+    raw.writer.transport.pause_reading()
+    (conn,) = host.connections()
+    await net.until(lambda: conn._paused)
+    conn.close()
+    await asyncio.wait_for(conn.wait_closed(), net.deadline_s)
+    assert host.connections() == ()
+
+
+async def test_a_handler_that_ignores_its_cancellation_does_not_hang_the_host(
+    net: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = await net.host(LinkLimits(close_s=0.1))
+    released = asyncio.Event()
+
+    async def stubborn(stream: Stream) -> None:
+        while not released.is_set():
+            try:
+                await released.wait()
+            except asyncio.CancelledError:
+                continue
+
+    host.handle("/stubborn", stubborn, access=Access.PUBLIC)
+    client = await net.host(listen=False)
+    await (await client.dial(host.listen_addrs)).open_stream("/stubborn")
+    await asyncio.wait_for(host.aclose(), net.deadline_s)
+    assert "handler.stuck" in caplog.text
+    released.set()
+    await net.until(lambda: not host.stats().handlers)
