@@ -32,7 +32,7 @@ from wetware.errors import (
 from wetware.log import get_logger
 from wetware.rpc import kjloop as _runtime
 from wetware.rpc.codec import BadValue, nearest
-from wetware.rpc.limits import ENVELOPE_BYTES, RpcLimits
+from wetware.rpc.limits import RpcLimits, wire_bytes_max
 from wetware.rpc.servant import Guard, Guarded, Servant, _current_guard
 from wetware.rpc.transport import Pipe, RpcTransport, open_stream
 from wetware.rpc.wire import from_kj, internal_error, to_wire
@@ -490,7 +490,7 @@ class End:
 
         self.transport = RpcTransport(pipe, limits, self._on_lost, self._on_sent, self.on_drained)
         self._stream: Any = open_stream(self.transport)
-        reads = _NESTED_READS * (limits.message_bytes_max + ENVELOPE_BYTES) // 8
+        reads = _NESTED_READS * wire_bytes_max(limits) // 8
         if bootstrap is None:
             self._rpc: Any = capnp.TwoPartyClient(self._stream, traversal_limit_in_words=reads)
         else:

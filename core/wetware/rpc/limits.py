@@ -51,5 +51,15 @@ class RpcLimits:
     close_s: float = 1.0
 
 
-ENVELOPE_BYTES: int = 64 << 10
-"""What Cap'n Proto may add to parameters or results: the call's head and 24 bytes a capability."""
+_ENVELOPE_BYTES = 64 << 10
+"""What Cap'n Proto adds to parameters or results: the call's head and 24 bytes a capability."""
+
+
+def wire_bytes_max(limits: RpcLimits) -> int:
+    """How long a message of a peer with the same limits can be, all included.
+
+    pycapnp leaves a word unused behind every Text that it sets. The word does not count as part of
+    the parameters, but it travels; with at least a pointer and a word of text before it, it is at
+    most half as much again.
+    """
+    return limits.message_bytes_max * 3 // 2 + _ENVELOPE_BYTES

@@ -20,7 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from wetware.log import get_logger
-from wetware.rpc.limits import ENVELOPE_BYTES, RpcLimits
+from wetware.rpc.limits import RpcLimits, wire_bytes_max
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,7 +183,7 @@ class RpcTransport(asyncio.Transport):
         self._loop = asyncio.get_running_loop()
         self._pipe = pipe
         self._limits = limits
-        self._message_bytes_max = limits.message_bytes_max + ENVELOPE_BYTES
+        self._wire_bytes_max = wire_bytes_max(limits)
         self._on_lost = on_lost
         self._on_sent = on_sent
         self._on_drained = on_drained
@@ -201,7 +201,7 @@ class RpcTransport(asyncio.Transport):
         # Outbound.
         self._out: list[bytes] = []
         self._left: memoryview | None = None
-        self.out_bytes = 0
+        self.out_bytes = 0  # of `_left`
         self._flush_due = False
         self._blocked: asyncio.TimerHandle | None = None
         self._out_scan = _OutScan()
@@ -258,7 +258,6 @@ class RpcTransport(asyncio.Transport):
         if self._closing:
             return
         self._out.append(data)
-        self.out_bytes += len(data)
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
@@ -303,7 +302,7 @@ class RpcTransport(asyncio.Transport):
         view = memoryview(data).toreadonly()
         while at < end:
             size, kind, ident = message_head(data, at, end)
-            if size > self._message_bytes_max:
+            if size > self._wire_bytes_max:
                 raise FramingError(
                     f"a message of {size} bytes: message_bytes_max is "
                     f"{self._limits.message_bytes_max}"
@@ -445,6 +444,7 @@ class RpcTransport(asyncio.Transport):
         if self._out:
             data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
             self._out.clear()
+            self.out_bytes += len(data)
             try:
                 sent = self._out_scan.returns(data)
             except FramingError as exc:  # pycapnp never writes such a thing

@@ -1,0 +1,441 @@
+"""Lives: of objects, calls, connections, sockets, and of pycapnp's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import pickle
+import socket
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wetware import rpc
+from wetware.errors import ConfigError, DialError, Disconnected, InvalidArgument, WetwareError
+from wetware.rpc import kjloop, unix
+
+pytestmark = pytest.mark.anyio
+
+
+# --- objects
+# ------------------------------------------------------------------------------------------
+
+
+async def test_dropping_the_last_reference_releases(
+    serving: Any, servants: Any, tools: Any
+) -> None:
+    servant = servants.Zoo()
+    async with serving(servant) as zoo:
+        cell = (await zoo.make(value=b"1"))["cell"]
+        twin = cell.cast(cell.interface)
+        (made,) = servant.made
+        await zoo.nothing()
+        cell.close()
+        assert cell.closed
+        assert await twin.get() == {"value": b"1"}
+        with pytest.raises(InvalidArgument, match="closed"):
+            await cell.get()
+        assert made.releases == 0
+        del twin
+        await tools.until(lambda: made.releases == 1)
+        cell.close()
+
+
+async def test_an_object_that_is_kept_elsewhere_is_not_released(
+    serving: Any, servants: Any, tools: Any
+) -> None:
+    servant = servants.Zoo()
+    shared = servants.Cell(b"shared")
+    servant.cell = shared
+    async with serving(servant) as one, serving(servant, name="two") as two:
+        first, second = (await one.kept())["cell"], (await two.kept())["cell"]
+        third = (await one.kept())["cell"]
+        first.close()
+        third.close()
+        await one.nothing()
+        assert shared.releases == 0
+        assert await second.get() == {"value": b"shared"}
+        second.close()
+        await tools.until(lambda: shared.releases == 1)
+        again = (await one.kept())["cell"]
+        again.close()
+        await tools.until(lambda: shared.releases == 2)
+
+
+async def test_the_end_of_a_connection_releases(serving: Any, servants: Any, tools: Any) -> None:
+    servant = servants.Zoo()
+    async with serving(servant) as zoo:
+        cell = (await zoo.make(value=b""))["cell"]
+        hanging = asyncio.create_task(zoo.hang())
+        await tools.until(lambda: servant.running == 1)
+        zoo._end.transport.abort()
+        await tools.until(lambda: servant.made[0].releases == 1 and servant.releases == 1)
+        assert servant.cancelled == 1
+        with pytest.raises(Disconnected):
+            await hanging
+        assert cell.closed
+
+
+async def test_released_may_be_a_coroutine_and_may_fail(
+    serving: Any, servants: Any, schema: rpc.Schema, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = []
+
+    class Cell(servants.Cell):  # type: ignore[misc, name-defined]
+        async def released(self) -> None:
+            await asyncio.sleep(0)
+            ended.append(self.value)
+            if self.value == b"bad":
+                raise ValueError("in released")
+
+    servant = servants.Zoo()
+    async with serving(servant) as zoo:
+        for value in (b"good", b"bad"):
+            servant.cell = Cell(value)
+            (await zoo.kept())["cell"].close()
+        await tools.until(lambda: len(ended) == 2)
+        assert await zoo.nothing() is None
+    assert [r.getMessage() for r in caplog.records] == ["servant.release_failed"]
+
+
+async def test_results_do_not_pin_their_message(serving: Any, servants: Any, tools: Any) -> None:
+    """A capability from a large answer does not keep the answer alive at the peer."""
+    servant = servants.Zoo()
+    async with serving(servant) as zoo:
+        kept = [(await zoo.make(value=b""))["cell"] for _ in range(20)]
+        await zoo.nothing()
+        (end,) = [e for e in _ends() if e is not zoo._end]
+        await tools.until(lambda: len(end.transport._answers) <= 1)
+        assert await kept[0].get() == {"value": b""}
+
+
+async def test_no_garbage_is_left_by_calls(serving: Any, servants: Any) -> None:
+    """Neither good nor failing calls make cycles, so that references are released at once."""
+    async with serving(servants.Zoo()) as zoo:
+
+        async def calls() -> None:
+            await zoo.data(data=b"x")
+            (await zoo.make(value=b""))["cell"].close()
+            for bad in (zoo.fail(how="denied"), zoo.data(data=5), zoo.fail(how="code")):
+                with contextlib.suppress(WetwareError):
+                    await bad
+            hanging = asyncio.ensure_future(zoo.hang())
+            await zoo.nothing()
+            hanging.cancel()
+            await asyncio.wait([hanging])
+
+        for _ in range(5):
+            await calls()
+        gc.collect()
+        gc.disable()
+        try:
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            for _ in range(10):
+                await calls()
+            await zoo.nothing()
+            gc.collect()
+            ours = [x for x in gc.garbage if type(x).__module__.startswith(("wetware", "capnp"))]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert ours == []
+
+
+def _ends() -> list[Any]:
+    return [end for runtime in kjloop._runtimes.values() for end in runtime.connections]
+
+
+# --- calls
+# --------------------------------------------------------------------------------------------
+
+
+async def test_cancelling_a_call_cancels_the_method(
+    serving: Any, servants: Any, tools: Any
+) -> None:
+    servant = servants.Zoo()
+    async with serving(servant) as zoo:
+        task = asyncio.create_task(zoo.hang())
+        await tools.until(lambda: servant.running == 1)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        await tools.until(lambda: servant.cancelled == 1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await zoo.hang()
+        await tools.until(lambda: servant.cancelled == 2 and servant.running == 0)
+
+
+async def test_a_call_waits_for_no_other(serving: Any, servants: Any, tools: Any) -> None:
+    servant = servants.Zoo()
+    async with serving(servant) as zoo:
+        hanging = asyncio.create_task(zoo.hang())
+        await tools.until(lambda: servant.running == 1)
+        assert await zoo.data(data=b"1") == {"data": b"1"}
+        servant.go.set()
+        await hanging
+
+
+async def test_calls_in_both_directions(serving: Any, servants: Any) -> None:
+    servant, mine = servants.Zoo(), servants.Zoo()
+    async with serving(servant) as zoo:
+        cell = (await zoo.relay(zoo=mine))["cell"]
+        assert await cell.get() == {"value": b"relayed"}
+        assert len(mine.made) == 1
+        assert (await zoo.use(cell=cell))["value"] == b"relayed"
+
+
+async def test_a_ref_is_bound_to_its_loop(serving: Any, servants: Any) -> None:
+    async with serving(servants.Zoo()) as zoo:
+        caught: list[BaseException] = []
+
+        def elsewhere() -> None:
+            try:
+                asyncio.run(zoo.nothing())
+            except BaseException as exc:
+                caught.append(exc)
+            try:
+                zoo.close()
+            except BaseException as exc:
+                caught.append(exc)
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        await asyncio.to_thread(thread.join)
+        assert [e.code for e in caught] == ["rpc.wrong_loop"] * 2  # type: ignore[attr-defined]
+        assert await zoo.nothing() is None
+        with pytest.raises(TypeError, match="cannot be copied"):
+            pickle.dumps(zoo)
+
+
+# --- connections and the unix socket
+# -----------------------------------------------------------------
+
+
+async def test_the_socket_is_private(serving: Any, servants: Any, tmp_path: Path) -> None:
+    async with serving(servants.Zoo()):
+        mode = (tmp_path / "s").stat().st_mode
+        assert stat.S_ISSOCK(mode)
+        assert stat.S_IMODE(mode) == 0o600
+    assert not (tmp_path / "s").exists()
+
+
+async def test_bootstrap_learns_who_connects(
+    schema: rpc.Schema, servants: Any, tmp_path: Path
+) -> None:
+    peers: list[rpc.UnixPeer] = []
+
+    def bootstrap(peer: rpc.UnixPeer) -> rpc.Servant:
+        peers.append(peer)
+        return servants.Zoo()  # type: ignore[no-any-return]
+
+    async with (
+        rpc.serve_unix(tmp_path / "s", bootstrap),
+        await rpc.connect_unix(tmp_path / "s") as connection,
+    ):
+        await connection.bootstrap(schema.Zoo).nothing()
+    assert peers == [rpc.UnixPeer(os.getuid(), os.getgid(), os.getpid())]
+
+
+async def test_strangers_are_refused(
+    schema: rpc.Schema, servants: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger = rpc.UnixPeer(uid=os.geteuid() + 4711, gid=0, pid=1)
+    async with rpc.serve_unix(tmp_path / "s", lambda _peer: servants.Zoo()):
+        monkeypatch.setattr(unix, "_peer_of", lambda _sock: stranger)
+        with pytest.raises(DialError, match="served by another user"):
+            await rpc.connect_unix(tmp_path / "s")
+        monkeypatch.setattr(unix, "_trusted", lambda peer: peer.pid != 1)
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_too_many_clients(schema: rpc.Schema, servants: Any, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    async with (
+        rpc.serve_unix(path, lambda _peer: servants.Zoo(), connections_max=2),
+        await rpc.connect_unix(path) as one,
+        await rpc.connect_unix(path) as two,
+    ):
+        for connection in (one, two):
+            await connection.bootstrap(schema.Zoo).nothing()
+        async with await rpc.connect_unix(path) as three:
+            with pytest.raises(Disconnected):
+                await three.bootstrap(schema.Zoo).nothing()
+        await one.bootstrap(schema.Zoo).nothing()
+
+
+async def test_nobody_listens(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / "stale"))
+    stale.close()
+    for name in ("missing", "stale", "file", "file/below"):
+        with pytest.raises(DialError, match="nobody listens") as caught:
+            await rpc.connect_unix(tmp_path / name)
+        assert "ww node" in caught.value.hint
+    with pytest.raises(DialError, match="too long"):
+        await rpc.connect_unix(tmp_path / ("x" * 120))
+    assert kjloop._runtimes == {}
+
+
+async def test_the_place_is_taken(serving: Any, servants: Any, tmp_path: Path) -> None:
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / "s"))
+    stale.close()
+    async with serving(servants.Zoo()) as zoo:  # a dead process's socket is replaced
+        await zoo.nothing()
+        with pytest.raises(ConfigError, match="another process listens") as caught:
+            async with rpc.serve_unix(tmp_path / "s", lambda _peer: servants.Zoo()):
+                pass
+        assert caught.value.code == "config.listen"
+        await zoo.nothing()
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ConfigError, match="is not a socket"):
+        async with rpc.serve_unix(tmp_path / "file", lambda _peer: servants.Zoo()):
+            pass
+    assert (tmp_path / "file").read_text() == "precious"
+    for path in (tmp_path / ("x" * 120), tmp_path / "no" / "folder"):
+        with pytest.raises(ConfigError):
+            async with rpc.serve_unix(path, lambda _peer: servants.Zoo()):
+                pass
+    assert kjloop._runtimes == {}
+
+
+async def test_a_bootstrap_that_fails_costs_its_connection(
+    schema: rpc.Schema, servants: Any, tmp_path: Path
+) -> None:
+    answers: list[Any] = [ValueError("no"), servants.Zoo()]
+
+    def bootstrap(_peer: rpc.UnixPeer) -> Any:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    path = tmp_path / "s"
+    async with rpc.serve_unix(path, bootstrap):
+        async with await rpc.connect_unix(path) as connection:
+            with pytest.raises(Disconnected):
+                await connection.bootstrap(schema.Zoo).nothing()
+        async with await rpc.connect_unix(path) as connection:
+            assert await connection.bootstrap(schema.Zoo).nothing() is None
+
+
+async def test_closing_a_connection(
+    serving: Any, servants: Any, tmp_path: Path, schema: rpc.Schema
+) -> None:
+    async with serving(servants.Zoo()):
+        connection = await rpc.connect_unix(tmp_path / "s")
+        zoo = connection.bootstrap(schema.Zoo)
+        hanging = asyncio.create_task(zoo.hang())
+        await zoo.nothing()
+        await connection.aclose()
+        await connection.aclose()
+        assert connection.closed
+        with pytest.raises(Disconnected):
+            await hanging
+        with pytest.raises(Disconnected):
+            await zoo.nothing()
+        with pytest.raises(Disconnected):
+            connection.bootstrap(schema.Zoo)
+        await connection.wait_closed()
+
+
+async def test_the_server_goes_away(schema: rpc.Schema, servants: Any, tmp_path: Path) -> None:
+    server = rpc.serve_unix(tmp_path / "s", lambda _peer: servants.Zoo())
+    await server.__aenter__()
+    async with await rpc.connect_unix(tmp_path / "s") as connection:
+        zoo = connection.bootstrap(schema.Zoo)
+        await zoo.nothing()
+        assert not connection.closed
+        await server.__aexit__(None, None, None)
+        async with asyncio.timeout(10):
+            await connection.wait_closed()
+        assert connection.closed
+
+
+# --- pycapnp's loop
+# -----------------------------------------------------------------------------------
+
+
+async def test_the_runtime_is_counted() -> None:
+    loop: Any = asyncio.get_running_loop()
+    async with rpc.runtime():
+        assert hasattr(loop, "_kj_loop")
+        async with rpc.runtime():
+            pass
+        assert hasattr(loop, "_kj_loop")
+    assert not hasattr(loop, "_kj_loop")
+    assert kjloop._runtimes == {}
+
+
+async def test_the_runtime_may_be_left_in_another_task() -> None:
+    loop: Any = asyncio.get_running_loop()
+    outer = rpc.runtime()
+
+    async def enter() -> None:
+        await outer.__aenter__()
+
+    async def leave() -> None:
+        await outer.__aexit__(None, None, None)
+
+    await asyncio.create_task(enter())
+    assert hasattr(loop, "_kj_loop")
+    await asyncio.create_task(leave())
+    assert not hasattr(loop, "_kj_loop")
+
+
+async def test_the_runtime_is_left_by_a_cancelled_task(
+    schema: rpc.Schema, servants: Any, tmp_path: Path
+) -> None:
+    async def use() -> None:
+        async with (
+            rpc.serve_unix(tmp_path / "s", lambda _peer: servants.Zoo()),
+            await rpc.connect_unix(tmp_path / "s") as connection,
+        ):
+            await connection.bootstrap(schema.Zoo).hang()
+
+    task = asyncio.create_task(use())
+    while not (tmp_path / "s").exists() or len(_ends()) < 2:
+        await asyncio.sleep(0.001)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([task])
+    async with asyncio.timeout(10):
+        while kjloop._runtimes:
+            await asyncio.sleep(0.001)
+    assert not hasattr(asyncio.get_running_loop(), "_kj_loop")
+
+
+async def test_loop_gc_runs_here_and_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kjloop, "GC_TICK_S", 0.01)
+    monkeypatch.setattr(kjloop, "GC_FULL_S", 0.05)
+    seen: list[tuple[int, int]] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            seen.append((info["generation"], threading.get_ident()))
+
+    gc.callbacks.append(note)
+    try:
+        async with rpc.loop_gc():
+            assert not gc.isenabled()
+            await asyncio.to_thread(lambda: [[[]] for _ in range(50_000)])
+            async with asyncio.timeout(10):
+                while {generation for generation, _ in seen} < {1, 2}:
+                    keep = [[] for _ in range(5_000)]
+                    await asyncio.sleep(0.01)
+                    del keep
+        assert gc.isenabled()
+    finally:
+        gc.callbacks.remove(note)
+    assert {thread for _, thread in seen} == {threading.get_ident()}

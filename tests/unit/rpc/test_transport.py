@@ -1,0 +1,440 @@
+"""Framing, bookkeeping and backpressure of the transport; hostile bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from typing import Any
+
+import capnp
+import pytest
+
+from wetware import rpc
+from wetware.errors import Disconnected
+from wetware.rpc.connection import open_client, run_server
+from wetware.rpc.limits import RpcLimits, wire_bytes_max
+from wetware.rpc.pipes import SocketPipe
+from wetware.rpc.transport import (
+    BOOTSTRAP,
+    CALL,
+    FINISH,
+    RETURN,
+    FramingError,
+    RpcTransport,
+    message_bytes,
+    message_kind,
+)
+
+pytestmark = pytest.mark.anyio
+_rpc = capnp.load(
+    os.path.join(os.path.dirname(capnp.__file__), "rpc.capnp"),
+    imports=[os.path.dirname(os.path.dirname(capnp.__file__))],
+)
+
+
+def call(ident: int, data_bytes: int = 0) -> bytes:
+    message = _rpc.Message.new_message()
+    body = message.init("call")
+    body.questionId = ident
+    body.target.importedCap = 0
+    if data_bytes:
+        body.params.content.set_as_text("x" * data_bytes)
+    return message.to_bytes()
+
+
+def simple(kind: str, ident: int) -> bytes:
+    message = _rpc.Message.new_message()
+    body = message.init(kind)
+    if kind == "return":
+        body.answerId = ident
+    else:
+        body.questionId = ident
+    return message.to_bytes()
+
+
+def test_the_discriminants_are_those_of_the_schema() -> None:
+    names = {
+        field.discriminantValue: field.name for field in _rpc.Message.schema.node.struct.fields
+    }
+    assert (names[CALL], names[RETURN], names[FINISH], names[BOOTSTRAP]) == (
+        "call",
+        "return",
+        "finish",
+        "bootstrap",
+    )
+
+
+@pytest.mark.parametrize("ident", [0, 1, 77, 2**32 - 1])
+def test_message_kind(ident: int) -> None:
+    for kind, data in (
+        (CALL, call(ident)),
+        (CALL, call(ident, 5000)),
+        (RETURN, simple("return", ident)),
+        (FINISH, simple("finish", ident)),
+        (BOOTSTRAP, simple("bootstrap", ident)),
+    ):
+        padded = b"\1" * 8 + data
+        assert message_bytes(padded, 8) == len(data)
+        assert message_kind(padded, 8, len(data)) == (kind, ident)
+    release = _rpc.Message.new_message()
+    release.init("release").id = ident
+    data = release.to_bytes()
+    assert message_kind(data, 0, len(data))[0] == 6
+
+
+def test_a_message_of_several_segments() -> None:
+    single = call(9)
+    body = single[8:]
+    segments = struct.pack("<IIII", 2, len(body) // 8, 1, 0) + body + bytes(8)
+    assert message_bytes(segments, 0) == len(segments)
+    assert message_kind(segments, 0, len(segments)) == (CALL, 9)
+    assert message_bytes(segments[:12], 0) == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        struct.pack("<Q", 2),  # a far pointer as root
+        struct.pack("<Q", 1),  # a list as root
+        struct.pack("<Q", 0x7FFF_FFF0_0000_0000 | 0x7FFF_FFF0),  # leaves the message
+        struct.pack("<Q", 0x0001_0001_FFFF_FFF0),  # points before the message
+        struct.pack("<QQQ", 0x0001_0001_0000_0000, CALL, 2),  # a call behind a far pointer
+        b"",
+    ],
+)
+def test_heads_that_no_encoder_makes(body: bytes) -> None:
+    data = struct.pack("<II", 0, len(body) // 8) + body
+    with pytest.raises(FramingError):
+        message_kind(data, 0, len(data))
+
+
+class Protocol:
+    """Reads like pycapnp: 8 bytes, then the rest of the message, pausing in between."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.got = bytearray()
+        self.lost: list[Any] = []
+        self.buffer = bytearray()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def want(self, count: int) -> None:
+        self.buffer = bytearray(count)
+        self.at = 0
+        self.transport.resume_reading()
+
+    def get_buffer(self, _hint: int) -> memoryview:
+        return memoryview(self.buffer)[self.at :]
+
+    def buffer_updated(self, count: int) -> None:
+        self.at += count
+        if self.at == len(self.buffer):
+            self.transport.pause_reading()
+            self.got += self.buffer
+
+    def eof_received(self) -> None:
+        raise AssertionError("pycapnp crashes on this")
+
+    def connection_lost(self, exc: Any) -> None:
+        self.lost.append(exc)
+
+
+class Pipe:
+    def __init__(self) -> None:
+        self.paused: list[bool] = []
+        self.sent = bytearray()
+        self.takes = 1 << 30
+        self.ended = ""
+
+    def start(self, transport: RpcTransport) -> None:
+        self.transport = transport
+
+    def write(self, data: bytes | memoryview) -> int:
+        count = min(self.takes, len(data))
+        self.sent += bytes(data[:count])
+        self.takes -= count
+        return count
+
+    def pause(self) -> None:
+        self.paused.append(True)
+
+    def resume(self) -> None:
+        self.paused.append(False)
+
+    def close(self) -> None:
+        self.ended = "close"
+
+    def abort(self) -> None:
+        self.ended = "abort"
+
+
+class Rig:
+    def __init__(self, **limits: Any) -> None:
+        self.pipe, self.protocol = Pipe(), Protocol()
+        self.lost: list[Any] = []
+        self.sent: list[int] = []
+        self.drained = 0
+
+        def drained() -> None:
+            self.drained += 1
+
+        self.transport = RpcTransport(
+            self.pipe, RpcLimits(**limits), self.lost.append, self.sent.append, drained
+        )
+        self.transport.begin(self.protocol)
+
+
+async def turn() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_whole_messages_only_are_handed_over() -> None:
+    rig = Rig()
+    rig.protocol.want(8)
+    message = call(1, 100)
+    for byte in message[:-1]:
+        rig.transport.feed(bytes([byte]))
+    assert rig.protocol.got == b""
+    rig.transport.feed(message[-1:] + message[:5])
+    assert rig.protocol.got == message[:8]
+    rig.protocol.want(len(message) - 8)
+    assert rig.protocol.got == message
+    rig.protocol.want(8)
+    rig.transport.feed(memoryview(message)[5:])
+    assert rig.protocol.got == message + message[:8]
+
+
+async def test_an_oversize_message_is_refused_by_its_head() -> None:
+    rig = Rig(message_bytes_max=1000)
+    words = wire_bytes_max(RpcLimits(message_bytes_max=1000)) // 8 + 1
+    rig.transport.feed(struct.pack("<II", 0, words))
+    await turn()
+    assert isinstance(rig.lost[0], FramingError)
+    assert "message_bytes_max is 1000" in str(rig.lost[0])
+    assert rig.pipe.ended == "abort"
+    assert len(rig.protocol.lost) == 1
+
+
+async def test_too_many_segments() -> None:
+    rig = Rig()
+    rig.transport.feed(struct.pack("<II", 0xFFFF_FFFF, 0))
+    await turn()
+    assert "segments" in str(rig.lost[0])
+
+
+async def test_the_end_is_told_once_after_everything_was_read() -> None:
+    rig = Rig()
+    message = call(1)
+    rig.transport.feed(message)
+    rig.transport.feed_eof()
+    await turn()
+    assert rig.lost == []
+    rig.protocol.want(len(message))
+    await turn()
+    assert rig.protocol.got == message
+    assert len(rig.lost) == len(rig.protocol.lost) == 1
+    rig.transport.feed(message)
+    rig.transport.feed_eof()
+    rig.transport.close()
+    rig.transport.abort()
+    await turn()
+    assert len(rig.lost) == len(rig.protocol.lost) == 1
+
+
+async def test_the_end_is_told_while_reading_is_paused() -> None:
+    rig = Rig()
+    rig.transport.feed(call(1)[:20])
+    rig.transport.feed_eof()
+    await turn()
+    assert len(rig.protocol.lost) == 1
+
+
+async def test_calls_without_answers_stop_the_reading() -> None:
+    rig = Rig(call_bytes_in_max=10_000)
+    big = call(1, 6000)
+    rig.protocol.want(len(big))
+    rig.transport.feed(big)
+    assert rig.protocol.got == big
+    second = call(2, 6000)
+    rig.protocol.want(len(second))
+    rig.transport.feed(second)
+    assert rig.protocol.got == big  # the second waits: 12 kB would be held
+    assert rig.pipe.paused == [True]
+    rig.transport.write(simple("return", 1))
+    await turn()
+    assert rig.protocol.got == big + second
+    assert rig.pipe.paused == [True, False]
+    assert rig.sent == [len(simple("return", 1))]
+
+
+async def test_a_call_that_is_finished_without_an_answer_is_forgotten() -> None:
+    rig = Rig(call_bytes_in_max=10_000, answers_max=3)
+    rig.protocol.want(1 << 20)
+    for i in range(100):
+        rig.transport.feed(call(i, 6000) + simple("finish", i))
+    assert rig.lost == []
+    assert rig.transport._in_bytes == 0
+    assert rig.transport._answers == {}
+
+
+async def test_calls_that_are_never_finished() -> None:
+    rig = Rig(answers_max=10)
+    rig.protocol.want(1 << 20)
+    for i in range(10):
+        rig.transport.feed(simple("bootstrap", i))
+    rig.transport.write(simple("return", 3))  # answered is not finished
+    await turn()
+    assert rig.lost == []
+    rig.transport.feed(call(10))
+    await turn()
+    assert "answers_max is 10" in str(rig.lost[0])
+
+
+async def test_much_unread_stops_the_reading() -> None:
+    rig = Rig()
+    for _ in range(10):
+        rig.transport.feed(simple("finish", 1) * 1000)
+    assert rig.pipe.paused == [True]
+    rig.protocol.want(len(simple("finish", 1)) * 10_000)
+    assert rig.pipe.paused == [True, False]
+
+
+async def test_results_are_found_in_any_pieces() -> None:
+    rig = Rig()
+    stream = b"".join(
+        [simple("return", 1), call(5, 3000), simple("return", 2), simple("return", 3)] * 20
+    )
+    for i in range(0, len(stream), 7):
+        rig.transport.write(stream[i : i + 7])
+        if i % 3 == 0:
+            await turn()
+    await turn()
+    assert len(rig.sent) == 60
+    assert rig.pipe.sent == stream
+
+
+async def test_a_peer_that_does_not_read_is_dropped() -> None:
+    rig = Rig(out_bytes_max=100_000)
+    rig.pipe.takes = 10
+    rig.transport.write(bytes(100_000))
+    await turn()
+    assert rig.lost == []
+    rig.transport.write(bytes(8) * 100)
+    await turn()
+    assert "does not read" in str(rig.lost[0])
+
+
+async def test_a_peer_that_stalls_is_dropped() -> None:
+    rig = Rig(write_stall_s=0.05)
+    rig.pipe.takes = 0
+    rig.transport.write(simple("return", 1))
+    async with asyncio.timeout(10):
+        while not rig.lost:
+            await asyncio.sleep(0.01)
+    assert "write_stall_s" in str(rig.lost[0])
+
+
+async def test_a_slow_peer_is_not_dropped() -> None:
+    rig = Rig(write_stall_s=0.5)
+    rig.pipe.takes = 3
+    data = simple("return", 1)
+    rig.transport.write(data)
+    await turn()
+    while len(rig.pipe.sent) < len(data):
+        rig.pipe.takes = 3
+        rig.transport.writable()
+    assert rig.pipe.sent == data
+    assert rig.transport._blocked is None
+    assert rig.lost == []
+
+
+async def test_closing_sends_what_is_queued_first() -> None:
+    rig = Rig()
+    rig.transport.write(bytes(8))
+    rig.transport.close()
+    rig.transport.write(b"not taken any more")
+    await turn()
+    assert rig.pipe.sent == bytes(8)
+    assert rig.pipe.ended == "close"
+    assert rig.lost == [None]
+
+
+async def test_closing_gives_up_on_a_peer_that_does_not_read() -> None:
+    rig = Rig(close_s=0.05)
+    rig.pipe.takes = 4
+    rig.transport.write(bytes(8))
+    rig.transport.close()
+    async with asyncio.timeout(10):
+        while not rig.lost:
+            await asyncio.sleep(0.01)
+    assert rig.pipe.ended == "abort"
+
+
+# --- hostile bytes through the whole stack
+# -----------------------------------------------------------
+
+
+def _hostile() -> list[bytes]:
+    abort = _rpc.Message.new_message()
+    abort.init("abort").reason = "because"
+    odd = _rpc.Message.new_message()
+    odd.init("disembargo").target.importedCap = 99
+    provide = _rpc.Message.new_message()
+    provide.init("provide").questionId = 3
+    returned = simple("return", 12345)
+    good = call(1, 100)
+    cut = bytearray(good)
+    cut[40:44] = b"\xff\xff\xff\x7f"
+    return [
+        os.urandom(4096),
+        bytes(4096),
+        b"\xff" * 4096,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10,
+        abort.to_bytes(),
+        odd.to_bytes(),
+        provide.to_bytes(),
+        returned,
+        simple("finish", 4242),
+        call(1),
+        bytes(cut),
+        simple("bootstrap", 1) * 2,
+        simple("bootstrap", 1) + call(2, 900),
+    ]
+
+
+@pytest.mark.parametrize("case", range(len(_hostile())))
+async def test_hostile_bytes_cost_the_connection_and_no_more(
+    serving: Any, servants: Any, case: int
+) -> None:
+    servant = servants.Zoo()
+    async with serving(servant) as zoo:
+        ours, theirs = socket.socketpair()
+        server = asyncio.ensure_future(run_server(SocketPipe(ours), servants.Zoo(), RpcLimits()))
+        loop = asyncio.get_running_loop()
+        theirs.setblocking(False)
+        await loop.sock_sendall(theirs, _hostile()[case])
+        theirs.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(10):
+            await server
+        theirs.close()
+        assert await zoo.data(data=b"still here") == {"data": b"still here"}
+
+
+@pytest.mark.parametrize("case", range(len(_hostile())))
+async def test_hostile_bytes_from_a_server(schema: rpc.Schema, case: int) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    async with await open_client(SocketPipe(ours), RpcLimits()) as connection:
+        calling = asyncio.ensure_future(connection.bootstrap(schema.Zoo).nothing())
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(theirs, _hostile()[case])
+        theirs.close()
+        async with asyncio.timeout(10):
+            with pytest.raises(Disconnected):
+                await calling
+            await connection.wait_closed()
