@@ -1,0 +1,450 @@
+"""Topics as capabilities: over real RPC, with guards that end, and subscribers that are slow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wetware import rpc
+from wetware.errors import (
+    CapabilityError,
+    Disconnected,
+    InvalidArgument,
+    LimitExceeded,
+    Revoked,
+)
+from wetware.hookspecs import PeerDown, PeerUp, PluginContext
+from wetware.identity import Key, PeerId, Principal
+from wetware.log import get_logger
+from wetware_pubsub import client as client_module
+from wetware_pubsub.client import PubSub
+from wetware_pubsub.config import PubSubConfig
+from wetware_pubsub.router import Received
+from wetware_pubsub.service import PubSubService, Subscription, check_topic
+
+pytestmark = pytest.mark.anyio
+
+ALICE = Principal("local", "alice")
+
+
+class LonelyOverlay:
+    """A node without peers."""
+
+    cluster = "test"
+
+    def __init__(self) -> None:
+        self.key = Key.generate()
+        self.peer_id = self.key.peer_id
+
+    def peers(self) -> tuple[PeerId, ...]:
+        return ()
+
+    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
+        return lambda: None
+
+    def handle(self, *_: object, **__: object) -> Callable[[], None]:
+        return lambda: None
+
+    def sign(self, domain: bytes, data: bytes) -> bytes:
+        return self.key.sign(domain + data)
+
+
+class RealClock:
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class FakeGuard:
+    """Ends when told to, like a revoked grant."""
+
+    def __init__(self) -> None:
+        self.ended: CapabilityError | None = None
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.callbacks: dict[object, Callable[[CapabilityError], None]] = {}
+
+    def enter(self, method: object, args: object, task: asyncio.Task[Any]) -> None:
+        if self.ended is not None:
+            raise self.ended
+        self.tasks.add(task)
+
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+
+    def on_end(self, callback: Callable[[CapabilityError], None]) -> Callable[[], None]:
+        key = object()
+        self.callbacks[key] = callback
+        return lambda: self.callbacks.pop(key, None) and None
+
+    def end(self) -> None:
+        self.ended = Revoked("the grant was revoked")
+        for task in self.tasks:
+            task.cancel()
+        for callback in list(self.callbacks.values()):
+            callback(self.ended)
+
+
+async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110  # no one event tells of it
+            await asyncio.sleep(0.002)
+
+
+class Served:
+    def __init__(self, service: PubSubService, path: Path) -> None:
+        self.service, self.path = service, path
+        self.guards: list[FakeGuard] = []
+
+    def bootstrap(self, _: object) -> Any:
+        self.guards.append(FakeGuard())
+        return rpc.guarded(self.service.bootstrap(ALICE), self.guards[-1])
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[PubSub]:
+        connection = await rpc.connect_unix(self.path)
+        try:
+            yield PubSub(connection.bootstrap(PubSub.INTERFACE))
+        finally:
+            await connection.aclose()
+
+
+@contextlib.asynccontextmanager
+async def serve(tmp_path: Path, **config: Any) -> AsyncIterator[Served]:
+    ctx = PluginContext(
+        name="pubsub",
+        config=PubSubConfig(**config),
+        log=get_logger("pubsub"),
+        data_dir=tmp_path,
+        clock=RealClock(),
+        overlay=LonelyOverlay(),  # type: ignore[arg-type]
+    )
+    async with rpc.runtime():
+        service = PubSubService(ctx)
+        served = Served(service, tmp_path / "s")
+        ready = asyncio.Event()
+        task = asyncio.create_task(service.run(ready.set))
+        await ready.wait()
+        try:
+            async with rpc.serve_unix(served.path, served.bootstrap):
+                yield served
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+# --- over RPC -------------------------------------------------------------------------------------
+
+
+async def test_what_is_published_is_received_by_every_subscriber(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as one, served.session() as two:
+        publisher = await one.join("chat")
+        async with (
+            (await one.join("chat")).subscribe() as first,
+            (await two.join("chat")).subscribe() as second,
+            (await two.join("other")).subscribe() as other,
+        ):
+            seqnos = [await publisher.publish(b"1"), await publisher.publish("zwei")]
+            for messages in (first, second):
+                got = [await anext(messages), await anext(messages)]
+                assert [m.data for m in got] == [b"1", b"zwei"]
+                assert [m.seqno for m in got] == seqnos
+                assert {m.publisher for m in got} == {served.service.gossip.router.me}
+                assert messages.dropped == 0
+            info = await publisher.info()
+            assert (info.name, info.subscribers, info.peers, info.mesh) == ("chat", 2, 0, 0)
+            assert (await other.stats())["delivered"] == 0
+        await until(lambda: served.service.gossip.router.topics == ())
+
+
+async def test_a_burst_is_complete_and_in_order_at_eight_subscribers(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, contextlib.AsyncExitStack() as stack:
+        subscriptions = []
+        for _ in range(8):
+            session = await stack.enter_async_context(served.session())
+            topic = await session.join("burst")
+            subscriptions.append(await stack.enter_async_context(topic.subscribe()))
+        publisher = await (await stack.enter_async_context(served.session())).join("burst")
+
+        async def read(messages: Any) -> list[int]:
+            return [int((await anext(messages)).data) for _ in range(2000)]
+
+        readers = [asyncio.create_task(read(s)) for s in subscriptions]
+        assert await publisher.publish_all(b"%d" % n for n in range(2000)) == 2000
+        for reader in readers:
+            assert await asyncio.wait_for(reader, 30) == list(range(2000))
+        assert [s.dropped for s in subscriptions] == [0] * 8
+
+
+async def test_a_slow_subscriber_loses_the_oldest_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "READ_AHEAD_MAX", 10)
+    async with (
+        serve(tmp_path, batch_messages_max=10) as served,
+        served.session() as slow,
+        served.session() as fast,
+    ):
+        topic = await slow.join("t")
+        async with topic.subscribe(buffer=50) as lagging, topic.subscribe(buffer=5000) as roomy:
+            publisher = await fast.join("t")
+            await publisher.publish_all(b"%d" % n for n in range(1000))
+            got = []
+            while not got or got[-1] != 999:
+                got.append(int((await anext(lagging)).data))
+            assert got == sorted(set(got))
+            assert lagging.dropped == 1000 - len(got) > 0
+            assert got[-50:] == list(range(950, 1000)), "the newest are kept"
+            assert [int((await anext(roomy)).data) for _ in range(1000)] == list(range(1000))
+            assert roomy.dropped == 0
+            stats = await lagging.stats()
+            assert stats == {
+                "delivered": len(got), "dropped": lagging.dropped, "buffered": 0, "ended": False
+            }  # fmt: skip
+
+
+async def test_a_buffer_is_bounded_in_bytes(tmp_path: Path) -> None:
+    async with serve(tmp_path, buffer_bytes_max=1 << 20) as served, served.session() as session:
+        topic = await session.join("t")
+        async with topic.subscribe() as messages:
+            big = 300 << 10
+            for number in range(20):
+                await topic.publish(b"%d" % number + b" " * big)
+            got = []
+            while not got or got[-1] != 19:
+                got.append(int((await anext(messages)).data))
+            assert len(got) + messages.dropped == 20
+
+
+async def test_revocation_ends_a_subscription_at_once(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        async with topic.subscribe() as messages:
+            await topic.publish(b"1")
+            assert (await anext(messages)).data == b"1"
+            waiting = asyncio.create_task(anext(messages))
+            await asyncio.sleep(0)
+            served.guards[0].end()
+            with pytest.raises(Revoked):
+                await asyncio.wait_for(waiting, 5)
+            assert served.service.gossip.router.topics == ()
+            with pytest.raises(StopAsyncIteration):
+                await anext(messages)
+        with pytest.raises(Revoked):
+            await topic.publish(b"2")
+        assert not served.guards[0].callbacks
+
+
+async def test_leaving_or_losing_the_connection_ends_a_subscription(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served:
+        async with served.session() as session:
+            topic = await session.join("t")
+            async with topic.subscribe():
+                assert served.service.gossip.router.topics == ("/wetware/test/t",)
+            await until(lambda: served.service.gossip.router.topics == ())
+            subscription = await topic.subscribe().__aenter__()
+            await subscription._ref.cancel()  # type: ignore[union-attr]
+            await subscription._ref.cancel()  # type: ignore[union-attr]  # idempotent
+            assert (await subscription.stats())["ended"] is True
+            with pytest.raises(Disconnected):
+                await anext(subscription)
+            left_open = await topic.subscribe().__aenter__()
+        with pytest.raises(Disconnected):
+            await asyncio.wait_for(anext(left_open), 5)
+        await until(lambda: served.service.gossip.router.topics == ())
+        assert not served.guards[0].callbacks
+
+
+async def test_a_subscription_that_is_dropped_ends(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        sink = client_module._SinkServant(topic.subscribe())
+        await topic.ref.call("subscribe", sink=sink, buffer=0)
+        await until(lambda: served.service.gossip.router.topics == ())
+
+
+async def test_a_sink_that_fails_ends_its_subscription_alone(tmp_path: Path) -> None:
+    class Broken(rpc.Servant, interface=client_module.SCHEMA.Sink):
+        async def messages(self, **_: object) -> None:
+            raise InvalidArgument("no, thanks")
+
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        async with topic.subscribe() as good:
+            reply: Any = await topic.ref.call("subscribe", sink=Broken(), buffer=0)
+            await topic.publish(b"1")
+            await topic.publish(b"2")
+            assert [(await anext(good)).data for _ in range(2)] == [b"1", b"2"]
+            with pytest.raises(InvalidArgument, match="no, thanks"):
+                await reply["subscription"].stats()
+
+
+async def test_limits_and_bad_arguments_are_named(tmp_path: Path) -> None:
+    async with (
+        serve(
+            tmp_path,
+            subscriptions_per_principal_max=2,
+            topics_max=1,
+            buffer_messages_max=100,
+            buffer_messages_default=100,
+            message_bytes_max=10,
+        ) as served,
+        served.session() as session,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        topic = await session.join("t")
+        with pytest.raises(InvalidArgument, match="buffer_messages_max"):
+            await stack.enter_async_context(topic.subscribe(buffer=101))
+        with pytest.raises(InvalidArgument, match="message_bytes_max"):
+            await topic.publish(b"x" * 11)
+        with pytest.raises(InvalidArgument, match="sink"):
+            await topic.ref.call("subscribe", sink=None, buffer=0)
+        with pytest.raises(InvalidArgument):
+            topic.subscribe(buffer=-1)
+        first = await stack.enter_async_context(topic.subscribe())
+        with pytest.raises(LimitExceeded, match="topics_max"):
+            await stack.enter_async_context((await session.join("u")).subscribe())
+        await stack.enter_async_context(topic.subscribe())
+        with pytest.raises(LimitExceeded, match="subscriptions_per_principal_max"):
+            await stack.enter_async_context(topic.subscribe())
+        first.close()
+        await until(lambda: served.service.subscribers("/wetware/test/t") == 1)
+        await stack.enter_async_context(topic.subscribe())
+
+
+async def test_a_failing_publish_all_says_so_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with serve(tmp_path, message_bytes_max=10) as served, served.session() as session:
+        topic = await session.join("t")
+        before = asyncio.all_tasks()
+
+        async def source() -> AsyncIterator[str]:
+            for n in range(200):
+                yield "x" * 11 if n == 100 else str(n)
+
+        with pytest.raises(InvalidArgument, match="message_bytes_max"):
+            await topic.publish_all(source())
+        assert asyncio.all_tasks() <= before
+        assert await topic.publish_all([]) == 0
+        assert served.service.gossip.router.stats.published >= 100
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "chat", "a/b/c", "A-Z_0.9~:@+", "x" * 128, "12D3KooW:chat/room-1"]
+)
+def test_topics(name: str) -> None:
+    assert check_topic(name, 128) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", "/a", "a/", "a//b", "a b", "a\n", "a\0", "ä", "a" * 129, "a\u202eb", "*", "a\r"],
+)
+def test_names_that_are_no_topics(name: str) -> None:
+    with pytest.raises(InvalidArgument) as info:
+        check_topic(name, 128)
+    assert info.value.code == "invalid.topic"
+    assert info.value.hint
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"message_bytes_max": 0},
+        {"message_bytes_max": 1 << 20},
+        {"mesh_d": 4},
+        {"mesh_d_high": 5},
+        {"mesh_d_out": 5},
+        {"gossip_windows": 9},
+        {"heartbeat_s": 0},
+        {"buffer_messages_default": 0},
+        {"batches_in_flight_max": 0},
+        {"queue_bytes_max": 1000},
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        PubSubConfig(**wrong)
+
+
+# --- one subscription, no RPC ---------------------------------------------------------------------
+
+
+class FakeSink:
+    """Answers when told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+        self.answers: list[asyncio.Future[None]] = []
+        self.closed = 0
+
+    async def messages(self, **batch: Any) -> None:
+        self.batches.append(batch)
+        self.answers.append(asyncio.get_running_loop().create_future())
+        await self.answers[-1]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def _message(number: int) -> Received:
+    return Received("t", b"%d" % number, PeerId("p"), number.to_bytes(8, "big"))
+
+
+async def test_drops_are_counted_exactly_and_reported_with_the_next_batch() -> None:
+    config = PubSubConfig(batch_messages_max=3, batches_in_flight_max=2)
+    sink, ended = FakeSink(), []
+    subscription = Subscription(sink, config=config, buffer_max=5, on_end=ended.append)
+    guard = FakeGuard()
+    async with asyncio.TaskGroup() as tasks:
+        subscription.start(tasks, guard)  # type: ignore[arg-type]
+        for number in range(6):
+            subscription.offer(_message(number))  # 0 is dropped: five fit
+        await until(lambda: len(sink.batches) == 2)
+        for number in range(6, 14):
+            subscription.offer(_message(number))  # 6, 7 and 8 are dropped
+        await asyncio.sleep(0)
+        assert len(sink.batches) == 2, "no third batch before an answer"
+        assert subscription.buffered == 5
+        sink.answers[0].set_result(None)
+        await until(lambda: len(sink.batches) == 3)
+        assert [[int(d) for d in b["data"]] for b in sink.batches] == [
+            [1, 2, 3],
+            [4, 5],
+            [9, 10, 11],
+        ]
+        assert [b["dropped"] for b in sink.batches] == [1, 0, 3]
+        assert sink.batches[0]["seqnos"] == [1, 2, 3]
+        assert (sink.batches[0]["publishers"], sink.batches[0]["publisher_of"]) == (["p"], [0] * 3)
+        assert (subscription.delivered, subscription.dropped) == (3, 4)
+        guard.end()
+    assert subscription.ended
+    assert isinstance(subscription.reason, Revoked)
+    assert sink.closed == 1
+    assert ended == [subscription]
+    subscription.end()
+    assert sink.closed == 1
+    assert not guard.callbacks
+
+
+async def test_a_guard_that_has_ended_ends_the_subscription_from_the_start() -> None:
+    class Ended(FakeGuard):
+        def on_end(self, callback: Callable[[CapabilityError], None]) -> Callable[[], None]:
+            callback(Revoked("gone"))
+            return lambda: None
+
+    sink = FakeSink()
+    async with asyncio.TaskGroup() as tasks:
+        subscription = Subscription(
+            sink, config=PubSubConfig(), buffer_max=5, on_end=lambda _: None
+        )
+        subscription.start(tasks, Ended())  # type: ignore[arg-type]
+        subscription.offer(_message(1))
+    assert subscription.ended
+    assert sink.batches == []

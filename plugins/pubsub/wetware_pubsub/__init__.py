@@ -1,0 +1,1 @@
+"""Publish and subscribe: a topic is a capability, carried between nodes by GossipSub 1.1."""

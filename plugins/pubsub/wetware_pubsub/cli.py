@@ -1,0 +1,243 @@
+"""`ww pub` and `ww sub`, through the client library."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json as json_module
+import os
+import stat
+import sys
+import threading
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wetware.cli.app import note, run_client
+from wetware.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from wetware.client import Session
+    from wetware_pubsub.client import Message
+
+LINE_BYTES_MAX = 1 << 20
+"""A line of standard input; the node has its own, lower limit."""
+_READ_BYTES = 64 << 10
+_CHUNKS_MAX = 4  # read ahead of what the node took
+_PIPE_BYTES = 4096  # a pipe that poll calls writable takes so much without blocking
+
+
+def mount(app: typer.Typer) -> None:
+    """Mount the commands."""
+    app.command("pub")(pub_command)
+    app.command("sub")(sub_command)
+
+
+Topic = Annotated[str, typer.Argument(help="The topic's name.", show_default=False)]
+
+
+def pub_command(
+    topic: Topic,
+    message: Annotated[
+        str | None,
+        typer.Argument(help="The message; '-' or nothing: one message a line from standard input."),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say on stderr how many were published.")
+    ] = False,
+) -> None:
+    """Publish to a topic."""
+
+    async def work(session: Session) -> int:
+        source = stdin_lines() if message in (None, "-") else [message]
+        return await publish(session, topic, source)
+
+    count = run_client(work)
+    if verbose:
+        note(f"published {count} message{'s' * (count != 1)} to {topic}")
+
+
+def sub_command(
+    topic: Topic,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", min=1, help="Stop after so many messages.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Print the data alone: no newline, nothing escaped.")
+    ] = False,
+    buffer: Annotated[
+        int, typer.Option("--buffer", min=0, help="Messages that may wait at the node.")
+    ] = 0,
+) -> None:
+    """Print what is published to a topic, one line a message, until interrupted."""
+    if json and raw:
+        raise InvalidArgument("--json and --raw exclude each other")
+    as_line = json_line if json else bytes_of if raw else text_line
+    if as_line is text_line and sys.stdout.isatty():
+        as_line = terminal_line
+
+    async def work(session: Session) -> None:
+        await subscribe(session, topic, Output(sys.stdout.fileno()), as_line, count, buffer)
+
+    run_client(work)
+
+
+# --- publishing -----------------------------------------------------------------------------------
+
+
+async def publish(session: Session, topic: str, source: object) -> int:
+    """Publish everything from `source`; returns how many messages."""
+    joined = await session.pubsub.join(topic)
+    count: int = await joined.publish_all(source)
+    return count
+
+
+async def stdin_lines(fd: int = 0) -> AsyncIterator[bytes]:
+    """The lines of a file descriptor, without their ends; reads ahead a little.
+
+    Reads in a daemon thread: a regular file cannot be polled, and one that blocks must not delay
+    the end of the process. Raises InvalidArgument for a line above LINE_BYTES_MAX.
+    """
+    loop = asyncio.get_running_loop()
+    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
+    room = threading.Semaphore(_CHUNKS_MAX)
+    over = threading.Event()
+
+    def read() -> None:
+        while True:
+            room.acquire()
+            if over.is_set():
+                return
+            chunk: bytes | OSError
+            try:
+                chunk = os.read(fd, _READ_BYTES)
+            except OSError as exc:
+                chunk = exc
+            try:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            except RuntimeError:  # the loop is closed: nobody reads any more
+                return
+            if not chunk or isinstance(chunk, OSError):
+                return
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    rest = b""
+    try:
+        while True:
+            chunk = await chunks.get()
+            room.release()
+            if isinstance(chunk, OSError):
+                raise InvalidArgument(f"cannot read standard input: {chunk.strerror}") from chunk
+            if not chunk:
+                break
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line
+            if len(rest) > LINE_BYTES_MAX:
+                raise InvalidArgument(
+                    f"a line of standard input is longer than {LINE_BYTES_MAX} bytes",
+                    hint="publish it in parts",
+                )
+        if rest:
+            yield rest
+    finally:
+        over.set()
+        room.release()
+
+
+# --- subscribing ----------------------------------------------------------------------------------
+
+
+def bytes_of(_: str, message: Message) -> bytes:
+    """The data, and nothing else."""
+    return message.data
+
+
+def text_line(_: str, message: Message) -> bytes:
+    """The data and a newline."""
+    return message.data + b"\n"
+
+
+def terminal_line(_: str, message: Message) -> bytes:
+    """The data, with what could control a terminal escaped, and a newline."""
+    text = message.data.decode(errors="backslashreplace")
+    shown = "".join(
+        c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text
+    )
+    return shown.encode() + b"\n"
+
+
+def json_line(topic: str, message: Message) -> bytes:
+    """One JSON object: topic, publisher, seqno, and data, or data_base64 if it is not UTF-8."""
+    fields: dict[str, object] = {
+        "topic": topic,
+        "publisher": str(message.publisher),
+        "seqno": message.seqno,
+    }
+    try:
+        fields["data"] = message.data.decode()
+    except UnicodeDecodeError:
+        fields["data_base64"] = base64.b64encode(message.data).decode()
+    return json_module.dumps(fields).encode() + b"\n"
+
+
+class Output:
+    """A file descriptor that is written to without blocking the loop where that is possible."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._polled = not stat.S_ISREG(os.fstat(fd).st_mode)
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it."""
+        view = memoryview(data)
+        while view:
+            if self._polled:
+                await self._writable()
+                view = view[os.write(self._fd, view[:_PIPE_BYTES]) :]
+            else:
+                view = view[os.write(self._fd, view) :]
+
+    @staticmethod
+    def _ready(waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        try:
+            loop.add_writer(self._fd, self._ready, ready)
+        except PermissionError:  # /dev/null and other files that epoll refuses never block
+            self._polled = False
+            return
+        try:
+            await ready
+        finally:
+            loop.remove_writer(self._fd)
+
+
+async def subscribe(
+    session: Session,
+    topic: str,
+    output: Output,
+    as_line: object,
+    count: int | None = None,
+    buffer: int = 0,
+) -> None:
+    """Write messages as they come, until `count` of them were written."""
+    joined = await session.pubsub.join(topic)
+    left = count
+    reported = 0
+    async with joined.subscribe(buffer=buffer) as messages:
+        async for message in messages:
+            if messages.dropped != reported:
+                note(f"ww: {messages.dropped - reported} messages dropped: this end is too slow")
+                reported = messages.dropped
+            await output.write(as_line(topic, message))  # type: ignore[operator]
+            if left is not None:
+                left -= 1
+                if left == 0:
+                    return
