@@ -29,7 +29,7 @@ from wetware.testing import Home, NodeProcess
 SUBSCRIBERS = 8
 PAYLOAD_BYTES = 64
 WARM_S = 20.0
-RUN_S_MAX = 25.0
+RUN_S_MAX = 60.0  # on a loaded machine; about 5 s on an idle one
 
 
 def _payload(number: int) -> bytes:
@@ -139,7 +139,7 @@ def measure(at: NodeProcess, to: NodeProcess, key: Path, count: int, paced: int)
 def main() -> None:
     """Start two nodes, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000, help="messages of the burst")
+    parser.add_argument("--count", type=int, default=3000, help="messages of the burst")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--role", choices=("pub", "sub"), help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
