@@ -14,7 +14,7 @@ def anyio_backend() -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # noqa: ANN201
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """With WW_REQUIRE_ALL=1 a skipped test is a failed one: nothing is left out silently."""
     report = yield
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("WW_REQUIRE_ALL"):

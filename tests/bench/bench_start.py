@@ -19,6 +19,8 @@ from pathlib import Path
 
 from wetware.testing import Home
 
+_IMPORT_AND_WAIT = "import libp2p, sys; print(flush=True); sys.stdin.read()"
+
 
 def timed(command: list[str], env: dict[str, str], runs: int) -> list[float]:
     """Wall times in seconds; the first run, which may compile, is not counted."""
@@ -71,7 +73,7 @@ def main() -> None:
         time.sleep(2)
         print(f"{'ww node: resident memory, idle':44} {rss_mib(node.process.pid):7.0f} MiB")
         bare = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", "import libp2p, sys; print(flush=True); sys.stdin.read()"],
+            [sys.executable, "-W", "ignore", "-c", _IMPORT_AND_WAIT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=env,

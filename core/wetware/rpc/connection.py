@@ -87,7 +87,7 @@ class Ref:
         """Whether it was closed, by us or with its connection."""
         return self._id not in self._end.clients
 
-    def call(self, name: str, /, **params: Any) -> Coroutine[Any, Any, dict[str, Any] | None]:
+    def call(self, name: str, /, **params: Any) -> Coroutine[Any, Any, Any]:
         """Call the method `name` (snake_case).
 
         Raises what the servant raised (`wetware.errors`), Disconnected if the connection ended,
@@ -140,8 +140,8 @@ def _ref_class(interface: Interface) -> type[Ref]:
     return interface.ref_class
 
 
-def _ref_method(method: Method) -> Callable[..., Coroutine[Any, Any, dict[str, Any] | None]]:
-    def call(self: Ref, **params: Any) -> Coroutine[Any, Any, dict[str, Any] | None]:
+def _ref_method(method: Method) -> Callable[..., Coroutine[Any, Any, Any]]:
+    def call(self: Ref, **params: Any) -> Coroutine[Any, Any, Any]:
         return _call(self, method, params)
 
     call.__name__ = method.name

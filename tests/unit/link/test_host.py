@@ -280,7 +280,7 @@ async def test_watchers_hear_of_connections(net: Any) -> None:
     assert len(events) == 2
 
 
-# --- listening -------------------------------------------------------------------------------------
+# --- listening ------------------------------------------------------------------------------------
 
 
 async def test_a_taken_port_is_a_config_error_with_a_hint(net: Any) -> None:
@@ -311,7 +311,7 @@ async def test_ip6_and_names(net: Any) -> None:
     assert again.peer == a.peer_id
 
 
-# --- dialling --------------------------------------------------------------------------------------
+# --- dialling -------------------------------------------------------------------------------------
 
 
 async def test_a_failed_dial_names_every_address_and_why(net: Any) -> None:
@@ -408,7 +408,7 @@ async def test_both_ends_dialling_at_once_agree_on_one_connection(net: Any) -> N
         assert await stream.read() == b"x"
 
 
-# --- handlers and the guest ------------------------------------------------------------------------
+# --- handlers and the guest -----------------------------------------------------------------------
 
 
 async def test_a_protocol_is_served_once_and_can_be_given_back(net: Any) -> None:
