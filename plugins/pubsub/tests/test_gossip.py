@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from wetware.admission import Access
-from wetware.errors import OverlayError
+from wetware.errors import LimitExceeded, OverlayError, ProtocolRefused
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost, Stream
@@ -306,6 +306,30 @@ async def test_a_stream_that_the_peer_resets_is_opened_again(tmp_path: Path) -> 
         await until(lambda: a.gossip.router.targets(T) == [b.id])
         await a.gossip.publish(T, b"again")
         await until(lambda: b.texts() == [b"again"])
+
+
+async def test_a_stream_that_cannot_be_opened_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[Exception] = [
+        LimitExceeded("no more streams"),
+        RuntimeError("a defect"),
+        ProtocolRefused("not yet"),
+    ]
+    real = HostOverlay.open_stream
+
+    async def open_stream(self: HostOverlay, peer: PeerId, *protocols: str) -> Stream:
+        if failures:
+            raise failures.pop()
+        return await real(self, peer, *protocols)
+
+    monkeypatch.setattr(HostOverlay, "open_stream", open_stream)
+    async with live_node(tmp_path / "a") as a, live_node(tmp_path / "b") as b:
+        await a.dial(b)
+        await _know(a, b)
+        assert not failures
+        await a.gossip.publish(T, b"1")
+        await until(lambda: b.texts() == [b"1"])
 
 
 async def test_stopping_ends_every_task_and_registration(tmp_path: Path) -> None:

@@ -580,7 +580,7 @@ def test_everything_of_one_turn_leaves_in_one_frame(peer: Peer) -> None:
 
 
 def test_the_message_cache_is_bounded_in_bytes() -> None:
-    cache = MessageCache(5, 3, 1000)
+    cache = MessageCache(5, 3, 2280)  # 100 bytes and 128 of overhead
     for number in range(100):
         cache.put(b"%d" % number, T, b"x" * 100)
         if number % 7 == 0:

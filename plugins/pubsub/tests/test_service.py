@@ -399,6 +399,8 @@ def _message(number: int) -> Received:
 
 async def test_drops_are_counted_exactly_and_reported_with_the_next_batch() -> None:
     config = PubSubConfig(batch_messages_max=3, batches_in_flight_max=2)
+    sink: FakeSink
+    ended: list[Subscription]
     sink, ended = FakeSink(), []
     subscription = Subscription(sink, config=config, buffer_max=5, on_end=ended.append)
     guard = FakeGuard()
@@ -406,23 +408,25 @@ async def test_drops_are_counted_exactly_and_reported_with_the_next_batch() -> N
         subscription.start(tasks, guard)  # type: ignore[arg-type]
         for number in range(6):
             subscription.offer(_message(number))  # 0 is dropped: five fit
-        await until(lambda: len(sink.batches) == 2)
+        await until(lambda: len(sink.batches) == 1)
+        assert subscription.buffered == 2, "no second batch that is not full"
         for number in range(6, 14):
-            subscription.offer(_message(number))  # 6, 7 and 8 are dropped
+            subscription.offer(_message(number))  # 4 to 8 are dropped
+        await until(lambda: len(sink.batches) == 2)
+        subscription.offer(_message(14))
         await asyncio.sleep(0)
-        assert len(sink.batches) == 2, "no third batch before an answer"
-        assert subscription.buffered == 5
+        assert subscription.buffered == 3, "no third batch before an answer"
         sink.answers[0].set_result(None)
         await until(lambda: len(sink.batches) == 3)
         assert [[int(d) for d in b["data"]] for b in sink.batches] == [
             [1, 2, 3],
-            [4, 5],
             [9, 10, 11],
+            [12, 13, 14],
         ]
-        assert [b["dropped"] for b in sink.batches] == [1, 0, 3]
+        assert [b["dropped"] for b in sink.batches] == [1, 5, 0]
         assert sink.batches[0]["seqnos"] == [1, 2, 3]
         assert (sink.batches[0]["publishers"], sink.batches[0]["publisher_of"]) == (["p"], [0] * 3)
-        assert (subscription.delivered, subscription.dropped) == (3, 4)
+        assert (subscription.delivered, subscription.dropped) == (3, 6)
         guard.end()
     assert subscription.ended
     assert isinstance(subscription.reason, Revoked)

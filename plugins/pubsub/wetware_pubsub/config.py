@@ -33,8 +33,8 @@ class PubSubConfig:
         buffer_bytes_max: Bytes that a subscription buffers.
         batch_messages_max: Messages pushed to a subscriber in one call.
         batch_bytes_max: Bytes of data pushed in one call; one message may exceed it.
-        batches_in_flight_max: Calls that wait for the subscriber's answer: two keep the connection
-            busy while one is being answered, and more only hide a slow subscriber.
+        batches_in_flight_max: Calls that wait for the subscriber's answer; only a full batch goes
+            out beside another. Two keep the connection busy, and more only hide a slow subscriber.
         mesh_d: Peers of a topic's mesh. GossipSub's D: 6 reaches 1,000 nodes in about 4 hops.
         mesh_d_low: Below it the heartbeat grafts. 5, as in go.
         mesh_d_high: Above it the heartbeat prunes. 12, as in go.

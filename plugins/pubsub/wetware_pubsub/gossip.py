@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wetware.admission import Access
-from wetware.errors import OverlayError, ProtocolRefused
+from wetware.errors import OverlayError, WetwareError
 from wetware.hookspecs import Clock, Overlay, PeerDown, PeerUp
 from wetware.identity import PeerId, replace_private_file
 from wetware_pubsub.order import Sequencer
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _READ_BYTES = 64 << 10
 _SLICE_S = 0.005  # received messages are checked for so long before others get the loop
 _REOPEN_S_MIN, _REOPEN_S_MAX = 0.05, 10.0
+_REOPEN_BEHIND_S = 1.0  # for a peer that did not keep up: let it breathe
 _EPOCH_FILE = "epoch"
 
 
@@ -189,25 +190,23 @@ class Gossip:
         wake = self._wakes[peer]
         pause_s = _REOPEN_S_MIN
         while True:
+            stream = None
             try:
                 stream = await self._overlay.open_stream(peer, *PROTOCOLS)
-            except OverlayError as exc:
-                refused = isinstance(exc, ProtocolRefused)
-                self._log.debug("stream.refused" if refused else "stream.failed", peer=peer)
-            else:
-                try:
-                    await self._write(peer, stream, wake)
-                except _FellBehind as exc:
-                    self._log.warning("peer.fell_behind", peer=peer, reason=exc)
-                    pause_s = max(pause_s, 1.0)
-                except OverlayError as exc:
-                    self._log.debug("stream.lost", peer=peer, reason=exc)
-                else:
-                    pause_s = _REOPEN_S_MIN
-                finally:
-                    self.router.stream_closed(peer)
+                await self._write(peer, stream, wake)
+                pause_s = _REOPEN_S_MIN
+            except _FellBehind as exc:
+                self._log.warning("peer.fell_behind", peer=peer, reason=exc)
+                pause_s = max(pause_s, _REOPEN_BEHIND_S)
+            except WetwareError as exc:
+                self._log.debug("stream.lost", peer=peer, reason=exc)
+            except Exception as exc:  # one peer's trouble must not end the service
+                self._log.error("stream.failed", peer=peer, exc_info=exc)
+            finally:
+                self.router.stream_closed(peer)
+                if stream is not None:
                     stream.reset()
-                    self._room.set()
+                self._room.set()
             # Apart, or two nodes that refuse each other would knock in step.
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # only a pause
             pause_s = min(2 * pause_s, _REOPEN_S_MAX)
@@ -242,7 +241,7 @@ class Gossip:
             while await stream.read(_READ_BYTES):
                 pass
             await asyncio.Event().wait()  # it closed its side, as js does: ours is still good
-        except OverlayError:
+        except WetwareError:
             pass
         finally:
             wake.set()
@@ -260,7 +259,7 @@ class Gossip:
         except Malformed as exc:
             self._log.warning("frame.malformed", peer=peer, reason=exc)
             stream.reset()
-        except OverlayError as exc:
+        except WetwareError as exc:
             self._log.debug("stream.ended", peer=peer, reason=exc)
         finally:
             if self._inbound.get(peer) is stream:

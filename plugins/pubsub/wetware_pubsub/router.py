@@ -57,6 +57,9 @@ receiver gives other work its turn."""
 IHAVE_IDS_PER_ENTRY = 1024  # keeps one entry near 48 KiB
 PENALTIES_KEPT_MAX = 1024
 """Peers that left with a penalty, remembered so that reconnecting does not clear it."""
+PROMISES_MAX = 65_536
+"""Messages asked for and not come yet, over all peers."""
+_CACHED_BYTES = 128  # what a kept message costs beside its bytes
 AUTHORS_MAX = 4096  # decoded public keys
 _PENALTY_FORGOTTEN = 1.0
 _BACKOFF_SLACK_S = 1.0  # we GRAFT so much later than allowed: the other side counts for itself
@@ -248,10 +251,10 @@ class MessageCache:
     def put(self, message_id: bytes, topic: str, chunk: bytes) -> None:
         """Keep a message from now on."""
         self._windows[0][message_id] = _Cached(topic, chunk)
-        self._bytes += len(chunk)
+        self._bytes += len(chunk) + _CACHED_BYTES
         while self._bytes > self._bytes_max:
             oldest = next(w for w in reversed(self._windows) if w)
-            self._bytes -= len(oldest.popitem(last=False)[1].chunk)
+            self._bytes -= len(oldest.popitem(last=False)[1].chunk) + _CACHED_BYTES
 
     def get(self, message_id: bytes) -> _Cached | None:
         """A message that is still kept."""
@@ -271,7 +274,7 @@ class MessageCache:
     def shift(self) -> None:
         """A heartbeat has passed."""
         for cached in self._windows[-1].values():
-            self._bytes -= len(cached.chunk)
+            self._bytes -= len(cached.chunk) + _CACHED_BYTES
         self._windows.appendleft(OrderedDict())
 
 
@@ -763,8 +766,8 @@ class Router:
                     or self.order.is_stale(author, topic, message_id[-8:])
                 ):
                     wanted[message_id] = None
-        room = max(0, self.config.ihave_ids_max - state.asked)
-        asked = list(wanted)[:room]
+        room = min(self.config.ihave_ids_max - state.asked, PROMISES_MAX - len(self._promises))
+        asked = list(wanted)[: max(0, room)]
         if not asked or state.protocol is None:
             return
         state.asked += len(asked)

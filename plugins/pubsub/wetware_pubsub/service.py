@@ -121,9 +121,7 @@ class Subscription:
     async def _run(self) -> None:
         try:
             while True:
-                while not self._waiting or (
-                    len(self._in_flight) >= self._config.batches_in_flight_max
-                ):
+                while not self._may_push():
                     self._wake.clear()
                     await self._wake.wait()
                 call = asyncio.create_task(self._push(*self._batch()))
@@ -131,6 +129,16 @@ class Subscription:
                 call.add_done_callback(self._pushed)
         finally:
             self.end(Disconnected("the node is stopping"))
+
+    def _may_push(self) -> bool:
+        """At once when nothing is in flight, else only a full batch: small ones would cost more."""
+        config, in_flight = self._config, len(self._in_flight)
+        if not in_flight or not self._waiting:
+            return bool(self._waiting)
+        return in_flight < config.batches_in_flight_max and (
+            len(self._waiting) >= config.batch_messages_max
+            or self._waiting_bytes >= config.batch_bytes_max
+        )
 
     def _batch(self) -> tuple[list[Received], int]:
         batch: list[Received] = []

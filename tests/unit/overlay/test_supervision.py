@@ -378,10 +378,11 @@ def test_import_changes_nothing_in_the_process() -> None:
             for delay_s in (0.05, 0.3, 0.6):  # stopped at several points of the import
                 load = asyncio.create_task(load_guest())
                 await asyncio.wait([load], timeout=delay_s)
-                start = time.monotonic()
                 load.cancel()
                 await asyncio.wait([load])
-                assert load.cancelled() and time.monotonic() - start < 1.5
+                # It ended on the way, not after a finished import; how long that takes is
+                # measured where it matters, by the stop of a real node.
+                assert load.cancelled() and "wetware.overlay._guest" not in sys.modules
                 assert threading.active_count() == 1
             ticks, gaps, last = 0, 0.0, time.monotonic()
             load = asyncio.create_task(load_guest())
