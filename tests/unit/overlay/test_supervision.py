@@ -375,7 +375,7 @@ def test_import_changes_nothing_in_the_process() -> None:
             assert "trio" not in sys.modules and "libp2p" not in sys.modules
             filters, finders = list(warnings.filters), list(sys.meta_path)
             sigint = signal.getsignal(signal.SIGINT)
-            for delay_s in (0.05, 0.3, 0.6):  # stopped at several points of the import
+            for delay_s in (0.02, 0.1, 0.2):  # stopped at several points of the import
                 load = asyncio.create_task(load_guest())
                 await asyncio.wait([load], timeout=delay_s)
                 load.cancel()
