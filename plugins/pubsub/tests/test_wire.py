@@ -124,6 +124,7 @@ def test_a_damaged_rpc_is_an_rpc_or_malformed(rpc: wire.Rpc, data: st.DataObject
         b"\x12",  # tag without a length
         b"\x12\x05ab",  # longer than what follows
         b"\x12" + b"\xff" * 10,  # overlong varint
+        b"\x98\x06" + b"\xff" * 9 + b"\x7f",  # a varint above 64 bits, in an unknown field
         b"\x00\x01",  # field 0
         b"\x0b\x0c",  # a group
         b"\x10\x01",  # publish as a varint
