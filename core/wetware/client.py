@@ -48,6 +48,9 @@ CLIENT_GROUP = "wetware.client.v1"
 SIGNER_GROUP = "wetware.signer.v1"
 """Entry points: proof scheme → a factory of signers for it."""
 
+RUNTIME_BYTES_MAX = 64 << 10
+"""Of a node's runtime file."""
+
 CONNECT_S = 10.0
 """Default time for dialling and logging in together."""
 
@@ -116,9 +119,13 @@ class _SignerServant(rpc.Servant, interface=CORE.Signer):
     ) -> None:
         self._choose, self._verifier, self._channel = choose, verifier, channel
         self.failure: WetwareError | None = None
+        self.spent = False
 
     async def sign(self, challenge: dict[str, Any]) -> dict[str, object]:
-        """Check, then sign."""
+        """Check, then sign, once: a node that keeps the signer gets nothing more out of it."""
+        if self.spent:
+            raise AuthError("a signer answers one challenge", code="auth.signer")
+        self.spent = True
         try:
             parsed = challenge_from_wire(challenge)
             if parsed.verifier != self._verifier:
@@ -314,11 +321,13 @@ class LocalNode:
         """Read it; raises DialError if no node has run there."""
         file = data_dir / paths.RUNTIME_FILE
         try:
-            if file.stat().st_uid not in (os.getuid(), 0):
+            with file.open("rb") as opened:
+                owner, text = os.fstat(opened.fileno()).st_uid, opened.read(RUNTIME_BYTES_MAX)
+            if owner not in (os.getuid(), 0):
                 raise ConfigError(
                     f"{file} belongs to another user", hint="choose your own with --data-dir"
                 )
-            data = json.loads(file.read_text())
+            data = json.loads(text)
             return cls(PeerId.parse(data["peer_id"]), Path(data["socket"]), int(data["pid"]))
         except FileNotFoundError:
             raise DialError(
@@ -429,7 +438,10 @@ async def connect(
             signing = _SignerServant(_chooser(signer, choice), verifier, channel)
             gate = connection.bootstrap(CORE.Gate)
             terminal = (await gate.call("terminal"))["terminal"]
-            reply = await terminal.call("login", signer=signing)
+            try:
+                reply = await terminal.call("login", signer=signing)
+            finally:
+                signing.spent = True
             status = status_from_name(reply["status"])
             if status is not LoginStatus.GRANTED:
                 raise signing.failure or LoginRefused(status, reply["reason"])

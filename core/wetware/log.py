@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 import time
 from typing import Literal
 
@@ -66,10 +67,13 @@ class TextFormatter(logging.Formatter):
         """Format one record on one line, plus a traceback where there is one."""
         fields: dict[str, object] = getattr(record, "ww", {})
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
-        event = record.getMessage()
+        event = record.getMessage() if hasattr(record, "ww") else _text(record.getMessage())
         line = f"{stamp}.{int(record.msecs):03d} {record.levelname.lower():7} {event}"
         line += "".join(f" {key}={_text(value)}" for key, value in fields.items())
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if record.exc_info:
+            # Indented, so that no line of it can pass for an event.
+            line += "\n" + textwrap.indent(self.formatException(record.exc_info), "    ")
+        return line
 
 
 class JsonFormatter(logging.Formatter):

@@ -50,7 +50,12 @@ REDIAL_S_MIN, REDIAL_S_MAX = 0.5, 30.0
 """Back-off of dialling a member that is not connected; doubles, with jitter."""
 SOCKET_PATH_BYTES_MAX = 100
 """The kernel takes 107; a longer path gets its socket in a private directory under the temp dir."""
-_SIGN_DOMAINS_REFUSED = (b"noise-libp2p-static-key:", b"wetware-", b"libp2p-peer-record")
+_SIGN_DOMAINS_REFUSED = (
+    b"noise-libp2p-static-key:",
+    b"libp2p-tls-handshake:",
+    b"\x12libp2p-peer-record",  # an envelope's domain comes with its length
+    b"wetware-",
+)
 """Domains in which only the core signs."""
 
 
@@ -82,7 +87,16 @@ def locked(data_dir: Path) -> Iterator[None]:
     """Hold the data directory for this process; raises ConfigError if another node has it."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        stat = data_dir.stat()
+        if stat.st_uid != os.getuid() or stat.st_mode & 0o022:
+            # Whoever can write here can plant a policy and be an operator.
+            raise ConfigError(
+                f"the data directory {data_dir} belongs to another user, or others can write to it",
+                hint=f"chmod go-w {data_dir}, or choose another with --data-dir",
+                code="config.data_dir",
+            )
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(data_dir / "lock", flags, 0o600)
     except OSError as exc:
         raise ConfigError(
             f"cannot use the data directory {data_dir}: {exc.strerror}",

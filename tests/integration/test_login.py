@@ -14,7 +14,7 @@ import wetware
 from wetware import rpc
 from wetware.admission import Access
 from wetware.client import LoginRefused
-from wetware.errors import AuthError, LimitExceeded
+from wetware.errors import AuthError, LimitExceeded, WetwareError
 from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Proof
 from wetware.link import LinkHost, Stream
 from wetware.multiaddr import Multiaddr
@@ -198,6 +198,19 @@ async def test_addresses_are_rate_limited(home: Home) -> None:
         assert node.ww("whoami").returncode == 0, "the local socket is not limited by address"
 
 
+async def test_the_operator_s_own_lock_out_is_carried_out_and_said(home: Home) -> None:
+    """A change that ends the session which makes it is in force, on disk and in memory."""
+    with home.node("n") as node:
+        done = node.ww("role", "set", "admin", "auth_local", "node")
+        assert done.returncode == 77
+        assert "your own session ended with the change" in done.stderr
+        shown = node.ww("policy", "show", check=True).stdout
+        assert "version = 2" in shown
+        assert node.ww("pub", "chat", "x").returncode == 77
+    with home.node("n") as node:
+        assert "version = 2" in node.ww("policy", "show", check=True).stdout
+
+
 # --- a malicious node in the middle ---------------------------------------------------------------
 
 
@@ -207,6 +220,7 @@ class Relay:
     def __init__(self, target: str, rewrite: Callable[[Challenge, Channel, PeerId], Challenge]):
         self.target, self.rewrite = target, rewrite
         self.status: LoginStatus | None = None
+        self.again: list[str] = []
 
     async def serve(self, stream: Stream) -> None:
         relay = self
@@ -218,14 +232,17 @@ class Relay:
 
                 class Forward(rpc.Servant, interface=CORE.Signer):
                     async def sign(self, challenge: dict[str, Any]) -> dict[str, object]:
-                        wanted = relay.rewrite(
-                            challenge_from_wire(challenge), ours, relay.host.peer_id
-                        )
+                        relay.seen = challenge_from_wire(challenge)
+                        wanted = relay.rewrite(relay.seen, ours, relay.host.peer_id)
                         reply = await signer.call("sign", challenge=challenge_to_wire(wanted))
                         return {"proof": dict(reply["proof"])}
 
                 async with gate_of(relay.target) as (gate, _):
                     relay.status = await attempt(gate, Forward())
+                try:
+                    await Forward().sign(challenge_to_wire(relay.seen))
+                except WetwareError as exc:
+                    relay.again.append(exc.message)
                 return {"status": "badSignature", "reason": "relayed"}
 
         class FakeGate(rpc.Servant, interface=CORE.Gate):
@@ -274,3 +291,4 @@ async def test_relayed_proof_for_the_relay_is_refused_by_the_node(node: NodeProc
             async with wetware.connect(addr, key=node.home.key()):
                 pass
     assert relay.status is LoginStatus.WRONG_VERIFIER
+    assert relay.again == ["a signer answers one challenge"]

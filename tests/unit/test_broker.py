@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from wetware.audit import Audit
 from wetware.broker import Broker, LoginLimits
+from wetware.broker.gate import address_key
 from wetware.errors import LimitExceeded, Revoked
 from wetware.hookspecs import Accept, NotMine, Reject, RoleProfile, Withdrawn
 from wetware.identity import Challenge, Channel, Key, LoginStatus, Principal, Proof
@@ -145,7 +147,9 @@ async def test_an_expired_challenge_never_reaches_the_backend() -> None:
 
 
 async def test_sessions_are_bounded_and_give_their_place_back() -> None:
-    made = broker(Backend(), sessions_per_principal_max=2, sessions_max=3)
+    made = broker(
+        Backend(), sessions_per_principal_max=2, sessions_max=3, sessions_local_reserved=0
+    )
     first = made.open_session(ADA, {"member"})
     made.open_session(ADA, {"member"})
     with pytest.raises(LimitExceeded, match="sessions_per_principal_max"):
@@ -155,6 +159,53 @@ async def test_sessions_are_bounded_and_give_their_place_back() -> None:
     made.open_session(Principal("fake", "bob"), {"member"})
     with pytest.raises(LimitExceeded, match="sessions_max"):
         made.open_session(Principal("fake", "eve"), {"member"})
+
+
+async def test_a_part_of_the_sessions_is_kept_for_the_unix_socket() -> None:
+    made = broker(Backend(), sessions_max=4, sessions_local_reserved=1)
+    for name in "abc":
+        made.open_session(Principal("fake", name), {"member"})
+    with pytest.raises(LimitExceeded, match="sessions_max"):
+        made.open_session(ADA, {"member"})
+    made.open_session(ADA, {"member"}, local=True)
+    with pytest.raises(LimitExceeded, match="sessions_max"):
+        made.open_session(ADA, {"member"}, local=True)
+
+
+async def test_gate_slots_are_bounded_per_connection_address_and_in_all() -> None:
+    made = broker(Backend(), gates_per_connection_max=2, gates_per_address_max=3, gates_max=4)
+    one, two, three = object(), object(), object()
+    with contextlib.ExitStack() as stack:
+        for connection, address, refused in (
+            (one, "192.0.2.1", ""),
+            (one, "192.0.2.1", ""),
+            (one, "192.0.2.1", "gates_per_connection_max"),
+            (two, "192.0.2.1", ""),
+            (two, "192.0.2.1", "gates_per_address_max"),
+            (three, "2001:db8::1", ""),
+            (three, "2001:db8::2", "gates_max"),
+        ):
+            if refused:
+                with pytest.raises(LimitExceeded, match=refused):
+                    stack.enter_context(made.gate_slot(connection, address))
+            else:
+                stack.enter_context(made.gate_slot(connection, address))
+    assert not made._slots._open, "slots were not given back"
+
+
+def test_one_ipv6_host_is_one_address() -> None:
+    assert address_key("2001:db8::1") == address_key("2001:db8::ffff:1")
+    assert address_key("2001:db8::1") != address_key("2001:db8:0:1::1")
+    assert address_key("192.0.2.1") != address_key("192.0.2.2")
+
+
+async def test_roots_and_counts_are_forgotten_with_their_sessions() -> None:
+    made = broker(Backend())
+    for n in range(50):
+        made.open_session(Principal("fake", str(n % 7)), {"member"}).revoke("closed")
+    assert made.sessions == 0
+    assert not made._roots
+    assert not made._sessions
 
 
 async def test_withdrawal_cuts_the_sessions_it_covers_and_no_others() -> None:

@@ -115,3 +115,28 @@ def test_a_closed_pipe_is_no_error_message(home: Home) -> None:
     os.close(write)
     assert "Traceback" not in done.stderr
     assert "Broken pipe" not in done.stderr
+
+
+def test_hostile_text_does_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from wetware.cli.app import note, out, table
+
+    evil = "\x1b]0;owned\x07\x1b[2J\r"
+    out(evil)
+    note(evil)
+    table(("a", "b"), [(evil, "x\ny")])
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert "\x1b" not in text
+        assert "\x07" not in text
+        assert "\r" not in text
+    assert "x\\ny" in said.out
+
+
+def test_a_data_directory_that_others_can_write_is_refused(home: Home) -> None:
+    open_to_all = home.path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    node = home.start_node("open")
+    assert node.process.wait(60) == 78
+    assert "others can write" in node.log.read_text()
+    assert not any(open_to_all.iterdir())

@@ -8,10 +8,12 @@ signature and names the principal; the broker derives the session's grant, last.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,29 +94,75 @@ def compare(issued: Challenge, proof: Proof, now_s: float) -> Verdict | None:
     return None
 
 
+def address_key(address: str) -> str:
+    """What limits per address count: an IPv4 address, or the /64 that one IPv6 host owns."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return str(parsed)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
 class _AddressLimiter:
-    """Login attempts per address and minute, in a bounded table."""
+    """Failed login attempts per address and minute, in a bounded table."""
 
     def __init__(self, limits: LoginLimits, clock: Clock) -> None:
         self._limits, self._clock = limits, clock
         self._seen: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def admit(self, address: str) -> None:
+    def take(self, address: str) -> None:
         """Count one attempt; raises LimitExceeded."""
-        per_s = self._limits.attempts_per_address_max / 60
+        limit = float(self._limits.attempts_per_address_max)
         now = self._clock.monotonic()
-        tokens, last = self._seen.pop(address, (float(self._limits.attempts_per_address_max), now))
-        tokens = min(self._limits.attempts_per_address_max, tokens + (now - last) * per_s)
+        tokens, last = self._seen.pop(address, (limit, now))
+        tokens = min(limit, tokens + (now - last) * limit / 60)
         allowed = tokens >= 1
         self._seen[address] = (tokens - 1 if allowed else tokens, now)
         while len(self._seen) > self._limits.addresses_max:
             self._seen.popitem(last=False)
         if not allowed:
             raise LimitExceeded(
-                f"more than {self._limits.attempts_per_address_max} login attempts a minute from "
-                f"{address} (attempts_per_address_max)",
+                f"more than {limit:g} failed login attempts a minute from {address} "
+                "(attempts_per_address_max)",
                 hint="wait a minute",
             )
+
+    def give_back(self, address: str) -> None:
+        """The attempt succeeded: it does not count against its neighbours."""
+        if (found := self._seen.get(address)) is not None:
+            self._seen[address] = (found[0] + 1, found[1])
+
+
+class _GateSlots:
+    """How many RPC streams to the Gate are open: per connection, per address, in all."""
+
+    def __init__(self, limits: LoginLimits) -> None:
+        self._limits = limits
+        self._open: Counter[object] = Counter()
+
+    @contextlib.contextmanager
+    def slot(self, connection: object, address: str) -> Iterator[None]:
+        """Hold a slot; raises LimitExceeded."""
+        limits = self._limits
+        counted = (
+            (("connection", id(connection)), limits.gates_per_connection_max, "per_connection_"),
+            (("address", address), limits.gates_per_address_max, "per_address_"),
+            ("all", limits.gates_max, ""),
+        )
+        for key, limit, name in counted:
+            if self._open[key] >= limit:
+                raise LimitExceeded(f"{limit} connections to the Gate are open (gates_{name}max)")
+        for key, _, _ in counted:
+            self._open[key] += 1
+        try:
+            yield
+        finally:
+            for key, _, _ in counted:
+                self._open[key] -= 1
+                if not self._open[key]:
+                    del self._open[key]
 
 
 class Broker:
@@ -146,14 +194,15 @@ class Broker:
         self.clock, self.audit = clock, audit
         self.limits = limits or LoginLimits()
         self._addresses = _AddressLimiter(self.limits, clock)
-        self._roots: dict[tuple[Principal, str], list[Grant]] = {}
-        self._sessions: dict[Grant, Principal] = {}
+        self._slots = _GateSlots(self.limits)
+        self._roots: dict[Principal, dict[str, list[Grant]]] = {}
+        self._sessions: Counter[Principal] = Counter()
         self._unwatch = backend.watch(self._withdrawn)
 
     def close(self) -> None:
         """End every session; the node is stopping."""
         self._unwatch()
-        roots = [root for some in self._roots.values() for root in some]
+        roots = [root for roles in self._roots.values() for some in roles.values() for root in some]
         self._roots.clear()
         for root in roots:
             root.revoke("the node is stopping")
@@ -161,11 +210,17 @@ class Broker:
     @property
     def sessions(self) -> int:
         """Live sessions."""
-        return len(self._sessions)
+        return self._sessions.total()
 
     def gate(self, channel: Channel, address: str | None) -> GateServant:
         """The bootstrap object of one connection; `address` is None on the unix socket."""
-        return GateServant(self, channel, address)
+        return GateServant(self, channel, None if address is None else address_key(address))
+
+    def gate_slot(
+        self, connection: object, address: str
+    ) -> contextlib.AbstractContextManager[None]:
+        """A place for one RPC stream from the network; entering it raises LimitExceeded."""
+        return self._slots.slot(connection, address_key(address))
 
     # --- the decision -----------------------------------------------------------------------------
 
@@ -196,26 +251,37 @@ class Broker:
             return Verdict(LoginStatus.EXPIRED, "the challenge expired while it was judged")
         return Verdict(LoginStatus.GRANTED, "", principal, now)
 
-    def open_session(self, principal: Principal, roles: Iterable[str]) -> Grant:
+    def open_session(
+        self, principal: Principal, roles: Iterable[str], *, local: bool = False
+    ) -> Grant:
         """The grant of a new session. Synchronous: nothing can change between verdict and grant.
+
+        Args:
+            principal: Who logged in.
+            roles: By which roles.
+            local: Over the unix socket, for which a part of the sessions is reserved.
 
         Raises LimitExceeded.
         """
-        if len(self._sessions) >= self.limits.sessions_max:
-            raise LimitExceeded(f"{self.limits.sessions_max} sessions are live (sessions_max)")
-        mine = sum(1 for owner in self._sessions.values() if owner == principal)
-        if mine >= self.limits.sessions_per_principal_max:
+        limits = self.limits
+        reserved = 0 if local else min(limits.sessions_local_reserved, limits.sessions_max // 2)
+        sessions_max = limits.sessions_max - reserved
+        if self.sessions >= sessions_max:
+            raise LimitExceeded(f"{sessions_max} sessions are live (sessions_max)")
+        if self._sessions[principal] >= limits.sessions_per_principal_max:
             raise LimitExceeded(
-                f"{principal} has {mine} live sessions (sessions_per_principal_max)",
+                f"{principal} has {self._sessions[principal]} live sessions "
+                "(sessions_per_principal_max)",
                 hint="close some",
             )
         services: dict[str, frozenset[str]] = {SESSION_SERVICE: frozenset({"Session.*"})}
         roots = []
+        mine = self._roots.setdefault(principal, {})
         for role in sorted(roles):
             profile = self.backend.profile(role).services
             # A role that was widened since has a second root: the sessions under the first keep
             # what they were granted, and both are found when the role is withdrawn.
-            known = self._roots.setdefault((principal, role), [])
+            known = mine.setdefault(role, [])
             root = next((root for root in known if root.services == profile), None)
             if root is None:
                 root = Grant(principal, profile, clock=self.clock, label=f"role {role}")
@@ -231,29 +297,32 @@ class Broker:
             parents=tuple(roots),
             service=SESSION_SERVICE,
         )
-        self._sessions[grant] = principal
-        grant.on_end(lambda _: self._session_ended(grant))
+        self._sessions[principal] += 1
+        grant.on_end(lambda _: self._session_ended(principal))
         return grant
 
-    def _session_ended(self, grant: Grant) -> None:
-        self._sessions.pop(grant, None)
-        for key in [key for key in self._roots if key[0] == grant.principal]:
-            self._roots[key] = [root for root in self._roots[key] if root.children]
-            if not self._roots[key]:
-                del self._roots[key]
+    def _session_ended(self, principal: Principal) -> None:
+        self._sessions[principal] -= 1
+        if self._sessions[principal] <= 0:
+            del self._sessions[principal]
+        roles = self._roots.get(principal, {})
+        for role in tuple(roles):
+            roles[role] = [root for root in roles[role] if root.children]
+            if not roles[role]:
+                del roles[role]
+        if not roles:
+            self._roots.pop(principal, None)
 
     def _withdrawn(self, event: Withdrawn) -> None:
         """Cut what a withdrawal covers, now; the record follows the effect."""
         cut = 0
-        for (principal, role), roots in tuple(self._roots.items()):
-            if event.principal is not None and principal != event.principal:
-                continue
-            if event.roles is not None and role not in event.roles:
-                continue
-            self._roots.pop((principal, role), None)
-            for root in roots:
-                cut += len(root.children)
-                root.revoke(event.reason or f"role {role} was withdrawn from {principal}")
+        principals = tuple(self._roots) if event.principal is None else (event.principal,)
+        for principal in principals:
+            held = self._roots.get(principal, {})
+            for role in tuple(held) if event.roles is None else tuple(event.roles & held.keys()):
+                for root in held.pop(role, ()):
+                    cut += len(root.children)
+                    root.revoke(event.reason or f"role {role} was withdrawn from {principal}")
         self.audit.record(
             "role.withdrawn",
             principal=event.principal or "*",
@@ -279,16 +348,16 @@ class GateServant(rpc.Servant, interface=CORE.Gate):
                 hint="connect again",
             )
         if self._address is not None:
-            self._broker._addresses.admit(self._address)
+            self._broker._addresses.take(self._address)
         self._terminals += 1
-        return {"terminal": TerminalServant(self._broker, self._channel)}
+        return {"terminal": TerminalServant(self._broker, self._channel, self._address)}
 
 
 class TerminalServant(rpc.Servant, interface=CORE.Terminal):
     """See core.capnp."""
 
-    def __init__(self, broker: Broker, channel: Channel) -> None:
-        self._broker, self._channel = broker, channel
+    def __init__(self, broker: Broker, channel: Channel, address: str | None) -> None:
+        self._broker, self._channel, self._address = broker, channel, address
         self._used = False
 
     async def login(self, signer: rpc.Ref | None) -> dict[str, object]:
@@ -317,14 +386,16 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
             verdict = Verdict(LoginStatus.EXPIRED, f"no proof within {deadline_s:g} s (deadline_s)")
         took_ms = round((time.perf_counter() - started) * 1000, 2)
         if verdict.status is not LoginStatus.GRANTED or verdict.principal is None:
-            broker.audit.record(
-                "login.refused",
-                status=status_name(verdict.status),
-                reason=verdict.reason,
-                channel=self._channel.kind,
-            )
+            self._refused(status_name(verdict.status), verdict.reason)
             return _refusal(verdict.status, verdict.reason)
-        grant = broker.open_session(verdict.principal, verdict.roles)
+        local = self._address is None
+        try:
+            grant = broker.open_session(verdict.principal, verdict.roles, local=local)
+        except LimitExceeded as exc:
+            self._refused("limit", exc.message)
+            raise
+        if self._address is not None:
+            broker._addresses.give_back(self._address)
         try:
             broker.audit.record(
                 "login.granted",
@@ -343,6 +414,11 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
             "reason": "",
             "session": rpc.guarded(session, grant),
         }
+
+    def _refused(self, status: str, reason: str) -> None:
+        self._broker.audit.record(
+            "login.refused", status=status, reason=reason, channel=self._channel.kind
+        )
 
     async def _attempt(self, challenge: Challenge, signer: rpc.Ref) -> Verdict:
         try:

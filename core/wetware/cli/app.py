@@ -80,14 +80,23 @@ def run_client(work: Callable[[Session], Awaitable[T]]) -> T:
     return asyncio.run(main())
 
 
+def printable(text: str) -> str:
+    """The text with control characters spelt out: a node must not write to our terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text
+    )
+
+
 def out(text: str = "") -> None:
     """A line of output, on stdout."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def note(text: str) -> None:
     """A line for the person at the terminal, on stderr, so that stdout stays data."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
 
 
 def out_json(data: Any) -> None:
@@ -98,11 +107,12 @@ def out_json(data: Any) -> None:
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Left-aligned columns; prints nothing but the header where there are no rows."""
-    lines = [tuple(name.upper() for name in header), *rows]
+    cells = (tuple(printable(cell).replace("\n", "\\n") for cell in row) for row in rows)
+    lines = [tuple(name.upper() for name in header), *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        out("  ".join(cells).rstrip())
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        out("  ".join(padded).rstrip())
 
 
 def fail(error: WetwareError) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +64,8 @@ def node_command(
         },
         path=options.config,
     )
+    if options.key is not None:
+        os.environ["WW_KEY"] = options.key  # the operator's key of a first start
     log.setup(config.node.log_level, config.node.log_format)
 
     import asyncio
@@ -86,7 +89,6 @@ def node_command(
 
 
 def _stop_on_signals(loop, task) -> None:  # type: ignore[no-untyped-def]
-    import os
     import signal
     import threading
 

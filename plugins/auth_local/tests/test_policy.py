@@ -35,13 +35,13 @@ def test_only_the_operator_signs() -> None:
         policy().sign(ADA)
 
 
-@pytest.mark.parametrize("field", ["version", "operator", "previous", "users", "roles"])
+@pytest.mark.parametrize("field", ["version", "operator", "history", "users", "roles"])
 def test_every_field_is_signed(field: str) -> None:
     envelope = json.loads(policy().sign(OPERATOR))
     changed = {
         "version": 7,
         "operator": str(ADA.peer_id),
-        "previous": "0" * 64,
+        "history": ["0" * 64],
         "users": {"operator": {"key": str(OPERATOR.peer_id), "roles": ["admin", "member"]}},
         "roles": {"admin": {"*": ["*"]}, "member": {"*": ["*"]}},
     }[field]

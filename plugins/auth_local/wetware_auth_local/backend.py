@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wetware import paths, rpc
 from wetware.broker.grants import pattern_within
@@ -35,6 +37,7 @@ from wetware_auth_local.policy import (
     DOCUMENT_BYTES_MAX,
     ForkedPolicy,
     Policy,
+    PolicyNotSaved,
     StalePolicy,
     WrongCluster,
 )
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
     from wetware_auth_local.plugin import AuthLocalConfig
 
 POLICY_FILE = "policy.json"
+HIGHEST_FILE = "highest.json"
+"""Version and digest of the latest policy this node has had: it refuses to go back, also when
+somebody restores an old policy file."""
 BACKEND = "local"
 
 
@@ -62,6 +68,8 @@ class LocalBackend:
         self._log = ctx.log
         self._file = ctx.data_dir / POLICY_FILE
         self._watchers: dict[int, Callable[[Withdrawn], None]] = {}
+        self._highest_file = ctx.data_dir / HIGHEST_FILE
+        self._puts: set[asyncio.Task[tuple[Policy, int]]] = set()
         self._lock = asyncio.Lock()
         self._policy = self._load(config)
         self._by_key = _index(self._policy)
@@ -70,29 +78,64 @@ class LocalBackend:
     # --- the document -----------------------------------------------------------------------------
 
     def _load(self, config: AuthLocalConfig) -> Policy:
-        if self._file.exists():
-            return self._open(self._file, "restore it from a backup, or from another node")
-        if config.policy is not None:
-            policy = self._open(
-                config.policy.expanduser(), "export it again with `ww policy export`"
-            )
-            replace_private_file(self._file, config.policy.expanduser().read_bytes())
-            self._log.info("policy.adopted", version=policy.version, operator=policy.operator)
+        highest = self._read_highest()
+        given = None if config.policy is None else _read(config.policy.expanduser())
+        if not self._file.exists():
+            if highest is not None:
+                raise ConfigError(
+                    f"the policy {self._file} is gone, and this node has had version "
+                    f"{highest['version']} of it",
+                    hint="restore it from a backup, or from another node",
+                )
+            if given is not None:
+                policy = _open(given, config.policy, "export it again with `ww policy export`")
+                self._save(policy, given)
+                self._log.info("policy.adopted", version=policy.version, operator=policy.operator)
+                return policy
+            key, path = _operator_key()
+            policy = Policy.first(key.peer_id)
+            self._save(policy, policy.sign(key))
+            self._log.info("policy.created", operator=key.peer_id, key=path)
             return policy
-        key, path = _operator_key()
-        policy = Policy.first(key.peer_id)
-        replace_private_file(self._file, policy.sign(key))
-        self._log.info("policy.created", operator=key.peer_id, key=path)
+        policy = _open(_read(self._file), self._file, "restore it from a backup, or another node")
+        if given is not None:
+            wanted = _open(given, config.policy, "export it again with `ww policy export`")
+            if wanted.operator != policy.operator:
+                raise ConfigError(
+                    f"this node belongs to the cluster of {policy.operator}, and {config.policy} "
+                    f"is of the cluster of {wanted.operator}",
+                    hint="give the other cluster a data directory of its own, with --data-dir",
+                )
+        if highest is not None:
+            seen = (highest["version"], highest["digest"])
+            if policy.version < seen[0] or (policy.version == seen[0] and policy.digest != seen[1]):
+                raise ConfigError(
+                    f"the policy {self._file} is version {policy.version}, and this node has had "
+                    f"another version {seen[0]}: it does not go back",
+                    hint="restore the later one from a backup, or from another node",
+                )
+        self._save_highest(policy)  # a crash may have come between the two files
         return policy
 
-    def _open(self, path: Path, hint: str) -> Policy:
+    def _save(self, policy: Policy, document: bytes) -> None:
+        replace_private_file(self._file, document)
+        self._save_highest(policy)
+
+    def _save_highest(self, policy: Policy) -> None:
+        highest = {"version": policy.version, "digest": policy.digest}
+        replace_private_file(self._highest_file, json.dumps(highest).encode())
+
+    def _read_highest(self) -> dict[str, Any] | None:
         try:
-            with path.open("rb") as file:
-                return Policy.open(file.read(DOCUMENT_BYTES_MAX + 1))
-        except OSError as exc:
-            raise ConfigError(f"cannot read the policy {path}: {exc.strerror}") from exc
-        except WetwareError as exc:
-            raise ConfigError(f"the policy {path} is damaged: {exc.message}", hint=hint) from exc
+            data = json.loads(self._highest_file.read_bytes())
+            return {"version": int(data["version"]), "digest": str(data["digest"])}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise ConfigError(
+                f"{self._highest_file} is damaged: {exc}",
+                hint="restore the data directory from a backup",
+            ) from exc
 
     @property
     def policy(self) -> Policy:
@@ -104,36 +147,57 @@ class LocalBackend:
         return self._file.read_bytes()
 
     async def put(self, document: bytes) -> tuple[Policy, int]:
-        """Replace the policy by a later version.
+        """Replace the policy by a version that descends from it.
 
         Returns the policy in force and how many (user, role) pairs it withdrew. Withdrawals take
-        effect first and whatever happens; additions only once the document is on disk.
+        effect first and whatever happens; additions only once the document is on disk. Once begun
+        it is carried out, also when the caller is cancelled, or ends with its own withdrawal.
 
-        Raises InvalidArgument, PolicySignature, WrongCluster, StalePolicy, ForkedPolicy; OSError
-        where the disk fails, with the withdrawals in force.
+        Raises InvalidArgument, PolicySignature, WrongCluster, StalePolicy, ForkedPolicy, or
+        PolicyNotSaved where the disk fails, with the withdrawals in force.
         """
-        new = Policy.open(document)
+        # A large document takes half a second to check: not on the loop.
+        new = await asyncio.to_thread(Policy.open, document)
+        task = asyncio.create_task(self._replace(new, document), name="policy")
+        self._puts.add(task)
+        task.add_done_callback(self._put_done)
+        return await asyncio.shield(task)
+
+    def _put_done(self, task: asyncio.Task[tuple[Policy, int]]) -> None:
+        self._puts.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._log.warning("policy.refused", why=exc)
+
+    async def _replace(self, new: Policy, document: bytes) -> tuple[Policy, int]:
         async with self._lock:
             old = self._policy
             if new.operator != old.operator:
                 raise WrongCluster(
                     f"the policy is of the cluster of {new.operator}, not of this one"
                 )
-            if new.version == old.version:
-                if new.digest == old.digest:
-                    return old, 0
-                self._log.warning("policy.fork", version=new.version, ours=old.digest)
-                raise ForkedPolicy(
-                    f"another version {new.version} is in force: somebody changed the policy "
-                    "meanwhile",
-                    hint="run the command again",
-                )
+            if new.version == old.version and new.digest == old.digest:
+                return old, 0
             if new.version < old.version:
                 raise StalePolicy(
                     f"version {new.version} is older than version {old.version}, which is in force"
                 )
+            if not new.descends_from(old):
+                self._log.warning("policy.fork", version=new.version, ours=old.digest)
+                raise ForkedPolicy(
+                    f"version {new.version} does not descend from version {old.version}, which is "
+                    "in force: the policy was changed in two places",
+                    hint="run the command again, on top of the policy in force",
+                )
             withdrawn = self._withdraw(old, new)
-            await asyncio.to_thread(replace_private_file, self._file, document)
+            try:
+                await asyncio.to_thread(self._save, new, document)
+            except OSError as exc:
+                self._log.exception("policy.not_saved", version=new.version)
+                raise PolicyNotSaved(
+                    f"what version {new.version} withdraws has ended, and the version could not be "
+                    f"saved: {exc.strerror}",
+                    hint="make room on the node's disk and run the command again",
+                ) from exc
             self._policy, self._by_key = new, _index(new)
             self._log.info("policy.changed", version=new.version, withdrawn=withdrawn)
             return new, withdrawn
@@ -174,9 +238,13 @@ class LocalBackend:
         return self._policy.version
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Nothing to run: decisions are taken from memory."""
+        """Decisions are taken from memory; at the end, changes under way are finished."""
         ready()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if self._puts:
+                await asyncio.wait(self._puts)
 
     async def authenticate(self, challenge: Challenge, proof: Proof) -> Accept | Reject | NotMine:
         """The payload is the public key (32 bytes) and the signature (64)."""
@@ -238,8 +306,23 @@ def _operator_key() -> tuple[Key, Path]:
         if exc.code != "key.missing":
             raise
     key = Key.generate()
-    key.save(choice.path)
+    key.save(choice.path, passphrase=os.environ.get("WW_PASSPHRASE") or None)
     return key, choice.path
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(DOCUMENT_BYTES_MAX + 1)
+    except OSError as exc:
+        raise ConfigError(f"cannot read the policy {path}: {exc.strerror}") from exc
+
+
+def _open(document: bytes, path: Path | None, hint: str) -> Policy:
+    try:
+        return Policy.open(document)
+    except WetwareError as exc:
+        raise ConfigError(f"the policy {path} is damaged: {exc.message}", hint=hint) from exc
 
 
 class PolicyServant(rpc.Servant, interface=SCHEMA.PolicyStore):

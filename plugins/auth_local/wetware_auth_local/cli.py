@@ -51,11 +51,19 @@ def _read() -> Policy:
 def _change(change: Callable[[Policy], Policy], operator_key: str | None) -> tuple[Policy, int]:
     from wetware import paths
     from wetware.client import KeyChoice
+    from wetware.errors import Revoked
 
     key = KeyChoice(operator_key or options.key, paths.keys_dir(), ask_passphrase).load()
 
     async def work(session: Session) -> tuple[Policy, int]:
-        changed: tuple[Policy, int] = await session.auth_local.change(key, change)
+        try:
+            changed: tuple[Policy, int] = await session.auth_local.change(key, change)
+        except Revoked as exc:
+            # A change is carried out once it is begun; this one took the role away by which we
+            # were logged in ourselves.
+            raise Revoked(
+                "your own session ended with the change", hint="ww policy show", code=exc.code
+            ) from None
         return changed
 
     return run_client(work)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wetware import rpc
-from wetware_auth_local.policy import Policy
+from wetware import paths, rpc
+from wetware.errors import ConfigError
+from wetware.identity import replace_private_file
+from wetware_auth_local.policy import ForkedPolicy, Policy, StalePolicy
 
 if TYPE_CHECKING:
     from wetware.identity import Key
@@ -26,6 +29,7 @@ class PolicyClient:
 
     def __init__(self, ref: Any) -> None:
         self._ref = ref
+        self._seen = SeenPolicies(paths.home() / "policies.json")
 
     async def document(self) -> bytes:
         """The signed document in force."""
@@ -33,7 +37,7 @@ class PolicyClient:
         return document
 
     async def get(self) -> Policy:
-        """The policy in force; its signature is checked here too."""
+        """The policy in force at this node; its signature is checked here too."""
         return Policy.open(await self.document())
 
     async def put(self, document: bytes) -> tuple[int, int]:
@@ -44,9 +48,61 @@ class PolicyClient:
     async def change(self, key: Key, change: Callable[[Policy], Policy]) -> tuple[Policy, int]:
         """Read, change, sign with the operator's key, replace.
 
-        Returns the new policy and how many (user, role) pairs it withdrew. Raises ForkedPolicy if
-        somebody else changed it meanwhile, PolicySignature if `key` is not the operator's.
+        Returns the new policy and how many (user, role) pairs it withdrew. Raises StalePolicy or
+        ForkedPolicy if this operator has seen a later or another policy than this node has: a node
+        that is stale, or lies, must not make an operator sign on top of what was withdrawn. Raises
+        ForkedPolicy, too, if somebody else changed it meanwhile, PolicySignature if `key` is not
+        the operator's.
         """
-        new = change(await self.get())
+        policy = await self.get()
+        self._seen.check(policy)
+        new = change(policy)
         _, withdrawn = await self.put(new.sign(key))
+        self._seen.remember(new)
         return new, withdrawn
+
+
+class SeenPolicies:
+    """The latest policy of each operator that this user has seen: `policies.json` in the home."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            data = json.loads(self._file.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as exc:
+            raise ConfigError(f"cannot read {self._file}: {exc}", hint="remove it") from exc
+        return data if isinstance(data, dict) else {}
+
+    def check(self, policy: Policy) -> None:
+        """Raise StalePolicy or ForkedPolicy; else remember the policy."""
+        seen = self._read().get(policy.operator)
+        if seen is not None:
+            back = policy.version - int(seen["version"])
+            if back < 0:
+                raise StalePolicy(
+                    f"this node has version {policy.version} of the policy, and you have seen "
+                    f"version {seen['version']}: it is stale, or lies",
+                    hint="give it the later one with `ww policy import`, from a node that has it",
+                )
+            before = (policy.digest, *policy.history)
+            if back < len(before) and before[back] != seen["digest"]:
+                raise ForkedPolicy(
+                    f"this node's policy does not descend from version {seen['version']} that you "
+                    "have seen: the policy was changed in two places",
+                    hint="compare the nodes with `ww policy show`; if this one is right, remove "
+                    f"{self._file}",
+                )
+        self.remember(policy)
+
+    def remember(self, policy: Policy) -> None:
+        """Keep version and digest."""
+        seen = self._read()
+        entry = {"version": policy.version, "digest": policy.digest}
+        if seen.get(policy.operator) != entry:
+            seen[policy.operator] = entry
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            replace_private_file(self._file, json.dumps(seen, indent=1).encode())

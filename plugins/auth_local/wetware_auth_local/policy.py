@@ -22,6 +22,9 @@ DOCUMENT_BYTES_MAX = 512 << 10
 """Half of an RPC message; about 4,000 users."""
 VERSION_MAX = 2**53 - 1
 """What every JSON reader keeps exactly."""
+HISTORY_MAX = 128
+"""A node that missed more versions than this needs the operator's hand."""
+DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 PATTERN = re.compile(r"(\*|[A-Za-z]\w{0,63}\.(\*|[a-z]\w{0,63}))\Z")
 SERVICE = re.compile(r"(\*|[a-z]\w{0,63})\Z")
@@ -45,6 +48,12 @@ class ForkedPolicy(AuthError):
     """Another document with the same version is in force."""
 
     code = "auth_local.fork"
+
+
+class PolicyNotSaved(WetwareError):
+    """The disk failed: what the document withdraws has ended, what it adds is not granted."""
+
+    code = "auth_local.not_saved"
 
 
 class WrongCluster(AuthError):
@@ -74,14 +83,15 @@ class Policy:
         operator: Peer ID of the key that signs; it names the cluster.
         users: By name.
         roles: By name: service or "*" → method patterns ("*", "Interface.*", "Interface.method").
-        previous: SHA-256 of the version before, hex; "" for the first.
+        history: SHA-256 of the versions before, hex, the latest first, at most HISTORY_MAX: what
+            a later version must descend from.
     """
 
     version: int
     operator: PeerId
     users: Mapping[str, User] = field(default_factory=dict)
     roles: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
-    previous: str = ""
+    history: tuple[str, ...] = ()
 
     @classmethod
     def first(cls, operator: PeerId) -> Policy:
@@ -110,6 +120,11 @@ class Policy:
         """SHA-256 of the canonical form, hex."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
+    def descends_from(self, older: Policy) -> bool:
+        """Whether `older` is among the versions that this one was made from."""
+        back = self.version - older.version
+        return 1 <= back <= len(self.history) and self.history[back - 1] == older.digest
+
     # --- changes ----------------------------------------------------------------------------------
 
     def next(
@@ -122,7 +137,7 @@ class Policy:
         changed = replace(
             self,
             version=self.version + 1,
-            previous=self.digest,
+            history=(self.digest, *self.history)[:HISTORY_MAX],
             users=self.users if users is None else users,
             roles=self.roles if roles is None else roles,
         )
@@ -133,6 +148,8 @@ class Policy:
         """Raise InvalidArgument where the document contradicts itself or locks the operator out."""
         if not 1 <= self.version <= VERSION_MAX:
             raise _bad(f"version {self.version} is not between 1 and {VERSION_MAX}")
+        if len(self.history) != min(self.version - 1, HISTORY_MAX):
+            raise _bad(f"version {self.version} cannot have {len(self.history)} versions before it")
         keys: dict[str, str] = {}
         for name, user in self.users.items():
             _check_name("user", name)
@@ -175,7 +192,7 @@ class Policy:
         return {
             "version": self.version,
             "operator": str(self.operator),
-            "previous": self.previous,
+            "history": list(self.history),
             "users": {
                 name: {"key": str(user.key), "roles": sorted(user.roles)}
                 for name, user in sorted(self.users.items())
@@ -189,19 +206,21 @@ class Policy:
     @classmethod
     def from_dict(cls, data: Any) -> Policy:
         """The inverse of `as_dict`; raises InvalidArgument that names the field."""
-        top = _table(data, "the policy", {"version", "operator", "previous", "users", "roles"})
+        top = _table(data, "the policy", {"version", "operator", "history", "users", "roles"})
         version = top.get("version")
         if not isinstance(version, int) or isinstance(version, bool):
             raise _bad("version is not a whole number")
-        previous = top.get("previous", "")
-        if not (isinstance(previous, str) and re.fullmatch(r"([0-9a-f]{64})?", previous)):
-            raise _bad("previous is not a SHA-256 in hex")
+        history = top.get("history", [])
+        if not isinstance(history, list) or len(history) > HISTORY_MAX:
+            raise _bad(f"history is not a list of at most {HISTORY_MAX}")
+        if not all(isinstance(item, str) and DIGEST.match(item) for item in history):
+            raise _bad("history is not a list of SHA-256 in hex")
         policy = cls(
             version=version,
             operator=_peer(top.get("operator"), "operator"),
             users=users_from_dict(top.get("users", {})),
             roles=roles_from_dict(top.get("roles", {})),
-            previous=previous,
+            history=tuple(history),
         )
         policy.check()
         return policy
@@ -274,7 +293,7 @@ def from_toml(text: str) -> tuple[dict[str, User], dict[str, dict[str, frozenset
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise _bad(f"not TOML: {exc}") from None
-    top = _table(data, "the policy", {"version", "operator", "previous", "users", "roles"})
+    top = _table(data, "the policy", {"version", "operator", "history", "users", "roles"})
     return users_from_dict(top.get("users", {})), roles_from_dict(top.get("roles", {}))
 
 

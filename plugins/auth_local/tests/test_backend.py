@@ -1,0 +1,245 @@
+"""The backend keeps the policy: nothing goes back, and a change once begun is carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wetware import identity
+from wetware.errors import ConfigError
+from wetware.hookspecs import Withdrawn
+from wetware.identity import Key, Principal
+from wetware.log import get_logger
+from wetware_auth_local import backend as module
+from wetware_auth_local.backend import LocalBackend
+from wetware_auth_local.client import SeenPolicies
+from wetware_auth_local.plugin import AuthLocalConfig
+from wetware_auth_local.policy import (
+    ForkedPolicy,
+    Policy,
+    PolicyNotSaved,
+    StalePolicy,
+    User,
+    WrongCluster,
+)
+
+pytestmark = pytest.mark.anyio
+ADA = Key.from_seed(b"a" * 32)
+ADA_PRINCIPAL = Principal("local", ADA.peer_id)
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WW_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("WW_KEY", raising=False)
+    monkeypatch.delenv("WW_PASSPHRASE", raising=False)
+
+
+def make(tmp_path: Path, policy: Path | None = None) -> LocalBackend:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir(exist_ok=True)
+    ctx: Any = SimpleNamespace(
+        config=AuthLocalConfig(policy), data_dir=data_dir, log=get_logger("test")
+    )
+    return LocalBackend(ctx)
+
+
+def operator(tmp_path: Path) -> Key:
+    return Key.load(tmp_path / "home" / "keys" / "default")
+
+
+def with_ada(policy: Policy, *roles: str) -> Policy:
+    return policy.next(users={**policy.users, "ada": User(ADA.peer_id, frozenset(roles))})
+
+
+def without_ada(policy: Policy) -> Policy:
+    return policy.next(users={k: v for k, v in policy.users.items() if k != "ada"})
+
+
+async def test_first_start_then_the_same_again(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    assert first.policy.version == 1
+    assert make(tmp_path).policy == first.policy
+
+
+async def test_the_operator_s_key_is_encrypted_when_there_is_a_passphrase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WW_PASSPHRASE", "correct horse")
+    make(tmp_path)
+    with pytest.raises(identity.KeyFileError) as caught:
+        operator(tmp_path)
+    assert caught.value.code == "key.passphrase"
+
+
+async def test_a_cancelled_put_is_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever puts may be cut by the very change; memory and disk must not part."""
+    backend = make(tmp_path)
+    writing, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path, data: bytes) -> None:
+        writing.set()
+        assert go_on.wait(20)
+        identity.replace_private_file(path, data)
+
+    monkeypatch.setattr(module, "replace_private_file", slow)
+    document = with_ada(backend.policy, "member").sign(operator(tmp_path))
+    put = asyncio.create_task(backend.put(document))
+    await asyncio.to_thread(writing.wait, 20)
+    put.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await put
+    assert backend.policy.version == 1
+    go_on.set()
+    running = asyncio.create_task(backend.run(lambda: None))
+    await asyncio.sleep(0)
+    running.cancel()  # stopping waits for the change
+    await asyncio.wait([running])
+    assert backend.policy.version == 2
+    assert backend.roles(ADA_PRINCIPAL) == {"member"}
+    assert make(tmp_path).policy.version == 2
+
+
+async def test_two_puts_at_once_are_one_and_a_fork(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    key = operator(tmp_path)
+    one = with_ada(backend.policy, "member").sign(key)
+    two = with_ada(backend.policy, "admin").sign(key)
+    done = await asyncio.gather(backend.put(one), backend.put(two), return_exceptions=True)
+    assert [type(d) for d in done].count(ForkedPolicy) == 1
+    assert make(tmp_path).policy == backend.policy
+
+
+async def test_withdrawal_is_told_before_the_disk_is_written_and_survives_its_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make(tmp_path)
+    key = operator(tmp_path)
+    await backend.put(with_ada(backend.policy, "member").sign(key))
+    told: list[Withdrawn] = []
+    backend.watch(told.append)
+
+    def full(path: Path, data: bytes) -> None:
+        assert told, "the disk was written before the withdrawal took effect"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "replace_private_file", full)
+    removal = without_ada(backend.policy).sign(key)
+    with pytest.raises(PolicyNotSaved, match="No space left"):
+        await backend.put(removal)
+    assert [e.principal for e in told] == [ADA_PRINCIPAL]
+    assert backend.roles(ADA_PRINCIPAL) == frozenset()
+    monkeypatch.undo()
+    monkeypatch.setenv("WW_HOME", str(tmp_path / "home"))
+    assert (await backend.put(removal))[0].version == 3
+    assert make(tmp_path).policy.version == 3
+
+
+async def test_additions_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = make(tmp_path)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    document = with_ada(backend.policy, "member").sign(operator(tmp_path))
+    monkeypatch.setattr(module, "replace_private_file", full)
+    with pytest.raises(PolicyNotSaved):
+        await backend.put(document)
+    assert backend.roles(ADA_PRINCIPAL) == frozenset()
+
+
+async def test_a_policy_that_does_not_descend_is_a_fork(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    key = operator(tmp_path)
+    second = with_ada(backend.policy, "admin")
+    third = without_ada(second)
+    for policy in (second, third):
+        await backend.put(policy.sign(key))
+    # Made on top of the old second version, which a stale node served.
+    third_again = second.next(users=second.users)
+    fourth_again = third_again.next(users=second.users)
+    for policy in (third_again, fourth_again, fourth_again.next()):
+        with pytest.raises(ForkedPolicy):
+            await backend.put(policy.sign(key))
+    with pytest.raises(StalePolicy):
+        await backend.put(second.sign(key))
+    assert backend.roles(ADA_PRINCIPAL) == frozenset()
+    skipped = third.next().next().next()
+    assert (await backend.put(skipped.sign(key)))[0].version == 6
+
+
+async def test_another_operator_s_policy_is_refused(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    with pytest.raises(WrongCluster):
+        await backend.put(Policy.first(ADA.peer_id).sign(ADA))
+
+
+@pytest.mark.parametrize("loss", ["gone", "older", "other"])
+async def test_a_lost_or_older_policy_file_stops_the_start(tmp_path: Path, loss: str) -> None:
+    backend = make(tmp_path)
+    key = operator(tmp_path)
+    file = tmp_path / "data" / "policy.json"
+    first = file.read_bytes()
+    second = with_ada(backend.policy, "member")
+    await backend.put(second.sign(key))
+    if loss == "gone":
+        file.unlink()
+    elif loss == "older":
+        file.write_bytes(first)
+    else:
+        file.write_bytes(replace(second, users=Policy.first(key.peer_id).users).sign(key))
+    with pytest.raises(ConfigError):
+        make(tmp_path)
+
+
+async def test_adopting_a_policy(tmp_path: Path) -> None:
+    document = tmp_path / "given.json"
+    document.write_bytes(Policy.first(ADA.peer_id).sign(ADA))
+    assert make(tmp_path, document).policy.operator == ADA.peer_id
+    other = tmp_path / "other.json"
+    bob = Key.generate()
+    other.write_bytes(Policy.first(bob.peer_id).sign(bob))
+    with pytest.raises(ConfigError, match="belongs to the cluster of"):
+        make(tmp_path, other)
+
+
+async def test_changing_what_a_role_may_do(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    key = operator(tmp_path)
+    await backend.put(with_ada(backend.policy, "member").sign(key))
+    told: list[Withdrawn] = []
+    backend.watch(told.append)
+    wider = {**backend.policy.roles, "member": {"pubsub": frozenset({"*"}), "x": frozenset("*")}}
+    await backend.put(backend.policy.next(roles=wider).sign(key))
+    assert told == [], "a role that gained something withdraws nothing"
+    narrower = {**wider, "member": {"pubsub": frozenset({"PubSub.*"})}}
+    await backend.put(backend.policy.next(roles=narrower).sign(key))
+    assert [e.roles for e in told] == [frozenset({"member"})]
+    assert backend.roles(ADA_PRINCIPAL) == {"member"}, "she may log in again, with less"
+
+
+async def test_an_operator_does_not_sign_on_top_of_a_stale_policy(tmp_path: Path) -> None:
+    seen = SeenPolicies(tmp_path / "policies.json")
+    key = Key.generate()
+    first = Policy.first(key.peer_id)
+    second = with_ada(first, "admin")
+    third = without_ada(second)
+    seen.check(first)
+    seen.check(third)
+    with pytest.raises(StalePolicy, match="stale, or lies"):
+        seen.check(second)
+    with pytest.raises(ForkedPolicy):
+        seen.check(second.next())
+    with pytest.raises(ForkedPolicy):
+        seen.check(second.next().next())
+    seen.check(third.next())
+    other = Key.generate()
+    seen.check(Policy.first(other.peer_id))  # another cluster has a history of its own
