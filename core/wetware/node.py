@@ -354,7 +354,11 @@ class Node:
                         took_s=round(self.clock.monotonic() - self.started_at, 3),
                     )
                     on_ready(ready)
-                    await asyncio.Event().wait()
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        # Sessions end before the services that serve them.
+                        self.broker.close()
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:

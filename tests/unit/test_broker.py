@@ -13,7 +13,7 @@ import pytest
 from wetware.audit import Audit
 from wetware.broker import Broker, LoginLimits
 from wetware.broker.gate import address_key
-from wetware.errors import LimitExceeded, Revoked
+from wetware.errors import Disconnected, LimitExceeded, Revoked
 from wetware.hookspecs import Accept, NotMine, Reject, RoleProfile, Withdrawn
 from wetware.identity import Challenge, Channel, Key, LoginStatus, Principal, Proof
 from wetware.protocol import status_from_name, status_name
@@ -244,3 +244,6 @@ async def test_closing_ends_everything() -> None:
     session = made.open_session(ADA, {"member"})
     made.close()
     assert isinstance(session.ended, Revoked)
+    with pytest.raises(Disconnected):
+        made.open_session(ADA, {"member"})
+    made.close()

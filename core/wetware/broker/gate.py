@@ -22,6 +22,7 @@ from wetware.broker.grants import Grant
 from wetware.broker.limits import LoginLimits
 from wetware.errors import (
     Denied,
+    Disconnected,
     LimitExceeded,
     Unsupported,
     WetwareError,
@@ -198,9 +199,11 @@ class Broker:
         self._roots: dict[Principal, dict[str, list[Grant]]] = {}
         self._sessions: Counter[Principal] = Counter()
         self._unwatch = backend.watch(self._withdrawn)
+        self._closed = False
 
     def close(self) -> None:
-        """End every session; the node is stopping."""
+        """End every session and admit no other; the node is stopping. Idempotent."""
+        self._closed = True
         self._unwatch()
         roots = [root for roles in self._roots.values() for some in roles.values() for root in some]
         self._roots.clear()
@@ -261,8 +264,10 @@ class Broker:
             roles: By which roles.
             local: Over the unix socket, for which a part of the sessions is reserved.
 
-        Raises LimitExceeded.
+        Raises LimitExceeded, or Disconnected while the node stops.
         """
+        if self._closed:
+            raise Disconnected("the node is stopping")
         limits = self.limits
         reserved = 0 if local else min(limits.sessions_local_reserved, limits.sessions_max // 2)
         sessions_max = limits.sessions_max - reserved

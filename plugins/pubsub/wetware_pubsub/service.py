@@ -212,7 +212,10 @@ class PubSubService:
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
-            await self.gossip.run(ready)
+            try:
+                await self.gossip.run(ready)
+            finally:
+                self._tasks = None  # who subscribes from here on is told that it has ended
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """A PubSub for one session."""
