@@ -29,7 +29,7 @@ from wetware.admission import Access, Admission
 from wetware.audit import Audit
 from wetware.broker import Broker
 from wetware.broker.gate import SESSION_SERVICE
-from wetware.errors import ConfigError, OverlayError, WetwareError
+from wetware.errors import ConfigError, LimitExceeded, OverlayError, WetwareError
 from wetware.hookspecs import AuthBackend, Discovery, PeerDown, PeerUp, PluginContext, Service
 from wetware.identity import Channel, Key, PeerId, Principal, replace_private_file
 from wetware.link import Connection, LinkHost, Stream
@@ -310,7 +310,12 @@ class Node:
                 await stack.enter_async_context(rpc.runtime())
                 await stack.enter_async_context(rpc.loop_gc())
                 self.host = await stack.enter_async_context(
-                    LinkHost(self.key, limits=self.config.link, admit=self.admission)
+                    LinkHost(
+                        self.key,
+                        limits=self.config.link,
+                        admit=self.admission,
+                        privileged=self.admission.is_member,
+                    )
                 )
                 self.overlay = Overlay(self.host, self.key)
                 self.broker = Broker(
@@ -433,12 +438,21 @@ class Node:
         await self.overlay.run()
 
     async def _gate(self, stream: Stream) -> None:
-        """One client over the network."""
-        connection = stream.connection
-        gate = self.broker.gate(
-            Channel("noise", connection.channel_binding), connection.remote.host
-        )
-        await rpc.serve(stream, gate, limits=self.config.rpc)
+        """One client over the network: a stranger with little room until the broker trusts it."""
+        connection, login = stream.connection, self.config.login
+        address = connection.remote.host
+        try:
+            with self.broker.gate_slot(connection, address):
+                await rpc.serve(
+                    stream,
+                    self.broker.gate(Channel("noise", connection.channel_binding), address),
+                    limits=self.config.rpc,
+                    stranger_message_bytes_max=login.stranger_message_bytes_max,
+                    trust_s=max(login.stranger_s_max, login.deadline_s + 5),
+                )
+        except LimitExceeded as exc:
+            log.warning("gate.refused", peer=connection.peer, address=address, why=exc)
+            stream.reset()
 
     @contextlib.asynccontextmanager
     async def _local_socket(self, path: Path) -> AsyncIterator[None]:

@@ -14,7 +14,13 @@ import wetware
 from wetware import rpc
 from wetware.admission import Access
 from wetware.client import LoginRefused
-from wetware.errors import AuthError, LimitExceeded, WetwareError
+from wetware.errors import (
+    AuthError,
+    Disconnected,
+    LimitExceeded,
+    StreamReset,
+    WetwareError,
+)
 from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Proof
 from wetware.link import LinkHost, Stream
 from wetware.multiaddr import Multiaddr
@@ -292,3 +298,44 @@ async def test_relayed_proof_for_the_relay_is_refused_by_the_node(node: NodeProc
                 pass
     assert relay.status is LoginStatus.WRONG_VERIFIER
     assert relay.again == ["a signer answers one challenge"]
+
+
+# --- strangers at the Gate -----------------------------------------------------------------------
+
+
+async def test_streams_to_the_gate_are_bounded_per_connection(node: NodeProcess) -> None:
+    target = Multiaddr.parse(node.addr)
+    async with LinkHost(Key.generate()) as host:
+        link = await host.dial([target], peer=target.peer)
+        streams = [await link.open_stream(GATE_PROTOCOL) for _ in range(4)]
+
+        async def fifth() -> None:
+            stream = await link.open_stream(GATE_PROTOCOL)
+            await stream.read()
+
+        with pytest.raises(StreamReset):
+            await asyncio.wait_for(fifth(), 10)
+        for stream in streams:  # these live on
+            assert stream.read_nowait() is None
+    assert "gates_per_connection_max" in node.log.read_text()
+
+
+async def test_a_stranger_s_messages_are_small_and_a_session_s_are_not(node: NodeProcess) -> None:
+    async with gate_of(node.addr) as (gate, _):
+        with pytest.raises((Disconnected, LimitExceeded)):
+            await attempt(
+                gate, CarelessSigner(Key.generate(), proof=Proof("x", b"", b"x" * 600_000))
+            )
+    async with wetware.connect(node.addr, key=node.home.key()) as session:
+        topic = await session.pubsub.join("large")
+        await topic.publish(b"x" * 300_000)
+
+
+async def test_a_stranger_who_does_not_log_in_is_let_go(home: Home) -> None:
+    hasty = Home(home.path, env={"WW_LOGIN_STRANGER_S_MAX": "1", "WW_LOGIN_DEADLINE_S": "0.1"})
+    with hasty, hasty.node() as node:
+        async with gate_of(node.addr) as (gate, _):
+            terminal = (await gate.call("terminal"))["terminal"]
+            node.wait_log("rpc.not_trusted", within_s=20)
+            with pytest.raises(Disconnected):
+                await terminal.call("login", signer=None)

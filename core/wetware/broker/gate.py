@@ -413,6 +413,7 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
         except Exception:  # what cannot be recorded is not granted
             grant.revoke("the login could not be recorded")
             raise
+        rpc.current_connection().trust()
         session = SessionServant(broker, grant, verdict.principal, verdict.roles)
         return {
             "status": status_name(LoginStatus.GRANTED),

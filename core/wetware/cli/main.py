@@ -164,7 +164,10 @@ def status_command(json: Json = False) -> None:
         )
         for peer in status["peers"]
     ]
-    table(("peer", "member", "address", "in", "out"), rows)
+    if rows:
+        table(("peer", "member", "address", "in", "out"), rows)
+    else:
+        out("no peers are connected")
     for plugin in status["plugins"]:
         if plugin["state"] in ("failed", "unavailable"):
             note(f"plugin {plugin['name']} is {plugin['state']}: {plugin['reason']}")

@@ -13,6 +13,8 @@ from wetware.cli.app import note, options
 if TYPE_CHECKING:
     from wetware.node import Ready
 
+FILES_MAX = 65536
+"""Open files that a node asks for; connections have their own, lower limits."""
 STOP_S_MAX = 2.0
 """From SIGINT or SIGTERM to the end of the process; then it ends the hard way."""
 
@@ -75,6 +77,8 @@ def node_command(
 
     plugins = plugin_loader.load(config)
 
+    _raise_file_limit()
+
     async def serve() -> None:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
@@ -86,6 +90,18 @@ def node_command(
         asyncio.run(serve())
     except asyncio.CancelledError:
         note("ww: stopped")
+
+
+def _raise_file_limit() -> None:
+    """As far as the system allows: all connections at their limit need more than the usual 1024."""
+    import contextlib
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _stop_on_signals(loop, task) -> None:  # type: ignore[no-untyped-def]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -53,6 +53,10 @@ class ConnectionOwner(Protocol):
 
     def admit_connection(self, conn: Connection) -> None:
         """A TCP connection was accepted; raises LimitExceeded to turn it away."""
+        ...
+
+    def admit_peer(self, conn: Connection) -> None:
+        """The peer is known and all but connected; raises LimitExceeded to turn it away."""
         ...
 
     def established(self, conn: Connection) -> None:
@@ -215,6 +219,17 @@ class Connection(asyncio.BufferedProtocol):
     def streams_total(self) -> int:
         """How many streams are open; cheaper than `streams`."""
         return len(self._session.streams)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a stream is open, either way, or a handler still works for one."""
+        session = self._session
+        return bool(session.streams_in or session.streams_out)
+
+    @property
+    def used_at(self) -> float:
+        """Loop time at which the last stream with a protocol ended; before that, `opened_at`."""
+        return max(self.opened_at, self._session.used_at)
 
     @property
     def accepts_streams(self) -> bool:
@@ -507,12 +522,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    async def _negotiate(self, protocol: str) -> None:
+    async def _negotiate(self, protocol: str, before_the_end: Callable[[], None]) -> None:
         if self.initiator:
             proposer = Proposer((protocol,))
             self._send(proposer.start())
             while proposer.chosen is None:
                 proposer.receive(await self._take_any())
+            before_the_end()
             rest = proposer.rest()
         else:
             responder = Responder(
@@ -522,6 +538,7 @@ class Connection(asyncio.BufferedProtocol):
             while responder.chosen is None:
                 answer = responder.receive(await self._take_any())
                 if responder.chosen is not None:
+                    before_the_end()
                     answer += encode_line(protocol)
                 if answer:
                     self._send(answer)
@@ -554,9 +571,10 @@ class Connection(asyncio.BufferedProtocol):
     async def _run_handshake(self) -> None:
         try:
             async with asyncio.timeout(self._limits.handshake_s):
-                await self._negotiate(NOISE)
+                await self._negotiate(NOISE, lambda: None)
                 await self._noise()
-                await self._negotiate(YAMUX)
+                # A peer that is turned away does not hear that all is well first.
+                await self._negotiate(YAMUX, lambda: self._owner.admit_peer(self))
             self.remote = self.remote.with_peer(self.peer)
             self.established = True
             self.opened_at = self._loop.time()

@@ -35,6 +35,7 @@ log = get_logger("link")
 
 Handler = Callable[[Stream], Coroutine[Any, Any, None]]
 Admit = Callable[[PeerId, str, Access], bool]
+Privileged = Callable[[PeerId], bool]
 
 _REFUSALS_LOGGED_MAX = 8  # per connection: a peer must not be able to fill the log
 
@@ -42,6 +43,11 @@ _REFUSALS_LOGGED_MAX = 8  # per connection: a peer must not be able to fill the 
 def allow_public_only(peer: PeerId, protocol: str, access: Access) -> bool:
     """The default of `LinkHost`: what is not public is refused."""
     return access is Access.PUBLIC
+
+
+def nobody(peer: PeerId) -> bool:
+    """The default of `LinkHost` for who is privileged."""
+    return False
 
 
 class GuestPort(Protocol):
@@ -77,6 +83,17 @@ class _Dial:
         self.arrived: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[Connection] | None = None
         self.waiters = 0
+
+
+class _Slot:
+    """What an inbound connection is booked under, from its TCP accept to its end."""
+
+    __slots__ = ("group", "stranger", "timer")
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        self.stranger = False  # known after the handshake
+        self.timer: asyncio.TimerHandle | None = None  # for the idle deadline
 
 
 class _Inbound:
@@ -138,6 +155,10 @@ class LinkHost:
         limits: See LinkLimits.
         admit: Whether a peer may open a stream for a protocol of a class; asked for each stream,
             the guest's included. A refused one hears `na`, as for an unknown protocol.
+        privileged: Whether a peer is one that this node is there for, e.g. a member of its cluster;
+            everybody else is a stranger. Inbound connections of strangers are closed when idle, are
+            limited per address, and make room for privileged ones. Asked when the peer has proven
+            who it is, and again before a stranger's connection is ended; one that raises says no.
 
     Use as `async with LinkHost(key) as host:`; leaving closes listeners, connections, handlers.
 
@@ -153,6 +174,7 @@ class LinkHost:
         *,
         limits: LinkLimits | None = None,
         admit: Admit = allow_public_only,
+        privileged: Privileged = nobody,
     ) -> None:
         self.limits = limits or LinkLimits()
         self.totals = Totals()
@@ -160,7 +182,7 @@ class LinkHost:
         self.peer_id = key.peer_id
         self.scratch = memoryview(bytearray(RECEIVE_BYTES + MESSAGE_BYTES_MAX + 2))
         self.guest_expected = False
-        self._admit = admit
+        self._admit, self._privileged = admit, privileged
         self._handlers: dict[str, tuple[Handler, Access]] = {}
         self._guest: GuestPort | None = None
         self._negotiating: dict[Stream, _Inbound] = {}
@@ -170,7 +192,9 @@ class LinkHost:
         self._connections: dict[PeerId, list[Connection]] = {}
         self._all: set[Connection] = set()  # established
         self._handshaking: set[Connection] = set()
-        self._in_per_ip: Counter[str] = Counter()
+        self._slots: dict[Connection, _Slot] = {}  # inbound ones, in the order of their arrival
+        self._strangers = 0  # established, of the slots
+        self._strangers_per_ip: Counter[str] = Counter()
         self._pending_per_ip: Counter[str] = Counter()
         self._dials: dict[object, _Dial] = {}
         self._dial_slots = asyncio.Semaphore(self.limits.dials_max)
@@ -276,29 +300,130 @@ class LinkHost:
         self._listen_addrs += tuple(found)
         return tuple(found)
 
+    # --- inbound slots ----------------------------------------------------------------------------
+
     def admit_connection(self, conn: Connection) -> None:
-        """Book an inbound connection, or raise LimitExceeded (called by connections)."""
-        limits, ip = self.limits, _ip_group(conn.remote.host)
-        inbound_max = limits.connections_max - limits.connections_max // 8
+        """Book an inbound handshake, or raise LimitExceeded (called by connections)."""
+        limits, group, pending = self.limits, _ip_group(conn.remote.host), self._pending_per_ip
+        if pending.total() >= limits.handshakes_max:
+            self._evict_handshake(group)
         for name, value, limit in (
-            ("connections_max", len(self._all) + len(self._handshaking), inbound_max),
-            ("handshakes_max", self._pending_per_ip.total(), limits.handshakes_max),
-            ("handshakes_per_ip_max", self._pending_per_ip[ip], limits.handshakes_per_ip_max),
-            ("connections_per_ip_max", self._in_per_ip[ip], limits.connections_per_ip_max),
+            ("handshakes_max", pending.total(), limits.handshakes_max),
+            ("handshakes_per_ip_max", pending[group], limits.handshakes_per_ip_max),
         ):
             if value >= limit or self._closing:
-                self._drop_zeros(ip)
-                self.refused(name)
-                log.debug("connection.refused", remote=conn.remote, limit=name)
-                raise LimitExceeded(f"{value} connections ({name})")
-        self._pending_per_ip[ip] += 1
-        self._in_per_ip[ip] += 1
+                raise self._full(conn, name, value)
+        pending[group] += 1
+        self._slots[conn] = _Slot(group)
         self._handshaking.add(conn)
 
-    def _drop_zeros(self, ip: str) -> None:
-        for counter in (self._pending_per_ip, self._in_per_ip):
-            if not counter[ip]:
-                del counter[ip]
+    def _evict_handshake(self, group: str) -> None:
+        """End the oldest handshake of the address with most, if that has more than `group` will.
+
+        An honest handshake takes three round trips: what an address hoards is not honest.
+        """
+        crowded, most = max(self._pending_per_ip.items(), key=lambda item: item[1])
+        if most > self._pending_per_ip[group] + 1:
+            oldest = next(
+                conn
+                for conn, slot in self._slots.items()
+                if slot.group == crowded and conn in self._handshaking
+            )
+            self._evict(oldest, "handshake.evicted")
+
+    def admit_peer(self, conn: Connection) -> None:
+        """Find a slot for an authenticated connection, or raise LimitExceeded.
+
+        Called by connections before the dialler hears the end of the handshake: who is turned away
+        sees a failed dial. `established` follows in the same turn of the loop.
+        """
+        limits = self.limits
+        mine = self._connections.get(conn.peer, [])
+        while len(mine) >= limits.connections_per_peer_max:
+            self.refused("connections_per_peer_max")
+            # Idle ones first: a peer that restarted leaves dead connections behind.
+            oldest = min(mine, key=lambda other: (other.streams_total > 0, other.opened_at))
+            oldest.abort(OverlayError("replaced by a newer connection", code="overlay.closed"))
+            mine = self._connections.get(conn.peer, [])
+        if conn.initiator:
+            if len(self._all) >= limits.connections_max:
+                raise self._full(conn, "connections_max", len(self._all))
+            return
+        slot = self._slots[conn]
+        slot.stranger = not self._is_privileged(conn.peer)
+        inbound_max = limits.connections_max - limits.connections_max // 8
+        strangers_max = inbound_max - min(limits.connections_privileged, inbound_max // 4)
+        own = self._strangers_per_ip[slot.group]
+        if slot.stranger and own >= limits.connections_per_ip_max:
+            name, value, within = "connections_per_ip_max", own, True
+        elif len(self._all) >= inbound_max or (slot.stranger and self._strangers >= strangers_max):
+            name, value, within = "connections_max", len(self._all), False
+        else:
+            return
+        if not self._make_room(slot.group if slot.stranger else None, within=within):
+            raise self._full(conn, name, value)
+
+    def _full(self, conn: Connection, name: str, value: int) -> LimitExceeded:
+        self.refused(name)
+        log.debug("connection.refused", remote=conn.remote, limit=name)
+        hint = "raise connections_max, and the limit of open files with it"
+        return LimitExceeded(
+            f"{value} connections are open ({name})", hint=hint if conn.initiator else ""
+        )
+
+    def _is_privileged(self, peer: PeerId) -> bool:
+        try:
+            return self._privileged(peer)
+        except Exception:  # fail closed
+            log.error("privileged.failed", exc_info=True)
+            return False
+
+    def _make_room(self, group: str | None, *, within: bool = False) -> bool:
+        """End one stranger's inbound connection, if there is one that has to give way.
+
+        The longest idle one goes first. One in use goes only for a privileged peer (`group` None),
+        or if its address has more connections than the newcomer's will have: who holds many does
+        not crowd out who wants one, and nobody's work is cut off for a newcomer of a crowd.
+
+        Args:
+            group: The address of the newcomer, a stranger; None for a privileged one.
+            within: Whether only connections of `group` count.
+        """
+        counts = self._strangers_per_ip
+        own = 0 if group is None else counts[group] + 1
+        best: tuple[bool, int, float] | None = None
+        victim: Connection | None = None
+        for conn, slot in self._slots.items():
+            if not slot.stranger or conn not in self._all or (within and slot.group != group):
+                continue
+            used, count = conn.in_use, counts[slot.group]
+            if used and count <= own and group is not None:
+                continue
+            rank = (used, -count if used else 0, conn.used_at)
+            if (best is None or rank < best) and not self._is_privileged(conn.peer):
+                best, victim = rank, conn
+        if victim is None:
+            return False
+        self._evict(victim, "connection.evicted")
+        return True
+
+    def _evict(self, conn: Connection, reason: str) -> None:
+        self.refused(reason)
+        conn.abort(OverlayError("its slot was given to another peer", code="overlay.closed"))
+
+    def _watch_idle(self, conn: Connection, slot: _Slot) -> None:
+        """Close a stranger's connection that nobody uses; look again when it may be due."""
+        idle_s = self.limits.stranger_idle_s
+        loop = asyncio.get_running_loop()
+        if not conn.in_use and not conn.closed and not self._is_privileged(conn.peer):
+            left_s = conn.used_at + idle_s - loop.time()
+            if left_s <= 0:
+                self.refused("connection.idle")
+                conn.close()
+                return
+        else:
+            left_s = idle_s
+        slot.timer = loop.call_later(left_s, self._watch_idle, conn, slot)
 
     # --- connections ------------------------------------------------------------------------------
 
@@ -307,22 +432,15 @@ class LinkHost:
         peer = conn.peer
         if self._closing:
             raise OverlayError("this node is stopping", code="overlay.closed")
-        if conn.initiator and len(self._all) >= self.limits.connections_max:
-            self.refused("connections_max")
-            raise LimitExceeded(
-                f"{len(self._all)} connections are open (connections_max)",
-                hint="raise connections_max, and the limit of open files with it",
-            )
         self._leave_handshake(conn)
         mine = self._connections.setdefault(peer, [])
-        while len(mine) >= self.limits.connections_per_peer_max:
-            self.refused("connections_per_peer_max")
-            # Idle ones first: a peer that restarted leaves dead connections behind.
-            oldest = min(mine, key=lambda other: (other.streams_total > 0, other.opened_at))
-            oldest.abort(OverlayError("replaced by a newer connection", code="overlay.closed"))
-            mine = self._connections.setdefault(peer, [])
         mine.append(conn)
         self._all.add(conn)
+        slot = self._slots.get(conn)
+        if slot is not None and slot.stranger:
+            self._strangers += 1
+            self._strangers_per_ip[slot.group] += 1
+            self._watch_idle(conn, slot)
         if conn.initiator:
             self._dialled += 1
         else:
@@ -351,27 +469,29 @@ class LinkHost:
     def _leave_handshake(self, conn: Connection) -> None:
         if conn in self._handshaking:
             self._handshaking.discard(conn)
-            if not conn.initiator:
-                ip = _ip_group(conn.remote.host)
-                self._pending_per_ip[ip] -= 1
-                self._drop_zeros(ip)
+            slot = self._slots.get(conn)
+            if slot is not None:
+                self._pending_per_ip[slot.group] -= 1
+                _drop_zero(self._pending_per_ip, slot.group)
 
     def lost(self, conn: Connection) -> None:
         """Forget a connection that has ended (called by connections)."""
-        booked = conn in self._handshaking or conn in self._all
         self._leave_handshake(conn)
+        slot = self._slots.pop(conn, None)
+        if slot is not None and slot.timer is not None:
+            slot.timer.cancel()
         self._refusals_logged.pop(conn, None)
         self._past_in += conn.bytes_in
         self._past_out += conn.bytes_out
-        if booked and not conn.initiator:
-            ip = _ip_group(conn.remote.host)
-            self._in_per_ip[ip] -= 1
-            self._drop_zeros(ip)
         if conn not in self._all:
             if not conn.initiator:
                 log.debug("handshake.failed", remote=conn.remote, reason=conn.error)
             return
         self._all.discard(conn)
+        if slot is not None and slot.stranger:
+            self._strangers -= 1
+            self._strangers_per_ip[slot.group] -= 1
+            _drop_zero(self._strangers_per_ip, slot.group)
         mine = self._connections[conn.peer]
         mine.remove(conn)
         if not mine:
@@ -776,6 +896,11 @@ _FAMILIES = {
     "dns4": socket.AF_INET,
     "dns6": socket.AF_INET6,
 }
+
+
+def _drop_zero(counter: Counter[str], key: str) -> None:
+    if not counter[key]:
+        del counter[key]
 
 
 def _ip_group(host: str) -> str:

@@ -33,13 +33,23 @@ class LinkLimits:
     """All limits of a `LinkHost`. Times are seconds, sizes are bytes, the rest are counts.
 
     Attributes:
-        connections_max: Connections in all. A connection costs some 50 KiB and a file descriptor
-            (the usual limit of a process is 1024; raise both together). An eighth is for dials.
+        connections_max: Established connections; handshakes pending come on top. A connection costs
+            some 50 KiB and a file descriptor (the usual limit of a process is 1024; raise both
+            together). An eighth is kept for dials.
+        connections_privileged: Inbound connections that only privileged peers (members) get, at
+            most a quarter of all inbound ones; beyond it they take the places of strangers. So that
+            a member's connection does not depend on finding a stranger to end.
         connections_per_peer_max: Two arise when both ends dial at once; beyond the limit the oldest
             connection of that peer ends: a peer that restarted is not shut out by its own past.
-        connections_per_ip_max: Inbound connections of one address (IPv6: one /64), so that a single
-            host cannot take every slot. Many nodes may sit behind one NAT.
-        handshakes_max: Inbound handshakes pending in all; one costs about 1 ms of CPU.
+        connections_per_ip_max: Inbound connections of strangers at one address (IPv6: one /64), so
+            that a single host cannot take every place: it takes a dozen. A newcomer beyond it
+            replaces the longest idle one. Clients may sit behind one NAT; privileged peers do not
+            count.
+        stranger_idle_s: After this time without a stream, a stranger's inbound connection is
+            closed: what is not used is not held. An honest peer opens its first stream at once.
+        handshakes_max: Inbound handshakes pending in all; one costs about 1 ms of CPU, and a file
+            descriptor on top of connections_max. Beyond it the oldest of the address with most
+            makes room for an address with fewer.
         handshakes_per_ip_max: Inbound handshakes pending from one address: the slow-loris bound.
         handshake_s: From TCP connect to the muxer; a handshake takes three round trips.
         negotiation_s: For the protocol of one stream to be agreed, in both directions.
@@ -85,9 +95,11 @@ class LinkLimits:
     """
 
     connections_max: int = 1024
+    connections_privileged: int = 128
     connections_per_peer_max: int = 4
-    connections_per_ip_max: int = 512
-    handshakes_max: int = 256
+    connections_per_ip_max: int = 64
+    stranger_idle_s: float = 60.0
+    handshakes_max: int = 128
     handshakes_per_ip_max: int = 64
     handshake_s: float = 10.0
     negotiation_s: float = 10.0

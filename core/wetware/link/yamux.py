@@ -599,6 +599,7 @@ class Session:
         self.ring: deque[Stream] = deque()  # streams with data and window, in turn
         self.held_bytes = self.unsent_bytes = self.grown_bytes = 0
         self.streams_in = self.streams_out = 0
+        self.used_at = 0.0  # loop time at which the last stream with a protocol ended
         self.remote_gone = False  # the peer said GOAWAY: no new streams
         self.going = False  # this side is about to
         self.dead = False
@@ -739,6 +740,8 @@ class Session:
             self.streams_out -= 1
         else:
             self.streams_in -= 1
+        if stream.initiator or stream.protocol:  # not one on which nothing was agreed
+            self.used_at = self.loop.time()
 
     def _accept(self, stream_id: int) -> Stream | None:
         if stream_id & 1 == self._next_id & 1 or stream_id in self.streams:

@@ -7,11 +7,12 @@ import contextlib
 import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from wetware.admission import Access
-from wetware.identity import Key
+from wetware.identity import Key, PeerId
 from wetware.link import LinkHost, LinkLimits, Stream
 from wetware.link.multistream import HELLO, LineReader, encode_line
 from wetware.link.noise import NoiseHandshake, NoiseIdentity, Secured
@@ -44,8 +45,13 @@ class RawPeer:
     plain: bytearray = field(default_factory=bytearray)
 
     @classmethod
-    async def connect(cls, addr: Multiaddr) -> RawPeer:
-        return cls(*await asyncio.open_connection(addr.host, addr.port, limit=1 << 24))
+    async def connect(cls, addr: Multiaddr, source: str | None = None) -> RawPeer:
+        """Connect from address `source`, e.g. another one of 127.0.0.0/8."""
+        return cls(
+            *await asyncio.open_connection(
+                addr.host, addr.port, limit=1 << 24, local_addr=(source, 0) if source else None
+            )
+        )
 
     async def secure(self, identity: NoiseIdentity | None = None) -> RawPeer:
         """Multistream, noise and yamux, as an honest dialler."""
@@ -137,10 +143,15 @@ class Network:
         self.stack = contextlib.AsyncExitStack()
 
     async def host(
-        self, limits: LinkLimits | None = None, *, listen: bool = True, key: Key | None = None
+        self,
+        limits: LinkLimits | None = None,
+        *,
+        listen: bool = True,
+        key: Key | None = None,
+        privileged: Callable[[PeerId], bool] = lambda _: False,
     ) -> LinkHost:
         host = await self.stack.enter_async_context(
-            LinkHost(key or Key.generate(), limits=limits or LinkLimits())
+            LinkHost(key or Key.generate(), limits=limits or LinkLimits(), privileged=privileged)
         )
         host.handle("/echo", echo, access=Access.PUBLIC)
         if listen:
@@ -154,17 +165,29 @@ class Network:
         self.stack.callback(server.close)
         return Multiaddr("ip4", "127.0.0.1", server.sockets[0].getsockname()[1])
 
-    async def raw(self, host: LinkHost) -> RawPeer:
+    async def raw(self, host: LinkHost, source: str | None = None) -> RawPeer:
         """A bare TCP connection."""
-        raw = await RawPeer.connect(host.listen_addrs[0])
+        raw = await RawPeer.connect(host.listen_addrs[0], source)
         self.stack.push_async_callback(raw.aclose)
         return raw
 
-    async def secured(self, host: LinkHost) -> RawPeer:
+    async def secured(
+        self, host: LinkHost, *, key: Key | None = None, source: str | None = None
+    ) -> RawPeer:
         """An authenticated raw peer."""
-        raw = await self.raw(host)
+        raw = await self.raw(host, source)
         async with asyncio.timeout(DEADLINE_S):
-            return await raw.secure()
+            return await raw.secure(NoiseIdentity(key or raw.key))
+
+    async def busy(self, host: LinkHost, **how: Any) -> RawPeer:
+        """An authenticated raw peer with one echo stream."""
+        raw = await self.secured(host, **how)
+        lines = HELLO + encode_line("/echo")
+        raw.frame(0, 1, 1, len(lines), lines)
+        answer = b""
+        while answer != lines:
+            answer += (await raw.recv_frame())[4]
+        return raw
 
 
 @pytest.fixture

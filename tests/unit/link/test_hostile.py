@@ -158,21 +158,7 @@ async def test_hung_handshakes_time_out_and_are_bounded_per_address(net: Any) ->
     assert await still_serves(net, host)
 
 
-async def test_connections_are_bounded_in_all_per_address_and_per_peer(net: Any) -> None:
-    host = await net.host(LinkLimits(connections_max=8))
-    raws = [await net.secured(host) for _ in range(7)]  # an eighth is kept for dials
-    assert await (await net.raw(host)).cut_off()
-    assert host.stats().refused["connections_max"] == 1
-    await raws[0].aclose()
-    await net.until(lambda: len(host.connections()) == 6)
-    assert await still_serves(net, host)
-
-    host = await net.host(LinkLimits(connections_per_ip_max=2))
-    for _ in range(2):
-        await net.secured(host)
-    assert await (await net.raw(host)).cut_off()
-    assert host.stats().refused["connections_per_ip_max"] == 1
-
+async def test_a_peer_has_a_bounded_number_of_connections(net: Any) -> None:
     host = await net.host(LinkLimits(connections_per_peer_max=2))
     identity = NoiseIdentity(Key.generate())
     raws = [await net.raw(host) for _ in range(3)]
@@ -200,8 +186,10 @@ async def test_a_thousand_connections_leave_no_slot_taken(net: Any) -> None:
         raw = await net.secured(host)
         await raw.aclose()
         await net.until(lambda: not host.connections())
-    assert not host._in_per_ip
     assert not host._pending_per_ip
+    assert not host._strangers_per_ip
+    assert not host._slots
+    assert host._strangers == 0
     assert await still_serves(net, host)
 
 
