@@ -38,7 +38,15 @@ from wetware.rpc.connection import Ref, RpcConnection
 from wetware.rpc.kjloop import loop_gc, runtime
 from wetware.rpc.limits import RpcLimits
 from wetware.rpc.schema import Interface, Method, Schema, load
-from wetware.rpc.servant import Guard, Guarded, Servant, current_guard, guarded
+from wetware.rpc.servant import (
+    Guard,
+    Guarded,
+    Servant,
+    ServedConnection,
+    current_connection,
+    current_guard,
+    guarded,
+)
 from wetware.rpc.streams import connect, serve
 from wetware.rpc.unix import UnixPeer, connect_unix, serve_unix
 
@@ -52,9 +60,11 @@ __all__ = [
     "RpcLimits",
     "Schema",
     "Servant",
+    "ServedConnection",
     "UnixPeer",
     "connect",
     "connect_unix",
+    "current_connection",
     "current_guard",
     "guarded",
     "load",

@@ -32,8 +32,8 @@ from wetware.errors import (
 from wetware.log import get_logger
 from wetware.rpc import kjloop as _runtime
 from wetware.rpc.codec import BadValue, nearest
-from wetware.rpc.limits import RpcLimits, wire_bytes_max
-from wetware.rpc.servant import Guard, Guarded, Servant, _current_guard
+from wetware.rpc.limits import RpcLimits, for_strangers, wire_bytes_max
+from wetware.rpc.servant import Guard, Guarded, Servant, ServedConnection, _current
 from wetware.rpc.transport import Pipe, RpcTransport, open_stream
 from wetware.rpc.wire import from_kj, internal_error, to_wire
 
@@ -295,6 +295,7 @@ class _Export(_DynamicCapabilityServer):
     _servant: Servant | None
     _ref: Ref | None
     _guard: Guard | None
+    _frame: tuple[Guard | None, ServedConnection]
 
     def __init__(
         self, end: End, servant: Servant | None, ref: Ref | None, guard: Guard | None
@@ -303,6 +304,7 @@ class _Export(_DynamicCapabilityServer):
         self._servant = servant
         self._ref = ref  # a foreign reference behind the membrane
         self._guard = guard
+        self._frame = (guard, end.served)
         end.exports += 1
         if servant is not None:
             servant.__ww_exports__ += 1
@@ -315,12 +317,25 @@ class _Export(_DynamicCapabilityServer):
             if servant is not None:
                 servant.__ww_exports__ -= 1
                 if servant.__ww_exports__ == 0:
-                    end.runtime.soon(_let_go, end.runtime, servant)
+                    end.runtime.unheld(servant)
 
 
-def _let_go(runtime: _runtime.Runtime, servant: Servant) -> None:
-    if servant.__ww_exports__ == 0:  # nobody exported it again meanwhile
-        runtime.run_hook(servant.released, type(servant).__name__)
+def _undelivered(runtime: _runtime.Runtime, values: Any) -> None:
+    """Servants among `values`, which do not reach the peer after all, are released.
+
+    One that was exported before the answer failed has pycapnp's export still, and goes with that.
+    """
+    todo, seen = [values], {}
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Guarded):
+            value = value.servant
+        if isinstance(value, Servant):
+            if value.__ww_exports__ == 0:
+                runtime.unheld(value)
+        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen[id(value)] = value  # kept, so that no other gets its id
+            todo.extend(value.values() if isinstance(value, Mapping) else value)
 
 
 def _export_class(interface: Interface) -> type[_Export]:
@@ -345,7 +360,7 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
         end, guard = self._end, self._guard
         task: Any = _current_task()  # pycapnp runs each call in one of its own
         args: Any
-        values: Any
+        values: Any = None  # what the servant returned and the peer has not got
         entered = False
         try:
             if len(end.tasks) >= end.calls_in_max:
@@ -354,7 +369,7 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
                     hint="wait for some to end",
                 )
             end.tasks.add(task)
-            _current_guard.set(guard)
+            _current.set(self._frame)
             args = _arguments(context, method, end, guard)
             if guard is not None:
                 guard.enter(method, args, task)
@@ -363,15 +378,16 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
                 values = await getattr(self._servant, name)(**args)
             else:
                 values = await _call(self._ref, method, args)
-            if entered:
-                entered = False
-                guard.leave(task)  # type: ignore[union-attr]  # it was entered
-                if guard.ended is not None:  # type: ignore[union-attr]
-                    raise _fresh(guard.ended)  # type: ignore[union-attr]  # noqa: TRY301
+            # The call stays entered until it is answered: the end of its guard cuts the wait, too.
+            if guard is not None and guard.ended is not None:
+                raise _fresh(guard.ended)  # noqa: TRY301
             if method.results:
                 if end.results_wait():
                     await end.results_place()
+                    if guard is not None and guard.ended is not None:
+                        raise _fresh(guard.ended)  # noqa: TRY301
                 _answer(context, method, values, end, guard)
+                values = None
             elif values is not None:
                 raise TypeError(f"returned {type(values).__name__}, not None")  # noqa: TRY301
             return  # noqa: TRY300  # the errors below leave by the raise at the end
@@ -387,6 +403,8 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
             if entered:
                 guard.leave(task)  # type: ignore[union-attr]  # it was entered
             end.tasks.discard(task)
+            if values is not None:
+                _undelivered(end.runtime, values)
             # The frame may live on in somebody's traceback, and the task refers to it: no cycles.
             context = task = args = values = None
         raise failure.pop()
@@ -460,12 +478,16 @@ class End:
         pipe: Pipe,
         limits: RpcLimits,
         bootstrap: Servant | Guarded | None,
+        *,
+        stranger_limits: RpcLimits | None = None,
+        trust_s: float | None = None,
     ) -> None:
         self.runtime = runtime
         self.loop = runtime.loop
-        self.limits = limits
-        self.message_bytes_max = limits.message_bytes_max
         self.closed = False
+        self.served = ServedConnection(self)
+        self._trusted_limits = limits
+        self._use(limits if stranger_limits is None else stranger_limits)
         # Capabilities that we hold.
         self.clients: dict[int, Any] = {}
         self._next_id = 0
@@ -473,13 +495,10 @@ class End:
         self._drop_due = False
         self._handle: weakref.ref[RpcConnection] | None = None
         # Our calls.
-        self.calls_out_max = limits.calls_out_max
-        self.bytes_out_max = limits.call_bytes_out_max
         self.calls_out = 0
         self.bytes_out = 0
         self.queue: deque[asyncio.Future[None]] = deque()
         # The peer's calls.
-        self.calls_in_max = limits.calls_in_max
         self.tasks: set[asyncio.Task[Any]] = set()
         self.exports = 0
         self.results_pending = 0
@@ -488,7 +507,11 @@ class End:
         self._released = False
         self.reason: Exception | None = None
 
-        self.transport = RpcTransport(pipe, limits, self._on_lost, self._on_sent, self.on_drained)
+        self.transport = RpcTransport(
+            pipe, self.limits, self._on_lost, self._on_sent, self.on_drained, runtime.partials
+        )
+        self.transport.trusted = stranger_limits is None and trust_s is None
+        self._trust_due: asyncio.TimerHandle | None = None
         self._stream: Any = open_stream(self.transport)
         reads = _NESTED_READS * wire_bytes_max(limits) // 8
         if bootstrap is None:
@@ -500,6 +523,37 @@ class End:
                 traversal_limit_in_words=reads,
             )
         runtime.connections.add(self)
+        if trust_s is not None:
+            self._trust_due = self.loop.call_later(trust_s, self._not_trusted, trust_s)
+
+    def _use(self, limits: RpcLimits) -> None:
+        self.limits = limits
+        self.message_bytes_max = limits.message_bytes_max
+        self.calls_out_max = limits.calls_out_max
+        self.bytes_out_max = limits.call_bytes_out_max
+        self.calls_in_max = limits.calls_in_max
+
+    def trust(self) -> None:
+        """The peer is no stranger any more: full limits, no deadline."""
+        self.check_loop()
+        if self.closed or self.transport.trusted:
+            return
+        self.transport.trusted = True
+        self._end_trust_wait()
+        self._use(self._trusted_limits)
+        self.transport.use(self._trusted_limits)
+        self.wake()
+        self.on_drained()
+
+    def _not_trusted(self, after_s: float) -> None:
+        self._trust_due = None
+        log.info("rpc.not_trusted", peer=self.transport.peer, after_s=after_s)
+        self.transport.abort()
+
+    def _end_trust_wait(self) -> None:
+        if self._trust_due is not None:
+            self._trust_due.cancel()
+            self._trust_due = None
 
     # --- capabilities: the codec's Crossing
     # ---------------------------------------------------------
@@ -702,6 +756,8 @@ class End:
         if self.closed:
             return
         self.closed = True
+        self.served._end = None
+        self._end_trust_wait()
         self.clients.clear()
         while self.queue:
             future = self.queue.popleft()
@@ -810,12 +866,28 @@ async def open_client(pipe: Pipe, limits: RpcLimits) -> RpcConnection:
         raise
 
 
-async def run_server(pipe: Pipe, bootstrap: Servant | Guarded, limits: RpcLimits) -> None:
-    """Serve `bootstrap` over a pipe that has not started yet, until it ends or we are cancelled."""
+async def run_server(
+    pipe: Pipe,
+    bootstrap: Servant | Guarded,
+    limits: RpcLimits,
+    *,
+    stranger_message_bytes_max: int | None = None,
+    trust_s: float | None = None,
+) -> None:
+    """Serve `bootstrap` over a pipe that has not started yet, until it ends or we are cancelled.
+
+    For the keywords see `wetware.rpc.serve`.
+    """
+    stranger_limits = None
+    if stranger_message_bytes_max is not None:
+        stranger_limits = for_strangers(limits, stranger_message_bytes_max)
     runtime = await _runtime.acquire()
     try:
-        end = End(runtime, pipe, limits, bootstrap)
+        end = End(
+            runtime, pipe, limits, bootstrap, stranger_limits=stranger_limits, trust_s=trust_s
+        )
     except BaseException:
+        _undelivered(runtime, bootstrap)
         pipe.abort()
         await _runtime.release()
         raise

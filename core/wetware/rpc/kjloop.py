@@ -10,11 +10,15 @@ import gc
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import capnp
 
 from wetware.log import get_logger
+from wetware.rpc.transport import Partials
+
+if TYPE_CHECKING:
+    from wetware.rpc.servant import Servant
 
 log = get_logger("rpc")
 
@@ -36,6 +40,8 @@ class Runtime:
         # The only strong references to connections: pycapnp crashes when the garbage collector
         # finds a client before it was closed.
         self.connections: set[_Closable] = set()
+        self.partials = Partials()
+        self._unheld: dict[int, Servant] = {}
         self._hooks: set[asyncio.Task[Any]] = set()
         self._kj: contextlib.AbstractAsyncContextManager[None] | None = None
         self.stopped: asyncio.Event | None = None  # there once stopping has begun
@@ -67,6 +73,18 @@ class Runtime:
                 self.loop.call_soon(callback, *args)
             else:
                 self.loop.call_soon_threadsafe(callback, *args)
+
+    def unheld(self, servant: Servant) -> None:
+        """No peer holds `servant`: in a turn of its own, once, tell it, unless one does again."""
+        if not self._unheld:
+            self.soon(self._release)
+        self._unheld[id(servant)] = servant
+
+    def _release(self) -> None:
+        servants, self._unheld = self._unheld, {}
+        for servant in servants.values():
+            if servant.__ww_exports__ == 0:  # nobody exported it again meanwhile
+                self.run_hook(servant.released, type(servant).__name__)
 
     def run_hook(self, hook: Callable[[], Any], name: str) -> None:
         """Run a servant's `released`, which may be a coroutine function; failures are logged."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,12 @@ class RpcLimits:
         result_bytes_out_max: Results that wait to be sent; further results are held back.
         out_bytes_max: All bytes that wait to be sent; more drop the connection: the peer does not
             read. Above the sum of what calls and results may use.
+        partial_bytes_total_max: Incomplete messages over all connections of the process; beyond it
+            the connection that holds most is dropped, those that nobody trusts yet first. One
+            connection holds at most one incomplete message.
+        message_s: How long the peer may take for one message once it has begun it; more drops the
+            connection. A line of 30 kB/s sends the longest message in that time. What we ourselves
+            hold back does not count.
         exports_max: Our objects that the peer holds; more fail with LimitExceeded.
         imports_max: The peer's objects that we hold; more fail with LimitExceeded.
         write_stall_s: The connection is dropped when nothing could be sent for so long.
@@ -45,6 +51,8 @@ class RpcLimits:
     call_bytes_in_max: int = 16 << 20
     result_bytes_out_max: int = 8 << 20
     out_bytes_max: int = 32 << 20
+    partial_bytes_total_max: int = 64 << 20
+    message_s: float = 60.0
     exports_max: int = 4096
     imports_max: int = 4096
     write_stall_s: float = 30.0
@@ -63,3 +71,27 @@ def wire_bytes_max(limits: RpcLimits) -> int:
     most half as much again.
     """
     return limits.message_bytes_max * 3 // 2 + _ENVELOPE_BYTES
+
+
+STRANGER_CALLS_MAX = 64
+"""Calls, and objects each way, of a connection that nobody trusts yet: a login takes a few."""
+_STRANGER_MESSAGES = 2
+"""Messages' worth of parameters or results that such a connection may hold."""
+
+
+def for_strangers(limits: RpcLimits, message_bytes_max: int) -> RpcLimits:
+    """`limits`, narrowed for a peer that has proved nothing: a fraction of the memory."""
+    held = _STRANGER_MESSAGES * message_bytes_max
+    return replace(
+        limits,
+        message_bytes_max=min(limits.message_bytes_max, message_bytes_max),
+        calls_out_max=min(limits.calls_out_max, STRANGER_CALLS_MAX),
+        call_bytes_out_max=min(limits.call_bytes_out_max, held),
+        calls_in_max=min(limits.calls_in_max, STRANGER_CALLS_MAX),
+        answers_max=min(limits.answers_max, 4 * STRANGER_CALLS_MAX),
+        call_bytes_in_max=min(limits.call_bytes_in_max, held),
+        result_bytes_out_max=min(limits.result_bytes_out_max, held),
+        out_bytes_max=min(limits.out_bytes_max, 4 * held),
+        exports_max=min(limits.exports_max, STRANGER_CALLS_MAX),
+        imports_max=min(limits.imports_max, STRANGER_CALLS_MAX),
+    )

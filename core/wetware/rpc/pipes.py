@@ -26,6 +26,11 @@ class SocketPipe:
         self._reading = False
         self._writing = False
 
+    @property
+    def peer(self) -> str:
+        """Where the bytes come from, for the log."""
+        return "local"
+
     def start(self, transport: RpcTransport) -> None:
         """Begin to read."""
         self._transport = transport

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from wetware.errors import CapabilityError
+    from wetware.rpc.connection import End
     from wetware.rpc.schema import Interface, Method
 
 
@@ -39,14 +40,49 @@ class Guard(Protocol):
         ...
 
 
-_current_guard: contextvars.ContextVar[Guard | None] = contextvars.ContextVar(
-    "wetware_rpc_guard", default=None
+class ServedConnection:
+    """The connection that a call came by, from `current_connection`."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, end: End | None) -> None:
+        self._end = end  # None once the connection has ended
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the connection has its full limits: `trust` was called, or nothing asks for it.
+
+        True as well once the connection has ended, and outside of a call.
+        """
+        return self._end is None or self._end.transport.trusted
+
+    def trust(self) -> None:
+        """The peer has proved who it is: from here on the connection has its full limits.
+
+        Call it before the peer is answered. It cannot be undone. Idempotent; does nothing once the
+        connection has ended, outside of a call, and where `serve` set no limits for strangers.
+        """
+        if self._end is not None:
+            self._end.trust()
+
+
+# One variable for both: it is set for each call.
+_current: contextvars.ContextVar[tuple[Guard | None, ServedConnection]] = contextvars.ContextVar(
+    "wetware_rpc_call", default=(None, ServedConnection(None))
 )
 
 
 def current_guard() -> Guard | None:
     """In a servant's method: the guard of the call, e.g. to end a subscription when it ends."""
-    return _current_guard.get()
+    return _current.get()[0]
+
+
+def current_connection() -> ServedConnection:
+    """In a servant's method: the connection of the call, e.g. to trust it after a login.
+
+    Outside of a call it stands for no connection: trusting it does nothing.
+    """
+    return _current.get()[1]
 
 
 class Servant:
@@ -74,8 +110,9 @@ class Servant:
     def released(self) -> Any:
         """The last remote reference is gone: dropped, or its connection ended.
 
-        May be a coroutine function. Called again if the object is exported again and released
-        again.
+        Called as well if the object was returned and never reached the peer: the answer failed, or
+        the call was cancelled meanwhile. May be a coroutine function. Called again if the object is
+        exported again and released again.
         """
 
 

@@ -22,6 +22,11 @@ class StreamPipe:
         self._paused = False
         self._owed = 0  # bytes taken while paused, to be credited when reading goes on
 
+    @property
+    def peer(self) -> str:
+        """Where the bytes come from, for the log."""
+        return str(self._stream.connection.remote)
+
     def start(self, transport: RpcTransport) -> None:
         """Take what the stream pushes."""
         self._transport = transport
@@ -82,10 +87,28 @@ async def serve(
     stream: Stream,
     bootstrap: Servant | Guarded,
     limits: RpcLimits = RpcLimits(),  # noqa: B008  # frozen
+    *,
+    stranger_message_bytes_max: int | None = None,
+    trust_s: float | None = None,
 ) -> None:
     """Serve `bootstrap` over a link stream until it ends; cancelling closes the connection.
 
     Returns normally however the peer ended it. Methods that run for the peer are cancelled then,
     and its references released.
+
+    Args:
+        stream: Belongs to the connection from here on.
+        bootstrap: What the peer gets first.
+        limits: Of the connection.
+        stranger_message_bytes_max: The peer is a stranger until a servant calls
+            `current_connection().trust()`: until then this is its `message_bytes_max`, and all
+            else that it may hold shrinks with it (`limits.for_strangers`). None: it is no stranger.
+        trust_s: The connection is closed if nobody trusted it within so many seconds. None: never.
     """
-    await run_server(StreamPipe(stream), bootstrap, limits)
+    await run_server(
+        StreamPipe(stream),
+        bootstrap,
+        limits,
+        stranger_message_bytes_max=stranger_message_bytes_max,
+        trust_s=trust_s,
+    )

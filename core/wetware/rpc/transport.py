@@ -9,6 +9,7 @@ read;
 over
   whole messages only;
 - keeps book of calls that are not answered yet, and stops reading while they hold too many bytes;
+- bounds what all connections together hold of incomplete messages, and how long one may take;
 - collects what is written in one turn of the loop into one write.
 """
 
@@ -135,8 +136,36 @@ def _struct_at(data: Any, pointer_at: int, start: int, end: int) -> tuple[int, i
     return where, words
 
 
+class Partials:
+    """What the connections of one loop hold of incomplete messages, and which gives way.
+
+    Attributes:
+        total_bytes: Of all of them.
+    """
+
+    def __init__(self) -> None:
+        self.total_bytes = 0
+        self._held: dict[RpcTransport, int] = {}
+
+    def hold(self, transport: RpcTransport, size: int) -> None:
+        """`transport` holds `size` bytes now."""
+        self.total_bytes += size - self._held.get(transport, 0)
+        if size:
+            self._held[transport] = size
+        else:
+            self._held.pop(transport, None)
+
+    def most(self) -> RpcTransport:
+        """Who holds most, the strangers first; of equal ones the one that holds it longest."""
+        return max(self._held, key=lambda transport: (not transport.trusted, self._held[transport]))
+
+
 class Pipe(Protocol):
     """A byte stream under the transport. All methods are synchronous and called on the loop."""
+
+    @property
+    def peer(self) -> str:
+        """Where the bytes come from, for the log."""
 
     def start(self, transport: RpcTransport) -> None:
         """Begin to call `feed`, `feed_eof`, `feed_error` and `writable` of the transport."""
@@ -163,12 +192,16 @@ class RpcTransport(asyncio.Transport):
     Args:
         pipe: The bytes.
         limits: `message_bytes_max`, `answers_max`, `call_bytes_in_max`, `out_bytes_max`,
-            `write_stall_s` and `close_s` are enforced here.
+            `partial_bytes_total_max`, `message_s`, `write_stall_s` and `close_s` are enforced here.
         on_lost: Called once, on the loop and outside of pycapnp, when the connection is gone; with
         the
             reason, or None if we closed it.
         on_sent: Called for every result message that pycapnp wrote, with its size in bytes.
         on_drained: Called when bytes left.
+        partials: Shared by all connections of the loop.
+
+    Attributes:
+        trusted: Whether others give way first when incomplete messages take too much memory.
     """
 
     def __init__(
@@ -178,6 +211,7 @@ class RpcTransport(asyncio.Transport):
         on_lost: Callable[[Exception | None], None],
         on_sent: Callable[[int], None],
         on_drained: Callable[[], None],
+        partials: Partials | None = None,
     ) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
@@ -188,8 +222,12 @@ class RpcTransport(asyncio.Transport):
         self._on_sent = on_sent
         self._on_drained = on_drained
         self._protocol: Any = None
+        self.trusted = True
         # Inbound: an incomplete message, whole ones not admitted yet, whole ones for pycapnp.
         self._partial = bytearray()
+        self._partials = Partials() if partials is None else partials
+        self._begun_s = 0.0  # when the incomplete message began, by the loop's clock
+        self._late: asyncio.TimerHandle | None = None
         self._waiting: deque[tuple[memoryview, int, int]] = deque()
         self._ready: deque[memoryview] = deque()
         self._at = 0  # how much of the first of them pycapnp has
@@ -217,6 +255,17 @@ class RpcTransport(asyncio.Transport):
         self._protocol = protocol
         protocol.connection_made(self)
         self._pipe.start(self)
+
+    def use(self, limits: RpcLimits) -> None:
+        """Other limits, from here on."""
+        self._limits = limits
+        self._wire_bytes_max = wire_bytes_max(limits)
+        self._loop.call_soon(self._readmit)
+
+    @property
+    def peer(self) -> str:
+        """Where the bytes come from, for the log."""
+        return self._pipe.peer
 
     # --- what pycapnp calls
     # -------------------------------------------------------------------------
@@ -279,7 +328,8 @@ class RpcTransport(asyncio.Transport):
         """Bytes from the peer."""
         if self._closing or self._end is not None:
             return
-        if self._partial:
+        held = bool(self._partial)
+        if held:
             self._partial += data
             data = self._partial
         try:
@@ -292,6 +342,10 @@ class RpcTransport(asyncio.Transport):
                 self._partial = self._partial[at:]  # the old one lives on in the messages' views
         elif at < len(data):
             self._partial = bytearray(memoryview(data)[at:])
+        if held or self._partial:
+            self._hold(begins=at > 0 or not held)
+            if self._closing:
+                return
         if self._ready and not self._paused and not self._delivering:
             self._deliver()
         self._throttle()
@@ -319,6 +373,44 @@ class RpcTransport(asyncio.Transport):
             self._ready.append(view[start:at])
         self._queued_bytes += at
         return at
+
+    def _hold(self, *, begins: bool) -> None:
+        """Account for the incomplete message, which `begins` with what was fed last."""
+        partials, size = self._partials, len(self._partial)
+        partials.hold(self, size)
+        if not size:
+            return  # a timer that runs finds out by itself
+        if begins:
+            self._begun_s = self._loop.time()
+        if self._late is None:
+            self._late = self._loop.call_later(self._limits.message_s, self._check_late)
+        while partials.total_bytes > self._limits.partial_bytes_total_max:
+            partials.most()._give_way(self._limits.partial_bytes_total_max)
+
+    def _give_way(self, total_max: int) -> None:
+        size = len(self._partial)
+        self._partial = bytearray()
+        self._partials.hold(self, 0)
+        self._violated(
+            FramingError(
+                f"incomplete messages hold more than {total_max} bytes (partial_bytes_total_max); "
+                f"this one has {size}"
+            )
+        )
+
+    def _check_late(self) -> None:
+        self._late = None
+        if self._closing or not self._partial:
+            return
+        allowed = left = self._limits.message_s
+        if not self._pipe_paused:  # otherwise it is us who hold it up
+            left += self._begun_s - self._loop.time()
+        if left > 0:
+            self._late = self._loop.call_later(left, self._check_late)
+        else:
+            self._violated(
+                FramingError(f"a message was not complete within {allowed:g} s (message_s)")
+            )
 
     def _admit(self, kind: int, ident: int, size: int) -> bool:
         """Keep book of one inbound message; False if it has to wait until calls are answered."""
@@ -357,6 +449,7 @@ class RpcTransport(asyncio.Transport):
             if full:
                 self._pipe.pause()
             else:
+                self._begun_s = self._loop.time()
                 self._pipe.resume()
 
     def feed_eof(self) -> None:
@@ -410,7 +503,8 @@ class RpcTransport(asyncio.Transport):
             self._fail(self._end)
 
     def _violated(self, exc: FramingError) -> None:
-        log.warning("rpc.dropped", reason=str(exc))
+        if not self._lost:
+            log.warning("rpc.dropped", peer=self._pipe.peer, reason=str(exc))
         self._fail(exc)
 
     def _fail(self, exc: Exception | None) -> None:
@@ -426,6 +520,10 @@ class RpcTransport(asyncio.Transport):
         self._ready.clear()
         self._waiting.clear()
         self._partial = bytearray()
+        self._partials.hold(self, 0)
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         self._out.clear()
         self._left = None
         self.out_bytes = 0

@@ -123,7 +123,9 @@ def make_servants(schema: rpc.Schema) -> SimpleNamespace:
             return {"counter": CounterServant()}
 
         async def make_many(self, count: int) -> dict[str, Any]:
-            return {"cells": [CellServant() for _ in range(count)]}
+            cells = [CellServant() for _ in range(count)]
+            self.made += cells
+            return {"cells": cells}
 
         async def bits(self, bits: list[bool]) -> dict[str, Any]:
             return {"count": len(bits)}

@@ -118,6 +118,34 @@ async def test_a_servant_that_swallows_the_cut_gives_nothing_away(
             await task
 
 
+async def test_results_that_wait_do_not_leave_after_the_end_of_the_guard(
+    serving: Any, servants: Any, tools: Any
+) -> None:
+    class Log(servants.Zoo):  # type: ignore[misc, name-defined]
+        answers = 0
+
+        async def big(self, bytes: int) -> Any:
+            self.answers += 1
+            return await super().big(bytes)
+
+    grant, servant = Grant(), Log()
+    limits = rpc.RpcLimits(result_bytes_out_max=100_000)
+    async with serving(rpc.guarded(servant, grant), limits=limits) as zoo:
+        await zoo.nothing()
+        zoo._end.transport._pipe.pause()  # reads no more, so that results have to wait
+        calls = [asyncio.create_task(zoo.big(bytes=900_000)) for _ in range(10)]
+        calls.append(asyncio.create_task(zoo.make(value=b"")))
+        await tools.until(lambda: servant.answers == 10 and servant.made)
+        assert len(grant.tasks) >= 10  # a call is over when it is answered
+        grant.end(Revoked("revoked by ada"))
+        await tools.until(lambda: not grant.tasks and servant.made[0].releases == 1)
+        zoo._end.transport._pipe.resume()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        late = [result for result in results if not isinstance(result, Revoked)]
+        assert len(late) <= 1  # what was on its way before the end
+        assert isinstance(results[-1], Revoked)
+
+
 async def test_cancelling_a_guarded_call_leaves_the_guard(
     serving: Any, servants: Any, tools: Any
 ) -> None:

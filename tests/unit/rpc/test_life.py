@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 
 from wetware import rpc
-from wetware.errors import ConfigError, DialError, Disconnected, InvalidArgument, WetwareError
+from wetware.errors import (
+    ConfigError,
+    DialError,
+    Disconnected,
+    InternalError,
+    InvalidArgument,
+    LimitExceeded,
+    WetwareError,
+)
 from wetware.rpc import kjloop, unix
 
 pytestmark = pytest.mark.anyio
@@ -79,6 +87,98 @@ async def test_the_end_of_a_connection_releases(serving: Any, servants: Any, too
         with pytest.raises(Disconnected):
             await hanging
         assert cell.closed
+
+
+@pytest.mark.parametrize("case", ["exports", "nested", "bytes", "type", "defect"])
+async def test_an_answer_that_fails_releases_what_it_held(
+    serving: Any, servants: Any, tools: Any, case: str
+) -> None:
+    class Odd(servants.Zoo):  # type: ignore[misc, name-defined]
+        def fresh(self) -> Any:
+            self.made.append(servants.Cell())
+            return self.made[-1]
+
+        async def make(self, value: bytes) -> Any:
+            match case:
+                case "type":
+                    cell = self.fresh()
+                    return [cell, (cell, self.fresh())]  # told once of it
+                case "bytes":
+                    return {"cell": self.fresh(), "data": bytes(100)}  # no such field
+                case _:
+                    return {"cell": rpc.guarded(self.fresh(), None), "more": {"x": [self.fresh()]}}
+
+        async def nothing(self) -> Any:
+            return {"cell": self.fresh()} if case == "defect" and not self.made else None
+
+        async def echo(self, **everything: Any) -> Any:
+            inner = {"name": "name", "cell": self.fresh()}
+            return {"cells": [self.fresh(), self.fresh()], "inner": inner, "place": {"cell": None}}
+
+    zoo_of = servants.Zoo if case == "exports" else Odd
+    servant = zoo_of()
+    async with serving(servant, limits=rpc.RpcLimits(exports_max=4)) as zoo:
+        call = {
+            "exports": lambda: zoo.make_many(count=6),  # 3 of them are exported first
+            "nested": zoo.echo,
+            "defect": zoo.nothing,
+        }.get(case, lambda: zoo.make(value=b""))
+        with pytest.raises((LimitExceeded, InternalError)):
+            await call()
+        made = servant.made
+        assert made
+        await tools.until(lambda: all(cell.releases for cell in made))
+        await zoo.nothing()
+        assert [cell.releases for cell in made] == [1] * len(made)
+
+
+async def test_an_answer_that_is_cancelled_while_it_waits_releases(
+    serving: Any, servants: Any, tools: Any
+) -> None:
+    servant = servants.Zoo()
+    async with serving(servant, limits=rpc.RpcLimits(result_bytes_out_max=100_000)) as zoo:
+        await zoo.nothing()
+        zoo._end.transport._pipe.pause()  # reads no more, so that results have to wait
+        (end,) = [e for e in _ends() if e is not zoo._end]
+        filling = [asyncio.create_task(zoo.big(bytes=900_000)) for _ in range(2)]
+        await tools.until(end.results_wait)
+        calls = [asyncio.create_task(zoo.make(value=b"")) for _ in range(3)]
+        await tools.until(lambda: len(servant.made) == 3)
+        calls[1].cancel()
+        await tools.until(lambda: servant.made[1].releases == 1)
+        assert [cell.releases for cell in servant.made] == [0, 1, 0]
+        zoo._end.transport._pipe.resume()
+        await asyncio.gather(*filling)
+        first = (await calls[0])["cell"]
+        assert await first.get() == {"value": b""}
+        zoo._end.transport._pipe.pause()
+        filling = [asyncio.create_task(zoo.big(bytes=900_000)) for _ in range(2)]
+        await tools.until(end.results_wait)
+        last = asyncio.create_task(zoo.make(value=b""))
+        await tools.until(lambda: len(servant.made) == 4)
+        zoo._end.transport.abort()  # with the connection, too
+        await asyncio.gather(*filling, calls[2], last, return_exceptions=True)
+        await tools.until(lambda: all(cell.releases for cell in servant.made))
+        assert [cell.releases for cell in servant.made] == [1] * 4
+
+
+async def test_a_call_that_is_cancelled_at_any_moment_releases(
+    serving: Any, servants: Any, tools: Any
+) -> None:
+    servant = servants.Zoo()
+    async with serving(servant) as zoo:
+        await zoo.nothing()
+        for turns in range(40):
+            call = asyncio.create_task(zoo.make(value=b""))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call])
+            del call
+        await zoo.nothing()
+        assert servant.made
+        await tools.until(lambda: all(cell.releases for cell in servant.made))
+        assert [cell.releases for cell in servant.made] == [1] * len(servant.made)
 
 
 async def test_released_may_be_a_coroutine_and_may_fail(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from wetware import rpc
 from wetware.admission import Access
-from wetware.errors import Denied, Disconnected
+from wetware.errors import Denied, Disconnected, LimitExceeded, StreamReset
 from wetware.identity import Key
 from wetware.link import LinkHost, Stream
 from wetware.multiaddr import Multiaddr
@@ -62,6 +63,127 @@ async def test_calls_over_the_link(schema: rpc.Schema, servants: Any, tools: Any
         await tools.until(lambda: servant.releases == 1)
         assert servant.cancelled == 1
     assert kjloop._runtimes == {}
+
+
+async def test_a_stranger_has_little_until_it_is_trusted(
+    schema: rpc.Schema, servants: Any, tools: Any
+) -> None:
+    class Gate(servants.Zoo):  # type: ignore[misc, name-defined]
+        async def nothing(self) -> None:  # stands for a login
+            connection = rpc.current_connection()
+            self.seen.append(connection.trusted)
+            connection.trust()
+            connection.trust()
+            self.seen.append(connection.trusted)
+            self.connection = connection
+
+    servant = Gate()
+
+    async def handler(stream: Stream) -> None:
+        await rpc.serve(stream, servant, stranger_message_bytes_max=64 << 10, trust_s=10)
+
+    async with hosts(handler) as (server, client, stream):
+        async with await rpc.connect(stream) as connection:
+            zoo = connection.bootstrap(schema.Zoo)
+            assert len((await zoo.data(data=bytes(60_000)))["data"]) == 60_000
+            with pytest.raises(LimitExceeded, match="message_bytes_max is 65536"):
+                await zoo.big(bytes=70_000)
+            with pytest.raises(LimitExceeded, match="exports_max is 64"):
+                await zoo.make_many(count=64)
+            await zoo.nothing()
+            assert servant.seen[-2:] == [False, True]
+            assert len((await zoo.data(data=bytes(900_000)))["data"]) == 900_000
+            assert len((await zoo.make_many(count=200))["cells"]) == 200
+            (end,) = [e for e in _ends() if e is not zoo._end]
+            assert end._trust_due is None
+        await tools.until(lambda: end.closed)
+        servant.connection.trust()  # too late, and no harm
+        again = await client.open_stream(server.peer_id, PROTOCOL)
+        async with await rpc.connect(again) as connection:
+            with pytest.raises(Disconnected):
+                await connection.bootstrap(schema.Zoo).data(data=bytes(900_000))
+
+
+async def test_a_stranger_is_not_served_for_ever(
+    schema: rpc.Schema, servants: Any, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Gate(servants.Zoo):  # type: ignore[misc, name-defined]
+        async def fail(self, how: str) -> None:
+            rpc.current_connection().trust()
+
+    servant = Gate()
+
+    async def handler(stream: Stream) -> None:
+        await rpc.serve(stream, servant, trust_s=0.3)
+
+    async with hosts(handler) as (server, client, stream):
+        with caplog.at_level("INFO", "wetware.rpc"):
+            async with (
+                await rpc.connect(stream) as one,
+                await rpc.connect(await client.open_stream(server.peer_id, PROTOCOL)) as two,
+            ):
+                trusted = two.bootstrap(schema.Zoo)
+                await trusted.fail(how="")
+                stranger = one.bootstrap(schema.Zoo)
+                hanging = asyncio.create_task(stranger.hang())
+                async with asyncio.timeout(10):
+                    with pytest.raises(Disconnected):
+                        await hanging
+                await tools.until(lambda: servant.cancelled == 1)
+                assert len((await trusted.data(data=bytes(900_000)))["data"]) == 900_000
+                assert not two.closed
+    events = [r for r in caplog.records if r.getMessage() == "rpc.not_trusted"]
+    assert len(events) == 1
+    assert events[0].ww["after_s"] == 0.3  # type: ignore[attr-defined]
+
+
+async def test_without_a_limit_for_strangers_everybody_is_trusted(
+    schema: rpc.Schema, servants: Any
+) -> None:
+    seen: list[bool] = []
+
+    class Zoo(servants.Zoo):  # type: ignore[misc, name-defined]
+        async def nothing(self) -> None:
+            seen.append(rpc.current_connection().trusted)
+
+    async with hosts(lambda stream: rpc.serve(stream, Zoo())) as (_, _, stream):
+        async with await rpc.connect(stream) as connection:
+            await connection.bootstrap(schema.Zoo).nothing()
+    assert seen == [True]
+    rpc.current_connection().trust()  # outside of a call there is none to trust
+    assert rpc.current_connection().trusted
+
+
+async def test_strangers_with_incomplete_messages_do_not_fill_the_memory(
+    schema: rpc.Schema, servants: Any, tools: Any
+) -> None:
+    servant = servants.Zoo()
+    limits = rpc.RpcLimits(partial_bytes_total_max=1 << 20)
+    message = struct.pack("<II", 0, 20_000) + bytes(150_000)  # 10 kB of it never come
+
+    async def handler(stream: Stream) -> None:
+        await rpc.serve(stream, servant, limits, stranger_message_bytes_max=128 << 10)
+
+    async with hosts(handler) as (server, client, first):
+        async with await rpc.connect(first) as connection:
+            zoo = connection.bootstrap(schema.Zoo)
+            await zoo.nothing()
+            (runtime,) = kjloop._runtimes.values()
+            most = 0
+            for _ in range(20):
+                stream = await client.open_stream(server.peer_id, PROTOCOL)
+                with contextlib.suppress(StreamReset):
+                    await stream.write(message)
+                await asyncio.sleep(0)
+                most = max(most, runtime.partials.total_bytes)
+            await tools.until(lambda: runtime.partials.total_bytes > (1 << 20) - 160_000)
+            assert most <= 1 << 20
+            await tools.until(lambda: len(_ends()) < 12)  # most streams were dropped
+            assert len((await zoo.data(data=bytes(120_000)))["data"]) == 120_000
+
+
+def _ends() -> list[Any]:
+    return [end for runtime in kjloop._runtimes.values() for end in runtime.connections]
 
 
 async def test_several_rpc_connections_on_one_link(schema: rpc.Schema, servants: Any) -> None:

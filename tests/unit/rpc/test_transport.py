@@ -22,6 +22,7 @@ from wetware.rpc.transport import (
     FINISH,
     RETURN,
     FramingError,
+    Partials,
     RpcTransport,
     message_bytes,
     message_kind,
@@ -144,6 +145,8 @@ class Protocol:
 
 
 class Pipe:
+    peer = "somebody"
+
     def __init__(self) -> None:
         self.paused: list[bool] = []
         self.sent = bytearray()
@@ -173,7 +176,7 @@ class Pipe:
 
 
 class Rig:
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, partials: Partials | None = None, **limits: Any) -> None:
         self.pipe, self.protocol = Pipe(), Protocol()
         self.lost: list[Any] = []
         self.sent: list[int] = []
@@ -183,7 +186,7 @@ class Rig:
             self.drained += 1
 
         self.transport = RpcTransport(
-            self.pipe, RpcLimits(**limits), self.lost.append, self.sent.append, drained
+            self.pipe, RpcLimits(**limits), self.lost.append, self.sent.append, drained, partials
         )
         self.transport.begin(self.protocol)
 
@@ -218,6 +221,110 @@ async def test_an_oversize_message_is_refused_by_its_head() -> None:
     assert "message_bytes_max is 1000" in str(rig.lost[0])
     assert rig.pipe.ended == "abort"
     assert len(rig.protocol.lost) == 1
+
+
+async def test_incomplete_messages_of_all_connections_are_bounded() -> None:
+    partials = Partials()
+    rigs = [Rig(partials, partial_bytes_total_max=100_000) for _ in range(6)]
+    old, large, trusted, *others = rigs
+    for rig in rigs:
+        rig.transport.trusted = rig is trusted
+    message = call(1, 60_000)
+    old.transport.feed(message[:20_000])
+    large.transport.feed(message[:25_000])
+    trusted.transport.feed(message[:50_000])
+    assert partials.total_bytes == 95_000
+    others[0].transport.feed(message[:2_000])
+    assert partials.total_bytes == 97_000
+    others[1].transport.feed(message[:4_000])  # too much: the largest stranger gives way at once
+    assert partials.total_bytes == 76_000
+    assert len(large.transport._partial) == 0
+    await turn()
+    assert [bool(rig.lost) for rig in rigs] == [False, True, False, False, False, False]
+    assert "partial_bytes_total_max" in str(large.lost[0])
+    assert large.pipe.ended == "abort"
+    trusted.transport.feed(message[50_000:] + message[:10])  # complete: it holds little again
+    assert partials.total_bytes == 26_010
+    for rig in rigs:
+        rig.transport.abort()
+    await turn()
+    assert partials.total_bytes == 0
+    assert partials._held == {}
+
+
+async def test_without_strangers_the_largest_incomplete_message_gives_way() -> None:
+    partials = Partials()
+    one, two = (Rig(partials, partial_bytes_total_max=100_000) for _ in range(2))
+    message = call(1, 200_000)
+    one.transport.feed(message[:40_000])
+    two.transport.feed(message[:60_000])
+    assert partials.total_bytes == 100_000
+    one.transport.feed(message[40_000:60_001])
+    await turn()
+    assert (bool(one.lost), bool(two.lost)) == (True, False)
+    assert partials.total_bytes == 60_000
+
+
+async def test_a_message_that_is_never_completed() -> None:
+    rig = Rig(message_s=0.1)
+    message = call(1, 5000)
+    rig.transport.feed(message + message[:20])
+    loop = asyncio.get_running_loop()
+    began, at = loop.time(), 20
+    async with asyncio.timeout(10):
+        while not rig.lost:  # a byte now and then is no progress
+            rig.transport.feed(message[at : at + 1])
+            at += 1
+            await asyncio.sleep(0.01)
+    assert loop.time() - began >= 0.1
+    assert "message_s" in str(rig.lost[0])
+
+
+async def test_messages_that_are_completed_in_time_take_as_long_as_they_like_together() -> None:
+    rig = Rig(message_s=0.2)
+    rig.protocol.want(1 << 20)
+    message = call(1, 5000)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    rig.transport.feed(message[:30])
+    while loop.time() - began < 0.5:  # there is an incomplete one at any time
+        rig.transport.feed(message[30:] + simple("finish", 1) + message[:30])
+        await asyncio.sleep(0.01)
+    assert rig.lost == []
+    rig.transport.feed(message[30:] + simple("finish", 1))
+    await asyncio.sleep(0.3)
+    assert rig.lost == []  # nothing is incomplete
+
+
+async def test_a_message_that_we_hold_up_is_not_late() -> None:
+    rig = Rig(message_s=0.1, call_bytes_in_max=10_000)
+    first, second = call(1, 6000), call(2, 6000)
+    rig.protocol.want(len(first) + 2 * len(second))
+    rig.transport.feed(first + second + second[:30])
+    assert rig.pipe.paused == [True]
+    await asyncio.sleep(0.3)
+    assert rig.lost == []
+    rig.transport.write(simple("return", 1))
+    await turn()
+    assert rig.pipe.paused == [True, False]
+    assert rig.lost == []
+    async with asyncio.timeout(10):
+        while not rig.lost:
+            await asyncio.sleep(0.01)
+    assert "message_s" in str(rig.lost[0])
+
+
+async def test_other_limits_hold_from_then_on() -> None:
+    rig = Rig(message_bytes_max=1000, call_bytes_in_max=1000)
+    rig.protocol.want(1 << 20)
+    rig.transport.feed(call(1, 900))
+    rig.transport.feed(call(2, 900))
+    assert rig.pipe.paused == [True]
+    rig.transport.use(RpcLimits())
+    await turn()
+    assert rig.pipe.paused == [True, False]
+    rig.transport.feed(call(3, 500_000)[:400_000])
+    assert rig.lost == []
 
 
 async def test_too_many_segments() -> None:
