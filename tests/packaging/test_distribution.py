@@ -92,7 +92,7 @@ def test_the_sdist_has_what_a_build_and_the_tests_need(built: Built) -> None:
     with tarfile.open(built.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert set(shipped().values()) - names == set()
-    for name in ("pyproject.toml", "README.md", "tests/conftest.py", "docs/reference/hooks.md"):
+    for name in ("pyproject.toml", "README.md", "conftest.py", "docs/reference/hooks.md"):
         assert name in names
     assert not [name for name in names if "node_modules" in name or "__pycache__" in name]
 
