@@ -37,24 +37,18 @@ Call = Callable[[], Awaitable[object]]
 # -----------------------------------------------------------------------------
 
 
-class Guard:
-    """As cheap as a guard can be: a grant that is looked up and a set of calls in flight."""
+def grant() -> Any:
+    """The broker's own guard: a grant of one method, a child of a session's."""
+    from wetware.broker.grants import Grant
+    from wetware.identity import Principal
 
-    def __init__(self) -> None:
-        self.ended = None
-        self.tasks: set[object] = set()
-        self.methods = frozenset({"Echo.echo"})
-
-    def enter(self, method: Any, _args: object, task: object) -> None:
-        if method.where not in self.methods:
-            raise PermissionError(method.where)
-        self.tasks.add(task)
-
-    def leave(self, task: object) -> None:
-        self.tasks.discard(task)
-
-    def on_end(self, _callback: object) -> Callable[[], None]:
-        return lambda: None
+    session = Grant(
+        Principal("local", "bench"),
+        {"bench": frozenset({"Echo.echo"})},
+        clock=time,
+        label="session",
+    )
+    return session.derive(label="service bench", service="bench")
 
 
 def certificate() -> tuple[bytes, bytes]:
@@ -121,7 +115,7 @@ async def serve(folder: Path) -> None:
         plain = await capnp.AsyncIoStream.create_server(raw_connection, "127.0.0.1", 0)
         addrs = await host.listen([Multiaddr.parse("/ip4/127.0.0.1/tcp/0")])
         host.handle(PROTOCOL, lambda stream: rpc.serve(stream, Echo()), access=Access.PUBLIC)
-        guarded = rpc.guarded(Echo(), Guard())  # type: ignore[arg-type]
+        guarded = rpc.guarded(Echo(), grant())  # type: ignore[arg-type]
         host.handle(f"{PROTOCOL}/guarded", lambda s: rpc.serve(s, guarded), access=Access.PUBLIC)
         cert, key = certificate()
         server = grpc.aio.server()

@@ -131,7 +131,7 @@ class Connection(asyncio.BufferedProtocol):
         self._early = bytearray()  # what the handshake has not taken yet
         self._more: asyncio.Future[None] | None = None
         self._receive_cipher: Cipher | None = None
-        self._receiving = False
+        self._receiving = self._flushing = False
         self._frames = TokenBucket(self._limits.frames_per_s, self._limits.frames_burst)
         self._throttle: asyncio.TimerHandle | None = None
         # sending
@@ -412,6 +412,15 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._schedule()
 
+    def flush(self) -> None:
+        """Send what is queued now, not at the end of the loop turn.
+
+        For a caller that has joined its small writes itself: the peer works on the first of them
+        while the next are made.
+        """
+        if not self._receiving:
+            self._flush()
+
     def _flush_scheduled(self) -> None:
         if self._scheduled:
             self._scheduled = False
@@ -423,9 +432,19 @@ class Connection(asyncio.BufferedProtocol):
         """Encrypt and send what is queued, as far as TCP takes it."""
         if self._paused or self._transport is None or self._session.dead or not self.established:
             return
-        parts = self._session.pull(_FLUSH_BYTES)
-        if parts:
-            self._write(parts)
+        if self._flushing:
+            if not self._scheduled:
+                self._schedule()
+            return
+        # Taking frames makes streams writable, and those who write then may ask for a flush: what
+        # was taken has to leave first.
+        self._flushing = True
+        try:
+            parts = self._session.pull(_FLUSH_BYTES)
+            if parts:
+                self._write(parts)
+        finally:
+            self._flushing = False
         if self._paused:
             return
         if self._session.pending:

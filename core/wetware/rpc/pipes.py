@@ -63,6 +63,9 @@ class SocketPipe:
                 self._loop.add_writer(self._fd, self._writable)
             return 0
 
+    def flush(self) -> None:
+        """What was taken is in the kernel already."""
+
     def _writable(self) -> None:
         self._writing = False
         self._loop.remove_writer(self._fd)

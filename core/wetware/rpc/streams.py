@@ -55,6 +55,10 @@ class StreamPipe:
         """Hand over what the stream's buffer and window take."""
         return self._stream.write_nowait(data)
 
+    def flush(self) -> None:
+        """Send what was taken; `writable` may be called from in here."""
+        self._stream.connection.flush()
+
     def pause(self) -> None:
         """Give no window back: what is on its way still comes, at most one window."""
         self._paused = True

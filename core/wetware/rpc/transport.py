@@ -173,6 +173,9 @@ class Pipe(Protocol):
     def write(self, data: bytes | memoryview) -> int:
         """Take what fits now; the number of bytes taken. Raises OSError when broken."""
 
+    def flush(self) -> None:
+        """Send what was taken now, not at the end of the turn. May call `writable`."""
+
     def pause(self) -> None:
         """Feed no more until `resume`; the peer is slowed down."""
 
@@ -184,6 +187,11 @@ class Pipe(Protocol):
 
     def abort(self) -> None:
         """Let go at once."""
+
+
+WRITES_JOINED_MAX = 16
+"""Messages that leave in one piece. With many calls in flight the peer works on the first of them
+while the rest are made; waiting for the end of the turn would let the two ends take turns."""
 
 
 class RpcTransport(asyncio.Transport):
@@ -303,13 +311,16 @@ class RpcTransport(asyncio.Transport):
         """No effect: callers and results are held back before they write, see RpcLimits."""
 
     def write(self, data: Any) -> None:
-        """Queue; what is written in one turn of the loop is sent together."""
+        """Queue; what is written in one turn of the loop leaves together, in few pieces."""
         if self._closing:
             return
         self._out.append(data)
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
+        elif len(self._out) >= WRITES_JOINED_MAX and self._left is None:
+            self._flush()
+            self._flush_due = True  # the one that is scheduled still comes
 
     def close(self) -> None:
         """Send what is queued, within `close_s`, and close. Called from destructors, too."""
@@ -570,6 +581,7 @@ class RpcTransport(asyncio.Transport):
                 self._blocked = self._loop.call_later(self._limits.write_stall_s, self._stalled)
             else:
                 self._left = self._left[count:]
+        self._pipe.flush()
         self._on_drained()
         if self.out_bytes > self._limits.out_bytes_max:
             self._violated(
@@ -589,7 +601,8 @@ class RpcTransport(asyncio.Transport):
                 answers[ident] = 0
             self._on_sent(size)
         if self._waiting:
-            self._readmit()
+            # Not from here: pycapnp may be in the middle of writing.
+            self._loop.call_soon(self._readmit)
 
     def _unblock(self) -> None:
         if self._blocked is not None:

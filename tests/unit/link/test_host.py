@@ -523,3 +523,36 @@ def test_limits_are_checked() -> None:
         LinkLimits(dial_s=0)
     with pytest.raises(ValueError, match="stream_window_bytes"):
         LinkLimits(stream_window_bytes=1000)
+
+
+async def test_writing_from_within_a_flush_keeps_the_order(net: Any) -> None:
+    """What `on_writable` writes, and asks to flush, goes after what is being sent."""
+    got = bytearray()
+    done = asyncio.Event()
+    total = 24 << 20
+
+    async def sink(stream: Stream) -> None:
+        while len(got) < total:
+            got.extend(await stream.read())
+        done.set()
+
+    a, b = await net.host(), await net.host(listen=False)
+    a.handle("/sink", sink, access=Access.PUBLIC)
+    stream = await (await b.dial(a.listen_addrs)).open_stream("/sink")
+    pattern = b"".join(n.to_bytes(4, "big") for n in range(total // 4))
+    left = memoryview(pattern)
+
+    def write() -> None:
+        nonlocal left
+        while left:
+            count = stream.write_nowait(left[:30_000])
+            left = left[count:]
+            stream.connection.flush()
+            if not count:
+                return
+
+    stream.attach(lambda data: None, lambda error: None, write)
+    write()
+    async with asyncio.timeout(30):
+        await done.wait()
+    assert got == pattern

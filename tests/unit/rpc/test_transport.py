@@ -156,6 +156,9 @@ class Pipe:
     def start(self, transport: RpcTransport) -> None:
         self.transport = transport
 
+    def flush(self) -> None:
+        pass
+
     def write(self, data: bytes | memoryview) -> int:
         count = min(self.takes, len(data))
         self.sent += bytes(data[:count])
