@@ -31,6 +31,7 @@ def test_a_signal_stops_the_node_within_two_seconds(home: Home, number: int) -> 
 
 def test_first_start_makes_private_files_and_says_what_to_do_next(home: Home) -> None:
     with home.node() as node:
+        node.wait_log("pub chat hello")  # it says so right after it is found by others
         text = node.log.read_text()
         assert f"wetware node {node.peer_id} is running" in text
         assert "ww status" in text
