@@ -160,6 +160,8 @@ class _Opening:
     async def _open(self) -> rpc.Ref:
         if self._ref is None or (self._ref.done() and self._ref.exception() is not None):
             self._ref = asyncio.ensure_future(self._session.open(self._name, self.interface))
+            # Whoever waited may be cancelled meanwhile: then nobody asks how it ended.
+            self._ref.add_done_callback(lambda ref: ref.cancelled() or ref.exception())
         return await asyncio.shield(self._ref)
 
     async def call(self, method: str, /, **params: object) -> Any:
