@@ -6,12 +6,12 @@ this node names (`[node] peers`), and membership is mutual: each side names the 
 
 from __future__ import annotations
 
-import enum
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from wetware.access import Access as Access
 from wetware.log import get_logger
 
 if TYPE_CHECKING:
@@ -22,17 +22,6 @@ log = get_logger("admission")
 REFUSALS_LOGGED_S = 60.0
 """A refusal of the same peer and protocol is logged once in this time: logs are finite."""
 REFUSALS_REMEMBERED_MAX = 1024
-
-
-class Access(enum.Enum):
-    """The class of a protocol: who may open a stream for it."""
-
-    PUBLIC = "public"
-    """Any peer: identify, ping, the Gate. Bounded and rate-limited per address."""
-    MEMBER = "member"
-    """Members of the cluster only: pubsub, membership, peer RPC, blob."""
-    OPEN = "open"
-    """Any peer, for protocols that the configuration names."""
 
 
 class Admission:

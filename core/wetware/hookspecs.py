@@ -18,7 +18,7 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
-    from wetware.admission import Access
+    from wetware.access import Access
     from wetware.identity import Challenge, LoginStatus, PeerId, Principal, Proof
     from wetware.link import Stream
     from wetware.log import EventLogger

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import wetware
 from wetware import node_key, paths, rpc
-from wetware.admission import Access, Admission
+from wetware.access import Access
+from wetware.admission import Admission
 from wetware.audit import Audit
 from wetware.broker import Broker
 from wetware.broker.gate import SESSION_SERVICE

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.identity import Key
 from wetware.link import LinkHost, Stream
 from wetware.multiaddr import Multiaddr

@@ -89,7 +89,7 @@ async def serve(folder: Path) -> None:
     import grpc
 
     from wetware import rpc
-    from wetware.admission import Access
+    from wetware.access import Access
     from wetware.identity import Key
     from wetware.link import LinkHost
     from wetware.multiaddr import Multiaddr

@@ -12,7 +12,7 @@ import pytest
 
 import wetware
 from wetware import rpc
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.client import LoginRefused
 from wetware.errors import (
     AuthError,

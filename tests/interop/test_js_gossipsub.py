@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost, Stream

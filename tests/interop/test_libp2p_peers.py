@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import OverlayError, PeerMismatch, ProtocolRefused
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost, Stream

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wetware.admission import Access, Admission
+from wetware.access import Access
+from wetware.admission import Admission
 from wetware.identity import Key
 
 MEMBER, STRANGER = Key.from_seed(b"m" * 32).peer_id, Key.from_seed(b"s" * 32).peer_id

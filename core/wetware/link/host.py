@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import (
     ConfigError,
     DialError,

@@ -52,7 +52,7 @@ from libp2p.transport.upgrader import TransportUpgrader
 from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr as LibAddr
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import (
     DialError,
     LimitExceeded,

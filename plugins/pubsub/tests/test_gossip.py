@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import LimitExceeded, OverlayError, ProtocolRefused
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId

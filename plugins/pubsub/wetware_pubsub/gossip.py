@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import OverlayError, WetwareError
 from wetware.hookspecs import Clock, Overlay, PeerDown, PeerUp
 from wetware.identity import PeerId, replace_private_file

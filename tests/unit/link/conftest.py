@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost, LinkLimits, Stream
 from wetware.link.multistream import HELLO, LineReader, encode_line

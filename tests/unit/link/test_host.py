@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import (
     ConfigError,
     DialError,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import DialError, StreamReset
 from wetware.identity import Key
 from wetware.link import LinkHost, LinkLimits, Stream

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost, LinkLimits, Stream
 from wetware.multiaddr import Multiaddr

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import OverlayError, ProtocolRefused
 from wetware.identity import Key
 from wetware.link import Connection, LinkHost, Stream

@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import DialError, LimitExceeded, OverlayError
 from wetware.identity import Key
 from wetware.link import Connection, LinkHost

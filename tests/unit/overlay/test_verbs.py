@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import DialError, InvalidArgument
 from wetware.identity import Key
 from wetware.link import LinkHost

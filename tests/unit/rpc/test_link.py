@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from wetware import rpc
-from wetware.admission import Access
+from wetware.access import Access
 from wetware.errors import Denied, Disconnected, LimitExceeded, StreamReset
 from wetware.identity import Key
 from wetware.link import LinkHost, Stream

@@ -1,0 +1,77 @@
+"""CBOR for what nodes sign and gossip: plain values only, bounded, hostile bytes refused.
+
+CBOR knows tags (dates, regular expressions, references to other parts); none of them is accepted.
+Source: RFC 8949.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Final, NoReturn
+
+import cbor2
+
+from wetware.errors import InvalidArgument
+
+DEPTH_MAX: Final = 8
+_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
+_SCALARS = (bool, float, str, bytes, type(None))
+
+
+def _refuse(*_: Any) -> NoReturn:
+    raise ValueError("a tag")
+
+
+# Those that the library knows; a tag can refer to other parts, so that few bytes are a huge tree.
+_NO_TAGS: Final = dict.fromkeys((*range(512), 1004, 43000, 55799), _refuse)
+
+
+def encode(value: Any) -> bytes:
+    """The bytes of a plain value."""
+    return cbor2.dumps(value)
+
+
+def decode(data: bytes, *, bytes_max: int) -> Any:
+    """The plain value that `data` is the whole encoding of.
+
+    None, bool, 64-bit int, float, str, bytes, list and dict with str keys, at most DEPTH_MAX deep.
+    Raises InvalidArgument for anything else.
+    """
+    if len(data) > bytes_max:
+        raise InvalidArgument(f"{len(data)} bytes of CBOR where at most {bytes_max} are expected")
+    source = io.BytesIO(data)
+    try:
+        value = cbor2.CBORDecoder(
+            source,
+            tag_hook=_refuse,
+            semantic_decoders=_NO_TAGS,
+            max_depth=DEPTH_MAX,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+        ).decode()
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError) as exc:
+        raise InvalidArgument(f"not CBOR: {str(exc)[:120]}") from None
+    if source.tell() != len(data):
+        raise InvalidArgument("bytes after the end of the CBOR")
+    _check(value)
+    return value
+
+
+def _check(value: Any) -> None:
+    """Refuse what only a tag or a simple value can make; the decoder has bounded the depth."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return
+    if kind is int:
+        if not _INT_MIN <= value <= _INT_MAX:
+            raise InvalidArgument("a CBOR integer of more than 64 bits")
+    elif kind is list:
+        for item in value:
+            _check(item)
+    elif kind is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise InvalidArgument("a CBOR map with a key that is not text")
+            _check(item)
+    else:
+        raise InvalidArgument(f"CBOR of a kind that is not used here ({kind.__name__})")
