@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
+
+# A shell starts background jobs with SIGINT ignored, and programs inherit that: the tests that send
+# a Ctrl-C would then test the shell. What is caught here is back at its default in a child.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
