@@ -161,6 +161,7 @@ def test_any_frames_end_at_most_the_session(
                         stream.write_nowait(b"reply")
                     if data.draw(st.booleans()):
                         stream.close()
+                    stream.urgent = data.draw(st.booleans())
                 session.pull(1 << 20)
                 assert totals.buffered_bytes == sum(
                     stream._held for stream in {*accepted, outbound}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from wetware.link.connection import Connection
 from wetware.link.host import GuestPort, LinkHost, allow_public_only
 from wetware.link.limits import LinkLimits, LinkStats, Violation
+from wetware.link.pipe import Pipe, StreamPipe
 from wetware.link.yamux import Stream
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "LinkHost",
     "LinkLimits",
     "LinkStats",
+    "Pipe",
     "Stream",
+    "StreamPipe",
     "Violation",
     "allow_public_only",
 ]

@@ -1,8 +1,11 @@
-"""One TCP connection: the handshake, noise in both directions, keepalive and the graceful end."""
+"""One connection, over TCP or a pipe: handshake, noise both ways, keepalive, the graceful end."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import socket
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,6 +36,7 @@ NOISE, YAMUX = "/noise", "/yamux/1.0.0"
 RECEIVE_BYTES = 256 << 10
 """Of the scratch buffer that all connections of a host receive into; holds several messages."""
 _FLUSH_BYTES = 256 << 10  # encrypted in one go: about 0.2 ms, after which others get the loop
+_FLUSH_BYTES_MIN = 64 << 10  # on a path that does not take that much: see Connection._flush
 _ALONE_BYTES = 32 << 10  # a part this long gets messages of its own: no copy at either end
 _EARLY_BYTES_MAX = 64 << 10  # received before the handshake asked for it; honest peers send none
 _THROTTLE_S = 0.02
@@ -95,7 +99,9 @@ class Connection(asyncio.BufferedProtocol):
 
     Attributes:
         peer: Who is at the other end, proven in the handshake.
-        remote: The peer's address, with its peer ID.
+        remote: The peer's address, with its peer ID. That of the carrier if `tunnelled`.
+        tunnelled: Whether somebody else carries its bytes: then `remote` leads to the carrier, not
+            to the peer.
         local: This end's address.
         initiator: Whether this side dialled.
         channel_binding: 32 bytes, equal at both ends and unique to this connection (the Noise
@@ -111,13 +117,19 @@ class Connection(asyncio.BufferedProtocol):
     channel_binding: bytes
 
     def __init__(
-        self, owner: ConnectionOwner, *, initiator: bool, expect: PeerId | None = None
+        self,
+        owner: ConnectionOwner,
+        *,
+        initiator: bool,
+        expect: PeerId | None = None,
+        carrier: Multiaddr | None = None,
     ) -> None:
         self._owner, self._limits = owner, owner.limits
         self._scratch = owner.scratch
         self._loop = asyncio.get_running_loop()
         self.initiator, self._expect = initiator, expect
         self.remote = self.local = Multiaddr("ip4", "0.0.0.0", 0)  # noqa: S104  # until connected
+        self.tunnelled, self._carrier = carrier is not None, carrier
         self.established = self.closed = False
         self.error: Exception | None = None
         self.bytes_in = self.bytes_out = 0
@@ -137,6 +149,7 @@ class Connection(asyncio.BufferedProtocol):
         # sending
         self._send_cipher: Cipher | None = None
         self._scheduled = self._paused = False
+        self._flush_bytes = _FLUSH_BYTES
         self._eager = self._lone = True  # see _output_data
         # ending
         self._closing = False
@@ -264,12 +277,22 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- TCP --------------------------------------------------------------------------------------
 
+    def _limit_notsent(self, transport: asyncio.Transport) -> None:
+        """Keep the kernel's queue short, so that urgent frames do not wait behind megabytes."""
+        sock = transport.get_extra_info("socket")
+        option: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+        if sock is not None and option is not None:
+            with contextlib.suppress(OSError):  # an old kernel: as without
+                sock.setsockopt(socket.IPPROTO_TCP, option, self._limits.notsent_bytes_max)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake (asyncio calls this)."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # narrows the type
         self._transport = transport  # asyncio has set TCP_NODELAY
-        transport.set_write_buffer_limits(high=_FLUSH_BYTES, low=_FLUSH_BYTES // 4)
-        self.remote = socket_multiaddr(transport.get_extra_info("peername"))
+        # What is in there is encrypted, and nothing can overtake it any more: one flush at most.
+        transport.set_write_buffer_limits(high=0)
+        self._limit_notsent(transport)
+        self.remote = self._carrier or socket_multiaddr(transport.get_extra_info("peername"))
         self.local = socket_multiaddr(transport.get_extra_info("sockname"))
         if self.closed:
             transport.abort()
@@ -330,7 +353,9 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """TCP takes more (asyncio calls this)."""
         self._paused = False
-        self._flush()
+        # Not from in here: asyncio looks at its buffer afterwards, and a close would confuse it.
+        if not self._scheduled:
+            self._schedule()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """TCP has ended (asyncio calls this)."""
@@ -424,7 +449,7 @@ class Connection(asyncio.BufferedProtocol):
     def _flush_scheduled(self) -> None:
         if self._scheduled:
             self._scheduled = False
-            ring = self._session.ring
+            ring = self._session.urgent or self._session.ring
             self._eager = self._lone = len(ring) < 2 and (not ring or len(ring[0]._out) < 2)
             self._flush()
 
@@ -440,13 +465,17 @@ class Connection(asyncio.BufferedProtocol):
         # was taken has to leave first.
         self._flushing = True
         try:
-            parts = self._session.pull(_FLUSH_BYTES)
+            parts = self._session.pull(self._flush_bytes)
             if parts:
                 self._write(parts)
         finally:
             self._flushing = False
+        # What TCP does not take waits where no urgent frame can overtake it: let that be little.
         if self._paused:
+            self._flush_bytes = max(self._flush_bytes >> 1, _FLUSH_BYTES_MIN)
             return
+        if self._flush_bytes < _FLUSH_BYTES:
+            self._flush_bytes <<= 1
         if self._session.pending:
             if not self._scheduled:
                 self._schedule()
@@ -566,12 +595,16 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _noise(self) -> None:
         handshake = NoiseHandshake(self._owner.noise, initiator=self.initiator)
+        sent_at = math.inf
         for step in range(3):
             if (step % 2 == 0) == self.initiator:
                 message = handshake.write_message()
                 self._send(len(message).to_bytes(2, "big") + message)
+                sent_at = self._loop.time()
             else:
                 size = int.from_bytes(await self._take(2), "big")
+                if sent_at < math.inf:  # no peer can answer such a message before it has it
+                    self._session.rtt_s = self._loop.time() - sent_at
                 if size > HANDSHAKE_BYTES_MAX:
                     raise Violation("noise: an oversize handshake message")
                 handshake.read_message(await self._take(size))

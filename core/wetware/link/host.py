@@ -27,6 +27,7 @@ from wetware.link.connection import RECEIVE_BYTES, Connection
 from wetware.link.limits import LinkLimits, LinkStats, Totals, Violation
 from wetware.link.multistream import HEADER, HELLO, Responder, encode_line
 from wetware.link.noise import MESSAGE_BYTES_MAX, NoiseIdentity
+from wetware.link.pipe import Pipe, PipeTransport
 from wetware.link.yamux import Bytes, Stream
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
@@ -516,14 +517,18 @@ class LinkHost:
     def connection(self, peer: PeerId) -> Connection | None:
         """The connection to use for new streams to `peer`, or None.
 
-        Of several, both ends prefer the same one: that which the smaller peer ID dialled, and of
-        those the oldest.
+        Of several, both ends prefer the same one: one that nobody carries, then that which the
+        smaller peer ID dialled, and of those the oldest.
         """
         live = [conn for conn in self._connections.get(peer, ()) if conn.accepts_streams]
         if len(live) < 2:
             return live[0] if live else None
         mine_first = self.peer_id < peer
-        return min(live, key=lambda conn: (conn.initiator is not mine_first, conn.opened_at))
+
+        def rank(conn: Connection) -> tuple[bool, bool, float]:
+            return conn.tunnelled, conn.initiator is not mine_first, conn.opened_at
+
+        return min(live, key=rank)
 
     def connections(self) -> tuple[Connection, ...]:
         """All established connections."""
@@ -717,6 +722,60 @@ class LinkHost:
         except BaseException:
             if conn is not None:
                 conn.abort(OverlayError("the dial was given up", code="overlay.closed"))
+            raise
+
+    # --- tunnels ----------------------------------------------------------------------------------
+
+    def accept_pipe(self, pipe: Pipe, remote: Multiaddr) -> Connection:
+        """Let a peer connect through `pipe`, which this host then owns.
+
+        The limits of inbound connections hold, and `remote`, the address of whoever carries the
+        bytes, is what they are counted under: a carrier takes no more places than one address does.
+        The peer that is authenticated at the other end is told to watchers as any other.
+
+        Returns the connection, not established yet: `wait_closed` tells when it is over, also if it
+        was turned away. A handler that passes its stream here has to wait for that.
+        """
+        conn = Connection(self, initiator=False, carrier=remote.with_peer(None))
+        PipeTransport(pipe, conn, self.spawn)
+        return conn
+
+    async def connect_pipe(
+        self, pipe: Pipe, peer: PeerId, remote: Multiaddr, *, timeout_s: float | None = None
+    ) -> Connection:
+        """Connect to `peer` through `pipe`, which this host then owns, also if this raises.
+
+        Always a connection of its own, also if there is one already.
+
+        Args:
+            pipe: Leads to a host that calls `accept_pipe`; who carries it need not be trusted.
+            peer: Who must answer at its other end.
+            remote: The address of whoever carries the bytes, for logs.
+            timeout_s: For everything; `dial_s` if None.
+
+        Raises PeerMismatch if another peer answered, else DialError.
+        """
+        what = f"cannot reach {peer} through {remote.with_peer(None)}"
+        if self._closing or peer == self.peer_id:
+            pipe.abort()
+            if self._closing:
+                raise DialError("this node is stopping")
+            raise DialError("that is this node itself", code="overlay.dial_self")
+        conn = Connection(self, initiator=True, expect=peer, carrier=remote.with_peer(None))
+        self._handshaking.add(conn)
+        PipeTransport(pipe, conn, self.spawn)
+        try:
+            async with asyncio.timeout(self.limits.dial_s if timeout_s is None else timeout_s):
+                return await asyncio.shield(conn.ready)
+        except TimeoutError:
+            conn.abort(OverlayError("the dial was given up", code="overlay.closed"))
+            raise DialError(f"{what}: no answer in time") from None
+        except PeerMismatch:
+            raise
+        except WetwareError as exc:
+            raise DialError(f"{what}: {exc}") from exc
+        except BaseException:
+            conn.abort(OverlayError("the dial was given up", code="overlay.closed"))
             raise
 
     async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:

@@ -85,6 +85,12 @@ class LinkLimits:
         unsent_per_connection_bytes_max: Unsent on one connection before its streams fall to the
             minimum: a peer that opens many streams and reads none.
         unsent_bytes_max: The same in all connections.
+        urgent_flush_bytes_max: What urgent streams together may send ahead of the others in one
+            flush of a connection (at most half of it): a few dozen membership frames. More than
+            that waits for the next flush, so that urgency cannot starve the rest.
+        notsent_bytes_max: What the kernel queues beyond what the path carries (TCP_NOTSENT_LOWAT,
+            where the platform has it). An urgent frame waits behind this much at most: 0.1 s at
+            10 Mbit/s, where the usual send buffer holds 3 s.
         keepalive_s: Silence after which the peer is pinged.
         keepalive_timeout_s: Silence after that ping, or time in which a peer takes none of what
             waits for it, after which the connection ends.
@@ -128,6 +134,8 @@ class LinkLimits:
     stream_unsent_bytes_min: int = 16 * KIB
     unsent_per_connection_bytes_max: int = 16 * MIB
     unsent_bytes_max: int = 128 * MIB
+    urgent_flush_bytes_max: int = 32 * KIB
+    notsent_bytes_max: int = 128 * KIB
     keepalive_s: float = 15.0
     keepalive_timeout_s: float = 10.0
     close_s: float = 1.0

@@ -1,15 +1,16 @@
 """yamux/1.0.0: many streams on one connection, each with its own window. No sockets in here.
 
 A `Session` eats plaintext (`feed`) and yields frames (`pull`); applications hold `Stream`s.
-Control frames leave before data; streams with data take turns, one frame each, so that a bulk
-transfer does not starve small messages. Receive windows are enforced, and everything that a peer
-can make this side hold is counted against a named limit.
+Control frames leave before data, urgent streams before ordinary ones; streams with data take turns,
+one frame each, so that a bulk transfer does not starve small messages. Receive windows are
+enforced, and everything that a peer can make this side hold is counted against a named limit.
 Source: https://github.com/hashicorp/yamux/blob/master/spec.md
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +38,7 @@ FRAME_BYTES = 64 << 10
 _COALESCE_BYTES = 1024  # a smaller chunk joins the one before it: bounds the overhead per byte
 _COALESCED_BYTES_MAX = 16 << 10
 _WINDOW_MAX = 0xFFFFFFFF
+_GROWTH_RTTS = 2  # 1 would do on a path without jitter
 
 _pack = HEADER.pack
 GOAWAY_FRAME = _pack(0, GOAWAY, 0, 0, 0)
@@ -67,6 +69,7 @@ class Stream:
     """
 
     __slots__ = (
+        "_credited_at",
         "_discard",
         "_fin",
         "_fin_sent",
@@ -90,6 +93,7 @@ class Stream:
         "_swallow",
         "_target",
         "_uncredited",
+        "_urgent",
         "_want",
         "_writers",
         "connection",
@@ -114,6 +118,7 @@ class Stream:
         self._target = YAMUX_WINDOW_BYTES  # what the window is restored to
         self._grown = 0  # of the target, what the session booked
         self._uncredited = 0  # consumed and not yet given back to the peer
+        self._credited_at = 0.0  # loop time at which some was last given back
         self._read_closed = False  # FIN came, or the stream was reset
         self._discard = False  # nobody will read any more
         self._reader: asyncio.Future[None] | None = None
@@ -123,7 +128,8 @@ class Stream:
         self._out: deque[bytes | memoryview] = deque()
         self._out_bytes = 0
         self._send_window = YAMUX_WINDOW_BYTES
-        self._queued = False  # whether it is in the session's ring
+        self._queued = False  # whether it is in one of the session's rings
+        self._urgent = False
         self._want = False  # a writer got less than it asked for
         self._fin = self._fin_sent = False
         self._swallow = 0
@@ -156,6 +162,27 @@ class Stream:
     def at_eof(self) -> bool:
         """Whether the peer closed its side and all that it sent was read."""
         return self._read_closed and not self._in
+
+    @property
+    def urgent(self) -> bool:
+        """Whether what this side sends on it goes before the data of ordinary streams.
+
+        For small messages that must not wait behind a transfer, such as membership probes. It may
+        be set at any time, also for what is queued already. Per flush of the connection, urgent
+        streams together send at most `urgent_flush_bytes_max` ahead of the others. The peer decides
+        for its own direction.
+        """
+        return self._urgent
+
+    @urgent.setter
+    def urgent(self, urgent: bool) -> None:
+        if urgent == self._urgent:
+            return
+        if self._queued:
+            self._session.ring_of(self).remove(self)
+        self._urgent = urgent
+        if self._queued:
+            self._session.ring_of(self).append(self)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -238,12 +265,18 @@ class Stream:
             self._credit()
 
     def _credit(self) -> None:
-        """Give the window back, and let it grow while the connection's share allows."""
+        """Give the window back; let it grow if the path needs it and the connection's share allows.
+
+        It needs it if half the window is used up in less than some round trips: then the sender
+        may have to wait for the window. A larger window than that would only be a longer queue, in
+        which urgent frames wait as well.
+        """
         session, delta = self._session, self._uncredited
         self._uncredited = 0
-        limit = session.limits.stream_window_bytes
-        if self._target < limit:
-            extra = min(self._target * 4, limit) - self._target
+        limit, now = session.limits.stream_window_bytes, session.loop.time()
+        took_s, self._credited_at = now - self._credited_at, now
+        if self._target < limit and took_s < session.rtt_s * _GROWTH_RTTS:
+            extra = min(self._target * 2, limit) - self._target
             if session.grow(extra):
                 self._target += extra
                 self._grown += extra
@@ -392,7 +425,7 @@ class Stream:
         session.totals.unsent_bytes += size
         if not self._queued and self._send_window:
             self._queued = True
-            session.ring.append(self)
+            (session.urgent if self._urgent else session.ring).append(self)
             # A writer that got less waits for a later wake-up: not for one from within this call.
             (session.output if self._want else session.data_output)()
         return size
@@ -597,9 +630,12 @@ class Session:
         self.frames_in = 0
         self.streams: dict[int, Stream] = {}
         self.ring: deque[Stream] = deque()  # streams with data and window, in turn
+        self.urgent: deque[Stream] = deque()  # the urgent ones, likewise
         self.held_bytes = self.unsent_bytes = self.grown_bytes = 0
         self.streams_in = self.streams_out = 0
         self.used_at = 0.0  # loop time at which the last stream with a protocol ended
+        self.rtt_s = math.inf  # the shortest round trip measured; unknown: windows just grow
+        self._pinged_at = math.inf
         self.remote_gone = False  # the peer said GOAWAY: no new streams
         self.going = False  # this side is about to
         self.dead = False
@@ -619,7 +655,11 @@ class Session:
     @property
     def pending(self) -> bool:
         """Whether `pull` would yield something."""
-        return bool(self._control or self.ring)
+        return bool(self._control or self.ring or self.urgent)
+
+    def ring_of(self, stream: Stream) -> deque[Stream]:
+        """Where a stream waits for its turn."""
+        return self.urgent if stream._urgent else self.ring
 
     def control(self, frame: bytes) -> None:
         """Queue a control frame ahead of data."""
@@ -629,18 +669,34 @@ class Session:
         self.output()
 
     def pull(self, bytes_max: int) -> list[bytes | memoryview]:
-        """Take frames to send, roughly up to `bytes_max`: control first, then a turn per stream."""
+        """Take frames to send, roughly up to `bytes_max`.
+
+        Control frames first, then urgent streams within their share, then the others, and urgent
+        ones again if nothing else is left: within each kind, a turn per stream.
+        """
         parts: list[bytes | memoryview] = self._control
         self._control = []
-        left, ring = bytes_max - HEADER_BYTES * len(parts), self.ring
-        while ring and left > 0:
-            stream = ring.popleft()
+        left, ring, urgent = bytes_max - HEADER_BYTES * len(parts), self.ring, self.urgent
+        # At most half, so that every pull moves the others on as well.
+        share = min(self.limits.urgent_flush_bytes_max, bytes_max >> 1)
+        while left > 0:
+            turn = FRAME_BYTES
+            if urgent and (share > 0 or not ring):
+                stream = urgent.popleft()
+                if ring:
+                    turn = min(turn, share)
+            elif ring:
+                stream = ring.popleft()
+            else:
+                break
             stream._queued = False
-            size = min(stream._out_bytes, stream._send_window, FRAME_BYTES)
+            size = min(stream._out_bytes, stream._send_window, turn)
             if not size:  # reset meanwhile
                 continue
             parts.append(_pack(0, DATA, 0, stream.id, size))
             left -= size + HEADER_BYTES
+            if stream._urgent:
+                share -= size
             stream._send_window -= size
             stream._out_bytes -= size
             self.unsent_bytes -= size
@@ -660,7 +716,7 @@ class Session:
             if stream._out_bytes:
                 if stream._send_window:
                     stream._queued = True
-                    ring.append(stream)
+                    self.ring_of(stream).append(stream)
             elif stream._fin and not stream._fin_sent:
                 stream._fin_sent = True
                 parts.append(_pack(0, WINDOW, FIN, stream.id, 0))
@@ -773,6 +829,7 @@ class Session:
         self.totals.sessions.discard(self)
         self._control.clear()
         self.ring.clear()
+        self.urgent.clear()
         for stream in list(self.streams.values()):
             stream._fail(reason, keep_input=True)
 
@@ -863,7 +920,7 @@ class Session:
                 stream._send_window = window
                 if stream._out_bytes and not stream._queued:
                     stream._queued = True
-                    self.ring.append(stream)
+                    self.ring_of(stream).append(stream)
                     self.output()
         elif not flags:
             self._spend(self._idle_talk, "empty window updates")
@@ -882,7 +939,11 @@ class Session:
         self._spend(self._idle_talk, "pings")
         if flags & SYN:
             self.control(_pack(0, PING, ACK, 0, value))
+        elif self._pinged_at < math.inf:
+            self.rtt_s = min(self.rtt_s, self.loop.time() - self._pinged_at)
+            self._pinged_at = math.inf
 
     def ping(self) -> None:
         """Ask the peer for a sign of life."""
+        self._pinged_at = self.loop.time()
         self.control(_pack(0, PING, SYN, 0, 1))

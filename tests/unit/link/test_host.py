@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import logging
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -135,6 +138,71 @@ async def test_a_bulk_stream_does_not_starve_a_small_one(net: Any) -> None:
     assert (read - before) / rounds < 4 * MIB
     pump_on = False
     await task
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what its socket holds")
+async def test_little_waits_in_front_of_an_urgent_frame_on_a_full_path(net: Any) -> None:
+    host = await net.host()
+    flowing = asyncio.Event()
+
+    async def source(stream: Stream) -> None:
+        while True:
+            await stream.write(b"x" * 64 * KIB)
+            flowing.set()
+
+    host.handle("/source", source, access=Access.PUBLIC)
+    raw = await net.secured(host)
+    raw.writer.transport.pause_reading()
+    data = HELLO + encode_line("/source")
+    raw.frame(0, 1, 1, len(data), data)
+    raw.frame(1, 0, 1, 1 << 30)
+    await flowing.wait()
+    (conn,) = host.connections()
+    await net.until(lambda: conn._paused)
+    transport = conn._transport
+    assert transport is not None
+    kernel = array.array("i", [0])
+    fcntl.ioctl(transport.get_extra_info("socket").fileno(), 0x894B, kernel)  # SIOCOUTQNSD
+    # A message more than the limit may slip in; without a limit it would be megabytes.
+    assert kernel[0] <= host.limits.notsent_bytes_max + 64 * KIB
+    assert transport.get_write_buffer_size() <= 256 * KIB + 1 * KIB  # one flush
+
+
+async def test_an_urgent_stream_answers_beside_saturated_transfers(net: Any) -> None:
+    a, b = await net.host(), await net.host(listen=False)
+    read = 0
+
+    async def sink(stream: Stream) -> None:
+        nonlocal read
+        while data := await stream.read():
+            read += len(data)
+
+    async def probe(stream: Stream) -> None:
+        stream.urgent = True
+        await net.echo(stream)
+
+    a.handle("/sink", sink, access=Access.PUBLIC)
+    a.handle("/probe", probe, access=Access.PUBLIC)
+    conn = await b.dial(a.listen_addrs)
+    bulk = [await conn.open_stream("/sink") for _ in range(4)]
+    urgent = await conn.open_stream("/probe")
+    urgent.urgent = True
+
+    async def pump(stream: Stream) -> None:
+        while True:
+            await stream.write(b"x" * 256 * KIB)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in bulk]
+    await net.until(lambda: read > 8 * MIB)
+    before, rounds = read, 50
+    for _ in range(rounds):
+        await urgent.write(b"ping")
+        assert await urgent.read_exactly(4) == b"ping"
+    between = (read - before) / rounds
+    for task in tasks:
+        task.cancel()
+    assert before < read, "the transfers went on"
+    assert between < 4 * MIB
 
 
 async def test_a_reader_that_never_reads_bounds_the_sender_and_others_go_on(net: Any) -> None:

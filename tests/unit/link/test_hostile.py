@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.anyio
 
 DATA, WINDOW, PING, GOAWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
+HEADER = struct.Struct("!BBHII")
 KIB = 1 << 10
 
 
@@ -423,3 +426,227 @@ async def test_a_handler_that_ignores_its_cancellation_does_not_hang_the_host(
     assert "handler.stuck" in caplog.text
     released.set()
     await net.until(lambda: not host.stats().handlers)
+
+
+# --- the list of attacks, one by name each --------------------------------------------------------
+# Further up: frozen peer (keepalive), hung handshakes, a thousand connections, forged identities.
+
+
+@pytest.mark.parametrize(
+    ("raw_frame", "why"),
+    [
+        (b"\x01\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00", "version"),
+        (b"\x00\x09\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00", "frame type"),
+        (b"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01x", "without a stream"),
+        (b"\x00\x00\x00\x00\x00\x00\x00\x08\x00\x00\x00\x01x", "never opened"),
+        (b"\x00\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02", "went away with error"),
+        (b"\x00\x01\x00\x01\x00\x00\x00\x04\x00\x00\x00\x00", "stream ID"),
+    ],
+)
+async def test_malformed_frames_end_that_connection_only(
+    net: Any, raw_frame: bytes, why: str
+) -> None:
+    host = await net.host()
+    bystander, raw = await net.busy(host), await net.secured(host)
+    down: list[Exception | None] = []
+    host.watch(lambda conn: None, lambda conn: down.append(conn.error))
+    raw.send(raw_frame)
+    assert await raw.cut_off()
+    assert why in str(down[0])
+    assert host.stats().refused["connection.violation"] == 1
+    assert len(host.connections()) == 1
+    bystander.frame(PING, SYN, 0, 3)
+    assert (await bystander.recv_frame())[:2] == (PING, ACK)
+
+
+async def test_oversize_frames_are_refused_before_anything_is_allocated(net: Any) -> None:
+    host = await net.host()
+    tracemalloc.start()
+    try:
+        for size in (host.limits.frame_bytes_max + 1, 0xFFFFFFFF):
+            raw = await net.secured(host)
+            raw.frame(WINDOW, SYN, 1, 0)
+            raw.frame(DATA, 0, 1, size)
+            assert await raw.cut_off()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20
+    assert host.stats().refused["connection.violation"] == 2
+    assert await still_serves(net, host)
+
+
+async def test_an_oversize_noise_message_in_the_handshake_is_refused(net: Any) -> None:
+    host = await net.host()
+    raw = await net.raw(host)
+    raw.writer.write(HELLO + encode_line("/noise") + b"\xff\xff")
+    assert await raw.cut_off()
+    assert host.stats().refused["handshake.failed"] == 1
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xff" * 40,
+        b"\x0a\x24\x08\x01\x12\x20" + b"\x00" * 32,  # a key that is no signature's
+        b"\x0a\x24\x08\x01\x12\x20" + b"\xff" * 32 + b"\x12\x40" + b"\x00" * 64,
+        b"\x0a\x06\x08\x01\x12\x02ab\x12\x40" + b"\x00" * 64,  # of two bytes
+        b"\x0a\x06\x08\x63\x12\x02ab\x12\x40" + b"\x00" * 64,  # of an unknown type
+        b"\x0a\x06\x08\x00\x12\x02ab\x12\x40" + b"\x00" * 64,  # RSA that is no DER
+        b"\x0a\xff\xff\xff\xff\x0f" + b"\x00" * 64,  # longer than it is
+    ],
+)
+async def test_a_junk_public_key_ends_that_handshake_only(
+    net: Any, payload: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = await net.host()
+    bystander, raw = await net.busy(host), await net.raw(host)
+    identity = NoiseIdentity(raw.key)
+    identity.payload = payload
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await asyncio.wait_for(raw.secure(identity), net.deadline_s)
+    assert host.stats().refused["handshake.failed"] == 1
+    assert len(host.connections()) == 1
+    bystander.frame(PING, SYN, 0, 3)
+    assert (await bystander.recv_frame())[:2] == (PING, ACK)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_impersonation_is_refused_and_the_victim_is_not_disturbed(net: Any) -> None:
+    """Who has another's public key, and all that it ever sent, is still not that peer."""
+    victim, host = await net.host(), await net.host()
+    conn = await victim.dial(host.listen_addrs)
+    # The victim's own, validly signed payload, replayed over a static key that it does not sign.
+    replayed = NoiseIdentity(Key.generate())
+    replayed.payload = victim.noise.payload
+    for _ in range(3):
+        raw = await net.raw(host)
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await asyncio.wait_for(raw.secure(replayed), net.deadline_s)
+    assert host.stats().refused["handshake.failed"] == 3
+    (mine,) = host.connections()
+    assert mine.peer == victim.peer_id
+    async with await conn.open_stream("/echo") as stream:
+        await stream.write(b"alive")
+        assert await stream.read_exactly(5) == b"alive"
+
+
+async def test_ten_thousand_streams_at_once_are_bounded_and_others_go_on(net: Any) -> None:
+    host = await net.host()
+    raw, bystander = await net.secured(host), await net.busy(host)
+    most = host.limits.streams_in_per_connection_max
+
+    def syns(first: int, count: int) -> bytes:
+        """So many streams, from the number `first` on."""
+        numbers = range(2 * first + 1, 2 * (first + count) + 1, 2)
+        return b"".join(HEADER.pack(0, WINDOW, SYN, n, 0) for n in numbers)
+
+    raw.send(syns(0, most))
+    for _ in range(most):
+        assert (await raw.recv_frame())[:2] == (WINDOW, ACK)
+    raw.send(syns(most, 100))  # beyond the limit, each costs an answer
+    for _ in range(100):
+        assert (await raw.recv_frame())[:2] == (WINDOW, RST)
+    assert host.stats().streams == most + 1
+    bystander.frame(DATA, 0, 1, 5, b"alive")
+    while (await bystander.recv_frame())[4] != b"alive":
+        pass
+    raw.send(syns(most + 100, 10_000 - most - 100))  # and so many are a flood
+    assert await raw.cut_off()
+    assert host.stats().refused["connection.flood"] == 1
+    assert host.stats().streams == 1
+    assert len(host._negotiating) == 0
+    bystander.frame(PING, SYN, 0, 3)
+    while (await bystander.recv_frame())[:2] != (PING, ACK):
+        pass
+    assert await still_serves(net, host)
+
+
+async def test_ten_thousand_streams_one_after_another_leave_nothing(net: Any) -> None:
+    host = await net.host(LinkLimits(stream_opens_per_s=1e6))
+    raw = await net.secured(host)
+    lines = HELLO + encode_line("/echo")
+    done = 0
+    for first in range(1, 20_000, 400):
+        raw.send(
+            b"".join(
+                HEADER.pack(0, DATA, SYN, n, len(lines)) + lines + HEADER.pack(0, WINDOW, FIN, n, 0)
+                for n in range(first, first + 400, 2)
+            )
+        )
+        while done < (first + 399) // 2:
+            _, flags, *_ = await raw.recv_frame()
+            done += bool(flags & FIN)
+            assert not flags & RST
+    assert done == 10_000
+    await net.until(lambda: host.stats().streams == host.stats().handlers == 0)
+    assert host.totals.buffered_bytes == host.totals.unsent_bytes == 0
+    assert not host._negotiating
+    assert not host._serving
+
+
+async def test_a_window_that_is_never_opened_holds_up_its_own_stream_only(net: Any) -> None:
+    host = await net.host()
+    raw = await net.secured(host)
+    stuck = asyncio.Event()
+
+    async def source(stream: Stream) -> None:
+        stuck.set()
+        while True:
+            await stream.write(b"x" * 64 * KIB)
+
+    host.handle("/source", source, access=Access.PUBLIC)
+    lines = HELLO + encode_line("/source")
+    for number in range(8):
+        raw.frame(DATA, SYN, 2 * number + 1, len(lines), lines)
+    await stuck.wait()
+    lines = HELLO + encode_line("/echo")
+    raw.frame(DATA, SYN, 101, len(lines) + 5, lines + b"alive")
+    got: dict[int, int] = {}
+    echoed = b""
+    while not echoed.endswith(b"alive") or sum(got.values()) < 8 * 256 * KIB:
+        kind, _, stream_id, _, body = await raw.recv_frame()
+        if kind == DATA and stream_id == 101:
+            echoed += body
+        elif kind == DATA:
+            got[stream_id] = got.get(stream_id, 0) + len(body)
+    # Nobody gets more than the window that every stream begins with, and what waits is bounded.
+    assert set(got.values()) == {256 * KIB}
+    limits = host.limits
+    assert host.totals.unsent_bytes <= 8 * limits.stream_unsent_bytes_max
+    raw.frame(PING, SYN, 0, 5)
+    assert (await raw.recv_frame())[:4] == (PING, ACK, 0, 5), "nothing more came before it"
+    await raw.aclose()
+    await net.until(lambda: host.stats().handlers == 0)
+    assert host.totals.unsent_bytes == 0
+
+
+async def test_a_window_overrun_ends_that_connection_only(net: Any) -> None:
+    host = await net.host()
+    read = asyncio.Event()
+
+    async def deaf(stream: Stream) -> None:
+        await read.wait()
+
+    host.handle("/deaf", deaf, access=Access.PUBLIC)
+    bystander, raw = await net.busy(host), await net.secured(host)
+    lines = HELLO + encode_line("/deaf")
+    raw.frame(DATA, SYN, 1, len(lines), lines)
+    for _ in range(4):
+        raw.frame(DATA, 0, 1, 64 * KIB, b"x" * 64 * KIB)  # some bytes beyond the window
+    assert await raw.cut_off()
+    assert host.stats().refused["connection.violation"] == 1
+    assert host.totals.buffered_bytes == 0
+    bystander.frame(PING, SYN, 0, 3)
+    assert (await bystander.recv_frame())[:2] == (PING, ACK)
+    read.set()
+
+
+async def test_windows_opened_beyond_4_gib_are_a_violation(net: Any) -> None:
+    host = await net.host()
+    raw = await net.secured(host)
+    raw.frame(WINDOW, SYN, 1, 0xFFFFFFFF)
+    assert await raw.cut_off()
+    assert host.stats().refused["connection.violation"] == 1
+    assert await still_serves(net, host)
