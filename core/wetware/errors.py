@@ -63,6 +63,12 @@ class InvalidArgument(WetwareError):
     exit_code = EXIT_USAGE
 
 
+class NotFound(WetwareError):
+    """What was named does not exist."""
+
+    code = "not_found"
+
+
 class LimitExceeded(WetwareError):
     """A named limit was reached; the message names it and its value."""
 
@@ -98,6 +104,13 @@ class AuthError(WetwareError):
     """A login was refused, by the verifier or by the user's own signer."""
 
     code = "auth"
+    exit_code = EXIT_DENIED
+
+
+class AdmissionRefused(WetwareError):
+    """A node is not, or no longer, let into the cluster; the code says why."""
+
+    code = "admission"
     exit_code = EXIT_DENIED
 
 
