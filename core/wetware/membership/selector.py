@@ -1,0 +1,164 @@
+"""Which nodes are meant: `zone=home,service=pubsub,host=db*`, or a bare name.
+
+All terms must hold. A term is `KEY=PATTERN` or `KEY!=PATTERN`, where KEY is one of `id`, `host`,
+`name`, `state`, `service`, `version` or else a label's key, and a pattern may have the wildcards
+`*`, `?` and `[…]`; or a bare word: a node's name, its host, or the beginning or end of its peer ID.
+A node without a label has the empty value; `service!=x` means that no service of the node is `x`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from wetware.errors import InvalidArgument
+
+SELECTOR_CHARS_MAX: Final = 1024
+TERMS_MAX: Final = 32
+WILDCARDS_MAX: Final = 16
+"""Of one pattern; matching takes time that grows with them."""
+STATES: Final = ("alive", "suspect", "dead", "left")
+_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", re.ASCII)
+_EXAMPLE: Final = "for example zone=home,service=pubsub,host=db*"
+
+
+class Node(Protocol):
+    """What a selector looks at."""
+
+    @property
+    def peer(self) -> str:
+        """Its peer ID."""
+        ...
+
+    @property
+    def host(self) -> str:
+        """The machine's name."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Of its software."""
+        ...
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """All of them."""
+        ...
+
+    @property
+    def services(self) -> Sequence[str]:
+        """What it offers."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """One of STATES."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One condition. `key` is "" for a bare word."""
+
+    key: str
+    negated: bool
+    pattern: str
+
+    def matches(self, node: Node) -> bool:
+        """Whether the condition holds."""
+        return self._found(node) != self.negated
+
+    def _found(self, node: Node) -> bool:
+        match self.key:
+            case "":
+                if _is_glob(self.pattern):
+                    return any(self._is(text) for text in (node.name, node.host, node.peer))
+                return (
+                    self.pattern in (node.name, node.host)
+                    or node.peer.startswith(self.pattern)
+                    or node.peer.endswith(self.pattern)
+                )
+            case "id":
+                return self._is(node.peer)
+            case "host":
+                return self._is(node.host)
+            case "name":
+                return self._is(node.name)
+            case "state":
+                return self._is(str(node.state))
+            case "version":
+                return self._is(node.version)
+            case "service":
+                return any(self._is(service) for service in node.services)
+            case label:
+                return self._is(node.labels.get(label, ""))
+
+    def _is(self, text: str) -> bool:
+        return fnmatch.fnmatchcase(text, self.pattern)
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A parsed selector; one without terms matches every node.
+
+    Attributes:
+        terms: All must hold.
+        names_state: Whether a term is about the state; callers that need living nodes add that
+            condition where it is not.
+    """
+
+    terms: tuple[Term, ...]
+
+    @property
+    def names_state(self) -> bool:
+        """See the class."""
+        return any(term.key == "state" for term in self.terms)
+
+    @classmethod
+    def parse(cls, text: str) -> Selector:
+        """Read a selector; raises InvalidArgument that names the term at fault."""
+        if len(text) > SELECTOR_CHARS_MAX:
+            raise _bad(f"longer than {SELECTOR_CHARS_MAX} characters")
+        if not text.strip():
+            return cls(())
+        parts = text.split(",")
+        if len(parts) > TERMS_MAX:
+            raise _bad(f"more than {TERMS_MAX} terms")
+        return cls(tuple([_term(part.strip(), at) for at, part in enumerate(parts, 1)]))
+
+    def matches(self, node: Node) -> bool:
+        """Whether the node is meant."""
+        return all(term.matches(node) for term in self.terms)
+
+
+def _bad(what: str) -> InvalidArgument:
+    return InvalidArgument(f"bad selector: {what}", hint=_EXAMPLE, code="invalid.selector")
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(char in pattern for char in "*?[")
+
+
+def _term(text: str, at: int) -> Term:
+    if not text:
+        raise _bad(f"term {at} is empty")
+    key, equals, pattern = text.partition("=")
+    negated = bool(equals) and key.endswith("!")
+    key, pattern = (key.removesuffix("!").strip(), pattern.strip()) if equals else ("", text)
+    if equals and not _KEY.fullmatch(key):
+        raise _bad(f"{key!r} in the term {text!r} is not a key")
+    if "=" in pattern or "!" in pattern.replace("[!", ""):
+        raise _bad(f"{pattern!r} in the term {text!r} is not a pattern")
+    if sum(map(pattern.count, "*?[")) > WILDCARDS_MAX:
+        raise _bad(f"the term {text!r} has more than {WILDCARDS_MAX} wildcards")
+    if key == "state" and not any(fnmatch.fnmatchcase(state, pattern) for state in STATES):
+        raise _bad(f"{pattern!r} in the term {text!r} is none of {', '.join(STATES)}")
+    return Term(key, negated, pattern)

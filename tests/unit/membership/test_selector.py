@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from wetware.errors import InvalidArgument
+from wetware.membership.selector import Selector
+
+
+@dataclass
+class FakeNode:
+    peer: str = "12D3KooWAbcdefXYZ"
+    host: str = "db7.example"
+    name: str = "storage"
+    version: str = "0.3.1"
+    labels: Mapping[str, str] = field(default_factory=lambda: {"zone": "home", "gpu": ""})
+    services: tuple[str, ...] = ("pubsub", "blob")
+    state: str = "alive"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "  ",
+        "zone=home",
+        "zone = home , service=pubsub",
+        "zone=home,service=pubsub,state=alive,host=db*",
+        "zone!=office",
+        "missing!=x",
+        "gpu=",
+        "missing=",
+        "service=blo?",
+        "service!=proc",
+        "id=12D3*XYZ",
+        "version=0.3.*",
+        "name=st[oa]rage",
+        "name=st[!x]rage",
+        "storage",
+        "db7.example",
+        "db7*",
+        "12D3KooWAbc",
+        "defXYZ",
+        "storage,state=a*",
+    ],
+)
+def test_matches(text: str) -> None:
+    assert Selector.parse(text).matches(FakeNode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "zone=office",
+        "zone!=home",
+        "zone=Home",
+        "zone=",
+        "service=proc",
+        "service!=blob",
+        "state=dead",
+        "state!=alive",
+        "stor",  # a bare word is a whole name or host; only peer IDs may be shortened
+        "db7",
+        "bcdef",
+        "zone=home,name=other",
+    ],
+)
+def test_does_not_match(text: str) -> None:
+    assert not Selector.parse(text).matches(FakeNode())
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("a=b,,c=d", "term 2"),
+        ("a=b,", "term 2"),
+        ("=x", "'=x'"),
+        ("a b=x", "'a b=x'"),
+        ("!=x", "'!=x'"),
+        ("a==b", "'a==b'"),
+        ("a=b=c", "'a=b=c'"),
+        ("a=!b", "'a=!b'"),
+        ("state=up", "'state=up'"),
+        ("host=" + "*" * 17, "wildcards"),
+        ("x" * 2000, "1024"),
+        (",".join(["a=b"] * 33), "32 terms"),
+    ],
+)
+def test_errors_name_the_term(text: str, named: str) -> None:
+    with pytest.raises(InvalidArgument) as error:
+        Selector.parse(text)
+    assert named in error.value.message
+    assert error.value.hint
+
+
+def test_it_says_whether_the_state_is_named() -> None:
+    assert Selector.parse("state=dead").names_state
+    assert not Selector.parse("zone=home").names_state
+
+
+def test_many_wildcards_take_no_time() -> None:
+    node = FakeNode(name="a" * 63)
+    assert not Selector.parse("name=" + "*a" * 15 + "b").matches(node)
