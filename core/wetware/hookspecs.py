@@ -107,8 +107,12 @@ class Overlay(Protocol):
         """The cluster's ID."""
         ...
 
+    def addrs(self) -> tuple[str, ...]:
+        """Multiaddrs under which this node can be dialled, with its peer ID; they may change."""
+        ...
+
     def peers(self) -> tuple[PeerId, ...]:
-        """Connected members of the cluster."""
+        """Connected members of the cluster: each side has admitted the other."""
         ...
 
     def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
@@ -138,6 +142,20 @@ class Overlay(Protocol):
         """
         ...
 
+    async def provide(self, key: bytes) -> bool:
+        """Announce in the DHT that this node provides `key`; whether some peer took the record.
+
+        Raises OverlayError while libp2p is not running.
+        """
+        ...
+
+    async def find_providers(self, key: bytes) -> tuple[str, ...]:
+        """Multiaddrs, with peer IDs, of peers that provide `key`: a hint, not a proof.
+
+        Raises OverlayError while libp2p is not running.
+        """
+        ...
+
     def sign(self, domain: bytes, data: bytes) -> bytes:
         """The node's Ed25519 signature over `domain + data`; the core's own domains are refused."""
         ...
@@ -154,6 +172,8 @@ class PluginContext:
         data_dir: A directory of the plugin's own (0700), created.
         clock: The node's clock.
         overlay: Streams, protocols and peers.
+        join_document: What `AuthBackend.join_document` gave at the node that let this one into the
+            cluster; None for a node that founds one. The same at every start.
     """
 
     name: str
@@ -162,6 +182,7 @@ class PluginContext:
     data_dir: Path
     clock: Clock
     overlay: Overlay
+    join_document: bytes | None = None
 
 
 # --- what hooks return ----------------------------------------------------------------------------
@@ -276,6 +297,10 @@ class AuthBackend(Protocol):
 
     def profile(self, role: str) -> RoleProfile:
         """What a role may do now; empty for an unknown one."""
+        ...
+
+    async def join_document(self) -> bytes:
+        """What the backend of a joining node starts from, e.g. the policy: public, ≤ 512 KiB."""
         ...
 
     async def admit_node(self, peer: PeerId) -> bool:

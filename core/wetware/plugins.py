@@ -1018,7 +1018,9 @@ def _lacks(made: object, callables: tuple[str, ...], attributes: tuple[str, ...]
 def _judge_auth(made: Any) -> AuthBackend:
     if made is None:
         raise PluginError("returned no auth backend")
-    methods = ("run", "authenticate", "roles", "profile", "admit_node", "watch")
+    methods = (
+        "run", "authenticate", "roles", "profile", "join_document", "admit_node", "watch"
+    )
     if why := _lacks(made, methods, ("name", "schemes", "founding", "epoch", "services")):
         raise PluginError(f"returned no auth backend: {why}")
     backend: AuthBackend = made

@@ -32,7 +32,15 @@ NODE = Policy(strict=True, configure=True, hook_s_max=5.0)
 CHECK = Policy(strict=False, configure=True, hook_s_max=5.0)
 SHORT = Policy(strict=False, configure=True, hook_s_max=0.3)
 
-AUTH_METHODS = ("run", "authenticate", "roles", "profile", "admit_node", "watch")
+AUTH_METHODS = (
+    "run",
+    "authenticate",
+    "roles",
+    "profile",
+    "join_document",
+    "admit_node",
+    "watch",
+)
 
 
 class Backend:

@@ -138,6 +138,9 @@ def _no_overlay() -> Overlay:
         peer_id = key.peer_id
         cluster = "0" * 40
 
+        def addrs(self) -> tuple[str, ...]:
+            return ()
+
         def peers(self) -> tuple[PeerId, ...]:
             return ()
 
@@ -149,6 +152,12 @@ def _no_overlay() -> Overlay:
 
         def handle(self, protocol: str, handler: object, *, access: object) -> Callable[[], None]:
             return lambda: None
+
+        async def provide(self, key: bytes) -> bool:
+            return False
+
+        async def find_providers(self, key: bytes) -> tuple[str, ...]:
+            return ()
 
         def sign(self, domain: bytes, data: bytes) -> bytes:
             return key.sign(domain + data)

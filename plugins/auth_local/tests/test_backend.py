@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 
 from wetware import identity
-from wetware.errors import ConfigError
+from wetware.access import Access
+from wetware.errors import ConfigError, InvalidArgument, KeyFileError
 from wetware.hookspecs import Withdrawn
 from wetware.identity import Key, Principal
 from wetware.log import get_logger
@@ -21,12 +24,15 @@ from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import SeenPolicies
 from wetware_auth_local.plugin import AuthLocalConfig
 from wetware_auth_local.policy import (
+    HISTORY_MAX,
     ForkedPolicy,
     Policy,
     PolicyNotSaved,
+    PolicyOutOfReach,
     StalePolicy,
     User,
     WrongCluster,
+    resolution,
 )
 
 pytestmark = pytest.mark.anyio
@@ -41,11 +47,36 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WW_PASSPHRASE", raising=False)
 
 
-def make(tmp_path: Path, policy: Path | None = None) -> LocalBackend:
+class RealClock:
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class Nobody:
+    """An overlay without members."""
+
+    def watch_peers(self, callback: Any) -> Callable[[], None]:
+        return lambda: None
+
+    def handle(self, protocol: str, handler: Any, *, access: Access) -> Callable[[], None]:
+        return lambda: None
+
+
+def make(
+    tmp_path: Path, policy: Path | None = None, join_document: bytes | None = None
+) -> LocalBackend:
     data_dir = tmp_path / "data"
     data_dir.mkdir(exist_ok=True)
     ctx: Any = SimpleNamespace(
-        config=AuthLocalConfig(policy), data_dir=data_dir, log=get_logger("test")
+        config=AuthLocalConfig(policy, catch_up_s=0),
+        data_dir=data_dir,
+        log=get_logger("test"),
+        clock=RealClock(),
+        overlay=Nobody(),
+        join_document=join_document,
     )
     return LocalBackend(ctx)
 
@@ -73,7 +104,7 @@ async def test_the_operator_s_key_is_encrypted_when_there_is_a_passphrase(
 ) -> None:
     monkeypatch.setenv("WW_PASSPHRASE", "correct horse")
     make(tmp_path)
-    with pytest.raises(identity.KeyFileError) as caught:
+    with pytest.raises(KeyFileError) as caught:
         operator(tmp_path)
     assert caught.value.code == "key.passphrase"
 
@@ -217,7 +248,8 @@ async def test_changing_what_a_role_may_do(tmp_path: Path) -> None:
     await backend.put(with_ada(backend.policy, "member").sign(key))
     told: list[Withdrawn] = []
     backend.watch(told.append)
-    wider = {**backend.policy.roles, "member": {"pubsub": frozenset({"*"}), "x": frozenset("*")}}
+    member = backend.policy.roles["member"]
+    wider = {**backend.policy.roles, "member": {**member, "x": frozenset("*")}}
     await backend.put(backend.policy.next(roles=wider).sign(key))
     assert told == [], "a role that gained something withdraws nothing"
     narrower = {**wider, "member": {"pubsub": frozenset({"PubSub.*"})}}
@@ -243,3 +275,84 @@ async def test_an_operator_does_not_sign_on_top_of_a_stale_policy(tmp_path: Path
     seen.check(third.next())
     other = Key.generate()
     seen.check(Policy.first(other.peer_id))  # another cluster has a history of its own
+
+
+async def test_more_versions_than_the_history_names_need_the_operator(tmp_path: Path) -> None:
+    backend = make(tmp_path)
+    later = backend.policy
+    for _ in range(HISTORY_MAX + 1):
+        later = later.next()
+    with pytest.raises(PolicyOutOfReach) as caught:
+        await backend.put(later.sign(operator(tmp_path)))
+    assert caught.value.hint
+    assert backend.policy.version == 1
+
+
+async def test_what_the_disk_refused_is_what_later_versions_build_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its members have been told of it: another document of its version would be a fork."""
+    backend = make(tmp_path)
+    key = operator(tmp_path)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    added = with_ada(backend.policy, "member")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "replace_private_file", full)
+        with pytest.raises(PolicyNotSaved):
+            await backend.put(added.sign(key))
+    with pytest.raises(ForkedPolicy):
+        await backend.put(backend.policy.next().sign(key))
+    assert backend.newest.policy == added
+    await backend._settle()
+    assert backend.policy == added
+    assert backend.roles(ADA_PRINCIPAL) == {"member"}
+
+
+async def test_an_operator_who_saw_one_branch_resolves_the_fork(tmp_path: Path) -> None:
+    seen = SeenPolicies(tmp_path / "policies.json")
+    key = Key.generate()
+    one = with_ada(Policy.first(key.peer_id), "admin")
+    two = with_ada(Policy.first(key.peer_id), "member")
+    seen.check(two)
+    with pytest.raises(ForkedPolicy) as caught:
+        seen.check(one)
+    assert "ww policy resolve" in caught.value.hint
+    seen.check(resolution(one, two, "common"))
+    with pytest.raises(InvalidArgument, match="no fork"):
+        resolution(one, one.next(), "this")
+
+
+async def test_a_joining_node_adopts_the_cluster_s_policy(tmp_path: Path) -> None:
+    document = Policy.first(ADA.peer_id).next()
+    backend = make(tmp_path, join_document=document.sign(ADA))
+    assert backend.policy == document
+    assert backend.founding == ADA.public
+    assert await backend.join_document() == document.sign(ADA)
+    assert not (tmp_path / "home").exists(), "a joining node made an operator's key"
+    assert backend.contact.met
+    later = document.next()
+    await backend.put(later.sign(ADA))
+    again = make(tmp_path, join_document=document.sign(ADA))
+    assert again.policy == later, "the document of the join is the same at every start"
+    assert again.contact.met
+
+
+async def test_a_join_document_that_does_not_fit_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is damaged"):
+        make(tmp_path, join_document=b"{}")
+    make(tmp_path)
+    with pytest.raises(ConfigError, match="belongs to the cluster of"):
+        make(tmp_path, join_document=Policy.first(ADA.peer_id).sign(ADA))
+
+
+async def test_of_two_first_documents_the_later_one_is_adopted(tmp_path: Path) -> None:
+    first = Policy.first(ADA.peer_id)
+    file = tmp_path / "given.json"
+    file.write_bytes(first.next().sign(ADA))
+    assert make(tmp_path, file, join_document=first.sign(ADA)).policy.version == 2
+    bob = Key.generate()
+    with pytest.raises(ConfigError, match="joined the cluster"):
+        make(tmp_path, file, join_document=Policy.first(bob.peer_id).sign(bob))

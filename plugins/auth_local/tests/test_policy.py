@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wetware.errors import InvalidArgument, WetwareError
 from wetware.identity import Key
-from wetware_auth_local.policy import Policy, PolicySignature, User, from_toml
+from wetware_auth_local.policy import (
+    HISTORY_MAX,
+    SUPERSEDED_MAX,
+    Policy,
+    PolicySignature,
+    Relation,
+    Signed,
+    User,
+    from_toml,
+    lost_grants,
+    resolution,
+)
 
 OPERATOR = Key.from_seed(bytes(32))
 ADA = Key.from_seed(b"a" * 32)
@@ -111,3 +122,184 @@ def test_no_document_escapes_the_error_tree(document: bytes) -> None:
 def test_no_envelope_escapes_the_error_tree(envelope: dict[str, object]) -> None:
     with pytest.raises(WetwareError):
         Policy.open(json.dumps(envelope).encode())
+
+
+# --- forks ----------------------------------------------------------------------------------------
+
+USERS = [Key.from_seed(bytes([n]) * 32).peer_id for n in range(1, 4)]
+PATTERNS = ["*", "A.*", "B.*", "A.x", "A.y", "B.x"]
+
+
+def signed(policy: Policy) -> Signed:
+    return Signed.open(policy.sign(OPERATOR))
+
+
+def changed(policy: Policy, data: st.DataObject) -> Policy:
+    """The next version, with anything at all about three users and two roles."""
+    roles = {
+        name: data.draw(
+            st.dictionaries(
+                st.sampled_from(["*", "one", "two"]),
+                st.frozensets(st.sampled_from(PATTERNS), min_size=1),
+            )
+        )
+        for name in data.draw(st.sets(st.sampled_from(["r", "s"])))
+    }
+    users = {
+        name: User(key, data.draw(st.frozensets(st.sampled_from([*roles, "admin"]))))
+        for name, key in zip("abc", data.draw(st.permutations(USERS)), strict=True)
+        if data.draw(st.booleans())
+    }
+    first = Policy.first(OPERATOR.peer_id)
+    return policy.next(
+        users={**first.users, **users}, roles={**roles, "admin": first.roles["admin"]}
+    )
+
+
+def grants(policy: Policy) -> set[tuple[str, str, str]]:
+    """(key, service, method) for every method that a pattern here can name."""
+    found = set()
+    for user in policy.users.values():
+        for role in user.roles:
+            for service, patterns in policy.roles[role].items():
+                for name in ["one", "two", "three"] if service == "*" else [service]:
+                    for method in ["A.x", "A.y", "A.z", "B.x", "B.z", "C.z"]:
+                        if patterns & {"*", f"{method[0]}.*", method}:
+                            found.add((str(user.key), name, method))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_both_branches_grant_is_all_that_comes_of_them(data: st.DataObject) -> None:
+    root = changed(Policy.first(OPERATOR.peer_id), data)
+    one, two = changed(root, data), changed(root, data)
+    if one.digest == two.digest:
+        return
+    common = resolution(one, two, "common")
+    assert grants(common) <= grants(one) & grants(two)
+    assert grants(resolution(one, two, "this")) == grants(one)
+    assert grants(resolution(one, two, "other")) == grants(two)
+    assert not lost_grants(common, one)
+    assert not lost_grants(common, two)
+
+
+class Simulated:
+    """A node that accepts by `judge` alone, as the backend does."""
+
+    def __init__(self, document: Signed) -> None:
+        self.has = document
+        self.versions = [document.version]
+
+    def offer(self, document: Signed) -> None:
+        if self.has.judge(document) is Relation.NEWER:
+            self.has = document
+            self.versions.append(document.version)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_forks_converge_once_resolved_and_versions_never_go_back(data: st.DataObject) -> None:
+    first = signed(Policy.first(OPERATOR.peer_id))
+    nodes = [Simulated(first) for _ in range(4)]
+    index = st.integers(0, len(nodes) - 1)
+    for _ in range(data.draw(st.integers(1, 12))):
+        one, two = nodes[data.draw(index)], nodes[data.draw(index)]
+        match data.draw(st.sampled_from(["change", "gossip", "gossip", "resolve"])):
+            case "change":
+                one.offer(signed(changed(one.has.policy, data)))
+            case "gossip":
+                before = one.has
+                one.offer(two.has)
+                if before.judge(two.has) is Relation.FORK:
+                    assert one.has is before
+                    assert two.has.judge(before) is Relation.FORK, "one sees it, the other does not"
+            case "resolve" if one.has.judge(two.has) is Relation.FORK:
+                keep = data.draw(st.sampled_from(["common", "this", "other"]))
+                new = signed(resolution(one.has.policy, two.has.policy, keep))
+                for branch in (one, two):
+                    assert branch.has.judge(new) is Relation.NEWER
+                one.offer(new)
+    # The operator resolves what is left, and everybody meets everybody.
+    last = nodes[0].has
+    for node in nodes[1:]:
+        if not last.policy.descends_from(node.has.policy) and last.digest != node.has.digest:
+            if node.has.policy.descends_from(last.policy):
+                last = node.has
+            else:
+                last = signed(resolution(last.policy, node.has.policy, "common"))
+    for node in nodes:
+        node.offer(last)
+        assert node.has.digest == last.digest
+        assert node.versions == sorted(set(node.versions)), "a version went back"
+
+
+def test_a_resolution_is_followed_by_every_node_on_the_branch_that_was_given_up() -> None:
+    root = policy()
+    lost = [root.next(users=Policy.first(OPERATOR.peer_id).users)]
+    kept = root.next(roles={**root.roles, "more": {}})
+    for _ in range(5):
+        lost.append(lost[-1].next())
+    for one, two in ((kept, lost[-1]), (lost[-1], kept)):
+        new = resolution(one, two, "this")
+        later = new.next().next()
+        assert new.version == lost[-1].version + 1
+        for had in (root, kept, *lost):
+            assert signed(had).judge(signed(new)) is Relation.NEWER
+            assert signed(had).judge(signed(later)) is Relation.NEWER, "after further changes"
+            assert signed(new).judge(signed(had)) is Relation.OLDER
+
+
+def test_what_is_superseded_is_bounded_signed_and_optional() -> None:
+    assert "supersedes" not in policy().as_dict()
+    one, two = policy().next(), policy().next(roles={**policy().roles, "x": {}})
+    both = resolution(one, two, "this")
+    assert both.supersedes == (two.digest,)
+    assert Policy.open(both.sign(OPERATOR)) == both
+    envelope = json.loads(both.sign(OPERATOR))
+    del envelope["policy"]["supersedes"]
+    with pytest.raises(PolicySignature):
+        Policy.open(json.dumps(envelope).encode())
+    many = tuple(f"{n:064x}" for n in range(SUPERSEDED_MAX + 1))
+    with pytest.raises(InvalidArgument, match="supersedes"):
+        both.next(supersedes=many)
+    with pytest.raises(InvalidArgument, match="made from"):
+        both.next(supersedes=(both.digest,))
+    here, there = policy(), policy().next(roles={**policy().roles, "x": {}})
+    for _ in range(HISTORY_MAX):
+        here, there = here.next(), there.next()
+    assert len(resolution(here, there, "this").supersedes) == HISTORY_MAX + 1
+
+
+def test_claims_are_judged_without_the_document() -> None:
+    first = Policy.first(OPERATOR.peer_id)
+    second, other = first.next(), first.next(roles={**first.roles, "x": {}})
+    mine = signed(second)
+    assert mine.judge_claim(2, second.digest) is Relation.SAME
+    assert mine.judge_claim(1, first.digest) is Relation.OLDER
+    assert mine.judge_claim(1, "0" * 64) is None, "a fork, or a lie"
+    assert mine.judge_claim(2, other.digest) is None
+    assert mine.judge_claim(3, "0" * 64) is None
+    for version, digest in ((1, second.digest), (3, second.digest), (2, first.digest)):
+        with pytest.raises(InvalidArgument):
+            mine.judge_claim(version, digest)
+
+
+@given(st.binary(max_size=64) | _JSON.map(lambda v: json.dumps(v).encode()))
+def test_no_signed_junk_escapes_the_error_tree(canonical: bytes) -> None:
+    from wetware_auth_local.policy import DOMAIN
+
+    with pytest.raises(WetwareError):
+        Signed.unpack(canonical, OPERATOR.sign(DOMAIN + canonical), OPERATOR.peer_id)
+
+
+def test_unpacking_takes_the_canonical_form_only() -> None:
+    from wetware_auth_local.policy import DOMAIN
+
+    document = signed(policy())
+    assert Signed.unpack(document.canonical, document.signature, OPERATOR.peer_id).document() == (
+        document.document()
+    )
+    spaced = json.dumps(policy().as_dict(), indent=1).encode()
+    with pytest.raises(InvalidArgument, match="canonical"):
+        Signed.unpack(spaced, OPERATOR.sign(DOMAIN + spaced), OPERATOR.peer_id)

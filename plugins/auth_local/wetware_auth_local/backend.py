@@ -1,9 +1,16 @@
-"""The auth backend: decides from the signed policy document, which it keeps and guards."""
+"""The auth backend: decides from the signed policy document, which it keeps and guards.
+
+Two documents: the *newest* that this node accepted, whose withdrawals are in force and which it
+passes on, and the one *in force*, which is on disk and grants. They are the same but for the time
+that the disk takes, or while it fails.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from wetware import paths, rpc
 from wetware.broker.grants import pattern_within
 from wetware.client import KeyChoice
-from wetware.errors import ConfigError, KeyFileError, WetwareError
+from wetware.errors import ConfigError, KeyFileError, NotFound, WetwareError
 from wetware.hookspecs import (
     Accept,
     NotMine,
@@ -33,15 +40,21 @@ from wetware.identity import (
     verify,
 )
 from wetware_auth_local.client import SCHEMA
+from wetware_auth_local.contact import Contact
 from wetware_auth_local.policy import (
     DOCUMENT_BYTES_MAX,
+    HISTORY_MAX,
     ForkedPolicy,
     Policy,
     PolicyNotSaved,
+    PolicyOutOfReach,
+    Relation,
+    Signed,
     StalePolicy,
     WrongCluster,
 )
 from wetware_auth_local.signer import SCHEME
+from wetware_auth_local.spread import Spread
 
 if TYPE_CHECKING:
     from wetware_auth_local.plugin import AuthLocalConfig
@@ -50,6 +63,7 @@ POLICY_FILE = "policy.json"
 HIGHEST_FILE = "highest.json"
 """Version and digest of the latest policy this node has had: it refuses to go back, also when
 somebody restores an old policy file."""
+CONTACT_FILE = "contact.json"
 BACKEND = "local"
 
 
@@ -71,15 +85,32 @@ class LocalBackend:
         self._highest_file = ctx.data_dir / HIGHEST_FILE
         self._puts: set[asyncio.Task[tuple[Policy, int]]] = set()
         self._lock = asyncio.Lock()
-        self._policy = self._load(config)
-        self._by_key = _index(self._policy)
+        joined = getattr(ctx, "join_document", None)
+        self.contact = Contact(
+            ctx.data_dir / CONTACT_FILE,
+            clock=ctx.clock,
+            log=ctx.log,
+            joined=joined is not None,
+        )
+        self._in_force = self._newest = self._load(config, joined)
+        self._by_key = _index(self._in_force.policy)
+        self.spread = Spread(
+            ctx.overlay,
+            clock=ctx.clock,
+            log=ctx.log,
+            config=config,
+            contact=self.contact,
+            newest=lambda: self._newest,
+            adopt=self._carry_out,
+            settle=self._settle,
+        )
         self.services: tuple[Service, ...] = (PolicyService(self),)
 
     # --- the document -----------------------------------------------------------------------------
 
-    def _load(self, config: AuthLocalConfig) -> Policy:
+    def _load(self, config: AuthLocalConfig, joined: bytes | None) -> Signed:
         highest = self._read_highest()
-        given = None if config.policy is None else _read(config.policy.expanduser())
+        given = self._given(config, joined)
         if not self._file.exists():
             if highest is not None:
                 raise ConfigError(
@@ -88,41 +119,68 @@ class LocalBackend:
                     hint="restore it from a backup, or from another node",
                 )
             if given is not None:
-                policy = _open(given, config.policy, "export it again with `ww policy export`")
-                self._save(policy, given)
-                self._log.info("policy.adopted", version=policy.version, operator=policy.operator)
-                return policy
+                signed, _ = given
+                self._adopt_first(signed, joined=joined is not None)
+                return signed
             key, path = _operator_key()
             policy = Policy.first(key.peer_id)
-            self._save(policy, policy.sign(key))
+            signed = Signed.open(policy.sign(key))
+            self._save(signed)
             self._log.info("policy.created", operator=key.peer_id, key=path)
-            return policy
-        policy = _open(_read(self._file), self._file, "restore it from a backup, or another node")
+            return signed
+        mine = _open(_read(self._file), self._file, "restore it from a backup, or another node")
         if given is not None:
-            wanted = _open(given, config.policy, "export it again with `ww policy export`")
-            if wanted.operator != policy.operator:
+            wanted, source = given
+            if wanted.policy.operator != mine.policy.operator:
                 raise ConfigError(
-                    f"this node belongs to the cluster of {policy.operator}, and {config.policy} "
-                    f"is of the cluster of {wanted.operator}",
+                    f"this node belongs to the cluster of {mine.policy.operator}, and {source} "
+                    f"is of the cluster of {wanted.policy.operator}",
                     hint="give the other cluster a data directory of its own, with --data-dir",
                 )
         if highest is not None:
             seen = (highest["version"], highest["digest"])
-            if policy.version < seen[0] or (policy.version == seen[0] and policy.digest != seen[1]):
+            if mine.version < seen[0] or (mine.version == seen[0] and mine.digest != seen[1]):
                 raise ConfigError(
-                    f"the policy {self._file} is version {policy.version}, and this node has had "
+                    f"the policy {self._file} is version {mine.version}, and this node has had "
                     f"another version {seen[0]}: it does not go back",
                     hint="restore the later one from a backup, or from another node",
                 )
-        self._save_highest(policy)  # a crash may have come between the two files
-        return policy
+        self._save_highest(mine)  # a crash may have come between the two files
+        return mine
 
-    def _save(self, policy: Policy, document: bytes) -> None:
-        replace_private_file(self._file, document)
-        self._save_highest(policy)
+    def _given(self, config: AuthLocalConfig, joined: bytes | None) -> tuple[Signed, str] | None:
+        """What a first start begins with, and where it is from: the later one, if there are two."""
+        found: list[tuple[Signed, str]] = []
+        if joined is not None:
+            source = "what the cluster gave this node when it joined"
+            found.append((_open(joined, source, "join again, with a new ticket"), source))
+        if config.policy is not None:
+            file = config.policy.expanduser()
+            hint = "export it again with `ww policy export`"
+            found.append((_open(_read(file), config.policy, hint), str(config.policy)))
+        if not found:
+            return None
+        if len({signed.policy.operator for signed, _ in found}) > 1:
+            raise ConfigError(
+                f"{config.policy} is of the cluster of {found[1][0].policy.operator}, and this "
+                f"node joined the cluster of {found[0][0].policy.operator}",
+                hint="remove `policy` from [plugins.auth_local]",
+            )
+        return max(found, key=lambda each: each[0].version)
 
-    def _save_highest(self, policy: Policy) -> None:
-        highest = {"version": policy.version, "digest": policy.digest}
+    def _adopt_first(self, signed: Signed, *, joined: bool) -> None:
+        if joined:
+            # First, so that a crash in between does not make it take itself for the whole cluster.
+            self.contact.save_now()
+        self._save(signed)
+        self._log.info("policy.adopted", version=signed.version, operator=signed.policy.operator)
+
+    def _save(self, signed: Signed) -> None:
+        replace_private_file(self._file, signed.document())
+        self._save_highest(signed)
+
+    def _save_highest(self, signed: Signed) -> None:
+        highest = {"version": signed.version, "digest": signed.digest}
         replace_private_file(self._highest_file, json.dumps(highest).encode())
 
     def _read_highest(self) -> dict[str, Any] | None:
@@ -140,25 +198,29 @@ class LocalBackend:
     @property
     def policy(self) -> Policy:
         """The policy in force."""
-        return self._policy
+        return self._in_force.policy
 
-    def document(self) -> bytes:
-        """The signed document in force."""
-        return self._file.read_bytes()
+    @property
+    def newest(self) -> Signed:
+        """The latest document that this node accepted."""
+        return self._newest
 
     async def put(self, document: bytes) -> tuple[Policy, int]:
         """Replace the policy by a version that descends from it.
 
         Returns the policy in force and how many (user, role) pairs it withdrew. Withdrawals take
-        effect first and whatever happens; additions only once the document is on disk. Once begun
-        it is carried out, also when the caller is cancelled, or ends with its own withdrawal.
+        effect first and whatever happens; the members are told next; additions only once the
+        document is on disk. Once begun it is carried out, also when the caller is cancelled, or
+        ends with its own withdrawal.
 
-        Raises InvalidArgument, PolicySignature, WrongCluster, StalePolicy, ForkedPolicy, or
-        PolicyNotSaved where the disk fails, with the withdrawals in force.
+        Raises InvalidArgument, PolicySignature, WrongCluster, StalePolicy, ForkedPolicy,
+        PolicyOutOfReach, or PolicyNotSaved where the disk fails, with the withdrawals in force.
         """
         # A large document takes half a second to check: not on the loop.
-        new = await asyncio.to_thread(Policy.open, document)
-        task = asyncio.create_task(self._replace(new, document), name="policy")
+        return await self._carry_out(await asyncio.to_thread(Signed.open, document))
+
+    async def _carry_out(self, new: Signed) -> tuple[Policy, int]:
+        task = asyncio.create_task(self._replace(new), name="policy")
         self._puts.add(task)
         task.add_done_callback(self._put_done)
         return await asyncio.shield(task)
@@ -168,29 +230,25 @@ class LocalBackend:
         if not task.cancelled() and (exc := task.exception()) is not None:
             self._log.warning("policy.refused", why=exc)
 
-    async def _replace(self, new: Policy, document: bytes) -> tuple[Policy, int]:
+    async def _replace(self, new: Signed) -> tuple[Policy, int]:
         async with self._lock:
-            old = self._policy
-            if new.operator != old.operator:
+            newest = self._newest
+            if new.policy.operator != newest.policy.operator:
                 raise WrongCluster(
-                    f"the policy is of the cluster of {new.operator}, not of this one"
+                    f"the policy is of the cluster of {new.policy.operator}, not of this one"
                 )
-            if new.version == old.version and new.digest == old.digest:
-                return old, 0
-            if new.version < old.version:
-                raise StalePolicy(
-                    f"version {new.version} is older than version {old.version}, which is in force"
-                )
-            if not new.descends_from(old):
-                self._log.warning("policy.fork", version=new.version, ours=old.digest)
-                raise ForkedPolicy(
-                    f"version {new.version} does not descend from version {old.version}, which is "
-                    "in force: the policy was changed in two places",
-                    hint="run the command again, on top of the policy in force",
-                )
-            withdrawn = self._withdraw(old, new)
+            relation = newest.judge(new)
+            if relation is Relation.SAME and newest is self._in_force:
+                return newest.policy, 0
+            if relation is not Relation.SAME:  # else the disk failed, and may not this time
+                self._check(newest, new, relation)
+            old, self._newest = self._in_force.policy, new
             try:
-                await asyncio.to_thread(self._save, new, document)
+                withdrawn = self._withdraw(old, new.policy)
+            finally:
+                self.spread.announce()
+            try:
+                await asyncio.to_thread(self._save, new)
             except OSError as exc:
                 self._log.exception("policy.not_saved", version=new.version)
                 raise PolicyNotSaved(
@@ -198,9 +256,37 @@ class LocalBackend:
                     f"saved: {exc.strerror}",
                     hint="make room on the node's disk and run the command again",
                 ) from exc
-            self._policy, self._by_key = new, _index(new)
+            self._in_force, self._by_key = new, _index(new.policy)
             self._log.info("policy.changed", version=new.version, withdrawn=withdrawn)
-            return new, withdrawn
+            return new.policy, withdrawn
+
+    def _check(self, newest: Signed, new: Signed, relation: Relation) -> None:
+        if relation is Relation.NEWER:
+            return
+        if new.version < newest.version:
+            raise StalePolicy(
+                f"version {new.version} is older than version {newest.version}, which is in force"
+            )
+        if relation is Relation.OUT_OF_REACH:
+            raise PolicyOutOfReach(
+                f"version {new.version} is more than {HISTORY_MAX} versions later than version "
+                f"{newest.version}, which is in force: nobody can tell whether it descends from it",
+                hint="start this node afresh with the current document: see the README of "
+                "auth_local",
+            )
+        self._log.warning("policy.fork", version=new.version, ours=newest.digest)
+        raise ForkedPolicy(
+            f"version {new.version} does not descend from version {newest.version}, which is "
+            "in force: the policy was changed in two places",
+            hint="run the command again, on top of the policy in force; if both are in force "
+            "somewhere, `ww policy resolve`",
+        )
+
+    async def _settle(self) -> None:
+        """Save what the disk refused; withdrawals have been in force since."""
+        if self._newest is not self._in_force:
+            with contextlib.suppress(WetwareError):  # logged
+                await self._carry_out(self._newest)
 
     def _withdraw(self, old: Policy, new: Policy) -> int:
         """Let what the new policy no longer grants end now, and not be granted again."""
@@ -227,7 +313,7 @@ class LocalBackend:
     @property
     def founding(self) -> bytes:
         """The operator's public key."""
-        public = self._policy.operator.public_key
+        public = self.policy.operator.public_key
         if public is None:  # Policy.check refuses such a document
             raise ConfigError("the policy's operator is not an Ed25519 key")
         return public
@@ -235,19 +321,25 @@ class LocalBackend:
     @property
     def epoch(self) -> int:
         """The version of the policy in force."""
-        return self._policy.version
+        return self._in_force.version
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Decisions are taken from memory; at the end, changes under way are finished."""
-        ready()
+        """Keep the policy in step with the cluster's; at the end, finish changes under way.
+
+        Decisions are taken from memory.
+        """
         try:
-            await asyncio.Event().wait()
+            await self.spread.run(ready)
         finally:
             if self._puts:
                 await asyncio.wait(self._puts)
+            await self.contact.save(now=True)
 
     async def authenticate(self, challenge: Challenge, proof: Proof) -> Accept | Reject | NotMine:
-        """The payload is the public key (32 bytes) and the signature (64)."""
+        """The payload is the public key (32 bytes) and the signature (64).
+
+        BACKEND_UNAVAILABLE while this node may not decide; see `Spread.why_stale`.
+        """
         if proof.scheme != SCHEME:
             return NotMine()
         if len(proof.payload) != 96:
@@ -258,6 +350,8 @@ class LocalBackend:
         if not verify(public, signature, challenge.signed_bytes()):
             return Reject(LoginStatus.BAD_SIGNATURE, "the signature does not match the challenge")
         subject = PeerId.from_public_key(public)
+        if why := await self.spread.why_stale():
+            return Reject(LoginStatus.BACKEND_UNAVAILABLE, why)
         if subject not in self._by_key:
             return Reject(LoginStatus.UNKNOWN_PRINCIPAL, f"{subject} is not a user of this cluster")
         return Accept(Principal(BACKEND, subject), self._by_key[subject])
@@ -270,7 +364,11 @@ class LocalBackend:
 
     def profile(self, role: str) -> RoleProfile:
         """From memory."""
-        return RoleProfile(dict(self._policy.roles.get(role, {})))
+        return RoleProfile(dict(self.policy.roles.get(role, {})))
+
+    async def join_document(self) -> bytes:
+        """The signed policy document."""
+        return self._newest.document()
 
     async def admit_node(self, peer: PeerId) -> bool:
         """No veto: nodes are admitted by the cluster's own means."""
@@ -318,11 +416,11 @@ def _read(path: Path) -> bytes:
         raise ConfigError(f"cannot read the policy {path}: {exc.strerror}") from exc
 
 
-def _open(document: bytes, path: Path | None, hint: str) -> Policy:
+def _open(document: bytes, source: Path | str, hint: str) -> Signed:
     try:
-        return Policy.open(document)
+        return Signed.open(document)
     except WetwareError as exc:
-        raise ConfigError(f"the policy {path} is damaged: {exc.message}", hint=hint) from exc
+        raise ConfigError(f"the policy {source} is damaged: {exc.message}", hint=hint) from exc
 
 
 class PolicyServant(rpc.Servant, interface=SCHEMA.PolicyStore):
@@ -332,18 +430,54 @@ class PolicyServant(rpc.Servant, interface=SCHEMA.PolicyStore):
         self._backend = backend
 
     async def get(self) -> dict[str, object]:
-        """The document in force."""
-        policy = self._backend.policy
+        """The latest document."""
+        newest = self._backend.newest
         return {
-            "document": self._backend.document(),
-            "version": policy.version,
-            "operator": str(policy.operator),
+            "document": newest.document(),
+            "version": newest.version,
+            "operator": str(newest.policy.operator),
         }
 
     async def put(self, document: bytes) -> dict[str, object]:
         """Replace it."""
         policy, withdrawn = await self._backend.put(document)
         return {"version": policy.version, "withdrawn": withdrawn}
+
+    async def status(self) -> dict[str, object]:
+        """How this node's policy relates to the cluster's."""
+        backend = self._backend
+        contact, spread, newest = backend.contact, backend.spread, backend.newest
+        age_s = contact.age_s if contact.met else 0.0
+        return {
+            "status": {
+                "version": newest.version,
+                "digest": newest.digest,
+                "saved": backend.policy.version == newest.version,
+                "alone": not contact.met,
+                "age_s": age_s if math.isfinite(age_s) else -1.0,
+                "members": spread.members,
+                "refused": spread.refused.total(),
+                "divergences": [
+                    {
+                        "kind": divergence.kind.value,
+                        "version": divergence.signed.version,
+                        "digest": digest,
+                        "peer": str(divergence.peer),
+                    }
+                    for digest, divergence in spread.divergences.items()
+                ],
+            }
+        }
+
+    async def divergent(self, digest: str) -> dict[str, object]:
+        """The document of another branch."""
+        divergence = self._backend.spread.divergences.get(digest)
+        if divergence is None:
+            raise NotFound(
+                f"this node knows no document {digest[:80]!r} of another branch",
+                hint="ww policy status",
+            )
+        return {"document": divergence.signed.document()}
 
 
 class PolicyService:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -242,12 +242,63 @@ def role_remove(name: str, operator_key: OperatorKey = None) -> None:
 
 @policy_app.command("show")
 def policy_show(json: Json = False) -> None:
-    """Show the policy in force."""
-    policy = _read()
+    """Show the policy in force; `ww policy status` tells how it relates to other nodes'."""
+    from wetware.errors import CapabilityError
+
+    async def work(session: Session) -> tuple[Policy, dict[str, Any]]:
+        policy: Policy = await session.auth_local.get()
+        try:
+            status: dict[str, Any] = await session.auth_local.status()
+        except CapabilityError:  # a role may cover reading alone
+            status = {}
+        return policy, status
+
+    policy, status = run_client(work)
     if json:
         out_json(policy.as_dict())
     else:
         out(policy.to_toml().rstrip())
+    _warn(status)
+
+
+def _warn(status: dict[str, Any]) -> None:
+    for each in status.get("divergences", ()):
+        if each["kind"] == "fork":
+            note(
+                f"warning: the policy was changed in two places: {each['peer']} has another "
+                f"version {each['version']} ({each['digest'][:16]}); try: ww policy resolve"
+            )
+        else:
+            note(
+                f"warning: this node missed too much: {each['peer']} has version "
+                f"{each['version']}; this node has to be started afresh with that policy"
+            )
+    if not status.get("saved", True):
+        note("warning: the node's disk refuses the policy: what it adds is not granted")
+
+
+@policy_app.command("status")
+def policy_status(json: Json = False) -> None:
+    """Show which version a node has, and how it relates to the other nodes'."""
+
+    async def work(session: Session) -> dict[str, Any]:
+        status: dict[str, Any] = await session.auth_local.status()
+        return status
+
+    status = run_client(work)
+    if json:
+        out_json(status)
+        return
+    age = "never" if status["age_s"] < 0 else f"{status['age_s']:.0f} s ago"
+    rows = (
+        ("version", str(status["version"])),
+        ("digest", status["digest"]),
+        ("compared", "alone in the cluster" if status["alone"] else age),
+        ("with", f"{status['members']} connected node(s)"),
+        ("refused", f"{status['refused']} message(s) of other nodes"),
+    )
+    table(("policy", ""), rows)
+    _warn(status)
 
 
 @policy_app.command("export")
@@ -293,3 +344,54 @@ def policy_import(
         return int(withdrawn)
 
     _report(policy, run_client(work))
+
+
+@policy_app.command("resolve")
+def policy_resolve(
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            help="The other branch's signed document (`ww policy export` at a node that has it); "
+            "without it, what the node itself has met."
+        ),
+    ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="Whose users and roles: this node's (this), the other's (other), or what both "
+            "grant (common)."
+        ),
+    ] = "common",
+    operator_key: OperatorKey = None,
+) -> None:
+    """End a fork: sign a version that nodes on either branch accept.
+
+    A fork is two policies of one version that were both signed: it was changed at two nodes that
+    were not connected. No node drops its own for the other's until this is done.
+    """
+    from wetware import paths
+    from wetware.client import KeyChoice
+    from wetware.errors import InvalidArgument
+    from wetware_auth_local.policy import Policy, lost_grants
+
+    if keep not in ("common", "this", "other"):
+        raise InvalidArgument(f"--keep {keep}: choose common, this or other")
+    given = None
+    if file is not None:
+        try:
+            given = Policy.open(Path(file).read_bytes())
+        except OSError as exc:
+            raise InvalidArgument(f"cannot read {file}: {exc.strerror}") from exc
+    key = KeyChoice(operator_key or options.key, paths.keys_dir(), ask_passphrase).load()
+
+    async def work(session: Session) -> tuple[list[Policy], Policy, Policy, int]:
+        store = session.auth_local
+        others = [given] if given is not None else await store.divergent()
+        before, new, withdrawn = await store.resolve(key, others, keep)
+        return others, before, new, withdrawn
+
+    others, before, new, withdrawn = run_client(work)
+    for whose, policy in (("this node", before), *(("the other branch", o) for o in others)):
+        for line in lost_grants(policy, new):
+            note(f"no longer granted, and was by {whose}: {line}")
+    _report(new, withdrawn)

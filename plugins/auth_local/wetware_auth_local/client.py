@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wetware import paths, rpc
-from wetware.errors import ConfigError
+from wetware.errors import ConfigError, InvalidArgument
 from wetware.identity import replace_private_file
-from wetware_auth_local.policy import ForkedPolicy, Policy, StalePolicy
+from wetware_auth_local.policy import ForkedPolicy, Keep, Policy, StalePolicy, resolution
 
 if TYPE_CHECKING:
     from wetware.identity import Key
@@ -61,6 +61,45 @@ class PolicyClient:
         self._seen.remember(new)
         return new, withdrawn
 
+    async def status(self) -> dict[str, Any]:
+        """How the node's policy relates to the cluster's: PolicyStatus of auth_local.capnp."""
+        status: dict[str, Any] = (await self._ref.call("status"))["status"]
+        return status
+
+    async def divergent(self) -> list[Policy]:
+        """The documents of other branches that the node knows; signatures are checked here too."""
+        found = []
+        for each in (await self.status())["divergences"]:
+            if each["kind"] != "fork":
+                continue
+            reply = await self._ref.call("divergent", digest=each["digest"])
+            found.append(Policy.open(reply["document"]))
+        return found
+
+    async def resolve(
+        self, key: Key, others: Sequence[Policy], keep: Keep
+    ) -> tuple[Policy, Policy, int]:
+        """End a fork: put a version that nodes on every branch accept; see `policy.resolution`.
+
+        Returns the policy of before, the new one, and how many (user, role) pairs it withdrew.
+        Raises InvalidArgument if there is no fork, StalePolicy or ForkedPolicy if this operator has
+        seen a version that is on none of the branches.
+        """
+        before = new = await self.get()
+        if keep == "other" and len(others) > 1:
+            raise InvalidArgument(
+                f"there are {len(others)} other branches", hint="name the file of the one to keep"
+            )
+        for other in others:
+            if other.operator != new.operator or not new.descends_from(other):
+                new = resolution(new, other, keep)
+        if new is before:
+            raise InvalidArgument("there is no fork that this node knows of", code="invalid.fork")
+        self._seen.verify(new)
+        _, withdrawn = await self.put(new.sign(key))
+        self._seen.remember(new)
+        return before, new, withdrawn
+
 
 class SeenPolicies:
     """The latest policy of each operator that this user has seen: `policies.json` in the home."""
@@ -79,6 +118,11 @@ class SeenPolicies:
 
     def check(self, policy: Policy) -> None:
         """Raise StalePolicy or ForkedPolicy; else remember the policy."""
+        self.verify(policy)
+        self.remember(policy)
+
+    def verify(self, policy: Policy) -> None:
+        """Raise StalePolicy or ForkedPolicy if it does not follow the one that was seen."""
         seen = self._read().get(policy.operator)
         if seen is not None:
             back = policy.version - int(seen["version"])
@@ -89,14 +133,14 @@ class SeenPolicies:
                     hint="give it the later one with `ww policy import`, from a node that has it",
                 )
             before = (policy.digest, *policy.history)
-            if back < len(before) and before[back] != seen["digest"]:
+            known = policy.replaces(int(seen["version"]), str(seen["digest"]))
+            if not known and back < len(before) and before[back] != seen["digest"]:
                 raise ForkedPolicy(
                     f"this node's policy does not descend from version {seen['version']} that you "
                     "have seen: the policy was changed in two places",
-                    hint="compare the nodes with `ww policy show`; if this one is right, remove "
-                    f"{self._file}",
+                    hint="ww policy resolve, here or at the other node; if the other branch is in "
+                    f"force nowhere, remove {self._file}",
                 )
-        self.remember(policy)
 
     def remember(self, policy: Policy) -> None:
         """Keep version and digest."""

@@ -1,20 +1,24 @@
 """The policy document: users and roles of a cluster, versioned and signed by the operator's key.
 
-On disk and on the wire it is JSON `{"policy": {…}, "signature": hex}`; the signature covers a
-domain and the canonical form of `policy`. As TOML it is for people: `ww policy export --toml`.
+On disk it is JSON `{"policy": {…}, "signature": hex}`; the signature covers a domain and the
+canonical form of `policy`. Between nodes travel the canonical form and the signature, so that
+nothing is parsed before its signature is known to be good. As TOML it is for people:
+`ww policy export --toml`.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from wetware.errors import AuthError, InvalidArgument, WetwareError
+from wetware.hookspecs import RoleProfile
 from wetware.identity import Key, PeerId, verify
 
 DOMAIN = b"wetware-policy:1\n"
@@ -24,12 +28,15 @@ VERSION_MAX = 2**53 - 1
 """What every JSON reader keeps exactly."""
 HISTORY_MAX = 128
 """A node that missed more versions than this needs the operator's hand."""
+SUPERSEDED_MAX = 256
+"""Digests of branches that were given up: two whole histories, 17 KB."""
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
 PATTERN = re.compile(r"(\*|[A-Za-z]\w{0,63}\.(\*|[a-z]\w{0,63}))\Z")
 SERVICE = re.compile(r"(\*|[a-z]\w{0,63})\Z")
 
 ADMIN, MEMBER = "admin", "member"
+_FIELDS = frozenset({"version", "operator", "history", "supersedes", "users", "roles"})
 
 
 class PolicySignature(AuthError):
@@ -50,6 +57,12 @@ class ForkedPolicy(AuthError):
     code = "auth_local.fork"
 
 
+class PolicyOutOfReach(AuthError):
+    """So many versions were missed that nobody can tell whether the document descends from ours."""
+
+    code = "auth_local.out_of_reach"
+
+
 class PolicyNotSaved(WetwareError):
     """The disk failed: what the document withdraws has ended, what it adds is not granted."""
 
@@ -64,6 +77,19 @@ class WrongCluster(AuthError):
 
 def _bad(why: str, hint: str = "") -> InvalidArgument:
     return InvalidArgument(f"bad policy: {why}", hint=hint, code="invalid.policy")
+
+
+class Relation(enum.Enum):
+    """What a document is to the one in force."""
+
+    SAME = "same"
+    NEWER = "newer"
+    """It descends from the one in force, or supersedes its branch: it replaces it."""
+    OLDER = "older"
+    FORK = "fork"
+    """Neither descends from the other: the policy was changed in two places."""
+    OUT_OF_REACH = "out_of_reach"
+    """Later by more versions than its history names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +111,9 @@ class Policy:
         roles: By name: service or "*" → method patterns ("*", "Interface.*", "Interface.method").
         history: SHA-256 of the versions before, hex, the latest first, at most HISTORY_MAX: what
             a later version must descend from.
+        supersedes: SHA-256, hex, of versions on branches that the operator gave up, the latest
+            first, at most SUPERSEDED_MAX: a node that has one of them accepts this version. Carried
+            on by later versions. Absent from the document while there are none.
     """
 
     version: int
@@ -92,6 +121,7 @@ class Policy:
     users: Mapping[str, User] = field(default_factory=dict)
     roles: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
     history: tuple[str, ...] = ()
+    supersedes: tuple[str, ...] = ()
 
     @classmethod
     def first(cls, operator: PeerId) -> Policy:
@@ -102,7 +132,13 @@ class Policy:
             users={"operator": User(operator, frozenset({ADMIN}))},
             roles={
                 ADMIN: {"*": frozenset({"*"})},
-                MEMBER: {"pubsub": frozenset({"*"})},
+                MEMBER: {
+                    "pubsub": frozenset({"*"}),
+                    # The core's service; inviting and evicting are for operators.
+                    "cluster": frozenset(
+                        {"Cluster.list", "Cluster.watch", "Cluster.ping", "Cluster.tunnel"}
+                    ),
+                },
             },
         )
 
@@ -120,10 +156,18 @@ class Policy:
         """SHA-256 of the canonical form, hex."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
+    def replaces(self, version: int, digest: str) -> bool:
+        """Whether that version is among those that this one was made from, or supersedes."""
+        back = self.version - version
+        if back < 1:
+            return False
+        return digest in self.supersedes or (
+            back <= len(self.history) and self.history[back - 1] == digest
+        )
+
     def descends_from(self, older: Policy) -> bool:
-        """Whether `older` is among the versions that this one was made from."""
-        back = self.version - older.version
-        return 1 <= back <= len(self.history) and self.history[back - 1] == older.digest
+        """Whether `older` is among the versions that this one was made from, or supersedes."""
+        return self.replaces(older.version, older.digest)
 
     # --- changes ----------------------------------------------------------------------------------
 
@@ -132,12 +176,14 @@ class Policy:
         *,
         users: Mapping[str, User] | None = None,
         roles: Mapping[str, Mapping[str, frozenset[str]]] | None = None,
+        supersedes: tuple[str, ...] | None = None,
     ) -> Policy:
         """The next version, with users or roles replaced; raises InvalidArgument."""
         changed = replace(
             self,
             version=self.version + 1,
             history=(self.digest, *self.history)[:HISTORY_MAX],
+            supersedes=self.supersedes if supersedes is None else supersedes,
             users=self.users if users is None else users,
             roles=self.roles if roles is None else roles,
         )
@@ -150,6 +196,10 @@ class Policy:
             raise _bad(f"version {self.version} is not between 1 and {VERSION_MAX}")
         if len(self.history) != min(self.version - 1, HISTORY_MAX):
             raise _bad(f"version {self.version} cannot have {len(self.history)} versions before it")
+        if len(self.supersedes) > SUPERSEDED_MAX:
+            raise _bad(f"supersedes names more than {SUPERSEDED_MAX} versions")
+        if not set(self.supersedes).isdisjoint(self.history):
+            raise _bad("it supersedes a version that it was made from")
         keys: dict[str, str] = {}
         for name, user in self.users.items():
             _check_name("user", name)
@@ -189,7 +239,7 @@ class Policy:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, sorted, for JSON and TOML."""
-        return {
+        data: dict[str, Any] = {
             "version": self.version,
             "operator": str(self.operator),
             "history": list(self.history),
@@ -202,25 +252,24 @@ class Policy:
                 for name, services in sorted(self.roles.items())
             },
         }
+        if self.supersedes:
+            data["supersedes"] = list(self.supersedes)
+        return data
 
     @classmethod
     def from_dict(cls, data: Any) -> Policy:
         """The inverse of `as_dict`; raises InvalidArgument that names the field."""
-        top = _table(data, "the policy", {"version", "operator", "history", "users", "roles"})
+        top = _table(data, "the policy", _FIELDS)
         version = top.get("version")
         if not isinstance(version, int) or isinstance(version, bool):
             raise _bad("version is not a whole number")
-        history = top.get("history", [])
-        if not isinstance(history, list) or len(history) > HISTORY_MAX:
-            raise _bad(f"history is not a list of at most {HISTORY_MAX}")
-        if not all(isinstance(item, str) and DIGEST.match(item) for item in history):
-            raise _bad("history is not a list of SHA-256 in hex")
         policy = cls(
             version=version,
             operator=_peer(top.get("operator"), "operator"),
             users=users_from_dict(top.get("users", {})),
             roles=roles_from_dict(top.get("roles", {})),
-            history=tuple(history),
+            history=_digests(top, "history", HISTORY_MAX),
+            supersedes=_digests(top, "supersedes", SUPERSEDED_MAX),
         )
         policy.check()
         return policy
@@ -238,35 +287,12 @@ class Policy:
                 f"not {key.peer_id}",
                 hint="choose the operator's key with `ww --key NAME …`",
             )
-        signature = key.sign(DOMAIN + self.canonical()).hex()
-        document = json.dumps({"policy": self.as_dict(), "signature": signature}, indent=1)
-        if len(document) > DOCUMENT_BYTES_MAX:
-            raise _bad(f"larger than {DOCUMENT_BYTES_MAX} bytes")
-        return document.encode()
+        return Signed(self, key.sign(DOMAIN + self.canonical())).document()
 
     @classmethod
     def open(cls, document: bytes) -> Policy:
-        """Parse a signed document and check its signature.
-
-        Raises InvalidArgument (malformed) or PolicySignature. Whether the operator is the right one
-        is for the caller to compare.
-        """
-        if len(document) > DOCUMENT_BYTES_MAX:
-            raise _bad(f"larger than {DOCUMENT_BYTES_MAX} bytes")
-        try:
-            envelope = json.loads(document)
-        except (ValueError, RecursionError) as exc:
-            raise _bad(f"not JSON: {exc}") from None
-        top = _table(envelope, "the document", {"policy", "signature"})
-        try:
-            signature = bytes.fromhex(str(top.get("signature")))
-        except ValueError:
-            raise _bad("the signature is not hex") from None
-        policy = cls.from_dict(top.get("policy"))
-        public = policy.operator.public_key
-        if public is None or not verify(public, signature, DOMAIN + policy.canonical()):
-            raise PolicySignature(f"the signature is not by the operator {policy.operator}")
-        return policy
+        """Parse a signed document and check its signature; see `Signed.open`."""
+        return Signed.open(document).policy
 
     def to_toml(self) -> str:
         """For people and version control; `ww policy import` reads it back."""
@@ -287,13 +313,195 @@ class Policy:
         return "\n".join(lines) + "\n"
 
 
+class Signed:
+    """A policy with its signature: what nodes keep and exchange. Not to be changed.
+
+    Attributes:
+        policy: What it says.
+        signature: By the operator, 64 bytes.
+        canonical: The bytes that are signed, without the domain.
+        digest: SHA-256 of them, hex.
+    """
+
+    __slots__ = ("canonical", "digest", "policy", "signature")
+
+    def __init__(self, policy: Policy, signature: bytes) -> None:
+        self.policy, self.signature = policy, signature
+        self.canonical = policy.canonical()
+        self.digest = hashlib.sha256(self.canonical).hexdigest()
+
+    @property
+    def version(self) -> int:
+        """Of the policy."""
+        return self.policy.version
+
+    @classmethod
+    def open(cls, document: bytes) -> Signed:
+        """Parse a signed document and check its signature.
+
+        Raises InvalidArgument (malformed) or PolicySignature. Whether the operator is the right one
+        is for the caller to compare.
+        """
+        if len(document) > DOCUMENT_BYTES_MAX:
+            raise _bad(f"larger than {DOCUMENT_BYTES_MAX} bytes")
+        top = _table(_json(document), "the document", {"policy", "signature"})
+        try:
+            signature = bytes.fromhex(str(top.get("signature")))
+        except ValueError:
+            raise _bad("the signature is not hex") from None
+        signed = cls(Policy.from_dict(top.get("policy")), signature)
+        operator = signed.policy.operator
+        public = operator.public_key
+        if public is None or not verify(public, signature, DOMAIN + signed.canonical):
+            raise PolicySignature(f"the signature is not by the operator {operator}")
+        signed.document()  # every form of it must fit, or it could not be passed on
+        return signed
+
+    @classmethod
+    def unpack(cls, canonical: bytes, signature: bytes, operator: PeerId) -> Signed:
+        """From what came from another node: nothing is parsed unless `operator` signed it.
+
+        Raises InvalidArgument or PolicySignature.
+        """
+        public = operator.public_key
+        if public is None or not verify(public, signature, DOMAIN + canonical):
+            raise PolicySignature(f"the signature is not by the operator {operator}")
+        signed = cls(Policy.from_dict(_json(canonical)), signature)
+        if signed.canonical != canonical or signed.policy.operator != operator:
+            raise _bad("not in canonical form")
+        signed.document()
+        return signed
+
+    def document(self) -> bytes:
+        """As `Policy.open` reads it: indented, unless it is too large for that.
+
+        Raises InvalidArgument if it is larger than DOCUMENT_BYTES_MAX in any case.
+        """
+        envelope = {"policy": self.policy.as_dict(), "signature": self.signature.hex()}
+        document = json.dumps(envelope, indent=1)
+        if len(document) > DOCUMENT_BYTES_MAX:
+            document = json.dumps(envelope, separators=(",", ":"))
+        if len(document) > DOCUMENT_BYTES_MAX:
+            raise _bad(f"larger than {DOCUMENT_BYTES_MAX} bytes")
+        return document.encode()
+
+    def judge(self, other: Signed) -> Relation:
+        """What `other`, of the same operator, is to this one."""
+        mine, theirs = self.policy, other.policy
+        if other.digest == self.digest:
+            return Relation.SAME
+        if theirs.replaces(self.version, self.digest):
+            return Relation.NEWER
+        if mine.replaces(other.version, other.digest):
+            return Relation.OLDER
+        ahead = other.version - self.version
+        if ahead > len(theirs.history):
+            return Relation.OUT_OF_REACH
+        return Relation.OLDER if -ahead > len(mine.history) else Relation.FORK
+
+    def judge_claim(self, version: int, digest: str) -> Relation | None:
+        """What a document of that version and digest is to this one; None if it takes the document.
+
+        Raises InvalidArgument for a version that the digest, known here, does not have.
+        """
+        mine = self.policy
+        if digest == self.digest and version == self.version:
+            return Relation.SAME
+        if mine.replaces(version, digest):
+            return Relation.OLDER
+        if digest == self.digest or digest in mine.history:
+            raise _bad(f"{digest[:16]} is not version {version}")
+        if self.version - version > len(mine.history):
+            return Relation.OLDER  # beyond what the history reaches, which is nobody's fault
+        return None
+
+
+Keep = Literal["common", "this", "other"]
+
+
+def resolution(this: Policy, other: Policy, keep: Keep) -> Policy:
+    """The version that ends a fork: nodes on either branch accept it, once it is signed.
+
+    It is made on top of the branch with the higher version and supersedes the other one.
+
+    Args:
+        this: One branch's latest version.
+        other: The other's.
+        keep: Whose users and roles it has: one branch's, or what both grant ("common"), so that
+            nothing comes back that either withdrew.
+
+    Raises InvalidArgument if there is no fork, or the operator would lose the right to change it.
+    """
+    if this.operator != other.operator:
+        raise WrongCluster(f"the policy is of the cluster of {other.operator}, not of this one")
+    base, lost = (this, other) if this.version >= other.version else (other, this)
+    if base.digest == lost.digest or base.descends_from(lost):
+        raise InvalidArgument(
+            f"there is no fork: version {base.version} descends from version {lost.version}",
+            hint="wait until it has spread, or bring it with `ww policy import`",
+        )
+    users, roles = _common(this, other)
+    if keep != "common":
+        kept = this if keep == "this" else other
+        users, roles = kept.users, kept.roles
+    known = {base.digest, *base.history}
+    replaced = (lost.digest, *lost.history, *base.supersedes, *lost.supersedes)
+    supersedes = tuple(dict.fromkeys(digest for digest in replaced if digest not in known))
+    return base.next(users=users, roles=roles, supersedes=supersedes[:SUPERSEDED_MAX])
+
+
+def _common(
+    this: Policy, other: Policy
+) -> tuple[Mapping[str, User], Mapping[str, Mapping[str, frozenset[str]]]]:
+    """What both grant; users are the same if their key is."""
+    from wetware.broker.grants import pattern_within  # not in every client's start
+
+    roles: dict[str, dict[str, frozenset[str]]] = {}
+    for name in this.roles.keys() & other.roles.keys():
+        services: dict[str, set[str]] = {}
+        for one, two in ((this, other), (other, this)):
+            allowed = RoleProfile(two.roles[name])
+            for service, patterns in one.roles[name].items():
+                both = {p for p in patterns if pattern_within(p, allowed.patterns(service))}
+                if both:
+                    services.setdefault(service, set()).update(both)
+        roles[name] = {service: frozenset(patterns) for service, patterns in services.items()}
+    keys = {user.key for user in other.users.values()}
+    users = {
+        name: replace(user, roles=user.roles & other.roles_of(user.key) & roles.keys())
+        for name, user in this.users.items()
+        if user.key in keys
+    }
+    return users, roles
+
+
+def lost_grants(before: Policy, after: Policy) -> list[str]:
+    """What `before` grants and `after` does not, one line of words each, for people."""
+    from wetware.broker.grants import pattern_within  # as above
+
+    lines = []
+    for name, user in sorted(before.users.items()):
+        gone = user.roles - after.roles_of(user.key)
+        lines += [f"user {name}: role {role}" for role in sorted(gone)]
+        if not user.roles and not any(u.key == user.key for u in after.users.values()):
+            lines.append(f"user {name}")
+    for name, services in sorted(before.roles.items()):
+        allowed = RoleProfile(after.roles.get(name, {}))
+        for service, patterns in sorted(services.items()):
+            kept = allowed.patterns(service)
+            ended = sorted(p for p in patterns if not pattern_within(p, kept))
+            if ended:
+                lines.append(f"role {name}: {service}={','.join(ended)}")
+    return lines
+
+
 def from_toml(text: str) -> tuple[dict[str, User], dict[str, dict[str, frozenset[str]]]]:
     """Users and roles of a TOML policy; its version and operator are for information only."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise _bad(f"not TOML: {exc}") from None
-    top = _table(data, "the policy", {"version", "operator", "history", "users", "roles"})
+    top = _table(data, "the policy", _FIELDS)
     return users_from_dict(top.get("users", {})), roles_from_dict(top.get("roles", {}))
 
 
@@ -326,6 +534,22 @@ def _table(value: Any, what: str, known: Iterable[str] | None = None) -> dict[st
             f"{what} has an unknown field {extra[0]!r}", f"known: {', '.join(sorted(known))}"
         )
     return value
+
+
+def _json(document: bytes) -> Any:
+    try:
+        return json.loads(document)
+    except (ValueError, RecursionError) as exc:
+        raise _bad(f"not JSON: {exc}") from None
+
+
+def _digests(top: dict[str, Any], name: str, count_max: int) -> tuple[str, ...]:
+    value = top.get(name, [])
+    if not isinstance(value, list) or len(value) > count_max:
+        raise _bad(f"{name} is not a list of at most {count_max}")
+    if not all(isinstance(item, str) and DIGEST.match(item) for item in value):
+        raise _bad(f"{name} is not a list of SHA-256 in hex")
+    return tuple(value)
 
 
 def _texts(value: Any, what: str) -> frozenset[str]:

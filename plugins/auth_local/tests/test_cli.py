@@ -1,0 +1,146 @@
+"""`ww policy status`, `show` and `resolve`, as an operator types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from wetware.identity import Key
+from wetware_auth_local import cli
+from wetware_auth_local.client import PolicyClient, SeenPolicies
+from wetware_auth_local.policy import Policy, User
+
+OPERATOR = Key.from_seed(b"o" * 32)
+ADA = Key.from_seed(b"a" * 32)
+FIRST = Policy.first(OPERATOR.peer_id)
+
+
+class Store:
+    """A PolicyStore that has one document, and knows of others."""
+
+    def __init__(self, policy: Policy, *others: Policy, kind: str = "fork") -> None:
+        self.policy, self.others, self.kind = policy, others, kind
+
+    async def call(self, method: str, **args: Any) -> dict[str, Any]:
+        if method == "get":
+            return {"document": self.policy.sign(OPERATOR)}
+        if method == "put":
+            self.policy = Policy.open(args["document"])
+            return {"version": self.policy.version, "withdrawn": 1}
+        if method == "divergent":
+            (found,) = (other for other in self.others if other.digest == args["digest"])
+            return {"document": found.sign(OPERATOR)}
+        return {
+            "status": {
+                "version": self.policy.version,
+                "digest": self.policy.digest,
+                "saved": True,
+                "alone": not self.others,
+                "age_s": 3.2 if self.others else 0.0,
+                "members": len(self.others),
+                "refused": 0,
+                "divergences": [
+                    {
+                        "kind": self.kind,
+                        "version": other.version,
+                        "digest": other.digest,
+                        "peer": str(ADA.peer_id),
+                    }
+                    for other in self.others
+                ],
+            }
+        }
+
+
+@pytest.fixture
+def operate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run `ww ARGS` as the operator against a Store."""
+    monkeypatch.setenv("WW_HOME", str(tmp_path / "home"))
+    keys = tmp_path / "home" / "keys"
+    keys.mkdir(parents=True)
+    OPERATOR.save(keys / "default")
+
+    def run(store: Store, *args: str) -> Any:
+        import asyncio
+
+        session = SimpleNamespace(auth_local=PolicyClient(store))
+        monkeypatch.setattr(cli, "run_client", lambda work: asyncio.run(work(session)))
+        app = typer.Typer()
+        cli.mount(app)
+        return CliRunner().invoke(app, list(args))
+
+    return run
+
+
+def with_ada(policy: Policy, *roles: str) -> Policy:
+    return policy.next(users={**policy.users, "ada": User(ADA.peer_id, frozenset(roles))})
+
+
+def test_resolve_says_what_is_no_longer_granted(operate: Any) -> None:
+    one, two = with_ada(FIRST, "member"), with_ada(FIRST, "member", "admin")
+    store = Store(one, two)
+    done = operate(store, "policy", "show")
+    assert "ww policy resolve" in done.output
+    done = operate(store, "policy", "resolve")
+    assert done.exit_code == 0, done.output
+    assert store.policy.roles_of(ADA.peer_id) == {"member"}
+    assert store.policy.descends_from(one)
+    assert store.policy.descends_from(two)
+    assert "was by the other branch: user ada: role admin" in done.output
+    assert "by this node" not in done.output
+    again = operate(store, "policy", "resolve")
+    assert again.exit_code != 0
+    assert "no fork" in str(again.exception)
+
+
+def test_resolve_with_a_file_and_a_choice(operate: Any, tmp_path: Path) -> None:
+    one, two = with_ada(FIRST), with_ada(FIRST, "admin").next()
+    file = tmp_path / "other.json"
+    file.write_bytes(two.sign(OPERATOR))
+    store = Store(one)
+    assert "choose common" in str(operate(store, "policy", "resolve", "--keep", "x").exception)
+    done = operate(store, "policy", "resolve", str(file), "--keep", "other")
+    assert done.exit_code == 0, done.output
+    assert store.policy.roles_of(ADA.peer_id) == {"admin"}
+    assert store.policy.version == two.version + 1
+    missing = operate(store, "policy", "resolve", str(tmp_path / "none"))
+    assert "cannot read" in str(missing.exception)
+
+
+def test_several_branches_become_one(operate: Any) -> None:
+    branches = [with_ada(FIRST), with_ada(FIRST, "member"), with_ada(FIRST, "admin").next().next()]
+    store = Store(*branches)
+    unclear = operate(store, "policy", "resolve", "--keep", "other")
+    assert "there are 2 other branches" in str(unclear.exception)
+    assert operate(store, "policy", "resolve").exit_code == 0
+    assert all(store.policy.descends_from(branch) for branch in branches)
+    assert store.policy.roles_of(ADA.peer_id) == frozenset()
+
+
+def test_an_operator_does_not_resolve_without_the_branch_that_they_have_seen(
+    operate: Any, tmp_path: Path
+) -> None:
+    seen = SeenPolicies(tmp_path / "home" / "policies.json")
+    seen.remember(with_ada(FIRST, "admin", "member"))
+    store = Store(with_ada(FIRST), with_ada(FIRST, "member"))
+    done = operate(store, "policy", "resolve")
+    assert "does not descend from version 2 that you have seen" in str(done.exception)
+    assert store.policy.version == 2
+
+
+def test_status(operate: Any) -> None:
+    alone = operate(Store(FIRST), "policy", "status")
+    assert "alone in the cluster" in alone.output
+    with_others = operate(Store(FIRST.next(), with_ada(FIRST)), "policy", "status")
+    assert "3 s ago" in with_others.output
+    assert "changed in two places" in with_others.output
+    behind = operate(Store(FIRST, with_ada(FIRST), kind="out_of_reach"), "policy", "status")
+    assert "started afresh" in behind.output
+    data = json.loads(operate(Store(FIRST), "policy", "status", "--json").output)
+    assert (data["version"], data["digest"]) == (1, FIRST.digest)
