@@ -38,7 +38,13 @@ def test_the_wheel_has_every_module_schema_and_type_marker(built: Built) -> None
     assert set(expected) - names == set()
     assert "wetware/schema/core.capnp" in names
     assert "wetware_pubsub/pubsub.capnp" in names
-    for package in ("wetware", "wetware_auth_local", "wetware_pubsub"):
+    for package in (
+        "wetware",
+        "wetware_auth_local",
+        "wetware_dht",
+        "wetware_mdns",
+        "wetware_pubsub",
+    ):
         assert f"{package}/py.typed" in names
     stray = {n for n in names if n not in expected and ".dist-info/" not in n}
     assert stray == set(), "files of nobody's are shipped"
@@ -110,7 +116,7 @@ def test_the_installed_package_is_the_wheels(built: Built) -> None:
 def test_help_names_the_commands_of_core_and_plugins(ww: Run) -> None:
     run = ww("--help")
     assert run.returncode == 0, run.stderr
-    for command in ("node", "key", "plugin", "config", "user", "pub", "sub"):
+    for command in ("node", "ls", "invite", "key", "plugin", "config", "user", "pub", "sub"):
         assert f"\n  {command} " in run.stdout
 
 
@@ -120,6 +126,8 @@ def test_the_bundled_plugins_load_from_the_wheel(ww: Run) -> None:
     found = {each["name"]: each for each in json.loads(run.stdout)}
     assert {name: each["state"] for name, each in found.items()} == {
         "auth_local": "loaded",
+        "dht": "loaded",
+        "mdns": "loaded",
         "pubsub": "loaded",
     }
     assert found["pubsub"]["services"] == ["pubsub"]

@@ -1,0 +1,146 @@
+"""A node's side of the plugin, faked: an overlay that answers as told, and waits that are noted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wetware.errors import OverlayError
+from wetware.hookspecs import PeerUp, PluginContext
+from wetware.identity import Key, PeerId
+from wetware.log import get_logger
+from wetware_dht.config import DhtConfig
+from wetware_dht.discovery import DhtDiscovery
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1_800_000_000.0 + self.now
+
+
+class FakeOverlay:
+    """`taken` and `found` are what the next verbs give; an exception is raised."""
+
+    def __init__(self) -> None:
+        self.peer_id, self.cluster = Key.generate().peer_id, "ab" * 20
+        self.now: tuple[str, ...] = (f"/ip4/192.0.2.1/tcp/4001/p2p/{self.peer_id}",)
+        self.connected: list[PeerId] = []
+        self.watchers: list[Callable[[Any], None]] = []
+        self.keys: list[bytes] = []
+        self.taken: bool | OverlayError = True
+        self.found: tuple[str, ...] | OverlayError = ()
+
+    def addrs(self) -> tuple[str, ...]:
+        return self.now
+
+    def peers(self) -> tuple[PeerId, ...]:
+        return tuple(self.connected)
+
+    def watch_peers(self, callback: Callable[[Any], None]) -> Callable[[], None]:
+        self.watchers.append(callback)
+        for peer in self.connected:
+            callback(PeerUp(peer))
+        return lambda: self.watchers.remove(callback)
+
+    def connect(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.connected.append(Key.generate().peer_id)
+            for callback in tuple(self.watchers):
+                callback(PeerUp(self.connected[-1]))
+
+    async def provide(self, key: bytes) -> bool:
+        self.keys.append(key)
+        if isinstance(self.taken, OverlayError):
+            raise self.taken
+        return self.taken
+
+    async def find_providers(self, key: bytes) -> tuple[str, ...]:
+        self.keys.append(key)
+        if isinstance(self.found, OverlayError):
+            raise self.found
+        return self.found
+
+
+class Pauses:
+    """Waits that end at once; the clock advances, and a test acts in between."""
+
+    def __init__(self, clock: FakeClock, count: int) -> None:
+        self.clock, self.count = clock, count
+        self.waits: list[float] = []
+        self.before: dict[int, Callable[[], None]] = {}
+        self.done = asyncio.Event()
+
+    async def __call__(self, woken: asyncio.Event, seconds: float) -> bool:
+        self.waits.append(seconds)
+        await asyncio.sleep(0)
+        if act := self.before.get(len(self.waits)):
+            act()
+        if woken.is_set():
+            woken.clear()
+            return True
+        if len(self.waits) >= self.count:
+            self.done.set()
+            await asyncio.Event().wait()
+        self.clock.now += seconds
+        return False
+
+
+class Steady:
+    """No jitter: the upper end of every range."""
+
+    def uniform(self, low: float, high: float) -> float:
+        return high
+
+
+class World:
+    def __init__(self, pauses: int, **config: Any) -> None:
+        self.overlay, self.clock = FakeOverlay(), FakeClock()
+        self.pauses = Pauses(self.clock, pauses)
+        ctx = PluginContext(
+            name="dht",
+            config=DhtConfig(**{"settle_s": 0.0, **config}),
+            log=get_logger("plugin.dht"),
+            data_dir=Path("/nonexistent"),
+            clock=self.clock,
+            overlay=self.overlay,  # type: ignore[arg-type]
+        )
+        self.discovery = DhtDiscovery(ctx, pause=self.pauses, rng=Steady())  # type: ignore[arg-type]
+        self.reported: list[str] = []
+
+    async def run(self, what: str) -> list[float]:
+        """Run one side until it has paused that often; returns the waits."""
+        side = self.discovery.advertise(self.overlay.now) if what == "advertise" else self._find()
+        task = asyncio.create_task(side)
+        done = asyncio.create_task(self.pauses.done.wait())
+        try:
+            async with asyncio.timeout(10):
+                await asyncio.wait([task, done], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            done.cancel()
+            task.cancel()
+            await asyncio.wait([task])
+        return self.pauses.waits
+
+    async def _find(self) -> None:
+        async for addr in self.discovery.find_peers():
+            self.reported.append(addr)
+
+    def addr(self, host: str = "192.0.2.9", port: int = 4001, peer: object = None) -> str:
+        return f"/ip4/{host}/tcp/{port}/p2p/{peer or Key.generate().peer_id}"
+
+
+@pytest.fixture
+def make_world() -> type[World]:
+    return World

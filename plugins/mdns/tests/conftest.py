@@ -1,0 +1,107 @@
+"""A node's side of the plugin, faked; and discoveries that speak on the loopback interface."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wetware.hookspecs import PluginContext
+from wetware.identity import Key, PeerId
+from wetware.log import get_logger
+from wetware_mdns.config import MdnsConfig
+from wetware_mdns.discovery import MdnsDiscovery
+
+LOOPBACK = ("127.0.0.1",)
+"""For the sockets alone: what is announced is never a loopback address."""
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1_800_000_000.0 + self.now
+
+
+class FakeOverlay:
+    def __init__(self, cluster: str, *hosts: str) -> None:
+        self.peer_id = Key.generate().peer_id
+        self.cluster = cluster
+        self.connected: tuple[PeerId, ...] = ()
+        self.listen(*hosts)
+
+    def listen(self, *hosts: str) -> None:
+        kind = {True: "ip6", False: "ip4"}
+        self.now = tuple(f"/{kind[':' in h]}/{h}/tcp/4001/p2p/{self.peer_id}" for h in hosts)
+
+    def addrs(self) -> tuple[str, ...]:
+        return self.now
+
+    def peers(self) -> tuple[PeerId, ...]:
+        return self.connected
+
+
+def make_discovery(overlay: FakeOverlay, clock: Any = None, **config: Any) -> MdnsDiscovery:
+    settings: dict[str, Any] = {"interfaces": LOOPBACK, "addrs_poll_s": 0.01, **config}
+    ctx = PluginContext(
+        name="mdns",
+        config=MdnsConfig(**settings),
+        log=get_logger("plugin.mdns"),
+        data_dir=Path("/nonexistent"),
+        clock=clock or FakeClock(),
+        overlay=overlay,  # type: ignore[arg-type]
+    )
+    return MdnsDiscovery(ctx)
+
+
+@contextlib.asynccontextmanager
+async def running(overlay: FakeOverlay, **config: Any) -> AsyncIterator[MdnsDiscovery]:
+    """A discovery that is announced and listens, as the node runs it."""
+    discovery = make_discovery(overlay, **config)
+    task = asyncio.create_task(discovery.advertise(overlay.addrs()))
+    try:
+        yield discovery
+    finally:
+        task.cancel()
+        async with asyncio.timeout(1.0):
+            await asyncio.wait([task])
+
+
+async def found(discovery: MdnsDiscovery, count: int = 1, timeout_s: float = 3.0) -> set[str]:
+    addrs: set[str] = set()
+    async with asyncio.timeout(timeout_s):
+        async for addr in discovery.find_peers():
+            addrs.add(addr)
+            if len(addrs) >= count:
+                break
+    return addrs
+
+
+async def found_all(discovery: MdnsDiscovery, wanted: set[str]) -> set[str]:
+    """Everything that is found until `wanted` is; tests that run beside may be heard as well."""
+    addrs: set[str] = set()
+    async with asyncio.timeout(3.0):
+        async for addr in discovery.find_peers():
+            addrs.add(addr)
+            if addrs >= wanted:
+                break
+    return addrs
+
+
+@pytest.fixture
+def cluster() -> str:
+    """One of the test's own: other tests speak on the same interface at the same time."""
+    return Key.generate().peer_id.multihash[-20:].hex()
+
+
+@pytest.fixture
+def make_overlay(cluster: str) -> Callable[..., FakeOverlay]:
+    return lambda *hosts, of=cluster: FakeOverlay(of, *hosts)

@@ -1,0 +1,1 @@
+"""Find the other nodes of the cluster on the same local network, by multicast DNS."""
