@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wetware import paths, rpc
 from wetware.errors import (
@@ -28,6 +28,7 @@ from wetware.errors import (
     DialError,
     InternalError,
     InvalidArgument,
+    OverlayError,
     Unsupported,
     WetwareError,
 )
@@ -43,6 +44,9 @@ from wetware.protocol import (
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from wetware.cluster_client import Member
+    from wetware.link import Connection
+
 CLIENT_GROUP = "wetware.client.v1"
 """Entry points: service name → the class that an application sees as `session.NAME`."""
 SIGNER_GROUP = "wetware.signer.v1"
@@ -53,6 +57,8 @@ RUNTIME_BYTES_MAX = 64 << 10
 
 CONNECT_S = 10.0
 """Default time for dialling and logging in together."""
+DIRECT_S_MAX = 3.0
+"""For dialling a node that can be reached through a tunnel as well."""
 
 _HINTS = {
     LoginStatus.UNKNOWN_PRINCIPAL: "an operator adds you with `ww user add NAME --key KEY`; "
@@ -158,11 +164,12 @@ class _Opening:
         self._ref: asyncio.Future[rpc.Ref] | None = None
 
     async def _open(self) -> rpc.Ref:
-        if self._ref is None or (self._ref.done() and self._ref.exception() is not None):
-            self._ref = asyncio.ensure_future(self._session.open(self._name, self.interface))
+        ref = self._ref
+        if ref is None or ref.cancelled() or (ref.done() and ref.exception() is not None):
+            ref = self._ref = asyncio.ensure_future(self._session.open(self._name, self.interface))
             # Whoever waited may be cancelled meanwhile: then nobody asks how it ended.
-            self._ref.add_done_callback(lambda ref: ref.cancelled() or ref.exception())
-        return await asyncio.shield(self._ref)
+            ref.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(ref)
 
     async def call(self, method: str, /, **params: object) -> Any:
         """Open if need be, then call."""
@@ -185,8 +192,8 @@ class Session:
     then on calls raise Revoked, Expired or Disconnected.
     """
 
-    def __init__(self, ref: rpc.Ref, identity: Identity) -> None:
-        self._ref = ref
+    def __init__(self, ref: rpc.Ref, identity: Identity, login: _Login) -> None:
+        self._ref, self._login = ref, login
         self._clients: dict[str, Any] = {}
         self.identity = identity
 
@@ -211,6 +218,46 @@ class Session:
         if service is None:
             raise InternalError(f"the node answered without a capability for {name!r}")
         return service.cast(interface)
+
+    @contextlib.asynccontextmanager
+    async def node(
+        self, selector: str, *, timeout_s: float = CONNECT_S, direct: bool | None = None
+    ) -> AsyncIterator[Session]:
+        """Log in to another node of the cluster, with the same key or signer.
+
+        The connection is encrypted end to end, and the login is bound to it: this session's node
+        may carry the bytes, and learns nothing from them.
+
+        Args:
+            selector: Which one, e.g. "host=db1", "zone=home,service=blob"; of several, a living one
+                with the least load. See `session.cluster.one`.
+            timeout_s: For dialling and logging in together.
+            direct: True: dial it from here; False: through a tunnel of this session's node; None:
+                dial, and where that fails use the tunnel.
+
+        Raises NotFound where no living member matches, and otherwise as `connect`.
+        """
+        member = await self.cluster.one(selector)
+        if member.is_self:
+            yield self
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            async with _Timeout(timeout_s, f"{member.name or member.peer_id} ({selector})"):
+                place = None
+                if direct is not False:
+                    dial_s = None if direct else min(DIRECT_S_MAX, timeout_s / 2)
+                    try:
+                        place = await _remote(stack, ",".join(member.addrs), timeout_s=dial_s)
+                    except OverlayError:
+                        if direct:
+                            raise
+                if place is None:
+                    place = await _tunnelled(stack, self, member)
+                session = await self._login.open(place)
+            try:
+                yield session
+            finally:
+                session._ref.close()
 
     async def status(self) -> dict[str, Any]:
         """What the node is doing: the struct NodeStatus of core.capnp."""
@@ -341,9 +388,35 @@ class LocalNode:
             raise ConfigError(f"cannot read {file}: {exc}", hint="restart the node") from exc
 
 
-async def _local(
-    stack: contextlib.AsyncExitStack, data_dir: Path
-) -> tuple[rpc.RpcConnection, PeerId, Channel]:
+_Place: TypeAlias = tuple[rpc.RpcConnection, PeerId, Channel]
+"""A connection to a Gate, who is at its other end, and what a login on it is bound to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Login:
+    """How a user logs in, here and at other nodes."""
+
+    choose: Callable[[Challenge], Signer]
+
+    async def open(self, place: _Place) -> Session:
+        """Log in; raises LoginRefused, or what the signer raised."""
+        connection, verifier, channel = place
+        signing = _SignerServant(self.choose, verifier, channel)
+        gate = connection.bootstrap(CORE.Gate)
+        terminal = (await gate.call("terminal"))["terminal"]
+        try:
+            reply = await terminal.call("login", signer=signing)
+        finally:
+            signing.spent = True
+        status = status_from_name(reply["status"])
+        if status is not LoginStatus.GRANTED:
+            raise signing.failure or LoginRefused(status, reply["reason"])
+        if (ref := reply["session"]) is None:
+            raise Unsupported("the node granted the login and gave no session")
+        return Session(ref, _identity(await ref.call("whoami")), self)
+
+
+async def _local(stack: contextlib.AsyncExitStack, data_dir: Path) -> _Place:
     node = LocalNode.find(data_dir)
     try:
         connection = await rpc.connect_unix(node.socket)
@@ -358,8 +431,8 @@ async def _local(
 
 
 async def _remote(
-    stack: contextlib.AsyncExitStack, target: str
-) -> tuple[rpc.RpcConnection, PeerId, Channel]:
+    stack: contextlib.AsyncExitStack, target: str, *, timeout_s: float | None = None
+) -> _Place:
     from wetware.link import LinkHost
     from wetware.multiaddr import Multiaddr
 
@@ -373,7 +446,22 @@ async def _remote(
         )
     # A client is no node: its link key is made for this connection and forgotten.
     host = await stack.enter_async_context(LinkHost(Key.generate()))
-    link = await host.dial(addresses, peer=peer)
+    link = await host.dial(addresses, peer=peer, timeout_s=timeout_s)
+    return await _over_link(stack, link)
+
+
+async def _tunnelled(stack: contextlib.AsyncExitStack, session: Session, member: Member) -> _Place:
+    """The far node's Gate, over a byte tunnel of the session's node."""
+    from wetware.link import LinkHost
+    from wetware.multiaddr import Multiaddr
+
+    host = await stack.enter_async_context(LinkHost(Key.generate()))
+    pipe = await session.cluster.tunnel(member.peer_id)
+    carrier = Multiaddr("ip4", "127.0.0.1", 0, PeerId(session.identity.node))  # for messages only
+    return await _over_link(stack, await host.connect_pipe(pipe, member.peer_id, carrier))
+
+
+async def _over_link(stack: contextlib.AsyncExitStack, link: Connection) -> _Place:
     connection = await rpc.connect(await link.open_stream(GATE_PROTOCOL))
     stack.push_async_callback(connection.aclose)
     return connection, link.peer, Channel("noise", link.channel_binding)
@@ -421,7 +509,8 @@ async def connect(
             "default".
         signer: Answers the challenge instead of `key`.
         data_dir: Of the local node; default `~/.wetware/node`.
-        passphrase: Called if the key is encrypted; default: WW_PASSPHRASE.
+        passphrase: Called if the key is encrypted; default: WW_PASSPHRASE. It is called on the
+            loop, during the login: where a person has to type, ask beforehand.
         timeout_s: For dialling and logging in together.
 
     Raises DialError, LoginRefused (with `.status`), AuthError from the signer, KeyFileError,
@@ -436,21 +525,8 @@ async def connect(
                 place = await _local(stack, data_dir or paths.data_dir())
             else:
                 place = await _remote(stack, target)
-            connection, verifier, channel = place
-            signing = _SignerServant(_chooser(signer, choice), verifier, channel)
-            gate = connection.bootstrap(CORE.Gate)
-            terminal = (await gate.call("terminal"))["terminal"]
-            try:
-                reply = await terminal.call("login", signer=signing)
-            finally:
-                signing.spent = True
-            status = status_from_name(reply["status"])
-            if status is not LoginStatus.GRANTED:
-                raise signing.failure or LoginRefused(status, reply["reason"])
-            if (ref := reply["session"]) is None:
-                raise Unsupported("the node granted the login and gave no session")
-            identity = _identity(await ref.call("whoami"))
+            session = await _Login(_chooser(signer, choice)).open(place)
         try:
-            yield Session(ref, identity)
+            yield session
         finally:
-            ref.close()
+            session._ref.close()

@@ -26,16 +26,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Union, cast
 
+from wetware import paths
 from wetware.errors import ConfigError, InvalidArgument, PluginError
 
 if TYPE_CHECKING:
+    from wetware.admission import AdmissionLimits
     from wetware.broker.limits import LoginLimits
-    from wetware.identity import PeerId
     from wetware.link import LinkLimits
+    from wetware.membership.config import MembershipConfig
     from wetware.multiaddr import Multiaddr
     from wetware.rpc import RpcLimits
 
 T = TypeVar("T")
+
+HIDDEN: Final = "(hidden)"
+"""Shown in place of a secret; a field is one by `metadata={"secret": True}`."""
+LABELS_MAX: Final = 32
+LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}=[^,=\s!][^,=\n\t!]{0,127}")
+"""A label as text. What selectors give a meaning to cannot be part of it."""
 
 FILE_BYTES_MAX: Final = 1 << 20
 """A configuration file is text that a person wrote; more is a mistake."""
@@ -54,19 +62,6 @@ ENV_OTHER: Final = {
 """Variables that are read elsewhere and are no settings."""
 
 
-def home_dir(env: Mapping[str, str] | None = None) -> Path:
-    """`WW_HOME`, else `~/.wetware`; absolute, not created."""
-    env = os.environ if env is None else env
-    return _absolute(env.get("WW_HOME") or "~/.wetware", "WW_HOME")
-
-
-def _absolute(path: str | Path, what: str) -> Path:
-    try:
-        return Path(os.path.abspath(Path(path).expanduser()))
-    except RuntimeError as exc:  # an unknown user, or no home at all
-        raise ConfigError(f"{what}: {path}: {exc}", code="config.value") from None
-
-
 # --- the core's own sections ---
 
 
@@ -76,14 +71,23 @@ def _parse_listen(values: tuple[Multiaddr, ...]) -> None:
             raise InvalidArgument(f"{addr}: an address to listen on does not end in /p2p/…")
 
 
-def _parse_peers(values: tuple[Multiaddr | PeerId, ...]) -> None:
-    from wetware.multiaddr import Multiaddr
-
+def _parse_peers(values: tuple[Multiaddr, ...]) -> None:
     for value in values:
-        if isinstance(value, Multiaddr) and value.peer is None:
-            raise InvalidArgument(f"{value} must end in /p2p/PEER_ID: a member is known by its key")
-        if isinstance(value, Multiaddr) and value.port == 0:
+        if value.peer is None:
+            raise InvalidArgument(f"{value} must end in /p2p/PEER_ID: a node is known by its key")
+        if value.port == 0:
             raise InvalidArgument(f"{value}: port 0 cannot be dialled")
+
+
+def _parse_labels(values: tuple[str, ...]) -> None:
+    if len(values) > LABELS_MAX:
+        raise InvalidArgument(f"{len(values)} labels; at most {LABELS_MAX}")
+    for value in values:
+        if not LABEL.fullmatch(value):
+            raise InvalidArgument(
+                f"{value[:80]!r} is not a label: write KEY=VALUE, KEY of a-z, 0-9, '.', '_', '-', "
+                "VALUE of printable characters without ',' and '='"
+            )
 
 
 def _parse_auth(value: str) -> None:
@@ -107,7 +111,7 @@ class NodeConfig:
     """The node itself."""
 
     data_dir: Path = field(
-        default_factory=lambda: home_dir() / "node",
+        default_factory=lambda: paths.home() / "node",
         metadata={
             "help": "What the node keeps: its key, the policy, plugins' data. One node at a time "
             "uses it.",
@@ -124,13 +128,38 @@ class NodeConfig:
             "check": _parse_listen,
         },
     )
-    peers: tuple[Multiaddr | PeerId, ...] = field(
+    peers: tuple[Multiaddr, ...] = field(
         default=(),
         metadata={
-            "help": "The members of the cluster: addresses that end in `/p2p/PEER_ID`, which the "
-            "node also dials, or bare peer IDs. Membership is mutual: each side names the other.",
+            "help": "Nodes to connect to at the start, beside those that this node remembers: "
+            "addresses that end in `/p2p/PEER_ID`. Being named here makes nobody a member.",
             "check": _parse_peers,
             "flag": "--peer",
+        },
+    )
+    join: str = field(
+        default="",
+        metadata={
+            "help": "A ticket of `ww invite`, or a certificate of `ww invite --peer`: how a new "
+            "node becomes a member. Not needed again once it has joined.",
+            "flag": "--join",
+            "secret": True,
+        },
+    )
+    labels: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "What others may select this node by: `KEY=VALUE`. Labels of the node's "
+            "certificate win over these.",
+            "check": _parse_labels,
+            "flag": "--label",
+        },
+    )
+    libp2p: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to run libp2p's control plane: identify, ping and the DHT, for peers "
+            "that are no wetware nodes. Costs some 90 MiB.",
         },
     )
     auth: str = field(
@@ -154,25 +183,6 @@ class NodeConfig:
     log_format: Literal["text", "json"] = field(
         default="text", metadata={"help": "One line of text, or one JSON object, per event."}
     )
-
-    @property
-    def members(self) -> frozenset[PeerId]:
-        """The peer IDs that `peers` names."""
-        from wetware.multiaddr import Multiaddr
-
-        found = (item.peer if isinstance(item, Multiaddr) else item for item in self.peers)
-        return frozenset(peer for peer in found if peer is not None)
-
-    @property
-    def dial(self) -> dict[PeerId, tuple[Multiaddr, ...]]:
-        """The members with known addresses, in the order of `peers`."""
-        from wetware.multiaddr import Multiaddr
-
-        found: dict[PeerId, tuple[Multiaddr, ...]] = {}
-        for item in self.peers:
-            if isinstance(item, Multiaddr) and item.peer is not None:
-                found[item.peer] = (*found.get(item.peer, ()), item)
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +210,8 @@ class PluginsConfig:
 
 _SECTIONS: Final[dict[str, type | tuple[str, str]]] = {
     "node": NodeConfig,
+    "admission": ("wetware.admission", "AdmissionLimits"),
+    "membership": ("wetware.membership.config", "MembershipConfig"),
     "login": ("wetware.broker.limits", "LoginLimits"),
     "link": ("wetware.link", "LinkLimits"),
     "rpc": ("wetware.rpc", "RpcLimits"),
@@ -244,21 +256,23 @@ class Setting:
         key: Dotted, e.g. `node.listen` or `plugins.pubsub.buffer_messages`.
         value: The typed value.
         origin: Where it came from.
+        secret: Whether the value is not shown.
     """
 
     key: str
     value: object
     origin: Origin
+    secret: bool = False
 
     @property
     def text(self) -> str:
         """The value as one would write it in ww.toml; "" for an absent one."""
-        return _toml(self.value)
+        return HIDDEN if self.secret and self.value else _toml(self.value)
 
     @property
     def plain(self) -> object:
         """The value in JSON's types."""
-        return _plain(self.value)
+        return HIDDEN if self.secret and self.value else _plain(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -654,6 +668,17 @@ class Config:
         return self._core("login", cast("type[LoginLimits]", _section_class("login")))
 
     @property
+    def admission(self) -> AdmissionLimits:
+        """`[admission]`."""
+        return self._core("admission", cast("type[AdmissionLimits]", _section_class("admission")))
+
+    @property
+    def membership(self) -> MembershipConfig:
+        """`[membership]`."""
+        section = cast("type[MembershipConfig]", _section_class("membership"))
+        return self._core("membership", section)
+
+    @property
     def plugins(self) -> PluginsConfig:
         """`[plugins]`, without the plugins' own sections."""
         return self._core("plugins", PluginsConfig)
@@ -772,6 +797,7 @@ class Config:
                     f"{section}.{each.name}",
                     getattr(value, each.name),
                     self._origins[f"{section}.{each.name}"],
+                    bool(each.metadata.get("secret")),
                 )
                 for each in dataclasses.fields(cls)
             ]
@@ -976,7 +1002,7 @@ def file_path(path: Path | None = None, *, env: Mapping[str, str] | None = None)
     """Where the configuration file is: `path`, else `WW_CONFIG`, else `$WW_HOME/ww.toml`."""
     env = os.environ if env is None else env
     named = path or env.get("WW_CONFIG")
-    return _absolute(named or home_dir(env) / "ww.toml", "the configuration file")
+    return paths.absolute(named or paths.home(env) / "ww.toml", "the configuration file")
 
 
 def load(
@@ -998,14 +1024,14 @@ def load(
     env = os.environ if env is None else env
     named = path is not None or bool(env.get("WW_CONFIG"))
     target = file_path(path, env=env)
-    config = Config(home_dir(env), target, _read(target, required=named), env, flags or {})
+    config = Config(paths.home(env), target, _read(target, required=named), env, flags or {})
     config.check_names()
     return config
 
 
 def defaults() -> Config:
     """The configuration of a machine without a file, variables and flags."""
-    home = home_dir({})
+    home = paths.home({})
     return Config(home, home / "ww.toml", None, {}, {})
 
 

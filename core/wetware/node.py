@@ -1,8 +1,9 @@
 """A node: composes overlay, broker, auth backend and services in one task group.
 
-Order of a start: data directory locked → key → plugins → auth backend → services → listeners →
-"ready". What fails on the way stops the start with one clear error, and nothing stays behind. To
-stop is to be cancelled; every part ends with the task group.
+Order of a start: data directory locked → key → joined, if there is a ticket → auth backend →
+admission → services → listeners → "ready" → membership. What fails on the way stops the start with
+one clear error, and nothing stays behind. To stop is to be cancelled; every part ends with the task
+group.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
-import random
 import socket
-import struct
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -26,29 +25,34 @@ from typing import TYPE_CHECKING, Any
 import wetware
 from wetware import node_key, paths, rpc
 from wetware.access import Access
-from wetware.admission import Admission
+from wetware.admission import Admission, Chain, Introductions, Store, join
+from wetware.admission.texts import parse_join
 from wetware.audit import Audit
 from wetware.broker import Broker
 from wetware.broker.gate import SESSION_SERVICE
-from wetware.errors import ConfigError, LimitExceeded, OverlayError, WetwareError
+from wetware.cluster import ClusterService
+from wetware.errors import ConfigError, LimitExceeded, OverlayError
 from wetware.hookspecs import AuthBackend, Discovery, PeerDown, PeerUp, PluginContext, Service
 from wetware.identity import Channel, Key, PeerId, Principal, replace_private_file
-from wetware.link import Connection, LinkHost, Stream
+from wetware.lag import LagMeter
+from wetware.link import LinkHost, Stream
 from wetware.log import get_logger
-from wetware.multiaddr import Multiaddr
+from wetware.membership.service import Membership
+from wetware.membership.swim import State
 from wetware.overlay import Overlay
 from wetware.protocol import CORE, GATE_PROTOCOL
 
 if TYPE_CHECKING:
     from wetware.config import Config
+    from wetware.multiaddr import Multiaddr
     from wetware.plugins import Plugins
 
 log = get_logger("node")
 
 START_S_MAX = 30.0
 """For the auth backend and each service to become ready."""
-REDIAL_S_MIN, REDIAL_S_MAX = 0.5, 30.0
-"""Back-off of dialling a member that is not connected; doubles, with jitter."""
+CORE_SERVICES = ("node", "cluster")
+"""Every node has them: its record in the membership does not name them."""
 SOCKET_PATH_BYTES_MAX = 100
 """The kernel takes 107; a longer path gets its socket in a private directory under the temp dir."""
 _SIGN_DOMAINS_REFUSED = (
@@ -70,14 +74,6 @@ class SystemClock:
     def monotonic(self) -> float:
         """Seconds that never go back."""
         return time.monotonic()
-
-
-def cluster_id(backend: AuthBackend) -> str:
-    """The cluster's ID: 40 hex digits of a hash over its founding policy."""
-    digest = hashlib.sha256(b"wetware-cluster:1\n")
-    for part in (backend.name.encode(), backend.founding):
-        digest.update(struct.pack("!I", len(part)) + part)
-    return digest.hexdigest()[:40]
 
 
 # --- the data directory ---------------------------------------------------------------------------
@@ -173,26 +169,14 @@ class _PluginOverlay:
     def cluster(self) -> str:
         return self._node.cluster
 
+    def addrs(self) -> tuple[str, ...]:
+        return tuple(map(str, self._node.addrs))
+
     def peers(self) -> tuple[PeerId, ...]:
-        return tuple(p for p in self._node.host.peers() if self._node.admission.is_member(p))
+        return self._node.introductions.peers()
 
     def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
-        up: set[PeerId] = set()
-
-        def on_up(connection: Connection) -> None:
-            if connection.peer not in up and self._node.admission.is_member(connection.peer):
-                up.add(connection.peer)
-                callback(PeerUp(connection.peer))
-
-        def on_down(connection: Connection) -> None:
-            # A second connection to the same peer may live on.
-            if connection.peer in up and self._node.host.connection(connection.peer) is None:
-                up.discard(connection.peer)
-                callback(PeerDown(connection.peer))
-
-        for connection in self._node.host.connections():
-            on_up(connection)
-        return self._node.host.watch(on_up, on_down)
+        return self._node.introductions.watch(callback)
 
     async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
         return await self._node.host.open_stream(peer, *protocols)
@@ -205,6 +189,13 @@ class _PluginOverlay:
         access: Access,
     ) -> Callable[[], None]:
         return self._node.host.handle(protocol, handler, access=access)
+
+    async def provide(self, key: bytes) -> bool:
+        return await self._node.overlay.provide(key)
+
+    async def find_providers(self, key: bytes) -> tuple[str, ...]:
+        found = await self._node.overlay.find_providers(key)
+        return tuple(str(addr) for provider in found for addr in provider.addrs)
 
     def sign(self, domain: bytes, data: bytes) -> bytes:
         if not domain or (domain + data).startswith(_SIGN_DOMAINS_REFUSED):
@@ -284,9 +275,14 @@ class Node:
         self.started_at = self.clock.monotonic()
         self.data_dir = config.node.data_dir
         self.services: dict[str, Service] = {}
-        self.admission = Admission(config.node.members)
+        self.name = config.node.name or socket.gethostname()
         self.cluster = ""
+        self.lag = LagMeter()
         self.key: Key
+        self.admission: Admission
+        self.audit: Audit
+        self.introductions: Introductions
+        self.membership: Membership
         self.host: LinkHost
         self.overlay: Overlay
         self.backend: AuthBackend
@@ -303,11 +299,23 @@ class Node:
             async with contextlib.AsyncExitStack() as stack:
                 stack.enter_context(_umask(0o077))
                 stack.callback(self.plugins.close)
+                self._store = Store.open(self.data_dir)
+                if self.config.node.join:
+                    await self._join(self.config.node.join)
                 self.backend = self.plugins.auth(self._context)
-                self.cluster = cluster_id(self.backend)
+                self._found()
                 self._collect_services()
                 discoveries = self.plugins.discoveries(self._context)
-                audit = Audit(self.clock, self.plugins.audit)
+                self.audit = Audit(self.clock, self.plugins.audit)
+                self.admission = Admission(
+                    self._store,
+                    self.key,
+                    clock=self.clock,
+                    limits=self.config.admission,
+                    veto=self.backend.admit_node,
+                    record=self.audit.record,
+                )
+                stack.push_async_callback(self._store.flush)
                 await stack.enter_async_context(rpc.runtime())
                 await stack.enter_async_context(rpc.loop_gc())
                 self.host = await stack.enter_async_context(
@@ -318,6 +326,23 @@ class Node:
                         privileged=self.admission.is_member,
                     )
                 )
+                self.introductions = Introductions(
+                    self.host,
+                    self.admission,
+                    addrs=lambda: self.addrs,
+                    join_document=self.backend.join_document,
+                    limits=self.config.admission,
+                )
+                self.membership = Membership(
+                    self.host,
+                    self.key,
+                    self.admission,
+                    self.introductions,
+                    config=self.config.membership,
+                    clock=self.clock,
+                    describe=self._describe,
+                    data_dir=self.data_dir,
+                )
                 self.overlay = Overlay(self.host, self.key)
                 self.broker = Broker(
                     peer_id=self.key.peer_id,
@@ -325,22 +350,26 @@ class Node:
                     backend=self.backend,
                     services=self.services,
                     clock=self.clock,
-                    audit=audit,
+                    audit=self.audit,
                     limits=self.config.login,
                 )
                 stack.callback(self.broker.close)
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(audit.run(), name="audit")
+                    tasks.create_task(self.audit.run(), name="audit")
+                    tasks.create_task(self.lag.run(), name="lag")
+                    tasks.create_task(self.admission.run(lambda: None), name="admission")
                     await self._start_backend(tasks)
                     await self._start_services(tasks)
+                    self.introductions.start()
+                    stack.push_async_callback(self.introductions.aclose)
                     self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
                     await self.host.listen(self.config.node.listen)
                     path = socket_path(self.data_dir)
                     await stack.enter_async_context(self._local_socket(path))
-                    tasks.create_task(self._run_overlay(), name="overlay")
-                    for peer, addrs in self.config.node.dial.items():
-                        if peer != self.key.peer_id:
-                            tasks.create_task(self._keep_connected(peer, addrs))
+                    if self.config.node.libp2p:
+                        tasks.create_task(self.overlay.run(), name="overlay")
+                    self.membership.bootstrap((*self.config.node.peers, *self._store.addrs))
+                    tasks.create_task(self.membership.run(lambda: None), name="membership")
                     for discovery in discoveries:
                         tasks.create_task(self._discover(discovery))
                     stack.enter_context(self._runtime_file(path))
@@ -387,10 +416,61 @@ class Node:
             data_dir=data_dir,
             clock=self.clock,
             overlay=self._overlay_verbs,
+            join_document=self._store.join_document,
         )
 
+    async def _join(self, invitation: str) -> None:
+        """Become a member with a ticket or a certificate, unless this node is one already."""
+        parsed = parse_join(invitation)
+        store = self._store
+        if store.founding == parsed.founding and store.certificate is not None:
+            own = Chain.open(store.certificate, parsed.founding)
+            if self.clock.time() * 1000 < own.not_after_ms:
+                log.info("cluster.joined_already", cluster=parsed.founding.cluster_id)
+                return
+        async with LinkHost(self.key, limits=self.config.link) as host:
+            await join(
+                host,
+                parsed,
+                key=self.key,
+                data_dir=self.data_dir,
+                clock=self.clock,
+                limits=self.config.admission,
+            )
+        self._store = Store.open(self.data_dir)
+
+    def _found(self) -> None:
+        """The cluster that this node belongs to; one of its own at its very first start."""
+        backend = self.backend
+        founding = self._store.founding
+        if founding is None:
+            founding = self._store.found(backend.name, backend.founding)
+            log.info("cluster.founded", cluster=founding.cluster_id)
+        if (founding.backend, founding.statement) != (backend.name, backend.founding):
+            raise ConfigError(
+                f"this node belongs to the cluster {founding.cluster_id}, which was founded on the "
+                f"auth backend {founding.backend!r} and another authority than the one that is "
+                f"configured ({backend.name!r})",
+                hint=f"start it with --auth {founding.backend} as before, or give the other "
+                "cluster a data directory of its own, with --data-dir",
+                code="config.cluster",
+            )
+        self.cluster = founding.cluster_id
+
+    def _describe(self) -> dict[str, Any]:
+        """What the membership says of this node; asked again and again."""
+        return {
+            "addrs": tuple(map(str, self.addrs)),
+            "host": socket.gethostname(),
+            "name": self.name,
+            "labels": dict(text.split("=", 1) for text in self.config.node.labels),
+            "version": wetware.__version__,
+            "services": tuple(sorted(set(self.services) - set(CORE_SERVICES))),
+            "memory_bytes": _rss_bytes(),
+        }
+
     def _collect_services(self) -> None:
-        own: list[Service] = [_NodeService(self), *self.backend.services]
+        own: list[Service] = [_NodeService(self), ClusterService(self), *self.backend.services]
         reserved = [SESSION_SERVICE, *(service.name for service in own)]
         for service in (*own, *self.plugins.services(self._context, reserved)):
             self.services[service.name] = service
@@ -434,9 +514,6 @@ class Node:
         finally:
             self.services.pop(service.name, None)
             ready.set()
-
-    async def _run_overlay(self) -> None:
-        await self.overlay.run()
 
     async def _gate(self, stream: Stream) -> None:
         """One client over the network: a stranger with little room until the broker trusts it."""
@@ -483,53 +560,30 @@ class Node:
 
     # --- peers ------------------------------------------------------------------------------------
 
-    async def _keep_connected(self, peer: PeerId, addrs: tuple[Multiaddr, ...]) -> None:
-        """Dial a member until it is connected, and again when it is lost."""
-        delay = REDIAL_S_MIN
-        while True:
-            connection = self.host.connection(peer)
-            if connection is None:
-                try:
-                    connection = await self.host.dial(addrs, peer=peer)
-                except WetwareError as exc:
-                    log.info("peer.unreachable", peer=peer, again_s=round(delay, 1), why=exc)
-                    await asyncio.sleep(delay * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
-                    delay = min(REDIAL_S_MAX, delay * 2)
-                    continue
-            delay = REDIAL_S_MIN
-            log.info("peer.connected", peer=peer, addr=connection.remote)
-            await connection.wait_closed()
-            log.info("peer.lost", peer=peer)
-            await asyncio.sleep(REDIAL_S_MIN)
-
     async def _discover(self, discovery: Discovery) -> None:
-        """Announce this node and dial the members that a discovery finds."""
+        """Announce this node, and let the membership try what a discovery finds."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(discovery.advertise(tuple(map(str, self.addrs))))
                 async for text in discovery.find_peers():
-                    await self._found(discovery.name, text)
+                    self.membership.found(text, discovery.name)
         except Exception:
             log.exception("discovery.failed", discovery=discovery.name)
-
-    async def _found(self, discovery: str, text: str) -> None:
-        try:
-            addr = Multiaddr.parse(text)
-            if addr.peer is None or not self.admission.is_member(addr.peer):
-                return
-            if self.host.connection(addr.peer) is None and addr.peer != self.key.peer_id:
-                await self.host.dial((addr,), peer=addr.peer)
-                log.info("peer.found", peer=addr.peer, discovery=discovery)
-        except WetwareError as exc:
-            log.info("peer.unreachable", addr=text[:120], discovery=discovery, why=exc)
 
     # --- status -----------------------------------------------------------------------------------
 
     def status(self) -> dict[str, object]:
         """The struct NodeStatus of core.capnp."""
-        overlay = self.overlay.status()
+        overlay, lag, own = self.overlay.status(), self.lag.snapshot(), self.admission.own
         return {
             "peer_id": str(self.key.peer_id),
+            "name": self.name,
+            "members": sum(m.state is State.ALIVE for m in self.membership.members()),
+            "loop_lag_p99_s": lag.recent.p99_s,
+            "loop_lag_max_s": lag.recent.max_s,
+            "clock_offset_s": self.membership.swim.clock_offset_s or 0.0,
+            "certificate_not_after_ms": own.not_after_ms,
+            "rights": sorted(own.rights),
             "cluster": self.cluster,
             "version": wetware.__version__,
             "uptime_s": self.clock.monotonic() - self.started_at,

@@ -6,15 +6,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from wetware.errors import ConfigError
 
 RUNTIME_FILE = "node.json"
 """In the data directory: where the running node's socket is, and its peer ID."""
 
 
-def home() -> Path:
-    """WW_HOME, or ~/.wetware."""
-    return Path(os.environ.get("WW_HOME") or Path.home() / ".wetware").expanduser()
+def absolute(path: str | Path, what: str) -> Path:
+    """The path with `~` resolved; not created. ConfigError names `what` it is."""
+    try:
+        return Path(os.path.abspath(Path(path).expanduser()))
+    except RuntimeError as exc:  # an unknown user, or no home at all
+        raise ConfigError(f"{what}: {path}: {exc}", code="config.value") from None
+
+
+def home(env: Mapping[str, str] | None = None) -> Path:
+    """WW_HOME, or ~/.wetware; absolute, not created. `env` stands in for the environment."""
+    env = os.environ if env is None else env
+    return absolute(env.get("WW_HOME") or "~/.wetware", "WW_HOME")
 
 
 def keys_dir() -> Path:
@@ -24,4 +36,4 @@ def keys_dir() -> Path:
 
 def data_dir() -> Path:
     """The default node's data directory: WW_NODE_DATA_DIR, or `node` in the home."""
-    return Path(os.environ.get("WW_NODE_DATA_DIR") or home() / "node").expanduser()
+    return absolute(os.environ.get("WW_NODE_DATA_DIR") or home() / "node", "WW_NODE_DATA_DIR")

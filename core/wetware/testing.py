@@ -1,6 +1,8 @@
 """Real nodes for tests: `ww node` processes on loopback, each with a home of its own.
 
-    with Home(tmp_path) as home, home.node() as a, home.node(peers=[…]) as b: ...
+    with Home(tmp_path) as home, home.node() as a, home.node(join=a) as b: ...
+
+`HostOverlay` gives a service real streams without a node.
 
 Conformance suites for services and auth backends will live here too.
 """
@@ -13,13 +15,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
+
+if TYPE_CHECKING:
+    from wetware.access import Access
+    from wetware.link import Connection, LinkHost, Stream
 
 START_S_MAX = 60.0
 """Of a node process on a loaded machine; it takes about two seconds on an idle one."""
@@ -29,6 +37,25 @@ COMMAND_S_MAX = 60.0
 
 def _ww() -> list[str]:
     return [sys.executable, "-m", "wetware"]
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Processes started inside end at SIGINT, as those started from a terminal do.
+
+    A shell without job control starts its background jobs with SIGINT ignored, CI runs among them;
+    that is inherited, and Python leaves it so, as it should. What this process catches is the
+    default again in its children.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def wait_for(condition: Any, what: str, *, within_s: float = 20.0) -> Any:
@@ -86,6 +113,26 @@ class NodeProcess:
     def wait_log(self, text: str, *, within_s: float = 20.0) -> None:
         """Wait until its log contains `text`."""
         wait_for(lambda: text in self.log.read_text(), f"{text!r} in the log", within_s=within_s)
+
+    def invite(self, *args: str) -> str:
+        """A ticket, or with `--peer ID` a certificate: `ww invite ARGS`."""
+        return self.ww("invite", *args, check=True).stdout.strip()
+
+    def members(self, selector: str = "") -> dict[str, dict[str, Any]]:
+        """`ww ls` at this node: peer ID → member."""
+        done = self.ww("ls", "--json", *([selector] if selector else []), check=True)
+        return {m["peer_id"]: m for m in json.loads(done.stdout)["members"]}
+
+    def wait_members(
+        self, peers: Iterable[str], state: str = "alive", *, within_s: float = 20.0
+    ) -> None:
+        """Wait until this node sees all of `peers` in `state`."""
+        wanted = set(map(str, peers))
+
+        def seen() -> bool:
+            return wanted <= {p for p, m in self.members().items() if m["state"] == state}
+
+        wait_for(seen, f"{len(wanted)} members {state} at {self.peer_id}", within_s=within_s)
 
     def ww(self, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         """Run `ww` against this node's local socket."""
@@ -166,18 +213,30 @@ class Home:
         self,
         data_dir: str | None = None,
         *,
+        join: NodeProcess | str | None = None,
         peers: Iterable[str] = (),
         listen: str = "/ip4/127.0.0.1/tcp/0",
         args: Iterable[str] = (),
     ) -> NodeProcess:
-        """Start `ww node` without waiting for it."""
+        """Start `ww node` without waiting for it.
+
+        Args:
+            data_dir: Under the home; a new one if None.
+            join: A node whose cluster it joins with a ticket of its own, or a ticket.
+            peers: Addresses to connect to at the start.
+            listen: Where to listen.
+            args: Further arguments.
+        """
         self._count += 1
         directory = self.path / (data_dir or f"node{self._count}")
         log = self.path / f"{directory.name}.{self._count}.log"
         command = [*_ww(), "--data-dir", str(directory), "node", "--listen", listen]
+        command += ["--name", directory.name]
         for peer in peers:
             command += ["--peer", str(peer)]
-        with log.open("wb") as stderr:
+        if join is not None:
+            command += ["--join", join if isinstance(join, str) else join.invite()]
+        with log.open("wb") as stderr, _interruptible():
             process = subprocess.Popen(
                 [*command, *args],
                 env=self.env,
@@ -224,17 +283,90 @@ class Home:
         return done
 
     def start_ww(
-        self, *args: str, stdin: int | IO[str] | None = subprocess.PIPE
+        self,
+        *args: str,
+        stdin: int | IO[str] | None = subprocess.PIPE,
+        start_new_session: bool = False,
     ) -> subprocess.Popen[str]:
-        """Start `ww ARGS` with pipes; ended with the home if it still runs."""
-        process = subprocess.Popen(
-            [*_ww(), *args],
-            env=self.env,
-            cwd=self.path,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        """Start `ww ARGS` with pipes; ended with the home if it still runs.
+
+        In a new session it has no terminal but what `stdin` is.
+        """
+        with _interruptible():
+            process = subprocess.Popen(
+                [*_ww(), *args],
+                env=self.env,
+                cwd=self.path,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=start_new_session,
+            )
         self._processes.append(process)
         return process
+
+
+class HostOverlay:
+    """`hookspecs.Overlay` on a LinkHost: whoever is connected is a member, and there is no DHT.
+
+    Args:
+        host: The link.
+        key: Its key.
+        cluster: The cluster's ID.
+    """
+
+    def __init__(self, host: LinkHost, key: Key, cluster: str = "test") -> None:
+        self.host, self.key, self.cluster, self.peer_id = host, key, cluster, key.peer_id
+
+    def addrs(self) -> tuple[str, ...]:
+        """Where the link listens."""
+        return tuple(map(str, self.host.listen_addrs))
+
+    def peers(self) -> tuple[PeerId, ...]:
+        """Who is connected."""
+        return self.host.peers()
+
+    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
+        """Call back once a peer, however many connections it has; those there already first."""
+        up: set[PeerId] = set()
+
+        def on_up(connection: Connection) -> None:
+            if connection.peer not in up:
+                up.add(connection.peer)
+                callback(PeerUp(connection.peer))
+
+        def on_down(connection: Connection) -> None:
+            if connection.peer in up and self.host.connection(connection.peer) is None:
+                up.discard(connection.peer)
+                callback(PeerDown(connection.peer))
+
+        for connection in self.host.connections():
+            on_up(connection)
+        return self.host.watch(on_up, on_down)
+
+    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
+        """A stream of the link."""
+        return await self.host.open_stream(peer, *protocols)
+
+    def handle(
+        self,
+        protocol: str,
+        handler: Callable[[Stream], Coroutine[Any, Any, None]],
+        *,
+        access: Access,
+    ) -> Callable[[], None]:
+        """Serve a protocol on the link, which asks its own `admit`."""
+        return self.host.handle(protocol, handler, access=access)
+
+    async def provide(self, key: bytes) -> bool:
+        """Nobody takes it."""
+        return False
+
+    async def find_providers(self, key: bytes) -> tuple[str, ...]:
+        """Nobody."""
+        return ()
+
+    def sign(self, domain: bytes, data: bytes) -> bytes:
+        """Sign with the link's key."""
+        return self.key.sign(domain + data)

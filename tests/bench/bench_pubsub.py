@@ -151,9 +151,8 @@ def main() -> None:
         return
     results = {}
     with tempfile.TemporaryDirectory() as path, Home(Path(path)) as home:
-        b_id = home.node_id("b")
-        with home.node("a", peers=[b_id]) as a, home.node("b", peers=[a.addr]) as b:
-            b.wait_log("peer.connected")
+        with home.node("a") as a, home.node("b", join=a) as b:
+            b.wait_members([a.peer_id])
             key = home.path / "bench.key"
             home.key().save(key)
             results["one node"] = measure(a, a, key, args.count, 200)

@@ -34,10 +34,7 @@ def node(shared_home: Home) -> Iterator[NodeProcess]:
 @pytest.fixture(scope="module")
 def pair(shared_home: Home) -> Iterator[tuple[NodeProcess, NodeProcess]]:
     """Two nodes that are members of each other's cluster, connected."""
-    b_id = shared_home.node_id("b")
-    with (
-        shared_home.node("a", peers=[b_id]) as a,
-        shared_home.node("b", peers=[a.addr]) as b,
-    ):
-        b.wait_log("peer.connected")
+    with shared_home.node("a") as a, shared_home.node("b", join=a) as b:
+        a.wait_members([b.peer_id])
+        b.wait_members([a.peer_id])
         yield a, b

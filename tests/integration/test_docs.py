@@ -60,11 +60,9 @@ def test_the_how_to_s_commands_exist(node: NodeProcess) -> None:
 
 
 def test_the_how_to_s_two_nodes(home: Home) -> None:
-    """`--peer` with a bare peer ID on one side, an address on the other."""
-    a_id, b_id = home.node_id("a"), home.node_id("b")
-    with home.node("a", peers=[b_id]) as a, home.node("b", peers=[a.addr]) as b:
-        assert (a.peer_id, b.peer_id) == (a_id, b_id)
-        b.wait_log("peer.connected")
+    """A ticket of one node, and `--join` at the other."""
+    with home.node("a") as a, home.node("b", join=a.invite()) as b:
+        b.wait_members([a.peer_id])
         sub = b.start_ww("sub", "chat", "--count", "1")
         try:
             wait_for(

@@ -94,10 +94,22 @@ def test_stdin_json_and_count(pair: tuple[NodeProcess, NodeProcess]) -> None:
     assert all(m["data"].startswith("line ") for m in messages)
 
 
-def test_sub_stops_cleanly_on_ctrl_c(pair: tuple[NodeProcess, NodeProcess]) -> None:
+@pytest.mark.parametrize("started_by", ["a terminal", "a background job"])
+def test_sub_stops_cleanly_on_ctrl_c(
+    started_by: str, pair: tuple[NodeProcess, NodeProcess]
+) -> None:
+    """However the tests themselves were started: a script's background jobs ignore SIGINT."""
     a, _ = pair
     mark = len(a.log.read_text())
-    sub = a.start_ww("sub", "quiet")
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(
+        signal.SIGINT,
+        signal.SIG_IGN if started_by == "a background job" else signal.default_int_handler,
+    )
+    try:
+        sub = a.start_ww("sub", "quiet")
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         wait_for(lambda: _subscribed(a, mark), "the subscriber's session")
         sub.send_signal(signal.SIGINT)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wetware.access import Access
-from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
-from wetware.link import Connection, LinkHost, Stream
+from wetware.link import LinkHost
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
+from wetware.node import SystemClock
 from wetware.overlay import Overlay
+from wetware.testing import HostOverlay
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.gossip import Gossip
 from wetware_pubsub.router import MESHSUB_11, Received
@@ -26,48 +26,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 COUNT = 200
 PREFIX = "/wetware/interop/"
 T = PREFIX + "chat"
-
-
-class _Members:
-    """hookspecs.Overlay on a LinkHost, everybody a member."""
-
-    cluster = "interop"
-
-    def __init__(self, host: LinkHost, key: Key) -> None:
-        self.host, self.key, self.peer_id = host, key, key.peer_id
-
-    def peers(self) -> tuple[PeerId, ...]:
-        return self.host.peers()
-
-    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
-        def on_down(connection: Connection) -> None:
-            if self.host.connection(connection.peer) is None:
-                callback(PeerDown(connection.peer))
-
-        return self.host.watch(lambda connection: callback(PeerUp(connection.peer)), on_down)
-
-    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
-        return await self.host.open_stream(peer, *protocols)
-
-    def handle(
-        self,
-        protocol: str,
-        handler: Callable[[Stream], Coroutine[Any, Any, None]],
-        *,
-        access: Access,
-    ) -> Callable[[], None]:
-        return self.host.handle(protocol, handler, access=access)
-
-    def sign(self, domain: bytes, data: bytes) -> bytes:
-        return self.key.sign(domain + data)
-
-
-class _Clock:
-    def time(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
 
 class _Ours:
@@ -82,9 +40,9 @@ async def ours(tmp_path: Path) -> AsyncIterator[_Ours]:
     inbox: list[Received] = []
     async with LinkHost(key, admit=lambda *_: True) as host:
         gossip = Gossip(
-            _Members(host, key),
+            HostOverlay(host, key),
             config=PubSubConfig(),
-            clock=_Clock(),
+            clock=SystemClock(),
             log=get_logger("pubsub"),
             data_dir=tmp_path,
             deliver=inbox.append,

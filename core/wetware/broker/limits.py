@@ -82,3 +82,11 @@ class LoginLimits:
             "max": 3600,
         },
     )
+    tunnels_per_session_max: int = field(
+        default=8,
+        metadata={"help": "Byte tunnels to other nodes of one session.", "min": 1, "max": 1024},
+    )
+    tunnels_max: int = field(
+        default=128,
+        metadata={"help": "Byte tunnels that this node carries.", "min": 1, "max": 65536},
+    )

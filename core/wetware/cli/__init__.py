@@ -7,9 +7,12 @@ import sys
 
 def main() -> None:
     """The console script."""
-    from wetware.cli.app import guarded_main
+    try:
+        from wetware.cli.app import guarded_main
 
-    guarded_main(_run)
+        guarded_main(_run)
+    except KeyboardInterrupt:  # before it could be guarded, or after
+        raise SystemExit(130) from None
 
 
 def _run() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar
 
 from wetware.errors import EXIT_FAILED, EXIT_USAGE, WetwareError
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from wetware.client import Session
 
 T = TypeVar("T")
+
+_REPORT: Final = "the same command with --debug (ww --debug …), and report what it prints"
 
 
 @dataclass(slots=True)
@@ -62,18 +64,40 @@ def ask_passphrase(prompt: str = "Passphrase: ") -> str:
     return getpass.getpass(prompt)
 
 
+def _asked_before() -> Callable[[], str]:
+    """The passphrase of the key, asked now if it is needed and there is somebody to ask.
+
+    Not during the login: the time to type would count as the node's, and while the loop waits for
+    the terminal Ctrl-C has no effect.
+    """
+    from wetware import paths
+    from wetware.client import KeyChoice
+    from wetware.errors import KeyFileError
+
+    if "WW_PASSPHRASE" not in os.environ and sys.stdin.isatty():
+        try:
+            KeyChoice(options.key, paths.keys_dir(), None).load()
+        except KeyFileError as exc:  # what else is wrong with it the login says, if it needs it
+            if exc.code == "key.passphrase":
+                asked = ask_passphrase()
+                return lambda: asked
+    return ask_passphrase
+
+
 def run_client(work: Callable[[Session], Awaitable[T]]) -> T:
     """Log in as the global options say, run `work` with the session, and log out."""
     import asyncio
 
     from wetware.client import connect
 
+    passphrase = _asked_before()
+
     async def main() -> T:
         async with connect(
             options.node,
             key=options.key,
             data_dir=None if options.node else node_data_dir(),
-            passphrase=ask_passphrase,
+            passphrase=passphrase,
         ) as session:
             return await work(session)
 
@@ -89,14 +113,74 @@ def printable(text: str) -> str:
     )
 
 
-def out(text: str = "") -> None:
+# --- colours: for a person at a terminal, never in data ---
+
+Style = Literal["green", "yellow", "red", "dim"]
+
+_SGR: Final[Mapping[Style, str]] = {"green": "32", "yellow": "33", "red": "31", "dim": "2"}
+STATE_STYLES: Final[Mapping[str, Style]] = {
+    "alive": "green",
+    "suspect": "yellow",
+    "dead": "red",
+    "left": "dim",
+    "foreign": "dim",
+}
+"""Of a member's state."""
+
+
+class Styled(NamedTuple):
+    """A part of a line in a colour, where there are colours."""
+
+    text: str
+    style: Style | None
+
+
+def colours(stream: TextIO) -> bool:
+    """Whether to write colours to a stream: to a terminal, unless the environment says otherwise.
+
+    Sources: https://no-color.org, https://force-color.org; the order is CPython's own.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def _width(text: str) -> int:
+    """Columns of a printable text on a terminal."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 1 + (east_asian_width(c) in "WF") for c in text)
+
+
+def _line(stream: TextIO, parts: Sequence[str | Styled]) -> None:
+    painted, text = colours(stream), ""
+    for part in parts:
+        plain = printable(part if isinstance(part, str) else part.text)
+        style = None if isinstance(part, str) else part.style
+        # The escape is added last: nothing that came from elsewhere can bring one.
+        text += f"\x1b[{_SGR[style]}m{plain}\x1b[0m" if painted and style and plain else plain
+    stream.write(text + "\n")
+
+
+def out(*parts: str | Styled) -> None:
     """A line of output, on stdout."""
-    sys.stdout.write(printable(text) + "\n")
+    _line(sys.stdout, parts)
 
 
-def note(text: str) -> None:
+def note(*parts: str | Styled) -> None:
     """A line for the person at the terminal, on stderr, so that stdout stays data."""
-    sys.stderr.write(printable(text) + "\n")
+    _line(sys.stderr, parts)
+
+
+def complain(message: str, hint: str = "") -> None:
+    """What is wrong, and the next step, on stderr."""
+    note(Styled("ww:", "red"), " " + message)
+    if hint:
+        note(f"try: {hint}")
 
 
 def out_json(data: Any) -> None:
@@ -105,21 +189,36 @@ def out_json(data: Any) -> None:
     sys.stdout.write("\n")
 
 
-def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Left-aligned columns; prints nothing but the header where there are no rows."""
-    cells = (tuple(printable(cell).replace("\n", "\\n") for cell in row) for row in rows)
+def table(
+    header: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    *,
+    styles: Mapping[str, Mapping[str, Style]] | None = None,
+) -> None:
+    """Left-aligned columns; prints nothing but the header where there are no rows.
+
+    Args:
+        header: A name for each column.
+        rows: Of as many cells each.
+        styles: Column's name → cell → its colour.
+    """
+    cells = [tuple(printable(cell).replace("\n", "\\n") for cell in row) for row in rows]
     lines = [tuple(name.upper() for name in header), *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        out("  ".join(padded).rstrip())
+    widths = [max(_width(line[i]) for line in lines) for i in range(len(header))]
+    by_column = [(styles or {}).get(name, {}) for name in header]
+    for number, line in enumerate(lines):
+        last = max((i for i, cell in enumerate(line) if cell.strip()), default=-1)
+        parts: list[str | Styled] = []
+        for i, cell in enumerate(line[: last + 1]):
+            parts.append(Styled(cell.rstrip(), by_column[i].get(cell) if number else None))
+            if i < last:
+                parts.append(" " * (widths[i] - _width(cell.rstrip()) + 2))
+        out(*parts)
 
 
 def fail(error: WetwareError) -> NoReturn:
     """Say what, why and the next step, and leave with the error's exit code."""
-    note(f"ww: {error.message}")
-    if error.hint:
-        note(f"try: {error.hint}")
+    complain(error.message, error.hint)
     raise SystemExit(error.exit_code)
 
 
@@ -142,8 +241,7 @@ def guarded_main(app: Callable[[], object]) -> None:
     except Exception as exc:
         if options.debug:
             raise
-        note(f"ww: unexpected {type(exc).__name__}: {exc}")
-        note("try: the same command with --debug (ww --debug …), and report what it prints")
+        complain(f"unexpected {type(exc).__name__}: {exc}", _REPORT)
         raise SystemExit(EXIT_FAILED) from None
 
 
@@ -159,14 +257,11 @@ def _one_of(group: BaseExceptionGroup[BaseException]) -> NoReturn:
         fail(first)
     if isinstance(first, KeyboardInterrupt):
         raise SystemExit(130)
-    note(f"ww: unexpected {type(first).__name__}: {first}")
-    note("try: the same command with --debug (ww --debug …), and report what it prints")
+    complain(f"unexpected {type(first).__name__}: {first}", _REPORT)
     raise SystemExit(EXIT_FAILED)
 
 
 def usage(message: str, hint: str = "") -> NoReturn:
     """Refuse the command line."""
-    note(f"ww: {message}")
-    if hint:
-        note(f"try: {hint}")
+    complain(message, hint)
     raise SystemExit(EXIT_USAGE)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from wetware.cli.app import ask_passphrase, note, options, out, out_json, table
+from wetware.cli.completion import complete_keys
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -71,7 +72,9 @@ def key_list(json: Json = False) -> None:
 
 @key_app.command("show")
 def key_show(
-    name: Annotated[str | None, typer.Argument(help="A name or a file.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A name or a file.", autocompletion=complete_keys)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print the public name of a key: what an operator needs to add you."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 import wetware
 from wetware.cli.app import note, options, out, out_json, run_client, table
+from wetware.cli.completion import COMPLETE_VAR, complete_keys, completion_command, enable
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -21,7 +23,9 @@ Start a node with `ww node`; in another terminal try `ww status`, then `ww sub c
 
 def build() -> typer.Typer:
     """The whole command line; plugins that are broken are left out (`ww plugin list` says why)."""
+    from wetware.cli.cluster import evict_command, invite_command, ls_command, ping_command
     from wetware.cli.config import config_app
+    from wetware.cli.doctor import doctor_command
     from wetware.cli.key import key_app
     from wetware.cli.node import node_command
     from wetware.cli.plugin import plugin_app
@@ -40,10 +44,18 @@ def build() -> typer.Typer:
     app.command("id")(id_command)
     app.command("status")(status_command)
     app.command("whoami")(whoami_command)
+    app.command("ls")(ls_command)
+    app.command("ping")(ping_command)
+    app.command("invite")(invite_command)
+    app.command("evict")(evict_command)
+    app.command("doctor")(doctor_command)
+    app.command("completion")(completion_command)
     app.add_typer(key_app, name="key")
     app.add_typer(plugin_app, name="plugin")
     app.add_typer(config_app, name="config")
     mount_commands(app)
+    if COMPLETE_VAR in os.environ:
+        enable()
     return app
 
 
@@ -66,7 +78,11 @@ def _globals(
     key: Annotated[
         str | None,
         typer.Option(
-            "--key", envvar="WW_KEY", metavar="KEY", help="Your key: a name or a file. [default]"
+            "--key",
+            envvar="WW_KEY",
+            metavar="KEY",
+            help="Your key: a name or a file. [default]",
+            autocompletion=complete_keys,
         ),
     ] = None,
     data_dir: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wetware.cli.app import note, options
+from wetware.cli.completion import one_of
 
 if TYPE_CHECKING:
     from wetware.node import Ready
@@ -29,7 +30,19 @@ def node_command(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            "--peer", "-p", metavar="PEER", help="A member: its address or peer ID; repeatable."
+            "--peer", "-p", metavar="ADDRESS", help="A node to connect to at the start; repeatable."
+        ),
+    ] = None,
+    join: Annotated[
+        str | None,
+        typer.Option(
+            "--join", metavar="TICKET", help="Join a cluster: what `ww invite` printed. '-': stdin."
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="KEY=VALUE", help="What others select this node by; repeatable."
         ),
     ] = None,
     auth: Annotated[
@@ -44,10 +57,21 @@ def node_command(
     ] = None,
     log_level: Annotated[
         str | None,
-        typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
+        typer.Option(
+            "--log-level",
+            metavar="LEVEL",
+            help="debug, info, warning or error.",
+            autocompletion=one_of("debug", "info", "warning", "error"),
+        ),
     ] = None,
     log_format: Annotated[
-        str | None, typer.Option("--log-format", metavar="FORMAT", help="text or json.")
+        str | None,
+        typer.Option(
+            "--log-format",
+            metavar="FORMAT",
+            help="text or json.",
+            autocompletion=one_of("text", "json"),
+        ),
     ] = None,
 ) -> None:
     """Run a node until SIGINT or SIGTERM."""
@@ -58,6 +82,8 @@ def node_command(
         {
             "node.listen": tuple(listen) if listen else None,
             "node.peers": tuple(peer) if peer else None,
+            "node.join": _ticket(join),
+            "node.labels": tuple(label) if label else None,
             "node.auth": auth,
             "node.name": name,
             "node.data_dir": data_dir or options.data_dir,
@@ -90,6 +116,15 @@ def node_command(
         asyncio.run(serve())
     except asyncio.CancelledError:
         note("ww: stopped")
+
+
+def _ticket(join: str | None) -> str | None:
+    """The ticket; a secret is better read from stdin than seen in the list of processes."""
+    if join != "-":
+        return join
+    import sys
+
+    return sys.stdin.readline().strip()
 
 
 def _raise_file_limit() -> None:
@@ -132,6 +167,7 @@ def _announce(ready: Ready) -> None:
     for addr in ready.addrs:
         note(f"  listens   {addr}")
     note("try, in another terminal:")
-    note("  ww status")
+    note("  ww ls")
     note("  ww sub chat        and, in a third:  ww pub chat hello")
+    note("  ww invite          and, on another machine:  ww node --join TICKET")
     note("")

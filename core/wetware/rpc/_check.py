@@ -25,9 +25,14 @@ _WITH_SCHEMA = frozenset({"struct", "interface", "list", "enum"})
 
 
 class _Walk:
-    """Touches everything that binding a servant touches, so that it cannot abort the node later."""
+    """Touches everything that binding a servant touches, so that it cannot abort the node later.
 
-    def __init__(self) -> None:
+    Args:
+        error: What pycapnp raises.
+    """
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
         self.seen: set[int] = set()
 
     def struct(self, schema: Any) -> None:
@@ -57,7 +62,7 @@ class _Walk:
         elif name == "_ListSchema":
             try:
                 element = schema.elementType
-            except Exception:  # pycapnp raises for lists of scalars: nothing to walk
+            except self.error:  # pycapnp raises for lists of scalars: nothing to walk
                 return
             self.type(element)
 
@@ -86,9 +91,9 @@ def main(argv: list[str]) -> int:
     capnp_parent, path, *imports = argv
     sys.path.insert(0, capnp_parent)
     _limit()
-    from capnp.lib.capnp import SchemaParser
+    from capnp.lib.capnp import KjException, SchemaParser
 
-    _Walk().module(SchemaParser().load(path, imports=imports))
+    _Walk(KjException).module(SchemaParser().load(path, imports=imports))
     return 0
 
 

@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import capnp
+
 from wetware.errors import InvalidArgument, LimitExceeded
 
 if TYPE_CHECKING:
@@ -238,7 +240,7 @@ class Types:
         def load(value: Any, _crossing: Crossing, _guard: Guard | None) -> str:
             try:
                 return value._as_str()
-            except Exception:  # a member that this side's schema does not know yet
+            except (capnp.KjException, RuntimeError):  # a member that our schema does not know yet
                 return f"unknown:{value.raw}"
 
         return Type(check=_check_enum(frozenset(schema.enumerants)), load=load)
@@ -278,7 +280,7 @@ class Types:
         def load(value: Any, crossing: Crossing, guard: Guard | None) -> Any:
             try:
                 client = value.as_interface(any_cap)
-            except Exception:  # data of an unknown type: not something we pass on
+            except capnp.KjException:  # data of an unknown type: not something we pass on
                 return None
             return crossing.take(client, None, guard)
 
@@ -416,7 +418,7 @@ class Struct:
         if self._has_union:
             try:
                 wire = reader._which_str()
-            except Exception:  # a member that this side's schema does not know yet
+            except capnp.KjException:  # a member that this side's schema does not know yet
                 return out
             field = self._by_wire[wire]
             out[field.name] = self._load_field(field, reader, crossing, guard)

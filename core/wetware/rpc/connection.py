@@ -249,8 +249,10 @@ def _send(end: End, ref: Ref, method: Method, params: Mapping[str, Any]) -> list
         error = _fresh(exc)
     except RecursionError:
         error = InvalidArgument(f"{method.where}: parameters are nested too deep")
-    except Exception as exc:  # pycapnp's own: a broken connection, or a value
+    except capnp.KjException as exc:  # a broken connection, most likely
         error = from_kj(exc, method.where)
+    except Exception as exc:  # a value that the codec should have refused
+        error = internal_error(method.where, exc)
     del request, client
     try:
         raise error
@@ -272,7 +274,7 @@ def _results(response: Any, method: Method, end: End, guard: Guard | None) -> di
     except WetwareError as exc:
         error = _fresh(exc)
     except Exception as exc:  # hostile bytes: pycapnp, UTF-8, recursion
-        log.debug("rpc.malformed", method=method.where, error=type(exc).__name__)
+        log.debug("rpc.malformed", method=method.where, error=repr(exc)[:200])
         error = InternalError(f"{method.where}: the peer sent malformed results")
     del response
     try:
@@ -423,7 +425,7 @@ def _arguments(context: Any, method: Method, end: End, guard: Guard | None) -> d
     except WetwareError as exc:
         error = _fresh(exc)
     except Exception as exc:  # hostile bytes: pycapnp, UTF-8, recursion
-        log.debug("rpc.malformed", method=method.where, error=type(exc).__name__)
+        log.debug("rpc.malformed", method=method.where, error=repr(exc)[:200])
         error = InvalidArgument(f"{method.where}: malformed parameters")
     del context
     try:

@@ -20,6 +20,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from wetware.errors import WetwareError
 from wetware.log import get_logger
 from wetware.rpc.limits import RpcLimits, wire_bytes_max
 
@@ -571,7 +572,11 @@ class RpcTransport(asyncio.Transport):
             except (OSError, ConnectionError) as exc:
                 self._fail(exc)
                 return
-            except Exception as exc:  # a stream's own error classes
+            except WetwareError as exc:  # a stream's
+                self._fail(ConnectionResetError(str(exc)))
+                return
+            except Exception as exc:  # a defect of the pipe: the connection ends, and says why
+                log.error("rpc.write_failed", peer=self._pipe.peer, exc_info=exc)  # noqa: TRY400  # an EventLogger
                 self._fail(ConnectionResetError(str(exc)))
                 return
             self.out_bytes -= count

@@ -132,6 +132,18 @@ struct NodeStatus {
   # Resident set size.
   pid @14 :UInt32;
   plugins @15 :List(Plugin);
+  name @16 :Text;
+  members @17 :UInt32;
+  # Alive, by this node's view, itself included.
+  loopLagP99S @18 :Float64;
+  # Of the event loop, over the last minute, seconds.
+  loopLagMaxS @19 :Float64;
+  clockOffsetS @20 :Float64;
+  # How far the clocks of the other members are ahead of this one's, median; 0 if unknown.
+  certificateNotAfterMs @21 :UInt64;
+  # When this node's certificate expires if it is not renewed.
+  rights @22 :List(Text);
+  # Of this node's certificate.
 
   struct Peer {
     peerId @0 :Text;
@@ -147,4 +159,121 @@ struct NodeStatus {
     state @2 :Text;
     reason @3 :Text;
   }
+}
+
+interface Cluster {
+  # The core's own service `cluster`: who is in it, and who may join. Held by sessions whose role names
+  # it; `list`, `watch`, `ping` and `tunnel` are for users, the rest is for operators.
+
+  list @0 (selector :Text, limit :UInt32) -> (members :List(Member), matched :UInt32);
+  # Members that match `selector` ("" is all), by name, at most `limit`, and at most 1000 (0 means that).
+  # `matched` counts those that the limit cut off too. Idempotent.
+
+  watch @1 (selector :Text, sink :MemberSink) -> (watch :Watch);
+  # Calls `sink` for every member that matches, those already there first, and at each change until the
+  # watch is dropped or the session ends. A sink that does not keep up misses changes in between, never
+  # the latest state of a member.
+
+  ping @2 (peer :Text) -> (rttS :Float64);
+  # Round trip to a member on the membership stream, seconds; dials if need be. Idempotent.
+
+  tunnel @3 (peer :Text, sink :ByteSink) -> (source :ByteSink);
+  # A byte pipe to the member's link, for a client that cannot dial it: what is written to `source`
+  # arrives there, what comes back is written to `sink`. The noise handshake runs end to end inside:
+  # this node sees ciphertext, and the login there is the user's own. Ends with the session. At most
+  # `[login] tunnels_per_session_max` a session. Not idempotent.
+
+  invite @4 (labels :List(Label), rights :List(Text), expiresS :UInt32, uses :UInt32)
+    -> (ticket :Text, id :Text, notAfterMs :UInt64);
+  # A ticket that lets a node join; the secret is stored hashed. 0 means the default. Not idempotent.
+
+  certify @5 (peer :Text, labels :List(Label), rights :List(Text), foreign :Bool) -> (bundle :Text);
+  # A certificate for a known peer ID. `foreign`: a libp2p peer that does not speak the protocols of
+  # admission; the cluster then knows it without being shown anything. Not idempotent.
+
+  tickets @6 () -> (tickets :List(TicketInfo));
+  # Of this node. Idempotent.
+
+  revokeTicket @7 (id :Text) -> ();
+  # Idempotent.
+
+  evict @8 (peer :Text, reason :Text) -> ();
+  # Ends the membership of a node everywhere, whatever certificate or ticket it has. Idempotent.
+
+  check @9 () -> (findings :List(Finding));
+  # What `ww doctor` reports about this node; takes seconds. Idempotent.
+}
+
+struct Label {
+  key @0 :Text;
+  value @1 :Text;
+}
+
+struct Member {
+  peerId @0 :Text;
+  name @1 :Text;
+  host @2 :Text;
+  state @3 :Text;
+  # "alive", "suspect", "dead", "left" or "foreign".
+  sinceS @4 :Float64;
+  # Seconds in this state.
+  incarnation @5 :UInt64;
+  addrs @6 :List(Text);
+  labels @7 :List(Label);
+  version @8 :Text;
+  services @9 :List(Text);
+  load @10 :Float64;
+  # Load average over a minute, per processor.
+  memoryBytes @11 :UInt64;
+  rttS @12 :Float64;
+  # From the node that was asked; 0 if unknown.
+  connected @13 :Bool;
+  # To the node that was asked.
+  self @14 :Bool;
+  # The node that was asked.
+}
+
+interface MemberSink {
+  # Where changes of the membership go. Held by the node for the length of the watch.
+
+  changed @0 (members :List(Member)) -> ();
+  # Some members, as they are now. The next call comes when this one has returned.
+}
+
+interface Watch {
+  # A running watch; dropping it ends it.
+
+  end @0 () -> ();
+  # Idempotent.
+}
+
+interface ByteSink {
+  # One direction of a byte pipe.
+
+  write @0 (data :Data) -> ();
+  # At most 64 KiB; returns when there is room for more. Calls are delivered in order.
+
+  end @1 () -> ();
+  # No more bytes will come. Dropping the sink without it cuts the pipe off.
+}
+
+struct TicketInfo {
+  id @0 :Text;
+  notAfterMs @1 :UInt64;
+  usesLeft @2 :UInt32;
+  spentBy @3 :List(Text);
+  # Peer IDs.
+  labels @4 :List(Label);
+  rights @5 :List(Text);
+  revoked @6 :Bool;
+}
+
+struct Finding {
+  # One line of `ww doctor`.
+
+  check @0 :Text;
+  level @1 :Text;
+  # "ok", "warning" or "error".
+  text @2 :Text;
+  remedy @3 :Text;
 }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ import pytest
 
 from wetware.access import Access
 from wetware.errors import LimitExceeded, OverlayError, ProtocolRefused
-from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
-from wetware.link import Connection, LinkHost, Stream
+from wetware.link import LinkHost, Stream
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
+from wetware.node import SystemClock
+from wetware.testing import HostOverlay
 from wetware_pubsub import wire
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.gossip import EpochFile, Gossip
@@ -28,62 +28,6 @@ pytestmark = pytest.mark.anyio
 
 PREFIX = "/wetware/test/"
 T = PREFIX + "chat"
-
-
-class HostOverlay:
-    """hookspecs.Overlay on a LinkHost, everybody a member."""
-
-    cluster = "test"
-
-    def __init__(self, host: LinkHost, key: Key) -> None:
-        self.host, self.key = host, key
-
-    @property
-    def peer_id(self) -> PeerId:
-        return self.key.peer_id
-
-    def peers(self) -> tuple[PeerId, ...]:
-        return self.host.peers()
-
-    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
-        up: set[PeerId] = set()
-
-        def on_up(connection: Connection) -> None:
-            if connection.peer not in up:
-                up.add(connection.peer)
-                callback(PeerUp(connection.peer))
-
-        def on_down(connection: Connection) -> None:
-            if connection.peer in up and self.host.connection(connection.peer) is None:
-                up.discard(connection.peer)
-                callback(PeerDown(connection.peer))
-
-        for connection in self.host.connections():
-            on_up(connection)
-        return self.host.watch(on_up, on_down)
-
-    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
-        return await self.host.open_stream(peer, *protocols)
-
-    def handle(
-        self,
-        protocol: str,
-        handler: Callable[[Stream], Coroutine[Any, Any, None]],
-        *,
-        access: Access,
-    ) -> Callable[[], None]:
-        return self.host.handle(protocol, handler, access=access)
-
-    def sign(self, domain: bytes, data: bytes) -> bytes:
-        return self.key.sign(domain + data)
-
-
-class RealClock:
-    def time(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
 
 class LiveNode:
@@ -113,7 +57,7 @@ async def live_node(
         gossip = Gossip(
             HostOverlay(host, key),
             config=PubSubConfig(**config),
-            clock=RealClock(),
+            clock=SystemClock(),
             log=get_logger("pubsub"),
             data_dir=path,
             deliver=inbox.append,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from wetware.errors import (
 from wetware.hookspecs import PeerDown, PeerUp, PluginContext
 from wetware.identity import Key, PeerId, Principal
 from wetware.log import get_logger
+from wetware.node import SystemClock
 from wetware_pubsub import client as client_module
 from wetware_pubsub.client import PubSub
 from wetware_pubsub.config import PubSubConfig
@@ -53,14 +53,6 @@ class LonelyOverlay:
 
     def sign(self, domain: bytes, data: bytes) -> bytes:
         return self.key.sign(domain + data)
-
-
-class RealClock:
-    def time(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
 
 class FakeGuard:
@@ -123,7 +115,7 @@ async def serve(tmp_path: Path, **config: Any) -> AsyncIterator[Served]:
         config=PubSubConfig(**config),
         log=get_logger("pubsub"),
         data_dir=tmp_path,
-        clock=RealClock(),
+        clock=SystemClock(),
         overlay=LonelyOverlay(),  # type: ignore[arg-type]
     )
     async with rpc.runtime():

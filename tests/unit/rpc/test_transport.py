@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import struct
@@ -12,7 +13,7 @@ import capnp
 import pytest
 
 from wetware import rpc
-from wetware.errors import Disconnected
+from wetware.errors import Disconnected, OverlayError
 from wetware.rpc.connection import open_client, run_server
 from wetware.rpc.limits import RpcLimits, wire_bytes_max
 from wetware.rpc.pipes import SocketPipe
@@ -515,6 +516,33 @@ def _hostile() -> list[bytes]:
         simple("bootstrap", 1) * 2,
         simple("bootstrap", 1) + call(2, 900),
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"),
+    [
+        (BrokenPipeError("gone"), False),
+        (OverlayError("reset", code="overlay.closed"), False),
+        (TypeError("a defect"), True),
+    ],
+)
+async def test_a_pipe_that_fails_ends_the_connection(
+    error: Exception, logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A peer that leaves is nothing to report; a defect of the pipe is, with its traceback."""
+    rig = Rig()
+
+    def write(_data: object) -> int:
+        raise error
+
+    rig.pipe.write = write  # type: ignore[method-assign]
+    rig.transport.write(b"x")
+    await turn()
+    assert len(rig.lost) == 1
+    assert str(error) in str(rig.lost[0])
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == (
+        ["rpc.write_failed"] if logged else []
+    )
 
 
 @pytest.mark.parametrize("case", range(len(_hostile())))

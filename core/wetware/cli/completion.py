@@ -1,0 +1,218 @@
+"""`ww completion`: scripts that let a shell complete commands, options and cheap values.
+
+A script asks `ww` itself, with `_WW_COMPLETE` set, at each TAB; click's machinery, which typer
+brings along, finds what fits. The scripts and the format of the answer are ours: typer's evaluate
+the answer as shell code, let it be expanded as a pattern, and import rich for it.
+
+The zsh and fish scripts follow click's: https://github.com/pallets/click, shell_completion.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Final, Literal
+
+import typer
+from typer._click.shell_completion import (
+    CompletionItem,
+    ShellComplete,
+    add_completion_class,
+    split_arg_string,
+)
+
+from wetware.cli.app import note
+
+COMPLETE_VAR: Final = "_WW_COMPLETE"
+"""What the scripts set; its value is `complete_bash`, `complete_zsh` or `complete_fish`."""
+VALUES_MAX: Final = 200
+HELP_CHARS_MAX: Final = 80
+
+_SAFE = re.compile(r"[A-Za-z0-9._@%+=:,/-]+\Z")
+"""Values that mean the same in every shell, unquoted."""
+
+_BASH = r"""# ww completion for bash
+_ww_completion() {
+    local value command=${1/#\~/$HOME}
+    COMPREPLY=()
+    while IFS= read -r value; do
+        [[ -n $value ]] && COMPREPLY+=("$value")
+    done < <(IFS=$'\n'; COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD \
+        _WW_COMPLETE=complete_bash "$command" 2>/dev/null)
+}
+complete -o bashdefault -o default -F _ww_completion ww
+"""
+
+_ZSH = r"""#compdef ww
+# ww completion for zsh
+_ww_completion() {
+    local -a plain described response
+    local value help
+    response=("${(@f)$(COMP_WORDS="${(F)words}" COMP_CWORD=$((CURRENT-1)) \
+        _WW_COMPLETE=complete_zsh ww 2>/dev/null)}")
+    for value help in "${response[@]}"; do
+        if [[ -z $value ]]; then
+            continue
+        elif [[ $help == _ ]]; then
+            plain+=("$value")
+        else
+            described+=("${value//:/\\:}:$help")
+        fi
+    done
+    if (( $#described )); then
+        _describe -V unsorted described -U
+    fi
+    if (( $#plain )); then
+        compadd -U -V unsorted -a plain
+    fi
+    if (( ! $#described && ! $#plain )); then
+        _files
+    fi
+}
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    _ww_completion "$@"
+else
+    compdef _ww_completion ww
+fi
+"""
+
+_FISH = r"""# ww completion for fish
+function _ww_completion
+    set -l response (env _WW_COMPLETE=complete_fish COMP_WORDS=(commandline -cp | string collect) \
+        COMP_CWORD=(commandline -ct | string collect) ww 2>/dev/null | string match -r '.+')
+    if test (count $response) -gt 0
+        printf '%s\n' $response
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+complete --command ww --no-files --arguments '(_ww_completion)'
+"""
+
+SCRIPTS: Final = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+
+_INSTALL: Final = {
+    "bash": (
+        "ww completion bash > ~/.local/share/bash-completion/completions/ww   (make the folder "
+        "first; needs the package bash-completion), or in ~/.bashrc:",
+        'eval "$(ww completion bash)"',
+    ),
+    "zsh": (
+        "ww completion zsh > DIR/_ww   with a DIR of your $fpath, or in ~/.zshrc after compinit:",
+        'eval "$(ww completion zsh)"',
+    ),
+    "fish": (
+        "ww completion fish > ~/.config/fish/completions/ww.fish",
+        "ww completion fish | source   in this shell only",
+    ),
+}
+
+
+def completion_command(
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Which shell.")],
+) -> None:
+    """Print the script that completes `ww` in a shell; stderr says how to install it."""
+    sys.stdout.write(SCRIPTS[shell])
+    sys.stdout.flush()
+    note("# to have it in every new shell:")
+    for line in _INSTALL[shell]:
+        note(f"#   {line}")
+
+
+# --- what completes -------------------------------------------------------------------------------
+
+
+def complete_keys(incomplete: str) -> list[str]:
+    """Names of the user's keys."""
+    from wetware import paths
+
+    try:
+        names = sorted(entry.name for entry in os.scandir(paths.keys_dir()) if entry.is_file())
+    except OSError:
+        return []
+    return [name for name in names if not name.startswith(".") and name.startswith(incomplete)]
+
+
+def one_of(*values: str) -> Callable[[str], list[str]]:
+    """A completion from fixed values, for an option whose values the configuration judges."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
+
+
+class _Complete(ShellComplete):
+    """Words and the cursor's place from the variables that all three scripts set."""
+
+    source_template = ""
+
+    def source_vars(self) -> dict[str, Any]:
+        return {}
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        words = split_arg_string(os.environ.get("COMP_WORDS", ""))
+        try:
+            place = int(os.environ.get("COMP_CWORD", ""))
+        except ValueError:
+            place = len(words)
+        return words[1:place], words[place] if place < len(words) else ""
+
+    def complete(self) -> str:
+        args, incomplete = self.get_completion_args()
+        lines = [self.format_completion(item) for item in self.fitting(args, incomplete)]
+        return "\n".join(lines)
+
+    def fitting(self, args: list[str], incomplete: str) -> Iterable[CompletionItem]:
+        """What may stand at the cursor; nothing that a shell could take for more than a word."""
+        found = self.get_completions(args, incomplete)[:VALUES_MAX]
+        return [item for item in found if item.type == "plain" and _SAFE.match(str(item.value))]
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return str(item.value)
+
+
+def _help(item: CompletionItem) -> str:
+    text = " ".join((item.help or "").split())
+    text = "".join(char for char in text if char.isprintable())
+    return text if len(text) <= HELP_CHARS_MAX else text[: HELP_CHARS_MAX - 1] + "…"
+
+
+class _Bash(_Complete):
+    name = "bash"
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        # bash makes three words of "--key=default".
+        args, incomplete = super().get_completion_args()
+        return [arg for arg in args if arg != "="], incomplete
+
+
+class _Zsh(_Complete):
+    name = "zsh"
+
+    def format_completion(self, item: CompletionItem) -> str:
+        return f"{item.value}\n{_help(item) or '_'}"
+
+
+class _Fish(_Complete):
+    name = "fish"
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        # fish gives the text up to the cursor, and the text of the word at it.
+        args = split_arg_string(os.environ.get("COMP_WORDS", ""))[1:]
+        incomplete = next(iter(split_arg_string(os.environ.get("COMP_CWORD", ""))), "")
+        if incomplete and args and args[-1] == incomplete:
+            args.pop()
+        return args, incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        text = _help(item)
+        return f"{item.value}\t{text}" if text else str(item.value)
+
+
+def enable() -> None:
+    """Answer `_WW_COMPLETE`; called only where it is set, so that other commands pay nothing."""
+    for cls in (_Bash, _Zsh, _Fish):
+        add_completion_class(cls, cls.name)

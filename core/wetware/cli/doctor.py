@@ -1,0 +1,146 @@
+"""`ww doctor`: what is wrong with this machine and its node, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from wetware.cli.app import (
+    Style,
+    Styled,
+    options,
+    out,
+    out_json,
+    run_client,
+)
+from wetware.errors import EXIT_FAILED, Denied, DialError, WetwareError
+
+if TYPE_CHECKING:
+    from wetware.doctor import Finding
+
+LEVEL_STYLES: Final[Mapping[str, Style]] = {"ok": "green", "warning": "yellow", "error": "red"}
+
+
+def doctor_command(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what is fine, too.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Warnings make the exit code 1, too.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this machine and its node, and say what to do; exit code 1 if anything is wrong.
+
+    Works without a running node. With `--node`, that node is checked instead of this machine's.
+    """
+    with _Progress() as progress:
+        local = _machine(progress)
+        progress("the node (it asks others, up to 20 s)")
+        asked = _node(local)
+    # What the node and this command both see is said once.
+    measured = {finding.check for finding in local} & {"disk", "open files"}
+    asked = [finding for finding in asked if finding.check not in measured]
+    findings = list(dict.fromkeys([*local, *asked]))
+    count = {level: sum(f.level == level for f in findings) for level in LEVEL_STYLES}
+    bad = count["error"] or (strict and count["warning"])
+    if json:
+        out_json(
+            {
+                "ok": not bad,
+                "errors": count["error"],
+                "warnings": count["warning"],
+                "findings": [
+                    {"check": f.check, "level": f.level, "text": f.text, "remedy": f.remedy}
+                    for f in findings
+                ],
+            }
+        )
+    else:
+        _show(findings, count, verbose=verbose)
+    if bad:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _show(findings: list[Finding], count: Mapping[str, int], *, verbose: bool) -> None:
+    for finding in sorted(findings, key=lambda f: ("error", "warning", "ok").index(f.level)):
+        if finding.level == "ok" and not verbose:
+            continue
+        text = " ".join(f"  {finding.check}: {finding.text}".split("\n"))
+        if finding.remedy:
+            text += f"; try: {finding.remedy}"
+        padding = " " * (len("warning") - len(finding.level))
+        out(Styled(finding.level, LEVEL_STYLES[finding.level]), padding + text)
+    words = [
+        f"{number} {name}{'s' if number != 1 and name != 'ok' else ''}"
+        for name, number in count.items()
+        if number or name == "ok"
+    ]
+    folded = "" if verbose else " (`ww doctor --verbose` lists what is ok)"
+    out(", ".join(words) + folded)
+
+
+def _machine(progress: _Progress) -> list[Finding]:
+    import asyncio
+
+    from wetware.doctor import Machine, check_machine
+
+    flags = {"node.data_dir": options.data_dir}
+    machine = Machine(flags, options.config, options.key, local=options.node is None)
+    return asyncio.run(check_machine(machine, progress))
+
+
+def _node(local: Sequence[Finding]) -> list[Finding]:
+    """The node's own part; where it cannot be had, why, unless `local` says that already."""
+    from wetware.doctor import error, remedy_of, warning
+
+    try:
+        return list(run_client(lambda session: session.cluster.check()))
+    except Denied as exc:
+        return [
+            warning(
+                "node",
+                f"you may not ask the node to check itself: {exc.message}",
+                "an operator gives a role that covers cluster.check (`ww role set ROLE "
+                "'cluster=Cluster.check'`), or runs `ww doctor`",
+            )
+        ]
+    except DialError as exc:
+        if exc.code == "overlay.dial.no_node":
+            text = f"{exc.message}, so that its part is left out"
+            return [warning("node", text, "`ww node` starts one")]
+        return [error("node", exc.message, remedy_of(exc.hint, "ww doctor"))]
+    except WetwareError as exc:
+        return [
+            error("node", f"it could not be asked: {exc.message}", remedy_of(exc.hint, "ww status"))
+        ]
+
+
+class _Progress:
+    """What is being measured, on stderr: one line that is replaced, on a terminal only."""
+
+    def __init__(self) -> None:
+        self._shown = False
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._clear()
+
+    def __call__(self, what: str) -> None:
+        if sys.stderr.isatty():
+            self._clear()
+            sys.stderr.write(f"checking {what} …")
+            sys.stderr.flush()
+            self._shown = True
+
+    def _clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\n" if os.environ.get("TERM") == "dumb" else "\r\x1b[K")
+            sys.stderr.flush()
+            self._shown = False

@@ -1,0 +1,411 @@
+"""The core's service `cluster`: the membership and the admission of nodes, as capabilities.
+
+Whoever holds `Cluster` may call what their grant covers: users list, watch, ping and tunnel;
+operators invite and evict. See schema/core.capnp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from wetware import rpc
+from wetware.access import Access
+from wetware.errors import (
+    Disconnected,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    WetwareError,
+)
+from wetware.identity import PeerId, Principal
+from wetware.link import StreamPipe
+from wetware.log import get_logger
+from wetware.membership.selector import Selector
+from wetware.membership.swim import Change, ChangeKind, Member
+from wetware.protocol import CORE
+from wetware.tunnel import TUNNEL_PROTOCOL, RpcPipe, relay
+
+if TYPE_CHECKING:
+    from wetware.link import Stream
+    from wetware.node import Node
+
+log = get_logger("cluster")
+
+LIST_MAX = 1000
+"""Members in one answer of `list`, some 400 bytes each: well below the limit of a message."""
+WATCHES_MAX = 256
+"""Watches of all sessions."""
+WATCH_BATCH_MAX = 256
+"""Members in one call of a watch's sink: they are some 300 bytes each."""
+CHECK_S_MAX = 20.0
+"""For `check`: what takes longer is itself a finding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A libp2p peer with a certificate: a member that says nothing of itself, alive or not."""
+
+    peer: PeerId
+    labels: Mapping[str, str]
+    name: str = ""
+    host: str = ""
+    version: str = ""
+    services: tuple[str, ...] = field(default=())
+    state: str = "foreign"
+
+
+def view(node: Node, selector: Selector) -> list[Member | Foreign]:
+    """Everybody that `selector` matches: members by name, then foreign peers by peer ID."""
+    admission = node.admission
+    foreign = [
+        Foreign(peer, chain.labels)
+        for peer in sorted(admission.members)
+        if admission.is_foreign(peer) and (chain := admission.chain(peer)) is not None
+    ]
+    return [
+        *node.membership.resolve(selector),
+        *(each for each in foreign if selector.matches(each)),
+    ]
+
+
+class ClusterService:
+    """See `hookspecs.Service`.
+
+    Args:
+        node: Composes membership, admission and the link.
+    """
+
+    name = "cluster"
+    interface = CORE.Cluster
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._watches: set[_WatchServant] = set()
+        self._tunnels = 0
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until cancelled."""
+        end = self.node.host.handle(TUNNEL_PROTOCOL, self._carried, access=Access.MEMBER)
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                ready()
+                await asyncio.Event().wait()
+        finally:
+            self._tasks = None
+            end()
+
+    def bootstrap(self, principal: Principal) -> rpc.Servant:
+        """A Cluster for one session."""
+        return ClusterServant(self, principal)
+
+    async def _carried(self, stream: Stream) -> None:
+        """The far end of a tunnel: what comes out of it is a connection like one from the network.
+
+        Its address is the carrier's, so that the limits for strangers count per carrier.
+        """
+        connection = self.node.host.accept_pipe(StreamPipe(stream), stream.connection.remote)
+        await connection.wait_closed()
+
+    # --- watches ----------------------------------------------------------------------------------
+
+    def start_watch(
+        self, selector: Selector, sink: rpc.Ref, guard: rpc.Guard | None
+    ) -> _WatchServant:
+        """Push members to `sink` until the watch ends; raises LimitExceeded, Disconnected."""
+        if len(self._watches) >= WATCHES_MAX:
+            raise LimitExceeded(f"{WATCHES_MAX} watches are running (WATCHES_MAX)")
+        if self._tasks is None:
+            raise Disconnected("the service is not running")
+        watch = _WatchServant(self, selector, sink)
+        self._watches.add(watch)
+        watch.start(self._tasks, guard)
+        return watch
+
+    # --- tunnels ----------------------------------------------------------------------------------
+
+    async def start_tunnel(
+        self, peer: PeerId, sink: rpc.Ref, guard: rpc.Guard | None, done: Callable[[], None]
+    ) -> rpc.Servant:
+        """Carry bytes between `sink` and the link of a member; raises DialError, LimitExceeded."""
+        limit = self.node.config.login.tunnels_max
+        if self._tunnels >= limit:
+            raise LimitExceeded(f"{limit} tunnels are open (tunnels_max)")
+        if self._tasks is None:
+            raise Disconnected("the service is not running")
+        self._tunnels += 1
+        try:
+            connection = await self.node.membership.connect(peer)
+            stream = await connection.open_stream(TUNNEL_PROTOCOL)
+        except BaseException:
+            self._tunnels -= 1
+            raise
+        pipe = RpcPipe().attach(sink)
+        task = self._tasks.create_task(self._carry(pipe, stream), name=f"tunnel to {peer.short}")
+
+        def ended(_task: object) -> None:
+            self._tunnels -= 1
+            unguard()
+            done()
+
+        unguard = guard.on_end(pipe.cut) if guard is not None else lambda: None
+        task.add_done_callback(ended)
+        return pipe.servant
+
+    async def _carry(self, pipe: RpcPipe, stream: Stream) -> None:
+        try:
+            await relay(pipe, StreamPipe(stream))
+        except WetwareError as exc:
+            log.debug("tunnel.ended", peer=stream.peer, reason=exc)
+
+
+_Labels: TypeAlias = list[dict[str, str]]
+
+
+class ClusterServant(rpc.Servant, interface=CORE.Cluster):
+    """See core.capnp."""
+
+    def __init__(self, service: ClusterService, principal: Principal) -> None:
+        self._service, self._node = service, service.node
+        self._principal = principal
+        self._tunnels = 0
+
+    # --- for users --------------------------------------------------------------------------------
+
+    async def list(self, selector: str, limit: int) -> dict[str, object]:
+        """Members that match; the limit holds here, whatever the client asks for."""
+        matched = view(self._node, Selector.parse(selector))
+        kept = matched[: min(limit or LIST_MAX, LIST_MAX)]
+        return {"members": [describe(self._node, m) for m in kept], "matched": len(matched)}
+
+    async def watch(self, selector: str, sink: rpc.Ref | None) -> dict[str, object]:
+        """Push changes to a sink."""
+        if sink is None:
+            raise InvalidArgument("a watch needs a sink", code="invalid.sink")
+        parsed = Selector.parse(selector)
+        return {"watch": self._service.start_watch(parsed, sink, rpc.current_guard())}
+
+    async def ping(self, peer: str) -> dict[str, object]:
+        """One round trip."""
+        return {"rtt_s": await self._node.membership.ping(self._member(peer))}
+
+    async def tunnel(self, peer: str, sink: rpc.Ref | None) -> dict[str, object]:
+        """A byte pipe to a member."""
+        if sink is None:
+            raise InvalidArgument("a tunnel needs a sink", code="invalid.sink")
+        limit = self._node.config.login.tunnels_per_session_max
+        if self._tunnels >= limit:
+            raise LimitExceeded(f"{limit} tunnels of one session (tunnels_per_session_max)")
+        target = self._member(peer)
+        self._node.audit.record("tunnel.opened", principal=self._principal, peer=target)
+        self._tunnels += 1
+        try:
+            source = await self._service.start_tunnel(
+                target, sink, rpc.current_guard(), self._tunnel_ended
+            )
+        except BaseException:
+            self._tunnel_ended()
+            raise
+        return {"source": source}
+
+    def _tunnel_ended(self) -> None:
+        self._tunnels -= 1
+
+    def _member(self, peer: str) -> PeerId:
+        found = PeerId.parse(peer)
+        if self._node.membership.member(found) is None:
+            raise NotFound(
+                f"{found} is no member of the cluster",
+                hint="`ww ls --wide` shows the members",
+                code="not_found.member",
+            )
+        return found
+
+    def _record(self, verb: str, **fields: object) -> None:
+        """Who ordered it; admission has recorded what it did."""
+        self._node.audit.record(f"operator.{verb}", principal=self._principal, **fields)
+
+    # --- for operators ----------------------------------------------------------------------------
+
+    async def invite(
+        self, labels: _Labels, rights: Sequence[str], expires_s: int, uses: int
+    ) -> dict[str, object]:
+        """A ticket."""
+        ticket = await self._node.admission.invite(
+            labels=_labels(labels),
+            rights=frozenset(rights) or frozenset({"member"}),
+            expires_s=expires_s or None,
+            uses=uses or 1,
+            addrs=self._node.addrs,
+        )
+        self._record("invited", ticket=ticket.id)
+        return {"ticket": ticket.text, "id": ticket.id, "not_after_ms": ticket.not_after_ms}
+
+    async def certify(
+        self, peer: str, labels: _Labels, rights: Sequence[str], foreign: bool
+    ) -> dict[str, object]:
+        """A certificate for a known peer ID."""
+        bundle = await self._node.admission.certify(
+            PeerId.parse(peer),
+            labels=_labels(labels),
+            rights=frozenset(rights) or frozenset({"member"}),
+            foreign=foreign,
+            addrs=self._node.addrs,
+        )
+        self._record("certified", peer=peer)
+        return {"bundle": bundle.text}
+
+    async def tickets(self) -> dict[str, object]:
+        """This node's tickets."""
+        return {
+            "tickets": [
+                {
+                    "id": t.id,
+                    "not_after_ms": t.not_after_ms,
+                    "uses_left": t.uses_left,
+                    "spent_by": [str(peer) for peer in t.spent_by],
+                    "labels": _label_list(t.labels),
+                    "rights": sorted(t.rights),
+                    "revoked": t.revoked,
+                }
+                for t in self._node.admission.tickets()
+            ]
+        }
+
+    async def revoke_ticket(self, id: str) -> None:
+        """Take a ticket back."""
+        await self._node.admission.revoke_ticket(id)
+        self._record("revoked", ticket=id[:64])
+
+    async def evict(self, peer: str, reason: str) -> None:
+        """End a membership; the record follows the effect."""
+        target = PeerId.parse(peer)
+        if target == self._node.key.peer_id:
+            raise InvalidArgument(
+                "a node does not evict itself",
+                hint="run the command against another node, or stop this one",
+            )
+        await self._node.admission.evict(target, reason[:256])
+        self._record("evicted", peer=target)
+
+    async def check(self) -> dict[str, object]:
+        """What `ww doctor` reports about this node."""
+        from wetware.doctor import check_node
+
+        try:
+            async with asyncio.timeout(CHECK_S_MAX):
+                findings = await check_node(self._node)
+        except TimeoutError:
+            raise LimitExceeded(f"the check took longer than {CHECK_S_MAX:g} s") from None
+        return {
+            "findings": [
+                {"check": f.check, "level": f.level, "text": f.text, "remedy": f.remedy}
+                for f in findings
+            ]
+        }
+
+
+class _WatchServant(rpc.Servant, interface=CORE.Watch):
+    """A running watch: sends the latest state of what changed, one call at a time."""
+
+    def __init__(self, service: ClusterService, selector: Selector, sink: rpc.Ref) -> None:
+        self._service, self._selector, self._sink = service, selector, sink
+        self._changed: dict[PeerId, dict[str, Any]] = {}  # bounded by the member table
+        self._shown: set[PeerId] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._unwatch: Callable[[], None] = lambda: None
+        self._unguard: Callable[[], None] = lambda: None
+
+    def start(self, tasks: asyncio.TaskGroup, guard: rpc.Guard | None) -> None:
+        """Begin with all that match."""
+        node = self._service.node
+        for each in view(node, self._selector):
+            self._shown.add(each.peer)
+            self._changed[each.peer] = describe(node, each)
+        self._unwatch = node.membership.watch(self._on_change)
+        self._task = tasks.create_task(self._run(), name="cluster watch")
+        if guard is not None:
+            self._unguard = guard.on_end(lambda _: self.stop())
+
+    def _on_change(self, change: Change) -> None:
+        if change.kind is ChangeKind.DUPLICATE:
+            return
+        member = change.member
+        matches = change.kind is not ChangeKind.REMOVED and self._selector.matches(member)
+        if not matches and member.peer not in self._shown:
+            return
+        # One that was shown is shown once more when it no longer matches.
+        (self._shown.add if matches else self._shown.discard)(member.peer)
+        fields = describe(self._service.node, member)
+        if change.kind is ChangeKind.REMOVED:
+            fields["state"] = "removed"
+        self._changed[member.peer] = fields
+        self._wake.set()
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                batch = [self._changed.pop(peer) for peer in list(self._changed)[:WATCH_BATCH_MAX]]
+                await self._sink.call("changed", members=batch)
+                while not self._changed:
+                    self._wake.clear()
+                    await self._wake.wait()
+        except WetwareError as exc:
+            log.debug("watch.ended", reason=exc)
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """End it now. Idempotent."""
+        self._unwatch()
+        self._unguard()
+        self._service._watches.discard(self)
+        self._sink.close()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def end(self) -> None:
+        """End it."""
+        self.stop()
+
+    def released(self) -> None:
+        """The client let go."""
+        self.stop()
+
+
+def describe(node: Node, member: Member | Foreign) -> dict[str, Any]:
+    """The struct Member of core.capnp."""
+    fields: dict[str, Any] = {
+        "peer_id": str(member.peer),
+        "state": str(getattr(member.state, "value", member.state)),
+        "labels": _label_list(member.labels),
+        "connected": node.host.connection(member.peer) is not None,
+        "self": member.peer == node.key.peer_id,
+    }
+    if isinstance(member, Member):
+        record = member.record
+        fields |= {
+            "name": record.name,
+            "host": record.host,
+            "since_s": max(0.0, node.clock.monotonic() - member.since),
+            "incarnation": record.incarnation,
+            "addrs": list(record.addrs),
+            "version": record.version,
+            "services": list(record.services),
+            "load": record.load,
+            "memory_bytes": record.memory_bytes,
+            "rtt_s": member.rtt_s or 0.0,
+        }
+    return fields
+
+
+def _labels(labels: list[dict[str, str]]) -> dict[str, str]:
+    return {label["key"]: label["value"] for label in labels}
+
+
+def _label_list(labels: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in sorted(labels.items())]

@@ -1,0 +1,345 @@
+"""`session.cluster`: who is in the cluster, and who may join it.
+
+for member in await session.cluster.list("zone=home,state=alive"):
+    print(member.name, member.addrs)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wetware import rpc
+from wetware.doctor import Finding, level
+from wetware.errors import Disconnected, InternalError, NotFound
+from wetware.identity import PeerId
+from wetware.protocol import CORE
+from wetware.tunnel import RpcPipe
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node of the cluster, as the node that was asked sees it.
+
+    Attributes:
+        peer_id: Its peer ID.
+        name: What people call it.
+        host: Its host's name.
+        state: "alive", "suspect", "dead", "left", or "foreign": a libp2p peer with a certificate,
+            of which nothing else is known.
+        since_s: Seconds in this state.
+        incarnation: Grows with each start of the node, and when it refutes its own death.
+        addrs: Multiaddrs with its peer ID.
+        labels: Of its certificate and, where those are silent, its own.
+        version: Of wetware.
+        services: What it offers.
+        load: Load average over a minute, per processor.
+        memory_bytes: Resident set size of the node.
+        rtt_s: Round trip from the node that was asked; 0 if it has not measured one.
+        connected: Whether the node that was asked has a connection to it.
+        is_self: Whether it is the node that was asked.
+    """
+
+    peer_id: PeerId
+    name: str
+    host: str
+    state: str
+    since_s: float
+    incarnation: int
+    addrs: tuple[str, ...]
+    labels: Mapping[str, str]
+    version: str
+    services: tuple[str, ...]
+    load: float
+    memory_bytes: int
+    rtt_s: float
+    connected: bool
+    is_self: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "peer_id": str(self.peer_id),
+            "name": self.name,
+            "host": self.host,
+            "state": self.state,
+            "since_s": round(self.since_s, 3),
+            "incarnation": self.incarnation,
+            "addrs": list(self.addrs),
+            "labels": dict(self.labels),
+            "version": self.version,
+            "services": list(self.services),
+            "load": round(self.load, 2),
+            "memory_bytes": self.memory_bytes,
+            "rtt_s": self.rtt_s,
+            "connected": self.connected,
+            "self": self.is_self,
+        }
+
+
+class MemberList(tuple[Member, ...]):
+    """Some members, and how many matched before the limit.
+
+    Attributes:
+        matched: All that matched, those included that the limit cut off.
+    """
+
+    matched: int
+
+    def __new__(cls, members: Sequence[Member], matched: int) -> MemberList:
+        """See the class."""
+        made = super().__new__(cls, members)
+        made.matched = matched
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class TicketInfo:
+    """A ticket that a node has issued; its secret is not kept.
+
+    Attributes:
+        id: What `revoke_ticket` takes.
+        not_after_ms: Unix time.
+        uses_left: How many nodes may still redeem it.
+        spent_by: Who has.
+        labels: That the certificates get.
+        rights: That the certificates get.
+        revoked: Whether it was taken back.
+    """
+
+    id: str
+    not_after_ms: int
+    uses_left: int
+    spent_by: tuple[str, ...]
+    labels: Mapping[str, str]
+    rights: tuple[str, ...]
+    revoked: bool
+
+
+class Cluster:
+    """The service `cluster` of a session.
+
+    Args:
+        ref: A reference to a Cluster.
+    """
+
+    INTERFACE = CORE.Cluster
+
+    def __init__(self, ref: Any) -> None:
+        self._ref = ref
+
+    async def list(self, selector: str = "", *, limit: int = 0) -> MemberList:
+        """Members that match, by name.
+
+        Args:
+            selector: e.g. "zone=home,service=pubsub,state=alive", "db*", the end of a peer ID.
+            limit: At most so many; 0, and more than the node allows, is what it allows.
+
+        Raises InvalidArgument for a selector that is none.
+        """
+        reply = await self._ref.call("list", selector=selector, limit=limit)
+        return MemberList([_member(m) for m in reply["members"]], reply["matched"])
+
+    async def one(self, selector: str) -> Member:
+        """The member that a selector stands for: of several, a living one with the least load.
+
+        Raises NotFound where none matches.
+        """
+        found = await self.list(selector)
+        alive = [m for m in found if m.state in ("alive", "suspect")]
+        if not alive:
+            states = ", ".join(f"{m.name or m.peer_id} is {m.state}" for m in found[:3])
+            raise NotFound(
+                f"no living member matches {selector!r}" + (f": {states}" if states else ""),
+                hint="`ww ls` shows the members",
+                code="not_found.member",
+            )
+        return min(alive, key=lambda m: (m.state != "alive", m.load, m.peer_id))
+
+    def watch(self, selector: str = "") -> Watch:
+        """Members that match, and each change, to be entered with `async with`."""
+        return Watch(self._ref, selector)
+
+    async def ping(self, peer: str) -> float:
+        """Round trip from the session's node to a member, s; raises DialError, NotFound."""
+        reply = await self._ref.call("ping", peer=peer)
+        return float(reply["rtt_s"])
+
+    async def tunnel(self, peer: str) -> RpcPipe:
+        """A byte pipe to the link of a member, carried by the session's node."""
+        pipe = RpcPipe()
+        reply = await self._ref.call("tunnel", peer=peer, sink=pipe.servant)
+        if (source := reply["source"]) is None:
+            raise InternalError("the node answered without the tunnel's other end")
+        return pipe.attach(source)
+
+    async def invite(
+        self,
+        *,
+        labels: Mapping[str, str] | None = None,
+        rights: Sequence[str] = (),
+        expires_s: int = 0,
+        uses: int = 0,
+    ) -> tuple[str, str, int]:
+        """A ticket for `ww node --join`: its text (a secret), its ID, and when it expires (ms)."""
+        reply = await self._ref.call(
+            "invite", labels=_labels(labels), rights=list(rights), expires_s=expires_s, uses=uses
+        )
+        return reply["ticket"], reply["id"], reply["not_after_ms"]
+
+    async def certify(
+        self,
+        peer: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        rights: Sequence[str] = (),
+        foreign: bool = False,
+    ) -> str:
+        """A certificate for a peer ID, as text for `ww node --join`; no secret."""
+        reply = await self._ref.call(
+            "certify", peer=peer, labels=_labels(labels), rights=list(rights), foreign=foreign
+        )
+        bundle: str = reply["bundle"]
+        return bundle
+
+    async def tickets(self) -> tuple[TicketInfo, ...]:
+        """The tickets of the session's node."""
+        reply = await self._ref.call("tickets")
+        return tuple(
+            TicketInfo(
+                t["id"],
+                t["not_after_ms"],
+                t["uses_left"],
+                tuple(t["spent_by"]),
+                _label_dict(t["labels"]),
+                tuple(t["rights"]),
+                t["revoked"],
+            )
+            for t in reply["tickets"]
+        )
+
+    async def revoke_ticket(self, ticket_id: str) -> None:
+        """Take a ticket back; nodes that have redeemed it stay."""
+        await self._ref.call("revoke_ticket", id=ticket_id)
+
+    async def evict(self, peer: str, reason: str = "") -> None:
+        """End the membership of a node, everywhere."""
+        await self._ref.call("evict", peer=peer, reason=reason)
+
+    async def check(self) -> tuple[Finding, ...]:
+        """What the node finds when it looks at itself: see `ww doctor`."""
+        reply = await self._ref.call("check")
+        return tuple(
+            Finding(f["check"], level(f["level"]), f["text"], f["remedy"])
+            for f in reply["findings"]
+        )
+
+
+class _MemberSinkServant(rpc.Servant, interface=CORE.MemberSink):
+    """Takes changes from the node, one batch at a time."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    async def changed(self, members: list[dict[str, Any]]) -> None:
+        """Some members as they are now; returns when the application has taken them."""
+        await self._watch._take(tuple(_member(m) for m in members))
+
+    def released(self) -> None:
+        """The node let go: the watch is over."""
+        self._watch._over()
+
+
+class Watch:
+    """Changes of the membership, for one consumer: `async with`, then `async for`.
+
+    Each item is a tuple of members as they are now; the first one is all that match. Raises from
+    the loop what ended it: Revoked, Expired, Disconnected.
+    """
+
+    def __init__(self, ref: Any, selector: str) -> None:
+        self._cluster, self._selector = ref, selector
+        self._ref: rpc.Ref | None = None
+        self._next: tuple[Member, ...] | None = None
+        self._changed, self._taken = asyncio.Event(), asyncio.Event()
+        self._released = self._closed = False
+
+    async def __aenter__(self) -> Watch:
+        reply = await self._cluster.call(
+            "watch", selector=self._selector, sink=_MemberSinkServant(self)
+        )
+        if (ref := reply["watch"]) is None:
+            raise InternalError("the node answered without a watch")
+        self._ref = ref
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._closed = True
+        self._changed.set()
+        self._taken.set()
+        if self._ref is not None:
+            self._ref.close()
+
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __anext__(self) -> tuple[Member, ...]:
+        while self._next is None:
+            if self._closed:
+                raise StopAsyncIteration
+            if self._released:
+                self._closed = True
+                await self._cluster.call("list", selector="", limit=1)  # raises the reason
+                raise Disconnected("the node ended the watch", hint="watch again")
+            self._changed.clear()
+            await self._changed.wait()
+        members, self._next = self._next, None
+        self._taken.set()
+        return members
+
+    async def _take(self, members: tuple[Member, ...]) -> None:
+        while self._next is not None and not self._closed:
+            self._taken.clear()
+            await self._taken.wait()
+        if not self._closed:
+            self._next = members
+            self._changed.set()
+
+    def _over(self) -> None:
+        self._released = True
+        self._changed.set()
+
+
+def _labels(labels: Mapping[str, str] | None) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in (labels or {}).items()]
+
+
+def _label_dict(labels: list[dict[str, str]]) -> dict[str, str]:
+    return {label["key"]: label["value"] for label in labels}
+
+
+def _member(fields: dict[str, Any]) -> Member:
+    return Member(
+        PeerId.parse(fields["peer_id"]),
+        fields["name"],
+        fields["host"],
+        fields["state"],
+        fields["since_s"],
+        fields["incarnation"],
+        tuple(fields["addrs"]),
+        _label_dict(fields["labels"]),
+        fields["version"],
+        tuple(fields["services"]),
+        fields["load"],
+        fields["memory_bytes"],
+        fields["rtt_s"],
+        fields["connected"],
+        fields["self"],
+    )
