@@ -1,0 +1,617 @@
+"""What can be said of this machine without asking a node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from wetware.doctor.finding import Check, Finding, error, judged, of_error, ok, remedy_of, warning
+from wetware.errors import ConfigError, KeyFileError, WetwareError
+
+if TYPE_CHECKING:
+    from wetware.config import Config
+    from wetware.multiaddr import Multiaddr
+    from wetware.plugins import PluginStatus
+
+DISK_FREE_BYTES_MIN: Final = 64 << 20
+"""Below this a policy, a certificate or a log may not be written any more: an error."""
+DISK_FREE_BYTES_LOW: Final = 1 << 30
+"""Below this it is time to clear up: a warning."""
+FSYNC_S_MAX: Final = 0.1
+"""Of a small durable write. Tickets and policies wait for several in a row."""
+FSYNC_BYTES, FSYNC_TRIES = 4096, 5
+FILES_RESERVE: Final = 256
+"""Open files of a node beside its connections: libraries, databases, sockets of clients."""
+FILES_USED_SHARE_MAX: Final = 0.8
+CHECK_S_MAX: Final = 10.0
+"""For one check."""
+DIAL_S_MAX: Final = 3.0
+RUNTIME_BYTES_MAX: Final = 64 << 10
+ADDRS_MAX: Final = 16
+
+_STA_UNSYNC: Final = 0x40  # linux/timex.h
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What to look at.
+
+    Attributes:
+        flags: Dotted settings of the command line, as `config.load` takes them.
+        config_path: The configuration file that the command line names, or None.
+        key: The user's key that it names, or None.
+        local: Whether the node of this machine is meant; with `--node` it is not, and neither its
+            files nor its addresses are looked at.
+    """
+
+    flags: Mapping[str, object]
+    config_path: Path | None
+    key: str | None
+    local: bool = True
+
+
+async def check_machine(
+    machine: Machine, progress: Callable[[str], None] = lambda _: None
+) -> list[Finding]:
+    """Everything that can be said without asking a node. Takes a second, mostly for fsync."""
+    found: list[Finding] = []
+
+    async def run(name: str, check: Check) -> None:
+        progress(name)
+        found.extend(await judged(name, check, CHECK_S_MAX))
+
+    async def versions() -> list[Finding]:
+        return check_versions()
+
+    await run("versions", versions)
+    config: Config | None = None
+
+    async def configuration() -> list[Finding]:
+        nonlocal config
+        config, findings = check_config(machine)
+        return findings
+
+    await run("config", configuration)
+    if config is not None:
+        settings = config
+
+        async def user_key() -> list[Finding]:
+            return check_user_key(machine.key, settings)
+
+        await run("your key", user_key)
+    if machine.local and config is not None:
+        for name, check in _local_checks(config):
+            await run(name, check)
+    return found
+
+
+def _local_checks(config: Config) -> list[tuple[str, Check]]:
+    """The checks of the node's own files and addresses; [] if `[node]` is wrong, which is said."""
+    try:
+        node, link = config.node, config.link
+    except ConfigError:
+        return []
+    data_dir = node.data_dir
+    pid = holder_pid(data_dir)
+
+    async def directory() -> list[Finding]:
+        return check_data_dir(data_dir)
+
+    async def disk() -> list[Finding]:
+        return await asyncio.to_thread(check_disk, data_dir)
+
+    async def node_key() -> list[Finding]:
+        return check_node_key(data_dir)
+
+    async def clock() -> list[Finding]:
+        return judge_kernel_clock(_kernel_clock())
+
+    async def listen() -> list[Finding]:
+        if pid is None:
+            return await _check_free(node.listen)
+        return await _check_held(data_dir, pid)
+
+    async def files() -> list[Finding]:
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        limit = None if hard == resource.RLIM_INFINITY else hard
+        return judge_files(limit, link.connections_max + link.handshakes_max)
+
+    checks: list[tuple[str, Check]] = [
+        ("data directory", directory),
+        ("disk", disk),
+        ("node key", node_key),
+        ("clock", clock),
+        ("listen", listen),
+    ]
+    # A running node judges its own limit: it raised it at its start.
+    return [*checks, ("open files", files)] if pid is None else checks
+
+
+# --- versions ---
+
+_REQUIREMENT = re.compile(
+    r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*(;?)"
+)
+_CLAUSE = re.compile(r"\s*(===|==|!=|<=|>=|~=|<|>)\s*v?([0-9]+(?:\.[0-9]+)*)(\.\*)?[^,]*$")
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, without trailing zeros; what follows them is not compared."""
+    numbers = re.match(r"v?(\d+(?:\.\d+)*)", version)
+    parts = [int(part) for part in numbers[1].split(".")] if numbers else []
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
+
+
+def satisfies(version: str, specifiers: str) -> bool:
+    """Whether a version is within e.g. ">=4.6,<5". An unknown kind of clause does not refuse."""
+    have = release(version)
+    for clause in filter(None, (part.strip() for part in specifiers.split(","))):
+        if (parsed := _CLAUSE.match(clause)) is None:
+            continue
+        operator, text, wild = parsed.groups()
+        want, given = release(text), tuple(map(int, text.split(".")))
+        padded = have + (0,) * (len(given) - len(have))
+        match operator:
+            case "==" | "===":
+                held = padded[: len(given)] == given if wild else have == want
+            case "!=":
+                held = padded[: len(given)] != given if wild else have != want
+            case "~=":
+                held = have >= want and padded[: len(given) - 1] == given[:-1]
+            case "<=":
+                held = have <= want
+            case ">=":
+                held = have >= want
+            case "<":
+                held = have < want
+            case _:
+                held = have > want
+        if not held:
+            return False
+    return True
+
+
+def check_versions() -> list[Finding]:
+    """Python and the libraries against what this version of wetware declares."""
+    from importlib import metadata
+
+    python = sys.version.split()[0]
+    try:
+        dist = metadata.distribution("wetware")
+    except metadata.PackageNotFoundError:
+        return [
+            warning(
+                "versions",
+                f"python {python}; wetware is not installed as a distribution, so that the "
+                "versions of its libraries cannot be compared",
+                "`pip install wetware`, or in a checkout `pip install -e .`",
+            )
+        ]
+
+    def installed(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    wanted = str(dist.metadata["Requires-Python"] or "")
+    return judge_versions(python, wanted, dist.requires or (), installed)
+
+
+def judge_versions(
+    python: str,
+    python_wanted: str,
+    requires: Iterable[str],
+    installed: Callable[[str], str | None],
+) -> list[Finding]:
+    """Python first, then one finding for all the libraries that fit, and one for each other.
+
+    Args:
+        python: The version that runs.
+        python_wanted: As "Requires-Python".
+        requires: As "Requires-Dist"; those with a marker (extras) are not ours to judge.
+        installed: Name → version, or None.
+    """
+    found, fitting = [], []
+    if satisfies(python, python_wanted):
+        found.append(ok("python", f"{python} at {sys.executable}"))
+    else:
+        found.append(
+            error(
+                "python",
+                f"{python}; wetware needs {python_wanted}",
+                "make an environment with it: `python3.11 -m venv ENV && ENV/bin/pip install "
+                "wetware`",
+            )
+        )
+    for line in requires:
+        parsed = _REQUIREMENT.match(line)
+        if parsed is None or parsed[3]:
+            continue
+        name, wanted = parsed[1], parsed[2].strip()
+        have = installed(name)
+        remedy = f"`pip install '{name}{wanted}'` with {sys.executable}"
+        if have is None:
+            found.append(error("libraries", f"{name} is not installed", remedy))
+        elif not satisfies(have, wanted):
+            found.append(error("libraries", f"{name} {have} is installed, not {wanted}", remedy))
+        else:
+            fitting.append(f"{name} {have}")
+    if fitting:
+        found.append(ok("libraries", ", ".join(fitting)))
+    return found
+
+
+# --- configuration and plugins ---
+
+
+def check_config(machine: Machine) -> tuple[Config | None, list[Finding]]:
+    """Every problem of the configuration, and the plugins that it selects.
+
+    Returns None for one that cannot even be read.
+    """
+    from wetware import config as configuration
+    from wetware import plugins as loader
+
+    command = "ww config check"
+    try:
+        config = configuration.load(machine.flags, path=machine.config_path)
+    except ConfigError as exc:
+        return None, [of_error("config", exc, command)]
+    statuses: Sequence[PluginStatus] = ()
+    problems: list[ConfigError]
+    try:
+        plugins = loader.load(config, loader.INSPECT)
+        problems = [*config.problems(plugins.schemas), *plugins.problems]
+        statuses = plugins.report
+    except ConfigError as exc:  # [node] or [plugins] is wrong: the plugins cannot be selected
+        problems = [*config.problems(), exc]
+    found = [
+        of_error("config", each, command) for each in {e.message: e for e in problems}.values()
+    ]
+    if not found:
+        where = str(config.path) if config.exists else f"the defaults (there is no {config.path})"
+        found.append(ok("config", where))
+    return config, [*found, *judge_plugins(statuses)]
+
+
+def judge_plugins(statuses: Iterable[PluginStatus]) -> list[Finding]:
+    """One finding for the plugins that are well, one for each that is not."""
+    found, loaded = [], []
+    for status in statuses:
+        if status.state in ("failed", "unavailable"):
+            remedy = remedy_of(status.remedy, "ww plugin list")
+            text = f"{status.name} is {status.state}: {status.reason}"
+            found.append(warning("plugins", text, remedy))
+        elif status.state == "loaded":
+            loaded.append(status.name)
+    if loaded:
+        found.append(ok("plugins", f"loaded: {', '.join(loaded)}"))
+    return found
+
+
+# --- files and keys ---
+
+
+def check_data_dir(data_dir: Path) -> list[Finding]:
+    """Whether a node will accept it as its data directory, and can write there."""
+    name = "data directory"
+    other = "choose another one: `ww node --data-dir DIR`"
+    try:
+        info = data_dir.stat()
+    except FileNotFoundError:
+        parent = next(each for each in data_dir.parents if each.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            return [
+                error(name, f"{data_dir} does not exist, and {parent} is not yours to write", other)
+            ]
+        return [ok(name, f"{data_dir} does not exist yet; the first `ww node` makes it")]
+    except OSError as exc:
+        return [error(name, f"cannot look at {data_dir}: {exc.strerror}", other)]
+    mode = stat.S_IMODE(info.st_mode)
+    if not stat.S_ISDIR(info.st_mode):
+        return [error(name, f"{data_dir} is not a directory", other)]
+    if info.st_uid != os.getuid():
+        return [
+            error(
+                name,
+                f"{data_dir} belongs to user {info.st_uid}, and you are {os.getuid()}",
+                f"run as that user, or {other}",
+            )
+        ]
+    if mode & 0o022:
+        text = f"others can write to {data_dir} (mode {mode:04o}): no node starts there"
+        return [error(name, text, f"`chmod 700 {data_dir}`")]
+    if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
+        return [
+            error(
+                name, f"{data_dir} cannot be written (mode {mode:04o})", f"`chmod 700 {data_dir}`"
+            )
+        ]
+    if mode & 0o055:
+        text = f"others can look into {data_dir} (mode {mode:04o})"
+        return [warning(name, text, f"`chmod 700 {data_dir}`")]
+    return [ok(name, f"{data_dir}, mode {mode:04o}")]
+
+
+def check_disk(data_dir: Path) -> list[Finding]:
+    """Free space, and how long a small durable write takes. Blocks: for a thread."""
+    place = data_dir if data_dir.exists() else next(p for p in data_dir.parents if p.exists())
+    info = os.statvfs(place)
+    found = judge_space(info.f_bavail * info.f_frsize, place)
+    if info.f_favail == 0 and info.f_files:
+        text = f"no file can be made on the file system of {place}: its inodes are used up"
+        found.append(error("disk", text, f"remove files; `df -i {place}` shows the use"))
+    if place == data_dir and os.access(data_dir, os.W_OK | os.X_OK):
+        try:
+            found += judge_fsync(fsync_s(data_dir), data_dir)
+        except OSError as exc:
+            text = f"a file of {FSYNC_BYTES} bytes cannot be written in {data_dir}: {exc.strerror}"
+            found.append(error("disk", text, f"`df -h {data_dir}`"))
+    return found
+
+
+def judge_space(free_bytes: int, place: Path) -> list[Finding]:
+    """Free space against DISK_FREE_BYTES_MIN and DISK_FREE_BYTES_LOW."""
+    text = f"{_size(free_bytes)} are free on the file system of {place}"
+    remedy = f"remove what is not needed there; `df -h {place}`"
+    if free_bytes < DISK_FREE_BYTES_MIN:
+        return [error("disk", f"{text}; below {_size(DISK_FREE_BYTES_MIN)} writes fail", remedy)]
+    if free_bytes < DISK_FREE_BYTES_LOW:
+        return [warning("disk", f"{text}, less than {_size(DISK_FREE_BYTES_LOW)}", remedy)]
+    return [ok("disk", text)]
+
+
+def fsync_s(directory: Path) -> float:
+    """The median time of a small durable write, s; raises OSError."""
+    import tempfile
+
+    times = []
+    fd, path = tempfile.mkstemp(dir=directory, prefix=".doctor.")
+    try:
+        for _ in range(FSYNC_TRIES):
+            started = time.perf_counter()
+            os.pwrite(fd, os.urandom(FSYNC_BYTES), 0)
+            os.fsync(fd)
+            times.append(time.perf_counter() - started)
+    finally:
+        os.close(fd)
+        os.unlink(path)
+    return sorted(times)[FSYNC_TRIES // 2]
+
+
+def judge_fsync(seconds: float, place: Path) -> list[Finding]:
+    """The time of a durable write against FSYNC_S_MAX."""
+    text = f"a durable write in {place} takes {seconds * 1000:.1f} ms"
+    if seconds <= FSYNC_S_MAX:
+        return [ok("disk", text)]
+    return [
+        warning(
+            "disk",
+            f"{text}, more than {FSYNC_S_MAX * 1000:.0f} ms: joining and changes of the policy "
+            "wait for several",
+            "use a local disk: `ww node --data-dir DIR`; `iostat -x 1` shows what keeps this one "
+            "busy",
+        )
+    ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def check_node_key(data_dir: Path) -> list[Finding]:
+    """Whether the node's key can be used, by its owner alone."""
+    name, file = "node key", data_dir / "node.key"
+    if not file.exists():
+        if (data_dir / "certificate").exists():
+            return [
+                error(
+                    name,
+                    f"{file} is gone, and the certificate beside it is of no use without it",
+                    "restore the key from a backup, or join anew with another directory: "
+                    "`ww node --data-dir DIR --join TICKET`",
+                )
+            ]
+        return [ok(name, "there is none yet; the first `ww node` makes it")]
+    return _check_key(name, file, "restore it from a backup, or start a node of its own", "ww id")
+
+
+def check_user_key(key: str | None, config: Config) -> list[Finding]:
+    """Whether the key that you log in with can be used, by you alone."""
+    from wetware.client import KeyChoice
+
+    file = KeyChoice(key, config.keys_dir, None).path
+    if file.exists():
+        return _check_key("your key", file, "make another with `ww key new NAME`", "ww key list")
+    with contextlib.suppress(ConfigError):
+        if not config.node.data_dir.exists():
+            return [ok("your key", f"there is no {file} yet; the first `ww node` makes it")]
+        if config.node.auth not in ("local", "auth_local"):
+            return [ok("your key", f"there is no {file}; logins go by {config.node.auth!r}")]
+    return [
+        warning(
+            "your key",
+            f"there is no key at {file}",
+            "`ww key new`, and an operator adds you: `ww user add NAME --key KEY`",
+        )
+    ]
+
+
+def _check_key(name: str, file: Path, otherwise: str, command: str) -> list[Finding]:
+    from wetware.identity import Key
+
+    try:
+        info = file.stat()
+        if info.st_uid != os.getuid():
+            text = f"{file} belongs to user {info.st_uid}, and you are {os.getuid()}"
+            return [error(name, text, f"run as its owner, or `sudo chown {os.getuid()} {file}`")]
+        passphrase = os.environ.get("WW_PASSPHRASE")
+        key = Key.load(file, passphrase=(lambda: passphrase) if passphrase else None)
+    except KeyFileError as exc:
+        if exc.code == "key.passphrase":
+            if passphrase:
+                return [error(name, exc.message, "set WW_PASSPHRASE rightly, then `ww doctor`")]
+            text = f"{file} is encrypted; `ww node` and scripts need WW_PASSPHRASE"
+            return [ok(name, text)]
+        if exc.code == "key.mode":
+            return [error(name, exc.message, f"`{exc.hint}`")]
+        return [error(name, exc.message, remedy_of(otherwise, command))]
+    return [ok(name, f"{key.peer_id} in {file}, mode {stat.S_IMODE(info.st_mode):04o}")]
+
+
+# --- the clock, and open files ---
+
+
+def _kernel_clock() -> int | None:
+    """The kernel's `status` of its clock; None where it cannot be read."""
+    import ctypes
+
+    class Timex(ctypes.Structure):
+        _fields_ = (
+            ("modes", ctypes.c_uint),  # 0: only read
+            ("offset", ctypes.c_long),
+            ("freq", ctypes.c_long),
+            ("maxerror", ctypes.c_long),
+            ("esterror", ctypes.c_long),
+            ("status", ctypes.c_int),
+            ("rest", ctypes.c_char * 256),
+        )
+
+    value = Timex()
+    try:
+        if ctypes.CDLL(None).adjtimex(ctypes.byref(value)) < 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return int(value.status)
+
+
+def judge_kernel_clock(status: int | None) -> list[Finding]:
+    """Whether something keeps this clock right, as far as the kernel has been told.
+
+    A host may keep the clock of its virtual machines right without telling their kernels: not
+    more than a warning, and a running node compares its clock with the other members'.
+    """
+    if status is None:
+        return []
+    if status & _STA_UNSYNC:
+        return [
+            warning(
+                "clock",
+                "nothing has told the kernel that the clock of this machine is synchronised",
+                "`timedatectl set-ntp true`, or install chrony; in a virtual machine whose host "
+                "does it, leave it",
+            )
+        ]
+    return [ok("clock", "synchronised, the kernel says")]
+
+
+def judge_files(limit: int | None, connections: int, used: int = 0) -> list[Finding]:
+    """The limit of open files (None: there is none) against what a node may need."""
+    name, need = "open files", connections + FILES_RESERVE
+    if limit is None:
+        return [ok(name, "no limit")]
+    remedy = (
+        f"`ulimit -n {need}` before `ww node` (LimitNOFILE={need} in a unit of systemd), or a "
+        "lower [link] connections_max"
+    )
+    if used > limit * FILES_USED_SHARE_MAX:
+        return [error(name, f"{used} of at most {limit} are in use", remedy)]
+    if limit < need:
+        return [
+            warning(name, f"at most {limit}; with all its connections a node needs {need}", remedy)
+        ]
+    return [ok(name, f"at most {limit}" + (f", {used} in use" if used else ""))]
+
+
+# --- the node's addresses ---
+
+
+def holder_pid(data_dir: Path) -> int | None:
+    """The process of the node that has this data directory, or None; see `wetware.node.locked`.
+
+    It is asked of the kernel: trying to take the lock could keep a node from starting.
+    """
+    file = data_dir / "lock"
+    try:
+        info = file.stat()
+        pid = int(file.read_bytes()[:20])
+        with open("/proc/locks") as locks:
+            # "1: FLOCK  ADVISORY  WRITE 26227 fe:00:2285616 0 EOF"
+            held = any(
+                fields[1] == "FLOCK"
+                and fields[4] == str(pid)
+                and fields[5].rpartition(":")[2] == str(info.st_ino)
+                for fields in (line.split() for line in locks)
+                if len(fields) > 5
+            )
+    except (OSError, ValueError):
+        return None
+    return pid if held else None
+
+
+async def _check_free(addrs: Sequence[Multiaddr]) -> list[Finding]:
+    """No node runs: whether one could listen where the configuration says, by doing it shortly."""
+    from wetware.identity import Key
+    from wetware.link import LinkHost
+
+    found = []
+    for addr in addrs:
+        async with LinkHost(Key.generate()) as host:
+            try:
+                await host.listen((addr,))
+            except ConfigError as exc:
+                show = f"`ss -ltnp 'sport = :{addr.port}'` shows it, or `ww node --listen ADDRESS`"
+                found.append(error("listen", exc.message, f"{exc.hint}: {show}"))
+            else:
+                found.append(ok("listen", f"{addr} is free"))
+    return found
+
+
+async def _check_held(data_dir: Path, pid: int) -> list[Finding]:
+    """A node runs: whether it answers at each address that it listens on, with its own key."""
+    import json
+
+    from wetware import paths
+    from wetware.errors import DialError
+    from wetware.identity import Key
+    from wetware.link import LinkHost
+    from wetware.multiaddr import Multiaddr
+
+    try:
+        with (data_dir / paths.RUNTIME_FILE).open("rb") as file:
+            texts = json.loads(file.read(RUNTIME_BYTES_MAX))["addrs"]
+        addrs = [Multiaddr.parse(str(text)) for text in texts[:ADDRS_MAX]]
+    except (OSError, ValueError, KeyError, TypeError, WetwareError):
+        return [
+            warning(
+                "listen",
+                f"the node (pid {pid}) has not said yet where it listens: it is starting or hangs",
+                f"look at its log; `ww doctor` again, and `kill {pid}` if it stays so",
+            )
+        ]
+
+    async def answers(addr: Multiaddr) -> Finding:
+        async with LinkHost(Key.generate()) as host:
+            try:
+                await host.dial((addr,), timeout_s=DIAL_S_MAX)
+            except DialError as exc:
+                remedy = f"look at the log of the node (pid {pid}), then restart it: `ww node`"
+                return error("listen", f"the node does not answer: {exc.message}", remedy)
+        return ok("listen", f"the node answers at {addr.with_peer(None)}")
+
+    return list(await asyncio.gather(*map(answers, addrs)))
