@@ -507,6 +507,11 @@ class Node:
         try:
             await service.run(ready.set)
             log.warning("service.ended", service=service.name)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():  # its own defect, not the node's stop
+                log.error("service.cancelled_itself", service=service.name, exc_info=True)
+            raise
         except Exception as exc:
             log.exception("service.failed", service=service.name)
             if (plugin := self.plugins.owner(service.name)) is not None:
@@ -567,6 +572,7 @@ class Node:
                 tasks.create_task(discovery.advertise(tuple(map(str, self.addrs))))
                 async for text in discovery.find_peers():
                     self.membership.found(text, discovery.name)
+                log.info("discovery.ended", discovery=discovery.name)
         except Exception:
             log.exception("discovery.failed", discovery=discovery.name)
 

@@ -231,7 +231,7 @@ class Home:
         directory = self.path / (data_dir or f"node{self._count}")
         log = self.path / f"{directory.name}.{self._count}.log"
         command = [*_ww(), "--data-dir", str(directory), "node", "--listen", listen]
-        command += ["--name", directory.name]
+        command += ["--name", directory.name[:64]]
         for peer in peers:
             command += ["--peer", str(peer)]
         if join is not None:

@@ -34,7 +34,7 @@ def test_first_start_makes_private_files_and_says_what_to_do_next(home: Home) ->
         node.wait_log("pub chat hello")  # it says so right after it is found by others
         text = node.log.read_text()
         assert f"wetware node {node.peer_id} is running" in text
-        assert "ww status" in text
+        assert "ww ls" in text
         for path in (
             home.path / ".wetware/keys/default",
             node.data_dir / "node.key",

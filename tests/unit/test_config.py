@@ -119,12 +119,24 @@ def test_the_limits_are_the_dataclasses_of_the_parts(load: Load) -> None:
     assert found.rpc == RpcLimits()
 
 
-def test_peers_are_members_and_some_are_dialled(load: Load) -> None:
+def test_peers_are_addresses_to_dial(load: Load) -> None:
     addr = f"/ip4/192.0.2.1/tcp/4001/p2p/{PEER}"
-    other = f"/dns/b.example/tcp/1/p2p/{PEER}"
-    found = load(env={"WW_NODE_PEERS": f"{addr}, {other},{OTHER}"}).node
-    assert found.members == {PEER, OTHER}
-    assert found.dial == {PEER: (Multiaddr.parse(addr), Multiaddr.parse(other))}
+    other = f"/dns/b.example/tcp/1/p2p/{OTHER}"
+    found = load(env={"WW_NODE_PEERS": f"{addr}, {other}"}).node
+    assert found.peers == (Multiaddr.parse(addr), Multiaddr.parse(other))
+
+
+def test_labels(load: Load) -> None:
+    assert load('[node]\nlabels = ["zone=home", "gpu=a b"]').node.labels == ("zone=home", "gpu=a b")
+    for bad in ("zone", "=x", "zone=", "Zone=x", "a b=c", "zone=a,b", "zone=a=b", "zone=!x"):
+        with pytest.raises(ConfigError, match="is not a label"):
+            _ = load(node__labels=(bad,)).node
+
+
+def test_a_secret_is_not_shown(load: Load) -> None:
+    shown = {each.key: each for each in load('[node]\njoin = "wwt1secret"').settings()}
+    assert (shown["node.join"].text, shown["node.join"].plain) == ("(hidden)", "(hidden)")
+    assert shown["node.name"].text != "(hidden)"
 
 
 def test_a_file_is_named_by_flag_or_variable_and_must_exist(load: Load, tmp_path: Path) -> None:
@@ -244,7 +256,7 @@ def test_an_emptied_enable_does_not_mean_everything(load: Load) -> None:
         (f'[node]\nlisten = ["/ip4/1.2.3.4/tcp/1/p2p/{PEER}"]', "config.value", ["/p2p/"]),
         ('[node]\npeers = ["/ip4/1.2.3.4/tcp/1"]', "config.value", ["must end in /p2p/PEER_ID"]),
         (f'[node]\npeers = ["/ip4/1.2.3.4/tcp/0/p2p/{PEER}"]', "config.value", ["port 0"]),
-        ('[node]\npeers = ["nonsense"]', "config.peer_id", ["bad peer ID", "line 2"]),
+        ('[node]\npeers = ["nonsense"]', "config.multiaddr", ["nonsense", "line 2"]),
         ('[node]\nauth = "no such!"', "config.value", ["not a plugin's name"]),
         ('[node]\nname = "a\\u0000b"', "config.value", ["zero byte"]),
         ("[login]\ndeadline_s = 0", "config.range", ["0.0 is out of range; 0.1 to 600"]),

@@ -53,12 +53,17 @@ class ReachLimits:
         redial_s_min: Pause after the first failed or lost connection; doubles, with jitter.
         redial_s_max: The longest pause. With more than `lost_max` members lost it grows with their
             number, so that the dials in a second stay the same.
-        second_s: Head start of the smaller peer ID of a pair, so that not both dial.
+        second_s: Head start of the smaller peer ID of a pair, so that not both dial; longer where
+            dials take long, up to `second_s_max`.
+        second_s_max: The longest head start.
+        patience_s: How much of that head start a patient caller waits for: longer than a dial takes
+            on most links, and shorter than a probe takes to fail.
         stable_s: A connection that held so long resets the back-off; one that ends at once does
             not, or two nodes that refuse each other would knock in step.
         dial_s: For a connection to a member.
         introduce_s: For the peer to show that it is a member, and to accept that this node is one.
-        dials_max: Dials at once that nobody waits for; those on demand come on top.
+        dials_max: Dials at once that nobody waits for, at most half of them to lost members; those
+            on demand come on top.
         lost_max: See redial_s_max.
         found_max: Discovered addresses that wait to be tried; the oldest make room.
         found_dials_max: Discovered addresses tried at once.
@@ -75,9 +80,11 @@ class ReachLimits:
     on_demand_max: int = 128
     redial_s_min: float = 0.5
     redial_s_max: float = 30.0
-    second_s: float = 1.0
+    second_s: float = 0.5
+    second_s_max: float = 5.0
+    patience_s: float = 0.2
     stable_s: float = 10.0
-    dial_s: float = 5.0
+    dial_s: float = 10.0
     introduce_s: float = 10.0
     dials_max: int = 16
     lost_max: int = 32
@@ -162,10 +169,11 @@ def _position(peer: PeerId) -> bytes:
 class _Target:
     """One member that a connection is wanted to."""
 
-    __slots__ = ("backoff", "due", "told", "up_at")
+    __slots__ = ("backoff", "due", "others_until", "told", "up_at")
 
     def __init__(self, due: float, backoff: Backoff) -> None:
         self.due, self.backoff = due, backoff
+        self.others_until = due  # until then it is the peer's turn to dial
         self.told = False  # whether the log has that it cannot be reached
         self.up_at: float | None = None
 
@@ -216,7 +224,8 @@ class Reach:
         self._up: set[PeerId] = set()
         self._states: Mapping[PeerId, str] = {}
         self._wanted: frozenset[PeerId] = frozenset()
-        self._lost = 0
+        self._lost: frozenset[PeerId] = frozenset()
+        self._took_s = 0.0  # what a dial takes, averaged
         self._targets: dict[PeerId, _Target] = {}
         self._bootstraps: list[_Bootstrap] = []
         self._attempts: dict[PeerId, asyncio.Future[Connection]] = {}
@@ -362,15 +371,21 @@ class Reach:
         """The connection to a member that is introduced, or None."""
         return self._host.connection(peer) if peer in self._up else None
 
-    async def connect(self, peer: PeerId, *, timeout_s: float | None = None) -> Connection:
+    async def connect(
+        self, peer: PeerId, *, timeout_s: float | None = None, patient: bool = False
+    ) -> Connection:
         """A connection to the member `peer`, introduced: the one there is, or a new one.
 
-        Callers share an attempt. Raises DialError.
+        Callers share an attempt. `patient` leaves a new member, for `patience_s`, to dial itself if
+        it is its turn. Raises DialError.
         """
         connection = self.connected(peer)
         if connection is not None:
             return connection
-        attempt = self._attempts.get(peer) or self._start(peer)
+        delay_s = 0.0
+        if patient and (target := self._targets.get(peer)) is not None:
+            delay_s = min(self.limits.patience_s, target.others_until - self._now())
+        attempt = self._attempts.get(peer) or self._start(peer, delay_s)
         limits = self.limits
         try:
             async with asyncio.timeout(timeout_s or limits.dial_s + limits.introduce_s):
@@ -386,17 +401,21 @@ class Reach:
         coro.close()
         return False
 
-    def _start(self, peer: PeerId) -> asyncio.Future[Connection]:
+    def _start(self, peer: PeerId, delay_s: float = 0.0) -> asyncio.Future[Connection]:
         attempt: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._attempts[peer] = attempt
-        if not self._spawn(self._attempt(peer, attempt), f"dial {peer.short}"):
+        if not self._spawn(self._attempt(peer, attempt, delay_s), f"dial {peer.short}"):
             del self._attempts[peer]
             attempt.set_exception(DialError("this node is stopping"))
         return attempt
 
-    async def _attempt(self, peer: PeerId, attempt: asyncio.Future[Connection]) -> None:
+    async def _attempt(
+        self, peer: PeerId, attempt: asyncio.Future[Connection], delay_s: float
+    ) -> None:
         try:
-            connection = await self._dial(self.addrs(peer), peer)
+            if delay_s > 0:
+                await asyncio.wait([attempt], timeout=delay_s)  # set when the peer is up
+            connection = self.connected(peer) or await self._dial(self.addrs(peer), peer)
         except WetwareError as exc:
             if not attempt.done():
                 self._failed(peer, exc)
@@ -429,7 +448,7 @@ class Reach:
 
     async def _dial(self, addrs: Sequence[Multiaddr], peer: PeerId | None) -> Connection:
         """Dial and wait until the peer is introduced; a connection in vain is closed again."""
-        before = set(self._host.connections())
+        before, started = set(self._host.connections()), self._now()
         connection = await self._host.dial(addrs, peer=peer, timeout_s=self.limits.dial_s)
         try:
             await self._introduced(connection)
@@ -443,6 +462,7 @@ class Reach:
                     code="overlay.not_member",
                 ) from exc
             raise
+        self._took_s += 0.2 * (self._now() - started - self._took_s)
         return self._host.connection(connection.peer) or connection
 
     async def _introduced(self, connection: Connection) -> None:
@@ -474,10 +494,13 @@ class Reach:
         return Backoff(self.limits.redial_s_min, self.limits.redial_s_max, self._rng)
 
     def _pause_s(self, target: _Target) -> float:
-        return target.backoff.pause_s(stretch=self._lost / self.limits.lost_max)
+        return target.backoff.pause_s(stretch=len(self._lost) / self.limits.lost_max)
 
     def _head_start(self, peer: PeerId) -> float:
-        return 0.0 if self._host.peer_id < peer else self.limits.second_s
+        if self._host.peer_id < peer:
+            return 0.0
+        limits = self.limits
+        return max(limits.second_s, min(limits.second_s_max, 4 * self._took_s))
 
     def _plan(self) -> None:
         """Work out whom to be connected to."""
@@ -492,7 +515,7 @@ class Reach:
         # A member that left says itself when it is back.
         lost = {peer for peer, state in members.items() if state == "dead"}
         lost.update(peer for peer in self._store.peers() if peer not in members and peer != own)
-        self._lost = len(lost)
+        self._lost = frozenset(lost)
         now = self._now()
         for peer in self._targets.keys() - self._wanted - lost:
             del self._targets[peer]
@@ -522,12 +545,17 @@ class Reach:
             for peer, target in self._targets.items()
             if peer not in self._up and peer not in self._attempts
         )
+        lost_dials = sum(peer in self._lost for peer in self._attempts)
         for due, peer in waiting:
             if due > now:
                 soonest = min(soonest, due)
                 break
             if len(self._attempts) >= self.limits.dials_max:
                 break  # the end of one wakes us
+            if peer in self._lost:
+                if lost_dials >= max(1, self.limits.dials_max // 2):
+                    continue  # whoever does not answer must not be in the way of the living
+                lost_dials += 1
             if self.addrs(peer):
                 self._start(peer)
             else:  # known by name only: gossip or a discovery may tell

@@ -754,7 +754,7 @@ class Membership:
                     self._unreachable(outlet, DialError(f"{peer} was not reached a moment ago"))
                     return
                 await asyncio.sleep(pause_s)
-            connection = await self.reach.connect(peer)
+            connection = await self.reach.connect(peer, patient=True)
             async with asyncio.timeout(OPEN_S_MAX):
                 stream = await connection.open_stream(PROTOCOL)
         except (WetwareError, TimeoutError) as exc:
