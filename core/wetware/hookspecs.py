@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import typer
 
     from wetware.access import Access
+    from wetware.doctor import Finding
     from wetware.identity import Challenge, LoginStatus, PeerId, Principal, Proof
     from wetware.link import Stream
     from wetware.log import EventLogger
@@ -305,6 +306,10 @@ class AuthBackend(Protocol):
 
     async def admit_node(self, peer: PeerId) -> bool:
         """Whether the backend lets a node be a member. May veto, cannot admit by itself."""
+        ...
+
+    def findings(self) -> Iterable[Finding]:
+        """What is wrong with the backend's state now, for `ww doctor`; empty if nothing is."""
         ...
 
     def watch(self, callback: Callable[[Withdrawn], None]) -> Callable[[], None]:

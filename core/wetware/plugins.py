@@ -1019,7 +1019,14 @@ def _judge_auth(made: Any) -> AuthBackend:
     if made is None:
         raise PluginError("returned no auth backend")
     methods = (
-        "run", "authenticate", "roles", "profile", "join_document", "admit_node", "watch"
+        "run",
+        "authenticate",
+        "roles",
+        "profile",
+        "join_document",
+        "admit_node",
+        "findings",
+        "watch",
     )
     if why := _lacks(made, methods, ("name", "schemes", "founding", "epoch", "services")):
         raise PluginError(f"returned no auth backend: {why}")

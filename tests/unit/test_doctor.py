@@ -411,7 +411,7 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
         host=SimpleNamespace(connection=lambda peer: None),
         admission=SimpleNamespace(own=SimpleNamespace(leaf=leaf)),
         membership=FakeMembership(member(OWN, "own"), *members, answers=answers),
-        backend=SimpleNamespace(name="local", epoch=3),
+        backend=SimpleNamespace(name="local", epoch=3, findings=list),
         plugins=SimpleNamespace(report=()),
         overlay=SimpleNamespace(
             status=lambda: SimpleNamespace(

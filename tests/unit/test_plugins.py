@@ -39,6 +39,7 @@ AUTH_METHODS = (
     "profile",
     "join_document",
     "admit_node",
+    "findings",
     "watch",
 )
 

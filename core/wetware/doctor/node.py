@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from wetware.doctor.finding import Check, Finding, error, judged, ok, warning
 from wetware.doctor.machine import check_disk, judge_files, judge_plugins, release
@@ -353,10 +353,9 @@ async def _identity(node: Node) -> list[Finding]:
 
 
 async def _policy(node: Node) -> list[Finding]:
-    """The auth backend: what it finds itself, if it says so."""
-    backend: Any = node.backend
-    own = getattr(backend, "findings", None)
-    found = list(own()) if own is not None else []
+    """The auth backend: what it finds itself."""
+    backend = node.backend
+    found = list(backend.findings())
     if any(finding.level != "ok" for finding in found):
         return found
     return [*found, ok("policy", f"{backend.name}, version {backend.epoch}")]

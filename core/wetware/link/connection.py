@@ -37,6 +37,9 @@ RECEIVE_BYTES = 256 << 10
 """Of the scratch buffer that all connections of a host receive into; holds several messages."""
 _FLUSH_BYTES = 256 << 10  # encrypted in one go: about 0.2 ms, after which others get the loop
 _FLUSH_BYTES_MIN = 64 << 10  # on a path that does not take that much: see Connection._flush
+_WAITING_BYTES = 64 << 10
+"""Encrypted and not taken by TCP when the next flush is made: TCP is not to run dry meanwhile, but
+nothing can overtake what is in there. One flush comes on top."""
 _ALONE_BYTES = 32 << 10  # a part this long gets messages of its own: no copy at either end
 _EARLY_BYTES_MAX = 64 << 10  # received before the handshake asked for it; honest peers send none
 _THROTTLE_S = 0.02
@@ -289,8 +292,7 @@ class Connection(asyncio.BufferedProtocol):
         """Begin the handshake (asyncio calls this)."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # narrows the type
         self._transport = transport  # asyncio has set TCP_NODELAY
-        # What is in there is encrypted, and nothing can overtake it any more: one flush at most.
-        transport.set_write_buffer_limits(high=0)
+        transport.set_write_buffer_limits(high=_WAITING_BYTES, low=_WAITING_BYTES)
         self._limit_notsent(transport)
         self.remote = self._carrier or socket_multiaddr(transport.get_extra_info("peername"))
         self.local = socket_multiaddr(transport.get_extra_info("sockname"))

@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ from wetware_auth_local.signer import SCHEME
 from wetware_auth_local.spread import Spread
 
 if TYPE_CHECKING:
+    from wetware.doctor import Finding
     from wetware_auth_local.plugin import AuthLocalConfig
 
 POLICY_FILE = "policy.json"
@@ -365,6 +366,10 @@ class LocalBackend:
     def profile(self, role: str) -> RoleProfile:
         """From memory."""
         return RoleProfile(dict(self.policy.roles.get(role, {})))
+
+    def findings(self) -> Iterable[Finding]:
+        """See AuthBackend."""
+        return self.spread.findings()
 
     async def join_document(self) -> bytes:
         """The signed policy document."""

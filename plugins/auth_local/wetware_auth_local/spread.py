@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware import cbor
 from wetware.access import Access
+from wetware.doctor import Finding
 from wetware.errors import AuthError, InvalidArgument, OverlayError, ProtocolRefused
 from wetware.hookspecs import Clock, Overlay, PeerDown, PeerUp
 from wetware_auth_local.policy import (
@@ -265,6 +266,32 @@ class Spread:
             f"{_hours(self._config.policy_age_s_max)} (policy_age_s_max): it needs a connection to "
             "one"
         )
+
+    def findings(self) -> Iterator[Finding]:
+        """What `ww doctor` shall say of the policy here."""
+        for divergence in self._divergences.values():
+            if divergence.kind is Relation.OUT_OF_REACH:
+                yield Finding(
+                    "policy",
+                    "error",
+                    f"this node missed more than {HISTORY_MAX} versions, and admits nobody",
+                    "give it the current one: see auth_local's README, `ww policy export`",
+                )
+            else:
+                yield Finding(
+                    "policy",
+                    "error",
+                    "the policy was changed in two places: nodes disagree on users and roles",
+                    "`ww policy status`, then `ww policy resolve`",
+                )
+        if self._contact.met and self._is_too_old:
+            yield Finding(
+                "policy",
+                "error",
+                "this node has not compared its policy with another member's for too long, and "
+                "admits nobody",
+                "connect it to the others: `ww ls`, then `ww policy status`",
+            )
 
     @property
     def _is_too_old(self) -> bool:
