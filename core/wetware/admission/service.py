@@ -279,7 +279,7 @@ class Introductions:
         )
         if up and peer not in self._up:
             self._up[peer] = None
-            log.info("peer.up", peer=peer)
+            log.debug("peer.up", peer=peer)
             for callback in tuple(self._watchers.values()):
                 self._call(callback, PeerUp(peer))
         elif not up and peer in self._up:
@@ -287,7 +287,7 @@ class Introductions:
 
     def _set_down(self, peer: PeerId) -> None:
         del self._up[peer]
-        log.info("peer.down", peer=peer)
+        log.debug("peer.down", peer=peer)
         for callback in tuple(self._watchers.values()):
             self._call(callback, PeerDown(peer))
 
@@ -297,6 +297,7 @@ class Introductions:
             return
         link.error = error
         if error is None:
+            self._host.reconsider(connection.peer)  # it was booked before it could show anything
             link.up = not self._admission.is_foreign(connection.peer)
         link.settled.set()
         self._refresh(connection.peer)

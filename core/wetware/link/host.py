@@ -379,6 +379,25 @@ class LinkHost:
             log.error("privileged.failed", exc_info=True)
             return False
 
+    def reconsider(self, peer: PeerId) -> None:
+        """Ask anew whether `peer` is privileged: then its connections are no longer a stranger's.
+
+        For whoever learns it after the handshake, e.g. from a certificate.
+        """
+        if not self._is_privileged(peer):
+            return
+        for conn in self._connections.get(peer, ()):
+            slot = self._slots.get(conn)
+            if slot is None or not slot.stranger:
+                continue
+            slot.stranger = False
+            self._strangers -= 1
+            self._strangers_per_ip[slot.group] -= 1
+            _drop_zero(self._strangers_per_ip, slot.group)
+            if slot.timer is not None:
+                slot.timer.cancel()
+                slot.timer = None
+
     def _make_room(self, group: str | None, *, within: bool = False) -> bool:
         """End one stranger's inbound connection, if there is one that has to give way.
 

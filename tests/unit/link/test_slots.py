@@ -230,6 +230,27 @@ async def test_strangers_are_bounded_per_address_and_privileged_peers_are_not(ne
         assert await alive(raw)
 
 
+async def test_who_is_reconsidered_no_longer_counts_as_a_stranger(net: Any) -> None:
+    members: set[PeerId] = set()
+    limits = LinkLimits(connections_per_ip_max=2, stranger_idle_s=NEVER_S)
+    host = await net.host(limits, privileged=members.__contains__)
+    keys = [Key.generate() for _ in range(2)]
+    shown = [await net.busy(host, key=key) for key in keys]
+    assert await turned_away(net, host)
+    for key in keys:
+        members.add(key.peer_id)
+        host.reconsider(key.peer_id)
+        host.reconsider(key.peer_id)
+    strangers = [await net.busy(host) for _ in range(2)]
+    assert await turned_away(net, host)  # the strangers' own limit still holds
+    host.reconsider(PeerId.from_public_key(b"x" * 32))  # neither connected nor privileged
+    for raw in (*shown, *strangers):
+        assert await alive(raw)
+    for raw in strangers:
+        raw.writer.close()
+    await net.until(lambda: host._strangers == 0 and not host._strangers_per_ip)
+
+
 def test_an_address_is_an_ip4_address_or_an_ip6_network_of_64_bits() -> None:
     assert _ip_group("192.0.2.7") != _ip_group("192.0.2.8")
     assert _ip_group("2001:db8:1:2::7") == _ip_group("2001:db8:1:2:ffff::8")

@@ -95,6 +95,7 @@ class Node:
         self.admission = Admission(
             Store.open(self.path), self.key, clock=clock, limits=AdmissionLimits(), veto=self._ask
         )
+        stack.push_async_callback(self.admission.store.flush)
         self.host = await stack.enter_async_context(
             LinkHost(
                 self.key,

@@ -115,11 +115,16 @@ async def test_a_restart_with_a_new_port_is_one_member_and_needs_no_bootstrap(ne
     await node.kill()
     await node.start()  # no address given: its own store leads back
     assert str(node.addr) not in before.addrs
+    await net.until(
+        lambda: all(
+            other.membership.member(node.peer).record.incarnation > before.incarnation
+            for other in others
+        )
+    )
     await net.converged(*nodes)
     for other in others:
         members = [m for m in other.membership.members() if m.record.peer == node.peer]
         assert len(members) == 1
-        assert members[0].record.incarnation > before.incarnation
     await net.until(
         lambda: all(
             other.membership.member(node.peer).record.addrs == (str(node.addr),) for other in others
@@ -174,6 +179,18 @@ async def test_a_member_that_was_away_learns_of_an_eviction(net: Any) -> None:
     await net.until(lambda: founder.sees(away) and away.sees(founder))
     await net.until(lambda: away.state(evicted) is None)
     await net.until(lambda: not away.is_up(evicted))
+
+
+async def test_an_evicted_node_in_the_peer_store_is_dropped_too(net: Any) -> None:
+    founder, gone = await net.cluster(2)
+    await net.converged(founder, gone)
+    await gone.kill()
+    await founder.stop()
+    await founder.start()
+    assert gone.peer in founder.membership._store
+    assert founder.state(gone) is None
+    await founder.admission.evict(gone.peer, "")
+    await net.until(lambda: gone.peer not in founder.membership._store)
 
 
 async def test_a_stranger_is_refused(net: Any) -> None:

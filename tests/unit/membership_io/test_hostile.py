@@ -212,6 +212,35 @@ async def test_what_is_cut_off_in_a_frame_is_never_continued_elsewhere(net: Any)
     assert all(head[4] >> 5 == 5 for head in heads), "each stream begins with a map"
 
 
+async def test_a_clean_end_within_a_frame_is_a_reset_and_no_offence(net: Any) -> None:
+    node, _honest, hostile = await pair(net)
+    ends: list[object] = []
+
+    async def read_late(stream: Stream) -> None:
+        await stop.wait()
+        try:
+            while await stream.read():
+                pass
+            ends.append("fin")
+        except StreamReset:
+            ends.append("reset")
+            raise
+
+    stop = asyncio.Event()
+    hostile.host.handle(PROTOCOL, read_late, access=service.Access.MEMBER)
+    await hostile.speak(node)
+    outlet = node.membership._outlet(hostile.peer)
+    node.membership._open(outlet)
+    await net.until(lambda: outlet.stream is not None)
+    for _ in range(200):
+        node.membership._send(hostile.peer, b"\xa0" + bytes(10_000))
+    assert outlet.head
+    node.membership._drop_outlet(hostile.peer)
+    stop.set()
+    await net.until(lambda: ends)
+    assert set(ends) == {"reset"}
+
+
 async def test_a_flood_of_frames_is_read_at_its_pace(
     net: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

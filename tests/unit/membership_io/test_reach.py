@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,27 @@ async def test_the_larger_peer_dials_too_if_the_smaller_one_cannot(net: Net) -> 
     assert len(large.dials) == 1
 
 
+async def test_a_patient_caller_lets_the_other_end_dial_if_it_is_its_turn(net: Net) -> None:
+    limits = replace(QUICK, second_s=5.0, patience_s=2.0)
+    nodes = [await net.node(limits=limits) for _ in range(2)]
+    small, large = sorted(nodes, key=lambda node: node.peer)
+    large.knows(small)
+    await until(lambda: small.peer in large.reach._targets)
+    waiting = asyncio.ensure_future(large.reach.connect(small.peer, patient=True))
+    await until(lambda: small.peer in large.reach._attempts)
+    small.knows(large)
+    assert (await waiting).initiator is False
+    assert large.dials == []
+    # and does not wait for ever
+    other = await net.node(run=False)
+    large.knows(other)
+    await until(lambda: other.peer in large.reach._targets)
+    large.reach._targets[other.peer].others_until = large.reach._now() + 5.0
+    large.reach._targets[other.peer].due = large.reach._now() + 5.0
+    large.reach.limits = replace(limits, patience_s=0.05)
+    assert (await large.reach.connect(other.peer, patient=True)).initiator
+
+
 async def test_a_lost_connection_comes_back(net: Net) -> None:
     first, second = await net.node(), await net.node()
     first.knows(second)
@@ -485,6 +507,29 @@ async def test_a_hint_for_a_known_member_is_tried_beside_its_own_addresses(net: 
     for port in range(1, 50):
         node.reach.found(Multiaddr("ip4", "127.0.0.97", port, other), "mdns")
     assert len(node.reach.addrs(other)) <= 4
+
+
+async def test_a_member_that_left_is_found_where_it_is_announced(net: Net) -> None:
+    node, back = await net.node(), await net.node(run=False)
+    node.knows(back, "left", addr=dead_addr())
+    await until(lambda: not node.reach._dirty)
+    node.reach.found(back.addr, "mdns")
+    await until(lambda: node.is_up(back))
+
+
+async def test_the_lost_are_not_in_the_way_of_the_living(net: Net) -> None:
+    node = await net.node(limits=replace(QUICK, dials_max=2, dial_s=30.0), run=False)
+    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
+    hung = Multiaddr("ip4", "127.0.0.1", server.sockets[0].getsockname()[1])
+    for number in range(20):
+        node.store.named(PeerId(f"12D3KooW{number:044d}"), [hung])
+    await net.start(node)
+    await until(lambda: node.dials)
+    alive = await net.node(run=False)
+    node.knows(alive)
+    await until(lambda: node.is_up(alive))
+    await until(lambda: len(node.reach._attempts) == 1)
+    server.close()
 
 
 async def test_stopping_leaves_nothing_behind(net: Net) -> None:
