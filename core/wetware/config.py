@@ -79,6 +79,12 @@ def _parse_peers(values: tuple[Multiaddr, ...]) -> None:
             raise InvalidArgument(f"{value}: port 0 cannot be dialled")
 
 
+def _parse_protocols(values: tuple[str, ...]) -> None:
+    for value in values:
+        if not re.fullmatch(r"/[!-~]{1,139}", value):
+            raise InvalidArgument(f"{value[:80]!r} is not a protocol ID, e.g. /ipfs/bitswap/1.2.0")
+
+
 def _parse_labels(values: tuple[str, ...]) -> None:
     if len(values) > LABELS_MAX:
         raise InvalidArgument(f"{len(values)} labels; at most {LABELS_MAX}")
@@ -153,6 +159,14 @@ class NodeConfig:
             "certificate win over these.",
             "check": _parse_labels,
             "flag": "--label",
+        },
+    )
+    open_protocols: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Protocol IDs of class `open` that peers who are no members may use, too: e.g. "
+            "Bitswap, for the IPFS network. Empty: none.",
+            "check": _parse_protocols,
         },
     )
     libp2p: bool = field(

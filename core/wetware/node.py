@@ -312,6 +312,7 @@ class Node:
                     self.key,
                     clock=self.clock,
                     limits=self.config.admission,
+                    open_protocols=self.config.node.open_protocols,
                     veto=self.backend.admit_node,
                     record=self.audit.record,
                 )

@@ -133,6 +133,14 @@ def test_labels(load: Load) -> None:
             _ = load(node__labels=(bad,)).node
 
 
+def test_open_protocols(load: Load) -> None:
+    found = load('[node]\nopen_protocols = ["/ipfs/bitswap/1.2.0"]').node
+    assert found.open_protocols == ("/ipfs/bitswap/1.2.0",)
+    for bad in ("", "bitswap", "/a b", "/" + "x" * 140):
+        with pytest.raises(ConfigError, match="is not a protocol ID"):
+            _ = load(node__open_protocols=(bad,)).node
+
+
 def test_a_secret_is_not_shown(load: Load) -> None:
     shown = {each.key: each for each in load('[node]\njoin = "wwt1secret"').settings()}
     assert (shown["node.join"].text, shown["node.join"].plain) == ("(hidden)", "(hidden)")
