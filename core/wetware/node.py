@@ -51,6 +51,8 @@ log = get_logger("node")
 
 START_S_MAX = 30.0
 """For the auth backend and each service to become ready."""
+CLOCK_LOOK_S = 5.0
+"""Between two looks at how far this node's clock is from the others'."""
 CORE_SERVICES = ("node", "cluster")
 """Every node has them: its record in the membership does not name them."""
 SOCKET_PATH_BYTES_MAX = 100
@@ -371,6 +373,7 @@ class Node:
                         tasks.create_task(self.overlay.run(), name="overlay")
                     self.membership.bootstrap((*self.config.node.peers, *self._store.addrs))
                     tasks.create_task(self.membership.run(lambda: None), name="membership")
+                    tasks.create_task(self._watch_clock(), name="clock")
                     for discovery in discoveries:
                         tasks.create_task(self._discover(discovery))
                     stack.enter_context(self._runtime_file(path))
@@ -457,6 +460,25 @@ class Node:
                 code="config.cluster",
             )
         self.cluster = founding.cluster_id
+
+    async def _watch_clock(self) -> None:
+        """Say when this node's clock is not that of the others; certificates are judged by it."""
+        bound_s = self.config.admission.clock_skew_s_max
+        said = False
+        while True:
+            await asyncio.sleep(CLOCK_LOOK_S)
+            offset_s = self.membership.swim.clock_offset_s
+            wrong = offset_s is not None and abs(offset_s) > bound_s
+            if wrong and not said:
+                log.warning(
+                    "clock.skewed",
+                    others_ahead_s=round(offset_s or 0.0, 1),
+                    bound_s=bound_s,
+                    hint="set the clock, e.g. with NTP: certificates are judged by it",
+                )
+            elif said and not wrong:
+                log.info("clock.right")
+            said = wrong
 
     def _describe(self) -> dict[str, Any]:
         """What the membership says of this node; asked again and again."""

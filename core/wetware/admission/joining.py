@@ -12,7 +12,7 @@ from wetware.admission.service import JOIN_FRAME_BYTES_MAX, exchange_join
 from wetware.admission.statements import CHAIN_BYTES_MAX, Chain, Founding, refusal
 from wetware.admission.store import DOCUMENT_BYTES_MAX, Store
 from wetware.admission.texts import ADDRS_MAX, Bundle, Ticket, parse_addrs
-from wetware.errors import InvalidArgument, OverlayError
+from wetware.errors import AdmissionRefused, InvalidArgument, OverlayError
 from wetware.log import get_logger
 
 if TYPE_CHECKING:
@@ -113,7 +113,11 @@ def _check(
         raise refusal("cluster", "the node that answered belongs to another cluster")
     if chain.peer != key.peer_id:
         raise refusal("wrong_peer", "the issuer sent somebody else's certificate")
-    chain.judge_time(clock.time() * 1000, limits.clock_skew_s_max * 1000)
+    try:
+        chain.judge_time(clock.time() * 1000, limits.clock_skew_s_max * 1000)
+    except AdmissionRefused as exc:  # it was signed a moment ago, or should have been
+        hint = "compare the clocks of both machines; `timedatectl` shows this one"
+        raise AdmissionRefused(exc.message, hint=hint, code=exc.code) from None
     # The address that worked first: it is where this node can renew.
     reached = connection.remote.with_peer(connection.peer)
     addrs = dict.fromkeys([reached, *(addr for addr in found if addr.peer is not None)])

@@ -141,6 +141,10 @@ def address_key(host: str) -> str:
     return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
+def _log_refused(peer: PeerId, exc: AdmissionRefused) -> None:
+    log.warning("introduction.refused", peer=peer, code=exc.code, why=exc, next=exc.hint)
+
+
 class _Link:
     """Where the introduction on one connection stands."""
 
@@ -187,6 +191,7 @@ class Introductions:
         self._ends: list[Callable[[], None]] = []
         self._hints: OrderedDict[PeerId, None] = OrderedDict()  # who to ask for a renewal first
         self._own_changed = asyncio.Event()
+        self._void_at = float("-inf")
         self._closed = False
 
     # --- life -------------------------------------------------------------------------------------
@@ -378,13 +383,15 @@ class Introductions:
         if exc.code == "admission.not_ours" and self._admission.is_foreign(connection.peer):
             self._settle(connection, None)
             return
-        log.warning("introduction.refused", peer=connection.peer, code=exc.code, why=exc)
+        _log_refused(connection.peer, exc)
         self._settle(connection, exc)
 
     def _doubted(self, peer: PeerId, exc: AdmissionRefused) -> bool:
         """Whether this node's certificate is said to have ended, and a renewal was begun."""
         if exc.code not in _ENDED:
             return False
+        if exc.code == "admission.void":
+            self._void_at = asyncio.get_running_loop().time()
         # Whoever says it may be able to help, if it is an issuer.
         self._hints[peer] = None
         self._hints.move_to_end(peer)
@@ -460,7 +467,7 @@ class Introductions:
             try:
                 raise_refusal(answer)
             except AdmissionRefused as exc:
-                log.warning("introduction.refused", peer=peer, code=exc.code, why=exc)
+                _log_refused(peer, exc)
                 self._settle(connection, exc)
                 self._doubted(peer, exc)
                 return
@@ -530,7 +537,8 @@ class Introductions:
         """Who may renew, the likeliest first: connected ones, then those known from joining.
 
         The inviter that signed comes last: where it was evicted and does not say so, its signature
-        would be void again.
+        would be void again. Once somebody says that it was, it is not asked for a while; only for
+        a while, since anybody can say so.
         """
         found: dict[PeerId, None] = dict.fromkeys(reversed(self._hints))
         for peer in self._host.peers():
@@ -541,7 +549,12 @@ class Introductions:
             if addr.peer is not None:
                 found[addr.peer] = None
         others = [peer for peer in found if peer not in (self._host.peer_id, own.leaf.issuer)]
-        last = [] if own.inviter is None else [own.inviter.peer]
+        in_doubt_s = asyncio.get_running_loop().time() - self._void_at
+        last = (
+            []
+            if own.inviter is None or in_doubt_s < self._limits.renew_retry_s_max
+            else [own.inviter.peer]
+        )
         return [*others[: ISSUERS_ASKED_MAX - 1], *last]
 
     async def _renew(self, own: Chain) -> bytes:
@@ -552,13 +565,18 @@ class Introductions:
             "start a node that may invite, or join again with `ww node --join TICKET`",
         )
         for peer in self._issuers(own):
-            try:
-                return await self._renew_at(peer, own)
-            except DialError as exc:
-                log.debug("renewal.unreachable", peer=peer, why=exc)
-            except WetwareError as exc:
-                log.info("renewal.refused", peer=peer, why=exc)
-                error = exc
+            # Twice: the connection that was there may be about to end.
+            for left in (1, 0):
+                try:
+                    return await self._renew_at(peer, own)
+                except DialError as exc:
+                    log.debug("renewal.unreachable", peer=peer, why=exc)
+                    break
+                except WetwareError as exc:
+                    log.info("renewal.refused", peer=peer, why=exc)
+                    error = exc
+                    if isinstance(exc, AdmissionRefused) or not left:
+                        break
         raise error
 
     async def _renew_at(self, peer: PeerId, own: Chain) -> bytes:

@@ -14,6 +14,9 @@ from wetware.cli.completion import COMPLETE_VAR, complete_keys, completion_comma
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+CLOCK_S_TOLD = 1.0
+"""`ww status` tells of a clock that is off by more; less is no trouble to anybody."""
+
 _HELP = """A decentralized cloud on your own machines.
 
 Start a node with `ww node`; in another terminal try `ww status`, then `ww sub chat` and
@@ -169,6 +172,9 @@ def status_command(json: Json = False) -> None:
         ("listens", "\n          ".join(status["addrs"])),
     ):
         out(f"{name:9} {value}")
+    if abs(offset_s := status["clock_offset_s"]) >= CLOCK_S_TOLD:
+        side = "behind" if offset_s > 0 else "ahead of"
+        out(f"clock     {abs(offset_s):.1f} s {side} the other nodes'; try: ww doctor")
     out("")
     rows = [
         (

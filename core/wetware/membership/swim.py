@@ -1149,10 +1149,9 @@ class Swim:
         known = record.incarnation
         if incarnation > known or (incarnation == known and revision > record.revision):
             self._want(source, (key, incarnation, revision))
-        elif state in (SUSPECT, DEAD):
-            # Hearsay is no confirmation: who accuses whom is in the claims.
-            if incarnation == known and not (state == SUSPECT == node.state):
-                self._claim(source, key, incarnation, source.key, state, now)
+        elif state in (SUSPECT, DEAD) and incarnation == known and state != node.state:
+            # (Hearsay is no confirmation: who accuses whom is in the claims.)
+            self._claim(source, key, incarnation, source.key, state, now)
 
     # --- push-pull --------------------------------------------------------------------------------
 

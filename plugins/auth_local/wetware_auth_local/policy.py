@@ -134,9 +134,11 @@ class Policy:
                 ADMIN: {"*": frozenset({"*"})},
                 MEMBER: {
                     "pubsub": frozenset({"*"}),
-                    # The core's service; inviting and evicting are for operators.
+                    # The core's service; inviting and evicting are for operators. What `watch` and
+                    # `tunnel` return is of use only with its own methods.
                     "cluster": frozenset(
                         {"Cluster.list", "Cluster.watch", "Cluster.ping", "Cluster.tunnel"}
+                        | {"Watch.*", "ByteSink.*"}
                     ),
                 },
             },

@@ -21,7 +21,7 @@ from wetware.membership.swim import Change, ChangeKind, Member, State, Swim
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
-from membership_sim import UNIX_MS, key_number  # noqa: E402 - found through the line above
+from membership_sim import UNIX_MS, key_number
 
 
 class Lab:
@@ -113,7 +113,9 @@ class Lab:
         self.sent.clear()
         self.changes.clear()
 
-    def claim(self, target: int, accuser: int, *, dead: bool = False, incarnation: int = 100) -> bytes:
+    def claim(
+        self, target: int, accuser: int, *, dead: bool = False, incarnation: int = 100
+    ) -> bytes:
         state = wire.DEAD if dead else wire.SUSPECT
         return wire.CLAIM.pack(raw(target), incarnation, raw(accuser), state)
 

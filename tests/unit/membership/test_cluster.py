@@ -102,7 +102,12 @@ def test_a_long_pause_is_survived() -> None:
     sim.pause(nodes[5], 60)
     sim.run(60)
     assert len(died(sim)) == 11
-    assert {change.member.peer for n in nodes for _, change in n.changes if change.kind is ChangeKind.DIED} == {nodes[5].peer}
+    assert {
+        change.member.peer
+        for n in nodes
+        for _, change in n.changes
+        if change.kind is ChangeKind.DIED
+    } == {nodes[5].peer}
     assert sim.run(10, sim.knows_all)
 
 
@@ -181,7 +186,9 @@ def test_a_lying_member_kills_nobody() -> None:
         for node in nodes[1:]:
             target = nodes[8]
             member = node.swim.member(target.peer)
-            incarnation = target.swim.record.incarnation if member is None else member.record.incarnation
+            incarnation = (
+                target.swim.record.incarnation if member is None else member.record.incarnation
+            )
             claims = b"".join(
                 wire.CLAIM.pack(key_of(target.peer), incarnation, key_of(accuser.peer), state)
                 for accuser in nodes[:6]

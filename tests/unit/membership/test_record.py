@@ -58,7 +58,9 @@ def test_any_changed_byte_is_noticed() -> None:
 
 def test_somebody_elses_signature_is_a_forgery() -> None:
     other = Key.from_seed(b"\1" * 32)
-    mine, theirs = (cbor.decode(Record.sign(k, **BASE).encoded, bytes_max=9999) for k in (KEY, other))
+    mine, theirs = (
+        cbor.decode(Record.sign(k, **BASE).encoded, bytes_max=9999) for k in (KEY, other)
+    )
     forged = cbor.encode({"p": mine["p"], "s": theirs["s"]})
     assert Record.parse(forged).peer == KEY.peer_id  # only the signature is wrong
     with pytest.raises(Forged):

@@ -183,7 +183,9 @@ def _idle(lab: Lab) -> None:
             peer.heard_at = lab.time - 60
 
 
-@pytest.mark.parametrize(("accusers", "seconds"), [((2,), 24.0), ((2, 2), 24.0), ((2, 3), 11.38), ((2, 3, 4), 4.0)])
+@pytest.mark.parametrize(
+    ("accusers", "seconds"), [((2,), 24.0), ((2, 2), 24.0), ((2, 3), 11.38), ((2, 3, 4), 4.0)]
+)
 def test_independent_confirmations_shorten_the_suspicion(
     lab: Lab, accusers: tuple[int, ...], seconds: float
 ) -> None:
@@ -612,10 +614,15 @@ def test_a_digest_transfers_only_what_is_missing(lab: Lab) -> None:
     lab.joined(1, 2, 3, 4)
     lab.tells(2, lab.record(2, revision=5))
     mine = lab.swim.record.order
-    digest = b"".join([entry(0, *mine), entry(1), entry(2, revision=3), entry(3, revision=1), entry(9)])
+    digest = b"".join(
+        [entry(0, *mine), entry(1), entry(2, revision=3), entry(3, revision=1), entry(9)]
+    )
     sent = lab.says(1, SYNC, l=b"", h=b"", d=digest)
     (offer,) = [f["d"] for n, f in sent if n == 1 and f["k"] == GOSSIP]
-    assert {offer[at : at + 45] for at in range(0, len(offer), 45)} == {entry(2, revision=5), entry(4)}
+    assert {offer[at : at + 45] for at in range(0, len(offer), 45)} == {
+        entry(2, revision=5),
+        entry(4),
+    }
     (want,) = [f["w"] for n, f in sent if f["k"] == WANT]
     assert sorted((want[:32], want[32:])) == sorted((raw(3), raw(9)))
 
@@ -625,7 +632,9 @@ def test_a_digest_of_a_range_says_nothing_of_the_rest(lab: Lab) -> None:
     keys = sorted(map(raw, range(10)))
     sent = lab.says(1, SYNC, l=keys[3], h=keys[6], d=b"")
     (offer,) = [f["d"] for _, f in sent if f["k"] == GOSSIP]
-    assert [offer[at : at + 32] for at in range(0, len(offer), 45)] == [k for k in keys[3:6] if k != raw(1)]
+    assert [offer[at : at + 32] for at in range(0, len(offer), 45)] == [
+        k for k in keys[3:6] if k != raw(1)
+    ]
 
 
 def test_both_ends_of_a_new_connection_sync_once(lab: Lab) -> None:
