@@ -135,8 +135,29 @@ class PeerId(str):
 # --- keys -----------------------------------------------------------------------------------------
 
 
+# The y coordinates of the points of order 1, 2, 4 and 8, as libsodium lists them: with one of them
+# as the public key, anybody can make signatures, e.g. all zeros fits every fourth message.
+_SMALL_ORDER = frozenset(
+    bytes.fromhex(text)
+    for text in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+
+
 def verify(public: bytes, signature: bytes, data: bytes) -> bool:
-    """Whether `signature` (64 bytes) over `data` is by the raw Ed25519 key `public` (32 bytes)."""
+    """Whether `signature` (64 bytes) over `data` is by the raw Ed25519 key `public` (32 bytes).
+
+    False for a key of small order, which is nobody's.
+    """
+    if len(public) != 32 or public[:31] + bytes((public[31] & 0x7F,)) in _SMALL_ORDER:
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
     except (InvalidSignature, ValueError):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from wetware.errors import InvalidArgument, KeyFileError
 from wetware.identity import (
+    _SMALL_ORDER,
     Challenge,
     Channel,
     Key,
@@ -156,6 +157,43 @@ def test_signatures() -> None:
     assert not verify(Key.generate().public, signature, b"data")
     assert not verify(b"short", signature, b"data")
     assert not verify(key.public, b"short", b"data")
+
+
+P = 2**255 - 19
+D = -121665 * pow(121666, -1, P) % P
+
+
+def _double(point: tuple[int, int]) -> tuple[int, int]:
+    """On the curve of RFC 8032, section 5.1."""
+    x, y = point
+    k = D * x * x * y * y
+    return (
+        2 * x * y * pow(1 + k, -1, P) % P,
+        (y * y + x * x) * pow(1 - k, -1, P) % P,
+    )
+
+
+def _recover_x(y: int) -> int:
+    square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if (x * x - square) % P:
+        x = x * pow(2, (P - 1) // 4, P) % P
+    assert (x * x - square) % P == 0
+    return x
+
+
+@pytest.mark.parametrize("encoded", sorted(_SMALL_ORDER))
+@pytest.mark.parametrize("sign_bit", [0, 0x80])
+def test_a_key_of_small_order_signs_nothing(encoded: bytes, sign_bit: int) -> None:
+    y = int.from_bytes(encoded, "little") % P
+    point = (_recover_x(y), y)
+    for _ in range(3):
+        point = _double(point)
+    assert point == (0, 1), "eight times the point is the neutral one: anybody can sign with it"
+    public = encoded[:31] + bytes((encoded[31] | sign_bit,))
+    for message in range(64):  # without the check, zeros fit about every fourth message
+        for r in (bytes(32), b"\x01" + bytes(31), encoded):
+            assert not verify(public, r + bytes(32), bytes((message,)))
 
 
 def test_replace_keeps_the_old_content_on_failure(

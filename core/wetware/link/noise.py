@@ -16,11 +16,10 @@ from typing import NoReturn
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from wetware.identity import Key, PeerId
+from wetware.identity import Key, PeerId, verify
 from wetware.link.limits import Violation
 from wetware.link.multistream import uvarint
 
@@ -98,7 +97,8 @@ def verify_identity(payload: bytes, static: bytes) -> PeerId:
     signed = _SIGNED_PREFIX + static
     try:
         if kind == _ED25519:
-            Ed25519PublicKey.from_public_bytes(data).verify(signature, signed)
+            if not verify(data, signature, signed):
+                _bad_identity("wrong signature, or no Ed25519 key")
         elif kind == _SECP256K1:
             point = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), data)
             point.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
