@@ -7,7 +7,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from wetware.errors import (
 )
 from wetware.identity import Key, PeerId
 from wetware.link.connection import RECEIVE_BYTES, Connection
-from wetware.link.limits import LinkLimits, LinkStats, Totals, Violation
+from wetware.link.limits import LinkLimits, LinkStats, TokenBucket, Totals, Violation
 from wetware.link.multistream import HEADER, HELLO, Responder, encode_line
 from wetware.link.noise import MESSAGE_BYTES_MAX, NoiseIdentity
 from wetware.link.pipe import Pipe, PipeTransport
@@ -38,6 +38,8 @@ Handler = Callable[[Stream], Coroutine[Any, Any, None]]
 Admit = Callable[[PeerId, str, Access], bool]
 Privileged = Callable[[PeerId], bool]
 
+_ADDRESSES_MAX = 4096
+"""Addresses whose strangers' streams are counted; the longest silent is forgotten."""
 _REFUSALS_LOGGED_MAX = 8  # per connection: a peer must not be able to fill the log
 
 
@@ -186,6 +188,7 @@ class LinkHost:
         self._admit, self._privileged = admit, privileged
         self._handlers: dict[str, tuple[Handler, Access]] = {}
         self._guest: GuestPort | None = None
+        self._stranger_opens: OrderedDict[str, TokenBucket] = OrderedDict()  # by address
         self._negotiating: dict[Stream, _Inbound] = {}
         self._serving: dict[Stream, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server] = []
@@ -893,12 +896,29 @@ class LinkHost:
 
     def inbound(self, stream: Stream) -> None:
         """Begin the negotiation of a new inbound stream (called by connections)."""
+        if not self._may_open(stream):
+            self.refused("stream.stranger_rate")
+            stream.connection.abort(Violation("strangers at this address open streams too fast"))
+            return
         loop = asyncio.get_running_loop()
         timer = loop.call_later(
             self.limits.negotiation_s, lambda: self._negotiating[stream].expired()
         )
         inbound = self._negotiating[stream] = _Inbound(self, stream, timer)
         stream.attach(inbound.on_data, inbound.on_end)
+
+    def _may_open(self, stream: Stream) -> bool:
+        """Whether there is time for one more stream of this peer, if it is a stranger."""
+        if self._is_privileged(stream.peer) or stream.connection.initiator:
+            return True
+        group, limits = _ip_group(stream.connection.remote.host), self.limits
+        bucket = self._stranger_opens.pop(group, None)
+        if bucket is None:
+            bucket = TokenBucket(limits.stranger_opens_per_s, limits.stranger_opens_burst)
+        self._stranger_opens[group] = bucket
+        if len(self._stranger_opens) > _ADDRESSES_MAX:
+            self._stranger_opens.popitem(last=False)
+        return bucket.take()
 
     def _agreed(self, inbound: _Inbound, protocol: str) -> None:
         """A protocol was agreed: the stream goes to its handler, or to the guest."""

@@ -63,6 +63,10 @@ class LinkLimits:
         streams_out_per_connection_max: Streams that this side has open.
         stream_opens_per_s: Sustained rate of streams that a peer opens; more is not useful work.
         stream_opens_burst: How many it may open at once above that rate.
+        stranger_opens_per_s: The same for all strangers of one address together, whatever keys and
+            connections they have; one that opens more is cut off. A stream costs a quarter of a
+            millisecond and more, before anybody has a limit of its own on it.
+        stranger_opens_burst: How many at once above that rate: a tenth of a second of work.
         stream_aborts_per_s: Sustained rate of streams that a peer opens and resets before agreeing
             on a protocol ("rapid reset"); an honest dialler does it when it is cancelled.
         stream_aborts_burst: How many at once above that rate.
@@ -117,8 +121,10 @@ class LinkLimits:
     duplicate_idle_s: float = 10.0
     streams_in_per_connection_max: int = 1024
     streams_out_per_connection_max: int = 8192
-    stream_opens_per_s: float = 5000.0
-    stream_opens_burst: int = 10_000
+    stream_opens_per_s: float = 1000.0
+    stream_opens_burst: int = 2000
+    stranger_opens_per_s: float = 50.0
+    stranger_opens_burst: int = 400
     stream_aborts_per_s: float = 50.0
     stream_aborts_burst: int = 1000
     control_frames_per_s: float = 200.0

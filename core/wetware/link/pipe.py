@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
-from wetware.errors import OverlayError
+from wetware.errors import OverlayError, WetwareError
 from wetware.log import get_logger
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class PipeTransport(asyncio.Transport):
     # --- the pipe ---------------------------------------------------------------------------------
 
     def _failed(self, exc: Exception) -> None:
-        if not isinstance(exc, OverlayError | OSError | EOFError):
+        if not isinstance(exc, WetwareError | OSError | EOFError):
             log.error("pipe.defect", exc_info=exc)
         self._end(OverlayError(f"what carried the connection ended: {exc}", code="overlay.carrier"))
 

@@ -533,7 +533,8 @@ async def test_impersonation_is_refused_and_the_victim_is_not_disturbed(net: Any
 
 
 async def test_ten_thousand_streams_at_once_are_bounded_and_others_go_on(net: Any) -> None:
-    host = await net.host()
+    limits = LinkLimits(stream_opens_burst=10_000, stranger_opens_burst=10_000)
+    host = await net.host(limits)
     raw, bystander = await net.secured(host), await net.busy(host)
     most = host.limits.streams_in_per_connection_max
 
@@ -564,7 +565,7 @@ async def test_ten_thousand_streams_at_once_are_bounded_and_others_go_on(net: An
 
 
 async def test_ten_thousand_streams_one_after_another_leave_nothing(net: Any) -> None:
-    host = await net.host(LinkLimits(stream_opens_per_s=1e6))
+    host = await net.host(LinkLimits(stream_opens_per_s=1e6, stranger_opens_per_s=1e6))
     raw = await net.secured(host)
     lines = HELLO + encode_line("/echo")
     done = 0
@@ -584,6 +585,32 @@ async def test_ten_thousand_streams_one_after_another_leave_nothing(net: Any) ->
     assert host.totals.buffered_bytes == host.totals.unsent_bytes == 0
     assert not host._negotiating
     assert not host._serving
+
+
+async def test_strangers_of_one_address_open_so_many_streams_and_no_more(net: Any) -> None:
+    """A stream costs more than a protocol's own limit sees: all of an address count together."""
+    friend = Key.generate()
+    host = await net.host(
+        LinkLimits(stranger_opens_per_s=0.001, stranger_opens_burst=20),
+        privileged=lambda peer: peer == friend.peer_id,
+    )
+    lines = HELLO + encode_line("/echo")
+    first, second = [await net.secured(host, source="127.0.0.2") for _ in range(2)]
+    for number in range(1, 31, 2):  # 15 streams, and then beyond the 20
+        first.frame(DATA, SYN, number, len(lines), lines)
+    while (await first.recv_frame())[2] != 29:
+        pass
+    for number in range(1, 31, 2):
+        second.frame(DATA, SYN, number, len(lines), lines)
+    assert await second.cut_off()
+    assert host.stats().refused["stream.stranger_rate"] == 1
+    assert [conn.closed for conn in host.connections()] == [False]
+    member = await net.secured(host, key=friend, source="127.0.0.2")
+    for number in range(1, 101, 2):
+        member.frame(DATA, SYN, number, len(lines), lines)
+    while (await member.recv_frame())[2] != 99:
+        pass
+    assert await net.busy(host, source="127.0.0.3")
 
 
 async def test_a_window_that_is_never_opened_holds_up_its_own_stream_only(net: Any) -> None:
