@@ -280,3 +280,10 @@ class Gossip:
                         if self._inbound.get(peer) is not stream:
                             return  # replaced by a newer stream meanwhile
                         started = loop.time()
+                if loop.time() - started > _SLICE_S:  # also where there was no message in it
+                    await asyncio.sleep(0)
+                    if self._inbound.get(peer) is not stream:
+                        return
+                    started = loop.time()
+            if loop.time() - started > _SLICE_S:
+                await asyncio.sleep(0)

@@ -35,6 +35,9 @@ class WireLimits:
         ids_max: Message IDs in one RPC, over all its IHAVEs and over all its IWANTs. The 5,000
             of go and js, with room.
         topic_bytes_max: Length of a topic on the wire.
+        fields_max: Fields in one RPC, over all its parts, those that are skipped included: each
+            takes a microsecond, and the loop stands still for all of them. 8,192 messages of a few
+            bytes, or as many IDs as may be in one.
     """
 
     frame_bytes_max: int = 4 << 20
@@ -43,6 +46,7 @@ class WireLimits:
     controls_max: int = 4096
     ids_max: int = 8192
     topic_bytes_max: int = 512
+    fields_max: int = 65_536
 
 
 ID_BYTES_MAX = 128
@@ -198,9 +202,19 @@ def _varint_at(buf: bytes, at: int, end: int) -> tuple[int, int]:
     raise Malformed("truncated varint")
 
 
-def _fields(buf: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+@dataclass(slots=True)
+class _Budget:
+    """How many fields of a frame may still be looked at."""
+
+    fields: int
+
+
+def _fields(buf: bytes, at: int, end: int, budget: _Budget) -> Iterator[tuple[int, int, int, int]]:
     """Every field as (number, wire type, start of value or the varint itself, end of value)."""
     while at < end:
+        budget.fields -= 1
+        if budget.fields < 0:
+            raise Malformed("too many fields")
         tag = buf[at]
         if tag < 0x80:
             at += 1
@@ -258,11 +272,11 @@ def _message_id(buf: bytes, at: int, end: int) -> bytes:
 _MESSAGE_BYTES_MAX = {1: FROM_BYTES_MAX, 3: 64, 5: SIGNATURE_BYTES_MAX, 6: 4096}
 
 
-def _message(buf: bytes, at: int, end: int, limits: WireLimits) -> WireMessage:
+def _message(buf: bytes, at: int, end: int, limits: WireLimits, budget: _Budget) -> WireMessage:
     author = data = seqno = signature = key = b""
     topic: str | None = None
     seen = 0
-    for number, kind, start, stop in _fields(buf, at, end):
+    for number, kind, start, stop in _fields(buf, at, end, budget):
         if number > 6:
             continue
         _want(number, kind, 2)
@@ -286,9 +300,11 @@ def _message(buf: bytes, at: int, end: int, limits: WireLimits) -> WireMessage:
     return WireMessage(author, data, seqno, topic, signature, key)
 
 
-def _subscription(buf: bytes, at: int, end: int, limits: WireLimits) -> tuple[bool, str]:
+def _subscription(
+    buf: bytes, at: int, end: int, limits: WireLimits, budget: _Budget
+) -> tuple[bool, str]:
     subscribe, topic, seen = False, None, 0
-    for number, kind, start, stop in _fields(buf, at, end):
+    for number, kind, start, stop in _fields(buf, at, end, budget):
         if number > 2:
             continue
         _want(number, kind, 0 if number == 1 else 2)
@@ -302,9 +318,11 @@ def _subscription(buf: bytes, at: int, end: int, limits: WireLimits) -> tuple[bo
     return subscribe, topic
 
 
-def _ihave(buf: bytes, at: int, end: int, limits: WireLimits) -> tuple[str, list[bytes]]:
+def _ihave(
+    buf: bytes, at: int, end: int, limits: WireLimits, budget: _Budget
+) -> tuple[str, list[bytes]]:
     topic, ids, seen = "", [], 0
-    for number, kind, start, stop in _fields(buf, at, end):
+    for number, kind, start, stop in _fields(buf, at, end, budget):
         if number == 1:
             _want(number, kind, 2)
             seen = _once(seen, number)
@@ -317,9 +335,9 @@ def _ihave(buf: bytes, at: int, end: int, limits: WireLimits) -> tuple[str, list
     return topic, ids
 
 
-def _iwant(buf: bytes, at: int, end: int, limits: WireLimits) -> list[bytes]:
+def _iwant(buf: bytes, at: int, end: int, limits: WireLimits, budget: _Budget) -> list[bytes]:
     ids = []
-    for number, kind, start, stop in _fields(buf, at, end):
+    for number, kind, start, stop in _fields(buf, at, end, budget):
         if number == 1:
             _want(number, kind, 2)
             ids.append(_message_id(buf, start, stop))
@@ -328,9 +346,9 @@ def _iwant(buf: bytes, at: int, end: int, limits: WireLimits) -> list[bytes]:
     return ids
 
 
-def _graft_or_prune(buf: bytes, at: int, end: int, limits: WireLimits) -> Prune:
+def _graft_or_prune(buf: bytes, at: int, end: int, limits: WireLimits, budget: _Budget) -> Prune:
     out, seen = Prune(""), 0
-    for number, kind, start, stop in _fields(buf, at, end):
+    for number, kind, start, stop in _fields(buf, at, end, budget):
         if number == 1:
             _want(number, kind, 2)
             seen = _once(seen, number)
@@ -342,22 +360,22 @@ def _graft_or_prune(buf: bytes, at: int, end: int, limits: WireLimits) -> Prune:
     return out  # field 2, the peers to exchange, is skipped: nobody tells us whom to dial
 
 
-def _control(buf: bytes, at: int, end: int, limits: WireLimits, rpc: Rpc) -> None:
+def _control(buf: bytes, at: int, end: int, limits: WireLimits, budget: _Budget, rpc: Rpc) -> None:
     have_ids = 0
-    for number, kind, start, stop in _fields(buf, at, end):
+    for number, kind, start, stop in _fields(buf, at, end, budget):
         if number > 4:  # IDONTWANT of 1.2 and later are not negotiated
             continue
         _want(number, kind, 2)
         if number == 1:
-            entry = _ihave(buf, start, stop, limits)
+            entry = _ihave(buf, start, stop, limits, budget)
             rpc.ihave.append(entry)
             have_ids += len(entry[1])
         elif number == 2:
-            rpc.iwant.extend(_iwant(buf, start, stop, limits))
+            rpc.iwant.extend(_iwant(buf, start, stop, limits, budget))
         elif number == 3:
-            rpc.graft.append(_graft_or_prune(buf, start, stop, limits).topic)
+            rpc.graft.append(_graft_or_prune(buf, start, stop, limits, budget).topic)
         else:
-            rpc.prune.append(_graft_or_prune(buf, start, stop, limits))
+            rpc.prune.append(_graft_or_prune(buf, start, stop, limits, budget))
         if max(have_ids, len(rpc.iwant)) > limits.ids_max:
             raise Malformed("too many message IDs")
         if max(len(rpc.ihave), len(rpc.graft), len(rpc.prune)) > limits.controls_max:
@@ -368,21 +386,22 @@ def decode(body: bytes, limits: WireLimits) -> Rpc:
     """Decode the body of one frame; raises Malformed. Costs O(len(body)), whatever it holds."""
     rpc = Rpc([], [], [], [], [], [])
     seen = 0
-    for number, kind, start, stop in _fields(body, 0, len(body)):
+    budget = _Budget(limits.fields_max)
+    for number, kind, start, stop in _fields(body, 0, len(body), budget):
         if number > 3:
             continue
         _want(number, kind, 2)
         if number == 2:
-            rpc.messages.append(_message(body, start, stop, limits))
+            rpc.messages.append(_message(body, start, stop, limits, budget))
             if len(rpc.messages) > limits.messages_max:
                 raise Malformed("too many messages")
         elif number == 1:
-            rpc.subscriptions.append(_subscription(body, start, stop, limits))
+            rpc.subscriptions.append(_subscription(body, start, stop, limits, budget))
             if len(rpc.subscriptions) > limits.subscriptions_max:
                 raise Malformed("too many subscriptions")
         else:
             seen = _once(seen, number)
-            _control(body, start, stop, limits, rpc)
+            _control(body, start, stop, limits, budget, rpc)
     return rpc
 
 
