@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import ipaddress
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.access import Access
@@ -63,6 +63,8 @@ EXCHANGES_PER_CONNECTION_MAX: Final = 2
 INTRODUCTIONS_MAX: Final = 3
 """Tries of who dialled, where the other end was too busy or too slow."""
 RETRY_S: Final = 0.5
+LOGGED_PER_ADDRESS_MAX: Final = 20
+"""Lines a minute about what peers of one address do wrong, so that they cannot fill the log."""
 ISSUERS_ASKED_MAX: Final = 8
 """In one attempt to renew."""
 _ENDED: Final = ("admission.void", "admission.expired")
@@ -75,6 +77,7 @@ class _Bounds:
         self._limits, self._monotonic = limits, monotonic
         self._open: Counter[object] = Counter()
         self._attempts: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._logged: OrderedDict[str, tuple[float, float, int]] = OrderedDict()
 
     @contextlib.contextmanager
     def slot(self, connection: Connection) -> Iterator[None]:
@@ -123,6 +126,18 @@ class _Bounds:
         address = address_key(connection.remote.host)
         if (found := self._attempts.get(address)) is not None:
             self._attempts[address] = (found[0] + 1, found[1])
+
+    def logged(self, connection: Connection) -> int | None:
+        """Whether to log what an address did now: None, or how much went unlogged before."""
+        address, limit = address_key(connection.remote.host), float(LOGGED_PER_ADDRESS_MAX)
+        now = self._monotonic()
+        tokens, last, unlogged = self._logged.pop(address, (limit, now, 0))
+        tokens = min(limit, tokens + (now - last) * limit / 60)
+        allowed = tokens >= 1
+        self._logged[address] = (tokens - 1, now, 0) if allowed else (tokens, now, unlogged + 1)
+        while len(self._logged) > self._limits.addresses_max:
+            self._logged.popitem(last=False)
+        return unlogged if allowed else None
 
     @property
     def empty(self) -> bool:
@@ -452,84 +467,94 @@ class Introductions:
 
     async def _serve_certificate(self, stream: Stream) -> None:
         """The end that was dialled."""
+        await self._bounded(stream, self._limits.exchange_s, self._answer_certificate)
+
+    async def _answer_certificate(self, stream: Stream) -> None:
         connection, peer = stream.connection, stream.peer
-        async with self._bounded(stream, self._limits.exchange_s):
-            counted = not self._admission.is_member(peer)
-            if counted:
-                self._bounds.take(connection)
-            message = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
-            encoded = field(message, "chain", bytes_max=CHAIN_BYTES_MAX)
-            await self._admission.admit(peer, encoded)
-            if counted:
-                self._bounds.give_back(connection)
-            await write_frame(stream, {"v": 1, "chain": self._admission.own.encoded})
-            answer = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
-            try:
-                raise_refusal(answer)
-            except AdmissionRefused as exc:
-                _log_refused(peer, exc)
-                self._settle(connection, exc)
-                self._doubted(peer, exc)
-                return
-            if answer.get("ack") is not True:
-                raise InvalidArgument("a frame that is neither an ack nor a refusal")
-            self._settle(connection, None)
+        counted = not self._admission.is_member(peer)
+        if counted:
+            self._bounds.take(connection)
+        message = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
+        encoded = field(message, "chain", bytes_max=CHAIN_BYTES_MAX)
+        await self._admission.admit(peer, encoded)
+        if counted:
+            self._bounds.give_back(connection)
+        await write_frame(stream, {"v": 1, "chain": self._admission.own.encoded})
+        answer = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
+        try:
+            raise_refusal(answer)
+        except AdmissionRefused as exc:
+            self._log(stream, "introduction.refused", code=exc.code, why=exc, next=exc.hint)
+            self._settle(connection, exc)
+            self._doubted(peer, exc)
+            return
+        if answer.get("ack") is not True:
+            raise InvalidArgument("a frame that is neither an ack nor a refusal")
+        self._settle(connection, None)
 
     async def _serve_join(self, stream: Stream) -> None:
-        connection, peer, admission = stream.connection, stream.peer, self._admission
-        async with self._bounded(stream, self._limits.join_s):
-            self._bounds.take(connection)
-            message = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
-            if "renew" in message:
-                encoded = field(message, "renew", bytes_max=CHAIN_BYTES_MAX)
-                chain = await admission.renew(peer, encoded)
-                await write_frame(stream, {"chain": chain.encoded})
-                return
-            # What can fail comes before the ticket is spent.
-            document = await self._join_document()
-            if len(document) > DOCUMENT_BYTES_MAX:
-                raise refusal("document", "the auth backend's document is too large to be given")
-            if "secret" in message:
-                secret = field(message, "secret", bytes_max=SECRET_BYTES)
-                chain = await admission.redeem(peer, secret)
-            else:
-                encoded = field(message, "chain", bytes_max=CHAIN_BYTES_MAX)
-                chain = await admission.admit(peer, encoded)
-            await write_frame(
-                stream,
-                {
-                    "founding": admission.founding.plain(),
-                    "chain": chain.encoded,
-                    "document": document,
-                    "addrs": [str(addr) for addr in self._addrs()][:ADDRS_MAX],
-                },
-            )
+        await self._bounded(stream, self._limits.join_s, self._answer_join)
 
-    @contextlib.asynccontextmanager
-    async def _bounded(self, stream: Stream, timeout_s: float) -> AsyncIterator[None]:
+    async def _answer_join(self, stream: Stream) -> None:
+        connection, peer, admission = stream.connection, stream.peer, self._admission
+        self._bounds.take(connection)
+        message = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
+        if "renew" in message:
+            encoded = field(message, "renew", bytes_max=CHAIN_BYTES_MAX)
+            chain = await admission.renew(peer, encoded)
+            await write_frame(stream, {"chain": chain.encoded})
+            return
+        # What can fail comes before the ticket is spent.
+        document = await self._join_document()
+        if len(document) > DOCUMENT_BYTES_MAX:
+            raise refusal("document", "the auth backend's document is too large to be given")
+        if "secret" in message:
+            secret = field(message, "secret", bytes_max=SECRET_BYTES)
+            chain = await admission.redeem(peer, secret)
+        else:
+            encoded = field(message, "chain", bytes_max=CHAIN_BYTES_MAX)
+            chain = await admission.admit(peer, encoded)
+        await write_frame(
+            stream,
+            {
+                "founding": admission.founding.plain(),
+                "chain": chain.encoded,
+                "document": document,
+                "addrs": [str(addr) for addr in self._addrs()][:ADDRS_MAX],
+            },
+        )
+
+    async def _bounded(
+        self, stream: Stream, timeout_s: float, exchange: Callable[[Stream], Awaitable[None]]
+    ) -> None:
         """Serve one exchange within the limits; what goes wrong is told to the peer, and logged."""
-        connection = stream.connection
         try:
-            with self._bounds.slot(connection):
+            with self._bounds.slot(stream.connection):
                 async with asyncio.timeout(timeout_s):
                     try:
-                        yield
+                        await exchange(stream)
                     except (AdmissionRefused, LimitExceeded) as exc:
-                        log.warning(
-                            "admission.refused",
-                            peer=stream.peer,
-                            address=connection.remote.host,
-                            protocol=stream.protocol,
-                            code=exc.code,
-                            why=exc,
-                        )
+                        self._log(stream, "admission.refused", code=exc.code, why=exc)
                         self._host.refused(exc.code)
                         await write_refusal(stream, exc)
         except (InvalidArgument, LimitExceeded, EOFError, TimeoutError) as exc:
             reason = "too slow" if isinstance(exc, TimeoutError) else exc
             self._host.refused("admission.exchange")
-            log.info("admission.broken_off", peer=stream.peer, protocol=stream.protocol, why=reason)
+            self._log(stream, "admission.broken_off", why=reason)
             stream.reset()
+
+    def _log(self, stream: Stream, event: str, **fields: object) -> None:
+        """Log what a peer did wrong, so often for one address and no more."""
+        unlogged = self._bounds.logged(stream.connection)
+        if unlogged is not None:
+            log.warning(
+                event,
+                peer=stream.peer,
+                address=stream.connection.remote.host,
+                protocol=stream.protocol,
+                **fields,
+                unlogged=unlogged,
+            )
 
     # --- renewing this node's certificate ---------------------------------------------------------
 
