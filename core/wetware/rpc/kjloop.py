@@ -191,6 +191,9 @@ GC_YOUNG_OBJECTS: Final = 2_000
 """Container objects since the last collection that make a young one worth its time."""
 GC_FULL_S: Final = 30.0
 """A full collection of a node takes tens of milliseconds: no more often than this."""
+GC_SETTLED_S: Final = 15.0
+"""By then a node has imported what it needs, libp2p included: objects that live as long as the
+process, and that no later collection looks at again: most of the time of a full one."""
 
 
 @contextlib.asynccontextmanager
@@ -208,17 +211,23 @@ async def loop_gc() -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
+        gc.unfreeze()
         if was_enabled:
             gc.enable()
 
 
 async def _collect() -> None:
     clock = asyncio.get_running_loop().time
-    full_at = clock() + GC_FULL_S
+    settled, full_at = False, clock() + GC_SETTLED_S
     while True:
         await asyncio.sleep(GC_TICK_S)
         if clock() >= full_at:
             gc.collect()
+            if not settled:
+                # Once only: what is in a cycle now and garbage later is never freed, so that this
+                # must not go on growing.
+                settled = True
+                gc.freeze()
             full_at = clock() + GC_FULL_S
         elif gc.get_count()[0] > GC_YOUNG_OBJECTS:
             gc.collect(1)
