@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from wetware.access import Access
-from wetware.admission import Admitted, Bundle, Removed, Store, Ticket, join
+from wetware.admission import Admitted, Bundle, Chain, Removed, Store, Ticket, join
 from wetware.admission.frames import read_frame, write_frame
 from wetware.admission.service import CERTIFICATE_PROTOCOL
 from wetware.errors import (
@@ -19,10 +19,11 @@ from wetware.errors import (
     InvalidArgument,
     OverlayError,
     ProtocolRefused,
+    StreamReset,
     WetwareError,
 )
 from wetware.hookspecs import PeerDown, PeerUp
-from wetware.identity import Key
+from wetware.identity import Key, PeerId
 from wetware.link import Stream
 
 pytestmark = pytest.mark.anyio
@@ -510,6 +511,34 @@ async def test_certificates_of_an_evicted_inviter_are_void_and_renewed_at_the_fo
     assert again.accepts_streams
     assert c.admission.adopt(tombstone.encoded)
     assert not b.admission.adopt(tombstone.encoded) or not b.admission.can_invite
+
+
+@pytest.mark.parametrize("resets", [1, 3])
+async def test_an_evicted_inviter_that_signs_on_is_not_asked(
+    cluster: Any, eventually: Any, resets: int
+) -> None:
+    """It is up, it has not heard of its eviction, and the founder's connections end at first."""
+    a = await cluster.founder()
+    b = await cluster.join(await a.ticket(rights=("invite",)))
+    c = await cluster.join(await b.ticket())
+    connection = await c.connect(a)
+    await c.connect(b)
+    renew_at, asked = c.introductions._renew_at, []
+
+    async def unlucky(peer: PeerId, own: Chain) -> bytes:
+        asked.append(peer)
+        if len(asked) <= resets:
+            raise StreamReset("the peer reset the stream")
+        return await renew_at(peer, own)
+
+    c.introductions._renew_at = unlucky
+    await a.admission.evict(b.peer_id)
+    await eventually(lambda: connection.closed)
+    again = await c.host.dial([a.addr])
+    await c.introductions.introduced(again)
+    assert c.admission.own.inviter is None
+    assert set(asked) == {a.peer_id}
+    assert len(asked) == resets + 1
 
 
 async def test_what_an_inviter_can_evict(cluster: Any) -> None:
