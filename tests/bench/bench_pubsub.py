@@ -150,13 +150,17 @@ def main() -> None:
         asyncio.run(work(Path(data_dir), Path(key), *map(int, numbers)))  # type: ignore[operator]
         return
     results = {}
-    with tempfile.TemporaryDirectory() as path, Home(Path(path)) as home:
-        with home.node("a") as a, home.node("b", join=a) as b:
-            b.wait_members([a.peer_id])
-            key = home.path / "bench.key"
-            home.key().save(key)
-            results["one node"] = measure(a, a, key, args.count, 200)
-            results["two nodes"] = measure(a, b, key, args.count, 200)
+    with (
+        tempfile.TemporaryDirectory() as path,
+        Home(Path(path)) as home,
+        home.node("a") as a,
+        home.node("b", join=a) as b,
+    ):
+        b.wait_members([a.peer_id])
+        key = home.path / "bench.key"
+        home.key().save(key)
+        results["one node"] = measure(a, a, key, args.count, 200)
+        results["two nodes"] = measure(a, b, key, args.count, 200)
     if args.json:
         print(json.dumps(results, indent=2))
         return
