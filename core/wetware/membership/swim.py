@@ -63,6 +63,8 @@ ALTERNATES_MAX: Final = 3
 """Others that announced a version too, and are asked if the first does not answer."""
 SOURCE_IDLE_S: Final = 60.0
 """A peer's allowances are full again long before; what is known of it is forgotten then."""
+DOUBTS_MAX: Final = 8
+"""Accusers of a node that are remembered while it is not suspected; a few confirm a suspicion."""
 REAP_S: Final = 60.0
 FORGERY_COST: Final = 64
 """Records that a forged one counts for: an honest member passes on only what it verified."""
@@ -276,6 +278,7 @@ class _Node:
     """A member, inside."""
 
     __slots__ = (
+        "doubts",
         "entry",
         "heard_at",
         "key",
@@ -294,6 +297,8 @@ class _Node:
         self.state = ALIVE
         self.since = now
         self.heard_at = -math.inf
+        # Who accused it since it was heard last, and was doubted; at most DOUBTS_MAX.
+        self.doubts: set[bytes] = set()
         self.rtt_s: float | None = None
         self.offset_s: float | None = None
         self.suspicion: _Suspicion | None = None
@@ -810,6 +815,8 @@ class Swim:
 
     def _heard(self, node: _Node, now: float) -> None:
         node.heard_at = now
+        if node.doubts:
+            node.doubts = set()
         if node.state == SUSPECT:
             self._tell(node, now)
             self._rumours.drop(CLAIM, node.key)
@@ -848,6 +855,8 @@ class Swim:
             accuser = source.key
         if node.state == ALIVE and now - node.heard_at < self._scaled(self._config.probe_s):
             self.counters.doubted += 1
+            if len(node.doubts) < DOUBTS_MAX:
+                node.doubts.add(accuser)
             self._probe_now(node)
             return
         self._suspect(node, accuser, state, now)
@@ -859,9 +868,16 @@ class Swim:
         if suspicion is None:
             self.counters.suspicions += 1
             shortest, timeout, wanted = config.suspicion_s(self._size)
+            # When a process ends, all see it at once, and each tells the others while they still
+            # doubt it: those claims confirm the suspicion that this node now has itself.
+            accusers = {accuser, *node.doubts}
+            node.doubts = set()
+            if len(accusers) > 1:
+                confirmations = min(len(accusers) - 1, wanted)
+                _, timeout, _ = config.suspicion_s(self._size, confirmations)
             if state == DEAD:
                 timeout = shortest
-            suspicion = _Suspicion(now, shortest, self._size, wanted, {accuser}, now + timeout)
+            suspicion = _Suspicion(now, shortest, self._size, wanted, accusers, now + timeout)
             self._set_state(node, SUSPECT, now)
             node.suspicion = suspicion
             self._at(suspicion.deadline, self._suspicion_over, node)

@@ -265,6 +265,30 @@ def test_a_claim_about_a_node_that_was_just_heard_is_doubted(lab: Lab) -> None:
     assert lab.kinds() == []
 
 
+def test_doubted_claims_confirm_the_suspicion_that_comes_after_all(lab: Lab) -> None:
+    """A process ends: all see it at once, and hear each other's claims while they still doubt."""
+    lab.joined(1, 2, 3, 4)
+    lab.says(1, PING, n=1)
+    for accuser in (2, 3):
+        lab.says(accuser, GOSSIP, c=lab.claim(1, accuser))
+    assert lab.state(1) is State.ALIVE
+    lab.swim.unreachable(lab.peer(1))
+    lab.pass_s(1.1, answer={2, 3, 4})
+    assert lab.state(1) is State.SUSPECT
+    lab.pass_s(4.1, answer={2, 3, 4})  # the shortest time: two have confirmed it
+    assert lab.state(1) is State.DEAD
+
+
+def test_doubted_claims_are_forgotten_when_the_node_is_heard(lab: Lab) -> None:
+    lab.joined(1, 2, 3, 4)
+    lab.says(1, PING, n=1)
+    for accuser in (2, 3):
+        lab.says(accuser, GOSSIP, c=lab.claim(1, accuser))
+    lab.pass_s(0.5, answer=True)  # it answers the probe
+    lab.pass_s(8.0, answer={2, 3, 4})
+    assert lab.state(1) is State.SUSPECT  # nobody confirms: it has the longest time
+
+
 def test_even_a_claim_of_death_leaves_time_to_refute(lab: Lab) -> None:
     lab.joined(*range(1, 8))
     _idle(lab)
