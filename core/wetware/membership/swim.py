@@ -278,6 +278,7 @@ class _Node:
     """A member, inside."""
 
     __slots__ = (
+        "claims",
         "doubts",
         "entry",
         "heard_at",
@@ -299,6 +300,7 @@ class _Node:
         self.heard_at = -math.inf
         # Who accused it since it was heard last, and was doubted; at most DOUBTS_MAX.
         self.doubts: set[bytes] = set()
+        self.claims: list[bytes] = []  # accusers whose claims are passed on; a few, see _suspect
         self.rtt_s: float | None = None
         self.offset_s: float | None = None
         self.suspicion: _Suspicion | None = None
@@ -819,7 +821,7 @@ class Swim:
             node.doubts = set()
         if node.state == SUSPECT:
             self._tell(node, now)
-            self._rumours.drop(CLAIM, node.key)
+            self._drop_claims(node)
             self._set_state(node, ALIVE, now)
             self._emit(ChangeKind.ALIVE, node, State.SUSPECT)
         elif node.state == DEAD:
@@ -911,9 +913,20 @@ class Swim:
         self._emit(ChangeKind.DIED, node, State.SUSPECT)
 
     def _rumour_claim(self, node: _Node, accuser: bytes) -> None:
+        """Each accuser's claim goes its own way: were the last to replace the others, nobody would
+        hear of enough of them to confirm a suspicion. A death replaces them all."""
+        if node.state != SUSPECT:
+            self._drop_claims(node)
         claim = wire.CLAIM.pack(node.key, node.record.incarnation, accuser, node.state)
-        self._rumours.add(CLAIM, node.key, claim)
+        self._rumours.add(CLAIM, node.key + accuser, claim)
+        if accuser not in node.claims:
+            node.claims.append(accuser)
         self._plan_gossip()
+
+    def _drop_claims(self, node: _Node) -> None:
+        for accuser in node.claims:
+            self._rumours.drop(CLAIM, node.key + accuser)
+        node.claims.clear()
 
     def _accused(self, source: _Source, incarnation: int, now: float) -> None:
         """This node itself is said not to answer."""
@@ -987,7 +1000,7 @@ class Swim:
         else:
             state = node.state
         if state != node.state:
-            self._rumours.drop(CLAIM, key)
+            self._drop_claims(node)
             self._set_state(node, state, now)
         else:
             node.entry = _entry(key, record.incarnation, record.revision, state)
@@ -1014,7 +1027,7 @@ class Swim:
         self._sorted = None  # the ring forgets it when its round comes to it
         self._size -= node.state <= SUSPECT
         self._rumours.drop(ENTRY, node.key)
-        self._rumours.drop(CLAIM, node.key)
+        self._drop_claims(node)
         if (probe := self._probing.get(node.key)) is not None:
             self._forget_probe(probe)
         if len(self._ring) > 2 * len(self._nodes) + 16:

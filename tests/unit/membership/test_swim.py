@@ -279,6 +279,18 @@ def test_doubted_claims_confirm_the_suspicion_that_comes_after_all(lab: Lab) -> 
     assert lab.state(1) is State.DEAD
 
 
+def test_the_claims_of_several_accusers_are_all_passed_on(lab: Lab) -> None:
+    lab.joined(1, 2, 3, 4)
+    _idle(lab)
+    lab.sent.clear()
+    lab.swim.unreachable(lab.peer(1))
+    for accuser in (2, 3):
+        lab.says(accuser, GOSSIP, c=lab.claim(1, accuser))
+    lab.pass_s(1.0, answer={2, 3, 4})
+    accusers = {accuser for node, _, accuser, _ in lab.claims_sent() if node == 1}
+    assert {2, 3} <= accusers
+
+
 def test_doubted_claims_are_forgotten_when_the_node_is_heard(lab: Lab) -> None:
     lab.joined(1, 2, 3, 4)
     lab.says(1, PING, n=1)
