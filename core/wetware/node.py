@@ -28,6 +28,7 @@ from wetware.access import Access
 from wetware.admission import Admission, Chain, Introductions, Store, join
 from wetware.admission.texts import parse_join
 from wetware.audit import Audit
+from wetware.bounds import Throttle, address_key
 from wetware.broker import Broker
 from wetware.broker.gate import SESSION_SERVICE
 from wetware.cluster import ClusterService
@@ -51,6 +52,8 @@ log = get_logger("node")
 
 START_S_MAX = 30.0
 """For the auth backend and each service to become ready."""
+GATE_LINES_PER_MINUTE = 20
+"""Refusals at the Gate that are logged for one address: it must not be able to fill the log."""
 CLOCK_LOOK_S = 5.0
 """Between two looks at how far this node's clock is from the others'."""
 CORE_SERVICES = ("node", "cluster")
@@ -290,6 +293,9 @@ class Node:
         self.backend: AuthBackend
         self.broker: Broker
         self._overlay_verbs = _PluginOverlay(self)
+        self._gate_lines = Throttle(
+            GATE_LINES_PER_MINUTE, config.login.addresses_max, self.clock.monotonic
+        )
 
     async def run(self, on_ready: Callable[[Ready], None] = lambda _: None) -> None:
         """Start, call `on_ready`, and serve until cancelled.
@@ -557,7 +563,14 @@ class Node:
                     trust_s=max(login.stranger_s_max, login.deadline_s + 5),
                 )
         except LimitExceeded as exc:
-            log.warning("gate.refused", peer=connection.peer, address=address, why=exc)
+            if (left_out := self._gate_lines.lines(address_key(address))) is not None:
+                log.warning(
+                    "gate.refused",
+                    peer=connection.peer,
+                    address=address,
+                    why=exc,
+                    unlogged=left_out,
+                )
             stream.reset()
 
     @contextlib.asynccontextmanager

@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.access import Access
@@ -31,6 +30,7 @@ from wetware.admission.frames import field, raise_refusal, read_frame, write_fra
 from wetware.admission.statements import CHAIN_BYTES_MAX, INVITE, Chain, refusal
 from wetware.admission.store import DOCUMENT_BYTES_MAX
 from wetware.admission.texts import ADDRS_MAX, SECRET_BYTES
+from wetware.bounds import Claim, Places, Rates, Throttle, address_key
 from wetware.errors import (
     AdmissionRefused,
     DialError,
@@ -71,89 +71,54 @@ _ENDED: Final = ("admission.void", "admission.expired")
 
 
 class _Bounds:
-    """How many exchanges run, and how many a minute an address may have refused."""
+    """How many exchanges run, how many a minute an address may have refused, and what is logged."""
 
     def __init__(self, limits: AdmissionLimits, monotonic: Callable[[], float]) -> None:
-        self._limits, self._monotonic = limits, monotonic
-        self._open: Counter[object] = Counter()
-        self._attempts: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        self._logged: OrderedDict[str, tuple[float, float, int]] = OrderedDict()
+        self._limits = limits
+        self._places = Places()
+        per_minute = limits.attempts_per_address_max
+        self._attempts = Rates(per_minute / 60, per_minute, limits.addresses_max, monotonic)
+        self._lines = Throttle(LOGGED_PER_ADDRESS_MAX, limits.addresses_max, monotonic)
 
-    @contextlib.contextmanager
-    def slot(self, connection: Connection) -> Iterator[None]:
-        """Hold a slot; raises LimitExceeded."""
-        limits = self._limits
-        counted: tuple[tuple[object, int, str], ...] = (
-            (connection, EXCHANGES_PER_CONNECTION_MAX, "on this connection"),
-            (address_key(connection.remote.host), limits.exchanges_per_address_max, "there"),
-            ("all", limits.exchanges_max, "here"),
+    def slot(self, connection: Connection) -> contextlib.AbstractContextManager[None]:
+        """A place; entering it raises LimitExceeded."""
+        limits, message = self._limits, "{} exchanges of admission are going on {}"
+        return self._places.hold(
+            *(
+                Claim(key, limit, message.format(limit, where))
+                for key, limit, where in (
+                    (connection, EXCHANGES_PER_CONNECTION_MAX, "on this connection"),
+                    (_address(connection), limits.exchanges_per_address_max, "there"),
+                    ("all", limits.exchanges_max, "here"),
+                )
+            )
         )
-        for key, limit, where in counted:
-            if self._open[key] >= limit:
-                raise LimitExceeded(f"{limit} exchanges of admission are going on {where}")
-        for key, _, _ in counted:
-            self._open[key] += 1
-        try:
-            yield
-        finally:
-            for key, _, _ in counted:
-                self._open[key] -= 1
-                if not self._open[key]:
-                    del self._open[key]
 
     def take(self, connection: Connection) -> None:
         """Count an attempt of an address; raises LimitExceeded."""
-        address, limit = (
-            address_key(connection.remote.host),
-            float(self._limits.attempts_per_address_max),
-        )
-        now = self._monotonic()
-        tokens, last = self._attempts.pop(address, (limit, now))
-        tokens = min(limit, tokens + (now - last) * limit / 60)
-        allowed = tokens >= 1
-        self._attempts[address] = (tokens - 1 if allowed else tokens, now)
-        while len(self._attempts) > self._limits.addresses_max:
-            self._attempts.popitem(last=False)
-        if not allowed:
+        if not self._attempts.take(_address(connection)):
             raise LimitExceeded(
-                f"more than {limit:g} attempts a minute from one address "
-                "(attempts_per_address_max)",
+                f"more than {self._limits.attempts_per_address_max} attempts a minute from one "
+                "address (attempts_per_address_max)",
                 hint="wait a minute",
             )
 
     def give_back(self, connection: Connection) -> None:
         """The attempt was a good one: it does not count against its neighbours."""
-        address = address_key(connection.remote.host)
-        if (found := self._attempts.get(address)) is not None:
-            self._attempts[address] = (found[0] + 1, found[1])
+        self._attempts.give_back(_address(connection))
 
     def logged(self, connection: Connection) -> int | None:
         """Whether to log what an address did now: None, or how much went unlogged before."""
-        address, limit = address_key(connection.remote.host), float(LOGGED_PER_ADDRESS_MAX)
-        now = self._monotonic()
-        tokens, last, unlogged = self._logged.pop(address, (limit, now, 0))
-        tokens = min(limit, tokens + (now - last) * limit / 60)
-        allowed = tokens >= 1
-        self._logged[address] = (tokens - 1, now, 0) if allowed else (tokens, now, unlogged + 1)
-        while len(self._logged) > self._limits.addresses_max:
-            self._logged.popitem(last=False)
-        return unlogged if allowed else None
+        return self._lines.lines(_address(connection))
 
     @property
     def empty(self) -> bool:
         """Whether nothing runs."""
-        return not self._open
+        return not self._places
 
 
-def address_key(host: str) -> str:
-    """What limits per address count: an IPv4 address, or the /64 that one IPv6 host owns."""
-    try:
-        parsed = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if parsed.version == 4:
-        return str(parsed)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
+def _address(connection: Connection) -> str:
+    return address_key(connection.remote.host)
 
 
 def _log_refused(peer: PeerId, exc: AdmissionRefused) -> None:

@@ -8,16 +8,15 @@ signature and names the principal; the broker derives the session's grant, last.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
 import secrets
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wetware import rpc
+from wetware.bounds import Claim, Places, Rates, address_key
 from wetware.broker.grants import Grant
 from wetware.broker.limits import LoginLimits
 from wetware.errors import (
@@ -42,6 +41,8 @@ from wetware.log import get_logger
 from wetware.protocol import CORE, challenge_to_wire, proof_from_wire, status_name
 
 if TYPE_CHECKING:
+    import contextlib
+
     from wetware.audit import Audit
     from wetware.hookspecs import AuthBackend, Clock, Service
 
@@ -95,77 +96,6 @@ def compare(issued: Challenge, proof: Proof, now_s: float) -> Verdict | None:
     return None
 
 
-def address_key(address: str) -> str:
-    """What limits per address count: an IPv4 address, or the /64 that one IPv6 host owns."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return str(parsed)
-    return str(ipaddress.ip_network((parsed, 64), strict=False))
-
-
-class _AddressLimiter:
-    """Failed login attempts per address and minute, in a bounded table."""
-
-    def __init__(self, limits: LoginLimits, clock: Clock) -> None:
-        self._limits, self._clock = limits, clock
-        self._seen: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, address: str) -> None:
-        """Count one attempt; raises LimitExceeded."""
-        limit = float(self._limits.attempts_per_address_max)
-        now = self._clock.monotonic()
-        tokens, last = self._seen.pop(address, (limit, now))
-        tokens = min(limit, tokens + (now - last) * limit / 60)
-        allowed = tokens >= 1
-        self._seen[address] = (tokens - 1 if allowed else tokens, now)
-        while len(self._seen) > self._limits.addresses_max:
-            self._seen.popitem(last=False)
-        if not allowed:
-            raise LimitExceeded(
-                f"more than {limit:g} failed login attempts a minute from {address} "
-                "(attempts_per_address_max)",
-                hint="wait a minute",
-            )
-
-    def give_back(self, address: str) -> None:
-        """The attempt succeeded: it does not count against its neighbours."""
-        if (found := self._seen.get(address)) is not None:
-            self._seen[address] = (found[0] + 1, found[1])
-
-
-class _GateSlots:
-    """How many RPC streams to the Gate are open: per connection, per address, in all."""
-
-    def __init__(self, limits: LoginLimits) -> None:
-        self._limits = limits
-        self._open: Counter[object] = Counter()
-
-    @contextlib.contextmanager
-    def slot(self, connection: object, address: str) -> Iterator[None]:
-        """Hold a slot; raises LimitExceeded."""
-        limits = self._limits
-        counted = (
-            (("connection", id(connection)), limits.gates_per_connection_max, "per_connection_"),
-            (("address", address), limits.gates_per_address_max, "per_address_"),
-            ("all", limits.gates_max, ""),
-        )
-        for key, limit, name in counted:
-            if self._open[key] >= limit:
-                raise LimitExceeded(f"{limit} connections to the Gate are open (gates_{name}max)")
-        for key, _, _ in counted:
-            self._open[key] += 1
-        try:
-            yield
-        finally:
-            for key, _, _ in counted:
-                self._open[key] -= 1
-                if not self._open[key]:
-                    del self._open[key]
-
-
 class Broker:
     """Turns proofs into sessions, and ends them.
 
@@ -194,8 +124,9 @@ class Broker:
         self.services = services
         self.clock, self.audit = clock, audit
         self.limits = limits or LoginLimits()
-        self._addresses = _AddressLimiter(self.limits, clock)
-        self._slots = _GateSlots(self.limits)
+        attempts = self.limits.attempts_per_address_max
+        self._attempts = Rates(attempts / 60, attempts, self.limits.addresses_max, clock.monotonic)
+        self._places = Places()
         self._roots: dict[Principal, dict[str, list[Grant]]] = {}
         self._sessions: Counter[Principal] = Counter()
         self._unwatch = backend.watch(self._withdrawn)
@@ -223,7 +154,26 @@ class Broker:
         self, connection: object, address: str
     ) -> contextlib.AbstractContextManager[None]:
         """A place for one RPC stream from the network; entering it raises LimitExceeded."""
-        return self._slots.slot(connection, address_key(address))
+        limits, address = self.limits, address_key(address)
+        return self._places.hold(
+            *(
+                Claim(key, limit, f"{limit} connections to the Gate are open (gates_{name}max)")
+                for key, limit, name in (
+                    (id(connection), limits.gates_per_connection_max, "per_connection_"),
+                    (address, limits.gates_per_address_max, "per_address_"),
+                    ("all", limits.gates_max, ""),
+                )
+            )
+        )
+
+    def _count_attempt(self, address: str) -> None:
+        """One attempt to log in from an address; raises LimitExceeded."""
+        if not self._attempts.take(address):
+            raise LimitExceeded(
+                f"more than {self.limits.attempts_per_address_max} failed login attempts a minute "
+                f"from {address} (attempts_per_address_max)",
+                hint="wait a minute",
+            )
 
     # --- the decision -----------------------------------------------------------------------------
 
@@ -353,7 +303,7 @@ class GateServant(rpc.Servant, interface=CORE.Gate):
                 hint="connect again",
             )
         if self._address is not None:
-            self._broker._addresses.take(self._address)
+            self._broker._count_attempt(self._address)
         self._terminals += 1
         return {"terminal": TerminalServant(self._broker, self._channel, self._address)}
 
@@ -400,7 +350,7 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
             self._refused("limit", exc.message)
             raise
         if self._address is not None:
-            broker._addresses.give_back(self._address)
+            broker._attempts.give_back(self._address)
         try:
             broker.audit.record(
                 "login.granted",

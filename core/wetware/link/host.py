@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import os
 import socket
-from collections import Counter, OrderedDict, deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from wetware.access import Access
+from wetware.bounds import Rates, address_key
 from wetware.errors import (
     ConfigError,
     DialError,
@@ -24,7 +25,7 @@ from wetware.errors import (
 )
 from wetware.identity import Key, PeerId
 from wetware.link.connection import RECEIVE_BYTES, Connection
-from wetware.link.limits import LinkLimits, LinkStats, TokenBucket, Totals, Violation
+from wetware.link.limits import LinkLimits, LinkStats, Totals, Violation
 from wetware.link.multistream import HEADER, HELLO, Responder, encode_line
 from wetware.link.noise import MESSAGE_BYTES_MAX, NoiseIdentity
 from wetware.link.pipe import Pipe, PipeTransport
@@ -188,7 +189,12 @@ class LinkHost:
         self._admit, self._privileged = admit, privileged
         self._handlers: dict[str, tuple[Handler, Access]] = {}
         self._guest: GuestPort | None = None
-        self._stranger_opens: OrderedDict[str, TokenBucket] = OrderedDict()  # by address
+        self._stranger_opens = Rates(
+            self.limits.stranger_opens_per_s,
+            self.limits.stranger_opens_burst,
+            _ADDRESSES_MAX,
+            time.monotonic,
+        )
         self._negotiating: dict[Stream, _Inbound] = {}
         self._serving: dict[Stream, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server] = []
@@ -308,7 +314,7 @@ class LinkHost:
 
     def admit_connection(self, conn: Connection) -> None:
         """Book an inbound handshake, or raise LimitExceeded (called by connections)."""
-        limits, group, pending = self.limits, _ip_group(conn.remote.host), self._pending_per_ip
+        limits, group, pending = self.limits, address_key(conn.remote.host), self._pending_per_ip
         if pending.total() >= limits.handshakes_max:
             self._evict_handshake(group)
         for name, value, limit in (
@@ -911,14 +917,7 @@ class LinkHost:
         """Whether there is time for one more stream of this peer, if it is a stranger."""
         if self._is_privileged(stream.peer) or stream.connection.initiator:
             return True
-        group, limits = _ip_group(stream.connection.remote.host), self.limits
-        bucket = self._stranger_opens.pop(group, None)
-        if bucket is None:
-            bucket = TokenBucket(limits.stranger_opens_per_s, limits.stranger_opens_burst)
-        self._stranger_opens[group] = bucket
-        if len(self._stranger_opens) > _ADDRESSES_MAX:
-            self._stranger_opens.popitem(last=False)
-        return bucket.take()
+        return self._stranger_opens.take(address_key(stream.connection.remote.host))
 
     def _agreed(self, inbound: _Inbound, protocol: str) -> None:
         """A protocol was agreed: the stream goes to its handler, or to the guest."""
@@ -999,13 +998,6 @@ _FAMILIES = {
 def _drop_zero(counter: Counter[str], key: str) -> None:
     if not counter[key]:
         del counter[key]
-
-
-def _ip_group(host: str) -> str:
-    """What limits per address count: an IPv4 address, or an IPv6 /64 (what one customer gets)."""
-    if ":" not in host:
-        return host
-    return str(ipaddress.IPv6Network((host, 64), strict=False).network_address)
 
 
 def _os_reason(exc: OSError) -> str:

@@ -913,8 +913,8 @@ class Swim:
         self._emit(ChangeKind.DIED, node, State.SUSPECT)
 
     def _rumour_claim(self, node: _Node, accuser: bytes) -> None:
-        """Each accuser's claim goes its own way: were the last to replace the others, nobody would
-        hear of enough of them to confirm a suspicion. A death replaces them all."""
+        # Each accuser's claim goes its own way: were the last to replace the others, nobody would
+        # hear of enough of them to confirm a suspicion. A death replaces them all.
         if node.state != SUSPECT:
             self._drop_claims(node)
         claim = wire.CLAIM.pack(node.key, node.record.incarnation, accuser, node.state)

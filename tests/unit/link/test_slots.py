@@ -11,7 +11,6 @@ import pytest
 from wetware.errors import DialError, StreamReset
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost, LinkLimits
-from wetware.link.host import _ip_group
 from wetware.link.multistream import HELLO
 
 pytestmark = pytest.mark.anyio
@@ -249,12 +248,6 @@ async def test_who_is_reconsidered_no_longer_counts_as_a_stranger(net: Any) -> N
     for raw in strangers:
         raw.writer.close()
     await net.until(lambda: host._strangers == 0 and not host._strangers_per_ip)
-
-
-def test_an_address_is_an_ip4_address_or_an_ip6_network_of_64_bits() -> None:
-    assert _ip_group("192.0.2.7") != _ip_group("192.0.2.8")
-    assert _ip_group("2001:db8:1:2::7") == _ip_group("2001:db8:1:2:ffff::8")
-    assert _ip_group("2001:db8:1:2::7") != _ip_group("2001:db8:1:3::7")
 
 
 # --- handshakes -----------------------------------------------------------------------------------

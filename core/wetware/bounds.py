@@ -1,0 +1,122 @@
+"""Bounds per address or peer: rates, places, and lines of log. Every table has a limit.
+
+For whoever serves strangers: the Gate, admission, the link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from typing import NamedTuple
+
+from wetware.errors import LimitExceeded
+
+
+def address_key(address: str) -> str:
+    """What limits per address count: an IPv4 address, or the /64 that one IPv6 host owns."""
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.IPv6Network((address, 64), strict=False).network_address)
+    except ValueError:
+        return address
+
+
+class Rates:
+    """A token bucket for each key: `burst` at once, `per_s` sustained.
+
+    Args:
+        per_s: Tokens that come back in a second.
+        burst: Tokens that can be saved up.
+        keys_max: Keys that are remembered; the longest silent one makes room, and starts afresh.
+        monotonic: Seconds that never go back.
+    """
+
+    def __init__(
+        self, per_s: float, burst: float, keys_max: int, monotonic: Callable[[], float]
+    ) -> None:
+        self._per_s, self._burst, self._keys_max = per_s, float(burst), keys_max
+        self._monotonic = monotonic
+        self._seen: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def take(self, key: Hashable) -> bool:
+        """Spend a token of `key`; False if it has none."""
+        now = self._monotonic()
+        tokens, last = self._seen.pop(key, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - last) * self._per_s)
+        allowed = tokens >= 1
+        self._seen[key] = (tokens - 1 if allowed else tokens, now)
+        while len(self._seen) > self._keys_max:
+            self._seen.popitem(last=False)
+        return allowed
+
+    def give_back(self, key: Hashable) -> None:
+        """What the token was spent for turned out well: it does not count."""
+        if (found := self._seen.get(key)) is not None:
+            self._seen[key] = (min(self._burst, found[0] + 1), found[1])
+
+
+class Throttle:
+    """What is logged about each key: so many lines a minute, and how many were left out.
+
+    Args:
+        per_minute: Lines.
+        keys_max: See Rates.
+        monotonic: See Rates.
+    """
+
+    def __init__(self, per_minute: int, keys_max: int, monotonic: Callable[[], float]) -> None:
+        self._rates = Rates(per_minute / 60, per_minute, keys_max, monotonic)
+        self._keys_max = keys_max
+        self._left_out: OrderedDict[Hashable, int] = OrderedDict()
+
+    def lines(self, key: Hashable) -> int | None:
+        """None: do not log. Else how many lines about `key` were left out before this one."""
+        if self._rates.take(key):
+            return self._left_out.pop(key, 0)
+        self._left_out[key] = self._left_out.pop(key, 0) + 1
+        while len(self._left_out) > self._keys_max:
+            self._left_out.popitem(last=False)
+        return None
+
+
+class Claim(NamedTuple):
+    """One of the counts that a place is taken in: `key` may have `limit` places.
+
+    `message` tells who is refused, and names the limit.
+    """
+
+    key: Hashable
+    limit: int
+    message: str
+
+
+class Places:
+    """How many of something go on: per connection, per address, in all."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[Hashable] = Counter()
+
+    @contextlib.contextmanager
+    def hold(self, *claims: Claim) -> Iterator[None]:
+        """Take a place in every count, or raise LimitExceeded and take none."""
+        for claim in claims:
+            if self._taken[claim.key] >= claim.limit:
+                raise LimitExceeded(claim.message)
+        for claim in claims:
+            self._taken[claim.key] += 1
+        try:
+            yield
+        finally:
+            for claim in claims:
+                self._taken[claim.key] -= 1
+                if not self._taken[claim.key]:
+                    del self._taken[claim.key]
+
+    def __bool__(self) -> bool:
+        return bool(self._taken)
