@@ -359,13 +359,14 @@ def evict_command(
             return PeerId.parse(node)
         except InvalidArgument:
             found = await session.cluster.list(node)
-        if len(found) != 1:
-            which = ", ".join(f"{m.name} {m.peer_id}" for m in found[:5]) or "none"
+        named = [m for m in found if m.name == node] or list(found)
+        if len(named) != 1:
+            which = ", ".join(f"{m.name} {m.peer_id}" for m in named[:5]) or "none"
             raise InvalidArgument(
                 f"{node!r} does not stand for one member, but for: {which}",
                 hint="give the whole peer ID: `ww ls --wide`",
             )
-        evicted: str = found[0].peer_id
+        evicted: str = named[0].peer_id
         return evicted
 
     async def work(session: Session) -> str:

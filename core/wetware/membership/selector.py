@@ -2,7 +2,8 @@
 
 All terms must hold. A term is `KEY=PATTERN` or `KEY!=PATTERN`, where KEY is one of `id`, `host`,
 `name`, `state`, `service`, `version` or else a label's key, and a pattern may have the wildcards
-`*`, `?` and `[…]`; or a bare word: a node's name, its host, or the beginning or end of its peer ID.
+`*`, `?` and `[…]`; or a bare word: a node's name, its host, or four or more characters from the
+beginning or end of its peer ID.
 A node without a label has the empty value; `service!=x` means that no service of the node is `x`.
 """
 
@@ -18,6 +19,8 @@ from wetware.errors import InvalidArgument
 
 SELECTOR_CHARS_MAX: Final = 1024
 TERMS_MAX: Final = 32
+ID_PART_CHARS_MIN: Final = 4
+"""Of the beginning or end of a peer ID, as a bare word."""
 WILDCARDS_MAX: Final = 16
 """Of one pattern; matching takes time that grows with them."""
 STATES: Final = ("alive", "suspect", "dead", "left")
@@ -81,10 +84,11 @@ class Term:
             case "":
                 if _is_glob(self.pattern):
                     return any(self._is(text) for text in (node.name, node.host, node.peer))
-                return (
-                    self.pattern in (node.name, node.host)
-                    or node.peer.startswith(self.pattern)
-                    or node.peer.endswith(self.pattern)
+                if self.pattern in (node.name, node.host):
+                    return True
+                # A node called "a" is not all those whose peer ID ends in it.
+                return len(self.pattern) >= ID_PART_CHARS_MIN and (
+                    node.peer.startswith(self.pattern) or node.peer.endswith(self.pattern)
                 )
             case "id":
                 return self._is(node.peer)

@@ -64,6 +64,7 @@ def test_matches(text: str) -> None:
         "stor",  # a bare word is a whole name or host; only peer IDs may be shortened
         "db7",
         "bcdef",
+        "XYZ",  # so few characters are the end of many peer IDs
         "zone=home,name=other",
     ],
 )
