@@ -87,7 +87,8 @@ async def tcp_serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 async def serve() -> None:
-    async with LinkHost(Key.generate()) as host:
+    # As a member: strangers may open fewer streams a second than are measured here.
+    async with LinkHost(Key.generate(), privileged=lambda _: True) as host:
         host.handle(ECHO, echo, access=Access.PUBLIC)
         host.handle(SINK, sink, access=Access.PUBLIC)
         host.handle(PUSH, push_echo, access=Access.PUBLIC)
