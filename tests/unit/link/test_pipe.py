@@ -152,8 +152,11 @@ async def test_megabytes_both_ways_through_a_carrier(net: Any, tunnel: Tunnel) -
     assert got == payload
     await net.until(lambda: not conn.streams_total)
     for host in (tunnel.a, tunnel.b, tunnel.c):
-        await net.until(lambda host=host: host.totals.unsent_bytes == 0)
-        assert host.totals.buffered_bytes == 0
+        # Both at rest: the inner connection's last window update (30 bytes of ciphertext) is the
+        # carrier's payload, which may still be on its way when the echo is whole.
+        await net.until(
+            lambda host=host: not host.totals.unsent_bytes and not host.totals.buffered_bytes
+        )
 
 
 async def test_a_reader_that_stops_does_not_make_memory_grow(net: Any, tunnel: Tunnel) -> None:
