@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,6 +40,7 @@ from wetware.protocol import (
     proof_to_wire,
     status_from_name,
 )
+from wetware.sturdy import SturdyRef, is_ref
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -111,6 +112,147 @@ class ServiceInfo:
     name: str
     interface: str
     methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GrantInfo:
+    """A grant, as its node tells of it.
+
+    Attributes:
+        id: 16 hex digits; `revoke` takes it.
+        parents: IDs of the grants that it hangs on.
+        principal: Whose it is.
+        kind: "role", "session", "service", "attenuated", "share", "redeemed" or "adopted".
+        label: What it is for.
+        service: The service that it was opened for, or "".
+        state: "live", "suspended", "closed" (its session is over, what was shared lives), "ended".
+        created: Unix time, s.
+        expires_at: Unix time, s, or None.
+        terms: What it adds to its parents, a line each.
+        calls_left: Of its own quota, or None. Likewise `bytes_left` and `uses_left`.
+        redeemed: How often a share was redeemed.
+        calls_in_flight: Calls that go on under it.
+        durable: It outlives its session.
+        reason: Why it ended, or "".
+    """
+
+    id: str
+    parents: tuple[str, ...]
+    principal: str
+    kind: str
+    label: str
+    service: str
+    state: str
+    created: float
+    expires_at: float | None
+    terms: tuple[str, ...]
+    calls_left: int | None
+    bytes_left: int | None
+    uses_left: int | None
+    redeemed: int
+    calls_in_flight: int
+    durable: bool
+    reason: str
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> GrantInfo:
+        """From the struct of core.capnp."""
+        fields = {
+            name: wire[name]
+            for name in (
+                "id", "principal", "kind", "label", "service", "state", "redeemed",
+                "calls_in_flight", "durable", "reason",
+            )
+        }  # fmt: skip
+        for name in ("calls_left", "bytes_left", "uses_left"):
+            fields[name] = None if wire[name] < 0 else wire[name]
+        return cls(
+            **fields,
+            parents=tuple(wire["parents"]),
+            terms=tuple(wire["terms"]),
+            created=wire["created_ms"] / 1000,
+            expires_at=wire["expires_at_ms"] / 1000 or None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One grant on the way from a call to a role; `verdict` is "allows", "denies" or "-"."""
+
+    grant: str
+    label: str
+    kind: str
+    verdict: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What decided a call, or would; see `Session.why`.
+
+    Attributes:
+        allowed: Whether it is.
+        code: Of the error; "" if it is allowed.
+        reason: In words.
+        decision: ID of a denial; "" if it was only asked about.
+        at: When, Unix time, s.
+        principal: Who called.
+        grant: ID of the grant that was called.
+        method: Of which interface, with the arguments that constraints are about.
+        steps: From that grant to a role.
+    """
+
+    allowed: bool
+    code: str
+    reason: str
+    decision: str
+    at: float
+    principal: str
+    grant: str
+    method: str
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Explanation:
+        """From the struct of core.capnp."""
+        same = ("allowed", "code", "reason", "decision", "principal", "grant", "method")
+        return cls(
+            **{name: wire[name] for name in same},
+            at=wire["at_ms"] / 1000,
+            steps=tuple(Step(**step) for step in wire["steps"]),
+        )
+
+
+Where: TypeAlias = Mapping[str, str] | Iterable[str]
+"""Constraints: {"topic": "glob:chat/*"} or ["topic=glob:chat/*"]; docs/reference/constraints.md."""
+
+
+def terms_to_wire(
+    services: Mapping[str, Iterable[str]] | None = None,
+    where: Where = (),
+    *,
+    expires_s: float = 0.0,
+    rate: str = "",
+    calls: int = 0,
+    nbytes: int = 0,
+    fence: bytes = b"",
+    sealed: bool = False,
+) -> dict[str, Any]:
+    """The struct Terms of core.capnp; see `Session.attenuate` for the arguments."""
+    if isinstance(where, Mapping):
+        where = [f"{param}={value}" for param, value in where.items()]
+    return {
+        "services": [
+            {"name": name, "methods": list(methods)} for name, methods in (services or {}).items()
+        ],
+        "where": [{"service": "", "text": text} for text in where],
+        "expires_in_s": float(expires_s),
+        "rate": rate,
+        "calls": calls,
+        "bytes": nbytes,
+        "fence": fence,
+        "sealed": sealed,
+    }
 
 
 class _SignerServant(rpc.Servant, interface=CORE.Signer):
@@ -192,7 +334,7 @@ class Session:
     then on calls raise Revoked, Expired or Disconnected.
     """
 
-    def __init__(self, ref: rpc.Ref, identity: Identity, login: _Login) -> None:
+    def __init__(self, ref: rpc.Ref, identity: Identity, login: _Login | None) -> None:
         self._ref, self._login = ref, login
         self._clients: dict[str, Any] = {}
         self.identity = identity
@@ -219,6 +361,117 @@ class Session:
             raise InternalError(f"the node answered without a capability for {name!r}")
         return service.cast(interface)
 
+    async def close(self) -> None:
+        """End the session; what was shared from it lives on. Idempotent."""
+        with contextlib.suppress(WetwareError):
+            await self._ref.call("logout")
+        self._ref.close()
+
+    # --- passing parts of it on -------------------------------------------------------------------
+
+    async def attenuate(
+        self,
+        services: Mapping[str, Iterable[str]] | None = None,
+        where: Where = (),
+        *,
+        expires_s: float = 0.0,
+        rate: str = "",
+        calls: int = 0,
+        nbytes: int = 0,
+        fence: bytes = b"",
+        sealed: bool = False,
+        label: str = "",
+    ) -> Session:
+        """A weaker session, to hand to other code. It ends with this one, or with `close`.
+
+        Args:
+            services: Service → methods ("*", "Interface.*", "Interface.method"; none: all that
+                this session has of it). None: every service of this session.
+            where: Constraints on arguments.
+            expires_s: Seconds from now; 0: no end of its own.
+            rate: "10/s", "100/m:20"; "" for none.
+            calls: How many calls in all; 0: no quota.
+            nbytes: How many bytes of payload in all; 0: no quota.
+            fence: A fencing token of a lock.
+            sealed: It cannot be attenuated or shared further.
+            label: What it is for, in `ww grants`.
+
+        Raises Amplification for what this session has not, InvalidArgument for a constraint that
+        the service's schema does not know.
+        """
+        terms = terms_to_wire(
+            services, where, expires_s=expires_s, rate=rate, calls=calls, nbytes=nbytes,
+            fence=fence, sealed=sealed,
+        )  # fmt: skip
+        reply = await self._ref.call("attenuate", terms=terms, label=label)
+        return await _opened(reply["session"], self._login)
+
+    async def share(
+        self,
+        services: Mapping[str, Iterable[str]] | None = None,
+        where: Where = (),
+        *,
+        expires_s: float = 86_400.0,
+        uses: int = 0,
+        rate: str = "",
+        calls: int = 0,
+        nbytes: int = 0,
+        sealed: bool = False,
+        label: str = "",
+    ) -> tuple[str, GrantInfo]:
+        """A sturdy reference `ww1…`: whoever has it may do this, without an account.
+
+        A secret: treat it as a password. It outlives this session; `revoke` with the ID of its
+        grant ends it. See `attenuate` for the arguments; `uses` is how often it may be redeemed
+        (0: no limit), and `expires_s` 0 is no end.
+        """
+        terms = terms_to_wire(
+            services, where, expires_s=expires_s, rate=rate, calls=calls, nbytes=nbytes,
+            sealed=sealed,
+        )  # fmt: skip
+        reply = await self._ref.call("share", terms=terms, uses=uses, label=label)
+        return reply["ref"], GrantInfo.from_wire(reply["grant"])
+
+    async def adopt(self, ref: str) -> Session:
+        """Redeem another member's reference through this session's node.
+
+        It works as long as that node hears from the issuer; raises Denied, Revoked, Expired,
+        AdmissionRefused, DialError.
+        """
+        reply = await self._ref.call("adopt", ref=ref)
+        return await _opened(reply["session"], None)
+
+    async def grants(self) -> tuple[GrantInfo, ...]:
+        """What was derived from this session, parents first; of a login, from all its roles."""
+        reply = await self._ref.call("grants")
+        return tuple(GrantInfo.from_wire(wire) for wire in reply["grants"])
+
+    async def revoke(self, grant_id: str, reason: str = "") -> int:
+        """End one of `grants` and all below it, now; returns how many ended.
+
+        Raises NotFound for one that is not of this session's.
+        """
+        reply = await self._ref.call("revoke", id=grant_id, reason=reason)
+        cut: int = reply["cut"]
+        return cut
+
+    async def why(self, decision: str = "") -> Explanation:
+        """What decided a denial; "" is the latest one. Raises NotFound."""
+        reply = await self._ref.call("why", decision=decision)
+        return Explanation.from_wire(reply["explanation"])
+
+    async def explain(self, service: str, method: str, **args: object) -> Explanation:
+        """What would decide a call of "Interface.method" (or a bootstrap "method") now."""
+        interface, _, name = method.rpartition(".")
+        reply = await self._ref.call(
+            "explain",
+            service=service,
+            interface=interface,
+            method=name,
+            args=[{"key": key, "value": str(value)} for key, value in args.items()],
+        )
+        return Explanation.from_wire(reply["explanation"])
+
     @contextlib.asynccontextmanager
     async def node(
         self, selector: str, *, timeout_s: float = CONNECT_S, direct: bool | None = None
@@ -241,6 +494,12 @@ class Session:
         if member.is_self:
             yield self
             return
+        login = self._login
+        if login is None:
+            raise Unsupported(
+                "a session that comes from a reference cannot log in to other nodes",
+                hint="log in with a key of your own",
+            )
         async with contextlib.AsyncExitStack() as stack:
             async with _Timeout(timeout_s, f"{member.name or member.peer_id} ({selector})"):
                 place = None
@@ -253,7 +512,7 @@ class Session:
                             raise
                 if place is None:
                     place = await _tunnelled(stack, self, member)
-                session = await self._login.open(place)
+                session = await login.open(place)
             try:
                 yield session
             finally:
@@ -274,9 +533,16 @@ class Session:
         if name.startswith("_"):
             raise AttributeError(name)
         if (client := self._clients.get(name)) is None:
+            name = name.removesuffix("_service")  # for one whose name is a method's here: `grants`
             cls = _client_class(name)
             client = self._clients[name] = cls(_Opening(self, name, cls.INTERFACE))
         return client
+
+
+async def _opened(ref: rpc.Ref | None, login: _Login | None) -> Session:
+    if ref is None:
+        raise InternalError("the node answered without a session")
+    return Session(ref, _identity(await ref.call("whoami")), login)
 
 
 def _bundled_first(point: metadata.EntryPoint) -> tuple[bool, str]:
@@ -416,6 +682,41 @@ class _Login:
         return Session(ref, _identity(await ref.call("whoami")), self)
 
 
+async def _redeem(place: _Place, ref: SturdyRef) -> Session:
+    """The session that a reference stands for; the place is its issuer's Gate."""
+    connection, _, _ = place
+    gate = connection.bootstrap(CORE.Gate)
+    reply = await gate.call("redeem", id=bytes.fromhex(ref.id), secret=ref.secret)
+    return await _opened(reply["session"], None)
+
+
+async def _issuer(stack: contextlib.AsyncExitStack, ref: SturdyRef, data_dir: Path) -> _Place:
+    """The Gate of a reference's issuer: over the unix socket if it is on this machine."""
+    with contextlib.suppress(WetwareError):
+        if LocalNode.find(data_dir).peer_id == ref.peer:
+            return await _local(stack, data_dir)
+    if not ref.addrs:
+        raise DialError(
+            f"the reference says nothing of where its node {ref.peer} is",
+            hint="use it on the machine of that node",
+        )
+    return await _remote(stack, ",".join(map(str, ref.addrs)))
+
+
+async def describe(
+    ref: str, *, data_dir: Path | None = None, timeout_s: float = CONNECT_S
+) -> GrantInfo:
+    """What a sturdy reference would give, without spending a use; raises as `connect` does."""
+    parsed = SturdyRef.parse(ref)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(rpc.runtime())
+        async with _Timeout(timeout_s, f"the node {parsed.peer}"):
+            connection, _, _ = await _issuer(stack, parsed, data_dir or paths.data_dir())
+            gate = connection.bootstrap(CORE.Gate)
+            reply = await gate.call("describe", id=bytes.fromhex(parsed.id), secret=parsed.secret)
+        return GrantInfo.from_wire(reply["grant"])
+
+
 async def _local(stack: contextlib.AsyncExitStack, data_dir: Path) -> _Place:
     node = LocalNode.find(data_dir)
     try:
@@ -503,8 +804,9 @@ async def connect(
     """Log in to a node.
 
     Args:
-        target: A multiaddr with the node's peer ID (several, comma-separated, for one node), or
-            None for WW_NODE or else the node of this machine.
+        target: A multiaddr with the node's peer ID (several, comma-separated, for one node), a
+            sturdy reference `ww1…` (then no key is needed), or None for WW_NODE or else the node
+            of this machine.
         key: The user's key: an object, a file, or a name under `~/.wetware/keys`; default
             "default".
         signer: Answers the challenge instead of `key`.
@@ -520,12 +822,18 @@ async def connect(
     choice = KeyChoice(key, paths.keys_dir(), passphrase)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(rpc.runtime())
-        async with _Timeout(timeout_s, target or "the local node"):
-            if target is None:
-                place = await _local(stack, data_dir or paths.data_dir())
-            else:
-                place = await _remote(stack, target)
-            session = await _Login(_chooser(signer, choice)).open(place)
+        if target is not None and is_ref(target):
+            ref = SturdyRef.parse(target)
+            async with _Timeout(timeout_s, f"the node {ref.peer}"):  # never the secret itself
+                place = await _issuer(stack, ref, data_dir or paths.data_dir())
+                session = await _redeem(place, ref)
+        else:
+            async with _Timeout(timeout_s, target or "the local node"):
+                if target is None:
+                    place = await _local(stack, data_dir or paths.data_dir())
+                else:
+                    place = await _remote(stack, target)
+                session = await _Login(_chooser(signer, choice)).open(place)
         try:
             yield session
         finally:

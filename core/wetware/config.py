@@ -31,7 +31,8 @@ from wetware.errors import ConfigError, InvalidArgument, PluginError
 
 if TYPE_CHECKING:
     from wetware.admission import AdmissionLimits
-    from wetware.broker.limits import LoginLimits
+    from wetware.audit.config import AuditConfig
+    from wetware.broker.limits import BrokerLimits, LoginLimits
     from wetware.link import LinkLimits
     from wetware.membership.config import MembershipConfig
     from wetware.multiaddr import Multiaddr
@@ -227,6 +228,8 @@ _SECTIONS: Final[dict[str, type | tuple[str, str]]] = {
     "admission": ("wetware.admission", "AdmissionLimits"),
     "membership": ("wetware.membership.config", "MembershipConfig"),
     "login": ("wetware.broker.limits", "LoginLimits"),
+    "broker": ("wetware.broker.limits", "BrokerLimits"),
+    "audit": ("wetware.audit.config", "AuditConfig"),
     "link": ("wetware.link", "LinkLimits"),
     "rpc": ("wetware.rpc", "RpcLimits"),
     "plugins": PluginsConfig,
@@ -680,6 +683,16 @@ class Config:
     def login(self) -> LoginLimits:
         """`[login]`."""
         return self._core("login", cast("type[LoginLimits]", _section_class("login")))
+
+    @property
+    def broker(self) -> BrokerLimits:
+        """`[broker]`."""
+        return self._core("broker", cast("type[BrokerLimits]", _section_class("broker")))
+
+    @property
+    def audit(self) -> AuditConfig:
+        """`[audit]`."""
+        return self._core("audit", cast("type[AuditConfig]", _section_class("audit")))
 
     @property
     def admission(self) -> AdmissionLimits:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import typer
 
     from wetware.access import Access
+    from wetware.broker.terms import Where
     from wetware.doctor import Finding
     from wetware.identity import Challenge, LoginStatus, PeerId, Principal, Proof
     from wetware.link import Stream
@@ -217,9 +218,11 @@ class RoleProfile:
 
     Attributes:
         services: Service name (or "*") → method patterns: "*", "Interface.*" or "Interface.method".
+        where: Constraints on arguments; all of them have to pass.
     """
 
     services: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    where: tuple[Where, ...] = ()
 
     def patterns(self, service: str) -> frozenset[str]:
         """The patterns for a service, those for every service included; empty if none."""
@@ -254,6 +257,18 @@ class Withdrawn:
     principal: Principal | None
     roles: frozenset[str] | None = None
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """The backend cannot tell for now who has which role: nothing is allowed until `Resumed`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The backend knows again; what was suspended works on, but for what it withdrew meanwhile."""
 
 
 class AuthBackend(Protocol):
@@ -312,8 +327,13 @@ class AuthBackend(Protocol):
         """What is wrong with the backend's state now, for `ww doctor`; empty if nothing is."""
         ...
 
-    def watch(self, callback: Callable[[Withdrawn], None]) -> Callable[[], None]:
-        """Call back, on the loop and before the change is acknowledged, when roles go."""
+    def watch(
+        self, callback: Callable[[Withdrawn | Suspended | Resumed], None]
+    ) -> Callable[[], None]:
+        """Call back, on the loop and before the change is acknowledged, when roles go.
+
+        Also when the backend cannot decide for a time (Suspended), and when it can again (Resumed).
+        """
         ...
 
 

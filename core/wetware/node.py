@@ -27,12 +27,18 @@ from wetware import node_key, paths, rpc
 from wetware.access import Access
 from wetware.admission import Admission, Chain, Introductions, Store, join
 from wetware.admission.texts import parse_join
-from wetware.audit import Audit
+from wetware.audit import Audit, AuditLog
+from wetware.audit.service import AuditService
+from wetware.audit.spread import Checkpoints
 from wetware.bounds import Throttle, address_key
 from wetware.broker import Broker
-from wetware.broker.gate import SESSION_SERVICE
+from wetware.broker.admin import GrantsService
+from wetware.broker.adopt import Adoptions
+from wetware.broker.grants import SESSION_SERVICE
+from wetware.broker.store import Store as GrantStore
+from wetware.broker.tree import Tree
 from wetware.cluster import ClusterService
-from wetware.errors import ConfigError, LimitExceeded, OverlayError
+from wetware.errors import AdmissionRefused, ConfigError, LimitExceeded, OverlayError
 from wetware.hookspecs import AuthBackend, Discovery, PeerDown, PeerUp, PluginContext, Service
 from wetware.identity import Channel, Key, PeerId, Principal, replace_private_file
 from wetware.lag import LagMeter
@@ -56,7 +62,7 @@ GATE_LINES_PER_MINUTE = 20
 """Refusals at the Gate that are logged for one address: it must not be able to fill the log."""
 CLOCK_LOOK_S = 5.0
 """Between two looks at how far this node's clock is from the others'."""
-CORE_SERVICES = ("node", "cluster")
+CORE_SERVICES = ("node", "cluster", "grants", "audit")
 """Every node has them: its record in the membership does not name them."""
 SOCKET_PATH_BYTES_MAX = 100
 """The kernel takes 107; a longer path gets its socket in a private directory under the temp dir."""
@@ -292,6 +298,8 @@ class Node:
         self.overlay: Overlay
         self.backend: AuthBackend
         self.broker: Broker
+        self.checkpoints: Checkpoints
+        self.tree: Tree
         self._overlay_verbs = _PluginOverlay(self)
         self._gate_lines = Throttle(
             GATE_LINES_PER_MINUTE, config.login.addresses_max, self.clock.monotonic
@@ -314,7 +322,7 @@ class Node:
                 self._found()
                 self._collect_services()
                 discoveries = self.plugins.discoveries(self._context)
-                self.audit = Audit(self.clock, self.plugins.audit)
+                await stack.enter_async_context(self._audited())
                 self.admission = Admission(
                     self._store,
                     self.key,
@@ -353,6 +361,10 @@ class Node:
                     data_dir=self.data_dir,
                 )
                 self.overlay = Overlay(self.host, self.key)
+                # Closed after the broker, which still writes then.
+                grants = GrantStore(self.data_dir / "broker", self.clock)
+                stack.callback(grants.close)
+                self.tree = Tree(self.clock, store=grants, limits=self.config.broker)
                 self.broker = Broker(
                     peer_id=self.key.peer_id,
                     cluster=self.cluster,
@@ -361,7 +373,13 @@ class Node:
                     clock=self.clock,
                     audit=self.audit,
                     limits=self.config.login,
+                    tree=self.tree,
                 )
+                self.broker.addrs = lambda: self.addrs
+                self.broker.adoptions = Adoptions(
+                    self.key.peer_id, self._member_gate, self.config.broker, self.services
+                )
+                stack.push_async_callback(self.broker.adoptions.aclose)
                 stack.callback(self.broker.close)
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self.audit.run(), name="audit")
@@ -369,8 +387,14 @@ class Node:
                     tasks.create_task(self.admission.run(lambda: None), name="admission")
                     await self._start_backend(tasks)
                     await self._start_services(tasks)
+                    shares = self.broker.restore()
+                    log.info("grants.restored", shares=shares)
                     self.introductions.start()
                     stack.push_async_callback(self.introductions.aclose)
+                    self.checkpoints = Checkpoints(
+                        self._overlay_verbs, self.audit, self.data_dir / "audit"
+                    )
+                    tasks.create_task(self.checkpoints.run(), name="audit checkpoints")
                     self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
                     await self.host.listen(self.config.node.listen)
                     path = socket_path(self.data_dir)
@@ -467,13 +491,41 @@ class Node:
             )
         self.cluster = founding.cluster_id
 
+    async def _member_gate(self, peer: PeerId) -> rpc.RpcConnection:
+        """An RPC connection to a member's Gate; strangers are not dialled for anybody."""
+        if not self.admission.is_member(peer):
+            raise AdmissionRefused(
+                f"{peer} is no member of this cluster",
+                hint="`ww ls` shows the members; redeem the reference directly: `ww use REF`",
+                code="admission.stranger",
+            )
+        return await rpc.connect(await self.host.open_stream(peer, GATE_PROTOCOL))
+
+    @contextlib.asynccontextmanager
+    async def _audited(self) -> AsyncIterator[None]:
+        """The audit log: open before anything is decided, closed when nothing is any more."""
+        written = AuditLog(
+            self.data_dir / "audit", self.key, clock=self.clock, config=self.config.audit
+        )
+        self.audit = Audit(self.clock, self.plugins.audit, to=written)
+        try:
+            self.audit.record("node.started", version=wetware.__version__)
+            yield
+        finally:
+            self.audit.flush_denials()
+            self.audit.record("node.stopped")
+            await asyncio.to_thread(written.close)
+
     async def _watch_clock(self) -> None:
-        """Say when this node's clock is not that of the others; certificates are judged by it."""
+        """Say when this node's clock is not that of the others, and refuse what depends on it.
+
+        Certificates and the ends of grants are judged by it.
+        """
         bound_s = self.config.admission.clock_skew_s_max
         said = False
         while True:
-            await asyncio.sleep(CLOCK_LOOK_S)
             offset_s = self.membership.swim.clock_offset_s
+            self.broker.judge_clock(offset_s)
             wrong = offset_s is not None and abs(offset_s) > bound_s
             if wrong and not said:
                 log.warning(
@@ -485,6 +537,7 @@ class Node:
             elif said and not wrong:
                 log.info("clock.right")
             said = wrong
+            await asyncio.sleep(CLOCK_LOOK_S)
 
     def _describe(self) -> dict[str, Any]:
         """What the membership says of this node; asked again and again."""
@@ -499,7 +552,13 @@ class Node:
         }
 
     def _collect_services(self) -> None:
-        own: list[Service] = [_NodeService(self), ClusterService(self), *self.backend.services]
+        own: list[Service] = [
+            _NodeService(self),
+            ClusterService(self),
+            GrantsService(lambda: self.broker),
+            AuditService(lambda: self.audit, lambda: self.checkpoints),
+            *self.backend.services,
+        ]
         reserved = [SESSION_SERVICE, *(service.name for service in own)]
         for service in (*own, *self.plugins.services(self._context, reserved)):
             self.services[service.name] = service

@@ -255,6 +255,12 @@ class Relay:
             async def terminal(self) -> dict[str, object]:
                 return {"terminal": FakeTerminal()}
 
+            async def redeem(self, id: bytes, secret: bytes) -> dict[str, object]:
+                raise NotImplementedError
+
+            async def describe(self, id: bytes, secret: bytes) -> dict[str, object]:
+                raise NotImplementedError
+
         await rpc.serve(stream, FakeGate())
 
     @contextlib.asynccontextmanager

@@ -197,7 +197,8 @@ async def test_roots_and_counts_are_forgotten_with_their_sessions() -> None:
     for n in range(50):
         made.open_session(Principal("fake", str(n % 7)), {"member"}).revoke("closed")
     assert made.sessions == 0
-    assert not made._roots
+    assert not made.tree.roots()
+    assert not made.tree.grants
     assert not made._sessions
 
 

@@ -46,7 +46,7 @@ from wetware.admission.store import (
     TicketRecord,
     facts_document,
 )
-from wetware.admission.texts import ADDRS_MAX, SECRET_BYTES, Bundle, Ticket
+from wetware.admission.texts import SECRET_BYTES, Bundle, Ticket
 from wetware.errors import (
     AdmissionRefused,
     ConfigError,
@@ -56,6 +56,7 @@ from wetware.errors import (
 )
 from wetware.identity import Key, PeerId
 from wetware.log import get_logger
+from wetware.texts import ADDRS_MAX
 
 if TYPE_CHECKING:
     from wetware.hookspecs import Clock

@@ -29,7 +29,7 @@ from wetware.admission.decision import Admitted, Removed
 from wetware.admission.frames import field, raise_refusal, read_frame, write_frame, write_refusal
 from wetware.admission.statements import CHAIN_BYTES_MAX, INVITE, Chain, refusal
 from wetware.admission.store import DOCUMENT_BYTES_MAX
-from wetware.admission.texts import ADDRS_MAX, SECRET_BYTES
+from wetware.admission.texts import SECRET_BYTES
 from wetware.bounds import Claim, Places, Rates, Throttle, address_key
 from wetware.errors import (
     AdmissionRefused,
@@ -42,6 +42,7 @@ from wetware.errors import (
 )
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.log import get_logger
+from wetware.texts import ADDRS_MAX
 
 if TYPE_CHECKING:
     from wetware.admission.decision import Admission

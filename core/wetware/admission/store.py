@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware import identity
 from wetware.admission.statements import CHAIN_BYTES_MAX, Fact, Founding, decode_fact
-from wetware.admission.texts import ADDRS_MAX, parse_peer_addrs
+from wetware.admission.texts import parse_peer_addrs
 from wetware.errors import AdmissionRefused, ConfigError, InvalidArgument, KeyFileError
 from wetware.identity import Key, PeerId
 from wetware.log import get_logger
+from wetware.texts import ADDRS_MAX
 
 if TYPE_CHECKING:
     from wetware.multiaddr import Multiaddr

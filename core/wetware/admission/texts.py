@@ -1,78 +1,23 @@
-"""What people pass on to let a node in: tickets `wwt1…` and bundles `wwc1…`, for `--join`.
-
-A text is its prefix and base64url of CBOR with four bytes of checksum, so that a copy that lost its
-end is called just that.
-"""
+"""What people pass on to let a node in: tickets `wwt1…` and bundles `wwc1…`, for `--join`."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from wetware import cbor
 from wetware.admission.statements import TIME_MS_MAX, Chain, Founding
 from wetware.errors import AdmissionRefused, InvalidArgument
 from wetware.identity import PeerId
 from wetware.multiaddr import Multiaddr
+from wetware.texts import ADDRS_MAX, TextForm, parse_addrs
 
-TICKET_PREFIX: Final = "wwt1"
-BUNDLE_PREFIX: Final = "wwc1"
 SECRET_BYTES: Final = 32
-ADDRS_MAX: Final = 16
-TEXT_CHARS_MAX: Final = 16_384
-_CHECKSUM_BYTES = 4
-
-
-def _bad(what: str, why: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"not a {what}: {why}",
-        hint="copy all of what `ww invite` printed, on one line",
-        code=f"invalid.{what}",
-    )
-
-
-def _to_text(prefix: str, value: Mapping[str, Any]) -> str:
-    data = cbor.encode(value)
-    data += hashlib.sha256(data).digest()[:_CHECKSUM_BYTES]
-    return prefix + base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def _from_text(prefix: str, what: str, text: str, keys: frozenset[str]) -> dict[str, Any]:
-    text = text.strip()
-    if not text.startswith(prefix):
-        raise _bad(what, f"it does not begin with {prefix}")
-    if len(text) > TEXT_CHARS_MAX:
-        raise _bad(what, f"longer than {TEXT_CHARS_MAX} characters")
-    body = text[len(prefix) :]
-    try:
-        data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise _bad(what, "it has characters that do not belong there, or lost its end") from None
-    payload, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-    if hashlib.sha256(payload).digest()[:_CHECKSUM_BYTES] != checksum:
-        raise _bad(what, "the checksum differs: it is incomplete or was changed")
-    try:
-        value = cbor.decode(payload, bytes_max=TEXT_CHARS_MAX)
-    except InvalidArgument as exc:
-        raise _bad(what, exc.message) from None
-    if type(value) is not dict or type(value.get("v")) is not int or value["v"] != 1:
-        raise _bad(what, "of a version that this release does not know")
-    if value.keys() != keys:
-        raise _bad(what, "fields that do not belong there, or missing ones")
-    return value
-
-
-def parse_addrs(value: object, *, addrs_max: int = ADDRS_MAX) -> tuple[Multiaddr, ...]:
-    """Multiaddrs from a list of texts; raises InvalidArgument."""
-    if type(value) is not list or len(value) > addrs_max:
-        raise InvalidArgument(f"not a list of at most {addrs_max} addresses")
-    if not all(type(text) is str for text in value):
-        raise InvalidArgument("an address that is not text")
-    return tuple(Multiaddr.parse(text) for text in value)
+_HINT: Final = "copy all of what `ww invite` printed, on one line"
+_TICKET: Final = TextForm(
+    "wwt1", "ticket", frozenset({"v", "founding", "issuer", "addrs", "secret", "to"}), _HINT
+)
+_BUNDLE: Final = TextForm("wwc1", "bundle", frozenset({"v", "founding", "chain", "addrs"}), _HINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +43,7 @@ class Ticket:
     @property
     def text(self) -> str:
         """`wwt1…`."""
-        return _to_text(
-            TICKET_PREFIX,
+        return _TICKET.encode(
             {
                 "v": 1,
                 "founding": self.founding.plain(),
@@ -113,13 +57,12 @@ class Ticket:
     @classmethod
     def parse(cls, text: str) -> Ticket:
         """The inverse of `text`; raises InvalidArgument "invalid.ticket"."""
-        keys = frozenset({"v", "founding", "issuer", "addrs", "secret", "to"})
-        value = _from_text(TICKET_PREFIX, "ticket", text, keys)
+        value = _TICKET.decode(text)
         secret, end, issuer = value["secret"], value["to"], value["issuer"]
         if type(secret) is not bytes or len(secret) != SECRET_BYTES or type(issuer) is not bytes:
-            raise _bad("ticket", "a field of a wrong type or length")
+            raise _TICKET.bad("a field of a wrong type or length")
         if type(end) is not int or not 0 <= end <= TIME_MS_MAX:
-            raise _bad("ticket", "its end is out of range")
+            raise _TICKET.bad("its end is out of range")
         try:
             return cls(
                 founding=Founding.from_plain(value["founding"]),
@@ -129,7 +72,7 @@ class Ticket:
                 not_after_ms=end,
             )
         except (InvalidArgument, ValueError) as exc:
-            raise _bad("ticket", str(exc)) from None
+            raise _TICKET.bad(str(exc)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +92,7 @@ class Bundle:
     @property
     def text(self) -> str:
         """`wwc1…`."""
-        return _to_text(
-            BUNDLE_PREFIX,
+        return _BUNDLE.encode(
             {
                 "v": 1,
                 "founding": self.founding.plain(),
@@ -162,18 +104,17 @@ class Bundle:
     @classmethod
     def parse(cls, text: str) -> Bundle:
         """The inverse of `text`, signatures checked; raises InvalidArgument "invalid.bundle"."""
-        keys = frozenset({"v", "founding", "chain", "addrs"})
-        value = _from_text(BUNDLE_PREFIX, "bundle", text, keys)
+        value = _BUNDLE.decode(text)
         try:
             founding = Founding.from_plain(value["founding"])
             return cls(founding, Chain.open(value["chain"], founding), parse_addrs(value["addrs"]))
         except (InvalidArgument, AdmissionRefused) as exc:
-            raise _bad("bundle", exc.message) from None
+            raise _BUNDLE.bad(exc.message) from None
 
 
 def parse_join(text: str) -> Ticket | Bundle:
     """What `--join` takes; raises InvalidArgument."""
-    if text.strip().startswith(BUNDLE_PREFIX):
+    if text.strip().startswith(_BUNDLE.prefix):
         return Bundle.parse(text)
     return Ticket.parse(text)
 

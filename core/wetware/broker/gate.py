@@ -11,22 +11,22 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wetware import rpc
 from wetware.bounds import Claim, Places, Rates, address_key
-from wetware.broker.grants import Grant
 from wetware.broker.limits import LoginLimits
+from wetware.broker.session import SessionServant
+from wetware.broker.tree import BEARER, UNKNOWN_REF, Tree
 from wetware.errors import (
-    Denied,
+    CapabilityError,
     Disconnected,
     LimitExceeded,
-    Unsupported,
     WetwareError,
 )
-from wetware.hookspecs import Accept, NotMine, Reject, Withdrawn
+from wetware.hookspecs import Accept, NotMine, Reject, Resumed, Suspended, Withdrawn
 from wetware.identity import (
     CHALLENGE_BYTES_MAX,
     NONCE_BYTES,
@@ -44,14 +44,16 @@ if TYPE_CHECKING:
     import contextlib
 
     from wetware.audit import Audit
-    from wetware.hookspecs import AuthBackend, Clock, Service
+    from wetware.broker.adopt import Adoptions
+    from wetware.broker.decisions import Explanation
+    from wetware.broker.grants import Grant
+    from wetware.hookspecs import AuthBackend, Clock, RoleProfile, Service
+    from wetware.multiaddr import Multiaddr
 
 log = get_logger("broker")
 
 PAYLOAD_BYTES_MAX = 64 << 10
 """Of a proof: a contract wallet's signature is the largest we know of, a few KiB."""
-SESSION_SERVICE = "session"
-"""Reserved: the name under which a session's grant covers the Session interface itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Broker:
         clock: Judges expiry.
         audit: Where decisions are recorded.
         limits: Bounds.
+        tree: The grants; None: a new tree, which nothing outlives.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class Broker:
         clock: Clock,
         audit: Audit,
         limits: LoginLimits | None = None,
+        tree: Tree | None = None,
     ) -> None:
         self.peer_id, self.cluster, self.backend = peer_id, cluster, backend
         self.services = services
@@ -127,19 +131,45 @@ class Broker:
         attempts = self.limits.attempts_per_address_max
         self._attempts = Rates(attempts / 60, attempts, self.limits.addresses_max, clock.monotonic)
         self._places = Places()
-        self._roots: dict[Principal, dict[str, list[Grant]]] = {}
+        self.tree = tree or Tree(clock)
+        self.tree.on_denied = self._denied
         self._sessions: Counter[Principal] = Counter()
-        self._unwatch = backend.watch(self._withdrawn)
+        self._unwatch = backend.watch(self._changed)
         self._closed = False
+        self.addrs: Callable[[], Iterable[Multiaddr]] = tuple
+        """Where this node can be reached, for sturdy references."""
+        self.adoptions: Adoptions | None = None
+        """References to other nodes; None where there is no overlay."""
+
+    def restore(self) -> int:
+        """Put back what was shared before the node stopped; the backend can decide by now."""
+        return self.tree.restore(self._profile)
+
+    def _profile(self, principal: Principal, role: str) -> RoleProfile | None:
+        """A role as a principal has it now; None if not."""
+        return self.backend.profile(role) if role in self.backend.roles(principal) else None
+
+    def judge_clock(self, others_ahead_s: float | None) -> None:
+        """Refuse grants with an end while this node's clock cannot judge it.
+
+        Args:
+            others_ahead_s: By how much the other members' clocks are ahead; None if unknown.
+        """
+        bound_s, tree = self.tree.limits.clock_skew_s_max, self.tree
+        why = ""
+        if others_ahead_s is not None and abs(others_ahead_s) > bound_s:
+            why = f"the other members' clocks are {others_ahead_s:+.0f} s from it"
+        elif (back_s := tree.clock.ahead_s) > bound_s:
+            why = f"it was set back by {back_s:.0f} s"
+        if bool(why) != bool(tree.clock_wrong):
+            self.audit.record("clock.wrong" if why else "clock.right", reason=why)
+        tree.clock_wrong = why
 
     def close(self) -> None:
         """End every session and admit no other; the node is stopping. Idempotent."""
         self._closed = True
         self._unwatch()
-        roots = [root for roles in self._roots.values() for some in roles.values() for root in some]
-        self._roots.clear()
-        for root in roots:
-            root.revoke("the node is stopping")
+        self.tree.close("the node is stopping")
 
     @property
     def sessions(self) -> int:
@@ -216,6 +246,14 @@ class Broker:
 
         Raises LimitExceeded, or Disconnected while the node stops.
         """
+        self._check_place(principal, local=local)
+        roots = [
+            self.tree.root(principal, role, self.backend.profile(role)) for role in sorted(roles)
+        ]
+        return self._count_session(self.tree.session(principal, roots))
+
+    def _check_place(self, principal: Principal, *, local: bool) -> None:
+        """Raise LimitExceeded if there is no place for a session, Disconnected while stopping."""
         if self._closed:
             raise Disconnected("the node is stopping")
         limits = self.limits
@@ -229,29 +267,37 @@ class Broker:
                 "(sessions_per_principal_max)",
                 hint="close some",
             )
-        services: dict[str, frozenset[str]] = {SESSION_SERVICE: frozenset({"Session.*"})}
-        roots = []
-        mine = self._roots.setdefault(principal, {})
-        for role in sorted(roles):
-            profile = self.backend.profile(role).services
-            # A role that was widened since has a second root: the sessions under the first keep
-            # what they were granted, and both are found when the role is withdrawn.
-            known = mine.setdefault(role, [])
-            root = next((root for root in known if root.services == profile), None)
-            if root is None:
-                root = Grant(principal, profile, clock=self.clock, label=f"role {role}")
-                known.append(root)
-            roots.append(root)
-            for name, patterns in profile.items():
-                services[name] = services.get(name, frozenset()) | patterns
-        grant = Grant(
-            principal,
-            services,
-            clock=self.clock,
-            label="session",
-            parents=tuple(roots),
-            service=SESSION_SERVICE,
-        )
+
+    async def redeem(self, share_id: str, secret: bytes, channel: str, *, local: bool) -> Grant:
+        """The grant of a session that comes from a sturdy reference, recorded first.
+
+        Raises as `Tree.redeem` does, LimitExceeded and Disconnected.
+        """
+        bearer = Principal(BEARER, share_id)
+        self._check_place(bearer, local=local)
+
+        async def admit(grant: Grant) -> None:
+            await self.audit.admit(
+                "share.redeemed", share=share_id, grant=grant.id, channel=channel
+            )
+
+        try:
+            grant = await self.tree.redeem(share_id, secret, admit=admit)
+        except WetwareError as exc:
+            # Who has no secret can choose the ID: it is not a key of the aggregation.
+            known = share_id if exc.code != UNKNOWN_REF else ""
+            self.audit.denied("share.refused", key=(exc.code, known), code=exc.code, share=known)
+            raise
+        try:
+            self._check_place(bearer, local=local)  # asked again after the wait
+        except BaseException:
+            grant.close("there is no place for it")
+            raise
+        return self._count_session(grant)
+
+    def _count_session(self, grant: Grant) -> Grant:
+        """A grant that takes a place among the sessions until it ends."""
+        principal = grant.principal
         self._sessions[principal] += 1
         grant.on_end(lambda _: self._session_ended(principal))
         return grant
@@ -260,30 +306,42 @@ class Broker:
         self._sessions[principal] -= 1
         if self._sessions[principal] <= 0:
             del self._sessions[principal]
-        roles = self._roots.get(principal, {})
-        for role in tuple(roles):
-            roles[role] = [root for root in roles[role] if root.children]
-            if not roles[role]:
-                del roles[role]
-        if not roles:
-            self._roots.pop(principal, None)
 
-    def _withdrawn(self, event: Withdrawn) -> None:
-        """Cut what a withdrawal covers, now; the record follows the effect."""
-        cut = 0
-        principals = tuple(self._roots) if event.principal is None else (event.principal,)
-        for principal in principals:
-            held = self._roots.get(principal, {})
-            for role in tuple(held) if event.roles is None else tuple(event.roles & held.keys()):
-                for root in held.pop(role, ()):
-                    cut += len(root.children)
-                    root.revoke(event.reason or f"role {role} was withdrawn from {principal}")
-        self.audit.record(
-            "role.withdrawn",
-            principal=event.principal or "*",
-            roles=",".join(sorted(event.roles)) if event.roles is not None else "*",
-            cut=cut,
-            reason=event.reason,
+    def _changed(self, event: Withdrawn | Suspended | Resumed) -> None:
+        """What the backend says takes effect now; the record follows."""
+        match event:
+            case Withdrawn(principal=principal, roles=roles, reason=reason):
+                cut = self.tree.withdraw(principal, roles, reason)
+                self.audit.record(
+                    "role.withdrawn",
+                    principal=principal or "*",
+                    roles=",".join(sorted(roles)) if roles is not None else "*",
+                    cut=cut,
+                    reason=reason,
+                )
+            case Suspended(reason=reason):
+                self.tree.suspended = CapabilityError(
+                    f"every capability of this node is suspended: {reason}",
+                    hint="wait until the node's auth backend can decide again; `ww doctor`",
+                    code="capability.suspended",
+                )
+                self.audit.record("grants.suspended", reason=reason)
+            case Resumed():
+                self.tree.suspended = None
+                self.audit.record("grants.resumed")
+
+    def _denied(self, grant: Grant, method: rpc.Method, explanation: Explanation) -> None:
+        """A call was denied: one record for each grant, method and code, then their number."""
+        called = f"{method.interface.name}.{method.name}"
+        self.audit.denied(
+            "call.denied",
+            key=(grant.id, called, explanation.code),
+            principal=grant.principal,
+            grant=grant.id,
+            method=called,
+            code=explanation.code,
+            reason=explanation.reason,
+            decision=explanation.decision,
         )
 
 
@@ -296,6 +354,35 @@ class GateServant(rpc.Servant, interface=CORE.Gate):
 
     async def terminal(self) -> dict[str, object]:
         """A fresh Terminal, bounded per connection and address."""
+        self._count()
+        return {"terminal": TerminalServant(self._broker, self._channel, self._address)}
+
+    async def redeem(self, id: bytes, secret: bytes) -> dict[str, object]:
+        """A session with what a sturdy reference stands for."""
+        self._count()
+        broker, local = self._broker, self._address is None
+        async with asyncio.timeout(broker.limits.deadline_s):
+            grant = await broker.redeem(id.hex()[:32], secret, self._channel.kind, local=local)
+        self._give_back()
+        rpc.current_connection().trust()
+        session = SessionServant(broker, grant, frozenset())
+        return {"session": rpc.guarded(session, grant), "grant": grant.info()}
+
+    async def describe(self, id: bytes, secret: bytes) -> dict[str, object]:
+        """What a sturdy reference would give."""
+        self._count()
+        grant = self._broker.tree.peek(id.hex()[:32], secret)
+        self._give_back()
+        return {"grant": grant.info()}
+
+    def _give_back(self) -> None:
+        """An attempt that was right does not count."""
+        self._terminals -= 1
+        if self._address is not None:
+            self._broker._attempts.give_back(self._address)
+
+    def _count(self) -> None:
+        """One attempt; raises LimitExceeded."""
         limit = self._broker.limits.terminals_per_connection_max
         if self._terminals >= limit:
             raise LimitExceeded(
@@ -305,7 +392,6 @@ class GateServant(rpc.Servant, interface=CORE.Gate):
         if self._address is not None:
             self._broker._count_attempt(self._address)
         self._terminals += 1
-        return {"terminal": TerminalServant(self._broker, self._channel, self._address)}
 
 
 class TerminalServant(rpc.Servant, interface=CORE.Terminal):
@@ -352,7 +438,7 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
         if self._address is not None:
             broker._attempts.give_back(self._address)
         try:
-            broker.audit.record(
+            await broker.audit.admit(
                 "login.granted",
                 principal=verdict.principal,
                 roles=",".join(sorted(verdict.roles)),
@@ -360,11 +446,12 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
                 channel=self._channel.kind,
                 took_ms=took_ms,
             )
-        except Exception:  # what cannot be recorded is not granted
-            grant.revoke("the login could not be recorded")
+            grant.check_live()  # a role withdrawn meanwhile has ended it
+        except BaseException:  # what cannot be recorded is not granted
+            grant.close("the login could not be recorded")
             raise
         rpc.current_connection().trust()
-        session = SessionServant(broker, grant, verdict.principal, verdict.roles)
+        session = SessionServant(broker, grant, verdict.roles)
         return {
             "status": status_name(LoginStatus.GRANTED),
             "reason": "",
@@ -372,8 +459,13 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
         }
 
     def _refused(self, status: str, reason: str) -> None:
-        self._broker.audit.record(
-            "login.refused", status=status, reason=reason, channel=self._channel.kind
+        # From a stranger: counted by what was wrong, so that nobody can fill the disk.
+        self._broker.audit.denied(
+            "login.refused",
+            key=(status, self._channel.kind),
+            status=status,
+            reason=reason,
+            channel=self._channel.kind,
         )
 
     async def _attempt(self, challenge: Challenge, signer: rpc.Ref) -> Verdict:
@@ -386,66 +478,3 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
 
 def _refusal(status: LoginStatus, reason: str) -> dict[str, object]:
     return {"status": status_name(status), "reason": reason}
-
-
-class SessionServant(rpc.Servant, interface=CORE.Session):
-    """See core.capnp."""
-
-    def __init__(
-        self, broker: Broker, grant: Grant, principal: Principal, roles: frozenset[str]
-    ) -> None:
-        self._broker, self._grant = broker, grant
-        self._principal, self._roles = principal, roles
-        self._opened: dict[str, Grant] = {}
-
-    async def whoami(self) -> dict[str, object]:
-        """The session's principal."""
-        return {
-            "principal": str(self._principal),
-            "roles": sorted(self._roles),
-            "node": str(self._broker.peer_id),
-            "cluster": self._broker.cluster,
-            "grant": self._grant.id,
-        }
-
-    async def services(self) -> dict[str, object]:
-        """The services that the grant covers."""
-        return {
-            "services": [
-                {"name": name, "interface": service.interface.name, "methods": sorted(patterns)}
-                for name, service in sorted(self._broker.services.items())
-                if (patterns := self._grant.patterns(name))
-            ]
-        }
-
-    async def open(self, name: str) -> dict[str, object]:
-        """A service's bootstrap capability under a grant of its own."""
-        if name == SESSION_SERVICE or not self._grant.patterns(name):
-            self._broker.audit.record("open.refused", grant=self._grant.id, service=name[:64])
-            raise Denied(
-                f"no grant of {self._principal} covers a service {name[:64]!r}",
-                hint="`ww whoami` shows what your roles cover",
-            )
-        service = self._broker.services.get(name)
-        if service is None:
-            have = ", ".join(sorted(self._broker.services)) or "none"
-            raise Unsupported(
-                f"this node has no service {name[:64]!r}; it has {have}",
-                hint="`ww plugin list` on the node says why a plugin is not loaded",
-                code="unsupported.service",
-            )
-        grant = self._opened.get(name)
-        if grant is None or grant.ended is not None:
-            grant = self._opened[name] = self._grant.derive(label=f"service {name}", service=name)
-            self._broker.audit.record(
-                "service.opened", grant=grant.id, parent=self._grant.id, service=name
-            )
-        return {"service": rpc.guarded(service.bootstrap(self._principal), grant)}
-
-    async def logout(self) -> None:
-        """End the session. Runs under the grant it ends, so the end comes right after the reply."""
-        asyncio.get_running_loop().call_soon(self._grant.revoke, "logged out")
-
-    def released(self) -> None:
-        """The client let go, or its connection ended."""
-        self._grant.revoke("the session was closed")

@@ -1,4 +1,4 @@
-"""The bounds of the Gate and the broker: section `[login]` of ww.toml."""
+"""The bounds of the Gate and the broker: sections `[login]` and `[broker]` of ww.toml."""
 
 from __future__ import annotations
 
@@ -89,4 +89,61 @@ class LoginLimits:
     tunnels_max: int = field(
         default=128,
         metadata={"help": "Byte tunnels that this node carries.", "min": 1, "max": 65536},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerLimits:
+    """Bounds of the grants of a node: section `[broker]` of ww.toml.
+
+    Attributes:
+        grants_max: Grants in the tree, those of sessions included.
+        children_max: Derivations of one grant that may live at a time: a holder cannot fill the
+            node's memory.
+        depth_max: Derivations of derivations.
+        shares_per_principal_max: Sturdy references that may be out for one principal.
+        lease_s: For how long a node may use a reference of another one without hearing from it.
+        adoptions_per_session_max: References to other nodes that a session holds through this one.
+        adoptions_max: The same of all sessions.
+        clock_skew_s_max: If this node's clock differs by more from those of the other members,
+            grants with an end are refused.
+    """
+
+    grants_max: int = field(
+        default=262_144, metadata={"help": "Grants of this node.", "min": 64, "max": 1 << 24}
+    )
+    children_max: int = field(
+        default=16_384,
+        metadata={"help": "Living derivations of one grant.", "min": 16, "max": 1 << 24},
+    )
+    depth_max: int = field(
+        default=32, metadata={"help": "Derivations of derivations.", "min": 4, "max": 256}
+    )
+    shares_per_principal_max: int = field(
+        default=4096,
+        metadata={"help": "Living shares of one principal.", "min": 1, "max": 1 << 24},
+    )
+    lease_s: float = field(
+        default=15.0,
+        metadata={
+            "help": "Seconds that a reference of another node works without hearing from it.",
+            "min": 1,
+            "max": 3600,
+        },
+    )
+    adoptions_per_session_max: int = field(
+        default=64,
+        metadata={"help": "References of other nodes per session.", "min": 1, "max": 65_536},
+    )
+    adoptions_max: int = field(
+        default=4096,
+        metadata={"help": "References of other nodes in all.", "min": 1, "max": 1 << 20},
+    )
+    clock_skew_s_max: float = field(
+        default=30.0,
+        metadata={
+            "help": "Seconds of clock difference beyond which grants with an end are refused.",
+            "min": 1,
+            "max": 86_400,
+        },
     )

@@ -89,14 +89,16 @@ def run_client(work: Callable[[Session], Awaitable[T]]) -> T:
     import asyncio
 
     from wetware.client import connect
+    from wetware.sturdy import is_ref
 
-    passphrase = _asked_before()
+    by_ref = options.node is not None and is_ref(options.node)
+    passphrase = ask_passphrase if by_ref else _asked_before()
 
     async def main() -> T:
         async with connect(
             options.node,
             key=options.key,
-            data_dir=None if options.node else node_data_dir(),
+            data_dir=None if options.node and not is_ref(options.node) else node_data_dir(),
             passphrase=passphrase,
         ) as session:
             return await work(session)

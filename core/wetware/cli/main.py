@@ -26,12 +26,21 @@ Start a node with `ww node`; in another terminal try `ww status`, then `ww sub c
 
 def build() -> typer.Typer:
     """The whole command line; plugins that are broken are left out (`ww plugin list` says why)."""
+    from wetware.cli.audit import audit_app
     from wetware.cli.cluster import evict_command, invite_command, ls_command, ping_command
     from wetware.cli.config import config_app
     from wetware.cli.doctor import doctor_command
+    from wetware.cli.grants import (
+        grants_command,
+        revoke_command,
+        share_command,
+        use_command,
+        why_command,
+    )
     from wetware.cli.key import key_app
     from wetware.cli.node import node_command
     from wetware.cli.plugin import plugin_app
+    from wetware.cli.services import services_command
     from wetware.plugins import mount_commands
 
     app = typer.Typer(
@@ -51,11 +60,20 @@ def build() -> typer.Typer:
     app.command("ping")(ping_command)
     app.command("invite")(invite_command)
     app.command("evict")(evict_command)
+    app.command("services")(services_command)
+    app.command("share")(share_command)
+    # What follows REF is a command of its own, with its own options.
+    use_settings = {"allow_extra_args": True, "allow_interspersed_args": False}
+    app.command("use", context_settings=use_settings)(use_command)
+    app.command("grants")(grants_command)
+    app.command("revoke")(revoke_command)
+    app.command("why")(why_command)
     app.command("doctor")(doctor_command)
     app.command("completion")(completion_command)
     app.add_typer(key_app, name="key")
     app.add_typer(plugin_app, name="plugin")
     app.add_typer(config_app, name="config")
+    app.add_typer(audit_app, name="audit")
     mount_commands(app)
     if COMPLETE_VAR in os.environ:
         enable()
@@ -75,7 +93,7 @@ def _globals(
             "--node",
             envvar="WW_NODE",
             metavar="ADDRESS",
-            help="A remote node: /ip4/…/tcp/…/p2p/PEER.",
+            help="A remote node: /ip4/…/tcp/…/p2p/PEER, or a reference ww1….",
         ),
     ] = None,
     key: Annotated[

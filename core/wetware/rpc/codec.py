@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-import keyword
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import capnp
 
 from wetware.errors import InvalidArgument, LimitExceeded
+from wetware.rpc.names import snake
 
 if TYPE_CHECKING:
     from wetware.rpc.servant import Guard
@@ -45,15 +44,6 @@ class Crossing(Protocol):
 
     def give(self, value: Any, interface: Any, guard: Guard | None) -> Any:
         """A pycapnp client for a Servant, a guarded servant or a Ref."""
-
-
-_UPPER = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-
-
-def snake(name: str) -> str:
-    """The Python name of a schema name: `someName` → `some_name`; a keyword gets a `_` appended."""
-    name = _UPPER.sub("_", name).lower()
-    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -35,6 +35,7 @@ from wetware.rpc.codec import BadValue, nearest
 from wetware.rpc.limits import RpcLimits, for_strangers, wire_bytes_max
 from wetware.rpc.servant import Guard, Guarded, Servant, ServedConnection, _current
 from wetware.rpc.transport import Pipe, RpcTransport, open_stream
+from wetware.rpc.values import payload_bytes
 from wetware.rpc.wire import from_kj, internal_error, to_wire
 
 if TYPE_CHECKING:
@@ -164,6 +165,11 @@ async def _call(ref: Ref, method: Method, params: Mapping[str, Any]) -> dict[str
         end.calls_out += 1
     size = 0
     try:
+        guard = ref._guard
+        if guard is not None and guard.metered:
+            waiting = guard.charge(payload_bytes(params))
+            if waiting is not None:
+                await waiting
         sent = _send(end, ref, method, params)
         size = sent.pop()
         end.bytes_out += size
@@ -220,8 +226,8 @@ def _fresh(error: WetwareError) -> WetwareError:
 def _send(end: End, ref: Ref, method: Method, params: Mapping[str, Any]) -> list[Any]:
     """Send a call; returns [promise, bytes of the parameters]."""
     guard = ref._guard
-    if guard is not None and guard.ended is not None:
-        raise _fresh(guard.ended)
+    if guard is not None and (blocked := guard.blocked) is not None:
+        raise _fresh(blocked)
     client = end.client(ref)
     request = None
     error: WetwareError
@@ -374,8 +380,10 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
             _current.set(self._frame)
             args = _arguments(context, method, end, guard)
             if guard is not None:
-                guard.enter(method, args, task)
+                waiting = guard.enter(method, args, task)
                 entered = True
+                if waiting is not None:
+                    await waiting
             if self._ref is None:
                 values = await getattr(self._servant, name)(**args)
             else:
@@ -388,7 +396,9 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
                     await end.results_place()
                     if guard is not None and guard.ended is not None:
                         raise _fresh(guard.ended)  # noqa: TRY301
-                _answer(context, method, values, end, guard)
+                size = _answer(context, method, values, end, guard)
+                if guard is not None and guard.metered:
+                    await _charge(guard, end, size)
                 values = None
             elif values is not None:
                 raise TypeError(f"returned {type(values).__name__}, not None")  # noqa: TRY301
@@ -416,6 +426,16 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
     return dispatch
 
 
+async def _charge(guard: Guard, end: End, size: int) -> None:
+    """Charge the bytes of an answer; if they are refused, the answer does not count as waiting."""
+    try:
+        if (waiting := guard.charge(size)) is not None:
+            await waiting
+    except BaseException:
+        end.results_pending = max(0, end.results_pending - size)
+        raise
+
+
 def _arguments(context: Any, method: Method, end: End, guard: Guard | None) -> dict[str, Any]:
     """A call's parameters as plain values; the message is freed."""
     try:
@@ -434,8 +454,8 @@ def _arguments(context: Any, method: Method, end: End, guard: Guard | None) -> d
         del error
 
 
-def _answer(context: Any, method: Method, values: Any, end: End, guard: Guard | None) -> None:
-    """Put a servant's results into the answer."""
+def _answer(context: Any, method: Method, values: Any, end: End, guard: Guard | None) -> int:
+    """Put a servant's results into the answer; returns their size in bytes."""
     results = None
     error: Exception
     try:
@@ -448,7 +468,7 @@ def _answer(context: Any, method: Method, values: Any, end: End, guard: Guard | 
         size = _measure(results)
         if size <= end.message_bytes_max:
             end.results_pending += size
-            return
+            return size
         error = LimitExceeded(
             f"{method.where}: results of {size} bytes: message_bytes_max is "
             f"{end.message_bytes_max}",
@@ -580,6 +600,8 @@ class End:
 
     def give(self, value: Any, interface: Interface | None, guard: Guard | None) -> Any:
         """A pycapnp client for a value that stands for a capability."""
+        if isinstance(value, Guarded) and isinstance(value.target, Ref):
+            return self._give_ref(value.target, interface, value.guard)
         if isinstance(value, Ref):
             return self._give_ref(value, interface, guard)
         if isinstance(value, (Servant, Guarded)):
@@ -590,9 +612,11 @@ class End:
     def _export(
         self, value: Servant | Guarded, interface: Interface | None, guard: Guard | None
     ) -> Any:
-        servant = value if isinstance(value, Servant) else value.servant
         if isinstance(value, Guarded):
             guard = value.guard
+        servant = value if isinstance(value, Servant) else value.servant
+        if servant is None:
+            raise BadValue("a connection's first object is a Servant")
         own = servant.__ww_interface__
         if own is None:
             raise BadValue(f"{type(servant).__name__} is bound to no interface")

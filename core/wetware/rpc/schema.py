@@ -23,7 +23,8 @@ from capnp.lib.capnp import SchemaParser, _InterfaceModule
 
 from wetware.errors import InvalidArgument, SchemaError
 from wetware.log import get_logger
-from wetware.rpc.codec import Struct, Types, snake
+from wetware.rpc.codec import Struct, Types
+from wetware.rpc.names import snake
 
 log = get_logger("rpc")
 
@@ -40,6 +41,7 @@ _WETWARE_PARENT: Final = Path(__file__).resolve().parent.parent.parent
 _IMPORT_DIRS: Final = tuple(dict.fromkeys((str(_WETWARE_PARENT), str(_CAPNP_PARENT))))
 _CHECK: Final = Path(__file__).with_name("_check.py")
 _CONSTRAINED_ID: Final = 0xB3C1DE9A40F7C2A5  # `constrained` in schema/ww.capnp
+_NAME_ID: Final = 0xA94D2F3E6B1C7085  # `name`, likewise
 
 _loaded: dict[tuple[str, str], Schema] = {}
 
@@ -51,6 +53,8 @@ class Method:
         name: In snake_case.
         interface: The interface that it was found in; for an inherited method the heir.
         constrainable: Parameters on which a grant may put a predicate.
+        named: The parameter that names an object of the service, as `ww share SERVICE:NAME` does.
+        param_kinds: Parameter → "text", "data", "int", "float", "bool", "enum", "list" or "other".
         params: Names of the parameters, in the schema's order.
         results: Names of the results.
         where: "Interface.method", for messages and logs.
@@ -61,8 +65,10 @@ class Method:
         "constrainable",
         "interface",
         "name",
+        "named",
         "param_bytes",
         "param_codec",
+        "param_kinds",
         "params",
         "result_codec",
         "result_flat",
@@ -81,11 +87,17 @@ class Method:
         self.result_codec: Struct = types.struct(result_type)
         self.params = tuple(self.param_codec.fields)
         self.results = tuple(self.result_codec.fields)
-        self.constrainable = frozenset(
-            snake(field.name)
+        marks = {
+            snake(field.name): {int(annotation.id) for annotation in field.annotations}
             for field in param_type.node.struct.fields
-            if any(annotation.id == _CONSTRAINED_ID for annotation in field.annotations)
+        }
+        self.constrainable = frozenset(
+            param for param, ids in marks.items() if ids & {_CONSTRAINED_ID, _NAME_ID}
         )
+        self.named = next((param for param, ids in marks.items() if _NAME_ID in ids), None)
+        self.param_kinds: Mapping[str, str] = {
+            snake(wire): _kind(field) for wire, field in param_type.fields.items()
+        }
         # The fixed part of the parameters; None where the size has to be measured.
         words = param_type.node.struct.dataWordCount + param_type.node.struct.pointerCount
         self.param_bytes: int | None = words * 8 if self.param_codec.flat else None
@@ -148,6 +160,29 @@ class Interface:
                     )
                 yield name, methods[name]
 
+    def reachable(self) -> tuple[Interface, ...]:
+        """This interface and all those whose objects its holder can come to hold, this one first.
+
+        What methods return, and what is handed to the holder's own callbacks; not the callbacks.
+        """
+        found: dict[int, Interface] = {}
+        seen: set[tuple[int, bool]] = set()
+        todo: list[tuple[Any, bool]] = [(self.raw, True)]  # (schema, whether the holder calls it)
+        while todo:
+            raw, called = todo.pop(0)
+            interface_id = int(raw.node.id)
+            if (interface_id, called) in seen:
+                continue
+            seen.add((interface_id, called))
+            if called and interface_id not in found:
+                mine = interface_id == self.id
+                found[interface_id] = self if mine else Interface(raw, self._types)
+            for ancestor in _lineage(raw):
+                for method in ancestor.methods.values():
+                    todo += [(i, not called) for i in _interfaces_in(method.param_type, set())]
+                    todo += [(i, called) for i in _interfaces_in(method.result_type, set())]
+        return tuple(found.values())
+
     def is_a(self, other: Interface) -> bool:
         """Whether this is `other` or inherits from it."""
         return any(int(a.node.id) == other.id for a in _lineage(self.raw))
@@ -160,6 +195,48 @@ class Interface:
 
     def __repr__(self) -> str:
         return f"<Interface {self.name} @0x{self.id:x}>"
+
+
+_KINDS: Final = {
+    "text": "text",
+    "data": "data",
+    "bool": "bool",
+    "enum": "enum",
+    "list": "list",
+    "float32": "float",
+    "float64": "float",
+    **{f"{sign}{bits}": "int" for sign in ("int", "uint") for bits in (8, 16, 32, 64)},
+}
+
+
+def _kind(field: Any) -> str:
+    proto = field.proto
+    if proto.which() == "group":
+        return "other"
+    return _KINDS.get(proto.slot.type.which(), "other")
+
+
+def _interfaces_in(struct: Any, seen: set[int]) -> list[Any]:
+    """Pycapnp's schemas of the interfaces that a struct's fields can hold."""
+    struct_id = int(struct.node.id)
+    if struct_id in seen:
+        return []
+    seen.add(struct_id)
+    found: list[Any] = []
+    for field in struct.fields.values():
+        if field.proto.which() == "group":
+            found += _interfaces_in(field.schema, seen)
+            continue
+        kind, schema = field.proto.slot.type, None
+        while kind.which() == "list":
+            kind = kind.list.elementType
+            if kind.which() in ("list", "struct", "interface"):
+                schema = (field.schema if schema is None else schema).elementType
+        if kind.which() == "interface":
+            found.append(field.schema if schema is None else schema)
+        elif kind.which() == "struct":
+            found += _interfaces_in(field.schema if schema is None else schema, seen)
+    return found
 
 
 def _lineage(raw: Any) -> list[Any]:

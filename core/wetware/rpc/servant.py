@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import asyncio
 
     from wetware.errors import CapabilityError
-    from wetware.rpc.connection import End
+    from wetware.rpc.connection import End, Ref
     from wetware.rpc.schema import Interface, Method
 
 
@@ -23,11 +23,31 @@ class Guard(Protocol):
         """Why nothing may be called any more, or None while the guard lives."""
         ...
 
-    def enter(self, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]) -> None:
-        """A call starts. Raises CapabilityError to refuse it.
+    @property
+    def blocked(self) -> CapabilityError | None:
+        """Why nothing may pass now, for good (`ended`) or for a time; asked for calls outwards."""
+        ...
 
-        When the guard ends it cancels the tasks that entered and did not leave; their callers then
-        get `ended`.
+    @property
+    def metered(self) -> bool:
+        """Whether `charge` has to be asked."""
+        ...
+
+    def enter(
+        self, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]
+    ) -> Awaitable[None] | None:
+        """A call starts. Raises WetwareError to refuse it.
+
+        What is returned is awaited before the method runs, and may raise likewise; the call has
+        entered by then, and leaves in any case. When the guard ends it cancels the tasks that
+        entered and did not leave; their callers then get `ended`.
+        """
+        ...
+
+    def charge(self, nbytes: int) -> Awaitable[None] | None:
+        """So many bytes of results, or of a call on a callback, are to be sent.
+
+        Raises WetwareError to refuse; what is returned is awaited before, and may raise.
         """
         ...
 
@@ -117,23 +137,33 @@ class Servant:
 
 
 class Guarded:
-    """A servant with a guard of its own, to be returned or passed in the servant's place."""
+    """An object with a guard of its own, to be returned or passed in the object's place."""
 
-    __slots__ = ("guard", "servant")
+    __slots__ = ("guard", "target")
 
-    def __init__(self, servant: Servant, guard: Guard | None) -> None:
-        self.servant = servant
+    def __init__(self, target: Servant | Ref, guard: Guard | None) -> None:
+        self.target = target
         self.guard = guard
 
+    @property
+    def servant(self) -> Servant | None:
+        """The object, if it is one of this process."""
+        return self.target if isinstance(self.target, Servant) else None
+
     def __repr__(self) -> str:
-        return f"guarded({self.servant!r})"
+        return f"guarded({self.target!r})"
 
 
-def guarded(servant: Servant, guard: Guard | None) -> Guarded:
-    """Export `servant` under `guard` instead of the guard that it would inherit."""
-    if not isinstance(servant, Servant):
-        raise TypeError(f"guarded() takes a Servant, not {type(servant).__name__}")
-    return Guarded(servant, guard)
+def guarded(target: Servant | Ref, guard: Guard | None) -> Guarded:
+    """Export `target` under `guard` instead of the guard that it would inherit.
+
+    A Ref is exported through a membrane: what it returns is under `guard`, too.
+    """
+    from wetware.rpc.connection import Ref
+
+    if not isinstance(target, (Servant, Ref)):
+        raise TypeError(f"guarded() takes a Servant or a Ref, not {type(target).__name__}")
+    return Guarded(target, guard)
 
 
 def _check_binding(cls: type[Servant], interface: Interface) -> None:

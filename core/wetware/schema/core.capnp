@@ -5,14 +5,25 @@
 # call is idempotent. Methods are never renumbered; a dead one is renamed `obsolete…`.
 # Principals, peer IDs and cluster IDs are text in the forms that `wetware.identity` defines.
 
+using Ww = import "/wetware/schema/ww.capnp";
+
 interface Gate {
   # The bootstrap capability of every connection, over the network and on the unix socket. Stateless;
-  # anybody who can connect holds it, and it grants nothing. It dies with its connection. Ordinals 1
-  # and 2 are meant for `redeem` (sturdy refs) and `peer` (certified members).
+  # anybody who can connect holds it, and it grants nothing. It dies with its connection. Ordinal 3 is
+  # meant for `peer` (certified members).
 
   terminal @0 () -> (terminal :Terminal);
   # A fresh Terminal. At most `[login] terminals_per_connection_max` a connection and
   # `[login] attempts_per_address_max` a minute and address; beyond that `limit`. Not idempotent.
+
+  redeem @1 (id :Data, secret :Data) -> (session :Session, grant :GrantInfo);
+  # Exchanges what a sturdy reference (`ww1…`) holds for a session with what was shared. An unknown
+  # `id` and a wrong `secret` are the same `capability.denied.unknown_ref`; that a reference expired,
+  # was revoked or is used up is told to who has its secret. Counts as a login attempt, and spends one
+  # of its uses. Not idempotent.
+
+  describe @2 (id :Data, secret :Data) -> (grant :GrantInfo);
+  # What a sturdy reference would give; spends no use. Refuses as `redeem` does. Idempotent.
 }
 
 interface Terminal {
@@ -78,9 +89,10 @@ enum LoginStatus {
 }
 
 interface Session {
-  # What a logged-in principal holds. Guarded by the session's grant: it dies at logout, with its
-  # connection, or when a role that it was granted by is withdrawn; then every capability that came
-  # out of it is dead too, calls in flight included.
+  # What somebody holds who logged in, redeemed a reference, or was given a part of another session.
+  # Guarded by its grant: it dies at logout, with its connection, or when a grant above it ends, e.g.
+  # because a role was withdrawn; then every capability that came out of it is dead too, calls in
+  # flight included. Only what was shared lives on after a logout.
 
   whoami @0 () -> (principal :Text, roles :List(Text), node :Text, cluster :Text, grant :Text);
   # Idempotent.
@@ -93,7 +105,142 @@ interface Session {
   # `capability.denied` if no grant covers the service, whether it exists or not. Idempotent.
 
   logout @3 ();
-  # Revokes the session's grant now. Idempotent.
+  # Ends the session now. Idempotent.
+
+  attenuate @4 (terms :Terms, label :Text) -> (session :Session, grant :GrantInfo);
+  # A weaker session, to hand to somebody or something else: its terms are added to those of this one.
+  # Dies with this one. `capability.amplification` if it names what this one has not. Not idempotent.
+
+  share @5 (terms :Terms, uses :UInt32, label :Text) -> (ref :Text, grant :GrantInfo);
+  # A sturdy reference: a text that whoever has it can redeem at this node, without an account,
+  # `uses` times (0: no limit). It outlives this session and the node's process; it dies when it is
+  # revoked or expires, and with the role or the user that it comes from. Not idempotent.
+
+  grants @6 () -> (grants :List(GrantInfo), more :Bool);
+  # The grants that come from this session; at a login all that come from the principal's roles, shares
+  # of earlier sessions included. Parents first, at most 1000; `more` if there are more. Idempotent.
+
+  revoke @7 (id :Text, reason :Text) -> (cut :UInt32);
+  # Ends one of the grants that `grants` shows and all below it, now; returns how many ended. It is on
+  # disk when the call returns. 0 for one that has ended. `not_found` for any other. Idempotent.
+
+  why @8 (decision :Text) -> (explanation :Explanation);
+  # What decided a denial, of this session or one below it; "" is the latest. Idempotent.
+
+  explain @9 (service :Text, interface :Text, method :Text, args :List(Label))
+    -> (explanation :Explanation);
+  # What would decide a call now; values of `args` are texts. Spends nothing. Idempotent.
+
+  adopt @10 (ref :Text) -> (session :Session, grant :GrantInfo, leaseS :Float64);
+  # Redeems a reference of another member of the cluster through this node, and gives it under a grant
+  # of this session. If that member cannot be reached for `leaseS`, the session refuses and ends.
+  # Not idempotent.
+
+  keep @11 () -> (leaseS :Float64);
+  # The heartbeat of a lease: raises what ended the session. Idempotent.
+
+  ended @12 ();
+  # Does not return while the session lives; is cut with the reason when its grant ends. For nodes that
+  # hold it for others, so that they learn of a revocation at once. Idempotent.
+}
+
+struct Terms {
+  # What a grant adds to its parent's. All fields empty: nothing.
+
+  services @0 :List(ServicePatterns);
+  # Empty: all that the parent has.
+  where @1 :List(WhereText);
+  expiresInS @2 :Float64;
+  # Seconds from now; 0: no end of its own.
+  rate @3 :Text;
+  # "10/s", "100/m:20".
+  calls @4 :UInt64;
+  # Quota; 0: none. Likewise `bytes`.
+  bytes @5 :UInt64;
+  fence @6 :Data;
+  # A fencing token: calls are refused once a later holder of the lock has called.
+  sealed @7 :Bool;
+  # Not to be attenuated or shared further.
+}
+
+struct ServicePatterns {
+  name @0 :Text;
+  methods @1 :List(Text);
+  # "*", "Interface.*", "Interface.method". Empty: all that the parent has of this service.
+}
+
+struct WhereText {
+  service @0 :Text;
+  # "*": every service.
+  text @1 :Text;
+  # See docs/reference/constraints.md.
+}
+
+struct GrantInfo {
+  id @0 :Text;
+  parents @1 :List(Text);
+  principal @2 :Text;
+  kind @3 :Text;
+  # "role", "session", "service", "attenuated", "share", "redeemed" or "adopted".
+  label @4 :Text;
+  service @5 :Text;
+  state @6 :Text;
+  # "live", "suspended", "closed" (its session is over, and what was shared lives) or "ended".
+  createdMs @7 :UInt64;
+  expiresAtMs @8 :UInt64;
+  # 0: no end.
+  terms @9 :List(Text);
+  # What it adds, a line each, for people.
+  callsLeft @10 :Int64;
+  # Of its own quota; -1: none. Likewise `bytesLeft` and `usesLeft`.
+  bytesLeft @11 :Int64;
+  usesLeft @12 :Int64;
+  redeemed @13 :UInt32;
+  # How often a share was redeemed.
+  callsInFlight @14 :UInt32;
+  durable @15 :Bool;
+  reason @16 :Text;
+  # Why it ended.
+}
+
+struct Explanation {
+  allowed @0 :Bool;
+  code @1 :Text;
+  reason @2 :Text;
+  decision @3 :Text;
+  atMs @4 :UInt64;
+  principal @5 :Text;
+  grant @6 :Text;
+  method @7 :Text;
+  # With the arguments that constraints are about.
+  steps @8 :List(Step);
+  # From the grant that was called to a role.
+
+  struct Step {
+    grant @0 :Text;
+    label @1 :Text;
+    kind @2 :Text;
+    verdict @3 :Text;
+    # "allows", "denies" or "-": not asked.
+    detail @4 :Text;
+  }
+}
+
+interface Grants {
+  # The core's service `grants`: all grants of this node, for operators.
+
+  list @0 (principal :Text $Ww.constrained, limit :UInt32) -> (grants :List(GrantInfo), matched :UInt32);
+  # Of a principal, or of everybody (""), parents first; at most 1000. Idempotent.
+
+  revoke @1 (id :Text, reason :Text) -> (cut :UInt32);
+  # See Session.revoke; any grant of this node. Idempotent.
+
+  why @2 (decision :Text) -> (explanation :Explanation);
+  # Any denial that is remembered; "" is the latest. Idempotent.
+
+  endSessions @3 (principal :Text $Ww.constrained, reason :Text) -> (cut :UInt32);
+  # Ends the sessions of a principal, or of everybody (""), and all that was shared from them.
+  # They may log in again. Idempotent.
 }
 
 struct ServiceInfo {
@@ -165,29 +312,32 @@ interface Cluster {
   # The core's own service `cluster`: who is in it, and who may join. Held by sessions whose role names
   # it; `list`, `watch`, `ping` and `tunnel` are for users, the rest is for operators.
 
-  list @0 (selector :Text, limit :UInt32) -> (members :List(Member), matched :UInt32);
+  list @0 (selector :Text $Ww.constrained, limit :UInt32) -> (members :List(Member), matched :UInt32);
   # Members that match `selector` ("" is all), by name, at most `limit`, and at most 1000 (0 means that).
   # `matched` counts those that the limit cut off too. Idempotent.
 
-  watch @1 (selector :Text, sink :MemberSink) -> (watch :Watch);
+  watch @1 (selector :Text $Ww.constrained, sink :MemberSink) -> (watch :Watch);
   # Calls `sink` for every member that matches, those already there first, and at each change until the
   # watch is dropped or the session ends. A sink that does not keep up misses changes in between, never
   # the latest state of a member.
 
-  ping @2 (peer :Text) -> (rttS :Float64);
+  ping @2 (peer :Text $Ww.constrained) -> (rttS :Float64);
   # Round trip to a member on the membership stream, seconds; dials if need be. Idempotent.
 
-  tunnel @3 (peer :Text, sink :ByteSink) -> (source :ByteSink);
+  tunnel @3 (peer :Text $Ww.constrained, sink :ByteSink) -> (source :ByteSink);
   # A byte pipe to the member's link, for a client that cannot dial it: what is written to `source`
   # arrives there, what comes back is written to `sink`. The noise handshake runs end to end inside:
   # this node sees ciphertext, and the login there is the user's own. Ends with the session. At most
   # `[login] tunnels_per_session_max` a session. Not idempotent.
 
-  invite @4 (labels :List(Label), rights :List(Text), expiresS :UInt32, uses :UInt32)
+  invite @4 (labels :List(Label), rights :List(Text) $Ww.constrained,
+      expiresS :UInt32 $Ww.constrained, uses :UInt32 $Ww.constrained)
     -> (ticket :Text, id :Text, notAfterMs :UInt64);
-  # A ticket that lets a node join; the secret is stored hashed. 0 means the default. Not idempotent.
+  # A ticket that lets a node join; the secret is stored hashed. 0 means the default, so a bound on
+  # `expiresS` or `uses` is a range from 1. Not idempotent.
 
-  certify @5 (peer :Text, labels :List(Label), rights :List(Text), foreign :Bool) -> (bundle :Text);
+  certify @5 (peer :Text $Ww.constrained, labels :List(Label), rights :List(Text) $Ww.constrained,
+      foreign :Bool $Ww.constrained) -> (bundle :Text);
   # A certificate for a known peer ID. `foreign`: a libp2p peer that does not speak the protocols of
   # admission; the cluster then knows it without being shown anything. Not idempotent.
 
@@ -197,7 +347,7 @@ interface Cluster {
   revokeTicket @7 (id :Text) -> ();
   # Idempotent.
 
-  evict @8 (peer :Text, reason :Text) -> ();
+  evict @8 (peer :Text $Ww.constrained, reason :Text) -> ();
   # Ends the membership of a node everywhere, whatever certificate or ticket it has. Idempotent.
 
   check @9 () -> (findings :List(Finding));
@@ -276,4 +426,36 @@ struct Finding {
   # "ok", "warning" or "error".
   text @2 :Text;
   remedy @3 :Text;
+}
+
+interface Audit {
+  # The core's service `audit`: the record of this node's decisions, for operators. A record is one
+  # line of JSON, as it is in the log.
+
+  tail @0 (count :UInt32, event :Text, grant :Text, principal :Text) -> (records :List(Text));
+  # The last records that match, at most `count` and at most 1000, the oldest first. `event` is the
+  # beginning of an event's name; "" matches all, for each. Idempotent.
+
+  show @1 (seq :UInt64) -> (record :Text);
+  # One record; `not_found` if it is not there any more. Idempotent.
+
+  follow @2 (sink :AuditSink) -> (watch :Watch);
+  # Calls `sink` with each record from now on, until the watch is dropped or the session ends. A sink
+  # that does not keep up loses records, which are counted.
+
+  checkpoint @3 () -> (checkpoint :Text);
+  # The node's signed word on what its log is now: one line of JSON. Idempotent.
+
+  checkpoints @4 (node :Text) -> (checkpoints :List(Text));
+  # What this node knows of the logs of other members ("" is all of them), the latest first: with it
+  # one can tell whether that node has cut off or rewritten its log. Idempotent.
+
+  state @5 () -> (log :Text, seq :UInt64, head :Data, failing :Text, lost :UInt64, dropped :UInt64);
+  # `failing`: why the log cannot be written, "" if it can; `lost`: records that the next record of a
+  # gap will tell of; `dropped`: copies that plugins were too slow for. Idempotent.
+}
+
+interface AuditSink {
+  records @0 (records :List(Text), dropped :UInt32) -> ();
+  # The next call comes when this one has returned. `dropped`: lost before these.
 }

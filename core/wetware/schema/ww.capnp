@@ -5,9 +5,15 @@
 #   publish @0 (message :Data $Ww.constrained) -> ();
 
 annotation constrained @0xb3c1de9a40f7c2a5 (field, param) :Void;
-# A grant may put a predicate on this parameter (a topic's prefix, a blob's size). A parameter without
-# the annotation cannot be constrained: a grant that tries is refused, so that adding a parameter
-# never widens an existing grant by accident.
+# A grant may put a constraint on this parameter (a topic's prefix, a blob's size); what can be said of
+# which type is in docs/reference/constraints.md. A parameter without the annotation cannot be
+# constrained: a grant that tries is refused, so that adding a parameter never widens an existing grant
+# by accident. Taking the annotation away makes calls under existing constraints fail.
+
+annotation name @0xa94d2f3e6b1c7085 (field, param) :Void;
+# This parameter names an object of the service: it is what NAME is in `ww share SERVICE:NAME`. It can
+# be constrained, too: `$Ww.constrained` is not needed beside it. At most one parameter of a service's
+# interfaces has it.
 
 interface AnyCap @0xc8f5d0c1e94a7b36 {}
 # A capability whose interface is not known yet; it has no methods until it is cast.

@@ -63,6 +63,15 @@ class FakeGuard:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.callbacks: dict[object, Callable[[CapabilityError], None]] = {}
 
+    metered = False
+
+    @property
+    def blocked(self) -> CapabilityError | None:
+        return self.ended
+
+    def charge(self, nbytes: int) -> None:
+        raise AssertionError("it is not metered")
+
     def enter(self, method: object, args: object, task: asyncio.Task[Any]) -> None:
         if self.ended is not None:
             raise self.ended

@@ -11,7 +11,7 @@ interface PubSub {
   # The bootstrap capability of the service `pubsub`, held by sessions whose role covers it. Dies with
   # its session.
 
-  join @0 (topic :Text $Ww.constrained) -> (topic :Topic);
+  join @0 (topic :Text $Ww.name) -> (topic :Topic);
   # The capability of one topic: 1 to `topic_chars_max` letters, digits and . _ ~ : @ + - /, else
   # `invalid.topic`. Revoking the session's grant kills it. Joining costs nothing until something is
   # published or subscribed. Idempotent: two of one topic are the same.
@@ -21,18 +21,18 @@ interface Topic {
   # One topic. Whoever holds it may publish and subscribe, within its grant. Dies with the session, or
   # the grant, that it came from.
 
-  publish @0 (data :Data) -> (seqno :UInt64);
+  publish @0 (data :Data $Ww.constrained) -> (seqno :UInt64);
   # Sends `data`, at most `message_bytes_max`, else `invalid.message_bytes`; it was signed and queued
   # for every peer when the call returns, which is when there is room for more: callers wait here for
   # slow peers. Calls on one capability take effect in the order they were made. Not idempotent: each
   # call is a message. `seqno` is unique among the messages of this node.
 
-  subscribe @1 (sink :Sink, buffer :UInt32) -> (subscription :Subscription);
+  subscribe @1 (sink :Sink, buffer :UInt32 $Ww.constrained) -> (subscription :Subscription);
   # Pushes messages to `sink` from now on. `buffer` is how many may wait for it at the node (0: the
-  # node's default; at most `buffer_messages_max`, else `invalid.buffer`); beyond it, or beyond
-  # `buffer_bytes_max`, the oldest are dropped and counted. At most `subscriptions_per_principal_max`,
-  # else `limit.subscriptions`. Revocation ends the subscription now, calls to `sink` in flight
-  # included. Not idempotent: each call is a subscription.
+  # node's default, so a bound on it is a range from 1; at most `buffer_messages_max`, else
+  # `invalid.buffer`); beyond it, or beyond `buffer_bytes_max`, the oldest are dropped and counted. At
+  # most `subscriptions_per_principal_max`, else `limit.subscriptions`. Revocation ends the
+  # subscription now, calls to `sink` in flight included. Not idempotent: each call is a subscription.
 
   info @2 () -> (name :Text, subscribers :UInt32, peers :UInt32, mesh :UInt32);
   # Subscriptions at this node; other nodes that are subscribed, as far as this one knows; and those

@@ -26,6 +26,15 @@ class Grant:
         self.callbacks: list[Callable[[CapabilityError], None]] = []
         self.log: list[tuple[str, dict[str, object]]] = []
 
+    metered = False
+
+    @property
+    def blocked(self) -> CapabilityError | None:
+        return self.ended
+
+    def charge(self, nbytes: int) -> None:
+        raise AssertionError("it is not metered")
+
     def enter(
         self, method: rpc.Method, args: Mapping[str, object], task: asyncio.Task[Any]
     ) -> None:

@@ -1,0 +1,185 @@
+"""The form of the log: JSON lines, each with the hash of all before it.
+
+A line is a JSON object whose last member is `"hash"`: SHA-256 of the previous line's hash and of
+this line's bytes before that member. So a log can be read with any JSON tool, and verified by
+hashing alone. What the chain alone cannot show, that somebody rewrote all of it or cut its end off,
+the signed checkpoints do.
+
+Source: Schneier & Kelsey, "Secure Audit Logs to Support Computer Forensics" (1999); Crosby &
+Wallach, "Efficient Data Structures for Tamper-Evident Logging" (2009).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from wetware.errors import InvalidArgument
+from wetware.identity import Key, PeerId, verify
+
+DOMAIN: Final = b"wetware-audit:1\n"
+CHECKPOINT_DOMAIN: Final = b"wetware-audit-checkpoint:1\n"
+LINE_BYTES_MAX: Final = 16 << 10
+FIELD_CHARS_MAX: Final = 1024
+CHECKPOINT_CHARS_MAX: Final = 1024
+OPENED: Final = "log.opened"
+"""The first record of each file: which log, whose, and the hash before it."""
+CHECKPOINTS_FILE: Final = "checkpoints.jsonl"
+_HASH_KEY: Final = b',"hash":"'
+_TAIL_BYTES: Final = len(_HASH_KEY) + 64 + len(b'"}')
+_FILE = re.compile(r"audit-(\d{8})\.jsonl")
+
+
+def genesis(node: PeerId, log_id: str) -> bytes:
+    """The hash before the first record."""
+    return hashlib.sha256(DOMAIN + node.encode() + b"\n" + log_id.encode()).digest()
+
+
+def encode(record: Mapping[str, Any], previous: bytes) -> tuple[bytes, bytes]:
+    """(the line without its end, its hash)."""
+    body = json.dumps(record, ensure_ascii=True, separators=(",", ":")).encode()[:-1]
+    hashed = hashlib.sha256(previous + body).digest()
+    return body + _HASH_KEY + hashed.hex().encode() + b'"}', hashed
+
+
+def split(line: bytes) -> tuple[bytes, bytes]:
+    """(what is hashed, the hash that the line states); raises ValueError."""
+    body, tail = line[:-_TAIL_BYTES], line[-_TAIL_BYTES:]
+    if len(line) <= _TAIL_BYTES or not tail.startswith(_HASH_KEY) or not tail.endswith(b'"}'):
+        raise ValueError("not a record")
+    return body, bytes.fromhex(tail[len(_HASH_KEY) : -2].decode("ascii"))
+
+
+def field(value: object) -> str | int | bool:
+    """A field as it is kept: bounded, plain."""
+    if isinstance(value, bool | int):
+        return value
+    text = str(value)
+    return text if len(text) <= FIELD_CHARS_MAX else f"{text[:FIELD_CHARS_MAX]}…"
+
+
+def files(directory: Path) -> list[Path]:
+    """The files of a log, oldest first."""
+    return sorted(path for path in directory.glob("audit-*.jsonl") if _FILE.fullmatch(path.name))
+
+
+def number(path: Path) -> int:
+    """The number in a file's name."""
+    match = _FILE.fullmatch(path.name)
+    return int(match[1]) if match else 0
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file without their ends; a last one that lacks its end comes as it is.
+
+    One that is longer than LINE_BYTES_MAX comes cut, so that no file can fill the memory.
+    """
+    with path.open("rb", buffering=1 << 20) as file:
+        while line := file.readline(LINE_BYTES_MAX + 1):
+            yield line[:-1] if line.endswith(b"\n") else line
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A node's signed word on what its log was.
+
+    Attributes:
+        log: The log's ID.
+        node: Whose log.
+        seq: Number of the last record.
+        head: Its hash.
+        time_ms: When it was signed, Unix ms.
+        signature: The node's.
+    """
+
+    log: str
+    node: PeerId
+    seq: int
+    head: bytes
+    time_ms: int
+    signature: bytes = b""
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "v": 1,
+            "log": self.log,
+            "node": str(self.node),
+            "seq": self.seq,
+            "head": self.head.hex(),
+            "time_ms": self.time_ms,
+        }
+
+    def _signed_bytes(self) -> bytes:
+        fields = json.dumps(self._fields(), separators=(",", ":"), sort_keys=True)
+        return CHECKPOINT_DOMAIN + fields.encode()
+
+    def sign(self, key: Key) -> Checkpoint:
+        """The same with the node's signature."""
+        signature = key.sign(self._signed_bytes())
+        return Checkpoint(self.log, self.node, self.seq, self.head, self.time_ms, signature)
+
+    @property
+    def text(self) -> str:
+        """One line of JSON."""
+        fields = {**self._fields(), "signature": self.signature.hex()}
+        return json.dumps(fields, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Checkpoint:
+        """The inverse of `text`, its signature checked; raises InvalidArgument."""
+        try:
+            found = cls._parse(text)
+        except (ValueError, TypeError, KeyError, RecursionError, InvalidArgument) as exc:
+            raise InvalidArgument(
+                f"not a checkpoint: {str(exc)[:120]}",
+                hint="`ww audit checkpoint` prints one",
+                code="invalid.checkpoint",
+            ) from None
+        public = found.node.public_key
+        if public is None or not verify(public, found.signature, found._signed_bytes()):
+            raise InvalidArgument(
+                f"the checkpoint is not signed by {found.node}",
+                hint="take one that `ww audit checkpoint` printed, unchanged",
+                code="invalid.checkpoint",
+            )
+        return found
+
+    @classmethod
+    def _parse(cls, text: str | bytes) -> Checkpoint:
+        """Unsigned yet; raises ValueError and what comes of a wrong type."""
+        if len(text) > CHECKPOINT_CHARS_MAX:
+            raise ValueError("too long")
+        value = json.loads(text)
+        keys = {"v", "log", "node", "seq", "head", "time_ms", "signature"}
+        if type(value) is not dict or value.keys() != keys or value["v"] != 1:
+            raise ValueError("of a form that this release does not know")
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (value["seq"], value["time_ms"])):
+            raise ValueError("a number is out of range")
+        head = bytes.fromhex(value["head"])
+        if len(head) != hashlib.sha256().digest_size:
+            raise ValueError("its hash has a wrong length")
+        return cls(
+            log=str(value["log"])[:64],
+            node=PeerId.parse(value["node"]),
+            seq=value["seq"],
+            head=head,
+            time_ms=value["time_ms"],
+            signature=bytes.fromhex(value["signature"]),
+        )
+
+
+def read_checkpoints(path: Path) -> tuple[list[Checkpoint], int]:
+    """(the good ones of a file, how many lines are bad)."""
+    good, bad = [], 0
+    if path.exists():
+        for line in lines(path):
+            try:
+                good.append(Checkpoint.parse(line))
+            except InvalidArgument:
+                bad += 1
+    return good, bad

@@ -1,0 +1,518 @@
+"""The log on disk: one thread appends records, so that the loop never waits for the disk.
+
+What waits together is written together and shares one fsync. A write that fails leaves no trace in
+the file: it is cut back to where it was. What has taken effect already is kept, bounded, and
+written when that is possible again, after a record of the gap that tells what was lost; while the
+disk is full it gets the space of a file that is kept for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from wetware.audit.chain import (
+    CHECKPOINTS_FILE,
+    LINE_BYTES_MAX,
+    OPENED,
+    Checkpoint,
+    encode,
+    files,
+    genesis,
+    number,
+    read_checkpoints,
+    split,
+)
+from wetware.audit.config import AuditConfig
+from wetware.errors import ConfigError, WetwareError
+from wetware.log import get_logger
+
+if TYPE_CHECKING:
+    from wetware.hookspecs import Clock
+    from wetware.identity import Key
+
+log = get_logger("audit")
+
+QUEUE_RECORDS_MAX: Final = 16_384
+"""Records that wait for the disk and have to be there first; beyond it they are refused."""
+OWED_RECORDS_MAX: Final = 16_384
+"""Records of what has taken effect that wait for a disk that fails; beyond it they are counted."""
+BATCH_RECORDS_MAX: Final = 1024
+BALLAST_FILE: Final = "reserved"
+BALLAST_BYTES: Final = 1 << 20
+RETRY_S: Final = 1.0
+CLOSE_S: Final = 10.0
+_TAIL_READ_BYTES: Final = 1 << 20
+"""How much of the last file is checked at a start; `ww audit verify` checks all."""
+
+
+class AuditUnavailable(WetwareError):
+    """The audit log cannot be written, so what has to be recorded first is refused."""
+
+    code = "audit"
+
+
+class _Entry:
+    """A record on its way. `future` is of who waits; without one it has taken effect."""
+
+    __slots__ = ("fields", "future")
+
+    def __init__(self, fields: dict[str, Any], future: asyncio.Future[int] | None) -> None:
+        self.fields, self.future = fields, future
+
+
+Written = Callable[[Sequence[Mapping[str, Any]]], None]
+
+
+class AuditLog:
+    """One node's log in a directory of its own.
+
+    Args:
+        directory: Created (0700).
+        key: The node's, for checkpoints.
+        clock: Stamps records.
+        config: Section `[audit]`.
+        open_file: Opens a file for appending; replaced in tests of failing disks.
+
+    Attributes:
+        findings: What was wrong with the log when it was opened: (event, fields), recorded by now.
+        failing: Why it cannot be written; "" while it can.
+
+    Raises ConfigError where the directory or the last file cannot be used.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        key: Key,
+        *,
+        clock: Clock,
+        config: AuditConfig | None = None,
+        open_file: Callable[[Path], Any] | None = None,
+    ) -> None:
+        self.directory, self.config = directory, config or AuditConfig()
+        self._key, self._clock = key, clock
+        self._open_file = open_file or _append_to
+        self.failing = ""
+        self.findings: list[tuple[str, dict[str, object]]] = []
+        self._tip = (0, b"")  # assigned as one: the loop reads it while the thread writes
+        self.log_id = ""
+        self.lost = 0
+        self._lost_since_ms = 0
+        self._size = 0
+        self._file: Any = None
+        self._synced = True
+        self._sync_due = 0.0
+        self._checkpointed, self._checkpoint_at = 0, clock.monotonic()
+        self.last_checkpoint: Checkpoint | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._written: Written = lambda _: None
+        self._waiting = 0
+        self._closed = False
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._resume()
+            self._reserve()
+        except (OSError, ValueError) as exc:
+            raise ConfigError(
+                f"the audit log in {directory} cannot be used: {exc}",
+                hint="`ww audit verify` says more; to begin a new log move the directory away",
+                code="config.audit",
+            ) from exc
+        self._thread = threading.Thread(target=self._run, name="audit log", daemon=True)
+        self._thread.start()
+
+    @property
+    def seq(self) -> int:
+        """Number of the last record."""
+        return self._tip[0]
+
+    @property
+    def head(self) -> bytes:
+        """Its hash."""
+        return self._tip[1]
+
+    # --- resuming ---------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """Go on after the last record, moving off a line that a crash cut short."""
+        found = files(self.directory)
+        broken = ""
+        if found:
+            broken = self._read_end(found[-1])
+        if not self.log_id:
+            self.log_id = secrets.token_hex(8)
+            self._tip = (0, genesis(self._key.peer_id, self.log_id))
+        if not found or broken:
+            self._begin(number(found[-1]) + 1 if found else 1, broken)
+        else:
+            self._file = self._open_file(found[-1])
+            self._size = found[-1].stat().st_size
+        good, bad = read_checkpoints(self.directory / CHECKPOINTS_FILE)
+        mine = [c for c in good if c.log == self.log_id and c.node == self._key.peer_id]
+        if bad:
+            self.findings.append(("log.damaged", {"file": CHECKPOINTS_FILE, "lines": bad}))
+        if mine:
+            last = max(mine, key=lambda checkpoint: checkpoint.seq)
+            self.last_checkpoint, self._checkpointed = last, last.seq
+            if last.seq > self.seq:
+                self.findings.append(("log.truncated", {"last": self.seq, "checkpoint": last.seq}))
+                self._checkpointed = self.seq
+
+    def _read_end(self, path: Path) -> str:
+        """Take over seq, head and ID from a file; returns what is broken, "" if nothing."""
+        with path.open("rb") as file:
+            first = file.readline(LINE_BYTES_MAX)
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - _TAIL_READ_BYTES)
+            file.seek(start)
+            tail = file.read()
+        torn = tail.rpartition(b"\n")[2]
+        if torn:
+            keep = self.directory / f"torn-{number(path):08d}-{size}.bin"
+            keep.write_bytes(torn)
+            keep.chmod(0o600)
+            os.truncate(path, size - len(torn))
+            self.findings.append(("log.torn", {"file": path.name, "bytes": len(torn)}))
+            tail = tail[: -len(torn)]
+        rows = tail.splitlines()
+        if start:
+            rows = rows[1:]  # the first of them may be cut
+        try:
+            self._take_over(first, rows)
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as exc:
+            why = f"{path.name}: {str(exc)[:120]}"
+            self.findings.append(("log.damaged", {"file": path.name, "why": str(exc)[:120]}))
+            # Nothing of it can be gone on with: a new log, which names the old one.
+            self.log_id = ""
+            return why
+        return ""
+
+    def _take_over(self, first: bytes, rows: Sequence[bytes]) -> None:
+        """Go on after the last of `rows`; raises ValueError and what comes of a wrong type."""
+        opened = json.loads(first)
+        if opened["node"] != str(self._key.peer_id):
+            raise ValueError("it is the log of another node")
+        previous = None
+        for row in rows:
+            body, hashed = split(row)
+            if previous is not None and hashlib.sha256(previous + body).digest() != hashed:
+                raise ValueError("its hashes do not fit")
+            previous = hashed
+        last = json.loads(rows[-1])
+        self.log_id = str(opened["log"])
+        self._tip = (int(last["seq"]), bytes.fromhex(last["hash"]))
+
+    def _begin(self, count: int, broken: str) -> None:
+        """Begin a file; its first record names the log, its node, and the hash before it."""
+        path = self.directory / f"audit-{count:08d}.jsonl"
+        file = self._open_file(path)
+        fields = {"log": self.log_id, "node": str(self._key.peer_id), "prev": self.head.hex()}
+        if broken:
+            fields["broken"] = broken
+        line, head = encode(self._stamp({"event": OPENED, **fields}, self.seq + 1), self.head)
+        try:
+            _write_all(file, line + b"\n")
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.close()
+            path.unlink(missing_ok=True)
+            raise
+        if self._file is not None:
+            self._file.close()
+        self._file, self._size = file, len(line) + 1
+        self._tip = (self.seq + 1, head)
+        self._sync_directory()
+        keep = self.config.files_max
+        if keep:
+            for old in files(self.directory)[:-keep]:
+                old.unlink(missing_ok=True)
+
+    def _stamp(self, fields: Mapping[str, Any], seq: int) -> dict[str, Any]:
+        stamped = {"seq": seq, "time_ms": round(self._clock.time() * 1000), **fields}
+        if "time_ms" in fields:
+            stamped["time_ms"] = fields["time_ms"]
+        return stamped
+
+    def _sync_directory(self) -> None:
+        with contextlib.suppress(OSError):
+            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def _reserve(self) -> None:
+        with contextlib.suppress(OSError):
+            fd = os.open(
+                self.directory / BALLAST_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+            try:
+                if os.fstat(fd).st_size < BALLAST_BYTES:
+                    os.posix_fallocate(fd, 0, BALLAST_BYTES)
+            finally:
+                os.close(fd)
+
+    # --- from the loop ----------------------------------------------------------------------------
+
+    def watch(self, written: Written) -> None:
+        """Call back on the loop with the records that were written."""
+        self._loop, self._written = asyncio.get_running_loop(), written
+
+    async def append(self, fields: dict[str, Any]) -> int:
+        """Write a record first; returns its number. Raises AuditUnavailable."""
+        if self._closed:
+            raise AuditUnavailable("the node is stopping")
+        if self._waiting >= QUEUE_RECORDS_MAX:
+            raise AuditUnavailable(
+                f"{QUEUE_RECORDS_MAX} records wait for the disk (QUEUE_RECORDS_MAX)",
+                hint="the node's disk is too slow or failing; `ww doctor`",
+            )
+        self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._waiting += 1
+        self._queue.put(_Entry(fields, future))
+        return await future
+
+    def append_soon(self, fields: dict[str, Any]) -> None:
+        """Write a record of what has taken effect. Never waits, never raises."""
+        if self._closed:
+            return
+        # When it happened, not when it is written: the disk may fail meanwhile.
+        fields.setdefault("time_ms", round(self._clock.time() * 1000))
+        self._queue.put(_Entry(fields, None))
+
+    def checkpoint(self) -> Checkpoint:
+        """The log as it is now, signed. What waits for the disk is not in it."""
+        now_ms = round(self._clock.time() * 1000)
+        seq, head = self._tip
+        return Checkpoint(self.log_id, self._key.peer_id, seq, head, now_ms).sign(self._key)
+
+    def close(self) -> None:
+        """Write what waits and a last checkpoint, within CLOSE_S. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            log.error("audit.not_written", hint="the last records are lost")
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        owed: list[_Entry] = []
+        stopping = False
+        while not stopping:
+            batch: list[_Entry] = []
+            try:
+                item = self._queue.get(timeout=self._wait_s(owed))
+                while item is not None:
+                    batch.append(item)
+                    if len(batch) >= BATCH_RECORDS_MAX or self._queue.empty():
+                        break
+                    item = self._queue.get()
+                stopping = item is None
+            except queue.Empty:
+                pass
+            owed = self._write([*owed, *batch])
+            self._sync(force=stopping)
+            self._maybe_checkpoint(force=stopping)
+        if owed:
+            log.error("audit.records_lost", records=len(owed) + self.lost, error=self.failing)
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _wait_s(self, owed: Sequence[_Entry]) -> float | None:
+        waits = []
+        if owed or self.lost:
+            waits.append(RETRY_S)
+        if not self._synced:
+            waits.append(max(0.0, self._sync_due - time.monotonic()))
+        if self.seq > self._checkpointed:
+            due = self._checkpoint_at + self.config.checkpoint_s
+            waits.append(max(0.05, due - self._clock.monotonic()))
+        return min(waits) if waits else None
+
+    def _write(self, batch: list[_Entry]) -> list[_Entry]:
+        """Write; returns what is owed: it has taken effect, and the disk failed."""
+        if not batch and not self.lost:
+            return []
+        try:
+            records = self._put(batch)
+        except OSError as exc:
+            return self._write_apart(batch, exc)
+        self._succeeded(batch, records)
+        return []
+
+    def _write_apart(self, batch: list[_Entry], exc: OSError) -> list[_Entry]:
+        """The disk fails: refuse what has to be first, and try the rest with the reserved space."""
+        if not self.failing:
+            log.error("audit.failing", error=exc.strerror or str(exc), hint="free some disk space")
+        self.failing = exc.strerror or str(exc) or type(exc).__name__
+        effective = [entry for entry in batch if entry.future is None]
+        for entry in batch:
+            if entry.future is not None:
+                self._refuse(entry)
+        if effective or self.lost:
+            with contextlib.suppress(OSError):
+                (self.directory / BALLAST_FILE).unlink()
+            try:
+                records = self._put(effective)
+            except OSError:
+                excess = len(effective) - OWED_RECORDS_MAX
+                if excess > 0:
+                    self._lose(excess)
+                    effective = effective[excess:]
+                return effective
+            self._report(records)
+        return []
+
+    def _refuse(self, entry: _Entry) -> None:
+        if self.config.on_full == "continue":
+            self._lose(1)
+            self._answer(entry, self.seq, None)
+            return
+        self._answer(
+            entry,
+            0,
+            AuditUnavailable(
+                f"it cannot be recorded: {self.failing}",
+                hint="free disk space on the node; see `[audit] on_full`",
+            ),
+        )
+
+    def _lose(self, count: int) -> None:
+        if not self.lost:
+            self._lost_since_ms = round(self._clock.time() * 1000)
+        self.lost += count
+
+    def _put(self, batch: Sequence[_Entry]) -> list[dict[str, Any]]:
+        """Append a batch, whole or not at all; raises OSError."""
+        if self._size >= self.config.file_bytes_max:
+            self._begin(number(files(self.directory)[-1]) + 1, "")
+        seq, head, records, out = self.seq, self.head, [], []
+        pending: list[Mapping[str, Any]] = [entry.fields for entry in batch]
+        if self.lost:
+            gap = {"event": "log.gap", "lost": self.lost, "since_ms": self._lost_since_ms}
+            pending.insert(0, gap)
+        for fields in pending:
+            seq += 1
+            record = self._stamp(fields, seq)
+            line, head = encode(record, head)
+            records.append(record)
+            out.append(line)
+        out.append(b"")
+        data = b"\n".join(out)
+        try:
+            _write_all(self._file, data)
+            if self.config.fsync == "batch" and any(entry.future for entry in batch):
+                os.fsync(self._file.fileno())
+                self._synced = True
+            elif self._synced and self.config.fsync != "never":
+                self._synced, self._sync_due = False, time.monotonic() + self.config.interval_s
+        except OSError:
+            self._cut_back()
+            raise
+        self._size += len(data)
+        self.lost = 0
+        self._tip = (seq, head)
+        return records
+
+    def _cut_back(self) -> None:
+        """Remove what a failed write may have left; the file is opened again."""
+        path = files(self.directory)[-1]
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            os.truncate(path, self._size)
+        self._file = self._open_file(path)
+
+    def _succeeded(self, batch: Sequence[_Entry], records: Sequence[Mapping[str, Any]]) -> None:
+        if self.failing:
+            self.failing = ""
+            log.info("audit.writes_again")
+            self._reserve()
+        first = len(records) - len(batch)
+        for entry, record in zip(batch, records[first:], strict=True):
+            if entry.future is not None:
+                self._answer(entry, record["seq"], None)
+        self._report(records)
+
+    def _report(self, records: Sequence[Mapping[str, Any]]) -> None:
+        if self._loop is not None and records:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._written, records)
+
+    def _answer(self, entry: _Entry, seq: int, error: Exception | None) -> None:
+        future, loop = entry.future, self._loop
+        if future is None or loop is None:
+            return
+
+        def done() -> None:
+            self._waiting -= 1
+            if future.done():
+                return
+            if error is None:
+                future.set_result(seq)
+            else:
+                future.set_exception(error)
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(done)
+
+    def _sync(self, *, force: bool) -> None:
+        if self._synced or (not force and time.monotonic() < self._sync_due):
+            return
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as exc:
+            self.failing = exc.strerror or str(exc)
+            log.error("audit.failing", error=self.failing)  # noqa: TRY400  # no traceback needed
+        self._synced = True
+
+    def _maybe_checkpoint(self, *, force: bool) -> None:
+        now, records = self._clock.monotonic(), self.seq - self._checkpointed
+        due = now - self._checkpoint_at >= self.config.checkpoint_s
+        if records <= 0 or not (force or due or records >= self.config.checkpoint_records):
+            return
+        signed = self.checkpoint()
+        try:
+            with (self.directory / CHECKPOINTS_FILE).open("ab") as file:
+                file.write(signed.text.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            self._checkpoint_at = now  # the next try when it is due again
+            log.error("audit.no_checkpoint", error=exc.strerror)  # noqa: TRY400
+            return
+        self._checkpointed, self._checkpoint_at, self.last_checkpoint = signed.seq, now, signed
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(
+                    self._written, [{"event": "log.checkpoint", "checkpoint": signed.text}]
+                )
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    """Write to an unbuffered file, which may take a part at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _append_to(path: Path) -> Any:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    return os.fdopen(fd, "ab", buffering=0)

@@ -1,0 +1,245 @@
+"""Is a log what its node wrote? Works on a directory, without the node.
+
+The chain of hashes shows a record that was changed, dropped, inserted, repeated or moved, as long
+as what follows was not recomputed. A log that was rewritten from some record on, or cut off at its
+end, contradicts a checkpoint that the node signed later than that: those beside the log, and those
+that other nodes and people hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wetware.audit.chain import (
+    CHECKPOINTS_FILE,
+    OPENED,
+    Checkpoint,
+    files,
+    genesis,
+    lines,
+    number,
+    read_checkpoints,
+    split,
+)
+from wetware.errors import InvalidArgument, NotFound
+from wetware.identity import PeerId
+
+PROBLEMS_MAX = 20
+PROGRESS_RECORDS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        what: In words.
+        file: Where, or "".
+        seq: Number of the record, 0 if unknown.
+    """
+
+    what: str
+    file: str = ""
+    seq: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        log: The log's ID.
+        node: Whose.
+        first: Number of the first record that is there; above 1 if older files were let go.
+        last: Number of the last record.
+        records: How many were verified.
+        checkpoints: How many checkpoints the log agrees with.
+        problems: At most PROBLEMS_MAX.
+        notes: What is not wrong and should be known.
+    """
+
+    log: str = ""
+    node: str = ""
+    first: int = 0
+    last: int = 0
+    records: int = 0
+    checkpoints: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def wrong(self, what: str, path: Path | None = None, seq: int = 0) -> None:
+        """Add a problem."""
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(Problem(what, path.name if path is not None else "", seq))
+
+
+def verify(
+    directory: Path,
+    *,
+    node: PeerId | None = None,
+    checkpoints: Iterable[Checkpoint] = (),
+    progress: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Verify all files of a log.
+
+    Args:
+        directory: Where the log is.
+        node: Whose log it has to be; None: whoever the log names.
+        checkpoints: Known from elsewhere, beside those in the directory.
+        progress: Called now and then with how many records were verified.
+
+    Raises NotFound if there is no log.
+    """
+    found = files(directory)
+    if not found:
+        raise NotFound(
+            f"there is no audit log in {directory}",
+            hint="name the node's data directory with --data-dir, or the log's with --dir",
+        )
+    report = Report()
+    own, bad = read_checkpoints(directory / CHECKPOINTS_FILE)
+    if bad:
+        report.wrong(f"{bad} of its lines are no signed checkpoints", directory / CHECKPOINTS_FILE)
+    _Verifier(report, node, [*own, *checkpoints], progress).run(found)
+    return report
+
+
+class _Verifier:
+    def __init__(
+        self,
+        report: Report,
+        node: PeerId | None,
+        checkpoints: Iterable[Checkpoint],
+        progress: Callable[[int], None],
+    ) -> None:
+        self._report, self._node, self._progress = report, node, progress
+        self._all = list(checkpoints)
+        self._expected: dict[int, bytes] = {}
+        self._seq, self._head = 0, b""
+        self._count = 0
+        self._broken_files = False
+
+    def run(self, found: list[Path]) -> None:
+        for path in found:
+            if self._count and number(path) != self._count + 1:
+                self._report.wrong(f"the file before it is missing ({self._count + 1:08d})", path)
+                self._head = b""
+            self._count = number(path)
+            self._file(path, first=path is found[0])
+        report = self._report
+        report.last = self._seq
+        for checkpoint in self._all:
+            if checkpoint.log == report.log and checkpoint.seq > self._seq:
+                report.wrong(
+                    f"the log ends at record {self._seq}, and the node has signed that it had "
+                    f"{checkpoint.seq}: its end was cut off",
+                    seq=self._seq,
+                )
+            elif checkpoint.log != report.log and str(checkpoint.node) == report.node:
+                report.notes.append(f"a checkpoint is of the node's earlier log {checkpoint.log}")
+            elif str(checkpoint.node) != report.node:
+                report.wrong(f"a checkpoint is of another node, {checkpoint.node}")
+            elif checkpoint.seq < report.first:
+                report.notes.append(
+                    f"the checkpoint at record {checkpoint.seq} is about files that were let go"
+                )
+
+    def _file(self, path: Path, *, first: bool) -> None:
+        report, previous, seq = self._report, self._head, self._seq
+        expected, sha256 = self._expected, hashlib.sha256
+        start = True
+        lost = False
+        for line in lines(path):
+            if start:
+                start = False
+                previous, seq = self._opened(path, line, previous, seq, first=first)
+                expected = self._expected
+            try:
+                body, stated = split(line)
+            except ValueError:
+                report.wrong("a line is not a record", path, seq + 1)
+                lost = True
+                continue
+            hashed = sha256(previous + body).digest()
+            number_of = seq_of(body)
+            if hashed != stated:
+                if not lost:
+                    what = "the hashes do not fit: a record was changed, dropped, inserted or moved"
+                    report.wrong(what, path, number_of or seq + 1)
+            elif number_of != seq + 1:
+                report.wrong(f"record {number_of} follows record {seq}", path, number_of)
+            lost = False
+            previous, seq = stated, number_of or seq + 1
+            report.records += 1
+            if expected and (signed := expected.get(seq)) is not None:
+                if signed == stated:
+                    report.checkpoints += 1
+                else:
+                    what = "it is not the record that the node has signed: the log was rewritten"
+                    report.wrong(what, path, seq)
+            if not report.records % PROGRESS_RECORDS:
+                self._progress(report.records)
+        if start:
+            report.wrong("the file is empty", path)
+        self._head, self._seq = previous, seq
+
+    def _opened(
+        self, path: Path, line: bytes, previous: bytes, seq: int, *, first: bool
+    ) -> tuple[bytes, int]:
+        """The first record of a file; returns (hash before it, number before it)."""
+        report = self._report
+        try:
+            record, log, node, stated, begins = _header(line)
+        except (ValueError, KeyError, TypeError, RecursionError, InvalidArgument):
+            report.wrong("it does not begin with the record of its opening", path)
+            return previous, seq
+        if self._node is not None and node != self._node:
+            report.wrong(f"it is the log of {node}, not of {self._node}", path)
+        if report.log and log != report.log:
+            why = str(record.get("broken", ""))[:200]
+            report.wrong(f"another log begins here{f' because of {why}' if why else ''}", path)
+            first, previous = begins == 1, b""
+        elif not first and previous and stated != previous:
+            report.wrong("it does not follow the file before it", path, begins)
+        if report.log != log:
+            report.log, report.node = log, str(node)
+            self._expected = {c.seq: c.head for c in self._all if c.log == log}
+        if begins == 1 and stated != genesis(node, log):
+            report.wrong("its beginning is not that of the log it names", path, 1)
+        if not report.first:
+            report.first = begins
+            if begins > 1:
+                report.notes.append(f"it begins at record {begins}: older files were let go")
+        return stated, begins - 1
+
+
+def _header(line: bytes) -> tuple[dict[str, Any], str, PeerId, bytes, int]:
+    """(the record, log, node, hash before it, number) of a file's first record.
+
+    Raises ValueError and what comes of a wrong type.
+    """
+    record = json.loads(line)
+    if record["event"] != OPENED:
+        raise ValueError("another record")
+    node, stated = PeerId.parse(record["node"]), bytes.fromhex(record["prev"])
+    return record, str(record["log"]), node, stated, int(record["seq"])
+
+
+def seq_of(body: bytes) -> int:
+    """The number in `{"seq":N,…`, which every record begins with; 0 if it has none."""
+    if not body.startswith(b'{"seq":'):
+        return 0
+    try:
+        return int(body[7 : body.index(b",", 7)])
+    except ValueError:
+        return 0

@@ -1,0 +1,87 @@
+"""The core's service `grants`: what operators see and end. See core.capnp."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from wetware import rpc
+from wetware.broker.session import GRANTS_MAX, explanation_to_wire, listed, revoke, why
+from wetware.errors import NotFound
+from wetware.identity import Principal
+from wetware.protocol import CORE
+
+if TYPE_CHECKING:
+    from wetware.broker.gate import Broker
+
+
+class GrantsServant(rpc.Servant, interface=CORE.Grants):
+    """See core.capnp."""
+
+    def __init__(self, broker: Broker, principal: Principal) -> None:
+        self._broker, self._principal = broker, principal
+
+    async def list(self, principal: str, limit: int) -> dict[str, object]:
+        """The grants of a principal, or all."""
+        who = Principal.parse(principal) if principal else None
+        infos, matched = listed(self._broker.tree.roots(who), min(limit or GRANTS_MAX, GRANTS_MAX))
+        return {"grants": infos, "matched": matched}
+
+    async def revoke(self, id: str, reason: str) -> dict[str, object]:
+        """End any grant."""
+        tree = self._broker.tree
+        grant = tree.get(id)
+        if grant is None:
+            if tree.has_ended(id):
+                return {"cut": 0}
+            raise NotFound(
+                f"this node has no grant {id[:32]!r}",
+                hint="`ww grants --all` shows them",
+                code="not_found.grant",
+            )
+        return {"cut": await revoke(self._broker, grant, reason, str(self._principal))}
+
+    async def why(self, decision: str) -> dict[str, object]:
+        """What decided any denial."""
+        return {"explanation": explanation_to_wire(why(self._broker.tree, decision, None))}
+
+    async def end_sessions(self, principal: str, reason: str) -> dict[str, object]:
+        """End all that comes from a principal's roles, or from everybody's."""
+        who = Principal.parse(principal) if principal else None
+        tree, reason = self._broker.tree, reason[:256] or f"ended by {self._principal}"
+        # The caller's own session may be among them: the reply goes first.
+        asyncio.get_running_loop().call_soon(self._end, who, reason)
+        return {
+            "cut": sum(
+                1
+                for root in tree.roots(who)
+                for grant in root.subtree()
+                if grant.kind == "session" and grant.ended is None
+            )
+        }
+
+    def _end(self, who: Principal | None, reason: str) -> None:
+        cut = self._broker.tree.withdraw(who, None, reason)
+        self._broker.audit.record(
+            "sessions.ended", principal=who or "*", by=self._principal, cut=cut, reason=reason
+        )
+
+
+class GrantsService:
+    """The service `grants`."""
+
+    name = "grants"
+    interface = CORE.Grants
+
+    def __init__(self, broker: Callable[[], Broker]) -> None:
+        self._broker = broker
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Nothing to run."""
+        ready()
+        await asyncio.Event().wait()
+
+    def bootstrap(self, principal: Principal) -> rpc.Servant:
+        """A Grants for one session."""
+        return GrantsServant(self._broker(), principal)

@@ -1,0 +1,42 @@
+"""`session.grants_service`: the core's service `grants`, for operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wetware.client import Explanation, GrantInfo
+from wetware.protocol import CORE
+
+
+class GrantsClient:
+    """All grants of a node.
+
+    Args:
+        ref: A reference to a Grants.
+    """
+
+    INTERFACE = CORE.Grants
+
+    def __init__(self, ref: Any) -> None:
+        self._ref = ref
+
+    async def list(self, principal: str = "", *, limit: int = 0) -> tuple[GrantInfo, ...]:
+        """Of a principal, or of everybody; parents first."""
+        reply = await self._ref.call("list", principal=principal, limit=limit)
+        return tuple(GrantInfo.from_wire(wire) for wire in reply["grants"])
+
+    async def revoke(self, grant_id: str, reason: str = "") -> int:
+        """End any grant and all below it, now; returns how many ended."""
+        cut: int = (await self._ref.call("revoke", id=grant_id, reason=reason))["cut"]
+        return cut
+
+    async def why(self, decision: str = "") -> Explanation:
+        """What decided any denial that is remembered; "" is the latest."""
+        reply = await self._ref.call("why", decision=decision)
+        return Explanation.from_wire(reply["explanation"])
+
+    async def end_sessions(self, principal: str = "", reason: str = "") -> int:
+        """End the sessions and shares of a principal, or of everybody; how many sessions."""
+        reply = await self._ref.call("end_sessions", principal=principal, reason=reason)
+        cut: int = reply["cut"]
+        return cut

@@ -1,0 +1,112 @@
+"""Why: what decided a call, as steps along the grants from the call to a role.
+
+A denial gets an ID, which its error names; `ww why ID` shows the steps. The last DECISIONS_MAX are
+kept in memory; the audit log has the rest.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from wetware.identity import Principal
+
+DECISIONS_MAX: Final = 4096
+VALUE_CHARS_MAX: Final = 80
+"""Of an argument that a step shows."""
+DECISION_PREFIX: Final = "d-"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One grant on the way.
+
+    Attributes:
+        grant: Its ID.
+        label: What it is for.
+        kind: See `Grant`.
+        verdict: "allows", "denies" or "-" (not asked: something before it denied).
+        detail: Which pattern, constraint, quota or end decided.
+    """
+
+    grant: str
+    label: str
+    kind: str
+    verdict: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What decided, or would decide, a call.
+
+    Attributes:
+        allowed: The decision.
+        code: Of the error; "" where it is allowed.
+        reason: One sentence.
+        principal: Who called.
+        grant: ID of the grant that the call was made on.
+        method: "Interface.method".
+        steps: From that grant to the role that it comes from.
+        decision: The ID; "" for one that was only asked about.
+        at: Unix time, s.
+    """
+
+    allowed: bool
+    code: str
+    reason: str
+    principal: Principal
+    grant: str
+    method: str
+    steps: tuple[Step, ...]
+    decision: str = ""
+    at: float = 0.0
+
+
+class Decisions:
+    """The latest denials, by ID and by principal."""
+
+    def __init__(self, decisions_max: int = DECISIONS_MAX) -> None:
+        self._max = decisions_max
+        self._kept: OrderedDict[str, Explanation] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @staticmethod
+    def new_id() -> str:
+        """An ID that cannot be guessed: whoever has it may not be allowed to see the decision."""
+        return DECISION_PREFIX + secrets.token_hex(5)
+
+    def keep(self, explanation: Explanation) -> None:
+        """Remember one; the oldest makes room."""
+        self._kept[explanation.decision] = explanation
+        while len(self._kept) > self._max:
+            self._kept.popitem(last=False)
+
+    def get(self, decision: str) -> Explanation | None:
+        """The decision with an ID."""
+        return self._kept.get(decision)
+
+    def newest_first(self) -> Iterator[Explanation]:
+        """All of them, the last one first."""
+        return reversed(self._kept.values())
+
+
+def shown(args: Mapping[str, object], names: frozenset[str]) -> str:
+    """The arguments that constraints may be about, shortened; payloads are not shown."""
+    parts = []
+    for name in sorted(names & args.keys()):
+        value = args[name]
+        if isinstance(value, bytes):
+            text = f"{len(value)} bytes"
+        else:
+            text = str(value)
+            if len(text) > VALUE_CHARS_MAX:
+                text = f"{text[:VALUE_CHARS_MAX]}… ({len(text)} characters)"
+        parts.append(f"{name}={text}")
+    return " ".join(parts)

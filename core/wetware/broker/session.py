@@ -1,0 +1,396 @@
+"""What a session can do: open services, pass parts of itself on, end them, and ask why.
+
+A session is held by who logged in, who redeemed a sturdy reference, and who was given a part of
+another session; what differs is the grant below which everything happens, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from wetware import rpc
+from wetware.broker.fences import Fence
+from wetware.broker.grants import ANY, SESSION_SERVICE, Grant
+from wetware.broker.terms import Rate, Terms, Where, check_against, patterns_of, typed
+from wetware.errors import Denied, InvalidArgument, NotFound, Unsupported
+from wetware.protocol import CORE
+from wetware.sturdy import SturdyRef
+
+if TYPE_CHECKING:
+    from wetware.broker.decisions import Explanation
+    from wetware.broker.gate import Broker
+    from wetware.broker.tree import Tree
+    from wetware.hookspecs import Service
+
+GRANTS_MAX: Final = 1000
+"""Grants of one answer."""
+LABEL_CHARS_MAX: Final = 128
+REASON_CHARS_MAX: Final = 256
+EXPIRES_S_MAX: Final = 100 * 365 * 86_400.0
+SEALED: Final = frozenset(
+    f"Session.{name}"
+    for name in (
+        "whoami", "services", "open", "logout", "grants", "why", "explain", "keep", "ended"
+    )
+)  # fmt: skip
+"""What a session can do that is not to be passed on."""
+
+
+def terms_from_wire(wire: Mapping[str, Any], parent: Grant, broker: Broker) -> Terms:
+    """The struct Terms for a child of `parent`.
+
+    Raises InvalidArgument for what is malformed, and for a constraint that binds nothing.
+    """
+    services: dict[str, frozenset[str]] | None = None
+    if wire["services"]:
+        services = {}
+        for item in wire["services"]:
+            asked = patterns_of({item["name"]: item["methods"]})[item["name"]]
+            services[item["name"]] = asked or parent.patterns(item["name"])
+    if wire["sealed"] or services is not None:
+        services = dict(parent.services) if services is None else services
+        mine = parent.patterns(SESSION_SERVICE)
+        keep = mine
+        if wire["sealed"]:
+            keep = SEALED if "Session.*" in mine else SEALED & mine
+        services[SESSION_SERVICE] = keep
+    seconds = wire["expires_in_s"]
+    if not 0 <= seconds <= EXPIRES_S_MAX:
+        raise InvalidArgument(
+            f"an end in {seconds:g} s", hint="write e.g. 1h", code="invalid.duration"
+        )
+    terms = Terms(
+        services=services,
+        where=tuple(Where.parse(w["text"], w["service"] or ANY) for w in wire["where"]),
+        expires_at=parent.tree.clock.time() + seconds if seconds else None,
+        rate=Rate.parse(wire["rate"]) if wire["rate"] else None,
+        calls=wire["calls"] or None,
+        bytes=wire["bytes"] or None,
+        fence=Fence.decode(wire["fence"]) if wire["fence"] else None,
+    )
+    _check_where(terms, parent.services if services is None else services, broker.services)
+    return terms
+
+
+def _check_where(
+    terms: Terms, granted: Mapping[str, frozenset[str]], services: Mapping[str, Service]
+) -> None:
+    """Each constraint has to bind something of what is granted."""
+    named = [name for name in granted if name not in (SESSION_SERVICE, ANY)]
+    names = sorted({*named, *(services if ANY in granted else ())} & services.keys())
+    everywhere = granted.get(ANY, frozenset())
+    for where in terms.where:
+        failure: InvalidArgument | None = None
+        for name in names:
+            if where.service not in (ANY, name):
+                continue
+            try:
+                patterns = granted.get(name, frozenset()) | everywhere
+                check_against(Terms(where=(where,)), name, services[name].interface, patterns)
+            except InvalidArgument as exc:
+                failure = exc
+            else:
+                failure = None
+                break
+        else:
+            raise failure or InvalidArgument(
+                f"{where.text!r} is about no service that is granted",
+                hint="`ww services` shows them",
+                code="invalid.where",
+            )
+
+
+def _label(text: str, otherwise: str) -> str:
+    clean = "".join(c if c.isprintable() else "?" for c in text.strip()[:LABEL_CHARS_MAX])
+    return clean or otherwise
+
+
+def explanation_to_wire(explanation: Explanation) -> dict[str, object]:
+    """The struct Explanation."""
+    return {
+        "allowed": explanation.allowed,
+        "code": explanation.code,
+        "reason": explanation.reason,
+        "decision": explanation.decision,
+        "at_ms": round(explanation.at * 1000),
+        "principal": str(explanation.principal),
+        "grant": explanation.grant,
+        "method": explanation.method,
+        "steps": [
+            {
+                "grant": step.grant,
+                "label": step.label,
+                "kind": step.kind,
+                "verdict": step.verdict,
+                "detail": step.detail,
+            }
+            for step in explanation.steps
+        ],
+    }
+
+
+def listed(tops: Iterable[Grant], limit: int) -> tuple[list[dict[str, object]], int]:
+    """(GrantInfos of some subtrees, parents first, at most `limit`; how many there are)."""
+    found: dict[Grant, None] = {}
+    for top in tops:
+        for grant in top.subtree():
+            found.setdefault(grant)
+    return [grant.info() for grant in islice(found, limit)], len(found)
+
+
+async def revoke(broker: Broker, grant: Grant, reason: str, by: str) -> int:
+    """End a subtree now; the record and the disk follow, and are waited for."""
+    reason = _label(reason[:REASON_CHARS_MAX], f"by {by}")
+    cut = grant.revoke(reason)
+    broker.audit.record(
+        "grant.revoked",
+        grant=grant.id,
+        principal=grant.principal,
+        label=grant.label,
+        by=by,
+        cut=cut,
+        reason=reason,
+    )
+    if grant.tree.store is not None:
+        await grant.tree.store.written()
+    return cut
+
+
+def why(tree: Tree, decision: str, visible: frozenset[str] | None) -> Explanation:
+    """A denial that is remembered, if a step of it is among `visible` (None: any).
+
+    Raises NotFound.
+    """
+    for explanation in tree.decisions.newest_first():
+        if decision and explanation.decision != decision:
+            continue
+        if visible is None or any(step.grant in visible for step in explanation.steps):
+            return explanation
+    what = f"no denial {decision[:32]!r} of yours" if decision else "no denial of yours"
+    raise NotFound(
+        f"{what} is remembered at this node",
+        hint="the error of a denied call names its ID; older ones are in `ww audit tail`",
+    )
+
+
+class SessionServant(rpc.Servant, interface=CORE.Session):
+    """See core.capnp.
+
+    Args:
+        broker: Of the node.
+        grant: The session's.
+        roles: That a login was granted by; empty for other sessions.
+    """
+
+    def __init__(self, broker: Broker, grant: Grant, roles: frozenset[str]) -> None:
+        self._broker, self._grant, self._roles = broker, grant, roles
+        self._opened: dict[str, Grant] = {}
+
+    async def whoami(self) -> dict[str, object]:
+        """Whose session it is."""
+        return {
+            "principal": str(self._grant.principal),
+            "roles": sorted(self._roles),
+            "node": str(self._broker.peer_id),
+            "cluster": self._broker.cluster,
+            "grant": self._grant.id,
+        }
+
+    async def services(self) -> dict[str, object]:
+        """The services that the grant covers."""
+        return {
+            "services": [
+                {"name": name, "interface": service.interface.name, "methods": sorted(patterns)}
+                for name, service in sorted(self._broker.services.items())
+                if (patterns := self._grant.patterns(name))
+            ]
+        }
+
+    async def open(self, name: str) -> dict[str, object]:
+        """A service's bootstrap capability under a grant of its own."""
+        service = self._covered(name)
+        grant = self._opened.get(name)
+        if grant is None or grant.ended is not None:
+            await self._broker.audit.admit(
+                "service.opened",
+                principal=self._grant.principal,
+                grant=self._grant.id,
+                service=name,
+            )
+            grant = self._grant.derive(kind="service", label=f"service {name}", service=name)
+            self._opened[name] = grant
+        return {"service": rpc.guarded(service.bootstrap(self._grant.principal), grant)}
+
+    def _covered(self, name: str) -> Service:
+        """A service that the grant covers; raises Denied or Unsupported."""
+        principal = self._grant.principal
+        if name == SESSION_SERVICE or not self._grant.patterns(name):
+            self._broker.audit.denied(
+                "open.refused",
+                key=(self._grant.id,),
+                principal=principal,
+                grant=self._grant.id,
+                service=name[:64],
+            )
+            raise Denied(
+                f"no grant of {principal} covers a service {name[:64]!r}",
+                hint="`ww whoami` shows what your roles cover",
+            )
+        service = self._broker.services.get(name)
+        if service is None:
+            have = ", ".join(sorted(self._broker.services)) or "none"
+            raise Unsupported(
+                f"this node has no service {name[:64]!r}; it has {have}",
+                hint="`ww plugin list` on the node says why a plugin is not loaded",
+                code="unsupported.service",
+            )
+        return service
+
+    async def logout(self) -> None:
+        """End the session. Runs under the grant it ends, so the end comes right after the reply."""
+        asyncio.get_running_loop().call_soon(self._grant.close, "logged out")
+
+    # --- passing on -------------------------------------------------------------------------------
+
+    async def attenuate(self, terms: dict[str, Any], label: str) -> dict[str, object]:
+        """A weaker session."""
+        added = terms_from_wire(terms, self._grant, self._broker)
+        grant = self._grant.derive(
+            kind="attenuated",
+            label=_label(label, "attenuated"),
+            terms=added,
+            service=SESSION_SERVICE,
+        )
+        try:
+            await self._admit("grant.attenuated", grant)
+            grant.check_live()
+        except BaseException:
+            grant.revoke("it could not be recorded")
+            raise
+        session = SessionServant(self._broker, grant, self._roles)
+        return {"session": rpc.guarded(session, grant), "grant": grant.info()}
+
+    async def share(self, terms: dict[str, Any], uses: int, label: str) -> dict[str, object]:
+        """A sturdy reference."""
+        broker = self._broker
+        grant, secret = await broker.tree.share(
+            self._grant,
+            terms_from_wire(terms, self._grant, broker),
+            label=_label(label, "share"),
+            uses=uses or None,
+            admit=lambda made: self._admit("grant.shared", made),
+        )
+        ref = SturdyRef(broker.peer_id, tuple(broker.addrs()), grant.id, secret)
+        return {"ref": ref.text, "grant": grant.info()}
+
+    async def _admit(self, event: str, grant: Grant) -> None:
+        await self._broker.audit.admit(
+            event,
+            principal=grant.principal,
+            grant=grant.id,
+            parent=self._grant.id,
+            label=grant.label,
+            terms="; ".join(grant.terms.describe())[:1024],
+        )
+
+    # --- what was passed on -----------------------------------------------------------------------
+
+    def _scope(self) -> list[Grant]:
+        """The tops of what this session may see and end."""
+        if self._grant.kind == "session":
+            return self._broker.tree.roots(self._grant.principal)
+        return [self._grant]
+
+    async def grants(self) -> dict[str, object]:
+        """What comes from this session, or from this login's roles."""
+        infos, count = listed(self._scope(), GRANTS_MAX)
+        return {"grants": infos, "more": count > len(infos)}
+
+    async def revoke(self, id: str, reason: str) -> dict[str, object]:
+        """End one of them."""
+        tree = self._broker.tree
+        grant = tree.get(id)
+        if grant is None or not set(grant.lineage) & set(self._scope()):
+            if grant is None and tree.has_ended(id):
+                return {"cut": 0}
+            raise NotFound(
+                f"you have no grant {id[:32]!r} at this node",
+                hint="`ww grants` shows yours; an operator sees all with --all",
+                code="not_found.grant",
+            )
+        if grant in self._grant.lineage:  # this call runs under it: its reply goes first
+            loop = asyncio.get_running_loop()
+            loop.call_soon(lambda: loop.create_task(self._revoke(grant, reason)))
+            return {"cut": sum(1 for below in grant.subtree() if below.ended is None)}
+        return {"cut": await self._revoke(grant, reason)}
+
+    async def _revoke(self, grant: Grant, reason: str) -> int:
+        return await revoke(self._broker, grant, reason, str(self._grant.principal))
+
+    # --- why --------------------------------------------------------------------------------------
+
+    async def why(self, decision: str) -> dict[str, object]:
+        """What decided a denial."""
+        mine = [self._grant, *self._scope()]
+        if decision:  # who was told the ID got it by the same reference, if not by this session
+            mine += self._grant.lineage[: -len(self._grant.roots)]
+        visible = frozenset(grant.id for grant in mine)
+        found = why(self._broker.tree, decision, visible)
+        return {"explanation": explanation_to_wire(found)}
+
+    async def explain(
+        self, service: str, interface: str, method: str, args: list[dict[str, str]]
+    ) -> dict[str, object]:
+        """What would decide a call."""
+        found = self._broker.services.get(service)
+        called = None if found is None else _method(found, interface, method)
+        if called is None:
+            raise NotFound(
+                f"this node knows no method {service}.{interface}.{method}"[:200],
+                hint="`ww services --describe` shows the methods",
+                code="not_found.method",
+            )
+        values = {item["key"]: typed(item["value"], called, item["key"]) for item in args}
+        probe = self._grant.derive(kind="service", label=f"service {service}", service=service)
+        try:
+            explanation = probe.explain(called, values)
+        finally:
+            probe.close("it was only asked about")
+        return {"explanation": explanation_to_wire(explanation)}
+
+    # --- references of other nodes ----------------------------------------------------------------
+
+    async def adopt(self, ref: str) -> dict[str, object]:
+        """Another member's reference, through this node."""
+        adoptions = self._broker.adoptions
+        if adoptions is None:
+            raise Unsupported("this node has no connection to others", code="unsupported.adopt")
+        adopted = await adoptions.adopt(SturdyRef.parse(ref), self._grant)
+        return {
+            "session": adopted.session,
+            "grant": adopted.grant.info(),
+            "lease_s": adopted.lease_s,
+        }
+
+    async def keep(self) -> dict[str, object]:
+        """A heartbeat; the guard has refused it if the session has ended."""
+        return {"lease_s": self._broker.tree.limits.lease_s}
+
+    async def ended(self) -> None:
+        """Wait for the end; the guard cuts the wait with the reason."""
+        await asyncio.Event().wait()
+
+    def released(self) -> None:
+        """The client let go, or its connection ended."""
+        self._grant.close("the session was closed")
+
+
+def _method(service: Service, interface: str, method: str) -> rpc.Method | None:
+    """A method of a service by name; of its bootstrap interface if none is named."""
+    for reached in service.interface.reachable():
+        if interface in ("", reached.name) and method in reached.methods:
+            return reached.methods[method]
+    return None

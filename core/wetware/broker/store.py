@@ -1,0 +1,444 @@
+"""What the broker keeps on disk: durable grants with their ancestors, their budgets, and fences.
+
+One SQLite database in the node's data directory, written by one thread: a write is acknowledged
+when it is on disk (WAL, synchronous=FULL), and writes that wait meanwhile share the next commit.
+A revocation never waits for the disk and must reach it: it is tried again until it has, and when
+the disk is full it gets the space of a file that is kept for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from wetware.broker.clock import SteadyClock
+from wetware.errors import ConfigError, WetwareError
+from wetware.log import get_logger
+
+if TYPE_CHECKING:
+    from wetware.hookspecs import Clock
+
+log = get_logger("broker")
+
+FILE: Final = "grants.db"
+BALLAST_FILE: Final = "reserved"
+BALLAST_BYTES: Final = 1 << 20
+SCHEMA_VERSION: Final = 1
+QUEUE_WRITES_MAX: Final = 16_384
+"""Writes that wait for the disk; beyond it new grants are refused. Revocations are always taken."""
+BATCH_WRITES_MAX: Final = 512
+"""Writes of one commit."""
+RETRY_S: Final = 1.0
+"""Between two tries of a write that must not be lost."""
+ENDED_KEPT_MAX: Final = 4096
+"""Ended shares that are remembered, so that their holders are told why."""
+CLOSE_S: Final = 10.0
+"""For what is still to be written when the node stops."""
+
+Statement: TypeAlias = tuple[str, Sequence[Any]]
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE grants (
+  id TEXT PRIMARY KEY, parents TEXT NOT NULL, kind TEXT NOT NULL, principal TEXT NOT NULL,
+  label TEXT NOT NULL, service TEXT, services TEXT NOT NULL, terms TEXT NOT NULL,
+  durable INTEGER NOT NULL, created_at REAL NOT NULL,
+  calls_spent INTEGER NOT NULL DEFAULT 0, bytes_spent INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE shares (
+  id TEXT PRIMARY KEY, secret_hash BLOB NOT NULL, uses INTEGER, redeemed INTEGER NOT NULL DEFAULT 0,
+  ended TEXT, ended_at REAL
+) WITHOUT ROWID;
+CREATE TABLE fences (
+  authority TEXT, lock TEXT, epoch INTEGER NOT NULL, counter INTEGER NOT NULL,
+  PRIMARY KEY (authority, lock)
+) WITHOUT ROWID;
+"""
+
+
+class StoreUnavailable(WetwareError):
+    """The broker's store cannot be written: what has to be on disk first is refused."""
+
+    code = "store"
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRow:
+    """A grant as it is kept.
+
+    Attributes:
+        services: Service name → patterns, resolved; for a root its profile's.
+        terms: `Terms.plain()`.
+        calls_spent: Of its quota, reserved blocks included.
+        bytes_spent: Likewise.
+    """
+
+    id: str
+    parents: tuple[str, ...]
+    kind: str
+    principal: str
+    label: str
+    service: str | None
+    services: Mapping[str, Sequence[str]]
+    terms: Mapping[str, Any]
+    durable: bool
+    created_at: float
+    calls_spent: int = 0
+    bytes_spent: int = 0
+
+    def statement(self) -> Statement:
+        """Keeps it; what is known already stays as it is."""
+        return (
+            "INSERT OR IGNORE INTO grants VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                self.id,
+                json.dumps(self.parents),
+                self.kind,
+                self.principal,
+                self.label,
+                self.service,
+                json.dumps({name: list(patterns) for name, patterns in self.services.items()}),
+                json.dumps(self.terms),
+                int(self.durable),
+                self.created_at,
+                self.calls_spent,
+                self.bytes_spent,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRow:
+    """What a durable share has beside its grant.
+
+    Attributes:
+        secret_hash: SHA-256 of the 32 random bytes in the sturdy ref.
+        uses: How often it may be redeemed in all; None: no limit.
+        redeemed: How often it was.
+        ended: Why it ended; "" while it lives.
+        ended_at: Unix time, s; 0 while it lives.
+    """
+
+    id: str
+    secret_hash: bytes = field(repr=False)
+    uses: int | None
+    redeemed: int
+    ended: str = ""
+    ended_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """All that a store had when it was opened."""
+
+    grants: tuple[GrantRow, ...] = ()
+    shares: tuple[ShareRow, ...] = ()
+    fences: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    clock: float = 0.0
+
+
+class _Write:
+    """Statements that are committed together. `future` is None where nobody waits."""
+
+    __slots__ = ("future", "must", "statements")
+
+    def __init__(
+        self, statements: Sequence[Statement], future: asyncio.Future[None] | None, *, must: bool
+    ) -> None:
+        self.statements, self.future, self.must = statements, future, must
+
+
+class Store:
+    """The database. Open it before the loop serves; close it after the broker.
+
+    Args:
+        directory: Created (0700).
+        clock: The machine's. What time it was is kept with each write.
+
+    Attributes:
+        clock: Goes on from the latest time that was kept.
+        kept: All that was in the database.
+
+    Raises ConfigError if it cannot be opened, is damaged, or of a later release.
+    """
+
+    def __init__(self, directory: Path, clock: Clock) -> None:
+        self._ballast = directory / BALLAST_FILE
+        file = directory / FILE
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+            file.chmod(0o600)
+            self._prepare(file)
+            self.kept = self._load()
+            self.clock = SteadyClock(clock, self.kept.clock)
+            self._reserve()
+        except (sqlite3.Error, OSError, ValueError, TypeError, KeyError) as exc:
+            raise ConfigError(
+                f"the broker's store {file} cannot be used: {exc}",
+                hint="restore it from a backup; or move it away: then every shared reference that "
+                "this node issued is void",
+                code="config.store",
+            ) from exc
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self.failing: str = ""
+        """Why the last write failed; "" while writes succeed."""
+        self._thread = threading.Thread(target=self._run, name="broker store", daemon=True)
+        self._thread.start()
+
+    # --- opening ----------------------------------------------------------------------------------
+
+    def _prepare(self, file: Path) -> None:
+        db = self._db
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA busy_timeout=2000")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise ValueError(f"it is of version {version}, and this release knows {SCHEMA_VERSION}")
+        if (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise ValueError(f"it is damaged: {found}")
+
+    def _load(self) -> Kept:
+        db = self._db
+        db.execute(
+            "DELETE FROM shares WHERE ended IS NOT NULL AND id NOT IN "
+            "(SELECT id FROM shares WHERE ended IS NOT NULL ORDER BY ended_at DESC LIMIT ?)",
+            (ENDED_KEPT_MAX,),
+        )
+        db.execute(  # a share that ended while it was made
+            "DELETE FROM shares WHERE ended IS NULL AND id NOT IN (SELECT id FROM grants)"
+        )
+        grants = tuple(
+            GrantRow(
+                id=row[0],
+                parents=tuple(json.loads(row[1])),
+                kind=row[2],
+                principal=row[3],
+                label=row[4],
+                service=row[5],
+                services=json.loads(row[6]),
+                terms=json.loads(row[7]),
+                durable=bool(row[8]),
+                created_at=row[9],
+                calls_spent=row[10],
+                bytes_spent=row[11],
+            )
+            for row in db.execute("SELECT * FROM grants ORDER BY created_at")
+        )
+        shares = tuple(
+            ShareRow(id_, bytes(hashed), uses, redeemed, ended or "", ended_at or 0.0)
+            for id_, hashed, uses, redeemed, ended, ended_at in db.execute("SELECT * FROM shares")
+        )
+        fences = {
+            (authority, lock): (epoch, counter)
+            for authority, lock, epoch, counter in db.execute("SELECT * FROM fences")
+        }
+        clock = db.execute("SELECT value FROM meta WHERE key = 'clock'").fetchone()
+        return Kept(grants, shares, fences, float(clock[0]) if clock else 0.0)
+
+    def _reserve(self) -> None:
+        """Space that revocations get when the disk is full."""
+        with contextlib.suppress(OSError):  # without it we still retry
+            fd = os.open(self._ballast, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if os.fstat(fd).st_size < BALLAST_BYTES:
+                    os.posix_fallocate(fd, 0, BALLAST_BYTES)
+            finally:
+                os.close(fd)
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    async def write(self, statements: Iterable[Statement]) -> None:
+        """Commit; returns when it is on disk. Raises StoreUnavailable: then nothing is written."""
+        if self._closed or self._waiting >= QUEUE_WRITES_MAX:
+            raise StoreUnavailable("too many writes wait for the disk (QUEUE_WRITES_MAX)")
+        self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting += 1
+        self._queue.put(_Write(tuple(statements), future, must=False))
+        await future
+
+    def write_soon(self, statements: Iterable[Statement]) -> None:
+        """Commit as soon as the disk allows; for what has taken effect already. Never raises."""
+        if not self._closed:
+            self._queue.put(_Write(tuple(statements), None, must=True))
+
+    async def written(self) -> None:
+        """When everything that was handed in before is on disk; raises StoreUnavailable."""
+        await self.write(())
+
+    def close(self) -> None:
+        """Write what waits, within CLOSE_S. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            log.error("store.not_written", hint="the last revocations may be undone at a restart")
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        owed: list[_Write] = []  # what has taken effect and is not on disk yet
+        stopping = False
+        while not stopping:
+            batch: list[_Write] = []
+            try:
+                item = self._queue.get(timeout=RETRY_S if owed else None)
+                while item is not None:
+                    batch.append(item)
+                    if len(batch) >= BATCH_WRITES_MAX or self._queue.empty():
+                        break
+                    item = self._queue.get()
+                stopping = item is None
+            except queue.Empty:
+                pass
+            owed = self._commit([*owed, *batch])
+        if owed:
+            log.error("store.write_lost", writes=len(owed), error=self.failing)
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
+
+    def _commit(self, batch: list[_Write]) -> list[_Write]:
+        """Commit; returns what must be tried again."""
+        if not batch:
+            return []
+        try:
+            self._execute(batch)
+        except sqlite3.Error as exc:
+            return self._commit_apart(batch, exc)
+        if self.failing:
+            self.failing = ""
+            log.info("store.writes_again")
+            self._reserve()
+        for write in batch:
+            self._answer(write, None)
+        return []
+
+    def _commit_apart(self, batch: list[_Write], exc: sqlite3.Error) -> list[_Write]:
+        """After a failure: each by itself."""
+        if not self.failing:
+            log.error("store.failing", error=str(exc), hint="free some disk space")
+        self.failing = str(exc) or type(exc).__name__
+        owed: list[_Write] = []
+        for write in batch:  # in their order: what is forgotten must not be kept afterwards
+            if write.must:
+                with contextlib.suppress(OSError):
+                    self._ballast.unlink()
+            elif owed and not write.statements:  # `written`, and not all of it is
+                self._answer(write, StoreUnavailable(f"the disk is failing: {self.failing}"))
+                continue
+            try:
+                self._execute([write])
+            except sqlite3.IntegrityError as defect:
+                log.exception("store.refused")
+                self._answer(write, StoreUnavailable(f"the broker's store refused it: {defect}"))
+            except sqlite3.Error as again:
+                if write.must:
+                    owed.append(write)
+                else:
+                    self._answer(
+                        write, StoreUnavailable(f"the broker's store cannot be written: {again}")
+                    )
+            else:
+                self._answer(write, None)
+        return owed
+
+    def _execute(self, batch: list[_Write]) -> None:
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for write in batch:
+                for sql, values in write.statements:
+                    db.execute(sql, values)
+            if any(write.statements for write in batch):
+                db.execute(
+                    "INSERT OR REPLACE INTO meta VALUES ('clock', ?)", (str(self.clock.time()),)
+                )
+            db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+
+    def _answer(self, write: _Write, error: Exception | None) -> None:
+        future, loop = write.future, self._loop
+        if future is None or loop is None:
+            return
+
+        def done() -> None:
+            self._waiting -= 1
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(done)
+
+    # --- what is written --------------------------------------------------------------------------
+
+    async def save_share(self, grants: Iterable[GrantRow], share: ShareRow) -> None:
+        """A new share with all its ancestors."""
+        await self.write(
+            (
+                *(row.statement() for row in grants),
+                (
+                    "INSERT INTO shares (id, secret_hash, uses) VALUES (?,?,?)",
+                    (share.id, share.secret_hash, share.uses),
+                ),
+            )
+        )
+
+    async def save_redeemed(self, share_id: str, redeemed: int) -> None:
+        """A use of a share; never fewer than before."""
+        await self.write(
+            (("UPDATE shares SET redeemed = MAX(redeemed, ?) WHERE id = ?", (redeemed, share_id)),)
+        )
+
+    async def save_spent(self, grant_id: str, calls: int, nbytes: int) -> None:
+        """What a budget has spent or reserved; never less than before."""
+        await self.write(
+            (
+                (
+                    "UPDATE grants SET calls_spent = MAX(calls_spent, ?), "
+                    "bytes_spent = MAX(bytes_spent, ?) WHERE id = ?",
+                    (calls, nbytes, grant_id),
+                ),
+            )
+        )
+
+    async def save_fence(self, name: tuple[str, str], mark: tuple[int, int]) -> None:
+        """The highest token of a lock."""
+        await self.write((("INSERT OR REPLACE INTO fences VALUES (?,?,?,?)", (*name, *mark)),))
+
+    def forget(self, grants: Iterable[str], ended: Iterable[tuple[str, str, float]]) -> None:
+        """Grants are over; of the shares among them it is kept why (id, reason, Unix time)."""
+        statements: list[Statement] = [
+            ("DELETE FROM grants WHERE id = ?", (grant_id,)) for grant_id in grants
+        ]
+        statements += [
+            ("UPDATE shares SET ended = ?, ended_at = ? WHERE id = ?", (reason, at, share_id))
+            for share_id, reason, at in ended
+        ]
+        if statements:
+            self.write_soon(statements)

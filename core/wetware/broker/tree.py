@@ -1,0 +1,460 @@
+"""All grants of a node: roots and sessions, what is kept over a restart, and sturdy references.
+
+A share is a durable grant with a secret, of which the hash is kept; whoever has the secret redeems
+it, here, for a capability under a grant of its own. Shares are on disk with all their ancestors
+before anybody gets their secret. After a restart they live on below their ancestors, which are
+closed: nobody speaks through those any more, and their terms and budgets still bind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from wetware.broker.clock import SteadyClock
+from wetware.broker.decisions import Decisions, Explanation
+from wetware.broker.fences import Fences
+from wetware.broker.grants import SESSION_SERVICE, Grant, pattern_within
+from wetware.broker.limits import BrokerLimits
+from wetware.broker.store import ENDED_KEPT_MAX, GrantRow, Kept, ShareRow, Store
+from wetware.broker.terms import Terms
+from wetware.errors import CapabilityError, Denied, LimitExceeded, Revoked
+from wetware.identity import Principal
+from wetware.log import get_logger
+from wetware.sturdy import SECRET_BYTES
+
+if TYPE_CHECKING:
+    from wetware.hookspecs import Clock, RoleProfile
+    from wetware.rpc import Method
+
+log = get_logger("broker")
+
+BEARER: Final = "bearer"
+"""Backend of the principal of who redeemed a share: its subject is the share's ID."""
+UNKNOWN_REF: Final = "capability.denied.unknown_ref"
+_NOBODY: Final = hashlib.sha256(b"").digest()
+
+OnDenied = Callable[[Grant, "Method", Explanation], None]
+OnGone = Callable[[Sequence[Grant], "CapabilityError | None"], None]
+Admit = Callable[[Grant], Awaitable[object]]
+
+
+@dataclass(slots=True)
+class Share:
+    """What a durable share has beside its grant.
+
+    Attributes:
+        grant: Its node in the tree.
+        secret_hash: SHA-256 of the secret.
+        uses: How often it may be redeemed in all; None: no limit.
+        redeemed: How often it was.
+    """
+
+    grant: Grant
+    secret_hash: bytes = field(repr=False)
+    uses: int | None
+    redeemed: int = 0
+
+    @property
+    def uses_left(self) -> int | None:
+        """How often it may be redeemed yet; None: no limit."""
+        return None if self.uses is None else max(0, self.uses - self.redeemed)
+
+
+def unknown_ref() -> Denied:
+    """The one answer to a wrong ID and to a wrong secret."""
+    return Denied(
+        "this node has not issued the reference, or its secret is wrong",
+        hint="ask for a new one (`ww share`)",
+        code=UNKNOWN_REF,
+    )
+
+
+class Tree:
+    """The grants of one node.
+
+    Args:
+        clock: The machine's; expiry is judged by one that never goes back.
+        store: What outlives the process; None: nothing does, for tests.
+        limits: Bounds.
+        on_denied: Told of every denial, after its effect.
+        on_gone: Told of grants that left the tree: (grants, what ended them).
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        store: Store | None = None,
+        limits: BrokerLimits | None = None,
+        on_denied: OnDenied | None = None,
+        on_gone: OnGone | None = None,
+    ) -> None:
+        kept = store.kept if store is not None else Kept()
+        self.clock = store.clock if store is not None else SteadyClock(clock)
+        self.store, self.limits = store, limits or BrokerLimits()
+        self.grants: dict[str, Grant] = {}
+        self.shares: dict[str, Share] = {}
+        self.decisions = Decisions()
+        self.fences = Fences(store, kept.fences)
+        self.suspended: CapabilityError | None = None
+        """Why no capability works for now: the auth backend cannot tell who has which role."""
+        self.clock_wrong = ""
+        """Why expiry cannot be judged, or ""."""
+        self.on_denied, self.on_gone = on_denied, on_gone
+        self._roots: dict[Principal, dict[str, list[Grant]]] = {}
+        self._shares_of: Counter[Principal] = Counter()
+        self._kept_ids: set[str] = set()
+        self._ended: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
+        self._closing = False
+
+    # --- roots and sessions -----------------------------------------------------------------------
+
+    def root(self, principal: Principal, role: str, profile: RoleProfile) -> Grant:
+        """The root for a role of a principal, as the role is now.
+
+        A role that was widened since has a second root: what is under the first keeps what it was
+        granted, and both are found when the role is withdrawn.
+        """
+        known = self._roots.setdefault(principal, {}).setdefault(role, [])
+        for root in known:
+            if root.services == profile.services and root.terms.where == tuple(profile.where):
+                return root
+        root = Grant(
+            self,
+            principal,
+            kind="role",
+            label=f"role {role}",
+            services=dict(profile.services),
+            terms=Terms(where=tuple(profile.where)),
+        )
+        known.append(root)
+        return root
+
+    def roots(self, principal: Principal | None = None) -> list[Grant]:
+        """The roots of a principal, or all."""
+        held = self._roots.values() if principal is None else (self._roots.get(principal, {}),)
+        return [root for roles in held for some in roles.values() for root in some]
+
+    def session(self, principal: Principal, roots: Iterable[Grant]) -> Grant:
+        """The grant of a login: what any of its roles allows, and the Session itself."""
+        roots = tuple(roots)
+        services: dict[str, frozenset[str]] = {SESSION_SERVICE: frozenset({"Session.*"})}
+        for root in roots:
+            for name, patterns in root.services.items():
+                if name != SESSION_SERVICE:
+                    services[name] = services.get(name, frozenset()) | patterns
+        return Grant(
+            self,
+            principal,
+            kind="session",
+            label="session",
+            services=services,
+            parents=roots,
+            service=SESSION_SERVICE,
+        )
+
+    def withdraw(self, principal: Principal | None, roles: frozenset[str] | None, why: str) -> int:
+        """End what hangs on roles (None: all of them) of a principal (None: of everybody)."""
+        cut = 0
+        for who in tuple(self._roots) if principal is None else (principal,):
+            held = self._roots.get(who, {})
+            for role in tuple(held) if roles is None else tuple(roles & held.keys()):
+                for root in tuple(held.get(role, ())):
+                    reason = why or f"role {role} was withdrawn from {who}"
+                    cut += root.revoke(reason) - 1
+        return cut
+
+    def has_ended(self, grant_id: str) -> bool:
+        """Whether it is known that a share of that ID has ended."""
+        return grant_id in self._ended
+
+    def get(self, grant_id: str) -> Grant | None:
+        """A grant that is in the tree."""
+        return self.grants.get(grant_id)
+
+    def close(self, why: str) -> None:
+        """The node stops: everything ends here, and what is durable stays on disk. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        for root in self.roots():
+            root.revoke(why)
+
+    # --- sturdy references ------------------------------------------------------------------------
+
+    async def share(
+        self,
+        parent: Grant,
+        terms: Terms,
+        *,
+        label: str = "",
+        uses: int | None = None,
+        admit: Admit | None = None,
+    ) -> tuple[Grant, bytes]:
+        """A durable grant below `parent`, and the secret to redeem it with.
+
+        `admit` records it; it is on disk, with its ancestors, before this returns. Raises what
+        `Grant.derive` and `admit` raise, StoreUnavailable, LimitExceeded, and Revoked if an
+        ancestor ended meanwhile; then there is no share.
+        """
+        owner = parent.principal
+        if self._shares_of[owner] >= self.limits.shares_per_principal_max:
+            raise LimitExceeded(
+                f"{owner} has {self._shares_of[owner]} living shares (shares_per_principal_max)",
+                hint="`ww grants` shows them, `ww revoke ID` ends one",
+            )
+        grant = parent.derive(
+            kind="share", label=label or "share", terms=terms, service=SESSION_SERVICE, durable=True
+        )
+        self._shares_of[owner] += 1
+        secret = secrets.token_bytes(SECRET_BYTES)
+        share = Share(grant, hashlib.sha256(secret).digest(), uses)
+        try:
+            if admit is not None:
+                await admit(grant)
+            if self.store is not None:
+                ancestors = [above for above in grant.lineage if above is not grant]
+                self._kept_ids.update(above.id for above in grant.lineage)
+                for above in grant.lineage:
+                    self._keep_budget(above)
+                await self.store.save_share(
+                    [above.row() for above in (grant, *ancestors)],
+                    ShareRow(grant.id, share.secret_hash, uses, 0),
+                )
+            grant.check_live()
+        except BaseException:
+            grant.revoke("the share could not be made")
+            self._drop_share(owner)
+            raise
+        self.shares[grant.id] = share
+        return grant, secret
+
+    async def redeem(self, share_id: str, secret: bytes, *, admit: Admit | None = None) -> Grant:
+        """The grant of one use of a share.
+
+        `admit` records it before anything is given. Raises `unknown_ref` for an unknown ID and a
+        wrong secret alike; Revoked, Expired or LimitExceeded "limit.uses" to who has the secret.
+        """
+        share, ended = self.shares.get(share_id), self._ended.get(share_id)
+        expected = share.secret_hash if share is not None else ended[0] if ended else _NOBODY
+        right = hmac.compare_digest(hashlib.sha256(secret).digest(), expected)
+        if not right or (share is None and ended is None):
+            raise unknown_ref()
+        if share is None:
+            raise Revoked(
+                ended[1] if ended else "the reference has ended", hint="ask for a new one"
+            )
+        self._check_use(share)
+        # The use is spent here, before any await, and is not given back: whoever asks at the same
+        # time finds one fewer.
+        share.redeemed += 1
+        if self.store is not None:
+            await self.store.save_redeemed(share_id, share.redeemed)
+        share.grant.check_live()
+        grant = share.grant.derive(
+            kind="redeemed",
+            label=share.grant.label,
+            service=SESSION_SERVICE,
+            principal=Principal(BEARER, share_id),
+        )
+        try:
+            if admit is not None:
+                await admit(grant)
+            grant.check_live()
+        except BaseException:
+            grant.close("it could not be recorded")
+            raise
+        return grant
+
+    def peek(self, share_id: str, secret: bytes) -> Grant:
+        """The grant of a share, for who has its secret; spends nothing. Raises like `redeem`."""
+        share = self.shares.get(share_id)
+        expected = share.secret_hash if share is not None else _NOBODY
+        if not hmac.compare_digest(hashlib.sha256(secret).digest(), expected) or share is None:
+            raise unknown_ref()
+        return share.grant
+
+    def _check_use(self, share: Share) -> None:
+        share.grant.check_live()
+        if share.uses_left == 0:
+            raise LimitExceeded(
+                f"the reference was used {share.redeemed} times, which is all it allows",
+                hint="ask for a new one (`ww share --uses N`)",
+                code="limit.uses",
+            )
+
+    def _drop_share(self, owner: Principal) -> None:
+        self._shares_of[owner] -= 1
+        if self._shares_of[owner] <= 0:
+            del self._shares_of[owner]
+
+    def _keep_budget(self, grant: Grant) -> None:
+        store, budget = self.store, grant.budget
+        if store is None or budget is None:
+            return
+
+        async def save(calls: int, nbytes: int) -> None:
+            await store.save_spent(grant.id, calls, nbytes)
+
+        budget.keep(save)
+
+    # --- over a restart ---------------------------------------------------------------------------
+
+    def restore(self, profile: Callable[[Principal, str], RoleProfile | None]) -> int:
+        """Put back what the store has; returns how many shares live.
+
+        `profile` gives a role of a principal as it is now, None if it has it no more: what hung on
+        such a role, or on one that allows less now, ended while the node was down.
+        """
+        if self.store is None:
+            return 0
+        kept = self.store.kept
+        shares = {row.id: row for row in kept.shares}
+        for known in kept.shares:
+            if known.ended:
+                self._ended[known.id] = (known.secret_hash, known.ended)
+        rows = {row.id: row for row in kept.grants}
+        void: list[str] = []
+        for row in _parents_first(rows):
+            if (why := self._restore(row, shares.get(row.id), profile)) is not None:
+                void.append(row.id)
+                if (share := shares.get(row.id)) is not None and not share.ended:
+                    self._remember_ended(share.id, share.secret_hash, why)
+                    self.store.forget((), [(share.id, why, self.clock.time())])
+        if void:
+            self.store.forget(void, ())
+        for grant in tuple(self.grants.values()):
+            grant._prune()
+        return len(self.shares)
+
+    def _restore(
+        self,
+        row: GrantRow,
+        share: ShareRow | None,
+        profile: Callable[[Principal, str], RoleProfile | None],
+    ) -> str | None:
+        """One grant; returns why it is over instead."""
+        principal = Principal.parse(row.principal)
+        parents = tuple(self.grants[id_] for id_ in row.parents if id_ in self.grants)
+        if len(parents) != len(row.parents):
+            return "what it was derived from ended while the node was down"
+        services = {name: frozenset(patterns) for name, patterns in row.services.items()}
+        terms = Terms.from_plain(row.terms)
+        if row.kind == "role":
+            role = row.label.removeprefix("role ")
+            now = profile(principal, role)
+            if now is None or not _covers(now, services, terms):
+                return f"role {role} of {principal} was withdrawn while the node was down"
+        ends = [grant.expires_at for grant in parents if grant.expires_at is not None]
+        if terms.expires_at is not None:
+            ends.append(terms.expires_at)
+        expires_at = min(ends) if ends else None
+        if expires_at is not None and self.clock.time() >= expires_at:
+            return f"grant {row.id} ({row.label}) expired"
+        live = row.kind == "role" or share is not None
+        grant = Grant(
+            self,
+            principal,
+            kind=row.kind,
+            label=row.label,
+            services=services,
+            parents=parents,
+            service=row.service,
+            terms=terms,
+            durable=row.durable,
+            expires_at=expires_at,
+            row=row,
+        )
+        self._kept_ids.add(row.id)
+        self._keep_budget(grant)
+        if not live:
+            grant.ended = Revoked(
+                f"grant {row.id} ({row.label}) is over: the node was restarted",
+                hint="log in again",
+                code="capability.revoked.closed",
+            )
+            grant._cut(grant.ended)
+        elif row.kind == "role":
+            role = row.label.removeprefix("role ")
+            self._roots.setdefault(principal, {}).setdefault(role, []).append(grant)
+        elif share is not None:
+            self.shares[row.id] = Share(grant, share.secret_hash, share.uses, share.redeemed)
+            self._shares_of[principal] += 1
+        return None
+
+    # --- what grants tell -------------------------------------------------------------------------
+
+    def _denied(self, grant: Grant, method: Method, explanation: Explanation) -> None:
+        if self.on_denied is not None:
+            self.on_denied(grant, method, explanation)
+
+    def _gone(self, grants: Sequence[Grant], error: CapabilityError | None) -> None:
+        """Grants have left the tree."""
+        forget: list[str] = []
+        ended: list[tuple[str, str, float]] = []
+        why = error.message if error is not None else "it is over"
+        for grant in grants:
+            if grant.kind == "role":
+                self._drop_root(grant)
+            if grant.id in self._kept_ids and not self._closing:
+                self._kept_ids.discard(grant.id)
+                forget.append(grant.id)
+            if (share := self.shares.pop(grant.id, None)) is not None:
+                self._drop_share(grant.principal)
+                if not self._closing:
+                    self._remember_ended(grant.id, share.secret_hash, why)
+                    ended.append((grant.id, why, self.clock.time()))
+        if self.store is not None and forget:
+            self.store.forget(forget, ended)
+        if self.on_gone is not None:
+            self.on_gone(grants, error)
+
+    def _drop_root(self, root: Grant) -> None:
+        role = root.label.removeprefix("role ")
+        held = self._roots.get(root.principal, {})
+        held[role] = [other for other in held.get(role, ()) if other is not root]
+        if not held[role]:
+            del held[role]
+        if not held:
+            self._roots.pop(root.principal, None)
+
+    def _remember_ended(self, share_id: str, secret_hash: bytes, why: str) -> None:
+        self._ended[share_id] = (secret_hash, why)
+        while len(self._ended) > ENDED_KEPT_MAX:
+            self._ended.popitem(last=False)
+
+
+def _parents_first(rows: Mapping[str, GrantRow]) -> list[GrantRow]:
+    """In an order in which each comes after its parents; what refers to itself is left out."""
+    ordered: list[GrantRow] = []
+    placed: set[str] = set()
+    todo = list(rows.values())
+    while todo:
+        later = []
+        for row in todo:
+            if all(parent in placed or parent not in rows for parent in row.parents):
+                placed.add(row.id)
+                ordered.append(row)
+            else:
+                later.append(row)
+        if len(later) == len(todo):
+            break
+        todo = later
+    return ordered
+
+
+def _covers(now: RoleProfile, services: Mapping[str, frozenset[str]], terms: Terms) -> bool:
+    """Whether a role as it is now allows all that a root of it was granted."""
+    if not set(now.where) <= set(terms.where):
+        return False
+    return all(
+        pattern_within(pattern, now.patterns(name))
+        for name, patterns in services.items()
+        for pattern in patterns
+    )

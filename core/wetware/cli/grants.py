@@ -1,0 +1,344 @@
+"""`ww share`, `use`, `grants`, `revoke`, `why`: capabilities from the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from wetware.cli.app import (
+    Style,
+    Styled,
+    node_data_dir,
+    note,
+    out,
+    out_json,
+    run_client,
+    table,
+    usage,
+)
+
+if TYPE_CHECKING:
+    from wetware.client import Explanation, GrantInfo, Session
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_EXPIRES = "24h"
+REF_CHARS_MAX: Final = 65_536
+_GRANT_STYLES: Final[dict[str, Style]] = {
+    "live": "green",
+    "suspended": "yellow",
+    "closed": "dim",
+    "ended": "red",
+}
+_VERDICTS: Final[dict[str, Style]] = {"allows": "green", "denies": "red", "-": "dim"}
+
+
+# --- share and use --------------------------------------------------------------------------------
+
+
+def share_command(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="SERVICE[:NAME]", help="e.g. pubsub, pubsub:chat, 'pubsub:chat/*'."),
+    ],
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M,M…", help="e.g. Topic.publish or 'Topic.*'; all of yours if left out."
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PARAM=VALUE",
+            help="A constraint, e.g. topic=glob:chat/* or data=max:1024; repeatable.",
+        ),
+    ] = None,
+    expires: Annotated[
+        str, typer.Option(metavar="TIME", help="90s, 15m, 12h, 7d, or never.")
+    ] = DEFAULT_EXPIRES,
+    uses: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How often it may be redeemed; 0: no limit.")
+    ] = 0,
+    rate: Annotated[str, typer.Option(metavar="N/s", help="e.g. 10/s, 100/m:20.")] = "",
+    calls: Annotated[int, typer.Option(min=0, metavar="N", help="Calls in all; 0: no limit.")] = 0,
+    bytes_: Annotated[
+        str, typer.Option("--bytes", metavar="SIZE", help="Bytes in all, e.g. 10M.")
+    ] = "",
+    label: Annotated[str, typer.Option(metavar="TEXT", help="What it is for.")] = "",
+    no_delegate: Annotated[
+        bool, typer.Option("--no-delegate", help="It cannot be shared further.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Print a reference ww1…: whoever has it can do this, without an account. It is a secret."""
+    from wetware.broker.terms import parse_duration, parse_size
+
+    service, colon, name = what.partition(":")
+    if not service or (colon and not name):
+        usage(f"{what!r} is not SERVICE or SERVICE:NAME", "ww share pubsub:chat")
+    expires_s = 0.0 if expires == "never" else parse_duration(expires)
+    nbytes = parse_size(bytes_) if bytes_ else 0
+    constraints = list(where or ())
+    if name:
+        constraints.append(_named(service, name))
+    asked = [m.strip() for m in methods.split(",") if m.strip()] if methods else []
+    if name and asked:  # to get at the object, the method that has the name is needed
+        asked.append(constraints[-1].partition(":")[0])
+
+    async def work(session: Session) -> tuple[str, GrantInfo]:
+        return await session.share(
+            {service: asked},
+            constraints,
+            expires_s=expires_s,
+            uses=uses,
+            rate=rate,
+            calls=calls,
+            nbytes=nbytes,
+            sealed=no_delegate,
+            label=label or what,
+        )
+
+    ref, grant = run_client(work)
+    if json:
+        out_json({"ref": ref, "grant": asdict(grant)})
+        return
+    out(ref)
+    note(f"it allows: {'; '.join(grant.terms)}")
+    note(f"use it: ww use REF pub …   end it: ww revoke {grant.id}")
+
+
+def _named(service: str, name: str) -> str:
+    """The constraint that `SERVICE:NAME` stands for, by the schema that is installed here."""
+    from wetware.broker.terms import name_constraint
+    from wetware.interfaces import known_interface
+
+    interface = known_interface(service)
+    if interface is None:
+        usage(
+            f"what the names of {service!r} are is not known on this machine",
+            f"install its client, or write --where PARAM={name}",
+        )
+    return name_constraint(service, interface, name).text
+
+
+def use_command(
+    ctx: typer.Context,
+    ref: Annotated[str, typer.Argument(metavar="REF", help="ww1…, or - to read it from stdin.")],
+    json: Json = False,
+) -> None:
+    """Say what a reference allows; or with COMMAND … run that command with it.
+
+    For example `ww use ww1… pub chat hello`, `ww use ww1… sub chat`, `ww use ww1… share pubsub`.
+    Where others can see your command lines, use `-` and give the reference on stdin.
+    """
+    import asyncio
+
+    from wetware.client import describe
+    from wetware.sturdy import SturdyRef
+
+    if ref == "-":
+        ref = sys.stdin.readline(REF_CHARS_MAX).strip()
+    SturdyRef.parse(ref)  # before anything else says something about it
+    if ctx.args:
+        from wetware.cli.main import build
+
+        os.environ["WW_NODE"] = ref
+        build()(args=list(ctx.args))
+        return
+    grant = asyncio.run(describe(ref, data_dir=node_data_dir()))
+    parsed = SturdyRef.parse(ref)
+    if json:
+        out_json({"node": str(parsed.peer), "grant": asdict(grant)})
+        return
+    out(f"issued by  {parsed.peer}")
+    out(f"grant      {grant.id}  {grant.label}  of {grant.principal}")
+    out("state      ", Styled(grant.state, _GRANT_STYLES.get(grant.state)))
+    for line in grant.terms:
+        out(f"allows     {line}")
+    if grant.uses_left is not None:
+        out(f"uses left  {grant.uses_left}")
+    for what, left in (("calls", grant.calls_left), ("bytes", grant.bytes_left)):
+        if left is not None:
+            out(f"{what} left {left}")
+    note("nothing was spent; try `ww use REF pub …`, `ww use REF services`")
+
+
+# --- grants and revoke ----------------------------------------------------------------------------
+
+
+def grants_command(
+    all_: Annotated[
+        bool, typer.Option("--all", help="Everybody's, on this node; for operators.")
+    ] = False,
+    principal: Annotated[
+        str, typer.Option(metavar="PRINCIPAL", help="With --all: only of this one.")
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Show what you passed on, as a tree: who, what, until when, and what is left."""
+
+    async def work(session: Session) -> Sequence[GrantInfo]:
+        if all_:
+            found: Sequence[GrantInfo] = await session.grants_service.list(principal)
+            return found
+        return await session.grants()
+
+    grants = run_client(work)
+    if json:
+        out_json([asdict(grant) for grant in grants])
+        return
+    header = ("grant", "state", "principal", "terms", "left", "until")
+    rows = [
+        (
+            f"{'  ' * depth}{grant.id}  {grant.label}",
+            grant.state,
+            _short(grant.principal),
+            "; ".join(line for line in grant.terms if not line.startswith("until")) or "-",
+            _left(grant),
+            _until(grant.expires_at),
+        )
+        for depth, grant in _tree(grants)
+    ]
+    table(header, rows, styles={"state": _GRANT_STYLES})
+    if not rows:
+        note("nothing was passed on; `ww share SERVICE` does that")
+
+
+def _tree(grants: Sequence[GrantInfo]) -> list[tuple[int, GrantInfo]]:
+    """(depth, grant), each below the first of its parents that is there."""
+    there = {grant.id for grant in grants}
+    children: dict[str, list[GrantInfo]] = {}
+    for grant in sorted(grants, key=lambda grant: grant.created):
+        parent = next((p for p in grant.parents if p in there), "")
+        children.setdefault(parent, []).append(grant)
+    found: list[tuple[int, GrantInfo]] = []
+    todo = [(0, grant) for grant in reversed(children.get("", []))]
+    while todo:
+        depth, grant = todo.pop()
+        found.append((depth, grant))
+        todo += [(depth + 1, child) for child in reversed(children.get(grant.id, []))]
+    return found
+
+
+def _short(principal: str) -> str:
+    backend, _, subject = principal.partition(":")
+    return principal if len(subject) <= 16 else f"{backend}:{subject[:8]}…{subject[-6:]}"
+
+
+def _left(grant: GrantInfo) -> str:
+    parts = []
+    if grant.uses_left is not None:
+        parts.append(f"{grant.uses_left} uses")
+    elif grant.kind == "share":
+        parts.append(f"used {grant.redeemed}×")
+    if grant.calls_left is not None:
+        parts.append(f"{grant.calls_left} calls")
+    if grant.bytes_left is not None:
+        parts.append(f"{grant.bytes_left} bytes")
+    if grant.calls_in_flight:
+        parts.append(f"{grant.calls_in_flight} running")
+    return ", ".join(parts) or "-"
+
+
+def _until(at: float | None) -> str:
+    return "-" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def revoke_command(
+    grant: Annotated[
+        str, typer.Argument(metavar="[ID]", help="16 hex digits, from `ww grants`.")
+    ] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Its holders are told.")] = "",
+    all_: Annotated[
+        bool, typer.Option("--all", help="Also a grant of somebody else; for operators.")
+    ] = False,
+    sessions: Annotated[
+        str,
+        typer.Option(
+            "--sessions",
+            metavar="PRINCIPAL",
+            help="End all sessions and shares of a principal, or of everybody (*); for operators.",
+        ),
+    ] = "",
+    json: Json = False,
+) -> None:
+    """End a grant and all that comes from it, now, wherever it is held."""
+    if bool(grant) == bool(sessions):
+        usage("name a grant, or --sessions PRINCIPAL", "`ww grants` shows them")
+
+    async def work(session: Session) -> int:
+        if sessions:
+            who = "" if sessions == "*" else sessions
+            ended: int = await session.grants_service.end_sessions(who, reason)
+            return ended
+        if all_:
+            ended = await session.grants_service.revoke(grant, reason)
+            return ended
+        return await session.revoke(grant, reason)
+
+    cut = run_client(work)
+    if json:
+        out_json({"ended": cut})
+    elif cut:
+        out(f"ended {cut} grant{'s' * (cut != 1)}")
+    else:
+        out("it had ended before")
+
+
+# --- why ------------------------------------------------------------------------------------------
+
+
+def why_command(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="[DECISION | SERVICE.METHOD]",
+            help="The ID that a denial names (d-…), or a method, e.g. pubsub.join.",
+        ),
+    ] = "",
+    args: Annotated[
+        list[str] | None, typer.Argument(metavar="[PARAM=VALUE]…", help="Its arguments.")
+    ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Also a denial of somebody else; for operators.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say which grant, constraint or role decided a denial, or would decide a call."""
+    values = {}
+    for text in args or ():
+        param, equals, value = text.partition("=")
+        if not (param and equals):
+            usage(f"{text!r} is not PARAM=VALUE", "ww why pubsub.join topic=chat")
+        values[param] = value
+
+    async def work(session: Session) -> Explanation:
+        if what and not what.startswith("d-"):
+            service, dot, method = what.partition(".")
+            if not dot:
+                usage(f"{what!r} is neither d-… nor SERVICE.METHOD", "ww why pubsub.join")
+            return await session.explain(service, method, **values)
+        if all_:
+            found: Explanation = await session.grants_service.why(what)
+            return found
+        return await session.why(what)
+
+    found = run_client(work)
+    if json:
+        out_json(asdict(found))
+        return
+    word, style = ("allowed", "green") if found.allowed else ("denied", "red")
+    tense = "" if found.decision else "would be "
+    out(f"{tense}", Styled(word, style), f"  {found.method}")  # type: ignore[arg-type]
+    out(f"by {found.principal}: {found.reason}")
+    if found.decision:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.at))
+        out(f"{found.decision} at {stamp}{f', {found.code}' if found.code else ''}")
+    rows = [(s.verdict, f"{s.grant}  {s.label}", s.detail) for s in found.steps]
+    table(("verdict", "grant", "what it says"), rows, styles={"verdict": _VERDICTS})
