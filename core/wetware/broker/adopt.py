@@ -299,8 +299,15 @@ class AdoptedSession(rpc.Servant, interface=CORE.Session):
         await self._remote.call("logout")
 
     async def share(self, terms: dict[str, Any], uses: int, label: str) -> Any:
-        """A reference of the issuer."""
-        return await self._remote.call("share", terms=terms, uses=uses, label=label)
+        """Not through somebody else: it would outlive the session that it hangs on here.
+
+        When that one's user loses their role, the issuer does not hear of it.
+        """
+        raise Unsupported(
+            "what is held through another node cannot be shared from there",
+            hint="redeem the reference directly and share that: `ww use REF share …`",
+            code="unsupported.share",
+        )
 
     async def grants(self) -> Any:
         """Of the issuer."""

@@ -427,6 +427,15 @@ class Store:
             )
         )
 
+    def settle(self, spent: Iterable[tuple[str, int, int]]) -> None:
+        """What budgets (grant, calls, bytes) have spent, when nothing is spent any more."""
+        statements = [
+            ("UPDATE grants SET calls_spent = ?, bytes_spent = ? WHERE id = ?", (calls, size, id_))
+            for id_, calls, size in spent
+        ]
+        if statements:
+            self.write_soon(statements)
+
     async def save_fence(self, name: tuple[str, str], mark: tuple[int, int]) -> None:
         """The highest token of a lock."""
         await self.write((("INSERT OR REPLACE INTO fences VALUES (?,?,?,?)", (*name, *mark)),))

@@ -183,8 +183,15 @@ class Tree:
         if self._closing:
             return
         self._closing = True
+        kept = [self.grants[id_] for id_ in self._kept_ids if id_ in self.grants]
         for root in self.roots():
             root.revoke(why)
+        if self.store is not None:  # an orderly end gives back what was left of reserved blocks
+            self.store.settle(
+                (grant.id, grant.budget.calls_spent, grant.budget.bytes_spent)
+                for grant in kept
+                if grant.budget is not None
+            )
 
     # --- sturdy references ------------------------------------------------------------------------
 
@@ -218,6 +225,7 @@ class Tree:
         try:
             if admit is not None:
                 await admit(grant)
+                grant.check_live()
             if self.store is not None:
                 ancestors = [above for above in grant.lineage if above is not grant]
                 self._kept_ids.update(above.id for above in grant.lineage)
@@ -231,6 +239,8 @@ class Tree:
         except BaseException:
             grant.revoke("the share could not be made")
             self._drop_share(owner)
+            if self.store is not None:  # what ended meanwhile was forgotten before it was kept
+                self.store.forget([g.id for g in grant.lineage if g.id not in self.grants], ())
             raise
         self.shares[grant.id] = share
         return grant, secret

@@ -1,0 +1,212 @@
+"""Brokers in one process that talk over real RPC: a cluster without an overlay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from wetware import rpc
+from wetware.audit import Audit
+from wetware.broker import Broker, LoginLimits
+from wetware.broker.adopt import Adoptions
+from wetware.broker.limits import BrokerLimits
+from wetware.broker.session import SessionServant
+from wetware.broker.store import Store
+from wetware.broker.tree import Tree
+from wetware.client import Session, _opened, terms_to_wire
+from wetware.hookspecs import RoleProfile, Withdrawn
+from wetware.identity import Channel, Key, PeerId, Principal
+from wetware.protocol import CORE
+from wetware.sturdy import SturdyRef
+
+from .parts import Clock
+
+BOX = rpc.load(Path(__file__).with_name("box.capnp"))
+
+
+class ItemServant(rpc.Servant, interface=BOX.Item):
+    def __init__(self, box: BoxService, key: str) -> None:
+        self._box, self._key = box, key
+
+    async def read(self) -> dict[str, Any]:
+        return {"data": self._box.data.get(self._key, b"")}
+
+    async def box(self) -> dict[str, Any]:
+        return {"box": BoxServant(self._box)}
+
+
+class BoxServant(rpc.Servant, interface=BOX.Box):
+    def __init__(self, service: BoxService) -> None:
+        self._service = service
+
+    async def put(self, key: str, data: bytes) -> dict[str, Any]:
+        self._service.data[key] = data
+        self._service.puts += 1
+        return {"size": len(data)}
+
+    async def get(self, key: str) -> dict[str, Any]:
+        return {"data": self._service.data.get(key, b"")}
+
+    async def open(self, key: str) -> dict[str, Any]:
+        await self._service.gate.wait()
+        return {"item": ItemServant(self._service, key)}
+
+    async def items(self) -> dict[str, Any]:
+        entries = [
+            {"key": key, "item": ItemServant(self._service, key)} for key in self._service.data
+        ]
+        return {"entries": entries, "first": entries[0] if entries else {}}
+
+    async def watch(self, sink: rpc.Ref) -> None:
+        self._service.sinks.append(sink)
+
+    async def slow(self) -> None:
+        self._service.running += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._service.running -= 1
+
+    async def any(self) -> dict[str, Any]:
+        return {"cap": ItemServant(self._service, "any")}
+
+    async def keep(self, item: rpc.Ref) -> None:
+        self._service.item = item
+
+    async def kept(self) -> dict[str, Any]:
+        return {"item": self._service.item}
+
+
+class BoxService:
+    name = "box"
+    interface = BOX.Box
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+        self.sinks: list[rpc.Ref] = []
+        self.item: Any = None
+        self.running = self.puts = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def bootstrap(self, principal: Principal) -> rpc.Servant:
+        return BoxServant(self)
+
+
+class Backend:
+    """Users and their roles, as the test says."""
+
+    name = "fake"
+    schemes = ("fake",)
+    founding = b"x"
+    epoch = 1
+    services = ()
+
+    def __init__(self, profiles: dict[str, RoleProfile], users: dict[str, set[str]]) -> None:
+        self.profiles, self.users = profiles, users
+        self.callbacks: list[Callable[[Any], None]] = []
+
+    def roles(self, principal: Principal) -> frozenset[str]:
+        return frozenset(self.users.get(principal.subject, ()))
+
+    def profile(self, role: str) -> RoleProfile:
+        return self.profiles.get(role, RoleProfile())
+
+    def watch(self, callback: Callable[[Any], None]) -> Callable[[], None]:
+        self.callbacks.append(callback)
+        return lambda: None
+
+    def withdraw(self, name: str, role: str) -> None:
+        self.users[name].discard(role)
+        for callback in self.callbacks:
+            callback(Withdrawn(Principal("fake", name), frozenset({role}), "withdrawn"))
+
+
+class MemNode:
+    """A broker with the service `box`, served at a unix socket."""
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        backend: Backend,
+        clock: Clock,
+        others: dict[PeerId, Path],
+        **limits: Any,
+    ) -> None:
+        self.key = Key.from_seed(name.encode().ljust(32, b"."))
+        self.name, self.path, self.clock = name, directory / f"{name}.sock", clock
+        self.backend, self.directory, self.others = backend, directory / name, others
+        self.limits = BrokerLimits(**limits)
+        self.records: list[Any] = []
+        others[self.key.peer_id] = self.path
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[MemNode]:
+        self.box = BoxService()
+        self.store = Store(self.directory, self.clock)
+        self.tree = Tree(self.clock, store=self.store, limits=self.limits)
+        self.broker = Broker(
+            peer_id=self.key.peer_id,
+            cluster="c",
+            backend=self.backend,  # type: ignore[arg-type]
+            services={"box": self.box},  # type: ignore[dict-item]
+            clock=self.clock,
+            audit=Audit(self.clock, self.records.append),
+            limits=LoginLimits(
+                terminals_per_connection_max=1024,
+                sessions_max=100_000,
+                sessions_per_principal_max=100_000,
+            ),
+            tree=self.tree,
+        )
+        self.broker.adoptions = Adoptions(
+            self.key.peer_id,
+            self._connect,
+            self.limits,
+            {"box": self.box},  # type: ignore[dict-item]
+        )
+        self.broker.restore()
+        channel = Channel("unix", self.key.peer_id.multihash)
+        try:
+            async with rpc.serve_unix(self.path, lambda _: self.broker.gate(channel, None)):
+                yield self
+        finally:
+            await self.broker.adoptions.aclose()
+            self.broker.close()
+            self.store.close()
+
+    async def _connect(self, peer: PeerId) -> rpc.RpcConnection:
+        return await rpc.connect_unix(self.others[peer])
+
+    @contextlib.asynccontextmanager
+    async def login(self, user: str, roles: Iterable[str] = ("member",)) -> AsyncIterator[Session]:
+        """A session over a connection of its own; who the user is was settled before."""
+        grant = self.broker.open_session(Principal("fake", user), roles)
+        servant = SessionServant(self.broker, grant, frozenset(roles))
+        path = self.path.with_suffix(f".{grant.id}")
+        async with (
+            rpc.serve_unix(path, lambda _: rpc.guarded(servant, grant)),
+            await rpc.connect_unix(path) as connection,
+        ):
+            ref = connection.bootstrap(CORE.Session)
+            yield await _opened(ref, None)
+
+    @contextlib.asynccontextmanager
+    async def redeem(self, text: str) -> AsyncIterator[Session]:
+        ref = SturdyRef.parse(text)
+        async with await rpc.connect_unix(self.path) as connection:
+            reply = await connection.bootstrap(CORE.Gate).call(
+                "redeem", id=bytes.fromhex(ref.id), secret=ref.secret
+            )
+            yield await _opened(reply["session"], None)
+
+
+async def box(session: Session) -> rpc.Ref:
+    return await session.open("box", BOX.Box)
+
+
+__all__ = ["BOX", "Backend", "BoxService", "MemNode", "box", "terms_to_wire"]

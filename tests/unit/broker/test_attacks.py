@@ -1,0 +1,341 @@
+"""What a holder might try: one test for each way to get more, or to keep what has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import capnp
+import pytest
+
+from wetware import rpc
+from wetware.broker.fences import Fence
+from wetware.errors import (
+    Amplification,
+    Denied,
+    Expired,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    Revoked,
+    Unsupported,
+    WetwareError,
+)
+from wetware.hookspecs import RoleProfile
+from wetware.identity import Key, Principal
+
+from .cluster import BOX, Backend, MemNode, box
+from .parts import Clock, where
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[MemNode]:
+    everything = RoleProfile({"box": frozenset({"*"})})
+    bounded = RoleProfile({"box": frozenset({"*"})}, where("key=glob:mine/*").where)
+    backend = Backend(
+        {"member": everything, "bounded": bounded},
+        {"ada": {"member"}, "bob": {"member"}, "eve": {"bounded"}},
+    )
+    made = MemNode("a", tmp_path, backend, Clock(), {})
+    async with rpc.runtime(), made.running():
+        yield made
+
+
+class Holder(rpc.Servant, interface=BOX.Item):
+    def __init__(self, data: bytes = b"own") -> None:
+        self.data = data
+
+    async def read(self) -> dict[str, Any]:
+        return {"data": self.data}
+
+    async def box(self) -> dict[str, Any]:
+        raise Unsupported("none")
+
+
+class SinkServant(rpc.Servant, interface=BOX.Sink):
+    def __init__(self) -> None:
+        self.items: list[rpc.Ref] = []
+        self.own = Holder()
+
+    async def push(self, item: rpc.Ref, data: bytes) -> dict[str, Any]:
+        self.items.append(item)
+        return {"reply": self.own}
+
+
+READ_ONE = {"box": ["Box.open", "Item.read", "Item.box"]}
+
+
+async def test_amplification_by_a_returned_capability(node: MemNode) -> None:
+    async with node.login("ada") as session:
+        weak = await session.attenuate(READ_ONE, {"key": "a"})
+        item = (await (await box(weak)).open(key="a"))["item"]
+        back = (await item.box())["box"]  # the servant gives out its whole box
+        for attempt in (back.put(key="a", data=b"x"), back.get(key="a"), back.open(key="b")):
+            with pytest.raises(Denied):
+                await attempt
+        await back.open(key="a")
+
+
+async def test_amplification_by_a_callback(node: MemNode) -> None:
+    async with node.login("ada") as session:
+        weak = await session.attenuate({"box": ["Box.watch", "Item.read"]})
+        sink = SinkServant()
+        await (await box(weak)).watch(sink=sink)
+        (held,) = node.box.sinks
+        from .cluster import ItemServant
+
+        reply = (await held.push(item=ItemServant(node.box, "a"), data=b""))["reply"]
+        (item,) = sink.items
+        await item.read()
+        with pytest.raises(Denied):
+            await item.box()
+        assert (await reply.read())["data"] == b"own"
+        await session.revoke((await weak.whoami()).grant)
+        for dead in (item.read(), held.push(item=None, data=b""), reply.read()):
+            with pytest.raises(Revoked):
+                await dead
+
+
+async def test_amplification_by_a_list_element(node: MemNode) -> None:
+    node.box.data.update(a=b"1", b=b"2")
+    async with node.login("ada") as session:
+        weak = await session.attenuate({"box": ["Box.items", "Item.read"]})
+        got = await (await box(weak)).items()
+        items = [entry["item"] for entry in got["entries"]] + [got["first"]["item"]]
+        assert [(await item.read())["data"] for item in items] == [b"1", b"2", b"1"]
+        for item in items:
+            with pytest.raises(Denied):
+                await item.box()
+        await session.revoke((await weak.whoami()).grant)
+        for item in items:
+            with pytest.raises(Revoked):
+                await item.read()
+
+
+async def test_amplification_by_an_untyped_pointer(node: MemNode) -> None:
+    async with node.login("ada") as session:
+        weak = await session.attenuate({"box": ["Box.any", "Item.read"]})
+        item = (await (await box(weak)).any())["cap"].cast(BOX.Item)
+        await item.read()
+        with pytest.raises(Denied):
+            await item.box()
+        with pytest.raises(WetwareError):  # cast to what it is not
+            await (await (await box(weak)).any())["cap"].cast(BOX.Box).get(key="a")
+
+
+async def test_amplification_by_pipelining_on_a_promise_that_is_revoked_meanwhile(
+    node: MemNode, tmp_path: Path
+) -> None:
+    """A raw client calls on the result of a call that has not returned."""
+    node.box.gate.clear()
+    grant = node.broker.open_session(Principal("fake", "ada"), {"member"})
+    service = grant.derive(kind="service", label="s", service="box")
+    path = tmp_path / "raw"
+    async with rpc.serve_unix(path, lambda _: rpc.guarded(node.box.bootstrap(None), service)):  # type: ignore[arg-type]
+        stream = await capnp.AsyncIoStream.create_unix_connection(path=str(path))
+        client = capnp.TwoPartyClient(stream)
+        raw = client.bootstrap().cast_as(BOX.Box.raw)
+        opening = raw._request_helper("open", None, None, None)
+        opening.key = "a"
+        promise = opening.send()
+        reading = promise.item._request_helper("read", None, None, None).send()
+        while not service.calls_in_flight:
+            await asyncio.sleep(0.001)
+        service.revoke("now")
+        node.box.gate.set()
+        for dead in (promise, reading):
+            with pytest.raises(capnp.KjException, match="revoked"):
+                await dead
+        del raw, opening, promise, reading, dead
+        client.close()
+        stream.close()
+
+
+async def test_amplification_by_logging_in_again(node: MemNode) -> None:
+    async with node.login("eve", ("bounded",)) as session:
+        await (await box(session)).put(key="mine/a", data=b"")
+        with pytest.raises(Denied):
+            await (await box(session)).put(key="a", data=b"")
+        ref, _ = await session.share({"box": []}, calls=2)
+    async with node.login("eve", ("bounded",)) as session:
+        with pytest.raises(Denied):
+            await (await box(session)).put(key="a", data=b"")
+    done = 0
+    for _ in range(4):  # redeeming again gives no new quota
+        async with node.redeem(ref) as bearer:
+            with contextlib.suppress(LimitExceeded):
+                await (await box(bearer)).put(key="mine/b", data=b"")
+                done += 1
+    assert done == 2
+
+
+async def test_amplification_by_attenuating_with_more(node: MemNode) -> None:
+    async with node.login("ada") as session:
+        weak = await session.attenuate(READ_ONE, {"key": "a"})
+        for more in ({"box": ["*"]}, {"box": ["Box.*"]}, {"box": ["Box.put"]}, {"other": ["*"]}):
+            with pytest.raises(Amplification):
+                await weak.attenuate(more)
+            with pytest.raises(Amplification):
+                await weak.share(more)
+        again = await weak.attenuate(None, {"key": "b"})  # both apply: nothing is left
+        for key in "ab":
+            with pytest.raises(Denied):
+                await (await box(again)).open(key=key)
+
+
+async def test_a_sealed_session_is_not_passed_on(node: MemNode) -> None:
+    async with node.login("ada") as session:
+        ref, _ = await session.share({"box": ["Box.get"]}, sealed=True)
+        async with node.redeem(ref) as bearer:
+            await (await box(bearer)).get(key="a")
+            for attempt in (bearer.share(), bearer.attenuate(), bearer.adopt(ref)):
+                with pytest.raises(Denied):
+                    await attempt
+
+
+async def test_a_confused_deputy_acts_for_nobody_but_the_holder(node: MemNode) -> None:
+    """The broker is asked, with a weak capability, to act on what others have."""
+    async with node.login("ada") as ada, node.login("bob") as bob:
+        ref, grant = await ada.share({"box": []})
+        adas = (await ada.whoami()).grant
+        for held in (bob, await bob.attenuate(READ_ONE)):
+            for target in (grant.id, adas):
+                with pytest.raises(NotFound):
+                    await held.revoke(target)
+            ids = {info.id for info in await held.grants()}
+            assert not ids & {grant.id, adas}
+        # A bearer sees and ends what comes from its own redemption, and neither the share that it
+        # came by nor the sharer's session.
+        async with node.redeem(ref) as bearer:
+            for target in (grant.id, adas):
+                with pytest.raises(NotFound):
+                    await bearer.revoke(target)
+        with pytest.raises(Denied):
+            await (await box(await ada.attenuate(READ_ONE))).put(key="a", data=b"")
+        decision = (await ada.why()).decision
+        with pytest.raises(NotFound):  # it would tell bob what ada asked for
+            await bob.why(decision)
+        assert await ada.revoke(grant.id) == 1
+
+
+async def test_a_revoked_holder_keeps_nothing(node: MemNode) -> None:
+    async with node.login("ada") as session:
+        ref, grant = await session.share({"box": []})
+        async with node.redeem(ref) as bearer:
+            opened = await box(bearer)
+            item = (await opened.open(key="a"))["item"]
+            own = Holder()
+            await opened.keep(item=own)
+            weak = await bearer.attenuate(READ_ONE)
+            further, _ = await bearer.share(READ_ONE)
+            running = asyncio.create_task(opened.slow())
+            while not node.box.running:
+                await asyncio.sleep(0.001)
+            held = node.box.item
+            assert await session.revoke(grant.id, "lost") == 5
+            with pytest.raises(Revoked, match="lost"):
+                await running
+            assert node.box.running == 0
+            for dead in (
+                opened.get(key="a"), item.read(), held.read(), bearer.whoami(), weak.whoami()
+            ):  # fmt: skip
+                with pytest.raises(Revoked):
+                    await dead
+        for text in (ref, further):
+            with pytest.raises(WetwareError):
+                async with node.redeem(text):
+                    pass
+
+
+async def test_a_removed_user_loses_what_they_shared_and_passed_on(node: MemNode) -> None:
+    async with node.login("ada") as session:
+        ref, _ = await session.share({"box": []})
+    async with node.redeem(ref) as bearer:
+        opened = await box(bearer)
+        await opened.get(key="a")
+        node.backend.withdraw("ada", "member")
+        with pytest.raises(Revoked):
+            await opened.get(key="a")
+    with pytest.raises(Revoked):
+        async with node.redeem(ref):
+            pass
+
+
+async def test_a_clock_set_back_prolongs_no_capability(node: MemNode) -> None:
+    clock = node.clock
+    clock.mono = clock.now  # type: ignore[attr-defined]
+    type(clock).monotonic = lambda self: getattr(self, "mono", self.now)  # type: ignore[method-assign]
+    try:
+        async with node.login("ada") as session:
+            weak = await session.attenuate(expires_s=10)
+            opened = await box(weak)
+            clock.now -= 500
+            await opened.get(key="a")
+            clock.mono += 11  # type: ignore[attr-defined]
+            with pytest.raises(Expired):
+                await opened.get(key="a")
+    finally:
+        type(clock).monotonic = lambda self: self.now  # type: ignore[method-assign]
+
+
+async def test_a_forged_or_stale_fence_is_refused(node: MemNode) -> None:
+    home = Key.from_seed(b"lock".ljust(32, b"."))
+    old, new = (Fence.issue(home, "db", epoch=1, counter=n).encode() for n in (1, 2))
+    async with node.login("ada") as session:
+        holders = [await session.attenuate(fence=token) for token in (old, new)]
+        first, second = [await box(holder) for holder in holders]
+        await first.put(key="a", data=b"1")
+        await second.put(key="a", data=b"2")
+        with pytest.raises(Denied, match="later holder"):
+            await first.put(key="a", data=b"3")
+        with pytest.raises(InvalidArgument):
+            await session.attenuate(fence=new[:-1] + b"\0")
+    assert node.box.data == {"a": b"2"}
+
+
+async def test_guessing_references_is_counted_and_tells_nothing(node: MemNode) -> None:
+    from wetware.protocol import CORE
+    from wetware.sturdy import SturdyRef
+
+    async with node.login("ada") as session:
+        ref = SturdyRef.parse((await session.share({"box": []}))[0])
+        dead, grant = await session.share({"box": []})
+        await session.revoke(grant.id)
+    gone = SturdyRef.parse(dead)
+    answers = set()
+    async with await rpc.connect_unix(node.path) as connection:
+        gate = connection.bootstrap(CORE.Gate)
+        for id_, secret in (
+            (b"\0" * 8, ref.secret), (bytes.fromhex(ref.id), bytes(32)), (b"", b""),
+            (bytes.fromhex(gone.id), bytes(32)), (bytes.fromhex(ref.id), ref.secret[:-1]),
+            (b"x" * 1000, b"y" * 1000),
+        ):  # fmt: skip
+            for method in ("redeem", "describe"):
+                with pytest.raises(Denied) as refused:
+                    await gate.call(method, id=id_, secret=secret)
+                answers.add((refused.value.code, refused.value.message, refused.value.hint))
+    assert len(answers) == 1
+
+
+async def test_a_quota_of_bytes_covers_results_and_callbacks(node: MemNode) -> None:
+    node.box.data["a"] = bytes(1000)
+    async with node.login("ada") as session:
+        weak, other_weak = [await session.attenuate(nbytes=3000) for _ in range(2)]
+        opened = await box(weak)
+        await opened.get(key="a")
+        await opened.get(key="a")
+        with pytest.raises(LimitExceeded, match="bytes"):
+            await opened.get(key="a")
+        sink = SinkServant()
+        other = await box(other_weak)
+        await other.watch(sink=sink)
+        (held,) = node.box.sinks
+        await held.push(item=None, data=bytes(2000))
+        with pytest.raises(LimitExceeded):
+            await held.push(item=None, data=bytes(2000))
+        assert len(sink.items) == 1
