@@ -133,6 +133,7 @@ class Broker:
         self._places = Places()
         self.tree = tree or Tree(clock)
         self.tree.on_denied = self._denied
+        self.tree.services = services
         self._sessions: Counter[Principal] = Counter()
         self._unwatch = backend.watch(self._changed)
         self._closed = False

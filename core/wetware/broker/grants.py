@@ -522,9 +522,10 @@ class Grant:
 
     def _tests(self, service: str, method: Method) -> tuple[_Test, ...]:
         return tuple(
-            _Test(self, where, where.compile(method))
+            _Test(self, where, where.compile(method) if where.applies(method) else None)
             for where in self.terms.where
-            if where.service in (ANY, service) and where.applies(method)
+            if where.service in (ANY, service)
+            and (where.applies(method) or not self.tree.binds(where))
         )
 
     def _verdict(
@@ -745,6 +746,8 @@ def _lacks(service: str, method: Method) -> str:
 
 
 def _broken(test: _Test, args: Mapping[str, object]) -> str:
+    if not test.grant.tree.binds(test.where):
+        return f"its constraint {test.where.text} is about no method of {test.where.service}"
     if test.passes is None:
         return f"its constraint {test.where.text} cannot be judged for this method"
     return f"{shown(args, frozenset({test.where.param}))} is outside of {test.where.text}"

@@ -14,7 +14,7 @@ import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from wetware.broker.clock import SteadyClock
 from wetware.broker.decisions import Decisions, Explanation
@@ -22,7 +22,7 @@ from wetware.broker.fences import Fences
 from wetware.broker.grants import SESSION_SERVICE, Grant, pattern_within
 from wetware.broker.limits import BrokerLimits
 from wetware.broker.store import ENDED_KEPT_MAX, GrantRow, Kept, ShareRow, Store
-from wetware.broker.terms import Terms
+from wetware.broker.terms import ANY, Terms, Where, binds
 from wetware.errors import CapabilityError, Denied, LimitExceeded, Revoked
 from wetware.identity import Principal
 from wetware.log import get_logger
@@ -30,7 +30,7 @@ from wetware.sturdy import SECRET_BYTES
 
 if TYPE_CHECKING:
     from wetware.hookspecs import Clock, RoleProfile
-    from wetware.rpc import Method
+    from wetware.rpc import Interface, Method
 
 log = get_logger("broker")
 
@@ -75,6 +75,15 @@ def unknown_ref() -> Denied:
     )
 
 
+class Served(Protocol):
+    """A service, as far as constraints are checked against it."""
+
+    @property
+    def interface(self) -> Interface:
+        """Of its bootstrap capability."""
+        ...
+
+
 class Tree:
     """The grants of one node.
 
@@ -106,12 +115,24 @@ class Tree:
         """Why no capability works for now: the auth backend cannot tell who has which role."""
         self.clock_wrong = ""
         """Why expiry cannot be judged, or ""."""
+        self.services: Mapping[str, Served] = {}
+        """What sessions can open here, by name."""
         self.on_denied, self.on_gone = on_denied, on_gone
         self._roots: dict[Principal, dict[str, list[Grant]]] = {}
         self._shares_of: Counter[Principal] = Counter()
         self._kept_ids: set[str] = set()
         self._ended: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
         self._closing = False
+
+    def binds(self, where: Where) -> bool:
+        """Whether a constraint is about any method of its service, or of any service here.
+
+        One that is about none denies all of it: misspelt in a document written on a machine that
+        does not have the service, or about a parameter that a release of the service renamed.
+        """
+        names = self.services if where.service == ANY else (where.service,)
+        found = [self.services[name].interface for name in names if name in self.services]
+        return not found or any(binds(where, interface) for interface in found)
 
     # --- roots and sessions -----------------------------------------------------------------------
 

@@ -356,3 +356,28 @@ async def test_of_two_first_documents_the_later_one_is_adopted(tmp_path: Path) -
     bob = Key.generate()
     with pytest.raises(ConfigError, match="joined the cluster"):
         make(tmp_path, file, join_document=Policy.first(bob.peer_id).sign(bob))
+
+
+async def test_a_new_constraint_ends_the_sessions_of_its_role_and_a_dropped_one_does_not(
+    tmp_path: Path,
+) -> None:
+    backend = make(tmp_path)
+    key = operator(tmp_path)
+    first = with_ada(
+        backend.policy.next(
+            roles={**backend.policy.roles, "chatter": {"pubsub": frozenset({"*"})}}
+        ),
+        "chatter",
+    )
+    await backend.put(first.sign(key))
+    told: list[Any] = []
+    backend.watch(told.append)
+    narrow = backend.policy.next(where={"chatter": {"pubsub": ("topic=a",)}})
+    await backend.put(narrow.sign(key))
+    assert [(event.principal, event.roles) for event in told] == [
+        (ADA_PRINCIPAL, frozenset({"chatter"}))
+    ]
+    assert [where.text for where in backend.profile("chatter").where] == ["topic=a"]
+    await backend.put(backend.policy.next(where={}).sign(key))
+    assert len(told) == 1
+    assert backend.profile("chatter").where == ()

@@ -144,3 +144,52 @@ def test_status(operate: Any) -> None:
     assert "started afresh" in behind.output
     data = json.loads(operate(Store(FIRST), "policy", "status", "--json").output)
     assert (data["version"], data["digest"]) == (1, FIRST.digest)
+
+
+def test_a_role_gets_constraints_and_keeps_them(operate: Any) -> None:
+    store = Store(FIRST)
+    set_ = operate(store, "role", "set", "chatter", "pubsub", "--where", "topic=glob:chat/*")
+    assert set_.exit_code == 0, set_.output
+    assert store.policy.where == {"chatter": {"pubsub": ("topic=glob:chat/*",)}}
+
+    again = operate(store, "role", "set", "chatter", "pubsub=PubSub.join", "sync")
+    assert again.exit_code == 0, again.output
+    assert "keeps its constraints of pubsub: topic=glob:chat/*" in again.output
+    assert store.policy.where == {"chatter": {"pubsub": ("topic=glob:chat/*",)}}
+    listed = operate(store, "role", "list")
+    (row,) = (line for line in listed.output.splitlines() if "glob" in line)
+    assert row.split() == ["chatter", "pubsub", "PubSub.join", "topic=glob:chat/*"]
+
+    assert operate(store, "role", "set", "chatter", "pubsub", "--no-where").exit_code == 0
+    assert store.policy.where == {}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("pubsub", "--where", "topik=a"), "PubSub.join:topic"),
+        (("pubsub", "--where", "topic=max:a"), "max"),
+        (("pubsub", "--where", "topic=chat/*"), "glob:"),
+        (("pubsub", "--where", "blob/size=max:1"), "blob"),
+        (("pubsub", "sync", "--methods", "*"), "--methods is for a single SERVICE"),
+        (("pubsub", "--where", "topic=a", "--no-where"), "--no-where"),
+    ],
+)
+def test_constraints_that_bind_nothing_are_refused(
+    operate: Any, args: tuple[str, ...], says: str
+) -> None:
+    store = Store(FIRST)
+    refused = operate(store, "role", "set", "chatter", *args)
+    assert refused.exit_code != 0
+    error = refused.exception
+    assert says in f"{error} {getattr(error, 'hint', '')}"
+    assert store.policy == FIRST
+
+
+def test_constraints_of_a_service_that_this_machine_lacks_are_said_to_be_unchecked(
+    operate: Any,
+) -> None:
+    store = Store(FIRST)
+    done = operate(store, "role", "set", "r", "ledger", "--where", "book=a")
+    assert done.exit_code == 0, done.output
+    assert "constraints of ledger were not checked" in done.output

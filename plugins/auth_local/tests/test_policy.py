@@ -20,6 +20,7 @@ from wetware_auth_local.policy import (
     User,
     from_toml,
     lost_grants,
+    narrowed_roles,
     resolution,
 )
 
@@ -62,9 +63,118 @@ def test_every_field_is_signed(field: str) -> None:
 
 
 def test_toml_round_trip() -> None:
-    users, roles = from_toml(policy().to_toml())
+    users, roles, where = from_toml(policy().to_toml())
     assert users == policy().users
     assert roles == policy().roles
+    assert where == {}
+
+
+def chatter(*constraints: str, **more: tuple[str, ...]) -> Policy:
+    """A policy with a role `chatter`, with constraints of pubsub and of `more`."""
+    before = policy()
+    roles = {**before.roles, "chatter": {"pubsub": frozenset({"*"}), "store": frozenset({"*"})}}
+    return before.next(roles=roles, where={"chatter": {"pubsub": constraints, **more}})
+
+
+def test_constraints_of_a_role_round_trip() -> None:
+    before = chatter("topic=prefix:b/", "topic=glob:chät/*", "topic=prefix:b/")
+    assert Policy.open(before.sign(OPERATOR)) == before
+    users, roles, where = from_toml(before.to_toml())
+    assert (users, roles) == (before.users, before.roles)
+    assert (
+        where == before.where == {"chatter": {"pubsub": ("topic=glob:chät/*", "topic=prefix:b/")}}
+    )
+    assert [(w.service, w.text) for w in before.profile("chatter").where] == [
+        ("pubsub", "topic=glob:chät/*"),
+        ("pubsub", "topic=prefix:b/"),
+    ]
+    assert before.profile("member").where == ()
+
+
+def test_a_policy_without_constraints_is_the_document_that_it_always_was() -> None:
+    assert all(
+        isinstance(patterns, list)
+        for services in policy().as_dict()["roles"].values()
+        for patterns in services.values()
+    )
+    assert chatter().as_dict()["roles"]["chatter"] == {"pubsub": ["*"], "store": ["*"]}
+
+
+def test_a_service_may_be_called_where_in_a_role_without_constraints() -> None:
+    before = policy()
+    after = before.next(roles={**before.roles, "r": {"where": frozenset({"A.b"})}})
+    assert Policy.open(after.sign(OPERATOR)) == after
+    with pytest.raises(InvalidArgument, match="a service 'where' and has constraints"):
+        after.next(where={"r": {"where": ("topic=chat",)}})
+
+
+def test_toml_is_written_by_people() -> None:
+    _, _, where = from_toml(
+        '[roles.r]\npubsub = ["*"]\n[roles.r.where]\npubsub = ["topic=equals:chat"]\n'
+    )
+    assert where == {"r": {"pubsub": ("topic=chat",)}}
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ({"nobody": {"pubsub": ("topic=a",)}}, "role 'nobody', which does not exist"),
+        ({"chatter": {"*": ("topic=a",)}}, "constraints of every service"),
+        ({"chatter": {"blob": ("size=max:1",)}}, "'blob', which it does not cover"),
+        ({"chatter": {"pubsub": ("topic=glob:[",)}}, "chatter"),
+        ({"chatter": {"pubsub": ("topic",)}}, "chatter"),
+        ({"chatter": {"pubsub": tuple(f"topic=t{n}" for n in range(99))}}, "99 constraints"),
+    ],
+)
+def test_constraints_that_contradict_are_refused(
+    where: dict[str, dict[str, tuple[str, ...]]], why: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=why):
+        chatter().next(where=where)
+
+
+@pytest.mark.parametrize(
+    "role",
+    [
+        {"pubsub": ["*"], "where": {"pubsub": "topic=a"}},
+        {"pubsub": ["*"], "where": {"pubsub": [7]}},
+        {"pubsub": ["*"], "where": {"pubsub": {"topic": "a"}}},
+        {"pubsub": ["*"], "where": {"pubsub": ["topic=regex:a"]}},
+        {"pubsub": ["*"], "where": 7},
+    ],
+)
+def test_malformed_constraints_are_not_left_out(role: dict[str, object]) -> None:
+    data = policy().as_dict()
+    data["roles"]["r"] = role
+    with pytest.raises(InvalidArgument):
+        Policy.from_dict(data).check()
+
+
+def test_constraints_go_with_what_they_are_on() -> None:
+    before = chatter("topic=a", store=("key=b",))
+    kept = before.next(roles={**before.roles, "chatter": {"store": frozenset({"*"})}})
+    assert kept.where == {"chatter": {"store": ("key=b",)}}
+    gone = {name: services for name, services in before.roles.items() if name != "chatter"}
+    assert before.next(roles=gone).where == {}
+
+
+def test_a_new_constraint_narrows_and_a_dropped_one_does_not() -> None:
+    wide, narrow = chatter(), chatter("topic=a")
+    narrower = chatter("topic=a", "topic=prefix:a")
+    assert narrowed_roles(wide, narrow) == narrowed_roles(narrow, narrower) == {"chatter"}
+    assert narrowed_roles(narrow, wide) == narrowed_roles(narrow, narrow) == frozenset()
+    assert narrowed_roles(narrow, chatter("topic=b")) == {"chatter"}
+    assert lost_grants(wide, narrow) == ["role chatter: pubsub beyond topic=a"]
+    assert lost_grants(narrow, wide) == []
+
+
+def test_after_a_fork_the_constraints_of_both_sides_apply() -> None:
+    one, other = chatter("topic=a"), chatter("topic=b", store=("key=c",))
+    assert resolution(one, other, "common").where == {
+        "chatter": {"pubsub": ("topic=a", "topic=b"), "store": ("key=c",)}
+    }
+    assert resolution(one, other, "this").where == one.where
+    assert resolution(one, other, "other").where == other.where
 
 
 @pytest.mark.parametrize(

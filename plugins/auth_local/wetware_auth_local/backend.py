@@ -12,12 +12,11 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wetware import paths, rpc
-from wetware.broker.grants import pattern_within
 from wetware.client import KeyChoice
 from wetware.errors import ConfigError, KeyFileError, NotFound, WetwareError
 from wetware.hookspecs import (
@@ -25,8 +24,10 @@ from wetware.hookspecs import (
     NotMine,
     PluginContext,
     Reject,
+    Resumed,
     RoleProfile,
     Service,
+    Suspended,
     Withdrawn,
 )
 from wetware.identity import (
@@ -52,6 +53,7 @@ from wetware_auth_local.policy import (
     Signed,
     StalePolicy,
     WrongCluster,
+    narrowed_roles,
 )
 from wetware_auth_local.signer import SCHEME
 from wetware_auth_local.spread import Spread
@@ -82,7 +84,7 @@ class LocalBackend:
         config: AuthLocalConfig = ctx.config
         self._log = ctx.log
         self._file = ctx.data_dir / POLICY_FILE
-        self._watchers: dict[int, Callable[[Withdrawn], None]] = {}
+        self._watchers: dict[int, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
         self._highest_file = ctx.data_dir / HIGHEST_FILE
         self._puts: set[asyncio.Task[tuple[Policy, int]]] = set()
         self._lock = asyncio.Lock()
@@ -293,7 +295,7 @@ class LocalBackend:
         """Let what the new policy no longer grants end now, and not be granted again."""
         count = 0
         after = _index(new)
-        narrowed = {role for role, has in old.roles.items() if not _covers(new, role, has)}
+        narrowed = narrowed_roles(old, new)
         kept = {}
         events = []
         for key, roles in self._by_key.items():
@@ -365,7 +367,7 @@ class LocalBackend:
 
     def profile(self, role: str) -> RoleProfile:
         """From memory."""
-        return RoleProfile(dict(self.policy.roles.get(role, {})))
+        return self.policy.profile(role)
 
     def findings(self) -> Iterable[Finding]:
         """See AuthBackend."""
@@ -379,7 +381,9 @@ class LocalBackend:
         """No veto: nodes are admitted by the cluster's own means."""
         return True
 
-    def watch(self, callback: Callable[[Withdrawn], None]) -> Callable[[], None]:
+    def watch(
+        self, callback: Callable[[Withdrawn | Suspended | Resumed], None]
+    ) -> Callable[[], None]:
         """See AuthBackend."""
         token = id(callback)
         self._watchers[token] = callback
@@ -388,16 +392,6 @@ class LocalBackend:
 
 def _index(policy: Policy) -> dict[str, frozenset[str]]:
     return {str(user.key): user.roles for user in policy.users.values()}
-
-
-def _covers(policy: Policy, role: str, before: Mapping[str, frozenset[str]]) -> bool:
-    """Whether the role still has all that it had: if not, the sessions it granted end."""
-    now = RoleProfile(policy.roles.get(role, {}))
-    return all(
-        pattern_within(pattern, now.patterns(service))
-        for service, patterns in before.items()
-        for pattern in patterns
-    )
 
 
 def _operator_key() -> tuple[Key, Path]:

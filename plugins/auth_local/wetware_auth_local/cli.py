@@ -189,12 +189,17 @@ def role_list(json: Json = False) -> None:
     if json:
         out_json(policy.as_dict()["roles"])
         return
-    rows = [
-        (name, service, " ".join(sorted(patterns)))
-        for name, services in sorted(policy.roles.items())
-        for service, patterns in sorted(services.items())
-    ]
-    table(("role", "service", "methods"), rows)
+    table(("role", "service", "methods", "where"), _role_rows(policy))
+
+
+def _role_rows(policy: Policy) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name, services in sorted(policy.roles.items()):
+        where = policy.where.get(name, {})
+        for service in sorted({*services, *where}):  # with "*" the constrained are not all listed
+            methods = " ".join(sorted(services.get(service, ()))) or "(as *)"
+            rows.append((name, service, methods, " ".join(where.get(service, ()))))
+    return rows
 
 
 @role_app.command("set")
@@ -203,21 +208,83 @@ def role_set(
     allow: Annotated[
         list[str],
         typer.Argument(
-            help='SERVICE, or SERVICE=PATTERN,PATTERN: "*", "Interface.*" or "Interface.method".'
+            metavar="SERVICE[=PATTERNS]...",
+            help='With PATTERN,PATTERN: "*", "Interface.*" or "Interface.method". [*]',
         ),
     ],
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", metavar="PATTERNS", help="The patterns, for a single SERVICE."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            "-w",
+            metavar="[SERVICE/]CONSTRAINT",
+            help="What arguments have to be, e.g. topic=glob:chat/*; repeatable. Replaces the "
+            "constraints that the role has.",
+        ),
+    ] = None,
+    no_where: Annotated[
+        bool, typer.Option("--no-where", help="Drop the constraints that the role has.")
+    ] = False,
     operator_key: OperatorKey = None,
 ) -> None:
-    """Make or replace a role, e.g. `ww role set reader pubsub=PubSub.join,Topic.subscribe`."""
+    """Make or replace a role, e.g. `ww role set reader pubsub=PubSub.join,Topic.subscribe`.
+
+    Its constraints stay, unless --where or --no-where is given, or the service they are on is not
+    named. `ww services NAME --describe` shows what can be constrained.
+    """
+    from wetware.broker.terms import Where
+    from wetware.errors import InvalidArgument
+
+    if where and no_where:
+        raise InvalidArgument("--where and --no-where", hint="give one of them")
     services: dict[str, frozenset[str]] = {}
     for item in allow:
         service, _, patterns = item.partition("=")
+        if methods is not None:
+            if patterns or len(allow) != 1:
+                raise InvalidArgument(
+                    "--methods is for a single SERVICE", hint="write SERVICE=PATTERN,PATTERN"
+                )
+            patterns = methods
         services[service] = frozenset(patterns.split(",") if patterns else ["*"])
+    constraints: dict[str, tuple[str, ...]] = {}
+    for text in where or ():
+        parsed = Where.parse_option(text, services)
+        constraints[parsed.service] = (*constraints.get(parsed.service, ()), parsed.text)
+    unknown: list[str] = []
+    kept: dict[str, tuple[str, ...]] = {}
 
     def change(policy: Policy) -> Policy:
-        return policy.next(roles={**policy.roles, name: services})
+        from wetware_auth_local.client import unchecked_constraints
+
+        kept.update(
+            (service, texts)
+            for service, texts in policy.where.get(name, {}).items()
+            if not (where or no_where) and (service in services or "*" in services)
+        )
+        new = policy.next(
+            roles={**policy.roles, name: services},
+            where={**policy.where, name: {**kept, **constraints}},
+        )
+        unknown[:] = unchecked_constraints(policy, new)
+        return new
 
     _report(*_change(change, operator_key))
+    for service, texts in sorted(kept.items()):
+        note(f"the role keeps its constraints of {service}: {' '.join(texts)}")
+    _say_unchecked(unknown)
+
+
+def _say_unchecked(services: list[str]) -> None:
+    if services:
+        note(
+            f"constraints of {', '.join(services)} were not checked: this machine has no client "
+            "for it; a node denies what it cannot judge"
+        )
 
 
 @role_app.command("remove")
@@ -229,7 +296,7 @@ def role_remove(name: str, operator_key: OperatorKey = None) -> None:
         if name not in policy.roles:
             have = ", ".join(sorted(policy.roles))
             raise InvalidArgument(f"there is no role {name!r}; there are {have}")
-        return policy.next(
+        return policy.next(  # its constraints go with it
             roles={k: v for k, v in policy.roles.items() if k != name},
             users={k: replace(user, roles=user.roles - {name}) for k, user in policy.users.items()},
         )
@@ -333,8 +400,18 @@ def policy_import(
     except (OSError, UnicodeDecodeError) as exc:
         raise InvalidArgument(f"cannot read {file}: {exc}") from exc
     if not text.lstrip().startswith("{"):
-        users, roles = from_toml(text)
-        _report(*_change(lambda policy: policy.next(users=users, roles=roles), operator_key))
+        users, roles, where = from_toml(text)
+        unknown: list[str] = []
+
+        def change(policy: Policy) -> Policy:
+            from wetware_auth_local.client import unchecked_constraints
+
+            new = policy.next(users=users, roles=roles, where=where)
+            unknown[:] = unchecked_constraints(policy, new)
+            return new
+
+        _report(*_change(change, operator_key))
+        _say_unchecked(unknown)
         return
     document = text.encode()
     policy = Policy.open(document)

@@ -52,11 +52,12 @@ class PolicyClient:
         ForkedPolicy if this operator has seen a later or another policy than this node has: a node
         that is stale, or lies, must not make an operator sign on top of what was withdrawn. Raises
         ForkedPolicy, too, if somebody else changed it meanwhile, PolicySignature if `key` is not
-        the operator's.
+        the operator's, and InvalidArgument for a new constraint that does not fit its service.
         """
         policy = await self.get()
         self._seen.check(policy)
         new = change(policy)
+        unchecked_constraints(policy, new)
         _, withdrawn = await self.put(new.sign(key))
         self._seen.remember(new)
         return new, withdrawn
@@ -99,6 +100,28 @@ class PolicyClient:
         _, withdrawn = await self.put(new.sign(key))
         self._seen.remember(new)
         return before, new, withdrawn
+
+
+def unchecked_constraints(before: Policy, after: Policy) -> list[str]:
+    """Check the constraints of roles that changed against the services that this machine knows.
+
+    Returns the services with constraints that it does not know: nodes that have them judge each
+    call, and deny what they cannot judge. Raises InvalidArgument "invalid.where".
+    """
+    from wetware.broker.terms import Terms, check_against
+    from wetware.interfaces import known_interface
+
+    unknown = []
+    for role, services in sorted(after.where.items()):
+        if before.profile(role) == (profile := after.profile(role)):
+            continue
+        for service in sorted(services):
+            if (interface := known_interface(service)) is None:
+                unknown.append(service)
+                continue
+            terms = Terms(where=tuple(w for w in profile.where if w.service == service))
+            check_against(terms, service, interface, profile.patterns(service))
+    return sorted(set(unknown))
 
 
 class SeenPolicies:

@@ -15,11 +15,14 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from wetware.errors import AuthError, InvalidArgument, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Key, PeerId, verify
+
+if TYPE_CHECKING:
+    from wetware.broker.terms import Where
 
 DOMAIN = b"wetware-policy:1\n"
 DOCUMENT_BYTES_MAX = 512 << 10
@@ -36,6 +39,14 @@ PATTERN = re.compile(r"(\*|[A-Za-z]\w{0,63}\.(\*|[a-z]\w{0,63}))\Z")
 SERVICE = re.compile(r"(\*|[a-z]\w{0,63})\Z")
 
 ADMIN, MEMBER = "admin", "member"
+WHERE = "where"
+"""In a role's table: service → constraints. A table, so that it is no service of that name."""
+
+Roles: TypeAlias = Mapping[str, Mapping[str, frozenset[str]]]
+"""Role → service or "*" → method patterns ("*", "Interface.*", "Interface.method")."""
+Wheres: TypeAlias = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""Role → service → constraints on arguments, sorted: docs/reference/constraints.md."""
+
 _FIELDS = frozenset({"version", "operator", "history", "supersedes", "users", "roles"})
 
 
@@ -108,20 +119,22 @@ class Policy:
         version: 1 for the first; a change adds one.
         operator: Peer ID of the key that signs; it names the cluster.
         users: By name.
-        roles: By name: service or "*" → method patterns ("*", "Interface.*", "Interface.method").
+        roles: What each allows.
         history: SHA-256 of the versions before, hex, the latest first, at most HISTORY_MAX: what
             a later version must descend from.
         supersedes: SHA-256, hex, of versions on branches that the operator gave up, the latest
             first, at most SUPERSEDED_MAX: a node that has one of them accepts this version. Carried
             on by later versions. Absent from the document while there are none.
+        where: What the arguments of a role's calls have to be, in addition; absent likewise.
     """
 
     version: int
     operator: PeerId
     users: Mapping[str, User] = field(default_factory=dict)
-    roles: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
+    roles: Roles = field(default_factory=dict)
     history: tuple[str, ...] = ()
     supersedes: tuple[str, ...] = ()
+    where: Wheres = field(default_factory=dict)
 
     @classmethod
     def first(cls, operator: PeerId) -> Policy:
@@ -153,6 +166,23 @@ class Policy:
                 return user.roles
         return frozenset()
 
+    def profile(self, role: str) -> RoleProfile:
+        """What a role allows; nothing if there is none of that name."""
+        return RoleProfile(dict(self.roles.get(role, {})), self.constraints(role))
+
+    def constraints(self, role: str) -> tuple[Where, ...]:
+        """Of a role; raises InvalidArgument where one is not in the grammar."""
+        services = self.where.get(role)
+        if not services:
+            return ()
+        from wetware.broker.terms import Where  # not in every client's start
+
+        return tuple(
+            Where.parse(text, service)
+            for service, texts in sorted(services.items())
+            for text in texts
+        )
+
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical form, hex."""
@@ -177,17 +207,23 @@ class Policy:
         self,
         *,
         users: Mapping[str, User] | None = None,
-        roles: Mapping[str, Mapping[str, frozenset[str]]] | None = None,
+        roles: Roles | None = None,
+        where: Wheres | None = None,
         supersedes: tuple[str, ...] | None = None,
     ) -> Policy:
-        """The next version, with users or roles replaced; raises InvalidArgument."""
+        """The next version, with users or roles replaced; raises InvalidArgument.
+
+        Constraints stay, unless `where` replaces them or `roles` has nothing left that they are on.
+        """
+        roles = self.roles if roles is None else roles
         changed = replace(
             self,
             version=self.version + 1,
             history=(self.digest, *self.history)[:HISTORY_MAX],
             supersedes=self.supersedes if supersedes is None else supersedes,
             users=self.users if users is None else users,
-            roles=self.roles if roles is None else roles,
+            roles=roles,
+            where=_applicable(self.where, roles) if where is None else _sorted(where),
         )
         changed.check()
         return changed
@@ -226,11 +262,38 @@ class Policy:
                             f"role {name!r}: {pattern!r} is not a method pattern",
                             'write "*", "Interface.*" or "Interface.method"',
                         )
+        for name in self.where:
+            self._check_where(name)
         if not any(self._may_put(role) for role in self.roles_of(self.operator)):
             raise _bad(
                 "the operator would lose the right to change it",
                 f"keep a user with the key {self.operator} and a role that covers auth_local",
             )
+
+    def _check_where(self, role: str) -> None:
+        from wetware.broker.terms import WHERE_MAX
+
+        if role not in self.roles:
+            raise _bad(f"there are constraints of a role {role!r}, which does not exist")
+        if WHERE in self.roles[role]:  # both would be under that key of the role's table
+            raise _bad(
+                f"role {role!r} names a service {WHERE!r} and has constraints",
+                "grant that service by a role of its own",
+            )
+        allowed = RoleProfile(self.roles[role])
+        for service in self.where[role]:
+            if service == "*":
+                raise _bad(
+                    f"role {role!r} has constraints of every service", "name the service of each"
+                )
+            if not allowed.patterns(service):
+                raise _bad(f"role {role!r} has constraints of {service!r}, which it does not cover")
+        try:
+            count = len(self.constraints(role))
+        except InvalidArgument as exc:
+            raise _bad(f"role {role!r}: {exc.message}", exc.hint) from None
+        if count > WHERE_MAX:
+            raise _bad(f"role {role!r} has {count} constraints; {WHERE_MAX} are allowed")
 
     def _may_put(self, role: str) -> bool:
         services = self.roles.get(role, {})
@@ -250,13 +313,21 @@ class Policy:
                 for name, user in sorted(self.users.items())
             },
             "roles": {
-                name: {service: sorted(patterns) for service, patterns in sorted(services.items())}
+                name: self._role_as_dict(name, services)
                 for name, services in sorted(self.roles.items())
             },
         }
         if self.supersedes:
             data["supersedes"] = list(self.supersedes)
         return data
+
+    def _role_as_dict(self, name: str, services: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+        role: dict[str, Any] = {
+            service: sorted(patterns) for service, patterns in sorted(services.items())
+        }
+        if where := self.where.get(name):
+            role[WHERE] = {service: list(texts) for service, texts in sorted(where.items())}
+        return role
 
     @classmethod
     def from_dict(cls, data: Any) -> Policy:
@@ -270,6 +341,7 @@ class Policy:
             operator=_peer(top.get("operator"), "operator"),
             users=users_from_dict(top.get("users", {})),
             roles=roles_from_dict(top.get("roles", {})),
+            where=where_from_dict(top.get("roles", {})),
             history=_digests(top, "history", HISTORY_MAX),
             supersedes=_digests(top, "supersedes", SUPERSEDED_MAX),
         )
@@ -312,6 +384,13 @@ class Policy:
         for name, services in sorted(self.roles.items()):
             lines.append(f'\n[roles."{name}"]')
             lines += [f'"{s}" = {json.dumps(sorted(p))}' for s, p in sorted(services.items())]
+            if where := self.where.get(name):
+                lines.append(f'\n[roles."{name}".{WHERE}]')
+                # TOML has no surrogate pairs; what JSON would escape otherwise is not printable.
+                lines += [
+                    f'"{s}" = {json.dumps(texts, ensure_ascii=False)}'
+                    for s, texts in sorted(where.items())
+                ]
         return "\n".join(lines) + "\n"
 
 
@@ -442,20 +521,18 @@ def resolution(this: Policy, other: Policy, keep: Keep) -> Policy:
             f"there is no fork: version {base.version} descends from version {lost.version}",
             hint="wait until it has spread, or bring it with `ww policy import`",
         )
-    users, roles = _common(this, other)
+    users, roles, where = _common(this, other)
     if keep != "common":
         kept = this if keep == "this" else other
-        users, roles = kept.users, kept.roles
+        users, roles, where = kept.users, kept.roles, kept.where
     known = {base.digest, *base.history}
     replaced = (lost.digest, *lost.history, *base.supersedes, *lost.supersedes)
     supersedes = tuple(dict.fromkeys(digest for digest in replaced if digest not in known))
-    return base.next(users=users, roles=roles, supersedes=supersedes[:SUPERSEDED_MAX])
+    return base.next(users=users, roles=roles, where=where, supersedes=supersedes[:SUPERSEDED_MAX])
 
 
-def _common(
-    this: Policy, other: Policy
-) -> tuple[Mapping[str, User], Mapping[str, Mapping[str, frozenset[str]]]]:
-    """What both grant; users are the same if their key is."""
+def _common(this: Policy, other: Policy) -> tuple[Mapping[str, User], Roles, Wheres]:
+    """What both grant; users are the same if their key is. Constraints of either apply."""
     from wetware.broker.grants import pattern_within  # not in every client's start
 
     roles: dict[str, dict[str, frozenset[str]]] = {}
@@ -474,7 +551,67 @@ def _common(
         for name, user in this.users.items()
         if user.key in keys
     }
-    return users, roles
+    where = {
+        name: {
+            service: (*this.where.get(name, {}).get(service, ()), *theirs.get(service, ()))
+            for service in this.where.get(name, {}).keys() | theirs.keys()
+        }
+        for name in roles
+        for theirs in (other.where.get(name, {}),)
+    }
+    return users, roles, _applicable(where, roles)
+
+
+def _applicable(where: Wheres, roles: Roles) -> Wheres:
+    """Without what is on roles, or services of a role, that are not there."""
+    return _sorted(
+        {
+            name: {
+                service: texts
+                for service, texts in services.items()
+                if RoleProfile(roles[name]).patterns(service)
+            }
+            for name, services in where.items()
+            if name in roles
+        }
+    )
+
+
+def _sorted(where: Wheres) -> Wheres:
+    """In the one form that a document has: each constraint once, nothing empty."""
+    once = {
+        name: {service: tuple(sorted({*texts})) for service, texts in services.items() if texts}
+        for name, services in where.items()
+    }
+    return {name: services for name, services in once.items() if services}
+
+
+def new_constraints(before: Policy, after: Policy, role: str) -> dict[str, list[str]]:
+    """Service → constraints of a role that `after` has and `before` had not.
+
+    Of services that the role covered: it allows less of them.
+    """
+    had, covered = set(before.constraints(role)), RoleProfile(before.roles.get(role, {}))
+    added: dict[str, list[str]] = {}
+    for where in after.constraints(role):
+        if where not in had and covered.patterns(where.service):
+            added.setdefault(where.service, []).append(where.text)
+    return added
+
+
+def narrowed_roles(before: Policy, after: Policy) -> frozenset[str]:
+    """Roles that no longer allow all that they allowed: the sessions that they granted end."""
+    from wetware.broker.grants import pattern_within  # as above
+
+    def narrowed(role: str, services: Mapping[str, frozenset[str]]) -> bool:
+        now = RoleProfile(after.roles.get(role, {}))
+        return not all(
+            pattern_within(pattern, now.patterns(service))
+            for service, patterns in services.items()
+            for pattern in patterns
+        ) or bool(new_constraints(before, after, role))
+
+    return frozenset(role for role, services in before.roles.items() if narrowed(role, services))
 
 
 def lost_grants(before: Policy, after: Policy) -> list[str]:
@@ -494,17 +631,42 @@ def lost_grants(before: Policy, after: Policy) -> list[str]:
             ended = sorted(p for p in patterns if not pattern_within(p, kept))
             if ended:
                 lines.append(f"role {name}: {service}={','.join(ended)}")
+        if name in after.roles:
+            lines += [
+                f"role {name}: {service} beyond {text}"
+                for service, texts in new_constraints(before, after, name).items()
+                for text in texts
+                if allowed.patterns(service)
+            ]
     return lines
 
 
-def from_toml(text: str) -> tuple[dict[str, User], dict[str, dict[str, frozenset[str]]]]:
-    """Users and roles of a TOML policy; its version and operator are for information only."""
+def from_toml(text: str) -> tuple[dict[str, User], Roles, Wheres]:
+    """Users, roles and their constraints of a TOML policy.
+
+    Its version and operator are for information only.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise _bad(f"not TOML: {exc}") from None
     top = _table(data, "the policy", _FIELDS)
-    return users_from_dict(top.get("users", {})), roles_from_dict(top.get("roles", {}))
+    roles = top.get("roles", {})
+    where = {
+        name: {
+            service: tuple(canonical_where(text, service) for text in texts)
+            for service, texts in services.items()
+        }
+        for name, services in where_from_dict(roles).items()
+    }
+    return users_from_dict(top.get("users", {})), roles_from_dict(roles), _sorted(where)
+
+
+def canonical_where(text: str, service: str) -> str:
+    """A constraint as a document has it; raises InvalidArgument."""
+    from wetware.broker.terms import Where
+
+    return Where.parse(text, service).text
 
 
 def users_from_dict(data: Any) -> dict[str, User]:
@@ -523,9 +685,27 @@ def roles_from_dict(data: Any) -> dict[str, dict[str, frozenset[str]]]:
         name: {
             service: _texts(patterns, f"role {name!r}, service {service!r}")
             for service, patterns in _table(services, f"role {name!r}").items()
+            if not _holds_where(service, patterns)
         }
         for name, services in _table(data, "roles").items()
     }
+
+
+def where_from_dict(data: Any) -> Wheres:
+    """`{name: {"where": {service: [constraint]}}}` → constraints; raises InvalidArgument."""
+    found = {}
+    for name, services in _table(data, "roles").items():
+        where: Any = _table(services, f"role {name!r}").get(WHERE)
+        if _holds_where(WHERE, where):
+            found[name] = {
+                service: tuple(_texts(texts, f"the constraints of role {name!r} on {service!r}"))
+                for service, texts in where.items()
+            }
+    return _sorted(found)
+
+
+def _holds_where(service: str, value: Any) -> bool:
+    return service == WHERE and isinstance(value, dict)
 
 
 def _table(value: Any, what: str, known: Iterable[str] | None = None) -> dict[str, Any]:

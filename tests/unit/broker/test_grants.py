@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -212,6 +213,25 @@ async def test_a_constraint_that_cannot_be_judged_denies() -> None:
     )
     with pytest.raises(Denied, match="cannot be judged"):
         call(grant, method("PubSub.join", topic="text"), topic="news")
+
+
+async def test_a_constraint_that_is_about_no_method_denies_its_service() -> None:
+    """Else a name that is misspelt, or that a release changed, would let everything pass."""
+    on = tree()
+    methods = {"join": JOIN, "publish": PUBLISH}
+    reached = [SimpleNamespace(methods=methods)]
+    served: Any = SimpleNamespace(interface=SimpleNamespace(reachable=lambda: reached))
+    on.services = {"pubsub": served}
+    for text, service in (("topik=a", "pubsub"), ("Topic.close:topic=a", "pubsub"), ("key=a", "*")):
+        grant = root(on, pubsub={"*"}, sync={"*"}).derive(
+            label="a", terms=where(text, service=service)
+        )
+        with pytest.raises(Denied, match="is about no method"):
+            call(grant.derive(label="s", service="pubsub"), JOIN, topic="a")
+        with pytest.raises(Denied, match="is about no method"):
+            call(grant.derive(label="s", service="pubsub"), PUBLISH, data=b"a")
+    about = root(on, pubsub={"*"}).derive(label="a", terms=where("topic=a", service="pubsub"))
+    call(about.derive(label="s", service="pubsub"), PUBLISH, data=b"a")
 
 
 async def test_of_the_roles_of_a_session_one_is_enough_and_each_keeps_its_constraints() -> None:
