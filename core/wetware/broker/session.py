@@ -15,7 +15,7 @@ from wetware import rpc
 from wetware.broker.fences import Fence
 from wetware.broker.grants import ANY, SESSION_SERVICE, Grant
 from wetware.broker.terms import Rate, Terms, Where, check_against, patterns_of, typed
-from wetware.errors import Denied, InvalidArgument, NotFound, Unsupported
+from wetware.errors import Amplification, Denied, InvalidArgument, NotFound, Unsupported
 from wetware.protocol import CORE
 from wetware.sturdy import SturdyRef
 
@@ -48,8 +48,14 @@ def terms_from_wire(wire: Mapping[str, Any], parent: Grant, broker: Broker) -> T
     if wire["services"]:
         services = {}
         for item in wire["services"]:
-            asked = patterns_of({item["name"]: item["methods"]})[item["name"]]
-            services[item["name"]] = asked or parent.patterns(item["name"])
+            name = item["name"]
+            mine, asked = parent.patterns(name), patterns_of({name: item["methods"]})[name]
+            if not mine:
+                raise Amplification(
+                    f"you have nothing of {name!r} to pass on", hint="`ww services` shows what"
+                )
+            _check_known(name, asked, parent, broker)
+            services[name] = asked or mine
     if wire["sealed"] or services is not None:
         services = dict(parent.services) if services is None else services
         mine = parent.patterns(SESSION_SERVICE)
@@ -73,6 +79,30 @@ def terms_from_wire(wire: Mapping[str, Any], parent: Grant, broker: Broker) -> T
     )
     _check_where(terms, parent.services if services is None else services, broker.services)
     return terms
+
+
+def _check_known(name: str, asked: frozenset[str], parent: Grant, broker: Broker) -> None:
+    """What is passed on by name exists: else a typing error makes a grant of nothing."""
+    if name in (ANY, SESSION_SERVICE):
+        return
+    service = broker.services.get(name)
+    if service is None:
+        raise NotFound(
+            f"this node has no service {name!r}",
+            hint=f"it has {', '.join(sorted(broker.services)) or 'none'}",
+        )
+    known = {
+        f"{method.interface.name}.{each}"
+        for reached in service.interface.reachable()
+        for method in reached.methods.values()
+        for each in (method.name, ANY)
+    }
+    for pattern in sorted(asked - known - parent.patterns(name) - {ANY}):
+        raise InvalidArgument(
+            f"{pattern!r} is no method of {name}",
+            hint=f"`ww services {name} --describe` shows them",
+            code="invalid.methods",
+        )
 
 
 def _check_where(

@@ -23,7 +23,7 @@ from wetware.broker.grants import SESSION_SERVICE, Grant, pattern_within
 from wetware.broker.limits import BrokerLimits
 from wetware.broker.store import ENDED_KEPT_MAX, GrantRow, Kept, ShareRow, Store
 from wetware.broker.terms import ANY, Terms, Where, binds
-from wetware.errors import CapabilityError, Denied, LimitExceeded, Revoked
+from wetware.errors import CapabilityError, Denied, Expired, LimitExceeded, Revoked
 from wetware.identity import Principal
 from wetware.log import get_logger
 from wetware.sturdy import SECRET_BYTES
@@ -278,9 +278,9 @@ class Tree:
         if not right or (share is None and ended is None):
             raise unknown_ref()
         if share is None:
-            raise Revoked(
-                ended[1] if ended else "the reference has ended", hint="ask for a new one"
-            )
+            code, _, why = (ended[1] if ended else "").partition(": ")
+            error = Expired if code.startswith(Expired.code) else Revoked
+            raise error(why or "the reference has ended", hint="ask for a new one")
         self._check_use(share)
         # The use is spent here, before any await, and is not given back: whoever asks at the same
         # time finds one fewer.
@@ -353,9 +353,10 @@ class Tree:
         rows = {row.id: row for row in kept.grants}
         void: list[str] = []
         for row in _parents_first(rows):
-            if (why := self._restore(row, shares.get(row.id), profile)) is not None:
+            if (error := self._restore(row, shares.get(row.id), profile)) is not None:
                 void.append(row.id)
                 if (share := shares.get(row.id)) is not None and not share.ended:
+                    why = _why(error)
                     self._remember_ended(share.id, share.secret_hash, why)
                     self.store.forget((), [(share.id, why, self.clock.time())])
         if void:
@@ -369,25 +370,25 @@ class Tree:
         row: GrantRow,
         share: ShareRow | None,
         profile: Callable[[Principal, str], RoleProfile | None],
-    ) -> str | None:
+    ) -> CapabilityError | None:
         """One grant; returns why it is over instead."""
         principal = Principal.parse(row.principal)
         parents = tuple(self.grants[id_] for id_ in row.parents if id_ in self.grants)
         if len(parents) != len(row.parents):
-            return "what it was derived from ended while the node was down"
+            return Revoked("what it was derived from ended while the node was down")
         services = {name: frozenset(patterns) for name, patterns in row.services.items()}
         terms = Terms.from_plain(row.terms)
         if row.kind == "role":
             role = row.label.removeprefix("role ")
             now = profile(principal, role)
             if now is None or not _covers(now, services, terms):
-                return f"role {role} of {principal} was withdrawn while the node was down"
+                return Revoked(f"role {role} of {principal} was withdrawn while the node was down")
         ends = [grant.expires_at for grant in parents if grant.expires_at is not None]
         if terms.expires_at is not None:
             ends.append(terms.expires_at)
         expires_at = min(ends) if ends else None
         if expires_at is not None and self.clock.time() >= expires_at:
-            return f"grant {row.id} ({row.label}) expired"
+            return Expired(f"grant {row.id} ({row.label}) expired")
         live = row.kind == "role" or share is not None
         grant = Grant(
             self,
@@ -429,7 +430,7 @@ class Tree:
         """Grants have left the tree."""
         forget: list[str] = []
         ended: list[tuple[str, str, float]] = []
-        why = error.message if error is not None else "it is over"
+        why = _why(error or Revoked("it is over"))
         for grant in grants:
             if grant.kind == "role":
                 self._drop_root(grant)
@@ -459,6 +460,11 @@ class Tree:
         self._ended[share_id] = (secret_hash, why)
         while len(self._ended) > ENDED_KEPT_MAX:
             self._ended.popitem(last=False)
+
+
+def _why(error: CapabilityError) -> str:
+    """What is kept of why a share ended: its redeemers are told the same after a restart."""
+    return f"{error.code}: {error.message}"
 
 
 def _parents_first(rows: Mapping[str, GrantRow]) -> list[GrantRow]:
