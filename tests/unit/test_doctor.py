@@ -419,6 +419,8 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
             )
         ),
         lag=LagMeter(),
+        audit=SimpleNamespace(log=None),
+        tree=SimpleNamespace(grants={}, shares={}, store=None, clock_wrong="", suspended=None),
     )
 
 
@@ -594,6 +596,41 @@ async def test_lag_is_not_judged_right_after_the_start(tmp_path: Path) -> None:
 def test_lag() -> None:
     assert levels(on_node.judge_lag(0.05, 1.0)) == ["ok"]
     assert levels(on_node.judge_lag(0.051, 1.0)) == ["warning"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "says"),
+    [
+        ({}, "ok", "7 records"),
+        ({"failing": "No space left"}, "error", "no login, share or open is admitted"),
+        ({"failing": "x", "on_full": "continue", "lost": 3}, "error", "3 records were lost"),
+        ({"opened": ["log.torn"]}, "ok", "7 records"),
+        ({"opened": ["log.torn", "log.damaged"]}, "error", "damaged"),
+        ({"opened": ["log.truncated"]}, "error", "shorter than its own last checkpoint"),
+        ({"dropped": 2}, "warning", "2 copies of records"),
+    ],
+)
+def test_the_audit_log(changes: dict[str, Any], level: str, says: str) -> None:
+    state = {"failing": "", "opened": [], "on_full": "fail_closed", "lost": 0, "dropped": 0}
+    found = on_node.judge_audit(**{**state, "last": 7, **changes})
+    assert levels(found) == [level]
+    assert says in found[0].text
+
+
+@pytest.mark.parametrize(
+    ("reasons", "level", "says"),
+    [
+        ({}, "ok", "5 live, 1 share"),
+        ({"failing": "disk I/O error"}, "error", "none is made or redeemed"),
+        ({"clock_wrong": "it was set back by 90 s"}, "error", "grants with an end are refused"),
+        ({"suspended": "the chain is out of reach"}, "error", "all capabilities are suspended"),
+    ],
+)
+def test_the_grants(reasons: dict[str, str], level: str, says: str) -> None:
+    state = {"failing": "", "clock_wrong": "", "suspended": ""}
+    found = on_node.judge_grants(5, 1, **{**state, **reasons})
+    assert levels(found) == [level]
+    assert says in found[0].text
 
 
 def test_the_libp2p_guest() -> None:

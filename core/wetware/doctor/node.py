@@ -47,6 +47,8 @@ async def check_node(node: Node) -> list[Finding]:
         ("certificate", _certificate, PROBE_S_MAX),
         ("reach", _reach, REACH_S_MAX),
         ("policy", _policy, PROBE_S_MAX),
+        ("audit", _audit, PROBE_S_MAX),
+        ("grants", _grants, PROBE_S_MAX),
         ("loop", _loop, PROBE_S_MAX),
         ("libp2p", _overlay, PROBE_S_MAX),
         ("plugins", _plugins, PROBE_S_MAX),
@@ -359,6 +361,103 @@ async def _policy(node: Node) -> list[Finding]:
     if any(finding.level != "ok" for finding in found):
         return found
     return [*found, ok("policy", f"{backend.name}, version {backend.epoch}")]
+
+
+async def _audit(node: Node) -> list[Finding]:
+    """Whether decisions are recorded, and whether the log was found whole at the start."""
+    written = node.audit.log
+    if written is None:
+        return []
+    return judge_audit(
+        written.failing,
+        [event for event, _ in written.findings],
+        on_full=node.config.audit.on_full,
+        lost=written.lost,
+        dropped=node.audit.dropped,
+        last=written.seq,
+    )
+
+
+def judge_audit(
+    failing: str, opened: Sequence[str], *, on_full: str, lost: int, dropped: int, last: int
+) -> list[Finding]:
+    """The audit log.
+
+    Args:
+        failing: Why it cannot be written; "" while it can.
+        opened: What was wrong with it when the node started: "log.torn", …
+        on_full: What happens while it cannot be written: "fail_closed" or "continue".
+        lost: Records that are owed by it.
+        dropped: Copies that `ww_audit` plugins did not take in time.
+        last: Number of the last record.
+    """
+    name, found = "audit", []
+    if failing:
+        closed = on_full == "fail_closed"
+        effect = "no login, share or open is admitted" if closed else f"{lost} records were lost"
+        found.append(
+            error(
+                name,
+                f"the log cannot be written ({failing}): {effect}",
+                "free disk space under the node's data directory; `ww doctor` again",
+            )
+        )
+    verify = "`ww audit verify` says where; keep a copy of the log before anything else"
+    if "log.damaged" in opened:
+        found.append(error(name, "the log was damaged when the node started", verify))
+    if "log.truncated" in opened:
+        text = "the log was shorter than its own last checkpoint when the node started"
+        found.append(error(name, text, verify))
+    if dropped:
+        found.append(
+            warning(
+                name,
+                f"{dropped} copies of records did not reach the ww_audit plugins, which "
+                "are too slow",
+                "the log itself has them: `ww audit export`; `ww plugin list` shows the plugins",
+            )
+        )
+    return found or [ok(name, f"{_count(last, 'record')}")]
+
+
+async def _grants(node: Node) -> list[Finding]:
+    tree = node.tree
+    return judge_grants(
+        len(tree.grants),
+        len(tree.shares),
+        failing=tree.store.failing if tree.store is not None else "",
+        clock_wrong=tree.clock_wrong,
+        suspended=tree.suspended.message if tree.suspended is not None else "",
+    )
+
+
+def judge_grants(
+    live: int, shares: int, *, failing: str, clock_wrong: str, suspended: str
+) -> list[Finding]:
+    """The broker: `failing`, `clock_wrong` and `suspended` say why it refuses things, or are ""."""
+    name, found = "grants", []
+    if failing:
+        found.append(
+            error(
+                name,
+                f"shares and quotas cannot be written ({failing}): none is made or redeemed",
+                "free disk space under the node's data directory; `ww doctor` again",
+            )
+        )
+    if clock_wrong:
+        found.append(
+            error(
+                name,
+                f"grants with an end are refused: this clock is wrong, {clock_wrong}",
+                "`timedatectl set-ntp true` or chrony on this machine, then `ww doctor`",
+            )
+        )
+    if suspended:
+        text = f"all capabilities are suspended: {suspended}"
+        found.append(
+            error(name, text, "`ww status` shows the auth backend; they come back with it")
+        )
+    return found or [ok(name, f"{live} live, {_count(shares, 'share')}")]
 
 
 async def _loop(node: Node) -> list[Finding]:
