@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Audit", "AuditConfig", "AuditLog", "AuditUnavailable", "Checkpoint"]
 
-log = get_logger("audit")
+_logger = get_logger("audit")
 
 QUEUE_RECORDS_MAX: Final = 4096
 """Copies that wait for plugins."""
@@ -68,7 +68,7 @@ class Audit:
         if to is not None:
             to.watch(self._written)
             for event, fields in to.findings:
-                log.error(event, **fields, hint="`ww audit verify` says more")
+                _logger.error(event, **fields, hint="`ww audit verify` says more")
                 self.record(event, **fields)
 
     # --- recording --------------------------------------------------------------------------------
@@ -82,13 +82,13 @@ class Audit:
         if self.log is None:
             return self._made(record)
         seq = await self.log.append(record)
-        log.info(event, seq=seq, **fields)
+        _logger.info(event, seq=seq, **fields)
         return seq
 
     def record(self, event: str, /, **fields: object) -> None:
         """Record what has taken effect. Never waits, never raises."""
         record = _plain(event, fields)
-        log.info(event, **fields)
+        _logger.info(event, **fields)
         if self.log is None:
             self._made(record)
         else:

@@ -41,10 +41,21 @@ def genesis(node: PeerId, log_id: str) -> bytes:
 
 
 def encode(record: Mapping[str, Any], previous: bytes) -> tuple[bytes, bytes]:
-    """(the line without its end, its hash)."""
+    """(the line without its end, its hash). What would not fit into a line is cut, and shows it."""
     body = json.dumps(record, ensure_ascii=True, separators=(",", ":")).encode()[:-1]
+    while len(body) > LINE_BYTES_MAX - _TAIL_BYTES:
+        record = _shorter(record)
+        body = json.dumps(record, ensure_ascii=True, separators=(",", ":")).encode()[:-1]
     hashed = hashlib.sha256(previous + body).digest()
     return body + _HASH_KEY + hashed.hex().encode() + b'"}', hashed
+
+
+def _shorter(record: Mapping[str, Any]) -> dict[str, Any]:
+    """With half of its longest text."""
+    texts = [name for name, value in record.items() if isinstance(value, str)]
+    longest = max(texts, key=lambda name: len(json.dumps(record[name])))
+    text = record[longest]
+    return {**record, longest: f"{text[: len(text) // 2]}…"}
 
 
 def split(line: bytes) -> tuple[bytes, bytes]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware.audit.chain import (
     CHECKPOINTS_FILE,
+    FIELD_CHARS_MAX,
     LINE_BYTES_MAX,
     OPENED,
     Checkpoint,
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 log = get_logger("audit")
 
 QUEUE_RECORDS_MAX: Final = 16_384
-"""Records that wait for the disk and have to be there first; beyond it they are refused."""
+"""Records that wait for the disk and have to be there first; beyond it they are refused. As many of
+what has taken effect can wait beside them; beyond it they are counted, and the gap is recorded."""
 OWED_RECORDS_MAX: Final = 16_384
 """Records of what has taken effect that wait for a disk that fails; beyond it they are counted."""
 BATCH_RECORDS_MAX: Final = 1024
@@ -108,7 +110,9 @@ class AuditLog:
         self._tip = (0, b"")  # assigned as one: the loop reads it while the thread writes
         self.log_id = ""
         self.lost = 0
-        self._lost_since_ms = 0
+        self._lost_since_ms = self._failing_since_ms = self._refused = 0
+        # Counted up by the loop and the thread respectively: neither writes the other's.
+        self._overflowed = self._overflow_seen = 0
         self._size = 0
         self._file: Any = None
         self._synced = True
@@ -123,7 +127,8 @@ class AuditLog:
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._resume()
-            self._reserve()
+            with contextlib.suppress(OSError):  # a full disk shows itself at the first record
+                self._reserve()
         except (OSError, ValueError) as exc:
             raise ConfigError(
                 f"the audit log in {directory} cannot be used: {exc}",
@@ -255,15 +260,13 @@ class AuditLog:
                 os.close(fd)
 
     def _reserve(self) -> None:
-        with contextlib.suppress(OSError):
-            fd = os.open(
-                self.directory / BALLAST_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
-            try:
-                if os.fstat(fd).st_size < BALLAST_BYTES:
-                    os.posix_fallocate(fd, 0, BALLAST_BYTES)
-            finally:
-                os.close(fd)
+        """Take the space for what has taken effect; raises OSError where it is not there."""
+        fd = os.open(self.directory / BALLAST_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(fd).st_size < BALLAST_BYTES:
+                os.posix_fallocate(fd, 0, BALLAST_BYTES)
+        finally:
+            os.close(fd)
 
     # --- from the loop ----------------------------------------------------------------------------
 
@@ -289,6 +292,9 @@ class AuditLog:
     def append_soon(self, fields: dict[str, Any]) -> None:
         """Write a record of what has taken effect. Never waits, never raises."""
         if self._closed:
+            return
+        if self._queue.qsize() >= 2 * QUEUE_RECORDS_MAX:  # the disk hangs; the gap will be said
+            self._overflowed += 1
             return
         # When it happened, not when it is written: the disk may fail meanwhile.
         fields.setdefault("time_ms", round(self._clock.time() * 1000))
@@ -337,7 +343,7 @@ class AuditLog:
 
     def _wait_s(self, owed: Sequence[_Entry]) -> float | None:
         waits = []
-        if owed or self.lost:
+        if owed or self.lost or self.failing:
             waits.append(RETRY_S)
         if not self._synced:
             waits.append(max(0.0, self._sync_due - time.monotonic()))
@@ -347,11 +353,19 @@ class AuditLog:
         return min(waits) if waits else None
 
     def _write(self, batch: list[_Entry]) -> list[_Entry]:
-        """Write; returns what is owed: it has taken effect, and the disk failed."""
-        if not batch and not self.lost:
+        """Write; returns what is owed: it has taken effect, and the disk failed.
+
+        Once the disk has failed, it is good again when there is room for the reserve.
+        """
+        if (overflowed := self._overflowed - self._overflow_seen) > 0:
+            self._lose(overflowed)
+            self._overflow_seen += overflowed
+        if not batch and not self.lost and not self.failing:
             return []
         try:
-            records = self._put(batch)
+            if self.failing:
+                self._reserve()
+            records = self._put(batch, resumed=bool(self.failing))
         except OSError as exc:
             return self._write_apart(batch, exc)
         self._succeeded(batch, records)
@@ -361,6 +375,7 @@ class AuditLog:
         """The disk fails: refuse what has to be first, and try the rest with the reserved space."""
         if not self.failing:
             log.error("audit.failing", error=exc.strerror or str(exc), hint="free some disk space")
+            self._failing_since_ms, self._refused = round(self._clock.time() * 1000), 0
         self.failing = exc.strerror or str(exc) or type(exc).__name__
         effective = [entry for entry in batch if entry.future is None]
         for entry in batch:
@@ -385,6 +400,7 @@ class AuditLog:
             self._lose(1)
             self._answer(entry, self.seq, None)
             return
+        self._refused += 1
         self._answer(
             entry,
             0,
@@ -399,8 +415,11 @@ class AuditLog:
             self._lost_since_ms = round(self._clock.time() * 1000)
         self.lost += count
 
-    def _put(self, batch: Sequence[_Entry]) -> list[dict[str, Any]]:
-        """Append a batch, whole or not at all; raises OSError."""
+    def _put(self, batch: Sequence[_Entry], *, resumed: bool = False) -> list[dict[str, Any]]:
+        """Append a batch, whole or not at all; raises OSError.
+
+        If it `resumed`, after a record of how long nothing was admitted.
+        """
         if self._size >= self.config.file_bytes_max:
             self._begin(number(files(self.directory)[-1]) + 1, "")
         seq, head, records, out = self.seq, self.head, [], []
@@ -408,6 +427,10 @@ class AuditLog:
         if self.lost:
             gap = {"event": "log.gap", "lost": self.lost, "since_ms": self._lost_since_ms}
             pending.insert(0, gap)
+        if resumed:
+            since_ms, refused = self._failing_since_ms, self._refused
+            outage = {"event": "log.resumed", "since_ms": since_ms, "refused": refused}
+            pending.insert(0, {**outage, "error": self.failing[:FIELD_CHARS_MAX]})
         for fields in pending:
             seq += 1
             record = self._stamp(fields, seq)
@@ -443,8 +466,7 @@ class AuditLog:
     def _succeeded(self, batch: Sequence[_Entry], records: Sequence[Mapping[str, Any]]) -> None:
         if self.failing:
             self.failing = ""
-            log.info("audit.writes_again")
-            self._reserve()
+            log.info("audit.writes_again", refused=self._refused)
         first = len(records) - len(batch)
         for entry, record in zip(batch, records[first:], strict=True):
             if entry.future is not None:

@@ -138,6 +138,11 @@ class _WatchServant(rpc.Servant, interface=CORE.Watch):
         self._follower.end()
 
 
+def is_about(record: Mapping[str, Any], grant: str) -> bool:
+    """Whether a record is about a grant, what was derived from it, or who redeemed it."""
+    return grant in (record.get("grant"), record.get("parent"), record.get("share"))
+
+
 class AuditServant(rpc.Servant, interface=CORE.Audit):
     """See core.capnp."""
 
@@ -156,7 +161,7 @@ class AuditServant(rpc.Servant, interface=CORE.Audit):
         def matches(record: Mapping[str, Any]) -> bool:
             return (
                 str(record.get("event", "")).startswith(event)
-                and (not grant or grant in (record.get("grant"), record.get("parent")))
+                and (not grant or is_about(record, grant))
                 and (not principal or record.get("principal") == principal)
             )
 

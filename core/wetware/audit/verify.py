@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def verify(
     own, bad = read_checkpoints(directory / CHECKPOINTS_FILE)
     if bad:
         report.wrong(f"{bad} of its lines are no signed checkpoints", directory / CHECKPOINTS_FILE)
-    _Verifier(report, node, [*own, *checkpoints], progress).run(found)
+    _Verifier(report, node, own, list(checkpoints), progress).run(found)
     return report
 
 
@@ -119,11 +119,13 @@ class _Verifier:
         self,
         report: Report,
         node: PeerId | None,
-        checkpoints: Iterable[Checkpoint],
+        own: Sequence[Checkpoint],
+        others: Sequence[Checkpoint],
         progress: Callable[[int], None],
     ) -> None:
         self._report, self._node, self._progress = report, node, progress
-        self._all = list(checkpoints)
+        self._all, self._others = [*own, *others], others
+        self._ends: dict[str, int] = {}
         self._expected: dict[int, bytes] = {}
         self._seq, self._head = 0, b""
         self._count = 0
@@ -137,22 +139,29 @@ class _Verifier:
             self._count = number(path)
             self._file(path, first=path is found[0])
         report = self._report
-        report.last = self._seq
+        report.last = self._ends[report.log] = self._seq
         for checkpoint in self._all:
-            if checkpoint.log == report.log and checkpoint.seq > self._seq:
-                report.wrong(
-                    f"the log ends at record {self._seq}, and the node has signed that it had "
-                    f"{checkpoint.seq}: its end was cut off",
-                    seq=self._seq,
-                )
-            elif checkpoint.log != report.log and str(checkpoint.node) == report.node:
-                report.notes.append(f"a checkpoint is of the node's earlier log {checkpoint.log}")
-            elif str(checkpoint.node) != report.node:
-                report.wrong(f"a checkpoint is of another node, {checkpoint.node}")
-            elif checkpoint.seq < report.first:
-                report.notes.append(
-                    f"the checkpoint at record {checkpoint.seq} is about files that were let go"
-                )
+            self._compare(checkpoint)
+
+    def _compare(self, checkpoint: Checkpoint) -> None:
+        """With what there is of its log."""
+        report, seq = self._report, checkpoint.seq
+        if str(checkpoint.node) != report.node:
+            report.wrong(f"a checkpoint is of another node, {checkpoint.node}")
+        elif (last := self._ends.get(checkpoint.log)) is None:
+            what = f"the log {checkpoint.log}, of which there is a checkpoint at record {seq}"
+            if checkpoint in self._others:
+                report.wrong(f"{what}, is not here: another was put in its place, or it was moved")
+            else:
+                report.notes.append(f"{what} beside this one, is not here: it was moved")
+        elif seq > last:
+            report.wrong(
+                f"the log ends at record {last}, and the node has signed that it had {seq}: its "
+                "end was cut off",
+                seq=last,
+            )
+        elif checkpoint.log == report.log and seq < report.first:
+            report.notes.append(f"the checkpoint at record {seq} is about files that were let go")
 
     def _file(self, path: Path, *, first: bool) -> None:
         report, previous, seq = self._report, self._head, self._seq
@@ -212,6 +221,8 @@ class _Verifier:
         elif not first and previous and stated != previous:
             report.wrong("it does not follow the file before it", path, begins)
         if report.log != log:
+            if report.log:
+                self._ends[report.log] = seq
             report.log, report.node = log, str(node)
             self._expected = {c.seq: c.head for c in self._all if c.log == log}
         if begins == 1 and stated != genesis(node, log):

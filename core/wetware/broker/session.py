@@ -398,7 +398,21 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         adoptions = self._broker.adoptions
         if adoptions is None:
             raise Unsupported("this node has no connection to others", code="unsupported.adopt")
-        adopted = await adoptions.adopt(SturdyRef.parse(ref), self._grant)
+        parsed = SturdyRef.parse(ref)
+        adopted = await adoptions.adopt(parsed, self._grant)
+        try:
+            await self._broker.audit.admit(
+                "grant.adopted",
+                principal=adopted.grant.principal,
+                grant=adopted.grant.id,
+                parent=self._grant.id,
+                label=adopted.grant.label,
+                issuer=parsed.peer,
+                share=parsed.id,
+            )
+        except BaseException:
+            adopted.grant.revoke("it could not be recorded")
+            raise
         return {
             "session": adopted.session,
             "grant": adopted.grant.info(),

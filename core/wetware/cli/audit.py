@@ -43,6 +43,7 @@ def tail_command(
     json: Json = False,
 ) -> None:
     """Show the last records."""
+    from wetware.audit.service import is_about
 
     async def work(session: Session) -> None:
         if not follow:
@@ -59,7 +60,7 @@ def tail_command(
                 last = max(last, record.get("seq", 0))
                 _print(record, json)
             async for record in records:
-                about = grant in ("", record.get("grant"), record.get("parent"))
+                about = not grant or is_about(record, grant)
                 if (
                     record.get("seq", last + 1) > last
                     and str(record.get("event", "")).startswith(event)

@@ -1,0 +1,204 @@
+"""The record of a real node's decisions: complete after a crash, and whole or known not to be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wetware
+from wetware.audit.chain import CHECKPOINTS_FILE, files
+from wetware.errors import EXIT_DENIED, EXIT_FAILED, Denied, WetwareError
+from wetware.testing import Home, NodeProcess, wait_for
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+
+
+def tail(node: NodeProcess, *args: str) -> list[dict[str, Any]]:
+    done = node.ww("audit", "tail", "-n", "1000", "--json", *args, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def audit_dir(node: NodeProcess) -> Path:
+    return node.data_dir / "audit"
+
+
+async def test_every_decision_is_a_record(node: NodeProcess) -> None:
+    async with wetware.connect(node.addr, key=node.home.key()) as session:
+        ref, grant = await session.share({"pubsub": []}, ["topic=chat"], label="for the record")
+        async with wetware.connect(ref) as bearer:
+            await bearer.pubsub.join("chat")
+            with pytest.raises(Denied) as denied:
+                await bearer.pubsub.join("other")
+        await session.revoke(grant.id, "done")
+        me = str((await session.whoami()).principal)
+    decision = denied.value.hint.partition("ww why ")[2].partition("`")[0]
+    about = {record["event"]: record for record in tail(node, "--grant", grant.id)}
+    assert {"grant.shared", "share.redeemed", "grant.revoked"} <= about.keys(), about
+    assert about["grant.revoked"]["by"] == me
+    assert about["grant.revoked"]["reason"] == "done"
+    (refused,) = (
+        record for record in tail(node, "--event", "call.denied") if record["decision"] == decision
+    )
+    assert "PubSub.join" in refused["method"]
+    assert "topic=chat" in refused["reason"]
+    logins = [r for r in tail(node, "--event", "login.") if r["principal"] == me]
+    assert logins
+    opened = tail(node, "--event", "service.opened")
+    assert any(record["service"] == "pubsub" for record in opened)
+    shown = node.ww("audit", "show", str(logins[-1]["seq"]), check=True)
+    assert json.loads(shown.stdout)["event"] == logins[-1]["event"]
+    text = "".join(path.read_text() for path in files(audit_dir(node)))
+    assert ref not in text
+    assert ref[40:80] not in text
+
+
+def test_a_running_node_s_log_is_whole(node: NodeProcess) -> None:
+    whole = node.ww("audit", "verify", "--json", check=True)
+    assert json.loads(whole.stdout)["ok"]
+    exported = node.ww("audit", "export", "-", check=True)
+    lines = exported.stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+async def test_follow_shows_what_happens(node: NodeProcess) -> None:
+    following = node.start_ww("audit", "tail", "--follow", "--json", "--event", "grant.shared")
+    try:
+        assert following.stdout is not None
+        reading = asyncio.create_task(asyncio.to_thread(following.stdout.readline))
+        async with wetware.connect(node.addr, key=node.home.key()) as session:
+            for _ in range(100):
+                await session.share({"pubsub": []}, label="seen")
+                if (await asyncio.wait([reading], timeout=0.2))[0]:
+                    break
+        async with asyncio.timeout(10):
+            assert json.loads(await reading)["event"] == "grant.shared"
+    finally:
+        following.kill()
+
+
+def test_who_may_not_see_it(node: NodeProcess) -> None:
+    node.home.ww("key", "new", "visitor", check=True)
+    key = str(node.home.key("visitor").peer_id)
+    node.ww("user", "add", "visitor", "--key", key, check=True)
+    done = node.ww("--key", "visitor", "audit", "tail")
+    assert done.returncode == EXIT_DENIED
+    assert done.stdout == ""
+
+
+async def test_after_a_crash_the_log_is_whole_and_has_every_login(tmp_path: Path) -> None:
+    with Home(tmp_path) as home:
+        node = home.start_node("n").wait_ready()
+        done = 0
+
+        async def login() -> None:
+            nonlocal done
+            while True:
+                async with wetware.connect(node.addr, key=home.key()):
+                    done += 1
+
+        logging_in = [asyncio.create_task(login()) for _ in range(4)]
+        async with asyncio.timeout(60):
+            while done < 60:
+                await asyncio.sleep(0.01)
+        node.process.send_signal(signal.SIGKILL)
+        failed = await asyncio.gather(*logging_in, return_exceptions=True)
+        assert all(isinstance(error, WetwareError) for error in failed), failed
+        acknowledged = done
+        node.process.wait()
+        before = node.ww("audit", "verify", "--json")
+        assert json.loads(before.stdout)["ok"] or "torn" in before.stdout
+        node = home.start_node("n").wait_ready()
+        report = json.loads(node.ww("audit", "verify", "--json", check=True).stdout)
+        assert report["ok"]
+        logins = node.ww("audit", "export", "-", check=True).stdout.count('"login.granted"')
+        assert logins >= acknowledged
+        node.stop()
+
+
+def test_tampering_is_found_without_the_node(tmp_path: Path) -> None:
+    with Home(tmp_path) as home:
+        node = home.start_node("n").wait_ready()
+        for number in range(3):
+            node.ww("share", "pubsub", "--label", f"share {number}", check=True)
+        checkpoint = tmp_path / "checkpoint"
+        checkpoint.write_text(node.ww("audit", "checkpoint", check=True).stdout)
+        node.stop()
+    copy = tmp_path / "copy"
+    shutil.copytree(audit_dir(node), copy)
+    home = Home(tmp_path / "auditor")  # another machine: it has nothing but the copy
+
+    def verify(*args: str) -> tuple[int, str]:
+        done = home.ww("audit", "verify", "--dir", str(copy), *args)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout
+
+    assert verify("--checkpoint", str(checkpoint), "--of", str(node.peer_id))[0] == 0
+    path = files(copy)[0]
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    at = next(n for n, line in enumerate(lines) if b"share 1" in line)
+    seq = json.loads(lines[at])["seq"]
+    for changed, where in (
+        ([*lines[:at], lines[at].replace(b"share 1", b"share 9"), *lines[at + 1 :]], seq),
+        ([*lines[:at], *lines[at + 1 :]], seq + 1),
+        ([*lines[:at], lines[at + 1], lines[at], *lines[at + 2 :]], seq + 1),
+        ([*lines[: at + 1], *lines[at:]], seq),
+    ):
+        path.write_bytes(b"".join(changed))
+        code, said = verify()
+        assert code == EXIT_FAILED
+        assert f"{path.name}, record {where}:" in said
+        assert "tampered with or damaged" in said
+    path.write_bytes(b"".join(lines[:at]))
+    (copy / CHECKPOINTS_FILE).unlink()
+    assert verify()[0] == 0, "cut off at a record: the chain alone cannot tell"
+    code, said = verify("--checkpoint", str(checkpoint))
+    assert code == EXIT_FAILED
+    assert "its end was cut off" in said
+    path.write_bytes(whole)
+    assert verify("--checkpoint", str(checkpoint))[0] == 0
+    code, said = verify("--of", str(home.path.name))
+    assert code != 0
+
+
+@pytest.fixture
+def signing(tmp_path: Path) -> Iterator[tuple[NodeProcess, NodeProcess]]:
+    """Two nodes of a cluster that sign a checkpoint every second."""
+    with (
+        Home(tmp_path, {"WW_AUDIT_CHECKPOINT_S": "1"}) as home,
+        home.node("a") as a,
+        home.node("b", join=a) as b,
+    ):
+        a.wait_members([b.peer_id])
+        yield a, b
+
+
+def test_members_keep_each_other_s_checkpoints(signing: tuple[NodeProcess, NodeProcess]) -> None:
+    """What a node signed is known elsewhere, so that it cannot take it back alone."""
+    a, b = signing
+    a.ww("share", "pubsub", check=True)
+
+    def heard() -> str:
+        done = b.ww("audit", "checkpoint", "--of", str(a.peer_id), check=True)
+        return done.stdout
+
+    wait_for(heard, "a checkpoint of a at b")
+    known = a.home.path / "known-at-b"
+    known.write_text(heard())
+    copy = a.home.path / "copy-of-a"
+    shutil.copytree(audit_dir(a), copy)
+    args = ("audit", "verify", "--dir", str(copy), "--checkpoint", str(known))
+    assert a.home.ww(*args).returncode == 0
+    (copy / CHECKPOINTS_FILE).unlink(missing_ok=True)
+    path = files(copy)[0]
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    cut = a.home.ww(*args)
+    assert cut.returncode == EXIT_FAILED
+    assert "its end was cut off" in cut.stdout

@@ -1,0 +1,296 @@
+"""Each way to tamper with a log is found, in the file and at the record where it was done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wetware.audit import Checkpoint
+from wetware.audit.chain import CHECKPOINTS_FILE, encode, files, split
+from wetware.audit.verify import PROBLEMS_MAX, Report, verify
+from wetware.errors import InvalidArgument, NotFound
+
+from .parts import KEY, OTHER, open_log, write
+
+pytestmark = pytest.mark.anyio
+
+RECORDS = 60
+
+
+@pytest.fixture
+async def kept(tmp_path: Path) -> tuple[Path, Checkpoint]:
+    """A closed log of several files, and a checkpoint of its end that was kept elsewhere."""
+    directory = tmp_path / "audit"
+    log = open_log(directory, file_bytes_max=4096)
+    await write(log, RECORDS)
+    while len(files(directory)[-1].read_bytes().splitlines()) < 10:
+        await write(log, 1)
+    checkpoint = log.checkpoint()
+    log.close()
+    assert len(files(directory)) >= 3
+    assert verify(directory, node=KEY.peer_id, checkpoints=[checkpoint]).ok
+    return directory, checkpoint
+
+
+def problems(report: Report) -> str:
+    assert not report.ok
+    return "; ".join(f"{p.file} {p.seq} {p.what}" for p in report.problems)
+
+
+def middle(directory: Path) -> Path:
+    return files(directory)[1]
+
+
+def edit(path: Path, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(change(lines)))
+
+
+def seq_in(line: bytes) -> int:
+    return int(json.loads(line)["seq"])
+
+
+def drop_own_checkpoints(directory: Path) -> None:
+    """Whoever tampers with the log has no reason to leave them."""
+    (directory / CHECKPOINTS_FILE).unlink()
+
+
+Kept = tuple[Path, Checkpoint]
+
+
+async def test_a_whole_log(kept: Kept) -> None:
+    directory, checkpoint = kept
+    report = verify(directory, node=KEY.peer_id, checkpoints=[checkpoint])
+    assert report.ok
+    assert report.first == 1
+    assert report.records == report.last == checkpoint.seq
+    assert report.checkpoints >= 1
+    assert report.node == str(KEY.peer_id)
+
+
+async def test_any_flipped_bit_is_found(kept: Kept) -> None:
+    directory, _ = kept
+    path = middle(directory)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 37):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        report = verify(directory)
+        assert not report.ok, at
+        assert any(path.name == p.file for p in report.problems), at
+    path.write_bytes(whole)
+    assert verify(directory).ok
+
+
+async def test_a_changed_field_is_found_at_its_record(kept: Kept) -> None:
+    directory, _ = kept
+    path = middle(directory)
+    lines = path.read_bytes().splitlines()
+    target = seq_in(lines[5])
+    edit(path, lambda rows: [*rows[:5], rows[5].replace(b"granted", b"refused"), *rows[6:]])
+    report = verify(directory)
+    assert [(p.file, p.seq) for p in report.problems] == [(path.name, target)]
+
+
+async def test_a_dropped_record_is_found(kept: Kept) -> None:
+    directory, _ = kept
+    path = middle(directory)
+    after = seq_in(path.read_bytes().splitlines()[6])
+    edit(path, lambda rows: [*rows[:5], *rows[6:]])
+    assert f"{path.name} {after} the hashes do not fit" in problems(verify(directory))
+
+
+async def test_reordered_records_are_found(kept: Kept) -> None:
+    directory, _ = kept
+    path = middle(directory)
+    edit(path, lambda rows: [*rows[:5], rows[6], rows[5], *rows[7:]])
+    assert "the hashes do not fit" in problems(verify(directory))
+
+
+async def test_a_duplicated_record_is_found(kept: Kept) -> None:
+    directory, _ = kept
+    edit(middle(directory), lambda rows: [*rows[:6], rows[5], *rows[6:]])
+    assert "the hashes do not fit" in problems(verify(directory))
+
+
+async def test_an_inserted_record_is_found(kept: Kept) -> None:
+    """With a hash that is right in its place: what follows does not fit."""
+    directory, _ = kept
+
+    def insert(rows: list[bytes]) -> list[bytes]:
+        before = split(rows[5].rstrip(b"\n"))[1]
+        forged, _ = encode({"seq": seq_in(rows[5]) + 1, "event": "login.granted"}, before)
+        return [*rows[:6], forged + b"\n", *rows[6:]]
+
+    edit(middle(directory), insert)
+    assert "the hashes do not fit" in problems(verify(directory))
+
+
+async def test_a_gap_in_the_numbers_is_found_though_the_hashes_fit(kept: Kept) -> None:
+    directory, _ = kept
+    path = files(directory)[-1]
+
+    def renumber(rows: list[bytes]) -> list[bytes]:
+        """The last record with another number, and with the hash that it has then."""
+        previous = split(rows[-2].rstrip(b"\n"))[1]
+        record = json.loads(rows[-1])
+        del record["hash"]
+        record["seq"] += 5
+        return [*rows[:-1], encode(record, previous)[0] + b"\n"]
+
+    edit(path, renumber)
+    assert "follows record" in problems(verify(directory))
+
+
+async def test_a_line_that_is_no_record_is_found(kept: Kept) -> None:
+    directory, _ = kept
+    for junk in (b"\n", b"{}\n", b"\x00" * 300 + b"\n", b"[" * 5000 + b"\n", b"x" * 20_000 + b"\n"):
+        copy = directory.parent / "copy"
+        shutil.copytree(directory, copy)
+        path = middle(copy)
+
+        def insert(rows: list[bytes], junk: bytes = junk) -> list[bytes]:
+            return [*rows[:5], junk, *rows[5:]]
+
+        edit(path, insert)
+        assert "a line is not a record" in problems(verify(copy))
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("which", [1, 0])
+async def test_a_missing_file_is_found(kept: Kept, which: int) -> None:
+    directory, checkpoint = kept
+    files(directory)[which].unlink()
+    report = verify(directory, checkpoints=[checkpoint])
+    if which:
+        assert "the file before it is missing" in problems(report)
+    else:  # older files may be let go, and that is said
+        assert report.first > 1
+        assert any(f"begins at record {report.first}" in note for note in report.notes), report
+
+
+async def test_swapped_files_are_found(kept: Kept) -> None:
+    directory, _ = kept
+    one, two = files(directory)[1:3]
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    assert problems(verify(directory))
+
+
+async def test_an_empty_file_is_found(kept: Kept) -> None:
+    directory, _ = kept
+    middle(directory).write_bytes(b"")
+    assert "the file is empty" in problems(verify(directory))
+
+
+async def test_a_log_that_was_cut_off_is_found_with_a_checkpoint_only(kept: Kept) -> None:
+    directory, checkpoint = kept
+    drop_own_checkpoints(directory)
+    edit(files(directory)[-1], lambda rows: rows[:-3])
+    without = verify(directory)
+    assert without.ok, "the chain alone cannot tell"
+    assert without.checkpoints == 0
+    assert "its end was cut off" in problems(verify(directory, checkpoints=[checkpoint]))
+
+
+async def test_a_log_without_its_last_files_is_found_with_a_checkpoint(kept: Kept) -> None:
+    directory, checkpoint = kept
+    drop_own_checkpoints(directory)
+    for path in files(directory)[1:]:
+        path.unlink()
+    assert verify(directory).ok
+    assert "its end was cut off" in problems(verify(directory, checkpoints=[checkpoint]))
+
+
+async def test_a_log_that_was_rewritten_is_found_with_a_checkpoint_only(kept: Kept) -> None:
+    directory, checkpoint = kept
+    drop_own_checkpoints(directory)
+    rewrite(directory)
+    assert verify(directory).ok, "every hash was computed anew"
+    found = problems(verify(directory, checkpoints=[checkpoint]))
+    assert "the log was rewritten" in found
+    assert f" {checkpoint.seq} " in found
+
+
+def rewrite(directory: Path) -> None:
+    """Another name in one record, and every hash from there on computed anew."""
+    previous = b""
+    for path in files(directory):
+        out = []
+        for line in path.read_bytes().splitlines():
+            record = json.loads(line)
+            stated = bytes.fromhex(record.pop("hash"))
+            if not previous:  # the genesis
+                previous = bytes.fromhex(record["prev"])
+            if record["event"] == "log.opened":
+                record["prev"] = previous.hex()
+            if record["seq"] == 9:
+                record["n"] = 999
+            new, previous = encode(record, previous)
+            out.append(new)
+            assert record["seq"] >= 9 or stated == previous
+        path.write_bytes(b"\n".join([*out, b""]))
+
+
+async def test_the_checkpoints_beside_the_log_count_too(kept: Kept) -> None:
+    directory, _ = kept
+    edit(files(directory)[-1], lambda rows: rows[:-3])
+    assert "its end was cut off" in problems(verify(directory))
+
+
+async def test_a_forged_checkpoint_is_no_checkpoint(kept: Kept) -> None:
+    directory, checkpoint = kept
+    data = json.loads(checkpoint.text)
+    for name, value in (("seq", 1), ("head", "00" * 32), ("node", str(OTHER.peer_id)), ("v", 2)):
+        with pytest.raises(InvalidArgument, match="checkpoint"):
+            Checkpoint.parse(json.dumps({**data, name: value}))
+    (directory / CHECKPOINTS_FILE).write_text("{}\n")
+    assert "no signed checkpoints" in problems(verify(directory))
+
+
+async def test_a_checkpoint_of_another_node_is_not_taken(kept: Kept, tmp_path: Path) -> None:
+    directory, _ = kept
+    other = open_log(tmp_path / "other", key=OTHER)
+    await write(other, 3)
+    foreign = other.checkpoint()
+    other.close()
+    assert "is of another node" in problems(verify(directory, checkpoints=[foreign]))
+    found = problems(verify(tmp_path / "other", node=KEY.peer_id))
+    assert f"it is the log of {OTHER.peer_id}" in found
+
+
+async def test_a_log_in_the_place_of_another_is_found(kept: Kept, tmp_path: Path) -> None:
+    """The same node's, but begun anew: the checkpoint is of the earlier one."""
+    directory, checkpoint = kept
+    shutil.rmtree(directory)
+    log = open_log(directory)
+    await write(log, RECORDS)
+    log.close()
+    assert verify(directory, node=KEY.peer_id).ok
+    report = verify(directory, node=KEY.peer_id, checkpoints=[checkpoint])
+    assert "is not here: another was put in its place" in problems(report)
+
+
+async def test_problems_are_bounded(kept: Kept) -> None:
+    directory, _ = kept
+    for path in files(directory):
+        path.write_bytes(path.read_bytes().replace(b'"n":', b'"m":'))
+    assert len(verify(directory).problems) == PROBLEMS_MAX
+
+
+async def test_no_log(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="there is no audit log"):
+        verify(tmp_path)
+
+
+async def test_progress_is_told(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wetware.audit.verify.PROGRESS_RECORDS", 10)
+    told: list[int] = []
+    verify(kept[0], progress=told.append)
+    assert told == list(range(10, verify(kept[0]).records + 1, 10))
