@@ -1,4 +1,6 @@
 @0x9d5ae7b1c0f3e264;
+using Ww = import "/wetware/schema/ww.capnp";
+
 interface Echo {
-  echo @0 (data :Data) -> (data :Data);
+  echo @0 (data :Data $Ww.constrained) -> (data :Data);
 }

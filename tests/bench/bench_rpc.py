@@ -25,11 +25,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import wetware
+
 PAYLOAD = os.urandom(64)
 IN_FLIGHT = 64
 SCHEMA = Path(__file__).with_name("bench.capnp")
+IMPORTS = str(Path(wetware.__file__).parents[1])
 PROTOCOL = "/wetware/bench/1"
-WAYS = ("pycapnp-tcp", "ww-unix", "ww-link", "ww-link-guarded", "grpc-tls")
+WAYS = ("pycapnp-tcp", "ww-unix", "ww-link", "ww-link-guarded", "ww-link-narrowed", "grpc-tls")
 Call = Callable[[], Awaitable[object]]
 
 
@@ -37,18 +40,30 @@ Call = Callable[[], Awaitable[object]]
 # -----------------------------------------------------------------------------
 
 
-def grant() -> Any:
-    """The broker's own guard: a grant of one method, a child of a session's."""
-    from wetware.broker.grants import Grant
+def grants() -> dict[str, Any]:
+    """The broker's own guards: of a service that a session opened, and of one far down.
+
+    The second is under a session, a reference, its redemption and an attenuation; it has a
+    constraint, a rate and a quota, and every one of its ancestors is charged.
+    """
+    from wetware.broker.terms import Rate, Terms, Where
+    from wetware.broker.tree import Tree
+    from wetware.hookspecs import RoleProfile
     from wetware.identity import Principal
 
-    session = Grant(
-        Principal("local", "bench"),
-        {"bench": frozenset({"Echo.echo"})},
-        clock=time,
-        label="session",
+    tree, who = Tree(time), Principal("local", "bench")  # type: ignore[arg-type]
+    role = tree.root(who, "member", RoleProfile({"bench": frozenset({"Echo.echo"})}))
+    session = tree.session(who, [role])
+    terms = Terms(
+        where=(Where.parse("data=max:1024", "bench"),), rate=Rate(1e6, 1e6), calls=1 << 40
     )
-    return session.derive(label="service bench", service="bench")
+    deep = session
+    for label in ("shared", "redeemed", "attenuated"):
+        deep = deep.derive(label=label, terms=terms)
+    return {
+        "guarded": session.derive(label="service bench", service="bench"),
+        "narrowed": deep.derive(label="service bench", service="bench"),
+    }
 
 
 def certificate() -> tuple[bytes, bytes]:
@@ -95,7 +110,7 @@ async def serve(folder: Path) -> None:
     from wetware.multiaddr import Multiaddr
 
     schema = rpc.load(SCHEMA)
-    raw = capnp.load(str(SCHEMA))
+    raw = capnp.load(str(SCHEMA), imports=[IMPORTS])
 
     class Echo(rpc.Servant, interface=schema.Echo):
         async def echo(self, data: bytes) -> dict[str, bytes]:
@@ -115,8 +130,13 @@ async def serve(folder: Path) -> None:
         plain = await capnp.AsyncIoStream.create_server(raw_connection, "127.0.0.1", 0)
         addrs = await host.listen([Multiaddr.parse("/ip4/127.0.0.1/tcp/0")])
         host.handle(PROTOCOL, lambda stream: rpc.serve(stream, Echo()), access=Access.PUBLIC)
-        guarded = rpc.guarded(Echo(), grant())  # type: ignore[arg-type]
-        host.handle(f"{PROTOCOL}/guarded", lambda s: rpc.serve(s, guarded), access=Access.PUBLIC)
+        for name, grant in grants().items():
+            bootstrap = rpc.guarded(Echo(), grant)
+            host.handle(
+                f"{PROTOCOL}/{name}",
+                lambda stream, bootstrap=bootstrap: rpc.serve(stream, bootstrap),
+                access=Access.PUBLIC,
+            )
         cert, key = certificate()
         server = grpc.aio.server()
         handler = grpc.unary_unary_rpc_method_handler(grpc_echo)
@@ -156,7 +176,7 @@ async def connections(where: dict[str, Any]) -> AsyncIterator[dict[str, Call]]:
     from wetware.multiaddr import Multiaddr
 
     schema = rpc.load(SCHEMA)
-    raw = capnp.load(str(SCHEMA))
+    raw = capnp.load(str(SCHEMA), imports=[IMPORTS])
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(rpc.runtime())
         calls: dict[str, Call] = {}
@@ -184,7 +204,11 @@ async def connections(where: dict[str, Any]) -> AsyncIterator[dict[str, Call]]:
         calls["ww-unix"] = ours(unix.bootstrap(schema.Echo))
         host = await stack.enter_async_context(LinkHost(Key.generate()))
         link = await host.dial([Multiaddr.parse(where["link"])])
-        for way, protocol in (("ww-link", PROTOCOL), ("ww-link-guarded", f"{PROTOCOL}/guarded")):
+        for way, protocol in (
+            ("ww-link", PROTOCOL),
+            ("ww-link-guarded", f"{PROTOCOL}/guarded"),
+            ("ww-link-narrowed", f"{PROTOCOL}/narrowed"),
+        ):
             connection = await stack.enter_async_context(
                 await rpc.connect(await link.open_stream(protocol))
             )
@@ -276,11 +300,13 @@ async def measure(
 def targets(result: dict[str, dict[str, float]]) -> list[tuple[str, float, str, float]]:
     """(what, figure, relation, target) of the design's table."""
     base, link = result["pycapnp-tcp"], result["ww-link"]
-    guarded, grpc = result["ww-link-guarded"], result["grpc-tls"]
+    guarded, narrowed = result["ww-link-guarded"], result["ww-link-narrowed"]
+    grpc = result["grpc-tls"]
     return [
         ("link p50 / pycapnp over TCP", link["p50_us"] / base["p50_us"], "<=", 1.15),
         ("guarded p50 / pycapnp over TCP", guarded["p50_us"] / base["p50_us"], "<=", 1.15),
         ("guarded p50 / unguarded", guarded["p50_us"] / link["p50_us"], "<=", 1.10),
+        ("narrowed, 3 deep, p50 / unguarded", narrowed["p50_us"] / link["p50_us"], "<=", 1.10),
         ("link calls/s / pycapnp over TCP", link["calls_s"] / base["calls_s"], ">=", 0.8),
         ("guarded calls/s / pycapnp over TCP", guarded["calls_s"] / base["calls_s"], ">=", 0.8),
         ("link CPU a call / pycapnp over TCP", link["cpu_us"] / base["cpu_us"], "<=", 1.25),

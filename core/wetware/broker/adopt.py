@@ -182,7 +182,7 @@ class Adoptions:
     ) -> None:
         """Until the local grant ends, whoever ends it."""
         over = asyncio.Event()
-        grant.on_end(lambda _: over.set())
+        grant.on_end(lambda _: over.set(), holds=False)
         async with stack:
             watchers = [
                 asyncio.create_task(self._told(remote)),
@@ -338,10 +338,14 @@ class AdoptedSession(rpc.Servant, interface=CORE.Session):
         await self._remote.call("ended")
 
     def released(self) -> None:
-        """The holder let go of this one; the issuer hears of it."""
-        self._remote.close()
+        """The holder let go of this one; the issuer hears of it.
+
+        Not of the top one: what came from it may be held, and its lease hangs on it.
+        """
         if self._top:
-            self._grant.close("its holder let go of it")
+            self._grant.let_go()
+        else:
+            self._remote.close()
 
 
 def _why(task: asyncio.Task[Any]) -> CapabilityError:

@@ -300,7 +300,7 @@ class Broker:
         """A grant that takes a place among the sessions until it ends."""
         principal = grant.principal
         self._sessions[principal] += 1
-        grant.on_end(lambda _: self._session_ended(principal))
+        grant.on_end(lambda _: self._session_ended(principal), holds=False)
         return grant
 
     def _session_ended(self, principal: Principal) -> None:

@@ -53,7 +53,11 @@ SESSION_SERVICE: Final = "session"
 it, and it is not charged."""
 CALLS_MAX: Final = 4096
 """Calls in flight under one grant; connections have their own, lower limit."""
+LENT_S: Final = 2.0
+"""A capability that was given out counts as held for so long, whether it arrives or is lost."""
 _TIMER_S_MIN: Final = 0.05
+_HELD: Final = frozenset({"service", "attenuated", "redeemed", "adopted"})
+"""Kinds of grants that are over when nobody holds them."""
 
 
 def matches(patterns: frozenset[str], interface: str, method: str) -> bool:
@@ -130,7 +134,9 @@ class Grant:
         "_callbacks",
         "_chain",
         "_children",
+        "_exports",
         "_holds",
+        "_lent",
         "_plans",
         "_tasks",
         "_timer",
@@ -178,7 +184,8 @@ class Grant:
         self._children: set[Grant] = set()
         self._tasks: set[asyncio.Task[object]] = set()
         self._holds: dict[asyncio.Task[object], list[Hold]] = {}
-        self._callbacks: dict[int, Callable[[CapabilityError], None]] = {}
+        self._callbacks: dict[int, tuple[Callable[[CapabilityError], None], bool]] = {}
+        self._exports = self._lent = 0
         self._plans: dict[Method, _Plan] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.budget = _budget(self.terms, tree, row)
@@ -379,6 +386,7 @@ class Grant:
             for parent in grant.parents:
                 parent._children.discard(grant)
                 parent._prune()
+                parent.let_go()
         return len(ending)
 
     def close(self, reason: str) -> int:
@@ -404,6 +412,8 @@ class Grant:
             grant._cut(error)
         for grant in reversed(ending):  # leaves first: ancestors stay while something hangs on them
             grant._prune()
+        for parent in self.parents:
+            parent.let_go()
         return len(ending)
 
     def _prune(self) -> None:
@@ -415,6 +425,42 @@ class Grant:
         for parent in self.parents:
             parent._children.discard(self)
             parent._prune()
+            parent.let_go()
+
+    # --- who holds it -----------------------------------------------------------------------------
+
+    def exported(self) -> None:
+        """A peer holds one more object under this grant."""
+        self._exports += 1
+
+    def unexported(self) -> bool:
+        """One fewer; returns whether it was the last one, so that `let_go` has to be called."""
+        self._exports -= 1
+        return self._exports == 0
+
+    def lend(self) -> None:
+        """It is on its way: for LENT_S it counts as held, and no longer if it is lost."""
+        self._lent += 1
+        asyncio.get_running_loop().call_later(LENT_S, self._returned)
+
+    def _returned(self) -> None:
+        self._lent -= 1
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close it if nobody holds it any more, nor anything that came from it.
+
+        A session that was logged in to, a share and a role do not depend on it.
+        """
+        if self.kind not in _HELD or self.ended is not None:
+            return
+        if self._exports or self._lent or self._tasks:
+            return
+        if any(holds for _, holds in self._callbacks.values()):
+            return
+        if any(child.ended is None and not child.durable for child in self._children):
+            return
+        self.close("nobody holds it any more")
 
     def _cut(self, error: CapabilityError) -> None:
         if self._timer is not None:
@@ -424,7 +470,7 @@ class Grant:
         for task in tuple(self._tasks):
             task.cancel()
         callbacks, self._callbacks = list(self._callbacks.values()), {}
-        for callback in callbacks:
+        for callback, _ in callbacks:
             try:
                 callback(error)
             except Exception:  # one broken listener must not keep the others alive
@@ -459,17 +505,29 @@ class Grant:
         if self._holds:
             for hold in self._holds.pop(task, ()):
                 hold.release()
+        if not self._exports and not self._tasks and self.kind in _HELD:
+            self.lend()  # what the call returns is not with its caller yet
 
-    def on_end(self, callback: Callable[[CapabilityError], None]) -> Callable[[], None]:
-        """Call back once when the grant ends (at once if it has); returns a remover."""
+    def on_end(
+        self, callback: Callable[[CapabilityError], None], *, holds: bool = True
+    ) -> Callable[[], None]:
+        """Call back once when the grant ends (at once if it has); returns a remover.
+
+        Until then, or until it is removed, it counts as a use of the grant if it `holds`.
+        """
         if self.ended is not None:
             callback(self.ended)
             return lambda: None
         token = id(callback)
         while token in self._callbacks:
             token += 1
-        self._callbacks[token] = callback
-        return lambda: self._callbacks.pop(token, None) and None
+        self._callbacks[token] = (callback, holds)
+
+        def remove() -> None:
+            if self._callbacks.pop(token, None) is not None and not self._exports:
+                self.let_go()
+
+        return remove
 
     def charge(self, nbytes: int) -> Awaitable[None] | None:
         """Charge bytes of results and of calls on callbacks; raises LimitExceeded."""

@@ -252,6 +252,7 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
             )
             grant = self._grant.derive(kind="service", label=f"service {name}", service=name)
             self._opened[name] = grant
+        grant.lend()
         return {"service": rpc.guarded(service.bootstrap(self._grant.principal), grant)}
 
     def _covered(self, name: str) -> Service:
@@ -428,8 +429,14 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         await asyncio.Event().wait()
 
     def released(self) -> None:
-        """The client let go, or its connection ended."""
-        self._grant.close("the session was closed")
+        """The client let go, or its connection ended.
+
+        What came from any but a login goes on while somebody holds it: the grant knows.
+        """
+        if self._grant.kind == "session":
+            self._grant.close("the session was closed")
+        else:
+            self._grant.let_go()
 
 
 def _method(service: Service, interface: str, method: str) -> rpc.Method | None:

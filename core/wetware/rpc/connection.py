@@ -314,6 +314,8 @@ class _Export(_DynamicCapabilityServer):
         self._guard = guard
         self._frame = (guard, end.served)
         end.exports += 1
+        if guard is not None:
+            guard.exported()
         if servant is not None:
             servant.__ww_exports__ += 1
 
@@ -321,7 +323,9 @@ class _Export(_DynamicCapabilityServer):
         end = self.__dict__.get("_end")
         if end is not None:
             end.exports -= 1
-            servant = self._servant
+            guard, servant = self._guard, self._servant
+            if guard is not None and guard.unexported():
+                end.runtime.soon(guard.let_go)
             if servant is not None:
                 servant.__ww_exports__ -= 1
                 if servant.__ww_exports__ == 0:

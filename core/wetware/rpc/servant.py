@@ -59,6 +59,18 @@ class Guard(Protocol):
         """Call back once, when the guard ends; returns a remover. At once if it has ended."""
         ...
 
+    def exported(self) -> None:
+        """A peer holds one more object under it."""
+        ...
+
+    def unexported(self) -> bool:
+        """One fewer; returns whether `let_go` has to be called, in a turn of its own."""
+        ...
+
+    def let_go(self) -> None:
+        """Perhaps nobody holds an object under it any more."""
+        ...
+
 
 class ServedConnection:
     """The connection that a call came by, from `current_connection`."""

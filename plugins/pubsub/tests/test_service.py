@@ -80,6 +80,15 @@ class FakeGuard:
     def leave(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
 
+    def exported(self) -> None:
+        pass
+
+    def unexported(self) -> bool:
+        return False
+
+    def let_go(self) -> None:
+        pass
+
     def on_end(self, callback: Callable[[CapabilityError], None]) -> Callable[[], None]:
         key = object()
         self.callbacks[key] = callback

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,25 @@ async def test_amplification_by_attenuating_with_more(node: MemNode) -> None:
         for key in "ab":
             with pytest.raises(Denied):
                 await (await box(again)).open(key=key)
+
+
+async def test_what_is_held_lives_and_what_nobody_holds_ends(node: MemNode) -> None:
+    """Letting go of what a capability came from does not end it; letting go of all of it does."""
+    async with node.login("ada") as session:
+        item = (await (await box(await session.attenuate())).open(key="a"))["item"]
+        below = await (await session.attenuate()).attenuate(READ_ONE)
+        gc.collect()
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert await item.read()
+            assert await below.whoami()
+        async with asyncio.timeout(10):
+            ids = {info.id for info in await session.grants() if info.kind == "attenuated"}
+            assert len(ids) == 3
+            del item, below
+            while any(info.kind == "attenuated" for info in await session.grants()):
+                gc.collect()
+                await asyncio.sleep(0.01)
 
 
 async def test_a_sealed_session_is_not_passed_on(node: MemNode) -> None:

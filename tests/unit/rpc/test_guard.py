@@ -48,6 +48,15 @@ class Grant:
     def leave(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
 
+    def exported(self) -> None:
+        pass
+
+    def unexported(self) -> bool:
+        return False
+
+    def let_go(self) -> None:
+        pass
+
     def on_end(self, callback: Callable[[CapabilityError], None]) -> Callable[[], None]:
         if self.ended is not None:
             callback(self.ended)
