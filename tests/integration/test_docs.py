@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +17,10 @@ from typing import Any
 import pytest
 import typer
 
+from wetware.broker.terms import Rate, Where, kinds_for, parse_duration, parse_size
+from wetware.cli import services
 from wetware.cli.main import build
+from wetware.errors import EXIT_DENIED, EXIT_FAILED, InvalidArgument
 from wetware.testing import Home, NodeProcess, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +107,10 @@ class Machine:
 
     def sh(self, script: str) -> str:
         """What the commands print; AssertionError if one of them fails."""
+        return self.run(script).stdout
+
+    def run(self, script: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run the commands up to the first that fails; AssertionError unless that is `code`."""
         done = subprocess.run(
             ["sh", "-e", "-c", script],
             env=self.env,
@@ -112,8 +121,8 @@ class Machine:
             timeout=90,
             check=False,
         )
-        assert done.returncode == 0, (script, done.stdout, done.stderr)
-        return done.stdout
+        assert done.returncode == code, (script, done.stdout, done.stderr)
+        return done
 
     def python(self, source: str) -> str:
         done = subprocess.run(
@@ -233,7 +242,9 @@ def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine])
     assert attic is not None
     assert rented is not None
     # What the text promises.
-    assert printed == [f"{rented.peer_id} ['auth_local', 'cluster', 'node', 'pubsub']\n"]
+    assert printed == [
+        f"{rented.peer_id} ['audit', 'auth_local', 'cluster', 'grants', 'node', 'pubsub']\n"
+    ]
     members = json.loads(machines("desk").sh("ww ls --json"))["members"]
     assert {m["name"]: m["state"] for m in members} == {"desk": "alive", "attic": "alive"}
     rented.wait_log("admission.evicted")
@@ -258,6 +269,189 @@ def _publish_until_heard(sender: Machine, command: str, receiver: Machine) -> No
 
     wait_for(published, "the message is printed", within_s=60)
     assert heard == ["hello from the desk\n"]
+
+
+# --- the how-to of sharing ------------------------------------------------------------------------
+
+SHARING = "docs/how-to/share-and-revoke.md"
+_CODES = {"": 0, "denied": EXIT_DENIED, "failed": EXIT_FAILED}
+
+
+class Reader:
+    """Does what a how-to says, and remembers what was printed for its placeholders."""
+
+    def __init__(self, machines: Callable[[str], Machine]) -> None:
+        self._machines = machines
+        self.known: dict[str, str] = {}
+        self.said: list[tuple[str, str]] = []
+
+    def do(self, language: str, name: str, tag: str, text: str) -> None:
+        """Execute one block on its machine."""
+        machine = self._machines(name)
+        text = re.sub(rf"\b({'|'.join(self.known)})\b", lambda m: self.known[m[0]], text)
+        if language == "python":
+            self.said.append((text, machine.python(text)))
+        elif tag == "background":
+            machine.start(text)
+        else:
+            done = machine.run(text, _CODES[tag])
+            assert "Traceback" not in done.stderr
+            self._remember(done.stdout, done.stderr)
+            self.said.append((text, done.stdout + done.stderr))
+
+    def _remember(self, out: str, err: str) -> None:
+        for name, pattern, printed in (
+            ("REF", r"^ww1\S+$", out),
+            ("KEY", r"^12D3Koo\w+$", out),
+            ("GRANT", r"ww revoke (\w{16})$", err),
+            ("DECISION", r"\bd-\w+", err),
+        ):
+            for found in re.finditer(pattern, printed, re.MULTILINE):
+                self.known[name] = found[found.re.groups]
+
+    def heard(self, command: str) -> str:
+        """What the blocks with a command printed, in their order; IndexError without one."""
+        found = [said for text, said in self.said if command in text]
+        return found[0] + "".join(found[1:])
+
+
+@pytest.mark.timeout(300)
+def test_the_how_to_of_sharing_works_as_it_is_written(
+    machines: Callable[[str], Machine],
+) -> None:
+    """One node, and a machine without an account: every block, in the order of the text."""
+    desk, laptop = machines("desk"), machines("laptop")
+    node = desk.start_node("ww node")
+    reader = Reader(machines)
+    reader.known["NODE"] = node.addr
+    blocks = _BLOCK.findall((ROOT / SHARING).read_text())
+    assert {machine for _, machine, _, _ in blocks} == {"desk", "laptop"}
+    listener: subprocess.Popen[str] | None = None
+    for language, name, tag, text in blocks:
+        if "ww revoke" in text:
+            listener = _listening(laptop, desk, reader.known["GRANT"])
+        if "audit-copy" in text and not (laptop.home.path / "audit-copy").exists():
+            for source in (desk.home.path / "checkpoint.json", node.data_dir / "audit"):
+                copy = laptop.home.path / source.name.replace("audit", "audit-copy")
+                (shutil.copytree if source.is_dir() else shutil.copy)(source, copy)
+        reader.do(language, name, tag, text)
+        if "ww revoke" in text:
+            assert listener is not None
+            _, said = listener.communicate(timeout=10)
+            assert listener.returncode == EXIT_DENIED
+            assert "the laptop was lost" in said
+
+    # What the text promises.
+    heard = reader.heard
+    assert "PubSub.join:topic=chat" in heard("hello from the laptop")
+    assert "topic=private is outside of PubSub.join:topic=chat" in heard("pub private")
+    assert "does not cover pubsub Topic.subscribe" in heard("ww why d-")
+    assert "would be allowed" in heard("ww why pubsub.join")
+    assert "topic=private is outside of topic=glob:chat*" in heard("session.attenuate")
+    assert "was revoked: the laptop was lost" in heard("pub chat hello\n")
+    assert "topic=private is outside of topic=glob:chat/*" in heard("ww --node")
+    tail = heard("ww audit tail")
+    for event in ("grant.shared", "share.redeemed", "grant.revoked", "call.denied", "log.opened"):
+        assert event in tail, event
+    assert ": whole (" in heard("ww audit verify\n")
+    assert "the hashes do not fit" in heard("sed -i")
+    assert len(re.findall("checkpoint", heard("ww audit verify --dir"))) > 0
+    grants = {grant["id"]: grant for grant in json.loads(desk.sh("ww grants --json"))}
+    shares = [grant for grant in grants.values() if grant["kind"] == "share"]
+    left = {(grant["label"], grant["uses_left"]) for grant in shares}
+    assert left == {("pubsub:chat", None), ("build bot", 1), ("pubsub:chat", 0)}
+    (weaker,) = [grant for grant in shares if grant["uses_left"] == 0]  # the program used it
+    (redeemed,) = weaker["parents"]  # by who made the weaker reference
+    (above,) = grants[redeemed]["parents"]
+    assert grants[above]["label"] == "build bot"
+    assert not (laptop.home.path / ".wetware" / "node").exists()
+
+
+def _listening(laptop: Machine, desk: Machine, share: str) -> subprocess.Popen[str]:
+    """The subscription in the background, once it hears something."""
+    process = laptop.background
+    assert process is not None
+    assert process.stdout is not None
+    wait_for(
+        lambda: desk.sh(f"ww audit tail --event service.opened --principal bearer:{share}"),
+        "the reference is in use",
+    )
+    desk.sh("ww pub chat heard")
+    assert process.stdout.readline() == "heard\n"
+    return process
+
+
+# --- docs/reference/constraints.md ----------------------------------------------------------------
+
+CONSTRAINTS = ROOT / "docs" / "reference" / "constraints.md"
+
+
+def test_the_table_of_what_can_be_constrained_is_up_to_date() -> None:
+    found = re.search(
+        r"<!-- begin: (.*?) -->\n\n(.*?)\n<!-- end -->", CONSTRAINTS.read_text(), re.DOTALL
+    )
+    assert found is not None
+    assert found[2] == services.reference(), f"put the output of `{found[1]}` between the markers"
+
+
+def _rows(heading: str) -> list[list[str]]:
+    """The cells of the table that follows a line."""
+    lines = CONSTRAINTS.read_text().partition(heading)[2].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|---")) + 1
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_constraints_of_the_reference_are_what_it_says() -> None:
+    good, bad = _rows("## Constraints"), _rows("These are refused")
+    assert len(good) > 5
+    assert len(bad) > 3
+    for row in good:
+        Where.parse(row[0].strip("`"))
+    for row in bad:
+        with pytest.raises(InvalidArgument):
+            Where.parse(row[0].strip("`"))
+
+
+def test_the_types_of_the_reference_take_the_kinds_that_it_says() -> None:
+    rows = _rows("### Types")
+    assert [row[0] for row in rows] == ["text", "data", "int", "float", "bool", "enum", "list"]
+    for row in rows:
+        assert tuple(re.findall(r"`(\w+)`", row[1])) == kinds_for(row[0]), row[0]
+
+
+def test_the_rates_durations_and_sizes_of_the_reference_can_be_read() -> None:
+    for row in _rows("## Rates"):
+        Rate.parse(row[0].strip("`"))
+    durations, *sizes = _rows("## Durations and sizes")
+    for text in re.findall(r"`(.*?)`", durations[0]):
+        parse_duration(text)
+    for row in sizes:
+        for text in re.findall(r"`(.*?)`", row[0]):
+            parse_size(text)
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    wrong = []
+    for document in [*_documents(), *(ROOT / "plugins").glob("*/README.md")]:
+        prose = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+            if "://" in target:
+                continue
+            path, _, anchor = target.partition("#")
+            file = (document.parent / path).resolve() if path else document
+            if not file.exists() or (anchor and anchor not in _anchors(file)):
+                wrong.append(f"{document.relative_to(ROOT)}: {target}")
+    assert wrong == []
+
+
+def _anchors(document: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 # --- every command that a document names ----------------------------------------------------------
@@ -307,5 +501,8 @@ def _unknown(command: Any, text: str) -> str | None:
                 return None  # a placeholder
             if (inner := command.commands.get(word)) is None:
                 return f"no command {word!r}"
+            if word == "use":  # REF, and a command of `ww` after it
+                rest = [w for w in words if w != "-"]
+                return _unknown(command, shlex.join(rest if "-" in words else rest[1:]))
             command = inner
     return None

@@ -110,7 +110,8 @@ def share_command(
         return
     out(ref)
     note(f"it allows: {'; '.join(grant.terms)}")
-    note(f"use it: ww use REF pub …   end it: ww revoke {grant.id}")
+    command = "pub …" if service == "pubsub" else "COMMAND …"
+    note(f"use it: ww use REF {command}   end it: ww revoke {grant.id}")
 
 
 def _named(service: str, name: str) -> str:
@@ -166,7 +167,7 @@ def use_command(
     for what, left in (("calls", grant.calls_left), ("bytes", grant.bytes_left)):
         if left is not None:
             out(f"{what} left {left}")
-    note("nothing was spent; try `ww use REF pub …`, `ww use REF services`")
+    note("nothing was spent; try `ww use REF services`, `ww use REF COMMAND …`")
 
 
 # --- grants and revoke ----------------------------------------------------------------------------
@@ -310,7 +311,10 @@ def why_command(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Say which grant, constraint or role decided a denial, or would decide a call."""
+    """Say which grant, constraint or role decided a denial, or would decide a call.
+
+    With a reference, and no node here: `ww use REF why d-…`.
+    """
     values = {}
     for text in args or ():
         param, equals, value = text.partition("=")
