@@ -17,6 +17,7 @@ import pytest
 from wetware.admission import Admission, Introductions, Store, join
 from wetware.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL, exchange_join
 from wetware.admission.texts import parse_join
+from wetware.audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware.errors import AdmissionRefused, OverlayError, ProtocolRefused
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost
@@ -42,7 +43,7 @@ IDENTIFY, PUSH, PING, KAD = (
 PUBLIC = {GATE_PROTOCOL, CERTIFICATE_PROTOCOL, JOIN_PROTOCOL, IDENTIFY, PUSH, PING}
 MEMBER = {
     *(MEMBERSHIP_PROTOCOL, DIAL_BACK_PROTOCOL, TUNNEL_PROTOCOL, POLICY_PROTOCOL, KAD),
-    *(MESHSUB_11, MESHSUB_10, FLOODSUB),
+    *(MESHSUB_11, MESHSUB_10, FLOODSUB, AUDIT_PROTOCOL),
 }
 WITHIN_S = 60.0
 """For what takes a second or two on an idle machine."""

@@ -22,9 +22,11 @@ import wetware
 from wetware import cbor
 from wetware.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL
 from wetware.admission.statements import Certificate, Chain, Tombstone
+from wetware.audit.chain import Checkpoint
+from wetware.audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware.client import LoginRefused
 from wetware.errors import OverlayError, WetwareError
-from wetware.identity import Key
+from wetware.identity import Key, PeerId
 from wetware.link import Connection, Stream
 from wetware.link.multistream import HELLO, encode_line, uvarint
 from wetware.link.noise import NoiseIdentity
@@ -54,7 +56,7 @@ PUBLIC = (
 )  # fmt: skip
 MEMBERS_ONLY = (
     KAD, MEMBERSHIP, DIAL_BACK_PROTOCOL, MESHSUB_11, MESHSUB_10, FLOODSUB, POLICY_PROTOCOL,
-    TUNNEL_PROTOCOL,
+    TUNNEL_PROTOCOL, AUDIT_PROTOCOL,
 )  # fmt: skip
 
 
@@ -707,6 +709,51 @@ async def test_a_node_is_not_made_to_knock_at_other_doors(trio: Trio) -> None:
             assert knocked <= 3 * 8
     finally:
         server.close()
+
+
+# --- words on logs --------------------------------------------------------------------------------
+
+
+async def test_checkpoints_that_are_not_the_sender_s(trio: Trio) -> None:
+    """Of another node, with its own signature or a good one; forged; and its own, rewritten."""
+
+    def said(signer: Key, node: PeerId, head: bytes = bytes(32)) -> bytes:
+        word = Checkpoint("log", node, 7, head, time.time_ns() // 1_000_000)
+        return word.sign(signer).text.encode()
+
+    def known(node: PeerId) -> int:
+        done = trio.a.ww("audit", "checkpoint", "--of", str(node))
+        return len([line for line in done.stdout.splitlines() if '"log":"log"' in line])
+
+    async def tell(connection: Connection, word: bytes) -> None:
+        """As a node does: all of it, closed, and then until the other side has heard it."""
+        async with asyncio.timeout(10), await connection.open_stream(AUDIT_PROTOCOL) as stream:
+            await stream.write(word)
+            stream.close()
+            with contextlib.suppress(OverlayError):  # what is refused is reset
+                await stream.read()
+
+    other = Key.generate()
+    async with trio.unharmed("checkpoints"), trio.mole() as mole:
+        own = mole.key.peer_id
+        for bad in (
+            said(mole.key, trio.b.peer_id),
+            said(other, other.peer_id),
+            said(other, own),
+            said(mole.key, own).replace(b'"seq":7', b'"seq":8'),
+        ):
+            await tell(mole.connection, bad)
+        for node in (trio.b.peer_id, other.peer_id, own):
+            assert await asyncio.to_thread(known, node) == 0, node
+        await tell(mole.connection, said(mole.key, own))
+        assert await asyncio.to_thread(known, own) == 1
+    trio.a.wait_log(f"audit.refused peer={own}")
+    async with trio.mole() as mole:  # an error of its own is what it should lead to
+        for number in range(20):
+            await tell(mole.connection, said(mole.key, mole.peer, bytes([number]) * 32))
+    trio.a.wait_log(f"audit.rewritten node={mole.peer}")
+    lines = trio.a.log.read_text().count(f"audit.rewritten node={mole.peer}")
+    assert 1 <= lines <= 8, "so many a minute"
 
 
 # --- guesses -------------------------------------------------------------------------------------

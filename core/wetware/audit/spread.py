@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from wetware.access import Access
 from wetware.audit.chain import CHECKPOINT_CHARS_MAX, Checkpoint, read_checkpoints
+from wetware.bounds import Throttle
 from wetware.errors import InvalidArgument, OverlayError
 from wetware.hookspecs import PeerUp
 from wetware.identity import PeerId, replace_private_file
@@ -35,6 +37,8 @@ PER_NODE_MAX: Final = 4
 SAVE_S: Final = 5.0
 """What was heard is on disk so much later."""
 SEND_S: Final = 10.0
+REFUSED_LINES_PER_MINUTE: Final = 6
+"""What is said of a member's wrong checkpoints: it must not be able to fill the logs."""
 
 
 class _Source(Protocol):
@@ -58,6 +62,8 @@ class Checkpoints:
         self._own: Checkpoint | None = audit.log.last_checkpoint if audit.log is not None else None
         self._tasks: asyncio.TaskGroup | None = None
         self._telling: set[PeerId] = set()
+        self._refused = Throttle(REFUSED_LINES_PER_MINUTE, NODES_MAX, time.monotonic)
+        self._rewritten = Throttle(REFUSED_LINES_PER_MINUTE, NODES_MAX, time.monotonic)
         for checkpoint in read_checkpoints(self._file)[0]:
             self._keep(checkpoint)
         self._changed.clear()
@@ -128,18 +134,31 @@ class Checkpoints:
     # --- hearing ----------------------------------------------------------------------------------
 
     async def _hear(self, stream: Stream) -> None:
-        """A member tells of its own log, and of no other's."""
-        data = b""
-        async with asyncio.timeout(SEND_S):
-            while piece := await stream.read():
-                data += piece
-                if len(data) > CHECKPOINT_CHARS_MAX:
-                    raise InvalidArgument("a checkpoint that is too long")
-        checkpoint = Checkpoint.parse(data)
-        if checkpoint.node != stream.connection.peer:
-            raise InvalidArgument("a checkpoint of another node than the one that sent it")
+        """A member tells of its own log, and of no other's; what else it says is refused."""
+        peer = stream.peer
+        try:
+            async with asyncio.timeout(SEND_S):
+                checkpoint = await self._read(stream)
+        except (InvalidArgument, TimeoutError) as exc:
+            if (left_out := self._refused.lines(peer)) is not None:
+                why = exc if isinstance(exc, InvalidArgument) else f"nothing within {SEND_S:g} s"
+                log.warning("audit.refused", peer=peer, why=why, unlogged=left_out)
+            stream.reset()
+            return
         self._contradiction(checkpoint)
         self._keep(checkpoint)
+
+    async def _read(self, stream: Stream) -> Checkpoint:
+        """The sender's word on its own log; raises InvalidArgument for anything else."""
+        data = b""
+        while piece := await stream.read():
+            data += piece
+            if len(data) > CHECKPOINT_CHARS_MAX:
+                raise InvalidArgument("a checkpoint that is too long")
+        checkpoint = Checkpoint.parse(data)
+        if checkpoint.node != stream.peer:
+            raise InvalidArgument("a checkpoint of another node than the one that sent it")
+        return checkpoint
 
     def _contradiction(self, new: Checkpoint) -> None:
         """A log that goes back, or has two hashes for one record, is reported."""
@@ -149,8 +168,17 @@ class Checkpoints:
             if (old.seq == new.seq and old.head != new.head) or (
                 new.seq < old.seq and new.time_ms > old.time_ms
             ):
-                log.error("audit.rewritten", node=new.node, was=old.seq, now=new.seq)
-                self._audit.record("peer.log_rewritten", node=new.node, was=old.text, now=new.text)
+                if (left_out := self._rewritten.lines(new.node)) is not None:
+                    log.error(
+                        "audit.rewritten",
+                        node=new.node,
+                        was=old.seq,
+                        now=new.seq,
+                        unlogged=left_out,
+                    )
+                    self._audit.record(
+                        "peer.log_rewritten", node=new.node, was=old.text, now=new.text
+                    )
                 return
 
     def _keep(self, checkpoint: Checkpoint) -> None:
