@@ -231,10 +231,18 @@ class RoleProfile:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """The proof is good."""
+    """The proof is good.
+
+    Attributes:
+        principal: Whose it is.
+        roles: What they have now.
+        expires_at: Unix time, s, at which the session ends, with all that was made of it; None: it
+            has no end of its own.
+    """
 
     principal: Principal
     roles: frozenset[str]
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pytest
 
 from wetware.audit import Audit
 from wetware.broker import Broker, LoginLimits
-from wetware.errors import Disconnected, LimitExceeded, Revoked
+from wetware.errors import Disconnected, Expired, LimitExceeded, Revoked
 from wetware.hookspecs import Accept, NotMine, Reject, RoleProfile, Withdrawn
 from wetware.identity import Challenge, Channel, Key, LoginStatus, Principal, Proof
 from wetware.protocol import status_from_name, status_name
@@ -143,6 +143,25 @@ async def test_an_expired_challenge_never_reaches_the_backend() -> None:
     clock.now = 1011.0
     verdict = await broker(backend, clock).judge(challenge(), proof(challenge()))
     assert verdict.status is LoginStatus.EXPIRED
+
+
+async def test_a_session_ends_when_its_backend_said() -> None:
+    clock = Clock()
+    backend = Backend(Accept(ADA, frozenset({"member"}), expires_at=1005.0))
+    made = broker(backend, clock)
+    verdict = await made.judge(challenge(), proof(challenge()))
+    assert (verdict.status, verdict.expires_at) == (LoginStatus.GRANTED, 1005.0)
+    assert verdict.principal is not None
+    session = made.open_session(verdict.principal, verdict.roles, expires_at=verdict.expires_at)
+    below = session.derive(label="x")
+    assert below.expires_at == 1005.0
+    session.check_live()
+    clock.now = 1005.0
+    for grant in (session, below):
+        with pytest.raises(Expired):
+            grant.check_live()
+    late = await made.judge(challenge(), proof(challenge()))
+    assert late.status is LoginStatus.EXPIRED
 
 
 async def test_sessions_are_bounded_and_give_their_place_back() -> None:

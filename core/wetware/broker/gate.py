@@ -58,12 +58,13 @@ PAYLOAD_BYTES_MAX = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How one login attempt ended; `principal` and `roles` only with GRANTED."""
+    """How one login attempt ended; `principal`, `roles`, `expires_at` only with GRANTED."""
 
     status: LoginStatus
     reason: str = ""
     principal: Principal | None = None
     roles: frozenset[str] = frozenset()
+    expires_at: float | None = None
 
 
 def compare(issued: Challenge, proof: Proof, now_s: float) -> Verdict | None:
@@ -220,7 +221,7 @@ class Broker:
                 LoginStatus.BACKEND_UNAVAILABLE, "the auth backend cannot decide; see its log"
             )
         match result:
-            case Accept(principal=principal, roles=roles):
+            case Accept(principal=principal, roles=roles, expires_at=expires_at):
                 pass
             case Reject(status=status, reason=reason):
                 refused = LoginStatus.MALFORMED if status is LoginStatus.GRANTED else status
@@ -233,16 +234,24 @@ class Broker:
             return Verdict(LoginStatus.NO_ROLE, f"{principal} has no role in this cluster")
         if self.clock.time() * 1000 > challenge.not_after_ms:
             return Verdict(LoginStatus.EXPIRED, "the challenge expired while it was judged")
-        return Verdict(LoginStatus.GRANTED, "", principal, now)
+        if expires_at is not None and self.clock.time() >= expires_at:
+            return Verdict(LoginStatus.EXPIRED, "what the proof rests on has expired")
+        return Verdict(LoginStatus.GRANTED, "", principal, now, expires_at)
 
     def open_session(
-        self, principal: Principal, roles: Iterable[str], *, local: bool = False
+        self,
+        principal: Principal,
+        roles: Iterable[str],
+        *,
+        expires_at: float | None = None,
+        local: bool = False,
     ) -> Grant:
         """The grant of a new session. Synchronous: nothing can change between verdict and grant.
 
         Args:
             principal: Who logged in.
             roles: By which roles.
+            expires_at: When it ends by itself, Unix s; None: with its connection only.
             local: Over the unix socket, for which a part of the sessions is reserved.
 
         Raises LimitExceeded, or Disconnected while the node stops.
@@ -251,7 +260,7 @@ class Broker:
         roots = [
             self.tree.root(principal, role, self.backend.profile(role)) for role in sorted(roles)
         ]
-        return self._count_session(self.tree.session(principal, roots))
+        return self._count_session(self.tree.session(principal, roots, expires_at=expires_at))
 
     def _check_place(self, principal: Principal, *, local: bool) -> None:
         """Raise LimitExceeded if there is no place for a session, Disconnected while stopping."""
@@ -432,7 +441,9 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
             return _refusal(verdict.status, verdict.reason)
         local = self._address is None
         try:
-            grant = broker.open_session(verdict.principal, verdict.roles, local=local)
+            grant = broker.open_session(
+                verdict.principal, verdict.roles, expires_at=verdict.expires_at, local=local
+            )
         except LimitExceeded as exc:
             self._refused("limit", exc.message)
             raise

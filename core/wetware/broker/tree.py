@@ -162,7 +162,9 @@ class Tree:
         held = self._roots.values() if principal is None else (self._roots.get(principal, {}),)
         return [root for roles in held for some in roles.values() for root in some]
 
-    def session(self, principal: Principal, roots: Iterable[Grant]) -> Grant:
+    def session(
+        self, principal: Principal, roots: Iterable[Grant], *, expires_at: float | None = None
+    ) -> Grant:
         """The grant of a login: what any of its roles allows, and the Session itself."""
         roots = tuple(roots)
         services: dict[str, frozenset[str]] = {SESSION_SERVICE: frozenset({"Session.*"})}
@@ -178,6 +180,9 @@ class Tree:
             services=services,
             parents=roots,
             service=SESSION_SERVICE,
+            # In its terms too: what is shared from it is put back under the same end.
+            terms=Terms(expires_at=expires_at),
+            expires_at=expires_at,
         )
 
     def withdraw(self, principal: Principal | None, roles: frozenset[str] | None, why: str) -> int:

@@ -74,6 +74,27 @@ async def test_a_share_is_there_after_a_restart_with_what_binds_it(tmp_path: Pat
             await tree.redeem(share.id, secret)
 
 
+async def test_what_is_shared_from_a_session_with_an_end_ends_with_it_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    async with running(tmp_path, clock) as tree:
+        roots = (tree.root(ADA, "member", ALL),)
+        session = tree.session(ADA, roots, expires_at=clock.now + 60)
+        share, secret = await tree.share(session, Terms(), label="x")
+        session.close("the connection ended")
+        assert share.expires_at == clock.now + 60
+    async with running(tmp_path, clock) as tree:
+        use = used(await tree.redeem(share.id, secret))
+        await admitted(use, PUBLISH, data=b"")
+        clock.now += 60
+        with pytest.raises(Expired):
+            call(use, PUBLISH, data=b"")
+    async with running(tmp_path, clock) as tree:
+        with pytest.raises(Revoked, match="derived from ended"):
+            await tree.redeem(share.id, secret)
+
+
 async def admitted(grant: Any, method: Any, **args: object) -> None:
     """A call that may have to wait for the disk."""
     running_ = asyncio.get_running_loop().create_future()
