@@ -50,6 +50,10 @@ FILE_BYTES_MAX: Final = 1 << 20
 """A configuration file is text that a person wrote; more is a mistake."""
 LIST_ITEMS_MAX: Final = 1024
 TEXT_CHARS_MAX: Final = 4096
+SECTION_KEYS_MAX: Final = 1024
+"""Of one section that is a setting's value."""
+SECTION_DEPTH_MAX: Final = 8
+"""Of sections in such a section."""
 
 ENV_PREFIX: Final = "WW_"
 ENV_OTHER: Final = {
@@ -307,6 +311,20 @@ class _Wrong(Exception):
         self.expected = expected
 
 
+class _WrongWithin(Exception):
+    """Something inside a setting that is a section is wrong.
+
+    Attributes:
+        keys: Where, below the setting.
+        expected: What should be there.
+        got: What is there.
+    """
+
+    def __init__(self, keys: tuple[str, ...], expected: str, got: object) -> None:
+        super().__init__(expected)
+        self.keys, self.expected, self.got = keys, expected, got
+
+
 # --- types ---
 
 
@@ -326,7 +344,7 @@ def _hints(cls: type) -> dict[str, Any]:
     The names that sections use are supplied, because linters move imports which only annotations
     need under TYPE_CHECKING.
     """
-    supplied: dict[str, Any] = {"Path": Path, "Literal": Literal}
+    supplied: dict[str, Any] = {"Path": Path, "Literal": Literal, "Mapping": Mapping, "Any": Any}
     try:
         return typing.get_type_hints(cls, localns=supplied)
     except NameError:
@@ -362,10 +380,55 @@ def _type_name(hint: Any) -> str:
         return "one of " + ", ".join(f'"{_enum_text(member)}"' for member in hint)
     if _is_union(hint):
         return " or ".join(_type_name(arg) for arg in args if arg is not type(None))
+    if hint == _SECTIONS_TYPE:
+        return "a section of sections"
     if (item := _item_type(hint)) is not None:
         inner = _type_name(item)
         return f"a list of {_PLURAL.get(inner, inner.removeprefix('a ').removeprefix('an '))}"
     raise TypeError(f"{hint!r} is not supported in a configuration")
+
+
+_SECTIONS_TYPE: Final = Mapping[str, Mapping[str, Any]]
+"""Of a setting that is a section of named sections, whose settings its owner knows."""
+
+
+def _named_sections(raw: object, expected: str) -> dict[str, dict[str, Any]]:
+    """A copy of a section of sections: plain values of TOML, bounded.
+
+    Raises _Wrong or _WrongWithin.
+    """
+    if not isinstance(raw, Mapping):
+        raise _Wrong(expected)
+    for key, value in raw.items():
+        if not isinstance(value, Mapping):
+            raise _WrongWithin((str(key),), "a section", value)
+    return cast("dict[str, dict[str, Any]]", _plain_value(raw, ()))
+
+
+def _plain_value(raw: object, keys: tuple[str, ...]) -> object:
+    match raw:
+        case bool() | int():
+            return raw
+        case float() if math.isfinite(raw):
+            return raw
+        case str() if len(raw) <= TEXT_CHARS_MAX and "\0" not in raw:
+            return raw
+        case str():
+            raise _WrongWithin(keys, f"at most {TEXT_CHARS_MAX} characters, none of them zero", raw)
+        case list() | tuple() if len(raw) <= LIST_ITEMS_MAX:
+            return [_plain_value(item, (*keys, str(at))) for at, item in enumerate(raw)]
+        case list() | tuple():
+            raise _WrongWithin(keys, f"a list of at most {LIST_ITEMS_MAX} items", raw)
+        case Mapping() if len(raw) <= SECTION_KEYS_MAX and len(keys) < SECTION_DEPTH_MAX:
+            return {str(key): _plain_value(value, (*keys, str(key))) for key, value in raw.items()}
+        case Mapping():
+            raise _WrongWithin(
+                keys,
+                f"a section of at most {SECTION_KEYS_MAX} settings, in at most "
+                f"{SECTION_DEPTH_MAX} others",
+                raw,
+            )
+    raise _WrongWithin(keys, "text, a number, true or false, a list or a section", raw)
 
 
 _PLURAL: Final = {
@@ -428,6 +491,8 @@ def _convert(hint: Any, raw: object, *, text: bool, base: Path | None) -> Any:
     wrong = _Wrong(_type_name(hint))
     if _is_union(hint):
         return _convert_union(hint, raw, text=text, base=base)
+    if hint == _SECTIONS_TYPE:
+        return _named_sections(raw, wrong.expected)
     if (item := _item_type(hint)) is not None:
         if text and isinstance(raw, str):
             raw = [part.strip() for part in raw.split(",")] if raw.strip() else []
@@ -900,6 +965,20 @@ class Config:
                 found[name] = _Raw(value, Origin("flag", flag))
         return found
 
+    def _wrong_within(
+        self, section: str, name: str, where: Origin, exc: _WrongWithin
+    ) -> ConfigError:
+        """What is wrong inside a setting, at its own line where that can be found."""
+        if where.kind == "file" and self._file is not None:
+            # An item of a list, or of an inline section, is at the line of what it is in.
+            for end in range(len(exc.keys), 0, -1):
+                found = self._file.where(*section.split("."), name, *exc.keys[:end])
+                if found.where != str(self._file.path):
+                    where = found
+                    break
+        key = ".".join((section, name, *exc.keys))
+        return _mistyped(key, where, exc.expected, exc.got)
+
     def _resolve(self, section: str, cls: type[T], problems: list[ConfigError]) -> T | None:
         before = len(problems)
         raws = self._raws(section, cls, problems)
@@ -911,6 +990,8 @@ class Config:
             if raw is not None:
                 try:
                     values[each.name] = _value(section, each, hints[each.name], raw)
+                except _WrongWithin as exc:
+                    problems.append(self._wrong_within(section, each.name, raw.origin, exc))
                 except ConfigError as exc:
                     problems.append(exc)
         if section == "node" and "data_dir" not in values:
@@ -951,7 +1032,8 @@ def _value(section: str, each: dataclasses.Field[Any], hint: Any, raw: _Raw) -> 
         if (check := cast("Callable[[Any], None] | None", each.metadata.get("check"))) is not None:
             check(value)
     except _Wrong as exc:
-        raise _mistyped(key, where, exc.expected, raw.value, hint=_example(each)) from None
+        hint = _example(each) if each.default_factory is not dict else f"write [{key}.NAME]"
+        raise _mistyped(key, where, exc.expected, raw.value, hint=hint) from None
     except (InvalidArgument, ValueError) as exc:
         ours = isinstance(exc, InvalidArgument)
         code = exc.code.replace("invalid", "config", 1) if ours else "config.value"  # type: ignore[union-attr]  # `ours` says it
@@ -1079,11 +1161,18 @@ def _toml(value: object) -> str:
         case list() | tuple() | frozenset():
             items = sorted(value, key=str) if isinstance(value, frozenset) else value
             return "[" + ", ".join(_toml(item) for item in items) + "]"
+        case Mapping():
+            parts = (f"{_toml_key(str(key))} = {_toml(item)}" for key, item in value.items())
+            return "{" + ", ".join(parts) + "}"
         case _:
             # JSON's escapes are TOML's; `ensure_ascii` off keeps names readable.
             import json
 
             return json.dumps(str(value), ensure_ascii=False)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
 
 
 def _plain(value: object) -> object:
@@ -1096,6 +1185,8 @@ def _plain(value: object) -> object:
             return [_plain(item) for item in value]
         case frozenset():
             return sorted((_plain(item) for item in value), key=str)
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
         case _:
             return str(value)
 

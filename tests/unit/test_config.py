@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -242,6 +242,96 @@ def test_every_type_from_variables(load: Load) -> None:
 
 def test_an_emptied_enable_does_not_mean_everything(load: Load) -> None:
     assert load(env={"WW_PLUGINS_ENABLE": ""}).plugins.enable == ()
+
+
+# --- sections of sections ---
+
+
+@dataclass(frozen=True, slots=True)
+class Zoo:
+    """A plugin whose setting is a section of sections."""
+
+    animals: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict, metadata={"help": "By name."}
+    )
+    open: bool = True
+
+
+ZOO = """[plugins.zoo]
+open = false
+[plugins.zoo.animals.cat]
+legs = 4
+names = ["Tom", "Felix"]
+home = { town = "Ulm", at = 1.5 }
+[plugins.zoo.animals."red fox"]
+wild = true
+"""
+
+
+def test_a_section_of_sections(load: Load) -> None:
+    found = load(ZOO)
+    assert found.plugin("zoo", Zoo).animals == {
+        "cat": {"legs": 4, "names": ["Tom", "Felix"], "home": {"town": "Ulm", "at": 1.5}},
+        "red fox": {"wild": True},
+    }
+    assert found.unknown_plugins({"zoo": Zoo}) == []
+    assert Zoo().animals == {}
+    shown = {each.key: each for each in found.settings({"zoo": Zoo})}["plugins.zoo.animals"]
+    assert shown.text == (
+        '{cat = {legs = 4, names = ["Tom", "Felix"], home = {town = "Ulm", at = 1.5}}, '
+        '"red fox" = {wild = true}}'
+    )
+    assert shown.plain == found.plugin("zoo", Zoo).animals
+    assert str(shown.origin).endswith("ww.toml line 3")
+    assert check_schema(Zoo) is Zoo
+    assert "| `animals` | a section of sections | `{}` | By name. |" in describe({"zoo": Zoo})
+
+
+def test_what_is_shown_of_a_section_of_sections_is_toml(load: Load) -> None:
+    first = load(ZOO).plugin("zoo", Zoo)
+    shown = {each.key: each for each in load(ZOO).settings({"zoo": Zoo})}["plugins.zoo.animals"]
+    again = load(f"[plugins.zoo]\nopen = false\nanimals = {shown.text}\n").plugin("zoo", Zoo)
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("animals = 3", ["plugins.zoo.animals in", "line 2", "a section of sections", "number 3"]),
+        ("animals.cat = 3", ["plugins.zoo.animals.cat in", "line 2", "expected a section"]),
+        (
+            "animals.cat.born = 1979-05-27",
+            ["plugins.zoo.animals.cat.born in", "line 2", "expected text, a number", "got a date"],
+        ),
+        (
+            "open = true\n[plugins.zoo.animals.cat]\nages = [1, nan]",
+            ["plugins.zoo.animals.cat.ages.1 in", "line 4", "expected text, a number"],
+        ),
+        ('animals.cat.name = "a\\u0000b"', ["animals.cat.name", "none of them zero"]),
+        (f"animals.cat.name = '{'x' * 4097}'", ["animals.cat.name", "at most 4096 characters"]),
+        (f"animals.cat.ages = {[1] * 1025}", ["animals.cat.ages", "at most 1024 items"]),
+        (
+            "animals.cat = " + "{ a = " * 9 + "1" + " }" * 9,
+            ["animals.cat.a.a.a.a.a.a.a", "in at most 8 others"],
+        ),
+        (
+            "[plugins.zoo.animals.cat]\n" + "".join(f"k{i} = 1\n" for i in range(1025)),
+            ["plugins.zoo.animals.cat in", "line 2", "at most 1024 settings"],
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_section_of_sections(load: Load, text: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(f"[plugins.zoo]\n{text}\n").plugin("zoo", Zoo)
+    assert caught.value.code == "config.type"
+    for part in parts:
+        assert part in caught.value.message, caught.value.message
+
+
+def test_a_section_of_sections_is_not_a_variables_text(load: Load) -> None:
+    with pytest.raises(ConfigError, match="WW_PLUGINS_ZOO_ANIMALS") as caught:
+        load(env={"WW_PLUGINS_ZOO_ANIMALS": "cat"}).plugin("zoo", Zoo)
+    assert caught.value.hint == "write [plugins.zoo.animals.NAME]"
 
 
 # --- errors: what, where, what instead ---
