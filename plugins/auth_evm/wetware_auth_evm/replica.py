@@ -1,0 +1,415 @@
+"""The contract as this node knows it: two states, decisions from memory, and what has to be held.
+
+`final` is the contract at a block that the chain will not take back, `tip` at the newest one.
+Something is allowed only if both allow it: a grant waits for finality, a withdrawal acts at first
+sight. A withdrawal that a reorganisation takes back holds until finality has passed its block, for
+it may come again. Beyond the stated bounds on the age of what was verified, nothing is allowed.
+
+No I/O: `Follower` feeds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from wetware.errors import InvalidArgument
+from wetware_auth_evm.errors import BadLog, ChainRegressed
+from wetware_auth_evm.events import ROOT, Event, decode, fold
+from wetware_auth_evm.finality import Bounds
+from wetware_auth_evm.state import State
+
+if TYPE_CHECKING:
+    from wetware.hookspecs import Clock
+
+__all__ = ["HELD_MAX", "Bounds", "Replica"]
+
+HELD_MAX: Final = 4096
+"""Accounts whose withdrawals were taken back; beyond it everybody is held."""
+COPIED_EVENTS_MIN: Final = 1000
+"""From so many final events at once on, `tip` is made of `final`: the two share their records."""
+_NOTHING_VERIFIED: Final = "nothing was verified yet"
+_STATE_WORDS: Final = 7
+
+
+class _Step(NamedTuple):
+    """An event that `tip` has and `final` has not."""
+
+    event: Event
+    mark: int
+    """Where the journal of `tip` is after it."""
+    withdraws: frozenset[bytes] | None
+    """Whom it takes something from; None: anybody."""
+    block: int
+    """The newest block when it was first seen: it is in this one or an earlier one."""
+
+
+class Replica:
+    """What a node knows of one contract.
+
+    Args:
+        chain_id: EIP-155.
+        contract: Its address, 20 bytes.
+        scope: Of this cluster, 32 bytes.
+        bounds: On the age of what is known.
+        clock: The node's.
+
+    Attributes:
+        final_block: (number, hash) of the block that `final` is of.
+        tip_block: Likewise of `tip`.
+        held: Account, or None for everybody → the block whose finality ends it: who lost something
+            by an event that a reorganisation took back.
+        fault: Why nothing was verified the last time, or "".
+        regressed: Why nobody is admitted until an operator acts, or "".
+    """
+
+    def __init__(
+        self, chain_id: int, contract: bytes, scope: bytes, *, bounds: Bounds, clock: Clock
+    ) -> None:
+        self.chain_id, self.contract, self.scope = chain_id, contract, scope
+        self.bounds, self._clock = bounds, clock
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing, as at the first start; also what was regressed."""
+        self.final = State(self.chain_id, self.contract)
+        self.tip = State(self.chain_id, self.contract, journal=True)
+        self.final_block: tuple[int, bytes] = (-1, b"")
+        self.tip_block: tuple[int, bytes] = (-1, b"")
+        self.tip_time = 0
+        self._steps: list[_Step] = []
+        self.held: dict[bytes | None, int] = {}
+        self.fault, self.regressed = _NOTHING_VERIFIED, ""
+        self._verified_at: tuple[float, float] | None = None
+
+    @property
+    def unsettled(self) -> list[Event]:
+        """What `tip` has and `final` has not."""
+        return [step.event for step in self._steps]
+
+    @property
+    def ever_verified(self) -> bool:
+        """Whether a block was verified since the node started."""
+        return self._verified_at is not None
+
+    # --- what the follower says -------------------------------------------------------------------
+
+    def set_tip(
+        self, number: int, seq: int, head: bytes, found: Sequence[Event]
+    ) -> frozenset[bytes] | None:
+        """Make `tip` the contract's state as a quorum states it; returns whom it may concern.
+
+        Args:
+            number: Of the block that it is the state of.
+            seq: The contract's.
+            head: The contract's.
+            found: All events since `final`, in their order.
+
+        Raises BadLog, and changes nothing, if the events do not lead there.
+        """
+        if (self.tip.seq, self.tip.head) == (seq, head):
+            return frozenset()
+        events = self._leading_to(seq, head, found)
+        kept = 0
+        for step, event in zip(self._steps, events, strict=False):
+            if step.event.leaf != event.leaf:
+                break
+            kept += 1
+        gone = self._steps[kept:]
+        del self._steps[kept:]
+        self.tip.rollback(self._steps[-1].mark if self._steps else 0)
+        concerned = [self._add(event, number) for event in events[kept:]]
+        stays = {event.leaf for event in events}
+        for step in gone:
+            if step.event.leaf in stays:
+                continue
+            concerned += [frozenset({step.event.account}), step.withdraws]
+            for account in (None,) if step.withdraws is None else step.withdraws:
+                self._hold(account, step.block)
+        return union(concerned)
+
+    def _leading_to(self, seq: int, head: bytes, found: Sequence[Event]) -> list[Event]:
+        """Those of the events that lead from `final` to a state; raises BadLog if they do not."""
+        events = [event for event in found if self.final.seq < event.seq <= seq]
+        at, folded = self.final.seq, self.final.head
+        for event in events:
+            if event.seq != at + 1:
+                raise BadLog(f"event {event.seq} follows event {at}: logs are missing or forged")
+            at, folded = event.seq, fold(folded, event.leaf)
+        if at != seq:
+            raise BadLog(f"the logs end at event {at}, and the contract is at {seq}")
+        if folded != head:
+            raise BadLog(f"the logs lead to another state than event {seq} of the contract")
+        return events
+
+    def _add(self, event: Event, number: int) -> frozenset[bytes] | None:
+        """One more event of `tip`; returns whom it is about."""
+        here = event.scope in (self.scope, ROOT)
+        withdraws = self.tip.withdraws(event) if here else frozenset()
+        about = self.tip.apply(event)
+        self._steps.append(_Step(event, self.tip.mark(), withdraws, number))
+        return about
+
+    def _hold(self, account: bytes | None, block: int) -> None:
+        if account not in self.held and len(self.held) >= HELD_MAX:
+            account = None
+        self.held[account] = max(block, self.held.get(account, 0))
+
+    def settle(self, number: int, hash_: bytes, seq: int, head: bytes) -> list[Event]:
+        """Make `final` the contract's state at a block that is final; returns the events between.
+
+        `tip` has to have them. Raises BadLog, and changes nothing, if they do not lead there;
+        ChainRegressed if `final` knows better already.
+        """
+        if seq < self.final.seq or (seq == self.final.seq and head != self.final.head):
+            raise ChainRegressed(
+                f"the contract is at event {seq} in the final block {number}, and was at "
+                f"{self.final.seq} before: what was final is not"
+            )
+        count = seq - self.final.seq
+        moved = self._steps[:count]
+        if count:
+            trial = self.final.head
+            for step in moved:
+                trial = fold(trial, step.event.leaf)
+            if len(moved) != count or trial != head:
+                raise BadLog(f"the final block {number} has other events than the newest one")
+            for step in moved:
+                self.final.apply(step.event)
+            self._drop(moved)
+        self.final_block = (number, hash_)
+        self.held = {who: block for who, block in self.held.items() if block > number}
+        return [step.event for step in moved]
+
+    def _drop(self, moved: Sequence[_Step]) -> None:
+        """Let `tip` begin at `final`, which has these events now."""
+        rest = self._steps[len(moved) :]
+        if len(moved) >= COPIED_EVENTS_MIN:
+            self._rebase([(step.event, step.block) for step in rest])
+            return
+        mark = moved[-1].mark
+        self.tip.forget(mark)
+        self._steps = [step._replace(mark=step.mark - mark) for step in rest]
+
+    def _rebase(self, unsettled: Iterable[tuple[Event, int]]) -> None:
+        """Make `tip` of `final` and (event, block) that it has not."""
+        self.tip, self._steps = self.final.copy(journal=True), []
+        for event, block in unsettled:
+            self._add(event, block)
+
+    def restore(
+        self,
+        final: State,
+        block: tuple[int, bytes],
+        *,
+        tip_block: tuple[int, bytes],
+        unsettled: Sequence[Event],
+        held: Mapping[bytes | None, int],
+        regressed: str,
+    ) -> None:
+        """Go on where the node stopped. Nothing is allowed before a block was verified.
+
+        Raises BadLog if the unsettled events do not follow `final`.
+        """
+        self.forget()
+        self.final, self.final_block, self.tip_block = final, block, tip_block
+        self.held, self.regressed = dict(held), regressed
+        self._rebase([(event, tip_block[0]) for event in unsettled])
+
+    def doubt(self) -> None:
+        """Read the events anew: what was restored does not lead to the contract's state.
+
+        The final block is kept, so that a regression is noticed, and so is what is held.
+        """
+        self.final = State(self.chain_id, self.contract)
+        self._rebase(())
+
+    def verified(self, number: int, hash_: bytes, time_s: int) -> None:
+        """The newest block was verified now."""
+        self.tip_block, self.tip_time = (number, hash_), time_s
+        self._verified_at, self.fault = (self._clock.monotonic(), self._clock.time()), ""
+
+    # --- decisions --------------------------------------------------------------------------------
+
+    def unfit(self) -> str:
+        """Why nothing can be decided now; "" if it can."""
+        if self.regressed:
+            return self.regressed
+        if self._verified_at is None:
+            return self.fault
+        bounds, time_s = self.bounds, self._clock.time()
+        # By the wall clock, too: the other one stands still while a laptop sleeps.
+        age_s = max(self._clock.monotonic() - self._verified_at[0], time_s - self._verified_at[1])
+        if age_s > bounds.verified_s_max:
+            why = f": {self.fault}" if self.fault else ""
+            return (
+                f"no block was verified for {age_s:.0f} s, {bounds.verified_s_max:g} s are "
+                f"allowed{why}"
+            )
+        old_s = time_s - self.tip_time
+        if bounds.tip_age_s_max is not None and old_s > bounds.tip_age_s_max:
+            return (
+                f"the newest block is {old_s:.0f} s old, {bounds.tip_age_s_max:g} s are allowed: "
+                "the endpoints are behind, the chain stands still, or this clock is fast"
+            )
+        if bounds.tip_ahead_s_max is not None and -old_s > bounds.tip_ahead_s_max:
+            return (
+                f"the newest block is {-old_s:.0f} s in the future, {bounds.tip_ahead_s_max:g} s "
+                "are allowed: this clock is slow"
+            )
+        return ""
+
+    def fit_for_s(self) -> float:
+        """Seconds until `unfit` if no further block is verified; 0 if it is already."""
+        if self._verified_at is None or self.unfit():
+            return 0.0
+        now, time_s = self._clock.monotonic(), self._clock.time()
+        age_s = max(now - self._verified_at[0], time_s - self._verified_at[1])
+        left_s = self.bounds.verified_s_max - age_s
+        if self.bounds.tip_age_s_max is not None:
+            left_s = min(left_s, self.bounds.tip_age_s_max - (time_s - self.tip_time))
+        return max(left_s, 0.0)
+
+    def now(self) -> int:
+        """Unix time, s, by which records are judged: the later of the node's and the chain's."""
+        return max(int(self._clock.time()), self.tip_time)
+
+    def rights(self, role: bytes, account: bytes) -> int:
+        """The mask that an account has in a role of this cluster; 0 if that cannot be said."""
+        if self.unfit() or self.is_held(account):
+            return 0
+        now = self.now()
+        mask = self.final.rights(self.scope, role, account, now)
+        return mask and mask & self.tip.rights(self.scope, role, account, now)
+
+    def roles(self, account: bytes) -> dict[bytes, int]:
+        """Role → mask of all that an account has in this cluster; {} if that cannot be said."""
+        return {} if self.unfit() else self.known_roles(account)
+
+    def known_roles(self, account: bytes) -> dict[bytes, int]:
+        """As `roles`, by what was known last: it decides nothing while `unfit`."""
+        if self.is_held(account):
+            return {}
+        now = self.now()
+        final = self.final.roles(self.scope, account, now)
+        return final and _both(final, self.tip.roles(self.scope, account, now))
+
+    def key_roles(self, account: bytes, key: bytes) -> dict[bytes, int]:
+        """Role → mask of all in which a bound key acts for an account; {} if it cannot be said."""
+        return {} if self.unfit() else self.known_key_roles(account, key)
+
+    def known_key_roles(self, account: bytes, key: bytes) -> dict[bytes, int]:
+        """As `key_roles`, by what was known last: it decides nothing while `unfit`."""
+        if self.is_held(account):
+            return {}
+        now = self.now()
+        final = self.final.key_roles(self.scope, account, key, now)
+        return final and _both(final, self.tip.key_roles(self.scope, account, key, now))
+
+    def key_accounts(self, role: bytes, key: bytes) -> dict[bytes, int]:
+        """Account → mask, of the accounts for which a bound key acts in a role."""
+        if self.unfit():
+            return {}
+        now = self.now()
+        final = self.final.key_accounts(self.scope, role, key, now)
+        both = final and _both(final, self.tip.key_accounts(self.scope, role, key, now))
+        return {account: mask for account, mask in both.items() if not self.is_held(account)}
+
+    def epochs(self, account: bytes) -> tuple[int, int, int]:
+        """As of the newest block: what a session has to be bound to."""
+        return self.tip.epochs(self.scope, account)
+
+    def epochs_fit(self, account: bytes, signed: tuple[int, int, int]) -> bool:
+        """Whether a session of these epochs is of the present ones, final and newest."""
+        return (
+            signed == self.tip.epochs(self.scope, account) == self.final.epochs(self.scope, account)
+        )
+
+    def next_end(self, account: bytes, key: bytes | None = None) -> int:
+        """When (Unix s) something of an account, or of a key bound to it, ends or begins next."""
+        now = self.now()
+        ends = [state.next_end(self.scope, account, now) for state in (self.final, self.tip)]
+        if key is not None:
+            ends += [state.next_key_end(account, key, now) for state in (self.final, self.tip)]
+        return min(ends)
+
+    def is_held(self, account: bytes) -> bool:
+        """Whether a withdrawal from an account was taken back, and may come again."""
+        return bool(self.held) and (account in self.held or None in self.held)
+
+
+def _both(final: Mapping[bytes, int], tip: Mapping[bytes, int]) -> dict[bytes, int]:
+    both = {name: mask & tip.get(name, 0) for name, mask in final.items()}
+    return {name: mask for name, mask in both.items() if mask}
+
+
+def read_logs(raw: Any, contract: bytes) -> list[Event]:
+    """The answer to eth_getLogs, in the order of the events; raises BadLog."""
+    from wetware_auth_evm.endpoints import data, fixed
+
+    if not isinstance(raw, list):
+        raise BadLog("an answer that is not a list of logs")
+    found = []
+    for item in raw:
+        try:
+            if item.get("removed"):
+                continue
+            if fixed(item["address"], 20) != contract:
+                raise BadLog("a log of another contract")
+            topics = tuple(fixed(topic, 32) for topic in item["topics"])
+            found.append(decode(topics, data(item["data"])))
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise BadLog(f"a malformed log: {str(exc)[:80]}") from None
+    found.sort(key=lambda event: event.seq)
+    return found
+
+
+def parse_state(answer: bytes) -> tuple[int, bytes]:
+    """(seq, head) of the contract's `state()`; raises ValueError."""
+    if len(answer) != _STATE_WORDS * 32:
+        raise ValueError("not the contract's state")
+    seq = int.from_bytes(answer[:32], "big")
+    if seq >> 48:
+        raise ValueError("no event number")
+    return seq, answer[32:64]
+
+
+def checksum(address: bytes) -> str:
+    """An address as people write it (EIP-55)."""
+    from eth_hash.auto import keccak
+
+    text = address.hex()
+    hashed = keccak(text.encode()).hex()
+    return "0x" + "".join(
+        c.upper() if int(h, 16) >= 8 else c for c, h in zip(text, hashed, strict=False)
+    )
+
+
+def parse_address(text: str) -> bytes:
+    """20 bytes; raises InvalidArgument for what is none, or has a wrong checksum."""
+    plain = text.strip()
+    try:
+        address = bytes.fromhex(plain[2:]) if plain[:2] in ("0x", "0X") else b""
+    except ValueError:
+        address = b""
+    if len(address) != 20 or len(plain) != 42:
+        raise InvalidArgument(
+            f"{plain[:60]!r} is not an address", hint="write 0x and 40 hex digits"
+        )
+    digits = plain[2:]
+    if digits not in (digits.lower(), digits.upper()) and checksum(address)[2:] != digits:
+        raise InvalidArgument(
+            f"{plain} has a typing error: its checksum is wrong",
+            hint="copy the address again; all in small letters, it is taken without a check",
+        )
+    return address
+
+
+def union(parts: Iterable[frozenset[bytes] | None]) -> frozenset[bytes] | None:
+    """Whom changes are about; None is everybody."""
+    accounts: frozenset[bytes] = frozenset()
+    for part in parts:
+        if part is None:
+            return None
+        accounts |= part
+    return accounts
