@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from wetware import disk
 from wetware.audit.chain import (
     CHECKPOINTS_FILE,
     FIELD_CHARS_MAX,
@@ -50,8 +51,6 @@ what has taken effect can wait beside them; beyond it they are counted, and the 
 OWED_RECORDS_MAX: Final = 16_384
 """Records of what has taken effect that wait for a disk that fails; beyond it they are counted."""
 BATCH_RECORDS_MAX: Final = 1024
-BALLAST_FILE: Final = "reserved"
-BALLAST_BYTES: Final = 1 << 20
 RETRY_S: Final = 1.0
 CLOSE_S: Final = 10.0
 _TAIL_READ_BYTES: Final = 1 << 20
@@ -128,7 +127,7 @@ class AuditLog:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._resume()
             with contextlib.suppress(OSError):  # a full disk shows itself at the first record
-                self._reserve()
+                disk.reserve(self.directory)
         except (OSError, ValueError) as exc:
             raise ConfigError(
                 f"the audit log in {directory} cannot be used: {exc}",
@@ -259,15 +258,6 @@ class AuditLog:
             finally:
                 os.close(fd)
 
-    def _reserve(self) -> None:
-        """Take the space for what has taken effect; raises OSError where it is not there."""
-        fd = os.open(self.directory / BALLAST_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(fd).st_size < BALLAST_BYTES:
-                os.posix_fallocate(fd, 0, BALLAST_BYTES)
-        finally:
-            os.close(fd)
-
     # --- from the loop ----------------------------------------------------------------------------
 
     def watch(self, written: Written) -> None:
@@ -364,7 +354,7 @@ class AuditLog:
             return []
         try:
             if self.failing:
-                self._reserve()
+                disk.reserve(self.directory)
             records = self._put(batch, resumed=bool(self.failing))
         except OSError as exc:
             return self._write_apart(batch, exc)
@@ -382,8 +372,7 @@ class AuditLog:
             if entry.future is not None:
                 self._refuse(entry)
         if effective or self.lost:
-            with contextlib.suppress(OSError):
-                (self.directory / BALLAST_FILE).unlink()
+            disk.give_up_reserve(self.directory)
             try:
                 records = self._put(effective)
             except OSError:
@@ -479,21 +468,11 @@ class AuditLog:
                 self._loop.call_soon_threadsafe(self._written, records)
 
     def _answer(self, entry: _Entry, seq: int, error: Exception | None) -> None:
-        future, loop = entry.future, self._loop
-        if future is None or loop is None:
-            return
+        if entry.future is not None and self._loop is not None:
+            disk.answer(self._loop, entry.future, seq, error, self._no_longer_waits)
 
-        def done() -> None:
-            self._waiting -= 1
-            if future.done():
-                return
-            if error is None:
-                future.set_result(seq)
-            else:
-                future.set_exception(error)
-
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(done)
+    def _no_longer_waits(self) -> None:
+        self._waiting -= 1
 
     def _sync(self, *, force: bool) -> None:
         if self._synced or (not force and time.monotonic() < self._sync_due):

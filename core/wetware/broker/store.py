@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import queue
 import sqlite3
 import threading
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from wetware import disk
 from wetware.broker.clock import SteadyClock
 from wetware.errors import ConfigError, WetwareError
 from wetware.log import get_logger
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 log = get_logger("broker")
 
 FILE: Final = "grants.db"
-BALLAST_FILE: Final = "reserved"
-BALLAST_BYTES: Final = 1 << 20
 SCHEMA_VERSION: Final = 1
 QUEUE_WRITES_MAX: Final = 16_384
 """Writes that wait for the disk; beyond it new grants are refused. Revocations are always taken."""
@@ -172,7 +170,7 @@ class Store:
     """
 
     def __init__(self, directory: Path, clock: Clock) -> None:
-        self._ballast = directory / BALLAST_FILE
+        self._directory = directory
         file = directory / FILE
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -254,12 +252,7 @@ class Store:
     def _reserve(self) -> None:
         """Space that revocations get when the disk is full."""
         with contextlib.suppress(OSError):  # without it we still retry
-            fd = os.open(self._ballast, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                if os.fstat(fd).st_size < BALLAST_BYTES:
-                    os.posix_fallocate(fd, 0, BALLAST_BYTES)
-            finally:
-                os.close(fd)
+            disk.reserve(self._directory)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -340,8 +333,7 @@ class Store:
         owed: list[_Write] = []
         for write in batch:  # in their order: what is forgotten must not be kept afterwards
             if write.must:
-                with contextlib.suppress(OSError):
-                    self._ballast.unlink()
+                disk.give_up_reserve(self._directory)
             elif owed and not write.statements:  # `written`, and not all of it is
                 self._answer(write, StoreUnavailable(f"the disk is failing: {self.failing}"))
                 continue
@@ -379,21 +371,11 @@ class Store:
             raise
 
     def _answer(self, write: _Write, error: Exception | None) -> None:
-        future, loop = write.future, self._loop
-        if future is None or loop is None:
-            return
+        if write.future is not None and self._loop is not None:
+            disk.answer(self._loop, write.future, None, error, self._no_longer_waits)
 
-        def done() -> None:
-            self._waiting -= 1
-            if future.done():
-                return
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(done)
+    def _no_longer_waits(self) -> None:
+        self._waiting -= 1
 
     # --- what is written --------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ import pytest
 import wetware.audit.log as module
 from wetware.audit import Audit, AuditLog, AuditUnavailable
 from wetware.audit.chain import CHECKPOINTS_FILE, LINE_BYTES_MAX, files
-from wetware.audit.log import BALLAST_BYTES, BALLAST_FILE
 from wetware.audit.verify import verify
+from wetware.disk import RESERVED_BYTES, RESERVED_FILE
 from wetware.errors import ConfigError
 
 from .parts import KEY, OTHER, Clock, Disk, open_log, write
@@ -283,7 +283,7 @@ async def test_the_reserved_space_is_for_what_has_taken_effect(tmp_path: Path) -
             inner = file.write
 
             def write_(data: Any) -> int:
-                self.left = 0 if (tmp_path / BALLAST_FILE).exists() and self.full else None
+                self.left = 0 if (tmp_path / RESERVED_FILE).exists() and self.full else None
                 return int(inner(data))
 
             file.write = write_
@@ -294,7 +294,7 @@ async def test_the_reserved_space_is_for_what_has_taken_effect(tmp_path: Path) -
     disk = Full()
     log = open_log(tmp_path, open_file=disk)
     audit = Audit(Clock(), to=log)
-    assert (tmp_path / BALLAST_FILE).stat().st_size == BALLAST_BYTES
+    assert (tmp_path / RESERVED_FILE).stat().st_size == RESERVED_BYTES
     disk.full = True
     login = asyncio.create_task(audit.admit("login.granted"))
     audit.record("grant.revoked")
@@ -308,7 +308,7 @@ async def test_the_reserved_space_is_for_what_has_taken_effect(tmp_path: Path) -
     disk.full = False
     await until(lambda: not log.failing)
     await audit.admit("login.granted")
-    await until(lambda: (tmp_path / BALLAST_FILE).exists())
+    await until(lambda: (tmp_path / RESERVED_FILE).exists())
     log.close()
     assert verify(tmp_path).ok
 
