@@ -151,10 +151,8 @@ class Endpoint:
         if not isinstance(answer, dict):
             raise self._failed("an answer that is not JSON-RPC")
         error = answer.get("error")
-        # What could not be read has no ID to repeat.
-        if answer.get("id") != request["id"] and not (
-            error is not None and answer.get("id") is None
-        ):
+        allowed = (request["id"],) if error is None else (request["id"], None)
+        if answer.get("id") not in allowed:  # what could not be read has no ID to repeat
             raise self._failed("an answer to another request")
         if error is not None:
             text = _error_text(error)

@@ -189,7 +189,7 @@ _PROFILES: Final = (
         chain_id=0,
         finality=Finality("latest"),
         poll_s=0.25,
-        final_poll_s=0.25,
+        final_poll_s=0.0,
         bounds=Bounds(verified_s_max=15.0, tip_age_s_max=None, tip_ahead_s_max=None),
         production=False,
         why="A chain on this machine, made for a try-out: nobody else writes it, so its newest "

@@ -137,7 +137,10 @@ class Follower:
         """One step; what went wrong is the replica's `fault`. Returns whom changes may concern."""
         replica, history = self.replica, self._history
         if history is not None and history.forget_asked():
-            self.forget()
+            try:
+                self.forget()
+            except OSError as exc:
+                log.error("replica.not_forgotten", error=exc.strerror)  # noqa: TRY400
         if replica.regressed:
             return frozenset()
         before = replica.fault

@@ -15,7 +15,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -270,11 +270,11 @@ def find_anvil() -> Path | None:
 
 
 class AnvilChain:
-    """An anvil process on a free port of loopback, ended by `close`."""
+    """An anvil process on a free port of loopback, ended by `close`; `args` are further options."""
 
     name = "anvil"
 
-    def __init__(self, binary: Path, *, chain_id: int = 31337) -> None:
+    def __init__(self, binary: Path, *, chain_id: int = 31337, args: Sequence[str] = ()) -> None:
         self.chain_id = chain_id
         self.time = GENESIS_S
         self._ids = itertools.count(1)
@@ -284,6 +284,7 @@ class AnvilChain:
                 *("--host", "127.0.0.1", "--port", "0", "--chain-id", str(chain_id)),
                 *("--auto-impersonate", "--no-mining", "--gas-price", "0", "--base-fee", "0"),
                 *("--timestamp", str(GENESIS_S - 10)),
+                *args,
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -303,6 +304,7 @@ class AnvilChain:
         except BaseException:
             self.close()
             raise
+        self.url = f"http://127.0.0.1:{port}"
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def _read(self, lines: queue.Queue[str]) -> None:
@@ -400,12 +402,12 @@ class AnvilChain:
 
 
 @contextlib.contextmanager
-def anvil_chain(*, chain_id: int = 31337) -> Iterator[AnvilChain]:
+def anvil_chain(*, chain_id: int = 31337, args: Sequence[str] = ()) -> Iterator[AnvilChain]:
     """A fresh anvil; raises FileNotFoundError with the command that installs it."""
     binary = find_anvil()
     if binary is None:
         raise FileNotFoundError(f"anvil is not installed; run: {INSTALL}")
-    chain = AnvilChain(binary, chain_id=chain_id)
+    chain = AnvilChain(binary, chain_id=chain_id, args=args)
     try:
         yield chain
     finally:
