@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from wetware import rpc
 from wetware.access import Access
 from wetware.errors import (
+    AdmissionRefused,
     Disconnected,
     InvalidArgument,
     LimitExceeded,
@@ -230,10 +231,21 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
 
     # --- for operators ----------------------------------------------------------------------------
 
+    def _refuse_in_try_out(self) -> None:
+        """Nobody joins a node whose auth backend decides by what was made for a try-out."""
+        if self._node.try_out:
+            raise AdmissionRefused(
+                "this node tries out its auth backend, for this machine alone: nobody can join it",
+                hint="configure the auth backend and start a node without --dev, with a data "
+                "directory of its own",
+                code="admission.try_out",
+            )
+
     async def invite(
         self, labels: _Labels, rights: Sequence[str], expires_s: int, uses: int
     ) -> dict[str, object]:
         """A ticket."""
+        self._refuse_in_try_out()
         ticket = await self._node.admission.invite(
             labels=_labels(labels),
             rights=frozenset(rights) or frozenset({"member"}),
@@ -248,6 +260,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         self, peer: str, labels: _Labels, rights: Sequence[str], foreign: bool
     ) -> dict[str, object]:
         """A certificate for a known peer ID."""
+        self._refuse_in_try_out()
         bundle = await self._node.admission.certify(
             PeerId.parse(peer),
             labels=_labels(labels),

@@ -189,6 +189,14 @@ class NodeConfig:
             "check": _parse_auth,
         },
     )
+    dev: bool = field(
+        default=False,
+        metadata={
+            "help": "Try the auth backend out: one that can makes all that it needs on this "
+            "machine. The node then listens on loopback only, and nobody joins it.",
+            "flag": "--dev",
+        },
+    )
     name: str = field(
         default="",
         metadata={

@@ -176,6 +176,11 @@ class PluginContext:
         overlay: Streams, protocols and peers.
         join_document: What `AuthBackend.join_document` gave at the node that let this one into the
             cluster; None for a node that founds one. The same at every start.
+        founding: What the cluster of this data directory was founded on, `AuthBackend.founding` of
+            its first start; None before there is a cluster.
+        configured: The names of the settings in `config` that somebody gave: in the file, the
+            environment or a flag. The others are defaults.
+        dev: Whether the node was started with `--dev`: a try-out is wanted, and nothing else.
     """
 
     name: str
@@ -185,6 +190,9 @@ class PluginContext:
     clock: Clock
     overlay: Overlay
     join_document: bytes | None = None
+    founding: bytes | None = None
+    configured: frozenset[str] = frozenset()
+    dev: bool = False
 
 
 # --- what hooks return ----------------------------------------------------------------------------
@@ -280,7 +288,12 @@ class Resumed:
 
 
 class AuthBackend(Protocol):
-    """Decides who a proof is from, and which roles they have. Fails closed."""
+    """Decides who a proof is from, and which roles they have. Fails closed.
+
+    A backend may have one attribute more, `try_out: str`. Where it is not empty, the backend
+    decides by something that was made for a try-out: the node then listens on loopback only, joins
+    nobody and lets nobody join. `ww node` prints it: what this is, what it is not for, what to try.
+    """
 
     @property
     def name(self) -> str:

@@ -70,6 +70,13 @@ class Multiaddr:
         """The same address, with `peer` expected there."""
         return replace(self, peer=peer)
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can dial it; no name is looked up."""
+        if self.kind.startswith("dns"):
+            return self.host == "localhost"
+        return ipaddress.ip_address(self.host).is_loopback
+
     def __str__(self) -> str:
         base = f"/{self.kind}/{self.host}/tcp/{self.port}"
         return f"{base}/p2p/{self.peer}" if self.peer else base

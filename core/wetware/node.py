@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -263,6 +264,7 @@ class Ready:
         addrs: Where it listens, with its peer ID.
         services: What it offers.
         new_key: Whether this start made the node's key.
+        try_out: What the backend says of a try-out; "" where it is none.
     """
 
     peer_id: PeerId
@@ -270,6 +272,7 @@ class Ready:
     addrs: tuple[Multiaddr, ...]
     services: tuple[str, ...]
     new_key: bool
+    try_out: str = ""
 
 
 class Node:
@@ -316,12 +319,23 @@ class Node:
                 stack.enter_context(_umask(0o077))
                 stack.callback(self.plugins.close)
                 self._store = Store.open(self.data_dir)
+                if self.config.node.dev:
+                    self._keep_to_itself()  # before anything is made, or a ticket spent
                 if self.config.node.join:
                     await self._join(self.config.node.join)
                 self.backend = self.plugins.auth(self._context)
+                listen = self.config.node.listen
+                if self.try_out:
+                    listen = self._keep_to_itself()
+                elif self.config.node.dev:
+                    raise ConfigError(
+                        f"the auth backend {self.backend.name!r} has nothing to try out",
+                        hint="leave out --dev ([node] dev)",
+                        code="config.try_out",
+                    )
                 self._found()
                 self._collect_services()
-                discoveries = self.plugins.discoveries(self._context)
+                discoveries = () if self.try_out else self.plugins.discoveries(self._context)
                 await stack.enter_async_context(self._audited())
                 self.admission = Admission(
                     self._store,
@@ -396,7 +410,7 @@ class Node:
                     )
                     tasks.create_task(self.checkpoints.run(), name="audit checkpoints")
                     self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
-                    await self.host.listen(self.config.node.listen)
+                    await self.host.listen(listen)
                     path = socket_path(self.data_dir)
                     await stack.enter_async_context(self._local_socket(path))
                     if self.config.node.libp2p:
@@ -413,6 +427,7 @@ class Node:
                         self.addrs,
                         tuple(sorted(self.services)),
                         new_key,
+                        self.try_out,
                     )
                     log.info(
                         "node.ready",
@@ -428,6 +443,11 @@ class Node:
                     finally:
                         # Sessions end before the services that serve them.
                         self.broker.close()
+
+    @property
+    def try_out(self) -> str:
+        """What the auth backend says of a try-out; "" where it is none."""
+        return str(getattr(self.backend, "try_out", ""))
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
@@ -451,6 +471,45 @@ class Node:
             clock=self.clock,
             overlay=self._overlay_verbs,
             join_document=self._store.join_document,
+            founding=founding.statement if (founding := self._store.founding) else None,
+            configured=self._configured(name, config),
+            dev=self.config.node.dev,
+        )
+
+    def _configured(self, name: str, config: object) -> frozenset[str]:
+        """The settings of a plugin that somebody gave."""
+        if not dataclasses.is_dataclass(config):
+            return frozenset()
+        names = (each.name for each in dataclasses.fields(config))
+        origin = self.config.origin
+        return frozenset(n for n in names if origin(f"plugins.{name}.{n}").kind != "default")
+
+    def _keep_to_itself(self) -> tuple[Multiaddr, ...]:
+        """Where a try-out listens; raises ConfigError where it is told to meet others."""
+        node = self.config.node
+        origin = self.config.origin("node.listen")
+        open_to_others = [str(addr) for addr in node.listen if not addr.is_loopback]
+        told = [
+            (node.join, "node.join", "it joins no cluster"),
+            (node.peers, "node.peers", "it connects to no other node"),
+            (
+                open_to_others and origin.kind != "default",
+                "node.listen",
+                f"it listens on loopback only, and not on {', '.join(open_to_others)}",
+            ),
+        ]
+        for given, setting, why in told:
+            if given:
+                raise ConfigError(
+                    f"a node that tries out its auth backend is for this machine alone: {why} "
+                    f"({self.config.origin(setting)})",
+                    hint="leave that out; for a node that others can reach, configure the auth "
+                    "backend and leave out --dev",
+                    code="config.try_out",
+                )
+        return tuple(
+            addr if addr.is_loopback else replace(addr, kind="ip4", host="127.0.0.1")
+            for addr in node.listen
         )
 
     async def _join(self, invitation: str) -> None:

@@ -1030,6 +1030,8 @@ def _judge_auth(made: Any) -> AuthBackend:
     )
     if why := _lacks(made, methods, ("name", "schemes", "founding", "epoch", "services")):
         raise PluginError(f"returned no auth backend: {why}")
+    if not isinstance(getattr(made, "try_out", ""), str):
+        raise PluginError(f"returned no auth backend: {type(made).__name__}.try_out is no text")
     backend: AuthBackend = made
     return backend
 

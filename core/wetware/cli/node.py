@@ -18,6 +18,8 @@ FILES_MAX = 65536
 """Open files that a node asks for; connections have their own, lower limits."""
 STOP_S_MAX = 2.0
 """From SIGINT or SIGTERM to the end of the process; then it ends the hard way."""
+TRY_OUT_LINES_MAX = 40
+"""Of what an auth backend says of its try-out."""
 
 
 def node_command(
@@ -48,6 +50,13 @@ def node_command(
     auth: Annotated[
         str | None, typer.Option("--auth", metavar="NAME", help="The auth backend. [local]")
     ] = None,
+    dev: Annotated[
+        bool,
+        typer.Option(
+            "--dev",
+            help="Try the auth backend out, on this machine alone: what it needs is made here.",
+        ),
+    ] = False,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="What people call this node.")
     ] = None,
@@ -85,6 +94,7 @@ def node_command(
             "node.join": _ticket(join),
             "node.labels": tuple(label) if label else None,
             "node.auth": auth,
+            "node.dev": dev or None,
             "node.name": name,
             "node.data_dir": data_dir or options.data_dir,
             "node.log_level": log_level,
@@ -161,13 +171,30 @@ def _stop_on_signals(loop, task) -> None:  # type: ignore[no-untyped-def]
 def _announce(ready: Ready) -> None:
     """For the person who started it: what it is, and what to try next."""
     note("")
+    if ready.try_out:
+        _warn_of_try_out()
     note(f"wetware node {ready.peer_id} is running")
     note(f"  cluster   {ready.cluster}")
     note(f"  services  {', '.join(ready.services)}")
     for addr in ready.addrs:
         note(f"  listens   {addr}")
-    note("try, in another terminal:")
-    note("  ww ls")
-    note("  ww sub chat        and, in a third:  ww pub chat hello")
-    note("  ww invite          and, on another machine:  ww node --join TICKET")
+    if ready.try_out:
+        for line in ready.try_out.splitlines()[:TRY_OUT_LINES_MAX]:
+            note(line)
+    else:
+        note("try, in another terminal:")
+        note("  ww ls")
+        note("  ww sub chat        and, in a third:  ww pub chat hello")
+        note("  ww invite          and, on another machine:  ww node --join TICKET")
     note("")
+
+
+def _warn_of_try_out() -> None:
+    """So loud that nobody takes it for more."""
+    rule = "!" * 80
+    note(rule)
+    note("!!  THIS IS A TRY-OUT. Not for anything that matters.")
+    note("!!  What decides who may do what was made on this machine for this node, and any")
+    note("!!  program that runs here can change it. So the node listens on loopback only, and")
+    note("!!  no other node can join it.")
+    note(rule)

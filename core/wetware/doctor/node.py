@@ -269,11 +269,7 @@ async def _reach(node: Node) -> list[Finding]:
 
 def is_loopback(addr: Multiaddr) -> bool:
     """Whether only this machine can dial it."""
-    import ipaddress
-
-    if addr.kind.startswith("dns"):
-        return addr.host == "localhost"
-    return ipaddress.ip_address(addr.host).is_loopback
+    return addr.is_loopback
 
 
 def _is_private(addr: Multiaddr) -> bool:
