@@ -1,0 +1,866 @@
+"""The auth backend: decides from the replica of the contract, and never waits for the chain.
+
+A login is judged in memory, but for contract wallets, which only the chain can ask. What a session
+rests on is looked at again after every look at the chain and at every end that the contract states:
+what is gone is withdrawn, and the broker cuts it. While the replica does not know, nothing is
+decided and everything is suspended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from wetware.errors import ConfigError, InvalidArgument
+from wetware.hookspecs import (
+    Accept,
+    NotMine,
+    Reject,
+    Resumed,
+    RoleProfile,
+    Service,
+    Suspended,
+    Withdrawn,
+)
+from wetware.identity import (
+    Challenge,
+    LoginStatus,
+    PeerId,
+    Principal,
+    Proof,
+    replace_private_file,
+    verify,
+)
+from wetware_auth_evm import contract as artifact
+from wetware_auth_evm.config import Public, Settings, resolve, resolve_try_out
+from wetware_auth_evm.endpoints import Endpoints
+from wetware_auth_evm.errors import ChainError, WrongChain
+from wetware_auth_evm.events import ROOT, role_id, role_name
+from wetware_auth_evm.follower import Follower
+from wetware_auth_evm.history import STATE_FILE, History
+from wetware_auth_evm.profile import DEV_FILE
+from wetware_auth_evm.proofs import (
+    SCHEMES,
+    SESSION_SCHEME,
+    KeyProof,
+    SessionProof,
+    key_statement,
+    session_statement,
+)
+from wetware_auth_evm.replica import Replica, checksum
+from wetware_auth_evm.roles import NODE_ROLE, RESERVED, base
+from wetware_auth_evm.statements import recover
+from wetware_auth_evm.wallet_check import Busy, WalletCheck, Word
+
+if TYPE_CHECKING:
+    from wetware.doctor import Finding
+    from wetware.hookspecs import PluginContext
+    from wetware_auth_evm.config import AuthEvmConfig
+    from wetware_auth_evm.dev import DevChain
+    from wetware_auth_evm.statements import SessionGrant
+
+BACKEND: Final = "evm"
+PRINCIPALS_FILE: Final = "principals.json"
+"""By which tenures those who logged in had their roles: what they shared is put back only if it
+hangs on the same ones after a restart."""
+CHAIN_FILE: Final = "chain.json"
+"""The chain's first block, as a quorum stated it at the first start."""
+PRINCIPALS_MAX: Final = 65_536
+"""Whose roles are looked at again; somebody who logs in beyond them is refused."""
+WALLETS_MAX: Final = 1024
+"""Signatures of contract wallets that are asked about again."""
+REFUSED_MAX: Final = 4096
+"""Refusals of wallets that are remembered, so that strangers cannot have them asked all day."""
+REFUSED_S: Final = 10.0
+"""For so long a contract wallet that refused a signature is not asked about it again."""
+NO_CODE_S: Final = 60.0
+"""For so long an account that is no contract is not asked as one again."""
+UNSURE_MAX: Final = 3
+"""Times in a row that a wallet could not be asked again: then what rests on it ends."""
+TICK_S: Final = 0.5
+"""Between two looks at the clock: how late it is seen that the replica is too old."""
+FIRST_LOOK_S: Final = 10.0
+"""For the first answers of the endpoints, twice; then the node starts suspended."""
+KEEP_S: Final = 0.2
+"""At least between two writings of PRINCIPALS_FILE."""
+GRACE_S: Final = 0.05
+"""How early before its end, at most, something is looked at again."""
+
+_HINT_LOGIN: Final = "log in again: `ww auth evm login`"
+
+
+class _Known(NamedTuple):
+    """What a principal had when it was last looked at.
+
+    Attributes:
+        roles: As the broker knows them.
+        tenures: Role of the contract → serials of the records that give it, by the newest block.
+        epochs: Of scope, ROOT and account, likewise.
+        end: When the contract says that something of it changes next; Unix s.
+    """
+
+    roles: frozenset[str]
+    tenures: dict[str, frozenset[int]]
+    epochs: tuple[int, int, int]
+    end: int
+
+    def lost_since(self, before: _Known) -> frozenset[str]:
+        """The roles of before that are gone, or are held by none of the same tenures."""
+        return frozenset(
+            role
+            for role in before.roles
+            if role not in self.roles
+            or before.tenures.get(base(role), frozenset()).isdisjoint(
+                self.tenures.get(base(role), ())
+            )
+        )
+
+
+_NOBODY: Final = _Known(frozenset(), {}, (0, 0, 0), 1 << 40)
+
+
+@dataclass(slots=True)
+class _Wallet:
+    """A contract wallet's signature that sessions rest on."""
+
+    principal: Principal
+    account: bytes
+    digest: bytes
+    signature: bytes = field(repr=False)
+    expires_at: int
+    next_at: float
+    unsure: int = 0
+
+
+class EvmBackend:
+    """Roles of one scope of a WetwareACL contract.
+
+    Raises ConfigError where the settings do not say which chain, contract and endpoints to use.
+
+    Attributes:
+        try_out: "" for a node in earnest, else what this is and what to try.
+    """
+
+    name = BACKEND
+    schemes = SCHEMES
+
+    def __init__(self, ctx: PluginContext) -> None:
+        config: AuthEvmConfig = ctx.config
+        self._log, self._clock = ctx.log, ctx.clock
+        self._data_dir = ctx.data_dir
+        self._watchers: dict[int, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
+        self.dev: DevChain | None = None
+        self.try_out = ""
+        try:
+            self.settings = self._settle(ctx, config)
+            self._set_up()
+        except BaseException:
+            if self.dev is not None:
+                self.dev.close()
+            raise
+
+    def _settle(self, ctx: PluginContext, config: AuthEvmConfig) -> Settings:
+        """Decide whether this is a try-out, and which chain it is about."""
+        if not ctx.dev and not _is_fresh(ctx):
+            settings = resolve(config, ctx.join_document)
+            for warning in settings.warnings:
+                self._log.warning("auth_evm.weak", why=warning)
+            return settings
+        from wetware_auth_evm import dev
+
+        self.dev = dev.start(ctx.data_dir, owner=None, log=ctx.log)
+        public = Public(
+            self.dev.chain_id,
+            self.dev.contract,
+            config.scope,
+            self.dev.genesis_hash,
+            self.dev.deployed_at,
+        )
+        self.try_out = str(getattr(self.dev, "banner", "")) or (
+            "a try-out: roles are in a contract on a chain of this machine alone"
+        )
+        return resolve_try_out(config, public, self.dev.url)
+
+    def _set_up(self) -> None:
+        settings = self.settings
+        self.public = settings.public
+        self.rules = settings.rules
+        if not self.public.genesis_hash and (kept := self._kept_genesis()):
+            self.public = Public(
+                self.public.chain_id,
+                self.public.contract,
+                self.public.scope,
+                kept,
+                self.public.deployed_at,
+            )
+        self.replica = Replica(
+            self.public.chain_id,
+            self.public.contract,
+            settings.scope_id,
+            bounds=settings.bounds,
+            clock=self._clock,
+        )
+        self._history = History(self._data_dir)
+        self._had_history = (self._data_dir / STATE_FILE).exists()
+        self._restored = self._history.load(self.replica)
+        self.endpoints = Endpoints(
+            settings.endpoints, quorum=settings.quorum, timeout_s=settings.timeout_s
+        )
+        self.follower = Follower(
+            self.endpoints,
+            self.replica,
+            finality=settings.finality,
+            code_hash=artifact.load().runtime_hash,
+            genesis_hash=self.public.genesis_hash or None,
+            deployed_at=self.public.deployed_at,
+            poll_s=settings.poll_s,
+            final_poll_s=settings.final_poll_s,
+            history=self._history,
+            monotonic=self._clock.monotonic,
+        )
+        self.wallets = WalletCheck(self.endpoints, gas_max=settings.wallet_gas_max)
+        self._known: dict[Principal, _Known] = {}
+        self._admitted: set[Principal] = set()
+        self._kept = self._read_principals()
+        self._to_keep = asyncio.Event()
+        self._live_wallets: dict[bytes, _Wallet] = {}
+        self._refused_wallets: dict[bytes, float] = {}
+        self._suspended = ""
+        self._next_end = float("inf")
+        self._wake = asyncio.Event()
+        from wetware_auth_evm.service import EvmService
+
+        self.services: tuple[Service, ...] = (EvmService(self),)
+
+    # --- the chain --------------------------------------------------------------------------------
+
+    def _kept_genesis(self) -> bytes:
+        try:
+            kept = json.loads((self._data_dir / CHAIN_FILE).read_text())
+            if kept["chain_id"] == self.public.chain_id:
+                genesis = bytes.fromhex(kept["genesis_hash"])
+                if len(genesis) == 32:
+                    return genesis
+        except FileNotFoundError:
+            return b""
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise ConfigError(
+            f"{self._data_dir / CHAIN_FILE} is damaged, or of another chain",
+            hint="set [plugins.auth_evm] genesis_hash to the hash of the chain's first block, or "
+            "restore the file from a backup",
+            code="config.auth_evm",
+        )
+
+    async def _identify(self) -> None:
+        """Compare the chain with what is configured, at the start; raises ConfigError.
+
+        Endpoints that cannot be reached are no reason not to start: the follower goes on.
+        """
+        try:
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await self.follower.identify()
+                if not self.public.genesis_hash:
+                    await self._keep_genesis()
+        except WrongChain as exc:
+            raise ConfigError(exc.message, hint=exc.hint, code="config.auth_evm") from None
+        except (ChainError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as exc:
+            why = str(exc)[:200] or f"no answer within {FIRST_LOOK_S:g} s"
+            self._log.warning("chain.not_reached", why=why)
+
+    async def _keep_genesis(self) -> None:
+        first = await self.endpoints.block(0)
+        public = self.public
+        self.public = Public(
+            public.chain_id, public.contract, public.scope, first.hash, public.deployed_at
+        )
+        document = {"chain_id": public.chain_id, "genesis_hash": first.hash.hex()}
+        replace_private_file(self._data_dir / CHAIN_FILE, json.dumps(document).encode())
+        self._log.info("chain.kept", chain_id=public.chain_id, genesis="0x" + first.hash.hex())
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Follow the chain until cancelled; `ready` once a block was verified, or none can be.
+
+        Raises ConfigError where the endpoints serve another chain or contract.
+        """
+        looked = asyncio.Event()
+
+        def touched(accounts: frozenset[bytes] | None) -> None:
+            self._review(accounts)
+            looked.set()
+
+        try:
+            self._judge_fitness()
+            await self._identify()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.follower.run(touched), name="auth_evm follower")
+                tasks.create_task(self._watch_time(), name="auth_evm clock")
+                tasks.create_task(self._recheck_wallets(), name="auth_evm wallets")
+                tasks.create_task(self._keep_principals(), name="auth_evm principals")
+                await self._first_look(looked)
+                ready()
+        finally:
+            await self.endpoints.aclose()
+            if self.dev is not None:
+                await asyncio.to_thread(self.dev.close)
+
+    async def _first_look(self, looked: asyncio.Event) -> None:
+        """Wait until the roles are known, so that what was shared can be put back.
+
+        Known from the last run is enough; a node that has lost what it knew has to hear it from
+        the chain first, or what hangs on the roles would be taken for withdrawn.
+        """
+        if self._had_history and not self._restored:
+            while not self.replica.ever_verified:
+                self._log.warning("auth_evm.waits", why=self.replica.fault)
+                await looked.wait()
+                looked.clear()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await looked.wait()
+
+    # --- what changes -----------------------------------------------------------------------------
+
+    def _tell(self, event: Withdrawn | Suspended | Resumed) -> None:
+        for callback in tuple(self._watchers.values()):
+            callback(event)
+
+    def _judge_fitness(self) -> None:
+        """Say that nothing can be decided now, or that it can again."""
+        why = self.replica.unfit()
+        if bool(why) == bool(self._suspended):
+            return
+        self._suspended = why
+        if why:
+            self._log.warning("auth_evm.suspended", why=why)
+            self._tell(Suspended(why))
+        else:
+            # What went meanwhile goes first: it must not live again for an instant.
+            self._review(None, resumed=True)
+            self._log.info("auth_evm.resumed", seq=self.replica.final.seq)
+            self._tell(Resumed())
+            self._wake.set()
+
+    def _review(self, accounts: frozenset[bytes] | None, *, resumed: bool = False) -> None:
+        """Withdraw what is gone: of the accounts named or of all (None), and where the time came.
+
+        While the replica is unfit, too: what it knows last says what is gone.
+        """
+        if accounts is None:
+            due = list(self._known)
+        else:
+            now = self.replica.now()
+            due = [
+                principal
+                for principal, known in self._known.items()
+                if known.end <= now or (accounts and _account(principal)[0] in accounts)
+            ]
+        for principal in due:
+            self._review_one(principal)
+        self._next_end = min((known.end for known in self._known.values()), default=float("inf"))
+        if not resumed:
+            self._judge_fitness()
+
+    def _review_one(self, principal: Principal) -> None:
+        before = self._known[principal]
+        after = self._look_up(principal)
+        lost, renewed = after.lost_since(before), before.epochs != after.epochs
+        if after.roles:
+            self._known[principal] = after
+        else:
+            del self._known[principal]
+            self._admitted.discard(principal)
+        if before[:3] != after[:3]:
+            self._to_keep.set()
+        if renewed:
+            why = "its sessions were ended on chain (revokeAll or resetScope)"
+            self._tell(Withdrawn(principal, None, why))
+        elif lost:
+            names = ", ".join(sorted(lost))
+            self._tell(Withdrawn(principal, lost, f"the contract withdraws {names}"))
+
+    async def _watch_time(self) -> None:
+        """Ends that the contract states, and the age of what is known."""
+        while True:
+            left_s = self._next_end - self._clock.time()
+            await asyncio.sleep(min(TICK_S, max(GRACE_S, left_s)))
+            if self._clock.time() >= self._next_end:
+                self._review(frozenset())
+            self._judge_fitness()
+
+    # --- who has what -----------------------------------------------------------------------------
+
+    def principal(self, account: bytes, key: bytes = b"") -> Principal:
+        """Of an account, or of a key that it bound on chain."""
+        subject = f"{self.public.chain_id}:{checksum(account)}"
+        if key:
+            subject += f"/{PeerId.from_public_key(key)}"
+        return Principal(BACKEND, subject)
+
+    def masks(self, account: bytes, key: bytes = b"") -> dict[str, int]:
+        """Role → mask of an account, or of a key bound to it, as they were known last."""
+        replica = self.replica
+        known = replica.known_key_roles(account, key) if key else replica.known_roles(account)
+        named = {role_name(role): mask for role, mask in known.items()}
+        return {name: mask for name, mask in named.items() if name and name not in RESERVED}
+
+    def _look_up(self, principal: Principal) -> _Known:
+        account, key = _account(principal)
+        replica = self.replica
+        if not account or _chain(principal) != self.public.chain_id:
+            return _NOBODY
+        masks = self.masks(account, key)
+        return _Known(
+            self.rules.names(masks),
+            {role: self._serials(role, account, key) for role in masks},
+            replica.epochs(account),
+            replica.next_end(account, key or None),
+        )
+
+    def _serials(self, role: str, account: bytes, key: bytes) -> frozenset[int]:
+        tip, what = self.replica.tip, role_id(role)
+        found = []
+        for scope in (self.replica.scope, ROOT):
+            grant = tip.grants.get(account, {}).get((scope, what))
+            bound = tip.keys.get(key, {}).get((account, scope, what)) if key else grant
+            if grant is not None and bound is not None:
+                found.append(bound.serial)
+        return frozenset(found)
+
+    def roles(self, principal: Principal) -> frozenset[str]:
+        """From memory, as known last: also while nothing is decided.
+
+        Of somebody who has not logged in since the start, those that they have had since they last
+        did: what was shared under a role that was revoked and granted anew in between is over.
+        """
+        if principal.backend != BACKEND:
+            return frozenset()
+        found = self._look_up(principal)
+        if found.roles and principal not in self._admitted:
+            found = self._as_before(principal, found)
+        if found.roles and not self._watch_over(principal, found):
+            return frozenset()
+        return found.roles
+
+    def _as_before(self, principal: Principal, now: _Known) -> _Known:
+        before = self._kept.get(principal.subject)
+        if before is None or before.epochs != now.epochs:
+            return _NOBODY
+        return now._replace(
+            roles=frozenset(
+                role
+                for role in now.roles
+                if not before.tenures.get(base(role), frozenset()).isdisjoint(
+                    now.tenures[base(role)]
+                )
+            )
+        )
+
+    def _watch_over(self, principal: Principal, found: _Known) -> bool:
+        """Look at a principal again whenever it changes; False where there are too many."""
+        known = self._known.get(principal)
+        if known is None and len(self._known) >= PRINCIPALS_MAX:
+            self._log.warning("auth_evm.principals_max", limit=PRINCIPALS_MAX)
+            return False
+        # What is gone and not withdrawn yet is found by the old record, which is kept for that.
+        if known is None or (known.epochs == found.epochs and not found.lost_since(known)):
+            self._known[principal] = found
+            if known is None or known[:3] != found[:3]:
+                self._to_keep.set()
+        self._next_end = min(self._next_end, found.end)
+        return True
+
+    def _admit(
+        self, principal: Principal, roles: frozenset[str], expires_at: float | None = None
+    ) -> Accept | Reject:
+        """Let somebody in whose proof is good, if they can be watched over."""
+        if not self._watch_over(principal, self._look_up(principal)):
+            return Reject(
+                LoginStatus.BACKEND_UNAVAILABLE,
+                f"{PRINCIPALS_MAX} principals are known already (PRINCIPALS_MAX)",
+            )
+        self._admitted.add(principal)
+        return Accept(principal, roles, expires_at)
+
+    # --- over a restart ---------------------------------------------------------------------------
+
+    def _read_principals(self) -> dict[str, _Known]:
+        """What is not here, or cannot be read, was not kept: then nothing is put back."""
+        try:
+            kept = json.loads((self._data_dir / PRINCIPALS_FILE).read_text())
+            return {
+                subject: _Known(
+                    frozenset(),
+                    {role: frozenset(map(int, serials)) for role, serials in tenures.items()},
+                    (int(epochs[0]), int(epochs[1]), int(epochs[2])),
+                    0,
+                )
+                for subject, (epochs, tenures) in kept.items()
+            }
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+            self._log.warning("auth_evm.principals", why=str(exc)[:120], effect="shares are over")
+        return {}
+
+    async def _keep_principals(self) -> None:
+        while True:
+            await self._to_keep.wait()
+            self._to_keep.clear()
+            document = {
+                principal.subject: [
+                    known.epochs,
+                    {role: sorted(serials) for role, serials in known.tenures.items()},
+                ]
+                for principal, known in self._known.items()
+            }
+            data = json.dumps(document).encode()
+            try:
+                await asyncio.to_thread(
+                    replace_private_file, self._data_dir / PRINCIPALS_FILE, data
+                )
+            except OSError as exc:
+                self._log.error("auth_evm.principals", error=exc.strerror)
+            await asyncio.sleep(KEEP_S)
+
+    def profile(self, role: str) -> RoleProfile:
+        """By this node's own configuration."""
+        return self.rules.profile(role)
+
+    # --- logins -----------------------------------------------------------------------------------
+
+    async def authenticate(self, challenge: Challenge, proof: Proof) -> Accept | Reject | NotMine:
+        """Judge a session or a bound key.
+
+        BACKEND_UNAVAILABLE while the replica is unfit, and for a contract wallet that cannot be
+        asked.
+        """
+        if proof.scheme not in SCHEMES:
+            return NotMine()
+        try:
+            if proof.scheme == SESSION_SCHEME:
+                return await self._judge_session(challenge, SessionProof.decode(proof.payload))
+            return self._judge_key(challenge, KeyProof.decode(proof.payload))
+        except InvalidArgument as exc:
+            return Reject(LoginStatus.MALFORMED, exc.message[:256])
+
+    async def _judge_session(self, challenge: Challenge, proof: SessionProof) -> Accept | Reject:
+        grant, digest = proof.grant, proof.digest
+        session_key = grant.session_key.public_key or b""
+        if not verify(session_key, proof.answer, session_statement(challenge, digest)):
+            return Reject(
+                LoginStatus.BAD_SIGNATURE, "the answer is not by the key that the session names"
+            )
+        if (wrong := self._judge_binding(challenge, grant)) is not None:
+            return wrong
+        if why := self.replica.unfit():
+            return Reject(LoginStatus.BACKEND_UNAVAILABLE, why[:256])
+        if (wrong := self._judge_time(grant)) is not None:
+            return wrong
+        # What the contract says, before the signature: a stranger's is not worth a question.
+        if isinstance(roles := self._judge_roles(grant), Reject):
+            return roles
+        principal = self.principal(grant.account)
+        problem = ""
+        if proof.form != "erc1271":
+            try:
+                if recover(digest, proof.signature) == grant.account:
+                    return self._admit(principal, roles, float(grant.expires_at))
+                problem = "the signature is not by the account that the session names"
+            except ValueError as exc:
+                problem = f"the wallet's signature is refused: {exc}"
+        return await self._judge_wallet(principal, proof, problem)
+
+    def _judge_binding(self, challenge: Challenge, grant: SessionGrant) -> Reject | None:
+        """Whether a session is for this cluster, on this chain, by this contract."""
+        public = self.public
+        for what, right in (
+            ("cluster", grant.cluster == challenge.cluster),
+            ("chain", grant.chain_id == public.chain_id),
+            ("contract", grant.contract == public.contract),
+            ("scope", grant.scope == self.settings.scope_id),
+        ):
+            if not right:
+                return Reject(LoginStatus.WRONG_CLUSTER, f"the session was made for another {what}")
+        return None
+
+    def _judge_time(self, grant: SessionGrant) -> Reject | None:
+        settings, now = self.settings, self.replica.now()
+        if grant.expires_at - grant.issued_at > settings.session_s_max:
+            return Reject(
+                LoginStatus.EXPIRED,
+                f"the session is for longer than the {settings.session_s_max} s that this node "
+                f"allows (session_s_max); {_HINT_LOGIN}",
+            )
+        if grant.issued_at > now + settings.clock_skew_s:
+            return Reject(
+                LoginStatus.EXPIRED,
+                f"the session begins {grant.issued_at - now} s in the future "
+                f"(clock_skew_s = {settings.clock_skew_s:g}): compare the clocks",
+            )
+        if now >= grant.expires_at:
+            return Reject(LoginStatus.EXPIRED, f"the session has expired; {_HINT_LOGIN}")
+        return None
+
+    def _judge_roles(self, grant: SessionGrant) -> frozenset[str] | Reject:
+        """The roles that the contract and the session both give; none is a refusal."""
+        who, masks = checksum(grant.account), self.masks(grant.account)
+        if not masks:
+            return Reject(LoginStatus.NO_ROLE, f"{who} has no role in this cluster")
+        if not self.replica.epochs_fit(grant.account, grant.epochs):
+            return Reject(
+                LoginStatus.EXPIRED,
+                "the session is of before a revokeAll or resetScope on chain, or one that is not "
+                f"final yet; {_HINT_LOGIN}",
+            )
+        names = self.rules.names(masks)
+        if not names:
+            return Reject(
+                LoginStatus.NO_ROLE,
+                f"{who} has {', '.join(sorted(masks))[:120]}, which this node's configuration does "
+                "not know ([plugins.auth_evm.roles])",
+            )
+        roles = frozenset(name for name in names if base(name) in grant.roles)
+        if not roles:
+            return Reject(
+                LoginStatus.NO_ROLE,
+                f"{who} has {', '.join(sorted(names))[:120]}, and the session is for "
+                f"{', '.join(grant.roles)[:120]}",
+            )
+        return roles
+
+    def _judge_key(self, challenge: Challenge, proof: KeyProof) -> Accept | Reject:
+        if not verify(proof.key, proof.answer, key_statement(challenge, proof.account)):
+            return Reject(LoginStatus.BAD_SIGNATURE, "the signature does not match the challenge")
+        if why := self.replica.unfit():
+            return Reject(LoginStatus.BACKEND_UNAVAILABLE, why[:256])
+        key_id = PeerId.from_public_key(proof.key)
+        bound = self.replica.final.keys.get(proof.key, {})
+        here = {account for account, scope, _ in bound if scope in (self.replica.scope, ROOT)}
+        accounts = {account for account in here if self.masks(account, proof.key)}
+        if proof.account:
+            accounts &= {proof.account}
+        if not accounts:
+            return Reject(
+                LoginStatus.UNKNOWN_PRINCIPAL,
+                f"{key_id} is bound to no account with a role in this cluster",
+            )
+        if len(accounts) > 1:
+            some = ", ".join(sorted(map(checksum, accounts))[:4])
+            return Reject(
+                LoginStatus.UNKNOWN_PRINCIPAL,
+                f"{key_id} is bound to several accounts ({some}): say which (WW_EVM_ACCOUNT)",
+            )
+        account = accounts.pop()
+        roles = self.rules.names(self.masks(account, proof.key))
+        if not roles:
+            return Reject(
+                LoginStatus.NO_ROLE,
+                f"this node's configuration knows none of the roles of {key_id} "
+                "([plugins.auth_evm.roles])",
+            )
+        return self._admit(self.principal(account, proof.key), roles)
+
+    # --- contract wallets -------------------------------------------------------------------------
+
+    async def _judge_wallet(
+        self, principal: Principal, proof: SessionProof, problem: str
+    ) -> Accept | Reject:
+        """Ask the account itself, as a contract. `problem`: why the signature is not its key's."""
+        grant, signature = proof.grant, proof.signature
+        at = hashlib.sha256(grant.account + proof.digest + signature).digest()
+        bad = Reject(
+            LoginStatus.BAD_SIGNATURE,
+            problem or "the contract wallet does not hold the signature good (ERC-1271)",
+        )
+        if self._refused_lately(at) or self._refused_lately(grant.account):
+            return bad
+        if at not in self._live_wallets and len(self._live_wallets) >= WALLETS_MAX:
+            return Reject(
+                LoginStatus.BACKEND_UNAVAILABLE,
+                f"{WALLETS_MAX} sessions of contract wallets are live (WALLETS_MAX)",
+            )
+        try:
+            word = await self.wallets.ask(grant.account, proof.digest, signature, self._blocks())
+        except Busy:
+            return Reject(
+                LoginStatus.BACKEND_UNAVAILABLE, "too many contract wallets are being asked"
+            )
+        if word is Word.UNKNOWN:
+            return Reject(
+                LoginStatus.BACKEND_UNAVAILABLE,
+                "too few endpoints answered, or agree, about the contract wallet",
+            )
+        if word is not Word.GOOD:
+            self._remember_refusal(at, REFUSED_S)
+            if word is Word.NO_CONTRACT:
+                self._remember_refusal(grant.account, NO_CODE_S)
+            return bad
+        # The wallet took its time: what the contract says may have changed.
+        if why := self.replica.unfit():
+            return Reject(LoginStatus.BACKEND_UNAVAILABLE, why[:256])
+        roles = self._judge_roles(grant)
+        if isinstance(roles, Reject):
+            return roles
+        self._live_wallets[at] = _Wallet(
+            principal,
+            grant.account,
+            proof.digest,
+            signature,
+            grant.expires_at,
+            self._clock.monotonic() + self.settings.recheck_s,
+        )
+        return self._admit(principal, roles, float(grant.expires_at))
+
+    def _blocks(self) -> set[bytes]:
+        """Where wallets are asked: only where both the final and the newest block allow."""
+        return {self.replica.final_block[1], self.replica.tip_block[1]} - {b""}
+
+    def _refused_lately(self, what: bytes) -> bool:
+        return self._clock.monotonic() < self._refused_wallets.get(what, 0.0)
+
+    def _remember_refusal(self, what: bytes, for_s: float) -> None:
+        now = self._clock.monotonic()
+        if len(self._refused_wallets) >= REFUSED_MAX:
+            self._refused_wallets = {k: t for k, t in self._refused_wallets.items() if t > now}
+        if len(self._refused_wallets) < REFUSED_MAX:
+            self._refused_wallets[what] = now + for_s
+
+    async def _recheck_wallets(self) -> None:
+        """Ask again about what sessions rest on; what a wallet no longer holds good ends."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(1.0, self.settings.recheck_s)):
+                    await self._wake.wait()
+            self._wake.clear()
+            now, unix = self._clock.monotonic(), self._clock.time()
+            for at, wallet in tuple(self._live_wallets.items()):
+                if unix >= wallet.expires_at or wallet.principal not in self._known:
+                    del self._live_wallets[at]
+            for at, wallet in tuple(self._live_wallets.items()):
+                # One after another: logins have the other places.
+                if wallet.next_at <= now and not self._suspended:
+                    await self._recheck(at, wallet)
+
+    async def _recheck(self, at: bytes, wallet: _Wallet) -> None:
+        try:
+            word = await self.wallets.ask(
+                wallet.account, wallet.digest, wallet.signature, self._blocks()
+            )
+        except Busy:
+            word = Word.UNKNOWN
+        if self._suspended:
+            return  # nothing works meanwhile; it is asked again when that is over
+        wallet.next_at = self._clock.monotonic() + self.settings.recheck_s
+        wallet.unsure = wallet.unsure + 1 if word is Word.UNKNOWN else 0
+        if word is Word.GOOD or 0 < wallet.unsure < UNSURE_MAX:
+            return
+        self._live_wallets.pop(at, None)
+        why = (
+            f"its contract wallet could not be asked {UNSURE_MAX} times in a row"
+            if word is Word.UNKNOWN
+            else "its contract wallet no longer holds good what it signed"
+        )
+        self._log.info("wallet.withdrawn", principal=wallet.principal, why=why)
+        # Sessions of an account cannot be told apart: those that are good log in again.
+        self._tell(Withdrawn(wallet.principal, None, why))
+
+    # --- the rest of AuthBackend ------------------------------------------------------------------
+
+    @property
+    def founding(self) -> bytes:
+        """Chain, contract and scope."""
+        public = self.public
+        return (
+            b"wetware-evm/1\0"
+            + public.chain_id.to_bytes(8, "big")
+            + public.contract
+            + self.settings.scope_id
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The number of the contract's last final change."""
+        return self.replica.final.seq
+
+    async def join_document(self) -> bytes:
+        """Chain, contract, scope and first block; no endpoint, which may hold a key."""
+        return self.public.document()
+
+    async def admit_node(self, peer: PeerId) -> bool:
+        """Whether an account with the role `node` bound the peer's key on chain."""
+        key = peer.public_key
+        return key is not None and bool(self.replica.key_accounts(role_id(NODE_ROLE), key))
+
+    def findings(self) -> Iterable[Finding]:
+        """See AuthBackend."""
+        from wetware_auth_evm.findings import findings
+
+        return findings(self)
+
+    def watch(
+        self, callback: Callable[[Withdrawn | Suspended | Resumed], None]
+    ) -> Callable[[], None]:
+        """See AuthBackend."""
+        token = id(callback)
+        self._watchers[token] = callback
+        return lambda: self._watchers.pop(token, None) and None
+
+    # --- for operators ----------------------------------------------------------------------------
+
+    @property
+    def watched(self) -> int:
+        """Principals whose roles are looked at again."""
+        return len(self._known)
+
+    @property
+    def live_wallets(self) -> int:
+        """Signatures of contract wallets that are asked about again."""
+        return len(self._live_wallets)
+
+    def status(self) -> dict[str, Any]:
+        """What the follower says, and what this node makes of it."""
+        return {
+            **self.follower.status(),
+            "scope": self.public.scope,
+            "suspended": self._suspended,
+            "finality": f"{self.settings.profile.name}, {self.settings.finality}",
+            "try_out": self.try_out,
+            "roles": len(self.rules),
+            "principals": self.watched,
+            "wallets": self.live_wallets,
+            "warnings": list(self.settings.warnings),
+        }
+
+
+def _is_fresh(ctx: PluginContext) -> bool:
+    """Whether nobody has configured anything, nor begun anything here but a try-out."""
+    if ctx.configured or ctx.join_document is not None:
+        return False
+    began = (ctx.data_dir / DEV_FILE).exists()
+    return began or (ctx.founding is None and not any(ctx.data_dir.iterdir()))
+
+
+def _account(principal: Principal) -> tuple[bytes, bytes]:
+    """(account, bound key or b"") of a subject; (b"", b"") for what is none."""
+    _, _, rest = principal.subject.partition(":")
+    address, _, key = rest.partition("/")
+    try:
+        account = bytes.fromhex(address.removeprefix("0x"))
+        public = PeerId.parse(key).public_key if key else b""
+    except (ValueError, InvalidArgument):
+        return b"", b""
+    if len(account) != 20 or public is None:
+        return b"", b""
+    return account, public
+
+
+def _chain(principal: Principal) -> int:
+    number = principal.subject.partition(":")[0]
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0

@@ -1,0 +1,33 @@
+"""The hooks of auth_evm. Nothing heavy is imported before the backend runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wetware.hookspecs import AuthBackend, PluginContext, hookimpl
+from wetware_auth_evm.config import AuthEvmConfig
+
+if TYPE_CHECKING:
+    import typer
+
+
+@hookimpl
+def ww_register_config() -> type:
+    """`[plugins.auth_evm]`."""
+    return AuthEvmConfig
+
+
+@hookimpl
+def ww_register_auth(ctx: PluginContext) -> AuthBackend:
+    """The backend `evm`."""
+    from wetware_auth_evm.backend import EvmBackend
+
+    return EvmBackend(ctx)
+
+
+@hookimpl
+def ww_register_commands(app: typer.Typer) -> None:
+    """`ww auth evm`."""
+    from wetware_auth_evm.cli import mount
+
+    mount(app)

@@ -1,0 +1,138 @@
+"""The user's side of a login: a session key, or a key that an account bound on chain, answers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from wetware.errors import AuthError, InvalidArgument
+from wetware.identity import Challenge, Key, Proof
+from wetware_auth_evm import session as sessions
+from wetware_auth_evm.proofs import (
+    KEY_SCHEME,
+    SESSION_SCHEME,
+    KeyProof,
+    key_statement,
+    session_statement,
+)
+
+if TYPE_CHECKING:
+    from wetware.client import KeyChoice
+    from wetware_auth_evm.session import StoredSession
+
+ACCOUNT_VARIABLE: Final = "WW_EVM_ACCOUNT"
+"""For whom a bound key acts, where several accounts bound it."""
+
+
+class SessionSigner:
+    """Answers for one session, in its own cluster only.
+
+    Args:
+        session: The session.
+        now: Unix time, s.
+        name: Of the wallet, for what is said when it cannot.
+    """
+
+    def __init__(
+        self, session: StoredSession, *, now: Callable[[], float] = time.time, name: str = "default"
+    ) -> None:
+        self._session, self._now, self._name = session, now, name
+
+    async def sign(self, challenge: Challenge) -> Proof:
+        """The proof; raises AuthError for another cluster, and for a session that has expired."""
+        _offered(challenge, SESSION_SCHEME)
+        session, grant = self._session, self._session.grant
+        if challenge.cluster != grant.cluster:
+            raise AuthError(
+                f"the session is for the cluster {grant.cluster}, and the node is of "
+                f"{challenge.cluster}",
+                hint=f"log in there: {sessions.LOGIN}",
+                code="auth.wrong_cluster",
+            )
+        if not session.seconds_left(self._now()):
+            raise sessions.needs_login(self._name, grant.cluster, "the session has expired")
+        proof = session.proof
+        answer = session.key.sign(session_statement(challenge, proof.digest))
+        payload = replace(proof, answer=answer).encode()
+        return Proof(SESSION_SCHEME, payload, challenge.signed_bytes())
+
+
+class BoundKeySigner:
+    """Answers with a key that an account bound on chain (`ww auth evm bind-key`).
+
+    Args:
+        key: The key.
+        account: For whom, 20 bytes; b"": the one account that bound it.
+    """
+
+    def __init__(self, key: Key, account: bytes = b"") -> None:
+        self._key, self._account = key, account
+
+    async def sign(self, challenge: Challenge) -> Proof:
+        """The proof; raises AuthError where the node does not take it."""
+        _offered(challenge, KEY_SCHEME)
+        answer = self._key.sign(key_statement(challenge, self._account))
+        payload = KeyProof(self._key.public, answer, self._account).encode()
+        return Proof(KEY_SCHEME, payload, challenge.signed_bytes())
+
+
+class _ChoosingSigner:
+    """The session of the challenge's cluster; a key that was chosen by name, where there is none.
+
+    The client takes the signer of the scheme that the node prefers, before it knows whether the
+    user has a session: so a chosen key of a headless user answers here, too.
+    """
+
+    def __init__(self, choice: KeyChoice) -> None:
+        self._choice = choice
+
+    async def sign(self, challenge: Challenge) -> Proof:
+        choice = self._choice
+        name = chosen_name(choice)
+        if name is not None:
+            found = sessions.load(name, challenge.cluster)
+            if found is not None:
+                return await SessionSigner(found, name=name).sign(challenge)
+        named = choice.key is not None or bool(os.environ.get("WW_KEY"))
+        if named and (isinstance(choice.key, Key) or choice.path.exists()):
+            return await make_key_signer(choice).sign(challenge)
+        raise sessions.needs_login(name or "default", challenge.cluster)
+
+
+def chosen_name(choice: KeyChoice) -> str | None:
+    """The wallet that `--key`, else WW_KEY, names, else "default"; None for a key or a file."""
+    chosen = choice.key if choice.key is not None else os.environ.get("WW_KEY") or "default"
+    if isinstance(chosen, Key | Path) or os.sep in chosen:
+        return None
+    return chosen
+
+
+def make_session_signer(choice: KeyChoice) -> _ChoosingSigner:
+    """The entry point of `wetware.signer.v1` for `evm-session`."""
+    return _ChoosingSigner(choice)
+
+
+def make_key_signer(choice: KeyChoice) -> BoundKeySigner:
+    """The entry point of `wetware.signer.v1` for `evm-key`; raises KeyFileError."""
+    return BoundKeySigner(choice.load(), _account_from_env())
+
+
+def _account_from_env() -> bytes:
+    text = os.environ.get(ACCOUNT_VARIABLE)
+    if not text:
+        return b""
+    from wetware_auth_evm.replica import parse_address
+
+    try:
+        return parse_address(text)
+    except InvalidArgument as exc:
+        raise InvalidArgument(f"{ACCOUNT_VARIABLE}: {exc.message}", hint=exc.hint) from None
+
+
+def _offered(challenge: Challenge, scheme: str) -> None:
+    if scheme not in challenge.schemes:
+        raise AuthError(f"the node does not accept {scheme}", code="auth.no_signer")
