@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -225,8 +226,8 @@ class EvmBackend:
         )
         self.wallets = WalletCheck(self.endpoints, gas_max=settings.wallet_gas_max)
         self._known: dict[Principal, _Known] = {}
-        self._admitted: set[Principal] = set()
         self._kept = self._read_principals()
+        self._asked = False
         self._to_keep = asyncio.Event()
         self._live_wallets: dict[bytes, _Wallet] = {}
         self._refused_wallets: dict[bytes, float] = {}
@@ -359,7 +360,7 @@ class EvmBackend:
             due = [
                 principal
                 for principal, known in self._known.items()
-                if known.end <= now or (accounts and _account(principal)[0] in accounts)
+                if known.end <= now or (accounts and _parsed(principal.subject)[1] in accounts)
             ]
         for principal in due:
             self._review_one(principal)
@@ -375,7 +376,6 @@ class EvmBackend:
             self._known[principal] = after
         else:
             del self._known[principal]
-            self._admitted.discard(principal)
         if before[:3] != after[:3]:
             self._to_keep.set()
         if renewed:
@@ -398,10 +398,7 @@ class EvmBackend:
 
     def principal(self, account: bytes, key: bytes = b"") -> Principal:
         """Of an account, or of a key that it bound on chain."""
-        subject = f"{self.public.chain_id}:{checksum(account)}"
-        if key:
-            subject += f"/{PeerId.from_public_key(key)}"
-        return Principal(BACKEND, subject)
+        return Principal(BACKEND, _subject(self.public.chain_id, account, key))
 
     def masks(self, account: bytes, key: bytes = b"") -> dict[str, int]:
         """Role → mask of an account, or of a key bound to it, as they were known last."""
@@ -411,9 +408,9 @@ class EvmBackend:
         return {name: mask for name, mask in named.items() if name and name not in RESERVED}
 
     def _look_up(self, principal: Principal) -> _Known:
-        account, key = _account(principal)
+        chain_id, account, key = _parsed(principal.subject)
         replica = self.replica
-        if not account or _chain(principal) != self.public.chain_id:
+        if chain_id != self.public.chain_id:
             return _NOBODY
         masks = self.masks(account, key)
         return _Known(
@@ -436,13 +433,14 @@ class EvmBackend:
     def roles(self, principal: Principal) -> frozenset[str]:
         """From memory, as known last: also while nothing is decided.
 
-        Of somebody who has not logged in since the start, those that they have had since they last
-        did: what was shared under a role that was revoked and granted anew in between is over.
+        Before the first login, when what was shared is put back, they are those that somebody has
+        had ever since the node stopped: a share under a role that was revoked and granted anew in
+        between is over.
         """
         if principal.backend != BACKEND:
             return frozenset()
         found = self._look_up(principal)
-        if found.roles and principal not in self._admitted:
+        if found.roles and not self._asked:
             found = self._as_before(principal, found)
         if found.roles and not self._watch_over(principal, found):
             return frozenset()
@@ -485,7 +483,6 @@ class EvmBackend:
                 LoginStatus.BACKEND_UNAVAILABLE,
                 f"{PRINCIPALS_MAX} principals are known already (PRINCIPALS_MAX)",
             )
-        self._admitted.add(principal)
         return Accept(principal, roles, expires_at)
 
     # --- over a restart ---------------------------------------------------------------------------
@@ -541,6 +538,7 @@ class EvmBackend:
         BACKEND_UNAVAILABLE while the replica is unfit, and for a contract wallet that cannot be
         asked.
         """
+        self._asked = True
         if proof.scheme not in SCHEMES:
             return NotMine()
         try:
@@ -847,20 +845,22 @@ def _is_fresh(ctx: PluginContext) -> bool:
     return began or (ctx.founding is None and not any(ctx.data_dir.iterdir()))
 
 
-def _account(principal: Principal) -> tuple[bytes, bytes]:
-    """(account, bound key or b"") of a subject; (b"", b"") for what is none."""
-    _, _, rest = principal.subject.partition(":")
-    address, _, key = rest.partition("/")
+def _subject(chain_id: int, account: bytes, key: bytes) -> str:
+    subject = f"{chain_id}:{checksum(account)}"
+    return f"{subject}/{PeerId.from_public_key(key)}" if key else subject
+
+
+@functools.lru_cache(maxsize=PRINCIPALS_MAX)
+def _parsed(subject: str) -> tuple[int, bytes, bytes]:
+    """(chain, account, bound key or b"") of a subject in its one form; (0, b"", b"") else."""
+    number, _, rest = subject.partition(":")
+    address, _, peer = rest.partition("/")
     try:
         account = bytes.fromhex(address.removeprefix("0x"))
-        public = PeerId.parse(key).public_key if key else b""
+        key = (PeerId.parse(peer).public_key or b"") if peer else b""
+        chain_id = int(number) if len(number) < 20 else 0
     except (ValueError, InvalidArgument):
-        return b"", b""
-    if len(account) != 20 or public is None:
-        return b"", b""
-    return account, public
-
-
-def _chain(principal: Principal) -> int:
-    number = principal.subject.partition(":")[0]
-    return int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0
+        return 0, b"", b""
+    if len(account) != 20 or _subject(chain_id, account, key) != subject:
+        return 0, b"", b""
+    return chain_id, account, key
