@@ -42,6 +42,9 @@ STRAGGLER_S: Final = 0.15
 LATE_MAX: Final = 4
 """One after another: then an endpoint is not waited for beyond the quorum, until it is in time."""
 ENDPOINTS_MAX: Final = 16
+NESTING_MAX: Final = 32
+"""Of JSON; what is asked for has 5 levels."""
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 ERROR_CHARS_MAX: Final = 200
 REVERT_BYTES_MAX: Final = 1024
 REFUSED: Final = "evm.endpoint.refused"
@@ -83,6 +86,23 @@ def _name(url: str) -> str:
         hint='write [plugins.auth_evm] endpoints = ["https://HOST/…", …]',
         code="config.auth_evm",
     )
+
+
+def _parse(body: bytearray) -> Any:
+    """JSON; raises ValueError, also for more nesting than any answer has.
+
+    The standard parser calls itself for each level, on the C stack: where something in the process
+    has raised the limit of recursion (py-evm does), 16 MiB of brackets end the process.
+    """
+    brackets = body.translate(None, _NO_BRACKETS)
+    for _ in range(NESTING_MAX):
+        if not brackets:
+            break
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    # What is left is deeper than that, or stands unpaired in the text of an error.
+    if brackets.count(b"[") + brackets.count(b"{") > NESTING_MAX:
+        raise ValueError("nested too deeply")
+    return json.loads(body)
 
 
 class Endpoint:
@@ -213,8 +233,8 @@ class Endpoint:
                 if len(body) > bytes_max:
                     raise _TooLong
             if response.status == 200:
-                return json.loads(body)
-            answer = json.loads(body) if response.status in _REFUSING_STATUSES else None
+                return _parse(body)
+            answer = _parse(body) if response.status in _REFUSING_STATUSES else None
             if isinstance(answer, dict) and answer.get("error") is not None:
                 return answer
             raise _BadStatus(f"HTTP {response.status}")

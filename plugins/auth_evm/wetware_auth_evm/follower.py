@@ -259,11 +259,17 @@ class Follower:
             )
         if not replica.ever_verified:
             await self._check_final()
-        seq, head = await self._state(tip)
         try:
+            seq, head = await self._state(tip)
             touched = await self._bring_to(tip.number, seq, head)
-        except BadLog:
-            await self._check_final()  # nothing leads there from a block that is gone
+        except ChainError as exc:
+            # Nothing leads there from a block that is gone: then that is what is wrong.
+            try:
+                await self._check_final()
+            except ChainRegressed:
+                raise
+            except ChainError:
+                raise exc from None
             raise
         settled = await self._settle(tip, seq, head)
         replica.verified(*_stamp(tip))
@@ -325,9 +331,7 @@ class Follower:
         replica = self.replica
         first = max(replica.final_block[0] + 1 if replica.final.seq else 0, self._deployed_at)
         failure: ChainError | None = None
-        for endpoint in sorted(
-            self.endpoints.each, key=lambda e: (not e.available, e.dissents, e.latency_s)
-        ):
+        for endpoint in sorted(self.endpoints.each, key=_rank):
             try:
                 return await self._read_from(endpoint, first, number, seq, head)
             except BadLog as exc:
@@ -408,6 +412,12 @@ class Follower:
         if block.number <= self.replica.final_block[0] or block.number > tip.number:
             return None
         return block
+
+
+def _rank(endpoint: Endpoint) -> tuple[bool, bool, int, float]:
+    """Whom to ask for logs first: one answer is enough, so rather one that comes."""
+    struggling = endpoint.failures > 0 or endpoint.late > 0
+    return not endpoint.available, struggling, endpoint.dissents, endpoint.latency_s
 
 
 def _stamp(block: Block) -> tuple[int, bytes, int]:

@@ -2,8 +2,9 @@
 
 `final` is the contract at a block that the chain will not take back, `tip` at the newest one.
 Something is allowed only if both allow it: a grant waits for finality, a withdrawal acts at first
-sight. A withdrawal that a reorganisation takes back holds until finality has passed its block, for
-it may come again. Beyond the stated bounds on the age of what was verified, nothing is allowed.
+sight, and holds until finality has passed it, whatever comes after it. So does one that a
+reorganisation takes back, for it may come again. Beyond the stated bounds on the age of what was
+verified, nothing is allowed.
 
 No I/O: `Follower` feeds it.
 """
@@ -32,6 +33,10 @@ _NOTHING_VERIFIED: Final = "nothing was verified yet"
 _STATE_WORDS: Final = 7
 
 
+_Who = bytes | tuple[bytes, bytes]
+"""An account, or an account and a key that is bound to it."""
+
+
 class _Step(NamedTuple):
     """An event that `tip` has and `final` has not."""
 
@@ -39,7 +44,9 @@ class _Step(NamedTuple):
     mark: int
     """Where the journal of `tip` is after it."""
     withdraws: frozenset[bytes] | None
-    """Whom it takes something from; None: anybody."""
+    """Whom it takes something from; None: everybody."""
+    left: Mapping[_Who, Mapping[bytes, int]]
+    """What it leaves to each of them, role → mask: until it is final, no later event gives more."""
     block: int
     """The newest block when it was first seen: it is in this one or an earlier one."""
 
@@ -78,6 +85,10 @@ class Replica:
         self.tip_block: tuple[int, bytes] = (-1, b"")
         self.tip_time = 0
         self._steps: list[_Step] = []
+        self._left: dict[_Who, list[Mapping[bytes, int]]] = {}
+        """Of all steps together."""
+        self._pausing = False
+        """Whether one of the steps is a pause."""
         self.held: dict[bytes | None, int] = {}
         self.fault, self.regressed = _NOTHING_VERIFIED, ""
         self._verified_at: tuple[float, float] | None = None
@@ -118,7 +129,9 @@ class Replica:
         gone = self._steps[kept:]
         del self._steps[kept:]
         self.tip.rollback(self._steps[-1].mark if self._steps else 0)
-        concerned = [self._add(event, number) for event in events[kept:]]
+        bulk = self._is_bulk(len(events) - kept)
+        concerned = [self._add(event, number, bulk=bulk) for event in events[kept:]]
+        self._gather()
         stays = {event.leaf for event in events}
         for step in gone:
             if step.event.leaf in stays:
@@ -142,13 +155,37 @@ class Replica:
             raise BadLog(f"the logs lead to another state than event {seq} of the contract")
         return events
 
-    def _add(self, event: Event, number: int) -> frozenset[bytes] | None:
+    def _is_bulk(self, events: int) -> bool:
+        """Whether these are a long history that is read for the first time.
+
+        What its events withdraw is not looked at: `final` is empty, so that nothing is allowed, and
+        `settle` will look at those that are not final.
+        """
+        return self.final.seq == 0 and events >= COPIED_EVENTS_MIN
+
+    def _add(self, event: Event, number: int, *, bulk: bool = False) -> frozenset[bytes] | None:
         """One more event of `tip`; returns whom it is about."""
-        here = event.scope in (self.scope, ROOT)
+        here = not bulk and event.scope in (self.scope, ROOT)
         withdraws = self.tip.withdraws(event) if here else frozenset()
         about = self.tip.apply(event)
-        self._steps.append(_Step(event, self.tip.mark(), withdraws, number))
+        left: dict[_Who, Mapping[bytes, int]] = {}
+        now = self.now()
+        for account in withdraws or ():
+            left[account] = self.tip.standing_roles(self.scope, account, now)
+        if here and event.name in ("KeyBound", "KeyUnbound") and withdraws:
+            who = (event.account, event.data["key"])
+            left[who] = self.tip.key_roles(self.scope, *who, now)
+        self._steps.append(_Step(event, self.tip.mark(), withdraws, left, number))
         return about
+
+    def _gather(self) -> None:
+        """What the steps leave to whom, after they changed."""
+        self._left = {}
+        self._pausing = False
+        for step in self._steps:
+            self._pausing |= step.withdraws is None
+            for who, masks in step.left.items():
+                self._left.setdefault(who, []).append(masks)
 
     def _hold(self, account: bytes | None, block: int) -> None:
         if account not in self.held and len(self.held) >= HELD_MAX:
@@ -167,6 +204,7 @@ class Replica:
                 f"{self.final.seq} before: what was final is not"
             )
         count = seq - self.final.seq
+        bulk = self._is_bulk(len(self._steps))
         moved = self._steps[:count]
         if count:
             trial = self.final.head
@@ -176,26 +214,28 @@ class Replica:
                 raise BadLog(f"the final block {number} has other events than the newest one")
             for step in moved:
                 self.final.apply(step.event)
-            self._drop(moved)
+            self._drop(moved, anew=bulk or count >= COPIED_EVENTS_MIN)
         self.final_block = (number, hash_)
         self.held = {who: block for who, block in self.held.items() if block > number}
         return [step.event for step in moved]
 
-    def _drop(self, moved: Sequence[_Step]) -> None:
+    def _drop(self, moved: Sequence[_Step], *, anew: bool) -> None:
         """Let `tip` begin at `final`, which has these events now."""
         rest = self._steps[len(moved) :]
-        if len(moved) >= COPIED_EVENTS_MIN:
+        if anew:
             self._rebase([(step.event, step.block) for step in rest])
             return
         mark = moved[-1].mark
         self.tip.forget(mark)
         self._steps = [step._replace(mark=step.mark - mark) for step in rest]
+        self._gather()
 
     def _rebase(self, unsettled: Iterable[tuple[Event, int]]) -> None:
         """Make `tip` of `final` and (event, block) that it has not."""
         self.tip, self._steps = self.final.copy(journal=True), []
         for event, block in unsettled:
             self._add(event, block)
+        self._gather()
 
     def restore(
         self,
@@ -280,7 +320,8 @@ class Replica:
             return 0
         now = self.now()
         mask = self.final.rights(self.scope, role, account, now)
-        return mask and mask & self.tip.rights(self.scope, role, account, now)
+        mask = mask and mask & self.tip.rights(self.scope, role, account, now)
+        return mask and mask & self._left_in(role, account)
 
     def roles(self, account: bytes) -> dict[bytes, int]:
         """Role → mask of all that an account has in this cluster; {} if that cannot be said."""
@@ -292,7 +333,9 @@ class Replica:
             return {}
         now = self.now()
         final = self.final.roles(self.scope, account, now)
-        return final and _both(final, self.tip.roles(self.scope, account, now))
+        if not final:
+            return final
+        return self._allowed(final, self.tip.roles(self.scope, account, now), account)
 
     def key_roles(self, account: bytes, key: bytes) -> dict[bytes, int]:
         """Role → mask of all in which a bound key acts for an account; {} if it cannot be said."""
@@ -304,16 +347,18 @@ class Replica:
             return {}
         now = self.now()
         final = self.final.key_roles(self.scope, account, key, now)
-        return final and _both(final, self.tip.key_roles(self.scope, account, key, now))
+        if not final:
+            return final
+        tip = self.tip.key_roles(self.scope, account, key, now)
+        return self._allowed(final, tip, account, (account, key))
 
     def key_accounts(self, role: bytes, key: bytes) -> dict[bytes, int]:
         """Account → mask, of the accounts for which a bound key acts in a role."""
         if self.unfit():
             return {}
-        now = self.now()
-        final = self.final.key_accounts(self.scope, role, key, now)
-        both = final and _both(final, self.tip.key_accounts(self.scope, role, key, now))
-        return {account: mask for account, mask in both.items() if not self.is_held(account)}
+        accounts = self.final.key_accounts(self.scope, role, key, self.now())
+        found = {a: self.known_key_roles(a, key).get(role, 0) for a in accounts}
+        return {account: mask for account, mask in found.items() if mask}
 
     def epochs(self, account: bytes) -> tuple[int, int, int]:
         """As of the newest block: what a session has to be bound to."""
@@ -334,13 +379,36 @@ class Replica:
         return min(ends)
 
     def is_held(self, account: bytes) -> bool:
-        """Whether a withdrawal from an account was taken back, and may come again."""
+        """Whether all that an account has waits for finality.
+
+        A withdrawal from it was taken back, and may come again; or there was a pause, and that it
+        is over is not final.
+        """
+        if self._pausing:
+            return True
         return bool(self.held) and (account in self.held or None in self.held)
 
+    def _left_in(self, role: bytes, *whose: _Who) -> int:
+        """The mask that withdrawals which are not final have left in a role.
 
-def _both(final: Mapping[bytes, int], tip: Mapping[bytes, int]) -> dict[bytes, int]:
-    both = {name: mask & tip.get(name, 0) for name, mask in final.items()}
-    return {name: mask for name, mask in both.items() if mask}
+        Else a revocation and a new grant, both newer than `final`, would together take nothing
+        away, and the new grant would not have waited for finality.
+        """
+        mask = -1
+        if self._left:
+            for who in whose:
+                for masks in self._left.get(who, ()):
+                    mask &= masks.get(role, 0)
+        return mask
+
+    def _allowed(
+        self, final: Mapping[bytes, int], tip: Mapping[bytes, int], *whose: _Who
+    ) -> dict[bytes, int]:
+        found = {
+            role: mask & tip.get(role, 0) & self._left_in(role, *whose)
+            for role, mask in final.items()
+        }
+        return {role: mask for role, mask in found.items() if mask}
 
 
 def read_logs(raw: Any, contract: bytes) -> list[Event]:

@@ -55,6 +55,14 @@ ScopeRole = tuple[bytes, bytes]
 _Undo = tuple[Any, Any, Any]
 
 
+def _under(grant: Grant, scope: bytes, role: bytes) -> ScopeRole:
+    """Of which of its admin's records a grant hangs."""
+    return (
+        ROOT if grant.via & VIA_ROOT else scope,
+        ANY_ROLE if grant.via & VIA_ANY_ROLE else role,
+    )
+
+
 class State:
     """One state of the contract.
 
@@ -157,9 +165,10 @@ class State:
         return touched
 
     def withdraws(self, event: Event) -> frozenset[bytes] | None:
-        """Whom the next event takes something from; None: anybody. To be asked before `apply`.
+        """Whom the next event takes something from; None: everybody. To be asked before `apply`.
 
         A grant, an admin's record and a binding can withdraw, too: they replace what was there.
+        Takes time in proportion to the grants for what is about a scope or an admin.
         """
         account, data = event.account, event.data
         match event.name:
@@ -183,19 +192,36 @@ class State:
                     and not admin.rights & ~data["rights"]
                 ):
                     return _NO_ACCOUNT
-                return None  # of whom it granted anything
+                return self._granted_by(account, event.scope, data["role"])
             case "KeyBound":
                 at = (account, event.scope, data["role"])
                 bound = self.keys.get(data["key"], {}).get(at)
                 longer = bound is None or data["expiry"] >= bound.expiry
                 return _NO_ACCOUNT if longer else frozenset({account})
             case "RevokedAll":
-                return None if self.admins.get(account) else frozenset({account})
+                appointed = self.admins.get(account, {})
+                return frozenset({account}).union(
+                    *(self._granted_by(account, where, role) for where, role in appointed)
+                )
             case "Revoked" | "KeyUnbound":
                 return frozenset({account})
-            case "ScopeReset" | "Paused":
+            case "ScopeReset":
+                return frozenset(
+                    who
+                    for scope, _, who, grant in self.listing()
+                    if scope == event.scope or (event.scope == ROOT and grant.via & VIA_ROOT)
+                )
+            case "Paused":
                 return None
         return _NO_ACCOUNT  # unpaused, and what is about owners
+
+    def _granted_by(self, admin: bytes, where: bytes, what: bytes) -> frozenset[bytes]:
+        """Who has a grant under one of an admin's records."""
+        return frozenset(
+            account
+            for scope, role, account, grant in self.listing()
+            if grant.by == admin and _under(grant, scope, role) == (where, what)
+        )
 
     def _bind(self, event: Event) -> None:
         data = event.data
@@ -272,8 +298,7 @@ class State:
             return _NOTHING
         if grant.by == NOBODY:
             return Held(grant.rights, grant.expiry)
-        where = ROOT if grant.via & VIA_ROOT else scope
-        what = ANY_ROLE if grant.via & VIA_ANY_ROLE else role
+        where, what = _under(grant, scope, role)
         admin = self.admins.get(grant.by, {}).get((where, what))
         if (
             admin is None
@@ -314,6 +339,15 @@ class State:
             if where in (scope, ROOT) and (
                 mask := self._held(grant, where, role, account, now).rights
             ):
+                found[role] = found.get(role, 0) | mask
+        return found
+
+    def standing_roles(self, scope: bytes, account: bytes, now: int) -> dict[bytes, int]:
+        """As `roles`, with what has yet to begin, and whether or not the contract is paused."""
+        found: dict[bytes, int] = {}
+        for (where, role), grant in self.grants.get(account, {}).items():
+            if where in (scope, ROOT):
+                mask = self._standing(grant, where, role, account, now).rights
                 found[role] = found.get(role, 0) | mask
         return found
 
