@@ -301,7 +301,7 @@ class EvmBackend:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.follower.run(touched), name="auth_evm follower")
                 tasks.create_task(self._watch_time(), name="auth_evm clock")
-                tasks.create_task(self._recheck_wallets(), name="auth_evm wallets")
+                tasks.create_task(self._follow_wallets(), name="auth_evm wallets")
                 tasks.create_task(self._keep_principals(), name="auth_evm principals")
                 await self._first_look(looked)
                 ready()
@@ -730,21 +730,24 @@ class EvmBackend:
         if len(self._refused_wallets) < REFUSED_MAX:
             self._refused_wallets[what] = now + for_s
 
-    async def _recheck_wallets(self) -> None:
-        """Ask again about what sessions rest on; what a wallet no longer holds good ends."""
+    async def _follow_wallets(self) -> None:
         while True:
+            await self.recheck_wallets()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(1.0, self.settings.recheck_s)):
                     await self._wake.wait()
             self._wake.clear()
-            now, unix = self._clock.monotonic(), self._clock.time()
-            for at, wallet in tuple(self._live_wallets.items()):
-                if unix >= wallet.expires_at or wallet.principal not in self._known:
-                    del self._live_wallets[at]
-            for at, wallet in tuple(self._live_wallets.items()):
-                # One after another: logins have the other places.
-                if wallet.next_at <= now and not self._suspended:
-                    await self._recheck(at, wallet)
+
+    async def recheck_wallets(self) -> None:
+        """Ask again, where it is time, what sessions rest on; what is no longer held good ends."""
+        now, unix = self._clock.monotonic(), self._clock.time()
+        for at, wallet in tuple(self._live_wallets.items()):
+            if unix >= wallet.expires_at or wallet.principal not in self._known:
+                del self._live_wallets[at]
+        for at, wallet in tuple(self._live_wallets.items()):
+            # One after another: logins have the other places.
+            if wallet.next_at <= now and not self._suspended:
+                await self._recheck(at, wallet)
 
     async def _recheck(self, at: bytes, wallet: _Wallet) -> None:
         try:

@@ -27,6 +27,12 @@ WAITING_MAX: Final = 64
 """Checks that wait for their turn; a login beyond them is refused."""
 ANSWER_BYTES_MAX: Final = 16 << 10
 """Of an endpoint, JSON and an error text included; a right answer has 32 bytes."""
+_FAILURES: Final = (
+    "outofgas", "memoryoog", "memorylimit", "gasuint64overflow", "answerofmorethan",
+    "invalidopcode", "opcodenotfound", "invalidjump", "badjump", "stackunderflow", "stackoverflow",
+    "stacklimit", "writeprotection", "returndataoutofbounds", "evmerror", "vmexecutionerror",
+)  # fmt: skip
+"""What geth, reth, erigon, nethermind, besu and anvil say of code that failed without a revert."""
 _CALL: Final = keccak(b"isValidSignature(bytes32,bytes)")[:4]
 _MAGIC: Final = bytes.fromhex("1626ba7e").ljust(32, b"\0")
 
@@ -124,8 +130,9 @@ async def _word_of(endpoint: Endpoint, call: dict[str, Any], at: dict[str, str])
     except Reverted:
         return Word.BAD
     except EndpointFailed as exc:
-        # An endpoint that came to a bound has answered; which bound, only its text says.
-        return Word.BAD if exc.code == REFUSED and _says_bound(exc.message) else Word.UNKNOWN
+        # An endpoint that ran the code to its bitter end has answered; only its text says so.
+        text = exc.message.removeprefix(f"{endpoint.name}: ")
+        return Word.BAD if exc.code == REFUSED and _says_it_failed(text) else Word.UNKNOWN
     try:
         said = data(answer)
     except ValueError:
@@ -135,6 +142,6 @@ async def _word_of(endpoint: Endpoint, call: dict[str, Any], at: dict[str, str])
     return Word.GOOD if said == _MAGIC else Word.BAD
 
 
-def _says_bound(text: str) -> bool:
+def _says_it_failed(text: str) -> bool:
     plain = text.lower().replace(" ", "").replace("-", "").replace("_", "")
-    return any(words in plain for words in ("outofgas", "gasuint64overflow", "answerofmorethan"))
+    return any(words in plain for words in _FAILURES)
