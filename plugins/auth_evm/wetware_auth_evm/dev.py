@@ -1,0 +1,643 @@
+"""The try-out: a chain on this machine with the contract on it, owned by the user's wallet.
+
+anvil if it is there, else py-evm in a child of its own. What is kept outlives the node: the chain
+that comes back has the same blocks, so that what the node knew of it still holds.
+
+Imports nothing heavy: `decide` runs in every start of a node with this backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import json
+import os
+import re
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from wetware.errors import ConfigError
+from wetware.identity import replace_private_file
+from wetware_auth_evm.dev_process import Child, NotStarted, RpcFailed, call, find_anvil
+from wetware_auth_evm.profile import DEFAULT_SCOPE, DEV_FILE
+
+if TYPE_CHECKING:
+    from wetware.hookspecs import PluginContext
+    from wetware.log import EventLogger
+    from wetware_auth_evm.wallets import Wallet, WalletFile
+
+CHAIN_ID: Final = 31337
+"""Of every try-out chain: what wallets and tools know as a chain for development."""
+DIRECTORY: Final = "dev"
+"""In the plugin's data directory: what the chain keeps."""
+JOURNAL_FILE: Final = "chain.journal"
+ANVIL_FILE: Final = "anvil.json"
+"""anvil's state, written by us: whole or not at all, on disk."""
+ANVIL_EXIT_FILE: Final = "anvil-exit.json"
+"""What anvil writes when it ends without us. Not whole if it is killed meanwhile."""
+FILE_BYTES_MAX: Final = 64 << 10
+STATE_BYTES_MAX: Final = 256 << 20
+SAVE_S: Final = 0.5
+"""Between two looks whether anvil's state has changed: what a power failure takes back."""
+LOCK_S_MAX: Final = 5.0
+"""For the chain of a node that was killed to end: anvil saves its state before."""
+MINED_S_MAX: Final = 5.0
+GAS_DEPLOY: Final = 3_500_000
+GAS_GRANT: Final = 300_000
+GRANT_S: Final = 365 * 86_400
+"""How long the owner has its role; the contract allows 400 days."""
+RIGHTS_ALL: Final = (1 << 128) - 1
+OWNER_ROLE: Final = "admin"
+BALANCE_WEI: Final = 10**24
+"""Of the owner. Gas costs nothing, but some wallets insist on a balance."""
+
+REQUIRED: Final = ("chain_id", "contract", "endpoints")
+CHAIN_SETTINGS: Final = frozenset(
+    {*REQUIRED, "genesis_hash", "deployed_at", "quorum", "finality", "tip_age_s_max"}
+)
+"""Settings that say which chain, or how far it is believed."""
+
+Engine = Literal["anvil", "py-evm"]
+
+
+# --- whether it is one ----------------------------------------------------------------------------
+
+
+def decide(ctx: PluginContext) -> bool:
+    """Whether this start is a try-out: what was asked for, or nothing at all was said or begun.
+
+    Raises ConfigError for everything in between: a try-out never takes the place of a configuration
+    that is there in part, nor of a cluster that was there before.
+    """
+    began = has_begun(ctx.data_dir)
+    said = ", ".join(sorted(ctx.configured))
+    if ctx.dev:
+        if clash := sorted(ctx.configured & CHAIN_SETTINGS):
+            raise _refuse(
+                f"--dev makes a chain of its own, and [plugins.auth_evm] sets {', '.join(clash)}",
+                f"leave out --dev; or, for a try-out, {clash[0]}"
+                + (" and the others" if clash[1:] else ""),
+            )
+        if ctx.join_document is not None:
+            raise _refuse(
+                "--dev, and this node has joined a cluster", f"leave out --dev; or {_ELSEWHERE}"
+            )
+        if not began and (why := _earlier(ctx)):
+            raise _refuse(f"--dev, and {why}", f"leave out --dev; or {_ELSEWHERE}")
+        return True
+    if ctx.join_document is not None or ctx.configured:
+        if began:
+            given = f"[plugins.auth_evm] sets {said}" if said else "this node has joined a cluster"
+            raise _refuse(
+                f"the data directory is that of a try-out, and {given}",
+                "give the cluster a data directory of its own, with --data-dir; or go on with the "
+                "try-out: ww node --auth evm --dev, without settings that say which chain it is",
+            )
+        missing = [name for name in REQUIRED if not getattr(ctx.config, name)]
+        if missing and ctx.join_document is None:
+            raise _refuse(
+                f"the configuration of the auth backend `evm` is not complete: [plugins.auth_evm] "
+                f"sets {said}, and not {', '.join(missing)}",
+                f"set {', '.join(missing)} (`ww auth evm deploy` prints a section for ww.toml); or "
+                "try it out, without settings that say which chain it is: ww node --auth evm --dev",
+            )
+        return False
+    if not began and (why := _earlier(ctx)):
+        raise _refuse(
+            f"the auth backend `evm` is not configured, and {why}: a try-out never takes its place",
+            f"set [plugins.auth_evm] {', '.join(REQUIRED)}; or {_ELSEWHERE}",
+        )
+    return True
+
+
+_ELSEWHERE: Final = (
+    "try it out in a data directory of its own: ww --data-dir DIR node --auth evm --dev"
+)
+
+
+def has_begun(directory: Path) -> bool:
+    """Whether a plugin's data directory is that of a try-out."""
+    return (directory / DEV_FILE).exists() or (directory / DIRECTORY).exists()
+
+
+def _earlier(ctx: PluginContext) -> str:
+    """What says that the data directory is not fresh; "" if it is."""
+    if ctx.founding is not None:
+        return "the data directory belongs to a cluster that was founded or joined before"
+    with contextlib.suppress(FileNotFoundError, StopIteration):
+        first = next(ctx.data_dir.iterdir())
+        return f"the data directory holds the state of an earlier cluster ({first.name})"
+    return ""
+
+
+def _refuse(message: str, hint: str) -> ConfigError:
+    return ConfigError(message, hint=hint, code="config.auth_evm")
+
+
+# --- the chain ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class DevChain:
+    """A try-out chain that runs, with the contract on it.
+
+    Attributes:
+        url: Its JSON-RPC endpoint, on loopback; another one at each start if the port is taken.
+        chain_id: CHAIN_ID.
+        contract: 20 bytes.
+        scope: In which the owner has its role.
+        owner: 20 bytes.
+        deployed_at: The block of the deployment.
+        genesis_hash: Of its first block.
+        engine: "anvil" or "py-evm".
+        banner: What `ww node` prints of it.
+    """
+
+    url: str
+    chain_id: int
+    contract: bytes
+    scope: str
+    owner: bytes
+    deployed_at: int
+    genesis_hash: bytes
+    engine: Engine
+    banner: str
+    _parts: contextlib.ExitStack = field(repr=False)
+
+    def close(self) -> None:
+        """End the chain, saved. Idempotent."""
+        self._parts.close()
+
+
+def start(
+    directory: Path,
+    *,
+    owner: bytes | None = None,
+    log: EventLogger,
+    scope: str = DEFAULT_SCOPE,
+) -> DevChain:
+    """Start the try-out chain of a plugin's data directory; at the first start, deploy and grant.
+
+    Blocks for a second or two. From the main thread: the chain ends with the thread that starts it.
+
+    Args:
+        directory: Where DEV_FILE is written, which says where the chain is.
+        owner: Of the contract, at the first start; None: the user's wallet, made if need be.
+        log: For what happens.
+        scope: In which the owner gets its role.
+
+    Raises ConfigError: the chain is used by another process, damaged, or does not start.
+    """
+    place = directory / DIRECTORY
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kept = _kept(directory)
+    if kept is not None and kept["scope"] != scope:
+        raise ConfigError(
+            f"the try-out was begun with the scope {kept['scope']!r}, and {scope!r} is configured",
+            hint="set [plugins.auth_evm] scope back; or begin another try-out, with --data-dir",
+            code="config.dev",
+        )
+    with contextlib.ExitStack() as parts:
+        lock = parts.enter_context(_locked(place))
+        first = None if kept is not None else _first_owner(owner)
+        engine = _engine(place, kept)
+        address = bytes.fromhex(kept["owner"][2:]) if kept is not None else _address(first)
+        port = kept["port"] if kept is not None else 0
+        child = _run(place, engine, address, port, lock, log)
+        parts.callback(child.close)
+        keeper = parts.enter_context(_AnvilKeeper(place, child)) if engine == "anvil" else None
+        try:
+            if kept is None:
+                kept = _begin(child.port, engine, address, scope)
+                if keeper is not None:
+                    keeper.save()
+            else:
+                _compare(child.port, kept, place)
+            kept |= {"url": f"http://127.0.0.1:{child.port}", "port": child.port}
+            kept["pid"] = child.process.pid
+            replace_private_file(directory / DEV_FILE, json.dumps(kept, indent=1).encode())
+            _grant(child.port, kept, first, log)
+            if keeper is not None:
+                keeper.save()
+        except RpcFailed as exc:
+            raise ConfigError(
+                f"the try-out chain ({engine}) does not do what it should: {exc}",
+                hint="set WW_ANVIL=none to use the chain in Python"
+                if engine == "anvil"
+                else "this is a defect of wetware; please report it",
+                code="config.dev",
+            ) from None
+        log.info("dev.chain", engine=engine, url=kept["url"], contract=kept["contract"])
+        return DevChain(
+            url=kept["url"],
+            chain_id=CHAIN_ID,
+            contract=bytes.fromhex(kept["contract"][2:]),
+            scope=scope,
+            owner=address,
+            deployed_at=kept["deployed_at"],
+            genesis_hash=bytes.fromhex(kept["genesis_hash"][2:]),
+            engine=engine,
+            banner=_banner(kept, address),
+            _parts=parts.pop_all(),
+        )
+
+
+def _banner(kept: dict[str, Any], owner: bytes) -> str:
+    from wetware_auth_evm import wallets
+
+    name = wallets.chosen()
+    ww = "ww" if name == "default" else f"ww --key {name}"
+    mine = ""
+    with contextlib.suppress(Exception):  # of no matter: it is what to type, and no more
+        found = wallets.find(name)
+        mine = f", {found.path}" if found is not None and found.address == owner else ""
+    return "\n".join(
+        (
+            f"  roles     in the contract {kept['contract']}",
+            f"  chain     {kept['url']} ({kept['engine']}, chain ID {CHAIN_ID})",
+            f"  owner     {kept['owner']}{mine}",
+            "try, in another terminal:",
+            f"  {ww} auth evm login",
+            f"  {ww} whoami",
+            f"  {ww} sub chat        and, in a third:  {ww} pub chat hello",
+            f"  {ww} auth evm grant publisher ADDRESS       and: revoke, list, status",
+            "for more than a try-out: ww auth evm deploy, then [plugins.auth_evm] in ww.toml",
+        )
+    )
+
+
+@contextlib.contextmanager
+def _locked(place: Path) -> Iterator[int]:
+    """Hold the chain's files; the child holds them too, and so nobody has them before it ended."""
+    path = place / "lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + LOCK_S_MAX
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"the try-out chain in {place} is used by another process",
+                        hint="stop it: a node, or `ww auth evm dev`; or begin another try-out, "
+                        "with --data-dir",
+                        code="config.dev_in_use",
+                    ) from None
+                time.sleep(0.05)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _kept(directory: Path) -> dict[str, Any] | None:
+    """What the last start wrote; None at the first one. Raises ConfigError if it is damaged."""
+    path = directory / DEV_FILE
+    try:
+        kept: dict[str, Any] = json.loads(path.read_bytes()[:FILE_BYTES_MAX])
+        _check_kept(kept)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ConfigError(
+            f"{path} is damaged ({exc})",
+            hint="restore it; or begin another try-out, with --data-dir",
+            code="config.dev_damaged",
+        ) from None
+    return kept
+
+
+def _check_kept(kept: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError, TypeError, AttributeError."""
+    for name, size in (("contract", 20), ("owner", 20), ("genesis_hash", 32)):
+        if not kept[name].startswith("0x") or len(bytes.fromhex(kept[name][2:])) != size:
+            raise ValueError(f"its {name} is none")
+    if kept["engine"] not in ("anvil", "py-evm"):
+        raise ValueError("its engine is unknown")
+    if not isinstance(kept["scope"], str):
+        raise TypeError("its scope is no text")
+    if type(kept["deployed_at"]) is not int or type(kept["port"]) is not int:
+        raise TypeError("a number of it is none")
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    address: bytes
+    wallet: Wallet | None
+    """To grant with; None where its key is not here."""
+
+
+def _first_owner(owner: bytes | None) -> _Owner:
+    """Who will own the contract, and the key where it is here; raises KeyFileError."""
+    from wetware_auth_evm import wallets
+
+    if owner is None:
+        made = wallets.load_or_create(wallets.chosen())
+        return _Owner(made.address, made.open())
+    found = _wallet_of(owner)
+    return _Owner(owner, found.open() if found is not None else None)
+
+
+def _wallet_of(owner: bytes) -> WalletFile | None:
+    from wetware_auth_evm import wallets
+
+    found = wallets.find(wallets.chosen())
+    return found if found is not None and found.address == owner else None
+
+
+def _address(owner: _Owner | None) -> bytes:
+    assert owner is not None  # noqa: S101  # where nothing is kept there is a first owner
+    return owner.address
+
+
+def _engine(place: Path, kept: dict[str, Any] | None) -> Engine:
+    """What a chain was begun with goes on with it: its blocks are of no use to another one."""
+    if kept is not None:
+        engine: Engine = kept["engine"]
+        return engine
+    if (place / JOURNAL_FILE).exists():
+        return "py-evm"
+    if (place / ANVIL_FILE).exists() or (place / ANVIL_EXIT_FILE).exists():
+        return "anvil"
+    return "py-evm" if find_anvil() is None else "anvil"
+
+
+def _run(
+    place: Path, engine: Engine, owner: bytes, port: int, lock: int, log: EventLogger
+) -> Child:
+    """The child, on the port that it had before if that is free."""
+    if engine == "anvil":
+        command, ready = _anvil_command(place), re.compile(r"Listening on 127\.0\.0\.1:(\d+)")
+        env = {"HOME": str(place)}  # its caches belong to the try-out
+    else:
+        _require_py_evm()
+        command = [sys.executable, "-P", "-m", "wetware_auth_evm.devserver"]
+        command += ["--journal", str(place / JOURNAL_FILE), "--owner", owner.hex()]
+        command += ["--chain-id", str(CHAIN_ID)]
+        ready, env = re.compile(r"ready (\d+)$"), {}
+    failed = ""
+    for each in dict.fromkeys((port, 0)):
+        try:
+            return Child(
+                [*command, "--port", str(each)],
+                ready=ready,
+                cwd=place,
+                env=env,
+                keep=(lock,),
+                log=log,
+            )
+        except NotStarted as exc:
+            failed = str(exc)
+    raise ConfigError(
+        f"the try-out chain ({engine}) does not start: {failed}",
+        hint="set WW_ANVIL to another anvil"
+        if engine == "anvil"
+        else "begin another try-out, with --data-dir",
+        code="config.dev",
+    )
+
+
+def _require_py_evm() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("eth", "aiohttp") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"the chain in Python needs packages that are not installed ({', '.join(missing)})",
+            hint="pip install 'wetware[evm]'; or install anvil, and see that it is on PATH",
+            code="config.dev",
+        )
+
+
+# --- what is on the chain -------------------------------------------------------------------------
+
+
+def _begin(port: int, engine: Engine, owner: bytes, scope: str) -> dict[str, Any]:
+    """Deploy the contract, by a key that is thrown away; returns what DEV_FILE keeps."""
+    from wetware_auth_evm import abi
+    from wetware_auth_evm.replica import checksum
+    from wetware_auth_evm.wallets import Wallet
+
+    if engine == "anvil":
+        call(port, "anvil_setBalance", "0x" + owner.hex(), hex(BALANCE_WEI))
+    while True:
+        with contextlib.suppress(ValueError):  # one of 2^128 keys is none
+            thrown_away = Wallet.from_secret(secrets.token_bytes(32))
+            break
+    receipt = _send(port, thrown_away, b"", abi.deployment(owner), GAS_DEPLOY)
+    return {
+        "v": 1,
+        "chain_id": CHAIN_ID,
+        "contract": checksum(bytes.fromhex(receipt["contractAddress"][2:])),
+        "scope": scope,
+        "owner": checksum(owner),
+        "engine": engine,
+        "deployed_at": int(receipt["blockNumber"], 16),
+        "genesis_hash": _block(port, 0)["hash"],
+    }
+
+
+def _compare(port: int, kept: dict[str, Any], place: Path) -> None:
+    """The chain is the one of before; raises ConfigError."""
+    from eth_hash.auto import keccak
+
+    from wetware_auth_evm import contract as artifact
+
+    code = bytes.fromhex(call(port, "eth_getCode", kept["contract"], "latest")[2:])
+    same = _block(port, 0)["hash"] == kept["genesis_hash"]
+    if not same or keccak(code) != artifact.load().runtime_hash:
+        raise ConfigError(
+            f"the try-out chain in {place} is not the one of {DEV_FILE}: it was lost, or replaced",
+            hint="restore it; or begin another try-out, with --data-dir",
+            code="config.dev_damaged",
+        )
+
+
+def _grant(port: int, kept: dict[str, Any], first: _Owner | None, log: EventLogger) -> None:
+    """Give the owner its role, if nothing was ever done with the contract.
+
+    Once: an owner that gave the role up has it no more after a restart.
+    """
+    from wetware_auth_evm import abi
+    from wetware_auth_evm.events import role_id
+
+    state = call(
+        port,
+        "eth_call",
+        {"to": kept["contract"], "data": "0x" + abi.calldata("state").hex()},
+        "latest",
+    )
+    if int(state[2:66], 16) != 1:  # its number of changes; the first is the deployment
+        return
+    owner = bytes.fromhex(kept["owner"][2:])
+    wallet = first.wallet if first is not None else None
+    if wallet is None and (found := _wallet_of(owner)) is not None:
+        wallet = found.open()
+    if wallet is None:
+        log.warning(
+            "dev.owner_has_no_role",
+            owner=kept["owner"],
+            hint=f"ww --key NAME auth evm grant {OWNER_ROLE} {kept['owner']}",
+        )
+        return
+    newest = int(_block(port, "latest")["timestamp"], 16)
+    expiry = max(int(time.time()), newest) + GRANT_S
+    scope = role_id(kept["scope"])
+    data = abi.calldata("grant", scope, role_id(OWNER_ROLE), owner, 0, expiry, RIGHTS_ALL)
+    _send(port, wallet, bytes.fromhex(kept["contract"][2:]), data, GAS_GRANT)
+
+
+def _block(port: int, at: int | str) -> dict[str, Any]:
+    where = at if isinstance(at, str) else hex(at)
+    found: dict[str, Any] = call(port, "eth_getBlockByNumber", where, False)
+    return found
+
+
+def _send(port: int, wallet: Wallet, to: bytes, data: bytes, gas: int) -> dict[str, Any]:
+    """Send a transaction that costs nothing, and wait for its receipt; raises RpcFailed."""
+    nonce = int(call(port, "eth_getTransactionCount", "0x" + wallet.address.hex(), "latest"), 16)
+    raw = sign_free(wallet, nonce=nonce, to=to, data=data, gas=gas)
+    tx_hash = call(port, "eth_sendRawTransaction", "0x" + raw.hex())
+    deadline = time.monotonic() + MINED_S_MAX
+    while (receipt := call(port, "eth_getTransactionReceipt", tx_hash)) is None:
+        if time.monotonic() > deadline:
+            raise RpcFailed(f"a transaction was not mined within {MINED_S_MAX:g} s")
+        time.sleep(0.005)
+    if int(receipt["status"], 16) != 1:
+        raise RpcFailed("a transaction failed")
+    found: dict[str, Any] = receipt
+    return found
+
+
+def sign_free(wallet: Wallet, *, nonce: int, to: bytes, data: bytes, gas: int) -> bytes:
+    """A signed transaction (EIP-155) of the try-out chain that pays nothing.
+
+    By hand: importing eth-account takes longer than the rest of a start with anvil.
+    """
+    from eth_hash.auto import keccak
+
+    fields: list[int | bytes] = [nonce, 0, gas, to, 0, data]
+    signature = wallet.sign(keccak(_rlp([*fields, CHAIN_ID, 0, 0])))
+    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
+    return _rlp([*fields, signature[64] - 27 + 2 * CHAIN_ID + 35, r, s])
+
+
+def _rlp(items: list[int | bytes]) -> bytes:
+    """A list in RLP. Source: https://ethereum.org/developers/docs/data-structures-and-encoding/rlp."""
+    body = b"".join(
+        _rlp_text(i if isinstance(i, bytes) else i.to_bytes((i.bit_length() + 7) // 8, "big"))
+        for i in items
+    )
+    return _rlp_length(len(body), 0xC0) + body
+
+
+def _rlp_text(text: bytes) -> bytes:
+    if len(text) == 1 and text[0] < 0x80:
+        return text
+    return _rlp_length(len(text), 0x80) + text
+
+
+def _rlp_length(length: int, kind: int) -> bytes:
+    if length < 56:
+        return bytes([kind + length])
+    number = length.to_bytes((length.bit_length() + 7) // 8, "big")
+    return bytes([kind + 55 + len(number)]) + number
+
+
+# --- anvil ----------------------------------------------------------------------------------------
+
+
+def _anvil_command(place: Path) -> list[str]:
+    anvil = find_anvil()
+    if anvil is None:
+        raise ConfigError(
+            "this try-out was begun with anvil, which is not there any more",
+            hint="install it again, or set WW_ANVIL to its path; or begin another try-out, with "
+            "--data-dir",
+            code="config.dev",
+        )
+    command = [str(anvil), "--host", "127.0.0.1", "--chain-id", str(CHAIN_ID)]
+    # No accounts of its own, whose keys everybody knows; gas that costs nothing.
+    command += ["--accounts", "0", "--block-base-fee-per-gas", "0", "--gas-price", "0"]
+    command += ["--disable-min-priority-fee", "--slots-in-an-epoch", "1"]
+    command += ["--no-cors", "--dump-state", str(place / ANVIL_EXIT_FILE)]
+    if (state := _anvil_state(place)) is not None:
+        command += ["--load-state", str(state)]
+    return command
+
+
+def _anvil_state(place: Path) -> Path | None:
+    """The newest state that is whole; raises ConfigError if there is one, and none is."""
+    ours, its = place / ANVIL_FILE, place / ANVIL_EXIT_FILE
+    numbers = {path: _state_number(path) for path in (ours, its) if path.exists()}
+    whole = {path: number for path, number in numbers.items() if number is not None}
+    if numbers and not whole:
+        raise ConfigError(
+            f"the try-out chain in {place} is damaged: the state of anvil is not whole",
+            hint="restore it; or begin another try-out, with --data-dir",
+            code="config.dev_damaged",
+        )
+    if not whole:
+        return None
+    if whole.get(its, -1) > whole.get(ours, -1):
+        replace_private_file(ours, its.read_bytes())
+    its.unlink(missing_ok=True)
+    return ours
+
+
+def _state_number(path: Path) -> int | None:
+    """The number of the newest block in a state of anvil; None if it is not whole."""
+    try:
+        if path.stat().st_size > STATE_BYTES_MAX:
+            return None
+        state = json.loads(path.read_bytes())
+        number = state["best_block_number"]
+        return int(number, 16) if isinstance(number, str) else int(number)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+class _AnvilKeeper:
+    """Saves anvil's state whenever there is a new block: anvil itself does not, or not whole."""
+
+    def __init__(self, place: Path, child: Child) -> None:
+        self._path, self._port = place / ANVIL_FILE, child.port
+        self._saved = ""
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="try-out state", daemon=True)
+
+    def __enter__(self) -> _AnvilKeeper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(RpcFailed, OSError, ValueError):
+            self.save()
+
+    def save(self) -> None:
+        """Put the state on disk, if there is a new block; raises RpcFailed, OSError."""
+        with self._lock:
+            newest = call(self._port, "eth_getBlockByNumber", "latest", False)["hash"]
+            if newest == self._saved:
+                return
+            packed = bytes.fromhex(call(self._port, "anvil_dumpState")[2:])
+            state = gzip.decompress(packed)
+            json.loads(state)  # what is not whole does not take the place of what is
+            replace_private_file(self._path, state)
+            self._saved = newest
+
+    def _run(self) -> None:
+        while not self._stop.wait(SAVE_S):
+            with contextlib.suppress(RpcFailed, OSError, ValueError):
+                self.save()
