@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from wetware import paths
@@ -24,6 +24,9 @@ TEXT_CHARS_MAX: Final = 2048
 DEFAULT_SCOPE: Final = "default"
 PROFILE_FILE: Final = "profile.json"
 DEV_FILE: Final = "dev.json"
+if TYPE_CHECKING:
+    from wetware_auth_evm.finality import Finality
+
 _CLUSTER = re.compile(r"[0-9a-f]{16,64}\Z")
 
 
@@ -43,8 +46,7 @@ class Profile:
         nodes: Addresses of the cluster's nodes.
         deployed_at: A block at or before the deployment.
         quorum: How many endpoints have to agree; 0: a majority.
-        finality: "finalized", "depth" or "latest"; "": the endpoints are asked.
-        finality_depth: For "depth".
+        finality: As in the config ("finalized", "depth:N", "latest", a chain's name); "": by chain.
         source: Where it came from, for messages.
     """
 
@@ -60,7 +62,6 @@ class Profile:
     deployed_at: int = 0
     quorum: int = 0
     finality: str = ""
-    finality_depth: int = 0
     source: str = ""
 
     @property
@@ -69,6 +70,11 @@ class Profile:
         from wetware_auth_evm.events import role_id
 
         return role_id(self.scope)
+
+    @property
+    def when_final(self) -> Finality:
+        """When a block of the chain is final."""
+        return finality_of(self.finality, self.chain_id, self.endpoints)
 
     def need_cluster(self) -> str:
         """The cluster's ID; raises ConfigError where it is not known."""
@@ -95,7 +101,6 @@ class Profile:
             "deployed_at": self.deployed_at,
             "quorum": self.quorum,
             "finality": self.finality,
-            "finality_depth": self.finality_depth,
             "nodes": list(self.nodes),
         }
 
@@ -213,7 +218,7 @@ def from_text(text: str, what: str) -> Profile:
     """A profile from JSON; raises ConfigError."""
     try:
         return _parse(json.loads(text), what)
-    except (ValueError, TypeError, KeyError, RecursionError, InvalidArgument) as exc:
+    except (ValueError, TypeError, KeyError, RecursionError, InvalidArgument, ConfigError) as exc:
         why = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
         raise ConfigError(
             f"{what} is no profile: {why[:120]}",
@@ -254,8 +259,7 @@ def _parse(value: Any, what: str) -> Profile:
     if not isinstance(nodes, list) or len(nodes) > NODES_MAX:
         raise ValueError(f"its nodes are no list of at most {NODES_MAX} addresses")
     finality = _str(value, "finality", "")
-    if finality not in ("", "finalized", "depth", "latest"):
-        raise ValueError("its finality is unknown")
+    finality_of(finality, 1, ())
     return Profile(
         chain_id=_int(value, "chain_id", 1),
         contract=_address(value["contract"]),
@@ -268,7 +272,6 @@ def _parse(value: Any, what: str) -> Profile:
         deployed_at=_int({"deployed_at": 0, **value}, "deployed_at", 0),
         quorum=_int({"quorum": 0, **value}, "quorum", 0),
         finality=finality,
-        finality_depth=_int({"finality_depth": 0, **value}, "finality_depth", 0),
         source=what,
     )
 
@@ -320,8 +323,7 @@ def _from_config(path: Path | None) -> Profile | None:
         code_hash=_hash({"h": str(getattr(section, "code_hash", "") or "")}, "h"),
         deployed_at=int(getattr(section, "deployed_at", 0) or 0),
         quorum=int(getattr(section, "quorum", 0) or 0),
-        finality=finality if finality in ("finalized", "depth", "latest") else "",
-        finality_depth=int(getattr(section, "finality_depth", 0) or 0),
+        finality=finality,
         source=f"[plugins.auth_evm] of {loaded.path}",
     )
 
@@ -335,6 +337,24 @@ def _node_cluster(data_dir: Path | None) -> str:
         return str(cluster["cluster"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def finality_of(text: str, chain_id: int, endpoints: Sequence[str]) -> Finality:
+    """What a setting `finality` says of a chain; raises ConfigError.
+
+    Without one: what is known of the chain, else for a chain on this machine the newest block, else
+    what the chain says itself.
+    """
+    from wetware_auth_evm import finality
+
+    if text in finality.PROFILES:
+        return finality.PROFILES[text].finality
+    if text:
+        return finality.Finality.parse(text)
+    if known := finality.for_chain(chain_id):
+        return known.finality
+    own = bool(endpoints) and all(map(finality.is_loopback, endpoints))
+    return finality.Finality("latest" if own else "finalized")
 
 
 # --- fields ---------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def test_what_is_missing_is_named_with_the_next_command(places: Places) -> None:
 def test_what_is_no_endpoint_is_refused_and_not_shown(places: Places, url: str) -> None:
     with pytest.raises(InvalidArgument, match="http:// or https:// URL") as info:
         resolve(rpc=[url], contract=address(C["own"]))
-    assert not url or url not in info.value.message
+    assert url in ("", "http://") or url not in info.value.message
 
 
 GOOD = Profile(5, C["own"], "s", ("http://a.test",), "ab" * 16, nodes=("/ip4/1.2.3.4/tcp/1",))
@@ -203,6 +203,22 @@ def test_what_is_no_profile_at_all(text: str, tmp_path: Path) -> None:
         profile.read(tmp_path / "f")
     with pytest.raises(ConfigError, match="cannot read"):
         profile.read(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("finality", "chain_id", "endpoint", "says"),
+    [
+        ("", 1, "http://127.0.0.1:1", "finalized"),
+        ("", 5, "http://a.test", "finalized"),
+        ("", 31337, "http://127.0.0.1:1", "latest"),
+        ("depth:7", 5, "http://a.test", "depth:7"),
+        ("mainnet", 5, "http://a.test", "finalized"),
+        ("latest", 5, "http://a.test", "latest"),
+    ],
+)
+def test_when_a_block_is_final(finality: str, chain_id: int, endpoint: str, says: str) -> None:
+    made = Profile(chain_id, C["own"], "s", (endpoint,), finality=finality)
+    assert str(made.when_final) == says
 
 
 def test_a_damaged_dev_file_says_what_to_do(places: Places) -> None:

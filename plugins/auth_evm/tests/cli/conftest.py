@@ -1,0 +1,46 @@
+"""A chain for all tests of a worker, and a home and a contract for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("web3", reason="needs the extra: pip install 'wetware[evm]'")
+
+from plugins.auth_evm.tests.cli.anvils import Anvil, World
+from plugins.auth_evm.tests.contract.chains import INSTALL, find_anvil
+
+from wetware.cli.app import options
+
+
+@pytest.fixture(scope="session")
+def anvil() -> Iterator[Anvil]:
+    if find_anvil() is None:
+        pytest.skip(f"anvil is not installed; run: {INSTALL}")
+    made = Anvil()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty WW_HOME."""
+    for name in ("WW_KEY", "WW_PASSPHRASE", "WW_CONFIG", "WW_NODE", "WW_NODE_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WW_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(options, "data_dir", None)
+    monkeypatch.setattr(options, "config", None)
+    monkeypatch.setattr(options, "node", None)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def world(anvil: Anvil, home: Path) -> World:
+    """The wallet `default` owns a fresh contract."""
+    made = World(anvil, home)
+    made.contract = anvil.deploy(made.person("default").address)
+    return made
