@@ -38,13 +38,13 @@ from wetware.identity import (
     verify,
 )
 from wetware_auth_evm import contract as artifact
+from wetware_auth_evm import dev
 from wetware_auth_evm.config import Public, Settings, resolve, resolve_try_out
 from wetware_auth_evm.endpoints import Endpoints
 from wetware_auth_evm.errors import ChainError, WrongChain
 from wetware_auth_evm.events import ROOT, role_id, role_name
 from wetware_auth_evm.follower import Follower
 from wetware_auth_evm.history import STATE_FILE, History
-from wetware_auth_evm.profile import DEV_FILE
 from wetware_auth_evm.proofs import (
     SCHEMES,
     SESSION_SCHEME,
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from wetware.doctor import Finding
     from wetware.hookspecs import PluginContext
     from wetware_auth_evm.config import AuthEvmConfig
-    from wetware_auth_evm.dev import DevChain
     from wetware_auth_evm.statements import SessionGrant
 
 BACKEND: Final = "evm"
@@ -155,7 +154,7 @@ class EvmBackend:
         self._log, self._clock = ctx.log, ctx.clock
         self._data_dir = ctx.data_dir
         self._watchers: dict[int, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
-        self.dev: DevChain | None = None
+        self.dev: dev.DevChain | None = None
         self.try_out = ""
         try:
             self.settings = self._settle(ctx, config)
@@ -167,23 +166,19 @@ class EvmBackend:
 
     def _settle(self, ctx: PluginContext, config: AuthEvmConfig) -> Settings:
         """Decide whether this is a try-out, and which chain it is about."""
-        if not ctx.dev and not _is_fresh(ctx):
+        if not dev.decide(ctx):
             settings = resolve(config, ctx.join_document)
             for warning in settings.warnings:
                 self._log.warning("auth_evm.weak", why=warning)
             return settings
-        from wetware_auth_evm import dev
-
-        self.dev = dev.start(ctx.data_dir, owner=None, log=ctx.log)
+        self.dev = dev.start(ctx.data_dir, log=ctx.log, scope=config.scope)
+        self.try_out = self.dev.banner
         public = Public(
             self.dev.chain_id,
             self.dev.contract,
             config.scope,
             self.dev.genesis_hash,
             self.dev.deployed_at,
-        )
-        self.try_out = str(getattr(self.dev, "banner", "")) or (
-            "a try-out: roles are in a contract on a chain of this machine alone"
         )
         return resolve_try_out(config, public, self.dev.url)
 
@@ -421,12 +416,17 @@ class EvmBackend:
         )
 
     def _serials(self, role: str, account: bytes, key: bytes) -> frozenset[int]:
-        tip, what = self.replica.tip, role_id(role)
+        """Of the records that give a role now, by the newest block."""
+        tip, what, now = self.replica.tip, role_id(role), self.replica.now()
         found = []
         for scope in (self.replica.scope, ROOT):
             grant = tip.grants.get(account, {}).get((scope, what))
-            bound = tip.keys.get(key, {}).get((account, scope, what)) if key else grant
-            if grant is not None and bound is not None:
+            if grant is None or not tip.held(scope, what, account, now).rights:
+                continue
+            bound = tip.keys.get(key, {}).get((account, scope, what)) if key else None
+            if not key:
+                found.append(grant.serial)
+            elif bound is not None and now < bound.expiry and bound.serial > grant.serial:
                 found.append(bound.serial)
         return frozenset(found)
 
@@ -838,14 +838,6 @@ class EvmBackend:
             "wallets": self.live_wallets,
             "warnings": list(self.settings.warnings),
         }
-
-
-def _is_fresh(ctx: PluginContext) -> bool:
-    """Whether nobody has configured anything, nor begun anything here but a try-out."""
-    if ctx.configured or ctx.join_document is not None:
-        return False
-    began = (ctx.data_dir / DEV_FILE).exists()
-    return began or (ctx.founding is None and not any(ctx.data_dir.iterdir()))
 
 
 def _subject(chain_id: int, account: bytes, key: bytes) -> str:

@@ -343,20 +343,7 @@ def resolve(config: AuthEvmConfig, joined: bytes | None = None) -> Settings:
 
 
 def resolve_try_out(config: AuthEvmConfig, public: Public, url: str) -> Settings:
-    """The settings of a try-out on a chain of its own on this machine."""
-    for name in ("endpoints", "chain_id", "contract", "genesis_hash", "deployed_at", "quorum"):
-        if getattr(config, name):
-            raise ConfigError(
-                f"--dev starts a chain of its own, and [plugins.auth_evm] {name} is set",
-                hint=f"leave out --dev, or {name}",
-                code="config.auth_evm",
-            )
-    if config.finality not in ("", finalities.DEV):
-        raise ConfigError(
-            "--dev starts a chain of its own, and [plugins.auth_evm] finality is set",
-            hint="leave out --dev, or finality",
-            code="config.auth_evm",
-        )
+    """The settings of a try-out on a chain of its own on this machine, as `dev.decide` lets it."""
     return _settings(config, public, (url,), 1, finalities.by_name(finalities.DEV), ())
 
 

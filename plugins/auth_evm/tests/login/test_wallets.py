@@ -339,7 +339,8 @@ async def test_a_wallet_is_asked_with_little_gas_at_blocks_by_hash(
         if method == "eth_call" and "gas" in params[0]:
             asked.append(params)
 
-    three[0].twist = note
+    for gateway in three:
+        gateway.twist = note
     assert isinstance(await trio.login(signed_by(trio, account, ALICE)), Accept)
     replica = trio.backend.replica
     blocks = {bytes.fromhex(params[1]["blockHash"][2:]) for params in asked}

@@ -6,9 +6,10 @@ test says when something is seen.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,7 +103,7 @@ class World:
                 "data_dir": directory,
                 "clock": self.chain.clock,
                 "overlay": cast("Overlay", None),
-                "configured": frozenset({"endpoints"}),
+                "configured": frozenset({"endpoints", "chain_id", "contract"}),
                 **changes,
             }
         )
@@ -225,6 +226,13 @@ class World:
         return self.backend.principal(person.account)
 
 
+async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
+    """Wait for what the backend's own tasks do."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0.01)
+
+
 def refused(result: Accept | Reject | NotMine, status: LoginStatus, *words: str) -> None:
     """Assert a refusal of a kind, whose reason says why."""
     assert isinstance(result, Reject), result
@@ -245,4 +253,5 @@ __all__ = [
     "Person",
     "World",
     "refused",
+    "until",
 ]
