@@ -7,11 +7,13 @@ branch can be watched. anvil is a real node: transactions, receipts, gas, JSON-R
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import itertools
 import json
 import platform
 import queue
+import signal
 import subprocess
 import threading
 import time
@@ -269,6 +271,10 @@ def find_anvil() -> Path | None:
     return path if path.is_file() else None
 
 
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class AnvilChain:
     """An anvil process on a free port of loopback, ended by `close`; `args` are further options."""
 
@@ -289,6 +295,7 @@ class AnvilChain:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            preexec_fn=_end_with_parent,  # also when the tests are killed
         )
         lines: queue.Queue[str] = queue.Queue()
         # The pipe is read to the end: a node that cannot write its log would stop.
