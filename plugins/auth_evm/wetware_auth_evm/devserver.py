@@ -25,6 +25,8 @@ from wetware_auth_evm.journal import ChainFull
 BODY_BYTES_MAX: Final = 1 << 20
 BODY_S_MAX: Final = 10.0
 """For a request's body to arrive."""
+BRACKETS_MAX: Final = 4096
+"""In a request. py-evm raises the limit of recursion so far that deep nesting ends the process."""
 BATCH_MAX: Final = 100
 REQUESTS_MAX: Final = 64
 """At the same time; more are told to come again."""
@@ -391,6 +393,8 @@ class Server:
             self._busy -= 1
 
     def _answer(self, body: bytes) -> web.Response:
+        if body.count(b"[") + body.count(b"{") > BRACKETS_MAX:
+            return web.json_response(_error(None, -32600, "a request that is nested too deeply"))
         try:
             asked = json.loads(body)
         except (ValueError, RecursionError):

@@ -24,6 +24,8 @@ RECORD_BYTES_MAX: Final = 16 << 20
 """Of one block, which has some 5 KiB."""
 JOURNAL_BYTES_MAX: Final = 256 << 20
 """Of the file, and about as much memory: some 50,000 changes. Then the chain is full."""
+ZEROS: Final = 8
+"""At its end they say of the last record that the power failed before all of it was on disk."""
 _HEAD: Final = struct.Struct(">I32s")
 
 
@@ -84,16 +86,19 @@ class Journal:
         length: int
         length, digest = _HEAD.unpack_from(data, at)
         body = data[at + _HEAD.size : at + _HEAD.size + length]
+        end = at + _HEAD.size + length
         if len(body) < length <= RECORD_BYTES_MAX:
             return None
         if hashlib.sha256(body).digest() != digest:
+            if not any(data[end - ZEROS :]):
+                return None
             raise self._damaged(f"a record at byte {at} has a wrong checksum")
         for key, value in cbor2.loads(body).items():
             if value is None:
                 self.store.pop(key, None)
             else:
                 self.store[key] = value
-        return at + _HEAD.size + length
+        return end
 
     def _damaged(self, why: str) -> ConfigError:
         return ConfigError(
