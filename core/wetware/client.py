@@ -62,9 +62,8 @@ DIRECT_S_MAX = 3.0
 """For dialling a node that can be reached through a tunnel as well."""
 
 _HINTS = {
-    LoginStatus.UNKNOWN_PRINCIPAL: "an operator adds you with `ww user add NAME --key KEY`; "
-    "`ww key show` prints your key",
-    LoginStatus.NO_ROLE: "an operator gives a role with `ww user add NAME --role ROLE`",
+    LoginStatus.UNKNOWN_PRINCIPAL: "somebody who administers the cluster has to add you",
+    LoginStatus.NO_ROLE: "somebody who administers the cluster has to give you a role",
     LoginStatus.EXPIRED: "try again; if it persists, compare the clocks of both machines",
     LoginStatus.BACKEND_UNAVAILABLE: "try again; the node's log says why",
     LoginStatus.TOO_MANY_TRIES: "wait a minute, then try again",
@@ -76,11 +75,11 @@ class LoginRefused(AuthError):
 
     code = "auth.refused"
 
-    def __init__(self, status: LoginStatus, reason: str) -> None:
+    def __init__(self, status: LoginStatus, reason: str, hint: str = "") -> None:
         name = status.name.lower().replace("_", " ")
         super().__init__(
             f"login refused ({name}): {reason}",
-            hint=_HINTS.get(status, ""),
+            hint=hint or _HINTS.get(status, ""),
             code=f"auth.refused.{status.name.lower()}",
         )
         self.status = status
@@ -266,6 +265,7 @@ class _SignerServant(rpc.Servant, interface=CORE.Signer):
         self, choose: Callable[[Challenge], Signer], verifier: PeerId, channel: Channel
     ) -> None:
         self._choose, self._verifier, self._channel = choose, verifier, channel
+        self._signer: Signer | None = None
         self.failure: WetwareError | None = None
         self.spent = False
 
@@ -290,12 +290,18 @@ class _SignerServant(rpc.Servant, interface=CORE.Signer):
                     hint="do not use this node; tell its operator",
                     code="auth.wrong_channel",
                 )
-            proof = await self._choose(parsed).sign(parsed)
+            self._signer = self._choose(parsed)
+            proof = await self._signer.sign(parsed)
         except WetwareError as exc:
             self.failure = exc
             # Only that it failed: the node need not know paths or key names of this machine.
             raise AuthError("the signer refused", code="auth.signer") from None
         return {"proof": proof_to_wire(proof)}
+
+    def hint(self, status: LoginStatus) -> str:
+        """What its kind of user does about a refusal; "" if it does not say."""
+        hints: Mapping[LoginStatus, str] = getattr(self._signer, "hints", {})
+        return hints.get(status, "")
 
 
 class _Opening:
@@ -676,7 +682,7 @@ class _Login:
             signing.spent = True
         status = status_from_name(reply["status"])
         if status is not LoginStatus.GRANTED:
-            raise signing.failure or LoginRefused(status, reply["reason"])
+            raise signing.failure or LoginRefused(status, reply["reason"], signing.hint(status))
         if (ref := reply["session"]) is None:
             raise Unsupported("the node granted the login and gave no session")
         return Session(ref, _identity(await ref.call("whoami")), self)

@@ -475,7 +475,10 @@ class Proof:
 
 
 class Signer(Protocol):
-    """Answers challenges for one user. The client has checked verifier and channel before."""
+    """Answers challenges for one user. The client has checked verifier and channel before.
+
+    It may have an attribute `hints: Mapping[LoginStatus, str]`: what the user does about a refusal.
+    """
 
     async def sign(self, challenge: Challenge) -> Proof:
         """Prove who the user is; raises AuthError if no offered scheme fits."""

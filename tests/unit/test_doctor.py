@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from wetware.admission import Store
 from wetware.admission.limits import AdmissionLimits
 from wetware.config import load
 from wetware.doctor import Finding, Machine, check_machine, check_node, error
@@ -198,6 +199,11 @@ def test_the_user_s_key(home: Path) -> None:
     (home / "node").mkdir(parents=True)
     (found,) = on_machine.check_user_key(None, config)
     assert (found.level, "`ww key new`" in found.remedy) == ("warning", True)
+    Store(home / "node").found("evm", b"x")  # by a flag: the configuration does not say it
+    (found,) = on_machine.check_user_key(None, config)
+    assert (found.level, "logins go by 'evm'" in found.text) == ("ok", True)
+    for file in (home / "node").iterdir():
+        file.unlink()
     ADA.save(home / "keys" / "default")
     assert levels(on_machine.check_user_key(None, config)) == ["ok"]
     assert levels(on_machine.check_user_key("nobody", config)) == ["warning"]

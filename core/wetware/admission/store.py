@@ -179,6 +179,13 @@ class Store:
         store.foreign = store._read_facts(FOREIGN_FILE)
         return store
 
+    @classmethod
+    def founding_of(cls, data_dir: Path) -> Founding | None:
+        """What the cluster of a data directory was founded on; raises ConfigError."""
+        store = cls(data_dir)
+        store._read_cluster()
+        return store.founding
+
     # --- founding and joining ---------------------------------------------------------------------
 
     def found(self, backend: str, statement: bytes) -> Founding:

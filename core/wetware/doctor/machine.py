@@ -432,6 +432,7 @@ def check_node_key(data_dir: Path) -> list[Finding]:
 
 def check_user_key(key: str | None, config: Config) -> list[Finding]:
     """Whether the key that you log in with can be used, by you alone."""
+    from wetware.admission import Store
     from wetware.client import KeyChoice
 
     file = KeyChoice(key, config.keys_dir, None).path
@@ -440,8 +441,11 @@ def check_user_key(key: str | None, config: Config) -> list[Finding]:
     with contextlib.suppress(ConfigError):
         if not config.node.data_dir.exists():
             return [ok("your key", f"there is no {file} yet; the first `ww node` makes it")]
-        if config.node.auth not in ("local", "auth_local"):
-            return [ok("your key", f"there is no {file}; logins go by {config.node.auth!r}")]
+        # The cluster says it where it was not the configuration but a flag that did.
+        founding = Store.founding_of(config.node.data_dir)
+        auth = founding.backend if founding is not None else config.node.auth
+        if auth not in ("local", "auth_local"):
+            return [ok("your key", f"there is no {file}; logins go by {auth!r}")]
     return [
         warning(
             "your key",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from wetware.errors import AuthError, InvalidArgument
-from wetware.identity import Challenge, Key, Proof
+from wetware.identity import Challenge, Key, LoginStatus, Proof
 from wetware_auth_evm import session as sessions
 from wetware_auth_evm.proofs import (
     KEY_SCHEME,
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 ACCOUNT_VARIABLE: Final = "WW_EVM_ACCOUNT"
 """For whom a bound key acts, where several accounts bound it."""
+HINTS: Final = {
+    LoginStatus.NO_ROLE: "who may grant it runs `ww auth evm grant ROLE ADDRESS`; "
+    "`ww auth evm can ROLE ADDRESS --explain` says what is missing",
+    LoginStatus.UNKNOWN_PRINCIPAL: "`ww auth evm list` shows which keys are bound to whom",
+    LoginStatus.EXPIRED: sessions.LOGIN,
+    LoginStatus.WRONG_CLUSTER: sessions.LOGIN,
+    LoginStatus.BACKEND_UNAVAILABLE: "`ww auth evm status` shows what the endpoints say",
+}
+"""What the user does about a refusal."""
 
 
 class SessionSigner:
@@ -36,6 +45,8 @@ class SessionSigner:
         now: Unix time, s.
         name: Of the wallet, for what is said when it cannot.
     """
+
+    hints = HINTS
 
     def __init__(
         self, session: StoredSession, *, now: Callable[[], float] = time.time, name: str = "default"
@@ -69,6 +80,8 @@ class BoundKeySigner:
         account: For whom, 20 bytes; b"": the one account that bound it.
     """
 
+    hints = HINTS
+
     def __init__(self, key: Key, account: bytes = b"") -> None:
         self._key, self._account = key, account
 
@@ -86,6 +99,8 @@ class _ChoosingSigner:
     The client takes the signer of the scheme that the node prefers, before it knows whether the
     user has a session: so a chosen key of a headless user answers here, too.
     """
+
+    hints = HINTS
 
     def __init__(self, choice: KeyChoice) -> None:
         self._choice = choice

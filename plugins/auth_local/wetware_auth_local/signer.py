@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from wetware.errors import AuthError
-from wetware.identity import Challenge, Key, Proof
+from wetware.identity import Challenge, Key, LoginStatus, Proof
 
 if TYPE_CHECKING:
     from wetware.client import KeyChoice
 
 SCHEME = "local-ed25519"
+HINTS: Final = {
+    LoginStatus.UNKNOWN_PRINCIPAL: "an operator adds you with `ww user add NAME --key KEY`; "
+    "`ww key show` prints your key",
+    LoginStatus.NO_ROLE: "an operator gives a role with `ww user add NAME --role ROLE`",
+}
+"""What the user does about a refusal."""
 
 
 class Ed25519Signer:
     """Signs with a key in memory."""
+
+    hints = HINTS
 
     def __init__(self, key: Key) -> None:
         self._key = key
