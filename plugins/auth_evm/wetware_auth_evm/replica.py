@@ -168,15 +168,24 @@ class Replica:
         here = not bulk and event.scope in (self.scope, ROOT)
         withdraws = self.tip.withdraws(event) if here else frozenset()
         about = self.tip.apply(event)
-        left: dict[_Who, Mapping[bytes, int]] = {}
-        now = self.now()
-        for account in withdraws or ():
-            left[account] = self.tip.standing_roles(self.scope, account, now)
-        if here and event.name in ("KeyBound", "KeyUnbound") and withdraws:
-            who = (event.account, event.data["key"])
-            left[who] = self.tip.key_roles(self.scope, *who, now)
+        left = self._what_is_left(event, withdraws) if withdraws else {}
         self._steps.append(_Step(event, self.tip.mark(), withdraws, left, number))
         return about
+
+    def _what_is_left(
+        self, event: Event, accounts: frozenset[bytes]
+    ) -> dict[_Who, Mapping[bytes, int]]:
+        """Role → mask that accounts, and the keys bound to them, have in `tip` now."""
+        scope, tip, now = self.scope, self.tip, self.now()
+        left: dict[_Who, Mapping[bytes, int]] = {
+            account: tip.standing_roles(scope, account, now) for account in accounts
+        }
+        bound = tip.bound_to(accounts)
+        if event.name == "KeyUnbound":
+            bound |= {(event.account, event.data["key"])}
+        for who in bound:
+            left[who] = tip.standing_key_roles(scope, *who, now)
+        return left
 
     def _gather(self) -> None:
         """What the steps leave to whom, after they changed."""

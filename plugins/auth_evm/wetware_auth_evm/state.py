@@ -351,6 +351,29 @@ class State:
                 found[role] = found.get(role, 0) | mask
         return found
 
+    def standing_key_roles(
+        self, scope: bytes, account: bytes, key: bytes, now: int
+    ) -> dict[bytes, int]:
+        """As `key_roles`, with what has yet to begin, and whether or not the contract is paused."""
+        found: dict[bytes, int] = {}
+        for (who, where, role), bound in self.keys.get(key, {}).items():
+            grant = self.grants.get(account, {}).get((where, role))
+            if who != account or where not in (scope, ROOT) or grant is None:
+                continue
+            if now < bound.expiry and bound.serial > grant.serial:
+                mask = self._standing(grant, where, role, account, now).rights
+                found[role] = found.get(role, 0) | mask
+        return found
+
+    def bound_to(self, accounts: frozenset[bytes]) -> frozenset[tuple[bytes, bytes]]:
+        """(account, key) of all bindings of some accounts, dead ones included."""
+        return frozenset(
+            (account, key)
+            for key, bindings in self.keys.items()
+            for account, _, _ in bindings
+            if account in accounts
+        )
+
     def key_accounts(self, scope: bytes, role: bytes, key: bytes, now: int) -> dict[bytes, int]:
         """Account → mask, of the accounts for which a key acts in a role."""
         accounts = {
