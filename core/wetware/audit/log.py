@@ -115,6 +115,7 @@ class AuditLog:
         self._size = 0
         self._file: Any = None
         self._synced = True
+        self._torn = False
         self._sync_due = 0.0
         self._checkpointed, self._checkpoint_at = 0, clock.monotonic()
         self.last_checkpoint: Checkpoint | None = None
@@ -220,6 +221,9 @@ class AuditLog:
 
     def _begin(self, count: int, broken: str) -> None:
         """Begin a file; its first record names the log, its node, and the hash before it."""
+        if not self._synced:  # what it names as the hash before it has to be there after a crash
+            os.fsync(self._file.fileno())
+            self._synced = True
         path = self.directory / f"audit-{count:08d}.jsonl"
         file = self._open_file(path)
         fields = {"log": self.log_id, "node": str(self._key.peer_id), "prev": self.head.hex()}
@@ -335,7 +339,7 @@ class AuditLog:
         waits = []
         if owed or self.lost or self.failing:
             waits.append(RETRY_S)
-        if not self._synced:
+        if not self._synced and not self._torn:
             waits.append(max(0.0, self._sync_due - time.monotonic()))
         if self.seq > self._checkpointed:
             due = self._checkpoint_at + self.config.checkpoint_s
@@ -409,6 +413,8 @@ class AuditLog:
 
         If it `resumed`, after a record of how long nothing was admitted.
         """
+        if self._torn:
+            self._cut_back()
         if self._size >= self.config.file_bytes_max:
             self._begin(number(files(self.directory)[-1]) + 1, "")
         seq, head, records, out = self.seq, self.head, [], []
@@ -444,13 +450,17 @@ class AuditLog:
         return records
 
     def _cut_back(self) -> None:
-        """Remove what a failed write may have left; the file is opened again."""
+        """Remove what a failed write may have left; the file is opened again.
+
+        Raises OSError where that fails: nothing is written until it has been done.
+        """
+        self._torn = True
         path = files(self.directory)[-1]
         with contextlib.suppress(OSError):
             self._file.close()
-        with contextlib.suppress(OSError):
-            os.truncate(path, self._size)
+        os.truncate(path, self._size)
         self._file = self._open_file(path)
+        self._torn = False
 
     def _succeeded(self, batch: Sequence[_Entry], records: Sequence[Mapping[str, Any]]) -> None:
         if self.failing:
@@ -474,20 +484,28 @@ class AuditLog:
     def _no_longer_waits(self) -> None:
         self._waiting -= 1
 
-    def _sync(self, *, force: bool) -> None:
+    def _sync(self, *, force: bool) -> bool:
+        """Sync if it is due, or in any case; returns False if that failed."""
         if self._synced or (not force and time.monotonic() < self._sync_due):
-            return
+            return True
+        if self._torn:  # no file is open
+            return False
+        self._synced = True
         try:
             os.fsync(self._file.fileno())
         except OSError as exc:
             self.failing = exc.strerror or str(exc)
             log.error("audit.failing", error=self.failing)  # noqa: TRY400  # no traceback needed
-        self._synced = True
+            return False
+        return True
 
     def _maybe_checkpoint(self, *, force: bool) -> None:
         now, records = self._clock.monotonic(), self.seq - self._checkpointed
         due = now - self._checkpoint_at >= self.config.checkpoint_s
         if records <= 0 or not (force or due or records >= self.config.checkpoint_records):
+            return
+        if not self._sync(force=True):  # a word on what a crash may undo would accuse the node
+            self._checkpoint_at = now
             return
         signed = self.checkpoint()
         try:

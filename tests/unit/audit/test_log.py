@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 import wetware.audit.log as module
 from wetware.audit import Audit, AuditLog, AuditUnavailable
-from wetware.audit.chain import CHECKPOINTS_FILE, LINE_BYTES_MAX, files
+from wetware.audit.chain import CHECKPOINTS_FILE, LINE_BYTES_MAX, files, read_checkpoints
 from wetware.audit.verify import verify
 from wetware.disk import RESERVED_BYTES, RESERVED_FILE
 from wetware.errors import ConfigError
@@ -274,6 +275,39 @@ async def test_a_long_outage_is_bounded_and_the_gap_is_recorded(
     assert verify(tmp_path).ok
 
 
+async def test_a_disk_that_fails_while_no_file_can_be_opened_leaves_the_log_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk()
+    crowded = False
+
+    def opened(path: Path) -> Any:
+        if crowded:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return disk(path)
+
+    monkeypatch.setattr(module, "RETRY_S", 0.02)
+    log = open_log(tmp_path, open_file=opened)
+    await write(log, 3)
+    disk.left, crowded = 20, True
+    with pytest.raises(AuditUnavailable):
+        await write(log, 1)
+    log.append_soon({"event": "grant.revoked", "grant": "kept"})
+    disk.left = None
+    await asyncio.sleep(0.1)  # room again, and still no file to be opened
+    crowded = False
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await write(log, 1)
+                break
+            except AuditUnavailable:
+                await asyncio.sleep(0.02)
+    log.close()
+    assert verify(tmp_path).ok
+    assert "grant.revoked" in events(tmp_path)
+
+
 async def test_the_reserved_space_is_for_what_has_taken_effect(tmp_path: Path) -> None:
     """On a disk that is full but for it: a revocation is recorded, a login is not."""
 
@@ -382,6 +416,50 @@ async def test_when_records_reach_the_disk(
         assert not synced
     else:
         await until(lambda: len(synced) > before)
+    log.close()
+
+
+async def test_a_file_is_on_the_disk_before_the_next_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path, file_bytes_max=1 << 16, interval_s=3600, checkpoint_s=1000)
+    synced: dict[str, int] = {}
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced[Path(os.readlink(f"/proc/self/fd/{fd}")).name] = os.fstat(fd).st_size
+        real(fd)
+
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    while len(files(tmp_path)) < 2:
+        log.append_soon({"event": "grant.revoked", "reason": "x" * 1000})
+        await asyncio.sleep(0)
+    first = files(tmp_path)[0]
+    assert synced[first.name] == first.stat().st_size
+    log.close()
+
+
+async def test_no_record_is_signed_before_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(
+        tmp_path, fsync="interval", interval_s=3600, checkpoint_records=5, checkpoint_s=1000
+    )
+    synced: list[tuple[str, int]] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{fd}")).name, os.fstat(fd).st_size))
+        real(fd)
+
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    await write(log, 5)
+    await until(lambda: any(name == CHECKPOINTS_FILE for name, _ in synced))
+    (kept,) = files(tmp_path)
+    (name, size), *_ = synced
+    signed = read_checkpoints(tmp_path / CHECKPOINTS_FILE)[0][0]
+    assert name == kept.name
+    assert kept.read_bytes()[:size].count(b"\n") >= signed.seq
     log.close()
 
 
