@@ -126,7 +126,7 @@ class _Verifier:
         self._report, self._node, self._progress = report, node, progress
         self._all, self._others = [*own, *others], others
         self._ends: dict[str, int] = {}
-        self._expected: dict[int, bytes] = {}
+        self._expected: dict[int, set[bytes]] = {}
         self._seq, self._head = 0, b""
         self._count = 0
         self._broken_files = False
@@ -191,7 +191,7 @@ class _Verifier:
             previous, seq = stated, number_of or seq + 1
             report.records += 1
             if expected and (signed := expected.get(seq)) is not None:
-                if signed == stated:
+                if signed == {stated}:
                     report.checkpoints += 1
                 else:
                     what = "it is not the record that the node has signed: the log was rewritten"
@@ -224,7 +224,10 @@ class _Verifier:
             if report.log:
                 self._ends[report.log] = seq
             report.log, report.node = log, str(node)
-            self._expected = {c.seq: c.head for c in self._all if c.log == log}
+            self._expected = {}
+            for checkpoint in self._all:
+                if checkpoint.log == log:
+                    self._expected.setdefault(checkpoint.seq, set()).add(checkpoint.head)
         if begins == 1 and stated != genesis(node, log):
             report.wrong("its beginning is not that of the log it names", path, 1)
         if not report.first:

@@ -218,6 +218,19 @@ async def test_a_log_that_was_rewritten_is_found_with_a_checkpoint_only(kept: Ke
     assert f" {checkpoint.seq} " in found
 
 
+async def test_two_words_of_the_node_on_one_record_are_found_in_any_order(kept: Kept) -> None:
+    directory, checkpoint = kept
+    drop_own_checkpoints(directory)
+    rewrite(directory)
+    head = split(files(directory)[-1].read_bytes().splitlines()[-1])[1]
+    other = Checkpoint(
+        checkpoint.log, checkpoint.node, checkpoint.seq, head, checkpoint.time_ms + 1
+    ).sign(KEY)
+    assert verify(directory, checkpoints=[other]).ok
+    for both in ([checkpoint, other], [other, checkpoint]):
+        assert "the log was rewritten" in problems(verify(directory, checkpoints=both))
+
+
 def rewrite(directory: Path) -> None:
     """Another name in one record, and every hash from there on computed anew."""
     previous = b""
