@@ -140,3 +140,11 @@ def test_a_data_directory_that_others_can_write_is_refused(home: Home) -> None:
     assert node.process.wait(60) == 78
     assert "others can write" in node.log.read_text()
     assert not any(open_to_all.iterdir())
+
+
+@pytest.mark.parametrize("methods", ["", " ", ","])
+def test_methods_that_are_named_and_empty_are_not_all_of_them(home: Home, methods: str) -> None:
+    """Such as an unset variable of a shell leaves."""
+    done = home.ww("share", "pubsub", "--methods", methods)
+    assert done.returncode == 2
+    assert "--methods" in done.stderr

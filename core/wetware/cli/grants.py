@@ -87,7 +87,9 @@ def share_command(
     constraints = list(where or ())
     if name:
         constraints.append(_named(service, name))
-    asked = [m.strip() for m in methods.split(",") if m.strip()] if methods else []
+    asked = [m.strip() for m in (methods or "").split(",") if m.strip()]
+    if methods is not None and not asked:  # such as an unset variable of a shell leaves
+        usage("--methods names none", "leave it out for all of yours")
     if name and asked:  # to get at the object, the method that has the name is needed
         asked.append(constraints[-1].partition(":")[0])
 
