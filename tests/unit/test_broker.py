@@ -12,6 +12,7 @@ import pytest
 
 from wetware.audit import Audit
 from wetware.broker import Broker, LoginLimits
+from wetware.broker.terms import TIME_MAX
 from wetware.errors import Disconnected, Expired, LimitExceeded, Revoked
 from wetware.hookspecs import Accept, NotMine, Reject, RoleProfile, Withdrawn
 from wetware.identity import Challenge, Channel, Key, LoginStatus, Principal, Proof
@@ -162,6 +163,21 @@ async def test_a_session_ends_when_its_backend_said() -> None:
             grant.check_live()
     late = await made.judge(challenge(), proof(challenge()))
     assert late.status is LoginStatus.EXPIRED
+
+
+async def test_a_session_whose_end_is_no_time_is_refused_and_leaves_nothing() -> None:
+    never, unknown = float("inf"), float("nan")
+    for end, status in ((never, LoginStatus.GRANTED), (unknown, LoginStatus.EXPIRED)):
+        made = broker(Backend(Accept(ADA, frozenset({"member"}), expires_at=end)))
+        verdict = await made.judge(challenge(), proof(challenge()))
+        assert verdict.status is status
+        if verdict.principal is not None:  # as far off as there are dates
+            session = made.open_session(
+                verdict.principal, verdict.roles, expires_at=verdict.expires_at
+            )
+            assert session.expires_at == TIME_MAX
+            session.close("x")
+        assert not made.tree.grants
 
 
 async def test_sessions_are_bounded_and_give_their_place_back() -> None:

@@ -19,6 +19,7 @@ from wetware import rpc
 from wetware.bounds import Claim, Places, Rates, address_key
 from wetware.broker.limits import LoginLimits
 from wetware.broker.session import SessionServant
+from wetware.broker.terms import TIME_MAX
 from wetware.broker.tree import BEARER, UNKNOWN_REF, Tree
 from wetware.errors import (
     CapabilityError,
@@ -234,8 +235,10 @@ class Broker:
             return Verdict(LoginStatus.NO_ROLE, f"{principal} has no role in this cluster")
         if self.clock.time() * 1000 > challenge.not_after_ms:
             return Verdict(LoginStatus.EXPIRED, "the challenge expired while it was judged")
-        if expires_at is not None and self.clock.time() >= expires_at:
-            return Verdict(LoginStatus.EXPIRED, "what the proof rests on has expired")
+        if expires_at is not None:
+            if not self.clock.time() < expires_at:  # so that what is no number has expired, too
+                return Verdict(LoginStatus.EXPIRED, "what the proof rests on has expired")
+            expires_at = min(expires_at, TIME_MAX)
         return Verdict(LoginStatus.GRANTED, "", principal, now, expires_at)
 
     def open_session(
