@@ -86,6 +86,13 @@ class Budget:
         return self._save is not None and (self.calls is not None or self.bytes is not None)
 
     @property
+    def reserved(self) -> tuple[int, int]:
+        """(calls, bytes) spent or reserved: what is reserved is used without another write."""
+        if self._save is None:
+            return self.calls_spent, self.bytes_spent
+        return self.calls_spent + self._calls_free, self.bytes_spent + self._bytes_free
+
+    @property
     def calls_left(self) -> int | None:
         """What is left of the quota, or None."""
         return None if self.calls is None else max(0, self.calls - self.calls_spent)

@@ -20,15 +20,17 @@ class SteadyClock:
 
     def __init__(self, clock: Clock, floor: float = 0.0) -> None:
         self._clock = clock
-        self._base, self._since = max(clock.time(), floor), clock.monotonic()
+        # (time, monotonic) at one moment; assigned as one: two threads read it.
+        self._mark = (max(clock.time(), floor), clock.monotonic())
 
     def time(self) -> float:
         """Unix time, s."""
         clock = self._clock
-        now = self._base + (clock.monotonic() - self._since)
+        base, since = self._mark
+        now = base + (clock.monotonic() - since)
         wall = clock.time()
         if wall > now:
-            self._base, self._since, now = wall, clock.monotonic(), wall
+            self._mark, now = (wall, clock.monotonic()), wall
         return now
 
     def monotonic(self) -> float:

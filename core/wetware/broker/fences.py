@@ -28,6 +28,9 @@ FENCE_BYTES_MAX: Final = 1024
 LOCK_CHARS_MAX: Final = 256
 LOCKS_MAX: Final = 65_536
 """Locks whose highest token is kept: none can be forgotten, so beyond it new ones are refused."""
+LOCKS_PER_OWNER_MAX: Final = 4096
+"""Of these, locks that one principal's grants have brought in since the node started: anybody can
+sign tokens of locks of their own."""
 DRAIN_S_MAX: Final = 30.0
 """How long a new holder waits for the calls of the one before it."""
 _NUMBER_MAX: Final = 2**63 - 1
@@ -184,6 +187,7 @@ class Fences:
     ) -> None:
         self._store, self._drain_s = store, drain_s
         self._locks = {name: _Lock(mark) for name, mark in (known or {}).items()}
+        self._brought: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._locks)
@@ -209,8 +213,10 @@ class Fences:
             return Hold(lock, fence.mark)
         return None
 
-    async def raise_to(self, fence: Fence) -> Hold:
+    async def raise_to(self, fence: Fence, owner: str = "") -> Hold:
         """Admit a token that is higher than any before; the lower ones are refused at once.
+
+        `owner` is the principal whose role the call comes from: a new lock counts as theirs.
 
         Raises Denied if a still higher one comes meanwhile, LimitExceeded if calls under lower ones
         do not end in time or the table is full, and what the store raises.
@@ -220,6 +226,11 @@ class Fences:
         if lock is None:
             if len(self._locks) >= LOCKS_MAX:
                 raise LimitExceeded(f"this node fences {LOCKS_MAX} locks already (LOCKS_MAX)")
+            if self._brought[owner] >= LOCKS_PER_OWNER_MAX:
+                raise LimitExceeded(
+                    f"{owner} has brought in {LOCKS_PER_OWNER_MAX} locks (LOCKS_PER_OWNER_MAX)"
+                )
+            self._brought[owner] += 1
             lock = self._locks[name] = _Lock((0, 0))
         if mark > lock.highest:
             lock.highest = mark

@@ -55,6 +55,8 @@ CALLS_MAX: Final = 4096
 """Calls in flight under one grant; connections have their own, lower limit."""
 LENT_S: Final = 2.0
 """A capability that was given out counts as held for so long, whether it arrives or is lost."""
+SUMMARY_CHARS_MAX: Final = 512
+"""Of a grant's terms, in the explanations of denials that are remembered."""
 _TIMER_S_MIN: Final = 0.05
 _HELD: Final = frozenset({"service", "attenuated", "redeemed", "adopted"})
 """Kinds of grants that are over when nobody holds them."""
@@ -69,7 +71,7 @@ def pattern_within(pattern: str, patterns: frozenset[str]) -> bool:
     """Whether everything that `pattern` allows is allowed by `patterns`."""
     if ANY in patterns or pattern in patterns:
         return True
-    interface, dot, _ = pattern.partition(".")
+    interface, dot, _ = pattern.rpartition(".")
     return bool(dot) and f"{interface}.*" in patterns
 
 
@@ -138,6 +140,7 @@ class Grant:
         "_holds",
         "_lent",
         "_plans",
+        "_summary",
         "_tasks",
         "_timer",
         "budget",
@@ -187,6 +190,7 @@ class Grant:
         self._callbacks: dict[int, tuple[Callable[[CapabilityError], None], bool]] = {}
         self._exports = self._lent = 0
         self._plans: dict[Method, _Plan] = {}
+        self._summary = ""
         self._timer: asyncio.TimerHandle | None = None
         self.budget = _budget(self.terms, tree, row)
         # From here to the top, roles left out: a session is the only one with several parents.
@@ -253,8 +257,8 @@ class Grant:
                         hint="`ww services` shows what you may do",
                     )
         expires_at = terms.expires_at
-        if self.expires_at is not None:
-            expires_at = min(self.expires_at, expires_at or self.expires_at)
+        if expires_at is None or (self.expires_at is not None and self.expires_at < expires_at):
+            expires_at = self.expires_at
         return Grant(
             tree,
             principal or self.principal,
@@ -645,7 +649,8 @@ class Grant:
         holds = self._holds.setdefault(task, [])
         for grant in plan.fences:
             if grant.terms.fence is not None:
-                holds.append(await self.tree.fences.raise_to(grant.terms.fence))
+                owner = str(self.roots[0].principal)
+                holds.append(await self.tree.fences.raise_to(grant.terms.fence, owner))
         self.check_live()
         if (refused := self._verdict(plan, args)) is not None:
             raise self._refuse(method, args, *refused)
@@ -731,9 +736,9 @@ class Grant:
             if grant is by:
                 verdict, detail, decided = "denies", why, True
             elif decided:
-                verdict, detail = "-", _summary(grant)
+                verdict, detail = "-", grant.summary
             else:
-                verdict, detail = "allows", _summary(grant)
+                verdict, detail = "allows", grant.summary
             steps.append(Step(grant.id, grant.label, grant.kind, verdict, detail))
         called = f"{method.interface.name}.{method.name}"
         about = shown(args, names)
@@ -751,9 +756,18 @@ class Grant:
 
     # --- forms ------------------------------------------------------------------------------------
 
+    @property
+    def summary(self) -> str:
+        """What its terms add, shortened; made once: many decisions refer to it."""
+        if not self._summary:
+            text = "; ".join(self.terms.describe()) or "as its parent"
+            cut = len(text) > SUMMARY_CHARS_MAX
+            self._summary = f"{text[:SUMMARY_CHARS_MAX]}…" if cut else text
+        return self._summary
+
     def row(self) -> GrantRow:
         """As it is kept on disk."""
-        budget = self.budget
+        calls, nbytes = self.budget.reserved if self.budget is not None else (0, 0)
         return GrantRow(
             self.id,
             tuple(parent.id for parent in self.parents),
@@ -765,8 +779,8 @@ class Grant:
             self.terms.plain(),
             self.durable,
             self.created_at,
-            budget.calls_spent if budget is not None else 0,
-            budget.bytes_spent if budget is not None else 0,
+            calls,
+            nbytes,
         )
 
     def info(self) -> dict[str, object]:
@@ -809,10 +823,6 @@ def _broken(test: _Test, args: Mapping[str, object]) -> str:
     if test.passes is None:
         return f"its constraint {test.where.text} cannot be judged for this method"
     return f"{shown(args, frozenset({test.where.param}))} is outside of {test.where.text}"
-
-
-def _summary(grant: Grant) -> str:
-    return "; ".join(grant.terms.describe()) or "as its parent"
 
 
 def _budget(terms: Terms, tree: Tree, row: GrantRow | None) -> Budget | None:

@@ -7,6 +7,7 @@ another session; what differs is the grant below which everything happens, and n
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -14,9 +15,20 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware import rpc
 from wetware.broker.fences import Fence
 from wetware.broker.grants import ANY, SESSION_SERVICE, Grant
-from wetware.broker.terms import Rate, Terms, Where, check_against, patterns_of, typed
+from wetware.broker.terms import (
+    SERVICES_MAX,
+    TERMS_CHARS_MAX,
+    WHERE_MAX,
+    Rate,
+    Terms,
+    Where,
+    check_against,
+    patterns_of,
+    typed,
+)
 from wetware.errors import Amplification, Denied, InvalidArgument, NotFound, Unsupported
 from wetware.protocol import CORE
+from wetware.rpc.values import payload_bytes
 from wetware.sturdy import SturdyRef
 
 if TYPE_CHECKING:
@@ -27,6 +39,10 @@ if TYPE_CHECKING:
 
 GRANTS_MAX: Final = 1000
 """Grants of one answer."""
+ANSWER_BYTES_MAX: Final = 768 << 10
+"""Of them together: an answer has to fit into a message."""
+INFO_BYTES: Final = 256
+"""What a GrantInfo costs beside its texts, at most."""
 LABEL_CHARS_MAX: Final = 128
 REASON_CHARS_MAX: Final = 256
 EXPIRES_S_MAX: Final = 100 * 365 * 86_400.0
@@ -44,6 +60,7 @@ def terms_from_wire(wire: Mapping[str, Any], parent: Grant, broker: Broker) -> T
 
     Raises InvalidArgument for what is malformed, and for a constraint that binds nothing.
     """
+    _check_size(wire)
     services: dict[str, frozenset[str]] | None = None
     if wire["services"]:
         services = {}
@@ -58,10 +75,9 @@ def terms_from_wire(wire: Mapping[str, Any], parent: Grant, broker: Broker) -> T
             services[name] = asked or mine
     if wire["sealed"] or services is not None:
         services = dict(parent.services) if services is None else services
-        mine = parent.patterns(SESSION_SERVICE)
-        keep = mine
+        keep = services.get(SESSION_SERVICE, parent.patterns(SESSION_SERVICE))
         if wire["sealed"]:
-            keep = SEALED if "Session.*" in mine else SEALED & mine
+            keep = SEALED if keep & {ANY, "Session.*"} else SEALED & keep
         services[SESSION_SERVICE] = keep
     seconds = wire["expires_in_s"]
     if not 0 <= seconds <= EXPIRES_S_MAX:
@@ -79,6 +95,17 @@ def terms_from_wire(wire: Mapping[str, Any], parent: Grant, broker: Broker) -> T
     )
     _check_where(terms, parent.services if services is None else services, broker.services)
     return terms
+
+
+def _check_size(wire: Mapping[str, Any]) -> None:
+    """Before anything is looked at: the work, and what is kept, are bounded."""
+    for what, found, limit in (
+        ("services", len(wire["services"]), SERVICES_MAX),
+        ("constraints", len(wire["where"]), WHERE_MAX),
+        ("characters of constraints", sum(len(w["text"]) for w in wire["where"]), TERMS_CHARS_MAX),
+    ):
+        if found > limit:
+            raise InvalidArgument(f"{found} {what}; {limit} are allowed", code="invalid.terms")
 
 
 def _check_known(name: str, asked: frozenset[str], parent: Grant, broker: Broker) -> None:
@@ -163,12 +190,27 @@ def explanation_to_wire(explanation: Explanation) -> dict[str, object]:
 
 
 def listed(tops: Iterable[Grant], limit: int) -> tuple[list[dict[str, object]], int]:
-    """(GrantInfos of some subtrees, parents first, at most `limit`; how many there are)."""
-    found: dict[Grant, None] = {}
-    for top in tops:
-        for grant in top.subtree():
-            found.setdefault(grant)
-    return [grant.info() for grant in islice(found, limit)], len(found)
+    """(GrantInfos of some subtrees, at most `limit`; how many there are).
+
+    Those near the top come first: who holds something below cannot push out what is above. What
+    does not fit into an answer is left out.
+    """
+    found: dict[Grant, None] = dict.fromkeys(tops)
+    todo = deque(found)
+    while todo:
+        for grant in todo.popleft().children:
+            if grant not in found:
+                found[grant] = None
+                todo.append(grant)
+    infos: list[dict[str, object]] = []
+    size = 0
+    for grant in islice(found, limit):
+        info = grant.info()
+        size += payload_bytes(info) + INFO_BYTES
+        if size > ANSWER_BYTES_MAX:
+            break
+        infos.append(info)
+    return infos, len(found)
 
 
 async def revoke(broker: Broker, grant: Grant, reason: str, by: str) -> int:

@@ -315,7 +315,7 @@ class Store:
             return []
         try:
             self._execute(batch)
-        except sqlite3.Error as exc:
+        except Exception as exc:
             return self._commit_apart(batch, exc)
         if self.failing:
             self.failing = ""
@@ -325,7 +325,7 @@ class Store:
             self._answer(write, None)
         return []
 
-    def _commit_apart(self, batch: list[_Write], exc: sqlite3.Error) -> list[_Write]:
+    def _commit_apart(self, batch: list[_Write], exc: Exception) -> list[_Write]:
         """After a failure: each by itself."""
         if not self.failing:
             log.error("store.failing", error=str(exc), hint="free some disk space")
@@ -339,11 +339,11 @@ class Store:
                 continue
             try:
                 self._execute([write])
-            except sqlite3.IntegrityError as defect:
-                log.exception("store.refused")
-                self._answer(write, StoreUnavailable(f"the broker's store refused it: {defect}"))
-            except sqlite3.Error as again:
-                if write.must:
+            except Exception as again:
+                if _hopeless(again):  # it must not stop the rest
+                    log.exception("store.refused")
+                    self._answer(write, StoreUnavailable(f"the broker's store refused it: {again}"))
+                elif write.must:
                     owed.append(write)
                 else:
                     self._answer(
@@ -428,8 +428,17 @@ class Store:
             ("DELETE FROM grants WHERE id = ?", (grant_id,)) for grant_id in grants
         ]
         statements += [
-            ("UPDATE shares SET ended = ?, ended_at = ? WHERE id = ?", (reason, at, share_id))
+            (
+                "UPDATE shares SET ended = ?, ended_at = ? WHERE id = ?",
+                # No half of a surrogate pair in a reason must keep an end from the disk.
+                (reason.encode(errors="replace").decode(), at, share_id),
+            )
             for share_id, reason, at in ended
         ]
         if statements:
             self.write_soon(statements)
+
+
+def _hopeless(error: Exception) -> bool:
+    """Whether no further try can write it."""
+    return isinstance(error, sqlite3.IntegrityError) or not isinstance(error, sqlite3.Error)

@@ -44,6 +44,9 @@ TIME_MAX: Final = 253_402_300_799
 """Unix time, s, of the last moment that has a date."""
 SERVICES_MAX: Final = 64
 PATTERNS_MAX: Final = 256
+PATTERN_CHARS_MAX: Final = 256
+TERMS_CHARS_MAX: Final = 4096
+"""Of all constraints of a grant that a holder makes, so that `grants_max` of them fit in memory."""
 
 KINDS: Final = ("equals", "in", "prefix", "glob", "max", "range")
 _WHERE = re.compile(r"(?:([A-Za-z][\w.]*\.[A-Za-z]\w*):)?([A-Za-z]\w*)=(.*)", re.DOTALL | re.ASCII)
@@ -614,6 +617,12 @@ def patterns_of(services: Mapping[str, Iterable[str]]) -> dict[str, frozenset[st
             raise _bad(f"{name}: methods are a list", "", "invalid.methods")
         clean = set()
         for pattern in patterns:
+            if isinstance(pattern, str) and len(pattern) > PATTERN_CHARS_MAX:
+                raise _bad(
+                    f"a method of {len(pattern)} characters; {PATTERN_CHARS_MAX} are allowed",
+                    "",
+                    "invalid.methods",
+                )
             if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
                 raise _bad(
                     f"{str(pattern)[:80]!r} is not a method",

@@ -277,15 +277,7 @@ class Tree:
         `admit` records it before anything is given. Raises `unknown_ref` for an unknown ID and a
         wrong secret alike; Revoked, Expired or LimitExceeded "limit.uses" to who has the secret.
         """
-        share, ended = self.shares.get(share_id), self._ended.get(share_id)
-        expected = share.secret_hash if share is not None else ended[0] if ended else _NOBODY
-        right = hmac.compare_digest(hashlib.sha256(secret).digest(), expected)
-        if not right or (share is None and ended is None):
-            raise unknown_ref()
-        if share is None:
-            code, _, why = (ended[1] if ended else "").partition(": ")
-            error = Expired if code.startswith(Expired.code) else Revoked
-            raise error(why or "the reference has ended", hint="ask for a new one")
+        share = self._shared(share_id, secret)
         self._check_use(share)
         # The use is spent here, before any await, and is not given back: whoever asks at the same
         # time finds one fewer.
@@ -309,12 +301,24 @@ class Tree:
         return grant
 
     def peek(self, share_id: str, secret: bytes) -> Grant:
-        """The grant of a share, for who has its secret; spends nothing. Raises like `redeem`."""
-        share = self.shares.get(share_id)
-        expected = share.secret_hash if share is not None else _NOBODY
-        if not hmac.compare_digest(hashlib.sha256(secret).digest(), expected) or share is None:
+        """The grant of a share, for who has its secret; spends nothing.
+
+        Raises like `redeem`, except for uses: the grant says how many are left.
+        """
+        return self._shared(share_id, secret).grant
+
+    def _shared(self, share_id: str, secret: bytes) -> Share:
+        """The share, for who has its secret; raises `unknown_ref`, or why it has ended."""
+        share, ended = self.shares.get(share_id), self._ended.get(share_id)
+        expected = share.secret_hash if share is not None else ended[0] if ended else _NOBODY
+        right = hmac.compare_digest(hashlib.sha256(secret).digest(), expected)
+        if not right or (share is None and ended is None):
             raise unknown_ref()
-        return share.grant
+        if share is None:
+            code, _, why = (ended[1] if ended else "").partition(": ")
+            error = Expired if code.startswith(Expired.code) else Revoked
+            raise error(why or "the reference has ended", hint="ask for a new one")
+        return share
 
     def _check_use(self, share: Share) -> None:
         share.grant.check_live()
@@ -377,6 +381,8 @@ class Tree:
         profile: Callable[[Principal, str], RoleProfile | None],
     ) -> CapabilityError | None:
         """One grant; returns why it is over instead."""
+        if share is not None and share.ended:
+            return Revoked("it ended before the node stopped")
         principal = Principal.parse(row.principal)
         parents = tuple(self.grants[id_] for id_ in row.parents if id_ in self.grants)
         if len(parents) != len(row.parents):

@@ -118,7 +118,8 @@ interface Session {
 
   grants @6 () -> (grants :List(GrantInfo), more :Bool);
   # The grants that come from this session; at a login all that come from the principal's roles, shares
-  # of earlier sessions included. Parents first, at most 1000; `more` if there are more. Idempotent.
+  # of earlier sessions included. Those near the roles first, at most 1000 and what fits into an
+  # answer; `more` if there are more. Idempotent.
 
   revoke @7 (id :Text, reason :Text) -> (cut :UInt32);
   # Ends one of the grants that `grants` shows and all below it, now; returns how many ended. It is on
@@ -230,7 +231,8 @@ interface Grants {
   # The core's service `grants`: all grants of this node, for operators.
 
   list @0 (principal :Text $Ww.constrained, limit :UInt32) -> (grants :List(GrantInfo), matched :UInt32);
-  # Of a principal, or of everybody (""), parents first; at most 1000. Idempotent.
+  # Of a principal, or of everybody (""), those near the roles first; at most 1000 and what fits into
+  # an answer. Idempotent.
 
   revoke @1 (id :Text, reason :Text) -> (cut :UInt32);
   # See Session.revoke; any grant of this node. Idempotent.

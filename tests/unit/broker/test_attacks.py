@@ -27,8 +27,10 @@ from wetware.errors import (
 )
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Key, Principal
+from wetware.protocol import CORE
+from wetware.sturdy import SturdyRef
 
-from .cluster import BOX, Backend, MemNode, box
+from .cluster import BOX, Backend, MemNode, box, terms_to_wire
 from .parts import Clock, where
 
 pytestmark = pytest.mark.anyio
@@ -218,6 +220,61 @@ async def test_a_sealed_session_is_not_passed_on(node: MemNode) -> None:
                     await attempt
 
 
+async def test_what_is_left_out_of_the_session_itself_is_left_out(node: MemNode) -> None:
+    async with node.login("ada") as session:
+        few = {"box": ["Box.get"], "session": ["Session.open", "Session.whoami"]}
+        for sealed in (False, True):
+            weak = await session.attenuate(few, sealed=sealed)
+            await (await box(weak)).get(key="a")
+            for attempt in (weak.grants(), weak.share(), weak.revoke("0" * 16)):
+                with pytest.raises(Denied):
+                    await attempt
+        narrower = await session.attenuate({"session": ["Session.whoami", "Session.services"]})
+        assert not await narrower.services()
+        with pytest.raises(Denied):
+            await narrower.attenuate()
+
+
+async def test_terms_are_bounded_before_they_are_looked_at(node: MemNode) -> None:
+    async with node.login("ada") as session:
+        many = [{"name": "box", "methods": []}] * 1000
+        for terms in (
+            {"services": many},
+            {"where": [{"service": "", "text": "key=a"}] * 1000},
+            {"where": [{"service": "", "text": f"key=prefix:{'x' * 900}"}] * 10},
+            {"services": [{"name": "box", "methods": [f"Box.{'x' * 300}"]}]},
+        ):
+            wire = {**terms_to_wire(), **terms}
+            with pytest.raises(InvalidArgument, match="allowed"):
+                await session._ref.call("attenuate", terms=wire, label="")
+
+
+async def test_long_terms_below_do_not_hide_what_was_passed_on(node: MemNode) -> None:
+    """A holder of a share must not be able to make the list too large for its owner."""
+    async with node.login("ada") as session:
+        ref, grant = await session.share({"box": []})
+        others = {(await session.share({"box": ["Box.get"]}))[1].id for _ in range(20)}
+        async with node.redeem(ref) as bearer:
+            for n in range(400):
+                long = [f"key=prefix:{n}{c}{'x' * 900}" for c in "abcd"]
+                await bearer.share({"box": []}, long, label="l" * 128)
+            found = {info.id for info in await session.grants()}
+            assert {grant.id, *others} <= found
+            assert len(found) > 100
+        assert await session.revoke(grant.id) > 400
+
+
+async def test_who_has_the_secret_is_told_the_end_without_spending_a_use(node: MemNode) -> None:
+    async with node.login("ada") as session:
+        text, grant = await session.share({"box": []})
+        await session.revoke(grant.id, "no more")
+    ref = SturdyRef.parse(text)
+    async with await rpc.connect_unix(node.path) as connection:
+        gate = connection.bootstrap(CORE.Gate)
+        with pytest.raises(Revoked, match="no more"):
+            await gate.call("describe", id=bytes.fromhex(ref.id), secret=ref.secret)
+
+
 async def test_a_confused_deputy_acts_for_nobody_but_the_holder(node: MemNode) -> None:
     """The broker is asked, with a weak capability, to act on what others have."""
     async with node.login("ada") as ada, node.login("bob") as bob:
@@ -319,9 +376,6 @@ async def test_a_forged_or_stale_fence_is_refused(node: MemNode) -> None:
 
 
 async def test_guessing_references_is_counted_and_tells_nothing(node: MemNode) -> None:
-    from wetware.protocol import CORE
-    from wetware.sturdy import SturdyRef
-
     async with node.login("ada") as session:
         ref = SturdyRef.parse((await session.share({"box": []}))[0])
         dead, grant = await session.share({"box": []})

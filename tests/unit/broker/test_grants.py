@@ -45,6 +45,21 @@ def test_matches(patterns: set[str], name: str, expected: bool) -> None:
     assert matches(frozenset(patterns), interface, short) is expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "within", "expected"),
+    [
+        ("Outer.Inner.get", "Outer.Inner.*", True),
+        ("Outer.Inner.*", "Outer.Inner.*", True),
+        ("Outer.Inner.get", "Outer.*", False),
+        ("Outer.Inner.*", "Outer.*", False),
+    ],
+)
+def test_an_interface_inside_another_is_not_covered_with_it(
+    pattern: str, within: str, expected: bool
+) -> None:
+    assert pattern_within(pattern, frozenset({within})) is expected
+
+
 _PATTERN = st.sampled_from(["*", "A.*", "B.*", "A.x", "A.y", "B.x"])
 
 
@@ -144,6 +159,11 @@ async def test_expiry_is_judged_at_each_use_and_capped_by_the_parent() -> None:
     clock.now = 1010.0  # no timer has run: the use itself finds out
     with pytest.raises(Expired):
         child.check_live()
+
+
+async def test_an_end_at_the_beginning_of_time_is_an_end() -> None:
+    parent = root(pubsub={"*"}).derive(label="p", terms=Terms(expires_at=2000.0))
+    assert parent.derive(label="c", terms=Terms(expires_at=0.0)).expires_at == 0.0
 
 
 async def test_expiry_cuts_without_a_use() -> None:
@@ -445,6 +465,22 @@ async def test_decisions_are_bounded() -> None:
         with pytest.raises(Denied):
             call(leaf, JOIN, topic="x")
     assert len(on.decisions) == 3
+
+
+async def test_what_is_remembered_of_a_denial_is_small_however_long_the_terms_above_are() -> None:
+    on = tree()
+    grant = root(on, pubsub={"*"})
+    long = where(*(f"topic=prefix:{n:02}{'x' * 900}" for n in range(64)))
+    for _ in range(20):
+        grant = grant.derive(label="l", terms=long)
+    leaf = grant.derive(label="l", service="pubsub")
+    for _ in range(2):
+        with pytest.raises(Denied):
+            call(leaf, JOIN, topic="news")
+    last, before = list(on.decisions.newest_first())
+    assert sum(len(step.detail) for step in last.steps) < 32 << 10
+    for one, other in zip(last.steps[2:], before.steps[2:], strict=True):
+        assert one.detail is other.detail, "the same text is kept once"
 
 
 async def test_ten_thousand_derivations_end_together() -> None:

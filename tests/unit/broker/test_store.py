@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from wetware.broker.budgets import BLOCK_CALLS_MAX
+from wetware.broker.clock import SteadyClock
 from wetware.broker.fences import Fence, Fences
 from wetware.broker.limits import BrokerLimits
 from wetware.broker.store import Store, StoreUnavailable
@@ -20,7 +21,7 @@ from wetware.broker.terms import Rate, Terms
 from wetware.broker.tree import Tree
 from wetware.errors import ConfigError, Denied, Expired, LimitExceeded, Revoked, WetwareError
 from wetware.hookspecs import RoleProfile
-from wetware.identity import Key
+from wetware.identity import Key, Principal
 
 from .parts import ADA, JOIN, PUBLISH, Clock, call, where
 
@@ -134,6 +135,38 @@ async def test_a_crash_gives_no_call_of_a_quota_back(tmp_path: Path) -> None:
     store.close()
 
 
+async def test_a_crash_gives_nothing_back_of_a_quota_whose_first_share_could_not_be_kept(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    store = Store(tmp_path / "a", clock)
+    tree = Tree(clock, store=store)
+    middle = tree.session(ADA, (tree.root(ADA, "member", ALL),)).derive(
+        label="m", terms=Terms(calls=160)
+    )
+    middle.exported()
+    store._db.execute("PRAGMA query_only=ON")
+    with pytest.raises(StoreUnavailable):
+        await tree.share(middle, Terms(), label="x")
+    store._db.execute("PRAGMA query_only=OFF")
+    use = used(middle)
+    await admitted(use, PUBLISH, data=b"")  # reserves a block, of a grant that is on no disk
+    share, secret = await tree.share(middle, Terms(), label="x")
+    done = 1
+    while middle.budget._calls_free:
+        call(use, PUBLISH, data=b"")
+        done += 1
+    copy = tmp_path / "b"
+    copy.mkdir()
+    for file in (tmp_path / "a").glob("grants.db*"):  # as after a crash
+        (copy / file.name).write_bytes(file.read_bytes())
+    async with running(copy, clock) as after:
+        left = (await after.redeem(share.id, secret)).lineage[2].info()["calls_left"]
+        assert left <= 160 - done
+    tree.close("x")
+    store.close()
+
+
 async def test_many_calls_of_a_quota_cost_few_writes(tmp_path: Path) -> None:
     async with running(tmp_path, Clock()) as tree:
         share, secret = await shared(tree, Terms(calls=10_000))
@@ -239,6 +272,26 @@ async def test_a_clock_that_was_set_back_while_the_node_was_down(tmp_path: Path)
             use.check_live()
 
 
+def test_a_clock_that_is_read_by_two_threads_never_jumps() -> None:
+    """The store's thread reads it while the loop does: between any two steps of each other."""
+    clock = Clock()
+    seen: list[float] = []
+
+    class Watched(SteadyClock):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if ready:
+                seen.append(self.time())
+
+    ready = False
+    steady = Watched(clock)
+    clock.now += 36_000  # ten hours by both clocks, and the wall clock is set
+    clock.time = lambda: clock.now + 1  # type: ignore[method-assign]
+    ready = True
+    assert steady.time() == clock.time()
+    assert set(seen) <= {clock.time()}
+
+
 async def test_no_secret_is_on_disk(tmp_path: Path) -> None:
     async with running(tmp_path, Clock()) as tree:
         _, secret = await shared(tree)
@@ -284,6 +337,46 @@ async def test_a_revocation_takes_effect_while_the_disk_fails_and_reaches_it_lat
     async with running(tmp_path, clock) as tree:
         with pytest.raises(Revoked):
             await tree.redeem(share.id, secret)
+
+
+async def test_what_no_store_can_keep_is_refused_and_the_rest_is_written(tmp_path: Path) -> None:
+    store = Store(tmp_path, Clock())
+    try:
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreUnavailable, match="refused"):
+                await store.save_redeemed("x", 2**63)
+            await store.save_fence(("a", "l"), (1, 1))
+    finally:
+        store.close()
+    store = Store(tmp_path, Clock())
+    assert store.kept.fences == {("a", "l"): (1, 1)}
+    store.close()
+
+
+async def test_no_reason_keeps_an_end_from_the_disk(tmp_path: Path) -> None:
+    clock = Clock()
+    async with running(tmp_path, clock) as tree:
+        share, secret = await shared(tree)
+        share.revoke("\ud800")
+    async with running(tmp_path, clock) as tree:
+        with pytest.raises(Revoked):
+            await tree.redeem(share.id, secret)
+
+
+async def test_a_share_that_ended_does_not_come_back_with_what_is_left_of_it(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    async with running(tmp_path, clock) as tree:
+        share, secret = await shared(tree)
+    db = sqlite3.connect(tmp_path / "grants.db")
+    db.execute("UPDATE shares SET ended = 'capability.revoked: over', ended_at = 1")
+    db.commit()
+    db.close()
+    async with running(tmp_path, clock) as tree:
+        with pytest.raises(Revoked):
+            await tree.redeem(share.id, secret)
+        assert not tree.grants
 
 
 async def test_concurrent_redemptions_of_the_last_use(tmp_path: Path) -> None:
@@ -391,6 +484,23 @@ async def test_a_cancelled_call_lets_go_of_its_fence() -> None:
     old.revoke("x")
     old.leave(going)
     await admitted(new, PUBLISH, data=b"")
+
+
+async def test_nobody_fills_the_table_of_locks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wetware.broker.fences.LOCKS_PER_OWNER_MAX", 3)
+    tree = Tree(Clock())
+
+    def on(lock: str, principal: Any = ADA) -> Any:
+        top = tree.root(principal, "member", ALL)
+        return top.derive(label="f", service="pubsub", terms=Terms(fence=token(1, lock=lock)))
+
+    for lock in "abc":
+        await admitted(on(lock), PUBLISH, data=b"")
+    with pytest.raises(LimitExceeded, match="LOCKS_PER_OWNER_MAX"):
+        await admitted(on("d"), PUBLISH, data=b"")
+    await admitted(on("a"), PUBLISH, data=b"")
+    await admitted(on("d", Principal("local", "bob")), PUBLISH, data=b"")
+    await admitted(on("d"), PUBLISH, data=b"")  # somebody has brought it in by now
 
 
 def test_a_forged_fence_is_refused() -> None:
