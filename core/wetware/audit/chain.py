@@ -169,13 +169,15 @@ class Checkpoint:
         keys = {"v", "log", "node", "seq", "head", "time_ms", "signature"}
         if type(value) is not dict or value.keys() != keys or value["v"] != 1:
             raise ValueError("of a form that this release does not know")
+        if not all(type(value[name]) is str for name in ("log", "node", "head", "signature")):
+            raise ValueError("a field of a wrong type")
         if not all(type(n) is int and 0 <= n < 2**63 for n in (value["seq"], value["time_ms"])):
             raise ValueError("a number is out of range")
         head = bytes.fromhex(value["head"])
         if len(head) != hashlib.sha256().digest_size:
             raise ValueError("its hash has a wrong length")
         return cls(
-            log=str(value["log"])[:64],
+            log=value["log"][:64],
             node=PeerId.parse(value["node"]),
             seq=value["seq"],
             head=head,

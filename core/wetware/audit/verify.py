@@ -245,8 +245,10 @@ def _header(line: bytes) -> tuple[dict[str, Any], str, PeerId, bytes, int]:
     record = json.loads(line)
     if record["event"] != OPENED:
         raise ValueError("another record")
-    node, stated = PeerId.parse(record["node"]), bytes.fromhex(record["prev"])
-    return record, str(record["log"]), node, stated, int(record["seq"])
+    node, log, seq = record["node"], record["log"], record["seq"]
+    if not (type(node) is type(log) is str and log.isprintable() and type(seq) is int):
+        raise ValueError("a field of a wrong type")
+    return record, log, PeerId.parse(node), bytes.fromhex(record["prev"]), seq
 
 
 def seq_of(body: bytes) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from wetware.audit import Checkpoint
-from wetware.audit.chain import CHECKPOINTS_FILE, encode, files, split
+from wetware.audit.chain import CHECKPOINTS_FILE, encode, files, read_checkpoints, split
 from wetware.audit.verify import PROBLEMS_MAX, Report, verify
 from wetware.errors import InvalidArgument, NotFound
 
@@ -288,6 +288,34 @@ async def test_a_log_in_the_place_of_another_is_found(kept: Kept, tmp_path: Path
     assert verify(directory, node=KEY.peer_id).ok
     report = verify(directory, node=KEY.peer_id, checkpoints=[checkpoint])
     assert "is not here: another was put in its place" in problems(report)
+
+
+@pytest.mark.parametrize("member", ["log", "node", "prev", "seq", "hash", "event", "time_ms"])
+async def test_no_first_record_of_a_file_stops_it(kept: Kept, member: str) -> None:
+    directory, _ = kept
+    first = files(directory)[0]
+    head = json.loads(first.read_bytes().splitlines()[0])
+    for value in (None, 5, -1, True, float("inf"), [], {}, "", "\ud800", "0" * 64, 2**70):
+        edit(first, lambda rows: [json.dumps({**head, member: value}).encode() + b"\n", *rows[1:]])  # noqa: B023  # called at once
+        assert not verify(directory).ok
+
+
+async def test_no_text_stops_the_reading_of_checkpoints(kept: Kept, tmp_path: Path) -> None:
+    _, checkpoint = kept
+    good = json.loads(checkpoint.text)
+    wrong = [
+        json.dumps({**good, member: value}).encode()
+        for member in good
+        for value in (None, 5, -1, True, float("inf"), [], {}, "", "\ud800", "0" * 65, 2**70)
+        if not (member == "v" and value is True)
+    ]
+    wrong += [b"[" * 1000, b"5", b"null", b"\xff", b"NaN"]
+    for text in wrong:
+        with pytest.raises(InvalidArgument):
+            Checkpoint.parse(text)
+    file = tmp_path / "some.jsonl"
+    file.write_bytes(b"\n".join([*wrong, checkpoint.text.encode()]))
+    assert read_checkpoints(file) == ([checkpoint], len(wrong))
 
 
 async def test_problems_are_bounded(kept: Kept) -> None:
