@@ -172,7 +172,9 @@ class EvmChain:
 
     def estimate(self, query: dict[str, Any], header: BlockHeaderAPI | None) -> int:
         """Gas that a transaction takes, or a little more; raises CallReverted, Refused."""
-        used = int(self._run(query, header, BLOCK_GAS - 1).get_gas_used())
+        done = self._run(query, header, BLOCK_GAS - 1)
+        # Of the message alone: what the transaction pays before it is not in it.
+        used = int(done.get_gas_used()) + int(self._unsigned(query, 0, BLOCK_GAS - 1).intrinsic_gas)
         for percent in (100, 103, 110, 120, 150, 200):
             # A refund, or what a call within a call holds back, makes it take more than it uses.
             gas = min(used * percent // 100, BLOCK_GAS - 1)
@@ -183,13 +185,11 @@ class EvmChain:
             return gas
         return BLOCK_GAS - 1
 
-    def _run(self, query: dict[str, Any], header: BlockHeaderAPI | None, gas_max: int) -> Any:
-        state = self.state(header)
-        sender = Address(query.get("from", bytes(20)))
+    def _unsigned(self, query: dict[str, Any], nonce: int, gas_max: int) -> Any:
         builder: Any = PragueVM.get_transaction_builder()
-        unsigned = builder.new_unsigned_dynamic_fee_transaction(
+        return builder.new_unsigned_dynamic_fee_transaction(
             chain_id=self.chain_id,
-            nonce=state.get_nonce(sender),
+            nonce=nonce,
             max_priority_fee_per_gas=0,
             max_fee_per_gas=0,
             gas=min(query.get("gas", gas_max), gas_max),
@@ -198,6 +198,11 @@ class EvmChain:
             data=query.get("data", b""),
             access_list=(),
         )
+
+    def _run(self, query: dict[str, Any], header: BlockHeaderAPI | None, gas_max: int) -> Any:
+        state = self.state(header)
+        sender = Address(query.get("from", bytes(20)))
+        unsigned = self._unsigned(query, state.get_nonce(sender), gas_max)
         spoofed: Any = SpoofTransaction(unsigned, from_=sender)
         try:
             done = state.apply_transaction(spoofed)
