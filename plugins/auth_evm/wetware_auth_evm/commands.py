@@ -213,6 +213,8 @@ def dev(*, json: bool) -> None:
     from wetware.log import get_logger
     from wetware_auth_evm import dev as devs
 
+    if options.key:  # the chain grants with this wallet, which it finds by this name
+        os.environ["WW_KEY"] = options.key
     wallet = wallets.load_or_create(wallets.chosen(options.key))
     directory = profiles.dev_path(data_dir).parent
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)

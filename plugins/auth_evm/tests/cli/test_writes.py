@@ -8,7 +8,16 @@ import time
 from typing import Any
 
 import pytest
-from plugins.auth_evm.tests.cli.anvils import Anvil, Proxy, World, dead_url, invoke, proxies, word
+from plugins.auth_evm.tests.cli.anvils import (
+    CLUSTER,
+    Anvil,
+    Proxy,
+    World,
+    dead_url,
+    invoke,
+    proxies,
+    word,
+)
 
 from wetware_auth_evm import abi, chain_writes
 from wetware_auth_evm.words import ALL_RIGHTS, who
@@ -536,7 +545,8 @@ def finalized(world: World, tmp: Any, finality: str = "finalized") -> list[str]:
     """Options that name a profile whose blocks are not final at once."""
     document = {
         "v": 1, "chain_id": world.anvil.chain_id, "contract": who(world.contract),
-        "endpoints": list(world.urls or [world.anvil.url]), "finality": finality, "cluster": "ab" * 16,
+        "endpoints": list(world.urls or [world.anvil.url]), "finality": finality,
+        "cluster": CLUSTER,
     }  # fmt: skip
     path = tmp / "profile.json"
     path.write_text(json.dumps(document))
