@@ -479,11 +479,11 @@ def _glob_by_bits(pattern: str) -> Callable[[object], bool]:
             loops |= 1 << at
         else:
             at += 1
-    steps = {
-        character: sum(1 << i for i, c in enumerate(characters) if c in (character, "?"))
-        for character in {*characters}
-    }
+    steps: dict[str, int] = {}
+    for i, character in enumerate(characters):
+        steps[character] = steps.get(character, 0) | 1 << i
     any_step, done = steps["?"], 1 << len(characters)
+    steps = {character: places | any_step for character, places in steps.items()}
 
     def matches(value: object) -> bool:
         if type(value) is not str or len(value) > GLOB_VALUE_CHARS_MAX:

@@ -125,6 +125,7 @@ class Interface:
         self.module: Any = _InterfaceModule(raw, self.name)
         self._types = types
         self._methods: Mapping[str, Method] | None = None
+        self._reachable: tuple[Interface, ...] | None = None
         # Classes that the connection makes once per interface.
         self.ref_class: Any = None
         self.export_class: Any = None
@@ -164,7 +165,13 @@ class Interface:
         """This interface and all those whose objects its holder can come to hold, this one first.
 
         What methods return, and what is handed to the holder's own callbacks; not the callbacks.
+        Found at first use: constraints are judged by it.
         """
+        if self._reachable is None:
+            self._reachable = self._reach()
+        return self._reachable
+
+    def _reach(self) -> tuple[Interface, ...]:
         found: dict[int, Interface] = {}
         seen: set[tuple[int, bool]] = set()
         todo: list[tuple[Any, bool]] = [(self.raw, True)]  # (schema, whether the holder calls it)

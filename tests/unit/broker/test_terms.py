@@ -385,7 +385,20 @@ def test_no_glob_takes_long(pattern: str) -> None:
     assert not glob("*")(value + "a")
 
 
+def test_no_glob_takes_long_to_make() -> None:
+    """A holder chooses it, and each grant below makes it anew."""
+    pattern = "?" + "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))
+    started = time.process_time()
+    for _ in range(20):
+        glob(pattern)
+    assert time.process_time() - started < 0.4
+
+
 # --- against a schema -----------------------------------------------------------------------------
+
+
+def test_a_service_is_walked_once_and_not_for_each_constraint() -> None:
+    assert SHOP.reachable() is SHOP.reachable()
 
 
 def test_what_can_be_constrained() -> None:
