@@ -50,7 +50,7 @@ def test_the_readme_s_first_screen_has_two_single_line_commands() -> None:
     first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:25])
     commands = re.findall(r"```sh\n(.*?)```", first_screen, re.DOTALL)
     assert [c.count("\n") for c in commands] == [1, 1]
-    assert commands[0].strip().endswith("ww node")
+    assert commands[0].strip().endswith("ww node --auth evm")
     assert commands[1].strip().endswith("pytest")
 
 

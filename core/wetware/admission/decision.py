@@ -375,7 +375,12 @@ class Admission:
                 "veto_unavailable", "the auth backend cannot decide; the node's log says why"
             ) from None
         if allowed is not True:
-            raise refusal("vetoed", f"the auth backend does not let {peer} be a member")
+            raise refusal(
+                "vetoed",
+                f"the auth backend does not let {peer} be a member",
+                "have its peer ID entered where the backend keeps its nodes; if that was done just "
+                "now, try again in a minute",
+            )
 
     def _enter(self, chain: Chain, *, foreign: bool = False) -> None:
         peer, known = chain.peer, self._members.get(chain.peer)
