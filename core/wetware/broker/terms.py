@@ -239,10 +239,12 @@ class Where:
         """Whether it is about this method.
 
         A constraint without a method is about every method that has the parameter, annotated or
-        not: one that lost its annotation must not become free.
+        not: one that lost its annotation must not become free. One with a method is about those who
+        inherit it, too: what a service returns may be an heir of what its schema says.
         """
         if self.method:
-            return self.method == f"{method.interface.name}.{method.name}"
+            interface, _, name = self.method.rpartition(".")
+            return name == method.name and interface in method.interface.lineage
         return self.param in method.params
 
     def compile(self, method: Method) -> Test | None:

@@ -114,6 +114,7 @@ class Interface:
         name: As in the schema; "Outer.Inner" for a nested one.
         id: The 64-bit ID that identifies it among all schemas.
         methods: By snake_case name, inherited ones included.
+        lineage: The names of the interface and of all its ancestors.
         raw: pycapnp's schema object.
     """
 
@@ -121,7 +122,8 @@ class Interface:
         node = raw.node
         self.raw = raw
         self.id: int = int(node.id)
-        self.name: str = node.displayName[node.displayName.rfind(":") + 1 :]
+        self.name: str = _name_of(raw)
+        self.lineage = frozenset(_name_of(ancestor) for ancestor in _lineage(raw))
         self.module: Any = _InterfaceModule(raw, self.name)
         self._types = types
         self._methods: Mapping[str, Method] | None = None
@@ -244,6 +246,11 @@ def _interfaces_in(struct: Any, seen: set[int]) -> list[Any]:
         elif kind.which() == "struct":
             found += _interfaces_in(field.schema if schema is None else schema, seen)
     return found
+
+
+def _name_of(raw: Any) -> str:
+    name: str = raw.node.displayName
+    return name[name.rfind(":") + 1 :]
 
 
 def _lineage(raw: Any) -> list[Any]:

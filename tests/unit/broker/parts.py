@@ -41,7 +41,7 @@ def method(name: str, **kinds: str) -> Any:
         name,
         Method(
             name=short,
-            interface=SimpleNamespace(name=interface),
+            interface=SimpleNamespace(name=interface, lineage=frozenset({interface})),
             where=name,
             params=tuple(kinds),
             constrainable=frozenset(kinds),

@@ -401,6 +401,16 @@ def test_a_service_is_walked_once_and_not_for_each_constraint() -> None:
     assert SHOP.reachable() is SHOP.reachable()
 
 
+def test_a_constraint_on_a_method_binds_those_who_inherit_it() -> None:
+    """A service may return an heir of what its schema says: then the heir's method is called."""
+    room = next(found for found in SHOP.reachable() if found.name == "Room")
+    knock, say = room.methods["knock"], room.methods["say"]
+    assert Where.parse("Door.knock:times=max:3").applies(knock)
+    assert Where.parse("Room.knock:times=max:3").applies(knock)
+    assert not Where.parse("Door.knock:times=max:3").applies(say)
+    assert not Where.parse("Bell.knock:times=max:3").applies(knock)
+
+
 def test_what_can_be_constrained() -> None:
     found = {(item.method.where, item.param): item for item in constrainable(SHOP)}
     assert found[("Shop.enter", "room")].named
