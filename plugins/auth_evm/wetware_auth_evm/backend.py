@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.hookspecs import (
@@ -55,8 +54,10 @@ from wetware_auth_evm.proofs import (
 )
 from wetware_auth_evm.replica import Replica, checksum
 from wetware_auth_evm.roles import NODE_ROLE, RESERVED, base
+from wetware_auth_evm.roster import NOTHING, PRINCIPALS_MAX, Known, Roster
 from wetware_auth_evm.statements import recover
-from wetware_auth_evm.wallet_check import Busy, WalletCheck, Word
+from wetware_auth_evm.wallet_check import WalletCheck
+from wetware_auth_evm.wallet_sessions import Refused, WalletSessions
 
 if TYPE_CHECKING:
     from wetware.doctor import Finding
@@ -65,76 +66,15 @@ if TYPE_CHECKING:
     from wetware_auth_evm.statements import SessionGrant
 
 BACKEND: Final = "evm"
-PRINCIPALS_FILE: Final = "principals.json"
-"""By which tenures those who logged in had their roles: what they shared is put back only if it
-hangs on the same ones after a restart."""
 CHAIN_FILE: Final = "chain.json"
 """The chain's first block, as a quorum stated it at the first start."""
-PRINCIPALS_MAX: Final = 65_536
-"""Whose roles are looked at again; somebody who logs in beyond them is refused."""
-WALLETS_MAX: Final = 1024
-"""Signatures of contract wallets that are asked about again."""
-REFUSED_MAX: Final = 4096
-"""Refusals of wallets that are remembered, so that strangers cannot have them asked all day."""
-REFUSED_S: Final = 10.0
-"""For so long a contract wallet that refused a signature is not asked about it again."""
-NO_CODE_S: Final = 60.0
-"""For so long an account that is no contract is not asked as one again."""
-UNSURE_MAX: Final = 3
-"""Times in a row that a wallet could not be asked again: then what rests on it ends."""
 TICK_S: Final = 0.5
 """Between two looks at the clock: how late it is seen that the replica is too old."""
 FIRST_LOOK_S: Final = 10.0
 """For the first answers of the endpoints, twice; then the node starts suspended."""
-KEEP_S: Final = 0.2
-"""At least between two writings of PRINCIPALS_FILE."""
-GRACE_S: Final = 0.05
-"""How early before its end, at most, something is looked at again."""
+TICK_S_MIN: Final = 0.05
 
 _HINT_LOGIN: Final = "log in again: `ww auth evm login`"
-
-
-class _Known(NamedTuple):
-    """What a principal had when it was last looked at.
-
-    Attributes:
-        roles: As the broker knows them.
-        tenures: Role of the contract → serials of the records that give it, by the newest block.
-        epochs: Of scope, ROOT and account, likewise.
-        end: When the contract says that something of it changes next; Unix s.
-    """
-
-    roles: frozenset[str]
-    tenures: dict[str, frozenset[int]]
-    epochs: tuple[int, int, int]
-    end: int
-
-    def lost_since(self, before: _Known) -> frozenset[str]:
-        """The roles of before that are gone, or are held by none of the same tenures."""
-        return frozenset(
-            role
-            for role in before.roles
-            if role not in self.roles
-            or before.tenures.get(base(role), frozenset()).isdisjoint(
-                self.tenures.get(base(role), ())
-            )
-        )
-
-
-_NOBODY: Final = _Known(frozenset(), {}, (0, 0, 0), 1 << 40)
-
-
-@dataclass(slots=True)
-class _Wallet:
-    """A contract wallet's signature that sessions rest on."""
-
-    principal: Principal
-    account: bytes
-    digest: bytes
-    signature: bytes = field(repr=False)
-    expires_at: int
-    next_at: float
-    unsure: int = 0
 
 
 class EvmBackend:
@@ -186,14 +126,8 @@ class EvmBackend:
         settings = self.settings
         self.public = settings.public
         self.rules = settings.rules
-        if not self.public.genesis_hash and (kept := self._kept_genesis()):
-            self.public = Public(
-                self.public.chain_id,
-                self.public.contract,
-                self.public.scope,
-                kept,
-                self.public.deployed_at,
-            )
+        if not self.public.genesis_hash:
+            self.public = replace(self.public, genesis_hash=self._kept_genesis())
         self.replica = Replica(
             self.public.chain_id,
             self.public.contract,
@@ -203,7 +137,7 @@ class EvmBackend:
         )
         self._history = History(self._data_dir)
         self._had_history = (self._data_dir / STATE_FILE).exists()
-        self._restored = self._history.load(self.replica)
+        self._history.load(self.replica)
         self.endpoints = Endpoints(
             settings.endpoints, quorum=settings.quorum, timeout_s=settings.timeout_s
         )
@@ -219,16 +153,17 @@ class EvmBackend:
             history=self._history,
             monotonic=self._clock.monotonic,
         )
-        self.wallets = WalletCheck(self.endpoints, gas_max=settings.wallet_gas_max)
-        self._known: dict[Principal, _Known] = {}
-        self._kept = self._read_principals()
+        self.roster = Roster(self._data_dir, look_up=self._look_up, tell=self._tell, log=self._log)
+        self.wallets = WalletSessions(
+            WalletCheck(self.endpoints, gas_max=settings.wallet_gas_max),
+            self.replica,
+            recheck_s=settings.recheck_s,
+            clock=self._clock,
+            tell=self._tell,
+            log=self._log,
+        )
         self._asked = False
-        self._to_keep = asyncio.Event()
-        self._live_wallets: dict[bytes, _Wallet] = {}
-        self._refused_wallets: dict[bytes, float] = {}
         self._suspended = ""
-        self._next_end = float("inf")
-        self._wake = asyncio.Event()
         from wetware_auth_evm.service import EvmService
 
         self.services: tuple[Service, ...] = (EvmService(self),)
@@ -271,10 +206,7 @@ class EvmBackend:
 
     async def _keep_genesis(self) -> None:
         first = await self.endpoints.block(0)
-        public = self.public
-        self.public = Public(
-            public.chain_id, public.contract, public.scope, first.hash, public.deployed_at
-        )
+        self.public = public = replace(self.public, genesis_hash=first.hash)
         document = {"chain_id": public.chain_id, "genesis_hash": first.hash.hex()}
         replace_private_file(self._data_dir / CHAIN_FILE, json.dumps(document).encode())
         self._log.info("chain.kept", chain_id=public.chain_id, genesis="0x" + first.hash.hex())
@@ -296,8 +228,8 @@ class EvmBackend:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.follower.run(touched), name="auth_evm follower")
                 tasks.create_task(self._watch_time(), name="auth_evm clock")
-                tasks.create_task(self._follow_wallets(), name="auth_evm wallets")
-                tasks.create_task(self._keep_principals(), name="auth_evm principals")
+                tasks.create_task(self.wallets.run(self.roster), name="auth_evm wallets")
+                tasks.create_task(self.roster.run(), name="auth_evm principals")
                 await self._first_look(looked)
                 ready()
         finally:
@@ -311,15 +243,14 @@ class EvmBackend:
         Known from the last run is enough; a node that has lost what it knew has to hear it from
         the chain first, or what hangs on the roles would be taken for withdrawn.
         """
-        if self._had_history and not self._restored:
-            while not self.replica.ever_verified:
-                self._log.warning("auth_evm.waits", why=self.replica.fault)
-                await looked.wait()
-                looked.clear()
-            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_LOOK_S):
                 await looked.wait()
+        replica = self.replica
+        while self._had_history and not replica.ever_verified and not replica.final.seq:
+            self._log.warning("auth_evm.waits", why=replica.fault)
+            looked.clear()
+            await looked.wait()
 
     # --- what changes -----------------------------------------------------------------------------
 
@@ -341,51 +272,27 @@ class EvmBackend:
             self._review(None, resumed=True)
             self._log.info("auth_evm.resumed", seq=self.replica.final.seq)
             self._tell(Resumed())
-            self._wake.set()
+            self.wallets.wake()
 
     def _review(self, accounts: frozenset[bytes] | None, *, resumed: bool = False) -> None:
         """Withdraw what is gone: of the accounts named or of all (None), and where the time came.
 
         While the replica is unfit, too: what it knows last says what is gone.
         """
-        if accounts is None:
-            due = list(self._known)
-        else:
-            now = self.replica.now()
-            due = [
-                principal
-                for principal, known in self._known.items()
-                if known.end <= now or (accounts and _parsed(principal.subject)[1] in accounts)
-            ]
-        for principal in due:
-            self._review_one(principal)
-        self._next_end = min((known.end for known in self._known.values()), default=float("inf"))
+
+        def concerned(principal: Principal) -> bool:
+            return accounts is None or _parsed(principal.subject)[1] in accounts
+
+        self.roster.review(concerned, self.replica.now())
         if not resumed:
             self._judge_fitness()
-
-    def _review_one(self, principal: Principal) -> None:
-        before = self._known[principal]
-        after = self._look_up(principal)
-        lost, renewed = after.lost_since(before), before.epochs != after.epochs
-        if after.roles:
-            self._known[principal] = after
-        else:
-            del self._known[principal]
-        if before[:3] != after[:3]:
-            self._to_keep.set()
-        if renewed:
-            why = "its sessions were ended on chain (revokeAll or resetScope)"
-            self._tell(Withdrawn(principal, None, why))
-        elif lost:
-            names = ", ".join(sorted(lost))
-            self._tell(Withdrawn(principal, lost, f"the contract withdraws {names}"))
 
     async def _watch_time(self) -> None:
         """Ends that the contract states, and the age of what is known."""
         while True:
-            left_s = self._next_end - self._clock.time()
-            await asyncio.sleep(min(TICK_S, max(GRACE_S, left_s)))
-            if self._clock.time() >= self._next_end:
+            left_s = self.roster.next_end - self._clock.time()
+            await asyncio.sleep(min(TICK_S, max(TICK_S_MIN, left_s)))
+            if self._clock.time() >= self.roster.next_end:
                 self._review(frozenset())
             self._judge_fitness()
 
@@ -402,13 +309,13 @@ class EvmBackend:
         named = {role_name(role): mask for role, mask in known.items()}
         return {name: mask for name, mask in named.items() if name and name not in RESERVED}
 
-    def _look_up(self, principal: Principal) -> _Known:
+    def _look_up(self, principal: Principal) -> Known:
         chain_id, account, key = _parsed(principal.subject)
         replica = self.replica
         if chain_id != self.public.chain_id:
-            return _NOBODY
+            return NOTHING
         masks = self.masks(account, key)
-        return _Known(
+        return Known(
             self.rules.names(masks),
             {role: self._serials(role, account, key) for role in masks},
             replica.epochs(account),
@@ -441,90 +348,10 @@ class EvmBackend:
             return frozenset()
         found = self._look_up(principal)
         if found.roles and not self._asked:
-            found = self._as_before(principal, found)
-        if found.roles and not self._watch_over(principal, found):
+            found = found.held_since(self.roster.before(principal))
+        if found.roles and not self.roster.watch(principal, found):
             return frozenset()
         return found.roles
-
-    def _as_before(self, principal: Principal, now: _Known) -> _Known:
-        before = self._kept.get(principal.subject)
-        if before is None or before.epochs != now.epochs:
-            return _NOBODY
-        return now._replace(
-            roles=frozenset(
-                role
-                for role in now.roles
-                if not before.tenures.get(base(role), frozenset()).isdisjoint(
-                    now.tenures[base(role)]
-                )
-            )
-        )
-
-    def _watch_over(self, principal: Principal, found: _Known) -> bool:
-        """Look at a principal again whenever it changes; False where there are too many."""
-        known = self._known.get(principal)
-        if known is None and len(self._known) >= PRINCIPALS_MAX:
-            self._log.warning("auth_evm.principals_max", limit=PRINCIPALS_MAX)
-            return False
-        # What is gone and not withdrawn yet is found by the old record, which is kept for that.
-        if known is None or (known.epochs == found.epochs and not found.lost_since(known)):
-            self._known[principal] = found
-            if known is None or known[:3] != found[:3]:
-                self._to_keep.set()
-        self._next_end = min(self._next_end, found.end)
-        return True
-
-    def _admit(
-        self, principal: Principal, roles: frozenset[str], expires_at: float | None = None
-    ) -> Accept | Reject:
-        """Let somebody in whose proof is good, if they can be watched over."""
-        if not self._watch_over(principal, self._look_up(principal)):
-            return Reject(
-                LoginStatus.BACKEND_UNAVAILABLE,
-                f"{PRINCIPALS_MAX} principals are known already (PRINCIPALS_MAX)",
-            )
-        return Accept(principal, roles, expires_at)
-
-    # --- over a restart ---------------------------------------------------------------------------
-
-    def _read_principals(self) -> dict[str, _Known]:
-        """What is not here, or cannot be read, was not kept: then nothing is put back."""
-        try:
-            kept = json.loads((self._data_dir / PRINCIPALS_FILE).read_text())
-            return {
-                subject: _Known(
-                    frozenset(),
-                    {role: frozenset(map(int, serials)) for role, serials in tenures.items()},
-                    (int(epochs[0]), int(epochs[1]), int(epochs[2])),
-                    0,
-                )
-                for subject, (epochs, tenures) in kept.items()
-            }
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
-            self._log.warning("auth_evm.principals", why=str(exc)[:120], effect="shares are over")
-        return {}
-
-    async def _keep_principals(self) -> None:
-        while True:
-            await self._to_keep.wait()
-            self._to_keep.clear()
-            document = {
-                principal.subject: [
-                    known.epochs,
-                    {role: sorted(serials) for role, serials in known.tenures.items()},
-                ]
-                for principal, known in self._known.items()
-            }
-            data = json.dumps(document).encode()
-            try:
-                await asyncio.to_thread(
-                    replace_private_file, self._data_dir / PRINCIPALS_FILE, data
-                )
-            except OSError as exc:
-                self._log.error("auth_evm.principals", error=exc.strerror)
-            await asyncio.sleep(KEEP_S)
 
     def profile(self, role: str) -> RoleProfile:
         """By this node's own configuration."""
@@ -665,112 +492,38 @@ class EvmBackend:
             )
         return self._admit(self.principal(account, proof.key), roles)
 
-    # --- contract wallets -------------------------------------------------------------------------
-
     async def _judge_wallet(
         self, principal: Principal, proof: SessionProof, problem: str
     ) -> Accept | Reject:
         """Ask the account itself, as a contract. `problem`: why the signature is not its key's."""
-        grant, signature = proof.grant, proof.signature
-        at = hashlib.sha256(grant.account + proof.digest + signature).digest()
-        bad = Reject(
-            LoginStatus.BAD_SIGNATURE,
-            problem or "the contract wallet does not hold the signature good (ERC-1271)",
-        )
-        if self._refused_lately(at) or self._refused_lately(grant.account):
-            return bad
-        if at not in self._live_wallets and len(self._live_wallets) >= WALLETS_MAX:
-            return Reject(
-                LoginStatus.BACKEND_UNAVAILABLE,
-                f"{WALLETS_MAX} sessions of contract wallets are live (WALLETS_MAX)",
-            )
         try:
-            word = await self.wallets.ask(grant.account, proof.digest, signature, self._blocks())
-        except Busy:
+            await self.wallets.ask(proof)
+        except Refused as exc:
+            if not exc.bad:
+                return Reject(LoginStatus.BACKEND_UNAVAILABLE, str(exc))
             return Reject(
-                LoginStatus.BACKEND_UNAVAILABLE, "too many contract wallets are being asked"
+                LoginStatus.BAD_SIGNATURE,
+                problem or "the contract wallet does not hold the signature good (ERC-1271)",
             )
-        if word is Word.UNKNOWN:
-            return Reject(
-                LoginStatus.BACKEND_UNAVAILABLE,
-                "too few endpoints answered, or agree, about the contract wallet",
-            )
-        if word is not Word.GOOD:
-            self._remember_refusal(at, REFUSED_S)
-            if word is Word.NO_CONTRACT:
-                self._remember_refusal(grant.account, NO_CODE_S)
-            return bad
         # The wallet took its time: what the contract says may have changed.
         if why := self.replica.unfit():
             return Reject(LoginStatus.BACKEND_UNAVAILABLE, why[:256])
-        roles = self._judge_roles(grant)
+        roles = self._judge_roles(proof.grant)
         if isinstance(roles, Reject):
             return roles
-        self._live_wallets[at] = _Wallet(
-            principal,
-            grant.account,
-            proof.digest,
-            signature,
-            grant.expires_at,
-            self._clock.monotonic() + self.settings.recheck_s,
-        )
-        return self._admit(principal, roles, float(grant.expires_at))
+        self.wallets.keep(proof, principal)
+        return self._admit(principal, roles, float(proof.grant.expires_at))
 
-    def _blocks(self) -> set[bytes]:
-        """Where wallets are asked: only where both the final and the newest block allow."""
-        return {self.replica.final_block[1], self.replica.tip_block[1]} - {b""}
-
-    def _refused_lately(self, what: bytes) -> bool:
-        return self._clock.monotonic() < self._refused_wallets.get(what, 0.0)
-
-    def _remember_refusal(self, what: bytes, for_s: float) -> None:
-        now = self._clock.monotonic()
-        if len(self._refused_wallets) >= REFUSED_MAX:
-            self._refused_wallets = {k: t for k, t in self._refused_wallets.items() if t > now}
-        if len(self._refused_wallets) < REFUSED_MAX:
-            self._refused_wallets[what] = now + for_s
-
-    async def _follow_wallets(self) -> None:
-        while True:
-            await self.recheck_wallets()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(1.0, self.settings.recheck_s)):
-                    await self._wake.wait()
-            self._wake.clear()
-
-    async def recheck_wallets(self) -> None:
-        """Ask again, where it is time, what sessions rest on; what is no longer held good ends."""
-        now, unix = self._clock.monotonic(), self._clock.time()
-        for at, wallet in tuple(self._live_wallets.items()):
-            if unix >= wallet.expires_at or wallet.principal not in self._known:
-                del self._live_wallets[at]
-        for at, wallet in tuple(self._live_wallets.items()):
-            # One after another: logins have the other places.
-            if wallet.next_at <= now and not self._suspended:
-                await self._recheck(at, wallet)
-
-    async def _recheck(self, at: bytes, wallet: _Wallet) -> None:
-        try:
-            word = await self.wallets.ask(
-                wallet.account, wallet.digest, wallet.signature, self._blocks()
+    def _admit(
+        self, principal: Principal, roles: frozenset[str], expires_at: float | None = None
+    ) -> Accept | Reject:
+        """Let somebody in whose proof is good, if they can be watched over."""
+        if not self.roster.watch(principal, self._look_up(principal)):
+            return Reject(
+                LoginStatus.BACKEND_UNAVAILABLE,
+                f"{PRINCIPALS_MAX} principals are known already (PRINCIPALS_MAX)",
             )
-        except Busy:
-            word = Word.UNKNOWN
-        if self._suspended:
-            return  # nothing works meanwhile; it is asked again when that is over
-        wallet.next_at = self._clock.monotonic() + self.settings.recheck_s
-        wallet.unsure = wallet.unsure + 1 if word is Word.UNKNOWN else 0
-        if word is Word.GOOD or 0 < wallet.unsure < UNSURE_MAX:
-            return
-        self._live_wallets.pop(at, None)
-        why = (
-            f"its contract wallet could not be asked {UNSURE_MAX} times in a row"
-            if word is Word.UNKNOWN
-            else "its contract wallet no longer holds good what it signed"
-        )
-        self._log.info("wallet.withdrawn", principal=wallet.principal, why=why)
-        # Sessions of an account cannot be told apart: those that are good log in again.
-        self._tell(Withdrawn(wallet.principal, None, why))
+        return Accept(principal, roles, expires_at)
 
     # --- the rest of AuthBackend ------------------------------------------------------------------
 
@@ -815,16 +568,6 @@ class EvmBackend:
 
     # --- for operators ----------------------------------------------------------------------------
 
-    @property
-    def watched(self) -> int:
-        """Principals whose roles are looked at again."""
-        return len(self._known)
-
-    @property
-    def live_wallets(self) -> int:
-        """Signatures of contract wallets that are asked about again."""
-        return len(self._live_wallets)
-
     def status(self) -> dict[str, Any]:
         """What the follower says, and what this node makes of it."""
         return {
@@ -834,8 +577,8 @@ class EvmBackend:
             "finality": f"{self.settings.profile.name}, {self.settings.finality}",
             "try_out": self.try_out,
             "roles": len(self.rules),
-            "principals": self.watched,
-            "wallets": self.live_wallets,
+            "principals": len(self.roster),
+            "wallets": len(self.wallets),
             "warnings": list(self.settings.warnings),
         }
 

@@ -146,11 +146,11 @@ async def test_owners_that_rotate_end_the_live_session(world: World) -> None:
     assert isinstance(await world.login(signed_by(world, account, ALICE)), Accept)
     live = signed_by(world, account, ALICE)
     assert isinstance(await world.login(live), Accept)
-    assert world.backend.live_wallets == 2
+    assert len(world.backend.wallets) == 2
     world.chain.clock.pass_s(30)
     world.chain.chain.time += 30
     await world.settle()
-    await world.backend.recheck_wallets()
+    await world.backend.wallets.recheck(world.backend.roster)
     assert world.events == []  # asked again, and still good
 
     set_owner(world, account, BOB, True)
@@ -158,13 +158,13 @@ async def test_owners_that_rotate_end_the_live_session(world: World) -> None:
     world.chain.chain.time += 30
     world.chain.mine(1)
     await world.look()
-    await world.backend.recheck_wallets()
+    await world.backend.wallets.recheck(world.backend.roster)
     (event, *_) = world.events
     assert isinstance(event, Withdrawn)
     assert event.principal == world.backend.principal(account)
     assert event.roles is None
     assert "no longer holds good" in event.reason
-    assert world.backend.live_wallets == 0
+    assert len(world.backend.wallets) == 0
     world.chain.clock.pass_s(wallet_refusal_s())
     world.chain.chain.time += wallet_refusal_s()
     await world.settle()
@@ -173,7 +173,7 @@ async def test_owners_that_rotate_end_the_live_session(world: World) -> None:
 
 
 def wallet_refusal_s() -> int:
-    from wetware_auth_evm.backend import REFUSED_S
+    from wetware_auth_evm.wallet_sessions import REFUSED_S
 
     return int(REFUSED_S) + 1
 
@@ -203,8 +203,8 @@ async def test_a_wallet_whose_role_goes_is_not_asked_any_more(world: World) -> N
     world.send("revoke", word("team"), word("member"), checksum(account))
     await world.look()
     assert [type(event) for event in world.events] == [Withdrawn]
-    await world.backend.recheck_wallets()
-    assert world.backend.live_wallets == 0
+    await world.backend.wallets.recheck(world.backend.roster)
+    assert len(world.backend.wallets) == 0
 
 
 # --- accounts with code ---
@@ -223,7 +223,7 @@ async def test_an_account_with_7702_code_still_logs_in_by_its_key(world: World, 
     await world.settle()
     for form in ("eip712", "eip4361"):
         assert isinstance(await world.login(world.session_of(ALICE, form=form)), Accept)
-    assert world.backend.live_wallets == 0  # it rests on the key, and not on the code
+    assert len(world.backend.wallets) == 0  # it rests on the key, and not on the code
 
 
 async def test_nobody_else_gets_in_by_an_account_with_7702_code(world: World) -> None:
@@ -251,7 +251,7 @@ async def test_what_the_code_of_an_account_holds_good_is_asked_again(world: Worl
     world.chain.chain.time += 30
     world.chain.mine(1)
     await world.look()
-    await world.backend.recheck_wallets()
+    await world.backend.wallets.recheck(world.backend.roster)
     assert [type(event) for event in world.events] == [Withdrawn]
 
 
@@ -324,7 +324,7 @@ async def test_two_endpoints_that_do_not_answer_about_a_wallet(
         trio.chain.chain.time += 30
         trio.chain.mine(1)
         await trio.look()
-        await trio.backend.recheck_wallets()
+        await trio.backend.wallets.recheck(trio.backend.roster)
         assert [type(event) for event in trio.events] == wanted
     assert "3 times in a row" in trio.events[0].reason  # type: ignore[union-attr]
 

@@ -479,10 +479,10 @@ async def test_the_first_block_is_kept_and_compared(chain: Net, tmp_path: Path) 
 
 async def keep(world: World) -> None:
     """Write down who has had what since when, as the backend's own task does."""
-    task = asyncio.create_task(world.backend._keep_principals())
+    task = asyncio.create_task(world.backend.roster.run())
     file = world.directory / "auth_evm" / "principals.json"
     try:
-        known = {principal.subject for principal in world.backend._known}
+        known = {principal.subject for principal in world.backend.roster._known}
         await until(lambda: file.exists() and set(json.loads(file.read_text())) == known)
     finally:
         task.cancel()
@@ -552,11 +552,11 @@ async def test_without_the_file_nothing_that_was_shared_comes_back(world: World)
 
 
 async def test_principals_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wetware_auth_evm import backend
+    from wetware_auth_evm import roster
 
     for person in (ALICE, BOB):
         await world.grant(person.address)
-    monkeypatch.setattr(backend, "PRINCIPALS_MAX", 1)
+    monkeypatch.setattr(roster, "PRINCIPALS_MAX", 1)
     await world.logs_in(ALICE)
     result = await world.login(world.session_of(BOB))
     refused(result, LoginStatus.BACKEND_UNAVAILABLE, "PRINCIPALS_MAX")
