@@ -23,7 +23,7 @@ from wetware.testing import NodeProcess, wait_for
 
 from .test_docs import _BLOCK, ROOT, Machine, machines
 
-pytest.importorskip("web3", reason="needs the extra: pip install 'wetware[evm]'")
+pytest.importorskip("eth_account", reason="needs the extra: pip install 'wetware[evm]'")
 
 __all__ = ["machines"]
 

@@ -27,7 +27,8 @@ def shipped() -> dict[str, str]:
     found = {}
     for package in (ROOT / "core/wetware", *ROOT.glob("plugins/*/wetware_*")):
         for path in package.rglob("*"):
-            if path.is_file() and (path.suffix in (".py", ".capnp") or path.name == "py.typed"):
+            wanted = path.suffix in (".py", ".capnp", ".json") or path.name == "py.typed"
+            if path.is_file() and wanted:
                 found[str(path.relative_to(package.parent))] = str(path.relative_to(ROOT))
     return found
 
@@ -40,6 +41,7 @@ def test_the_wheel_has_every_module_schema_and_type_marker(built: Built) -> None
     assert "wetware_pubsub/pubsub.capnp" in names
     for package in (
         "wetware",
+        "wetware_auth_evm",
         "wetware_auth_local",
         "wetware_dht",
         "wetware_mdns",
@@ -86,8 +88,8 @@ def test_every_module_that_is_imported_has_a_declared_distribution(built: Built)
 
 
 # Module → the dependency that brings it, where that one must choose the version: the interfaces of
-# libp2p take multiaddr's objects.
-BROUGHT_BY = {"multiaddr": "libp2p"}
+# libp2p take multiaddr's objects, and those of py-evm the types of the others.
+BROUGHT_BY = {"multiaddr": "libp2p", "eth_typing": "py-evm", "eth_utils": "py-evm"}
 
 
 def canonical(name: str) -> str:
@@ -125,6 +127,7 @@ def test_the_bundled_plugins_load_from_the_wheel(ww: Run) -> None:
     assert run.returncode == 0, run.stderr
     found = {each["name"]: each for each in json.loads(run.stdout)}
     assert {name: each["state"] for name, each in found.items()} == {
+        "auth_evm": "loaded",
         "auth_local": "loaded",
         "dht": "loaded",
         "mdns": "loaded",
@@ -133,6 +136,20 @@ def test_the_bundled_plugins_load_from_the_wheel(ww: Run) -> None:
     assert found["pubsub"]["services"] == ["pubsub"]
     assert found["auth_local"]["auth_selected"]
     assert all(each["bundled"] and each["dist"] == "wetware" for each in found.values())
+
+
+def test_without_its_extra_a_plugin_is_unavailable_and_says_what_to_install(
+    ww: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['coincurve'] = None\n")
+    run = ww("plugin", "list", "--json", site=tmp_path)
+    assert run.returncode == 0, run.stderr
+    found = {each["name"]: each for each in json.loads(run.stdout)}
+    assert found["auth_evm"]["state"] == "unavailable"
+    assert found["auth_evm"]["remedy"] == "pip install 'wetware[evm]'"
+    run = ww("node", "--auth", "evm", site=tmp_path)
+    assert run.returncode == 78, run.stderr
+    assert "pip install 'wetware[evm]'" in run.stderr
 
 
 def test_a_third_party_distribution_is_found_and_configured(ww: Run, tmp_path: Path) -> None:

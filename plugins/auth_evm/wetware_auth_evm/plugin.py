@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 from wetware.hookspecs import AuthBackend, PluginContext, hookimpl
@@ -9,6 +10,10 @@ from wetware_auth_evm.config import AuthEvmConfig
 
 if TYPE_CHECKING:
     import typer
+
+for _module in ("aiohttp", "coincurve", "eth_account", "eth"):
+    if importlib.util.find_spec(_module) is None:  # looked for, not imported
+        raise ModuleNotFoundError(f"No module named {_module!r}", name=_module)
 
 
 @hookimpl

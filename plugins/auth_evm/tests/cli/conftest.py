@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("web3", reason="needs the extra: pip install 'wetware[evm]'")
+pytest.importorskip("eth_account", reason="needs the extra: pip install 'wetware[evm]'")
 
 from plugins.auth_evm.tests.cli.anvils import Anvil, World
 from plugins.auth_evm.tests.contract.chains import INSTALL, find_anvil
