@@ -435,9 +435,11 @@ class EvmBackend:
 
     def _judge_roles(self, grant: SessionGrant) -> frozenset[str] | Reject:
         """The roles that the contract and the session both give; none is a refusal."""
-        who, masks = checksum(grant.account), self.masks(grant.account)
+        masks = self.masks(grant.account)
         if not masks:
-            return Reject(LoginStatus.NO_ROLE, f"{who} has no role in this cluster")
+            return Reject(
+                LoginStatus.NO_ROLE, f"{checksum(grant.account)} has no role in this cluster"
+            )
         if not self.replica.epochs_fit(grant.account, grant.epochs):
             return Reject(
                 LoginStatus.EXPIRED,
@@ -448,14 +450,14 @@ class EvmBackend:
         if not names:
             return Reject(
                 LoginStatus.NO_ROLE,
-                f"{who} has {', '.join(sorted(masks))[:120]}, which this node's configuration does "
-                "not know ([plugins.auth_evm.roles])",
+                f"its roles are {', '.join(sorted(masks))[:120]}, which this node's configuration "
+                "does not know ([plugins.auth_evm.roles])",
             )
         roles = frozenset(name for name in names if base(name) in grant.roles)
         if not roles:
             return Reject(
                 LoginStatus.NO_ROLE,
-                f"{who} has {', '.join(sorted(names))[:120]}, and the session is for "
+                f"its roles are {', '.join(sorted(names))[:120]}, and the session is for "
                 f"{', '.join(grant.roles)[:120]}",
             )
         return roles
@@ -583,6 +585,7 @@ class EvmBackend:
         }
 
 
+@functools.lru_cache(maxsize=PRINCIPALS_MAX)
 def _subject(chain_id: int, account: bytes, key: bytes) -> str:
     subject = f"{chain_id}:{checksum(account)}"
     return f"{subject}/{PeerId.from_public_key(key)}" if key else subject

@@ -160,7 +160,7 @@ async def test_widened_roles(world: World, alices: StoredSession) -> None:
 
 async def test_roles_that_the_contract_does_not_give(world: World, alices: StoredSession) -> None:
     session = world.session_of(ALICE, ("admin", "editor"))
-    refused(await world.login(session), LoginStatus.NO_ROLE, "has member", "admin, editor")
+    refused(await world.login(session), LoginStatus.NO_ROLE, "roles are member", "admin, editor")
     both = world.session_of(ALICE, ("admin", "member"))
     result = await world.login(both)
     assert isinstance(result, Accept)
