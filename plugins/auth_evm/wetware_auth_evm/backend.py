@@ -38,6 +38,7 @@ from wetware.identity import (
 )
 from wetware_auth_evm import contract as artifact
 from wetware_auth_evm import dev
+from wetware_auth_evm.addresses import checksum
 from wetware_auth_evm.config import Public, Settings, resolve, resolve_try_out
 from wetware_auth_evm.endpoints import Endpoints
 from wetware_auth_evm.errors import ChainError, WrongChain
@@ -52,7 +53,7 @@ from wetware_auth_evm.proofs import (
     key_statement,
     session_statement,
 )
-from wetware_auth_evm.replica import Replica, checksum
+from wetware_auth_evm.replica import Replica
 from wetware_auth_evm.roles import NODE_ROLE, RESERVED, base
 from wetware_auth_evm.roster import NOTHING, PRINCIPALS_MAX, Known, Roster
 from wetware_auth_evm.statements import recover

@@ -35,12 +35,12 @@ from wetware.errors import (
 )
 from wetware_auth_evm import abi, explain, wallets, words
 from wetware_auth_evm import profile as profiles
+from wetware_auth_evm.addresses import parse_address
 from wetware_auth_evm.chain_reads import Chain, History, Logged, Probe, View
 from wetware_auth_evm.chain_writes import Outcome, Sending, Transaction, send
 from wetware_auth_evm.errors import ChainError, WrongChain
 from wetware_auth_evm.events import NOBODY
 from wetware_auth_evm.profile import Profile
-from wetware_auth_evm.replica import parse_address
 from wetware_auth_evm.words import role_text, scope_text, stamp, when, who
 
 if TYPE_CHECKING:

@@ -401,7 +401,7 @@ def _public(config: AuthEvmConfig, joined: Public | None) -> Public:
                 raise _missing(name, f"set [plugins.auth_evm] {name} to {what}")
     contract = b""
     if config.contract:
-        from wetware_auth_evm.replica import parse_address
+        from wetware_auth_evm.addresses import parse_address
 
         try:
             contract = parse_address(config.contract)

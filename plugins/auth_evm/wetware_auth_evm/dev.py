@@ -423,7 +423,7 @@ def _require_py_evm() -> None:
 def _begin(port: int, engine: Engine, owner: bytes, scope: str) -> dict[str, Any]:
     """Deploy the contract, by a key that is thrown away; returns what DEV_FILE keeps."""
     from wetware_auth_evm import abi
-    from wetware_auth_evm.replica import checksum
+    from wetware_auth_evm.addresses import checksum
     from wetware_auth_evm.wallets import Wallet
 
     if engine == "anvil":

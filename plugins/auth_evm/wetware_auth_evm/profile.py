@@ -189,7 +189,7 @@ def _base(file: Path | None, data_dir: Path | None, config: Path | None) -> Prof
 def _with_flags(
     base: Profile, rpc: Sequence[str], contract: str, chain_id: int, scope: str
 ) -> Profile:
-    from wetware_auth_evm.replica import parse_address
+    from wetware_auth_evm.addresses import parse_address
 
     address = parse_address(contract) if contract else base.contract
     chain = chain_id or base.chain_id
@@ -404,7 +404,7 @@ def _scope(name: str) -> str:
 
 
 def _address(text: Any) -> bytes:
-    from wetware_auth_evm.replica import parse_address
+    from wetware_auth_evm.addresses import parse_address
 
     plain = _plain(text)
     return parse_address(plain) if plain not in ("", "0x") else b""

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from wetware.errors import InvalidArgument
 from wetware_auth_evm.errors import BadLog, ChainRegressed
 from wetware_auth_evm.events import ROOT, Event, decode, fold
 from wetware_auth_evm.finality import Bounds
@@ -449,37 +448,6 @@ def parse_state(answer: bytes) -> tuple[int, bytes]:
     if seq >> 48:
         raise ValueError("no event number")
     return seq, answer[32:64]
-
-
-def checksum(address: bytes) -> str:
-    """An address as people write it (EIP-55)."""
-    from eth_hash.auto import keccak
-
-    text = address.hex()
-    hashed = keccak(text.encode()).hex()
-    return "0x" + "".join(
-        c.upper() if int(h, 16) >= 8 else c for c, h in zip(text, hashed, strict=False)
-    )
-
-
-def parse_address(text: str) -> bytes:
-    """20 bytes; raises InvalidArgument for what is none, or has a wrong checksum."""
-    plain = text.strip()
-    try:
-        address = bytes.fromhex(plain[2:]) if plain[:2] in ("0x", "0X") else b""
-    except ValueError:
-        address = b""
-    if len(address) != 20 or len(plain) != 42:
-        raise InvalidArgument(
-            f"{plain[:60]!r} is not an address", hint="write 0x and 40 hex digits"
-        )
-    digits = plain[2:]
-    if digits not in (digits.lower(), digits.upper()) and checksum(address)[2:] != digits:
-        raise InvalidArgument(
-            f"{plain} has a typing error: its checksum is wrong",
-            hint="copy the address again; all in small letters, it is taken without a check",
-        )
-    return address
 
 
 def union(parts: Iterable[frozenset[bytes] | None]) -> frozenset[bytes] | None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
 from wetware.errors import InvalidArgument
+from wetware_auth_evm.addresses import checksum, parse_address
 from wetware_auth_evm.client import SCHEMA
 from wetware_auth_evm.events import NOBODY, ROOT, role_id, role_name
-from wetware_auth_evm.replica import checksum, parse_address
 from wetware_auth_evm.roles import RESERVED
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wetware_auth_evm.profile import Profile
 
 FILE_BYTES_MAX: Final = 128 << 10
+DIGEST_BYTES: Final = 32
 LOGIN: Final = "`ww auth evm login`"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 _CLUSTER = re.compile(r"[0-9a-f]{16,64}")
@@ -42,17 +43,25 @@ class StoredSession:
         grant: What the wallet signed.
         signature: The wallet's.
         form: How it signed.
+        kept_digest: The hash that the wallet signed, where it is known: computing it anew would
+            cost each command the import of the hash. A wrong one makes a login fail, and no more.
     """
 
     key: Key = field(repr=False)
     grant: SessionGrant
     signature: bytes
     form: Form
+    kept_digest: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def proof(self) -> SessionProof:
         """What it shows a node, without the answer to a challenge."""
         return SessionProof(self.grant, self.form, self.signature)
+
+    @property
+    def digest(self) -> bytes:
+        """The hash that the wallet signed."""
+        return self.kept_digest or self.proof.digest
 
     def seconds_left(self, now: float) -> float:
         """Until it expires; 0 if it has."""
@@ -128,6 +137,7 @@ def save(name: str, session: StoredSession) -> Path:
         "grant": grant,
         "signature": session.signature.hex(),
         "form": session.form,
+        "digest": session.digest.hex(),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -177,11 +187,15 @@ def _parse(value: Any) -> StoredSession:
         raise ValueError("of a later release")
     if not 1 <= len(signature) <= SIGNATURE_BYTES_MAX:
         raise ValueError("no signature")
+    digest = bytes.fromhex(value["digest"])
+    if len(digest) != DIGEST_BYTES:
+        raise ValueError("no digest")
     return StoredSession(
         Key.from_seed(bytes.fromhex(value["session_key"])),
         SessionGrant.from_plain(grant),
         signature,
         value["form"],
+        digest,
     )
 
 

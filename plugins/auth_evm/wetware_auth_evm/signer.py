@@ -67,7 +67,7 @@ class SessionSigner:
         if not session.seconds_left(self._now()):
             raise sessions.needs_login(self._name, grant.cluster, "the session has expired")
         proof = session.proof
-        answer = session.key.sign(session_statement(challenge, proof.digest))
+        answer = session.key.sign(session_statement(challenge, session.digest))
         payload = replace(proof, answer=answer).encode()
         return Proof(SESSION_SCHEME, payload, challenge.signed_bytes())
 
@@ -140,7 +140,7 @@ def _account_from_env() -> bytes:
     text = os.environ.get(ACCOUNT_VARIABLE)
     if not text:
         return b""
-    from wetware_auth_evm.replica import parse_address
+    from wetware_auth_evm.addresses import parse_address
 
     try:
         return parse_address(text)

@@ -15,11 +15,9 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from eth_hash.auto import keccak
-
 from wetware.errors import InvalidArgument
 from wetware.identity import PeerId
-from wetware_auth_evm.replica import checksum, parse_address
+from wetware_auth_evm.addresses import checksum, keccak, parse_address
 
 SESSION_S_MAX: Final = 24 * 3600
 """How long a session lives at most."""

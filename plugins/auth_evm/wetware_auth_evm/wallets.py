@@ -218,7 +218,7 @@ def save(name: str, wallet: Wallet, *, passphrase: str | None = None) -> WalletF
     if passphrase:
         document = encrypt(wallet, passphrase)
     else:
-        from wetware_auth_evm.replica import checksum
+        from wetware_auth_evm.addresses import checksum
 
         address = checksum(wallet.address)
         document = {"v": 1, "address": address, "private_key": wallet.secret.hex()}

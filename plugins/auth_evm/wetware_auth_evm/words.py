@@ -140,7 +140,7 @@ def scope_text(scope: bytes) -> str:
 
 def who(address: bytes) -> str:
     """An address as people write it."""
-    from wetware_auth_evm.replica import checksum
+    from wetware_auth_evm.addresses import checksum
 
     return checksum(address)
 

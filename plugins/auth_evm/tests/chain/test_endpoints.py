@@ -16,6 +16,7 @@ from plugins.auth_evm.tests.contract.people import ALICE, BOB, MEMBER, OWNER, TE
 
 from wetware.errors import ConfigError
 from wetware_auth_evm import endpoints as module
+from wetware_auth_evm.addresses import checksum
 from wetware_auth_evm.endpoints import (
     FAILURES_MAX,
     LATE_MAX,
@@ -28,7 +29,6 @@ from wetware_auth_evm.endpoints import (
 )
 from wetware_auth_evm.errors import EndpointFailed, EndpointUnavailable, NoQuorum
 from wetware_auth_evm.follower import STATE_CALL, Follower
-from wetware_auth_evm.replica import checksum
 
 pytestmark = [
     pytest.mark.anyio,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import stat
 import time
 from typing import Any
@@ -258,8 +257,10 @@ def test_a_contract_wallet_s_owner_signs_with_the_file(world: World) -> None:
     done = login(world, "--wallet-address", who(safe), "--sign-with-file", key="ada")
     assert done.code == 0, done.says
     assert stored("ada").form == "erc1271"
+    world.person("eve")
     stranger = login(world, "--wallet-address", who(safe), "--sign-with-file", key="eve")
-    assert stranger.code in (77, 78)
+    assert stranger.code == 77
+    assert "does not hold this signature good" in stranger.says
 
 
 @pytest.mark.parametrize("kind", ["SaysNo", "Loops"])
@@ -321,7 +322,7 @@ def test_a_damaged_offer_says_how_to_go_on(holder: World, text: str) -> None:
     path.write_text(text)
     done = login(holder, "--signature", "0x" + "11" * 65)
     assert done.code == 78
-    assert re.search(r"damaged", done.says)
+    assert "damaged" in done.says
 
 
 def test_no_secret_is_printed(holder: World) -> None:

@@ -20,8 +20,8 @@ from plugins.auth_evm.tests.login.contracts_of import creation_code
 from plugins.auth_evm.tests.login.world import SCOPE, Person
 
 from wetware.testing import wait_for
+from wetware_auth_evm.addresses import checksum
 from wetware_auth_evm.proofs import SessionProof
-from wetware_auth_evm.replica import checksum
 from wetware_auth_evm.session import StoredSession, new_session, save
 
 START_S_MAX = 30.0

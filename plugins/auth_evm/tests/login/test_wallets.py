@@ -16,8 +16,8 @@ from plugins.auth_evm.tests.login.world import ALICE, BOB, MALLORY, Person, Worl
 from wetware.hookspecs import Accept, Withdrawn
 from wetware.identity import LoginStatus
 from wetware_auth_evm import wallet_check
+from wetware_auth_evm.addresses import checksum
 from wetware_auth_evm.proofs import SessionProof
-from wetware_auth_evm.replica import checksum
 from wetware_auth_evm.session import StoredSession
 
 pytestmark = pytest.mark.anyio

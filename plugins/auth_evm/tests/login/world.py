@@ -28,10 +28,10 @@ from wetware.hookspecs import (
 )
 from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Principal, Proof
 from wetware.log import get_logger
+from wetware_auth_evm.addresses import checksum
 from wetware_auth_evm.backend import EvmBackend
 from wetware_auth_evm.config import AuthEvmConfig
 from wetware_auth_evm.proofs import SCHEMES, SESSION_SCHEME, SessionProof, session_statement
-from wetware_auth_evm.replica import checksum
 from wetware_auth_evm.session import StoredSession
 from wetware_auth_evm.signer import SessionSigner
 from wetware_auth_evm.statements import SessionGrant
