@@ -31,6 +31,7 @@ from wetware.errors import (
     ConfigError,
     InvalidArgument,
     KeyFileError,
+    NotFound,
     WetwareError,
 )
 from wetware_auth_evm import abi, explain, wallets, words
@@ -44,7 +45,7 @@ from wetware_auth_evm.profile import Profile
 from wetware_auth_evm.words import role_text, scope_text, stamp, when, who
 
 if TYPE_CHECKING:
-    from wetware_auth_evm.cli import Where, Write
+    from wetware_auth_evm.declarations import Where, Write
     from wetware_auth_evm.session import StoredSession
     from wetware_auth_evm.state import State
     from wetware_auth_evm.statements import SessionGrant
@@ -1224,6 +1225,34 @@ def logout(*, cluster: str, all_: bool) -> None:
     note(
         f"{gone} session{'s' if gone > 1 else ''} forgotten on this machine; a copy of the file "
         "would stay good until it expires: `ww auth evm renounce`, or revoke-all, ends that"
+    )
+
+
+def forget(*, force: bool) -> None:
+    """`ww auth evm forget`."""
+    from wetware_auth_evm.history import History as Kept
+
+    directory = node_data_dir() / "plugins" / "auth_evm"
+    if not directory.is_dir():
+        raise NotFound(f"no node with this auth backend has run in {node_data_dir()}")
+    kept = Kept(directory)
+    try:
+        status = kept.status()
+    except (OSError, ValueError):
+        status = None  # damaged: it is read anew in any case
+        force = True
+    if not force and (status is None or not status["regressed"]):
+        raise InvalidArgument(
+            "what the node keeps of the chain was not contradicted: there is nothing to forget",
+            hint="ww auth evm status; to have it read anew all the same, --force",
+        )
+    try:
+        kept.ask_to_forget()
+    except OSError as exc:
+        raise ConfigError(f"cannot write to {directory}: {exc.strerror}") from exc
+    note(
+        "the node reads the whole history of the contract anew, at its next look or start, and "
+        "lets nobody in before"
     )
 
 

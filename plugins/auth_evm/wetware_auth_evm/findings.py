@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from wetware.doctor.finding import Finding, error, warning
+from wetware_auth_evm.endpoints import LATE_MAX
 from wetware_auth_evm.events import ROOT, role_name
 from wetware_auth_evm.roles import RESERVED
 
@@ -30,8 +31,8 @@ def findings(backend: EvmBackend) -> Iterator[Finding]:
         yield error(
             CHECK,
             f"nobody is admitted: {replica.regressed}",
-            "find out what happened to the chain or the endpoints; then `ww auth evm status "
-            "--forget`, which reads everything anew",
+            "find out what happened to the chain or the endpoints; then `ww auth evm forget` on "
+            "this machine: the node reads everything anew",
         )
     elif why := replica.unfit():
         yield error(CHECK, f"nobody is admitted, and capabilities are suspended: {why}", _STATUS)
@@ -45,7 +46,7 @@ def findings(backend: EvmBackend) -> Iterator[Finding]:
                 f"the endpoint {endpoint.name} does not answer: {endpoint.error}",
                 "look at it, or replace it in [plugins.auth_evm] endpoints",
             )
-        elif endpoint.late:
+        elif endpoint.late >= LATE_MAX:
             yield warning(
                 CHECK,
                 f"the endpoint {endpoint.name} is slower than the others, {endpoint.late} times in "

@@ -134,7 +134,7 @@ def check(config: Mapping[str, Mapping[str, Any]]) -> None:
 def _bad(where: str, what: str, hint: str = "") -> InvalidArgument:
     return InvalidArgument(
         f"{where}: {what}" if where else what,
-        hint=hint or 'e.g. services = { pubsub = ["*"] }; see docs/reference/auth-evm-config.md',
+        hint=hint or 'e.g. services = { pubsub = ["*"] }; see docs/how-to/evm-real-chain.md',
     )
 
 

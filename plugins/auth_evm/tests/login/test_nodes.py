@@ -279,6 +279,68 @@ async def test_an_operator_asks_what_the_node_knows(
             await evm.explain(ALICE.address, "")
 
 
+# --- over a restart ---
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["as it was", "revoked and granted anew"])
+async def test_what_was_shared_comes_back_with_the_role_that_it_hangs_on(
+    chain: LiveChain, tmp_path: Path, anew: bool
+) -> None:
+    """A node that starts without its chain keeps it; one that missed a revocation does not."""
+    with Home(tmp_path) as home:
+        configure(home, chain.toml())
+        with home.node("n") as node:
+            session = await granted(chain, node, str(node.info["cluster"]), BOB)
+            async with wetware.connect(node.addr, signer=SessionSigner(session)) as live:
+                ref, _ = await live.share({"pubsub": ["*"]})
+        if anew:
+            chain.send("revoke", word(SCOPE), word("member"), BOB.address)
+            chain.grant(BOB.address)
+        port = node.addr.partition("/tcp/")[2].partition("/")[0]
+        listen = f"/ip4/127.0.0.1/tcp/{port}"  # the reference names the address
+        frozen = contextlib.nullcontext() if anew else chain.frozen()
+        with frozen:
+            node = home.start_node("n", listen=listen)
+            node.wait_ready()
+        try:
+
+            async def redeem() -> bool:
+                async with wetware.connect(ref) as shared:
+                    await (await shared.pubsub.join("chat")).publish(b"x")
+                return True
+
+            if anew:
+                gone = await ends(redeem, within_s=10)
+                assert gone.code.startswith("capability.revoked"), gone
+            else:
+                async with asyncio.timeout(20):
+                    while True:
+                        try:
+                            assert await redeem()
+                            break
+                        except CapabilityError as exc:
+                            assert exc.code == "capability.suspended", exc  # noqa: PT017
+                        await asyncio.sleep(0.05)
+        finally:
+            node.stop()
+
+
+def test_an_operator_lets_a_node_forget(chain: LiveChain, tmp_path: Path) -> None:
+    with Home(tmp_path) as home:
+        configure(home, chain.toml())
+        none = home.ww("auth", "evm", "forget")
+        assert none.returncode == 1
+        assert "no node with this auth backend" in none.stderr
+        with home.node("n") as node:
+            refused = node.ww("auth", "evm", "forget")
+            assert refused.returncode == 2
+            assert "there is nothing to forget" in refused.stderr
+            done = node.ww("auth", "evm", "forget", "--force", check=True)
+            assert "anew" in done.stderr
+            node.wait_log("replica.forgotten")
+            node.wait_log("auth_evm.resumed")
+
+
 # --- relay and replay ---
 
 

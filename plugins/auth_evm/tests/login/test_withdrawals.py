@@ -364,7 +364,7 @@ async def test_a_regression_suspends_until_an_operator_acts(world: World) -> Non
     refused(await world.login(session), LoginStatus.BACKEND_UNAVAILABLE, "was final")
     (finding, *_) = [f for f in world.backend.findings() if f.level == "error"]
     assert "was final" in finding.text
-    assert "--forget" in finding.remedy
+    assert "ww auth evm forget" in finding.remedy
     # Over a restart, too.
     await world.backend.endpoints.aclose()
     world.start()
