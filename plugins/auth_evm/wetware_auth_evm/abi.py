@@ -1,6 +1,10 @@
 """Calls of the contract as bytes, and what it answers: values, or errors as sentences.
 
-From the ABI that ships with the package. eth-abi is imported when something is coded.
+From the ABI that ships with the package. Coded here: the contract takes and gives words, and lists
+of words or of structs of words, and importing eth-abi takes longer than most commands. The tests
+compare with it.
+
+Source: https://docs.soliditylang.org/en/latest/abi-spec.html
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from wetware_auth_evm import contract as artifact
 from wetware_auth_evm.words import role_text, scope_text, stamp, who
 
+WORD: Final = 32
 _PANIC: Final = bytes.fromhex("4e487b71")
 _ERROR_STRING: Final = bytes.fromhex("08c379a0")
 
@@ -53,12 +58,9 @@ def _selector(kind: str, name: str) -> bytes:
 
 
 def calldata(function: str, *args: Any) -> bytes:
-    """A call as the contract takes it."""
-    from eth_abi.abi import encode
-
-    return _selector("function", function) + encode(
-        _types(_entries("function")[function]["inputs"]), args
-    )
+    """A call as the contract takes it; raises ValueError for what does not fit."""
+    types = _types(_entries("function")[function]["inputs"])
+    return _selector("function", function) + _encode(types, args)
 
 
 def deployment(owner: bytes) -> bytes:
@@ -68,34 +70,68 @@ def deployment(owner: bytes) -> bytes:
 
 def results(function: str, answer: bytes) -> tuple[Any, ...]:
     """What a call returned: addresses as 20 bytes, one struct as its fields. Raises ValueError."""
-    from eth_abi.abi import decode
-    from eth_abi.exceptions import DecodingError
-
-    types = _types(_entries("function")[function]["outputs"])
-    try:
-        values = decode(types, answer)
-    except (DecodingError, OverflowError) as exc:
-        raise ValueError(f"not an answer of {function}") from exc
-    if len(values) == 1 and isinstance(values[0], tuple):
-        (values,) = values
-    return tuple(_plain(value) for value in values)
+    return _decode(_types(_entries("function")[function]["outputs"]), answer)
 
 
-def _plain(value: Any) -> Any:
-    """eth-abi gives addresses as hex."""
-    return bytes.fromhex(value[2:]) if isinstance(value, str) and value[:2] == "0x" else value
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _encode(types: Sequence[str], values: Sequence[Any]) -> bytes:
+    """Words in place; each list behind them, with its offset in its place."""
+    if len(types) != len(values):
+        raise ValueError(f"{len(values)} values, and {len(types)} are taken")
+    head, tail = [], b""
+    for kind, value in zip(types, values, strict=True):
+        if kind.endswith("[]"):
+            head.append((WORD * len(types) + len(tail)).to_bytes(WORD, "big"))
+            item = kind[:-2].strip("()").split(",")
+            rows = [row if kind[0] == "(" else (row,) for row in value]
+            tail += len(rows).to_bytes(WORD, "big")
+            tail += b"".join(_encode(item, row) for row in rows)
+        else:
+            head.append(_word(kind, value))
+    return b"".join(head) + tail
+
+
+def _word(kind: str, value: Any) -> bytes:
+    size = {"address": 20, "bytes32": 32}.get(kind)
+    if size is not None:
+        if len(value) != size:
+            raise ValueError(f"{len(value)} bytes for {kind}")
+        return bytes(value).rjust(WORD, b"\0")
+    if not 0 <= value < 1 << int(kind.removeprefix("uint")):
+        raise ValueError(f"{value} is no {kind}")
+    return int(value).to_bytes(WORD, "big")
+
+
+def _decode(types: Sequence[str], answer: bytes) -> tuple[Any, ...]:
+    """Words; a struct's are as if they were alone. Raises ValueError for anything else."""
+    kinds = ",".join(types).replace("(", "").replace(")", "").split(",") if types else []
+    if len(answer) != WORD * len(kinds):
+        raise ValueError(f"{len(answer)} bytes instead of {WORD * len(kinds)}")
+    return tuple(_value(k, answer[i * WORD :][:WORD]) for i, k in enumerate(kinds))
+
+
+def _value(kind: str, word: bytes) -> Any:
+    if kind == "bytes32":
+        return word
+    number = int.from_bytes(word, "big")
+    bits = {"address": 160, "bool": 1}.get(kind) or int(kind.removeprefix("uint"))
+    if number >> bits:
+        raise ValueError(f"no {kind}")
+    return word[12:] if kind == "address" else bool(number) if kind == "bool" else number
+
+
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def refusal(returned: bytes) -> Refusal:
     """What the contract said when it refused a call."""
-    from eth_abi.abi import decode
-    from eth_abi.exceptions import DecodingError
-
     for name, entry in _entries("error").items():
         if returned[:4] == _selector("error", name):
             try:
-                values = [_plain(v) for v in decode(_types(entry["inputs"]), returned[4:])]
-            except (DecodingError, OverflowError):
+                values = _decode(_types(entry["inputs"]), returned[4:])
+            except ValueError:
                 break
             return Refusal(name, *_sentence(name, values))
     if returned[:4] == _PANIC:
@@ -108,7 +144,7 @@ def refusal(returned: bytes) -> Refusal:
 def _sentence(name: str, values: Sequence[Any]) -> tuple[str, str]:
     status = "`ww auth evm status` shows the owner"
     listing = "`ww auth evm list` shows what there is"
-    match name, values:
+    match name, [*values]:
         case "NotOwner", [caller]:
             return (
                 f"only the owner of the contract may do this, and {who(caller)} is not",

@@ -226,7 +226,9 @@ async def _fees(chain: Chain, fee_gwei: float | None) -> Fees:
     if base is None:
         return Fees(wide(await chain.first("eth_gasPrice")) if named is None else named, None)
     try:
-        tip = wide(await chain.first("eth_maxPriorityFeePerGas"))
+        # A try-out's chain takes nothing; anvil proposes what is usual elsewhere all the same.
+        free = chain.profile.dev
+        tip = 0 if free else wide(await chain.first("eth_maxPriorityFeePerGas"))
     except (EndpointFailed, ValueError):
         tip = TIP_WEI
     most = 2 * wide(base) + tip if named is None else named

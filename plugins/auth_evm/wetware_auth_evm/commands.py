@@ -39,6 +39,7 @@ from wetware_auth_evm import profile as profiles
 from wetware_auth_evm.addresses import parse_address
 from wetware_auth_evm.chain_reads import Chain, History, Logged, Probe, View
 from wetware_auth_evm.chain_writes import Outcome, Sending, Transaction, send
+from wetware_auth_evm.config import ROOT_NAME
 from wetware_auth_evm.errors import ChainError, WrongChain
 from wetware_auth_evm.events import NOBODY
 from wetware_auth_evm.profile import Profile
@@ -658,7 +659,7 @@ def records(
         for row in found
         if (role is None or row["role"] == role_text(role))
         and (account is None or row["account"] == who(account))
-        and (all_ or (row["live"] and row["scope"] in (scope_text(scope), words.ROOT_NAME)))
+        and (all_ or (row["live"] and row["scope"] in (scope_text(scope), ROOT_NAME)))
     ]
     kept.sort(key=lambda row: (row["kind"] != "grant", row["kind"], row["role"], row["account"]))
     return kept
@@ -1116,6 +1117,10 @@ def login(
     name = wallets.chosen(options.key)
     profile = _profile(where, cluster=cluster)
     profile.need_cluster()
+    if profile.scope == ROOT_NAME:
+        raise InvalidArgument(
+            f"{ROOT_NAME} is no cluster's scope", hint="give the scope of the cluster"
+        )
     if signature:
         if roles or eip4361 or sign_with_file:
             raise InvalidArgument(

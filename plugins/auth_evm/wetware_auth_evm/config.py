@@ -26,6 +26,8 @@ ENDPOINTS_WANTED: Final = 3
 SESSION_S_MAX: Final = 24 * 3600
 SCOPE_DEFAULT: Final = "default"
 SCOPE_BYTES_MAX: Final = 32
+ROOT_NAME: Final = "ROOT"
+"""No scope of a cluster: its records hold in every scope."""
 TIMEOUT_S_DEFAULT: Final = 5.0
 CLOCK_SKEW_S_DEFAULT: Final = 30.0
 WALLET_GAS_DEFAULT: Final = 500_000
@@ -58,6 +60,8 @@ def _check_contract(value: str) -> None:
 def _check_scope(value: str) -> None:
     if not 1 <= len(value.encode()) <= SCOPE_BYTES_MAX or not value.isprintable():
         raise InvalidArgument(f"a scope is a name of 1 to {SCOPE_BYTES_MAX} bytes")
+    if value == ROOT_NAME:
+        raise InvalidArgument(f"{ROOT_NAME} is what commands call the scope of all scopes")
 
 
 def _check_hash(value: str) -> None:

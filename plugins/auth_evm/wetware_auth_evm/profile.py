@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from wetware import paths
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.identity import replace_private_file
+from wetware_auth_evm.config import ROOT_NAME
 
 FILE_BYTES_MAX: Final = 64 << 10
 ENDPOINTS_MAX: Final = 16
@@ -400,6 +401,8 @@ def _scope(name: str) -> str:
     from wetware_auth_evm.events import role_id
 
     role_id(name)
+    if name == ROOT_NAME:
+        raise ValueError(f"its scope is {ROOT_NAME}, which is no cluster's")
     return name
 
 

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.errors import InvalidArgument
+from wetware_auth_evm.config import ROOT_NAME
 
 if TYPE_CHECKING:
     from wetware_auth_evm.events import Event
 
 ALL_RIGHTS: Final = (1 << 128) - 1
-ROOT_NAME: Final = "ROOT"
 ANY_NAME: Final = "any"
 _YEAR_S: Final = 366 * 86_400
 

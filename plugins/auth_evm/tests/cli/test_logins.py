@@ -110,6 +110,7 @@ def test_what_is_missing_for_a_login_is_named(holder: World) -> None:
     assert "of which cluster" in holder.run("login", key="ada").says
     assert "not the ID of a cluster" in login(holder, key="ada", cluster="x").says
     assert "new-key" in login(holder, key="nobody").says
+    assert "no cluster's scope" in login(holder, "--scope", "ROOT", key="ada").says
     assert login(holder, "--hours", "25", key="ada").code == 2
     holder.urls = [dead_url()]
     assert login(holder, key="ada").code == 69

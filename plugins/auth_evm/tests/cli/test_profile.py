@@ -182,6 +182,7 @@ def test_a_profile_is_saved_privately_and_read_back(places: Places) -> None:
         ({"endpoints": ["http://a.test"] * 17}, "at most 16"),
         ({"scope": "x" * 33}, "32 bytes"),
         ({"scope": ""}, "32 bytes"),
+        ({"scope": "ROOT"}, "no cluster's"),
         ({"cluster": "../x"}, "cluster"),
         ({"genesis_hash": "0x12"}, "no hash"),
         ({"finality": "soon"}, "finality"),

@@ -1,0 +1,73 @@
+"""Calls and answers as bytes, compared with eth-abi."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from eth_abi.abi import encode
+from plugins.auth_evm.tests.contract import chains
+
+from wetware_auth_evm import abi
+from wetware_auth_evm.contract import load
+
+FUNCTIONS = {e["name"]: e for e in load().abi if e["type"] == "function"}
+
+
+def value_of(rng: random.Random, kind: str) -> Any:
+    if kind.endswith("[]"):
+        return [value_of(rng, kind[:-2]) for _ in range(rng.randint(0, 4))]
+    if kind.startswith("("):
+        return tuple(value_of(rng, part) for part in kind[1:-1].split(","))
+    if kind in ("address", "bytes32"):
+        return rng.randbytes(20 if kind == "address" else 32)
+    if kind == "bool":
+        return rng.random() < 0.5
+    bits = int(kind.removeprefix("uint"))
+    return rng.choice([0, 1, (1 << bits) - 1, rng.getrandbits(bits)])
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_every_function_as_eth_abi_codes_it(name: str) -> None:
+    rng = random.Random(name)
+    inputs, outputs = (abi._types(FUNCTIONS[name][side]) for side in ("inputs", "outputs"))
+    for _ in range(50):
+        values = [value_of(rng, kind) for kind in inputs]
+        assert abi.calldata(name, *values) == chains.calldata(name, *values)
+        answers = [value_of(rng, kind) for kind in outputs]
+        (flat,) = answers if len(answers) == 1 and outputs[0][0] == "(" else (answers,)
+        assert abi.results(name, encode(outputs, answers)) == tuple(flat)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\0" * 31,
+        b"\0" * 33,
+        b"\0" * (7 * 32 + 1),
+        b"\xff" * 32 * 7,
+        b"\0" * 32 * 3 + b"\1" + b"\0" * (32 * 4 - 1),  # an address of more than 20 bytes
+        b"\0" * 32 * 4 + b"\0" * 31 + b"\2" + b"\0" * 64,  # a bool of 2
+    ],
+)
+def test_what_is_no_answer_is_refused(answer: bytes) -> None:
+    with pytest.raises(ValueError):
+        abi.results("state", answer)
+
+
+@pytest.mark.parametrize(
+    ("function", "args"),
+    [
+        ("revokeAll", (b"\1" * 19,)),
+        ("revokeAll", ()),
+        ("resetScope", (b"\1" * 31,)),
+        ("setAdmin", (bytes(32), bytes(32), bytes(20), 1 << 40, 1)),
+        ("setAdmin", (bytes(32), bytes(32), bytes(20), -1, 1)),
+        ("grantMany", ([(bytes(32), bytes(32), bytes(20), 0, 0)],)),
+    ],
+)
+def test_what_does_not_fit_is_not_sent(function: str, args: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError):
+        abi.calldata(function, *args)
