@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from plugins.auth_evm.tests.cli.anvils import CLUSTER, World, dead_url, invoke, wait_until
+from plugins.auth_evm.tests.contract.chains import INSTALL, find_anvil
 
 from wetware.testing import Home
 from wetware_auth_evm import profile as profiles
@@ -213,8 +214,12 @@ def test_a_profile_that_is_hidden_by_ww_toml_is_said_to_be(world: World) -> None
 # --- dev ------------------------------------------------------------------------------------------
 
 
-def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path) -> None:
-    with Home(tmp_path) as home:
+@pytest.mark.parametrize("engine", ["anvil", "py-evm"])
+def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path, engine: str) -> None:
+    anvil = find_anvil()
+    if engine == "anvil" and anvil is None:
+        pytest.skip(f"anvil is not installed; run: {INSTALL}")
+    with Home(tmp_path, {"WW_ANVIL": str(anvil) if engine == "anvil" else "none"}) as home:
         process = home.start_ww("auth", "evm", "dev", "--json")
         assert process.stdout is not None
         file = tmp_path / ".wetware" / "node" / "plugins" / "auth_evm" / "dev.json"
@@ -225,6 +230,14 @@ def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path) -> None:
         assert status["state"]["owner"] == own
         granted = home.ww("auth", "evm", "grant", "chatter", ADDRESS, check=True)
         assert granted.stderr.splitlines()[-1] == "final"
+        refused = home.ww("auth", "evm", "revoke", "other", ADDRESS)
+        assert f"{ADDRESS} holds no other in default that stands" in refused.stderr
+        assert refused.returncode == 77
+        history = json.loads(home.ww("auth", "evm", "audit", "--json", check=True).stdout)
+        assert history["complete"]
+        assert history["events"][-1]["account"] == ADDRESS
+        login = home.ww("auth", "evm", "login", "--cluster", CLUSTER, check=True)
+        assert "with admin" in login.stdout
         there = home.ww("auth", "evm", "dev", check=True)
         assert there.stdout.strip() == json.loads(file.read_text())["url"]
         assert "runs already" in there.stderr
@@ -234,6 +247,7 @@ def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path) -> None:
         assert "Traceback" not in err
         begun: dict[str, Any] = json.loads(out)
         assert (begun["owner"], begun["url"]) == (own, there.stdout.strip())
+        assert begun["engine"] == engine
         gone = home.ww("auth", "evm", "status")
         assert gone.returncode == 1
         assert "start it again with `ww node --auth evm --dev`" in gone.stderr
