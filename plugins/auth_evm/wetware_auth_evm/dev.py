@@ -580,17 +580,56 @@ def _anvil_state(place: Path) -> Path | None:
     numbers = {path: _state_number(path) for path in (ours, its) if path.exists()}
     whole = {path: number for path, number in numbers.items() if number is not None}
     if numbers and not whole:
-        raise ConfigError(
-            f"the try-out chain in {place} is damaged: the state of anvil is not whole",
-            hint="restore it; or begin another try-out, with --data-dir",
-            code="config.dev_damaged",
-        )
+        raise _damaged(place)
     if not whole:
         return None
     if whole.get(its, -1) > whole.get(ours, -1):
-        replace_private_file(ours, its.read_bytes())
+        try:
+            first = _first_time(ours.read_bytes()) if ours in whole else None
+            replace_private_file(ours, _mended(its.read_bytes(), first))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _damaged(place) from None
     its.unlink(missing_ok=True)
     return ours
+
+
+def _damaged(place: Path) -> ConfigError:
+    return ConfigError(
+        f"the try-out chain in {place} is damaged: the state of anvil is not whole",
+        hint="restore it; or begin another try-out, with --data-dir",
+        code="config.dev_damaged",
+    )
+
+
+def _first_time(state: bytes) -> int | None:
+    """When the first block of a mended state was made."""
+    times = [_header(block, "timestamp") for block in json.loads(state)["blocks"]]
+    return min(times, default=None)
+
+
+def _header(block: dict[str, Any], name: str) -> int:
+    value = block["header"][name]
+    return int(value, 16) if isinstance(value, str) else int(value)
+
+
+def _mended(state: bytes, first_time: int | None) -> bytes:
+    """A state of anvil with one first block, the one that was made at `first_time`.
+
+    anvil makes a first block at each start, before it loads those of the state, and saves both:
+    which of them is block 0 after the next start is a matter of chance. Where nobody knows, it is
+    the oldest. Raises ValueError, KeyError, TypeError.
+    """
+    found = json.loads(state)
+    blocks = found["blocks"]
+    firsts = [block for block in blocks if _header(block, "number") == 0]
+    if len(firsts) > 1:
+        if first_time is None:
+            first_time = min(_header(block, "timestamp") for block in firsts)
+        kept = [block for block in firsts if _header(block, "timestamp") == first_time]
+        if not kept:
+            raise ValueError("the first block is missing")
+        found["blocks"] = [kept[0], *(b for b in blocks if _header(b, "number") != 0)]
+    return json.dumps(found).encode()
 
 
 def _state_number(path: Path) -> int | None:
@@ -600,6 +639,8 @@ def _state_number(path: Path) -> int | None:
             return None
         state = json.loads(path.read_bytes())
         number = state["best_block_number"]
+        if not isinstance(state["blocks"], list):
+            return None
         return int(number, 16) if isinstance(number, str) else int(number)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -622,7 +663,7 @@ class _AnvilKeeper:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(RpcFailed, OSError, ValueError):
+        with contextlib.suppress(RpcFailed, OSError, ValueError, KeyError, TypeError):
             self.save()
 
     def save(self) -> None:
@@ -632,12 +673,12 @@ class _AnvilKeeper:
             if newest == self._saved:
                 return
             packed = bytes.fromhex(call(self._port, "anvil_dumpState")[2:])
-            state = gzip.decompress(packed)
-            json.loads(state)  # what is not whole does not take the place of what is
-            replace_private_file(self._path, state)
+            first_time = int(_block(self._port, 0)["timestamp"], 16)
+            # What is not whole does not take the place of what is.
+            replace_private_file(self._path, _mended(gzip.decompress(packed), first_time))
             self._saved = newest
 
     def _run(self) -> None:
         while not self._stop.wait(SAVE_S):
-            with contextlib.suppress(RpcFailed, OSError, ValueError):
+            with contextlib.suppress(RpcFailed, OSError, ValueError, KeyError, TypeError):
                 self.save()

@@ -144,6 +144,21 @@ def test_a_restart_has_the_same_contract_blocks_and_port(engine: str, starter: S
     assert _blocks(again)[: len(blocks)] == blocks
 
 
+def test_many_restarts_have_the_same_first_block(engine: str, starter: Starter) -> None:
+    """anvil makes a new one at each start, and saves it beside the right one."""
+    chain = starter()
+    wallet = wallets.load("default")
+    blocks = _blocks(chain)
+    for number in range(6):
+        chain.close()
+        second = int(time.time())
+        wait_for(lambda now=second: int(time.time()) > now, "another second", within_s=3)
+        chain = starter()
+        assert _blocks(chain) == blocks
+        _grant(chain, wallet, "publisher", bytes(19) + bytes([number + 1]))
+        blocks = _blocks(chain)
+
+
 def test_an_owner_that_gave_its_role_up_does_not_get_it_back(engine: str, starter: Starter) -> None:
     first = starter()
     wallet = wallets.load("default")
