@@ -312,7 +312,7 @@ class Follower:
         """Let the replica's tip be what the quorum stated, by the logs of any one endpoint."""
         replica = self.replica
         if (replica.tip.seq, replica.tip.head) == (seq, head):
-            return frozenset()
+            return replica.set_tip(number, seq, head, ())
         try:
             return await self._read_to(number, seq, head)
         except BadLog as exc:

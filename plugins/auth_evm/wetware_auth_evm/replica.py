@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from wetware_auth_evm.errors import BadLog, ChainRegressed
 from wetware_auth_evm.events import ROOT, Event, decode, fold
 from wetware_auth_evm.finality import Bounds
-from wetware_auth_evm.state import State
+from wetware_auth_evm.state import Standing, State
 
 if TYPE_CHECKING:
     from wetware.hookspecs import Clock
@@ -44,10 +44,8 @@ class _Step(NamedTuple):
     """Where the journal of `tip` is after it."""
     withdraws: frozenset[bytes] | None
     """Whom it takes something from; None: everybody."""
-    left: Mapping[_Who, Mapping[bytes, int]]
-    """What it leaves to each of them, role → mask: until it is final, no later event gives more."""
-    block: int
-    """The newest block when it was first seen: it is in this one or an earlier one."""
+    left: Mapping[_Who, Sequence[Standing]]
+    """What it leaves to each of them: until it is final, no later event gives more."""
 
 
 class Replica:
@@ -84,7 +82,9 @@ class Replica:
         self.tip_block: tuple[int, bytes] = (-1, b"")
         self.tip_time = 0
         self._steps: list[_Step] = []
-        self._left: dict[_Who, list[Mapping[bytes, int]]] = {}
+        self._seen_at = -1
+        """Number of the newest block when `tip` was last stated: its events are in earlier ones."""
+        self._left: dict[_Who, list[Sequence[Standing]]] = {}
         """Of all steps together."""
         self._pausing = False
         """Whether one of the steps is a pause."""
@@ -118,6 +118,7 @@ class Replica:
         Raises BadLog, and changes nothing, if the events do not lead there.
         """
         if (self.tip.seq, self.tip.head) == (seq, head):
+            self._seen_at = number
             return frozenset()
         events = self._leading_to(seq, head, found)
         kept = 0
@@ -129,7 +130,7 @@ class Replica:
         del self._steps[kept:]
         self.tip.rollback(self._steps[-1].mark if self._steps else 0)
         bulk = self._is_bulk(len(events) - kept)
-        concerned = [self._add(event, number, bulk=bulk) for event in events[kept:]]
+        concerned = [self._add(event, bulk=bulk) for event in events[kept:]]
         self._gather()
         stays = {event.leaf for event in events}
         for step in gone:
@@ -137,7 +138,9 @@ class Replica:
                 continue
             concerned += [frozenset({step.event.account}), step.withdraws]
             for account in (None,) if step.withdraws is None else step.withdraws:
-                self._hold(account, step.block)
+                # Not by the block where it was first seen: it may have moved to a later one.
+                self._hold(account, self._seen_at)
+        self._seen_at = number
         return union(concerned)
 
     def _leading_to(self, seq: int, head: bytes, found: Sequence[Event]) -> list[Event]:
@@ -162,28 +165,28 @@ class Replica:
         """
         return self.final.seq == 0 and events >= COPIED_EVENTS_MIN
 
-    def _add(self, event: Event, number: int, *, bulk: bool = False) -> frozenset[bytes] | None:
+    def _add(self, event: Event, *, bulk: bool = False) -> frozenset[bytes] | None:
         """One more event of `tip`; returns whom it is about."""
         here = not bulk and event.scope in (self.scope, ROOT)
         withdraws = self.tip.withdraws(event) if here else frozenset()
         about = self.tip.apply(event)
         left = self._what_is_left(event, withdraws) if withdraws else {}
-        self._steps.append(_Step(event, self.tip.mark(), withdraws, left, number))
+        self._steps.append(_Step(event, self.tip.mark(), withdraws, left))
         return about
 
     def _what_is_left(
         self, event: Event, accounts: frozenset[bytes]
-    ) -> dict[_Who, Mapping[bytes, int]]:
-        """Role → mask that accounts, and the keys bound to them, have in `tip` now."""
+    ) -> dict[_Who, Sequence[Standing]]:
+        """What accounts, and the keys bound to them, have in `tip` now."""
         scope, tip, now = self.scope, self.tip, self.now()
-        left: dict[_Who, Mapping[bytes, int]] = {
-            account: tip.standing_roles(scope, account, now) for account in accounts
+        left: dict[_Who, Sequence[Standing]] = {
+            account: tip.standing(scope, account, now) for account in accounts
         }
         bound = tip.bound_to(accounts)
         if event.name == "KeyUnbound":
             bound |= {(event.account, event.data["key"])}
         for who in bound:
-            left[who] = tip.standing_key_roles(scope, *who, now)
+            left[who] = tip.key_standing(scope, *who, now)
         return left
 
     def _gather(self) -> None:
@@ -192,8 +195,8 @@ class Replica:
         self._pausing = False
         for step in self._steps:
             self._pausing |= step.withdraws is None
-            for who, masks in step.left.items():
-                self._left.setdefault(who, []).append(masks)
+            for who, standing in step.left.items():
+                self._left.setdefault(who, []).append(standing)
 
     def _hold(self, account: bytes | None, block: int) -> None:
         if account not in self.held and len(self.held) >= HELD_MAX:
@@ -231,18 +234,18 @@ class Replica:
         """Let `tip` begin at `final`, which has these events now."""
         rest = self._steps[len(moved) :]
         if anew:
-            self._rebase([(step.event, step.block) for step in rest])
+            self._rebase(step.event for step in rest)
             return
         mark = moved[-1].mark
         self.tip.forget(mark)
         self._steps = [step._replace(mark=step.mark - mark) for step in rest]
         self._gather()
 
-    def _rebase(self, unsettled: Iterable[tuple[Event, int]]) -> None:
-        """Make `tip` of `final` and (event, block) that it has not."""
+    def _rebase(self, unsettled: Iterable[Event]) -> None:
+        """Make `tip` of `final` and events that it has not."""
         self.tip, self._steps = self.final.copy(journal=True), []
-        for event, block in unsettled:
-            self._add(event, block)
+        for event in unsettled:
+            self._add(event)
         self._gather()
 
     def restore(
@@ -261,8 +264,8 @@ class Replica:
         """
         self.forget()
         self.final, self.final_block, self.tip_block = final, block, tip_block
-        self.held, self.regressed = dict(held), regressed
-        self._rebase([(event, tip_block[0]) for event in unsettled])
+        self.held, self.regressed, self._seen_at = dict(held), regressed, tip_block[0]
+        self._rebase(unsettled)
 
     def doubt(self) -> None:
         """Read the events anew: what was restored does not lead to the contract's state.
@@ -329,7 +332,7 @@ class Replica:
         now = self.now()
         mask = self.final.rights(self.scope, role, account, now)
         mask = mask and mask & self.tip.rights(self.scope, role, account, now)
-        return mask and mask & self._left_in(role, account)
+        return mask and mask & self._left_in(role, now, account)
 
     def roles(self, account: bytes) -> dict[bytes, int]:
         """Role → mask of all that an account has in this cluster; {} if that cannot be said."""
@@ -343,7 +346,7 @@ class Replica:
         final = self.final.roles(self.scope, account, now)
         if not final:
             return final
-        return self._allowed(final, self.tip.roles(self.scope, account, now), account)
+        return self._allowed(final, self.tip.roles(self.scope, account, now), now, account)
 
     def key_roles(self, account: bytes, key: bytes) -> dict[bytes, int]:
         """Role → mask of all in which a bound key acts for an account; {} if it cannot be said."""
@@ -358,7 +361,7 @@ class Replica:
         if not final:
             return final
         tip = self.tip.key_roles(self.scope, account, key, now)
-        return self._allowed(final, tip, account, (account, key))
+        return self._allowed(final, tip, now, account, (account, key))
 
     def key_accounts(self, role: bytes, key: bytes) -> dict[bytes, int]:
         """Account → mask, of the accounts for which a bound key acts in a role."""
@@ -396,7 +399,7 @@ class Replica:
             return True
         return bool(self.held) and (account in self.held or None in self.held)
 
-    def _left_in(self, role: bytes, *whose: _Who) -> int:
+    def _left_in(self, role: bytes, now: int, *whose: _Who) -> int:
         """The mask that withdrawals which are not final have left in a role.
 
         Else a revocation and a new grant, both newer than `final`, would together take nothing
@@ -405,15 +408,19 @@ class Replica:
         mask = -1
         if self._left:
             for who in whose:
-                for masks in self._left.get(who, ()):
-                    mask &= masks.get(role, 0)
+                for standing in self._left.get(who, ()):
+                    left = 0
+                    for what, not_before, rights in standing:
+                        if what == role and not_before <= now:
+                            left |= rights
+                    mask &= left
         return mask
 
     def _allowed(
-        self, final: Mapping[bytes, int], tip: Mapping[bytes, int], *whose: _Who
+        self, final: Mapping[bytes, int], tip: Mapping[bytes, int], now: int, *whose: _Who
     ) -> dict[bytes, int]:
         found = {
-            role: mask & tip.get(role, 0) & self._left_in(role, *whose)
+            role: mask & tip.get(role, 0) & self._left_in(role, now, *whose)
             for role, mask in final.items()
         }
         return {role: mask for role, mask in found.items() if mask}

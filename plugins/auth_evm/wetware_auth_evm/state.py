@@ -50,6 +50,14 @@ class Held(NamedTuple):
     expiry: int
 
 
+class Standing(NamedTuple):
+    """A mask in a role, from when on (Unix s)."""
+
+    role: bytes
+    not_before: int
+    rights: int
+
+
 _NOTHING: Final = Held(0, 0)
 ScopeRole = tuple[bytes, bytes]
 _Undo = tuple[Any, Any, Any]
@@ -342,27 +350,25 @@ class State:
                 found[role] = found.get(role, 0) | mask
         return found
 
-    def standing_roles(self, scope: bytes, account: bytes, now: int) -> dict[bytes, int]:
-        """As `roles`, with what has yet to begin, and whether or not the contract is paused."""
-        found: dict[bytes, int] = {}
+    def standing(self, scope: bytes, account: bytes, now: int) -> list[Standing]:
+        """What an account holds in a scope, and what has yet to begin; a pause is not looked at."""
+        found = []
         for (where, role), grant in self.grants.get(account, {}).items():
-            if where in (scope, ROOT):
-                mask = self._standing(grant, where, role, account, now).rights
-                found[role] = found.get(role, 0) | mask
+            mask = self._standing(grant, where, role, account, now).rights
+            if mask and where in (scope, ROOT):
+                found.append(Standing(role, grant.not_before, mask))
         return found
 
-    def standing_key_roles(
-        self, scope: bytes, account: bytes, key: bytes, now: int
-    ) -> dict[bytes, int]:
-        """As `key_roles`, with what has yet to begin, and whether or not the contract is paused."""
-        found: dict[bytes, int] = {}
+    def key_standing(self, scope: bytes, account: bytes, key: bytes, now: int) -> list[Standing]:
+        """As `standing`, of a key that is bound to the account."""
+        found = []
         for (who, where, role), bound in self.keys.get(key, {}).items():
             grant = self.grants.get(account, {}).get((where, role))
             if who != account or where not in (scope, ROOT) or grant is None:
                 continue
             if now < bound.expiry and bound.serial > grant.serial:
                 mask = self._standing(grant, where, role, account, now).rights
-                found[role] = found.get(role, 0) | mask
+                found.append(Standing(role, grant.not_before, mask))
         return found
 
     def bound_to(self, accounts: frozenset[bytes]) -> frozenset[tuple[bytes, bytes]]:
