@@ -147,7 +147,8 @@ _PROFILES: Final = (
         final_poll_s=30.0,
         bounds=Bounds(verified_s_max=60.0, tip_age_s_max=60.0),
         production=True,
-        why="As base: the same software, the same times.",
+        why="As base: the same software, a block every 2 s, empty or not; final is what L1 has "
+        "finalized with the batches.",
     ),
     ChainProfile(
         name="arbitrum",

@@ -287,6 +287,40 @@ async def test_a_revocation_that_comes_again_after_the_reorg() -> None:
             assert member(follower, ALICE_) == 0
 
 
+async def test_a_revocation_that_moved_to_a_later_block_and_is_then_taken_back() -> None:
+    """It holds until that block is final, not the one where it was seen first."""
+    with net(final_blocks=8) as chain:
+        chain.grant(ALICE)
+        chain.mine(8)
+        async with chain.follower() as follower:
+            await fit(follower)
+            chain.send("revoke", TEAM, MEMBER, ALICE)
+            await fit(follower)
+            chain.reorg(1)
+            chain.mine(3)
+            chain.send("revoke", TEAM, MEMBER, ALICE)  # the same event, four blocks later
+            again_at = chain.block("latest")[0]
+            await fit(follower)
+            chain.reorg(1)
+            await fit(follower)
+            assert follower.replica.held == {ALICE_: again_at}
+
+
+async def test_a_start_put_off_is_a_withdrawal(chain: Net) -> None:
+    chain.grant(ALICE)
+    chain.mine(2)
+    async with chain.follower() as follower:
+        await fit(follower)
+        now = chain.chain.time
+        chain.send("grant", TEAM, MEMBER, ALICE, now + 500, now + 5000, 1)
+        chain.grant(ALICE)
+        await fit(follower)
+        assert member(follower, ALICE_) == 0
+        chain.mine(2)
+        await fit(follower)
+        assert member(follower, ALICE_) == 1
+
+
 async def test_a_withdrawal_is_held_although_the_step_that_saw_it_failed() -> None:
     """Seen at block N, the look then fails at finality: it holds until N is final, not N-1."""
     with net(final_blocks=4) as chain:

@@ -5,7 +5,8 @@ own views at the same blocks and the same time. What the replica allows is compa
 contract at both, and with what was ever seen to be withdrawn in a block that is not final yet,
 whether or not a reorganisation took it back.
 
-A long run by hand, and the replay of a seed:
+A long run by hand (one chain after another, each with a seed of its own: anvil loses old states
+after some hundred blocks), and the replay of a seed:
 
     WW_SECONDS=600 .venv/bin/pytest -n0 -s plugins/auth_evm/tests/chain/test_fuzz.py
     WW_SEED=1234 .venv/bin/pytest -n0 -s plugins/auth_evm/tests/chain/test_fuzz.py
@@ -67,8 +68,8 @@ def clone(model: Model) -> Model:
 class Fuzz:
     """One random history of a chain, and of a node that follows it."""
 
-    def __init__(self, chain: Net, rng: random.Random, directory: Path) -> None:
-        self.net, self.rng, self.directory = chain, rng, directory
+    def __init__(self, chain: Net, rng: random.Random) -> None:
+        self.net, self.rng = chain, rng
         model = Model(chain.chain.chain_id, chain.acl.address, OWNER)
         self.history = History(chain.acl, rng, model)
         self.first = chain.block("latest")[0]
@@ -253,6 +254,26 @@ class Fuzz:
 
     # --- a round ---
 
+    async def look(self, follower: Follower, what: str) -> None:
+        """Let the node look at the chain, and compare."""
+        chain, replica = self.net, follower.replica
+        chain.sync_clock()
+        chain.clock.wall_s = chain.chain.time
+        # Not each deep reorganisation is a regression: what the node has not seen to be final may
+        # go, and empty blocks may be made again with the same hash.
+        number, hash_ = replica.final_block
+        regresses = number >= 0 and chain.block(hex(number))[1] != hash_
+        await follower.look()
+        if regresses:
+            assert replica.regressed, what
+            assert not any(replica.roles(raw(who)) for who in PEOPLE), what
+            self.regressions += 1
+            self.drops, self.new_from = [], self.first + 1
+            follower.forget()
+            await follower.look()
+        assert (replica.unfit(), replica.fault) == ("", ""), what
+        self.compare(follower, what)
+
     def happen(self) -> None:
         """Something random."""
         chance = self.rng.random()
@@ -271,56 +292,52 @@ class Fuzz:
             self.reorg(FINAL_BLOCKS + self.rng.randint(1, 4))  # below finalized
 
 
-@pytest.mark.timeout(max(120.0, 2 * SECONDS))
+@pytest.mark.timeout(max(120.0, 2 * SECONDS + 60))
 async def test_random_transactions_and_reorganisations(
     tmp_path: Path, record_property: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record_property("seed", SEED)
-    started = time.monotonic()
-    rng = random.Random(SEED)
+    end = time.monotonic() + SECONDS
+    seed = SEED
+    while True:
+        started = time.monotonic()
+        fuzz = await a_history(seed, tmp_path / str(seed))
+        with capsys.disabled():
+            print(  # noqa: T201  # the seed replays it
+                f"\nfuzz: seed {seed}, {ROUNDS} rounds, {fuzz.tip} blocks, "
+                f"{fuzz.compared} comparisons, {fuzz.reorgs} reorganisations, "
+                f"{fuzz.regressions} regressions, {fuzz.restarts} restarts, {fuzz.allowed} times "
+                f"allowed, {fuzz.kept_back} times held or waiting, "
+                f"{time.monotonic() - started:.1f} s"
+            )
+        assert fuzz.compared >= COMPARISONS_MIN
+        # It is worth something only if it went everywhere.
+        assert fuzz.reorgs >= 10
+        assert fuzz.allowed >= 500
+        assert fuzz.kept_back >= 50
+        if time.monotonic() >= end:
+            break
+        seed += 1
+
+
+async def a_history(seed: int, directory: Path) -> Fuzz:
+    """One chain, and a node that follows it and is restarted now and then."""
+    rng = random.Random(seed)
     bounds = Bounds(verified_s_max=30.0, tip_age_s_max=None)
     with net(final_blocks=FINAL_BLOCKS) as chain:
-        fuzz = Fuzz(chain, rng, tmp_path)
+        fuzz = Fuzz(chain, rng)
         for _ in range(FINAL_BLOCKS):
             fuzz.mine()
         rounds = 0
-        while rounds < ROUNDS or time.monotonic() - started < SECONDS:
-            async with chain.follower(directory=tmp_path, bounds=bounds) as follower:
-                while rounds < ROUNDS or time.monotonic() - started < SECONDS:
+        while rounds < ROUNDS:
+            async with chain.follower(directory=directory, bounds=bounds) as follower:
+                while rounds < ROUNDS:
                     rounds += 1
-                    what = f"seed {SEED}, round {rounds}"
                     fuzz.happen()
                     if rng.random() < 0.2:
                         continue  # several things between two looks
-                    chain.sync_clock()
-                    chain.clock.wall_s = chain.chain.time
-                    # Not each deep one is one: what the node has not seen to be final may go,
-                    # and empty blocks may be made again with the same hash.
-                    number, hash_ = follower.replica.final_block
-                    regresses = number >= 0 and chain.block(hex(number))[1] != hash_
-                    await follower.look()
-                    if regresses:
-                        assert follower.replica.regressed, what
-                        assert follower.replica.known_roles(raw(OWNER)) == {}
-                        fuzz.regressions += 1
-                        fuzz.drops, fuzz.new_from = [], fuzz.first + 1
-                        follower.forget()
-                        await follower.look()
-                    assert (follower.replica.unfit(), follower.replica.fault) == ("", ""), what
-                    fuzz.compare(follower, what)
+                    await fuzz.look(follower, f"seed {seed}, round {rounds}")
                     if rng.random() < 0.03:
                         fuzz.restarts += 1
                         break
-    with capsys.disabled():
-        print(  # noqa: T201  # the seed replays it
-            f"\nfuzz: seed {SEED}, {rounds} rounds, {fuzz.history.acl.last.block} blocks, "
-            f"{fuzz.compared} comparisons, {fuzz.reorgs} reorganisations, "
-            f"{fuzz.regressions} of them below finalized, {fuzz.restarts} restarts, "
-            f"{fuzz.allowed} times allowed, {fuzz.kept_back} times held or waiting, "
-            f"{time.monotonic() - started:.1f} s"
-        )
-    assert fuzz.compared >= COMPARISONS_MIN
-    # It is worth something only if it went everywhere.
-    assert fuzz.reorgs >= 10
-    assert fuzz.allowed >= 500
-    assert fuzz.kept_back >= 50
+    return fuzz
