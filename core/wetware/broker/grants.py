@@ -97,6 +97,8 @@ class _Plan:
             where a role has none.
         budgets: To be charged, each with its grant.
         fences: Grants with a fencing token.
+        lanes: Of several roles, each with its constraints on the method, covered by it or not: who
+            breaks one is no role of what the call returns. () where there are none.
         metered: A quota of bytes is among the budgets.
     """
 
@@ -105,6 +107,7 @@ class _Plan:
     roles: tuple[tuple[_Test, ...], ...] = ()
     budgets: tuple[tuple[Grant, Budget], ...] = ()
     fences: tuple[Grant, ...] = ()
+    lanes: tuple[tuple[Grant, tuple[_Test, ...]], ...] = ()
     metered: bool = False
 
 
@@ -138,6 +141,8 @@ class Grant:
         "_children",
         "_exports",
         "_holds",
+        "_lane",
+        "_lanes",
         "_lent",
         "_plans",
         "_summary",
@@ -190,6 +195,8 @@ class Grant:
         self._callbacks: dict[int, tuple[Callable[[CapabilityError], None], bool]] = {}
         self._exports = self._lent = 0
         self._plans: dict[Method, _Plan] = {}
+        self._lane: tuple[Grant, ...] = parents[0]._lane if len(parents) == 1 else ()
+        self._lanes: dict[tuple[Grant, ...], Grant] = {}
         self._summary = ""
         self._timer: asyncio.TimerHandle | None = None
         self.budget = _budget(self.terms, tree, row)
@@ -289,7 +296,7 @@ class Grant:
         """The roles that it comes from; one is enough for a call."""
         if self.kind == "role":
             return (self,)
-        return self._chain[-1].parents
+        return self._lane or self._chain[-1].parents
 
     @property
     def lineage(self) -> tuple[Grant, ...]:
@@ -471,6 +478,7 @@ class Grant:
             self._timer.cancel()
             self._timer = None
         self._plans.clear()
+        self._lanes.clear()
         for task in tuple(self._tasks):
             task.cancel()
         callbacks, self._callbacks = list(self._callbacks.values()), {}
@@ -502,6 +510,29 @@ class Grant:
             waiting = self._judge(plan, method, args, task)
         self._tasks.add(task)
         return waiting
+
+    def onward(self, method: Method, args: Mapping[str, object]) -> Grant:
+        """The guard of what the call returns.
+
+        Of several roles, those whose constraints the call breaks are left out of it: what was
+        reached by the leave of another role is not theirs to act on. Raises LimitExceeded.
+        """
+        plan = self._plans.get(method, _OPEN)
+        if not plan.lanes or self.ended is not None:
+            return self
+        lane = tuple(root for root, tests in plan.lanes if all(t.allows(args) for t in tests))
+        if len(lane) == len(plan.lanes):
+            return self
+        found = self._lanes.get(lane)
+        if found is None or found.ended is not None:
+            names = ", ".join(sorted(root.label for root in lane))
+            found = self.derive(
+                kind="service", label=f"{self.label} by {names}", service=self.service
+            )
+            found._lane = lane
+            self._lanes[lane] = found
+            found.lend()
+        return found
 
     def leave(self, task: asyncio.Task[Any]) -> None:
         """The call that `enter` admitted is over."""
@@ -571,14 +602,18 @@ class Grant:
         tests = tuple(test for grant in self._chain for test in grant._tests(service, method))
         budgets = tuple((g, g.budget) for g in self._chain if g.budget is not None)
         fences = tuple(grant for grant in self._chain if grant.terms.fence is not None)
+        lanes = tuple((root, root._tests(service, method)) for root in self.roots)
+        if len(lanes) == 1 or not any(some for _, some in lanes):
+            lanes = ()
         alternatives = () if any(not some for some in roles) else tuple(roles)
-        if not (tests or alternatives or budgets or fences):
+        if not (tests or alternatives or budgets or fences or lanes):
             return _OPEN
         return _Plan(
             tests=tests,
             roles=alternatives,
             budgets=budgets,
             fences=fences,
+            lanes=lanes,
             metered=any(budget.bytes is not None for _, budget in budgets),
         )
 

@@ -400,7 +400,8 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
                     await end.results_place()
                     if guard is not None and guard.ended is not None:
                         raise _fresh(guard.ended)  # noqa: TRY301
-                size = _answer(context, method, values, end, guard)
+                onward = None if guard is None else guard.onward(method, args)
+                size = _answer(context, method, values, end, onward)
                 if guard is not None and guard.metered:
                     await _charge(guard, end, size)
                 values = None

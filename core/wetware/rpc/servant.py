@@ -51,6 +51,10 @@ class Guard(Protocol):
         """
         ...
 
+    def onward(self, method: Method, args: Mapping[str, object]) -> Guard:
+        """The guard of what a call that entered returns: this one, or a narrower one."""
+        ...
+
     def leave(self, task: asyncio.Task[Any]) -> None:
         """A call that entered is over, however it ended."""
         ...

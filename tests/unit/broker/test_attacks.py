@@ -40,9 +40,14 @@ pytestmark = pytest.mark.anyio
 async def node(tmp_path: Path) -> AsyncIterator[MemNode]:
     everything = RoleProfile({"box": frozenset({"*"})})
     bounded = RoleProfile({"box": frozenset({"*"})}, where("key=glob:mine/*").where)
+    # One may read what is its own, the other may open anything, and read nothing.
+    reader = RoleProfile(
+        {"box": frozenset({"Box.open", "Item.read"})}, where("key=glob:mine/*").where
+    )
+    opener = RoleProfile({"box": frozenset({"Box.open", "Item.box"})})
     backend = Backend(
-        {"member": everything, "bounded": bounded},
-        {"ada": {"member"}, "bob": {"member"}, "eve": {"bounded"}},
+        {"member": everything, "bounded": bounded, "reader": reader, "opener": opener},
+        {"ada": {"member"}, "bob": {"member"}, "eve": {"bounded"}, "zoe": {"reader", "opener"}},
     )
     made = MemNode("a", tmp_path, backend, Clock(), {})
     async with rpc.runtime(), made.running():
@@ -175,6 +180,33 @@ async def test_amplification_by_logging_in_again(node: MemNode) -> None:
                 await (await box(bearer)).put(key="mine/b", data=b"")
                 done += 1
     assert done == 2
+
+
+async def test_amplification_by_combining_roles(node: MemNode) -> None:
+    """What one role lets reach, and another one's constraint does not, the other does not serve."""
+    async with node.login("zoe", ("reader", "opener")) as session:
+        opened = await box(session)
+        mine = (await opened.open(key="mine/a"))["item"]
+        await mine.read()
+        await mine.box()
+        other = (await opened.open(key="other"))["item"]  # by the opener's leave alone
+        with pytest.raises(Denied):
+            await other.read()
+        back = (await other.box())["box"]
+        nested = (await back.open(key="mine/a"))["item"]  # it stays so below
+        with pytest.raises(Denied):
+            await nested.read()
+        await mine.read()
+        await (await opened.open(key="mine/b"))["item"].read()
+        ref, _ = await session.share({"box": []})
+    async with node.redeem(ref) as bearer:
+        opened = await box(bearer)
+        await (await opened.open(key="mine/a"))["item"].read()
+        with pytest.raises(Denied):
+            await (await opened.open(key="other"))["item"].read()
+    with pytest.raises(Denied):  # as with each role alone
+        async with node.login("zoe", ("reader",)) as session:
+            await (await box(session)).open(key="other")
 
 
 async def test_amplification_by_attenuating_with_more(node: MemNode) -> None:

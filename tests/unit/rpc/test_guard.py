@@ -35,6 +35,9 @@ class Grant:
     def charge(self, nbytes: int) -> None:
         raise AssertionError("it is not metered")
 
+    def onward(self, method: rpc.Method, args: Mapping[str, object]) -> Any:
+        return self
+
     def enter(
         self, method: rpc.Method, args: Mapping[str, object], task: asyncio.Task[Any]
     ) -> None:
