@@ -29,8 +29,10 @@ log = get_logger("plugin.auth_evm")
 
 ANSWER_BYTES_MAX: Final = 1 << 20
 """Of one answer; logs have LOGS_BYTES_MAX."""
-LOGS_BYTES_MAX: Final = 16 << 20
-"""Of one answer with logs. More are asked for in parts; a part takes the loop some 0.2 s."""
+LOGS_BYTES_MAX: Final = 4 << 20
+"""Of one answer with logs. More are asked for in parts; a part takes the loop some 0.1 s."""
+BLOCK_LOGS_BYTES_MAX: Final = 64 << 20
+"""Of the logs of a single block, which cannot be asked for in parts."""
 CALLS_MAX: Final = 16
 """At one endpoint at the same time; more wait."""
 FAILURES_MAX: Final = 3

@@ -19,6 +19,7 @@ from eth_hash.auto import keccak
 
 from wetware.log import get_logger
 from wetware_auth_evm.endpoints import (
+    BLOCK_LOGS_BYTES_MAX,
     LOGS_BYTES_MAX,
     REFUSED,
     Block,
@@ -374,7 +375,8 @@ class Follower:
                 "toBlock": hex(until),
             }
             try:
-                raw = await endpoint.call("eth_getLogs", asked, bytes_max=LOGS_BYTES_MAX)
+                most = LOGS_BYTES_MAX if until > reading.following else BLOCK_LOGS_BYTES_MAX
+                raw = await endpoint.call("eth_getLogs", asked, bytes_max=most)
             except EndpointFailed as exc:
                 if exc.code != REFUSED or until == reading.following:
                     raise

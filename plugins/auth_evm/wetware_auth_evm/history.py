@@ -155,9 +155,6 @@ class History:
         if self._given_up:
             return False
         self._pending += settled
-        if len(self._pending) > PENDING_MAX:
-            self._give_up()
-            return False
         # The heads stand for the events that lead to them.
         now = (
             *(replica.final.head, replica.tip.head, tuple(replica.held.items())),
@@ -173,6 +170,8 @@ class History:
             if not self._failing:
                 log.error("replica.not_saved", error=exc.strerror)  # noqa: TRY400
             self._failing = True
+            if len(self._pending) > PENDING_MAX:
+                self._give_up()
             return False
         self._saved, self._saved_block, self._failing = now, replica.final_block[0], False
         return True

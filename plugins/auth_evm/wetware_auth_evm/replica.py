@@ -40,6 +40,8 @@ class _Step(NamedTuple):
     """An event that `tip` has and `final` has not."""
 
     event: Event
+    head: bytes
+    """Hash of the history with it."""
     mark: int
     """Where the journal of `tip` is after it."""
     withdraws: frozenset[bytes] | None
@@ -120,17 +122,20 @@ class Replica:
         if (self.tip.seq, self.tip.head) == (seq, head):
             self._seen_at = number
             return frozenset()
-        events = self._leading_to(seq, head, found)
+        events, heads = self._leading_to(seq, head, found)
         kept = 0
-        for step, event in zip(self._steps, events, strict=False):
-            if step.event.leaf != event.leaf:
+        for step, after in zip(self._steps, heads, strict=False):
+            if step.head != after:
                 break
             kept += 1
         gone = self._steps[kept:]
         del self._steps[kept:]
         self.tip.rollback(self._steps[-1].mark if self._steps else 0)
         bulk = self._is_bulk(len(events) - kept)
-        concerned = [self._add(event, bulk=bulk) for event in events[kept:]]
+        concerned = [
+            self._add(event, after, bulk=bulk)
+            for event, after in zip(events[kept:], heads[kept:], strict=True)
+        ]
         self._gather()
         stays = {event.leaf for event in events}
         for step in gone:
@@ -143,19 +148,26 @@ class Replica:
         self._seen_at = number
         return union(concerned)
 
-    def _leading_to(self, seq: int, head: bytes, found: Sequence[Event]) -> list[Event]:
-        """Those of the events that lead from `final` to a state; raises BadLog if they do not."""
+    def _leading_to(
+        self, seq: int, head: bytes, found: Sequence[Event]
+    ) -> tuple[list[Event], list[bytes]]:
+        """Those of the events that lead from `final` to a state, and the hash after each.
+
+        Raises BadLog if they do not lead there.
+        """
         events = [event for event in found if self.final.seq < event.seq <= seq]
         at, folded = self.final.seq, self.final.head
+        heads = []
         for event in events:
             if event.seq != at + 1:
                 raise BadLog(f"event {event.seq} follows event {at}: logs are missing or forged")
             at, folded = event.seq, fold(folded, event.leaf)
+            heads.append(folded)
         if at != seq:
             raise BadLog(f"the logs end at event {at}, and the contract is at {seq}")
         if folded != head:
             raise BadLog(f"the logs lead to another state than event {seq} of the contract")
-        return events
+        return events, heads
 
     def _is_bulk(self, events: int) -> bool:
         """Whether these are a long history that is read for the first time.
@@ -165,13 +177,15 @@ class Replica:
         """
         return self.final.seq == 0 and events >= COPIED_EVENTS_MIN
 
-    def _add(self, event: Event, *, bulk: bool = False) -> frozenset[bytes] | None:
+    def _add(
+        self, event: Event, head: bytes | None = None, *, bulk: bool = False
+    ) -> frozenset[bytes] | None:
         """One more event of `tip`; returns whom it is about."""
         here = not bulk and event.scope in (self.scope, ROOT)
         withdraws = self.tip.withdraws(event) if here else frozenset()
-        about = self.tip.apply(event)
+        about = self.tip.apply(event, head)
         left = self._what_is_left(event, withdraws) if withdraws else {}
-        self._steps.append(_Step(event, self.tip.mark(), withdraws, left))
+        self._steps.append(_Step(event, self.tip.head, self.tip.mark(), withdraws, left))
         return about
 
     def _what_is_left(
@@ -218,13 +232,10 @@ class Replica:
         bulk = self._is_bulk(len(self._steps))
         moved = self._steps[:count]
         if count:
-            trial = self.final.head
-            for step in moved:
-                trial = fold(trial, step.event.leaf)
-            if len(moved) != count or trial != head:
+            if len(moved) != count or moved[-1].head != head:
                 raise BadLog(f"the final block {number} has other events than the newest one")
             for step in moved:
-                self.final.apply(step.event)
+                self.final.apply(step.event, step.head)
             self._drop(moved, anew=bulk or count >= COPIED_EVENTS_MIN)
         self.final_block = (number, hash_)
         self.held = {who: block for who, block in self.held.items() if block > number}
@@ -234,18 +245,18 @@ class Replica:
         """Let `tip` begin at `final`, which has these events now."""
         rest = self._steps[len(moved) :]
         if anew:
-            self._rebase(step.event for step in rest)
+            self._rebase((step.event, step.head) for step in rest)
             return
         mark = moved[-1].mark
         self.tip.forget(mark)
         self._steps = [step._replace(mark=step.mark - mark) for step in rest]
         self._gather()
 
-    def _rebase(self, unsettled: Iterable[Event]) -> None:
-        """Make `tip` of `final` and events that it has not."""
+    def _rebase(self, unsettled: Iterable[tuple[Event, bytes | None]]) -> None:
+        """Make `tip` of `final` and (event, hash after it, if known) that it has not."""
         self.tip, self._steps = self.final.copy(journal=True), []
-        for event in unsettled:
-            self._add(event)
+        for event, head in unsettled:
+            self._add(event, head)
         self._gather()
 
     def restore(
@@ -265,7 +276,7 @@ class Replica:
         self.forget()
         self.final, self.final_block, self.tip_block = final, block, tip_block
         self.held, self.regressed, self._seen_at = dict(held), regressed, tip_block[0]
-        self._rebase(unsettled)
+        self._rebase((event, None) for event in unsettled)
 
     def doubt(self) -> None:
         """Read the events anew: what was restored does not lead to the contract's state.
@@ -459,9 +470,9 @@ def parse_state(answer: bytes) -> tuple[int, bytes]:
 
 def union(parts: Iterable[frozenset[bytes] | None]) -> frozenset[bytes] | None:
     """Whom changes are about; None is everybody."""
-    accounts: frozenset[bytes] = frozenset()
+    accounts: set[bytes] = set()
     for part in parts:
         if part is None:
             return None
         accounts |= part
-    return accounts
+    return frozenset(accounts)

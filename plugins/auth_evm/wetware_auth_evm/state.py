@@ -85,6 +85,7 @@ class State:
     """
 
     __slots__ = (
+        "_places",
         "account_epochs",
         "admins",
         "grants",
@@ -109,6 +110,7 @@ class State:
         self.account_epochs: dict[bytes, int] = {}
         self.scope_epochs: dict[bytes, int] = {}
         self.journal: list[_Undo] | None = [] if journal else None
+        self._places: dict[ScopeRole, ScopeRole] = {}
 
     def copy(self, *, journal: bool) -> State:
         """The same state, with or without a journal."""
@@ -120,13 +122,15 @@ class State:
         for name in ("account_epochs", "scope_epochs"):
             setattr(new, name, dict(getattr(self, name)))
         new.journal = [] if journal else None
+        new._places = dict(self._places)
         return new
 
     # --- events -----------------------------------------------------------------------------------
 
-    def apply(self, event: Event) -> frozenset[bytes] | None:
+    def apply(self, event: Event, head: bytes | None = None) -> frozenset[bytes] | None:
         """Fold one event in; returns the accounts that it is about, None for everybody.
 
+        `head` is the hash of the history with it, where the caller has computed it already.
         Raises BadLog, and changes nothing then, if it is not the next one.
         """
         if event.seq != self.seq + 1:
@@ -140,10 +144,10 @@ class State:
                     data["expiry"],
                     data["serial"],
                     data["rights"],
-                    data["by"],
+                    data["by"] if any(data["by"]) else NOBODY,
                     data["via"],
                 )
-                self._put(self.grants, account, (scope, data["role"]), grant)
+                self._put(self.grants, account, self._place(scope, data["role"]), grant)
             case "Revoked":
                 self._put(self.grants, account, (scope, data["role"]), None)
             case "RevokedAll":
@@ -168,7 +172,7 @@ class State:
             case "OwnerChanged":
                 self._assign("owner", account)
                 self._assign("pending", (NOBODY, 0))
-        self._assign("head", fold(self.head, event.leaf))
+        self._assign("head", fold(self.head, event.leaf) if head is None else head)
         self._assign("seq", event.seq)
         return touched
 
@@ -269,6 +273,11 @@ class State:
             place.pop(key, None)
         else:
             place[key] = value
+
+    def _place(self, scope: bytes, role: bytes) -> ScopeRole:
+        """The same pair for the same names: there are few of them, and many records."""
+        pair = (scope, role)
+        return self._places.setdefault(pair, pair)
 
     def _put(self, table: dict[bytes, dict[Any, Any]], outer: bytes, key: Any, value: Any) -> None:
         inner = table.get(outer)

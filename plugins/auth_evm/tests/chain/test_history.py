@@ -407,6 +407,18 @@ def test_a_disk_that_stays_full_does_not_fill_the_memory(
     assert loaded(tmp_path).final.seq == 1
 
 
+def test_a_long_history_read_at_once_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is on what a failing disk did not take, not on what there is."""
+    monkeypatch.setattr(module, "PENDING_MAX", 3)
+    fed = Fed(tmp_path)
+    for rights in range(1, 9):
+        fed.grant(rights)
+    assert fed.step() is True
+    assert same(loaded(tmp_path), fed.replica)
+
+
 # --- the operator -------------------------------------------------------------------------------
 
 
