@@ -196,7 +196,7 @@ async def revocations(report: Report, chain: Net, count: int, rounds: int) -> No
         f"\n{section}: in a block → the replica denies; {rounds} each; three endpoints "
         "(one anvil), two have to agree"
     )
-    urls = [f"{chain.chain.url}/{name}" for name in "abc"]
+    urls = [f"{chain.chain.url}/?{name}" for name in "abc"]
     number = 0
     for name, woken in ((f"polled every {POLL_S:g} s", False), ("woken at once", True)):
         took = []
@@ -205,6 +205,7 @@ async def revocations(report: Report, chain: Net, count: int, rounds: int) -> No
             task = asyncio.create_task(follower.run(functools.partial(_told, looks)))
             try:
                 await looks.get()
+                assert not follower.replica.fault, follower.replica.fault
                 for _ in range(rounds):
                     took.append(await _revoked(chain, follower, looks, number, woken=woken))
                     number += 1
