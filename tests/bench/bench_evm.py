@@ -2,10 +2,11 @@
 
 `python tests/bench/bench_evm.py [--quick] [--check]`: on a real anvil with WetwareACL, 20 grants
 and then 20,000, minted by `grantMany`. Decisions from the replica's memory beside `eth_call` for
-the same answers in the same run; reading the whole history at a first start, from the checkpoint at
-the next; the memory that it takes, in a process of its own; from a revocation in a block to the
-replica's denial; logins by wallet. All on one machine over loopback HTTP, without TLS; the files of
-the replica are fsynced. --check: exit status 1 if a target is missed.
+the same answers in the same run; reading the whole history at a first start, from the checkpoint
+at the next; the memory that it takes, in a process of its own; from a revocation in a block to
+the replica's denial, and to the end of every session of two nodes; logins by wallet. All on one
+machine over loopback HTTP, without TLS; the files of the replica are fsynced. --check: exit
+status 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ ROOT_DIR = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT_DIR))
 
 import evm_login  # noqa: E402  # below the path that it needs
+import evm_sessions  # noqa: E402
 from cluster_report import Report, machine, quantile  # noqa: E402
 
 if TYPE_CHECKING:
@@ -255,6 +257,9 @@ async def measure(report: Report, *, quick: bool) -> None:
         await starts(report, chain, many, Path(folder))
         await revocations(report, chain, many, 8 if quick else 100)
     await evm_login.login_figures(report, 200 if quick else 2000)
+    await evm_sessions.session_figures(
+        report, accounts=4 if quick else 10, rounds=1 if quick else 5
+    )
 
 
 def main() -> int:

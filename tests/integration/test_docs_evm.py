@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import re
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -24,6 +22,8 @@ from wetware.testing import NodeProcess, wait_for
 from .test_docs import _BLOCK, ROOT, Machine, machines
 
 pytest.importorskip("eth_account", reason="needs the extra: pip install 'wetware[evm]'")
+
+from plugins.auth_evm.tests.contract.chains import end_with_parent
 
 __all__ = ["machines"]
 
@@ -106,10 +106,6 @@ def _until_subscribed(machine: Machine) -> None:
 # --- the how-to -----------------------------------------------------------------------------------
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 class Chain:
     """An anvil with a block each second, final two blocks later: as a chain of others."""
 
@@ -122,7 +118,7 @@ class Chain:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         assert self.process.stdout is not None
         port = ""

@@ -271,7 +271,8 @@ def find_anvil() -> Path | None:
     return path if path.is_file() else None
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """In a child, before it runs: it ends when the tests are killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
@@ -295,7 +296,7 @@ class AnvilChain:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            preexec_fn=_end_with_parent,  # also when the tests are killed
+            preexec_fn=end_with_parent,
         )
         lines: queue.Queue[str] = queue.Queue()
         # The pipe is read to the end: a node that cannot write its log would stop.

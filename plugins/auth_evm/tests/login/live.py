@@ -14,7 +14,13 @@ from typing import Any
 
 import pytest
 from eth_abi.abi import encode
-from plugins.auth_evm.tests.contract.chains import ARTIFACT, INSTALL, calldata, find_anvil
+from plugins.auth_evm.tests.contract.chains import (
+    ARTIFACT,
+    INSTALL,
+    calldata,
+    end_with_parent,
+    find_anvil,
+)
 from plugins.auth_evm.tests.contract.people import OWNER, word
 from plugins.auth_evm.tests.login.contracts_of import creation_code
 from plugins.auth_evm.tests.login.world import SCOPE, Person
@@ -166,6 +172,7 @@ def live_chain() -> Iterator[LiveChain]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        preexec_fn=end_with_parent,
     )
     try:
         assert process.stdout is not None
