@@ -86,6 +86,9 @@ class FakeGuard:
     def unexported(self) -> bool:
         return False
 
+    def onward(self, method: rpc.Method, args: Any) -> Any:
+        return self
+
     def let_go(self) -> None:
         pass
 
