@@ -10,6 +10,7 @@ Conformance suites for services and auth backends will live here too.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -56,6 +57,14 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """For `preexec_fn`: the child is killed when the thread that started it ends, however it does.
+
+    So that no process stays behind when tests are killed. Linux only (PR_SET_PDEATHSIG).
+    """
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def wait_for(condition: Any, what: str, *, within_s: float = 20.0) -> Any:

@@ -17,13 +17,11 @@ from typing import Any
 import pytest
 
 from wetware.errors import EXIT_DENIED
-from wetware.testing import NodeProcess, wait_for
+from wetware.testing import NodeProcess, end_with_parent, wait_for
 
 from .test_docs import _BLOCK, ROOT, Machine, machines
 
 pytest.importorskip("eth_account", reason="needs the extra: pip install 'wetware[evm]'")
-
-from plugins.auth_evm.tests.contract.chains import end_with_parent
 
 __all__ = ["machines"]
 

@@ -7,13 +7,11 @@ branch can be watched. anvil is a real node: transactions, receipts, gas, JSON-R
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import itertools
 import json
 import platform
 import queue
-import signal
 import subprocess
 import threading
 import time
@@ -25,6 +23,8 @@ from typing import Any, Protocol
 from eth_abi.abi import decode, encode
 from eth_utils.address import to_canonical_address, to_checksum_address
 from eth_utils.crypto import keccak
+
+from wetware.testing import end_with_parent
 
 PLUGIN = Path(__file__).resolve().parents[2]
 ARTIFACT: dict[str, Any] = json.loads(
@@ -269,11 +269,6 @@ def find_anvil() -> Path | None:
     folder = f"anvil-{platform.system().lower()}-{machine}"
     path = CONTRACTS / "node_modules/@foundry-rs" / folder / "bin/anvil"
     return path if path.is_file() else None
-
-
-def end_with_parent() -> None:
-    """In a child, before it runs: it ends when the tests are killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class AnvilChain:

@@ -18,14 +18,13 @@ from plugins.auth_evm.tests.contract.chains import (
     ARTIFACT,
     INSTALL,
     calldata,
-    end_with_parent,
     find_anvil,
 )
 from plugins.auth_evm.tests.contract.people import OWNER, word
 from plugins.auth_evm.tests.login.contracts_of import creation_code
 from plugins.auth_evm.tests.login.world import SCOPE, Person
 
-from wetware.testing import wait_for
+from wetware.testing import end_with_parent, wait_for
 from wetware_auth_evm.addresses import checksum
 from wetware_auth_evm.proofs import SessionProof
 from wetware_auth_evm.session import StoredSession, new_session, save
