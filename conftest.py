@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -11,6 +12,14 @@ import pytest
 # a Ctrl-C would then test the shell. What is caught here is back at its default in a child.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+RECURSION_LIMIT = sys.getrecursionlimit()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Each test has the interpreter's limit, as a node has: importing py-evm raises it."""
+    sys.setrecursionlimit(RECURSION_LIMIT)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -61,6 +62,8 @@ START_S_MAX = 30.0
 """For the auth backend and each service to become ready."""
 GATE_LINES_PER_MINUTE = 20
 """Refusals at the Gate that are logged for one address: it must not be able to fill the log."""
+RECURSION_MAX = 1000
+"""As Python begins with; plugins are imported by the time that it is set back to this."""
 CLOCK_LOOK_S = 5.0
 """Between two looks at how far this node's clock is from the others'."""
 CORE_SERVICES = ("node", "cluster", "grants", "audit")
@@ -336,6 +339,7 @@ class Node:
                 self._found()
                 self._collect_services()
                 discoveries = () if self.try_out else self.plugins.discoveries(self._context)
+                _bound_recursion()
                 await stack.enter_async_context(self._audited())
                 self.admission = Admission(
                     self._store,
@@ -772,6 +776,16 @@ class Node:
                 for p in self.plugins.report
             ],
         }
+
+
+def _bound_recursion() -> None:
+    """Set the limit of recursion back, where a plugin's import has raised it.
+
+    The parser of JSON goes as deep as that on the C stack: brackets of a peer's would end the node.
+    """
+    if sys.getrecursionlimit() > RECURSION_MAX:
+        log.info("recursion.bounded", was=sys.getrecursionlimit(), now=RECURSION_MAX)
+        sys.setrecursionlimit(RECURSION_MAX)
 
 
 def _rss_bytes() -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 
 import pytest
 
+from wetware import node
 from wetware.bounds import Claim, Places, Rates, Throttle, address_key
 from wetware.errors import LimitExceeded
 
@@ -81,3 +84,15 @@ def test_an_address_is_an_ip4_address_or_an_ip6_network_of_64_bits() -> None:
     assert address_key("2001:db8:1:2::7") == address_key("2001:db8:1:2:ffff::8")
     assert address_key("2001:db8:1:2::7") != address_key("2001:db8:1:3::7")
     assert address_key("not:an:address") == "not:an:address"
+
+
+def test_a_node_sets_the_limit_of_recursion_back() -> None:
+    """Where a plugin's import raised it, 100 KB of a peer's brackets would end the process."""
+    sys.setrecursionlimit(100_000)
+    try:
+        node._bound_recursion()
+        assert sys.getrecursionlimit() == node.RECURSION_MAX
+        with pytest.raises(RecursionError):
+            json.loads("[" * 100_000)
+    finally:
+        sys.setrecursionlimit(node.RECURSION_MAX)

@@ -7,6 +7,7 @@ sentence: no funds, wrong chain, what the contract refused and why, stuck, taken
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -266,7 +267,10 @@ def _is_no_funds(text: str) -> bool:
 def sign(wallet: Wallet, tx: Transaction, gas: int, fees: Fees, nonce: int) -> tuple[bytes, bytes]:
     """(the transaction as it is sent, its hash)."""
     try:
+        limit = sys.getrecursionlimit()
         from eth_account import Account
+
+        sys.setrecursionlimit(limit)  # py_ecc, which it imports, raises it for the whole process
     except ImportError:
         raise PluginError(
             "transactions need packages that are not installed", hint="pip install 'wetware[evm]'"

@@ -292,3 +292,22 @@ def test_moments_are_written_with_their_distance() -> None:
     assert when(NOW - 3600, NOW) == "2027-01-15 07:00:00 UTC (1 h ago)"
     assert when(NOW + 7200, NOW).endswith("(in 2 h)")
     assert when(1 << 60, NOW).startswith("second ")
+
+
+def test_signing_leaves_the_limit_of_recursion() -> None:
+    """eth-account raises it for the whole process, which then dies of nested JSON."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from wetware_auth_evm import chain_writes as w, wallets\n"
+            "wallet = wallets.Wallet.from_secret(bytes([1]) * 32)\n"
+            "tx = w.Transaction(to=bytes(20), data=b'', value=0, chain_id=1)\n"
+            "w.sign(wallet, tx, 21000, w.Fees(1, None), 0)\n"
+            "print(sys.getrecursionlimit(), 'eth_account' in sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "1000 True\n", done.stderr
