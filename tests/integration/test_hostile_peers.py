@@ -197,7 +197,8 @@ async def test_broken_frames_below_the_streams(trio: Trio) -> None:
         for start in starts:
             async with raw(trio) as peer:
                 peer.writer.write(start + rng.randbytes(300))
-                await peer.writer.drain()
+                with contextlib.suppress(ConnectionError):  # it may have been cut off by now
+                    await peer.writer.drain()
         for each in frames:
             async with secured(trio) as peer:
                 peer.frame(*each)
@@ -212,7 +213,8 @@ async def test_broken_frames_below_the_streams(trio: Trio) -> None:
                         rng.choice([0, 1, 100, 1 << 20, rng.getrandbits(32)]),
                         rng.randbytes(rng.randrange(120)),
                     )
-                await peer.writer.drain()
+                with contextlib.suppress(ConnectionError):  # it may have been cut off by now
+                    await peer.writer.drain()
 
 
 # --- identities that are none ---------------------------------------------------------------------

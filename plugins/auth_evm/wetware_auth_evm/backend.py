@@ -180,7 +180,7 @@ class EvmBackend:
                     return genesis
         except FileNotFoundError:
             return b""
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         raise ConfigError(
             f"{self._data_dir / CHAIN_FILE} is damaged, or of another chain",

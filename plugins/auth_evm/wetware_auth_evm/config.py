@@ -33,6 +33,7 @@ CLOCK_SKEW_S_DEFAULT: Final = 30.0
 WALLET_GAS_DEFAULT: Final = 500_000
 RECHECK_S_DEFAULT: Final = 30.0
 DOCUMENT_BYTES_MAX: Final = 4096
+_DAMAGED: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 TRY_OUT_COMMAND: Final = "`ww node --auth evm --dev` tries it out on a local chain"
 
 
@@ -268,7 +269,7 @@ class Public:
         """The inverse; raises ConfigError."""
         try:
             return cls._parse(json.loads(document[: DOCUMENT_BYTES_MAX + 1]))
-        except (ValueError, KeyError, TypeError, AttributeError, InvalidArgument) as exc:
+        except (*_DAMAGED, InvalidArgument) as exc:
             raise ConfigError(
                 f"what the cluster gave this node when it joined is not auth_evm's: {exc}",
                 hint="join again, with a new ticket",

@@ -306,7 +306,7 @@ def _kept(directory: Path) -> dict[str, Any] | None:
         _check_kept(kept)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ConfigError(
             f"{path} is damaged ({exc})",
             hint="restore it; or begin another try-out, with --data-dir",

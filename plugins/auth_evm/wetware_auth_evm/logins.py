@@ -197,6 +197,11 @@ def save_pending(name: str, pending: Pending) -> Path:
     return path
 
 
+_DAMAGED: Final = (
+    *(ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidArgument),
+)
+
+
 def load_pending(name: str, cluster: str) -> Pending:
     """What waits for a signature; raises KeyFileError if nothing does."""
     path = _path(name, cluster)
@@ -210,7 +215,7 @@ def load_pending(name: str, cluster: str) -> Pending:
             hint="ww auth evm login --wallet-address ADDRESS prints what to sign",
             code="key.missing",
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidArgument) as exc:
+    except (*_DAMAGED, OSError) as exc:
         raise KeyFileError(
             f"{path} is damaged", hint="ww auth evm login --wallet-address ADDRESS"
         ) from exc

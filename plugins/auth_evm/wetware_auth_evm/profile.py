@@ -336,7 +336,7 @@ def _node_cluster(data_dir: Path | None) -> str:
     try:
         cluster = json.loads((data_dir / paths.RUNTIME_FILE).read_bytes()[:FILE_BYTES_MAX])
         return str(cluster["cluster"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

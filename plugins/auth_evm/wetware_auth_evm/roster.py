@@ -161,7 +161,7 @@ class Roster:
             }
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, AttributeError) as exc:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as exc:
             self._log.warning("auth_evm.principals", why=str(exc)[:120], effect="shares are over")
         return {}
 

@@ -171,7 +171,7 @@ def load(name: str, cluster: str) -> StoredSession | None:
         session = _parse(json.loads(text))
         good = session.grant.cluster == cluster
         good = good and session.key.peer_id == session.grant.session_key
-    except (ValueError, KeyError, TypeError, AttributeError, InvalidArgument):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidArgument):
         good = False
     if not good:
         raise KeyFileError(f"{path} is damaged", hint=LOGIN, code="key.malformed")
