@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from wetware.cli.app import options
 from wetware.errors import WetwareError
+from wetware.testing import end_with_parent
 from wetware_auth_evm import abi, cli, wallets
 from wetware_auth_evm.contract import load as artifact
 from wetware_auth_evm.wallets import Wallet
@@ -55,6 +56,7 @@ class Anvil:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            preexec_fn=end_with_parent,
         )
         lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, args=(lines,), daemon=True)
