@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from wetware_auth_evm import contract as artifact
+from wetware_auth_evm.addresses import keccak
 from wetware_auth_evm.words import role_text, scope_text, stamp, who
 
 WORD: Final = 32
@@ -52,8 +53,6 @@ def _entries(kind: str) -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def _selector(kind: str, name: str) -> bytes:
-    from eth_hash.auto import keccak
-
     return keccak(f"{name}({','.join(_types(_entries(kind)[name]['inputs']))})".encode())[:4]
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from wetware.errors import ConfigError
 from wetware.identity import replace_private_file
+from wetware_auth_evm.addresses import keccak
 from wetware_auth_evm.dev_process import Child, NotStarted, RpcFailed, call, find_anvil
 from wetware_auth_evm.profile import DEFAULT_SCOPE, DEV_FILE
 
@@ -447,8 +448,6 @@ def _begin(port: int, engine: Engine, owner: bytes, scope: str) -> dict[str, Any
 
 def _compare(port: int, kept: dict[str, Any], place: Path) -> None:
     """The chain is the one of before; raises ConfigError."""
-    from eth_hash.auto import keccak
-
     from wetware_auth_evm import contract as artifact
 
     code = bytes.fromhex(call(port, "eth_getCode", kept["contract"], "latest")[2:])
@@ -522,8 +521,6 @@ def sign_free(wallet: Wallet, *, nonce: int, to: bytes, data: bytes, gas: int) -
 
     By hand: importing eth-account takes longer than the rest of a start with anvil.
     """
-    from eth_hash.auto import keccak
-
     fields: list[int | bytes] = [nonce, 0, gas, to, 0, data]
     signature = wallet.sign(keccak(_rlp([*fields, CHAIN_ID, 0, 0])))
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")

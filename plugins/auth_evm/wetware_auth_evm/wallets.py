@@ -24,6 +24,7 @@ from typing import Any, Final
 from wetware import paths
 from wetware.errors import InvalidArgument, KeyFileError
 from wetware.identity import write_new_private_file
+from wetware_auth_evm.addresses import keccak
 
 FILE_BYTES_MAX: Final = 64 << 10
 KDF_BYTES_MAX: Final = 512 << 20
@@ -59,8 +60,6 @@ class Wallet:
         """Of a private key; raises ValueError if it is none."""
         if len(secret) != 32 or not 0 < int.from_bytes(secret, "big") < _ORDER:
             raise ValueError("not a secp256k1 private key")
-        from eth_hash.auto import keccak
-
         public = _coincurve().PrivateKey(secret).public_key.format(compressed=False)
         return cls(keccak(public[1:])[12:], secret)
 
@@ -321,8 +320,6 @@ def _ask(passphrase: Passphrase | None, what: str) -> str:
 
 def encrypt(wallet: Wallet, passphrase: str, *, n: int = SCRYPT_N) -> dict[str, Any]:
     """A keystore v3 of a key: scrypt and AES-128-CTR."""
-    from eth_hash.auto import keccak
-
     salt, iv = secrets.token_bytes(32), secrets.token_bytes(16)
     derived = _scrypt(passphrase, salt, n, SCRYPT_R, SCRYPT_P, 32)
     text = _aes_ctr(derived[:16], iv, wallet.secret)
@@ -345,8 +342,6 @@ def encrypt(wallet: Wallet, passphrase: str, *, n: int = SCRYPT_N) -> dict[str, 
 
 def decrypt(document: Mapping[str, Any], passphrase: str, what: str) -> bytes:
     """The private key in a keystore v3; raises KeyFileError: wrong passphrase, malformed."""
-    from eth_hash.auto import keccak
-
     try:
         iv, text, mac, derived = _opened(document["crypto"], passphrase)
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
