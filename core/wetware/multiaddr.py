@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from wetware.errors import InvalidArgument
 from wetware.identity import PeerId
 
-_EXAMPLE = "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW…"
-_DNS_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}\.?)+\Z")
+_EXAMPLES = "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW… or /dns/node.example.org/tcp/4001/p2p/12D3KooW…"
+_LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")  # RFC 1123, and the "_" that is in use
+HOST_CHARS_MAX = 253
 ADDR_CHARS_MAX = 512
 
 
@@ -51,7 +52,7 @@ class Multiaddr:
             if parsed.version != int(kind[2]):
                 raise _bad(text, f"{host!r} is not an {kind} address")
         elif kind in ("dns", "dns4", "dns6"):
-            if not _DNS_NAME.match(host):
+            if not _is_host_name(host):
                 raise _bad(text, f"{host!r} is not a host name")
         else:
             raise _bad(text, f"{kind!r} is not one of ip4, ip6, dns, dns4, dns6")
@@ -82,7 +83,13 @@ class Multiaddr:
         return f"{base}/p2p/{self.peer}" if self.peer else base
 
 
+def _is_host_name(text: str) -> bool:
+    """Whether each label is one; looks at each character once, for peers choose the text."""
+    labels = text.removesuffix(".").split(".")
+    return len(text) <= HOST_CHARS_MAX and all(_LABEL.fullmatch(label) for label in labels)
+
+
 def _bad(text: str, why: str) -> InvalidArgument:
     return InvalidArgument(
-        f"bad address {text!r}: {why}", hint=f"write it like {_EXAMPLE}", code="invalid.multiaddr"
+        f"bad address {text!r}: {why}", hint=f"write it like {_EXAMPLES}", code="invalid.multiaddr"
     )
