@@ -13,7 +13,7 @@ import pytest
 from wetware.audit import Audit
 from wetware.broker import Broker, LoginLimits
 from wetware.broker.terms import TIME_MAX
-from wetware.errors import Disconnected, Expired, LimitExceeded, Revoked
+from wetware.errors import Disconnected, Expired, LimitExceeded, PluginError, Revoked
 from wetware.hookspecs import Accept, NotMine, Reject, RoleProfile, Withdrawn
 from wetware.identity import Challenge, Channel, Key, LoginStatus, Principal, Proof
 from wetware.protocol import status_from_name, status_name
@@ -122,6 +122,47 @@ async def test_everything_else_is_a_refusal(answer: Any, expected: LoginStatus) 
     verdict = await broker(Backend(answer)).judge(challenge(), proof(challenge()))
     assert verdict.status is expected
     assert verdict.principal is None
+
+
+class Defective(Backend):
+    """A backend whose authors took lists for sets."""
+
+    def __init__(self, answer: Any = None, *, roles: Any = None, profile: Any = None) -> None:
+        super().__init__(answer)
+        self.roles = lambda _: self.current if roles is None else roles  # type: ignore[method-assign]
+        if profile is not None:
+            self.profile = lambda _: profile  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("backend", "names"),
+    [
+        (Defective(profile=RoleProfile({"box": ["*"]})), "profile('member').services['box'] is"),  # type: ignore[dict-item]
+        (Defective(profile=RoleProfile({"box": "*"})), "profile('member').services['box'] is"),  # type: ignore[dict-item]
+        (Defective(profile=RoleProfile({}, ("a=b",))), "profile('member').where is ('a=b',)"),  # type: ignore[arg-type]
+        (Defective(profile=RoleProfile([])), "profile('member').services is []"),  # type: ignore[arg-type]
+        (Defective(profile={"box": ["*"]}), "profile('member') is {'box'"),
+        (Defective(roles=["member"]), "roles(fake:ada) is ['member']"),
+        (Defective(Accept(ADA, ["member"])), "Accept.roles is ['member']"),  # type: ignore[arg-type]
+        (Defective(Accept("ada", frozenset({"member"}))), "Accept.principal is 'ada'"),  # type: ignore[arg-type]
+        (Defective(Reject("no", "")), "Reject.status is 'no'"),  # type: ignore[arg-type]
+        (Defective(True), "authenticate() is True"),
+    ],
+)
+async def test_what_a_backend_must_not_give_is_a_refusal_that_names_it(
+    backend: Backend, names: str
+) -> None:
+    verdict = await broker(backend).judge(challenge(), proof(challenge()))
+    assert (verdict.status, verdict.principal) == (LoginStatus.BACKEND_UNAVAILABLE, None)
+    assert "the auth backend fake" in verdict.reason
+    assert names in verdict.reason
+
+
+async def test_a_defective_profile_opens_no_session() -> None:
+    made = broker(Defective(profile=RoleProfile({"box": ["*"]})))  # type: ignore[dict-item]
+    with pytest.raises(PluginError, match=r"fake.*services\['box'\]"):
+        made.open_session(ADA, {"member"})
+    assert made.sessions == 0
 
 
 async def test_a_role_withdrawn_during_the_check_is_not_granted() -> None:
@@ -276,3 +317,19 @@ async def test_closing_ends_everything() -> None:
     with pytest.raises(Disconnected):
         made.open_session(ADA, {"member"})
     made.close()
+
+
+async def test_closing_again_does_not_unwatch_again_and_its_error_hides_no_other() -> None:
+    backend, calls = Backend(), []
+
+    def unwatch() -> None:
+        calls.append(1)
+        raise ValueError("list.remove(x): x not in list")
+
+    backend.watch = lambda _: unwatch  # type: ignore[method-assign]
+    made = broker(backend)
+    session = made.open_session(ADA, {"member"})
+    made.close()
+    made.close()
+    assert calls == [1]
+    assert session.ended is not None

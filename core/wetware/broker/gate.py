@@ -19,15 +19,24 @@ from wetware import rpc
 from wetware.bounds import Claim, Places, Rates, address_key
 from wetware.broker.limits import LoginLimits
 from wetware.broker.session import SessionServant
-from wetware.broker.terms import TIME_MAX
+from wetware.broker.terms import TIME_MAX, Where
 from wetware.broker.tree import BEARER, UNKNOWN_REF, Tree
 from wetware.errors import (
     CapabilityError,
     Disconnected,
     LimitExceeded,
+    PluginError,
     WetwareError,
 )
-from wetware.hookspecs import Accept, NotMine, Reject, Resumed, Suspended, Withdrawn
+from wetware.hookspecs import (
+    Accept,
+    NotMine,
+    Reject,
+    Resumed,
+    RoleProfile,
+    Suspended,
+    Withdrawn,
+)
 from wetware.identity import (
     CHALLENGE_BYTES_MAX,
     NONCE_BYTES,
@@ -48,7 +57,7 @@ if TYPE_CHECKING:
     from wetware.broker.adopt import Adoptions
     from wetware.broker.decisions import Explanation
     from wetware.broker.grants import Grant
-    from wetware.hookspecs import AuthBackend, Clock, RoleProfile, Service
+    from wetware.hookspecs import AuthBackend, Clock, Service
     from wetware.multiaddr import Multiaddr
 
 log = get_logger("broker")
@@ -98,6 +107,16 @@ def compare(issued: Challenge, proof: Proof, now_s: float) -> Verdict | None:
     if seen != issued:
         return Verdict(LoginStatus.MALFORMED, "the signed statement is not the challenge")
     return None
+
+
+class BackendDefect(PluginError):
+    """An auth backend gave something that its contract does not allow."""
+
+    code = "plugin.auth"
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, frozenset) and all(isinstance(each, str) for each in value)
 
 
 class Broker:
@@ -150,7 +169,33 @@ class Broker:
 
     def _profile(self, principal: Principal, role: str) -> RoleProfile | None:
         """A role as a principal has it now; None if not."""
-        return self.backend.profile(role) if role in self.backend.roles(principal) else None
+        return self._profile_of(role) if role in self._roles(principal) else None
+
+    # --- what the backend says: a plugin's mistake is named, and never widens or crashes ----------
+
+    def _expect(self, fits: bool, what: str, value: object, wanted: str) -> None:
+        if not fits:
+            raise BackendDefect(
+                f"the auth backend {self.backend.name}: {what} is {repr(value)[:80]}, not {wanted}",
+                hint="report it to the authors of the plugin (wetware.hookspecs.AuthBackend)",
+            )
+
+    def _roles(self, principal: Principal) -> frozenset[str]:
+        roles = self.backend.roles(principal)
+        self._expect(_are_texts(roles), f"roles({principal})", roles, "a frozenset of texts")
+        return roles
+
+    def _profile_of(self, role: str) -> RoleProfile:
+        profile, name = self.backend.profile(role), f"profile({role!r})"
+        self._expect(isinstance(profile, RoleProfile), name, profile, "a RoleProfile")
+        services, where = profile.services, profile.where
+        self._expect(isinstance(services, Mapping), f"{name}.services", services, "a mapping")
+        for service, patterns in services.items():
+            what = f"{name}.services[{service!r}]"
+            self._expect(_are_texts(patterns), what, patterns, "a frozenset of texts")
+        are_where = isinstance(where, tuple) and all(isinstance(each, Where) for each in where)
+        self._expect(are_where, f"{name}.where", where, "a tuple of Where")
+        return profile
 
     def judge_clock(self, others_ahead_s: float | None) -> None:
         """Refuse grants with an end while this node's clock cannot judge it.
@@ -170,9 +215,14 @@ class Broker:
 
     def close(self) -> None:
         """End every session and admit no other; the node is stopping. Idempotent."""
+        if self._closed:
+            return
         self._closed = True
-        self._unwatch()
         self.tree.close("the node is stopping")
+        try:
+            self._unwatch()
+        except Exception:  # what ended the node, maybe the backend itself, is not hidden by it
+            log.exception("auth.backend_failed", backend=self.backend.name)
 
     @property
     def sessions(self) -> int:
@@ -215,24 +265,38 @@ class Broker:
         if (wrong := compare(challenge, proof, self.clock.time())) is not None:
             return wrong
         try:
-            result = await self.backend.authenticate(challenge, proof)
+            return await self._ask_backend(challenge, proof)
+        except BackendDefect as exc:
+            log.error("auth.backend_defect", backend=self.backend.name, why=exc)  # noqa: TRY400  # the message says it all
+            return Verdict(LoginStatus.BACKEND_UNAVAILABLE, exc.message)
         except Exception:
             log.exception("auth.backend_failed", backend=self.backend.name)
             return Verdict(
                 LoginStatus.BACKEND_UNAVAILABLE, "the auth backend cannot decide; see its log"
             )
+
+    async def _ask_backend(self, challenge: Challenge, proof: Proof) -> Verdict:
+        result = await self.backend.authenticate(challenge, proof)
         match result:
             case Accept(principal=principal, roles=roles, expires_at=expires_at):
                 pass
             case Reject(status=status, reason=reason):
+                fits = isinstance(status, LoginStatus)
+                self._expect(fits, "Reject.status", status, "a LoginStatus")
                 refused = LoginStatus.MALFORMED if status is LoginStatus.GRANTED else status
                 return Verdict(refused, reason)
             case NotMine():
                 return Verdict(LoginStatus.UNSUPPORTED_SCHEME, "no auth backend knows the proof")
+        wanted = "Accept, Reject or NotMine"
+        self._expect(isinstance(result, Accept), "authenticate()", result, wanted)
+        self._expect(isinstance(principal, Principal), "Accept.principal", principal, "a Principal")
+        self._expect(_are_texts(roles), "Accept.roles", roles, "a frozenset of texts")
         # Re-checked after the await, from memory: a role withdrawn meanwhile is not granted.
-        now = roles & self.backend.roles(principal)
+        now = roles & self._roles(principal)
         if not now:
             return Verdict(LoginStatus.NO_ROLE, f"{principal} has no role in this cluster")
+        for role in now:
+            self._profile_of(role)
         if self.clock.time() * 1000 > challenge.not_after_ms:
             return Verdict(LoginStatus.EXPIRED, "the challenge expired while it was judged")
         if expires_at is not None:
@@ -260,9 +324,7 @@ class Broker:
         Raises LimitExceeded, or Disconnected while the node stops.
         """
         self._check_place(principal, local=local)
-        roots = [
-            self.tree.root(principal, role, self.backend.profile(role)) for role in sorted(roles)
-        ]
+        roots = [self.tree.root(principal, role, self._profile_of(role)) for role in sorted(roles)]
         return self._count_session(self.tree.session(principal, roots, expires_at=expires_at))
 
     def _check_place(self, principal: Principal, *, local: bool) -> None:
