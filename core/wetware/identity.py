@@ -29,7 +29,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from wetware.errors import InvalidArgument, KeyFileError
 
-# --- base58 and peer IDs --------------------------------------------------------------------------
+# --- hex, base58 and peer IDs ---------------------------------------------------------------------
+
+
+def from_hex(text: str) -> bytes:
+    """The inverse of `bytes.hex`, of one text only; raises ValueError.
+
+    `bytes.fromhex` takes spaces and capitals as well: what is signed or hashed would have many
+    forms.
+    """
+    data = bytes.fromhex(text)
+    if data.hex() != text:
+        raise ValueError("not hex as it is written here: small letters, nothing between them")
+    return data
+
 
 _B58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _B58_VALUE = {char: value for value, char in enumerate(_B58)}

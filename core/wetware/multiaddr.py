@@ -58,7 +58,7 @@ class Multiaddr:
             raise _bad(text, f"{kind!r} is not one of ip4, ip6, dns, dns4, dns6")
         if transport != "tcp":
             raise _bad(text, f"transport {transport!r} is not supported, only tcp")
-        if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
+        if not _is_port(port_text):
             raise _bad(text, f"{port_text!r} is not a port (0 to 65535)")
         peer = None
         if rest:
@@ -81,6 +81,11 @@ class Multiaddr:
     def __str__(self) -> str:
         base = f"/{self.kind}/{self.host}/tcp/{self.port}"
         return f"{base}/p2p/{self.peer}" if self.peer else base
+
+
+def _is_port(text: str) -> bool:
+    """Whether it is a number from 0 to 65535, written in the one way."""
+    return text.isascii() and text.isdigit() and str(int(text)) == text and int(text) <= 65535
 
 
 def _is_host_name(text: str) -> bool:

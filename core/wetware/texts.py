@@ -50,7 +50,7 @@ class TextForm:
         """The text of a map with the keys, "v" among them."""
         data = cbor.encode(value)
         data += hashlib.sha256(data).digest()[:_CHECKSUM_BYTES]
-        return self.prefix + base64.urlsafe_b64encode(data).decode().rstrip("=")
+        return self.prefix + _base64(data)
 
     def decode(self, text: str) -> dict[str, Any]:
         """The inverse of `encode`; raises InvalidArgument, which does not contain the text."""
@@ -63,7 +63,10 @@ class TextForm:
         try:
             data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
-            raise self.bad("it has characters that do not belong there, or lost its end") from None
+            data = b""
+        # The decoder passes over bits that the last character leaves over, and takes "+" and "/".
+        if _base64(data) != body:
+            raise self.bad("it has characters that do not belong there, or lost its end")
         payload, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
         if hashlib.sha256(payload).digest()[:_CHECKSUM_BYTES] != checksum:
             raise self.bad("the checksum differs: it is incomplete or was changed")
@@ -76,6 +79,10 @@ class TextForm:
         if value.keys() != self.keys:
             raise self.bad("fields that do not belong there, or missing ones")
         return value
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def parse_addrs(value: object, *, addrs_max: int = ADDRS_MAX) -> tuple[Multiaddr, ...]:

@@ -44,6 +44,7 @@ def test_round_trip(text: str) -> None:
         ("/ip4/127.0.0.1/udp/1", "only tcp"),
         ("/ip4/127.0.0.1/tcp/65536", "is not a port"),
         ("/ip4/127.0.0.1/tcp/-1", "is not a port"),
+        ("/ip4/127.0.0.1/tcp/04001", "is not a port"),
         ("/ip4/127.0.0.1/tcp/²", "is not a port"),
         ("/unix/tmp/tcp/1", "is not one of ip4"),
         ("/dns/bad name/tcp/1", "is not a host name"),

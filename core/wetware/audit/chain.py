@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from wetware.errors import InvalidArgument
-from wetware.identity import Key, PeerId, verify
+from wetware.identity import Key, PeerId, from_hex, verify
 
 DOMAIN: Final = b"wetware-audit:1\n"
 CHECKPOINT_DOMAIN: Final = b"wetware-audit-checkpoint:1\n"
 LINE_BYTES_MAX: Final = 16 << 10
 FIELD_CHARS_MAX: Final = 1024
 CHECKPOINT_CHARS_MAX: Final = 1024
+LOG_CHARS_MAX: Final = 64
 OPENED: Final = "log.opened"
 """The first record of each file: which log, whose, and the hash before it."""
 CHECKPOINTS_FILE: Final = "checkpoints.jsonl"
@@ -63,7 +64,7 @@ def split(line: bytes) -> tuple[bytes, bytes]:
     body, tail = line[:-_TAIL_BYTES], line[-_TAIL_BYTES:]
     if len(line) <= _TAIL_BYTES or not tail.startswith(_HASH_KEY) or not tail.endswith(b'"}'):
         raise ValueError("not a record")
-    return body, bytes.fromhex(tail[len(_HASH_KEY) : -2].decode("ascii"))
+    return body, from_hex(tail[len(_HASH_KEY) : -2].decode("ascii"))
 
 
 def field(value: object) -> str | int | bool:
@@ -173,17 +174,22 @@ class Checkpoint:
             raise ValueError("a field of a wrong type")
         if not all(type(n) is int and 0 <= n < 2**63 for n in (value["seq"], value["time_ms"])):
             raise ValueError("a number is out of range")
-        head = bytes.fromhex(value["head"])
+        if len(value["log"]) > LOG_CHARS_MAX:
+            raise ValueError("the log's ID is too long")
+        head = from_hex(value["head"])
         if len(head) != hashlib.sha256().digest_size:
             raise ValueError("its hash has a wrong length")
-        return cls(
-            log=value["log"][:64],
+        found = cls(
+            log=value["log"],
             node=PeerId.parse(value["node"]),
             seq=value["seq"],
             head=head,
             time_ms=value["time_ms"],
-            signature=bytes.fromhex(value["signature"]),
+            signature=from_hex(value["signature"]),
         )
+        if found.text != (text if isinstance(text, str) else text.decode()).strip():
+            raise ValueError("not as it was printed")  # one checkpoint has one text
+        return found
 
 
 def read_checkpoints(path: Path) -> tuple[list[Checkpoint], int]:

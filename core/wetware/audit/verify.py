@@ -27,7 +27,7 @@ from wetware.audit.chain import (
     split,
 )
 from wetware.errors import InvalidArgument, NotFound
-from wetware.identity import PeerId
+from wetware.identity import PeerId, from_hex
 
 PROBLEMS_MAX = 20
 PROGRESS_RECORDS = 100_000
@@ -248,7 +248,7 @@ def _header(line: bytes) -> tuple[dict[str, Any], str, PeerId, bytes, int]:
     node, log, seq = record["node"], record["log"], record["seq"]
     if not (type(node) is type(log) is str and log.isprintable() and type(seq) is int):
         raise ValueError("a field of a wrong type")
-    return record, log, PeerId.parse(node), bytes.fromhex(record["prev"]), seq
+    return record, log, PeerId.parse(node), from_hex(record["prev"]), seq
 
 
 def seq_of(body: bytes) -> int:

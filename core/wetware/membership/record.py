@@ -200,6 +200,8 @@ def _open_envelope(encoded: bytes) -> tuple[bytes, bytes]:
         raise Malformed("a record is a payload and a signature")
     if len(signature) != 64:
         raise Malformed("a signature has 64 bytes")
+    if cbor.encode({"p": payload, "s": signature}) != encoded:
+        raise Malformed("not the encoding that records have")  # one record has one encoding
     return payload, signature
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from wetware.errors import AuthError, InvalidArgument, WetwareError
 from wetware.hookspecs import RoleProfile
-from wetware.identity import Key, PeerId, verify
+from wetware.identity import Key, PeerId, from_hex, verify
 
 if TYPE_CHECKING:
     from wetware.broker.terms import Where
@@ -427,7 +427,7 @@ class Signed:
             raise _bad(f"larger than {DOCUMENT_BYTES_MAX} bytes")
         top = _table(_json(document), "the document", {"policy", "signature"})
         try:
-            signature = bytes.fromhex(str(top.get("signature")))
+            signature = from_hex(str(top.get("signature")))
         except ValueError:
             raise _bad("the signature is not hex") from None
         signed = cls(Policy.from_dict(top.get("policy")), signature)

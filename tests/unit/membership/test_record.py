@@ -56,6 +56,13 @@ def test_any_changed_byte_is_noticed() -> None:
             Record.open(bytes(changed))
 
 
+def test_a_record_has_one_encoding() -> None:
+    envelope = cbor.decode(Record.sign(KEY, **BASE).encoded, bytes_max=RECORD_BYTES_MAX)
+    turned = cbor.encode({"s": envelope["s"], "p": envelope["p"]})
+    with pytest.raises(Malformed, match="encoding"):
+        Record.parse(turned)
+
+
 def test_somebody_elses_signature_is_a_forgery() -> None:
     other = Key.from_seed(b"\1" * 32)
     mine, theirs = (
