@@ -488,13 +488,14 @@ class Session:
         may carry the bytes, and learns nothing from them.
 
         Args:
-            selector: Which one, e.g. "host=db1", "zone=home,service=blob"; of several, a living one
-                with the least load. See `session.cluster.one`.
+            selector: Which one: a name, a peer ID, or e.g. "zone=home,service=blob", and of several
+                that match this a living one with the least load. See `session.cluster.one`.
             timeout_s: For dialling and logging in together.
             direct: True: dial it from here; False: through a tunnel of this session's node; None:
                 dial, and where that fails use the tunnel.
 
-        Raises NotFound where no living member matches, and otherwise as `connect`.
+        Raises NotFound where no living member matches, InvalidArgument where a name stands for
+        several, and otherwise as `connect`.
         """
         member = await self.cluster.one(selector)
         if member.is_self:

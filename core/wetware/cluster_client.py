@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
 from wetware.doctor import Finding, level
-from wetware.errors import Disconnected, InternalError, NotFound
+from wetware.errors import Disconnected, InternalError, InvalidArgument, NotFound
 from wetware.identity import PeerId
+from wetware.membership.selector import Selector
 from wetware.protocol import CORE
 from wetware.tunnel import RpcPipe
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+NAMED_MAX = 5
+"""Members that the refusal of an ambiguous name lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +150,14 @@ class Cluster:
         return MemberList([_member(m) for m in reply["members"]], reply["matched"])
 
     async def one(self, selector: str) -> Member:
-        """The member that a selector stands for: of several, a living one with the least load.
+        """The living member that a selector stands for.
 
-        Raises NotFound where none matches.
+        A name, a host or an ID stands for one node. Of several that a selector without these
+        matches, e.g. "zone=home", it is one with the least load.
+
+        Raises NotFound where none matches, InvalidArgument where a name stands for several.
         """
-        found = await self.list(selector)
+        found = await self._meant(selector)
         alive = [m for m in found if m.state in ("alive", "suspect")]
         if not alive:
             states = ", ".join(f"{m.name or m.peer_id} is {m.state}" for m in found[:3])
@@ -159,7 +166,33 @@ class Cluster:
                 hint="`ww ls` shows the members",
                 code="not_found.member",
             )
+        if len(alive) > 1 and Selector.parse(selector).names_one:
+            raise _ambiguous(selector, alive)
         return min(alive, key=lambda m: (m.state != "alive", m.load, m.peer_id))
+
+    async def only(self, selector: str) -> Member:
+        """The one member that a selector matches, in whatever state; raises as `one`."""
+        found = await self._meant(selector)
+        if not found:
+            raise NotFound(
+                f"no member matches {selector!r}",
+                hint="`ww ls` shows the members",
+                code="not_found.member",
+            )
+        if len(found) > 1:
+            raise _ambiguous(selector, found)
+        return found[0]
+
+    async def _meant(self, selector: str) -> Sequence[Member]:
+        """All that match; of a bare word those alone that are called so, if there are any."""
+        if not selector.strip():
+            raise InvalidArgument(
+                "an empty text names no node",
+                hint="give a name, a peer ID or a selector: `ww ls` shows the members",
+                code="invalid.selector",
+            )
+        found = await self.list(selector)
+        return [m for m in found if m.name == selector.strip()] or found
 
     def watch(self, selector: str = "") -> Watch:
         """Members that match, and each change, to be entered with `async with`."""
@@ -315,6 +348,16 @@ class Watch:
     def _over(self) -> None:
         self._released = True
         self._changed.set()
+
+
+def _ambiguous(selector: str, members: Sequence[Member]) -> InvalidArgument:
+    named = ", ".join(f"{m.name or '-'} {m.peer_id}" for m in members[:NAMED_MAX])
+    more = f" and {len(members) - NAMED_MAX} more" if len(members) > NAMED_MAX else ""
+    return InvalidArgument(
+        f"{selector!r} is ambiguous: it stands for {named}{more}",
+        hint="give the peer ID of the one that you mean",
+        code="invalid.ambiguous",
+    )
 
 
 def _labels(labels: Mapping[str, str] | None) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import pytest
 
@@ -126,6 +127,52 @@ async def test_nobody_matches(labelled: Pair) -> None:
                 pass
         with pytest.raises(NotFound):
             await session.cluster.tunnel(str(Key.generate().peer_id))
+
+
+async def test_a_name_that_two_nodes_have(labelled: Pair) -> None:
+    """Each way to name a node lists both with their IDs, and takes neither."""
+    a, b = labelled
+    start = partial(a.home.start_node, args=["--name", "twin"])
+    ticket = await asyncio.to_thread(a.invite, "--uses", "2")
+    twins = [start(f"twin{n}", join=ticket) for n in range(2)]
+    try:
+        for twin in twins:
+            await asyncio.to_thread(twin.wait_ready)
+        ids = [twin.peer_id for twin in twins]
+        await asyncio.to_thread(a.wait_members, ids)
+        async with at(a) as session:
+            for name in ("twin", "name=twin", b.peer_id[:8]):
+                with pytest.raises(InvalidArgument, match="ambiguous") as caught:
+                    async with session.node(name):
+                        pass
+                assert caught.value.code == "invalid.ambiguous"
+                assert all(peer in caught.value.message for peer in ids)
+            async with session.node(ids[1]) as far:
+                assert far.identity.node == ids[1]
+            async with session.node("name=tw*") as far:  # any of them
+                assert far.identity.node in ids
+            for nothing in ("", " "):
+                with pytest.raises(InvalidArgument, match="names no node"):
+                    async with session.node(nothing):
+                        pass
+        for command in (("ping", "-c", "1"), ("evict", "--yes")):
+            done = await asyncio.to_thread(a.ww, *command, "twin")
+            assert done.returncode == 2
+            assert all(f"twin {peer}" in done.stderr for peer in ids), done.stderr
+            done = await asyncio.to_thread(a.ww, *command, "")
+            assert (done.returncode, "names no node" in done.stderr) == (2, True), done.stderr
+        done = await asyncio.to_thread(a.ww, "ls", "")
+        assert (done.returncode, "names no node" in done.stderr) == (2, True), done.stderr
+        # One that is gone is not in the way of the one that is there; it is of no eviction.
+        assert await asyncio.to_thread(twins[0].stop) == 0
+        await asyncio.to_thread(a.wait_members, ids[:1], "left")
+        assert (await asyncio.to_thread(a.ww, "ping", "-c", "1", "twin")).returncode == 0
+        assert (await asyncio.to_thread(a.ww, "evict", "--yes", "twin")).returncode == 2
+    finally:
+        for twin in twins:
+            twin.stop()
+        for twin in twins:
+            await asyncio.to_thread(a.ww, "evict", twin.peer_id, "--yes")
 
 
 async def test_a_grant_without_the_tunnel(labelled: Pair) -> None:

@@ -60,12 +60,12 @@ def parse_labels(texts: Sequence[str] | None) -> dict[str, str]:
 
 def ls_command(
     selector: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="[SELECTOR]",
             help="e.g. zone=home,service=pubsub,state=alive, host=db*, a name, the end of an ID.",
         ),
-    ] = "",
+    ] = None,
     limit: Annotated[
         int, typer.Option("--limit", min=0, metavar="N", help="At most N; 0 is the node's limit.")
     ] = 0,
@@ -78,12 +78,15 @@ def ls_command(
     json: Json = False,
 ) -> None:
     """Show the nodes of the cluster, as the node that is asked sees them."""
+    if selector is not None and not selector.strip():
+        usage("an empty selector names no node", "leave it out to see all")
+    wanted = selector or ""
     if watch:
-        run_client(lambda session: _watch(session, selector, json))
+        run_client(lambda session: _watch(session, wanted, json))
         return
 
     async def work(session: Session) -> Any:
-        return await session.cluster.list(selector, limit=limit)
+        return await session.cluster.list(wanted, limit=limit)
 
     members = run_client(work)
     if json:
@@ -92,7 +95,7 @@ def ls_command(
     header, rows = _rows(members, wide)
     table(header, rows, styles={"state": STATE_STYLES})
     if not members:
-        note(f"no member matches {selector!r}")
+        note(f"no member matches {wanted!r}")
     elif members.matched > len(members):
         note(f"{len(members)} of {members.matched} members; narrow the selector to see the others")
 
@@ -358,16 +361,7 @@ def evict_command(
         try:
             return PeerId.parse(node)
         except InvalidArgument:
-            found = await session.cluster.list(node)
-        named = [m for m in found if m.name == node] or list(found)
-        if len(named) != 1:
-            which = ", ".join(f"{m.name} {m.peer_id}" for m in named[:5]) or "none"
-            raise InvalidArgument(
-                f"{node!r} does not stand for one member, but for: {which}",
-                hint="give the whole peer ID: `ww ls --wide`",
-            )
-        evicted: str = named[0].peer_id
-        return evicted
+            return (await session.cluster.only(node)).peer_id
 
     async def work(session: Session) -> str:
         peer = await find(session)

@@ -5,6 +5,7 @@ All terms must hold. A term is `KEY=PATTERN` or `KEY!=PATTERN`, where KEY is one
 `*`, `?` and `[…]`; or a bare word: a node's name, its host, or four or more characters from the
 beginning or end of its peer ID.
 A node without a label has the empty value; `service!=x` means that no service of the node is `x`.
+The other keys need a pattern: nothing has the empty name.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ WILDCARDS_MAX: Final = 16
 """Of one pattern; matching takes time that grows with them."""
 STATES: Final = ("alive", "suspect", "dead", "left")
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", re.ASCII)
+_NODE_KEYS: Final = frozenset(("id", "host", "name", "state", "service", "version"))
 _EXAMPLE: Final = "for example zone=home,service=pubsub,host=db*"
 
 
@@ -126,6 +128,14 @@ class Selector:
         """See the class."""
         return any(term.key == "state" for term in self.terms)
 
+    @property
+    def names_one(self) -> bool:
+        """Whether one node is meant, by its name or ID, and not any of those that are alike."""
+        return any(
+            term.key in ("", "name", "id") and not term.negated and not _is_glob(term.pattern)
+            for term in self.terms
+        )
+
     @classmethod
     def parse(cls, text: str) -> Selector:
         """Read a selector; raises InvalidArgument that names the term at fault."""
@@ -161,6 +171,8 @@ def _term(text: str, at: int) -> Term:
         raise _bad(f"{key!r} in the term {text!r} is not a key")
     if "=" in pattern or "!" in pattern.replace("[!", ""):
         raise _bad(f"{pattern!r} in the term {text!r} is not a pattern")
+    if not pattern and key in _NODE_KEYS:
+        raise _bad(f"the term {text!r} names no {key}")
     if sum(map(pattern.count, "*?[")) > WILDCARDS_MAX:
         raise _bad(f"the term {text!r} has more than {WILDCARDS_MAX} wildcards")
     if key == "state" and not any(fnmatch.fnmatchcase(state, pattern) for state in STATES):

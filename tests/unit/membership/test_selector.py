@@ -84,6 +84,9 @@ def test_does_not_match(text: str) -> None:
         ("a=b=c", "'a=b=c'"),
         ("a=!b", "'a=!b'"),
         ("state=up", "'state=up'"),
+        ("name=", "'name=' names no name"),
+        ("id!=", "'id!=' names no id"),
+        ("zone=home,host=", "'host=' names no host"),
         ("host=" + "*" * 17, "wildcards"),
         ("x" * 2000, "1024"),
         (",".join(["a=b"] * 33), "32 terms"),
@@ -99,6 +102,16 @@ def test_errors_name_the_term(text: str, named: str) -> None:
 def test_it_says_whether_the_state_is_named() -> None:
     assert Selector.parse("state=dead").names_state
     assert not Selector.parse("zone=home").names_state
+
+
+@pytest.mark.parametrize("text", ["storage", "db7.example,zone=home", "name=storage", "id=12D3KooWA"])
+def test_a_name_means_one_node(text: str) -> None:
+    assert Selector.parse(text).names_one
+
+
+@pytest.mark.parametrize("text", ["", "zone=home", "host=db7", "db*", "name=st*", "name!=storage"])
+def test_what_nodes_are_alike_in_means_any_of_them(text: str) -> None:
+    assert not Selector.parse(text).names_one
 
 
 def test_many_wildcards_take_no_time() -> None:
