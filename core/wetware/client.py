@@ -593,9 +593,18 @@ class KeyChoice:
     passphrase: Callable[[], str] | None
 
     @property
+    def chosen(self) -> Key | Path | str:
+        """`key`, else what WW_KEY names, else "default"; raises InvalidArgument if empty."""
+        if self.key == "":
+            raise InvalidArgument(
+                "the name of the key is empty", hint="leave it out", code="invalid.empty"
+            )
+        return self.key if self.key is not None else paths.variable("WW_KEY") or "default"
+
+    @property
     def path(self) -> Path:
         """The key's file; only where `key` is not a Key."""
-        chosen = self.key if self.key is not None else os.environ.get("WW_KEY") or "default"
+        chosen = self.chosen
         if isinstance(chosen, Key):
             raise TypeError("the key was given as an object")
         if isinstance(chosen, str) and os.sep not in chosen:
@@ -607,7 +616,7 @@ class KeyChoice:
         if isinstance(self.key, Key):
             return self.key
         passphrase = self.passphrase
-        if (from_env := os.environ.get("WW_PASSPHRASE")) is not None:
+        if (from_env := paths.variable("WW_PASSPHRASE")) is not None:
             return Key.load(self.path, passphrase=lambda: from_env)
         return Key.load(self.path, passphrase=passphrase)
 
@@ -825,7 +834,13 @@ async def connect(
     Raises DialError, LoginRefused (with `.status`), AuthError from the signer, KeyFileError,
     InvalidArgument for a bad address.
     """
-    target = target or os.environ.get("WW_NODE") or None
+    if target == "":
+        raise InvalidArgument(
+            "the node's address is empty",
+            hint="leave it out for this machine's node",
+            code="invalid.empty",
+        )
+    target = target or paths.variable("WW_NODE")
     choice = KeyChoice(key, paths.keys_dir(), passphrase)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(rpc.runtime())

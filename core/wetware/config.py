@@ -107,7 +107,7 @@ def _parse_auth(value: str) -> None:
 
 
 def _parse_name(value: str) -> None:
-    if len(value) > 64 or (value and not value.isprintable()):
+    if len(value) > 64 or not value.isprintable():
         raise InvalidArgument("at most 64 printable characters")
 
 
@@ -153,6 +153,7 @@ class NodeConfig:
         metadata={
             "help": "A ticket of `ww invite`, or a certificate of `ww invite --peer`: how a new "
             "node becomes a member. Not needed again once it has joined.",
+            "default": "none",
             "flag": "--join",
             "secret": True,
         },
@@ -200,7 +201,8 @@ class NodeConfig:
     name: str = field(
         default="",
         metadata={
-            "help": "What people call this node, in logs and `ww status`. Empty: the host's name.",
+            "help": "What people call this node, in logs and `ww status`.",
+            "default": "the host's name",
             "check": _parse_name,
         },
     )
@@ -547,7 +549,8 @@ def _convert(hint: Any, raw: object, *, text: bool, base: Path | None) -> Any:
 
 def _convert_scalar(hint: Any, raw: object, *, text: bool, wrong: _Wrong) -> Any:
     if hint is str:
-        if not isinstance(raw, str):
+        # An empty text is not "absent": a template or a shell left it where a value was unset.
+        if not isinstance(raw, str) or raw == "":
             raise wrong
         return raw
     if hint is bool:
@@ -579,10 +582,6 @@ def _convert_union(hint: Any, raw: object, *, text: bool, base: Path | None) -> 
     options = [arg for arg in typing.get_args(hint) if arg is not type(None)]
     optional = len(options) < len(typing.get_args(hint))
     if optional and raw is None:
-        return None
-    # An empty variable means "none", except for a list, where it is the empty list: an emptied
-    # `enable` must not come to mean "load everything".
-    if optional and text and raw == "" and not any(_item_type(o) is not None for o in options):
         return None
     if set(options) == {multiaddr, peer_id} and isinstance(raw, str):
         return (multiaddr if raw.startswith("/") else peer_id).parse(raw)
@@ -1041,6 +1040,7 @@ def _value(section: str, each: dataclasses.Field[Any], hint: Any, raw: _Raw) -> 
             check(value)
     except _Wrong as exc:
         hint = _example(each) if each.default_factory is not dict else f"write [{key}.NAME]"
+        hint = "leave it out for the default" if raw.value == "" else hint
         raise _mistyped(key, where, exc.expected, raw.value, hint=hint) from None
     except (InvalidArgument, ValueError) as exc:
         ours = isinstance(exc, InvalidArgument)
@@ -1118,7 +1118,7 @@ def _nearest(word: str, known: Iterable[str]) -> str | None:
 def file_path(path: Path | None = None, *, env: Mapping[str, str] | None = None) -> Path:
     """Where the configuration file is: `path`, else `WW_CONFIG`, else `$WW_HOME/ww.toml`."""
     env = os.environ if env is None else env
-    named = path or env.get("WW_CONFIG")
+    named = path or paths.variable("WW_CONFIG", env)
     return paths.absolute(named or paths.home(env) / "ww.toml", "the configuration file")
 
 
@@ -1139,7 +1139,7 @@ def load(
     Raises ConfigError: unreadable file, bad TOML, an unknown section or a misspelt variable.
     """
     env = os.environ if env is None else env
-    named = path is not None or bool(env.get("WW_CONFIG"))
+    named = path is not None or "WW_CONFIG" in env
     target = file_path(path, env=env)
     config = Config(paths.home(env), target, _read(target, required=named), env, flags or {})
     config.check_names()
@@ -1280,8 +1280,9 @@ listen = ["/ip4/0.0.0.0/tcp/4001"]
 
 The variable of a setting is `WW_`, its section and its name in capitals: `[node] data_dir` is
 `WW_NODE_DATA_DIR`, and `[plugins.pubsub] x` is `WW_PLUGINS_PUBSUB_X`. A list is separated by
-commas. A relative path in the file is relative to the file. An unknown section or setting, a wrong
-type and a number out of range are errors: nothing is started.
+commas; an empty variable is an empty list. A relative path in the file is relative to the file. An
+unknown section or setting, a wrong type, a number out of range and an empty text are errors:
+nothing is started. To have the default, leave a setting out.
 
 | variable | meaning |
 |---|---|

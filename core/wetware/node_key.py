@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from wetware import paths
 from wetware.errors import KeyFileError
 from wetware.identity import Key
 
@@ -15,7 +15,7 @@ def load_or_create(data_dir: Path) -> tuple[Key, bool]:
     Raises KeyFileError.
     """
     file = data_dir / "node.key"
-    passphrase = os.environ.get("WW_PASSPHRASE")
+    passphrase = paths.variable("WW_PASSPHRASE")
     try:
         return Key.load(file, passphrase=(lambda: passphrase) if passphrase else None), False
     except KeyFileError as exc:

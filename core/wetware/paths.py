@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from wetware.errors import ConfigError
+from wetware.errors import ConfigError, InvalidArgument
 
 RUNTIME_FILE = "node.json"
 """In the data directory: where the running node's socket is, and its peer ID."""
@@ -23,10 +23,25 @@ def absolute(path: str | Path, what: str) -> Path:
         raise ConfigError(f"{what}: {path}: {exc}", code="config.value") from None
 
 
+def variable(name: str, env: Mapping[str, str] | None = None) -> str | None:
+    """A variable's value; None where it is not set. `env` stands in for the environment.
+
+    Raises InvalidArgument for an empty one: a shell leaves that where another variable was unset,
+    and whoever set it did not mean the default.
+    """
+    value = (os.environ if env is None else env).get(name)
+    if value == "":
+        raise InvalidArgument(
+            f"{name} is set, and empty",
+            hint=f"unset {name}, or give it a value",
+            code="invalid.empty",
+        )
+    return value
+
+
 def home(env: Mapping[str, str] | None = None) -> Path:
     """WW_HOME, or ~/.wetware; absolute, not created. `env` stands in for the environment."""
-    env = os.environ if env is None else env
-    return absolute(env.get("WW_HOME") or "~/.wetware", "WW_HOME")
+    return absolute(variable("WW_HOME", env) or "~/.wetware", "WW_HOME")
 
 
 def keys_dir() -> Path:
@@ -36,4 +51,4 @@ def keys_dir() -> Path:
 
 def data_dir() -> Path:
     """The default node's data directory: WW_NODE_DATA_DIR, or `node` in the home."""
-    return absolute(os.environ.get("WW_NODE_DATA_DIR") or home() / "node", "WW_NODE_DATA_DIR")
+    return absolute(variable("WW_NODE_DATA_DIR") or home() / "node", "WW_NODE_DATA_DIR")

@@ -27,7 +27,7 @@ def test_client_and_node_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_default_is_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WW_HOME", "")
+    monkeypatch.delenv("WW_HOME", raising=False)
     assert paths.home() == paths.home({}) == tmp_path / ".wetware"
 
 

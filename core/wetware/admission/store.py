@@ -18,13 +18,12 @@ import asyncio
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware import identity
+from wetware import identity, paths
 from wetware.admission.statements import CHAIN_BYTES_MAX, Fact, Founding, decode_fact
 from wetware.admission.texts import parse_peer_addrs
 from wetware.errors import AdmissionRefused, ConfigError, InvalidArgument, KeyFileError
@@ -164,7 +163,7 @@ class Store:
         Raises ConfigError, which names the file and the remedy.
         """
         store = cls(data_dir)
-        passphrase = passphrase or os.environ.get("WW_PASSPHRASE")
+        passphrase = passphrase or paths.variable("WW_PASSPHRASE")
         try:
             ask = (lambda: passphrase) if passphrase else None
             store.cluster_key = Key.load(data_dir / CLUSTER_KEY_FILE, passphrase=ask)
@@ -205,7 +204,7 @@ class Store:
             key = Key.generate()
             key.save(
                 self.data_dir / CLUSTER_KEY_FILE,
-                passphrase=os.environ.get("WW_PASSPHRASE") or None,
+                passphrase=paths.variable("WW_PASSPHRASE"),
             )
             self.cluster_key = key
         founding = Founding(self.cluster_key.public, backend, statement)

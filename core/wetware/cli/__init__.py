@@ -16,8 +16,12 @@ def main() -> None:
 
 
 def _run() -> None:
+    from wetware import paths
     from wetware.cli.main import build
+    from wetware.config import ENV_OTHER
 
+    for name in ENV_OTHER:  # an empty one is refused before anything is done
+        paths.variable(name)
     if "--debug" in sys.argv[1:]:
         from wetware.cli.app import options
 

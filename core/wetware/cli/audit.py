@@ -174,7 +174,10 @@ def _checkpoints(text: str) -> Sequence[Checkpoint]:
     path = Path(text)
     if not path.is_file():
         usage(f"there is no file {text}", "`ww audit checkpoint > FILE` makes one")
-    return [Checkpoint.parse(line) for line in lines(path) if line.strip()]
+    found = [Checkpoint.parse(line) for line in lines(path) if line.strip()]
+    if not found:
+        usage(f"{text} holds no checkpoint", "`ww audit checkpoint > FILE` makes one")
+    return found
 
 
 @audit_app.command("export")

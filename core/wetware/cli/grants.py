@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,13 +21,13 @@ from wetware.cli.app import (
     table,
     usage,
 )
+from wetware.cli.given import read_line
 
 if TYPE_CHECKING:
     from wetware.client import Explanation, GrantInfo, Session
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_EXPIRES = "24h"
-REF_CHARS_MAX: Final = 65_536
 _GRANT_STYLES: Final[dict[str, Style]] = {
     "live": "green",
     "suspended": "yellow",
@@ -146,7 +145,7 @@ def use_command(
     from wetware.sturdy import SturdyRef
 
     if ref == "-":
-        ref = sys.stdin.readline(REF_CHARS_MAX).strip()
+        ref = read_line("a reference")
     SturdyRef.parse(ref)  # before anything else says something about it
     if ctx.args:
         from wetware.cli.main import build

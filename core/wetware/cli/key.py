@@ -24,14 +24,12 @@ def key_new(
     json: Json = False,
 ) -> None:
     """Make a new Ed25519 key and print its public name."""
-    import os
-
     from wetware import paths
     from wetware.client import KeyChoice
     from wetware.errors import InvalidArgument
     from wetware.identity import Key
 
-    secret = os.environ.get("WW_PASSPHRASE") or None
+    secret = paths.variable("WW_PASSPHRASE")
     if passphrase and secret is None:
         secret = ask_passphrase("New passphrase: ")
         if secret != ask_passphrase("The same again: "):

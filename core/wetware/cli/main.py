@@ -11,6 +11,7 @@ import typer
 import wetware
 from wetware.cli.app import note, options, out, out_json, run_client, table
 from wetware.cli.completion import COMPLETE_VAR, complete_keys, completion_command, enable
+from wetware.cli.given import Root
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -44,6 +45,7 @@ def build() -> typer.Typer:
     from wetware.plugins import mount_commands
 
     app = typer.Typer(
+        cls=Root,
         help=_HELP,
         no_args_is_help=True,
         add_completion=False,

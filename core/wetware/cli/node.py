@@ -10,6 +10,7 @@ import typer
 
 from wetware.cli.app import note, options
 from wetware.cli.completion import one_of
+from wetware.cli.given import read_line
 
 if TYPE_CHECKING:
     from wetware.node import Ready
@@ -130,11 +131,7 @@ def node_command(
 
 def _ticket(join: str | None) -> str | None:
     """The ticket; a secret is better read from stdin than seen in the list of processes."""
-    if join != "-":
-        return join
-    import sys
-
-    return sys.stdin.readline().strip()
+    return read_line("a ticket") if join == "-" else join
 
 
 def _raise_file_limit() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from wetware import paths
 from wetware.doctor.finding import Check, Finding, error, judged, of_error, ok, remedy_of, warning
 from wetware.errors import ConfigError, KeyFileError, WetwareError
 
@@ -463,7 +464,7 @@ def _check_key(name: str, file: Path, otherwise: str, command: str) -> list[Find
         if info.st_uid != os.getuid():
             text = f"{file} belongs to user {info.st_uid}, and you are {os.getuid()}"
             return [error(name, text, f"run as its owner, or `sudo chown {os.getuid()} {file}`")]
-        passphrase = os.environ.get("WW_PASSPHRASE")
+        passphrase = paths.variable("WW_PASSPHRASE")
         key = Key.load(file, passphrase=(lambda: passphrase) if passphrase else None)
     except KeyFileError as exc:
         if exc.code == "key.passphrase":
@@ -590,7 +591,6 @@ async def _check_held(data_dir: Path, pid: int) -> list[Finding]:
     """A node runs: whether it answers at each address that it listens on, with its own key."""
     import json
 
-    from wetware import paths
     from wetware.errors import DialError
     from wetware.identity import Key
     from wetware.link import LinkHost

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import typer
 
+from wetware import paths
 from wetware.cli.app import (
     Style,
     Styled,
@@ -25,6 +26,7 @@ from wetware.cli.app import (
     run_client,
     table,
 )
+from wetware.cli.given import read_text
 from wetware.errors import (
     EXIT_DENIED,
     EXIT_FAILED,
@@ -188,14 +190,7 @@ def _report(outcome: Outcome, write: Write) -> None:
 
 
 def _read_file(file: str, what: str) -> str:
-    try:
-        if file == "-":
-            return sys.stdin.read(FILE_CHARS_MAX + 1)
-        with Path(file).expanduser().open(encoding="utf-8") as opened:
-            return opened.read(FILE_CHARS_MAX + 1)
-    except (OSError, UnicodeDecodeError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) else "it is no text"
-        raise InvalidArgument(f"cannot read {what} {file}: {why}") from exc
+    return read_text(file, what, bytes_max=FILE_CHARS_MAX)
 
 
 # --- the chain and the contract -------------------------------------------------------------------
@@ -543,7 +538,7 @@ def _bound_key(peer: str, node: bool) -> bytes:
             "which key?", hint="give --peer PEER_ID, or --node for this machine's"
         )
     if node:
-        passphrase = os.environ.get("WW_PASSPHRASE")
+        passphrase = paths.variable("WW_PASSPHRASE")
         path = node_data_dir() / "node.key"
         try:
             return Key.load(path, passphrase=lambda: passphrase or ask_passphrase()).public
@@ -989,8 +984,6 @@ def _probe_problems(chain: Chain, probes: Sequence[Probe]) -> list[dict[str, str
 
 def _node_status() -> dict[str, Any] | None:
     """What the node on this machine says of its replica; None if none runs."""
-    from wetware import paths
-
     if not (node_data_dir() / paths.RUNTIME_FILE).exists() or options.node:
         return None
 
@@ -1143,6 +1136,8 @@ def login(
     # The key is opened before: the time to type would count as the session's.
     wallet = _open(file) if file is not None else None
     asked = [part.strip() for part in roles.split(",") if part.strip()]
+    if roles and not asked:
+        raise InvalidArgument("--roles names none", hint="leave it out for all that you hold")
     seconds = int(hours * 3600)
 
     async def work(chain: Chain) -> logins.Pending | StoredSession:
@@ -1265,7 +1260,7 @@ def forget(*, force: bool) -> None:
 
 
 def _new_passphrase(wanted: bool) -> str | None:
-    secret = os.environ.get("WW_PASSPHRASE") or None
+    secret = paths.variable("WW_PASSPHRASE")
     if wanted and secret is None:
         secret = ask_passphrase("New passphrase: ")
         if secret != ask_passphrase("The same again: "):
@@ -1357,7 +1352,6 @@ def export_profile(where: Where, *, file: str, cluster: str) -> None:
 
 
 def _node_addrs() -> tuple[str, ...]:
-    from wetware import paths
 
     try:
         found = jsons.loads((node_data_dir() / paths.RUNTIME_FILE).read_bytes()[:FILE_CHARS_MAX])

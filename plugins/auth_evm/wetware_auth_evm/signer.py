@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from wetware import paths
 from wetware.errors import AuthError, InvalidArgument
 from wetware.identity import Challenge, Key, LoginStatus, Proof
 from wetware_auth_evm import session as sessions
@@ -112,7 +113,7 @@ class _ChoosingSigner:
             found = sessions.load(name, challenge.cluster)
             if found is not None:
                 return await SessionSigner(found, name=name).sign(challenge)
-        named = choice.key is not None or bool(os.environ.get("WW_KEY"))
+        named = choice.key is not None or paths.variable("WW_KEY") is not None
         if named and (isinstance(choice.key, Key) or choice.path.exists()):
             return await make_key_signer(choice).sign(challenge)
         raise sessions.needs_login(name or "default", challenge.cluster)
@@ -120,7 +121,7 @@ class _ChoosingSigner:
 
 def chosen_name(choice: KeyChoice) -> str | None:
     """The wallet that `--key`, else WW_KEY, names, else "default"; None for a key or a file."""
-    chosen = choice.key if choice.key is not None else os.environ.get("WW_KEY") or "default"
+    chosen = choice.chosen
     if isinstance(chosen, Key | Path) or os.sep in chosen:
         return None
     return chosen
@@ -137,8 +138,8 @@ def make_key_signer(choice: KeyChoice) -> BoundKeySigner:
 
 
 def _account_from_env() -> bytes:
-    text = os.environ.get(ACCOUNT_VARIABLE)
-    if not text:
+    text = paths.variable(ACCOUNT_VARIABLE)
+    if text is None:
         return b""
     from wetware_auth_evm.addresses import parse_address
 

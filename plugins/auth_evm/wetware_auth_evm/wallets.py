@@ -126,7 +126,7 @@ def wallet_path(name: str) -> Path:
 
 def chosen(key: str | None = None) -> str:
     """The name that `--key`, else WW_KEY, gives; else "default"."""
-    return key or os.environ.get("WW_KEY") or "default"
+    return key or paths.variable("WW_KEY") or "default"
 
 
 def find(name: str) -> WalletFile | None:
@@ -179,7 +179,7 @@ def load_or_create(name: str = "default") -> WalletFile:
     found = find(name)
     if found is not None:
         return found
-    made = create(name, passphrase=os.environ.get("WW_PASSPHRASE") or None)
+    made = create(name, passphrase=paths.variable("WW_PASSPHRASE"))
     return WalletFile(made.name, made.path, made.address, made.encrypted, made.document, True)
 
 
@@ -304,7 +304,7 @@ def _hex(value: Any, what: str) -> bytes:
 
 
 def _ask(passphrase: Passphrase | None, what: str) -> str:
-    if (given := os.environ.get("WW_PASSPHRASE")) is not None:
+    if (given := paths.variable("WW_PASSPHRASE")) is not None:
         return given
     if passphrase is None:
         raise KeyFileError(

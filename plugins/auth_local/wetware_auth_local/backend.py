@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -403,7 +402,7 @@ def _operator_key() -> tuple[Key, Path]:
         if exc.code != "key.missing":
             raise
     key = Key.generate()
-    key.save(choice.path, passphrase=os.environ.get("WW_PASSPHRASE") or None)
+    key.save(choice.path, passphrase=paths.variable("WW_PASSPHRASE"))
     return key, choice.path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wetware.cli.app import ask_passphrase, note, options, out, out_json, run_client, table
+from wetware.cli.given import read_text
 
 if TYPE_CHECKING:
     from wetware.client import Session
@@ -243,9 +243,15 @@ def role_set(
         raise InvalidArgument("--where and --no-where", hint="give one of them")
     services: dict[str, frozenset[str]] = {}
     for item in allow:
-        service, _, patterns = item.partition("=")
+        service, equals, patterns = item.partition("=")
+        if not service or (equals and not patterns):  # an unset variable is not every method
+            raise InvalidArgument(
+                f"{item!r} names no {'methods' if service else 'service'}",
+                hint=f"write {service or 'SERVICE'}=PATTERN, or {service or 'SERVICE'} for all",
+                code="invalid.empty",
+            )
         if methods is not None:
-            if patterns or len(allow) != 1:
+            if equals or len(allow) != 1:
                 raise InvalidArgument(
                     "--methods is for a single SERVICE", hint="write SERVICE=PATTERN,PATTERN"
                 )
@@ -392,14 +398,10 @@ def policy_import(
     operator_key: OperatorKey = None,
 ) -> None:
     """Put a policy in force: a signed document as it is, TOML as a new version that you sign."""
-    from wetware.errors import InvalidArgument
     from wetware_auth_local.policy import Policy, from_toml
 
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InvalidArgument(f"cannot read {file}: {exc}") from exc
-    if not text.lstrip().startswith("{"):
+    text = read_text(file, "a policy")
+    if not text.startswith("{"):
         users, roles, where = from_toml(text)
         unknown: list[str] = []
 

@@ -41,7 +41,11 @@ def pub_command(
     topic: Topic,
     message: Annotated[
         str | None,
-        typer.Argument(help="The message; '-' or nothing: one message a line from standard input."),
+        typer.Argument(
+            help="The message; '-' or nothing: one message a line from standard input.",
+            metavar="[MESSAGE]",
+            parser=str,  # it may be empty
+        ),
     ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say on stderr how many were published.")
