@@ -104,7 +104,9 @@ def test_it_says_whether_the_state_is_named() -> None:
     assert not Selector.parse("zone=home").names_state
 
 
-@pytest.mark.parametrize("text", ["storage", "db7.example,zone=home", "name=storage", "id=12D3KooWA"])
+@pytest.mark.parametrize(
+    "text", ["storage", "db7.example,zone=home", "name=storage", "id=12D3KooWA"]
+)
 def test_a_name_means_one_node(text: str) -> None:
     assert Selector.parse(text).names_one
 
