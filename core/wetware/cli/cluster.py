@@ -361,7 +361,8 @@ def evict_command(
         try:
             return PeerId.parse(node)
         except InvalidArgument:
-            return (await session.cluster.only(node)).peer_id
+            member: Member = await session.cluster.only(node)
+            return member.peer_id
 
     async def work(session: Session) -> str:
         peer = await find(session)
