@@ -225,9 +225,10 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
             )
         return found
 
-    def _record(self, verb: str, **fields: object) -> None:
-        """Who ordered it; admission has recorded what it did."""
+    async def _record(self, verb: str, **fields: object) -> None:
+        """Who ordered it; admission has recorded what it did. The answer waits for both."""
         self._node.audit.record(f"operator.{verb}", principal=self._principal, **fields)
+        await self._node.audit.written()
 
     # --- for operators ----------------------------------------------------------------------------
 
@@ -253,7 +254,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
             uses=uses or 1,
             addrs=self._node.addrs,
         )
-        self._record("invited", ticket=ticket.id)
+        await self._record("invited", ticket=ticket.id)
         return {"ticket": ticket.text, "id": ticket.id, "not_after_ms": ticket.not_after_ms}
 
     async def certify(
@@ -268,7 +269,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
             foreign=foreign,
             addrs=self._node.addrs,
         )
-        self._record("certified", peer=peer)
+        await self._record("certified", peer=peer)
         return {"bundle": bundle.text}
 
     async def tickets(self) -> dict[str, object]:
@@ -291,7 +292,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
     async def revoke_ticket(self, id: str) -> None:
         """Take a ticket back."""
         await self._node.admission.revoke_ticket(id)
-        self._record("revoked", ticket=id[:64])
+        await self._record("revoked", ticket=id[:64])
 
     async def evict(self, peer: str, reason: str) -> None:
         """End a membership; the record follows the effect."""
@@ -302,7 +303,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
                 hint="run the command against another node, or stop this one",
             )
         await self._node.admission.evict(target, reason[:256])
-        self._record("evicted", peer=target)
+        await self._record("evicted", peer=target)
 
     async def check(self) -> dict[str, object]:
         """What `ww doctor` reports about this node."""

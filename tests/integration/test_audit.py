@@ -19,6 +19,8 @@ from wetware.testing import Home, NodeProcess, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
+CRASHES, REVOCATIONS = 3, 20
+
 
 def tail(node: NodeProcess, *args: str) -> list[dict[str, Any]]:
     done = node.ww("audit", "tail", "-n", "1000", "--json", *args, check=True)
@@ -119,6 +121,39 @@ async def test_after_a_crash_the_log_is_whole_and_has_every_login(tmp_path: Path
         assert report["ok"]
         logins = node.ww("audit", "export", "-", check=True).stdout.count('"login.granted"')
         assert logins >= acknowledged
+        node.stop()
+
+
+async def test_no_revocation_that_was_answered_is_missing_after_a_crash(tmp_path: Path) -> None:
+    """Whatever moment the process is killed at; a loop, as the moment is what matters."""
+    answered: set[str] = set()
+
+    async def revoke(node: NodeProcess) -> None:
+        async with wetware.connect(node.addr, key=node.home.key()) as session:
+            while True:
+                _, grant = await session.share({"pubsub": []})
+                await session.revoke(grant.id)
+                answered.add(grant.id)
+
+    with Home(tmp_path) as home:
+        for crash in range(CRASHES):
+            node = home.start_node("n").wait_ready()
+            revoking = [asyncio.create_task(revoke(node)) for _ in range(4)]
+            async with asyncio.timeout(60):
+                while len(answered) < (crash + 1) * REVOCATIONS:
+                    await asyncio.sleep(0.001)
+            node.process.send_signal(signal.SIGKILL)
+            failed = await asyncio.gather(*revoking, return_exceptions=True)
+            assert all(isinstance(error, WetwareError) for error in failed), failed
+            node.process.wait()
+        node = home.start_node("n").wait_ready()
+        lines = node.ww("audit", "export", "-", check=True).stdout.splitlines()
+        events = [json.loads(line) for line in lines]
+        missing = answered - {e["grant"] for e in events if e["event"] == "grant.revoked"}
+        assert not missing, f"{len(missing)} of {len(answered)}"
+        live = node.ww("grants", "--all", "--json", check=True).stdout
+        assert not [grant for grant in answered if grant in live]
+        assert json.loads(node.ww("audit", "verify", "--json", check=True).stdout)["ok"]
         node.stop()
 
 

@@ -2,7 +2,8 @@
 
 What gives something (a login, an opening, a grant, a redemption) is recorded first, with `admit`:
 if it cannot be recorded it is not given. What takes something away takes effect first, with
-`record`: no disk delays a revocation. Denials are counted (`denied`), so that nobody can fill the
+`record`: no disk delays a revocation; its *answer* waits for `written`, so that what was answered
+is not missing after a crash. Denials are counted (`denied`), so that nobody can fill the
 disk by asking. The log itself is in `wetware.audit.log`; copies go to the plugins' `ww_audit` hooks
 through a bounded queue: a slow plugin loses records, counted, and never delays a decision.
 """
@@ -93,6 +94,10 @@ class Audit:
             self._made(record)
         else:
             self.log.append_soon(record)
+
+    async def written(self) -> bool:
+        """Wait until what was recorded is on the disk; see `AuditLog.written`."""
+        return self.log is None or await self.log.written()
 
     def denied(self, event: str, /, *, key: Hashable, **fields: object) -> None:
         """Record a denial: the first of a kind (`key`) at once, then how many there were."""

@@ -52,6 +52,8 @@ OWED_RECORDS_MAX: Final = 16_384
 """Records of what has taken effect that wait for a disk that fails; beyond it they are counted."""
 BATCH_RECORDS_MAX: Final = 1024
 RETRY_S: Final = 1.0
+WRITTEN_S: Final = 5.0
+"""For what has taken effect to be on record, before its answer comes all the same."""
 CLOSE_S: Final = 10.0
 _TAIL_READ_BYTES: Final = 1 << 20
 """How much of the last file is checked at a start; `ww audit verify` checks all."""
@@ -64,11 +66,14 @@ class AuditUnavailable(WetwareError):
 
 
 class _Entry:
-    """A record on its way. `future` is of who waits; without one it has taken effect."""
+    """A record on its way. `future` is of who waits; without one it has taken effect.
+
+    One without fields is no record: it is answered when what came before it is on the disk.
+    """
 
     __slots__ = ("fields", "future")
 
-    def __init__(self, fields: dict[str, Any], future: asyncio.Future[int] | None) -> None:
+    def __init__(self, fields: dict[str, Any] | None, future: asyncio.Future[int] | None) -> None:
         self.fields, self.future = fields, future
 
 
@@ -277,11 +282,29 @@ class AuditLog:
                 f"{QUEUE_RECORDS_MAX} records wait for the disk (QUEUE_RECORDS_MAX)",
                 hint="the node's disk is too slow or failing; `ww doctor`",
             )
+        return await self._put_in(fields)
+
+    async def written(self) -> bool:
+        """Wait until what was handed in before is on the disk, as `fsync` says.
+
+        Never raises. Returns False where it is not: the disk fails, which the log will tell of, or
+        did not answer for WRITTEN_S.
+        """
+        if self._closed or self._waiting >= QUEUE_RECORDS_MAX:
+            return False
+        try:
+            async with asyncio.timeout(WRITTEN_S):
+                await self._put_in(None)
+        except (AuditUnavailable, TimeoutError):
+            return False
+        return True
+
+    def _put_in(self, fields: dict[str, Any] | None) -> asyncio.Future[int]:
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = self._loop.create_future()
         self._waiting += 1
         self._queue.put(_Entry(fields, future))
-        return await future
+        return future
 
     def append_soon(self, fields: dict[str, Any]) -> None:
         """Write a record of what has taken effect. Never waits, never raises."""
@@ -372,20 +395,25 @@ class AuditLog:
             self._failing_since_ms, self._refused = round(self._clock.time() * 1000), 0
         self.failing = exc.strerror or str(exc) or type(exc).__name__
         effective = [entry for entry in batch if entry.future is None]
+        waiting = [entry for entry in batch if entry.fields is None]
         for entry in batch:
-            if entry.future is not None:
+            if entry.future is not None and entry.fields is not None:
                 self._refuse(entry)
         if effective or self.lost:
             disk.give_up_reserve(self.directory)
             try:
-                records = self._put(effective)
+                records = self._put([*effective, *waiting])
             except OSError:
+                for entry in waiting:
+                    self._answer(entry, 0, self._unavailable())
                 excess = len(effective) - OWED_RECORDS_MAX
                 if excess > 0:
                     self._lose(excess)
                     effective = effective[excess:]
                 return effective
             self._report(records)
+        for entry in waiting:
+            self._answer(entry, self.seq, None)
         return []
 
     def _refuse(self, entry: _Entry) -> None:
@@ -394,13 +422,12 @@ class AuditLog:
             self._answer(entry, self.seq, None)
             return
         self._refused += 1
-        self._answer(
-            entry,
-            0,
-            AuditUnavailable(
-                f"it cannot be recorded: {self.failing}",
-                hint="free disk space on the node; see `[audit] on_full`",
-            ),
+        self._answer(entry, 0, self._unavailable())
+
+    def _unavailable(self) -> AuditUnavailable:
+        return AuditUnavailable(
+            f"it cannot be recorded: {self.failing}",
+            hint="free disk space on the node; see `[audit] on_full`",
         )
 
     def _lose(self, count: int) -> None:
@@ -418,7 +445,7 @@ class AuditLog:
         if self._size >= self.config.file_bytes_max:
             self._begin(number(files(self.directory)[-1]) + 1, "")
         seq, head, records, out = self.seq, self.head, [], []
-        pending: list[Mapping[str, Any]] = [entry.fields for entry in batch]
+        pending: list[Mapping[str, Any]] = [e.fields for e in batch if e.fields is not None]
         if self.lost:
             gap = {"event": "log.gap", "lost": self.lost, "since_ms": self._lost_since_ms}
             pending.insert(0, gap)
@@ -433,7 +460,7 @@ class AuditLog:
             records.append(record)
             out.append(line)
         out.append(b"")
-        data = b"\n".join(out)
+        data = b"\n".join(out)  # nothing but an fsync where somebody waits for what came before
         try:
             _write_all(self._file, data)
             if self.config.fsync == "batch" and any(entry.future for entry in batch):
@@ -466,10 +493,10 @@ class AuditLog:
         if self.failing:
             self.failing = ""
             log.info("audit.writes_again", refused=self._refused)
-        first = len(records) - len(batch)
-        for entry, record in zip(batch, records[first:], strict=True):
-            if entry.future is not None:
-                self._answer(entry, record["seq"], None)
+        seq = self.seq - sum(entry.fields is not None for entry in batch)
+        for entry in batch:
+            seq += entry.fields is not None
+            self._answer(entry, seq, None)
         self._report(records)
 
     def _report(self, records: Sequence[Mapping[str, Any]]) -> None:

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wetware import rpc
-from wetware.broker.session import GRANTS_MAX, explanation_to_wire, listed, revoke, why
+from wetware.broker.session import (
+    GRANTS_MAX,
+    end_now,
+    explanation_to_wire,
+    listed,
+    revoke,
+    settle,
+    why,
+)
 from wetware.errors import NotFound
 from wetware.identity import Principal
 from wetware.protocol import CORE
@@ -34,6 +42,7 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
         grant = tree.get(id)
         if grant is None:
             if tree.has_ended(id):
+                await settle(self._broker, (), reason)
                 return {"cut": 0}
             raise NotFound(
                 f"this node has no grant {id[:32]!r}",
@@ -50,22 +59,19 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
         """End all that comes from a principal's roles, or from everybody's."""
         who = Principal.parse(principal) if principal else None
         tree, reason = self._broker.tree, reason[:256] or f"ended by {self._principal}"
-        # The caller's own session may be among them: the reply goes first.
-        asyncio.get_running_loop().call_soon(self._end, who, reason)
-        return {
-            "cut": sum(
-                1
-                for root in tree.roots(who)
-                for grant in root.subtree()
-                if grant.kind == "session" and grant.ended is None
-            )
-        }
-
-    def _end(self, who: Principal | None, reason: str) -> None:
-        cut = self._broker.tree.withdraw(who, None, reason)
+        roots = tree.roots(who)
+        sessions = sum(
+            1
+            for root in roots
+            for grant in root.subtree()
+            if grant.kind == "session" and grant.ended is None
+        )
+        cut = end_now(roots, reason) - len(roots)
         self._broker.audit.record(
             "sessions.ended", principal=who or "*", by=self._principal, cut=cut, reason=reason
         )
+        await settle(self._broker, roots, reason)
+        return {"cut": sessions}
 
 
 class GrantsService:

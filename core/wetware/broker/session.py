@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
@@ -214,9 +214,12 @@ def listed(tops: Iterable[Grant], limit: int) -> tuple[list[dict[str, object]], 
 
 
 async def revoke(broker: Broker, grant: Grant, reason: str, by: str) -> int:
-    """End a subtree now; the record and the disk follow, and are waited for."""
+    """End a subtree now; the record and the disk follow, and are waited for.
+
+    What the call itself runs under ends right after its answer.
+    """
     reason = _label(reason[:REASON_CHARS_MAX], f"by {by}")
-    cut = grant.revoke(reason)
+    cut = end_now([grant], reason)
     broker.audit.record(
         "grant.revoked",
         grant=grant.id,
@@ -226,9 +229,42 @@ async def revoke(broker: Broker, grant: Grant, reason: str, by: str) -> int:
         cut=cut,
         reason=reason,
     )
-    if grant.tree.store is not None:
-        await grant.tree.store.written()
+    await settle(broker, [grant], reason)
     return cut
+
+
+def end_now(grants: Iterable[Grant], reason: str) -> int:
+    """End subtrees; returns how many grants ended, `settle` has to follow.
+
+    What the call runs under, up to what is durable, carries its answer and ends with `settle`: all
+    that could come back after a crash ends now.
+    """
+    running = rpc.current_guard()
+    lineage = running.lineage if isinstance(running, Grant) else ()
+    spared = frozenset(takewhile(lambda grant: not grant.durable, lineage))
+
+    def end(grant: Grant) -> int:
+        if grant not in spared or grant.ended is not None:
+            return grant.revoke(reason)
+        return 1 + sum(map(end, grant.children))
+
+    return sum(map(end, grants))
+
+
+async def settle(broker: Broker, grants: Iterable[Grant], reason: str) -> None:
+    """Wait until what was ended is on disk and on record, so that it can be answered.
+
+    Raises StoreUnavailable; where the log fails, it tells of the gap itself.
+    """
+    store = broker.tree.store
+    try:
+        recorded = asyncio.ensure_future(broker.audit.written())
+        if store is not None:
+            await store.written()
+        await recorded
+    finally:
+        for grant in grants:  # what the call runs under: in the next turn, after the answer
+            asyncio.get_running_loop().call_soon(grant.revoke, reason)
 
 
 def why(tree: Tree, decision: str, visible: frozenset[str] | None) -> Explanation:
@@ -388,20 +424,14 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         grant = tree.get(id)
         if grant is None or not set(grant.lineage) & set(self._scope()):
             if grant is None and tree.has_ended(id):
+                await settle(self._broker, (), reason)
                 return {"cut": 0}
             raise NotFound(
                 f"you have no grant {id[:32]!r} at this node",
                 hint="`ww grants` shows yours; an operator sees all with --all",
                 code="not_found.grant",
             )
-        if grant in self._grant.lineage:  # this call runs under it: its reply goes first
-            loop = asyncio.get_running_loop()
-            loop.call_soon(lambda: loop.create_task(self._revoke(grant, reason)))
-            return {"cut": sum(1 for below in grant.subtree() if below.ended is None)}
-        return {"cut": await self._revoke(grant, reason)}
-
-    async def _revoke(self, grant: Grant, reason: str) -> int:
-        return await revoke(self._broker, grant, reason, str(self._grant.principal))
+        return {"cut": await revoke(self._broker, grant, reason, str(self._grant.principal))}
 
     # --- why --------------------------------------------------------------------------------------
 

@@ -492,6 +492,66 @@ async def test_checkpoints_are_signed_now_and_then_and_at_the_end(tmp_path: Path
     assert log.last_checkpoint.seq == report.last
 
 
+# --- what has taken effect, before its answer -----------------------------------------------------
+
+
+async def test_who_waits_knows_that_what_was_recorded_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path, interval_s=3600, checkpoint_s=1000)
+    audit = Audit(Clock(), to=log)
+    synced = 0
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        nonlocal synced
+        real(fd)
+        synced = os.fstat(fd).st_size
+
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    for number in range(20):
+        audit.record("grant.revoked", n=number)
+        assert await audit.written()
+        assert records(tmp_path)[-1]["n"] == number
+        assert synced == files(tmp_path)[0].stat().st_size
+    log.close()
+    assert not await audit.written()
+    assert verify(tmp_path).ok
+
+
+async def test_a_disk_that_fails_keeps_nobody_waiting_and_the_gap_is_recorded(
+    tmp_path: Path,
+) -> None:
+    disk = Disk()
+    log = open_log(tmp_path, open_file=disk)
+    audit = Audit(Clock(), to=log)
+    disk.left = 0
+    audit.record("grant.revoked", n=1)
+    assert not await audit.written()
+    disk.left = None
+    await until(lambda: not log.failing)
+    assert await audit.written()
+    log.close()
+    assert [r["event"] for r in records(tmp_path)][-2:] == ["log.resumed", "grant.revoked"]
+
+
+async def test_a_disk_that_hangs_keeps_nobody_waiting_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WRITTEN_S", 0.05)
+    go_on = threading.Event()
+    log = open_log(tmp_path)
+    audit = Audit(Clock(), to=log)
+    real = os.fsync
+    monkeypatch.setattr(module.os, "fsync", lambda fd: (go_on.wait(10), real(fd))[1])
+    audit.record("grant.revoked")
+    assert not await audit.written()
+    go_on.set()
+    assert await audit.written()
+    log.close()
+    assert "grant.revoked" in events(tmp_path)
+
+
 # --- denials, and copies --------------------------------------------------------------------------
 
 
