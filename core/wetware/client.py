@@ -392,7 +392,8 @@ class Session:
 
         Args:
             services: Service → methods ("*", "Interface.*", "Interface.method"; none: all that
-                this session has of it). None: every service of this session.
+                this session has of it). "SERVICE:NAME" is one object of a service, "pubsub:chat".
+                None: every service of this session.
             where: Constraints on arguments.
             expires_s: Seconds from now; 0: no end of its own.
             rate: "10/s", "100/m:20"; "" for none.

@@ -23,6 +23,7 @@ from wetware.broker.terms import (
     Terms,
     Where,
     check_against,
+    one_object,
     patterns_of,
     typed,
 )
@@ -62,17 +63,28 @@ def terms_from_wire(wire: Mapping[str, Any], parent: Grant, broker: Broker) -> T
     """
     _check_size(wire)
     services: dict[str, frozenset[str]] | None = None
+    where = [Where.parse(w["text"], w["service"] or ANY) for w in wire["where"]]
     if wire["services"]:
         services = {}
         for item in wire["services"]:
-            name = item["name"]
+            name, colon, of = item["name"].partition(":")
             mine, asked = parent.patterns(name), patterns_of({name: item["methods"]})[name]
             if not mine:
                 raise Amplification(
                     f"you have nothing of {name!r} to pass on", hint="`ww services` shows what"
                 )
+            if name in services:
+                raise InvalidArgument(
+                    f"{name!r} is named twice",
+                    hint="make a grant for each object",
+                    code="invalid.terms",
+                )
             _check_known(name, asked, parent, broker)
             services[name] = asked or mine
+            if colon:
+                interface = _served(name, broker).interface
+                services[name], held = one_object(name, interface, of, asked, mine)
+                where.append(held)
     if wire["sealed"] or services is not None:
         services = dict(parent.services) if services is None else services
         keep = services.get(SESSION_SERVICE, parent.patterns(SESSION_SERVICE))
@@ -86,7 +98,7 @@ def terms_from_wire(wire: Mapping[str, Any], parent: Grant, broker: Broker) -> T
         )
     terms = Terms(
         services=services,
-        where=tuple(Where.parse(w["text"], w["service"] or ANY) for w in wire["where"]),
+        where=tuple(where),
         expires_at=parent.tree.clock.time() + seconds if seconds else None,
         rate=Rate.parse(wire["rate"]) if wire["rate"] else None,
         calls=wire["calls"] or None,
@@ -102,25 +114,35 @@ def _check_size(wire: Mapping[str, Any]) -> None:
     for what, found, limit in (
         ("services", len(wire["services"]), SERVICES_MAX),
         ("constraints", len(wire["where"]), WHERE_MAX),
-        ("characters of constraints", sum(len(w["text"]) for w in wire["where"]), TERMS_CHARS_MAX),
+        (
+            "characters of constraints",
+            sum(len(w["text"]) for w in wire["where"])
+            + sum(len(item["name"]) for item in wire["services"]),
+            TERMS_CHARS_MAX,
+        ),
     ):
         if found > limit:
             raise InvalidArgument(f"{found} {what}; {limit} are allowed", code="invalid.terms")
+
+
+def _served(name: str, broker: Broker) -> Service:
+    """A service of this node; raises NotFound."""
+    service = broker.services.get(name)
+    if service is None:
+        raise NotFound(
+            f"this node has no service {name[:64]!r}",
+            hint=f"it has {', '.join(sorted(broker.services)) or 'none'}",
+        )
+    return service
 
 
 def _check_known(name: str, asked: frozenset[str], parent: Grant, broker: Broker) -> None:
     """What is passed on by name exists: else a typing error makes a grant of nothing."""
     if name in (ANY, SESSION_SERVICE):
         return
-    service = broker.services.get(name)
-    if service is None:
-        raise NotFound(
-            f"this node has no service {name!r}",
-            hint=f"it has {', '.join(sorted(broker.services)) or 'none'}",
-        )
     known = {
         f"{method.interface.name}.{each}"
-        for reached in service.interface.reachable()
+        for reached in _served(name, broker).interface.reachable()
         for method in reached.methods.values()
         for each in (method.name, ANY)
     }

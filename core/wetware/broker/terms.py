@@ -738,13 +738,88 @@ def _listed(found: list[Constrainable]) -> str:
     return ", ".join(f"{item.method.where}:{item.param} ({item.kind})" for item in found)
 
 
-def name_constraint(service: str, interface: Interface, name: str) -> Where:
-    """What NAME means in `SERVICE:NAME`; raises InvalidArgument where the service has no names."""
-    for item in constrainable(interface):
-        if item.named:
-            kind = "glob" if "*" in name else "equals"
-            method = f"{item.method.interface.name}.{item.method.name}"
-            return Where.parse(f"{method}:{item.param}={kind}:{name}", service)
-    raise _bad(
-        f"{service} has no named objects", f"write --where, or {service} without :{name[:40]}"
-    )
+def one_object(
+    service: str, interface: Interface, name: str, asked: frozenset[str], mine: frozenset[str]
+) -> tuple[frozenset[str], Where]:
+    """What `SERVICE:NAME` grants: methods, and the constraint that holds them to the object NAME.
+
+    Of the service's own interface these are the methods that take the name; of what those lead to,
+    all, except where a parameter of that name cannot be constrained. So whatever the methods that
+    are granted are called on, it is the object, or came from it.
+
+    Args:
+        service: Of this service.
+        interface: The service's.
+        name: NAME; with a `*` a glob.
+        asked: Patterns: of these methods only, and of the one that gives what they are called on.
+        mine: Patterns of who grants it.
+
+    Raises InvalidArgument where there is no such object, or `asked` is beyond it.
+    """
+    from wetware.broker.grants import matches
+
+    param = interface.naming
+    if not name:  # such as an unset variable of a shell leaves
+        raise _bad(f"{service}: names no object", f"write {service} alone for all of it")
+    if param is None:
+        raise _bad(
+            f"{service} has no named objects", f"write --where, or {service} without :{name[:40]}"
+        )
+    where = Where.parse(f"{param}={'glob' if '*' in name else 'equals'}:{name}", service)
+
+    def of_it(method: Method) -> bool:
+        if not matches(mine, method.interface.name, method.name):
+            return False
+        if param in method.params:
+            return where.compile(method) is not None
+        return method.interface != interface
+
+    reached = interface.reachable(of_it)
+    found = [m for each in reached for m in each.methods.values() if of_it(m)]
+    if not found:
+        raise _bad(
+            f"{where.text!r} is about nothing that you have of {service}",
+            f"`ww services {service} --describe` shows what can be shared as {service}:NAME",
+        )
+    chosen = [m for m in found if not asked or matches(asked, m.interface.name, m.name)]
+    for pattern in sorted(asked):
+        if not any(matches(frozenset({pattern}), m.interface.name, m.name) for m in chosen):
+            raise _bad(
+                f"{pattern!r} is not about one object {param.upper()} of {service}",
+                f"share it apart, without :{name[:40]}; about one are "
+                f"{', '.join(m.where for m in found)}",
+                "invalid.methods",
+            )
+    chosen += _ways(interface, chosen, found)
+    return patterns_of({service: [m.where for m in chosen]})[service], where
+
+
+def _ways(interface: Interface, chosen: list[Method], found: list[Method]) -> list[Method]:
+    """The methods that give what `chosen` are called on, where none of `chosen` does.
+
+    One that gives anything else is not added, and where there are several none is: which one was
+    meant, only who asks knows. Raises InvalidArgument.
+    """
+    wanted = {method.interface for method in chosen}
+    lost = wanted.difference(interface.reachable(lambda m: m in chosen))
+    givers = [m for m in found if m.interface == interface and m.gives and m.gives <= wanted]
+    ways = {}
+    for goal in lost:
+        to_it = [method for method in givers if goal in method.gives]
+        if len(to_it) == 1:
+            ways[to_it[0].where] = to_it[0]
+    added = list(ways.values())
+    lost = wanted.difference(interface.reachable(lambda m: m in chosen or m in added))
+    if lost:
+
+        def leads(method: Method) -> bool:
+            to = method.interface.reachable(lambda other: other is method)
+            return method.interface not in lost and not lost.isdisjoint(to)
+
+        leading = [method.where for method in found if leads(method)]
+        raise _bad(
+            f"it has to be said how to get at {', '.join(sorted(i.name for i in lost))}",
+            f"name one of these methods as well: {', '.join(leading)}",
+            "invalid.methods",
+        )
+    return added

@@ -83,19 +83,14 @@ def share_command(
         usage(f"{what!r} is not SERVICE or SERVICE:NAME", "ww share pubsub:chat")
     expires_s = 0.0 if expires == "never" else parse_duration(expires)
     nbytes = parse_size(bytes_) if bytes_ else 0
-    constraints = list(where or ())
-    if name:
-        constraints.append(_named(service, name))
     asked = [m.strip() for m in (methods or "").split(",") if m.strip()]
     if methods is not None and not asked:  # such as an unset variable of a shell leaves
         usage("--methods names none", "leave it out for all of yours")
-    if name and asked:  # to get at the object, the method that has the name is needed
-        asked.append(constraints[-1].partition(":")[0])
 
     async def work(session: Session) -> tuple[str, GrantInfo]:
         return await session.share(
-            {service: asked},
-            constraints,
+            {what: asked},
+            where or (),
             expires_s=expires_s,
             uses=uses,
             rate=rate,
@@ -113,20 +108,6 @@ def share_command(
     note(f"it allows: {'; '.join(grant.terms)}")
     command = "pub …" if service == "pubsub" else "COMMAND …"
     note(f"use it: ww use REF {command}   end it: ww revoke {grant.id}")
-
-
-def _named(service: str, name: str) -> str:
-    """The constraint that `SERVICE:NAME` stands for, by the schema that is installed here."""
-    from wetware.broker.terms import name_constraint
-    from wetware.interfaces import known_interface
-
-    interface = known_interface(service)
-    if interface is None:
-        usage(
-            f"what the names of {service!r} are is not known on this machine",
-            f"install its client, or write --where PARAM={name}",
-        )
-    return name_constraint(service, interface, name).text
 
 
 def use_command(

@@ -198,7 +198,7 @@ class Types:
     """
 
     def __init__(self, interface_of: Callable[[Any], Any], any_cap: Any) -> None:
-        self._interface_of = interface_of
+        self.interface_of = interface_of
         self._any_cap = any_cap
         self._structs: dict[int, Struct] = {}
 
@@ -250,7 +250,7 @@ class Types:
         return Type(load=codec.load, store=store, holds_caps=True)
 
     def _capability(self, schema: Any) -> Type:
-        interface_of = self._interface_of
+        interface_of = self.interface_of
 
         def load(value: Any, crossing: Crossing, guard: Guard | None) -> Any:
             return crossing.take(value, interface_of(schema), guard)

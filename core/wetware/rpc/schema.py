@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -53,6 +53,8 @@ class Method:
         name: In snake_case.
         interface: The interface that it was found in; for an inherited method the heir.
         constrainable: Parameters on which a grant may put a predicate.
+        gives: The interfaces of what it returns, if all that its caller gets of it are these
+            capabilities; else empty.
         named: The parameter that names an object of the service, as `ww share SERVICE:NAME` does.
         param_kinds: Parameter → "text", "data", "int", "float", "bool", "enum", "list" or "other".
         params: Names of the parameters, in the schema's order.
@@ -63,6 +65,7 @@ class Method:
 
     __slots__ = (
         "constrainable",
+        "gives",
         "interface",
         "name",
         "named",
@@ -70,6 +73,7 @@ class Method:
         "param_codec",
         "param_kinds",
         "params",
+        "raw",
         "result_codec",
         "result_flat",
         "results",
@@ -79,6 +83,7 @@ class Method:
 
     def __init__(self, interface: Interface, wire: str, raw: Any, types: Types) -> None:
         self.interface = interface
+        self.raw = raw
         self.wire = wire
         self.name = snake(wire)
         self.where = f"{interface.name}.{self.name}"
@@ -94,14 +99,42 @@ class Method:
         self.constrainable = frozenset(
             param for param, ids in marks.items() if ids & {_CONSTRAINED_ID, _NAME_ID}
         )
-        self.named = next((param for param, ids in marks.items() if _NAME_ID in ids), None)
         self.param_kinds: Mapping[str, str] = {
             snake(wire): _kind(field) for wire, field in param_type.fields.items()
         }
+        self.named = self._named([param for param, ids in marks.items() if _NAME_ID in ids])
+        returned = list(result_type.fields.values())
+        bare = all(_is_capability(f) for f in returned) and not _interfaces_in(param_type, set())
+        self.gives: frozenset[Interface] = frozenset(
+            types.interface_of(field.schema) for field in returned if bare
+        )
         # The fixed part of the parameters; None where the size has to be measured.
         words = param_type.node.struct.dataWordCount + param_type.node.struct.pointerCount
         self.param_bytes: int | None = words * 8 if self.param_codec.flat else None
         self.result_flat: bool = self.result_codec.flat
+
+    def _named(self, marked: list[str]) -> str | None:
+        """The parameter with `$Ww.name`; raises SchemaError where no grant could be held to it."""
+        if len(marked) > 1:
+            raise SchemaError(
+                f"{self.where} has $Ww.name on {marked[0]!r} and {marked[1]!r}: "
+                "a call is about one object",
+                hint="mark the other one $Ww.constrained",
+            )
+        for param in marked:
+            if (kind := self.param_kinds[param]) in ("list", "other"):
+                what = "a list" if kind == "list" else "neither text nor data, number or enum"
+                raise SchemaError(
+                    f"{self.where} has $Ww.name on {param!r}, which is {what}: it names no object",
+                    hint="pass the name as a parameter of its own",
+                )
+        if (inner := _name_within(self.raw.param_type, set())) is not None:
+            raise SchemaError(
+                f"{self.where} has $Ww.name on {inner!r} within a parameter, where no grant can be "
+                "held to it",
+                hint="pass the name as a parameter of its own",
+            )
+        return marked[0] if marked else None
 
     def __repr__(self) -> str:
         return f"<Method {self.where}({', '.join(self.params)})>"
@@ -163,34 +196,65 @@ class Interface:
                     )
                 yield name, methods[name]
 
-    def reachable(self) -> tuple[Interface, ...]:
+    def reachable(self, through: Callable[[Method], bool] | None = None) -> tuple[Interface, ...]:
         """This interface and all those whose objects its holder can come to hold, this one first.
 
         What methods return, and what is handed to the holder's own callbacks; not the callbacks.
-        Found at first use: constraints are judged by it.
+        Where `through` is given, only by the methods for which it is true.
         """
-        if self._reachable is None:
-            self._reachable = self._reach()
+        if through is not None:
+            return self._reach(through)
+        if self._reachable is None:  # found at first use: constraints are judged by it
+            self._reachable = self._reach(lambda _: True)
         return self._reachable
 
-    def _reach(self) -> tuple[Interface, ...]:
-        found: dict[int, Interface] = {}
-        seen: set[tuple[int, bool]] = set()
-        todo: list[tuple[Any, bool]] = [(self.raw, True)]  # (schema, whether the holder calls it)
+    def _reach(self, through: Callable[[Method], bool]) -> tuple[Interface, ...]:
+        found: dict[Interface, None] = {}
+        seen: set[tuple[Interface, bool]] = set()
+        todo = [(self, True)]  # (interface, whether the holder calls it, not the node)
         while todo:
-            raw, called = todo.pop(0)
-            interface_id = int(raw.node.id)
-            if (interface_id, called) in seen:
+            interface, called = todo.pop(0)
+            if (interface, called) in seen:
                 continue
-            seen.add((interface_id, called))
-            if called and interface_id not in found:
-                mine = interface_id == self.id
-                found[interface_id] = self if mine else Interface(raw, self._types)
-            for ancestor in _lineage(raw):
-                for method in ancestor.methods.values():
-                    todo += [(i, not called) for i in _interfaces_in(method.param_type, set())]
-                    todo += [(i, called) for i in _interfaces_in(method.result_type, set())]
-        return tuple(found.values())
+            seen.add((interface, called))
+            if called:
+                found[interface] = None
+            for method in interface.methods.values():
+                if called and not through(method):
+                    continue
+                for struct, by_holder in (
+                    (method.raw.param_type, not called),
+                    (method.raw.result_type, called),
+                ):
+                    held = _interfaces_in(struct, set())
+                    todo += [(self._types.interface_of(raw), by_holder) for raw in held]
+        return tuple(found)
+
+    @property
+    def naming(self) -> str | None:
+        """The parameter that names the service's objects, where this is a service's interface.
+
+        Raises SchemaError where it cannot be told which one does: a grant of one object is held to
+        it, in every method that has it.
+        """
+        reached = self.reachable()
+        by_name: dict[str, Interface] = {}
+        for interface in reached:
+            if by_name.setdefault(interface.name, interface) != interface:
+                raise SchemaError(
+                    f"{self.name} leads to two interfaces {interface.name!r}: grants know them by "
+                    "their names",
+                    hint="rename one of them",
+                )
+        named = [m for interface in reached for m in interface.methods.values() if m.named]
+        for method in named:
+            if method.named != named[0].named:
+                raise SchemaError(
+                    f"{self.name} leads to $Ww.name on {named[0].named!r} of {named[0].where} and "
+                    f"on {method.named!r} of {method.where}: what NAME is cannot be told",
+                    hint="give the parameter one name, or mark the other one $Ww.constrained",
+                )
+        return named[0].named if named else None
 
     def is_a(self, other: Interface) -> bool:
         """Whether this is `other` or inherits from it."""
@@ -225,6 +289,24 @@ def _kind(field: Any) -> str:
     return _KINDS.get(proto.slot.type.which(), "other")
 
 
+def _is_capability(field: Any) -> bool:
+    return field.proto.which() == "slot" and field.proto.slot.type.which() == "interface"
+
+
+def _held(field: Any) -> Any | None:
+    """Pycapnp's schema of the struct or interface that a field holds, in lists too, or None."""
+    if field.proto.which() == "group":
+        return field.schema
+    kind, schema = field.proto.slot.type, None
+    while kind.which() == "list":
+        kind = kind.list.elementType
+        if kind.which() in ("list", "struct", "interface"):
+            schema = (field.schema if schema is None else schema).elementType
+    if kind.which() not in ("struct", "interface"):
+        return None
+    return field.schema if schema is None else schema
+
+
 def _interfaces_in(struct: Any, seen: set[int]) -> list[Any]:
     """Pycapnp's schemas of the interfaces that a struct's fields can hold."""
     struct_id = int(struct.node.id)
@@ -233,19 +315,27 @@ def _interfaces_in(struct: Any, seen: set[int]) -> list[Any]:
     seen.add(struct_id)
     found: list[Any] = []
     for field in struct.fields.values():
-        if field.proto.which() == "group":
-            found += _interfaces_in(field.schema, seen)
-            continue
-        kind, schema = field.proto.slot.type, None
-        while kind.which() == "list":
-            kind = kind.list.elementType
-            if kind.which() in ("list", "struct", "interface"):
-                schema = (field.schema if schema is None else schema).elementType
-        if kind.which() == "interface":
-            found.append(field.schema if schema is None else schema)
-        elif kind.which() == "struct":
-            found += _interfaces_in(field.schema if schema is None else schema, seen)
+        held = _held(field)
+        if held is not None and held.node.which() == "interface":
+            found.append(held)
+        elif held is not None:
+            found += _interfaces_in(held, seen)
     return found
+
+
+def _name_within(struct: Any, seen: set[int]) -> str | None:
+    """A field with `$Ww.name` of a struct that a struct's fields hold, or None."""
+    for field in struct.fields.values():
+        held = _held(field)
+        if held is None or held.node.which() != "struct" or int(held.node.id) in seen:
+            continue
+        seen.add(int(held.node.id))
+        for inner in held.node.struct.fields:
+            if any(int(annotation.id) == _NAME_ID for annotation in inner.annotations):
+                return snake(inner.name)
+        if (deeper := _name_within(held, seen)) is not None:
+            return deeper
+    return None
 
 
 def _name_of(raw: Any) -> str:
@@ -284,7 +374,7 @@ class Schema:
             dict(self._collect(module, prefix=""))
         )
         for interface in self.interfaces.values():
-            _ = interface.methods  # reflect now, so that a problem shows up here
+            _ = interface.naming  # reflect now, so that a problem shows up here
 
     def _interface_of(self, raw: Any) -> Interface:
         type_id = int(raw.node.id)

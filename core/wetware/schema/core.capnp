@@ -166,6 +166,7 @@ struct Terms {
 
 struct ServicePatterns {
   name @0 :Text;
+  # A service, or `SERVICE:NAME`: one object of it. What that is the node decides, by the service's schema.
   methods @1 :List(Text);
   # "*", "Interface.*", "Interface.method". Empty: all that the parent has of this service.
 }

@@ -14,7 +14,7 @@ interface EvmAuth {
   # Who has what in the cluster's scope and in ROOT, in the order of role and account: at most 1000
   # records from number `first`. Records that give nothing now are left out unless `all`. Idempotent.
 
-  explain @2 (account :Text $Ww.name, role :Text $Ww.name) -> (explanation :Explanation);
+  explain @2 (account :Text $Ww.name, role :Text $Ww.constrained) -> (explanation :Explanation);
   # Why an account has a role here, or does not. `invalid` for what is no address or no role's name.
   # Idempotent.
 }

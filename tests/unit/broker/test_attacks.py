@@ -89,6 +89,44 @@ async def test_amplification_by_a_returned_capability(node: MemNode) -> None:
         await back.open(key="a")
 
 
+async def test_a_share_of_one_object_is_held_to_it_in_every_method(node: MemNode) -> None:
+    node.box.data.update(a=b"1", b=b"2")
+    async with node.login("ada") as session:
+        whole, _ = await session.share({"box:a": []})
+        get, info = await session.share({"box:a": ["Box.get"]})
+        assert info.terms[:2] == ("box Box.get", "box key=a"), "no method is added"
+        for beyond in ("Box.items", "Box.kept", "Box.keep"):
+            with pytest.raises(InvalidArgument, match="is not about one object KEY of box"):
+                await session.share({"box:a": [beyond]})
+        for wrong in ({"box:": []}, {"session:a": []}, {"*:a": []}, {"nothing:a": []}):
+            with pytest.raises((InvalidArgument, NotFound, Amplification)):
+                await session.share(wrong)
+        with pytest.raises(InvalidArgument, match="named twice"):
+            await session.share({"box:a": [], "box": []})
+    async with node.redeem(whole) as held:
+        shared = await box(held)
+        await shared.put(key="a", data=b"3")
+        item = (await shared.open(key="a"))["item"]
+        assert (await item.read())["data"] == b"3"
+        back = (await item.box())["box"]
+        assert (await back.get(key="a"))["data"] == b"3"
+        for beyond in (
+            shared.get(key="b"), shared.put(key="b", data=b""), shared.open(key="b"),
+            shared.items(), shared.kept(), shared.slow(), back.items(), back.get(key="b"),
+        ):  # fmt: skip
+            with pytest.raises(Denied):
+                await beyond
+        with pytest.raises(InvalidArgument, match="is not about one object"):
+            await held.share({"box:a": ["Box.items"]})
+    async with node.redeem(get) as held:
+        shared = await box(held)
+        assert (await shared.get(key="a"))["data"] == b"3"
+        for beyond in (shared.get(key="b"), shared.put(key="a", data=b""), shared.open(key="a")):
+            with pytest.raises(Denied):
+                await beyond
+    assert node.box.data == {"a": b"3", "b": b"2"}
+
+
 async def test_amplification_by_a_callback(node: MemNode) -> None:
     async with node.login("ada") as session:
         weak = await session.attenuate({"box": ["Box.watch", "Item.read"]})

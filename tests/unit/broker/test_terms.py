@@ -30,7 +30,7 @@ from wetware.broker.terms import (
     constrainable,
     glob,
     kinds_for,
-    name_constraint,
+    one_object,
     parse_duration,
     parse_size,
     patterns_of,
@@ -473,15 +473,109 @@ def test_a_constraint_that_is_about_no_method_is_found() -> None:
     assert not binds(Where.parse("Shop.entre:room=a"), SHOP)
 
 
-def test_names_of_objects() -> None:
-    assert name_constraint("shop", SHOP, "hall").text == "Shop.enter:room=hall"
-    assert name_constraint("shop", SHOP, "hall/*").text == "Shop.enter:room=glob:hall/*"
-    assert name_constraint("shop", SHOP, "max:3").text == "Shop.enter:room=equals:max:3"
-    assert name_constraint("shop", SHOP, "hall").service == "shop"
+def of(
+    name: str, *asked: str, service: str = "Shop", mine: frozenset[str] = ALL
+) -> tuple[Any, str]:
+    """What `SERVICE:NAME --methods ASKED` grants."""
+    methods, where = one_object("shop", SCHEMA[service], name, frozenset(asked), mine)
+    assert where.service == "shop"
+    return methods, where.text
+
+
+ROOM = {"Room.knock", "Room.say", "Bell.ring"}
+
+
+def test_one_object() -> None:
+    assert of("hall") == ({"Shop.enter", *ROOM}, "room=hall")
+    assert of("hall/*")[1] == "room=glob:hall/*"
+    assert of("max:3")[1] == "room=equals:max:3"
+    assert of("hall", "Shop.*")[0] == {"Shop.enter"}, "the rest of the shop is not one room"
+    assert of("hall", "Room.say")[0] == {"Shop.enter", "Room.say"}
+    assert of("hall", "Room.say", mine=frozenset({"Shop.enter", "Room.*"}))[0] == {
+        "Shop.enter", "Room.say"
+    }  # fmt: skip
+    assert of("hall", mine=frozenset({"Shop.*", "Bell.*"}))[0] == {"Shop.enter"}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "message"),
+    [
+        ("hall", ("Shop.serve",), "'Shop.serve' is not about one object ROOM of shop"),
+        ("hall", ("Room.say", "Gift.*"), "'Gift.\\*' is not about one object"),
+        ("hall", ("Bell.ring",), "has to be said how to get at Bell"),
+        ("", (), "names no object"),
+        ("x" * WHERE_CHARS_MAX, (), "characters"),
+    ],
+)
+def test_what_is_no_part_of_one_object_is_refused(
+    name: str, asked: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        of(name, *asked)
+    with pytest.raises(InvalidArgument, match="about nothing that you have"):
+        of("hall", mine=frozenset({"Room.*", "Shop.serve"}))
     with pytest.raises(InvalidArgument, match="no named objects"):
-        name_constraint("bell", SCHEMA.Bell, "x")
-    with pytest.raises(InvalidArgument):
-        name_constraint("shop", SHOP, "x" * WHERE_CHARS_MAX)
+        of("x", service="Bell")
+
+
+def test_names_of_a_flat_service(tmp_path: Path) -> None:
+    """Each method that takes the name is held to it, and no other method is added or granted."""
+    path = tmp_path / "flat.capnp"
+    path.write_text(
+        """@0xf4c1d7a90b3e5827;
+        using Ww = import "/wetware/schema/ww.capnp";
+        interface Counters {
+          incr @0 (name :Text $Ww.name, by :Int64) -> ();
+          get @1 (name :Text $Ww.constrained) -> (value :Int64);
+          drop @2 (name :Text) -> ();
+          reset @3 () -> ();
+        }"""
+    )
+    counters = rpc.load(path).Counters
+    incr, get = counters.methods["incr"], counters.methods["get"]
+    methods, where = one_object("c", counters, "a", frozenset({"Counters.get"}), ALL)
+    assert methods == {"Counters.get"}
+    assert where.applies(incr)
+    assert where.applies(get)
+    test = where.compile(get)
+    assert test is not None
+    assert test({"name": "a"})
+    assert not test({"name": "b"})
+    methods, where = one_object("c", counters, "a", frozenset(), ALL)
+    assert methods == {"Counters.get", "Counters.incr"}
+    with pytest.raises(InvalidArgument, match="is not about one object NAME of c"):
+        one_object("c", counters, "a", frozenset({"Counters.drop"}), ALL)
+
+
+def test_several_ways_to_one_object_are_not_chosen_from(tmp_path: Path) -> None:
+    path = tmp_path / "ways.capnp"
+    path.write_text(
+        """@0xf4c1d7a90b3e5828;
+        using Ww = import "/wetware/schema/ww.capnp";
+        interface Jobs {
+          find @0 (id :UInt32 $Ww.name) -> (job :Job);
+          make @1 (id :UInt32 $Ww.name) -> (job :Job);
+          dump @2 (id :UInt32 $Ww.name) -> (log :Log, text :Text);
+        }
+        interface Job { stop @0 () -> (); log @1 () -> (log :Log); }
+        interface Log { read @0 () -> (); }"""
+    )
+    jobs = rpc.load(path).Jobs
+
+    def of_job(*asked: str, name: str = "7") -> frozenset[str]:
+        return one_object("jobs", jobs, name, frozenset(asked), ALL)[0]
+
+    with pytest.raises(InvalidArgument, match="how to get at Job") as caught:
+        of_job("Job.stop")
+    assert "Jobs.find, Jobs.make" in caught.value.hint
+    assert of_job("Job.stop", "Jobs.find") == {"Jobs.find", "Job.stop"}
+    with pytest.raises(InvalidArgument, match="how to get at Log") as caught:
+        of_job("Log.read")
+    assert "Jobs.dump, Job.log" in caught.value.hint, "it returns a text, too: not added"
+    assert of_job("Jobs.dump", "Log.read") == {"Jobs.dump", "Log.read"}
+    for name in ("x", "7*"):
+        with pytest.raises(InvalidArgument, match="about nothing that you have"):
+            of_job(name=name)
 
 
 def test_texts_as_arguments() -> None:

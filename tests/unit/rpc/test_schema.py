@@ -15,6 +15,7 @@ from wetware.errors import SchemaError
 from wetware.rpc import schema as schema_module
 
 ID = "@0xb8f1e0a2c3d4e5f7;\n"
+WW = ID + 'using Ww = import "/wetware/schema/ww.capnp"; '
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,30 @@ def test_nested_interfaces_and_imports(tmp_path: Path) -> None:
     assert inner.methods["go"].constrainable == {"s"}
 
 
+def test_one_parameter_names_the_objects_of_a_service(tmp_path: Path) -> None:
+    text = """
+        interface Files {
+            open @0 (path :Text $Ww.name) -> (file :File);
+            root @1 () -> (file :File);
+        }
+        interface File {
+            copy @0 (path :Text $Ww.name) -> ();
+            look @1 (sink :Sink) -> (file :File);
+            read @2 () -> (data :Data);
+        }
+        interface Sink { seen @0 (name :Text $Ww.name) -> (); }
+    """
+    schema = rpc.load(write(tmp_path, WW + text))
+    assert schema.Files.naming == schema.File.naming == "path"
+    assert schema.Sink.naming == "name", "the holder's own objects are another matter"
+    assert schema.Files.methods["open"].gives == {schema.File}
+    assert schema.File.methods["look"].gives == frozenset(), "the sink may be given something"
+    assert schema.File.methods["read"].gives == frozenset()
+    all_of_it = schema.Files.reachable()
+    assert all_of_it == (schema.Files, schema.File)
+    assert schema.Files.reachable(lambda method: method.name == "read") == (schema.Files,)
+
+
 def test_load_returns_the_same_object(tmp_path: Path, schema: rpc.Schema) -> None:
     assert rpc.load(Path(__file__).with_name("zoo.capnp")) is schema
     assert rpc.load(os.path.relpath(Path(__file__).with_name("zoo.capnp"))) is schema
@@ -109,6 +134,25 @@ BAD = {
         "C inherits two different methods 'go'",
     ),
     "python names": (ID + "interface A { goOn @0 (); goON @1 (); }", "the same name in Python"),
+    "two names of one call": (
+        WW + "interface A { go @0 (a :Text $Ww.name, b :Text $Ww.name); }",
+        "A.go has $Ww.name on 'a' and 'b'",
+    ),
+    "names of two kinds": (
+        WW + "interface A { b @0 (b :Text $Ww.name) -> (b :B); }"
+        "interface B { a @0 (a :Text $Ww.name); }",
+        "A leads to $Ww.name on 'b' of A.b and on 'a' of B.a: what NAME is cannot be told",
+    ),
+    "a name in a struct": (
+        WW + "interface A { go @0 (in :List(S)); } struct S { x :group { n @0 :Text $Ww.name; } }",
+        "A.go has $Ww.name on 'n' within a parameter",
+    ),
+    "a list as a name": (WW + "interface A { go @0 (a :List(Text) $Ww.name); }", "is a list"),
+    "an object as a name": (WW + "interface A { go @0 (a :A $Ww.name); }", "neither text nor"),
+    "two interfaces of one name": (
+        WW + 'using B = import "other.capnp"; interface A { go @0 () -> (b :B.A); }',
+        "A leads to two interfaces 'A'",
+    ),
     "python params": (ID + "interface A { go @0 (aUrl :Text, aURL :Text); }", "the same name"),
 }
 
@@ -117,6 +161,7 @@ BAD = {
 def test_a_bad_schema_is_an_error(tmp_path: Path, case: str) -> None:
     text, message = BAD[case]
     path = write(tmp_path / "folder-name", text)
+    write(tmp_path / "folder-name", "@0xb8f1e0a2c3d4e501; interface A {}", "other.capnp")
     with pytest.raises(SchemaError) as caught:
         rpc.load(path)
     error = caught.value
