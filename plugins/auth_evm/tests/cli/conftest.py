@@ -10,15 +10,12 @@ import pytest
 pytest.importorskip("eth_account", reason="needs the extra: pip install 'wetware[evm]'")
 
 from plugins.auth_evm.tests.cli.anvils import Anvil, World
-from plugins.auth_evm.tests.contract.chains import INSTALL, find_anvil
 
 from wetware.cli.app import options
 
 
 @pytest.fixture(scope="session")
 def anvil() -> Iterator[Anvil]:
-    if find_anvil() is None:
-        pytest.skip(f"anvil is not installed; run: {INSTALL}")
     made = Anvil()
     try:
         yield made
