@@ -8,7 +8,8 @@ Defects of 0.8.1 that are designed out: an exception in a stream handler ends th
 an inbound connection is never given back (250 and no more); a connection that dies while it is
 added stays in the table, and one that two tasks add loses streams; plaintext is accepted; identify
 reads without a bound; 12 idle DHT streams shut the DHT for everybody; the auto-connector dials
-every known peer up to a watermark; peers are never forgotten.
+every known peer up to a watermark; peers are never forgotten; a lookup of providers asks nobody
+when its own store has a record.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from libp2p.identity.identify_push.identify_push import ID_PUSH as IDENTIFY_PUSH
 from libp2p.identity.update import update_peerstore_from_identify
 from libp2p.kad_dht.common import PROTOCOL_ID as KAD
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.kad_dht.provider_store import ProviderStore
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.exceptions import SwarmException
@@ -771,9 +773,14 @@ class Guest:
 
         async def run() -> tuple[Provider, ...]:
             assert self._dht is not None  # noqa: S101  # set before `ready`
+            # An empty store, since libp2p asks nobody when its own has any record of the key.
+            lookup = ProviderStore(self._host, self._dht.peer_routing)
+            infos = await lookup.find_providers(key, count)
+            infos += self._dht.provider_store.get_providers(key)
             found: dict[PeerId, Provider] = {}
-            for info in await self._dht.provider_store.find_providers(key, count):
-                if (peer := peer_id_of(info.peer_id)) is None:
+            for info in infos:
+                peer = peer_id_of(info.peer_id)
+                if peer in (None, self._link.peer_id) or peer in found or len(found) >= count:
                     continue
                 addrs = [addr for addr in map(to_link_addr, info.addrs) if addr is not None]
                 found[peer] = Provider(

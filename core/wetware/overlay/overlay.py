@@ -299,7 +299,9 @@ class Overlay:
         return await self._call("provide", lambda g: g.provide(key), self._limits.dht_s)
 
     async def find_providers(self, key: bytes, *, count: int = 20) -> tuple[Provider, ...]:
-        """Peers that provide `key`, at most `count`; empty when none is found.
+        """Other peers that provide `key`, at most `count`; empty when none is found.
+
+        Those that the network knows first, then those that have told this node itself.
 
         Raises InvalidArgument, OverlayTimeout or OverlayUnavailable.
         """

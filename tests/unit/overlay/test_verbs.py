@@ -99,6 +99,28 @@ async def test_three_nodes_through_the_middle(node: Node) -> None:
         await asyncio.gather(middle.aclose(), far.aclose())
 
 
+async def test_a_record_of_ones_own_does_not_end_a_lookup(node: Node, other: ThreadNode) -> None:
+    """As when every node announces the key of the cluster before it has met anybody."""
+    import asyncio
+
+    from .conftest import ThreadNode as Thread
+
+    key = b"what all of them provide"
+    far = await asyncio.to_thread(Thread)
+    try:
+        addrs = other.node.host.listen_addrs
+        await far.run(lambda n: n.host.dial(addrs))
+        await until(lambda: far.node.overlay.status().dht_peers == 1, "far's table is full")
+        assert await far.run(lambda n: n.overlay.provide(key)) is True
+        assert await node.overlay.provide(key) is False, "nobody to tell yet"
+        await node.host.dial(addrs)
+        await until(lambda: node.overlay.status().dht_peers == 1, "the table is full")
+        found = await node.overlay.find_providers(key)
+        assert [p.peer for p in found] == [far.node.host.peer_id]
+    finally:
+        await far.aclose()
+
+
 async def test_strangers_are_not_in_the_table(other: ThreadNode) -> None:
     def admit(peer: str, protocol: str, access: Access) -> bool:
         return access is Access.PUBLIC
