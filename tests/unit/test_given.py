@@ -92,7 +92,7 @@ def test_an_empty_text_in_the_file(tmp_path: Path) -> None:
     """Such as a template leaves whose variable was unset: it must not found a cluster."""
     file = tmp_path / "ww.toml"
     file.write_text('[node]\njoin = ""\n')
-    with pytest.raises(ConfigError, match="join in .* line 2: expected text"):
+    with pytest.raises(ConfigError, match=r"join in .* line 2: expected text"):
         _ = config.load(path=file, env={"WW_HOME": str(tmp_path)}).node
 
 
