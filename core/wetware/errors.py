@@ -14,6 +14,7 @@ _BY_CODE: dict[str, type[WetwareError]] = {}
 # Exit codes of the command line (sysexits.h where one fits).
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_UNREACHABLE, EXIT_DENIED, EXIT_CONFIG = 69, 77, 78
+EXIT_PIPE = 141  # as a shell says of a program that SIGPIPE ended
 
 
 class WetwareError(Exception):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar
 
+from wetware.cli import streams
 from wetware.errors import EXIT_FAILED, EXIT_USAGE, WetwareError
 
 if TYPE_CHECKING:
@@ -115,6 +116,14 @@ def printable(text: str) -> str:
     )
 
 
+def _encodable(text: str, stream: TextIO) -> str:
+    """The text with what the stream's encoding does not have spelt out, so that it has a width."""
+    if text.isascii():
+        return text
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 # --- colours: for a person at a terminal, never in data ---
 
 Style = Literal["green", "yellow", "red", "dim"]
@@ -161,7 +170,7 @@ def _width(text: str) -> int:
 def _line(stream: TextIO, parts: Sequence[str | Styled]) -> None:
     painted, text = colours(stream), ""
     for part in parts:
-        plain = printable(part if isinstance(part, str) else part.text)
+        plain = _encodable(printable(part if isinstance(part, str) else part.text), stream)
         style = None if isinstance(part, str) else part.style
         # The escape is added last: nothing that came from elsewhere can bring one.
         text += f"\x1b[{_SGR[style]}m{plain}\x1b[0m" if painted and style and plain else plain
@@ -204,7 +213,10 @@ def table(
         rows: Of as many cells each.
         styles: Column's name → cell → its colour.
     """
-    cells = [tuple(printable(cell).replace("\n", "\\n") for cell in row) for row in rows]
+    cells = [
+        tuple(_encodable(printable(cell).replace("\n", "\\n"), sys.stdout) for cell in row)
+        for row in rows
+    ]
     lines = [tuple(name.upper() for name in header), *cells]
     widths = [max(_width(line[i]) for line in lines) for i in range(len(header))]
     by_column = [(styles or {}).get(name, {}) for name in header]
@@ -220,26 +232,31 @@ def table(
 
 def fail(error: WetwareError) -> NoReturn:
     """Say what, why and the next step, and leave with the error's exit code."""
-    complain(error.message, error.hint)
+    if not isinstance(error, streams.ReaderGone):
+        complain(error.message, error.hint)
     raise SystemExit(error.exit_code)
 
 
 def guarded_main(app: Callable[[], object]) -> None:
     """Run the command line; the only place that turns exceptions into exit codes."""
+    streams.prepare()
     try:
-        app()
+        _guarded(app)
+    finally:
+        _guarded(sys.stdout.flush)  # at the interpreter's exit an error would have no words
+
+
+def _guarded(step: Callable[[], object]) -> None:
+    try:
+        step()
     except BaseExceptionGroup as group:
         _one_of(group)
     except WetwareError as exc:
-        if options.debug:
+        if options.debug and not isinstance(exc, streams.ReaderGone):
             raise
         fail(exc)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        # The reader left (`ww sub chat | head`): not an error, and nothing more can be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(EXIT_FAILED) from None
     except Exception as exc:
         if options.debug:
             raise

@@ -6,6 +6,7 @@ import json as json_module
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,13 +196,14 @@ def export_command(
     found = files(_log_dir(directory))
     if not found:
         usage(f"there is no audit log in {_log_dir(directory)}", "name it with --dir")
-    target = sys.stdout.buffer if str(file) == "-" else _new_file(file)
-    with target:
+    stdout = str(file) == "-"
+    with nullcontext(sys.stdout.buffer) if stdout else _new_file(file) as target:
         for path in found:
             for line in lines(path):
                 if seq_of(line) >= since and (not until or seq_of(line) <= until):
                     target.write(line + b"\n")
                     count += 1
+        target.flush()
     note(f"{count} records")
 
 

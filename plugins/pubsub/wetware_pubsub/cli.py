@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wetware.cli.app import note, run_client
+from wetware.cli.streams import output_failed
 from wetware.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -195,14 +196,15 @@ class Output:
         self._polled = not stat.S_ISREG(os.fstat(fd).st_mode)
 
     async def write(self, data: bytes) -> None:
-        """Write all of it."""
+        """Write all of it; raises OutputFailed."""
         view = memoryview(data)
         while view:
             if self._polled:
                 await self._writable()
-                view = view[os.write(self._fd, view[:_PIPE_BYTES]) :]
-            else:
-                view = view[os.write(self._fd, view) :]
+            try:
+                view = view[os.write(self._fd, view[:_PIPE_BYTES] if self._polled else view) :]
+            except OSError as exc:
+                output_failed(exc)
 
     @staticmethod
     def _ready(waiter: asyncio.Future[None]) -> None:
