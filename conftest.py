@@ -22,6 +22,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     sys.setrecursionlimit(RECURSION_LIMIT)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_home_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a login in this process remembers is not kept among the user's own things."""
+    os.environ["WW_HOME"] = str(tmp_path_factory.mktemp("ww-home"))
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """Asyncio is the host loop of wetware; trio runs as its guest."""

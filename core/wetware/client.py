@@ -15,13 +15,14 @@ import asyncio
 import contextlib
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from wetware import paths, rpc
+from wetware import contexts, paths, rpc
 from wetware.errors import (
     AuthError,
     ConfigError,
@@ -261,10 +262,8 @@ class _SignerServant(rpc.Servant, interface=CORE.Signer):
     only what this end knows, never what the challenge says.
     """
 
-    def __init__(
-        self, choose: Callable[[Challenge], Signer], verifier: PeerId, channel: Channel
-    ) -> None:
-        self._choose, self._verifier, self._channel = choose, verifier, channel
+    def __init__(self, login: _Login, verifier: PeerId, channel: Channel) -> None:
+        self._login, self._verifier, self._channel = login, verifier, channel
         self._signer: Signer | None = None
         self.failure: WetwareError | None = None
         self.spent = False
@@ -290,7 +289,8 @@ class _SignerServant(rpc.Servant, interface=CORE.Signer):
                     hint="do not use this node; tell its operator",
                     code="auth.wrong_channel",
                 )
-            self._signer = self._choose(parsed)
+            self._login.check_cluster(parsed.cluster, self._verifier)
+            self._signer = self._login.choose(parsed)
             proof = await self._signer.sign(parsed)
         except WetwareError as exc:
             self.failure = exc
@@ -338,7 +338,13 @@ class Session:
 
     Made by `connect`. Ends with its `async with` block, or when the node revokes its grant; from
     then on calls raise Revoked, Expired or Disconnected.
+
+    Attributes:
+        identity: Who it speaks as, and where.
+        notice: For the person: that the login was the first one there, and pinned a cluster; or "".
     """
+
+    notice = ""
 
     def __init__(self, ref: rpc.Ref, identity: Identity, login: _Login | None) -> None:
         self._ref, self._login = ref, login
@@ -411,7 +417,7 @@ class Session:
             fence=fence, sealed=sealed,
         )  # fmt: skip
         reply = await self._ref.call("attenuate", terms=terms, label=label)
-        return await _opened(reply["session"], self._login)
+        return await _opened(reply["session"], self._login, PeerId(self.identity.node))
 
     async def share(
         self,
@@ -445,8 +451,9 @@ class Session:
         It works as long as that node hears from the issuer; raises Denied, Revoked, Expired,
         AdmissionRefused, DialError.
         """
+        issuer = SturdyRef.parse(ref).peer
         reply = await self._ref.call("adopt", ref=ref)
-        return await _opened(reply["session"], None)
+        return await _opened(reply["session"], None, issuer)
 
     async def grants(self) -> tuple[GrantInfo, ...]:
         """What was derived from this session, parents first; of a login, from all its roles."""
@@ -486,7 +493,10 @@ class Session:
         """Log in to another node of the cluster, with the same key or signer.
 
         The connection is encrypted end to end, and the login is bound to it: this session's node
-        may carry the bytes, and learns nothing from them.
+        may carry the bytes, and learns nothing from them. Nor does it choose who answers: that is
+        the peer that was named, or a member of this session's cluster, by its own signature and its
+        certificate, that the selector means by what it signed. Whether it lives, and which of
+        several is taken, is the word of this session's node.
 
         Args:
             selector: Which one: a name, a peer ID, or e.g. "zone=home,service=blob", and of several
@@ -496,10 +506,12 @@ class Session:
                 dial, and where that fails use the tunnel.
 
         Raises NotFound where no living member matches, InvalidArgument where a name stands for
-        several, and otherwise as `connect`.
+        several, AuthError "auth.unproven" where this session's node answers with another node than
+        was asked for, and otherwise as `connect`.
         """
-        member = await self.cluster.one(selector)
-        if member.is_self:
+        member = await self.cluster.one(selector, signed=True)
+        peer, addrs = self._meant(selector, member)
+        if peer == self.identity.node:
             yield self
             return
         login = self._login
@@ -509,22 +521,51 @@ class Session:
                 hint="log in with a key of your own",
             )
         async with contextlib.AsyncExitStack() as stack:
-            async with _Timeout(timeout_s, f"{member.name or member.peer_id} ({selector})"):
+            async with _Timeout(timeout_s, f"the node {peer} ({selector})"):
                 place = None
                 if direct is not False:
                     dial_s = None if direct else min(DIRECT_S_MAX, timeout_s / 2)
                     try:
-                        place = await _remote(stack, ",".join(member.addrs), timeout_s=dial_s)
+                        place = await _remote(stack, addrs, peer, timeout_s=dial_s)
                     except OverlayError:
                         if direct:
                             raise
                 if place is None:
-                    place = await _tunnelled(stack, self, member)
+                    place = await _tunnelled(stack, self, peer)
                 session = await login.open(place)
             try:
                 yield session
             finally:
                 session._ref.close()
+
+    def _meant(self, selector: str, member: Member) -> tuple[PeerId, tuple[str, ...]]:
+        """Who is meant, and where that is, without believing the node that answered.
+
+        A peer ID says all: whoever answers at an address has to have it. Any other member has to be
+        proven.
+        """
+        from wetware.membership.proof import prove
+        from wetware.membership.selector import is_peer_id
+
+        if is_peer_id(selector):
+            return PeerId(selector), member.addrs
+        try:
+            proven = prove(
+                member.record,
+                member.founding,
+                cluster=self.identity.cluster,
+                selector=selector,
+                state=member.state,
+                now_s=time.time(),
+            )
+        except WetwareError as exc:
+            raise AuthError(
+                f"the node {self.identity.node} gave no proof that what it found for {selector!r} "
+                f"is that: {exc.message}",
+                hint=exc.hint or "do not use this node; tell its operator",
+                code="auth.unproven",
+            ) from exc
+        return proven.peer, proven.record.addrs
 
     async def status(self) -> dict[str, Any]:
         """What the node is doing: the struct NodeStatus of core.capnp."""
@@ -547,10 +588,20 @@ class Session:
         return client
 
 
-async def _opened(ref: rpc.Ref | None, login: _Login | None) -> Session:
+async def _opened(ref: rpc.Ref | None, login: _Login | None, node: PeerId) -> Session:
+    """The session behind a reference, which has to be of the node that was meant."""
     if ref is None:
         raise InternalError("the node answered without a session")
-    return Session(ref, _identity(await ref.call("whoami")), login)
+    identity = _identity(await ref.call("whoami"))
+    if identity.node != node:
+        raise AuthError(
+            f"the session is of the node {identity.node[:64]}, not of {node}",
+            hint="do not use this node; tell its operator",
+            code="auth.wrong_node",
+        )
+    if login is not None:
+        login.check_cluster(identity.cluster, node)
+    return Session(ref, identity, login)
 
 
 def _bundled_first(point: metadata.EntryPoint) -> tuple[bool, str]:
@@ -647,6 +698,7 @@ class LocalNode:
     peer_id: PeerId
     socket: Path
     pid: int
+    cluster: str
 
     @classmethod
     def find(cls, data_dir: Path) -> LocalNode:
@@ -660,14 +712,19 @@ class LocalNode:
                     f"{file} belongs to another user", hint="choose your own with --data-dir"
                 )
             data = json.loads(text)
-            return cls(PeerId.parse(data["peer_id"]), Path(data["socket"]), int(data["pid"]))
+            return cls(
+                PeerId.parse(data["peer_id"]),
+                Path(data["socket"]),
+                int(data["pid"]),
+                contexts.check_cluster(data["cluster"]),
+            )
         except FileNotFoundError:
             raise DialError(
                 f"no node is running here (nothing in {data_dir})",
                 hint="start one with `ww node`, or name one with --node /ip4/…/p2p/…",
                 code="overlay.dial.no_node",
             ) from None
-        except (ValueError, KeyError, TypeError, OSError) as exc:
+        except (ValueError, KeyError, TypeError, OSError, InvalidArgument) as exc:
             raise ConfigError(f"cannot read {file}: {exc}", hint="restart the node") from exc
 
 
@@ -677,14 +734,39 @@ _Place: TypeAlias = tuple[rpc.RpcConnection, PeerId, Channel]
 
 @dataclass(frozen=True, slots=True)
 class _Login:
-    """How a user logs in, here and at other nodes."""
+    """How a user logs in, here and at other nodes.
+
+    Attributes:
+        choose: The signer for a challenge.
+        cluster: The ID of the cluster that is expected; "" before the first login.
+        pinned: By what name `contexts` has that; "" at other nodes than the first.
+    """
 
     choose: Callable[[Challenge], Signer]
+    cluster: str
+    pinned: str = ""
+
+    def check_cluster(self, cluster: str, node: PeerId) -> None:
+        """Raise AuthError where a node says that it is of another cluster than is expected."""
+        hint = "do not use this node; tell its operator"
+        try:
+            contexts.check_cluster(cluster)
+        except InvalidArgument as exc:
+            what = f"names no cluster: {exc.message}"
+        else:
+            if cluster == (self.cluster or cluster):
+                return
+            what = f"says that it is of cluster {cluster}, not of {self.cluster}"
+            if self.pinned:
+                what += ", which was pinned at the first login"
+                hint = "ask its operator; if the cluster was founded anew, accept the new one: "
+                hint += f"ww context accept {self.pinned} {cluster}"
+        raise AuthError(f"the node {node} {what}", hint=hint, code="auth.wrong_cluster")
 
     async def open(self, place: _Place) -> Session:
         """Log in; raises LoginRefused, or what the signer raised."""
         connection, verifier, channel = place
-        signing = _SignerServant(self.choose, verifier, channel)
+        signing = _SignerServant(self, verifier, channel)
         gate = connection.bootstrap(CORE.Gate)
         terminal = (await gate.call("terminal"))["terminal"]
         try:
@@ -694,9 +776,9 @@ class _Login:
         status = status_from_name(reply["status"])
         if status is not LoginStatus.GRANTED:
             raise signing.failure or LoginRefused(status, reply["reason"], signing.hint(status))
-        if (ref := reply["session"]) is None:
-            raise Unsupported("the node granted the login and gave no session")
-        return Session(ref, _identity(await ref.call("whoami")), self)
+        session = await _opened(reply["session"], self, verifier)
+        session._login = replace(self, cluster=session.identity.cluster, pinned="")
+        return session
 
 
 async def _redeem(place: _Place, ref: SturdyRef) -> Session:
@@ -704,20 +786,20 @@ async def _redeem(place: _Place, ref: SturdyRef) -> Session:
     connection, _, _ = place
     gate = connection.bootstrap(CORE.Gate)
     reply = await gate.call("redeem", id=bytes.fromhex(ref.id), secret=ref.secret)
-    return await _opened(reply["session"], None)
+    return await _opened(reply["session"], None, ref.peer)
 
 
 async def _issuer(stack: contextlib.AsyncExitStack, ref: SturdyRef, data_dir: Path) -> _Place:
     """The Gate of a reference's issuer: over the unix socket if it is on this machine."""
     with contextlib.suppress(WetwareError):
-        if LocalNode.find(data_dir).peer_id == ref.peer:
-            return await _local(stack, data_dir)
+        if (node := LocalNode.find(data_dir)).peer_id == ref.peer:
+            return await _local(stack, node)
     if not ref.addrs:
         raise DialError(
             f"the reference says nothing of where its node {ref.peer} is",
             hint="use it on the machine of that node",
         )
-    return await _remote(stack, ",".join(map(str, ref.addrs)))
+    return await _remote(stack, map(str, ref.addrs), ref.peer)
 
 
 async def describe(
@@ -734,8 +816,7 @@ async def describe(
         return GrantInfo.from_wire(reply["grant"])
 
 
-async def _local(stack: contextlib.AsyncExitStack, data_dir: Path) -> _Place:
-    node = LocalNode.find(data_dir)
+async def _local(stack: contextlib.AsyncExitStack, node: LocalNode) -> _Place:
     try:
         connection = await rpc.connect_unix(node.socket)
     except (OSError, DialError) as exc:
@@ -748,19 +829,37 @@ async def _local(stack: contextlib.AsyncExitStack, data_dir: Path) -> _Place:
     return connection, node.peer_id, Channel("unix", node.peer_id.multihash)
 
 
-async def _remote(
-    stack: contextlib.AsyncExitStack, target: str, *, timeout_s: float | None = None
-) -> _Place:
-    from wetware.link import LinkHost
+def _peer_in(target: str) -> PeerId:
+    """The node that addresses, comma-separated, end at; raises InvalidArgument."""
     from wetware.multiaddr import Multiaddr
 
-    addresses = [Multiaddr.parse(part) for part in target.split(",")]
-    expected = {address.peer for address in addresses}
-    if len(expected) != 1 or (peer := addresses[0].peer) is None:
+    expected = {Multiaddr.parse(part).peer for part in target.split(",")}
+    if len(expected) != 1 or (peer := expected.pop()) is None:
         raise InvalidArgument(
             f"{target!r} does not say which node is expected there",
             hint="add /p2p/PEER to the address; `ww id` on the node prints it",
             code="invalid.multiaddr",
+        )
+    return peer
+
+
+async def _remote(
+    stack: contextlib.AsyncExitStack,
+    addrs: Iterable[str],
+    peer: PeerId,
+    *,
+    timeout_s: float | None = None,
+) -> _Place:
+    """The Gate of `peer`; raises AuthError for addresses that lead to another node."""
+    from wetware.link import LinkHost
+    from wetware.multiaddr import Multiaddr
+
+    addresses = [Multiaddr.parse(addr) for addr in addrs]
+    if any(address.peer != peer for address in addresses):
+        raise AuthError(
+            f"an address that was given for the node {peer} ends at another one",
+            hint="do not use the node that gave it; tell its operator",
+            code="auth.wrong_address",
         )
     # A client is no node: its link key is made for this connection and forgotten.
     host = await stack.enter_async_context(LinkHost(Key.generate()))
@@ -768,15 +867,15 @@ async def _remote(
     return await _over_link(stack, link)
 
 
-async def _tunnelled(stack: contextlib.AsyncExitStack, session: Session, member: Member) -> _Place:
+async def _tunnelled(stack: contextlib.AsyncExitStack, session: Session, peer: PeerId) -> _Place:
     """The far node's Gate, over a byte tunnel of the session's node."""
     from wetware.link import LinkHost
     from wetware.multiaddr import Multiaddr
 
     host = await stack.enter_async_context(LinkHost(Key.generate()))
-    pipe = await session.cluster.tunnel(member.peer_id)
+    pipe = await session.cluster.tunnel(peer)
     carrier = Multiaddr("ip4", "127.0.0.1", 0, PeerId(session.identity.node))  # for messages only
-    return await _over_link(stack, await host.connect_pipe(pipe, member.peer_id, carrier))
+    return await _over_link(stack, await host.connect_pipe(pipe, peer, carrier))
 
 
 async def _over_link(stack: contextlib.AsyncExitStack, link: Connection) -> _Place:
@@ -806,6 +905,21 @@ class _Timeout:
                 hint="is the node running, and the address right?",
                 code="overlay.dial.timeout",
             ) from None
+
+
+async def _pinned(choose: Callable[[Challenge], Signer], place: _Place) -> Session:
+    """Log in at a remote node whose cluster is pinned, or pin it."""
+    _, node, _ = place
+    known = contexts.load().clusters.get(node, "")
+    session = await _Login(choose, known, pinned=node).open(place)
+    if not known:
+        cluster = session.identity.cluster
+        session.notice = f"first login at {node}: from now on its cluster has to be {cluster}"
+        try:
+            contexts.update(lambda found: found.pin(node, cluster))
+        except ConfigError as exc:
+            session.notice = f"the cluster {cluster} of {node} is not remembered: {exc.message}"
+    return session
 
 
 @contextlib.asynccontextmanager
@@ -852,11 +966,14 @@ async def connect(
                 session = await _redeem(place, ref)
         else:
             async with _Timeout(timeout_s, target or "the local node"):
+                choose = _chooser(signer, choice)
                 if target is None:
-                    place = await _local(stack, data_dir or paths.data_dir())
+                    node = LocalNode.find(data_dir or paths.data_dir())
+                    place = await _local(stack, node)
+                    session = await _Login(choose, node.cluster).open(place)
                 else:
-                    place = await _remote(stack, target)
-                session = await _Login(_chooser(signer, choice)).open(place)
+                    place = await _remote(stack, target.split(","), _peer_in(target))
+                    session = await _pinned(choose, place)
         try:
             yield session
         finally:

@@ -24,6 +24,7 @@ from wetware.errors import (
 from wetware.identity import PeerId, Principal
 from wetware.link import StreamPipe
 from wetware.log import get_logger
+from wetware.membership.proof import encode_founding
 from wetware.membership.selector import Selector
 from wetware.membership.swim import Change, ChangeKind, Member
 from wetware.protocol import CORE
@@ -37,6 +38,8 @@ log = get_logger("cluster")
 
 LIST_MAX = 1000
 """Members in one answer of `list`, some 400 bytes each: well below the limit of a message."""
+SIGNED_BYTES_MAX = 384 << 10
+"""Records in one such answer, some 800 bytes each; a description is not longer than its record."""
 WATCHES_MAX = 256
 """Watches of all sessions."""
 WATCH_BATCH_MAX = 256
@@ -176,11 +179,21 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
 
     # --- for users --------------------------------------------------------------------------------
 
-    async def list(self, selector: str, limit: int) -> dict[str, object]:
+    async def list(self, selector: str, limit: int, signed: bool) -> dict[str, object]:
         """Members that match; the limit holds here, whatever the client asks for."""
         matched = view(self._node, Selector.parse(selector))
         kept = matched[: min(limit or LIST_MAX, LIST_MAX)]
-        return {"members": [describe(self._node, m) for m in kept], "matched": len(matched)}
+        if not signed:
+            return {"members": [describe(self._node, m) for m in kept], "matched": len(matched)}
+        members, room = [], SIGNED_BYTES_MAX
+        for member in kept:
+            record = member.record.encoded if isinstance(member, Member) else b""
+            room -= len(record)
+            if room < 0:
+                break
+            members.append(describe(self._node, member) | {"record": record})
+        founding = encode_founding(self._node.admission.founding)
+        return {"members": members, "matched": len(matched), "founding": founding}
 
     async def watch(self, selector: str, sink: rpc.Ref | None) -> dict[str, object]:
         """Push changes to a sink."""

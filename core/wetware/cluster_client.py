@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
@@ -47,6 +47,8 @@ class Member:
         rtt_s: Round trip from the node that was asked; 0 if it has not measured one.
         connected: Whether the node that was asked has a connection to it.
         is_self: Whether it is the node that was asked.
+        record: What it signed, where that was asked for; see `wetware.membership.proof`.
+        founding: With that, what names the cluster.
     """
 
     peer_id: PeerId
@@ -64,6 +66,8 @@ class Member:
     rtt_s: float
     connected: bool
     is_self: bool
+    record: bytes = field(default=b"", repr=False)
+    founding: bytes = field(default=b"", repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -137,19 +141,21 @@ class Cluster:
     def __init__(self, ref: Any) -> None:
         self._ref = ref
 
-    async def list(self, selector: str = "", *, limit: int = 0) -> MemberList:
+    async def list(self, selector: str = "", *, limit: int = 0, signed: bool = False) -> MemberList:
         """Members that match, by name.
 
         Args:
             selector: e.g. "zone=home,service=pubsub,state=alive", "db*", the end of a peer ID.
             limit: At most so many; 0, and more than the node allows, is what it allows.
+            signed: With what the members signed, for as many as one answer has room for.
 
         Raises InvalidArgument for a selector that is none.
         """
-        reply = await self._ref.call("list", selector=selector, limit=limit)
-        return MemberList([_member(m) for m in reply["members"]], reply["matched"])
+        reply = await self._ref.call("list", selector=selector, limit=limit, signed=signed)
+        members = [_member(m, reply["founding"]) for m in reply["members"]]
+        return MemberList(members, reply["matched"])
 
-    async def one(self, selector: str) -> Member:
+    async def one(self, selector: str, *, signed: bool = False) -> Member:
         """The living member that a selector stands for.
 
         A name, a host or an ID stands for one node. Of several that a selector without these
@@ -157,7 +163,7 @@ class Cluster:
 
         Raises NotFound where none matches, InvalidArgument where a name stands for several.
         """
-        found = await self._meant(selector)
+        found = await self._meant(selector, signed=signed)
         alive = [m for m in found if m.state in ("alive", "suspect")]
         if not alive:
             states = ", ".join(f"{m.name or m.peer_id} is {m.state}" for m in found[:3])
@@ -183,7 +189,7 @@ class Cluster:
             raise _ambiguous(selector, found)
         return found[0]
 
-    async def _meant(self, selector: str) -> Sequence[Member]:
+    async def _meant(self, selector: str, *, signed: bool = False) -> Sequence[Member]:
         """All that match; of a bare word those alone that are called so, if there are any."""
         if not selector.strip():
             raise InvalidArgument(
@@ -191,7 +197,7 @@ class Cluster:
                 hint="give a name, a peer ID or a selector: `ww ls` shows the members",
                 code="invalid.selector",
             )
-        found = await self.list(selector)
+        found = await self.list(selector, signed=signed)
         return [m for m in found if m.name == selector.strip()] or found
 
     def watch(self, selector: str = "") -> Watch:
@@ -368,7 +374,7 @@ def _label_dict(labels: list[dict[str, str]]) -> dict[str, str]:
     return {label["key"]: label["value"] for label in labels}
 
 
-def _member(fields: dict[str, Any]) -> Member:
+def _member(fields: dict[str, Any], founding: bytes = b"") -> Member:
     return Member(
         PeerId.parse(fields["peer_id"]),
         fields["name"],
@@ -385,4 +391,6 @@ def _member(fields: dict[str, Any]) -> Member:
         fields["rtt_s"],
         fields["connected"],
         fields["self"],
+        fields["record"],
+        founding,
     )

@@ -102,6 +102,8 @@ def run_client(work: Callable[[Session], Awaitable[T]]) -> T:
             data_dir=None if options.node and not is_ref(options.node) else node_data_dir(),
             passphrase=passphrase,
         ) as session:
+            if session.notice:
+                note(Styled("ww:", "yellow"), " " + session.notice)
             return await work(session)
 
     return asyncio.run(main())

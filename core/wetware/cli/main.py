@@ -30,6 +30,7 @@ def build() -> typer.Typer:
     from wetware.cli.audit import audit_app
     from wetware.cli.cluster import evict_command, invite_command, ls_command, ping_command
     from wetware.cli.config import config_app
+    from wetware.cli.context import context_app
     from wetware.cli.doctor import doctor_command
     from wetware.cli.grants import (
         grants_command,
@@ -75,6 +76,7 @@ def build() -> typer.Typer:
     app.add_typer(key_app, name="key")
     app.add_typer(plugin_app, name="plugin")
     app.add_typer(config_app, name="config")
+    app.add_typer(context_app, name="context")
     app.add_typer(audit_app, name="audit")
     mount_commands(app)
     if COMPLETE_VAR in os.environ:

@@ -14,11 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from wetware import cbor
 from wetware.errors import InvalidArgument
 from wetware.identity import Key, PeerId, verify
+
+if TYPE_CHECKING:
+    from wetware.admission.statements import Chain
 
 VERSION: Final = 1
 RECORD_BYTES_MAX: Final = 8 << 10
@@ -168,6 +171,11 @@ class Record:
             raise Malformed("a record is bytes")
         payload, _ = _open_envelope(encoded)
         return _from_payload(_decode(payload), encoded)
+
+    def check_chain(self, chain: Chain) -> None:
+        """Raise Malformed if its admission chain, decoded, is of somebody else."""
+        if chain.peer != self.peer:
+            raise Malformed(f"the record of {self.peer} carries the certificate of {chain.peer}")
 
     def verify(self) -> None:
         """Check the signature; raises Forged."""

@@ -2,8 +2,9 @@
 
 All terms must hold. A term is `KEY=PATTERN` or `KEY!=PATTERN`, where KEY is one of `id`, `host`,
 `name`, `state`, `service`, `version` or else a label's key, and a pattern may have the wildcards
-`*`, `?` and `[…]`; or a bare word: a node's name, its host, or four or more characters from the
-beginning or end of its peer ID.
+`*`, `?` and `[…]`; or a bare word: a peer ID, a node's name, its host, or four or more characters
+from the beginning or end of its peer ID. A whole peer ID means that node and no other, whatever
+others call themselves.
 A node without a label has the empty value; `service!=x` means that no service of the node is `x`.
 The other keys need a pattern: nothing has the empty name.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from wetware.errors import InvalidArgument
+from wetware.identity import PeerId
 
 SELECTOR_CHARS_MAX: Final = 1024
 TERMS_MAX: Final = 32
@@ -177,4 +179,15 @@ def _term(text: str, at: int) -> Term:
         raise _bad(f"the term {text!r} has more than {WILDCARDS_MAX} wildcards")
     if key == "state" and not any(fnmatch.fnmatchcase(state, pattern) for state in STATES):
         raise _bad(f"{pattern!r} in the term {text!r} is none of {', '.join(STATES)}")
+    if not key and is_peer_id(pattern):
+        key = "id"
     return Term(key, negated, pattern)
+
+
+def is_peer_id(text: str) -> bool:
+    """Whether the text is a whole peer ID."""
+    try:
+        PeerId.parse(text)
+    except InvalidArgument:
+        return False
+    return True

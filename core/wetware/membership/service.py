@@ -649,8 +649,7 @@ class Membership:
         """
         peer = record.peer
         chain = self._admission.verify(record.chain)
-        if chain.peer != peer:
-            raise InvalidArgument(f"the record of {peer} carries the certificate of {chain.peer}")
+        record.check_chain(chain)
         if (until := self._refused.get(peer)) is not None:
             if self._now() >= until:
                 self._refused[peer] = self._now() + REFUSED_S

@@ -315,9 +315,12 @@ interface Cluster {
   # The core's own service `cluster`: who is in it, and who may join. Held by sessions whose role names
   # it; `list`, `watch`, `ping` and `tunnel` are for users, the rest is for operators.
 
-  list @0 (selector :Text $Ww.constrained, limit :UInt32) -> (members :List(Member), matched :UInt32);
+  list @0 (selector :Text $Ww.constrained, limit :UInt32, signed :Bool)
+    -> (members :List(Member), matched :UInt32, founding :Data);
   # Members that match `selector` ("" is all), by name, at most `limit`, and at most 1000 (0 means that).
-  # `matched` counts those that the limit cut off too. Idempotent.
+  # `matched` counts those that the limit cut off too. With `signed` each member's `record` comes along,
+  # for as many members as an answer has room for, and `founding`, which names the cluster: what a client
+  # needs in order to verify a member without believing this node. Idempotent.
 
   watch @1 (selector :Text $Ww.constrained, sink :MemberSink) -> (watch :Watch);
   # Calls `sink` for every member that matches, those already there first, and at each change until the
@@ -384,6 +387,9 @@ struct Member {
   # To the node that was asked.
   self @14 :Bool;
   # The node that was asked.
+  record @15 :Data;
+  # What the member signed, its certificate within, in the encoding of membership; only in an answer to
+  # `list` with `signed`, and not of a foreign peer.
 }
 
 interface MemberSink {

@@ -193,7 +193,7 @@ class MemNode:
             await rpc.connect_unix(path) as connection,
         ):
             ref = connection.bootstrap(CORE.Session)
-            yield await _opened(ref, None)
+            yield await _opened(ref, None, self.broker.peer_id)
 
     @contextlib.asynccontextmanager
     async def redeem(self, text: str) -> AsyncIterator[Session]:
@@ -202,7 +202,7 @@ class MemNode:
             reply = await connection.bootstrap(CORE.Gate).call(
                 "redeem", id=bytes.fromhex(ref.id), secret=ref.secret
             )
-            yield await _opened(reply["session"], None)
+            yield await _opened(reply["session"], None, ref.peer)
 
 
 async def box(session: Session) -> rpc.Ref:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from wetware.errors import InvalidArgument
+from wetware.identity import Key
 from wetware.membership.selector import Selector
 
 
@@ -48,6 +49,15 @@ class FakeNode:
 )
 def test_matches(text: str) -> None:
     assert Selector.parse(text).matches(FakeNode())
+
+
+def test_a_whole_peer_id_means_that_node_and_no_other() -> None:
+    peer = Key.generate().peer_id
+    meant = Selector.parse(peer)
+    assert meant.matches(FakeNode(peer=peer))
+    assert not meant.matches(FakeNode(name=peer))
+    assert not meant.matches(FakeNode(host=peer))
+    assert Selector.parse(peer[:-1]).matches(FakeNode(name=peer[:-1]))
 
 
 @pytest.mark.parametrize(
