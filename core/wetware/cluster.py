@@ -7,7 +7,7 @@ operators invite and evict. See schema/core.capnp.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -243,6 +243,18 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         self._node.audit.record(f"operator.{verb}", principal=self._principal, **fields)
         await self._node.audit.written()
 
+    async def _end(self, ending: Awaitable[object], verb: str, **fields: object) -> None:
+        """The same of what ends something: also where that is in force and could not be saved."""
+        try:
+            await ending
+        except AdmissionRefused as exc:
+            if exc.code != "admission.not_saved":
+                raise
+            self._node.audit.ended(f"operator.{verb}", principal=self._principal, **fields)
+            raise
+        self._node.audit.ended(f"operator.{verb}", principal=self._principal, **fields)
+        await self._node.audit.written()
+
     # --- for operators ----------------------------------------------------------------------------
 
     def _refuse_in_try_out(self) -> None:
@@ -304,8 +316,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
 
     async def revoke_ticket(self, id: str) -> None:
         """Take a ticket back."""
-        await self._node.admission.revoke_ticket(id)
-        await self._record("revoked", ticket=id[:64])
+        await self._end(self._node.admission.revoke_ticket(id), "revoked", ticket=id[:64])
 
     async def evict(self, peer: str, reason: str) -> None:
         """End a membership; the record follows the effect."""
@@ -315,8 +326,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
                 "a node does not evict itself",
                 hint="run the command against another node, or stop this one",
             )
-        await self._node.admission.evict(target, reason[:256])
-        await self._record("evicted", peer=target)
+        await self._end(self._node.admission.evict(target, reason[:256]), "evicted", peer=target)
 
     async def check(self) -> dict[str, object]:
         """What `ww doctor` reports about this node."""

@@ -2,8 +2,8 @@
 
 What gives something (a login, an opening, a grant, a redemption) is recorded first, with `admit`:
 if it cannot be recorded it is not given. What takes something away takes effect first, with
-`record`: no disk delays a revocation; its *answer* waits for `written`, so that what was answered
-is not missing after a crash. Denials are counted (`denied`), so that nobody can fill the
+`record` or `ended`: no disk delays a revocation; its *answer* waits for `written`, so that what was
+answered is not missing after a crash. Denials are counted (`denied`), so that nobody can fill the
 disk by asking. The log itself is in `wetware.audit.log`; copies go to the plugins' `ww_audit` hooks
 through a bounded queue: a slow plugin loses records, counted, and never delays a decision.
 """
@@ -88,12 +88,19 @@ class Audit:
 
     def record(self, event: str, /, **fields: object) -> None:
         """Record what has taken effect. Never waits, never raises."""
+        self._record(event, fields, reserved=False)
+
+    def ended(self, event: str, /, **fields: object) -> None:
+        """The same, of what an operator or the auth backend ended: also while the disk is full."""
+        self._record(event, fields, reserved=True)
+
+    def _record(self, event: str, fields: Mapping[str, object], *, reserved: bool) -> None:
         record = _plain(event, fields)
         _logger.info(event, **fields)
         if self.log is None:
             self._made(record)
         else:
-            self.log.append_soon(record)
+            self.log.append_soon(record, reserved=reserved)
 
     async def written(self) -> bool:
         """Wait until what was recorded is on the disk; see `AuditLog.written`."""

@@ -2,8 +2,9 @@
 
 What waits together is written together and shares one fsync. A write that fails leaves no trace in
 the file: it is cut back to where it was. What has taken effect already is kept, bounded, and
-written when that is possible again, after a record of the gap that tells what was lost; while the
-disk is full it gets the space of a file that is kept for that.
+written when that is possible again, after a record of the gap that tells what was lost. While the
+disk is full, what an operator or the auth backend ends has the space of a reserve (`wetware.disk`);
+denials, and what holders end of their own, wait: else anybody could use the reserve up.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ BATCH_RECORDS_MAX: Final = 1024
 RETRY_S: Final = 1.0
 WRITTEN_S: Final = 5.0
 """For what has taken effect to be on record, before its answer comes all the same."""
+NOT_DURABLE: Final = "records of what was ended may not be on the disk"
 CLOSE_S: Final = 10.0
 _TAIL_READ_BYTES: Final = 1 << 20
 """How much of the last file is checked at a start; `ww audit verify` checks all."""
@@ -69,12 +71,20 @@ class _Entry:
     """A record on its way. `future` is of who waits; without one it has taken effect.
 
     One without fields is no record: it is answered when what came before it is on the disk.
+
+    `reserved`: it may take the reserve.
     """
 
-    __slots__ = ("fields", "future")
+    __slots__ = ("fields", "future", "reserved")
 
-    def __init__(self, fields: dict[str, Any] | None, future: asyncio.Future[int] | None) -> None:
-        self.fields, self.future = fields, future
+    def __init__(
+        self,
+        fields: dict[str, Any] | None,
+        future: asyncio.Future[int] | None,
+        *,
+        reserved: bool = False,
+    ) -> None:
+        self.fields, self.future, self.reserved = fields, future, reserved
 
 
 Written = Callable[[Sequence[Mapping[str, Any]]], None]
@@ -92,7 +102,8 @@ class AuditLog:
 
     Attributes:
         findings: What was wrong with the log when it was opened: (event, fields), recorded by now.
-        failing: Why it cannot be written; "" while it can.
+        failing: Why nothing but ends is written; "" while all is.
+        reserve: Space for them.
 
     Raises ConfigError where the directory or the last file cannot be used.
     """
@@ -131,15 +142,24 @@ class AuditLog:
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._resume()
-            with contextlib.suppress(OSError):  # a full disk shows itself at the first record
-                disk.reserve(self.directory)
+            self.reserve = disk.Reserve(directory)
+            try:
+                self._resume()
+            except OSError:
+                self.findings.clear()
+                with self.reserve.open():
+                    self._resume()
         except (OSError, ValueError) as exc:
             raise ConfigError(
                 f"the audit log in {directory} cannot be used: {exc}",
-                hint="`ww audit verify` says more; to begin a new log move the directory away",
+                hint=disk.remedy(exc)
+                or "`ww audit verify` says more; to begin a new log move the directory away",
                 code="config.audit",
             ) from exc
+        if self.reserve.marked:
+            self.findings.append(("log.not_durable", {"what": self.reserve.marked}))
+        if not self.reserve.fill():
+            self._fails(f"there is no room for the reserve: {self.reserve.missing}")
         self._thread = threading.Thread(target=self._run, name="audit log", daemon=True)
         self._thread.start()
 
@@ -306,8 +326,11 @@ class AuditLog:
         self._queue.put(_Entry(fields, future))
         return future
 
-    def append_soon(self, fields: dict[str, Any]) -> None:
-        """Write a record of what has taken effect. Never waits, never raises."""
+    def append_soon(self, fields: dict[str, Any], *, reserved: bool = False) -> None:
+        """Write a record of what has taken effect, with reserved space if need be.
+
+        Never waits, never raises.
+        """
         if self._closed:
             return
         if self._queue.qsize() >= 2 * QUEUE_RECORDS_MAX:  # the disk hangs; the gap will be said
@@ -315,7 +338,7 @@ class AuditLog:
             return
         # When it happened, not when it is written: the disk may fail meanwhile.
         fields.setdefault("time_ms", round(self._clock.time() * 1000))
-        self._queue.put(_Entry(fields, None))
+        self._queue.put(_Entry(fields, None, reserved=reserved))
 
     def checkpoint(self) -> Checkpoint:
         """The log as it is now, signed. What waits for the disk is not in it."""
@@ -379,42 +402,44 @@ class AuditLog:
             self._overflow_seen += overflowed
         if not batch and not self.lost and not self.failing:
             return []
+        if self.failing and not self.reserve.fill():
+            return self._write_apart(batch)
         try:
-            if self.failing:
-                disk.reserve(self.directory)
             records = self._put(batch, resumed=bool(self.failing))
         except OSError as exc:
-            return self._write_apart(batch, exc)
+            self._fails(exc.strerror or str(exc))
+            return self._write_apart(batch)
         self._succeeded(batch, records)
         return []
 
-    def _write_apart(self, batch: list[_Entry], exc: OSError) -> list[_Entry]:
-        """The disk fails: refuse what has to be first, and try the rest with the reserved space."""
+    def _fails(self, why: str) -> None:
         if not self.failing:
-            log.error("audit.failing", error=exc.strerror or str(exc), hint="free some disk space")
+            log.error("audit.failing", error=why, hint="free some disk space")
             self._failing_since_ms, self._refused = round(self._clock.time() * 1000), 0
-        self.failing = exc.strerror or str(exc) or type(exc).__name__
-        effective = [entry for entry in batch if entry.future is None]
-        waiting = [entry for entry in batch if entry.fields is None]
+        self.failing = why or "an error without a message"
+
+    def _write_apart(self, batch: list[_Entry]) -> list[_Entry]:
+        """The disk fails: refuse what has to be first, and write ends with the reserved space."""
         for entry in batch:
             if entry.future is not None and entry.fields is not None:
                 self._refuse(entry)
-        if effective or self.lost:
-            disk.give_up_reserve(self.directory)
+        owed = [entry for entry in batch if entry.future is None]
+        waiting = [entry for entry in batch if entry.fields is None]
+        if ends := [entry for entry in owed if entry.reserved]:
             try:
-                records = self._put([*effective, *waiting])
+                with self.reserve.open():
+                    self._report(self._put([*ends, *waiting]))
             except OSError:
-                for entry in waiting:
-                    self._answer(entry, 0, self._unavailable())
-                excess = len(effective) - OWED_RECORDS_MAX
-                if excess > 0:
-                    self._lose(excess)
-                    effective = effective[excess:]
-                return effective
-            self._report(records)
+                self.reserve.mark(NOT_DURABLE)
+            else:
+                self.reserve.unmark()
+                owed = [entry for entry in owed if not entry.reserved]
         for entry in waiting:
-            self._answer(entry, self.seq, None)
-        return []
+            self._answer(entry, self.seq, self._unavailable() if owed else None)
+        excess = len(owed) - OWED_RECORDS_MAX
+        if excess > 0:
+            self._lose(excess)
+        return owed[max(0, excess) :]
 
     def _refuse(self, entry: _Entry) -> None:
         if self.config.on_full == "continue":
@@ -493,6 +518,7 @@ class AuditLog:
         if self.failing:
             self.failing = ""
             log.info("audit.writes_again", refused=self._refused)
+        self.reserve.unmark()
         seq = self.seq - sum(entry.fields is not None for entry in batch)
         for entry in batch:
             seq += entry.fields is not None
@@ -536,10 +562,14 @@ class AuditLog:
             return
         signed = self.checkpoint()
         try:
-            with (self.directory / CHECKPOINTS_FILE).open("ab") as file:
-                file.write(signed.text.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            with (self.directory / CHECKPOINTS_FILE).open("ab", buffering=0) as file:
+                size = file.tell()
+                try:
+                    _write_all(file, signed.text.encode() + b"\n")
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(size)  # half a line would be damage
+                    raise
         except OSError as exc:
             self._checkpoint_at = now  # the next try when it is due again
             log.error("audit.no_checkpoint", error=exc.strerror)  # noqa: TRY400

@@ -49,7 +49,9 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
                 hint="`ww grants --all` shows them",
                 code="not_found.grant",
             )
-        return {"cut": await revoke(self._broker, grant, reason, str(self._principal))}
+        return {
+            "cut": await revoke(self._broker, grant, reason, str(self._principal), operator=True)
+        }
 
     async def why(self, decision: str) -> dict[str, object]:
         """What decided any denial."""
@@ -67,7 +69,7 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
             if grant.kind == "session" and grant.ended is None
         )
         cut = end_now(roots, reason) - len(roots)
-        self._broker.audit.record(
+        self._broker.audit.ended(
             "sessions.ended", principal=who or "*", by=self._principal, cut=cut, reason=reason
         )
         await settle(self._broker, roots, reason)

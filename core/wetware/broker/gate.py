@@ -387,7 +387,7 @@ class Broker:
         match event:
             case Withdrawn(principal=principal, roles=roles, reason=reason):
                 cut = self.tree.withdraw(principal, roles, reason)
-                self.audit.record(
+                self.audit.ended(
                     "role.withdrawn",
                     principal=principal or "*",
                     roles=",".join(sorted(roles)) if roles is not None else "*",
@@ -400,7 +400,7 @@ class Broker:
                     hint="wait until the node's auth backend can decide again; `ww doctor`",
                     code="capability.suspended",
                 )
-                self.audit.record("grants.suspended", reason=reason)
+                self.audit.ended("grants.suspended", reason=reason)
             case Resumed():
                 self.tree.suspended = None
                 self.audit.record("grants.resumed")

@@ -144,6 +144,7 @@ class Grant:
         "_lane",
         "_lanes",
         "_lent",
+        "_of_earlier_share",
         "_plans",
         "_summary",
         "_tasks",
@@ -200,6 +201,9 @@ class Grant:
         self._summary = ""
         self._timer: asyncio.TimerHandle | None = None
         self.budget = _budget(self.terms, tree, row)
+        self._of_earlier_share: bool = (kind == "share" and row is not None) or any(
+            parent._of_earlier_share for parent in parents
+        )  # one that was made before the node started
         # From here to the top, roles left out: a session is the only one with several parents.
         above = parents[0]._chain if len(parents) == 1 else ()
         self._chain: tuple[Grant, ...] = () if kind == "role" else (self, *above)
@@ -351,7 +355,7 @@ class Grant:
                     hint="set the node's clock; grants without an end go on",
                     code="capability.expired.clock",
                 )
-        return tree.suspended
+        return tree.suspended or (tree.shares_suspended if self._of_earlier_share else None)
 
     def _expired(self) -> bool:
         # Judged at each use as well: a timer may be late, and the wall clock may have been set.
@@ -498,7 +502,13 @@ class Grant:
         `task` is cancelled when the grant ends. What is returned has to be awaited before the call
         runs: a write of the quota, or the calls under an older fencing token.
         """
-        if self.ended is not None or self.expires_at is not None or self.tree.suspended is not None:
+        tree = self.tree
+        if (
+            self.ended is not None
+            or self.expires_at is not None
+            or tree.suspended is not None
+            or tree.shares_suspended is not None
+        ):
             self.check_live()
         plan = self._plans.get(method)
         if plan is None:

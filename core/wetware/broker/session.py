@@ -235,14 +235,17 @@ def listed(tops: Iterable[Grant], limit: int) -> tuple[list[dict[str, object]], 
     return infos, len(found)
 
 
-async def revoke(broker: Broker, grant: Grant, reason: str, by: str) -> int:
+async def revoke(
+    broker: Broker, grant: Grant, reason: str, by: str, *, operator: bool = False
+) -> int:
     """End a subtree now; the record and the disk follow, and are waited for.
 
     What the call itself runs under ends right after its answer.
     """
     reason = _label(reason[:REASON_CHARS_MAX], f"by {by}")
     cut = end_now([grant], reason)
-    broker.audit.record(
+    record = broker.audit.ended if operator else broker.audit.record
+    record(
         "grant.revoked",
         grant=grant.id,
         principal=grant.principal,

@@ -2,8 +2,12 @@
 
 One SQLite database in the node's data directory, written by one thread: a write is acknowledged
 when it is on disk (WAL, synchronous=FULL), and writes that wait meanwhile share the next commit.
-A revocation never waits for the disk and must reach it: it is tried again until it has, and when
-the disk is full it gets the space of a file that is kept for that.
+
+A revocation never waits for the disk and must reach it: it is tried again until it has, on a full
+disk with the space of a reserve (`wetware.disk`). Such a write makes nothing larger: the rows that
+it removes leave more room than it needs, and the WAL is used anew after each. So no holder uses the
+reserve up by ending what is their own. Where not even that could be written the reserve is marked,
+and after a crash no share works until an operator has looked.
 """
 
 from __future__ import annotations
@@ -39,6 +43,12 @@ RETRY_S: Final = 1.0
 """Between two tries of a write that must not be lost."""
 ENDED_KEPT_MAX: Final = 4096
 """Ended shares that are remembered, so that their holders are told why."""
+ENDED_BYTES_MAX: Final = 256
+"""Of why it ended: fewer than its grant's row, which makes room for it."""
+WAL_PAGES: Final = 256
+"""1 MiB: the database has to grow by no more than that when the WAL is put into it, and half of the
+reserve is enough."""
+NOT_DURABLE: Final = "an end of grants may not be on the disk"
 CLOSE_S: Final = 10.0
 """For what is still to be written when the node stops."""
 
@@ -165,6 +175,10 @@ class Store:
     Attributes:
         clock: Goes on from the latest time that was kept.
         kept: All that was in the database.
+        reserve: Space for ends.
+        unsure: Why what was kept may be more than there was: a crash, after an end that the disk
+            did not take. "" if it was not so, or once an operator has looked (`confirm`).
+        failing: Why nothing but ends is written; "" while all is.
 
     Raises ConfigError if it cannot be opened, is damaged, or of a later release.
     """
@@ -174,16 +188,19 @@ class Store:
         file = directory / FILE
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-            file.chmod(0o600)
-            self._prepare(file)
-            self.kept = self._load()
+            self.reserve = disk.Reserve(directory)
+            self.unsure = self.reserve.marked
+            try:
+                self.kept = self._open(file)
+            except sqlite3.OperationalError:
+                with self.reserve.open():
+                    self.kept = self._open(file)
             self.clock = SteadyClock(clock, self.kept.clock)
-            self._reserve()
         except (sqlite3.Error, OSError, ValueError, TypeError, KeyError) as exc:
             raise ConfigError(
                 f"the broker's store {file} cannot be used: {exc}",
-                hint="restore it from a backup; or move it away: then every shared reference that "
+                hint=disk.remedy(exc)
+                or "restore it from a backup; or move it away: then every shared reference that "
                 "this node issued is void",
                 code="config.store",
             ) from exc
@@ -191,17 +208,30 @@ class Store:
         self._waiting = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self.failing: str = ""
-        """Why the last write failed; "" while writes succeed."""
+        self.failing = ""
+        if not self.reserve.fill():
+            self._fails(f"there is no room for the reserve: {self.reserve.missing}")
         self._thread = threading.Thread(target=self._run, name="broker store", daemon=True)
         self._thread.start()
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def _prepare(self, file: Path) -> None:
+    def _open(self, file: Path) -> Kept:
+        self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        try:
+            file.chmod(0o600)
+            self._prepare()
+            return self._load()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self) -> None:
         db = self._db
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")  # without a file for other processes' readers
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
         db.execute("PRAGMA busy_timeout=2000")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
@@ -249,11 +279,6 @@ class Store:
         clock = db.execute("SELECT value FROM meta WHERE key = 'clock'").fetchone()
         return Kept(grants, shares, fences, float(clock[0]) if clock else 0.0)
 
-    def _reserve(self) -> None:
-        """Space that revocations get when the disk is full."""
-        with contextlib.suppress(OSError):  # without it we still retry
-            disk.reserve(self._directory)
-
     # --- writing ----------------------------------------------------------------------------------
 
     async def write(self, statements: Iterable[Statement]) -> None:
@@ -272,8 +297,13 @@ class Store:
             self._queue.put(_Write(tuple(statements), None, must=True))
 
     async def written(self) -> None:
-        """When everything that was handed in before is on disk; raises StoreUnavailable."""
+        """When every end that was handed in before is on disk; raises StoreUnavailable."""
         await self.write(())
+
+    def confirm(self) -> None:
+        """An operator has looked at what was kept, after a crash that made it `unsure`."""
+        self.unsure = ""
+        self.reserve.unmark()
 
     def close(self) -> None:
         """Write what waits, within CLOSE_S. Idempotent."""
@@ -293,7 +323,7 @@ class Store:
         while not stopping:
             batch: list[_Write] = []
             try:
-                item = self._queue.get(timeout=RETRY_S if owed else None)
+                item = self._queue.get(timeout=RETRY_S if owed or self.failing else None)
                 while item is not None:
                     batch.append(item)
                     if len(batch) >= BATCH_WRITES_MAX or self._queue.empty():
@@ -311,56 +341,96 @@ class Store:
 
     def _commit(self, batch: list[_Write]) -> list[_Write]:
         """Commit; returns what must be tried again."""
-        if not batch:
+        if not batch and not self.failing:
             return []
+        if not self.failing or self.reserve.fill():
+            try:
+                self._execute(batch)
+            except Exception as exc:
+                if not _hopeless(exc):
+                    self._fails(str(exc))
+            else:
+                self._works()
+                for write in batch:
+                    self._answer(write, None)
+                return []
+        return self._commit_apart(batch)
+
+    def _commit_apart(self, batch: list[_Write]) -> list[_Write]:
+        """Each by itself: one of them is refused, or the disk fails and takes ends only."""
+        owed: list[_Write] = []
+        for write in batch:  # in their order: what is forgotten must not be kept afterwards
+            error = self._write_apart(write, owed=bool(owed))
+            if error is not None and write.must and not _hopeless(error):
+                owed.append(write)
+                self.reserve.mark(NOT_DURABLE)
+                continue
+            if error is not None and _hopeless(error):  # it must not stop the rest
+                log.error("store.refused", exc_info=error)
+                error = StoreUnavailable(f"the broker's store refused it: {error}")
+            self._answer(write, error)
+        if not owed and not self.unsure:
+            self.reserve.unmark()
+        return owed
+
+    def _write_apart(self, write: _Write, *, owed: bool) -> Exception | None:
+        """One write; returns why it is not on the disk. `owed`: others are not, which must be."""
+        if not write.must:
+            if owed and not write.statements:  # `written`, and not all of it is
+                return StoreUnavailable(
+                    f"it has ended, and that is not on the disk yet: {self.failing}",
+                    hint="free some disk space on the node, which goes on trying; should it crash "
+                    "before, all its shares are suspended until an operator has looked",
+                )
+            if self.failing and write.statements:
+                return StoreUnavailable(f"the broker's store cannot be written: {self.failing}")
         try:
-            self._execute(batch)
+            self._execute([write])
+            if write.must:
+                self._reuse_wal()
         except Exception as exc:
-            return self._commit_apart(batch, exc)
+            if _hopeless(exc):
+                return exc
+            self._fails(str(exc))
+            if not write.must:
+                return StoreUnavailable(f"the broker's store cannot be written: {exc}")
+        else:
+            return None
+        try:
+            with self.reserve.open():
+                self._execute([write])
+                self._reuse_wal()
+        except Exception as exc:
+            return exc
+        return None
+
+    def _reuse_wal(self) -> None:
+        """Put it into the database, so that the next write begins it anew and needs no room."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def _fails(self, why: str) -> None:
+        if not self.failing:
+            log.error("store.failing", error=why, hint="free some disk space")
+        self.failing = why or "an error without a message"
+
+    def _works(self) -> None:
         if self.failing:
             self.failing = ""
             log.info("store.writes_again")
-            self._reserve()
-        for write in batch:
-            self._answer(write, None)
-        return []
-
-    def _commit_apart(self, batch: list[_Write], exc: Exception) -> list[_Write]:
-        """After a failure: each by itself."""
-        if not self.failing:
-            log.error("store.failing", error=str(exc), hint="free some disk space")
-        self.failing = str(exc) or type(exc).__name__
-        owed: list[_Write] = []
-        for write in batch:  # in their order: what is forgotten must not be kept afterwards
-            if write.must:
-                disk.give_up_reserve(self._directory)
-            elif owed and not write.statements:  # `written`, and not all of it is
-                self._answer(write, StoreUnavailable(f"the disk is failing: {self.failing}"))
-                continue
-            try:
-                self._execute([write])
-            except Exception as again:
-                if _hopeless(again):  # it must not stop the rest
-                    log.exception("store.refused")
-                    self._answer(write, StoreUnavailable(f"the broker's store refused it: {again}"))
-                elif write.must:
-                    owed.append(write)
-                else:
-                    self._answer(
-                        write, StoreUnavailable(f"the broker's store cannot be written: {again}")
-                    )
-            else:
-                self._answer(write, None)
-        return owed
+        if not self.unsure:
+            self.reserve.unmark()
 
     def _execute(self, batch: list[_Write]) -> None:
         db = self._db
+        before = db.total_changes
         db.execute("BEGIN IMMEDIATE")
         try:
             for write in batch:
                 for sql, values in write.statements:
                     db.execute(sql, values)
-            if any(write.statements for write in batch):
+            # What ends nothing that is kept writes nothing: it needs no room, also on a full disk.
+            if db.total_changes != before or (self.failing and not batch):
                 db.execute(
                     "INSERT OR REPLACE INTO meta VALUES ('clock', ?)", (str(self.clock.time()),)
                 )
@@ -415,8 +485,8 @@ class Store:
             ("UPDATE grants SET calls_spent = ?, bytes_spent = ? WHERE id = ?", (calls, size, id_))
             for id_, calls, size in spent
         ]
-        if statements:
-            self.write_soon(statements)
+        if statements and not self._closed:  # it gives back: nothing is lost but that without room
+            self._queue.put(_Write(statements, None, must=False))
 
     async def save_fence(self, name: tuple[str, str], mark: tuple[int, int]) -> None:
         """The highest token of a lock."""
@@ -430,8 +500,7 @@ class Store:
         statements += [
             (
                 "UPDATE shares SET ended = ?, ended_at = ? WHERE id = ?",
-                # No half of a surrogate pair in a reason must keep an end from the disk.
-                (reason.encode(errors="replace").decode(), at, share_id),
+                (_kept_reason(reason), at, share_id),
             )
             for share_id, reason, at in ended
         ]
@@ -439,6 +508,13 @@ class Store:
             self.write_soon(statements)
 
 
+def _kept_reason(reason: str) -> str:
+    """As much of it as has room. No half of a surrogate pair may keep an end from the disk."""
+    return reason.encode(errors="replace")[:ENDED_BYTES_MAX].decode(errors="ignore")
+
+
 def _hopeless(error: Exception) -> bool:
     """Whether no further try can write it."""
+    if isinstance(error, StoreUnavailable):
+        return False
     return isinstance(error, sqlite3.IntegrityError) or not isinstance(error, sqlite3.Error)

@@ -113,6 +113,8 @@ class Tree:
         self.fences = Fences(store, kept.fences)
         self.suspended: CapabilityError | None = None
         """Why no capability works for now: the auth backend cannot tell who has which role."""
+        self.shares_suspended: CapabilityError | None = None
+        """Why nothing that comes from a share works until `resume`: one that ended may be back."""
         self.clock_wrong = ""
         """Why expiry cannot be judged, or ""."""
         self.services: Mapping[str, Served] = {}
@@ -354,6 +356,13 @@ class Tree:
         """
         if self.store is None:
             return 0
+        if self.store.unsure:
+            self.shares_suspended = CapabilityError(
+                f"every share of this node is suspended since its start: {self.store.unsure}",
+                hint="an operator of the node ends with `ww revoke` what should have ended, and "
+                "then runs `ww grants --resume`",
+                code="capability.suspended.not_durable",
+            )
         kept = self.store.kept
         shares = {row.id: row for row in kept.shares}
         for known in kept.shares:
@@ -372,6 +381,16 @@ class Tree:
             self.store.forget(void, ())
         for grant in tuple(self.grants.values()):
             grant._prune()
+        return len(self.shares)
+
+    def resume(self) -> int:
+        """An operator has looked at the shares: they work again. Returns how many there are.
+
+        Idempotent.
+        """
+        if self.shares_suspended is not None and self.store is not None:
+            self.shares_suspended = None
+            self.store.confirm()
         return len(self.shares)
 
     def _restore(

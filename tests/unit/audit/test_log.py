@@ -18,7 +18,7 @@ import wetware.audit.log as module
 from wetware.audit import Audit, AuditLog, AuditUnavailable
 from wetware.audit.chain import CHECKPOINTS_FILE, LINE_BYTES_MAX, files, read_checkpoints
 from wetware.audit.verify import verify
-from wetware.disk import RESERVED_BYTES, RESERVED_FILE
+from wetware.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
 from wetware.errors import ConfigError
 
 from .parts import KEY, OTHER, Clock, Disk, open_log, write
@@ -317,7 +317,8 @@ async def test_the_reserved_space_is_for_what_has_taken_effect(tmp_path: Path) -
             inner = file.write
 
             def write_(data: Any) -> int:
-                self.left = 0 if (tmp_path / RESERVED_FILE).exists() and self.full else None
+                held = self.full and (tmp_path / RESERVED_FILE).stat().st_size > MARK_BYTES
+                self.left = 0 if held else None
                 return int(inner(data))
 
             file.write = write_
@@ -331,19 +332,25 @@ async def test_the_reserved_space_is_for_what_has_taken_effect(tmp_path: Path) -
     assert (tmp_path / RESERVED_FILE).stat().st_size == RESERVED_BYTES
     disk.full = True
     login = asyncio.create_task(audit.admit("login.granted"))
-    audit.record("grant.revoked")
+    audit.denied("call.denied", key=1)
+    audit.record("grant.revoked", by="its holder")
     with pytest.raises(AuditUnavailable):
         await login
+    assert "grant.revoked" not in events(tmp_path), "nobody else takes it"
+    audit.ended("grant.revoked")
     await until(lambda: "grant.revoked" in events(tmp_path))
     with pytest.raises(AuditUnavailable):  # also once there is the room that the reserve had
         await audit.admit("login.granted")
     assert "login.granted" not in events(tmp_path)
     assert log.failing
+    assert events(tmp_path).count("grant.revoked") == 1
     disk.full = False
     await until(lambda: not log.failing)
     await audit.admit("login.granted")
-    await until(lambda: (tmp_path / RESERVED_FILE).exists())
+    assert (tmp_path / RESERVED_FILE).stat().st_size == RESERVED_BYTES
     log.close()
+    assert events(tmp_path).count("grant.revoked") == 2
+    assert "call.denied" in events(tmp_path)
     assert verify(tmp_path).ok
 
 
