@@ -426,7 +426,14 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
         ),
         lag=LagMeter(),
         audit=SimpleNamespace(log=None),
-        tree=SimpleNamespace(grants={}, shares={}, store=None, clock_wrong="", suspended=None),
+        tree=SimpleNamespace(
+            grants={},
+            shares={},
+            store=None,
+            clock_wrong="",
+            suspended=None,
+            shares_suspended=None,
+        ),
     )
 
 
@@ -628,12 +635,13 @@ def test_the_audit_log(changes: dict[str, Any], level: str, says: str) -> None:
     [
         ({}, "ok", "5 live, 1 share"),
         ({"failing": "disk I/O error"}, "error", "none is made or redeemed"),
+        ({"unsure": "every share of this node is suspended"}, "error", "is suspended"),
         ({"clock_wrong": "it was set back by 90 s"}, "error", "grants with an end are refused"),
         ({"suspended": "the chain is out of reach"}, "error", "all capabilities are suspended"),
     ],
 )
 def test_the_grants(reasons: dict[str, str], level: str, says: str) -> None:
-    state = {"failing": "", "clock_wrong": "", "suspended": ""}
+    state = {"failing": "", "unsure": "", "clock_wrong": "", "suspended": ""}
     found = on_node.judge_grants(5, 1, **{**state, **reasons})
     assert levels(found) == [level]
     assert says in found[0].text

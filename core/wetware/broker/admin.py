@@ -57,6 +57,13 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
         """What decided any denial."""
         return {"explanation": explanation_to_wire(why(self._broker.tree, decision, None))}
 
+    async def resume(self) -> dict[str, object]:
+        """An operator has looked at what may have come back."""
+        tree = self._broker.tree
+        if tree.shares_suspended is not None:
+            await self._broker.audit.admit("shares.resumed", by=self._principal)
+        return {"shares": tree.resume()}
+
     async def end_sessions(self, principal: str, reason: str) -> dict[str, object]:
         """End all that comes from a principal's roles, or from everybody's."""
         who = Principal.parse(principal) if principal else None

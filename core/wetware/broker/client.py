@@ -35,6 +35,11 @@ class GrantsClient:
         reply = await self._ref.call("why", decision=decision)
         return Explanation.from_wire(reply["explanation"])
 
+    async def resume(self) -> int:
+        """Let shares work again that are suspended since the node started; how many there are."""
+        shares: int = (await self._ref.call("resume"))["shares"]
+        return shares
+
     async def end_sessions(self, principal: str = "", reason: str = "") -> int:
         """End the sessions and shares of a principal, or of everybody; how many sessions."""
         reply = await self._ref.call("end_sessions", principal=principal, reason=reason)

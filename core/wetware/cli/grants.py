@@ -162,9 +162,20 @@ def grants_command(
     principal: Annotated[
         str, typer.Option(metavar="PRINCIPAL", help="With --all: only of this one.")
     ] = "",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Let shares work again that a restart suspended, because the disk may not have "
+            "the end of some; for operators.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show what you passed on, as a tree: who, what, until when, and what is left."""
+    if resume:
+        _resume(json=json)
+        return
 
     async def work(session: Session) -> Sequence[GrantInfo]:
         if all_:
@@ -191,6 +202,18 @@ def grants_command(
     table(header, rows, styles={"state": _GRANT_STYLES})
     if not rows:
         note("nothing was passed on; `ww share SERVICE` does that")
+
+
+def _resume(*, json: bool) -> None:
+    async def work(session: Session) -> int:
+        shares: int = await session.grants_service.resume()
+        return shares
+
+    shares = run_client(work)
+    if json:
+        out_json({"shares": shares})
+    else:
+        note(f"no share is suspended: {shares} of this node work")
 
 
 def _tree(grants: Sequence[GrantInfo]) -> list[tuple[int, GrantInfo]]:

@@ -422,15 +422,19 @@ async def _grants(node: Node) -> list[Finding]:
         len(tree.grants),
         len(tree.shares),
         failing=tree.store.failing if tree.store is not None else "",
+        unsure=tree.shares_suspended.message if tree.shares_suspended is not None else "",
         clock_wrong=tree.clock_wrong,
         suspended=tree.suspended.message if tree.suspended is not None else "",
     )
 
 
 def judge_grants(
-    live: int, shares: int, *, failing: str, clock_wrong: str, suspended: str
+    live: int, shares: int, *, failing: str, unsure: str, clock_wrong: str, suspended: str
 ) -> list[Finding]:
-    """The broker: `failing`, `clock_wrong` and `suspended` say why it refuses things, or are ""."""
+    """The broker.
+
+    `failing`, `unsure`, `clock_wrong` and `suspended` say why it refuses things, or are "".
+    """
     name, found = "grants", []
     if failing:
         found.append(
@@ -438,6 +442,15 @@ def judge_grants(
                 name,
                 f"shares and quotas cannot be written ({failing}): none is made or redeemed",
                 "free disk space under the node's data directory; `ww doctor` again",
+            )
+        )
+    if unsure:
+        found.append(
+            error(
+                name,
+                unsure,
+                "`ww grants --all` shows them; `ww revoke --all ID` what should have ended, then "
+                "`ww grants --resume`",
             )
         )
     if clock_wrong:

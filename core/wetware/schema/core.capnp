@@ -244,6 +244,10 @@ interface Grants {
   endSessions @3 (principal :Text $Ww.constrained, reason :Text) -> (cut :UInt32);
   # Ends the sessions of a principal, or of everybody (""), and all that was shared from them.
   # They may log in again. Idempotent.
+
+  resume @4 () -> (shares :UInt32);
+  # Lets the shares work again that are suspended since the node started, because the end of some may
+  # not have been on its disk; returns how many there are. Recorded first. Idempotent.
 }
 
 struct ServiceInfo {

@@ -99,6 +99,12 @@ async def test_first_start_then_the_same_again(tmp_path: Path) -> None:
     assert make(tmp_path).policy == first.policy
 
 
+async def test_a_start_on_a_full_disk(small_disk: Any) -> None:
+    first = make(small_disk.path)
+    small_disk.fill()
+    assert make(small_disk.path).policy == first.policy
+
+
 async def test_the_operator_s_key_is_encrypted_when_there_is_a_passphrase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

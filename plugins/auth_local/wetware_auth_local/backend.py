@@ -147,7 +147,8 @@ class LocalBackend:
                     f"another version {seen[0]}: it does not go back",
                     hint="restore the later one from a backup, or from another node",
                 )
-        self._save_highest(mine)  # a crash may have come between the two files
+        if highest != _highest(mine):  # a crash may have come between the two files
+            self._save_highest(mine)
         return mine
 
     def _given(self, config: AuthLocalConfig, joined: bytes | None) -> tuple[Signed, str] | None:
@@ -182,8 +183,7 @@ class LocalBackend:
         self._save_highest(signed)
 
     def _save_highest(self, signed: Signed) -> None:
-        highest = {"version": signed.version, "digest": signed.digest}
-        replace_private_file(self._highest_file, json.dumps(highest).encode())
+        replace_private_file(self._highest_file, json.dumps(_highest(signed)).encode())
 
     def _read_highest(self) -> dict[str, Any] | None:
         try:
@@ -387,6 +387,11 @@ class LocalBackend:
         token = id(callback)
         self._watchers[token] = callback
         return lambda: self._watchers.pop(token, None) and None
+
+
+def _highest(signed: Signed) -> dict[str, Any]:
+    """What HIGHEST_FILE says of it."""
+    return {"version": signed.version, "digest": signed.digest}
 
 
 def _index(policy: Policy) -> dict[str, frozenset[str]]:
