@@ -69,18 +69,12 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
         who = Principal.parse(principal) if principal else None
         tree, reason = self._broker.tree, reason[:256] or f"ended by {self._principal}"
         roots = tree.roots(who)
-        sessions = sum(
-            1
-            for root in roots
-            for grant in root.subtree()
-            if grant.kind == "session" and grant.ended is None
-        )
         cut = end_now(roots, reason) - len(roots)
         self._broker.audit.ended(
             "sessions.ended", principal=who or "*", by=self._principal, cut=cut, reason=reason
         )
         await settle(self._broker, roots, reason)
-        return {"cut": sessions}
+        return {"cut": cut}
 
 
 class GrantsService:

@@ -41,7 +41,10 @@ class GrantsClient:
         return shares
 
     async def end_sessions(self, principal: str = "", reason: str = "") -> int:
-        """End the sessions and shares of a principal, or of everybody; how many sessions."""
+        """End all sessions and shares at this node of a principal, or of everybody.
+
+        Returns how many grants ended; roles are not counted, and remain.
+        """
         reply = await self._ref.call("end_sessions", principal=principal, reason=reason)
         cut: int = reply["cut"]
         return cut

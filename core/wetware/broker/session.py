@@ -268,12 +268,20 @@ def end_now(grants: Iterable[Grant], reason: str) -> int:
     lineage = running.lineage if isinstance(running, Grant) else ()
     spared = frozenset(takewhile(lambda grant: not grant.durable, lineage))
 
-    def end(grant: Grant) -> int:
-        if grant not in spared or grant.ended is not None:
-            return grant.revoke(reason)
-        return 1 + sum(map(end, grant.children))
+    grants = list(grants)
+    # What has several roles above it is counted once.
+    ending = {b for grant in grants for b in grant.subtree() if b.ended is None}
 
-    return sum(map(end, grants))
+    def end(grant: Grant) -> None:
+        if grant not in spared or grant.ended is not None:
+            grant.revoke(reason)
+            return
+        for child in grant.children:
+            end(child)
+
+    for grant in grants:
+        end(grant)
+    return len(ending)
 
 
 async def settle(broker: Broker, grants: Iterable[Grant], reason: str) -> None:

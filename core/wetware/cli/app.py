@@ -65,6 +65,28 @@ def ask_passphrase(prompt: str = "Passphrase: ") -> str:
     return getpass.getpass(prompt)
 
 
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask at the terminal before what cannot be undone: what is for good, or reaches everybody.
+
+    `yes` is the answer of --yes. SystemExit 1 if it is no; InvalidArgument where nobody can be
+    asked: an empty stdin is not consent.
+    """
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        from wetware.errors import InvalidArgument
+
+        raise InvalidArgument(
+            f"{question} There is no terminal to ask at, and it cannot be undone.",
+            hint="the same command with --yes",
+            code="invalid.unconfirmed",
+        )
+    import typer
+
+    if not typer.confirm(question, err=True):
+        raise SystemExit(EXIT_FAILED)
+
+
 def _asked_before() -> Callable[[], str]:
     """The passphrase of the key, asked now if it is needed and there is somebody to ask.
 

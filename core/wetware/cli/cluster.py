@@ -12,6 +12,7 @@ import typer
 from wetware.cli.app import (
     STATE_STYLES,
     Styled,
+    confirm,
     note,
     out,
     out_json,
@@ -353,8 +354,6 @@ def evict_command(
     json: Json = False,
 ) -> None:
     """End a node's membership, everywhere and for good: its key will not be let in again."""
-    import sys
-
     from wetware.identity import PeerId
 
     async def find(session: Session) -> str:
@@ -366,8 +365,7 @@ def evict_command(
 
     async def work(session: Session) -> str:
         peer = await find(session)
-        if not yes and sys.stdin.isatty() and not typer.confirm(f"evict {peer}?", err=True):
-            raise SystemExit(1)
+        confirm(f"Evict {peer} from the cluster, for good?", yes=yes)
         await session.cluster.evict(peer, reason)
         return peer
 

@@ -13,6 +13,7 @@ import typer
 from wetware.cli.app import (
     Style,
     Styled,
+    confirm,
     node_data_dir,
     note,
     out,
@@ -269,32 +270,41 @@ def revoke_command(
         typer.Option(
             "--sessions",
             metavar="PRINCIPAL",
-            help="End all sessions and shares of a principal, or of everybody (*); for operators.",
+            help="End all sessions and shares of a principal, or of everybody (*), at the "
+            "node that is asked and no other; for operators.",
         ),
     ] = "",
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask before everybody's are ended.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """End a grant and all that comes from it, now, wherever it is held."""
     if bool(grant) == bool(sessions):
         usage("name a grant, or --sessions PRINCIPAL", "`ww grants` shows them")
 
-    async def work(session: Session) -> int:
+    if sessions == "*":
+        confirm("End all sessions and shares of everybody at this node?", yes=yes)
+
+    async def work(session: Session) -> tuple[int, str]:
+        node = str(session.identity.node)
         if sessions:
             who = "" if sessions == "*" else sessions
-            ended: int = await session.grants_service.end_sessions(who, reason)
-            return ended
+            return await session.grants_service.end_sessions(who, reason), node
         if all_:
-            ended = await session.grants_service.revoke(grant, reason)
-            return ended
-        return await session.revoke(grant, reason)
+            return await session.grants_service.revoke(grant, reason), node
+        return await session.revoke(grant, reason), node
 
-    cut = run_client(work)
+    cut, node = run_client(work)
     if json:
-        out_json({"ended": cut})
-    elif cut:
+        out_json({"ended": cut, "node": node})
+        return
+    if cut:
         out(f"ended {cut} grant{'s' * (cut != 1)}")
     else:
-        out("it had ended before")
+        out("there was none" if sessions else "it had ended before")
+    if sessions:
+        note(f"at {node} only: every node has sessions and shares of its own (ww --node ADDRESS …)")
 
 
 # --- why ------------------------------------------------------------------------------------------

@@ -242,8 +242,8 @@ interface Grants {
   # Any denial that is remembered; "" is the latest. Idempotent.
 
   endSessions @3 (principal :Text $Ww.constrained, reason :Text) -> (cut :UInt32);
-  # Ends the sessions of a principal, or of everybody (""), and all that was shared from them.
-  # They may log in again. Idempotent.
+  # Ends the sessions of a principal, or of everybody (""), at this node, and all that was shared from
+  # them; returns how many grants ended, roles not counted. They may log in again. Idempotent.
 
   resume @4 () -> (shares :UInt32);
   # Lets the shares work again that are suspended since the node started, because the end of some may

@@ -11,13 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-import typer
-
 from wetware import paths
 from wetware.cli.app import (
     Style,
     Styled,
     ask_passphrase,
+    confirm,
     node_data_dir,
     note,
     options,
@@ -109,15 +108,6 @@ def _open(file: WalletFile) -> Wallet:
     return file.open(lambda: ask_passphrase(f"Passphrase of {file.name}: "))
 
 
-def _confirm(question: str, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise InvalidArgument(f"{question} Nobody is there to ask.", hint="say --yes")
-    if not typer.confirm(question, err=True):
-        raise SystemExit(EXIT_FAILED)
-
-
 def _how(write: Write) -> Sending:
     if write.wait not in ("final", "mined", "none"):
         raise InvalidArgument(f"--wait {write.wait[:20]}", hint="write final, mined or none")
@@ -159,7 +149,7 @@ def _change(
         return
     file = _wallet_file()
     if question:
-        _confirm(question, yes)
+        confirm(question, yes=yes)
     wallet = _open(file)
 
     async def work(chain: Chain) -> Outcome:
