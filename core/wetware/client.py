@@ -636,12 +636,12 @@ class KeyChoice:
 
     Attributes:
         key: A key, a file, the name of a key in `keys_dir`, or None for WW_KEY or "default".
-        keys_dir: Where named keys are.
+        keys_dir: Where named keys are; None: in the user's home.
         passphrase: Asked if the key is encrypted; None means WW_PASSPHRASE or an error.
     """
 
     key: Key | Path | str | None
-    keys_dir: Path
+    keys_dir: Path | None
     passphrase: Callable[[], str] | None
 
     @property
@@ -660,8 +660,8 @@ class KeyChoice:
         if isinstance(chosen, Key):
             raise TypeError("the key was given as an object")
         if isinstance(chosen, str) and os.sep not in chosen:
-            return self.keys_dir / chosen
-        return Path(chosen).expanduser()
+            return (self.keys_dir or paths.keys_dir()) / chosen
+        return paths.absolute(chosen, "the key")
 
     def load(self) -> Key:
         """The key; raises KeyFileError."""
@@ -956,7 +956,7 @@ async def connect(
             code="invalid.empty",
         )
     target = target or paths.variable("WW_NODE")
-    choice = KeyChoice(key, paths.keys_dir(), passphrase)
+    choice = KeyChoice(key, None, passphrase)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(rpc.runtime())
         if target is not None and is_ref(target):

@@ -58,7 +58,7 @@ SECTION_DEPTH_MAX: Final = 8
 ENV_PREFIX: Final = "WW_"
 ENV_OTHER: Final = {
     "WW_HOME": "Where everything of a user lives: `keys/`, `node/`, `ww.toml`. "
-    "Default `~/.wetware`.",
+    "Default `~/.wetware`; for a user without a home directory, what `--data-dir` names.",
     "WW_CONFIG": "The configuration file. Default `$WW_HOME/ww.toml`.",
     "WW_NODE": "The remote node that a command talks to, as `--node` does.",
     "WW_KEY": "The user's key, as `--key` does.",
@@ -698,7 +698,7 @@ def _read(path: Path, *, required: bool) -> _File | None:
             code="config.unreadable",
         )
     try:
-        return _File(path, data.decode())
+        return _File(path, data.decode("utf-8-sig"))  # some editors write a byte order mark
     except UnicodeDecodeError as exc:
         line = data[: exc.start].count(b"\n") + 1
         raise ConfigError(

@@ -233,7 +233,10 @@ class Key:
                 hint="choose another name, or move the file away",
             ) from None
         except OSError as exc:
-            raise KeyFileError(f"cannot write {path}: {exc.strerror}") from exc
+            raise KeyFileError(
+                f"cannot write {path}: {exc.strerror}",
+                hint="WW_HOME names another directory for your keys, --data-dir one for a node's",
+            ) from exc
 
     @classmethod
     def load(cls, path: Path, *, passphrase: Callable[[], str] | None = None) -> Key:

@@ -40,8 +40,32 @@ def variable(name: str, env: Mapping[str, str] | None = None) -> str | None:
 
 
 def home(env: Mapping[str, str] | None = None) -> Path:
-    """WW_HOME, or ~/.wetware; absolute, not created. `env` stands in for the environment."""
-    return absolute(variable("WW_HOME", env) or "~/.wetware", "WW_HOME")
+    """WW_HOME, or ~/.wetware; absolute, not created. `env` stands in for the environment.
+
+    Raises ConfigError where the user has no home directory, as in a container.
+    """
+    if (named := variable("WW_HOME", env)) is not None:
+        return absolute(named, "WW_HOME")
+    if (found := _user_home()) is None:
+        raise ConfigError(
+            "you have no home directory: HOME does not name one, nor does a passwd entry",
+            hint="set WW_HOME to a directory for your keys and ww.toml; a node's --data-dir does, "
+            "too",
+            code="config.home",
+        )
+    return found / ".wetware"
+
+
+def _user_home() -> Path | None:
+    found = "" if os.environ.get("HOME") == "" else os.path.expanduser("~")
+    return Path(found) if os.path.isabs(found) else None
+
+
+def settle(data_dir: str | None) -> None:
+    """Give a process without a home directory one: the node's data directory, where it is named."""
+    data_dir = data_dir or variable("WW_NODE_DATA_DIR")
+    if data_dir and variable("WW_HOME") is None and _user_home() is None:
+        os.environ["WW_HOME"] = str(absolute(data_dir, "the data directory"))
 
 
 def keys_dir() -> Path:

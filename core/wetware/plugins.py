@@ -967,20 +967,21 @@ def mount_commands(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     core = {_command_name(info) for info in _command_infos(app)}
     try:
-        _mounted = load(load_config(path=_named_file(argv)), CLI)
+        named = named_option(argv, "--config")
+        _mounted = load(load_config(path=Path(named) if named else None), CLI)
         _mounted.mount_commands(app)
     except ConfigError:
         if not core.intersection(argv) and any(not arg.startswith("-") for arg in argv):
             raise
 
 
-def _named_file(argv: Sequence[str]) -> Path | None:
-    """What `--config` names. Plugins are mounted before the options are parsed."""
+def named_option(argv: Sequence[str], option: str) -> str | None:
+    """The value of an option that is needed before the command line is parsed."""
     for arg, following in itertools.zip_longest(argv, argv[1:]):
-        if arg == "--config" and following:
-            return Path(following)
-        if arg.startswith("--config="):
-            return Path(arg.partition("=")[2])
+        if arg == option and following:
+            return following
+        if arg.startswith(f"{option}="):
+            return arg.partition("=")[2]
     return None
 
 

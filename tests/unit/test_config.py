@@ -404,6 +404,13 @@ def test_a_flag_that_is_wrong_is_named(load: Load) -> None:
         _ = load(node__peers=("x",)).node
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    """Some editors begin every text with one."""
+    file = tmp_path / "ww.toml"
+    file.write_bytes(b'\xef\xbb\xbf[node]\nname = "x"\n')
+    assert config.load(path=file, env={"WW_HOME": str(tmp_path)}).node.name == "x"
+
+
 def test_bad_toml_names_file_and_line(load: Load, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ww\.toml is not valid TOML: .*line 2") as caught:
         load("[node]\nlisten = [\n")

@@ -19,9 +19,11 @@ def _run() -> None:
     from wetware import paths
     from wetware.cli.main import build
     from wetware.config import ENV_OTHER
+    from wetware.plugins import named_option
 
     for name in ENV_OTHER:  # an empty one is refused before anything is done
         paths.variable(name)
+    paths.settle(named_option(sys.argv[1:], "--data-dir"))
     if "--debug" in sys.argv[1:]:
         from wetware.cli.app import options
 

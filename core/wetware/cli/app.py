@@ -93,13 +93,12 @@ def _asked_before() -> Callable[[], str]:
     Not during the login: the time to type would count as the node's, and while the loop waits for
     the terminal Ctrl-C has no effect.
     """
-    from wetware import paths
     from wetware.client import KeyChoice
     from wetware.errors import KeyFileError
 
     if "WW_PASSPHRASE" not in os.environ and sys.stdin.isatty():
         try:
-            KeyChoice(options.key, paths.keys_dir(), None).load()
+            KeyChoice(options.key, None, None).load()
         except KeyFileError as exc:  # what else is wrong with it the login says, if it needs it
             if exc.code == "key.passphrase":
                 asked = ask_passphrase()

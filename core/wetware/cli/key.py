@@ -36,7 +36,7 @@ def key_new(
             raise InvalidArgument("the passphrases differ; no key was made")
         if not secret:
             raise InvalidArgument("the passphrase is empty", hint="leave --passphrase out")
-    path = KeyChoice(name, paths.keys_dir(), None).path
+    path = KeyChoice(name, None, None).path
     key = Key.generate()
     key.save(path, passphrase=secret)
     note(f"wrote {path}" + (" (encrypted)" if secret else ""))
@@ -76,10 +76,9 @@ def key_show(
     json: Json = False,
 ) -> None:
     """Print the public name of a key: what an operator needs to add you."""
-    from wetware import paths
     from wetware.client import KeyChoice
 
-    choice = KeyChoice(name or options.key, paths.keys_dir(), ask_passphrase)
+    choice = KeyChoice(name or options.key, None, ask_passphrase)
     _show(choice.load().peer_id, choice.path, json)
 
 

@@ -346,7 +346,7 @@ def _check_no_section() -> None:
 
     path = file_path(options.config)
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return
     except (OSError, ValueError) as exc:
@@ -1332,7 +1332,7 @@ def export_profile(where: Where, *, file: str, cluster: str) -> None:
     if file == "-":
         out_json(found.as_dict())
     else:
-        profiles.save(found, Path(file).expanduser())
+        profiles.save(found, paths.absolute(file, "the profile"))
         note(f"wrote {file}")
     if not found.cluster:
         note("the cluster is not known here: those who use this have to give --cluster")

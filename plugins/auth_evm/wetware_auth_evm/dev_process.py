@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from wetware import paths
 from wetware.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def find_anvil(env: Mapping[str, str] | None = None, cwd: Path | None = None) ->
     if (named := env.get(WW_ANVIL, "")).lower() == "none":
         return None
     if named:
-        path = Path(named).expanduser()
+        path = paths.absolute(named, WW_ANVIL)
         if not (path.is_file() and os.access(path, os.X_OK)):
             raise ConfigError(
                 f"{WW_ANVIL} names {named}, which is no program",

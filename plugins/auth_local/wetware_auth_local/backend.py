@@ -400,7 +400,7 @@ def _index(policy: Policy) -> dict[str, frozenset[str]]:
 
 def _operator_key() -> tuple[Key, Path]:
     """The user's default key, made if there is none: the first start creates the operator."""
-    choice = KeyChoice(None, paths.keys_dir(), None)
+    choice = KeyChoice(None, None, None)
     try:
         return choice.load(), choice.path
     except KeyFileError as exc:

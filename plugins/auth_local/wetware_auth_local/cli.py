@@ -49,11 +49,10 @@ def _read() -> Policy:
 
 
 def _change(change: Callable[[Policy], Policy], operator_key: str | None) -> tuple[Policy, int]:
-    from wetware import paths
     from wetware.client import KeyChoice
     from wetware.errors import Revoked
 
-    key = KeyChoice(operator_key or options.key, paths.keys_dir(), ask_passphrase).load()
+    key = KeyChoice(operator_key or options.key, None, ask_passphrase).load()
 
     async def work(session: Session) -> tuple[Policy, int]:
         try:
@@ -76,13 +75,12 @@ def _report(policy: Policy, withdrawn: int) -> None:
 
 def _key_of(text: str) -> PeerId:
     """A peer ID, or the name or file of a key of this machine."""
-    from wetware import paths
     from wetware.client import KeyChoice
     from wetware.identity import PeerId
 
     if text.startswith("12D3Koo"):
         return PeerId.parse(text)
-    return KeyChoice(text, paths.keys_dir(), ask_passphrase).load().peer_id
+    return KeyChoice(text, None, ask_passphrase).load().peer_id
 
 
 # --- ww user --------------------------------------------------------------------------------------
@@ -448,7 +446,6 @@ def policy_resolve(
     A fork is two policies of one version that were both signed: it was changed at two nodes that
     were not connected. No node drops its own for the other's until this is done.
     """
-    from wetware import paths
     from wetware.client import KeyChoice
     from wetware.errors import InvalidArgument
     from wetware_auth_local.policy import Policy, lost_grants
@@ -461,7 +458,7 @@ def policy_resolve(
             given = Policy.open(Path(file).read_bytes())
         except OSError as exc:
             raise InvalidArgument(f"cannot read {file}: {exc.strerror}") from exc
-    key = KeyChoice(operator_key or options.key, paths.keys_dir(), ask_passphrase).load()
+    key = KeyChoice(operator_key or options.key, None, ask_passphrase).load()
 
     async def work(session: Session) -> tuple[list[Policy], Policy, Policy, int]:
         store = session.auth_local
