@@ -37,6 +37,7 @@ from wetware.errors import (
     WetwareError,
 )
 from wetware.log import get_logger
+from wetware.protocol import CORE
 from wetware.rpc.values import payload_bytes
 
 if TYPE_CHECKING:
@@ -574,9 +575,9 @@ class Grant:
 
         return remove
 
-    def charge(self, nbytes: int) -> Awaitable[None] | None:
+    def charge(self, method: Method, nbytes: int) -> Awaitable[None] | None:
         """Charge bytes of results and of calls on callbacks; raises LimitExceeded."""
-        if not self.metered:
+        if not self.metered or method.interface == CORE.Session:
             return None
         budgets = tuple(
             (grant, grant.budget)
@@ -591,6 +592,8 @@ class Grant:
         """What has to be checked for a method."""
         service = self.service
         interface, name = method.interface.name, method.name
+        if self.kind == "adopted" and method.interface == CORE.Session:
+            return _OPEN  # a session's own methods are no payload, wherever they are served
         if self.kind == "adopted":  # what it allows is judged by its issuer
             budgets = tuple((g, g.budget) for g in self._chain if g.budget is not None)
             metered = any(budget.bytes is not None for _, budget in budgets)

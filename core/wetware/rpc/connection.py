@@ -167,7 +167,7 @@ async def _call(ref: Ref, method: Method, params: Mapping[str, Any]) -> dict[str
     try:
         guard = ref._guard
         if guard is not None and guard.metered:
-            waiting = guard.charge(payload_bytes(params))
+            waiting = guard.charge(method, payload_bytes(params))
             if waiting is not None:
                 await waiting
         sent = _send(end, ref, method, params)
@@ -403,7 +403,7 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
                 onward = None if guard is None else guard.onward(method, args)
                 size = _answer(context, method, values, end, onward)
                 if guard is not None and guard.metered:
-                    await _charge(guard, end, size)
+                    await _charge(guard, method, end, size)
                 values = None
             elif values is not None:
                 raise TypeError(f"returned {type(values).__name__}, not None")  # noqa: TRY301
@@ -431,10 +431,10 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
     return dispatch
 
 
-async def _charge(guard: Guard, end: End, size: int) -> None:
+async def _charge(guard: Guard, method: Method, end: End, size: int) -> None:
     """Charge the bytes of an answer; if they are refused, the answer does not count as waiting."""
     try:
-        if (waiting := guard.charge(size)) is not None:
+        if (waiting := guard.charge(method, size)) is not None:
             await waiting
     except BaseException:
         end.results_pending = max(0, end.results_pending - size)

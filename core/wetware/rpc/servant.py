@@ -44,8 +44,8 @@ class Guard(Protocol):
         """
         ...
 
-    def charge(self, nbytes: int) -> Awaitable[None] | None:
-        """So many bytes of results, or of a call on a callback, are to be sent.
+    def charge(self, method: Method, nbytes: int) -> Awaitable[None] | None:
+        """So many bytes of a method's results, or of a call on a callback, are to be sent.
 
         Raises WetwareError to refuse; what is returned is awaited before, and may raise.
         """

@@ -69,7 +69,7 @@ class FakeGuard:
     def blocked(self) -> CapabilityError | None:
         return self.ended
 
-    def charge(self, nbytes: int) -> None:
+    def charge(self, method: rpc.Method, nbytes: int) -> None:
         raise AssertionError("it is not metered")
 
     def enter(self, method: object, args: object, task: asyncio.Task[Any]) -> None:

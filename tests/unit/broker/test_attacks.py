@@ -466,6 +466,29 @@ async def test_guessing_references_is_counted_and_tells_nothing(node: MemNode) -
     assert len(answers) == 1
 
 
+async def test_a_session_whose_quotas_are_spent_can_say_so(node: MemNode, tmp_path: Path) -> None:
+    """What the session itself answers is no payload, here and held through another node."""
+    node.box.data["a"] = bytes(1000)
+    other = MemNode("b", tmp_path, node.backend, node.clock, node.others)
+    async with node.login("ada") as session, other.running(), other.login("bob") as bob:
+        ref, info = await session.share({"box": []}, nbytes=1100, calls=1)
+        adopting = await bob.attenuate(nbytes=1100, calls=1)
+        async with node.redeem(ref) as held:
+            adopted = await adopting.adopt(ref)
+            shared = await box(adopted)
+            await shared.get(key="a")
+            for spent in (held, adopted, adopting):
+                assert (await spent.whoami()).node in (node.key.peer_id, other.key.peer_id)
+                assert await spent.services()
+                with pytest.raises(LimitExceeded):
+                    await (await box(spent)).get(key="a")
+            assert (await held.why()).code.startswith("limit.")
+            assert not (await adopted.explain("box", "get", key="a")).allowed
+            assert len(await held.grants())
+        async with node.redeem(ref) as again:
+            assert (await again.whoami()).principal == f"bearer:{info.id}"
+
+
 async def test_a_quota_of_bytes_covers_results_and_callbacks(node: MemNode) -> None:
     node.box.data["a"] = bytes(1000)
     async with node.login("ada") as session:

@@ -305,10 +305,10 @@ async def test_a_refused_call_is_charged_to_nobody() -> None:
 async def test_results_are_charged_to_the_quota_of_bytes() -> None:
     leaf = root(pubsub={"*"}).derive(label="b", service="pubsub", terms=Terms(bytes=10))
     assert leaf.metered
-    leaf.charge(6)
+    leaf.charge(PUBLISH, 6)
     with pytest.raises(LimitExceeded):
-        leaf.charge(5)
-    leaf.charge(4)
+        leaf.charge(PUBLISH, 5)
+    leaf.charge(PUBLISH, 4)
 
 
 async def test_a_rate_is_shared_by_all_derivations_and_comes_back_with_time() -> None:

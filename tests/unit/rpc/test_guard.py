@@ -32,7 +32,7 @@ class Grant:
     def blocked(self) -> CapabilityError | None:
         return self.ended
 
-    def charge(self, nbytes: int) -> None:
+    def charge(self, method: rpc.Method, nbytes: int) -> None:
         raise AssertionError("it is not metered")
 
     def onward(self, method: rpc.Method, args: Mapping[str, object]) -> Any:
