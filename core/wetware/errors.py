@@ -13,7 +13,7 @@ _BY_CODE: dict[str, type[WetwareError]] = {}
 
 # Exit codes of the command line (sysexits.h where one fits).
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-EXIT_UNREACHABLE, EXIT_DENIED, EXIT_CONFIG = 69, 77, 78
+EXIT_UNREACHABLE, EXIT_BUSY, EXIT_DENIED, EXIT_CONFIG = 69, 75, 77, 78
 EXIT_PIPE = 141  # as a shell says of a program that SIGPIPE ended
 
 
@@ -81,6 +81,16 @@ class ConfigError(WetwareError):
 
     code = "config"
     exit_code = EXIT_CONFIG
+
+
+class Busy(ConfigError):
+    """What the configuration names is taken, or not there yet; the same start can work later.
+
+    Its exit code is not that of other errors of the configuration: a supervisor starts again.
+    """
+
+    code = "config.busy"
+    exit_code = EXIT_BUSY
 
 
 class PluginError(ConfigError):

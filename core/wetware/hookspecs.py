@@ -297,7 +297,7 @@ class AuthBackend(Protocol):
 
     @property
     def name(self) -> str:
-        """The `backend` of its principals."""
+        """The `backend` of its principals: the plugin's name, without `auth_` if it begins so."""
         ...
 
     @property

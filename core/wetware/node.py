@@ -1,9 +1,9 @@
 """A node: composes overlay, broker, auth backend and services in one task group.
 
-Order of a start: data directory locked → key → joined, if there is a ticket → auth backend →
-admission → services → listeners → "ready" → membership. What fails on the way stops the start with
-one clear error, and nothing stays behind. To stop is to be cancelled; every part ends with the task
-group.
+Order of a start: data directory locked → ports free → key → joined, if there is a ticket → auth
+backend → admission → services → listeners → "ready" → membership. What fails on the way stops the
+start with one clear error, and nothing stays behind. To stop is to be cancelled; every part ends
+with the task group.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from wetware.broker.grants import SESSION_SERVICE
 from wetware.broker.store import Store as GrantStore
 from wetware.broker.tree import Tree
 from wetware.cluster import ClusterService
-from wetware.errors import AdmissionRefused, ConfigError, LimitExceeded, OverlayError
+from wetware.errors import AdmissionRefused, Busy, ConfigError, LimitExceeded, OverlayError
 from wetware.hookspecs import AuthBackend, Discovery, PeerDown, PeerUp, PluginContext, Service
 from wetware.identity import Channel, Key, PeerId, Principal, replace_private_file
 from wetware.lag import LagMeter
-from wetware.link import LinkHost, Stream
+from wetware.link import LinkHost, Stream, check_free
 from wetware.log import get_logger
 from wetware.membership.service import Membership
 from wetware.membership.swim import State
@@ -52,6 +52,7 @@ from wetware.overlay import Overlay
 from wetware.protocol import CORE, GATE_PROTOCOL
 
 if TYPE_CHECKING:
+    from wetware.admission import Founding
     from wetware.config import Config
     from wetware.multiaddr import Multiaddr
     from wetware.plugins import Plugins
@@ -96,7 +97,7 @@ class SystemClock:
 
 @contextlib.contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
-    """Hold the data directory for this process; raises ConfigError if another node has it."""
+    """Hold the data directory for this process; raises Busy if another node has it, ConfigError."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         stat = data_dir.stat()
@@ -119,10 +120,10 @@ def locked(data_dir: Path) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             pid = os.read(fd, 20).decode(errors="replace").strip() or "unknown"
-            raise ConfigError(
+            raise Busy(
                 f"another node (pid {pid}) is using the data directory {data_dir}",
                 hint="stop it, or give this one its own with --data-dir",
-                code="config.data_dir_in_use",
+                code="config.busy.data_dir",
             ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -314,20 +315,25 @@ class Node:
     async def run(self, on_ready: Callable[[Ready], None] = lambda _: None) -> None:
         """Start, call `on_ready`, and serve until cancelled.
 
-        Raises ConfigError (KeyFileError, PluginError) where the start fails.
+        Raises ConfigError (Busy, KeyFileError, PluginError) where the start fails, and what `join`
+        raises.
         """
         with locked(self.data_dir):
+            # Before anything is made, or a ticket spent.
+            path, listen = socket_path(self.data_dir), self.config.node.listen
+            if self.config.node.dev:
+                listen = self._keep_to_itself()
+            await check_free(listen)
             self.key, new_key = node_key.load_or_create(self.data_dir)
             async with contextlib.AsyncExitStack() as stack:
                 stack.enter_context(_umask(0o077))
                 stack.callback(self.plugins.close)
                 self._store = Store.open(self.data_dir)
-                if self.config.node.dev:
-                    self._keep_to_itself()  # before anything is made, or a ticket spent
+                if self._store.founding is not None:
+                    self._judge_backend(self._store.founding)
                 if self.config.node.join:
                     await self._join(self.config.node.join)
                 self.backend = self.plugins.auth(self._context)
-                listen = self.config.node.listen
                 if self.try_out:
                     listen = self._keep_to_itself()
                 elif self.config.node.dev:
@@ -415,7 +421,6 @@ class Node:
                     tasks.create_task(self.checkpoints.run(), name="audit checkpoints")
                     self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
                     await self.host.listen(listen)
-                    path = socket_path(self.data_dir)
                     await stack.enter_async_context(self._local_socket(path))
                     if self.config.node.libp2p:
                         tasks.create_task(self.overlay.run(), name="overlay")
@@ -516,9 +521,25 @@ class Node:
             for addr in node.listen
         )
 
+    def _judge_backend(self, founding: Founding) -> None:
+        """Raise ConfigError where the cluster has another auth backend than is configured.
+
+        Before that backend is asked: it would take the other one's documents for damaged ones.
+        """
+        if founding.backend != self.plugins.auth_backend:
+            raise ConfigError(
+                f"the cluster {founding.cluster_id} has the auth backend {founding.backend!r}, and "
+                f"this node is started with {self.plugins.auth_backend!r} "
+                f"({self.config.origin('node.auth')})",
+                hint=f"start it with --auth {founding.backend}; another cluster needs a data "
+                "directory of its own (--data-dir)",
+                code="config.cluster",
+            )
+
     async def _join(self, invitation: str) -> None:
         """Become a member with a ticket or a certificate, unless this node is one already."""
         parsed = parse_join(invitation)
+        self._judge_backend(parsed.founding)
         store = self._store
         if store.founding == parsed.founding and store.certificate is not None:
             own = Chain.open(store.certificate, parsed.founding)
@@ -543,13 +564,13 @@ class Node:
         if founding is None:
             founding = self._store.found(backend.name, backend.founding)
             log.info("cluster.founded", cluster=founding.cluster_id)
-        if (founding.backend, founding.statement) != (backend.name, backend.founding):
+        if founding.statement != backend.founding:
             raise ConfigError(
-                f"this node belongs to the cluster {founding.cluster_id}, which was founded on the "
-                f"auth backend {founding.backend!r} and another authority than the one that is "
-                f"configured ({backend.name!r})",
-                hint=f"start it with --auth {founding.backend} as before, or give the other "
-                "cluster a data directory of its own, with --data-dir",
+                f"this node belongs to the cluster {founding.cluster_id}, which was founded on "
+                f"another authority than the one that the auth backend {backend.name!r} is "
+                "configured with",
+                hint="configure it as before, or give the other cluster a data directory of its "
+                "own, with --data-dir",
                 code="config.cluster",
             )
         self.cluster = founding.cluster_id
@@ -634,9 +655,10 @@ class Node:
             async with asyncio.timeout(START_S_MAX):
                 await ready.wait()
         except TimeoutError:
-            raise ConfigError(
+            raise Busy(
                 f"the auth backend {self.backend.name!r} was not ready within {START_S_MAX:g} s",
                 hint="its log lines above say what it is waiting for",
+                code="config.busy.auth",
             ) from None
 
     async def _start_services(self, tasks: asyncio.TaskGroup) -> None:

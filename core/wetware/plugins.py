@@ -30,6 +30,7 @@ import time
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -764,6 +765,11 @@ class Plugins:
         return name
 
     @property
+    def auth_backend(self) -> str:
+        """The name of that plugin's backend, by the contract of AuthBackend; raises PluginError."""
+        return self.auth_plugin.removeprefix("auth_")
+
+    @property
     def auth_selected(self) -> str | None:
         """The name of the plugin that `[node] auth` selects; None if none is installed."""
         return self._auth_name()
@@ -774,6 +780,7 @@ class Plugins:
         Raises PluginError: not installed, not loaded, no auth backend, or its hook failed.
         """
         entry = self._taken[self.auth_plugin]
+        judge = partial(_judge_auth, self.auth_backend)
         if entry.loaded and "ww_register_auth" not in entry.hooks:
             raise PluginError(
                 f"the plugin {entry.name!r} is not an auth backend ({self._auth_origin()})",
@@ -783,7 +790,7 @@ class Plugins:
         if entry.loaded:
             ctx = ctx_for(entry.name, entry.config)
             try:
-                return self._call(entry, "ww_register_auth", _judge_auth, ctx=ctx)
+                return self._call(entry, "ww_register_auth", judge, ctx=ctx)
             except _Unusable as exc:
                 if isinstance(exc.cause, ConfigError) and not isinstance(exc.cause, PluginError):
                     raise exc.cause from None  # a missing key, a damaged policy: it says what to do
@@ -1016,7 +1023,7 @@ def _lacks(made: object, callables: tuple[str, ...], attributes: tuple[str, ...]
     return None
 
 
-def _judge_auth(made: Any) -> AuthBackend:
+def _judge_auth(name: str, made: Any) -> AuthBackend:
     if made is None:
         raise PluginError("returned no auth backend")
     methods = (
@@ -1031,6 +1038,8 @@ def _judge_auth(made: Any) -> AuthBackend:
     )
     if why := _lacks(made, methods, ("name", "schemes", "founding", "epoch", "services")):
         raise PluginError(f"returned no auth backend: {why}")
+    if made.name != name:
+        raise PluginError(f"returned the auth backend {str(made.name)[:80]!r}, not {name!r}")
     if not isinstance(getattr(made, "try_out", ""), str):
         raise PluginError(f"returned no auth backend: {type(made).__name__}.try_out is no text")
     backend: AuthBackend = made

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import stat
+import subprocess
+import sys
+import termios
 import time
+from pathlib import Path
 
 import pytest
 
+from wetware.admission import Founding, Store
+from wetware.admission.texts import Ticket
+from wetware.errors import EXIT_BUSY
+from wetware.identity import Key
+from wetware.multiaddr import Multiaddr
 from wetware.testing import Home, wait_for
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_node_within_two_seconds(home: Home, number: int) -> None:
     node = home.start_node().wait_ready()
     subscriber = node.start_ww("sub", "chat")  # an open session does not hold it up
@@ -49,22 +60,93 @@ def test_first_start_makes_private_files_and_says_what_to_do_next(home: Home) ->
 def test_the_same_data_directory_is_refused(home: Home) -> None:
     with home.node("n") as node:
         second = home.start_node("n")
-        assert second.process.wait(30) == 78
+        assert second.process.wait(30) == EXIT_BUSY
         said = second.log.read_text()
         assert f"pid {node.process.pid}" in said
         assert "try:" in said
         assert node.ww("whoami").returncode == 0
 
 
-def test_the_same_port_is_refused(home: Home) -> None:
-    with home.node() as node:
+def test_the_same_port_is_refused_before_anything_is_made(home: Home, tmp_path: Path) -> None:
+    with home.node() as node, Home(tmp_path / "other") as other:
         listen = node.addr.partition("/p2p/")[0]
-        second = home.start_node(listen=listen)
-        assert second.process.wait(30) == 78
-        said = second.log.read_text()
-        assert "try:" in said
-        assert "Traceback" not in said
-        assert node.ww("whoami").returncode == 0
+        ticket = node.invite()
+        for join in (None, ticket):
+            second = other.start_node("n", listen=listen, join=join)
+            assert second.process.wait(30) == EXIT_BUSY
+            said = second.log.read_text()
+            assert "the port is taken" in said
+            assert "try:" in said
+            assert "Traceback" not in said
+            assert [path.name for path in second.data_dir.iterdir()] == ["lock"]
+            assert not (other.path / ".wetware").exists()
+        with home.node("third", join=ticket) as third:  # the ticket is not spent
+            assert third.info["cluster"] == node.info["cluster"]
+
+
+def test_another_auth_backend_than_the_cluster_s_is_named(home: Home) -> None:
+    """The ticket is not spent, and what the cluster's own backend keeps is not called damaged."""
+    founding = Founding(Key.generate().public, "evm", b"a contract")
+    issuer = Key.generate().peer_id
+    addrs = (Multiaddr.parse("/ip4/127.0.0.1/tcp/1").with_peer(issuer),)
+    ticket = Ticket(founding, issuer, addrs, b"s" * 32, int(time.time() * 1000) + 10**7)
+    node = home.start_node("joining", join=ticket.text)
+    assert node.process.wait(30) == 78
+    said = node.log.read_text()
+    assert "has the auth backend 'evm', and this node is started with 'local'" in said
+    assert "--auth evm" in said
+    assert "damaged" not in said
+    assert not (node.data_dir / "plugins").exists()
+
+    (home.path / "member").mkdir(mode=0o700)
+    store = Store.open(home.path / "member")
+    store.join(founding, b"a chain", b"what another backend starts from", addrs)
+    node = home.start_node("member")
+    assert node.process.wait(30) == 78
+    assert "has the auth backend 'evm', and this node is started with 'local'" in (
+        node.log.read_text()
+    )
+
+
+def test_a_terminal_that_is_closed_ends_the_node_with_a_farewell(home: Home) -> None:
+    with home.node("a") as a:
+        ours, theirs = pty.openpty()
+        joined = home.start_node("b", join=a).wait_ready()
+        joined.stop()
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "wetware", "--data-dir", str(joined.data_dir)),
+                *("node", "--listen", "/ip4/127.0.0.1/tcp/0"),
+            ],
+            env=home.env,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        try:
+            wait_for(lambda: joined.peer_id in a.members(), "b is known")
+            a.wait_members([joined.peer_id])
+            os.close(ours)
+            process.wait(10)
+            a.wait_members([joined.peer_id], "left", within_s=10)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_nohup_keeps_a_node_when_the_terminal_is_closed(home: Home) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    try:
+        node = home.start_node()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    node.wait_ready()
+    node.process.send_signal(signal.SIGHUP)
+    assert node.ww("whoami").returncode == 0
+    assert node.stop() == 0
 
 
 def test_a_killed_node_starts_again_as_itself(home: Home) -> None:

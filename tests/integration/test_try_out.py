@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from wetware.errors import EXIT_BUSY, EXIT_CONFIG
 from wetware.testing import Home
 
 TRIAL = """\
@@ -30,6 +31,10 @@ class TrialConfig(AuthLocalConfig):
     size: int = 1
 
 
+class Trial(LocalBackend):
+    name = "trial"
+
+
 @hookimpl
 def ww_register_config():
     return TrialConfig
@@ -44,7 +49,7 @@ def ww_register_auth(ctx):
     }
     with (ctx.data_dir / "seen.jsonl").open("a") as file:
         file.write(json.dumps(seen) + "\\n")
-    backend = LocalBackend(ctx)
+    backend = Trial(ctx)
     backend.try_out = "roles come from a box of sweets\\ntry: ww sub chat"
     return backend
 
@@ -96,10 +101,10 @@ def _free_port() -> int:
         return port
 
 
-def _refused(home: Home, *args: str, **env: str) -> str:
-    """What `ww node` says as it exits with 78."""
+def _refused(home: Home, *args: str, code: int = EXIT_CONFIG, **env: str) -> str:
+    """What `ww node` says as it exits with `code`."""
     done = home.ww("--data-dir", str(home.path / "n"), "node", *args, env=env, timeout=60)
-    assert done.returncode == 78, done.stderr
+    assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
 
@@ -137,7 +142,7 @@ def test_what_listens_everywhere_by_default_listens_on_loopback(trial: Home) -> 
         except OSError:
             pytest.skip("port 4001 is in use")
         taken.listen()
-        said = _refused(trial)
+        said = _refused(trial, "--dev", code=EXIT_BUSY)
         assert "/ip4/127.0.0.1/tcp/4001" in said, "the default was narrowed before it was bound"
         assert "0.0.0.0" not in said  # noqa: S104  # compared, not bound
 

@@ -44,4 +44,5 @@ def test_exit_codes() -> None:
     assert errors.from_wire("capability.denied", "").exit_code == 77
     assert errors.from_wire("overlay.dial", "").exit_code == 69
     assert errors.from_wire("config.listen", "").exit_code == 78
+    assert errors.from_wire("config.busy.port", "").exit_code == 75
     assert errors.from_wire("invalid.multiaddr", "").exit_code == 2

@@ -45,7 +45,10 @@ AUTH_METHODS = (
 
 
 class Backend:
-    name, schemes, founding, epoch, services = "local", ("s",), b"f", 1, ()
+    schemes, founding, epoch, services = ("s",), b"f", 1, ()
+
+    def __init__(self, name: str = "local") -> None:
+        self.name = name
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name in AUTH_METHODS:
@@ -462,7 +465,7 @@ def test_only_the_selected_backend_is_asked(world: World) -> None:
     def backend(name: str) -> Callable[[Any], object]:
         def make(ctx: Any) -> object:
             asked.append(f"{name} {ctx.name}")
-            return Backend()
+            return Backend(name)
 
         return make
 
@@ -504,6 +507,7 @@ def boom(ctx: object) -> object:
     [
         (lambda ctx: None, "returned no auth backend"),
         (lambda ctx: SimpleNamespace(), "has no method run()"),
+        (lambda ctx: Backend("local"), "returned the auth backend 'local', not 'bad'"),
         (boom, "OSError: no chain"),
     ],
 )

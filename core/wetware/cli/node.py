@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FILES_MAX = 65536
 """Open files that a node asks for; connections have their own, lower limits."""
 STOP_S_MAX = 2.0
-"""From SIGINT or SIGTERM to the end of the process; then it ends the hard way."""
+"""From the signal to the end of the process; then it ends the hard way."""
 TRY_OUT_LINES_MAX = 40
 """Of what an auth backend says of its try-out."""
 
@@ -84,7 +84,7 @@ def node_command(
         ),
     ] = None,
 ) -> None:
-    """Run a node until SIGINT or SIGTERM."""
+    """Run a node until SIGINT, SIGTERM or SIGHUP."""
     from wetware import log
     from wetware.config import load
 
@@ -163,6 +163,8 @@ def _stop_on_signals(loop, task) -> None:  # type: ignore[no-untyped-def]
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+        loop.add_signal_handler(signal.SIGHUP, stop)
 
 
 def _announce(ready: Ready) -> None:

@@ -570,20 +570,18 @@ def holder_pid(data_dir: Path) -> int | None:
 
 
 async def _check_free(addrs: Sequence[Multiaddr]) -> list[Finding]:
-    """No node runs: whether one could listen where the configuration says, by doing it shortly."""
-    from wetware.identity import Key
-    from wetware.link import LinkHost
+    """No node runs: whether one could listen where the configuration says."""
+    from wetware.link import check_free
 
     found = []
     for addr in addrs:
-        async with LinkHost(Key.generate()) as host:
-            try:
-                await host.listen((addr,))
-            except ConfigError as exc:
-                show = f"`ss -ltnp 'sport = :{addr.port}'` shows it, or `ww node --listen ADDRESS`"
-                found.append(error("listen", exc.message, f"{exc.hint}: {show}"))
-            else:
-                found.append(ok("listen", f"{addr} is free"))
+        try:
+            await check_free((addr,))
+        except ConfigError as exc:
+            show = f"`ss -ltnp 'sport = :{addr.port}'` shows it, or `ww node --listen ADDRESS`"
+            found.append(error("listen", exc.message, f"{exc.hint}: {show}"))
+        else:
+            found.append(ok("listen", f"{addr} is free"))
     return found
 
 

@@ -7,7 +7,7 @@ dials and hands out `Stream`s; `LinkLimits` bounds everything that a peer can ma
 from __future__ import annotations
 
 from wetware.link.connection import Connection
-from wetware.link.host import GuestPort, LinkHost, allow_public_only
+from wetware.link.host import GuestPort, LinkHost, allow_public_only, check_free
 from wetware.link.limits import LinkLimits, LinkStats, Violation
 from wetware.link.pipe import Pipe, StreamPipe
 from wetware.link.yamux import Stream
@@ -23,4 +23,5 @@ __all__ = [
     "StreamPipe",
     "Violation",
     "allow_public_only",
+    "check_free",
 ]

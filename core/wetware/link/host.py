@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from wetware.access import Access
 from wetware.bounds import Rates, address_key
 from wetware.errors import (
+    Busy,
     ConfigError,
     DialError,
     InvalidArgument,
@@ -278,28 +279,15 @@ class LinkHost:
     async def listen(self, addrs: Iterable[Multiaddr]) -> tuple[Multiaddr, ...]:
         """Listen on `addrs` (port 0: any free one) and return them with their real ports.
 
-        All or none of `addrs`. Raises ConfigError "config.listen" if one cannot be had, e.g.
-        because another process listens there: a port is never shared.
+        All or none of `addrs`. Raises ConfigError "config.listen" if one cannot be had, or Busy
+        "config.busy.port" where another process listens: a port is never shared.
         """
-        servers: list[asyncio.Server] = []
-        try:
-            for addr in addrs:
-                try:
-                    server = await asyncio.get_running_loop().create_server(
-                        lambda: Connection(self, initiator=False),
-                        addr.host,
-                        addr.port,
-                        family=_FAMILIES[addr.kind],
-                        backlog=self.limits.listen_backlog,
-                        reuse_port=False,
-                    )
-                except OSError as exc:
-                    raise _listen_error(addr, exc) from exc
-                servers.append(server)
-        except BaseException:
-            for server in servers:
-                server.close()
-            raise
+        servers = await _bind(
+            addrs,
+            lambda: Connection(self, initiator=False),
+            backlog=self.limits.listen_backlog,
+            start_serving=True,
+        )
         self._servers += servers
         found: list[Multiaddr] = []
         for server in servers:
@@ -995,6 +983,43 @@ _FAMILIES = {
 }
 
 
+async def check_free(addrs: Iterable[Multiaddr]) -> None:
+    """Raise as `LinkHost.listen` does, if one of `addrs` cannot be had now; listens nowhere."""
+    for server in await _bind(addrs, asyncio.Protocol, backlog=1, start_serving=False):
+        server.close()
+
+
+async def _bind(
+    addrs: Iterable[Multiaddr],
+    factory: Callable[[], asyncio.BaseProtocol],
+    *,
+    backlog: int,
+    start_serving: bool,
+) -> list[asyncio.Server]:
+    """A server for each address; all or none."""
+    servers: list[asyncio.Server] = []
+    try:
+        for addr in addrs:
+            try:
+                server = await asyncio.get_running_loop().create_server(
+                    factory,
+                    addr.host,
+                    addr.port,
+                    family=_FAMILIES[addr.kind],
+                    backlog=backlog,
+                    reuse_port=False,
+                    start_serving=start_serving,
+                )
+            except OSError as exc:
+                raise _listen_error(addr, exc) from exc
+            servers.append(server)
+    except BaseException:
+        for server in servers:
+            server.close()
+        raise
+    return servers
+
+
 def _drop_zero(counter: Counter[str], key: str) -> None:
     if not counter[key]:
         del counter[key]
@@ -1009,10 +1034,18 @@ def _os_reason(exc: OSError) -> str:
 
 def _listen_error(addr: Multiaddr, exc: OSError) -> ConfigError:
     if exc.errno == errno.EADDRINUSE:
-        why, hint = "the port is taken", "stop what listens there, or choose another port"
-    elif exc.errno == errno.EADDRNOTAVAIL:
-        why, hint = "this machine has no such address", "use one of its own, or /ip4/0.0.0.0"
-    elif exc.errno == errno.EACCES:
+        return Busy(
+            f"cannot listen on {addr}: the port is taken",
+            hint="stop what listens there, or choose another port",
+            code="config.busy.port",
+        )
+    if exc.errno == errno.EADDRNOTAVAIL:  # at boot, the network may not be up yet
+        return Busy(
+            f"cannot listen on {addr}: this machine has no such address",
+            hint="use one of its own, or /ip4/0.0.0.0",
+            code="config.busy.address",
+        )
+    if exc.errno == errno.EACCES:
         why, hint = "not permitted", "choose a port from 1024 upwards"
     else:
         why, hint = _os_reason(exc), "check the address"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wetware.errors import ConfigError, DialError
+from wetware.errors import Busy, ConfigError, DialError
 from wetware.log import get_logger
 from wetware.rpc import kjloop as _runtime
 from wetware.rpc.connection import RpcConnection, open_client, run_server
@@ -69,8 +69,8 @@ async def serve_unix(
     """Serve on a unix socket (0600) while the context is open.
 
     `bootstrap` makes the first object of each connection. Peers of other users are refused. A
-    socket left behind by a dead process is replaced; ConfigError "config.listen" if somebody
-    listens there.
+    socket left behind by a dead process is replaced. Raises ConfigError "config.listen", or Busy
+    "config.busy.socket" if somebody listens there.
     """
     await _runtime.acquire()
     try:
@@ -199,8 +199,8 @@ def _remove_stale(path: Path) -> None:
                 hint="check the folder and its permissions",
                 code="config.listen",
             ) from None
-    raise ConfigError(
-        f"{path}: another process listens there", hint="stop it first", code="config.listen"
+    raise Busy(
+        f"{path}: another process listens there", hint="stop it first", code="config.busy.socket"
     )
 
 

@@ -66,7 +66,6 @@ HIGHEST_FILE = "highest.json"
 """Version and digest of the latest policy this node has had: it refuses to go back, also when
 somebody restores an old policy file."""
 CONTACT_FILE = "contact.json"
-BACKEND = "local"
 
 
 class LocalBackend:
@@ -76,7 +75,7 @@ class LocalBackend:
     weaker fallback.
     """
 
-    name = BACKEND
+    name = "local"
     schemes = (SCHEME,)
 
     def __init__(self, ctx: PluginContext) -> None:
@@ -303,7 +302,7 @@ class LocalBackend:
             if lost:
                 count += len(lost)
                 why = f"version {new.version} of the policy withdraws {', '.join(sorted(lost))}"
-                events.append(Withdrawn(Principal(BACKEND, key), frozenset(lost), why))
+                events.append(Withdrawn(Principal(self.name, key), frozenset(lost), why))
         self._by_key = kept  # before anybody is told: a login in between must not succeed
         for event in events:
             for callback in tuple(self._watchers.values()):
@@ -356,11 +355,11 @@ class LocalBackend:
             return Reject(LoginStatus.BACKEND_UNAVAILABLE, why)
         if subject not in self._by_key:
             return Reject(LoginStatus.UNKNOWN_PRINCIPAL, f"{subject} is not a user of this cluster")
-        return Accept(Principal(BACKEND, subject), self._by_key[subject])
+        return Accept(Principal(self.name, subject), self._by_key[subject])
 
     def roles(self, principal: Principal) -> frozenset[str]:
         """From memory."""
-        if principal.backend != BACKEND:
+        if principal.backend != self.name:
             return frozenset()
         return self._by_key.get(principal.subject, frozenset())
 
