@@ -9,6 +9,7 @@ Conformance suites for services and auth backends will live here too.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import json
@@ -65,6 +66,16 @@ def end_with_parent() -> None:
     So that no process stays behind when tests are killed. Linux only (PR_SET_PDEATHSIG).
     """
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def tasks_of_core() -> list[asyncio.Task[object]]:
+    """The loop's tasks whose code is in the core: what a test of it must not leave behind."""
+    core = str(Path(__file__).parent)
+    return [
+        task
+        for task in asyncio.all_tasks()
+        if (coro := task.get_coro()) and coro.cr_code.co_filename.startswith(core)  # type: ignore[union-attr]
+    ]
 
 
 def wait_for(condition: Any, what: str, *, within_s: float = 20.0) -> Any:

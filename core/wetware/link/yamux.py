@@ -118,7 +118,7 @@ class Stream:
         self._target = YAMUX_WINDOW_BYTES  # what the window is restored to
         self._grown = 0  # of the target, what the session booked
         self._uncredited = 0  # consumed and not yet given back to the peer
-        self._credited_at = 0.0  # loop time at which some was last given back
+        self._credited_at = -math.inf  # loop time at which some was last given back
         self._read_closed = False  # FIN came, or the stream was reset
         self._discard = False  # nobody will read any more
         self._reader: asyncio.Future[None] | None = None
@@ -275,7 +275,7 @@ class Stream:
         self._uncredited = 0
         limit, now = session.limits.stream_window_bytes, session.loop.time()
         took_s, self._credited_at = now - self._credited_at, now
-        if self._target < limit and took_s < session.rtt_s * _GROWTH_RTTS:
+        if self._target < limit and took_s <= session.rtt_s * _GROWTH_RTTS:
             extra = min(self._target * 2, limit) - self._target
             if session.grow(extra):
                 self._target += extra

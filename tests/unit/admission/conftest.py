@@ -27,6 +27,7 @@ from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost, Stream
 from wetware.multiaddr import Multiaddr
+from wetware.testing import tasks_of_core
 
 DEADLINE_S = 10.0
 DAY_S = 86_400.0
@@ -245,8 +246,7 @@ async def cluster(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Cluster]:
         yield made
     finally:
         await made.aclose()
-    left = [task for task in asyncio.all_tasks() if "wetware" in repr(task)]
-    assert left == [], "nothing goes on after the end"
+    assert tasks_of_core() == [], "nothing goes on after the end"
 
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]

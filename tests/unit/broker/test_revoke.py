@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,11 @@ def recorded(tmp_path: Path, event: str) -> list[Any]:
     return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
+async def _for_ever(call: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await call()
+
+
 async def test_a_revocation_is_in_force_at_once_and_answered_when_it_is_on_record(
     node: MemNode, disk: SlowDisk, tmp_path: Path
 ) -> None:
@@ -87,8 +92,7 @@ async def test_a_revocation_is_in_force_at_once_and_answered_when_it_is_on_recor
             disk.going.clear()
             revoking = asyncio.create_task(session.revoke(grant.id))
             with pytest.raises(Revoked):
-                while True:
-                    await held.call("get", key="k")
+                await _for_ever(lambda: held.call("get", key="k"))
             await node.store.written()
             await asyncio.sleep(0.05)
             assert not recorded(tmp_path, "grant.revoked")
@@ -122,8 +126,7 @@ async def test_what_was_shared_from_the_revoked_session_itself_is_over_before_th
         assert node.tree.get(grant.id) is None
         assert not node.store._db.execute("SELECT * FROM grants WHERE durable").fetchall()
         with pytest.raises(WetwareError):
-            while True:
-                await session.whoami()
+            await _for_ever(session.whoami)
 
 
 async def test_the_end_of_all_sessions_is_on_record_before_the_answer(
@@ -139,5 +142,4 @@ async def test_the_end_of_all_sessions_is_on_record_before_the_answer(
         (record,) = recorded(tmp_path, "sessions.ended")
         assert record["principal"] == str(ada)
         with pytest.raises(WetwareError):
-            while True:
-                await session.whoami()
+            await _for_ever(session.whoami)

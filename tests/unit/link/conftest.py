@@ -17,6 +17,7 @@ from wetware.link import LinkHost, LinkLimits, Stream
 from wetware.link.multistream import HELLO, LineReader, encode_line
 from wetware.link.noise import NoiseHandshake, NoiseIdentity, Secured
 from wetware.multiaddr import Multiaddr
+from wetware.testing import tasks_of_core
 
 HEADER = struct.Struct("!BBHII")
 DEADLINE_S = 10.0
@@ -195,5 +196,4 @@ async def net(anyio_backend: str) -> AsyncIterator[Network]:
     network = Network()
     async with network.stack:
         yield network
-    left = [task for task in asyncio.all_tasks() if "wetware/link" in repr(task)]
-    assert left == [], "a host leaves no task behind"
+    assert tasks_of_core() == [], "a host leaves no task behind"

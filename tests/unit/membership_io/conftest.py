@@ -20,6 +20,7 @@ from wetware.membership.reach import ReachLimits
 from wetware.membership.service import PROTOCOL, Membership
 from wetware.membership.swim import Change
 from wetware.multiaddr import Multiaddr
+from wetware.testing import tasks_of_core
 
 QUICK = MembershipConfig(
     probe_s=0.2,
@@ -35,6 +36,7 @@ QUICK = MembershipConfig(
 QUICK_REACH = ReachLimits(
     redial_s_min=0.05, redial_s_max=0.5, second_s=0.2, stable_s=0.2, dial_s=2.0, introduce_s=2.0
 )
+
 DEADLINE_S = 20.0
 
 
@@ -265,9 +267,4 @@ async def net(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Net]:
         await network.aclose()
     for _ in range(3):
         await asyncio.sleep(0)
-    left = [
-        task
-        for task in asyncio.all_tasks()
-        if task is not asyncio.current_task() and "wetware/" in repr(task)
-    ]
-    assert left == [], "a node leaves no task behind"
+    assert tasks_of_core() == [], "a node leaves no task behind"

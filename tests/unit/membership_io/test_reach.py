@@ -20,6 +20,7 @@ from wetware.link import Connection, LinkHost
 from wetware.membership.peers import PeerStore
 from wetware.membership.reach import Backoff, Reach, ReachLimits, ring_neighbours
 from wetware.multiaddr import Multiaddr
+from wetware.testing import tasks_of_core
 
 pytestmark = pytest.mark.anyio
 
@@ -176,12 +177,7 @@ async def net(anyio_backend: str, tmp_path: Path) -> AsyncIterator[Net]:
     network = Net(tmp_path)
     async with network.stack:
         yield network
-    left = [
-        task
-        for task in asyncio.all_tasks()
-        if task is not asyncio.current_task() and "wetware/" in repr(task)
-    ]
-    assert left == []
+    assert tasks_of_core() == []
 
 
 def dead_addr() -> Multiaddr:
