@@ -699,6 +699,7 @@ class LocalNode:
     socket: Path
     pid: int
     cluster: str
+    auth: str
 
     @classmethod
     def find(cls, data_dir: Path) -> LocalNode:
@@ -717,6 +718,7 @@ class LocalNode:
                 Path(data["socket"]),
                 int(data["pid"]),
                 contexts.check_cluster(data["cluster"]),
+                str(data["auth"]),
             )
         except FileNotFoundError:
             raise DialError(

@@ -735,6 +735,7 @@ class Node:
             "pid": os.getpid(),
             "addrs": [str(addr) for addr in self.addrs],
             "cluster": self.cluster,
+            "auth": self.backend.name,
             "version": wetware.__version__,
         }
         replace_private_file(file, json.dumps(data, indent=1).encode())

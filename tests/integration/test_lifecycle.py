@@ -21,7 +21,7 @@ from wetware.admission.texts import Ticket
 from wetware.errors import EXIT_BUSY
 from wetware.identity import Key
 from wetware.multiaddr import Multiaddr
-from wetware.testing import Home, wait_for
+from wetware.testing import Home, NodeProcess, wait_for
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -243,3 +243,33 @@ def test_no_process_is_left_behind(home: Home) -> None:
         pids = file.read().split()
     node.stop()
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+
+
+def test_the_configured_and_the_running_auth_backend_are_told_apart(home: Home) -> None:
+    other = {"WW_NODE_AUTH": "evm"}  # as if the file had been changed since the start
+
+    def listed(node: NodeProcess) -> dict[str, tuple[bool, bool]]:
+        done = node.ww("plugin", "list", "--json", env=other, check=True)
+        return {
+            each["name"]: (each["auth_selected"], each["auth_running"])
+            for each in json.loads(done.stdout)
+            if each["name"].startswith("auth_")
+        }
+
+    with home.node() as node:
+        assert listed(node) == {"auth_evm": (True, False), "auth_local": (False, True)}
+        said = node.ww("plugin", "list", env=other, check=True).stdout
+        assert "auth backend (configured)" in said
+        assert "auth backend (running)" in said
+        pid = node.process.pid
+        assert (
+            f"the node that runs here (pid {pid}) has the auth backend 'local', and 'evm' is "
+            "configured (WW_NODE_AUTH)" in said
+        )
+        same = node.ww("plugin", "list", check=True).stdout
+        assert "auth backend (configured, running)" in same
+        assert "runs here" not in same
+        node.process.kill()
+        node.process.wait()
+        assert (node.data_dir / "node.json").exists()
+        assert listed(node) == {"auth_evm": (True, False), "auth_local": (False, False)}

@@ -10,7 +10,9 @@ from wetware.cli.app import options, out, out_json, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    from wetware.client import LocalNode
     from wetware.hookspecs import Overlay, PluginContext
     from wetware.plugins import Plugins, PluginStatus
 
@@ -38,24 +40,26 @@ def list_command(
     """Show every installed plugin: loaded, disabled, unavailable or failed, why, and what to do.
 
     The plugins are loaded, configured and asked for their services as a node would do it, but
-    nothing is started.
+    nothing is started. Of the auth backends it says which one is configured, and which one the node
+    that runs here has.
     """
     from wetware import config as configuration
     from wetware import plugins as loader
 
     config = configuration.load({"node.data_dir": options.data_dir}, path=options.config)
     plugins = loader.load(config, loader.INSPECT)
-    selected = plugins.auth_selected
+    selected, node = plugins.auth_selected, _running(config.node.data_dir)
+    running = None if node is None else node.auth
     _probe(plugins)
     if json:
-        out_json([_as_json(status, selected) for status in plugins.report])
+        out_json([_as_json(status, selected, running) for status in plugins.report])
         return
     rows: list[tuple[str, ...]] = [
         (
             status.name,
             f"{status.dist} {status.version}".strip() or "-",
             str(status.state),
-            _offers(status, selected),
+            _offers(status, selected, running),
         )
         for status in plugins.report
     ]
@@ -66,21 +70,47 @@ def list_command(
             out(f"{status.name} is {status.state}: {status.reason}")
             if status.remedy:
                 out(f"  try: {status.remedy}")
+    if node is not None and node.auth != (selected or "").removeprefix("auth_"):
+        out()
+        out(
+            f"the node that runs here (pid {node.pid}) has the auth backend {node.auth!r}, and "
+            f"{config.node.auth!r} is configured ({config.origin('node.auth')})"
+        )
 
 
-def _offers(status: PluginStatus, selected: str | None) -> str:
+def _running(data_dir: Path) -> LocalNode | None:
+    """What the node that holds this data directory says of itself; None where none runs."""
+    from wetware.client import LocalNode
+    from wetware.doctor.machine import holder_pid
+    from wetware.errors import WetwareError
+
+    try:
+        node = LocalNode.find(data_dir)
+    except WetwareError:
+        return None
+    return node if holder_pid(data_dir) == node.pid else None
+
+
+def _has(status: PluginStatus, backend: str | None) -> bool:
+    """Whether the plugin is that of the backend, by the contract of AuthBackend's name."""
+    return "ww_register_auth" in status.hooks and status.name.removeprefix("auth_") == backend
+
+
+def _offers(status: PluginStatus, selected: str | None, running: str | None) -> str:
     parts = []
     for hook in status.hooks:
         text = _OFFERS[hook]
         if hook == "ww_register_services" and status.services:
             text = "service " + ", ".join(status.services)
-        if hook == "ww_register_auth" and status.name == selected:
-            text += " (selected)"
+        if hook == "ww_register_auth":
+            what = {"configured": status.name == selected, "running": _has(status, running)}
+            said = ", ".join(word for word, true in what.items() if true)
+            text += f" ({said})" if said else ""
         parts.append(text)
     return "; ".join(parts) or "-"
 
 
-def _as_json(status: PluginStatus, selected: str | None) -> dict[str, object]:
+def _as_json(status: PluginStatus, selected: str | None, running: str | None) -> dict[str, object]:
     return {
         "name": status.name,
         "dist": status.dist,
@@ -92,6 +122,7 @@ def _as_json(status: PluginStatus, selected: str | None) -> dict[str, object]:
         "hooks": list(status.hooks),
         "services": list(status.services),
         "auth_selected": status.name == selected,
+        "auth_running": _has(status, running),
     }
 
 

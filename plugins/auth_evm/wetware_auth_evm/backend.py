@@ -165,6 +165,7 @@ class EvmBackend:
         )
         self._asked = False
         self._suspended = ""
+        self._starting = True  # nothing is known yet, and that is no news
         from wetware_auth_evm.service import EvmService
 
         self.services: tuple[Service, ...] = (EvmService(self),)
@@ -232,6 +233,9 @@ class EvmBackend:
                 tasks.create_task(self.wallets.run(self.roster), name="auth_evm wallets")
                 tasks.create_task(self.roster.run(), name="auth_evm principals")
                 await self._first_look(looked)
+                self._starting = False
+                if self._suspended:
+                    self._log.warning("auth_evm.suspended", why=self._suspended)
                 ready()
         finally:
             await self.endpoints.aclose()
@@ -266,7 +270,8 @@ class EvmBackend:
             return
         self._suspended = why
         if why:
-            self._log.warning("auth_evm.suspended", why=why)
+            if not self._starting:
+                self._log.warning("auth_evm.suspended", why=why)
             self._tell(Suspended(why))
         else:
             # What went meanwhile goes first: it must not live again for an instant.

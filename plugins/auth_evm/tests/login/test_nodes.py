@@ -527,8 +527,8 @@ def test_an_earlier_configuration_is_not_replaced_by_a_try_out(
 def test_a_node_starts_suspended_without_its_chain(tmp_path: Path) -> None:
     with live_chain() as chain, Home(tmp_path) as home:
         configure(home, chain.toml())
-        with home.node("n"):
-            pass
+        with home.node("n") as healthy:
+            assert "auth_evm.suspended" not in healthy.log.read_text()
         with chain.frozen(), home.node("n") as node:
             node.wait_log("auth_evm.suspended")
             assert node.stop(signal.SIGTERM) == 0
