@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 import wetware
+from wetware.audit import AuditLog
 from wetware.audit.chain import CHECKPOINTS_FILE, files
 from wetware.errors import EXIT_DENIED, EXIT_FAILED, Denied, WetwareError
+from wetware.identity import Key
+from wetware.node import SystemClock
 from wetware.testing import Home, NodeProcess, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
@@ -237,3 +240,93 @@ def test_members_keep_each_other_s_checkpoints(signing: tuple[NodeProcess, NodeP
     cut = a.home.ww(*args)
     assert cut.returncode == EXIT_FAILED
     assert "its end was cut off" in cut.stdout
+
+
+async def share(node: NodeProcess, count: int) -> None:
+    async with wetware.connect(node.addr, key=node.home.key()) as session:
+        for _ in range(count):
+            await session.share({"pubsub": []})
+
+
+@pytest.mark.parametrize("regrown", [130, 0])
+async def test_a_log_that_was_cut_is_known_elsewhere_for_ever(tmp_path: Path, regrown: int) -> None:
+    """100 records fewer at a restart; 130 more before the next checkpoint, or none."""
+    with Home(tmp_path, {"WW_AUDIT_CHECKPOINT_S": "1"}) as home, home.node("b") as b:
+        a = home.start_node("a", join=b).wait_ready()
+        b.wait_members([a.peer_id])
+
+        def known() -> list[int]:
+            done = b.ww("audit", "checkpoint", "--of", str(a.peer_id), check=True)
+            return [json.loads(line)["seq"] for line in done.stdout.splitlines()]
+
+        await share(a, 120)
+        end = len(a.ww("audit", "export", "-", check=True).stdout.splitlines())
+        wait_for(lambda: max(known(), default=0) >= end, "the checkpoint of a at b")
+        a.stop()
+        (high,) = known()
+        path = files(audit_dir(a))[-1]
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-100]))
+        (audit_dir(a) / CHECKPOINTS_FILE).unlink()
+        if regrown:
+            key = Key.load(a.data_dir / "node.key")
+            log = AuditLog(audit_dir(a), key, clock=SystemClock())
+            for _ in range(regrown):
+                log.append_soon({"event": "login.granted"})
+            log.close()
+        a = home.start_node("a").wait_ready()
+        wait_for(lambda: tail(b, "--event", "peer.log_rewritten"), "what b says of it")
+        for _ in range(10):
+            before = max(known()[:1])
+            await share(a, 1)
+            wait_for(lambda: known()[0] > before, "the next checkpoint")  # noqa: B023
+        assert high in known()
+        (record,) = tail(b, "--event", "peer.log_rewritten")
+        assert json.loads(record["was"])["seq"] == high
+        kept = tmp_path / "kept"
+        kept.write_text(b.ww("audit", "checkpoint", "--of", str(a.peer_id), check=True).stdout)
+        assert a.ww("audit", "verify").returncode == 0, "by itself it cannot tell"
+        done = a.ww("audit", "verify", "--checkpoint", str(kept))
+        assert done.returncode == EXIT_FAILED
+        assert "the log was rewritten" in done.stdout or "was cut off" in done.stdout
+        said = b.ww("doctor").stdout
+        assert f"the log of {a.peer_id}: its log was cut off or rewritten" in said
+        about = b.ww("audit", "verify", check=True).stdout
+        assert "its log was cut off or rewritten" in about
+        a.stop()
+
+
+async def test_the_oldest_files_are_missed_unless_the_settings_let_them_go(tmp_path: Path) -> None:
+    with Home(tmp_path, {"WW_AUDIT_CHECKPOINT_S": "1"}) as home, home.node("b") as b:
+        home.env["WW_AUDIT_FILE_BYTES_MAX"] = str(1 << 16)
+        a = home.start_node("a", join=b).wait_ready()
+        b.wait_members([a.peer_id])
+        while len(files(audit_dir(a))) < 3:
+            await share(a, 100)
+        kept = tmp_path / "kept"
+
+        def heard() -> bool:
+            kept.write_text(b.ww("audit", "checkpoint", "--of", str(a.peer_id), check=True).stdout)
+            return bool(kept.read_text())
+
+        wait_for(heard, "a checkpoint of a at b")
+        a.stop()
+        first = files(audit_dir(a))[0]
+        aside = first.rename(tmp_path / first.name)
+        for args in ((), ("--checkpoint", str(kept))):
+            done = a.ww("audit", "verify", *args)
+            assert done.returncode == EXIT_FAILED
+            assert f"{first.name} at its beginning is gone (up to record " in done.stdout
+            assert "no record says that the settings let it go" in done.stdout
+        a = home.start_node("a").wait_ready()
+        assert "its oldest files are gone" in a.ww("doctor").stdout
+        a.stop()
+        aside.rename(first)
+        home.env["WW_AUDIT_FILES_MAX"] = "2"
+        a = home.start_node("a").wait_ready()
+        count = len(files(audit_dir(a)))
+        while files(audit_dir(a))[0] == first or len(files(audit_dir(a))) > count:
+            await share(a, 100)
+        done = a.ww("audit", "verify", "--checkpoint", str(kept))
+        assert done.returncode == 0, done.stdout
+        assert "was let go by the settings" in done.stdout
+        a.stop()

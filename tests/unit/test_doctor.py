@@ -620,6 +620,8 @@ def test_lag() -> None:
         ({"opened": ["log.torn"]}, "ok", "7 records"),
         ({"opened": ["log.torn", "log.damaged"]}, "error", "damaged"),
         ({"opened": ["log.truncated"]}, "error", "shorter than its own last checkpoint"),
+        ({"opened": ["log.missing"]}, "error", "its oldest files are gone"),
+        ({"broken": ["X: it has begun another log"]}, "error", "the log of X: it has begun"),
         ({"dropped": 2}, "warning", "2 copies of records"),
     ],
 )

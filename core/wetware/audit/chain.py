@@ -1,9 +1,10 @@
 """The form of the log: JSON lines, each with the hash of all before it.
 
 A line is a JSON object whose last member is `"hash"`: SHA-256 of the previous line's hash and of
-this line's bytes before that member. So a log can be read with any JSON tool, and verified by
-hashing alone. What the chain alone cannot show, that somebody rewrote all of it or cut its end off,
-the signed checkpoints do.
+the SHA-256 of this line's bytes before that member. So a log can be read with any JSON tool, and
+verified by hashing alone; and who knows one hash can be shown by the digests of the records since,
+and without the records, that another one continues it. What the chain alone cannot show, that
+somebody rewrote all of it or cut its end off, the signed checkpoints do.
 
 Source: Schneier & Kelsey, "Secure Audit Logs to Support Computer Forensics" (1999); Crosby &
 Wallach, "Efficient Data Structures for Tamper-Evident Logging" (2009).
@@ -13,23 +14,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from wetware.errors import InvalidArgument
 from wetware.identity import Key, PeerId, from_hex, verify
 
-DOMAIN: Final = b"wetware-audit:1\n"
-CHECKPOINT_DOMAIN: Final = b"wetware-audit-checkpoint:1\n"
+VERSION: Final = 2
+"""Of the log's form and of checkpoints."""
+DOMAIN: Final = b"wetware-audit:2\n"
+CHECKPOINT_DOMAIN: Final = b"wetware-audit-checkpoint:2\n"
+DIGEST_BYTES: Final = hashlib.sha256().digest_size
 LINE_BYTES_MAX: Final = 16 << 10
 FIELD_CHARS_MAX: Final = 1024
 CHECKPOINT_CHARS_MAX: Final = 1024
 LOG_CHARS_MAX: Final = 64
 OPENED: Final = "log.opened"
-"""The first record of each file: which log, whose, and the hash before it."""
+"""The first record of each file: which log, whose, the hash before it, the file's number, and that
+of the oldest file that the settings keep."""
 CHECKPOINTS_FILE: Final = "checkpoints.jsonl"
 _HASH_KEY: Final = b',"hash":"'
 _TAIL_BYTES: Final = len(_HASH_KEY) + 64 + len(b'"}')
@@ -41,13 +47,23 @@ def genesis(node: PeerId, log_id: str) -> bytes:
     return hashlib.sha256(DOMAIN + node.encode() + b"\n" + log_id.encode()).digest()
 
 
+def digest(body: bytes) -> bytes:
+    """What the chain has of a record."""
+    return hashlib.sha256(body).digest()
+
+
+def link(previous: bytes, record_digest: bytes) -> bytes:
+    """The hash after a record."""
+    return hashlib.sha256(previous + record_digest).digest()
+
+
 def encode(record: Mapping[str, Any], previous: bytes) -> tuple[bytes, bytes]:
     """(the line without its end, its hash). What would not fit into a line is cut, and shows it."""
     body = json.dumps(record, ensure_ascii=True, separators=(",", ":")).encode()[:-1]
     while len(body) > LINE_BYTES_MAX - _TAIL_BYTES:
         record = _shorter(record)
         body = json.dumps(record, ensure_ascii=True, separators=(",", ":")).encode()[:-1]
-    hashed = hashlib.sha256(previous + body).digest()
+    hashed = link(previous, digest(body))
     return body + _HASH_KEY + hashed.hex().encode() + b'"}', hashed
 
 
@@ -80,6 +96,11 @@ def files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("audit-*.jsonl") if _FILE.fullmatch(path.name))
 
 
+def file_name(count: int) -> str:
+    """The name of a log's file."""
+    return f"audit-{count:08d}.jsonl"
+
+
 def number(path: Path) -> int:
     """The number in a file's name."""
     match = _FILE.fullmatch(path.name)
@@ -94,6 +115,76 @@ def lines(path: Path) -> Iterator[bytes]:
     with path.open("rb", buffering=1 << 20) as file:
         while line := file.readline(LINE_BYTES_MAX + 1):
             yield line[:-1] if line.endswith(b"\n") else line
+
+
+def seq_of(body: bytes) -> int:
+    """The number in `{"seq":N,…`, which every record begins with; 0 if it has none."""
+    if not body.startswith(b'{"seq":'):
+        return 0
+    try:
+        return int(body[7 : body.index(b",", 7)])
+    except ValueError:
+        return 0
+
+
+def seek(file: BinaryIO, seq: int) -> None:
+    """Go to where record `seq` begins, or would: a search by halves, as numbers only rise."""
+    low, high = 0, file.seek(0, os.SEEK_END)
+    while low < high:
+        middle = (low + high) // 2
+        file.seek(max(0, middle - 1))
+        if middle:
+            file.readline(LINE_BYTES_MAX + 1)
+        line = file.readline(LINE_BYTES_MAX + 1)
+        if line and seq_of(line) < seq:
+            low = file.tell()
+        else:
+            high = middle
+    file.seek(low)
+
+
+def opening(path: Path) -> dict[str, Any]:
+    """The first record of a file; raises ValueError where it cannot be one."""
+    record = json.loads(next(lines(path), b""))
+    if type(record) is not dict or record.get("event") != OPENED or type(record["seq"]) is not int:
+        raise ValueError("it does not begin with the record of its opening")
+    return record
+
+
+def proof(directory: Path, log: str, after: int, last: int) -> tuple[bytes, bytes] | None:
+    """What shows that record `last` of a log continues record `after`.
+
+    Returns (the digests of the records between, the last one included; the hash at `last`); None
+    where not all of them are here any more. Raises ValueError where the log is damaged, OSError.
+    """
+    needed: list[Path] = []
+    for path in reversed(files(directory)):
+        begins = opening(path)
+        if begins.get("log") != log:
+            return None
+        needed.insert(0, path)
+        if begins["seq"] <= after + 1:
+            break
+    digests, seq, head = bytearray(), after, b""
+    for path in needed:
+        with path.open("rb") as file:
+            seek(file, seq + 1)
+            while seq < last and (line := file.readline(LINE_BYTES_MAX + 1)):
+                body, head = split(line.removesuffix(b"\n"))
+                if seq_of(body) != seq + 1:
+                    return None
+                digests += digest(body)
+                seq += 1
+    return (bytes(digests), head) if seq == last > after else None
+
+
+def continues(old: Checkpoint, new: Checkpoint, digests: bytes) -> bool:
+    """Whether these digests, all of them, lead from one checkpoint to the other."""
+    head = old.head
+    for at in range(0, len(digests), DIGEST_BYTES):
+        head = link(head, digests[at : at + DIGEST_BYTES])
+    count, rest = divmod(len(digests), DIGEST_BYTES)
+    return not rest and count == new.seq - old.seq and head == new.head and old.log == new.log
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +209,7 @@ class Checkpoint:
 
     def _fields(self) -> dict[str, Any]:
         return {
-            "v": 1,
+            "v": VERSION,
             "log": self.log,
             "node": str(self.node),
             "seq": self.seq,
@@ -168,7 +259,7 @@ class Checkpoint:
             raise ValueError("too long")
         value = json.loads(text)
         keys = {"v", "log", "node", "seq", "head", "time_ms", "signature"}
-        if type(value) is not dict or value.keys() != keys or value["v"] != 1:
+        if type(value) is not dict or value.keys() != keys or value["v"] != VERSION:
             raise ValueError("of a form that this release does not know")
         if not all(type(value[name]) is str for name in ("log", "node", "head", "signature")):
             raise ValueError("a field of a wrong type")

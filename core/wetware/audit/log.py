@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
+import math
 import os
 import queue
 import secrets
@@ -28,11 +28,16 @@ from wetware.audit.chain import (
     FIELD_CHARS_MAX,
     LINE_BYTES_MAX,
     OPENED,
+    VERSION,
     Checkpoint,
+    digest,
     encode,
+    file_name,
     files,
     genesis,
+    link,
     number,
+    proof,
     read_checkpoints,
     split,
 )
@@ -124,6 +129,8 @@ class AuditLog:
         self.findings: list[tuple[str, dict[str, object]]] = []
         self._tip = (0, b"")  # assigned as one: the loop reads it while the thread writes
         self.log_id = ""
+        self._oldest = 1
+        """Number of the oldest file that is kept: the settings let go what was before it."""
         self.lost = 0
         self._lost_since_ms = self._failing_since_ms = self._refused = 0
         # Counted up by the loop and the thread respectively: neither writes the other's.
@@ -184,21 +191,25 @@ class AuditLog:
         if not self.log_id:
             self.log_id = secrets.token_hex(8)
             self._tip = (0, genesis(self._key.peer_id, self.log_id))
+        if found and number(found[0]) > self._oldest:
+            begin, end = file_name(self._oldest), file_name(number(found[0]) - 1)
+            self.findings.append(("log.missing", {"first": begin, "last": end}))
         if not found or broken:
             self._begin(number(found[-1]) + 1 if found else 1, broken)
         else:
             self._file = self._open_file(found[-1])
             self._size = found[-1].stat().st_size
+            self._let_go()
         good, bad = read_checkpoints(self.directory / CHECKPOINTS_FILE)
         mine = [c for c in good if c.log == self.log_id and c.node == self._key.peer_id]
         if bad:
             self.findings.append(("log.damaged", {"file": CHECKPOINTS_FILE, "lines": bad}))
         if mine:
             last = max(mine, key=lambda checkpoint: checkpoint.seq)
-            self.last_checkpoint, self._checkpointed = last, last.seq
             if last.seq > self.seq:
                 self.findings.append(("log.truncated", {"last": self.seq, "checkpoint": last.seq}))
-                self._checkpointed = self.seq
+            else:
+                self.last_checkpoint, self._checkpointed = last, last.seq
 
     def _read_end(self, path: Path) -> str:
         """Take over seq, head and ID from a file; returns what is broken, "" if nothing."""
@@ -232,12 +243,16 @@ class AuditLog:
     def _take_over(self, first: bytes, rows: Sequence[bytes]) -> None:
         """Go on after the last of `rows`; raises ValueError and what comes of a wrong type."""
         opened = json.loads(first)
+        if opened.get("v") != VERSION:
+            what = f"it is of version {opened.get('v')!r}"[:40]
+            raise ValueError(f"{what}, and this release knows {VERSION}")
         if opened["node"] != str(self._key.peer_id):
             raise ValueError("it is the log of another node")
+        self._oldest = int(opened["oldest"])
         previous = None
         for row in rows:
             body, hashed = split(row)
-            if previous is not None and hashlib.sha256(previous + body).digest() != hashed:
+            if previous is not None and link(previous, digest(body)) != hashed:
                 raise ValueError("its hashes do not fit")
             previous = hashed
         last = json.loads(rows[-1])
@@ -249,9 +264,12 @@ class AuditLog:
         if not self._synced:  # what it names as the hash before it has to be there after a crash
             os.fsync(self._file.fileno())
             self._synced = True
-        path = self.directory / f"audit-{count:08d}.jsonl"
+        path = self.directory / file_name(count)
         file = self._open_file(path)
-        fields = {"log": self.log_id, "node": str(self._key.peer_id), "prev": self.head.hex()}
+        keep = self.config.files_max
+        oldest = max(self._oldest, count - keep + 1) if keep else self._oldest
+        fields: dict[str, Any] = {"v": VERSION, "log": self.log_id, "node": str(self._key.peer_id)}
+        fields |= {"prev": self.head.hex(), "file": count, "oldest": oldest, "files_max": keep}
         if broken:
             fields["broken"] = broken
         line, head = encode(self._stamp({"event": OPENED, **fields}, self.seq + 1), self.head)
@@ -266,11 +284,14 @@ class AuditLog:
         if self._file is not None:
             self._file.close()
         self._file, self._size = file, len(line) + 1
-        self._tip = (self.seq + 1, head)
+        self._tip, self._oldest = (self.seq + 1, head), oldest
         self._sync_directory()
-        keep = self.config.files_max
-        if keep:
-            for old in files(self.directory)[:-keep]:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Remove the files that the last opening has said are not kept."""
+        for old in files(self.directory):
+            if number(old) < self._oldest:
                 old.unlink(missing_ok=True)
 
     def _stamp(self, fields: Mapping[str, Any], seq: int) -> dict[str, Any]:
@@ -346,6 +367,27 @@ class AuditLog:
         seq, head = self._tip
         return Checkpoint(self.log_id, self._key.peer_id, seq, head, now_ms).sign(self._key)
 
+    def step(
+        self, log_id: str, after: int, upto: Checkpoint, count: int
+    ) -> tuple[Checkpoint, bytes]:
+        """What to tell one who has heard of this log up to record `after`.
+
+        Returns a checkpoint at most `count` records further on, `upto` if that is near enough, and
+        the digests that lead to it; without them where it does not follow, or is not here any more.
+        Reads the disk; raises ValueError where the log is damaged, OSError.
+        """
+        if log_id != upto.log or after >= upto.seq:
+            return upto, b""
+        last = min(after + count, upto.seq)
+        found = proof(self.directory, log_id, after, last)
+        if found is None:
+            return upto, b""
+        digests, head = found
+        if last == upto.seq:
+            return upto, digests
+        now_ms = round(self._clock.time() * 1000)
+        return Checkpoint(log_id, upto.node, last, head, now_ms).sign(self._key), digests
+
     def close(self) -> None:
         """Write what waits and a last checkpoint, within CLOSE_S. Idempotent."""
         if self._closed:
@@ -385,7 +427,7 @@ class AuditLog:
         waits = []
         if owed or self.lost or self.failing:
             waits.append(RETRY_S)
-        if not self._synced and not self._torn:
+        if not self._synced and not self._torn and self.config.fsync != "never":
             waits.append(max(0.0, self._sync_due - time.monotonic()))
         if self.seq > self._checkpointed:
             due = self._checkpoint_at + self.config.checkpoint_s
@@ -491,8 +533,9 @@ class AuditLog:
             if self.config.fsync == "batch" and any(entry.future for entry in batch):
                 os.fsync(self._file.fileno())
                 self._synced = True
-            elif self._synced and self.config.fsync != "never":
-                self._synced, self._sync_due = False, time.monotonic() + self.config.interval_s
+            elif self._synced:
+                wait_s = math.inf if self.config.fsync == "never" else self.config.interval_s
+                self._synced, self._sync_due = False, time.monotonic() + wait_s
         except OSError:
             self._cut_back()
             raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
-from wetware.audit.chain import files, lines
+from wetware.audit.chain import LINE_BYTES_MAX, files, lines, seek, seq_of
 from wetware.errors import InvalidArgument, LimitExceeded, NotFound, WetwareError
 from wetware.protocol import CORE
 
@@ -70,12 +70,12 @@ def tail(directory: Path, count: int, matches: Callable[[Mapping[str, Any]], boo
 
 def record_at(directory: Path, seq: int) -> str | None:
     """One record of a log."""
-    start = f'{{"seq":{seq},'.encode()
     for path in reversed(files(directory)):
-        begins = next(lines(path), b"")
-        first = json.loads(begins).get("seq", 0) if begins.startswith(b"{") else 0
-        if isinstance(first, int) and first <= seq:
-            return next((x.decode("ascii") for x in lines(path) if x.startswith(start)), None)
+        if seq_of(next(lines(path), b"")) <= seq:
+            with path.open("rb") as file:
+                seek(file, seq)
+                line = file.readline(LINE_BYTES_MAX + 1).removesuffix(b"\n")
+            return line.decode("ascii", "replace") if seq_of(line) == seq else None
     return None
 
 

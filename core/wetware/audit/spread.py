@@ -1,7 +1,15 @@
 """Checkpoints of all members, at all members: so that no node can rewrite its log alone.
 
-A node tells its connected members each checkpoint that it signs; they keep the latest few of each
-node, on disk. `ww audit checkpoint --of NODE` asks any of them.
+A node tells its connected members each checkpoint that it signs, with a proof that the log goes on
+from what they know; what they keep is in `wetware.audit.held`. `/wetware/audit/2.0.0`, opened by
+who tells:
+
+    ← {log, seq}                    the highest checkpoint that the other end has; "" and 0: none
+    → {checkpoint, records} digests of as many records, those that lead from there to the checkpoint
+    ← {taken}
+
+A proof is the digests of the records between, 32 bytes for each, and says nothing of what is in
+them. After a long absence it comes in steps: the node signs a checkpoint for each.
 """
 
 from __future__ import annotations
@@ -9,13 +17,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from wetware.access import Access
-from wetware.audit.chain import CHECKPOINT_CHARS_MAX, Checkpoint, read_checkpoints
+from wetware.admission.frames import read_frame, write_frame
+from wetware.audit.chain import (
+    CHECKPOINT_CHARS_MAX,
+    DIGEST_BYTES,
+    LOG_CHARS_MAX,
+    Checkpoint,
+    continues,
+)
+from wetware.audit.held import (
+    AHEAD,
+    FIRST,
+    HELD_FILE,
+    NODES_MAX,
+    REWRITTEN,
+    SAME,
+    UNPROVEN,
+    Held,
+    compare,
+)
 from wetware.bounds import Throttle
 from wetware.errors import InvalidArgument, OverlayError
 from wetware.hookspecs import PeerUp
@@ -29,20 +54,17 @@ if TYPE_CHECKING:
 
 log = get_logger("audit")
 
-PROTOCOL: Final = "/wetware/audit/1.0.0"
-OTHERS_FILE: Final = "others.jsonl"
-NODES_MAX: Final = 1024
-"""Nodes whose checkpoints are kept; the one that was silent longest makes room."""
-PER_NODE_MAX: Final = 4
+PROTOCOL: Final = "/wetware/audit/2.0.0"
+FRAME_BYTES_MAX: Final = CHECKPOINT_CHARS_MAX + 256
+STEP_RECORDS_MAX: Final = 4096
+"""Records of one proof: 128 KiB of digests, and some milliseconds of hashing at the other end."""
 SAVE_S: Final = 5.0
-"""What was heard is on disk so much later."""
+"""What was heard is on disk so much later; what contradicts the past, at once."""
+ANCHOR_S: Final = 3600.0
+"""Between two records of how far the log of one node is known, in this node's own log."""
 SEND_S: Final = 10.0
 REFUSED_LINES_PER_MINUTE: Final = 6
 """What is said of a member's wrong checkpoints: it must not be able to fill the logs."""
-
-
-class _Source(Protocol):
-    on_checkpoint: Callable[[Checkpoint], None]
 
 
 class Checkpoints:
@@ -50,32 +72,40 @@ class Checkpoints:
 
     Args:
         overlay: Streams to members.
-        audit: The node's, of which the checkpoints are told.
+        audit: The node's, of which the checkpoints are told, and where what is heard is recorded.
         directory: Where what was heard is kept.
+        monotonic: Seconds.
     """
 
-    def __init__(self, overlay: Overlay, audit: Audit, directory: Path) -> None:
-        self._overlay, self._audit = overlay, audit
-        self._file = directory / OTHERS_FILE
-        self._known: OrderedDict[PeerId, deque[Checkpoint]] = OrderedDict()
+    def __init__(
+        self,
+        overlay: Overlay,
+        audit: Audit,
+        directory: Path,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._overlay, self._audit, self._monotonic = overlay, audit, monotonic
+        self._file = directory / HELD_FILE
+        self.held = Held(self._file)
+        if self.held.damaged:
+            found = {"file": HELD_FILE, "lines": self.held.damaged}
+            log.error("log.damaged", **found, hint="`ww audit verify` says what it should hold")
+            audit.record("log.damaged", **found)
         self._changed = asyncio.Event()
+        self._saving = asyncio.Lock()
+        self._anchored: dict[PeerId, float] = {}
+        self._to_anchor: set[PeerId] = set()
         self._own: Checkpoint | None = audit.log.last_checkpoint if audit.log is not None else None
         self._tasks: asyncio.TaskGroup | None = None
         self._telling: set[PeerId] = set()
-        self._refused = Throttle(REFUSED_LINES_PER_MINUTE, NODES_MAX, time.monotonic)
-        self._rewritten = Throttle(REFUSED_LINES_PER_MINUTE, NODES_MAX, time.monotonic)
-        for checkpoint in read_checkpoints(self._file)[0]:
-            self._keep(checkpoint)
-        self._changed.clear()
+        self._hearing: set[PeerId] = set()
+        self._refused = Throttle(REFUSED_LINES_PER_MINUTE, NODES_MAX, monotonic)
+        self._broken = Throttle(REFUSED_LINES_PER_MINUTE, NODES_MAX, monotonic)
 
     def known(self, node: str = "") -> list[Checkpoint]:
         """Of a node (its peer ID), or of all; the latest first."""
-        found = [
-            checkpoint
-            for peer, some in self._known.items()
-            if node in ("", str(peer))
-            for checkpoint in some
-        ]
+        found = [s.checkpoint for s in self.held if node in ("", str(s.checkpoint.node))]
         return sorted(found, key=lambda checkpoint: checkpoint.time_ms, reverse=True)
 
     async def run(self) -> None:
@@ -89,15 +119,15 @@ class Checkpoints:
                 while True:
                     await self._changed.wait()
                     await asyncio.sleep(SAVE_S)
-                    self._changed.clear()
-                    await asyncio.to_thread(self._save)
+                    await self._save()
         finally:
             self._tasks = None
             unwatch()
             forget()
             self._audit.on_checkpoint = lambda _: None
             if self._changed.is_set():
-                self._save()
+                with contextlib.suppress(OSError):
+                    replace_private_file(self._file, self.held.document())
 
     # --- telling ----------------------------------------------------------------------------------
 
@@ -117,80 +147,135 @@ class Checkpoints:
             self._tasks.create_task(self._tell(peer), name="audit checkpoint")
 
     async def _tell(self, peer: PeerId) -> None:
+        told = -1
         sent: Checkpoint | None = None
         try:
-            while self._own is not None and self._own is not sent:
-                sent = self._own
+            while sent is not self._own:
                 async with asyncio.timeout(SEND_S):
-                    async with await self._overlay.open_stream(peer, PROTOCOL) as stream:
-                        await stream.write(sent.text.encode())
-                        stream.close()
-                        await stream.read()  # its end: it was heard
-        except (OverlayError, TimeoutError) as exc:
+                    before, sent = await self._tell_once(peer)
+                if sent is None or before <= told:  # it did not take it, or does not get on
+                    return
+                told = before
+        except (OverlayError, InvalidArgument, TimeoutError, EOFError) as exc:
             log.debug("audit.not_told", peer=peer, error=str(exc))
+        except (OSError, ValueError) as exc:
+            log.warning("audit.no_proof", peer=peer, error=str(exc), hint="`ww audit verify`")
         finally:
             self._telling.discard(peer)
+
+    async def _tell_once(self, peer: PeerId) -> tuple[int, Checkpoint | None]:
+        """(what the peer knew before, what it took now)."""
+        own, written = self._own, self._audit.log
+        if own is None or written is None:
+            return 0, None
+        async with await self._overlay.open_stream(peer, PROTOCOL) as stream:
+            known = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
+            log_id, seq = known.get("log"), known.get("seq")
+            if type(log_id) is not str or len(log_id) > LOG_CHARS_MAX or type(seq) is not int:
+                raise InvalidArgument("a frame that names no record of a log")
+            checkpoint, digests = await asyncio.to_thread(
+                written.step, log_id, seq, own, STEP_RECORDS_MAX
+            )
+            records = len(digests) // DIGEST_BYTES
+            await write_frame(stream, {"checkpoint": checkpoint.text, "records": records})
+            await stream.write(digests)
+            answer = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
+            return seq, checkpoint if answer.get("taken") is True else None
 
     # --- hearing ----------------------------------------------------------------------------------
 
     async def _hear(self, stream: Stream) -> None:
         """A member tells of its own log, and of no other's; what else it says is refused."""
         peer = stream.peer
-        try:
-            async with asyncio.timeout(SEND_S):
-                checkpoint = await self._read(stream)
-        except (InvalidArgument, TimeoutError) as exc:
-            if (left_out := self._refused.lines(peer)) is not None:
-                why = exc if isinstance(exc, InvalidArgument) else f"nothing within {SEND_S:g} s"
-                log.warning("audit.refused", peer=peer, why=why, unlogged=left_out)
+        if peer in self._hearing:
             stream.reset()
             return
-        self._contradiction(checkpoint)
-        self._keep(checkpoint)
+        self._hearing.add(peer)
+        try:
+            async with asyncio.timeout(SEND_S):
+                old = self.held.newest(peer)
+                checkpoint, digests = await self._read(stream, old)
+                taken = await self._judge(old, checkpoint, digests)
+                await write_frame(stream, {"taken": taken})
+        except (InvalidArgument, EOFError, TimeoutError) as exc:
+            if (left_out := self._refused.lines(peer)) is not None:
+                why = f"nothing within {SEND_S:g} s" if isinstance(exc, TimeoutError) else exc
+                log.warning("audit.refused", peer=peer, why=why, unlogged=left_out)
+            stream.reset()
+        finally:
+            self._hearing.discard(peer)
 
-    async def _read(self, stream: Stream) -> Checkpoint:
-        """The sender's word on its own log; raises InvalidArgument for anything else."""
-        data = b""
-        while piece := await stream.read():
-            data += piece
-            if len(data) > CHECKPOINT_CHARS_MAX:
-                raise InvalidArgument("a checkpoint that is too long")
-        checkpoint = Checkpoint.parse(data)
+    async def _read(self, stream: Stream, old: Checkpoint | None) -> tuple[Checkpoint, bytes]:
+        """The sender's word on its own log, and its proof; raises InvalidArgument."""
+        known = {"log": "", "seq": 0} if old is None else {"log": old.log, "seq": old.seq}
+        await write_frame(stream, known)
+        told = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
+        text, records = told.get("checkpoint"), told.get("records")
+        if type(text) is not str or type(records) is not int:
+            raise InvalidArgument("a frame without a checkpoint")
+        if not 0 <= records <= STEP_RECORDS_MAX:
+            raise InvalidArgument(f"a proof of {records} records; at most {STEP_RECORDS_MAX}")
+        checkpoint = Checkpoint.parse(text)
         if checkpoint.node != stream.peer:
             raise InvalidArgument("a checkpoint of another node than the one that sent it")
-        return checkpoint
+        return checkpoint, await stream.read_exactly(records * DIGEST_BYTES)
 
-    def _contradiction(self, new: Checkpoint) -> None:
-        """A log that goes back, or has two hashes for one record, is reported."""
-        for old in self._known.get(new.node, ()):
-            if old.log != new.log:
-                continue
-            if (old.seq == new.seq and old.head != new.head) or (
-                new.seq < old.seq and new.time_ms > old.time_ms
-            ):
-                if (left_out := self._rewritten.lines(new.node)) is not None:
-                    log.error(
-                        "audit.rewritten",
-                        node=new.node,
-                        was=old.seq,
-                        now=new.seq,
-                        unlogged=left_out,
-                    )
-                    self._audit.record(
-                        "peer.log_rewritten", node=new.node, was=old.text, now=new.text
-                    )
-                return
+    async def _judge(self, old: Checkpoint | None, new: Checkpoint, digests: bytes) -> bool:
+        """Take a checkpoint that continues what is known, or say that it does not.
 
-    def _keep(self, checkpoint: Checkpoint) -> None:
-        some = self._known.setdefault(checkpoint.node, deque(maxlen=PER_NODE_MAX))
-        self._known.move_to_end(checkpoint.node)
-        if checkpoint not in some:
-            some.append(checkpoint)
+        Returns whether it is the newest that is known now.
+        """
+        verdict = compare(old, new)
+        if verdict == SAME:
+            return True
+        if verdict == AHEAD and old is not None and continues(old, new, digests):
+            self._take(new)
             self._changed.set()
-        while len(self._known) > NODES_MAX:
-            self._known.popitem(last=False)
+            return True
+        if verdict == AHEAD:
+            verdict = REWRITTEN if digests else UNPROVEN
+        if old is None or verdict == FIRST:
+            self._take(new)
+            await self._save()
+            return True
+        return await self._contradicts(old, new, verdict)
 
-    def _save(self) -> None:
-        text = "".join(f"{c.text}\n" for some in tuple(self._known.values()) for c in tuple(some))
-        with contextlib.suppress(OSError):  # heard again with the next ones
-            replace_private_file(self._file, text.encode())
+    async def _contradicts(self, old: Checkpoint, new: Checkpoint, why: str) -> bool:
+        """It does not continue the last one: what is known stays, and this goes on beside it."""
+        full = self.held.is_full(new.node)
+        if not full:
+            self._anchored[new.node] = self._monotonic()  # by the record of it
+            self._take(new, why)
+            await self._save()
+            self._audit.record(f"peer.log_{why}", node=new.node, was=old.text, now=new.text)
+        if (left_out := self._broken.lines(new.node)) is not None:
+            log.error(
+                f"audit.log_{why}", node=new.node, was=old.seq, now=new.seq, unlogged=left_out
+            )
+        return not full
+
+    def _take(self, new: Checkpoint, broken: str = "") -> None:
+        last = self._anchored.get(new.node)
+        if last is None or self._monotonic() - last >= ANCHOR_S:
+            self._to_anchor.add(new.node)
+        if (silent := self.held.take(new, broken)) is not None:
+            self._to_anchor.discard(silent)
+            self._anchored.pop(silent, None)
+            self._audit.record("peer.forgotten", node=silent)
+
+    async def _save(self) -> None:
+        """Write down what is known, then record it where that is due."""
+        async with self._saving:
+            self._changed.clear()
+            due, self._to_anchor = self._to_anchor, set()
+            newest = {node: self.held.newest(node) for node in due}
+            try:
+                await asyncio.to_thread(replace_private_file, self._file, self.held.document())
+            except OSError as exc:  # tried again with what is heard next
+                log.warning("audit.not_saved", file=HELD_FILE, error=exc.strerror)
+                self._to_anchor |= due
+                return
+            for node, checkpoint in newest.items():
+                if checkpoint is not None:
+                    self._anchored[node] = self._monotonic()
+                    self._audit.record("peer.checkpoint", node=node, checkpoint=checkpoint.text)

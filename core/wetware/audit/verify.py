@@ -4,26 +4,36 @@ The chain of hashes shows a record that was changed, dropped, inserted, repeated
 as what follows was not recomputed. A log that was rewritten from some record on, or cut off at its
 end, contradicts a checkpoint that the node signed later than that: those beside the log, and those
 that other nodes and people hold.
+
+Each file says which one is the oldest that the settings keep: what is missing before it was let go,
+anything else was deleted. And what the node keeps of the logs of others has to be what it recorded
+of them.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wetware.audit import held
 from wetware.audit.chain import (
     CHECKPOINTS_FILE,
-    OPENED,
+    VERSION,
     Checkpoint,
+    digest,
+    file_name,
     files,
     genesis,
     lines,
+    link,
     number,
+    opening,
     read_checkpoints,
+    seq_of,
     split,
 )
 from wetware.errors import InvalidArgument, NotFound
@@ -110,7 +120,9 @@ def verify(
     own, bad = read_checkpoints(directory / CHECKPOINTS_FILE)
     if bad:
         report.wrong(f"{bad} of its lines are no signed checkpoints", directory / CHECKPOINTS_FILE)
-    _Verifier(report, node, own, list(checkpoints), progress).run(found)
+    verifier = _Verifier(report, node, own, list(checkpoints), progress)
+    verifier.run(found)
+    verifier.compare_held(directory / held.HELD_FILE)  # a running node writes it before the log
     return report
 
 
@@ -128,8 +140,9 @@ class _Verifier:
         self._ends: dict[str, int] = {}
         self._expected: dict[int, set[bytes]] = {}
         self._seq, self._head = 0, b""
-        self._count = 0
-        self._broken_files = False
+        self._count, self._oldest = 0, 1
+        # Of each other node's log, as this log has recorded it: what was broken, and the newest.
+        self._recorded: dict[str, tuple[list[Checkpoint], Checkpoint]] = {}
 
     def run(self, found: list[Path]) -> None:
         for path in found:
@@ -139,9 +152,56 @@ class _Verifier:
             self._count = number(path)
             self._file(path, first=path is found[0])
         report = self._report
+        self._missing(number(found[0]))
         report.last = self._ends[report.log] = self._seq
         for checkpoint in self._all:
             self._compare(checkpoint)
+
+    def compare_held(self, path: Path) -> None:
+        """What the node keeps of others' logs, with what it has recorded of them."""
+        report = self._report
+        stretches, bad = held.read(path)
+        if bad:
+            report.wrong(f"{bad} of its lines are no checkpoints of others", path)
+        kept = {s.checkpoint for s in stretches}
+        for was, newest in self._recorded.values():
+            for one in was:
+                if one not in kept:
+                    report.wrong(f"it lacks what {one.node} had signed at record {one.seq}", path)
+            if not any(c.log == newest.log and c.seq >= newest.seq for c in kept):
+                what = f"it lacks what {newest.node} has signed at record {newest.seq} or later"
+                report.wrong(what, path)
+        for stretch in stretches:
+            if stretch.broken:
+                about = stretch.checkpoint
+                what = f"{held.BREAKS[stretch.broken]}, after record {about.seq}"
+                report.notes.append(f"of another node, {about.node}, is known: {what}")
+
+    def _record_of_peer(self, line: bytes) -> None:
+        """A record about another node's log."""
+        record = json.loads(line)
+        node, event = str(record.get("node")), record["event"]
+        was, newest = self._recorded.pop(node, ([], None))
+        if event == "peer.forgotten":
+            return
+        if (text := record.get("was")) is not None:
+            was.append(Checkpoint.parse(text))
+        if (text := record.get("now", record.get("checkpoint"))) is not None:
+            newest = Checkpoint.parse(text)
+        if newest is not None:
+            self._recorded[node] = was, newest
+
+    def _missing(self, first: int) -> None:
+        """What there is no more before the file `first`: let go, or deleted."""
+        report = self._report
+        before = f" (up to record {report.first - 1})" if report.first > 1 else ""
+        if first > self._oldest:
+            gone = _names(self._oldest, first - 1)
+            what = f"{gone} at its beginning is gone{before}"
+            report.wrong(f"{what}, and no record says that the settings let it go")
+        elif first > 1:
+            gone = _names(1, first - 1)
+            report.notes.append(f"{gone}{before} was let go by the settings (files_max)")
 
     def _compare(self, checkpoint: Checkpoint) -> None:
         """With what there is of its log."""
@@ -150,10 +210,10 @@ class _Verifier:
             report.wrong(f"a checkpoint is of another node, {checkpoint.node}")
         elif (last := self._ends.get(checkpoint.log)) is None:
             what = f"the log {checkpoint.log}, of which there is a checkpoint at record {seq}"
-            if checkpoint in self._others:
+            if checkpoint in self._others or self._oldest == 1:
                 report.wrong(f"{what}, is not here: another was put in its place, or it was moved")
             else:
-                report.notes.append(f"{what} beside this one, is not here: it was moved")
+                report.notes.append(f"{what} beside this one, is not here: it may have been let go")
         elif seq > last:
             report.wrong(
                 f"the log ends at record {last}, and the node has signed that it had {seq}: its "
@@ -165,13 +225,13 @@ class _Verifier:
 
     def _file(self, path: Path, *, first: bool) -> None:
         report, previous, seq = self._report, self._head, self._seq
-        expected, sha256 = self._expected, hashlib.sha256
+        expected = self._expected
         start = True
         lost = False
         for line in lines(path):
             if start:
                 start = False
-                previous, seq = self._opened(path, line, previous, seq, first=first)
+                previous, seq = self._opened(path, previous, seq, first=first)
                 expected = self._expected
             try:
                 body, stated = split(line)
@@ -179,7 +239,7 @@ class _Verifier:
                 report.wrong("a line is not a record", path, seq + 1)
                 lost = True
                 continue
-            hashed = sha256(previous + body).digest()
+            hashed = link(previous, digest(body))
             number_of = seq_of(body)
             if hashed != stated:
                 if not lost:
@@ -188,6 +248,9 @@ class _Verifier:
             elif number_of != seq + 1:
                 report.wrong(f"record {number_of} follows record {seq}", path, number_of)
             lost = False
+            if body.find(b',"event":"peer.', 0, 100) > 0:
+                with contextlib.suppress(ValueError, TypeError, KeyError, InvalidArgument):
+                    self._record_of_peer(line)
             previous, seq = stated, number_of or seq + 1
             report.records += 1
             if expected and (signed := expected.get(seq)) is not None:
@@ -202,16 +265,22 @@ class _Verifier:
             report.wrong("the file is empty", path)
         self._head, self._seq = previous, seq
 
-    def _opened(
-        self, path: Path, line: bytes, previous: bytes, seq: int, *, first: bool
-    ) -> tuple[bytes, int]:
+    def _opened(self, path: Path, previous: bytes, seq: int, *, first: bool) -> tuple[bytes, int]:
         """The first record of a file; returns (hash before it, number before it)."""
         report = self._report
         try:
-            record, log, node, stated, begins = _header(line)
+            record = opening(path)
+            if record.get("v") != VERSION:
+                version = str(record.get("v"))[:20]
+                report.wrong(f"it is of version {version}, and this release knows {VERSION}", path)
+                return previous, seq
+            log, node, stated, begins = _header(record)
         except (ValueError, KeyError, TypeError, RecursionError, InvalidArgument):
             report.wrong("it does not begin with the record of its opening", path)
             return previous, seq
+        if record["file"] != number(path):
+            report.wrong(f"it is the file {file_name(record['file'])} under another name", path)
+        self._oldest = max(self._oldest, record["oldest"])
         if self._node is not None and node != self._node:
             report.wrong(f"it is the log of {node}, not of {self._node}", path)
         if report.log and log != report.log:
@@ -232,30 +301,24 @@ class _Verifier:
             report.wrong("its beginning is not that of the log it names", path, 1)
         if not report.first:
             report.first = begins
-            if begins > 1:
-                report.notes.append(f"it begins at record {begins}: older files were let go")
+            if self._expected.get(begins - 1, {stated}) != {stated}:
+                what = "what was before it is not what the node has signed: the log was rewritten"
+                report.wrong(what, path, begins - 1)
         return stated, begins - 1
 
 
-def _header(line: bytes) -> tuple[dict[str, Any], str, PeerId, bytes, int]:
-    """(the record, log, node, hash before it, number) of a file's first record.
+def _names(first: int, last: int) -> str:
+    return file_name(first) if first == last else f"{file_name(first)} to {file_name(last)}"
+
+
+def _header(record: dict[str, Any]) -> tuple[str, PeerId, bytes, int]:
+    """(log, node, hash before it, number) of a file's first record.
 
     Raises ValueError and what comes of a wrong type.
     """
-    record = json.loads(line)
-    if record["event"] != OPENED:
-        raise ValueError("another record")
     node, log, seq = record["node"], record["log"], record["seq"]
-    if not (type(node) is type(log) is str and log.isprintable() and type(seq) is int):
+    if not (type(node) is type(log) is str and log.isprintable()):
         raise ValueError("a field of a wrong type")
-    return record, log, PeerId.parse(node), from_hex(record["prev"]), seq
-
-
-def seq_of(body: bytes) -> int:
-    """The number in `{"seq":N,…`, which every record begins with; 0 if it has none."""
-    if not body.startswith(b'{"seq":'):
-        return 0
-    try:
-        return int(body[7 : body.index(b",", 7)])
-    except ValueError:
-        return 0
+    if not all(type(record[name]) is int and record[name] > 0 for name in ("file", "oldest")):
+        raise ValueError("a field of a wrong type")
+    return log, PeerId.parse(node), from_hex(record["prev"]), seq

@@ -189,8 +189,7 @@ def export_command(
     until: Annotated[int, typer.Option("--to", min=0, metavar="SEQ", help="0: the last.")] = 0,
 ) -> None:
     """Write the records, one line of JSON each, as they are in the log. Needs no running node."""
-    from wetware.audit.chain import files, lines
-    from wetware.audit.verify import seq_of
+    from wetware.audit.chain import files, lines, seq_of
 
     count = 0
     found = files(_log_dir(directory))

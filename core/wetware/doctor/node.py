@@ -7,6 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from wetware.audit.held import BREAKS
 from wetware.doctor.finding import Check, Finding, error, judged, ok, warning
 from wetware.doctor.machine import check_disk, judge_files, judge_plugins, release
 from wetware.errors import LimitExceeded, WetwareError
@@ -367,6 +368,11 @@ async def _audit(node: Node) -> list[Finding]:
     return judge_audit(
         written.failing,
         [event for event, _ in written.findings],
+        [
+            f"{peer}: {BREAKS[why]}"
+            for peer, why in node.checkpoints.held.breaks().items()
+            if node.admission.evicted(peer) is None
+        ],
         on_full=node.config.audit.on_full,
         lost=written.lost,
         dropped=node.audit.dropped,
@@ -375,13 +381,21 @@ async def _audit(node: Node) -> list[Finding]:
 
 
 def judge_audit(
-    failing: str, opened: Sequence[str], *, on_full: str, lost: int, dropped: int, last: int
+    failing: str,
+    opened: Sequence[str],
+    broken: Sequence[str] = (),
+    *,
+    on_full: str,
+    lost: int,
+    dropped: int,
+    last: int,
 ) -> list[Finding]:
     """The audit log.
 
     Args:
         failing: Why it cannot be written; "" while it can.
         opened: What was wrong with it when the node started: "log.torn", …
+        broken: Members whose logs do not continue what they had signed, and how.
         on_full: What happens while it cannot be written: "fail_closed" or "continue".
         lost: Records that are owed by it.
         dropped: Copies that `ww_audit` plugins did not take in time.
@@ -404,6 +418,18 @@ def judge_audit(
     if "log.truncated" in opened:
         text = "the log was shorter than its own last checkpoint when the node started"
         found.append(error(name, text, verify))
+    if "log.missing" in opened:
+        text = "its oldest files are gone, and the settings did not let them go"
+        found.append(error(name, text, verify))
+    found += [
+        error(
+            name,
+            f"the log of {each}",
+            "copy its log and verify it with `ww audit checkpoint --of PEER` of this node; "
+            "`ww audit tail --event peer.` shows when; `ww evict` if it is not trusted",
+        )
+        for each in broken
+    ]
     if dropped:
         found.append(
             warning(

@@ -461,7 +461,8 @@ interface Audit {
 
   checkpoints @4 (node :Text) -> (checkpoints :List(Text));
   # What this node knows of the logs of other members ("" is all of them), the latest first: with it
-  # one can tell whether that node has cut off or rewritten its log. Idempotent.
+  # one can tell whether that node has cut off or rewritten its log. One for each node, the highest;
+  # several where a log did not go on from the one before. Idempotent.
 
   state @5 () -> (log :Text, seq :UInt64, head :Data, failing :Text, lost :UInt64, dropped :UInt64);
   # `failing`: why the log cannot be written, "" if it can; `lost`: records that the next record of a

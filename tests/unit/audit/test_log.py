@@ -95,7 +95,7 @@ async def test_files_are_rotated_and_let_go(tmp_path: Path) -> None:
     report = verify(tmp_path)
     assert report.ok, report.problems
     assert report.first > 1
-    assert any("older files were let go" in note for note in report.notes)
+    assert any("was let go by the settings" in note for note in report.notes)
 
 
 async def test_hostile_text_stays_in_its_field(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from wetware.audit import Checkpoint
-from wetware.audit.chain import CHECKPOINTS_FILE, encode, files, read_checkpoints, split
+from wetware.audit.chain import (
+    CHECKPOINTS_FILE,
+    continues,
+    encode,
+    files,
+    proof,
+    read_checkpoints,
+    split,
+)
 from wetware.audit.verify import PROBLEMS_MAX, Report, verify
 from wetware.errors import InvalidArgument, NotFound
 
@@ -166,12 +174,113 @@ async def test_a_line_that_is_no_record_is_found(kept: Kept) -> None:
 async def test_a_missing_file_is_found(kept: Kept, which: int) -> None:
     directory, checkpoint = kept
     files(directory)[which].unlink()
-    report = verify(directory, checkpoints=[checkpoint])
-    if which:
-        assert "the file before it is missing" in problems(report)
-    else:  # older files may be let go, and that is said
-        assert report.first > 1
-        assert any(f"begins at record {report.first}" in note for note in report.notes), report
+    for known in ([], [checkpoint]):
+        report = verify(directory, checkpoints=known)
+        found = problems(report)
+        if which:
+            assert "the file before it is missing" in found
+        else:
+            gone = (
+                f"audit-00000001.jsonl at its beginning is gone (up to record {report.first - 1})"
+            )
+            assert report.first > 1
+            assert f"{gone}, and no record says that the settings let it go" in found
+
+
+async def test_what_the_settings_let_go_is_no_deletion(tmp_path: Path) -> None:
+    log = open_log(tmp_path, file_bytes_max=4096, files_max=2)
+    early = log.checkpoint()
+    await write(log, RECORDS)
+    log.close()
+    first, *_ = files(tmp_path)
+    assert first.name != "audit-00000001.jsonl"
+    (tmp_path / CHECKPOINTS_FILE).unlink()
+    report = verify(tmp_path, checkpoints=[early])
+    assert report.ok, report.problems
+    gone, about = report.notes
+    assert "audit-00000001.jsonl" in gone
+    assert f"(up to record {report.first - 1}) was let go by the settings" in gone
+    assert "is about files that were let go" in about
+    first.unlink()
+    found = problems(verify(tmp_path))
+    assert f"{first.name} at its beginning is gone" in found
+
+
+async def test_what_was_deleted_stays_so_when_the_settings_let_go_of_nothing(
+    tmp_path: Path,
+) -> None:
+    log = open_log(tmp_path, file_bytes_max=4096)
+    await write(log, RECORDS)
+    log.close()
+    for path in files(tmp_path)[:2]:
+        path.unlink()
+    log = open_log(tmp_path, file_bytes_max=4096, files_max=100)
+    await write(log, RECORDS)
+    log.close()
+    gone = {"first": "audit-00000001.jsonl", "last": "audit-00000002.jsonl"}
+    assert log.findings == [("log.missing", gone)]
+    assert "audit-00000001.jsonl to audit-00000002.jsonl" in problems(verify(tmp_path))
+
+
+async def test_files_that_were_moved_up_are_found(kept: Kept) -> None:
+    directory, _ = kept
+    first, *rest = files(directory)
+    first.unlink()
+    for path, name in zip(rest, [first, *rest], strict=False):
+        path.rename(name)
+    assert "under another name" in problems(verify(directory))
+
+
+async def test_a_damaged_log_that_was_deleted_is_found_by_the_one_after_it(kept: Kept) -> None:
+    """The new one begins at record 1, so its number does not tell."""
+    directory, _ = kept
+    drop_own_checkpoints(directory)
+    edit(files(directory)[-1], lambda rows: [*rows[:-1], b"{}\n"])
+    log = open_log(directory)
+    await write(log, 3)
+    log.close()
+    for path in files(directory)[:-1]:
+        path.unlink()
+    report = verify(directory)
+    assert report.first == 1
+    assert "no record says that the settings let it go" in problems(report)
+
+
+async def test_a_log_of_an_earlier_form_is_not_taken_for_a_good_one(kept: Kept) -> None:
+    directory, _ = kept
+    edit(files(directory)[0], lambda rows: [rows[0].replace(b'"v":2', b'"v":1'), *rows[1:]])
+    assert "it is of version 1, and this release knows 2" in problems(verify(directory))
+
+
+async def test_digests_show_that_a_log_goes_on_and_nothing_else_does(kept: Kept) -> None:
+    directory, last = kept
+    words = {}
+    for path in files(directory):
+        for line in path.read_bytes().splitlines():
+            words[seq_in(line)] = split(line)[1]
+
+    def word(seq: int) -> Checkpoint:
+        return Checkpoint(last.log, last.node, seq, words[seq], 0)
+
+    for after, upto in ((1, 2), (1, last.seq), (7, 40), (last.seq - 1, last.seq)):
+        found = proof(directory, last.log, after, upto)
+        assert found is not None
+        digests, head = found
+        assert (len(digests), head) == (32 * (upto - after), words[upto])
+        assert continues(word(after), word(upto), digests)
+        assert not continues(word(after), word(upto), digests[:-32])
+        assert not continues(word(after), word(upto), digests + digests[:32])
+        assert not continues(word(after), word(upto), digests[:-1])
+        assert not continues(word(after), word(upto), digests[:-1] + bytes([digests[-1] ^ 1]))
+        if after > 1:
+            assert not continues(word(after - 1), word(upto), digests)
+    assert proof(directory, "another", 1, 5) is None
+    assert proof(directory, last.log, 5, last.seq + 1) is None
+    first = files(directory)[0]
+    end = len(first.read_bytes().splitlines())
+    first.unlink()
+    assert proof(directory, last.log, end, last.seq) is not None
+    assert proof(directory, last.log, end - 1, last.seq) is None
 
 
 async def test_swapped_files_are_found(kept: Kept) -> None:
@@ -260,7 +369,7 @@ async def test_the_checkpoints_beside_the_log_count_too(kept: Kept) -> None:
 async def test_a_forged_checkpoint_is_no_checkpoint(kept: Kept) -> None:
     directory, checkpoint = kept
     data = json.loads(checkpoint.text)
-    for name, value in (("seq", 1), ("head", "00" * 32), ("node", str(OTHER.peer_id)), ("v", 2)):
+    for name, value in (("seq", 1), ("head", "00" * 32), ("node", str(OTHER.peer_id)), ("v", 1)):
         with pytest.raises(InvalidArgument, match="checkpoint"):
             Checkpoint.parse(json.dumps({**data, name: value}, separators=(",", ":")))
     (directory / CHECKPOINTS_FILE).write_text("{}\n")
@@ -275,8 +384,8 @@ async def test_a_checkpoint_and_a_hash_have_one_form(kept: Kept) -> None:
     for other in (
         text.replace(head, head.upper()),
         text.replace(head, f" {head}"),
-        text.replace('"v":1', '"v": 1'),
-        text.replace('"v":1', '"v":1,"v":1'),
+        text.replace('"v":2', '"v": 2'),
+        text.replace('"v":2', '"v":2,"v":2'),
     ):
         with pytest.raises(InvalidArgument, match="checkpoint"):
             Checkpoint.parse(other)
