@@ -43,7 +43,7 @@ async def test_every_decision_is_a_record(node: NodeProcess) -> None:
                 await bearer.pubsub.join("other")
         await session.revoke(grant.id, "done")
         me = str((await session.whoami()).principal)
-    decision = denied.value.hint.partition("ww why ")[2].partition("`")[0]
+    decision = denied.value.hint.partition(" why ")[2].partition("`")[0]
     about = {record["event"]: record for record in tail(node, "--grant", grant.id)}
     assert {"grant.shared", "share.redeemed", "grant.revoked"} <= about.keys(), about
     assert about["grant.revoked"]["by"] == me

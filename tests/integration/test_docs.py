@@ -343,8 +343,8 @@ def test_the_how_to_of_sharing_works_as_it_is_written(
 
     # What the text promises.
     heard = reader.heard
-    assert "PubSub.join:topic=chat" in heard("hello from the laptop")
-    assert "topic=private is outside of PubSub.join:topic=chat" in heard("pub private")
+    assert "pubsub topic=chat" in heard("hello from the laptop")
+    assert "topic=private is outside of topic=chat" in heard("pub private")
     assert "does not cover pubsub Topic.subscribe" in heard("ww why d-")
     assert "would be allowed" in heard("ww why pubsub.join")
     assert "topic=private is outside of topic=glob:chat*" in heard("session.attenuate")

@@ -270,8 +270,27 @@ def test_why_names_the_grant_and_the_constraint(node: NodeProcess, stranger: Hom
     assert not why["allowed"]
     assert [s["grant"] for s in why["steps"] if s["verdict"] == "denies"] == [grant]
     assert "topic=only" in why["reason"]
+    again = stranger.ww("use", ref, "why", found[0], "--json", check=True)
+    assert json.loads(again.stdout)["decision"] == found[0]
+    latest = stranger.ww("use", ref, "why", "--json", check=True)
+    assert json.loads(latest.stdout)["decision"] == found[0]
     would = node.ww("why", "pubsub.join", "topic=chat", "--json", check=True)
     assert json.loads(would.stdout)["allowed"]
+
+
+def test_why_explains_to_an_ordinary_user_what_the_refusal_names(node: NodeProcess) -> None:
+    for name in ("cara", "dan"):
+        add_user(node, name)
+    denied = node.ww("--key", "cara", "evict", str(node.peer_id), "--yes")
+    assert denied.returncode == EXIT_DENIED
+    found = re.search(r"ww why (d-[0-9a-f]+)", denied.stderr)
+    assert found, denied.stderr
+    for what in ((found[1],), ()):
+        why = node.ww("--key", "cara", "why", *what, "--json", check=True)
+        assert json.loads(why.stdout)["method"].startswith("Cluster.evict")
+        hidden = node.ww("--key", "dan", "why", *what)
+        assert hidden.returncode == EXIT_FAILED
+        assert "no denial" in hidden.stderr
 
 
 def test_bad_input_says_what_to_write(node: NodeProcess) -> None:

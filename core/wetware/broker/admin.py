@@ -55,7 +55,9 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
 
     async def why(self, decision: str) -> dict[str, object]:
         """What decided any denial."""
-        return {"explanation": explanation_to_wire(why(self._broker.tree, decision, None))}
+        return {
+            "explanation": explanation_to_wire(why(self._broker.tree, decision, lambda _: True))
+        }
 
     async def resume(self) -> dict[str, object]:
         """An operator has looked at what may have come back."""

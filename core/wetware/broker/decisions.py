@@ -49,6 +49,7 @@ class Explanation:
         code: Of the error; "" where it is allowed.
         reason: One sentence.
         principal: Who called.
+        principals: Whose grants are on the way: who called, and all who passed on to them.
         grant: ID of the grant that the call was made on.
         method: "Interface.method".
         steps: From that grant to the role that it comes from.
@@ -60,6 +61,7 @@ class Explanation:
     code: str
     reason: str
     principal: Principal
+    principals: frozenset[Principal]
     grant: str
     method: str
     steps: tuple[Step, ...]

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from wetware import rpc
 from wetware.bounds import Claim, Places, Rates, address_key
+from wetware.broker.grants import BEARER
 from wetware.broker.limits import LoginLimits
 from wetware.broker.session import SessionServant
 from wetware.broker.terms import TIME_MAX, Where
-from wetware.broker.tree import BEARER, UNKNOWN_REF, Tree
+from wetware.broker.tree import UNKNOWN_REF, Tree
 from wetware.errors import (
     CapabilityError,
     Disconnected,

@@ -52,6 +52,8 @@ ANY: Final = "*"
 SESSION_SERVICE: Final = "session"
 """Reserved: the name under which a grant covers the Session interface itself. Roles do not speak of
 it, and it is not charged."""
+BEARER: Final = "bearer"
+"""Backend of the principal of who redeemed a share: its subject is the share's ID."""
 CALLS_MAX: Final = 4096
 """Calls in flight under one grant; connections have their own, lower limit."""
 LENT_S: Final = 2.0
@@ -748,7 +750,8 @@ class Grant:
         explanation = self._explanation(method, args, grant, error, why, decision)
         self.tree.decisions.keep(explanation)
         self.tree._denied(self, method, explanation)
-        hint = f"`ww why {decision}` explains it"
+        command = "ww use REF why" if self.principal.backend == BEARER else "ww why"
+        hint = f"`{command} {decision}` explains it"
         if error.hint:
             hint = f"{error.hint}; {hint}"
         if type(error) is Denied and error.code == Denied.code:
@@ -795,6 +798,7 @@ class Grant:
             code=error.code if error is not None else "",
             reason=why or "every grant from the call to a role allows it",
             principal=self.principal,
+            principals=frozenset(grant.principal for grant in self.lineage),
             grant=self.id,
             method=f"{called} {about}".strip(),
             steps=tuple(steps),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Final
 
@@ -300,15 +300,13 @@ async def settle(broker: Broker, grants: Iterable[Grant], reason: str) -> None:
             asyncio.get_running_loop().call_soon(grant.revoke, reason)
 
 
-def why(tree: Tree, decision: str, visible: frozenset[str] | None) -> Explanation:
-    """A denial that is remembered, if a step of it is among `visible` (None: any).
+def why(tree: Tree, decision: str, may_see: Callable[[Explanation], bool]) -> Explanation:
+    """A denial that is remembered, by its ID, or the latest ("") of those that one may see.
 
     Raises NotFound.
     """
     for explanation in tree.decisions.newest_first():
-        if decision and explanation.decision != decision:
-            continue
-        if visible is None or any(step.grant in visible for step in explanation.steps):
+        if decision in ("", explanation.decision) and may_see(explanation):
             return explanation
     what = f"no denial {decision[:32]!r} of yours" if decision else "no denial of yours"
     raise NotFound(
@@ -469,12 +467,22 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
     # --- why --------------------------------------------------------------------------------------
 
     async def why(self, decision: str) -> dict[str, object]:
-        """What decided a denial."""
-        mine = [self._grant, *self._scope()]
-        if decision:  # who was told the ID got it by the same reference, if not by this session
-            mine += self._grant.lineage[: -len(self._grant.roots)]
-        visible = frozenset(grant.id for grant in mine)
-        found = why(self._broker.tree, decision, visible)
+        """What decided a denial.
+
+        A command line logs in, or redeems, anew each time. So who did that sees what concerns their
+        principal; who was handed a part of a session, which has the same principal, what came from
+        that part alone, or what they were told the ID of.
+        """
+        me, grant = self._grant.principal, self._grant
+        above = takewhile(lambda g: g.kind != "role" and g.principal == me, grant.lineage)
+        ids = {g.id for g in above} if decision else {grant.id}
+
+        def may_see(found: Explanation) -> bool:
+            if grant.kind in ("session", "redeemed") and me in found.principals:
+                return True
+            return any(step.grant in ids for step in found.steps)
+
+        found = why(self._broker.tree, decision, may_see)
         return {"explanation": explanation_to_wire(found)}
 
     async def explain(

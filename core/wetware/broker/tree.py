@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from wetware.broker.clock import SteadyClock
 from wetware.broker.decisions import Decisions, Explanation
 from wetware.broker.fences import Fences
-from wetware.broker.grants import SESSION_SERVICE, Grant, pattern_within
+from wetware.broker.grants import BEARER, SESSION_SERVICE, Grant, pattern_within
 from wetware.broker.limits import BrokerLimits
 from wetware.broker.store import ENDED_KEPT_MAX, GrantRow, Kept, ShareRow, Store
 from wetware.broker.terms import ANY, Terms, Where, binds
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 log = get_logger("broker")
 
-BEARER: Final = "bearer"
-"""Backend of the principal of who redeemed a share: its subject is the share's ID."""
 UNKNOWN_REF: Final = "capability.denied.unknown_ref"
 _NOBODY: Final = hashlib.sha256(b"").digest()
 

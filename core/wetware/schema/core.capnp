@@ -126,7 +126,8 @@ interface Session {
   # disk when the call returns. 0 for one that has ended. `not_found` for any other. Idempotent.
 
   why @8 (decision :Text) -> (explanation :Explanation);
-  # What decided a denial, of this session or one below it; "" is the latest. Idempotent.
+  # What decided a denial; "" is the latest. At a login or a redemption any with a grant of the same
+  # principal on the way, of whichever session; else of this session or one below it. Idempotent.
 
   explain @9 (service :Text, interface :Text, method :Text, args :List(Label))
     -> (explanation :Explanation);

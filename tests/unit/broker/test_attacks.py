@@ -365,9 +365,39 @@ async def test_a_confused_deputy_acts_for_nobody_but_the_holder(node: MemNode) -
         with pytest.raises(Denied):
             await (await box(await ada.attenuate(READ_ONE))).put(key="a", data=b"")
         decision = (await ada.why()).decision
-        with pytest.raises(NotFound):  # it would tell bob what ada asked for
-            await bob.why(decision)
+        async with node.redeem(ref) as bearer:
+            for other in (bob, bearer, await bob.attenuate()):
+                for asked in (decision, ""):
+                    with pytest.raises(NotFound):  # it would tell bob what ada asked for
+                        await other.why(asked)
         assert await ada.revoke(grant.id) == 1
+
+
+async def test_a_denial_is_explained_to_its_principal_in_a_new_session(node: MemNode) -> None:
+    """As a command line asks, which logs in each time."""
+    async with node.login("eve") as eve:
+        with pytest.raises(Denied, match="`ww why d-") as denied:
+            await (await box(eve)).get(key="yours/1")
+        ref, _ = await eve.share({"box": []})
+        narrow = await eve.attenuate(READ_ONE)
+    decision = denied.value.hint.split()[-3].strip("`")
+    async with node.redeem(ref) as bearer:
+        with pytest.raises(Denied, match="`ww use REF why d-") as denied:
+            await (await box(bearer)).get(key="yours/2")
+        shared = denied.value.hint.split()[-3].strip("`")
+    async with node.login("eve") as eve, node.login("ada") as ada, node.redeem(ref) as bearer:
+        assert (await eve.why(decision)).reason == "key=yours/1 is outside of key=glob:mine/*"
+        assert (await eve.why()).decision == shared, "by whom it was shared with"
+        assert (await bearer.why()).decision == (await bearer.why(shared)).decision == shared
+        part = await eve.attenuate(READ_ONE)
+        for other, unseen in ((ada, (decision, shared)), (bearer, (decision,)), (part, ("",))):
+            for asked in unseen:
+                with pytest.raises(NotFound):
+                    await other.why(asked)
+        with pytest.raises(NotFound):
+            await part.why(decision)
+    with pytest.raises(WetwareError):
+        await narrow.why(decision)
 
 
 async def test_a_revoked_holder_keeps_nothing(node: MemNode) -> None:
