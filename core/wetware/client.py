@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from wetware.errors import (
     DialError,
     InternalError,
     InvalidArgument,
+    KeyFileError,
     OverlayError,
     Unsupported,
     WetwareError,
@@ -367,7 +369,17 @@ class Session:
 
         Raises Denied if no grant covers it, Unsupported if the node does not have it.
         """
-        reply = await self._ref.call("open", name=name)
+        try:
+            reply = await self._ref.call("open", name=name)
+        except Unsupported as exc:
+            if exc.code == "unsupported.service" and metadata.entry_points(
+                group=CLIENT_GROUP, name=name
+            ):
+                exc.hint = (
+                    "its plugin is installed here, not running at the node: restart the node, or "
+                    f"install it there; {exc.hint}"
+                )
+            raise
         service: rpc.Ref | None = reply["service"]
         if service is None:
             raise InternalError(f"the node answered without a capability for {name!r}")
@@ -567,9 +579,10 @@ class Session:
             ) from exc
         return proven.peer, proven.record.addrs
 
-    async def status(self) -> dict[str, Any]:
-        """What the node is doing: the struct NodeStatus of core.capnp."""
-        reply = await _Opening(self, "node", CORE.Node).call("status")
+    async def status(self, *, details: bool = False) -> dict[str, Any]:
+        """What the node is doing: the struct NodeStatus of core.capnp; `details`: for operators."""
+        method = "details" if details else "status"
+        reply = await _Opening(self, "node", CORE.Node).call(method)
         status: dict[str, Any] = reply["status"]
         return status
 
@@ -667,10 +680,20 @@ class KeyChoice:
         """The key; raises KeyFileError."""
         if isinstance(self.key, Key):
             return self.key
-        passphrase = self.passphrase
-        if (from_env := paths.variable("WW_PASSPHRASE")) is not None:
-            return Key.load(self.path, passphrase=lambda: from_env)
-        return Key.load(self.path, passphrase=passphrase)
+        given = paths.variable("WW_PASSPHRASE")
+        passphrase = self.passphrase if given is None else (lambda: str(given))
+        try:
+            return Key.load(self.path, passphrase=passphrase)
+        except KeyFileError as exc:
+            if exc.code == "key.missing":
+                exc.hint = f"make it with `{self.new_command}`"
+            raise
+
+    @property
+    def new_command(self) -> str:
+        """The command that makes the key; only where `key` is not a Key."""
+        name = "" if self.chosen == "default" else f" {shlex.quote(str(self.chosen))}"
+        return f"ww key new{name}"
 
 
 def _chooser(signer: Signer | None, choice: KeyChoice) -> Callable[[Challenge], Signer]:
@@ -700,6 +723,7 @@ class LocalNode:
     pid: int
     cluster: str
     auth: str
+    plugins: frozenset[str]
 
     @classmethod
     def find(cls, data_dir: Path) -> LocalNode:
@@ -719,6 +743,7 @@ class LocalNode:
                 int(data["pid"]),
                 contexts.check_cluster(data["cluster"]),
                 str(data["auth"]),
+                frozenset(map(str, data["plugins"])),
             )
         except FileNotFoundError:
             raise DialError(

@@ -293,6 +293,8 @@ class AuthBackend(Protocol):
     A backend may have one attribute more, `try_out: str`. Where it is not empty, the backend
     decides by something that was made for a try-out: the node then listens on loopback only, joins
     nobody and lets nobody join. `ww node` prints it: what this is, what it is not for, what to try.
+    And another one, `users: str`: how somebody becomes a user, with the commands. A node that
+    joined prints it, and commands of another backend name it.
     """
 
     @property

@@ -291,7 +291,7 @@ def _read_private_file(path: Path) -> bytes:
             data = file.read(KEY_FILE_BYTES_MAX)
     except FileNotFoundError:
         raise KeyFileError(
-            f"no key at {path}", hint="make one with `ww key new NAME`", code="key.missing"
+            f"no key at {path}", hint=f"make it with `ww key new {path}`", code="key.missing"
         ) from None
     except OSError as exc:
         raise KeyFileError(f"cannot read {path}: {exc.strerror}") from exc

@@ -232,6 +232,10 @@ class _NodeServant(rpc.Servant, interface=CORE.Node):
         """What the node is doing."""
         return {"status": self._node.status()}
 
+    async def details(self) -> dict[str, object]:
+        """The same, and what is for operators."""
+        return {"status": self._node.status(details=True)}
+
     async def restart_overlay(self) -> None:
         """End the libp2p guest as a crash would."""
         log.warning("overlay.restart_requested")
@@ -269,6 +273,8 @@ class Ready:
         services: What it offers.
         new_key: Whether this start made the node's key.
         try_out: What the backend says of a try-out; "" where it is none.
+        users: How somebody becomes a user; "" on the node that founded the cluster, whose operator
+            is one, and where the backend does not say.
     """
 
     peer_id: PeerId
@@ -277,6 +283,7 @@ class Ready:
     services: tuple[str, ...]
     new_key: bool
     try_out: str = ""
+    users: str = ""
 
 
 class Node:
@@ -437,6 +444,7 @@ class Node:
                         tuple(sorted(self.services)),
                         new_key,
                         self.try_out,
+                        "" if self._store.cluster_key is not None else self.users,
                     )
                     log.info(
                         "node.ready",
@@ -457,6 +465,11 @@ class Node:
     def try_out(self) -> str:
         """What the auth backend says of a try-out; "" where it is none."""
         return str(getattr(self.backend, "try_out", ""))
+
+    @property
+    def users(self) -> str:
+        """How somebody becomes a user, as the auth backend says; "" where it does not."""
+        return str(getattr(self.backend, "users", ""))
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
@@ -737,6 +750,7 @@ class Node:
             "cluster": self.cluster,
             "auth": self.backend.name,
             "version": wetware.__version__,
+            "plugins": [p.name for p in self.plugins.report if str(p.state) == "loaded"],
         }
         replace_private_file(file, json.dumps(data, indent=1).encode())
         try:
@@ -759,8 +773,10 @@ class Node:
 
     # --- status -----------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, object]:
-        """The struct NodeStatus of core.capnp."""
+    def status(self, *, details: bool = False) -> dict[str, object]:
+        """The struct NodeStatus of core.capnp; `details` are for operators."""
+        connections = self.host.connections()
+        members = [c for c in connections if self.admission.is_member(c.peer)]
         overlay, lag, own = self.overlay.status(), self.lag.snapshot(), self.admission.own
         return {
             "peer_id": str(self.key.peer_id),
@@ -783,19 +799,26 @@ class Node:
                     "bytes_in": connection.bytes_in,
                     "bytes_out": connection.bytes_out,
                 }
-                for connection in self.host.connections()
+                for connection in (connections if details else members)
             ],
+            "strangers": len(connections) - len(members),
+            "users": self.users,
             "services": sorted(self.services),
             "auth": self.backend.name,
             "policy_epoch": self.backend.epoch,
             "sessions": self.broker.sessions,
             "overlay_state": overlay.state,
             "overlay_restarts": overlay.restarts,
-            "overlay_error": overlay.last_error or "",
+            "overlay_error": (details and overlay.last_error) or "",
             "memory_bytes": _rss_bytes(),
             "pid": os.getpid(),
             "plugins": [
-                {"name": p.name, "dist": p.dist, "state": p.state, "reason": p.reason}
+                {
+                    "name": p.name,
+                    "dist": p.dist,
+                    "state": p.state,
+                    "reason": p.reason if details else "",
+                }
                 for p in self.plugins.report
             ],
         }

@@ -58,6 +58,8 @@ ENTRY_POINTS_BYTES_MAX: Final = 1 << 20
 """An entry_points.txt or the head of a METADATA; more is no metadata."""
 PLUGINS_MAX: Final = 256
 """Entry points of our groups in one environment."""
+_AUTH: Final = "auth_"
+"""The name of an auth backend's plugin begins so, and people leave it out."""
 SERVICES_PER_PLUGIN_MAX: Final = 32
 COMMANDS_PER_PLUGIN_MAX: Final = 64
 REASON_CHARS_MAX: Final = 400
@@ -398,7 +400,7 @@ def _pip_hint(offer: Offer, module: str, *, upgrade: bool = False) -> str:
         if extra is None:
             return f"{pip} {name[0]}"
         listed.append(extra[1])
-    own = [_canonical(offer.name), _canonical(offer.name.removeprefix("auth_"))]
+    own = [_canonical(offer.name), _canonical(offer.name.removeprefix(_AUTH))]
     candidates = [
         *(extra for extra in listed if _canonical(extra) in own),
         *(extra for extra in listed if extra not in ("all", "dev")),
@@ -532,13 +534,20 @@ class Plugins:
 
     def _install_hint(self, name: str) -> str:
         installed = sorted({offer.name for offer in self._offers if offer.group == GROUP})
-        if near := difflib.get_close_matches(name, installed, 1, 0.6):
-            return f"did you mean {near[0]}?"
+        if name.startswith(_AUTH):
+            installed = [each for each in installed if each.startswith(_AUTH)]
+        # Without the prefix, which would make any two backends look alike.
+        plain = {each.removeprefix(_AUTH): each for each in installed}
+        if near := difflib.get_close_matches(name.removeprefix(_AUTH), plain, 1, 0.6):
+            return f"did you mean {plain[near[0]]}?"
         for offer in self._offers:
             for extra in offer.extras:
-                if offer.bundled and extra in (name, name.removeprefix("auth_")):
+                if offer.bundled and extra in (name, name.removeprefix(_AUTH)):
                     return f"pip install '{offer.dist}[{extra}]'"
-        return f"pip install the distribution that offers it; installed: {', '.join(installed)}"
+        return (
+            f"pip install the distribution that offers the plugin {name!r}; installed are "
+            f"{', '.join(installed)}"
+        )
 
     def _load_one(self, entry: _Entry, wanted: set[str] | None, disable: tuple[str, ...]) -> None:
         offer = entry.offer
@@ -750,7 +759,7 @@ class Plugins:
     def _no_backend(self, name: str) -> PluginError:
         return PluginError(
             f"no installed plugin is the auth backend {name!r} ({self._auth_origin()})",
-            hint=self._install_hint(f"auth_{name}"),
+            hint=self._install_hint(_AUTH + name.removeprefix(_AUTH)),
             code="plugin.missing",
         )
 
@@ -1040,8 +1049,10 @@ def _judge_auth(name: str, made: Any) -> AuthBackend:
         raise PluginError(f"returned no auth backend: {why}")
     if made.name != name:
         raise PluginError(f"returned the auth backend {str(made.name)[:80]!r}, not {name!r}")
-    if not isinstance(getattr(made, "try_out", ""), str):
-        raise PluginError(f"returned no auth backend: {type(made).__name__}.try_out is no text")
+    for attribute in ("try_out", "users"):
+        if not isinstance(getattr(made, attribute, ""), str):
+            kind = type(made).__name__
+            raise PluginError(f"returned no auth backend: {kind}.{attribute} is no text")
     backend: AuthBackend = made
     return backend
 

@@ -148,3 +148,38 @@ def test_methods_that_are_named_and_empty_are_not_all_of_them(home: Home, method
     done = home.ww("share", "pubsub", "--methods", methods)
     assert done.returncode == 2
     assert "--methods" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "command"),
+    [
+        (["key", "show"], "ww key new"),
+        (["key", "show", "ada"], "ww key new ada"),
+        (["--key", "ada", "key", "show"], "ww key new ada"),
+        (["key", "show", "./my keys/ada"], "ww key new './my keys/ada'"),
+        (["user", "add", "ada", "--key", "ada"], "ww key new ada"),
+        (["user", "remove", "ada", "--operator-key", "chief"], "ww key new chief"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, list) else each,
+)
+def test_a_missing_key_names_the_command_that_makes_it(
+    home: Home, args: list[str], command: str
+) -> None:
+    done = home.ww(*args)
+    assert done.returncode == 78
+    assert f"`{command}`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("acme", "the plugin 'auth_acme'"),
+        ("auth_acme", "the plugin 'auth_acme'"),
+        ("evn", "did you mean auth_evm?"),
+    ],
+)
+def test_an_auth_backend_that_is_not_installed(home: Home, name: str, says: str) -> None:
+    """`acme` is not like `evm`: that both plugins' names begin with `auth_` is no likeness."""
+    done = home.ww("node", "--auth", name)
+    assert done.returncode == 78
+    assert says in done.stderr

@@ -167,11 +167,20 @@ def whoami_command(json: Json = False) -> None:
     table(("service", "methods"), [(s.name, " ".join(s.methods)) for s in services])
 
 
-def status_command(json: Json = False) -> None:
+def status_command(
+    all_: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Also peers that are no members, and why something failed; for operators.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Show what a node is doing."""
 
     async def work(session: Any) -> dict[str, Any]:
-        status: dict[str, Any] = await session.status()
+        status: dict[str, Any] = await session.status(details=all_)
         return status
 
     status = run_client(work)
@@ -180,7 +189,8 @@ def status_command(json: Json = False) -> None:
         return
     overlay = status["overlay_state"]
     if status["overlay_restarts"]:
-        overlay += f" ({status['overlay_restarts']} restarts, last: {status['overlay_error']})"
+        last = f", last: {status['overlay_error']}" if status["overlay_error"] else ""
+        overlay += f" ({status['overlay_restarts']} restarts{last})"
     for name, value in (
         ("node", status["peer_id"]),
         ("cluster", status["cluster"]),
@@ -212,9 +222,12 @@ def status_command(json: Json = False) -> None:
         table(("peer", "member", "address", "in", "out"), rows)
     else:
         out("no peers are connected")
+    if status["strangers"] and not all_:
+        note(f"{status['strangers']} connected that are no members; `ww status --all` shows them")
     for plugin in status["plugins"]:
         if plugin["state"] in ("failed", "unavailable"):
-            note(f"plugin {plugin['name']} is {plugin['state']}: {plugin['reason']}")
+            why = plugin["reason"] or "`ww status --all` says why"
+            note(f"plugin {plugin['name']} is {plugin['state']}: {why}")
 
 
 def _duration(seconds: float) -> str:

@@ -177,6 +177,9 @@ def _announce(ready: Ready) -> None:
     note(f"  services  {', '.join(ready.services)}")
     for addr in ready.addrs:
         note(f"  listens   {addr}")
+    if ready.users:
+        note("this node joined a cluster, and lets in the users of that cluster. To become one:")
+        note(f"  {ready.users}")
     if ready.try_out:
         for line in ready.try_out.splitlines()[:TRY_OUT_LINES_MAX]:
             note(line)

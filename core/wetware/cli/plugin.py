@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -52,13 +53,13 @@ def list_command(
     running = None if node is None else node.auth
     _probe(plugins)
     if json:
-        out_json([_as_json(status, selected, running) for status in plugins.report])
+        out_json([_as_json(status, selected, node) for status in plugins.report])
         return
     rows: list[tuple[str, ...]] = [
         (
             status.name,
             f"{status.dist} {status.version}".strip() or "-",
-            str(status.state),
+            "not running" if _waits(status, node) else str(status.state),
             _offers(status, selected, running),
         )
         for status in plugins.report
@@ -76,6 +77,10 @@ def list_command(
             f"the node that runs here (pid {node.pid}) has the auth backend {node.auth!r}, and "
             f"{config.node.auth!r} is configured ({config.origin('node.auth')})"
         )
+    for status in plugins.report:
+        if _waits(status, node):
+            out()
+            out(f"{status.name} is installed, not running: restart the node")
 
 
 def _running(data_dir: Path) -> LocalNode | None:
@@ -89,6 +94,11 @@ def _running(data_dir: Path) -> LocalNode | None:
     except WetwareError:
         return None
     return node if holder_pid(data_dir) == node.pid else None
+
+
+def _waits(status: PluginStatus, node: LocalNode | None) -> bool:
+    """Whether a node would load the plugin, and the one that runs has not."""
+    return node is not None and str(status.state) == "loaded" and status.name not in node.plugins
 
 
 def _has(status: PluginStatus, backend: str | None) -> bool:
@@ -110,19 +120,22 @@ def _offers(status: PluginStatus, selected: str | None, running: str | None) -> 
     return "; ".join(parts) or "-"
 
 
-def _as_json(status: PluginStatus, selected: str | None, running: str | None) -> dict[str, object]:
+def _as_json(
+    status: PluginStatus, selected: str | None, node: LocalNode | None
+) -> dict[str, object]:
     return {
         "name": status.name,
         "dist": status.dist,
         "version": status.version,
         "bundled": status.bundled,
         "state": str(status.state),
+        "running": None if node is None else status.name in node.plugins,
         "reason": status.reason,
         "remedy": status.remedy,
         "hooks": list(status.hooks),
         "services": list(status.services),
         "auth_selected": status.name == selected,
-        "auth_running": _has(status, running),
+        "auth_running": _has(status, node.auth if node is not None else None),
     }
 
 
@@ -131,7 +144,6 @@ def _probe(plugins: Plugins) -> None:
     import asyncio
     import tempfile
     import time
-    from pathlib import Path
 
     from wetware.hookspecs import PluginContext
     from wetware.log import get_logger

@@ -436,7 +436,8 @@ def check_user_key(key: str | None, config: Config) -> list[Finding]:
     from wetware.admission import Store
     from wetware.client import KeyChoice
 
-    file = KeyChoice(key, config.keys_dir, None).path
+    choice = KeyChoice(key, config.keys_dir, None)
+    file = choice.path
     if file.exists():
         return _check_key("your key", file, "make another with `ww key new NAME`", "ww key list")
     with contextlib.suppress(ConfigError):
@@ -451,7 +452,7 @@ def check_user_key(key: str | None, config: Config) -> list[Finding]:
         warning(
             "your key",
             f"there is no key at {file}",
-            "`ww key new`, and an operator adds you: `ww user add NAME --key KEY`",
+            f"`{choice.new_command}`, and an operator adds you: `ww user add NAME --key KEY`",
         )
     ]
 

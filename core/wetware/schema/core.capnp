@@ -262,11 +262,17 @@ interface Node {
   # The core's own service, `node`: what this node is doing. Held by sessions whose role names it.
 
   status @0 () -> (status :NodeStatus);
-  # Idempotent.
+  # What any member may know of their node: nothing of it says who its users are, where they are, or
+  # what its configuration has. `peers` are the members that are connected, whose addresses `Cluster.list`
+  # gives, too; `overlayError` and the plugins' `reason` are left out. Idempotent.
 
   restartOverlay @1 ();
   # Ends the libp2p guest as a crash of it would; the supervisor starts it again. Connections, RPC
   # and streams go on. For operators and tests. Idempotent.
+
+  details @2 () -> (status :NodeStatus);
+  # As `status`, and what is not for everybody: in `peers` the addresses of clients and of foreign
+  # peers, and in which words a plugin or libp2p failed. For operators. Idempotent.
 }
 
 struct NodeStatus {
@@ -299,6 +305,10 @@ struct NodeStatus {
   # When this node's certificate expires if it is not renewed.
   rights @22 :List(Text);
   # Of this node's certificate.
+  users @23 :Text;
+  # How somebody becomes a user of the cluster, in the words of its auth backend; "" if it has none.
+  strangers @24 :UInt32;
+  # How many peers are connected that are no members: clients, foreign peers.
 
   struct Peer {
     peerId @0 :Text;

@@ -89,6 +89,10 @@ class EvmBackend:
 
     name = BACKEND
     schemes = SCHEMES
+    users = (
+        "an owner or admin of the contract runs `ww auth evm grant ROLE ADDRESS`; "
+        "`ww auth evm address` prints one's own ADDRESS, and `ww auth evm list` who holds what"
+    )
 
     def __init__(self, ctx: PluginContext) -> None:
         config: AuthEvmConfig = ctx.config

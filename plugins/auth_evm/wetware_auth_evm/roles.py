@@ -34,10 +34,16 @@ Services = Mapping[str, frozenset[str]]
 
 TRY_OUT: Final[Mapping[str, Mapping[str, Any]]] = {
     "admin": {"services": {"*": ["*"]}},
-    "publisher": {"services": {"pubsub": ["PubSub.join", "Topic.publish", "Topic.info"]}},
+    "publisher": {
+        "services": {
+            "pubsub": ["PubSub.join", "Topic.publish", "Topic.info"],
+            "node": ["Node.status"],
+        }
+    },
     "subscriber": {
         "services": {
             "pubsub": ["PubSub.join", "Topic.subscribe", "Topic.info", "Subscription.*"],
+            "node": ["Node.status"],
         }
     },
 }

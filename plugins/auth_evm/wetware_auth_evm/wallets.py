@@ -154,7 +154,8 @@ def get(name: str) -> WalletFile:
     """The wallet of a name; raises KeyFileError "key.missing"."""
     found = find(name)
     if found is None:
-        raise KeyFileError(f"no wallet at {wallet_path(name)}", hint=_NEW, code="key.missing")
+        hint = _NEW.replace("NAME", name)
+        raise KeyFileError(f"no wallet at {wallet_path(name)}", hint=hint, code="key.missing")
     return found
 
 

@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from wetware.errors import Unsupported
 from wetware.identity import Key
 from wetware_auth_local import cli
 from wetware_auth_local.client import PolicyClient, SeenPolicies
@@ -69,7 +70,13 @@ def operate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(store: Store, *args: str) -> Any:
         import asyncio
 
-        session = SimpleNamespace(auth_local=PolicyClient(store))
+        async def services() -> list[SimpleNamespace]:
+            return [SimpleNamespace(name=name) for name in ("pubsub", "sync")]
+
+        async def status() -> dict[str, str]:
+            return {"auth": "acme", "users": "acme invites them"}
+
+        session = SimpleNamespace(auth_local=PolicyClient(store), services=services, status=status)
         monkeypatch.setattr(cli, "run_client", lambda work: asyncio.run(work(session)))
         app = typer.Typer()
         cli.mount(app)
@@ -132,6 +139,28 @@ def test_an_operator_does_not_resolve_without_the_branch_that_they_have_seen(
     done = operate(store, "policy", "resolve")
     assert "does not descend from version 2 that you have seen" in str(done.exception)
     assert store.policy.version == 2
+
+
+def test_a_service_that_nobody_knows_is_told(operate: Any) -> None:
+    done = operate(Store(FIRST), "role", "set", "chatter", "pubsb", "sync")
+    assert done.exit_code == 0, done.output
+    assert "no service 'pubsb', which the role names; did you mean pubsub?" in done.output
+    assert "'sync'" not in done.output
+
+
+class Elsewhere(Store):
+    """A node whose users are kept by another backend."""
+
+    async def call(self, method: str, **args: Any) -> dict[str, Any]:
+        raise Unsupported("this node has no service 'auth_local'", code="unsupported.service")
+
+
+@pytest.mark.parametrize("command", ["user list", "role list", "user remove ada", "policy status"])
+def test_where_the_users_are_under_another_backend(operate: Any, command: str) -> None:
+    done = operate(Elsewhere(FIRST), *command.split())
+    assert isinstance(done.exception, Unsupported)
+    assert "auth backend is 'acme'" in done.exception.message
+    assert done.exception.hint == "acme invites them"
 
 
 def test_status(operate: Any) -> None:

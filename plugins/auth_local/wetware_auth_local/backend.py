@@ -77,6 +77,7 @@ class LocalBackend:
 
     name = "local"
     schemes = (SCHEME,)
+    users = "an operator runs `ww user add NAME --key KEY`; `ww key show` prints one's own KEY"
 
     def __init__(self, ctx: PluginContext) -> None:
         config: AuthLocalConfig = ctx.config

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import difflib
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from wetware.client import Session
     from wetware.identity import PeerId
     from wetware_auth_local.policy import Policy
+
+T = TypeVar("T")
+BACKEND = "local"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OperatorKey = Annotated[
@@ -40,12 +45,34 @@ def mount(app: typer.Typer) -> None:
     app.add_typer(policy_app, name="policy")
 
 
+def _run(work: Callable[[Session], Awaitable[T]]) -> T:
+    """Run `work` in a session; where the cluster's users are elsewhere, say where."""
+    from wetware.errors import Denied, Unsupported
+
+    async def explained(session: Session) -> T:
+        try:
+            return await work(session)
+        except (Denied, Unsupported):
+            with contextlib.suppress(Denied):
+                status = await session.status()
+                if status["auth"] != BACKEND:
+                    raise Unsupported(
+                        f"the users of this cluster are not in a policy that `ww user` keeps: its "
+                        f"auth backend is {status['auth']!r}",
+                        hint=status["users"],
+                        code="unsupported.service",
+                    ) from None
+            raise
+
+    return run_client(explained)
+
+
 def _read() -> Policy:
     async def work(session: Session) -> Policy:
         policy: Policy = await session.auth_local.get()
         return policy
 
-    return run_client(work)
+    return _run(work)
 
 
 def _change(change: Callable[[Policy], Policy], operator_key: str | None) -> tuple[Policy, int]:
@@ -65,7 +92,7 @@ def _change(change: Callable[[Policy], Policy], operator_key: str | None) -> tup
             ) from None
         return changed
 
-    return run_client(work)
+    return _run(work)
 
 
 def _report(policy: Policy, withdrawn: int) -> None:
@@ -281,6 +308,29 @@ def role_set(
     for service, texts in sorted(kept.items()):
         note(f"the role keeps its constraints of {service}: {' '.join(texts)}")
     _say_unchecked(unknown)
+    _say_unknown(services)
+
+
+def _say_unknown(services: Iterable[str]) -> None:
+    """Warn of services that neither this machine nor the node knows: a role may be misspelt."""
+    from wetware.errors import WetwareError
+    from wetware.interfaces import known_interface
+
+    strange = [name for name in services if name != "*" and known_interface(name) is None]
+    if not strange:
+        return
+
+    async def work(session: Session) -> list[str]:
+        return [info.name for info in await session.services()]
+
+    try:
+        offered = _run(work)
+    except WetwareError:  # the change may have taken away what the question needs
+        return
+    for name in sorted(set(strange) - set(offered)):
+        near = difflib.get_close_matches(name, offered, 1, 0.6)
+        also = f"did you mean {near[0]}?" if near else f"it has {', '.join(offered)}"
+        note(f"warning: the node has no service {name!r}, which the role names; {also}")
 
 
 def _say_unchecked(services: list[str]) -> None:
@@ -324,7 +374,7 @@ def policy_show(json: Json = False) -> None:
             status = {}
         return policy, status
 
-    policy, status = run_client(work)
+    policy, status = _run(work)
     if json:
         out_json(policy.as_dict())
     else:
@@ -356,7 +406,7 @@ def policy_status(json: Json = False) -> None:
         status: dict[str, Any] = await session.auth_local.status()
         return status
 
-    status = run_client(work)
+    status = _run(work)
     if json:
         out_json(status)
         return
@@ -387,7 +437,7 @@ def policy_export(
     if toml:
         out(_read().to_toml().rstrip())
     else:
-        out(run_client(work).decode())
+        out(_run(work).decode())
 
 
 @policy_app.command("import")
@@ -412,6 +462,7 @@ def policy_import(
 
         _report(*_change(change, operator_key))
         _say_unchecked(unknown)
+        _say_unknown({service for services in roles.values() for service in services})
         return
     document = text.encode()
     policy = Policy.open(document)
@@ -420,7 +471,7 @@ def policy_import(
         _, withdrawn = await session.auth_local.put(document)
         return int(withdrawn)
 
-    _report(policy, run_client(work))
+    _report(policy, _run(work))
 
 
 @policy_app.command("resolve")
@@ -466,7 +517,7 @@ def policy_resolve(
         before, new, withdrawn = await store.resolve(key, others, keep)
         return others, before, new, withdrawn
 
-    others, before, new, withdrawn = run_client(work)
+    others, before, new, withdrawn = _run(work)
     for whose, policy in (("this node", before), *(("the other branch", o) for o in others)):
         for line in lost_grants(policy, new):
             note(f"no longer granted, and was by {whose}: {line}")

@@ -153,6 +153,7 @@ class Policy:
                         {"Cluster.list", "Cluster.watch", "Cluster.ping", "Cluster.tunnel"}
                         | {"Watch.*", "ByteSink.*"}
                     ),
+                    "node": frozenset({"Node.status"}),
                 },
             },
         )

@@ -221,7 +221,7 @@ def load(tmp_path: Path, text: str) -> AuthEvmConfig:
         ("endpoints = []", ["1 to 16"]),
         ("chain_id = 0", ["chain_id", "out of range"]),
         ('contract = "5FbD"', ["contract", "is not an address"]),
-        ('scope = ""', ["scope", "1 to 32 bytes"]),
+        ('scope = ""', ["scope", "expected text"]),
         (f'scope = "{"ä" * 17}"', ["scope", "1 to 32 bytes"]),
         ('genesis_hash = "0x12"', ["genesis_hash", "hash"]),
         ('finality = "soon"', ["finality", "soon"]),
