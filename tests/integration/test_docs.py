@@ -458,7 +458,8 @@ def _anchors(document: Path) -> set[str]:
 
 
 def _documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pages = (ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY"))
+    return [*pages, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_every_command_in_the_documents_exists() -> None:

@@ -65,6 +65,31 @@ def test_the_wheel_names_the_plugins_and_the_command(built: Built) -> None:
         assert line in text
 
 
+def test_both_licences_are_shipped_and_named(built: Built) -> None:
+    archive = zipfile.ZipFile(built.wheel)
+    (name,) = [n for n in archive.namelist() if n.endswith("dist-info/METADATA")]
+    head = archive.read(name).decode().partition("\n\n")[0].splitlines()
+    assert "License-Expression: MIT OR Apache-2.0" in head
+    assert "Author: The wetware authors" in head
+    assert "Classifier: Programming Language :: Python :: 3.13" in head
+    assert {line.partition(", ")[0] for line in head if line.startswith("Project-URL: ")} == {
+        f"Project-URL: {label}" for label in ("Homepage", "Documentation", "Issues", "Changelog")
+    }
+    with tarfile.open(built.sdist) as source:
+        (top,) = {member.partition("/")[0] for member in source.getnames()}
+        for licence, first in (
+            ("LICENSE-MIT", "MIT License"),
+            ("LICENSE-APACHE", "Apache License"),
+        ):
+            assert f"License-File: {licence}" in head
+            text = (ROOT / licence).read_bytes()
+            assert text.strip().startswith(first.encode())
+            assert archive.read(name.replace("METADATA", f"licenses/{licence}")) == text
+            shipped_file = source.extractfile(f"{top}/{licence}")
+            assert shipped_file is not None
+            assert shipped_file.read() == text
+
+
 def test_every_module_that_is_imported_has_a_declared_distribution(built: Built) -> None:
     archive = zipfile.ZipFile(built.wheel)
     (name,) = [n for n in archive.namelist() if n.endswith("dist-info/METADATA")]
@@ -101,6 +126,8 @@ def test_the_sdist_has_what_a_build_and_the_tests_need(built: Built) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert set(shipped().values()) - names == set()
     for name in ("pyproject.toml", "README.md", "conftest.py", "docs/reference/hooks.md"):
+        assert name in names
+    for name in ("CONTRIBUTING.md", "SECURITY.md", "deploy/wetware.service", "deploy/Dockerfile"):
         assert name in names
     assert not [name for name in names if "node_modules" in name or "__pycache__" in name]
 
