@@ -84,6 +84,9 @@ class ClusterService:
 
     name = "cluster"
     interface = CORE.Cluster
+    ending = frozenset(
+        {f"Cluster.{name}" for name in ("list", "tickets", "revoke_ticket", "evict", "check")}
+    )
 
     def __init__(self, node: Node) -> None:
         self.node = node

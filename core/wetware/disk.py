@@ -75,11 +75,18 @@ class Reserve:
             finally:
                 self._take()
 
-    def replace(self, path: Path, data: bytes) -> None:
-        """As `replace_private_file`, for what ends something; raises OSError."""
+    def replace(self, path: Path, data: bytes, *, must: bool = False) -> None:
+        """As `replace_private_file`; raises OSError.
+
+        What `must` be written may take the reserve: it ends something, or no user can cause it.
+        """
+        if not must and self.missing and not self.fill():
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} beside the reserve")
         try:
             replace_private_file(path, data)
         except OSError:
+            if not must:
+                raise
             with self.open():
                 replace_private_file(path, data)
 

@@ -199,7 +199,12 @@ class PluginContext:
 
 
 class Service(Protocol):
-    """One service: a bootstrap capability per principal, and a task that runs beside the node."""
+    """One service: a bootstrap capability per principal, and a task that runs beside the node.
+
+    It may have an attribute `ending`, a frozenset of "Interface.method": what ends things, or shows
+    what there is to end, and gives nothing. A session may call it also while the audit log cannot
+    be written. Without it the service is not opened then.
+    """
 
     @property
     def name(self) -> str:

@@ -42,7 +42,7 @@ from wetware.broker.tree import Tree
 from wetware.cluster import ClusterService
 from wetware.errors import AdmissionRefused, Busy, ConfigError, LimitExceeded, OverlayError
 from wetware.hookspecs import AuthBackend, Discovery, PeerDown, PeerUp, PluginContext, Service
-from wetware.identity import Channel, Key, PeerId, Principal, replace_private_file
+from wetware.identity import Channel, Key, PeerId, Principal
 from wetware.lag import LagMeter
 from wetware.link import LinkHost, Stream, check_free
 from wetware.log import get_logger
@@ -247,6 +247,7 @@ class _NodeService:
 
     name = "node"
     interface = CORE.Node
+    ending = frozenset({"Node.status"})
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -407,6 +408,7 @@ class Node:
                     tree=self.tree,
                 )
                 self.broker.addrs = lambda: self.addrs
+                self.broker.confirmed = self._store.confirm
                 self.broker.adoptions = Adoptions(
                     self.key.peer_id, self._member_gate, self.config.broker, self.services
                 )
@@ -752,7 +754,7 @@ class Node:
             "version": wetware.__version__,
             "plugins": [p.name for p in self.plugins.report if str(p.state) == "loaded"],
         }
-        replace_private_file(file, json.dumps(data, indent=1).encode())
+        self._store.reserve.replace(file, json.dumps(data, indent=1).encode(), must=True)
         try:
             yield
         finally:

@@ -415,7 +415,10 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
         started_at=time.monotonic() - 1000,
         config=config,
         host=SimpleNamespace(connection=lambda peer: None),
-        admission=SimpleNamespace(own=SimpleNamespace(leaf=leaf)),
+        admission=SimpleNamespace(
+            own=SimpleNamespace(leaf=leaf),
+            store=SimpleNamespace(reserve=SimpleNamespace(fill=lambda: True), unsure=""),
+        ),
         membership=FakeMembership(member(OWN, "own"), *members, answers=answers),
         backend=SimpleNamespace(name="local", epoch=3, findings=list),
         plugins=SimpleNamespace(report=()),
@@ -459,7 +462,7 @@ async def test_no_failing_check_spoils_the_others(tmp_path: Path) -> None:
     found = await check_node(node)
     levels(found)
     failed = {f.check for f in found if "could not be judged" in f.text}
-    assert failed == {"loop", "libp2p", "policy", "certificate"}
+    assert failed == {"loop", "libp2p", "policy", "certificate", "disk"}
     assert only(found, "members").level == "ok"
 
 
@@ -622,6 +625,7 @@ def test_lag() -> None:
         ({"opened": ["log.truncated"]}, "error", "shorter than its own last checkpoint"),
         ({"opened": ["log.missing"]}, "error", "its oldest files are gone"),
         ({"broken": ["X: it has begun another log"]}, "error", "the log of X: it has begun"),
+        ({"opened": ["log.not_durable"]}, "warning", "its last records are lost"),
         ({"dropped": 2}, "warning", "2 copies of records"),
     ],
 )
@@ -647,6 +651,14 @@ def test_the_grants(reasons: dict[str, str], level: str, says: str) -> None:
     found = on_node.judge_grants(5, 1, **{**state, **reasons})
     assert levels(found) == [level]
     assert says in found[0].text
+
+
+def test_the_space_for_evictions() -> None:
+    assert on_node.judge_reserve("", "") == []
+    found = on_node.judge_reserve("No space left on device", "an eviction may be lost")
+    assert levels(found) == ["error", "error"]
+    assert "No space left" in found[0].text
+    assert "an eviction may be lost" in found[1].text
 
 
 def test_the_libp2p_guest() -> None:

@@ -510,7 +510,7 @@ class Admission:
                     self._drop_foreign(peer)
         self._enforce()
         self._cut_tickets(fact.peer)
-        self.store.save_soon(TOMBSTONES_FILE, self._tombstones_document)
+        self.store.save_soon(TOMBSTONES_FILE, self._tombstones_document, ends=True)
 
     def _bury(self, fact: Tombstone) -> None:
         mine = self._tombstones.setdefault(fact.peer, {})
@@ -554,7 +554,7 @@ class Admission:
         for ticket in self.store.tickets.values():
             if peer in ticket.spent and not ticket.revoked:
                 self.store.tickets[ticket.id] = replace(ticket, revoked=True)
-                self.store.save_soon("tickets.json", self.store.tickets_document)
+                self.store.save_soon("tickets.json", self.store.tickets_document, ends=True)
 
     def _adopt_foreign(self, fact: ForeignFact) -> None:
         self.judge(fact.chain)
@@ -772,12 +772,23 @@ class Admission:
             self.store.tickets[ticket_id] = replace(record, revoked=True)
             self._record("ticket.revoked", ticket=ticket_id)
         try:
-            await self.store.save_tickets()
+            await self.store.save_tickets(ends=True)
         except OSError as exc:
             raise _not_saved("that the ticket is revoked", exc) from exc
 
+    def _refuse_unsure(self) -> None:
+        """Nobody gets in by what may have been ended before a crash."""
+        if self.store.unsure:
+            raise refusal(
+                "not_durable",
+                f"this node lets nobody join or renew since its start: {self.store.unsure}",
+                "an operator of the node repeats `ww evict` and `ww invite --revoke` where they "
+                "were, and then runs `ww grants --resume`",
+            )
+
     def _ticket(self, peer: PeerId, secret: bytes) -> TicketRecord:
         """The ticket that `peer` may redeem now; raises AdmissionRefused."""
+        self._refuse_unsure()
         digest, found = hashlib.sha256(secret).digest(), None
         for record in self.store.tickets.values():  # all of them: the time says nothing
             if hmac.compare_digest(record.digest, digest):
@@ -916,8 +927,8 @@ class Admission:
             )
             self.adopt(tombstone.encoded)
         try:
-            await self.store.save(TOMBSTONES_FILE, self._tombstones_document)
-            await self.store.save_tickets()
+            await self.store.save(TOMBSTONES_FILE, self._tombstones_document, ends=True)
+            await self.store.save_tickets(ends=True)
         except OSError as exc:
             raise _not_saved("the eviction is in force, but it", exc) from exc
         return tombstone
@@ -975,6 +986,7 @@ class Admission:
     def _renewable(self, peer: PeerId, old: Chain) -> LedgerEntry:
         if not self.can_invite:
             raise refusal("not_issuer", "this node renews no certificates")
+        self._refuse_unsure()
         entry = self.store.ledger.get(peer)
         rights = old.rights if entry is None else entry.rights
         self._refuse_evicted(peer, rights)

@@ -10,6 +10,10 @@
     foreign.json     certificates of foreign peers
 
 A file that is damaged stops the node with a remedy, and is never silently replaced.
+
+Evictions and withdrawn tickets are written also on a full disk, with the space of a reserve
+(`wetware.disk`). Where not even that is possible the reserve is marked: after a crash this node
+lets nobody join or renew until an operator has looked.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware import identity, paths
+from wetware import disk, paths
 from wetware.admission.statements import CHAIN_BYTES_MAX, Fact, Founding, decode_fact
 from wetware.admission.texts import parse_peer_addrs
 from wetware.errors import AdmissionRefused, ConfigError, InvalidArgument, KeyFileError
@@ -48,6 +52,7 @@ FOREIGN_FILE = "foreign.json"
 FILE_BYTES_MAX: Final = 64 << 20
 """The largest that the limits allow is some 30 MiB of tombstones."""
 DOCUMENT_BYTES_MAX: Final = 512 << 10
+NOT_DURABLE: Final = "an eviction or the end of a ticket may not be on the disk"
 RETRY_S: Final = 5.0
 """After a write in the background failed."""
 
@@ -134,10 +139,15 @@ class Store:
         ledger: By peer.
         tombstones: As they were found, not judged.
         foreign: Likewise.
+        reserve: Space for evictions, withdrawn tickets, and what is as small and must be written.
+        unsure: Why a crash may have brought back what was ended; "" if not, or once an operator has
+            looked (`confirm`).
     """
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
+        self.reserve = disk.Reserve(data_dir)
+        self.unsure = self.reserve.marked
         self.founding: Founding | None = None
         self.addrs: tuple[Multiaddr, ...] = ()
         self.cluster_key: Key | None = None
@@ -147,6 +157,7 @@ class Store:
         self.ledger: dict[PeerId, LedgerEntry] = {}
         self.tombstones: list[Fact] = []
         self.foreign: list[Fact] = []
+        self._owed: set[str] = set()  # files that something ended in, and that are not written yet
         self._locks: dict[str, asyncio.Lock] = {}
         self._next: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,6 +187,8 @@ class Store:
         store._read_ledger()
         store.tombstones = store._read_facts(TOMBSTONES_FILE)
         store.foreign = store._read_facts(FOREIGN_FILE)
+        if store.founding is not None:
+            store.reserve.fill()
         return store
 
     @classmethod
@@ -209,6 +222,7 @@ class Store:
             self.cluster_key = key
         founding = Founding(self.cluster_key.public, backend, statement)
         self._write_cluster(founding, (), None)
+        self.reserve.fill()
         return founding
 
     def join(
@@ -224,8 +238,8 @@ class Store:
         """
         self.check_same_cluster(founding)
         try:
-            identity.replace_private_file(self.data_dir / DOCUMENT_FILE, document)
-            identity.replace_private_file(self.data_dir / CERTIFICATE_FILE, chain)
+            self.reserve.replace(self.data_dir / DOCUMENT_FILE, document)
+            self.reserve.replace(self.data_dir / CERTIFICATE_FILE, chain)
         except OSError as exc:
             raise _not_written(self.data_dir, exc) from exc
         self.certificate, self.join_document = chain, document
@@ -253,7 +267,7 @@ class Store:
             "document": None if document is None else hashlib.sha256(document).hexdigest(),
         }
         try:
-            identity.replace_private_file(self.data_dir / CLUSTER_FILE, _document(data))
+            self.reserve.replace(self.data_dir / CLUSTER_FILE, _document(data))
         except OSError as exc:
             raise _not_written(self.data_dir, exc) from exc
         self.founding, self.addrs = founding, addrs
@@ -359,7 +373,7 @@ class Store:
 
     def write_certificate(self, chain: bytes) -> None:
         """Replace the node's own chain now; raises OSError."""
-        identity.replace_private_file(self.data_dir / CERTIFICATE_FILE, chain)
+        self.reserve.replace(self.data_dir / CERTIFICATE_FILE, chain, must=True)
         self.certificate = chain
 
     def tickets_document(self) -> bytes:
@@ -398,16 +412,19 @@ class Store:
         """Mark a ticket, in memory; `save_tickets` makes it durable."""
         self.tickets[ticket.id] = replace(ticket, spent=(*ticket.spent, peer))
 
-    async def save_tickets(self) -> None:
+    async def save_tickets(self, *, ends: bool = False) -> None:
         """Make the tickets as they are now durable; raises OSError."""
-        await self.save(TICKETS_FILE, self.tickets_document)
+        await self.save(TICKETS_FILE, self.tickets_document, ends=ends)
 
-    async def save(self, name: str, content: Callable[[], bytes]) -> None:
+    async def save(self, name: str, content: Callable[[], bytes], *, ends: bool = False) -> None:
         """Make `content`, taken after this call, durable; raises OSError.
 
-        Writes of one file follow each other, and those who wait for the same one share it. A
-        caller that is cancelled leaves its write going.
+        What `ends` something may take the reserve, and is tried again until it is written. Writes
+        of one file follow each other, and those who wait for the same one share it. A caller that
+        is cancelled leaves its write going.
         """
+        if ends:
+            self._owed.add(name)
         task = self._next.get(name)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._write(name, content))
@@ -416,13 +433,22 @@ class Store:
             task.add_done_callback(self._written)
         await asyncio.shield(task)
 
-    def save_soon(self, name: str, content: Callable[[], bytes], delay_s: float = 0.0) -> None:
+    def save_soon(
+        self,
+        name: str,
+        content: Callable[[], bytes],
+        delay_s: float = 0.0,
+        *,
+        ends: bool = False,
+    ) -> None:
         """The same in the background, and again until it succeeds. Without a loop, at once."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            identity.replace_private_file(self.data_dir / name, content())
+            self.reserve.replace(self.data_dir / name, content(), must=ends)
             return
+        if ends:
+            self._owed.add(name)
         if name in self._soon:
             return
 
@@ -444,7 +470,26 @@ class Store:
     async def _write(self, name: str, content: Callable[[], bytes]) -> None:
         async with self._locks.setdefault(name, asyncio.Lock()):
             del self._next[name]  # who comes now may have changed what is being written
-            await asyncio.to_thread(identity.replace_private_file, self.data_dir / name, content())
+            ends = name in self._owed
+            self._owed.discard(name)
+            try:
+                await asyncio.to_thread(
+                    self.reserve.replace, self.data_dir / name, content(), must=ends
+                )
+            except BaseException:
+                if ends:
+                    self._owed.add(name)
+                    self.reserve.mark(NOT_DURABLE)
+                    self.save_soon(name, content, RETRY_S)
+                raise
+            if not self._owed and not self.unsure:
+                self.reserve.unmark()
+
+    def confirm(self) -> None:
+        """An operator has looked, after a crash that made it `unsure`. Idempotent."""
+        self.unsure = ""
+        if not self._owed:
+            self.reserve.unmark()
 
     def _written(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

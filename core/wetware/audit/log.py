@@ -60,7 +60,7 @@ BATCH_RECORDS_MAX: Final = 1024
 RETRY_S: Final = 1.0
 WRITTEN_S: Final = 5.0
 """For what has taken effect to be on record, before its answer comes all the same."""
-NOT_DURABLE: Final = "records of what was ended may not be on the disk"
+NOT_DURABLE: Final = "records of what had taken effect were lost in a crash"
 CLOSE_S: Final = 10.0
 _TAIL_READ_BYTES: Final = 1 << 20
 """How much of the last file is checked at a start; `ww audit verify` checks all."""
@@ -471,11 +471,12 @@ class AuditLog:
             try:
                 with self.reserve.open():
                     self._report(self._put([*ends, *waiting]))
-            except OSError:
-                self.reserve.mark(NOT_DURABLE)
+            except OSError as exc:
+                self._fails(exc.strerror or str(exc))
             else:
-                self.reserve.unmark()
                 owed = [entry for entry in owed if not entry.reserved]
+        if owed:
+            self.reserve.mark(NOT_DURABLE)
         for entry in waiting:
             self._answer(entry, self.seq, self._unavailable() if owed else None)
         excess = len(owed) - OWED_RECORDS_MAX

@@ -61,10 +61,9 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
 
     async def resume(self) -> dict[str, object]:
         """An operator has looked at what may have come back."""
-        tree = self._broker.tree
-        if tree.shares_suspended is not None:
-            await self._broker.audit.admit("shares.resumed", by=self._principal)
-        return {"shares": tree.resume()}
+        await self._broker.audit.admit("shares.resumed", by=self._principal)
+        self._broker.confirmed()
+        return {"shares": self._broker.tree.resume()}
 
     async def end_sessions(self, principal: str, reason: str) -> dict[str, object]:
         """End all that comes from a principal's roles, or from everybody's."""
@@ -84,6 +83,7 @@ class GrantsService:
 
     name = "grants"
     interface = CORE.Grants
+    ending = frozenset({"Grants.list", "Grants.revoke", "Grants.why", "Grants.end_sessions"})
 
     def __init__(self, broker: Callable[[], Broker]) -> None:
         self._broker = broker

@@ -8,6 +8,7 @@ signature and names the principal; the broker derives the session's grant, last.
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wetware import rpc
+from wetware.audit import AuditUnavailable
 from wetware.bounds import Claim, Places, Rates, address_key
 from wetware.broker.grants import BEARER
 from wetware.broker.limits import LoginLimits
@@ -163,6 +165,8 @@ class Broker:
         """Where this node can be reached, for sturdy references."""
         self.adoptions: Adoptions | None = None
         """References to other nodes; None where there is no overlay."""
+        self.confirmed: Callable[[], None] = lambda: None
+        """Told that an operator has looked at what a crash may have brought back."""
 
     def restore(self) -> int:
         """Put back what was shared before the node stopped; the backend can decide by now."""
@@ -515,21 +519,31 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
             raise
         if self._address is not None:
             broker._attempts.give_back(self._address)
+        record = functools.partial(
+            broker.audit.admit,
+            "login.granted",
+            principal=verdict.principal,
+            roles=",".join(sorted(verdict.roles)),
+            grant=grant.id,
+            channel=self._channel.kind,
+            took_ms=took_ms,
+        )
+        record_login = None
         try:
-            await broker.audit.admit(
-                "login.granted",
-                principal=verdict.principal,
-                roles=",".join(sorted(verdict.roles)),
-                grant=grant.id,
-                channel=self._channel.kind,
-                took_ms=took_ms,
-            )
+            try:
+                await record()
+            except AuditUnavailable:
+                # No log keeps anybody from ending things. What gives something is recorded first,
+                # and the login before it: the session sees to that.
+                record_login = record
+                who = verdict.principal
+                broker.audit.denied("login.unrecorded", key=who, principal=who, grant=grant.id)
             grant.check_live()  # a role withdrawn meanwhile has ended it
-        except BaseException:  # what cannot be recorded is not granted
+        except BaseException:
             grant.close("the login could not be recorded")
             raise
         rpc.current_connection().trust()
-        session = SessionServant(broker, grant, verdict.roles)
+        session = SessionServant(broker, grant, verdict.roles, record_login)
         return {
             "status": status_name(LoginStatus.GRANTED),
             "reason": "",

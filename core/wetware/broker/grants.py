@@ -604,7 +604,9 @@ class Grant:
             return _Plan(denied=(self, "it is bound to no service"))
         for grant in self._chain:
             if not matches(grant.patterns(service), interface, name):
-                return _Plan(denied=(grant, _lacks(service, method)))
+                narrowed = grant.kind == "service" and grant.terms.services is not None
+                why = f" ({grant.label})" if narrowed else ""
+                return _Plan(denied=(grant, _lacks(service, method) + why))
         if service == SESSION_SERVICE:
             return _OPEN
         roles = [

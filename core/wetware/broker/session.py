@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
+from wetware.audit import AuditUnavailable
 from wetware.broker.fences import Fence
-from wetware.broker.grants import ANY, SESSION_SERVICE, Grant
+from wetware.broker.grants import ANY, SESSION_SERVICE, Grant, pattern_within
 from wetware.broker.terms import (
     SERVICES_MAX,
     TERMS_CHARS_MAX,
@@ -322,11 +323,21 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         broker: Of the node.
         grant: The session's.
         roles: That a login was granted by; empty for other sessions.
+        record_login: For a login that could not be recorded: does so before anything is given.
+            Until then the session shows and ends what is its principal's, and opens services for
+            ending things only (`hookspecs.Service.ending`).
     """
 
-    def __init__(self, broker: Broker, grant: Grant, roles: frozenset[str]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        grant: Grant,
+        roles: frozenset[str],
+        record_login: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
         self._broker, self._grant, self._roles = broker, grant, roles
-        self._opened: dict[str, Grant] = {}
+        self._record_login = record_login
+        self._opened: dict[tuple[str, frozenset[str] | None], Grant] = {}
 
     async def whoami(self) -> dict[str, object]:
         """Whose session it is."""
@@ -351,18 +362,36 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
     async def open(self, name: str) -> dict[str, object]:
         """A service's bootstrap capability under a grant of its own."""
         service = self._covered(name)
-        grant = self._opened.get(name)
+        grant = self._opened.get((name, None))
         if grant is None or grant.ended is not None:
-            await self._broker.audit.admit(
-                "service.opened",
-                principal=self._grant.principal,
-                grant=self._grant.id,
-                service=name,
-            )
-            grant = self._grant.derive(kind="service", label=f"service {name}", service=name)
-            self._opened[name] = grant
+            only: frozenset[str] | None = None
+            try:
+                await self._admit("service.opened", grant=self._grant.id, service=name)
+            except AuditUnavailable:
+                only = self._ending(name, service)
+                if not only:
+                    raise
+            grant = self._service_grant(name, only)
         grant.lend()
         return {"service": rpc.guarded(service.bootstrap(self._grant.principal), grant)}
+
+    def _ending(self, name: str, service: Service) -> frozenset[str]:
+        """What may be called of a service while that cannot be recorded: it ends things."""
+        mine = self._grant.patterns(name)
+        ending: frozenset[str] = getattr(service, "ending", frozenset())
+        return frozenset(method for method in ending if pattern_within(method, mine))
+
+    def _service_grant(self, name: str, only: frozenset[str] | None) -> Grant:
+        """A service's grant, for some of its methods or for all that the session has."""
+        grant = self._opened.get((name, only))
+        if grant is None or grant.ended is not None:
+            label, terms = f"service {name}", Terms()
+            if only is not None:
+                label += ", to end things: the audit log cannot be written"
+                terms = Terms(services={name: only})
+            grant = self._grant.derive(kind="service", label=label, service=name, terms=terms)
+            self._opened[name, only] = grant
+        return grant
 
     def _covered(self, name: str) -> Service:
         """A service that the grant covers; raises Denied or Unsupported."""
@@ -405,7 +434,7 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
             service=SESSION_SERVICE,
         )
         try:
-            await self._admit("grant.attenuated", grant)
+            await self._admit_grant("grant.attenuated", grant)
             grant.check_live()
         except BaseException:
             grant.revoke("it could not be recorded")
@@ -421,15 +450,21 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
             terms_from_wire(terms, self._grant, broker),
             label=_label(label, "share"),
             uses=uses or None,
-            admit=lambda made: self._admit("grant.shared", made),
+            admit=lambda made: self._admit_grant("grant.shared", made),
         )
         ref = SturdyRef(broker.peer_id, tuple(broker.addrs()), grant.id, secret)
         return {"ref": ref.text, "grant": grant.info()}
 
-    async def _admit(self, event: str, grant: Grant) -> None:
-        await self._broker.audit.admit(
+    async def _admit(self, event: str, **fields: object) -> None:
+        """Record what is about to be given, after the login; raises AuditUnavailable."""
+        if self._record_login is not None:
+            await self._record_login()
+            self._record_login = None
+        await self._broker.audit.admit(event, principal=self._grant.principal, **fields)
+
+    async def _admit_grant(self, event: str, grant: Grant) -> None:
+        await self._admit(
             event,
-            principal=grant.principal,
             grant=grant.id,
             parent=self._grant.id,
             label=grant.label,
@@ -462,7 +497,9 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
                 hint="`ww grants` shows yours; an operator sees all with --all",
                 code="not_found.grant",
             )
-        return {"cut": await revoke(self._broker, grant, reason, str(self._grant.principal))}
+        operator = pattern_within("Grants.revoke", self._grant.patterns("grants"))
+        by = str(self._grant.principal)
+        return {"cut": await revoke(self._broker, grant, reason, by, operator=operator)}
 
     # --- why --------------------------------------------------------------------------------------
 
@@ -515,9 +552,8 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         parsed = SturdyRef.parse(ref)
         adopted = await adoptions.adopt(parsed, self._grant)
         try:
-            await self._broker.audit.admit(
+            await self._admit(
                 "grant.adopted",
-                principal=adopted.grant.principal,
                 grant=adopted.grant.id,
                 parent=self._grant.id,
                 label=adopted.grant.label,

@@ -430,6 +430,9 @@ def judge_audit(
         )
         for each in broken
     ]
+    if "log.not_durable" in opened:
+        text = "the node crashed while the log could not be written: its last records are lost"
+        found.append(warning(name, text, "`ww audit tail --event log.` says when that was"))
     if dropped:
         found.append(
             warning(
@@ -539,7 +542,29 @@ async def _plugins(node: Node) -> list[Finding]:
 
 
 async def _disk(node: Node) -> list[Finding]:
-    return await asyncio.to_thread(check_disk, node.data_dir)
+    found = await asyncio.to_thread(check_disk, node.data_dir)
+    store = node.admission.store
+    whole = await asyncio.to_thread(store.reserve.fill)
+    return [*found, *judge_reserve("" if whole else store.reserve.missing, store.unsure)]
+
+
+def judge_reserve(missing: str, unsure: str) -> list[Finding]:
+    """The space for evictions: why it is missing, and why a crash may have undone some, or ""."""
+    found = []
+    if missing:
+        text = f"there is no room for what an eviction needs on a full disk ({missing})"
+        remedy = "free disk space under the node's data directory; `ww doctor` again"
+        found.append(error("disk", text, remedy))
+    if unsure:
+        found.append(
+            error(
+                "disk",
+                f"nobody can join or renew here since the node started: {unsure}",
+                "`ww evict` and `ww invite --revoke` again where they were, then "
+                "`ww grants --resume`",
+            )
+        )
+    return found
 
 
 async def _files(node: Node) -> list[Finding]:

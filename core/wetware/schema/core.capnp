@@ -247,8 +247,9 @@ interface Grants {
   # them; returns how many grants ended, roles not counted. They may log in again. Idempotent.
 
   resume @4 () -> (shares :UInt32);
-  # Lets the shares work again that are suspended since the node started, because the end of some may
-  # not have been on its disk; returns how many there are. Recorded first. Idempotent.
+  # Lets the shares work again that are suspended since the node started, and nodes join and renew,
+  # after an end of some that may not have been on its disk; returns how many shares there are.
+  # Recorded first. Idempotent.
 }
 
 struct ServiceInfo {

@@ -16,10 +16,9 @@ import pytest
 from wetware import identity
 from wetware.access import Access
 from wetware.errors import ConfigError, InvalidArgument, KeyFileError
-from wetware.hookspecs import Withdrawn
-from wetware.identity import Key, Principal
+from wetware.hookspecs import Accept, NotMine, Reject, Withdrawn
+from wetware.identity import Challenge, Channel, Key, Principal
 from wetware.log import get_logger
-from wetware_auth_local import backend as module
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import SeenPolicies
 from wetware_auth_local.plugin import AuthLocalConfig
@@ -34,6 +33,7 @@ from wetware_auth_local.policy import (
     WrongCluster,
     resolution,
 )
+from wetware_auth_local.signer import Ed25519Signer
 
 pytestmark = pytest.mark.anyio
 ADA = Key.from_seed(b"a" * 32)
@@ -127,7 +127,7 @@ async def test_a_cancelled_put_is_carried_out(
         assert go_on.wait(20)
         identity.replace_private_file(path, data)
 
-    monkeypatch.setattr(module, "replace_private_file", slow)
+    monkeypatch.setattr("wetware.disk.replace_private_file", slow)
     document = with_ada(backend.policy, "member").sign(operator(tmp_path))
     put = asyncio.create_task(backend.put(document))
     await asyncio.to_thread(writing.wait, 20)
@@ -168,7 +168,7 @@ async def test_withdrawal_is_told_before_the_disk_is_written_and_survives_its_fa
         assert told, "the disk was written before the withdrawal took effect"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "replace_private_file", full)
+    monkeypatch.setattr("wetware.disk.replace_private_file", full)
     removal = without_ada(backend.policy).sign(key)
     with pytest.raises(PolicyNotSaved, match="No space left"):
         await backend.put(removal)
@@ -180,6 +180,59 @@ async def test_withdrawal_is_told_before_the_disk_is_written_and_survives_its_fa
     assert make(tmp_path).policy.version == 3
 
 
+async def login(backend: LocalBackend, key: Key) -> Accept | Reject:
+    node = Key.generate().peer_id
+    now_ms = int(time.time() * 1000)
+    channel = Channel("unix", node.multihash)
+    challenge = Challenge(b"n" * 32, node, "c", channel, backend.schemes, 1, now_ms + 10_000)
+    answer = await backend.authenticate(challenge, await Ed25519Signer(key).sign(challenge))
+    assert not isinstance(answer, NotMine)
+    return answer
+
+
+async def test_a_withdrawal_is_on_a_disk_that_is_full_and_an_addition_is_not(
+    small_disk: Any, tmp_path: Path
+) -> None:
+    backend = make(small_disk.path)
+    key = operator(tmp_path)
+    await backend.put(with_ada(backend.policy, "member").sign(key))
+    small_disk.fill()
+    more = backend.policy.next(
+        users={**backend.policy.users, "bob": User(Key.generate().peer_id, frozenset({"member"}))}
+    )
+    with pytest.raises(PolicyNotSaved):
+        await backend.put(more.sign(key))
+    gone = without_ada(more)
+    await backend.put(gone.sign(key))
+    assert not small_disk.free_bytes
+    assert not list(backend.findings())
+    assert make(small_disk.path).policy == gone
+
+
+async def test_where_nothing_can_be_written_a_crash_leaves_the_operator_alone(
+    small_disk: Any, tmp_path: Path
+) -> None:
+    backend = make(small_disk.path)
+    key = operator(tmp_path)
+    await backend.put(with_ada(backend.policy, "member").sign(key))
+    with backend._reserve.open():
+        small_disk.fill()
+    with pytest.raises(PolicyNotSaved):
+        await backend.put(without_ada(backend.policy).sign(key))
+    for _ in range(2):
+        after = make(small_disk.path)  # as after a crash
+        assert after.policy.version == 2
+        assert isinstance(await login(after, ADA), Reject)
+        assert isinstance(await login(after, key), Accept)
+        texts = " ".join(finding.text for finding in after.findings())
+        assert "version 3 of the policy withdraws something" in texts
+        assert "no room for what a withdrawal needs" in texts
+    small_disk.free()
+    await after.put(after.newest.document())  # the operator has looked
+    assert isinstance(await login(after, ADA), Accept)
+    assert not list(make(small_disk.path).findings())
+
+
 async def test_additions_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = make(tmp_path)
 
@@ -187,7 +240,7 @@ async def test_additions_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     document = with_ada(backend.policy, "member").sign(operator(tmp_path))
-    monkeypatch.setattr(module, "replace_private_file", full)
+    monkeypatch.setattr("wetware.disk.replace_private_file", full)
     with pytest.raises(PolicyNotSaved):
         await backend.put(document)
     assert backend.roles(ADA_PRINCIPAL) == frozenset()
@@ -306,7 +359,7 @@ async def test_what_the_disk_refused_is_what_later_versions_build_on(
 
     added = with_ada(backend.policy, "member")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "replace_private_file", full)
+        patch.setattr("wetware.disk.replace_private_file", full)
         with pytest.raises(PolicyNotSaved):
             await backend.put(added.sign(key))
     with pytest.raises(ForkedPolicy):

@@ -17,10 +17,17 @@ from wetware import cbor, rpc
 from wetware.access import Access
 from wetware.errors import NotFound, OverlayError
 from wetware.hookspecs import Accept, PeerDown, PeerUp, Reject, Withdrawn
-from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Principal
+from wetware.identity import (
+    Challenge,
+    Channel,
+    Key,
+    LoginStatus,
+    PeerId,
+    Principal,
+    replace_private_file,
+)
 from wetware.link import Connection, LinkHost, Stream
 from wetware.multiaddr import Multiaddr
-from wetware_auth_local import backend as backend_module
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import PolicyClient
 from wetware_auth_local.plugin import AuthLocalConfig
@@ -297,14 +304,14 @@ async def test_a_full_disk_neither_stops_a_withdrawal_nor_its_spreading(
         await line[1].dial(line[2])
         second = await line[0].put(with_ada(FIRST))
         await agree(*line, version=2)
-        replace, full = backend_module.replace_private_file, True
+        replace, full = replace_private_file, True
 
         def some(path: Path, data: bytes) -> None:
             if full and "node1" in path.parts:
                 raise OSError(28, "No space left on device")
             replace(path, data)
 
-        monkeypatch.setattr(backend_module, "replace_private_file", some)
+        monkeypatch.setattr("wetware.disk.replace_private_file", some)
         await line[0].put(without_ada(second))
         await until(lambda: all(node.withdrawn for node in line))
         await agree(line[0], line[2], version=3)

@@ -3,6 +3,11 @@
 Two documents: the *newest* that this node accepted, whose withdrawals are in force and which it
 passes on, and the one *in force*, which is on disk and grants. They are the same but for the time
 that the disk takes, or while it fails.
+
+A version that withdraws something is written also on a full disk, with the space of a reserve
+(`wetware.disk`). Where not even that is possible the reserve is marked: after a crash, what it
+withdrew may be in force again, and this node admits nobody but the operator until the operator puts
+a version.
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from wetware import paths, rpc
 from wetware.client import KeyChoice
+from wetware.disk import Reserve
+from wetware.doctor import Finding
 from wetware.errors import ConfigError, KeyFileError, NotFound, WetwareError
 from wetware.hookspecs import (
     Accept,
@@ -36,7 +43,6 @@ from wetware.identity import (
     PeerId,
     Principal,
     Proof,
-    replace_private_file,
     verify,
 )
 from wetware_auth_local.client import SCHEMA
@@ -52,13 +58,13 @@ from wetware_auth_local.policy import (
     Signed,
     StalePolicy,
     WrongCluster,
+    lost_grants,
     narrowed_roles,
 )
 from wetware_auth_local.signer import SCHEME
 from wetware_auth_local.spread import Spread
 
 if TYPE_CHECKING:
-    from wetware.doctor import Finding
     from wetware_auth_local.plugin import AuthLocalConfig
 
 POLICY_FILE = "policy.json"
@@ -66,6 +72,7 @@ HIGHEST_FILE = "highest.json"
 """Version and digest of the latest policy this node has had: it refuses to go back, also when
 somebody restores an old policy file."""
 CONTACT_FILE = "contact.json"
+_NOT_DURABLE = "which may not have been on this node's disk when it crashed"
 
 
 class LocalBackend:
@@ -85,6 +92,8 @@ class LocalBackend:
         self._file = ctx.data_dir / POLICY_FILE
         self._watchers: dict[int, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
         self._highest_file = ctx.data_dir / HIGHEST_FILE
+        self._reserve = Reserve(ctx.data_dir)
+        self._unsure = self._reserve.marked
         self._puts: set[asyncio.Task[tuple[Policy, int]]] = set()
         self._lock = asyncio.Lock()
         joined = getattr(ctx, "join_document", None)
@@ -95,6 +104,7 @@ class LocalBackend:
             joined=joined is not None,
         )
         self._in_force = self._newest = self._load(config, joined)
+        self._reserve.fill()
         self._by_key = _index(self._in_force.policy)
         self.spread = Spread(
             ctx.overlay,
@@ -148,7 +158,8 @@ class LocalBackend:
                     hint="restore the later one from a backup, or from another node",
                 )
         if highest != _highest(mine):  # a crash may have come between the two files
-            self._save_highest(mine)
+            highest_now = json.dumps(_highest(mine)).encode()
+            self._reserve.replace(self._highest_file, highest_now, must=True)
         return mine
 
     def _given(self, config: AuthLocalConfig, joined: bytes | None) -> tuple[Signed, str] | None:
@@ -178,12 +189,11 @@ class LocalBackend:
         self._save(signed)
         self._log.info("policy.adopted", version=signed.version, operator=signed.policy.operator)
 
-    def _save(self, signed: Signed) -> None:
-        replace_private_file(self._file, signed.document())
-        self._save_highest(signed)
-
-    def _save_highest(self, signed: Signed) -> None:
-        replace_private_file(self._highest_file, json.dumps(_highest(signed)).encode())
+    def _save(self, signed: Signed, *, ends: bool = False) -> None:
+        """Make it durable, with reserved space if it `ends` something; raises OSError."""
+        highest = json.dumps(_highest(signed)).encode()
+        self._reserve.replace(self._file, signed.document(), must=ends)
+        self._reserve.replace(self._highest_file, highest, must=ends)
 
     def _read_highest(self) -> dict[str, Any] | None:
         try:
@@ -241,6 +251,7 @@ class LocalBackend:
                 )
             relation = newest.judge(new)
             if relation is Relation.SAME and newest is self._in_force:
+                self._is_sure()
                 return newest.policy, 0
             if relation is not Relation.SAME:  # else the disk failed, and may not this time
                 self._check(newest, new, relation)
@@ -249,18 +260,27 @@ class LocalBackend:
                 withdrawn = self._withdraw(old, new.policy)
             finally:
                 self.spread.announce()
+            ends = bool(lost_grants(old, new.policy))
             try:
-                await asyncio.to_thread(self._save, new)
+                await asyncio.to_thread(self._save, new, ends=ends)
             except OSError as exc:
                 self._log.exception("policy.not_saved", version=new.version)
+                if ends:
+                    self._reserve.mark(f"version {new.version} of the policy withdraws something")
                 raise PolicyNotSaved(
                     f"what version {new.version} withdraws has ended, and the version could not be "
                     f"saved: {exc.strerror}",
                     hint="make room on the node's disk and run the command again",
                 ) from exc
             self._in_force, self._by_key = new, _index(new.policy)
+            self._is_sure()
             self._log.info("policy.changed", version=new.version, withdrawn=withdrawn)
             return new.policy, withdrawn
+
+    def _is_sure(self) -> None:
+        """What is in force is on the disk, or the operator says that it is right."""
+        self._unsure = ""
+        self._reserve.unmark()
 
     def _check(self, newest: Signed, new: Signed, relation: Relation) -> None:
         if relation is Relation.NEWER:
@@ -286,6 +306,8 @@ class LocalBackend:
 
     async def _settle(self) -> None:
         """Save what the disk refused; withdrawals have been in force since."""
+        if self._reserve.missing:
+            await asyncio.to_thread(self._reserve.fill)
         if self._newest is not self._in_force:
             with contextlib.suppress(WetwareError):  # logged
                 await self._carry_out(self._newest)
@@ -354,6 +376,8 @@ class LocalBackend:
         subject = PeerId.from_public_key(public)
         if why := await self.spread.why_stale():
             return Reject(LoginStatus.BACKEND_UNAVAILABLE, why)
+        if self._unsure and subject != self.policy.operator:
+            return Reject(LoginStatus.BACKEND_UNAVAILABLE, f"{self._unsure}, {_NOT_DURABLE}")
         if subject not in self._by_key:
             return Reject(LoginStatus.UNKNOWN_PRINCIPAL, f"{subject} is not a user of this cluster")
         return Accept(Principal(self.name, subject), self._by_key[subject])
@@ -370,7 +394,23 @@ class LocalBackend:
 
     def findings(self) -> Iterable[Finding]:
         """See AuthBackend."""
-        return self.spread.findings()
+        if self._unsure:
+            yield Finding(
+                "policy",
+                "error",
+                f"{self._unsure}, {_NOT_DURABLE}; the node admits its operator alone",
+                "`ww policy export` shows what is in force; run the lost command again, or put the "
+                "same again with `ww policy import`",
+            )
+        if self._reserve.missing and not self._reserve.fill():
+            yield Finding(
+                "policy",
+                "error",
+                f"there is no room for what a withdrawal needs on a full disk "
+                f"({self._reserve.missing})",
+                "free disk space under the node's data directory; `ww doctor` again",
+            )
+        yield from self.spread.findings()
 
     async def join_document(self) -> bytes:
         """The signed policy document."""
@@ -488,6 +528,8 @@ class PolicyService:
 
     name = "auth_local"
     interface = SCHEMA.PolicyStore
+    # A policy is its own record: a version, signed by the operator.
+    ending = frozenset({f"PolicyStore.{name}" for name in ("get", "put", "status", "divergent")})
 
     def __init__(self, backend: LocalBackend) -> None:
         self._backend = backend

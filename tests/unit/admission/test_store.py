@@ -154,7 +154,7 @@ async def test_writes_that_wait_share_one_and_see_the_latest(
         written.append(data)
         write(path, data)
 
-    monkeypatch.setattr(identity, "replace_private_file", counting)
+    monkeypatch.setattr("wetware.disk.replace_private_file", counting)
     value = 0
 
     async def save(n: int) -> None:
@@ -181,7 +181,7 @@ async def test_a_write_in_the_background_is_tried_again(
             raise OSError(28, "No space left on device")
         write(path, data)
 
-    monkeypatch.setattr(identity, "replace_private_file", flaky)
+    monkeypatch.setattr("wetware.disk.replace_private_file", flaky)
     store.save_soon("file", lambda: b"x")
     async with asyncio.timeout(10):
         while not (tmp_path / "file").exists():

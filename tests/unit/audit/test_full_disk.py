@@ -44,6 +44,7 @@ async def test_nobody_uses_the_reserve_up_with_denials_and_ends_of_their_own(
         await audit.admit("login.granted")
     audit.ended("grant.revoked", by="an operator")
     await until(lambda: "an operator" in text(directory))
+    assert log.reserve.marked, "what waits would be lost in a crash, and that be said"
     assert not small_disk.free_bytes
     assert (directory / RESERVED_FILE).stat().st_size > RESERVED_BYTES // 2
     copy = tmp_path / "copy"  # what a kill -9 leaves
