@@ -229,6 +229,8 @@ async def test_whoever_holds_a_reference_passes_on_less_of_it(
         stranger.ww, "use", ref, "share", "pubsub:chat/a", "--json", "--calls", "100", check=True
     )
     below = json.loads(narrower.stdout)["ref"]
+    again = await asyncio.to_thread(stranger.ww, "use", ref, "share", "pubsub:chat/a", check=True)
+    assert "end it: who gave you REF can: ww revoke " in again.stderr
     wider = await asyncio.to_thread(stranger.ww, "use", ref, "share", "grants")
     assert wider.returncode == EXIT_DENIED
     async with wetware.connect(below) as session:

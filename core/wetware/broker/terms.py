@@ -650,7 +650,7 @@ class Constrainable:
         method: The method.
         param: The parameter.
         kind: "text", "data", "int", "float", "bool", "enum", "list".
-        named: It is what NAME is in `ww share SERVICE:NAME`.
+        named: It is held to NAME in `ww share SERVICE:NAME`.
     """
 
     method: Method
@@ -661,8 +661,9 @@ class Constrainable:
 
 def constrainable(interface: Interface) -> list[Constrainable]:
     """The parameters that can be constrained, of an interface and those that it leads to."""
+    naming = interface.naming
     return [
-        Constrainable(method, param, method.param_kinds[param], method.named == param)
+        Constrainable(method, param, method.param_kinds[param], naming == param)
         for reached in interface.reachable()
         for method in reached.methods.values()
         for param in method.params

@@ -16,6 +16,7 @@ from wetware.cli.app import (
     confirm,
     node_data_dir,
     note,
+    options,
     out,
     out_json,
     run_client,
@@ -78,6 +79,7 @@ def share_command(
 ) -> None:
     """Print a reference ww1…: whoever has it can do this, without an account. It is a secret."""
     from wetware.broker.terms import parse_duration, parse_size
+    from wetware.sturdy import is_ref
 
     service, colon, name = what.partition(":")
     if not service or (colon and not name):
@@ -108,7 +110,9 @@ def share_command(
     out(ref)
     note(f"it allows: {'; '.join(grant.terms)}")
     command = "pub …" if service == "pubsub" else "COMMAND …"
-    note(f"use it: ww use REF {command}   end it: ww revoke {grant.id}")
+    # Each command redeems anew, and a holder sees and ends what came from one redemption alone.
+    who = "who gave you REF can: " if options.node and is_ref(options.node) else ""
+    note(f"use it: ww use REF {command}   end it: {who}ww revoke {grant.id}")
 
 
 def use_command(

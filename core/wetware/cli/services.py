@@ -65,12 +65,14 @@ def _as_dict(info: ServiceInfo, *, describe: bool) -> dict[str, Any]:
     if describe:
         interface = _interface(info)
         data["described"] = (
-            None if interface is None else [_method(m) for m in _granted(info, interface)]
+            None
+            if interface is None
+            else [_method(m, interface.naming) for m in _granted(info, interface)]
         )
     return data
 
 
-def _method(method: Method) -> dict[str, Any]:
+def _method(method: Method, naming: str | None) -> dict[str, Any]:
     from wetware.broker.terms import kinds_for
 
     return {
@@ -82,7 +84,7 @@ def _method(method: Method) -> dict[str, Any]:
             for param in method.params
             if param in method.constrainable
         },
-        "name": method.named,
+        "name": naming if naming in method.constrainable else None,
     }
 
 
@@ -112,12 +114,13 @@ def _describe(info: ServiceInfo) -> None:
         out(f"  {' '.join(info.methods)}")
         out("")
         return
+    naming = interface.naming or ""
     rows = [
         (
             method.where,
             ", ".join(f"{p} {method.param_kinds[p]}" for p in method.params) or "-",
             ", ".join(p for p in method.params if p in method.constrainable) or "-",
-            f"{info.name}:{method.named.upper()}" if method.named else "",
+            f"{info.name}:{naming.upper()}" if naming in method.constrainable else "",
         )
         for method in _granted(info, interface)
     ]

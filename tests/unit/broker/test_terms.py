@@ -533,6 +533,8 @@ def test_names_of_a_flat_service(tmp_path: Path) -> None:
     )
     counters = rpc.load(path).Counters
     incr, get = counters.methods["incr"], counters.methods["get"]
+    named = {item.method.name for item in constrainable(counters) if item.named}
+    assert named == {"incr", "get"}
     methods, where = one_object("c", counters, "a", frozenset({"Counters.get"}), ALL)
     assert methods == {"Counters.get"}
     assert where.applies(incr)
