@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import ipaddress
 import json
 import os
 import socket
@@ -23,6 +24,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import ifaddr
 
 import wetware
 from wetware import node_key, paths, rpc
@@ -67,6 +70,8 @@ RECURSION_MAX = 1000
 """As Python begins with; plugins are imported by the time that it is set back to this."""
 CLOCK_LOOK_S = 5.0
 """Between two looks at how far this node's clock is from the others'."""
+INTERFACES_MAX = 8
+"""Addresses of interfaces that a node announces: others dial all of them."""
 CORE_SERVICES = ("node", "cluster", "grants", "audit")
 """Every node has them: its record in the membership does not name them."""
 SOCKET_PATH_BYTES_MAX = 100
@@ -135,7 +140,8 @@ def locked(data_dir: Path) -> Iterator[None]:
 def dialable(addr: Multiaddr) -> tuple[Multiaddr, ...]:
     """What others write to reach `addr`: a wildcard stands for the machine's own addresses.
 
-    The address of the default route first, found without sending anything, then loopback.
+    The address of the default route, found without sending anything, or where there is none those
+    of the interfaces; then loopback.
     """
     if addr.host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         return (addr,)
@@ -144,12 +150,26 @@ def dialable(addr: Multiaddr) -> tuple[Multiaddr, ...]:
         if addr.kind == "ip4"
         else (socket.AF_INET6, "2001:db8::1", "::1")
     )
-    hosts = [loopback]
-    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as routed:
-        routed.connect((probe, 9))  # a datagram socket only looks its route up
-        if (host := routed.getsockname()[0]) != loopback:
-            hosts.insert(0, host)
-    return tuple(replace(addr, host=host) for host in hosts)
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as routed:
+            routed.connect((probe, 9))  # a datagram socket only looks its route up
+            hosts = [routed.getsockname()[0]]
+    except OSError:
+        hosts = _interface_hosts(addr.kind)
+    return tuple(replace(addr, host=host) for host in dict.fromkeys([*hosts, loopback]))
+
+
+def _interface_hosts(kind: str) -> list[str]:
+    """The addresses of the interfaces that another machine can dial, at most INTERFACES_MAX."""
+    ips = (ip for adapter in ifaddr.get_adapters() for ip in adapter.ips)
+    texts = (str(ip.ip if ip.is_IPv4 else ip.ip[0]) for ip in ips if ip.is_IPv4 is (kind == "ip4"))
+    hosts = [text for text in texts if not _here_alone(ipaddress.ip_address(text))]
+    return hosts[:INTERFACES_MAX]
+
+
+def _here_alone(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether it leads to no other machine; a link-local one needs the name of an interface."""
+    return host.is_loopback or host.is_link_local
 
 
 def socket_path(data_dir: Path) -> Path:

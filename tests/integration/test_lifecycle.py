@@ -273,3 +273,16 @@ def test_the_configured_and_the_running_auth_backend_are_told_apart(home: Home) 
         node.process.wait()
         assert (node.data_dir / "node.json").exists()
         assert listed(node) == {"auth_evm": (True, False), "auth_local": (False, False)}
+
+
+def test_what_others_cannot_reach_this_node_by_is_printed_with_a_warning(home: Home) -> None:
+    with home.node() as node:
+        for args, what in (
+            (["invite"], "the ticket"),
+            (["invite", "--json"], "the ticket"),
+            (["invite", "--peer", str(Key.generate().peer_id)], "the certificate"),
+            (["share", "pubsub:chat"], "the reference"),
+        ):
+            done = node.ww(*args, check=True)
+            assert f"warning: {what} leads to this machine only" in done.stderr
+            assert "warning" not in done.stdout

@@ -15,6 +15,7 @@ from wetware.errors import EXIT_FAILED, EXIT_USAGE, WetwareError
 
 if TYPE_CHECKING:
     from wetware.client import Session
+    from wetware.multiaddr import Multiaddr
 
 T = TypeVar("T")
 
@@ -208,6 +209,17 @@ def out(*parts: str | Styled) -> None:
 def note(*parts: str | Styled) -> None:
     """A line for the person at the terminal, on stderr, so that stdout stays data."""
     _line(sys.stderr, parts)
+
+
+def warn_of_loopback(what: str, addrs: Sequence[Multiaddr]) -> None:
+    """Say so where what is passed on to another machine leads back to this one alone."""
+    if all(addr.is_loopback for addr in addrs):
+        note(
+            Styled("warning:", "yellow"),
+            f" {what} leads to this machine only: the node that it names listens on loopback, or "
+            "has found no address that others could dial",
+        )
+        note("try: ww node --listen /ip4/ADDRESS/tcp/4001, with an address that they reach")
 
 
 def complain(message: str, hint: str = "") -> None:

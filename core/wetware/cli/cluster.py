@@ -19,6 +19,7 @@ from wetware.cli.app import (
     run_client,
     table,
     usage,
+    warn_of_loopback,
 )
 from wetware.errors import InvalidArgument, WetwareError
 
@@ -280,6 +281,7 @@ def _invite(labels: dict[str, str], inviter: bool, expires: str, uses: int, json
             labels=labels, rights=rights, expires_s=expires_s, uses=uses
         )
     )
+    _warn_of_loopback("the ticket", ticket)
     if json:
         out_json({"ticket": ticket, "id": ticket_id, "not_after_ms": not_after_ms, "uses": uses})
         return
@@ -296,6 +298,8 @@ def _certify(peer: str, foreign: bool, labels: dict[str, str], inviter: bool, js
     bundle = run_client(
         lambda session: session.cluster.certify(peer, labels=labels, rights=rights, foreign=foreign)
     )
+    if not foreign:
+        _warn_of_loopback("the certificate", bundle)
     if json:
         out_json({"certificate": bundle, "peer_id": peer, "foreign": foreign})
         return
@@ -304,6 +308,12 @@ def _certify(peer: str, foreign: bool, labels: dict[str, str], inviter: bool, js
         note(f"the cluster now knows {peer} as a member; it need not show the certificate")
     else:
         note(f"only the node with the key of {peer} can use it:  ww node --join CERTIFICATE")
+
+
+def _warn_of_loopback(what: str, invitation: str) -> None:
+    from wetware.admission.texts import parse_join
+
+    warn_of_loopback(what, parse_join(invitation).addrs)
 
 
 def _list_tickets(json: bool) -> None:

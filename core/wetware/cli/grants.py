@@ -22,6 +22,7 @@ from wetware.cli.app import (
     run_client,
     table,
     usage,
+    warn_of_loopback,
 )
 from wetware.cli.given import read_line
 
@@ -103,7 +104,10 @@ def share_command(
             label=label or what,
         )
 
+    from wetware.sturdy import SturdyRef
+
     ref, grant = run_client(work)
+    warn_of_loopback("the reference", SturdyRef.parse(ref).addrs)
     if json:
         out_json({"ref": ref, "grant": asdict(grant)})
         return
