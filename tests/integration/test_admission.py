@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -399,6 +400,37 @@ def test_invite_lists_revokes_and_expires(
         assert why in log
         assert "\nww: " in "\n" + log
         assert "Traceback" not in log
+
+
+def test_a_founder_that_was_restored_learns_from_others_which_tickets_are_spent(
+    home: Home, tmp_path: Path
+) -> None:
+    """Also while the node that the ticket let in is away: another has seen its certificate."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listen = f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}"
+    a = home.start_node("a", listen=listen).wait_ready()
+    with home.node("b", join=a) as b:
+        ticket = json.loads(a.invite("--json"))
+        a.stop()
+        backup = shutil.copytree(a.data_dir, tmp_path / "backup")
+        a = home.start_node("a", listen=listen).wait_ready()
+        with home.node("c", join=ticket["ticket"]) as c:
+            b.wait_members([a.peer_id, c.peer_id])
+        a.process.kill()
+        a.process.wait()
+        shutil.rmtree(a.data_dir)
+        shutil.copytree(backup, a.data_dir)
+        a = home.start_node("a", listen=listen).wait_ready()
+        thief = home.start_node("thief", join=ticket["ticket"])
+        assert ended(thief) == 77
+        assert "the ticket was used by another node" in thief.log.read_text()
+        (found,) = (
+            each
+            for each in json.loads(a.ww("invite", "--list", "--json", check=True).stdout)
+            if each["id"] == ticket["id"]
+        )
+        assert found["spent_by"] == [c.peer_id]
+        a.stop()
 
 
 def test_an_inviter_invites_and_its_eviction_voids_what_it_signed(home: Home) -> None:

@@ -119,8 +119,8 @@ PLAIN = st.recursive(
 def test_well_formed_cbor_of_a_wrong_shape_is_a_refusal(value: object) -> None:
     for wrapped in (
         value,
-        {"v": 1, "c": value},
-        {"v": 1, "c": [[value, b"s" * 64]]},
+        {"v": 2, "c": value},
+        {"v": 2, "c": [[value, b"s" * 64]]},
         {"k": "tombstone", "p": value, "s": b"s" * 64},
         {"k": "foreign", "c": value},
     ):
@@ -147,6 +147,7 @@ def test_well_formed_cbor_of_a_wrong_shape_is_a_refusal(value: object) -> None:
                 "issuer",
                 "serial",
                 "foreign",
+                "ticket",
                 "x",
             ]
         ),
@@ -159,7 +160,7 @@ def test_changed_fields_signed_by_the_root_are_judged(changes: dict[str, object]
     value = cbor.decode(INVITE.payload, bytes_max=4096) | changes
     payload = cbor.encode(value)
     signature = ROOT.sign(b"wetware-certificate:1\n" + payload)
-    data = cbor.encode({"v": 1, "c": [[payload, signature]]})
+    data = cbor.encode({"v": 2, "c": [[payload, signature]]})
     try:
         chain = Chain.open(data, FOUNDING)
     except AdmissionRefused:

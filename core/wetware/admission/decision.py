@@ -39,6 +39,7 @@ from wetware.admission.store import (
     CERTIFICATE_FILE,
     FOREIGN_FILE,
     LEDGER_FILE,
+    TICKETS_FILE,
     TOMBSTONES_FILE,
     LedgerEntry,
     Store,
@@ -67,6 +68,9 @@ log = get_logger("admission")
 REFUSALS_LOGGED_S: Final = 60.0
 """A refusal of the same peer and protocol is logged once in this time: logs are finite."""
 REFUSALS_REMEMBERED_MAX: Final = 1024
+HEARD_S: Final = 20.0
+"""After a start, members show their certificates and with them which tickets are spent: a ticket
+from before the start is honoured so much later, which leaves a third of `join_s`."""
 LEDGER_DELAY_S: Final = 1.0
 """Members that connect within this time are written to the ledger together."""
 
@@ -164,6 +168,8 @@ class Admission:
         self._wake = asyncio.Event()
         self._renew_now = asyncio.Event()
         self._renew_at = 0.0
+        self._old_tickets = frozenset(store.tickets)
+        self._heard_at = clock.monotonic() + HEARD_S
         self._doubted_at = float("-inf")
         self._vetoes = asyncio.Semaphore(self.limits.vetoes_max)
         self._load_facts()
@@ -335,11 +341,26 @@ class Admission:
         if chain is None:
             chain = Chain.open(encoded, self.founding)
             self._opened[digest] = chain
+            self._learn_spent(chain.leaf)
             while len(self._opened) > self.limits.chains_cached_max:
                 self._opened.popitem(last=False)
         else:
             self._opened.move_to_end(digest)
         return chain
+
+    def _learn_spent(self, leaf: Certificate) -> None:
+        """A ticket that let somebody in is spent, whether or not this node remembers it.
+
+        It does not where its data directory was restored from a backup.
+        """
+        for ticket in self.store.tickets.values():
+            spent = ticket.spent
+            if ticket.name == leaf.ticket and leaf.peer not in spent and len(spent) < ticket.uses:
+                self.store.spend(ticket, leaf.peer)
+                self.store.save_soon(TICKETS_FILE, self.store.tickets_document)
+                log.warning("ticket.was_spent", ticket=ticket.id, peer=leaf.peer)
+                self._record("ticket.was_spent", ticket=ticket.id, peer=leaf.peer)
+                return
 
     # --- members ----------------------------------------------------------------------------------
 
@@ -509,7 +530,7 @@ class Admission:
                 if foreign.chain.leaf.issuer == fact.peer:
                     self._drop_foreign(peer)
         self._enforce()
-        self._cut_tickets(fact.peer)
+        self._cut_tickets(fact)
         self.store.save_soon(TOMBSTONES_FILE, self._tombstones_document, ends=True)
 
     def _bury(self, fact: Tombstone) -> None:
@@ -547,14 +568,15 @@ class Admission:
             return exc
         return None
 
-    def _cut_tickets(self, peer: PeerId) -> None:
+    def _cut_tickets(self, fact: Tombstone) -> None:
         """Take back the tickets that let the peer in: it could give them to another key."""
-        if self.evicted(peer) is None:
+        if self.evicted(fact.peer) is None:
             return
-        for ticket in self.store.tickets.values():
-            if peer in ticket.spent and not ticket.revoked:
+        for ticket in tuple(self.store.tickets.values()):
+            let_in = fact.peer in ticket.spent or ticket.name == fact.ticket
+            if let_in and not ticket.revoked:
                 self.store.tickets[ticket.id] = replace(ticket, revoked=True)
-                self.store.save_soon("tickets.json", self.store.tickets_document, ends=True)
+                self.store.save_soon(TICKETS_FILE, self.store.tickets_document, ends=True)
 
     def _adopt_foreign(self, fact: ForeignFact) -> None:
         self.judge(fact.chain)
@@ -608,7 +630,13 @@ class Admission:
     # --- issuing ----------------------------------------------------------------------------------
 
     def _mint(
-        self, peer: PeerId, rights: frozenset[str], labels: Mapping[str, str], *, foreign: bool
+        self,
+        peer: PeerId,
+        rights: frozenset[str],
+        labels: Mapping[str, str],
+        *,
+        foreign: bool,
+        ticket: bytes = b"",
     ) -> Chain:
         """Sign a certificate; the caller has decided that the peer may have it."""
         limits, now_ms = self.limits, int(self._now_ms())
@@ -630,6 +658,7 @@ class Admission:
             not_before_ms=now_ms,
             not_after_ms=end_ms,
             foreign=foreign,
+            ticket=ticket,
         )
         return Chain((leaf,) if key is not None else (leaf, self._own.leaf))
 
@@ -824,6 +853,8 @@ class Admission:
         record = self._ticket(peer, secret)
         self._need_invite(record.rights)
         self._refuse_evicted(peer, frozenset({MEMBER}))
+        if record.id in self._old_tickets and peer not in record.spent:
+            await asyncio.sleep(self._heard_at - self._clock.monotonic())
         await self._ask(peer)
         # All again, since that took a while; from here to the mark nobody else gets a turn.
         record = self._ticket(peer, secret)
@@ -837,7 +868,7 @@ class Admission:
             self._unspend(record.id, peer, was_spent=peer in record.spent)
             raise _not_saved("that the ticket is spent", exc) from exc
         self._refuse_evicted(peer, frozenset({MEMBER}))
-        chain = self._mint(peer, record.rights, record.labels, foreign=False)
+        chain = self._mint(peer, record.rights, record.labels, foreign=False, ticket=record.name)
         self._note(chain, at_once=True)
         self._record("ticket.redeemed", ticket=record.id, peer=peer)
         return chain
@@ -922,6 +953,7 @@ class Admission:
                 peer=peer,
                 chain=None if self.has_cluster_key else self._own,
                 reason=reason,
+                ticket=self._ticket_of(peer, known),
                 at_ms=now_ms,
                 not_after_ms=end_ms,
             )
@@ -932,6 +964,13 @@ class Admission:
         except OSError as exc:
             raise _not_saved("the eviction is in force, but it", exc) from exc
         return tombstone
+
+    def _ticket_of(self, peer: PeerId, known: _Member | None) -> bytes:
+        """The name of the ticket that let a peer in; b"" if this node does not know of one."""
+        if known is not None:
+            return known.chain.leaf.ticket
+        mine = (t.name for t in self.store.tickets.values() if peer in t.spent)
+        return next(mine, b"")
 
     # --- renewal, as an issuer --------------------------------------------------------------------
 
@@ -978,7 +1017,7 @@ class Admission:
         entry = self._renewable(peer, old)
         await self._ask(peer)
         entry = self._renewable(peer, old)
-        chain = self._mint(peer, entry.rights, entry.labels, foreign=False)
+        chain = self._mint(peer, entry.rights, entry.labels, foreign=False, ticket=old.leaf.ticket)
         self._note(chain, at_once=True)
         self._record("certificate.renewed", peer=peer)
         return chain

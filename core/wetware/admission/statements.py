@@ -26,13 +26,15 @@ T = TypeVar("T")
 MEMBER, INVITE = "member", "invite"
 RIGHTS: Final = frozenset({MEMBER, INVITE})
 
-VERSION: Final = 1
+VERSION: Final = 2
 CERTIFICATE_BYTES_MAX: Final = 1900
 """Payload and signature of one: half a chain, with room for the frame around it."""
 CHAIN_BYTES_MAX: Final = 4096
 TOMBSTONE_BYTES_MAX: Final = 6144
 FACT_BYTES_MAX: Final = TOMBSTONE_BYTES_MAX + 64
 SERIAL_BYTES: Final = 16
+TICKET_BYTES: Final = 16
+"""Of the name of a ticket: the beginning of the SHA-256 of its secret."""
 LABELS_MAX: Final = 32
 LABEL_VALUE_CHARS_MAX: Final = 128
 REASON_CHARS_MAX: Final = 200
@@ -77,6 +79,13 @@ def _take(value: Mapping[str, Any], key: str, kind: type[T]) -> T:
     if type(found) is not kind:
         raise _malformed(f"{key!r} is not of type {kind.__name__}")
     return found
+
+
+def _take_ticket(value: Mapping[str, Any]) -> bytes:
+    ticket = _take(value, "ticket", bytes)
+    if len(ticket) not in (0, TICKET_BYTES):
+        raise _malformed("the name of a ticket has a wrong length")
+    return ticket
 
 
 def _check_keys(value: Mapping[str, Any], keys: Iterable[str]) -> None:
@@ -198,6 +207,8 @@ class Certificate:
         issuer: The cluster key's name, or the peer ID of an inviter.
         serial: 16 random bytes.
         foreign: Whether the peer speaks none of our protocols: the cluster knows it by this alone.
+        ticket: The name of the ticket that it was given for, so that every member knows that it is
+            spent; b"" if there was none.
         payload: The bytes that are signed.
         signature: 64 bytes.
     """
@@ -211,6 +222,7 @@ class Certificate:
     issuer: PeerId
     serial: bytes
     foreign: bool
+    ticket: bytes
     payload: bytes = field(repr=False)
     signature: bytes = field(repr=False)
 
@@ -226,6 +238,7 @@ class Certificate:
         not_before_ms: int,
         not_after_ms: int,
         foreign: bool = False,
+        ticket: bytes = b"",
     ) -> Certificate:
         """Sign a new one; raises InvalidArgument where it would be too large or contradictory."""
         check_labels(labels)
@@ -243,6 +256,7 @@ class Certificate:
                 "issuer": key.peer_id.multihash,
                 "serial": secrets.token_bytes(SERIAL_BYTES),
                 "foreign": foreign,
+                "ticket": ticket,
             }
         )
         if len(payload) > CERTIFICATE_BYTES_MAX:
@@ -262,10 +276,11 @@ class Certificate:
             value,
             (
                 *("v", "cluster", "peer", "rights", "labels"),
-                *("from", "to", "issuer", "serial", "foreign"),
+                *("from", "to", "issuer", "serial", "foreign", "ticket"),
             ),
         )
         cluster, serial = _take(value, "cluster", bytes), _take(value, "serial", bytes)
+        ticket = _take_ticket(value)
         if len(cluster) != 20 or len(serial) != SERIAL_BYTES or len(signature) != 64:
             raise _malformed("a field of a certificate has a wrong length")
         rights, labels = _take(value, "rights", list), _take(value, "labels", dict)
@@ -296,6 +311,7 @@ class Certificate:
             issuer=_peer(_take(value, "issuer", bytes)),
             serial=serial,
             foreign=_take(value, "foreign", bool),
+            ticket=ticket,
             payload=payload,
             signature=signature,
         )
@@ -445,6 +461,8 @@ class Tombstone:
         issuer: The cluster key's name, or the peer ID of an inviter.
         chain: The inviter's own chain; None for the cluster key.
         reason: For people.
+        ticket: The name of the ticket that let the peer in, if the issuer knows it: it lets nobody
+            in any more, as its holder could give it to another key. Else b"".
         at_ms: Unix time, ms.
         not_after_ms: Until when it is kept; nothing that the peer had lasts longer.
         payload: The bytes that are signed.
@@ -456,6 +474,7 @@ class Tombstone:
     issuer: PeerId
     chain: Chain | None
     reason: str
+    ticket: bytes
     at_ms: int
     not_after_ms: int
     payload: bytes = field(repr=False)
@@ -472,6 +491,7 @@ class Tombstone:
         reason: str,
         at_ms: int,
         not_after_ms: int,
+        ticket: bytes = b"",
     ) -> Tombstone:
         """Sign a new one; raises InvalidArgument for a reason that is too long or not printable."""
         if len(reason) > REASON_CHARS_MAX or not _printable(reason):
@@ -484,6 +504,7 @@ class Tombstone:
                 "issuer": key.peer_id.multihash,
                 "chain": b"" if chain is None else chain.encoded,
                 "reason": reason,
+                "ticket": ticket,
                 "at": at_ms,
                 "to": not_after_ms,
             }
@@ -494,7 +515,9 @@ class Tombstone:
     def _open(cls, payload: bytes, signature: bytes) -> Tombstone:
         value = _decode(payload, TOMBSTONE_BYTES_MAX, "a tombstone")
         _check_version(value, "tombstone")
-        _check_keys(value, ("v", "cluster", "peer", "issuer", "chain", "reason", "at", "to"))
+        _check_keys(
+            value, ("v", "cluster", "peer", "issuer", "chain", "reason", "ticket", "at", "to")
+        )
         chain, reason = _take(value, "chain", bytes), _take(value, "reason", str)
         cluster = _take(value, "cluster", bytes)
         if len(cluster) != 20 or len(signature) != 64:
@@ -510,6 +533,7 @@ class Tombstone:
             issuer=_peer(_take(value, "issuer", bytes)),
             chain=Chain.decode(chain) if chain else None,
             reason=reason,
+            ticket=_take_ticket(value),
             at_ms=start,
             not_after_ms=end,
             payload=payload,

@@ -4,7 +4,8 @@
     cluster.key      the cluster's Ed25519 key, in OpenSSH's format; only where it was founded
     certificate      this node's own chain
     join_document    what the auth backend of the node that let it in gave
-    tickets.json     tickets that this node issued: hashes, never secrets
+    tickets.json     tickets that this node issued: hashes, never secrets. From a backup it may not
+                     know which are spent: certificates of members say it again
     ledger.json      members that this node renews the certificates of
     tombstones.json  evictions
     foreign.json     certificates of foreign peers
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import disk, paths
-from wetware.admission.statements import CHAIN_BYTES_MAX, Fact, Founding, decode_fact
+from wetware.admission.statements import CHAIN_BYTES_MAX, TICKET_BYTES, Fact, Founding, decode_fact
 from wetware.admission.texts import parse_peer_addrs
 from wetware.errors import AdmissionRefused, ConfigError, InvalidArgument, KeyFileError
 from wetware.identity import Key, PeerId
@@ -94,6 +95,11 @@ class TicketRecord:
     labels: Mapping[str, str] = field(default_factory=dict)
     rights: frozenset[str] = frozenset()
     revoked: bool = False
+
+    @property
+    def name(self) -> bytes:
+        """What certificates call it: known to nobody before, and of no use without the secret."""
+        return self.digest[:TICKET_BYTES]
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,93 @@ async def test_spent_survives_a_restart_of_the_issuer(cluster: Any) -> None:
     assert again.peer == b.peer_id
 
 
+def restore(node: Any, backup: dict[str, bytes]) -> None:
+    for name in ("tickets.json", "ledger.json"):
+        (node.data_dir / name).unlink(missing_ok=True)
+    for name, content in backup.items():
+        (node.data_dir / name).write_bytes(content)
+
+
+def backup_of(node: Any) -> dict[str, bytes]:
+    found = (node.data_dir / name for name in ("tickets.json", "ledger.json"))
+    return {path.name: path.read_bytes() for path in found if path.exists()}
+
+
+async def test_a_ticket_that_was_spent_since_the_backup_is_spent_once_its_holder_is_seen(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thief of the ticket is there first, and waits until the members have shown themselves."""
+    monkeypatch.setattr("wetware.admission.decision.HEARD_S", 0.5)
+    a = await cluster.founder()
+    tickets = [await a.ticket(), await a.ticket(uses=2)]
+    backup = backup_of(a)
+    holders = [await cluster.join(ticket) for ticket in tickets]
+    await a.stop()
+    restore(a, backup)
+    a = await cluster.restart(a)
+    assert [len(ticket.spent_by) for ticket in a.admission.tickets()] == [0, 0]
+    thief = asyncio.create_task(a.admission.redeem(Key.generate().peer_id, tickets[0].secret))
+    await asyncio.sleep(0)
+    for holder in holders:
+        await holder.connect(a)
+    with pytest.raises(AdmissionRefused) as exc:
+        await thief
+    assert code(exc) == "admission.ticket_spent"
+    assert [ticket.uses_left for ticket in a.admission.tickets()] == [0, 1]
+    assert [ticket.spent_by for ticket in a.admission.tickets()] == [(h.peer_id,) for h in holders]
+    assert [event for event, _ in a.records].count("ticket.was_spent") == 2
+    await a.admission.redeem(Key.generate().peer_id, tickets[1].secret)
+    a = await cluster.restart(a)  # it is on disk
+    assert [ticket.uses_left for ticket in a.admission.tickets()] == [0, 0]
+
+
+async def test_a_renewed_certificate_still_says_which_ticket_is_spent(cluster: Any) -> None:
+    a = await cluster.founder()
+    ticket = await a.ticket()
+    backup = backup_of(a)
+    b = await cluster.join(ticket)
+    renewed = await a.admission.renew(b.peer_id, b.admission.own.encoded)
+    await a.stop()
+    restore(a, backup)
+    a = await cluster.restart(a)
+    a.admission.verify(renewed.encoded)  # as gossip does with the record of a member
+    (info,) = a.admission.tickets()
+    assert info.spent_by == (b.peer_id,)
+
+
+async def test_who_was_evicted_since_the_backup_cannot_give_its_ticket_to_another_key(
+    cluster: Any,
+) -> None:
+    a = await cluster.founder()
+    ticket = await a.ticket()
+    backup = backup_of(a)
+    b = await cluster.join(ticket)
+    await b.connect(a)
+    tombstone = await a.admission.evict(b.peer_id, "stolen")
+    await a.stop()
+    restore(a, backup)
+    (a.data_dir / "tombstones.json").unlink()
+    a = await cluster.restart(a)
+    assert not a.admission.tickets()[0].revoked
+    a.admission.adopt(tombstone.encoded)  # as another member tells it
+    with pytest.raises(AdmissionRefused) as exc:
+        await a.admission.redeem(Key.generate().peer_id, ticket.secret)
+    assert code(exc) == "admission.ticket_revoked"
+
+
+async def test_a_new_ticket_and_one_that_was_given_to_the_same_node_need_no_wait(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wetware.admission.decision.HEARD_S", 3600.0)
+    a = await cluster.founder()
+    old = await a.ticket()
+    b = await cluster.join(old)
+    a = await cluster.restart(a)
+    async with asyncio.timeout(5):
+        await a.admission.redeem(b.peer_id, old.secret)
+        await cluster.join(await a.ticket())
+
+
 async def test_every_bad_ticket_has_its_own_code(cluster: Any) -> None:
     a = await cluster.founder()
     good = await a.ticket(expires_s=60)

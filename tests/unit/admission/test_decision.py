@@ -197,13 +197,13 @@ def resigned(admission: Admission, **changed: Any) -> bytes:
     value = cbor.decode(certificate(admission).payload, bytes_max=4096) | changed
     payload = cbor.encode({k: v for k, v in value.items() if v is not None})
     signature = key.sign(b"wetware-certificate:1\n" + payload)
-    return cbor.encode({"v": 1, "c": [[payload, signature]]})
+    return cbor.encode({"v": 2, "c": [[payload, signature]]})
 
 
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"v": 2}, "version"),
+        ({"v": 1}, "version"),
         ({"v": True}, "version"),
         ({"rights": ["fly", "member"]}, "right"),
         ({"rights": ["member", "member"]}, "malformed"),
@@ -213,6 +213,9 @@ def resigned(admission: Admission, **changed: Any) -> bytes:
         ({"serial": None}, "malformed"),
         ({"serial": b"short"}, "malformed"),
         ({"foreign": 1}, "malformed"),
+        ({"ticket": None}, "malformed"),
+        ({"ticket": b"short"}, "malformed"),
+        ({"ticket": "0123456789abcdef"}, "malformed"),
         ({"from": True}, "malformed"),
         ({"from": -1}, "malformed"),
         ({"to": 2**60}, "malformed"),
@@ -234,7 +237,7 @@ def test_unknown_and_malformed_statements(
 def test_a_chain_has_one_encoding(admission: Admission) -> None:
     good = Chain((certificate(admission),)).encoded
     admission.verify(good)
-    swapped = b"\xa2" + good[1 + 3 :] + b"\x61v\x01"  # the same map in another order
+    swapped = b"\xa2" + good[1 + 3 :] + b"\x61v\x02"  # the same map in another order
     assert len(swapped) == len(good)
     assert refused(admission, swapped) == "malformed"
     assert refused(admission, good + b"\x00") == "malformed"
