@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 LIST_ITEMS_MAX: Final = 1 << 16
 """Items of one list: a million bits fit a small message, and cost 8 MB as a Python list."""
+PARTS_MAX: Final = 1 << 17
+"""Items of all lists of one message, and structs whose type contains itself: pointers may lead to
+one place again and again, so that a few kilobytes would be millions of values."""
 
 _NO_UNION: Final = 0xFFFF
 _WORD_BYTES: Final = 8
@@ -37,7 +40,13 @@ _INTEGERS: Final = {
 
 
 class Crossing(Protocol):
-    """What turns capabilities into references and back: one end of a connection."""
+    """What turns capabilities into references and back: one end of a connection.
+
+    Attributes:
+        parts_left: How much of PARTS_MAX the message that is being read may still take.
+    """
+
+    parts_left: int
 
     def take(self, client: Any, interface: Any, guard: Guard | None) -> Any:
         """Register a pycapnp client and return a Ref; None for a null capability."""
@@ -74,6 +83,12 @@ class BadValue(Exception):
             f"{where}: {path}: {self.message}" if path else f"{where}: {self.message}",
             hint=self.hint,
         )
+
+
+def _take_parts(crossing: Crossing, count: int) -> None:
+    crossing.parts_left -= count
+    if crossing.parts_left < 0:
+        raise LimitExceeded(f"a message of more than {PARTS_MAX} items of lists")
 
 
 def _expected(what: str, value: object) -> BadValue:
@@ -290,6 +305,7 @@ class Types:
             count, get = len(value), value._get
             if count > LIST_ITEMS_MAX:
                 raise LimitExceeded(f"a list of {count} items: more than {LIST_ITEMS_MAX}")
+            _take_parts(crossing, count)
             if load_item is None:
                 return [get(i) for i in range(count)]
             return [load_item(get(i), crossing, guard) for i in range(count)]
@@ -395,6 +411,11 @@ class Struct:
         self._fields = fields
         return fields
 
+    def read(self, reader: Any, crossing: Crossing, guard: Guard | None) -> dict[str, Any]:
+        """All of a message's parameters or results; see `load`."""
+        crossing.parts_left = PARTS_MAX
+        return self.load(reader, crossing, guard)
+
     def load(self, reader: Any, crossing: Crossing, guard: Guard | None) -> dict[str, Any]:
         """A struct reader as a dict. Each field is read once: reads count against a limit."""
         if self._fields is None:
@@ -416,8 +437,10 @@ class Struct:
 
     @staticmethod
     def _load_field(field: Field, reader: Any, crossing: Crossing, guard: Guard | None) -> Any:
-        if field.nullable and not reader._has(field.wire):
-            return None
+        if field.nullable:
+            if not reader._has(field.wire):
+                return None
+            _take_parts(crossing, 1)
         value = reader._get(field.wire)
         return value if field.load is None else field.load(value, crossing, guard)
 

@@ -276,7 +276,7 @@ def _results(response: Any, method: Method, end: End, guard: Guard | None) -> di
     if not method.results:
         return None
     try:
-        return method.result_codec.load(response, end, guard)
+        return method.result_codec.read(response, end, guard)
     except WetwareError as exc:
         error = _fresh(exc)
     except Exception as exc:  # hostile bytes: pycapnp, UTF-8, recursion
@@ -444,7 +444,7 @@ async def _charge(guard: Guard, method: Method, end: End, size: int) -> None:
 def _arguments(context: Any, method: Method, end: End, guard: Guard | None) -> dict[str, Any]:
     """A call's parameters as plain values; the message is freed."""
     try:
-        args = method.param_codec.load(context.params, end, guard)
+        args = method.param_codec.read(context.params, end, guard)
         context.release_params()
         return args  # noqa: TRY300  # errors leave by the raise at the end
     except WetwareError as exc:
@@ -525,6 +525,7 @@ class End:
         self.calls_out = 0
         self.bytes_out = 0
         self.queue: deque[asyncio.Future[None]] = deque()
+        self.parts_left = 0  # for the codec
         # The peer's calls.
         self.tasks: set[asyncio.Task[Any]] = set()
         self.exports = 0

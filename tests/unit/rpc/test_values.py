@@ -171,6 +171,24 @@ async def test_a_bomb_of_bits_is_not_decoded(
             await request.send()
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"grid": [[1] * 10] * 11},
+        {"texts": ["a"] * 60, "numbers": [1] * 60},
+        {"tree": {"left": {"left": {"value": 1}}}, "texts": ["a"] * 98},
+    ],
+)
+async def test_the_parts_of_a_message_are_bounded_in_all(
+    serving: Any, servants: Any, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("wetware.rpc.codec.PARTS_MAX", 100)
+    async with serving(servants.Zoo()) as zoo:
+        with pytest.raises(LimitExceeded, match="a message of more than 100 items"):
+            await zoo.echo(**values)
+        assert (await zoo.echo(numbers=[1] * 100))["numbers"] == [1] * 100, "each has its own"
+
+
 async def test_too_deep_a_value_is_an_error(serving: Any, servants: Any) -> None:
     tree: dict[str, Any] = {"value": 0}
     for _ in range(5000):
