@@ -247,7 +247,7 @@ class RpcTransport(asyncio.Transport):
         self._end: Exception | None = None  # how the stream ended, once all before it was read
         # Outbound.
         self._out: list[bytes] = []
-        self._left: memoryview | None = None
+        self._left: deque[memoryview] = deque()  # what the pipe has not taken yet
         self.out_bytes = 0  # of `_left`
         self._flush_due = False
         self._blocked: asyncio.TimerHandle | None = None
@@ -319,7 +319,7 @@ class RpcTransport(asyncio.Transport):
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
-        elif len(self._out) >= WRITES_JOINED_MAX and self._left is None:
+        elif len(self._out) >= WRITES_JOINED_MAX and not self._left:
             self._flush()
             self._flush_due = True  # the one that is scheduled still comes
 
@@ -537,7 +537,7 @@ class RpcTransport(asyncio.Transport):
             self._late.cancel()
             self._late = None
         self._out.clear()
-        self._left = None
+        self._left.clear()
         self.out_bytes = 0
         self._unblock()
         if not self._pipe_gone:
@@ -562,13 +562,11 @@ class RpcTransport(asyncio.Transport):
                 return
             if sent is not None:
                 self._returned(sent)
-            if self._left is not None:
-                self._left = memoryview(bytes(self._left) + data)
-            else:
-                self._left = memoryview(data)
-        while self._left is not None and self._blocked is None:
+            self._left.append(memoryview(data))
+        while self._left and self._blocked is None:
+            first = self._left[0]
             try:
-                count = self._pipe.write(self._left)
+                count = self._pipe.write(first)
             except (OSError, ConnectionError) as exc:
                 self._fail(exc)
                 return
@@ -580,12 +578,12 @@ class RpcTransport(asyncio.Transport):
                 self._fail(ConnectionResetError(str(exc)))
                 return
             self.out_bytes -= count
-            if count == len(self._left):
-                self._left = None
+            if count == len(first):
+                self._left.popleft()
             elif count == 0:
                 self._blocked = self._loop.call_later(self._limits.write_stall_s, self._stalled)
             else:
-                self._left = self._left[count:]
+                self._left[0] = first[count:]
         self._pipe.flush()
         self._on_drained()
         if self.out_bytes > self._limits.out_bytes_max:
@@ -595,7 +593,7 @@ class RpcTransport(asyncio.Transport):
                     f"{self._limits.out_bytes_max}"
                 )
             )
-        elif self._closing and self._left is None and not self._out:
+        elif self._closing and not self._left and not self._out:
             self._finish(None)
 
     def _returned(self, sent: list[tuple[int, int]]) -> None:
@@ -628,7 +626,7 @@ class RpcTransport(asyncio.Transport):
             return
         if self._out and not self._flush_due:
             self._flush()
-        if self._left is not None or self._out:
+        if self._left or self._out:
             self._loop.call_later(self._limits.close_s, self._fail, exc)
             return
         self._pipe_gone = True
@@ -663,7 +661,9 @@ class _OutScan:
             except FramingError:  # a layout that no known encoder makes, and so no result
                 size, kind, ident = message_bytes(data, at), 0, 0
             if kind == RETURN:
-                out = [(ident, size)] if out is None else [*out, (ident, size)]
+                if out is None:
+                    out = []
+                out.append((ident, size))
             at += size
         self._skip = at - end
         return out
