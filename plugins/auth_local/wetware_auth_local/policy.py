@@ -246,7 +246,8 @@ class Policy:
                 raise _bad(f"the key of user {name!r} is not an Ed25519 key")
             if (other := keys.setdefault(user.key, name)) != name:
                 raise _bad(f"users {other!r} and {name!r} have the same key")
-            if unknown := user.roles - self.roles.keys():
+            # Not as a difference of sets: that looks at all roles, for each user.
+            if unknown := [role for role in user.roles if role not in self.roles]:
                 have = ", ".join(sorted(self.roles)) or "none"
                 raise _bad(
                     f"user {name!r} has the role {min(unknown)!r}, which does not exist",
