@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -189,14 +190,8 @@ def test_mutated_records_are_never_accepted(data: bytes, flips: list[tuple[int, 
         changed[at % len(changed)] ^= mask
     if bytes(changed) == data:
         return
-    try:
-        opened = Record.open(bytes(changed))
-    except Malformed:
-        return
-    # Only an envelope that is spelt otherwise may pass: what is signed is the same.
-    assert opened.order == record(0).order or opened.peer in {
-        key_number(n).peer_id for n in range(8)
-    }
+    with pytest.raises(Malformed):
+        Record.open(bytes(changed))
 
 
 @given(st.text(max_size=60))
