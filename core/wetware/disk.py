@@ -152,7 +152,7 @@ def remedy(error: BaseException) -> str:
     """What to do about an error that is a disk's without room; "" for any other."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
-        return "free some disk space under the data directory: `df -h`; then start it again"
+        return "free some disk space, as `df -h` shows it, and run it again"
     return ""
 
 

@@ -130,8 +130,8 @@ def locked(data_dir: Path) -> Iterator[None]:
                 hint="stop it, or give this one its own with --data-dir",
                 code="config.busy.data_dir",
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # for the message above; in place, on a full disk too
+            os.ftruncate(fd, os.pwrite(fd, f"{os.getpid()}\n".encode(), 0))
         yield
     finally:
         os.close(fd)

@@ -365,7 +365,9 @@ def _explain(exc: BaseException, offer: Offer, what: str, limit_s: float) -> _Un
         text = "(an exception that cannot be printed)"
     kind = type(exc).__name__
     reason = _one_line(": ".join(filter(None, (what, kind, text))))
-    return _Unusable(State.FAILED, reason + _place(exc), _report_to(offer))
+    from wetware.disk import remedy  # not in every command's start
+
+    return _Unusable(State.FAILED, reason + _place(exc), remedy(exc) or _report_to(offer))
 
 
 def _place(exc: BaseException) -> str:

@@ -15,10 +15,11 @@ from wetware.testing import Home, wait_for
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
 
+@pytest.mark.parametrize("where", ["node", "node, keys and logs"])
 async def test_an_operator_ends_things_on_a_full_disk_and_a_crash_brings_nothing_back(
-    small_disk: Any, tmp_path: Path
+    small_disk: Any, tmp_path: Path, where: str
 ) -> None:
-    with Home(tmp_path / "home") as home:
+    with Home((tmp_path if where == "node" else small_disk.path) / "home") as home:
         node = home.start_node(str(small_disk.path / "n")).wait_ready()
         home.ww("key", "new", "ada", check=True)
         ada = str(home.key("ada").peer_id)
@@ -73,6 +74,7 @@ async def test_an_operator_ends_things_on_a_full_disk_and_a_crash_brings_nothing
 
         small_disk.free()
         wait_for(lambda: node.ww("share", "pubsub").returncode == 0, "the disk is used again")
+        assert "store.writes_again" in node.log.read_text()
         assert node.ww("audit", "verify").returncode == 0
         log = node.ww("audit", "export", "-", check=True).stdout
         for event in ("stolen", "grant.revoked", "sessions.ended", "operator.revoked"):

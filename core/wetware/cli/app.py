@@ -295,8 +295,18 @@ def _guarded(step: Callable[[], object]) -> None:
     except Exception as exc:
         if options.debug:
             raise
-        complain(f"unexpected {type(exc).__name__}: {exc}", _REPORT)
+        _unexpected(exc)
         raise SystemExit(EXIT_FAILED) from None
+
+
+def _unexpected(exc: BaseException) -> None:
+    """An exception that nobody took for an error: a defect, unless the disk is full."""
+    from wetware.disk import remedy
+
+    if hint := remedy(exc):
+        complain(str(exc), hint)
+    else:
+        complain(f"unexpected {type(exc).__name__}: {exc}", _REPORT)
 
 
 def _one_of(group: BaseExceptionGroup[BaseException]) -> NoReturn:
@@ -311,7 +321,7 @@ def _one_of(group: BaseExceptionGroup[BaseException]) -> NoReturn:
         fail(first)
     if isinstance(first, KeyboardInterrupt):
         raise SystemExit(130)
-    complain(f"unexpected {type(first).__name__}: {first}", _REPORT)
+    _unexpected(first)
     raise SystemExit(EXIT_FAILED)
 
 

@@ -39,9 +39,10 @@ def output_failed(exc: OSError) -> NoReturn:
 
 
 class _Outlet(io.FileIO):
-    """The end of an output stream. Once a write has failed it takes, and drops, all others.
+    """The end of an output stream. Once a write has failed, one that tells takes and drops others.
 
-    So that the error is told once, and not again by the interpreter's own flush at the exit.
+    So that the error is told once, and not again by the interpreter's own flush at the exit. One
+    that does not tell drops what fails alone: a node logs again when its disk has room.
     """
 
     def __init__(self, fd: int, *, tells: bool) -> None:
@@ -54,8 +55,8 @@ class _Outlet(io.FileIO):
         try:
             return super().write(data)
         except OSError as exc:
-            self._failed = True
             if self._tells:
+                self._failed = True
                 output_failed(exc)
             return len(memoryview(data))
 

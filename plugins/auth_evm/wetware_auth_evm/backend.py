@@ -214,7 +214,11 @@ class EvmBackend:
         first = await self.endpoints.block(0)
         self.public = public = replace(self.public, genesis_hash=first.hash)
         document = {"chain_id": public.chain_id, "genesis_hash": first.hash.hex()}
-        replace_private_file(self._data_dir / CHAIN_FILE, json.dumps(document).encode())
+        try:
+            replace_private_file(self._data_dir / CHAIN_FILE, json.dumps(document).encode())
+        except OSError as exc:  # the next start keeps it
+            self._log.warning("chain.not_kept", error=exc.strerror)
+            return
         self._log.info("chain.kept", chain_id=public.chain_id, genesis="0x" + first.hash.hex())
 
     async def run(self, ready: Callable[[], None]) -> None:

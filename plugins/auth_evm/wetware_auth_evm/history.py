@@ -5,6 +5,10 @@ that comes of it is compared with the contract's. So a damaged or edited file ca
 
 Two files: events are only ever appended, and the small one is replaced. The events come first, so
 that after a crash between the two there are events too many, never too few; they are cut off.
+
+What is held, and that the chain regressed, ends things: that is written also on a full disk, with
+the space of a reserve (`wetware.disk`). Where not even that is possible the reserve is marked, and
+after a crash nothing is allowed until an operator has looked, as after a regression.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from wetware.disk import Reserve
 from wetware.errors import ConfigError
 from wetware.identity import replace_private_file
 from wetware.log import get_logger
@@ -52,6 +57,8 @@ class History:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._events, self._state = directory / EVENTS_FILE, directory / STATE_FILE
         self._forget = directory / FORGET_FILE
+        self.reserve = Reserve(directory)
+        self.reserve.fill()
         self._begin()
 
     def _begin(self) -> None:
@@ -78,6 +85,7 @@ class History:
         try:
             kept = self._read()
             if kept is None:
+                self._suspect(replica)
                 return False
             self._check_contract(kept, replica)
             self._restore(replica, kept)
@@ -85,6 +93,7 @@ class History:
             log.warning("replica.damaged", error=str(exc)[:120], effect="it is read anew")
             replica.forget()
             self._begin()
+            self._suspect(replica)
             return False
         except OSError as exc:
             raise ConfigError(
@@ -92,7 +101,15 @@ class History:
                 hint="give the user of the node the right to read it",
                 code="config.auth_evm",
             ) from None
+        self._suspect(replica)
         return True
+
+    def _suspect(self, replica: Replica) -> None:
+        """What a crash may have lost would have kept somebody out: as after a regression."""
+        if self.reserve.marked:
+            replica.regressed = replica.regressed or (
+                f"{self.reserve.marked} when the node crashed on a full disk"
+            )
 
     def _read(self) -> dict[str, Any] | None:
         """What the small file says; raises ValueError if it is damaged, OSError."""
@@ -164,16 +181,38 @@ class History:
         if now == self._saved and not self._pending and blocks < BLOCKS_MAX:
             return True
         try:
-            self._append()
-            replace_private_file(self._state, self._document(replica))
+            if self.reserve.missing:
+                self.reserve.fill()
+            self._write(replica)
         except OSError as exc:
             if not self._failing:
                 log.error("replica.not_saved", error=exc.strerror)  # noqa: TRY400
             self._failing = True
-            if len(self._pending) > PENDING_MAX:
-                self._give_up()
+            if not self._write_ends(replica):
+                if len(self._pending) > PENDING_MAX:
+                    self._give_up()
+                return False
+        else:
+            self._failing = False
+        self._saved, self._saved_block = now, replica.final_block[0]
+        self.reserve.unmark()
+        return True
+
+    def _write(self, replica: Replica) -> None:
+        self._append()
+        replace_private_file(self._state, self._document(replica))
+
+    def _write_ends(self, replica: Replica) -> bool:
+        """On a full disk: whether somebody is held, or all are, and that is on it."""
+        ends = (tuple(replica.held.items()), replica.regressed)
+        if not any(ends) or ends == self._saved[2:]:
             return False
-        self._saved, self._saved_block, self._failing = now, replica.final_block[0], False
+        try:
+            with self.reserve.open():
+                self._write(replica)
+        except OSError:
+            self.reserve.mark("what is held until finality may not have been on the disk")
+            return False
         return True
 
     def _append(self) -> None:
@@ -236,6 +275,7 @@ class History:
     def forget(self) -> None:
         """Remove all that was kept, and the request to do so last. Idempotent."""
         self._unlink()
+        self.reserve.unmark()
         with contextlib.suppress(FileNotFoundError):
             self._forget.unlink()
         self._begin()

@@ -92,6 +92,7 @@ class Roster:
         self._look_up, self._tell, self._log = look_up, tell, log
         self._known: dict[Principal, Known] = {}
         self._changed = asyncio.Event()
+        self._failing = False
         self._kept = self._read()
         self.next_end: float = FOREVER
 
@@ -182,14 +183,20 @@ class Roster:
         try:
             while True:
                 await self._changed.wait()
-                await asyncio.to_thread(self._write, self._document())
+                if not await asyncio.to_thread(self._write, self._document()):
+                    self._changed.set()  # again, until the disk takes it
                 await asyncio.sleep(KEEP_S)
         finally:
             if self._changed.is_set():
                 self._write(self._document())
 
-    def _write(self, document: bytes) -> None:
+    def _write(self, document: bytes) -> bool:
         try:
             replace_private_file(self._file, document)
         except OSError as exc:
-            self._log.error("auth_evm.principals", error=exc.strerror)
+            if not self._failing:
+                self._log.error("auth_evm.principals", error=exc.strerror)
+            self._failing = True
+            return False
+        self._failing = False
+        return True

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from wetware import paths, rpc
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.identity import replace_private_file
+from wetware.log import get_logger
 from wetware_auth_local.policy import ForkedPolicy, Keep, Policy, StalePolicy, resolution
 
 if TYPE_CHECKING:
     from wetware.identity import Key
+
+log = get_logger("plugin.auth_local")
 
 SCHEMA = rpc.load(Path(__file__).with_name("auth_local.capnp"))
 
@@ -166,10 +169,13 @@ class SeenPolicies:
                 )
 
     def remember(self, policy: Policy) -> None:
-        """Keep version and digest."""
+        """Keep version and digest. A full disk is said, and keeps nobody from ending things."""
         seen = self._read()
         entry = {"version": policy.version, "digest": policy.digest}
         if seen.get(policy.operator) != entry:
             seen[policy.operator] = entry
-            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            replace_private_file(self._file, json.dumps(seen, indent=1).encode())
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                replace_private_file(self._file, json.dumps(seen, indent=1).encode())
+            except OSError as exc:
+                log.warning("policy.not_remembered", file=self._file, why=exc.strerror)

@@ -20,6 +20,7 @@ from plugins.auth_evm.tests.contract.chains import INSTALL, Log, find_anvil
 from plugins.auth_evm.tests.contract.model import Model, encode_event
 from plugins.auth_evm.tests.contract.people import ALICE, BOB, MEMBER, OWNER, TEAM
 
+from wetware.disk import RESERVED_FILE
 from wetware.errors import ConfigError
 from wetware_auth_evm import history as module
 from wetware_auth_evm.events import Event, decode
@@ -343,6 +344,41 @@ def test_a_full_disk_costs_no_decision_and_heals(
     assert same(loaded(tmp_path), fed.replica)
 
 
+def test_who_is_held_is_on_a_disk_that_is_full(small_disk: Any) -> None:
+    fed = Fed(small_disk.path)
+    fed.grant(1)
+    fed.step()
+    small_disk.fill()
+    fed.grant(3)
+    assert fed.step() is False
+    fed.replica._hold(ALICE_, 90)
+    assert fed.step() is True
+    assert not small_disk.free_bytes
+    assert loaded(small_disk.path).is_held(ALICE_)
+    fed.replica.regressed = "it went back"
+    assert fed.step() is True
+    assert loaded(small_disk.path).regressed == "it went back"
+
+
+def test_who_may_have_been_held_before_a_crash_is_not_let_in(small_disk: Any) -> None:
+    fed = Fed(small_disk.path)
+    fed.grant(1)
+    fed.step()
+    with fed.history.reserve.open():
+        small_disk.fill()
+    fed.replica._hold(ALICE_, 90)
+    assert fed.step() is False
+    for _ in range(2):
+        assert "crashed on a full disk" in loaded(small_disk.path).regressed
+    small_disk.free()
+    assert fed.step() is True  # the node goes on, and writes it after all
+    assert not loaded(small_disk.path).regressed
+    assert loaded(small_disk.path).is_held(ALICE_)
+    fed.history.reserve.mark("x")
+    fed.history.forget()  # what the operator does
+    assert not loaded(small_disk.path).regressed
+
+
 @pytest.mark.parametrize("written", [0, 1, 100, 703])
 def test_a_disk_that_takes_a_part_of_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
@@ -434,5 +470,5 @@ def test_forgetting_removes_everything(tmp_path: Path) -> None:
     again = History(tmp_path)
     assert again.load(blank()) is False
     assert again.status() is None
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [RESERVED_FILE]
     again.forget()
