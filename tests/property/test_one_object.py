@@ -171,7 +171,8 @@ def explore(world: World, schema: rpc.Schema, grant: Grant) -> set[str]:
     """All that a holder can do, from the service's own object on; returns what it could call."""
     done: set[str] = set()
     (naming,) = world.marked(0)
-    todo: list[tuple[int, str | None]] = [(0, None)]  # (interface, the object it is of)
+    # (interface, the object it is of); the service's own object may be of an heir, too.
+    todo: list[tuple[int, str | None]] = [(i, None) for i in world.heirs(0)]
     seen = set(todo)
     while todo:
         i, of = todo.pop()

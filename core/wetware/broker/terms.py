@@ -744,9 +744,9 @@ def one_object(
 ) -> tuple[frozenset[str], Where]:
     """What `SERVICE:NAME` grants: methods, and the constraint that holds them to the object NAME.
 
-    Of the service's own interface these are the methods that take the name; of what those lead to,
-    all, except where a parameter of that name cannot be constrained. So whatever the methods that
-    are granted are called on, it is the object, or came from it.
+    Of the service's own interface, and its heirs, these are the methods that take the name; of what
+    those lead to, all, except where a parameter of that name cannot be constrained. So whatever the
+    methods that are granted are called on, it is the object, or came from it.
 
     Args:
         service: Of this service.
@@ -773,7 +773,7 @@ def one_object(
             return False
         if param in method.params:
             return where.compile(method) is not None
-        return method.interface != interface
+        return not method.interface.is_a(interface)
 
     reached = interface.reachable(of_it)
     found = [m for each in reached for m in each.methods.values() if of_it(m)]
