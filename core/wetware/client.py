@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import shlex
 import time
@@ -580,11 +581,21 @@ class Session:
         return proven.peer, proven.record.addrs
 
     async def status(self, *, details: bool = False) -> dict[str, Any]:
-        """What the node is doing: the struct NodeStatus of core.capnp; `details`: for operators."""
+        """What the node is doing: the struct NodeStatus of core.capnp; what is unknown is None.
+
+        Args:
+            details: What is for operators, too.
+        """
         method = "details" if details else "status"
         reply = await _Opening(self, "node", CORE.Node).call(method)
         status: dict[str, Any] = reply["status"]
+        if math.isnan(status["clock_offset_s"]):
+            status["clock_offset_s"] = None
         return status
+
+    async def trust_clock(self) -> None:
+        """Say that the clock of the node's machine is right, after a glitch; for operators."""
+        await _Opening(self, "node", CORE.Node).call("trust_clock")
 
     async def restart_overlay(self) -> None:
         """End the node's libp2p guest as a crash would; it comes back by itself."""

@@ -425,6 +425,7 @@ def describe(node: Node, member: Member | Foreign) -> dict[str, Any]:
         "labels": _label_list(member.labels),
         "connected": node.host.connection(member.peer) is not None,
         "self": member.peer == node.key.peer_id,
+        "trouble": trouble(node, member),
     }
     if isinstance(member, Member):
         record = member.record
@@ -441,6 +442,20 @@ def describe(node: Node, member: Member | Foreign) -> dict[str, Any]:
             "rtt_s": member.rtt_s or 0.0,
         }
     return fields
+
+
+def trouble(node: Node, member: Member | Foreign) -> str:
+    """What is wrong with a member that is there, in a few words; "" if nothing is known to be."""
+    if member.peer == node.key.peer_id:
+        return f"its clock is in doubt: {wrong}" if (wrong := node.tree.clock_wrong) else ""
+    if not isinstance(member, Member) or member.clock_offset_s is None:
+        return ""
+    from wetware.doctor.node import span
+
+    ahead_s = member.clock_offset_s
+    if abs(ahead_s) <= node.config.admission.clock_skew_s_max:
+        return ""
+    return f"its clock is {span(abs(ahead_s))} {'ahead' if ahead_s > 0 else 'behind'}"
 
 
 def _labels(labels: list[dict[str, str]]) -> dict[str, str]:

@@ -47,6 +47,7 @@ class Member:
         rtt_s: Round trip from the node that was asked; 0 if it has not measured one.
         connected: Whether the node that was asked has a connection to it.
         is_self: Whether it is the node that was asked.
+        trouble: What is wrong with it, e.g. its clock, as the node that was asked sees it, or "".
         record: What it signed, where that was asked for; see `wetware.membership.proof`.
         founding: With that, what names the cluster.
     """
@@ -66,6 +67,7 @@ class Member:
     rtt_s: float
     connected: bool
     is_self: bool
+    trouble: str
     record: bytes = field(default=b"", repr=False)
     founding: bytes = field(default=b"", repr=False)
 
@@ -87,6 +89,7 @@ class Member:
             "rtt_s": self.rtt_s,
             "connected": self.connected,
             "self": self.is_self,
+            "trouble": self.trouble,
         }
 
 
@@ -391,6 +394,7 @@ def _member(fields: dict[str, Any], founding: bytes = b"") -> Member:
         fields["rtt_s"],
         fields["connected"],
         fields["self"],
+        fields["trouble"],
         fields["record"],
         founding,
     )

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from wetware.bounds import Throttle, address_key
 from wetware.broker import Broker
 from wetware.broker.admin import GrantsService
 from wetware.broker.adopt import Adoptions
+from wetware.broker.clock import NOT_YET
 from wetware.broker.grants import SESSION_SERVICE
 from wetware.broker.store import Store as GrantStore
 from wetware.broker.tree import Tree
@@ -68,8 +70,10 @@ GATE_LINES_PER_MINUTE = 20
 """Refusals at the Gate that are logged for one address: it must not be able to fill the log."""
 RECURSION_MAX = 1000
 """As Python begins with; plugins are imported by the time that it is set back to this."""
-CLOCK_LOOK_S = 5.0
-"""Between two looks at how far this node's clock is from the others'."""
+CLOCK_LOOK_S = 2.0
+"""Between two looks at this clock and the others'."""
+CLOCK_MEET_S = 0.1
+"""The same while none was compared: grants with an end wait for it."""
 INTERFACES_MAX = 8
 """Addresses of interfaces that a node announces: others dial all of them."""
 CORE_SERVICES = ("node", "cluster", "grants", "audit")
@@ -245,8 +249,8 @@ class _PluginOverlay:
 class _NodeServant(rpc.Servant, interface=CORE.Node):
     """See core.capnp."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, node: Node, principal: Principal) -> None:
+        self._node, self._principal = node, principal
 
     async def status(self) -> dict[str, object]:
         """What the node is doing."""
@@ -260,6 +264,11 @@ class _NodeServant(rpc.Servant, interface=CORE.Node):
         """End the libp2p guest as a crash would."""
         log.warning("overlay.restart_requested")
         self._node.overlay.crash(OverlayError("an operator asked for a restart"))
+
+    async def trust_clock(self) -> None:
+        """The machine's clock is right: an operator has looked at it."""
+        node = self._node
+        await node.broker.trust_clock(node.membership.clock_offset_s, self._principal)
 
 
 class _NodeService:
@@ -277,7 +286,7 @@ class _NodeService:
         await asyncio.Event().wait()
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
-        return _NodeServant(self._node)
+        return _NodeServant(self._node, principal)
 
 
 # --- the node -------------------------------------------------------------------------------------
@@ -448,6 +457,7 @@ class Node:
                         self._overlay_verbs, self.audit, self.data_dir / "audit"
                     )
                     tasks.create_task(self.checkpoints.run(), name="audit checkpoints")
+                    self.judge_clock()  # before anybody is served
                     self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
                     await self.host.listen(listen)
                     await stack.enter_async_context(self._local_socket(path))
@@ -641,22 +651,37 @@ class Node:
         Certificates and the ends of grants are judged by it.
         """
         bound_s = self.config.admission.clock_skew_s_max
-        said = False
+        own, said = self.key.peer_id, set[PeerId]()  # whose clock the log calls wrong
         while True:
-            offset_s = self.membership.swim.clock_offset_s
-            self.broker.judge_clock(offset_s)
-            wrong = offset_s is not None and abs(offset_s) > bound_s
-            if wrong and not said:
-                log.warning(
-                    "clock.skewed",
-                    others_ahead_s=round(offset_s or 0.0, 1),
-                    bound_s=bound_s,
-                    hint="set the clock, e.g. with NTP: certificates are judged by it",
-                )
-            elif said and not wrong:
+            self.judge_clock()
+            offset_s = self.membership.clock_offset_s
+            wrong = {
+                peer: ahead_s
+                for peer, ahead_s in self.membership.swim.clock_offsets_s.items()
+                if abs(ahead_s) > bound_s
+            }
+            if offset_s is not None and abs(offset_s) > bound_s:
+                wrong[own] = offset_s
+            for peer in wrong.keys() - said:
+                if peer == own:
+                    log.warning(
+                        "clock.skewed",
+                        others_ahead_s=round(wrong[own], 1),
+                        bound_s=bound_s,
+                        hint="set the clock, e.g. with NTP: certificates are judged by it",
+                    )
+                else:
+                    log.warning("member.clock_skewed", peer=peer, ahead_s=round(wrong[peer], 1))
+            if own in said and own not in wrong:
                 log.info("clock.right")
-            said = wrong
-            await asyncio.sleep(CLOCK_LOOK_S)
+            said = set(wrong)
+            early = self.tree.clock_wrong == NOT_YET
+            await asyncio.sleep(CLOCK_MEET_S if early else CLOCK_LOOK_S)
+
+    def judge_clock(self) -> None:
+        """Have the broker judge this node's clock by those of the other members, as known now."""
+        members = self.membership
+        self.broker.judge_clock(members.clock_offset_s, alone=not members.knows_others)
 
     def _describe(self) -> dict[str, Any]:
         """What the membership says of this node; asked again and again."""
@@ -800,13 +825,16 @@ class Node:
         connections = self.host.connections()
         members = [c for c in connections if self.admission.is_member(c.peer)]
         overlay, lag, own = self.overlay.status(), self.lag.snapshot(), self.admission.own
+        offset_s = self.membership.clock_offset_s
         return {
             "peer_id": str(self.key.peer_id),
             "name": self.name,
             "members": sum(m.state is State.ALIVE for m in self.membership.members()),
             "loop_lag_p99_s": lag.recent.p99_s,
             "loop_lag_max_s": lag.recent.max_s,
-            "clock_offset_s": self.membership.swim.clock_offset_s or 0.0,
+            "clock_offset_s": nan if offset_s is None else offset_s,
+            "clock_wrong": self.tree.clock_wrong,
+            "time_s": self.clock.time(),
             "certificate_not_after_ms": own.not_after_ms,
             "rights": sorted(own.rights),
             "cluster": self.cluster,

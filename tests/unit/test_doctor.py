@@ -380,6 +380,7 @@ class FakeMembership:
     def __init__(self, *members: Any, answers: Any = None) -> None:
         self._members = {m.peer: m for m in members}
         self.counters = {"duplicates": 0}
+        self.knows_others = any(m.state != "foreign" for m in members[1:])
         self.asked: list[tuple[PeerId, list[Multiaddr]]] = []
         self.answers = answers or (lambda addr: "ok")
 
@@ -417,6 +418,7 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
         host=SimpleNamespace(connection=lambda peer: None),
         admission=SimpleNamespace(
             own=SimpleNamespace(leaf=leaf),
+            early_s=dict,
             store=SimpleNamespace(reserve=SimpleNamespace(fill=lambda: True), unsure=""),
         ),
         membership=FakeMembership(member(OWN, "own"), *members, answers=answers),
@@ -462,7 +464,7 @@ async def test_no_failing_check_spoils_the_others(tmp_path: Path) -> None:
     found = await check_node(node)
     levels(found)
     failed = {f.check for f in found if "could not be judged" in f.text}
-    assert failed == {"loop", "libp2p", "policy", "certificate", "disk"}
+    assert failed == {"loop", "libp2p", "policy", "certificate", "disk", "clock of members"}
     assert only(found, "members").level == "ok"
 
 
@@ -562,13 +564,15 @@ def test_clocks() -> None:
     def judge(**offsets: float) -> list[Finding]:
         return on_node.judge_clock(offsets, 60)
 
-    assert judge() == []
+    assert on_node.judge_clock({}, 60, others=False) == []
+    assert levels(judge()) == ["warning"]  # not to know is not well
     assert levels(judge(a=0.2, b=-0.1)) == ["ok"]
     assert levels(judge(a=40.0, b=41.0)) == ["warning"]
     (found,) = judge(a=100.0, b=101.0, c=0.0)
     assert (found.level, "behind" in found.text) == ("error", True)
     (found,) = judge(a=-100.0)
     assert (found.level, "ahead of" in found.text) == ("error", True)
+    assert levels(judge(a=0.1, c=7200.0)) == ["warning"]  # of three clocks, two agree
     (found,) = judge(a=0.1, b=0.2, c=95.0)
     assert found.level == "warning"
     assert "c (95.0 s ahead)" in found.text

@@ -67,6 +67,8 @@ log = get_logger("admission")
 
 REFUSALS_LOGGED_S: Final = 60.0
 """A refusal of the same peer and protocol is logged once in this time: logs are finite."""
+EARLY_MAX: Final = 256
+"""Members whose certificates begin in the future, remembered as a sign of a wrong clock."""
 REFUSALS_REMEMBERED_MAX: Final = 1024
 HEARD_S: Final = 20.0
 """After a start, members show their certificates and with them which tickets are spent: a ticket
@@ -155,6 +157,7 @@ class Admission:
         self._skew_ms = self.limits.clock_skew_s_max * 1000
         self._refused: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._opened: OrderedDict[bytes, Chain] = OrderedDict()
+        self._early: OrderedDict[PeerId, int] = OrderedDict()  # when their certificates begin, ms
         self._members: dict[PeerId, _Member] = {}
         self._via: Counter[PeerId] = Counter()
         self._tombstones: dict[PeerId, dict[PeerId, Tombstone]] = {}  # peer → issuer → it
@@ -316,7 +319,25 @@ class Admission:
     def judge(self, chain: Chain) -> None:
         """Raise AdmissionRefused if a chain with good signatures is not valid now."""
         self._judge_tombstones(chain)
+        begins_ms = max(certificate.not_before_ms for certificate in chain.certificates)
+        if begins_ms > self._now_ms() + self._skew_ms:
+            self._early[chain.peer] = begins_ms
+            while len(self._early) > EARLY_MAX:
+                self._early.popitem(last=False)
         chain.judge_time(self._now_ms(), self._skew_ms)
+
+    def early_s(self) -> dict[PeerId, float]:
+        """Members, this node too, whose certificates are said to begin only in so many seconds.
+
+        Either their issuers' clocks were ahead, or this node's is behind.
+        """
+        begins_ms = {**self._early, self._key.peer_id: self._own.leaf.not_before_ms}
+        now_ms = self._now_ms()
+        return {
+            peer: (at_ms - now_ms) / 1000
+            for peer, at_ms in begins_ms.items()
+            if at_ms > now_ms + self._skew_ms and self.evicted(peer) is None
+        }
 
     def _judge_tombstones(self, chain: Chain) -> None:
         if (tombstone := self.evicted(chain.peer, chain.rights)) is not None:

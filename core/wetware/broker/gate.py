@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from wetware import rpc
 from wetware.audit import AuditUnavailable
 from wetware.bounds import Claim, Places, Rates, address_key
+from wetware.broker.clock import NOT_YET, Comparison
 from wetware.broker.grants import BEARER
 from wetware.broker.limits import LoginLimits
 from wetware.broker.session import SessionServant
@@ -27,6 +28,7 @@ from wetware.broker.tree import UNKNOWN_REF, Tree
 from wetware.errors import (
     CapabilityError,
     Disconnected,
+    InvalidArgument,
     LimitExceeded,
     PluginError,
     WetwareError,
@@ -161,6 +163,8 @@ class Broker:
         self._sessions: Counter[Principal] = Counter()
         self._unwatch = backend.watch(self._changed)
         self._closed = False
+        self._comparison = Comparison(self.tree.clock, self.tree.limits.clock_skew_s_max)
+        self._clock_recorded = False  # as wrong
         self.addrs: Callable[[], Iterable[Multiaddr]] = tuple
         """Where this node can be reached, for sturdy references."""
         self.adoptions: Adoptions | None = None
@@ -202,21 +206,39 @@ class Broker:
         self._expect(are_where, f"{name}.where", where, "a tuple of Where")
         return profile
 
-    def judge_clock(self, others_ahead_s: float | None) -> None:
+    def judge_clock(self, others_ahead_s: float | None, *, alone: bool) -> None:
         """Refuse grants with an end while this node's clock cannot judge it.
 
         Args:
             others_ahead_s: By how much the other members' clocks are ahead; None if unknown.
+            alone: Whether there is no other member.
         """
-        bound_s, tree = self.tree.limits.clock_skew_s_max, self.tree
-        why = ""
-        if others_ahead_s is not None and abs(others_ahead_s) > bound_s:
-            why = f"the other members' clocks are {others_ahead_s:+.0f} s from it"
-        elif (back_s := tree.clock.ahead_s) > bound_s:
-            why = f"it was set back by {back_s:.0f} s"
-        if bool(why) != bool(tree.clock_wrong):
-            self.audit.record("clock.wrong" if why else "clock.right", reason=why)
+        why, tree = self._comparison.judge(others_ahead_s, alone=alone), self.tree
         tree.clock_wrong = why
+        wrong = bool(why) and why != NOT_YET
+        if wrong != self._clock_recorded and (wrong or not why):
+            self._clock_recorded = wrong
+            self.audit.record("clock.wrong" if wrong else "clock.right", reason=why)
+
+    async def trust_clock(self, others_ahead_s: float | None, principal: Principal) -> None:
+        """Take the machine's clock as right, on an operator's word; what was later was a glitch.
+
+        Raises InvalidArgument where the other members' clocks say that it is wrong, and
+        StoreUnavailable where a restart would bring the later time back.
+        """
+        tree = self.tree
+        if others_ahead_s is not None and abs(others_ahead_s) > tree.limits.clock_skew_s_max:
+            raise InvalidArgument(
+                f"the other members' clocks are {others_ahead_s:+.0f} s from this node's",
+                hint="set the machine's clock first: `timedatectl set-ntp true`",
+                code="invalid.clock",
+            )
+        back_s = tree.clock.ahead_s
+        self._comparison.trust()
+        tree.clock_wrong = ""
+        self.audit.record("clock.trusted", principal=principal, set_back_s=round(back_s, 1))
+        if tree.store is not None:
+            await tree.store.save_clock()
 
     def close(self) -> None:
         """End every session and admit no other; the node is stopping. Idempotent."""

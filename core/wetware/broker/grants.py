@@ -355,7 +355,8 @@ class Grant:
                 return Expired(
                     f"grant {self.id} ({self.label}) has an end, and this node's clock is wrong: "
                     f"{tree.clock_wrong}",
-                    hint="set the node's clock; grants without an end go on",
+                    hint="an operator sets the clock of the node's machine, or says with `ww clock "
+                    "--right` that it is right; grants without an end go on",
                     code="capability.expired.clock",
                 )
         return tree.suspended or (tree.shares_suspended if self._of_earlier_share else None)

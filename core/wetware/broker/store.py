@@ -54,6 +54,7 @@ CLOSE_S: Final = 10.0
 
 Statement: TypeAlias = tuple[str, Sequence[Any]]
 
+_KEEP_CLOCK: Final = "INSERT OR REPLACE INTO meta VALUES ('clock', ?)"
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE grants (
@@ -431,9 +432,7 @@ class Store:
                     db.execute(sql, values)
             # What ends nothing that is kept writes nothing: it needs no room, also on a full disk.
             if db.total_changes != before or (self.failing and not batch):
-                db.execute(
-                    "INSERT OR REPLACE INTO meta VALUES ('clock', ?)", (str(self.clock.time()),)
-                )
+                db.execute(_KEEP_CLOCK, (str(self.clock.time()),))
             db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
@@ -448,6 +447,10 @@ class Store:
         self._waiting -= 1
 
     # --- what is written --------------------------------------------------------------------------
+
+    async def save_clock(self) -> None:
+        """What time it is now, though it was later before."""
+        await self.write([(_KEEP_CLOCK, (str(self.clock.time()),))])
 
     async def save_share(self, grants: Iterable[GrantRow], share: ShareRow) -> None:
         """A new share with all its ancestors."""

@@ -121,6 +121,9 @@ async def _watch(session: Session, selector: str, json: bool) -> None:
 def _rows(members: Sequence[Member], wide: bool) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     header: tuple[str, ...] = ("name", "state", "for", "id", "address", "rtt", "load", "labels")
     header += ("services",)
+    troubled = any(m.trouble for m in members)
+    if troubled:
+        header += ("trouble",)
     if wide:
         header += ("version", "memory", "incarnation")
     rows = []
@@ -137,6 +140,8 @@ def _rows(members: Sequence[Member], wide: bool) -> tuple[tuple[str, ...], list[
             " ".join(f"{k}={v}" for k, v in sorted(m.labels.items())) or "-",
             " ".join(m.services) or "-",
         )
+        if troubled:
+            row += (m.trouble or "-",)
         if wide:
             row += (m.version or "-", f"{m.memory_bytes >> 20} MiB", str(m.incarnation))
         rows.append(row)

@@ -28,6 +28,7 @@ Start a node with `ww node`; in another terminal try `ww status`, then `ww sub c
 def build() -> typer.Typer:
     """The whole command line; plugins that are broken are left out (`ww plugin list` says why)."""
     from wetware.cli.audit import audit_app
+    from wetware.cli.clock import clock_command
     from wetware.cli.cluster import evict_command, invite_command, ls_command, ping_command
     from wetware.cli.config import config_app
     from wetware.cli.context import context_app
@@ -71,6 +72,7 @@ def build() -> typer.Typer:
     app.command("grants")(grants_command)
     app.command("revoke")(revoke_command)
     app.command("why")(why_command)
+    app.command("clock")(clock_command)
     app.command("doctor")(doctor_command)
     app.command("completion")(completion_command)
     app.add_typer(key_app, name="key")
@@ -204,9 +206,12 @@ def status_command(
         ("listens", "\n          ".join(status["addrs"])),
     ):
         out(f"{name:9} {value}")
-    if abs(offset_s := status["clock_offset_s"]) >= CLOCK_S_TOLD:
+    offset_s, wrong = status["clock_offset_s"], status["clock_wrong"]
+    if offset_s is not None and abs(offset_s) >= CLOCK_S_TOLD:
         side = "behind" if offset_s > 0 else "ahead of"
         out(f"clock     {abs(offset_s):.1f} s {side} the other nodes'; try: ww doctor")
+    if wrong:
+        out(f"ends      of grants cannot be judged: {wrong}; try: ww clock")
     out("")
     rows = [
         (

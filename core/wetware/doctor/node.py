@@ -163,17 +163,27 @@ def judge_member_versions(own: str, versions: Mapping[str, str]) -> list[Finding
 
 async def _clock(node: Node) -> list[Finding]:
     offsets = {_called(m): m.clock_offset_s for m in _alive(node) if m.clock_offset_s is not None}
-    return judge_clock(offsets, node.config.admission.clock_skew_s_max)
+    for peer, ahead_s in node.admission.early_s().items():
+        offsets.setdefault(f"who certified {peer.short}", ahead_s)
+    others = node.membership.knows_others
+    return judge_clock(offsets, node.config.admission.clock_skew_s_max, others=others)
 
 
-def judge_clock(offsets: Mapping[str, float], skew_s_max: float) -> list[Finding]:
-    """This clock against those of the members (name → how far theirs is ahead, s)."""
-    from statistics import median as median_of
+def judge_clock(
+    offsets: Mapping[str, float], skew_s_max: float, *, others: bool = True
+) -> list[Finding]:
+    """This clock against those of the members (name → how far theirs is ahead, s).
+
+    `others`: whether there are any.
+    """
+    from wetware.membership.swim import middle
 
     name = "clock of members"
-    if not offsets:
-        return []
-    median = median_of(offsets.values())
+    median = middle(offsets.values())
+    if median is None:
+        text = "it is not known whether this clock is right: no living member's was compared"
+        remedy = "`ww ls` shows who is alive; `ww doctor` again in a few seconds"
+        return [warning(name, text, remedy)] if others else []
     bound = f"the bound is {skew_s_max:g} s (clock_skew_s_max)"
     remedy = "`timedatectl set-ntp true` or chrony on {}, then `ww doctor`"
     if abs(median) > skew_s_max / 2:
@@ -486,8 +496,9 @@ def judge_grants(
         found.append(
             error(
                 name,
-                f"grants with an end are refused: this clock is wrong, {clock_wrong}",
-                "`timedatectl set-ntp true` or chrony on this machine, then `ww doctor`",
+                f"grants with an end are refused: this clock cannot judge it, {clock_wrong}",
+                "`timedatectl set-ntp true` or chrony on this machine, then `ww doctor`; if it is "
+                "right, `ww clock --right`",
             )
         )
     if suspended:

@@ -49,8 +49,9 @@ class MembershipConfig:
             others are dead.
         retention_s: How long the dead and the left are remembered, so that no old record brings
             them back.
-        record_age_s_max: Older records are refused (and those from so far in the future). Nodes
-            sign anew at a third of it. Bounds what a recorded message is worth to an attacker.
+        record_age_s_max: Older records are refused (and those from so far in the future), unless
+            their author sends them itself. Nodes sign anew at a third of it. Bounds what a recorded
+            message is worth to an attacker.
         load_s: A node publishes its load at most so often; see load_updates_per_s.
         load_updates_per_s: Load updates in the whole cluster: each node waits N / this at least.
         update_s_min: A node publishes other changes of its own at most so often.

@@ -43,7 +43,7 @@ from wetware.membership.peers import INCARNATION_FILE, PEERS_FILE, IncarnationFi
 from wetware.membership.reach import Backoff, Reach, ReachLimits
 from wetware.membership.record import Malformed, Record
 from wetware.membership.selector import Selector
-from wetware.membership.swim import Change, ChangeKind, Member, State, Swim
+from wetware.membership.swim import Change, ChangeKind, Member, State, Swim, middle
 from wetware.multiaddr import Multiaddr
 
 if TYPE_CHECKING:
@@ -290,6 +290,7 @@ class Membership:
             unix_ms=self._unix_ms,
             rng=self._rng,
             on_change=self._changed,
+            on_old=self._ask_author,
         )
 
     def _sign(self, fields: Mapping[str, Any]) -> Record:
@@ -457,6 +458,21 @@ class Membership:
             rtt_s=0.0,
             clock_offset_s=0.0,
         )
+
+    @property
+    def clock_offset_s(self) -> float | None:
+        """How far the other members' clocks are ahead of this node's, in the median, s.
+
+        Measured, or at least so far by their certificates where these begin in the future. None
+        where no living member was compared.
+        """
+        return middle({**self._admission.early_s(), **self.swim.clock_offsets_s}.values())
+
+    @property
+    def knows_others(self) -> bool:
+        """Whether the cluster has other nodes, as far as this one remembers."""
+        own, is_foreign = self._key.peer_id, self._admission.is_foreign
+        return any(peer != own and not is_foreign(peer) for peer in self._store.peers())
 
     def resolve(self, selector: str | Selector) -> list[Member]:
         """The members that `selector` matches, by name. It matches every state unless it names one.
@@ -659,6 +675,13 @@ class Membership:
             # So that it may speak to us before it was introduced; the backend may still veto.
             self._admit_later(peer, record.chain)
         return chain.labels
+
+    def _ask_author(self, record: Record) -> None:
+        """An old record, of a member to which there is no connection: have it say so itself."""
+        with contextlib.suppress(WetwareError):
+            if self._admission.verify(record.chain).peer == record.peer:
+                for text in record.addrs:
+                    self.reach.found(Multiaddr.parse(text).with_peer(record.peer), "an old record")
 
     def _admit_later(self, peer: PeerId, chain: bytes) -> None:
         if peer not in self._admits and len(self._admits) >= ADMITS_MAX:

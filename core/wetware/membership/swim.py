@@ -26,7 +26,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-import statistics
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -183,7 +182,7 @@ class Counters:
         records: Records that were new, verified and accepted.
         stale: Records not newer than what is known: late, or replayed.
         forged: Records with a wrong signature.
-        too_old: Records signed too long ago, or too far in the future.
+        too_old: Records of others than their sender, signed too long ago, or too far in the future.
         refused: Records whose certificate was not accepted.
         facts: Facts that were new and accepted.
         facts_refused: Facts that were not accepted.
@@ -336,6 +335,19 @@ def _entry(key: bytes, incarnation: int, revision: int, state: int) -> bytes:
     return wire.ENTRY.pack(key, incarnation, revision, state)
 
 
+def middle(offsets: Iterable[float]) -> float | None:
+    """How far the clocks of others are ahead of this one, in the median, s; None of nobody's.
+
+    Of an even number it is the one of the two in the middle that is nearer to this clock, which
+    counts too: where one of three clocks is wrong, the other two say which.
+    """
+    ordered = sorted(offsets)
+    if not ordered:
+        return None
+    half = len(ordered) // 2
+    return min(ordered[~half], ordered[half], key=abs)
+
+
 def _digest(fact: bytes) -> bytes:
     return hashlib.sha256(fact).digest()[: wire.DIGEST_BYTES]
 
@@ -356,6 +368,7 @@ class Swim:
         unix_ms: Unix time.
         rng: All choices come from it.
         on_change: Gets every change of the table.
+        on_old: Gets records that are too old to be believed unless their author says the same.
         parse: Reads a record; a simulation passes one that remembers.
         verify: Checks its signature; raises Forged.
 
@@ -378,6 +391,7 @@ class Swim:
         unix_ms: Callable[[], int],
         rng: random.Random,
         on_change: Callable[[Change], None],
+        on_old: Callable[[Record], None] = lambda _: None,
         parse: Callable[[bytes], Record] = Record.parse,
         verify: Callable[[Record], None] = Record.verify,
     ) -> None:
@@ -386,7 +400,8 @@ class Swim:
         self._sign, self._send, self._accept = sign, send, accept
         self._facts, self._adopt = facts, adopt
         self._now, self._unix_ms = now, unix_ms
-        self._on_change, self._parse, self._verify = on_change, parse, verify
+        self._on_change, self._on_old = on_change, on_old
+        self._parse, self._verify = parse, verify
         self._key = key_of(record.peer)
         self._born_ms = record.issued_ms
         self._nodes: dict[bytes, _Node] = {}
@@ -439,10 +454,13 @@ class Swim:
         return self._size
 
     @property
-    def clock_offset_s(self) -> float | None:
-        """The members' clocks minus this node's, in the median; None if none was measured."""
-        offsets = [node.offset_s for node in self._nodes.values() if node.offset_s is not None]
-        return statistics.median(offsets) if offsets else None
+    def clock_offsets_s(self) -> dict[PeerId, float]:
+        """The clocks of living members minus this node's, of those that were measured."""
+        return {
+            node.peer: node.offset_s
+            for node in self._nodes.values()
+            if node.offset_s is not None and node.state <= SUSPECT
+        }
 
     def member(self, peer: PeerId) -> Member | None:
         """What is known of another node."""
@@ -544,6 +562,9 @@ class Swim:
         except Malformed:
             return
         source.connected = True
+        if source.key not in self._nodes:  # nothing is known of its clock either
+            self._want(source, (source.key, 0, 0))
+            self._ask_all(now)
         # Both ends hear of the connection; one push-pull serves both, so the smaller key begins.
         wait = 0.0 if self._key < source.key else 2 * self._config.probe_timeout_s
         self._plan_sync(source, max(now + wait, source.synced_at + self._config.sync_peer_s_min))
@@ -993,6 +1014,8 @@ class Swim:
             return True
         before, was = _STATES[node.state], node.record
         node.record, node.labels = record, labels
+        if record.instance != was.instance:
+            node.offset_s = None  # another process, and maybe another clock
         if record.left:
             state = GONE
         elif record.incarnation > was.incarnation:
@@ -1396,6 +1419,7 @@ class Swim:
             fields[name].append(item)
             size += len(item) + 8
         fields["z"] = True
+        fields["u"] = self._unix_ms()
         self._post(source.key, fields)
 
     def _parses(self, source: _Source, now: float, frame: Frame) -> int:
@@ -1421,6 +1445,10 @@ class Swim:
             return
         for record in records:
             self._record(source, record, now)
+        node = self._nodes.get(source.key)
+        if node is not None and node.offset_s is None and frame.unix_ms is not None:
+            # Known to some round trips, until the first probe measures it.
+            node.offset_s = (frame.unix_ms - self._unix_ms()) / 1000
         for blob in frame.blobs:
             self._fact(source, blob, now)
         if frame.done and source.asked is not None:
@@ -1469,12 +1497,20 @@ class Swim:
                 source.records.fine(FORGERY_COST)
             return  # and somebody else is asked
         self._settle(wants)
-        if abs(self._unix_ms() - record.issued_ms) > self._config.record_age_s_max * 1000:
-            self.counters.too_old += 1
-            self._refuse(wants)
-            return
         if key == self._key:
             self._other_self(record)
+            return
+        old_s = abs(self._unix_ms() - record.issued_ms) / 1000
+        if old_s > self._config.record_age_s_max and key != source.key:
+            # A recording; or the author's clock is wrong, or this one. What the author says itself,
+            # on a connection of its own, is none: only so both learn how their clocks differ.
+            self.counters.too_old += 1
+            author = self._sources.get(key)
+            if author is not None and author.connected:
+                self._want(author, exact)
+            else:
+                self._refuse(wants)
+                self._on_old(record)
             return
         try:
             certified = self._accept(record)

@@ -274,6 +274,11 @@ interface Node {
   details @2 () -> (status :NodeStatus);
   # As `status`, and what is not for everybody: in `peers` the addresses of clients and of foreign
   # peers, and in which words a plugin or libp2p failed. For operators. Idempotent.
+
+  trustClock @3 ();
+  # The machine's clock is right, and what it said before was a glitch: ends of grants are judged by
+  # it again. For operators, who have looked at it: grants made in the glitch end later by as much.
+  # Refused where the other members' clocks say that it is wrong. Idempotent.
 }
 
 struct NodeStatus {
@@ -301,7 +306,7 @@ struct NodeStatus {
   # Of the event loop, over the last minute, seconds.
   loopLagMaxS @19 :Float64;
   clockOffsetS @20 :Float64;
-  # How far the clocks of the other members are ahead of this one's, median; 0 if unknown.
+  # How far the clocks of the other members are ahead of this one's, median; NaN if unknown.
   certificateNotAfterMs @21 :UInt64;
   # When this node's certificate expires if it is not renewed.
   rights @22 :List(Text);
@@ -310,6 +315,10 @@ struct NodeStatus {
   # How somebody becomes a user of the cluster, in the words of its auth backend; "" if it has none.
   strangers @24 :UInt32;
   # How many peers are connected that are no members: clients, foreign peers.
+  clockWrong @25 :Text;
+  # Why grants with an end are refused: this node's clock cannot judge it; "" if it can.
+  timeS @26 :Float64;
+  # By the machine's clock, Unix s.
 
   struct Peer {
     peerId @0 :Text;
@@ -406,6 +415,8 @@ struct Member {
   record @15 :Data;
   # What the member signed, its certificate within, in the encoding of membership; only in an answer to
   # `list` with `signed`, and not of a foreign peer.
+  trouble @16 :Text;
+  # What is wrong with it, as the node that was asked sees it, e.g. that its clock is; "" if nothing.
 }
 
 interface MemberSink {

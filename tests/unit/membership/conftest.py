@@ -32,6 +32,7 @@ class Lab:
         self.config = MembershipConfig(**config)
         self.sent: list[tuple[int, dict[str, Any]]] = []
         self.changes: list[Change] = []
+        self.old: list[Record] = []
         self.verified = 0
         self._pings: deque[tuple[int, int]] = deque(maxlen=64)  # not answered yet
         self.facts: dict[bytes, bytes] = {}
@@ -50,6 +51,7 @@ class Lab:
             now=lambda: self.time,
             unix_ms=lambda: self.unix_ms,
             rng=random.Random(1),
+            on_old=self.old.append,
             on_change=self.changes.append,
             verify=self._verify,
         )

@@ -10,7 +10,7 @@ from wetware import cbor
 from wetware.membership import wire
 from wetware.membership.config import MembershipConfig
 from wetware.membership.record import Record, key_of
-from wetware.membership.swim import ChangeKind, State
+from wetware.membership.swim import ChangeKind, State, middle
 
 from membership_sim import Sim, SimNode, happened, key_number  # isort: skip - beside the benchmark
 
@@ -241,9 +241,8 @@ def test_a_slow_clock_is_known() -> None:
     nodes = sim.start(8)
     nodes[5].clock_offset_s = -300.0
     sim.run(30)
-    offset = nodes[5].swim.clock_offset_s
-    assert offset == pytest.approx(300, abs=0.1)
-    assert nodes[1].swim.clock_offset_s == pytest.approx(0, abs=0.1)
+    assert middle(nodes[5].swim.clock_offsets_s.values()) == pytest.approx(300, abs=0.1)
+    assert middle(nodes[1].swim.clock_offsets_s.values()) == pytest.approx(0, abs=0.1)
     member = nodes[1].swim.member(nodes[5].peer)
     assert member is not None
     assert member.clock_offset_s == pytest.approx(-300, abs=0.1)

@@ -10,7 +10,7 @@ import pytest
 from wetware import cbor
 from wetware.membership import wire
 from wetware.membership.record import Malformed
-from wetware.membership.swim import ChangeKind, State
+from wetware.membership.swim import ChangeKind, State, middle
 
 from .conftest import Lab, entry, raw, wire_digest
 
@@ -158,7 +158,7 @@ def test_local_health_makes_it_patient(lab: Lab) -> None:
 
 def test_clock_and_round_trip_are_measured(lab: Lab) -> None:
     lab.joined(1, 2, 3)
-    assert lab.swim.clock_offset_s == pytest.approx(0.0, abs=0.01)
+    assert middle(lab.swim.clock_offsets_s.values()) == pytest.approx(0.0, abs=0.01)
     for number, offset_ms in ((1, 5000), (2, 5400), (3, -900_000)):
         lab.swim.probe(lab.peer(number))
         ping = lab.frames(PING, number)[-1]
@@ -169,7 +169,32 @@ def test_clock_and_round_trip_are_measured(lab: Lab) -> None:
     assert member.clock_offset_s == pytest.approx(5.0, abs=0.01)
     assert member.rtt_s is not None
     assert 0 < member.rtt_s <= 0.101
-    assert lab.swim.clock_offset_s == pytest.approx(5.0, abs=0.01)  # one liar does not move it
+    assert middle(lab.swim.clock_offsets_s.values()) == pytest.approx(5.0, abs=0.01)
+
+
+def test_the_first_record_of_a_peer_brings_its_clock(lab: Lab) -> None:
+    """Nobody is believed to have the same clock for want of a probe."""
+    lab.tells(2, lab.record(1))
+    lab.says(2, HAVE, r=[lab.record(2).encoded], z=True, u=lab.unix_ms + 7_200_000)
+    assert lab.swim.clock_offsets_s == {lab.peer(2): 7200.0}
+    lab.tells(2, lab.record(2, incarnation=101, instance=b"restart!"))
+    assert lab.swim.clock_offsets_s == {}
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        ([], None),
+        ([7200.0], 7200.0),
+        ([7200.0, 0.1], 0.1),  # with this clock, two of three agree
+        ([-7200.0, -7199.0], -7199.0),  # and here this one is alone
+        ([-7200.0, 7200.0, 1.0], 1.0),
+        ([0.0, 0.1, -7200.0, -7200.0], 0.0),
+        ([0.0, -7100.0, -7200.0, -7200.0], -7100.0),
+    ],
+)
+def test_the_middle_of_the_clocks(offsets: list[float], expected: float | None) -> None:
+    assert middle(offsets) == expected
 
 
 # --- suspicion and refutation ---
@@ -442,8 +467,40 @@ def test_old_and_future_records_are_refused(lab: Lab) -> None:
     assert lab.state(1) is None
     assert lab.state(3) is None
     assert lab.swim.counters.too_old == 2
+    assert [record.peer for record in lab.old] == [lab.peer(1), lab.peer(3)]
     lab.tells(2, lab.record(1, issued_ms=lab.unix_ms - hour + 1000))
     assert lab.state(1) is State.ALIVE
+
+
+def test_what_its_author_sends_is_no_recording(lab: Lab) -> None:
+    """However wrong its clock is: how else would the two learn that their clocks differ?"""
+    two_hours = 7200 * 1000
+    for number, ahead_ms in ((1, two_hours), (2, -two_hours)):
+        record = lab.record(number, issued_ms=lab.unix_ms + ahead_ms)
+        lab.says(number, HAVE, r=[record.encoded], z=True, u=lab.unix_ms + ahead_ms)
+        assert lab.state(number) is State.ALIVE
+    assert lab.swim.clock_offsets_s == {lab.peer(1): 7200.0, lab.peer(2): -7200.0}
+    assert lab.swim.counters.too_old == 0
+
+
+def test_the_author_of_an_old_record_is_asked_itself(lab: Lab) -> None:
+    lab.swim.peer_up(lab.peer(1))
+    assert [f["w"] for f in lab.frames(WANT, 1)] == [raw(1)]
+    lab.says(1, HAVE, z=True)  # it has nothing to say yet
+    record = lab.record(1, issued_ms=lab.unix_ms - 7200 * 1000)
+    sent = lab.tells(2, record)
+    assert lab.state(1) is None
+    assert [(n, f["w"]) for n, f in sent if f["k"] == WANT and n == 1] == [(1, raw(1))]
+    lab.tells(1, record)
+    assert lab.state(1) is State.ALIVE
+    assert lab.old == []
+
+
+def test_its_own_record_is_refuted_however_old_it_is(lab: Lab) -> None:
+    """A node that was restored with an early incarnation, on a machine whose clock is right."""
+    lab.joined(1)
+    lab.tells(1, lab.record(0, incarnation=150, instance=b"before..", issued_ms=1))
+    assert lab.swim.record.incarnation == 151
 
 
 def test_a_record_without_a_certificate_is_refused_and_not_fetched_again(lab: Lab) -> None:
