@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wetware import contexts, paths, rpc
+from wetware.contexts import Context
 from wetware.errors import (
     AuthError,
     ConfigError,
@@ -867,7 +868,7 @@ async def _local(stack: contextlib.AsyncExitStack, node: LocalNode) -> _Place:
     return connection, node.peer_id, Channel("unix", node.peer_id.multihash)
 
 
-def _peer_in(target: str) -> PeerId:
+def peer_in(target: str) -> PeerId:
     """The node that addresses, comma-separated, end at; raises InvalidArgument."""
     from wetware.multiaddr import Multiaddr
 
@@ -945,25 +946,48 @@ class _Timeout:
             ) from None
 
 
-async def _pinned(choose: Callable[[Challenge], Signer], place: _Place) -> Session:
-    """Log in at a remote node whose cluster is pinned, or pin it."""
-    _, node, _ = place
-    known = contexts.load().clusters.get(node, "")
-    session = await _Login(choose, known, pinned=node).open(place)
-    if not known:
-        cluster = session.identity.cluster
-        session.notice = f"first login at {node}: from now on its cluster has to be {cluster}"
+async def _enter(
+    stack: contextlib.AsyncExitStack, choose: Callable[[Challenge], Signer], context: Context
+) -> Session:
+    """Log in at a context's node, or at this machine's if the context names another by a selector.
+
+    The cluster is the one that is pinned, or is pinned now.
+    """
+    if is_address(context.node):
+        peer = peer_in(context.node)
+        pinned = context.cluster or contexts.load().clusters.get(peer, "")
+        place = await _remote(stack, context.node.split(","), peer)
+        name = context.name or peer
+    else:
+        node = LocalNode.find(_data_dir(context))
+        pinned, name = context.cluster or node.cluster, context.name
+        place = await _local(stack, node)
+    session = await _Login(choose, pinned, name).open(place)
+    cluster = session.identity.cluster
+    if name and not (context.cluster if context.name else pinned):
+        what = f"in the context {name}" if context.name else f"at {name}"
+        session.notice = f"first login {what}: from now on the cluster there has to be {cluster}"
         try:
-            contexts.update(lambda found: found.pin(node, cluster))
+            contexts.update(lambda known: known.pin(name, cluster))
         except ConfigError as exc:
-            session.notice = f"the cluster {cluster} of {node} is not remembered: {exc.message}"
+            session.notice = f"the cluster {cluster} {what} is not remembered: {exc.message}"
     return session
+
+
+def is_address(text: str) -> bool:
+    """Whether a text wants to be an address of a node, and not a selector."""
+    return text.startswith("/") or text.rpartition(":")[2].isdecimal()
+
+
+def _data_dir(context: Context) -> Path:
+    return Path(context.data_dir) if context.data_dir else paths.data_dir()
 
 
 @contextlib.asynccontextmanager
 async def connect(
     target: str | None = None,
     *,
+    context: Context | str | None = None,
     key: Key | Path | str | None = None,
     signer: Signer | None = None,
     data_dir: Path | None = None,
@@ -974,17 +998,21 @@ async def connect(
 
     Args:
         target: A multiaddr with the node's peer ID (several, comma-separated, for one node), a
-            sturdy reference `ww1…` (then no key is needed), or None for WW_NODE or else the node
-            of this machine.
+            sturdy reference `ww1…` (then no key is needed), or what `Session.node` takes, a name or
+            "zone=cloud": then the login here leads to one there. None for WW_NODE, or else the
+            context's node.
+        context: Its name, or an object of one's own. None for WW_CONTEXT, or else the one that
+            `ww context use` chose; without that, this machine's node.
         key: The user's key: an object, a file, or a name under `~/.wetware/keys`; default
-            "default".
+            WW_KEY, the context's, or "default".
         signer: Answers the challenge instead of `key`.
-        data_dir: Of the local node; default `~/.wetware/node`.
+        data_dir: Of this machine's node, instead of the context's node.
         passphrase: Called if the key is encrypted; default: WW_PASSPHRASE. It is called on the
             loop, during the login: where a person has to type, ask beforehand.
-        timeout_s: For dialling and logging in together.
+        timeout_s: For dialling and logging in together, at each node.
 
-    Raises DialError, LoginRefused (with `.status`), AuthError from the signer, KeyFileError,
+    Raises DialError, LoginRefused (with `.status`), AuthError from the signer, or where the cluster
+    is not the pinned one, KeyFileError, NotFound for a context or a node of no such name,
     InvalidArgument for a bad address.
     """
     if target == "":
@@ -993,25 +1021,32 @@ async def connect(
             hint="leave it out for this machine's node",
             code="invalid.empty",
         )
-    target = target or paths.variable("WW_NODE")
-    choice = KeyChoice(key, None, passphrase)
+    if context is None:
+        target = target or paths.variable("WW_NODE")
+    chosen = context if isinstance(context, Context) else contexts.choose(context)
+    if key is None:
+        key = (chosen.key if context else "") or paths.variable("WW_KEY") or chosen.key or None
+    if data_dir is not None:
+        chosen = Context(data_dir=str(data_dir))
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(rpc.runtime())
         if target is not None and is_ref(target):
             ref = SturdyRef.parse(target)
             async with _Timeout(timeout_s, f"the node {ref.peer}"):  # never the secret itself
-                place = await _issuer(stack, ref, data_dir or paths.data_dir())
+                place = await _issuer(stack, ref, _data_dir(chosen))
                 session = await _redeem(place, ref)
         else:
-            async with _Timeout(timeout_s, target or "the local node"):
-                choose = _chooser(signer, choice)
-                if target is None:
-                    node = LocalNode.find(data_dir or paths.data_dir())
-                    place = await _local(stack, node)
-                    session = await _Login(choose, node.cluster).open(place)
-                else:
-                    place = await _remote(stack, target.split(","), _peer_in(target))
-                    session = await _pinned(choose, place)
+            if target is not None and is_address(target):
+                chosen, target = Context(node=target), None
+            by_address = is_address(chosen.node)
+            goal = target or ("" if by_address else chosen.node)
+            choose = _chooser(signer, KeyChoice(key, None, passphrase))
+            async with _Timeout(timeout_s, chosen.node if by_address else "the local node"):
+                session = await _enter(stack, choose, chosen)
+            if goal:
+                entry, far = session, session.node(goal, timeout_s=timeout_s)
+                session = await stack.enter_async_context(far)
+                session.notice = entry.notice
         try:
             yield session
         finally:

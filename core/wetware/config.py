@@ -60,7 +60,8 @@ ENV_OTHER: Final = {
     "WW_HOME": "Where everything of a user lives: `keys/`, `node/`, `ww.toml`. "
     "Default `~/.wetware`; for a user without a home directory, what `--data-dir` names.",
     "WW_CONFIG": "The configuration file. Default `$WW_HOME/ww.toml`.",
-    "WW_NODE": "The remote node that a command talks to, as `--node` does.",
+    "WW_NODE": "The node that a command talks to, as `--node` does.",
+    "WW_CONTEXT": "The context of a command, as `--context` does.",
     "WW_KEY": "The user's key, as `--key` does.",
     "WW_PASSPHRASE": "The passphrase of an encrypted key file, where there is no terminal.",
 }

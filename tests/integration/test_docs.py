@@ -20,6 +20,7 @@ import typer
 from wetware.broker.terms import Rate, Where, kinds_for, parse_duration, parse_size
 from wetware.cli import services
 from wetware.cli.main import build
+from wetware.cli.root import LATE
 from wetware.errors import EXIT_DENIED, EXIT_FAILED, InvalidArgument
 from wetware.testing import Home, NodeProcess, wait_for
 
@@ -64,11 +65,13 @@ def _how_to() -> list[str]:
 
 
 def test_the_how_to_s_commands_exist(node: NodeProcess) -> None:
-    commands = {tuple(re.sub(r"--data-dir \S+|--node \S+", "", c).split()[1:3]) for c in _how_to()}
+    commands = {
+        tuple(re.sub(r"--(?:data-dir|node|context) \S+", "", c).split()[1:3]) for c in _how_to()
+    }
     assert len(commands) > 8
     for words in commands:
         group = [w for w in words if w.isalpha() and w.islower()]
-        known = [g for g in group if g not in ("chat", "hello", "ada")]
+        known = [g for g in group if g not in ("chat", "hello", "ada", "home", "local", "rented")]
         done = node.ww(*known, "--help")
         assert done.returncode == 0, (words, done.stderr)
 
@@ -481,6 +484,9 @@ def test_every_command_in_the_documents_exists() -> None:
     assert wrong == []
 
 
+GLOBAL = {p.opts[0]: p for p in typer.main.get_command(build()).params if p.name in LATE}
+
+
 def _unknown(command: Any, text: str) -> str | None:
     """What a command line names that there is not; None if all of it exists."""
     try:
@@ -492,7 +498,8 @@ def _unknown(command: Any, text: str) -> str | None:
         if word.startswith("-") and word != "-":
             option = word.partition("=")[0]
             params = {name: p for p in command.params for name in (*p.opts, *p.secondary_opts)}
-            if option not in params and option != "--help":
+            params = {**GLOBAL, **params}
+            if option not in params and option not in ("--help", "-h"):
                 return f"no option {option}"
             found = params.get(option)
             if found is not None and not getattr(found, "is_flag", True) and "=" not in word:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from wetware import contexts
-from wetware.errors import ConfigError, InvalidArgument
+from wetware.errors import ConfigError, InvalidArgument, NotFound
+from wetware.identity import Key
 
+GOOD = '{"v": 1, "current": "local", "contexts": {}, "clusters": {}}'
 ONE, TWO = "1" * 40, "2" * 40
 
 
@@ -60,10 +63,17 @@ def test_what_is_no_cluster_is_not_pinned(file: Path, cluster: str) -> None:
         "",
         "[]",
         "{}",
-        '{"v": 2, "clusters": {}}',
-        '{"v": 1, "clusters": []}}',
-        '{"v": 1, "clusters": {"a": 1}}',
-        '{"v": 1, "clusters": {"a": "zz"}}',
+        GOOD.replace('"v": 1', '"v": 2'),
+        GOOD.replace('"clusters": {}', '"clusters": []'),
+        GOOD.replace('"clusters": {}', '"clusters": {"a": 1}'),
+        GOOD.replace('"clusters": {}', '"clusters": {"a": "zz"}'),
+        GOOD.replace('"contexts": {}', '"contexts": []'),
+        GOOD.replace('"contexts": {}', '"contexts": {"a": {"node": 1}}'),
+        GOOD.replace('"contexts": {}', '"contexts": {"a": {"cluster": "zz"}}'),
+        GOOD.replace('"contexts": {}', '"contexts": {"a": {"other": ""}}'),
+        GOOD.replace('"contexts": {}', '"contexts": {"a": {"name": "b"}}'),
+        GOOD.replace('"contexts": {}', '"contexts": {"a": {"key": "\\u001b"}}'),
+        GOOD.replace("local", "nobody"),
         "[" * 100_000,
         "\0",
     ],
@@ -76,6 +86,12 @@ def test_a_damaged_file_is_no_empty_one(file: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=contexts.FILE):
         pin("a", ONE)
     assert file.read_text() == text
+
+
+def test_the_good_file_is_read(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text(GOOD)
+    assert contexts.load() == contexts.Contexts()
 
 
 def test_a_file_that_others_can_write_is_not_believed(file: Path) -> None:
@@ -106,3 +122,60 @@ def test_processes_do_not_lose_each_other_s_pins(file: Path) -> None:
         process.join(60)
         assert process.exitcode == 0
     assert len(json.loads(file.read_text())["clusters"]) == 80
+
+
+# --- named contexts -------------------------------------------------------------------------------
+
+CONTEXT = contexts.Context(node="zone=cloud", key="work", data_dir="/x")
+
+
+def test_a_context_is_kept_used_and_forgotten() -> None:
+    contexts.update(lambda known: known.add("a", CONTEXT).add("b", contexts.Context()))
+    assert contexts.choose() == contexts.Context()
+    contexts.update(lambda known: known.use("a"))
+    assert contexts.choose() == contexts.choose("a") == replace(CONTEXT, name="a")
+    assert contexts.choose("local") == contexts.Context()
+    contexts.update(lambda known: known.pin("a", ONE))
+    assert contexts.choose().cluster == ONE
+    assert contexts.load().clusters == {}
+    contexts.update(lambda known: known.remove("a"))
+    assert contexts.choose() == contexts.Context()
+    assert list(contexts.load().named) == ["b"]
+
+
+def test_a_variable_names_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts.update(lambda known: known.add("a", CONTEXT).add("b", contexts.Context(key="b")))
+    contexts.update(lambda known: known.use("b"))
+    monkeypatch.setenv("WW_CONTEXT", "a")
+    assert contexts.choose().key == "work"
+    assert contexts.choose("b").key == "b"
+    monkeypatch.setenv("WW_CONTEXT", "c")
+    with pytest.raises(NotFound, match="there are: local, a, b"):
+        contexts.choose()
+
+
+PEER = Key.from_seed(bytes(32)).peer_id
+
+
+@pytest.mark.parametrize("name", ["", "local", "a b", "-a", "x" * 41, PEER, "a/b", "ü", "a\n"])
+def test_what_cannot_name_a_context(name: str) -> None:
+    with pytest.raises(InvalidArgument):
+        contexts.update(lambda known: known.add(name, CONTEXT))
+
+
+def test_a_name_is_given_once_and_the_number_is_bounded() -> None:
+    known = contexts.Contexts().add("a", CONTEXT)
+    with pytest.raises(InvalidArgument, match="already"):
+        known.add("a", CONTEXT)
+    for n in range(contexts.CONTEXTS_MAX - 1):
+        known = known.add(f"n{n}", CONTEXT)
+    with pytest.raises(InvalidArgument, match="CONTEXTS_MAX"):
+        known.add("one-more", CONTEXT)
+
+
+@pytest.mark.parametrize("change", ["remove", "use"])
+def test_what_is_not_there(change: str) -> None:
+    with pytest.raises(NotFound):
+        contexts.update(lambda known: getattr(known, change)("nobody"))
+    with pytest.raises(InvalidArgument):
+        contexts.update(lambda known: known.remove("local"))

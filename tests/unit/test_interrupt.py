@@ -92,13 +92,14 @@ def test_the_passphrase_is_asked_before_the_login(
 
     @contextlib.asynccontextmanager
     async def connect(
-        target: str | None, *, key: str | None, data_dir: Path, passphrase: Callable[[], str]
-    ) -> AsyncIterator[tuple[Key, Key]]:
+        target: str | None, *, context: object, key: str | None, passphrase: Callable[[], str]
+    ) -> AsyncIterator[types.SimpleNamespace]:
         choice = client.KeyChoice(key, path.parent, passphrase)
-        yield choice.load(), choice.load()
+        yield types.SimpleNamespace(notice="", keys=(choice.load(), choice.load()))
 
-    async def work(keys: tuple[Key, Key]) -> bool:
-        return keys[0].public == keys[1].public
+    async def work(session: types.SimpleNamespace) -> bool:
+        one, two = session.keys
+        return bool(one.public == two.public)
 
     monkeypatch.setenv("WW_HOME", str(home.path / ".wetware"))
     monkeypatch.delenv("WW_PASSPHRASE", raising=False)

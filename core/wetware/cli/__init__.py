@@ -27,5 +27,5 @@ def _run() -> None:
     if "--debug" in sys.argv[1:]:
         from wetware.cli.app import options
 
-        options.debug = True
+        options.take({"debug": True})
     build()(prog_name="ww")

@@ -6,15 +6,17 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar
 
+from wetware import paths
 from wetware.cli import streams
 from wetware.errors import EXIT_FAILED, EXIT_USAGE, WetwareError
 
 if TYPE_CHECKING:
     from wetware.client import Session
+    from wetware.contexts import Context
     from wetware.multiaddr import Multiaddr
 
 T = TypeVar("T")
@@ -22,26 +24,75 @@ T = TypeVar("T")
 _REPORT: Final = "the same command with --debug (ww --debug …), and report what it prints"
 
 
-@dataclass(slots=True)
 class Options:
-    """The global options of one invocation, set by `ww`'s callback.
+    """The global options of one invocation, given before or after the command.
 
-    Attributes:
-        node: Multiaddr of a remote node, or None for this machine's.
-        key: Name or file of the user's key, or None for WW_KEY or "default".
-        data_dir: The node's data directory, or None for the default.
-        config: The configuration file, or None for the default.
-        debug: Show tracebacks.
+    What is not given is the context's: a context is global options under a name.
     """
 
-    node: str | None = None
-    key: str | None = None
-    data_dir: Path | None = None
-    config: Path | None = None
-    debug: bool = False
+    def __init__(self) -> None:
+        self.given: dict[str, Any] = {}
+        self._context: Context | None = None
+
+    def take(self, given: Mapping[str, Any]) -> None:
+        """Some that were given; None and False stand for one that was not."""
+        self.given |= {name: value for name, value in given.items() if value}
+        self._context = None
+
+    @property
+    def context(self) -> Context:
+        """The chosen context, without its node where another node is given."""
+        if self._context is None:
+            from wetware import contexts
+
+            self._context = contexts.choose(self.given.get("context"))
+            if self.given.get("data_dir") is not None:
+                self._context = contexts.Context(key=self._context.key)
+        return self._context
+
+    @property
+    def target(self) -> str | None:
+        """An address, a reference or a selector that stands instead of the context's node."""
+        node: str | None = self.given.get("node")
+        # A context that is given counts for more than a variable.
+        return node or (None if "context" in self.given else paths.variable("WW_NODE"))
+
+    @property
+    def node(self) -> str | None:
+        """Which node is meant, if it is another one than this machine's."""
+        return self.target or self.context.node or None
+
+    @property
+    def key(self) -> str | None:
+        """Name or file of the user's key, or None for "default"."""
+        key: str = self.given.get("key", "")
+        mine = self.context.key
+        return key or ("context" in self.given and mine) or paths.variable("WW_KEY") or mine or None
+
+    @property
+    def data_dir(self) -> Path | None:
+        """The node's data directory, or None for the default."""
+        if (given := self.given.get("data_dir")) is not None:
+            return Path(given)
+        return Path(self.context.data_dir) if self.context.data_dir else None
+
+    @property
+    def config(self) -> Path | None:
+        """The configuration file, or None for the default."""
+        return Path(self.given["config"]) if "config" in self.given else None
+
+    @property
+    def debug(self) -> bool:
+        """Show tracebacks."""
+        return "debug" in self.given
 
 
 options = Options()
+
+
+def examples(*lines: str) -> str:
+    """What `typer` takes as the `epilog` of a command: command lines, each on one of its own."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
 def node_data_dir() -> Path:
@@ -111,18 +162,17 @@ def run_client(work: Callable[[Session], Awaitable[T]]) -> T:
     """Log in as the global options say, run `work` with the session, and log out."""
     import asyncio
 
-    from wetware.client import connect
+    from wetware.client import connect, is_address
     from wetware.sturdy import is_ref
 
-    by_ref = options.node is not None and is_ref(options.node)
-    passphrase = ask_passphrase if by_ref else _asked_before()
+    node, context = options.target, options.context
+    passphrase = ask_passphrase if node and is_ref(node) else _asked_before()
+    if not is_address(node or context.node):
+        context = replace(context, data_dir=str(node_data_dir()))
 
     async def main() -> T:
         async with connect(
-            options.node,
-            key=options.key,
-            data_dir=None if options.node and not is_ref(options.node) else node_data_dir(),
-            passphrase=passphrase,
+            node, context=context, key=options.key, passphrase=passphrase
         ) as session:
             if session.notice:
                 note(Styled("ww:", "yellow"), " " + session.notice)

@@ -135,6 +135,18 @@ def complete_keys(incomplete: str) -> list[str]:
     return [name for name in names if not name.startswith(".") and name.startswith(incomplete)]
 
 
+def complete_contexts(incomplete: str) -> list[str]:
+    """Names of the user's contexts."""
+    from wetware import contexts
+    from wetware.errors import WetwareError
+
+    try:
+        names = (contexts.LOCAL, *contexts.load().named)
+    except WetwareError:
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 def one_of(*values: str) -> Callable[[str], list[str]]:
     """A completion from fixed values, for an option whose values the configuration judges."""
 

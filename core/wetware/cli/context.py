@@ -1,38 +1,182 @@
-"""`ww context`: which cluster is expected at which node."""
+"""`ww context`: names for nodes, with what it takes to log in there, and the clusters pinned."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wetware.cli.app import note, out_json
+from wetware.cli.app import note, options, out, out_json, table
+from wetware.cli.completion import complete_contexts
+
+if TYPE_CHECKING:
+    from wetware.contexts import Context
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="A context.", autocompletion=complete_contexts)
+]
 
 context_app = typer.Typer(
-    no_args_is_help=True, help="What this machine remembers of nodes and their clusters."
+    no_args_is_help=True, help="Contexts: names for nodes, and for how you log in there."
 )
 
 
 @context_app.callback()
 def _context() -> None:
-    """What this machine remembers of nodes and their clusters."""
+    """Contexts: names for nodes, and for how you log in there."""
+
+
+@context_app.command("add")
+def add_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A new name.")],
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster",
+            metavar="ID",
+            help="The cluster that is expected there; else it is pinned at the first login.",
+        ),
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Remember the global options --node, --key and --data-dir under a name.
+
+    `ww --context NAME …`, WW_CONTEXT or `ww context use NAME` then stand for them.
+    """
+    from wetware import contexts, paths
+
+    key = options.given.get("key", "")
+    data_dir = options.given.get("data_dir", "")
+    made = contexts.Context(
+        node=_checked_node(options.given.get("node", "")),
+        key=str(paths.absolute(key, "--key")) if os.sep in key else key,
+        data_dir=str(paths.absolute(data_dir, "--data-dir")) if data_dir else "",
+        cluster=cluster,
+    )
+    contexts.update(lambda known: known.add(name, made))
+    if json:
+        out_json(_plain(contexts.load().context(name)))
+    else:
+        note(f"added {name}; to have it without --context {name}: ww context use {name}")
+
+
+def _checked_node(node: str) -> str:
+    """The node as it is kept; raises InvalidArgument for what leads nowhere."""
+    from wetware.client import is_address, peer_in
+    from wetware.errors import InvalidArgument
+    from wetware.membership.selector import Selector
+    from wetware.sturdy import is_ref
+
+    if is_ref(node):
+        raise InvalidArgument(
+            "a reference is a secret, and no node: it is not kept here",
+            hint="give it to each command: ww use REF COMMAND …",
+        )
+    if is_address(node):
+        peer_in(node)
+    else:
+        Selector.parse(node)
+    return node
+
+
+@context_app.command("use")
+def use_command(name: Name, json: Json = False) -> None:
+    """Use a context where no other is named; `local` is this machine's node."""
+    from wetware import contexts
+
+    contexts.update(lambda known: known.use(name))
+    if json:
+        out_json({"current": name})
+    else:
+        note(f"commands go to {name} from now on")
+
+
+@context_app.command("ls")
+def ls_command(json: Json = False) -> None:
+    """Show the contexts; the star is at the one that is used."""
+    from wetware import contexts, paths
+
+    known = contexts.load()
+    used = options.given.get("context") or paths.variable("WW_CONTEXT") or known.current
+    every = {contexts.LOCAL: contexts.Context(name=contexts.LOCAL), **known.named}
+    if json:
+        out_json([{**_plain(each), "current": name == used} for name, each in every.items()])
+        return
+    rows = [
+        (
+            f"{name} *" if name == used else name,
+            each.node or each.data_dir or "this machine's",
+            each.key or "-",
+            each.cluster or "-",
+        )
+        for name, each in every.items()
+    ]
+    table(("name", "node", "key", "cluster"), rows)
+
+
+@context_app.command("show")
+def show_command(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Else the current one.", autocompletion=complete_contexts
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show one context."""
+    from wetware import contexts
+
+    context = contexts.choose(name or options.given.get("context"))
+    if json:
+        out_json(_plain(context))
+        return
+    for field, value in _plain(context).items():
+        out(f"{field:9} {value or '-'}")
+
+
+@context_app.command("rm")
+def rm_command(name: Name, json: Json = False) -> None:
+    """Forget a context, and the cluster that was pinned in it; its node and key stay."""
+    from wetware import contexts
+
+    contexts.update(lambda known: known.remove(name))
+    if json:
+        out_json({"removed": name})
+    else:
+        note(f"forgot {name}")
 
 
 @context_app.command("accept")
 def accept_command(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="A peer ID.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A context, or a node's peer ID.", autocompletion=complete_contexts
+        ),
+    ],
     cluster: Annotated[str, typer.Argument(metavar="CLUSTER", help="Its cluster's ID.")],
     json: Json = False,
 ) -> None:
-    """Expect another cluster at a node than the one that was pinned at the first login there."""
+    """Expect another cluster than the one that was pinned at the first login."""
     from wetware import contexts
-    from wetware.identity import PeerId
+    from wetware.membership.selector import is_peer_id
 
-    peer = PeerId.parse(node)
-    contexts.update(lambda known: known.pin(peer, cluster))
+    def accept(known: contexts.Contexts) -> contexts.Contexts:
+        if not is_peer_id(name):
+            known.context(name)
+        return known.pin(name, cluster)
+
+    contexts.update(accept)
     if json:
-        out_json({"node": peer, "cluster": cluster})
+        out_json({"name": name, "cluster": cluster})
     else:
-        note(f"the cluster of {peer} is {cluster} from now on")
+        note(f"the cluster of {name} is {cluster} from now on")
+
+
+def _plain(context: Context) -> dict[str, Any]:
+    fields = asdict(context)
+    return {"name": fields.pop("name") or "local", **fields}

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import wetware
-from wetware.cli.app import note, options, out, out_json, run_client, table
-from wetware.cli.completion import COMPLETE_VAR, complete_keys, completion_command, enable
-from wetware.cli.given import Root
+from wetware.cli.app import examples, note, options, out, out_json, run_client, table
+from wetware.cli.completion import (
+    COMPLETE_VAR,
+    complete_contexts,
+    complete_keys,
+    completion_command,
+    enable,
+)
+from wetware.cli.root import Root, find
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -21,7 +28,7 @@ CLOCK_S_TOLD = 1.0
 _HELP = """A decentralized cloud on your own machines.
 
 Start a node with `ww node`; in another terminal try `ww status`, then `ww sub chat` and
-`ww pub chat hello`.
+`ww pub chat hello`. Global options stand before or after the command.
 """
 
 
@@ -51,35 +58,70 @@ def build() -> typer.Typer:
         help=_HELP,
         no_args_is_help=True,
         add_completion=False,
+        epilog=examples("ww help share", "ww --node rented status", "ww status --node zone=cloud"),
+        context_settings={"help_option_names": ["-h", "--help"]},
         # Plain help: rich's markup costs a third of the start-up of every command.
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
     app.callback()(_globals)
-    app.command("node")(node_command)
-    app.command("id")(id_command)
-    app.command("status")(status_command)
-    app.command("whoami")(whoami_command)
-    app.command("ls")(ls_command)
-    app.command("ping")(ping_command)
-    app.command("invite")(invite_command)
-    app.command("evict")(evict_command)
-    app.command("services")(services_command)
-    app.command("share")(share_command)
-    # What follows REF is a command of its own, with its own options.
-    use_settings = {"allow_extra_args": True, "allow_interspersed_args": False}
-    app.command("use", context_settings=use_settings)(use_command)
-    app.command("grants")(grants_command)
-    app.command("revoke")(revoke_command)
-    app.command("why")(why_command)
-    app.command("clock")(clock_command)
-    app.command("doctor")(doctor_command)
-    app.command("completion")(completion_command)
-    app.add_typer(key_app, name="key")
-    app.add_typer(plugin_app, name="plugin")
-    app.add_typer(config_app, name="config")
-    app.add_typer(context_app, name="context")
-    app.add_typer(audit_app, name="audit")
+
+    def command(name: str, section: str, run: Callable[..., None], *shown: str, **how: Any) -> None:
+        app.command(name, rich_help_panel=section, epilog=examples(*shown), **how)(run)
+
+    def group(name: str, section: str, commands: typer.Typer, *shown: str) -> None:
+        app.add_typer(commands, name=name, rich_help_panel=section, epilog=examples(*shown))
+
+    section = "Run a node, and look at it"
+    command(
+        "node", section, node_command,
+        "ww node", "ww node --join wwt1…", "ww node --label zone=cloud --name rented",
+    )  # fmt: skip
+    command("status", section, status_command, "ww status", "ww status --node rented")
+    command("doctor", section, doctor_command, "ww doctor", "ww doctor --json")
+    command("clock", section, clock_command, "ww clock", "ww clock --right")
+    command("id", section, id_command, "ww id")
+    section = "The cluster"
+    command(
+        "ls", section, ls_command,
+        "ww ls", "ww ls zone=cloud,state=alive", "ww ls --watch", "ww ls --wide",
+    )  # fmt: skip
+    command("ping", section, ping_command, "ww ping rented", "ww ping rented -c 10 -i 0.2")
+    command(
+        "invite", section, invite_command,
+        "ww invite", "ww invite --label zone=cloud --expires 1h", "ww invite --list",
+    )  # fmt: skip
+    command("evict", section, evict_command, "ww evict rented", "ww evict rented --yes")
+    group(
+        "context", section, context_app,
+        "ww context add home --node /ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…", "ww context use home",
+        "ww context ls",
+    )  # fmt: skip
+    section = "Services"
+    command("services", section, services_command, "ww services", "ww services pubsub --describe")
+    section = "Capabilities"
+    command(
+        "share", section, share_command,
+        "ww share pubsub:chat", "ww share pubsub:chat --methods Topic.publish --expires 1h",
+    )  # fmt: skip
+    command(
+        "use", section, use_command,
+        "ww use ww1…", "ww use ww1… pub chat hello", "ww use - sub chat < reference",
+        # What follows REF is a command of its own, with its own options.
+        context_settings={"allow_extra_args": True, "allow_interspersed_args": False},
+    )  # fmt: skip
+    command("grants", section, grants_command, "ww grants", "ww grants --json")
+    command("revoke", section, revoke_command, "ww revoke 7f3a5c0e9b1d2f48")
+    command("why", section, why_command, "ww why", "ww why pubsub.join topic=chat")
+    group("audit", section, audit_app, "ww audit tail", "ww audit verify")
+    section = "You, and other users"
+    command("whoami", section, whoami_command, "ww whoami", "ww whoami --node rented")
+    group("key", section, key_app, "ww key new", "ww key show")
+    section = "Settings"
+    group("config", section, config_app, "ww config show", "ww config check")
+    group("plugin", section, plugin_app, "ww plugin list")
+    command("completion", section, completion_command, "ww completion bash")
+    command("help", section, help_command, "ww help share", "ww help audit tail")
     mount_commands(app)
     if COMPLETE_VAR in os.environ:
         enable()
@@ -97,18 +139,26 @@ def _globals(
         str | None,
         typer.Option(
             "--node",
-            envvar="WW_NODE",
-            metavar="ADDRESS",
-            help="A remote node: /ip4/…/tcp/…/p2p/PEER, or a reference ww1….",
+            metavar="NODE",
+            help="Another node: an address /ip4/…/tcp/…/p2p/PEER, a reference ww1…, or what this "
+            "machine's node finds: a name, a peer ID, zone=cloud.  [env var: WW_NODE]",
+        ),
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            "--context",
+            metavar="NAME",
+            help="What `ww context` remembers of a node.  [env var: WW_CONTEXT]",
+            autocompletion=complete_contexts,
         ),
     ] = None,
     key: Annotated[
         str | None,
         typer.Option(
             "--key",
-            envvar="WW_KEY",
             metavar="KEY",
-            help="Your key: a name or a file. [default]",
+            help="Your key: a name or a file.  [env var: WW_KEY; default: default]",
             autocompletion=complete_keys,
         ),
     ] = None,
@@ -124,8 +174,28 @@ def _globals(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    options.node, options.key, options.data_dir = node, key, data_dir
-    options.config, options.debug = config, debug or options.debug
+    options.take(
+        {
+            "node": node,
+            "context": context,
+            "key": key,
+            "data_dir": data_dir,
+            "config": config,
+            "debug": debug,
+        }
+    )
+
+
+def help_command(
+    ctx: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]…")] = None,
+) -> None:
+    """Say what a command does, as its --help."""
+    parent = ctx.parent
+    if parent is None:
+        raise RuntimeError("ww help is a command of ww")
+    command, context = find(parent.command, parent, words or ())
+    out(command.get_help(context))
 
 
 def id_command(json: Json = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 
@@ -14,10 +15,17 @@ def cli_reference() -> str:
     from wetware.cli.main import build
 
     command = get_command(build())
-    text = get_docs_for_click(
-        obj=command, ctx=typer.Context(command, info_name="ww"), name="ww", title="Command line"
-    )
-    return text.rstrip() + "\n"
+    ctx = typer.Context(command, info_name="ww", **command.context_settings)
+    text = get_docs_for_click(obj=command, ctx=ctx, name="ww", title="Command line")
+    return _EXAMPLES.sub(_console, text).rstrip() + "\n"
+
+
+_EXAMPLES = re.compile(r"\x08\nExamples:\n((?:  .+\n)+)")
+
+
+def _console(found: re.Match[str]) -> str:
+    lines = [f"$ {line.strip()}" for line in found[1].splitlines()]
+    return "\n".join(("**Examples**:", "", "```console", *lines, "```", ""))
 
 
 if __name__ == "__main__":

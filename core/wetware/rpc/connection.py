@@ -20,6 +20,7 @@ import capnp
 from capnp.lib.capnp import _DynamicCapabilityServer
 
 from wetware.errors import (
+    CapabilityError,
     Disconnected,
     InternalError,
     InvalidArgument,
@@ -198,7 +199,7 @@ async def _cut_by(guard: Guard, waiting: Any, method: Method, end: End) -> dict[
     del waiting
     cut = False
 
-    def on_end(_error: WetwareError) -> None:
+    def on_end(_error: CapabilityError) -> None:
         nonlocal cut
         cut = True
         if future is not None:

@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from wetware.cli.app import examples
+
 
 class _Evm(TyperGroup):
     """The group whose commands are in `declarations`."""
@@ -41,4 +43,5 @@ auth_app.add_typer(evm_app, name="evm")
 
 def mount(app: typer.Typer) -> None:
     """Mount `auth`."""
-    app.add_typer(auth_app, name="auth")
+    shown = examples("ww auth evm login", "ww auth evm list")
+    app.add_typer(auth_app, name="auth", rich_help_panel="You, and other users", epilog=shown)

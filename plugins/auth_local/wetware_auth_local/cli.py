@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from wetware.cli.app import ask_passphrase, note, options, out, out_json, run_client, table
+from wetware.cli.app import (
+    ask_passphrase,
+    examples,
+    note,
+    options,
+    out,
+    out_json,
+    run_client,
+    table,
+)
 from wetware.cli.given import read_text
 
 if TYPE_CHECKING:
@@ -40,9 +49,13 @@ policy_app = typer.Typer(help="The signed policy document as a whole.", no_args_
 
 def mount(app: typer.Typer) -> None:
     """Mount the three groups."""
-    app.add_typer(user_app, name="user")
-    app.add_typer(role_app, name="role")
-    app.add_typer(policy_app, name="policy")
+    section = "You, and other users"
+    shown = examples("ww user add ada --key 12D3Koo… --role member", "ww user list")
+    app.add_typer(user_app, name="user", rich_help_panel=section, epilog=shown)
+    shown = examples("ww role set reader pubsub", "ww role list")
+    app.add_typer(role_app, name="role", rich_help_panel=section, epilog=shown)
+    shown = examples("ww policy show", "ww policy status")
+    app.add_typer(policy_app, name="policy", rich_help_panel=section, epilog=shown)
 
 
 def _run(work: Callable[[Session], Awaitable[T]]) -> T:

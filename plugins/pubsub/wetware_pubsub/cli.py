@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wetware.cli.app import note, run_client
+from wetware.cli.app import examples, note, run_client
 from wetware.cli.streams import output_failed
 from wetware.errors import InvalidArgument
 
@@ -31,8 +31,11 @@ _PIPE_BYTES = 4096  # a pipe that poll calls writable takes so much without bloc
 
 def mount(app: typer.Typer) -> None:
     """Mount the commands."""
-    app.command("pub")(pub_command)
-    app.command("sub")(sub_command)
+    section = "Services"
+    shown = examples("ww pub chat hello", "ww sub status | ww pub copies -")
+    app.command("pub", rich_help_panel=section, epilog=shown)(pub_command)
+    shown = examples("ww sub chat", "ww sub chat --json", "ww sub chat --node zone=cloud")
+    app.command("sub", rich_help_panel=section, epilog=shown)(sub_command)
 
 
 Topic = Annotated[str, typer.Argument(help="The topic's name.", show_default=False)]

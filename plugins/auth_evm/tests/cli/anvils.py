@@ -224,12 +224,12 @@ def invoke(*args: str, key: str | None = None, stdin: str = "") -> Done:
     """Run `ww --key KEY auth evm ARGS` in this process."""
     app = typer.Typer(rich_markup_mode=None)
     cli.mount(app)
-    before = options.key
-    options.key = key
+    before = options.given
+    options.given = {"key": key} if key else {}
     try:
         result: Any = CliRunner().invoke(app, ["auth", "evm", *args], input=stdin)
     finally:
-        options.key = before
+        options.given = before
     error = result.exception
     if error is not None and not isinstance(error, WetwareError | SystemExit):
         raise error

@@ -29,9 +29,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("WW_KEY", "WW_PASSPHRASE", "WW_CONFIG", "WW_NODE", "WW_NODE_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WW_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(options, "data_dir", None)
-    monkeypatch.setattr(options, "config", None)
-    monkeypatch.setattr(options, "node", None)
+    monkeypatch.setattr(options, "given", {})
+    monkeypatch.setattr(options, "_context", None)
     return tmp_path / "home"
 
 
