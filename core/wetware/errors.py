@@ -119,10 +119,15 @@ class AuthError(WetwareError):
 
 
 class AdmissionRefused(WetwareError):
-    """A node is not, or no longer, let into the cluster; the code says why."""
+    """A node is not, or no longer, let into the cluster; the code says why.
+
+    Attributes:
+        fact: The signed statement that the refusal rests on, where there is one.
+    """
 
     code = "admission"
     exit_code = EXIT_DENIED
+    fact: bytes = b""
 
 
 class CapabilityError(WetwareError):

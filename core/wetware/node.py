@@ -393,6 +393,7 @@ class Node:
                     veto=self.backend.admit_node,
                     record=self.audit.record,
                 )
+                self._judge_own()
                 stack.push_async_callback(self._store.flush)
                 await stack.enter_async_context(rpc.runtime())
                 await stack.enter_async_context(rpc.loop_gc())
@@ -447,6 +448,7 @@ class Node:
                     tasks.create_task(self.audit.run(), name="audit")
                     tasks.create_task(self.lag.run(), name="lag")
                     tasks.create_task(self.admission.run(lambda: None), name="admission")
+                    tasks.create_task(self._end_if_evicted(), name="eviction")
                     await self._start_backend(tasks)
                     await self._start_services(tasks)
                     shares = self.broker.restore()
@@ -644,6 +646,21 @@ class Node:
             self.audit.flush_denials()
             self.audit.record("node.stopped")
             await asyncio.to_thread(written.close)
+
+    def _judge_own(self) -> None:
+        """Raise where the cluster's key has evicted this node: it is none of the cluster's."""
+        try:
+            self.admission.judge_own()
+        except AdmissionRefused as exc:
+            raise _no_member_any_more(exc) from None
+        if (why := self.admission.own_ended()) is not None:  # by an inviter: that can be mended
+            log.error("node.own_certificate_ended", why=why, next=why.hint)
+
+    async def _end_if_evicted(self) -> None:
+        try:
+            await self.admission.wait_evicted()
+        except AdmissionRefused as exc:
+            raise _no_member_any_more(exc) from None
 
     async def _watch_clock(self) -> None:
         """Say when this node's clock is not that of the others, and refuse what depends on it.
@@ -872,6 +889,15 @@ class Node:
                 for p in self.plugins.report
             ],
         }
+
+
+def _no_member_any_more(exc: AdmissionRefused) -> AdmissionRefused:
+    return AdmissionRefused(
+        f"this node is none of the cluster's any more: {exc.message}",
+        hint="to join again it needs a new key and a new ticket: `ww node --data-dir DIR --join "
+        "TICKET`",
+        code=exc.code,
+    )
 
 
 def _bound_recursion() -> None:

@@ -8,6 +8,7 @@ and are written down afterwards; a ticket is written down as spent before anythi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import random
@@ -16,7 +17,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from wetware.access import Access
 from wetware.admission.limits import AdmissionLimits
@@ -113,6 +114,16 @@ class _Member:
     failures: int = 0  # of the backend's re-check, in a row
 
 
+def _evicted(tombstone: Tombstone) -> AdmissionRefused:
+    exc = refusal(
+        "evicted",
+        f"{tombstone.peer} was evicted from the cluster: {tombstone.reason or 'no reason'}",
+        "a node that shall come back needs a new key",
+    )
+    exc.fact = tombstone.encoded
+    return exc
+
+
 class Admission:
     """Decides whether a peer may open a stream, and who is a member. The only place that does.
 
@@ -170,6 +181,7 @@ class Admission:
         self._renew: Renew | None = None
         self._wake = asyncio.Event()
         self._renew_now = asyncio.Event()
+        self._ended = asyncio.Event()
         self._renew_at = 0.0
         self._old_tickets = frozenset(store.tickets)
         self._heard_at = clock.monotonic() + HEARD_S
@@ -286,12 +298,12 @@ class Admission:
         self, peer: PeerId, rights: frozenset[str] = frozenset({MEMBER})
     ) -> Tombstone | None:
         """The tombstone that keeps a peer with these rights out, if there is one."""
-        for tombstone in self._tombstones.get(peer, {}).values():
-            if tombstone.issuer == self._root:
-                return tombstone
-            if INVITE not in rights and not self._by_root(tombstone.issuer):
-                return tombstone
-        return None
+        known = self._tombstones.get(peer, {})
+        if self._root in known:
+            return known[self._root]
+        if INVITE in rights:
+            return None
+        return next((known[issuer] for issuer in known if not self._by_root(issuer)), None)
 
     def _by_root(self, peer: PeerId) -> bool:
         """Whether the cluster key evicted the peer."""
@@ -341,11 +353,7 @@ class Admission:
 
     def _judge_tombstones(self, chain: Chain) -> None:
         if (tombstone := self.evicted(chain.peer, chain.rights)) is not None:
-            raise refusal(
-                "evicted",
-                f"{chain.peer} was evicted from the cluster: {tombstone.reason or 'no reason'}",
-                "a node that shall come back needs a new key",
-            )
+            raise _evicted(tombstone)
         if chain.inviter is not None and self._by_root(chain.inviter.peer):
             raise refusal(
                 "void",
@@ -577,17 +585,46 @@ class Admission:
         for peer, foreign in tuple(self._foreign.items()):
             if self.evicted(peer, foreign.chain.rights) is not None:
                 self._drop_foreign(peer)
-        if (why := self._own_ended()) is not None:
+        if (why := self.own_ended()) is not None:
             log.error("node.own_certificate_ended", why=why, next=why.hint)
             if why.code == "admission.void":
                 self.renew_soon()
+            self._ended.set()
 
-    def _own_ended(self) -> AdmissionRefused | None:
+    def own_ended(self) -> AdmissionRefused | None:
+        """Why the tombstones that this node knows keep it out of the cluster; None if they do not.
+
+        One by an inviter holds until the cluster's key evicts that one. One by the cluster's key is
+        for good.
+        """
         try:
             self._judge_tombstones(self._own)
         except AdmissionRefused as exc:
             return exc
         return None
+
+    def judge_own(self) -> None:
+        """Raise AdmissionRefused if the cluster's key has evicted this node."""
+        why = self.own_ended()
+        if why is not None and self._by_root(self._key.peer_id):
+            raise why
+
+    async def wait_evicted(self) -> NoReturn:
+        """Wait until this node learns that the cluster's key has evicted it; AdmissionRefused."""
+        while True:
+            self.judge_own()
+            self._ended.clear()
+            await self._ended.wait()
+
+    def learn_own_end(self, encoded: bytes) -> None:
+        """Take over the tombstone of this node, which came with a refusal; nothing else.
+
+        The node that is evicted is told by nobody else: from then on no member speaks to it.
+        """
+        with contextlib.suppress(AdmissionRefused):
+            fact = decode_fact(encoded)
+            if isinstance(fact, Tombstone) and fact.peer == self._key.peer_id:
+                self.adopt(encoded)
 
     def _cut_tickets(self, fact: Tombstone) -> None:
         """Take back the tickets that let the peer in: it could give them to another key."""
@@ -710,11 +747,7 @@ class Admission:
 
     def _refuse_evicted(self, peer: PeerId, rights: frozenset[str]) -> None:
         if (tombstone := self.evicted(peer, rights)) is not None:
-            raise refusal(
-                "evicted",
-                f"{peer} was evicted from the cluster: {tombstone.reason or 'no reason'}",
-                "a node that shall come back needs a new key",
-            )
+            raise _evicted(tombstone)
 
     async def invite(
         self,

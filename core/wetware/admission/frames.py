@@ -44,14 +44,14 @@ def field(message: dict[str, Any], key: str, *, bytes_max: int) -> bytes:
 
 async def write_refusal(stream: Stream, exc: WetwareError) -> None:
     """Send a refusal."""
-    await write_frame(
-        stream,
-        {
-            "code": exc.code,
-            "message": exc.message[:TEXT_CHARS_MAX],
-            "hint": exc.hint[:TEXT_CHARS_MAX],
-        },
-    )
+    frame: dict[str, Any] = {
+        "code": exc.code,
+        "message": exc.message[:TEXT_CHARS_MAX],
+        "hint": exc.hint[:TEXT_CHARS_MAX],
+    }
+    if isinstance(exc, AdmissionRefused) and exc.fact:
+        frame["fact"] = exc.fact
+    await write_frame(stream, frame)
 
 
 def raise_refusal(message: dict[str, Any]) -> None:
@@ -65,4 +65,6 @@ def raise_refusal(message: dict[str, Any]) -> None:
     exc = from_wire(code, text or "refused", hint)
     if not isinstance(exc, AdmissionRefused):
         exc = AdmissionRefused(f"{text or 'refused'} ({code})", hint=hint)
+    if type(fact := message.get("fact")) is bytes:
+        exc.fact = fact
     raise exc

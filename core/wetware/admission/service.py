@@ -27,7 +27,13 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware.access import Access
 from wetware.admission.decision import Admitted, Removed
 from wetware.admission.frames import field, raise_refusal, read_frame, write_frame, write_refusal
-from wetware.admission.statements import CHAIN_BYTES_MAX, INVITE, Chain, refusal
+from wetware.admission.statements import (
+    CHAIN_BYTES_MAX,
+    FACT_BYTES_MAX,
+    INVITE,
+    Chain,
+    refusal,
+)
 from wetware.admission.store import DOCUMENT_BYTES_MAX
 from wetware.admission.texts import SECRET_BYTES
 from wetware.bounds import Claim, Places, Rates, Throttle, address_key
@@ -56,6 +62,8 @@ log = get_logger("admission.service")
 CERTIFICATE_PROTOCOL: Final = "/wetware/certificate/1.0.0"
 JOIN_PROTOCOL: Final = "/wetware/join/1.0.0"
 FRAME_BYTES_MAX: Final = CHAIN_BYTES_MAX + 2048
+ANSWER_BYTES_MAX: Final = FACT_BYTES_MAX + 2048
+"""A refusal may bring the tombstone that it rests on."""
 """Of everything but the answer to a join: a chain, or a refusal with its texts."""
 JOIN_FRAME_BYTES_MAX: Final = DOCUMENT_BYTES_MAX + 32_768
 """Of the answer to a join: the backend's document, a chain and addresses."""
@@ -361,6 +369,7 @@ class Introductions:
             log.info("introduction.failed", peer=connection.peer, why=exc)
 
     def _refused(self, connection: Connection, exc: AdmissionRefused) -> None:
+        self._admission.learn_own_end(exc.fact)
         if exc.code == "admission.not_ours" and self._admission.is_foreign(connection.peer):
             self._settle(connection, None)
             return
@@ -403,7 +412,7 @@ class Introductions:
                 stream = await connection.open_stream(CERTIFICATE_PROTOCOL)
                 async with stream:
                     await write_frame(stream, {"v": 1, "chain": self._admission.own.encoded})
-                    answer = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
+                    answer = await read_frame(stream, bytes_max=ANSWER_BYTES_MAX)
                     raise_refusal(answer)
                     encoded = field(answer, "chain", bytes_max=CHAIN_BYTES_MAX)
                     try:
@@ -446,11 +455,12 @@ class Introductions:
         if counted:
             self._bounds.give_back(connection)
         await write_frame(stream, {"v": 1, "chain": self._admission.own.encoded})
-        answer = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
+        answer = await read_frame(stream, bytes_max=ANSWER_BYTES_MAX)
         try:
             raise_refusal(answer)
         except AdmissionRefused as exc:
             self._log(stream, "introduction.refused", code=exc.code, why=exc, next=exc.hint)
+            self._admission.learn_own_end(exc.fact)
             self._settle(connection, exc)
             self._doubted(peer, exc)
             return
@@ -566,7 +576,10 @@ class Introductions:
                 except WetwareError as exc:
                     log.info("renewal.refused", peer=peer, why=exc)
                     error = exc
-                    if isinstance(exc, AdmissionRefused) or not left:
+                    if isinstance(exc, AdmissionRefused):
+                        self._admission.learn_own_end(exc.fact)
+                        break
+                    if not left:
                         break
         raise error
 
@@ -580,7 +593,7 @@ class Introductions:
         answer = await exchange_join(
             connection,
             {"v": 1, "renew": own.encoded},
-            bytes_max=FRAME_BYTES_MAX,
+            bytes_max=ANSWER_BYTES_MAX,
             timeout_s=self._limits.exchange_s,
         )
         return field(answer, "chain", bytes_max=CHAIN_BYTES_MAX)

@@ -570,6 +570,36 @@ async def test_an_eviction_that_cannot_be_written_is_in_force(
     assert len(Store.open(a.data_dir).tombstones) == 1
 
 
+async def test_an_evicted_node_learns_it_with_a_refusal(cluster: Any) -> None:
+    """Nobody else tells it; and it takes over its own tombstone, nothing else that a peer sends."""
+    a = await cluster.founder()
+    inviter = await cluster.join(await a.ticket(rights=("invite",)))
+    b, c = [await cluster.join(await a.ticket()) for _ in range(2)]
+    others = (await a.admission.evict(b.peer_id, "another one")).encoded
+    for junk in (b"", b"junk", others, others[:-1]):
+        c.admission.learn_own_end(junk)
+    assert not c.admission.facts()
+    # By an inviter: it is kept out, until the cluster's key evicts that one.
+    by_inviter = await inviter.admission.evict(c.peer_id, "a grudge")
+    c.admission.learn_own_end(by_inviter.encoded)
+    ended = c.admission.own_ended()
+    assert ended is not None
+    assert "a grudge" in ended.message
+    c.admission.judge_own()
+    # By the cluster's key: for good.
+    await a.admission.evict(c.peer_id, "lost laptop")
+    waiting = asyncio.ensure_future(c.admission.wait_evicted())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    with pytest.raises(AdmissionRefused):
+        await c.introductions.introduced(await c.host.dial([a.addr]))
+    with pytest.raises(AdmissionRefused, match="lost laptop"):
+        await waiting
+    c = await cluster.restart(c)
+    with pytest.raises(AdmissionRefused, match="lost laptop"):
+        c.admission.judge_own()
+
+
 async def test_certificates_of_an_evicted_inviter_are_void_and_renewed_at_the_founder(
     cluster: Any, eventually: Any
 ) -> None:
