@@ -24,11 +24,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from wetware import cbor, rpc
 from wetware.admission import Bundle, Certificate, Chain, Founding, Ticket, Tombstone
 from wetware.admission import frames as admission_frames
-from wetware.admission.statements import ForeignFact, decode_fact
+from wetware.admission.statements import VERSION, ForeignFact, decode_fact
 from wetware.admission.texts import parse_join
-from wetware.audit import Checkpoint
+from wetware.audit import Checkpoint, held
 from wetware.audit import chain as audit_chain
-from wetware.audit.verify import _header, seq_of
+from wetware.audit.chain import continues, seq_of
+from wetware.audit.spread import Checkpoints
+from wetware.audit.verify import _header
 from wetware.broker.fences import FENCE_BYTES_MAX, Fence
 from wetware.broker.gate import compare
 from wetware.broker.terms import Rate, Terms, Where, glob, parse_duration, parse_size, patterns_of
@@ -63,6 +65,7 @@ from wetware.link.noise import (
 from wetware.link.yamux import Session
 from wetware.membership import service as membership_service
 from wetware.membership import wire as membership_wire
+from wetware.membership.proof import encode_founding, prove
 from wetware.membership.record import RECORD_BYTES_MAX, Malformed, Record, key_of
 from wetware.membership.selector import Selector
 from wetware.multiaddr import Multiaddr
@@ -165,6 +168,10 @@ class Received:
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
+
+    peer = PEER
+
+    async def write(self, data: bytes) -> None: ...
 
     async def read_exactly(self, n: int) -> bytes:
         data = self._data[self._at : self._at + n]
@@ -377,7 +384,7 @@ ADMISSION = [
             lambda encoded: Chain.open(encoded, FOUNDING).judge_time(NOW_MS, 0),
             b"wetware-certificate:1\n",
             KEY,
-            lambda payload, signature: cbor.encode({"v": 1, "c": [[payload, signature]]}),
+            lambda payload, signature: cbor.encode({"v": VERSION, "c": [[payload, signature]]}),
         ),
         [INVITER.leaf.payload],
         (AdmissionRefused,),
@@ -497,6 +504,27 @@ def _echo(data: bytes) -> object:
     return membership_service.Membership._receive_echo(fake, PEER, data)
 
 
+MEMBER = Record.sign(
+    THIRD, incarnation=1, instance=bytes(8), issued_ms=NOW_MS, name="db1", chain=CHAIN.encoded
+)
+
+
+def _proven(value: Any) -> object:
+    """A member, as a node that may lie answers a client; the member may lie as well."""
+    if not (isinstance(value, list) and [type(v) for v in value] == [bytes, bytes, str]):
+        return None
+    payload, founding, selector = value
+    signature = THIRD.sign(b"wetware membership record v1\0" + payload)
+    return prove(
+        cbor.encode({"p": payload, "s": signature}),
+        founding,
+        cluster=FOUNDING.cluster_id,
+        selector=selector,
+        state="alive",
+        now_s=NOW_MS / 1000,
+    )
+
+
 def _selected(text: str) -> object:
     found = Selector.parse(text)
     member = SimpleNamespace(
@@ -544,6 +572,22 @@ MEMBERSHIP = [
     ),
     Parser(
         "membership frame, received", _swim, FRAMES, (), CONFIG.frame_bytes_max, "cbor", FULL_FRAMES
+    ),
+    Parser(
+        "proof of a member",
+        on_cbor(_proven),
+        [
+            cbor.encode(
+                [
+                    cbor.decode(MEMBER.encoded, bytes_max=RECORD_BYTES_MAX)["p"],
+                    encode_founding(FOUNDING),
+                    "name=db*",
+                ]
+            )
+        ],
+        (InvalidArgument, AdmissionRefused),
+        RECORD_BYTES_MAX + 2000,
+        "cbor",
     ),
     Parser(
         "echo",
@@ -1029,8 +1073,22 @@ LINES = [audit_chain.encode(entry, bytes(32))[0] for entry in (OPENED, LOGIN)]
 def _log_line(data: bytes) -> object:
     body, stated = audit_chain.split(data)
     with contextlib.suppress(ValueError, KeyError, TypeError, InvalidArgument, RecursionError):
-        _header(data)
+        _header(json.loads(data))
     return seq_of(body), stated
+
+
+def _told(data: bytes) -> object:
+    """What a member answers when it is asked for its log."""
+    older = Checkpoint(CHECKPOINT.log, PEER, 7, bytes(32), 1)
+    fake: Any = SimpleNamespace()
+    new, digests = done(Checkpoints._read(fake, Received(data), older))  # type: ignore[arg-type]
+    return continues(older, new, digests)
+
+
+def _held_line(data: bytes) -> object:
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        return held._parse(data)
+    return None
 
 
 def _checkpoint(data: bytes) -> object:
@@ -1105,6 +1163,29 @@ AUDIT_AND_POLICY = [
         audit_chain.LINE_BYTES_MAX + 1,
         "text",
         [repeated(b'{"seq":', b"1", LINES[0][-74:]), repeated(b"", b"[", LINES[0][-74:])],
+    ),
+    Parser(
+        "audit proof",
+        _told,
+        [
+            framed(cbor.encode({"checkpoint": CHECKPOINT.text, "records": n})) + bytes(32 * n)
+            for n in (0, 2)
+        ],
+        (InvalidArgument, EOFError),
+        130 << 10,
+        grow=[
+            lambda n: (
+                framed(cbor.encode({"checkpoint": CHECKPOINT.text, "records": n // 32})) + bytes(n)
+            )
+        ],
+    ),
+    Parser(
+        "audit checkpoint that is held",
+        _held_line,
+        as_json({"v": held.VERSION, "checkpoint": CHECKPOINT.text, "broken": "rewritten"}),
+        (InvalidArgument,),
+        audit_chain.LINE_BYTES_MAX,
+        "json",
     ),
     Parser(
         "policy document",
