@@ -136,6 +136,20 @@ BROKEN: dict[str, Broken] = {
             ("bad.capnp", "@0x8d7e0a5b5d6e4f31;\ninterface Broken { f @0 (x :Nowhere) -> ( }\n"),
         ),
     ),
+    "two_names": Broken(
+        BAD_SCHEMA,
+        "failed",
+        "bad.capnp: Two leads to $Ww.name on 'queue' of Two.pull and on 'topic' of Two.read",
+        "",
+        seen="services",
+        files=(
+            (
+                "bad.capnp",
+                '@0x8d7e0a5b5d6e4f32;\nusing Ww = import "/wetware/schema/ww.capnp";\n'
+                "interface Two { pull @0 (queue :Text $Ww.name); read @1 (topic :Text $Ww.name); }",
+            ),
+        ),
+    ),
     "raises_in_register": Broken(
         _HOOKIMPL + "@hookimpl\ndef ww_register_services(ctx):\n    yield 1 / 0\n",
         "failed",
@@ -190,6 +204,61 @@ def ww_register_commands(app):
         "Say hello."
         print("hello from a third party")
 """
+
+COUNTER_SCHEMA = """\
+@0x8d7e0a5b5d6e4f33;
+using Ww = import "/wetware/schema/ww.capnp";
+
+interface Counters {
+  incr @0 (name :Text $Ww.name, by :Int64) -> (value :Int64);
+  get @1 (name :Text $Ww.constrained) -> (value :Int64);
+  total @2 () -> (value :Int64);
+}
+"""
+COUNTER = """\
+import asyncio
+from collections import Counter
+from pathlib import Path
+from wetware import rpc
+from wetware.hookspecs import hookimpl
+
+SCHEMA = rpc.load(Path(__file__).with_name("counter.capnp"))
+
+
+class Counters(rpc.Servant, interface=SCHEMA.Counters):
+    def __init__(self, values):
+        self.values = values
+
+    async def incr(self, name, by):
+        self.values[name] += by
+        return {"value": self.values[name]}
+
+    async def get(self, name):
+        return {"value": self.values[name]}
+
+    async def total(self):
+        return {"value": self.values.total()}
+
+
+class Service:
+    name, interface = "counter", SCHEMA.Counters
+
+    def __init__(self):
+        self.values = Counter()
+
+    async def run(self, ready):
+        ready()
+        await asyncio.Event().wait()
+
+    def bootstrap(self, principal):
+        return Counters(self.values)
+
+
+@hookimpl
+def ww_register_services(ctx):
+    return (Service(),)
+"""
+"""A service without objects of its own: each call names the counter that it is about."""
 
 
 def install(
