@@ -908,7 +908,10 @@ class Admission:
         self._need_invite(record.rights)
         self._refuse_evicted(peer, frozenset({MEMBER}))
         if record.id in self._old_tickets and peer not in record.spent:
-            await asyncio.sleep(self._heard_at - self._clock.monotonic())
+            wait_s = self._heard_at - self._clock.monotonic()
+            if wait_s > 0:
+                log.info("ticket.from_before_the_start", ticket=record.id, wait_s=round(wait_s, 1))
+                await asyncio.sleep(wait_s)
         await self._ask(peer)
         # All again, since that took a while; from here to the mark nobody else gets a turn.
         record = self._ticket(peer, secret)

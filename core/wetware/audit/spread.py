@@ -19,7 +19,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from wetware.access import Access
 from wetware.admission.frames import read_frame, write_frame
@@ -169,10 +169,7 @@ class Checkpoints:
         if own is None or written is None:
             return 0, None
         async with await self._overlay.open_stream(peer, PROTOCOL) as stream:
-            known = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
-            log_id, seq = known.get("log"), known.get("seq")
-            if type(log_id) is not str or len(log_id) > LOG_CHARS_MAX or type(seq) is not int:
-                raise InvalidArgument("a frame that names no record of a log")
+            log_id, seq = parse_known(await read_frame(stream, bytes_max=FRAME_BYTES_MAX))
             checkpoint, digests = await asyncio.to_thread(
                 written.step, log_id, seq, own, STEP_RECORDS_MAX
             )
@@ -210,12 +207,7 @@ class Checkpoints:
         known = {"log": "", "seq": 0} if old is None else {"log": old.log, "seq": old.seq}
         await write_frame(stream, known)
         told = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
-        text, records = told.get("checkpoint"), told.get("records")
-        if type(text) is not str or type(records) is not int:
-            raise InvalidArgument("a frame without a checkpoint")
-        if not 0 <= records <= STEP_RECORDS_MAX:
-            raise InvalidArgument(f"a proof of {records} records; at most {STEP_RECORDS_MAX}")
-        checkpoint = Checkpoint.parse(text)
+        checkpoint, records = parse_told(told)
         if checkpoint.node != stream.peer:
             raise InvalidArgument("a checkpoint of another node than the one that sent it")
         return checkpoint, await stream.read_exactly(records * DIGEST_BYTES)
@@ -279,3 +271,21 @@ class Checkpoints:
                 if checkpoint is not None:
                     self._anchored[node] = self._monotonic()
                     self._audit.record("peer.checkpoint", node=node, checkpoint=checkpoint.text)
+
+
+def parse_known(frame: dict[str, Any]) -> tuple[str, int]:
+    """(log, number) of the highest checkpoint that a peer has; raises InvalidArgument."""
+    log_id, seq = frame.get("log"), frame.get("seq")
+    if type(log_id) is not str or len(log_id) > LOG_CHARS_MAX or type(seq) is not int or seq < 0:
+        raise InvalidArgument("a frame that names no record of a log")
+    return log_id, seq
+
+
+def parse_told(frame: dict[str, Any]) -> tuple[Checkpoint, int]:
+    """(a checkpoint, how many digests follow) as a peer tells it; raises InvalidArgument."""
+    text, records = frame.get("checkpoint"), frame.get("records")
+    if type(text) is not str or type(records) is not int:
+        raise InvalidArgument("a frame without a checkpoint")
+    if not 0 <= records <= STEP_RECORDS_MAX:
+        raise InvalidArgument(f"a proof of {records} records; at most {STEP_RECORDS_MAX}")
+    return Checkpoint.parse(text), records
