@@ -55,44 +55,6 @@ def test_the_readme_s_first_screen_has_two_single_line_commands() -> None:
     assert commands[1].strip().endswith("pytest")
 
 
-def _how_to() -> list[str]:
-    return [
-        line.strip()
-        for block in _blocks("docs/how-to/run-a-node.md", "sh")
-        for line in block.splitlines()
-        if line.startswith("ww ")
-    ]
-
-
-def test_the_how_to_s_commands_exist(node: NodeProcess) -> None:
-    commands = {
-        tuple(re.sub(r"--(?:data-dir|node|context) \S+", "", c).split()[1:3]) for c in _how_to()
-    }
-    assert len(commands) > 8
-    for words in commands:
-        group = [w for w in words if w.isalpha() and w.islower()]
-        known = [g for g in group if g not in ("chat", "hello", "ada", "home", "local", "rented")]
-        done = node.ww(*known, "--help")
-        assert done.returncode == 0, (words, done.stderr)
-
-
-def test_the_how_to_s_two_nodes(home: Home) -> None:
-    """A ticket of one node, and `--join` at the other."""
-    with home.node("a") as a, home.node("b", join=a.invite()) as b:
-        b.wait_members([a.peer_id])
-        sub = b.start_ww("sub", "chat", "--count", "1")
-        try:
-            wait_for(
-                lambda: a.ww("pub", "chat", "hello", check=True) and sub.poll() is not None,
-                "hello from a at b",
-                within_s=60,
-            )
-            out, _ = sub.communicate(timeout=10)
-        finally:
-            sub.kill()
-        assert out == "hello\n"
-
-
 # --- the tutorial ---------------------------------------------------------------------------------
 
 TUTORIAL = "docs/tutorials/three-nodes.md"
@@ -291,9 +253,12 @@ class Reader:
     def do(self, language: str, name: str, tag: str, text: str) -> None:
         """Execute one block on its machine."""
         machine = self._machines(name)
-        text = re.sub(rf"\b({'|'.join(self.known)})\b", lambda m: self.known[m[0]], text)
+        if self.known:
+            text = re.sub(rf"\b({'|'.join(self.known)})\b", lambda m: self.known[m[0]], text)
         if language == "python":
             self.said.append((text, machine.python(text)))
+        elif tag == "node":
+            machine.start_node(text)
         elif tag == "background":
             machine.start(text)
         else:
@@ -305,6 +270,7 @@ class Reader:
     def _remember(self, out: str, err: str) -> None:
         for name, pattern, printed in (
             ("REF", r"^ww1\S+$", out),
+            ("TICKET", r"^wwt1\S+$", out),
             ("KEY", r"^12D3Koo\w+$", out),
             ("GRANT", r"ww revoke (\w{16})$", err),
             ("DECISION", r"\bd-\w+", err),
@@ -382,6 +348,59 @@ def _listening(laptop: Machine, desk: Machine, share: str) -> subprocess.Popen[s
     desk.sh("ww pub chat heard")
     assert process.stdout.readline() == "heard\n"
     return process
+
+
+# --- the how-to of running a node -----------------------------------------------------------------
+
+RUNNING = "docs/how-to/run-a-node.md"
+
+
+@pytest.mark.timeout(300)
+def test_the_how_to_of_running_a_node_works_as_it_is_written(
+    machines: Callable[[str], Machine],
+) -> None:
+    pytest.importorskip("eth_account", reason="needs the extra: pip install 'wetware[evm]'")
+    machines("tryout").env["WW_ANVIL"] = "none"
+    desk, rented = machines("desk"), machines("rented")
+    reader = Reader(machines)
+    for language, name, tag, text in _BLOCK.findall((ROOT / RUNNING).read_text()):
+        if "rented status" in text:
+            assert desk.node is not None
+            assert rented.node is not None
+            desk.node.wait_members([rented.node.peer_id])
+        reader.do(language, name, tag, text)
+        if tag == "node" and name == "desk":
+            assert desk.node is not None
+            reader.known["ADDRESS"] = desk.node.addr
+        if "ww sub" in text:
+            wait_for(
+                lambda: '"pubsub"' in desk.sh("ww audit tail --event service.opened --json"),
+                "the subscriber has opened pubsub",
+            )
+
+    # What the text promises.
+    tryout = machines("tryout").node
+    assert tryout is not None
+    assert "THIS IS A TRY-OUT" in tryout.log.read_text()
+    assert desk.background is not None
+    assert desk.background.stdout is not None
+    assert desk.background.stdout.readline() == "hello\n"
+    assert rented.node is not None
+    rented.node.wait_log("admission.evicted")
+
+
+def test_every_block_of_a_how_to_is_executed() -> None:
+    """Each names the machine that it is for; the tests of the documents execute those."""
+    executed = {RUNNING, SHARING, "docs/how-to/evm-real-chain.md"}
+    for document in sorted((ROOT / "docs/how-to").glob("*.md")):
+        name = str(document.relative_to(ROOT))
+        fences = re.findall(
+            r"^```(?:sh|python)\b.*\n(?:.*\n)*?```$", document.read_text(), re.MULTILINE
+        )
+        named = [fence for fence in fences if _BLOCK.match(fence)]
+        others = [fence for fence in fences if fence not in named]
+        assert others in ([], ["```sh\npip install 'wetware[evm]'\n```"]), name
+        assert (name in executed) is bool(named), name
 
 
 # --- docs/reference/constraints.md ----------------------------------------------------------------

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 WALLET_GAS_MAX: Final = 500_000
 """For a contract wallet to judge a signature: the nodes' default."""
 FILE_BYTES_MAX: Final = 64 << 10
+DELEGATED: Final = bytes.fromhex("ef0100")
+"""What the code of an account begins with that has a key, and acts as a contract too (EIP-7702)."""
 RESERVED: Final = frozenset({"node", "guardian"})
 """Roles that give no session anything."""
 
@@ -69,7 +71,7 @@ async def prepare(
         text: In the form of EIP-4361.
         say: What is going on.
 
-    Raises AuthError where the account holds none of them.
+    Raises AuthError where the account holds none of them, or is a contract, which signs no text.
     """
     profile = chain.profile
     asked = [role_text(parse_role(role)) for role in roles]
@@ -91,6 +93,8 @@ async def prepare(
             f"{who(account)}",
             code="auth.no_role",
         )
+    if text and (code := await _code_of(chain, account)) and not code.startswith(DELEGATED):
+        raise _no_text(account)
     final = {role_text(r) for r in view.final.roles(profile.scope_id, account, view.now)}
     if waits := sorted(set(asked or held) - final):
         say(f"{', '.join(waits)} is not final yet: nodes let it in when it is")
@@ -121,21 +125,29 @@ async def judge(chain: Chain, pending: Pending, signature: bytes) -> StoredSessi
         why = f"it is by {who(signer)}, or of another text"
     except ValueError as exc:
         why = str(exc)
-    code = data(await chain.endpoints.agree("eth_getCode", who(grant.account), "latest", key=data))
-    if not code:
+    if not await _code_of(chain, grant.account):
         raise AuthError(
             f"this is not a signature of {who(grant.account)} for what was printed: {why}",
             hint="sign exactly what `ww auth evm login` printed last, with that account",
             code="auth.signature",
         )
     if pending.text:
-        raise AuthError(
-            f"{who(grant.account)} is a contract wallet: it signs typed data (EIP-712) only",
-            hint="ww auth evm login --wallet-address ADDRESS, without --eip4361",
-            code="auth.signature",
-        )
+        raise _no_text(grant.account)
     await _ask_wallet(chain, pending, signature, why)
     return StoredSession(pending.key, grant, signature, "erc1271")
+
+
+async def _code_of(chain: Chain, account: bytes) -> bytes:
+    """What is deployed at an address; nothing for an account with a key alone."""
+    return data(await chain.endpoints.agree("eth_getCode", who(account), "latest", key=data))
+
+
+def _no_text(account: bytes) -> AuthError:
+    return AuthError(
+        f"{who(account)} is a contract wallet: it signs typed data (EIP-712) only",
+        hint="ww auth evm login --wallet-address ADDRESS, without --eip4361",
+        code="auth.signature",
+    )
 
 
 async def _ask_wallet(chain: Chain, pending: Pending, signature: bytes, why: str) -> None:

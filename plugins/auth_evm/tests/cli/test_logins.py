@@ -276,7 +276,15 @@ def test_a_contract_wallet_that_does_not_hold_it_good(world: World, kind: str) -
 
 def test_a_contract_wallet_signs_no_text(world: World) -> None:
     wallet = contract_wallet(world, "SaysYes")
-    login(world, "--wallet-address", who(wallet), "--eip4361")
+    done = login(world, "--wallet-address", who(wallet), "--eip4361")
+    assert done.code == 77
+    assert "typed data (EIP-712) only" in done.says
+    assert done.out == "", "its owners would sign in vain"
+
+    account = world.address("ada")  # a wallet that is deployed after the text was printed
+    world.ok("grant", "a", account)
+    login(world, "--wallet-address", account, "--eip4361")
+    world.anvil.rpc("anvil_setCode", account, world.anvil.rpc("eth_getCode", who(wallet), "latest"))
     given = login(world, "--signature", "0x" + "11" * 65)
     assert given.code == 77
     assert "typed data (EIP-712) only" in given.says
@@ -289,6 +297,8 @@ def test_an_account_with_delegated_code_logs_in_by_its_key(world: World) -> None
     world.anvil.rpc("anvil_setCode", world.address("ada"), code)
     assert login(world, key="ada").code == 0
     assert stored("ada").form == "eip712"
+    assert login(world, "--eip4361", key="ada").code == 0
+    assert stored("ada").form == "eip4361"
 
 
 # --- logout ---------------------------------------------------------------------------------------
