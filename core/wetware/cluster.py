@@ -446,7 +446,11 @@ def describe(node: Node, member: Member | Foreign) -> dict[str, Any]:
 
 def trouble(node: Node, member: Member | Foreign) -> str:
     """What is wrong with a member that is there, in a few words; "" if nothing is known to be."""
-    if member.peer == node.key.peer_id:
+    own = member.peer == node.key.peer_id
+    if (twin := node.membership.twin(member.peer)) is not None:
+        who = "another process uses this key" if own else "two processes use its key"
+        return f"{who}: {twin.name} at {twin.addrs[0] if twin.addrs else 'no address'}"
+    if own:
         return f"its clock is in doubt: {wrong}" if (wrong := node.tree.clock_wrong) else ""
     if not isinstance(member, Member) or member.clock_offset_s is None:
         return ""

@@ -22,7 +22,7 @@ from wetware.audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware.errors import AdmissionRefused, OverlayError, ProtocolRefused
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost
-from wetware.membership.service import DIAL_BACK_PROTOCOL
+from wetware.membership.service import DIAL_BACK_PROTOCOL, PROCESS_PROTOCOL
 from wetware.membership.service import PROTOCOL as MEMBERSHIP_PROTOCOL
 from wetware.multiaddr import Multiaddr
 from wetware.node import SystemClock
@@ -44,7 +44,7 @@ IDENTIFY, PUSH, PING, KAD = (
 PUBLIC = {GATE_PROTOCOL, CERTIFICATE_PROTOCOL, JOIN_PROTOCOL, IDENTIFY, PUSH, PING}
 MEMBER = {
     *(MEMBERSHIP_PROTOCOL, DIAL_BACK_PROTOCOL, TUNNEL_PROTOCOL, POLICY_PROTOCOL, KAD),
-    *(MESHSUB_11, MESHSUB_10, FLOODSUB, AUDIT_PROTOCOL),
+    *(PROCESS_PROTOCOL, MESHSUB_11, MESHSUB_10, FLOODSUB, AUDIT_PROTOCOL),
 }
 WITHIN_S = 60.0
 """For what takes a second or two on an idle machine."""

@@ -32,7 +32,7 @@ from wetware.link import Connection, Stream
 from wetware.link.multistream import HELLO, encode_line, uvarint
 from wetware.link.noise import NoiseIdentity
 from wetware.membership.record import Record
-from wetware.membership.service import DIAL_BACK_PROTOCOL
+from wetware.membership.service import DIAL_BACK_PROTOCOL, PROCESS_PROTOCOL
 from wetware.membership.service import PROTOCOL as MEMBERSHIP
 from wetware.membership.wire import CLAIM, ENTRY
 from wetware.protocol import GATE_PROTOCOL
@@ -57,7 +57,7 @@ PUBLIC = (
 )  # fmt: skip
 MEMBERS_ONLY = (
     KAD, MEMBERSHIP, DIAL_BACK_PROTOCOL, MESHSUB_11, MESHSUB_10, FLOODSUB, POLICY_PROTOCOL,
-    TUNNEL_PROTOCOL, AUDIT_PROTOCOL,
+    TUNNEL_PROTOCOL, AUDIT_PROTOCOL, PROCESS_PROTOCOL,
 )  # fmt: skip
 
 

@@ -379,7 +379,7 @@ class Back:
 class FakeMembership:
     def __init__(self, *members: Any, answers: Any = None) -> None:
         self._members = {m.peer: m for m in members}
-        self.counters = {"duplicates": 0}
+        self.twins: dict[PeerId, Any] = {}
         self.knows_others = any(m.state != "foreign" for m in members[1:])
         self.asked: list[tuple[PeerId, list[Multiaddr]]] = []
         self.answers = answers or (lambda addr: "ok")
@@ -389,6 +389,9 @@ class FakeMembership:
 
     def member(self, peer: PeerId) -> Any:
         return self._members.get(peer)
+
+    def twin(self, peer: PeerId) -> Any:
+        return self.twins.get(peer)
 
     async def dial_back(self, peer: PeerId, addrs: list[Multiaddr]) -> list[Back]:
         self.asked.append((peer, addrs))
@@ -689,9 +692,11 @@ async def test_a_backend_that_has_something_to_say(tmp_path: Path) -> None:
 
 async def test_a_second_process_with_the_same_key(tmp_path: Path) -> None:
     node = make_node(tmp_path)
-    node.membership.counters["duplicates"] = 1
+    other = SimpleNamespace(name="copy", addrs=("/ip4/10.0.0.7/tcp/4001",))
+    node.membership.twins[OWN.peer_id] = other
     (found,) = await on_node._identity(node)
     assert levels([found]) == ["error"]
+    assert "copy at /ip4/10.0.0.7/tcp/4001" in found.text
 
 
 # --- the command ----------------------------------------------------------------------------------

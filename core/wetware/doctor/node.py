@@ -347,14 +347,14 @@ def judge_reach(
 
 async def _identity(node: Node) -> list[Finding]:
     """Whether another process shows itself with this node's key."""
-    seen = node.membership.counters["duplicates"]
-    if not seen:
+    twin = node.membership.twin(node.key.peer_id)
+    if twin is None:
         return [ok("identity", str(node.key.peer_id))]
     return [
         error(
             "identity",
-            f"another process runs with the key of this node, {node.key.peer_id} (processes seen: "
-            f"{seen})",
+            f"another process uses the key of this node, {node.key.peer_id}: {twin.name} at "
+            f"{' '.join(twin.addrs) or 'no address'}",
             "stop it, or give it a data directory of its own: `ww node --data-dir DIR`; its log "
             "has `member.duplicate_identity` too",
         )

@@ -16,7 +16,7 @@ import os
 import random
 import secrets
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from wetware.link.limits import TokenBucket
 from wetware.log import get_logger
 from wetware.membership.peers import INCARNATION_FILE, PEERS_FILE, IncarnationFile, PeerStore
 from wetware.membership.reach import Backoff, Reach, ReachLimits
-from wetware.membership.record import Malformed, Record
+from wetware.membership.record import RECORD_BYTES_MAX, Malformed, Record
 from wetware.membership.selector import Selector
 from wetware.membership.swim import Change, ChangeKind, Member, State, Swim, middle
 from wetware.multiaddr import Multiaddr
@@ -56,6 +56,9 @@ log = get_logger("membership")
 
 PROTOCOL = "/wetware/membership/1.0.0"
 DIAL_BACK_PROTOCOL = "/wetware/dial-back/1.0.0"
+PROCESS_PROTOCOL = "/wetware/process/1.0.0"
+"""{other} → {record}: what the process at the other end signs of itself now. `other` is the record
+that another process with its key has just signed, or empty."""
 
 QUEUE_FRAMES_MAX = 512
 """Frames that wait for one peer; the bytes are bounded by `queue_bytes_max` of the config."""
@@ -86,7 +89,11 @@ ADMITS_MAX = 1024
 """New members whose admission the backend still has to confirm; a later record asks again."""
 REFUSED_S = 30.0
 """Records of a peer whose admission was refused are not believed again for so long."""
-DUPLICATE_LOGGED_S = 60.0
+TWIN_S = 60.0
+"""How long a second process with one key is told of after it was last heard of."""
+COMPARE_S = 10.0
+"""Between two looks whether the same process is at the ends of a peer's connections."""
+TWINS_MAX = 1024
 ECHOES_MAX = 256
 DIAL_BACK_ADDRS_MAX = 8
 DIAL_BACK_S_MAX = 3.0
@@ -95,7 +102,8 @@ DIAL_BACKS_MAX = 4
 """Requests served at once, all peers together."""
 DIAL_BACK_PER_S, DIAL_BACK_BURST = 0.1, 3
 """Requests of one peer: `ww doctor` needs one."""
-DIAL_BACK_BYTES_MAX = 8 << 10
+SMALL_FRAME_BYTES_MAX = RECORD_BYTES_MAX + 256
+"""Of what is asked and answered on a stream of its own."""
 
 # The service's own frames: recognised by their first bytes, so that others are decoded only once.
 _ECHO, _ECHOED = b"\xa1\x64echo", b"\xa1\x66echoed"
@@ -268,7 +276,8 @@ class Membership:
         self._refused: OrderedDict[PeerId, float] = OrderedDict()  # until
         self._dial_backs: OrderedDict[PeerId, TokenBucket] = OrderedDict()
         self._dial_backs_running = 0
-        self._duplicate_logged = float("-inf")
+        self._twins: OrderedDict[PeerId, tuple[Record, float]] = OrderedDict()  # seen when
+        self._compared: OrderedDict[PeerId, float] = OrderedDict()
         self._rejudge_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -318,6 +327,7 @@ class Membership:
             for protocol, handler in (
                 (PROTOCOL, self._listen),
                 (DIAL_BACK_PROTOCOL, self._serve_dial_back),
+                (PROCESS_PROTOCOL, self._serve_process),
             ):
                 stack.callback(self._host.handle(protocol, handler, access=Access.MEMBER))
             stack.callback(self._admission.watch(self._admission_changed))
@@ -557,16 +567,7 @@ class Membership:
         """Swim saw a change (it must not be called from here)."""
         member, peer, kind = change.member, change.member.record.peer, change.kind
         if kind is ChangeKind.DUPLICATE:
-            self.counters["duplicates"] += 1
-            now = self._now()
-            if now - self._duplicate_logged >= DUPLICATE_LOGGED_S:
-                self._duplicate_logged = now
-                log.error(
-                    "member.duplicate_identity",
-                    peer=peer,
-                    addrs=" ".join(member.record.addrs),
-                    hint="another process runs with this node's key: stop it, or give it its own",
-                )
+            self._met(member.record)
         elif kind is ChangeKind.REMOVED:
             log.info("member.removed", peer=peer, name=member.record.name)
         elif change.before is not member.state:
@@ -869,6 +870,8 @@ class Membership:
             stream.reset()
             return
         if (previous := self._inbound.get(peer)) is not None:
+            if previous.connection is not stream.connection:
+                self._compare(peer, previous.connection, stream.connection)
             previous.reset()
         self._inbound[peer] = stream
         try:
@@ -954,6 +957,72 @@ class Membership:
         asker, answered = self._echoes.get(number, (None, None))
         if asker == peer and answered is not None and not answered.done():
             answered.set_result(None)
+
+    # --- two processes with one key ---------------------------------------------------------------
+
+    def twin(self, peer: PeerId) -> Record | None:
+        """What the second process with the key of `peer`, maybe this node's, says of itself.
+
+        None where no second one was heard of for `TWIN_S`.
+        """
+        record, at = self._twins.get(peer, (None, 0.0))
+        return record if record is not None and self._now() - at < TWIN_S else None
+
+    def _met(self, record: Record) -> None:
+        peer, own = record.peer, record.peer == self._key.peer_id
+        if self.twin(peer) is None:
+            log.error(
+                "member.duplicate_identity" if own else "member.two_processes",
+                peer=peer,
+                addrs=" ".join(record.addrs),
+                hint="two processes run with this key: stop one, or give it a key of its own",
+            )
+        _put(self._twins, peer, (record, self._now()))
+
+    def _compare(self, peer: PeerId, *connections: Connection) -> None:
+        """A peer speaks on two connections: it moved, or two processes have its key."""
+        if self._tasks is None or self._now() - self._compared.get(peer, -COMPARE_S) < COMPARE_S:
+            return
+        _put(self._compared, peer, self._now())
+        comparing = self._ask_processes(connections)
+        try:
+            self._tasks.create_task(comparing, name=f"processes of {peer.short}")
+        except RuntimeError:  # the group is about to end
+            comparing.close()
+
+    async def _ask_processes(self, connections: Sequence[Connection]) -> None:
+        """Ask at the older connection first: who answers there lived when the newer one was."""
+        try:
+            first, second = [await self._ask_process(connection) for connection in connections]
+            if first.instance != second.instance:
+                self._met(second)
+                for connection, other in zip(connections, (second, first), strict=True):
+                    await self._ask_process(connection, other.encoded)
+        except (WetwareError, EOFError, TimeoutError) as exc:  # one has gone: so there are not two
+            log.debug("processes.not_asked", peer=connections[0].peer, why=exc)
+
+    async def _ask_process(self, connection: Connection, other: bytes = b"") -> Record:
+        async with (
+            asyncio.timeout(OPEN_S_MAX),
+            await connection.open_stream(PROCESS_PROTOCOL) as stream,
+        ):
+            await _write_frame(stream, {"other": other})
+            record = Record.open(_bytes_field(await _read_frame(stream), "record"))
+        if record.peer != connection.peer:
+            raise Malformed(f"{connection.peer} answered with the record of {record.peer}")
+        return record
+
+    async def _serve_process(self, stream: Stream) -> None:
+        try:
+            async with asyncio.timeout(OPEN_S_MAX):
+                other = _bytes_field(await _read_frame(stream), "other")
+                if other:
+                    self.swim.met(Record.parse(other))
+                    self._rearm()
+                await _write_frame(stream, {"record": self._sign(self._fields()).encoded})
+        except (WetwareError, EOFError, TimeoutError) as exc:
+            log.debug("process.not_told", peer=stream.peer, why=exc)
+            stream.reset()
 
     # --- dial back --------------------------------------------------------------------------------
 
@@ -1047,6 +1116,21 @@ class Membership:
         return why, self._now() - started
 
 
+def _put(table: OrderedDict[PeerId, Any], peer: PeerId, value: object) -> None:
+    """Keep it as the newest of `TWINS_MAX`."""
+    table[peer] = value
+    table.move_to_end(peer)
+    while len(table) > TWINS_MAX:
+        table.popitem(last=False)
+
+
+def _bytes_field(message: Any, name: str) -> bytes:
+    value = message.get(name) if isinstance(message, dict) else None
+    if type(value) is not bytes:
+        raise Malformed(f"a frame without {name!r}")
+    return value
+
+
 def _dial_back_request(request: Any) -> list[str]:
     texts = request.get("addrs") if isinstance(request, dict) else None
     if not (
@@ -1065,9 +1149,9 @@ async def _write_frame(stream: Stream, message: Mapping[str, object]) -> None:
 
 async def _read_frame(stream: Stream) -> Any:
     size = int.from_bytes(await stream.read_exactly(4), "big")
-    if not 0 < size <= DIAL_BACK_BYTES_MAX:
-        raise Malformed(f"a frame of {size} bytes; 1 to {DIAL_BACK_BYTES_MAX}")
-    return cbor.decode(await stream.read_exactly(size), bytes_max=DIAL_BACK_BYTES_MAX)
+    if not 0 < size <= SMALL_FRAME_BYTES_MAX:
+        raise Malformed(f"a frame of {size} bytes; 1 to {SMALL_FRAME_BYTES_MAX}")
+    return cbor.decode(await stream.read_exactly(size), bytes_max=SMALL_FRAME_BYTES_MAX)
 
 
 def _memory_bytes() -> int:

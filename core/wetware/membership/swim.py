@@ -96,7 +96,8 @@ class ChangeKind(StrEnum):
 
     JOINED: it is new. UPDATED: a newer record. SUSPECTED, DIED, LEFT: as the state. ALIVE: back
     from any of these. REMOVED: forgotten, after its retention or because it was evicted. DUPLICATE:
-    another process uses this node's key; the member is that process, as it describes itself.
+    two processes use one key, this node's or the member's; told each time that the other is heard
+    of, and the member is the other, as it describes itself.
     """
 
     JOINED = "joined"
@@ -284,6 +285,7 @@ class _Node:
         "key",
         "labels",
         "offset_s",
+        "past_instance",
         "peer",
         "record",
         "rtt_s",
@@ -302,6 +304,7 @@ class _Node:
         self.claims: list[bytes] = []  # accusers whose claims are passed on; a few, see _suspect
         self.rtt_s: float | None = None
         self.offset_s: float | None = None
+        self.past_instance = b""  # the process before this one
         self.suspicion: _Suspicion | None = None
         self.entry = _entry(key, record.incarnation, record.revision, ALIVE)
 
@@ -424,7 +427,6 @@ class Swim:
         t = now()
         self._refutes = _Allowance(config.refutes_burst, t)
         self._refute_planned = False
-        self._duplicates: OrderedDict[bytes, None] = OrderedDict()
         self._changed: dict[str, Any] = {}
         self._published_at = t
         self._publish_at: float | None = None
@@ -633,6 +635,15 @@ class Swim:
                 self._plan_publish(self._published_at + self._config.load_period_s(self._size))
         else:
             self._plan_publish(self._published_at + self._config.update_s_min)
+
+    def met(self, record: Record) -> None:
+        """A member says that a process with this node's key lives, and has just signed this.
+
+        Raises Forged.
+        """
+        record.verify()
+        if record.peer == self.record.peer:
+            self._other_self(record)
 
     def add_fact(self, fact: bytes) -> None:
         """A fact became known here: tell the others."""
@@ -1016,6 +1027,9 @@ class Swim:
         node.record, node.labels = record, labels
         if record.instance != was.instance:
             node.offset_s = None  # another process, and maybe another clock
+            if record.instance == node.past_instance:  # no restart brings a process back
+                self._emit(ChangeKind.DUPLICATE, node, before)
+            node.past_instance = was.instance
         if record.left:
             state = GONE
         elif record.incarnation > was.incarnation:
@@ -1531,10 +1545,7 @@ class Swim:
     def _other_self(self, record: Record) -> None:
         """A newer record with this node's key: from before its restart, or a second process."""
         if record.instance != self.record.instance:
-            if record.issued_ms > self._born_ms and record.instance not in self._duplicates:
-                self._duplicates[record.instance] = None
-                if len(self._duplicates) > ALTERNATES_MAX:
-                    self._duplicates.popitem(last=False)
+            if record.issued_ms > self._born_ms:
                 other = Member(record, State.ALIVE, self._now(), record.labels, None, None)
                 self._on_change(Change(ChangeKind.DUPLICATE, other, None))
             self._refute(record.incarnation)

@@ -9,7 +9,7 @@ import pytest
 
 from wetware import cbor
 from wetware.membership import wire
-from wetware.membership.record import Malformed
+from wetware.membership.record import Forged, Malformed, Record
 from wetware.membership.swim import ChangeKind, State, middle
 
 from .conftest import Lab, entry, raw, wire_digest
@@ -674,8 +674,30 @@ def test_a_second_process_with_this_key_is_noticed(lab: Lab) -> None:
     assert lab.swim.record.incarnation == 151
     assert lab.state(0) is None
     lab.tells(1, lab.record(0, incarnation=160, instance=b"another!"))
-    assert lab.kinds() == [ChangeKind.DUPLICATE]  # said once
+    assert lab.kinds() == [ChangeKind.DUPLICATE] * 2  # as long as it lives
     assert lab.swim.record.incarnation == 161
+
+
+def test_a_member_s_word_that_another_process_has_this_key(lab: Lab) -> None:
+    born_ms = lab.swim.record.issued_ms
+    for issued_ms, kinds in ((born_ms - 1, 0), (born_ms + 1, 1)):  # one's own past is no proof
+        lab.swim.met(lab.record(0, incarnation=1, instance=b"another!", issued_ms=issued_ms))
+        assert lab.kinds() == [ChangeKind.DUPLICATE] * kinds
+    lab.swim.met(lab.record(0, issued_ms=born_ms + 1))  # itself
+    lab.swim.met(lab.record(1, issued_ms=born_ms + 1))  # of another node
+    forged = cbor.decode(lab.record(0, instance=b"another!").encoded, bytes_max=9999)
+    with pytest.raises(Forged):
+        lab.swim.met(Record.parse(cbor.encode(forged | {"s": bytes(64)})))
+    assert len(lab.kinds()) == 1
+
+
+def test_a_process_that_comes_back_is_no_restart(lab: Lab) -> None:
+    """Two with one key outdo each other; a node that restarts is another process each time."""
+    for incarnation, instance in ((100, b"first..."), (101, b"restart."), (102, b"restart2")):
+        lab.tells(1, lab.record(1, incarnation=incarnation, instance=instance))
+    assert ChangeKind.DUPLICATE not in lab.kinds()
+    lab.tells(1, lab.record(1, incarnation=103, instance=b"restart."))
+    assert lab.kinds().count(ChangeKind.DUPLICATE) == 1
 
 
 def test_its_own_record_from_before_a_restart_is_no_duplicate(lab: Lab) -> None:

@@ -203,9 +203,9 @@ async def test_a_stranger_is_refused(net: Any) -> None:
         with pytest.raises(OverlayError):
             await stranger.membership.ping(first.peer, 1.0)
         connection = await stranger.host.dial([first.addr])
-        for protocol in ("/wetware/membership/1.0.0", "/wetware/dial-back/1.0.0"):
+        for name in ("membership", "dial-back", "process"):
             with pytest.raises(OverlayError):
-                await connection.open_stream(protocol)
+                await connection.open_stream(f"/wetware/{name}/1.0.0")
     finally:
         await other_net.aclose()
     assert first.state(stranger) is None
