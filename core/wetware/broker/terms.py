@@ -576,7 +576,7 @@ class Terms:
                 bytes=value.get("bytes"),
                 fence=None if fence is None else Fence.decode(bytes.fromhex(fence)),
             )
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as exc:
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as exc:
             raise _bad(f"malformed terms: {exc}", "update this node") from None
 
     def describe(self) -> list[str]:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -47,6 +48,8 @@ ENDPOINTS_MAX: Final = 16
 NESTING_MAX: Final = 32
 """Of JSON; what is asked for has 5 levels."""
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+"""A string of JSON, or the rest of the text if it does not end: each byte is looked at once."""
 ERROR_CHARS_MAX: Final = 200
 REVERT_BYTES_MAX: Final = 1024
 REFUSED: Final = "evm.endpoint.refused"
@@ -96,12 +99,13 @@ def _parse(body: bytearray) -> Any:
     The standard parser calls itself for each level, on the C stack: where something in the process
     has raised the limit of recursion (py-evm does), 16 MiB of brackets end the process.
     """
-    brackets = body.translate(None, _NO_BRACKETS)
+    # Without the strings: a bracket in one would pair with one outside, and hide it.
+    brackets = _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
     for _ in range(NESTING_MAX):
         if not brackets:
             break
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    # What is left is deeper than that, or stands unpaired in the text of an error.
+    # What is left is deeper than that, or not JSON.
     if brackets.count(b"[") + brackets.count(b"{") > NESTING_MAX:
         raise ValueError("nested too deeply")
     return json.loads(body)

@@ -727,7 +727,7 @@ def test_terms_in_words() -> None:
         {"v": 1, "services": {"pubsub": [f"A.m{n}" for n in range(PATTERNS_MAX + 1)]}},
         {"v": 1, "services": {f"s{n}": [] for n in range(65)}},
         {"v": 1, "rate": [1]}, {"v": 1, "rate": [0, 1]}, {"v": 1, "rate": [math.nan, 1]},
-        {"v": 1, "rate": "10/s"}, {"v": 1, "rate": [1, 1, 1]},
+        {"v": 1, "rate": "10/s"}, {"v": 1, "rate": [1, 1, 1]}, {"v": 1, "rate": [10**400, 1]},
         {"v": 1, "calls": 0}, {"v": 1, "calls": -1}, {"v": 1, "calls": "5"}, {"v": 1, "calls": 1.5},
         {"v": 1, "calls": True}, {"v": 1, "bytes": QUOTA_MAX + 1},
         {"v": 1, "expires_at": math.nan}, {"v": 1, "expires_at": math.inf},

@@ -294,6 +294,26 @@ def test_moments_are_written_with_their_distance() -> None:
     assert when(1 << 60, NOW).startswith("second ")
 
 
+@pytest.mark.parametrize("level", ["[", '{"a":', '{"}":', '["]",', '{"\\"}":'])
+def test_nested_json_of_an_endpoint_is_refused_where_recursion_has_no_limit(level: str) -> None:
+    """A bracket in a string, beside one that is none, hid the depth; the process died of it."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.setrecursionlimit(10**6)\n"
+            "from wetware_auth_evm.endpoints import _parse\n"
+            "try: _parse(bytearray(sys.argv[1].encode() * 300_000))\n"
+            "except ValueError as exc: print(exc)",
+            level,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "nested too deeply\n"), done.stderr
+
+
 def test_signing_leaves_the_limit_of_recursion() -> None:
     """eth-account raises it for the whole process, which then dies of nested JSON."""
     done = subprocess.run(
