@@ -19,6 +19,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from wetware import cbor, rpc
@@ -59,6 +61,7 @@ from wetware.link.noise import (
     HANDSHAKE_BYTES_MAX,
     NoiseHandshake,
     NoiseIdentity,
+    _field,
     protobuf_fields,
     verify_identity,
 )
@@ -615,7 +618,12 @@ MEMBERSHIP = [
     Parser(
         "selector",
         on_text(_selected),
-        texts("zone=home,service=pubsub,host=db*", "state!=dead", "a*a*a*?[ab]", "name=[!a]*"),
+        texts(
+            "zone=home,service=pubsub,host=db*",
+            "state!=dead,version=0*,id=12D3*,name=[!b]*",
+            "a*a*a*?[ab]",
+            PEER[:9],
+        ),
         (InvalidArgument,),
         2048,
         "text",
@@ -630,6 +638,32 @@ EPHEMERAL = X25519PrivateKey.generate()
 STATIC = IDENTITY.static.public_key().public_bytes_raw()
 LOOP = asyncio.new_event_loop()
 """For what is made on a loop; it runs nothing by itself."""
+
+
+def _identities() -> list[bytes]:
+    """Handshake payloads of keys of every type."""
+    signed = b"noise-libp2p-static-key:" + STATIC
+    secp256k1, p256 = (
+        ec.generate_private_key(ec.SECP256K1()),
+        ec.generate_private_key(ec.SECP256R1()),
+    )
+    big = rsa.generate_private_key(65537, 2048)
+    hashed = ec.ECDSA(hashes.SHA256())
+    der = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    point = serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
+    found = []
+    for kind, public, signature in (
+        (2, secp256k1.public_key().public_bytes(*point), secp256k1.sign(signed, hashed)),
+        (3, p256.public_key().public_bytes(*der), p256.sign(signed, hashed)),
+        (
+            0,
+            big.public_key().public_bytes(*der),
+            big.sign(signed, padding.PKCS1v15(), hashes.SHA256()),
+        ),
+    ):
+        key = bytes((8, kind)) + _field(2, public)
+        found.append(_field(1, key) + _field(2, signature))
+    return found
 
 
 def _lines(data: bytes) -> object:
@@ -747,7 +781,7 @@ LINK = [
     Parser(
         "noise identity",
         lambda data: verify_identity(data, STATIC),
-        [IDENTITY.payload],
+        [IDENTITY.payload, *_identities()],
         (Violation,),
         HANDSHAKE_BYTES_MAX,
     ),
@@ -1227,7 +1261,9 @@ AUDIT_AND_POLICY = [
 
 # --- discovery and pub-sub ------------------------------------------------------------------------
 
-MESSAGE = pubsub.WireMessage(PEER.multihash, b"hello", bytes(8), "/wetware/c/chat", bytes(64))
+MESSAGE = pubsub.WireMessage(
+    PEER.multihash, b"hello", bytes(8), "/wetware/c/chat", bytes(64), b"key"
+)
 PUBSUB = [
     pubsub.frame([MESSAGE.encode()] * 2),
     pubsub.frame([pubsub.subscription_chunk("chat", True), pubsub.subscription_chunk("b", False)]),
@@ -1388,7 +1424,8 @@ def of_auth_evm() -> Iterator[Parser]:
         "text",
     )
     yield Parser("JSON-RPC answer", answer, json_rpc, (ValueError,), 256 << 10, "json", [
-        repeated(b"", b"["), repeated(b"", b'{"a":'), repeated(b"[", b"[],", b"1]"),
+        repeated(b"", b"["), repeated(b"", b'{"a":'), repeated(b"", b'{"}":'),
+        repeated(b"[", b"[],", b"1]"), repeated(b'"', b'\\"'), repeated(b"", b'"'),
     ])  # fmt: skip
     yield Parser(
         "EVM logs",

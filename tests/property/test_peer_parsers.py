@@ -76,7 +76,10 @@ ATOMS: tuple[Any, ...] = (
     0.5, 1e308, -1.0, float("nan"), float("inf"), "", "a", "a" * 300, "\0", "ä", "*", "/", "0x",
     [], {}, [[]], [0] * 300, {"v": 1}, {"": None}, ["a", "b"],
 )  # fmt: skip
-BYTES = (b"", b"\0", bytes(16), bytes(20), bytes(32), bytes(64), b"\xff" * 300)
+OWN_ATOMS: dict[str, tuple[Any, ...]] = {
+    "cbor": (b"", b"\0", bytes(16), bytes(20), bytes(32), bytes(64), b"\xff" * 300),
+    "json": (10**400, -(10**400), 10**30, 1e30, "\ud800", "0" * 64, "0x" + "f" * 64),
+}
 
 
 class Mutator:
@@ -170,8 +173,8 @@ class Mutator:
         return value
 
     def atom(self) -> Any:
-        binary = self.parser.form == "cbor" and self.rng.random() < 0.3
-        return copy.deepcopy(self.rng.choice(BYTES if binary else ATOMS))
+        own = OWN_ATOMS[self.parser.form] if self.rng.random() < 0.3 else ATOMS
+        return copy.deepcopy(self.rng.choice(own))
 
     # --- ways to grow ---
 
