@@ -108,8 +108,8 @@ def _parse_auth(value: str) -> None:
 
 
 def _parse_name(value: str) -> None:
-    if len(value) > 64 or not value.isprintable():
-        raise InvalidArgument("at most 64 printable characters")
+    if len(value) > 64 or not value.isprintable() or not value.strip():
+        raise InvalidArgument("1 to 64 printable characters, and not blanks alone")
 
 
 def _default_listen() -> tuple[Multiaddr, ...]:

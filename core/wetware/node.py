@@ -58,6 +58,7 @@ from wetware.protocol import CORE, GATE_PROTOCOL
 
 if TYPE_CHECKING:
     from wetware.admission import Founding
+    from wetware.admission.texts import Bundle, Ticket
     from wetware.config import Config
     from wetware.multiaddr import Multiaddr
     from wetware.plugins import Plugins
@@ -355,6 +356,8 @@ class Node:
         Raises ConfigError (Busy, KeyFileError, PluginError) where the start fails, and what `join`
         raises.
         """
+        given = self.config.node.join
+        invitation = parse_join(given) if given else None
         with locked(self.data_dir):
             # Before anything is made, or a ticket spent.
             path, listen = socket_path(self.data_dir), self.config.node.listen
@@ -368,8 +371,8 @@ class Node:
                 self._store = Store.open(self.data_dir)
                 if self._store.founding is not None:
                     self._judge_backend(self._store.founding)
-                if self.config.node.join:
-                    await self._join(self.config.node.join)
+                if invitation is not None:
+                    await self._join(invitation)
                 self.backend = self.plugins.auth(self._context)
                 if self.try_out:
                     listen = self._keep_to_itself()
@@ -583,9 +586,8 @@ class Node:
                 code="config.cluster",
             )
 
-    async def _join(self, invitation: str) -> None:
+    async def _join(self, parsed: Ticket | Bundle) -> None:
         """Become a member with a ticket or a certificate, unless this node is one already."""
-        parsed = parse_join(invitation)
         self._judge_backend(parsed.founding)
         store = self._store
         if store.founding == parsed.founding and store.certificate is not None:

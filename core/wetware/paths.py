@@ -30,7 +30,7 @@ def variable(name: str, env: Mapping[str, str] | None = None) -> str | None:
     and whoever set it did not mean the default.
     """
     value = (os.environ if env is None else env).get(name)
-    if value == "":
+    if value is not None and not value.strip():
         raise InvalidArgument(
             f"{name} is set, and empty",
             hint=f"unset {name}, or give it a value",

@@ -27,6 +27,7 @@ def _written(home: Home) -> list[str]:
     [
         ["node", "--join", "-"],
         ["node", "--join", ""],
+        ["node", "--join", " "],
         ["node", "--join="],
         ["node", "--name", ""],
         ["node", "--data-dir", ""],
@@ -36,6 +37,9 @@ def _written(home: Home) -> list[str]:
         ["--config", "", "id"],
         ["--key", "", "key", "show"],
         ["--node", "", "whoami"],
+        ["whoami", "--node", ""],
+        ["id", "--data-dir="],
+        ["--context", "", "whoami"],
         ["key", "new", ""],
         ["ls", ""],
         ["evict", "", "--yes"],
@@ -64,6 +68,13 @@ def test_an_empty_value_on_the_command_line(home: Home, args: list[str]) -> None
     assert _written(home) == []
 
 
+def test_what_is_no_ticket_leaves_nothing_behind(home: Home) -> None:
+    done = home.ww("node", "--join", "wwt1no-ticket")
+    assert done.returncode == 2
+    assert "not a ticket" in done.stderr
+    assert _written(home) == []
+
+
 @pytest.mark.parametrize("text", ["\n", "   \n", "\nwwt1rest\n", "\ufeff\n"])
 def test_a_blank_first_line_is_no_ticket(home: Home, text: str) -> None:
     done = home.ww("node", "--join", "-", input=text)
@@ -80,10 +91,12 @@ def test_an_empty_variable(home: Home, name: str) -> None:
     assert _written(home) == []
 
 
-@pytest.mark.parametrize("name", ["WW_NODE_JOIN", "WW_NODE_NAME", "WW_NODE_DATA_DIR"])
-def test_an_empty_variable_of_a_setting(home: Home, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "code"), [("WW_NODE_JOIN", 78), ("WW_NODE_NAME", 78), ("WW_NODE_DATA_DIR", 2)]
+)
+def test_an_empty_variable_of_a_setting(home: Home, name: str, code: int) -> None:
     done = home.ww("node", env={name: ""})
-    assert done.returncode == 78
+    assert done.returncode == code
     assert name in done.stderr
     assert _written(home) == []
 

@@ -69,7 +69,6 @@ def tail_command(
                     and principal in ("", record.get("principal"))
                 ):
                     _print(record, json)
-                    sys.stdout.flush()
 
     run_client(work)
 

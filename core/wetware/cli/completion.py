@@ -115,7 +115,6 @@ def completion_command(
 ) -> None:
     """Print the script that completes `ww` in a shell; stderr says how to install it."""
     sys.stdout.write(SCRIPTS[shell])
-    sys.stdout.flush()
     note("# to have it in every new shell:")
     for line in _INSTALL[shell]:
         note(f"#   {line}")

@@ -65,7 +65,7 @@ def _checked(inner: Callable[..., Any] | None) -> Callable[[Context, Parameter, 
     def check(ctx: Context, param: Parameter, value: Any) -> Any:
         given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
         values = value if isinstance(value, list | tuple) else (value,)
-        if given and any(each == "" for each in values):
+        if given and any(isinstance(each, str) and not each.strip() for each in values):
             what = max(param.opts, key=len) if param.param_type_name == "option" else None
             what = what or param.human_readable_name.strip("[].…")
             raise InvalidArgument(

@@ -93,6 +93,6 @@ def _text(stream: TextIO | None, flags: int, *, tells: bool) -> TextIO:
         cast("io.BufferedWriter", outlet) if made.write_through else io.BufferedWriter(outlet),
         encoding=made.encoding,
         errors="backslashreplace",
-        line_buffering=made.line_buffering,
+        line_buffering=True,  # what a command follows (`ww ls --watch | …`) is seen at once
         write_through=made.write_through,
     )

@@ -224,7 +224,6 @@ def dev(*, json: bool) -> None:
             f"owned by {who(wallet.address)}; Ctrl-C ends it"
         )
         note("try, in another terminal: ww auth evm status")
-        sys.stdout.flush()
         _wait_for_the_end()
     finally:
         chain.close()
