@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, Tex
 
 from wetware import paths
 from wetware.cli import streams
-from wetware.errors import EXIT_FAILED, EXIT_USAGE, WetwareError
+from wetware.errors import EXIT_FAILED, InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
     from wetware.client import Session
@@ -213,6 +213,10 @@ STATE_STYLES: Final[Mapping[str, Style]] = {
 """Of a member's state."""
 
 
+CELL_COLUMNS_MIN: Final = 8
+"""No column of a table is made narrower, even where the terminal is."""
+
+
 class Styled(NamedTuple):
     """A part of a line in a colour, where there are colours."""
 
@@ -251,6 +255,68 @@ def _line(stream: TextIO, parts: Sequence[str | Styled]) -> None:
     stream.write(text + "\n")
 
 
+def _terminal_columns() -> int | None:
+    """Of the terminal that stdout is; None where it is none: data is never broken into lines."""
+    if not sys.stdout.isatty():
+        return None
+    try:
+        return max(0, int(os.environ["COLUMNS"])) or None
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except OSError:
+        return None
+
+
+def _fitting(cells: Sequence[Sequence[int]], lines: Sequence[Sequence[str]]) -> list[int]:
+    """The width of each column, so that all fit into the terminal.
+
+    Columns that can be broken between words give way first, the widest one before the others.
+
+    Args:
+        cells: The width of each cell, column by column.
+        lines: Their texts, line by line.
+    """
+    widths = [max(column) for column in cells]
+    columns = _terminal_columns()
+    excess = 0 if columns is None else sum(widths) + 2 * (len(widths) - 1) - columns
+    if excess <= 0:
+        return widths
+    words = [
+        max(_width(w) for line in lines for w in line[i].split(" ")) for i in range(len(widths))
+    ]
+    while excess > 0:
+        broken = [i for i, width in enumerate(widths) if width > words[i]]
+        broken = broken or [i for i, width in enumerate(widths) if width > CELL_COLUMNS_MIN]
+        if not broken:
+            break
+        widths[max(broken, key=widths.__getitem__)] -= 1
+        excess -= 1
+    return widths
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """The lines of a cell, broken between words where that is possible."""
+    if _width(text) <= columns:
+        return [text]
+    indent = text[: len(text) - len(text.lstrip(" "))]
+    lines, line = [], ""
+    for word in text.split():
+        if line and _width(f"{indent}{line} {word}") <= columns:
+            line += f" {word}"
+            continue
+        if line:
+            lines.append(indent + line)
+        line = ""
+        for char in word:
+            if line and _width(indent + line + char) > columns:
+                lines.append(indent + line)
+                line = ""
+            line += char
+    return [*lines, indent + line]
+
+
 def out(*parts: str | Styled) -> None:
     """A line of output, on stdout."""
     _line(sys.stdout, parts)
@@ -272,11 +338,23 @@ def warn_of_loopback(what: str, addrs: Sequence[Multiaddr]) -> None:
         note("try: ww node --listen /ip4/ADDRESS/tcp/4001, with an address that they reach")
 
 
-def complain(message: str, hint: str = "") -> None:
-    """What is wrong, and the next step, on stderr."""
+def complain(
+    message: str, hint: str = "", *, code: str = "error", exit_code: int = EXIT_FAILED
+) -> None:
+    """What is wrong, and the next step, on stderr; with `--json`, one line of JSON."""
+    if wants_json():
+        error = {"code": code, "message": message, "hint": hint, "exit_code": exit_code}
+        sys.stderr.write(json.dumps({"error": error}) + "\n")
+        return
     note(Styled("ww:", "red"), " " + message)
     if hint:
         note(f"try: {hint}")
+
+
+def wants_json() -> bool:
+    """Whether the command line asks for JSON; also of one that cannot be parsed."""
+    args = sys.argv[1:]
+    return "--json" in (args[: args.index("--")] if "--" in args else args)
 
 
 def out_json(data: Any) -> None:
@@ -303,22 +381,26 @@ def table(
         for row in rows
     ]
     lines = [tuple(name.upper() for name in header), *cells]
-    widths = [max(_width(line[i]) for line in lines) for i in range(len(header))]
+    widths = _fitting([[_width(line[i]) for line in lines] for i in range(len(header))], lines)
     by_column = [(styles or {}).get(name, {}) for name in header]
     for number, line in enumerate(lines):
-        last = max((i for i, cell in enumerate(line) if cell.strip()), default=-1)
-        parts: list[str | Styled] = []
-        for i, cell in enumerate(line[: last + 1]):
-            parts.append(Styled(cell.rstrip(), by_column[i].get(cell) if number else None))
-            if i < last:
-                parts.append(" " * (widths[i] - _width(cell.rstrip()) + 2))
-        out(*parts)
+        wrapped = [_wrapped(cell.rstrip(), width) for cell, width in zip(line, widths, strict=True)]
+        for at in range(max(map(len, wrapped))):
+            parts: list[str | Styled] = []
+            blank = 0  # columns that are written only if something comes behind them
+            for cell, pieces, width, style in zip(line, wrapped, widths, by_column, strict=True):
+                piece = pieces[at] if at < len(pieces) else ""
+                if piece:
+                    parts += [" " * blank, Styled(piece, style.get(cell) if number else None)]
+                    blank = 0
+                blank += width - _width(piece) + 2
+            out(*parts)
 
 
 def fail(error: WetwareError) -> NoReturn:
     """Say what, why and the next step, and leave with the error's exit code."""
     if not isinstance(error, streams.ReaderGone):
-        complain(error.message, error.hint)
+        complain(error.message, error.hint, code=error.code, exit_code=error.exit_code)
     raise SystemExit(error.exit_code)
 
 
@@ -356,7 +438,7 @@ def _unexpected(exc: BaseException) -> None:
     if hint := remedy(exc):
         complain(str(exc), hint)
     else:
-        complain(f"unexpected {type(exc).__name__}: {exc}", _REPORT)
+        complain(f"unexpected {type(exc).__name__}: {exc}", _REPORT, code="unexpected")
 
 
 def _one_of(group: BaseExceptionGroup[BaseException]) -> NoReturn:
@@ -377,5 +459,4 @@ def _one_of(group: BaseExceptionGroup[BaseException]) -> NoReturn:
 
 def usage(message: str, hint: str = "") -> NoReturn:
     """Refuse the command line."""
-    complain(message, hint)
-    raise SystemExit(EXIT_USAGE)
+    raise InvalidArgument(message, hint=hint, code="invalid.usage")

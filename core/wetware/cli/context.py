@@ -110,7 +110,7 @@ def ls_command(json: Json = False) -> None:
             f"{name} *" if name == used else name,
             each.node or each.data_dir or "this machine's",
             each.key or "-",
-            each.cluster or "-",
+            each.cluster[:12] or "-",
         )
         for name, each in every.items()
     ]

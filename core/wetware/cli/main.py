@@ -285,7 +285,7 @@ def status_command(
     out("")
     rows = [
         (
-            peer["peer_id"],
+            peer["peer_id"][-8:],
             "yes" if peer["member"] else "no",
             peer["addr"],
             _bytes(peer["bytes_in"]),

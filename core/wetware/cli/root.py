@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from typer._click.exceptions import UsageError
 from typer.core import TyperGroup
 
 from wetware.cli import given
-from wetware.cli.app import options
+from wetware.cli.app import options, usage, wants_json
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context, Parameter
@@ -33,6 +35,18 @@ class Root(given.Root):
             _take_late(command, [each for each in self.params if each.name in LATE])
         return super().resolve_command(ctx, args)
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Context | None = None, **extra: Any
+    ) -> Context:
+        """Parse the global options."""
+        with _as_ours():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Context) -> Any:
+        """Parse the rest, and run the command."""
+        with _as_ours():
+            return super().invoke(ctx)
+
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         """The list of commands, section by section."""
         shown = [command for command in self.commands.values() if not command.hidden]
@@ -42,6 +56,18 @@ class Root(given.Root):
             rows = [(f"{c.name or '':{width}}", c.get_short_help_str(limit)) for c in commands]
             with formatter.section(title):
                 formatter.write_dl(rows)
+
+
+@contextlib.contextmanager
+def _as_ours() -> Iterator[None]:
+    """With `--json` click's refusals are errors like all others; else click shows them."""
+    try:
+        yield
+    except UsageError as exc:
+        if not wants_json():
+            raise
+        path = exc.ctx.command_path if exc.ctx is not None else "ww"
+        usage(exc.format_message(), f"{path} --help")
 
 
 def sections(commands: Iterable[Command]) -> Iterator[tuple[str, list[Command]]]:
