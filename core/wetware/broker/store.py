@@ -43,6 +43,8 @@ RETRY_S: Final = 1.0
 """Between two tries of a write that must not be lost."""
 ENDED_KEPT_MAX: Final = 4096
 """Ended shares that are remembered, so that their holders are told why."""
+ENDS_PER_WRITE: Final = 64
+"""Grants that are forgotten in one write: each may be in a page of its own."""
 ENDED_BYTES_MAX: Final = 256
 """Of why it ended: fewer than its grant's row, which makes room for it."""
 WAL_PAGES: Final = 256
@@ -507,8 +509,9 @@ class Store:
             )
             for share_id, reason, at in ended
         ]
-        if statements:
-            self.write_soon(statements)
+        # In parts, each of which needs little room; whatever is left of a subtree is void by itself.
+        for at in range(0, len(statements), ENDS_PER_WRITE):
+            self.write_soon(statements[at : at + ENDS_PER_WRITE])
 
 
 def _kept_reason(reason: str) -> str:

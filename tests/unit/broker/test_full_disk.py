@@ -97,6 +97,30 @@ async def test_no_holder_uses_the_reserve_up_by_ending_what_is_their_own(
         assert all(len(row.ended.encode()) <= ENDED_BYTES_MAX for row in tree.store.kept.shares)
 
 
+async def test_the_end_of_thousands_of_shares_needs_no_more_room_than_that_of_one(
+    small_disk: Any, tmp_path: Path
+) -> None:
+    directory = small_disk.path / "broker"
+    async with running(directory) as tree:
+        store = tree.store
+        assert store is not None
+        root = tree.root(ADA, "member", ALL)
+        made = [
+            await tree.share(tree.session(ADA, (root,)), Terms(), label="x" * 100)
+            for _ in range(4000)
+        ]
+        small_disk.fill()
+        assert root.revoke("all of them") > 4000
+        await store.written()
+        assert not store.reserve.marked
+        assert (directory / RESERVED_FILE).stat().st_size > RESERVED_BYTES // 2
+        copy = crashed(directory, tmp_path / "copy")
+    async with running(copy) as tree:
+        assert not tree.grants
+        with pytest.raises(Revoked, match="all of them"):
+            await tree.redeem(made[0][0].id, made[0][1])
+
+
 async def test_other_writes_are_refused_until_the_reserve_is_whole_again(small_disk: Any) -> None:
     async with running(small_disk.path / "broker") as tree:
         store = tree.store

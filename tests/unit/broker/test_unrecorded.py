@@ -1,0 +1,99 @@
+"""A login while the audit log cannot be written: it ends things, and gives nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.audit.parts import Disk
+
+from wetware import rpc
+from wetware.audit import Audit, AuditLog
+from wetware.audit.chain import files
+from wetware.broker.admin import GrantsService
+from wetware.errors import Denied, WetwareError
+from wetware.hookspecs import RoleProfile
+from wetware.protocol import CORE
+
+from .cluster import Backend, MemNode
+from .parts import Clock
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Any]:
+    operator = RoleProfile({"box": frozenset({"*"}), "grants": frozenset({"*"})})
+    some = RoleProfile({"grants": frozenset({"Grants.list", "Grants.resume"})})
+    backend = Backend({"operator": operator, "some": some}, {"ada": {"operator"}, "bo": {"some"}})
+    clock, disk = Clock(), Disk()
+    made = MemNode("a", tmp_path, backend, clock, {})
+    log = AuditLog(tmp_path / "audit", made.key, clock=clock, open_file=disk)
+    async with rpc.runtime(), made.running():
+        made.broker.audit = Audit(clock, to=log)
+        services: Any = {"box": made.box, "grants": GrantsService(lambda: made.broker)}
+        made.broker.services = services
+        made.disk, made.log = disk, log
+        yield made
+    disk.left = None
+    log.close()
+
+
+def events(tmp_path: Path) -> list[str]:
+    lines = [line for path in files(tmp_path / "audit") for line in path.read_bytes().splitlines()]
+    return [str(json.loads(line)["event"]) for line in lines]
+
+
+async def refused(awaitable: Any) -> None:
+    with pytest.raises(WetwareError) as caught:
+        await awaitable
+    assert caught.value.code == "audit", caught.value
+
+
+async def test_it_shows_and_ends_and_gives_nothing(node: Any, tmp_path: Path) -> None:
+    async with node.login("ada") as before:
+        _, grant = await before.share({"box": []})
+        node.disk.left = 0
+        async with node.login("ada") as session:
+            await refused(session.open("box", node.box.interface))
+            await refused(session.share({"box": []}))
+            await refused(session.attenuate({"box": []}))
+            assert [g.id for g in await session.grants() if g.kind == "share"] == [grant.id]
+            grants = await session.open("grants", CORE.Grants)
+            assert (await grants.call("list", principal="", limit=0))["matched"]
+            with pytest.raises(Denied, match="to end things: the audit log cannot be written"):
+                await grants.call("resume")
+            assert (await grants.call("revoke", id=grant.id, reason="stolen"))["cut"] == 1
+            assert node.tree.get(grant.id) is None
+
+            node.disk.left = None  # it is recorded before anything is given through it
+            async with asyncio.timeout(10):
+                while node.log.failing:
+                    await asyncio.sleep(0.01)
+            assert events(tmp_path).count("login.granted") == 1
+            await session.open("box", node.box.interface)
+            await session.share({"box": []})
+            found = events(tmp_path)
+            assert found.count("login.granted") == 2
+            assert "login.unrecorded" in found
+            last = len(found) - 1 - found[::-1].index("login.granted")
+            assert found[last : last + 3] == ["login.granted", "service.opened", "grant.shared"]
+            # What was opened meanwhile stays as narrow; what is opened now is not.
+            with pytest.raises(Denied):
+                await grants.call("resume")
+            await (await session.open("grants", CORE.Grants)).call("resume")
+
+
+async def test_no_more_than_its_roles_allow(node: Any) -> None:
+    node.disk.left = 0
+    async with node.login("bo") as session:
+        grants = await session.open("grants", CORE.Grants)
+        await grants.call("list", principal="", limit=0)
+        for beyond in ("revoke", "resume"):
+            args = {"id": "0" * 16, "reason": ""} if beyond == "revoke" else {}
+            with pytest.raises(Denied):
+                await grants.call(beyond, **args)
