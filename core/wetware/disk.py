@@ -169,7 +169,7 @@ def _allocate(fd: int) -> None:
         except OSError:
             if step <= MARK_BYTES:
                 raise
-            step = max(MARK_BYTES, step // 2)
+            step = max(MARK_BYTES, step // 2 // MARK_BYTES * MARK_BYTES)
         else:
             at += step
 

@@ -74,10 +74,11 @@ async def test_an_operator_ends_things_on_a_full_disk_and_a_crash_brings_nothing
 
         small_disk.free()
         wait_for(lambda: node.ww("share", "pubsub").returncode == 0, "the disk is used again")
-        assert "store.writes_again" in node.log.read_text()
+        assert "audit.writes_again" in node.log.read_text()
         assert node.ww("audit", "verify").returncode == 0
         log = node.ww("audit", "export", "-", check=True).stdout
-        for event in ("stolen", "grant.revoked", "sessions.ended", "operator.revoked"):
+        events = ("stolen", "grant.revoked", "sessions.ended", "operator.revoked")
+        for event in (*events, "login.unrecorded"):
             assert event in log, event
         assert other.id
 

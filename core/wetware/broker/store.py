@@ -509,7 +509,7 @@ class Store:
             )
             for share_id, reason, at in ended
         ]
-        # In parts, each of which needs little room; whatever is left of a subtree is void by itself.
+        # In parts, each of which needs little room; what is left of a subtree is void by itself.
         for at in range(0, len(statements), ENDS_PER_WRITE):
             self.write_soon(statements[at : at + ENDS_PER_WRITE])
 
