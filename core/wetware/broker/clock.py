@@ -84,7 +84,7 @@ class Comparison:
             wrong = abs(others_ahead_s) > self._bound_s
             self._last = f"the other members' clocks are {others_ahead_s:+.0f} s from it" * wrong
         elif alone:
-            self._last = ""
+            self._last, self._until = "", now + COMPARED_S_MAX
         elif now >= self._until:
             if self._last == NOT_YET:  # nobody can be reached: this node's own word, for a day
                 self._last, self._until = "", now + COMPARED_S_MAX

@@ -46,6 +46,13 @@ def test_a_node_alone_judges_by_its_own(comparison: Comparison) -> None:
     assert comparison.judge(None, alone=True) == ""
 
 
+def test_the_first_that_it_meets_is_in_nobody_s_way(hand: Hand, comparison: Comparison) -> None:
+    hand.at += 10 * COMPARED_S_MAX
+    assert comparison.judge(None, alone=True) == ""
+    hand.at += 1
+    assert comparison.judge(None, alone=False) == ""  # it joins, and was not compared yet
+
+
 def test_before_another_was_compared_nothing_is_judged(hand: Hand, comparison: Comparison) -> None:
     assert comparison.judge(None, alone=False) == NOT_YET
     assert comparison.judge(0.2, alone=False) == ""
