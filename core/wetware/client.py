@@ -976,7 +976,8 @@ async def _enter(
 
 def is_address(text: str) -> bool:
     """Whether a text wants to be an address of a node, and not a selector."""
-    return text.startswith("/") or text.rpartition(":")[2].isdecimal()
+    _, colon, port = text.rpartition(":")
+    return text.startswith("/") or (bool(colon) and port.isdecimal())
 
 
 def _data_dir(context: Context) -> Path:

@@ -110,6 +110,22 @@ async def test_somebody_without_an_account_publishes_and_does_nothing_else(
     assert "Traceback" not in outside.stderr + spent.stderr
 
 
+def test_a_reference_counts_for_more_than_another_node(node: NodeProcess) -> None:
+    """Whatever the context, an option or a variable says: what follows REF is done with REF."""
+    ref, _ = share(node, "pubsub:chat")
+    home = node.home
+    home.ww("context", "add", "here", "--data-dir", str(node.data_dir))
+    for before, env in (
+        (("--context", "here"), {}),
+        (("--node", node.addr), {}),
+        ((), {"WW_NODE": node.addr}),
+        ((), {"WW_CONTEXT": "here"}),
+    ):
+        done = home.ww(*before, "use", ref, "whoami", "--json", check=True, env=env)
+        (service,) = json.loads(done.stdout)["services"]
+        assert service == "pubsub", "the session is the reference's, not the user's own"
+
+
 async def test_two_who_redeem_the_last_use_at_the_same_time(node: NodeProcess) -> None:
     ref, grant = share(node, "pubsub", "--uses", "1")
 

@@ -144,7 +144,10 @@ HEAVY = {"trio", "libp2p", "multiaddr", "grpc", "web3", "wasmtime"}
     [
         ("import wetware", HEAVY | {"capnp", "asyncio", "cryptography", "pluggy"}),
         ("import wetware.link", HEAVY | {"capnp", "wetware.rpc", "wetware.overlay"}),
-        ("import wetware.client", HEAVY | {"wetware.overlay", "pluggy"}),
+        (
+            "import wetware.client",
+            HEAVY | {"wetware.overlay", "wetware.admission", "wetware.membership", "pluggy"},
+        ),
         ("import wetware.config", HEAVY | {"capnp", "cryptography", "wetware.link"}),
         (
             "import typer; from wetware import plugins; plugins.mount_commands(typer.Typer(), [])",

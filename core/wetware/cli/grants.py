@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -140,7 +139,7 @@ def use_command(
     if ctx.args:
         from wetware.cli.main import build
 
-        os.environ["WW_NODE"] = ref
+        options.take({"node": ref})  # instead of what was given, or is in the context
         build()(args=list(ctx.args))
         return
     grant = asyncio.run(describe(ref, data_dir=node_data_dir()))
