@@ -85,13 +85,15 @@ def _checked_node(node: str) -> str:
 @context_app.command("use")
 def use_command(name: Name, json: Json = False) -> None:
     """Use a context where no other is named; `local` is this machine's node."""
-    from wetware import contexts
+    from wetware import contexts, paths
 
     contexts.update(lambda known: known.use(name))
     if json:
         out_json({"current": name})
     else:
         note(f"commands go to {name} from now on")
+        if paths.variable("WW_CONTEXT"):
+            note("where WW_CONTEXT is set, as here, it counts for more")
 
 
 @context_app.command("ls")
