@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import wetware
+from wetware.broker.store import NOT_DURABLE
+from wetware.disk import Reserve
 from wetware.errors import WetwareError
 from wetware.testing import Home, wait_for
 
@@ -81,6 +83,39 @@ async def test_an_operator_ends_things_on_a_full_disk_and_a_crash_brings_nothing
         for event in (*events, "login.unrecorded"):
             assert event in log, event
         assert other.id
+
+
+async def test_shares_that_a_crash_may_have_brought_back_wait_for_an_operator(
+    tmp_path: Path,
+) -> None:
+    with Home(tmp_path) as home:
+        with home.node("n") as node:
+            listen = node.addr.partition("/p2p/")[0]
+            async with wetware.connect(node.addr, key=home.key()) as session:
+                ref, _ = await session.share({"pubsub": []})
+        Reserve(node.data_dir / "broker").mark(NOT_DURABLE)
+        Reserve(node.data_dir).mark(NOT_DURABLE)
+        Reserve(node.data_dir / "plugins" / "auth_local").mark("version 2 of the policy")
+        home.ww("key", "new", "ada", check=True)
+        with home.node("n", listen=listen) as node:
+            with pytest.raises(WetwareError) as refused:
+                async with wetware.connect(ref):
+                    pass
+            assert refused.value.code == "capability.suspended.not_durable"
+            assert "ww grants --resume" in refused.value.hint
+            doctor = node.ww("doctor").stdout
+            for said in ("ww grants --resume", "nobody can join or renew", "its operator alone"):
+                assert said in doctor, doctor
+            for event in ("shares.suspended", "admission.suspended", "policy.unsure"):
+                assert event in node.log.read_text()
+            node.ww("policy", "import", "-", input=node.ww("policy", "export").stdout, check=True)
+            done = node.ww("grants", "--resume", check=True)
+            assert "no share is suspended: 1 of this node work" in done.stderr
+            async with wetware.connect(ref) as bearer:
+                await bearer.pubsub.join("chat")
+            doctor = node.ww("doctor").stdout
+            for said in ("ww grants --resume", "nobody can join or renew", "its operator alone"):
+                assert said not in doctor, doctor
 
 
 def _ticket_id(node: Any) -> str:

@@ -467,7 +467,7 @@ async def test_no_failing_check_spoils_the_others(tmp_path: Path) -> None:
     found = await check_node(node)
     levels(found)
     failed = {f.check for f in found if "could not be judged" in f.text}
-    assert failed == {"loop", "libp2p", "policy", "certificate", "disk", "clock of members"}
+    assert failed == {"loop", "libp2p", "policy", "certificate", "admission", "clock of members"}
     assert only(found, "members").level == "ok"
 
 
@@ -625,7 +625,7 @@ def test_lag() -> None:
     ("changes", "level", "says"),
     [
         ({}, "ok", "7 records"),
-        ({"failing": "No space left"}, "error", "no login, share or open is admitted"),
+        ({"failing": "No space left"}, "error", "logins can end things only"),
         ({"failing": "x", "on_full": "continue", "lost": 3}, "error", "3 records were lost"),
         ({"opened": ["log.torn"]}, "ok", "7 records"),
         ({"opened": ["log.torn", "log.damaged"]}, "error", "damaged"),
@@ -661,8 +661,8 @@ def test_the_grants(reasons: dict[str, str], level: str, says: str) -> None:
 
 
 def test_the_space_for_evictions() -> None:
-    assert on_node.judge_reserve("", "") == []
-    found = on_node.judge_reserve("No space left on device", "an eviction may be lost")
+    assert on_node.judge_admission("", "") == []
+    found = on_node.judge_admission("No space left on device", "an eviction may be lost")
     assert levels(found) == ["error", "error"]
     assert "No space left" in found[0].text
     assert "an eviction may be lost" in found[1].text

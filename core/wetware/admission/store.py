@@ -195,6 +195,8 @@ class Store:
         store.foreign = store._read_facts(FOREIGN_FILE)
         if store.founding is not None:
             store.reserve.fill()
+        if store.unsure:
+            log.error("admission.suspended", why=store.unsure, hint="`ww doctor`")
         return store
 
     @classmethod

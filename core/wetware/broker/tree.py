@@ -355,6 +355,7 @@ class Tree:
         if self.store is None:
             return 0
         if self.store.unsure:
+            log.error("shares.suspended", why=self.store.unsure, hint="`ww doctor`")
             self.shares_suspended = CapabilityError(
                 f"every share of this node is suspended since its start: {self.store.unsure}",
                 hint="an operator of the node ends with `ww revoke` what should have ended, and "

@@ -46,6 +46,7 @@ async def check_node(node: Node) -> list[Finding]:
         ("versions of members", _member_versions, PROBE_S_MAX),
         ("clock of members", _clock, PROBE_S_MAX),
         ("certificate", _certificate, PROBE_S_MAX),
+        ("admission", _admission, PROBE_S_MAX),
         ("reach", _reach, REACH_S_MAX),
         ("policy", _policy, PROBE_S_MAX),
         ("audit", _audit, PROBE_S_MAX),
@@ -414,7 +415,7 @@ def judge_audit(
     name, found = "audit", []
     if failing:
         closed = on_full == "fail_closed"
-        effect = "no login, share or open is admitted" if closed else f"{lost} records were lost"
+        effect = "logins can end things only" if closed else f"{lost} records were lost"
         found.append(
             error(
                 name,
@@ -553,23 +554,26 @@ async def _plugins(node: Node) -> list[Finding]:
 
 
 async def _disk(node: Node) -> list[Finding]:
-    found = await asyncio.to_thread(check_disk, node.data_dir)
+    return await asyncio.to_thread(check_disk, node.data_dir)
+
+
+async def _admission(node: Node) -> list[Finding]:
     store = node.admission.store
     whole = await asyncio.to_thread(store.reserve.fill)
-    return [*found, *judge_reserve("" if whole else store.reserve.missing, store.unsure)]
+    return judge_admission("" if whole else store.reserve.missing, store.unsure)
 
 
-def judge_reserve(missing: str, unsure: str) -> list[Finding]:
+def judge_admission(missing: str, unsure: str) -> list[Finding]:
     """The space for evictions: why it is missing, and why a crash may have undone some, or ""."""
-    found = []
+    name, found = "admission", []
     if missing:
         text = f"there is no room for what an eviction needs on a full disk ({missing})"
         remedy = "free disk space under the node's data directory; `ww doctor` again"
-        found.append(error("disk", text, remedy))
+        found.append(error(name, text, remedy))
     if unsure:
         found.append(
             error(
-                "disk",
+                name,
                 f"nobody can join or renew here since the node started: {unsure}",
                 "`ww evict` and `ww invite --revoke` again where they were, then "
                 "`ww grants --resume`",

@@ -107,6 +107,7 @@ class History:
     def _suspect(self, replica: Replica) -> None:
         """What a crash may have lost would have kept somebody out: as after a regression."""
         if self.reserve.marked:
+            log.error("replica.unsure", why=self.reserve.marked, hint="`ww auth evm forget`")
             replica.regressed = replica.regressed or (
                 f"{self.reserve.marked} when the node crashed on a full disk"
             )

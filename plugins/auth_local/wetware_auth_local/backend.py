@@ -93,6 +93,8 @@ class LocalBackend:
         self._watchers: dict[int, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
         self._highest_file = ctx.data_dir / HIGHEST_FILE
         self._reserve = Reserve(ctx.data_dir)
+        if self._reserve.marked:
+            self._log.error("policy.unsure", why=self._reserve.marked, hint="`ww doctor`")
         self._unsure = self._reserve.marked
         self._puts: set[asyncio.Task[tuple[Policy, int]]] = set()
         self._lock = asyncio.Lock()

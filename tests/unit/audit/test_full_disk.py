@@ -119,6 +119,20 @@ async def test_a_start_on_a_full_disk_goes_on_and_says_that_the_reserve_is_missi
     log.close()
 
 
+async def test_a_new_file_is_begun_on_a_full_disk(small_disk: Any) -> None:
+    directory = small_disk.path / "audit"
+    log = open_log(directory, file_bytes_max=65_536)
+    audit = Audit(Clock(), to=log)
+    small_disk.fill()
+    for part in range(1, 4):
+        for number in range(100):
+            audit.ended("grant.revoked", n=number, why="x" * 600)
+        await until(lambda: text(directory).count("grant.revoked") == part * 100)  # noqa: B023
+    log.close()
+    assert len(files(directory)) > 1
+    assert verify(directory).ok
+
+
 async def test_a_torn_end_is_put_aside_on_a_full_disk(small_disk: Any) -> None:
     directory = small_disk.path / "audit"
     open_log(directory).close()
