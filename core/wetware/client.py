@@ -856,14 +856,7 @@ async def describe(
 
 
 async def _local(stack: contextlib.AsyncExitStack, node: LocalNode) -> _Place:
-    try:
-        connection = await rpc.connect_unix(node.socket)
-    except (OSError, DialError) as exc:
-        raise DialError(
-            f"no node answers at {node.socket}",
-            hint="start one with `ww node`",
-            code="overlay.dial.no_node",
-        ) from exc
+    connection = await rpc.connect_unix(node.socket)
     stack.push_async_callback(connection.aclose)
     return connection, node.peer_id, Channel("unix", node.peer_id.multihash)
 

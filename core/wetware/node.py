@@ -16,6 +16,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import resource
 import socket
 import sys
 import tempfile
@@ -49,7 +50,7 @@ from wetware.errors import AdmissionRefused, Busy, ConfigError, LimitExceeded, O
 from wetware.hookspecs import AuthBackend, Discovery, PeerDown, PeerUp, PluginContext, Service
 from wetware.identity import Channel, Key, PeerId, Principal
 from wetware.lag import LagMeter
-from wetware.link import LinkHost, Stream, check_free
+from wetware.link import LinkHost, LinkLimits, Stream, check_free
 from wetware.log import get_logger
 from wetware.membership.service import Membership
 from wetware.membership.swim import State
@@ -77,6 +78,12 @@ CLOCK_MEET_S = 0.1
 """The same while none was compared: grants with an end wait for it."""
 INTERFACES_MAX = 8
 """Addresses of interfaces that a node announces: others dial all of them."""
+FILES_KEPT = 16
+"""Files and sockets that a node opens once its link is up: databases, listeners, libp2p's."""
+CLIENTS_MIN = 4
+"""Programs of this machine at a time, however few files a process may open."""
+CLIENT_LOGIN_S_MAX = 60.0
+"""For a program of this machine to log in, a person's passphrase or signature included."""
 CORE_SERVICES = ("node", "cluster", "grants", "audit")
 """Every node has them: its record in the membership does not name them."""
 SOCKET_PATH_BYTES_MAX = 100
@@ -400,10 +407,11 @@ class Node:
                 stack.push_async_callback(self._store.flush)
                 await stack.enter_async_context(rpc.runtime())
                 await stack.enter_async_context(rpc.loop_gc())
+                clients_max, link = _within_files(self.config.link)
                 self.host = await stack.enter_async_context(
                     LinkHost(
                         self.key,
-                        limits=self.config.link,
+                        limits=link,
                         admit=self.admission,
                         privileged=self.admission.is_member,
                     )
@@ -465,7 +473,7 @@ class Node:
                     self.judge_clock()  # before anybody is served
                     self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
                     await self.host.listen(listen)
-                    await stack.enter_async_context(self._local_socket(path))
+                    await stack.enter_async_context(self._local_socket(path, clients_max))
                     if self.config.node.libp2p:
                         tasks.create_task(self.overlay.run(), name="overlay")
                     self.membership.bootstrap((*self.config.node.peers, *self._store.addrs))
@@ -797,11 +805,15 @@ class Node:
             stream.reset()
 
     @contextlib.asynccontextmanager
-    async def _local_socket(self, path: Path) -> AsyncIterator[None]:
+    async def _local_socket(self, path: Path, clients_max: int) -> AsyncIterator[None]:
         """Clients of this machine. The channel is the node itself: only its owner can connect."""
         channel = Channel("unix", self.key.peer_id.multihash)
         async with rpc.serve_unix(
-            path, lambda _peer: self.broker.gate(channel, None), limits=self.config.rpc
+            path,
+            lambda _peer: self.broker.gate(channel, None),
+            limits=self.config.rpc,
+            connections_max=clients_max,
+            trust_s=CLIENT_LOGIN_S_MAX,
         ):
             yield
 
@@ -900,6 +912,28 @@ def _no_member_any_more(exc: AdmissionRefused) -> AdmissionRefused:
         "TICKET`",
         code=exc.code,
     )
+
+
+def _within_files(link: LinkLimits) -> tuple[int, LinkLimits]:
+    """How many clients and connections there may be, by the open files that are left.
+
+    So that peers cannot take the descriptors that the owner's client needs, or the node's files.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return rpc.CONNECTIONS_MAX, link
+    left = limit - len(os.listdir("/proc/self/fd"))
+    clients = max(CLIENTS_MIN, min(rpc.CONNECTIONS_MAX, left // 4))
+    within = link.within(left - clients - rpc.REFUSALS_MAX - FILES_KEPT)
+    if within != link:
+        log.warning(
+            "files.few",
+            limit=limit,
+            connections_max=within.connections_max,
+            clients_max=clients,
+            hint="raise it, with `ulimit -n` or LimitNOFILE= in a unit of systemd",
+        )
+    return clients, within
 
 
 def _bound_recursion() -> None:

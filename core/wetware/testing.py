@@ -37,6 +37,10 @@ STOP_S_MAX = 10.0
 COMMAND_S_MAX = 60.0
 
 
+def _limited(files_max: int | None) -> list[str]:
+    return [] if files_max is None else ["sh", "-c", f'ulimit -n {files_max}; exec "$@"', "sh"]
+
+
 def _ww() -> list[str]:
     return [sys.executable, "-m", "wetware"]
 
@@ -237,6 +241,7 @@ class Home:
         peers: Iterable[str] = (),
         listen: str = "/ip4/127.0.0.1/tcp/0",
         args: Iterable[str] = (),
+        files_max: int | None = None,
     ) -> NodeProcess:
         """Start `ww node` without waiting for it.
 
@@ -246,6 +251,7 @@ class Home:
             peers: Addresses to connect to at the start.
             listen: Where to listen.
             args: Further arguments.
+            files_max: Files that it may have open; as many as this process if None.
         """
         self._count += 1
         directory = self.path / (data_dir or f"node{self._count}")
@@ -258,7 +264,7 @@ class Home:
             command += ["--join", join if isinstance(join, str) else join.invite()]
         with log.open("wb") as stderr, _interruptible():
             process = subprocess.Popen(
-                [*command, *args],
+                [*_limited(files_max), *command, *args],
                 env=self.env,
                 cwd=self.path,
                 stdin=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from wetware.access import Access
-from wetware.bounds import Rates, address_key
+from wetware.bounds import Rates, Throttle, address_key
 from wetware.errors import (
     Busy,
     ConfigError,
@@ -42,6 +42,9 @@ Privileged = Callable[[PeerId], bool]
 
 _ADDRESSES_MAX = 4096
 """Addresses whose strangers' streams are counted; the longest silent is forgotten."""
+_ACCEPT_AGAIN_S = 0.1
+"""Wait after the kernel gave no connection, e.g. for want of a descriptor: it holds them."""
+_ACCEPT_LINES_PER_MINUTE = 2
 _REFUSALS_LOGGED_MAX = 8  # per connection: a peer must not be able to fill the log
 
 
@@ -198,7 +201,8 @@ class LinkHost:
         )
         self._negotiating: dict[Stream, _Inbound] = {}
         self._serving: dict[Stream, asyncio.Task[None]] = {}
-        self._servers: list[asyncio.Server] = []
+        self._listeners: dict[asyncio.Task[None], socket.socket] = {}
+        self._accept_lines = Throttle(_ACCEPT_LINES_PER_MINUTE, 1, time.monotonic)
         self._listen_addrs: tuple[Multiaddr, ...] = ()
         self._connections: dict[PeerId, list[Connection]] = {}
         self._all: set[Connection] = set()  # established
@@ -232,9 +236,7 @@ class LinkHost:
         Peers that do not read, and handlers that do not end, are waited for `close_s` each.
         """
         self._closing = True
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        await self._stop_listening()
         for dial in self._dials.values():
             if dial.task is not None:
                 dial.task.cancel()
@@ -282,21 +284,45 @@ class LinkHost:
         All or none of `addrs`. Raises ConfigError "config.listen" if one cannot be had, or Busy
         "config.busy.port" where another process listens: a port is never shared.
         """
-        servers = await _bind(
-            addrs,
-            lambda: Connection(self, initiator=False),
-            backlog=self.limits.listen_backlog,
-            start_serving=True,
-        )
-        self._servers += servers
+        listeners = await _bind(addrs, self.limits.listen_backlog)
         found: list[Multiaddr] = []
-        for server in servers:
-            for sock in server.sockets:
-                host, port = sock.getsockname()[:2]
-                kind = "ip6" if sock.family == socket.AF_INET6 else "ip4"
-                found.append(Multiaddr(kind, host.partition("%")[0], port, self.peer_id))
+        for sock in listeners:
+            self._listeners[self.spawn(self._accept(sock))] = sock
+            host, port = sock.getsockname()[:2]
+            kind = "ip6" if sock.family == socket.AF_INET6 else "ip4"
+            found.append(Multiaddr(kind, host.partition("%")[0], port, self.peer_id))
         self._listen_addrs += tuple(found)
         return tuple(found)
+
+    async def _stop_listening(self) -> None:
+        listeners, self._listeners = self._listeners, {}
+        for task in listeners:
+            task.cancel()
+        if listeners:
+            await asyncio.wait(listeners)
+        for sock in listeners.values():
+            sock.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        """Take one connection after the other: `admit_connection` judges each before the next.
+
+        asyncio's own server takes a whole backlog at once, and out of descriptors it fills the log.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as exc:
+                self.refused("accept")
+                if (left_out := self._accept_lines.lines("accept")) is not None:
+                    log.warning("accept.failed", why=exc.strerror, unlogged=left_out)
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                continue
+            try:
+                await loop.connect_accepted_socket(lambda: Connection(self, initiator=False), sock)
+            except OSError as exc:  # it went already
+                sock.close()
+                log.debug("accept.gone", why=exc.strerror)
 
     # --- inbound slots ----------------------------------------------------------------------------
 
@@ -984,40 +1010,36 @@ _FAMILIES = {
 
 
 async def check_free(addrs: Iterable[Multiaddr]) -> None:
-    """Raise as `LinkHost.listen` does, if one of `addrs` cannot be had now; listens nowhere."""
-    for server in await _bind(addrs, asyncio.Protocol, backlog=1, start_serving=False):
-        server.close()
+    """Raise as `LinkHost.listen` does, if one of `addrs` cannot be had now."""
+    for sock in await _bind(addrs, backlog=1):
+        sock.close()
 
 
-async def _bind(
-    addrs: Iterable[Multiaddr],
-    factory: Callable[[], asyncio.BaseProtocol],
-    *,
-    backlog: int,
-    start_serving: bool,
-) -> list[asyncio.Server]:
-    """A server for each address; all or none."""
-    servers: list[asyncio.Server] = []
+async def _bind(addrs: Iterable[Multiaddr], backlog: int) -> list[socket.socket]:
+    """The sockets that listen on `addrs`; all or none."""
+    loop = asyncio.get_running_loop()
+    found: list[socket.socket] = []
     try:
         for addr in addrs:
             try:
-                server = await asyncio.get_running_loop().create_server(
-                    factory,
-                    addr.host,
-                    addr.port,
-                    family=_FAMILIES[addr.kind],
-                    backlog=backlog,
-                    reuse_port=False,
-                    start_serving=start_serving,
+                infos = await loop.getaddrinfo(
+                    addr.host, addr.port, family=_FAMILIES[addr.kind], type=socket.SOCK_STREAM
                 )
+                for family, kind, proto, _, name in dict.fromkeys(infos):
+                    found.append(sock := socket.socket(family, kind, proto))
+                    sock.setblocking(False)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6:
+                        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    sock.bind(name)
+                    sock.listen(backlog)
             except OSError as exc:
                 raise _listen_error(addr, exc) from exc
-            servers.append(server)
     except BaseException:
-        for server in servers:
-            server.close()
+        for sock in found:
+            sock.close()
         raise
-    return servers
+    return found
 
 
 def _drop_zero(counter: Counter[str], key: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from wetware.errors import OverlayError
@@ -148,6 +148,16 @@ class LinkLimits:
     linger_s: float = 30.0
     handler_grace_s: float = 5.0
     listen_backlog: int = 256
+
+    def within(self, files: int) -> LinkLimits:
+        """These limits, lowered to what fits into so many file descriptors."""
+        pending = max(1, files // 8)
+        return replace(
+            self,
+            connections_max=min(self.connections_max, max(1, files - 2 * pending)),
+            handshakes_max=min(self.handshakes_max, pending),
+            dials_max=min(self.dials_max, pending),
+        )
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -48,9 +48,11 @@ from wetware.rpc.servant import (
     guarded,
 )
 from wetware.rpc.streams import connect, serve
-from wetware.rpc.unix import UnixPeer, connect_unix, serve_unix
+from wetware.rpc.unix import CONNECTIONS_MAX, REFUSALS_MAX, UnixPeer, connect_unix, serve_unix
 
 __all__ = [
+    "CONNECTIONS_MAX",
+    "REFUSALS_MAX",
     "Guard",
     "Guarded",
     "Interface",

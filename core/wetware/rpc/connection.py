@@ -905,10 +905,11 @@ async def run_server(
     *,
     stranger_message_bytes_max: int | None = None,
     trust_s: float | None = None,
+    started: Callable[[End], None] = lambda _end: None,
 ) -> None:
     """Serve `bootstrap` over a pipe that has not started yet, until it ends or we are cancelled.
 
-    For the keywords see `wetware.rpc.serve`.
+    `started` is called with this end of it. For the other keywords see `wetware.rpc.serve`.
     """
     stranger_limits = None
     if stranger_message_bytes_max is not None:
@@ -924,6 +925,7 @@ async def run_server(
         await _runtime.release()
         raise
     try:
+        started(end)
         await end.wait_closed()
     finally:
         await _runtime.finish(_close(end))

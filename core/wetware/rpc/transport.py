@@ -211,6 +211,7 @@ class RpcTransport(asyncio.Transport):
 
     Attributes:
         trusted: Whether others give way first when incomplete messages take too much memory.
+        heard: Whether the peer has sent anything.
     """
 
     def __init__(
@@ -232,6 +233,7 @@ class RpcTransport(asyncio.Transport):
         self._on_drained = on_drained
         self._protocol: Any = None
         self.trusted = True
+        self.heard = False
         # Inbound: an incomplete message, whole ones not admitted yet, whole ones for pycapnp.
         self._partial = bytearray()
         self._partials = Partials() if partials is None else partials
@@ -340,6 +342,7 @@ class RpcTransport(asyncio.Transport):
         """Bytes from the peer."""
         if self._closing or self._end is not None:
             return
+        self.heard = True
         held = bool(self._partial)
         if held:
             self._partial += data

@@ -9,25 +9,36 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from wetware.errors import Busy, ConfigError, DialError
+from wetware.bounds import Throttle
+from wetware.errors import Busy, ConfigError, DialError, LimitExceeded
 from wetware.log import get_logger
 from wetware.rpc import kjloop as _runtime
 from wetware.rpc.connection import RpcConnection, open_client, run_server
 from wetware.rpc.limits import RpcLimits
 from wetware.rpc.pipes import SocketPipe
+from wetware.rpc.servant import Guarded
 
 if TYPE_CHECKING:
-    from wetware.rpc.servant import Guarded, Servant
+    from wetware.rpc.connection import End
+    from wetware.rpc.schema import Method
+    from wetware.rpc.servant import Servant
 
 log = get_logger("rpc")
 
 CONNECTIONS_MAX: Final = 64
 """Clients on one unix socket: command lines and applications of one user."""
+REFUSALS_MAX: Final = 4
+"""Clients beyond it that are told so at a time."""
+_REFUSAL_S: Final = 2.0
+_LOGIN_S: Final = 2.0
+"""For a client to log in where others wait for its place."""
+_LINES_PER_MINUTE: Final = 10
 _BACKLOG: Final = 64
 _PATH_BYTES_MAX: Final = 107  # sockaddr_un, unix(7)
 _CONNECT_S: Final = 5.0
@@ -65,10 +76,13 @@ async def serve_unix(
     *,
     limits: RpcLimits = RpcLimits(),  # noqa: B008  # frozen
     connections_max: int = CONNECTIONS_MAX,
+    trust_s: float | None = None,
 ) -> AsyncIterator[None]:
     """Serve on a unix socket (0600) while the context is open.
 
-    `bootstrap` makes the first object of each connection. Peers of other users are refused. A
+    `bootstrap` makes the first object of each connection. Peers of other users are refused. With
+    `trust_s` (see `serve`), the oldest connection that nobody has trusted makes room for a new one;
+    where all are in use, the client hears LimitExceeded. A
     socket left behind by a dead process is replaced. Raises ConfigError "config.listen", or Busy
     "config.busy.socket" if somebody listens there.
     """
@@ -78,14 +92,12 @@ async def serve_unix(
     except BaseException:
         await _runtime.release()
         raise
-    tasks: set[asyncio.Task[None]] = set()
-    accepting = asyncio.create_task(
-        _accept(listener, bootstrap, limits, connections_max, tasks), name=f"rpc-{path.name}"
-    )
+    clients = _Clients(bootstrap, limits, connections_max, trust_s)
+    accepting = asyncio.create_task(clients.accept(listener), name=f"rpc-{path.name}")
     try:
         yield
     finally:
-        await _runtime.finish(_stop(path, inode, listener, accepting, tasks))
+        await _runtime.finish(_stop(path, inode, listener, accepting, clients.tasks))
 
 
 async def _stop(
@@ -96,51 +108,191 @@ async def _stop(
     tasks: set[asyncio.Task[None]],
 ) -> None:
     accepting.cancel()
-    for task in tasks:
+    await asyncio.wait([accepting])
+    ending = tuple(tasks)
+    for task in ending:
         task.cancel()
-    await asyncio.wait([accepting, *tasks])
+    if ending:
+        await asyncio.wait(ending)
     listener.close()
     _unlink(path, inode)
     await _runtime.release()
 
 
-async def _accept(
-    listener: socket.socket,
-    bootstrap: Callable[[UnixPeer], Servant | Guarded],
-    limits: RpcLimits,
-    connections_max: int,
-    tasks: set[asyncio.Task[None]],
-) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            sock, _ = await loop.sock_accept(listener)
-        except OSError as exc:
-            # Out of descriptors, most likely: what we serve goes on, and new clients wait.
-            log.warning("rpc.accept_failed", error=exc.strerror)
-            await asyncio.sleep(0.1)
-            continue
-        peer = _peer_of(sock)
-        if not _trusted(peer) or len(tasks) >= connections_max:
-            log.warning("rpc.unix_refused", uid=peer.uid, pid=peer.pid, connections=len(tasks))
-            sock.close()
-            continue
-        task = loop.create_task(_serve_one(sock, peer, bootstrap, limits))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+class _Refusal:
+    """A guard that lets nothing pass, and says why."""
+
+    metered = False
+
+    def __init__(self, error: LimitExceeded) -> None:
+        self.ended = self.blocked = None
+        self._error = error
+
+    def enter(self, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]) -> None:
+        raise self._error
+
+    def charge(self, method: Method, nbytes: int) -> None:
+        """Costs nothing."""
+
+    def onward(self, method: Method, args: Mapping[str, object]) -> _Refusal:
+        return self
+
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        """Nothing enters."""
+
+    def on_end(self, callback: Callable[[Any], None]) -> Callable[[], None]:
+        return lambda: None
+
+    def exported(self) -> None:
+        """Not counted."""
+
+    def unexported(self) -> bool:
+        return False
+
+    def let_go(self) -> None:
+        """Holds nothing."""
 
 
-async def _serve_one(
-    sock: socket.socket,
-    peer: UnixPeer,
-    bootstrap: Callable[[UnixPeer], Servant | Guarded],
-    limits: RpcLimits,
-) -> None:
-    with sock:
-        try:
-            await run_server(SocketPipe(sock), bootstrap(peer), limits)
-        except Exception as exc:  # one connection's failure is not the others'
-            log.error("rpc.connection_failed", pid=peer.pid, exc_info=exc)  # noqa: TRY400  # an EventLogger
+@dataclass(slots=True)
+class _Client:
+    """One that is served.
+
+    Attributes:
+        since: When it came, by the loop's clock.
+        end: Our end of it; None at the very beginning.
+    """
+
+    since: float
+    end: End | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has said nothing yet: it holds a place and uses none of it."""
+        return self.end is not None and not self.end.transport.heard
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it has logged in."""
+        return self.end is not None and self.end.transport.trusted
+
+
+class _Clients:
+    """Those of one socket, and who gives way when there are `connections_max`.
+
+    Attributes:
+        tasks: One for each, those that are refused included.
+    """
+
+    def __init__(
+        self,
+        bootstrap: Callable[[UnixPeer], Servant | Guarded],
+        limits: RpcLimits,
+        connections_max: int,
+        trust_s: float | None,
+    ) -> None:
+        self._bootstrap, self._limits = bootstrap, limits
+        self._connections_max, self._trust_s = connections_max, trust_s
+        self._served: dict[asyncio.Task[None], _Client] = {}  # the oldest first
+        self._lines = Throttle(_LINES_PER_MINUTE, 8, time.monotonic)
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as exc:
+                # Out of descriptors, most likely: what we serve goes on, and new clients wait.
+                self._warn("rpc.accept_failed", error=exc.strerror)
+                await asyncio.sleep(0.1)
+                continue
+            peer = _peer_of(sock)
+            if not _trusted(peer):
+                self._warn("rpc.unix_refused", uid=peer.uid, pid=peer.pid, why="another user's")
+                sock.close()
+            elif await self._make_room():
+                task = self._start(self._serve(sock, peer))
+                self._served[task] = _Client(loop.time())
+            elif len(self.tasks) - len(self._served) < REFUSALS_MAX:
+                self._warn("rpc.unix_refused", uid=peer.uid, pid=peer.pid, why="too many")
+                self._start(self._refuse(sock, peer))
+            else:
+                sock.close()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        def over(task: asyncio.Task[None]) -> None:
+            self.tasks.discard(task)
+            self._served.pop(task, None)
+
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(over)
+        return task
+
+    def _warn(self, event: str, **fields: object) -> None:
+        if (left_out := self._lines.lines(event)) is not None:
+            log.warning(event, **fields, unlogged=left_out)
+
+    async def _make_room(self) -> bool:
+        """A place for one more; False if all have logged in.
+
+        The oldest that has said nothing makes room, else the oldest that is not logged in yet: that
+        one gets `_LOGIN_S` from when it came.
+        """
+        loop = asyncio.get_running_loop()
+        while len(self._served) >= self._connections_max:
+            strangers = [item for item in self._served.items() if not item[1].trusted]
+            if not strangers:
+                return False
+            task, client = next((item for item in strangers if item[1].idle), strangers[0])
+            left_s = 0.0 if client.idle else client.since + _LOGIN_S - loop.time()
+            if left_s <= 0:
+                self._warn("rpc.unix_evicted", clients=len(self._served))
+                task.cancel()
+            await asyncio.wait([task], timeout=min(left_s, 0.1) if left_s > 0 else None)
+        return True
+
+    async def _serve(self, sock: socket.socket, peer: UnixPeer) -> None:
+        client = self._served[asyncio.current_task()]  # type: ignore[index]  # it is in a task
+
+        def started(end: End) -> None:
+            client.end = end
+
+        await self._run(sock, peer, self._bootstrap, self._trust_s, started)
+
+    async def _refuse(self, sock: socket.socket, peer: UnixPeer) -> None:
+        """Tell a client why it gets nothing, whatever it calls."""
+        error = LimitExceeded(
+            f"{self._connections_max} programs of this machine are logged in to the node, and it "
+            "serves no more",
+            hint="end some of them, e.g. with Ctrl-C",
+        )
+
+        def first(peer: UnixPeer) -> Guarded:
+            usual = self._bootstrap(peer)
+            target = usual.target if isinstance(usual, Guarded) else usual
+            return Guarded(target, _Refusal(error))
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REFUSAL_S):
+                await self._run(sock, peer, first, None, lambda _end: None)
+
+    async def _run(
+        self,
+        sock: socket.socket,
+        peer: UnixPeer,
+        first: Callable[[UnixPeer], Servant | Guarded],
+        trust_s: float | None,
+        started: Callable[[End], None],
+    ) -> None:
+        with sock:
+            try:
+                await run_server(
+                    SocketPipe(sock), first(peer), self._limits, trust_s=trust_s, started=started
+                )
+            except Exception as exc:  # one connection's failure is not the others'
+                log.error("rpc.connection_failed", pid=peer.pid, exc_info=exc)  # noqa: TRY400  # an EventLogger
 
 
 def _unlink(path: Path, inode: int) -> None:
@@ -238,7 +390,11 @@ async def connect_unix(
 def _dial_error(path: Path, exc: OSError | TimeoutError) -> DialError:
     number = exc.errno if isinstance(exc, OSError) else None
     if number in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTSOCK, errno.ENOTDIR):
-        return DialError(f"nobody listens on {path}", hint="start a node: `ww node`")
+        return DialError(
+            f"no node answers at {path}",
+            hint="start one with `ww node`",
+            code="overlay.dial.no_node",
+        )
     if number == errno.EACCES:
         return DialError(f"no permission to connect to {path}", hint="run as the node's user")
     if isinstance(exc, OSError) and number is None and not isinstance(exc, TimeoutError):

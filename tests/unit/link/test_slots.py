@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 from typing import Any
 
 import pytest
@@ -267,3 +269,37 @@ async def test_hoarded_handshakes_make_room_for_another_address(net: Any) -> Non
     assert await (await net.raw(host, "127.0.0.2")).cut_off()  # hoards no less than others
     assert host.stats().refused["handshakes_max"] == 1
     assert not few.reader.at_eof()
+
+
+# --- file descriptors -----------------------------------------------------------------------------
+
+
+def test_limits_fit_into_the_files_that_are_left() -> None:
+    usual = LinkLimits()
+    assert usual.within(65_536) == usual
+    for files in (-5, 1, 8, 40, 500):
+        limits = usual.within(files)
+        total = limits.connections_max + limits.handshakes_max + limits.dials_max
+        assert total <= max(files, 3)
+        assert min(limits.connections_max, limits.handshakes_max, limits.dials_max) >= 1
+
+
+async def test_out_of_descriptors_the_log_stays_short_and_connections_wait(
+    net: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop, tries = asyncio.get_running_loop(), 0
+    accept = loop.sock_accept
+
+    async def none_left(listener: socket.socket) -> tuple[socket.socket, Any]:
+        nonlocal tries
+        tries += 1
+        if tries <= 20:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", none_left)
+    monkeypatch.setattr("wetware.link.host._ACCEPT_AGAIN_S", 0)
+    a, b = await net.host(), await net.host(listen=False)
+    await b.dial(a.listen_addrs)
+    assert a.stats().refused["accept"] == 20
+    assert len([r for r in caplog.records if r.message == "accept.failed"]) <= 2

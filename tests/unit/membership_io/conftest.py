@@ -176,8 +176,7 @@ class Node:
         """As kill -9: connections are cut, nothing is said."""
         for connection in self.host.connections():
             connection._transport.abort()  # type: ignore[union-attr]
-        for server in self.host._servers:
-            server.close()
+        await self.host._stop_listening()
         self.membership._left = True  # nobody says goodbye
         await self.stop()
 

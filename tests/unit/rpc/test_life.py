@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from wetware import rpc
+from wetware import client, rpc
+from wetware.client import LocalNode
 from wetware.errors import (
     Busy,
     ConfigError,
@@ -26,6 +27,7 @@ from wetware.errors import (
     LimitExceeded,
     WetwareError,
 )
+from wetware.identity import Key
 from wetware.rpc import kjloop, unix
 
 pytestmark = pytest.mark.anyio
@@ -371,7 +373,7 @@ async def test_too_many_clients(schema: rpc.Schema, servants: Any, tmp_path: Pat
         for connection in (one, two):
             await connection.bootstrap(schema.Zoo).nothing()
         async with await rpc.connect_unix(path) as three:
-            with pytest.raises(Disconnected):
+            with pytest.raises(LimitExceeded, match="2 programs of this machine are logged in"):
                 await three.bootstrap(schema.Zoo).nothing()
         await one.bootstrap(schema.Zoo).nothing()
 
@@ -382,7 +384,7 @@ async def test_nobody_listens(tmp_path: Path) -> None:
     stale.bind(str(tmp_path / "stale"))
     stale.close()
     for name in ("missing", "stale", "file", "file/below"):
-        with pytest.raises(DialError, match="nobody listens") as caught:
+        with pytest.raises(DialError, match="no node answers") as caught:
             await rpc.connect_unix(tmp_path / name)
         assert "ww node" in caught.value.hint
     with pytest.raises(DialError, match="too long"):
@@ -544,3 +546,54 @@ async def test_loop_gc_runs_here_and_is_undone(monkeypatch: pytest.MonkeyPatch) 
     finally:
         gc.callbacks.remove(note)
     assert {thread for _, thread in seen} == {threading.get_ident()}
+
+
+# --- a place for who has something to do ----------------------------------------------------------
+
+
+async def test_a_client_that_says_nothing_makes_room_and_one_that_is_in_does_not(
+    servants: Any, schema: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Door(servants.Zoo):  # type: ignore[misc,name-defined]
+        async def nothing(self) -> None:
+            rpc.current_connection().trust()
+
+    monkeypatch.setattr("wetware.rpc.unix._LOGIN_S", 0.01)
+    path = tmp_path / "s"
+    async with (
+        rpc.serve_unix(path, lambda _peer: Door(), connections_max=2, trust_s=60),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(10):  # ends at once if it is not served
+            idle = stack.enter_context(socket.socket(socket.AF_UNIX))
+            idle.connect(str(path))
+        let_in = []
+        for _ in range(2):
+            connection = await stack.enter_async_context(await rpc.connect_unix(path))
+            let_in.append(connection.bootstrap(schema.Zoo))
+            await let_in[-1].nothing()
+        late = await stack.enter_async_context(await rpc.connect_unix(path))
+        with pytest.raises(
+            LimitExceeded, match="2 programs of this machine are logged in"
+        ) as found:
+            await late.bootstrap(schema.Zoo).nothing()
+        assert found.value.hint
+        for zoo in let_in:
+            await zoo.nothing()
+
+
+async def test_the_socket_of_another_user_is_said_to_be_one(
+    serving: Any, servants: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that no node answers, with the advice to start one."""
+    node = LocalNode(Key.generate().peer_id, tmp_path / "s", 1, "ab" * 20, "local", frozenset())
+    async with serving(servants.Zoo()), contextlib.AsyncExitStack() as stack:
+        monkeypatch.setattr("wetware.rpc.unix._trusted", lambda peer: False)
+        with pytest.raises(DialError, match="is served by another user") as caught:
+            await client._local(stack, node)
+        assert caught.value.code == "overlay.dial.owner"
+        assert "start" not in caught.value.hint
+    with pytest.raises(DialError, match="no node answers") as caught:
+        await client._local(contextlib.AsyncExitStack(), node)
+    assert caught.value.code == "overlay.dial.no_node"
+    assert "ww node" in caught.value.hint
