@@ -136,7 +136,7 @@ async def main(key_file: str, *addrs: str) -> None:
                     name: {str(m.peer_id): m.state for m in await session.cluster.list()}
                     for name, session in (("a", at_a), ("b", at_b), ("c", at_c))
                 },
-                "a": await at_a.status(),
+                "a": await at_a.status(details=True),
             }
             print(json.dumps(report), flush=True)  # noqa: T201 - that is how it is read
             start, since = until + 1, time.monotonic()

@@ -103,7 +103,8 @@ def _read(file: str, what: str, read: Callable[[Any], bytes], bytes_max: int) ->
     except (OSError, UnicodeDecodeError, RuntimeError) as exc:  # no home for its "~"
         why = exc.strerror if isinstance(exc, OSError) else exc
         why = "it is not UTF-8" if isinstance(exc, UnicodeDecodeError) else why
-        raise InvalidArgument(f"cannot read {what} from {where}: {why}") from exc
+        named = f"from {where}" if file == "-" else file
+        raise InvalidArgument(f"cannot read {what} {named}: {why}") from exc
     if len(data) > bytes_max:
         raise InvalidArgument(f"{where} is longer than {bytes_max} bytes, too long for {what}")
     if not text:
