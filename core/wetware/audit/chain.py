@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -37,6 +38,7 @@ OPENED: Final = "log.opened"
 """The first record of each file: which log, whose, the hash before it, the file's number, and that
 of the oldest file that the settings keep."""
 CHECKPOINTS_FILE: Final = "checkpoints.jsonl"
+_BLOCK: Final = 1 << 16
 _HASH_KEY: Final = b',"hash":"'
 _TAIL_BYTES: Final = len(_HASH_KEY) + 64 + len(b'"}')
 _FILE = re.compile(r"audit-(\d{8})\.jsonl")
@@ -187,6 +189,28 @@ def continues(old: Checkpoint, new: Checkpoint, digests: bytes) -> bool:
     return not rest and count == new.seq - old.seq and head == new.head and old.log == new.log
 
 
+def backwards(path: Path) -> Iterator[bytes]:
+    """The lines of a file, the last one first; a last one without its end is left out."""
+    with path.open("rb") as file:
+        at = file.seek(0, os.SEEK_END)
+        rest, first = b"", True
+        while at:
+            size = min(_BLOCK, at)
+            at -= size
+            file.seek(at)
+            *found, last = (file.read(size) + rest).split(b"\n")
+            if first:
+                first, last = False, found.pop() if found else b""
+            if found:
+                yield last
+                yield from reversed(found[1:])
+                rest = found[0]
+            else:
+                rest = last
+        if rest:
+            yield rest
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A node's signed word on what its log was.
@@ -283,11 +307,11 @@ class Checkpoint:
         return found
 
 
-def read_checkpoints(path: Path) -> tuple[list[Checkpoint], int]:
-    """(the good ones of a file, how many lines are bad)."""
+def read_checkpoints(path: Path, last: int | None = None) -> tuple[list[Checkpoint], int]:
+    """(the good ones of a file, or among its last lines; how many lines are bad)."""
     good, bad = [], 0
     if path.exists():
-        for line in lines(path):
+        for line in lines(path) if last is None else islice(backwards(path), last):
             try:
                 good.append(Checkpoint.parse(line))
             except InvalidArgument:

@@ -64,6 +64,8 @@ NOT_DURABLE: Final = "records of what had taken effect were lost in a crash"
 CLOSE_S: Final = 10.0
 _TAIL_READ_BYTES: Final = 1 << 20
 """How much of the last file is checked at a start; `ww audit verify` checks all."""
+CHECKPOINTS_READ: Final = 100
+"""The last ones, likewise: a year has half a million, whose signatures take minutes."""
 
 
 class AuditUnavailable(WetwareError):
@@ -200,7 +202,7 @@ class AuditLog:
             self._file = self._open_file(found[-1])
             self._size = found[-1].stat().st_size
             self._let_go()
-        good, bad = read_checkpoints(self.directory / CHECKPOINTS_FILE)
+        good, bad = read_checkpoints(self.directory / CHECKPOINTS_FILE, CHECKPOINTS_READ)
         mine = [c for c in good if c.log == self.log_id and c.node == self._key.peer_id]
         if bad:
             self.findings.append(("log.damaged", {"file": CHECKPOINTS_FILE, "lines": bad}))

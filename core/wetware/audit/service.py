@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
-from wetware.audit.chain import LINE_BYTES_MAX, files, lines, seek, seq_of
+from wetware.audit.chain import LINE_BYTES_MAX, backwards, files, lines, seek, seq_of
 from wetware.errors import InvalidArgument, LimitExceeded, NotFound, WetwareError
 from wetware.protocol import CORE
 
@@ -24,29 +23,6 @@ RECORDS_MAX: Final = 1000
 """Records of one answer, and those that wait for one sink."""
 ANSWER_BYTES_MAX: Final = 512 << 10
 FOLLOWERS_MAX: Final = 64
-_BLOCK: Final = 1 << 16
-
-
-def backwards(path: Path) -> Iterator[bytes]:
-    """The lines of a file, the last one first; a last one without its end is left out."""
-    with path.open("rb") as file:
-        at = file.seek(0, os.SEEK_END)
-        rest, first = b"", True
-        while at:
-            size = min(_BLOCK, at)
-            at -= size
-            file.seek(at)
-            *found, last = (file.read(size) + rest).split(b"\n")
-            if first:
-                first, last = False, found.pop() if found else b""
-            if found:
-                yield last
-                yield from reversed(found[1:])
-                rest = found[0]
-            else:
-                rest = last
-        if rest:
-            yield rest
 
 
 def tail(directory: Path, count: int, matches: Callable[[Mapping[str, Any]], bool]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import wetware.audit.log as module
-from wetware.audit import Audit, AuditLog, AuditUnavailable
+from wetware.audit import Audit, AuditLog, AuditUnavailable, Checkpoint
 from wetware.audit.chain import CHECKPOINTS_FILE, LINE_BYTES_MAX, files, read_checkpoints
 from wetware.audit.verify import verify
 from wetware.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
@@ -75,6 +75,29 @@ async def test_it_goes_on_after_a_restart(tmp_path: Path) -> None:
     assert report.ok
     assert report.last == 16
     assert len(files(tmp_path)) == 1
+
+
+async def test_a_start_reads_the_last_checkpoints_and_not_those_of_a_year(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path, checkpoint_records=1)
+    while len(read_checkpoints(tmp_path / CHECKPOINTS_FILE)[0]) < 2 * module.CHECKPOINTS_READ:
+        await write(log, 10)
+        await asyncio.sleep(0.01)
+    log.close()
+    parsed: list[bytes] = []
+    real = Checkpoint.parse
+
+    def parse(text: str | bytes) -> Checkpoint:
+        parsed.append(text if isinstance(text, bytes) else text.encode())
+        return real(text)
+
+    monkeypatch.setattr(Checkpoint, "parse", parse)
+    again = open_log(tmp_path)
+    assert len(parsed) == module.CHECKPOINTS_READ
+    assert again.last_checkpoint == log.last_checkpoint
+    assert not again.findings
+    again.close()
 
 
 async def test_nobody_else_can_read_it(tmp_path: Path) -> None:
