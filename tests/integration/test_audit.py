@@ -242,10 +242,10 @@ def test_members_keep_each_other_s_checkpoints(signing: tuple[NodeProcess, NodeP
     assert "its end was cut off" in cut.stdout
 
 
-async def share(node: NodeProcess, count: int) -> None:
+async def grow(node: NodeProcess, count: int) -> None:
     async with wetware.connect(node.addr, key=node.home.key()) as session:
         for _ in range(count):
-            await session.share({"pubsub": []})
+            await (await session.attenuate(label="another record")).close()
 
 
 @pytest.mark.parametrize("regrown", [130, 0])
@@ -259,7 +259,7 @@ async def test_a_log_that_was_cut_is_known_elsewhere_for_ever(tmp_path: Path, re
             done = b.ww("audit", "checkpoint", "--of", str(a.peer_id), check=True)
             return [json.loads(line)["seq"] for line in done.stdout.splitlines()]
 
-        await share(a, 120)
+        await grow(a, 120)
         end = len(a.ww("audit", "export", "-", check=True).stdout.splitlines())
         wait_for(lambda: max(known(), default=0) >= end, "the checkpoint of a at b")
         a.stop()
@@ -277,7 +277,7 @@ async def test_a_log_that_was_cut_is_known_elsewhere_for_ever(tmp_path: Path, re
         wait_for(lambda: tail(b, "--event", "peer.log_rewritten"), "what b says of it")
         for _ in range(10):
             before = max(known()[:1])
-            await share(a, 1)
+            await grow(a, 1)
             wait_for(lambda: known()[0] > before, "the next checkpoint")  # noqa: B023
         assert high in known()
         (record,) = tail(b, "--event", "peer.log_rewritten")
@@ -305,7 +305,7 @@ async def test_the_oldest_files_are_missed_unless_the_settings_let_them_go(tmp_p
         a = home.start_node("a", join=b).wait_ready()
         b.wait_members([a.peer_id])
         while len(files(audit_dir(a))) < 3:
-            await share(a, 100)
+            await grow(a, 100)
         kept = tmp_path / "kept"
 
         def heard() -> bool:
@@ -327,7 +327,7 @@ async def test_the_oldest_files_are_missed_unless_the_settings_let_them_go(tmp_p
         aside.rename(first)
         a = less.start_node("a").wait_ready()
         while files(audit_dir(a))[0] == first:
-            await share(a, 100)
+            await grow(a, 100)
         done = a.ww("audit", "verify", "--checkpoint", str(kept))
         assert done.returncode == 0, done.stdout
         assert "was let go by the settings" in done.stdout
