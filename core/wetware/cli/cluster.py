@@ -62,12 +62,12 @@ def parse_labels(texts: Sequence[str] | None) -> dict[str, str]:
 
 def ls_command(
     selector: Annotated[
-        str | None,
+        str,
         typer.Argument(
             metavar="[SELECTOR]",
             help="e.g. zone=home,service=pubsub,state=alive, host=db*, a name, the end of an ID.",
         ),
-    ] = None,
+    ] = "",
     limit: Annotated[
         int, typer.Option("--limit", min=0, metavar="N", help="At most N; 0 is the node's limit.")
     ] = 0,
@@ -80,15 +80,12 @@ def ls_command(
     json: Json = False,
 ) -> None:
     """Show the nodes of the cluster, as the node that is asked sees them."""
-    if selector is not None and not selector.strip():
-        usage("an empty selector names no node", "leave it out to see all")
-    wanted = selector or ""
     if watch:
-        run_client(lambda session: _watch(session, wanted, json))
+        run_client(lambda session: _watch(session, selector, json))
         return
 
     async def work(session: Session) -> Any:
-        return await session.cluster.list(wanted, limit=limit)
+        return await session.cluster.list(selector, limit=limit)
 
     members = run_client(work)
     if json:
@@ -97,7 +94,7 @@ def ls_command(
     header, rows = _rows(members, wide)
     table(header, rows, styles={"state": STATE_STYLES})
     if not members:
-        note(f"no member matches {wanted!r}")
+        note(f"no member matches {selector!r}")
     elif members.matched > len(members):
         note(f"{len(members)} of {members.matched} members; narrow the selector to see the others")
 
