@@ -233,6 +233,8 @@ def _wait_for_the_end() -> None:
     import signal
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         signal.pause()
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 import subprocess
 import sys
@@ -215,8 +216,10 @@ def test_a_profile_that_is_hidden_by_ww_toml_is_said_to_be(world: World) -> None
 # --- dev ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["anvil", "py-evm"])
-def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "number"), [("anvil", signal.SIGINT), ("py-evm", signal.SIGHUP)]
+)
+def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path, engine: str, number: int) -> None:
     anvil = find_anvil()
     if engine == "anvil" and anvil is None:
         pytest.skip(f"anvil is not installed; run: {INSTALL}")
@@ -242,7 +245,7 @@ def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path, engine: str) ->
         there = home.ww("auth", "evm", "dev", check=True)
         assert there.stdout.strip() == json.loads(file.read_text())["url"]
         assert "runs already" in there.stderr
-        process.send_signal(2)
+        process.send_signal(number)
         out, err = process.communicate(timeout=30)
         assert process.returncode == 0, err
         assert "Traceback" not in err
