@@ -243,6 +243,8 @@ class RpcTransport(asyncio.Transport):
         self._ready: deque[memoryview] = deque()
         self._at = 0  # how much of the first of them pycapnp has
         self._queued_bytes = 0
+        self._read_bytes = 0  # by pycapnp
+        self._unread: asyncio.TimerHandle | None = None
         self._paused = True  # by pycapnp
         self._pipe_paused = False  # by us
         self._delivering = False
@@ -463,9 +465,26 @@ class RpcTransport(asyncio.Transport):
             self._pipe_paused = full
             if full:
                 self._pipe.pause()
+                self._watch_reader()
             else:
                 self._begun_s = self._loop.time()
                 self._pipe.resume()
+
+    def _watch_reader(self) -> None:
+        # After a message that it cannot make sense of, pycapnp reads no more and says nothing: the
+        # peer's end would not be seen either.
+        if self._unread is None:
+            delay_s = self._limits.message_s
+            self._unread = self._loop.call_later(delay_s, self._check_reader, self._read_bytes)
+
+    def _check_reader(self, before: int) -> None:
+        self._unread = None
+        if self._closing or not self._pipe_paused:
+            return
+        if self._read_bytes > before or self._waiting:
+            self._watch_reader()
+        else:
+            self._violated(FramingError("a message that could not be read"))
 
     def feed_eof(self) -> None:
         """The peer sends no more."""
@@ -477,6 +496,8 @@ class RpcTransport(asyncio.Transport):
             self._end = exc
             if not self._delivering and not (self._ready and not self._paused):
                 self._maybe_end()
+            # Where nobody reads what came before, see `_watch_reader`.
+            self._loop.call_later(self._limits.close_s, self._fail, exc)
 
     def writable(self) -> None:
         """The pipe takes bytes again."""
@@ -504,6 +525,7 @@ class RpcTransport(asyncio.Transport):
                     self._at = 0
                 del buffer  # pycapnp's memory is gone after buffer_updated
                 self._queued_bytes -= count
+                self._read_bytes += count
                 protocol.buffer_updated(count)
         finally:
             self._delivering = False
@@ -536,9 +558,10 @@ class RpcTransport(asyncio.Transport):
         self._waiting.clear()
         self._partial = bytearray()
         self._partials.hold(self, 0)
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        for timer in (self._late, self._unread):
+            if timer is not None:
+                timer.cancel()
+        self._late = self._unread = None
         self._out.clear()
         self._left.clear()
         self.out_bytes = 0

@@ -415,6 +415,37 @@ async def test_much_unread_stops_the_reading() -> None:
     assert rig.pipe.paused == [True, False]
 
 
+async def test_a_reader_that_has_given_up_ends_the_connection() -> None:
+    """As pycapnp does after a message that makes no sense: the end would not be seen either."""
+    rig = Rig(message_s=0.05, close_s=0.05)
+    rig.transport.feed(simple("finish", 1) * 20_000)
+    async with asyncio.timeout(10):
+        while not rig.lost:
+            await asyncio.sleep(0.01)
+    assert "could not be read" in str(rig.lost[0])
+    rig = Rig(close_s=0.05)
+    rig.transport.feed(simple("finish", 1))
+    rig.transport.feed_eof()
+    async with asyncio.timeout(10):
+        while not rig.lost:
+            await asyncio.sleep(0.01)
+    assert len(rig.protocol.lost) == 1
+
+
+async def test_a_reader_that_goes_on_slowly_keeps_the_connection() -> None:
+    rig = Rig()
+    rig.transport.feed(simple("finish", 1) * 20_000)
+    for _ in range(3):
+        before = rig.transport._read_bytes
+        rig.protocol.want(8)
+        rig.transport._check_reader(before)
+        await turn()
+        assert rig.lost == []
+    rig.transport._check_reader(rig.transport._read_bytes)
+    await turn()
+    assert "could not be read" in str(rig.lost[0])
+
+
 async def test_results_are_found_in_any_pieces() -> None:
     rig = Rig()
     stream = b"".join(
