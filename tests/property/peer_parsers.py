@@ -31,6 +31,7 @@ from wetware.admission.texts import parse_join
 from wetware.audit import Checkpoint, held
 from wetware.audit import chain as audit_chain
 from wetware.audit.chain import continues, seq_of
+from wetware.audit.client import parse_record
 from wetware.audit.spread import Checkpoints
 from wetware.audit.verify import _header
 from wetware.broker.fences import FENCE_BYTES_MAX, Fence
@@ -1099,8 +1100,17 @@ BROKER = [
 # --- audit and policy -----------------------------------------------------------------------------
 
 CHECKPOINT = Checkpoint("0011223344556677", PEER, 9, bytes(32), NOW_MS).sign(KEY)
-OPENED = {"seq": 1, "event": "log.opened", "log": "00", "node": str(PEER), "prev": "00" * 32}
-LOGIN = {"seq": 2, "event": "login.granted", "principal": "local:a", "took_ms": 0.25}
+OPENED = {
+    "seq": 1,
+    "time_ms": NOW_MS,
+    "event": "log.opened",
+    "log": "00",
+    "node": str(PEER),
+    "prev": "00" * 32,
+    "file": 1,
+    "oldest": 1,
+}
+LOGIN = {"seq": 2, "time_ms": NOW_MS, "event": "login.granted", "principal": "local:a"}
 LINES = [audit_chain.encode(entry, bytes(32))[0] for entry in (OPENED, LOGIN)]
 
 
@@ -1195,8 +1205,17 @@ AUDIT_AND_POLICY = [
         LINES,
         (ValueError,),
         audit_chain.LINE_BYTES_MAX + 1,
-        "text",
+        "json",
         [repeated(b'{"seq":', b"1", LINES[0][-74:]), repeated(b"", b"[", LINES[0][-74:])],
+    ),
+    Parser(
+        "audit record that is shown",
+        on_text(parse_record),
+        LINES,
+        (InvalidArgument,),
+        audit_chain.LINE_BYTES_MAX,
+        "json",
+        [repeated(b"", b"["), repeated(b'{"seq":', b"1")],
     ),
     Parser(
         "audit proof",

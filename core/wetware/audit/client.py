@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
 from wetware.audit.chain import Checkpoint
+from wetware.errors import InvalidArgument
 from wetware.protocol import CORE
 
 if TYPE_CHECKING:
@@ -37,12 +38,11 @@ class AuditClient:
         reply = await self._ref.call(
             "tail", count=count, event=event, grant=grant, principal=principal
         )
-        return [json.loads(line) for line in reply["records"]]
+        return [parse_record(line) for line in reply["records"]]
 
     async def show(self, seq: int) -> dict[str, Any]:
         """One record; raises NotFound."""
-        record: dict[str, Any] = json.loads((await self._ref.call("show", seq=seq))["record"])
-        return record
+        return parse_record((await self._ref.call("show", seq=seq))["record"])
 
     def follow(self) -> Following:
         """Records from now on: `async with audit.follow() as records: async for record in …`."""
@@ -63,6 +63,22 @@ class AuditClient:
         return state
 
 
+def parse_record(line: str) -> dict[str, Any]:
+    """A record as the node shows it; raises InvalidArgument for what no log has."""
+    try:
+        record = json.loads(line)
+        seq, time_ms, event = record["seq"], record["time_ms"], record["event"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        seq = time_ms = event = None
+    if not (type(seq) is type(time_ms) is int and type(event) is str and 0 <= time_ms < 2**53):
+        raise InvalidArgument(
+            "the node sent what is no record of an audit log",
+            hint="read the log on its machine: `ww audit export`",
+            code="invalid.audit_record",
+        )
+    return dict(record)
+
+
 class _Sink(rpc.Servant, interface=CORE.AuditSink):
     def __init__(self) -> None:
         self.waiting: deque[dict[str, Any]] = deque()
@@ -74,7 +90,7 @@ class _Sink(rpc.Servant, interface=CORE.AuditSink):
     async def records(self, records: list[str], dropped: int) -> None:
         await self.room.wait()
         self.dropped += dropped
-        self.waiting.extend(json.loads(line) for line in records)
+        self.waiting.extend([parse_record(line) for line in records])
         if len(self.waiting) >= READ_AHEAD_MAX:
             self.room.clear()
         self.more.set()
