@@ -66,7 +66,8 @@ def test_a_damaged_policy_stops_the_start(home: Home) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["--node", "nonsense", "whoami"], 2, "bad address"),
+        (["--node", "/ip4/nonsense", "whoami"], 2, "bad address"),
+        (["--node", "nonsense", "whoami"], 1, "no living member"),
         (["--node", "/ip4/127.0.0.1/tcp/1", "whoami"], 2, "which node is expected"),
         (
             [

@@ -65,7 +65,9 @@ def test_an_output_that_cannot_be_written(
 ) -> None:
     done = _sh(node, f"ww {command} {where}", PYTHONUNBUFFERED="")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"ww: cannot write to standard output: {why}")
+    said = f"cannot write to standard output: {why}"
+    start = '{"error": {"code": "output", "message": "' if "--json" in command else "ww: "
+    assert done.stderr.splitlines()[-1].startswith(start + said)
     assert done.stderr.count("cannot write") == 1
 
 

@@ -10,12 +10,9 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 from wetware.errors import EXIT_PIPE, WetwareError
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 
 class OutputFailed(WetwareError):
@@ -49,7 +46,7 @@ class _Outlet(io.FileIO):
         super().__init__(fd, "w", closefd=False)
         self._tells, self._failed = tells, False
 
-    def write(self, data: Buffer, /) -> int | None:  # type: ignore[override]  # typeshed: int
+    def write(self, data: Any, /) -> int | None:  # type: ignore[override]  # typeshed: int
         if self._failed:
             return len(memoryview(data))
         try:
