@@ -28,6 +28,7 @@ from wetware_auth_local.policy import (
     Policy,
     PolicyNotSaved,
     PolicyOutOfReach,
+    Signed,
     StalePolicy,
     User,
     WrongCluster,
@@ -231,6 +232,54 @@ async def test_where_nothing_can_be_written_a_crash_leaves_the_operator_alone(
     await after.put(after.newest.document())  # the operator has looked
     assert isinstance(await login(after, ADA), Accept)
     assert not list(make(small_disk.path).findings())
+
+
+async def test_what_a_crash_lost_does_not_come_back_with_an_older_version_of_a_member(
+    small_disk: Any, tmp_path: Path
+) -> None:
+    backend = make(small_disk.path)
+    key, bob = operator(tmp_path), Key.generate()
+    await backend.put(with_ada(backend.policy, "member").sign(key))
+    third = backend.policy.next(
+        users={**backend.policy.users, "bob": User(bob.peer_id, frozenset({"member"}))}
+    )
+    with backend._reserve.open():
+        small_disk.fill()
+    fourth = without_ada(third)
+    for policy in (third, fourth):
+        with pytest.raises(PolicyNotSaved):
+            await backend.put(policy.sign(key))
+    after = make(small_disk.path)  # as after a crash
+    small_disk.free()
+    await after.spread._adopt(Signed.open(third.sign(key)))
+    assert after.policy == third
+    for node in (after, make(small_disk.path)):
+        assert isinstance(await login(node, ADA), Reject)
+        assert isinstance(await login(node, bob), Reject)
+        assert isinstance(await login(node, key), Accept)
+    await node.spread._adopt(Signed.open(fourth.sign(key)))
+    assert isinstance(await login(node, ADA), Reject)
+    assert isinstance(await login(node, bob), Accept)
+    assert not list(make(small_disk.path).findings())
+
+
+async def test_an_older_mark_does_not_replace_a_later_one(small_disk: Any, tmp_path: Path) -> None:
+    backend = make(small_disk.path)
+    key = operator(tmp_path)
+    await backend.put(with_ada(backend.policy, "member", "admin").sign(key))
+    third = with_ada(backend.policy, "member")
+    with backend._reserve.open():
+        small_disk.fill()
+    for policy in (third, without_ada(third)):
+        with pytest.raises(PolicyNotSaved):
+            await backend.put(policy.sign(key))
+    after = make(small_disk.path)
+    with pytest.raises(PolicyNotSaved):
+        await after.spread._adopt(Signed.open(third.sign(key)))
+    after = make(small_disk.path)
+    small_disk.free()
+    await after.spread._adopt(Signed.open(third.sign(key)))
+    assert isinstance(await login(after, ADA), Reject)
 
 
 async def test_additions_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

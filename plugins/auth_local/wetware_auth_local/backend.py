@@ -7,7 +7,7 @@ that the disk takes, or while it fails.
 A version that withdraws something is written also on a full disk, with the space of a reserve
 (`wetware.disk`). Where not even that is possible the reserve is marked: after a crash, what it
 withdrew may be in force again, and this node admits nobody but the operator until the operator puts
-a version.
+a version, or the marked one or a later one comes from another member.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ HIGHEST_FILE = "highest.json"
 """Version and digest of the latest policy this node has had: it refuses to go back, also when
 somebody restores an old policy file."""
 CONTACT_FILE = "contact.json"
+_MARK = "version {} of the policy withdraws something"
 _NOT_DURABLE = "which may not have been on this node's disk when it crashed"
 
 
@@ -231,10 +233,11 @@ class LocalBackend:
         PolicyOutOfReach, or PolicyNotSaved where the disk fails, with the withdrawals in force.
         """
         # A large document takes half a second to check: not on the loop.
-        return await self._carry_out(await asyncio.to_thread(Signed.open, document))
+        new = await asyncio.to_thread(Signed.open, document)
+        return await self._carry_out(new, by_operator=True)
 
-    async def _carry_out(self, new: Signed) -> tuple[Policy, int]:
-        task = asyncio.create_task(self._replace(new), name="policy")
+    async def _carry_out(self, new: Signed, *, by_operator: bool = False) -> tuple[Policy, int]:
+        task = asyncio.create_task(self._replace(new, by_operator), name="policy")
         self._puts.add(task)
         task.add_done_callback(self._put_done)
         return await asyncio.shield(task)
@@ -244,7 +247,7 @@ class LocalBackend:
         if not task.cancelled() and (exc := task.exception()) is not None:
             self._log.warning("policy.refused", why=exc)
 
-    async def _replace(self, new: Signed) -> tuple[Policy, int]:
+    async def _replace(self, new: Signed, by_operator: bool) -> tuple[Policy, int]:
         async with self._lock:
             newest = self._newest
             if new.policy.operator != newest.policy.operator:
@@ -253,7 +256,7 @@ class LocalBackend:
                 )
             relation = newest.judge(new)
             if relation is Relation.SAME and newest is self._in_force:
-                self._is_sure()
+                self._is_sure(new, by_operator)
                 return newest.policy, 0
             if relation is not Relation.SAME:  # else the disk failed, and may not this time
                 self._check(newest, new, relation)
@@ -267,22 +270,34 @@ class LocalBackend:
                 await asyncio.to_thread(self._save, new, ends=ends)
             except OSError as exc:
                 self._log.exception("policy.not_saved", version=new.version)
-                if ends:
-                    self._reserve.mark(f"version {new.version} of the policy withdraws something")
+                if ends and new.version > self._marked_version():
+                    self._reserve.mark(_MARK.format(new.version))
                 raise PolicyNotSaved(
                     f"what version {new.version} withdraws has ended, and the version could not be "
                     f"saved: {exc.strerror}",
                     hint="make room on the node's disk and run the command again",
                 ) from exc
             self._in_force, self._by_key = new, _index(new.policy)
-            self._is_sure()
+            self._is_sure(new, by_operator)
             self._log.info("policy.changed", version=new.version, withdrawn=withdrawn)
             return new.policy, withdrawn
 
-    def _is_sure(self) -> None:
-        """What is in force is on the disk, or the operator says that it is right."""
-        self._unsure = ""
-        self._reserve.unmark()
+    def _is_sure(self, new: Signed, by_operator: bool) -> None:
+        """Take the mark back: `new` is on the disk, and what was withdrawn is in it.
+
+        Not where a member passes on one that is older than the marked one, unless the operator puts
+        it.
+        """
+        if by_operator or new.version >= self._marked_version():
+            self._unsure = ""
+            self._reserve.unmark()
+
+    def _marked_version(self) -> float:
+        """Of the mark; 0 where there is none, and later than all where it cannot be read."""
+        if not (mark := self._reserve.marked):
+            return 0
+        found = re.match(r"version (\d+) ", mark)
+        return int(found[1]) if found else math.inf
 
     def _check(self, newest: Signed, new: Signed, relation: Relation) -> None:
         if relation is Relation.NEWER:
