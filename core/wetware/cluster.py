@@ -247,13 +247,16 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         await self._node.audit.written()
 
     async def _end(self, ending: Awaitable[object], verb: str, **fields: object) -> None:
-        """The same of what ends something: also where that is in force and could not be saved."""
+        """The same of what ends something: also where that is in force and could not be saved.
+
+        `ending` has to be in force before it waits for the first time.
+        """
         try:
             await ending
-        except AdmissionRefused as exc:
-            if exc.code != "admission.not_saved":
-                raise
-            self._node.audit.ended(f"operator.{verb}", principal=self._principal, **fields)
+        except (AdmissionRefused, asyncio.CancelledError) as exc:
+            # Who ordered it may go away while the disk works.
+            if getattr(exc, "code", "admission.not_saved") == "admission.not_saved":
+                self._node.audit.ended(f"operator.{verb}", principal=self._principal, **fields)
             raise
         self._node.audit.ended(f"operator.{verb}", principal=self._principal, **fields)
         await self._node.audit.written()

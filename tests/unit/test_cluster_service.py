@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import types
 from typing import Any
 
@@ -58,3 +59,34 @@ async def test_what_is_signed_fits_into_an_answer(monkeypatch: pytest.MonkeyPatc
     assert signed["founding"] == encode_founding(FOUNDING)
     described = sum(len(str(each)) for each in plain["members"][: len(kept)])
     assert described + SIGNED_BYTES_MAX < RpcLimits().message_bytes_max
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("verb", ["evicted", "revoked"])
+async def test_who_ordered_an_end_is_recorded_also_when_they_are_gone_while_the_disk_works(
+    verb: str,
+) -> None:
+    recorded: list[str] = []
+    in_force = asyncio.Event()
+
+    async def end(*_: object) -> None:
+        in_force.set()
+        await asyncio.Event().wait()  # the disk
+
+    node: Any = types.SimpleNamespace(
+        admission=types.SimpleNamespace(evict=end, revoke_ticket=end),
+        audit=types.SimpleNamespace(ended=lambda event, **_: recorded.append(event)),
+        key=Key.from_seed(bytes(32)),
+    )
+    servant = ClusterServant(types.SimpleNamespace(node=node), None)  # type: ignore[arg-type]
+    peer = str(Key.generate().peer_id)
+    calls = {
+        "evicted": lambda: servant.evict(peer, ""),
+        "revoked": lambda: servant.revoke_ticket("t"),
+    }
+    call = asyncio.create_task(calls[verb]())
+    await in_force.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert recorded == [f"operator.{verb}"]
