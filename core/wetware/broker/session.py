@@ -67,8 +67,16 @@ def terms_from_wire(wire: Mapping[str, Any], parent: Grant, broker: Broker) -> T
     where = [Where.parse(w["text"], w["service"] or ANY) for w in wire["where"]]
     if wire["services"]:
         services = {}
+        everything = any(item["name"] == ANY for item in wire["services"])
         for item in wire["services"]:
             name, colon, of = item["name"].partition(":")
+            if colon and everything:
+                raise InvalidArgument(
+                    f"{ANY!r} is of every service, so beside it {item['name'][:80]!r} is not held "
+                    "to the object",
+                    hint=f"make a grant for each, or name services instead of {ANY!r}",
+                    code="invalid.terms",
+                )
             mine, asked = parent.patterns(name), patterns_of({name: item["methods"]})[name]
             if not mine:
                 raise Amplification(

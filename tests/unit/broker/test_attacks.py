@@ -127,6 +127,17 @@ async def test_a_share_of_one_object_is_held_to_it_in_every_method(node: MemNode
     assert node.box.data == {"a": b"3", "b": b"2"}
 
 
+async def test_an_object_beside_every_service_is_refused(node: MemNode) -> None:
+    node.backend.profiles["all"] = RoleProfile({"*": frozenset({"*"})})
+    node.backend.users["root"] = {"all"}
+    async with node.login("root", ["all"]) as session:
+        for void in ({"*": [], "box:a": ["Box.get"]}, {"box:a": ["Box.get"], "*": []}):
+            with pytest.raises(InvalidArgument, match="not held to the object") as refused:
+                await session.attenuate(void)
+            assert refused.value.code == "invalid.terms"
+        await session.attenuate({"*": []})
+
+
 async def test_amplification_by_a_callback(node: MemNode) -> None:
     async with node.login("ada") as session:
         weak = await session.attenuate({"box": ["Box.watch", "Item.read"]})
