@@ -384,12 +384,23 @@ class Admission:
         """
         for ticket in self.store.tickets.values():
             spent = ticket.spent
-            if ticket.name == leaf.ticket and leaf.peer not in spent and len(spent) < ticket.uses:
+            if self._is_about(leaf, ticket) and leaf.peer not in spent and len(spent) < ticket.uses:
                 self.store.spend(ticket, leaf.peer)
                 self.store.save_soon(TICKETS_FILE, self.store.tickets_document)
                 log.warning("ticket.was_spent", ticket=ticket.id, peer=leaf.peer)
                 self._record("ticket.was_spent", ticket=ticket.id, peer=leaf.peer)
                 return
+
+    def _is_about(self, statement: Certificate | Tombstone, ticket: TicketRecord) -> bool:
+        """Whether a statement that names a ticket of this node is to be believed.
+
+        Nobody can name a ticket before its first use: of one that is not spent yet as far as this
+        node remembers, everybody's word is good, also an inviter's who renewed the certificate. Of
+        one that is, an inviter could make its word up, to use up or end another's ticket.
+        """
+        if statement.ticket != ticket.name:
+            return False
+        return not ticket.spent or statement.issuer in (self._root, self._key.peer_id)
 
     # --- members ----------------------------------------------------------------------------------
 
@@ -631,7 +642,7 @@ class Admission:
         if self.evicted(fact.peer) is None:
             return
         for ticket in tuple(self.store.tickets.values()):
-            let_in = fact.peer in ticket.spent or ticket.name == fact.ticket
+            let_in = fact.peer in ticket.spent or self._is_about(fact, ticket)
             if let_in and not ticket.revoked:
                 self.store.tickets[ticket.id] = replace(ticket, revoked=True)
                 self.store.save_soon(TICKETS_FILE, self.store.tickets_document, ends=True)

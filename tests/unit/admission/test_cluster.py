@@ -178,6 +178,51 @@ async def test_a_renewed_certificate_still_says_which_ticket_is_spent(cluster: A
     assert info.spent_by == (b.peer_id,)
 
 
+async def test_a_certificate_that_another_inviter_renewed_says_so_as_well(cluster: Any) -> None:
+    a = await cluster.founder()
+    inviter = await cluster.join(await a.ticket(rights=("invite",)))
+    ticket = await a.ticket()
+    backup = backup_of(a)
+    b = await cluster.join(ticket)
+    await b.connect(inviter)
+    renewed = await inviter.admission.renew(b.peer_id, b.admission.own.encoded)
+    await a.stop()
+    restore(a, backup)
+    a = await cluster.restart(a)
+    a.admission.verify(renewed.encoded)
+    assert a.admission.tickets()[-1].spent_by == (b.peer_id,)
+
+
+async def test_an_inviter_cannot_use_up_or_end_another_s_ticket(cluster: Any) -> None:
+    from wetware.admission import Tombstone
+
+    a = await cluster.founder()
+    evil = await cluster.join(await a.ticket(rights=("invite",)))
+    ticket = await a.ticket(uses=3)
+    b = await cluster.join(ticket)
+    name = b.admission.own.leaf.ticket  # every member sees it
+    invented = Key.generate().peer_id
+    member = frozenset({"member"})
+    leaf = evil.admission._mint(invented, member, {}, foreign=False, ticket=name)
+    a.admission.verify(leaf.encoded)
+    assert a.admission.tickets()[-1].spent_by == (b.peer_id,)
+    now_ms = int(cluster.clock.now * 1000)
+    how: dict[str, Any] = {
+        "cluster": a.admission.cluster_id,
+        "chain": evil.admission.own,
+        "reason": "",
+        "at_ms": now_ms,
+        "not_after_ms": now_ms + 1000_000,
+    }
+    made_up = Tombstone.issue(evil.key, peer=invented, ticket=name, **how)
+    assert a.admission.adopt(made_up.encoded)
+    assert not a.admission.tickets()[-1].revoked
+    await cluster.join(ticket)
+    real = Tombstone.issue(evil.key, peer=b.peer_id, **how)
+    assert a.admission.adopt(real.encoded)
+    assert a.admission.tickets()[-1].revoked, "it let in who is evicted"
+
+
 async def test_who_was_evicted_since_the_backup_cannot_give_its_ticket_to_another_key(
     cluster: Any,
 ) -> None:
