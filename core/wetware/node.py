@@ -53,7 +53,7 @@ from wetware.lag import LagMeter
 from wetware.link import LinkHost, LinkLimits, Stream, check_free
 from wetware.log import get_logger
 from wetware.membership.service import Membership
-from wetware.membership.swim import State
+from wetware.membership.swim import State, middle
 from wetware.overlay import Overlay
 from wetware.protocol import CORE, GATE_PROTOCOL
 
@@ -275,8 +275,8 @@ class _NodeServant(rpc.Servant, interface=CORE.Node):
 
     async def trust_clock(self) -> None:
         """The machine's clock is right: an operator has looked at it."""
-        node = self._node
-        await node.broker.trust_clock(node.membership.clock_offset_s, self._principal)
+        broker, swim = self._node.broker, self._node.membership.swim
+        await broker.trust_clock(lambda: middle(swim.clock_offsets_s.values()), self._principal)
 
 
 class _NodeService:
@@ -450,6 +450,7 @@ class Node:
                 )
                 self.broker.addrs = lambda: self.addrs
                 self.broker.confirmed = self._store.confirm
+                self.broker.clock_trusted = self.admission.forget_early
                 self.broker.adoptions = Adoptions(
                     self.key.peer_id, self._member_gate, self.config.broker, self.services
                 )

@@ -183,3 +183,23 @@ def test_a_glitch_of_an_hour_is_mended_by_a_command(machine: Callable[[str], Mac
         assert json.loads(a.ww("clock", "--json", check=True).stdout)["clock_wrong"] == ""
         assert a.ww("use", ref, "pub", "chat", "x", check=True)
         a.stop()
+
+
+def test_who_founds_in_a_glitch_is_mended_by_a_command(machine: Callable[[str], Machine]) -> None:
+    """Its own certificate begins in its future; nobody else says anything of its clock."""
+    desk, other = machine("desk"), machine("other")
+    desk.set_s(7200)
+    with desk.home.node("a") as a:
+        ref = share(a, "--expires", "1d")
+        desk.set_s(0)
+        wait_for(
+            lambda: "set back by" in a.ww("clock", check=True).stdout, "a doubt", within_s=WITHIN_S
+        )
+        done = a.ww("clock", "--right", check=True)
+        assert "ends     judged by it" in done.stdout
+        a.wait_log("certificate.renewed", within_s=WITHIN_S)
+        assert a.ww("use", ref, "pub", "chat", "x", check=True)
+        with other.home.node("b", join=a) as b:
+            for node in (a, b):
+                node.wait_members([a.peer_id, b.peer_id], within_s=WITHIN_S)
+            assert trouble(b) == {}

@@ -69,7 +69,7 @@ log = get_logger("admission")
 REFUSALS_LOGGED_S: Final = 60.0
 """A refusal of the same peer and protocol is logged once in this time: logs are finite."""
 EARLY_MAX: Final = 256
-"""Members whose certificates begin in the future, remembered as a sign of a wrong clock."""
+"""Issuers whose certificates begin in the future, remembered as a sign of a wrong clock."""
 REFUSALS_REMEMBERED_MAX: Final = 1024
 HEARD_S: Final = 20.0
 """After a start, members show their certificates and with them which tickets are spent: a ticket
@@ -168,7 +168,8 @@ class Admission:
         self._skew_ms = self.limits.clock_skew_s_max * 1000
         self._refused: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._opened: OrderedDict[bytes, Chain] = OrderedDict()
-        self._early: OrderedDict[PeerId, int] = OrderedDict()  # when their certificates begin, ms
+        self._early: OrderedDict[PeerId, int] = OrderedDict()  # by issuer: the latest begin, ms
+        self._excused: dict[PeerId, int] = {}  # of these, what an operator called a glitch
         self._members: dict[PeerId, _Member] = {}
         self._via: Counter[PeerId] = Counter()
         self._tombstones: dict[PeerId, dict[PeerId, Tombstone]] = {}  # peer → issuer → it
@@ -216,7 +217,11 @@ class Admission:
                     hint="restore node.key from the same backup, or move the certificate away and "
                     "join again with `ww node --join TICKET`",
                 )
-        if self.has_cluster_key and (chain is None or self._now_ms() >= self._renewal_ms(chain)):
+        if self.has_cluster_key and (
+            chain is None
+            or self._is_early(chain.leaf)  # signed in a glitch: nobody takes it yet
+            or self._now_ms() >= self._renewal_ms(chain)
+        ):
             chain = self._mint_own()
             try:
                 store.write_certificate(chain.encoded)
@@ -331,25 +336,46 @@ class Admission:
     def judge(self, chain: Chain) -> None:
         """Raise AdmissionRefused if a chain with good signatures is not valid now."""
         self._judge_tombstones(chain)
-        begins_ms = max(certificate.not_before_ms for certificate in chain.certificates)
-        if begins_ms > self._now_ms() + self._skew_ms:
-            self._early[chain.peer] = begins_ms
-            while len(self._early) > EARLY_MAX:
-                self._early.popitem(last=False)
+        self._note_early(chain)
         chain.judge_time(self._now_ms(), self._skew_ms)
 
-    def early_s(self) -> dict[PeerId, float]:
-        """Members, this node too, whose certificates are said to begin only in so many seconds.
+    def _is_early(self, certificate: Certificate) -> bool:
+        return certificate.not_before_ms > self._now_ms() + self._skew_ms
 
-        Either their issuers' clocks were ahead, or this node's is behind.
+    def _note_early(self, chain: Chain) -> None:
+        """Who signs for a hundred peers says it once."""
+        for certificate in filter(self._is_early, chain.certificates):
+            issuer, begins_ms = certificate.issuer, certificate.not_before_ms
+            self._early[issuer] = max(begins_ms, self._early.get(issuer, 0))
+            if len(self._early) > EARLY_MAX:
+                self._early.popitem(last=False)
+
+    def early_s(self) -> dict[PeerId, float]:
+        """Issuers of whose certificates one is said to begin only in so many seconds.
+
+        Either their clocks were ahead, or this node's is behind. What this node signed itself says
+        nothing of others' clocks.
         """
-        begins_ms = {**self._early, self._key.peer_id: self._own.leaf.not_before_ms}
+        self._note_early(self._own)
+        own = {self._key.peer_id, *([self._root] if self.has_cluster_key else [])}
         now_ms = self._now_ms()
         return {
-            peer: (at_ms - now_ms) / 1000
-            for peer, at_ms in begins_ms.items()
-            if at_ms > now_ms + self._skew_ms and self.evicted(peer) is None
+            issuer: (at_ms - now_ms) / 1000
+            for issuer, at_ms in self._early.items()
+            if at_ms > max(now_ms + self._skew_ms, self._excused.get(issuer, 0))
+            and issuer not in own
+            and not self._by_root(issuer)
         }
+
+    def forget_early(self) -> None:
+        """This node's clock is right: what begins in the future was signed in a glitch.
+
+        Where the cluster key is, the node certifies itself anew: nobody takes what is not valid.
+        """
+        self._note_early(self._own)
+        self._excused = dict(self._early)
+        if self.has_cluster_key and self._is_early(self._own.leaf):
+            self.renew_soon()
 
     def _judge_tombstones(self, chain: Chain) -> None:
         if (tombstone := self.evicted(chain.peer, chain.rights)) is not None:

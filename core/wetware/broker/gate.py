@@ -171,6 +171,8 @@ class Broker:
         """References to other nodes; None where there is no overlay."""
         self.confirmed: Callable[[], None] = lambda: None
         """Told that an operator has looked at what a crash may have brought back."""
+        self.clock_trusted: Callable[[], None] = lambda: None
+        """Told that an operator says that the machine's clock is right."""
 
     def restore(self) -> int:
         """Put back what was shared before the node stopped; the backend can decide by now."""
@@ -220,25 +222,37 @@ class Broker:
             self._clock_recorded = wrong
             self.audit.record("clock.wrong" if wrong else "clock.right", reason=why)
 
-    async def trust_clock(self, others_ahead_s: float | None, principal: Principal) -> None:
+    async def trust_clock(
+        self, others_ahead_s: Callable[[], float | None], principal: Principal
+    ) -> None:
         """Take the machine's clock as right, on an operator's word; what was later was a glitch.
 
-        Raises InvalidArgument where the other members' clocks say that it is wrong, and
-        StoreUnavailable where a restart would bring the later time back.
+        Args:
+            others_ahead_s: By how much the other members' clocks, as measured, are ahead now.
+            principal: The operator.
+
+        Raises InvalidArgument where the other members' clocks say that it is wrong,
+        AuditUnavailable where it cannot be recorded, and StoreUnavailable where a restart would
+        bring the later time back.
         """
         tree = self.tree
-        if others_ahead_s is not None and abs(others_ahead_s) > tree.limits.clock_skew_s_max:
+        self._refuse_other_clock(others_ahead_s())
+        back_s = round(tree.clock.ahead_s, 1)
+        await self.audit.admit("clock.trusted", principal=principal, set_back_s=back_s)
+        self._refuse_other_clock(others_ahead_s())  # to record it may have taken a while
+        self.clock_trusted()
+        self._comparison.trust()
+        tree.clock_wrong = ""
+        if tree.store is not None:
+            await tree.store.save_clock()
+
+    def _refuse_other_clock(self, ahead_s: float | None) -> None:
+        if ahead_s is not None and abs(ahead_s) > self.tree.limits.clock_skew_s_max:
             raise InvalidArgument(
-                f"the other members' clocks are {others_ahead_s:+.0f} s from this node's",
+                f"the other members' clocks are {ahead_s:+.0f} s from this node's",
                 hint="set the machine's clock first: `timedatectl set-ntp true`",
                 code="invalid.clock",
             )
-        back_s = tree.clock.ahead_s
-        self._comparison.trust()
-        tree.clock_wrong = ""
-        self.audit.record("clock.trusted", principal=principal, set_back_s=round(back_s, 1))
-        if tree.store is not None:
-            await tree.store.save_clock()
 
     def close(self) -> None:
         """End every session and admit no other; the node is stopping. Idempotent."""

@@ -164,8 +164,9 @@ def judge_member_versions(own: str, versions: Mapping[str, str]) -> list[Finding
 
 async def _clock(node: Node) -> list[Finding]:
     offsets = {_called(m): m.clock_offset_s for m in _alive(node) if m.clock_offset_s is not None}
-    for peer, ahead_s in node.admission.early_s().items():
-        offsets.setdefault(f"who certified {peer.short}", ahead_s)
+    if not offsets:
+        early_s = node.admission.early_s()
+        offsets = {f"the issuer {issuer.short}": ahead_s for issuer, ahead_s in early_s.items()}
     others = node.membership.knows_others
     return judge_clock(offsets, node.config.admission.clock_skew_s_max, others=others)
 

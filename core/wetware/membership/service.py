@@ -473,10 +473,10 @@ class Membership:
     def clock_offset_s(self) -> float | None:
         """How far the other members' clocks are ahead of this node's, in the median, s.
 
-        Measured, or at least so far by their certificates where these begin in the future. None
-        where no living member was compared.
+        Where none of a living member was measured: at least so far by the certificates that begin
+        in the future. None where there are none either.
         """
-        return middle({**self._admission.early_s(), **self.swim.clock_offsets_s}.values())
+        return middle((self.swim.clock_offsets_s or self._admission.early_s()).values())
 
     @property
     def knows_others(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,87 @@ def test_the_inviters_end_counts(admission: Admission, clock: Clock) -> None:
     assert refused(admission, chain) == "not_yet"
     clock.now_ms += 500_000
     admission.verify(chain.encoded)
+
+
+def early_chains(admission: Admission, clock: Clock, count: int) -> tuple[PeerId, list[Chain]]:
+    """An inviter, and what it signs for new keys: valid in a month only."""
+    inviter, life_ms = Key.generate(), 60 * 86_400_000
+    both, end_ms = frozenset({"member", "invite"}), clock.now_ms + life_ms
+    invite = certificate(admission, peer=inviter.peer_id, rights=both, not_after_ms=end_ms)
+    how = {"not_before_ms": clock.now_ms + life_ms // 2, "not_after_ms": end_ms}
+    peers = [Key.generate().peer_id for _ in range(count)]
+    leaves = [certificate(admission, inviter, peer=peer, **how) for peer in peers]
+    return inviter.peer_id, [Chain((leaf, invite)) for leaf in leaves]
+
+
+async def test_an_issuer_ahead_is_one_sign_and_none_once_evicted(
+    admission: Admission, clock: Clock
+) -> None:
+    inviter, chains = early_chains(admission, clock, 3)
+    for chain in chains:
+        assert refused(admission, chain) == "not_yet"
+    assert admission.early_s() == {inviter: 30 * 86_400}
+    await admission.evict(inviter)
+    assert admission.early_s() == {}
+
+
+async def test_what_a_node_signed_itself_in_a_glitch_says_nothing_of_others(
+    tmp_path: Path, clock: Clock
+) -> None:
+    clock.now_ms += 7_200_000
+    store = Store.open(tmp_path)
+    store.found("local", b"operator")
+    admission = Admission(store, ME, clock=clock)
+    end_ms = clock.now_ms + 1_000_000
+    chain = Chain((certificate(admission, not_before_ms=clock.now_ms, not_after_ms=end_ms),))
+    clock.now_ms = NOW_MS
+    assert refused(admission, chain) == "not_yet"
+    assert admission.early_s() == {}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_after_a_glitch_the_founder_certifies_itself_anew(
+    tmp_path: Path, clock: Clock, restarted: bool
+) -> None:
+    clock.now_ms += 7_200_000
+    store = Store.open(tmp_path)
+    store.found("local", b"operator")
+    admission = Admission(store, ME, clock=clock)
+    clock.now_ms = NOW_MS
+    assert refused(admission, admission.own) == "not_yet"
+    if restarted:
+        admission = Admission(Store.open(tmp_path), ME, clock=clock)
+    else:
+        renewed, ready = asyncio.Event(), asyncio.Event()
+        admission.watch(lambda _: renewed.set())
+        running = asyncio.ensure_future(admission.run(ready.set))
+        await ready.wait()
+        admission.forget_early()
+        async with asyncio.timeout(10):
+            await renewed.wait()
+        running.cancel()
+        await asyncio.wait([running])
+    admission.verify(admission.own.encoded)
+    assert Store.open(tmp_path).certificate == admission.own.encoded
+
+
+async def test_who_cannot_certify_itself_takes_an_operators_word_for_what_it_saw(
+    tmp_path: Path, clock: Clock
+) -> None:
+    store = Store.open(tmp_path)
+    store.found("local", b"operator")
+    founder = Admission(store, ME, clock=clock)
+    (tmp_path / "cluster.key").unlink()
+    member = Admission(Store.open(tmp_path), ME, clock=clock)
+    clock.now_ms -= 7_200_000
+    assert member.early_s() == {founder.founding.issuer: 7200}
+    member.forget_early()
+    assert member.early_s() == {}
+    assert refused(member, founder.own) == "not_yet"  # seen again: it is no news
+    assert member.early_s() == {}
+    later = certificate(founder, not_before_ms=NOW_MS + 1)
+    assert refused(member, Chain((later,))) == "not_yet"
+    assert len(member.early_s()) == 1
 
 
 def test_a_forged_signature(admission: Admission) -> None:

@@ -19,7 +19,7 @@ from wetware.audit.chain import files
 from wetware.broker.admin import GrantsService
 from wetware.broker.session import SessionServant
 from wetware.client import Session, _opened
-from wetware.errors import Denied, WetwareError
+from wetware.errors import Denied, InvalidArgument, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Principal
 from wetware.protocol import CORE
@@ -105,6 +105,26 @@ async def test_it_shows_and_ends_and_gives_nothing(node: Any, tmp_path: Path) ->
             with pytest.raises(Denied):
                 await grants.call("resume")
             await (await session.open("grants", CORE.Grants)).call("resume")
+
+
+async def test_a_clock_is_trusted_only_once_that_is_recorded(node: Any, tmp_path: Path) -> None:
+    ada, told, saw = Principal("fake", "ada"), list[str](), iter([None, None, 7200.0, None, None])
+    node.broker.clock_trusted = lambda: told.append(node.tree.clock_wrong)
+    node.broker.judge_clock(7200.0, alone=False)
+    wrong = node.tree.clock_wrong
+    node.disk.left = 0
+    await refused(node.broker.trust_clock(lambda: next(saw), ada))
+    assert (node.tree.clock_wrong, told) == (wrong, [])
+    node.disk.left = None
+    async with asyncio.timeout(10):
+        while node.log.failing:
+            await asyncio.sleep(0.01)
+    with pytest.raises(InvalidArgument, match=r"\+7200 s"):  # known while it was recorded
+        await node.broker.trust_clock(lambda: next(saw), ada)
+    assert (node.tree.clock_wrong, told) == (wrong, [])
+    await node.broker.trust_clock(lambda: next(saw), ada)
+    assert (node.tree.clock_wrong, told) == ("", [wrong])
+    assert events(tmp_path)[-1] == "clock.trusted"
 
 
 async def test_no_more_than_its_roles_allow(node: Any) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from wetware.errors import DialError, InvalidArgument, LimitExceeded, OverlayError
 from wetware.hookspecs import PeerUp
 from wetware.identity import Key
+from wetware.membership.service import Membership
 from wetware.membership.swim import ChangeKind
 from wetware.multiaddr import Multiaddr
 
@@ -21,6 +23,19 @@ pytestmark = pytest.mark.anyio
 def events(caplog: pytest.LogCaptureFixture, name: str, **fields: object) -> list[dict[str, Any]]:
     found = [record.ww for record in caplog.records if record.getMessage() == name]  # type: ignore[attr-defined]
     return [one for one in found if all(one.get(key) == value for key, value in fields.items())]
+
+
+@pytest.mark.parametrize(
+    ("measured", "early", "ahead_s"),
+    [([0.1], [7200.0, 7200.0, 7200.0], 0.1), ([], [7200.0], 7200.0), ([], [], None)],
+)
+def test_what_is_measured_counts_before_what_certificates_say(
+    measured: list[float], early: list[float], ahead_s: float | None
+) -> None:
+    membership = object.__new__(Membership)
+    membership.swim = Mock(clock_offsets_s=dict(enumerate(measured)))
+    membership._admission = Mock(early_s=lambda: dict(enumerate(early, 1)))
+    assert membership.clock_offset_s == ahead_s
 
 
 async def test_a_cluster_converges_and_each_node_describes_itself(net: Any) -> None:
