@@ -209,4 +209,4 @@ def test_a_backend_whose_try_out_is_no_text_is_refused(tmp_path: Path) -> None:
     _third_party().install(site, "auth_trial", wrong)
     env = {"PYTHONPATH": str(site), "WW_NODE_AUTH": "trial"}
     with Home(tmp_path / "home", env=env) as home:
-        assert "try_out is no text" in _refused(home)
+        assert "try_out is no text" in _refused(home, "--listen", "/ip4/127.0.0.1/tcp/0")

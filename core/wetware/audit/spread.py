@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,7 @@ class Checkpoints:
             audit.record("log.damaged", **found)
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
+        self._writing = threading.Lock()
         self._anchored: dict[PeerId, float] = {}
         self._to_anchor: set[PeerId] = set()
         self._own: Checkpoint | None = audit.log.last_checkpoint if audit.log is not None else None
@@ -127,7 +129,7 @@ class Checkpoints:
             self._audit.on_checkpoint = lambda _: None
             if self._changed.is_set():
                 with contextlib.suppress(OSError):
-                    replace_private_file(self._file, self.held.document())
+                    self._write(self.held.document())
 
     # --- telling ----------------------------------------------------------------------------------
 
@@ -255,6 +257,10 @@ class Checkpoints:
             self._anchored.pop(silent, None)
             self._audit.record("peer.forgotten", node=silent)
 
+    def _write(self, document: bytes) -> None:
+        with self._writing:  # a thread that nobody waits for any more would write the past last
+            replace_private_file(self._file, document)
+
     async def _save(self) -> None:
         """Write down what is known, then record it where that is due."""
         async with self._saving:
@@ -262,7 +268,7 @@ class Checkpoints:
             due, self._to_anchor = self._to_anchor, set()
             newest = {node: self.held.newest(node) for node in due}
             try:
-                await asyncio.to_thread(replace_private_file, self._file, self.held.document())
+                await asyncio.to_thread(self._write, self.held.document())
             except OSError as exc:  # tried again with what is heard next
                 log.warning("audit.not_saved", file=HELD_FILE, error=exc.strerror)
                 self._to_anchor |= due
