@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import math
 import os
@@ -374,9 +375,7 @@ class Session:
         try:
             reply = await self._ref.call("open", name=name)
         except Unsupported as exc:
-            if exc.code == "unsupported.service" and metadata.entry_points(
-                group=CLIENT_GROUP, name=name
-            ):
+            if exc.code == "unsupported.service" and name in _installed():
                 exc.hint = (
                     "its plugin is installed here, not running at the node: restart the node, or "
                     f"install it there; {exc.hint}"
@@ -632,6 +631,12 @@ async def _opened(ref: rpc.Ref | None, login: _Login | None, node: PeerId) -> Se
 def _bundled_first(point: metadata.EntryPoint) -> tuple[bool, str]:
     dist = point.dist.name if point.dist is not None else ""
     return dist != "wetware", dist
+
+
+@functools.cache  # a look takes milliseconds, and a program may ask for much that is not there
+def _installed() -> frozenset[str]:
+    """The services that have a client class on this machine."""
+    return frozenset(point.name for point in metadata.entry_points(group=CLIENT_GROUP))
 
 
 def _client_class(name: str) -> Any:

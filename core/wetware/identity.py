@@ -100,7 +100,7 @@ class PeerId(str):
         except ValueError as exc:
             raise InvalidArgument(
                 f"bad peer ID {text[:PEER_ID_CHARS_MAX]!r}: {exc}",
-                hint="a peer ID looks like 12D3KooW…; `ww id` prints a node's own",
+                hint="a peer ID looks like 12D3KooW…: `ww id` prints a node's, `ww key show` yours",
                 code="invalid.peer_id",
             ) from None
 

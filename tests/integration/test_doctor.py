@@ -7,7 +7,7 @@ import signal
 import subprocess
 from typing import Any
 
-from wetware.testing import wait_for, Home, NodeProcess
+from wetware.testing import Home, NodeProcess
 
 
 def _report(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -209,3 +209,21 @@ def test_a_damaged_file_stops_what_would_follow_it(home: Home) -> None:
         done = home.ww(*args)
         assert done.returncode == 78
         assert str(file) in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--node", ADDRESS, "id"],
+        ["key", "show", "--node", ADDRESS],
+        ["audit", "verify", "--node", ADDRESS],
+        ["node", "--node", ADDRESS],
+    ],
+)
+def test_a_node_that_is_named_for_a_command_of_this_machine_is_refused(
+    home: Home, args: list[str]
+) -> None:
+    done = home.ww("--data-dir", str(home.path / "n"), *args)
+    assert done.returncode == 2
+    assert "is about this machine" in done.stderr
+    assert not (home.path / "n").exists()

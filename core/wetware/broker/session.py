@@ -537,8 +537,9 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         found = self._broker.services.get(service)
         called = None if found is None else _method(found, interface, method)
         if called is None:
+            asked = ".".join(part for part in (service, interface, method) if part)
             raise NotFound(
-                f"this node knows no method {service}.{interface}.{method}"[:200],
+                f"this node knows no method {asked[:200]}",
                 hint="`ww services --describe` shows the methods",
                 code="not_found.method",
             )

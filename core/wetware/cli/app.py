@@ -95,6 +95,15 @@ def examples(*lines: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
+def here_only(command: str) -> None:
+    """Refuse `--node` and `ww use REF` for a command that is about this machine."""
+    if "node" in options.given:
+        usage(
+            f"`{command}` is about this machine, and a node or a reference is named",
+            "run it on that node's own machine, without --node",
+        )
+
+
 def node_data_dir() -> Path:
     """The data directory that the flags, the environment and the configuration name."""
     from wetware.config import load

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wetware.cli.app import Styled, node_data_dir, note, out, out_json, run_client, usage
+from wetware.cli.app import Styled, here_only, node_data_dir, note, out, out_json, run_client, usage
 from wetware.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def verify_command(
     of which other nodes and `ww audit checkpoint` have copies, also a log that was rewritten or
     cut off.
     """
+    here_only("ww audit verify")
     from dataclasses import asdict
 
     from wetware.audit.verify import verify

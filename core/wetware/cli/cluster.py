@@ -377,7 +377,8 @@ def evict_command(
 
     async def work(session: Session) -> str:
         peer = await find(session)
-        confirm(f"Evict {peer} from the cluster, for good?", yes=yes)
+        who = peer if peer == node else f"{node} ({peer})"
+        confirm(f"Evict {who} from the cluster, for good?", yes=yes)
         await session.cluster.evict(peer, reason)
         return peer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,7 @@ from typer._click.exceptions import UsageError
 from typer.core import TyperGroup
 
 from wetware.cli import given
-from wetware.cli.app import options, usage, wants_json
+from wetware.cli.app import here_only, options, usage, wants_json
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context, Parameter
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 LATE: Final = frozenset({"node", "context", "key", "data_dir", "config", "debug"})
 """Names of the global options that are taken after the command as well."""
+HERE: Final = frozenset({"node", "id", "key", "config", "plugin", "completion"})
+"""Commands about this machine alone: they log in nowhere, whatever node is named."""
 OTHER: Final = "More"
 """The section of commands that name none."""
 
@@ -33,6 +36,8 @@ class Root(given.Root):
         command = self.get_command(ctx, args[0]) if args else None
         if command is not None:
             _take_late(command, [each for each in self.params if each.name in LATE])
+            if args[0] in HERE:
+                _keep_here(command, f"ww {args[0]}")
         return super().resolve_command(ctx, args)
 
     def make_context(
@@ -88,6 +93,21 @@ def _take_late(command: Command, late: list[Parameter]) -> None:
     if isinstance(command, TyperGroup):
         for each in command.commands.values():
             _take_late(each, late)
+
+
+def _keep_here(command: Command, name: str) -> None:
+    """Refuse a node, or a reference, that was named for a command which would not look at it."""
+    if isinstance(command, TyperGroup):
+        for each in command.commands.values():
+            _keep_here(each, f"{name} {each.name}")
+    elif (run := command.callback) is not None:
+
+        @functools.wraps(run)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            here_only(name)
+            return run(*args, **kwargs)
+
+        command.callback = checked
 
 
 def _late(option: Parameter) -> Parameter:
