@@ -196,7 +196,9 @@ def test_a_data_directory_is_locked_on_a_full_disk(small_disk: Any) -> None:
 def test_a_first_start_on_a_full_disk_says_so(small_disk: Any, tmp_path: Path) -> None:
     with Home(tmp_path / "home") as home:
         small_disk.fill()
-        done = home.ww("--data-dir", str(small_disk.path / "n"), "node")
+        done = home.ww(
+            "--data-dir", str(small_disk.path / "n"), "node", "--listen", "/ip4/127.0.0.1/tcp/0"
+        )
     assert done.returncode
     assert "No space left" in done.stderr
     assert "defect" not in done.stderr
