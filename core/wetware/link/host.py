@@ -1058,7 +1058,7 @@ def _listen_error(addr: Multiaddr, exc: OSError) -> ConfigError:
     if exc.errno == errno.EADDRINUSE:
         return Busy(
             f"cannot listen on {addr}: the port is taken",
-            hint="stop what listens there, or choose another port: --listen /ip4/0.0.0.0/tcp/PORT",
+            hint=f"stop what listens there, or: --listen /{addr.kind}/{addr.host}/tcp/PORT",
             code="config.busy.port",
         )
     if exc.errno == errno.EADDRNOTAVAIL:  # at boot, the network may not be up yet
