@@ -281,6 +281,8 @@ def real(report: Report) -> None:
         for node in nodes:
             node.process.wait_ready()
         launched = max(node.launched for node in nodes)
+        # Its runtime file is there a moment before its log says so.
+        wait(lambda: all(node.logged("node.ready") for node in nodes), "ready nodes", 10.0)
         ready = max(next(node.said("node.ready")) for node in nodes)
         peers = {node.name: str(node.process.peer_id) for node in nodes}
         _, seen = everywhere(nodes, "member.alive", peers.values())
