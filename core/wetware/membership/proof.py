@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from wetware import cbor
 from wetware.admission.limits import AdmissionLimits
 from wetware.admission.statements import STATEMENT_BYTES_MAX, Chain, Founding, refusal
-from wetware.membership.record import Record
+from wetware.membership.record import OfRecord, Record
 from wetware.membership.selector import Selector
-
-if TYPE_CHECKING:
-    from wetware.identity import PeerId
 
 AGE_S_MAX: Final = 86_400.0
 """Of a record: nodes sign anew every 20 minutes, unless their cluster is configured otherwise."""
@@ -32,7 +29,7 @@ def encode_founding(founding: Founding) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Proven:
+class Proven(OfRecord):
     """A member, in the words that are signed; what a selector looks at.
 
     Attributes:
@@ -44,31 +41,6 @@ class Proven:
     record: Record
     labels: Mapping[str, str]
     state: str
-
-    @property
-    def peer(self) -> PeerId:
-        """Its peer ID."""
-        return self.record.peer
-
-    @property
-    def host(self) -> str:
-        """The machine's name."""
-        return self.record.host
-
-    @property
-    def name(self) -> str:
-        """The node's name."""
-        return self.record.name
-
-    @property
-    def version(self) -> str:
-        """Of its software."""
-        return self.record.version
-
-    @property
-    def services(self) -> tuple[str, ...]:
-        """What it offers."""
-        return self.record.services
 
 
 def prove(

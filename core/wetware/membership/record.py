@@ -276,3 +276,36 @@ def _from_payload(fields: dict[str, Any], encoded: bytes) -> Record:
         left=left,
         encoded=encoded,
     )
+
+
+class OfRecord:
+    """What is read of a member through the record that it signed; a selector looks at it."""
+
+    __slots__ = ()
+
+    record: Record
+
+    @property
+    def peer(self) -> PeerId:
+        """Its peer ID."""
+        return self.record.peer
+
+    @property
+    def host(self) -> str:
+        """The machine's name."""
+        return self.record.host
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.record.name
+
+    @property
+    def version(self) -> str:
+        """Of its software."""
+        return self.record.version
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """What it offers."""
+        return self.record.services

@@ -42,6 +42,7 @@ from wetware.membership.record import (
     REVISION_MAX,
     Forged,
     Malformed,
+    OfRecord,
     Record,
     key_of,
     peer_of,
@@ -111,7 +112,7 @@ class ChangeKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class Member(OfRecord):
     """What is known of another node, at one moment.
 
     Attributes:
@@ -129,31 +130,6 @@ class Member:
     labels: Mapping[str, str]
     rtt_s: float | None
     clock_offset_s: float | None
-
-    @property
-    def peer(self) -> PeerId:
-        """Its peer ID."""
-        return self.record.peer
-
-    @property
-    def host(self) -> str:
-        """The machine's name."""
-        return self.record.host
-
-    @property
-    def name(self) -> str:
-        """The node's name."""
-        return self.record.name
-
-    @property
-    def version(self) -> str:
-        """Of its software."""
-        return self.record.version
-
-    @property
-    def services(self) -> tuple[str, ...]:
-        """What it offers."""
-        return self.record.services
 
 
 @dataclass(frozen=True, slots=True)
