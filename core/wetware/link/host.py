@@ -310,14 +310,19 @@ class LinkHost:
         """
         loop = asyncio.get_running_loop()
         while True:
+            await _readable(listener)
             try:
-                sock, _ = await loop.sock_accept(listener)
+                # Not `loop.sock_accept`: cancelled, it may lose a socket that it has taken.
+                sock, _ = listener.accept()
+            except BlockingIOError:  # it went already
+                continue
             except OSError as exc:
                 self.refused("accept")
                 if (left_out := self._accept_lines.lines("accept")) is not None:
                     log.warning("accept.failed", why=exc.strerror, unlogged=left_out)
                 await asyncio.sleep(_ACCEPT_AGAIN_S)
                 continue
+            sock.setblocking(False)
             try:
                 await loop.connect_accepted_socket(lambda: Connection(self, initiator=False), sock)
             except OSError as exc:  # it went already
@@ -1040,6 +1045,17 @@ async def _bind(addrs: Iterable[Multiaddr], backlog: int) -> list[socket.socket]
             sock.close()
         raise
     return found
+
+
+async def _readable(sock: socket.socket) -> None:
+    """Until there is something to read or to accept."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock)
 
 
 def _drop_zero(counter: Counter[str], key: str) -> None:

@@ -287,17 +287,17 @@ def test_limits_fit_into_the_files_that_are_left() -> None:
 async def test_out_of_descriptors_the_log_stays_short_and_connections_wait(
     net: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loop, tries = asyncio.get_running_loop(), 0
-    accept = loop.sock_accept
+    tries = 0
+    accept = socket.socket.accept
 
-    async def none_left(listener: socket.socket) -> tuple[socket.socket, Any]:
+    def none_left(listener: socket.socket) -> tuple[socket.socket, Any]:
         nonlocal tries
         tries += 1
         if tries <= 20:
             raise OSError(errno.EMFILE, "Too many open files")
-        return await accept(listener)
+        return accept(listener)
 
-    monkeypatch.setattr(loop, "sock_accept", none_left)
+    monkeypatch.setattr(socket.socket, "accept", none_left)
     monkeypatch.setattr("wetware.link.host._ACCEPT_AGAIN_S", 0)
     a, b = await net.host(), await net.host(listen=False)
     await b.dial(a.listen_addrs)
