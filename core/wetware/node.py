@@ -66,8 +66,10 @@ if TYPE_CHECKING:
 
 log = get_logger("node")
 
-START_S_MAX = 30.0
-"""For the auth backend and each service to become ready."""
+START_S_MAX = 60.0
+"""For the auth backend and each service to become ready, on a slow machine under load too."""
+STILL_S = 10.0
+"""After that the log says which of them is waited for."""
 GATE_LINES_PER_MINUTE = 20
 """Refusals at the Gate that are logged for one address: it must not be able to fill the log."""
 RECURSION_MAX = 1000
@@ -740,8 +742,7 @@ class Node:
         ready = asyncio.Event()
         tasks.create_task(self.backend.run(ready.set), name=f"auth {self.backend.name}")
         try:
-            async with asyncio.timeout(START_S_MAX):
-                await ready.wait()
+            await _started(ready, f"auth backend {self.backend.name}")
         except TimeoutError:
             raise Busy(
                 f"the auth backend {self.backend.name!r} was not ready within {START_S_MAX:g} s",
@@ -757,8 +758,7 @@ class Node:
             started.append((service, ready))
         for service, ready in started:
             try:
-                async with asyncio.timeout(START_S_MAX):
-                    await ready.wait()
+                await _started(ready, f"service {service.name}")
             except TimeoutError:
                 self.services.pop(service.name, None)
                 log.warning("service.not_ready", service=service.name, after_s=START_S_MAX)
@@ -904,6 +904,18 @@ class Node:
                 for p in self.plugins.report
             ],
         }
+
+
+async def _started(ready: asyncio.Event, what: str) -> None:
+    """Wait for `ready`; raises TimeoutError after START_S_MAX."""
+    said = asyncio.get_running_loop().call_later(
+        STILL_S, lambda: log.info("node.still_waiting", what=what, at_most_s=START_S_MAX)
+    )
+    try:
+        async with asyncio.timeout(START_S_MAX):
+            await ready.wait()
+    finally:
+        said.cancel()
 
 
 def _no_member_any_more(exc: AdmissionRefused) -> AdmissionRefused:

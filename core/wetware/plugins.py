@@ -93,7 +93,12 @@ class Policy:
 
 NODE: Final = Policy(strict=True, configure=True, hook_s_max=10.0)
 """For `ww node`: a plugin may compile its schema or open its store."""
-CLI: Final = Policy(strict=False, configure=False, hook_s_max=2.0)
+REQUIRED_S_MAX: Final = 60.0
+"""The same for one without which the node does not start: there is nothing to go on with, and what
+takes seconds on an idle machine, as a chain to try out, has to fit on a slow one under load."""
+STILL_S: Final = 10.0
+"""After that the log says which plugin is waited for."""
+CLI: Final = Policy(strict=False, configure=False, hook_s_max=5.0)
 """For mounting commands: a person waits, and a broken plugin must not break `ww`."""
 INSPECT: Final = Policy(strict=False, configure=True, hook_s_max=10.0)
 """For `ww plugin list` and `ww config`: report everything, raise nothing."""
@@ -269,8 +274,10 @@ _AGAIN_S: Final = 0.25
 """A plugin that swallows the first interruption gets another one."""
 
 
-def bounded(call: Callable[[], T], limit_s: float) -> T:
+def bounded(call: Callable[[], T], limit_s: float, still: Callable[[], None] = lambda: None) -> T:
     """Run a synchronous call of foreign code for at most `limit_s`; raises _Hung after that.
+
+    After STILL_S `still` is called, once, while the call goes on.
 
     A timer signal interrupts it, so it works in the main thread only; elsewhere the call runs
     unguarded. It reaches Python code and interruptible system calls, not a loop inside a C
@@ -280,15 +287,22 @@ def bounded(call: Callable[[], T], limit_s: float) -> T:
     with contextlib.redirect_stdout(sys.stderr):
         if threading.current_thread() is not threading.main_thread():
             return call()
-        armed = False
+        armed, said = False, limit_s <= STILL_S
 
         def interrupt(_signum: int, _frame: types.FrameType | None) -> None:
-            if armed:
+            nonlocal said
+            if not armed:
+                return
+            if said:
                 raise _Hung
+            said = True
+            signal.setitimer(signal.ITIMER_REAL, limit_s - STILL_S, _AGAIN_S)
+            still()
 
         handler = signal.signal(signal.SIGALRM, interrupt)
         started = time.monotonic()
-        left_s, every_s = signal.setitimer(signal.ITIMER_REAL, limit_s, _AGAIN_S)
+        first_s = min(STILL_S, limit_s)
+        left_s, every_s = signal.setitimer(signal.ITIMER_REAL, first_s, _AGAIN_S)
         try:
             armed = True
             return call()
@@ -652,13 +666,20 @@ class Plugins:
     # --- calling ---------------------------------------------------------------------------------
 
     def _guard(self, entry: _Entry, what: str, call: Callable[[], T]) -> T:
+        needed = self._policy.strict and entry.name in self._required
+        limit_s = REQUIRED_S_MAX if needed else self._policy.hook_s_max
+
+        def still() -> None:
+            waits = {"plugin": entry.name, "where": what}
+            log.info("plugin.still_waiting", **waits, after_s=STILL_S, at_most_s=limit_s)
+
         try:
-            return bounded(call, self._policy.hook_s_max)
+            return bounded(call, limit_s, still)
         except KeyboardInterrupt:
             raise  # the person at the terminal
         except BaseException as exc:
             log.debug("plugin.raised", plugin=entry.name, exc_info=exc)
-            unusable = _explain(exc, entry.offer, what, self._policy.hook_s_max)
+            unusable = _explain(exc, entry.offer, what, limit_s)
             unusable.cause = exc
             raise unusable from None
 

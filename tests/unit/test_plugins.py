@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -301,6 +301,30 @@ def test_outside_the_main_thread_the_call_still_runs() -> None:
     thread.start()
     thread.join(10)
     assert results == [7]
+
+
+def test_a_slow_plugin_that_the_node_needs_is_waited_for_and_the_log_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slow(ctx: object) -> Backend:
+        """Not done before the log has said so, and so after any limit of the others."""
+        while not caplog.records:
+            time.sleep(0.001)
+        return Backend("slow")
+
+    world.plugin("auth_slow", ww_register_auth=slow)
+    loaded = world.load("", NODE, auth="slow")
+    caplog.set_level("INFO")
+    monkeypatch.setattr(plugins, "STILL_S", NODE.hook_s_max / 100)
+    monkeypatch.setattr(loaded, "_policy", replace(NODE, hook_s_max=NODE.hook_s_max / 200))
+    assert loaded.auth(context).name == "slow"
+    (said,) = [record.ww for record in caplog.records]  # type: ignore[attr-defined]
+    assert said == {
+        "plugin": "auth_slow",
+        "where": "in ww_register_auth",
+        "after_s": plugins.STILL_S,
+        "at_most_s": plugins.REQUIRED_S_MAX,
+    }
 
 
 # --- selection ---

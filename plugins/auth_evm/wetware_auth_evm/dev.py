@@ -49,7 +49,7 @@ SAVE_S: Final = 0.5
 """Between two looks whether anvil's state has changed: what a power failure takes back."""
 LOCK_S_MAX: Final = 5.0
 """For the chain of a node that was killed to end: anvil saves its state before."""
-MINED_S_MAX: Final = 5.0
+MINED_S_MAX: Final = 30.0
 GAS_DEPLOY: Final = 3_500_000
 GAS_GRANT: Final = 300_000
 GRANT_S: Final = 365 * 86_400

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
     from wetware.log import EventLogger
 
-START_S_MAX: Final = 8.0
-"""Below what a plugin's hook may take in a node."""
+START_S_MAX: Final = 40.0
+"""Below what a plugin's hook may take in a node: seconds on an idle machine, more on a slow one."""
 STOP_S_MAX: Final = 2.0
 """From SIGTERM to SIGKILL."""
-ANSWER_S_MAX: Final = 5.0
+ANSWER_S_MAX: Final = 30.0
 ANSWER_BYTES_MAX: Final = 256 << 20
 """The whole state of anvil is one answer."""
 LINES_KEPT: Final = 20
