@@ -13,16 +13,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wetware.client import LoginRefused, Session, connect
     from wetware.errors import WetwareError
+    from wetware.rpc import time_limit
 
 __version__ = "0.1.0"
-__all__ = ["LoginRefused", "Session", "WetwareError", "__version__", "connect"]
+__all__ = ["LoginRefused", "Session", "WetwareError", "__version__", "connect", "time_limit"]
 
 _HOME = {
     "LoginRefused": "wetware.client",
     "Session": "wetware.client",
     "WetwareError": "wetware.errors",
     "connect": "wetware.client",
+    "time_limit": "wetware.rpc",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})  # for help(), too
 
 
 def __getattr__(name: str) -> Any:

@@ -62,6 +62,8 @@ SIGNER_GROUP = "wetware.signer.v1"
 RUNTIME_BYTES_MAX = 64 << 10
 """Of a node's runtime file."""
 
+CALL_S = 30.0
+"""For a call, where neither `Session.timeout_s` nor `wetware.time_limit` says otherwise."""
 CONNECT_S = 10.0
 """Default time for dialling and logging in together."""
 DIRECT_S_MAX = 3.0
@@ -248,16 +250,23 @@ def terms_to_wire(
         where = [f"{param}={value}" for param, value in where.items()]
     return {
         "services": [
-            {"name": name, "methods": list(methods)} for name, methods in (services or {}).items()
+            {"name": name, "methods": texts(methods)} for name, methods in (services or {}).items()
         ],
-        "where": [{"service": "", "text": text} for text in where],
-        "expires_in_s": float(expires_s),
+        "where": [{"service": "", "text": text} for text in texts(where)],
+        "expires_in_s": expires_s,
         "rate": rate,
         "calls": calls,
         "bytes": nbytes,
         "fence": fence,
         "sealed": sealed,
     }
+
+
+def texts(values: Iterable[str]) -> list[str]:
+    """A list of texts; TypeError for one text, whose characters would be taken for them."""
+    if isinstance(values, str):
+        raise TypeError("expected several texts, e.g. a list, not a str")
+    return list(values)
 
 
 class _SignerServant(rpc.Servant, interface=CORE.Signer):
@@ -355,6 +364,19 @@ class Session:
         self._ref, self._login = ref, login
         self._clients: dict[str, Any] = {}
         self.identity = identity
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long a call may take before TimedOut, 30 s at first; None: for ever.
+
+        Of its connection, so also for what was attenuated from the session. For some calls alone:
+        `with wetware.time_limit(120): …`.
+        """
+        return self._ref.connection.timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, seconds: float | None) -> None:
+        self._ref.connection.timeout_s = seconds
 
     async def whoami(self) -> Identity:
         """Ask the node who this session is; raises Revoked if it has ended."""
@@ -820,6 +842,7 @@ class _Login:
         status = status_from_name(reply["status"])
         if status is not LoginStatus.GRANTED:
             raise signing.failure or LoginRefused(status, reply["reason"], signing.hint(status))
+        connection.timeout_s = CALL_S
         session = await _opened(reply["session"], self, verifier)
         session._login = replace(self, cluster=session.identity.cluster, pinned="")
         return session
@@ -830,6 +853,7 @@ async def _redeem(place: _Place, ref: SturdyRef) -> Session:
     connection, _, _ = place
     gate = connection.bootstrap(CORE.Gate)
     reply = await gate.call("redeem", id=bytes.fromhex(ref.id), secret=ref.secret)
+    connection.timeout_s = CALL_S
     return await _opened(reply["session"], None, ref.peer)
 
 

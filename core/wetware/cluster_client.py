@@ -230,7 +230,7 @@ class Cluster:
     ) -> tuple[str, str, int]:
         """A ticket for `ww node --join`: its text (a secret), its ID, and when it expires (ms)."""
         reply = await self._ref.call(
-            "invite", labels=_labels(labels), rights=list(rights), expires_s=expires_s, uses=uses
+            "invite", labels=_labels(labels), rights=rights, expires_s=expires_s, uses=uses
         )
         return reply["ticket"], reply["id"], reply["not_after_ms"]
 
@@ -244,7 +244,7 @@ class Cluster:
     ) -> str:
         """A certificate for a peer ID, as text for `ww node --join`; no secret."""
         reply = await self._ref.call(
-            "certify", peer=peer, labels=_labels(labels), rights=list(rights), foreign=foreign
+            "certify", peer=peer, labels=_labels(labels), rights=rights, foreign=foreign
         )
         bundle: str = reply["bundle"]
         return bundle

@@ -198,6 +198,12 @@ class Disconnected(OverlayError):
     code = "overlay.disconnected"
 
 
+class TimedOut(OverlayError):
+    """A call was not answered in time; it may or may not have run."""
+
+    code = "overlay.timeout"
+
+
 def from_wire(code: str, message: str, hint: str = "") -> WetwareError:
     """Rebuild the error a peer sent: the class of `code`, or of its longest known prefix."""
     prefix = code

@@ -138,7 +138,8 @@ class RpcPipe:
     def _call(self, method: str, **params: object) -> None:
         if self._ref is None:
             raise RuntimeError("the pipe has no far end yet")
-        call = asyncio.ensure_future(self._ref.call(method, **params))
+        with rpc.time_limit(None):  # it waits as long as the far end has no room
+            call = asyncio.ensure_future(self._ref.call(method, **params))
         self._in_flight.add(call)
         call.add_done_callback(self._called)
 

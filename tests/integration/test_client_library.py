@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,7 +13,7 @@ import anyio
 import pytest
 
 import wetware
-from wetware.errors import Denied, Disconnected, Unsupported
+from wetware.errors import Denied, Disconnected, TimedOut, Unsupported
 from wetware.testing import Home, NodeProcess
 
 pytestmark = pytest.mark.anyio
@@ -118,6 +120,25 @@ async def test_connect_twice_in_one_loop_and_again_after(node: NodeProcess) -> N
         assert (await one.whoami()).grant != (await two.whoami()).grant
     async with wetware.connect(node.addr, key=key) as three:
         assert (await three.whoami()).roles == ("admin",)
+
+
+async def test_every_call_has_a_time(node: NodeProcess) -> None:
+    async with wetware.connect(node.addr, key=node.home.key()) as session:
+        assert session.timeout_s == 30
+        os.kill(node.process.pid, signal.SIGSTOP)
+        try:
+            session.timeout_s = 0.05
+            with pytest.raises(TimedOut):
+                await session.pubsub.join("chat")
+            with wetware.time_limit(0.02), pytest.raises(TimedOut, match=r"within 0.02 s"):
+                await session.services()
+        finally:
+            os.kill(node.process.pid, signal.SIGCONT)
+        session.timeout_s = 30
+        part = await session.attenuate(label="part")
+        assert part.timeout_s == 30
+        with pytest.raises(TypeError, match="several texts"):
+            await session.share({"pubsub": "Topic.publish"})
 
 
 async def test_unknown_services(node: NodeProcess) -> None:

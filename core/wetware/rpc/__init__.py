@@ -26,15 +26,16 @@ async with await rpc.connect_unix(path) as connection:
 A struct is a dict with snake_case keys, a union holds its set member only, an enum is a str, a list
 a list, Data bytes, a capability a Ref; where a capability is wanted, give a Servant,
 `guarded(servant, guard)` or a Ref. Errors are `wetware.errors` on both sides: code, message and
-hint travel, nothing else does. A servant's methods run concurrently, each call in a task;
-cancelling a call cancels its task. `RpcLimits` names what a connection may hold.
+hint travel, nothing else does; a value of a wrong type is a TypeError of the program that gives it.
+A servant's methods run concurrently, each call in a task; cancelling a call cancels its task, and
+so does the end of its time (`time_limit`). `RpcLimits` names what a connection may hold.
 
 This package is the only one that knows pycapnp, and no pycapnp object leaves it.
 """
 
 from __future__ import annotations
 
-from wetware.rpc.connection import Ref, RpcConnection
+from wetware.rpc.connection import Ref, RpcConnection, time_limit
 from wetware.rpc.kjloop import loop_gc, runtime
 from wetware.rpc.limits import RpcLimits
 from wetware.rpc.schema import Interface, Method, Schema, load
@@ -74,4 +75,5 @@ __all__ = [
     "runtime",
     "serve",
     "serve_unix",
+    "time_limit",
 ]

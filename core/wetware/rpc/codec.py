@@ -76,13 +76,21 @@ class BadValue(Exception):
         self.hint = hint
         self.path: list[str] = []
 
-    def public(self, where: str) -> InvalidArgument:
+    def public(self, where: str) -> InvalidArgument | TypeError:
         """The error for the caller; `where` names the method."""
-        path = "".join(self.path).lstrip(".")
-        return InvalidArgument(
-            f"{where}: {path}: {self.message}" if path else f"{where}: {self.message}",
-            hint=self.hint,
-        )
+        return InvalidArgument(self.text(where), hint=self.hint)
+
+    def text(self, where: str) -> str:
+        """What is wrong, and where."""
+        return ": ".join(filter(None, (where, "".join(self.path).lstrip("."), self.message)))
+
+
+class BadType(BadValue):
+    """A value is of a type that its field does not take: a defect of the program that gave it."""
+
+    def public(self, where: str) -> TypeError:
+        """See BadValue."""
+        return TypeError(self.text(where))
 
 
 def _take_parts(crossing: Crossing, count: int) -> None:
@@ -91,8 +99,9 @@ def _take_parts(crossing: Crossing, count: int) -> None:
         raise LimitExceeded(f"a message of more than {PARTS_MAX} items of lists")
 
 
-def _expected(what: str, value: object) -> BadValue:
-    return BadValue(f"expected {what}, not {type(value).__name__}")
+def expected(what: str, value: object) -> BadType:
+    """The refusal of a value that is not `what`."""
+    return BadType(f"expected {what}, not {type(value).__name__}")
 
 
 def _check_data(value: object) -> bytes:
@@ -100,30 +109,30 @@ def _check_data(value: object) -> bytes:
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
-    raise _expected("bytes", value)
+    raise expected("bytes", value)
 
 
 def _check_text(value: object) -> str:
     if isinstance(value, str):
         return value if type(value) is str else str(value)
-    raise _expected("str", value)
+    raise expected("str", value)
 
 
 def _check_bool(value: object) -> bool:
     if value is True or value is False:
         return value
-    raise _expected("bool", value)
+    raise expected("bool", value)
 
 
 def _check_float(value: object) -> float:
     if type(value) in (float, int):
         return float(value)  # type: ignore[arg-type]  # narrowed by the test above
-    raise _expected("float", value)
+    raise expected("float", value)
 
 
 def _check_void(value: object) -> None:
     if value is not None:
-        raise _expected("None", value)
+        raise expected("None", value)
 
 
 def _check_integer(kind: str) -> Callable[[object], int]:
@@ -134,7 +143,7 @@ def _check_integer(kind: str) -> Callable[[object], int]:
             if isinstance(value, int) and not isinstance(value, bool):
                 value = int(value)  # an IntEnum
             else:
-                raise _expected("int", value)
+                raise expected("int", value)
         if low <= value <= high:
             return value
         raise BadValue(f"{value} is not within {low}…{high}")
@@ -148,7 +157,7 @@ def _check_enum(names: frozenset[str]) -> Callable[[object], str]:
             return str(value)
         if isinstance(value, str):
             raise BadValue(f"{value!r} is not a member", hint=nearest(value, sorted(names)))
-        raise _expected("str", value)
+        raise expected("str", value)
 
     return check
 
@@ -257,7 +266,7 @@ class Types:
             holder: Any, key: Any, value: Any, crossing: Crossing, guard: Guard | None
         ) -> None:
             if not isinstance(value, Mapping):
-                raise _expected("dict", value)
+                raise expected("dict", value)
             # A list's structs exist already; a field's struct has to be made.
             inner = holder.init(key) if isinstance(key, str) else holder._get(key)
             codec.store(inner, value, crossing, guard)
@@ -314,7 +323,7 @@ class Types:
             holder: Any, key: Any, value: Any, crossing: Crossing, guard: Guard | None
         ) -> None:
             if not isinstance(value, (list, tuple)):
-                raise _expected("list", value)
+                raise expected("list", value)
             if len(value) > LIST_ITEMS_MAX:
                 raise LimitExceeded(f"a list of {len(value)} items: more than {LIST_ITEMS_MAX}")
             i = 0
@@ -486,7 +495,7 @@ class Struct:
 def _store_group(codec: Struct) -> Callable[[Any, Any, Any, Crossing, Guard | None], None]:
     def store(holder: Any, key: Any, value: Any, crossing: Crossing, guard: Guard | None) -> None:
         if not isinstance(value, Mapping):
-            raise _expected("dict", value)
+            raise expected("dict", value)
         codec.store(holder.init(key), value, crossing, guard)
 
     return store

@@ -9,11 +9,13 @@ keeps them) drop what they had of pycapnp before they raise.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import warnings
 import weakref
 from asyncio import _get_running_loop
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 import capnp
@@ -25,13 +27,14 @@ from wetware.errors import (
     InternalError,
     InvalidArgument,
     LimitExceeded,
+    TimedOut,
     Unsupported,
     WetwareError,
     from_wire,
 )
 from wetware.log import get_logger
 from wetware.rpc import kjloop as _runtime
-from wetware.rpc.codec import BadValue, nearest
+from wetware.rpc.codec import BadType, BadValue, expected, nearest
 from wetware.rpc.limits import RpcLimits, for_strangers, wire_bytes_max
 from wetware.rpc.servant import Guard, Guarded, Servant, ServedConnection, _current
 from wetware.rpc.transport import Pipe, RpcTransport, open_stream
@@ -49,6 +52,21 @@ _NESTED_READS: Final = 4
 """How often over a message may be read, in the sense of Cap'n Proto's traversal limit."""
 
 _current_task = asyncio.current_task
+_limit_s: ContextVar[float | None] = ContextVar("wetware_rpc_time_limit")
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """How long each call may take that is made in the block, instead of its connection's time.
+
+    None is for ever. It holds for this task, and for tasks that are started in the block; what
+    takes longer raises TimedOut.
+    """
+    token = _limit_s.set(seconds)
+    try:
+        yield
+    finally:
+        _limit_s.reset(token)
 
 
 class Ref:
@@ -84,6 +102,13 @@ class Ref:
         return self._interface
 
     @property
+    def connection(self) -> RpcConnection:
+        """What it came by. Raises Disconnected where the application has none: it was served."""
+        if self._handle is None:
+            raise Disconnected("the reference came by a connection that is served")
+        return self._handle
+
+    @property
     def closed(self) -> bool:
         """Whether it was closed, by us or with its connection."""
         return self._id not in self._end.clients
@@ -92,8 +117,9 @@ class Ref:
         """Call the method `name` (snake_case).
 
         Raises what the servant raised (`wetware.errors`), Disconnected if the connection ended,
-        InvalidArgument for parameters that do not fit, LimitExceeded for a message that is too
-        large. Cancelling cancels the call at the peer.
+        TypeError for parameters of a wrong type, InvalidArgument for others that do not fit,
+        LimitExceeded for a message that is too large, TimedOut after `time_limit`, or else the
+        connection's `timeout_s`. Cancelling cancels the call at the peer.
         """
         interface = self._interface
         if interface is None:
@@ -175,10 +201,11 @@ async def _call(ref: Ref, method: Method, params: Mapping[str, Any]) -> dict[str
         end.bytes_out += size
         if end.queue:
             end.wake()
+        limit_s = _limit_s.get(end.timeout_s)
         # Neither promise nor response are ever in a local variable: see the module.
-        if ref._guard is None:
+        if guard is None and limit_s is None:
             return _results(await sent.pop(), method, end, None)
-        return await _cut_by(ref._guard, sent.pop().__await__(), method, end)
+        return await _bounded(guard, limit_s, sent.pop().__await__(), method, end)
     except capnp.KjException as exc:
         error = from_kj(exc, method.where)
     finally:
@@ -192,30 +219,41 @@ async def _call(ref: Ref, method: Method, params: Mapping[str, Any]) -> dict[str
         del error  # a frame that refers to the exception that refers to it lives until the next GC
 
 
-async def _cut_by(guard: Guard, waiting: Any, method: Method, end: End) -> dict[str, Any] | None:
-    """Await the results of a call unless the guard ends first."""
+async def _bounded(
+    guard: Guard | None, limit_s: float | None, waiting: Any, method: Method, end: End
+) -> dict[str, Any] | None:
+    """Await the results of a call unless the guard or its time ends first."""
     future = waiting.send(None)  # an asyncio future yields itself when awaited
     future._asyncio_future_blocking = False
     del waiting
     cut = False
 
-    def on_end(_error: CapabilityError) -> None:
+    def stop(_error: CapabilityError | None = None) -> None:
         nonlocal cut
         cut = True
         if future is not None:
             future.cancel()
 
-    remove = guard.on_end(on_end)
+    remove = None if guard is None else guard.on_end(stop)
+    timer = None if limit_s is None else end.loop.call_later(limit_s, stop)
     try:
         return _results(await future, method, end, guard)
     except asyncio.CancelledError:
         task = _current_task()
-        if not cut or guard.ended is None or (task is not None and task.cancelling()):
+        if not cut or (task is not None and task.cancelling()):
             raise
     finally:
         future = None
-        remove()
-    raise _fresh(guard.ended)
+        if timer is not None:
+            timer.cancel()
+        if remove is not None:
+            remove()
+    if guard is not None and guard.ended is not None:
+        raise _fresh(guard.ended)
+    raise TimedOut(
+        f"{method.where}: no answer within {limit_s:g} s; the call may or may not have run",
+        hint="give it more time: `wetware.time_limit(SECONDS)`",
+    )
 
 
 def _fresh(error: WetwareError) -> WetwareError:
@@ -230,7 +268,7 @@ def _send(end: End, ref: Ref, method: Method, params: Mapping[str, Any]) -> list
         raise _fresh(blocked)
     client = end.client(ref)
     request = None
-    error: WetwareError
+    error: WetwareError | TypeError
     try:
         size = method.param_bytes
         if size is not None:
@@ -467,7 +505,7 @@ def _answer(context: Any, method: Method, values: Any, end: End, guard: Guard | 
         if values is None:
             values = {}
         elif type(values) is not dict:
-            raise BadValue(f"expected dict, not {type(values).__name__}")  # noqa: TRY301
+            raise expected("dict", values)  # noqa: TRY301
         results = context.results
         method.result_codec.store(results, values, end, guard)
         size = _measure(results)
@@ -480,7 +518,7 @@ def _answer(context: Any, method: Method, values: Any, end: End, guard: Guard | 
             hint="ask for less at a time",
         )
     except BadValue as exc:  # the servant's defect, not the caller's
-        error = TypeError(f"bad results: {exc.public(method.where).message}")
+        error = TypeError(f"bad results: {exc.text(method.where)}")
     except WetwareError as exc:
         error = _fresh(exc)
     except Exception as exc:  # pycapnp's
@@ -522,6 +560,7 @@ class End:
         self._drop_due = False
         self._handle: weakref.ref[RpcConnection] | None = None
         # Our calls.
+        self.timeout_s: float | None = None
         self.calls_out = 0
         self.bytes_out = 0
         self.queue: deque[asyncio.Future[None]] = deque()
@@ -613,7 +652,7 @@ class End:
         if isinstance(value, (Servant, Guarded)):
             export = self._export(value, interface, guard)
             return export.__ww_module__._new_client(export)
-        raise BadValue(f"expected a capability (a Servant or a Ref), not {type(value).__name__}")
+        raise expected("a capability (a Servant or a Ref)", value)
 
     def _export(
         self, value: Servant | Guarded, interface: Interface | None, guard: Guard | None
@@ -637,7 +676,7 @@ class End:
         guard: Guard | None,
     ) -> Any:
         if interface is not None and interface is not own and not own.is_a(interface):
-            raise BadValue(f"expected a {interface.name}, not a {own.name}")
+            raise BadType(f"expected a {interface.name}, not a {own.name}")
         if self.exports >= self.limits.exports_max:
             raise LimitExceeded(
                 f"the peer holds {self.exports} objects: exports_max is {self.limits.exports_max}",
@@ -650,7 +689,7 @@ class End:
         if other.loop is not self.loop:
             raise BadValue("the reference belongs to another event loop")
         if interface is not None and own is not None and not own.is_a(interface):
-            raise BadValue(f"expected a {interface.name}, not a {own.name}")
+            raise BadType(f"expected a {interface.name}, not a {own.name}")
         if interface is not None and own is None:
             raise BadValue(f"expected a {interface.name}; cast the reference first")
         # It goes back through the membrane that it came in by, or there is no membrane.
@@ -843,6 +882,15 @@ class RpcConnection:
     def bootstrap(self, interface: Interface) -> Ref:
         """The peer's first object, under `interface`; costs nothing until it is called."""
         return self._end.bootstrap(interface)
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long a call by it may take where `time_limit` does not say; None at first."""
+        return self._end.timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, seconds: float | None) -> None:
+        self._end.timeout_s = seconds
 
     @property
     def closed(self) -> bool:

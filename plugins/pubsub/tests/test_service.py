@@ -317,6 +317,8 @@ async def test_limits_and_bad_arguments_are_named(tmp_path: Path) -> None:
             await stack.enter_async_context(topic.subscribe(buffer=101))
         with pytest.raises(InvalidArgument, match="message_bytes_max"):
             await topic.publish(b"x" * 11)
+        with pytest.raises(TypeError, match=r"Topic.publish: data: expected bytes, not int"):
+            await topic.publish(5)  # type: ignore[arg-type]  # five zero bytes, once
         with pytest.raises(InvalidArgument, match="sink"):
             await topic.ref.call("subscribe", sink=None, buffer=0)
         with pytest.raises(InvalidArgument):

@@ -102,9 +102,9 @@ class Topic:
         """Send a message; text is sent as UTF-8. Returns its seqno.
 
         Returns when the node has queued it for every peer and has room for more. Raises
-        InvalidArgument if it is too long, Revoked, Expired, Denied, Disconnected.
+        InvalidArgument if it is too long, Revoked, Expired, Denied, Disconnected, TimedOut.
         """
-        raw = data.encode() if isinstance(data, str) else bytes(data)
+        raw = data.encode() if isinstance(data, str) else data
         reply: Any = await self.ref.call("publish", data=raw)
         seqno: int = reply["seqno"]
         return seqno
@@ -119,7 +119,8 @@ class Topic:
         count = 0
         try:
             async for data in _items(source):
-                in_flight.append(asyncio.create_task(self.publish(data)))
+                with rpc.time_limit(None):  # it waits as long as the node has no room
+                    in_flight.append(asyncio.create_task(self.publish(data)))
                 if len(in_flight) >= IN_FLIGHT_MAX or in_flight[0].done():
                     await in_flight[0]
                     in_flight.popleft()

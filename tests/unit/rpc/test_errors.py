@@ -13,7 +13,6 @@ from wetware.errors import (
     Denied,
     Disconnected,
     InternalError,
-    InvalidArgument,
     Unsupported,
     WetwareError,
 )
@@ -73,7 +72,7 @@ async def test_nothing_but_the_three_texts_is_on_the_wire(
         for how in ("bug", "denied", "cancelled"):
             with pytest.raises(WetwareError):
                 await zoo.fail(how=how)
-        with pytest.raises(InvalidArgument):
+        with pytest.raises(TypeError):
             await zoo.data(data="text")
     everything = b"".join(sent)
     assert b"no grant covers it" in everything

@@ -25,6 +25,7 @@ from wetware.errors import (
     InternalError,
     InvalidArgument,
     LimitExceeded,
+    TimedOut,
     WetwareError,
 )
 from wetware.identity import Key
@@ -225,8 +226,10 @@ async def test_no_garbage_is_left_by_calls(serving: Any, servants: Any) -> None:
             await zoo.data(data=b"x")
             (await zoo.make(value=b""))["cell"].close()
             for bad in (zoo.fail(how="denied"), zoo.data(data=5), zoo.fail(how="code")):
-                with contextlib.suppress(WetwareError):
+                with contextlib.suppress(WetwareError, TypeError):
                     await bad
+            with rpc.time_limit(0.001), contextlib.suppress(WetwareError):
+                await zoo.hang()
             hanging = asyncio.ensure_future(zoo.hang())
             await zoo.nothing()
             hanging.cancel()
@@ -275,6 +278,32 @@ async def test_cancelling_a_call_cancels_the_method(
             async with asyncio.timeout(0.02):
                 await zoo.hang()
         await tools.until(lambda: servant.cancelled == 2 and servant.running == 0)
+
+
+async def test_a_call_that_is_not_answered_in_time_ends_here_and_there(
+    serving: Any, servants: Any, tools: Any
+) -> None:
+    servant = servants.Zoo()
+    async with serving(servant) as zoo:
+        zoo.connection.timeout_s = 0.02
+        for count in (1, 2):
+            with pytest.raises(TimedOut, match=r"Zoo.hang: no answer within 0.02 s"):
+                await zoo.hang()
+            await tools.until(lambda count=count: servant.cancelled == count)
+        with rpc.time_limit(None):  # for ever, whatever the connection says
+            waiting = asyncio.create_task(zoo.hang())
+        await tools.until(lambda: servant.running == 1)
+        zoo.connection.timeout_s = None
+        with rpc.time_limit(0.02), pytest.raises(TimedOut):
+            await zoo.hang()
+        assert not waiting.done()
+        servant.go.set()
+        await waiting
+        with rpc.time_limit(60):
+            cancelled = asyncio.create_task(zoo.hang())
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+        assert cancelled.cancelled(), "a cancellation is no end of the time"
 
 
 async def test_a_call_waits_for_no_other(serving: Any, servants: Any, tools: Any) -> None:

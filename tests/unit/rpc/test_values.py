@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -124,9 +125,10 @@ async def test_bad_values_say_where(
 ) -> None:
     servant = servants.Zoo()
     async with serving(servant) as zoo:
-        with pytest.raises(InvalidArgument) as caught:
+        # Of a wrong type, or of the right one and out of its range.
+        error = TypeError if "expected" in message else InvalidArgument
+        with pytest.raises(error, match=re.escape(message)):
             await zoo.echo(**values)
-        assert message in caught.value.message
         assert await zoo.nothing() is None  # the connection goes on
     assert servant.seen == []
 
@@ -245,7 +247,7 @@ async def test_inherited_methods(serving: Any, servants: Any, schema: rpc.Schema
         assert await counter.cast(schema.Cell).get() == {"value": b"6"}
         assert (await zoo.use(cell=counter))["value"] == b"6"  # a Counter is a Cell
         cell = (await zoo.make(value=b""))["cell"]
-        with pytest.raises(InvalidArgument, match="expected a Zoo, not a Cell"):
+        with pytest.raises(TypeError, match="expected a Zoo, not a Cell"):
             await zoo.relay(zoo=cell)
 
 
