@@ -1,4 +1,4 @@
-"""What a node's writers share: space for what ends things on a full disk, and answers from threads.
+"""What a node's writers share: space on a full disk for what ends things.
 
 What gives something waits for the disk and is refused while that is full. What takes something away
 has taken effect already and must be written. So each writer keeps some space that only such writes
@@ -15,15 +15,12 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from wetware.identity import replace_private_file
 from wetware.log import get_logger
-
-if TYPE_CHECKING:
-    import asyncio
 
 log = get_logger("disk")
 
@@ -172,28 +169,3 @@ def _allocate(fd: int) -> None:
             step = max(MARK_BYTES, step // 2 // MARK_BYTES * MARK_BYTES)
         else:
             at += step
-
-
-def answer(
-    loop: asyncio.AbstractEventLoop,
-    future: asyncio.Future[Any],
-    result: object,
-    error: Exception | None,
-    answered: Callable[[], None],
-) -> None:
-    """Settle, from another thread, what somebody waits for on the loop; then call `answered` there.
-
-    One who has stopped waiting gets nothing; a loop that is closed, too.
-    """
-
-    def done() -> None:
-        answered()
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    with contextlib.suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(done)

@@ -14,15 +14,14 @@ import contextlib
 import json
 import math
 import os
-import queue
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware import disk
+from wetware import disk, writer
 from wetware.audit.chain import (
     CHECKPOINTS_FILE,
     FIELD_CHARS_MAX,
@@ -44,6 +43,7 @@ from wetware.audit.chain import (
 from wetware.audit.config import AuditConfig
 from wetware.errors import ConfigError, WetwareError
 from wetware.log import get_logger
+from wetware.writer import RETRY_S, Write, Writer
 
 if TYPE_CHECKING:
     from wetware.hookspecs import Clock
@@ -51,17 +51,11 @@ if TYPE_CHECKING:
 
 log = get_logger("audit")
 
-QUEUE_RECORDS_MAX: Final = 16_384
-"""Records that wait for the disk and have to be there first; beyond it they are refused. As many of
-what has taken effect can wait beside them; beyond it they are counted, and the gap is recorded."""
 OWED_RECORDS_MAX: Final = 16_384
 """Records of what has taken effect that wait for a disk that fails; beyond it they are counted."""
-BATCH_RECORDS_MAX: Final = 1024
-RETRY_S: Final = 1.0
 WRITTEN_S: Final = 5.0
 """For what has taken effect to be on record, before its answer comes all the same."""
 NOT_DURABLE: Final = "records of what had taken effect were lost in a crash"
-CLOSE_S: Final = 10.0
 _TAIL_READ_BYTES: Final = 1 << 20
 """How much of the last file is checked at a start; `ww audit verify` checks all."""
 CHECKPOINTS_READ: Final = 100
@@ -74,24 +68,15 @@ class AuditUnavailable(WetwareError):
     code = "audit"
 
 
+@dataclass(slots=True)
 class _Entry:
-    """A record on its way. `future` is of who waits; without one it has taken effect.
+    """A record; `reserved`: it may take the reserve.
 
-    One without fields is no record: it is answered when what came before it is on the disk.
-
-    `reserved`: it may take the reserve.
+    One without fields is none: it is answered when what came before it is on the disk.
     """
 
-    __slots__ = ("fields", "future", "reserved")
-
-    def __init__(
-        self,
-        fields: dict[str, Any] | None,
-        future: asyncio.Future[int] | None,
-        *,
-        reserved: bool = False,
-    ) -> None:
-        self.fields, self.future, self.reserved = fields, future, reserved
+    fields: dict[str, Any] | None
+    reserved: bool = False
 
 
 Written = Callable[[Sequence[Mapping[str, Any]]], None]
@@ -144,11 +129,7 @@ class AuditLog:
         self._sync_due = 0.0
         self._checkpointed, self._checkpoint_at = 0, clock.monotonic()
         self.last_checkpoint: Checkpoint | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._written: Written = lambda _: None
-        self._waiting = 0
-        self._closed = False
-        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.reserve = disk.Reserve(directory)
@@ -169,8 +150,8 @@ class AuditLog:
             self.findings.append(("log.not_durable", {"what": self.reserve.marked}))
         if not self.reserve.fill():
             self._fails(f"there is no room for the reserve: {self.reserve.missing}")
-        self._thread = threading.Thread(target=self._run, name="audit log", daemon=True)
-        self._thread.start()
+        self._writer = Writer("audit log", self._commit, self._due_s, unavailable=AuditUnavailable)
+        self._writer.start()
 
     @property
     def seq(self) -> int:
@@ -314,18 +295,11 @@ class AuditLog:
 
     def watch(self, written: Written) -> None:
         """Call back on the loop with the records that were written."""
-        self._loop, self._written = asyncio.get_running_loop(), written
+        self._written = written
 
     async def append(self, fields: dict[str, Any]) -> int:
         """Write a record first; returns its number. Raises AuditUnavailable."""
-        if self._closed:
-            raise AuditUnavailable("the node is stopping")
-        if self._waiting >= QUEUE_RECORDS_MAX:
-            raise AuditUnavailable(
-                f"{QUEUE_RECORDS_MAX} records wait for the disk (QUEUE_RECORDS_MAX)",
-                hint="the node's disk is too slow or failing; `ww doctor`",
-            )
-        return await self._put_in(fields)
+        return int(await self._writer.write(_Entry(fields)))
 
     async def written(self) -> bool:
         """Wait until what was handed in before is on the disk, as `fsync` says.
@@ -333,35 +307,24 @@ class AuditLog:
         Never raises. Returns False where it is not: the disk fails, which the log will tell of, or
         did not answer for WRITTEN_S.
         """
-        if self._closed or self._waiting >= QUEUE_RECORDS_MAX:
-            return False
         try:
             async with asyncio.timeout(WRITTEN_S):
-                await self._put_in(None)
+                await self._writer.write(_Entry(None))
         except (AuditUnavailable, TimeoutError):
             return False
         return True
-
-    def _put_in(self, fields: dict[str, Any] | None) -> asyncio.Future[int]:
-        self._loop = asyncio.get_running_loop()
-        future: asyncio.Future[int] = self._loop.create_future()
-        self._waiting += 1
-        self._queue.put(_Entry(fields, future))
-        return future
 
     def append_soon(self, fields: dict[str, Any], *, reserved: bool = False) -> None:
         """Write a record of what has taken effect, with reserved space if need be.
 
         Never waits, never raises.
         """
-        if self._closed:
-            return
-        if self._queue.qsize() >= 2 * QUEUE_RECORDS_MAX:  # the disk hangs; the gap will be said
+        if self._writer.queued >= 2 * writer.WAITING_MAX:  # the disk hangs; the gap will be said
             self._overflowed += 1
             return
         # When it happened, not when it is written: the disk may fail meanwhile.
         fields.setdefault("time_ms", round(self._clock.time() * 1000))
-        self._queue.put(_Entry(fields, None, reserved=reserved))
+        self._writer.write_soon(_Entry(fields, reserved))
 
     def checkpoint(self) -> Checkpoint:
         """The log as it is now, signed. What waits for the disk is not in it."""
@@ -392,40 +355,23 @@ class AuditLog:
 
     def close(self) -> None:
         """Write what waits and a last checkpoint, within CLOSE_S. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._queue.put(None)
-        self._thread.join(CLOSE_S)
-        if self._thread.is_alive():
+        if not self._writer.close():
             log.error("audit.not_written", hint="the last records are lost")
 
     # --- the thread -------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        owed: list[_Entry] = []
-        stopping = False
-        while not stopping:
-            batch: list[_Entry] = []
-            try:
-                item = self._queue.get(timeout=self._wait_s(owed))
-                while item is not None:
-                    batch.append(item)
-                    if len(batch) >= BATCH_RECORDS_MAX or self._queue.empty():
-                        break
-                    item = self._queue.get()
-                stopping = item is None
-            except queue.Empty:
-                pass
-            owed = self._write([*owed, *batch])
-            self._sync(force=stopping)
-            self._maybe_checkpoint(force=stopping)
-        if owed:
-            log.error("audit.records_lost", records=len(owed) + self.lost, error=self.failing)
-        with contextlib.suppress(OSError):
-            self._file.close()
+    def _commit(self, batch: list[Write[_Entry]], last: bool) -> list[Write[_Entry]]:
+        owed = self._write(batch)
+        self._sync(force=last)
+        self._maybe_checkpoint(force=last)
+        if last:
+            if owed:
+                log.error("audit.records_lost", records=len(owed) + self.lost, error=self.failing)
+            with contextlib.suppress(OSError):
+                self._file.close()
+        return owed
 
-    def _wait_s(self, owed: Sequence[_Entry]) -> float | None:
+    def _due_s(self, owed: bool) -> float | None:
         waits = []
         if owed or self.lost or self.failing:
             waits.append(RETRY_S)
@@ -436,7 +382,7 @@ class AuditLog:
             waits.append(max(0.05, due - self._clock.monotonic()))
         return min(waits) if waits else None
 
-    def _write(self, batch: list[_Entry]) -> list[_Entry]:
+    def _write(self, batch: list[Write[_Entry]]) -> list[Write[_Entry]]:
         """Write; returns what is owed: it has taken effect, and the disk failed.
 
         Once the disk has failed, it is good again when there is room for the reserve.
@@ -462,37 +408,37 @@ class AuditLog:
             self._failing_since_ms, self._refused = round(self._clock.time() * 1000), 0
         self.failing = why or "an error without a message"
 
-    def _write_apart(self, batch: list[_Entry]) -> list[_Entry]:
+    def _write_apart(self, batch: list[Write[_Entry]]) -> list[Write[_Entry]]:
         """The disk fails: refuse what has to be first, and write ends with the reserved space."""
         for entry in batch:
-            if entry.future is not None and entry.fields is not None:
+            if entry.future is not None and entry.what.fields is not None:
                 self._refuse(entry)
         owed = [entry for entry in batch if entry.future is None]
-        waiting = [entry for entry in batch if entry.fields is None]
-        if ends := [entry for entry in owed if entry.reserved]:
+        waiting = [entry for entry in batch if entry.what.fields is None]
+        if ends := [entry for entry in owed if entry.what.reserved]:
             try:
                 with self.reserve.open():
                     self._report(self._put([*ends, *waiting]))
             except OSError as exc:
                 self._fails(exc.strerror or str(exc))
             else:
-                owed = [entry for entry in owed if not entry.reserved]
+                owed = [entry for entry in owed if not entry.what.reserved]
         if owed:
             self.reserve.mark(NOT_DURABLE)
         for entry in waiting:
-            self._answer(entry, self.seq, self._unavailable() if owed else None)
+            self._writer.answer(entry, self.seq, self._unavailable() if owed else None)
         excess = len(owed) - OWED_RECORDS_MAX
         if excess > 0:
             self._lose(excess)
         return owed[max(0, excess) :]
 
-    def _refuse(self, entry: _Entry) -> None:
+    def _refuse(self, entry: Write[_Entry]) -> None:
         if self.config.on_full == "continue":
             self._lose(1)
-            self._answer(entry, self.seq, None)
+            self._writer.answer(entry, self.seq, None)
             return
         self._refused += 1
-        self._answer(entry, 0, self._unavailable())
+        self._writer.answer(entry, 0, self._unavailable())
 
     def _unavailable(self) -> AuditUnavailable:
         return AuditUnavailable(
@@ -505,7 +451,9 @@ class AuditLog:
             self._lost_since_ms = round(self._clock.time() * 1000)
         self.lost += count
 
-    def _put(self, batch: Sequence[_Entry], *, resumed: bool = False) -> list[dict[str, Any]]:
+    def _put(
+        self, batch: Sequence[Write[_Entry]], *, resumed: bool = False
+    ) -> list[dict[str, Any]]:
         """Append a batch, whole or not at all; raises OSError.
 
         If it `resumed`, after a record of how long nothing was admitted.
@@ -515,7 +463,9 @@ class AuditLog:
         if self._size >= self.config.file_bytes_max:
             self._begin(number(files(self.directory)[-1]) + 1, "")
         seq, head, records, out = self.seq, self.head, [], []
-        pending: list[Mapping[str, Any]] = [e.fields for e in batch if e.fields is not None]
+        pending: list[Mapping[str, Any]] = [
+            e.what.fields for e in batch if e.what.fields is not None
+        ]
         if self.lost:
             gap = {"event": "log.gap", "lost": self.lost, "since_ms": self._lost_since_ms}
             pending.insert(0, gap)
@@ -560,28 +510,22 @@ class AuditLog:
         self._file = self._open_file(path)
         self._torn = False
 
-    def _succeeded(self, batch: Sequence[_Entry], records: Sequence[Mapping[str, Any]]) -> None:
+    def _succeeded(
+        self, batch: Sequence[Write[_Entry]], records: Sequence[Mapping[str, Any]]
+    ) -> None:
         if self.failing:
             self.failing = ""
             log.info("audit.writes_again", refused=self._refused)
         self.reserve.unmark()
-        seq = self.seq - sum(entry.fields is not None for entry in batch)
+        seq = self.seq - sum(entry.what.fields is not None for entry in batch)
         for entry in batch:
-            seq += entry.fields is not None
-            self._answer(entry, seq, None)
+            seq += entry.what.fields is not None
+            self._writer.answer(entry, seq, None)
         self._report(records)
 
     def _report(self, records: Sequence[Mapping[str, Any]]) -> None:
-        if self._loop is not None and records:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._written, records)
-
-    def _answer(self, entry: _Entry, seq: int, error: Exception | None) -> None:
-        if entry.future is not None and self._loop is not None:
-            disk.answer(self._loop, entry.future, seq, error, self._no_longer_waits)
-
-    def _no_longer_waits(self) -> None:
-        self._waiting -= 1
+        if records:
+            self._writer.call_soon(self._written, records)
 
     def _sync(self, *, force: bool) -> bool:
         """Sync if it is due, or in any case; returns False if that failed."""
@@ -621,11 +565,8 @@ class AuditLog:
             log.error("audit.no_checkpoint", error=exc.strerror)  # noqa: TRY400
             return
         self._checkpointed, self._checkpoint_at, self.last_checkpoint = signed.seq, now, signed
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(
-                    self._written, [{"event": "log.checkpoint", "checkpoint": signed.text}]
-                )
+        copy = {"event": "log.checkpoint", "checkpoint": signed.text}
+        self._writer.call_soon(self._written, [copy])
 
 
 def _write_all(file: Any, data: bytes) -> None:

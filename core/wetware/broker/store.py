@@ -12,12 +12,9 @@ and after a crash no share works until an operator has looked.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import queue
 import sqlite3
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +24,7 @@ from wetware import disk
 from wetware.broker.clock import SteadyClock
 from wetware.errors import ConfigError, WetwareError
 from wetware.log import get_logger
+from wetware.writer import RETRY_S, Write, Writer
 
 if TYPE_CHECKING:
     from wetware.hookspecs import Clock
@@ -35,12 +33,6 @@ log = get_logger("broker")
 
 FILE: Final = "grants.db"
 SCHEMA_VERSION: Final = 1
-QUEUE_WRITES_MAX: Final = 16_384
-"""Writes that wait for the disk; beyond it new grants are refused. Revocations are always taken."""
-BATCH_WRITES_MAX: Final = 512
-"""Writes of one commit."""
-RETRY_S: Final = 1.0
-"""Between two tries of a write that must not be lost."""
 ENDED_KEPT_MAX: Final = 4096
 """Ended shares that are remembered, so that their holders are told why."""
 ENDS_PER_WRITE: Final = 64
@@ -51,8 +43,6 @@ WAL_PAGES: Final = 256
 """1 MiB: the database has to grow by no more than that when the WAL is put into it, and half of the
 reserve is enough."""
 NOT_DURABLE: Final = "an end of grants may not be on the disk"
-CLOSE_S: Final = 10.0
-"""For what is still to be written when the node stops."""
 
 Statement: TypeAlias = tuple[str, Sequence[Any]]
 
@@ -157,15 +147,12 @@ class Kept:
     clock: float = 0.0
 
 
-class _Write:
-    """Statements that are committed together. `future` is None where nobody waits."""
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Statements that are committed together; what `must` be is tried again until it is."""
 
-    __slots__ = ("future", "must", "statements")
-
-    def __init__(
-        self, statements: Sequence[Statement], future: asyncio.Future[None] | None, *, must: bool
-    ) -> None:
-        self.statements, self.future, self.must = statements, future, must
+    statements: tuple[Statement, ...]
+    must: bool = False
 
 
 class Store:
@@ -207,15 +194,16 @@ class Store:
                 "this node issued is void",
                 code="config.store",
             ) from exc
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._waiting = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
         self.failing = ""
         if not self.reserve.fill():
             self._fails(f"there is no room for the reserve: {self.reserve.missing}")
-        self._thread = threading.Thread(target=self._run, name="broker store", daemon=True)
-        self._thread.start()
+        self._writer = Writer(
+            "broker store",
+            self._commit,
+            lambda owed: RETRY_S if owed or self.failing else None,
+            unavailable=StoreUnavailable,
+        )
+        self._writer.start()
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -286,18 +274,11 @@ class Store:
 
     async def write(self, statements: Iterable[Statement]) -> None:
         """Commit; returns when it is on disk. Raises StoreUnavailable: then nothing is written."""
-        if self._closed or self._waiting >= QUEUE_WRITES_MAX:
-            raise StoreUnavailable("too many writes wait for the disk (QUEUE_WRITES_MAX)")
-        self._loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._waiting += 1
-        self._queue.put(_Write(tuple(statements), future, must=False))
-        await future
+        await self._writer.write(_Change(tuple(statements)))
 
     def write_soon(self, statements: Iterable[Statement]) -> None:
         """Commit as soon as the disk allows; for what has taken effect already. Never raises."""
-        if not self._closed:
-            self._queue.put(_Write(tuple(statements), None, must=True))
+        self._writer.write_soon(_Change(tuple(statements), must=True))
 
     async def written(self) -> None:
         """When every end that was handed in before is on disk; raises StoreUnavailable."""
@@ -310,40 +291,23 @@ class Store:
 
     def close(self) -> None:
         """Write what waits, within CLOSE_S. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._queue.put(None)
-        self._thread.join(CLOSE_S)
-        if self._thread.is_alive():
+        if not self._writer.close():
             log.error("store.not_written", hint="the last revocations may be undone at a restart")
 
     # --- the thread -------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        owed: list[_Write] = []  # what has taken effect and is not on disk yet
-        stopping = False
-        while not stopping:
-            batch: list[_Write] = []
-            try:
-                item = self._queue.get(timeout=RETRY_S if owed or self.failing else None)
-                while item is not None:
-                    batch.append(item)
-                    if len(batch) >= BATCH_WRITES_MAX or self._queue.empty():
-                        break
-                    item = self._queue.get()
-                stopping = item is None
-            except queue.Empty:
-                pass
-            owed = self._commit([*owed, *batch])
-        if owed:
-            log.error("store.write_lost", writes=len(owed), error=self.failing)
-        with contextlib.suppress(sqlite3.Error):
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._db.close()
-
-    def _commit(self, batch: list[_Write]) -> list[_Write]:
+    def _commit(self, batch: list[Write[_Change]], last: bool) -> list[Write[_Change]]:
         """Commit; returns what must be tried again."""
+        owed = self._commit_all(batch)
+        if last:
+            if owed:
+                log.error("store.write_lost", writes=len(owed), error=self.failing)
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.close()
+        return owed
+
+    def _commit_all(self, batch: list[Write[_Change]]) -> list[Write[_Change]]:
         if not batch and not self.failing:
             return []
         if not self.failing or self.reserve.fill():
@@ -355,47 +319,47 @@ class Store:
             else:
                 self._works()
                 for write in batch:
-                    self._answer(write, None)
+                    self._writer.answer(write)
                 return []
         return self._commit_apart(batch)
 
-    def _commit_apart(self, batch: list[_Write]) -> list[_Write]:
+    def _commit_apart(self, batch: list[Write[_Change]]) -> list[Write[_Change]]:
         """Each by itself: one of them is refused, or the disk fails and takes ends only."""
-        owed: list[_Write] = []
+        owed: list[Write[_Change]] = []
         for write in batch:  # in their order: what is forgotten must not be kept afterwards
             error = self._write_apart(write, owed=bool(owed))
-            if error is not None and write.must and not _hopeless(error):
+            if error is not None and write.what.must and not _hopeless(error):
                 owed.append(write)
                 self.reserve.mark(NOT_DURABLE)
                 continue
             if error is not None and _hopeless(error):  # it must not stop the rest
                 log.error("store.refused", exc_info=error)
                 error = StoreUnavailable(f"the broker's store refused it: {error}")
-            self._answer(write, error)
+            self._writer.answer(write, error=error)
         if not owed and not self.unsure:
             self.reserve.unmark()
         return owed
 
-    def _write_apart(self, write: _Write, *, owed: bool) -> Exception | None:
+    def _write_apart(self, write: Write[_Change], *, owed: bool) -> Exception | None:
         """One write; returns why it is not on the disk. `owed`: others are not, which must be."""
-        if not write.must:
-            if owed and not write.statements:  # `written`, and not all of it is
+        if not write.what.must:
+            if owed and not write.what.statements:  # `written`, and not all of it is
                 return StoreUnavailable(
                     f"it has ended, and that is not on the disk yet: {self.failing}",
                     hint="free some disk space on the node, which goes on trying; should it crash "
                     "before, all its shares are suspended until an operator has looked",
                 )
-            if self.failing and write.statements:
+            if self.failing and write.what.statements:
                 return StoreUnavailable(f"the broker's store cannot be written: {self.failing}")
         try:
             self._execute([write])
-            if write.must:
+            if write.what.must:
                 self._reuse_wal()
         except Exception as exc:
             if _hopeless(exc):
                 return exc
             self._fails(str(exc))
-            if not write.must:
+            if not write.what.must:
                 return StoreUnavailable(f"the broker's store cannot be written: {exc}")
         else:
             return None
@@ -424,13 +388,13 @@ class Store:
         if not self.unsure:
             self.reserve.unmark()
 
-    def _execute(self, batch: list[_Write]) -> None:
+    def _execute(self, batch: list[Write[_Change]]) -> None:
         db = self._db
         before = db.total_changes
         db.execute("BEGIN IMMEDIATE")
         try:
             for write in batch:
-                for sql, values in write.statements:
+                for sql, values in write.what.statements:
                     db.execute(sql, values)
             # What ends nothing that is kept writes nothing: it needs no room, also on a full disk.
             if db.total_changes != before or (self.failing and not batch):
@@ -440,13 +404,6 @@ class Store:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
-
-    def _answer(self, write: _Write, error: Exception | None) -> None:
-        if write.future is not None and self._loop is not None:
-            disk.answer(self._loop, write.future, None, error, self._no_longer_waits)
-
-    def _no_longer_waits(self) -> None:
-        self._waiting -= 1
 
     # --- what is written --------------------------------------------------------------------------
 
@@ -490,8 +447,8 @@ class Store:
             ("UPDATE grants SET calls_spent = ?, bytes_spent = ? WHERE id = ?", (calls, size, id_))
             for id_, calls, size in spent
         ]
-        if statements and not self._closed:  # it gives back: nothing is lost but that without room
-            self._queue.put(_Write(statements, None, must=False))
+        if statements:  # it gives back: nothing is lost but that without room
+            self._writer.write_soon(_Change(tuple(statements)))
 
     async def save_fence(self, name: tuple[str, str], mark: tuple[int, int]) -> None:
         """The highest token of a lock."""

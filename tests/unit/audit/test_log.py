@@ -380,7 +380,7 @@ async def test_the_reserved_space_is_for_what_has_taken_effect(tmp_path: Path) -
 async def test_a_disk_that_hangs_delays_no_revocation_and_fills_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "QUEUE_RECORDS_MAX", 20)
+    monkeypatch.setattr("wetware.writer.WAITING_MAX", 20)
     go_on = threading.Event()
 
     class Hanging(Disk):
@@ -402,11 +402,11 @@ async def test_a_disk_that_hangs_delays_no_revocation_and_fills_no_memory(
     hang.set()
     waiting = [asyncio.create_task(audit.admit("login.granted")) for _ in range(20)]
     await asyncio.sleep(0)
-    with pytest.raises(AuditUnavailable, match="QUEUE_RECORDS_MAX"):
+    with pytest.raises(AuditUnavailable, match="WAITING_MAX"):
         await audit.admit("login.granted")
     for _ in range(500):
         audit.record("grant.revoked")
-    assert log._queue.qsize() <= 2 * 20
+    assert log._writer.queued <= 2 * 20
     go_on.set()
     await asyncio.gather(*waiting)
     await audit.admit("login.granted")
