@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -274,10 +274,40 @@ _AGAIN_S: Final = 0.25
 """A plugin that swallows the first interruption gets another one."""
 
 
+def _shared_import(frame: types.FrameType | None) -> bool:
+    """Whether what is not a plugin's alone is being imported at `frame`.
+
+    The import machinery itself is at work, or a module of the standard library or of wetware, with
+    all that it imports. Cut off there, it would be half imported for the whole process.
+    """
+    within = False
+    while frame is not None and frame.f_code is not bounded.__code__:
+        if frame.f_code.co_name == "<module>":
+            within = True
+            top = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if top == PROJECT or top in sys.stdlib_module_names:
+                return True
+        elif not within and frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _forget_orphans(known: Set[str]) -> None:
+    """Forget new submodules whose package is not there: its import failed.
+
+    It would be imported again without them, and miss the names that importing them gives it.
+    """
+    for name in sorted(sys.modules.keys() - known):
+        if "." in name and name.rpartition(".")[0] not in sys.modules:
+            del sys.modules[name]
+
+
 def bounded(call: Callable[[], T], limit_s: float, still: Callable[[], None] = lambda: None) -> T:
     """Run a synchronous call of foreign code for at most `limit_s`; raises _Hung after that.
 
-    After STILL_S `still` is called, once, while the call goes on.
+    After STILL_S `still` is called, once, while the call goes on. What the process shares is
+    imported to its end before the call is cut off.
 
     A timer signal interrupts it, so it works in the main thread only; elsewhere the call runs
     unguarded. It reaches Python code and interruptible system calls, not a loop inside a C
@@ -289,11 +319,13 @@ def bounded(call: Callable[[], T], limit_s: float, still: Callable[[], None] = l
             return call()
         armed, said = False, limit_s <= STILL_S
 
-        def interrupt(_signum: int, _frame: types.FrameType | None) -> None:
+        def interrupt(_signum: int, frame: types.FrameType | None) -> None:
             nonlocal said
             if not armed:
                 return
             if said:
+                if _shared_import(frame):
+                    return
                 raise _Hung
             said = True
             signal.setitimer(signal.ITIMER_REAL, limit_s - STILL_S, _AGAIN_S)
@@ -673,11 +705,13 @@ class Plugins:
             waits = {"plugin": entry.name, "where": what}
             log.info("plugin.still_waiting", **waits, after_s=STILL_S, at_most_s=limit_s)
 
+        known = set(sys.modules)
         try:
             return bounded(call, limit_s, still)
         except KeyboardInterrupt:
             raise  # the person at the terminal
         except BaseException as exc:
+            _forget_orphans(known)
             log.debug("plugin.raised", plugin=entry.name, exc_info=exc)
             unusable = _explain(exc, entry.offer, what, limit_s)
             unusable.cause = exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import signal
 import sys
@@ -325,6 +326,44 @@ def test_a_slow_plugin_that_the_node_needs_is_waited_for_and_the_log_says_so(
         "after_s": plugins.STILL_S,
         "at_most_s": plugins.REQUIRED_S_MAX,
     }
+
+
+def package(site: Path, name: str, middle: str) -> None:
+    """A package as `asyncio` is: it uses the name that importing its submodule gives it."""
+    folder = site / name
+    folder.mkdir()
+    (folder / "base.py").write_text("VALUE = 7\n")
+    text = f"from .base import *\n{middle}\nVALUE = base.VALUE\n"
+    (folder / "__init__.py").write_text(text)
+
+
+def test_a_module_of_the_standard_library_is_never_left_half_imported(
+    site: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even by a plugin that is given up in the middle of importing it."""
+    monkeypatch.setattr(sys, "stdlib_module_names", sys.stdlib_module_names | {"ww_shared"})
+    over = SHORT.hook_s_max + 2 * plugins._AGAIN_S  # the limit passes, and it is tried again
+    wait = f"import time; end = time.monotonic() + {over}\nwhile time.monotonic() < end: pass"
+    package(site, "ww_shared", wait)
+    install(site, "slow", "import time, ww_shared; time.sleep(3600)")
+    offers = (*world.offers, *plugins.find([str(site)]))
+    loaded = plugins.load(world.config(), SHORT, offers=offers)
+    assert status(loaded, "slow").reason == "hung on import: not done after 0.3 s"
+    assert sys.modules["ww_shared"].VALUE == 7
+
+
+def test_what_a_failed_import_leaves_behind_is_forgotten(site: Path, world: World) -> None:
+    """The second import of it in a process says the same as the first, and not a NameError."""
+    package(site, "ww_dep", "import ww_acme_driver")
+    install(site, "needs", "import ww_dep")
+    offers = (*world.offers, *plugins.find([str(site)]))
+    for _ in range(2):
+        loaded = plugins.load(world.config(), CHECK, offers=offers)
+        assert "needs 'ww_acme_driver'" in status(loaded, "needs").reason
+    (site / "ww_acme_driver.py").write_text("")
+    importlib.invalidate_caches()
+    loaded = plugins.load(world.config(), CHECK, offers=offers)
+    assert status(loaded, "needs").state is State.LOADED
 
 
 # --- selection ---
