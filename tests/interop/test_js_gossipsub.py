@@ -16,7 +16,7 @@ from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
 from wetware.node import SystemClock
 from wetware.overlay import Overlay
-from wetware.testing import HostOverlay
+from wetware.testing import FakeOverlay
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.gossip import Gossip
 from wetware_pubsub.router import MESHSUB_11, Received
@@ -40,7 +40,7 @@ async def ours(tmp_path: Path) -> AsyncIterator[_Ours]:
     inbox: list[Received] = []
     async with LinkHost(key, admit=lambda *_: True) as host:
         gossip = Gossip(
-            HostOverlay(host, key),
+            FakeOverlay(key, host=host),
             config=PubSubConfig(),
             clock=SystemClock(),
             log=get_logger("pubsub"),

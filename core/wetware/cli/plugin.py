@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wetware.cli.app import options, out, out_json, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from wetware.client import LocalNode
-    from wetware.hookspecs import Overlay, PluginContext
+    from wetware.hookspecs import PluginContext
     from wetware.plugins import Plugins, PluginStatus
 
 plugin_app = typer.Typer(no_args_is_help=True, help="Plugins: what is installed, and its state.")
@@ -147,8 +146,9 @@ def _probe(plugins: Plugins) -> None:
 
     from wetware.hookspecs import PluginContext
     from wetware.log import get_logger
+    from wetware.testing.overlay import FakeOverlay
 
-    overlay = _no_overlay()
+    overlay = FakeOverlay()
 
     async def probe(directory: Path) -> None:
         # In a running loop, as in a node.
@@ -168,41 +168,3 @@ def _probe(plugins: Plugins) -> None:
 
     with tempfile.TemporaryDirectory(prefix="ww-plugins-") as directory:
         asyncio.run(probe(Path(directory)))
-
-
-def _no_overlay() -> Overlay:
-    """An overlay without peers, under a key that is thrown away."""
-    from wetware.errors import DialError
-    from wetware.identity import Key, PeerId
-
-    key = Key.generate()
-
-    class NoOverlay:
-        peer_id = key.peer_id
-        cluster = "0" * 40
-
-        def addrs(self) -> tuple[str, ...]:
-            return ()
-
-        def peers(self) -> tuple[PeerId, ...]:
-            return ()
-
-        def watch_peers(self, callback: object) -> Callable[[], None]:
-            return lambda: None
-
-        async def open_stream(self, peer: PeerId, *protocols: str) -> NoReturn:
-            raise DialError(f"not connected to {peer}: there is no node here")
-
-        def handle(self, protocol: str, handler: object, *, access: object) -> Callable[[], None]:
-            return lambda: None
-
-        async def provide(self, key: bytes) -> bool:
-            return False
-
-        async def find_providers(self, key: bytes) -> tuple[str, ...]:
-            return ()
-
-        def sign(self, domain: bytes, data: bytes) -> bytes:
-            return key.sign(domain + data)
-
-    return NoOverlay()

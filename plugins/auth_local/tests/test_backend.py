@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +13,12 @@ from typing import Any
 import pytest
 
 from wetware import identity
-from wetware.access import Access
 from wetware.errors import ConfigError, InvalidArgument, KeyFileError
 from wetware.hookspecs import Accept, NotMine, Reject, Withdrawn
 from wetware.identity import Challenge, Channel, Key, Principal
 from wetware.log import get_logger
+from wetware.node import SystemClock
+from wetware.testing import FakeOverlay
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import SeenPolicies
 from wetware_auth_local.plugin import AuthLocalConfig
@@ -48,24 +48,6 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WW_PASSPHRASE", raising=False)
 
 
-class RealClock:
-    def time(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-
-class Nobody:
-    """An overlay without members."""
-
-    def watch_peers(self, callback: Any) -> Callable[[], None]:
-        return lambda: None
-
-    def handle(self, protocol: str, handler: Any, *, access: Access) -> Callable[[], None]:
-        return lambda: None
-
-
 def make(
     tmp_path: Path, policy: Path | None = None, join_document: bytes | None = None
 ) -> LocalBackend:
@@ -75,8 +57,8 @@ def make(
         config=AuthLocalConfig(policy, catch_up_s=0),
         data_dir=data_dir,
         log=get_logger("test"),
-        clock=RealClock(),
-        overlay=Nobody(),
+        clock=SystemClock(),
+        overlay=FakeOverlay(),
         join_document=join_document,
     )
     return LocalBackend(ctx)

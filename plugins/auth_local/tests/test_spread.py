@@ -16,7 +16,7 @@ import pytest
 from wetware import cbor, rpc
 from wetware.access import Access
 from wetware.errors import NotFound, OverlayError
-from wetware.hookspecs import Accept, PeerDown, PeerUp, Reject, Withdrawn
+from wetware.hookspecs import Accept, Reject, Withdrawn
 from wetware.identity import (
     Challenge,
     Channel,
@@ -26,8 +26,9 @@ from wetware.identity import (
     Principal,
     replace_private_file,
 )
-from wetware.link import Connection, LinkHost, Stream
+from wetware.link import LinkHost, Stream
 from wetware.multiaddr import Multiaddr
+from wetware.testing import FakeOverlay
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import PolicyClient
 from wetware_auth_local.plugin import AuthLocalConfig
@@ -85,41 +86,6 @@ class Log:
 
     def named(self, event: str) -> list[dict[str, object]]:
         return [fields for name, fields in self.events if name == event]
-
-
-class HostOverlay:
-    """hookspecs.Overlay on a LinkHost, everybody a member."""
-
-    cluster = "test"
-
-    def __init__(self, host: LinkHost) -> None:
-        self.host = host
-
-    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
-        up: set[PeerId] = set()
-
-        def on_up(connection: Connection) -> None:
-            if connection.peer not in up:
-                up.add(connection.peer)
-                callback(PeerUp(connection.peer))
-
-        def on_down(connection: Connection) -> None:
-            if connection.peer in up and self.host.connection(connection.peer) is None:
-                up.discard(connection.peer)
-                callback(PeerDown(connection.peer))
-
-        for connection in self.host.connections():
-            on_up(connection)
-        return self.host.watch(on_up, on_down)
-
-    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
-        return await self.host.open_stream(peer, *protocols)
-
-    def handle(
-        self, protocol: str, handler: Callable[..., Coroutine[Any, Any, None]], *, access: Access
-    ) -> Callable[[], None]:
-        assert access is Access.MEMBER
-        return self.host.handle(protocol, handler, access=access)
 
 
 class Node:
@@ -195,7 +161,7 @@ async def node_at(
             data_dir=path,
             log=log,
             clock=clock,
-            overlay=HostOverlay(host),
+            overlay=FakeOverlay(host=host),
             join_document=policy.sign(OPERATOR) if joined else None,
         )
         backend = LocalBackend(ctx)

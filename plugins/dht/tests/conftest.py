@@ -9,66 +9,12 @@ from typing import Any
 
 import pytest
 
-from wetware.errors import OverlayError
-from wetware.hookspecs import PeerUp, PluginContext
-from wetware.identity import Key, PeerId
+from wetware.hookspecs import PluginContext
+from wetware.identity import Key
 from wetware.log import get_logger
+from wetware.testing import FakeClock, FakeOverlay
 from wetware_dht.config import DhtConfig
 from wetware_dht.discovery import DhtDiscovery
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return 1_800_000_000.0 + self.now
-
-
-class FakeOverlay:
-    """`taken` and `found` are what the next verbs give; an exception is raised."""
-
-    def __init__(self) -> None:
-        self.peer_id, self.cluster = Key.generate().peer_id, "ab" * 20
-        self.now: tuple[str, ...] = (f"/ip4/192.0.2.1/tcp/4001/p2p/{self.peer_id}",)
-        self.connected: list[PeerId] = []
-        self.watchers: list[Callable[[Any], None]] = []
-        self.keys: list[bytes] = []
-        self.taken: bool | OverlayError = True
-        self.found: tuple[str, ...] | OverlayError = ()
-
-    def addrs(self) -> tuple[str, ...]:
-        return self.now
-
-    def peers(self) -> tuple[PeerId, ...]:
-        return tuple(self.connected)
-
-    def watch_peers(self, callback: Callable[[Any], None]) -> Callable[[], None]:
-        self.watchers.append(callback)
-        for peer in self.connected:
-            callback(PeerUp(peer))
-        return lambda: self.watchers.remove(callback)
-
-    def connect(self, count: int = 1) -> None:
-        for _ in range(count):
-            self.connected.append(Key.generate().peer_id)
-            for callback in tuple(self.watchers):
-                callback(PeerUp(self.connected[-1]))
-
-    async def provide(self, key: bytes) -> bool:
-        self.keys.append(key)
-        if isinstance(self.taken, OverlayError):
-            raise self.taken
-        return self.taken
-
-    async def find_providers(self, key: bytes) -> tuple[str, ...]:
-        self.keys.append(key)
-        if isinstance(self.found, OverlayError):
-            raise self.found
-        return self.found
 
 
 class Pauses:
@@ -105,6 +51,8 @@ class Steady:
 class World:
     def __init__(self, pauses: int, **config: Any) -> None:
         self.overlay, self.clock = FakeOverlay(), FakeClock()
+        self.overlay.announced = (self.addr("192.0.2.1", peer=self.overlay.peer_id),)
+        self.overlay.taken = True
         self.pauses = Pauses(self.clock, pauses)
         ctx = PluginContext(
             name="dht",
@@ -112,14 +60,18 @@ class World:
             log=get_logger("plugin.dht"),
             data_dir=Path("/nonexistent"),
             clock=self.clock,
-            overlay=self.overlay,  # type: ignore[arg-type]
+            overlay=self.overlay,
         )
         self.discovery = DhtDiscovery(ctx, pause=self.pauses, rng=Steady())  # type: ignore[arg-type]
         self.reported: list[str] = []
 
     async def run(self, what: str) -> list[float]:
         """Run one side until it has paused that often; returns the waits."""
-        side = self.discovery.advertise(self.overlay.now) if what == "advertise" else self._find()
+        side = (
+            self.discovery.advertise(self.overlay.announced)
+            if what == "advertise"
+            else self._find()
+        )
         task = asyncio.create_task(side)
         done = asyncio.create_task(self.pauses.done.wait())
         try:
@@ -136,6 +88,10 @@ class World:
     async def _find(self) -> None:
         async for addr in self.discovery.find_peers():
             self.reported.append(addr)
+
+    def connect(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.overlay.meet(Key.generate().peer_id)
 
     def addr(self, host: str = "192.0.2.9", port: int = 4001, peer: object = None) -> str:
         return f"/ip4/{host}/tcp/{port}/p2p/{peer or Key.generate().peer_id}"

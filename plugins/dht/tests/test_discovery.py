@@ -53,13 +53,13 @@ async def test_backs_off_while_nobody_takes_it(make_world: Make, failure: Any) -
 async def test_a_first_member_ends_the_back_off(make_world: Make) -> None:
     world = make_world(pauses=6)
     world.overlay.taken = unavailable()
-    world.pauses.before[4] = world.overlay.connect
+    world.pauses.before[4] = world.connect
     assert await world.run("advertise") == [5, 10, 20, 40, 5, 10]
 
 
 async def test_members_that_are_there_at_the_start_are_no_news(make_world: Make) -> None:
     world = make_world(pauses=1)
-    world.overlay.connect(2)
+    world.connect(2)
     assert len(await world.run("advertise")) == 1
     assert len(world.overlay.keys) == 1
 
@@ -69,7 +69,7 @@ async def test_a_new_address_is_announced(make_world: Make) -> None:
     overlay = world.overlay
 
     def move() -> None:
-        overlay.now = (world.addr(peer=overlay.peer_id),)
+        overlay.announced = (world.addr(peer=overlay.peer_id),)
 
     world.pauses.before[3] = move
     await world.run("advertise")
@@ -78,8 +78,8 @@ async def test_a_new_address_is_announced(make_world: Make) -> None:
 
 async def test_many_members_are_no_reason_to_announce_again(make_world: Make) -> None:
     world = make_world(pauses=5)
-    world.overlay.connect(9)
-    world.pauses.before[2] = world.overlay.connect
+    world.connect(9)
+    world.pauses.before[2] = world.connect
     await world.run("advertise")
     assert len(world.overlay.keys) == 1
 
@@ -90,7 +90,13 @@ async def test_many_members_are_no_reason_to_announce_again(make_world: Make) ->
 async def test_reports_others_and_not_itself(make_world: Make) -> None:
     world = make_world(pauses=1)
     other = world.addr()
-    world.overlay.found = (world.overlay.now[0], other, other, "garbage", "/ip4/1.2.3.4/tcp/1")
+    world.overlay.found = (
+        world.overlay.announced[0],
+        other,
+        other,
+        "garbage",
+        "/ip4/1.2.3.4/tcp/1",
+    )
     await world.run("find")
     assert world.reported == [other]
 
@@ -104,7 +110,7 @@ async def test_looks_up_with_back_off_while_few_are_known(make_world: Make) -> N
 
 async def test_looks_up_slowly_with_enough_members(make_world: Make) -> None:
     world = make_world(pauses=3)
-    world.overlay.connect(4)
+    world.connect(4)
     assert await world.run("find") == pytest.approx([990] * 3)
 
 
@@ -112,7 +118,7 @@ async def test_a_member_that_connects_starts_a_lookup(make_world: Make) -> None:
     world = make_world(pauses=6)
 
     def connect() -> None:
-        world.overlay.connect()
+        world.connect()
         world.discovery._wake()  # as the watch that `advertise` holds does
 
     world.pauses.before[4] = connect

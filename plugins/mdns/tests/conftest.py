@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from wetware.hookspecs import PluginContext
-from wetware.identity import Key, PeerId
+from wetware.identity import Key
 from wetware.log import get_logger
+from wetware.testing import FakeClock, FakeOverlay
 from wetware_mdns.config import MdnsConfig
 from wetware_mdns.discovery import MdnsDiscovery
 
@@ -20,33 +21,12 @@ LOOPBACK = ("127.0.0.1",)
 """For the sockets alone: what is announced is never a loopback address."""
 
 
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return 1_800_000_000.0 + self.now
-
-
-class FakeOverlay:
-    def __init__(self, cluster: str, *hosts: str) -> None:
-        self.peer_id = Key.generate().peer_id
-        self.cluster = cluster
-        self.connected: tuple[PeerId, ...] = ()
-        self.listen(*hosts)
-
-    def listen(self, *hosts: str) -> None:
-        kind = {True: "ip6", False: "ip4"}
-        self.now = tuple(f"/{kind[':' in h]}/{h}/tcp/4001/p2p/{self.peer_id}" for h in hosts)
-
-    def addrs(self) -> tuple[str, ...]:
-        return self.now
-
-    def peers(self) -> tuple[PeerId, ...]:
-        return self.connected
+def listen(overlay: FakeOverlay, *hosts: str) -> None:
+    """Say that the node listens there."""
+    kind = {True: "ip6", False: "ip4"}
+    overlay.announced = tuple(
+        f"/{kind[':' in host]}/{host}/tcp/4001/p2p/{overlay.peer_id}" for host in hosts
+    )
 
 
 def make_discovery(overlay: FakeOverlay, clock: Any = None, **config: Any) -> MdnsDiscovery:
@@ -57,7 +37,7 @@ def make_discovery(overlay: FakeOverlay, clock: Any = None, **config: Any) -> Md
         log=get_logger("plugin.mdns"),
         data_dir=Path("/nonexistent"),
         clock=clock or FakeClock(),
-        overlay=overlay,  # type: ignore[arg-type]
+        overlay=overlay,
     )
     return MdnsDiscovery(ctx)
 
@@ -104,4 +84,9 @@ def cluster() -> str:
 
 @pytest.fixture
 def make_overlay(cluster: str) -> Callable[..., FakeOverlay]:
-    return lambda *hosts, of=cluster: FakeOverlay(of, *hosts)
+    def make(*hosts: str, of: str = cluster) -> FakeOverlay:
+        overlay = FakeOverlay(cluster=of)
+        listen(overlay, *hosts)
+        return overlay
+
+    return make

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from zeroconf import DNSIncoming, DNSPointer, DNSText  # type: ignore[attr-defined]
 
+from wetware.testing import FakeClock, FakeOverlay
 from wetware_mdns import discovery as discovery_module
 from wetware_mdns.lan import Lan
 from wetware_mdns.records import SERVICE, encode
 
-from .conftest import LOOPBACK, FakeClock, FakeOverlay, found, found_all, make_discovery, running
+from .conftest import LOOPBACK, found, found_all, listen, make_discovery, running
 
 pytestmark = pytest.mark.anyio
 GROUP = ("224.0.0.251", 5353)
@@ -112,8 +113,8 @@ async def test_two_nodes_find_each_other_within_3_s(make_overlay: Make) -> None:
     async with running(a) as one, running(b) as two:
         # Never the loopback addresses, which a's and b's nodes listen on as well.
         at_one, at_two = await asyncio.gather(found(one, 2), found(two))
-    assert at_one == {addr for addr in b.now if "::1/" not in addr}
-    assert at_two == {a.now[0]}
+    assert at_one == {addr for addr in b.announced if "::1/" not in addr}
+    assert at_two == {a.announced[0]}
 
 
 async def test_one_that_comes_later_is_found_by_those_there(make_overlay: Make) -> None:
@@ -121,8 +122,8 @@ async def test_one_that_comes_later_is_found_by_those_there(make_overlay: Make) 
     async with running(first) as one, wire() as neighbour:
         await neighbour.until(names(first.peer_id))
         async with running(late) as two:
-            assert await found(one) == set(late.now)
-            assert await found(two) == set(first.now)
+            assert await found(one) == set(late.announced)
+            assert await found(two) == set(first.announced)
 
 
 async def test_the_first_question_is_no_copy_of_anothers(make_overlay: Make) -> None:
@@ -139,7 +140,7 @@ async def test_another_cluster_is_ignored(make_overlay: Make) -> None:
     async with wire() as neighbour, running(mine, foreign=True) as one, running(stranger) as other:
         await neighbour.until(names(stranger.peer_id))
         async with running(friend):
-            assert not set(stranger.now) & await found_all(one, set(friend.now))
+            assert not set(stranger.announced) & await found_all(one, set(friend.announced))
         assert not len(other._waiting)
 
 
@@ -148,14 +149,14 @@ async def test_peers_without_a_cluster_are_foreign(make_overlay: Make) -> None:
     a, b = make_overlay("192.0.2.10"), make_overlay("192.0.2.12")
     js = make_overlay("192.0.2.11", "fd00::11")
     async with wire() as neighbour, running(a) as shy, running(b, foreign=True) as open_:
-        assert await found(shy) == set(b.now)
-        await found_all(open_, set(a.now))
-        for addr in js.now:
+        assert await found(shy) == set(b.announced)
+        await found_all(open_, set(a.announced))
+        for addr in js.announced:
             text = b"dnsaddr=" + addr.encode()
             neighbour.send(response("js" * 16, bytes((len(text),)) + text))
-        await found_all(open_, set(js.now))
+        await found_all(open_, set(js.announced))
         async with running(friend := make_overlay("192.0.2.13")):
-            assert await found(shy) == set(friend.now)
+            assert await found(shy) == set(friend.announced)
 
 
 async def test_an_answer_is_what_js_libp2p_reads(make_overlay: Make) -> None:
@@ -174,7 +175,7 @@ async def test_an_answer_is_what_js_libp2p_reads(make_overlay: Make) -> None:
     assert len(label) == 32
     (text,) = texts(packet)
     assert text.name == pointer.alias
-    strings = [b"dnsaddr=" + mine.now[0].encode(), b"wwcluster=" + mine.cluster.encode()]
+    strings = [b"dnsaddr=" + mine.announced[0].encode(), b"wwcluster=" + mine.cluster.encode()]
     assert text.text == b"".join(bytes((len(s),)) + s for s in strings)
     host = socket.gethostname().encode()
     assert bytes([len(host)]) + host not in packet.data, "as a label: a short name is in anything"
@@ -221,9 +222,9 @@ async def test_stop_at_once_after_the_start(
 async def test_a_change_of_address_is_announced(make_overlay: Make) -> None:
     mine, friend = make_overlay("192.0.2.10"), make_overlay("192.0.2.11")
     async with running(mine), running(friend) as other:
-        assert await found(other) == set(mine.now)
-        mine.listen("192.0.2.99")
-        assert await found(other) == {mine.now[0]}
+        assert await found(other) == set(mine.announced)
+        listen(mine, "192.0.2.99")
+        assert await found(other) == {mine.announced[0]}
 
 
 async def test_nothing_happens_on_loopback_alone(
@@ -238,16 +239,16 @@ async def test_nothing_happens_on_loopback_alone(
         assert imported == []
         (idle,) = (r for r in caplog.records if r.message == "mdns.idle")
         assert "loopback" in idle.ww["why"]  # type: ignore[attr-defined]
-        mine.listen("127.0.0.1", "192.0.2.10")
+        listen(mine, "127.0.0.1", "192.0.2.10")
         async with running(friend) as other:
-            assert await found(other) == {mine.now[1]}
+            assert await found(other) == {mine.announced[1]}
 
 
 async def test_a_node_may_look_without_being_seen(make_overlay: Make) -> None:
     shy, friend = make_overlay("192.0.2.10"), make_overlay("192.0.2.11")
     async with wire() as neighbour, running(shy, announce=False) as one:
         async with running(friend):
-            assert await found(one) == set(friend.now)
+            assert await found(one) == set(friend.announced)
         assert not any(str(shy.peer_id).encode() in packet for packet in neighbour.packets)
 
 
@@ -269,7 +270,7 @@ async def test_a_network_that_fails_is_tried_again(
     async with running(friend):
         monkeypatch.setattr(discovery_module, "_import_lan", lambda: Broken)
         async with running(mine) as one:
-            assert await found(one) == set(friend.now)
+            assert await found(one) == set(friend.announced)
     assert [r.message for r in caplog.records] == ["mdns.failed"] * 2
 
 
@@ -301,7 +302,7 @@ async def test_garbage_harms_nobody(make_overlay: Make) -> None:
         neighbour.send(response("y" * 32, rng.randbytes(8000)))
         neighbour.send(b"\0\0\x84\0" + b"\0\0\xff\xff" * 2 + b"\xc0\x0c" * 4000)  # loops
         async with running(friend):
-            assert await found(one) == set(friend.now)
+            assert await found(one) == set(friend.announced)
     assert errors == []
 
 
@@ -320,7 +321,7 @@ async def test_thousands_of_names_are_bounded(make_overlay: Make) -> None:
             text = b"".join(
                 bytes((len(s),)) + s
                 for s in (
-                    b"dnsaddr=" + ghost.now[0].encode(),
+                    b"dnsaddr=" + ghost.announced[0].encode(),
                     b"wwcluster=" + mine.cluster.encode(),
                 )
             )
@@ -330,8 +331,8 @@ async def test_thousands_of_names_are_bounded(make_overlay: Make) -> None:
         assert sum(len(zeroconf.cache.entries_with_name(n)) for n in zeroconf.cache.names()) < 64
         clock.now += 61
         real = make_overlay("192.0.2.11")
-        text = b"dnsaddr=" + real.now[0].encode()
+        text = b"dnsaddr=" + real.announced[0].encode()
         hint = b"wwcluster=" + mine.cluster.encode()
         record = bytes((len(text),)) + text + bytes((len(hint),)) + hint
         receive(response("real", record), ("192.0.2.11", 5353))
-        assert real.now[0] in await found(discovery, 20)
+        assert real.announced[0] in await found(discovery, 20)

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
+from wetware.testing import FakeOverlay
 from wetware_mdns import plugin
 from wetware_mdns.config import MdnsConfig
 
-from .conftest import FakeOverlay, make_discovery
+from .conftest import make_discovery
 
 
 def test_disabled_means_no_discovery() -> None:
-    made: Any = make_discovery(FakeOverlay("c"))
+    made: Any = make_discovery(FakeOverlay())
     assert made.name == "mdns"
 
     class Ctx:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from wetware.identity import Key
 from wetware.multiaddr import Multiaddr
+from wetware.testing import FakeClock
 from wetware_mdns.records import (
     STRING_BYTES_MAX,
     STRINGS_MAX,
@@ -20,8 +21,6 @@ from wetware_mdns.records import (
     encode,
     random_name,
 )
-
-from .conftest import FakeClock
 
 PEER = Key.from_seed(bytes(32)).peer_id
 CLUSTER = "ab" * 20

@@ -11,23 +11,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from wetware.identity import Key, PeerId
+from wetware.testing import FakeClock
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.order import Sequencer
 from wetware_pubsub.router import MESHSUB_11, Received, Router
 from wetware_pubsub.wire import SIGN_DOMAIN, FrameReader, Malformed
 
 PREFIX = "/wetware/test/"
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return 1_800_000_000.0 + self.now
 
 
 @dataclass

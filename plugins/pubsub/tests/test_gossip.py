@@ -17,7 +17,7 @@ from wetware.link import LinkHost, Stream
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
 from wetware.node import SystemClock
-from wetware.testing import HostOverlay
+from wetware.testing import FakeOverlay
 from wetware_pubsub import wire
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.gossip import EpochFile, Gossip
@@ -55,7 +55,7 @@ async def live_node(
     async with LinkHost(key, admit=lambda *_: True) as host:
         await host.listen([Multiaddr.parse("/ip4/127.0.0.1/tcp/0")])
         gossip = Gossip(
-            HostOverlay(host, key),
+            FakeOverlay(key, cluster="test", host=host),
             config=PubSubConfig(**config),
             clock=SystemClock(),
             log=get_logger("pubsub"),
@@ -260,14 +260,14 @@ async def test_a_stream_that_cannot_be_opened_is_tried_again(
         RuntimeError("a defect"),
         ProtocolRefused("not yet"),
     ]
-    real = HostOverlay.open_stream
+    real = FakeOverlay.open_stream
 
-    async def open_stream(self: HostOverlay, peer: PeerId, *protocols: str) -> Stream:
+    async def open_stream(self: FakeOverlay, peer: PeerId, *protocols: str) -> Stream:
         if failures:
             raise failures.pop()
         return await real(self, peer, *protocols)
 
-    monkeypatch.setattr(HostOverlay, "open_stream", open_stream)
+    monkeypatch.setattr(FakeOverlay, "open_stream", open_stream)
     async with live_node(tmp_path / "a") as a, live_node(tmp_path / "b") as b:
         await a.dial(b)
         await _know(a, b)

@@ -18,10 +18,11 @@ from wetware.errors import (
     LimitExceeded,
     Revoked,
 )
-from wetware.hookspecs import PeerDown, PeerUp, PluginContext
-from wetware.identity import Key, PeerId, Principal
+from wetware.hookspecs import PluginContext
+from wetware.identity import PeerId, Principal
 from wetware.log import get_logger
 from wetware.node import SystemClock
+from wetware.testing import FakeOverlay
 from wetware_pubsub import client as client_module
 from wetware_pubsub.client import PubSub
 from wetware_pubsub.config import PubSubConfig
@@ -31,28 +32,6 @@ from wetware_pubsub.service import PubSubService, Subscription, check_topic
 pytestmark = pytest.mark.anyio
 
 ALICE = Principal("local", "alice")
-
-
-class LonelyOverlay:
-    """A node without peers."""
-
-    cluster = "test"
-
-    def __init__(self) -> None:
-        self.key = Key.generate()
-        self.peer_id = self.key.peer_id
-
-    def peers(self) -> tuple[PeerId, ...]:
-        return ()
-
-    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
-        return lambda: None
-
-    def handle(self, *_: object, **__: object) -> Callable[[], None]:
-        return lambda: None
-
-    def sign(self, domain: bytes, data: bytes) -> bytes:
-        return self.key.sign(domain + data)
 
 
 class FakeGuard:
@@ -137,7 +116,7 @@ async def serve(tmp_path: Path, **config: Any) -> AsyncIterator[Served]:
         log=get_logger("pubsub"),
         data_dir=tmp_path,
         clock=SystemClock(),
-        overlay=LonelyOverlay(),  # type: ignore[arg-type]
+        overlay=FakeOverlay(cluster="test"),
     )
     async with rpc.runtime():
         service = PubSubService(ctx)

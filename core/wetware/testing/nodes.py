@@ -1,10 +1,6 @@
 """Real nodes for tests: `ww node` processes on loopback, each with a home of its own.
 
-    with Home(tmp_path) as home, home.node() as a, home.node(join=a) as b: ...
-
-`HostOverlay` gives a service real streams without a node.
-
-Conformance suites for services and auth backends will live here too.
+with Home(tmp_path) as home, home.node() as a, home.node(join=a) as b: ...
 """
 
 from __future__ import annotations
@@ -19,17 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
-
-if TYPE_CHECKING:
-    from wetware.access import Access
-    from wetware.link import Connection, LinkHost, Stream
 
 START_S_MAX = 60.0
 """Of a node process on a loaded machine; it takes about two seconds on an idle one."""
@@ -74,7 +65,7 @@ def end_with_parent() -> None:
 
 def tasks_of_core() -> list[asyncio.Task[object]]:
     """The loop's tasks whose code is in the core: what a test of it must not leave behind."""
-    core = str(Path(__file__).parent)
+    core = str(Path(__file__).parents[1])
     return [
         task
         for task in asyncio.all_tasks()
@@ -331,68 +322,3 @@ class Home:
             )
         self._processes.append(process)
         return process
-
-
-class HostOverlay:
-    """`hookspecs.Overlay` on a LinkHost: whoever is connected is a member, and there is no DHT.
-
-    Args:
-        host: The link.
-        key: Its key.
-        cluster: The cluster's ID.
-    """
-
-    def __init__(self, host: LinkHost, key: Key, cluster: str = "test") -> None:
-        self.host, self.key, self.cluster, self.peer_id = host, key, cluster, key.peer_id
-
-    def addrs(self) -> tuple[str, ...]:
-        """Where the link listens."""
-        return tuple(map(str, self.host.listen_addrs))
-
-    def peers(self) -> tuple[PeerId, ...]:
-        """Who is connected."""
-        return self.host.peers()
-
-    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
-        """Call back once a peer, however many connections it has; those there already first."""
-        up: set[PeerId] = set()
-
-        def on_up(connection: Connection) -> None:
-            if connection.peer not in up:
-                up.add(connection.peer)
-                callback(PeerUp(connection.peer))
-
-        def on_down(connection: Connection) -> None:
-            if connection.peer in up and self.host.connection(connection.peer) is None:
-                up.discard(connection.peer)
-                callback(PeerDown(connection.peer))
-
-        for connection in self.host.connections():
-            on_up(connection)
-        return self.host.watch(on_up, on_down)
-
-    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
-        """A stream of the link."""
-        return await self.host.open_stream(peer, *protocols)
-
-    def handle(
-        self,
-        protocol: str,
-        handler: Callable[[Stream], Coroutine[Any, Any, None]],
-        *,
-        access: Access,
-    ) -> Callable[[], None]:
-        """Serve a protocol on the link, which asks its own `admit`."""
-        return self.host.handle(protocol, handler, access=access)
-
-    async def provide(self, key: bytes) -> bool:
-        """Nobody takes it."""
-        return False
-
-    async def find_providers(self, key: bytes) -> tuple[str, ...]:
-        """Nobody."""
-        return ()
-
-    def sign(self, domain: bytes, data: bytes) -> bytes:
-        """Sign with the link's key."""
-        return self.key.sign(domain + data)

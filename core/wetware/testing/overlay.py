@@ -1,0 +1,222 @@
+"""An overlay in this process: real streams over pipes in memory, and peers that are pretended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import cached_property
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from wetware.errors import OverlayError
+from wetware.hookspecs import PeerDown, PeerUp
+from wetware.identity import Key, PeerId
+from wetware.link import LinkHost
+from wetware.multiaddr import Multiaddr
+
+if TYPE_CHECKING:
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+    from wetware.access import Access
+    from wetware.link import Connection, Stream
+
+PIECES_MAX: Final = 4
+"""Writes that a pipe in memory holds each way; a writer waits beyond."""
+_NOWHERE: Final = Multiaddr("ip4", "127.0.0.1", 1)
+
+
+class FakeOverlay:
+    """`hookspecs.Overlay` for tests: whoever is connected is a member, the DHT is what a test says.
+
+    `await a.connect(b)` gives two of one process real streams, over a pipe in memory. `meet` and
+    `part` pretend a peer that no stream leads to.
+
+    Args:
+        key: Of the node; a new one if None.
+        cluster: The cluster's ID.
+        host: A link that is there already, e.g. one that listens; closed by whoever made it.
+
+    Attributes:
+        announced: What `addrs` says; where the host listens while it is empty.
+        taken: What `provide` says, or raises.
+        found: What `find_providers` says, or raises.
+        keys: What the two were asked for, in order.
+        watchers: The callbacks of `watch_peers`.
+    """
+
+    def __init__(
+        self, key: Key | None = None, *, cluster: str = "ab" * 20, host: LinkHost | None = None
+    ) -> None:
+        self.key = key or Key.generate()
+        self.peer_id = self.key.peer_id if host is None else host.peer_id
+        self.cluster = cluster
+        self.announced: tuple[str, ...] = ()
+        self.taken: bool | OverlayError = False
+        self.found: tuple[str, ...] | OverlayError = ()
+        self.keys: list[bytes] = []
+        self.watchers: list[Callable[[PeerUp | PeerDown], None]] = []
+        self._members: dict[PeerId, None] = {}
+        if host is not None:
+            self.host = host
+            self._watch()
+
+    @cached_property
+    def host(self) -> LinkHost:
+        """The link below, made at first use."""
+        self.host = LinkHost(self.key, admit=lambda *_: True)
+        self._watch()
+        return self.host
+
+    def _watch(self) -> None:
+        for connection in self.host.connections():
+            self.meet(connection.peer)
+        self.host.watch(lambda connection: self.meet(connection.peer), self._lost)
+
+    def _lost(self, connection: Connection) -> None:
+        if self.host.connection(connection.peer) is None:
+            self.part(connection.peer)
+
+    async def __aenter__(self) -> FakeOverlay:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End its connections and handlers."""
+        if "host" in vars(self):
+            await self.host.aclose()
+
+    # --- what a test does -------------------------------------------------------------------------
+
+    async def connect(self, other: FakeOverlay) -> None:
+        """A connection in memory; both know each other when this returns."""
+        near, far = _MemoryPipe.pair()
+        accepted = other.host.accept_pipe(far, _NOWHERE)
+        await self.host.connect_pipe(near, other.peer_id, _NOWHERE)
+        await accepted.ready
+
+    async def disconnect(self, other: FakeOverlay) -> None:
+        """End the connections of the two, as an end of the process would."""
+        for here, there in ((self, other), (other, self)):
+            for connection in here.host.connections():
+                if connection.peer == there.peer_id:
+                    connection.abort(OverlayError("cut by the test"))
+                    await connection.wait_closed()
+
+    def meet(self, peer: PeerId) -> None:
+        """A member is there. Idempotent."""
+        if peer not in self._members:
+            self._members[peer] = None
+            self._tell(PeerUp(peer))
+
+    def part(self, peer: PeerId) -> None:
+        """A member is gone. Idempotent."""
+        if peer in self._members:
+            del self._members[peer]
+            self._tell(PeerDown(peer))
+
+    def _tell(self, event: PeerUp | PeerDown) -> None:
+        for callback in tuple(self.watchers):
+            callback(event)
+
+    # --- hookspecs.Overlay ------------------------------------------------------------------------
+
+    def addrs(self) -> tuple[str, ...]:
+        """What is announced, or where the link listens."""
+        if self.announced or "host" not in vars(self):
+            return self.announced
+        return tuple(map(str, self.host.listen_addrs))
+
+    def peers(self) -> tuple[PeerId, ...]:
+        """Who is there."""
+        return tuple(self._members)
+
+    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
+        """Call back once a peer, however many connections it has; those there already first."""
+        self.watchers.append(callback)
+        for peer in self.peers():
+            callback(PeerUp(peer))
+        return lambda: self.watchers.remove(callback) if callback in self.watchers else None
+
+    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
+        """A stream of the link."""
+        return await self.host.open_stream(peer, *protocols)
+
+    def handle(
+        self,
+        protocol: str,
+        handler: Callable[[Stream], Coroutine[Any, Any, None]],
+        *,
+        access: Access,
+    ) -> Callable[[], None]:
+        """Serve a protocol, to everybody."""
+        return self.host.handle(protocol, handler, access=access)
+
+    async def provide(self, key: bytes) -> bool:
+        """As `taken` says."""
+        self.keys.append(key)
+        if isinstance(self.taken, OverlayError):
+            raise self.taken
+        return self.taken
+
+    async def find_providers(self, key: bytes) -> tuple[str, ...]:
+        """As `found` says."""
+        self.keys.append(key)
+        if isinstance(self.found, OverlayError):
+            raise self.found
+        return self.found
+
+    def sign(self, domain: bytes, data: bytes) -> bytes:
+        """Sign with the key; no domain is refused."""
+        return self.key.sign(domain + data)
+
+
+@contextlib.asynccontextmanager
+async def overlays(count: int) -> AsyncIterator[tuple[FakeOverlay, ...]]:
+    """So many nodes, each connected to all others; closed at the end of the block."""
+    nodes = tuple(FakeOverlay() for _ in range(count))
+    async with contextlib.AsyncExitStack() as stack:
+        for node in nodes:
+            await stack.enter_async_context(node)
+        for one, two in combinations(nodes, 2):
+            await one.connect(two)
+        yield nodes
+
+
+class _MemoryPipe:
+    """`link.Pipe`: one end of a pipe in this process."""
+
+    def __init__(
+        self,
+        incoming: MemoryObjectReceiveStream[bytes],
+        outgoing: MemoryObjectSendStream[bytes],
+    ) -> None:
+        self._incoming, self._outgoing = incoming, outgoing
+
+    @classmethod
+    def pair(cls) -> tuple[_MemoryPipe, _MemoryPipe]:
+        """Both ends."""
+        to_far, at_far = anyio.create_memory_object_stream[bytes](PIECES_MAX)
+        to_near, at_near = anyio.create_memory_object_stream[bytes](PIECES_MAX)
+        return cls(at_near, to_far), cls(at_far, to_near)
+
+    async def read(self) -> bytes:
+        try:
+            return await self._incoming.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            return b""
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self._outgoing.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
+            raise EOFError("the other end is closed") from exc
+
+    def close(self) -> None:
+        self._incoming.close()
+        self._outgoing.close()
+
+    abort = close
