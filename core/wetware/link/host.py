@@ -33,6 +33,7 @@ from wetware.link.pipe import Pipe, PipeTransport
 from wetware.link.yamux import Bytes, Stream
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
+from wetware.sockets import accept
 
 log = get_logger("link")
 
@@ -310,19 +311,14 @@ class LinkHost:
         """
         loop = asyncio.get_running_loop()
         while True:
-            await _readable(listener)
             try:
-                # Not `loop.sock_accept`: cancelled, it may lose a socket that it has taken.
-                sock, _ = listener.accept()
-            except BlockingIOError:  # it went already
-                continue
+                sock = await accept(listener)
             except OSError as exc:
                 self.refused("accept")
                 if (left_out := self._accept_lines.lines("accept")) is not None:
                     log.warning("accept.failed", why=exc.strerror, unlogged=left_out)
                 await asyncio.sleep(_ACCEPT_AGAIN_S)
                 continue
-            sock.setblocking(False)
             try:
                 await loop.connect_accepted_socket(lambda: Connection(self, initiator=False), sock)
             except OSError as exc:  # it went already
@@ -1045,17 +1041,6 @@ async def _bind(addrs: Iterable[Multiaddr], backlog: int) -> list[socket.socket]
             sock.close()
         raise
     return found
-
-
-async def _readable(sock: socket.socket) -> None:
-    """Until there is something to read or to accept."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(sock, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(sock)
 
 
 def _drop_zero(counter: Counter[str], key: str) -> None:

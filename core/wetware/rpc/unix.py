@@ -23,6 +23,7 @@ from wetware.rpc.connection import RpcConnection, open_client, run_server
 from wetware.rpc.limits import RpcLimits
 from wetware.rpc.pipes import SocketPipe
 from wetware.rpc.servant import Guarded
+from wetware.sockets import accept
 
 if TYPE_CHECKING:
     from wetware.rpc.connection import End
@@ -201,27 +202,31 @@ class _Clients:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, _ = await loop.sock_accept(listener)
+                sock = await accept(listener)
             except OSError as exc:
                 # Out of descriptors, most likely: what we serve goes on, and new clients wait.
                 self._warn("rpc.accept_failed", error=exc.strerror)
                 await asyncio.sleep(0.1)
                 continue
-            peer = _peer_of(sock)
-            if not _trusted(peer):
-                self._warn("rpc.unix_refused", uid=peer.uid, pid=peer.pid, why="another user's")
-                sock.close()
-            elif await self._make_room():
-                task = self._start(self._serve(sock, peer))
-                self._served[task] = _Client(loop.time())
-            elif len(self.tasks) - len(self._served) < REFUSALS_MAX:
-                self._warn("rpc.unix_refused", uid=peer.uid, pid=peer.pid, why="too many")
-                self._start(self._refuse(sock, peer))
-            else:
-                sock.close()
+            with contextlib.ExitStack() as held:
+                held.callback(sock.close)
+                peer = _peer_of(sock)
+                if not _trusted(peer):
+                    self._warn("rpc.unix_refused", uid=peer.uid, pid=peer.pid, why="another user's")
+                elif await self._make_room():
+                    task = self._start(sock, self._serve(sock, peer))
+                    self._served[task] = _Client(loop.time())
+                    held.pop_all()
+                elif len(self.tasks) - len(self._served) < REFUSALS_MAX:
+                    self._warn("rpc.unix_refused", uid=peer.uid, pid=peer.pid, why="too many")
+                    self._start(sock, self._refuse(sock, peer))
+                    held.pop_all()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, sock: socket.socket, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Its end closes the socket, also where it is cancelled before it has begun."""
+
         def over(task: asyncio.Task[None]) -> None:
+            sock.close()
             self.tasks.discard(task)
             self._served.pop(task, None)
 
@@ -286,13 +291,12 @@ class _Clients:
         trust_s: float | None,
         started: Callable[[End], None],
     ) -> None:
-        with sock:
-            try:
-                await run_server(
-                    SocketPipe(sock), first(peer), self._limits, trust_s=trust_s, started=started
-                )
-            except Exception as exc:  # one connection's failure is not the others'
-                log.error("rpc.connection_failed", pid=peer.pid, exc_info=exc)  # noqa: TRY400  # an EventLogger
+        try:
+            await run_server(
+                SocketPipe(sock), first(peer), self._limits, trust_s=trust_s, started=started
+            )
+        except Exception as exc:  # one connection's failure is not the others'
+            log.error("rpc.connection_failed", pid=peer.pid, exc_info=exc)  # noqa: TRY400  # an EventLogger
 
 
 def _unlink(path: Path, inode: int) -> None:
