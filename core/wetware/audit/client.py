@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wetware import rpc
 from wetware.audit.chain import Checkpoint
 from wetware.errors import InvalidArgument
 from wetware.protocol import CORE
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-READ_AHEAD_MAX = 10_000
-"""Records that wait in this process; the node is told to wait then, and drops beyond its bound."""
 
 
 class AuditClient:
@@ -44,9 +36,9 @@ class AuditClient:
         """One record; raises NotFound."""
         return parse_record((await self._ref.call("show", seq=seq))["record"])
 
-    def follow(self) -> Following:
+    def follow(self) -> rpc.Subscription[dict[str, Any]]:
         """Records from now on: `async with audit.follow() as records: async for record in …`."""
-        return Following(self._ref)
+        return rpc.Subscription(lambda sink: self._ref.call("follow", sink=sink), parse_record)
 
     async def checkpoint(self) -> Checkpoint:
         """The node's signed word on its log."""
@@ -63,7 +55,7 @@ class AuditClient:
         return state
 
 
-def parse_record(line: str) -> dict[str, Any]:
+def parse_record(line: str | bytes) -> dict[str, Any]:
     """A record as the node shows it; raises InvalidArgument for what no log has."""
     try:
         record = json.loads(line)
@@ -77,62 +69,3 @@ def parse_record(line: str) -> dict[str, Any]:
             code="invalid.audit_record",
         )
     return dict(record)
-
-
-class _Sink(rpc.Servant, interface=CORE.AuditSink):
-    def __init__(self) -> None:
-        self.waiting: deque[dict[str, Any]] = deque()
-        self.more, self.room = asyncio.Event(), asyncio.Event()
-        self.dropped = 0
-        self.ended = False
-        self.room.set()
-
-    async def records(self, records: list[str], dropped: int) -> None:
-        await self.room.wait()
-        self.dropped += dropped
-        self.waiting.extend([parse_record(line) for line in records])
-        if len(self.waiting) >= READ_AHEAD_MAX:
-            self.room.clear()
-        self.more.set()
-
-    def released(self) -> None:
-        self.ended = True
-        self.more.set()
-
-
-class Following:
-    """Records as they are written; `dropped` counts what the node could not hold."""
-
-    def __init__(self, ref: Any) -> None:
-        self._ref, self._sink = ref, _Sink()
-        self._watch: rpc.Ref | None = None
-
-    @property
-    def dropped(self) -> int:
-        """Records that were lost because this end was too slow."""
-        return self._sink.dropped
-
-    async def __aenter__(self) -> Following:
-        self._watch = (await self._ref.call("follow", sink=self._sink))["watch"]
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if self._watch is not None:
-            self._watch.close()
-
-    def __aiter__(self) -> Following:
-        return self
-
-    async def __anext__(self) -> dict[str, Any]:
-        sink = self._sink
-        while not sink.waiting:
-            if sink.ended:
-                raise StopAsyncIteration
-            sink.more.clear()
-            await sink.more.wait()
-        record = sink.waiting.popleft()
-        if len(sink.waiting) < READ_AHEAD_MAX // 2:
-            sink.room.set()
-        return record

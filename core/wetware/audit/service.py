@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
 from wetware.audit.chain import LINE_BYTES_MAX, backwards, files, lines, seek, seq_of
-from wetware.errors import InvalidArgument, LimitExceeded, NotFound, WetwareError
+from wetware.errors import Disconnected, LimitExceeded, NotFound
 from wetware.protocol import CORE
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ RECORDS_MAX: Final = 1000
 """Records of one answer, and those that wait for one sink."""
 ANSWER_BYTES_MAX: Final = 512 << 10
 FOLLOWERS_MAX: Final = 64
+FOLLOWER_BYTES_MAX: Final = 4 << 20
+"""Records that wait for one sink: a record is some 300 bytes."""
 
 
 def tail(directory: Path, count: int, matches: Callable[[Mapping[str, Any]], bool]) -> list[str]:
@@ -53,65 +55,6 @@ def record_at(directory: Path, seq: int) -> str | None:
                 line = file.readline(LINE_BYTES_MAX + 1).removesuffix(b"\n")
             return line.decode("ascii", "replace") if seq_of(line) == seq else None
     return None
-
-
-class _Follower:
-    """Records on their way to one sink: a bounded buffer, and a task that pushes."""
-
-    def __init__(self, audit: Audit, sink: rpc.Ref, guard: rpc.Guard | None) -> None:
-        self._sink = sink
-        self._waiting: deque[str] = deque()
-        self._dropped = 0
-        self._wake = asyncio.Event()
-        self._forget = audit.listen(self._offer)
-        self._task = asyncio.create_task(self._push(), name="audit follower")
-        self._unguard = guard.on_end(lambda _: self.end()) if guard is not None else lambda: None
-        self.ended = False
-
-    def _offer(self, records: Sequence[Mapping[str, Any]]) -> None:
-        for record in records:
-            if len(self._waiting) >= RECORDS_MAX:
-                self._waiting.popleft()
-                self._dropped += 1
-            self._waiting.append(json.dumps(record, separators=(",", ":")))
-        self._wake.set()
-
-    async def _push(self) -> None:
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                records, self._waiting = list(self._waiting), deque()
-                dropped, self._dropped = self._dropped, 0
-                await self._sink.call("records", records=records, dropped=dropped)
-        except WetwareError:
-            pass
-        finally:
-            self.end()
-
-    def end(self) -> None:
-        """Stop. Idempotent."""
-        if not self.ended:
-            self.ended = True
-            self._forget()
-            self._unguard()
-            self._task.cancel()
-            self._sink.close()
-
-
-class _WatchServant(rpc.Servant, interface=CORE.Watch):
-    """See core.capnp."""
-
-    def __init__(self, follower: _Follower) -> None:
-        self._follower = follower
-
-    async def end(self) -> None:
-        """End it."""
-        self._follower.end()
-
-    def released(self) -> None:
-        """The follower let go."""
-        self._follower.end()
 
 
 def is_about(record: Mapping[str, Any], grant: str) -> bool:
@@ -154,9 +97,7 @@ class AuditServant(rpc.Servant, interface=CORE.Audit):
 
     async def follow(self, sink: rpc.Ref | None) -> dict[str, object]:
         """Records from now on."""
-        if sink is None:
-            raise InvalidArgument("following needs a sink", code="invalid.sink")
-        return {"watch": _WatchServant(self._service.follow(sink, rpc.current_guard()))}
+        return {"subscription": self._service.follow(sink)}
 
     async def checkpoint(self) -> dict[str, object]:
         """The node's word on its log."""
@@ -197,26 +138,34 @@ class AuditService:
 
     def __init__(self, audit: Callable[[], Audit], checkpoints: Callable[[], Checkpoints]) -> None:
         self.audit, self.checkpoints = audit, checkpoints
-        self._followers: set[_Follower] = set()
+        self._followers: set[rpc.Pump] = set()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Until cancelled; then nobody follows any more."""
+        forget = self.audit().listen(self._written)
         ready()
         try:
             await asyncio.Event().wait()
         finally:
+            forget()
             for follower in tuple(self._followers):
-                follower.end()
+                follower.end(Disconnected("the node is stopping"))
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """An Audit for one session."""
         return AuditServant(self)
 
-    def follow(self, sink: rpc.Ref, guard: rpc.Guard | None) -> _Follower:
-        """Push records to a sink; raises LimitExceeded."""
-        self._followers = {follower for follower in self._followers if not follower.ended}
+    def follow(self, sink: rpc.Ref | None) -> rpc.Pump:
+        """Push records to a sink; raises LimitExceeded, InvalidArgument."""
         if len(self._followers) >= FOLLOWERS_MAX:
             raise LimitExceeded(f"{FOLLOWERS_MAX} sessions follow the log (FOLLOWERS_MAX)")
-        follower = _Follower(self.audit(), sink, guard)
+        follower = rpc.Pump(sink, items_max=RECORDS_MAX, bytes_max=FOLLOWER_BYTES_MAX)
         self._followers.add(follower)
+        follower.start(self._followers.discard)
         return follower
+
+    def _written(self, records: Sequence[Mapping[str, Any]]) -> None:
+        for record in records if self._followers else ():
+            item = json.dumps(record, separators=(",", ":")).encode()
+            for follower in self._followers:
+                follower.offer(item)

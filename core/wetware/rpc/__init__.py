@@ -3,7 +3,7 @@
 ```capnp
 interface Topic {
   publish @0 (message :Data $Ww.constrained) -> ();
-  subscribe @1 (sink :Sink) -> (subscription :Subscription);
+  subscribe @1 (sink :Ww.Sink) -> (subscription :Ww.Subscription);
 }
 ```
 
@@ -12,8 +12,8 @@ schema = rpc.load(Path(__file__).with_name("chat.capnp"))
 
 class TopicServant(rpc.Servant, interface=schema.Topic):
     async def publish(self, message: bytes) -> None: ...
-    async def subscribe(self, sink: rpc.Ref) -> dict:  # await sink.deliver(message=b"…")
-        return {"subscription": SubscriptionServant(sink)}  # a Ref at the caller
+    async def subscribe(self, sink: rpc.Ref | None) -> dict:  # see `Pump`
+        return {"subscription": pump}  # a Ref at the caller
 
 async with rpc.serve_unix(path, lambda peer: TopicServant()):
     ...
@@ -38,7 +38,8 @@ from __future__ import annotations
 from wetware.rpc.connection import Ref, RpcConnection, time_limit
 from wetware.rpc.kjloop import loop_gc, runtime
 from wetware.rpc.limits import RpcLimits
-from wetware.rpc.schema import Interface, Method, Schema, load
+from wetware.rpc.push import Pump, Subscription
+from wetware.rpc.schema import WW, Interface, Method, Schema, load
 from wetware.rpc.servant import (
     Guard,
     Guarded,
@@ -54,16 +55,19 @@ from wetware.rpc.unix import CONNECTIONS_MAX, REFUSALS_MAX, UnixPeer, connect_un
 __all__ = [
     "CONNECTIONS_MAX",
     "REFUSALS_MAX",
+    "WW",
     "Guard",
     "Guarded",
     "Interface",
     "Method",
+    "Pump",
     "Ref",
     "RpcConnection",
     "RpcLimits",
     "Schema",
     "Servant",
     "ServedConnection",
+    "Subscription",
     "UnixPeer",
     "connect",
     "connect_unix",

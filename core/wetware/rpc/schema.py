@@ -570,13 +570,12 @@ def _first_line(text: str) -> str:
     return line[:_ERROR_CHARS_MAX]
 
 
-def _load_any_cap() -> Any:
-    # Part of this package and covered by its tests: no subprocess needed.
-    path = _WETWARE_PARENT / "wetware" / "schema" / "ww.capnp"
-    parser = SchemaParser()
-    module = parser.load(str(path), imports=list(_IMPORT_DIRS))
-    module.AnyCap._keep = parser
-    return module.AnyCap.schema, module
+# Part of this package and covered by its tests: no subprocess needed.
+_ww_parser = SchemaParser()
+_ww_module = _ww_parser.load(
+    str(_WETWARE_PARENT / "wetware" / "schema" / "ww.capnp"), imports=list(_IMPORT_DIRS)
+)
+_any_cap: Final = _ww_module.AnyCap.schema
 
-
-_any_cap, _any_module = _load_any_cap()
+WW: Final = Schema("ww.capnp", _ww_parser, _ww_module)
+"""What the schemas of all services share."""

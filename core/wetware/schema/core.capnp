@@ -475,9 +475,9 @@ interface Audit {
   show @1 (seq :UInt64) -> (record :Text);
   # One record; `not_found` if it is not there any more. Idempotent.
 
-  follow @2 (sink :AuditSink) -> (watch :Watch);
-  # Calls `sink` with each record from now on, until the watch is dropped or the session ends. A sink
-  # that does not keep up loses records, which are counted.
+  follow @2 (sink :Ww.Sink) -> (subscription :Ww.Subscription);
+  # Pushes each record from now on, until the subscription is dropped or the session ends. A sink that
+  # does not keep up loses the oldest that wait, which are counted.
 
   checkpoint @3 () -> (checkpoint :Text);
   # The node's signed word on what its log is now: one line of JSON. Idempotent.
@@ -490,9 +490,4 @@ interface Audit {
   state @5 () -> (log :Text, seq :UInt64, head :Data, failing :Text, lost :UInt64, dropped :UInt64);
   # `failing`: why the log cannot be written, "" if it can; `lost`: records that the next record of a
   # gap will tell of; `dropped`: copies that plugins were too slow for. Idempotent.
-}
-
-interface AuditSink {
-  records @0 (records :List(Text), dropped :UInt32) -> ();
-  # The next call comes when this one has returned. `dropped`: lost before these.
 }

@@ -19,3 +19,26 @@ annotation name @0xa94d2f3e6b1c7085 (field, param) :Void;
 
 interface AnyCap @0xc8f5d0c1e94a7b36 {}
 # A capability whose interface is not known yet; it has no methods until it is cast.
+
+interface Subscription @0xe2c7a94b1f63d058 {
+  # What is being pushed to a `Sink`, held by who subscribed. Ends when it is cancelled or released, when
+  # the sink fails or is gone, and with its grant. The node lets go of the sink when it has ended.
+
+  cancel @0 ();
+  # End it; what waits is dropped. Idempotent.
+
+  stats @1 () -> (delivered :UInt64, dropped :UInt64, buffered :UInt32, ended :Bool);
+  # The items that the sink took, that were dropped because it was too slow, and that wait. Raises what
+  # ended the subscription, unless that was `cancel`. Idempotent.
+}
+
+interface Sink @0xf4810d3be5a2967c {
+  # A subscriber's end, given to the node and held by it until the subscription ends. When the node
+  # releases it, the subscription is over: `Subscription.stats` tells why.
+
+  push @0 (items :List(Data), dropped :UInt64) -> ();
+  # The next items, in order; what an item is, the method says that took the sink. `dropped` counts those
+  # that were dropped before these, since the last call. At most two calls at a time are not answered,
+  # the second of them a full one: take your time, that is the backpressure. An error ends the
+  # subscription. Not idempotent.
+}
