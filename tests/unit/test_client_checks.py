@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from wetware.client import _Login, _opened, _SignerServant, is_address
+from wetware.client import is_address
+from wetware.client.login import Login, SignerServant
+from wetware.client.session import opened
 from wetware.errors import AuthError
 from wetware.identity import Challenge, Channel, Key
 from wetware.protocol import challenge_to_wire
@@ -40,7 +42,7 @@ def reference(node: str, cluster: str) -> Any:
 async def test_nothing_is_signed_for_another_cluster(cluster: str, pinned: str) -> None:
     if not pinned and cluster == TWO:
         return  # the first login takes any
-    signing = _SignerServant(_Login(never, pinned, "home"), NODE, CHANNEL)
+    signing = SignerServant(Login(never, pinned, "home"), NODE, CHANNEL)
     with pytest.raises(AuthError, match="the signer refused"):
         await signing.sign(challenge(cluster))
     assert signing.failure is not None
@@ -54,10 +56,10 @@ async def test_nothing_is_signed_for_another_cluster(cluster: str, pinned: str) 
 async def test_a_session_is_of_the_node_and_cluster_that_were_meant(
     node: str, cluster: str
 ) -> None:
-    login = _Login(never, ONE)
-    assert (await _opened(reference(NODE, ONE), login, NODE)).identity.node == NODE
+    login = Login(never, ONE)
+    assert (await opened(reference(NODE, ONE), login, NODE)).identity.node == NODE
     with pytest.raises(AuthError) as caught:
-        await _opened(reference(node, cluster), login, NODE)
+        await opened(reference(node, cluster), login, NODE)
     assert caught.value.code in ("auth.wrong_node", "auth.wrong_cluster")
 
 

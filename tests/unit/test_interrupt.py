@@ -16,6 +16,7 @@ import pytest
 
 from wetware import client
 from wetware.cli import app
+from wetware.client.session import Opening
 from wetware.identity import Key
 from wetware.testing import Home
 
@@ -128,7 +129,7 @@ async def test_an_opening_that_was_cancelled_is_begun_afresh() -> None:
         return types.SimpleNamespace(call=call)
 
     session = types.SimpleNamespace(open=open_service)
-    opening = client._Opening(session, "chat", None)  # type: ignore[arg-type]
+    opening = Opening(session, "chat", None)  # type: ignore[arg-type]
     first = asyncio.create_task(opening.call("join"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)

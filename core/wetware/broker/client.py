@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wetware.client import Explanation, GrantInfo
+from wetware.client.values import Explanation, GrantInfo
 from wetware.protocol import CORE
 
 

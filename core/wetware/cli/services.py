@@ -89,7 +89,7 @@ def _method(method: Method, naming: str | None) -> dict[str, Any]:
 
 
 def _interface(info: ServiceInfo) -> Interface | None:
-    from wetware.interfaces import known_interface
+    from wetware.client.installed import known_interface
 
     found = known_interface(info.name)
     return found if found is not None and found.name == info.interface else None
@@ -131,7 +131,7 @@ def _describe(info: ServiceInfo) -> None:
 def reference() -> str:
     """What can be constrained of the bundled services, as Markdown."""
     from wetware.broker.terms import constrainable, kinds_for
-    from wetware.interfaces import known_interface
+    from wetware.client.installed import known_interface
 
     lines = ["| service | method | parameter | type | kinds |", "|---|---|---|---|---|"]
     for service in BUNDLED:

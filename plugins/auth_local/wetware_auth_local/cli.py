@@ -326,8 +326,8 @@ def role_set(
 
 def _say_unknown(services: Iterable[str]) -> None:
     """Warn of services that neither this machine nor the node knows: a role may be misspelt."""
+    from wetware.client.installed import known_interface
     from wetware.errors import WetwareError
-    from wetware.interfaces import known_interface
 
     strange = [name for name in services if name != "*" and known_interface(name) is None]
     if not strange:
@@ -527,7 +527,8 @@ def policy_resolve(
     async def work(session: Session) -> tuple[list[Policy], Policy, Policy, int]:
         store = session.auth_local
         others = [given] if given is not None else await store.divergent()
-        before, new, withdrawn = await store.resolve(key, others, keep)
+        kept: Any = keep
+        before, new, withdrawn = await store.resolve(key, others, kept)
         return others, before, new, withdrawn
 
     others, before, new, withdrawn = _run(work)

@@ -112,7 +112,7 @@ def unchecked_constraints(before: Policy, after: Policy) -> list[str]:
     call, and deny what they cannot judge. Raises InvalidArgument "invalid.where".
     """
     from wetware.broker.terms import Terms, check_against
-    from wetware.interfaces import known_interface
+    from wetware.client.installed import known_interface
 
     unknown = []
     for role, services in sorted(after.where.items()):

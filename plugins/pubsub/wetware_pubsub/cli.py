@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -95,11 +95,12 @@ def sub_command(
 # --- publishing -----------------------------------------------------------------------------------
 
 
-async def publish(session: Session, topic: str, source: object) -> int:
+async def publish(
+    session: Session, topic: str, source: AsyncIterable[bytes | str] | Iterable[bytes | str]
+) -> int:
     """Publish everything from `source`; returns how many messages."""
     joined = await session.pubsub.join(topic)
-    count: int = await joined.publish_all(source)
-    return count
+    return await joined.publish_all(source)
 
 
 async def stdin_lines(fd: int = 0) -> AsyncIterator[bytes]:

@@ -16,7 +16,8 @@ from wetware.broker.limits import BrokerLimits
 from wetware.broker.session import SessionServant
 from wetware.broker.store import Store
 from wetware.broker.tree import Tree
-from wetware.client import Session, _opened, terms_to_wire
+from wetware.client.session import Session, opened
+from wetware.client.values import terms_to_wire
 from wetware.hookspecs import RoleProfile, Withdrawn
 from wetware.identity import Channel, Key, PeerId, Principal
 from wetware.protocol import CORE
@@ -193,7 +194,7 @@ class MemNode:
             await rpc.connect_unix(path) as connection,
         ):
             ref = connection.bootstrap(CORE.Session)
-            yield await _opened(ref, None, self.broker.peer_id)
+            yield await opened(ref, None, self.broker.peer_id)
 
     @contextlib.asynccontextmanager
     async def redeem(self, text: str) -> AsyncIterator[Session]:
@@ -202,7 +203,7 @@ class MemNode:
             reply = await connection.bootstrap(CORE.Gate).call(
                 "redeem", id=bytes.fromhex(ref.id), secret=ref.secret
             )
-            yield await _opened(reply["session"], None, ref.peer)
+            yield await opened(reply["session"], None, ref.peer)
 
 
 async def box(session: Session) -> rpc.Ref:

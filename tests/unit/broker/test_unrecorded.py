@@ -18,7 +18,7 @@ from wetware.audit import Audit, AuditLog, AuditUnavailable
 from wetware.audit.chain import files
 from wetware.broker.admin import GrantsService
 from wetware.broker.session import SessionServant
-from wetware.client import Session, _opened
+from wetware.client.session import Session, opened
 from wetware.errors import Denied, InvalidArgument, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Principal
@@ -61,7 +61,7 @@ async def login(node: Any, user: str, role: str) -> AsyncIterator[Session]:
         rpc.serve_unix(path, lambda _: rpc.guarded(servant, grant)),
         await rpc.connect_unix(path) as connection,
     ):
-        yield await _opened(connection.bootstrap(CORE.Session), None, node.broker.peer_id)
+        yield await opened(connection.bootstrap(CORE.Session), None, node.broker.peer_id)
 
 
 def events(tmp_path: Path) -> list[str]:

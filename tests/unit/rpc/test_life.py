@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from wetware import client, rpc
-from wetware.client import LocalNode
+from wetware import rpc
+from wetware.client import LocalNode, dial
 from wetware.errors import (
     Busy,
     ConfigError,
@@ -619,10 +619,10 @@ async def test_the_socket_of_another_user_is_said_to_be_one(
     async with serving(servants.Zoo()), contextlib.AsyncExitStack() as stack:
         monkeypatch.setattr("wetware.rpc.unix._trusted", lambda peer: False)
         with pytest.raises(DialError, match="is served by another user") as caught:
-            await client._local(stack, node)
+            await dial.local(stack, node)
         assert caught.value.code == "overlay.dial.owner"
         assert "start" not in caught.value.hint
     with pytest.raises(DialError, match="no node answers") as caught:
-        await client._local(contextlib.AsyncExitStack(), node)
+        await dial.local(contextlib.AsyncExitStack(), node)
     assert caught.value.code == "overlay.dial.no_node"
     assert "ww node" in caught.value.hint

@@ -1,0 +1,30 @@
+"""What `session.NAME` is for the services that come with wetware: for type checkers and editors.
+
+The only place of the core that names plugins, and nothing of it runs: at runtime a client is found
+by its entry point, ours as anybody's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wetware.audit.client import AuditClient
+    from wetware.broker.client import GrantsClient
+    from wetware.cluster_client import Cluster
+    from wetware_auth_evm.client import EvmAuth
+    from wetware_auth_local.client import PolicyClient
+    from wetware_pubsub.client import PubSub
+
+
+class Bundled:
+    """The base of Session."""
+
+    if TYPE_CHECKING:
+        # `grants` is a method of the session's own.
+        audit: AuditClient
+        auth_evm: EvmAuth
+        auth_local: PolicyClient
+        cluster: Cluster
+        grants_service: GrantsClient
+        pubsub: PubSub

@@ -1,0 +1,170 @@
+"""`connect`: from an address, a reference, or nothing at all to a session."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wetware import contexts, paths, rpc
+from wetware.client.dial import (
+    CONNECT_S,
+    LocalNode,
+    Place,
+    is_address,
+    local,
+    peer_in,
+    remote,
+    within,
+)
+from wetware.client.keys import KeyChoice, chooser
+from wetware.client.login import Login
+from wetware.client.session import CALL_S, Session, log_in, opened
+from wetware.client.values import GrantInfo
+from wetware.contexts import Context
+from wetware.errors import ConfigError, DialError, InvalidArgument, WetwareError
+from wetware.protocol import CORE
+from wetware.sturdy import SturdyRef, is_ref
+
+if TYPE_CHECKING:
+    from wetware.identity import Challenge, Key, Signer
+
+
+async def _redeem(place: Place, ref: SturdyRef) -> Session:
+    """The session that a reference stands for; the place is its issuer's Gate."""
+    connection, _, _ = place
+    gate = connection.bootstrap(CORE.Gate)
+    reply = await gate.call("redeem", id=bytes.fromhex(ref.id), secret=ref.secret)
+    session = await opened(reply["session"], None, ref.peer)
+    session.timeout_s = CALL_S
+    return session
+
+
+async def _issuer(stack: contextlib.AsyncExitStack, ref: SturdyRef, data_dir: Path) -> Place:
+    """The Gate of a reference's issuer: over the unix socket if it is on this machine."""
+    with contextlib.suppress(WetwareError):
+        if (node := LocalNode.find(data_dir)).peer_id == ref.peer:
+            return await local(stack, node)
+    if not ref.addrs:
+        raise DialError(
+            f"the reference says nothing of where its node {ref.peer} is",
+            hint="use it on the machine of that node",
+        )
+    return await remote(stack, map(str, ref.addrs), ref.peer)
+
+
+async def describe(
+    ref: str, *, data_dir: Path | None = None, timeout_s: float = CONNECT_S
+) -> GrantInfo:
+    """What a sturdy reference would give, without spending a use; raises as `connect` does."""
+    parsed = SturdyRef.parse(ref)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(rpc.runtime())
+        async with within(timeout_s, f"the node {parsed.peer}"):
+            connection, _, _ = await _issuer(stack, parsed, data_dir or paths.data_dir())
+            gate = connection.bootstrap(CORE.Gate)
+            reply = await gate.call("describe", id=bytes.fromhex(parsed.id), secret=parsed.secret)
+        return GrantInfo.from_wire(reply["grant"])
+
+
+async def _enter(
+    stack: contextlib.AsyncExitStack, choose: Callable[[Challenge], Signer], context: Context
+) -> Session:
+    """Log in at a context's node, or at this machine's if the context names another by a selector.
+
+    The cluster is the one that is pinned, or is pinned now.
+    """
+    if is_address(context.node):
+        peer = peer_in(context.node)
+        pinned = context.cluster or contexts.load().clusters.get(peer, "")
+        place = await remote(stack, context.node.split(","), peer)
+        name = context.name or peer
+    else:
+        node = LocalNode.find(_data_dir(context))
+        pinned, name = context.cluster or node.cluster, context.name
+        place = await local(stack, node)
+    session = await log_in(Login(choose, pinned, name), place)
+    cluster = session.identity.cluster
+    if name and not (context.cluster if context.name else pinned):
+        what = f"in the context {name}" if context.name else f"at {name}"
+        session.notice = f"first login {what}: from now on the cluster there has to be {cluster}"
+        try:
+            contexts.update(lambda known: known.pin(name, cluster))
+        except ConfigError as exc:
+            session.notice = f"the cluster {cluster} {what} is not remembered: {exc.message}"
+    return session
+
+
+def _data_dir(context: Context) -> Path:
+    return Path(context.data_dir) if context.data_dir else paths.data_dir()
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    target: str | None = None,
+    *,
+    context: Context | str | None = None,
+    key: Key | Path | str | None = None,
+    signer: Signer | None = None,
+    data_dir: Path | None = None,
+    passphrase: Callable[[], str] | None = None,
+    timeout_s: float = CONNECT_S,
+) -> AsyncIterator[Session]:
+    """Log in to a node.
+
+    Args:
+        target: A multiaddr with the node's peer ID (several, comma-separated, for one node), a
+            sturdy reference `ww1…` (then no key is needed), or what `Session.node` takes, a name or
+            "zone=cloud": then the login here leads to one there. None for WW_NODE, or else the
+            context's node.
+        context: Its name, or an object of one's own. None for WW_CONTEXT, or else the one that
+            `ww context use` chose; without that, this machine's node.
+        key: The user's key: an object, a file, or a name under `~/.wetware/keys`; default
+            WW_KEY, the context's, or "default".
+        signer: Answers the challenge instead of `key`.
+        data_dir: Of this machine's node, instead of the context's node.
+        passphrase: Called if the key is encrypted; default: WW_PASSPHRASE. It is called on the
+            loop, during the login: where a person has to type, ask beforehand.
+        timeout_s: For dialling and logging in together, at each node.
+
+    Raises DialError, LoginRefused (with `.status`), AuthError from the signer, or where the cluster
+    is not the pinned one, KeyFileError, NotFound for a context or a node of no such name,
+    InvalidArgument for a bad address.
+    """
+    if target == "":
+        raise InvalidArgument(
+            "the node's address is empty",
+            hint="leave it out for this machine's node",
+            code="invalid.empty",
+        )
+    if context is None:
+        target = target or paths.variable("WW_NODE")
+    chosen = context if isinstance(context, Context) else contexts.choose(context)
+    if key is None:
+        key = (chosen.key if context else "") or paths.variable("WW_KEY") or chosen.key or None
+    if data_dir is not None:
+        chosen = Context(data_dir=str(data_dir))
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(rpc.runtime())
+        if target is not None and is_ref(target):
+            ref = SturdyRef.parse(target)
+            async with within(timeout_s, f"the node {ref.peer}"):  # never the secret itself
+                place = await _issuer(stack, ref, _data_dir(chosen))
+                session = await _redeem(place, ref)
+        else:
+            if target is not None and is_address(target):
+                chosen, target = Context(node=target), None
+            by_address = is_address(chosen.node)
+            goal = target or ("" if by_address else chosen.node)
+            choose = chooser(signer, KeyChoice(key, None, passphrase))
+            async with within(timeout_s, chosen.node if by_address else "the local node"):
+                session = await _enter(stack, choose, chosen)
+            if goal:
+                entry, far = session, session.node(goal, timeout_s=timeout_s)
+                session = await stack.enter_async_context(far)
+                session.notice = entry.notice
+        try:
+            yield session
+        finally:
+            session._ref.close()

@@ -1,0 +1,59 @@
+"""What the packages of this machine bring for a client: clients of services, and signers.
+
+Not what a node serves. Entry points, ours before those of others; nothing is loaded to list them.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import metadata
+from typing import Any, Final
+
+from wetware.log import get_logger
+from wetware.protocol import CORE
+from wetware.rpc import Interface
+
+log = get_logger("client")
+
+CLIENT_GROUP: Final = "wetware.client.v1"
+"""Entry points: service name → what an application sees as `session.NAME`, a class that takes a
+reference and has its `INTERFACE`, or the interface alone."""
+SIGNER_GROUP: Final = "wetware.signer.v1"
+"""Entry points: proof scheme → a factory of signers for it."""
+
+_CORE: Final = {"node": CORE.Node}
+"""Services that every node has, and that need no client."""
+
+
+def find(group: str, name: str) -> Any:
+    """What is installed under a name; None if nothing is. Raises what its import raises."""
+    points = sorted(metadata.entry_points(group=group, name=name), key=_bundled_first)
+    return points[0].load() if points else None
+
+
+def _bundled_first(point: metadata.EntryPoint) -> tuple[bool, str]:
+    dist = point.dist.name if point.dist is not None else ""
+    return dist != "wetware", dist
+
+
+@functools.cache  # a look takes milliseconds, and a program may ask for much that is not there
+def services() -> frozenset[str]:
+    """The services that have a client on this machine."""
+    return frozenset(point.name for point in metadata.entry_points(group=CLIENT_GROUP))
+
+
+def interface_of(found: Any) -> Interface | None:
+    """The interface of what `find` found for a service; None if it has none."""
+    interface = getattr(found, "INTERFACE", found)
+    return interface if isinstance(interface, Interface) else None
+
+
+def known_interface(service: str) -> Interface | None:
+    """The interface of a service's first capability; None if it is not known here."""
+    if service in _CORE:
+        return _CORE[service]
+    try:
+        return interface_of(find(CLIENT_GROUP, service))
+    except Exception:  # somebody else's package that does not load
+        log.debug("client.broken", service=service, exc_info=True)
+        return None

@@ -1,0 +1,86 @@
+"""The user's key, and what signs with it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from wetware import paths
+from wetware.client.installed import SIGNER_GROUP, find
+from wetware.errors import AuthError, InvalidArgument, KeyFileError
+from wetware.identity import Challenge, Key, Signer
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChoice:
+    """Which key a signer shall use.
+
+    Attributes:
+        key: A key, a file, the name of a key in `keys_dir`, or None for WW_KEY or "default".
+        keys_dir: Where named keys are; None: in the user's home.
+        passphrase: Asked if the key is encrypted; None means WW_PASSPHRASE or an error.
+    """
+
+    key: Key | Path | str | None
+    keys_dir: Path | None
+    passphrase: Callable[[], str] | None
+
+    @property
+    def chosen(self) -> Key | Path | str:
+        """`key`, else what WW_KEY names, else "default"; raises InvalidArgument if empty."""
+        if self.key == "":
+            raise InvalidArgument(
+                "the name of the key is empty", hint="leave it out", code="invalid.empty"
+            )
+        return self.key if self.key is not None else paths.variable("WW_KEY") or "default"
+
+    @property
+    def path(self) -> Path:
+        """The key's file; only where `key` is not a Key."""
+        chosen = self.chosen
+        if isinstance(chosen, Key):
+            raise TypeError("the key was given as an object")
+        if isinstance(chosen, str) and os.sep not in chosen:
+            return (self.keys_dir or paths.keys_dir()) / chosen
+        return paths.absolute(chosen, "the key")
+
+    def load(self) -> Key:
+        """The key; raises KeyFileError."""
+        if isinstance(self.key, Key):
+            return self.key
+        given = paths.variable("WW_PASSPHRASE")
+        passphrase = self.passphrase if given is None else (lambda: str(given))
+        try:
+            return Key.load(self.path, passphrase=passphrase)
+        except KeyFileError as exc:
+            if exc.code == "key.missing":
+                exc.hint = f"make it with `{self.new_command}`"
+            raise
+
+    @property
+    def new_command(self) -> str:
+        """The command that makes the key; only where `key` is not a Key."""
+        name = "" if self.chosen == "default" else f" {shlex.quote(str(self.chosen))}"
+        return f"ww key new{name}"
+
+
+def chooser(signer: Signer | None, choice: KeyChoice) -> Callable[[Challenge], Signer]:
+    """What picks the signer for a challenge: this one, or one of the key for an offered scheme."""
+
+    def choose(challenge: Challenge) -> Signer:
+        if signer is not None:
+            return signer
+        for scheme in challenge.schemes:
+            if (make := find(SIGNER_GROUP, scheme)) is not None:
+                made: Signer = make(choice)
+                return made
+        raise AuthError(
+            f"the node accepts {', '.join(challenge.schemes)}, and no signer for it is installed",
+            hint="install the plugin of the node's auth backend, e.g. pip install 'wetware[evm]'",
+            code="auth.no_signer",
+        )
+
+    return choose

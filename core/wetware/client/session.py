@@ -1,0 +1,420 @@
+"""A session: services, and passing parts of it on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from wetware.client.bundled import Bundled
+from wetware.client.dial import CONNECT_S, Place, over_link, remote, within
+from wetware.client.installed import CLIENT_GROUP, find, interface_of, known_interface, services
+from wetware.client.values import (
+    Explanation,
+    GrantInfo,
+    Identity,
+    ServiceInfo,
+    Where,
+    terms_to_wire,
+)
+from wetware.errors import AuthError, InternalError, OverlayError, Unsupported, WetwareError
+from wetware.identity import Key, PeerId
+from wetware.sturdy import SturdyRef
+
+if TYPE_CHECKING:
+    from wetware import rpc
+    from wetware.client.login import Login
+    from wetware.cluster_client import Member
+
+CALL_S = 30.0
+"""For a call, where neither `Session.timeout_s` nor `wetware.time_limit` says otherwise."""
+DIRECT_S_MAX = 3.0
+"""For dialling a node that can be reached through a tunnel as well."""
+
+
+class Opening:
+    """A service's first capability, opened at its first use; looks like a Ref, in `dir()` too."""
+
+    def __init__(self, session: Session, name: str, interface: rpc.Interface) -> None:
+        self._session, self._name, self.interface = session, name, interface
+        self._ref: asyncio.Future[rpc.Ref] | None = None
+
+    async def _open(self) -> rpc.Ref:
+        ref = self._ref
+        if ref is None or ref.cancelled() or (ref.done() and ref.exception() is not None):
+            ref = self._ref = asyncio.ensure_future(self._session.open(self._name, self.interface))
+            # Whoever waited may be cancelled meanwhile: then nobody asks how it ended.
+            ref.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(ref)
+
+    async def call(self, method: str, /, **params: object) -> Any:
+        """Open if need be, then call."""
+        return await (await self._open()).call(method, **params)
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("_") or method not in self.interface.methods:
+            raise AttributeError(f"{self.interface.name} has no method {method!r}")
+
+        return functools.partial(self.call, method)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.interface.methods]
+
+
+class Session(Bundled):
+    """A logged-in connection. `session.NAME` is the client of the service NAME.
+
+    Where a service has no client class, and with `session.service(NAME)`, it is the service's
+    first capability as its schema has it: `await session.service("counter").add(by=1)`.
+
+    Made by `connect`. Ends with its `async with` block, or when the node revokes its grant; from
+    then on calls raise Revoked, Expired or Disconnected.
+
+    Attributes:
+        identity: Who it speaks as, and where.
+        notice: For the person: that the login was the first one there, and pinned a cluster; or "".
+    """
+
+    notice = ""
+
+    def __init__(self, ref: rpc.Ref, identity: Identity, login: Login | None) -> None:
+        self._ref, self._login = ref, login
+        self._clients: dict[str, Any] = {}
+        self.identity = identity
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long a call may take before TimedOut, 30 s at first; None: for ever.
+
+        Of its connection, so also for what was attenuated from the session. For some calls alone:
+        `with wetware.time_limit(120): …`.
+        """
+        return self._ref.connection.timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, seconds: float | None) -> None:
+        self._ref.connection.timeout_s = seconds
+
+    async def whoami(self) -> Identity:
+        """Ask the node who this session is; raises Revoked if it has ended."""
+        return Identity.from_wire(await self._ref.call("whoami"))
+
+    async def services(self) -> tuple[ServiceInfo, ...]:
+        """The services that this session may open."""
+        reply = await self._ref.call("services")
+        return tuple(
+            ServiceInfo(s["name"], s["interface"], tuple(s["methods"])) for s in reply["services"]
+        )
+
+    async def open(self, name: str, interface: rpc.Interface) -> rpc.Ref:
+        """The bootstrap capability of a service.
+
+        Raises Denied if no grant covers it, Unsupported if the node does not have it.
+        """
+        try:
+            reply = await self._ref.call("open", name=name)
+        except Unsupported as exc:
+            if exc.code == "unsupported.service" and name in services():
+                exc.hint = (
+                    "its plugin is installed here, not running at the node: restart the node, or "
+                    f"install it there; {exc.hint}"
+                )
+            raise
+        service: rpc.Ref | None = reply["service"]
+        if service is None:
+            raise InternalError(f"the node answered without a capability for {name!r}")
+        return service.cast(interface)
+
+    async def close(self) -> None:
+        """End the session; what was shared from it lives on. Idempotent."""
+        with contextlib.suppress(WetwareError):
+            await self._ref.call("logout")
+        self._ref.close()
+
+    # --- passing parts of it on -------------------------------------------------------------------
+
+    async def attenuate(
+        self,
+        services: Mapping[str, Iterable[str]] | None = None,
+        where: Where = (),
+        *,
+        expires_s: float = 0.0,
+        rate: str = "",
+        calls: int = 0,
+        nbytes: int = 0,
+        fence: bytes = b"",
+        sealed: bool = False,
+        label: str = "",
+    ) -> Session:
+        """A weaker session, to hand to other code. It ends with this one, or with `close`.
+
+        Args:
+            services: Service → methods ("*", "Interface.*", "Interface.method"; none: all that
+                this session has of it). "SERVICE:NAME" is one object of a service, "pubsub:chat".
+                None: every service of this session.
+            where: Constraints on arguments.
+            expires_s: Seconds from now; 0: no end of its own.
+            rate: "10/s", "100/m:20"; "" for none.
+            calls: How many calls in all; 0: no quota.
+            nbytes: How many bytes of payload in all; 0: no quota.
+            fence: A fencing token of a lock.
+            sealed: It cannot be attenuated or shared further.
+            label: What it is for, in `ww grants`.
+
+        Raises Amplification for what this session has not, InvalidArgument for a constraint that
+        the service's schema does not know.
+        """
+        terms = terms_to_wire(
+            services, where, expires_s=expires_s, rate=rate, calls=calls, nbytes=nbytes,
+            fence=fence, sealed=sealed,
+        )  # fmt: skip
+        reply = await self._ref.call("attenuate", terms=terms, label=label)
+        return await opened(reply["session"], self._login, PeerId(self.identity.node))
+
+    async def share(
+        self,
+        services: Mapping[str, Iterable[str]] | None = None,
+        where: Where = (),
+        *,
+        expires_s: float = 86_400.0,
+        uses: int = 0,
+        rate: str = "",
+        calls: int = 0,
+        nbytes: int = 0,
+        sealed: bool = False,
+        label: str = "",
+    ) -> tuple[str, GrantInfo]:
+        """A sturdy reference `ww1…`: whoever has it may do this, without an account.
+
+        A secret: treat it as a password. It outlives this session; `revoke` with the ID of its
+        grant ends it. See `attenuate` for the arguments; `uses` is how often it may be redeemed
+        (0: no limit), and `expires_s` 0 is no end.
+        """
+        terms = terms_to_wire(
+            services, where, expires_s=expires_s, rate=rate, calls=calls, nbytes=nbytes,
+            sealed=sealed,
+        )  # fmt: skip
+        reply = await self._ref.call("share", terms=terms, uses=uses, label=label)
+        return reply["ref"], GrantInfo.from_wire(reply["grant"])
+
+    async def adopt(self, ref: str) -> Session:
+        """Redeem another member's reference through this session's node.
+
+        It works as long as that node hears from the issuer; raises Denied, Revoked, Expired,
+        AdmissionRefused, DialError.
+        """
+        issuer = SturdyRef.parse(ref).peer
+        reply = await self._ref.call("adopt", ref=ref)
+        return await opened(reply["session"], None, issuer)
+
+    async def grants(self) -> tuple[GrantInfo, ...]:
+        """What was derived from this session, parents first; of a login, from all its roles."""
+        reply = await self._ref.call("grants")
+        return tuple(GrantInfo.from_wire(wire) for wire in reply["grants"])
+
+    async def revoke(self, grant_id: str, reason: str = "") -> int:
+        """End one of `grants` and all below it, now; returns how many ended.
+
+        Raises NotFound for one that is not of this session's.
+        """
+        reply = await self._ref.call("revoke", id=grant_id, reason=reason)
+        cut: int = reply["cut"]
+        return cut
+
+    async def why(self, decision: str = "") -> Explanation:
+        """What decided a denial; "" is the latest one. Raises NotFound."""
+        reply = await self._ref.call("why", decision=decision)
+        return Explanation.from_wire(reply["explanation"])
+
+    async def explain(self, service: str, method: str, **args: object) -> Explanation:
+        """What would decide a call of "Interface.method" (or a bootstrap "method") now."""
+        interface, _, name = method.rpartition(".")
+        reply = await self._ref.call(
+            "explain",
+            service=service,
+            interface=interface,
+            method=name,
+            args=[{"key": key, "value": str(value)} for key, value in args.items()],
+        )
+        return Explanation.from_wire(reply["explanation"])
+
+    @contextlib.asynccontextmanager
+    async def node(
+        self, selector: str, *, timeout_s: float = CONNECT_S, direct: bool | None = None
+    ) -> AsyncIterator[Session]:
+        """Log in to another node of the cluster, with the same key or signer.
+
+        The connection is encrypted end to end, and the login is bound to it: this session's node
+        may carry the bytes, and learns nothing from them. Nor does it choose who answers: that is
+        the peer that was named, or a member of this session's cluster, by its own signature and its
+        certificate, that the selector means by what it signed. Whether it lives, and which of
+        several is taken, is the word of this session's node.
+
+        Args:
+            selector: Which one: a name, a peer ID, or e.g. "zone=home,service=blob", and of several
+                that match this a living one with the least load. See `session.cluster.one`.
+            timeout_s: For dialling and logging in together.
+            direct: True: dial it from here; False: through a tunnel of this session's node; None:
+                dial, and where that fails use the tunnel.
+
+        Raises NotFound where no living member matches, InvalidArgument where a name stands for
+        several, AuthError "auth.unproven" where this session's node answers with another node than
+        was asked for, and otherwise as `connect`.
+        """
+        member = await self.cluster.one(selector, signed=True)
+        peer, addrs = self._meant(selector, member)
+        if peer == self.identity.node:
+            yield self
+            return
+        login = self._login
+        if login is None:
+            raise Unsupported(
+                "a session that comes from a reference cannot log in to other nodes",
+                hint="log in with a key of your own",
+            )
+        async with contextlib.AsyncExitStack() as stack:
+            async with within(timeout_s, f"the node {peer} ({selector})"):
+                place = None
+                if direct is not False:
+                    dial_s = None if direct else min(DIRECT_S_MAX, timeout_s / 2)
+                    try:
+                        place = await remote(stack, addrs, peer, timeout_s=dial_s)
+                    except OverlayError:
+                        if direct:
+                            raise
+                if place is None:
+                    place = await _tunnelled(stack, self, peer)
+                session = await log_in(login, place)
+            try:
+                yield session
+            finally:
+                session._ref.close()
+
+    def _meant(self, selector: str, member: Member) -> tuple[PeerId, tuple[str, ...]]:
+        """Who is meant, and where that is, without believing the node that answered.
+
+        A peer ID says all: whoever answers at an address has to have it. Any other member has to be
+        proven.
+        """
+        from wetware.membership.proof import prove
+        from wetware.membership.selector import is_peer_id
+
+        if is_peer_id(selector):
+            return PeerId(selector), member.addrs
+        try:
+            proven = prove(
+                member.record,
+                member.founding,
+                cluster=self.identity.cluster,
+                selector=selector,
+                state=member.state,
+                now_s=time.time(),
+            )
+        except WetwareError as exc:
+            raise AuthError(
+                f"the node {self.identity.node} gave no proof that what it found for {selector!r} "
+                f"is that: {exc.message}",
+                hint=exc.hint or "do not use this node; tell its operator",
+                code="auth.unproven",
+            ) from exc
+        return proven.peer, proven.record.addrs
+
+    async def status(self, *, details: bool = False) -> dict[str, Any]:
+        """What the node is doing: the struct NodeStatus of core.capnp; what is unknown is None.
+
+        Args:
+            details: What is for operators, too.
+        """
+        method = "details" if details else "status"
+        reply = await self.service("node").call(method)
+        status: dict[str, Any] = reply["status"]
+        if math.isnan(status["clock_offset_s"]):
+            status["clock_offset_s"] = None
+        return status
+
+    async def trust_clock(self) -> None:
+        """Say that the clock of the node's machine is right, after a glitch; for operators."""
+        await self.service("node").call("trust_clock")
+
+    async def restart_overlay(self) -> None:
+        """End the node's libp2p guest as a crash would; it comes back by itself."""
+        await self.service("node").call("restart_overlay")
+
+    def service(self, name: str, interface: rpc.Interface | None = None) -> Opening:
+        """A service by its schema alone, opened at its first use; see `wetware.rpc` for values.
+
+        Args:
+            name: The service.
+            interface: Of its first capability, from `rpc.load(FILE).NAME`; None: as installed here.
+
+        Raises Unsupported where none is installed, at once; what `open` raises, at its first use.
+        """
+        if (interface := interface or known_interface(name)) is None:
+            raise Unsupported(
+                f"no schema of a service {name[:64]!r} is installed here "
+                f"(there are: {', '.join(sorted(services()))})",
+                hint=f"install its plugin, or give it: session.service({name[:64]!r}, INTERFACE)",
+                code="unsupported.no_schema",
+            )
+        return Opening(self, name, interface)
+
+    def __getattr__(self, name: str) -> Any:
+        """The client of a service, e.g. `session.pubsub`; opened at its first use."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if (client := self._clients.get(name)) is None:
+            service = name.removesuffix("_service")  # its name may be a method's here: `grants`
+            found = find(CLIENT_GROUP, service)
+            if (interface := interface_of(found)) is None:
+                raise AttributeError(
+                    f"no client for a service {service!r} is installed here (there are: "
+                    f"{', '.join(sorted(services()))}); `session.service({service!r}, INTERFACE)` "
+                    "needs none"
+                )
+            client = Opening(self, service, interface)
+            client = self._clients[name] = client if found is interface else found(client)
+        return client
+
+    def __dir__(self) -> list[str]:
+        own = set(super().__dir__())
+        return sorted(own | {f"{s}_service" if s in own else s for s in services()})
+
+
+async def opened(ref: rpc.Ref | None, login: Login | None, node: PeerId) -> Session:
+    """The session behind a reference, which has to be of the node that was meant."""
+    if ref is None:
+        raise InternalError("the node answered without a session")
+    identity = Identity.from_wire(await ref.call("whoami"))
+    if identity.node != node:
+        raise AuthError(
+            f"the session is of the node {identity.node[:64]}, not of {node}",
+            hint="do not use this node; tell its operator",
+            code="auth.wrong_node",
+        )
+    if login is not None:
+        login.check_cluster(identity.cluster, node)
+    return Session(ref, identity, login)
+
+
+async def log_in(login: Login, place: Place) -> Session:
+    """The session of a login; raises as `Login.open`."""
+    session = await opened(await login.open(place), login, place.peer)
+    session.timeout_s = CALL_S
+    session._login = replace(login, cluster=session.identity.cluster, pinned="")
+    return session
+
+
+async def _tunnelled(stack: contextlib.AsyncExitStack, session: Session, peer: PeerId) -> Place:
+    """The far node's Gate, over a byte tunnel of the session's node."""
+    from wetware.link import LinkHost
+    from wetware.multiaddr import Multiaddr
+
+    host = await stack.enter_async_context(LinkHost(Key.generate()))
+    pipe = await session.cluster.tunnel(peer)
+    carrier = Multiaddr("ip4", "127.0.0.1", 0, PeerId(session.identity.node))  # for messages only
+    return await over_link(stack, await host.connect_pipe(pipe, peer, carrier))
