@@ -7,6 +7,7 @@ operators invite and evict. See schema/core.capnp.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -42,8 +43,10 @@ SIGNED_BYTES_MAX = 384 << 10
 """Records in one such answer, some 800 bytes each; a description is not longer than its record."""
 WATCHES_MAX = 256
 """Watches of all sessions."""
-WATCH_BATCH_MAX = 256
-"""Members in one call of a watch's sink: they are some 300 bytes each."""
+WATCH_ITEMS_MAX = 16_384
+"""Members whose latest state waits for one sink: four times the default of a table."""
+WATCH_BYTES_MAX = 8 << 20
+"""Their descriptions, which are some 600 bytes each."""
 CHECK_S_MAX = 20.0
 """For `check`: what takes longer is itself a finding."""
 
@@ -90,7 +93,7 @@ class ClusterService:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self._watches: set[_WatchServant] = set()
+        self._watches: set[rpc.Pump] = set()
         self._tunnels = 0
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -104,6 +107,8 @@ class ClusterService:
         finally:
             self._tasks = None
             end()
+            for watch in tuple(self._watches):
+                watch.end(Disconnected("the node is stopping"))
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """A Cluster for one session."""
@@ -119,17 +124,44 @@ class ClusterService:
 
     # --- watches ----------------------------------------------------------------------------------
 
-    def start_watch(
-        self, selector: Selector, sink: rpc.Ref, guard: rpc.Guard | None
-    ) -> _WatchServant:
-        """Push members to `sink` until the watch ends; raises LimitExceeded, Disconnected."""
+    def start_watch(self, selector: Selector, sink: rpc.Ref | None) -> rpc.Pump:
+        """Push members to `sink`: all that match, then each change.
+
+        Raises LimitExceeded, Disconnected, InvalidArgument.
+        """
         if len(self._watches) >= WATCHES_MAX:
             raise LimitExceeded(f"{WATCHES_MAX} watches are running (WATCHES_MAX)")
         if self._tasks is None:
             raise Disconnected("the service is not running")
-        watch = _WatchServant(self, selector, sink)
+        node = self.node
+        watch = rpc.Pump(sink, items_max=WATCH_ITEMS_MAX, bytes_max=WATCH_BYTES_MAX)
+        shown: set[PeerId] = set()
+
+        def show(member: Member | Foreign, **other: str) -> None:
+            fields = describe(node, member) | other
+            watch.offer(json.dumps(fields, separators=(",", ":")).encode(), member.peer)
+
+        def changed(change: Change) -> None:
+            if change.kind is ChangeKind.DUPLICATE:
+                return
+            member, removed = change.member, change.kind is ChangeKind.REMOVED
+            matches = not removed and selector.matches(member)
+            if matches or member.peer in shown:
+                # One that was shown is shown once more when it no longer matches.
+                (shown.add if matches else shown.discard)(member.peer)
+                show(member, **({"state": "removed"} if removed else {}))
+
+        for member in view(node, selector):
+            shown.add(member.peer)
+            show(member)
+        unwatch = node.membership.watch(changed)
+
+        def ended(watch: rpc.Pump) -> None:
+            self._watches.discard(watch)
+            unwatch()
+
         self._watches.add(watch)
-        watch.start(self._tasks, guard)
+        watch.start(ended)
         return watch
 
     # --- tunnels ----------------------------------------------------------------------------------
@@ -199,11 +231,8 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         return {"members": members, "matched": len(matched), "founding": founding}
 
     async def watch(self, selector: str, sink: rpc.Ref | None) -> dict[str, object]:
-        """Push changes to a sink."""
-        if sink is None:
-            raise InvalidArgument("a watch needs a sink", code="invalid.sink")
-        parsed = Selector.parse(selector)
-        return {"watch": self._service.start_watch(parsed, sink, rpc.current_guard())}
+        """Push members to a sink."""
+        return {"subscription": self._service.start_watch(Selector.parse(selector), sink)}
 
     async def ping(self, peer: str) -> dict[str, object]:
         """One round trip."""
@@ -351,81 +380,22 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         }
 
 
-class _WatchServant(rpc.Servant, interface=CORE.Watch):
-    """A running watch: sends the latest state of what changed, one call at a time."""
-
-    def __init__(self, service: ClusterService, selector: Selector, sink: rpc.Ref) -> None:
-        self._service, self._selector, self._sink = service, selector, sink
-        self._changed: dict[PeerId, dict[str, Any]] = {}  # bounded by the member table
-        self._shown: set[PeerId] = set()
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._unwatch: Callable[[], None] = lambda: None
-        self._unguard: Callable[[], None] = lambda: None
-
-    def start(self, tasks: asyncio.TaskGroup, guard: rpc.Guard | None) -> None:
-        """Begin with all that match."""
-        node = self._service.node
-        for each in view(node, self._selector):
-            self._shown.add(each.peer)
-            self._changed[each.peer] = describe(node, each)
-        self._unwatch = node.membership.watch(self._on_change)
-        self._task = tasks.create_task(self._run(), name="cluster watch")
-        if guard is not None:
-            self._unguard = guard.on_end(lambda _: self.stop())
-
-    def _on_change(self, change: Change) -> None:
-        if change.kind is ChangeKind.DUPLICATE:
-            return
-        member = change.member
-        matches = change.kind is not ChangeKind.REMOVED and self._selector.matches(member)
-        if not matches and member.peer not in self._shown:
-            return
-        # One that was shown is shown once more when it no longer matches.
-        (self._shown.add if matches else self._shown.discard)(member.peer)
-        fields = describe(self._service.node, member)
-        if change.kind is ChangeKind.REMOVED:
-            fields["state"] = "removed"
-        self._changed[member.peer] = fields
-        self._wake.set()
-
-    async def _run(self) -> None:
-        try:
-            while True:
-                batch = [self._changed.pop(peer) for peer in list(self._changed)[:WATCH_BATCH_MAX]]
-                await self._sink.call("changed", members=batch)
-                while not self._changed:
-                    self._wake.clear()
-                    await self._wake.wait()
-        except WetwareError as exc:
-            log.debug("watch.ended", reason=exc)
-        finally:
-            self.stop()
-
-    def stop(self) -> None:
-        """End it now. Idempotent."""
-        self._unwatch()
-        self._unguard()
-        self._service._watches.discard(self)
-        self._sink.close()
-        if self._task is not None:
-            self._task.cancel()
-
-    async def end(self) -> None:
-        """End it."""
-        self.stop()
-
-    def released(self) -> None:
-        """The client let go."""
-        self.stop()
-
-
 def describe(node: Node, member: Member | Foreign) -> dict[str, Any]:
-    """The struct Member of core.capnp."""
+    """The struct Member of core.capnp, but for `record`; its values can be written as JSON."""
     fields: dict[str, Any] = {
         "peer_id": str(member.peer),
+        "name": member.name,
+        "host": member.host,
         "state": str(getattr(member.state, "value", member.state)),
+        "since_s": 0.0,
+        "incarnation": 0,
+        "addrs": [],
         "labels": _label_list(member.labels),
+        "version": member.version,
+        "services": list(member.services),
+        "load": 0.0,
+        "memory_bytes": 0,
+        "rtt_s": 0.0,
         "connected": node.host.connection(member.peer) is not None,
         "self": member.peer == node.key.peer_id,
         "trouble": trouble(node, member),
@@ -433,13 +403,9 @@ def describe(node: Node, member: Member | Foreign) -> dict[str, Any]:
     if isinstance(member, Member):
         record = member.record
         fields |= {
-            "name": record.name,
-            "host": record.host,
             "since_s": max(0.0, node.clock.monotonic() - member.since),
             "incarnation": record.incarnation,
             "addrs": list(record.addrs),
-            "version": record.version,
-            "services": list(record.services),
             "load": record.load,
             "memory_bytes": record.memory_bytes,
             "rtt_s": member.rtt_s or 0.0,

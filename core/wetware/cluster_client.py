@@ -6,21 +6,18 @@ for member in await session.cluster.list("zone=home,state=alive"):
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wetware import rpc
 from wetware.doctor import Finding, level
-from wetware.errors import Disconnected, InternalError, InvalidArgument, NotFound
+from wetware.errors import InternalError, InvalidArgument, NotFound
 from wetware.identity import PeerId
 from wetware.membership.selector import Selector
 from wetware.protocol import CORE
 from wetware.tunnel import RpcPipe
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 NAMED_MAX = 5
 """Members that the refusal of an ambiguous name lists."""
@@ -203,9 +200,14 @@ class Cluster:
         found = await self.list(selector, signed=signed)
         return [m for m in found if m.name == selector.strip()] or found
 
-    def watch(self, selector: str = "") -> Watch:
-        """Members that match, and each change, to be entered with `async with`."""
-        return Watch(self._ref, selector)
+    def watch(self, selector: str = "") -> rpc.Subscription[Member]:
+        """Members that match, then each that changes, as it is now: `async with`, `async for`.
+
+        One that no longer matches is shown once more; one that left the table is "removed".
+        """
+        return rpc.Subscription(
+            lambda sink: self._ref.call("watch", selector=selector, sink=sink), _shown
+        )
 
     async def ping(self, peer: str) -> float:
         """Round trip from the session's node to a member, s; raises DialError, NotFound."""
@@ -282,83 +284,6 @@ class Cluster:
         )
 
 
-class _MemberSinkServant(rpc.Servant, interface=CORE.MemberSink):
-    """Takes changes from the node, one batch at a time."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    async def changed(self, members: list[dict[str, Any]]) -> None:
-        """Some members as they are now; returns when the application has taken them."""
-        await self._watch._take(tuple(_member(m) for m in members))
-
-    def released(self) -> None:
-        """The node let go: the watch is over."""
-        self._watch._over()
-
-
-class Watch:
-    """Changes of the membership, for one consumer: `async with`, then `async for`.
-
-    Each item is a tuple of members as they are now; the first one is all that match. Raises from
-    the loop what ended it: Revoked, Expired, Disconnected.
-    """
-
-    def __init__(self, ref: Any, selector: str) -> None:
-        self._cluster, self._selector = ref, selector
-        self._ref: rpc.Ref | None = None
-        self._next: tuple[Member, ...] | None = None
-        self._changed, self._taken = asyncio.Event(), asyncio.Event()
-        self._released = self._closed = False
-
-    async def __aenter__(self) -> Watch:
-        reply = await self._cluster.call(
-            "watch", selector=self._selector, sink=_MemberSinkServant(self)
-        )
-        if (ref := reply["watch"]) is None:
-            raise InternalError("the node answered without a watch")
-        self._ref = ref
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._closed = True
-        self._changed.set()
-        self._taken.set()
-        if self._ref is not None:
-            self._ref.close()
-
-    def __aiter__(self) -> Watch:
-        return self
-
-    async def __anext__(self) -> tuple[Member, ...]:
-        while self._next is None:
-            if self._closed:
-                raise StopAsyncIteration
-            if self._released:
-                self._closed = True
-                await self._cluster.call("list", selector="", limit=1)  # raises the reason
-                raise Disconnected("the node ended the watch", hint="watch again")
-            self._changed.clear()
-            await self._changed.wait()
-        members, self._next = self._next, None
-        self._taken.set()
-        return members
-
-    async def _take(self, members: tuple[Member, ...]) -> None:
-        while self._next is not None and not self._closed:
-            self._taken.clear()
-            await self._taken.wait()
-        if not self._closed:
-            self._next = members
-            self._changed.set()
-
-    def _over(self) -> None:
-        self._released = True
-        self._changed.set()
-
-
 def _ambiguous(selector: str, members: Sequence[Member]) -> InvalidArgument:
     named = ", ".join(f"{m.name or '-'} {m.peer_id}" for m in members[:NAMED_MAX])
     more = f" and {len(members) - NAMED_MAX} more" if len(members) > NAMED_MAX else ""
@@ -374,27 +299,37 @@ def _labels(labels: Mapping[str, str] | None) -> list[dict[str, str]]:
 
 
 def _label_dict(labels: list[dict[str, str]]) -> dict[str, str]:
-    return {label["key"]: label["value"] for label in labels}
+    return {str(label["key"]): str(label["value"]) for label in labels}
 
 
-def _member(fields: dict[str, Any], founding: bytes = b"") -> Member:
+def _member(fields: Mapping[str, Any], founding: bytes = b"") -> Member:
     return Member(
-        PeerId.parse(fields["peer_id"]),
-        fields["name"],
-        fields["host"],
-        fields["state"],
-        fields["since_s"],
-        fields["incarnation"],
-        tuple(fields["addrs"]),
+        PeerId.parse(str(fields["peer_id"])),
+        str(fields["name"]),
+        str(fields["host"]),
+        str(fields["state"]),
+        float(fields["since_s"]),
+        int(fields["incarnation"]),
+        tuple(map(str, fields["addrs"])),
         _label_dict(fields["labels"]),
-        fields["version"],
-        tuple(fields["services"]),
-        fields["load"],
-        fields["memory_bytes"],
-        fields["rtt_s"],
-        fields["connected"],
-        fields["self"],
-        fields["trouble"],
-        fields["record"],
+        str(fields["version"]),
+        tuple(map(str, fields["services"])),
+        float(fields["load"]),
+        int(fields["memory_bytes"]),
+        float(fields["rtt_s"]),
+        bool(fields["connected"]),
+        bool(fields["self"]),
+        str(fields["trouble"]),
+        fields.get("record", b""),
         founding,
     )
+
+
+def _shown(item: bytes) -> Member:
+    """A member as a watch shows it; raises InvalidArgument for what describes none."""
+    try:
+        return _member(json.loads(item))
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
+        raise InvalidArgument(
+            "the node sent what describes no member", code="invalid.member"
+        ) from None

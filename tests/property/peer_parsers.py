@@ -37,6 +37,7 @@ from wetware.audit.verify import _header
 from wetware.broker.fences import FENCE_BYTES_MAX, Fence
 from wetware.broker.gate import compare
 from wetware.broker.terms import Rate, Terms, Where, glob, parse_duration, parse_size, patterns_of
+from wetware.cluster_client import _shown
 from wetware.errors import (
     AdmissionRefused,
     AuthError,
@@ -1111,6 +1112,24 @@ OPENED = {
     "oldest": 1,
 }
 LOGIN = {"seq": 2, "time_ms": NOW_MS, "event": "login.granted", "principal": "local:a"}
+MEMBER = {
+    "peer_id": str(PEER),
+    "name": "n",
+    "host": "h",
+    "state": "alive",
+    "since_s": 1.5,
+    "incarnation": 1,
+    "addrs": [str(ADDRS[0])],
+    "labels": [{"key": "zone", "value": "home"}],
+    "version": "0.1",
+    "services": ["pubsub"],
+    "load": 0.5,
+    "memory_bytes": 1 << 26,
+    "rtt_s": 0.01,
+    "connected": True,
+    "self": False,
+    "trouble": "",
+}
 LINES = [audit_chain.encode(entry, bytes(32))[0] for entry in (OPENED, LOGIN)]
 
 
@@ -1216,6 +1235,15 @@ AUDIT_AND_POLICY = [
         audit_chain.LINE_BYTES_MAX,
         "json",
         [repeated(b"", b"["), repeated(b'{"seq":', b"1")],
+    ),
+    Parser(
+        "member that is shown",
+        _shown,
+        [json.dumps(MEMBER).encode()],
+        (InvalidArgument,),
+        16 << 10,
+        "json",
+        [repeated(b"", b"["), repeated(b'{"labels":', b"1")],
     ),
     Parser(
         "audit proof",

@@ -100,19 +100,18 @@ def ls_command(
 
 
 async def _watch(session: Session, selector: str, json: bool) -> None:
-    async with session.cluster.watch(selector) as changes:
-        async for members in changes:
-            for member in members:
-                if json:
-                    out(json_module.dumps({"time": time.time(), **member.as_dict()}))
-                    continue
-                stamp = time.strftime("%H:%M:%S")
-                where = member.addrs[0] if member.addrs else member.peer_id
-                out(
-                    f"{stamp}  {member.name or member.peer_id.short}  ",
-                    Styled(member.state, STATE_STYLES.get(member.state)),
-                    f"  {where}",
-                )
+    async with session.cluster.watch(selector) as members:
+        async for member in members:
+            if json:
+                out(json_module.dumps({"time": time.time(), **member.as_dict()}))
+                continue
+            stamp = time.strftime("%H:%M:%S")
+            where = member.addrs[0] if member.addrs else member.peer_id
+            out(
+                f"{stamp}  {member.name or member.peer_id.short}  ",
+                Styled(member.state, STATE_STYLES.get(member.state)),
+                f"  {where}",
+            )
 
 
 def _rows(members: Sequence[Member], wide: bool) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -347,10 +347,11 @@ interface Cluster {
   # for as many members as an answer has room for, and `founding`, which names the cluster: what a client
   # needs in order to verify a member without believing this node. Idempotent.
 
-  watch @1 (selector :Text $Ww.constrained, sink :MemberSink) -> (watch :Watch);
-  # Calls `sink` for every member that matches, those already there first, and at each change until the
-  # watch is dropped or the session ends. A sink that does not keep up misses changes in between, never
-  # the latest state of a member.
+  watch @1 (selector :Text $Ww.constrained, sink :Ww.Sink) -> (subscription :Ww.Subscription);
+  # Pushes every member that matches, those already there first, and at each change, until the
+  # subscription is dropped or the session ends. An item is a `Member` as JSON: its fields but `record`,
+  # in snake_case; `state` is "removed" for one that is forgotten. A sink that does not keep up misses
+  # changes in between; of a member's latest state only beyond 8 MiB that wait, counted.
 
   ping @2 (peer :Text $Ww.constrained) -> (rttS :Float64);
   # Round trip to a member on the membership stream, seconds; dials if need be. Idempotent.
@@ -417,20 +418,6 @@ struct Member {
   # `list` with `signed`, and not of a foreign peer.
   trouble @16 :Text;
   # What is wrong with it, as the node that was asked sees it, e.g. that its clock is; "" if nothing.
-}
-
-interface MemberSink {
-  # Where changes of the membership go. Held by the node for the length of the watch.
-
-  changed @0 (members :List(Member)) -> ();
-  # Some members, as they are now. The next call comes when this one has returned.
-}
-
-interface Watch {
-  # A running watch; dropping it ends it.
-
-  end @0 () -> ();
-  # Idempotent.
 }
 
 interface ByteSink {
