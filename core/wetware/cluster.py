@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import anyio
+
 from wetware import rpc
 from wetware.access import Access
 from wetware.errors import (
@@ -22,6 +24,7 @@ from wetware.errors import (
     NotFound,
     WetwareError,
 )
+from wetware.hookspecs import Service
 from wetware.identity import PeerId, Principal
 from wetware.link import StreamPipe
 from wetware.log import get_logger
@@ -32,6 +35,8 @@ from wetware.protocol import CORE
 from wetware.tunnel import TUNNEL_PROTOCOL, RpcPipe, relay
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from wetware.link import Stream
     from wetware.node import Node
 
@@ -78,7 +83,7 @@ def view(node: Node, selector: Selector) -> list[Member | Foreign]:
     ]
 
 
-class ClusterService:
+class ClusterService(Service):
     """See `hookspecs.Service`.
 
     Args:
@@ -97,13 +102,13 @@ class ClusterService:
         self._tunnels = 0
         self._tasks: asyncio.TaskGroup | None = None
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
         end = self.node.host.handle(TUNNEL_PROTOCOL, self._carried, access=Access.MEMBER)
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                ready()
-                await asyncio.Event().wait()
+                task_status.started()
+                await anyio.sleep_forever()
         finally:
             self._tasks = None
             end()

@@ -2,21 +2,23 @@
 
 pluggy is synchronous, so hooks *declare*, and the objects that they return are async. A plugin is
 a module named by an entry point of the group `wetware.v1`; it marks its functions with `hookimpl`,
-and may import the core but never another plugin. Lifecycle is not a hook: a `Service` is run in the
-node's task group and cancelled to stop it. See docs/reference/hooks.md.
+and may import the core but never another plugin. Lifecycle is not a hook: the node starts
+`Service.run` in a task group and cancels it to stop it. See docs/reference/hooks.md.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pluggy
 
 if TYPE_CHECKING:
     import typer
+    from anyio.abc import TaskStatus
 
     from wetware.access import Access
     from wetware.broker.terms import Where
@@ -198,31 +200,39 @@ class PluginContext:
 # --- what hooks return ----------------------------------------------------------------------------
 
 
-class Service(Protocol):
+class Service(ABC):
     """One service: a bootstrap capability per principal, and a task that runs beside the node.
 
-    It may have an attribute `ending`, a frozenset of "Interface.method": what ends things, or shows
-    what there is to end, and gives nothing. A session may call it also while the audit log cannot
-    be written. Without it the service is not opened then.
+    Attributes:
+        name: What `session.open(name)` and grants call it.
+        interface: The interface of the bootstrap capability.
+        roles: Standard role (`reader`, `member`, `admin`) → method patterns that it should have of
+            this service. A proposal: nothing is decided by it.
+        ending: Names of the form "Interface.method": what ends things, or shows what there is to
+            end, and gives nothing. A session may call these also while the audit log cannot be
+            written; a service without any is not opened then.
     """
 
-    @property
-    def name(self) -> str:
-        """What `session.open(name)` and grants call it."""
-        ...
+    name: str
+    interface: Interface
+    roles: ClassVar[Mapping[str, frozenset[str]]] = {}
+    ending: frozenset[str] = frozenset()
 
-    @property
-    def interface(self) -> Interface:
-        """The interface of the bootstrap capability."""
-        ...
-
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Run until cancelled; call `ready()` once it can serve."""
-        ...
-
+    @abstractmethod
     def bootstrap(self, principal: Principal) -> Servant:
         """A fresh servant for one session. The broker guards it with the principal's grant."""
-        ...
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Run until cancelled; call `task_status.started()` once, when it can serve.
+
+        anyio's cancellation is level-triggered: an `await` in a `finally` needs
+        `anyio.CancelScope(shield=True)`. What is not started in time is cancelled and not offered;
+        an exception ends this service alone.
+        """
+        import anyio  # the hooks are imported by every command
+
+        task_status.started()
+        await anyio.sleep_forever()
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,8 +337,11 @@ class AuthBackend(Protocol):
         """Services that administer the backend, offered because the backend is selected."""
         ...
 
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Run until cancelled; call `ready()` once it can decide."""
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Run until cancelled; call `task_status.started()` once, when it can decide.
+
+        As `Service.run`; but an exception of a backend ends the node.
+        """
         ...
 
     async def authenticate(self, challenge: Challenge, proof: Proof) -> Accept | Reject | NotMine:

@@ -27,6 +27,7 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import ifaddr
 
 import wetware
@@ -56,6 +57,7 @@ from wetware.membership.service import Membership
 from wetware.membership.swim import State, middle
 from wetware.overlay import Overlay
 from wetware.protocol import CORE, GATE_PROTOCOL
+from wetware.serving import start_backend, start_services
 
 if TYPE_CHECKING:
     from wetware.admission import Founding
@@ -66,10 +68,6 @@ if TYPE_CHECKING:
 
 log = get_logger("node")
 
-START_S_MAX = 60.0
-"""For the auth backend and each service to become ready, on a slow machine under load too."""
-STILL_S = 10.0
-"""After that the log says which of them is waited for."""
 GATE_LINES_PER_MINUTE = 20
 """Refusals at the Gate that are logged for one address: it must not be able to fill the log."""
 RECURSION_MAX = 1000
@@ -281,7 +279,7 @@ class _NodeServant(rpc.Servant, interface=CORE.Node):
         await broker.trust_clock(lambda: middle(swim.clock_offsets_s.values()), self._principal)
 
 
-class _NodeService:
+class _NodeService(Service):
     """The service `node`."""
 
     name = "node"
@@ -290,10 +288,6 @@ class _NodeService:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-
-    async def run(self, ready: Callable[[], None]) -> None:
-        ready()
-        await asyncio.Event().wait()
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return _NodeServant(self._node, principal)
@@ -458,13 +452,13 @@ class Node:
                 )
                 stack.push_async_callback(self.broker.adoptions.aclose)
                 stack.callback(self.broker.close)
-                async with asyncio.TaskGroup() as tasks:
+                async with asyncio.TaskGroup() as tasks, anyio.create_task_group() as serving:
                     tasks.create_task(self.audit.run(), name="audit")
                     tasks.create_task(self.lag.run(), name="lag")
                     tasks.create_task(self.admission.run(lambda: None), name="admission")
                     tasks.create_task(self._end_if_evicted(), name="eviction")
-                    await self._start_backend(tasks)
-                    await self._start_services(tasks)
+                    await start_backend(self.backend, serving)
+                    await start_services(self.services, serving, self._service_failed)
                     shares = self.broker.restore()
                     log.info("grants.restored", shares=shares)
                     self.introductions.start()
@@ -737,49 +731,9 @@ class Node:
         for service in (*own, *self.plugins.services(self._context, reserved)):
             self.services[service.name] = service
 
-    async def _start_backend(self, tasks: asyncio.TaskGroup) -> None:
-        """The backend's end is the node's end: nobody decides in its place."""
-        ready = asyncio.Event()
-        tasks.create_task(self.backend.run(ready.set), name=f"auth {self.backend.name}")
-        try:
-            await _started(ready, f"auth backend {self.backend.name}")
-        except TimeoutError:
-            raise Busy(
-                f"the auth backend {self.backend.name!r} was not ready within {START_S_MAX:g} s",
-                hint="its log lines above say what it is waiting for",
-                code="config.busy.auth",
-            ) from None
-
-    async def _start_services(self, tasks: asyncio.TaskGroup) -> None:
-        started = []
-        for service in tuple(self.services.values()):
-            ready = asyncio.Event()
-            tasks.create_task(self._run_service(service, ready), name=f"service {service.name}")
-            started.append((service, ready))
-        for service, ready in started:
-            try:
-                await _started(ready, f"service {service.name}")
-            except TimeoutError:
-                self.services.pop(service.name, None)
-                log.warning("service.not_ready", service=service.name, after_s=START_S_MAX)
-
-    async def _run_service(self, service: Service, ready: asyncio.Event) -> None:
-        """A service that fails is no longer offered; the node and the other services go on."""
-        try:
-            await service.run(ready.set)
-            log.warning("service.ended", service=service.name)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and not task.cancelling():  # its own defect, not the node's stop
-                log.error("service.cancelled_itself", service=service.name, exc_info=True)
-            raise
-        except Exception as exc:
-            log.exception("service.failed", service=service.name)
-            if (plugin := self.plugins.owner(service.name)) is not None:
-                self.plugins.fail(plugin, exc)
-        finally:
-            self.services.pop(service.name, None)
-            ready.set()
+    def _service_failed(self, name: str, exc: Exception) -> None:
+        if (plugin := self.plugins.owner(name)) is not None:
+            self.plugins.fail(plugin, exc)
 
     async def _gate(self, stream: Stream) -> None:
         """One client over the network: a stranger with little room until the broker trusts it."""
@@ -904,18 +858,6 @@ class Node:
                 for p in self.plugins.report
             ],
         }
-
-
-async def _started(ready: asyncio.Event, what: str) -> None:
-    """Wait for `ready`; raises TimeoutError after START_S_MAX."""
-    said = asyncio.get_running_loop().call_later(
-        STILL_S, lambda: log.info("node.still_waiting", what=what, at_most_s=START_S_MAX)
-    )
-    try:
-        async with asyncio.timeout(START_S_MAX):
-            await ready.wait()
-    finally:
-        said.cancel()
 
 
 def _no_member_any_more(exc: AdmissionRefused) -> AdmissionRefused:

@@ -1117,7 +1117,9 @@ def _judge_auth(name: str, made: Any) -> AuthBackend:
 def _judge_services(made: Any) -> dict[str, Service]:
     found: dict[str, Service] = {}
     for service in itertools.islice(made or (), SERVICES_PER_PLUGIN_MAX + 1):
-        if why := _lacks(service, ("run", "bootstrap"), ("name", "interface")):
+        if not isinstance(service, hookspecs.Service):
+            raise PluginError(f"returned no service: {type(service).__name__} is no Service")
+        if why := _lacks(service, (), ("name", "interface")):
             raise PluginError(f"returned no service: {why}")
         name = service.name
         if not isinstance(name, str) or not _NAME.match(name):

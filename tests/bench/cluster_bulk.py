@@ -20,10 +20,12 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import anyio
 
 from wetware import rpc
 from wetware.access import Access
@@ -32,6 +34,8 @@ from wetware.identity import PeerId, Principal
 from wetware.lag import LagMeter
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from wetware.link import Stream
     from wetware.node import Node
 
@@ -71,7 +75,7 @@ class Sampler(threading.Thread):
                                        for f in reversed(stack))] += 1  # fmt: skip
 
 
-class BulkService:
+class BulkService(Service):
     """The service and its work."""
 
     name = NAME
@@ -94,12 +98,12 @@ class BulkService:
         self._sampler: Sampler | None = None
         self._profile: cProfile.Profile | None = None
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
         end = self._ctx.overlay.handle(PROTOCOL, self._sink, access=Access.MEMBER)
         gc.callbacks.append(self._gc)
-        ready()
+        task_status.started()
         try:
-            await asyncio.Event().wait()
+            await anyio.sleep_forever()
         finally:
             gc.callbacks.remove(self._gc)
             end()

@@ -216,11 +216,10 @@ interface Counters {
 }
 """
 COUNTER = """\
-import asyncio
 from collections import Counter
 from pathlib import Path
 from wetware import rpc
-from wetware.hookspecs import hookimpl
+from wetware.hookspecs import Service, hookimpl
 
 SCHEMA = rpc.load(Path(__file__).with_name("counter.capnp"))
 
@@ -240,15 +239,11 @@ class Counters(rpc.Servant, interface=SCHEMA.Counters):
         return {"value": self.values.total()}
 
 
-class Service:
+class CounterService(Service):
     name, interface = "counter", SCHEMA.Counters
 
     def __init__(self):
         self.values = Counter()
-
-    async def run(self, ready):
-        ready()
-        await asyncio.Event().wait()
 
     def bootstrap(self, principal):
         return Counters(self.values)
@@ -256,7 +251,7 @@ class Service:
 
 @hookimpl
 def ww_register_services(ctx):
-    return (Service(),)
+    return (CounterService(),)
 """
 """A service without objects of its own: each call names the counter that it is about."""
 

@@ -18,7 +18,7 @@ import pytest
 import typer
 from tests.packaging.third_party import BROKEN, GOOD, install, install_broken
 
-from wetware import config, plugins
+from wetware import config, hookspecs, plugins
 from wetware.errors import EXIT_CONFIG, ConfigError, KeyFileError, PluginError, SchemaError
 from wetware.hookspecs import hookimpl
 from wetware.plugins import AUDIT_RECORDS_MAX, Offer, Plugins, Policy, State
@@ -57,8 +57,17 @@ class Backend:
         raise AttributeError(name)
 
 
-def service(name: str) -> SimpleNamespace:
-    return SimpleNamespace(name=name, interface=None, run=print, bootstrap=print)
+class Service(hookspecs.Service):
+    interface: Any = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def bootstrap(self, principal: object) -> Any: ...
+
+
+def service(name: str) -> Service:
+    return Service(name)
 
 
 def context(name: str, settings: object) -> Any:
@@ -495,7 +504,7 @@ def test_bad_names_are_refused(world: World) -> None:
     ("made", "why"),
     [
         (3, "not iterable"),
-        ([3], "int has no method run()"),
+        ([3], "int is no Service"),
         ([service("No Name")], "is not a service's name"),
         ([service("x"), service("x")], "two services called 'x'"),
         ([service(f"x{i}") for i in range(33)], "more than 32 services"),

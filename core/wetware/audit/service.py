@@ -9,12 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
+
 from wetware import rpc
 from wetware.audit.chain import LINE_BYTES_MAX, backwards, files, lines, seek, seq_of
 from wetware.errors import Disconnected, LimitExceeded, NotFound
+from wetware.hookspecs import Service
 from wetware.protocol import CORE
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from wetware.audit import Audit
     from wetware.audit.spread import Checkpoints
     from wetware.identity import Principal
@@ -125,7 +130,7 @@ class AuditServant(rpc.Servant, interface=CORE.Audit):
         }
 
 
-class AuditService:
+class AuditService(Service):
     """The service `audit`.
 
     Args:
@@ -140,12 +145,12 @@ class AuditService:
         self.audit, self.checkpoints = audit, checkpoints
         self._followers: set[rpc.Pump] = set()
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Until cancelled; then nobody follows any more."""
         forget = self.audit().listen(self._written)
-        ready()
+        task_status.started()
         try:
-            await asyncio.Event().wait()
+            await anyio.sleep_forever()
         finally:
             forget()
             for follower in tuple(self._followers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from wetware.broker.session import (
     why,
 )
 from wetware.errors import NotFound
+from wetware.hookspecs import Service
 from wetware.identity import Principal
 from wetware.protocol import CORE
 
@@ -78,7 +78,7 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
         return {"cut": cut}
 
 
-class GrantsService:
+class GrantsService(Service):
     """The service `grants`."""
 
     name = "grants"
@@ -87,11 +87,6 @@ class GrantsService:
 
     def __init__(self, broker: Callable[[], Broker]) -> None:
         self._broker = broker
-
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Nothing to run."""
-        ready()
-        await asyncio.Event().wait()
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """A Grants for one session."""

@@ -386,7 +386,7 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
     def _ending(self, name: str, service: Service) -> frozenset[str]:
         """What may be called of a service while that cannot be recorded: it ends things."""
         mine = self._grant.patterns(name)
-        ending: frozenset[str] = getattr(service, "ending", frozenset())
+        ending: frozenset[str] = service.ending
         return frozenset(method for method in ending if pattern_within(method, mine))
 
     def _service_grant(self, name: str, only: frozenset[str] | None) -> Grant:

@@ -17,6 +17,7 @@ from wetware.testing.nodes import (
     wait_for,
 )
 from wetware.testing.overlay import FakeOverlay, overlays
+from wetware.testing.started import Started
 
 __all__ = [
     "COMMAND_S_MAX",
@@ -26,6 +27,7 @@ __all__ = [
     "FakeOverlay",
     "Home",
     "NodeProcess",
+    "Started",
     "end_with_parent",
     "overlays",
     "tasks_of_core",

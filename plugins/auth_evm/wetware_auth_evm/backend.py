@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
+
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.hookspecs import (
     Accept,
@@ -61,6 +63,8 @@ from wetware_auth_evm.wallet_check import WalletCheck
 from wetware_auth_evm.wallet_sessions import Refused, WalletSessions
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from wetware.doctor import Finding
     from wetware.hookspecs import PluginContext
     from wetware_auth_evm.config import AuthEvmConfig
@@ -221,8 +225,8 @@ class EvmBackend:
             return
         self._log.info("chain.kept", chain_id=public.chain_id, genesis="0x" + first.hash.hex())
 
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Follow the chain until cancelled; `ready` once a block was verified, or none can be.
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Follow the chain until cancelled; started once a block was verified, or none can be.
 
         Raises ConfigError where the endpoints serve another chain or contract.
         """
@@ -244,11 +248,12 @@ class EvmBackend:
                 self._starting = False
                 if self._suspended:
                     self._log.warning("auth_evm.suspended", why=self._suspended)
-                ready()
+                task_status.started()
         finally:
-            await self.endpoints.aclose()
-            if self.dev is not None:
-                await asyncio.to_thread(self.dev.close)
+            with anyio.CancelScope(shield=True):
+                await self.endpoints.aclose()
+                if self.dev is not None:
+                    await asyncio.to_thread(self.dev.close)
 
     async def _first_look(self, looked: asyncio.Event) -> None:
         """Wait until the roles are known, so that what was shared can be put back.

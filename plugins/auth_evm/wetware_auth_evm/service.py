@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
 from wetware.errors import InvalidArgument
+from wetware.hookspecs import Service
 from wetware_auth_evm.addresses import checksum, parse_address
 from wetware_auth_evm.client import SCHEMA
 from wetware_auth_evm.events import NOBODY, ROOT, role_id, role_name
@@ -147,7 +146,7 @@ def explain(backend: EvmBackend, account: bytes, role: bytes) -> dict[str, Any]:
     }
 
 
-class EvmService:
+class EvmService(Service):
     """The service `auth_evm`."""
 
     name = "auth_evm"
@@ -155,11 +154,6 @@ class EvmService:
 
     def __init__(self, backend: EvmBackend) -> None:
         self._backend = backend
-
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Nothing to run."""
-        ready()
-        await asyncio.Event().wait()
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """A fresh servant; the broker guards it."""

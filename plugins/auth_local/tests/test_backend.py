@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
 
 from wetware import identity
@@ -119,10 +120,9 @@ async def test_a_cancelled_put_is_carried_out(
         await put
     assert backend.policy.version == 1
     go_on.set()
-    running = asyncio.create_task(backend.run(lambda: None))
-    await asyncio.sleep(0)
-    running.cancel()  # stopping waits for the change
-    await asyncio.wait([running])
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(backend.run)
+        tasks.cancel_scope.cancel()  # stopping waits for the change
     assert backend.policy.version == 2
     assert backend.roles(ADA_PRINCIPAL) == {"member"}
     assert make(tmp_path).policy.version == 2

@@ -28,7 +28,7 @@ from wetware.identity import (
 )
 from wetware.link import LinkHost, Stream
 from wetware.multiaddr import Multiaddr
-from wetware.testing import FakeOverlay
+from wetware.testing import FakeOverlay, Started
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import PolicyClient
 from wetware_auth_local.plugin import AuthLocalConfig
@@ -165,8 +165,8 @@ async def node_at(
             join_document=policy.sign(OPERATOR) if joined else None,
         )
         backend = LocalBackend(ctx)
-        running = asyncio.Event()
-        task = asyncio.create_task(backend.run(running.set))
+        running = Started()
+        task = asyncio.create_task(backend.run(task_status=running))
         await running.wait()
         try:
             yield Node(host, backend, clock, log)

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from wetware import paths, rpc
 from wetware.client import KeyChoice
 from wetware.disk import Reserve
@@ -66,6 +68,8 @@ from wetware_auth_local.signer import SCHEME
 from wetware_auth_local.spread import Spread
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from wetware_auth_local.plugin import AuthLocalConfig
 
 POLICY_FILE = "policy.json"
@@ -364,17 +368,18 @@ class LocalBackend:
         """The version of the policy in force."""
         return self._in_force.version
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Keep the policy in step with the cluster's; at the end, finish changes under way.
 
         Decisions are taken from memory.
         """
         try:
-            await self.spread.run(ready)
+            await self.spread.run(task_status=task_status)
         finally:
-            if self._puts:
-                await asyncio.wait(self._puts)
-            await self.contact.save(now=True)
+            with anyio.CancelScope(shield=True):
+                if self._puts:
+                    await asyncio.wait(self._puts)
+                await self.contact.save(now=True)
 
     async def authenticate(self, challenge: Challenge, proof: Proof) -> Accept | Reject | NotMine:
         """The payload is the public key (32 bytes) and the signature (64).
@@ -540,7 +545,7 @@ class PolicyServant(rpc.Servant, interface=SCHEMA.PolicyStore):
         return {"document": divergence.signed.document()}
 
 
-class PolicyService:
+class PolicyService(Service):
     """The service `auth_local`: the policy document, for operators."""
 
     name = "auth_local"
@@ -550,11 +555,6 @@ class PolicyService:
 
     def __init__(self, backend: LocalBackend) -> None:
         self._backend = backend
-
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Nothing to run."""
-        ready()
-        await asyncio.Event().wait()
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """A fresh servant; the broker guards it."""

@@ -42,6 +42,8 @@ from wetware_auth_local.policy import (
 )
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from wetware.identity import PeerId
     from wetware.link import Stream
     from wetware.log import EventLogger
@@ -200,14 +202,14 @@ class Spread:
         self.refused: Counter[str] = Counter()
         """What members did that was refused, by the code of the error."""
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
         async with contextlib.AsyncExitStack() as stack:
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self._started = self._clock.monotonic()
             stack.callback(self._overlay.handle(PROTOCOL, self._serve, access=Access.MEMBER))
             stack.callback(self._overlay.watch_peers(self._peer_changed))
-            ready()
+            task_status.started()
             while True:
                 await asyncio.sleep(self._config.recheck_s)
                 await self._contact.save()

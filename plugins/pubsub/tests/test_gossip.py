@@ -17,7 +17,7 @@ from wetware.link import LinkHost, Stream
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
 from wetware.node import SystemClock
-from wetware.testing import FakeOverlay
+from wetware.testing import FakeOverlay, Started
 from wetware_pubsub import wire
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.gossip import EpochFile, Gossip
@@ -63,8 +63,8 @@ async def live_node(
             deliver=inbox.append,
             prefix=PREFIX,
         )
-        running = asyncio.Event()
-        task = asyncio.create_task(gossip.run(running.set)) if gossiping else None
+        running = Started()
+        task = asyncio.create_task(gossip.run(task_status=running)) if gossiping else None
         if task is not None:
             await running.wait()
         try:

@@ -22,7 +22,7 @@ from wetware.hookspecs import PluginContext
 from wetware.identity import PeerId, Principal
 from wetware.log import get_logger
 from wetware.node import SystemClock
-from wetware.testing import FakeOverlay
+from wetware.testing import FakeOverlay, Started
 from wetware_pubsub import client as client_module
 from wetware_pubsub.client import PubSub
 from wetware_pubsub.config import PubSubConfig
@@ -121,8 +121,8 @@ async def serve(tmp_path: Path, **config: Any) -> AsyncIterator[Served]:
     async with rpc.runtime():
         service = PubSubService(ctx)
         served = Served(service, tmp_path / "s")
-        ready = asyncio.Event()
-        task = asyncio.create_task(service.run(ready.set))
+        ready = Started()
+        task = asyncio.create_task(service.run(task_status=ready))
         await ready.wait()
         try:
             async with rpc.serve_unix(served.path, served.bootstrap):

@@ -23,6 +23,8 @@ from wetware_pubsub.router import PROTOCOLS, Received, Router
 from wetware_pubsub.wire import SIGN_DOMAIN, FrameReader, Malformed
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from wetware.link import Stream
     from wetware.log import EventLogger
     from wetware_pubsub.config import PubSubConfig
@@ -118,7 +120,7 @@ class Gossip:
         self._room = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
         async with contextlib.AsyncExitStack() as stack:
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -126,7 +128,7 @@ class Gossip:
             for protocol in PROTOCOLS:
                 stack.callback(self._overlay.handle(protocol, self._listen, access=Access.MEMBER))
             stack.callback(self._overlay.watch_peers(self._peer_changed))
-            ready()
+            task_status.started()
             while True:
                 await asyncio.sleep(self._config.heartbeat_s)
                 self.router.heartbeat()

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, WetwareError
+from wetware.hookspecs import Service
 from wetware_pubsub.gossip import Gossip
 from wetware_pubsub.schema import SCHEMA
 
 if TYPE_CHECKING:
     import random
+
+    from anyio.abc import TaskStatus
 
     from wetware.hookspecs import PluginContext
     from wetware.identity import Principal
@@ -179,7 +182,7 @@ class _Principal:
         self.subscriptions = 0
 
 
-class PubSubService:
+class PubSubService(Service):
     """See `hookspecs.Service`.
 
     Args:
@@ -209,11 +212,11 @@ class PubSubService:
         self._per_principal: dict[Principal, int] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
-    async def run(self, ready: Callable[[], None]) -> None:
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
             try:
-                await self.gossip.run(ready)
+                await self.gossip.run(task_status=task_status)
             finally:
                 self._tasks = None  # who subscribes from here on is told that it has ended
 

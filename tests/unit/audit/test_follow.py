@@ -14,6 +14,7 @@ from wetware.audit import service as module
 from wetware.audit.client import AuditClient
 from wetware.audit.service import AuditService
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded
+from wetware.testing import Started
 
 from .parts import Clock, open_log
 
@@ -28,8 +29,8 @@ async def test_records_are_followed_from_now_on_until_the_node_stops(
     audit = Audit(Clock(), to=log)
     checkpoints: Any = None
     service = AuditService(lambda: audit, lambda: checkpoints)
-    ready = asyncio.Event()
-    running = asyncio.create_task(service.run(ready.set))
+    ready = Started()
+    running = asyncio.create_task(service.run(task_status=ready))
     await ready.wait()
     async with (
         rpc.serve_unix(tmp_path / "s", lambda _: service.bootstrap(None)),  # type: ignore[arg-type]

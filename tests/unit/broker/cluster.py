@@ -18,7 +18,7 @@ from wetware.broker.store import Store
 from wetware.broker.tree import Tree
 from wetware.client.session import Session, opened
 from wetware.client.values import terms_to_wire
-from wetware.hookspecs import RoleProfile, Withdrawn
+from wetware.hookspecs import RoleProfile, Service, Withdrawn
 from wetware.identity import Channel, Key, PeerId, Principal
 from wetware.protocol import CORE
 from wetware.sturdy import SturdyRef
@@ -81,7 +81,7 @@ class BoxServant(rpc.Servant, interface=BOX.Box):
         return {"item": self._service.item}
 
 
-class BoxService:
+class BoxService(Service):
     name = "box"
     interface = BOX.Box
 

@@ -16,6 +16,7 @@ from plugins.auth_evm.tests.login.world import ALICE, BOB, SCOPE, Person, World,
 
 from wetware.hookspecs import Accept, Resumed, RoleProfile, Suspended, Withdrawn
 from wetware.identity import Key, LoginStatus, PeerId, Proof
+from wetware.testing import Started
 from wetware_auth_evm.proofs import KEY_SCHEME, KeyProof, key_statement
 from wetware_auth_evm.signer import BoundKeySigner
 
@@ -377,8 +378,8 @@ async def test_a_regression_suspends_until_an_operator_acts(world: World) -> Non
 
 async def run_until(world: World, condition: Any, within_s: float = 20.0) -> None:
     """Let the backend run until something holds."""
-    ready = asyncio.Event()
-    task = asyncio.create_task(world.backend.run(ready.set))
+    ready = Started()
+    task = asyncio.create_task(world.backend.run(task_status=ready))
     try:
         await until(ready.is_set, within_s)
         await until(condition, within_s)
@@ -394,8 +395,8 @@ async def test_the_backend_looks_by_itself(chain: Net, tmp_path: Path) -> None:
     chain.mine(2)
     principal = world.principal(ALICE)
     world.backend._asked = True
-    ready = asyncio.Event()
-    task = asyncio.create_task(world.backend.run(ready.set))
+    ready = Started()
+    task = asyncio.create_task(world.backend.run(task_status=ready))
     try:
         await until(ready.is_set)
         assert [type(event) for event in world.events] == [Suspended, Resumed]
@@ -451,7 +452,7 @@ async def test_another_chain_or_contract_stops_the_start(
 
     world = World(chain, tmp_path, **wrong)
     with pytest.raises(ConfigError, match=said) as caught:
-        await world.backend.run(lambda: None)
+        await world.backend.run(task_status=Started())
     assert caught.value.exit_code == EXIT_CONFIG
     assert "set" in caught.value.hint
 
@@ -468,7 +469,7 @@ async def test_the_first_block_is_kept_and_compared(chain: Net, tmp_path: Path) 
     assert json.loads(file.read_text())["genesis_hash"] == first.hex()
     file.write_text(json.dumps({"chain_id": 31337, "genesis_hash": "ab" * 32}))
     with pytest.raises(ConfigError, match="another first block"):
-        await world.start().run(lambda: None)
+        await world.start().run(task_status=Started())
     file.write_text("{")
     with pytest.raises(ConfigError, match="is damaged"):
         world.start()

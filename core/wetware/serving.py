@@ -1,0 +1,99 @@
+"""How a node starts its auth backend and its services, and what their ends mean to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from math import inf
+from typing import TYPE_CHECKING
+
+import anyio
+
+from wetware.errors import Busy
+from wetware.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from anyio.abc import TaskGroup, TaskStatus
+
+    from wetware.hookspecs import AuthBackend, Service
+
+log = get_logger("node")
+
+START_S_MAX = 60.0
+"""For the auth backend and each service to be started, on a slow machine under load too."""
+STILL_S = 10.0
+"""After that the log says which of them is waited for."""
+
+
+@contextlib.contextmanager
+def _in_time(what: str) -> Iterator[None]:
+    """START_S_MAX for what it is around; then TimeoutError."""
+    said = asyncio.get_running_loop().call_later(
+        STILL_S, lambda: log.info("node.still_waiting", what=what, at_most_s=START_S_MAX)
+    )
+    try:
+        with anyio.fail_after(START_S_MAX):
+            yield
+    finally:
+        said.cancel()
+
+
+async def start_backend(backend: AuthBackend, tasks: TaskGroup) -> None:
+    """Wait until the backend can decide; raises Busy where it cannot within START_S_MAX.
+
+    Its failure is that of `tasks`: nobody decides in its place.
+    """
+    try:
+        with _in_time(f"auth backend {backend.name}"):
+            await tasks.start(backend.run, name=f"auth {backend.name}")
+    except TimeoutError:
+        raise Busy(
+            f"the auth backend {backend.name!r} was not ready within {START_S_MAX:g} s",
+            hint="its log lines above say what it is waiting for",
+            code="config.busy.auth",
+        ) from None
+
+
+async def start_services(
+    services: dict[str, Service],
+    tasks: TaskGroup,
+    failed: Callable[[str, Exception], None],
+) -> None:
+    """Start all of them at once, and wait until each serves or has failed.
+
+    A service that ends, fails or is not started within START_S_MAX is taken out of `services`; the
+    others go on.
+
+    Args:
+        services: By name; what is offered.
+        tasks: Where they run.
+        failed: Called with the name of a service and what it raised.
+    """
+
+    async def start(service: Service) -> None:
+        try:
+            # RuntimeError: it ended before it was started, and the log says why.
+            with _in_time(f"service {service.name}"), contextlib.suppress(RuntimeError):
+                await tasks.start(run, service, name=f"service {service.name}")
+        except TimeoutError:
+            log.warning("service.not_ready", service=service.name, after_s=START_S_MAX)
+
+    async def run(service: Service, *, task_status: TaskStatus[None]) -> None:
+        try:
+            await service.run(task_status=task_status)
+            log.warning("service.ended", service=service.name)
+        except asyncio.CancelledError:
+            # Not raised again: anyio would end all of them with one that cancels itself.
+            if anyio.current_effective_deadline() > -inf:
+                log.error("service.cancelled_itself", service=service.name, exc_info=True)
+        except Exception as exc:
+            log.exception("service.failed", service=service.name)
+            failed(service.name, exc)
+        finally:
+            services.pop(service.name, None)
+
+    async with anyio.create_task_group() as starting:
+        for service in tuple(services.values()):
+            starting.start_soon(start, service)
