@@ -89,6 +89,7 @@ from wetware_auth_local.spread import Claim, Misbehaviour
 from wetware_auth_local.spread import read_frame as policy_frame
 from wetware_mdns import records as mdns
 from wetware_pubsub import wire as pubsub
+from wetware_pubsub.client import _message
 
 from .test_membership_frames import CONFIG, Node, record
 from .test_rpc_values import Zoo, schema
@@ -1235,6 +1236,13 @@ AUDIT_AND_POLICY = [
         audit_chain.LINE_BYTES_MAX,
         "json",
         [repeated(b"", b"["), repeated(b'{"seq":', b"1")],
+    ),
+    Parser(
+        "pubsub message that is pushed",
+        _message,
+        [bytes(8) + bytes((len(PEER),)) + PEER.encode() + b"data"],
+        (InvalidArgument,),
+        16 << 10,
     ),
     Parser(
         "member that is shown",

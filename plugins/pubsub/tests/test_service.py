@@ -19,15 +19,15 @@ from wetware.errors import (
     Revoked,
 )
 from wetware.hookspecs import PluginContext
-from wetware.identity import PeerId, Principal
+from wetware.identity import Principal
 from wetware.log import get_logger
 from wetware.node import SystemClock
+from wetware.rpc import push
 from wetware.testing import FakeOverlay, Started
-from wetware_pubsub import client as client_module
-from wetware_pubsub.client import PubSub
+from wetware_pubsub.client import PubSub, _message
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.router import Received
-from wetware_pubsub.service import PubSubService, Subscription, check_topic
+from wetware_pubsub.service import PubSubService, check_topic
 
 pytestmark = pytest.mark.anyio
 
@@ -93,6 +93,7 @@ async def until(condition: Callable[[], object], within_s: float = 20.0) -> None
 class Served:
     def __init__(self, service: PubSubService, path: Path) -> None:
         self.service, self.path = service, path
+        self.task: asyncio.Task[None]
         self.guards: list[FakeGuard] = []
 
     def bootstrap(self, _: object) -> Any:
@@ -122,7 +123,7 @@ async def serve(tmp_path: Path, **config: Any) -> AsyncIterator[Served]:
         service = PubSubService(ctx)
         served = Served(service, tmp_path / "s")
         ready = Started()
-        task = asyncio.create_task(service.run(task_status=ready))
+        served.task = task = asyncio.create_task(service.run(task_status=ready))
         await ready.wait()
         try:
             async with rpc.serve_unix(served.path, served.bootstrap):
@@ -178,9 +179,10 @@ async def test_a_burst_is_complete_and_in_order_at_eight_subscribers(tmp_path: P
 async def test_a_slow_subscriber_loses_the_oldest_and_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "READ_AHEAD_MAX", 10)
+    monkeypatch.setattr(push, "READ_AHEAD_MAX", 10)
+    monkeypatch.setattr(push, "BATCH_ITEMS_MAX", 10)
     async with (
-        serve(tmp_path, batch_messages_max=10) as served,
+        serve(tmp_path) as served,
         served.session() as slow,
         served.session() as fast,
     ):
@@ -257,14 +259,13 @@ async def test_leaving_or_losing_the_connection_ends_a_subscription(tmp_path: Pa
 async def test_a_subscription_that_is_dropped_ends(tmp_path: Path) -> None:
     async with serve(tmp_path) as served, served.session() as session:
         topic = await session.join("t")
-        sink = client_module._SinkServant(topic.subscribe())
-        await topic.ref.call("subscribe", sink=sink, buffer=0)
+        await topic.ref.call("subscribe", sink=topic.subscribe(), buffer=0)
         await until(lambda: served.service.gossip.router.topics == ())
 
 
 async def test_a_sink_that_fails_ends_its_subscription_alone(tmp_path: Path) -> None:
-    class Broken(rpc.Servant, interface=client_module.SCHEMA.Sink):
-        async def messages(self, **_: object) -> None:
+    class Broken(rpc.Servant, interface=rpc.WW.Sink):
+        async def push(self, **_: object) -> None:
             raise InvalidArgument("no, thanks")
 
     async with serve(tmp_path) as served, served.session() as session:
@@ -276,6 +277,41 @@ async def test_a_sink_that_fails_ends_its_subscription_alone(tmp_path: Path) -> 
             assert [(await anext(good)).data for _ in range(2)] == [b"1", b"2"]
             with pytest.raises(InvalidArgument, match="no, thanks"):
                 await reply["subscription"].stats()
+
+
+async def test_a_message_is_encoded_once_for_all_subscribers(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        async with topic.subscribe(), topic.subscribe():
+            publisher, seqno = served.service.gossip.router.me, (1 << 63) + 5
+            received = Received("/wetware/test/t", b"data", publisher, seqno.to_bytes(8, "big"))
+            served.service._deliver(received)
+            (pumps,) = served.service._topics.values()
+            one, two = (next(iter(pump._waiting.values())) for pump in pumps)
+            assert one is two
+            message = _message(one)
+            assert (message.data, message.publisher, message.seqno) == (b"data", publisher, seqno)
+
+
+@pytest.mark.parametrize("wrong", [b"", b"12345678", b"12345678\x02p", b"12345678\x01\xffdata"])
+def test_what_is_no_message_is_an_error(wrong: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="no message"):
+        _message(wrong)
+    assert _message(b"12345678\x01p").data == b""
+
+
+async def test_a_stopping_node_says_so_and_takes_no_more_subscribers(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        async with asyncio.timeout(20), topic.subscribe() as messages:
+            served.task.cancel()
+            await asyncio.wait([served.task])
+            with pytest.raises(Disconnected, match="the node is stopping"):
+                await anext(messages)
+            with pytest.raises(Disconnected, match="not running"):
+                await topic.subscribe().__aenter__()
+        assert not served.service._topics
+        assert not served.service._per_principal
 
 
 async def test_limits_and_bad_arguments_are_named(tmp_path: Path) -> None:
@@ -358,91 +394,9 @@ def test_names_that_are_no_topics(name: str) -> None:
         {"gossip_windows": 9},
         {"heartbeat_s": 0},
         {"buffer_messages_default": 0},
-        {"batches_in_flight_max": 0},
         {"queue_bytes_max": 1000},
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         PubSubConfig(**wrong)
-
-
-# --- one subscription, no RPC ---------------------------------------------------------------------
-
-
-class FakeSink:
-    """Answers when told to."""
-
-    def __init__(self) -> None:
-        self.batches: list[dict[str, Any]] = []
-        self.answers: list[asyncio.Future[None]] = []
-        self.closed = 0
-
-    async def messages(self, **batch: Any) -> None:
-        self.batches.append(batch)
-        self.answers.append(asyncio.get_running_loop().create_future())
-        await self.answers[-1]
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-def _message(number: int) -> Received:
-    return Received("t", b"%d" % number, PeerId("p"), number.to_bytes(8, "big"))
-
-
-async def test_drops_are_counted_exactly_and_reported_with_the_next_batch() -> None:
-    config = PubSubConfig(batch_messages_max=3, batches_in_flight_max=2)
-    sink: FakeSink
-    ended: list[Subscription]
-    sink, ended = FakeSink(), []
-    subscription = Subscription(sink, config=config, buffer_max=5, on_end=ended.append)
-    guard = FakeGuard()
-    async with asyncio.TaskGroup() as tasks:
-        subscription.start(tasks, guard)  # type: ignore[arg-type]
-        for number in range(6):
-            subscription.offer(_message(number))  # 0 is dropped: five fit
-        await until(lambda: len(sink.batches) == 1)
-        assert subscription.buffered == 2, "no second batch that is not full"
-        for number in range(6, 14):
-            subscription.offer(_message(number))  # 4 to 8 are dropped
-        await until(lambda: len(sink.batches) == 2)
-        subscription.offer(_message(14))
-        await asyncio.sleep(0)
-        assert subscription.buffered == 3, "no third batch before an answer"
-        sink.answers[0].set_result(None)
-        await until(lambda: len(sink.batches) == 3)
-        assert [[int(d) for d in b["data"]] for b in sink.batches] == [
-            [1, 2, 3],
-            [9, 10, 11],
-            [12, 13, 14],
-        ]
-        assert [b["dropped"] for b in sink.batches] == [1, 5, 0]
-        assert sink.batches[0]["seqnos"] == [1, 2, 3]
-        assert (sink.batches[0]["publishers"], sink.batches[0]["publisher_of"]) == (["p"], [0] * 3)
-        assert (subscription.delivered, subscription.dropped) == (3, 6)
-        guard.end()
-    assert subscription.ended
-    assert isinstance(subscription.reason, Revoked)
-    assert sink.closed == 1
-    assert ended == [subscription]
-    subscription.end()
-    assert sink.closed == 1
-    assert not guard.callbacks
-
-
-async def test_a_guard_that_has_ended_ends_the_subscription_from_the_start() -> None:
-    class Ended(FakeGuard):
-        def on_end(self, callback: Callable[[CapabilityError], None]) -> Callable[[], None]:
-            callback(Revoked("gone"))
-            return lambda: None
-
-    sink = FakeSink()
-    async with asyncio.TaskGroup() as tasks:
-        subscription = Subscription(
-            sink, config=PubSubConfig(), buffer_max=5, on_end=lambda _: None
-        )
-        subscription.start(tasks, Ended())  # type: ignore[arg-type]
-        subscription.offer(_message(1))
-    assert subscription.ended
-    assert sink.batches == []

@@ -13,18 +13,13 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wetware import rpc
-from wetware.errors import Disconnected, InternalError, InvalidArgument
+from wetware.errors import InternalError, InvalidArgument
 from wetware.identity import PeerId
 from wetware_pubsub.schema import SCHEMA
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-READ_AHEAD_MAX = 1024
-"""Messages that wait in this process for `async for`; beyond it the node is told to wait."""
 IN_FLIGHT_MAX = 64
 """Publishes of `publish_all` that wait for the node's answer."""
 
@@ -135,14 +130,18 @@ class Topic:
             await asyncio.gather(*in_flight, return_exceptions=True)
         return count
 
-    def subscribe(self, *, buffer: int = 0) -> Subscription:
-        """A subscription, to be entered with `async with`.
+    def subscribe(self, *, buffer: int = 0) -> rpc.Subscription[Message]:
+        """A subscription, to be entered with `async with` and read with `async for`.
 
         Args:
             buffer: Messages that may wait at the node while this end is busy; 0 is its default.
                 Beyond it the oldest are dropped and counted in `dropped`.
         """
-        return Subscription(self, buffer)
+        if buffer < 0:
+            raise InvalidArgument("a buffer holds 1 message or more; 0 is the node's default")
+        return rpc.Subscription(
+            lambda sink: self.ref.call("subscribe", sink=sink, buffer=buffer), _message
+        )
 
     async def info(self) -> TopicInfo:
         """What the node knows of the topic."""
@@ -162,113 +161,9 @@ async def _items(
             await asyncio.sleep(0)
 
 
-class _SinkServant(rpc.Servant, interface=SCHEMA.Sink):
-    """Takes batches from the node, and answers when there is room for more."""
-
-    def __init__(self, subscription: Subscription) -> None:
-        self._subscription = subscription
-
-    async def messages(self, **batch: Any) -> None:
-        """The next messages."""
-        await self._subscription._take(batch)
-
-    def released(self) -> None:
-        """The node let go: the subscription is over."""
-        self._subscription._over()
-
-
-class Subscription:
-    """Messages of a topic, for one consumer: enter it with `async with`, read with `async for`.
-
-    Raises from the loop what ended it: Revoked, Expired, Disconnected.
-
-    Attributes:
-        dropped: Messages that the node dropped because this end was too slow.
-    """
-
-    def __init__(self, topic: Topic, buffer: int) -> None:
-        if buffer < 0:
-            raise InvalidArgument("a buffer holds 1 message or more; 0 is the node's default")
-        self._topic, self._buffer = topic, buffer
-        self._ref: rpc.Ref | None = None
-        self._messages: deque[Message] = deque()
-        self._arrived, self._room = asyncio.Event(), asyncio.Event()
-        self._released = self._closed = False
-        self.dropped = 0
-
-    async def __aenter__(self) -> Subscription:
-        if self._ref is not None or self._closed:
-            raise RuntimeError("a subscription is entered once")
-        reply = await self._topic.ref.call(
-            "subscribe", sink=_SinkServant(self), buffer=self._buffer
-        )
-        if reply is None or (ref := reply["subscription"]) is None:
-            raise InternalError("the node answered without a subscription")
-        self._ref = ref
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End it now: the node is told by the release of the capability. Idempotent."""
-        self._closed = True
-        self._messages.clear()
-        self._arrived.set()
-        self._room.set()
-        if self._ref is not None:
-            self._ref.close()
-
-    def __aiter__(self) -> Subscription:
-        return self
-
-    async def __anext__(self) -> Message:
-        while not self._messages:
-            if self._closed:
-                raise StopAsyncIteration
-            if self._released:
-                await self._why()
-            self._arrived.clear()
-            await self._arrived.wait()
-        message = self._messages.popleft()
-        if len(self._messages) < READ_AHEAD_MAX // 2:
-            self._room.set()
-        return message
-
-    async def stats(self) -> dict[str, Any]:
-        """`delivered`, `dropped`, `buffered` (at the node) and `ended`."""
-        if self._ref is None:
-            raise RuntimeError("the subscription has not been entered")
-        reply: Any = await self._ref.call("stats")
-        return dict(reply)
-
-    async def _take(self, batch: dict[str, Any]) -> None:
-        publishers = [PeerId(p) for p in batch["publishers"]]
-        try:
-            self._messages.extend(
-                Message(data, publishers[index], seqno)
-                for data, seqno, index in zip(
-                    batch["data"], batch["seqnos"], batch["publisher_of"], strict=True
-                )
-            )
-        except (ValueError, IndexError):
-            raise InvalidArgument("the batch's lists do not fit together") from None
-        self.dropped += batch["dropped"]
-        self._arrived.set()
-        while len(self._messages) >= READ_AHEAD_MAX and not self._closed:
-            self._room.clear()
-            await self._room.wait()
-
-    def _over(self) -> None:
-        self._released = True
-        self._arrived.set()
-
-    async def _why(self) -> None:
-        """The node let go of the sink: raise the reason."""
-        self._closed = True
-        await self.stats()  # raises it, if the node or the network did
-        raise Disconnected(
-            "the node ended the subscription", hint="subscribe again", code="overlay.disconnected"
-        )
+def _message(item: bytes) -> Message:
+    """See `Topic.subscribe` in pubsub.capnp; raises InvalidArgument."""
+    end = 9 + int.from_bytes(item[8:9])
+    if len(item) < max(end, 9) or not item[9:end].isascii():
+        raise InvalidArgument("the node sent what is no message", code="invalid.message")
+    return Message(item[end:], PeerId(item[9:end].decode()), int.from_bytes(item[:8]))

@@ -31,10 +31,6 @@ class PubSubConfig:
             a second of a burst at 10,000 a second.
         buffer_messages_max: The most that a subscription may ask for.
         buffer_bytes_max: Bytes that a subscription buffers.
-        batch_messages_max: Messages pushed to a subscriber in one call.
-        batch_bytes_max: Bytes of data pushed in one call; one message may exceed it.
-        batches_in_flight_max: Calls that wait for the subscriber's answer; only a full batch goes
-            out beside another. Two keep the connection busy, and more only hide a slow subscriber.
         mesh_d: Peers of a topic's mesh. GossipSub's D: 6 reaches 1,000 nodes in about 4 hops.
         mesh_d_low: Below it the heartbeat grafts. 5, as in go.
         mesh_d_high: Above it the heartbeat prunes. 12, as in go.
@@ -85,9 +81,6 @@ class PubSubConfig:
     buffer_messages_default: int = _count(4096, "Messages a subscription buffers by default.")
     buffer_messages_max: int = _count(65_536, "Messages a subscription may ask to buffer.")
     buffer_bytes_max: int = _count(8 << 20, "Bytes that a subscription buffers.")
-    batch_messages_max: int = _count(512, "Messages pushed to a subscriber in one call.")
-    batch_bytes_max: int = _count(128 << 10, "Bytes of data pushed to a subscriber in one call.")
-    batches_in_flight_max: int = _count(2, "Pushes that wait for a subscriber's answer.")
     mesh_d: int = _count(6, "Peers of a topic's mesh.")
     mesh_d_low: int = _count(5, "Below it the heartbeat grafts.")
     mesh_d_high: int = _count(12, "Above it the heartbeat prunes.")
@@ -136,8 +129,5 @@ class PubSubConfig:
             raise ValueError("heartbeat_s must be positive")
         if not 0 < self.buffer_messages_default <= self.buffer_messages_max:
             raise ValueError("buffer_messages_default must be between 1 and buffer_messages_max")
-        for name in ("batches_in_flight_max", "batch_messages_max", "batch_bytes_max"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive")
         if self.queue_bytes_max < 2 * self.message_bytes_max:
             raise ValueError("queue_bytes_max must hold two messages of message_bytes_max")

@@ -27,38 +27,16 @@ interface Topic {
   # slow peers. Calls on one capability take effect in the order they were made. Not idempotent: each
   # call is a message. `seqno` is unique among the messages of this node.
 
-  subscribe @1 (sink :Sink, buffer :UInt32 $Ww.constrained) -> (subscription :Subscription);
-  # Pushes messages to `sink` from now on. `buffer` is how many may wait for it at the node (0: the
-  # node's default, so a bound on it is a range from 1; at most `buffer_messages_max`, else
-  # `invalid.buffer`); beyond it, or beyond `buffer_bytes_max`, the oldest are dropped and counted. At
-  # most `subscriptions_per_principal_max`, else `limit.subscriptions`. Revocation ends the
-  # subscription now, calls to `sink` in flight included. Not idempotent: each call is a subscription.
+  subscribe @1 (sink :Ww.Sink, buffer :UInt32 $Ww.constrained) -> (subscription :Ww.Subscription);
+  # Pushes messages to `sink` from now on. An item is one message: its seqno (8 bytes, big-endian), how
+  # long its publisher's peer ID is (1 byte), the peer ID as text, the data. `buffer` is how many may wait
+  # at the node (0: the node's default, so a bound on it is a range from 1; at most
+  # `buffer_messages_max`, else `invalid.buffer`); beyond it, or beyond `buffer_bytes_max`, the oldest
+  # are dropped and counted. At most `subscriptions_per_principal_max`, else `limit.subscriptions`.
+  # Revocation ends the subscription now, calls to `sink` in flight included. Not idempotent: each call
+  # is a subscription.
 
   info @2 () -> (name :Text, subscribers :UInt32, peers :UInt32, mesh :UInt32);
   # Subscriptions at this node; other nodes that are subscribed, as far as this one knows; and those
   # of them that messages are exchanged with in full. Idempotent.
-}
-
-interface Subscription {
-  # A running subscription, held by who subscribed. Ends when it is cancelled or released, when `sink`
-  # fails or is gone, and with its grant. The node lets go of `sink` when it has ended.
-
-  cancel @0 ();
-  # End it; what waits is dropped. Idempotent.
-
-  stats @1 () -> (delivered :UInt64, dropped :UInt64, buffered :UInt32, ended :Bool);
-  # What `sink` took, what was dropped because it was too slow, and what waits. Idempotent.
-}
-
-interface Sink {
-  # A subscriber's end, given to the node and held by it until the subscription ends. When the node
-  # releases it, the subscription is over: `Subscription.stats` tells whether by an error.
-
-  messages @0 (
-      data :List(Data), seqnos :List(UInt64), publishers :List(Text), publisherOf :List(UInt16),
-      dropped :UInt64);
-  # The next messages, in order: message i has data[i], seqnos[i] and publishers[publisherOf[i]]. `dropped`
-  # counts what was dropped before them, since the last call. The next batch but
-  # `batches_in_flight_max` is sent when this one is answered: take your time, that is the
-  # backpressure. An error ends the subscription. Not idempotent.
 }

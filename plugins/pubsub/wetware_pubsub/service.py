@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections import deque
-from collections.abc import Callable
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
-from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, WetwareError
+from wetware.errors import Disconnected, InvalidArgument, LimitExceeded
 from wetware.hookspecs import Service
 from wetware_pubsub.gossip import Gossip
 from wetware_pubsub.schema import SCHEMA
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from wetware_pubsub.router import Received
 
 _TOPIC = re.compile(r"[A-Za-z0-9._~:@+-]+(/[A-Za-z0-9._~:@+-]+)*")
-_MESSAGE_OVERHEAD_BYTES = 64
-"""What a message costs in a buffer and in a batch beside its data: empty ones are not free."""
 
 
 def check_topic(name: str, chars_max: int) -> str:
@@ -48,138 +44,6 @@ def check_topic(name: str, chars_max: int) -> str:
         hint="use letters, digits and . _ ~ : @ + -, in parts separated by single slashes",
         code="invalid.topic",
     )
-
-
-class Subscription:
-    """Messages on their way to one sink: a bounded buffer, and a task that pushes batches.
-
-    Args:
-        sink: The subscriber; calls of `messages` are answered when it wants more.
-        config: Limits.
-        buffer_max: Messages that may wait.
-        on_end: Called once, when it has ended.
-    """
-
-    def __init__(
-        self,
-        sink: Any,
-        *,
-        config: PubSubConfig,
-        buffer_max: int,
-        on_end: Callable[[Subscription], None],
-    ) -> None:
-        self._sink, self._config, self._buffer_max = sink, config, buffer_max
-        self._on_end = on_end
-        self._waiting: deque[Received] = deque()
-        self._waiting_bytes = 0
-        self._unreported = 0
-        self._wake = asyncio.Event()
-        self._in_flight: set[asyncio.Task[None]] = set()
-        self._pump: asyncio.Task[None] | None = None
-        self._unguard: Callable[[], None] = lambda: None
-        self.delivered = self.dropped = 0
-        self.ended = False
-        self.reason: WetwareError | None = None
-
-    def start(self, tasks: asyncio.TaskGroup, guard: rpc.Guard | None) -> None:
-        """Begin to push; ends with `guard`."""
-        self._pump = tasks.create_task(self._run(), name="pubsub subscription")
-        if guard is not None:
-            self._unguard = guard.on_end(self.end)
-
-    @property
-    def buffered(self) -> int:
-        """Messages that wait."""
-        return len(self._waiting)
-
-    def offer(self, message: Received) -> None:
-        """Take a message; the oldest ones go if there is no room."""
-        waiting, size = self._waiting, len(message.data) + _MESSAGE_OVERHEAD_BYTES
-        while waiting and (
-            len(waiting) >= self._buffer_max
-            or self._waiting_bytes + size > self._config.buffer_bytes_max
-        ):
-            self._waiting_bytes -= len(waiting.popleft().data) + _MESSAGE_OVERHEAD_BYTES
-            self.dropped += 1
-            self._unreported += 1
-        waiting.append(message)
-        self._waiting_bytes += size
-        self._wake.set()
-
-    def end(self, reason: WetwareError | None = None) -> None:
-        """Stop now, whatever waits or is in flight. Idempotent."""
-        if self.ended:
-            return
-        self.ended, self.reason = True, reason
-        self._unguard()
-        self._waiting.clear()
-        self._waiting_bytes = 0
-        if self._pump is not None:
-            self._pump.cancel()
-        for call in self._in_flight:
-            call.cancel()
-        self._sink.close()
-        self._on_end(self)
-
-    async def _run(self) -> None:
-        try:
-            while True:
-                while not self._may_push():
-                    self._wake.clear()
-                    await self._wake.wait()
-                call = asyncio.create_task(self._push(*self._batch()))
-                self._in_flight.add(call)
-                call.add_done_callback(self._pushed)
-        finally:
-            self.end(Disconnected("the node is stopping"))
-
-    def _may_push(self) -> bool:
-        """At once when nothing is in flight, else only a full batch: small ones would cost more."""
-        config, in_flight = self._config, len(self._in_flight)
-        if not in_flight or not self._waiting:
-            return bool(self._waiting)
-        return in_flight < config.batches_in_flight_max and (
-            len(self._waiting) >= config.batch_messages_max
-            or self._waiting_bytes >= config.batch_bytes_max
-        )
-
-    def _batch(self) -> tuple[list[Received], int]:
-        batch: list[Received] = []
-        size = 0
-        while self._waiting and len(batch) < self._config.batch_messages_max:
-            message_bytes = len(self._waiting[0].data) + _MESSAGE_OVERHEAD_BYTES
-            if batch and size + message_bytes > self._config.batch_bytes_max:
-                break
-            size += message_bytes
-            batch.append(self._waiting.popleft())
-        self._waiting_bytes -= size
-        dropped, self._unreported = self._unreported, 0
-        return batch, dropped
-
-    async def _push(self, batch: list[Received], dropped: int) -> None:
-        publishers: dict[str, int] = {}
-        await self._sink.messages(
-            data=[m.data for m in batch],
-            seqnos=[int.from_bytes(m.seqno, "big") for m in batch],
-            publisher_of=[publishers.setdefault(m.publisher, len(publishers)) for m in batch],
-            publishers=list(publishers),
-            dropped=dropped,
-        )
-        self.delivered += len(batch)
-
-    def _pushed(self, call: asyncio.Task[None]) -> None:
-        self._in_flight.discard(call)
-        self._wake.set()
-        if not call.cancelled() and (error := call.exception()) is not None:
-            reason = error if isinstance(error, WetwareError) else None
-            self.end(reason or Disconnected("the subscriber failed"))
-
-
-class _Principal:
-    """What one principal has, over all its sessions."""
-
-    def __init__(self) -> None:
-        self.subscriptions = 0
 
 
 class PubSubService(Service):
@@ -207,18 +71,19 @@ class PubSubService(Service):
             prefix=self._prefix,
             rng=rng,
         )
-        self._topics: dict[str, dict[Subscription, None]] = {}  # by wire name
-        self._subscriptions = 0
-        self._per_principal: dict[Principal, int] = {}
-        self._tasks: asyncio.TaskGroup | None = None
+        self._topics: dict[str, dict[rpc.Pump, None]] = {}  # by wire name
+        self._per_principal: Counter[Principal] = Counter()
+        self._running = False
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
-        async with asyncio.TaskGroup() as self._tasks:
-            try:
-                await self.gossip.run(task_status=task_status)
-            finally:
-                self._tasks = None  # who subscribes from here on is told that it has ended
+        self._running = True
+        try:
+            await self.gossip.run(task_status=task_status)
+        finally:
+            self._running = False
+            for pump in [pump for pumps in self._topics.values() for pump in pumps]:
+                pump.end(Disconnected("the node is stopping"))
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """A PubSub for one session."""
@@ -233,8 +98,8 @@ class PubSubService(Service):
         return len(self._topics.get(topic, ()))
 
     def subscribe(
-        self, topic: str, principal: Principal, sink: Any, buffer: int, guard: rpc.Guard | None
-    ) -> Subscription:
+        self, topic: str, principal: Principal, sink: rpc.Ref | None, buffer: int
+    ) -> rpc.Pump:
         """Push a wire topic's messages to `sink`; raises LimitExceeded, InvalidArgument."""
         config = self.config
         if buffer > config.buffer_messages_max:
@@ -244,10 +109,13 @@ class PubSubService(Service):
                 hint="ask for less, and read faster",
                 code="invalid.buffer",
             )
-        mine = self._per_principal.get(principal, 0)
         for name, count, limit in (
-            ("subscriptions_max", self._subscriptions, config.subscriptions_max),
-            ("subscriptions_per_principal_max", mine, config.subscriptions_per_principal_max),
+            ("subscriptions_max", self._per_principal.total(), config.subscriptions_max),
+            (
+                "subscriptions_per_principal_max",
+                self._per_principal[principal],
+                config.subscriptions_per_principal_max,
+            ),
             ("topics_max", len(self._topics) + (topic not in self._topics), config.topics_max + 1),
         ):
             if count >= limit:
@@ -256,40 +124,39 @@ class PubSubService(Service):
                     hint="end subscriptions that are not needed",
                     code="limit.subscriptions",
                 )
-        if self._tasks is None:
+        if not self._running:
             raise Disconnected("the service is not running")
+        pump = rpc.Pump(
+            sink,
+            items_max=buffer or config.buffer_messages_default,
+            bytes_max=config.buffer_bytes_max,
+        )
 
-        def on_end(ended: Subscription) -> None:
-            self._subscriptions -= 1
-            left = self._per_principal.get(principal, 0) - 1
-            if left > 0:
-                self._per_principal[principal] = left
-            else:
-                self._per_principal.pop(principal, None)
-            subscriptions = self._topics[topic]
-            del subscriptions[ended]
-            if not subscriptions:
+        def ended(pump: rpc.Pump) -> None:
+            self._per_principal[principal] -= 1
+            if not self._per_principal[principal]:
+                del self._per_principal[principal]
+            pumps = self._topics[topic]
+            del pumps[pump]
+            if not pumps:
                 del self._topics[topic]
                 self.gossip.unsubscribe(topic)
-            self._log.debug("subscription.ended", topic=topic, by=principal, reason=ended.reason)
+            reason = str(pump.reason or "")
+            self._log.debug("subscription.ended", topic=topic, by=principal, reason=reason)
 
-        subscription = Subscription(
-            sink,
-            config=config,
-            buffer_max=buffer or config.buffer_messages_default,
-            on_end=on_end,
-        )
-        self._subscriptions += 1
-        self._per_principal[principal] = mine + 1
-        self._topics.setdefault(topic, {})[subscription] = None
+        self._per_principal[principal] += 1
+        self._topics.setdefault(topic, {})[pump] = None
         self.gossip.subscribe(topic)
-        subscription.start(self._tasks, guard)
         self._log.debug("subscription.started", topic=topic, by=principal)
-        return subscription
+        pump.start(ended)
+        return pump
 
     def _deliver(self, message: Received) -> None:
-        for subscription in tuple(self._topics.get(message.topic, ())):
-            subscription.offer(message)
+        if pumps := self._topics.get(message.topic):
+            publisher = message.publisher.encode()
+            item = message.seqno + bytes((len(publisher),)) + publisher + message.data
+            for pump in pumps:
+                pump.offer(item)
 
 
 class PubSubServant(rpc.Servant, interface=SCHEMA.PubSub):
@@ -318,12 +185,8 @@ class TopicServant(rpc.Servant, interface=SCHEMA.Topic):
 
     async def subscribe(self, sink: rpc.Ref | None, buffer: int) -> dict[str, Any]:
         """Push messages to a sink."""
-        if sink is None:
-            raise InvalidArgument("a subscription needs a sink", code="invalid.sink")
-        subscription = self._service.subscribe(
-            self._wire, self._principal, sink, buffer, rpc.current_guard()
-        )
-        return {"subscription": SubscriptionServant(subscription)}
+        pump = self._service.subscribe(self._wire, self._principal, sink, buffer)
+        return {"subscription": pump}
 
     async def info(self) -> dict[str, Any]:
         """What this node knows of the topic."""
@@ -334,30 +197,3 @@ class TopicServant(rpc.Servant, interface=SCHEMA.Topic):
             "peers": len(router.subscribers(self._wire)),
             "mesh": len(router.mesh(self._wire)),
         }
-
-
-class SubscriptionServant(rpc.Servant, interface=SCHEMA.Subscription):
-    """See pubsub.capnp."""
-
-    def __init__(self, subscription: Subscription) -> None:
-        self._subscription = subscription
-
-    async def cancel(self) -> None:
-        """End it."""
-        self._subscription.end()
-
-    async def stats(self) -> dict[str, Any]:
-        """Its counters; raises what ended it."""
-        subscription = self._subscription
-        if subscription.reason is not None:
-            raise subscription.reason
-        return {
-            "delivered": subscription.delivered,
-            "dropped": subscription.dropped,
-            "buffered": subscription.buffered,
-            "ended": subscription.ended,
-        }
-
-    def released(self) -> None:
-        """The subscriber let go."""
-        self._subscription.end()
