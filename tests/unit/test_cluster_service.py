@@ -23,6 +23,7 @@ from wetware.membership.record import Record
 from wetware.membership.selector import Selector
 from wetware.membership.swim import Change, ChangeKind, Member, State
 from wetware.rpc.limits import RpcLimits
+from wetware.testing import Started
 
 FOUNDING = Founding(bytes(32), "local", b"")
 
@@ -147,8 +148,8 @@ async def test_a_watch_shows_members_and_each_change_until_the_node_stops(
 ) -> None:
     monkeypatch.setattr(cluster, "WATCHES_MAX", 2)
     service = ClusterService(watched)  # type: ignore[arg-type]
-    ready = asyncio.Event()
-    running = asyncio.create_task(service.run(ready.set))
+    ready = Started()
+    running = asyncio.create_task(service.run(task_status=ready))
     await ready.wait()
     first, second, _ = watched.members
     async with (
@@ -207,8 +208,8 @@ async def test_a_member_that_leaves_the_selection_is_shown_once_more(watched: Wa
             pass
 
     service, sink = ClusterService(watched), Sink()  # type: ignore[arg-type]
-    ready = asyncio.Event()
-    running = asyncio.create_task(service.run(ready.set))
+    ready = Started()
+    running = asyncio.create_task(service.run(task_status=ready))
     await ready.wait()
     watch = service.start_watch(Selector.parse("name=n1,state=alive"), sink)  # type: ignore[arg-type]
     await until(lambda: watch.delivered == 1)
