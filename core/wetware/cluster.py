@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from wetware.link import Stream
-    from wetware.node import Node
+    from wetware.node.compose import Node
 
 log = get_logger("cluster")
 

@@ -25,12 +25,12 @@ from wetware import cbor
 from wetware.access import Access
 from wetware.admission import Admission, AdmissionLimits, Introductions, Store, join
 from wetware.admission.texts import parse_join
+from wetware.clock import SystemClock
 from wetware.errors import OverlayError, WetwareError
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost, LinkLimits, Stream
 from wetware.membership.service import PROTOCOL as MEMBERSHIP
 from wetware.multiaddr import Multiaddr
-from wetware.node import SystemClock
 from wetware.testing import Home, NodeProcess
 
 MIB = 1 << 20

@@ -19,13 +19,13 @@ from wetware.admission import Admission, Introductions, Store, join
 from wetware.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL, exchange_join
 from wetware.admission.texts import parse_join
 from wetware.audit.spread import PROTOCOL as AUDIT_PROTOCOL
+from wetware.clock import SystemClock
 from wetware.errors import AdmissionRefused, OverlayError, ProtocolRefused
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost
 from wetware.membership.service import DIAL_BACK_PROTOCOL, PROCESS_PROTOCOL
 from wetware.membership.service import PROTOCOL as MEMBERSHIP_PROTOCOL
 from wetware.multiaddr import Multiaddr
-from wetware.node import SystemClock
 from wetware.overlay import Overlay
 from wetware.protocol import GATE_PROTOCOL
 from wetware.testing import START_S_MAX, Home, NodeProcess, wait_for

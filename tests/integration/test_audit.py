@@ -15,9 +15,9 @@ import pytest
 import wetware
 from wetware.audit import AuditLog
 from wetware.audit.chain import CHECKPOINTS_FILE, files
+from wetware.clock import SystemClock
 from wetware.errors import EXIT_DENIED, EXIT_FAILED, Denied, WetwareError
 from wetware.identity import Key
-from wetware.node import SystemClock
 from wetware.testing import Home, NodeProcess, wait_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from wetware.clock import SystemClock
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
-from wetware.node import SystemClock
 from wetware.overlay import Overlay
 from wetware.testing import FakeOverlay
 from wetware_pubsub.config import PubSubConfig

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from wetware import node
 from wetware.bounds import Claim, Places, Rates, Throttle, address_key
 from wetware.errors import LimitExceeded
+from wetware.node import process
 
 
 class Clock:
@@ -90,9 +90,9 @@ def test_a_node_sets_the_limit_of_recursion_back() -> None:
     """Where a plugin's import raised it, 100 KB of a peer's brackets would end the process."""
     sys.setrecursionlimit(100_000)
     try:
-        node._bound_recursion()
-        assert sys.getrecursionlimit() == node.RECURSION_MAX
+        process.bound_recursion()
+        assert sys.getrecursionlimit() == process.RECURSION_MAX
         with pytest.raises(RecursionError):
             json.loads("[" * 100_000)
     finally:
-        sys.setrecursionlimit(node.RECURSION_MAX)
+        sys.setrecursionlimit(process.RECURSION_MAX)

@@ -17,7 +17,7 @@ from wetware.identity import Key, PeerId
 from wetware.log import get_logger
 from wetware.membership.peers import IncarnationFile, PeerStore
 from wetware.multiaddr import Multiaddr
-from wetware.node import locked
+from wetware.node.data_dir import locked
 from wetware.testing import Home
 
 PEER = PeerId.parse(str(Key.from_seed(b"p" * 32).peer_id))

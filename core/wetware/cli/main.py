@@ -201,7 +201,7 @@ def help_command(
 def id_command(json: Json = False) -> None:
     """Print the peer ID of this machine's node; makes the node's key if there is none."""
     from wetware.cli.app import node_data_dir
-    from wetware.node_key import load_or_create
+    from wetware.node.key import load_or_create
 
     data_dir = node_data_dir()
     key, made = load_or_create(data_dir)

@@ -13,7 +13,7 @@ from wetware.cli.completion import one_of
 from wetware.cli.given import read_line
 
 if TYPE_CHECKING:
-    from wetware.node import Ready
+    from wetware.node.compose import Ready
 
 FILES_MAX = 65536
 """Open files that a node asks for; connections have their own, lower limits."""
@@ -110,7 +110,7 @@ def node_command(
     import asyncio
 
     from wetware import plugins as plugin_loader
-    from wetware.node import Node
+    from wetware.node.compose import Node
 
     plugins = plugin_loader.load(config)
 

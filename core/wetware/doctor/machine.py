@@ -548,7 +548,7 @@ def judge_files(limit: int | None, connections: int, used: int = 0) -> list[Find
 
 
 def holder_pid(data_dir: Path) -> int | None:
-    """The process of the node that has this data directory, or None; see `wetware.node.locked`.
+    """The process of the node that has this data directory, or None; `locked` writes it.
 
     It is asked of the kernel: trying to take the lock could keep a node from starting.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wetware.membership.service import DialBack
     from wetware.membership.swim import Member
     from wetware.multiaddr import Multiaddr
-    from wetware.node import Node
+    from wetware.node.compose import Node
     from wetware.overlay import OverlayStatus
 
 LAG_S_MAX: Final = 0.05

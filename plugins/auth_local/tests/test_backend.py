@@ -14,11 +14,11 @@ import anyio
 import pytest
 
 from wetware import identity
+from wetware.clock import SystemClock
 from wetware.errors import ConfigError, InvalidArgument, KeyFileError
 from wetware.hookspecs import Accept, NotMine, Reject, Withdrawn
 from wetware.identity import Challenge, Channel, Key, Principal
 from wetware.log import get_logger
-from wetware.node import SystemClock
 from wetware.testing import FakeOverlay
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import SeenPolicies

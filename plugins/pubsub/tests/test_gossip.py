@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from wetware.access import Access
+from wetware.clock import SystemClock
 from wetware.errors import LimitExceeded, OverlayError, ProtocolRefused
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost, Stream
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
-from wetware.node import SystemClock
 from wetware.testing import FakeOverlay, Started
 from wetware_pubsub import wire
 from wetware_pubsub.config import PubSubConfig

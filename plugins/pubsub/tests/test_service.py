@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from wetware import rpc
+from wetware.clock import SystemClock
 from wetware.errors import (
     CapabilityError,
     Disconnected,
@@ -21,7 +22,6 @@ from wetware.errors import (
 from wetware.hookspecs import PluginContext
 from wetware.identity import Principal
 from wetware.log import get_logger
-from wetware.node import SystemClock
 from wetware.rpc import push
 from wetware.testing import FakeOverlay, Started
 from wetware_pubsub.client import PubSub, _message

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from wetware import serving
 from wetware.errors import Busy
 from wetware.hookspecs import Service
-from wetware.serving import start_backend, start_services
+from wetware.node import serving
+from wetware.node.serving import start_backend, start_services
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

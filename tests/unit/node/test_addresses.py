@@ -11,7 +11,7 @@ import pytest
 
 from wetware.cli.app import warn_of_loopback
 from wetware.multiaddr import Multiaddr
-from wetware.node import INTERFACES_MAX, dialable
+from wetware.node.addresses import INTERFACES_MAX, dialable
 
 
 class Unrouted(socket.socket):
@@ -29,7 +29,7 @@ def adapters(*texts: str) -> list[SimpleNamespace]:
 @pytest.fixture
 def unrouted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine without a default route."""
-    monkeypatch.setattr("wetware.node.socket.socket", Unrouted)
+    monkeypatch.setattr("wetware.node.addresses.socket.socket", Unrouted)
     return monkeypatch
 
 

@@ -11,27 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import fcntl
-import hashlib
-import ipaddress
 import json
 import os
-import resource
 import socket
-import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import ifaddr
 
 import wetware
-from wetware import node_key, paths, rpc
+from wetware import paths, rpc
 from wetware.access import Access
 from wetware.admission import Admission, Chain, Introductions, Store, join
 from wetware.admission.texts import parse_join
@@ -46,18 +38,24 @@ from wetware.broker.clock import NOT_YET
 from wetware.broker.grants import SESSION_SERVICE
 from wetware.broker.store import Store as GrantStore
 from wetware.broker.tree import Tree
+from wetware.clock import SystemClock
 from wetware.cluster import ClusterService
-from wetware.errors import AdmissionRefused, Busy, ConfigError, LimitExceeded, OverlayError
-from wetware.hookspecs import AuthBackend, Discovery, PeerDown, PeerUp, PluginContext, Service
+from wetware.errors import AdmissionRefused, ConfigError, LimitExceeded, OverlayError
+from wetware.hookspecs import AuthBackend, Discovery, PluginContext, Service
 from wetware.identity import Channel, Key, PeerId, Principal
 from wetware.lag import LagMeter
-from wetware.link import LinkHost, LinkLimits, Stream, check_free
+from wetware.link import LinkHost, Stream, check_free
 from wetware.log import get_logger
 from wetware.membership.service import Membership
 from wetware.membership.swim import State, middle
+from wetware.node.addresses import dialable
+from wetware.node.context import plugin_overlay
+from wetware.node.data_dir import locked, socket_path
+from wetware.node.key import load_or_create
+from wetware.node.process import bound_recursion, rss_bytes, umask, within_files
+from wetware.node.serving import start_backend, start_services
 from wetware.overlay import Overlay
 from wetware.protocol import CORE, GATE_PROTOCOL
-from wetware.serving import start_backend, start_services
 
 if TYPE_CHECKING:
     from wetware.admission import Founding
@@ -70,185 +68,14 @@ log = get_logger("node")
 
 GATE_LINES_PER_MINUTE = 20
 """Refusals at the Gate that are logged for one address: it must not be able to fill the log."""
-RECURSION_MAX = 1000
-"""As Python begins with; plugins are imported by the time that it is set back to this."""
 CLOCK_LOOK_S = 2.0
 """Between two looks at this clock and the others'."""
 CLOCK_MEET_S = 0.1
 """The same while none was compared: grants with an end wait for it."""
-INTERFACES_MAX = 8
-"""Addresses of interfaces that a node announces: others dial all of them."""
-FILES_KEPT = 16
-"""Files and sockets that a node opens once its link is up: databases, listeners, libp2p's."""
-CLIENTS_MIN = 4
-"""Programs of this machine at a time, however few files a process may open."""
 CLIENT_LOGIN_S_MAX = 60.0
 """For a program of this machine to log in, a person's passphrase or signature included."""
 CORE_SERVICES = ("node", "cluster", "grants", "audit")
 """Every node has them: its record in the membership does not name them."""
-SOCKET_PATH_BYTES_MAX = 100
-"""The kernel takes 107; a longer path gets its socket in a private directory under the temp dir."""
-_SIGN_DOMAINS_REFUSED = (
-    b"noise-libp2p-static-key:",
-    b"libp2p-tls-handshake:",
-    b"\x12libp2p-peer-record",  # an envelope's domain comes with its length
-    b"wetware-",
-)
-"""Domains in which only the core signs."""
-
-
-class SystemClock:
-    """The machine's clock."""
-
-    def time(self) -> float:
-        """Unix time, s."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-        return time.monotonic()
-
-
-# --- the data directory ---------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def locked(data_dir: Path) -> Iterator[None]:
-    """Hold the data directory for this process; raises Busy if another node has it, ConfigError."""
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stat = data_dir.stat()
-        if stat.st_uid != os.getuid() or stat.st_mode & 0o022:
-            # Whoever can write here can plant a policy and be an operator.
-            raise ConfigError(
-                f"the data directory {data_dir} belongs to another user, or others can write to it",
-                hint=f"chmod go-w {data_dir}, or choose another with --data-dir",
-                code="config.data_dir",
-            )
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(data_dir / "lock", flags, 0o600)
-    except OSError as exc:
-        raise ConfigError(
-            f"cannot use the data directory {data_dir}: {exc.strerror}",
-            hint="choose another with --data-dir",
-        ) from exc
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.read(fd, 20).decode(errors="replace").strip() or "unknown"
-            raise Busy(
-                f"another node (pid {pid}) is using the data directory {data_dir}",
-                hint="stop it, or give this one its own with --data-dir",
-                code="config.busy.data_dir",
-            ) from None
-        with contextlib.suppress(OSError):  # for the message above; in place, on a full disk too
-            os.ftruncate(fd, os.pwrite(fd, f"{os.getpid()}\n".encode(), 0))
-        yield
-    finally:
-        os.close(fd)
-
-
-def dialable(addr: Multiaddr) -> tuple[Multiaddr, ...]:
-    """What others write to reach `addr`: a wildcard stands for the machine's own addresses.
-
-    The address of the default route, found without sending anything, or where there is none those
-    of the interfaces; then loopback.
-    """
-    if addr.host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-        return (addr,)
-    family, probe, loopback = (
-        (socket.AF_INET, "192.0.2.1", "127.0.0.1")
-        if addr.kind == "ip4"
-        else (socket.AF_INET6, "2001:db8::1", "::1")
-    )
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as routed:
-            routed.connect((probe, 9))  # a datagram socket only looks its route up
-            hosts = [routed.getsockname()[0]]
-    except OSError:
-        hosts = _interface_hosts(addr.kind)
-    return tuple(replace(addr, host=host) for host in dict.fromkeys([*hosts, loopback]))
-
-
-def _interface_hosts(kind: str) -> list[str]:
-    """The addresses of the interfaces that another machine can dial, at most INTERFACES_MAX."""
-    ips = (ip for adapter in ifaddr.get_adapters() for ip in adapter.ips)
-    texts = (str(ip.ip if ip.is_IPv4 else ip.ip[0]) for ip in ips if ip.is_IPv4 is (kind == "ip4"))
-    hosts = [text for text in texts if not _here_alone(ipaddress.ip_address(text))]
-    return hosts[:INTERFACES_MAX]
-
-
-def _here_alone(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether it leads to no other machine; a link-local one needs the name of an interface."""
-    return host.is_loopback or host.is_link_local
-
-
-def socket_path(data_dir: Path) -> Path:
-    """Where the node's unix socket is: in the data directory unless its path is too long."""
-    path = data_dir / "ww.sock"
-    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
-        return path
-    directory = Path(tempfile.gettempdir()) / f"ww-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    stat = directory.lstat()
-    if stat.st_uid != os.getuid() or stat.st_mode & 0o077:
-        raise ConfigError(
-            f"{directory} belongs to somebody else or is open to others",
-            hint="choose a shorter --data-dir, or set TMPDIR",
-        )
-    return directory / (hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16] + ".sock")
-
-
-# --- what plugins see -----------------------------------------------------------------------------
-
-
-class _PluginOverlay:
-    """hookspecs.Overlay over the link host, for members only."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    @property
-    def peer_id(self) -> PeerId:
-        return self._node.key.peer_id
-
-    @property
-    def cluster(self) -> str:
-        return self._node.cluster
-
-    def addrs(self) -> tuple[str, ...]:
-        return tuple(map(str, self._node.addrs))
-
-    def peers(self) -> tuple[PeerId, ...]:
-        return self._node.introductions.peers()
-
-    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
-        return self._node.introductions.watch(callback)
-
-    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
-        return await self._node.host.open_stream(peer, *protocols)
-
-    def handle(
-        self,
-        protocol: str,
-        handler: Callable[[Stream], Coroutine[Any, Any, None]],
-        *,
-        access: Access,
-    ) -> Callable[[], None]:
-        return self._node.host.handle(protocol, handler, access=access)
-
-    async def provide(self, key: bytes) -> bool:
-        return await self._node.overlay.provide(key)
-
-    async def find_providers(self, key: bytes) -> tuple[str, ...]:
-        found = await self._node.overlay.find_providers(key)
-        return tuple(str(addr) for provider in found for addr in provider.addrs)
-
-    def sign(self, domain: bytes, data: bytes) -> bytes:
-        if not domain or (domain + data).startswith(_SIGN_DOMAINS_REFUSED):
-            raise ValueError(f"a plugin does not sign in the domain {domain!r}")
-        return self._node.key.sign(domain + data)
 
 
 # --- the core's own service -----------------------------------------------------------------------
@@ -348,7 +175,7 @@ class Node:
         self.broker: Broker
         self.checkpoints: Checkpoints
         self.tree: Tree
-        self._overlay_verbs = _PluginOverlay(self)
+        self._overlay_verbs = plugin_overlay(self)
         self._gate_lines = Throttle(
             GATE_LINES_PER_MINUTE, config.login.addresses_max, self.clock.monotonic
         )
@@ -367,9 +194,9 @@ class Node:
             if self.config.node.dev:
                 listen = self._keep_to_itself()
             await check_free(listen)
-            self.key, new_key = node_key.load_or_create(self.data_dir)
+            self.key, new_key = load_or_create(self.data_dir)
             async with contextlib.AsyncExitStack() as stack:
-                stack.enter_context(_umask(0o077))
+                stack.enter_context(umask(0o077))
                 stack.callback(self.plugins.close)
                 self._store = Store.open(self.data_dir)
                 if self._store.founding is not None:
@@ -388,7 +215,7 @@ class Node:
                 self._found()
                 self._collect_services()
                 discoveries = () if self.try_out else self.plugins.discoveries(self._context)
-                _bound_recursion()
+                bound_recursion()
                 await stack.enter_async_context(self._audited())
                 self.admission = Admission(
                     self._store,
@@ -403,7 +230,7 @@ class Node:
                 stack.push_async_callback(self._store.flush)
                 await stack.enter_async_context(rpc.runtime())
                 await stack.enter_async_context(rpc.loop_gc())
-                clients_max, link = _within_files(self.config.link)
+                clients_max, link = within_files(self.config.link)
                 self.host = await stack.enter_async_context(
                     LinkHost(
                         self.key,
@@ -716,7 +543,7 @@ class Node:
             "labels": dict(text.split("=", 1) for text in self.config.node.labels),
             "version": wetware.__version__,
             "services": tuple(sorted(set(self.services) - set(CORE_SERVICES))),
-            "memory_bytes": _rss_bytes(),
+            "memory_bytes": rss_bytes(),
         }
 
     def _collect_services(self) -> None:
@@ -846,7 +673,7 @@ class Node:
             "overlay_state": overlay.state,
             "overlay_restarts": overlay.restarts,
             "overlay_error": (details and overlay.last_error) or "",
-            "memory_bytes": _rss_bytes(),
+            "memory_bytes": rss_bytes(),
             "pid": os.getpid(),
             "plugins": [
                 {
@@ -867,50 +694,3 @@ def _no_member_any_more(exc: AdmissionRefused) -> AdmissionRefused:
         "TICKET`",
         code=exc.code,
     )
-
-
-def _within_files(link: LinkLimits) -> tuple[int, LinkLimits]:
-    """How many clients and connections there may be, by the open files that are left.
-
-    So that peers cannot take the descriptors that the owner's client needs, or the node's files.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY:
-        return rpc.CONNECTIONS_MAX, link
-    left = limit - len(os.listdir("/proc/self/fd"))
-    clients = max(CLIENTS_MIN, min(rpc.CONNECTIONS_MAX, left // 4))
-    within = link.within(left - clients - rpc.REFUSALS_MAX - FILES_KEPT)
-    if within != link:
-        log.warning(
-            "files.few",
-            limit=limit,
-            connections_max=within.connections_max,
-            clients_max=clients,
-            hint="raise it, with `ulimit -n` or LimitNOFILE= in a unit of systemd",
-        )
-    return clients, within
-
-
-def _bound_recursion() -> None:
-    """Set the limit of recursion back, where a plugin's import has raised it.
-
-    The parser of JSON goes as deep as that on the C stack: brackets of a peer's would end the node.
-    """
-    if sys.getrecursionlimit() > RECURSION_MAX:
-        log.info("recursion.bounded", was=sys.getrecursionlimit(), now=RECURSION_MAX)
-        sys.setrecursionlimit(RECURSION_MAX)
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
-@contextlib.contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    """Files and sockets of a node are its owner's alone, whatever the shell's umask."""
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)

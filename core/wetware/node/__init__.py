@@ -1,0 +1,1 @@
+"""A node: all parts composed, and what it takes of its machine."""

@@ -1,0 +1,74 @@
+"""What plugins get of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wetware.access import Access
+    from wetware.hookspecs import Overlay, PeerDown, PeerUp
+    from wetware.identity import PeerId
+    from wetware.link import Stream
+    from wetware.node.compose import Node
+
+_SIGN_DOMAINS_REFUSED = (
+    b"noise-libp2p-static-key:",
+    b"libp2p-tls-handshake:",
+    b"\x12libp2p-peer-record",  # an envelope's domain comes with its length
+    b"wetware-",
+)
+"""Domains in which only the core signs."""
+
+
+def plugin_overlay(node: Node) -> Overlay:
+    """The verbs of the overlay, for members only; usable once the node's parts are composed."""
+    return _PluginOverlay(node)
+
+
+class _PluginOverlay:
+    """hookspecs.Overlay over the link host, for members only."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._node.key.peer_id
+
+    @property
+    def cluster(self) -> str:
+        return self._node.cluster
+
+    def addrs(self) -> tuple[str, ...]:
+        return tuple(map(str, self._node.addrs))
+
+    def peers(self) -> tuple[PeerId, ...]:
+        return self._node.introductions.peers()
+
+    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
+        return self._node.introductions.watch(callback)
+
+    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
+        return await self._node.host.open_stream(peer, *protocols)
+
+    def handle(
+        self,
+        protocol: str,
+        handler: Callable[[Stream], Coroutine[Any, Any, None]],
+        *,
+        access: Access,
+    ) -> Callable[[], None]:
+        return self._node.host.handle(protocol, handler, access=access)
+
+    async def provide(self, key: bytes) -> bool:
+        return await self._node.overlay.provide(key)
+
+    async def find_providers(self, key: bytes) -> tuple[str, ...]:
+        found = await self._node.overlay.find_providers(key)
+        return tuple(str(addr) for provider in found for addr in provider.addrs)
+
+    def sign(self, domain: bytes, data: bytes) -> bytes:
+        if not domain or (domain + data).startswith(_SIGN_DOMAINS_REFUSED):
+            raise ValueError(f"a plugin does not sign in the domain {domain!r}")
+        return self._node.key.sign(domain + data)
