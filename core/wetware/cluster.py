@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -29,15 +28,15 @@ from wetware.identity import PeerId, Principal
 from wetware.link import StreamPipe
 from wetware.log import get_logger
 from wetware.membership.proof import encode_founding
-from wetware.membership.selector import Selector
-from wetware.membership.swim import Change, ChangeKind, Member
 from wetware.protocol import CORE
 from wetware.tunnel import TUNNEL_PROTOCOL, RpcPipe, relay
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from wetware.hookspecs import PluginContext
     from wetware.link import Stream
+    from wetware.member import Member
     from wetware.node.compose import Node
 
 log = get_logger("cluster")
@@ -56,38 +55,12 @@ CHECK_S_MAX = 20.0
 """For `check`: what takes longer is itself a finding."""
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
-    """A libp2p peer with a certificate: a member that says nothing of itself, alive or not."""
-
-    peer: PeerId
-    labels: Mapping[str, str]
-    name: str = ""
-    host: str = ""
-    version: str = ""
-    services: tuple[str, ...] = field(default=())
-    state: str = "foreign"
-
-
-def view(node: Node, selector: Selector) -> list[Member | Foreign]:
-    """Everybody that `selector` matches: members by name, then foreign peers by peer ID."""
-    admission = node.admission
-    foreign = [
-        Foreign(peer, chain.labels)
-        for peer in sorted(admission.members)
-        if admission.is_foreign(peer) and (chain := admission.chain(peer)) is not None
-    ]
-    return [
-        *node.membership.resolve(selector),
-        *(each for each in foreign if selector.matches(each)),
-    ]
-
-
 class ClusterService(Service):
     """See `hookspecs.Service`.
 
     Args:
         node: Composes membership, admission and the link.
+        ctx: Who is in the cluster.
     """
 
     name = "cluster"
@@ -96,8 +69,8 @@ class ClusterService(Service):
         {f"Cluster.{name}" for name in ("list", "tickets", "revoke_ticket", "evict", "check")}
     )
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
+    def __init__(self, node: Node, ctx: PluginContext) -> None:
+        self.node, self.ctx = node, ctx
         self._watches: set[rpc.Pump] = set()
         self._tunnels = 0
         self._tasks: asyncio.TaskGroup | None = None
@@ -129,7 +102,7 @@ class ClusterService(Service):
 
     # --- watches ----------------------------------------------------------------------------------
 
-    def start_watch(self, selector: Selector, sink: rpc.Ref | None) -> rpc.Pump:
+    def start_watch(self, selector: str, sink: rpc.Ref | None) -> rpc.Pump:
         """Push members to `sink`: all that match, then each change.
 
         Raises LimitExceeded, Disconnected, InvalidArgument.
@@ -138,28 +111,13 @@ class ClusterService(Service):
             raise LimitExceeded(f"{WATCHES_MAX} watches are running (WATCHES_MAX)")
         if self._tasks is None:
             raise Disconnected("the service is not running")
-        node = self.node
         watch = rpc.Pump(sink, items_max=WATCH_ITEMS_MAX, bytes_max=WATCH_BYTES_MAX)
-        shown: set[PeerId] = set()
 
-        def show(member: Member | Foreign, **other: str) -> None:
-            fields = describe(node, member) | other
-            watch.offer(json.dumps(fields, separators=(",", ":")).encode(), member.peer)
+        def show(member: Member) -> None:
+            item = json.dumps(to_wire(member), separators=(",", ":")).encode()
+            watch.offer(item, member.peer_id)
 
-        def changed(change: Change) -> None:
-            if change.kind is ChangeKind.DUPLICATE:
-                return
-            member, removed = change.member, change.kind is ChangeKind.REMOVED
-            matches = not removed and selector.matches(member)
-            if matches or member.peer in shown:
-                # One that was shown is shown once more when it no longer matches.
-                (shown.add if matches else shown.discard)(member.peer)
-                show(member, **({"state": "removed"} if removed else {}))
-
-        for member in view(node, selector):
-            shown.add(member.peer)
-            show(member)
-        unwatch = node.membership.watch(changed)
+        unwatch = self.ctx.watch_members(show, selector)
 
         def ended(watch: rpc.Pump) -> None:
             self._watches.discard(watch)
@@ -221,23 +179,22 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
 
     async def list(self, selector: str, limit: int, signed: bool) -> dict[str, object]:
         """Members that match; the limit holds here, whatever the client asks for."""
-        matched = view(self._node, Selector.parse(selector))
+        matched = self._service.ctx.members(selector)
         kept = matched[: min(limit or LIST_MAX, LIST_MAX)]
         if not signed:
-            return {"members": [describe(self._node, m) for m in kept], "matched": len(matched)}
+            return {"members": [to_wire(member) for member in kept], "matched": len(matched)}
         members, room = [], SIGNED_BYTES_MAX
         for member in kept:
-            record = member.record.encoded if isinstance(member, Member) else b""
-            room -= len(record)
+            room -= len(member.record)
             if room < 0:
                 break
-            members.append(describe(self._node, member) | {"record": record})
+            members.append(to_wire(member) | {"record": member.record})
         founding = encode_founding(self._node.admission.founding)
         return {"members": members, "matched": len(matched), "founding": founding}
 
     async def watch(self, selector: str, sink: rpc.Ref | None) -> dict[str, object]:
         """Push members to a sink."""
-        return {"subscription": self._service.start_watch(Selector.parse(selector), sink)}
+        return {"subscription": self._service.start_watch(selector, sink)}
 
     async def ping(self, peer: str) -> dict[str, object]:
         """One round trip."""
@@ -385,55 +342,9 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         }
 
 
-def describe(node: Node, member: Member | Foreign) -> dict[str, Any]:
+def to_wire(member: Member) -> dict[str, Any]:
     """The struct Member of core.capnp, but for `record`; its values can be written as JSON."""
-    fields: dict[str, Any] = {
-        "peer_id": str(member.peer),
-        "name": member.name,
-        "host": member.host,
-        "state": str(getattr(member.state, "value", member.state)),
-        "since_s": 0.0,
-        "incarnation": 0,
-        "addrs": [],
-        "labels": _label_list(member.labels),
-        "version": member.version,
-        "services": list(member.services),
-        "load": 0.0,
-        "memory_bytes": 0,
-        "rtt_s": 0.0,
-        "connected": node.host.connection(member.peer) is not None,
-        "self": member.peer == node.key.peer_id,
-        "trouble": trouble(node, member),
-    }
-    if isinstance(member, Member):
-        record = member.record
-        fields |= {
-            "since_s": max(0.0, node.clock.monotonic() - member.since),
-            "incarnation": record.incarnation,
-            "addrs": list(record.addrs),
-            "load": record.load,
-            "memory_bytes": record.memory_bytes,
-            "rtt_s": member.rtt_s or 0.0,
-        }
-    return fields
-
-
-def trouble(node: Node, member: Member | Foreign) -> str:
-    """What is wrong with a member that is there, in a few words; "" if nothing is known to be."""
-    own = member.peer == node.key.peer_id
-    if (twin := node.membership.twin(member.peer)) is not None:
-        who = "another process uses this key" if own else "two processes use its key"
-        return f"{who}: {twin.name} at {twin.addrs[0] if twin.addrs else 'no address'}"
-    if own:
-        return f"its clock is in doubt: {wrong}" if (wrong := node.tree.clock_wrong) else ""
-    if not isinstance(member, Member) or member.clock_offset_s is None:
-        return ""
-    from wetware.doctor.node import span
-
-    ahead_s = member.clock_offset_s
-    if abs(ahead_s) <= node.config.admission.clock_skew_s_max:
-        return ""
-    return f"its clock is {span(abs(ahead_s))} {'ahead' if ahead_s > 0 else 'behind'}"
+    return member.as_dict() | {"labels": _label_list(member.labels)}
 
 
 def _labels(labels: list[dict[str, str]]) -> dict[str, str]:

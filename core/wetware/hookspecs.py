@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wetware.identity import Challenge, LoginStatus, PeerId, Principal, Proof
     from wetware.link import Stream
     from wetware.log import EventLogger
+    from wetware.member import Member
     from wetware.rpc import Interface, Servant
 
 PROJECT = "wetware"
@@ -126,6 +127,16 @@ class Overlay(Protocol):
         """
         ...
 
+    def members(self, selector: str = "") -> tuple[Member, ...]:
+        """See `PluginContext.members`."""
+        ...
+
+    def watch_members(
+        self, callback: Callable[[Member], None], selector: str = ""
+    ) -> Callable[[], None]:
+        """See `PluginContext.watch_members`."""
+        ...
+
     async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
         """Open a stream to a connected peer for the first protocol that it speaks.
 
@@ -195,6 +206,24 @@ class PluginContext:
     founding: bytes | None = None
     configured: frozenset[str] = frozenset()
     dev: bool = False
+
+    def members(self, selector: str = "") -> tuple[Member, ...]:
+        """Who is in the cluster, as this node sees it: nodes by name, then foreign libp2p peers.
+
+        Itself included, and in any state unless the selector names one, e.g.
+        "service=pubsub,state=alive". Raises InvalidArgument for a selector that is none.
+        """
+        return self.overlay.members(selector)
+
+    def watch_members(
+        self, callback: Callable[[Member], None], selector: str = ""
+    ) -> Callable[[], None]:
+        """Call back, on the loop, for each member that matches, and whenever one of them changes.
+
+        Those there already come first. One that no longer matches is told of once more, and one
+        that is forgotten has the state "removed". Returns a function that ends the watch.
+        """
+        return self.overlay.watch_members(callback, selector)
 
 
 # --- what hooks return ----------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import asyncio
 import json
 import types
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,15 @@ import pytest
 
 from wetware import cluster, rpc
 from wetware.admission import Founding
-from wetware.cluster import SIGNED_BYTES_MAX, ClusterServant, ClusterService, Foreign, describe
+from wetware.cluster import SIGNED_BYTES_MAX, ClusterServant, ClusterService, to_wire
 from wetware.cluster_client import Cluster, _shown
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded
 from wetware.identity import Key
+from wetware.member import Member
 from wetware.membership.proof import encode_founding
 from wetware.membership.record import Record
-from wetware.membership.selector import Selector
-from wetware.membership.swim import Change, ChangeKind, Member, State
 from wetware.rpc.limits import RpcLimits
-from wetware.testing import Started
+from wetware.testing import FakeOverlay, Started
 
 FOUNDING = Founding(bytes(32), "local", b"")
 
@@ -40,7 +38,7 @@ def member(n: int) -> Member:
         labels=labels,
         chain=bytes(4 << 10),
     )
-    return Member(record, State.ALIVE, 0.0, labels, None, None)
+    return Member(record.peer, record.name, labels=labels, record=record.encoded)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -50,19 +48,13 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_is_signed_fits_into_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_signed_fits_into_an_answer() -> None:
     members = [member(n) for n in range(100)]
-    size = len(members[0].record.encoded)
+    size = len(members[0].record)
     assert size > 7000
-    node: Any = types.SimpleNamespace(
-        admission=types.SimpleNamespace(founding=FOUNDING),
-        host=types.SimpleNamespace(connection=lambda peer: None),
-        key=Key.from_seed(bytes(32)),
-        clock=types.SimpleNamespace(monotonic=lambda: 1.0),
-    )
-    monkeypatch.setattr(cluster, "view", lambda node, selector: members)
-    monkeypatch.setattr(cluster, "trouble", lambda node, member: "")
-    servant = ClusterServant(types.SimpleNamespace(node=node), None)  # type: ignore[arg-type]
+    node: Any = types.SimpleNamespace(admission=types.SimpleNamespace(founding=FOUNDING))
+    ctx: Any = types.SimpleNamespace(members=lambda selector: members)
+    servant = ClusterServant(ClusterService(node, ctx), None)  # type: ignore[arg-type]
     plain: Any = await servant.list("", 0, False)
     assert len(plain["members"]) == 100
     assert not any("record" in each for each in plain["members"])
@@ -92,7 +84,8 @@ async def test_who_ordered_an_end_is_recorded_also_when_they_are_gone_while_the_
         audit=types.SimpleNamespace(ended=lambda event, **_: recorded.append(event)),
         key=Key.from_seed(bytes(32)),
     )
-    servant = ClusterServant(types.SimpleNamespace(node=node), None)  # type: ignore[arg-type]
+    ctx: Any = None
+    servant = ClusterServant(ClusterService(node, ctx), None)  # type: ignore[arg-type]
     peer = str(Key.generate().peer_id)
     calls = {
         "evicted": lambda: servant.evict(peer, ""),
@@ -106,52 +99,26 @@ async def test_who_ordered_an_end_is_recorded_also_when_they_are_gone_while_the_
     assert recorded == [f"operator.{verb}"]
 
 
-class Watched:
-    """A node with a table of members."""
-
-    def __init__(self) -> None:
-        self.key = Key.from_seed(bytes(32))
-        self.members = [member(n) for n in range(3)]
-        self.foreign = Foreign(Key.from_seed(b"f" * 32).peer_id, {"zone": "home"})
-        self.listeners: list[Callable[[Change], None]] = []
-        self.host = types.SimpleNamespace(
-            connection=lambda peer: None, handle=lambda *_, **__: lambda: None
-        )
-        self.clock = types.SimpleNamespace(monotonic=lambda: 1.0)
-        self.membership = self
-
-    def watch(self, listener: Callable[[Change], None]) -> Callable[[], None]:
-        self.listeners.append(listener)
-        return lambda: self.listeners.remove(listener)
-
-    def tell(self, kind: ChangeKind, what: Member) -> None:
-        for listener in self.listeners:
-            listener(Change(kind, what, None))
-
-
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    node = Watched()
-
-    def view(_: object, selector: Selector) -> list[Member | Foreign]:
-        everybody: list[Member | Foreign] = [*node.members, node.foreign]
-        return [each for each in everybody if selector.matches(each)]
-
-    monkeypatch.setattr(cluster, "view", view)
-    monkeypatch.setattr(cluster, "trouble", lambda node, member: "")
-    return node
+def service_with(overlay: FakeOverlay) -> ClusterService:
+    host = types.SimpleNamespace(handle=lambda *_, **__: lambda: None)
+    node: Any = types.SimpleNamespace(host=host)
+    return ClusterService(node, overlay)  # type: ignore[arg-type]
 
 
 @pytest.mark.anyio
 async def test_a_watch_shows_members_and_each_change_until_the_node_stops(
-    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "WATCHES_MAX", 2)
-    service = ClusterService(watched)  # type: ignore[arg-type]
+    overlay = FakeOverlay()
+    first, second, third = (member(n).peer_id for n in range(3))
+    for n, peer in enumerate((first, second)):
+        overlay.meet(peer, name=f"n{n}", labels=member(n).labels)
+    overlay.meet(third, state="foreign", labels={"zone": "home"})
+    service = service_with(overlay)
     ready = Started()
     running = asyncio.create_task(service.run(task_status=ready))
     await ready.wait()
-    first, second, _ = watched.members
     async with (
         asyncio.timeout(20),
         rpc.serve_unix(tmp_path / "s", lambda _: service.bootstrap(None)),  # type: ignore[arg-type]
@@ -162,30 +129,29 @@ async def test_a_watch_shows_members_and_each_change_until_the_node_stops(
             with pytest.raises(LimitExceeded, match="WATCHES_MAX"):
                 await client.watch().__aenter__()
             shown = [await anext(everybody) for _ in range(4)]
-            assert [m.name for m in shown] == ["n0", "n1", "n2", ""]
+            assert [m.peer_id for m in shown] == [overlay.peer_id, first, second, third]
             assert [m.state for m in shown] == ["alive", "alive", "alive", "foreign"]
-            assert shown[3].peer_id == watched.foreign.peer
             assert dict(shown[3].labels) == {"zone": "home"}
-            assert shown[1] == await anext(one)
-            assert shown[1].labels == second.labels
+            assert shown[2] == await anext(one)
+            assert shown[2].labels == member(1).labels
 
-            watched.tell(ChangeKind.DUPLICATE, second)
-            watched.tell(ChangeKind.DIED, replace(first, state=State.DEAD))
-            watched.tell(ChangeKind.SUSPECTED, replace(second, state=State.SUSPECT))
+            overlay.meet(first, state="dead")
+            overlay.meet(second, state="suspect")
             for watch in (everybody, one):
                 if watch is everybody:
                     assert (await anext(watch)).state == "dead"
                 shown_now = await anext(watch)
                 assert (shown_now.name, shown_now.state) == ("n1", "suspect")
-            watched.tell(ChangeKind.REMOVED, second)
-            watched.tell(ChangeKind.UPDATED, first)
-            watched.tell(ChangeKind.REMOVED, second)
+            overlay.part(second)
+            overlay.meet(first, state="alive")
             assert (await anext(one)).state == "removed"
             assert {(await anext(everybody)).state for _ in range(2)} == {"removed", "alive"}
             assert not one._items
-        await until(lambda: not watched.listeners)
+        await until(lambda: not overlay._member_watchers)
         assert not service._watches
-        async with client.watch("name=n1") as one:
+        with pytest.raises(InvalidArgument, match="bad selector"):
+            await client.watch("=").__aenter__()
+        async with client.watch("name=n0") as one:
             await anext(one)
             running.cancel()
             await asyncio.wait([running])
@@ -193,38 +159,11 @@ async def test_a_watch_shows_members_and_each_change_until_the_node_stops(
                 await anext(one)
             with pytest.raises(Disconnected, match="not running"):
                 await client.watch().__aenter__()
-    assert not watched.listeners
+    assert not overlay._member_watchers
 
 
-@pytest.mark.anyio
-async def test_a_member_that_leaves_the_selection_is_shown_once_more(watched: Watched) -> None:
-    class Sink:
-        items: list[bytes]
-
-        async def call(self, name: str, *, items: list[bytes], dropped: int) -> None:
-            self.items = items
-
-        def close(self) -> None:
-            pass
-
-    service, sink = ClusterService(watched), Sink()  # type: ignore[arg-type]
-    ready = Started()
-    running = asyncio.create_task(service.run(task_status=ready))
-    await ready.wait()
-    watch = service.start_watch(Selector.parse("name=n1,state=alive"), sink)  # type: ignore[arg-type]
-    await until(lambda: watch.delivered == 1)
-    left = replace(watched.members[1], state=State.LEFT)
-    watched.tell(ChangeKind.LEFT, left)
-    watched.tell(ChangeKind.UPDATED, left)
-    watched.tell(ChangeKind.UPDATED, watched.members[0])
-    await until(lambda: watch.delivered == 2)
-    assert [_shown(item).state for item in sink.items] == ["left"]
-    running.cancel()
-    await asyncio.wait([running])
-
-
-def test_what_describes_no_member_is_an_error(watched: Watched) -> None:
-    fields = describe(watched, watched.members[0])  # type: ignore[arg-type]
+def test_what_describes_no_member_is_an_error() -> None:
+    fields = to_wire(member(0))
     good = json.dumps(fields).encode()
     assert _shown(good).name == "n0"
     for wrong in (

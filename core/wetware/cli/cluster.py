@@ -25,7 +25,7 @@ from wetware.errors import InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
     from wetware.client import Session
-    from wetware.cluster_client import Member
+    from wetware.member import Member
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Labels = Annotated[

@@ -29,7 +29,7 @@ from wetware.sturdy import SturdyRef
 if TYPE_CHECKING:
     from wetware import rpc
     from wetware.client.login import Login
-    from wetware.cluster_client import Member
+    from wetware.member import Member
 
 CALL_S = 30.0
 """For a call, where neither `Session.timeout_s` nor `wetware.time_limit` says otherwise."""

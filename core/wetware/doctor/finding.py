@@ -67,6 +67,14 @@ def of_error(check: str, exc: WetwareError, command: str = "ww doctor") -> Findi
     return error(check, exc.message, remedy_of(exc.hint, command))
 
 
+def span(seconds: float) -> str:
+    """A time span in its largest unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 Check = Callable[[], Awaitable[Iterable[Finding]]]
 
 

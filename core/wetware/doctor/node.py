@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from wetware.audit.held import BREAKS
-from wetware.doctor.finding import Check, Finding, error, judged, ok, warning
+from wetware.doctor.finding import Check, Finding, error, judged, ok, span, warning
 from wetware.doctor.machine import check_disk, judge_files, judge_plugins, release
 from wetware.errors import LimitExceeded, WetwareError
 
@@ -123,14 +123,6 @@ async def _members(node: Node) -> list[Finding]:
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def span(seconds: float) -> str:
-    """A time span in its largest unit."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
 
 
 async def _member_versions(node: Node) -> list[Finding]:

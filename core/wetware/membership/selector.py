@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from wetware.errors import InvalidArgument
 from wetware.identity import PeerId
+
+if TYPE_CHECKING:
+    from wetware.member import Member
 
 SELECTOR_CHARS_MAX: Final = 1024
 TERMS_MAX: Final = 32
@@ -153,6 +156,24 @@ class Selector:
     def matches(self, node: Node) -> bool:
         """Whether the node is meant."""
         return all(term.matches(node) for term in self.terms)
+
+
+def selected(selector: Selector, callback: Callable[[Member], None]) -> Callable[[Member], None]:
+    """Tell of members that match, each time, and once more of one that no longer does.
+
+    Args:
+        selector: Which are meant. None that is "removed" matches.
+        callback: Called on.
+    """
+    shown: set[PeerId] = set()
+
+    def tell(member: Member) -> None:
+        matches = member.state != "removed" and selector.matches(member)
+        if matches or member.peer_id in shown:
+            (shown.add if matches else shown.discard)(member.peer_id)
+            callback(member)
+
+    return tell
 
 
 def _bad(what: str) -> InvalidArgument:

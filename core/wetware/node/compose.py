@@ -52,6 +52,7 @@ from wetware.node.addresses import dialable
 from wetware.node.context import plugin_overlay
 from wetware.node.data_dir import locked, socket_path
 from wetware.node.key import load_or_create
+from wetware.node.members import Members
 from wetware.node.process import bound_recursion, rss_bytes, umask, within_files
 from wetware.node.serving import start_backend, start_services
 from wetware.overlay import Overlay
@@ -169,6 +170,7 @@ class Node:
         self.audit: Audit
         self.introductions: Introductions
         self.membership: Membership
+        self.members: Members
         self.host: LinkHost
         self.overlay: Overlay
         self.backend: AuthBackend
@@ -255,6 +257,14 @@ class Node:
                     clock=self.clock,
                     describe=self._describe,
                     data_dir=self.data_dir,
+                )
+                self.members = Members(
+                    self.membership,
+                    self.admission,
+                    self.host,
+                    clock=self.clock,
+                    clock_wrong=lambda: self.tree.clock_wrong,
+                    skew_s_max=self.config.admission.clock_skew_s_max,
                 )
                 self.overlay = Overlay(self.host, self.key)
                 # Closed after the broker, which still writes then.
@@ -549,7 +559,7 @@ class Node:
     def _collect_services(self) -> None:
         own: list[Service] = [
             _NodeService(self),
-            ClusterService(self),
+            ClusterService(self, self._context("cluster", None)),
             GrantsService(lambda: self.broker),
             AuditService(lambda: self.audit, lambda: self.checkpoints),
             *self.backend.services,

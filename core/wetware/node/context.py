@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from wetware.hookspecs import Overlay, PeerDown, PeerUp
     from wetware.identity import PeerId
     from wetware.link import Stream
+    from wetware.member import Member
     from wetware.node.compose import Node
 
 _SIGN_DOMAINS_REFUSED = (
@@ -48,6 +49,14 @@ class _PluginOverlay:
 
     def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
         return self._node.introductions.watch(callback)
+
+    def members(self, selector: str = "") -> tuple[Member, ...]:
+        return self._node.members.list(selector)
+
+    def watch_members(
+        self, callback: Callable[[Member], None], selector: str = ""
+    ) -> Callable[[], None]:
+        return self._node.members.watch(callback, selector)
 
     async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
         return await self._node.host.open_stream(peer, *protocols)

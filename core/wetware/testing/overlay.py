@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,8 @@ from wetware.errors import OverlayError
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost
+from wetware.member import Member
+from wetware.membership.selector import Selector, selected
 from wetware.multiaddr import Multiaddr
 
 if TYPE_CHECKING:
@@ -57,7 +60,8 @@ class FakeOverlay:
         self.found: tuple[str, ...] | OverlayError = ()
         self.keys: list[bytes] = []
         self.watchers: list[Callable[[PeerUp | PeerDown], None]] = []
-        self._members: dict[PeerId, None] = {}
+        self._members: dict[PeerId, Member] = {}
+        self._member_watchers: list[Callable[[Member], None]] = []
         if host is not None:
             self.host = host
             self._watch()
@@ -106,17 +110,24 @@ class FakeOverlay:
                     connection.abort(OverlayError("cut by the test"))
                     await connection.wait_closed()
 
-    def meet(self, peer: PeerId) -> None:
-        """A member is there. Idempotent."""
-        if peer not in self._members:
-            self._members[peer] = None
+    def meet(self, peer: PeerId, **says: Any) -> None:
+        """A member is there, and says this of itself: attributes of `Member`. Idempotent."""
+        before = self._members.get(peer)
+        self._members[peer] = now = replace(before or Member(peer, connected=True), **says)
+        if before != now:
+            self._tell_of(now)
+        if before is None:
             self._tell(PeerUp(peer))
 
     def part(self, peer: PeerId) -> None:
         """A member is gone. Idempotent."""
-        if peer in self._members:
-            del self._members[peer]
+        if (member := self._members.pop(peer, None)) is not None:
             self._tell(PeerDown(peer))
+            self._tell_of(replace(member, state="removed", connected=False))
+
+    def _tell_of(self, member: Member) -> None:
+        for callback in tuple(self._member_watchers):
+            callback(member)
 
     def _tell(self, event: PeerUp | PeerDown) -> None:
         for callback in tuple(self.watchers):
@@ -140,6 +151,21 @@ class FakeOverlay:
         for peer in self.peers():
             callback(PeerUp(peer))
         return lambda: self.watchers.remove(callback) if callback in self.watchers else None
+
+    def members(self, selector: str = "") -> tuple[Member, ...]:
+        """This node, and who is there."""
+        own = Member(self.peer_id, addrs=self.addrs(), is_self=True)
+        return tuple(filter(Selector.parse(selector).matches, (own, *self._members.values())))
+
+    def watch_members(
+        self, callback: Callable[[Member], None], selector: str = ""
+    ) -> Callable[[], None]:
+        """Call back for those that match, and whenever a test changes them."""
+        tell = selected(Selector.parse(selector), callback)
+        for member in self.members(selector):
+            tell(member)
+        self._member_watchers.append(tell)
+        return lambda: self._member_watchers.remove(tell)
 
     async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
         """A stream of the link."""

@@ -1,0 +1,125 @@
+"""Who is in the cluster, as plugins and clients see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from wetware.doctor.finding import span
+from wetware.log import get_logger
+from wetware.member import Member
+from wetware.membership.selector import Selector, selected
+from wetware.membership.swim import Change, ChangeKind
+
+if TYPE_CHECKING:
+    from wetware.admission import Admission
+    from wetware.hookspecs import Clock
+    from wetware.identity import PeerId
+    from wetware.link import LinkHost
+    from wetware.membership.service import Membership
+    from wetware.membership.swim import Member as Known
+
+log = get_logger("node")
+
+
+class Members:
+    """The nodes of the membership, and libp2p peers that have a certificate.
+
+    Args:
+        membership: Of this node.
+        admission: Of this node.
+        host: Its link.
+        clock: Its clock.
+        clock_wrong: Why that is in doubt, or "".
+        skew_s_max: Beyond it another's clock is wrong.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        admission: Admission,
+        host: LinkHost,
+        *,
+        clock: Clock,
+        clock_wrong: Callable[[], str],
+        skew_s_max: float,
+    ) -> None:
+        self._membership, self._admission, self._host = membership, admission, host
+        self._clock, self._clock_wrong, self._skew_s_max = clock, clock_wrong, skew_s_max
+        self._watchers: list[Callable[[Member], None]] = []
+        membership.watch(self._changed)
+
+    def list(self, selector: str) -> tuple[Member, ...]:
+        """Everybody that matches: nodes by name, then foreign peers by peer ID.
+
+        Raises InvalidArgument.
+        """
+        meant, admission = Selector.parse(selector), self._admission
+        foreign = (
+            Member(peer, state="foreign", labels=chain.labels, connected=self._connected(peer))
+            for peer in sorted(admission.members)
+            if admission.is_foreign(peer) and (chain := admission.chain(peer)) is not None
+        )
+        return (
+            *map(self._describe, self._membership.resolve(meant)),
+            *filter(meant.matches, foreign),
+        )
+
+    def _connected(self, peer: PeerId) -> bool:
+        return self._host.connection(peer) is not None
+
+    def watch(self, callback: Callable[[Member], None], selector: str) -> Callable[[], None]:
+        """See `hookspecs.Overlay.watch_members`."""
+        tell = selected(Selector.parse(selector), callback)
+        for member in self.list(selector):
+            tell(member)
+        self._watchers.append(tell)
+        return lambda: self._watchers.remove(tell) if tell in self._watchers else None
+
+    def _changed(self, change: Change) -> None:
+        if not self._watchers or change.kind is ChangeKind.DUPLICATE:
+            return
+        member = self._describe(change.member)
+        if change.kind is ChangeKind.REMOVED:
+            member = replace(member, state="removed")
+        for tell in tuple(self._watchers):
+            try:
+                tell(member)
+            except Exception:  # a watcher's defect is its own
+                log.exception("watcher.failed")
+
+    def _describe(self, known: Known) -> Member:
+        record = known.record
+        return Member(
+            peer_id=known.peer,
+            name=record.name,
+            host=record.host,
+            state=known.state.value,
+            since_s=max(0.0, self._clock.monotonic() - known.since),
+            incarnation=record.incarnation,
+            addrs=record.addrs,
+            labels=known.labels,
+            version=record.version,
+            services=record.services,
+            load=record.load,
+            memory_bytes=record.memory_bytes,
+            rtt_s=known.rtt_s or 0.0,
+            connected=self._connected(known.peer),
+            is_self=known.peer == self._host.peer_id,
+            trouble=self._trouble(known),
+            record=record.encoded,
+        )
+
+    def _trouble(self, known: Known) -> str:
+        """What is wrong with one that is there, in a few words; "" if nothing is known to be."""
+        own = known.peer == self._host.peer_id
+        if (twin := self._membership.twin(known.peer)) is not None:
+            who = "another process uses this key" if own else "two processes use its key"
+            return f"{who}: {twin.name} at {twin.addrs[0] if twin.addrs else 'no address'}"
+        if own:
+            return f"its clock is in doubt: {wrong}" if (wrong := self._clock_wrong()) else ""
+        ahead_s = known.clock_offset_s or 0.0
+        if abs(ahead_s) <= self._skew_s_max:
+            return ""
+        return f"its clock is {span(abs(ahead_s))} {'ahead' if ahead_s > 0 else 'behind'}"
