@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import NamedTuple
@@ -24,12 +25,54 @@ def address_key(address: str) -> str:
         return address
 
 
-class Rates:
-    """A token bucket for each key: `burst` at once, `per_s` sustained.
+class TokenBucket:
+    """Admits `burst` at once and `per_s` sustained.
 
     Args:
         per_s: Tokens that come back in a second.
         burst: Tokens that can be saved up.
+        monotonic: Seconds that never go back.
+        full: Whether all of `burst` is there at the start.
+    """
+
+    __slots__ = ("_at", "_burst", "_monotonic", "_per_s", "_tokens")
+
+    def __init__(
+        self,
+        per_s: float,
+        burst: float,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        full: bool = True,
+    ) -> None:
+        self._per_s, self._burst, self._monotonic = per_s, float(burst), monotonic
+        self._tokens, self._at = self._burst if full else 0.0, monotonic()
+
+    def wait_s(self, count: float = 1.0) -> float:
+        """Until there are `count` tokens; 0 if there are."""
+        now = self._monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
+        self._at = now
+        return max(0.0, count - self._tokens) / self._per_s
+
+    def take(self, count: float = 1.0) -> bool:
+        """Spend `count` tokens; False, and none spent, if there are fewer."""
+        if self.wait_s(count):
+            return False
+        self._tokens -= count
+        return True
+
+    def spend(self, count: float) -> None:
+        """Spend more than there is, maybe; a negative count gives back what was taken."""
+        self._tokens = min(self._burst, self._tokens - count)
+
+
+class Rates:
+    """A token bucket for each key.
+
+    Args:
+        per_s: See TokenBucket.
+        burst: See TokenBucket.
         keys_max: Keys that are remembered; the longest silent one makes room, and starts afresh.
         monotonic: Seconds that never go back.
     """
@@ -37,28 +80,26 @@ class Rates:
     def __init__(
         self, per_s: float, burst: float, keys_max: int, monotonic: Callable[[], float]
     ) -> None:
-        self._per_s, self._burst, self._keys_max = per_s, float(burst), keys_max
+        self._per_s, self._burst, self._keys_max = per_s, burst, keys_max
         self._monotonic = monotonic
-        self._seen: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
+        self._seen: OrderedDict[Hashable, TokenBucket] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._seen)
 
     def take(self, key: Hashable) -> bool:
         """Spend a token of `key`; False if it has none."""
-        now = self._monotonic()
-        tokens, last = self._seen.pop(key, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - last) * self._per_s)
-        allowed = tokens >= 1
-        self._seen[key] = (tokens - 1 if allowed else tokens, now)
+        if (bucket := self._seen.pop(key, None)) is None:
+            bucket = TokenBucket(self._per_s, self._burst, self._monotonic)
+        self._seen[key] = bucket
         while len(self._seen) > self._keys_max:
             self._seen.popitem(last=False)
-        return allowed
+        return bucket.take()
 
     def give_back(self, key: Hashable) -> None:
         """What the token was spent for turned out well: it does not count."""
-        if (found := self._seen.get(key)) is not None:
-            self._seen[key] = (min(self._burst, found[0] + 1), found[1])
+        if (bucket := self._seen.get(key)) is not None:
+            bucket.spend(-1)
 
 
 class Throttle:

@@ -20,16 +20,16 @@ import pytest
 
 import wetware
 from wetware import cbor
-from wetware.admission.frames import read_frame, write_frame
 from wetware.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL
 from wetware.admission.statements import Certificate, Chain, Tombstone
 from wetware.audit.chain import Checkpoint
 from wetware.audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware.client import LoginRefused
 from wetware.errors import OverlayError, WetwareError
+from wetware.frames import read_frame, uvarint, write_frame
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, Stream
-from wetware.link.multistream import HELLO, encode_line, uvarint
+from wetware.link.multistream import HELLO, encode_line
 from wetware.link.noise import NoiseIdentity
 from wetware.membership.record import Record
 from wetware.membership.service import DIAL_BACK_PROTOCOL, PROCESS_PROTOCOL

@@ -23,9 +23,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from wetware import cbor, rpc
-from wetware.admission import Bundle, Certificate, Chain, Founding, Ticket, Tombstone
-from wetware.admission import frames as admission_frames
+from wetware import cbor, frames, rpc
+from wetware.admission import Bundle, Certificate, Chain, Founding, Ticket, Tombstone, refusals
 from wetware.admission.statements import VERSION, ForeignFact, decode_fact
 from wetware.admission.texts import parse_join
 from wetware.audit import Checkpoint, held
@@ -86,7 +85,6 @@ from wetware.rpc.wire import from_kj
 from wetware.sturdy import SturdyRef
 from wetware_auth_local.policy import DOCUMENT_BYTES_MAX, DOMAIN, Policy, Signed, User
 from wetware_auth_local.spread import Claim, Misbehaviour
-from wetware_auth_local.spread import read_frame as policy_frame
 from wetware_mdns import records as mdns
 from wetware_pubsub import wire as pubsub
 from wetware_pubsub.client import _message
@@ -375,12 +373,12 @@ def _resigned(parse: Callable[[bytes], object], domain: bytes, key: Key, wrap: A
 def _refused_by_peer(message: Any) -> None:
     if isinstance(message, dict):
         with contextlib.suppress(AdmissionRefused):  # that is what it says
-            admission_frames.raise_refusal(message)
+            refusals.raise_refusal(message)
 
 
 def _admission_frame(data: bytes) -> object:
-    message = done(admission_frames.read_frame(Received(data), bytes_max=8192))  # type: ignore[arg-type]
-    return admission_frames.field(message, "chain", bytes_max=4096)
+    message = done(frames.read_frame(Received(data), bytes_max=8192))  # type: ignore[arg-type]
+    return frames.field(message, "chain", bytes_max=4096)
 
 
 ADMISSION = [
@@ -531,6 +529,11 @@ def _proven(value: Any) -> object:
     )
 
 
+def _dial_back_request(data: bytes) -> object:
+    asked = done(frames.read_frame(Received(data), bytes_max=8 << 10))  # type: ignore[arg-type]
+    return membership_service._dial_back_request(asked)
+
+
 def _selected(text: str) -> object:
     found = Selector.parse(text)
     member = SimpleNamespace(
@@ -605,18 +608,10 @@ MEMBERSHIP = [
     ),
     Parser(
         "dial-back request",
-        on_cbor(membership_service._dial_back_request),
-        [cbor.encode({"addrs": [str(addr) for addr in ADDRS]})],
-        (InvalidArgument,),
-        8 << 10,
-        "cbor",
-    ),
-    Parser(
-        "dial-back frame",
-        lambda data: done(membership_service._read_frame(Received(data))),  # type: ignore[arg-type]
-        [framed(cbor.encode({"addrs": []}))],
+        _dial_back_request,
+        [framed(cbor.encode({"addrs": [str(addr) for addr in ADDRS]}))],
         (InvalidArgument, EOFError),
-        10_000,
+        8 << 10,
     ),
     Parser(
         "selector",
@@ -1304,13 +1299,6 @@ AUDIT_AND_POLICY = [
         (Misbehaviour, InvalidArgument),
         1024,
         "cbor",
-    ),
-    Parser(
-        "policy frame",
-        lambda data: done(policy_frame(Received(data), 8192)),  # type: ignore[arg-type]
-        [framed(cbor.encode({"pull": bytes(32)}))],
-        (Misbehaviour, InvalidArgument, EOFError),
-        10_000,
     ),
 ]
 

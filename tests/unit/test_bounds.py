@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from wetware.bounds import Claim, Places, Rates, Throttle, address_key
+from wetware.bounds import Claim, Places, Rates, Throttle, TokenBucket, address_key
 from wetware.errors import LimitExceeded
 from wetware.node import process
 
@@ -30,6 +30,16 @@ def test_a_rate_allows_the_burst_and_then_what_comes_back() -> None:
     assert [rates.take("a") for _ in range(2)] == [True, False]
     clock.now += 1000
     assert [rates.take("a") for _ in range(4)] == [True, True, True, False], "never more than burst"
+
+
+def test_time_in_which_a_bucket_was_full_gives_nothing() -> None:
+    clock = Clock()
+    bucket = TokenBucket(1.0, 3, clock)
+    clock.now += 100
+    assert [bucket.take() for _ in range(4)] == [True, True, True, False]
+    assert bucket.wait_s(2) == 2.0
+    clock.now += 2
+    assert [bucket.take(2), bucket.take()] == [True, False]
 
 
 def test_a_token_given_back_can_be_spent_and_never_exceeds_the_burst() -> None:

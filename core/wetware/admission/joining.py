@@ -6,13 +6,13 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wetware.admission.frames import field
 from wetware.admission.limits import AdmissionLimits
 from wetware.admission.service import JOIN_FRAME_BYTES_MAX, exchange_join
 from wetware.admission.statements import CHAIN_BYTES_MAX, Chain, Founding, refusal
 from wetware.admission.store import DOCUMENT_BYTES_MAX, Store
 from wetware.admission.texts import Bundle, Ticket
 from wetware.errors import AdmissionRefused, InvalidArgument, OverlayError
+from wetware.frames import field
 from wetware.log import get_logger
 from wetware.texts import ADDRS_MAX, parse_addrs
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware.access import Access
 from wetware.admission.decision import Admitted, Removed
-from wetware.admission.frames import field, raise_refusal, read_frame, write_frame, write_refusal
+from wetware.admission.refusals import raise_refusal, write_refusal
 from wetware.admission.statements import (
     CHAIN_BYTES_MAX,
     FACT_BYTES_MAX,
@@ -46,6 +46,7 @@ from wetware.errors import (
     ProtocolRefused,
     WetwareError,
 )
+from wetware.frames import field, read_frame, write_frame
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.log import get_logger
 from wetware.texts import ADDRS_MAX

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.access import Access
-from wetware.admission.frames import read_frame, write_frame
 from wetware.audit.chain import (
     CHECKPOINT_CHARS_MAX,
     DIGEST_BYTES,
@@ -44,6 +43,7 @@ from wetware.audit.held import (
 )
 from wetware.bounds import Throttle
 from wetware.errors import InvalidArgument, OverlayError
+from wetware.frames import read_frame, write_frame
 from wetware.hookspecs import PeerUp
 from wetware.identity import PeerId, replace_private_file
 from wetware.log import get_logger

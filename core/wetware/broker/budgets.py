@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
+from wetware.bounds import TokenBucket
 from wetware.errors import LimitExceeded
 
 if TYPE_CHECKING:
@@ -40,13 +41,11 @@ class Budget:
     """
 
     __slots__ = (
-        "_at",
+        "_bucket",
         "_bytes_free",
         "_calls_free",
-        "_monotonic",
         "_reserving",
         "_save",
-        "_tokens",
         "bytes",
         "bytes_spent",
         "calls",
@@ -67,8 +66,9 @@ class Budget:
     ) -> None:
         self.rate, self.calls, self.bytes = rate, calls, nbytes
         self.calls_spent, self.bytes_spent = calls_spent, bytes_spent
-        self._monotonic, self._at = monotonic, monotonic()
-        self._tokens = rate.burst if rate is not None and fresh else 0.0
+        self._bucket: TokenBucket | None = None
+        if rate is not None:
+            self._bucket = TokenBucket(rate.per_s, rate.burst, monotonic, full=fresh)
         self._save: Save | None = None
         # Reserved on disk and not used yet; without a store all that is left.
         self._calls_free = self._bytes_free = 0
@@ -116,18 +116,13 @@ class Budget:
                 hint="ask who shared it for more",
                 code="limit.bytes",
             )
-        rate = self.rate
-        if rate is not None and calls:
-            now = self._monotonic()
-            self._tokens = min(rate.burst, self._tokens + (now - self._at) * rate.per_s)
-            self._at = now
-            if self._tokens < calls:
-                wait_s = (calls - self._tokens) / rate.per_s
-                return LimitExceeded(
-                    f"more than {rate.text}",
-                    hint=f"try again in {wait_s:.2g} s",
-                    code="limit.rate",
-                )
+        bucket = self._bucket
+        if self.rate is not None and bucket is not None and (wait_s := bucket.wait_s(calls)):
+            return LimitExceeded(
+                f"more than {self.rate.text}",
+                hint=f"try again in {wait_s:.2g} s",
+                code="limit.rate",
+            )
         return None
 
     def covers(self, calls: int, nbytes: int) -> bool:
@@ -140,8 +135,8 @@ class Budget:
 
     def take(self, calls: int, nbytes: int) -> None:
         """Spend; `refusal` was None and `covers` True, without an await in between."""
-        if self.rate is not None:
-            self._tokens -= calls
+        if self._bucket is not None:
+            self._bucket.spend(calls)
         if self.calls is not None:
             self.calls_spent += calls
             self._calls_free -= calls

@@ -33,16 +33,6 @@ Labels = Annotated[
     typer.Option("--label", metavar="KEY=VALUE", help="A label of the node; repeatable."),
 ]
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def parse_duration(text: str) -> int:
-    """Seconds of "90s", "15m", "12h", "7d" or a bare number; raises InvalidArgument."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
-    if not number.isdecimal() or len(number) > 9:
-        raise InvalidArgument(f"{text[:20]!r} is not a time", hint="write 90s, 15m, 12h or 7d")
-    return int(number) * _UNITS[unit]
-
 
 def parse_labels(texts: Sequence[str] | None) -> dict[str, str]:
     """`key=value` texts; raises InvalidArgument."""
@@ -275,7 +265,9 @@ def invite_command(
 
 
 def _invite(labels: dict[str, str], inviter: bool, expires: str, uses: int, json: bool) -> None:
-    expires_s = parse_duration(expires) if expires else 0
+    from wetware.broker.terms import parse_duration
+
+    expires_s = int(parse_duration(expires)) if expires else 0
     rights = ("member", "invite") if inviter else ("member",)
     ticket, ticket_id, not_after_ms = run_client(
         lambda session: session.cluster.invite(

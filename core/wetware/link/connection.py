@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography.exceptions import InvalidTag
 
+from wetware.bounds import TokenBucket
 from wetware.errors import OverlayError, PeerMismatch, StreamReset, WetwareError
-from wetware.link.limits import LinkLimits, TokenBucket, Totals, Violation
+from wetware.link.limits import LinkLimits, Totals, Violation
 from wetware.link.multistream import Proposer, Responder, encode_line
 from wetware.link.noise import (
     HANDSHAKE_BYTES_MAX,

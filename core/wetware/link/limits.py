@@ -7,8 +7,6 @@ slowed.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
@@ -213,32 +211,3 @@ class LinkStats:
     accepted: int
     dialled: int
     refused: dict[str, int] = field(default_factory=dict)
-
-
-class TokenBucket:
-    """Admits `burst` events at once and `per_s` sustained.
-
-    Args:
-        per_s: Tokens that come back in a second.
-        burst: Tokens that can be saved up.
-        clock: Monotonic seconds.
-    """
-
-    __slots__ = ("_burst", "_clock", "_per_s", "_seen", "_tokens")
-
-    def __init__(
-        self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._per_s, self._burst, self._clock = per_s, float(burst), clock
-        self._tokens, self._seen = float(burst), clock()
-
-    def take(self, count: int = 1) -> bool:
-        """Spend `count` tokens; False, and none spent, if there are fewer."""
-        if self._tokens < count:
-            now = self._clock()
-            self._tokens = min(self._burst, self._tokens + (now - self._seen) * self._per_s)
-            self._seen = now
-            if self._tokens < count:
-                return False
-        self._tokens -= count
-        return True

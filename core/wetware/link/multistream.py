@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from wetware.errors import InvalidArgument, ProtocolRefused
+from wetware.frames import uvarint
 from wetware.link.limits import Violation
 
 LINE_BYTES_MAX = 1024
@@ -18,16 +19,6 @@ LINE_BYTES_MAX = 1024
 _PENDING_BYTES_MAX = 16 * LINE_BYTES_MAX  # received while a proposal is thought about
 
 HEADER = "/multistream/1.0.0"
-
-
-def uvarint(number: int) -> bytes:
-    """Unsigned LEB128."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def encode_line(text: str) -> bytes:

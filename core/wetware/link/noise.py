@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from wetware.frames import uvarint
 from wetware.identity import Key, PeerId, verify
 from wetware.link.limits import Violation
-from wetware.link.multistream import uvarint
 
 MESSAGE_BYTES_MAX = 65535
 TAG_BYTES = 16

@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from wetware.bounds import TokenBucket
 from wetware.errors import LimitExceeded, OverlayError, StreamReset
-from wetware.link.limits import YAMUX_WINDOW_BYTES, LinkLimits, TokenBucket, Totals, Violation
+from wetware.link.limits import YAMUX_WINDOW_BYTES, LinkLimits, Totals, Violation
 from wetware.log import get_logger
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from wetware.bounds import TokenBucket
 from wetware.errors import AdmissionRefused, DialError, OverlayError, WetwareError
 from wetware.hookspecs import Clock, PeerDown, PeerUp
-from wetware.link.limits import TokenBucket
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
 

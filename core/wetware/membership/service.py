@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from wetware import cbor
 from wetware.access import Access
 from wetware.admission import Admitted, Removed
+from wetware.bounds import TokenBucket
 from wetware.errors import (
     DialError,
     InvalidArgument,
@@ -34,10 +35,10 @@ from wetware.errors import (
     StreamReset,
     WetwareError,
 )
+from wetware.frames import field, read_frame, write_frame
 from wetware.hookspecs import Clock, PeerDown, PeerUp
 from wetware.identity import Key
 from wetware.link import LinkHost, LinkLimits, Stream
-from wetware.link.limits import TokenBucket
 from wetware.log import get_logger
 from wetware.membership.peers import INCARNATION_FILE, PEERS_FILE, IncarnationFile, PeerStore
 from wetware.membership.reach import Backoff, Reach, ReachLimits
@@ -1006,8 +1007,9 @@ class Membership:
             asyncio.timeout(OPEN_S_MAX),
             await connection.open_stream(PROCESS_PROTOCOL) as stream,
         ):
-            await _write_frame(stream, {"other": other})
-            record = Record.open(_bytes_field(await _read_frame(stream), "record"))
+            await write_frame(stream, {"other": other})
+            answer = await read_frame(stream, bytes_max=SMALL_FRAME_BYTES_MAX)
+            record = Record.open(field(answer, "record", bytes_max=RECORD_BYTES_MAX))
         if record.peer != connection.peer:
             raise Malformed(f"{connection.peer} answered with the record of {record.peer}")
         return record
@@ -1015,11 +1017,12 @@ class Membership:
     async def _serve_process(self, stream: Stream) -> None:
         try:
             async with asyncio.timeout(OPEN_S_MAX):
-                other = _bytes_field(await _read_frame(stream), "other")
+                asked = await read_frame(stream, bytes_max=SMALL_FRAME_BYTES_MAX)
+                other = field(asked, "other", bytes_max=RECORD_BYTES_MAX)
                 if other:
                     self.swim.met(Record.parse(other))
                     self._rearm()
-                await _write_frame(stream, {"record": self._sign(self._fields()).encoded})
+                await write_frame(stream, {"record": self._sign(self._fields()).encoded})
         except (WetwareError, EOFError, TimeoutError) as exc:
             log.debug("process.not_told", peer=stream.peer, why=exc)
             stream.reset()
@@ -1039,13 +1042,13 @@ class Membership:
             async with asyncio.timeout(timeout_s):
                 connection = await self.reach.connect(peer)
                 async with await connection.open_stream(DIAL_BACK_PROTOCOL) as stream:
-                    await _write_frame(stream, {"addrs": [str(addr) for addr in wanted]})
-                    answer = await _read_frame(stream)
+                    await write_frame(stream, {"addrs": [str(addr) for addr in wanted]})
+                    answer = await read_frame(stream, bytes_max=SMALL_FRAME_BYTES_MAX)
         except (TimeoutError, EOFError):
             raise OverlayError(
                 f"{peer} did not answer within {timeout_s:g} s", code="overlay.timeout"
             ) from None
-        if isinstance(answer, dict) and isinstance(why := answer.get("refused"), str):
+        if isinstance(why := answer.get("refused"), str):
             raise LimitExceeded(f"{peer} refused: {why[:200]}", hint="try again in a minute")
         try:
             return [
@@ -1059,9 +1062,10 @@ class Membership:
         peer = stream.peer
         try:
             async with asyncio.timeout(OPEN_S_MAX):
-                texts = _dial_back_request(await _read_frame(stream))
+                asked = await read_frame(stream, bytes_max=SMALL_FRAME_BYTES_MAX)
+                texts = _dial_back_request(asked)
             async with asyncio.timeout((DIAL_BACK_ADDRS_MAX + 1) * DIAL_BACK_S_MAX):
-                await _write_frame(stream, await self._dial_all(peer, texts))
+                await write_frame(stream, await self._dial_all(peer, texts))
         except (WetwareError, EOFError, TimeoutError) as exc:
             self.counters["dial_backs_failed"] += 1
             log.debug("dial_back.failed", peer=peer, why=exc)
@@ -1124,15 +1128,8 @@ def _put(table: OrderedDict[PeerId, Any], peer: PeerId, value: object) -> None:
         table.popitem(last=False)
 
 
-def _bytes_field(message: Any, name: str) -> bytes:
-    value = message.get(name) if isinstance(message, dict) else None
-    if type(value) is not bytes:
-        raise Malformed(f"a frame without {name!r}")
-    return value
-
-
-def _dial_back_request(request: Any) -> list[str]:
-    texts = request.get("addrs") if isinstance(request, dict) else None
+def _dial_back_request(request: Mapping[str, Any]) -> list[str]:
+    texts = request.get("addrs")
     if not (
         isinstance(texts, list)
         and len(texts) <= DIAL_BACK_ADDRS_MAX
@@ -1140,18 +1137,6 @@ def _dial_back_request(request: Any) -> list[str]:
     ):
         raise Malformed("not a request to dial back")
     return texts
-
-
-async def _write_frame(stream: Stream, message: Mapping[str, object]) -> None:
-    body = cbor.encode(message)
-    await stream.write(len(body).to_bytes(4, "big") + body)
-
-
-async def _read_frame(stream: Stream) -> Any:
-    size = int.from_bytes(await stream.read_exactly(4), "big")
-    if not 0 < size <= SMALL_FRAME_BYTES_MAX:
-        raise Malformed(f"a frame of {size} bytes; 1 to {SMALL_FRAME_BYTES_MAX}")
-    return cbor.decode(await stream.read_exactly(size), bytes_max=SMALL_FRAME_BYTES_MAX)
 
 
 def _memory_bytes() -> int:

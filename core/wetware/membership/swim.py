@@ -35,6 +35,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from wetware.bounds import TokenBucket
 from wetware.errors import WetwareError
 from wetware.membership import wire
 from wetware.membership.record import (
@@ -192,29 +193,6 @@ class Counters:
     unanswered: int = 0
 
 
-class _Allowance:
-    """A token bucket that is told the time."""
-
-    __slots__ = ("at", "left")
-
-    def __init__(self, burst: float, now: float) -> None:
-        self.left, self.at = burst, now
-
-    def take(self, now: float, per_s: float, burst: float, count: float = 1.0) -> bool:
-        """Spend; False, and nothing spent, if there is less."""
-        left = min(burst, self.left + (now - self.at) * per_s)
-        self.at = now
-        if left < count:
-            self.left = left
-            return False
-        self.left = left - count
-        return True
-
-    def fine(self, count: float) -> None:
-        """Spend more than there is, maybe."""
-        self.left -= count
-
-
 _Want = tuple[bytes, int, int]
 """A node and the version of its record that was announced; (digest, -1, 0) for a fact."""
 _FACT: Final = -1
@@ -225,10 +203,10 @@ class _Source:
     """What this node knows of a peer as a sender, member or not yet."""
 
     key: bytes
-    frames: _Allowance
+    frames: TokenBucket
+    records: TokenBucket
+    claims: TokenBucket
     seen_at: float
-    records: _Allowance | None = None
-    claims: _Allowance | None = None
     connected: bool = False
     synced_at: float = -math.inf
     sync_since: float | None = None  # since when one is planned
@@ -401,7 +379,7 @@ class Swim:
         self._health = 0
         self._left = False
         t = now()
-        self._refutes = _Allowance(config.refutes_burst, t)
+        self._refutes = TokenBucket(config.refutes_per_s, config.refutes_burst, now)
         self._refute_planned = False
         self._changed: dict[str, Any] = {}
         self._published_at = t
@@ -480,7 +458,7 @@ class Swim:
         source = self._source(key, now)
         self.counters.frames_in += 1
         cost = 1 + (len(frame) >> 10)
-        if not source.frames.take(now, config.frames_per_s, config.frames_burst, cost):
+        if not source.frames.take(cost):
             self.counters.flooded += 1
             return
         parsed = wire.decode(
@@ -847,9 +825,7 @@ class Swim:
         self, source: _Source, key: bytes, incarnation: int, accuser: bytes, state: int, now: float
     ) -> None:
         """Somebody says that a node does not answer, or is dead."""
-        if source.claims is None:
-            source.claims = _Allowance(self._config.claims_burst, now)
-        if not source.claims.take(now, self._config.claims_per_s, self._config.claims_burst):
+        if not source.claims.take():
             self.counters.limited += 1
             return
         if key == self._key:
@@ -957,7 +933,7 @@ class Swim:
         if self._left or incarnation < self.record.incarnation:
             return
         config = self._config
-        if not self._refutes.take(self._now(), config.refutes_per_s, config.refutes_burst):
+        if not self._refutes.take():
             if not self._refute_planned:
                 self._refute_planned = True
                 self._after(1 / config.refutes_per_s, self._refute_later, incarnation)
@@ -1285,8 +1261,7 @@ class Swim:
 
     def _charge(self, source: _Source, size: int, now: float) -> bool:
         """What a peer makes this node send counts as if it had sent it."""
-        config = self._config
-        if source.frames.take(now, config.frames_per_s, config.frames_burst, size >> 10):
+        if source.frames.take(size >> 10):
             return True
         self.counters.limited += 1
         return False
@@ -1296,8 +1271,14 @@ class Swim:
     def _source(self, key: bytes, now: float) -> _Source:
         source = self._sources.get(key)
         if source is None:
-            source = _Source(key, _Allowance(self._config.frames_burst, now), now)
-            self._sources[key] = source
+            config = self._config
+            source = self._sources[key] = _Source(
+                key,
+                TokenBucket(config.frames_per_s, config.frames_burst, self._now),
+                TokenBucket(config.records_per_s, config.records_burst, self._now),
+                TokenBucket(config.claims_per_s, config.claims_burst, self._now),
+                now,
+            )
         source.seen_at = now
         return source
 
@@ -1417,13 +1398,8 @@ class Swim:
         count = len(frame.records)
         if not count:
             return 0
-        config = self._config
-        if source.records is None:
-            source.records = _Allowance(config.records_burst, now)
         allowed = 0
-        while allowed < count and source.records.take(
-            now, config.records_per_s, config.records_burst
-        ):
+        while allowed < count and source.records.take():
             allowed += 1
         self.counters.limited += count - allowed
         return allowed
@@ -1483,8 +1459,7 @@ class Swim:
             self._verify(record)
         except Forged:
             self.counters.forged += 1
-            if source.records is not None:
-                source.records.fine(FORGERY_COST)
+            source.records.spend(FORGERY_COST)
             return  # and somebody else is asked
         self._settle(wants)
         if key == self._key:
@@ -1532,9 +1507,7 @@ class Swim:
         self._pending.pop(want, None)
         if digest in self._facts() or self._refused.get(want, 0.0) > now:
             return
-        if source.records is None:
-            source.records = _Allowance(self._config.records_burst, now)
-        if not source.records.take(now, self._config.records_per_s, self._config.records_burst):
+        if not source.records.take():
             self.counters.limited += 1
             return
         try:

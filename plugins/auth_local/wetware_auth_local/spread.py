@@ -24,10 +24,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware import cbor
 from wetware.access import Access
 from wetware.doctor import Finding
 from wetware.errors import AuthError, InvalidArgument, OverlayError, ProtocolRefused
+from wetware.frames import read_frame, write_frame
 from wetware.hookspecs import Clock, Overlay, PeerDown, PeerUp
 from wetware_auth_local.policy import (
     DOCUMENT_BYTES_MAX,
@@ -433,7 +433,7 @@ class Spread:
         async with asyncio.timeout(self._config.exchange_s):
             async with await self._overlay.open_stream(peer, PROTOCOL) as stream:
                 await write_frame(stream, request)
-                answer = await read_frame(stream, bytes_max)
+                answer = await read_frame(stream, bytes_max=bytes_max)
         if "policy" not in answer:
             version = Claim.parse(answer).version
             if version < floor:
@@ -507,7 +507,7 @@ class Spread:
             stream.reset()
 
     async def _answer(self, peer: PeerId, stream: Stream) -> None:
-        request = await read_frame(stream, REQUEST_BYTES_MAX)
+        request = await read_frame(stream, bytes_max=REQUEST_BYTES_MAX)
         newest = self._newest()
         if request.keys() == {"pull"} and isinstance(request["pull"], bytes):
             if request["pull"].hex() != newest.digest:
@@ -566,20 +566,3 @@ def _succeeds(later: Signed, earlier: Signed) -> bool:
 
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s"
-
-
-async def write_frame(stream: Stream, message: Mapping[str, object]) -> None:
-    """One frame; raises OverlayError."""
-    data = cbor.encode(dict(message))
-    await stream.write(len(data).to_bytes(4, "big") + data)
-
-
-async def read_frame(stream: Stream, bytes_max: int) -> dict[str, Any]:
-    """One frame: a map; raises Misbehaviour, InvalidArgument, OverlayError or EOFError."""
-    size = int.from_bytes(await stream.read_exactly(4), "big")
-    if size > bytes_max:
-        raise Misbehaviour(f"a frame of {size} bytes where at most {bytes_max} are expected")
-    message = cbor.decode(await stream.read_exactly(size), bytes_max=bytes_max)
-    if not isinstance(message, dict):
-        raise Misbehaviour("a frame that is not a map")
-    return message

@@ -13,6 +13,7 @@ import pytest
 from wetware.access import Access
 from wetware.clock import SystemClock
 from wetware.errors import LimitExceeded, OverlayError, ProtocolRefused
+from wetware.frames import uvarint
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost, Stream
 from wetware.log import get_logger
@@ -185,7 +186,7 @@ async def test_garbage_costs_the_stream_and_nothing_else(tmp_path: Path) -> None
             b"\x05\x0b\x00\x00\x00\x00",
             b"\xff" * 100,
             b"\x80\x80\x80\x02",  # a frame of 4 MiB is announced: the limit
-            wire.varint((4 << 20) + 1),
+            uvarint((4 << 20) + 1),
             b"\x02\x12\x00" * 50,
         ):
             stream = await rogue.host.open_stream(a.id, MESHSUB_11)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wetware.frames import uvarint
 from wetware_pubsub import wire
 from wetware_pubsub.wire import FrameReader, Malformed, WireLimits, WireMessage, decode
 
@@ -92,9 +93,9 @@ def test_the_signed_bytes_are_protobufs(message: WireMessage) -> None:
 @given(rpcs(), st.integers(0, 3), st.binary(max_size=20))
 def test_unknown_fields_are_skipped(rpc: wire.Rpc, count: int, value: bytes) -> None:
     unknown = b"".join(
-        wire.varint(200 + i << 3 | 2) + wire.varint(len(value)) + value for i in range(count)
+        uvarint(200 + i << 3 | 2) + uvarint(len(value)) + value for i in range(count)
     )
-    unknown += wire.varint(99 << 3 | 5) + b"1234" + wire.varint(98 << 3 | 1) + b"12345678"
+    unknown += uvarint(99 << 3 | 5) + b"1234" + uvarint(98 << 3 | 1) + b"12345678"
     assert decode(unknown + encode(rpc) + unknown, LIMITS) == rpc
 
 
@@ -161,7 +162,7 @@ def test_limits_on_elements() -> None:
 
 @given(st.lists(st.binary(max_size=300), max_size=10), st.integers(1, 50))
 def test_frames_survive_any_fragmentation(bodies: list[bytes], step: int) -> None:
-    stream = b"".join(wire.varint(len(b)) + b for b in bodies)
+    stream = b"".join(uvarint(len(b)) + b for b in bodies)
     reader = FrameReader(LIMITS)
     got = [
         body for at in range(0, len(stream), step) for body in reader.feed(stream[at : at + step])

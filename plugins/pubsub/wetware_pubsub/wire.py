@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from wetware.frames import uvarint
+
 SIGN_DOMAIN = b"libp2p-pubsub:"
 """What precedes a message in the bytes that its publisher signs."""
 
@@ -106,20 +108,8 @@ class Rpc:
 # --- encoding ---
 
 
-def varint(number: int) -> bytes:
-    """Unsigned LEB128."""
-    if number < 0x80:
-        return bytes((number,))
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
 def _field(tag: int, value: bytes) -> bytes:
-    return bytes((tag,)) + varint(len(value)) + value
+    return bytes((tag,)) + uvarint(len(value)) + value
 
 
 def encode_unsigned(author: bytes, data: bytes, seqno: bytes, topic: str) -> bytes:
@@ -158,7 +148,7 @@ def graft_chunk(topic: str) -> bytes:
 
 def prune_chunk(topic: str, backoff_s: int | None) -> bytes:
     """The ControlMessage field `prune`, with no peers to exchange."""
-    tail = b"" if backoff_s is None else b"\x18" + varint(backoff_s)
+    tail = b"" if backoff_s is None else b"\x18" + uvarint(backoff_s)
     return _field(0x22, _field(0x0A, topic.encode()) + tail)
 
 
@@ -179,7 +169,7 @@ def control_chunk(parts: list[bytes]) -> bytes:
 
 def frame(chunks: list[bytes]) -> bytes:
     """RPC fields as one frame: uvarint length and body."""
-    return b"".join((varint(sum(map(len, chunks))), *chunks))
+    return b"".join((uvarint(sum(map(len, chunks))), *chunks))
 
 
 # --- decoding ---

@@ -11,7 +11,6 @@ import pytest
 
 from wetware.access import Access
 from wetware.admission import Admitted, Bundle, Chain, Removed, Store, Ticket, join
-from wetware.admission.frames import read_frame, write_frame
 from wetware.admission.service import CERTIFICATE_PROTOCOL
 from wetware.errors import (
     AdmissionRefused,
@@ -22,6 +21,7 @@ from wetware.errors import (
     StreamReset,
     WetwareError,
 )
+from wetware.frames import read_frame, write_frame
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
 from wetware.link import Stream

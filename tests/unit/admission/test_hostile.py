@@ -10,13 +10,13 @@ import pytest
 
 from wetware import cbor
 from wetware.access import Access
-from wetware.admission.frames import read_frame, write_frame
 from wetware.admission.service import (
     CERTIFICATE_PROTOCOL,
     EXCHANGES_PER_CONNECTION_MAX,
     JOIN_PROTOCOL,
 )
 from wetware.errors import AdmissionRefused, StreamReset, WetwareError
+from wetware.frames import read_frame, write_frame
 from wetware.identity import Key
 from wetware.link import LinkHost, Stream
 

@@ -311,7 +311,7 @@ async def test_what_is_kept_of_others_cannot_be_changed_unseen(pair: tuple[Node,
 
 async def told(node: Node, key: Key, frame: dict[str, Any], digests: bytes = b"") -> Any:
     """Tell a node what no node of ours would; its answer, or None if it breaks off."""
-    from wetware.admission.frames import read_frame, write_frame
+    from wetware.frames import read_frame, write_frame
 
     overlay = Overlay(key.peer_id, dict(node.overlay.all))
     stream = await overlay.open_stream(node.key.peer_id, PROTOCOL)

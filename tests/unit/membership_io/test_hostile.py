@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from wetware.errors import OverlayError, StreamReset, WetwareError
+from wetware.frames import read_frame
 from wetware.link import Stream
 from wetware.membership import service
 from wetware.membership.service import DIAL_BACK_PROTOCOL, PROTOCOL
@@ -436,7 +437,7 @@ async def test_a_node_is_not_made_to_knock_at_doors_of_others(
     await hostile.speak(node)
     stream = await hostile.host.open_stream(node.peer, DIAL_BACK_PROTOCOL)
     await stream.write(net.framed({"addrs": [f"/ip4/127.0.0.1/tcp/{port}"] * 8}))
-    answer = await service._read_frame(stream)
+    answer = await read_frame(stream, bytes_max=1 << 16)
     assert [why for _addr, why, _took in answer["results"]] == ["unknown"] * 8
     stream = await hostile.host.open_stream(node.peer, DIAL_BACK_PROTOCOL)
     await stream.write(net.framed({"addrs": ["/ip4/127.0.0.1/tcp/1"] * 9}))

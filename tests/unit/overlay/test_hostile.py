@@ -12,9 +12,9 @@ import pytest
 
 from wetware.access import Access
 from wetware.errors import OverlayError, ProtocolRefused
+from wetware.frames import uvarint
 from wetware.identity import Key
 from wetware.link import Connection, LinkHost, Stream
-from wetware.link.multistream import uvarint
 from wetware.overlay import OverlayLimits
 
 from .conftest import Node, plain_host, running_node, until
