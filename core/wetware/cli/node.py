@@ -108,6 +108,7 @@ def node_command(
     log.setup(config.node.log_level, config.node.log_format)
 
     import asyncio
+    import gc
 
     from wetware import plugins as plugin_loader
     from wetware.node.compose import Node
@@ -127,6 +128,8 @@ def node_command(
         asyncio.run(serve())
     except asyncio.CancelledError:
         note("ww: stopped")
+    finally:
+        gc.freeze()  # or the interpreter looks through all of it once more: most of the stop's time
 
 
 def _ticket(join: str | None) -> str | None:
