@@ -198,6 +198,15 @@ class Disconnected(OverlayError):
     code = "overlay.disconnected"
 
 
+STOPPING = "node.stopping"
+_BY_CODE[STOPPING] = Disconnected
+
+
+def stopping() -> Disconnected:
+    """What ends calls, sessions and subscriptions when their node stops: nobody revoked them."""
+    return Disconnected("the node is stopping", hint="connect again", code=STOPPING)
+
+
 class TimedOut(OverlayError):
     """A call was not answered in time; it may or may not have run."""
 

@@ -493,7 +493,9 @@ class Proof:
 class Signer(Protocol):
     """Answers challenges for one user. The client has checked verifier and channel before.
 
-    It may have an attribute `hints: Mapping[LoginStatus, str]`: what the user does about a refusal.
+    It may have two attributes: `hints: Mapping[LoginStatus, str]`, what the user does about a
+    refusal, and `unattended = True`: it signs without asking anybody, so a client that has lost its
+    connection may log in again by it.
     """
 
     async def sign(self, challenge: Challenge) -> Proof:

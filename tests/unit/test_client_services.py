@@ -22,7 +22,10 @@ from wetware.protocol import CORE
 class Box:
     """Stands for a session's reference: opens everything, and answers with what was called."""
 
+    closed = False
+
     def __init__(self) -> None:
+        self.connection = SimpleNamespace(closed=False)
         self.calls: list[tuple[str, dict[str, object]]] = []
 
     async def call(self, method: str, **params: object) -> dict[str, Any]:

@@ -93,7 +93,12 @@ def test_the_passphrase_is_asked_before_the_login(
 
     @contextlib.asynccontextmanager
     async def connect(
-        target: str | None, *, context: object, key: str | None, passphrase: Callable[[], str]
+        target: str | None,
+        *,
+        context: object,
+        key: str | None,
+        passphrase: Callable[[], str],
+        reconnect: object,
     ) -> AsyncIterator[types.SimpleNamespace]:
         choice = client.KeyChoice(key, path.parent, passphrase)
         yield types.SimpleNamespace(notice="", keys=(choice.load(), choice.load()))
@@ -126,7 +131,7 @@ async def test_an_opening_that_was_cancelled_is_begun_afresh() -> None:
         calls += 1
         if calls == 1:
             await asyncio.Event().wait()
-        return types.SimpleNamespace(call=call)
+        return types.SimpleNamespace(call=call, closed=False)
 
     session = types.SimpleNamespace(open=open_service)
     opening = Opening(session, "chat", None)  # type: ignore[arg-type]

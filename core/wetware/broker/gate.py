@@ -27,11 +27,11 @@ from wetware.broker.terms import TIME_MAX, Where
 from wetware.broker.tree import UNKNOWN_REF, Tree
 from wetware.errors import (
     CapabilityError,
-    Disconnected,
     InvalidArgument,
     LimitExceeded,
     PluginError,
     WetwareError,
+    stopping,
 )
 from wetware.hookspecs import (
     Accept,
@@ -259,7 +259,7 @@ class Broker:
         if self._closed:
             return
         self._closed = True
-        self.tree.close("the node is stopping")
+        self.tree.close()
         try:
             self._unwatch()
         except Exception:  # what ended the node, maybe the backend itself, is not hidden by it
@@ -371,7 +371,7 @@ class Broker:
     def _check_place(self, principal: Principal, *, local: bool) -> None:
         """Raise LimitExceeded if there is no place for a session, Disconnected while stopping."""
         if self._closed:
-            raise Disconnected("the node is stopping")
+            raise stopping()
         limits = self.limits
         reserved = 0 if local else min(limits.sessions_local_reserved, limits.sessions_max // 2)
         sessions_max = limits.sessions_max - reserved

@@ -192,11 +192,11 @@ class Grant:
         self.durable = durable
         self.created_at = row.created_at if row is not None else tree.clock.time()
         self.expires_at = expires_at
-        self.ended: CapabilityError | None = None
+        self.ended: WetwareError | None = None
         self._children: set[Grant] = set()
         self._tasks: set[asyncio.Task[object]] = set()
         self._holds: dict[asyncio.Task[object], list[Hold]] = {}
-        self._callbacks: dict[int, tuple[Callable[[CapabilityError], None], bool]] = {}
+        self._callbacks: dict[int, tuple[Callable[[WetwareError], None], bool]] = {}
         self._exports = self._lent = 0
         self._plans: dict[Method, _Plan] = {}
         self._lane: tuple[Grant, ...] = parents[0]._lane if len(parents) == 1 else ()
@@ -343,7 +343,7 @@ class Grant:
             raise _fresh(error)
 
     @property
-    def blocked(self) -> CapabilityError | None:
+    def blocked(self) -> WetwareError | None:
         """Why nothing may pass now, be it for good or not; None while the grant works."""
         if self.ended is not None:
             return self.ended
@@ -387,7 +387,7 @@ class Grant:
             Revoked(f"grant {self.id} ({self.label}) was revoked: {reason}", hint="log in again")
         )
 
-    def end(self, error: CapabilityError) -> int:
+    def end(self, error: WetwareError) -> int:
         """End the subtree with `error`: mark all of it first, then cut what is under way."""
         found = list(self.subtree())
         if self.id not in self.tree.grants:
@@ -481,7 +481,7 @@ class Grant:
             return
         self.close("nobody holds it any more")
 
-    def _cut(self, error: CapabilityError) -> None:
+    def _cut(self, error: WetwareError) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -558,7 +558,7 @@ class Grant:
             self.lend()  # what the call returns is not with its caller yet
 
     def on_end(
-        self, callback: Callable[[CapabilityError], None], *, holds: bool = True
+        self, callback: Callable[[WetwareError], None], *, holds: bool = True
     ) -> Callable[[], None]:
         """Call back once when the grant ends (at once if it has); returns a remover.
 
@@ -894,6 +894,6 @@ def _budget(terms: Terms, tree: Tree, row: GrantRow | None) -> Budget | None:
     )
 
 
-def _fresh(error: CapabilityError) -> CapabilityError:
+def _fresh(error: WetwareError) -> WetwareError:
     """A copy to raise: one exception object raised in many tasks would collect their frames."""
     return type(error)(error.message, hint=error.hint, code=error.code)

@@ -23,7 +23,15 @@ from wetware.broker.grants import BEARER, SESSION_SERVICE, Grant, pattern_within
 from wetware.broker.limits import BrokerLimits
 from wetware.broker.store import ENDED_KEPT_MAX, GrantRow, Kept, ShareRow, Store
 from wetware.broker.terms import ANY, Terms, Where, binds
-from wetware.errors import CapabilityError, Denied, Expired, LimitExceeded, Revoked
+from wetware.errors import (
+    CapabilityError,
+    Denied,
+    Expired,
+    LimitExceeded,
+    Revoked,
+    WetwareError,
+    stopping,
+)
 from wetware.identity import Principal
 from wetware.log import get_logger
 from wetware.sturdy import SECRET_BYTES
@@ -38,7 +46,7 @@ UNKNOWN_REF: Final = "capability.denied.unknown_ref"
 _NOBODY: Final = hashlib.sha256(b"").digest()
 
 OnDenied = Callable[[Grant, "Method", Explanation], None]
-OnGone = Callable[[Sequence[Grant], "CapabilityError | None"], None]
+OnGone = Callable[[Sequence[Grant], "WetwareError | None"], None]
 Admit = Callable[[Grant], Awaitable[object]]
 
 
@@ -204,14 +212,14 @@ class Tree:
         """A grant that is in the tree."""
         return self.grants.get(grant_id)
 
-    def close(self, why: str) -> None:
+    def close(self) -> None:
         """The node stops: everything ends here, and what is durable stays on disk. Idempotent."""
         if self._closing:
             return
         self._closing = True
         kept = [self.grants[id_] for id_ in self._kept_ids if id_ in self.grants]
         for root in self.roots():
-            root.revoke(why)
+            root.end(stopping())
         if self.store is not None:  # an orderly end gives back what was left of reserved blocks
             self.store.settle(
                 (grant.id, grant.budget.calls_spent, grant.budget.bytes_spent)
@@ -455,7 +463,7 @@ class Tree:
         if self.on_denied is not None:
             self.on_denied(grant, method, explanation)
 
-    def _gone(self, grants: Sequence[Grant], error: CapabilityError | None) -> None:
+    def _gone(self, grants: Sequence[Grant], error: WetwareError | None) -> None:
         """Grants have left the tree."""
         forget: list[str] = []
         ended: list[tuple[str, str, float]] = []
@@ -491,7 +499,7 @@ class Tree:
             self._ended.popitem(last=False)
 
 
-def _why(error: CapabilityError) -> str:
+def _why(error: WetwareError) -> str:
     """What is kept of why a share ended: its redeemers are told the same after a restart."""
     return f"{error.code}: {error.message}"
 

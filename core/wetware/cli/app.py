@@ -167,8 +167,11 @@ def _asked_before() -> Callable[[], str]:
     return ask_passphrase
 
 
-def run_client(work: Callable[[Session], Awaitable[T]]) -> T:
-    """Log in as the global options say, run `work` with the session, and log out."""
+def run_client(work: Callable[[Session], Awaitable[T]], *, reconnect: bool = False) -> T:
+    """Log in as the global options say, run `work` with the session, and log out.
+
+    `reconnect` is for commands that follow something: see `wetware.connect`.
+    """
     import asyncio
 
     from wetware.client import connect, is_address
@@ -179,12 +182,19 @@ def run_client(work: Callable[[Session], Awaitable[T]]) -> T:
     if not is_address(node or context.node):
         context = replace(context, data_dir=str(node_data_dir()))
 
+    def tell(text: str) -> None:
+        note(Styled("ww:", "yellow"), " " + text)
+
     async def main() -> T:
         async with connect(
-            node, context=context, key=options.key, passphrase=passphrase
+            node,
+            context=context,
+            key=options.key,
+            passphrase=passphrase,
+            reconnect=tell if reconnect else False,
         ) as session:
             if session.notice:
-                note(Styled("ww:", "yellow"), " " + session.notice)
+                tell(session.notice)
             return await work(session)
 
     return asyncio.run(main())

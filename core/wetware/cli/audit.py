@@ -70,7 +70,7 @@ def tail_command(
                 ):
                     _print(record, json)
 
-    run_client(work)
+    run_client(work, reconnect=follow)
 
 
 def _print(record: dict[str, Any], json: bool) -> None:

@@ -71,7 +71,7 @@ def ls_command(
 ) -> None:
     """Show the nodes of the cluster, as the node that is asked sees them."""
     if watch:
-        run_client(lambda session: _watch(session, selector, json))
+        run_client(lambda session: _watch(session, selector, json), reconnect=True)
         return
 
     async def work(session: Session) -> Any:

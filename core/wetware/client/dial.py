@@ -127,7 +127,7 @@ async def over_link(stack: contextlib.AsyncExitStack, link: Connection) -> Place
 
 
 @contextlib.asynccontextmanager
-async def within(seconds: float, target: str) -> AsyncIterator[None]:
+async def within(seconds: float | None, target: str) -> AsyncIterator[None]:
     """The time for connecting; unlike `asyncio.timeout` it says what it was for."""
     scope = asyncio.timeout(seconds)
     try:

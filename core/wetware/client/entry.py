@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from wetware.client.dial import (
 )
 from wetware.client.keys import KeyChoice, chooser
 from wetware.client.login import Login
+from wetware.client.reconnect import Reconnecting
 from wetware.client.session import CALL_S, Session, log_in, opened
 from wetware.client.values import GrantInfo
 from wetware.contexts import Context
@@ -96,6 +99,24 @@ async def _enter(
     return session
 
 
+async def _reach(
+    stack: contextlib.AsyncExitStack,
+    choose: Callable[[Challenge], Signer],
+    context: Context,
+    goal: str,
+    timeout_s: float,
+) -> Session:
+    """Log in at a context's node, and from there at the one that `goal` selects, if it does."""
+    target = context.node if is_address(context.node) else "the local node"
+    async with within(timeout_s, target):
+        session = await _enter(stack, choose, context)
+    if goal:
+        entry = session
+        session = await stack.enter_async_context(entry.node(goal, timeout_s=timeout_s))
+        session.notice = entry.notice
+    return session
+
+
 def _data_dir(context: Context) -> Path:
     return Path(context.data_dir) if context.data_dir else paths.data_dir()
 
@@ -110,6 +131,7 @@ async def connect(
     data_dir: Path | None = None,
     passphrase: Callable[[], str] | None = None,
     timeout_s: float = CONNECT_S,
+    reconnect: bool | Callable[[str], None] = False,
 ) -> AsyncIterator[Session]:
     """Log in to a node.
 
@@ -127,6 +149,13 @@ async def connect(
         passphrase: Called if the key is encrypted; default: WW_PASSPHRASE. It is called on the
             loop, during the login: where a person has to type, ask beforehand.
         timeout_s: For dialling and logging in together, at each node.
+        reconnect: Log in again where the connection is lost, e.g. as the node stops, with back-off;
+            a function is told of it in words. Calls that were under way raise Disconnected, and are
+            not repeated: they may have run. Later ones wait, as their time allows; subscriptions go
+            on, with a gap (`gap_s`). What was opened through the session is opened again, but for
+            what the application holds itself: parts (`attenuate`), references. Only with a key that
+            signs by itself: nobody is asked for a passphrase or at a wallet, and a sturdy reference
+            is not redeemed again. Where it is refused, what waits raises why.
 
     Raises DialError, LoginRefused (with `.status`), AuthError from the signer, or where the cluster
     is not the pinned one, KeyFileError, NotFound for a context or a node of no such name,
@@ -155,15 +184,17 @@ async def connect(
         else:
             if target is not None and is_address(target):
                 chosen, target = Context(node=target), None
-            by_address = is_address(chosen.node)
-            goal = target or ("" if by_address else chosen.node)
+            goal = target or ("" if is_address(chosen.node) else chosen.node)
             choose = chooser(signer, KeyChoice(key, None, passphrase))
-            async with within(timeout_s, chosen.node if by_address else "the local node"):
-                session = await _enter(stack, choose, chosen)
-            if goal:
-                entry, far = session, session.node(goal, timeout_s=timeout_s)
-                session = await stack.enter_async_context(far)
-                session.notice = entry.notice
+            session = await _reach(stack, choose, chosen, goal, timeout_s)
+            if reconnect:
+                alone = chooser(signer, KeyChoice(key, None, None), unattended=True)
+                pinned = replace(chosen, cluster=session.identity.cluster)
+                enter = functools.partial(
+                    _reach, choose=alone, context=pinned, goal=goal, timeout_s=timeout_s
+                )
+                tell = reconnect if callable(reconnect) else lambda _: None
+                await stack.enter_async_context(Reconnecting(session, enter, tell).running())
         try:
             yield session
         finally:

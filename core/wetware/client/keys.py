@@ -67,10 +67,32 @@ class KeyChoice:
         return f"ww key new{name}"
 
 
-def chooser(signer: Signer | None, choice: KeyChoice) -> Callable[[Challenge], Signer]:
-    """What picks the signer for a challenge: this one, or one of the key for an offered scheme."""
+def chooser(
+    signer: Signer | None, choice: KeyChoice, *, unattended: bool = False
+) -> Callable[[Challenge], Signer]:
+    """What picks the signer for a challenge: this one, or one of the key for an offered scheme.
+
+    If `unattended` it raises AuthError for a signer that may ask somebody, e.g. a wallet.
+    """
 
     def choose(challenge: Challenge) -> Signer:
+        made: Signer | None = None
+        try:
+            made = pick(challenge)
+        except KeyFileError as exc:
+            if not unattended or exc.code != "key.passphrase":
+                raise
+        if made is None or (unattended and not getattr(made, "unattended", False)):
+            raise AuthError(
+                "logging in again needs somebody, and nobody is asked unawares for a passphrase or "
+                "a signature",
+                hint="log in once more, or use a key that needs nobody: without a passphrase, or "
+                "with WW_PASSPHRASE set",
+                code="auth.attended",
+            )
+        return made
+
+    def pick(challenge: Challenge) -> Signer:
         if signer is not None:
             return signer
         for scheme in challenge.schemes:

@@ -46,7 +46,7 @@ class Opening:
 
     async def _open(self) -> rpc.Ref:
         ref = self._ref
-        if ref is None or ref.cancelled() or (ref.done() and ref.exception() is not None):
+        if ref is None or (ref.done() and _is_spent(ref)):
             ref = self._ref = asyncio.ensure_future(self._session.open(self._name, self.interface))
             # Whoever waited may be cancelled meanwhile: then nobody asks how it ended.
             ref.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -66,6 +66,11 @@ class Opening:
         return [*super().__dir__(), *self.interface.methods]
 
 
+def _is_spent(ref: asyncio.Future[rpc.Ref]) -> bool:
+    """Whether it has to be opened again: that failed, or the connection was lost since."""
+    return ref.cancelled() or ref.exception() is not None or ref.result().closed
+
+
 class Session(Bundled):
     """A logged-in connection. `session.NAME` is the client of the service NAME.
 
@@ -78,14 +83,34 @@ class Session(Bundled):
     Attributes:
         identity: Who it speaks as, and where.
         notice: For the person: that the login was the first one there, and pinned a cluster; or "".
+        closed: Whether `close` was called.
     """
 
     notice = ""
+    closed = False
 
     def __init__(self, ref: rpc.Ref, identity: Identity, login: Login | None) -> None:
         self._ref, self._login = ref, login
         self._clients: dict[str, Any] = {}
         self.identity = identity
+
+    @property
+    def connection(self) -> rpc.RpcConnection:
+        """What it speaks by; what was attenuated from it, too."""
+        return self._ref.connection
+
+    def _renew(self, fresh: Session) -> None:
+        """Go on as a session that was logged in after this one's connection was lost."""
+        fresh.timeout_s = self.timeout_s
+        self._ref, self._login, self.identity = fresh._ref, fresh._login, fresh.identity
+
+    async def _call(self, method: str, /, **params: object) -> Any:
+        """Call the session itself; waits while it is being logged in again."""
+        connection = self.connection
+        if connection.closed and connection.again is not None:
+            async with within(connection.limit_s, f"the node {self.identity.node}"):
+                await connection.again(connection)
+        return await self._ref.call(method, **params)
 
     @property
     def timeout_s(self) -> float | None:
@@ -102,11 +127,11 @@ class Session(Bundled):
 
     async def whoami(self) -> Identity:
         """Ask the node who this session is; raises Revoked if it has ended."""
-        return Identity.from_wire(await self._ref.call("whoami"))
+        return Identity.from_wire(await self._call("whoami"))
 
     async def services(self) -> tuple[ServiceInfo, ...]:
         """The services that this session may open."""
-        reply = await self._ref.call("services")
+        reply = await self._call("services")
         return tuple(
             ServiceInfo(s["name"], s["interface"], tuple(s["methods"])) for s in reply["services"]
         )
@@ -117,7 +142,7 @@ class Session(Bundled):
         Raises Denied if no grant covers it, Unsupported if the node does not have it.
         """
         try:
-            reply = await self._ref.call("open", name=name)
+            reply = await self._call("open", name=name)
         except Unsupported as exc:
             if exc.code == "unsupported.service" and name in services():
                 exc.hint = (
@@ -132,6 +157,7 @@ class Session(Bundled):
 
     async def close(self) -> None:
         """End the session; what was shared from it lives on. Idempotent."""
+        self.closed = True
         with contextlib.suppress(WetwareError):
             await self._ref.call("logout")
         self._ref.close()
@@ -173,7 +199,7 @@ class Session(Bundled):
             services, where, expires_s=expires_s, rate=rate, calls=calls, nbytes=nbytes,
             fence=fence, sealed=sealed,
         )  # fmt: skip
-        reply = await self._ref.call("attenuate", terms=terms, label=label)
+        reply = await self._call("attenuate", terms=terms, label=label)
         return await opened(reply["session"], self._login, PeerId(self.identity.node))
 
     async def share(
@@ -199,7 +225,7 @@ class Session(Bundled):
             services, where, expires_s=expires_s, rate=rate, calls=calls, nbytes=nbytes,
             sealed=sealed,
         )  # fmt: skip
-        reply = await self._ref.call("share", terms=terms, uses=uses, label=label)
+        reply = await self._call("share", terms=terms, uses=uses, label=label)
         return reply["ref"], GrantInfo.from_wire(reply["grant"])
 
     async def adopt(self, ref: str) -> Session:
@@ -209,12 +235,12 @@ class Session(Bundled):
         AdmissionRefused, DialError.
         """
         issuer = SturdyRef.parse(ref).peer
-        reply = await self._ref.call("adopt", ref=ref)
+        reply = await self._call("adopt", ref=ref)
         return await opened(reply["session"], None, issuer)
 
     async def grants(self) -> tuple[GrantInfo, ...]:
         """What was derived from this session, parents first; of a login, from all its roles."""
-        reply = await self._ref.call("grants")
+        reply = await self._call("grants")
         return tuple(GrantInfo.from_wire(wire) for wire in reply["grants"])
 
     async def revoke(self, grant_id: str, reason: str = "") -> int:
@@ -222,19 +248,19 @@ class Session(Bundled):
 
         Raises NotFound for one that is not of this session's.
         """
-        reply = await self._ref.call("revoke", id=grant_id, reason=reason)
+        reply = await self._call("revoke", id=grant_id, reason=reason)
         cut: int = reply["cut"]
         return cut
 
     async def why(self, decision: str = "") -> Explanation:
         """What decided a denial; "" is the latest one. Raises NotFound."""
-        reply = await self._ref.call("why", decision=decision)
+        reply = await self._call("why", decision=decision)
         return Explanation.from_wire(reply["explanation"])
 
     async def explain(self, service: str, method: str, **args: object) -> Explanation:
         """What would decide a call of "Interface.method" (or a bootstrap "method") now."""
         interface, _, name = method.rpartition(".")
-        reply = await self._ref.call(
+        reply = await self._call(
             "explain",
             service=service,
             interface=interface,

@@ -14,15 +14,14 @@ import warnings
 import weakref
 from asyncio import _get_running_loop
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import capnp
 from capnp.lib.capnp import _DynamicCapabilityServer
 
 from wetware.errors import (
-    CapabilityError,
     Disconnected,
     InternalError,
     InvalidArgument,
@@ -228,7 +227,7 @@ async def _bounded(
     del waiting
     cut = False
 
-    def stop(_error: CapabilityError | None = None) -> None:
+    def stop(_error: WetwareError | None = None) -> None:
         nonlocal cut
         cut = True
         if future is not None:
@@ -866,22 +865,35 @@ class End:
             self.runtime.connections.discard(self)
 
 
+Again: TypeAlias = "Callable[[RpcConnection], Awaitable[RpcConnection]]"
+
+
 class RpcConnection:
     """A connection to a peer's RPC server, from `connect` or `connect_unix`.
 
     Close it with `aclose`, or use it as `async with`. References keep it open.
+
+    Attributes:
+        again: Waits for the connection that takes the place of one that was lost, where the
+            application makes one; raises where it cannot. None where it does not.
     """
 
-    __slots__ = ("__weakref__", "_end", "_held")
+    __slots__ = ("__weakref__", "_end", "_held", "again")
 
     def __init__(self, end: End) -> None:
         self._end = end
         self._held = True
+        self.again: Again | None = None
         end.own(self)
 
     def bootstrap(self, interface: Interface) -> Ref:
         """The peer's first object, under `interface`; costs nothing until it is called."""
         return self._end.bootstrap(interface)
+
+    @property
+    def limit_s(self) -> float | None:
+        """How long a call by it may take that is made now."""
+        return _limit_s.get(self._end.timeout_s)
 
     @property
     def timeout_s(self) -> float | None:

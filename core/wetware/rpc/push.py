@@ -20,13 +20,14 @@ async with lines:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
-from wetware.errors import Disconnected, InternalError, InvalidArgument, WetwareError
+from wetware.errors import STOPPING, Disconnected, InternalError, InvalidArgument, WetwareError
 from wetware.rpc.connection import _fresh
 from wetware.rpc.schema import WW
 from wetware.rpc.servant import Servant, current_guard
@@ -215,8 +216,9 @@ class Pump(Servant, interface=WW.Subscription):
 class Subscription(Servant, Generic[T], interface=WW.Sink):
     """What a node pushes, for one consumer: enter it with `async with`, read with `async for`.
 
-    Raises from the loop what ended it: Revoked, Expired, Disconnected. It is also the sink that
-    the node is given.
+    Raises from the loop what ended it: Revoked, Expired, Disconnected. Where the connection was
+    lost and the application has another one (`connect(reconnect=True)`), it subscribes there and
+    goes on. It is also the sink that the node is given.
 
     Args:
         subscribe: Hands the sink to the node; its answer has the node's `subscription`.
@@ -224,6 +226,8 @@ class Subscription(Servant, Generic[T], interface=WW.Sink):
 
     Attributes:
         dropped: Items that the node dropped because this end was too slow.
+        gap_s: For how long in all it was not subscribed because the connection was lost: what the
+            node had meanwhile is missing.
     """
 
     def __init__(
@@ -238,14 +242,19 @@ class Subscription(Servant, Generic[T], interface=WW.Sink):
         self._changed = asyncio.Event()
         self._released = self._closed = False
         self.dropped = 0
+        self.gap_s = 0.0
 
     async def __aenter__(self) -> Subscription[T]:
         if self._ref is not None or self._closed:
             raise RuntimeError("a subscription is entered once")
+        await self._enter()
+        return self
+
+    async def _enter(self) -> None:
+        self._released = False
         self._ref = (await self._subscribe(self))["subscription"]
         if self._ref is None:
             raise InternalError("the node answered without a subscription")
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
@@ -266,9 +275,12 @@ class Subscription(Servant, Generic[T], interface=WW.Sink):
             if self._closed:
                 raise StopAsyncIteration
             if self._released:
-                self._closed = True
-                await self.stats()  # raises the reason, if the node or the network has one
-                raise Disconnected("the node ended the subscription", hint="subscribe again")
+                try:
+                    await self._resume()
+                except BaseException:
+                    self._closed = True
+                    raise
+                continue
             self._changed.clear()
             await self._changed.wait()
         item = self._items.popleft()
@@ -276,6 +288,29 @@ class Subscription(Servant, Generic[T], interface=WW.Sink):
         if len(self._items) < READ_AHEAD_MAX // 2 and self._bytes < READ_AHEAD_BYTES_MAX // 2:
             self._changed.set()
         return self._decode(item)
+
+    async def _resume(self) -> None:
+        """Subscribe again by the connection that took the place of ours; else raise the reason."""
+        ref = self._ref
+        assert ref is not None  # noqa: S101  # it was entered
+        began = asyncio.get_running_loop().time()
+        try:
+            await self._raise_reason()
+        except Disconnected as lost:
+            connection = ref.connection
+            again = connection.again
+            if again is None or not (connection.closed or lost.code == STOPPING):
+                raise
+        while not self._closed:
+            connection = await again(connection)
+            with contextlib.suppress(Disconnected):  # lost again
+                await self._enter()
+                self.gap_s += asyncio.get_running_loop().time() - began
+                return
+
+    async def _raise_reason(self) -> NoReturn:
+        await self.stats()  # raises it, if the node or the network has one
+        raise Disconnected("the node ended the subscription", hint="subscribe again")
 
     async def stats(self) -> dict[str, Any]:
         """`delivered`, `dropped`, `buffered` (at the node) and `ended`."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     import asyncio
 
-    from wetware.errors import CapabilityError
+    from wetware.errors import WetwareError
     from wetware.rpc.connection import End, Ref
     from wetware.rpc.schema import Interface, Method
 
@@ -19,12 +19,12 @@ class Guard(Protocol):
     """Decides whether a call on a guarded servant may run. Asked for each: about a microsecond."""
 
     @property
-    def ended(self) -> CapabilityError | None:
+    def ended(self) -> WetwareError | None:
         """Why nothing may be called any more, or None while the guard lives."""
         ...
 
     @property
-    def blocked(self) -> CapabilityError | None:
+    def blocked(self) -> WetwareError | None:
         """Why nothing may pass now, for good (`ended`) or for a time; asked for calls outwards."""
         ...
 
@@ -59,7 +59,7 @@ class Guard(Protocol):
         """A call that entered is over, however it ended."""
         ...
 
-    def on_end(self, callback: Callable[[CapabilityError], None]) -> Callable[[], None]:
+    def on_end(self, callback: Callable[[WetwareError], None]) -> Callable[[], None]:
         """Call back once, when the guard ends; returns a remover. At once if it has ended."""
         ...
 

@@ -47,7 +47,7 @@ class SessionSigner:
         name: Of the wallet, for what is said when it cannot.
     """
 
-    hints = HINTS
+    hints, unattended = HINTS, True
 
     def __init__(
         self, session: StoredSession, *, now: Callable[[], float] = time.time, name: str = "default"
@@ -81,7 +81,7 @@ class BoundKeySigner:
         account: For whom, 20 bytes; b"": the one account that bound it.
     """
 
-    hints = HINTS
+    hints, unattended = HINTS, True
 
     def __init__(self, key: Key, account: bytes = b"") -> None:
         self._key, self._account = key, account
@@ -101,7 +101,7 @@ class _ChoosingSigner:
     user has a session: so a chosen key of a headless user answers here, too.
     """
 
-    hints = HINTS
+    hints, unattended = HINTS, True
 
     def __init__(self, choice: KeyChoice) -> None:
         self._choice = choice

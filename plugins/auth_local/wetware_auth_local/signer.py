@@ -22,7 +22,7 @@ HINTS: Final = {
 class Ed25519Signer:
     """Signs with a key in memory."""
 
-    hints = HINTS
+    hints, unattended = HINTS, True
 
     def __init__(self, key: Key) -> None:
         self._key = key

@@ -33,7 +33,7 @@ async def running(directory: Path) -> AsyncIterator[Tree]:
         tree.restore(lambda principal, role: ALL)
         yield tree
     finally:
-        tree.close("stopping")
+        tree.close()
         store.close()
 
 

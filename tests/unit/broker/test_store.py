@@ -41,7 +41,7 @@ async def running(
         tree.restore(lambda principal, role: profile)
         yield tree
     finally:
-        tree.close("stopping")
+        tree.close()
         store.close()
 
 
@@ -131,7 +131,7 @@ async def test_a_crash_gives_no_call_of_a_quota_back(tmp_path: Path) -> None:
                 await admitted(use, PUBLISH, data=b"")
                 done += 1
         assert done == left
-    tree.close("x")
+    tree.close()
     store.close()
 
 
@@ -163,7 +163,7 @@ async def test_a_crash_gives_nothing_back_of_a_quota_whose_first_share_could_not
     async with running(copy, clock) as after:
         left = (await after.redeem(share.id, secret)).lineage[2].info()["calls_left"]
         assert left <= 160 - done
-    tree.close("x")
+    tree.close()
     store.close()
 
 

@@ -1,0 +1,158 @@
+"""A node stops, crashes and comes back while programs use it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import wetware
+from wetware.client import LoginRefused
+from wetware.errors import STOPPING, AuthError, Disconnected
+from wetware.identity import Key, Proof
+from wetware.testing import Home, NodeProcess
+from wetware_auth_local.signer import Ed25519Signer
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def node(home: Home) -> Iterator[NodeProcess]:
+    """A node that a test may end and start again."""
+    with home.node("a") as running:
+        yield running
+
+
+def start_again(node: NodeProcess) -> NodeProcess:
+    """At its data directory; at another port, which clients of this machine need not know."""
+    return node.home.start_node(node.data_dir.name).wait_ready()
+
+
+def kill(node: NodeProcess) -> None:
+    node.process.kill()
+    node.process.wait()
+
+
+async def test_a_stop_is_no_revocation(node: NodeProcess) -> None:
+    key = node.home.key()
+    async with (
+        wetware.connect(data_dir=node.data_dir, key=key) as session,
+        session.cluster.watch() as members,
+    ):
+        assert (await anext(members)).is_self
+        stopping = asyncio.create_task(asyncio.to_thread(node.stop))
+        with pytest.raises(Disconnected):
+            await asyncio.wait_for(anext(members), 20)
+        with pytest.raises(Disconnected):
+            await asyncio.wait_for(session.whoami(), 20)
+        await stopping
+
+
+async def test_what_a_client_is_told_of_a_stop(node: NodeProcess) -> None:
+    """While the connection still stands: the end of the grants comes before that of the node."""
+    async with wetware.connect(data_dir=node.data_dir, key=node.home.key()) as session:
+        waiting = asyncio.create_task(session._ref.call("ended"))
+        await session.whoami()
+        stopping = asyncio.create_task(asyncio.to_thread(node.stop))
+        with wetware.time_limit(20), pytest.raises(Disconnected) as caught:
+            await waiting
+        assert caught.value.code == STOPPING
+        await stopping
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_a_session_comes_back(node: NodeProcess, how: str) -> None:
+    told: list[str] = []
+    async with wetware.connect(
+        data_dir=node.data_dir, key=node.home.key(), reconnect=told.append
+    ) as session:
+        before = session.identity
+        async with session.cluster.watch() as members:
+            assert (await anext(members)).is_self
+            assert members.gap_s == 0
+            if how == "kill":
+                os.kill(node.process.pid, signal.SIGSTOP)
+                call = asyncio.create_task(session.grants_service.end_sessions("nobody"))
+                await asyncio.sleep(0)  # it is sent, and not answered
+            await asyncio.to_thread(node.stop if how == "stop" else lambda: kill(node))
+            if how == "kill":
+                with pytest.raises(Disconnected):  # it may have run: never repeated
+                    await asyncio.wait_for(call, 20)
+            with wetware.time_limit(60):
+                waiting = asyncio.create_task(session.cluster.list())
+            again = await asyncio.to_thread(start_again, node)
+            try:
+                assert [m.is_self for m in await waiting] == [True]
+                assert (await asyncio.wait_for(anext(members), 30)).is_self
+                assert members.gap_s > 0
+                assert session.identity.principal == before.principal
+                assert session.identity.grant != before.grant
+                assert session.timeout_s == 30
+                assert (await session.whoami()) == session.identity
+            finally:
+                await asyncio.to_thread(again.stop)
+    assert told[0].startswith("the connection to the node was lost")
+    assert told[1].startswith("logged in again after")
+
+
+async def test_who_was_removed_meanwhile_does_not_come_back(node: NodeProcess) -> None:
+    bob = Key.generate()
+    add = ("user", "add", "bob", "--key", str(bob.peer_id), "--role", "member")
+    await asyncio.to_thread(node.ww, *add, check=True)
+    async with (
+        wetware.connect(data_dir=node.data_dir, key=bob, reconnect=True) as session,
+        session.cluster.watch() as members,
+    ):
+        await anext(members)
+        # This process is busy, as far as its loop can tell, until he is removed.
+        kill(node)
+        again = start_again(node)
+        again.ww("user", "remove", "bob", check=True)
+        try:
+            with pytest.raises(LoginRefused):
+                await asyncio.wait_for(anext(members), 30)
+            with pytest.raises(LoginRefused):
+                await session.whoami()
+        finally:
+            await asyncio.to_thread(again.stop)
+
+
+async def test_nobody_is_asked_for_a_passphrase_or_at_a_wallet(
+    node: NodeProcess, tmp_path: Any
+) -> None:
+    key = node.home.key()
+    path = tmp_path / "locked"
+    key.save(path, passphrase="secret")
+    asked: list[str] = []
+
+    def passphrase() -> str:
+        asked.append("passphrase")
+        return "secret"
+
+    class Wallet:
+        async def sign(self, challenge: Any) -> Proof:
+            asked.append("wallet")
+            return await Ed25519Signer(key).sign(challenge)
+
+    here = node.data_dir
+    async with (
+        wetware.connect(data_dir=here, key=path, passphrase=passphrase, reconnect=True) as one,
+        wetware.connect(data_dir=here, signer=Wallet(), reconnect=True) as two,
+        one.cluster.watch() as members,
+        two.cluster.watch() as others,
+    ):
+        await anext(members), await anext(others)
+        assert asked == ["passphrase", "wallet"]
+        kill(node)
+        again = await asyncio.to_thread(start_again, node)
+        try:
+            for waiting in (members, others):
+                with pytest.raises(AuthError, match="nobody is asked unawares"):
+                    await asyncio.wait_for(anext(waiting), 30)
+        finally:
+            await asyncio.to_thread(again.stop)
+    assert asked == ["passphrase", "wallet"]
