@@ -40,7 +40,7 @@ T = TypeVar("T")
 BATCH_ITEMS_MAX: Final = 512
 """Items of one call of a sink."""
 BATCH_BYTES_MAX: Final = 128 << 10
-"""Bytes of one call; one item may exceed it."""
+"""Bytes of one call, which the last item may exceed."""
 IN_FLIGHT_MAX: Final = 2
 """Calls that wait for the sink's answer; only a full batch goes out beside another. Two keep the
 connection busy, and more only hide a slow subscriber."""
@@ -106,10 +106,10 @@ class Pump(Servant, interface=WW.Subscription):
         return len(self._waiting)
 
     def offer(self, item: bytes, key: Hashable = None) -> None:
-        """Take an item; returns at once, and does nothing after the end.
+        """Take an item, of at most 768 KiB; returns at once, and does nothing after the end.
 
-        An item that waits with the same `key` is replaced in its place. If there is no room, the
-        oldest go; the sink is told how many with the next batch.
+        One that waits with the same `key` is replaced in its place. If there is no room, the oldest
+        go; the sink is told how many with the next batch.
         """
         if self.ended:
             return
@@ -190,12 +190,9 @@ class Pump(Servant, interface=WW.Subscription):
     def _push(self) -> None:
         self._due = False
         while self._sink is not None and self._may_push():
-            items, room = [self._pop()], BATCH_BYTES_MAX
-            room -= len(items[0]) + ITEM_OVERHEAD
-            while self._waiting and len(items) < BATCH_ITEMS_MAX:
-                room -= len(next(iter(self._waiting.values()))) + ITEM_OVERHEAD
-                if room < 0:
-                    break
+            items: list[bytes] = []
+            rest = self._bytes - BATCH_BYTES_MAX
+            while self._waiting and len(items) < BATCH_ITEMS_MAX and self._bytes > rest:
                 items.append(self._pop())
             dropped, self._unreported = self._unreported, 0
             call = asyncio.create_task(self._sink.call("push", items=items, dropped=dropped))

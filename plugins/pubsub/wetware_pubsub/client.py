@@ -163,7 +163,8 @@ async def _items(
 
 def _message(item: bytes) -> Message:
     """See `Topic.subscribe` in pubsub.capnp; raises InvalidArgument."""
-    end = 9 + int.from_bytes(item[8:9])
-    if len(item) < max(end, 9) or not item[9:end].isascii():
+    data_at = 9 + (item[8] if len(item) > 8 else 0)
+    publisher = item[9:data_at]
+    if len(item) < data_at or not publisher.isascii():
         raise InvalidArgument("the node sent what is no message", code="invalid.message")
-    return Message(item[end:], PeerId(item[9:end].decode()), int.from_bytes(item[:8]))
+    return Message(item[data_at:], PeerId(publisher.decode()), int.from_bytes(item[:8]))

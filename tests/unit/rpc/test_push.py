@@ -300,7 +300,7 @@ async def test_bytes_that_wait_in_the_application_are_bounded(
             pump.offer(b"x" * (100 << 10))
         await tools.until(lambda: lines._bytes >= 200 << 10)
         await turns(50)
-        assert len(lines._items) <= 3
+        assert len(lines._items) <= 5, "one below the bound, and two calls"
         assert pump.buffered >= 15
         for _ in range(20):
             assert len(await anext(lines)) == 100 << 10
