@@ -31,7 +31,6 @@ from wetware.errors import ConfigError, InvalidArgument, PluginError
 
 if TYPE_CHECKING:
     from wetware.admission import AdmissionLimits
-    from wetware.audit.config import AuditConfig
     from wetware.broker.limits import BrokerLimits, LoginLimits
     from wetware.link import LinkLimits
     from wetware.membership.config import MembershipConfig
@@ -102,9 +101,9 @@ def _parse_labels(values: tuple[str, ...]) -> None:
             )
 
 
-def _parse_auth(value: str) -> None:
+def _parse_plugin(value: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", value):
-        raise InvalidArgument(f"{value!r} is not a plugin's name, e.g. `local` or `evm`")
+        raise InvalidArgument(f"{value!r} is not a plugin's name: a-z, 0-9 and _, at most 64")
 
 
 def _parse_name(value: str) -> None:
@@ -188,7 +187,15 @@ class NodeConfig:
         metadata={
             "help": "The auth backend: the plugin of this name, or `auth_NAME`. There is no "
             "fallback to another one.",
-            "check": _parse_auth,
+            "check": _parse_plugin,
+        },
+    )
+    audit: str = field(
+        default="audit",
+        metadata={
+            "help": "The recorder of decisions: the plugin of this name, whose failing refuses "
+            'them. "none": they are not recorded, and `ww doctor` warns of it.',
+            "check": _parse_plugin,
         },
     )
     dev: bool = field(
@@ -244,7 +251,6 @@ _SECTIONS: Final[dict[str, type | tuple[str, str]]] = {
     "membership": ("wetware.membership.config", "MembershipConfig"),
     "login": ("wetware.broker.limits", "LoginLimits"),
     "broker": ("wetware.broker.limits", "BrokerLimits"),
-    "audit": ("wetware.audit.config", "AuditConfig"),
     "link": ("wetware.link", "LinkLimits"),
     "rpc": ("wetware.rpc", "RpcLimits"),
     "plugins": PluginsConfig,
@@ -761,11 +767,6 @@ class Config:
     def broker(self) -> BrokerLimits:
         """`[broker]`."""
         return self._core("broker", cast("type[BrokerLimits]", _section_class("broker")))
-
-    @property
-    def audit(self) -> AuditConfig:
-        """`[audit]`."""
-        return self._core("audit", cast("type[AuditConfig]", _section_class("audit")))
 
     @property
     def admission(self) -> AdmissionLimits:

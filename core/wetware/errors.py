@@ -76,6 +76,12 @@ class LimitExceeded(WetwareError):
     code = "limit"
 
 
+class Unrecorded(WetwareError):
+    """What has to be on record first cannot be recorded, so it is refused."""
+
+    code = "audit"
+
+
 class ConfigError(WetwareError):
     """The configuration is wrong; nothing was started."""
 

@@ -56,6 +56,20 @@ def ww_register_auth(ctx: PluginContext) -> AuthBackend | None:
 
 
 @hookspec
+def ww_register_recorder(
+    ctx: PluginContext,
+    sign: Callable[[bytes], bytes],
+    copy: Callable[[Mapping[str, Any]], None],
+) -> Recorder | None:
+    """The recorder of decisions, if the plugin is one. Called only for the `[node] audit` one.
+
+    `sign(data)` is the node's Ed25519 signature over `wetware-NAME-checkpoint:2`, a newline and
+    `data`, NAME being the plugin's: for words on the record that others can keep. `copy(record)`
+    hands a record, as it was written, to every `ww_audit`; it never waits.
+    """
+
+
+@hookspec
 def ww_register_commands(app: typer.Typer) -> None:
     """Mount commands on `ww`. Import heavy modules inside the commands."""
 
@@ -194,6 +208,7 @@ class PluginContext:
         configured: The names of the settings in `config` that somebody gave: in the file, the
             environment or a flag. The others are defaults.
         dev: Whether the node was started with `--dev`: a try-out is wanted, and nothing else.
+        evicted: Whether a node was evicted from the cluster.
     """
 
     name: str
@@ -206,6 +221,7 @@ class PluginContext:
     founding: bytes | None = None
     configured: frozenset[str] = frozenset()
     dev: bool = False
+    evicted: Callable[[PeerId], bool] = lambda _: False
 
     def members(self, selector: str = "") -> tuple[Member, ...]:
         """Who is in the cluster, as this node sees it: nodes by name, then foreign libp2p peers.
@@ -404,6 +420,58 @@ class AuthBackend(Protocol):
 
         Also when the backend cannot decide for a time (Suspended), and when it can again (Resumed).
         """
+        ...
+
+
+class Recorder(Protocol):
+    """Keeps a record of what the broker decides. Fails closed: what it does not take is not given.
+
+    A record is a mapping of names to texts, numbers and booleans: `time_ms` (Unix ms), `event`, and
+    what it is about. No text is longer than 1024 characters.
+    """
+
+    @property
+    def name(self) -> str:
+        """The plugin's name."""
+        ...
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """Services that show the record, offered because the recorder is selected."""
+        ...
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Run until cancelled; call `task_status.started()` once it can record.
+
+        Started before anything is decided, cancelled when nothing is any more: then what waits has
+        to be written. Where it ends before, nothing is admitted until the node is started again.
+        """
+        ...
+
+    async def admit(self, record: Mapping[str, str | int | bool]) -> None:
+        """Return once it is on record that something is about to be given.
+
+        It is not given where this raises (`Unrecorded` says why to who asked), or takes over 10 s.
+        """
+        ...
+
+    def report(self, record: Mapping[str, str | int | bool], *, ending: bool) -> None:
+        """Record what has taken effect. Never waits: nothing is undone for want of a record.
+
+        `ending`: an operator or the auth backend ended something. Nobody else can have such a
+        record made, so space may be kept for it.
+        """
+        ...
+
+    async def written(self) -> None:
+        """Return once what was reported before is on record, so that it can be answered.
+
+        Raises Unrecorded where it is not; it is answered then all the same, and after 5 s.
+        """
+        ...
+
+    def findings(self) -> Iterable[Finding]:
+        """What is wrong with the record now, for `ww doctor`."""
         ...
 
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import pluggy
 
 from wetware import hookspecs
-from wetware.config import Config, NoSettings, Origin, check_schema
+from wetware.config import Config, NoSettings, check_schema
 from wetware.config import load as load_config
 from wetware.errors import ConfigError, PluginError, WetwareError
 from wetware.hookspecs import GROUP, PROJECT
@@ -46,7 +46,7 @@ from wetware.log import get_logger
 if TYPE_CHECKING:
     import typer
 
-    from wetware.hookspecs import AuthBackend, Discovery, PluginContext, Service
+    from wetware.hookspecs import AuthBackend, Discovery, PluginContext, Recorder, Service
 
 T = TypeVar("T")
 ContextFor = Callable[[str, object], "PluginContext"]
@@ -58,6 +58,8 @@ ENTRY_POINTS_BYTES_MAX: Final = 1 << 20
 """An entry_points.txt or the head of a METADATA; more is no metadata."""
 PLUGINS_MAX: Final = 256
 """Entry points of our groups in one environment."""
+NO_RECORDER: Final = "none"
+"""In `[node] audit`: decisions are not recorded."""
 _AUTH: Final = "auth_"
 """The name of an auth backend's plugin begins so, and people leave it out."""
 SERVICES_PER_PLUGIN_MAX: Final = 32
@@ -504,11 +506,12 @@ class Plugins:
         enable, disable = self._config.plugins.enable, self._config.plugins.disable
         # Reading [node] costs an import that mounting commands does without.
         judged = self._policy.strict or self._policy.configure
-        auth = self._auth_name() if enable is not None or judged else None
-        wanted = None if enable is None else {*enable, *([auth] if auth else [])}
-        self._required = frozenset({*(enable or ()), *([auth] if auth else [])})
+        selected = self._selected() if enable is not None or judged else {}
+        chosen = {name for name in selected.values() if name is not None}
+        wanted = None if enable is None else {*enable, *chosen}
+        self._required = frozenset({*(enable or ()), *chosen})
         if judged:
-            self._judge_selection(enable or (), disable, auth)
+            self._judge_selection(enable or (), disable, selected)
         for offer in self._offers:
             entry = _Entry(offer)
             self._entries.append(entry)
@@ -523,19 +526,25 @@ class Plugins:
             self._log(entry)
 
     def _judge_selection(
-        self, enable: tuple[str, ...], disable: tuple[str, ...], auth: str | None
+        self,
+        enable: tuple[str, ...],
+        disable: tuple[str, ...],
+        selected: Mapping[str, str | None],
     ) -> None:
-        if auth is None:
-            self._problem(self._no_backend(self._config.node.auth))
-        elif auth in disable:
-            where = self._config.origin("plugins.disable")
-            self._problem(
-                ConfigError(
-                    f"[node] auth selects {auth!r}, and [plugins] disable ({where}) forbids it",
-                    hint="select another backend with --auth, or take it out of `disable`",
-                    code="config.value",
+        for setting, name in selected.items():
+            if name is None:
+                self._problem(self._no_backend() if setting == "auth" else self._no_recorder())
+            elif name in disable:
+                where = self._config.origin("plugins.disable")
+                self._problem(
+                    ConfigError(
+                        f"[node] {setting} selects {name!r}, and [plugins] disable ({where}) "
+                        "forbids it",
+                        hint=f"select another one with [node] {setting}, or take it out of "
+                        "`disable`",
+                        code="config.value",
+                    )
                 )
-            )
         installed = {offer.name for offer in self._offers}
         for name in disable:
             near = difflib.get_close_matches(name, installed, 1, 0.6)
@@ -801,6 +810,14 @@ class Plugins:
 
     # --- the hooks -------------------------------------------------------------------------------
 
+    def _selected(self) -> dict[str, str | None]:
+        """What a node cannot do without: setting of [node] → plugin; None if it is not there."""
+        found = {"auth": self._auth_name()}
+        if (recorder := self._config.node.audit) != NO_RECORDER:
+            there = any((o.group, o.name) == (GROUP, recorder) for o in self._offers)
+            found["audit"] = recorder if there else None
+        return found
+
     def _auth_name(self) -> str | None:
         """The name of the plugin that `[node] auth` selects; None if none is installed.
 
@@ -813,21 +830,27 @@ class Plugins:
         offers.sort(key=lambda o: (not o.bundled, names.index(o.name)))
         return offers[0].name if offers else None
 
-    def _no_backend(self, name: str) -> PluginError:
+    def _no_backend(self) -> PluginError:
+        name, origin = self._config.node.auth, self._config.origin("node.auth")
         return PluginError(
-            f"no installed plugin is the auth backend {name!r} ({self._auth_origin()})",
+            f"no installed plugin is the auth backend {name!r} ({origin})",
             hint=self._install_hint(_AUTH + name.removeprefix(_AUTH)),
             code="plugin.missing",
         )
 
-    def _auth_origin(self) -> Origin:
-        return self._config.origin("node.auth")
+    def _no_recorder(self) -> PluginError:
+        name, origin = self._config.node.audit, self._config.origin("node.audit")
+        return PluginError(
+            f"no installed plugin is the recorder {name!r} ({origin})",
+            hint=self._install_hint(name),
+            code="plugin.missing",
+        )
 
     @property
     def auth_plugin(self) -> str:
         """The name of the plugin that `[node] auth` selects; raises PluginError."""
         if (name := self._auth_name()) is None:
-            raise self._no_backend(self._config.node.auth)
+            raise self._no_backend()
         return name
 
     @property
@@ -845,27 +868,59 @@ class Plugins:
 
         Raises PluginError: not installed, not loaded, no auth backend, or its hook failed.
         """
-        entry = self._taken[self.auth_plugin]
         judge = partial(_judge_auth, self.auth_backend)
-        if entry.loaded and "ww_register_auth" not in entry.hooks:
+        return self._make("auth", self.auth_plugin, "auth backend", judge, ctx_for)
+
+    def recorder(
+        self, ctx_for: ContextFor, sign_as: Callable[[str], Callable[[bytes], bytes]]
+    ) -> Recorder | None:
+        """The recorder that `[node] audit` selects, and never another one; None for "none".
+
+        Raises PluginError: not installed, not loaded, no recorder, or its hook failed.
+
+        Args:
+            ctx_for: Makes a plugin's context.
+            sign_as: Makes the signer of a recorder from its name.
+        """
+        if (name := self._config.node.audit) == NO_RECORDER:
+            return None
+        if name not in self._taken:
+            raise self._no_recorder()
+        judge, given = partial(_judge_recorder, name), {"sign": sign_as(name), "copy": self.audit}
+        return self._make("audit", name, "recorder", judge, ctx_for, **given)
+
+    def _make(
+        self,
+        setting: str,
+        name: str,
+        what: str,
+        judge: Callable[[Any], T],
+        ctx_for: ContextFor,
+        **given: object,
+    ) -> T:
+        """What a plugin makes that a setting of [node] selects."""
+        entry = self._taken[name]
+        hook = "ww_register_auth" if setting == "auth" else "ww_register_recorder"
+        if entry.loaded and hook not in entry.hooks:
+            origin = self._config.origin(f"node.{setting}")
             raise PluginError(
-                f"the plugin {entry.name!r} is not an auth backend ({self._auth_origin()})",
-                hint="--auth takes the name of a plugin with ww_register_auth, e.g. `local`",
-                code="plugin.auth",
+                f"the plugin {name!r} is no {what} ({origin})",
+                hint=f"[node] {setting} takes the name of a plugin with {hook}",
+                code=f"plugin.{setting}",
             )
         if entry.loaded:
             ctx = ctx_for(entry.name, entry.config)
             try:
-                return self._call(entry, "ww_register_auth", judge, ctx=ctx)
+                return self._call(entry, hook, judge, ctx=ctx, **given)
             except _Unusable as exc:
                 if isinstance(exc.cause, ConfigError) and not isinstance(exc.cause, PluginError):
                     raise exc.cause from None  # a missing key, a damaged policy: it says what to do
                 self._fail(entry, exc)
                 self._log(entry)
         raise PluginError(
-            f"the auth backend {entry.name!r} is {entry.state}: {entry.reason}",
+            f"the {what} {entry.name!r} is {entry.state}: {entry.reason}",
             hint=entry.remedy,
-            code="plugin.auth",
+            code=f"plugin.{setting}",
         )
 
     def services(
@@ -1112,6 +1167,16 @@ def _judge_auth(name: str, made: Any) -> AuthBackend:
             raise PluginError(f"returned no auth backend: {kind}.{attribute} is no text")
     backend: AuthBackend = made
     return backend
+
+
+def _judge_recorder(name: str, made: Any) -> Recorder:
+    methods = ("run", "admit", "report", "written", "findings")
+    if why := _lacks(made, methods, ("name", "services")):
+        raise PluginError(f"returned no recorder: {why}")
+    if made.name != name:
+        raise PluginError(f"returned the recorder {str(made.name)[:80]!r}, not {name!r}")
+    recorder: Recorder = made
+    return recorder
 
 
 def _judge_services(made: Any) -> dict[str, Service]:

@@ -25,10 +25,11 @@ from typing import Any
 
 from cluster_report import Report, machine, quantile
 
-from wetware.audit import AuditConfig, AuditLog, Checkpoint
-from wetware.audit.chain import CHECKPOINTS_FILE, encode, files
-from wetware.audit.verify import verify
 from wetware.identity import Key
+from wetware_audit.chain import CHECKPOINT_DOMAIN, CHECKPOINTS_FILE, Checkpoint, encode, files
+from wetware_audit.config import AuditConfig
+from wetware_audit.log import AuditLog
+from wetware_audit.verify import verify
 
 RECORD: dict[str, Any] = {
     "event": "service.opened",
@@ -82,9 +83,7 @@ async def admission(report: Report, folder: Path, seconds: float) -> None:
     report.say(f"  {'plain write + fsync, one after the other':44} {beside}")
     rates = {}
     for policy in ("batch", "interval", "never"):
-        log = AuditLog(
-            folder / policy, Key.generate(), clock=Clock(), config=AuditConfig(fsync=policy)
-        )
+        log = open_log(folder / policy, AuditConfig(fsync=policy))
         for workers in (1, IN_FLIGHT):
             found = await timed(lambda log=log: log.append(dict(RECORD)), seconds, workers)
             report.say(f"  {f'audit log, fsync {policy}, {workers} in flight':44} {found}")
@@ -107,6 +106,17 @@ async def admission(report: Report, folder: Path, seconds: float) -> None:
     )
 
 
+def open_log(directory: Path, config: AuditConfig) -> AuditLog:
+    key = Key.generate()
+    return AuditLog(
+        directory,
+        key.peer_id,
+        lambda data: key.sign(CHECKPOINT_DOMAIN + data),
+        clock=Clock(),
+        config=config,
+    )
+
+
 class Clock:
     def time(self) -> float:
         return time.time()
@@ -120,7 +130,7 @@ async def big_log(directory: Path, records: int) -> Checkpoint:
     config = AuditConfig(
         fsync="never", checkpoint_records=max(1000, records // 100), file_bytes_max=records * 32
     )
-    log = AuditLog(directory, Key.generate(), clock=Clock(), config=config)
+    log = open_log(directory, config)
     left = records
     while left > 0:
         some = min(left, 2000)

@@ -18,7 +18,6 @@ import pytest
 from wetware.admission import Admission, Introductions, Store, join
 from wetware.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL, exchange_join
 from wetware.admission.texts import parse_join
-from wetware.audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware.clock import SystemClock
 from wetware.errors import AdmissionRefused, OverlayError, ProtocolRefused
 from wetware.identity import Key, PeerId
@@ -30,6 +29,7 @@ from wetware.overlay import Overlay
 from wetware.protocol import GATE_PROTOCOL
 from wetware.testing import START_S_MAX, Home, NodeProcess, wait_for
 from wetware.tunnel import TUNNEL_PROTOCOL
+from wetware_audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware_auth_local.spread import PROTOCOL as POLICY_PROTOCOL
 from wetware_pubsub.router import FLOODSUB, MESHSUB_10, MESHSUB_11
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 import wetware
-from wetware.audit import AuditLog
-from wetware.audit.chain import CHECKPOINTS_FILE, files
 from wetware.clock import SystemClock
-from wetware.errors import EXIT_DENIED, EXIT_FAILED, Denied, WetwareError
+from wetware.errors import EXIT_CONFIG, EXIT_DENIED, EXIT_FAILED, Denied, WetwareError
 from wetware.identity import Key
 from wetware.testing import Home, NodeProcess, wait_for
+from wetware_audit.chain import CHECKPOINT_DOMAIN, CHECKPOINTS_FILE, files
+from wetware_audit.log import AuditLog
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
@@ -31,7 +31,7 @@ def tail(node: NodeProcess, *args: str) -> list[dict[str, Any]]:
 
 
 def audit_dir(node: NodeProcess) -> Path:
-    return node.data_dir / "audit"
+    return node.data_dir / "plugins" / "audit"
 
 
 async def test_every_decision_is_a_record(node: NodeProcess) -> None:
@@ -210,7 +210,7 @@ def test_tampering_is_found_without_the_node(tmp_path: Path) -> None:
 def signing(tmp_path: Path) -> Iterator[tuple[NodeProcess, NodeProcess]]:
     """Two nodes of a cluster that sign a checkpoint every second."""
     with (
-        Home(tmp_path, {"WW_AUDIT_CHECKPOINT_S": "1"}) as home,
+        Home(tmp_path, {"WW_PLUGINS_AUDIT_CHECKPOINT_S": "1"}) as home,
         home.node("a") as a,
         home.node("b", join=a) as b,
     ):
@@ -251,7 +251,7 @@ async def grow(node: NodeProcess, count: int) -> None:
 @pytest.mark.parametrize("regrown", [130, 0])
 async def test_a_log_that_was_cut_is_known_elsewhere_for_ever(tmp_path: Path, regrown: int) -> None:
     """100 records fewer at a restart; 130 more before the next checkpoint, or none."""
-    with Home(tmp_path, {"WW_AUDIT_CHECKPOINT_S": "1"}) as home, home.node("b") as b:
+    with Home(tmp_path, {"WW_PLUGINS_AUDIT_CHECKPOINT_S": "1"}) as home, home.node("b") as b:
         a = home.start_node("a", join=b).wait_ready()
         b.wait_members([a.peer_id])
 
@@ -269,7 +269,12 @@ async def test_a_log_that_was_cut_is_known_elsewhere_for_ever(tmp_path: Path, re
         (audit_dir(a) / CHECKPOINTS_FILE).unlink()
         if regrown:
             key = Key.load(a.data_dir / "node.key")
-            log = AuditLog(audit_dir(a), key, clock=SystemClock())
+            log = AuditLog(
+                audit_dir(a),
+                key.peer_id,
+                lambda data: key.sign(CHECKPOINT_DOMAIN + data),
+                clock=SystemClock(),
+            )
             for _ in range(regrown):
                 log.append_soon({"event": "login.granted"})
             log.close()
@@ -296,10 +301,10 @@ async def test_a_log_that_was_cut_is_known_elsewhere_for_ever(tmp_path: Path, re
 
 
 async def test_the_oldest_files_are_missed_unless_the_settings_let_them_go(tmp_path: Path) -> None:
-    small = {"WW_AUDIT_CHECKPOINT_S": "1", "WW_AUDIT_FILE_BYTES_MAX": str(1 << 16)}
+    small = {"WW_PLUGINS_AUDIT_CHECKPOINT_S": "1", "WW_PLUGINS_AUDIT_FILE_BYTES_MAX": str(1 << 16)}
     with (
         Home(tmp_path, small) as home,
-        Home(tmp_path, {**small, "WW_AUDIT_FILES_MAX": "2"}) as less,
+        Home(tmp_path, {**small, "WW_PLUGINS_AUDIT_FILES_MAX": "2"}) as less,
         home.node("b") as b,
     ):
         a = home.start_node("a", join=b).wait_ready()
@@ -332,3 +337,36 @@ async def test_the_oldest_files_are_missed_unless_the_settings_let_them_go(tmp_p
         assert done.returncode == 0, done.stdout
         assert "was let go by the settings" in done.stdout
         a.stop()
+
+
+def test_the_recorder_is_chosen_and_a_log_of_before_goes_on(tmp_path: Path) -> None:
+    """A missing recorder stops the start; "none" is said; a log that the core kept is moved."""
+    with Home(tmp_path) as home:
+        a = home.start_node("a").wait_ready()
+        a.stop()
+        records = audit_dir(a)
+        before = [path.read_bytes() for path in files(records)]
+        records.rename(a.data_dir / "audit")
+
+        settings = home.path / ".wetware" / "ww.toml"
+        settings.write_text('[node]\naudit = "ledger"\n')
+        missing = home.start_node("a")
+        assert missing.process.wait(30) == EXIT_CONFIG
+        assert "no installed plugin is the recorder 'ledger'" in missing.log.read_text()
+
+        settings.write_text('[node]\naudit = "none"\n')
+        none = home.start_node("a").wait_ready()
+        assert "audit.none" in none.log.read_text()
+        assert "decisions are not recorded" in none.ww("doctor").stdout
+        assert none.ww("audit", "tail").returncode != 0
+        none.stop()
+        assert not files(records)
+
+        settings.unlink()
+        a = home.start_node("a").wait_ready()
+        assert not (a.data_dir / "audit").exists()
+        assert files(records)[0].read_bytes().startswith(before[0])
+        a.stop()
+        assert a.ww("audit", "verify").returncode == 0
+        last = a.ww("audit", "export", "-", check=True).stdout.splitlines()[-1]
+        assert json.loads(last)["event"] == "node.stopped"

@@ -300,7 +300,7 @@ def test_the_how_to_of_sharing_works_as_it_is_written(
         if "ww revoke" in text:
             listener = _listening(laptop, desk, reader.known["GRANT"])
         if "audit-copy" in text and not (laptop.home.path / "audit-copy").exists():
-            for source in (desk.home.path / "checkpoint.json", node.data_dir / "audit"):
+            for source in (desk.home.path / "checkpoint.json", node.data_dir / "plugins" / "audit"):
                 copy = laptop.home.path / source.name.replace("audit", "audit-copy")
                 (shutil.copytree if source.is_dir() else shutil.copy)(source, copy)
         reader.do(language, name, tag, text)

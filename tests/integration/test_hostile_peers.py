@@ -22,8 +22,6 @@ import wetware
 from wetware import cbor
 from wetware.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL
 from wetware.admission.statements import Certificate, Chain, Tombstone
-from wetware.audit.chain import Checkpoint
-from wetware.audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware.client import LoginRefused
 from wetware.errors import OverlayError, WetwareError
 from wetware.frames import read_frame, uvarint, write_frame
@@ -37,6 +35,8 @@ from wetware.membership.service import PROTOCOL as MEMBERSHIP
 from wetware.membership.wire import CLAIM, ENTRY
 from wetware.protocol import GATE_PROTOCOL
 from wetware.tunnel import TUNNEL_PROTOCOL
+from wetware_audit.chain import CHECKPOINT_DOMAIN, Checkpoint
+from wetware_audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware_auth_local.spread import PROTOCOL as POLICY_PROTOCOL
 from wetware_pubsub.router import FLOODSUB, MESHSUB_10, MESHSUB_11
 from wetware_pubsub.wire import encode_unsigned, frame, publish_chunk
@@ -725,7 +725,7 @@ async def test_checkpoints_that_are_not_the_sender_s(trio: Trio) -> None:
 
     def said(signer: Key, node: PeerId, head: bytes = bytes(32)) -> str:
         word = Checkpoint("log", node, 7, head, time.time_ns() // 1_000_000)
-        return word.sign(signer).text
+        return word.sign(lambda data: signer.sign(CHECKPOINT_DOMAIN + data)).text
 
     def known(node: PeerId) -> int:
         done = trio.a.ww("audit", "checkpoint", "--of", str(node))

@@ -27,12 +27,6 @@ from wetware import cbor, frames, rpc
 from wetware.admission import Bundle, Certificate, Chain, Founding, Ticket, Tombstone, refusals
 from wetware.admission.statements import VERSION, ForeignFact, decode_fact
 from wetware.admission.texts import parse_join
-from wetware.audit import Checkpoint, held
-from wetware.audit import chain as audit_chain
-from wetware.audit.chain import continues, seq_of
-from wetware.audit.client import parse_record
-from wetware.audit.spread import Checkpoints
-from wetware.audit.verify import _header
 from wetware.broker.fences import FENCE_BYTES_MAX, Fence
 from wetware.broker.gate import compare
 from wetware.broker.terms import Rate, Terms, Where, glob, parse_duration, parse_size, patterns_of
@@ -83,6 +77,12 @@ from wetware.rpc.transport import (
 )
 from wetware.rpc.wire import from_kj
 from wetware.sturdy import SturdyRef
+from wetware_audit import chain as audit_chain
+from wetware_audit import held
+from wetware_audit.chain import Checkpoint, continues, seq_of
+from wetware_audit.client import parse_record
+from wetware_audit.spread import Checkpoints
+from wetware_audit.verify import _header
 from wetware_auth_local.policy import DOCUMENT_BYTES_MAX, DOMAIN, Policy, Signed, User
 from wetware_auth_local.spread import Claim, Misbehaviour
 from wetware_mdns import records as mdns
@@ -1096,7 +1096,9 @@ BROKER = [
 
 # --- audit and policy -----------------------------------------------------------------------------
 
-CHECKPOINT = Checkpoint("0011223344556677", PEER, 9, bytes(32), NOW_MS).sign(KEY)
+CHECKPOINT = Checkpoint("0011223344556677", PEER, 9, bytes(32), NOW_MS).sign(
+    lambda data: KEY.sign(audit_chain.CHECKPOINT_DOMAIN + data)
+)
 OPENED = {
     "seq": 1,
     "time_ms": NOW_MS,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from wetware.audit import Audit
 from wetware.broker import Broker, LoginLimits
+from wetware.broker.records import Records
 from wetware.broker.terms import TIME_MAX
 from wetware.errors import Disconnected, Expired, LimitExceeded, PluginError, Revoked
 from wetware.hookspecs import Accept, NotMine, Reject, RoleProfile, Withdrawn
@@ -76,7 +76,7 @@ def broker(backend: Backend, clock: Clock | None = None, **limits: int) -> Broke
         backend=backend,  # type: ignore[arg-type]  # the parts that the broker uses
         services={},
         clock=clock,
-        audit=Audit(clock),
+        audit=Records(clock, None),
         limits=replace(LoginLimits(), **limits),
     )
 

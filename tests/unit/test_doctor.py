@@ -426,14 +426,14 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
         ),
         membership=FakeMembership(member(OWN, "own"), *members, answers=answers),
         backend=SimpleNamespace(name="local", epoch=3, findings=list),
-        plugins=SimpleNamespace(report=()),
+        plugins=SimpleNamespace(report=(), audit_lost={}),
         overlay=SimpleNamespace(
             status=lambda: SimpleNamespace(
                 state="running", restarts=0, last_error=None, dht_peers=2
             )
         ),
         lag=LagMeter(),
-        audit=SimpleNamespace(log=None),
+        audit=SimpleNamespace(recorder=SimpleNamespace(name="audit", findings=list), failed=""),
         tree=SimpleNamespace(
             grants={},
             shares={},
@@ -621,26 +621,22 @@ def test_lag() -> None:
     assert levels(on_node.judge_lag(0.051, 1.0)) == ["warning"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "level", "says"),
-    [
-        ({}, "ok", "7 records"),
-        ({"failing": "No space left"}, "error", "logins can end things only"),
-        ({"failing": "x", "on_full": "continue", "lost": 3}, "error", "3 records were lost"),
-        ({"opened": ["log.torn"]}, "ok", "7 records"),
-        ({"opened": ["log.torn", "log.damaged"]}, "error", "damaged"),
-        ({"opened": ["log.truncated"]}, "error", "shorter than its own last checkpoint"),
-        ({"opened": ["log.missing"]}, "error", "its oldest files are gone"),
-        ({"broken": ["X: it has begun another log"]}, "error", "the log of X: it has begun"),
-        ({"opened": ["log.not_durable"]}, "warning", "its last records are lost"),
-        ({"dropped": 2}, "warning", "2 copies of records"),
-    ],
-)
-def test_the_audit_log(changes: dict[str, Any], level: str, says: str) -> None:
-    state = {"failing": "", "opened": [], "on_full": "fail_closed", "lost": 0, "dropped": 0}
-    found = on_node.judge_audit(**{**state, "last": 7, **changes})
-    assert levels(found) == [level]
-    assert says in found[0].text
+async def test_a_node_whose_decisions_are_not_recorded(tmp_path: Path) -> None:
+    node = make_node(tmp_path)
+    assert await on_node._audit(node) == []
+    node.audit.failed = "OSError: gone"
+    (found,) = await on_node._audit(node)
+    assert (found.level, "OSError: gone" in found.text) == ("error", True)
+    node.audit.recorder = None
+    (found,) = await on_node._audit(node)
+    assert (found.level, 'audit = "none"' in found.text) == ("warning", True)
+
+
+async def test_copies_that_a_plugin_did_not_get(tmp_path: Path) -> None:
+    node = make_node(tmp_path)
+    node.plugins.audit_lost = {"siem": 2, "other": 0}
+    (found,) = await on_node._plugins(node)
+    assert (found.level, "siem lacks 2" in found.text) == ("warning", True)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,28 @@ class Backend:
         raise AttributeError(name)
 
 
+class Recorder:
+    services = ()
+
+    def __init__(self, name: str = "audit", **given: Any) -> None:
+        self.name, self.given = name, given
+
+    async def run(self, *, task_status: Any) -> None: ...
+
+    async def admit(self, record: Any) -> None: ...
+
+    def report(self, record: Any, *, ending: bool) -> None: ...
+
+    async def written(self) -> None: ...
+
+    def findings(self) -> tuple[()]:
+        return ()
+
+
+def sign_as(name: str) -> Callable[[bytes], bytes]:
+    return lambda data: name.encode() + data
+
+
 class Service(hookspecs.Service):
     interface: Any = None
 
@@ -113,8 +135,9 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """With the bundled backend `auth_local`."""
+    """With the bundled backend `auth_local`, and the bundled recorder."""
     made = World(tmp_path, monkeypatch)
+    made.plugin("audit", dist="wetware", ww_register_recorder=lambda ctx, sign, copy: Recorder())
     made.plugin("auth_local", dist="wetware", ww_register_auth=lambda ctx: Backend())
     return made
 
@@ -235,7 +258,7 @@ def test_a_missing_module_without_metadata_gives_no_guess(world: World) -> None:
         "d", ww_register_config=missing, requires=("acme; extra == 'all'", 'acme; extra=="d"')
     )
     loaded = world.load()
-    assert {s.state for s in loaded.report if s.name != "auth_local"} == {State.UNAVAILABLE}
+    assert {s.state for s in loaded.report if s.name in "abcd"} == {State.UNAVAILABLE}
     assert "ask its authors" in status(loaded, "a").remedy
     assert status(loaded, "b").remedy == "pip install Acme"
     assert status(loaded, "c").remedy == "pip install 'ww-c[c]'"
@@ -382,6 +405,7 @@ def test_without_enable_every_installed_plugin_is_loaded(world: World) -> None:
     world.plugin("a")
     world.plugin("b")
     assert {s.name: str(s.state) for s in world.load(policy=NODE).report} == {
+        "audit": "loaded",
         "auth_local": "loaded",
         "a": "loaded",
         "b": "loaded",
@@ -393,6 +417,7 @@ def test_enable_loads_those_and_the_auth_backend(world: World) -> None:
     world.plugin("b")
     loaded = world.load('[plugins]\nenable = ["b"]', NODE)
     assert {s.name: str(s.state) for s in loaded.report} == {
+        "audit": "loaded",
         "auth_local": "loaded",
         "a": "disabled",
         "b": "loaded",
@@ -413,7 +438,7 @@ def test_a_disabled_or_not_enabled_plugin_is_not_imported(site: Path, world: Wor
     offers = (*world.offers, *plugins.find([str(site)]))
     for text in ('disable = ["raises", "hangs"]', "enable = []"):
         loaded = plugins.load(world.config(f"[plugins]\n{text}"), NODE, offers=offers)
-        assert [str(s.state) for s in loaded.report] == ["loaded", "disabled", "disabled"]
+        assert [str(s.state) for s in loaded.report] == ["loaded"] * 2 + ["disabled"] * 2
 
 
 def test_an_enabled_plugin_that_fails_stops_a_node(site: Path, world: World) -> None:
@@ -497,7 +522,7 @@ def test_a_service_name_is_given_once(world: World) -> None:
 def test_bad_names_are_refused(world: World) -> None:
     for name in ("Enable", "enable", "../x", "a" * 65, "a-b"):
         world.plugin(name, dist=f"d{len(world.offers)}")
-    assert [str(s.state) for s in world.load().report] == ["loaded"] + ["failed"] * 5
+    assert [str(s.state) for s in world.load().report] == ["loaded"] * 2 + ["failed"] * 5
 
 
 @pytest.mark.parametrize(
@@ -604,7 +629,7 @@ def test_a_backends_own_advice_reaches_the_operator(world: World) -> None:
 
 def test_a_plugin_that_is_no_backend_cannot_be_selected(world: World) -> None:
     world.plugin("pubsub")
-    with pytest.raises(PluginError, match="not an auth backend"):
+    with pytest.raises(PluginError, match="is no auth backend"):
         world.load(policy=NODE, auth="pubsub").auth(context)
 
 
@@ -612,6 +637,79 @@ def test_disabling_the_selected_backend_is_an_error(world: World) -> None:
     with pytest.raises(ConfigError, match=r"selects 'auth_local'.*line 2.*forbids"):
         world.load('[plugins]\ndisable = ["auth_local"]', NODE)
     assert len(world.load('[plugins]\ndisable = ["auth_local"]').problems) == 1
+
+
+# --- the recorder ---
+
+
+def test_the_selected_recorder_gets_a_signer_of_its_own_and_a_way_to_hand_on_copies(
+    world: World,
+) -> None:
+    copies: list[Any] = []
+
+    def mine(ctx: Any, sign: Any, copy: Any) -> Recorder:
+        return Recorder("mine", sign=sign, copy=copy)
+
+    world.plugin("mine", ww_register_recorder=mine)
+    world.plugin("siem", ww_audit=lambda event: copies.append(event))
+    assert world.load(policy=NODE).recorder(context, sign_as).name == "audit"
+    loaded = world.load(policy=NODE, audit="mine")
+    made: Any = loaded.recorder(context, sign_as)
+    assert made.name == "mine"
+    assert made.given["sign"](b"x") == b"minex"
+    made.given["copy"]({"event": "e"})
+    loaded.close()
+    assert [dict(copy) for copy in copies] == [{"event": "e"}]
+
+
+def test_an_enable_list_of_before_keeps_the_recorder(world: World) -> None:
+    loaded = world.load('[plugins]\nenable = ["auth_local"]', NODE)
+    assert loaded.recorder(context, sign_as) is not None
+    loaded = world.load('[plugins]\nenable = ["auth_local"]', NODE, audit="none")
+    assert loaded.recorder(context, sign_as) is None
+    assert status(loaded, "audit").state is State.DISABLED
+
+
+def test_no_recorder_has_to_be_written_down(world: World) -> None:
+    del world.offers[0]
+    with pytest.raises(PluginError, match="no installed plugin is the recorder 'audit'") as caught:
+        world.load(policy=NODE)
+    assert caught.value.exit_code == EXIT_CONFIG
+    assert world.load(policy=NODE, audit="none").recorder(context, sign_as) is None
+    with pytest.raises(PluginError, match="recorder 'other'"):
+        world.load(policy=NODE, audit="other")
+    with pytest.raises(PluginError, match="recorder 'other'"):
+        world.load(audit="other").recorder(context, sign_as)
+
+
+def test_disabling_the_recorder_is_an_error(world: World) -> None:
+    with pytest.raises(ConfigError, match=r"audit selects 'audit'.*line 2.*forbids"):
+        world.load('[plugins]\ndisable = ["audit"]', NODE)
+    world.load('[plugins]\ndisable = ["audit"]', NODE, audit="none")
+
+
+@pytest.mark.parametrize(
+    ("hook", "why"),
+    [
+        (lambda ctx: None, "returned no recorder"),
+        (lambda ctx: SimpleNamespace(run=1), "has no method run()"),
+        (lambda ctx: Recorder("other"), "returned the recorder 'other', not 'bad'"),
+        (boom, "OSError: no chain"),
+    ],
+)
+def test_a_failed_recorder_stops_a_node(world: World, hook: object, why: str) -> None:
+    world.plugin("bad", ww_register_recorder=hook)
+    for policy in (NODE, CHECK):
+        loaded = world.load(policy=policy, audit="bad")
+        with pytest.raises(PluginError, match=re.escape(why)) as caught:
+            loaded.recorder(context, sign_as)
+        assert caught.value.exit_code == EXIT_CONFIG
+
+
+def test_a_plugin_that_is_no_recorder_cannot_be_selected(world: World) -> None:
+    world.plugin("pubsub")
+    with pytest.raises(PluginError, match="is no recorder"):
+        world.load(policy=NODE, audit="pubsub").recorder(context, sign_as)
 
 
 # --- settings ---

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wetware import rpc
-from wetware.audit import AuditUnavailable
 from wetware.bounds import Claim, Places, Rates, address_key
 from wetware.broker.clock import NOT_YET, Comparison
 from wetware.broker.grants import BEARER
@@ -30,6 +29,7 @@ from wetware.errors import (
     InvalidArgument,
     LimitExceeded,
     PluginError,
+    Unrecorded,
     WetwareError,
     stopping,
 )
@@ -58,10 +58,10 @@ from wetware.protocol import CORE, challenge_to_wire, proof_from_wire, status_na
 if TYPE_CHECKING:
     import contextlib
 
-    from wetware.audit import Audit
     from wetware.broker.adopt import Adoptions
     from wetware.broker.decisions import Explanation
     from wetware.broker.grants import Grant
+    from wetware.broker.records import Records
     from wetware.hookspecs import AuthBackend, Clock, Service
     from wetware.multiaddr import Multiaddr
 
@@ -146,7 +146,7 @@ class Broker:
         backend: AuthBackend,
         services: Mapping[str, Service],
         clock: Clock,
-        audit: Audit,
+        audit: Records,
         limits: LoginLimits | None = None,
         tree: Tree | None = None,
     ) -> None:
@@ -232,7 +232,7 @@ class Broker:
             principal: The operator.
 
         Raises InvalidArgument where the other members' clocks say that it is wrong,
-        AuditUnavailable where it cannot be recorded, and StoreUnavailable where a restart would
+        Unrecorded where it cannot be recorded, and StoreUnavailable where a restart would
         bring the later time back.
         """
         tree = self.tree
@@ -568,7 +568,7 @@ class TerminalServant(rpc.Servant, interface=CORE.Terminal):
         try:
             try:
                 await record()
-            except AuditUnavailable:
+            except Unrecorded:
                 # No log keeps anybody from ending things. What gives something is recorded first,
                 # and the login before it: the session sees to that.
                 record_login = record

@@ -13,7 +13,6 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
-from wetware.audit import AuditUnavailable
 from wetware.broker.fences import Fence
 from wetware.broker.grants import ANY, SESSION_SERVICE, Grant, pattern_within
 from wetware.broker.terms import (
@@ -28,7 +27,14 @@ from wetware.broker.terms import (
     patterns_of,
     typed,
 )
-from wetware.errors import Amplification, Denied, InvalidArgument, NotFound, Unsupported
+from wetware.errors import (
+    Amplification,
+    Denied,
+    InvalidArgument,
+    NotFound,
+    Unrecorded,
+    Unsupported,
+)
 from wetware.protocol import CORE
 from wetware.rpc.values import payload_bytes
 from wetware.sturdy import SturdyRef
@@ -375,7 +381,7 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
             only: frozenset[str] | None = None
             try:
                 await self._admit("service.opened", grant=self._grant.id, service=name)
-            except AuditUnavailable:
+            except Unrecorded:
                 only = self._ending(name, service)
                 if not only:
                     raise
@@ -464,7 +470,7 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         return {"ref": ref.text, "grant": grant.info()}
 
     async def _admit(self, event: str, **fields: object) -> None:
-        """Record what is about to be given, after the login; raises AuditUnavailable."""
+        """Record what is about to be given, after the login; raises Unrecorded."""
         if self._record_login is not None:
             await self._record_login()
             self._record_login = None

@@ -34,7 +34,6 @@ Start a node with `ww node`; in another terminal try `ww status`, then `ww sub c
 
 def build() -> typer.Typer:
     """The whole command line; plugins that are broken are left out (`ww plugin list` says why)."""
-    from wetware.cli.audit import audit_app
     from wetware.cli.clock import clock_command
     from wetware.cli.cluster import evict_command, invite_command, ls_command, ping_command
     from wetware.cli.config import config_app
@@ -113,7 +112,6 @@ def build() -> typer.Typer:
     command("grants", section, grants_command, "ww grants", "ww grants --json")
     command("revoke", section, revoke_command, "ww revoke 7f3a5c0e9b1d2f48")
     command("why", section, why_command, "ww why", "ww why pubsub.join topic=chat")
-    group("audit", section, audit_app, "ww audit tail", "ww audit verify")
     section = "You, and other users"
     command("whoami", section, whoami_command, "ww whoami", "ww whoami --node rented")
     group("key", section, key_app, "ww key new", "ww key show")

@@ -20,6 +20,7 @@ plugin_app = typer.Typer(no_args_is_help=True, help="Plugins: what is installed,
 
 _OFFERS = {
     "ww_register_auth": "auth backend",
+    "ww_register_recorder": "recorder",
     "ww_register_services": "services",
     "ww_register_commands": "commands",
     "ww_register_config": "settings",

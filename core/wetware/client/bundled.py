@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wetware.audit.client import AuditClient
     from wetware.broker.client import GrantsClient
     from wetware.cluster_client import Cluster
+    from wetware_audit.client import AuditClient
     from wetware_auth_evm.client import EvmAuth
     from wetware_auth_local.client import PolicyClient
     from wetware_pubsub.client import PubSub

@@ -7,7 +7,6 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from wetware.audit.held import BREAKS
 from wetware.doctor.finding import Check, Finding, error, judged, ok, span, warning
 from wetware.doctor.machine import check_disk, judge_files, judge_plugins, release
 from wetware.errors import LimitExceeded, WetwareError
@@ -365,88 +364,26 @@ async def _policy(node: Node) -> list[Finding]:
 
 
 async def _audit(node: Node) -> list[Finding]:
-    """Whether decisions are recorded, and whether the log was found whole at the start."""
-    written = node.audit.log
-    if written is None:
-        return []
-    return judge_audit(
-        written.failing,
-        [event for event, _ in written.findings],
-        [
-            f"{peer}: {BREAKS[why]}"
-            for peer, why in node.checkpoints.held.breaks().items()
-            if node.admission.evicted(peer) is None
-        ],
-        on_full=node.config.audit.on_full,
-        lost=written.lost,
-        dropped=node.audit.dropped,
-        last=written.seq,
-    )
-
-
-def judge_audit(
-    failing: str,
-    opened: Sequence[str],
-    broken: Sequence[str] = (),
-    *,
-    on_full: str,
-    lost: int,
-    dropped: int,
-    last: int,
-) -> list[Finding]:
-    """The audit log.
-
-    Args:
-        failing: Why it cannot be written; "" while it can.
-        opened: What was wrong with it when the node started: "log.torn", …
-        broken: Members whose logs do not continue what they had signed, and how.
-        on_full: What happens while it cannot be written: "fail_closed" or "continue".
-        lost: Records that are owed by it.
-        dropped: Copies that `ww_audit` plugins did not take in time.
-        last: Number of the last record.
-    """
-    name, found = "audit", []
-    if failing:
-        closed = on_full == "fail_closed"
-        effect = "logins can end things only" if closed else f"{lost} records were lost"
-        found.append(
-            error(
-                name,
-                f"the log cannot be written ({failing}): {effect}",
-                "free disk space under the node's data directory; `ww doctor` again",
-            )
-        )
-    verify = "`ww audit verify` says where; keep a copy of the log before anything else"
-    if "log.damaged" in opened:
-        found.append(error(name, "the log was damaged when the node started", verify))
-    if "log.truncated" in opened:
-        text = "the log was shorter than its own last checkpoint when the node started"
-        found.append(error(name, text, verify))
-    if "log.missing" in opened:
-        text = "its oldest files are gone, and the settings did not let them go"
-        found.append(error(name, text, verify))
-    found += [
-        error(
-            name,
-            f"the log of {each}",
-            "copy its log and verify it with `ww audit checkpoint --of PEER` of this node; "
-            "`ww audit tail --event peer.` shows when; `ww evict` if it is not trusted",
-        )
-        for each in broken
-    ]
-    if "log.not_durable" in opened:
-        text = "the node crashed while the log could not be written: its last records are lost"
-        found.append(warning(name, text, "`ww audit tail --event log.` says when that was"))
-    if dropped:
-        found.append(
+    """The recorder: what it finds itself."""
+    records = node.audit
+    if records.recorder is None:
+        return [
             warning(
-                name,
-                f"{dropped} copies of records did not reach the ww_audit plugins, which "
-                "are too slow",
-                "the log itself has them: `ww audit export`; `ww plugin list` shows the plugins",
+                "audit",
+                'decisions are not recorded: `[node] audit = "none"`',
+                "take it out of ww.toml, and start the node again",
             )
-        )
-    return found or [ok(name, f"{_count(last, 'record')}")]
+        ]
+    if records.failed:
+        return [
+            error(
+                "audit",
+                f"the recorder {records.recorder.name!r} has ended ({records.failed}): logins can "
+                "end things only",
+                "start the node again; its log has `recorder.ended`",
+            )
+        ]
+    return list(records.recorder.findings())
 
 
 async def _grants(node: Node) -> list[Finding]:
@@ -543,7 +480,17 @@ def judge_overlay(status: OverlayStatus) -> list[Finding]:
 
 
 async def _plugins(node: Node) -> list[Finding]:
-    return judge_plugins(node.plugins.report)
+    found = judge_plugins(node.plugins.report)
+    if lost := {name: count for name, count in node.plugins.audit_lost.items() if count}:
+        found.append(
+            warning(
+                "plugins",
+                "copies of records did not reach a plugin's ww_audit, which is too slow: "
+                + ", ".join(f"{name} lacks {count}" for name, count in lost.items()),
+                "the record itself has them; `ww plugin list` shows the plugins",
+            )
+        )
+    return found
 
 
 async def _disk(node: Node) -> list[Finding]:

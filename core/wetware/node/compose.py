@@ -27,15 +27,13 @@ from wetware import paths, rpc
 from wetware.access import Access
 from wetware.admission import Admission, Chain, Introductions, Store, join
 from wetware.admission.texts import parse_join
-from wetware.audit import Audit, AuditLog
-from wetware.audit.service import AuditService
-from wetware.audit.spread import Checkpoints
 from wetware.bounds import Throttle, address_key
 from wetware.broker import Broker
 from wetware.broker.admin import GrantsService
 from wetware.broker.adopt import Adoptions
 from wetware.broker.clock import NOT_YET
 from wetware.broker.grants import SESSION_SERVICE
+from wetware.broker.records import Records
 from wetware.broker.store import Store as GrantStore
 from wetware.broker.tree import Tree
 from wetware.clock import SystemClock
@@ -54,7 +52,7 @@ from wetware.node.data_dir import locked, socket_path
 from wetware.node.key import load_or_create
 from wetware.node.members import Members
 from wetware.node.process import bound_recursion, rss_bytes, umask, within_files
-from wetware.node.serving import start_backend, start_services
+from wetware.node.serving import recording, start_backend, start_services
 from wetware.overlay import Overlay
 from wetware.protocol import CORE, GATE_PROTOCOL
 
@@ -75,7 +73,7 @@ CLOCK_MEET_S = 0.1
 """The same while none was compared: grants with an end wait for it."""
 CLIENT_LOGIN_S_MAX = 60.0
 """For a program of this machine to log in, a person's passphrase or signature included."""
-CORE_SERVICES = ("node", "cluster", "grants", "audit")
+CORE_SERVICES = ("node", "cluster", "grants")
 """Every node has them: its record in the membership does not name them."""
 
 
@@ -167,7 +165,7 @@ class Node:
         self.lag = LagMeter()
         self.key: Key
         self.admission: Admission
-        self.audit: Audit
+        self.audit: Records
         self.introductions: Introductions
         self.membership: Membership
         self.members: Members
@@ -175,7 +173,6 @@ class Node:
         self.overlay: Overlay
         self.backend: AuthBackend
         self.broker: Broker
-        self.checkpoints: Checkpoints
         self.tree: Tree
         self._overlay_verbs = plugin_overlay(self)
         self._gate_lines = Throttle(
@@ -215,10 +212,12 @@ class Node:
                         code="config.try_out",
                     )
                 self._found()
+                recorder = self.plugins.recorder(self._context, self._sign_checkpoint)
+                self.audit = Records(self.clock, recorder)
                 self._collect_services()
                 discoveries = () if self.try_out else self.plugins.discoveries(self._context)
                 bound_recursion()
-                await stack.enter_async_context(self._audited())
+                await stack.enter_async_context(self._recorded())
                 self.admission = Admission(
                     self._store,
                     self.key,
@@ -300,10 +299,6 @@ class Node:
                     log.info("grants.restored", shares=shares)
                     self.introductions.start()
                     stack.push_async_callback(self.introductions.aclose)
-                    self.checkpoints = Checkpoints(
-                        self._overlay_verbs, self.audit, self.data_dir / "audit"
-                    )
-                    tasks.create_task(self.checkpoints.run(), name="audit checkpoints")
                     self.judge_clock()  # before anybody is served
                     self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
                     await self.host.listen(listen)
@@ -375,6 +370,7 @@ class Node:
             founding=founding.statement if (founding := self._store.founding) else None,
             configured=self._configured(name, config),
             dev=self.config.node.dev,
+            evicted=lambda peer: self.admission.evicted(peer) is not None,
         )
 
     def _configured(self, name: str, config: object) -> frozenset[str]:
@@ -476,20 +472,19 @@ class Node:
             )
         return await rpc.connect(await self.host.open_stream(peer, GATE_PROTOCOL))
 
+    def _sign_checkpoint(self, recorder: str) -> Callable[[bytes], bytes]:
+        """For one recorder alone: plugins sign nothing in the domains of the core."""
+        return lambda data: self.key.sign(b"wetware-%s-checkpoint:2\n" % recorder.encode() + data)
+
     @contextlib.asynccontextmanager
-    async def _audited(self) -> AsyncIterator[None]:
-        """The audit log: open before anything is decided, closed when nothing is any more."""
-        written = AuditLog(
-            self.data_dir / "audit", self.key, clock=self.clock, config=self.config.audit
-        )
-        self.audit = Audit(self.clock, self.plugins.audit, to=written)
-        try:
+    async def _recorded(self) -> AsyncIterator[None]:
+        async with recording(self.audit):
             self.audit.record("node.started", version=wetware.__version__)
-            yield
-        finally:
-            self.audit.flush_denials()
-            self.audit.record("node.stopped")
-            await asyncio.to_thread(written.close)
+            try:
+                yield
+            finally:
+                self.audit.flush_denials()
+                self.audit.record("node.stopped")
 
     def _judge_own(self) -> None:
         """Raise where the cluster's key has evicted this node: it is none of the cluster's."""
@@ -561,7 +556,7 @@ class Node:
             _NodeService(self),
             ClusterService(self, self._context("cluster", None)),
             GrantsService(lambda: self.broker),
-            AuditService(lambda: self.audit, lambda: self.checkpoints),
+            *(recorder.services if (recorder := self.audit.recorder) is not None else ()),
             *self.backend.services,
         ]
         reserved = [SESSION_SERVICE, *(service.name for service in own)]

@@ -1,4 +1,4 @@
-"""How a node starts its auth backend and its services, and what their ends mean to it."""
+"""How a node starts its recorder, auth backend and services, and what their ends mean to it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from wetware.errors import Busy
 from wetware.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from anyio.abc import TaskGroup, TaskStatus
 
+    from wetware.broker.records import Records
     from wetware.hookspecs import AuthBackend, Service
 
 log = get_logger("node")
@@ -54,6 +55,56 @@ async def start_backend(backend: AuthBackend, tasks: TaskGroup) -> None:
             hint="its log lines above say what it is waiting for",
             code="config.busy.auth",
         ) from None
+
+
+@contextlib.asynccontextmanager
+async def recording(records: Records) -> AsyncIterator[None]:
+    """The recorder runs: from before anything is decided until nothing is any more.
+
+    Raises what its start raises, and Busy where it cannot record within START_S_MAX. Its end is not
+    the node's: nothing is given any more then, and everything can be ended.
+    """
+    if (recorder := records.recorder) is None:
+        log.warning("audit.none", hint='decisions are not recorded: [node] audit = "none"')
+        yield
+        return
+    started = False
+
+    async def run(*, task_status: TaskStatus[None]) -> None:
+        try:
+            await recorder.run(task_status=task_status)
+            records.failed = "it returned"
+        except asyncio.CancelledError:
+            if anyio.current_effective_deadline() == -inf:
+                raise
+            records.failed = "it cancelled itself"
+        except Exception as exc:
+            if not started:
+                raise
+            records.failed = f"{type(exc).__name__}: {exc}"
+            log.exception("recorder.ended", recorder=recorder.name)
+        else:
+            log.error("recorder.ended", recorder=recorder.name, why=records.failed)
+
+    failure: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            with _in_time(f"recorder {recorder.name}"):
+                await tasks.start(run, name=f"recorder {recorder.name}")
+            started = True
+            yield
+        except BaseException as exc:  # raised as it is, and not in a group
+            failure = exc
+        finally:
+            tasks.cancel_scope.cancel()
+    if isinstance(failure, TimeoutError) and not started:
+        raise Busy(
+            f"the recorder {recorder.name!r} was not ready within {START_S_MAX:g} s",
+            hint="its log lines above say what it is waiting for",
+            code="config.busy.audit",
+        )
+    if failure is not None:
+        raise failure
 
 
 async def start_services(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from wetware import rpc
-from wetware.audit import Audit
 from wetware.broker import Broker, LoginLimits
 from wetware.broker.adopt import Adoptions
 from wetware.broker.limits import BrokerLimits
+from wetware.broker.records import Records
 from wetware.broker.session import SessionServant
 from wetware.broker.store import Store
 from wetware.broker.tree import Tree
@@ -126,6 +126,31 @@ class Backend:
             callback(Withdrawn(Principal("fake", name), frozenset({role}), "withdrawn"))
 
 
+class Kept:
+    """A recorder in memory."""
+
+    name = "kept"
+    services = ()
+
+    def __init__(self, records: list[Any]) -> None:
+        self._records = records
+
+    async def run(self, *, task_status: Any) -> None:
+        task_status.started()
+
+    async def admit(self, record: Any) -> None:
+        self._records.append(record)
+
+    def report(self, record: Any, *, ending: bool) -> None:
+        self._records.append(record)
+
+    async def written(self) -> None:
+        pass
+
+    def findings(self) -> tuple[()]:
+        return ()
+
+
 class MemNode:
     """A broker with the service `box`, served at a unix socket."""
 
@@ -156,7 +181,7 @@ class MemNode:
             backend=self.backend,  # type: ignore[arg-type]
             services={"box": self.box},  # type: ignore[dict-item]
             clock=self.clock,
-            audit=Audit(self.clock, self.records.append),
+            audit=Records(self.clock, Kept(self.records)),
             limits=LoginLimits(
                 terminals_per_connection_max=1024,
                 sessions_max=100_000,

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plugins.audit.tests.parts import open_log, records_to
 
 from wetware import rpc
-from wetware.audit import Audit, AuditLog
-from wetware.audit.chain import files
-from wetware.audit.log import _append_to
 from wetware.broker.admin import GrantsService
 from wetware.errors import Revoked, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Principal
 from wetware.protocol import CORE
+from wetware_audit.chain import files
+from wetware_audit.log import _append_to
 
 from .cluster import Backend, MemNode, box
 from .parts import Clock
@@ -62,9 +62,9 @@ async def node(tmp_path: Path, disk: SlowDisk) -> AsyncIterator[MemNode]:
     backend = Backend({"member": profile}, {"ada": {"member"}})
     clock = Clock()
     made = MemNode("a", tmp_path, backend, clock, {})
-    log = AuditLog(tmp_path / "audit", made.key, clock=clock, open_file=disk)
+    log = open_log(tmp_path / "audit", clock=clock, open_file=disk)
     async with rpc.runtime(), made.running():
-        made.broker.audit = Audit(clock, to=log)
+        made.broker.audit = records_to(log, clock)
         services: Any = {"box": made.box, "grants": GrantsService(lambda: made.broker)}
         made.broker.services = services
         yield made

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.audit.parts import Disk
+from plugins.audit.tests.parts import Disk, open_log, records_to
 
 from wetware import rpc
-from wetware.audit import Audit, AuditLog, AuditUnavailable
-from wetware.audit.chain import files
 from wetware.broker.admin import GrantsService
 from wetware.broker.session import SessionServant
 from wetware.client.session import Session, opened
-from wetware.errors import Denied, InvalidArgument, WetwareError
+from wetware.errors import Denied, InvalidArgument, Unrecorded, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Principal
 from wetware.protocol import CORE
+from wetware_audit.chain import files
 
 from .cluster import Backend, MemNode
 from .parts import Clock
@@ -37,9 +36,9 @@ async def node(tmp_path: Path) -> AsyncIterator[Any]:
     backend = Backend({"operator": operator, "some": some}, {"ada": {"operator"}, "bo": {"some"}})
     clock, disk = Clock(), Disk()
     made = MemNode("a", tmp_path, backend, clock, {})
-    log = AuditLog(tmp_path / "audit", made.key, clock=clock, open_file=disk)
+    log = open_log(tmp_path / "audit", clock=clock, open_file=disk)
     async with rpc.runtime(), made.running():
-        made.broker.audit = Audit(clock, to=log)
+        made.broker.audit = records_to(log, clock)
         services: Any = {"box": made.box, "grants": GrantsService(lambda: made.broker)}
         made.broker.services = services
         made.disk, made.log = disk, log
@@ -53,7 +52,7 @@ async def login(node: Any, user: str, role: str) -> AsyncIterator[Session]:
     """A session of a login that could not be recorded, as the Gate makes it."""
     grant = node.broker.open_session(Principal("fake", user), [role])
     record = functools.partial(node.broker.audit.admit, "login.granted", principal=user)
-    with pytest.raises(AuditUnavailable):
+    with pytest.raises(Unrecorded):
         await record()
     servant = SessionServant(node.broker, grant, frozenset({role}), record)
     path = node.path.with_suffix(f".{grant.id}")

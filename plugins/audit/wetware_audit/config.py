@@ -1,4 +1,4 @@
-"""Section `[audit]` of ww.toml."""
+"""`[plugins.audit]`: how decisions are recorded."""
 
 from __future__ import annotations
 

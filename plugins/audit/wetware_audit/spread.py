@@ -1,7 +1,7 @@
 """Checkpoints of all members, at all members: so that no node can rewrite its log alone.
 
 A node tells its connected members each checkpoint that it signs, with a proof that the log goes on
-from what they know; what they keep is in `wetware.audit.held`. `/wetware/audit/2.0.0`, opened by
+from what they know; what they keep is in `wetware_audit.held`. `/wetware/audit/2.0.0`, opened by
 who tells:
 
     ← {log, seq}                    the highest checkpoint that the other end has; "" and 0: none
@@ -23,14 +23,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.access import Access
-from wetware.audit.chain import (
+from wetware.bounds import Throttle
+from wetware.errors import InvalidArgument, OverlayError
+from wetware.frames import read_frame, write_frame
+from wetware.hookspecs import PeerUp
+from wetware.identity import PeerId, replace_private_file
+from wetware.log import get_logger
+from wetware_audit.chain import (
     CHECKPOINT_CHARS_MAX,
     DIGEST_BYTES,
     LOG_CHARS_MAX,
     Checkpoint,
     continues,
 )
-from wetware.audit.held import (
+from wetware_audit.held import (
     AHEAD,
     FIRST,
     HELD_FILE,
@@ -41,17 +47,11 @@ from wetware.audit.held import (
     Held,
     compare,
 )
-from wetware.bounds import Throttle
-from wetware.errors import InvalidArgument, OverlayError
-from wetware.frames import read_frame, write_frame
-from wetware.hookspecs import PeerUp
-from wetware.identity import PeerId, replace_private_file
-from wetware.log import get_logger
 
 if TYPE_CHECKING:
-    from wetware.audit import Audit
     from wetware.hookspecs import Overlay, PeerDown
     from wetware.link import Stream
+    from wetware_audit.recorder import AuditRecorder
 
 log = get_logger("audit")
 
@@ -81,7 +81,7 @@ class Checkpoints:
     def __init__(
         self,
         overlay: Overlay,
-        audit: Audit,
+        audit: AuditRecorder,
         directory: Path,
         *,
         monotonic: Callable[[], float] = time.monotonic,
@@ -98,7 +98,7 @@ class Checkpoints:
         self._writing = threading.Lock()
         self._anchored: dict[PeerId, float] = {}
         self._to_anchor: set[PeerId] = set()
-        self._own: Checkpoint | None = audit.log.last_checkpoint if audit.log is not None else None
+        self._own: Checkpoint | None = audit.log.last_checkpoint
         self._tasks: asyncio.TaskGroup | None = None
         self._telling: set[PeerId] = set()
         self._hearing: set[PeerId] = set()
@@ -167,13 +167,13 @@ class Checkpoints:
 
     async def _tell_once(self, peer: PeerId) -> tuple[int, Checkpoint | None]:
         """(what the peer knew before, what it took now)."""
-        own, written = self._own, self._audit.log
-        if own is None or written is None:
+        own = self._own
+        if own is None:
             return 0, None
         async with await self._overlay.open_stream(peer, PROTOCOL) as stream:
             log_id, seq = parse_known(await read_frame(stream, bytes_max=FRAME_BYTES_MAX))
             checkpoint, digests = await asyncio.to_thread(
-                written.step, log_id, seq, own, STEP_RECORDS_MAX
+                self._audit.log.step, log_id, seq, own, STEP_RECORDS_MAX
             )
             records = len(digests) // DIGEST_BYTES
             await write_frame(stream, {"checkpoint": checkpoint.text, "records": records})

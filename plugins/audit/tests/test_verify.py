@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from wetware.audit import Checkpoint
-from wetware.audit.chain import (
+from wetware.errors import InvalidArgument, NotFound
+from wetware_audit.chain import (
     CHECKPOINTS_FILE,
+    Checkpoint,
     continues,
     encode,
     files,
@@ -19,10 +20,9 @@ from wetware.audit.chain import (
     read_checkpoints,
     split,
 )
-from wetware.audit.verify import PROBLEMS_MAX, Report, verify
-from wetware.errors import InvalidArgument, NotFound
+from wetware_audit.verify import PROBLEMS_MAX, Report, verify
 
-from .parts import KEY, OTHER, open_log, write
+from .parts import KEY, OTHER, open_log, signer, write
 
 pytestmark = pytest.mark.anyio
 
@@ -334,7 +334,7 @@ async def test_two_words_of_the_node_on_one_record_are_found_in_any_order(kept: 
     head = split(files(directory)[-1].read_bytes().splitlines()[-1])[1]
     other = Checkpoint(
         checkpoint.log, checkpoint.node, checkpoint.seq, head, checkpoint.time_ms + 1
-    ).sign(KEY)
+    ).sign(signer())
     assert verify(directory, checkpoints=[other]).ok
     for both in ([checkpoint, other], [other, checkpoint]):
         assert "the log was rewritten" in problems(verify(directory, checkpoints=both))
@@ -458,7 +458,7 @@ async def test_no_log(tmp_path: Path) -> None:
 
 
 async def test_progress_is_told(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wetware.audit.verify.PROGRESS_RECORDS", 10)
+    monkeypatch.setattr("wetware_audit.verify.PROGRESS_RECORDS", 10)
     told: list[int] = []
     verify(kept[0], progress=told.append)
     assert told == list(range(10, verify(kept[0]).records + 1, 10))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from wetware import rpc
-from wetware.audit import Audit
-from wetware.audit import service as module
-from wetware.audit.client import AuditClient
-from wetware.audit.service import AuditService
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded
 from wetware.testing import Started
+from wetware_audit import service as module
+from wetware_audit.client import AuditClient
 
-from .parts import Clock, open_log
+from .parts import open_log, recorder_on
 
 pytestmark = pytest.mark.anyio
 
@@ -25,10 +24,11 @@ async def test_records_are_followed_from_now_on_until_the_node_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FOLLOWERS_MAX", 2)
-    log = open_log(tmp_path / "log")
-    audit = Audit(Clock(), to=log)
-    checkpoints: Any = None
-    service = AuditService(lambda: audit, lambda: checkpoints)
+    log = open_log(tmp_path / "log", checkpoint_records=1)  # which are no records
+    recorder = recorder_on(log)
+    forever: Any = SimpleNamespace(run=asyncio.Event().wait)
+    recorder.checkpoints = forever
+    service = recorder._service
     ready = Started()
     running = asyncio.create_task(service.run(task_status=ready))
     await ready.wait()
@@ -37,12 +37,12 @@ async def test_records_are_followed_from_now_on_until_the_node_stops(
         await rpc.connect_unix(tmp_path / "s") as connection,
     ):
         client = AuditClient(connection.bootstrap(AuditClient.INTERFACE))
-        await audit.admit("before")
+        await recorder.admit({"event": "before"})
         async with client.follow() as one, client.follow() as two:
             with pytest.raises(LimitExceeded, match="FOLLOWERS_MAX"):
                 await client.follow().__aenter__()
-            await audit.admit("e", n=1)
-            await audit.admit("e", n=2)
+            await recorder.admit({"event": "e", "n": 1})
+            await recorder.admit({"event": "e", "n": 2})
             async with asyncio.timeout(10):
                 for records in (one, two):
                     got = [await anext(records), await anext(records)]
@@ -57,5 +57,4 @@ async def test_records_are_followed_from_now_on_until_the_node_stops(
             with pytest.raises(Disconnected, match="stopping"):
                 await anext(records)
     assert not service._followers
-    assert not audit._listeners
     log.close()

@@ -9,7 +9,6 @@ denials, and what holders end of their own, wait: else anybody could use the res
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import math
@@ -22,7 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import disk, writer
-from wetware.audit.chain import (
+from wetware.errors import ConfigError, Unrecorded
+from wetware.log import get_logger
+from wetware.writer import RETRY_S, Write, Writer
+from wetware_audit.chain import (
     CHECKPOINTS_FILE,
     FIELD_CHARS_MAX,
     LINE_BYTES_MAX,
@@ -40,32 +42,21 @@ from wetware.audit.chain import (
     read_checkpoints,
     split,
 )
-from wetware.audit.config import AuditConfig
-from wetware.errors import ConfigError, WetwareError
-from wetware.log import get_logger
-from wetware.writer import RETRY_S, Write, Writer
+from wetware_audit.config import AuditConfig
 
 if TYPE_CHECKING:
     from wetware.hookspecs import Clock
-    from wetware.identity import Key
+    from wetware.identity import PeerId
 
 log = get_logger("audit")
 
 OWED_RECORDS_MAX: Final = 16_384
 """Records of what has taken effect that wait for a disk that fails; beyond it they are counted."""
-WRITTEN_S: Final = 5.0
-"""For what has taken effect to be on record, before its answer comes all the same."""
 NOT_DURABLE: Final = "records of what had taken effect were lost in a crash"
 _TAIL_READ_BYTES: Final = 1 << 20
 """How much of the last file is checked at a start; `ww audit verify` checks all."""
 CHECKPOINTS_READ: Final = 100
 """The last ones, likewise: a year has half a million, whose signatures take minutes."""
-
-
-class AuditUnavailable(WetwareError):
-    """The audit log cannot be written, so what has to be recorded first is refused."""
-
-    code = "audit"
 
 
 @dataclass(slots=True)
@@ -87,9 +78,10 @@ class AuditLog:
 
     Args:
         directory: Created (0700).
-        key: The node's, for checkpoints.
+        node: Whose log it is.
+        sign: The node's signature of a checkpoint.
         clock: Stamps records.
-        config: Section `[audit]`.
+        config: Section `[plugins.audit]`.
         open_file: Opens a file for appending; replaced in tests of failing disks.
 
     Attributes:
@@ -103,14 +95,15 @@ class AuditLog:
     def __init__(
         self,
         directory: Path,
-        key: Key,
+        node: PeerId,
+        sign: Callable[[bytes], bytes],
         *,
         clock: Clock,
         config: AuditConfig | None = None,
         open_file: Callable[[Path], Any] | None = None,
     ) -> None:
         self.directory, self.config = directory, config or AuditConfig()
-        self._key, self._clock = key, clock
+        self._node, self._sign, self._clock = node, sign, clock
         self._open_file = open_file or _append_to
         self.failing = ""
         self.findings: list[tuple[str, dict[str, object]]] = []
@@ -130,6 +123,7 @@ class AuditLog:
         self._checkpointed, self._checkpoint_at = 0, clock.monotonic()
         self.last_checkpoint: Checkpoint | None = None
         self._written: Written = lambda _: None
+        self._signed: Callable[[Checkpoint], None] = lambda _: None
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.reserve = disk.Reserve(directory)
@@ -150,7 +144,7 @@ class AuditLog:
             self.findings.append(("log.not_durable", {"what": self.reserve.marked}))
         if not self.reserve.fill():
             self._fails(f"there is no room for the reserve: {self.reserve.missing}")
-        self._writer = Writer("audit log", self._commit, self._due_s, unavailable=AuditUnavailable)
+        self._writer = Writer("audit log", self._commit, self._due_s, unavailable=Unrecorded)
         self._writer.start()
 
     @property
@@ -173,7 +167,7 @@ class AuditLog:
             broken = self._read_end(found[-1])
         if not self.log_id:
             self.log_id = secrets.token_hex(8)
-            self._tip = (0, genesis(self._key.peer_id, self.log_id))
+            self._tip = (0, genesis(self._node, self.log_id))
         if found and number(found[0]) > self._oldest:
             begin, end = file_name(self._oldest), file_name(number(found[0]) - 1)
             self.findings.append(("log.missing", {"first": begin, "last": end}))
@@ -184,7 +178,7 @@ class AuditLog:
             self._size = found[-1].stat().st_size
             self._let_go()
         good, bad = read_checkpoints(self.directory / CHECKPOINTS_FILE, CHECKPOINTS_READ)
-        mine = [c for c in good if c.log == self.log_id and c.node == self._key.peer_id]
+        mine = [c for c in good if c.log == self.log_id and c.node == self._node]
         if bad:
             self.findings.append(("log.damaged", {"file": CHECKPOINTS_FILE, "lines": bad}))
         if mine:
@@ -229,7 +223,7 @@ class AuditLog:
         if opened.get("v") != VERSION:
             what = f"it is of version {opened.get('v')!r}"[:40]
             raise ValueError(f"{what}, and this release knows {VERSION}")
-        if opened["node"] != str(self._key.peer_id):
+        if opened["node"] != str(self._node):
             raise ValueError("it is the log of another node")
         self._oldest = int(opened["oldest"])
         previous = None
@@ -251,7 +245,7 @@ class AuditLog:
         file = self._open_file(path)
         keep = self.config.files_max
         oldest = max(self._oldest, count - keep + 1) if keep else self._oldest
-        fields: dict[str, Any] = {"v": VERSION, "log": self.log_id, "node": str(self._key.peer_id)}
+        fields: dict[str, Any] = {"v": VERSION, "log": self.log_id, "node": str(self._node)}
         fields |= {"prev": self.head.hex(), "file": count, "oldest": oldest, "files_max": keep}
         if broken:
             fields["broken"] = broken
@@ -278,10 +272,7 @@ class AuditLog:
                 old.unlink(missing_ok=True)
 
     def _stamp(self, fields: Mapping[str, Any], seq: int) -> dict[str, Any]:
-        stamped = {"seq": seq, "time_ms": round(self._clock.time() * 1000), **fields}
-        if "time_ms" in fields:
-            stamped["time_ms"] = fields["time_ms"]
-        return stamped
+        return {"seq": seq, "time_ms": round(self._clock.time() * 1000), **fields}
 
     def _sync_directory(self) -> None:
         with contextlib.suppress(OSError):
@@ -293,26 +284,20 @@ class AuditLog:
 
     # --- from the loop ----------------------------------------------------------------------------
 
-    def watch(self, written: Written) -> None:
-        """Call back on the loop with the records that were written."""
-        self._written = written
+    def watch(self, written: Written, signed: Callable[[Checkpoint], None]) -> None:
+        """Call back on the loop with the records that were written, and with checkpoints."""
+        self._written, self._signed = written, signed
 
     async def append(self, fields: dict[str, Any]) -> int:
-        """Write a record first; returns its number. Raises AuditUnavailable."""
+        """Write a record first; returns its number. Raises Unrecorded."""
         return int(await self._writer.write(_Entry(fields)))
 
-    async def written(self) -> bool:
+    async def written(self) -> None:
         """Wait until what was handed in before is on the disk, as `fsync` says.
 
-        Never raises. Returns False where it is not: the disk fails, which the log will tell of, or
-        did not answer for WRITTEN_S.
+        Raises Unrecorded where it is not: the disk fails, which the log will tell of.
         """
-        try:
-            async with asyncio.timeout(WRITTEN_S):
-                await self._writer.write(_Entry(None))
-        except (AuditUnavailable, TimeoutError):
-            return False
-        return True
+        await self._writer.write(_Entry(None))
 
     def append_soon(self, fields: dict[str, Any], *, reserved: bool = False) -> None:
         """Write a record of what has taken effect, with reserved space if need be.
@@ -330,7 +315,7 @@ class AuditLog:
         """The log as it is now, signed. What waits for the disk is not in it."""
         now_ms = round(self._clock.time() * 1000)
         seq, head = self._tip
-        return Checkpoint(self.log_id, self._key.peer_id, seq, head, now_ms).sign(self._key)
+        return Checkpoint(self.log_id, self._node, seq, head, now_ms).sign(self._sign)
 
     def step(
         self, log_id: str, after: int, upto: Checkpoint, count: int
@@ -351,7 +336,7 @@ class AuditLog:
         if last == upto.seq:
             return upto, digests
         now_ms = round(self._clock.time() * 1000)
-        return Checkpoint(log_id, upto.node, last, head, now_ms).sign(self._key), digests
+        return Checkpoint(log_id, upto.node, last, head, now_ms).sign(self._sign), digests
 
     def close(self) -> None:
         """Write what waits and a last checkpoint, within CLOSE_S. Idempotent."""
@@ -440,10 +425,10 @@ class AuditLog:
         self._refused += 1
         self._writer.answer(entry, 0, self._unavailable())
 
-    def _unavailable(self) -> AuditUnavailable:
-        return AuditUnavailable(
+    def _unavailable(self) -> Unrecorded:
+        return Unrecorded(
             f"it cannot be recorded: {self.failing}",
-            hint="free disk space on the node; see `[audit] on_full`",
+            hint="free disk space on the node; see `[plugins.audit] on_full`",
         )
 
     def _lose(self, count: int) -> None:
@@ -565,8 +550,7 @@ class AuditLog:
             log.error("audit.no_checkpoint", error=exc.strerror)  # noqa: TRY400
             return
         self._checkpointed, self._checkpoint_at, self.last_checkpoint = signed.seq, now, signed
-        copy = {"event": "log.checkpoint", "checkpoint": signed.text}
-        self._writer.call_soon(self._written, [copy])
+        self._writer.call_soon(self._signed, signed)
 
 
 def _write_all(file: Any, data: bytes) -> None:

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from wetware.access import Access
-from wetware.audit import Audit, AuditLog, Checkpoint, spread
-from wetware.audit.chain import CHECKPOINTS_FILE, files, read_checkpoints
-from wetware.audit.held import HELD_FILE, NODES_MAX, STRETCHES_MAX, Held, read
-from wetware.audit.spread import PROTOCOL, Checkpoints
-from wetware.audit.verify import verify
 from wetware.hookspecs import PeerUp
 from wetware.identity import Key, PeerId
+from wetware_audit import spread
+from wetware_audit.chain import CHECKPOINTS_FILE, Checkpoint, files, read_checkpoints
+from wetware_audit.held import HELD_FILE, NODES_MAX, STRETCHES_MAX, Held, read
+from wetware_audit.log import AuditLog
+from wetware_audit.spread import PROTOCOL, Checkpoints
+from wetware_audit.verify import verify
 
-from .parts import KEY, OTHER, Clock, open_log, write
+from .parts import KEY, OTHER, Clock, open_log, recorder_on, signer, until, write
 
 pytestmark = pytest.mark.anyio
 
@@ -109,7 +110,7 @@ class Node:
         self.log: AuditLog = open_log(
             self.directory, key=self.key, clock=self.clock, checkpoint_records=10, **changes
         )
-        self.audit = Audit(self.clock, to=self.log)
+        self.audit = recorder_on(self.log)
         self.checkpoints = Checkpoints(
             self.overlay,  # type: ignore[arg-type]
             self.audit,
@@ -146,12 +147,6 @@ def cut(directory: Path, count: int) -> None:
     (directory / CHECKPOINTS_FILE).unlink()
     path = files(directory)[-1]
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-count]))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture(autouse=True)
@@ -325,7 +320,7 @@ async def told(node: Node, key: Key, frame: dict[str, Any], digests: bytes = b""
 
 
 def word(key: Key, seq: int, head: int = 7, *, log: str = "l", at: int = 0) -> str:
-    return Checkpoint(log, key.peer_id, seq, bytes([head]) * 32, at or seq).sign(key).text
+    return Checkpoint(log, key.peer_id, seq, bytes([head]) * 32, at or seq).sign(signer(key)).text
 
 
 async def test_nothing_but_a_proof_moves_what_is_known(pair: tuple[Node, Node]) -> None:

@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wetware.cli.app import Styled, here_only, node_data_dir, note, out, out_json, run_client, usage
+from wetware.cli.app import (
+    Styled,
+    examples,
+    here_only,
+    node_data_dir,
+    note,
+    out,
+    out_json,
+    run_client,
+    usage,
+)
 from wetware.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from wetware.audit.chain import Checkpoint
     from wetware.client import Session
+    from wetware_audit.chain import Checkpoint
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Directory = Annotated[
@@ -32,6 +42,12 @@ audit_app = typer.Typer(
 )
 
 
+def mount(app: typer.Typer) -> None:
+    """Mount the commands."""
+    shown = examples("ww audit tail", "ww audit verify")
+    app.add_typer(audit_app, name="audit", rich_help_panel="Capabilities", epilog=shown)
+
+
 @audit_app.command("tail")
 def tail_command(
     count: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, metavar="N")] = 20,
@@ -44,7 +60,7 @@ def tail_command(
     json: Json = False,
 ) -> None:
     """Show the last records."""
-    from wetware.audit.service import is_about
+    from wetware_audit.service import is_about
 
     async def work(session: Session) -> None:
         if not follow:
@@ -127,8 +143,8 @@ def verify_command(
     here_only("ww audit verify")
     from dataclasses import asdict
 
-    from wetware.audit.verify import verify
     from wetware.identity import PeerId
+    from wetware_audit.verify import verify
 
     started = time.monotonic()
 
@@ -164,11 +180,11 @@ def verify_command(
 
 
 def _log_dir(directory: Path | None) -> Path:
-    return directory if directory is not None else node_data_dir() / "audit"
+    return directory if directory is not None else node_data_dir() / "plugins" / "audit"
 
 
 def _checkpoints(text: str) -> Sequence[Checkpoint]:
-    from wetware.audit.chain import Checkpoint, lines
+    from wetware_audit.chain import Checkpoint, lines
 
     if text.lstrip().startswith("{"):
         return [Checkpoint.parse(text)]
@@ -189,7 +205,7 @@ def export_command(
     until: Annotated[int, typer.Option("--to", min=0, metavar="SEQ", help="0: the last.")] = 0,
 ) -> None:
     """Write the records, one line of JSON each, as they are in the log. Needs no running node."""
-    from wetware.audit.chain import files, lines, seq_of
+    from wetware_audit.chain import files, lines, seq_of
 
     count = 0
     found = files(_log_dir(directory))

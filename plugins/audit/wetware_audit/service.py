@@ -1,4 +1,4 @@
-"""The core's service `audit`. See core.capnp."""
+"""The service `audit`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
-
 from wetware import rpc
-from wetware.audit.chain import LINE_BYTES_MAX, backwards, files, lines, seek, seq_of
 from wetware.errors import Disconnected, LimitExceeded, NotFound
 from wetware.hookspecs import Service
-from wetware.protocol import CORE
+from wetware_audit.chain import LINE_BYTES_MAX, backwards, files, lines, seek, seq_of
+from wetware_audit.schema import SCHEMA
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.audit import Audit
-    from wetware.audit.spread import Checkpoints
     from wetware.identity import Principal
+    from wetware_audit.recorder import AuditRecorder
 
 RECORDS_MAX: Final = 1000
 """Records of one answer, and those that wait for one sink."""
@@ -67,17 +64,14 @@ def is_about(record: Mapping[str, Any], grant: str) -> bool:
     return grant in (record.get("grant"), record.get("parent"), record.get("share"))
 
 
-class AuditServant(rpc.Servant, interface=CORE.Audit):
-    """See core.capnp."""
+class AuditServant(rpc.Servant, interface=SCHEMA.Audit):
+    """See audit.capnp."""
 
     def __init__(self, service: AuditService) -> None:
         self._service = service
 
     def _directory(self) -> Path:
-        log = self._service.audit().log
-        if log is None:
-            raise NotFound("this node keeps no audit log")
-        return log.directory
+        return self._service.recorder.log.directory
 
     async def tail(self, count: int, event: str, grant: str, principal: str) -> dict[str, object]:
         """The last records."""
@@ -106,27 +100,22 @@ class AuditServant(rpc.Servant, interface=CORE.Audit):
 
     async def checkpoint(self) -> dict[str, object]:
         """The node's word on its log."""
-        log = self._service.audit().log
-        if log is None:
-            raise NotFound("this node keeps no audit log")
-        return {"checkpoint": log.checkpoint().text}
+        return {"checkpoint": self._service.recorder.log.checkpoint().text}
 
     async def checkpoints(self, node: str) -> dict[str, object]:
         """What this node knows of others' logs."""
-        known = self._service.checkpoints().known(node)
+        known = self._service.recorder.checkpoints.known(node)
         return {"checkpoints": [checkpoint.text for checkpoint in known[:RECORDS_MAX]]}
 
     async def state(self) -> dict[str, object]:
         """How the log is."""
-        audit = self._service.audit()
-        log = audit.log
+        log = self._service.recorder.log
         return {
-            "log": log.log_id if log is not None else "",
-            "seq": audit.sequence,
-            "head": log.head if log is not None else b"",
-            "failing": log.failing if log is not None else "",
-            "lost": log.lost if log is not None else 0,
-            "dropped": audit.dropped,
+            "log": log.log_id,
+            "seq": log.seq,
+            "head": log.head,
+            "failing": log.failing,
+            "lost": log.lost,
         }
 
 
@@ -134,25 +123,22 @@ class AuditService(Service):
     """The service `audit`.
 
     Args:
-        audit: The node's.
-        checkpoints: What the node knows of others' logs.
+        recorder: Has the log, and what the node knows of others' logs.
     """
 
     name = "audit"
-    interface = CORE.Audit
+    interface = SCHEMA.Audit
 
-    def __init__(self, audit: Callable[[], Audit], checkpoints: Callable[[], Checkpoints]) -> None:
-        self.audit, self.checkpoints = audit, checkpoints
+    def __init__(self, recorder: AuditRecorder) -> None:
+        self.recorder = recorder
         self._followers: set[rpc.Pump] = set()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Until cancelled; then nobody follows any more."""
-        forget = self.audit().listen(self._written)
+        """Exchange checkpoints with members until cancelled; then nobody follows any more."""
         task_status.started()
         try:
-            await anyio.sleep_forever()
+            await self.recorder.checkpoints.run()
         finally:
-            forget()
             for follower in tuple(self._followers):
                 follower.end(Disconnected("the node is stopping"))
 
@@ -169,7 +155,8 @@ class AuditService(Service):
         follower.start(self._followers.discard)
         return follower
 
-    def _written(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def written(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Push records to all that follow."""
         for record in records if self._followers else ():
             item = json.dumps(record, separators=(",", ":")).encode()
             for follower in self._followers:

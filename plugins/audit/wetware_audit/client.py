@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from wetware import rpc
-from wetware.audit.chain import Checkpoint
 from wetware.errors import InvalidArgument
-from wetware.protocol import CORE
+from wetware_audit.chain import Checkpoint
+from wetware_audit.schema import SCHEMA
 
 
 class AuditClient:
@@ -18,7 +18,7 @@ class AuditClient:
         ref: A reference to an Audit.
     """
 
-    INTERFACE = CORE.Audit
+    INTERFACE = SCHEMA.Audit
 
     def __init__(self, ref: Any) -> None:
         self._ref = ref
@@ -50,7 +50,7 @@ class AuditClient:
         return [Checkpoint.parse(text) for text in reply["checkpoints"]]
 
     async def state(self) -> dict[str, Any]:
-        """How the log is: seq, head, failing, lost, dropped."""
+        """How the log is: seq, head, failing, lost."""
         state: dict[str, Any] = await self._ref.call("state")
         return state
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware.audit.chain import LINE_BYTES_MAX, Checkpoint, lines
 from wetware.errors import InvalidArgument
+from wetware_audit.chain import LINE_BYTES_MAX, Checkpoint, lines
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wetware.audit import Audit, AuditUnavailable
-from wetware.audit.chain import CHECKPOINTS_FILE, files
-from wetware.audit.verify import verify
 from wetware.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
+from wetware.errors import Unrecorded
+from wetware_audit.chain import CHECKPOINTS_FILE, files
+from wetware_audit.verify import verify
 
-from .parts import Clock, open_log
+from .parts import open_log, records_to, until
 
 pytestmark = pytest.mark.anyio
 
@@ -24,23 +23,17 @@ def text(directory: Path) -> str:
     return "".join(path.read_text() for path in files(directory))
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def test_nobody_uses_the_reserve_up_with_denials_and_ends_of_their_own(
     small_disk: Any, tmp_path: Path
 ) -> None:
     directory = small_disk.path / "audit"
     log = open_log(directory)
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     small_disk.fill()
     for number in range(3000):
         audit.denied("call.denied", key=number, why="x" * 900)
         audit.record("grant.revoked", by="its holder", why="x" * 900)
-    with pytest.raises(AuditUnavailable):
+    with pytest.raises(Unrecorded):
         await audit.admit("login.granted")
     audit.ended("grant.revoked", by="an operator")
     await until(lambda: "an operator" in text(directory))
@@ -67,7 +60,7 @@ async def test_records_that_a_crash_may_have_lost_are_said_at_the_next_start(
 ) -> None:
     directory = small_disk.path / "audit"
     log = open_log(directory)
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     with log.reserve.open():
         small_disk.fill()
     assert (directory / RESERVED_FILE).stat().st_size == MARK_BYTES
@@ -83,7 +76,7 @@ async def test_records_that_a_crash_may_have_lost_are_said_at_the_next_start(
     await until(lambda: not log.reserve.marked)
     log.close()
     after = open_log(tmp_path / "copy")
-    again = Audit(Clock(), to=after)
+    again = records_to(after)
     await again.admit("login.granted")
     after.close()
     assert "log.not_durable" in text(tmp_path / "copy")
@@ -115,7 +108,7 @@ async def test_a_start_on_a_full_disk_goes_on_and_says_that_the_reserve_is_missi
     assert "No space left" in log.reserve.missing
     assert "reserve" in log.failing
     assert not (directory / RESERVED_FILE).exists()
-    with pytest.raises(AuditUnavailable):
+    with pytest.raises(Unrecorded):
         await log.append({"event": "x"})
     small_disk.free()
     await until(lambda: not log.failing)
@@ -126,7 +119,7 @@ async def test_a_start_on_a_full_disk_goes_on_and_says_that_the_reserve_is_missi
 async def test_a_new_file_is_begun_on_a_full_disk(small_disk: Any) -> None:
     directory = small_disk.path / "audit"
     log = open_log(directory, file_bytes_max=65_536)
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     small_disk.fill()
     for part in range(1, 4):
         for number in range(100):

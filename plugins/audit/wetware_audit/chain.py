@@ -16,14 +16,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from wetware.errors import InvalidArgument
-from wetware.identity import Key, PeerId, from_hex, verify
+from wetware.identity import PeerId, from_hex, verify
 
 VERSION: Final = 2
 """Of the log's form and of checkpoints."""
@@ -242,12 +242,11 @@ class Checkpoint:
         }
 
     def _signed_bytes(self) -> bytes:
-        fields = json.dumps(self._fields(), separators=(",", ":"), sort_keys=True)
-        return CHECKPOINT_DOMAIN + fields.encode()
+        return json.dumps(self._fields(), separators=(",", ":"), sort_keys=True).encode()
 
-    def sign(self, key: Key) -> Checkpoint:
-        """The same with the node's signature."""
-        signature = key.sign(self._signed_bytes())
+    def sign(self, sign: Callable[[bytes], bytes]) -> Checkpoint:
+        """The same with the node's signature, which `sign` makes in CHECKPOINT_DOMAIN."""
+        signature = sign(self._signed_bytes())
         return Checkpoint(self.log, self.node, self.seq, self.head, self.time_ms, signature)
 
     @property
@@ -268,7 +267,9 @@ class Checkpoint:
                 code="invalid.checkpoint",
             ) from None
         public = found.node.public_key
-        if public is None or not verify(public, found.signature, found._signed_bytes()):
+        if public is None or not verify(
+            public, found.signature, CHECKPOINT_DOMAIN + found._signed_bytes()
+        ):
             raise InvalidArgument(
                 f"the checkpoint is not signed by {found.node}",
                 hint="take one that `ww audit checkpoint` printed, unchanged",

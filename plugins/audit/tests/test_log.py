@@ -8,20 +8,26 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import wetware.audit.log as module
-from wetware.audit import Audit, AuditLog, AuditUnavailable, Checkpoint
-from wetware.audit.chain import CHECKPOINTS_FILE, LINE_BYTES_MAX, files, read_checkpoints
-from wetware.audit.verify import verify
+import wetware_audit.log as module
 from wetware.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
-from wetware.errors import ConfigError
+from wetware.errors import ConfigError, Unrecorded
+from wetware_audit.chain import (
+    CHECKPOINTS_FILE,
+    LINE_BYTES_MAX,
+    Checkpoint,
+    files,
+    read_checkpoints,
+)
+from wetware_audit.log import AuditLog
+from wetware_audit.verify import verify
 
-from .parts import KEY, OTHER, Clock, Disk, open_log, write
+from .parts import KEY, OTHER, Clock, Disk, open_log, records_to, until, write
 
 pytestmark = pytest.mark.anyio
 
@@ -40,12 +46,6 @@ def events(directory: Path) -> list[str]:
 
 def aside(directory: Path) -> list[bytes]:
     return [path.read_bytes() for path in directory.glob("torn-*.bin")]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ async def test_hostile_text_stays_in_its_field(tmp_path: Path) -> None:
 async def test_a_record_fits_into_a_line(tmp_path: Path) -> None:
     """The widest there can be: every character becomes twelve."""
     log = open_log(tmp_path)
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     await audit.admit("e", **{f"f{n}": "\U0001f600" * 5000 for n in range(8)})
     log.close()
     (line,) = files(tmp_path)[0].read_bytes().splitlines()[1:]
@@ -201,7 +201,7 @@ async def test_a_log_that_lost_its_end_is_said_at_the_start(tmp_path: Path) -> N
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-2]))
     log = open_log(tmp_path)
     assert log.findings == [("log.truncated", {"last": 4, "checkpoint": 6})]
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     await audit.admit("e")
     log.close()
     assert "log.truncated" in events(tmp_path), "it is on record, too"
@@ -221,17 +221,17 @@ async def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
 async def test_a_full_disk_refuses_what_is_given_and_never_what_is_taken(tmp_path: Path) -> None:
     disk = Disk()
     log = open_log(tmp_path, open_file=disk)
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     await audit.admit("login.granted", n=1)
     disk.left = 30  # less than a record: what a real disk would write in part
-    with pytest.raises(AuditUnavailable, match="No space left") as caught:
+    with pytest.raises(Unrecorded, match="No space left") as caught:
         await audit.admit("login.granted", n=2)
     assert "free disk space" in caught.value.hint
     started = time.monotonic()
     audit.record("grant.revoked", n=3)  # no wait, no error
     assert time.monotonic() - started < 0.1
     disk.left = 0
-    with pytest.raises(AuditUnavailable):
+    with pytest.raises(Unrecorded):
         await audit.admit("login.granted", n=4)
     assert log.failing
     disk.left = None
@@ -248,7 +248,7 @@ async def test_a_full_disk_refuses_what_is_given_and_never_what_is_taken(tmp_pat
 async def test_what_has_taken_effect_is_stamped_when_it_happened(tmp_path: Path) -> None:
     disk, clock = Disk(), Clock()
     log = open_log(tmp_path, open_file=disk, clock=clock)
-    audit = Audit(clock, to=log)
+    audit = records_to(log, clock)
     disk.left = 0
     audit.record("grant.revoked")
     await until(lambda: log.failing)
@@ -262,7 +262,7 @@ async def test_what_has_taken_effect_is_stamped_when_it_happened(tmp_path: Path)
 async def test_on_full_continue_goes_on_and_records_the_gap(tmp_path: Path) -> None:
     disk, clock = Disk(), Clock()
     log = open_log(tmp_path, open_file=disk, clock=clock, on_full="continue")
-    audit = Audit(clock, to=log)
+    audit = records_to(log, clock)
     disk.left = 0
     for _ in range(3):
         await audit.admit("login.granted")
@@ -284,7 +284,7 @@ async def test_a_long_outage_is_bounded_and_the_gap_is_recorded(
     monkeypatch.setattr(module, "OWED_RECORDS_MAX", 10)
     disk = Disk()
     log = open_log(tmp_path, open_file=disk)
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     disk.left = 0
     for number in range(25):
         audit.record("grant.revoked", n=number)
@@ -313,7 +313,7 @@ async def test_a_disk_that_fails_while_no_file_can_be_opened_leaves_the_log_whol
     log = open_log(tmp_path, open_file=opened)
     await write(log, 3)
     disk.left, crowded = 20, True
-    with pytest.raises(AuditUnavailable):
+    with pytest.raises(Unrecorded):
         await write(log, 1)
     log.append_soon({"event": "grant.revoked", "grant": "kept"})
     disk.left = None
@@ -324,7 +324,7 @@ async def test_a_disk_that_fails_while_no_file_can_be_opened_leaves_the_log_whol
             try:
                 await write(log, 1)
                 break
-            except AuditUnavailable:
+            except Unrecorded:
                 await asyncio.sleep(0.02)
     log.close()
     assert verify(tmp_path).ok
@@ -351,18 +351,18 @@ async def test_the_reserved_space_is_for_what_has_taken_effect(tmp_path: Path) -
 
     disk = Full()
     log = open_log(tmp_path, open_file=disk)
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     assert (tmp_path / RESERVED_FILE).stat().st_size == RESERVED_BYTES
     disk.full = True
     login = asyncio.create_task(audit.admit("login.granted"))
     audit.denied("call.denied", key=1)
     audit.record("grant.revoked", by="its holder")
-    with pytest.raises(AuditUnavailable):
+    with pytest.raises(Unrecorded):
         await login
     assert "grant.revoked" not in events(tmp_path), "nobody else takes it"
     audit.ended("grant.revoked")
     await until(lambda: "grant.revoked" in events(tmp_path))
-    with pytest.raises(AuditUnavailable):  # also once there is the room that the reserve had
+    with pytest.raises(Unrecorded):  # also once there is the room that the reserve had
         await audit.admit("login.granted")
     assert "login.granted" not in events(tmp_path)
     assert log.failing
@@ -398,11 +398,11 @@ async def test_a_disk_that_hangs_delays_no_revocation_and_fills_no_memory(
 
     hang = threading.Event()
     log = open_log(tmp_path, open_file=Hanging())
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     hang.set()
     waiting = [asyncio.create_task(audit.admit("login.granted")) for _ in range(20)]
     await asyncio.sleep(0)
-    with pytest.raises(AuditUnavailable, match="WAITING_MAX"):
+    with pytest.raises(Unrecorded, match="WAITING_MAX"):
         await audit.admit("login.granted")
     for _ in range(500):
         audit.record("grant.revoked")
@@ -529,7 +529,7 @@ async def test_who_waits_knows_that_what_was_recorded_is_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = open_log(tmp_path, interval_s=3600, checkpoint_s=1000)
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     synced = 0
     real = os.fsync
 
@@ -554,7 +554,7 @@ async def test_a_disk_that_fails_keeps_nobody_waiting_and_the_gap_is_recorded(
 ) -> None:
     disk = Disk()
     log = open_log(tmp_path, open_file=disk)
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     disk.left = 0
     audit.record("grant.revoked", n=1)
     assert not await audit.written()
@@ -568,10 +568,10 @@ async def test_a_disk_that_fails_keeps_nobody_waiting_and_the_gap_is_recorded(
 async def test_a_disk_that_hangs_keeps_nobody_waiting_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WRITTEN_S", 0.05)
+    monkeypatch.setattr("wetware.broker.records.WRITTEN_S", 0.05)
     go_on = threading.Event()
     log = open_log(tmp_path)
-    audit = Audit(Clock(), to=log)
+    audit = records_to(log)
     real = os.fsync
     monkeypatch.setattr(module.os, "fsync", lambda fd: (go_on.wait(10), real(fd))[1])
     audit.record("grant.revoked")
@@ -582,65 +582,26 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_for_long(
     assert "grant.revoked" in events(tmp_path)
 
 
-# --- denials, and copies --------------------------------------------------------------------------
+# --- copies --------------------------------------------------------------------------------------
 
 
-async def test_denials_of_a_kind_are_counted(tmp_path: Path) -> None:
-    log = open_log(tmp_path)
-    audit = Audit(Clock(), to=log)
-    for number in range(1000):
-        audit.denied("login.refused", key="10.0.0.1", address="10.0.0.1", n=number)
-    audit.denied("login.refused", key="10.0.0.2", address="10.0.0.2")
-    audit.flush_denials()
-    audit.flush_denials()
-    log.close()
-    refused = [r for r in records(tmp_path) if r["event"] == "login.refused"]
-    assert [(r["address"], r.get("count")) for r in refused] == [
-        ("10.0.0.1", None),
-        ("10.0.0.2", None),
-        ("10.0.0.1", 999),
-    ]
-    assert refused[-1]["n"] == 999, "with what the last of them was"
-
-
-async def test_kinds_of_denials_are_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wetware.audit.DENIED_KEYS_MAX", 8)
-    log = open_log(tmp_path)
-    audit = Audit(Clock(), to=log)
-    for number in range(1000):
-        audit.denied("login.refused", key=number, address=f"10.0.{number}")
-    audit.flush_denials()
-    log.close()
-    refused = [r for r in records(tmp_path) if r["event"] == "login.refused"]
-    assert sum(r.get("count", 1) for r in refused) == 1000
-    assert len(refused) <= 8 + 2
-
-
-async def test_a_slow_plugin_loses_copies_and_delays_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wetware.audit.QUEUE_RECORDS_MAX", 16)
+async def test_copies_are_numbered_and_have_the_checkpoints(tmp_path: Path) -> None:
     got: list[Mapping[str, object]] = []
-    log = open_log(tmp_path)
-    audit = Audit(Clock(), sink=got.append, to=log)
-    for _ in range(100):  # nobody takes copies yet: run() has not begun
-        await audit.admit("e")
-    await until(lambda: audit.dropped == 84)
-    running = asyncio.create_task(audit.run())
-    await until(lambda: len(got) == 16)
-    running.cancel()
-    await asyncio.wait([running])
-    assert [copy["seq"] for copy in got] == list(range(2, 18))
-    assert events(tmp_path).count("e") == 100, "the log has them all"
+    log = open_log(tmp_path, checkpoint_records=1)
+    audit = records_to(log, copy=got.append)
+    await audit.admit("e", n=1)
+    await until(lambda: any(copy["event"] == "log.checkpoint" for copy in got))
     log.close()
+    (copy,) = [copy for copy in got if copy["event"] == "e"]
+    assert (copy["seq"], copy["n"]) == (2, 1)
+    signed = [str(copy["checkpoint"]) for copy in got if copy["event"] == "log.checkpoint"]
+    assert Checkpoint.parse(signed[0]).node == KEY.peer_id
 
 
 async def test_admission_is_refused_once_the_node_stops(tmp_path: Path) -> None:
     log: AuditLog = open_log(tmp_path)
     log.close()
-    with pytest.raises(AuditUnavailable, match="stopping"):
+    with pytest.raises(Unrecorded, match="stopping"):
         await log.append({"event": "e"})
     log.append_soon({"event": "e"})
     log.close()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from wetware.audit import AuditConfig, AuditLog
-from wetware.audit.log import _append_to
+from wetware.broker.records import Records
 from wetware.identity import Key
+from wetware_audit.chain import CHECKPOINT_DOMAIN
+from wetware_audit.config import AuditConfig
+from wetware_audit.log import AuditLog, _append_to
+from wetware_audit.recorder import AuditRecorder
 
 KEY = Key.from_seed(b"node".ljust(32, b"."))
 OTHER = Key.from_seed(b"other".ljust(32, b"."))
@@ -62,12 +68,32 @@ class _File:
         self._file.close()
 
 
+def signer(key: Key = KEY) -> Callable[[bytes], bytes]:
+    """Signs checkpoints, as a node lets its recorder."""
+    return lambda data: key.sign(CHECKPOINT_DOMAIN + data)
+
+
+def recorder_on(log: AuditLog, **given: Any) -> AuditRecorder:
+    """A recorder of an open log."""
+    ctx: Any = SimpleNamespace(evicted=lambda _: False)
+    recorder = AuditRecorder(ctx, signer(), **given)
+    recorder.use(log)
+    return recorder
+
+
+def records_to(log: AuditLog, clock: Any = None, **given: Any) -> Records:
+    """What a broker records to."""
+    return Records(clock or Clock(), recorder_on(log, **given))
+
+
 def open_log(directory: Path, *, key: Key = KEY, **changes: Any) -> AuditLog:
     """A log with a clock of its own."""
     opened = changes.pop("open_file", None)
     clock = changes.pop("clock", None) or Clock()
     config = AuditConfig(**{"interval_s": 0.05, **changes})
-    return AuditLog(directory, key, clock=clock, config=config, open_file=opened)
+    return AuditLog(
+        directory, key.peer_id, signer(key), clock=clock, config=config, open_file=opened
+    )
 
 
 async def write(log: AuditLog, count: int, event: str = "login.granted", **fields: Any) -> int:
@@ -76,3 +102,10 @@ async def write(log: AuditLog, count: int, event: str = "login.granted", **field
     for number in range(count):
         seq = await log.append({"event": event, "n": number, **fields})
     return seq
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread does."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # no one event tells of it
+            await asyncio.sleep(0.005)

@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wetware.audit import held
-from wetware.audit.chain import (
+from wetware.errors import InvalidArgument, NotFound
+from wetware.identity import PeerId, from_hex
+from wetware_audit import held
+from wetware_audit.chain import (
     CHECKPOINTS_FILE,
     VERSION,
     Checkpoint,
@@ -36,8 +38,6 @@ from wetware.audit.chain import (
     seq_of,
     split,
 )
-from wetware.errors import InvalidArgument, NotFound
-from wetware.identity import PeerId, from_hex
 
 PROBLEMS_MAX = 20
 PROGRESS_RECORDS = 100_000

@@ -1,0 +1,111 @@
+"""The recorder: a log on disk, copies of its records, and what is known of others' logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import to_thread
+
+from wetware.log import get_logger
+from wetware_audit.chain import field
+from wetware_audit.findings import findings
+from wetware_audit.log import AuditLog
+from wetware_audit.service import AuditService
+from wetware_audit.spread import Checkpoints
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
+    from wetware.doctor import Finding
+    from wetware.hookspecs import PluginContext, Service
+    from wetware_audit.chain import Checkpoint
+
+log = get_logger("audit")
+
+
+class AuditRecorder:
+    """Keeps records in a log of signed hashes. See `wetware.hookspecs.Recorder`.
+
+    Args:
+        ctx: Its own; the log is in `ctx.data_dir`.
+        sign: The node's signature of checkpoints.
+        copy: Takes a copy of each record as it was written, for other plugins.
+
+    Attributes:
+        log: Once `run` has opened it.
+        checkpoints: Likewise: what is known of others' logs.
+    """
+
+    name = "audit"
+
+    def __init__(
+        self,
+        ctx: PluginContext,
+        sign: Callable[[bytes], bytes],
+        copy: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self.ctx, self._sign, self._copy = ctx, sign, copy
+        self.on_checkpoint: Callable[[Checkpoint], None] = lambda _: None
+        self._service = AuditService(self)
+        self.services: tuple[Service, ...] = (self._service,)
+        self.log: AuditLog
+        self.checkpoints: Checkpoints
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Open the log; close it once cancelled. Raises ConfigError where it cannot be used."""
+        ctx = self.ctx
+        before = ctx.data_dir.parent.parent / "audit"  # where the core kept it
+        if before.is_dir() and not any(ctx.data_dir.iterdir()):
+            before.rename(ctx.data_dir)
+        self.use(
+            AuditLog(
+                ctx.data_dir, ctx.overlay.peer_id, self._sign, clock=ctx.clock, config=ctx.config
+            )
+        )
+        try:
+            self.checkpoints = Checkpoints(ctx.overlay, self, ctx.data_dir)
+            task_status.started()
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(self.log.close)
+
+    def use(self, opened: AuditLog) -> None:
+        """Record to this log from now on, and what was wrong with it."""
+        self.log = opened
+        opened.watch(self._written, self._signed)
+        for event, fields in opened.findings:
+            log.error(event, **fields, hint="`ww audit verify` says more")
+            self.report({"event": event, **fields})
+
+    async def admit(self, record: Mapping[str, Any]) -> None:
+        """Write a record of what is about to be given; raises Unrecorded."""
+        await self.log.append(dict(record))
+
+    def report(self, record: Mapping[str, Any], *, ending: bool = False) -> None:
+        """Write a record of what has taken effect, as soon as the disk allows."""
+        self.log.append_soon(dict(record), reserved=ending)
+
+    async def written(self) -> None:
+        """Wait until what was reported is on the disk, as `fsync` says; raises Unrecorded."""
+        await self.log.written()
+
+    def record(self, event: str, **fields: object) -> None:
+        """Something of the recorder's own."""
+        log.info(event, **fields)
+        self.report({"event": event, **{name: field(value) for name, value in fields.items()}})
+
+    def findings(self) -> Iterable[Finding]:
+        """Whether decisions are recorded, and whether the log was found whole at the start."""
+        return findings(self)
+
+    def _written(self, records: Sequence[Mapping[str, Any]]) -> None:
+        for record in records:
+            self._copy(record)
+        self._service.written(records)
+
+    def _signed(self, checkpoint: Checkpoint) -> None:
+        self.on_checkpoint(checkpoint)
+        self._copy({"event": "log.checkpoint", "checkpoint": checkpoint.text})
