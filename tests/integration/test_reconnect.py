@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import signal
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -156,3 +158,93 @@ async def test_nobody_is_asked_for_a_passphrase_or_at_a_wallet(
         finally:
             await asyncio.to_thread(again.stop)
     assert asked == ["passphrase", "wallet"]
+
+
+# --- `ww sub` -------------------------------------------------------------------------------------
+
+
+def say(node: NodeProcess, text: str) -> None:
+    node.ww("pub", "chat", text, check=True)
+
+
+def wait_subscribed(node: NodeProcess) -> None:
+    """Until somebody is subscribed at the node."""
+
+    async def look() -> None:
+        async with wetware.connect(data_dir=node.data_dir, key=node.home.key()) as session:
+            topic = await session.pubsub.join("chat")
+            while not (await topic.info()).subscribers:
+                await asyncio.sleep(0.02)
+
+    asyncio.run(asyncio.wait_for(look(), 60))
+
+
+def end_of(ww: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code, and what it said on stderr."""
+    _, said = ww.communicate(timeout=60)
+    return ww.returncode, said
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_sub_goes_on_when_its_node_is_back(node: NodeProcess, how: str) -> None:
+    ww = node.start_ww("sub", "chat", "--count", "2")
+    assert ww.stdout is not None
+    wait_subscribed(node)
+    say(node, "one")
+    assert ww.stdout.readline() == "one\n"
+    if how == "stop":
+        node.stop()
+    else:
+        kill(node)
+    again = start_again(node)
+    wait_subscribed(again)
+    say(again, "two")
+    assert ww.stdout.readline() == "two\n"
+    code, said = end_of(ww)
+    assert code == 0, said
+    assert "the connection to the node was lost; logging in again" in said
+    assert "what came meanwhile is missing" in said
+    again.stop()
+
+
+def test_sub_of_a_user_who_was_removed_meanwhile_ends(node: NodeProcess) -> None:
+    home = node.home
+    home.ww("key", "new", "bob", check=True)
+    node.ww("user", "add", "bob", "--key", "bob", "--role", "member", check=True)
+    ww = node.start_ww("--key", "bob", "sub", "chat")
+    wait_subscribed(node)
+    os.kill(ww.pid, signal.SIGSTOP)
+    kill(node)
+    again = start_again(node)
+    again.ww("user", "remove", "bob", check=True)
+    os.kill(ww.pid, signal.SIGCONT)
+    code, said = end_of(ww)
+    assert code == 77, said
+    assert "login refused" in said
+    again.stop()
+
+
+def test_sub_does_not_ask_for_a_passphrase_again(node: NodeProcess) -> None:
+    node.home.key().save(node.home.path / "locked", passphrase="secret")
+    ours, theirs = pty.openpty()
+    try:
+        ww = node.start_ww("--key", "./locked", "sub", "chat", stdin=theirs, start_new_session=True)
+        assert ww.stderr is not None
+        asked = ""
+        while not asked.endswith("Passphrase:"):  # what is typed before it is thrown away
+            char = ww.stderr.read(1)
+            assert char, asked
+            asked += char
+        os.write(ours, b"secret\n")
+        wait_subscribed(node)
+        kill(node)
+        again = start_again(node)
+        code, said = end_of(ww)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert code == 77, said
+    assert "Passphrase" not in said
+    assert "nobody is asked unawares for a passphrase" in said
+    assert "WW_PASSPHRASE" in said
+    again.stop()

@@ -89,7 +89,7 @@ def sub_command(
     async def work(session: Session) -> None:
         await subscribe(session, topic, Output(sys.stdout.fileno()), as_line, count, buffer)
 
-    run_client(work)
+    run_client(work, reconnect=True)
 
 
 # --- publishing -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,22 +73,31 @@ class PubSub:
 
         Raises InvalidArgument for a name that is none, Denied if the grant does not cover it.
         """
+        return Topic(topic, await self._join(topic), self._join)
+
+    async def _join(self, topic: str) -> rpc.Ref:
         reply = await self._ref.call("join", topic=topic)
-        if (ref := reply["topic"]) is None:
+        ref: rpc.Ref | None = reply["topic"]
+        if ref is None:
             raise InternalError(f"the node answered without a capability for the topic {topic!r}")
-        return Topic(topic, ref)
+        return ref
 
 
 class Topic:
-    """One topic. Lives as long as its session.
+    """One topic. Lives as long as its session, and is joined again with it.
 
     Attributes:
         name: Its name.
         ref: The capability, to pass on.
     """
 
-    def __init__(self, name: str, ref: rpc.Ref) -> None:
-        self.name, self.ref = name, ref
+    def __init__(self, name: str, ref: rpc.Ref, join: Callable[[str], Awaitable[rpc.Ref]]) -> None:
+        self.name, self.ref, self._join = name, ref, join
+
+    async def _call(self, method: str, **params: object) -> Any:
+        if self.ref.closed:  # with its connection
+            self.ref = await self._join(self.name)
+        return await self.ref.call(method, **params)
 
     def __repr__(self) -> str:
         return f"<Topic {self.name!r}>"
@@ -100,7 +109,7 @@ class Topic:
         InvalidArgument if it is too long, Revoked, Expired, Denied, Disconnected, TimedOut.
         """
         raw = data.encode() if isinstance(data, str) else data
-        reply: Any = await self.ref.call("publish", data=raw)
+        reply: Any = await self._call("publish", data=raw)
         seqno: int = reply["seqno"]
         return seqno
 
@@ -140,12 +149,12 @@ class Topic:
         if buffer < 0:
             raise InvalidArgument("a buffer holds 1 message or more; 0 is the node's default")
         return rpc.Subscription(
-            lambda sink: self.ref.call("subscribe", sink=sink, buffer=buffer), _message
+            lambda sink: self._call("subscribe", sink=sink, buffer=buffer), _message
         )
 
     async def info(self) -> TopicInfo:
         """What the node knows of the topic."""
-        reply: Any = await self.ref.call("info")
+        reply: Any = await self._call("info")
         return TopicInfo(reply["name"], reply["subscribers"], reply["peers"], reply["mesh"])
 
 
