@@ -29,7 +29,7 @@ from wetware.link import StreamPipe
 from wetware.log import get_logger
 from wetware.membership.proof import encode_founding
 from wetware.protocol import CORE
-from wetware.tunnel import TUNNEL_PROTOCOL, RpcPipe, relay
+from wetware.tunnel import TUNNEL_PROTOCOL, TunnelPipe, relay
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -129,10 +129,8 @@ class ClusterService(Service):
 
     # --- tunnels ----------------------------------------------------------------------------------
 
-    async def start_tunnel(
-        self, peer: PeerId, sink: rpc.Ref, guard: rpc.Guard | None, done: Callable[[], None]
-    ) -> rpc.Servant:
-        """Carry bytes between `sink` and the link of a member; raises DialError, LimitExceeded."""
+    async def start_tunnel(self, peer: PeerId, done: Callable[[], None]) -> rpc.Servant:
+        """A stream to the link of a member; raises DialError, LimitExceeded."""
         limit = self.node.config.login.tunnels_max
         if self._tunnels >= limit:
             raise LimitExceeded(f"{limit} tunnels are open (tunnels_max)")
@@ -145,19 +143,18 @@ class ClusterService(Service):
         except BaseException:
             self._tunnels -= 1
             raise
-        pipe = RpcPipe().attach(sink)
-        task = self._tasks.create_task(self._carry(pipe, stream), name=f"tunnel to {peer.short}")
+        near = rpc.ByteStream()
+        carrying = self._carry(TunnelPipe(near), stream)
+        task = self._tasks.create_task(carrying, name=f"tunnel to {peer.short}")
 
         def ended(_task: object) -> None:
             self._tunnels -= 1
-            unguard()
             done()
 
-        unguard = guard.on_end(pipe.cut) if guard is not None else lambda: None
         task.add_done_callback(ended)
-        return pipe.servant
+        return near.servant
 
-    async def _carry(self, pipe: RpcPipe, stream: Stream) -> None:
+    async def _carry(self, pipe: TunnelPipe, stream: Stream) -> None:
         try:
             await relay(pipe, StreamPipe(stream))
         except WetwareError as exc:
@@ -200,10 +197,8 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         """One round trip."""
         return {"rtt_s": await self._node.membership.ping(self._member(peer))}
 
-    async def tunnel(self, peer: str, sink: rpc.Ref | None) -> dict[str, object]:
-        """A byte pipe to a member."""
-        if sink is None:
-            raise InvalidArgument("a tunnel needs a sink", code="invalid.sink")
+    async def tunnel(self, peer: str) -> dict[str, object]:
+        """A stream to the link of a member."""
         limit = self._node.config.login.tunnels_per_session_max
         if self._tunnels >= limit:
             raise LimitExceeded(f"{limit} tunnels of one session (tunnels_per_session_max)")
@@ -211,13 +206,10 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         self._node.audit.record("tunnel.opened", principal=self._principal, peer=target)
         self._tunnels += 1
         try:
-            source = await self._service.start_tunnel(
-                target, sink, rpc.current_guard(), self._tunnel_ended
-            )
+            return {"stream": await self._service.start_tunnel(target, self._tunnel_ended)}
         except BaseException:
             self._tunnel_ended()
             raise
-        return {"source": source}
 
     def _tunnel_ended(self) -> None:
         self._tunnels -= 1

@@ -18,7 +18,7 @@ from wetware.identity import PeerId
 from wetware.member import Member
 from wetware.membership.selector import Selector
 from wetware.protocol import CORE
-from wetware.tunnel import RpcPipe
+from wetware.tunnel import TunnelPipe
 
 NAMED_MAX = 5
 """Members that the refusal of an ambiguous name lists."""
@@ -148,13 +148,12 @@ class Cluster:
         reply = await self._ref.call("ping", peer=peer)
         return float(reply["rtt_s"])
 
-    async def tunnel(self, peer: str) -> RpcPipe:
+    async def tunnel(self, peer: str) -> TunnelPipe:
         """A byte pipe to the link of a member, carried by the session's node."""
-        pipe = RpcPipe()
-        reply = await self._ref.call("tunnel", peer=peer, sink=pipe.servant)
-        if (source := reply["source"]) is None:
+        reply = await self._ref.call("tunnel", peer=peer)
+        if (stream := reply["stream"]) is None:
             raise InternalError("the node answered without the tunnel's other end")
-        return pipe.attach(source)
+        return TunnelPipe(rpc.ByteStream(stream))
 
     async def invite(
         self,

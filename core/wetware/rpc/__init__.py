@@ -35,6 +35,8 @@ This package is the only one that knows pycapnp, and no pycapnp object leaves it
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from wetware.rpc.connection import Ref, RpcConnection, time_limit
 from wetware.rpc.kjloop import loop_gc, runtime
 from wetware.rpc.limits import RpcLimits
@@ -52,10 +54,14 @@ from wetware.rpc.servant import (
 from wetware.rpc.streams import connect, serve
 from wetware.rpc.unix import CONNECTIONS_MAX, REFUSALS_MAX, UnixPeer, connect_unix, serve_unix
 
+if TYPE_CHECKING:
+    from wetware.rpc.bytestream import ByteStream
+
 __all__ = [
     "CONNECTIONS_MAX",
     "REFUSALS_MAX",
     "WW",
+    "ByteStream",
     "Guard",
     "Guarded",
     "Interface",
@@ -81,3 +87,11 @@ __all__ = [
     "serve_unix",
     "time_limit",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "ByteStream":  # anyio.abc takes a command 20 ms and more to import
+        from wetware.rpc.bytestream import ByteStream
+
+        return ByteStream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

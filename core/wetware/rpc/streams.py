@@ -8,6 +8,8 @@ from wetware.rpc.connection import RpcConnection, open_client, run_server
 from wetware.rpc.limits import RpcLimits
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from wetware.link import Stream
     from wetware.rpc.servant import Guarded, Servant
     from wetware.rpc.transport import RpcTransport
@@ -51,9 +53,15 @@ class StreamPipe:
         else:
             self._transport.feed_error(error)
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, pieces: Collection[memoryview]) -> int:
         """Hand over what the stream's buffer and window take."""
-        return self._stream.write_nowait(data)
+        taken = 0
+        for piece in pieces:
+            count = self._stream.write_nowait(piece)
+            taken += count
+            if count < len(piece):
+                break
+        return taken
 
     def flush(self) -> None:
         """Send what was taken; `writable` may be called from in here."""

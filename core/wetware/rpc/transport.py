@@ -16,6 +16,7 @@ over
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -25,12 +26,14 @@ from wetware.log import get_logger
 from wetware.rpc.limits import RpcLimits, wire_bytes_max
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 log = get_logger("rpc")
 
 _READ_AHEAD_BYTES: Final = 256 << 10
 """Whole messages that wait for pycapnp; with more the stream is not read."""
+_PIECE_BYTES: Final = 16 << 10
+"""Longer pieces of a message are passed on as they come; shorter ones are joined."""
 _SEGMENTS_MAX: Final = 512
 """As in Cap'n Proto's own reader."""
 _TELLING_BYTES: Final = 4096
@@ -171,8 +174,11 @@ class Pipe(Protocol):
     def start(self, transport: RpcTransport) -> None:
         """Begin to call `feed`, `feed_eof`, `feed_error` and `writable` of the transport."""
 
-    def write(self, data: bytes | memoryview) -> int:
-        """Take what fits now; the number of bytes taken. Raises OSError when broken."""
+    def write(self, pieces: Collection[memoryview]) -> int:
+        """Take what fits now of the pieces, the first ones first; returns how many bytes.
+
+        0 means that `writable` is called later. Raises OSError when broken.
+        """
 
     def flush(self) -> None:
         """Send what was taken now, not at the end of the turn. May call `writable`."""
@@ -235,11 +241,13 @@ class RpcTransport(asyncio.Transport):
         self.trusted = True
         self.heard = False
         # Inbound: an incomplete message, whole ones not admitted yet, whole ones for pycapnp.
-        self._partial = bytearray()
+        self._partial: list[bytearray | memoryview] = []
+        self._partial_bytes = 0
+        self._open = (0, 0, 0)  # its size, kind and ID, as `message_head` tells them
         self._partials = Partials() if partials is None else partials
         self._begun_s = 0.0  # when the incomplete message began, by the loop's clock
         self._late: asyncio.TimerHandle | None = None
-        self._waiting: deque[tuple[memoryview, int, int]] = deque()
+        self._waiting: deque[tuple[list[memoryview], int, int, int]] = deque()
         self._ready: deque[memoryview] = deque()
         self._at = 0  # how much of the first of them pycapnp has
         self._queued_bytes = 0
@@ -345,45 +353,52 @@ class RpcTransport(asyncio.Transport):
         if self._closing or self._end is not None:
             return
         self.heard = True
-        held = bool(self._partial)
-        if held:
-            self._partial += data
-            data = self._partial
+        view = memoryview(data).toreadonly()
+        held, size = self._partial_bytes, self._open[0]
         try:
-            at = self._split(data)
+            if held and not size:  # not even a head
+                view = memoryview(b"".join((*self._partial, view)))
+                self._forget_partial()
+            elif held:
+                piece, view = view[: size - held], view[size - held :]
+                self._add(piece)
+                if self._partial_bytes == size:
+                    self._complete()
+            at = self._split(view)
         except FramingError as exc:
             self._violated(exc)
             return
-        if data is self._partial:
-            if at:
-                self._partial = self._partial[at:]  # the old one lives on in the messages' views
-        elif at < len(data):
-            self._partial = bytearray(memoryview(data)[at:])
-        if held or self._partial:
-            self._hold(begins=at > 0 or not held)
+        if held or self._partial_bytes:
+            self._hold(begins=at > 0 or not held or self._partial_bytes < held)
             if self._closing:
                 return
         if self._ready and not self._paused and not self._delivering:
             self._deliver()
         self._throttle()
 
-    def _split(self, data: Any) -> int:
-        """Queue the whole messages in `data`; returns where the incomplete rest begins."""
-        at, end, start = 0, len(data), 0
-        view = memoryview(data).toreadonly()
+    def _split(self, view: memoryview) -> int:
+        """Queue the whole messages in `view`; returns where the incomplete rest begins."""
+        at, end, start = 0, len(view), 0
         while at < end:
-            size, kind, ident = message_head(data, at, end)
+            size, kind, ident = message_head(view, at, end)
             if size > self._wire_bytes_max:
                 raise FramingError(
                     f"a message of {size} bytes: message_bytes_max is "
                     f"{self._limits.message_bytes_max}"
                 )
             if size == 0 or at + size > end:
+                if size and kind < 0:  # several segments
+                    with contextlib.suppress(FramingError):
+                        kind, ident = message_kind(view, at, end - at)
+                self._open = (size, kind, ident)
+                rest = view[at:]
+                # What it came with must not stay in memory for a short rest.
+                self._add(rest if 2 * len(rest) >= end else memoryview(bytes(rest)))
                 break
             if self._waiting or not self._admit(kind, ident, size):
                 if start < at:
                     self._ready.append(view[start:at])
-                self._waiting.append((view[at : at + size], kind, ident))
+                self._waiting.append(([view[at : at + size]], size, kind, ident))
                 start = at + size
             at += size
         if start < at:  # what was admitted goes on as one piece
@@ -391,9 +406,36 @@ class RpcTransport(asyncio.Transport):
         self._queued_bytes += at
         return at
 
+    def _add(self, piece: memoryview) -> None:
+        partial = self._partial
+        self._partial_bytes += len(piece)
+        if len(piece) >= _PIECE_BYTES:
+            partial.append(piece)
+        elif partial and isinstance(last := partial[-1], bytearray):
+            last += piece
+        else:
+            partial.append(bytearray(piece))
+
+    def _complete(self) -> None:
+        """Queue the message that was incomplete, in the pieces that it came in."""
+        size, kind, ident = self._open
+        pieces = [memoryview(piece).toreadonly() for piece in self._partial]
+        self._forget_partial()
+        if kind < 0:  # no known encoder lays a head out like that
+            pieces = [memoryview(b"".join(pieces))]
+            kind, ident = message_kind(pieces[0], 0, size)
+        if self._waiting or not self._admit(kind, ident, size):
+            self._waiting.append((pieces, size, kind, ident))
+        else:
+            self._ready.extend(pieces)
+        self._queued_bytes += size
+
+    def _forget_partial(self) -> None:
+        self._partial, self._partial_bytes, self._open = [], 0, (0, 0, 0)
+
     def _hold(self, *, begins: bool) -> None:
         """Account for the incomplete message, which `begins` with what was fed last."""
-        partials, size = self._partials, len(self._partial)
+        partials, size = self._partials, self._partial_bytes
         partials.hold(self, size)
         if not size:
             return  # a timer that runs finds out by itself
@@ -405,8 +447,8 @@ class RpcTransport(asyncio.Transport):
             partials.most()._give_way(self._limits.partial_bytes_total_max)
 
     def _give_way(self, total_max: int) -> None:
-        size = len(self._partial)
-        self._partial = bytearray()
+        size = self._partial_bytes
+        self._forget_partial()
         self._partials.hold(self, 0)
         self._violated(
             FramingError(
@@ -449,8 +491,8 @@ class RpcTransport(asyncio.Transport):
         """Calls were answered: let waiting messages pass, in order."""
         waiting = self._waiting
         try:
-            while waiting and self._admit(waiting[0][1], waiting[0][2], len(waiting[0][0])):
-                self._ready.append(waiting.popleft()[0])
+            while waiting and self._admit(waiting[0][2], waiting[0][3], waiting[0][1]):
+                self._ready.extend(waiting.popleft()[0])
         except FramingError as exc:
             self._violated(exc)
             return
@@ -556,7 +598,7 @@ class RpcTransport(asyncio.Transport):
         self._lost = self._closing = True
         self._ready.clear()
         self._waiting.clear()
-        self._partial = bytearray()
+        self._forget_partial()
         self._partials.hold(self, 0)
         for timer in (self._late, self._unread):
             if timer is not None:
@@ -578,21 +620,21 @@ class RpcTransport(asyncio.Transport):
         if self._lost or self._pipe_gone:
             return
         if self._out:
-            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+            pieces = _joined(self._out)
             self._out.clear()
-            self.out_bytes += len(data)
-            try:
-                sent = self._out_scan.returns(data)
-            except FramingError as exc:  # pycapnp never writes such a thing
-                self._violated(exc)
-                return
-            if sent is not None:
-                self._returned(sent)
-            self._left.append(memoryview(data))
+            for piece in pieces:
+                self.out_bytes += len(piece)
+                self._left.append(memoryview(piece))
+                try:
+                    sent = self._out_scan.returns(piece)
+                except FramingError as exc:  # pycapnp never writes such a thing
+                    self._violated(exc)
+                    return
+                if sent is not None:
+                    self._returned(sent)
         while self._left and self._blocked is None:
-            first = self._left[0]
             try:
-                count = self._pipe.write(first)
+                count = self._pipe.write(self._left)
             except (OSError, ConnectionError) as exc:
                 self._fail(exc)
                 return
@@ -604,12 +646,15 @@ class RpcTransport(asyncio.Transport):
                 self._fail(ConnectionResetError(str(exc)))
                 return
             self.out_bytes -= count
-            if count == len(first):
-                self._left.popleft()
-            elif count == 0:
+            if count == 0:
                 self._blocked = self._loop.call_later(self._limits.write_stall_s, self._stalled)
-            else:
-                self._left[0] = first[count:]
+            while count:
+                first = self._left[0]
+                if count < len(first):
+                    self._left[0] = first[count:]
+                    break
+                count -= len(first)
+                self._left.popleft()
         self._pipe.flush()
         self._on_drained()
         if self.out_bytes > self._limits.out_bytes_max:
@@ -660,6 +705,25 @@ class RpcTransport(asyncio.Transport):
         self._gone(exc)
 
 
+def _joined(pieces: list[bytes]) -> list[bytes]:
+    """The same bytes in fewer pieces: to copy a small one is cheaper than to have it."""
+    if len(pieces) == 1:
+        return pieces.copy()
+    out: list[bytes] = []
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) < _PIECE_BYTES:
+            small.append(piece)
+            continue
+        if small:
+            out.append(b"".join(small))
+            small.clear()
+        out.append(piece)
+    if small:
+        out.append(b"".join(small))
+    return out
+
+
 class _OutScan:
     """Finds result messages in what pycapnp writes, whatever pieces it comes in."""
 
@@ -670,22 +734,21 @@ class _OutScan:
     def returns(self, data: bytes) -> list[tuple[int, int]] | None:
         """(answer ID, size in bytes) of each result message that begins in `data`; None if none."""
         out: list[tuple[int, int]] | None = None
-        at = self._skip
-        if self._carry:
-            data = self._carry + data
-            self._carry = b""
-        end = len(data)
+        at, end, carry = self._skip, len(data), self._carry
+        if carry:  # a little of what follows tells it
+            at, self._carry = -len(carry), b""
+            head = carry + data[:_TELLING_BYTES]
         while at < end:
+            view, where = (head, at + len(carry)) if at < 0 else (data, at)
             try:
-                size, kind, ident = message_head(data, at, end)
+                size, kind, ident = message_head(view, where, len(view))
                 if kind == -1:
-                    if end - at < _TELLING_BYTES:
-                        self._carry = data[at:]
-                        self._skip = 0
+                    if len(view) - where < _TELLING_BYTES:
+                        self._carry, self._skip = view[where:], 0
                         return out
-                    kind, ident = message_kind(data, at, end - at)
+                    kind, ident = message_kind(view, where, len(view) - where)
             except FramingError:  # a layout that no known encoder makes, and so no result
-                size, kind, ident = message_bytes(data, at), 0, 0
+                size, kind, ident = message_bytes(view, where), 0, 0
             if kind == RETURN:
                 if out is None:
                     out = []

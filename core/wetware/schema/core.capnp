@@ -356,11 +356,10 @@ interface Cluster {
   ping @2 (peer :Text $Ww.constrained) -> (rttS :Float64);
   # Round trip to a member on the membership stream, seconds; dials if need be. Idempotent.
 
-  tunnel @3 (peer :Text $Ww.constrained, sink :ByteSink) -> (source :ByteSink);
-  # A byte pipe to the member's link, for a client that cannot dial it: what is written to `source`
-  # arrives there, what comes back is written to `sink`. The noise handshake runs end to end inside:
-  # this node sees ciphertext, and the login there is the user's own. Ends with the session. At most
-  # `[login] tunnels_per_session_max` a session. Not idempotent.
+  tunnel @3 (peer :Text $Ww.constrained) -> (stream :Ww.ByteStream);
+  # A stream to the member's link, for a client that cannot dial it. The noise handshake runs end to
+  # end inside: this node sees ciphertext, and the login there is the user's own. Ends with the
+  # session. At most `[login] tunnels_per_session_max` a session. Not idempotent.
 
   invite @4 (labels :List(Label), rights :List(Text) $Ww.constrained,
       expiresS :UInt32 $Ww.constrained, uses :UInt32 $Ww.constrained)
@@ -418,16 +417,6 @@ struct Member {
   # `list` with `signed`, and not of a foreign peer.
   trouble @16 :Text;
   # What is wrong with it, as the node that was asked sees it, e.g. that its clock is; "" if nothing.
-}
-
-interface ByteSink {
-  # One direction of a byte pipe.
-
-  write @0 (data :Data) -> ();
-  # At most 64 KiB; returns when there is room for more. Calls are delivered in order.
-
-  end @1 () -> ();
-  # No more bytes will come. Dropping the sink without it cuts the pipe off.
 }
 
 struct TicketInfo {

@@ -151,7 +151,7 @@ class Policy:
                     # `tunnel` return is of use only with its own methods.
                     "cluster": frozenset(
                         {"Cluster.list", "Cluster.watch", "Cluster.ping", "Cluster.tunnel"}
-                        | {"Subscription.*", "ByteSink.*"}
+                        | {"Subscription.*", "ByteStream.*"}
                     ),
                     "node": frozenset({"Node.status"}),
                 },

@@ -177,7 +177,7 @@ async def test_a_flood_of_large_calls_does_not_fill_the_server(
         await asyncio.sleep(0.2)
         assert servant.running == 4  # the fifth would hold more than 4 MiB
         (end,) = [e for e in _ends() if e.transport is not zoo._end.transport]
-        held = end.transport._in_bytes + end.transport._queued_bytes + len(end.transport._partial)
+        held = end.transport._in_bytes + end.transport._queued_bytes + end.transport._partial_bytes
         assert held < (4 << 20) + (2 << 20)
         servant.go.set()
         await asyncio.gather(*tasks)

@@ -1,0 +1,402 @@
+"""`rpc.ByteStream`: order, half-close, backpressure, and what ends a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyio import ClosedResourceError, EndOfStream, IncompleteRead
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from wetware import rpc
+from wetware.errors import Disconnected, InvalidArgument, NotFound, Revoked, WetwareError
+from wetware.identity import Key
+from wetware.rpc import bytestream
+from wetware.rpc.bytestream import BUFFER_BYTES_MAX, CHUNK_BYTES, IN_FLIGHT_MAX
+
+from .conftest import until
+from .test_guard import Grant
+
+pytestmark = pytest.mark.anyio
+
+STREAMS = rpc.load(Path(__file__).with_name("streams.capnp"))
+HELD_MAX = 2 * BUFFER_BYTES_MAX + (2 * IN_FLIGHT_MAX + 1) * CHUNK_BYTES
+"""Of one direction at both ends and between them, beside what one `send` writes at once."""
+
+
+class StreamsServant(rpc.Servant, interface=STREAMS.Streams):
+    def __init__(self) -> None:
+        self.opened: list[rpc.ByteStream] = []
+        self.upstream: Any = None
+
+    async def open(self) -> dict[str, Any]:
+        self.opened.append(rpc.ByteStream())
+        return {"stream": self.opened[-1].servant}
+
+    async def take(self, stream: rpc.Ref) -> dict[str, Any]:
+        return {"stream": stream}
+
+    async def ping(self) -> None: ...
+
+    async def far(self) -> dict[str, Any]:
+        return {"stream": (await self.upstream.open())["stream"]}
+
+
+class Rig:
+    """A server, and a client that opens streams of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.servant, self.guard = path, StreamsServant(), Grant()
+
+    @contextlib.asynccontextmanager
+    async def running(self, name: str = "s") -> AsyncIterator[Rig]:
+        async with (
+            rpc.serve_unix(self.path / name, lambda _: rpc.guarded(self.servant, self.guard)),
+            await rpc.connect_unix(self.path / name) as self.connection,
+        ):
+            self.streams = self.connection.bootstrap(STREAMS.Streams)
+            yield self
+
+    async def open(self) -> tuple[rpc.ByteStream, rpc.ByteStream]:
+        """The client's end and the server's."""
+        near = rpc.ByteStream((await self.streams.open())["stream"])
+        return near, self.servant.opened[-1]
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with Rig(tmp_path).running() as rig:
+        yield rig
+
+
+@pytest.fixture(params=["to the servant", "to the client"])
+async def ends(rig: Rig, request: pytest.FixtureRequest) -> tuple[rpc.ByteStream, rpc.ByteStream]:
+    """A writer and a reader: all holds in both directions."""
+    near, far = await rig.open()
+    return (near, far) if request.param == "to the servant" else (far, near)
+
+
+async def collect(stream: rpc.ByteStream, size: int = 65536) -> bytes:
+    data = bytearray()
+    with contextlib.suppress(EndOfStream):
+        while True:
+            data += await stream.receive(size)
+    return bytes(data)
+
+
+async def ended(
+    stream: rpc.ByteStream, error: type[WetwareError], match: str | None = None
+) -> None:
+    """Every method raises it."""
+    with pytest.raises(error, match=match):
+        await collect(stream)
+    for again in (stream.receive, lambda: stream.send(b"x"), stream.send_eof):
+        with pytest.raises(error, match=match):
+            await again()
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 65536, 3 << 20])
+async def test_bytes_arrive_in_order_and_the_end_behind_them(ends: Any, piece: int) -> None:
+    writer, reader = ends
+    data = os.urandom(min(3 << 20, piece * 5000))
+
+    async def write() -> None:
+        for at in range(0, len(data), piece):
+            await writer.send(data[at : at + piece])
+        await writer.send_eof()
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(write())
+        assert await collect(reader) == data
+    with pytest.raises(EndOfStream):
+        await reader.receive()
+    with pytest.raises(ClosedResourceError):
+        await writer.send(b"more")
+
+
+async def test_small_pieces_travel_together(ends: Any, rig: Rig) -> None:
+    writer, reader = ends
+    before = len(rig.guard.log)
+    for _ in range(2000):
+        await writer.send(b"x" * 100)
+    assert len(await BufferedByteReceiveStream(reader).receive_exactly(200_000)) == 200_000
+    assert len(rig.guard.log) - before <= 5
+    assert writer._sent <= 5
+
+
+async def test_anyio_s_buffered_streams_work_on_it(ends: Any) -> None:
+    writer, reader = ends
+    await writer.send(b"head\nbody")
+    await writer.send_eof()
+    lines = BufferedByteReceiveStream(reader)
+    assert await lines.receive_until(b"\n", 100) == b"head"
+    assert await lines.receive_exactly(4) == b"body"
+    with pytest.raises(IncompleteRead):
+        await lines.receive_exactly(1)
+
+
+async def test_both_directions_at_once_and_half_close(rig: Rig) -> None:
+    near, far = await rig.open()
+    up, down = os.urandom(2 << 20), os.urandom(3 << 20)
+
+    async def write(stream: rpc.ByteStream, data: bytes) -> None:
+        await stream.send(data)
+        await stream.send_eof()
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(write(near, up))
+        assert await collect(far) == up  # that direction is over, the other one begins
+        group.create_task(write(far, down))
+        assert await collect(near) == down
+    await near.aclose()
+    await far.aclose()
+
+
+async def test_a_reader_that_stops_makes_the_writer_wait_and_nobody_else(
+    ends: Any, rig: Rig
+) -> None:
+    writer, reader = ends
+    written = 0
+
+    async def write() -> None:
+        nonlocal written
+        while written < 16 << 20:
+            await writer.send(bytes(100_000))
+            written += 100_000
+        await writer.send_eof()
+
+    writing = asyncio.create_task(write())
+    await until(lambda: reader._in.size > BUFFER_BYTES_MAX and writer._out.size > BUFFER_BYTES_MAX)
+    await rig.streams.ping()  # calls pass it
+    assert written <= HELD_MAX
+    assert reader._in.size <= BUFFER_BYTES_MAX + IN_FLIGHT_MAX * CHUNK_BYTES
+    assert not writing.done()
+    async with asyncio.timeout(30):
+        assert len(await collect(reader)) == written
+        await writing
+
+
+async def test_a_close_without_an_end_is_told_behind_the_last_bytes(ends: Any) -> None:
+    writer, reader = ends
+    await writer.send(b"cut of")
+    async with asyncio.timeout(10):
+        await writer.aclose()
+        assert await reader.receive() == b"cut of"
+        await ended(reader, Disconnected, "closed the stream|let go of")
+    for call in (writer.receive, lambda: writer.send(b"x"), writer.send_eof):
+        with pytest.raises(ClosedResourceError):
+            await call()
+    await writer.aclose()
+
+
+async def test_a_close_behind_the_end_is_no_error(ends: Any) -> None:
+    writer, reader = ends
+    await writer.send(b"all")
+    await writer.send_eof()
+    async with asyncio.timeout(10):
+        await writer.aclose()
+        assert await collect(reader) == b"all"
+
+
+async def test_closing_is_bounded(ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, reader = ends
+    monkeypatch.setattr(bytestream, "CLOSE_S", 0.05)
+    writing = asyncio.create_task(writer.send(bytes(8 << 20)))
+    await until(lambda: reader._in.size > BUFFER_BYTES_MAX)
+    async with asyncio.timeout(10):
+        await writer.aclose()  # nobody reads
+        with pytest.raises(ClosedResourceError):
+            await writing
+        with pytest.raises(Disconnected):
+            await collect(reader)
+
+
+async def test_an_error_reaches_the_other_end_with_its_code(ends: Any) -> None:
+    writer, reader = ends
+    waiting = asyncio.create_task(reader.receive())
+    await asyncio.sleep(0)
+    writer.abort(NotFound("the disk is gone", hint="find it", code="not_found.disk"))
+    async with asyncio.timeout(10):
+        with pytest.raises(NotFound) as info:
+            await waiting
+        assert (info.value.code, info.value.hint) == ("not_found.disk", "find it")
+        await ended(reader, NotFound, "the disk is gone")
+        await ended(writer, NotFound, "the disk is gone")
+    writer.abort(Disconnected("another reason"))
+    await ended(writer, NotFound, "the disk is gone")
+
+
+async def test_revocation_ends_both_directions_at_once(rig: Rig) -> None:
+    near, far = await rig.open()
+    await near.send(b"unread")
+    await far.send(b"unread")
+    await until(lambda: near._in.size and far._in.size)
+    waiting = asyncio.create_task(near.send(bytes(8 << 20)))
+    await until(lambda: far._in.size > BUFFER_BYTES_MAX)
+    rig.guard.end(Revoked("revoked by ada", hint="ask ada"))
+    assert far._in.size == 0  # in this turn, not in some later one
+    async with asyncio.timeout(10):
+        await ended(far, Revoked, "by ada")
+        with pytest.raises(Revoked, match="by ada"):
+            await waiting
+        await ended(near, Revoked, "by ada")
+    assert rig.guard.callbacks == []
+
+
+async def test_a_stream_that_is_idle_hears_of_a_revocation(rig: Rig) -> None:
+    near, _ = await rig.open()
+    waiting = asyncio.create_task(near.receive())
+    await until(lambda: len(rig.guard.tasks) == 1)  # attached
+    rig.guard.end(Revoked("revoked by ada"))
+    async with asyncio.timeout(10):
+        with pytest.raises(Revoked, match="by ada"):
+            await waiting
+
+
+async def test_a_grant_that_is_over_makes_no_stream(rig: Rig) -> None:
+    near, far = await rig.open()
+    await near.aclose()
+    await far.aclose()
+    assert rig.guard.callbacks == []  # a closed stream does not stay with its grant
+
+
+async def test_a_released_reference_ends_the_stream(rig: Rig) -> None:
+    ref = (await rig.streams.open())["stream"]
+    far = rig.servant.opened[-1]
+    waiting = asyncio.create_task(far.receive())  # nobody attaches
+    ref.close()
+    async with asyncio.timeout(10):
+        with pytest.raises(Disconnected, match="let go"):
+            await waiting
+
+
+async def test_a_lost_connection_ends_both(rig: Rig) -> None:
+    near, far = await rig.open()
+    await near.send(b"last")
+    assert await far.receive() == b"last"
+    await far.send(b"unread")
+    await until(lambda: near._in.size)
+    await rig.connection.aclose()
+    async with asyncio.timeout(10):
+        await ended(far, Disconnected)
+        assert await near.receive() == b"unread"
+        await ended(near, Disconnected)
+        await near.aclose()
+        await far.aclose()
+
+
+async def test_a_stream_passes_through_another_node(tmp_path: Path) -> None:
+    """A membrane forwards it, as an adopted session's node does; either grant ends it."""
+    behind, front = Rig(tmp_path), Rig(tmp_path)
+    async with behind.running("b"), front.running("f"), asyncio.timeout(30):
+        front.servant.upstream = behind.streams
+        near = rpc.ByteStream((await front.streams.far())["stream"])
+        far = behind.servant.opened[-1]
+        data = os.urandom(1 << 20)
+        await near.send(data)
+        await near.send_eof()
+        assert await collect(far) == data
+        await far.send(b"answer")
+        assert await near.receive() == b"answer"
+        front.guard.end(Revoked("revoked by ada"))
+        await ended(near, Revoked, "by ada")
+        await ended(far, WetwareError)  # Revoked if an answer of near's was on its way
+
+
+async def test_a_servant_s_stream_that_comes_back_is_the_same(rig: Rig) -> None:
+    ref = (await rig.streams.open())["stream"]
+    near = rpc.ByteStream((await rig.streams.take(stream=ref))["stream"])
+    await near.send(b"x")
+    assert await rig.servant.opened[-1].receive() == b"x"
+
+
+async def test_over_a_link_stream(rig: Rig) -> None:
+    from wetware.access import Access
+    from wetware.link import LinkHost
+    from wetware.multiaddr import Multiaddr
+
+    servant = StreamsServant()
+    async with LinkHost(Key.generate()) as server, LinkHost(Key.generate()) as client:
+        addrs = await server.listen([Multiaddr.parse("/ip4/127.0.0.1/tcp/0")])
+        server.handle("/streams", lambda s: rpc.serve(s, servant), access=Access.PUBLIC)
+        link = await client.dial([addrs[0].with_peer(server.peer_id)])
+        async with (
+            asyncio.timeout(30),
+            await rpc.connect(await link.open_stream("/streams")) as connection,
+        ):
+            streams = connection.bootstrap(STREAMS.Streams)
+            near = rpc.ByteStream((await streams.open())["stream"])
+            far = servant.opened[-1]
+            data = os.urandom(3 << 20)
+
+            async def write() -> None:
+                await near.send(data)
+                await near.send_eof()
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(write())
+                assert await collect(far) == data
+
+
+# --- who does not keep to the rules ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [("send", {"turn": 0, "data": bytes(CHUNK_BYTES + 1)})],
+        [("send", {"turn": IN_FLIGHT_MAX, "data": b"x"})],
+        [("send", {"turn": 1, "data": b"x"}), ("send", {"turn": 1, "data": b"x"})],
+        [("send", {"turn": 0, "data": b"x"}), ("send", {"turn": 0, "data": b"x"})],
+        [("send_eof", {"turn": 0}), ("send", {"turn": 1, "data": b"x"})],
+        [("send_eof", {"turn": 0}), ("send_eof", {"turn": 1})],
+        [("send", {"turn": i, "data": bytes(CHUNK_BYTES)}) for i in range(IN_FLIGHT_MAX + 3)],
+    ],
+    ids=["long", "ahead", "held twice", "twice", "behind the end", "two ends", "does not wait"],
+)
+async def test_an_end_that_breaks_the_rules_is_cut_off(rig: Rig, calls: Any) -> None:
+    ref = (await rig.streams.open())["stream"]
+    sent = [asyncio.create_task(ref.call(name, **params)) for name, params in calls]
+    far = rig.servant.opened[-1]
+    async with asyncio.timeout(10):
+        results = await asyncio.gather(*sent, return_exceptions=True)
+        assert isinstance(results[-1], InvalidArgument)
+        await ended(far, InvalidArgument, "does not keep to its rules")
+
+
+async def test_turns_count_not_the_order_of_arrival(rig: Rig) -> None:
+    ref = (await rig.streams.open())["stream"]
+    async with asyncio.timeout(10):
+        await asyncio.gather(
+            ref.send_eof(turn=3),
+            *(ref.send(turn=i, data=b"%d" % i) for i in (2, 0, 1)),
+        )
+        assert await collect(rig.servant.opened[-1]) == b"012"
+
+
+async def test_a_stream_is_attached_once(rig: Rig) -> None:
+    ref = (await rig.streams.open())["stream"]
+    near = rpc.ByteStream(ref)
+    await near.send(b"x")
+    await rig.servant.opened[-1].receive()
+    for far in (rpc.ByteStream().servant, None):
+        with pytest.raises(InvalidArgument, match="attached once"):
+            await ref.attach(far=far)
+
+
+# --- what it costs --------------------------------------------------------------------------------
+
+
+def test_a_command_does_not_pay_for_it() -> None:
+    code = (
+        "import sys; from wetware import rpc; assert 'anyio.abc' not in sys.modules; "
+        "rpc.ByteStream; assert 'anyio.abc' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
