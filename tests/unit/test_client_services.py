@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import pydoc
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +96,18 @@ def test_every_bundled_client_has_its_type() -> None:
         if point.dist is not None and point.dist.name == "wetware"
     }
     assert typed == ours
+
+
+def test_the_committed_api_reference_is_up_to_date() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "reference"
+    made = subprocess.run(
+        [sys.executable, docs / "api.py"], capture_output=True, text=True, check=True
+    )
+    assert (docs / "api.md").read_text() == made.stdout, (
+        "run: python docs/reference/api.py > docs/reference/api.md"
+    )
+    for name in (*wetware.__all__, "Session.service", "Topic.publish", "Subscription", "TimedOut"):
+        assert name == "__version__" or f"`{name}`" in made.stdout
 
 
 def test_help_lists_what_there_is() -> None:
