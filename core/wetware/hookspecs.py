@@ -12,9 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import pluggy
+
+from wetware.threads import Threads
 
 if TYPE_CHECKING:
     import typer
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from wetware.log import EventLogger
     from wetware.member import Member
     from wetware.rpc import Interface, Servant
+
+T = TypeVar("T")
 
 PROJECT = "wetware"
 GROUP = "wetware.v1"
@@ -209,6 +213,7 @@ class PluginContext:
             environment or a flag. The others are defaults.
         dev: Whether the node was started with `--dev`: a try-out is wanted, and nothing else.
         evicted: Whether a node was evicted from the cluster.
+        threads: Of the plugin's own, for `run_sync`.
     """
 
     name: str
@@ -222,6 +227,14 @@ class PluginContext:
     configured: frozenset[str] = frozenset()
     dev: bool = False
     evicted: Callable[[PeerId], bool] = lambda _: False
+    threads: Threads = field(default_factory=Threads)
+
+    async def run_sync(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function that blocks in a thread; of each plugin four run at a time.
+
+        Where the caller is cancelled a function that has begun goes on, and keeps its place.
+        """
+        return await self.threads.run(function, *args)
 
     def members(self, selector: str = "") -> tuple[Member, ...]:
         """Who is in the cluster, as this node sees it: nodes by name, then foreign libp2p peers.

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import socket
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from math import nan
@@ -55,6 +56,7 @@ from wetware.node.process import bound_recursion, rss_bytes, umask, within_files
 from wetware.node.serving import recording, start_backend, start_services
 from wetware.overlay import Overlay
 from wetware.protocol import CORE, GATE_PROTOCOL
+from wetware.threads import Threads
 
 if TYPE_CHECKING:
     from wetware.admission import Founding
@@ -160,6 +162,7 @@ class Node:
         self.started_at = self.clock.monotonic()
         self.data_dir = config.node.data_dir
         self.services: dict[str, Service] = {}
+        self._threads = defaultdict[str, Threads](Threads)
         self.name = config.node.name or socket.gethostname()
         self.cluster = ""
         self.lag = LagMeter()
@@ -371,6 +374,7 @@ class Node:
             configured=self._configured(name, config),
             dev=self.config.node.dev,
             evicted=lambda peer: self.admission.evicted(peer) is not None,
+            threads=self._threads[name],
         )
 
     def _configured(self, name: str, config: object) -> frozenset[str]:

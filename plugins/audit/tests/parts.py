@@ -12,6 +12,7 @@ from typing import Any
 
 from wetware.broker.records import Records
 from wetware.identity import Key
+from wetware.threads import Threads
 from wetware_audit.chain import CHECKPOINT_DOMAIN
 from wetware_audit.config import AuditConfig
 from wetware_audit.log import AuditLog, _append_to
@@ -75,7 +76,7 @@ def signer(key: Key = KEY) -> Callable[[bytes], bytes]:
 
 def recorder_on(log: AuditLog, **given: Any) -> AuditRecorder:
     """A recorder of an open log."""
-    ctx: Any = SimpleNamespace(evicted=lambda _: False)
+    ctx: Any = SimpleNamespace(evicted=lambda _: False, run_sync=Threads().run)
     recorder = AuditRecorder(ctx, signer(), **given)
     recorder.use(log)
     return recorder

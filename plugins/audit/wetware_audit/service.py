@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -84,12 +83,12 @@ class AuditServant(rpc.Servant, interface=SCHEMA.Audit):
             )
 
         wanted = min(count or RECORDS_MAX, RECORDS_MAX)
-        found = await asyncio.to_thread(tail, self._directory(), wanted, matches)
+        found = await self._service.recorder.ctx.run_sync(tail, self._directory(), wanted, matches)
         return {"records": found}
 
     async def show(self, seq: int) -> dict[str, object]:
         """One record."""
-        found = await asyncio.to_thread(record_at, self._directory(), seq)
+        found = await self._service.recorder.ctx.run_sync(record_at, self._directory(), seq)
         if found is None:
             raise NotFound(f"there is no record {seq}", hint="`ww audit tail` shows the last ones")
         return {"record": found}

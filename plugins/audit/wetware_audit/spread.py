@@ -172,7 +172,7 @@ class Checkpoints:
             return 0, None
         async with await self._overlay.open_stream(peer, PROTOCOL) as stream:
             log_id, seq = parse_known(await read_frame(stream, bytes_max=FRAME_BYTES_MAX))
-            checkpoint, digests = await asyncio.to_thread(
+            checkpoint, digests = await self._audit.ctx.run_sync(
                 self._audit.log.step, log_id, seq, own, STEP_RECORDS_MAX
             )
             records = len(digests) // DIGEST_BYTES
@@ -268,7 +268,7 @@ class Checkpoints:
             due, self._to_anchor = self._to_anchor, set()
             newest = {node: self.held.newest(node) for node in due}
             try:
-                await asyncio.to_thread(self._write, self.held.document())
+                await self._audit.ctx.run_sync(self._write, self.held.document())
             except OSError as exc:  # tried again with what is heard next
                 log.warning("audit.not_saved", file=HELD_FILE, error=exc.strerror)
                 self._to_anchor |= due

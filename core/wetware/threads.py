@@ -1,0 +1,43 @@
+"""A few threads for what blocks, for each plugin its own: one cannot take those of another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+THREADS_MAX: Final = 4
+"""Calls of one plugin that run at a time; further ones wait."""
+
+
+class Threads:
+    """Runs blocking functions, at most THREADS_MAX at a time."""
+
+    def __init__(self) -> None:
+        from anyio import CapacityLimiter  # every command imports what imports this
+
+        self._limiter = CapacityLimiter(THREADS_MAX)
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function in a thread, and return or raise what it does.
+
+        One who is cancelled stops waiting at once. The function goes on then, if it had begun, and
+        keeps its place until it returns: cancelling makes no room for more of them.
+        """
+        import asyncio
+
+        from anyio import to_thread
+
+        place = object()
+        await self._limiter.acquire_on_behalf_of(place)
+        running = asyncio.ensure_future(to_thread.run_sync(partial(function, *args)))
+
+        def ended(done: asyncio.Future[T]) -> None:
+            self._limiter.release_on_behalf_of(place)
+            if not done.cancelled():
+                done.exception()  # where nobody waits any more, nobody wants to know
+
+        running.add_done_callback(ended)
+        return await asyncio.shield(running)
