@@ -22,6 +22,7 @@ from wetware.errors import (
     LimitExceeded,
     NotFound,
     WetwareError,
+    stopping,
 )
 from wetware.hookspecs import Service
 from wetware.identity import PeerId, Principal
@@ -86,7 +87,7 @@ class ClusterService(Service):
             self._tasks = None
             end()
             for watch in tuple(self._watches):
-                watch.end(Disconnected("the node is stopping"))
+                watch.end(stopping())
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """A Cluster for one session."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from wetware import rpc
-from wetware.errors import Disconnected, InvalidArgument, LimitExceeded
+from wetware.errors import STOPPING, Disconnected, InvalidArgument, LimitExceeded
 from wetware.testing import Started
 from wetware_audit import service as module
 from wetware_audit.client import AuditClient
@@ -54,7 +54,8 @@ async def test_records_are_followed_from_now_on_until_the_node_stops(
         async with asyncio.timeout(10), client.follow() as records:
             running.cancel()
             await asyncio.wait([running])
-            with pytest.raises(Disconnected, match="stopping"):
+            with pytest.raises(Disconnected) as info:
                 await anext(records)
+            assert info.value.code == STOPPING
     assert not service._followers
     log.close()

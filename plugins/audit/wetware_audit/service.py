@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
-from wetware.errors import Disconnected, LimitExceeded, NotFound
+from wetware.errors import LimitExceeded, NotFound, stopping
 from wetware.hookspecs import Service
 from wetware_audit.chain import LINE_BYTES_MAX, backwards, files, lines, seek, seq_of
 from wetware_audit.schema import SCHEMA
@@ -139,7 +139,7 @@ class AuditService(Service):
             await self.recorder.checkpoints.run()
         finally:
             for follower in tuple(self._followers):
-                follower.end(Disconnected("the node is stopping"))
+                follower.end(stopping())
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """An Audit for one session."""

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
-from wetware.errors import Disconnected, InvalidArgument, LimitExceeded
+from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, stopping
 from wetware.hookspecs import Service
 from wetware_pubsub.gossip import Gossip
 from wetware_pubsub.schema import SCHEMA
@@ -83,7 +83,7 @@ class PubSubService(Service):
         finally:
             self._running = False
             for pump in [pump for pumps in self._topics.values() for pump in pumps]:
-                pump.end(Disconnected("the node is stopping"))
+                pump.end(stopping())
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """A PubSub for one session."""
