@@ -31,7 +31,7 @@ EITHER = pytest.mark.parametrize("direct", [True, False, None], ids=["direct", "
 LIAR = """
 import json, os, sys
 if "node" in sys.orig_argv:
-    from wetware.cluster import ClusterServant
+    from wetware.node.services.cluster import ClusterServant
     honest = ClusterServant.list
 
     async def lie(self, selector, limit, signed):

@@ -125,6 +125,18 @@ def test_the_link_knows_neither_overlay_nor_rpc() -> None:
     )
 
 
+def test_the_services_of_the_core_know_no_node() -> None:
+    """They get a context and what they need beyond it, as a plugin's would."""
+    assert (
+        violations(
+            lambda path, name: (
+                path.is_relative_to(CORE / "node" / "services") and name.startswith("wetware.node")
+            )
+        )
+        == []
+    )
+
+
 def test_the_walk_sees_every_form_of_import(tmp_path: Path) -> None:
     path = tmp_path / "x.py"
     path.write_text(

@@ -42,6 +42,7 @@ from wetware.sturdy import SturdyRef
 if TYPE_CHECKING:
     from wetware.broker.decisions import Explanation
     from wetware.broker.gate import Broker
+    from wetware.broker.records import Records
     from wetware.broker.tree import Tree
     from wetware.hookspecs import Service
 
@@ -251,7 +252,7 @@ def listed(tops: Iterable[Grant], limit: int) -> tuple[list[dict[str, object]], 
 
 
 async def revoke(
-    broker: Broker, grant: Grant, reason: str, by: str, *, operator: bool = False
+    audit: Records, grant: Grant, reason: str, by: str, *, operator: bool = False
 ) -> int:
     """End a subtree now; the record and the disk follow, and are waited for.
 
@@ -259,7 +260,7 @@ async def revoke(
     """
     reason = _label(reason[:REASON_CHARS_MAX], f"by {by}")
     cut = end_now([grant], reason)
-    record = broker.audit.ended if operator else broker.audit.record
+    record = audit.ended if operator else audit.record
     record(
         "grant.revoked",
         grant=grant.id,
@@ -269,7 +270,7 @@ async def revoke(
         cut=cut,
         reason=reason,
     )
-    await settle(broker, [grant], reason)
+    await settle(grant.tree, audit, [grant], reason)
     return cut
 
 
@@ -299,14 +300,14 @@ def end_now(grants: Iterable[Grant], reason: str) -> int:
     return len(ending)
 
 
-async def settle(broker: Broker, grants: Iterable[Grant], reason: str) -> None:
+async def settle(tree: Tree, audit: Records, grants: Iterable[Grant], reason: str) -> None:
     """Wait until what was ended is on disk and on record, so that it can be answered.
 
     Raises StoreUnavailable; where the log fails, it tells of the gap itself.
     """
-    store = broker.tree.store
+    store = tree.store
     try:
-        recorded = asyncio.ensure_future(broker.audit.written())
+        recorded = asyncio.ensure_future(audit.written())
         if store is not None:
             await store.written()
         await recorded
@@ -504,7 +505,7 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         grant = tree.get(id)
         if grant is None or not set(grant.lineage) & set(self._scope()):
             if grant is None and tree.has_ended(id):
-                await settle(self._broker, (), reason)
+                await settle(tree, self._broker.audit, (), reason)
                 return {"cut": 0}
             raise NotFound(
                 f"you have no grant {id[:32]!r} at this node",
@@ -513,7 +514,7 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
             )
         operator = pattern_within("Grants.revoke", self._grant.patterns("grants"))
         by = str(self._grant.principal)
-        return {"cut": await revoke(self._broker, grant, reason, by, operator=operator)}
+        return {"cut": await revoke(self._broker.audit, grant, reason, by, operator=operator)}
 
     # --- why --------------------------------------------------------------------------------------
 

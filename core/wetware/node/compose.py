@@ -17,6 +17,7 @@ import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,6 @@ from wetware.admission import Admission, Chain, Introductions, Store, join
 from wetware.admission.texts import parse_join
 from wetware.bounds import Throttle, address_key
 from wetware.broker import Broker
-from wetware.broker.admin import GrantsService
 from wetware.broker.adopt import Adoptions
 from wetware.broker.clock import NOT_YET
 from wetware.broker.grants import SESSION_SERVICE
@@ -38,7 +38,7 @@ from wetware.broker.records import Records
 from wetware.broker.store import Store as GrantStore
 from wetware.broker.tree import Tree
 from wetware.clock import SystemClock
-from wetware.cluster import ClusterService
+from wetware.doctor.node import check_node
 from wetware.errors import AdmissionRefused, ConfigError, LimitExceeded, OverlayError
 from wetware.hookspecs import AuthBackend, Discovery, PluginContext, Service
 from wetware.identity import Channel, Key, PeerId, Principal
@@ -53,9 +53,12 @@ from wetware.node.data_dir import locked, socket_path
 from wetware.node.key import load_or_create
 from wetware.node.members import Members
 from wetware.node.process import bound_recursion, rss_bytes, umask, within_files
+from wetware.node.services.cluster import ClusterService
+from wetware.node.services.grants import GrantsService
+from wetware.node.services.node import NodeService
 from wetware.node.serving import recording, start_backend, start_services
 from wetware.overlay import Overlay
-from wetware.protocol import CORE, GATE_PROTOCOL
+from wetware.protocol import GATE_PROTOCOL
 from wetware.threads import Threads
 
 if TYPE_CHECKING:
@@ -77,48 +80,6 @@ CLIENT_LOGIN_S_MAX = 60.0
 """For a program of this machine to log in, a person's passphrase or signature included."""
 CORE_SERVICES = ("node", "cluster", "grants")
 """Every node has them: its record in the membership does not name them."""
-
-
-# --- the core's own service -----------------------------------------------------------------------
-
-
-class _NodeServant(rpc.Servant, interface=CORE.Node):
-    """See core.capnp."""
-
-    def __init__(self, node: Node, principal: Principal) -> None:
-        self._node, self._principal = node, principal
-
-    async def status(self) -> dict[str, object]:
-        """What the node is doing."""
-        return {"status": self._node.status()}
-
-    async def details(self) -> dict[str, object]:
-        """The same, and what is for operators."""
-        return {"status": self._node.status(details=True)}
-
-    async def restart_overlay(self) -> None:
-        """End the libp2p guest as a crash would."""
-        log.warning("overlay.restart_requested")
-        self._node.overlay.crash(OverlayError("an operator asked for a restart"))
-
-    async def trust_clock(self) -> None:
-        """The machine's clock is right: an operator has looked at it."""
-        broker, swim = self._node.broker, self._node.membership.swim
-        await broker.trust_clock(lambda: middle(swim.clock_offsets_s.values()), self._principal)
-
-
-class _NodeService(Service):
-    """The service `node`."""
-
-    name = "node"
-    interface = CORE.Node
-    ending = frozenset({"Node.status"})
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def bootstrap(self, principal: Principal) -> rpc.Servant:
-        return _NodeServant(self._node, principal)
 
 
 # --- the node -------------------------------------------------------------------------------------
@@ -289,6 +250,7 @@ class Node:
                 self.broker.adoptions = Adoptions(
                     self.key.peer_id, self._member_gate, self.config.broker, self.services
                 )
+                self.services |= {service.name: service for service in self._own_services()}
                 stack.push_async_callback(self.broker.adoptions.aclose)
                 stack.callback(self.broker.close)
                 async with asyncio.TaskGroup() as tasks, anyio.create_task_group() as serving:
@@ -556,16 +518,39 @@ class Node:
         }
 
     def _collect_services(self) -> None:
-        own: list[Service] = [
-            _NodeService(self),
-            ClusterService(self, self._context("cluster", None)),
-            GrantsService(lambda: self.broker),
-            *(recorder.services if (recorder := self.audit.recorder) is not None else ()),
-            *self.backend.services,
-        ]
-        reserved = [SESSION_SERVICE, *(service.name for service in own)]
+        """What the recorder, the backend and the plugins offer."""
+        recorder = self.audit.recorder
+        own = (*(recorder.services if recorder is not None else ()), *self.backend.services)
+        reserved = [SESSION_SERVICE, *CORE_SERVICES, *(service.name for service in own)]
         for service in (*own, *self.plugins.services(self._context, reserved)):
             self.services[service.name] = service
+
+    def _own_services(self) -> tuple[Service, ...]:
+        """What every node offers."""
+        return (
+            NodeService(
+                status=self.status,
+                restart_overlay=lambda: self.overlay.crash(
+                    OverlayError("an operator asked for a restart")
+                ),
+                trust_clock=self._trust_clock,
+            ),
+            ClusterService(
+                self._context("cluster", None),
+                admission=self.admission,
+                membership=self.membership,
+                audit=self.audit,
+                accept_pipe=self.host.accept_pipe,
+                findings=partial(check_node, self),
+                limits=self.config.login,
+                closed=bool(self.try_out),
+            ),
+            GrantsService(self.tree, self.audit, self._store.confirm),
+        )
+
+    async def _trust_clock(self, by: Principal) -> None:
+        offsets = self.membership.swim.clock_offsets_s
+        await self.broker.trust_clock(lambda: middle(offsets.values()), by)
 
     def _service_failed(self, name: str, exc: Exception) -> None:
         if (plugin := self.plugins.owner(name)) is not None:

@@ -13,10 +13,10 @@ import pytest
 from plugins.audit.tests.parts import open_log, records_to
 
 from wetware import rpc
-from wetware.broker.admin import GrantsService
 from wetware.errors import Revoked, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Principal
+from wetware.node.services.grants import GrantsService
 from wetware.protocol import CORE
 from wetware_audit.chain import files
 from wetware_audit.log import _append_to
@@ -65,7 +65,9 @@ async def node(tmp_path: Path, disk: SlowDisk) -> AsyncIterator[MemNode]:
     log = open_log(tmp_path / "audit", clock=clock, open_file=disk)
     async with rpc.runtime(), made.running():
         made.broker.audit = records_to(log, clock)
-        services: Any = {"box": made.box, "grants": GrantsService(lambda: made.broker)}
+        broker = made.broker
+        grants = GrantsService(made.tree, broker.audit, lambda: broker.confirmed())
+        services: Any = {"box": made.box, "grants": grants}
         made.broker.services = services
         yield made
     disk.going.set()

@@ -14,12 +14,12 @@ import pytest
 from plugins.audit.tests.parts import Disk, open_log, records_to
 
 from wetware import rpc
-from wetware.broker.admin import GrantsService
 from wetware.broker.session import SessionServant
 from wetware.client.session import Session, opened
 from wetware.errors import Denied, InvalidArgument, Unrecorded, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Principal
+from wetware.node.services.grants import GrantsService
 from wetware.protocol import CORE
 from wetware_audit.chain import files
 
@@ -39,7 +39,9 @@ async def node(tmp_path: Path) -> AsyncIterator[Any]:
     log = open_log(tmp_path / "audit", clock=clock, open_file=disk)
     async with rpc.runtime(), made.running():
         made.broker.audit = records_to(log, clock)
-        services: Any = {"box": made.box, "grants": GrantsService(lambda: made.broker)}
+        broker = made.broker
+        grants = GrantsService(made.tree, broker.audit, lambda: broker.confirmed())
+        services: Any = {"box": made.box, "grants": grants}
         made.broker.services = services
         made.disk, made.log = disk, log
         yield made

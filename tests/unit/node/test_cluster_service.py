@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from wetware import cluster, rpc
+from wetware import rpc
 from wetware.admission import Founding
-from wetware.cluster import SIGNED_BYTES_MAX, ClusterServant, ClusterService, to_wire
 from wetware.cluster_client import Cluster, _shown
 from wetware.errors import STOPPING, Disconnected, InvalidArgument, LimitExceeded
 from wetware.identity import Key
 from wetware.member import Member
 from wetware.membership.proof import encode_founding
 from wetware.membership.record import Record
+from wetware.node.services import cluster
+from wetware.node.services.cluster import SIGNED_BYTES_MAX, ClusterServant, ClusterService, to_wire
 from wetware.rpc.limits import RpcLimits
 from wetware.testing import FakeOverlay, Started
 
@@ -41,6 +42,15 @@ def member(n: int) -> Member:
     return Member(record.peer, record.name, labels=labels, record=record.encoded)
 
 
+def service_with(overlay: FakeOverlay, **ports: Any) -> ClusterService:
+    """With the parts that a test is about."""
+    names = ("admission", "membership", "audit", "accept_pipe", "findings", "limits")
+    ctx: Any = types.SimpleNamespace(
+        overlay=overlay, members=overlay.members, watch_members=overlay.watch_members
+    )
+    return ClusterService(ctx, closed=False, **(dict.fromkeys(names) | ports))
+
+
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # no one event tells of it
@@ -52,9 +62,10 @@ async def test_what_is_signed_fits_into_an_answer() -> None:
     members = [member(n) for n in range(100)]
     size = len(members[0].record)
     assert size > 7000
-    node: Any = types.SimpleNamespace(admission=types.SimpleNamespace(founding=FOUNDING))
-    ctx: Any = types.SimpleNamespace(members=lambda selector: members)
-    servant = ClusterServant(ClusterService(node, ctx), None)  # type: ignore[arg-type]
+    overlay = FakeOverlay()
+    overlay.members = lambda selector="": tuple(members)  # type: ignore[method-assign]
+    admission = types.SimpleNamespace(founding=FOUNDING)
+    servant = ClusterServant(service_with(overlay, admission=admission), None)  # type: ignore[arg-type]
     plain: Any = await servant.list("", 0, False)
     assert len(plain["members"]) == 100
     assert not any("record" in each for each in plain["members"])
@@ -79,13 +90,12 @@ async def test_who_ordered_an_end_is_recorded_also_when_they_are_gone_while_the_
         in_force.set()
         await asyncio.Event().wait()  # the disk
 
-    node: Any = types.SimpleNamespace(
+    service = service_with(
+        FakeOverlay(),
         admission=types.SimpleNamespace(evict=end, revoke_ticket=end),
         audit=types.SimpleNamespace(ended=lambda event, **_: recorded.append(event)),
-        key=Key.from_seed(bytes(32)),
     )
-    ctx: Any = None
-    servant = ClusterServant(ClusterService(node, ctx), None)  # type: ignore[arg-type]
+    servant = ClusterServant(service, None)  # type: ignore[arg-type]
     peer = str(Key.generate().peer_id)
     calls = {
         "evicted": lambda: servant.evict(peer, ""),
@@ -97,12 +107,6 @@ async def test_who_ordered_an_end_is_recorded_also_when_they_are_gone_while_the_
     with pytest.raises(asyncio.CancelledError):
         await call
     assert recorded == [f"operator.{verb}"]
-
-
-def service_with(overlay: FakeOverlay) -> ClusterService:
-    host = types.SimpleNamespace(handle=lambda *_, **__: lambda: None)
-    node: Any = types.SimpleNamespace(host=host)
-    return ClusterService(node, overlay)  # type: ignore[arg-type]
 
 
 @pytest.mark.anyio

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -29,16 +29,21 @@ from wetware.identity import PeerId, Principal
 from wetware.link import StreamPipe
 from wetware.log import get_logger
 from wetware.membership.proof import encode_founding
+from wetware.multiaddr import Multiaddr
 from wetware.protocol import CORE
 from wetware.tunnel import TUNNEL_PROTOCOL, TunnelPipe, relay
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from wetware.admission import Admission
+    from wetware.broker.limits import LoginLimits
+    from wetware.broker.records import Records
+    from wetware.doctor import Finding
     from wetware.hookspecs import PluginContext
-    from wetware.link import Stream
+    from wetware.link import Connection, Pipe, Stream
     from wetware.member import Member
-    from wetware.node.compose import Node
+    from wetware.membership.service import Membership
 
 log = get_logger("cluster")
 
@@ -60,8 +65,14 @@ class ClusterService(Service):
     """See `hookspecs.Service`.
 
     Args:
-        node: Composes membership, admission and the link.
-        ctx: Who is in the cluster.
+        ctx: Who is in the cluster, and its protocols.
+        admission: Lets nodes in, and puts them out.
+        membership: Reaches members.
+        audit: Where it is recorded who ordered what.
+        accept_pipe: See `LinkHost.accept_pipe`.
+        findings: What the node finds when it looks at itself.
+        limits: Of tunnels.
+        closed: Whether nobody may join, as the node tries out its auth backend.
     """
 
     name = "cluster"
@@ -70,15 +81,28 @@ class ClusterService(Service):
         {f"Cluster.{name}" for name in ("list", "tickets", "revoke_ticket", "evict", "check")}
     )
 
-    def __init__(self, node: Node, ctx: PluginContext) -> None:
-        self.node, self.ctx = node, ctx
+    def __init__(
+        self,
+        ctx: PluginContext,
+        *,
+        admission: Admission,
+        membership: Membership,
+        audit: Records,
+        accept_pipe: Callable[[Pipe, Multiaddr], Connection],
+        findings: Callable[[], Awaitable[Iterable[Finding]]],
+        limits: LoginLimits,
+        closed: bool,
+    ) -> None:
+        self.ctx, self.admission, self.membership, self.audit = ctx, admission, membership, audit
+        self.findings, self.limits, self.closed = findings, limits, closed
+        self._accept_pipe = accept_pipe
         self._watches: set[rpc.Pump] = set()
         self._tunnels = 0
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
-        end = self.node.host.handle(TUNNEL_PROTOCOL, self._carried, access=Access.MEMBER)
+        end = self.ctx.overlay.handle(TUNNEL_PROTOCOL, self._carried, access=Access.MEMBER)
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 task_status.started()
@@ -98,7 +122,7 @@ class ClusterService(Service):
 
         Its address is the carrier's, so that the limits for strangers count per carrier.
         """
-        connection = self.node.host.accept_pipe(StreamPipe(stream), stream.connection.remote)
+        connection = self._accept_pipe(StreamPipe(stream), stream.connection.remote)
         await connection.wait_closed()
 
     # --- watches ----------------------------------------------------------------------------------
@@ -132,14 +156,14 @@ class ClusterService(Service):
 
     async def start_tunnel(self, peer: PeerId, done: Callable[[], None]) -> rpc.Servant:
         """A stream to the link of a member; raises DialError, LimitExceeded."""
-        limit = self.node.config.login.tunnels_max
+        limit = self.limits.tunnels_max
         if self._tunnels >= limit:
             raise LimitExceeded(f"{limit} tunnels are open (tunnels_max)")
         if self._tasks is None:
             raise Disconnected("the service is not running")
         self._tunnels += 1
         try:
-            connection = await self.node.membership.connect(peer)
+            connection = await self.membership.connect(peer)
             stream = await connection.open_stream(TUNNEL_PROTOCOL)
         except BaseException:
             self._tunnels -= 1
@@ -169,8 +193,9 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
     """See core.capnp."""
 
     def __init__(self, service: ClusterService, principal: Principal) -> None:
-        self._service, self._node = service, service.node
-        self._principal = principal
+        self._service, self._principal = service, principal
+        self._admission, self._membership = service.admission, service.membership
+        self._audit = service.audit
         self._tunnels = 0
 
     # --- for users --------------------------------------------------------------------------------
@@ -187,7 +212,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
             if room < 0:
                 break
             members.append(to_wire(member) | {"record": member.record})
-        founding = encode_founding(self._node.admission.founding)
+        founding = encode_founding(self._admission.founding)
         return {"members": members, "matched": len(matched), "founding": founding}
 
     async def watch(self, selector: str, sink: rpc.Ref | None) -> dict[str, object]:
@@ -196,15 +221,15 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
 
     async def ping(self, peer: str) -> dict[str, object]:
         """One round trip."""
-        return {"rtt_s": await self._node.membership.ping(self._member(peer))}
+        return {"rtt_s": await self._membership.ping(self._member(peer))}
 
     async def tunnel(self, peer: str) -> dict[str, object]:
         """A stream to the link of a member."""
-        limit = self._node.config.login.tunnels_per_session_max
+        limit = self._service.limits.tunnels_per_session_max
         if self._tunnels >= limit:
             raise LimitExceeded(f"{limit} tunnels of one session (tunnels_per_session_max)")
         target = self._member(peer)
-        self._node.audit.record("tunnel.opened", principal=self._principal, peer=target)
+        self._audit.record("tunnel.opened", principal=self._principal, peer=target)
         self._tunnels += 1
         try:
             return {"stream": await self._service.start_tunnel(target, self._tunnel_ended)}
@@ -217,7 +242,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
 
     def _member(self, peer: str) -> PeerId:
         found = PeerId.parse(peer)
-        if self._node.membership.member(found) is None:
+        if self._membership.member(found) is None:
             raise NotFound(
                 f"{found} is no member of the cluster",
                 hint="`ww ls --wide` shows the members",
@@ -227,8 +252,8 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
 
     async def _record(self, verb: str, **fields: object) -> None:
         """Who ordered it; admission has recorded what it did. The answer waits for both."""
-        self._node.audit.record(f"operator.{verb}", principal=self._principal, **fields)
-        await self._node.audit.written()
+        self._audit.record(f"operator.{verb}", principal=self._principal, **fields)
+        await self._audit.written()
 
     async def _end(self, ending: Awaitable[object], verb: str, **fields: object) -> None:
         """The same of what ends something: also where that is in force and could not be saved.
@@ -240,16 +265,16 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         except (AdmissionRefused, asyncio.CancelledError) as exc:
             # Who ordered it may go away while the disk works.
             if getattr(exc, "code", "admission.not_saved") == "admission.not_saved":
-                self._node.audit.ended(f"operator.{verb}", principal=self._principal, **fields)
+                self._audit.ended(f"operator.{verb}", principal=self._principal, **fields)
             raise
-        self._node.audit.ended(f"operator.{verb}", principal=self._principal, **fields)
-        await self._node.audit.written()
+        self._audit.ended(f"operator.{verb}", principal=self._principal, **fields)
+        await self._audit.written()
 
     # --- for operators ----------------------------------------------------------------------------
 
     def _refuse_in_try_out(self) -> None:
         """Nobody joins a node whose auth backend decides by what was made for a try-out."""
-        if self._node.try_out:
+        if self._service.closed:
             raise AdmissionRefused(
                 "this node tries out its auth backend, for this machine alone: nobody can join it",
                 hint="configure the auth backend and start a node without --dev, with a data "
@@ -257,17 +282,20 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
                 code="admission.try_out",
             )
 
+    def _addrs(self) -> tuple[Multiaddr, ...]:
+        return tuple(map(Multiaddr.parse, self._service.ctx.overlay.addrs()))
+
     async def invite(
         self, labels: _Labels, rights: Sequence[str], expires_s: int, uses: int
     ) -> dict[str, object]:
         """A ticket."""
         self._refuse_in_try_out()
-        ticket = await self._node.admission.invite(
+        ticket = await self._admission.invite(
             labels=_labels(labels),
             rights=frozenset(rights) or frozenset({"member"}),
             expires_s=expires_s or None,
             uses=uses or 1,
-            addrs=self._node.addrs,
+            addrs=self._addrs(),
         )
         await self._record("invited", ticket=ticket.id)
         return {"ticket": ticket.text, "id": ticket.id, "not_after_ms": ticket.not_after_ms}
@@ -277,12 +305,12 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
     ) -> dict[str, object]:
         """A certificate for a known peer ID."""
         self._refuse_in_try_out()
-        bundle = await self._node.admission.certify(
+        bundle = await self._admission.certify(
             PeerId.parse(peer),
             labels=_labels(labels),
             rights=frozenset(rights) or frozenset({"member"}),
             foreign=foreign,
-            addrs=self._node.addrs,
+            addrs=self._addrs(),
         )
         await self._record("certified", peer=peer)
         return {"bundle": bundle.text}
@@ -300,31 +328,29 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
                     "rights": sorted(t.rights),
                     "revoked": t.revoked,
                 }
-                for t in self._node.admission.tickets()
+                for t in self._admission.tickets()
             ]
         }
 
     async def revoke_ticket(self, id: str) -> None:
         """Take a ticket back."""
-        await self._end(self._node.admission.revoke_ticket(id), "revoked", ticket=id[:64])
+        await self._end(self._admission.revoke_ticket(id), "revoked", ticket=id[:64])
 
     async def evict(self, peer: str, reason: str) -> None:
         """End a membership; the record follows the effect."""
         target = PeerId.parse(peer)
-        if target == self._node.key.peer_id:
+        if target == self._service.ctx.overlay.peer_id:
             raise InvalidArgument(
                 "a node does not evict itself",
                 hint="run the command against another node, or stop this one",
             )
-        await self._end(self._node.admission.evict(target, reason[:256]), "evicted", peer=target)
+        await self._end(self._admission.evict(target, reason[:256]), "evicted", peer=target)
 
     async def check(self) -> dict[str, object]:
         """What `ww doctor` reports about this node."""
-        from wetware.doctor import check_node
-
         try:
             async with asyncio.timeout(CHECK_S_MAX):
-                findings = await check_node(self._node)
+                findings = await self._service.findings()
         except TimeoutError:
             raise LimitExceeded(f"the check took longer than {CHECK_S_MAX:g} s") from None
         return {

@@ -1,0 +1,1 @@
+"""The services that every node has, on the contract that plugins have."""

@@ -1,0 +1,76 @@
+"""The core's service `node`: what a node is doing. See schema/core.capnp."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol
+
+from wetware import rpc
+from wetware.hookspecs import Service
+from wetware.log import get_logger
+from wetware.protocol import CORE
+
+if TYPE_CHECKING:
+    from wetware.identity import Principal
+
+log = get_logger("node")
+
+
+class Status(Protocol):
+    """Gives the struct NodeStatus of core.capnp; `details` are for operators."""
+
+    def __call__(self, *, details: bool = False) -> dict[str, object]:
+        """See the class."""
+        ...
+
+
+class NodeServant(rpc.Servant, interface=CORE.Node):
+    """See core.capnp."""
+
+    def __init__(self, service: NodeService, principal: Principal) -> None:
+        self._service, self._principal = service, principal
+
+    async def status(self) -> dict[str, object]:
+        """What the node is doing."""
+        return {"status": self._service.status()}
+
+    async def details(self) -> dict[str, object]:
+        """The same, and what is for operators."""
+        return {"status": self._service.status(details=True)}
+
+    async def restart_overlay(self) -> None:
+        """End the libp2p guest as a crash would."""
+        log.warning("overlay.restart_requested")
+        self._service.restart_overlay()
+
+    async def trust_clock(self) -> None:
+        """The machine's clock is right: an operator has looked at it."""
+        await self._service.trust_clock(self._principal)
+
+
+class NodeService(Service):
+    """The service `node`.
+
+    Args:
+        status: What the node is doing.
+        restart_overlay: Ends the libp2p guest, which starts again.
+        trust_clock: The machine's clock is right, says a principal.
+    """
+
+    name = "node"
+    interface = CORE.Node
+    ending = frozenset({"Node.status"})
+
+    def __init__(
+        self,
+        *,
+        status: Status,
+        restart_overlay: Callable[[], None],
+        trust_clock: Callable[[Principal], Awaitable[None]],
+    ) -> None:
+        self.status, self.restart_overlay = status, restart_overlay
+        self.trust_clock = trust_clock
+
+    def bootstrap(self, principal: Principal) -> rpc.Servant:
+        """A Node for one session."""
+        return NodeServant(self, principal)
