@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from wetware import rpc
-from wetware.doctor import Finding, level
 from wetware.errors import InternalError, InvalidArgument, NotFound
+from wetware.finding import Finding, level
 from wetware.identity import PeerId
 from wetware.member import Member
 from wetware.membership.selector import Selector

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from wetware.access import Access
     from wetware.broker.terms import Where
-    from wetware.doctor import Finding
+    from wetware.finding import Finding
     from wetware.identity import Challenge, LoginStatus, PeerId, Principal, Proof
     from wetware.link import Stream
     from wetware.log import EventLogger
@@ -291,6 +291,10 @@ class Service(ABC):
 
         task_status.started()
         await anyio.sleep_forever()
+
+    def findings(self) -> Iterable[Finding]:
+        """What is wrong with the service now, for `ww doctor`; empty if nothing is."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

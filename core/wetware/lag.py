@@ -14,7 +14,9 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
+from wetware.finding import Finding, ok, span, warning
 from wetware.log import get_logger
 
 log = get_logger("lag")
@@ -61,6 +63,12 @@ class LagSnapshot:
 
     recent: LagFigures
     total: LagFigures
+
+
+LAG_S_MAX: Final = 0.05
+"""p99 of the event loop's lag: above it probes are answered late, and others suspect the node."""
+SETTLED_S: Final = 90.0
+"""After a start. Loading libp2p holds the loop up once, and the meter looks back over a minute."""
 
 
 class LagMeter:
@@ -140,3 +148,24 @@ class LagMeter:
             if left <= 0:
                 return min(edge_s, self._max_s)
         return self._max_s
+
+    def findings(self, up_s: float) -> list[Finding]:
+        """Whether the loop is held up, where the node started so long ago."""
+        if up_s < SETTLED_S:
+            return [ok("loop", f"too early to say: the node started {span(up_s)} ago")]
+        recent = self.snapshot().recent
+        return judge_lag(recent.p99_s, recent.max_s)
+
+
+def judge_lag(p99_s: float, max_s: float) -> list[Finding]:
+    """The event loop's lag against LAG_S_MAX."""
+    text = f"the event loop lags {p99_s * 1000:.1f} ms (p99), {max_s * 1000:.0f} ms at most"
+    if p99_s <= LAG_S_MAX:
+        return [ok("loop", text)]
+    return [
+        warning(
+            "loop",
+            f"{text}; above {LAG_S_MAX * 1000:.0f} ms others begin to suspect the node",
+            "`ww status` and `top` on the node's machine: too much load, or a plugin that blocks",
+        )
+    ]

@@ -20,7 +20,7 @@ from wetware.cli.app import (
 from wetware.errors import EXIT_FAILED, Denied, DialError, WetwareError
 
 if TYPE_CHECKING:
-    from wetware.doctor import Finding
+    from wetware.finding import Finding
 
 LEVEL_STYLES: Final[Mapping[str, Style]] = {"ok": "green", "warning": "yellow", "error": "red"}
 
@@ -87,7 +87,7 @@ def _show(findings: list[Finding], count: Mapping[str, int], *, verbose: bool) -
 def _machine(progress: _Progress) -> list[Finding]:
     import asyncio
 
-    from wetware.doctor import Machine, check_machine
+    from wetware.doctor.machine import Machine, check_machine
 
     flags = {"node.data_dir": options.data_dir}
     machine = Machine(flags, options.config, options.key, local=options.node is None)
@@ -96,7 +96,7 @@ def _machine(progress: _Progress) -> list[Finding]:
 
 def _node(local: Sequence[Finding]) -> list[Finding]:
     """The node's own part; where it cannot be had, why, unless `local` says that already."""
-    from wetware.doctor import error, remedy_of, warning
+    from wetware.finding import error, remedy_of, warning
 
     try:
         return list(run_client(lambda session: session.cluster.check()))

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from wetware import paths
-from wetware.doctor.finding import Check, Finding, error, judged, of_error, ok, remedy_of, warning
 from wetware.errors import ConfigError, KeyFileError, WetwareError
+from wetware.finding import Check, Finding, error, judged, of_error, ok, remedy_of, warning
 
 if TYPE_CHECKING:
     from wetware.config import Config

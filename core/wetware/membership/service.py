@@ -471,6 +471,11 @@ class Membership:
         )
 
     @property
+    def peer_id(self) -> PeerId:
+        """This node."""
+        return self._key.peer_id
+
+    @property
     def clock_offset_s(self) -> float | None:
         """How far the other members' clocks are ahead of this node's, in the median, s.
 

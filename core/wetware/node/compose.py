@@ -38,7 +38,6 @@ from wetware.broker.records import Records
 from wetware.broker.store import Store as GrantStore
 from wetware.broker.tree import Tree
 from wetware.clock import SystemClock
-from wetware.doctor.node import check_node
 from wetware.errors import AdmissionRefused, ConfigError, LimitExceeded, OverlayError
 from wetware.hookspecs import AuthBackend, Discovery, PluginContext, Service
 from wetware.identity import Channel, Key, PeerId, Principal
@@ -50,6 +49,7 @@ from wetware.membership.swim import State, middle
 from wetware.node.addresses import dialable
 from wetware.node.context import plugin_overlay
 from wetware.node.data_dir import locked, socket_path
+from wetware.node.findings import check_node
 from wetware.node.key import load_or_create
 from wetware.node.members import Members
 from wetware.node.process import bound_recursion, rss_bytes, umask, within_files
@@ -541,7 +541,7 @@ class Node:
                 membership=self.membership,
                 audit=self.audit,
                 accept_pipe=self.host.accept_pipe,
-                findings=partial(check_node, self),
+                check=partial(check_node, self),
                 limits=self.config.login,
                 closed=bool(self.try_out),
             ),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wetware.doctor.finding import span
+from wetware.finding import span
 from wetware.log import get_logger
 from wetware.member import Member
 from wetware.membership.selector import Selector, selected

@@ -18,7 +18,7 @@ from wetware_audit.spread import Checkpoints
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.doctor import Finding
+    from wetware.finding import Finding
     from wetware.hookspecs import PluginContext, Service
     from wetware_audit.chain import Checkpoint
 

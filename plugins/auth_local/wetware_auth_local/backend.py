@@ -26,8 +26,8 @@ import anyio
 from wetware import paths, rpc
 from wetware.client import KeyChoice
 from wetware.disk import Reserve
-from wetware.doctor import Finding
 from wetware.errors import ConfigError, KeyFileError, NotFound, WetwareError
+from wetware.finding import Finding
 from wetware.hookspecs import (
     Accept,
     NotMine,

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.access import Access
-from wetware.doctor import Finding
 from wetware.errors import AuthError, InvalidArgument, OverlayError, ProtocolRefused
+from wetware.finding import Finding
 from wetware.frames import read_frame, write_frame
 from wetware.hookspecs import Clock, Overlay, PeerDown, PeerUp
 from wetware_auth_local.policy import (

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from wetware.admission import Admission
     from wetware.broker.limits import LoginLimits
     from wetware.broker.records import Records
-    from wetware.doctor import Finding
+    from wetware.finding import Finding
     from wetware.hookspecs import PluginContext
     from wetware.link import Connection, Pipe, Stream
     from wetware.member import Member
@@ -70,7 +70,7 @@ class ClusterService(Service):
         membership: Reaches members.
         audit: Where it is recorded who ordered what.
         accept_pipe: See `LinkHost.accept_pipe`.
-        findings: What the node finds when it looks at itself.
+        check: What the node finds when it looks at itself.
         limits: Of tunnels.
         closed: Whether nobody may join, as the node tries out its auth backend.
     """
@@ -89,13 +89,13 @@ class ClusterService(Service):
         membership: Membership,
         audit: Records,
         accept_pipe: Callable[[Pipe, Multiaddr], Connection],
-        findings: Callable[[], Awaitable[Iterable[Finding]]],
+        check: Callable[[], Awaitable[Iterable[Finding]]],
         limits: LoginLimits,
         closed: bool,
     ) -> None:
         self.ctx, self.admission, self.membership, self.audit = ctx, admission, membership, audit
-        self.findings, self.limits, self.closed = findings, limits, closed
-        self._accept_pipe = accept_pipe
+        self.limits, self.closed = limits, closed
+        self._accept_pipe, self.check = accept_pipe, check
         self._watches: set[rpc.Pump] = set()
         self._tunnels = 0
         self._tasks: asyncio.TaskGroup | None = None
@@ -350,7 +350,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         """What `ww doctor` reports about this node."""
         try:
             async with asyncio.timeout(CHECK_S_MAX):
-                findings = await self._service.findings()
+                findings = await self._service.check()
         except TimeoutError:
             raise LimitExceeded(f"the check took longer than {CHECK_S_MAX:g} s") from None
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
@@ -55,6 +56,11 @@ def error(check: str, text: str, remedy: str) -> Finding:
     return Finding(check, "error", text, remedy)
 
 
+def counted(number: int, thing: str) -> str:
+    """A number and what it is of."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def remedy_of(hint: str, command: str) -> str:
     """A hint as a remedy: with a command in it, or `command` after it."""
     if "`" in hint:
@@ -75,14 +81,15 @@ def span(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-Check = Callable[[], Awaitable[Iterable[Finding]]]
+Check = Callable[[], Awaitable[Iterable[Finding]] | Iterable[Finding]]
 
 
 async def judged(name: str, check: Check, limit_s: float) -> list[Finding]:
     """The findings of a check; one that fails or hangs is a finding itself."""
     try:
         async with asyncio.timeout(limit_s):
-            return list(await check())
+            found = check()
+            return list(await found if inspect.isawaitable(found) else found)
     except TimeoutError:
         return [
             warning(
