@@ -16,6 +16,9 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_UNREACHABLE, EXIT_BUSY, EXIT_DENIED, EXIT_CONFIG = 69, 75, 77, 78
 EXIT_PIPE = 141  # as a shell says of a program that SIGPIPE ended
 
+LOG_IN_AGAIN = "log in again"
+"""The hint where a session is over."""
+
 
 class WetwareError(Exception):
     """Base of all errors that wetware raises on purpose.

@@ -382,7 +382,7 @@ def test_invite_lists_revokes_and_expires(
     short = a.invite("--expires", "1s")
     unknown = a.ww("invite", "--revoke", "nothing")
     assert unknown.returncode == 2
-    assert "ww invite --list" in unknown.stderr
+    assert f"ww --data-dir {a.data_dir} invite --list" in unknown.stderr
     assert a.ww("invite", "--expires", "soon").returncode == 2
     assert a.ww("invite", "--foreign").returncode == 2
     refused = b.ww("invite")

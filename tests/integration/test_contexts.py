@@ -69,7 +69,7 @@ def test_nobody_of_that_name(pair: Pair, name: str) -> None:
     done = pair[0].ww("--node", name, "whoami")
     assert done.returncode == 1
     assert name in done.stderr
-    assert "ww ls" in done.stderr
+    assert f"ww --data-dir {pair[0].data_dir} ls" in done.stderr
 
 
 def test_an_address_without_its_form_is_no_name(pair: Pair) -> None:

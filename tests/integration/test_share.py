@@ -301,7 +301,7 @@ def test_why_explains_to_an_ordinary_user_what_the_refusal_names(node: NodeProce
         add_user(node, name)
     denied = node.ww("--key", "cara", "evict", str(node.peer_id), "--yes")
     assert denied.returncode == EXIT_DENIED
-    found = re.search(r"ww why (d-[0-9a-f]+)", denied.stderr)
+    found = re.search(r"ww --data-dir \S+ why (d-[0-9a-f]+)", denied.stderr)
     assert found, denied.stderr
     for what in ((found[1],), ()):
         why = node.ww("--key", "cara", "why", *what, "--json", check=True)
@@ -328,7 +328,7 @@ def test_bad_input_says_what_to_write(node: NodeProcess) -> None:
         assert "Traceback" not in done.stderr
     bad = node.ww("revoke", "0" * 16)
     assert bad.returncode != 0
-    assert "ww grants" in bad.stderr
+    assert f"ww --data-dir {node.data_dir} grants" in bad.stderr
 
 
 async def test_a_reference_of_one_node_is_held_through_another(

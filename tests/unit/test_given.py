@@ -65,6 +65,8 @@ def test_an_empty_value_on_the_command_line(home: Home, args: list[str]) -> None
     done = home.ww(*args)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "empty" in done.stderr or "names no methods" in done.stderr
+    if args in (["ls", ""], ["sub", ""]):  # what has to be there cannot be left out
+        assert ("leave it out" in done.stderr) == (args == ["ls", ""])
     assert _written(home) == []
 
 

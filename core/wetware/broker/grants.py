@@ -28,6 +28,7 @@ from wetware.broker.decisions import Decisions, Explanation, Step, shown
 from wetware.broker.store import GrantRow
 from wetware.broker.terms import Terms, Where
 from wetware.errors import (
+    LOG_IN_AGAIN,
     Amplification,
     CapabilityError,
     Denied,
@@ -384,7 +385,7 @@ class Grant:
     def revoke(self, reason: str) -> int:
         """End the grant and everything derived from it, now. Idempotent; returns how many ended."""
         return self.end(
-            Revoked(f"grant {self.id} ({self.label}) was revoked: {reason}", hint="log in again")
+            Revoked(f"grant {self.id} ({self.label}) was revoked: {reason}", hint=LOG_IN_AGAIN)
         )
 
     def end(self, error: WetwareError) -> int:
@@ -414,7 +415,7 @@ class Grant:
             return 0
         error = Revoked(
             f"grant {self.id} ({self.label}) is over: {reason}",
-            hint="log in again",
+            hint=LOG_IN_AGAIN,
             code="capability.revoked.closed",
         )
         ending: list[Grant] = []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
 from wetware.broker.fences import Fence
-from wetware.broker.grants import ANY, SESSION_SERVICE, Grant, pattern_within
+from wetware.broker.grants import ANY, BEARER, SESSION_SERVICE, Grant, pattern_within
 from wetware.broker.terms import (
     SERVICES_MAX,
     TERMS_CHARS_MAX,
@@ -419,9 +419,12 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
                 grant=self._grant.id,
                 service=name[:64],
             )
+            held = principal.backend == BEARER
             raise Denied(
                 f"no grant of {principal} covers a service {name[:64]!r}",
-                hint="`ww whoami` shows what your roles cover",
+                hint="`ww use REF services` shows what the reference covers"
+                if held
+                else "`ww whoami` shows what your roles cover",
             )
         service = self._broker.services.get(name)
         if service is None:

@@ -24,6 +24,7 @@ from wetware.broker.limits import BrokerLimits
 from wetware.broker.store import ENDED_KEPT_MAX, GrantRow, Kept, ShareRow, Store
 from wetware.broker.terms import ANY, Terms, Where, binds
 from wetware.errors import (
+    LOG_IN_AGAIN,
     CapabilityError,
     Denied,
     Expired,
@@ -445,7 +446,7 @@ class Tree:
         if not live:
             grant.ended = Revoked(
                 f"grant {row.id} ({row.label}) is over: the node was restarted",
-                hint="log in again",
+                hint=LOG_IN_AGAIN,
                 code="capability.revoked.closed",
             )
             grant._cut(grant.ended)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, Tex
 
 from wetware import paths
 from wetware.cli import streams
-from wetware.errors import EXIT_FAILED, InvalidArgument, WetwareError
+from wetware.errors import EXIT_FAILED, LOG_IN_AGAIN, InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
     from wetware.client import Session
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+CLOCK_S_TOLD: Final = 1.0
+"""A clock that is off by more is told of; less is no trouble to anybody."""
 _REPORT: Final = "the same command with --debug (ww --debug …), and report what it prints"
 
 
@@ -357,10 +359,26 @@ def warn_of_loopback(what: str, addrs: Sequence[Multiaddr]) -> None:
         note("try: ww node --listen /ip4/ADDRESS/tcp/4001, with an address that they reach")
 
 
+def here(text: str) -> str:
+    """A hint as it is typed here: its commands with the --data-dir that was given.
+
+    What an operator has to do may be for another machine.
+    """
+    given = options.given.get("data_dir")
+    if given is None or "--data-dir" in text or text.startswith("an operator"):
+        return text
+    import re
+    from shlex import quote
+
+    words = f"ww --data-dir {quote(str(given))} "
+    return re.sub(r"(?<![\w./-])ww (?=[a-z-])", lambda _: words, text)
+
+
 def complain(
     message: str, hint: str = "", *, code: str = "error", exit_code: int = EXIT_FAILED
 ) -> None:
     """What is wrong, and the next step, on stderr; with `--json`, one line of JSON."""
+    hint = here(hint)
     if wants_json():
         error = {"code": code, "message": message, "hint": hint, "exit_code": exit_code}
         sys.stderr.write(json.dumps({"error": error}) + "\n")
@@ -416,10 +434,18 @@ def table(
             out(*parts)
 
 
+def _hint(error: WetwareError) -> str:
+    from wetware.sturdy import is_ref
+
+    if error.hint == LOG_IN_AGAIN and is_ref(options.target or ""):  # that would spend a use of it
+        return "ask who gave you the reference for another one"
+    return error.hint
+
+
 def fail(error: WetwareError) -> NoReturn:
     """Say what, why and the next step, and leave with the error's exit code."""
     if not isinstance(error, streams.ReaderGone):
-        complain(error.message, error.hint, code=error.code, exit_code=error.exit_code)
+        complain(error.message, _hint(error), code=error.code, exit_code=error.exit_code)
     raise SystemExit(error.exit_code)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wetware.cli.app import note, out, out_json, run_client
+from wetware.cli.app import CLOCK_S_TOLD, note, out, out_json, run_client
 
 if TYPE_CHECKING:
     from wetware.client import Session
@@ -44,11 +44,19 @@ def clock_command(
         return
     offset_s, wrong = clock["clock_offset_s"], clock["clock_wrong"]
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(clock["time_s"]))
-    out(f"machine  {stamp} UTC")
-    if offset_s is None:
-        out("others   none was compared")
-    else:
-        out(f"others   {offset_s:+.1f} s from it")
-    out(f"ends     refused: {wrong}" if wrong else "ends     judged by it")
+    out(f"clock    {stamp} UTC, of the node's machine")
+    out(f"others   {_compared(offset_s)}")
+    out(f"grants   with an end are refused: {wrong}" if wrong else "grants   with an end work")
     if wrong:
         note("set the machine's clock; if it is right: ww clock --right")
+
+
+def _compared(offset_s: float | None) -> str:
+    """The clock beside the median of the other members'."""
+    if offset_s is None:
+        return "no other node to compare it with"
+    if abs(offset_s) < CLOCK_S_TOLD:
+        return "the other nodes' clocks agree with it"
+    return (
+        f"it is {abs(offset_s):.1f} s {'behind' if offset_s > 0 else 'ahead of'} the other nodes'"
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wetware.cli.app import note, options, out, out_json, table
+from wetware.cli.app import note, options, out, out_json, table, usage
 from wetware.cli.completion import complete_contexts
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def add_command(
     """
     from wetware import contexts, paths
 
+    if not options.given.keys() & {"node", "key", "data_dir"} and not cluster:
+        usage(
+            f"nothing is given that {name} could stand for",
+            f"ww context add {name} --node NODE, --key KEY or --data-dir DIR",
+        )
     key = options.given.get("key", "")
     data_dir = options.given.get("data_dir", "")
     made = contexts.Context(
@@ -145,11 +150,14 @@ def rm_command(name: Name, json: Json = False) -> None:
     """Forget a context, and the cluster that was pinned in it; its node and key stay."""
     from wetware import contexts
 
-    contexts.update(lambda known: known.remove(name))
+    was = contexts.load().current
+    now = contexts.update(lambda known: known.remove(name)).current
     if json:
-        out_json({"removed": name})
-    else:
-        note(f"forgot {name}")
+        out_json({"removed": name, "current": now})
+        return
+    note(f"forgot {name}")
+    if was != now:
+        note(f"commands go to {now} from now on: this machine's node, with the default key")
 
 
 @context_app.command("accept")

@@ -12,6 +12,7 @@ import typer
 from wetware.cli.app import (
     Style,
     Styled,
+    here,
     options,
     out,
     out_json,
@@ -72,7 +73,7 @@ def _show(findings: list[Finding], count: Mapping[str, int], *, verbose: bool) -
             continue
         text = " ".join(f"  {finding.check}: {finding.text}".split("\n"))
         if finding.remedy:
-            text += f"; try: {finding.remedy}"
+            text += f"; try: {here(finding.remedy)}"
         padding = " " * (len("warning") - len(finding.level))
         out(Styled(finding.level, LEVEL_STYLES[finding.level]), padding + text)
     words = [

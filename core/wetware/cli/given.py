@@ -70,7 +70,8 @@ def _checked(inner: Callable[..., Any] | None) -> Callable[[Context, Parameter, 
             what = what or param.human_readable_name.strip("[].…")
             raise InvalidArgument(
                 f"{what} is given, and empty",
-                hint="leave it out, or look at the shell's variable that it comes from",
+                hint=("" if param.required else "leave it out, or ")
+                + "look at the shell's variable that it comes from",
                 code="invalid.empty",
             )
         return inner(ctx, param, value) if inner is not None else value

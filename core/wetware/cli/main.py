@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import typer
 
 import wetware
-from wetware.cli.app import examples, note, options, out, out_json, run_client, table
+from wetware.cli.app import (
+    CLOCK_S_TOLD,
+    examples,
+    note,
+    options,
+    out,
+    out_json,
+    run_client,
+    table,
+)
 from wetware.cli.completion import (
     COMPLETE_VAR,
     complete_contexts,
@@ -21,9 +30,6 @@ from wetware.cli.completion import (
 from wetware.cli.root import Root, find
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-CLOCK_S_TOLD = 1.0
-"""`ww status` tells of a clock that is off by more; less is no trouble to anybody."""
 
 _HELP = """A decentralized cloud on your own machines.
 
@@ -248,6 +254,8 @@ def status_command(
     json: Json = False,
 ) -> None:
     """Show what a node is doing."""
+    from wetware.client import is_address
+    from wetware.sturdy import is_ref
 
     async def work(session: Any) -> dict[str, Any]:
         status: dict[str, Any] = await session.status(details=all_)
@@ -257,6 +265,9 @@ def status_command(
     if json:
         out_json(status)
         return
+    node = options.node or ""
+    # Over the network the command itself is one of them.
+    strangers = status["strangers"] - (is_address(node) or is_ref(node))
     overlay = status["overlay_state"]
     if status["overlay_restarts"]:
         last = f", last: {status['overlay_error']}" if status["overlay_error"] else ""
@@ -295,8 +306,8 @@ def status_command(
         table(("peer", "member", "address", "in", "out"), rows)
     else:
         out("no peers are connected")
-    if status["strangers"] and not all_:
-        note(f"{status['strangers']} connected that are no members; `ww status --all` shows them")
+    if strangers and not all_:
+        note(f"{strangers} connected that are no members; `ww status --all` shows them")
     for plugin in status["plugins"]:
         if plugin["state"] in ("failed", "unavailable"):
             why = plugin["reason"] or "`ww status --all` says why"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wetware.cli.app import note, options
+from wetware.cli.app import here, note, options
 from wetware.cli.completion import one_of
 from wetware.cli.given import read_line
 
@@ -103,6 +103,8 @@ def node_command(
         },
         path=options.config,
     )
+    if data_dir is not None:
+        options.take({"data_dir": data_dir})  # hints repeat it
     if options.key is not None:
         os.environ["WW_KEY"] = options.key  # the operator's key of a first start
     log.setup(config.node.log_level, config.node.log_format)
@@ -185,12 +187,12 @@ def _announce(ready: Ready) -> None:
         note(f"  {ready.users}")
     if ready.try_out:
         for line in ready.try_out.splitlines()[:TRY_OUT_LINES_MAX]:
-            note(line)
+            note(here(line))
     else:
         note("try, in another terminal:")
-        note("  ww ls")
-        note("  ww sub chat        and, in a third:  ww pub chat hello")
-        note("  ww invite          and, on another machine:  ww node --join TICKET")
+        note(here("  ww ls"))
+        note(here("  ww sub chat        and, in a third:  ww pub chat hello"))
+        note(here("  ww invite          and, on another machine:") + "  ww node --join TICKET")
     note("")
 
 

@@ -62,7 +62,9 @@ def pub_command(
         return await publish(session, topic, source)
 
     count = run_client(work)
-    if verbose:
+    if not count:
+        note("nothing was published: standard input is empty")
+    elif verbose:
         note(f"published {count} message{'s' * (count != 1)} to {topic}")
 
 
