@@ -13,6 +13,8 @@ import time
 from typing import Literal
 
 _ROOT = "wetware"
+# A program that sets nothing up, as a command, would have the bare names of warnings on its stderr.
+logging.getLogger(_ROOT).addHandler(logging.NullHandler())
 
 
 class EventLogger:

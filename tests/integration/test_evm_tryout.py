@@ -99,6 +99,10 @@ def test_from_an_empty_home_a_role_is_given_used_and_taken(home: Home) -> None:
         owner, ada = As(home, node, "default"), As(home, node, "ada")
         owner("auth", "evm", "login")
         assert re.search(r"^roles +admin$", owner("whoami"), re.MULTILINE)
+        # No key of another backend is looked for: that is not where this cluster's users are.
+        added = node.ww("user", "add", "bob", "--key", "bob").stderr
+        assert "auth backend is 'evm'" in added
+        assert "auth evm grant ROLE ADDRESS" in added
         address = json.loads(home.ww("auth", "evm", "new-key", "ada", "--json", check=True).stdout)[
             "address"
         ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -42,3 +44,11 @@ def test_exceptions_have_their_traceback(caplog: pytest.LogCaptureFixture) -> No
     text = TextFormatter().format(caplog.records[-1])
     assert "ValueError: why" in text
     assert "thing.failed part=x" in text
+
+
+def test_a_program_that_sets_nothing_up_has_no_bare_names_on_its_stderr() -> None:
+    program = "from wetware.log import get_logger; get_logger('test').warning('endpoint.failing')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""

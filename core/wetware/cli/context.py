@@ -48,11 +48,6 @@ def add_command(
     """
     from wetware import contexts, paths
 
-    if not options.given.keys() & {"node", "key", "data_dir"} and not cluster:
-        usage(
-            f"nothing is given that {name} could stand for",
-            f"ww context add {name} --node NODE, --key KEY or --data-dir DIR",
-        )
     key = options.given.get("key", "")
     data_dir = options.given.get("data_dir", "")
     made = contexts.Context(
@@ -61,6 +56,12 @@ def add_command(
         data_dir=str(paths.absolute(data_dir, "--data-dir")) if data_dir else "",
         cluster=cluster,
     )
+    contexts.load().add(name, made)  # a wrong name is said first
+    if made == contexts.Context():
+        usage(
+            f"nothing is given that {name} could stand for",
+            f"ww context add {name} --node NODE, --key KEY or --data-dir DIR",
+        )
     contexts.update(lambda known: known.add(name, made))
     if json:
         out_json(_plain(contexts.load().context(name)))

@@ -469,8 +469,9 @@ class EvmBackend:
         if not names:
             return Reject(
                 LoginStatus.NO_ROLE,
-                f"its roles are {', '.join(sorted(masks))[:120]}, which this node's configuration "
-                "does not know ([plugins.auth_evm.roles])",
+                f"its roles are {', '.join(sorted(masks))[:80]}, which this node's configuration "
+                "does not know ([plugins.auth_evm.roles]): it knows "
+                f"{', '.join(self.rules.known)[:80] or 'none'}",
             )
         roles = frozenset(name for name in names if base(name) in grant.roles)
         if not roles:

@@ -44,6 +44,7 @@ from wetware_auth_evm.config import ROOT_NAME
 from wetware_auth_evm.errors import ChainError, WrongChain
 from wetware_auth_evm.events import NOBODY
 from wetware_auth_evm.profile import Profile
+from wetware_auth_evm.roles import RESERVED
 from wetware_auth_evm.words import role_text, scope_text, stamp, when, who
 
 if TYPE_CHECKING:
@@ -405,12 +406,30 @@ def grant(
     since = words.parse_time(not_before, now, "--not-before") if not_before else 0
 
     def items(profile: Profile) -> list[tuple[Any, ...]]:
+        _warn_of_role(profile, role)
         return [(_scope(profile), word, account, since, until, mask) for account in accounts]
 
     if len(accounts) == 1:
         _change(where, write, "grant", lambda profile: items(profile)[0])
     else:
         _change(where, write, "grantMany", lambda profile: [items(profile)])
+
+
+def _warn_of_role(profile: Profile, role: str) -> None:
+    """Say so where it would be on the chain, and allow nothing at the node of this machine."""
+    known = profiles.roles_here(profile, options.config)
+    if known is None or role in known:
+        return
+    from difflib import get_close_matches
+
+    named = ", ".join(sorted(known - RESERVED)) or "none"
+    near = get_close_matches(role, known, 1, 0.6)
+    also = f"did you mean {near[0]}?" if near else "set it in [plugins.auth_evm.roles]"
+    note(
+        Styled("warning:", "yellow"),
+        f" the node here does not know the role {role!r}: it allows nothing there. It knows "
+        f"{named}; {also}",
+    )
 
 
 def revoke(where: Where, write: Write, *, role: str, address: str) -> None:
@@ -879,7 +898,8 @@ def _problem(what: str, remedy: str) -> dict[str, str]:
 async def _chain_status(chain: Chain) -> dict[str, Any]:
     profile, problems = chain.profile, []
     probes = await chain.probe()
-    problems += _probe_problems(chain, probes)
+    if not all(probe.error for probe in probes):  # else what is said below says all of it
+        problems += _probe_problems(chain, probes)
     found: dict[str, Any] = {
         "chain_id": profile.chain_id or None,
         "contract": who(profile.contract),

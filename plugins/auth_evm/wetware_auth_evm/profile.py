@@ -28,6 +28,7 @@ DEV_FILE: Final = "dev.json"
 if TYPE_CHECKING:
     from wetware_auth_evm.finality import Finality
 
+_SECTION = "[plugins.auth_evm]"
 _CLUSTER = re.compile(r"[0-9a-f]{16,64}\Z")
 
 
@@ -79,6 +80,12 @@ class Profile:
 
     def need_cluster(self) -> str:
         """The cluster's ID; raises ConfigError where it is not known."""
+        if not self.cluster and self.dev:
+            raise ConfigError(
+                "the node of this try-out does not run, and it alone says of which cluster it is",
+                hint="start it again with `ww node --auth evm --dev`, or give --cluster ID",
+                code="config.auth_evm",
+            )
         if not self.cluster:
             raise ConfigError(
                 "it is not known of which cluster this is",
@@ -325,8 +332,23 @@ def _from_config(path: Path | None) -> Profile | None:
         deployed_at=int(getattr(section, "deployed_at", 0) or 0),
         quorum=int(getattr(section, "quorum", 0) or 0),
         finality=finality,
-        source=f"[plugins.auth_evm] of {loaded.path}",
+        source=f"{_SECTION} of {loaded.path}",
     )
+
+
+def roles_here(profile: Profile, config: Path | None) -> frozenset[str] | None:
+    """The roles that a node with the configuration of this machine knows.
+
+    None where the profile is not that node's.
+    """
+    from wetware.config import load
+    from wetware_auth_evm.plugin import ww_register_config
+    from wetware_auth_evm.roles import RESERVED, TRY_OUT
+
+    if not profile.dev and not profile.source.startswith(_SECTION):
+        return None
+    section: Any = load(path=config).plugin("auth_evm", ww_register_config())
+    return RESERVED.union(section.roles or (TRY_OUT if profile.dev else ()))
 
 
 def _node_cluster(data_dir: Path | None) -> str:

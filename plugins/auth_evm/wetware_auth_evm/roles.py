@@ -97,6 +97,11 @@ class Rules:
     def __contains__(self, role: object) -> bool:
         return role in self._rules
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The names, sorted."""
+        return tuple(sorted(self._rules))
+
     def names(self, masks: Mapping[str, int]) -> frozenset[str]:
         """Roles as the broker knows them, of role → mask as the contract has them."""
         found = set()

@@ -25,7 +25,7 @@ from wetware.cli.given import read_text
 
 if TYPE_CHECKING:
     from wetware.client import Session
-    from wetware.identity import PeerId
+    from wetware.identity import Key, PeerId
     from wetware_auth_local.policy import Policy
 
 T = TypeVar("T")
@@ -88,11 +88,27 @@ def _read() -> Policy:
     return _run(work)
 
 
-def _change(change: Callable[[Policy], Policy], operator_key: str | None) -> tuple[Policy, int]:
+def _load(name: str | None) -> Key:
+    """A key of this machine; one that is not there is no matter where the users are elsewhere."""
     from wetware.client import KeyChoice
+    from wetware.errors import KeyFileError, Unsupported, WetwareError
+
+    try:
+        return KeyChoice(name, None, ask_passphrase).load()
+    except KeyFileError:
+        try:
+            _read()
+        except Unsupported:
+            raise
+        except WetwareError:
+            pass  # no word of the cluster's
+        raise
+
+
+def _change(change: Callable[[Policy], Policy], operator_key: str | None) -> tuple[Policy, int]:
     from wetware.errors import Revoked
 
-    key = KeyChoice(operator_key or options.key, None, ask_passphrase).load()
+    key = _load(operator_key or options.key)
 
     async def work(session: Session) -> tuple[Policy, int]:
         try:
@@ -115,12 +131,11 @@ def _report(policy: Policy, withdrawn: int) -> None:
 
 def _key_of(text: str) -> PeerId:
     """A peer ID, or the name or file of a key of this machine."""
-    from wetware.client import KeyChoice
     from wetware.identity import PeerId
 
     if text.startswith("12D3Koo"):
         return PeerId.parse(text)
-    return KeyChoice(text, None, ask_passphrase).load().peer_id
+    return _load(text).peer_id
 
 
 # --- ww user --------------------------------------------------------------------------------------

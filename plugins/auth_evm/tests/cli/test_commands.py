@@ -233,6 +233,11 @@ def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path, engine: str, nu
         own = home.ww("auth", "evm", "address", check=True).stdout.strip()
         assert status["state"]["owner"] == own
         granted = home.ww("auth", "evm", "grant", "chatter", ADDRESS, check=True)
+        assert "warning: the node here does not know the role 'chatter'" in granted.stderr
+        near = home.ww("auth", "evm", "grant", "publishr", ADDRESS, "--calldata", check=True)
+        assert "It knows admin, publisher, subscriber; did you mean publisher?" in near.stderr
+        known = home.ww("auth", "evm", "grant", "publisher", ADDRESS, "--calldata", check=True)
+        assert known.stderr == ""
         assert granted.stderr.splitlines()[-1] == "final"
         refused = home.ww("auth", "evm", "revoke", "other", ADDRESS)
         assert f"{ADDRESS} holds no other in default that stands" in refused.stderr
@@ -254,7 +259,11 @@ def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path, engine: str, nu
         assert begun["engine"] == engine
         gone = home.ww("auth", "evm", "status")
         assert gone.returncode == 1
+        first = gone.stderr.splitlines()[0]
+        assert first.startswith("problem: no endpoint of the local chain answers"), "and no other"
         assert "start it again with `ww node --auth evm --dev`" in gone.stderr
+        login = home.ww("auth", "evm", "login")
+        assert "ww: the node of this try-out does not run" in login.stderr
 
 
 # --- times ----------------------------------------------------------------------------------------
