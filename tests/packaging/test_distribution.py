@@ -41,6 +41,7 @@ def test_the_wheel_has_every_module_schema_and_type_marker(built: Built) -> None
     assert "wetware_pubsub/pubsub.capnp" in names
     for package in (
         "wetware",
+        "wetware_audit",
         "wetware_auth_evm",
         "wetware_auth_local",
         "wetware_dht",
@@ -154,6 +155,7 @@ def test_the_bundled_plugins_load_from_the_wheel(ww: Run) -> None:
     assert run.returncode == 0, run.stderr
     found = {each["name"]: each for each in json.loads(run.stdout)}
     assert {name: each["state"] for name, each in found.items()} == {
+        "audit": "loaded",
         "auth_evm": "loaded",
         "auth_local": "loaded",
         "dht": "loaded",
