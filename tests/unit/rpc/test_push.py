@@ -399,8 +399,8 @@ async def test_a_sink_that_fails_ends_its_subscription_with_its_reason(
 async def test_it_ends_when_it_is_cancelled_dropped_or_the_connection_is_gone(
     tmp_path: Path, tools: Any
 ) -> None:
-    servant = FeedServant()
-    async with serve(tmp_path, servant) as feed:
+    servant, grant = FeedServant(), Grant()
+    async with serve(tmp_path, servant, grant) as feed:
         lines = await subscription(feed).__aenter__()
         assert lines._ref is not None
         await lines._ref.call("cancel")
@@ -414,6 +414,7 @@ async def test_it_ends_when_it_is_cancelled_dropped_or_the_connection_is_gone(
     with pytest.raises(Disconnected):
         await asyncio.wait_for(anext(left_open), 10)
     await tools.until(lambda: not servant.running)
+    assert grant.callbacks == [], "the grant, which lives, knows of none of them"
 
 
 async def test_an_item_that_cannot_be_read_is_an_error_of_the_loop(tmp_path: Path) -> None:
