@@ -868,7 +868,7 @@ class Plugins:
 
         Raises PluginError: not installed, not loaded, no auth backend, or its hook failed.
         """
-        judge = partial(_judge_auth, self.auth_backend)
+        judge = partial(judge_auth, self.auth_backend)
         return self._make("auth", self.auth_plugin, "auth backend", judge, ctx_for)
 
     def recorder(
@@ -944,7 +944,7 @@ class Plugins:
                 continue
             ctx = ctx_for(entry.name, entry.config)
             try:
-                made = self._call(entry, "ww_register_services", _judge_services, ctx=ctx)
+                made = self._call(entry, "ww_register_services", judge_services, ctx=ctx)
                 _refuse_taken("service", made, taken)
             except _Unusable as exc:
                 self._fail(entry, exc)
@@ -1038,7 +1038,7 @@ class Plugins:
                 continue
             try:
                 ctx = ctx_for(entry.name, entry.config)
-                made = self._call(entry, "ww_register_services", _judge_services, ctx=ctx)
+                made = self._call(entry, "ww_register_services", judge_services, ctx=ctx)
                 entry.services = tuple(made)
             except _Unusable as exc:
                 self._fail(entry, exc)
@@ -1144,7 +1144,8 @@ def _lacks(made: object, callables: tuple[str, ...], attributes: tuple[str, ...]
     return None
 
 
-def _judge_auth(name: str, made: Any) -> AuthBackend:
+def judge_auth(name: str, made: Any) -> AuthBackend:
+    """What `ww_register_auth` returned, if it is the backend `name`; raises PluginError."""
     if made is None:
         raise PluginError("returned no auth backend")
     methods = (
@@ -1179,7 +1180,8 @@ def _judge_recorder(name: str, made: Any) -> Recorder:
     return recorder
 
 
-def _judge_services(made: Any) -> dict[str, Service]:
+def judge_services(made: Any) -> dict[str, Service]:
+    """What `ww_register_services` returned, by name; raises PluginError."""
     found: dict[str, Service] = {}
     for service in itertools.islice(made or (), SERVICES_PER_PLUGIN_MAX + 1):
         if not isinstance(service, hookspecs.Service):

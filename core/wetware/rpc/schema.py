@@ -59,6 +59,7 @@ class Method:
         param_kinds: Parameter → "text", "data", "int", "float", "bool", "enum", "list" or "other".
         params: Names of the parameters, in the schema's order.
         results: Names of the results.
+        takes: Parameter → the interface of the object that it wants.
         where: "Interface.method", for messages and logs.
         wire: The name in the schema.
     """
@@ -77,6 +78,7 @@ class Method:
         "result_codec",
         "result_flat",
         "results",
+        "takes",
         "where",
         "wire",
     )
@@ -101,6 +103,11 @@ class Method:
         )
         self.param_kinds: Mapping[str, str] = {
             snake(wire): _kind(field) for wire, field in param_type.fields.items()
+        }
+        self.takes: Mapping[str, Interface] = {
+            snake(wire): types.interface_of(field.schema)
+            for wire, field in param_type.fields.items()
+            if _is_capability(field)
         }
         self.named = self._named([param for param, ids in marks.items() if _NAME_ID in ids])
         returned = list(result_type.fields.values())

@@ -1,11 +1,13 @@
 """What tests of wetware and of its plugins are made of.
 
-`Home` runs real nodes; `FakeOverlay` and `FakeClock` are a plugin's surroundings in one process.
+`ServiceConformance` and `AuthConformance` are suites that a plugin runs; `Home` runs real nodes;
+`FakeOverlay`, `FakeClock` and `plugin_context` are a plugin's surroundings in one process.
 """
 
 from __future__ import annotations
 
 from wetware.testing.clock import FakeClock
+from wetware.testing.conformance import AuthConformance, ServiceConformance, plugin_context
 from wetware.testing.nodes import (
     COMMAND_S_MAX,
     START_S_MAX,
@@ -18,18 +20,23 @@ from wetware.testing.nodes import (
 )
 from wetware.testing.overlay import FakeOverlay, overlays
 from wetware.testing.started import Started
+from wetware.testing.watched import run_watched
 
 __all__ = [
     "COMMAND_S_MAX",
     "START_S_MAX",
     "STOP_S_MAX",
+    "AuthConformance",
     "FakeClock",
     "FakeOverlay",
     "Home",
     "NodeProcess",
+    "ServiceConformance",
     "Started",
     "end_with_parent",
     "overlays",
+    "plugin_context",
+    "run_watched",
     "tasks_of_core",
     "wait_for",
 ]
