@@ -12,11 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from wetware.testing import Home
+
 # A shell starts background jobs with SIGINT ignored, and programs inherit that: the tests that send
 # a Ctrl-C would then test the shell. What is caught here is back at its default in a child.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# Most tests of nodes are about other things; those of libp2p ask for it. Half of their time.
+Home.libp2p = False
 
 RECURSION_LIMIT = sys.getrecursionlimit()
 

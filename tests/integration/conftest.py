@@ -1,4 +1,4 @@
-"""Real `ww node` processes on loopback."""
+"""Real `ww node` processes on loopback: without libp2p, unless the module says `LIBP2P = True`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from wetware.testing import Home, NodeProcess
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
+def home(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Home]:
     """An empty home; whatever still runs in it at the end is ended."""
-    with Home(tmp_path) as made:
+    with Home(tmp_path, libp2p=getattr(request.module, "LIBP2P", None)) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def shared_home(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Home]:
     """A home for the tests of one module."""
-    with Home(tmp_path_factory.mktemp("home")) as made:
+    libp2p = getattr(request.module, "LIBP2P", None)
+    with Home(tmp_path_factory.mktemp("home"), libp2p=libp2p) as made:
         yield made
 
 

@@ -360,7 +360,7 @@ async def send(connection: Connection, protocol: str, data: bytes, *, wait_s: fl
 
 def made_trio(path: Path) -> Trio:
     """Start it, with what failed told in full."""
-    home = Home(path)
+    home = Home(path, libp2p=True)
     try:
         return Trio(home)
     except BaseException:

@@ -34,6 +34,7 @@ from wetware_auth_local.spread import PROTOCOL as POLICY_PROTOCOL
 from wetware_pubsub.router import FLOODSUB, MESHSUB_10, MESHSUB_11
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+LIBP2P = True
 
 IDENTIFY, PUSH, PING, KAD = (
     "/ipfs/id/1.0.0",

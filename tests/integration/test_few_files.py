@@ -15,6 +15,7 @@ from wetware.multiaddr import Multiaddr
 from wetware.testing import Home, NodeProcess, wait_for
 
 FILES = 64
+LIBP2P = True  # it opens files of its own
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import wetware
 from wetware.testing import NodeProcess
 
 pytestmark = pytest.mark.anyio
+LIBP2P = True
 
 
 async def _state(session: wetware.Session) -> tuple[str, int]:

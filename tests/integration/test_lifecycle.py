@@ -23,6 +23,8 @@ from wetware.identity import Key
 from wetware.multiaddr import Multiaddr
 from wetware.testing import Home, NodeProcess, wait_for
 
+LIBP2P = True  # as it is started by default
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_node_within_two_seconds(home: Home, number: int) -> None:

@@ -21,7 +21,7 @@ WITHIN_S = 60.0
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[NodeProcess, NodeProcess]]:
-    with Home(tmp_path) as home, home.node("a") as a, home.node("b", join=a) as b:
+    with Home(tmp_path, libp2p=True) as home, home.node("a") as a, home.node("b", join=a) as b:
         a.wait_members([b.peer_id])
         b.wait_members([a.peer_id])
         yield a, b

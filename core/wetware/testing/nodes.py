@@ -178,12 +178,20 @@ class Home:
     Args:
         path: The home; made if need be.
         env: Further environment variables of its processes.
+        libp2p: Whether its nodes run libp2p, whose import is more than half of the processor time
+            of a node that lives for seconds; None for the class's own.
     """
 
-    def __init__(self, path: Path, env: Mapping[str, str] | None = None) -> None:
+    libp2p = True
+
+    def __init__(
+        self, path: Path, env: Mapping[str, str] | None = None, *, libp2p: bool | None = None
+    ) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._env = dict(env or {})
+        if libp2p is not None:
+            self.libp2p = libp2p
         self._count = 0
         self._processes: list[subprocess.Popen[Any]] = []
 
@@ -256,7 +264,7 @@ class Home:
         with log.open("wb") as stderr, _interruptible():
             process = subprocess.Popen(
                 [*_limited(files_max), *command, *args],
-                env=self.env,
+                env={"WW_NODE_LIBP2P": str(self.libp2p).lower(), **self.env},
                 cwd=self.path,
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
