@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wetware import errors
+from wetware import client, errors
 
 
 def _tree(cls: type[errors.WetwareError]) -> list[type[errors.WetwareError]]:
@@ -30,6 +30,8 @@ def test_codes_are_unique() -> None:
     [
         ("capability.revoked.by.admin", errors.Revoked),
         ("capability.something_new", errors.CapabilityError),
+        ("node.stopping", errors.Disconnected),
+        ("auth.refused.no_role", errors.AuthError),  # LoginRefused is what a client makes itself
         ("nonsense", errors.WetwareError),
         ("", errors.WetwareError),
     ],
@@ -37,6 +39,7 @@ def test_codes_are_unique() -> None:
 def test_an_unknown_code_is_its_nearest_known_kind(
     code: str, expected: type[errors.WetwareError]
 ) -> None:
+    assert client.LoginRefused.code == errors.AuthError.code
     assert type(errors.from_wire(code, "m")) is expected
 
 

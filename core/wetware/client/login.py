@@ -24,9 +24,11 @@ _HINTS = {
 
 
 class LoginRefused(AuthError):
-    """The node refused the login; `status` says which check failed."""
+    """The node refused the login; `status` says which check failed, and so does the code.
 
-    code = "auth.refused"
+    "auth.refused.no_role", for example. The class has no code of its own: what a peer sends under
+    such a code is an AuthError, not this.
+    """
 
     def __init__(self, status: LoginStatus, reason: str, hint: str = "") -> None:
         name = status.name.lower().replace("_", " ")

@@ -376,6 +376,45 @@ async def test_why_the_node_ended_it_reaches_the_loop(
             await asyncio.wait_for(anext(lines), 10)
 
 
+async def test_it_goes_on_by_what_took_the_place_of_a_lost_connection(tmp_path: Path) -> None:
+    first, last = FeedServant(), FeedServant()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    async with contextlib.AsyncExitStack() as stack:
+        lost = contextlib.AsyncExitStack()
+        feed = await lost.enter_async_context(serve(tmp_path / "a", first))
+        there = await stack.enter_async_context(serve(tmp_path / "b", last))
+        gone = await rpc.connect_unix(tmp_path / "b" / "s")
+        now, next_ones = [feed], [gone.bootstrap(FEED.Feed), there]
+        await gone.aclose()
+        asked: list[rpc.RpcConnection] = []
+
+        async def again(connection: rpc.RpcConnection) -> rpc.RpcConnection:
+            asked.append(connection)
+            now[0] = next_ones.pop(0)
+            return now[0].connection
+
+        feed.connection.again = again
+        lines = rpc.Subscription(lambda sink: now[0].call("follow", sink=sink), bytes.decode)
+        await stack.enter_async_context(lines)
+        first.pumps[0].offer(b"1")
+        assert await anext(lines) == "1"
+        assert lines.gap_s == 0
+        await lost.aclose()
+        waiting = asyncio.create_task(anext(lines))
+        while not last.pumps:
+            await asyncio.sleep(0.001)
+        last.pumps[0].offer(b"2")
+        assert await asyncio.wait_for(waiting, 10) == "2"
+        assert lines.gap_s > 0
+        assert asked == [feed.connection, gone], "the second one was lost as well"
+        there.connection.again = again
+        last.pumps[0].end(Disconnected("the service failed"))
+        with pytest.raises(Disconnected, match="the service failed"):
+            await asyncio.wait_for(anext(lines), 10)
+        assert len(asked) == 2, "its connection lives: nothing takes its place"
+
+
 async def test_a_sink_that_fails_ends_its_subscription_with_its_reason(
     tmp_path: Path, tools: Any
 ) -> None:
