@@ -51,6 +51,9 @@ READ_AHEAD_MAX: Final = 1024
 READ_AHEAD_BYTES_MAX: Final = 8 << 20
 """Bytes that wait there."""
 
+STOPPED_S: Final = 10.0
+"""A node that says that it stops has ended its connections by then; it takes two seconds."""
+
 _CONTEXT: Final = contextvars.Context()
 """What pushes run in: the context of an `offer` would keep alive who made it, e.g. a publisher."""
 
@@ -298,6 +301,11 @@ class Subscription(Servant, Generic[T], interface=WW.Sink):
             again = connection.again
             if again is None or not (connection.closed or lost.code == STOPPING):
                 raise
+            try:
+                async with asyncio.timeout(STOPPED_S):
+                    await connection.wait_closed()
+            except TimeoutError:  # the service has ended alone
+                raise lost from None
         while not self._closed:
             connection = await again(connection)
             with contextlib.suppress(Disconnected):  # lost again

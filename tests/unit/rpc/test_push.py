@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from wetware import rpc
-from wetware.errors import CapabilityError, Disconnected, InvalidArgument, Revoked
+from wetware.errors import CapabilityError, Disconnected, InvalidArgument, Revoked, stopping
 from wetware.rpc import push
 from wetware.rpc.push import ITEM_OVERHEAD
 
@@ -376,7 +376,9 @@ async def test_why_the_node_ended_it_reaches_the_loop(
             await asyncio.wait_for(anext(lines), 10)
 
 
-async def test_it_goes_on_by_what_took_the_place_of_a_lost_connection(tmp_path: Path) -> None:
+async def test_it_goes_on_by_what_took_the_place_of_a_lost_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, last = FeedServant(), FeedServant()
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -409,9 +411,14 @@ async def test_it_goes_on_by_what_took_the_place_of_a_lost_connection(tmp_path: 
         assert lines.gap_s > 0
         assert asked == [feed.connection, gone], "the second one was lost as well"
         there.connection.again = again
-        last.pumps[0].end(Disconnected("the service failed"))
-        with pytest.raises(Disconnected, match="the service failed"):
-            await asyncio.wait_for(anext(lines), 10)
+        monkeypatch.setattr(push, "STOPPED_S", 0.01)
+        for reason in (Disconnected("the service failed"), stopping()):
+            async with rpc.Subscription(
+                lambda sink: there.call("follow", sink=sink), bytes
+            ) as more:
+                last.pumps[-1].end(reason)
+                with pytest.raises(Disconnected, match=reason.message):
+                    await asyncio.wait_for(anext(more), 10)
         assert len(asked) == 2, "its connection lives: nothing takes its place"
 
 
