@@ -16,9 +16,8 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,42 +26,41 @@ import anyio
 import wetware
 from wetware import paths, rpc
 from wetware.access import Access
-from wetware.admission import Admission, Chain, Introductions, Store, join
+from wetware.admission import Admission, Introductions, Store
 from wetware.admission.texts import parse_join
 from wetware.bounds import Throttle, address_key
 from wetware.broker import Broker
 from wetware.broker.adopt import Adoptions
-from wetware.broker.clock import NOT_YET
 from wetware.broker.grants import SESSION_SERVICE
 from wetware.broker.records import Records
 from wetware.broker.store import Store as GrantStore
 from wetware.broker.tree import Tree
-from wetware.clock import SystemClock
 from wetware.errors import AdmissionRefused, ConfigError, LimitExceeded, OverlayError
-from wetware.hookspecs import AuthBackend, Discovery, PluginContext, Service
-from wetware.identity import Channel, Key, PeerId, Principal
-from wetware.lag import LagMeter
+from wetware.hookspecs import Discovery, PluginContext, Service
+from wetware.identity import Channel, PeerId, Principal
 from wetware.link import LinkHost, Stream, check_free
 from wetware.log import get_logger
 from wetware.membership.service import Membership
-from wetware.membership.swim import State, middle
-from wetware.node.addresses import dialable
+from wetware.membership.swim import middle
+from wetware.node.belonging import cluster_of, join_with, judge_backend, keep_to_itself
+from wetware.node.clocks import judge_clock, watch_clock
 from wetware.node.context import plugin_overlay
 from wetware.node.data_dir import locked, socket_path
 from wetware.node.findings import check_node
 from wetware.node.key import load_or_create
 from wetware.node.members import Members
+from wetware.node.parts import Parts
 from wetware.node.process import bound_recursion, rss_bytes, umask, within_files
 from wetware.node.services.cluster import ClusterService
 from wetware.node.services.grants import GrantsService
 from wetware.node.services.node import NodeService
 from wetware.node.serving import recording, start_backend, start_services
+from wetware.node.status import status_of
 from wetware.overlay import Overlay
 from wetware.protocol import GATE_PROTOCOL
 from wetware.threads import Threads
 
 if TYPE_CHECKING:
-    from wetware.admission import Founding
     from wetware.admission.texts import Bundle, Ticket
     from wetware.config import Config
     from wetware.multiaddr import Multiaddr
@@ -72,10 +70,6 @@ log = get_logger("node")
 
 GATE_LINES_PER_MINUTE = 20
 """Refusals at the Gate that are logged for one address: it must not be able to fill the log."""
-CLOCK_LOOK_S = 2.0
-"""Between two looks at this clock and the others'."""
-CLOCK_MEET_S = 0.1
-"""The same while none was compared: grants with an end wait for it."""
 CLIENT_LOGIN_S_MAX = 60.0
 """For a program of this machine to log in, a person's passphrase or signature included."""
 CORE_SERVICES = ("node", "cluster", "grants")
@@ -109,7 +103,7 @@ class Ready:
     users: str = ""
 
 
-class Node:
+class Node(Parts):
     """One node of the cluster. `run` is all of its life.
 
     Args:
@@ -118,26 +112,9 @@ class Node:
     """
 
     def __init__(self, config: Config, plugins: Plugins) -> None:
-        self.config, self.plugins = config, plugins
-        self.clock = SystemClock()
-        self.started_at = self.clock.monotonic()
-        self.data_dir = config.node.data_dir
-        self.services: dict[str, Service] = {}
+        super().__init__(config, plugins)
+        self._store: Store
         self._threads = defaultdict[str, Threads](Threads)
-        self.name = config.node.name or socket.gethostname()
-        self.cluster = ""
-        self.lag = LagMeter()
-        self.key: Key
-        self.admission: Admission
-        self.audit: Records
-        self.introductions: Introductions
-        self.membership: Membership
-        self.members: Members
-        self.host: LinkHost
-        self.overlay: Overlay
-        self.backend: AuthBackend
-        self.broker: Broker
-        self.tree: Tree
         self._overlay_verbs = plugin_overlay(self)
         self._gate_lines = Throttle(
             GATE_LINES_PER_MINUTE, config.login.addresses_max, self.clock.monotonic
@@ -155,104 +132,21 @@ class Node:
             # Before anything is made, or a ticket spent.
             path, listen = socket_path(self.data_dir), self.config.node.listen
             if self.config.node.dev:
-                listen = self._keep_to_itself()
+                listen = keep_to_itself(self.config)
             await check_free(listen)
             self.key, new_key = load_or_create(self.data_dir)
             async with contextlib.AsyncExitStack() as stack:
                 stack.enter_context(umask(0o077))
                 stack.callback(self.plugins.close)
-                self._store = Store.open(self.data_dir)
-                if self._store.founding is not None:
-                    self._judge_backend(self._store.founding)
-                if invitation is not None:
-                    await self._join(invitation)
-                self.backend = self.plugins.auth(self._context)
+                await self._belong(invitation)
                 if self.try_out:
-                    listen = self._keep_to_itself()
-                elif self.config.node.dev:
-                    raise ConfigError(
-                        f"the auth backend {self.backend.name!r} has nothing to try out",
-                        hint="leave out --dev ([node] dev)",
-                        code="config.try_out",
-                    )
-                self._found()
-                recorder = self.plugins.recorder(self._context, self._sign_checkpoint)
-                self.audit = Records(self.clock, recorder)
-                self._collect_services()
+                    listen = keep_to_itself(self.config)
+                self._load()
                 discoveries = () if self.try_out else self.plugins.discoveries(self._context)
                 bound_recursion()
                 await stack.enter_async_context(self._recorded())
-                self.admission = Admission(
-                    self._store,
-                    self.key,
-                    clock=self.clock,
-                    limits=self.config.admission,
-                    open_protocols=self.config.node.open_protocols,
-                    veto=self.backend.admit_node,
-                    record=self.audit.record,
-                )
-                self._judge_own()
-                stack.push_async_callback(self._store.flush)
-                await stack.enter_async_context(rpc.runtime())
-                await stack.enter_async_context(rpc.loop_gc())
-                clients_max, link = within_files(self.config.link)
-                self.host = await stack.enter_async_context(
-                    LinkHost(
-                        self.key,
-                        limits=link,
-                        admit=self.admission,
-                        privileged=self.admission.is_member,
-                    )
-                )
-                self.introductions = Introductions(
-                    self.host,
-                    self.admission,
-                    addrs=lambda: self.addrs,
-                    join_document=self.backend.join_document,
-                    limits=self.config.admission,
-                )
-                self.membership = Membership(
-                    self.host,
-                    self.key,
-                    self.admission,
-                    self.introductions,
-                    config=self.config.membership,
-                    clock=self.clock,
-                    describe=self._describe,
-                    data_dir=self.data_dir,
-                )
-                self.members = Members(
-                    self.membership,
-                    self.admission,
-                    self.host,
-                    clock=self.clock,
-                    clock_wrong=lambda: self.tree.clock_wrong,
-                    skew_s_max=self.config.admission.clock_skew_s_max,
-                )
-                self.overlay = Overlay(self.host, self.key)
-                # Closed after the broker, which still writes then.
-                grants = GrantStore(self.data_dir / "broker", self.clock)
-                stack.callback(grants.close)
-                self.tree = Tree(self.clock, store=grants, limits=self.config.broker)
-                self.broker = Broker(
-                    peer_id=self.key.peer_id,
-                    cluster=self.cluster,
-                    backend=self.backend,
-                    services=self.services,
-                    clock=self.clock,
-                    audit=self.audit,
-                    limits=self.config.login,
-                    tree=self.tree,
-                )
-                self.broker.addrs = lambda: self.addrs
-                self.broker.confirmed = self._store.confirm
-                self.broker.clock_trusted = self.admission.forget_early
-                self.broker.adoptions = Adoptions(
-                    self.key.peer_id, self._member_gate, self.config.broker, self.services
-                )
-                self.services |= {service.name: service for service in self._own_services()}
-                stack.push_async_callback(self.broker.adoptions.aclose)
-                stack.callback(self.broker.close)
+                clients_max = await self._compose(stack)
+                self._compose_broker(stack)
                 async with asyncio.TaskGroup() as tasks, anyio.create_task_group() as serving:
                     tasks.create_task(self.audit.run(), name="audit")
                     tasks.create_task(self.lag.run(), name="lag")
@@ -260,64 +154,171 @@ class Node:
                     tasks.create_task(self._end_if_evicted(), name="eviction")
                     await start_backend(self.backend, serving)
                     await start_services(self.services, serving, self._service_failed)
-                    shares = self.broker.restore()
-                    log.info("grants.restored", shares=shares)
-                    self.introductions.start()
-                    stack.push_async_callback(self.introductions.aclose)
-                    self.judge_clock()  # before anybody is served
-                    self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
-                    await self.host.listen(listen)
-                    await stack.enter_async_context(self._local_socket(path, clients_max))
-                    if self.config.node.libp2p:
-                        tasks.create_task(self.overlay.run(), name="overlay")
-                    self.membership.bootstrap((*self.config.node.peers, *self._store.addrs))
-                    tasks.create_task(self.membership.run(lambda: None), name="membership")
-                    tasks.create_task(self._watch_clock(), name="clock")
+                    await self._serve(stack, tasks, listen, path, clients_max)
                     for discovery in discoveries:
                         tasks.create_task(self._discover(discovery))
-                    stack.enter_context(self._runtime_file(path))
-                    ready = Ready(
-                        self.key.peer_id,
-                        self.cluster,
-                        self.addrs,
-                        tuple(sorted(self.services)),
-                        new_key,
-                        self.try_out,
-                        "" if self._store.cluster_key is not None else self.users,
-                    )
-                    log.info(
-                        "node.ready",
-                        peer=ready.peer_id,
-                        cluster=ready.cluster,
-                        addrs=" ".join(map(str, ready.addrs)),
-                        services=",".join(ready.services),
-                        took_s=round(self.clock.monotonic() - self.started_at, 3),
-                    )
-                    on_ready(ready)
+                    on_ready(self._ready(new_key=new_key))
                     try:
                         await asyncio.Event().wait()
                     finally:
                         # Sessions end before the services that serve them.
                         self.broker.close()
 
-    @property
-    def try_out(self) -> str:
-        """What the auth backend says of a try-out; "" where it is none."""
-        return str(getattr(self.backend, "try_out", ""))
+    async def _belong(self, invitation: Ticket | Bundle | None) -> None:
+        """The cluster that this node is of, or joins, and its auth backend."""
+        self._store = Store.open(self.data_dir)
+        if self._store.founding is not None:
+            judge_backend(self._store.founding, self.plugins, self.config)
+        if invitation is not None:
+            judge_backend(invitation.founding, self.plugins, self.config)
+            self._store = await join_with(
+                invitation, self._store, key=self.key, config=self.config, clock=self.clock
+            )
+        self.backend = self.plugins.auth(self._context)
+        if self.config.node.dev and not self.try_out:
+            raise ConfigError(
+                f"the auth backend {self.backend.name!r} has nothing to try out",
+                hint="leave out --dev ([node] dev)",
+                code="config.try_out",
+            )
 
-    @property
-    def users(self) -> str:
-        """How somebody becomes a user, as the auth backend says; "" where it does not."""
-        return str(getattr(self.backend, "users", ""))
+    def _load(self) -> None:
+        """What of the plugins records and serves."""
+        self.cluster = cluster_of(self._store, self.backend)
+        recorder = self.plugins.recorder(self._context, self._sign_checkpoint)
+        self.audit = Records(self.clock, recorder)
+        self._collect_services()
 
-    @property
-    def addrs(self) -> tuple[Multiaddr, ...]:
-        """Where this node can be dialled, with its peer ID."""
-        return tuple(
-            reachable.with_peer(self.key.peer_id)
-            for addr in self.host.listen_addrs
-            for reachable in dialable(addr)
+    async def _compose(self, stack: contextlib.AsyncExitStack) -> int:
+        """Admission, the link and who is on it: nothing runs, and nobody is let in.
+
+        Returns how many programs of this machine may be connected.
+        """
+        self.admission = Admission(
+            self._store,
+            self.key,
+            clock=self.clock,
+            limits=self.config.admission,
+            open_protocols=self.config.node.open_protocols,
+            veto=self.backend.admit_node,
+            record=self.audit.record,
         )
+        self._judge_own()
+        stack.push_async_callback(self._store.flush)
+        await stack.enter_async_context(rpc.runtime())
+        await stack.enter_async_context(rpc.loop_gc())
+        clients_max, limits = within_files(self.config.link)
+        self.host = await stack.enter_async_context(
+            LinkHost(
+                self.key,
+                limits=limits,
+                admit=self.admission,
+                privileged=self.admission.is_member,
+            )
+        )
+        self.introductions = Introductions(
+            self.host,
+            self.admission,
+            addrs=lambda: self.addrs,
+            join_document=self.backend.join_document,
+            limits=self.config.admission,
+        )
+        self.membership = Membership(
+            self.host,
+            self.key,
+            self.admission,
+            self.introductions,
+            config=self.config.membership,
+            clock=self.clock,
+            describe=self._describe,
+            data_dir=self.data_dir,
+        )
+        self.members = Members(
+            self.membership,
+            self.admission,
+            self.host,
+            clock=self.clock,
+            clock_wrong=lambda: self.tree.clock_wrong,
+            skew_s_max=self.config.admission.clock_skew_s_max,
+        )
+        self.overlay = Overlay(self.host, self.key)
+        return clients_max
+
+    def _compose_broker(self, stack: contextlib.AsyncExitStack) -> None:
+        """What decides, and the services."""
+        # Closed after the broker, which still writes then.
+        grants = GrantStore(self.data_dir / "broker", self.clock)
+        stack.callback(grants.close)
+        self.tree = Tree(self.clock, store=grants, limits=self.config.broker)
+        self.broker = Broker(
+            peer_id=self.key.peer_id,
+            cluster=self.cluster,
+            backend=self.backend,
+            services=self.services,
+            clock=self.clock,
+            audit=self.audit,
+            limits=self.config.login,
+            tree=self.tree,
+        )
+        self.broker.addrs = lambda: self.addrs
+        self.broker.confirmed = self._store.confirm
+        self.broker.clock_trusted = self.admission.forget_early
+        self.broker.adoptions = Adoptions(
+            self.key.peer_id, self._member_gate, self.config.broker, self.services
+        )
+        self.services |= {service.name: service for service in self._own_services()}
+        stack.push_async_callback(self.broker.adoptions.aclose)
+        stack.callback(self.broker.close)
+
+    async def _serve(
+        self,
+        stack: contextlib.AsyncExitStack,
+        tasks: asyncio.TaskGroup,
+        listen: tuple[Multiaddr, ...],
+        path: Path,
+        clients_max: int,
+    ) -> None:
+        """Let others in: all that decides and serves is there."""
+        shares = self.broker.restore()
+        log.info("grants.restored", shares=shares)
+        self.introductions.start()
+        stack.push_async_callback(self.introductions.aclose)
+        judge_clock(self.membership, self.broker)  # before anybody is served
+        self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
+        await self.host.listen(listen)
+        await stack.enter_async_context(self._local_socket(path, clients_max))
+        if self.config.node.libp2p:
+            tasks.create_task(self.overlay.run(), name="overlay")
+        self.membership.bootstrap((*self.config.node.peers, *self._store.addrs))
+        tasks.create_task(self.membership.run(lambda: None), name="membership")
+        watch = watch_clock(
+            self.membership,
+            self.broker,
+            own=self.key.peer_id,
+            bound_s=self.config.admission.clock_skew_s_max,
+        )
+        tasks.create_task(watch, name="clock")
+        stack.enter_context(self._runtime_file(path))
+
+    def _ready(self, *, new_key: bool) -> Ready:
+        ready = Ready(
+            self.key.peer_id,
+            self.cluster,
+            self.addrs,
+            tuple(sorted(self.services)),
+            new_key,
+            self.try_out,
+            "" if self._store.cluster_key is not None else self.users,
+        )
+        log.info(
+            "node.ready",
+            peer=ready.peer_id,
+            cluster=ready.cluster,
+            addrs=" ".join(map(str, ready.addrs)),
+            services=",".join(ready.services),
+            took_s=round(self.clock.monotonic() - self.started_at, 3),
+        )
+        return ready
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -346,87 +347,6 @@ class Node:
         names = (each.name for each in dataclasses.fields(config))
         origin = self.config.origin
         return frozenset(n for n in names if origin(f"plugins.{name}.{n}").kind != "default")
-
-    def _keep_to_itself(self) -> tuple[Multiaddr, ...]:
-        """Where a try-out listens; raises ConfigError where it is told to meet others."""
-        node = self.config.node
-        origin = self.config.origin("node.listen")
-        open_to_others = [str(addr) for addr in node.listen if not addr.is_loopback]
-        told = [
-            (node.join, "node.join", "it joins no cluster"),
-            (node.peers, "node.peers", "it connects to no other node"),
-            (
-                open_to_others and origin.kind != "default",
-                "node.listen",
-                f"it listens on loopback only, and not on {', '.join(open_to_others)}",
-            ),
-        ]
-        for given, setting, why in told:
-            if given:
-                raise ConfigError(
-                    f"a node that tries out its auth backend is for this machine alone: {why} "
-                    f"({self.config.origin(setting)})",
-                    hint="leave that out; for a node that others can reach, configure the auth "
-                    "backend and leave out --dev",
-                    code="config.try_out",
-                )
-        return tuple(
-            addr if addr.is_loopback else replace(addr, kind="ip4", host="127.0.0.1")
-            for addr in node.listen
-        )
-
-    def _judge_backend(self, founding: Founding) -> None:
-        """Raise ConfigError where the cluster has another auth backend than is configured.
-
-        Before that backend is asked: it would take the other one's documents for damaged ones.
-        """
-        if founding.backend != self.plugins.auth_backend:
-            raise ConfigError(
-                f"the cluster {founding.cluster_id} has the auth backend {founding.backend!r}, and "
-                f"this node is started with {self.plugins.auth_backend!r} "
-                f"({self.config.origin('node.auth')})",
-                hint=f"start it with --auth {founding.backend}; another cluster needs a data "
-                "directory of its own (--data-dir)",
-                code="config.cluster",
-            )
-
-    async def _join(self, parsed: Ticket | Bundle) -> None:
-        """Become a member with a ticket or a certificate, unless this node is one already."""
-        self._judge_backend(parsed.founding)
-        store = self._store
-        if store.founding == parsed.founding and store.certificate is not None:
-            own = Chain.open(store.certificate, parsed.founding)
-            if self.clock.time() * 1000 < own.not_after_ms:
-                log.info("cluster.joined_already", cluster=parsed.founding.cluster_id)
-                return
-        async with LinkHost(self.key, limits=self.config.link) as host:
-            await join(
-                host,
-                parsed,
-                key=self.key,
-                data_dir=self.data_dir,
-                clock=self.clock,
-                limits=self.config.admission,
-            )
-        self._store = Store.open(self.data_dir)
-
-    def _found(self) -> None:
-        """The cluster that this node belongs to; one of its own at its very first start."""
-        backend = self.backend
-        founding = self._store.founding
-        if founding is None:
-            founding = self._store.found(backend.name, backend.founding)
-            log.info("cluster.founded", cluster=founding.cluster_id)
-        if founding.statement != backend.founding:
-            raise ConfigError(
-                f"this node belongs to the cluster {founding.cluster_id}, which was founded on "
-                f"another authority than the one that the auth backend {backend.name!r} is "
-                "configured with",
-                hint="configure it as before, or give the other cluster a data directory of its "
-                "own, with --data-dir",
-                code="config.cluster",
-            )
-        self.cluster = founding.cluster_id
 
     async def _member_gate(self, peer: PeerId) -> rpc.RpcConnection:
         """An RPC connection to a member's Gate; strangers are not dialled for anybody."""
@@ -467,44 +387,6 @@ class Node:
         except AdmissionRefused as exc:
             raise _no_member_any_more(exc) from None
 
-    async def _watch_clock(self) -> None:
-        """Say when this node's clock is not that of the others, and refuse what depends on it.
-
-        Certificates and the ends of grants are judged by it.
-        """
-        bound_s = self.config.admission.clock_skew_s_max
-        own, said = self.key.peer_id, set[PeerId]()  # whose clock the log calls wrong
-        while True:
-            self.judge_clock()
-            offset_s = self.membership.clock_offset_s
-            wrong = {
-                peer: ahead_s
-                for peer, ahead_s in self.membership.swim.clock_offsets_s.items()
-                if abs(ahead_s) > bound_s
-            }
-            if offset_s is not None and abs(offset_s) > bound_s:
-                wrong[own] = offset_s
-            for peer in wrong.keys() - said:
-                if peer == own:
-                    log.warning(
-                        "clock.skewed",
-                        others_ahead_s=round(wrong[own], 1),
-                        bound_s=bound_s,
-                        hint="set the clock, e.g. with NTP: certificates are judged by it",
-                    )
-                else:
-                    log.warning("member.clock_skewed", peer=peer, ahead_s=round(wrong[peer], 1))
-            if own in said and own not in wrong:
-                log.info("clock.right")
-            said = set(wrong)
-            early = self.tree.clock_wrong == NOT_YET
-            await asyncio.sleep(CLOCK_MEET_S if early else CLOCK_LOOK_S)
-
-    def judge_clock(self) -> None:
-        """Have the broker judge this node's clock by those of the other members, as known now."""
-        members = self.membership
-        self.broker.judge_clock(members.clock_offset_s, alone=not members.knows_others)
-
     def _describe(self) -> dict[str, Any]:
         """What the membership says of this node; asked again and again."""
         return {
@@ -529,7 +411,7 @@ class Node:
         """What every node offers."""
         return (
             NodeService(
-                status=self.status,
+                status=partial(status_of, self),
                 restart_overlay=lambda: self.overlay.crash(
                     OverlayError("an operator asked for a restart")
                 ),
@@ -624,61 +506,6 @@ class Node:
                 log.info("discovery.ended", discovery=discovery.name)
         except Exception:
             log.exception("discovery.failed", discovery=discovery.name)
-
-    # --- status -----------------------------------------------------------------------------------
-
-    def status(self, *, details: bool = False) -> dict[str, object]:
-        """The struct NodeStatus of core.capnp; `details` are for operators."""
-        connections = self.host.connections()
-        members = [c for c in connections if self.admission.is_member(c.peer)]
-        overlay, lag, own = self.overlay.status(), self.lag.snapshot(), self.admission.own
-        offset_s = self.membership.clock_offset_s
-        return {
-            "peer_id": str(self.key.peer_id),
-            "name": self.name,
-            "members": sum(m.state is State.ALIVE for m in self.membership.members()),
-            "loop_lag_p99_s": lag.recent.p99_s,
-            "loop_lag_max_s": lag.recent.max_s,
-            "clock_offset_s": nan if offset_s is None else offset_s,
-            "clock_wrong": self.tree.clock_wrong,
-            "time_s": self.clock.time(),
-            "certificate_not_after_ms": own.not_after_ms,
-            "rights": sorted(own.rights),
-            "cluster": self.cluster,
-            "version": wetware.__version__,
-            "uptime_s": self.clock.monotonic() - self.started_at,
-            "addrs": [str(addr) for addr in self.addrs],
-            "peers": [
-                {
-                    "peer_id": str(connection.peer),
-                    "addr": str(connection.remote),
-                    "member": self.admission.is_member(connection.peer),
-                    "bytes_in": connection.bytes_in,
-                    "bytes_out": connection.bytes_out,
-                }
-                for connection in (connections if details else members)
-            ],
-            "strangers": len(connections) - len(members),
-            "users": self.users,
-            "services": sorted(self.services),
-            "auth": self.backend.name,
-            "policy_epoch": self.backend.epoch,
-            "sessions": self.broker.sessions,
-            "overlay_state": overlay.state,
-            "overlay_restarts": overlay.restarts,
-            "overlay_error": (details and overlay.last_error) or "",
-            "memory_bytes": rss_bytes(),
-            "pid": os.getpid(),
-            "plugins": [
-                {
-                    "name": p.name,
-                    "dist": p.dist,
-                    "state": p.state,
-                    "reason": p.reason if details else "",
-                }
-                for p in self.plugins.report
-            ],
-        }
 
 
 def _no_member_any_more(exc: AdmissionRefused) -> AdmissionRefused:

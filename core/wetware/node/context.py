@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from wetware.identity import PeerId
     from wetware.link import Stream
     from wetware.member import Member
-    from wetware.node.compose import Node
+    from wetware.node.parts import Parts
 
 _SIGN_DOMAINS_REFUSED = (
     b"noise-libp2p-static-key:",
@@ -22,7 +22,7 @@ _SIGN_DOMAINS_REFUSED = (
 """Domains in which only the core signs."""
 
 
-def plugin_overlay(node: Node) -> Overlay:
+def plugin_overlay(node: Parts) -> Overlay:
     """The verbs of the overlay, for members only; usable once the node's parts are composed."""
     return _PluginOverlay(node)
 
@@ -30,7 +30,7 @@ def plugin_overlay(node: Node) -> Overlay:
 class _PluginOverlay:
     """hookspecs.Overlay over the link host, for members only."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Parts) -> None:
         self._node = node
 
     @property

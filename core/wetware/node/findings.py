@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wetware.broker.records import Records
     from wetware.hookspecs import AuthBackend
     from wetware.link import LinkLimits
-    from wetware.node.compose import Node
+    from wetware.node.parts import Parts
     from wetware.plugins import Plugins
 
 PROBE_S_MAX: Final = 5.0
@@ -33,7 +33,7 @@ REACH_S_MAX: Final = 15.0
 """For the check that waits for other members to dial: three seconds for an address."""
 
 
-async def check_node(node: Node) -> list[Finding]:
+async def check_node(node: Parts) -> list[Finding]:
     """What a running node finds when it looks at itself and asks two others. Never raises.
 
     The checks run at the same time; the longest takes REACH_S_MAX.

@@ -1,0 +1,112 @@
+"""Which cluster a node belongs to: one that it joins, one of its own, or none beside itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from wetware.admission import Chain, Store, join
+from wetware.errors import ConfigError
+from wetware.link import LinkHost
+from wetware.log import get_logger
+
+if TYPE_CHECKING:
+    from wetware.admission import Founding
+    from wetware.admission.texts import Bundle, Ticket
+    from wetware.config import Config
+    from wetware.hookspecs import AuthBackend, Clock
+    from wetware.identity import Key
+    from wetware.multiaddr import Multiaddr
+    from wetware.plugins import Plugins
+
+log = get_logger("node")
+
+
+def keep_to_itself(config: Config) -> tuple[Multiaddr, ...]:
+    """Where a try-out listens; raises ConfigError where it is told to meet others."""
+    node = config.node
+    origin = config.origin("node.listen")
+    open_to_others = [str(addr) for addr in node.listen if not addr.is_loopback]
+    told = [
+        (node.join, "node.join", "it joins no cluster"),
+        (node.peers, "node.peers", "it connects to no other node"),
+        (
+            open_to_others and origin.kind != "default",
+            "node.listen",
+            f"it listens on loopback only, and not on {', '.join(open_to_others)}",
+        ),
+    ]
+    for given, setting, why in told:
+        if given:
+            raise ConfigError(
+                f"a node that tries out its auth backend is for this machine alone: {why} "
+                f"({config.origin(setting)})",
+                hint="leave that out; for a node that others can reach, configure the auth "
+                "backend and leave out --dev",
+                code="config.try_out",
+            )
+    return tuple(
+        addr if addr.is_loopback else replace(addr, kind="ip4", host="127.0.0.1")
+        for addr in node.listen
+    )
+
+
+def judge_backend(founding: Founding, plugins: Plugins, config: Config) -> None:
+    """Raise ConfigError where the cluster has another auth backend than is configured.
+
+    Before that backend is asked: it would take the other one's documents for damaged ones.
+    """
+    if founding.backend != plugins.auth_backend:
+        raise ConfigError(
+            f"the cluster {founding.cluster_id} has the auth backend {founding.backend!r}, and "
+            f"this node is started with {plugins.auth_backend!r} "
+            f"({config.origin('node.auth')})",
+            hint=f"start it with --auth {founding.backend}; another cluster needs a data "
+            "directory of its own (--data-dir)",
+            code="config.cluster",
+        )
+
+
+async def join_with(
+    invitation: Ticket | Bundle, store: Store, *, key: Key, config: Config, clock: Clock
+) -> Store:
+    """Become a member with a ticket or a certificate, unless this node is one already.
+
+    Returns the store as it is then; raises what `join` raises.
+    """
+    if store.founding == invitation.founding and store.certificate is not None:
+        own = Chain.open(store.certificate, invitation.founding)
+        if clock.time() * 1000 < own.not_after_ms:
+            log.info("cluster.joined_already", cluster=invitation.founding.cluster_id)
+            return store
+    async with LinkHost(key, limits=config.link) as host:
+        await join(
+            host,
+            invitation,
+            key=key,
+            data_dir=config.node.data_dir,
+            clock=clock,
+            limits=config.admission,
+        )
+    return Store.open(config.node.data_dir)
+
+
+def cluster_of(store: Store, backend: AuthBackend) -> str:
+    """The cluster that a node belongs to; one of its own at its very first start.
+
+    Raises ConfigError where that was founded on another authority than the backend's.
+    """
+    founding = store.founding
+    if founding is None:
+        founding = store.found(backend.name, backend.founding)
+        log.info("cluster.founded", cluster=founding.cluster_id)
+    if founding.statement != backend.founding:
+        raise ConfigError(
+            f"this node belongs to the cluster {founding.cluster_id}, which was founded on "
+            f"another authority than the one that the auth backend {backend.name!r} is "
+            "configured with",
+            hint="configure it as before, or give the other cluster a data directory of its "
+            "own, with --data-dir",
+            code="config.cluster",
+        )
+    return founding.cluster_id

@@ -1,0 +1,75 @@
+"""What a node is composed of."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from wetware.clock import SystemClock
+from wetware.lag import LagMeter
+from wetware.node.addresses import dialable
+
+if TYPE_CHECKING:
+    from wetware.admission import Admission, Introductions
+    from wetware.broker import Broker
+    from wetware.broker.records import Records
+    from wetware.broker.tree import Tree
+    from wetware.config import Config
+    from wetware.hookspecs import AuthBackend, Service
+    from wetware.identity import Key
+    from wetware.link import LinkHost
+    from wetware.membership.service import Membership
+    from wetware.multiaddr import Multiaddr
+    from wetware.node.members import Members
+    from wetware.overlay import Overlay
+    from wetware.plugins import Plugins
+
+
+class Parts:
+    """The parts of a node. What is only declared here is made while the node starts.
+
+    Args:
+        config: The effective configuration.
+        plugins: Loaded plugins.
+    """
+
+    key: Key
+    admission: Admission
+    audit: Records
+    introductions: Introductions
+    membership: Membership
+    members: Members
+    host: LinkHost
+    overlay: Overlay
+    backend: AuthBackend
+    broker: Broker
+    tree: Tree
+
+    def __init__(self, config: Config, plugins: Plugins) -> None:
+        self.config, self.plugins = config, plugins
+        self.clock = SystemClock()
+        self.started_at = self.clock.monotonic()
+        self.data_dir = config.node.data_dir
+        self.services: dict[str, Service] = {}
+        self.name = config.node.name or socket.gethostname()
+        self.cluster = ""
+        self.lag = LagMeter()
+
+    @property
+    def try_out(self) -> str:
+        """What the auth backend says of a try-out; "" where it is none."""
+        return str(getattr(self.backend, "try_out", ""))
+
+    @property
+    def users(self) -> str:
+        """How somebody becomes a user, as the auth backend says; "" where it does not."""
+        return str(getattr(self.backend, "users", ""))
+
+    @property
+    def addrs(self) -> tuple[Multiaddr, ...]:
+        """Where this node can be dialled, with its peer ID."""
+        return tuple(
+            reachable.with_peer(self.key.peer_id)
+            for addr in self.host.listen_addrs
+            for reachable in dialable(addr)
+        )

@@ -1,0 +1,68 @@
+"""What a node is doing."""
+
+from __future__ import annotations
+
+import os
+from math import nan
+from typing import TYPE_CHECKING
+
+import wetware
+from wetware.membership.swim import State
+from wetware.node.process import rss_bytes
+
+if TYPE_CHECKING:
+    from wetware.node.parts import Parts
+
+
+def status_of(node: Parts, *, details: bool = False) -> dict[str, object]:
+    """The struct NodeStatus of core.capnp; `details` are for operators."""
+    connections = node.host.connections()
+    members = [c for c in connections if node.admission.is_member(c.peer)]
+    overlay, lag, own = node.overlay.status(), node.lag.snapshot(), node.admission.own
+    offset_s = node.membership.clock_offset_s
+    return {
+        "peer_id": str(node.key.peer_id),
+        "name": node.name,
+        "members": sum(m.state is State.ALIVE for m in node.membership.members()),
+        "loop_lag_p99_s": lag.recent.p99_s,
+        "loop_lag_max_s": lag.recent.max_s,
+        "clock_offset_s": nan if offset_s is None else offset_s,
+        "clock_wrong": node.tree.clock_wrong,
+        "time_s": node.clock.time(),
+        "certificate_not_after_ms": own.not_after_ms,
+        "rights": sorted(own.rights),
+        "cluster": node.cluster,
+        "version": wetware.__version__,
+        "uptime_s": node.clock.monotonic() - node.started_at,
+        "addrs": [str(addr) for addr in node.addrs],
+        "peers": [
+            {
+                "peer_id": str(connection.peer),
+                "addr": str(connection.remote),
+                "member": node.admission.is_member(connection.peer),
+                "bytes_in": connection.bytes_in,
+                "bytes_out": connection.bytes_out,
+            }
+            for connection in (connections if details else members)
+        ],
+        "strangers": len(connections) - len(members),
+        "users": node.users,
+        "services": sorted(node.services),
+        "auth": node.backend.name,
+        "policy_epoch": node.backend.epoch,
+        "sessions": node.broker.sessions,
+        "overlay_state": overlay.state,
+        "overlay_restarts": overlay.restarts,
+        "overlay_error": (details and overlay.last_error) or "",
+        "memory_bytes": rss_bytes(),
+        "pid": os.getpid(),
+        "plugins": [
+            {
+                "name": p.name,
+                "dist": p.dist,
+                "state": p.state,
+                "reason": p.reason if details else "",
+            }
+            for p in node.plugins.report
+        ],
+    }
