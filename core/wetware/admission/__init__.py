@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from wetware.admission.limits import AdmissionLimits
     from wetware.admission.service import Introductions
     from wetware.admission.statements import Certificate, Chain, Founding, Tombstone
-    from wetware.admission.store import Store, TicketInfo
+    from wetware.admission.store import Store
     from wetware.admission.texts import Bundle, Ticket
     from wetware.errors import AdmissionRefused
 
@@ -41,7 +41,6 @@ __all__ = [
     "Removed",
     "Store",
     "Ticket",
-    "TicketInfo",
     "Tombstone",
     "join",
 ]
@@ -61,7 +60,6 @@ _HOME = {
     "Removed": "wetware.admission.decision",
     "Store": "wetware.admission.store",
     "Ticket": "wetware.admission.texts",
-    "TicketInfo": "wetware.admission.store",
     "Tombstone": "wetware.admission.statements",
     "join": "wetware.admission.joining",
 }

@@ -44,7 +44,6 @@ from wetware.admission.store import (
     TOMBSTONES_FILE,
     LedgerEntry,
     Store,
-    TicketInfo,
     TicketRecord,
     facts_document,
 )
@@ -862,20 +861,9 @@ class Admission:
                 hint="revoke some, or wait until they expire",
             )
 
-    def tickets(self) -> list[TicketInfo]:
+    def tickets(self) -> list[TicketRecord]:
         """The tickets of this node."""
-        return [
-            TicketInfo(
-                id=t.id,
-                not_after_ms=t.not_after_ms,
-                uses_left=max(0, t.uses - len(t.spent)),
-                spent_by=t.spent,
-                labels=t.labels,
-                rights=t.rights,
-                revoked=t.revoked,
-            )
-            for t in self.store.tickets.values()
-        ]
+        return list(self.store.tickets.values())
 
     async def revoke_ticket(self, ticket_id: str) -> None:
         """Take a ticket back: it lets nobody in any more. Idempotent.

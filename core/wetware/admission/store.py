@@ -101,18 +101,10 @@ class TicketRecord:
         """What certificates call it: known to nobody before, and of no use without the secret."""
         return self.digest[:TICKET_BYTES]
 
-
-@dataclass(frozen=True, slots=True)
-class TicketInfo:
-    """What `ww invite --list` shows of a ticket."""
-
-    id: str
-    not_after_ms: int
-    uses_left: int
-    spent_by: tuple[PeerId, ...]
-    labels: Mapping[str, str]
-    rights: frozenset[str]
-    revoked: bool
+    @property
+    def uses_left(self) -> int:
+        """How many nodes it may still let in."""
+        return max(0, self.uses - len(self.spent))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from wetware.client.values import Explanation, GrantInfo
+from wetware.client.values import GrantInfo
+from wetware.explanation import Explanation
 from wetware.protocol import CORE
 
 

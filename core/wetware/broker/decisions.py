@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from wetware.explanation import Explanation
+
 if TYPE_CHECKING:
     from wetware.identity import Principal
 
@@ -22,51 +24,14 @@ DECISION_PREFIX: Final = "d-"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One grant on the way.
+class Decision(Explanation):
+    """An explanation as its node keeps it.
 
     Attributes:
-        grant: Its ID.
-        label: What it is for.
-        kind: See `Grant`.
-        verdict: "allows", "denies" or "-" (not asked: something before it denied).
-        detail: Which pattern, constraint, quota or end decided.
-    """
-
-    grant: str
-    label: str
-    kind: str
-    verdict: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What decided, or would decide, a call.
-
-    Attributes:
-        allowed: The decision.
-        code: Of the error; "" where it is allowed.
-        reason: One sentence.
-        principal: Who called.
         principals: Whose grants are on the way: who called, and all who passed on to them.
-        grant: ID of the grant that the call was made on.
-        method: "Interface.method".
-        steps: From that grant to the role that it comes from.
-        decision: The ID; "" for one that was only asked about.
-        at: Unix time, s.
     """
 
-    allowed: bool
-    code: str
-    reason: str
-    principal: Principal
-    principals: frozenset[Principal]
-    grant: str
-    method: str
-    steps: tuple[Step, ...]
-    decision: str = ""
-    at: float = 0.0
+    principals: frozenset[Principal] = frozenset()
 
 
 class Decisions:
@@ -74,7 +39,7 @@ class Decisions:
 
     def __init__(self, decisions_max: int = DECISIONS_MAX) -> None:
         self._max = decisions_max
-        self._kept: OrderedDict[str, Explanation] = OrderedDict()
+        self._kept: OrderedDict[str, Decision] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -84,17 +49,17 @@ class Decisions:
         """An ID that cannot be guessed: whoever has it may not be allowed to see the decision."""
         return DECISION_PREFIX + secrets.token_hex(5)
 
-    def keep(self, explanation: Explanation) -> None:
+    def keep(self, explanation: Decision) -> None:
         """Remember one; the oldest makes room."""
         self._kept[explanation.decision] = explanation
         while len(self._kept) > self._max:
             self._kept.popitem(last=False)
 
-    def get(self, decision: str) -> Explanation | None:
+    def get(self, decision: str) -> Decision | None:
         """The decision with an ID."""
         return self._kept.get(decision)
 
-    def newest_first(self) -> Iterator[Explanation]:
+    def newest_first(self) -> Iterator[Decision]:
         """All of them, the last one first."""
         return reversed(self._kept.values())
 

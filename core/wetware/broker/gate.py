@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     import contextlib
 
     from wetware.broker.adopt import Adoptions
-    from wetware.broker.decisions import Explanation
+    from wetware.broker.decisions import Decision
     from wetware.broker.grants import Grant
     from wetware.broker.records import Records
     from wetware.hookspecs import AuthBackend, Clock, Service
@@ -446,7 +446,7 @@ class Broker:
                 self.tree.suspended = None
                 self.audit.record("grants.resumed")
 
-    def _denied(self, grant: Grant, method: rpc.Method, explanation: Explanation) -> None:
+    def _denied(self, grant: Grant, method: rpc.Method, explanation: Decision) -> None:
         """A call was denied: one record for each grant, method and code, then their number."""
         called = f"{method.interface.name}.{method.name}"
         self.audit.denied(

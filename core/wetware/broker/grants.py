@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from wetware.broker.budgets import Budget
-from wetware.broker.decisions import Decisions, Explanation, Step, shown
+from wetware.broker.decisions import Decision, Decisions, shown
 from wetware.broker.store import GrantRow
 from wetware.broker.terms import Terms, Where
 from wetware.errors import (
@@ -37,6 +37,7 @@ from wetware.errors import (
     Revoked,
     WetwareError,
 )
+from wetware.explanation import Step
 from wetware.log import get_logger
 from wetware.protocol import CORE
 from wetware.rpc.values import payload_bytes
@@ -767,7 +768,7 @@ class Grant:
             f"{method.interface.name}.{method.name}: {why}", hint=hint, code=error.code
         )
 
-    def explain(self, method: Method, args: Mapping[str, object]) -> Explanation:
+    def explain(self, method: Method, args: Mapping[str, object]) -> Decision:
         """What would decide the call now; nothing is spent or recorded."""
         if (blocked := self.blocked) is not None:
             return self._explanation(method, args, self, blocked, blocked.message, "")
@@ -784,7 +785,7 @@ class Grant:
         error: WetwareError | None,
         why: str,
         decision: str,
-    ) -> Explanation:
+    ) -> Decision:
         steps, decided = [], False
         names = frozenset(where.param for g in self.lineage for where in g.terms.where)
         for grant in self.lineage:
@@ -797,11 +798,11 @@ class Grant:
             steps.append(Step(grant.id, grant.label, grant.kind, verdict, detail))
         called = f"{method.interface.name}.{method.name}"
         about = shown(args, names)
-        return Explanation(
+        return Decision(
             allowed=error is None,
             code=error.code if error is not None else "",
             reason=why or "every grant from the call to a role allows it",
-            principal=self.principal,
+            principal=str(self.principal),
             principals=frozenset(grant.principal for grant in self.lineage),
             grant=self.id,
             method=f"{called} {about}".strip(),

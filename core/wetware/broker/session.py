@@ -40,7 +40,7 @@ from wetware.rpc.values import payload_bytes
 from wetware.sturdy import SturdyRef
 
 if TYPE_CHECKING:
-    from wetware.broker.decisions import Explanation
+    from wetware.broker.decisions import Decision
     from wetware.broker.gate import Broker
     from wetware.broker.records import Records
     from wetware.broker.tree import Tree
@@ -203,30 +203,6 @@ def _label(text: str, otherwise: str) -> str:
     return clean or otherwise
 
 
-def explanation_to_wire(explanation: Explanation) -> dict[str, object]:
-    """The struct Explanation."""
-    return {
-        "allowed": explanation.allowed,
-        "code": explanation.code,
-        "reason": explanation.reason,
-        "decision": explanation.decision,
-        "at_ms": round(explanation.at * 1000),
-        "principal": str(explanation.principal),
-        "grant": explanation.grant,
-        "method": explanation.method,
-        "steps": [
-            {
-                "grant": step.grant,
-                "label": step.label,
-                "kind": step.kind,
-                "verdict": step.verdict,
-                "detail": step.detail,
-            }
-            for step in explanation.steps
-        ],
-    }
-
-
 def listed(tops: Iterable[Grant], limit: int) -> tuple[list[dict[str, object]], int]:
     """(GrantInfos of some subtrees, at most `limit`; how many there are).
 
@@ -316,7 +292,7 @@ async def settle(tree: Tree, audit: Records, grants: Iterable[Grant], reason: st
             asyncio.get_running_loop().call_soon(grant.revoke, reason)
 
 
-def why(tree: Tree, decision: str, may_see: Callable[[Explanation], bool]) -> Explanation:
+def why(tree: Tree, decision: str, may_see: Callable[[Decision], bool]) -> Decision:
     """A denial that is remembered, by its ID, or the latest ("") of those that one may see.
 
     Raises NotFound.
@@ -532,13 +508,13 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         above = takewhile(lambda g: g.kind != "role" and g.principal == me, grant.lineage)
         ids = {g.id for g in above} if decision else {grant.id}
 
-        def may_see(found: Explanation) -> bool:
+        def may_see(found: Decision) -> bool:
             if grant.kind in ("session", "redeemed") and me in found.principals:
                 return True
             return any(step.grant in ids for step in found.steps)
 
         found = why(self._broker.tree, decision, may_see)
-        return {"explanation": explanation_to_wire(found)}
+        return {"explanation": found.wire()}
 
     async def explain(
         self, service: str, interface: str, method: str, args: list[dict[str, str]]
@@ -559,7 +535,7 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
             explanation = probe.explain(called, values)
         finally:
             probe.close("it was only asked about")
-        return {"explanation": explanation_to_wire(explanation)}
+        return {"explanation": explanation.wire()}
 
     # --- references of other nodes ----------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from wetware.broker.clock import SteadyClock
-from wetware.broker.decisions import Decisions, Explanation
+from wetware.broker.decisions import Decision, Decisions
 from wetware.broker.fences import Fences
 from wetware.broker.grants import BEARER, SESSION_SERVICE, Grant, pattern_within
 from wetware.broker.limits import BrokerLimits
@@ -46,7 +46,7 @@ log = get_logger("broker")
 UNKNOWN_REF: Final = "capability.denied.unknown_ref"
 _NOBODY: Final = hashlib.sha256(b"").digest()
 
-OnDenied = Callable[[Grant, "Method", Explanation], None]
+OnDenied = Callable[[Grant, "Method", Decision], None]
 OnGone = Callable[[Sequence[Grant], "WetwareError | None"], None]
 Admit = Callable[[Grant], Awaitable[object]]
 
@@ -460,7 +460,7 @@ class Tree:
 
     # --- what grants tell -------------------------------------------------------------------------
 
-    def _denied(self, grant: Grant, method: Method, explanation: Explanation) -> None:
+    def _denied(self, grant: Grant, method: Method, explanation: Decision) -> None:
         if self.on_denied is not None:
             self.on_denied(grant, method, explanation)
 

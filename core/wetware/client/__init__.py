@@ -16,7 +16,8 @@ from wetware.client.entry import connect, describe
 from wetware.client.keys import KeyChoice
 from wetware.client.login import LoginRefused
 from wetware.client.session import Session
-from wetware.client.values import Explanation, GrantInfo, Identity, ServiceInfo, Step, Where
+from wetware.client.values import GrantInfo, Identity, ServiceInfo, Where
+from wetware.explanation import Explanation, Step
 
 __all__ = [
     "Explanation",

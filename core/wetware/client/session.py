@@ -15,7 +15,6 @@ from wetware.client.bundled import Bundled
 from wetware.client.dial import CONNECT_S, Place, over_link, remote, within
 from wetware.client.installed import CLIENT_GROUP, find, interface_of, known_interface, services
 from wetware.client.values import (
-    Explanation,
     GrantInfo,
     Identity,
     ServiceInfo,
@@ -23,6 +22,7 @@ from wetware.client.values import (
     terms_to_wire,
 )
 from wetware.errors import AuthError, InternalError, OverlayError, Unsupported, WetwareError
+from wetware.explanation import Explanation
 from wetware.identity import Key, PeerId
 from wetware.sturdy import SturdyRef
 

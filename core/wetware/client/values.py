@@ -1,4 +1,4 @@
-"""What a session tells of: who it is, what it may use, grants, and why a call was decided so."""
+"""What a session tells of: who it is, what it may use, and grants."""
 
 from __future__ import annotations
 
@@ -100,54 +100,6 @@ class GrantInfo:
             terms=tuple(wire["terms"]),
             created=wire["created_ms"] / 1000,
             expires_at=wire["expires_at_ms"] / 1000 or None,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One grant on the way from a call to a role; `verdict` is "allows", "denies" or "-"."""
-
-    grant: str
-    label: str
-    kind: str
-    verdict: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What decided a call, or would; see `Session.why`.
-
-    Attributes:
-        allowed: Whether it is.
-        code: Of the error; "" if it is allowed.
-        reason: In words.
-        decision: ID of a denial; "" if it was only asked about.
-        at: When, Unix time, s.
-        principal: Who called.
-        grant: ID of the grant that was called.
-        method: Of which interface, with the arguments that constraints are about.
-        steps: From that grant to a role.
-    """
-
-    allowed: bool
-    code: str
-    reason: str
-    decision: str
-    at: float
-    principal: str
-    grant: str
-    method: str
-    steps: tuple[Step, ...]
-
-    @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> Explanation:
-        """From the struct of core.capnp."""
-        same = ("allowed", "code", "reason", "decision", "principal", "grant", "method")
-        return cls(
-            **{name: wire[name] for name in same},
-            at=wire["at_ms"] / 1000,
-            steps=tuple(Step(**step) for step in wire["steps"]),
         )
 
 

@@ -323,7 +323,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
                     "id": t.id,
                     "not_after_ms": t.not_after_ms,
                     "uses_left": t.uses_left,
-                    "spent_by": [str(peer) for peer in t.spent_by],
+                    "spent_by": [str(peer) for peer in t.spent],
                     "labels": _label_list(t.labels),
                     "rights": sorted(t.rights),
                     "revoked": t.revoked,

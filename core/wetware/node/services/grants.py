@@ -9,7 +9,6 @@ from wetware import rpc
 from wetware.broker.session import (
     GRANTS_MAX,
     end_now,
-    explanation_to_wire,
     listed,
     revoke,
     settle,
@@ -55,7 +54,7 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
 
     async def why(self, decision: str) -> dict[str, object]:
         """What decided any denial."""
-        return {"explanation": explanation_to_wire(why(self._tree, decision, lambda _: True))}
+        return {"explanation": why(self._tree, decision, lambda _: True).wire()}
 
     async def resume(self) -> dict[str, object]:
         """An operator has looked at what may have come back."""
