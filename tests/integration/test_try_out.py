@@ -111,7 +111,7 @@ def _refused(home: Home, *args: str, code: int = EXIT_CONFIG, **env: str) -> str
 
 def test_a_try_out_says_so_and_meets_nobody(trial: Home) -> None:
     with trial.node("n") as node:
-        node.wait_log("ww sub chat")
+        node.wait_log(" sub chat")  # with the data directory before it, as it can be typed
         said = node.log.read_text()
         assert "THIS IS A TRY-OUT" in said
         assert "roles come from a box of sweets" in said
