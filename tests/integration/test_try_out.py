@@ -111,11 +111,11 @@ def _refused(home: Home, *args: str, code: int = EXIT_CONFIG, **env: str) -> str
 
 def test_a_try_out_says_so_and_meets_nobody(trial: Home) -> None:
     with trial.node("n") as node:
-        node.wait_log(" sub chat")  # with the data directory before it, as it can be typed
+        node.wait_log(f"ww --data-dir {node.data_dir} sub chat")
         said = node.log.read_text()
         assert "THIS IS A TRY-OUT" in said
         assert "roles come from a box of sweets" in said
-        assert "ww invite" not in said, "an invitation is of no use here"
+        assert " invite" not in said, "an invitation is of no use here"
         plugin = node.data_dir / "plugins/auth_trial"
         assert not (plugin / "asked").exists(), "discovery was asked for"
         mine = node.info["addrs"]

@@ -157,7 +157,7 @@ def test_the_wallet_of_a_key_name(plain: Home) -> None:
     """`ww --key ada node …`: what is printed says --key, too."""
     env = {"WW_ANVIL": "none", "WW_KEY": "ada"}
     with Home(plain.path, env=env) as home, home.node("n", args=DEV) as node:
-        node.wait_log("ww --key ada auth evm login")
+        node.wait_log(f"ww --data-dir {node.data_dir} --key ada auth evm login")
         wallet = home.path / ".wetware/evm/wallets/ada.json"
         assert json.loads(wallet.read_text())["address"].lower() == _dev(node)["owner"].lower()
 
