@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -834,7 +834,8 @@ class Recorded:
             await asyncio.sleep(0)
         transport.feed_eof()
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, pieces: Iterable[memoryview]) -> int:
+        data = b"".join(pieces)
         self.sent += data
         return len(data)
 
@@ -926,16 +927,17 @@ RPC_CALLS = [
     _rpc_call(texts=["a", "b"], numbers=[1] * 8, inner={"name": "n"}, grid=[[1, 2], [3]]),
     _rpc_call(tree={"left": {"value": 1}, "right": {"left": {"value": 2}}}),
 ]
+FRAMES = struct.pack("<IIQ5sIIQ", 0xFFFF_FFFF, 5, 7, b"bytes", 0xFFFF_FFFE, 9, 7)
 RETURNED = struct.pack("<IIQHHIQIIQ", 0, 4, 1 << 48 | 1 << 32, 3, 0, 0, 1 << 32, 9, 0, 0)
 
 RPC = [
     Parser(
         "RPC message",
         _heads,
-        RPC_CALLS,
+        [*RPC_CALLS, FRAMES],
         (FramingError,),
         1 << 20,
-        grow=[repeated(b"", RETURNED), repeated(b"", bytes(8))],
+        grow=[repeated(b"", RETURNED), repeated(b"", bytes(8)), repeated(b"", FRAMES)],
     ),
     Parser(
         "RPC messages that wait",
@@ -945,7 +947,7 @@ RPC = [
         1 << 20,
         grow=[repeated(b"", RETURNED)],
     ),
-    Parser("RPC connection", _rpc, RPC_CALLS, (), 1 << 20),
+    Parser("RPC connection", _rpc, [*RPC_CALLS, FRAMES + RPC_CALLS[0]], (), 1 << 20),
     Parser("RPC values", _rpc, RPC_CALLS, (), 7000, grow=[_aliased]),
     Parser(
         "RPC error",

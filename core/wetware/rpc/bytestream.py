@@ -10,33 +10,42 @@ async with rpc.ByteStream((await files.open(name="x"))["stream"]) as stream:  # 
     head = await BufferedByteReceiveStream(stream).receive_exactly(10)
 ```
 
-Each end holds a capability of the other and pushes. A call that has no answer yet is what holds a
-writer back: see `ByteStream` in schema/ww.capnp.
+The bytes travel beside the calls of the connection, in frames of its transport: a call for each
+chunk costs a processor several times what copying it does. Calls make a stream, and end it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio.abc
 from anyio import ClosedResourceError, EndOfStream
 
 from wetware.errors import CapabilityError, Disconnected, InvalidArgument, WetwareError, from_wire
-from wetware.rpc.connection import Ref, time_limit
+from wetware.rpc.connection import Ref, _fresh, time_limit
 from wetware.rpc.schema import WW
-from wetware.rpc.servant import Servant, current_guard
+from wetware.rpc.servant import Servant, current_connection, current_guard
+from wetware.rpc.transport import DATA, GRANT, RpcTransport
 
-CHUNK_BYTES: Final = 256 << 10
-"""Of one call: beside copying so much, what a call costs is little."""
-IN_FLIGHT_MAX: Final = 4
-"""Calls of one direction that wait for their answer: bandwidth × round trip over a chunk each."""
-BUFFER_BYTES_MAX: Final = 512 << 10
-"""Of one direction: written and not sent yet, and likewise received and not read yet."""
+if TYPE_CHECKING:
+    from wetware.rpc.connection import End
+    from wetware.rpc.servant import Guard
+
+WINDOW_BYTES: Final = 1 << 20
+"""Of one direction, sent and not read yet: bandwidth × round trip."""
+FRAME_BYTES_MAX: Final = 128 << 10
+"""Others take turns on the connection."""
+_SHORT_BYTES: Final = 32 << 10
+"""Pieces that are not longer are joined: what one costs is more than its copy."""
+OUT_BYTES_MAX: Final = 512 << 10
+"""Written and not sent yet, of one stream; and of a connection, beyond which its streams wait."""
 CLOSE_S: Final = 5.0
-"""How long `aclose` waits for the other end to take what was written."""
+"""How long `aclose` waits until what was written is on its way."""
 
 
 class ByteStream(anyio.abc.ByteStream):
@@ -57,48 +66,67 @@ class ByteStream(anyio.abc.ByteStream):
 
     def __init__(self, ref: Ref | None = None) -> None:
         self.servant = _End(self)
-        self._far = ref
+        self._ref = ref
         self._in, self._out = _Buffer(), _Buffer()
-        self._calls: set[asyncio.Task[Any]] = set()
-        self._sent = 0  # calls; the next one's turn
+        self._channel = 0
+        self._transport: RpcTransport | None = None
+        self._may_send = 0  # bytes
+        self._may_come = WINDOW_BYTES
+        self._read = 0  # of what has come; the other end does not know yet
         self._eof_sent = self._pump_due = False
-        self._coming = 0  # calls of the other end that are not answered
-        self._taken = 0  # of those; the next one's turn
-        self._early: dict[int, bytes | None] = {}
         self._error: WetwareError | None = None
         self._closed = False
         self._changed = asyncio.Event()  # never stays set
+        self._guard: Guard | None = None
+        self._unguard: list[Callable[[], None]] = []
+        self._hold(current_guard())
         self._life: asyncio.Task[Any] | None = None
-        if ref is not None:
-            self._life = self._call(ref, "attach", far=self.servant)
-        self._unguard: Callable[[], None] = lambda: None
-        if (guard := current_guard()) is not None:
-            self._unguard = guard.on_end(self._cut)
+        if ref is not None and self._error is None:
+            self._open(ref._end, secrets.randbits(64))
+            self._life = self._call(ref, "attach", channel=self._channel)
+
+    def _hold(self, guard: Guard | None) -> None:
+        if guard is not None:
+            self._unguard.append(guard.on_end(self.abort))
+
+    def _open(self, end: End, channel: int) -> None:
+        channels = end.transport.channels
+        if end.closed or channel in channels:
+            raise InvalidArgument(f"a stream on channel {channel} is there already")
+        channels[channel] = self
+        self._channel, self._transport = channel, end.transport
 
     # --- anyio's ByteStream ---
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Some bytes, at least one; EndOfStream behind the last."""
-        await self._until(lambda: self._in.size or self._in.ended or self._error)
+        if not self._in.size:
+            await self._until(lambda: self._in.size or self._in.ended or self._error)
         if self._in.size:
-            data = self._in.take(max_bytes)
-            self._wake()
+            data = bytes(self._in.take(max_bytes))
+            await self._pass(len(data))
+            self._read += len(data)
+            if self._read >= WINDOW_BYTES >> 2 and self._transport is not None:
+                self._may_come += self._read
+                self._transport.send_frame(GRANT, self._channel, self._read)
+                self._read = 0
             return data
         if self._in.ended:
             raise EndOfStream
         raise self._reason()
 
     async def send(self, item: bytes) -> None:
-        """Write all of it; waits while more than BUFFER_BYTES_MAX are not sent yet."""
+        """Write all of it; waits while more than OUT_BYTES_MAX are not sent yet."""
         if self._error is not None:
             raise self._reason()
         if self._out.ended:
             raise ClosedResourceError
         if item:
+            await self._pass(len(item))
             self._out.put(bytes(item))
             self._pump_soon()
-        if self._out.size > BUFFER_BYTES_MAX:
-            await self._until(lambda: self._out.size <= BUFFER_BYTES_MAX or self._error)
+        if self._out.size > OUT_BYTES_MAX:
+            await self._until(lambda: self._out.size <= OUT_BYTES_MAX or self._error)
             if self._error is not None:
                 raise self._reason()
 
@@ -110,10 +138,12 @@ class ByteStream(anyio.abc.ByteStream):
         self._pump_soon()
 
     async def aclose(self) -> None:
-        """End both directions; what was written still arrives, if it can within CLOSE_S."""
+        """End both directions; what was written still arrives, if it can be sent in CLOSE_S."""
         try:
             async with asyncio.timeout(CLOSE_S):
-                await self._drained()
+                await self._until(
+                    lambda: self._error or not (self._out.size or self._out.ended > self._eof_sent)
+                )
         except TimeoutError:
             pass
         finally:
@@ -122,15 +152,28 @@ class ByteStream(anyio.abc.ByteStream):
 
     def abort(self, error: WetwareError) -> None:
         """End both directions now, here and at the other end, with `error`. Idempotent."""
-        far = self._far
-        if self._error is None and self._life is not None and far is not None:
-            # The other way round, the error is the answer of `attach`.
-            self._far = None
-            told = self._call(far, "abort", code=error.code, message=error.message, hint=error.hint)
-            told.add_done_callback(lambda _: far.close())
+        ref = self._ref
+        if self._error is None and ref is not None:  # else the answer of `attach` tells it
+            self._ref = None
+            told = self._call(ref, "abort", code=error.code, message=error.message, hint=error.hint)
+            told.add_done_callback(lambda _: ref.close())
         self._cut(error)
 
     # --- the life of both directions ---
+
+    async def _pass(self, count: int) -> None:
+        """The grant that a servant's end is under decides on the bytes that it takes and gives."""
+        guard = self._guard
+        if guard is None:
+            return
+        try:
+            if (blocked := guard.blocked) is not None:
+                raise _fresh(blocked)
+            if guard.metered and (waiting := guard.charge(_ATTACH, count)) is not None:
+                await waiting
+        except WetwareError as exc:
+            self._cut(exc)
+            raise
 
     def _cut(self, error: WetwareError) -> None:
         """End them now; what was not read yet is gone. Idempotent: the first reason stays."""
@@ -144,26 +187,24 @@ class ByteStream(anyio.abc.ByteStream):
             return
         self._error = error
         self._out = _Buffer()
-        self._unguard()
-        for call in (*self._calls, self._life):
-            if call is not None:
-                call.cancel()
-        if self._far is not None:
-            self._far.close()
+        for unguard in self._unguard:
+            unguard()
+        if self._transport is not None:
+            self._transport.channels.pop(self._channel, None)
+            self._transport = None
+        if self._life is not None:
+            self._life.cancel()
+        if self._ref is not None:
+            self._ref.close()
         self._wake()
 
     def _failed(self, error: WetwareError) -> None:
         (self._cut if isinstance(error, CapabilityError) else self._lose)(error)
 
     def _reason(self) -> Exception:
-        if self._closed:
+        if self._closed or self._error is None:
             return ClosedResourceError()
-        return self._fresh()
-
-    def _fresh(self) -> WetwareError:
-        error = self._error
-        assert error is not None  # noqa: S101  # asked for when it has ended
-        return from_wire(error.code, error.message, error.hint)
+        return _fresh(self._error)
 
     async def _until(self, ready: Callable[[], object]) -> None:
         while not ready():
@@ -173,25 +214,37 @@ class ByteStream(anyio.abc.ByteStream):
         self._changed.set()
         self._changed.clear()
 
-    # --- to the other end ---
-
-    def _call(self, far: Ref, method: str, /, **params: object) -> asyncio.Task[Any]:
-        with time_limit(None):  # an answer takes as long as the other end needs for reading
-            call = asyncio.get_running_loop().create_task(far.call(method, **params))
+    def _call(self, ref: Ref, method: str, **params: object) -> asyncio.Task[Any]:
+        with time_limit(None):
+            call = asyncio.get_running_loop().create_task(ref.call(method, **params))
         call.add_done_callback(self._answered)
         return call
 
     def _answered(self, call: asyncio.Task[Any]) -> None:
-        self._calls.discard(call)
-        if not call.cancelled() and (error := call.exception()) is not None:
+        if call.cancelled():
+            return
+        if (error := call.exception()) is None and (told := call.result()) is not None:
+            error = from_wire(**told)
+        if error is not None:
             self._failed(error if isinstance(error, WetwareError) else Disconnected(str(error)))
-        self._pump()
 
-    async def _drained(self) -> None:
-        def drained() -> bool:
-            return not self._out.size and not self._calls and self._eof_sent >= self._out.ended
+    async def _attach(self, channel: int) -> dict[str, str]:
+        end = current_connection()._end
+        if self._ref is not None or self._transport is not None or end is None:
+            raise InvalidArgument("a stream is attached once")
+        self._guard = current_guard()  # may be narrower than that of the method that made it
+        self._hold(self._guard)
+        if self._error is None:
+            self._open(end, channel)
+            self._may_send = WINDOW_BYTES
+            end.transport.send_frame(GRANT, channel, WINDOW_BYTES)
+            self._pump()
+        await self._until(lambda: self._error)
+        error = self._error
+        assert error is not None  # noqa: S101  # that was waited for
+        return {"code": error.code, "message": error.message, "hint": error.hint}
 
-        await self._until(lambda: self._error or drained())
+    # --- bytes ---
 
     def _pump_soon(self) -> None:
         # What is written in one turn of the loop travels together.
@@ -200,61 +253,43 @@ class ByteStream(anyio.abc.ByteStream):
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
-        """Send what there is: whole chunks, and less where nothing is on its way."""
         self._pump_due = False
-        out, far = self._out, self._far
-        while far is not None and self._error is None and len(self._calls) < IN_FLIGHT_MAX:
-            if out.size >= CHUNK_BYTES or (out.size and (out.ended or not self._calls)):
-                call = self._call(far, "send", turn=self._sent, data=out.take(CHUNK_BYTES))
-            elif out.ended and not out.size and not self._eof_sent:
-                call = self._call(far, "send_eof", turn=self._sent)
-                self._eof_sent = True
-            else:
+        out, transport = self._out, self._transport
+        if transport is None:
+            return
+        while out.size and self._may_send:
+            if transport.out_bytes > OUT_BYTES_MAX:
+                self._pump_due = True
+                transport.when_drained(self._pump)
                 break
-            self._calls.add(call)
-            self._sent += 1
+            data = out.take(min(FRAME_BYTES_MAX, self._may_send))
+            self._may_send -= len(data)
+            transport.send_frame(DATA, self._channel, len(data), data)
+        if out.ended and not out.size and not self._eof_sent:
+            self._eof_sent = True
+            transport.send_frame(DATA, self._channel, 0)
         self._wake()
 
-    # --- from the other end ---
-
-    async def _attach(self, far: Ref | None) -> None:
-        if far is None or self._far is not None:
-            raise InvalidArgument("a stream is attached once, to a stream")
-        self._far = far
-        self._pump()
-        await self._until(lambda: self._error)
-        raise self._fresh()
-
-    async def _come(self, turn: int, data: bytes | None) -> None:
-        """Bytes, or None for their end; returns when there is room for more."""
+    def fed(self, data: memoryview) -> None:
+        """See Channel: bytes have come."""
         if self._error is not None:
-            raise self._fresh()
-        early = self._early
-        if (
-            self._coming >= IN_FLIGHT_MAX
-            or not 0 <= turn - self._taken < IN_FLIGHT_MAX
-            or turn in early
-            or self._in.ended
-            or (data is not None and len(data) > CHUNK_BYTES)
-        ):
-            self._cut(InvalidArgument("the other end of the stream does not keep to its rules"))
-            raise self._fresh()
-        self._coming += 1
-        try:
-            early[turn] = data
-            while self._taken in early:
-                data = early.pop(self._taken)
-                self._taken += 1
-                if data is None:
-                    self._in.ended = True
-                else:
-                    self._in.put(data)
-            self._wake()
-            await self._until(lambda: self._in.size <= BUFFER_BYTES_MAX or self._error)
-            if self._error is not None:
-                raise self._fresh()
-        finally:
-            self._coming -= 1
+            return
+        self._may_come -= len(data)
+        if self._may_come < 0 or self._in.ended:
+            self.abort(InvalidArgument("the other end of the stream does not keep to its rules"))
+            return
+        self._in.put(bytes(data))  # it must not keep all that it came with
+        self._wake()
+
+    def fed_end(self) -> None:
+        """See Channel: their end."""
+        self._in.ended = True
+        self._wake()
+
+    def granted(self, count: int) -> None:
+        """See Channel: so many bytes more may be sent."""
+        self._may_send += count
+        self._pump_soon()
 
 
 class _Buffer:
@@ -268,49 +303,47 @@ class _Buffer:
     __slots__ = ("_parts", "ended", "size")
 
     def __init__(self) -> None:
-        self._parts: deque[bytes | memoryview] = deque()
+        self._parts: deque[bytes | bytearray | memoryview] = deque()
         self.size = 0
         self.ended = False
 
     def put(self, data: bytes) -> None:
-        self._parts.append(data)
-        self.size += len(data)
-
-    def take(self, max_bytes: int) -> bytes:
-        """The first bytes: as many whole pieces as there is room for, or a part of the first."""
-        parts = self._parts
-        taken, room = [parts.popleft()], max_bytes
-        room -= len(taken[0])
-        if room < 0:
-            view = memoryview(taken[0])
-            taken[0] = view[:max_bytes]
-            parts.appendleft(view[max_bytes:])
+        parts, size = self._parts, len(data)
+        self.size += size
+        if size <= 1024 and parts and isinstance(last := parts[-1], bytearray):
+            last += data  # a piece costs more than its bytes
         else:
-            while parts and len(parts[0]) <= room:
-                taken.append(parts.popleft())
-                room -= len(taken[-1])
-        data = taken[0] if len(taken) == 1 else b"".join(taken)
-        self.size -= len(data)
-        return bytes(data)
+            parts.append(data if size > 1024 else bytearray(data))
+
+    def take(self, max_bytes: int) -> bytes | memoryview:
+        """The first bytes: a piece, or a part of it, or several where to copy them is cheaper."""
+        parts = self._parts
+        first = parts.popleft()
+        room = max_bytes - len(first)
+        if room < 0:
+            view = memoryview(bytes(first) if isinstance(first, bytearray) else first)
+            parts.appendleft(view[max_bytes:])
+            self.size -= max_bytes
+            return view[:max_bytes]
+        taken = [first]
+        while parts and len(parts[0]) <= min(room, _SHORT_BYTES):
+            taken.append(parts.popleft())
+            room -= len(taken[-1])
+        self.size -= max_bytes - room
+        if len(taken) > 1:
+            return b"".join(taken)
+        return bytes(first) if isinstance(first, bytearray) else first
 
 
 class _End(Servant, interface=WW.ByteStream):
-    """One end, as the other one calls it."""
+    """The end that a servant's method made, as the other one calls it."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
 
-    async def attach(self, far: Ref | None) -> None:
-        """Raises what ends the stream."""
-        await self._stream._attach(far)
-
-    async def send(self, turn: int, data: bytes) -> None:
-        """Returns when there is room for more."""
-        await self._stream._come(turn, data)
-
-    async def send_eof(self, turn: int) -> None:
-        """No more bytes will come."""
-        await self._stream._come(turn, None)
+    async def attach(self, channel: int) -> dict[str, str]:
+        """What ended the stream."""
+        return await self._stream._attach(channel)
 
     async def abort(self, code: str, message: str, hint: str) -> None:
         """The other end has failed."""
@@ -318,5 +351,39 @@ class _End(Servant, interface=WW.ByteStream):
 
     def released(self) -> None:
         """The other end let go."""
-        if self._stream._life is None:  # else the answer of `attach` says why
-            self._stream._lose(Disconnected("the other end let go of the stream"))
+        self._stream._lose(Disconnected("the other end let go of the stream"))
+
+
+_ATTACH: Final = WW.ByteStream.methods["attach"]
+
+
+def relayed(ref: Ref) -> Servant:
+    """A stream of another connection, for the peer of this one: its bytes pass through here."""
+    far, near = ByteStream(ref), ByteStream()
+    task = asyncio.get_running_loop().create_task(_relay(far, near))
+    _relays.add(task)
+    task.add_done_callback(_relays.discard)
+    return near.servant
+
+
+_relays: Final[set[asyncio.Task[None]]] = set()
+
+
+async def _relay(one: ByteStream, other: ByteStream) -> None:
+    async def carry(source: ByteStream, target: ByteStream) -> None:
+        with contextlib.suppress(EndOfStream):
+            while True:
+                await target.send(await source.receive(FRAME_BYTES_MAX))
+        await target.send_eof()
+
+    ways = [asyncio.ensure_future(carry(one, other)), asyncio.ensure_future(carry(other, one))]
+    try:
+        await asyncio.gather(*ways)
+    except WetwareError as exc:
+        one.abort(exc)
+        other.abort(exc)
+    finally:
+        for way in ways:
+            way.cancel()
+        await one.aclose()
+        await other.aclose()

@@ -35,6 +35,7 @@ from wetware.log import get_logger
 from wetware.rpc import kjloop as _runtime
 from wetware.rpc.codec import BadType, BadValue, expected, nearest
 from wetware.rpc.limits import RpcLimits, for_strangers, wire_bytes_max
+from wetware.rpc.schema import WW
 from wetware.rpc.servant import Guard, Guarded, Servant, ServedConnection, _current
 from wetware.rpc.transport import Pipe, RpcTransport, open_stream
 from wetware.rpc.values import payload_bytes
@@ -691,6 +692,15 @@ class End:
             raise BadType(f"expected a {interface.name}, not a {own.name}")
         if interface is not None and own is None:
             raise BadValue(f"expected a {interface.name}; cast the reference first")
+        if other is not self and own is not None and own == WW.ByteStream:
+            from wetware.rpc.bytestream import relayed  # its bytes are in frames of its connection
+
+            stream = relayed(ref)
+            try:
+                return self.give(Guarded(stream, guard), interface, guard)
+            except BaseException:
+                stream.released()
+                raise
         # It goes back through the membrane that it came in by, or there is no membrane.
         if ref._guard is guard and (guard is None or other is self):
             return other.client(ref)

@@ -10,7 +10,8 @@ over
   whole messages only;
 - keeps book of calls that are not answered yet, and stops reading while they hold too many bytes;
 - bounds what all connections together hold of incomplete messages, and how long one may take;
-- collects what is written in one turn of the loop into one write.
+- collects what is written in one turn of the loop into one write;
+- carries frames of bytes between the messages, which pycapnp does not see: see `bytestream`.
 """
 
 from __future__ import annotations
@@ -57,6 +58,12 @@ _HEAD_BYTES: Final = _HEAD.size
 _HEAD_WORDS: Final = (_HEAD_BYTES - 8 + 7) // 8
 
 
+# Where a message has its segment count - 1, a frame has one of these; then bytes and channel. The
+# bytes of a DATA frame follow, none is the end; GRANT lets the other end send so many more.
+DATA, GRANT = 0xFFFF_FFFF, 0xFFFF_FFFE
+_FRAME: Final = struct.Struct("<IIQ")
+
+
 class FramingError(ConnectionError):
     """The peer broke the framing or a limit that a well-behaved peer keeps."""
 
@@ -68,6 +75,8 @@ def message_bytes(data: Any, at: int) -> int:
     count, words = _U32.unpack_from(data, at)[0] + 1, _U32.unpack_from(data, at + 4)[0]
     if count == 1:
         return 8 + 8 * int(words)
+    if count > GRANT:
+        return 0  # the head of a frame, and not all of it
     if count > _SEGMENTS_MAX:
         raise FramingError(f"a message of {count} segments: more than {_SEGMENTS_MAX}")
     table = _table_bytes(count)
@@ -86,6 +95,10 @@ def message_head(data: Any, at: int, end: int) -> tuple[int, int, int]:
         usual = segments == 0 and root == _ROOT and words >= _HEAD_WORDS
         if usual and body > _U32_MAX and not body & _U32_MAX:
             return 8 * words + 8, kind, ident
+    if end - at >= _FRAME.size:
+        mark, count, channel = _FRAME.unpack_from(data, at)
+        if mark >= GRANT:
+            return _FRAME.size + (count if mark == DATA else 0), mark, channel
     size = message_bytes(data, at)
     if size == 0 or at + size > end:
         return size, -1, 0
@@ -162,6 +175,19 @@ class Partials:
     def most(self) -> RpcTransport:
         """Who holds most, the strangers first; of equal ones the one that holds it longest."""
         return max(self._held, key=lambda transport: (not transport.trusted, self._held[transport]))
+
+
+class Channel(Protocol):
+    """Whose bytes travel in frames. Called within `feed`: raises nothing, calls nothing back."""
+
+    def fed(self, data: memoryview) -> None:
+        """Bytes have come, more of the frame may follow. They are the caller's."""
+
+    def fed_end(self) -> None:
+        """No more will come."""
+
+    def granted(self, count: int) -> None:
+        """The other end takes so many bytes more."""
 
 
 class Pipe(Protocol):
@@ -244,6 +270,8 @@ class RpcTransport(asyncio.Transport):
         self._partial: list[bytearray | memoryview] = []
         self._partial_bytes = 0
         self._open = (0, 0, 0)  # its size, kind and ID, as `message_head` tells them
+        self.channels: dict[int, Channel] = {}
+        self._frame: tuple[Channel | None, int] = (None, 0)  # what is missing of one
         self._partials = Partials() if partials is None else partials
         self._begun_s = 0.0  # when the incomplete message began, by the loop's clock
         self._late: asyncio.TimerHandle | None = None
@@ -258,11 +286,12 @@ class RpcTransport(asyncio.Transport):
         self._delivering = False
         self._end: Exception | None = None  # how the stream ended, once all before it was read
         # Outbound.
-        self._out: list[bytes] = []
+        self._out: list[bytes | memoryview] = []
         self._left: deque[memoryview] = deque()  # what the pipe has not taken yet
         self.out_bytes = 0  # of `_left`
         self._flush_due = False
         self._blocked: asyncio.TimerHandle | None = None
+        self._when_drained: list[Callable[[], None]] = []
         self._out_scan = _OutScan()
         # Book of the peer's calls: question ID → bytes of parameters, 0 once answered.
         self._answers: dict[int, int] = {}
@@ -356,7 +385,9 @@ class RpcTransport(asyncio.Transport):
         view = memoryview(data).toreadonly()
         held, size = self._partial_bytes, self._open[0]
         try:
-            if held and not size:  # not even a head
+            if self._frame[1]:
+                view = view[self._feed_channel(view, *self._frame) :]
+            elif held and not size:  # not even a head
                 view = memoryview(b"".join((*self._partial, view)))
                 self._forget_partial()
             elif held:
@@ -378,9 +409,16 @@ class RpcTransport(asyncio.Transport):
 
     def _split(self, view: memoryview) -> int:
         """Queue the whole messages in `view`; returns where the incomplete rest begins."""
-        at, end, start = 0, len(view), 0
+        at, end, start, framed = 0, len(view), 0, 0
         while at < end:
             size, kind, ident = message_head(view, at, end)
+            if kind >= GRANT:
+                if start < at:
+                    self._ready.append(view[start:at])
+                start = at + self._take_frame(view, at, kind, ident)
+                framed += start - at
+                at = start
+                continue
             if size > self._wire_bytes_max:
                 raise FramingError(
                     f"a message of {size} bytes: message_bytes_max is "
@@ -403,8 +441,39 @@ class RpcTransport(asyncio.Transport):
             at += size
         if start < at:  # what was admitted goes on as one piece
             self._ready.append(view[start:at])
-        self._queued_bytes += at
+        self._queued_bytes += at - framed
         return at
+
+    def _take_frame(self, view: memoryview, at: int, kind: int, ident: int) -> int:
+        """Pass on what there is of a frame; returns how many bytes those are, its head included.
+
+        A channel that is not there has been closed: what was on its way is dropped.
+        """
+        channel, count = self.channels.get(ident), _FRAME.unpack_from(view, at)[1]
+        if kind == GRANT or not count:
+            if channel is not None and kind == GRANT:
+                channel.granted(count)
+            elif channel is not None:
+                channel.fed_end()
+            return _FRAME.size
+        return _FRAME.size + self._feed_channel(view[at + _FRAME.size :], channel, count)
+
+    def _feed_channel(self, view: memoryview, channel: Channel | None, missing: int) -> int:
+        piece = view[:missing]
+        self._frame = (channel, missing - len(piece))
+        if channel is not None and piece:
+            channel.fed(piece)
+        return len(piece)
+
+    def send_frame(self, kind: int, channel: int, count: int, data: Any = b"") -> None:
+        """A frame to the other end; `count` is the length of `data` where that is to follow."""
+        self.write(_FRAME.pack(kind, count, channel))
+        if data:
+            self.write(data)
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        """Call back once, in a turn of its own, when bytes have left."""
+        self._when_drained.append(callback)
 
     def _add(self, piece: memoryview) -> None:
         partial = self._partial
@@ -596,6 +665,7 @@ class RpcTransport(asyncio.Transport):
         if self._lost:
             return
         self._lost = self._closing = True
+        self.channels.clear()
         self._ready.clear()
         self._waiting.clear()
         self._forget_partial()
@@ -657,6 +727,10 @@ class RpcTransport(asyncio.Transport):
                 self._left.popleft()
         self._pipe.flush()
         self._on_drained()
+        if self._when_drained and not self._blocked:
+            for callback in self._when_drained:
+                self._loop.call_soon(callback)
+            self._when_drained.clear()
         if self.out_bytes > self._limits.out_bytes_max:
             self._violated(
                 FramingError(
@@ -705,12 +779,12 @@ class RpcTransport(asyncio.Transport):
         self._gone(exc)
 
 
-def _joined(pieces: list[bytes]) -> list[bytes]:
+def _joined(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
     """The same bytes in fewer pieces: to copy a small one is cheaper than to have it."""
     if len(pieces) == 1:
         return pieces.copy()
-    out: list[bytes] = []
-    small: list[bytes] = []
+    out: list[bytes | memoryview] = []
+    small: list[bytes | memoryview] = []
     for piece in pieces:
         if len(piece) < _PIECE_BYTES:
             small.append(piece)
@@ -731,20 +805,20 @@ class _OutScan:
         self._carry = b""  # the head of a message whose kind cannot be told yet
         self._skip = 0  # bytes of a message that was told
 
-    def returns(self, data: bytes) -> list[tuple[int, int]] | None:
+    def returns(self, data: bytes | memoryview) -> list[tuple[int, int]] | None:
         """(answer ID, size in bytes) of each result message that begins in `data`; None if none."""
         out: list[tuple[int, int]] | None = None
         at, end, carry = self._skip, len(data), self._carry
         if carry:  # a little of what follows tells it
             at, self._carry = -len(carry), b""
-            head = carry + data[:_TELLING_BYTES]
+            head = b"".join((carry, data[:_TELLING_BYTES]))
         while at < end:
             view, where = (head, at + len(carry)) if at < 0 else (data, at)
             try:
                 size, kind, ident = message_head(view, where, len(view))
                 if kind == -1:
                     if len(view) - where < _TELLING_BYTES:
-                        self._carry, self._skip = view[where:], 0
+                        self._carry, self._skip = bytes(view[where:]), 0
                         return out
                     kind, ident = message_kind(view, where, len(view) - where)
             except FramingError:  # a layout that no known encoder makes, and so no result

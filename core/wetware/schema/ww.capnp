@@ -44,23 +44,16 @@ interface Sink @0xf4810d3be5a2967c {
 }
 
 interface ByteStream @0xd4f18ab3c07e5926 {
-  # Bytes in both directions. Two ends, the one that a service returns and the one that whoever got it
-  # attaches, have this interface and call each other. Held by them alone. A stream dies when either end
-  # aborts, lets go or is lost, and with the grant that its first end was given under, calls in flight
-  # included; bytes that have not been read are lost then.
+  # Bytes in both directions, held by whoever reads and writes them. They are not in calls: they travel
+  # in frames between the messages of the connection (rpc/transport.py), and a node that passes the
+  # capability on passes the frames on. A stream dies when either end aborts, lets go or is lost, and
+  # with its grant, whose quotas its bytes are charged to; bytes that have not been read are lost then.
 
-  attach @0 (far :ByteStream) -> ();
-  # The caller's end, once. Does not return while the stream lives; raises what ended it, e.g. that a
-  # grant was revoked. Not idempotent.
+  attach @0 (channel :UInt64) -> (code :Text, message :Text, hint :Text);
+  # Once. The frames of the stream have this number from here on, which the caller chose at random; an
+  # end sends no more bytes than the other one has room for, 1 MiB at first. Does not return while the
+  # stream lives; returns what ended it, or raises the end of its grant. Not idempotent.
 
-  send @1 (turn :UInt64, data :Data) -> ();
-  # At most 256 KiB; returns when there is room for more, and nobody makes more than four calls without
-  # an answer: an end that does is cut off. `turn` counts the calls of `send` and `sendEof` of one
-  # direction, from 0: they take effect in its order, however they arrive. Not idempotent.
-
-  sendEof @2 (turn :UInt64) -> ();
-  # No more bytes will come in this direction. Not idempotent.
-
-  abort @3 (code :Text, message :Text, hint :Text) -> ();
+  abort @1 (code :Text, message :Text, hint :Text) -> ();
   # The caller's end failed, and why: ends both directions. Idempotent.
 }

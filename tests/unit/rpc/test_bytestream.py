@@ -16,10 +16,19 @@ from anyio import ClosedResourceError, EndOfStream, IncompleteRead
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from wetware import rpc
-from wetware.errors import Disconnected, InvalidArgument, NotFound, Revoked, WetwareError
+from wetware.errors import (
+    Disconnected,
+    Expired,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    Revoked,
+    WetwareError,
+)
 from wetware.identity import Key
 from wetware.rpc import bytestream
-from wetware.rpc.bytestream import BUFFER_BYTES_MAX, CHUNK_BYTES, IN_FLIGHT_MAX
+from wetware.rpc.bytestream import OUT_BYTES_MAX, WINDOW_BYTES
+from wetware.rpc.transport import DATA, GRANT
 
 from .conftest import until
 from .test_guard import Grant
@@ -27,8 +36,8 @@ from .test_guard import Grant
 pytestmark = pytest.mark.anyio
 
 STREAMS = rpc.load(Path(__file__).with_name("streams.capnp"))
-HELD_MAX = 2 * BUFFER_BYTES_MAX + (2 * IN_FLIGHT_MAX + 1) * CHUNK_BYTES
-"""Of one direction at both ends and between them, beside what one `send` writes at once."""
+HELD_MAX = 2 * OUT_BYTES_MAX + WINDOW_BYTES + (256 << 10)
+"""Of one direction, at both ends and between them, beside what one `send` writes."""
 
 
 class StreamsServant(rpc.Servant, interface=STREAMS.Streams):
@@ -121,14 +130,19 @@ async def test_bytes_arrive_in_order_and_the_end_behind_them(ends: Any, piece: i
         await writer.send(b"more")
 
 
-async def test_small_pieces_travel_together(ends: Any, rig: Rig) -> None:
+async def test_small_pieces_travel_together(ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, reader = ends
-    before = len(rig.guard.log)
-    for _ in range(2000):
+    await writer.send(b"x")
+    await reader.receive()
+    frames = []
+    send = writer._transport.send_frame
+    monkeypatch.setattr(
+        writer._transport, "send_frame", lambda *args: (frames.append(args[2]), send(*args))
+    )
+    for _ in range(1000):
         await writer.send(b"x" * 100)
-    assert len(await BufferedByteReceiveStream(reader).receive_exactly(200_000)) == 200_000
-    assert len(rig.guard.log) - before <= 5
-    assert writer._sent <= 5
+    assert len(await BufferedByteReceiveStream(reader).receive_exactly(100_000)) == 100_000
+    assert frames == [100_000]
 
 
 async def test_anyio_s_buffered_streams_work_on_it(ends: Any) -> None:
@@ -173,10 +187,10 @@ async def test_a_reader_that_stops_makes_the_writer_wait_and_nobody_else(
         await writer.send_eof()
 
     writing = asyncio.create_task(write())
-    await until(lambda: reader._in.size > BUFFER_BYTES_MAX and writer._out.size > BUFFER_BYTES_MAX)
+    await until(lambda: reader._in.size == WINDOW_BYTES and writer._out.size > OUT_BYTES_MAX)
     await rig.streams.ping()  # calls pass it
     assert written <= HELD_MAX
-    assert reader._in.size <= BUFFER_BYTES_MAX + IN_FLIGHT_MAX * CHUNK_BYTES
+    assert reader._in.size == WINDOW_BYTES
     assert not writing.done()
     async with asyncio.timeout(30):
         assert len(await collect(reader)) == written
@@ -209,7 +223,7 @@ async def test_closing_is_bounded(ends: Any, monkeypatch: pytest.MonkeyPatch) ->
     writer, reader = ends
     monkeypatch.setattr(bytestream, "CLOSE_S", 0.05)
     writing = asyncio.create_task(writer.send(bytes(8 << 20)))
-    await until(lambda: reader._in.size > BUFFER_BYTES_MAX)
+    await until(lambda: reader._in.size == WINDOW_BYTES)
     async with asyncio.timeout(10):
         await writer.aclose()  # nobody reads
         with pytest.raises(ClosedResourceError):
@@ -239,7 +253,7 @@ async def test_revocation_ends_both_directions_at_once(rig: Rig) -> None:
     await far.send(b"unread")
     await until(lambda: near._in.size and far._in.size)
     waiting = asyncio.create_task(near.send(bytes(8 << 20)))
-    await until(lambda: far._in.size > BUFFER_BYTES_MAX)
+    await until(lambda: far._in.size == WINDOW_BYTES)
     rig.guard.end(Revoked("revoked by ada", hint="ask ada"))
     assert far._in.size == 0  # in this turn, not in some later one
     async with asyncio.timeout(10):
@@ -307,7 +321,9 @@ async def test_a_stream_passes_through_another_node(tmp_path: Path) -> None:
         assert await near.receive() == b"answer"
         front.guard.end(Revoked("revoked by ada"))
         await ended(near, Revoked, "by ada")
-        await ended(far, WetwareError)  # Revoked if an answer of near's was on its way
+        await until(lambda: far._error)
+        with pytest.raises(Revoked, match="by ada"):
+            await far.send(b"x")
 
 
 async def test_a_servant_s_stream_that_comes_back_is_the_same(rig: Rig) -> None:
@@ -348,37 +364,44 @@ async def test_over_a_link_stream(rig: Rig) -> None:
 # --- who does not keep to the rules ---------------------------------------------------------------
 
 
+Frames = list[tuple[int, int, bytes]]
+
+
 @pytest.mark.parametrize(
-    "calls",
+    "frames",
     [
-        [("send", {"turn": 0, "data": bytes(CHUNK_BYTES + 1)})],
-        [("send", {"turn": IN_FLIGHT_MAX, "data": b"x"})],
-        [("send", {"turn": 1, "data": b"x"}), ("send", {"turn": 1, "data": b"x"})],
-        [("send", {"turn": 0, "data": b"x"}), ("send", {"turn": 0, "data": b"x"})],
-        [("send_eof", {"turn": 0}), ("send", {"turn": 1, "data": b"x"})],
-        [("send_eof", {"turn": 0}), ("send_eof", {"turn": 1})],
-        [("send", {"turn": i, "data": bytes(CHUNK_BYTES)}) for i in range(IN_FLIGHT_MAX + 3)],
+        [(DATA, WINDOW_BYTES + 1, bytes(WINDOW_BYTES + 1))],
+        [(DATA, 100_000, bytes(100_000))] * 11,
+        [(DATA, 0, b""), (DATA, 1, b"x")],
     ],
-    ids=["long", "ahead", "held twice", "twice", "behind the end", "two ends", "does not wait"],
+    ids=["long", "does not wait", "behind the end"],
 )
-async def test_an_end_that_breaks_the_rules_is_cut_off(rig: Rig, calls: Any) -> None:
-    ref = (await rig.streams.open())["stream"]
-    sent = [asyncio.create_task(ref.call(name, **params)) for name, params in calls]
-    far = rig.servant.opened[-1]
+@pytest.mark.parametrize("to_client", [False, True])
+async def test_an_end_that_breaks_the_rules_is_cut_off(
+    rig: Rig, frames: Frames, to_client: bool
+) -> None:
+    near, far = await rig.open()
+    await until(lambda: far._transport)
+    if to_client:
+        near, far = far, near
+    for kind, count, data in frames:
+        near._transport.send_frame(kind, near._channel, count, data)
+    await until(lambda: far._error)
     async with asyncio.timeout(10):
-        results = await asyncio.gather(*sent, return_exceptions=True)
-        assert isinstance(results[-1], InvalidArgument)
         await ended(far, InvalidArgument, "does not keep to its rules")
+        await ended(near, InvalidArgument, "does not keep to its rules")
+    await rig.streams.ping()  # what was on its way is dropped, and the connection goes on
 
 
-async def test_turns_count_not_the_order_of_arrival(rig: Rig) -> None:
-    ref = (await rig.streams.open())["stream"]
-    async with asyncio.timeout(10):
-        await asyncio.gather(
-            ref.send_eof(turn=3),
-            *(ref.send(turn=i, data=b"%d" % i) for i in (2, 0, 1)),
-        )
-        assert await collect(rig.servant.opened[-1]) == b"012"
+async def test_frames_of_no_channel_are_dropped(rig: Rig) -> None:
+    near, far = await rig.open()
+    await until(lambda: far._transport)
+    for kind in (DATA, GRANT):
+        near._transport.send_frame(kind, near._channel ^ 1, 3, b"abc" if kind == DATA else b"")
+    near._transport.send_frame(DATA, near._channel ^ 1, 0)
+    await near.send(b"x")
+    assert await far.receive() == b"x"
+    await rig.streams.ping()
 
 
 async def test_a_stream_is_attached_once(rig: Rig) -> None:
@@ -386,9 +409,54 @@ async def test_a_stream_is_attached_once(rig: Rig) -> None:
     near = rpc.ByteStream(ref)
     await near.send(b"x")
     await rig.servant.opened[-1].receive()
-    for far in (rpc.ByteStream().servant, None):
-        with pytest.raises(InvalidArgument, match="attached once"):
-            await ref.attach(far=far)
+    with pytest.raises(InvalidArgument, match="attached once"):
+        await ref.attach(channel=near._channel + 1)
+    other = (await rig.streams.open())["stream"]
+    with pytest.raises(InvalidArgument, match="there already"):
+        await other.attach(channel=near._channel)
+    await near.send(b"y")
+    assert await rig.servant.opened[0].receive() == b"y"
+
+
+async def test_bytes_are_charged_and_judged(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both what a servant's end takes and what it gives, before it does."""
+    near, far = await rig.open()
+    charged: list[int] = []
+
+    def charge(method: rpc.Method, count: int) -> None:
+        charged.append(count)
+        if sum(charged) > 1000:
+            raise LimitExceeded("no bytes are left", code="limit.quota")
+
+    monkeypatch.setattr(rig.guard, "charge", charge)
+    monkeypatch.setattr(Grant, "metered", True)
+    await near.send(bytes(400))
+    assert await far.receive() == bytes(400)
+    await far.send(bytes(600))
+    assert await near.receive() == bytes(600)
+    assert charged == [400, 600]
+    with pytest.raises(LimitExceeded):
+        await far.send(b"x")
+    async with asyncio.timeout(10):
+        with pytest.raises(LimitExceeded, match="no bytes are left") as info:
+            await near.receive()
+    assert info.value.code == "limit.quota"
+
+
+async def test_nothing_passes_while_the_grant_is_blocked(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = await rig.open()
+    await near.send(b"x")
+    assert await far.receive() == b"x"
+    await near.send(b"unread")
+    await until(lambda: far._in.size)
+    monkeypatch.setattr(Grant, "blocked", Expired("the clock is wrong"))
+    with pytest.raises(Expired):
+        await far.receive()
+    async with asyncio.timeout(10):
+        with pytest.raises(Expired, match="clock is wrong"):
+            await near.receive()
 
 
 # --- what it costs --------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ from wetware.rpc.pipes import SocketPipe
 from wetware.rpc.transport import (
     BOOTSTRAP,
     CALL,
+    DATA,
     FINISH,
+    GRANT,
     RETURN,
     FramingError,
     Partials,
@@ -421,7 +423,7 @@ async def test_other_limits_hold_from_then_on() -> None:
 
 async def test_too_many_segments() -> None:
     rig = Rig()
-    rig.transport.feed(struct.pack("<II", 0xFFFF_FFFF, 0))
+    rig.transport.feed(struct.pack("<II", 0xFFFF_FFFD, 0))
     await turn()
     assert "segments" in str(rig.lost[0])
 
@@ -603,6 +605,98 @@ async def test_closing_gives_up_on_a_peer_that_does_not_read() -> None:
         while not rig.lost:
             await asyncio.sleep(0.01)
     assert rig.pipe.ended == "abort"
+
+
+# --- frames
+# -----------------------------------------------------------------------------------------
+
+
+class Channel:
+    def __init__(self) -> None:
+        self.got = bytearray()
+        self.ends = self.may_send = 0
+
+    def fed(self, data: memoryview) -> None:
+        self.got += data
+
+    def fed_end(self) -> None:
+        self.ends += 1
+
+    def granted(self, count: int) -> None:
+        self.may_send += count
+
+
+def frame(kind: int, channel: int, count: int, data: bytes = b"") -> bytes:
+    return struct.pack("<IIQ", kind, count, channel) + data
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 17, 100, 100_000, 1 << 30])
+async def test_frames_between_messages_reach_their_channel(size: int) -> None:
+    rig = Rig()
+    one, two = Channel(), Channel()
+    rig.transport.channels |= {5: one, 2**64 - 1: two}
+    data = os.urandom(5000)
+    messages = [call(1), call(2, 5000), simple("finish", 1), two_segments(3, 4000)]
+    stream = b"".join(
+        (
+            frame(DATA, 5, 3, b"abc"),
+            messages[0],
+            messages[1],
+            frame(DATA, 9, 100, bytes(100)),  # nobody's
+            frame(DATA, 2**64 - 1, len(data), data),
+            frame(GRANT, 5, 77),
+            frame(GRANT, 9, 77),
+            messages[2],
+            frame(DATA, 5, 2, b"de"),
+            frame(DATA, 5, 0),
+            messages[3],
+        )
+    )
+    rig.protocol.want(sum(map(len, messages)))
+    for at in range(0, len(stream), size):
+        rig.transport.feed(stream[at : at + size])
+    assert rig.protocol.got == b"".join(messages)
+    assert (one.got, one.ends, one.may_send) == (b"abcde", 1, 77)
+    assert (two.got, two.ends, two.may_send) == (data, 0, 0)
+    assert sorted(rig.transport._answers) == [2, 3]
+    assert rig.transport._queued_bytes == rig.transport._partial_bytes == 0
+
+
+async def test_frames_do_not_wait_behind_calls_that_do() -> None:
+    rig = Rig(call_bytes_in_max=10_000)
+    channel = rig.transport.channels[5] = Channel()
+    rig.transport.feed(call(1, 6000) + call(2, 6000) + frame(DATA, 5, 1, b"x"))
+    assert rig.pipe.paused == [True]
+    assert channel.got == b"x"
+
+
+async def test_frames_leave_between_messages_and_are_no_results() -> None:
+    rig = Rig()
+    sent = b""
+    for ident in range(10):
+        rig.transport.write(simple("return", ident))
+        rig.transport.send_frame(DATA, ident, 30_000, bytes(30_000))
+        rig.transport.send_frame(GRANT, ident, 7)
+        sent += simple("return", ident) + frame(DATA, ident, 30_000, bytes(30_000))
+        sent += frame(GRANT, ident, 7)
+    await turn()
+    assert rig.pipe.sent == sent
+    assert rig.sent == [len(simple("return", 1))] * 10
+
+
+async def test_who_waits_until_bytes_have_left_is_called_once_they_have() -> None:
+    rig = Rig()
+    rig.pipe.takes = 10
+    rig.transport.send_frame(DATA, 1, 100, bytes(100))
+    called: list[int] = []
+    rig.transport.when_drained(lambda: called.append(rig.transport.out_bytes))
+    await turn()
+    assert called == []
+    rig.pipe.takes = 1000
+    rig.transport.writable()
+    assert called == []  # not from within
+    await turn()
+    assert called == [0]
 
 
 # --- hostile bytes through the whole stack
