@@ -42,21 +42,17 @@ def certificate(chain: Chain, now_ms: float) -> list[Finding]:
 async def durable(store: Store) -> list[Finding]:
     """Whether an eviction could be kept on a full disk, and none was lost."""
     whole = await asyncio.to_thread(store.reserve.fill)
-    return judge_durable("" if whole else store.reserve.missing, store.unsure)
-
-
-def judge_durable(missing: str, unsure: str) -> list[Finding]:
-    """The space for evictions: why it is missing, and why a crash may have undone some, or ""."""
     name, found = "admission", []
-    if missing:
-        text = f"there is no room for what an eviction needs on a full disk ({missing})"
+    if not whole:
+        why = store.reserve.missing
+        text = f"there is no room for what an eviction needs on a full disk ({why})"
         remedy = "free disk space under the node's data directory; `ww doctor` again"
         found.append(error(name, text, remedy))
-    if unsure:
+    if store.unsure:
         found.append(
             error(
                 name,
-                f"nobody can join or renew here since the node started: {unsure}",
+                f"nobody can join or renew here since the node started: {store.unsure}",
                 "`ww evict` and `ww invite --revoke` again where they were, then "
                 "`ww grants --resume`",
             )

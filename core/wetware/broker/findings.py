@@ -12,53 +12,30 @@ if TYPE_CHECKING:
 
 def findings(tree: Tree) -> list[Finding]:
     """Whether grants can be made, judged and kept."""
-    return judge(
-        len(tree.grants),
-        len(tree.shares),
-        failing=tree.store.failing if tree.store is not None else "",
-        unsure=tree.shares_suspended.message if tree.shares_suspended is not None else "",
-        clock_wrong=tree.clock_wrong,
-        suspended=tree.suspended.message if tree.suspended is not None else "",
+    reasons = (
+        (
+            tree.store.failing if tree.store is not None else "",
+            "shares and quotas cannot be written ({}): none is made or redeemed",
+            "free disk space under the node's data directory; `ww doctor` again",
+        ),
+        (
+            tree.shares_suspended.message if tree.shares_suspended is not None else "",
+            "{}",
+            "`ww grants --all` shows them; `ww revoke --all ID` what should have ended, then "
+            "`ww grants --resume`",
+        ),
+        (
+            tree.clock_wrong,
+            "grants with an end are refused: this clock cannot judge it, {}",
+            "`timedatectl set-ntp true` or chrony on this machine, then `ww doctor`; if it is "
+            "right, `ww clock --right`",
+        ),
+        (
+            tree.suspended.message if tree.suspended is not None else "",
+            "all capabilities are suspended: {}",
+            "`ww status` shows the auth backend; they come back with it",
+        ),
     )
-
-
-def judge(
-    live: int, shares: int, *, failing: str, unsure: str, clock_wrong: str, suspended: str
-) -> list[Finding]:
-    """The broker.
-
-    `failing`, `unsure`, `clock_wrong` and `suspended` say why it refuses things, or are "".
-    """
-    name, found = "grants", []
-    if failing:
-        found.append(
-            error(
-                name,
-                f"shares and quotas cannot be written ({failing}): none is made or redeemed",
-                "free disk space under the node's data directory; `ww doctor` again",
-            )
-        )
-    if unsure:
-        found.append(
-            error(
-                name,
-                unsure,
-                "`ww grants --all` shows them; `ww revoke --all ID` what should have ended, then "
-                "`ww grants --resume`",
-            )
-        )
-    if clock_wrong:
-        found.append(
-            error(
-                name,
-                f"grants with an end are refused: this clock cannot judge it, {clock_wrong}",
-                "`timedatectl set-ntp true` or chrony on this machine, then `ww doctor`; if it is "
-                "right, `ww clock --right`",
-            )
-        )
-    if suspended:
-        text = f"all capabilities are suspended: {suspended}"
-        found.append(
-            error(name, text, "`ww status` shows the auth backend; they come back with it")
-        )
-    return found or [ok(name, f"{live} live, {counted(shares, 'share')}")]
+    found = [error("grants", text.format(why), remedy) for why, text, remedy in reasons if why]
+    live, shares = len(tree.grants), counted(len(tree.shares), "share")
+    return found or [ok("grants", f"{live} live, {shares}")]

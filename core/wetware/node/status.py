@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wetware.node.parts import Parts
 
 
-def status_of(node: Parts, *, details: bool = False) -> dict[str, object]:
+def status_of(node: Parts, details: bool) -> dict[str, object]:
     """The struct NodeStatus of core.capnp; `details` are for operators."""
     connections = node.host.connections()
     members = [c for c in connections if node.admission.is_member(c.peer)]

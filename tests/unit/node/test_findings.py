@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from tests.unit.findings import ADA, BOB, OWN, levels, only
 
-from wetware.admission.findings import certificate, judge_durable
+from wetware.admission.findings import certificate, durable
 from wetware.admission.limits import AdmissionLimits
 from wetware.broker import findings as grants
-from wetware.errors import DialError, LimitExceeded
+from wetware.errors import Busy, DialError, LimitExceeded
 from wetware.finding import Finding, error
 from wetware.identity import Key, PeerId
 from wetware.lag import LagMeter, judge_lag
@@ -337,22 +337,31 @@ async def test_copies_that_a_plugin_did_not_get(tmp_path: Path) -> None:
     ("reasons", "level", "says"),
     [
         ({}, "ok", "5 live, 1 share"),
-        ({"failing": "disk I/O error"}, "error", "none is made or redeemed"),
-        ({"unsure": "every share of this node is suspended"}, "error", "is suspended"),
+        ({"store": SimpleNamespace(failing="disk I/O error")}, "error", "none is made or redeemed"),
+        ({"shares_suspended": Busy("every share is suspended")}, "error", "is suspended"),
         ({"clock_wrong": "it was set back by 90 s"}, "error", "grants with an end are refused"),
-        ({"suspended": "the chain is out of reach"}, "error", "all capabilities are suspended"),
+        (
+            {"suspended": Busy("the chain is far {}")},
+            "error",
+            "suspended: the chain is far",
+        ),
     ],
 )
-def test_the_grants(reasons: dict[str, str], level: str, says: str) -> None:
-    state = {"failing": "", "unsure": "", "clock_wrong": "", "suspended": ""}
-    found = grants.judge(5, 1, **{**state, **reasons})
+def test_the_grants(reasons: dict[str, Any], level: str, says: str, tmp_path: Path) -> None:
+    tree = make_node(tmp_path).tree
+    vars(tree).update({"grants": range(5), "shares": range(1)} | reasons)
+    found = grants.findings(tree)
     assert levels(found) == [level]
     assert says in found[0].text
 
 
-def test_the_space_for_evictions() -> None:
-    assert judge_durable("", "") == []
-    found = judge_durable("No space left on device", "an eviction may be lost")
+async def test_the_space_for_evictions() -> None:
+    reserve = SimpleNamespace(fill=lambda: True, missing="")
+    store: Any = SimpleNamespace(reserve=reserve, unsure="")
+    assert await durable(store) == []
+    reserve.fill, reserve.missing = (lambda: False), "No space left on device"
+    store.unsure = "an eviction may be lost"
+    found = await durable(store)
     assert levels(found) == ["error", "error"]
     assert "No space left" in found[0].text
     assert "an eviction may be lost" in found[1].text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from wetware import rpc
 from wetware.hookspecs import Service
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 log = get_logger("node")
 
 
-class Status(Protocol):
-    """Gives the struct NodeStatus of core.capnp; `details` are for operators."""
-
-    def __call__(self, *, details: bool = False) -> dict[str, object]:
-        """See the class."""
-        ...
-
-
 class NodeServant(rpc.Servant, interface=CORE.Node):
     """See core.capnp."""
 
@@ -32,11 +24,11 @@ class NodeServant(rpc.Servant, interface=CORE.Node):
 
     async def status(self) -> dict[str, object]:
         """What the node is doing."""
-        return {"status": self._service.status()}
+        return {"status": self._service.status(False)}
 
     async def details(self) -> dict[str, object]:
         """The same, and what is for operators."""
-        return {"status": self._service.status(details=True)}
+        return {"status": self._service.status(True)}
 
     async def restart_overlay(self) -> None:
         """End the libp2p guest as a crash would."""
@@ -52,7 +44,7 @@ class NodeService(Service):
     """The service `node`.
 
     Args:
-        status: What the node is doing.
+        status: Gives the struct NodeStatus of core.capnp, with what is for operators or without.
         restart_overlay: Ends the libp2p guest, which starts again.
         trust_clock: The machine's clock is right, says a principal.
     """
@@ -64,7 +56,7 @@ class NodeService(Service):
     def __init__(
         self,
         *,
-        status: Status,
+        status: Callable[[bool], dict[str, object]],
         restart_overlay: Callable[[], None],
         trust_clock: Callable[[Principal], Awaitable[None]],
     ) -> None:
