@@ -45,8 +45,9 @@ class Connection:
 class Kept:
     """Stands for a Session."""
 
-    def __init__(self) -> None:
+    def __init__(self, principal: str = "local:ada") -> None:
         self.connection, self.closed = Connection(), False
+        self.identity = SimpleNamespace(principal=principal)
 
     def _renew(self, fresh: Kept) -> None:
         self.connection = fresh.connection
@@ -158,6 +159,19 @@ async def test_what_may_pass_is_given_up_after_a_while(
         with pytest.raises(type(error)):
             await kept.connection.again(kept.connection)
     assert len(slept) == 2
+
+
+async def test_nobody_else_goes_on_with_a_session(slept: list[float]) -> None:
+    """The file of the key may have got another one meanwhile."""
+    kept = Kept()
+
+    async def enter(stack: contextlib.AsyncExitStack) -> Any:
+        return Kept("local:bob")
+
+    async with Reconnecting(kept, enter, lambda _: None).running():  # type: ignore[arg-type]
+        kept.connection.lost.set()
+        with pytest.raises(AuthError, match="as local:bob, and the session was local:ada's"):
+            await asyncio.wait_for(kept.connection.again(kept.connection), 10)
 
 
 async def test_a_session_that_was_closed_is_not_opened_again(slept: list[float]) -> None:

@@ -13,7 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from wetware.client.login import LoginRefused
-from wetware.errors import Disconnected, LimitExceeded, NotFound, OverlayError, WetwareError
+from wetware.errors import (
+    AuthError,
+    Disconnected,
+    LimitExceeded,
+    NotFound,
+    OverlayError,
+    WetwareError,
+)
 from wetware.identity import LoginStatus
 
 if TYPE_CHECKING:
@@ -95,6 +102,14 @@ class Reconnecting:
                     break
                 await places.aclose()
                 fresh = await self._log_in(places)
+                was, now = self._session.identity.principal, fresh.identity.principal
+                if now != was:
+                    raise AuthError(
+                        f"logging in again was as {now}, and the session was {was}'s: its key is "
+                        "another one now",
+                        hint="log in once more",
+                        code="auth.other_user",
+                    )
                 self._session._renew(fresh)
                 back, self._back = self._back, self._next()
                 back.set_result(None)
