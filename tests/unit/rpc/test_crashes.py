@@ -90,7 +90,7 @@ def test_10000_failing_calls_with_an_allocating_thread_and_automatic_gc(tmp_path
                                         cell = (await zoo.make(value=b""))["cell"]
                                         holder = {"cell": cell}; holder["me"] = holder
                                         await zoo.cast(schema.Newer).extra()
-                            except WetwareError as exc:
+                            except (WetwareError, TypeError) as exc:
                                 failed += 1
                                 exc.me = exc      # its traceback lives until the collector comes
                                 del exc.me
