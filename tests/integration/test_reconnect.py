@@ -101,6 +101,31 @@ async def test_a_session_comes_back(node: NodeProcess, how: str) -> None:
     assert told[1].startswith("logged in again after")
 
 
+async def test_a_session_at_another_node_comes_back(home: Home, node: NodeProcess) -> None:
+    """By the same way: the login here finds that node again, at its new address."""
+    told: list[str] = []
+    other = await asyncio.to_thread(lambda: home.start_node("b", join=node).wait_ready())
+    await asyncio.to_thread(node.wait_members, [other.peer_id])
+    async with (
+        wetware.connect(
+            "name=b", data_dir=node.data_dir, key=home.key(), reconnect=told.append
+        ) as session,
+        session.cluster.watch("name=b") as members,
+    ):
+        assert session.identity.node == other.peer_id
+        await anext(members)
+        kill(other)
+        again = await asyncio.to_thread(start_again, other)
+        try:
+            while not members.gap_s:
+                member = await asyncio.wait_for(anext(members), 60)
+            assert (member.peer_id, member.is_self) == (other.peer_id, True)
+            assert (await session.whoami()).node == other.peer_id
+            assert len(told) == 2
+        finally:
+            await asyncio.to_thread(again.stop)
+
+
 async def test_who_was_removed_meanwhile_does_not_come_back(node: NodeProcess) -> None:
     bob = Key.generate()
     add = ("user", "add", "bob", "--key", str(bob.peer_id), "--role", "member")
