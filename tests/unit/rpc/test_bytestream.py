@@ -464,7 +464,7 @@ async def test_nothing_passes_while_the_grant_is_blocked(
 
 def test_a_command_does_not_pay_for_it() -> None:
     code = (
-        "import sys; from wetware import rpc; assert 'anyio.abc' not in sys.modules; "
-        "rpc.ByteStream; assert 'anyio.abc' in sys.modules"
+        "import sys, wetware.client, wetware.cluster_client; from wetware import rpc; "
+        "assert 'anyio' not in sys.modules; rpc.ByteStream; assert 'anyio.abc' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
