@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
 
-from wetware import hookspecs
+from wetware import __version__, hookspecs
 from wetware.config import Config, NoSettings, check_schema
 from wetware.config import load as load_config
 from wetware.errors import ConfigError, PluginError, WetwareError
@@ -184,6 +184,36 @@ class Offer:
     def label(self) -> str:
         """Distribution and version."""
         return f"{self.dist} {self.version}".strip()
+
+
+def _check_fit(offer: Offer) -> None:
+    """Raises _Unusable where a distribution requires another wetware than this one.
+
+    pip sees to it when it installs; `--no-deps`, and an upgrade of wetware alone, go past it.
+    """
+    if offer.bundled:
+        return
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    for line in offer.requires:
+        try:
+            needs = Requirement(line)
+        except InvalidRequirement:
+            continue  # pip does not install such
+        if _canonical(needs.name) != PROJECT:
+            continue
+        applies = needs.marker is None or needs.marker.evaluate({"extra": ""})
+        if applies and not needs.specifier.contains(__version__, prereleases=True):
+            raise _Unusable(
+                State.UNAVAILABLE,
+                f"needs wetware {needs.specifier}; this is {__version__}",
+                f"pip install --upgrade wetware {offer.dist}",
+            )
+
+
+def is_plugin_name(name: str) -> bool:
+    """Whether a plugin may have the name."""
+    return bool(_NAME.match(name)) and name not in _RESERVED
 
 
 def _canonical(name: str) -> str:
@@ -622,7 +652,7 @@ class Plugins:
                 f"is written for hook API {theirs}; this wetware speaks {ours}",
                 "pip install --upgrade wetware" if newer else f"pip install --upgrade {offer.dist}",
             )
-        if not _NAME.match(offer.name) or offer.name in _RESERVED:
+        if not is_plugin_name(offer.name):
             raise _Unusable(
                 State.FAILED,
                 _one_line(f"{offer.name!r} is not a plugin's name: a-z, 0-9 and _, at most 64"),
@@ -645,6 +675,10 @@ class Plugins:
                 f"not in [plugins] enable ({self._config.origin('plugins.enable')})",
                 f"add {offer.name!r} to it",
             )
+        if (
+            self._policy.strict or self._policy.configure
+        ):  # its import takes 30 ms: not in every `ww`
+            _check_fit(offer)
         plugin = self._guard(entry, "on import", lambda: _import(offer))
         entry.hooks = self._guard(entry, "", lambda: self._register(offer, plugin))
         entry.state = State.LOADED

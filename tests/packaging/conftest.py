@@ -71,16 +71,22 @@ def _build(folder: Path) -> dict[str, str]:
     )
     names = _checked([_with_hatchling(folder), "-c", code, str(dist)], cwd=ROOT).split()
     wheel, sdist = (dist / name for name in names[-2:])
+    new_venv(venv, wheel)
+    return {"wheel": str(wheel), "sdist": str(sdist), "venv": str(venv)}
+
+
+def new_venv(venv: Path, wheel: Path) -> None:
+    """An environment with a wheel in it, and with the dependencies of the one that runs the tests.
+
+    Those are found through a .pth file, which spares minutes of downloads; wetware itself is the
+    wheel's alone. That the wheel declares all of them is a test of its own.
+    """
     _checked([sys.executable, "-m", "venv", str(venv)])
     python = str(venv / "bin" / "python")
-    # The dependencies are those of the environment that runs the tests, found through a .pth file,
-    # which spares minutes of downloads; wetware itself is the wheel's alone. That the wheel
-    # declares all of them is a test of its own.
     where = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
     ours = _checked([sys.executable, "-c", where]).strip()
     (Path(_checked([python, "-c", where]).strip()) / "dependencies.pth").write_text(f"{ours}\n")
     _checked([python, "-m", "pip", "install", *_PIP, "--no-deps", "--ignore-installed", str(wheel)])
-    return {"wheel": str(wheel), "sdist": str(sdist), "venv": str(venv)}
 
 
 _PIP = ("--quiet", "--disable-pip-version-check")

@@ -18,7 +18,8 @@ import pytest
 import typer
 from tests.packaging.third_party import BROKEN, GOOD, install, install_broken
 
-from wetware import config, hookspecs, plugins
+from wetware import config, hookspecs, plugins, testing
+from wetware.client.installed import CLIENT_GROUP, SIGNER_GROUP
 from wetware.errors import EXIT_CONFIG, ConfigError, KeyFileError, PluginError, SchemaError
 from wetware.hookspecs import hookimpl
 from wetware.plugins import AUDIT_RECORDS_MAX, Offer, Plugins, Policy, State
@@ -864,3 +865,61 @@ def test_every_hook_is_documented_and_called() -> None:
     assert set(plugins.HOOKS) == set(re.findall(r"^## (ww_\w+)", text, re.MULTILINE))
     for hook in plugins.HOOKS:
         assert f'"{hook}"' in source, f"nothing calls {hook}"
+
+
+def test_what_plugins_are_made_of_is_documented() -> None:
+    text = (ROOT / "docs" / "reference" / "hooks.md").read_text()
+    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert f"`{CLIENT_GROUP}`" in sections["Client classes"]
+    assert f"`{SIGNER_GROUP}`" in sections["Signers"]
+    assert "`wetware.rpc.Servant`" in sections["Servants"]
+    schema = (ROOT / "core" / "wetware" / "schema" / "ww.capnp").read_text()
+    marks = {f"$Ww.{name}" for name in re.findall(r"^annotation (\w+)", schema, re.MULTILINE)}
+    marks |= {f"Ww.{name}" for name in re.findall(r"^interface (\w+)", schema, re.MULTILINE)}
+    assert {mark for mark in marks if f"`{mark}`" not in sections["Schema marks"]} == set()
+    for_authors = {name for name in testing.__all__ if not name.isupper()} - FOR_THE_CORE
+    told = set(re.findall(r"`(\w+)", sections["Testing"]))
+    assert for_authors - told == set()
+
+
+FOR_THE_CORE = {"end_with_parent", "tasks_of_core"}
+"""What is in `wetware.testing` for wetware's own tests."""
+
+
+# --- which wetware a plugin is written for --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("requires", "reason"),
+    [
+        ("wetware>=99", "needs wetware >=99; this is "),
+        ("Wetware[evm] (<0.0.1)", "needs wetware <0.0.1; this is "),
+        ("wetware>=0.0.1,<99", ""),
+        ("wetware>=0.0.1.dev1", ""),
+        ("wetware", ""),
+        ("wetware>=99; extra == 'later'", ""),
+        ("wetware>=99; python_version < '3'", ""),
+        ("wetware-tools>=99", ""),
+        ("no requirement at all ~", ""),
+    ],
+)
+def test_a_plugin_for_another_wetware_is_not_loaded(
+    world: World, requires: str, reason: str
+) -> None:
+    world.plugin("theirs", requires=("anyio>=4", requires))
+    found = status(world.load(), "theirs")
+    if not reason:
+        assert found.state is State.LOADED, found
+        return
+    assert found.state is State.UNAVAILABLE
+    assert found.reason.startswith(reason)
+    assert found.remedy == "pip install --upgrade wetware ww-theirs"
+    assert not found.hooks, "nothing of it was imported"
+
+
+def test_a_node_does_not_start_without_a_named_plugin_for_another_wetware(world: World) -> None:
+    world.plugin("theirs", requires=("wetware>=99",))
+    assert status(world.load(policy=NODE), "theirs").state is State.UNAVAILABLE
+    with pytest.raises(PluginError, match="needs wetware >=99") as refused:
+        world.load('[plugins]\nenable = ["theirs"]', NODE)
+    assert refused.value.exit_code == EXIT_CONFIG

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wetware.cli.app import options, out, out_json, table
+from wetware.cli.app import examples, note, options, out, out_json, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +81,36 @@ def list_command(
         if _waits(status, node):
             out()
             out(f"{status.name} is installed, not running: restart the node")
+
+
+@plugin_app.command("new", epilog=examples("ww plugin new counter", "ww plugin new acme --auth"))
+def new_command(
+    name: str,
+    auth: Annotated[bool, typer.Option("--auth", help="An auth backend, and its signer.")] = False,
+) -> None:
+    """Write a plugin to begin with, into a new folder here: a service, or an auth backend.
+
+    It works as it stands, and its tests are the conformance suite of `wetware.testing`.
+    """
+    from wetware.cli import templates
+    from wetware.errors import InvalidArgument
+    from wetware.plugins import is_plugin_name
+
+    plugin = f"auth_{name}" if auth else name
+    if not is_plugin_name(plugin) or not name[:1].isalpha():
+        raise InvalidArgument(
+            f"{name[:64]!r} is not a plugin's name", hint="a-z, 0-9 and _, e.g. `counter`"
+        )
+    folder = Path(f"ww-{plugin.replace('_', '-')}")
+    try:
+        files = templates.write(folder, name, auth=auth)
+    except OSError as exc:
+        raise InvalidArgument(
+            f"cannot write {folder}: {exc.strerror}", hint="choose another name, or another folder"
+        ) from exc
+    for file in files:
+        out(str(file))
+    note(f"install it: pip install --no-deps -e ./{folder}, and test it: pytest {folder}")
 
 
 def _running(data_dir: Path) -> LocalNode | None:
