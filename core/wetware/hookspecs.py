@@ -213,6 +213,9 @@ class PluginContext:
             environment or a flag. The others are defaults.
         dev: Whether the node was started with `--dev`: a try-out is wanted, and nothing else.
         evicted: Whether a node was evicted from the cluster.
+        proposals: Service → standard role → method patterns: what the services of this node propose
+            (`Service.roles`), empty until an auth backend's `run`. A backend that founds a cluster
+            with this start writes it into its roles; nothing is ever decided by it.
         threads: Of the plugin's own, for `run_sync`.
     """
 
@@ -227,6 +230,7 @@ class PluginContext:
     configured: frozenset[str] = frozenset()
     dev: bool = False
     evicted: Callable[[PeerId], bool] = lambda _: False
+    proposals: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
     threads: Threads = field(default_factory=Threads)
 
     async def run_sync(self, function: Callable[..., T], *args: object) -> T:
@@ -371,7 +375,8 @@ class AuthBackend(Protocol):
     decides by something that was made for a try-out: the node then listens on loopback only, joins
     nobody and lets nobody join. `ww node` prints it: what this is, what it is not for, what to try.
     And another one, `users: str`: how somebody becomes a user, with the commands. A node that
-    joined prints it, and commands of another backend name it.
+    joined prints it, and commands of another backend name it. Where `ww role accept` cannot sign
+    what roles may do, `how_to_accept(service, proposal) -> str` says what an operator writes where.
     """
 
     @property

@@ -46,6 +46,7 @@ from wetware.log import get_logger
 if TYPE_CHECKING:
     import typer
 
+    from wetware.broker.proposals import Proposal
     from wetware.hookspecs import AuthBackend, Discovery, PluginContext, Recorder, Service
 
 T = TypeVar("T")
@@ -526,6 +527,8 @@ class Plugins:
         self._pm.add_hookspecs(hookspecs)
         self._entries: list[_Entry] = []
         self._taken: dict[str, _Entry] = {}
+        self.proposals: dict[str, Proposal] = {}
+        """What each service proposes for the standard roles, as it was judged by `services`."""
         self._required: frozenset[str] = frozenset()
         self._taps: dict[str, _AuditTap] | None = None
         self._problems: list[ConfigError] = []
@@ -986,7 +989,8 @@ class Plugins:
                 continue
             entry.services = tuple(made)
             taken |= dict.fromkeys(made, entry.name)
-            found |= made
+            for name, (service, proposal) in made.items():
+                found[name], self.proposals[name] = service, proposal
         return tuple(found.values())
 
     def owner(self, service: str) -> str | None:
@@ -1214,9 +1218,11 @@ def _judge_recorder(name: str, made: Any) -> Recorder:
     return recorder
 
 
-def judge_services(made: Any) -> dict[str, Service]:
-    """What `ww_register_services` returned, by name; raises PluginError."""
-    found: dict[str, Service] = {}
+def judge_services(made: Any) -> dict[str, tuple[Service, Proposal]]:
+    """What `ww_register_services` returned, by name, and what it proposes; raises PluginError."""
+    from wetware.broker.proposals import proposal_of  # not in every command's start
+
+    found: dict[str, tuple[Service, Proposal]] = {}
     for service in itertools.islice(made or (), SERVICES_PER_PLUGIN_MAX + 1):
         if not isinstance(service, hookspecs.Service):
             raise PluginError(f"returned no service: {type(service).__name__} is no Service")
@@ -1227,7 +1233,7 @@ def judge_services(made: Any) -> dict[str, Service]:
             raise PluginError(f"{name!r:.80} is not a service's name: a-z, 0-9 and _, at most 64")
         if name in found:
             raise PluginError(f"returned two services called {name!r}")
-        found[name] = service
+        found[name] = service, proposal_of(service)
     if len(found) > SERVICES_PER_PLUGIN_MAX:
         raise PluginError(f"returned more than {SERVICES_PER_PLUGIN_MAX} services")
     return found

@@ -77,7 +77,7 @@ def test_the_try_out_works_as_it_is_written(
     assert heard == "hello from bob\n"
     everything = "\n".join(said)
     assert "complete: all 3 events" in everything
-    assert re.search(r"publisher\s+" + address, everything)
+    assert re.search(r"member\s+" + address, everything)
     assert "has no role in this cluster" in said[-1]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from wetware.finding import Finding, counted, error, ok
+from wetware.finding import Finding, counted, error, ok, warning
 
 if TYPE_CHECKING:
     from wetware.broker.tree import Tree
@@ -39,3 +40,9 @@ def findings(tree: Tree) -> list[Finding]:
     found = [error("grants", text.format(why), remedy) for why, text, remedy in reasons if why]
     live, shares = len(tree.grants), counted(len(tree.shares), "share")
     return found or [ok("grants", f"{live} live, {shares}")]
+
+
+def roles(ungranted: Iterable[str]) -> list[Finding]:
+    """Services that no operator has accepted."""
+    text = "{} is installed, not granted to members yet"
+    return [warning("roles", text.format(n), f"`ww role accept {n}`") for n in ungranted]

@@ -21,6 +21,7 @@ from wetware.bounds import Claim, Places, Rates, address_key
 from wetware.broker.clock import NOT_YET, Comparison
 from wetware.broker.grants import BEARER
 from wetware.broker.limits import LoginLimits
+from wetware.broker.proposals import ungranted
 from wetware.broker.session import SessionServant
 from wetware.broker.terms import TIME_MAX, Where
 from wetware.broker.tree import UNKNOWN_REF, Tree
@@ -28,6 +29,7 @@ from wetware.errors import (
     CapabilityError,
     InvalidArgument,
     LimitExceeded,
+    NotFound,
     PluginError,
     Unrecorded,
     WetwareError,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from wetware.broker.adopt import Adoptions
     from wetware.broker.decisions import Decision
     from wetware.broker.grants import Grant
+    from wetware.broker.proposals import Proposal
     from wetware.broker.records import Records
     from wetware.hookspecs import AuthBackend, Clock, Service
     from wetware.multiaddr import Multiaddr
@@ -169,6 +172,8 @@ class Broker:
         """Where this node can be reached, for sturdy references."""
         self.adoptions: Adoptions | None = None
         """References to other nodes; None where there is no overlay."""
+        self.proposals: Mapping[str, Proposal] = {}
+        """What each service here proposes for the standard roles; for words alone."""
         self.confirmed: Callable[[], None] = lambda: None
         """Told that an operator has looked at what a crash may have brought back."""
         self.clock_trusted: Callable[[], None] = lambda: None
@@ -207,6 +212,29 @@ class Broker:
         are_where = isinstance(where, tuple) and all(isinstance(each, Where) for each in where)
         self._expect(are_where, f"{name}.where", where, "a tuple of Where")
         return profile
+
+    def proposal(self, service: str) -> tuple[Proposal, str]:
+        """What a service here proposes for the standard roles, and how an operator accepts it.
+
+        The latter is what to write where, or "" where `ww role accept` signs it. Raises NotFound.
+        """
+        if service not in self.services:
+            raise NotFound(
+                f"this node has no service {service[:64]!r}",
+                hint=f"it has {', '.join(sorted(self.services))}",
+            )
+        proposal = self.proposals.get(service, {})
+        how: Callable[[str, Proposal], str] | None = getattr(self.backend, "how_to_accept", None)
+        return proposal, how(service, proposal) if how is not None else ""
+
+    def ungranted(self) -> list[str]:
+        """The services of this node of which `is_ungranted` is true."""
+        return sorted(filter(self.is_ungranted, self.services))
+
+    def is_ungranted(self, service: str) -> bool:
+        """Whether a service of this node proposes something that no operator has accepted."""
+        proposal = self.proposals.get(service, {}) if service in self.services else {}
+        return ungranted(service, proposal, self._profile_of)
 
     def judge_clock(self, others_ahead_s: float | None, *, alone: bool) -> None:
         """Refuse grants with an end while this node's clock cannot judge it.

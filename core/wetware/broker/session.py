@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware import rpc
 from wetware.broker.fences import Fence
 from wetware.broker.grants import ANY, BEARER, SESSION_SERVICE, Grant, pattern_within
+from wetware.broker.proposals import known_patterns
 from wetware.broker.terms import (
     SERVICES_MAX,
     TERMS_CHARS_MAX,
@@ -156,12 +157,7 @@ def _check_known(name: str, asked: frozenset[str], parent: Grant, broker: Broker
     """What is passed on by name exists: else a typing error makes a grant of nothing."""
     if name in (ANY, SESSION_SERVICE):
         return
-    known = {
-        f"{method.interface.name}.{each}"
-        for reached in _served(name, broker).interface.reachable()
-        for method in reached.methods.values()
-        for each in (method.name, ANY)
-    }
+    known = known_patterns(_served(name, broker).interface)
     for pattern in sorted(asked - known - parent.patterns(name) - {ANY}):
         raise InvalidArgument(
             f"{pattern!r} is no method of {name}",
@@ -395,13 +391,14 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
                 grant=self._grant.id,
                 service=name[:64],
             )
-            held = principal.backend == BEARER
-            raise Denied(
-                f"no grant of {principal} covers a service {name[:64]!r}",
-                hint="`ww use REF services` shows what the reference covers"
-                if held
-                else "`ww whoami` shows what your roles cover",
-            )
+            hint = "`ww whoami` shows what your roles cover"
+            said = f"no grant of {principal} covers a service {name[:64]!r}"
+            if principal.backend == BEARER:
+                hint = "`ww use REF services` shows what the reference covers"
+            elif self._grant.kind == "session" and self._broker.is_ungranted(name):
+                said += ": it is installed, not granted to members yet"
+                hint = f"an operator runs `ww role accept {name}`"
+            raise Denied(said, hint=hint)
         service = self._broker.services.get(name)
         if service is None:
             have = ", ".join(sorted(self._broker.services)) or "none"

@@ -129,7 +129,7 @@ def ask_passphrase(prompt: str = "Passphrase: ") -> str:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask at the terminal before what cannot be undone: what is for good, or reaches everybody.
+    """Ask at the terminal before what is for good, or reaches everybody.
 
     `yes` is the answer of --yes. SystemExit 1 if it is no; InvalidArgument where nobody can be
     asked: an empty stdin is not consent.
@@ -140,7 +140,7 @@ def confirm(question: str, *, yes: bool) -> None:
         from wetware.errors import InvalidArgument
 
         raise InvalidArgument(
-            f"{question} There is no terminal to ask at, and it cannot be undone.",
+            f"{question} There is no terminal to ask at.",
             hint="the same command with --yes",
             code="invalid.unconfirmed",
         )

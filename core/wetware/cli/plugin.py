@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 plugin_app = typer.Typer(no_args_is_help=True, help="Plugins: what is installed, and its state.")
 
+ASK_S_MAX = 5.0
+"""For the node that runs here to say what its roles have."""
 _OFFERS = {
     "ww_register_auth": "auth backend",
     "ww_register_recorder": "recorder",
@@ -42,7 +44,7 @@ def list_command(
 
     The plugins are loaded, configured and asked for their services as a node would do it, but
     nothing is started. Of the auth backends it says which one is configured, and which one the node
-    that runs here has.
+    that runs here has. A node that you may ask says which services are not granted to members yet.
     """
     from wetware import config as configuration
     from wetware import plugins as loader
@@ -52,8 +54,9 @@ def list_command(
     selected, node = plugins.auth_selected, _running(config.node.data_dir)
     running = None if node is None else node.auth
     _probe(plugins)
+    ungranted = [] if node is None else _ungranted(config.node.data_dir)
     if json:
-        out_json([_as_json(status, selected, node) for status in plugins.report])
+        out_json([_as_json(status, selected, node, ungranted) for status in plugins.report])
         return
     rows: list[tuple[str, ...]] = [
         (
@@ -81,6 +84,34 @@ def list_command(
         if _waits(status, node):
             out()
             out(f"{status.name} is installed, not running: restart the node")
+    for service in ungranted:
+        out()
+        out(f"{service} is installed, not granted to members yet: ww role accept {service}")
+
+
+def _ungranted(data_dir: Path) -> list[str]:
+    """What the node that runs here says of services that no operator has accepted.
+
+    [] where it may not be asked, or not without somebody at the terminal.
+    """
+    import asyncio
+
+    from wetware.client import connect
+    from wetware.contexts import Context
+    from wetware.errors import WetwareError
+
+    async def ask() -> list[str]:
+        async with (
+            asyncio.timeout(ASK_S_MAX),
+            connect(context=Context(data_dir=str(data_dir)), key=options.key) as session,
+        ):
+            found: list[str] = (await session.status())["ungranted"]
+            return found
+
+    try:
+        return asyncio.run(ask())
+    except (WetwareError, TimeoutError):
+        return []
 
 
 @plugin_app.command("new", epilog=examples("ww plugin new counter", "ww plugin new acme --auth"))
@@ -151,7 +182,7 @@ def _offers(status: PluginStatus, selected: str | None, running: str | None) -> 
 
 
 def _as_json(
-    status: PluginStatus, selected: str | None, node: LocalNode | None
+    status: PluginStatus, selected: str | None, node: LocalNode | None, ungranted: list[str]
 ) -> dict[str, object]:
     return {
         "name": status.name,
@@ -164,6 +195,7 @@ def _as_json(
         "remedy": status.remedy,
         "hooks": list(status.hooks),
         "services": list(status.services),
+        "ungranted": [name for name in status.services if name in ungranted],
         "auth_selected": status.name == selected,
         "auth_running": _has(status, node.auth if node is not None else None),
     }

@@ -363,6 +363,16 @@ class Session(Bundled):
             status["clock_offset_s"] = None
         return status
 
+    async def proposal(self, service: str) -> tuple[dict[str, frozenset[str]], str]:
+        """What a service of the node proposes for the standard roles; for operators.
+
+        Returns role → method patterns, and where roles are in the nodes' configuration what to
+        write there, else "". Raises NotFound for a service that the node does not have.
+        """
+        reply = await self.service("node").call("proposal", service=service)
+        roles = {each["role"]: frozenset(each["methods"]) for each in reply["roles"]}
+        return roles, reply["how"]
+
     async def trust_clock(self) -> None:
         """Say that the clock of the node's machine is right, after a glitch; for operators."""
         await self.service("node").call("trust_clock")

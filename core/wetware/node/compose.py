@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -32,6 +33,7 @@ from wetware.bounds import Throttle, address_key
 from wetware.broker import Broker
 from wetware.broker.adopt import Adoptions
 from wetware.broker.grants import SESSION_SERVICE
+from wetware.broker.proposals import proposal_of
 from wetware.broker.records import Records
 from wetware.broker.store import Store as GrantStore
 from wetware.broker.tree import Tree
@@ -62,6 +64,7 @@ from wetware.threads import Threads
 
 if TYPE_CHECKING:
     from wetware.admission.texts import Bundle, Ticket
+    from wetware.broker.proposals import Proposal
     from wetware.config import Config
     from wetware.multiaddr import Multiaddr
     from wetware.plugins import Plugins
@@ -114,6 +117,7 @@ class Node(Parts):
     def __init__(self, config: Config, plugins: Plugins) -> None:
         super().__init__(config, plugins)
         self._store: Store
+        self.proposals: dict[str, Proposal] = {}
         self._threads = defaultdict[str, Threads](Threads)
         self._overlay_verbs = plugin_overlay(self)
         self._gate_lines = Throttle(
@@ -266,7 +270,10 @@ class Node(Parts):
         self.broker.adoptions = Adoptions(
             self.key.peer_id, self._member_gate, self.config.broker, self.services
         )
-        self.services |= {service.name: service for service in self._own_services()}
+        self.broker.proposals = self.proposals
+        own = self._own_services()
+        self.services |= {service.name: service for service in own}
+        self.proposals |= {service.name: proposal_of(service) for service in own}
         stack.push_async_callback(self.broker.adoptions.aclose)
         stack.callback(self.broker.close)
 
@@ -337,6 +344,7 @@ class Node(Parts):
             configured=self._configured(name, config),
             dev=self.config.node.dev,
             evicted=lambda peer: self.admission.evicted(peer) is not None,
+            proposals=MappingProxyType(self.proposals),
             threads=self._threads[name],
         )
 
@@ -406,6 +414,8 @@ class Node(Parts):
         reserved = [SESSION_SERVICE, *CORE_SERVICES, *(service.name for service in own)]
         for service in (*own, *self.plugins.services(self._context, reserved)):
             self.services[service.name] = service
+        self.proposals |= {service.name: proposal_of(service) for service in own}
+        self.proposals |= self.plugins.proposals
 
     def _own_services(self) -> tuple[Service, ...]:
         """What every node offers."""
@@ -416,6 +426,7 @@ class Node(Parts):
                     OverlayError("an operator asked for a restart")
                 ),
                 trust_clock=self._trust_clock,
+                proposal=self.broker.proposal,
             ),
             ClusterService(
                 self._context("cluster", None),

@@ -63,6 +63,7 @@ async def check_node(node: Parts) -> list[Finding]:
             else [ok("libp2p", "off ([node] libp2p)")]
         ),
         "plugins": lambda: plugins(node.plugins),
+        "roles": lambda: grants.roles(node.broker.ungranted()),
         "disk": partial(asyncio.to_thread, check_disk, node.data_dir),
         "open files": lambda: open_files(node.config.link),
     }

@@ -48,6 +48,7 @@ def status_of(node: Parts, details: bool) -> dict[str, object]:
         "strangers": len(connections) - len(members),
         "users": node.users,
         "services": sorted(node.services),
+        "ungranted": node.broker.ungranted(),
         "auth": node.backend.name,
         "policy_epoch": node.backend.epoch,
         "sessions": node.broker.sessions,

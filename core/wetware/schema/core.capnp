@@ -279,6 +279,17 @@ interface Node {
   # The machine's clock is right, and what it said before was a glitch: ends of grants are judged by
   # it again. For operators, who have looked at it: grants made in the glitch end later by as much.
   # Refused where the other members' clocks say that it is wrong. Idempotent.
+
+  proposal @4 (service :Text) -> (roles :List(RolePatterns), how :Text);
+  # What a service of this node proposes for the standard roles `reader`, `member` and `admin`; it grants
+  # nothing. `how` is what to write where, if the roles are in the nodes' configuration, else "".
+  # For operators, who accept it or not. `not_found` for an unknown service. Idempotent.
+}
+
+struct RolePatterns {
+  role @0 :Text;
+  methods @1 :List(Text);
+  # "*", "Interface.*", "Interface.method".
 }
 
 struct NodeStatus {
@@ -319,6 +330,8 @@ struct NodeStatus {
   # Why grants with an end are refused: this node's clock cannot judge it; "" if it can.
   timeS @26 :Float64;
   # By the machine's clock, Unix s.
+  ungranted @27 :List(Text);
+  # Services of this node that propose something for members which no operator has accepted.
 
   struct Peer {
     peerId @0 :Text;

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +39,7 @@ from wetware.identity import (
     verify,
 )
 from wetware_auth_evm import contract as artifact
-from wetware_auth_evm import dev
+from wetware_auth_evm import dev, proposed
 from wetware_auth_evm.addresses import checksum
 from wetware_auth_evm.config import Public, Settings, resolve, resolve_try_out
 from wetware_auth_evm.endpoints import Endpoints
@@ -56,7 +56,7 @@ from wetware_auth_evm.proofs import (
     session_statement,
 )
 from wetware_auth_evm.replica import Replica
-from wetware_auth_evm.roles import NODE_ROLE, RESERVED, base
+from wetware_auth_evm.roles import NODE_ROLE, RESERVED, Rules, base
 from wetware_auth_evm.roster import NOTHING, PRINCIPALS_MAX, Known, Roster
 from wetware_auth_evm.statements import recover
 from wetware_auth_evm.wallet_check import WalletCheck
@@ -105,8 +105,11 @@ class EvmBackend:
         self._watchers: dict[int, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
         self.dev: dev.DevChain | None = None
         self.try_out = ""
+        self._proposals = ctx.proposals
         try:
             self.settings = self._settle(ctx, config)
+            self._own_roles = bool(self.try_out) and not config.roles
+            self._roles = proposed.load(ctx.data_dir) if self._own_roles else config.roles
             self._set_up()
         except BaseException:
             if self.dev is not None:
@@ -134,7 +137,7 @@ class EvmBackend:
     def _set_up(self) -> None:
         settings = self.settings
         self.public = settings.public
-        self.rules = settings.rules
+        self.rules = Rules(self._roles)
         if not self.public.genesis_hash:
             self.public = replace(self.public, genesis_hash=self._kept_genesis())
         self.replica = Replica(
@@ -230,6 +233,9 @@ class EvmBackend:
 
         Raises ConfigError where the endpoints serve another chain or contract.
         """
+        if self._own_roles and not self._roles:  # the services are there by now
+            self._roles = proposed.write(self._data_dir, self._proposals)
+            self.rules = Rules(self._roles)
         looked = asyncio.Event()
 
         def touched(accounts: frozenset[bytes] | None) -> None:
@@ -375,6 +381,10 @@ class EvmBackend:
     def profile(self, role: str) -> RoleProfile:
         """By this node's own configuration."""
         return self.rules.profile(role)
+
+    def how_to_accept(self, service: str, proposal: Mapping[str, frozenset[str]]) -> str:
+        """What an operator writes into ww.toml to accept what a service proposes."""
+        return proposed.how_to_accept(self._roles, service, proposal, every=self._own_roles)
 
     # --- logins -----------------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from wetware_auth_evm import roles as role_rules
 
 if TYPE_CHECKING:
     from wetware_auth_evm.finality import Bounds, ChainProfile, Finality
-    from wetware_auth_evm.roles import Rules
 
 ENDPOINTS_MAX: Final = 16
 ENDPOINTS_WANTED: Final = 3
@@ -315,7 +314,6 @@ class Settings:
     clock_skew_s: float
     wallet_gas_max: int
     recheck_s: float
-    rules: Rules
     warnings: tuple[str, ...]
     """Of what is weaker than it should be, for the log and `ww doctor`."""
 
@@ -378,7 +376,6 @@ def _settings(
             hint="set a shorter poll_s",
             code="config.auth_evm",
         )
-    try_out = profile.name == finalities.DEV and not config.endpoints
     return Settings(
         public=public,
         endpoints=endpoints,
@@ -393,7 +390,6 @@ def _settings(
         clock_skew_s=config.clock_skew_s,
         wallet_gas_max=config.wallet_gas_max,
         recheck_s=config.recheck_s,
-        rules=role_rules.Rules(config.roles or (role_rules.TRY_OUT if try_out else {})),
         warnings=warnings,
     )
 

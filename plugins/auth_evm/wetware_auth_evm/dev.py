@@ -268,7 +268,7 @@ def _banner(kept: dict[str, Any], owner: bytes) -> str:
             f"  {ww} auth evm login",
             f"  {ww} whoami",
             f"  {ww} sub chat        and, in a third:  {ww} pub chat hello",
-            f"  {ww} auth evm grant publisher ADDRESS       and: revoke, list, status",
+            f"  {ww} auth evm grant member ADDRESS       and: revoke, list, status",
             "for more than a try-out: ww auth evm deploy, then [plugins.auth_evm] in ww.toml",
         )
     )

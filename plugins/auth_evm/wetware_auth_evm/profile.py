@@ -343,12 +343,12 @@ def roles_here(profile: Profile, config: Path | None) -> frozenset[str] | None:
     """
     from wetware.config import load
     from wetware_auth_evm.plugin import ww_register_config
-    from wetware_auth_evm.roles import RESERVED, TRY_OUT
+    from wetware_auth_evm.roles import RESERVED, STANDARD
 
     if not profile.dev and not profile.source.startswith(_SECTION):
         return None
     section: Any = load(path=config).plugin("auth_evm", ww_register_config())
-    return RESERVED.union(section.roles or (TRY_OUT if profile.dev else ()))
+    return RESERVED.union(section.roles or (STANDARD if profile.dev else ()))
 
 
 def _node_cluster(data_dir: Path | None) -> str:

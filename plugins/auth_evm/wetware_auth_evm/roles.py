@@ -22,6 +22,8 @@ NODE_ROLE: Final = "node"
 GUARDIAN_ROLE: Final = "guardian"
 RESERVED: Final = frozenset({NODE_ROLE, GUARDIAN_ROLE})
 """`node` is for peers, and `guardian` has its meaning in the contract."""
+STANDARD: Final = frozenset({"reader", "member", "admin"})
+"""What services propose for, and a try-out has where no roles are configured."""
 ROLES_MAX: Final = 256
 BIT_MAX: Final = 127
 _ROLE = re.compile(r"[A-Za-z][\w.-]{0,31}", re.ASCII)
@@ -32,22 +34,8 @@ _FIELDS: Final = ("services", "where", "bits")
 
 Services = Mapping[str, frozenset[str]]
 
-TRY_OUT: Final[Mapping[str, Mapping[str, Any]]] = {
-    "admin": {"services": {"*": ["*"]}},
-    "publisher": {
-        "services": {
-            "pubsub": ["PubSub.join", "Topic.publish", "Topic.info"],
-            "node": ["Node.status"],
-        }
-    },
-    "subscriber": {
-        "services": {
-            "pubsub": ["PubSub.join", "Topic.subscribe", "Topic.info", "Subscription.*"],
-            "node": ["Node.status"],
-        }
-    },
-}
-"""The roles of a try-out, where none are configured."""
+Config = Mapping[str, Mapping[str, Any]]
+"""`[plugins.auth_evm.roles]`, as TOML has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +73,7 @@ class Rules:
     Raises InvalidArgument that names the setting.
     """
 
-    def __init__(self, config: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, config: Config) -> None:
         if len(config) > ROLES_MAX:
             raise _bad("", f"{len(config)} roles; at most {ROLES_MAX}")
         self._rules = {name: _rule(name, table) for name, table in config.items()}
@@ -137,7 +125,7 @@ def base(name: str) -> str:
     return name.partition("/")[0]
 
 
-def check(config: Mapping[str, Mapping[str, Any]]) -> None:
+def check(config: Config) -> None:
     """Raise InvalidArgument for what is no configuration of roles."""
     Rules(config)
 
@@ -145,7 +133,7 @@ def check(config: Mapping[str, Mapping[str, Any]]) -> None:
 def _bad(where: str, what: str, hint: str = "") -> InvalidArgument:
     return InvalidArgument(
         f"{where}: {what}" if where else what,
-        hint=hint or 'e.g. services = { pubsub = ["*"] }; see docs/how-to/evm-real-chain.md',
+        hint=hint or 'e.g. services = { SERVICE = ["*"] }; see docs/how-to/evm-real-chain.md',
     )
 
 
@@ -174,7 +162,7 @@ def _rule(name: str, table: Mapping[str, Any]) -> Rule:
     for services in bits.values():
         every.update(services)
     if not every:
-        raise _bad(name, "gives nothing", f'write services = {{ pubsub = ["*"] }} in [{name}]')
+        raise _bad(name, "gives nothing", f'write services = {{ SERVICE = ["*"] }} in [{name}]')
     where = _where(f"{name}.where", table.get("where", []), every)
     return Rule(bits, where, sum(1 << bit for bit, services in bits.items() if services))
 

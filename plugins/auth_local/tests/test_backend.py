@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +51,10 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(
-    tmp_path: Path, policy: Path | None = None, join_document: bytes | None = None
+    tmp_path: Path,
+    policy: Path | None = None,
+    join_document: bytes | None = None,
+    proposals: Mapping[str, Any] | None = None,
 ) -> LocalBackend:
     data_dir = tmp_path / "data"
     data_dir.mkdir(exist_ok=True)
@@ -61,8 +65,18 @@ def make(
         clock=SystemClock(),
         overlay=FakeOverlay(),
         join_document=join_document,
+        proposals={} if proposals is None else proposals,
     )
     return LocalBackend(ctx)
+
+
+async def founded(tmp_path: Path, **given: Any) -> LocalBackend:
+    """A backend that has run: the first policy is on disk."""
+    backend = make(tmp_path, **given)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(backend.run)
+        tasks.cancel_scope.cancel()
+    return backend
 
 
 def operator(tmp_path: Path) -> Key:
@@ -83,8 +97,48 @@ async def test_first_start_then_the_same_again(tmp_path: Path) -> None:
     assert make(tmp_path).policy == first.policy
 
 
+PROPOSALS = {"box": {"member": frozenset({"Box.get"})}}
+
+
+async def test_the_first_run_founds_with_what_is_proposed(tmp_path: Path) -> None:
+    """Before it the services are not there; after it nothing that they propose is read."""
+    proposals: dict[str, Any] = {}
+    backend = make(tmp_path, proposals=proposals)
+    file = tmp_path / "data" / "policy.json"
+    assert not file.exists()
+    proposals |= PROPOSALS
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(backend.run)
+        assert Policy.open(file.read_bytes()) == backend.policy
+        assert (await backend.join_document()) == file.read_bytes()
+        member = backend.profile("member")
+        assert member.services == {"box": {"Box.get"}}
+        proposals |= {"box": {"member": frozenset({"*"})}, "new": PROPOSALS["box"]}
+        assert backend.profile("member") == member
+        tasks.cancel_scope.cancel()
+    # Nor does a start without the service, or with another proposal, change it.
+    for given in ({}, proposals):
+        again = await founded(tmp_path, proposals=given)
+        assert again.policy == backend.policy
+
+
+async def test_a_node_whose_first_policy_finds_no_room_founds_with_the_next_start(
+    small_disk: Any,
+) -> None:
+    backend = make(small_disk.path, proposals=PROPOSALS)
+    small_disk.fill()
+    with pytest.raises(ConfigError, match="cannot write the policy") as caught:
+        await backend.run(task_status=anyio.TASK_STATUS_IGNORED)
+    assert "free some disk space" in caught.value.hint
+    assert not (small_disk.path / "data" / "policy.json").exists()
+    small_disk.free()
+    again = await founded(small_disk.path, proposals=PROPOSALS)
+    assert again.policy.roles["member"] == {"box": {"Box.get"}}
+    assert again.policy.operator == backend.policy.operator
+
+
 async def test_a_start_on_a_full_disk(small_disk: Any) -> None:
-    first = make(small_disk.path)
+    first = await founded(small_disk.path)
     small_disk.fill()
     assert make(small_disk.path).policy == first.policy
 
@@ -305,7 +359,7 @@ async def test_another_operator_s_policy_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["gone", "older", "other"])
 async def test_a_lost_or_older_policy_file_stops_the_start(tmp_path: Path, loss: str) -> None:
-    backend = make(tmp_path)
+    backend = await founded(tmp_path)
     key = operator(tmp_path)
     file = tmp_path / "data" / "policy.json"
     first = file.read_bytes()
@@ -433,7 +487,7 @@ async def test_a_joining_node_adopts_the_cluster_s_policy(tmp_path: Path) -> Non
 async def test_a_join_document_that_does_not_fit_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is damaged"):
         make(tmp_path, join_document=b"{}")
-    make(tmp_path)
+    await founded(tmp_path)
     with pytest.raises(ConfigError, match="belongs to the cluster of"):
         make(tmp_path, join_document=Policy.first(ADA.peer_id).sign(ADA))
 

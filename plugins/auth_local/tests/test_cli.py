@@ -27,6 +27,8 @@ class Store:
 
     def __init__(self, policy: Policy, *others: Policy, kind: str = "fork") -> None:
         self.policy, self.others, self.kind = policy, others, kind
+        self.proposal: dict[str, frozenset[str]] = {}
+        self.how = ""
 
     async def call(self, method: str, **args: Any) -> dict[str, Any]:
         if method == "get":
@@ -76,7 +78,12 @@ def operate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         async def status() -> dict[str, str]:
             return {"auth": "acme", "users": "acme invites them"}
 
-        session = SimpleNamespace(auth_local=PolicyClient(store), services=services, status=status)
+        async def proposal(service: str) -> tuple[Any, str]:
+            return store.proposal, store.how
+
+        session = SimpleNamespace(
+            auth_local=PolicyClient(store), services=services, status=status, proposal=proposal
+        )
         monkeypatch.setattr(cli, "run_client", lambda work: asyncio.run(work(session)))
         app = typer.Typer()
         cli.mount(app)
@@ -222,3 +229,90 @@ def test_constraints_of_a_service_that_this_machine_lacks_are_said_to_be_uncheck
     done = operate(store, "role", "set", "r", "ledger", "--where", "book=a")
     assert done.exit_code == 0, done.output
     assert "constraints of ledger were not checked" in done.output
+
+
+PROPOSAL = {"reader": frozenset({"Blob.get"}), "member": frozenset({"*"})}
+
+
+def test_a_proposal_is_shown_asked_about_and_signed_once(operate: Any) -> None:
+    store = Store(FIRST)
+    store.proposal = PROPOSAL
+    asked = operate(store, "role", "accept", "blob")
+    assert "reader gets Blob.get of blob" in asked.output
+    assert "member gets * of blob" in asked.output
+    assert asked.exception.code == "invalid.unconfirmed"
+    assert store.policy is FIRST
+
+    done = operate(store, "role", "accept", "blob", "--yes")
+    assert done.exit_code == 0, done.output
+    assert store.policy.version == 2
+    assert store.policy.roles["member"] == {"blob": {"*"}}
+    assert store.policy.roles["reader"] == {"blob": {"Blob.get"}}
+    assert "version 2 is in force" in done.output
+
+    again = operate(store, "role", "accept", "blob")
+    assert again.exit_code == 0, again.output
+    assert "the roles have all that blob proposes" in again.output
+    assert store.policy.version == 2
+    added = json.loads(operate(store, "role", "accept", "blob", "--json").output)
+    assert added == {
+        "service": "blob",
+        "proposed": {"reader": ["Blob.get"], "member": ["*"]},
+        "added": {},
+        "version": 2,
+    }
+
+
+def test_what_is_signed_is_what_was_shown(operate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy may change while the operator reads: what they saw is added to that one."""
+    store = Store(FIRST)
+    store.proposal = PROPOSAL
+
+    def confirm(question: str, *, yes: bool) -> None:
+        assert question == "Sign that into the policy, as version 2?"
+        store.policy = FIRST.next(roles={**FIRST.roles, "own": {"sync": frozenset({"*"})}})
+        store.proposal = {"admin": frozenset({"*"}), "member": frozenset({"Blob.destroy"})}
+
+    monkeypatch.setattr(cli, "confirm", confirm)
+    assert operate(store, "role", "accept", "blob").exit_code == 0
+    assert store.policy.version == 3
+    assert store.policy.roles["own"] == {"sync": {"*"}}
+    assert store.policy.roles["member"] == {"blob": {"*"}}
+
+
+def test_a_service_that_proposes_nothing(operate: Any) -> None:
+    done = operate(Store(FIRST), "role", "accept", "blob")
+    assert done.exit_code == 0, done.output
+    assert "ww role set ROLE blob" in done.output
+
+
+@pytest.mark.parametrize(
+    ("service", "proposal", "says"),
+    [
+        ("blob", {"operator": frozenset({"*"})}, "proposes something for operator"),
+        ("*", PROPOSAL, "do not trust this node"),
+        ("blob", {"member": frozenset({"\x1b[2J"})}, "is not a method pattern"),
+    ],
+)
+def test_a_node_that_lies_about_a_proposal(
+    operate: Any, service: str, proposal: dict[str, frozenset[str]], says: str
+) -> None:
+    store = Store(FIRST)
+    store.proposal = proposal
+    done = operate(store, "role", "accept", service, "--yes")
+    assert says in f"{done.exception} {getattr(done.exception, 'hint', '')}"
+    assert "\x1b" not in done.output
+    assert store.policy is FIRST
+
+
+def test_where_roles_are_in_the_nodes_configuration(operate: Any) -> None:
+    """What to write is printed, and no policy is asked for."""
+    store = Elsewhere(FIRST)
+    store.proposal, store.how = PROPOSAL, "[roles.member]\nblob = 1\n"
+    done = operate(store, "role", "accept", "blob")
+    assert (done.exit_code, done.output) == (0, store.how)
+    printed = json.loads(operate(store, "role", "accept", "blob", "--json").output)
+    assert printed["write"] == store.how
+    store.how = ""
+    unknown = operate(store, "role", "accept", "blob")
+    assert unknown.exception.hint == "acme invites them"

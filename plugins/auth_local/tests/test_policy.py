@@ -42,6 +42,52 @@ def test_first_document_is_the_same_on_every_node() -> None:
     assert one.digest == two.digest
 
 
+PROPOSALS = {
+    "box": {"reader": frozenset({"Box.get"}), "member": frozenset({"Box.*", "Box.Item.read"})},
+    "log": {"admin": frozenset({"*"})},
+}
+
+
+def test_the_first_document_has_what_the_services_propose() -> None:
+    assert Policy.first(OPERATOR.peer_id).roles == {
+        "admin": {"*": {"*"}},
+        "member": {},
+        "reader": {},
+    }
+    first = Policy.first(OPERATOR.peer_id, PROPOSALS)
+    assert first.roles == {
+        "admin": {"*": {"*"}},  # which has all of it already
+        "member": {"box": {"Box.*", "Box.Item.read"}},
+        "reader": {"box": {"Box.get"}},
+    }
+    assert Policy.open(first.sign(OPERATOR)) == first
+
+
+def test_a_proposal_is_added_to_what_the_roles_have() -> None:
+    before = Policy.first(OPERATOR.peer_id).next(
+        roles={
+            "admin": {"*": frozenset({"*"})},
+            "member": {"box": frozenset({"Box.get"}), "pubsub": frozenset({"*"})},
+            "own": {"box": frozenset({"Box.get"})},
+        },
+        where={"member": {"box": ("key=a",)}},
+    )
+    after = before.accept("box", PROPOSALS["box"])
+    assert after.roles == {
+        "admin": {"*": {"*"}},
+        "member": {"box": {"Box.get", "Box.*", "Box.Item.read"}, "pubsub": {"*"}},
+        "own": {"box": {"Box.get"}},
+        "reader": {"box": {"Box.get"}},  # made anew
+    }
+    assert after.where == before.where
+    assert (after.version, after.descends_from(before)) == (before.version + 1, True)
+    assert narrowed_roles(before, after) == frozenset(), "nobody's session ends with it"
+    assert after.accept("box", PROPOSALS["box"]) is after
+    assert after.accept("log", PROPOSALS["log"]) is after
+    with pytest.raises(InvalidArgument, match="is not a method pattern"):
+        before.accept("box", {"member": frozenset({"Box.get\x1b"})})
+
+
 def test_only_the_operator_signs() -> None:
     with pytest.raises(PolicySignature, match="only the operator"):
         policy().sign(ADA)

@@ -163,6 +163,7 @@ async def node_at(
             clock=clock,
             overlay=FakeOverlay(host=host),
             join_document=policy.sign(OPERATOR) if joined else None,
+            proposals={},
         )
         backend = LocalBackend(ctx)
         running = Started()

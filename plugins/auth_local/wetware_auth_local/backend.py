@@ -25,8 +25,14 @@ import anyio
 
 from wetware import paths, rpc
 from wetware.client import KeyChoice
-from wetware.disk import Reserve
-from wetware.errors import ConfigError, KeyFileError, NotFound, WetwareError
+from wetware.disk import Reserve, remedy
+from wetware.errors import (
+    ConfigError,
+    InvalidArgument,
+    KeyFileError,
+    NotFound,
+    WetwareError,
+)
 from wetware.finding import Finding
 from wetware.hookspecs import (
     Accept,
@@ -104,7 +110,9 @@ class LocalBackend:
         self._unsure = self._reserve.marked
         self._puts: set[asyncio.Task[tuple[Policy, int]]] = set()
         self._lock = asyncio.Lock()
-        joined = getattr(ctx, "join_document", None)
+        self._proposals = ctx.proposals
+        self._founder: Key | None = None
+        joined = ctx.join_document
         self.contact = Contact(
             ctx.data_dir / CONTACT_FILE,
             clock=ctx.clock,
@@ -142,12 +150,10 @@ class LocalBackend:
                 signed, _ = given
                 self._adopt_first(signed, joined=joined is not None)
                 return signed
-            key, path = _operator_key()
-            policy = Policy.first(key.peer_id)
-            signed = Signed.open(policy.sign(key))
-            self._save(signed)
-            self._log.info("policy.created", operator=key.peer_id, key=path)
-            return signed
+            # On disk once it says what the services propose: not before they are there.
+            self._founder, path = _operator_key()
+            self._log.info("policy.created", operator=self._founder.peer_id, key=path)
+            return Signed.open(Policy.first(self._founder.peer_id).sign(self._founder))
         mine = _open(_read(self._file), self._file, "restore it from a backup, or another node")
         if given is not None:
             wanted, source = given
@@ -189,6 +195,23 @@ class LocalBackend:
                 hint="remove `policy` from [plugins.auth_local]",
             )
         return max(found, key=lambda each: each[0].version)
+
+    def _found(self, key: Key) -> None:
+        """Sign and keep the cluster's first policy: the roles have what the services propose.
+
+        Raises ConfigError.
+        """
+        try:
+            first = Signed.open(Policy.first(key.peer_id, self._proposals).sign(key))
+            self._save(first)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot write the policy {self._file}: {exc.strerror}", hint=remedy(exc)
+            ) from exc
+        except InvalidArgument as exc:
+            raise ConfigError(f"no policy can be made: {exc.message}", hint=exc.hint) from exc
+        self._in_force = self._newest = first
+        self._founder = None
 
     def _adopt_first(self, signed: Signed, *, joined: bool) -> None:
         if joined:
@@ -241,6 +264,7 @@ class LocalBackend:
         return await self._carry_out(new, by_operator=True)
 
     async def _carry_out(self, new: Signed, *, by_operator: bool = False) -> tuple[Policy, int]:
+        self._founder = None  # there is a later policy
         task = asyncio.create_task(self._replace(new, by_operator), name="policy")
         self._puts.add(task)
         task.add_done_callback(self._put_done)
@@ -371,8 +395,10 @@ class LocalBackend:
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Keep the policy in step with the cluster's; at the end, finish changes under way.
 
-        Decisions are taken from memory.
+        Decisions are taken from memory. Raises ConfigError where the first policy cannot be kept.
         """
+        if self._founder is not None:
+            self._found(self._founder)
         try:
             await self.spread.run(task_status=task_status)
         finally:

@@ -13,6 +13,7 @@ import typer
 
 from wetware.cli.app import (
     ask_passphrase,
+    confirm,
     examples,
     note,
     options,
@@ -52,7 +53,7 @@ def mount(app: typer.Typer) -> None:
     section = "You, and other users"
     shown = examples("ww user add ada --key 12D3Koo… --role member", "ww user list")
     app.add_typer(user_app, name="user", rich_help_panel=section, epilog=shown)
-    shown = examples("ww role set reader pubsub", "ww role list")
+    shown = examples("ww role accept pubsub", "ww role set chatter pubsub", "ww role list")
     app.add_typer(role_app, name="role", rich_help_panel=section, epilog=shown)
     shown = examples("ww policy show", "ww policy status")
     app.add_typer(policy_app, name="policy", rich_help_panel=section, epilog=shown)
@@ -284,7 +285,7 @@ def role_set(
     ] = False,
     operator_key: OperatorKey = None,
 ) -> None:
-    """Make or replace a role, e.g. `ww role set reader pubsub=PubSub.join,Topic.subscribe`.
+    """Make or replace a role, e.g. `ww role set chatter pubsub=PubSub.join,Topic.publish`.
 
     Its constraints stay, unless --where or --no-where is given, or the service they are on is not
     named. `ww services NAME --describe` shows what can be constrained.
@@ -367,6 +368,60 @@ def _say_unchecked(services: list[str]) -> None:
             f"constraints of {', '.join(services)} were not checked: this machine has no client "
             "for it; a node denies what it cannot judge"
         )
+
+
+@role_app.command("accept")
+def role_accept(
+    service: str,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+    operator_key: OperatorKey = None,
+) -> None:
+    """Give the roles reader, member and admin what a service of the node proposes for them.
+
+    Until then a service that was installed after the cluster was founded is for admins alone.
+    What is proposed is shown and asked about; what a role has already it keeps. Where the roles are
+    in each node's configuration, prints what to write there.
+    """
+    from wetware.errors import InvalidArgument
+    from wetware_auth_local.policy import ADMIN, MEMBER, READER
+
+    async def ask(session: Session) -> tuple[dict[str, frozenset[str]], str, Policy | None]:
+        proposal, how = await session.proposal(service)
+        policy: Policy | None = None if how else await session.auth_local.get()
+        return proposal, how, policy
+
+    proposal, how, policy = _run(ask)
+    shown = {role: sorted(patterns) for role, patterns in proposal.items()}
+    if policy is None:
+        if json:
+            out_json({"service": service, "proposed": shown, "write": how})
+        else:
+            out(how.rstrip())
+        return
+    if service == "*" or not {READER, MEMBER, ADMIN}.issuperset(proposal):
+        raise InvalidArgument(
+            f"the node says that {service} proposes something for {', '.join(sorted(proposal))}",
+            hint="services propose for reader, member and admin alone: do not trust this node",
+        )
+    changed, lacking = policy.accept(service, proposal), policy.lacking(service, proposal)
+    if lacking:
+        for role, patterns in sorted(lacking.items()):
+            note(f"{role} gets {' '.join(sorted(patterns))} of {service}")
+        confirm(f"Sign that into the policy, as version {changed.version}?", yes=yes)
+        changed, _ = _change(lambda now: now.accept(service, lacking), operator_key)
+    if json:
+        added = {role: sorted(patterns) for role, patterns in lacking.items()}
+        out_json(
+            {"service": service, "proposed": shown, "added": added, "version": changed.version}
+        )
+    elif lacking:
+        _report(changed, 0)
+        note("sessions that are open now have it once they log in again")
+    elif proposal:
+        note(f"the roles have all that {service} proposes")
+    else:
+        note(f"{service} proposes nothing: `ww role set ROLE {service}` grants it")
 
 
 @role_app.command("remove")

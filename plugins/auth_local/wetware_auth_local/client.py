@@ -51,7 +51,8 @@ class PolicyClient:
     async def change(self, key: Key, change: Callable[[Policy], Policy]) -> tuple[Policy, int]:
         """Read, change, sign with the operator's key, replace.
 
-        Returns the new policy and how many (user, role) pairs it withdrew. Raises StalePolicy or
+        Returns the new policy and how many (user, role) pairs it withdrew. Where `change` returns
+        the policy that it was given, nothing is signed. Raises StalePolicy or
         ForkedPolicy if this operator has seen a later or another policy than this node has: a node
         that is stale, or lies, must not make an operator sign on top of what was withdrawn. Raises
         ForkedPolicy, too, if somebody else changed it meanwhile, PolicySignature if `key` is not
@@ -59,7 +60,8 @@ class PolicyClient:
         """
         policy = await self.get()
         self._seen.check(policy)
-        new = change(policy)
+        if (new := change(policy)) is policy:
+            return policy, 0
         unchecked_constraints(policy, new)
         _, withdrawn = await self.put(new.sign(key))
         self._seen.remember(new)

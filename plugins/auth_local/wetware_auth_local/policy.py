@@ -35,10 +35,10 @@ SUPERSEDED_MAX = 256
 """Digests of branches that were given up: two whole histories, 17 KB."""
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
-PATTERN = re.compile(r"(\*|[A-Za-z]\w{0,63}\.(\*|[a-z]\w{0,63}))\Z")
+PATTERN = re.compile(r"(\*|[A-Za-z][\w.]{0,190}\.(\*|[a-z]\w{0,63}))\Z")
 SERVICE = re.compile(r"(\*|[a-z]\w{0,63})\Z")
 
-ADMIN, MEMBER = "admin", "member"
+ADMIN, MEMBER, READER = "admin", "member", "reader"
 WHERE = "where"
 """In a role's table: service → constraints. A table, so that it is no service of that name."""
 
@@ -137,26 +137,22 @@ class Policy:
     where: Wheres = field(default_factory=dict)
 
     @classmethod
-    def first(cls, operator: PeerId) -> Policy:
-        """The policy of a new cluster: its operator is its only user, and its admin."""
-        return cls(
+    def first(
+        cls, operator: PeerId, proposals: Mapping[str, Mapping[str, frozenset[str]]] | None = None
+    ) -> Policy:
+        """The policy of a new cluster: its operator is its only user, and its admin.
+
+        The standard roles get what each service (name → role → patterns) proposes for them.
+        """
+        policy = cls(
             version=1,
             operator=operator,
             users={"operator": User(operator, frozenset({ADMIN}))},
-            roles={
-                ADMIN: {"*": frozenset({"*"})},
-                MEMBER: {
-                    "pubsub": frozenset({"*"}),
-                    # The core's service; inviting and evicting are for operators. What `watch` and
-                    # `tunnel` return is of use only with its own methods.
-                    "cluster": frozenset(
-                        {"Cluster.list", "Cluster.watch", "Cluster.ping", "Cluster.tunnel"}
-                        | {"Subscription.*", "ByteStream.*"}
-                    ),
-                    "node": frozenset({"Node.status"}),
-                },
-            },
+            roles={ADMIN: {"*": frozenset({"*"})}, MEMBER: {}, READER: {}},
         )
+        for service, proposal in (proposals or {}).items():
+            policy = replace(policy, roles=policy._with(service, proposal))
+        return policy
 
     # --- questions --------------------------------------------------------------------------------
 
@@ -203,6 +199,36 @@ class Policy:
         return self.replaces(older.version, older.digest)
 
     # --- changes ----------------------------------------------------------------------------------
+
+    def accept(self, service: str, proposal: Mapping[str, frozenset[str]]) -> Policy:
+        """The next version, in which roles have what a service proposes for them, too.
+
+        A role that is not there is made. Returns this version where nothing is lacking; raises
+        InvalidArgument.
+        """
+        if not self.lacking(service, proposal):
+            return self
+        return self.next(roles=self._with(service, proposal))
+
+    def lacking(
+        self, service: str, proposal: Mapping[str, frozenset[str]]
+    ) -> dict[str, frozenset[str]]:
+        """Role → patterns of a service that are proposed for it, and that it does not have."""
+        from wetware.broker.grants import pattern_within  # not in every client's start
+
+        found = {}
+        for role, patterns in proposal.items():
+            have = RoleProfile(self.roles.get(role, {})).patterns(service)
+            if new := frozenset(p for p in patterns if not pattern_within(p, have)):
+                found[role] = new
+        return found
+
+    def _with(self, service: str, proposal: Mapping[str, frozenset[str]]) -> Roles:
+        roles = {role: dict(services) for role, services in self.roles.items()}
+        for role, new in self.lacking(service, proposal).items():
+            services = roles.setdefault(role, {})
+            services[service] = services.get(service, frozenset()) | new
+        return roles
 
     def next(
         self,

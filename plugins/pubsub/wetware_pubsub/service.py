@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
@@ -56,6 +57,12 @@ class PubSubService(Service):
 
     name = "pubsub"
     interface = SCHEMA.PubSub
+    roles = MappingProxyType(
+        {
+            "reader": frozenset({"PubSub.join", "Topic.subscribe", "Topic.info", "Subscription.*"}),
+            "member": frozenset({"*"}),
+        }
+    )
 
     def __init__(self, ctx: PluginContext, *, rng: random.Random | None = None) -> None:
         self.config: PubSubConfig = ctx.config

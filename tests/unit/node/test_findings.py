@@ -124,6 +124,7 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
             )
         ),
         lag=LagMeter(),
+        broker=SimpleNamespace(ungranted=list),
         audit=SimpleNamespace(recorder=SimpleNamespace(name="audit", findings=list), failed=""),
         tree=SimpleNamespace(
             grants={},
@@ -410,3 +411,11 @@ async def test_a_service_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     found = await check_node(node)
     assert only(found, "box").text == "it is full"
     assert "could not be judged: ValueError: boom" in only(found, "service bad").text
+
+
+def test_services_that_nobody_has_accepted() -> None:
+    (found,) = grants.roles(["blob"])
+    assert levels([found]) == ["warning"]
+    assert found.text == "blob is installed, not granted to members yet"
+    assert found.remedy == "`ww role accept blob`"
+    assert grants.roles([]) == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -77,6 +78,18 @@ class ClusterService(Service):
 
     name = "cluster"
     interface = CORE.Cluster
+    # Inviting and evicting are for operators.
+    roles = MappingProxyType(
+        {
+            "reader": frozenset(
+                {"Cluster.list", "Cluster.watch", "Cluster.ping", "Subscription.*"}
+            ),
+            "member": frozenset(
+                {"Cluster.list", "Cluster.watch", "Cluster.ping", "Cluster.tunnel"}
+                | {"Subscription.*", "ByteStream.*"}
+            ),
+        }
+    )
     ending = frozenset(
         {f"Cluster.{name}" for name in ("list", "tickets", "revoke_ticket", "evict", "check")}
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from wetware import rpc
@@ -11,6 +12,7 @@ from wetware.log import get_logger
 from wetware.protocol import CORE
 
 if TYPE_CHECKING:
+    from wetware.broker.proposals import Proposal
     from wetware.identity import Principal
 
 log = get_logger("node")
@@ -39,6 +41,12 @@ class NodeServant(rpc.Servant, interface=CORE.Node):
         """The machine's clock is right: an operator has looked at it."""
         await self._service.trust_clock(self._principal)
 
+    async def proposal(self, service: str) -> dict[str, object]:
+        """What a service proposes for the standard roles."""
+        proposal, how = self._service.proposal(service)
+        roles = [{"role": role, "methods": sorted(each)} for role, each in proposal.items()]
+        return {"roles": roles, "how": how}
+
 
 class NodeService(Service):
     """The service `node`.
@@ -47,10 +55,12 @@ class NodeService(Service):
         status: Gives the struct NodeStatus of core.capnp, with what is for operators or without.
         restart_overlay: Ends the libp2p guest, which starts again.
         trust_clock: The machine's clock is right, says a principal.
+        proposal: What a service proposes, and how that is accepted.
     """
 
     name = "node"
     interface = CORE.Node
+    roles = MappingProxyType(dict.fromkeys(("reader", "member"), frozenset({"Node.status"})))
     ending = frozenset({"Node.status"})
 
     def __init__(
@@ -59,9 +69,10 @@ class NodeService(Service):
         status: Callable[[bool], dict[str, object]],
         restart_overlay: Callable[[], None],
         trust_clock: Callable[[Principal], Awaitable[None]],
+        proposal: Callable[[str], tuple[Proposal, str]],
     ) -> None:
         self.status, self.restart_overlay = status, restart_overlay
-        self.trust_clock = trust_clock
+        self.trust_clock, self.proposal = trust_clock, proposal
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         """A Node for one session."""

@@ -234,9 +234,9 @@ def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path, engine: str, nu
         assert status["state"]["owner"] == own
         granted = home.ww("auth", "evm", "grant", "chatter", ADDRESS, check=True)
         assert "warning: the node here does not know the role 'chatter'" in granted.stderr
-        near = home.ww("auth", "evm", "grant", "publishr", ADDRESS, "--calldata", check=True)
-        assert "It knows admin, publisher, subscriber; did you mean publisher?" in near.stderr
-        known = home.ww("auth", "evm", "grant", "publisher", ADDRESS, "--calldata", check=True)
+        near = home.ww("auth", "evm", "grant", "memba", ADDRESS, "--calldata", check=True)
+        assert "It knows admin, member, reader; did you mean member?" in near.stderr
+        known = home.ww("auth", "evm", "grant", "member", ADDRESS, "--calldata", check=True)
         assert known.stderr == ""
         assert granted.stderr.splitlines()[-1] == "final"
         refused = home.ww("auth", "evm", "revoke", "other", ADDRESS)

@@ -28,7 +28,7 @@ def test_status_dev_and_profile_beside_a_node(tmp_path: Path) -> None:
         cluster = node.info["cluster"]
         assert json.loads(node.ww("whoami", "--json", check=True).stdout)["cluster"] == cluster
 
-        granted = node.ww("auth", "evm", "grant", "publisher", "0x" + "12" * 20, "--json")
+        granted = node.ww("auth", "evm", "grant", "member", "0x" + "12" * 20, "--json")
         seq = json.loads(granted.stdout)["events"][0]["seq"]
 
         def replica() -> bool:

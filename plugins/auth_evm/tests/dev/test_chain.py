@@ -110,7 +110,7 @@ def test_the_first_start_deploys_and_makes_the_user_its_owner(
     assert (chain.engine, chain.chain_id, chain.owner) == (engine, CHAIN_ID, wallet.address)
     assert int(call(_port(chain), "eth_chainId"), 16) == CHAIN_ID
     assert _rights(chain, "admin", wallet.address), "the owner has no role"
-    assert not _rights(chain, "publisher", wallet.address)
+    assert not _rights(chain, "member", wallet.address)
     kept = json.loads((tmp_path / "plugin/dev.json").read_text())
     assert bytes.fromhex(kept["contract"][2:]) == chain.contract
     assert bytes.fromhex(kept["owner"][2:]) == wallet.address
@@ -127,7 +127,7 @@ def test_the_first_start_deploys_and_makes_the_user_its_owner(
 def test_a_restart_has_the_same_contract_blocks_and_port(engine: str, starter: Starter) -> None:
     first = starter()
     wallet = wallets.load("default")
-    _grant(first, wallet, "publisher", bytes(19) + b"\1")
+    _grant(first, wallet, "member", bytes(19) + b"\1")
     blocks, port = _blocks(first), _port(first)
     first.close()
     assert not _listening(port)
@@ -140,7 +140,7 @@ def test_a_restart_has_the_same_contract_blocks_and_port(engine: str, starter: S
         first.url,
     )
     assert _seq(again) == 3, "the deployment, the owner's role, and the grant: nothing twice"
-    _grant(again, wallet, "publisher", bytes(19) + b"\2")
+    _grant(again, wallet, "member", bytes(19) + b"\2")
     assert _blocks(again)[: len(blocks)] == blocks
 
 
@@ -155,7 +155,7 @@ def test_many_restarts_have_the_same_first_block(engine: str, starter: Starter) 
         wait_for(lambda now=second: int(time.time()) > now, "another second", within_s=3)
         chain = starter()
         assert _blocks(chain) == blocks
-        _grant(chain, wallet, "publisher", bytes(19) + bytes([number + 1]))
+        _grant(chain, wallet, "member", bytes(19) + bytes([number + 1]))
         blocks = _blocks(chain)
 
 
@@ -185,10 +185,10 @@ def test_gas_costs_nothing(engine: str, starter: Starter) -> None:
     chain = starter()
     owner, poor = wallets.load("default"), Wallet.from_secret(b"\7" * 32)
     assert int(call(_port(chain), "eth_getBalance", "0x" + poor.address.hex(), "latest"), 16) == 0
-    _grant(chain, owner, "publisher", poor.address)
-    data = abi.calldata("renounceAll", role_id("default"), role_id("publisher"))
+    _grant(chain, owner, "member", poor.address)
+    data = abi.calldata("renounceAll", role_id("default"), role_id("member"))
     dev._send(_port(chain), poor, chain.contract, data, 300_000)
-    assert not _rights(chain, "publisher", poor.address)
+    assert not _rights(chain, "member", poor.address)
     assert call(_port(chain), "eth_gasPrice") == "0x0"
     newest = call(_port(chain), "eth_getBlockByNumber", "latest", False)
     assert newest["baseFeePerGas"] == "0x0"
@@ -199,7 +199,7 @@ def test_state_by_block_hash(engine: str, starter: Starter) -> None:
     chain = starter()
     wallet = wallets.load("default")
     for number in range(1, 4):
-        _grant(chain, wallet, "publisher", bytes(19) + bytes([number]))
+        _grant(chain, wallet, "member", bytes(19) + bytes([number]))
     blocks = _blocks(chain)
     assert [_seq(chain, {"blockHash": h}) for h in blocks[1:]] == [1, 2, 3, 4, 5]
     with pytest.raises(RpcFailed):
@@ -219,7 +219,7 @@ def test_the_logs_are_those_of_the_contract(engine: str, starter: Starter) -> No
     from wetware_auth_evm.replica import read_logs
 
     chain = starter()
-    _grant(chain, wallets.load("default"), "publisher", bytes(19) + b"\1")
+    _grant(chain, wallets.load("default"), "member", bytes(19) + b"\1")
     asked = {"address": "0x" + chain.contract.hex(), "fromBlock": "0x0", "toBlock": "latest"}
     events = read_logs(call(_port(chain), "eth_getLogs", asked), chain.contract)
     assert [e.name for e in events] == ["OwnerChanged", "Granted", "Granted"]

@@ -17,7 +17,7 @@ from wetware.config import check_schema, describe
 from wetware.errors import EXIT_CONFIG, ConfigError, InvalidArgument
 from wetware.hookspecs import RoleProfile
 from wetware_auth_evm.config import AuthEvmConfig, Public, resolve, resolve_try_out
-from wetware_auth_evm.roles import TRY_OUT, Rules, base
+from wetware_auth_evm.roles import Rules, base
 
 CONTRACT = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
 THREE = ("https://a.example/k1", "https://b.example", "https://c.example:8545/x")
@@ -63,7 +63,6 @@ def test_a_good_one() -> None:
     assert found.public == Public(1, bytes.fromhex(CONTRACT[2:]), "default")
     assert found.scope_id == b"default".ljust(32, b"\0")
     assert (found.session_s_max, found.wallet_gas_max) == (86_400, 500_000)
-    assert len(found.rules) == 0  # nobody may do anything until roles are configured
     assert "k1" not in repr(found)  # an endpoint may hold a key
 
 
@@ -134,25 +133,14 @@ def test_the_dev_profile_is_for_this_machine() -> None:
     found = resolve(local)
     assert found.finality.kind == "latest"
     assert found.bounds.tip_age_s_max is None
-    assert len(found.rules) == 0  # the try-out's roles are the try-out's
     assert found.warnings
 
 
-def test_a_try_out_has_roles_of_its_own() -> None:
+def test_a_try_out_believes_its_own_chain() -> None:
     public = Public(31337, bytes(20), "default", b"g" * 32, 1)
     found = resolve_try_out(AuthEvmConfig(), public, "http://127.0.0.1:8545")
     assert found.quorum == 1
     assert found.warnings == ()
-    assert "admin" in found.rules
-    assert found.rules.profile("publisher").patterns("pubsub") == {
-        "PubSub.join", "Topic.publish", "Topic.info"
-    }  # fmt: skip
-    assert found.rules.profile("admin").services == {"*": frozenset({"*"})}
-    own = AuthEvmConfig(roles={"chatter": {"services": {"pubsub": ["*"]}}})
-    rules = resolve_try_out(own, public, "http://127.0.0.1:8545").rules
-    assert "chatter" in rules
-    assert "admin" not in rules
-    assert set(TRY_OUT) == {"admin", "publisher", "subscriber"}
 
 
 # --- joining ---
