@@ -78,7 +78,7 @@ def test_a_damaged_policy_stops_the_start(home: Home) -> None:
             69,
             "127.0.0.1",
         ),
-        (["--key", "nobody", "whoami"], 78, "ww key new"),
+        (["--key", "nobody", "whoami"], 78, " key new"),
         (["pub", "bad topic\n", "x"], 2, "topic"),
         (["nonsense"], 2, "nonsense"),
     ],
