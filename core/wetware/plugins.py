@@ -923,7 +923,7 @@ class Plugins:
             return None
         if name not in self._taken:
             raise self._no_recorder()
-        judge, given = partial(_judge_recorder, name), {"sign": sign_as(name), "copy": self.audit}
+        judge, given = partial(judge_recorder, name), {"sign": sign_as(name), "copy": self.audit}
         return self._make("audit", name, "recorder", judge, ctx_for, **given)
 
     def _make(
@@ -1208,7 +1208,8 @@ def judge_auth(name: str, made: Any) -> AuthBackend:
     return backend
 
 
-def _judge_recorder(name: str, made: Any) -> Recorder:
+def judge_recorder(name: str, made: Any) -> Recorder:
+    """What `ww_register_recorder` returned, if it is the recorder `name`; raises PluginError."""
     methods = ("run", "admit", "report", "written", "findings")
     if why := _lacks(made, methods, ("name", "services")):
         raise PluginError(f"returned no recorder: {why}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import time
 from collections.abc import Callable
@@ -13,10 +14,10 @@ from typing import Any
 import pytest
 
 from wetware import rpc
-from wetware.errors import InvalidArgument, PluginError
+from wetware.errors import InvalidArgument, PluginError, Unrecorded
 from wetware.hookspecs import Accept, NotMine, Reject, RoleProfile, Service, Withdrawn
 from wetware.identity import Challenge, Key, LoginStatus, PeerId, Principal, Proof, verify
-from wetware.testing import AuthConformance, ServiceConformance, run_watched
+from wetware.testing import AuthConformance, RecorderConformance, ServiceConformance, run_watched
 
 SCHEMA = rpc.load(Path(__file__).with_name("planted.capnp"))
 
@@ -608,6 +609,162 @@ BAD_BACKENDS: dict[str, tuple[Any, set[str], str]] = {
 @pytest.mark.parametrize("defect", BAD_BACKENDS)
 def test_a_backend_with_a_defect_fails(defect: str) -> None:
     suite, checks, says = BAD_BACKENDS[defect]
+    found = failing(suite)
+    assert set(found) == checks, found
+    assert any(re.search(says, text) for text in found.values()), found
+
+
+# --- recorders ------------------------------------------------------------------------------------
+
+
+class LinesRecorder:
+    """What the contract asks for."""
+
+    name, services, ended = "lines", (), False
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.tasks: set[Any] = set()
+
+    async def run(self, *, task_status: Any) -> None:
+        try:
+            task_status.started()
+            await asyncio.Event().wait()
+        finally:
+            self.ended = True
+
+    async def admit(self, record: Any) -> None:
+        if self.ended:
+            raise Unrecorded("it has ended")
+        self.report(record, ending=False)
+
+    def report(self, record: Any, *, ending: bool) -> None:
+        with self.file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    async def written(self) -> None:
+        pass
+
+    def findings(self) -> Any:
+        return ()
+
+
+class LinesConformance(RecorderConformance):
+    recorder: type = LinesRecorder
+
+    def make(self, ctx: Any, sign: Any, copy: Any) -> Any:
+        return self.recorder(ctx.data_dir / "lines")
+
+    def recorded(self, data_dir: Path) -> Any:
+        file = data_dir / "lines"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+class TestLines(LinesConformance):
+    """Collected by pytest, as in a plugin's tests."""
+
+
+def unfit(hangs: bool = False, **methods: Any) -> Any:
+    """The suite for a recorder like the good one, with other methods."""
+
+    class Suite(LinesConformance):
+        limit_s, blocked_s = HANGS_S if hangs else 20.0, 0.4
+        recorder = type("Unfit", (LinesRecorder,), methods)
+
+    return Suite()
+
+
+async def _admit_raises(self: Any, record: Any) -> None:
+    raise ValueError("boom")
+
+
+async def _admit_hangs(self: Any, record: Any) -> None:
+    await asyncio.Event().wait()
+
+
+async def _admit_writes_nothing(self: Any, record: Any) -> None:
+    pass
+
+
+async def _admit_writes_later(self: Any, record: Any) -> None:
+    asyncio.get_running_loop().call_later(0.01, lambda: self.report(record, ending=False))
+
+
+async def _admit_goes_on(self: Any, record: Any) -> None:
+    if not self.ended:
+        self.report(record, ending=False)
+
+
+async def _admit_leaks(self: Any, record: Any) -> None:
+    self.tasks.add(asyncio.create_task(asyncio.Event().wait()))
+    await LinesRecorder.admit(self, record)
+
+
+def _report_blocks(self: Any, record: Any, *, ending: bool) -> None:
+    time.sleep(3600)
+
+
+def _report_forgets(self: Any, record: Any, *, ending: bool) -> None:
+    if ending:
+        LinesRecorder.report(self, record, ending=ending)
+
+
+async def _written_hangs(self: Any) -> None:
+    await asyncio.Event().wait()
+
+
+async def _run_starts_anew(self: Any, *, task_status: Any) -> None:
+    self.file.write_text("")
+    await LinesRecorder.run(self, task_status=task_status)
+
+
+ADMITS, REPORTS = "what_is_admitted_is_on_record", "what_is_reported_is_on_record_once_written"
+ENDED = "it_admits_nothing_once_it_has_ended"
+RECORDS = {"it_is_declared", "it_starts_and_stops", ADMITS, REPORTS, ENDED}
+
+UNFIT_RECORDERS: dict[str, tuple[Any, set[str], str]] = {
+    "raises when started": (unfit(run=_raises_at_once), RECORDS, "run.. raises ValueError"),
+    "ignores cancellation": (
+        unfit(hangs=True, run=_ignores_cancellation),
+        {*RECORDS, "it_stops_while_it_starts"},
+        "was cancelled, hangs",
+    ),
+    "raises": (unfit(admit=_admit_raises), {ADMITS}, "admit.. raises ValueError"),
+    "hangs": (unfit(hangs=True, admit=_admit_hangs), {ADMITS, ENDED}, "admit.. hangs"),
+    "admits what it does not record": (
+        unfit(admit=_admit_writes_nothing),
+        {ADMITS, ENDED},
+        "gives too much: it admits what it does not record",
+    ),
+    "admits before it is on record": (
+        unfit(admit=_admit_writes_later),
+        {ADMITS, ENDED},
+        "admit.. returned, and test.0 is not there",
+    ),
+    "admits when it has ended": (unfit(admit=_admit_goes_on), {ENDED}, "gives too much"),
+    "leaks a task": (unfit(hangs=True, admit=_admit_leaks), {ADMITS, ENDED}, "tasks behind"),
+    "blocks the loop": (
+        unfit(report=_report_blocks),
+        {ADMITS, REPORTS},
+        "blocks the event loop: _report_blocks",
+    ),
+    "forgets what took effect": (
+        unfit(report=_report_forgets),
+        {ADMITS, REPORTS},
+        "what was reported is not there",
+    ),
+    "never says that it is written": (
+        unfit(hangs=True, written=_written_hangs),
+        {REPORTS},
+        "written.. hangs",
+    ),
+    "loses all at a restart": (unfit(run=_run_starts_anew), {ADMITS}, "a restart loses"),
+}
+
+
+@pytest.mark.parametrize("defect", UNFIT_RECORDERS)
+def test_a_recorder_with_a_defect_fails(defect: str) -> None:
+    suite, checks, says = UNFIT_RECORDERS[defect]
     found = failing(suite)
     assert set(found) == checks, found
     assert any(re.search(says, text) for text in found.values()), found

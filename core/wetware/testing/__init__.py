@@ -1,13 +1,19 @@
 """What tests of wetware and of its plugins are made of.
 
-`ServiceConformance` and `AuthConformance` are suites that a plugin runs; `Home` runs real nodes;
-`FakeOverlay`, `FakeClock` and `plugin_context` are a plugin's surroundings in one process.
+`ServiceConformance`, `AuthConformance` and `RecorderConformance` are suites that a plugin runs;
+`Home` runs real nodes; `FakeOverlay`, `FakeClock` and `plugin_context` are what surrounds a plugin,
+in one process.
 """
 
 from __future__ import annotations
 
 from wetware.testing.clock import FakeClock
-from wetware.testing.conformance import AuthConformance, ServiceConformance, plugin_context
+from wetware.testing.conformance import (
+    AuthConformance,
+    RecorderConformance,
+    ServiceConformance,
+    plugin_context,
+)
 from wetware.testing.nodes import (
     COMMAND_S_MAX,
     START_S_MAX,
@@ -31,6 +37,7 @@ __all__ = [
     "FakeOverlay",
     "Home",
     "NodeProcess",
+    "RecorderConformance",
     "ServiceConformance",
     "Started",
     "end_with_parent",

@@ -1,4 +1,4 @@
-"""Whether a service, or an auth backend, keeps its contract: run by the plugin's own tests.
+"""Whether a service, auth backend or recorder keeps its contract: run by the plugin's own tests.
 
     class TestCounter(ServiceConformance):
         def make(self, ctx):
@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from asyncio import Task, create_task, gather, sleep, wait
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
@@ -37,6 +37,7 @@ from wetware.hookspecs import (
     AuthBackend,
     NotMine,
     PluginContext,
+    Recorder,
     Reject,
     RoleProfile,
     Service,
@@ -44,7 +45,7 @@ from wetware.hookspecs import (
 )
 from wetware.identity import Challenge, Channel, LoginStatus, Principal, Proof, Signer
 from wetware.log import get_logger
-from wetware.plugins import judge_auth, judge_services
+from wetware.plugins import judge_auth, judge_recorder, judge_services
 from wetware.testing.overlay import FakeOverlay, overlays
 from wetware.testing.watched import run_watched, within
 
@@ -628,6 +629,138 @@ class AuthConformance(_Conformance):
             after = await self._judged(backend, challenge, await member.sign(challenge))
             if isinstance(after, Accept):
                 assert not after.roles & lost, "gives too much: a withdrawn role logs in"
+
+
+# --- recorders ------------------------------------------------------------------------------------
+
+
+class RecorderConformance(_Conformance):
+    """The checks of a recorder. A subclass gives what raises NotImplementedError here.
+
+    Attributes:
+        name: The plugin's name.
+    """
+
+    name: str = ""
+
+    def make(
+        self,
+        ctx: PluginContext,
+        sign: Callable[[bytes], bytes],
+        copy: Callable[[Mapping[str, Any]], None],
+    ) -> Recorder:
+        """The recorder, as `ww_register_recorder` makes it."""
+        raise NotImplementedError
+
+    def recorded(self, data_dir: Path) -> Sequence[Mapping[str, Any]]:
+        """What a crash would leave: the records that are kept now, the oldest first.
+
+        `data_dir` is the `ctx.data_dir` of the recorder, which may be running.
+        """
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _made(self) -> Iterator[tuple[Callable[[], Recorder], Callable[[], list[str]]]]:
+        """What makes a recorder in one directory, and what tells the events on record there."""
+        with self._directory() as directory:
+            data_dir = directory / "plugins" / (self.name or "test")
+            data_dir.mkdir(parents=True, mode=0o700)
+            overlay = FakeOverlay()
+            domain = f"wetware-{self.name}-checkpoint:2\n".encode()
+
+            def sign(data: bytes) -> bytes:
+                return overlay.key.sign(domain + data)
+
+            def make() -> Recorder:
+                ctx = plugin_context(data_dir, self.config, name=self.name, overlay=overlay)
+                return self.make(ctx, sign, lambda _: None)
+
+            def recorded() -> list[str]:
+                events = [str(record.get("event")) for record in self.recorded(data_dir)]
+                return [event for event in events if event.startswith("test.")]
+
+            yield make, recorded
+
+    @_check
+    async def test_it_is_declared(self) -> None:
+        """The loader takes it, and what it says of itself has the types that it should have."""
+        with self._made() as (make, _):
+            recorder = make()
+            async with self._running(recorder.run):
+                judge_recorder(self.name or recorder.name, recorder)
+                judge_services(recorder.services)
+                assert all(isinstance(each, Finding) for each in recorder.findings()), "findings()"
+
+    @_check
+    async def test_it_starts_and_stops(self) -> None:
+        """Twice on one data directory."""
+        with self._made() as (make, _):
+            await self._starts_and_stops(make)
+
+    @_check
+    async def test_it_stops_while_it_starts(self) -> None:
+        """Cancelled in its first turns."""
+        with self._made() as (make, _):
+            await self._stops_while_it_starts(make)
+
+    @_check
+    async def test_what_is_admitted_is_on_record(self) -> None:
+        """When `admit` returns, in the order of the calls, and after a restart."""
+        with self._made() as (make, recorded):
+            wanted = [f"test.{number}" for number in range(20)]
+            recorder = make()
+            async with self._running(recorder.run):
+                for event in wanted:
+                    await within(self.limit_s, _admitted(recorder, event), "admit()")
+                    assert recorded()[-1:] == [event], f"admit() returned, and {event} is not there"
+                many = [_admitted(recorder, "test.many") for _ in range(64)]
+                await within(self.limit_s, gather(*many), "64 calls of admit() at a time")
+            wanted += ["test.many"] * 64
+            assert recorded() == wanted, "the record is not complete, or not in order"
+            async with self._running(make().run):
+                assert recorded() == wanted, "a restart loses or changes what is on record"
+
+    @_check
+    async def test_what_is_reported_is_on_record_once_written(self) -> None:
+        """And at the latest when it has stopped; `report` itself does not wait."""
+        with self._made() as (make, recorded):
+            recorder = make()
+            async with self._running(recorder.run):
+                for number in range(1000):
+                    recorder.report(_record(f"test.{number}"), ending=number % 2 == 0)
+                await within(self.limit_s, recorder.written(), "written()")
+                wanted = [f"test.{number}" for number in range(1000)]
+                assert recorded() == wanted, (
+                    "written() returned, and what was reported is not there"
+                )
+                recorder.report(_record("test.last"), ending=False)
+            assert recorded() == [*wanted, "test.last"], "what waited when it stopped is lost"
+
+    @_check
+    async def test_it_admits_nothing_once_it_has_ended(self) -> None:
+        """What cannot be recorded is not given: `admit` raises."""
+        with self._made() as (make, recorded):
+            recorder = make()
+            async with self._running(recorder.run):
+                pass
+            try:
+                await within(self.limit_s, recorder.admit(_record("test.late")), "admit()")
+            except AssertionError:
+                raise
+            except Exception:  # whatever it raises, nothing is given
+                return
+            assert "test.late" in recorded(), "gives too much: it admits what it does not record"
+
+
+async def _admitted(recorder: Recorder, event: str) -> None:
+    try:
+        await recorder.admit(_record(event))
+    except Exception as exc:
+        raise AssertionError(f"admit() raises {exc!r}") from exc
+
+
+def _record(event: str) -> dict[str, str | int | bool]:
+    return {"time_ms": round(time.time() * 1000), "event": event, "principal": str(ADA)}
 
 
 def _challenge(backend: AuthBackend) -> Challenge:
