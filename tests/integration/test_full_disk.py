@@ -104,7 +104,7 @@ async def test_shares_that_a_crash_may_have_brought_back_wait_for_an_operator(
             assert refused.value.code == "capability.suspended.not_durable"
             assert "ww grants --resume" in refused.value.hint
             doctor = node.ww("doctor").stdout
-            for said in ("ww grants --resume", "nobody can join or renew", "its operator alone"):
+            for said in (" grants --resume`", "nobody can join or renew", "its operator alone"):
                 assert said in doctor, doctor
             for event in ("shares.suspended", "admission.suspended", "policy.unsure"):
                 assert event in node.log.read_text()
@@ -114,7 +114,7 @@ async def test_shares_that_a_crash_may_have_brought_back_wait_for_an_operator(
             async with wetware.connect(ref) as bearer:
                 await bearer.pubsub.join("chat")
             doctor = node.ww("doctor").stdout
-            for said in ("ww grants --resume", "nobody can join or renew", "its operator alone"):
+            for said in (" grants --resume`", "nobody can join or renew", "its operator alone"):
                 assert said not in doctor, doctor
 
 

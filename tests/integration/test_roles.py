@@ -89,7 +89,7 @@ def waiting(node: NodeProcess) -> list[bool]:
     found = [f["remedy"] for f in findings if f["text"] == WAITS]
     assert found in ([], ["`ww role accept counter`"])
     return [
-        f"{WAITS}: ww role accept counter" in listed,
+        f"{WAITS}: ww --data-dir {node.data_dir} role accept counter" in listed,
         any(plugin["ungranted"] == ["counter"] for plugin in plugins),
         bool(found),
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wetware.cli.app import examples, note, options, out, out_json, table
+from wetware.cli.app import examples, here, note, options, out, out_json, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,8 @@ def list_command(
             out(f"{status.name} is installed, not running: restart the node")
     for service in ungranted:
         out()
-        out(f"{service} is installed, not granted to members yet: ww role accept {service}")
+        command = here(f"ww role accept {service}")
+        out(f"{service} is installed, not granted to members yet: {command}")
 
 
 def _ungranted(data_dir: Path) -> list[str]:

@@ -91,7 +91,8 @@ def test_a_fresh_machine(home: Home, args: tuple[str, ...]) -> None:
         assert _listening(node.process.pid), "it listens nowhere"
         assert _listening(kept["pid"]) == {"0100007F"}
         for command in (["auth", "evm", "login"], ["whoami"], ["pub", "chat", "hello"]):
-            assert " ".join(["ww", *command]) in said, "the banner does not say so"
+            typed = ["ww", "--data-dir", str(node.data_dir), *command]
+            assert " ".join(typed) in said, "the banner does not say so"
             node.ww(*command, check=True)
         assert kept["owner"] in node.ww("whoami", check=True).stdout
         refused = node.ww("invite")
