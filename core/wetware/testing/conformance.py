@@ -429,9 +429,11 @@ class AuthConformance(_Conformance):
 
     Attributes:
         name: The plugin's name, e.g. "auth_acme".
+        cluster: The ID of the cluster that challenges name.
     """
 
     name: str = ""
+    cluster: str = "ab" * 20
 
     def make(self, ctx: PluginContext) -> AuthBackend:
         """The backend, as `ww_register_auth` makes it."""
@@ -457,6 +459,18 @@ class AuthConformance(_Conformance):
                 backend = self.make(ctx)
                 async with self._running(backend.run):
                     yield backend
+
+    def _challenge(self, backend: AuthBackend) -> Challenge:
+        """As a node makes it; each is another node's, on another connection."""
+        return Challenge(
+            nonce=os.urandom(32),
+            verifier=FakeOverlay().peer_id,
+            cluster=self.cluster,
+            channel=Channel("noise", os.urandom(32)),
+            schemes=backend.schemes,
+            policy_epoch=backend.epoch,
+            not_after_ms=round(time.time() * 1000) + 10_000,
+        )
 
     async def _judged(
         self, backend: AuthBackend, challenge: Challenge, proof: Proof
@@ -530,7 +544,7 @@ class AuthConformance(_Conformance):
         """With roles that have profiles, and that `roles` knows as well."""
         async with self._backend() as backend:
             signer = await self.member(backend)
-            challenge = _challenge(backend)
+            challenge = self._challenge(backend)
             verdict = await self._judged(backend, challenge, await signer.sign(challenge))
             assert isinstance(verdict, Accept), f"a member is refused: {verdict!r}"
             principal = verdict.principal
@@ -550,7 +564,7 @@ class AuthConformance(_Conformance):
         """Who is unknown, and who has no role by a name that there is not."""
         async with self._backend() as backend:
             member, stranger = await self.member(backend), self.stranger()
-            challenge = _challenge(backend)
+            challenge = self._challenge(backend)
             proof = await stranger.sign(challenge)
             await self._refused(backend, challenge, proof, "a stranger's proof")
             good = await member.sign(challenge)
@@ -567,7 +581,7 @@ class AuthConformance(_Conformance):
     async def test_junk_is_refused(self) -> None:
         """A member's proof with other bytes, and bytes that are no proof at all."""
         async with self._backend() as backend:
-            challenge = _challenge(backend)
+            challenge = self._challenge(backend)
             good = await (await self.member(backend)).sign(challenge)
             stranger = await self.stranger().sign(challenge)
             payload = good.payload
@@ -590,10 +604,12 @@ class AuthConformance(_Conformance):
         """What was signed for another node, cluster, connection or time proves nothing here."""
         async with self._backend() as backend:
             member = await self.member(backend)
-            challenge = _challenge(backend)
-            other = _challenge(backend)
+            challenge = self._challenge(backend)
+            other = self._challenge(backend)
             for change in ("nonce", "verifier", "cluster", "channel", "not_after_ms"):
                 value = getattr(other, change)
+                if change == "cluster":
+                    value = "cd" * 20
                 if change == "not_after_ms":
                     value += 1000
                 elsewhere = dataclasses.replace(challenge, **{change: value})
@@ -609,7 +625,7 @@ class AuthConformance(_Conformance):
             return
         async with self._backend() as backend:
             member = await self.member(backend)
-            challenge = _challenge(backend)
+            challenge = self._challenge(backend)
             before = await self._judged(backend, challenge, await member.sign(challenge))
             assert isinstance(before, Accept), f"a member is refused: {before!r}"
             told: list[object] = []
@@ -625,7 +641,7 @@ class AuthConformance(_Conformance):
             kept = backend.roles(before.principal) & before.roles
             lost = frozenset().union(*(each.roles or before.roles for each in about))
             assert not kept & lost, f"gives too much: {set(kept & lost)} was withdrawn"
-            challenge = _challenge(backend)
+            challenge = self._challenge(backend)
             after = await self._judged(backend, challenge, await member.sign(challenge))
             if isinstance(after, Accept):
                 assert not after.roles & lost, "gives too much: a withdrawn role logs in"
@@ -761,17 +777,3 @@ async def _admitted(recorder: Recorder, event: str) -> None:
 
 def _record(event: str) -> dict[str, str | int | bool]:
     return {"time_ms": round(time.time() * 1000), "event": event, "principal": str(ADA)}
-
-
-def _challenge(backend: AuthBackend) -> Challenge:
-    """As a node makes it, each time for another node, cluster and connection."""
-    peer = FakeOverlay().peer_id
-    return Challenge(
-        nonce=os.urandom(32),
-        verifier=peer,
-        cluster=os.urandom(20).hex(),
-        channel=Channel("noise", os.urandom(32)),
-        schemes=backend.schemes,
-        policy_epoch=backend.epoch,
-        not_after_ms=round(time.time() * 1000) + 10_000,
-    )
