@@ -295,9 +295,11 @@ class ServiceConformance(_Conformance):
 
     @_check
     async def test_it_starts_and_stops(self) -> None:
-        """Twice on one data directory."""
+        """Twice: the same node, with the same data directory."""
         with self._directory() as directory:
-            await self._starts_and_stops(lambda: self.make(plugin_context(directory, self.config)))
+            async with FakeOverlay() as overlay:
+                ctx = plugin_context(directory, self.config, overlay=overlay)
+                await self._starts_and_stops(lambda: self.make(ctx))
 
     @_check
     async def test_it_stops_while_it_starts(self) -> None:
@@ -517,18 +519,19 @@ class AuthConformance(_Conformance):
 
     @_check
     async def test_it_starts_and_stops(self) -> None:
-        """Twice on one data directory, of one cluster."""
+        """Twice: the same node, with the same data directory, of one cluster."""
         with self._directory() as directory:
-            founded: list[bytes] = []
+            overlay, founded = FakeOverlay(), list[bytes]()
+            ctx = plugin_context(directory, self.config, name=self.name, overlay=overlay)
 
             def make() -> AuthBackend:
                 founding = founded[0] if founded else None
-                ctx = plugin_context(directory, self.config, name=self.name, founding=founding)
-                backend = self.make(ctx)
+                backend = self.make(dataclasses.replace(ctx, founding=founding))
                 founded.append(backend.founding)
                 return backend
 
-            await self._starts_and_stops(make)
+            async with overlay:
+                await self._starts_and_stops(make)
             assert founded[0] == founded[1], "founding differs after a restart"
 
     @_check

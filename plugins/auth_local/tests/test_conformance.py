@@ -1,4 +1,4 @@
-"""The backend keeps the contract of auth backends."""
+"""The backend and its service keep their contracts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from wetware.hookspecs import PluginContext
 from wetware.identity import Key
-from wetware.testing import AuthConformance
-from wetware_auth_local.backend import LocalBackend
+from wetware.testing import AuthConformance, ServiceConformance
+from wetware_auth_local.backend import LocalBackend, PolicyService
 from wetware_auth_local.plugin import AuthLocalConfig
 from wetware_auth_local.policy import User
 from wetware_auth_local.signer import Ed25519Signer
@@ -18,14 +18,27 @@ from wetware_auth_local.signer import Ed25519Signer
 ADA = Key.from_seed(b"a" * 32)
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WW_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+class TestPolicyService(ServiceConformance):
+    config = AuthLocalConfig(catch_up_s=0)
+    examples = {"PolicyStore.get": {}, "PolicyStore.status": {}}
+
+    def make(self, ctx: PluginContext) -> PolicyService:
+        return PolicyService(LocalBackend(ctx))
+
+
 class TestAuthLocal(AuthConformance):
     name = "auth_local"
     config = AuthLocalConfig(catch_up_s=0)
 
     @pytest.fixture(autouse=True)
-    def _home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.home = tmp_path / "home"
-        monkeypatch.setenv("WW_HOME", str(self.home))
+    def _home(self, home: Path) -> None:
+        self.home = home
 
     def make(self, ctx: PluginContext) -> LocalBackend:
         return LocalBackend(ctx)
