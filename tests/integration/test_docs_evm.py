@@ -59,7 +59,7 @@ def test_the_try_out_works_as_it_is_written(
     for _, name, tag, text in blocks(TUTORIAL):
         machine, script = machines(name), text.replace("ADDRESS", address)
         if tag == "node":
-            assert f"({engine}, " in machine.start_node(script).log.read_text()
+            machine.start_node(script).wait_log(f"({engine}, ")
         elif tag == "background":
             machine.start(script)
             _until_subscribed(machine)

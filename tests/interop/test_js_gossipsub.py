@@ -16,7 +16,7 @@ from wetware.link import LinkHost
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
 from wetware.overlay import Overlay
-from wetware.testing import FakeOverlay
+from wetware.testing import FakeOverlay, Started
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.gossip import Gossip
 from wetware_pubsub.router import MESHSUB_11, Received
@@ -51,8 +51,8 @@ async def ours(tmp_path: Path) -> AsyncIterator[_Ours]:
         await host.listen([Multiaddr.parse("/ip4/127.0.0.1/tcp/0")])
         # js learns from identify, which the guest answers, that we speak meshsub.
         overlay = Overlay(host, key)
-        gossiping, overlaid = asyncio.Event(), asyncio.Event()
-        tasks = [asyncio.create_task(gossip.run(gossiping.set))]
+        gossiping, overlaid = Started(), asyncio.Event()
+        tasks = [asyncio.create_task(gossip.run(task_status=gossiping))]
         await gossiping.wait()
         tasks.append(asyncio.create_task(overlay.run(overlaid.set)))
         try:
