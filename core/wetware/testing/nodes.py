@@ -74,14 +74,18 @@ def tasks_of_core() -> list[asyncio.Task[object]]:
 
 
 def wait_for(condition: Any, what: str, *, within_s: float = 20.0) -> Any:
-    """Poll `condition()` until it is truthy, and return that; AssertionError names `what`."""
+    """Poll `condition()` until it is truthy, and return that; AssertionError names `what`.
+
+    A condition that costs much, e.g. a command, is asked half of the time only.
+    """
     deadline = time.monotonic() + within_s
     while True:
+        asked = time.monotonic()
         if result := condition():
             return result
-        if time.monotonic() > deadline:
+        if (now := time.monotonic()) > deadline:
             raise AssertionError(f"not within {within_s:g} s: {what}")
-        time.sleep(0.02)
+        time.sleep(max(0.02, min(1.0, now - asked)))
 
 
 @dataclass

@@ -130,6 +130,7 @@ def run_watched(
     failure: BaseException | None = None
     left: list[str] = []
     root.addHandler(errors)
+    gc.freeze()  # what was there before need not be looked through below
     try:
         with _Watchdog(loop, blocked_s) as dog:
             try:
@@ -141,6 +142,7 @@ def run_watched(
             gc.collect()  # an exception that nobody got is known when its task is freed
             loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
+        gc.unfreeze()
         root.removeHandler(errors)
         loop.close()
     if dog.where:
