@@ -19,6 +19,7 @@ class Threads:
         from anyio import CapacityLimiter  # every command imports what imports this
 
         self._limiter = CapacityLimiter(THREADS_MAX)
+        self._threads = CapacityLimiter(THREADS_MAX)  # instead of anyio's, which all share
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Call a function in a thread, and return or raise what it does.
@@ -32,7 +33,9 @@ class Threads:
 
         place = object()
         await self._limiter.acquire_on_behalf_of(place)
-        running = asyncio.ensure_future(to_thread.run_sync(partial(function, *args)))
+        running = asyncio.ensure_future(
+            to_thread.run_sync(partial(function, *args), limiter=self._threads)
+        )
 
         def ended(done: asyncio.Future[T]) -> None:
             self._limiter.release_on_behalf_of(place)

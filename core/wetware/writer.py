@@ -14,9 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from wetware.log import get_logger
+
 if TYPE_CHECKING:
     from wetware.errors import WetwareError
 
+log = get_logger("writer")
 T = TypeVar("T")
 
 WAITING_MAX: Final = 16_384
@@ -144,4 +147,10 @@ class Writer(Generic[T]):
                         break
                     item = self._queue.get()
                 last = item is None
-            owed = self._commit([*owed, *batch], last)
+            try:
+                owed = self._commit([*owed, *batch], last)
+            except Exception as exc:  # a defect: what waits is refused, and the thread goes on
+                log.exception("writer.failed", writer=self._thread.name)
+                for write in (*owed, *batch):
+                    self.answer(write, error=self._unavailable(f"the writer failed: {exc}"))
+                owed = [w for w in (*owed, *batch) if w.future is None][-WAITING_MAX:]

@@ -109,6 +109,27 @@ async def test_a_lost_connection_is_replaced_with_growing_delays(slept: list[flo
     assert len(node.left) == 12
 
 
+async def test_a_session_that_was_closed_meanwhile_is_not_logged_in_again(
+    slept: list[float],
+) -> None:
+    kept, tried = Kept(), asyncio.Event()
+    first = kept.connection
+
+    async def enter(stack: contextlib.AsyncExitStack) -> Any:
+        assert not kept.closed, "nothing is signed any more"
+        kept.closed = True
+        tried.set()
+        raise DialError("nobody is there")
+
+    async with Reconnecting(kept, enter, lambda _: None).running():  # type: ignore[arg-type]
+        waiting = asyncio.create_task(first.again(first))
+        first.lost.set()
+        with pytest.raises(Disconnected, match="session is over"):
+            await asyncio.wait_for(waiting, 10)
+    assert tried.is_set()
+    assert kept.connection is first
+
+
 @pytest.mark.parametrize(
     "error",
     [

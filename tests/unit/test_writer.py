@@ -132,3 +132,18 @@ async def test_a_disk_that_hangs_is_not_waited_for_at_the_end(
     assert not sink.writer.close()
     sink.go_on.set()
     await until(lambda: sink.written == ["x"])
+
+
+async def test_a_defect_of_commit_refuses_what_waits_and_the_thread_goes_on() -> None:
+    sink = Sink()
+    commit = sink.writer._commit
+
+    def fails(batch: list[Write[str]], last: bool) -> list[Write[str]]:
+        sink.writer._commit = commit
+        raise IndexError("an empty directory")
+
+    sink.writer._commit = fails
+    with pytest.raises(WetwareError, match="an empty directory"):
+        await sink.writer.write("a")
+    assert await sink.writer.write("b") == "B"
+    assert sink.writer.close()

@@ -76,6 +76,11 @@ class Records:
                     await recorder.admit(self._record(event, fields))
             except Unrecorded:
                 raise
+            except asyncio.CancelledError:
+                _own_end()
+                raise Unrecorded(
+                    f"the recorder {recorder.name!r} gave it up", hint="the node's log says why"
+                ) from None
             except TimeoutError:
                 raise Unrecorded(
                     f"it was not on record within {ADMIT_S:g} s",
@@ -101,7 +106,7 @@ class Records:
         if self.recorder is not None:
             try:
                 self.recorder.report(self._record(event, fields), ending=ending)
-            except Exception:
+            except (Exception, asyncio.CancelledError):  # the latter is not the caller's: no await
                 log.exception("recorder.failed", recorder=self.recorder.name)
 
     async def written(self) -> bool:
@@ -111,6 +116,9 @@ class Records:
                 async with asyncio.timeout(WRITTEN_S):
                     await self.recorder.written()
             except (Unrecorded, TimeoutError):
+                return False
+            except asyncio.CancelledError:
+                _own_end()
                 return False
             except Exception:
                 log.exception("recorder.failed", recorder=self.recorder.name)
@@ -162,3 +170,10 @@ def _plain(value: object) -> str | int | bool:
         return value
     text = str(value)
     return text if len(text) <= FIELD_CHARS_MAX else f"{text[:FIELD_CHARS_MAX]}…"
+
+
+def _own_end() -> None:
+    """Raise again where it is the caller that is cancelled, and not what it waited for."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise  # called where a CancelledError is handled

@@ -102,6 +102,8 @@ class Reconnecting:
                     break
                 await places.aclose()
                 fresh = await self._log_in(places)
+                if self._session.closed:
+                    break
                 was, now = self._session.identity.principal, fresh.identity.principal
                 if now != was:
                     raise AuthError(
@@ -127,6 +129,8 @@ class Reconnecting:
         while True:
             await asyncio.sleep(delay_s * random.uniform(0.5, 1))  # noqa: S311  # no secret
             delay_s = min(2 * delay_s, DELAY_S_MAX)
+            if self._session.closed:  # nothing is signed for it any more
+                raise Disconnected("the session is over")
             try:
                 async with contextlib.AsyncExitStack() as place:
                     session = await self._enter(place)

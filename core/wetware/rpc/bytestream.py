@@ -76,6 +76,7 @@ class ByteStream(anyio.abc.ByteStream):
         self._eof_sent = self._pump_due = False
         self._error: WetwareError | None = None
         self._closed = False
+        self._attached = ref is not None
         self._changed = asyncio.Event()  # never stays set
         self._guard: Guard | None = None
         self._unguard: list[Callable[[], None]] = []
@@ -104,7 +105,11 @@ class ByteStream(anyio.abc.ByteStream):
             await self._until(lambda: self._in.size or self._in.ended or self._error)
         if self._in.size:
             data = bytes(self._in.take(max_bytes))
-            await self._pass(len(data))
+            try:
+                await self._pass(len(data))
+            except asyncio.CancelledError:
+                self._in.put_back(data)
+                raise
             self._read += len(data)
             if self._read >= WINDOW_BYTES >> 2 and self._transport is not None:
                 self._may_come += self._read
@@ -123,6 +128,8 @@ class ByteStream(anyio.abc.ByteStream):
             raise ClosedResourceError
         if item:
             await self._pass(len(item))
+            if self._error is not None:
+                raise self._reason()
             self._out.put(bytes(item))
             self._pump_soon()
         if self._out.size > OUT_BYTES_MAX:
@@ -230,12 +237,19 @@ class ByteStream(anyio.abc.ByteStream):
 
     async def _attach(self, channel: int) -> dict[str, str]:
         end = current_connection()._end
-        if self._ref is not None or self._transport is not None or end is None:
+        if self._attached or end is None:
             raise InvalidArgument("a stream is attached once")
+        self._attached = True
         self._guard = current_guard()  # may be narrower than that of the method that made it
         self._hold(self._guard)
+        if self._out.size:  # written before it was known what they count for
+            await self._pass(self._out.size)
         if self._error is None:
-            self._open(end, channel)
+            try:
+                self._open(end, channel)
+            except InvalidArgument as exc:
+                self._cut(exc)
+                raise
             self._may_send = WINDOW_BYTES
             end.transport.send_frame(GRANT, channel, WINDOW_BYTES)
             self._pump()
@@ -258,7 +272,7 @@ class ByteStream(anyio.abc.ByteStream):
         if transport is None:
             return
         while out.size and self._may_send:
-            if transport.out_bytes > OUT_BYTES_MAX:
+            if transport.get_write_buffer_size() > OUT_BYTES_MAX:
                 self._pump_due = True
                 transport.when_drained(self._pump)
                 break
@@ -314,6 +328,10 @@ class _Buffer:
             last += data  # a piece costs more than its bytes
         else:
             parts.append(data if size > 1024 else bytearray(data))
+
+    def put_back(self, data: bytes) -> None:
+        self._parts.appendleft(data)
+        self.size += len(data)
 
     def take(self, max_bytes: int) -> bytes | memoryview:
         """The first bytes: a piece, or a part of it, or several where to copy them is cheaper."""

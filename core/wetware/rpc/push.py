@@ -20,7 +20,6 @@ async with lines:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping
@@ -308,8 +307,13 @@ class Subscription(Servant, Generic[T], interface=WW.Sink):
                 raise lost from None
         while not self._closed:
             connection = await again(connection)
-            with contextlib.suppress(Disconnected):  # lost again
+            try:
                 await self._enter()
+            except Disconnected as lost:
+                # Else that connection lives, and what was subscribed to ended with the one before.
+                if not (connection.closed or lost.code == STOPPING):
+                    raise
+            else:
                 self.gap_s += asyncio.get_running_loop().time() - began
                 return
 

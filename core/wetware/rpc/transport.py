@@ -289,6 +289,7 @@ class RpcTransport(asyncio.Transport):
         self._out: list[bytes | memoryview] = []
         self._left: deque[memoryview] = deque()  # what the pipe has not taken yet
         self.out_bytes = 0  # of `_left`
+        self._queued = 0  # bytes of `_out`
         self._flush_due = False
         self._blocked: asyncio.TimerHandle | None = None
         self._when_drained: list[Callable[[], None]] = []
@@ -347,7 +348,7 @@ class RpcTransport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         """Bytes that wait to be sent."""
-        return self.out_bytes
+        return self.out_bytes + self._queued
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """No effect: callers and results are held back before they write, see RpcLimits."""
@@ -357,6 +358,7 @@ class RpcTransport(asyncio.Transport):
         if self._closing:
             return
         self._out.append(data)
+        self._queued += len(data)
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
@@ -692,6 +694,7 @@ class RpcTransport(asyncio.Transport):
         if self._out:
             pieces = _joined(self._out)
             self._out.clear()
+            self._queued = 0
             for piece in pieces:
                 self.out_bytes += len(piece)
                 self._left.append(memoryview(piece))

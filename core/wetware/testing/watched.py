@@ -69,6 +69,10 @@ class _Watchdog:
 
     def _alarm(self, _signum: int, frame: FrameType | None) -> None:
         waiting = frame is not None and frame.f_code.co_filename == selectors.__file__
+        at = frame
+        while at is not None and at.f_code.co_filename == threading.__file__:
+            waiting |= at.f_code.co_name == "start"  # until the system runs the new thread
+            at = at.f_back
         self._missed = 0 if waiting else self._missed + 1
         if self._missed > _TICKS and self._loop.is_running():
             while frame is not None and frame.f_code.co_filename.startswith(_WAITS):

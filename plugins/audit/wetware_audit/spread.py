@@ -96,6 +96,7 @@ class Checkpoints:
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
         self._writing = threading.Lock()
+        self._documents = self._written = 0
         self._anchored: dict[PeerId, float] = {}
         self._to_anchor: set[PeerId] = set()
         self._own: Checkpoint | None = audit.log.last_checkpoint
@@ -127,9 +128,8 @@ class Checkpoints:
             unwatch()
             forget()
             self._audit.on_checkpoint = lambda _: None
-            if self._changed.is_set():
-                with contextlib.suppress(OSError):
-                    self._write(self.held.document())
+            with contextlib.suppress(OSError):  # also where a write was given up, or is under way
+                self._write(*self._document())
 
     # --- telling ----------------------------------------------------------------------------------
 
@@ -257,9 +257,15 @@ class Checkpoints:
             self._anchored.pop(silent, None)
             self._audit.record("peer.forgotten", node=silent)
 
-    def _write(self, document: bytes) -> None:
-        with self._writing:  # a thread that nobody waits for any more would write the past last
-            replace_private_file(self._file, document)
+    def _document(self) -> tuple[int, bytes]:
+        self._documents += 1
+        return self._documents, self.held.document()
+
+    def _write(self, number: int, document: bytes) -> None:
+        with self._writing:
+            if number > self._written:  # a thread that nobody waits for any more may be late
+                replace_private_file(self._file, document)
+                self._written = number
 
     async def _save(self) -> None:
         """Write down what is known, then record it where that is due."""
@@ -268,7 +274,7 @@ class Checkpoints:
             due, self._to_anchor = self._to_anchor, set()
             newest = {node: self.held.newest(node) for node in due}
             try:
-                await self._audit.ctx.run_sync(self._write, self.held.document())
+                await self._audit.ctx.run_sync(self._write, *self._document())
             except OSError as exc:  # tried again with what is heard next
                 log.warning("audit.not_saved", file=HELD_FILE, error=exc.strerror)
                 self._to_anchor |= due

@@ -88,7 +88,9 @@ async def test_what_a_recorder_refuses_is_refused_with_its_words(
     assert not await records.written()
 
 
-@pytest.mark.parametrize("raises", [OSError("gone"), KeyError("x"), TimeoutError()])
+@pytest.mark.parametrize(
+    "raises", [OSError("gone"), KeyError("x"), TimeoutError(), asyncio.CancelledError()]
+)
 async def test_a_recorder_that_raises_refuses(
     recorder: Recorder, records: Records, raises: BaseException
 ) -> None:

@@ -416,6 +416,9 @@ async def test_a_stream_is_attached_once(rig: Rig) -> None:
         await other.attach(channel=near._channel)
     await near.send(b"y")
     assert await rig.servant.opened[0].receive() == b"y"
+    with pytest.raises(InvalidArgument, match="attached once"):
+        await other.attach(channel=near._channel + 1)
+    await ended(rig.servant.opened[-1], InvalidArgument, "there already")
 
 
 async def test_bytes_are_charged_and_judged(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,6 +444,48 @@ async def test_bytes_are_charged_and_judged(rig: Rig, monkeypatch: pytest.Monkey
         with pytest.raises(LimitExceeded, match="no bytes are left") as info:
             await near.receive()
     assert info.value.code == "limit.quota"
+
+
+async def test_what_was_written_before_it_was_attached_is_charged_then(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged: list[int] = []
+    monkeypatch.setattr(rig.guard, "charge", lambda _, count: charged.append(count))
+    ref = (await rig.streams.open())["stream"]
+    await rig.servant.opened[-1].send(bytes(700))
+    monkeypatch.setattr(Grant, "metered", True)
+    near = rpc.ByteStream(ref)
+    assert await near.receive() == bytes(700)
+    assert 700 in charged
+
+
+async def test_a_cancelled_receive_loses_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = await rig.open()
+    await near.send(b"abc")
+    await until(lambda: far._in.size)
+    monkeypatch.setattr(Grant, "metered", True)
+    monkeypatch.setattr(rig.guard, "charge", lambda *_: asyncio.Event().wait())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await far.receive()
+    monkeypatch.setattr(rig.guard, "charge", lambda *_: None)
+    assert await far.receive() == b"abc"
+
+
+async def test_many_streams_do_not_fill_the_connection_together(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them looks at what waits, also at what the others have written in this turn."""
+    pairs = [await rig.open() for _ in range(20)]
+    transport = pairs[0][0]._transport
+    await until(lambda: all(near._may_send == WINDOW_BYTES for near, _ in pairs))
+    for near, _ in pairs:
+        near._out.put(bytes(WINDOW_BYTES // 2))
+        near._pump()
+    assert transport.get_write_buffer_size() <= OUT_BYTES_MAX + WINDOW_BYTES
+    for near, far in pairs:
+        await near.send_eof()
+        assert len(await collect(far)) == WINDOW_BYTES // 2
 
 
 async def test_nothing_passes_while_the_grant_is_blocked(

@@ -422,6 +422,27 @@ async def test_it_goes_on_by_what_took_the_place_of_a_lost_connection(
         assert len(asked) == 2, "its connection lives: nothing takes its place"
 
 
+async def test_what_ended_with_the_lost_connection_is_not_waited_for(tmp_path: Path) -> None:
+    """E.g. a part of the session that was given on: nobody makes it anew."""
+    async with contextlib.AsyncExitStack() as stack:
+        lost = contextlib.AsyncExitStack()
+        servant = FeedServant()
+        feed = await lost.enter_async_context(serve(tmp_path, servant))
+        (tmp_path / "b").mkdir()
+        there = await stack.enter_async_context(serve(tmp_path / "b", FeedServant()))
+
+        async def again(connection: rpc.RpcConnection) -> rpc.RpcConnection:
+            assert connection is not there.connection, "it lives"
+            return there.connection
+
+        feed.connection.again = again
+        lines = rpc.Subscription(lambda sink: feed.call("follow", sink=sink), bytes.decode)
+        await stack.enter_async_context(lines)
+        await lost.aclose()
+        with pytest.raises(Disconnected):
+            await asyncio.wait_for(anext(lines), 10)
+
+
 async def test_a_sink_that_fails_ends_its_subscription_with_its_reason(
     tmp_path: Path, tools: Any
 ) -> None:
