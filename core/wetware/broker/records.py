@@ -161,11 +161,12 @@ class Records:
         return {
             "time_ms": now_ms,
             "event": event,
-            **{name: _plain(value) for name, value in fields.items()},
+            **{name: plain(value) for name, value in fields.items()},
         }
 
 
-def _plain(value: object) -> str | int | bool:
+def plain(value: object) -> str | int | bool:
+    """A field as it is kept: bounded, plain."""
     if isinstance(value, bool | int):
         return value
     text = str(value)

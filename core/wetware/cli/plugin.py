@@ -10,10 +10,7 @@ import typer
 from wetware.cli.app import examples, here, note, options, out, out_json, table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from wetware.client import LocalNode
-    from wetware.hookspecs import PluginContext
     from wetware.plugins import Plugins, PluginStatus
 
 plugin_app = typer.Typer(no_args_is_help=True, help="Plugins: what is installed, and its state.")

@@ -31,7 +31,6 @@ DOMAIN: Final = b"wetware-audit:2\n"
 CHECKPOINT_DOMAIN: Final = b"wetware-audit-checkpoint:2\n"
 DIGEST_BYTES: Final = hashlib.sha256().digest_size
 LINE_BYTES_MAX: Final = 16 << 10
-FIELD_CHARS_MAX: Final = 1024
 CHECKPOINT_CHARS_MAX: Final = 1024
 LOG_CHARS_MAX: Final = 64
 OPENED: Final = "log.opened"
@@ -83,14 +82,6 @@ def split(line: bytes) -> tuple[bytes, bytes]:
     if len(line) <= _TAIL_BYTES or not tail.startswith(_HASH_KEY) or not tail.endswith(b'"}'):
         raise ValueError("not a record")
     return body, from_hex(tail[len(_HASH_KEY) : -2].decode("ascii"))
-
-
-def field(value: object) -> str | int | bool:
-    """A field as it is kept: bounded, plain."""
-    if isinstance(value, bool | int):
-        return value
-    text = str(value)
-    return text if len(text) <= FIELD_CHARS_MAX else f"{text[:FIELD_CHARS_MAX]}…"
 
 
 def files(directory: Path) -> list[Path]:

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import disk, writer
+from wetware.broker.records import FIELD_CHARS_MAX
 from wetware.errors import ConfigError, Unrecorded
 from wetware.log import get_logger
 from wetware.writer import RETRY_S, Write, Writer
 from wetware_audit.chain import (
     CHECKPOINTS_FILE,
-    FIELD_CHARS_MAX,
     LINE_BYTES_MAX,
     OPENED,
     VERSION,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import to_thread
 
+from wetware.broker.records import plain
 from wetware.log import get_logger
-from wetware_audit.chain import field
 from wetware_audit.findings import findings
 from wetware_audit.log import AuditLog
 from wetware_audit.service import AuditService
@@ -95,7 +95,7 @@ class AuditRecorder:
     def record(self, event: str, **fields: object) -> None:
         """Something of the recorder's own."""
         log.info(event, **fields)
-        self.report({"event": event, **{name: field(value) for name, value in fields.items()}})
+        self.report({"event": event, **{name: plain(value) for name, value in fields.items()}})
 
     def findings(self) -> Iterable[Finding]:
         """Whether decisions are recorded, and whether the log was found whole at the start."""

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from wetware.broker.grants import pattern_within
 from wetware.disk import remedy
@@ -18,8 +18,9 @@ from wetware.errors import ConfigError, InvalidArgument
 from wetware.identity import replace_private_file
 from wetware_auth_evm.roles import Config, Rules, check
 
-Proposal = Mapping[str, frozenset[str]]
-"""Standard role → method patterns of one service."""
+if TYPE_CHECKING:
+    from wetware.broker.proposals import Proposal
+
 ROLES_FILE: Final = "roles.json"
 """What the roles of a try-out allow where none are configured."""
 
