@@ -309,7 +309,6 @@ class Setting:
 
     @property
     def plain(self) -> object:
-        """The value in JSON's types."""
         return HIDDEN if self.secret and self.value else _plain(self.value)
 
 
@@ -796,12 +795,10 @@ class Config:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a configuration file."""
         return self._file is not None
 
     @property
     def keys_dir(self) -> Path:
-        """Where the user's keys are."""
         return self.home / "keys"
 
     def plugin(self, name: str, cls: type[T]) -> T:

@@ -42,7 +42,6 @@ def level(text: str) -> Level:
 
 
 def ok(check: str, text: str) -> Finding:
-    """It is fine."""
     return Finding(check, "ok", text)
 
 

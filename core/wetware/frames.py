@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 def uvarint(number: int) -> bytes:
-    """Unsigned LEB128."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

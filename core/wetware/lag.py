@@ -158,7 +158,6 @@ class LagMeter:
 
 
 def judge_lag(p99_s: float, max_s: float) -> list[Finding]:
-    """The event loop's lag against LAG_S_MAX."""
     text = f"the event loop lags {p99_s * 1000:.1f} ms (p99), {max_s * 1000:.0f} ms at most"
     if p99_s <= LAG_S_MAX:
         return [ok("loop", text)]

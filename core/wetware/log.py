@@ -31,11 +31,9 @@ class EventLogger:
             self._logger.log(level, event, extra={"ww": fields}, exc_info=exc_info)  # type: ignore[arg-type]  # stdlib takes True or an exception
 
     def debug(self, event: str, **fields: object) -> None:
-        """Log detail for developers."""
         self._emit(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
-        """Log a normal, noteworthy event."""
         self._emit(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:

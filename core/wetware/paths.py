@@ -69,7 +69,6 @@ def settle(data_dir: str | None) -> None:
 
 
 def keys_dir() -> Path:
-    """The user's keys."""
     return home() / "keys"
 
 

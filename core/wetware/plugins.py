@@ -173,17 +173,14 @@ class Offer:
 
     @property
     def bundled(self) -> bool:
-        """Whether wetware itself offers it."""
         return _canonical(self.dist) == PROJECT
 
     @property
     def package(self) -> str:
-        """The top-level module."""
         return re.split(r"[.:]", self.value, maxsplit=1)[0].strip()
 
     @property
     def label(self) -> str:
-        """Distribution and version."""
         return f"{self.dist} {self.version}".strip()
 
 

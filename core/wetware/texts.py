@@ -43,7 +43,6 @@ class TextForm:
 
     @property
     def code(self) -> str:
-        """The code of that error."""
         return f"invalid.{self.what.replace(' ', '_')}"
 
     def encode(self, value: Mapping[str, Any]) -> str:

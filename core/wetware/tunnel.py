@@ -28,7 +28,6 @@ class TunnelPipe:
         self._closing: asyncio.Task[None] | None = None
 
     async def read(self) -> bytes:
-        """See Pipe."""
         from anyio import EndOfStream  # clients import this module: 20 ms and more
 
         try:
@@ -37,11 +36,9 @@ class TunnelPipe:
             return b""
 
     async def write(self, data: bytes) -> None:
-        """See Pipe."""
         await self._stream.send(data)
 
     def close(self) -> None:
-        """See Pipe."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
 
@@ -51,7 +48,6 @@ class TunnelPipe:
         await self._stream.aclose()
 
     def abort(self) -> None:
-        """See Pipe."""
         self._stream.abort(Disconnected("the tunnel was closed"))
 
 

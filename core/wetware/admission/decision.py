@@ -276,7 +276,6 @@ class Admission:
 
     @property
     def own(self) -> Chain:
-        """What this node shows."""
         return self._own
 
     @property
@@ -862,7 +861,6 @@ class Admission:
             )
 
     def tickets(self) -> list[TicketRecord]:
-        """The tickets of this node."""
         return list(self.store.tickets.values())
 
     async def revoke_ticket(self, ticket_id: str) -> None:
@@ -1215,7 +1213,6 @@ class Admission:
         await asyncio.gather(*map(self._admit_foreign, peers))
 
     def _sweep(self) -> None:
-        """End what the time has ended."""
         now_ms = self._now_ms()
         for peer, member in tuple(self._members.items()):
             if now_ms > member.until_ms:

@@ -15,7 +15,6 @@ TEXT_CHARS_MAX: Final = 400
 
 
 async def write_refusal(stream: Stream, exc: WetwareError) -> None:
-    """Send a refusal."""
     frame: dict[str, Any] = {
         "code": exc.code,
         "message": exc.message[:TEXT_CHARS_MAX],

@@ -123,7 +123,6 @@ class _Bounds:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing runs."""
         return not self._places
 
 
@@ -442,7 +441,6 @@ class Introductions:
     # --- serving ----------------------------------------------------------------------------------
 
     async def _serve_certificate(self, stream: Stream) -> None:
-        """The end that was dialled."""
         await self._bounded(stream, self._limits.exchange_s, self._answer_certificate)
 
     async def _answer_certificate(self, stream: Stream) -> None:

@@ -179,7 +179,6 @@ class Founding:
         return PeerId.from_public_key(self.public)
 
     def plain(self) -> list[Any]:
-        """For CBOR."""
         return [self.public, self.backend, self.statement]
 
     @classmethod
@@ -353,7 +352,6 @@ class Chain:
 
     @property
     def leaf(self) -> Certificate:
-        """The peer's own certificate."""
         return self.certificates[0]
 
     @property
@@ -363,17 +361,14 @@ class Chain:
 
     @property
     def peer(self) -> PeerId:
-        """Who is certified."""
         return self.leaf.peer
 
     @property
     def rights(self) -> frozenset[str]:
-        """Of the leaf."""
         return self.leaf.rights
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """Of the leaf."""
         return self.leaf.labels
 
     @property
@@ -383,14 +378,12 @@ class Chain:
 
     @cached_property
     def encoded(self) -> bytes:
-        """The one encoding of it."""
         return cbor.encode(
             {"v": VERSION, "c": [[c.payload, c.signature] for c in self.certificates]}
         )
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 of the encoding."""
         return hashlib.sha256(self.encoded).digest()
 
     @classmethod
@@ -542,7 +535,6 @@ class Tombstone:
 
     @cached_property
     def encoded(self) -> bytes:
-        """As a fact."""
         return cbor.encode({"k": "tombstone", "p": self.payload, "s": self.signature})
 
     def check(self, founding: Founding) -> None:
@@ -579,12 +571,10 @@ class ForeignFact:
 
     @property
     def peer(self) -> PeerId:
-        """Who is certified."""
         return self.chain.peer
 
     @cached_property
     def encoded(self) -> bytes:
-        """As a fact."""
         return cbor.encode({"k": "foreign", "c": self.chain.encoded})
 
     def check(self, founding: Founding) -> None:

@@ -259,7 +259,6 @@ class AdoptedSession(rpc.Servant, interface=CORE.Session):
         self._top = top
 
     async def open(self, name: str) -> dict[str, object]:
-        """A service of the issuer."""
         known = self._services.get(name)
         if known is None:
             raise Unsupported(
@@ -281,17 +280,14 @@ class AdoptedSession(rpc.Servant, interface=CORE.Session):
         return {"session": rpc.guarded(session, self._grant), "grant": reply["grant"]}
 
     async def adopt(self, ref: str) -> dict[str, object]:
-        """Not through somebody else."""
         raise Unsupported(
             "a reference is adopted with the session of one's own node", code="unsupported.adopt"
         )
 
     async def whoami(self) -> Any:
-        """Of the issuer."""
         return await self._remote.call("whoami")
 
     async def services(self) -> Any:
-        """Of the issuer."""
         return await self._remote.call("services")
 
     async def logout(self) -> None:
@@ -310,27 +306,22 @@ class AdoptedSession(rpc.Servant, interface=CORE.Session):
         )
 
     async def grants(self) -> Any:
-        """Of the issuer."""
         return await self._remote.call("grants")
 
     async def revoke(self, id: str, reason: str) -> Any:
-        """At the issuer."""
         return await self._remote.call("revoke", id=id, reason=reason)
 
     async def why(self, decision: str) -> Any:
-        """At the issuer."""
         return await self._remote.call("why", decision=decision)
 
     async def explain(
         self, service: str, interface: str, method: str, args: list[dict[str, str]]
     ) -> Any:
-        """At the issuer."""
         return await self._remote.call(
             "explain", service=service, interface=interface, method=method, args=args
         )
 
     async def keep(self) -> Any:
-        """At the issuer."""
         return await self._remote.call("keep")
 
     async def ended(self) -> None:

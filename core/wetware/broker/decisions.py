@@ -50,13 +50,11 @@ class Decisions:
         return DECISION_PREFIX + secrets.token_hex(5)
 
     def keep(self, explanation: Decision) -> None:
-        """Remember one; the oldest makes room."""
         self._kept[explanation.decision] = explanation
         while len(self._kept) > self._max:
             self._kept.popitem(last=False)
 
     def get(self, decision: str) -> Decision | None:
-        """The decision with an ID."""
         return self._kept.get(decision)
 
     def newest_first(self) -> Iterator[Decision]:

@@ -74,7 +74,6 @@ class Fence:
 
     @property
     def mark(self) -> tuple[int, int]:
-        """What decides who comes later."""
         return self.epoch, self.counter
 
     def encode(self) -> bytes:
@@ -122,7 +121,6 @@ class Fence:
         return fence
 
     def describe(self) -> str:
-        """For people."""
         return f"fence {self.lock} {self.epoch}.{self.counter} of {self.authority}"
 
 

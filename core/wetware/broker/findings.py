@@ -43,6 +43,5 @@ def findings(tree: Tree) -> list[Finding]:
 
 
 def roles(ungranted: Iterable[str]) -> list[Finding]:
-    """Services that no operator has accepted."""
     text = "{} is installed, not granted to members yet"
     return [warning("roles", text.format(n), f"`ww role accept {n}`") for n in ungranted]

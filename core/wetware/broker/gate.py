@@ -295,7 +295,6 @@ class Broker:
 
     @property
     def sessions(self) -> int:
-        """Live sessions."""
         return self._sessions.total()
 
     def gate(self, channel: Channel, address: str | None) -> GateServant:
@@ -513,7 +512,6 @@ class GateServant(rpc.Servant, interface=CORE.Gate):
         return {"session": rpc.guarded(session, grant), "grant": grant.info()}
 
     async def describe(self, id: bytes, secret: bytes) -> dict[str, object]:
-        """What a sturdy reference would give."""
         self._count()
         grant = self._broker.tree.peek(id.hex()[:32], secret)
         self._give_back()

@@ -823,7 +823,6 @@ class Grant:
         return self._summary
 
     def row(self) -> GrantRow:
-        """As it is kept on disk."""
         calls, nbytes = self.budget.reserved if self.budget is not None else (0, 0)
         return GrantRow(
             self.id,
@@ -841,7 +840,6 @@ class Grant:
         )
 
     def info(self) -> dict[str, object]:
-        """The struct GrantInfo of core.capnp."""
         budget, share = self.budget, self.tree.shares.get(self.id)
         calls_left = budget.calls_left if budget is not None else None
         bytes_left = budget.bytes_left if budget is not None else None

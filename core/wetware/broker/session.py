@@ -327,7 +327,6 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         self._opened: dict[tuple[str, frozenset[str] | None], Grant] = {}
 
     async def whoami(self) -> dict[str, object]:
-        """Whose session it is."""
         return {
             "principal": str(self._grant.principal),
             "roles": sorted(self._roles),
@@ -337,7 +336,6 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         }
 
     async def services(self) -> dict[str, object]:
-        """The services that the grant covers."""
         return {
             "services": [
                 {"name": name, "interface": service.interface.name, "methods": sorted(patterns)}
@@ -416,7 +414,6 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
     # --- passing on -------------------------------------------------------------------------------
 
     async def attenuate(self, terms: dict[str, Any], label: str) -> dict[str, object]:
-        """A weaker session."""
         added = terms_from_wire(terms, self._grant, self._broker)
         grant = self._grant.derive(
             kind="attenuated",
@@ -434,7 +431,6 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         return {"session": rpc.guarded(session, grant), "grant": grant.info()}
 
     async def share(self, terms: dict[str, Any], uses: int, label: str) -> dict[str, object]:
-        """A sturdy reference."""
         broker = self._broker
         grant, secret = await broker.tree.share(
             self._grant,
@@ -476,7 +472,6 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
         return {"grants": infos, "more": count > len(infos)}
 
     async def revoke(self, id: str, reason: str) -> dict[str, object]:
-        """End one of them."""
         tree = self._broker.tree
         grant = tree.get(id)
         if grant is None or not set(grant.lineage) & set(self._scope()):
@@ -516,7 +511,6 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
     async def explain(
         self, service: str, interface: str, method: str, args: list[dict[str, str]]
     ) -> dict[str, object]:
-        """What would decide a call."""
         found = self._broker.services.get(service)
         called = None if found is None else _method(found, interface, method)
         if called is None:
@@ -537,7 +531,6 @@ class SessionServant(rpc.Servant, interface=CORE.Session):
     # --- references of other nodes ----------------------------------------------------------------
 
     async def adopt(self, ref: str) -> dict[str, object]:
-        """Another member's reference, through this node."""
         adoptions = self._broker.adoptions
         if adoptions is None:
             raise Unsupported("this node has no connection to others", code="unsupported.adopt")

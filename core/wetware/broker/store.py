@@ -451,7 +451,6 @@ class Store:
             self._writer.write_soon(_Change(tuple(statements)))
 
     async def save_fence(self, name: tuple[str, str], mark: tuple[int, int]) -> None:
-        """The highest token of a lock."""
         await self.write((("INSERT OR REPLACE INTO fences VALUES (?,?,?,?)", (*name, *mark)),))
 
     def forget(self, grants: Iterable[str], ended: Iterable[tuple[str, str, float]]) -> None:

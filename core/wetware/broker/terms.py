@@ -537,7 +537,6 @@ class Terms:
             raise _bad("an end that is no time", "write e.g. 1h", "invalid.duration")
 
     def plain(self) -> dict[str, Any]:
-        """As JSON or CBOR."""
         value: dict[str, Any] = {"v": 1}
         if self.services is not None:
             value["services"] = {

@@ -465,7 +465,6 @@ class Tree:
             self.on_denied(grant, method, explanation)
 
     def _gone(self, grants: Sequence[Grant], error: WetwareError | None) -> None:
-        """Grants have left the tree."""
         forget: list[str] = []
         ended: list[tuple[str, str, float]] = []
         why = _why(error or Revoked("it is over"))

@@ -366,7 +366,6 @@ def check_disk(data_dir: Path) -> list[Finding]:
 
 
 def judge_space(free_bytes: int, place: Path) -> list[Finding]:
-    """Free space against DISK_FREE_BYTES_MIN and DISK_FREE_BYTES_LOW."""
     text = f"{_size(free_bytes)} are free on the file system of {place}"
     remedy = f"remove what is not needed there; `df -h {place}`"
     if free_bytes < DISK_FREE_BYTES_MIN:

@@ -574,11 +574,9 @@ class LinkHost:
         return min(live, key=rank)
 
     def connections(self) -> tuple[Connection, ...]:
-        """All established connections."""
         return tuple(conn for mine in self._connections.values() for conn in mine)
 
     def peers(self) -> tuple[PeerId, ...]:
-        """Peers with a connection."""
         return tuple(self._connections)
 
     def watch(
@@ -858,7 +856,6 @@ class LinkHost:
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """What the link serves itself."""
         return tuple(self._handlers)
 
     def set_guest(self, guest: GuestPort | None) -> None:
@@ -1049,7 +1046,6 @@ def _drop_zero(counter: Counter[str], key: str) -> None:
 
 
 def _os_reason(exc: OSError) -> str:
-    """The kernel's words, without Python's wrapping."""
     if exc.errno is not None:
         return os.strerror(exc.errno).lower()
     return str(exc) or type(exc).__name__

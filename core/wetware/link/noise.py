@@ -132,7 +132,6 @@ class Cipher:
         self._count = 0
 
     def encrypt(self, data: bytes | bytearray | memoryview, ad: bytes | None = None) -> bytes:
-        """The ciphertext with its tag."""
         nonce = b"\0\0\0\0" + self._count.to_bytes(8, "little")
         self._count += 1
         return self._aead.encrypt(nonce, data, ad)
@@ -231,7 +230,6 @@ class NoiseHandshake:
         return opened
 
     def write_message(self) -> bytes:
-        """The next message to send."""
         step, self._step = self._step, self._step + 1
         me = self._identity
         if step == 2:

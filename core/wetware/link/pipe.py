@@ -56,19 +56,15 @@ class StreamPipe:
         self._stream = stream
 
     async def read(self) -> bytes:
-        """See Pipe."""
         return await self._stream.read()
 
     async def write(self, data: bytes) -> None:
-        """See Pipe."""
         await self._stream.write(data)
 
     def close(self) -> None:
-        """See Pipe."""
         self._stream.finish()
 
     def abort(self) -> None:
-        """See Pipe."""
         self._stream.reset()
 
 
@@ -132,7 +128,6 @@ class PipeTransport(asyncio.Transport):
         return self._closing
 
     def is_reading(self) -> bool:
-        """Whether the protocol gets what comes."""
         return self._reading.is_set() and not self._closing
 
     def pause_reading(self) -> None:
@@ -149,7 +144,6 @@ class PipeTransport(asyncio.Transport):
         self._wanted.set()
 
     def abort(self) -> None:
-        """End now."""
         self._end(None)
 
     def _end(self, exc: Exception | None, *, gracefully: bool = False) -> None:

@@ -792,7 +792,6 @@ class Session:
         return stream
 
     def on_free(self, stream: Stream) -> None:
-        """A stream's slot is free again."""
         if stream.initiator:
             self.streams_out -= 1
         else:

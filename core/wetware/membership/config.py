@@ -159,7 +159,6 @@ class MembershipConfig:
         return self.retransmit_mult * math.ceil(math.log10(nodes + 1))
 
     def sync_period_s(self, nodes: int) -> float:
-        """The period of push-pull."""
         return self.sync_s * (1 + max(0, math.ceil(math.log2(max(1, nodes) / 32))))
 
     def load_period_s(self, nodes: int) -> float:

@@ -58,7 +58,6 @@ class KnownPeer:
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
-        """Where to try, in this order."""
         # One that worked and is named still, before those that are only named; last what worked
         # once: a node that moved leaves the address behind, maybe to somebody else.
         current = [addr for addr in self.worked if addr in self.named]

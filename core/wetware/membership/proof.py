@@ -24,7 +24,6 @@ _FOUNDING_BYTES_MAX: Final = STATEMENT_BYTES_MAX + 256
 
 
 def encode_founding(founding: Founding) -> bytes:
-    """As it travels beside records."""
     return cbor.encode(founding.plain())
 
 

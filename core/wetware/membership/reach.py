@@ -141,7 +141,6 @@ class Backoff:
         return pause_s * self._rng.uniform(0.75, 1.25)
 
     def reset(self) -> None:
-        """It worked."""
         self.failures = 0
 
 
@@ -267,7 +266,6 @@ class Reach:
     # --- what others say --------------------------------------------------------------------------
 
     def changed(self) -> None:
-        """The members have changed."""
         self._dirty = True
         self._wake.set()
 
@@ -590,7 +588,6 @@ class Reach:
         return peer != self._host.peer_id and self._states.get(peer) in ("alive", "suspect")
 
     async def _enter(self, entry: _Bootstrap) -> None:
-        """Dial a bootstrap address."""
         try:
             connection = await self._dial((entry.addr,), entry.addr.peer)
         except WetwareError as exc:

@@ -287,25 +287,20 @@ class OfRecord:
 
     @property
     def peer(self) -> PeerId:
-        """Its peer ID."""
         return self.record.peer
 
     @property
     def host(self) -> str:
-        """The machine's name."""
         return self.record.host
 
     @property
     def name(self) -> str:
-        """The node's name."""
         return self.record.name
 
     @property
     def version(self) -> str:
-        """Of its software."""
         return self.record.version
 
     @property
     def services(self) -> tuple[str, ...]:
-        """What it offers."""
         return self.record.services

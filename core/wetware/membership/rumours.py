@@ -50,7 +50,6 @@ class Rumours:
         return len(self._all) > self._urgent
 
     def add(self, kind: int, subject: bytes, data: bytes, *, urgent: bool = True) -> None:
-        """Begin to pass something on."""
         key = kind, subject
         self._remove(key)
         rumour = _Rumour(kind, data, 0, urgent)
@@ -59,7 +58,6 @@ class Rumours:
         self._put(key, rumour)
 
     def drop(self, kind: int, subject: bytes) -> None:
-        """It is no longer true."""
         self._remove((kind, subject))
 
     def came_back(self, kind: int, subject: bytes, data: bytes) -> None:

@@ -83,7 +83,6 @@ class Term:
     pattern: str
 
     def matches(self, node: Node) -> bool:
-        """Whether the condition holds."""
         return self._found(node) != self.negated
 
     def _found(self, node: Node) -> bool:
@@ -130,7 +129,6 @@ class Selector:
 
     @property
     def names_state(self) -> bool:
-        """See the class."""
         return any(term.key == "state" for term in self.terms)
 
     @property
@@ -154,7 +152,6 @@ class Selector:
         return cls(tuple([_term(part.strip(), at) for at, part in enumerate(parts, 1)]))
 
     def matches(self, node: Node) -> bool:
-        """Whether the node is meant."""
         return all(term.matches(node) for term in self.terms)
 
 

@@ -157,7 +157,6 @@ class _Outlet:
         self.used_at = now
 
     def clear(self) -> int:
-        """Drop everything; returns how many frames."""
         dropped = len(self.frames)
         self.frames.clear()
         self.bytes, self.head = 0, b""
@@ -472,7 +471,6 @@ class Membership:
 
     @property
     def peer_id(self) -> PeerId:
-        """This node."""
         return self._key.peer_id
 
     @property
@@ -510,7 +508,6 @@ class Membership:
         return end
 
     def bootstrap(self, addrs: Iterable[Multiaddr]) -> None:
-        """Addresses that lead into the cluster."""
         self.reach.bootstrap(addrs)
 
     def found(self, addr: str | Multiaddr, source: str) -> None:
@@ -869,7 +866,6 @@ class Membership:
     # --- from a peer ------------------------------------------------------------------------------
 
     async def _listen(self, stream: Stream) -> None:
-        """One inbound stream: a peer's frames."""
         peer = stream.peer
         if self._tasks is None or self._penalties.muted(peer):
             self.counters["streams_refused"] += 1

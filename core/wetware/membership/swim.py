@@ -419,12 +419,10 @@ class Swim:
         }
 
     def member(self, peer: PeerId) -> Member | None:
-        """What is known of another node."""
         node = self._find(peer)
         return None if node is None else node.snapshot()
 
     def members(self) -> dict[PeerId, Member]:
-        """All others, in every state."""
         return {node.peer: node.snapshot() for node in self._nodes.values()}
 
     def _find(self, peer: PeerId) -> _Node | None:
@@ -606,7 +604,6 @@ class Swim:
         self._plan_gossip()
 
     def evict(self, peer: PeerId) -> None:
-        """A member is none any more."""
         if (node := self._find(peer)) is not None:
             self._remove(node)
 
@@ -755,7 +752,6 @@ class Swim:
             self._probe_maybe_over(probe)
 
     def _relay(self, source: _Source, frame: Frame) -> None:
-        """Probe on behalf of another."""
         relay = _Relay(source.key, frame.seq, frame.node)
         if frame.node == self._key:
             self._post(source.key, {"k": 2, "n": frame.seq})

@@ -249,7 +249,6 @@ class Node(Parts):
         return clients_max
 
     def _compose_broker(self, stack: contextlib.AsyncExitStack) -> None:
-        """What decides, and the services."""
         # Closed after the broker, which still writes then.
         grants = GrantStore(self.data_dir / "broker", self.clock)
         stack.callback(grants.close)
@@ -418,7 +417,6 @@ class Node(Parts):
         self.proposals |= self.plugins.proposals
 
     def _own_services(self) -> tuple[Service, ...]:
-        """What every node offers."""
         return (
             NodeService(
                 status=partial(status_of, self),

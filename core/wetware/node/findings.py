@@ -109,7 +109,6 @@ def policy(backend: AuthBackend) -> list[Finding]:
 
 
 def audit(records: Records) -> list[Finding]:
-    """The recorder: what it finds itself."""
     if records.recorder is None:
         return [
             warning(

@@ -58,7 +58,6 @@ def bound_recursion() -> None:
 
 
 def rss_bytes() -> int:
-    """Resident set size of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 

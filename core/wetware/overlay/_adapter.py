@@ -71,7 +71,6 @@ def to_link_addr(addr: LibAddr) -> Multiaddr | None:
 
 
 def to_lib_addr(addr: Multiaddr) -> LibAddr:
-    """The address in the library's type."""
     return LibAddr(str(addr))
 
 
@@ -128,7 +127,6 @@ class GuestStream(IMuxedStream):
         self.link_stream.close()
 
     async def reset(self) -> None:
-        """End both sides now."""
         self.drop()
 
     def drop(self) -> None:
@@ -150,7 +148,6 @@ class GuestStream(IMuxedStream):
         raise NotImplementedError
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        """Host and port of the peer."""
         return self.muxed_conn.get_remote_address()
 
     async def __aenter__(self) -> GuestStream:
@@ -183,7 +180,6 @@ class GuestConn(IMuxedConn):
 
     @property
     def is_initiator(self) -> bool:
-        """Whether this node dialled."""
         return self.link_conn.initiator
 
     @property
@@ -193,16 +189,13 @@ class GuestConn(IMuxedConn):
 
     @property
     def is_closed(self) -> bool:
-        """Whether it is over, for libp2p."""
         return self._released.is_set() or self.link_conn.closed
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        """Host and port of the peer."""
         remote = self.link_conn.remote
         return (remote.host, remote.port) if remote.kind in ("ip4", "ip6") else None
 
     def get_transport_addresses(self) -> list[LibAddr]:
-        """The peer's address on this connection."""
         return [to_lib_addr(self.link_conn.remote.with_peer(None))]
 
     def get_connection_type(self) -> ConnectionType:
@@ -284,11 +277,9 @@ class LinkTransport(ITransport):
         self._reach = reach
 
     def protocols(self) -> list[str]:
-        """For the transport manager's first sieve."""
         return ["tcp"]
 
     def can_dial(self, maddr: LibAddr) -> bool:
-        """Whether the link can."""
         addr = to_link_addr(maddr)
         return addr is not None and addr.port > 0
 

@@ -111,11 +111,9 @@ class _NoUpgrader(TransportUpgrader):
         super().__init__({}, {})
 
     async def upgrade_security(self, *_: object, **__: object) -> NoReturn:
-        """Never."""
         raise SwarmException("libp2p negotiates no security here")
 
     async def upgrade_connection(self, *_: object, **__: object) -> NoReturn:
-        """Never."""
         raise SwarmException("libp2p negotiates no muxer here")
 
 
@@ -157,11 +155,9 @@ class _Swarm(Swarm):
         return [conn for conn in self.get_connections(peer_id) if not conn.is_closed]
 
     async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: LibAddr) -> NoReturn:
-        """Never: see _NoUpgrader."""
         raise SwarmException("libp2p accepts no connection here")
 
     async def upgrade_outbound_raw_conn(self, *_: object, **__: object) -> NoReturn:
-        """Never: see _NoUpgrader."""
         raise SwarmException("libp2p upgrades no connection here")
 
 
@@ -171,7 +167,6 @@ class _Multiselect(Multiselect):
     link: LinkHost
 
     def get_protocols(self) -> tuple[TProtocol | None, ...]:
-        """All of them."""
         return (*self.handlers, *map(TProtocol, self.link.protocols))
 
 
@@ -370,7 +365,6 @@ class _Small(Validator):
         self._inner.validate(key, value)
 
     def select(self, key: str, values: list[bytes]) -> int:
-        """As the inner one."""
         return self._inner.select(key, values)
 
 
@@ -507,12 +501,10 @@ class Guest:
 
     @property
     def connections(self) -> int:
-        """Connections in libp2p's table."""
         return sum(map(len, self._swarm.connections.values())) if self._nursery else 0
 
     @property
     def dht_peers(self) -> int:
-        """Peers in the routing table."""
         return self._dht.get_routing_table_size() if self._dht else 0
 
     def _done(self, outcome: Any) -> None:
@@ -581,7 +573,6 @@ class Guest:
         return ACCESS.get(protocol) if served else None
 
     def offer(self, stream: Stream, protocol: str) -> None:
-        """Take an inbound stream."""
         conn = self._conns.get(stream.connection)
         if conn is None:
             stream.reset()
@@ -722,8 +713,6 @@ class Guest:
     # --- verbs: make the function that `call` runs -----------------------------------------------
 
     def ping(self, peer: PeerId) -> Callable[[], Coroutine[Any, Any, float]]:
-        """See Overlay.ping."""
-
         async def run() -> float:
             stream = await self._host.new_stream(ID(peer.multihash), [PING])
             payload = os.urandom(PING_BYTES)
@@ -743,8 +732,6 @@ class Guest:
         return run
 
     def identify(self, peer: PeerId) -> Callable[[], Coroutine[Any, Any, PeerReport]]:
-        """See Overlay.identify."""
-
         async def run() -> PeerReport:
             message = await self._host.exchange_identify(ID(peer.multihash))
             return PeerReport(
@@ -758,8 +745,6 @@ class Guest:
         return run
 
     def provide(self, key: bytes) -> Callable[[], Coroutine[Any, Any, bool]]:
-        """See Overlay.provide."""
-
         async def run() -> bool:
             assert self._dht is not None  # noqa: S101  # set before `ready`
             return bool(await self._dht.provider_store.provide(key))
@@ -769,8 +754,6 @@ class Guest:
     def find_providers(
         self, key: bytes, count: int
     ) -> Callable[[], Coroutine[Any, Any, tuple[Provider, ...]]]:
-        """See Overlay.find_providers."""
-
         async def run() -> tuple[Provider, ...]:
             assert self._dht is not None  # noqa: S101  # set before `ready`
             # An empty store, since libp2p asks nobody when its own has any record of the key.

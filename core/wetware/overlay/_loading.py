@@ -59,7 +59,6 @@ class _ToEvents(logging.Handler):
     """Passes libp2p's log records on as events, at debug level: peers can cause most of them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log one record."""
         if logging.getLogger("wetware.overlay.libp2p").isEnabledFor(logging.DEBUG):
             log.debug(
                 "libp2p.message",

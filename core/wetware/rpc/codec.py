@@ -81,7 +81,6 @@ class BadValue(Exception):
         return InvalidArgument(self.text(where), hint=self.hint)
 
     def text(self, where: str) -> str:
-        """What is wrong, and where."""
         return ": ".join(filter(None, (where, "".join(self.path).lstrip("."), self.message)))
 
 
@@ -89,7 +88,6 @@ class BadType(BadValue):
     """A value is of a type that its field does not take: a defect of the program that gave it."""
 
     def public(self, where: str) -> TypeError:
-        """See BadValue."""
         return TypeError(self.text(where))
 
 
@@ -227,7 +225,6 @@ class Types:
         self._structs: dict[int, Struct] = {}
 
     def struct(self, schema: Any) -> Struct:
-        """The codec of a struct schema."""
         type_id = int(schema.node.id)
         if (known := self._structs.get(type_id)) is None:
             known = self._structs[type_id] = Struct(self, schema)

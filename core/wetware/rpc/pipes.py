@@ -36,7 +36,6 @@ class SocketPipe:
         return "local"
 
     def start(self, transport: RpcTransport) -> None:
-        """Begin to read."""
         self._transport = transport
         self.resume()
 
@@ -58,7 +57,6 @@ class SocketPipe:
             transport.feed_eof()
 
     def write(self, pieces: Collection[memoryview]) -> int:
-        """Send what the kernel takes."""
         try:
             return self._sock.sendmsg(itertools.islice(pieces, _PIECES_MAX))
         except (BlockingIOError, InterruptedError):
@@ -83,7 +81,6 @@ class SocketPipe:
             self._loop.remove_reader(self._fd)
 
     def resume(self) -> None:
-        """Read again."""
         if not self._reading and self._sock.fileno() >= 0:
             self._reading = True
             self._loop.add_reader(self._fd, self._readable)
@@ -93,7 +90,6 @@ class SocketPipe:
         self.abort()
 
     def abort(self) -> None:
-        """Close the socket."""
         self.pause()
         if self._writing:
             self._writing = False

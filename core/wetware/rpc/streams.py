@@ -30,7 +30,6 @@ class StreamPipe:
         return str(self._stream.connection.remote)
 
     def start(self, transport: RpcTransport) -> None:
-        """Take what the stream pushes."""
         self._transport = transport
         self._stream.attach(self._on_data, self._on_end, transport.writable)
 
@@ -72,7 +71,6 @@ class StreamPipe:
         self._paused = True
 
     def resume(self) -> None:
-        """Let the peer send again."""
         self._paused = False
         self._credit()
 
@@ -82,7 +80,6 @@ class StreamPipe:
         self._stream.close()
 
     def abort(self) -> None:
-        """Reset the stream."""
         self._stream.detach()
         self._stream.reset()
 

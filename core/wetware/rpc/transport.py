@@ -308,7 +308,6 @@ class RpcTransport(asyncio.Transport):
         self._pipe.start(self)
 
     def use(self, limits: RpcLimits) -> None:
-        """Other limits, from here on."""
         self._limits = limits
         self._wire_bytes_max = wire_bytes_max(limits)
         self._loop.call_soon(self._readmit)
@@ -322,7 +321,6 @@ class RpcTransport(asyncio.Transport):
     # -------------------------------------------------------------------------
 
     def pause_reading(self) -> None:
-        """Pycapnp has what it asked for."""
         self._paused = True
 
     def resume_reading(self) -> None:
@@ -336,7 +334,6 @@ class RpcTransport(asyncio.Transport):
         return not self._paused and not self._closing
 
     def is_closing(self) -> bool:
-        """Whether the transport takes no more."""
         return self._closing
 
     def can_write_eof(self) -> bool:
@@ -347,7 +344,6 @@ class RpcTransport(asyncio.Transport):
         """Never called: see can_write_eof."""
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that wait to be sent."""
         return self.out_bytes + self._queued
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
@@ -373,14 +369,12 @@ class RpcTransport(asyncio.Transport):
             self._loop.call_soon(self._finish, None)
 
     def abort(self) -> None:
-        """Close without sending what is queued."""
         self._fail(None)
 
     # --- what the pipe calls
     # ------------------------------------------------------------------------
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Bytes from the peer."""
         if self._closing or self._end is not None:
             return
         self.heard = True
@@ -600,7 +594,6 @@ class RpcTransport(asyncio.Transport):
             self._violated(FramingError("a message that could not be read"))
 
     def feed_eof(self) -> None:
-        """The peer sends no more."""
         self.feed_error(ConnectionResetError("the peer closed the connection"))
 
     def feed_error(self, exc: Exception) -> None:

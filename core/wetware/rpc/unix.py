@@ -173,7 +173,6 @@ class _Client:
 
     @property
     def trusted(self) -> bool:
-        """Whether it has logged in."""
         return self.end is not None and self.end.transport.trusted
 
 
@@ -198,7 +197,6 @@ class _Clients:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def accept(self, listener: socket.socket) -> None:
-        """Until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             try:

@@ -44,7 +44,6 @@ _FILE = re.compile(r"audit-(\d{8})\.jsonl")
 
 
 def genesis(node: PeerId, log_id: str) -> bytes:
-    """The hash before the first record."""
     return hashlib.sha256(DOMAIN + node.encode() + b"\n" + log_id.encode()).digest()
 
 
@@ -54,7 +53,6 @@ def digest(body: bytes) -> bytes:
 
 
 def link(previous: bytes, record_digest: bytes) -> bytes:
-    """The hash after a record."""
     return hashlib.sha256(previous + record_digest).digest()
 
 
@@ -69,7 +67,6 @@ def encode(record: Mapping[str, Any], previous: bytes) -> tuple[bytes, bytes]:
 
 
 def _shorter(record: Mapping[str, Any]) -> dict[str, Any]:
-    """With half of its longest text."""
     texts = [name for name, value in record.items() if isinstance(value, str)]
     longest = max(texts, key=lambda name: len(json.dumps(record[name])))
     text = record[longest]
@@ -90,12 +87,10 @@ def files(directory: Path) -> list[Path]:
 
 
 def file_name(count: int) -> str:
-    """The name of a log's file."""
     return f"audit-{count:08d}.jsonl"
 
 
 def number(path: Path) -> int:
-    """The number in a file's name."""
     match = _FILE.fullmatch(path.name)
     return int(match[1]) if match else 0
 
@@ -242,7 +237,6 @@ class Checkpoint:
 
     @property
     def text(self) -> str:
-        """One line of JSON."""
         fields = {**self._fields(), "signature": self.signature.hex()}
         return json.dumps(fields, separators=(",", ":"))
 

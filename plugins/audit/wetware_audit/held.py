@@ -114,7 +114,6 @@ class Held:
         return silent
 
     def document(self) -> bytes:
-        """The content of the file."""
         return b"".join(
             json.dumps(
                 {"v": VERSION, "checkpoint": each.checkpoint.text, "broken": each.broken}

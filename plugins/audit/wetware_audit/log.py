@@ -149,12 +149,10 @@ class AuditLog:
 
     @property
     def seq(self) -> int:
-        """Number of the last record."""
         return self._tip[0]
 
     @property
     def head(self) -> bytes:
-        """Its hash."""
         return self._tip[1]
 
     # --- resuming ---------------------------------------------------------------------------------

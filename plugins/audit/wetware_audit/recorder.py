@@ -93,7 +93,6 @@ class AuditRecorder:
         await self.log.written()
 
     def record(self, event: str, **fields: object) -> None:
-        """Something of the recorder's own."""
         log.info(event, **fields)
         self.report({"event": event, **{name: plain(value) for name, value in fields.items()}})
 

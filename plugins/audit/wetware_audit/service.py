@@ -48,7 +48,6 @@ def tail(directory: Path, count: int, matches: Callable[[Mapping[str, Any]], boo
 
 
 def record_at(directory: Path, seq: int) -> str | None:
-    """One record of a log."""
     for path in reversed(files(directory)):
         if seq_of(next(lines(path), b"")) <= seq:
             with path.open("rb") as file:
@@ -73,8 +72,6 @@ class AuditServant(rpc.Servant, interface=SCHEMA.Audit):
         return self._service.recorder.log.directory
 
     async def tail(self, count: int, event: str, grant: str, principal: str) -> dict[str, object]:
-        """The last records."""
-
         def matches(record: Mapping[str, Any]) -> bool:
             return (
                 str(record.get("event", "")).startswith(event)
@@ -87,18 +84,15 @@ class AuditServant(rpc.Servant, interface=SCHEMA.Audit):
         return {"records": found}
 
     async def show(self, seq: int) -> dict[str, object]:
-        """One record."""
         found = await self._service.recorder.ctx.run_sync(record_at, self._directory(), seq)
         if found is None:
             raise NotFound(f"there is no record {seq}", hint="`ww audit tail` shows the last ones")
         return {"record": found}
 
     async def follow(self, sink: rpc.Ref | None) -> dict[str, object]:
-        """Records from now on."""
         return {"subscription": self._service.follow(sink)}
 
     async def checkpoint(self) -> dict[str, object]:
-        """The node's word on its log."""
         return {"checkpoint": self._service.recorder.log.checkpoint().text}
 
     async def checkpoints(self, node: str) -> dict[str, object]:
@@ -107,7 +101,6 @@ class AuditServant(rpc.Servant, interface=SCHEMA.Audit):
         return {"checkpoints": [checkpoint.text for checkpoint in known[:RECORDS_MAX]]}
 
     async def state(self) -> dict[str, object]:
-        """How the log is."""
         log = self._service.recorder.log
         return {
             "log": log.log_id,
@@ -142,7 +135,6 @@ class AuditService(Service):
                 follower.end(stopping())
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
-        """An Audit for one session."""
         return AuditServant(self)
 
     def follow(self, sink: rpc.Ref | None) -> rpc.Pump:
@@ -155,7 +147,6 @@ class AuditService(Service):
         return follower
 
     def written(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Push records to all that follow."""
         for record in records if self._followers else ():
             item = json.dumps(record, separators=(",", ":")).encode()
             for follower in self._followers:

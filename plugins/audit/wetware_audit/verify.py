@@ -84,11 +84,9 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
         return not self.problems
 
     def wrong(self, what: str, path: Path | None = None, seq: int = 0) -> None:
-        """Add a problem."""
         if len(self.problems) < PROBLEMS_MAX:
             self.problems.append(Problem(what, path.name if path is not None else "", seq))
 
@@ -178,7 +176,6 @@ class _Verifier:
                 report.notes.append(f"of another node, {about.node}, is known: {what}")
 
     def _record_of_peer(self, line: bytes) -> None:
-        """A record about another node's log."""
         record = json.loads(line)
         node, event = str(record.get("node")), record["event"]
         was, newest = self._recorded.pop(node, ([], None))

@@ -379,7 +379,6 @@ class EvmBackend:
         return found.roles
 
     def profile(self, role: str) -> RoleProfile:
-        """By this node's own configuration."""
         return self.rules.profile(role)
 
     def how_to_accept(self, service: str, proposal: Mapping[str, frozenset[str]]) -> str:
@@ -561,7 +560,6 @@ class EvmBackend:
 
     @property
     def founding(self) -> bytes:
-        """Chain, contract and scope."""
         public = self.public
         return (
             b"wetware-evm/1\0"
@@ -585,7 +583,6 @@ class EvmBackend:
         return key is not None and bool(self.replica.key_accounts(role_id(NODE_ROLE), key))
 
     def findings(self) -> Iterable[Finding]:
-        """See AuthBackend."""
         from wetware_auth_evm.findings import findings
 
         return findings(self)
@@ -593,7 +590,6 @@ class EvmBackend:
     def watch(
         self, callback: Callable[[Withdrawn | Suspended | Resumed], None]
     ) -> Callable[[], None]:
-        """See AuthBackend."""
         token = id(callback)
         self._watchers[token] = callback
         return lambda: self._watchers.pop(token, None) and None

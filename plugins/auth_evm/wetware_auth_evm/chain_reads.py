@@ -280,7 +280,6 @@ class Chain:
             )
 
     async def genesis(self) -> bytes:
-        """Hash of the first block."""
         return (await self.endpoints.block(0)).hash
 
     async def probe(self) -> list[Probe]:
@@ -337,7 +336,6 @@ class Chain:
         return ContractState(*abi.results("state", answer)) if answer else None
 
     async def tip(self) -> Block:
-        """The newest block."""
         return await self.endpoints.newest("latest")
 
     async def final(self, tip: Block) -> Block | None:

@@ -150,7 +150,6 @@ class Outcome:
     gas: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         from wetware_auth_evm.words import event_plain
 
         return {
@@ -199,7 +198,6 @@ async def send(
 
 
 def refused(exc: Reverted) -> ContractRefused:
-    """What the contract's refusal means."""
     why = abi.refusal(exc.returned)
     error = ContractRefused(why.sentence, hint=why.hint)
     error.name = why.name
@@ -253,7 +251,6 @@ async def _no_funds(chain: Chain, sender: bytes, needed: int | None) -> NoFunds:
 
 
 def ether(wei: int) -> str:
-    """An amount as people read it."""
     return f"{wei / 10**18:.6g} of the chain's coin" if wei else "nothing"
 
 

@@ -250,7 +250,6 @@ class Public:
     deployed_at: int = 0
 
     def document(self) -> bytes:
-        """As JSON."""
         return json.dumps(
             {
                 "v": 1,

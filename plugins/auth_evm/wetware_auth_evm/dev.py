@@ -317,7 +317,6 @@ def _kept(directory: Path) -> dict[str, Any] | None:
 
 
 def _check_kept(kept: dict[str, Any]) -> None:
-    """Raises ValueError, KeyError, TypeError, AttributeError."""
     for name, size in (("contract", 20), ("owner", 20), ("genesis_hash", 32)):
         if not kept[name].startswith("0x") or len(bytes.fromhex(kept[name][2:])) != size:
             raise ValueError(f"its {name} is none")
@@ -528,7 +527,6 @@ def sign_free(wallet: Wallet, *, nonce: int, to: bytes, data: bytes, gas: int) -
 
 
 def _rlp(items: list[int | bytes]) -> bytes:
-    """A list in RLP. Source: https://ethereum.org/developers/docs/data-structures-and-encoding/rlp."""
     body = b"".join(
         _rlp_text(i if isinstance(i, bytes) else i.to_bytes((i.bit_length() + 7) // 8, "big"))
         for i in items

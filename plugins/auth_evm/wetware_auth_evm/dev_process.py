@@ -125,7 +125,6 @@ class Child:
 
     @property
     def said(self) -> str:
-        """What it printed last."""
         lines = [line.strip() for line in self._last if line.strip()]
         return " ".join(lines)[-400:] or "it said nothing"
 

@@ -79,7 +79,6 @@ def _data(value: Any, size: int | None = None) -> bytes:
 
 
 def _query(value: Any) -> dict[str, Any]:
-    """The transaction of eth_call and eth_estimateGas."""
     if not isinstance(value, dict):
         raise _invalid("a call is an object")
     found: dict[str, Any] = {}
@@ -355,7 +354,6 @@ class Server:
         self._runner: web.AppRunner | None = None
 
     async def start(self, port: int) -> int:
-        """Listen; returns the port. Raises OSError."""
         app = web.Application(client_max_size=BODY_BYTES_MAX)
         app.router.add_post("/", self._handle)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
@@ -367,7 +365,6 @@ class Server:
         return bound
 
     async def stop(self) -> None:
-        """Stop listening."""
         if self._runner is not None:
             await self._runner.cleanup()
 

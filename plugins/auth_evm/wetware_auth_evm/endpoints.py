@@ -143,7 +143,6 @@ class Endpoint:
 
     @property
     def available(self) -> bool:
-        """Whether it is asked now."""
         return self._monotonic() >= self._closed_until
 
     async def call(self, method: str, *params: Any, bytes_max: int = ANSWER_BYTES_MAX) -> Any:
@@ -404,7 +403,6 @@ class Endpoints:
         return block
 
     async def aclose(self) -> None:
-        """End all connections."""
         for endpoint in self.each:
             await endpoint.aclose()
 

@@ -68,7 +68,6 @@ class _Layout:
 
 
 def _layout(name: str, text: str) -> tuple[bytes, _Layout]:
-    """(the first topic, the layout)."""
     fields: list[tuple[str, str, int]] = []
     types = ["uint48", "address", "bytes32"]
     for part in filter(None, text.split(",")):
@@ -126,7 +125,6 @@ def decode(topics: tuple[bytes, ...], data: bytes) -> Event:
 
 
 def genesis(chain_id: int, contract: bytes) -> bytes:
-    """The hash before the first event."""
     name = b"WetwareACL/1".ljust(WORD, b"\0")
     return keccak(name + chain_id.to_bytes(WORD, "big") + contract.rjust(WORD, b"\0"))
 

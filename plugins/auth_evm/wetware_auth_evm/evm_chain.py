@@ -122,14 +122,12 @@ class EvmChain:
         self.journal.commit()
 
     def close(self) -> None:
-        """Close the journal."""
         self.journal.close()
 
     # --- blocks -----------------------------------------------------------------------------------
 
     @property
     def head(self) -> BlockHeaderAPI:
-        """The newest block."""
         header: BlockHeaderAPI = self._chain.get_canonical_head()
         return header
 
@@ -141,7 +139,6 @@ class EvmChain:
         return header
 
     def by_hash(self, hash_: bytes) -> BlockHeaderAPI | None:
-        """A block, or None."""
         try:
             header: BlockHeaderAPI = self._chain.get_block_header_by_hash(Hash32(hash_))
         except (HeaderNotFound, ValidationError):
@@ -149,7 +146,6 @@ class EvmChain:
         return header
 
     def transactions(self, header: BlockHeaderAPI) -> list[bytes]:
-        """The hashes of a block's transactions."""
         hashes = self._chain.chaindb.get_block_transaction_hashes(header)
         return [bytes(each) for each in hashes]
 
@@ -263,7 +259,6 @@ class EvmChain:
         return transaction
 
     def receipt(self, hash_: bytes) -> dict[str, Any] | None:
-        """What a transaction did, or None."""
         try:
             number, index = self._chain.get_canonical_transaction_index(Hash32(hash_))
         except (TransactionNotFound, ValidationError):

@@ -51,7 +51,6 @@ class Verdict:
     reasons: tuple[Reason, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "allowed": self.allowed,
             "rights": hex(self.rights),

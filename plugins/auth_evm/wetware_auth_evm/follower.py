@@ -365,7 +365,6 @@ class Follower:
         return touched
 
     async def _logs(self, endpoint: Endpoint, reading: _Reading, last: int) -> None:
-        """Read on to a block."""
         width = RANGE_BLOCKS_MAX
         while reading.following <= last:
             until = min(last, reading.following + width - 1)

@@ -270,7 +270,6 @@ class History:
         replace_private_file(self._forget, b"")
 
     def forget_asked(self) -> bool:
-        """Whether an operator asked for it."""
         return self._forget.exists()
 
     def forget(self) -> None:

@@ -153,7 +153,6 @@ class Journal:
         return at + len(data)
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._fd)
 
 

@@ -54,7 +54,6 @@ class Pending:
 
     @property
     def digest(self) -> bytes:
-        """What is signed."""
         return self.grant.text_digest() if self.text else self.grant.digest()
 
 
@@ -251,7 +250,6 @@ def forget_pending(name: str, cluster: str) -> None:
 
 
 def pending_clusters(name: str) -> list[str]:
-    """Where something waits."""
     pattern = re.compile(re.escape(name) + r"@([0-9a-f]{16,64})\.pending\Z")
     if not session.directory().is_dir():
         return []

@@ -96,7 +96,6 @@ class Profile:
         return self.cluster
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "v": 1,
             "chain_id": self.chain_id,
@@ -114,7 +113,6 @@ class Profile:
 
 
 def profile_path() -> Path:
-    """The user's own profile."""
     return paths.home() / "evm" / PROFILE_FILE
 
 

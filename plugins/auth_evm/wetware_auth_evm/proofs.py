@@ -51,11 +51,9 @@ class SessionProof:
 
     @property
     def digest(self) -> bytes:
-        """The hash that the wallet signed."""
         return self.grant.text_digest() if self.form == "eip4361" else self.grant.digest()
 
     def encode(self) -> bytes:
-        """The payload of the proof."""
         text = self.form == "eip4361"
         return cbor.encode(
             {
@@ -106,7 +104,6 @@ class KeyProof:
     account: bytes = b""
 
     def encode(self) -> bytes:
-        """The payload of the proof."""
         return cbor.encode({"key": self.key, "answer": self.answer, "account": self.account})
 
     @classmethod

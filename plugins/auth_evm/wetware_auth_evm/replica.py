@@ -287,7 +287,6 @@ class Replica:
         self._rebase(())
 
     def verified(self, number: int, hash_: bytes, time_s: int) -> None:
-        """The newest block was verified now."""
         self.tip_block, self.tip_time = (number, hash_), time_s
         self._verified_at, self.fault = (self._clock.monotonic(), self._clock.time()), ""
 

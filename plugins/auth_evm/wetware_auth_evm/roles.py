@@ -87,7 +87,6 @@ class Rules:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """The names, sorted."""
         return tuple(sorted(self._rules))
 
     def names(self, masks: Mapping[str, int]) -> frozenset[str]:

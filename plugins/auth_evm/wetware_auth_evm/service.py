@@ -26,7 +26,6 @@ class EvmServant(rpc.Servant, interface=SCHEMA.EvmAuth):
         self._backend = backend
 
     async def status(self) -> dict[str, object]:
-        """The struct EvmStatus."""
         found = self._backend.status()
         sizes = found["sizes"]
         same = (
@@ -86,7 +85,6 @@ class EvmServant(rpc.Servant, interface=SCHEMA.EvmAuth):
         return mask and mask & replica.tip.held(scope, role, account, now).rights
 
     async def explain(self, account: str, role: str) -> dict[str, object]:
-        """The struct Explanation."""
         address = parse_address(account)
         try:
             what = role_id(role)

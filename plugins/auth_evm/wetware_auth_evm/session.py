@@ -60,7 +60,6 @@ class StoredSession:
 
     @property
     def digest(self) -> bytes:
-        """The hash that the wallet signed."""
         return self.kept_digest or self.proof.digest
 
     def seconds_left(self, now: float) -> float:
@@ -111,7 +110,6 @@ def new_session(
 
 
 def directory() -> Path:
-    """Where the sessions are."""
     return paths.home() / "evm" / "sessions"
 
 

@@ -246,7 +246,6 @@ class State:
         return len(self._journal())
 
     def rollback(self, mark: int) -> None:
-        """Undo what was applied since."""
         journal = self._journal()
         while len(journal) > mark:
             place, key, before = journal.pop()

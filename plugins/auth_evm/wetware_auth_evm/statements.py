@@ -240,7 +240,6 @@ class SessionGrant:
     # --- as the login's payload has it ------------------------------------------------------------
 
     def plain(self) -> dict[str, Any]:
-        """For CBOR and JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return values | {
             "session_key": str(self.session_key),

@@ -108,7 +108,6 @@ class WalletFile:
 
 
 def directory() -> Path:
-    """Where the wallets are."""
     return paths.home() / "evm" / "wallets"
 
 
@@ -362,7 +361,6 @@ def decrypt(document: Mapping[str, Any], passphrase: str, what: str) -> bytes:
 
 
 def _opened(crypto: Mapping[str, Any], passphrase: str) -> tuple[bytes, bytes, bytes, bytes]:
-    """(iv, ciphertext, mac, derived key)."""
     if crypto["cipher"] != "aes-128-ctr":
         raise ValueError(f"its cipher is {str(crypto['cipher'])[:40]!r}, not aes-128-ctr")
     iv = bytes.fromhex(crypto["cipherparams"]["iv"])

@@ -78,7 +78,6 @@ def parse_rights(text: str) -> int:
 
 
 def rights_text(mask: int) -> str:
-    """A mask as people read it."""
     return "all" if mask == ALL_RIGHTS else hex(mask)
 
 
@@ -129,17 +128,14 @@ def name_text(word: bytes, zero: str) -> str:
 
 
 def role_text(role: bytes) -> str:
-    """A role's name."""
     return name_text(role, ANY_NAME)
 
 
 def scope_text(scope: bytes) -> str:
-    """A scope's name."""
     return name_text(scope, ROOT_NAME)
 
 
 def who(address: bytes) -> str:
-    """An address as people write it."""
     from wetware_auth_evm.addresses import checksum
 
     return checksum(address)
@@ -153,7 +149,6 @@ def key_text(key: bytes) -> str:
 
 
 def event_plain(event: Event) -> dict[str, Any]:
-    """An event for JSON."""
     data = {name: _plain(name, value) for name, value in event.data.items()}
     return {
         "seq": event.seq,

@@ -240,7 +240,6 @@ class LocalBackend:
 
     @property
     def policy(self) -> Policy:
-        """The policy in force."""
         return self._in_force.policy
 
     @property
@@ -381,7 +380,6 @@ class LocalBackend:
 
     @property
     def founding(self) -> bytes:
-        """The operator's public key."""
         public = self.policy.operator.public_key
         if public is None:  # Policy.check refuses such a document
             raise ConfigError("the policy's operator is not an Ed25519 key")
@@ -431,17 +429,14 @@ class LocalBackend:
         return Accept(Principal(self.name, subject), self._by_key[subject])
 
     def roles(self, principal: Principal) -> frozenset[str]:
-        """From memory."""
         if principal.backend != self.name:
             return frozenset()
         return self._by_key.get(principal.subject, frozenset())
 
     def profile(self, role: str) -> RoleProfile:
-        """From memory."""
         return self.policy.profile(role)
 
     def findings(self) -> Iterable[Finding]:
-        """See AuthBackend."""
         if self._unsure:
             yield Finding(
                 "policy",
@@ -461,7 +456,6 @@ class LocalBackend:
         yield from self.spread.findings()
 
     async def join_document(self) -> bytes:
-        """The signed policy document."""
         return self._newest.document()
 
     async def admit_node(self, peer: PeerId) -> bool:
@@ -471,14 +465,12 @@ class LocalBackend:
     def watch(
         self, callback: Callable[[Withdrawn | Suspended | Resumed], None]
     ) -> Callable[[], None]:
-        """See AuthBackend."""
         token = id(callback)
         self._watchers[token] = callback
         return lambda: self._watchers.pop(token, None) and None
 
 
 def _highest(signed: Signed) -> dict[str, Any]:
-    """What HIGHEST_FILE says of it."""
     return {"version": signed.version, "digest": signed.digest}
 
 
@@ -521,7 +513,6 @@ class PolicyServant(rpc.Servant, interface=SCHEMA.PolicyStore):
         self._backend = backend
 
     async def get(self) -> dict[str, object]:
-        """The latest document."""
         newest = self._backend.newest
         return {
             "document": newest.document(),
@@ -530,7 +521,6 @@ class PolicyServant(rpc.Servant, interface=SCHEMA.PolicyStore):
         }
 
     async def put(self, document: bytes) -> dict[str, object]:
-        """Replace it."""
         policy, withdrawn = await self._backend.put(document)
         return {"version": policy.version, "withdrawn": withdrawn}
 
@@ -561,7 +551,6 @@ class PolicyServant(rpc.Servant, interface=SCHEMA.PolicyStore):
         }
 
     async def divergent(self, digest: str) -> dict[str, object]:
-        """The document of another branch."""
         divergence = self._backend.spread.divergences.get(digest)
         if divergence is None:
             raise NotFound(

@@ -182,7 +182,6 @@ class Policy:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical form, hex."""
         return hashlib.sha256(self.canonical()).hexdigest()
 
     def replaces(self, version: int, digest: str) -> bool:
@@ -441,7 +440,6 @@ class Signed:
 
     @property
     def version(self) -> int:
-        """Of the policy."""
         return self.policy.version
 
     @classmethod

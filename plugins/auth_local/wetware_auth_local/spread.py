@@ -95,7 +95,6 @@ class Claim:
 
     @classmethod
     def of(cls, signed: Signed) -> Claim:
-        """Of a document."""
         return cls(signed.version, signed.digest)
 
     @classmethod
@@ -110,7 +109,6 @@ class Claim:
         raise Misbehaviour("neither a version nor a document")
 
     def message(self) -> dict[str, object]:
-        """For the wire."""
         return {"version": self.version, "digest": bytes.fromhex(self.digest)}
 
 
@@ -219,7 +217,6 @@ class Spread:
 
     @property
     def divergences(self) -> Mapping[str, Divergence]:
-        """Documents of other branches, by digest."""
         return self._divergences
 
     @property

@@ -159,7 +159,6 @@ class _Listener(RecordUpdateListener):
                 self._on_text(record.text)
 
     def async_update_records_complete(self) -> None:
-        """It is in the cache."""
         cache = self._zeroconf.cache
         # What it finds, it finds whatever the type of record, and the cache itself asks it so.
         cached = [r for r in self._records if cache.async_get_unique(cast("DNSText", r))]

@@ -187,12 +187,10 @@ class Waiting:
         return len(self._items)
 
     def put(self, item: str) -> None:
-        """Add an address."""
         if len(self._items) >= self._size_max:
             del self._items[self._rng.randrange(len(self._items))]
             self.lost += 1
         self._items.append(item)
 
     def get(self) -> str | None:
-        """The oldest one, or None."""
         return self._items.pop(0) if self._items else None

@@ -197,11 +197,9 @@ class Orderer(Generic[T]):
 
     @property
     def held(self) -> int:
-        """Messages that wait for a predecessor."""
         return sum(len(line.heap) for line in self._holding.values())
 
     def _advance(self, key: tuple[bytes, str], line: _Line[T]) -> None:
-        """Deliver what follows without a gap."""
         while line.heap:
             number = line.heap[0]
             if number != line.last + 1 and number & _COUNTER_MAX:
@@ -214,7 +212,6 @@ class Orderer(Generic[T]):
         self._holding.pop(key, None)
 
     def _skip(self, key: tuple[bytes, str], line: _Line[T], now: float) -> None:
-        """Give up the first gap."""
         first = line.heap[0]
         if first >> _COUNTER_BITS == line.last >> _COUNTER_BITS:
             self.missed += first - line.last - 1

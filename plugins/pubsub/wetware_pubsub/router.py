@@ -151,7 +151,6 @@ class Outbox:
         self._subscriptions[topic] = subscribe
 
     def mesh(self, topic: str, chunk: bytes) -> None:
-        """Send a GRAFT or PRUNE."""
         self._control[topic] = chunk
 
     def gossip(self, chunk: bytes) -> bool:
@@ -200,7 +199,6 @@ class Outbox:
         return frame(chunks) if chunks else b""
 
     def clear(self) -> None:
-        """Forget everything: the stream is gone."""
         self._subscriptions.clear()
         self._control.clear()
         self._gossip.clear()
@@ -249,7 +247,6 @@ class MessageCache:
         self._bytes = 0
 
     def put(self, message_id: bytes, topic: str, chunk: bytes) -> None:
-        """Keep a message from now on."""
         self._windows[0][message_id] = _Cached(topic, chunk)
         self._bytes += len(chunk) + _CACHED_BYTES
         while self._bytes > self._bytes_max:
@@ -257,7 +254,6 @@ class MessageCache:
             self._bytes -= len(oldest.popitem(last=False)[1].chunk) + _CACHED_BYTES
 
     def get(self, message_id: bytes) -> _Cached | None:
-        """A message that is still kept."""
         for window in self._windows:
             if (cached := window.get(message_id)) is not None:
                 return cached
@@ -272,7 +268,6 @@ class MessageCache:
         return found
 
     def shift(self) -> None:
-        """A heartbeat has passed."""
         for cached in self._windows[-1].values():
             self._bytes -= len(cached.chunk) + _CACHED_BYTES
         self._windows.appendleft(OrderedDict())
@@ -292,7 +287,6 @@ class SeenCache:
         return len(self._until)
 
     def add(self, message_id: bytes, now: float) -> None:
-        """Remember it from now."""
         self._until[message_id] = now + self._ttl_s
         if len(self._until) > self._max:
             self._until.popitem(last=False)
@@ -376,7 +370,6 @@ class Router:
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """Subscribed topics."""
         return tuple(self._mesh)
 
     def mesh(self, topic: str) -> frozenset[PeerId]:
@@ -384,7 +377,6 @@ class Router:
         return frozenset(self._mesh.get(topic, ()))
 
     def subscribers(self, topic: str) -> tuple[PeerId, ...]:
-        """Peers that said they are subscribed."""
         return tuple(self._by_topic.get(topic, ()))
 
     def peer_up(self, peer: PeerId) -> None:

@@ -93,7 +93,6 @@ class PubSubService(Service):
                 pump.end(stopping())
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
-        """A PubSub for one session."""
         return PubSubServant(self, principal)
 
     def wire_topic(self, name: str) -> str:
@@ -173,7 +172,6 @@ class PubSubServant(rpc.Servant, interface=SCHEMA.PubSub):
         self._service, self._principal = service, principal
 
     async def join(self, topic: str) -> dict[str, Any]:
-        """The capability of a topic."""
         wire = self._service.wire_topic(topic)
         return {"topic": TopicServant(self._service, self._principal, topic, wire)}
 
@@ -186,12 +184,10 @@ class TopicServant(rpc.Servant, interface=SCHEMA.Topic):
         self._name, self._wire = name, wire
 
     async def publish(self, data: bytes) -> dict[str, Any]:
-        """Send a message."""
         seqno = await self._service.gossip.publish(self._wire, data)
         return {"seqno": int.from_bytes(seqno, "big")}
 
     async def subscribe(self, sink: rpc.Ref | None, buffer: int) -> dict[str, Any]:
-        """Push messages to a sink."""
         pump = self._service.subscribe(self._wire, self._principal, sink, buffer)
         return {"subscription": pump}
 

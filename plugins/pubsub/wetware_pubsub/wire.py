@@ -436,5 +436,4 @@ class FrameReader:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of the unfinished frame."""
         return len(self._buffer)

@@ -127,7 +127,6 @@ class ClusterService(Service):
                 watch.end(stopping())
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
-        """A Cluster for one session."""
         return ClusterServant(self, principal)
 
     async def _carried(self, stream: Stream) -> None:
@@ -229,11 +228,9 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         return {"members": members, "matched": len(matched), "founding": founding}
 
     async def watch(self, selector: str, sink: rpc.Ref | None) -> dict[str, object]:
-        """Push members to a sink."""
         return {"subscription": self._service.start_watch(selector, sink)}
 
     async def ping(self, peer: str) -> dict[str, object]:
-        """One round trip."""
         return {"rtt_s": await self._membership.ping(self._member(peer))}
 
     async def tunnel(self, peer: str) -> dict[str, object]:
@@ -301,7 +298,6 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
     async def invite(
         self, labels: _Labels, rights: Sequence[str], expires_s: int, uses: int
     ) -> dict[str, object]:
-        """A ticket."""
         self._refuse_in_try_out()
         ticket = await self._admission.invite(
             labels=_labels(labels),
@@ -329,7 +325,6 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         return {"bundle": bundle.text}
 
     async def tickets(self) -> dict[str, object]:
-        """This node's tickets."""
         return {
             "tickets": [
                 {
@@ -346,7 +341,6 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         }
 
     async def revoke_ticket(self, id: str) -> None:
-        """Take a ticket back."""
         await self._end(self._admission.revoke_ticket(id), "revoked", ticket=id[:64])
 
     async def evict(self, peer: str, reason: str) -> None:

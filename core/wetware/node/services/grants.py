@@ -38,7 +38,6 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
         return {"grants": infos, "matched": matched}
 
     async def revoke(self, id: str, reason: str) -> dict[str, object]:
-        """End any grant."""
         grant = self._tree.get(id)
         if grant is None:
             if self._tree.has_ended(id):
@@ -53,7 +52,6 @@ class GrantsServant(rpc.Servant, interface=CORE.Grants):
         return {"cut": await revoke(self._audit, grant, reason, by, operator=True)}
 
     async def why(self, decision: str) -> dict[str, object]:
-        """What decided any denial."""
         return {"explanation": why(self._tree, decision, lambda _: True).wire()}
 
     async def resume(self) -> dict[str, object]:
@@ -92,5 +90,4 @@ class GrantsService(Service):
         self.tree, self.audit, self.confirmed = tree, audit, confirmed
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
-        """A Grants for one session."""
         return GrantsServant(self, principal)

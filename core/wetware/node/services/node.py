@@ -25,7 +25,6 @@ class NodeServant(rpc.Servant, interface=CORE.Node):
         self._service, self._principal = service, principal
 
     async def status(self) -> dict[str, object]:
-        """What the node is doing."""
         return {"status": self._service.status(False)}
 
     async def details(self) -> dict[str, object]:
@@ -75,5 +74,4 @@ class NodeService(Service):
         self.trust_clock, self.proposal = trust_clock, proposal
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
-        """A Node for one session."""
         return NodeServant(self, principal)
