@@ -30,7 +30,7 @@ from wetware import paths
 from wetware.errors import ConfigError, InvalidArgument, PluginError
 
 if TYPE_CHECKING:
-    from wetware.admission import AdmissionLimits
+    from wetware.admission.limits import AdmissionLimits
     from wetware.broker.limits import BrokerLimits, LoginLimits
     from wetware.link import LinkLimits
     from wetware.membership.config import MembershipConfig

@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from wetware import log
-from wetware.admission import Admission, AdmissionLimits, Introductions, Store
+from wetware.admission.decision import Admission
+from wetware.admission.limits import AdmissionLimits
+from wetware.admission.service import Introductions
+from wetware.admission.store import Store
 from wetware.identity import Key, PeerId
 from wetware.lag import LagMeter
 from wetware.link import LinkHost

@@ -23,7 +23,11 @@ from typing import Any
 
 from wetware import cbor
 from wetware.access import Access
-from wetware.admission import Admission, AdmissionLimits, Introductions, Store, join
+from wetware.admission.decision import Admission
+from wetware.admission.joining import join
+from wetware.admission.limits import AdmissionLimits
+from wetware.admission.service import Introductions
+from wetware.admission.store import Store
 from wetware.admission.texts import parse_join
 from wetware.clock import SystemClock
 from wetware.errors import OverlayError, WetwareError

@@ -15,8 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from wetware.admission import Admission, Introductions, Store, join
-from wetware.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL, exchange_join
+from wetware.admission.decision import Admission
+from wetware.admission.joining import join
+from wetware.admission.service import (
+    CERTIFICATE_PROTOCOL,
+    JOIN_PROTOCOL,
+    Introductions,
+    exchange_join,
+)
+from wetware.admission.store import Store
 from wetware.admission.texts import parse_join
 from wetware.clock import SystemClock
 from wetware.errors import AdmissionRefused, OverlayError, ProtocolRefused

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from wetware.admission import Founding, Store
+from wetware.admission.statements import Founding
+from wetware.admission.store import Store
 from wetware.admission.texts import Ticket
 from wetware.errors import EXIT_BUSY
 from wetware.identity import Key

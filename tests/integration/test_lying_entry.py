@@ -18,7 +18,7 @@ import pytest
 
 import wetware
 from wetware import cbor, contexts
-from wetware.admission import Certificate, Chain, Founding
+from wetware.admission.statements import Certificate, Chain, Founding
 from wetware.errors import AuthError, DialError, WetwareError
 from wetware.identity import Key, PeerId
 from wetware.membership.record import Record

@@ -24,9 +24,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from wetware import cbor, frames, rpc
-from wetware.admission import Bundle, Certificate, Chain, Founding, Ticket, Tombstone, refusals
-from wetware.admission.statements import VERSION, ForeignFact, decode_fact
-from wetware.admission.texts import parse_join
+from wetware.admission import refusals
+from wetware.admission.statements import (
+    VERSION,
+    Certificate,
+    Chain,
+    ForeignFact,
+    Founding,
+    Tombstone,
+    decode_fact,
+)
+from wetware.admission.texts import Bundle, Ticket, parse_join
 from wetware.broker.fences import FENCE_BYTES_MAX, Fence
 from wetware.broker.gate import compare
 from wetware.broker.terms import Rate, Terms, Where, glob, parse_duration, parse_size, patterns_of

@@ -8,17 +8,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wetware import cbor
-from wetware.admission import (
-    AdmissionRefused,
-    Bundle,
+from wetware.admission.statements import (
     Certificate,
     Chain,
+    ForeignFact,
     Founding,
-    Ticket,
     Tombstone,
+    decode_fact,
 )
-from wetware.admission.statements import ForeignFact, decode_fact
-from wetware.errors import InvalidArgument
+from wetware.admission.texts import Bundle, Ticket
+from wetware.errors import AdmissionRefused, InvalidArgument
 from wetware.identity import Key
 
 ROOT, INVITER, PEER = (Key.from_seed(bytes([n]) * 32) for n in range(3))

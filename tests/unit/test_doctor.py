@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests.unit.findings import ADA, OWN, levels, only
 
-from wetware.admission import Store
+from wetware.admission.store import Store
 from wetware.config import load
 from wetware.doctor import machine as on_machine
 from wetware.doctor.machine import Machine, check_machine

@@ -38,7 +38,6 @@ TICKET_BYTES: Final = 16
 LABELS_MAX: Final = 32
 LABEL_VALUE_CHARS_MAX: Final = 128
 REASON_CHARS_MAX: Final = 200
-BACKEND_CHARS_MAX: Final = 64
 STATEMENT_BYTES_MAX: Final = 512
 """Of the backend's founding: a key, or the address of a contract. It is part of every ticket."""
 TIME_MS_MAX: Final = 2**53 - 1

@@ -432,7 +432,7 @@ def check_node_key(data_dir: Path) -> list[Finding]:
 
 def check_user_key(key: str | None, config: Config) -> list[Finding]:
     """Whether the key that you log in with can be used, by you alone."""
-    from wetware.admission import Store
+    from wetware.admission.store import Store
     from wetware.client import KeyChoice
 
     choice = KeyChoice(key, config.keys_dir, None)

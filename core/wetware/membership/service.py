@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from wetware import cbor
 from wetware.access import Access
-from wetware.admission import Admitted, Removed
+from wetware.admission.decision import Admitted, Removed
 from wetware.bounds import TokenBucket
 from wetware.errors import (
     DialError,
@@ -48,7 +48,8 @@ from wetware.membership.swim import Change, ChangeKind, Member, State, Swim, mid
 from wetware.multiaddr import Multiaddr
 
 if TYPE_CHECKING:
-    from wetware.admission import Admission, Introductions
+    from wetware.admission.decision import Admission
+    from wetware.admission.service import Introductions
     from wetware.identity import PeerId
     from wetware.link import Connection
     from wetware.membership.config import MembershipConfig

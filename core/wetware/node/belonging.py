@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wetware.admission import Chain, Store, join
+from wetware.admission.joining import join
+from wetware.admission.statements import Chain
+from wetware.admission.store import Store
 from wetware.errors import ConfigError
 from wetware.link import LinkHost
 from wetware.log import get_logger
 
 if TYPE_CHECKING:
-    from wetware.admission import Founding
+    from wetware.admission.statements import Founding
     from wetware.admission.texts import Bundle, Ticket
     from wetware.config import Config
     from wetware.hookspecs import AuthBackend, Clock

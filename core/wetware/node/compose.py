@@ -27,7 +27,9 @@ import anyio
 import wetware
 from wetware import paths, rpc
 from wetware.access import Access
-from wetware.admission import Admission, Introductions, Store
+from wetware.admission.decision import Admission
+from wetware.admission.service import Introductions
+from wetware.admission.store import Store
 from wetware.admission.texts import parse_join
 from wetware.bounds import Throttle, address_key
 from wetware.broker import Broker

@@ -13,7 +13,7 @@ from wetware.membership.selector import Selector, selected
 from wetware.membership.swim import Change, ChangeKind
 
 if TYPE_CHECKING:
-    from wetware.admission import Admission
+    from wetware.admission.decision import Admission
     from wetware.hookspecs import Clock
     from wetware.identity import PeerId
     from wetware.link import LinkHost

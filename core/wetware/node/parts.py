@@ -10,7 +10,8 @@ from wetware.lag import LagMeter
 from wetware.node.addresses import dialable
 
 if TYPE_CHECKING:
-    from wetware.admission import Admission, Introductions
+    from wetware.admission.decision import Admission
+    from wetware.admission.service import Introductions
     from wetware.broker import Broker
     from wetware.broker.records import Records
     from wetware.broker.tree import Tree

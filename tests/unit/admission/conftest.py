@@ -11,18 +11,12 @@ from pathlib import Path
 import pytest
 
 from wetware.access import Access
-from wetware.admission import (
-    Admission,
-    AdmissionLimits,
-    Admitted,
-    Bundle,
-    Introductions,
-    Joined,
-    Removed,
-    Store,
-    Ticket,
-    join,
-)
+from wetware.admission.decision import Admission, Admitted, Removed
+from wetware.admission.joining import Joined, join
+from wetware.admission.limits import AdmissionLimits
+from wetware.admission.service import Introductions
+from wetware.admission.store import Store
+from wetware.admission.texts import Bundle, Ticket
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost, Stream

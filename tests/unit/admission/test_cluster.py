@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 
 from wetware.access import Access
-from wetware.admission import Admitted, Bundle, Chain, Removed, Store, Ticket, join
+from wetware.admission.decision import Admitted, Removed
+from wetware.admission.joining import join
 from wetware.admission.service import CERTIFICATE_PROTOCOL
+from wetware.admission.statements import Chain
+from wetware.admission.store import Store
+from wetware.admission.texts import Bundle, Ticket
 from wetware.errors import (
     AdmissionRefused,
     ConfigError,
@@ -194,7 +198,7 @@ async def test_a_certificate_that_another_inviter_renewed_says_so_as_well(cluste
 
 
 async def test_an_inviter_cannot_use_up_or_end_another_s_ticket(cluster: Any) -> None:
-    from wetware.admission import Tombstone
+    from wetware.admission.statements import Tombstone
 
     a = await cluster.founder()
     evil = await cluster.join(await a.ticket(rights=("invite",)))
@@ -737,7 +741,7 @@ async def test_what_an_inviter_can_evict(cluster: Any) -> None:
 
 
 async def test_a_plain_member_cannot_make_a_tombstone(cluster: Any) -> None:
-    from wetware.admission import Tombstone
+    from wetware.admission.statements import Tombstone
 
     a = await cluster.founder()
     b = await cluster.join(await a.ticket())

@@ -9,15 +9,11 @@ from typing import Any
 import pytest
 
 from wetware.access import Access
-from wetware.admission import (
-    Admission,
-    AdmissionLimits,
-    AdmissionRefused,
-    Certificate,
-    Chain,
-    Store,
-)
-from wetware.errors import ConfigError, InvalidArgument
+from wetware.admission.decision import Admission
+from wetware.admission.limits import AdmissionLimits
+from wetware.admission.statements import Certificate, Chain
+from wetware.admission.store import Store
+from wetware.errors import AdmissionRefused, ConfigError, InvalidArgument
 from wetware.identity import Key, PeerId
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wetware.admission import Store
+from wetware.admission.store import Store
 from wetware.disk import RESERVED_BYTES, RESERVED_FILE
 from wetware.errors import AdmissionRefused, WetwareError
 from wetware.identity import Key

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from wetware import identity
-from wetware.admission import Bundle, Founding, Store, Ticket
-from wetware.admission.texts import parse_join
+from wetware.admission.statements import Founding
+from wetware.admission.store import Store
+from wetware.admission.texts import Bundle, Ticket, parse_join
 from wetware.errors import ConfigError, InvalidArgument, KeyFileError
 from wetware.identity import Key
 from wetware.multiaddr import Multiaddr
@@ -82,7 +83,7 @@ async def test_damaged_files_stop_the_node_with_a_remedy(cluster: Any) -> None:
 
 
 async def test_a_damaged_certificate_stops_the_node(cluster: Any) -> None:
-    from wetware.admission import Admission
+    from wetware.admission.decision import Admission
 
     path = await filled(cluster)
     (path / "certificate").write_bytes(b"junk")

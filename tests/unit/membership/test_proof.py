@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from wetware import cbor
-from wetware.admission import Certificate, Chain, Founding
+from wetware.admission.statements import Certificate, Chain, Founding
 from wetware.errors import WetwareError
 from wetware.identity import Key
 from wetware.membership.proof import AGE_S_MAX, Proven, encode_founding, prove

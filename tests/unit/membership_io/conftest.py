@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from wetware import cbor
-from wetware.admission import Admission, AdmissionLimits, Introductions, Store
+from wetware.admission.decision import Admission
+from wetware.admission.limits import AdmissionLimits
+from wetware.admission.service import Introductions
+from wetware.admission.store import Store
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost, LinkLimits, Stream
 from wetware.membership.config import MembershipConfig

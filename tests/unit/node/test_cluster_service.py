@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from wetware import rpc
-from wetware.admission import Founding
+from wetware.admission.statements import Founding
 from wetware.cluster_client import Cluster, _shown
 from wetware.errors import STOPPING, Disconnected, InvalidArgument, LimitExceeded
 from wetware.identity import Key

@@ -37,7 +37,7 @@ from wetware.tunnel import TUNNEL_PROTOCOL, TunnelPipe, relay
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.admission import Admission
+    from wetware.admission.decision import Admission
     from wetware.broker.limits import LoginLimits
     from wetware.broker.records import Records
     from wetware.finding import Finding
