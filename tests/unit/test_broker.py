@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from wetware.broker import Broker, LoginLimits
+from wetware.broker.gate import Broker
+from wetware.broker.limits import LoginLimits
 from wetware.broker.records import Records
 from wetware.broker.terms import TIME_MAX
 from wetware.errors import Disconnected, Expired, LimitExceeded, PluginError, Revoked

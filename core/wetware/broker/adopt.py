@@ -36,7 +36,7 @@ from wetware.protocol import CORE
 if TYPE_CHECKING:
     from wetware.broker.grants import Grant
     from wetware.broker.limits import BrokerLimits
-    from wetware.hookspecs import Service
+    from wetware.broker.ports import Service
     from wetware.identity import PeerId
     from wetware.sturdy import SturdyRef
 

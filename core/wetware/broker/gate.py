@@ -21,6 +21,15 @@ from wetware.bounds import Claim, Places, Rates, address_key
 from wetware.broker.clock import NOT_YET, Comparison
 from wetware.broker.grants import BEARER
 from wetware.broker.limits import LoginLimits
+from wetware.broker.ports import (
+    Accept,
+    NotMine,
+    Reject,
+    Resumed,
+    RoleProfile,
+    Suspended,
+    Withdrawn,
+)
 from wetware.broker.proposals import ungranted
 from wetware.broker.session import SessionServant
 from wetware.broker.terms import TIME_MAX, Where
@@ -34,15 +43,6 @@ from wetware.errors import (
     Unrecorded,
     WetwareError,
     stopping,
-)
-from wetware.hookspecs import (
-    Accept,
-    NotMine,
-    Reject,
-    Resumed,
-    RoleProfile,
-    Suspended,
-    Withdrawn,
 )
 from wetware.identity import (
     CHALLENGE_BYTES_MAX,
@@ -63,9 +63,10 @@ if TYPE_CHECKING:
     from wetware.broker.adopt import Adoptions
     from wetware.broker.decisions import Decision
     from wetware.broker.grants import Grant
+    from wetware.broker.ports import AuthBackend, Service
     from wetware.broker.proposals import Proposal
     from wetware.broker.records import Records
-    from wetware.hookspecs import AuthBackend, Clock, Service
+    from wetware.clock import Clock
     from wetware.multiaddr import Multiaddr
 
 log = get_logger("broker")

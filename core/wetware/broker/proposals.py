@@ -14,7 +14,7 @@ from wetware.broker.terms import PATTERNS_MAX
 from wetware.errors import PluginError
 
 if TYPE_CHECKING:
-    from wetware.hookspecs import RoleProfile, Service
+    from wetware.broker.ports import RoleProfile, Service
     from wetware.rpc import Interface
 
 STANDARD_ROLES: Final = ("reader", "member", "admin")

@@ -19,7 +19,8 @@ from wetware.errors import Unrecorded
 from wetware.log import get_logger
 
 if TYPE_CHECKING:
-    from wetware.hookspecs import Clock, Recorder
+    from wetware.broker.ports import Recorder
+    from wetware.clock import Clock
 
 log = get_logger("audit")
 

@@ -43,9 +43,9 @@ from wetware.sturdy import SturdyRef
 if TYPE_CHECKING:
     from wetware.broker.decisions import Decision
     from wetware.broker.gate import Broker
+    from wetware.broker.ports import Service
     from wetware.broker.records import Records
     from wetware.broker.tree import Tree
-    from wetware.hookspecs import Service
 
 GRANTS_MAX: Final = 1000
 """Grants of one answer."""

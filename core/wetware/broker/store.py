@@ -27,7 +27,7 @@ from wetware.log import get_logger
 from wetware.writer import RETRY_S, Write, Writer
 
 if TYPE_CHECKING:
-    from wetware.hookspecs import Clock
+    from wetware.clock import Clock
 
 log = get_logger("broker")
 

@@ -38,7 +38,8 @@ from wetware.log import get_logger
 from wetware.sturdy import SECRET_BYTES
 
 if TYPE_CHECKING:
-    from wetware.hookspecs import Clock, RoleProfile
+    from wetware.broker.ports import RoleProfile
+    from wetware.clock import Clock
     from wetware.rpc import Interface, Method
 
 log = get_logger("broker")

@@ -9,7 +9,7 @@ from wetware.broker.clock import NOT_YET
 from wetware.log import get_logger
 
 if TYPE_CHECKING:
-    from wetware.broker import Broker
+    from wetware.broker.gate import Broker
     from wetware.identity import PeerId
     from wetware.membership.service import Membership
 

@@ -32,8 +32,8 @@ from wetware.admission.service import Introductions
 from wetware.admission.store import Store
 from wetware.admission.texts import parse_join
 from wetware.bounds import Throttle, address_key
-from wetware.broker import Broker
 from wetware.broker.adopt import Adoptions
+from wetware.broker.gate import Broker
 from wetware.broker.grants import SESSION_SERVICE
 from wetware.broker.proposals import proposal_of
 from wetware.broker.records import Records

@@ -12,7 +12,7 @@ from wetware.node.addresses import dialable
 if TYPE_CHECKING:
     from wetware.admission.decision import Admission
     from wetware.admission.service import Introductions
-    from wetware.broker import Broker
+    from wetware.broker.gate import Broker
     from wetware.broker.records import Records
     from wetware.broker.tree import Tree
     from wetware.config import Config

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from wetware import rpc
-from wetware.broker import Broker, LoginLimits
 from wetware.broker.adopt import Adoptions
-from wetware.broker.limits import BrokerLimits
+from wetware.broker.gate import Broker
+from wetware.broker.limits import BrokerLimits, LoginLimits
 from wetware.broker.records import Records
 from wetware.broker.session import SessionServant
 from wetware.broker.store import Store

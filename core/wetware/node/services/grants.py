@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wetware import rpc
+from wetware.broker.ports import Service
 from wetware.broker.session import (
     GRANTS_MAX,
     end_now,
@@ -15,7 +16,6 @@ from wetware.broker.session import (
     why,
 )
 from wetware.errors import NotFound
-from wetware.hookspecs import Service
 from wetware.identity import Principal
 from wetware.protocol import CORE
 
