@@ -55,11 +55,6 @@ class Member:
     record: bytes = field(default=b"", repr=False)
     founding: bytes = field(default=b"", repr=False)
 
-    @property
-    def peer(self) -> PeerId:
-        """Its peer ID, as a selector asks for it."""
-        return self.peer_id
-
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {

@@ -13,13 +13,12 @@ import gc
 import math
 import time
 from collections import Counter
-from dataclasses import fields
 
 from membership_sim import Sim, SimNode
 
 from wetware.identity import PeerId
 from wetware.membership.config import MembershipConfig
-from wetware.membership.swim import Change, ChangeKind, Counters
+from wetware.membership.swim import Change, ChangeKind
 
 
 class Watch:
@@ -169,8 +168,7 @@ def main() -> None:
     slow(sim, watch, 60 if args.quick else 40, 0.05)
     total: Counter[str] = Counter()
     for node in sim.nodes.values():
-        for item in fields(Counters):
-            total[item.name] += getattr(node.swim.counters, item.name)
+        total.update(node.swim.counters)
     print("  counters:", ", ".join(f"{k} {v}" for k, v in sorted(total.items()) if v))
     print(f"  {sim.time:.0f} s simulated in {time.monotonic() - begun:.0f} s")
 

@@ -69,6 +69,7 @@ from wetware.link.noise import (
     verify_identity,
 )
 from wetware.link.yamux import Session
+from wetware.member import Member
 from wetware.membership import service as membership_service
 from wetware.membership import wire as membership_wire
 from wetware.membership.proof import encode_founding, prove
@@ -544,16 +545,16 @@ def _dial_back_request(data: bytes) -> object:
 
 def _selected(text: str) -> object:
     found = Selector.parse(text)
-    member = SimpleNamespace(
-        peer=PEER,
+    member = Member(
+        PEER,
         host="a" * 253,
         name="a" * 63,
         version="0.1.0",
         labels={"zone": "a" * 128},
-        services=["a" * 128] * 64,
+        services=("a" * 128,) * 64,
         state="alive",
     )
-    return found.matches(member), found.names_state
+    return found.matches(member), found.names_one
 
 
 MEMBERSHIP = [

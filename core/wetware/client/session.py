@@ -348,7 +348,7 @@ class Session(Bundled):
                 hint=exc.hint or "do not use this node; tell its operator",
                 code="auth.unproven",
             ) from exc
-        return proven.peer, proven.record.addrs
+        return proven.peer_id, proven.addrs
 
     async def status(self, *, details: bool = False) -> dict[str, Any]:
         """What the node is doing: the struct NodeStatus of core.capnp; what is unknown is None.

@@ -13,7 +13,7 @@ from wetware.membership.swim import middle
 if TYPE_CHECKING:
     from wetware.identity import PeerId
     from wetware.membership.service import DialBack, Membership
-    from wetware.membership.swim import Member
+    from wetware.membership.swim import Known
     from wetware.multiaddr import Multiaddr
 
 REACH_MEMBERS_MAX, REACH_ADDRS_MAX = 2, 4
@@ -21,20 +21,15 @@ NAMED_MAX: Final = 5
 """Members that one finding names; a count stands for the others."""
 
 
-def _others(membership: Membership) -> list[Member]:
-    """The wetware nodes of the cluster: without this one, and without foreign peers."""
-    return [
-        member
-        for member in membership.members()
-        if member.peer != membership.peer_id and member.state != "foreign"
-    ]
+def _others(membership: Membership) -> list[Known]:
+    return [member for member in membership.members() if member.peer != membership.peer_id]
 
 
-def _alive(membership: Membership) -> list[Member]:
+def _alive(membership: Membership) -> list[Known]:
     return [member for member in _others(membership) if member.state == "alive"]
 
 
-def _called(member: Member) -> str:
+def _called(member: Known) -> str:
     return member.record.name or member.peer[-8:]
 
 
@@ -49,7 +44,7 @@ def presence(membership: Membership, now: float) -> list[Finding]:
     others = _others(membership)
     if not others:
         return [ok("members", "this node is alone in its cluster; `ww invite` lets others join")]
-    by_state: dict[str, list[Member]] = {}
+    by_state: dict[str, list[Known]] = {}
     for member in others:
         by_state.setdefault(str(member.state.value), []).append(member)
     found = []
@@ -134,7 +129,7 @@ async def reach(
     mine = membership.member(membership.peer_id)
     host = mine.record.host if mine is not None else ""
 
-    def here(member: Member) -> bool:
+    def here(member: Known) -> bool:
         return bool(host) and member.record.host == host
 
     # Others' machines first: what a neighbour on this one reaches says little.
@@ -142,7 +137,7 @@ async def reach(
     asked = members[:REACH_MEMBERS_MAX]
     results: dict[Multiaddr, list[tuple[str, bool, str]]] = {a.with_peer(None): [] for a in own}
 
-    async def ask(member: Member) -> Finding | None:
+    async def ask(member: Known) -> Finding | None:
         addrs = [a for a in results if here(member) or not is_loopback(a)][:REACH_ADDRS_MAX]
         if not addrs:
             return None

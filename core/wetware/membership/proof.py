@@ -8,15 +8,16 @@ the node that was asked; so is that it was not evicted, until its certificate en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from wetware import cbor
 from wetware.admission.limits import AdmissionLimits
 from wetware.admission.statements import STATEMENT_BYTES_MAX, Chain, Founding, refusal
-from wetware.membership.record import OfRecord, Record
+from wetware.membership.record import Record
 from wetware.membership.selector import Selector
+
+if TYPE_CHECKING:
+    from wetware.member import Member
 
 AGE_S_MAX: Final = 86_400.0
 """Of a record: nodes sign anew every 20 minutes, unless their cluster is configured otherwise."""
@@ -27,25 +28,10 @@ def encode_founding(founding: Founding) -> bytes:
     return cbor.encode(founding.plain())
 
 
-@dataclass(frozen=True, slots=True)
-class Proven(OfRecord):
-    """A member, in the words that are signed; what a selector looks at.
-
-    Attributes:
-        record: What it signed.
-        labels: Its own, with those of its certificate, which win.
-        state: As the node that was asked says.
-    """
-
-    record: Record
-    labels: Mapping[str, str]
-    state: str
-
-
 def prove(
     record: bytes, founding: bytes, *, cluster: str, selector: str, state: str, now_s: float
-) -> Proven:
-    """Check what a node answered when it was asked for a member, without asking anybody.
+) -> Member:
+    """The member that a node answered with, in the words that are signed, without asking anybody.
 
     Args:
         record: The member's record, as it signed it.
@@ -82,7 +68,7 @@ def prove(
             f"{(now_s - signed.issued_ms / 1000) / 3600:.0f} h ago",
             "compare the clocks of this machine and of the nodes: `ww doctor`",
         )
-    proven = Proven(signed, {**signed.labels, **chain.labels}, state)
+    proven = signed.describe(state=state, labels=chain.labels)
     if signed.left or not Selector.parse(selector).matches(proven):
         raise refusal(
             "not_meant",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware import cbor
 from wetware.errors import InvalidArgument
 from wetware.identity import Key, PeerId, verify
+from wetware.member import Member
 
 if TYPE_CHECKING:
     from wetware.admission.statements import Chain
@@ -177,6 +178,28 @@ class Record:
         if chain.peer != self.peer:
             raise Malformed(f"the record of {self.peer} carries the certificate of {chain.peer}")
 
+    def describe(self, *, state: str, labels: Mapping[str, str]) -> Member:
+        """The member that says this, in a state that others see it in.
+
+        Args:
+            state: See Member.
+            labels: Of its certificate: they win over those that it says.
+        """
+        return Member(
+            peer_id=self.peer,
+            name=self.name,
+            host=self.host,
+            state=state,
+            incarnation=self.incarnation,
+            addrs=self.addrs,
+            labels={**self.labels, **labels},
+            version=self.version,
+            services=self.services,
+            load=self.load,
+            memory_bytes=self.memory_bytes,
+            record=self.encoded,
+        )
+
     def verify(self) -> None:
         """Check the signature; raises Forged."""
         payload, signature = _open_envelope(self.encoded)
@@ -276,31 +299,3 @@ def _from_payload(fields: dict[str, Any], encoded: bytes) -> Record:
         left=left,
         encoded=encoded,
     )
-
-
-class OfRecord:
-    """What is read of a member through the record that it signed; a selector looks at it."""
-
-    __slots__ = ()
-
-    record: Record
-
-    @property
-    def peer(self) -> PeerId:
-        return self.record.peer
-
-    @property
-    def host(self) -> str:
-        return self.record.host
-
-    @property
-    def name(self) -> str:
-        return self.record.name
-
-    @property
-    def version(self) -> str:
-        return self.record.version
-
-    @property
-    def services(self) -> tuple[str, ...]:
-        return self.record.services

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from wetware.errors import InvalidArgument
 from wetware.identity import PeerId
@@ -35,45 +35,6 @@ _NODE_KEYS: Final = frozenset(("id", "host", "name", "state", "service", "versio
 _EXAMPLE: Final = "for example zone=home,service=pubsub,host=db*"
 
 
-class Node(Protocol):
-    """What a selector looks at."""
-
-    @property
-    def peer(self) -> str:
-        """Its peer ID."""
-        ...
-
-    @property
-    def host(self) -> str:
-        """The machine's name."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """The node's name."""
-        ...
-
-    @property
-    def version(self) -> str:
-        """Of its software."""
-        ...
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """All of them."""
-        ...
-
-    @property
-    def services(self) -> Sequence[str]:
-        """What it offers."""
-        ...
-
-    @property
-    def state(self) -> str:
-        """One of STATES."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Term:
     """One condition. `key` is "" for a bare word."""
@@ -82,34 +43,35 @@ class Term:
     negated: bool
     pattern: str
 
-    def matches(self, node: Node) -> bool:
-        return self._found(node) != self.negated
+    def matches(self, member: Member) -> bool:
+        return self._found(member) != self.negated
 
-    def _found(self, node: Node) -> bool:
+    def _found(self, member: Member) -> bool:
         match self.key:
             case "":
                 if _is_glob(self.pattern):
-                    return any(self._is(text) for text in (node.name, node.host, node.peer))
-                if self.pattern in (node.name, node.host):
+                    texts = (member.name, member.host, member.peer_id)
+                    return any(self._is(text) for text in texts)
+                if self.pattern in (member.name, member.host):
                     return True
                 # A node called "a" is not all those whose peer ID ends in it.
                 return len(self.pattern) >= ID_PART_CHARS_MIN and (
-                    node.peer.startswith(self.pattern) or node.peer.endswith(self.pattern)
+                    member.peer_id.startswith(self.pattern) or member.peer_id.endswith(self.pattern)
                 )
             case "id":
-                return self._is(node.peer)
+                return self._is(member.peer_id)
             case "host":
-                return self._is(node.host)
+                return self._is(member.host)
             case "name":
-                return self._is(node.name)
+                return self._is(member.name)
             case "state":
-                return self._is(str(node.state))
+                return self._is(member.state)
             case "version":
-                return self._is(node.version)
+                return self._is(member.version)
             case "service":
-                return any(self._is(service) for service in node.services)
+                return any(self._is(service) for service in member.services)
             case label:
-                return self._is(node.labels.get(label, ""))
+                return self._is(member.labels.get(label, ""))
 
     def _is(self, text: str) -> bool:
         return fnmatch.fnmatchcase(text, self.pattern)
@@ -117,19 +79,9 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A parsed selector; one without terms matches every node.
-
-    Attributes:
-        terms: All must hold.
-        names_state: Whether a term is about the state; callers that need living nodes add that
-            condition where it is not.
-    """
+    """A parsed selector, all of whose terms must hold; one without any matches every node."""
 
     terms: tuple[Term, ...]
-
-    @property
-    def names_state(self) -> bool:
-        return any(term.key == "state" for term in self.terms)
 
     @property
     def names_one(self) -> bool:
@@ -151,8 +103,8 @@ class Selector:
             raise _bad(f"more than {TERMS_MAX} terms")
         return cls(tuple([_term(part.strip(), at) for at, part in enumerate(parts, 1)]))
 
-    def matches(self, node: Node) -> bool:
-        return all(term.matches(node) for term in self.terms)
+    def matches(self, member: Member) -> bool:
+        return all(term.matches(member) for term in self.terms)
 
 
 def selected(selector: Selector, callback: Callable[[Member], None]) -> Callable[[Member], None]:

@@ -43,8 +43,7 @@ from wetware.log import get_logger
 from wetware.membership.peers import INCARNATION_FILE, PEERS_FILE, IncarnationFile, PeerStore
 from wetware.membership.reach import Backoff, Reach, ReachLimits
 from wetware.membership.record import RECORD_BYTES_MAX, Malformed, Record
-from wetware.membership.selector import Selector
-from wetware.membership.swim import Change, ChangeKind, Member, State, Swim, middle
+from wetware.membership.swim import Change, ChangeKind, Known, State, Swim, middle
 from wetware.multiaddr import Multiaddr
 
 if TYPE_CHECKING:
@@ -450,18 +449,18 @@ class Membership:
 
     # --- what others ask --------------------------------------------------------------------------
 
-    def members(self) -> tuple[Member, ...]:
+    def members(self) -> tuple[Known, ...]:
         """All members that this node knows of, itself included, by name and peer ID; any state."""
         found = [self._self(), *self.swim.members().values()]
         return tuple(sorted(found, key=lambda member: (member.record.name, member.record.peer)))
 
-    def member(self, peer: PeerId) -> Member | None:
+    def member(self, peer: PeerId) -> Known | None:
         """One member, this node included, or None."""
         return self._self() if peer == self._key.peer_id else self.swim.member(peer)
 
-    def _self(self) -> Member:
+    def _self(self) -> Known:
         record = self.swim.record
-        return Member(
+        return Known(
             record=record,
             state=State.LEFT if self._left else State.ALIVE,
             since=self._since,
@@ -488,15 +487,6 @@ class Membership:
         """Whether the cluster has other nodes, as far as this one remembers."""
         own, is_foreign = self._key.peer_id, self._admission.is_foreign
         return any(peer != own and not is_foreign(peer) for peer in self._store.peers())
-
-    def resolve(self, selector: str | Selector) -> list[Member]:
-        """The members that `selector` matches, by name. It matches every state unless it names one.
-
-        Raises InvalidArgument that names the bad term.
-        """
-        if isinstance(selector, str):
-            selector = Selector.parse(selector)
-        return [member for member in self.members() if selector.matches(member)]
 
     def watch(self, callback: Callable[[Change], None]) -> Callable[[], None]:
         """Call back, on the loop, for every change from now on. Returns what ends the watch."""

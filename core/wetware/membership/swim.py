@@ -27,7 +27,7 @@ import hashlib
 import heapq
 import math
 from bisect import bisect_left
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,7 +43,6 @@ from wetware.membership.record import (
     REVISION_MAX,
     Forged,
     Malformed,
-    OfRecord,
     Record,
     key_of,
     peer_of,
@@ -113,7 +112,7 @@ class ChangeKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Member(OfRecord):
+class Known:
     """What is known of another node, at one moment.
 
     Attributes:
@@ -132,65 +131,18 @@ class Member(OfRecord):
     rtt_s: float | None
     clock_offset_s: float | None
 
+    @property
+    def peer(self) -> PeerId:
+        return self.record.peer
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """Something happened to a member; `before` is its state until then, None if it was unknown."""
 
     kind: ChangeKind
-    member: Member
+    member: Known
     before: State | None
-
-
-@dataclass(slots=True)
-class Counters:
-    """Counts since the start.
-
-    Attributes:
-        frames_in: Frames received.
-        frames_out: Frames sent.
-        bytes_out: Their length.
-        probes: Probes begun.
-        probes_failed: Of them, neither the node nor a relay of the probe answered.
-        suspicions: Members suspected, by this node's own probe or on hearsay.
-        refutations: Suspicions of this node that it refuted.
-        deaths: Members declared dead.
-        away: Times that this process stood still.
-        doubted: Claims about members heard a moment ago; they were probed instead.
-        records: Records that were new, verified and accepted.
-        stale: Records not newer than what is known: late, or replayed.
-        forged: Records with a wrong signature.
-        too_old: Records of others than their sender, signed too long ago, or too far in the future.
-        refused: Records whose certificate was not accepted.
-        facts: Facts that were new and accepted.
-        facts_refused: Facts that were not accepted.
-        flooded: Frames dropped because their peer sends too many.
-        limited: Records, claims and requests dropped for the same reason.
-        table_full: Records dropped because every place is taken by a living node.
-        unanswered: Records and facts asked for that did not come.
-    """
-
-    frames_in: int = 0
-    frames_out: int = 0
-    bytes_out: int = 0
-    probes: int = 0
-    probes_failed: int = 0
-    suspicions: int = 0
-    refutations: int = 0
-    deaths: int = 0
-    away: int = 0
-    doubted: int = 0
-    records: int = 0
-    stale: int = 0
-    forged: int = 0
-    too_old: int = 0
-    refused: int = 0
-    facts: int = 0
-    facts_refused: int = 0
-    flooded: int = 0
-    limited: int = 0
-    table_full: int = 0
-    unanswered: int = 0
 
 
 _Want = tuple[bytes, int, int]
@@ -262,8 +214,8 @@ class _Node:
         self.suspicion: _Suspicion | None = None
         self.entry = _entry(key, record.incarnation, record.revision, ALIVE)
 
-    def snapshot(self) -> Member:
-        return Member(
+    def snapshot(self) -> Known:
+        return Known(
             self.record, _STATES[self.state], self.since, self.labels, self.rtt_s, self.offset_s
         )
 
@@ -330,7 +282,7 @@ class Swim:
         verify: Checks its signature; raises Forged.
 
     Attributes:
-        counters: Counts since the start.
+        counters: How often what a test or the benchmark asks for has happened.
         record: Its own current record.
     """
 
@@ -352,7 +304,8 @@ class Swim:
         parse: Callable[[bytes], Record] = Record.parse,
         verify: Callable[[Record], None] = Record.verify,
     ) -> None:
-        self.record, self.counters = record, Counters()
+        self.record = record
+        self.counters: Counter[str] = Counter()
         self._config, self._rng = config, rng
         self._sign, self._send, self._accept = sign, send, accept
         self._facts, self._adopt = facts, adopt
@@ -418,11 +371,11 @@ class Swim:
             if node.offset_s is not None and node.state <= SUSPECT
         }
 
-    def member(self, peer: PeerId) -> Member | None:
+    def member(self, peer: PeerId) -> Known | None:
         node = self._find(peer)
         return None if node is None else node.snapshot()
 
-    def members(self) -> dict[PeerId, Member]:
+    def members(self) -> dict[PeerId, Known]:
         return {node.peer: node.snapshot() for node in self._nodes.values()}
 
     def _find(self, peer: PeerId) -> _Node | None:
@@ -454,10 +407,9 @@ class Swim:
         now = self._now()
         config = self._config
         source = self._source(key, now)
-        self.counters.frames_in += 1
         cost = 1 + (len(frame) >> 10)
         if not source.frames.take(cost):
-            self.counters.flooded += 1
+            self.counters["flooded"] += 1
             return
         parsed = wire.decode(
             frame, bytes_max=config.frame_bytes_max, fact_bytes_max=config.fact_bytes_max
@@ -635,7 +587,7 @@ class Swim:
 
     def _was_away(self, now: float, late_s: float) -> None:
         """This process stood still: what others seem not to have done, they may have done."""
-        self.counters.away += 1
+        self.counters["away"] += 1
         self._healthier(1)
         self._probes.clear()
         self._probing.clear()
@@ -667,7 +619,6 @@ class Swim:
             return
         if not in_turn and len(self._probes) >= self._config.probes_max:
             return
-        self.counters.probes += 1
         probe = _Probe(self._next_seq(), node.key, self._now())
         self._probes[probe.seq] = self._probing[node.key] = probe
         fields: dict[str, Any] = {"k": 1, "n": probe.seq}
@@ -708,7 +659,7 @@ class Swim:
         if node.heard_at > probe.started:  # it spoke, so it lives
             self._healthier(-1)
             return
-        self.counters.probes_failed += 1
+        self.counters["probes_failed"] += 1
         # Relays that did not even say that they got no answer: maybe it is this node's fault.
         self._healthier(len(probe.relays) if probe.nacks_due > 0 else 1)
         self._suspect(node, self._key, SUSPECT, self._now())
@@ -822,7 +773,7 @@ class Swim:
     ) -> None:
         """Somebody says that a node does not answer, or is dead."""
         if not source.claims.take():
-            self.counters.limited += 1
+            self.counters["limited"] += 1
             return
         if key == self._key:
             self._accused(source, incarnation, now)
@@ -836,7 +787,7 @@ class Swim:
         if accuser == key or (accuser != self._key and accuser not in self._nodes):
             accuser = source.key
         if node.state == ALIVE and now - node.heard_at < self._scaled(self._config.probe_s):
-            self.counters.doubted += 1
+            self.counters["doubted"] += 1
             if len(node.doubts) < DOUBTS_MAX:
                 node.doubts.add(accuser)
             self._probe_now(node)
@@ -848,7 +799,7 @@ class Swim:
         suspicion = node.suspicion
         config = self._config
         if suspicion is None:
-            self.counters.suspicions += 1
+            self.counters["suspicions"] += 1
             shortest, timeout, wanted = config.suspicion_s(self._size)
             # When a process ends, all see it at once, and each tells the others while they still
             # doubt it: those claims confirm the suspicion that this node now has itself.
@@ -887,7 +838,6 @@ class Swim:
             or self._nodes.get(node.key) is not node
         ):
             return
-        self.counters.deaths += 1
         self._set_state(node, DEAD, now)
         self._rumour_claim(node, self._key)
         self._emit(ChangeKind.DIED, node, State.SUSPECT)
@@ -934,7 +884,7 @@ class Swim:
                 self._refute_planned = True
                 self._after(1 / config.refutes_per_s, self._refute_later, incarnation)
             return
-        self.counters.refutations += 1
+        self.counters["refutations"] += 1
         self._healthier(1)
         self._publish(incarnation=min(INCARNATION_MAX, incarnation + 1))
 
@@ -959,7 +909,7 @@ class Swim:
         node = self._nodes.get(key)
         if node is None:
             if len(self._nodes) >= self._config.members_max and not self._make_room():
-                self.counters.table_full += 1
+                self.counters["table_full"] += 1
                 return False
             node = self._nodes[key] = _Node(key, record, labels, now)
             self._sorted = None
@@ -1139,8 +1089,6 @@ class Swim:
         if len(fields) == 1:
             return False
         frame = wire.encode(fields)
-        self.counters.frames_out += 1
-        self.counters.bytes_out += len(frame)
         self._send(peer_of(key), frame)
         return True
 
@@ -1259,7 +1207,7 @@ class Swim:
         """What a peer makes this node send counts as if it had sent it."""
         if source.frames.take(size >> 10):
             return True
-        self.counters.limited += 1
+        self.counters["limited"] += 1
         return False
 
     # --- fetching ---------------------------------------------------------------------------------
@@ -1294,7 +1242,7 @@ class Swim:
         if source.queue is None:
             source.queue = {}
         if max(len(source.queue), len(self._pending) >> 2) >= self._config.members_max:
-            self.counters.limited += 1
+            self.counters["limited"] += 1
             return
         self._pending[want] = [source.key]
         source.queue[want] = None
@@ -1356,7 +1304,6 @@ class Swim:
             others = self._pending.pop(want, [])
             others = [key for key in others if key != source.key]
             if not others:
-                self.counters.unanswered += 1
                 continue
             self._want(self._source(others[0], now), want)
             if want in self._pending:
@@ -1397,7 +1344,7 @@ class Swim:
         allowed = 0
         while allowed < count and source.records.take():
             allowed += 1
-        self.counters.limited += count - allowed
+        self.counters["limited"] += count - allowed
         return allowed
 
     def _received(
@@ -1448,13 +1395,13 @@ class Swim:
             and known.state == GONE
             and record.incarnation == known.record.incarnation
         ):
-            self.counters.stale += 1
+            self.counters["stale"] += 1
             self._settle(wants)
             return
         try:
             self._verify(record)
         except Forged:
-            self.counters.forged += 1
+            self.counters["forged"] += 1
             source.records.spend(FORGERY_COST)
             return  # and somebody else is asked
         self._settle(wants)
@@ -1465,7 +1412,7 @@ class Swim:
         if old_s > self._config.record_age_s_max and key != source.key:
             # A recording; or the author's clock is wrong, or this one. What the author says itself,
             # on a connection of its own, is none: only so both learn how their clocks differ.
-            self.counters.too_old += 1
+            self.counters["too_old"] += 1
             author = self._sources.get(key)
             if author is not None and author.connected:
                 self._want(author, exact)
@@ -1476,14 +1423,13 @@ class Swim:
         try:
             certified = self._accept(record)
         except WetwareError:
-            self.counters.refused += 1
+            self.counters["refused"] += 1
             self._refuse(wants)
             return
         labels = record.labels
         if certified:
             labels = MappingProxyType({**labels, **certified})
         if self._install(key, record, labels, now):
-            self.counters.records += 1
             if key == source.key:
                 self._nodes[key].heard_at = now
         else:
@@ -1493,7 +1439,7 @@ class Swim:
         """A newer record with this node's key: from before its restart, or a second process."""
         if record.instance != self.record.instance:
             if record.issued_ms > self._born_ms:
-                other = Member(record, State.ALIVE, self._now(), record.labels, None, None)
+                other = Known(record, State.ALIVE, self._now(), record.labels, None, None)
                 self._on_change(Change(ChangeKind.DUPLICATE, other, None))
             self._refute(record.incarnation)
 
@@ -1504,16 +1450,15 @@ class Swim:
         if digest in self._facts() or self._refused.get(want, 0.0) > now:
             return
         if not source.records.take():
-            self.counters.limited += 1
+            self.counters["limited"] += 1
             return
         try:
             is_new = self._adopt(fact)
         except WetwareError:
-            self.counters.facts_refused += 1
+            self.counters["facts_refused"] += 1
             self._refuse([want])
             return
         if is_new:
-            self.counters.facts += 1
             self.add_fact(fact)
 
     # --- time -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from wetware.finding import span
 from wetware.log import get_logger
 from wetware.member import Member
 from wetware.membership.selector import Selector, selected
-from wetware.membership.swim import Change, ChangeKind
+from wetware.membership.swim import Change, ChangeKind, Known
 
 if TYPE_CHECKING:
     from wetware.admission.decision import Admission
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from wetware.identity import PeerId
     from wetware.link import LinkHost
     from wetware.membership.service import Membership
-    from wetware.membership.swim import Member as Known
 
 log = get_logger("node")
 
@@ -62,7 +61,7 @@ class Members:
             if admission.is_foreign(peer) and (chain := admission.chain(peer)) is not None
         )
         return (
-            *map(self._describe, self._membership.resolve(meant)),
+            *filter(meant.matches, map(self._describe, self._membership.members())),
             *filter(meant.matches, foreign),
         )
 
@@ -90,25 +89,13 @@ class Members:
                 log.exception("watcher.failed")
 
     def _describe(self, known: Known) -> Member:
-        record = known.record
-        return Member(
-            peer_id=known.peer,
-            name=record.name,
-            host=record.host,
-            state=known.state.value,
+        return replace(
+            known.record.describe(state=known.state.value, labels=known.labels),
             since_s=max(0.0, self._clock.monotonic() - known.since),
-            incarnation=record.incarnation,
-            addrs=record.addrs,
-            labels=known.labels,
-            version=record.version,
-            services=record.services,
-            load=record.load,
-            memory_bytes=record.memory_bytes,
             rtt_s=known.rtt_s or 0.0,
             connected=self._connected(known.peer),
             is_self=known.peer == self._host.peer_id,
             trouble=self._trouble(known),
-            record=record.encoded,
         )
 
     def _trouble(self, known: Known) -> str:

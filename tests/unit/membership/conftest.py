@@ -17,7 +17,7 @@ from wetware.identity import PeerId
 from wetware.membership import wire
 from wetware.membership.config import MembershipConfig
 from wetware.membership.record import Record, key_of
-from wetware.membership.swim import Change, ChangeKind, Member, State, Swim
+from wetware.membership.swim import Change, ChangeKind, Known, State, Swim
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
@@ -139,7 +139,7 @@ class Lab:
         member = self.member(number)
         return None if member is None else member.state
 
-    def member(self, number: int) -> Member | None:
+    def member(self, number: int) -> Known | None:
         return self.swim.member(key_number(number).peer_id)
 
     def peer(self, number: int) -> PeerId:

@@ -10,7 +10,8 @@ from wetware import cbor
 from wetware.admission.statements import Certificate, Chain, Founding
 from wetware.errors import WetwareError
 from wetware.identity import Key
-from wetware.membership.proof import AGE_S_MAX, Proven, encode_founding, prove
+from wetware.member import Member
+from wetware.membership.proof import AGE_S_MAX, encode_founding, prove
 from wetware.membership.record import Record
 
 NOW_S = 1_800_000_000.0
@@ -51,7 +52,7 @@ def signed(*chain: Certificate, key: Key = NODE, age_s: float = 0.0, **how: Any)
     return made.encoded
 
 
-def proven(record: bytes, selector: str = "goal", **how: Any) -> Proven:
+def proven(record: bytes, selector: str = "goal", **how: Any) -> Member:
     fields: dict[str, Any] = {
         "founding": encode_founding(FOUNDING),
         "cluster": FOUNDING.cluster_id,
@@ -75,14 +76,14 @@ def proven(record: bytes, selector: str = "goal", **how: Any) -> Proven:
 )
 def test_what_is_signed_and_certified_is_believed(selector: str) -> None:
     found = proven(signed(), selector)
-    assert found.peer == NODE.peer_id
-    assert found.record.addrs == ("/ip4/10.0.0.1/tcp/4001",)
+    assert found.peer_id == NODE.peer_id
+    assert found.addrs == ("/ip4/10.0.0.1/tcp/4001",)
 
 
 def test_an_inviter_s_certificate_counts() -> None:
     right = frozenset({"member", "invite"})
     inviter = certify(to=INVITER, rights=right)
-    assert proven(signed(certify(INVITER), inviter)).peer == NODE.peer_id
+    assert proven(signed(certify(INVITER), inviter)).peer_id == NODE.peer_id
     with pytest.raises(WetwareError, match="may not certify"):
         proven(signed(certify(INVITER), certify(to=INVITER)))
 
@@ -117,7 +118,7 @@ def test_the_time_is_judged() -> None:
         not_before_ms=int(NOW_S * 1000) - 200 * 86_400_000,
         not_after_ms=int(NOW_S * 1000) + 100 * 86_400_000,
     )
-    assert proven(signed(year, age_s=AGE_S_MAX - 1)).peer == NODE.peer_id
+    assert proven(signed(year, age_s=AGE_S_MAX - 1)).peer_id == NODE.peer_id
     for age_s in (AGE_S_MAX + 1, -AGE_S_MAX - 1):
         with pytest.raises(WetwareError) as caught:
             proven(signed(year, age_s=age_s))

@@ -1,24 +1,24 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from wetware.errors import InvalidArgument
-from wetware.identity import Key
+from wetware.identity import Key, PeerId
+from wetware.member import Member
 from wetware.membership.selector import Selector
 
 
-@dataclass
-class FakeNode:
-    peer: str = "12D3KooWAbcdefXYZ"
-    host: str = "db7.example"
-    name: str = "storage"
-    version: str = "0.3.1"
-    labels: Mapping[str, str] = field(default_factory=lambda: {"zone": "home", "gpu": ""})
-    services: tuple[str, ...] = ("pubsub", "blob")
-    state: str = "alive"
+def member(peer_id: str = "12D3KooWAbcdefXYZ", **says: Any) -> Member:
+    fields: dict[str, Any] = {
+        "host": "db7.example",
+        "name": "storage",
+        "version": "0.3.1",
+        "labels": {"zone": "home", "gpu": ""},
+        "services": ("pubsub", "blob"),
+    }
+    return Member(PeerId(peer_id), **fields | says)
 
 
 @pytest.mark.parametrize(
@@ -48,16 +48,16 @@ class FakeNode:
     ],
 )
 def test_matches(text: str) -> None:
-    assert Selector.parse(text).matches(FakeNode())
+    assert Selector.parse(text).matches(member())
 
 
 def test_a_whole_peer_id_means_that_node_and_no_other() -> None:
     peer = Key.generate().peer_id
     meant = Selector.parse(peer)
-    assert meant.matches(FakeNode(peer=peer))
-    assert not meant.matches(FakeNode(name=peer))
-    assert not meant.matches(FakeNode(host=peer))
-    assert Selector.parse(peer[:-1]).matches(FakeNode(name=peer[:-1]))
+    assert meant.matches(member(peer))
+    assert not meant.matches(member(name=peer))
+    assert not meant.matches(member(host=peer))
+    assert Selector.parse(peer[:-1]).matches(member(name=peer[:-1]))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_whole_peer_id_means_that_node_and_no_other() -> None:
     ],
 )
 def test_does_not_match(text: str) -> None:
-    assert not Selector.parse(text).matches(FakeNode())
+    assert not Selector.parse(text).matches(member())
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,6 @@ def test_errors_name_the_term(text: str, named: str) -> None:
     assert error.value.hint
 
 
-def test_it_says_whether_the_state_is_named() -> None:
-    assert Selector.parse("state=dead").names_state
-    assert not Selector.parse("zone=home").names_state
-
-
 @pytest.mark.parametrize(
     "text", ["storage", "db7.example,zone=home", "name=storage", "id=12D3KooWA"]
 )
@@ -127,5 +122,5 @@ def test_what_nodes_are_alike_in_means_any_of_them(text: str) -> None:
 
 
 def test_many_wildcards_take_no_time() -> None:
-    node = FakeNode(name="a" * 63)
+    node = member(name="a" * 63)
     assert not Selector.parse("name=" + "*a" * 15 + "b").matches(node)

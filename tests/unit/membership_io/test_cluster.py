@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from wetware.errors import DialError, InvalidArgument, LimitExceeded, OverlayError
+from wetware.errors import DialError, LimitExceeded, OverlayError
 from wetware.hookspecs import PeerUp
 from wetware.identity import Key
 from wetware.membership.service import Membership
@@ -252,12 +252,8 @@ async def test_labels_services_and_addresses_follow(net: Any) -> None:
     nodes[2].services = ("node", "pubsub")
     nodes[2].membership.refresh()
     first = nodes[0].membership
-    await net.until(lambda: len(first.resolve("zone=attic")) == 1)
-    assert [member.peer for member in first.resolve("service=pubsub")] == [nodes[2].peer]
-    assert [member.peer for member in first.resolve("n1")] == [nodes[1].peer]
-    assert len(first.resolve("")) == 3
-    with pytest.raises(InvalidArgument):
-        first.resolve("=")
+    await net.until(lambda: dict(first.member(nodes[2].peer).labels) == {"zone": "attic"})
+    assert first.member(nodes[2].peer).record.services == ("node", "pubsub")
 
 
 async def test_a_bad_description_is_logged_and_the_old_one_stays(

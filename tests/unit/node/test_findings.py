@@ -70,7 +70,7 @@ class FakeMembership:
     def __init__(self, *members: Any, answers: Any = None) -> None:
         self._members = {m.peer: m for m in members}
         self.twins: dict[PeerId, Any] = {}
-        self.knows_others = any(m.state != "foreign" for m in members[1:])
+        self.knows_others = len(members) > 1
         self.asked: list[tuple[PeerId, list[Multiaddr]]] = []
         self.answers = answers or (lambda addr: "ok")
 
@@ -190,14 +190,6 @@ async def test_members_that_are_gone_are_named(tmp_path: Path) -> None:
     text = " ".join(f.text + f.remedy for f in found)
     for part in ("dead: ada", "suspect: bob", "`ww ping bob`", "`ww evict ada`"):
         assert part in text
-
-
-async def test_foreign_peers_are_not_asked(tmp_path: Path) -> None:
-    foreign = member(ADA, "", "foreign")
-    node = make_node(tmp_path, foreign)
-    found = await check_node(node)
-    assert set(levels(found)) == {"ok"}
-    assert node.membership.asked == []
 
 
 async def test_two_members_of_other_machines_are_asked_first(tmp_path: Path) -> None:
