@@ -1,13 +1,12 @@
-"""Time, as what runs is given it."""
+"""Time, injected so that tests control it."""
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time, injected so that tests control it."""
+    """The module `time` is the machine's clock."""
 
     def time(self) -> float:
         """Unix time, seconds."""
@@ -16,13 +15,3 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds that never go back."""
         ...
-
-
-class SystemClock:
-    """The machine's clock."""
-
-    def time(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()

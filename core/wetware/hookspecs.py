@@ -8,7 +8,7 @@ and may import the core but never another plugin. Lifecycle is not a hook: the n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -28,14 +28,13 @@ from wetware.broker.ports import (
     Withdrawn,
 )
 from wetware.clock import Clock
+from wetware.peers import Overlay, PeerDown, PeerUp
 from wetware.threads import Threads
 
 if TYPE_CHECKING:
     import typer
 
-    from wetware.access import Access
     from wetware.identity import PeerId
-    from wetware.link import Stream
     from wetware.log import EventLogger
     from wetware.member import Member
 
@@ -123,97 +122,6 @@ def ww_audit(event: Mapping[str, object]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerUp:
-    """A peer connected."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class PeerDown:
-    """The last connection to a peer ended."""
-
-    peer: PeerId
-
-
-class Overlay(Protocol):
-    """The overlay's verbs, as plugins see them: asyncio only."""
-
-    @property
-    def peer_id(self) -> PeerId:
-        """This node."""
-        ...
-
-    @property
-    def cluster(self) -> str:
-        """The cluster's ID."""
-        ...
-
-    def addrs(self) -> tuple[str, ...]:
-        """Multiaddrs under which this node can be dialled, with its peer ID; they may change."""
-        ...
-
-    def peers(self) -> tuple[PeerId, ...]:
-        """Connected members of the cluster: each side has admitted the other."""
-        ...
-
-    def watch_peers(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
-        """Call back for every member that connects (those already there first) or disconnects.
-
-        Returns a function that ends the watch.
-        """
-        ...
-
-    def members(self, selector: str = "") -> tuple[Member, ...]:
-        """See `PluginContext.members`."""
-        ...
-
-    def watch_members(
-        self, callback: Callable[[Member], None], selector: str = ""
-    ) -> Callable[[], None]:
-        """See `PluginContext.watch_members`."""
-        ...
-
-    async def open_stream(self, peer: PeerId, *protocols: str) -> Stream:
-        """Open a stream to a connected peer for the first protocol that it speaks.
-
-        Raises ProtocolRefused or DialError.
-        """
-        ...
-
-    def handle(
-        self,
-        protocol: str,
-        handler: Callable[[Stream], Coroutine[Any, Any, None]],
-        *,
-        access: Access,
-    ) -> Callable[[], None]:
-        """Serve a protocol. An exception in `handler` resets its stream, never the node.
-
-        Returns a function that ends the registration.
-        """
-        ...
-
-    async def provide(self, key: bytes) -> bool:
-        """Announce in the DHT that this node provides `key`; whether some peer took the record.
-
-        Raises OverlayError while libp2p is not running.
-        """
-        ...
-
-    async def find_providers(self, key: bytes) -> tuple[str, ...]:
-        """Multiaddrs, with peer IDs, of peers that provide `key`: a hint, not a proof.
-
-        Raises OverlayError while libp2p is not running.
-        """
-        ...
-
-    def sign(self, domain: bytes, data: bytes) -> bytes:
-        """The node's Ed25519 signature over `domain + data`; the core's own domains are refused."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
 class PluginContext:
     """What a plugin gets of the node: these, and not the node itself.
 
@@ -260,21 +168,13 @@ class PluginContext:
         return await self.threads.run(function, *args)
 
     def members(self, selector: str = "") -> tuple[Member, ...]:
-        """Who is in the cluster, as this node sees it: nodes by name, then foreign libp2p peers.
-
-        Itself included, and in any state unless the selector names one, e.g.
-        "service=pubsub,state=alive". Raises InvalidArgument for a selector that is none.
-        """
+        """See `Overlay.members`."""
         return self.overlay.members(selector)
 
     def watch_members(
         self, callback: Callable[[Member], None], selector: str = ""
     ) -> Callable[[], None]:
-        """Call back, on the loop, for each member that matches, and whenever one of them changes.
-
-        Those there already come first. One that no longer matches is told of once more, and one
-        that is forgotten has the state "removed". Returns a function that ends the watch.
-        """
+        """See `Overlay.watch_members`."""
         return self.overlay.watch_members(callback, selector)
 
 

@@ -29,7 +29,6 @@ from wetware.admission.limits import AdmissionLimits
 from wetware.admission.service import Introductions
 from wetware.admission.store import Store
 from wetware.admission.texts import parse_join
-from wetware.clock import SystemClock
 from wetware.errors import OverlayError, WetwareError
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost, LinkLimits, Stream
@@ -272,7 +271,7 @@ class Mole:
     async def running(
         self, *targets: NodeProcess, handlers: dict[str, Any] | None = None
     ) -> AsyncIterator[Mole]:
-        clock, limits = SystemClock(), AdmissionLimits()
+        clock, limits = time, AdmissionLimits()
         async with LinkHost(self.key) as host:
             await join(
                 host,

@@ -25,7 +25,6 @@ from wetware.admission.service import (
 )
 from wetware.admission.store import Store
 from wetware.admission.texts import parse_join
-from wetware.clock import SystemClock
 from wetware.errors import AdmissionRefused, OverlayError, ProtocolRefused
 from wetware.identity import Key, PeerId
 from wetware.link import Connection, LinkHost
@@ -131,8 +130,8 @@ async def member_peer(data_dir: Path, invitation: str, key: Key) -> AsyncIterato
         return b""
 
     async with LinkHost(key) as host:
-        await join(host, parse_join(invitation), key=key, data_dir=data_dir, clock=SystemClock())
-        admission = Admission(Store.open(data_dir), key, clock=SystemClock())
+        await join(host, parse_join(invitation), key=key, data_dir=data_dir, clock=time)
+        admission = Admission(Store.open(data_dir), key, clock=time)
         introductions = Introductions(host, admission, addrs=lambda: (), join_document=no_document)
         introductions.start()
         try:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 
 import wetware
-from wetware.clock import SystemClock
 from wetware.errors import EXIT_CONFIG, EXIT_DENIED, EXIT_FAILED, Denied, WetwareError
 from wetware.identity import Key
 from wetware.testing import Home, NodeProcess, wait_for
@@ -273,7 +273,7 @@ async def test_a_log_that_was_cut_is_known_elsewhere_for_ever(tmp_path: Path, re
                 audit_dir(a),
                 key.peer_id,
                 lambda data: key.sign(CHECKPOINT_DOMAIN + data),
-                clock=SystemClock(),
+                clock=time,
             )
             for _ in range(regrown):
                 log.append_soon({"event": "login.granted"})

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from wetware.clock import SystemClock
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost
 from wetware.log import get_logger
@@ -42,7 +41,7 @@ async def ours(tmp_path: Path) -> AsyncIterator[_Ours]:
         gossip = Gossip(
             FakeOverlay(key, host=host),
             config=PubSubConfig(),
-            clock=SystemClock(),
+            clock=time,
             log=get_logger("pubsub"),
             data_dir=tmp_path,
             deliver=inbox.append,

@@ -60,7 +60,7 @@ from wetware.log import get_logger
 from wetware.texts import ADDRS_MAX
 
 if TYPE_CHECKING:
-    from wetware.hookspecs import Clock
+    from wetware.clock import Clock
     from wetware.multiaddr import Multiaddr
 
 log = get_logger("admission")

@@ -19,7 +19,7 @@ from wetware.texts import ADDRS_MAX, parse_addrs
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wetware.hookspecs import Clock
+    from wetware.clock import Clock
     from wetware.identity import Key, PeerId
     from wetware.link import Connection, LinkHost
     from wetware.multiaddr import Multiaddr

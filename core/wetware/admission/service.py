@@ -47,8 +47,8 @@ from wetware.errors import (
     WetwareError,
 )
 from wetware.frames import field, read_frame, write_frame
-from wetware.hookspecs import PeerDown, PeerUp
 from wetware.log import get_logger
+from wetware.peers import PeerDown, PeerUp
 from wetware.texts import ADDRS_MAX
 
 if TYPE_CHECKING:

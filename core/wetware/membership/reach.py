@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wetware.bounds import TokenBucket
 from wetware.errors import AdmissionRefused, DialError, OverlayError, WetwareError
-from wetware.hookspecs import Clock, PeerDown, PeerUp
 from wetware.log import get_logger
 from wetware.multiaddr import Multiaddr
+from wetware.peers import PeerDown, PeerUp
 
 if TYPE_CHECKING:
+    from wetware.clock import Clock
     from wetware.identity import PeerId
     from wetware.link import Connection, LinkHost
     from wetware.membership.peers import PeerStore

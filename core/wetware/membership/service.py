@@ -36,7 +36,6 @@ from wetware.errors import (
     WetwareError,
 )
 from wetware.frames import field, read_frame, write_frame
-from wetware.hookspecs import Clock, PeerDown, PeerUp
 from wetware.identity import Key
 from wetware.link import LinkHost, LinkLimits, Stream
 from wetware.log import get_logger
@@ -45,10 +44,12 @@ from wetware.membership.reach import Backoff, Reach, ReachLimits
 from wetware.membership.record import RECORD_BYTES_MAX, Malformed, Record
 from wetware.membership.swim import Change, ChangeKind, Known, State, Swim, middle
 from wetware.multiaddr import Multiaddr
+from wetware.peers import PeerDown, PeerUp
 
 if TYPE_CHECKING:
     from wetware.admission.decision import Admission
     from wetware.admission.service import Introductions
+    from wetware.clock import Clock
     from wetware.identity import PeerId
     from wetware.link import Connection
     from wetware.membership.config import MembershipConfig

@@ -15,8 +15,9 @@ from wetware.log import get_logger
 if TYPE_CHECKING:
     from wetware.admission.statements import Founding
     from wetware.admission.texts import Bundle, Ticket
+    from wetware.clock import Clock
     from wetware.config import Config
-    from wetware.hookspecs import AuthBackend, Clock
+    from wetware.hookspecs import AuthBackend
     from wetware.identity import Key
     from wetware.multiaddr import Multiaddr
     from wetware.plugins import Plugins

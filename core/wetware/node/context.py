@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wetware.access import Access
-    from wetware.hookspecs import Overlay, PeerDown, PeerUp
     from wetware.identity import PeerId
     from wetware.link import Stream
     from wetware.member import Member
     from wetware.node.parts import Parts
+    from wetware.peers import Overlay, PeerDown, PeerUp
 
 _SIGN_DOMAINS_REFUSED = (
     b"noise-libp2p-static-key:",

@@ -14,7 +14,7 @@ from wetware.membership.swim import Change, ChangeKind, Known
 
 if TYPE_CHECKING:
     from wetware.admission.decision import Admission
-    from wetware.hookspecs import Clock
+    from wetware.clock import Clock
     from wetware.identity import PeerId
     from wetware.link import LinkHost
     from wetware.membership.service import Membership

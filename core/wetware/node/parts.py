@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import TYPE_CHECKING
 
-from wetware.clock import SystemClock
 from wetware.lag import LagMeter
 from wetware.node.addresses import dialable
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wetware.broker.gate import Broker
     from wetware.broker.records import Records
     from wetware.broker.tree import Tree
+    from wetware.clock import Clock
     from wetware.config import Config
     from wetware.hookspecs import AuthBackend, Service
     from wetware.identity import Key
@@ -48,7 +49,7 @@ class Parts:
 
     def __init__(self, config: Config, plugins: Plugins) -> None:
         self.config, self.plugins = config, plugins
-        self.clock = SystemClock()
+        self.clock: Clock = time
         self.started_at = self.clock.monotonic()
         self.data_dir = config.node.data_dir
         self.services: dict[str, Service] = {}

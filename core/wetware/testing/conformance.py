@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from wetware.broker.grants import Grant
-    from wetware.hookspecs import Clock, Overlay
+    from wetware.clock import Clock
+    from wetware.peers import Overlay
 
 ADA: Final = Principal("test", "ada")
 EVE: Final = Principal("test", "eve")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from wetware.errors import OverlayError
-from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
 from wetware.link import LinkHost
 from wetware.member import Member
 from wetware.membership.selector import Selector, selected
 from wetware.multiaddr import Multiaddr
+from wetware.peers import PeerDown, PeerUp
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream

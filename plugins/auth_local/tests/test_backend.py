@@ -15,7 +15,6 @@ import anyio
 import pytest
 
 from wetware import identity
-from wetware.clock import SystemClock
 from wetware.errors import ConfigError, InvalidArgument, KeyFileError
 from wetware.hookspecs import Accept, NotMine, Reject, Withdrawn
 from wetware.identity import Challenge, Channel, Key, Principal
@@ -62,7 +61,7 @@ def make(
         config=AuthLocalConfig(policy, catch_up_s=0),
         data_dir=data_dir,
         log=get_logger("test"),
-        clock=SystemClock(),
+        clock=time,
         overlay=FakeOverlay(),
         join_document=join_document,
         proposals={} if proposals is None else proposals,

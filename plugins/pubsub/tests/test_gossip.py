@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 
 from wetware.access import Access
-from wetware.clock import SystemClock
 from wetware.errors import LimitExceeded, OverlayError, ProtocolRefused
 from wetware.frames import uvarint
 from wetware.identity import Key, PeerId
@@ -58,7 +58,7 @@ async def live_node(
         gossip = Gossip(
             FakeOverlay(key, cluster="test", host=host),
             config=PubSubConfig(**config),
-            clock=SystemClock(),
+            clock=time,
             log=get_logger("pubsub"),
             data_dir=path,
             deliver=inbox.append,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 
 from wetware import rpc
-from wetware.clock import SystemClock
 from wetware.errors import (
     STOPPING,
     CapabilityError,
@@ -117,7 +117,7 @@ async def serve(tmp_path: Path, **config: Any) -> AsyncIterator[Served]:
         config=PubSubConfig(**config),
         log=get_logger("pubsub"),
         data_dir=tmp_path,
-        clock=SystemClock(),
+        clock=time,
         overlay=FakeOverlay(cluster="test"),
     )
     async with rpc.runtime():
