@@ -149,7 +149,7 @@ class BulkService(Service):
 
     def _swim(self) -> dict[str, int]:
         counters = self._node.membership.swim.counters
-        return {name: getattr(counters, name) for name in COUNTERS}
+        return {name: counters[name] for name in COUNTERS}
 
     def begin(self, *, profile: bool) -> None:
         self._stop(self._measuring)

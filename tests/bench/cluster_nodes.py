@@ -146,7 +146,9 @@ class Node:
             "connections": len(connections),
             "health": self.membership.swim.local_health,
             "link_bytes_out": sum(connection.bytes_out for connection in connections),
-            **{name: getattr(counters, name) for name in counters.__slots__},
+            "probes": counters["probes"],
+            "frames_out": counters["frames_out"],
+            "bytes_out": counters["bytes_out"],
         }
 
     async def stop(self) -> None:

@@ -282,7 +282,7 @@ class Swim:
         verify: Checks its signature; raises Forged.
 
     Attributes:
-        counters: How often what a test or the benchmark asks for has happened.
+        counters: How often what tests and benchmarks ask for has happened.
         record: Its own current record.
     """
 
@@ -619,6 +619,7 @@ class Swim:
             return
         if not in_turn and len(self._probes) >= self._config.probes_max:
             return
+        self.counters["probes"] += 1
         probe = _Probe(self._next_seq(), node.key, self._now())
         self._probes[probe.seq] = self._probing[node.key] = probe
         fields: dict[str, Any] = {"k": 1, "n": probe.seq}
@@ -838,6 +839,7 @@ class Swim:
             or self._nodes.get(node.key) is not node
         ):
             return
+        self.counters["deaths"] += 1
         self._set_state(node, DEAD, now)
         self._rumour_claim(node, self._key)
         self._emit(ChangeKind.DIED, node, State.SUSPECT)
@@ -1089,6 +1091,8 @@ class Swim:
         if len(fields) == 1:
             return False
         frame = wire.encode(fields)
+        self.counters["frames_out"] += 1
+        self.counters["bytes_out"] += len(frame)
         self._send(peer_of(key), frame)
         return True
 
