@@ -26,15 +26,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Union, cast
 
-from wetware import paths
+from wetware.base import paths
 from wetware.errors import ConfigError, InvalidArgument, PluginError
 
 if TYPE_CHECKING:
-    from wetware.admission.limits import AdmissionLimits
+    from wetware.base.multiaddr import Multiaddr
     from wetware.broker.limits import BrokerLimits, LoginLimits
-    from wetware.link import LinkLimits
-    from wetware.membership.config import MembershipConfig
-    from wetware.multiaddr import Multiaddr
+    from wetware.overlay.admission.limits import AdmissionLimits
+    from wetware.overlay.link import LinkLimits
+    from wetware.overlay.membership.config import MembershipConfig
     from wetware.rpc import RpcLimits
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def _parse_name(value: str) -> None:
 
 
 def _default_listen() -> tuple[Multiaddr, ...]:
-    from wetware.multiaddr import Multiaddr
+    from wetware.base.multiaddr import Multiaddr
 
     return (Multiaddr("ip4", "0.0.0.0", 4001),)  # noqa: S104 - a node is there to be reached; the Gate decides
 
@@ -247,11 +247,11 @@ class PluginsConfig:
 
 _SECTIONS: Final[dict[str, type | tuple[str, str]]] = {
     "node": NodeConfig,
-    "admission": ("wetware.admission", "AdmissionLimits"),
-    "membership": ("wetware.membership.config", "MembershipConfig"),
+    "admission": ("wetware.overlay.admission", "AdmissionLimits"),
+    "membership": ("wetware.overlay.membership.config", "MembershipConfig"),
     "login": ("wetware.broker.limits", "LoginLimits"),
     "broker": ("wetware.broker.limits", "BrokerLimits"),
-    "link": ("wetware.link", "LinkLimits"),
+    "link": ("wetware.overlay.link", "LinkLimits"),
     "rpc": ("wetware.rpc", "RpcLimits"),
     "plugins": PluginsConfig,
 }
@@ -350,7 +350,7 @@ class _Absent:
 
 def _address_types() -> tuple[Any, Any]:
     """Multiaddr and PeerId. Their modules cost 60 ms, which `ww --help` does not pay."""
-    module = sys.modules.get("wetware.multiaddr")
+    module = sys.modules.get("wetware.base.multiaddr")
     return (module.Multiaddr, module.PeerId) if module else (_Absent, _Absent)
 
 
@@ -364,8 +364,8 @@ def _hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls, localns=supplied)
     except NameError:
+        from wetware.base.multiaddr import Multiaddr
         from wetware.identity import PeerId
-        from wetware.multiaddr import Multiaddr
 
         supplied |= {"PeerId": PeerId, "Multiaddr": Multiaddr}
         return typing.get_type_hints(cls, localns=supplied)

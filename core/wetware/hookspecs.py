@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pluggy
 
+from wetware.base.clock import Clock
+from wetware.base.threads import Threads
 from wetware.broker.ports import (
     Accept,
     AuthBackend,
@@ -27,15 +29,13 @@ from wetware.broker.ports import (
     Suspended,
     Withdrawn,
 )
-from wetware.clock import Clock
 from wetware.peers import Overlay, PeerDown, PeerUp
-from wetware.threads import Threads
 
 if TYPE_CHECKING:
     import typer
 
+    from wetware.base.log import EventLogger
     from wetware.identity import PeerId
-    from wetware.log import EventLogger
     from wetware.member import Member
 
 __all__ = [

@@ -32,7 +32,7 @@ class Member:
         connected: Whether the node that was asked has a connection to it.
         is_self: Whether it is the node that was asked.
         trouble: What is wrong with it, e.g. its clock, as the node that was asked sees it, or "".
-        record: What it signed, where that was asked for; see `wetware.membership.proof`.
+        record: What it signed, where that was asked for; see `wetware.overlay.membership.proof`.
         founding: With that, what names the cluster.
     """
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from wetware.access import Access
+    from wetware.base.access import Access
     from wetware.identity import PeerId
-    from wetware.link import Stream
     from wetware.member import Member
+    from wetware.overlay.link import Stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,11 +37,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import pluggy
 
 from wetware import __version__, hookspecs
+from wetware.base.log import get_logger
 from wetware.config import Config, NoSettings, check_schema
 from wetware.config import load as load_config
 from wetware.errors import ConfigError, PluginError, WetwareError
 from wetware.hookspecs import GROUP, PROJECT
-from wetware.log import get_logger
 
 if TYPE_CHECKING:
     import typer
@@ -441,7 +441,7 @@ def _explain(exc: BaseException, offer: Offer, what: str, limit_s: float) -> _Un
         text = "(an exception that cannot be printed)"
     kind = type(exc).__name__
     reason = _one_line(": ".join(filter(None, (what, kind, text))))
-    from wetware.disk import remedy  # not in every command's start
+    from wetware.base.disk import remedy  # not in every command's start
 
     return _Unusable(State.FAILED, reason + _place(exc), remedy(exc) or _report_to(offer))
 

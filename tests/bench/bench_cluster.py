@@ -29,7 +29,7 @@ from typing import Any
 from cluster_nodes import Cluster, Process, found
 from cluster_report import Report, detection_s, formulas, machine, quantile, suspicion_range
 
-from wetware.membership.config import MembershipConfig
+from wetware.overlay.membership.config import MembershipConfig
 from wetware.testing import Home, NodeProcess
 
 SEEN_S, DEAD_S = 5.0, 10.0

@@ -23,10 +23,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from wetware.access import Access
+from wetware.base.access import Access
+from wetware.base.multiaddr import Multiaddr
 from wetware.identity import Key
-from wetware.link import Connection, LinkHost, Stream
-from wetware.multiaddr import Multiaddr
+from wetware.overlay.link import Connection, LinkHost, Stream
 
 ECHO, SINK, PUSH = "/bench/echo/1", "/bench/sink/1", "/bench/push-echo/1"
 SOURCE, URGENT = "/bench/source/1", "/bench/urgent-echo/1"

@@ -17,8 +17,8 @@ from collections import Counter
 from membership_sim import Sim, SimNode
 
 from wetware.identity import PeerId
-from wetware.membership.config import MembershipConfig
-from wetware.membership.swim import Change, ChangeKind
+from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.swim import Change, ChangeKind
 
 
 class Watch:

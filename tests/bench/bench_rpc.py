@@ -104,10 +104,10 @@ async def serve(folder: Path) -> None:
     import grpc
 
     from wetware import rpc
-    from wetware.access import Access
+    from wetware.base.access import Access
+    from wetware.base.multiaddr import Multiaddr
     from wetware.identity import Key
-    from wetware.link import LinkHost
-    from wetware.multiaddr import Multiaddr
+    from wetware.overlay.link import LinkHost
 
     schema = rpc.load(SCHEMA)
     raw = capnp.load(str(SCHEMA), imports=[IMPORTS])
@@ -171,9 +171,9 @@ async def connections(where: dict[str, Any]) -> AsyncIterator[dict[str, Call]]:
     import grpc
 
     from wetware import rpc
+    from wetware.base.multiaddr import Multiaddr
     from wetware.identity import Key
-    from wetware.link import LinkHost
-    from wetware.multiaddr import Multiaddr
+    from wetware.overlay.link import LinkHost
 
     schema = rpc.load(SCHEMA)
     raw = capnp.load(str(SCHEMA), imports=[IMPORTS])

@@ -28,16 +28,16 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from wetware import rpc
-from wetware.access import Access
+from wetware.base.access import Access
 from wetware.hookspecs import PluginContext, Service, hookimpl
 from wetware.identity import PeerId, Principal
-from wetware.lag import LagMeter
+from wetware.node.lag import LagMeter
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.link import Stream
     from wetware.node.compose import Node
+    from wetware.overlay.link import Stream
 
 NAME = "bulk"
 PROTOCOL = "/bench/bulk/1"

@@ -22,18 +22,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wetware import log
-from wetware.admission.decision import Admission
-from wetware.admission.limits import AdmissionLimits
-from wetware.admission.service import Introductions
-from wetware.admission.store import Store
+from wetware.base import log
+from wetware.base.multiaddr import Multiaddr
 from wetware.identity import Key, PeerId
-from wetware.lag import LagMeter
-from wetware.link import LinkHost
-from wetware.membership.config import MembershipConfig
-from wetware.membership.service import Membership
-from wetware.membership.swim import Change, ChangeKind
-from wetware.multiaddr import Multiaddr
+from wetware.node.lag import LagMeter
+from wetware.overlay.admission.decision import Admission
+from wetware.overlay.admission.limits import AdmissionLimits
+from wetware.overlay.admission.service import Introductions
+from wetware.overlay.admission.store import Store
+from wetware.overlay.link import LinkHost
+from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.service import Membership
+from wetware.overlay.membership.swim import Change, ChangeKind
 
 LINE_BYTES_MAX = 16 << 20
 POLL_S = 0.25

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterable
 from typing import Any
 
-from wetware.membership.config import MembershipConfig
+from wetware.overlay.membership.config import MembershipConfig
 
 
 def machine() -> str:

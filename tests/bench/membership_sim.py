@@ -1,6 +1,6 @@
 """Many nodes' membership in one process: simulated time, latency, loss, pauses and deaths.
 
-The code under test is `wetware.membership.swim` as it is; what is simulated is the clock and the
+The code under test is `wetware.overlay.membership.swim` as it is; what is simulated is the clock and the
 network. Deterministic for a seed.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 from wetware.identity import Key, PeerId
-from wetware.membership.config import MembershipConfig
-from wetware.membership.record import Record, key_of
-from wetware.membership.swim import Change, ChangeKind, State, Swim
+from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.record import Record, key_of
+from wetware.overlay.membership.swim import Change, ChangeKind, State, Swim
 
 UNIX_MS = 1_800_000_000_000
 """The simulation's beginning."""

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import wetware
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import WetwareError
 from wetware.identity import Key, PeerId
-from wetware.multiaddr import Multiaddr
 
 PUBLISH_S, CALL_S, PING_S = 0.02, 0.05, 0.2
 CALL_S_MAX, FLUSH_S_MAX = 20.0, 20.0

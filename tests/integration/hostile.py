@@ -21,19 +21,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wetware import cbor
-from wetware.access import Access
-from wetware.admission.decision import Admission
-from wetware.admission.joining import join
-from wetware.admission.limits import AdmissionLimits
-from wetware.admission.service import Introductions
-from wetware.admission.store import Store
-from wetware.admission.texts import parse_join
+from wetware.base import cbor
+from wetware.base.access import Access
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import OverlayError, WetwareError
 from wetware.identity import Key, PeerId
-from wetware.link import Connection, LinkHost, LinkLimits, Stream
-from wetware.membership.service import PROTOCOL as MEMBERSHIP
-from wetware.multiaddr import Multiaddr
+from wetware.overlay.admission.decision import Admission
+from wetware.overlay.admission.joining import join
+from wetware.overlay.admission.limits import AdmissionLimits
+from wetware.overlay.admission.service import Introductions
+from wetware.overlay.admission.store import Store
+from wetware.overlay.admission.texts import parse_join
+from wetware.overlay.link import Connection, LinkHost, LinkLimits, Stream
+from wetware.overlay.membership.service import PROTOCOL as MEMBERSHIP
 from wetware.testing import Home, NodeProcess
 
 MIB = 1 << 20

@@ -15,26 +15,26 @@ from pathlib import Path
 
 import pytest
 
-from wetware.admission.decision import Admission
-from wetware.admission.joining import join
-from wetware.admission.service import (
+from wetware.base.multiaddr import Multiaddr
+from wetware.broker.protocol import GATE_PROTOCOL
+from wetware.errors import AdmissionRefused, OverlayError, ProtocolRefused
+from wetware.identity import Key, PeerId
+from wetware.overlay.admission.decision import Admission
+from wetware.overlay.admission.joining import join
+from wetware.overlay.admission.service import (
     CERTIFICATE_PROTOCOL,
     JOIN_PROTOCOL,
     Introductions,
     exchange_join,
 )
-from wetware.admission.store import Store
-from wetware.admission.texts import parse_join
-from wetware.errors import AdmissionRefused, OverlayError, ProtocolRefused
-from wetware.identity import Key, PeerId
-from wetware.link import Connection, LinkHost
-from wetware.membership.service import DIAL_BACK_PROTOCOL, PROCESS_PROTOCOL
-from wetware.membership.service import PROTOCOL as MEMBERSHIP_PROTOCOL
-from wetware.multiaddr import Multiaddr
-from wetware.overlay import Overlay
-from wetware.protocol import GATE_PROTOCOL
+from wetware.overlay.admission.store import Store
+from wetware.overlay.admission.texts import parse_join
+from wetware.overlay.libp2p import Overlay
+from wetware.overlay.link import Connection, LinkHost
+from wetware.overlay.membership.service import DIAL_BACK_PROTOCOL, PROCESS_PROTOCOL
+from wetware.overlay.membership.service import PROTOCOL as MEMBERSHIP_PROTOCOL
+from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 from wetware.testing import START_S_MAX, Home, NodeProcess, wait_for
-from wetware.tunnel import TUNNEL_PROTOCOL
 from wetware_audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware_auth_local.spread import PROTOCOL as POLICY_PROTOCOL
 from wetware_pubsub.router import FLOODSUB, MESHSUB_10, MESHSUB_11

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import wetware
-from wetware import contexts
+from wetware.client import contexts
 from wetware.errors import AuthError
 from wetware.testing import Home, NodeProcess
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import EXIT_FAILED
-from wetware.multiaddr import Multiaddr
 from wetware.testing import Home, NodeProcess, wait_for
 
 FILES = 64

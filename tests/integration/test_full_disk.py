@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import wetware
+from wetware.base.disk import Reserve
 from wetware.broker.store import NOT_DURABLE
-from wetware.disk import Reserve
 from wetware.errors import WetwareError
 from wetware.testing import Home, wait_for
 

@@ -19,22 +19,22 @@ from typing import Any
 import pytest
 
 import wetware
-from wetware import cbor
-from wetware.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL
-from wetware.admission.statements import Certificate, Chain, Tombstone
+from wetware.base import cbor
+from wetware.broker.protocol import GATE_PROTOCOL
 from wetware.client import LoginRefused
 from wetware.errors import OverlayError, WetwareError
-from wetware.frames import read_frame, uvarint, write_frame
 from wetware.identity import Key, PeerId
-from wetware.link import Connection, Stream
-from wetware.link.multistream import HELLO, encode_line
-from wetware.link.noise import NoiseIdentity
-from wetware.membership.record import Record
-from wetware.membership.service import DIAL_BACK_PROTOCOL, PROCESS_PROTOCOL
-from wetware.membership.service import PROTOCOL as MEMBERSHIP
-from wetware.membership.wire import CLAIM, ENTRY
-from wetware.protocol import GATE_PROTOCOL
-from wetware.tunnel import TUNNEL_PROTOCOL
+from wetware.overlay.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL
+from wetware.overlay.admission.statements import Certificate, Chain, Tombstone
+from wetware.overlay.frames import read_frame, uvarint, write_frame
+from wetware.overlay.link import Connection, Stream
+from wetware.overlay.link.multistream import HELLO, encode_line
+from wetware.overlay.link.noise import NoiseIdentity
+from wetware.overlay.membership.record import Record
+from wetware.overlay.membership.service import DIAL_BACK_PROTOCOL, PROCESS_PROTOCOL
+from wetware.overlay.membership.service import PROTOCOL as MEMBERSHIP
+from wetware.overlay.membership.wire import CLAIM, ENTRY
+from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 from wetware_audit.chain import CHECKPOINT_DOMAIN, Checkpoint
 from wetware_audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware_auth_local.spread import PROTOCOL as POLICY_PROTOCOL

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from wetware.admission.statements import Founding
-from wetware.admission.store import Store
-from wetware.admission.texts import Ticket
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import EXIT_BUSY
 from wetware.identity import Key
-from wetware.multiaddr import Multiaddr
+from wetware.overlay.admission.statements import Founding
+from wetware.overlay.admission.store import Store
+from wetware.overlay.admission.texts import Ticket
 from wetware.testing import Home, NodeProcess, wait_for
 
 LIBP2P = True  # as it is started by default

@@ -12,7 +12,16 @@ import pytest
 
 import wetware
 from wetware import rpc
-from wetware.access import Access
+from wetware.base.access import Access
+from wetware.base.multiaddr import Multiaddr
+from wetware.broker.protocol import (
+    CORE,
+    GATE_PROTOCOL,
+    challenge_from_wire,
+    challenge_to_wire,
+    proof_to_wire,
+    status_from_name,
+)
 from wetware.client import LoginRefused
 from wetware.errors import (
     AuthError,
@@ -22,16 +31,7 @@ from wetware.errors import (
     WetwareError,
 )
 from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Proof
-from wetware.link import LinkHost, Stream
-from wetware.multiaddr import Multiaddr
-from wetware.protocol import (
-    CORE,
-    GATE_PROTOCOL,
-    challenge_from_wire,
-    challenge_to_wire,
-    proof_to_wire,
-    status_from_name,
-)
+from wetware.overlay.link import LinkHost, Stream
 from wetware.testing import Home, NodeProcess
 from wetware_auth_local.signer import SCHEME, Ed25519Signer
 

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 import wetware
-from wetware import cbor, contexts
-from wetware.admission.statements import Certificate, Chain, Founding
+from wetware.base import cbor
+from wetware.client import contexts
 from wetware.errors import AuthError, DialError, WetwareError
 from wetware.identity import Key, PeerId
-from wetware.membership.record import Record
+from wetware.overlay.admission.statements import Certificate, Chain, Founding
+from wetware.overlay.membership.record import Record
 from wetware.testing import Home, NodeProcess
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]

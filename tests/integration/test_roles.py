@@ -13,9 +13,9 @@ import pytest
 
 import wetware
 from wetware import rpc
+from wetware.base.multiaddr import Multiaddr
+from wetware.broker.sturdy import SturdyRef
 from wetware.errors import EXIT_USAGE, Denied
-from wetware.multiaddr import Multiaddr
-from wetware.sturdy import SturdyRef
 from wetware.testing import Home, NodeProcess
 
 from ..packaging import third_party

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import wetware
+from wetware.broker.sturdy import SturdyRef
 from wetware.errors import (
     EXIT_DENIED,
     EXIT_FAILED,
@@ -26,7 +27,6 @@ from wetware.errors import (
     Revoked,
     WetwareError,
 )
-from wetware.sturdy import SturdyRef
 from wetware.testing import Home, NodeProcess
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]

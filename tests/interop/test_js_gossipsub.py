@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from wetware.base.log import get_logger
+from wetware.base.multiaddr import Multiaddr
 from wetware.identity import Key, PeerId
-from wetware.link import LinkHost
-from wetware.log import get_logger
-from wetware.multiaddr import Multiaddr
-from wetware.overlay import Overlay
+from wetware.overlay.libp2p import Overlay
+from wetware.overlay.link import LinkHost
 from wetware.testing import FakeOverlay, Started
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.gossip import Gossip

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from wetware.access import Access
+from wetware.base.access import Access
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import OverlayError, PeerMismatch, ProtocolRefused
 from wetware.identity import Key, PeerId
-from wetware.link import Connection, LinkHost, Stream
-from wetware.multiaddr import Multiaddr
-from wetware.overlay import Overlay, OverlayLimits
+from wetware.overlay.libp2p import Overlay, OverlayLimits
+from wetware.overlay.link import Connection, LinkHost, Stream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 

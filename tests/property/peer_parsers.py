@@ -23,22 +23,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from wetware import cbor, frames, rpc
-from wetware.admission import refusals
-from wetware.admission.statements import (
-    VERSION,
-    Certificate,
-    Chain,
-    ForeignFact,
-    Founding,
-    Tombstone,
-    decode_fact,
-)
-from wetware.admission.texts import Bundle, Ticket, parse_join
+from wetware import rpc
+from wetware.base import cbor
+from wetware.base.multiaddr import Multiaddr
 from wetware.broker.fences import FENCE_BYTES_MAX, Fence
 from wetware.broker.gate import compare
+from wetware.broker.sturdy import SturdyRef
 from wetware.broker.terms import Rate, Terms, Where, glob, parse_duration, parse_size, patterns_of
-from wetware.cluster_client import _shown
+from wetware.client.cluster import _shown
 from wetware.errors import (
     AdmissionRefused,
     AuthError,
@@ -57,10 +49,23 @@ from wetware.identity import (
     base58_decode,
     from_hex,
 )
-from wetware.link import LinkLimits, Violation
-from wetware.link.limits import Totals
-from wetware.link.multistream import HELLO, LineReader, Proposer, Responder, encode_line
-from wetware.link.noise import (
+from wetware.member import Member
+from wetware.overlay import frames
+from wetware.overlay.admission import refusals
+from wetware.overlay.admission.statements import (
+    VERSION,
+    Certificate,
+    Chain,
+    ForeignFact,
+    Founding,
+    Tombstone,
+    decode_fact,
+)
+from wetware.overlay.admission.texts import Bundle, Ticket, parse_join
+from wetware.overlay.link import LinkLimits, Violation
+from wetware.overlay.link.limits import Totals
+from wetware.overlay.link.multistream import HELLO, LineReader, Proposer, Responder, encode_line
+from wetware.overlay.link.noise import (
     HANDSHAKE_BYTES_MAX,
     NoiseHandshake,
     NoiseIdentity,
@@ -68,14 +73,12 @@ from wetware.link.noise import (
     protobuf_fields,
     verify_identity,
 )
-from wetware.link.yamux import Session
-from wetware.member import Member
-from wetware.membership import service as membership_service
-from wetware.membership import wire as membership_wire
-from wetware.membership.proof import encode_founding, prove
-from wetware.membership.record import RECORD_BYTES_MAX, Malformed, Record, key_of
-from wetware.membership.selector import Selector
-from wetware.multiaddr import Multiaddr
+from wetware.overlay.link.yamux import Session
+from wetware.overlay.membership import service as membership_service
+from wetware.overlay.membership import wire as membership_wire
+from wetware.overlay.membership.proof import encode_founding, prove
+from wetware.overlay.membership.record import RECORD_BYTES_MAX, Malformed, Record, key_of
+from wetware.overlay.membership.selector import Selector
 from wetware.rpc.connection import open_client, run_server
 from wetware.rpc.transport import (
     FramingError,
@@ -85,7 +88,6 @@ from wetware.rpc.transport import (
     message_head,
 )
 from wetware.rpc.wire import from_kj
-from wetware.sturdy import SturdyRef
 from wetware_audit import chain as audit_chain
 from wetware_audit import held
 from wetware_audit.chain import Checkpoint, continues, seq_of
@@ -268,7 +270,7 @@ def _lib_addr(data: bytes) -> object:
     """An address as libp2p hands it on."""
     from multiaddr import Multiaddr as LibAddr
 
-    from wetware.overlay._adapter import to_link_addr
+    from wetware.overlay.libp2p._adapter import to_link_addr
 
     try:
         addr = LibAddr(data)

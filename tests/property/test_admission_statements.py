@@ -7,8 +7,10 @@ import contextlib
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wetware import cbor
-from wetware.admission.statements import (
+from wetware.base import cbor
+from wetware.errors import AdmissionRefused, InvalidArgument
+from wetware.identity import Key
+from wetware.overlay.admission.statements import (
     Certificate,
     Chain,
     ForeignFact,
@@ -16,9 +18,7 @@ from wetware.admission.statements import (
     Tombstone,
     decode_fact,
 )
-from wetware.admission.texts import Bundle, Ticket
-from wetware.errors import AdmissionRefused, InvalidArgument
-from wetware.identity import Key
+from wetware.overlay.admission.texts import Bundle, Ticket
 
 ROOT, INVITER, PEER = (Key.from_seed(bytes([n]) * 32) for n in range(3))
 FOUNDING = Founding(ROOT.public, "local", b"operator")

@@ -12,11 +12,16 @@ from hypothesis import strategies as st
 
 from wetware.errors import ProtocolRefused
 from wetware.identity import Key
-from wetware.link import LinkLimits, Stream, Violation
-from wetware.link.limits import Totals
-from wetware.link.multistream import HELLO, LineReader, Proposer, Responder, encode_line
-from wetware.link.noise import NoiseHandshake, NoiseIdentity, protobuf_fields, verify_identity
-from wetware.link.yamux import Session
+from wetware.overlay.link import LinkLimits, Stream, Violation
+from wetware.overlay.link.limits import Totals
+from wetware.overlay.link.multistream import HELLO, LineReader, Proposer, Responder, encode_line
+from wetware.overlay.link.noise import (
+    NoiseHandshake,
+    NoiseIdentity,
+    protobuf_fields,
+    verify_identity,
+)
+from wetware.overlay.link.yamux import Session
 
 KEY = Key.generate()
 IDENTITY = NoiseIdentity(KEY)

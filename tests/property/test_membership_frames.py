@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wetware import cbor
+from wetware.base import cbor
 from wetware.errors import InvalidArgument
-from wetware.membership import wire
-from wetware.membership.config import MembershipConfig
-from wetware.membership.record import Malformed, Record, key_of
-from wetware.membership.selector import Selector
-from wetware.membership.swim import Swim
+from wetware.overlay.membership import wire
+from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.record import Malformed, Record, key_of
+from wetware.overlay.membership.selector import Selector
+from wetware.overlay.membership.swim import Swim
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 

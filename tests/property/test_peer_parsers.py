@@ -28,7 +28,7 @@ from typing import Any
 import cbor2
 import pytest
 
-from wetware import multiaddr
+from wetware.base import multiaddr
 
 from .peer_parsers import CORE, Parser, of_auth_evm
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from wetware.identity import Key
 
 if TYPE_CHECKING:
-    from wetware.finding import Finding
+    from wetware.base.finding import Finding
 
 OWN, ADA, BOB = (Key.from_seed(bytes([n]) * 32) for n in (1, 2, 3))
 

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wetware import config
+from wetware.base.multiaddr import Multiaddr
 from wetware.cli.config import reference
 from wetware.config import Config, NodeConfig, check_schema, describe
 from wetware.errors import EXIT_CONFIG, ConfigError, PluginError
 from wetware.identity import Key, PeerId
-from wetware.multiaddr import Multiaddr
 
 PEER = Key.from_seed(b"p" * 32).peer_id
 OTHER = Key.from_seed(b"q" * 32).peer_id
@@ -110,7 +110,7 @@ def test_flags_beat_environment_beats_file_beats_default(load: Load) -> None:
 
 def test_the_limits_are_the_dataclasses_of_the_parts(load: Load) -> None:
     from wetware.broker.limits import LoginLimits
-    from wetware.link import LinkLimits
+    from wetware.overlay.link import LinkLimits
     from wetware.rpc import RpcLimits
 
     found = load("[link]\ndial_s = 7\n[login]\ndeadline_s = 5\n")

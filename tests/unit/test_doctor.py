@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from tests.unit.findings import ADA, OWN, levels, only
 
-from wetware.admission.store import Store
+from wetware.base.finding import Finding, judged
+from wetware.base.multiaddr import Multiaddr
 from wetware.config import load
 from wetware.doctor import machine as on_machine
 from wetware.doctor.machine import Machine, check_machine
 from wetware.errors import DialError
-from wetware.finding import Finding, judged
-from wetware.multiaddr import Multiaddr
+from wetware.overlay.admission.store import Store
 from wetware.testing import Home
 
 pytestmark = pytest.mark.anyio
@@ -262,7 +262,7 @@ async def test_another_machine_s_node_needs_no_files_here(home: Path) -> None:
 
 
 async def test_a_running_node_is_recognised_and_its_addresses_are_dialled(home: Path) -> None:
-    from wetware.link import LinkHost
+    from wetware.overlay.link import LinkHost
 
     data_dir = home / "node"
     data_dir.mkdir(parents=True, mode=0o700)

@@ -118,7 +118,7 @@ def test_the_link_knows_neither_overlay_nor_rpc() -> None:
         violations(
             lambda path, name: (
                 path.is_relative_to(CORE / "link")
-                and name.startswith(("wetware.overlay", "wetware.rpc"))
+                and name.startswith(("wetware.overlay.libp2p", "wetware.rpc"))
             )
         )
         == []
@@ -162,15 +162,28 @@ HEAVY = {"trio", "libp2p", "multiaddr", "grpc", "web3", "wasmtime"}
     ("code", "absent"),
     [
         ("import wetware", HEAVY | {"capnp", "asyncio", "cryptography", "pluggy"}),
-        ("import wetware.link", HEAVY | {"capnp", "wetware.rpc", "wetware.overlay"}),
+        ("import wetware.overlay.link", HEAVY | {"capnp", "wetware.rpc", "wetware.overlay.libp2p"}),
         (
             "import wetware.client",
-            HEAVY | {"wetware.overlay", "wetware.admission", "wetware.membership", "pluggy"},
+            HEAVY
+            | {
+                "wetware.overlay.libp2p",
+                "wetware.overlay.admission",
+                "wetware.overlay.membership",
+                "pluggy",
+            },
         ),
-        ("import wetware.config", HEAVY | {"capnp", "cryptography", "wetware.link"}),
+        ("import wetware.config", HEAVY | {"capnp", "cryptography", "wetware.overlay.link"}),
         (
             "import typer; from wetware import plugins; plugins.mount_commands(typer.Typer(), [])",
-            HEAVY | {"capnp", "cryptography", "wetware.link", "wetware.rpc", "importlib.metadata"},
+            HEAVY
+            | {
+                "capnp",
+                "cryptography",
+                "wetware.overlay.link",
+                "wetware.rpc",
+                "importlib.metadata",
+            },
         ),
         ("from wetware.cli.main import build; build()", HEAVY | {"capnp", "wetware.rpc"}),
     ],

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
-from wetware.bounds import Claim, Places
+from wetware.base.bounds import Claim, Places
+from wetware.base.log import get_logger
+from wetware.broker.protocol import CORE
 from wetware.errors import (
     CapabilityError,
     DialError,
@@ -30,15 +32,13 @@ from wetware.errors import (
     Unsupported,
     WetwareError,
 )
-from wetware.log import get_logger
-from wetware.protocol import CORE
 
 if TYPE_CHECKING:
     from wetware.broker.grants import Grant
     from wetware.broker.limits import BrokerLimits
     from wetware.broker.ports import Service
+    from wetware.broker.sturdy import SturdyRef
     from wetware.identity import PeerId
-    from wetware.sturdy import SturdyRef
 
 log = get_logger("broker")
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from wetware.bounds import TokenBucket
+from wetware.base.bounds import TokenBucket
 from wetware.errors import LimitExceeded
 
 if TYPE_CHECKING:

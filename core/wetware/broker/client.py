@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from wetware.broker.explanation import Explanation
+from wetware.broker.protocol import CORE
 from wetware.client.values import GrantInfo
-from wetware.explanation import Explanation
-from wetware.protocol import CORE
 
 
 class GrantsClient:

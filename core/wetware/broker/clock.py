@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from wetware.clock import Clock
+    from wetware.base.clock import Clock
 
 MEET_S: Final = 5.0
 """For a node that starts to meet another member; expiry is not judged before, or until then."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from wetware.explanation import Explanation
+from wetware.broker.explanation import Explanation
 
 if TYPE_CHECKING:
     from wetware.identity import Principal

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from wetware import cbor
+from wetware.base import cbor
 from wetware.errors import Denied, InvalidArgument, LimitExceeded
 from wetware.identity import Key, PeerId, verify
 

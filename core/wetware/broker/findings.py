@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from wetware.finding import Finding, counted, error, ok, warning
+from wetware.base.finding import Finding, counted, error, ok, warning
 
 if TYPE_CHECKING:
     from wetware.broker.tree import Tree

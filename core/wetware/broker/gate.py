@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wetware import rpc
-from wetware.bounds import Claim, Places, Rates, address_key
+from wetware.base.bounds import Claim, Places, Rates, address_key
+from wetware.base.log import get_logger
 from wetware.broker.clock import NOT_YET, Comparison
 from wetware.broker.grants import BEARER
 from wetware.broker.limits import LoginLimits
@@ -31,6 +32,7 @@ from wetware.broker.ports import (
     Withdrawn,
 )
 from wetware.broker.proposals import ungranted
+from wetware.broker.protocol import CORE, challenge_to_wire, proof_from_wire, status_name
 from wetware.broker.session import SessionServant
 from wetware.broker.terms import TIME_MAX, Where
 from wetware.broker.tree import UNKNOWN_REF, Tree
@@ -54,20 +56,18 @@ from wetware.identity import (
     Principal,
     Proof,
 )
-from wetware.log import get_logger
-from wetware.protocol import CORE, challenge_to_wire, proof_from_wire, status_name
 
 if TYPE_CHECKING:
     import contextlib
 
+    from wetware.base.clock import Clock
+    from wetware.base.multiaddr import Multiaddr
     from wetware.broker.adopt import Adoptions
     from wetware.broker.decisions import Decision
     from wetware.broker.grants import Grant
     from wetware.broker.ports import AuthBackend, Service
     from wetware.broker.proposals import Proposal
     from wetware.broker.records import Records
-    from wetware.clock import Clock
-    from wetware.multiaddr import Multiaddr
 
 log = get_logger("broker")
 

@@ -23,8 +23,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from wetware.base.log import get_logger
 from wetware.broker.budgets import Budget
 from wetware.broker.decisions import Decision, Decisions, shown
+from wetware.broker.explanation import Step
+from wetware.broker.protocol import CORE
 from wetware.broker.store import GrantRow
 from wetware.broker.terms import Terms, Where
 from wetware.errors import (
@@ -37,9 +40,6 @@ from wetware.errors import (
     Revoked,
     WetwareError,
 )
-from wetware.explanation import Step
-from wetware.log import get_logger
-from wetware.protocol import CORE
 from wetware.rpc.values import payload_bytes
 
 if TYPE_CHECKING:

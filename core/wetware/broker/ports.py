@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from wetware.base.finding import Finding
     from wetware.broker.terms import Where
-    from wetware.finding import Finding
     from wetware.identity import Challenge, LoginStatus, PeerId, Principal, Proof
     from wetware.rpc import Interface, Servant
 

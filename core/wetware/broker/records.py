@@ -15,12 +15,12 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from wetware.base.log import get_logger
 from wetware.errors import Unrecorded
-from wetware.log import get_logger
 
 if TYPE_CHECKING:
+    from wetware.base.clock import Clock
     from wetware.broker.ports import Recorder
-    from wetware.clock import Clock
 
 log = get_logger("audit")
 

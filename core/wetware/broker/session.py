@@ -16,6 +16,8 @@ from wetware import rpc
 from wetware.broker.fences import Fence
 from wetware.broker.grants import ANY, BEARER, SESSION_SERVICE, Grant, pattern_within
 from wetware.broker.proposals import known_patterns
+from wetware.broker.protocol import CORE
+from wetware.broker.sturdy import SturdyRef
 from wetware.broker.terms import (
     SERVICES_MAX,
     TERMS_CHARS_MAX,
@@ -36,9 +38,7 @@ from wetware.errors import (
     Unrecorded,
     Unsupported,
 )
-from wetware.protocol import CORE
 from wetware.rpc.values import payload_bytes
-from wetware.sturdy import SturdyRef
 
 if TYPE_CHECKING:
     from wetware.broker.decisions import Decision

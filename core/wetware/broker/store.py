@@ -4,7 +4,7 @@ One SQLite database in the node's data directory, written by one thread: a write
 when it is on disk (WAL, synchronous=FULL), and writes that wait meanwhile share the next commit.
 
 A revocation never waits for the disk and must reach it: it is tried again until it has, on a full
-disk with the space of a reserve (`wetware.disk`). Such a write makes nothing larger: the rows that
+disk with the space of a reserve (`wetware.base.disk`). Such a write makes nothing larger: the rows that
 it removes leave more room than it needs, and the WAL is used anew after each. So no holder uses the
 reserve up by ending what is their own. Where not even that could be written the reserve is marked,
 and after a crash no share works until an operator has looked.
@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from wetware import disk
+from wetware.base import disk
+from wetware.base.log import get_logger
+from wetware.base.writer import RETRY_S, Write, Writer
 from wetware.broker.clock import SteadyClock
 from wetware.errors import ConfigError, WetwareError
-from wetware.log import get_logger
-from wetware.writer import RETRY_S, Write, Writer
 
 if TYPE_CHECKING:
-    from wetware.clock import Clock
+    from wetware.base.clock import Clock
 
 log = get_logger("broker")
 

@@ -16,12 +16,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+from wetware.base.log import get_logger
 from wetware.broker.clock import SteadyClock
 from wetware.broker.decisions import Decision, Decisions
 from wetware.broker.fences import Fences
 from wetware.broker.grants import BEARER, SESSION_SERVICE, Grant, pattern_within
 from wetware.broker.limits import BrokerLimits
 from wetware.broker.store import ENDED_KEPT_MAX, GrantRow, Kept, ShareRow, Store
+from wetware.broker.sturdy import SECRET_BYTES
 from wetware.broker.terms import ANY, Terms, Where, binds
 from wetware.errors import (
     LOG_IN_AGAIN,
@@ -34,12 +36,10 @@ from wetware.errors import (
     stopping,
 )
 from wetware.identity import Principal
-from wetware.log import get_logger
-from wetware.sturdy import SECRET_BYTES
 
 if TYPE_CHECKING:
+    from wetware.base.clock import Clock
     from wetware.broker.ports import RoleProfile
-    from wetware.clock import Clock
     from wetware.rpc import Interface, Method
 
 log = get_logger("broker")

@@ -16,7 +16,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    from wetware import paths
+    from wetware.base import paths
     from wetware.cli.main import build
     from wetware.config import ENV_OTHER
     from wetware.plugins import named_option

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar
 
-from wetware import paths
+from wetware.base import paths
 from wetware.cli import streams
 from wetware.errors import EXIT_FAILED, LOG_IN_AGAIN, InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
+    from wetware.base.multiaddr import Multiaddr
     from wetware.client import Session
-    from wetware.contexts import Context
-    from wetware.multiaddr import Multiaddr
+    from wetware.client.contexts import Context
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Options:
     def context(self) -> Context:
         """The chosen context, without its node where another node is given."""
         if self._context is None:
-            from wetware import contexts
+            from wetware.client import contexts
 
             self._context = contexts.choose(self.given.get("context"))
             if self.given.get("data_dir") is not None:
@@ -176,8 +176,8 @@ def run_client(work: Callable[[Session], Awaitable[T]], *, reconnect: bool = Fal
     """
     import asyncio
 
+    from wetware.broker.sturdy import is_ref
     from wetware.client import connect, is_address
-    from wetware.sturdy import is_ref
 
     node, context = options.target, options.context
     passphrase = ask_passphrase if node and is_ref(node) else _asked_before()
@@ -435,7 +435,7 @@ def table(
 
 
 def _hint(error: WetwareError) -> str:
-    from wetware.sturdy import is_ref
+    from wetware.broker.sturdy import is_ref
 
     if error.hint == LOG_IN_AGAIN and is_ref(options.target or ""):  # that would spend a use of it
         return "ask who gave you the reference for another one"
@@ -478,7 +478,7 @@ def _guarded(step: Callable[[], object]) -> None:
 
 def _unexpected(exc: BaseException) -> None:
     """An exception that nobody took for an error: a defect, unless the disk is full."""
-    from wetware.disk import remedy
+    from wetware.base.disk import remedy
 
     if hint := remedy(exc):
         complain(str(exc), hint)

@@ -304,7 +304,7 @@ def _certify(peer: str, foreign: bool, labels: dict[str, str], inviter: bool, js
 
 
 def _warn_of_loopback(what: str, invitation: str) -> None:
-    from wetware.admission.texts import parse_join
+    from wetware.overlay.admission.texts import parse_join
 
     warn_of_loopback(what, parse_join(invitation).addrs)
 

@@ -125,7 +125,7 @@ def completion_command(
 
 def complete_keys(incomplete: str) -> list[str]:
     """Names of the user's keys."""
-    from wetware import paths
+    from wetware.base import paths
 
     try:
         names = sorted(entry.name for entry in os.scandir(paths.keys_dir()) if entry.is_file())
@@ -136,7 +136,7 @@ def complete_keys(incomplete: str) -> list[str]:
 
 def complete_contexts(incomplete: str) -> list[str]:
     """Names of the user's contexts."""
-    from wetware import contexts
+    from wetware.client import contexts
     from wetware.errors import WetwareError
 
     try:

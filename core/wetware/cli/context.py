@@ -12,7 +12,7 @@ from wetware.cli.app import note, options, out, out_json, table, usage
 from wetware.cli.completion import complete_contexts
 
 if TYPE_CHECKING:
-    from wetware.contexts import Context
+    from wetware.client.contexts import Context
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[
@@ -46,7 +46,8 @@ def add_command(
 
     `ww --context NAME …`, WW_CONTEXT or `ww context use NAME` then stand for them.
     """
-    from wetware import contexts, paths
+    from wetware.base import paths
+    from wetware.client import contexts
 
     key = options.given.get("key", "")
     data_dir = options.given.get("data_dir", "")
@@ -71,10 +72,10 @@ def add_command(
 
 def _checked_node(node: str) -> str:
     """The node as it is kept; raises InvalidArgument for what leads nowhere."""
+    from wetware.broker.sturdy import is_ref
     from wetware.client import is_address, peer_in
     from wetware.errors import InvalidArgument
-    from wetware.membership.selector import Selector
-    from wetware.sturdy import is_ref
+    from wetware.overlay.membership.selector import Selector
 
     if is_ref(node):
         raise InvalidArgument(
@@ -91,7 +92,8 @@ def _checked_node(node: str) -> str:
 @context_app.command("use")
 def use_command(name: Name, json: Json = False) -> None:
     """Use a context where no other is named; `local` is this machine's node."""
-    from wetware import contexts, paths
+    from wetware.base import paths
+    from wetware.client import contexts
 
     contexts.update(lambda known: known.use(name))
     if json:
@@ -105,7 +107,8 @@ def use_command(name: Name, json: Json = False) -> None:
 @context_app.command("ls")
 def ls_command(json: Json = False) -> None:
     """Show the contexts; the star is at the one that is used."""
-    from wetware import contexts, paths
+    from wetware.base import paths
+    from wetware.client import contexts
 
     known = contexts.load()
     used = options.given.get("context") or paths.variable("WW_CONTEXT") or known.current
@@ -136,7 +139,7 @@ def show_command(
     json: Json = False,
 ) -> None:
     """Show one context."""
-    from wetware import contexts
+    from wetware.client import contexts
 
     context = contexts.choose(name or options.given.get("context"))
     if json:
@@ -149,7 +152,7 @@ def show_command(
 @context_app.command("rm")
 def rm_command(name: Name, json: Json = False) -> None:
     """Forget a context, and the cluster that was pinned in it; its node and key stay."""
-    from wetware import contexts
+    from wetware.client import contexts
 
     was = contexts.load().current
     now = contexts.update(lambda known: known.remove(name)).current
@@ -173,8 +176,8 @@ def accept_command(
     json: Json = False,
 ) -> None:
     """Expect another cluster than the one that was pinned at the first login."""
-    from wetware import contexts
-    from wetware.membership.selector import is_peer_id
+    from wetware.client import contexts
+    from wetware.overlay.membership.selector import is_peer_id
 
     def accept(known: contexts.Contexts) -> contexts.Contexts:
         if not is_peer_id(name):

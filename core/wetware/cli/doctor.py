@@ -21,7 +21,7 @@ from wetware.cli.app import (
 from wetware.errors import EXIT_FAILED, Denied, DialError, WetwareError
 
 if TYPE_CHECKING:
-    from wetware.finding import Finding
+    from wetware.base.finding import Finding
 
 LEVEL_STYLES: Final[Mapping[str, Style]] = {"ok": "green", "warning": "yellow", "error": "red"}
 
@@ -97,7 +97,7 @@ def _machine(progress: _Progress) -> list[Finding]:
 
 def _node(local: Sequence[Finding]) -> list[Finding]:
     """The node's own part; where it cannot be had, why, unless `local` says that already."""
-    from wetware.finding import error, remedy_of, warning
+    from wetware.base.finding import error, remedy_of, warning
 
     try:
         return list(run_client(lambda session: session.cluster.check()))

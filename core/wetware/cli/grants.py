@@ -78,8 +78,8 @@ def share_command(
     json: Json = False,
 ) -> None:
     """Print a reference ww1…: whoever has it can do this, without an account. It is a secret."""
+    from wetware.broker.sturdy import is_ref
     from wetware.broker.terms import parse_duration, parse_size
-    from wetware.sturdy import is_ref
 
     service, colon, name = what.partition(":")
     if not service or (colon and not name):
@@ -103,7 +103,7 @@ def share_command(
             label=label or what,
         )
 
-    from wetware.sturdy import SturdyRef
+    from wetware.broker.sturdy import SturdyRef
 
     ref, grant = run_client(work)
     warn_of_loopback("the reference", SturdyRef.parse(ref).addrs)
@@ -130,8 +130,8 @@ def use_command(
     """
     import asyncio
 
+    from wetware.broker.sturdy import SturdyRef
     from wetware.client import describe
-    from wetware.sturdy import SturdyRef
 
     if ref == "-":
         ref = read_line("a reference")

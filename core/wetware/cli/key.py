@@ -24,7 +24,7 @@ def key_new(
     json: Json = False,
 ) -> None:
     """Make a new Ed25519 key and print its public name."""
-    from wetware import paths
+    from wetware.base import paths
     from wetware.client import KeyChoice
     from wetware.errors import InvalidArgument
     from wetware.identity import Key
@@ -46,7 +46,7 @@ def key_new(
 @key_app.command("list")
 def key_list(json: Json = False) -> None:
     """Show the keys in your keys directory."""
-    from wetware import paths
+    from wetware.base import paths
     from wetware.errors import KeyFileError
     from wetware.identity import Key
 

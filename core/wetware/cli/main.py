@@ -254,8 +254,8 @@ def status_command(
     json: Json = False,
 ) -> None:
     """Show what a node is doing."""
+    from wetware.broker.sturdy import is_ref
     from wetware.client import is_address
-    from wetware.sturdy import is_ref
 
     async def work(session: Any) -> dict[str, Any]:
         status: dict[str, Any] = await session.status(details=all_)

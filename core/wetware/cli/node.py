@@ -85,7 +85,7 @@ def node_command(
     ] = None,
 ) -> None:
     """Run a node until SIGINT, SIGTERM or SIGHUP."""
-    from wetware import log
+    from wetware.base import log
     from wetware.config import load
 
     config = load(

@@ -95,7 +95,7 @@ def _ungranted(data_dir: Path) -> list[str]:
     import asyncio
 
     from wetware.client import connect
-    from wetware.contexts import Context
+    from wetware.client.contexts import Context
     from wetware.errors import WetwareError
 
     async def ask() -> list[str]:
@@ -205,8 +205,8 @@ def _probe(plugins: Plugins) -> None:
     import tempfile
     import time
 
+    from wetware.base.log import get_logger
     from wetware.hookspecs import PluginContext
-    from wetware.log import get_logger
     from wetware.testing.overlay import FakeOverlay
 
     overlay = FakeOverlay()

@@ -11,13 +11,13 @@ Everything that a session gives out ends with it.
 
 from __future__ import annotations
 
+from wetware.broker.explanation import Explanation, Step
 from wetware.client.dial import LocalNode, is_address, peer_in
 from wetware.client.entry import connect, describe
 from wetware.client.keys import KeyChoice
 from wetware.client.login import LoginRefused
 from wetware.client.session import Session
 from wetware.client.values import GrantInfo, Identity, ServiceInfo, Where
-from wetware.explanation import Explanation, Step
 
 __all__ = [
     "Explanation",

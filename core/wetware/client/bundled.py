@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wetware.broker.client import GrantsClient
-    from wetware.cluster_client import Cluster
+    from wetware.client.cluster import Cluster
     from wetware_audit.client import AuditClient
     from wetware_auth_evm.client import EvmAuth
     from wetware_auth_local.client import PolicyClient

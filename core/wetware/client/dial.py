@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from wetware import contexts, paths, rpc
+from wetware import rpc
+from wetware.base import paths
+from wetware.broker.protocol import GATE_PROTOCOL
+from wetware.client import contexts
 from wetware.errors import AuthError, ConfigError, DialError, InvalidArgument
 from wetware.identity import Channel, Key, PeerId
-from wetware.protocol import GATE_PROTOCOL
 
 if TYPE_CHECKING:
-    from wetware.link import Connection
+    from wetware.overlay.link import Connection
 
 CONNECT_S = 10.0
 """Default time for dialling and logging in together."""
@@ -83,7 +85,7 @@ async def local(stack: contextlib.AsyncExitStack, node: LocalNode) -> Place:
 
 def peer_in(target: str) -> PeerId:
     """The node that addresses, comma-separated, end at; raises InvalidArgument."""
-    from wetware.multiaddr import Multiaddr
+    from wetware.base.multiaddr import Multiaddr
 
     expected = {Multiaddr.parse(part).peer for part in target.split(",")}
     if len(expected) != 1 or (peer := expected.pop()) is None:
@@ -103,8 +105,8 @@ async def remote(
     timeout_s: float | None = None,
 ) -> Place:
     """The Gate of `peer`; raises AuthError for addresses that lead to another node."""
-    from wetware.link import LinkHost
-    from wetware.multiaddr import Multiaddr
+    from wetware.base.multiaddr import Multiaddr
+    from wetware.overlay.link import LinkHost
 
     addresses = [Multiaddr.parse(addr) for addr in addrs]
     if any(address.peer != peer for address in addresses):

@@ -9,7 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wetware import contexts, paths, rpc
+from wetware import rpc
+from wetware.base import paths
+from wetware.broker.protocol import CORE
+from wetware.broker.sturdy import SturdyRef, is_ref
+from wetware.client import contexts
+from wetware.client.contexts import Context
 from wetware.client.dial import (
     CONNECT_S,
     LocalNode,
@@ -25,10 +30,7 @@ from wetware.client.login import Login
 from wetware.client.reconnect import Reconnecting
 from wetware.client.session import CALL_S, Session, log_in, opened
 from wetware.client.values import GrantInfo
-from wetware.contexts import Context
 from wetware.errors import ConfigError, DialError, InvalidArgument, WetwareError
-from wetware.protocol import CORE
-from wetware.sturdy import SturdyRef, is_ref
 
 if TYPE_CHECKING:
     from wetware.identity import Challenge, Key, Signer

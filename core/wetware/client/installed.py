@@ -9,8 +9,8 @@ import functools
 from importlib import metadata
 from typing import Any, Final
 
-from wetware.log import get_logger
-from wetware.protocol import CORE
+from wetware.base.log import get_logger
+from wetware.broker.protocol import CORE
 from wetware.rpc import Interface
 
 log = get_logger("client")

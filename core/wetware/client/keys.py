@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wetware import paths
+from wetware.base import paths
 from wetware.client.installed import SIGNER_GROUP, find
 from wetware.errors import AuthError, InvalidArgument, KeyFileError
 from wetware.identity import Challenge, Key, Signer

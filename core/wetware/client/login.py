@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wetware import contexts, rpc
+from wetware import rpc
+from wetware.broker.protocol import CORE, challenge_from_wire, proof_to_wire, status_from_name
+from wetware.client import contexts
 from wetware.errors import AuthError, InvalidArgument, WetwareError
 from wetware.identity import Challenge, Channel, LoginStatus, PeerId, Signer
-from wetware.protocol import CORE, challenge_from_wire, proof_to_wire, status_from_name
 
 if TYPE_CHECKING:
     from wetware.client.dial import Place

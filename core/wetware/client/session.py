@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from wetware.broker.explanation import Explanation
+from wetware.broker.sturdy import SturdyRef
 from wetware.client.bundled import Bundled
 from wetware.client.dial import CONNECT_S, Place, over_link, remote, within
 from wetware.client.installed import CLIENT_GROUP, find, interface_of, known_interface, services
@@ -22,9 +24,7 @@ from wetware.client.values import (
     terms_to_wire,
 )
 from wetware.errors import AuthError, InternalError, OverlayError, Unsupported, WetwareError
-from wetware.explanation import Explanation
 from wetware.identity import Key, PeerId
-from wetware.sturdy import SturdyRef
 
 if TYPE_CHECKING:
     from wetware import rpc
@@ -327,8 +327,8 @@ class Session(Bundled):
         A peer ID says all: whoever answers at an address has to have it. Any other member has to be
         proven.
         """
-        from wetware.membership.proof import prove
-        from wetware.membership.selector import is_peer_id
+        from wetware.overlay.membership.proof import prove
+        from wetware.overlay.membership.selector import is_peer_id
 
         if is_peer_id(selector):
             return PeerId(selector), member.addrs
@@ -447,8 +447,8 @@ async def log_in(login: Login, place: Place) -> Session:
 
 async def _tunnelled(stack: contextlib.AsyncExitStack, session: Session, peer: PeerId) -> Place:
     """The far node's Gate, over a byte tunnel of the session's node."""
-    from wetware.link import LinkHost
-    from wetware.multiaddr import Multiaddr
+    from wetware.base.multiaddr import Multiaddr
+    from wetware.overlay.link import LinkHost
 
     host = await stack.enter_async_context(LinkHost(Key.generate()))
     pipe = await session.cluster.tunnel(peer)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wetware import paths
+from wetware.base import paths
+from wetware.base.finding import Check, Finding, error, judged, of_error, ok, remedy_of, warning
 from wetware.errors import ConfigError, KeyFileError, WetwareError
-from wetware.finding import Check, Finding, error, judged, of_error, ok, remedy_of, warning
 
 if TYPE_CHECKING:
+    from wetware.base.multiaddr import Multiaddr
     from wetware.config import Config
-    from wetware.multiaddr import Multiaddr
     from wetware.plugins import PluginStatus
 
 DISK_FREE_BYTES_MIN: Final = 64 << 20
@@ -432,8 +432,8 @@ def check_node_key(data_dir: Path) -> list[Finding]:
 
 def check_user_key(key: str | None, config: Config) -> list[Finding]:
     """Whether the key that you log in with can be used, by you alone."""
-    from wetware.admission.store import Store
     from wetware.client import KeyChoice
+    from wetware.overlay.admission.store import Store
 
     choice = KeyChoice(key, config.keys_dir, None)
     file = choice.path
@@ -571,7 +571,7 @@ def holder_pid(data_dir: Path) -> int | None:
 
 async def _check_free(addrs: Sequence[Multiaddr]) -> list[Finding]:
     """No node runs: whether one could listen where the configuration says."""
-    from wetware.link import check_free
+    from wetware.overlay.link import check_free
 
     found = []
     for addr in addrs:
@@ -589,10 +589,10 @@ async def _check_held(data_dir: Path, pid: int) -> list[Finding]:
     """A node runs: whether it answers at each address that it listens on, with its own key."""
     import json
 
+    from wetware.base.multiaddr import Multiaddr
     from wetware.errors import DialError
     from wetware.identity import Key
-    from wetware.link import LinkHost
-    from wetware.multiaddr import Multiaddr
+    from wetware.overlay.link import LinkHost
 
     try:
         with (data_dir / paths.RUNTIME_FILE).open("rb") as file:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import ifaddr
 
 if TYPE_CHECKING:
-    from wetware.multiaddr import Multiaddr
+    from wetware.base.multiaddr import Multiaddr
 
 INTERFACES_MAX = 8
 """Addresses of interfaces that a node announces: others dial all of them."""

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wetware.admission.joining import join
-from wetware.admission.statements import Chain
-from wetware.admission.store import Store
+from wetware.base.log import get_logger
 from wetware.errors import ConfigError
-from wetware.link import LinkHost
-from wetware.log import get_logger
+from wetware.overlay.admission.joining import join
+from wetware.overlay.admission.statements import Chain
+from wetware.overlay.admission.store import Store
+from wetware.overlay.link import LinkHost
 
 if TYPE_CHECKING:
-    from wetware.admission.statements import Founding
-    from wetware.admission.texts import Bundle, Ticket
-    from wetware.clock import Clock
+    from wetware.base.clock import Clock
+    from wetware.base.multiaddr import Multiaddr
     from wetware.config import Config
     from wetware.hookspecs import AuthBackend
     from wetware.identity import Key
-    from wetware.multiaddr import Multiaddr
+    from wetware.overlay.admission.statements import Founding
+    from wetware.overlay.admission.texts import Bundle, Ticket
     from wetware.plugins import Plugins
 
 log = get_logger("node")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from wetware.base.log import get_logger
 from wetware.broker.clock import NOT_YET
-from wetware.log import get_logger
 
 if TYPE_CHECKING:
     from wetware.broker.gate import Broker
     from wetware.identity import PeerId
-    from wetware.membership.service import Membership
+    from wetware.overlay.membership.service import Membership
 
 log = get_logger("node")
 

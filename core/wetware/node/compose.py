@@ -25,27 +25,23 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 import wetware
-from wetware import paths, rpc
-from wetware.access import Access
-from wetware.admission.decision import Admission
-from wetware.admission.service import Introductions
-from wetware.admission.store import Store
-from wetware.admission.texts import parse_join
-from wetware.bounds import Throttle, address_key
+from wetware import rpc
+from wetware.base import paths
+from wetware.base.access import Access
+from wetware.base.bounds import Throttle, address_key
+from wetware.base.log import get_logger
+from wetware.base.threads import Threads
 from wetware.broker.adopt import Adoptions
 from wetware.broker.gate import Broker
 from wetware.broker.grants import SESSION_SERVICE
 from wetware.broker.proposals import proposal_of
+from wetware.broker.protocol import GATE_PROTOCOL
 from wetware.broker.records import Records
 from wetware.broker.store import Store as GrantStore
 from wetware.broker.tree import Tree
 from wetware.errors import AdmissionRefused, ConfigError, LimitExceeded, OverlayError
 from wetware.hookspecs import Discovery, PluginContext, Service
 from wetware.identity import Channel, PeerId, Principal
-from wetware.link import LinkHost, Stream, check_free
-from wetware.log import get_logger
-from wetware.membership.service import Membership
-from wetware.membership.swim import middle
 from wetware.node.belonging import cluster_of, join_with, judge_backend, keep_to_itself
 from wetware.node.clocks import judge_clock, watch_clock
 from wetware.node.context import plugin_overlay
@@ -60,15 +56,20 @@ from wetware.node.services.grants import GrantsService
 from wetware.node.services.node import NodeService
 from wetware.node.serving import recording, start_backend, start_services
 from wetware.node.status import status_of
-from wetware.overlay import Overlay
-from wetware.protocol import GATE_PROTOCOL
-from wetware.threads import Threads
+from wetware.overlay.admission.decision import Admission
+from wetware.overlay.admission.service import Introductions
+from wetware.overlay.admission.store import Store
+from wetware.overlay.admission.texts import parse_join
+from wetware.overlay.libp2p import Overlay
+from wetware.overlay.link import LinkHost, Stream, check_free
+from wetware.overlay.membership.service import Membership
+from wetware.overlay.membership.swim import middle
 
 if TYPE_CHECKING:
-    from wetware.admission.texts import Bundle, Ticket
+    from wetware.base.multiaddr import Multiaddr
     from wetware.broker.proposals import Proposal
     from wetware.config import Config
-    from wetware.multiaddr import Multiaddr
+    from wetware.overlay.admission.texts import Bundle, Ticket
     from wetware.plugins import Plugins
 
 log = get_logger("node")

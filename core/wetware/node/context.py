@@ -6,11 +6,11 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wetware.access import Access
+    from wetware.base.access import Access
     from wetware.identity import PeerId
-    from wetware.link import Stream
     from wetware.member import Member
     from wetware.node.parts import Parts
+    from wetware.overlay.link import Stream
     from wetware.peers import Overlay, PeerDown, PeerUp
 
 _SIGN_DOMAINS_REFUSED = (

@@ -13,18 +13,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import wetware
-from wetware.admission import findings as admission
+from wetware.base.finding import Check, Finding, error, judged, ok, warning
 from wetware.broker import findings as grants
 from wetware.doctor.machine import check_disk, judge_files, judge_plugins, release
-from wetware.finding import Check, Finding, error, judged, ok, warning
-from wetware.membership import findings as membership
-from wetware.overlay import findings as overlay
+from wetware.overlay.admission import findings as admission
+from wetware.overlay.libp2p import findings as overlay
+from wetware.overlay.membership import findings as membership
 
 if TYPE_CHECKING:
     from wetware.broker.records import Records
     from wetware.hookspecs import AuthBackend
-    from wetware.link import LinkLimits
     from wetware.node.parts import Parts
+    from wetware.overlay.link import LinkLimits
     from wetware.plugins import Plugins
 
 PROBE_S_MAX: Final = 5.0

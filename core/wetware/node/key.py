@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wetware import paths
+from wetware.base import paths
 from wetware.errors import KeyFileError
 from wetware.identity import Key
 

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wetware.finding import span
-from wetware.log import get_logger
+from wetware.base.finding import span
+from wetware.base.log import get_logger
 from wetware.member import Member
-from wetware.membership.selector import Selector, selected
-from wetware.membership.swim import Change, ChangeKind, Known
+from wetware.overlay.membership.selector import Selector, selected
+from wetware.overlay.membership.swim import Change, ChangeKind, Known
 
 if TYPE_CHECKING:
-    from wetware.admission.decision import Admission
-    from wetware.clock import Clock
+    from wetware.base.clock import Clock
     from wetware.identity import PeerId
-    from wetware.link import LinkHost
-    from wetware.membership.service import Membership
+    from wetware.overlay.admission.decision import Admission
+    from wetware.overlay.link import LinkHost
+    from wetware.overlay.membership.service import Membership
 
 log = get_logger("node")
 

@@ -6,24 +6,24 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from wetware.lag import LagMeter
 from wetware.node.addresses import dialable
+from wetware.node.lag import LagMeter
 
 if TYPE_CHECKING:
-    from wetware.admission.decision import Admission
-    from wetware.admission.service import Introductions
+    from wetware.base.clock import Clock
+    from wetware.base.multiaddr import Multiaddr
     from wetware.broker.gate import Broker
     from wetware.broker.records import Records
     from wetware.broker.tree import Tree
-    from wetware.clock import Clock
     from wetware.config import Config
     from wetware.hookspecs import AuthBackend, Service
     from wetware.identity import Key
-    from wetware.link import LinkHost
-    from wetware.membership.service import Membership
-    from wetware.multiaddr import Multiaddr
     from wetware.node.members import Members
-    from wetware.overlay import Overlay
+    from wetware.overlay.admission.decision import Admission
+    from wetware.overlay.admission.service import Introductions
+    from wetware.overlay.libp2p import Overlay
+    from wetware.overlay.link import LinkHost
+    from wetware.overlay.membership.service import Membership
     from wetware.plugins import Plugins
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from wetware import rpc
-from wetware.log import get_logger
+from wetware.base.log import get_logger
 
 if TYPE_CHECKING:
-    from wetware.link import LinkLimits
+    from wetware.overlay.link import LinkLimits
 
 log = get_logger("node")
 

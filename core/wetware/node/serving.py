@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from wetware.base.log import get_logger
 from wetware.errors import Busy
-from wetware.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -7,8 +7,8 @@ from math import nan
 from typing import TYPE_CHECKING
 
 import wetware
-from wetware.membership.swim import State
 from wetware.node.process import rss_bytes
+from wetware.overlay.membership.swim import State
 
 if TYPE_CHECKING:
     from wetware.node.parts import Parts

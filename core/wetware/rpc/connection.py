@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import capnp
 from capnp.lib.capnp import _DynamicCapabilityServer
 
+from wetware.base.log import get_logger
 from wetware.errors import (
     Disconnected,
     InternalError,
@@ -31,7 +32,6 @@ from wetware.errors import (
     WetwareError,
     from_wire,
 )
-from wetware.log import get_logger
 from wetware.rpc import kjloop as _runtime
 from wetware.rpc.codec import BadType, BadValue, expected, nearest
 from wetware.rpc.limits import RpcLimits, for_strangers, wire_bytes_max

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import capnp
 
-from wetware.log import get_logger
+from wetware.base.log import get_logger
 from wetware.rpc.transport import Partials
 
 if TYPE_CHECKING:

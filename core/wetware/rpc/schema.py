@@ -21,8 +21,8 @@ from typing import Any, Final
 import capnp
 from capnp.lib.capnp import SchemaParser, _InterfaceModule
 
+from wetware.base.log import get_logger
 from wetware.errors import InvalidArgument, SchemaError
-from wetware.log import get_logger
 from wetware.rpc.codec import Struct, Types
 from wetware.rpc.names import snake
 

@@ -10,7 +10,7 @@ from wetware.rpc.limits import RpcLimits
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from wetware.link import Stream
+    from wetware.overlay.link import Stream
     from wetware.rpc.servant import Guarded, Servant
     from wetware.rpc.transport import RpcTransport
 

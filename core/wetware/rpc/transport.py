@@ -22,8 +22,8 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from wetware.base.log import get_logger
 from wetware.errors import WetwareError
-from wetware.log import get_logger
 from wetware.rpc.limits import RpcLimits, wire_bytes_max
 
 if TYPE_CHECKING:

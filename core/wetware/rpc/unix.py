@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware.bounds import Throttle
+from wetware.base.bounds import Throttle
+from wetware.base.log import get_logger
+from wetware.base.sockets import accept
 from wetware.errors import Busy, ConfigError, DialError, LimitExceeded
-from wetware.log import get_logger
 from wetware.rpc import kjloop as _runtime
 from wetware.rpc.connection import RpcConnection, open_client, run_server
 from wetware.rpc.limits import RpcLimits
 from wetware.rpc.pipes import SocketPipe
 from wetware.rpc.servant import Guarded
-from wetware.sockets import accept
 
 if TYPE_CHECKING:
     from wetware.rpc.connection import End

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Any, Final
 
+from wetware.base.log import get_logger
 from wetware.errors import (
     Disconnected,
     InternalError,
@@ -17,7 +18,6 @@ from wetware.errors import (
     WetwareError,
     from_wire,
 )
-from wetware.log import get_logger
 
 log = get_logger("rpc")
 

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 import anyio
 
 from wetware import rpc
-from wetware.access import Access
+from wetware.base.access import Access
+from wetware.base.finding import Finding
+from wetware.base.log import get_logger
 from wetware.broker.grants import matches
 from wetware.broker.proposals import STANDARD_ROLES
 from wetware.broker.tree import Tree
 from wetware.errors import CapabilityError, InternalError, WetwareError
-from wetware.finding import Finding
 from wetware.hookspecs import (
     Accept,
     AuthBackend,
@@ -44,7 +45,6 @@ from wetware.hookspecs import (
     Withdrawn,
 )
 from wetware.identity import Challenge, Channel, LoginStatus, Principal, Proof, Signer
-from wetware.log import get_logger
 from wetware.plugins import judge_auth, judge_recorder, judge_services
 from wetware.testing.overlay import FakeOverlay, overlays
 from wetware.testing.watched import run_watched, within
@@ -52,8 +52,8 @@ from wetware.testing.watched import run_watched, within
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from wetware.base.clock import Clock
     from wetware.broker.grants import Grant
-    from wetware.clock import Clock
     from wetware.peers import Overlay
 
 ADA: Final = Principal("test", "ada")

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import OverlayError
 from wetware.identity import Key, PeerId
-from wetware.link import LinkHost
 from wetware.member import Member
-from wetware.membership.selector import Selector, selected
-from wetware.multiaddr import Multiaddr
+from wetware.overlay.link import LinkHost
+from wetware.overlay.membership.selector import Selector, selected
 from wetware.peers import PeerDown, PeerUp
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-    from wetware.access import Access
-    from wetware.link import Connection, Stream
+    from wetware.base.access import Access
+    from wetware.overlay.link import Connection, Stream
 
 PIECES_MAX: Final = 4
 """Writes that a pipe in memory holds each way; a writer waits beyond."""

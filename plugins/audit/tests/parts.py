@@ -10,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from wetware.base.threads import Threads
 from wetware.broker.records import Records
 from wetware.identity import Key
-from wetware.threads import Threads
 from wetware_audit.chain import CHECKPOINT_DOMAIN
 from wetware_audit.config import AuditConfig
 from wetware_audit.log import AuditLog, _append_to

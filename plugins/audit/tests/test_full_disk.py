@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wetware.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
+from wetware.base.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
 from wetware.errors import Unrecorded
 from wetware_audit.chain import CHECKPOINTS_FILE, files
 from wetware_audit.verify import verify

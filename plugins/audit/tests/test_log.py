@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import wetware_audit.log as module
-from wetware.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
+from wetware.base.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
 from wetware.errors import ConfigError, Unrecorded
 from wetware_audit.chain import (
     CHECKPOINTS_FILE,
@@ -380,7 +380,7 @@ async def test_the_reserved_space_is_for_what_has_taken_effect(tmp_path: Path) -
 async def test_a_disk_that_hangs_delays_no_revocation_and_fills_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wetware.writer.WAITING_MAX", 20)
+    monkeypatch.setattr("wetware.base.writer.WAITING_MAX", 20)
     go_on = threading.Event()
 
     class Hanging(Disk):

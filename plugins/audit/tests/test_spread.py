@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from wetware.access import Access
+from wetware.base.access import Access
 from wetware.hookspecs import PeerUp
 from wetware.identity import Key, PeerId
 from wetware_audit import spread
@@ -306,7 +306,7 @@ async def test_what_is_kept_of_others_cannot_be_changed_unseen(pair: tuple[Node,
 
 async def told(node: Node, key: Key, frame: dict[str, Any], digests: bytes = b"") -> Any:
     """Tell a node what no node of ours would; its answer, or None if it breaks off."""
-    from wetware.frames import read_frame, write_frame
+    from wetware.overlay.frames import read_frame, write_frame
 
     overlay = Overlay(key.peer_id, dict(node.overlay.all))
     stream = await overlay.open_stream(node.key.peer_id, PROTOCOL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wetware.finding import Finding, error, ok, warning
+from wetware.base.finding import Finding, error, ok, warning
 from wetware_audit.held import BREAKS
 
 if TYPE_CHECKING:

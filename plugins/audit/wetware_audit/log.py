@@ -3,7 +3,7 @@
 What waits together is written together and shares one fsync. A write that fails leaves no trace in
 the file: it is cut back to where it was. What has taken effect already is kept, bounded, and
 written when that is possible again, after a record of the gap that tells what was lost. While the
-disk is full, what an operator or the auth backend ends has the space of a reserve (`wetware.disk`);
+disk is full, what an operator or the auth backend ends has the space of a reserve (`wetware.base.disk`);
 denials, and what holders end of their own, wait: else anybody could use the reserve up.
 """
 
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware import disk, writer
+from wetware.base import disk, writer
+from wetware.base.log import get_logger
+from wetware.base.writer import RETRY_S, Write, Writer
 from wetware.broker.records import FIELD_CHARS_MAX
 from wetware.errors import ConfigError, Unrecorded
-from wetware.log import get_logger
-from wetware.writer import RETRY_S, Write, Writer
 from wetware_audit.chain import (
     CHECKPOINTS_FILE,
     LINE_BYTES_MAX,

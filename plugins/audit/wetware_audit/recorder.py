@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import to_thread
 
+from wetware.base.log import get_logger
 from wetware.broker.records import plain
-from wetware.log import get_logger
 from wetware_audit.findings import findings
 from wetware_audit.log import AuditLog
 from wetware_audit.service import AuditService
@@ -18,7 +18,7 @@ from wetware_audit.spread import Checkpoints
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.finding import Finding
+    from wetware.base.finding import Finding
     from wetware.hookspecs import PluginContext, Service
     from wetware_audit.chain import Checkpoint
 

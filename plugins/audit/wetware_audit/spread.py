@@ -22,13 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware.access import Access
-from wetware.bounds import Throttle
+from wetware.base.access import Access
+from wetware.base.bounds import Throttle
+from wetware.base.log import get_logger
 from wetware.errors import InvalidArgument, OverlayError
-from wetware.frames import read_frame, write_frame
 from wetware.hookspecs import PeerUp
 from wetware.identity import PeerId, replace_private_file
-from wetware.log import get_logger
+from wetware.overlay.frames import read_frame, write_frame
 from wetware_audit.chain import (
     CHECKPOINT_CHARS_MAX,
     DIGEST_BYTES,
@@ -50,7 +50,7 @@ from wetware_audit.held import (
 
 if TYPE_CHECKING:
     from wetware.hookspecs import Overlay, PeerDown
-    from wetware.link import Stream
+    from wetware.overlay.link import Stream
     from wetware_audit.recorder import AuditRecorder
 
 log = get_logger("audit")

@@ -65,7 +65,7 @@ from wetware_auth_evm.wallet_sessions import Refused, WalletSessions
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.finding import Finding
+    from wetware.base.finding import Finding
     from wetware.hookspecs import PluginContext
     from wetware_auth_evm.config import AuthEvmConfig
     from wetware_auth_evm.statements import SessionGrant

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from wetware import paths
+from wetware.base import paths
 from wetware.cli.app import (
     Style,
     Styled,
@@ -198,7 +198,7 @@ def dev(*, json: bool) -> None:
         out(running.endpoints[0])
         note(f"chain {running.chain_id} runs already; its contract is {who(running.contract)}")
         return
-    from wetware.log import get_logger
+    from wetware.base.log import get_logger
     from wetware_auth_evm import dev as devs
 
     if options.key:  # the chain grants with this wallet, which it finds by this name

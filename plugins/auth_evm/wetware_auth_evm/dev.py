@@ -30,8 +30,8 @@ from wetware_auth_evm.dev_process import Child, NotStarted, RpcFailed, call, fin
 from wetware_auth_evm.profile import DEFAULT_SCOPE, DEV_FILE
 
 if TYPE_CHECKING:
+    from wetware.base.log import EventLogger
     from wetware.hookspecs import PluginContext
-    from wetware.log import EventLogger
     from wetware_auth_evm.wallets import Wallet, WalletFile
 
 CHAIN_ID: Final = 31337

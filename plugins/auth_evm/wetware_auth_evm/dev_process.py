@@ -22,13 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware import paths
+from wetware.base import paths
 from wetware.errors import ConfigError
 
 if TYPE_CHECKING:
     import re
 
-    from wetware.log import EventLogger
+    from wetware.base.log import EventLogger
 
 START_S_MAX: Final = 40.0
 """Below what a plugin's hook may take in a node: seconds on an idle machine, more on a slow one."""

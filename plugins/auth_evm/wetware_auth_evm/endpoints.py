@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from wetware.base.log import get_logger
 from wetware.errors import ConfigError
-from wetware.log import get_logger
 from wetware_auth_evm.errors import ChainError, EndpointFailed, EndpointUnavailable, NoQuorum
 from wetware_auth_evm.finality import is_loopback
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from wetware.finding import Finding, error, warning
+from wetware.base.finding import Finding, error, warning
 from wetware_auth_evm.endpoints import LATE_MAX
 from wetware_auth_evm.events import ROOT, role_name
 from wetware_auth_evm.roles import RESERVED

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from eth_hash.auto import keccak
 
-from wetware.log import get_logger
+from wetware.base.log import get_logger
 from wetware_auth_evm.endpoints import (
     BLOCK_LOGS_BYTES_MAX,
     LOGS_BYTES_MAX,

@@ -7,7 +7,7 @@ Two files: events are only ever appended, and the small one is replaced. The eve
 that after a crash between the two there are events too many, never too few; they are cut off.
 
 What is held, and that the chain regressed, ends things: that is written also on a full disk, with
-the space of a reserve (`wetware.disk`). Where not even that is possible the reserve is marked, and
+the space of a reserve (`wetware.base.disk`). Where not even that is possible the reserve is marked, and
 after a crash nothing is allowed until an operator has looked, as after a regression.
 """
 
@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware.disk import Reserve
+from wetware.base.disk import Reserve
+from wetware.base.log import get_logger
 from wetware.errors import ConfigError
 from wetware.identity import replace_private_file
-from wetware.log import get_logger
 from wetware_auth_evm.errors import BadLog
 from wetware_auth_evm.events import Event, decode
 from wetware_auth_evm.state import State

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from wetware import paths
+from wetware.base import paths
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.identity import replace_private_file
 from wetware_auth_evm.config import ROOT_NAME

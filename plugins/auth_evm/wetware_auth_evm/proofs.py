@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from wetware import cbor
+from wetware.base import cbor
 from wetware.errors import InvalidArgument
 from wetware_auth_evm.statements import SessionGrant
 

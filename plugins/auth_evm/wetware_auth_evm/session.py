@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware import paths
+from wetware.base import paths
 from wetware.errors import AuthError, InvalidArgument, KeyFileError
 from wetware.identity import Key, replace_private_file
 from wetware_auth_evm.proofs import FORMS, SIGNATURE_BYTES_MAX, Form, SessionProof

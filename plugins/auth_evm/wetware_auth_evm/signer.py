@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from wetware import paths
+from wetware.base import paths
 from wetware.errors import AuthError, InvalidArgument
 from wetware.identity import Challenge, Key, LoginStatus, Proof
 from wetware_auth_evm import session as sessions

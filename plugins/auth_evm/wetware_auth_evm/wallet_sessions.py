@@ -13,9 +13,9 @@ from wetware.hookspecs import Withdrawn
 from wetware_auth_evm.wallet_check import Busy, WalletCheck, Word
 
 if TYPE_CHECKING:
+    from wetware.base.log import EventLogger
     from wetware.hookspecs import Clock
     from wetware.identity import Principal
-    from wetware.log import EventLogger
     from wetware_auth_evm.proofs import SessionProof
     from wetware_auth_evm.replica import Replica
 

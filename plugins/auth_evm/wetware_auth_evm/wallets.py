@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from wetware import paths
+from wetware.base import paths
 from wetware.errors import InvalidArgument, KeyFileError
 from wetware.identity import write_new_private_file
 from wetware_auth_evm.addresses import keccak

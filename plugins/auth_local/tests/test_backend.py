@@ -15,10 +15,10 @@ import anyio
 import pytest
 
 from wetware import identity
+from wetware.base.log import get_logger
 from wetware.errors import ConfigError, InvalidArgument, KeyFileError
 from wetware.hookspecs import Accept, NotMine, Reject, Withdrawn
 from wetware.identity import Challenge, Channel, Key, Principal
-from wetware.log import get_logger
 from wetware.testing import FakeOverlay
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import SeenPolicies
@@ -164,7 +164,7 @@ async def test_a_cancelled_put_is_carried_out(
         assert go_on.wait(20)
         identity.replace_private_file(path, data)
 
-    monkeypatch.setattr("wetware.disk.replace_private_file", slow)
+    monkeypatch.setattr("wetware.base.disk.replace_private_file", slow)
     document = with_ada(backend.policy, "member").sign(operator(tmp_path))
     put = asyncio.create_task(backend.put(document))
     await asyncio.to_thread(writing.wait, 20)
@@ -204,7 +204,7 @@ async def test_withdrawal_is_told_before_the_disk_is_written_and_survives_its_fa
         assert told, "the disk was written before the withdrawal took effect"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wetware.disk.replace_private_file", full)
+    monkeypatch.setattr("wetware.base.disk.replace_private_file", full)
     removal = without_ada(backend.policy).sign(key)
     with pytest.raises(PolicyNotSaved, match="No space left"):
         await backend.put(removal)
@@ -324,7 +324,7 @@ async def test_additions_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     document = with_ada(backend.policy, "member").sign(operator(tmp_path))
-    monkeypatch.setattr("wetware.disk.replace_private_file", full)
+    monkeypatch.setattr("wetware.base.disk.replace_private_file", full)
     with pytest.raises(PolicyNotSaved):
         await backend.put(document)
     assert backend.roles(ADA_PRINCIPAL) == frozenset()
@@ -443,7 +443,7 @@ async def test_what_the_disk_refused_is_what_later_versions_build_on(
 
     added = with_ada(backend.policy, "member")
     with monkeypatch.context() as patch:
-        patch.setattr("wetware.disk.replace_private_file", full)
+        patch.setattr("wetware.base.disk.replace_private_file", full)
         with pytest.raises(PolicyNotSaved):
             await backend.put(added.sign(key))
     with pytest.raises(ForkedPolicy):

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from wetware import cbor, rpc
-from wetware.access import Access
+from wetware import rpc
+from wetware.base import cbor
+from wetware.base.access import Access
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import NotFound, OverlayError
 from wetware.hookspecs import Accept, Reject, Withdrawn
 from wetware.identity import (
@@ -26,8 +28,7 @@ from wetware.identity import (
     Principal,
     replace_private_file,
 )
-from wetware.link import LinkHost, Stream
-from wetware.multiaddr import Multiaddr
+from wetware.overlay.link import LinkHost, Stream
 from wetware.testing import FakeOverlay, Started
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import PolicyClient
@@ -278,7 +279,7 @@ async def test_a_full_disk_neither_stops_a_withdrawal_nor_its_spreading(
                 raise OSError(28, "No space left on device")
             replace(path, data)
 
-        monkeypatch.setattr("wetware.disk.replace_private_file", some)
+        monkeypatch.setattr("wetware.base.disk.replace_private_file", some)
         await line[0].put(without_ada(second))
         await until(lambda: all(node.withdrawn for node in line))
         await agree(line[0], line[2], version=3)

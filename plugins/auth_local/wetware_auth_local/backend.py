@@ -5,7 +5,7 @@ passes on, and the one *in force*, which is on disk and grants. They are the sam
 that the disk takes, or while it fails.
 
 A version that withdraws something is written also on a full disk, with the space of a reserve
-(`wetware.disk`). Where not even that is possible the reserve is marked: after a crash, what it
+(`wetware.base.disk`). Where not even that is possible the reserve is marked: after a crash, what it
 withdrew may be in force again, and this node admits nobody but the operator until the operator puts
 a version, or the marked one or a later one comes from another member.
 """
@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from wetware import paths, rpc
+from wetware import rpc
+from wetware.base import paths
+from wetware.base.disk import Reserve, remedy
+from wetware.base.finding import Finding
 from wetware.client import KeyChoice
-from wetware.disk import Reserve, remedy
 from wetware.errors import (
     ConfigError,
     InvalidArgument,
@@ -33,7 +35,6 @@ from wetware.errors import (
     NotFound,
     WetwareError,
 )
-from wetware.finding import Finding
 from wetware.hookspecs import (
     Accept,
     NotMine,

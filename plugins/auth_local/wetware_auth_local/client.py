@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wetware import paths, rpc
+from wetware import rpc
+from wetware.base import paths
+from wetware.base.log import get_logger
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.identity import replace_private_file
-from wetware.log import get_logger
 from wetware_auth_local.policy import ForkedPolicy, Keep, Policy, StalePolicy, resolution
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from wetware.identity import replace_private_file
 
 if TYPE_CHECKING:
+    from wetware.base.log import EventLogger
     from wetware.hookspecs import Clock
-    from wetware.log import EventLogger
 
 SAVE_S = 60.0
 """The file may say so much more than the truth, never less: one fsync a minute is enough."""

@@ -24,11 +24,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware.access import Access
+from wetware.base.access import Access
+from wetware.base.finding import Finding
 from wetware.errors import AuthError, InvalidArgument, OverlayError, ProtocolRefused
-from wetware.finding import Finding
-from wetware.frames import read_frame, write_frame
 from wetware.hookspecs import Clock, Overlay, PeerDown, PeerUp
+from wetware.overlay.frames import read_frame, write_frame
 from wetware_auth_local.policy import (
     DOCUMENT_BYTES_MAX,
     HISTORY_MAX,
@@ -44,9 +44,9 @@ from wetware_auth_local.policy import (
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from wetware.base.log import EventLogger
     from wetware.identity import PeerId
-    from wetware.link import Stream
-    from wetware.log import EventLogger
+    from wetware.overlay.link import Stream
     from wetware_auth_local.contact import Contact
     from wetware_auth_local.plugin import AuthLocalConfig
 

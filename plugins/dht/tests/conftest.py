@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from wetware.base.log import get_logger
 from wetware.hookspecs import PluginContext
 from wetware.identity import Key
-from wetware.log import get_logger
 from wetware.testing import FakeClock, FakeOverlay
 from wetware_dht.config import DhtConfig
 from wetware_dht.discovery import DhtDiscovery

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from wetware.base.log import get_logger
+from wetware.base.multiaddr import Multiaddr
 from wetware.hookspecs import PeerDown, PeerUp, PluginContext
 from wetware.identity import Key, PeerId
-from wetware.link import LinkHost
-from wetware.log import get_logger
-from wetware.multiaddr import Multiaddr
-from wetware.overlay import Overlay
+from wetware.overlay.libp2p import Overlay
+from wetware.overlay.link import LinkHost
 from wetware_dht.config import DhtConfig
 from wetware_dht.discovery import DhtDiscovery
 

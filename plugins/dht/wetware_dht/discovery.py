@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import OverlayError, WetwareError
-from wetware.multiaddr import Multiaddr
 
 if TYPE_CHECKING:
     from wetware.hookspecs import PluginContext

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from wetware.base.log import get_logger
 from wetware.hookspecs import PluginContext
 from wetware.identity import Key
-from wetware.log import get_logger
 from wetware.testing import FakeClock, FakeOverlay
 from wetware_mdns.config import MdnsConfig
 from wetware_mdns.discovery import MdnsDiscovery

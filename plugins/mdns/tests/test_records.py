@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wetware.base.multiaddr import Multiaddr
 from wetware.identity import Key
-from wetware.multiaddr import Multiaddr
 from wetware.testing import FakeClock
 from wetware_mdns.records import (
     STRING_BYTES_MAX,

@@ -11,8 +11,8 @@ from wetware_mdns.config import INTERFACES_MAX
 from wetware_mdns.records import Seen, Waiting, announceable, decode, encode, random_name
 
 if TYPE_CHECKING:
+    from wetware.base.multiaddr import Multiaddr
     from wetware.hookspecs import PluginContext
-    from wetware.multiaddr import Multiaddr
     from wetware_mdns.config import MdnsConfig
     from wetware_mdns.lan import Lan
 

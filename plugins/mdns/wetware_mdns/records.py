@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import WetwareError
-from wetware.multiaddr import Multiaddr
 
 if TYPE_CHECKING:
     import random

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from wetware.access import Access
+from wetware.base.access import Access
+from wetware.base.log import get_logger
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import LimitExceeded, OverlayError, ProtocolRefused
-from wetware.frames import uvarint
 from wetware.identity import Key, PeerId
-from wetware.link import LinkHost, Stream
-from wetware.log import get_logger
-from wetware.multiaddr import Multiaddr
+from wetware.overlay.frames import uvarint
+from wetware.overlay.link import LinkHost, Stream
 from wetware.testing import FakeOverlay, Started
 from wetware_pubsub import wire
 from wetware_pubsub.config import PubSubConfig

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from wetware import rpc
+from wetware.base.log import get_logger
 from wetware.errors import (
     STOPPING,
     CapabilityError,
@@ -22,7 +23,6 @@ from wetware.errors import (
 )
 from wetware.hookspecs import PluginContext
 from wetware.identity import Principal
-from wetware.log import get_logger
 from wetware.rpc import push
 from wetware.testing import FakeOverlay, Started
 from wetware_pubsub.client import PubSub, _message

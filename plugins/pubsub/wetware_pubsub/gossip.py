@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wetware.access import Access
+from wetware.base.access import Access
 from wetware.errors import OverlayError, WetwareError
 from wetware.hookspecs import Clock, Overlay, PeerDown, PeerUp
 from wetware.identity import PeerId, replace_private_file
@@ -25,8 +25,8 @@ from wetware_pubsub.wire import SIGN_DOMAIN, FrameReader, Malformed
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.link import Stream
-    from wetware.log import EventLogger
+    from wetware.base.log import EventLogger
+    from wetware.overlay.link import Stream
     from wetware_pubsub.config import PubSubConfig
 
 _READ_BYTES = 64 << 10

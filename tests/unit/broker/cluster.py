@@ -12,16 +12,16 @@ from wetware import rpc
 from wetware.broker.adopt import Adoptions
 from wetware.broker.gate import Broker
 from wetware.broker.limits import BrokerLimits, LoginLimits
+from wetware.broker.protocol import CORE
 from wetware.broker.records import Records
 from wetware.broker.session import SessionServant
 from wetware.broker.store import Store
+from wetware.broker.sturdy import SturdyRef
 from wetware.broker.tree import Tree
 from wetware.client.session import Session, opened
 from wetware.client.values import terms_to_wire
 from wetware.hookspecs import RoleProfile, Service, Withdrawn
 from wetware.identity import Channel, Key, PeerId, Principal
-from wetware.protocol import CORE
-from wetware.sturdy import SturdyRef
 
 from .parts import Clock
 

@@ -14,6 +14,8 @@ import pytest
 
 from wetware import rpc
 from wetware.broker.fences import Fence
+from wetware.broker.protocol import CORE
+from wetware.broker.sturdy import SturdyRef
 from wetware.errors import (
     Amplification,
     Denied,
@@ -27,8 +29,6 @@ from wetware.errors import (
 )
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Key, Principal
-from wetware.protocol import CORE
-from wetware.sturdy import SturdyRef
 
 from .cluster import BOX, Backend, MemNode, box, terms_to_wire
 from .parts import Clock, where

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from wetware.base.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
 from wetware.broker.limits import BrokerLimits
 from wetware.broker.store import ENDED_BYTES_MAX, Store, StoreUnavailable
 from wetware.broker.terms import Terms
 from wetware.broker.tree import Tree
-from wetware.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
 from wetware.errors import Revoked, WetwareError
 from wetware.hookspecs import RoleProfile
 

@@ -13,11 +13,11 @@ import pytest
 from plugins.audit.tests.parts import open_log, records_to
 
 from wetware import rpc
+from wetware.broker.protocol import CORE
 from wetware.errors import Revoked, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Principal
 from wetware.node.services.grants import GrantsService
-from wetware.protocol import CORE
 from wetware_audit.chain import files
 from wetware_audit.log import _append_to
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wetware import cbor, rpc
+from wetware import rpc
+from wetware.base import cbor
 from wetware.broker.fences import Fence
 from wetware.broker.terms import (
     GLOB_VALUE_CHARS_MAX,

@@ -14,13 +14,13 @@ import pytest
 from plugins.audit.tests.parts import Disk, open_log, records_to
 
 from wetware import rpc
+from wetware.broker.protocol import CORE
 from wetware.broker.session import SessionServant
 from wetware.client.session import Session, opened
 from wetware.errors import Denied, InvalidArgument, Unrecorded, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Principal
 from wetware.node.services.grants import GrantsService
-from wetware.protocol import CORE
 from wetware_audit.chain import files
 
 from .cluster import Backend, MemNode

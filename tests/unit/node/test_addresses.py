@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import ifaddr
 import pytest
 
+from wetware.base.multiaddr import Multiaddr
 from wetware.cli.app import warn_of_loopback
-from wetware.multiaddr import Multiaddr
 from wetware.node.addresses import INTERFACES_MAX, dialable
 
 

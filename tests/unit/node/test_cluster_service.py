@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from wetware import rpc
-from wetware.admission.statements import Founding
-from wetware.cluster_client import Cluster, _shown
+from wetware.client.cluster import Cluster, _shown
 from wetware.errors import STOPPING, Disconnected, InvalidArgument, LimitExceeded
 from wetware.identity import Key
 from wetware.member import Member
-from wetware.membership.proof import encode_founding
-from wetware.membership.record import Record
 from wetware.node.services import cluster
 from wetware.node.services.cluster import SIGNED_BYTES_MAX, ClusterServant, ClusterService, to_wire
+from wetware.overlay.admission.statements import Founding
+from wetware.overlay.membership.proof import encode_founding
+from wetware.overlay.membership.record import Record
 from wetware.rpc.limits import RpcLimits
 from wetware.testing import FakeOverlay, Started
 

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 from tests.unit.findings import ADA, BOB, OWN, levels, only
 
-from wetware.admission.findings import certificate, durable
-from wetware.admission.limits import AdmissionLimits
+from wetware.base.finding import Finding, error
+from wetware.base.multiaddr import Multiaddr
 from wetware.broker import findings as grants
 from wetware.errors import Busy, DialError, LimitExceeded
-from wetware.finding import Finding, error
 from wetware.identity import Key, PeerId
-from wetware.lag import LagMeter, judge_lag
-from wetware.link import LinkLimits
-from wetware.membership import findings as membership
-from wetware.multiaddr import Multiaddr
 from wetware.node import findings as on_node
 from wetware.node.findings import check_node
-from wetware.overlay import findings as overlay
+from wetware.node.lag import LagMeter, judge_lag
+from wetware.overlay.admission.findings import certificate, durable
+from wetware.overlay.admission.limits import AdmissionLimits
+from wetware.overlay.libp2p import findings as overlay
+from wetware.overlay.link import LinkLimits
+from wetware.overlay.membership import findings as membership
 
 pytestmark = pytest.mark.anyio
 

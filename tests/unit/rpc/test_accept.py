@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from wetware import rpc
-from wetware.sockets import accept
+from wetware.base.sockets import accept
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -334,9 +334,9 @@ async def test_a_servant_s_stream_that_comes_back_is_the_same(rig: Rig) -> None:
 
 
 async def test_over_a_link_stream(rig: Rig) -> None:
-    from wetware.access import Access
-    from wetware.link import LinkHost
-    from wetware.multiaddr import Multiaddr
+    from wetware.base.access import Access
+    from wetware.base.multiaddr import Multiaddr
+    from wetware.overlay.link import LinkHost
 
     servant = StreamsServant()
     async with LinkHost(Key.generate()) as server, LinkHost(Key.generate()) as client:
@@ -509,7 +509,7 @@ async def test_nothing_passes_while_the_grant_is_blocked(
 
 def test_a_command_does_not_pay_for_it() -> None:
     code = (
-        "import sys, wetware.client, wetware.cluster_client; from wetware import rpc; "
+        "import sys, wetware.client, wetware.client.cluster; from wetware import rpc; "
         "assert 'anyio' not in sys.modules; rpc.ByteStream; assert 'anyio.abc' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from wetware import rpc
-from wetware.access import Access
+from wetware.base.access import Access
+from wetware.base.multiaddr import Multiaddr
 from wetware.errors import Denied, Disconnected, LimitExceeded, StreamReset
 from wetware.identity import Key
-from wetware.link import LinkHost, Stream
-from wetware.multiaddr import Multiaddr
+from wetware.overlay.link import LinkHost, Stream
 from wetware.rpc import kjloop
 
 # ruff: noqa: SIM117  # the RPC connection lives within the stream: two steps, read as two

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 
 from wetware import rpc
-from wetware.access import Access
+from wetware.base.access import Access
+from wetware.base.log import get_logger
+from wetware.base.multiaddr import Multiaddr
+from wetware.broker.protocol import CORE
 from wetware.errors import (
     AdmissionRefused,
     Disconnected,
@@ -27,24 +30,21 @@ from wetware.errors import (
 )
 from wetware.hookspecs import Service
 from wetware.identity import PeerId, Principal
-from wetware.link import StreamPipe
-from wetware.log import get_logger
-from wetware.membership.proof import encode_founding
-from wetware.multiaddr import Multiaddr
-from wetware.protocol import CORE
-from wetware.tunnel import TUNNEL_PROTOCOL, TunnelPipe, relay
+from wetware.overlay.link import StreamPipe
+from wetware.overlay.membership.proof import encode_founding
+from wetware.overlay.tunnel import TUNNEL_PROTOCOL, TunnelPipe, relay
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.admission.decision import Admission
+    from wetware.base.finding import Finding
     from wetware.broker.limits import LoginLimits
     from wetware.broker.records import Records
-    from wetware.finding import Finding
     from wetware.hookspecs import PluginContext
-    from wetware.link import Connection, Pipe, Stream
     from wetware.member import Member
-    from wetware.membership.service import Membership
+    from wetware.overlay.admission.decision import Admission
+    from wetware.overlay.link import Connection, Pipe, Stream
+    from wetware.overlay.membership.service import Membership
 
 log = get_logger("cluster")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wetware import rpc
 from wetware.broker.ports import Service
+from wetware.broker.protocol import CORE
 from wetware.broker.session import (
     GRANTS_MAX,
     end_now,
@@ -17,7 +18,6 @@ from wetware.broker.session import (
 )
 from wetware.errors import NotFound
 from wetware.identity import Principal
-from wetware.protocol import CORE
 
 if TYPE_CHECKING:
     from wetware.broker.records import Records

@@ -7,9 +7,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from wetware import rpc
+from wetware.base.log import get_logger
+from wetware.broker.protocol import CORE
 from wetware.hookspecs import Service
-from wetware.log import get_logger
-from wetware.protocol import CORE
 
 if TYPE_CHECKING:
     from wetware.broker.proposals import Proposal

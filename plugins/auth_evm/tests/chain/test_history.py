@@ -20,7 +20,7 @@ from plugins.auth_evm.tests.contract.chains import INSTALL, Log, find_anvil
 from plugins.auth_evm.tests.contract.model import Model, encode_event
 from plugins.auth_evm.tests.contract.people import ALICE, BOB, MEMBER, OWNER, TEAM
 
-from wetware.disk import RESERVED_FILE
+from wetware.base.disk import RESERVED_FILE
 from wetware.errors import ConfigError
 from wetware_auth_evm import history as module
 from wetware_auth_evm.events import Event, decode

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("eth", reason="needs the extra: pip install 'wetware[evm]'")
 
-from wetware.log import get_logger
+from wetware.base.log import get_logger
 from wetware_auth_evm import dev
 from wetware_auth_evm.dev import DevChain
 from wetware_auth_evm.dev_process import find_anvil

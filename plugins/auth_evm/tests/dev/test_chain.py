@@ -30,7 +30,7 @@ Starter = Callable[..., DevChain]
 HOLDER = """\
 import sys, time
 from pathlib import Path
-from wetware.log import get_logger
+from wetware.base.log import get_logger
 from wetware_auth_evm import dev
 chain = dev.start(Path(sys.argv[1]), log=get_logger("test"))
 print("up", flush=True)
@@ -318,7 +318,7 @@ def test_a_start_waits_for_the_chain_of_a_killed_node(
 def test_a_chain_that_is_killed_is_reaped_and_logged(
     engine: str, starter: Starter, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from wetware import log
+    from wetware.base import log
 
     log.setup("info", "text")
     chain = starter()

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
+from wetware.base.log import get_logger
 from wetware.errors import ConfigError
 from wetware.hookspecs import Overlay, PluginContext
-from wetware.log import get_logger
 from wetware_auth_evm.config import AuthEvmConfig
 from wetware_auth_evm.dev import REQUIRED, decide
 

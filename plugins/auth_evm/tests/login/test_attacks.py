@@ -16,7 +16,7 @@ from plugins.auth_evm.tests.chain.net import DAY_S
 from plugins.auth_evm.tests.contract.people import ROOT, word
 from plugins.auth_evm.tests.login.world import ALICE, BOB, MALLORY, SCOPE, World, refused
 
-from wetware import cbor
+from wetware.base import cbor
 from wetware.hookspecs import Accept, NotMine, Reject
 from wetware.identity import Challenge, Channel, Key, LoginStatus, Principal, Proof
 from wetware_auth_evm.proofs import (

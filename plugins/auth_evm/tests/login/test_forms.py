@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plugins.auth_evm.tests.login.world import ALICE, CLUSTER
 
-from wetware import cbor
+from wetware.base import cbor
 from wetware.errors import InvalidArgument
 from wetware.identity import Key
 from wetware_auth_evm.proofs import KeyProof, SessionProof

@@ -19,13 +19,9 @@ from plugins.auth_evm.tests.login.world import ALICE, BOB, MALLORY, SCOPE
 
 import wetware
 from wetware import rpc
-from wetware.access import Access
-from wetware.client import LoginRefused
-from wetware.errors import EXIT_CONFIG, AuthError, CapabilityError, WetwareError
-from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Proof
-from wetware.link import LinkHost, Stream
-from wetware.multiaddr import Multiaddr
-from wetware.protocol import (
+from wetware.base.access import Access
+from wetware.base.multiaddr import Multiaddr
+from wetware.broker.protocol import (
     CORE,
     GATE_PROTOCOL,
     challenge_from_wire,
@@ -33,6 +29,10 @@ from wetware.protocol import (
     proof_to_wire,
     status_from_name,
 )
+from wetware.client import LoginRefused
+from wetware.errors import EXIT_CONFIG, AuthError, CapabilityError, WetwareError
+from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Proof
+from wetware.overlay.link import LinkHost, Stream
 from wetware.testing import Home, NodeProcess, wait_for
 from wetware_auth_evm.client import EvmAuth
 from wetware_auth_evm.proofs import SESSION_SCHEME, session_statement

@@ -16,6 +16,7 @@ from typing import Any, cast
 from plugins.auth_evm.tests.chain.net import DAY_S, Net
 from plugins.auth_evm.tests.contract.people import OWNER, word
 
+from wetware.base.log import get_logger
 from wetware.hookspecs import (
     Accept,
     NotMine,
@@ -27,7 +28,6 @@ from wetware.hookspecs import (
     Withdrawn,
 )
 from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Principal, Proof
-from wetware.log import get_logger
 from wetware_auth_evm.addresses import checksum
 from wetware_auth_evm.backend import EvmBackend
 from wetware_auth_evm.config import AuthEvmConfig

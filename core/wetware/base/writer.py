@@ -1,0 +1,156 @@
+"""A thread that writes, so that the loop never waits for the disk: with group commit.
+
+What waits together is committed together. Whoever has to know waits for the answer; what has taken
+effect already is handed in without waiting, and is given to `commit` again until it is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from wetware.base.log import get_logger
+
+if TYPE_CHECKING:
+    from wetware.errors import WetwareError
+
+log = get_logger("writer")
+T = TypeVar("T")
+
+WAITING_MAX: Final = 16_384
+"""Writes of one writer that are waited for; beyond it what has to be written first is refused."""
+BATCH_MAX: Final = 1024
+"""Writes of one commit, beside what is tried again."""
+RETRY_S: Final = 1.0
+"""Between two tries of what must not be lost."""
+CLOSE_S: Final = 10.0
+"""For what still waits when the node stops."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Write(Generic[T]):
+    """One thing on its way; `future` is of who waits for it, None where nobody does."""
+
+    what: T
+    future: asyncio.Future[Any] | None = None
+
+
+class Writer(Generic[T]):
+    """The thread, and the queue before it.
+
+    Args:
+        name: Of the thread.
+        commit: Called on the thread with what came, in its order, and whether it is the last call.
+            Answers each that somebody waits for (`answer`); what it returns it gets once more,
+            before what comes next.
+        due_s: Called on the thread with whether something was returned: in how many seconds
+            `commit` is called though nothing came; None: not before something does.
+        unavailable: What `write` raises where it does not take anything.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        commit: Callable[[list[Write[T]], bool], list[Write[T]]],
+        due_s: Callable[[bool], float | None],
+        *,
+        unavailable: type[WetwareError],
+    ) -> None:
+        self._commit, self._due_s, self._unavailable = commit, due_s, unavailable
+        self._queue: queue.SimpleQueue[Write[T] | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.closed = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; `call_soon` calls back on the loop that runs here, or that writes."""
+        with contextlib.suppress(RuntimeError):
+            self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Writes that `commit` has not been given yet."""
+        return self._queue.qsize()
+
+    async def write(self, what: T) -> Any:
+        """Hand in and wait; returns or raises what `commit` answers.
+
+        One who stops waiting does not take it back. Raises `unavailable` where it is not taken.
+        """
+        if self.closed:
+            raise self._unavailable("the node is stopping")
+        if self._waiting >= WAITING_MAX:
+            raise self._unavailable(
+                f"{WAITING_MAX} writes wait for the disk (WAITING_MAX)",
+                hint="the node's disk is too slow or failing; `ww doctor`",
+            )
+        self._loop = asyncio.get_running_loop()
+        future = self._loop.create_future()
+        self._waiting += 1
+        self._queue.put(Write(what, future))
+        return await future
+
+    def write_soon(self, what: T) -> None:
+        """Hand in what nobody waits for. Never waits, never raises; nothing once it is closed."""
+        if not self.closed:
+            self._queue.put(Write(what))
+
+    def close(self) -> bool:
+        """Commit what waits; returns whether that was done within CLOSE_S. Idempotent."""
+        if not self.closed:
+            self.closed = True
+            self._queue.put(None)
+        self._thread.join(CLOSE_S)
+        return not self._thread.is_alive()
+
+    # --- on the thread ----------------------------------------------------------------------------
+
+    def answer(
+        self, write: Write[T], result: object = None, error: Exception | None = None
+    ) -> None:
+        """Settle what somebody waits for; one who has stopped waiting gets nothing."""
+        if (future := write.future) is not None:
+            self.call_soon(self._settle, future, result, error)
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> None:
+        """Call back on the loop, if there was one and it is not closed."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(callback, *args)
+
+    def _settle(self, future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+        self._waiting -= 1
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def _run(self) -> None:
+        owed: list[Write[T]] = []
+        last = False
+        while not last:
+            batch: list[Write[T]] = []
+            with contextlib.suppress(queue.Empty):
+                item = self._queue.get(timeout=self._due_s(bool(owed)))
+                while item is not None:
+                    batch.append(item)
+                    if len(batch) >= BATCH_MAX or self._queue.empty():
+                        break
+                    item = self._queue.get()
+                last = item is None
+            try:
+                owed = self._commit([*owed, *batch], last)
+            except Exception as exc:  # a defect: what waits is refused, and the thread goes on
+                log.exception("writer.failed", writer=self._thread.name)
+                for write in (*owed, *batch):
+                    self.answer(write, error=self._unavailable(f"the writer failed: {exc}"))
+                owed = [w for w in (*owed, *batch) if w.future is None][-WAITING_MAX:]

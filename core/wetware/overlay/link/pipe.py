@@ -1,0 +1,225 @@
+"""A connection over any byte pipe: noise runs end to end through whoever carries the bytes.
+
+For tunnels: a node relays bytes between two streams and sees ciphertext alone. `PipeTransport` is
+to a pipe what asyncio's transport is to a socket, and drives the same `Connection`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+from wetware.base.log import get_logger
+from wetware.errors import OverlayError, WetwareError
+
+if TYPE_CHECKING:
+    from wetware.overlay.link.yamux import Bytes, Stream
+
+log = get_logger("link.pipe")
+
+PIPE_WRITE_BYTES = 64 << 10
+"""Of one `Pipe.write` at most: a yamux frame's worth, so that others take turns on the carrier."""
+
+
+class Pipe(Protocol):
+    """A reliable, ordered stream of bytes, both ways, that somebody else carries.
+
+    One task reads and one writes at a time. Whoever gets a pipe owns it, and ends it.
+    """
+
+    async def read(self) -> bytes:
+        """Some bytes as they arrive, b"" at the end. Raises when the carrier fails."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send all of `data`, at most PIPE_WRITE_BYTES; waits while the carrier is full."""
+        ...
+
+    def close(self) -> None:
+        """End after what was written. Nothing is read any more. Idempotent, returns at once."""
+        ...
+
+    def abort(self) -> None:
+        """End now, dropping what is queued. Idempotent."""
+        ...
+
+
+class StreamPipe:
+    """A stream of a connection as a pipe, e.g. for a connection inside it."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def read(self) -> bytes:
+        return await self._stream.read()
+
+    async def write(self, data: bytes) -> None:
+        await self._stream.write(data)
+
+    def close(self) -> None:
+        self._stream.finish()
+
+    def abort(self) -> None:
+        self._stream.reset()
+
+
+class PipeTransport(asyncio.Transport):
+    """What asyncio's socket transport does, over a `Pipe`.
+
+    It never calls the protocol from within a pipe's or the protocol's own call, except that `write`
+    may call `pause_writing`, as asyncio's does.
+
+    Args:
+        pipe: Where bytes come from and go to; owned from now on.
+        protocol: What is driven. It pauses itself when told to: that bounds what is queued here to
+            what it hands over between two of its turns.
+        spawn: Makes the two tasks that read and write; they end with the transport.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipe,
+        protocol: asyncio.BufferedProtocol,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._pipe, self._protocol = pipe, protocol
+        self._queue: deque[bytes | memoryview] = deque()
+        self._queued_bytes = 0
+        self._high, self._low = PIPE_WRITE_BYTES, PIPE_WRITE_BYTES >> 2
+        self._writing_paused = False
+        self._closing = self._lost = False
+        self._wanted = asyncio.Event()  # there is something to write, or to close
+        self._reading = asyncio.Event()
+        self._reading.set()
+        protocol.connection_made(self)
+        self._tasks = [] if self._lost else [spawn(self._read()), spawn(self._write())]
+
+    # --- what the protocol calls ------------------------------------------------------------------
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the pipe has not accepted yet."""
+        return self._queued_bytes
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """When `pause_writing` and `resume_writing` are called: see asyncio.WriteTransport."""
+        self._high = PIPE_WRITE_BYTES if high is None else high
+        self._low = self._high >> 2 if low is None else low
+
+    def write(self, data: Bytes) -> None:
+        """Queue bytes, which must not change any more."""
+        if self._closing or not data:
+            return
+        self._queue.append(data if isinstance(data, bytes | memoryview) else bytes(data))
+        self._queued_bytes += len(data)
+        self._wanted.set()
+        if self._queued_bytes > self._high and not self._writing_paused:
+            self._writing_paused = True
+            self._protocol.pause_writing()
+
+    def is_closing(self) -> bool:
+        """Whether it has ended, or will when what is queued has left."""
+        return self._closing
+
+    def is_reading(self) -> bool:
+        return self._reading.is_set() and not self._closing
+
+    def pause_reading(self) -> None:
+        """Read the pipe no more, which in the end stops the sender."""
+        self._reading.clear()
+
+    def resume_reading(self) -> None:
+        """Undo `pause_reading`."""
+        self._reading.set()
+
+    def close(self) -> None:
+        """End once what is queued has left."""
+        self._closing = True
+        self._wanted.set()
+
+    def abort(self) -> None:
+        self._end(None)
+
+    def _end(self, exc: Exception | None, *, gracefully: bool = False) -> None:
+        if self._lost:
+            return
+        self._lost = self._closing = True
+        self._queue.clear()
+        self._queued_bytes = 0
+        with contextlib.suppress(Exception):  # it has ended: how is of no interest any more
+            (self._pipe.close if gracefully else self._pipe.abort)()
+        self._loop.call_soon(self._finish, exc)
+
+    def _finish(self, exc: Exception | None) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._protocol.connection_lost(exc)
+
+    # --- the pipe ---------------------------------------------------------------------------------
+
+    def _failed(self, exc: Exception) -> None:
+        if not isinstance(exc, WetwareError | OSError | EOFError):
+            log.error("pipe.defect", exc_info=exc)
+        self._end(OverlayError(f"what carried the connection ended: {exc}", code="overlay.carrier"))
+
+    async def _read(self) -> None:
+        protocol = self._protocol
+        try:
+            while not self._closing:
+                await self._reading.wait()
+                data = memoryview(await self._pipe.read())
+                await self._reading.wait()  # the read was begun before the pause
+                if not data:
+                    self._end(None, gracefully=True)  # neither end of a connection half-closes
+                    return
+                # After a close() there is nobody to give it to.
+                while data and not self._closing:
+                    buffer = memoryview(protocol.get_buffer(len(data)))
+                    size = min(len(buffer), len(data))
+                    buffer[:size] = data[:size]
+                    data = data[size:]
+                    protocol.buffer_updated(size)
+        except Exception as exc:  # the carrier's failure, or its defect, ends this connection only
+            self._failed(exc)
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._wanted.wait()
+                self._wanted.clear()
+                while self._queue:
+                    piece = self._take()
+                    await self._pipe.write(piece)
+                    if self._lost:
+                        return
+                    self._queued_bytes -= len(piece)
+                    if self._writing_paused and self._queued_bytes <= self._low:
+                        self._writing_paused = False
+                        self._protocol.resume_writing()
+                if self._closing:
+                    self._end(None, gracefully=True)
+                    return
+        except Exception as exc:  # as in _read
+            self._failed(exc)
+
+    def _take(self) -> bytes:
+        """The next piece to write; small ones go together."""
+        queue = self._queue
+        piece = queue.popleft()
+        if len(piece) > PIPE_WRITE_BYTES:
+            view = memoryview(piece)
+            queue.appendleft(view[PIPE_WRITE_BYTES:])
+            return bytes(view[:PIPE_WRITE_BYTES])
+        if not queue or len(piece) + len(queue[0]) > PIPE_WRITE_BYTES:
+            return bytes(piece)
+        parts, size = [piece], len(piece)
+        while queue and size + len(queue[0]) <= PIPE_WRITE_BYTES:
+            parts.append(queue.popleft())
+            size += len(parts[-1])
+        return b"".join(parts)

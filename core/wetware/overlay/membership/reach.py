@@ -1,0 +1,642 @@
+"""Which members a node keeps connections to, and how it gets them: dials, back-off, discovery.
+
+A small cluster is a full mesh; in a large one each node keeps its neighbours on a ring of hashed
+peer IDs, the same ones from both ends, and dials the others when it has something to say to them.
+Members that are lost, and those remembered from before a restart, are tried for as long as they are
+remembered: so a partition heals, and a node that comes back needs no bootstrap address. Whoever
+answers has to be introduced (see `wetware.overlay.admission`) before it counts as connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from wetware.base.bounds import TokenBucket
+from wetware.base.log import get_logger
+from wetware.base.multiaddr import Multiaddr
+from wetware.errors import AdmissionRefused, DialError, OverlayError, WetwareError
+from wetware.peers import PeerDown, PeerUp
+
+if TYPE_CHECKING:
+    from wetware.base.clock import Clock
+    from wetware.identity import PeerId
+    from wetware.overlay.link import Connection, LinkHost
+    from wetware.overlay.membership.peers import PeerStore
+
+log = get_logger("membership.reach")
+
+HINTS_PER_PEER_MAX = 4
+"""Addresses that a discovery named for a member, beside those in the peer store."""
+HINTS_MAX = 1024
+PLAN_S_MIN = 0.02
+"""Between two plans: a whole cluster may become known within a turn of the loop."""
+_TEXT_LOGGED = 120
+
+
+@dataclass(frozen=True, slots=True)
+class ReachLimits:
+    """What bounds the search for peers. Times are seconds, the rest are counts.
+
+    Attributes:
+        full_mesh_max: Up to so many members, everybody is connected to everybody: a lost connection
+            then is the fastest sign of a death. Beyond it each node keeps `neighbours`.
+        neighbours: Connections kept in a larger cluster, half on either side of the ring.
+        on_demand_max: Connections that this node dialled beyond those and that stay open: what is
+            used again is not dialled again. Beyond it the ones with least traffic are closed.
+        redial_s_min: Pause after the first failed or lost connection; doubles, with jitter.
+        redial_s_max: The longest pause. With more than `lost_max` members lost it grows with their
+            number, so that the dials in a second stay the same.
+        second_s: Head start of the smaller peer ID of a pair, so that not both dial; longer where
+            dials take long, up to `second_s_max`.
+        second_s_max: The longest head start.
+        patience_s: How much of that head start a patient caller waits for: longer than a dial takes
+            on most links, and shorter than a probe takes to fail.
+        stable_s: A connection that held so long resets the back-off; one that ends at once does
+            not, or two nodes that refuse each other would knock in step.
+        dial_s: For a connection to a member.
+        introduce_s: For the peer to show that it is a member, and to accept that this node is one.
+        dials_max: Dials at once that nobody waits for, at most half of them to lost members; those
+            on demand come on top.
+        lost_max: See redial_s_max.
+        found_max: Discovered addresses that wait to be tried; the oldest make room.
+        found_dials_max: Discovered addresses tried at once.
+        found_per_s: Discovered addresses tried in a second, sustained: whoever can announce
+            addresses must not make this node dial the world.
+        found_burst: How many at once above that rate.
+        stranger_s: A discovered peer that was no member is not tried again for so long.
+        strangers_max: Such peers remembered; the oldest make room.
+        bootstraps_max: Bootstrap addresses.
+    """
+
+    full_mesh_max: int = 64
+    neighbours: int = 16
+    on_demand_max: int = 128
+    redial_s_min: float = 0.5
+    redial_s_max: float = 30.0
+    second_s: float = 0.5
+    second_s_max: float = 5.0
+    patience_s: float = 0.2
+    stable_s: float = 10.0
+    dial_s: float = 10.0
+    introduce_s: float = 10.0
+    dials_max: int = 16
+    lost_max: int = 32
+    found_max: int = 256
+    found_dials_max: int = 4
+    found_per_s: float = 2.0
+    found_burst: int = 32
+    stranger_s: float = 600.0
+    strangers_max: int = 4096
+    bootstraps_max: int = 64
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if getattr(self, item.name) <= 0:
+                raise ValueError(f"{item.name} must be positive")
+
+
+class Introduced(Protocol):
+    """Who is connected and admitted, both ways (`wetware.overlay.admission.Introductions`)."""
+
+    def peers(self) -> tuple[PeerId, ...]:
+        """Those who are now."""
+        ...
+
+    def watch(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
+        """Call back for each one, those already there first; returns what ends the watch."""
+        ...
+
+    async def introduced(self, connection: Connection) -> object:
+        """Wait for the outcome on a connection; raises AdmissionRefused or OverlayError."""
+        ...
+
+
+class Backoff:
+    """Pauses that double from one failure to the next, with jitter, until a success.
+
+    Args:
+        s_min: The first pause.
+        s_max: The longest one.
+        rng: For the jitter: two nodes must not try in step.
+    """
+
+    __slots__ = ("_rng", "_s_max", "_s_min", "failures")
+
+    def __init__(self, s_min: float, s_max: float, rng: random.Random) -> None:
+        self._s_min, self._s_max, self._rng = s_min, s_max, rng
+        self.failures = 0
+
+    def pause_s(self, *, stretch: float = 1.0) -> float:
+        """How long to wait now, and the next pause is longer. `stretch` lengthens the longest."""
+        ceiling = self._s_max * max(1.0, stretch)
+        pause_s = min(ceiling, self._s_min * 2.0 ** min(self.failures, 32))
+        self.failures += 1
+        return pause_s * self._rng.uniform(0.75, 1.25)
+
+    def reset(self) -> None:
+        self.failures = 0
+
+
+def ring_neighbours(own: PeerId, peers: Iterable[PeerId], count: int) -> frozenset[PeerId]:
+    """The `count` peers next to `own` on the ring of hashed peer IDs, half on either side.
+
+    With the same view both ends choose each other: who is among my next ones has me among its
+    previous ones.
+    """
+    others = [peer for peer in peers if peer != own]
+    if len(others) <= count:
+        return frozenset(others)
+    ring = sorted((*others, own), key=_position)
+    at, half = ring.index(own), max(1, count // 2)
+    return frozenset(ring[(at + step) % len(ring)] for step in range(-half, half + 1) if step) - {
+        own
+    }
+
+
+@lru_cache(maxsize=8192)
+def _position(peer: PeerId) -> bytes:
+    return hashlib.sha256(b"wetware-ring:1\n" + peer.encode()).digest()
+
+
+class _Target:
+    """One member that a connection is wanted to."""
+
+    __slots__ = ("backoff", "due", "others_until", "told", "up_at")
+
+    def __init__(self, due: float, backoff: Backoff) -> None:
+        self.due, self.backoff = due, backoff
+        self.others_until = due  # until then it is the peer's turn to dial
+        self.told = False  # whether the log has that it cannot be reached
+        self.up_at: float | None = None
+
+
+class _Bootstrap:
+    """One bootstrap address."""
+
+    __slots__ = ("addr", "backoff", "busy", "due", "peer", "told")
+
+    def __init__(self, addr: Multiaddr, backoff: Backoff) -> None:
+        self.addr, self.peer, self.backoff = addr, addr.peer, backoff
+        self.due = 0.0
+        self.busy = self.told = False
+
+
+class Reach:
+    """Keeps the connections of a node to its cluster. `run` is all of its life.
+
+    Args:
+        host: The link.
+        introductions: Says who is connected and admitted.
+        store: Addresses; learns which ones worked.
+        members: The others' states: "alive", "suspect", "dead" or "left"; asked after `changed`.
+        clock: The node's clock.
+        limits: See ReachLimits.
+        rng: For jitter.
+
+    Attributes:
+        limits: See ReachLimits.
+        started: Set once `run` serves `connect`.
+    """
+
+    def __init__(
+        self,
+        host: LinkHost,
+        introductions: Introduced,
+        store: PeerStore,
+        *,
+        members: Callable[[], Mapping[PeerId, str]],
+        clock: Clock,
+        limits: ReachLimits | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.limits = limits or ReachLimits()
+        self._host, self._introductions, self._store = host, introductions, store
+        self._members, self._now = members, clock.monotonic
+        self._rng = rng or random.SystemRandom()
+        self._up: set[PeerId] = set()
+        self._states: Mapping[PeerId, str] = {}
+        self._wanted: frozenset[PeerId] = frozenset()
+        self._lost: frozenset[PeerId] = frozenset()
+        self._took_s = 0.0  # what a dial takes, averaged
+        self._targets: dict[PeerId, _Target] = {}
+        self._bootstraps: list[_Bootstrap] = []
+        self._attempts: dict[PeerId, asyncio.Future[Connection]] = {}
+        self._hints: OrderedDict[PeerId, tuple[Multiaddr, ...]] = OrderedDict()
+        self._found: OrderedDict[PeerId, tuple[Multiaddr, str]] = OrderedDict()
+        self._found_busy: set[PeerId] = set()
+        self._found_rate = TokenBucket(
+            self.limits.found_per_s, self.limits.found_burst, clock.monotonic
+        )
+        self._strangers: OrderedDict[PeerId, float] = OrderedDict()  # until when
+        self._traffic: dict[Connection, int] = {}
+        self._dirty = True
+        self._plan_at = self._prune_at = 0.0
+        self.started = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Keep the connections until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            end_watch = self._introductions.watch(self._peer_changed)
+            self.started.set()
+            try:
+                while True:
+                    self._wake.clear()
+                    wait_s = max(0.0, self._step() - self._now())
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(wait_s):
+                            await self._wake.wait()
+            finally:
+                end_watch()
+                self._tasks = None
+                for attempt in self._attempts.values():
+                    if not attempt.done():
+                        attempt.set_exception(DialError("this node is stopping"))
+                        attempt.exception()  # nobody may be waiting
+
+    # --- what others say --------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        self._dirty = True
+        self._wake.set()
+
+    def moved(self, peer: PeerId) -> None:
+        """`peer` names new addresses, or has restarted: worth a try now."""
+        target = self._targets.get(peer)
+        if target is not None and peer not in self._up:
+            target.backoff.reset()
+            target.due = min(target.due, self._now() + self._head_start(peer))
+        self.changed()
+
+    def forget(self, peer: PeerId) -> None:
+        """`peer` is no member any more: it is not tried again."""
+        self._hints.pop(peer, None)
+        self._found.pop(peer, None)
+        self.changed()
+
+    def wants(self, peer: PeerId) -> bool:
+        """Whether a connection to `peer` is to be kept."""
+        return peer in self._wanted
+
+    def bootstrap(self, addrs: Iterable[Multiaddr]) -> None:
+        """Addresses that lead into the cluster; tried until the member behind one is known.
+
+        More than `bootstraps_max` are not kept.
+        """
+        for addr in addrs:
+            known = any(entry.addr == addr for entry in self._bootstraps)
+            if not known and len(self._bootstraps) < self.limits.bootstraps_max:
+                self._bootstraps.append(_Bootstrap(addr, self._backoff()))
+        self._wake.set()
+
+    def found(self, addr: str | Multiaddr, source: str) -> None:
+        """A discovery found this address; it is tried if it can be of use. Never raises."""
+        try:
+            if isinstance(addr, str):
+                addr = Multiaddr.parse(addr)
+        except WetwareError as exc:
+            log.debug("peer.bad_address", addr=str(addr)[:_TEXT_LOGGED], source=source, why=exc)
+            return
+        peer = addr.peer
+        if peer is None or peer == self._host.peer_id or peer in self._up:
+            return
+        if peer in self._targets:
+            self._hint(peer, addr)
+            return
+        if (until := self._strangers.get(peer)) is not None:
+            if self._now() < until:
+                return
+            del self._strangers[peer]
+        if peer not in self._found and len(self._found) >= self.limits.found_max:
+            self._found.popitem(last=False)
+        self._found[peer] = (addr, source)
+        self._wake.set()
+
+    def _hint(self, peer: PeerId, addr: Multiaddr) -> None:
+        hints = self._hints.pop(peer, ())
+        self._hints[peer] = hints
+        if addr in hints or addr in self._store.addrs(peer):
+            return
+        self._hints[peer] = (addr, *hints)[:HINTS_PER_PEER_MAX]
+        if len(self._hints) > HINTS_MAX:
+            self._hints.popitem(last=False)
+        if (target := self._targets.get(peer)) is not None:
+            # A new address is worth a try now, but no more often than any other.
+            target.due = min(target.due, self._now() + self.limits.redial_s_min)
+        self._wake.set()
+
+    def _peer_changed(self, change: PeerUp | PeerDown) -> None:
+        peer, now = change.peer, self._now()
+        target = self._targets.get(peer)
+        if isinstance(change, PeerUp):
+            self._up.add(peer)
+            self._strangers.pop(peer, None)
+            self._found.pop(peer, None)
+            if target is not None:
+                target.up_at, target.told = now, False
+            connection = self._host.connection(peer)
+            if connection is not None:
+                if connection.initiator:
+                    self._store.worked(peer, connection.remote)
+                attempt = self._attempts.get(peer)
+                if attempt is not None and not attempt.done():
+                    attempt.set_result(connection)  # it dialled first
+        else:
+            self._up.discard(peer)
+            if target is not None:
+                if target.up_at is not None and now - target.up_at >= self.limits.stable_s:
+                    target.backoff.reset()
+                target.up_at = None
+                target.due = now + self._pause_s(target) + self._head_start(peer)
+        self._wake.set()
+
+    # --- connections on demand --------------------------------------------------------------------
+
+    def addrs(self, peer: PeerId) -> tuple[Multiaddr, ...]:
+        """Where to try to reach `peer`."""
+        return tuple(dict.fromkeys((*self._store.addrs(peer), *self._hints.get(peer, ()))))
+
+    def connected(self, peer: PeerId) -> Connection | None:
+        """The connection to a member that is introduced, or None."""
+        return self._host.connection(peer) if peer in self._up else None
+
+    async def connect(
+        self, peer: PeerId, *, timeout_s: float | None = None, patient: bool = False
+    ) -> Connection:
+        """A connection to the member `peer`, introduced: the one there is, or a new one.
+
+        Callers share an attempt. `patient` leaves a new member, for `patience_s`, to dial itself if
+        it is its turn. Raises DialError.
+        """
+        connection = self.connected(peer)
+        if connection is not None:
+            return connection
+        delay_s = 0.0
+        if patient and (target := self._targets.get(peer)) is not None:
+            delay_s = min(self.limits.patience_s, target.others_until - self._now())
+        attempt = self._attempts.get(peer) or self._start(peer, delay_s)
+        limits = self.limits
+        try:
+            async with asyncio.timeout(timeout_s or limits.dial_s + limits.introduce_s):
+                return await asyncio.shield(attempt)
+        except TimeoutError:
+            raise DialError(f"cannot reach {peer}: no answer in time") from None
+
+    def _spawn(self, coro: Coroutine[Any, Any, None], name: str) -> bool:
+        with contextlib.suppress(RuntimeError):  # the group is about to end
+            if self._tasks is not None:
+                self._tasks.create_task(coro, name=name)
+                return True
+        coro.close()
+        return False
+
+    def _start(self, peer: PeerId, delay_s: float = 0.0) -> asyncio.Future[Connection]:
+        attempt: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self._attempts[peer] = attempt
+        if not self._spawn(self._attempt(peer, attempt, delay_s), f"dial {peer.short}"):
+            del self._attempts[peer]
+            attempt.set_exception(DialError("this node is stopping"))
+        return attempt
+
+    async def _attempt(
+        self, peer: PeerId, attempt: asyncio.Future[Connection], delay_s: float
+    ) -> None:
+        try:
+            if delay_s > 0:
+                await asyncio.wait([attempt], timeout=delay_s)  # set when the peer is up
+            connection = self.connected(peer) or await self._dial(self.addrs(peer), peer)
+        except WetwareError as exc:
+            if not attempt.done():
+                self._failed(peer, exc)
+                attempt.set_exception(exc)
+        except BaseException as exc:
+            if not attempt.done():
+                attempt.set_exception(DialError(f"the dial of {peer} was given up"))
+            if not isinstance(exc, Exception):
+                raise
+            log.exception("dial.defect", peer=peer)
+        else:
+            if not attempt.done():
+                attempt.set_result(connection)
+        finally:
+            attempt.exception()  # looked at, even if nobody waits
+            if self._attempts.get(peer) is attempt:
+                del self._attempts[peer]
+            self._wake.set()
+
+    def _failed(self, peer: PeerId, exc: WetwareError) -> None:
+        target = self._targets.get(peer)
+        if target is None:
+            log.debug("peer.unreachable", peer=peer, why=exc)
+            return
+        pause_s = self._pause_s(target)
+        target.due = self._now() + pause_s
+        if not target.told:
+            target.told = True
+            log.info("peer.unreachable", peer=peer, again_s=round(pause_s, 1), why=exc)
+
+    async def _dial(self, addrs: Sequence[Multiaddr], peer: PeerId | None) -> Connection:
+        """Dial and wait until the peer is introduced; a connection in vain is closed again."""
+        before, started = set(self._host.connections()), self._now()
+        connection = await self._host.dial(addrs, peer=peer, timeout_s=self.limits.dial_s)
+        try:
+            await self._introduced(connection)
+        except WetwareError as exc:
+            if connection.initiator and connection not in before:
+                connection.close()
+            if isinstance(exc, AdmissionRefused):
+                raise DialError(
+                    f"{connection.peer} answered, but: {exc.message}",
+                    hint=exc.hint,
+                    code="overlay.not_member",
+                ) from exc
+            raise
+        self._took_s += 0.2 * (self._now() - started - self._took_s)
+        return self._host.connection(connection.peer) or connection
+
+    async def _introduced(self, connection: Connection) -> None:
+        """Wait until the peer is a connected member.
+
+        Raises AdmissionRefused where one end refuses the other, OverlayError where the exchange
+        fails or takes too long.
+        """
+        peer = connection.peer
+        try:
+            async with asyncio.timeout(self.limits.introduce_s):
+                while peer not in self._up:
+                    try:
+                        await self._introductions.introduced(connection)
+                    except OverlayError:
+                        # Of two connections to one peer one may end; the other is as good.
+                        other = self._host.connection(peer)
+                        if other is None or other is connection:
+                            raise
+                        connection = other
+                    else:
+                        return
+        except TimeoutError:
+            raise DialError(f"{peer} did not introduce itself in time") from None
+
+    # --- the plan ---------------------------------------------------------------------------------
+
+    def _backoff(self) -> Backoff:
+        return Backoff(self.limits.redial_s_min, self.limits.redial_s_max, self._rng)
+
+    def _pause_s(self, target: _Target) -> float:
+        return target.backoff.pause_s(stretch=len(self._lost) / self.limits.lost_max)
+
+    def _head_start(self, peer: PeerId) -> float:
+        if self._host.peer_id < peer:
+            return 0.0
+        limits = self.limits
+        return max(limits.second_s, min(limits.second_s_max, 4 * self._took_s))
+
+    def _plan(self) -> None:
+        """Work out whom to be connected to."""
+        self._dirty = False
+        own, members = self._host.peer_id, self._members()
+        self._states = members
+        live = [peer for peer in members if self._is_live(peer)]
+        if len(live) < self.limits.full_mesh_max:
+            self._wanted = frozenset(live)
+        else:
+            self._wanted = ring_neighbours(own, live, self.limits.neighbours)
+        # A member that left says itself when it is back.
+        lost = {peer for peer, state in members.items() if state == "dead"}
+        lost.update(peer for peer in self._store.peers() if peer not in members and peer != own)
+        self._lost = frozenset(lost)
+        now = self._now()
+        for peer in self._targets.keys() - self._wanted - lost:
+            del self._targets[peer]
+        for peer in (*self._wanted, *lost):
+            if peer not in self._targets:
+                # Whoever is remembered from before a restart does not know that this node is back.
+                head_start = 0.0 if peer in lost else self._head_start(peer)
+                target = self._targets[peer] = _Target(now + head_start, self._backoff())
+                if peer in self._up:
+                    target.up_at = now
+
+    def _step(self) -> float:
+        """Start what is due; returns when to look again."""
+        now = self._now()
+        soonest = now + self.limits.redial_s_max
+        if self._dirty:
+            if now >= self._plan_at:
+                self._plan_at = now + PLAN_S_MIN
+                self._plan()
+            else:
+                soonest = self._plan_at
+        if now >= self._prune_at:
+            self._prune()
+            self._prune_at = now + self.limits.redial_s_max
+        waiting = sorted(
+            (target.due, peer)
+            for peer, target in self._targets.items()
+            if peer not in self._up and peer not in self._attempts
+        )
+        lost_dials = sum(peer in self._lost for peer in self._attempts)
+        for due, peer in waiting:
+            if due > now:
+                soonest = min(soonest, due)
+                break
+            if len(self._attempts) >= self.limits.dials_max:
+                break  # the end of one wakes us
+            if peer in self._lost:
+                if lost_dials >= max(1, self.limits.dials_max // 2):
+                    continue  # whoever does not answer must not be in the way of the living
+                lost_dials += 1
+            if self.addrs(peer):
+                self._start(peer)
+            else:  # known by name only: gossip or a discovery may tell
+                target = self._targets[peer]
+                target.due = now + self._pause_s(target)
+                soonest = min(soonest, target.due)
+        for entry in self._bootstraps:
+            if not entry.busy and self._needs(entry):
+                if entry.due <= now:
+                    entry.busy = self._spawn(self._enter(entry), f"bootstrap {entry.addr}")
+                else:
+                    soonest = min(soonest, entry.due)
+        while self._found and len(self._found_busy) < self.limits.found_dials_max:
+            if not self._found_rate.take():
+                soonest = min(soonest, now + 1.0 / self.limits.found_per_s)
+                break
+            peer, (addr, source) = self._found.popitem(last=False)
+            if peer not in self._found_busy:
+                self._found_busy.add(peer)
+                self._spawn(self._try(peer, addr, source), f"found {peer.short}")
+        return soonest
+
+    def _needs(self, entry: _Bootstrap) -> bool:
+        """Whether a bootstrap address is worth a dial: not once the member behind it is known."""
+        if entry.peer is None:
+            return True
+        if entry.peer in self._up or entry.peer == self._host.peer_id:
+            return False
+        return not self._up or not self._is_live(entry.peer)
+
+    def _is_live(self, peer: PeerId) -> bool:
+        return peer != self._host.peer_id and self._states.get(peer) in ("alive", "suspect")
+
+    async def _enter(self, entry: _Bootstrap) -> None:
+        try:
+            connection = await self._dial((entry.addr,), entry.addr.peer)
+        except WetwareError as exc:
+            if exc.code == "overlay.dial_self":
+                self._bootstraps.remove(entry)
+                return
+            pause_s = entry.backoff.pause_s()
+            entry.due = self._now() + pause_s
+            if not entry.told:
+                entry.told = True
+                log.warning("bootstrap.failed", addr=entry.addr, again_s=round(pause_s, 1), why=exc)
+        else:
+            entry.peer = connection.peer
+            entry.due = self._now() + entry.backoff.pause_s()
+            entry.backoff.reset()
+            entry.told = False
+        finally:
+            entry.busy = False
+            self._wake.set()
+
+    async def _try(self, peer: PeerId, addr: Multiaddr, source: str) -> None:
+        """Dial a discovered peer; one that is no member is left alone for a while."""
+        try:
+            await self._dial((addr,), peer)
+            log.info("peer.found", peer=peer, source=source)
+        except WetwareError as exc:
+            log.debug("peer.not_found", peer=peer, source=source, why=exc)
+            if peer not in self._states:  # also one that is not there: announcements are cheap
+                self._strangers[peer] = self._now() + self.limits.stranger_s
+                self._strangers.move_to_end(peer)
+                while len(self._strangers) > self.limits.strangers_max:
+                    self._strangers.popitem(last=False)
+        finally:
+            self._found_busy.discard(peer)
+            self._wake.set()
+
+    def _prune(self) -> None:
+        """Close the least used of the connections that were dialled on demand, beyond the limit."""
+        mine = {
+            connection: connection.bytes_in + connection.bytes_out
+            for connection in self._host.connections()
+            if connection.initiator and connection.peer in self._up - self._wanted
+        }
+        excess = len(mine) - self.limits.on_demand_max
+        if excess > 0:
+            by_use = sorted(mine, key=lambda conn: mine[conn] - self._traffic.get(conn, 0))
+            for connection in by_use[:excess]:
+                log.debug("peer.unused", peer=connection.peer)
+                connection.close()
+                del mine[connection]
+        self._traffic = mine
