@@ -1,6 +1,6 @@
 """Many nodes' membership in one process: simulated time, latency, loss, pauses and deaths.
 
-The code under test is `wetware.overlay.membership.swim` as it is; what is simulated is the clock and the
+The code under test is `membership.swim` as it is; what is simulated is the clock and the
 network. Deterministic for a seed.
 """
 

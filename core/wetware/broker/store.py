@@ -4,7 +4,7 @@ One SQLite database in the node's data directory, written by one thread: a write
 when it is on disk (WAL, synchronous=FULL), and writes that wait meanwhile share the next commit.
 
 A revocation never waits for the disk and must reach it: it is tried again until it has, on a full
-disk with the space of a reserve (`wetware.base.disk`). Such a write makes nothing larger: the rows that
+disk with the space of a reserve (`base.disk`). Such a write makes nothing larger: the rows that
 it removes leave more room than it needs, and the WAL is used anew after each. So no holder uses the
 reserve up by ending what is their own. Where not even that could be written the reserve is marked,
 and after a crash no share works until an operator has looked.

@@ -3,7 +3,7 @@
 What waits together is written together and shares one fsync. A write that fails leaves no trace in
 the file: it is cut back to where it was. What has taken effect already is kept, bounded, and
 written when that is possible again, after a record of the gap that tells what was lost. While the
-disk is full, what an operator or the auth backend ends has the space of a reserve (`wetware.base.disk`);
+disk is full, what an operator or the auth backend ends has the space of a reserve (`base.disk`);
 denials, and what holders end of their own, wait: else anybody could use the reserve up.
 """
 

@@ -7,7 +7,7 @@ Two files: events are only ever appended, and the small one is replaced. The eve
 that after a crash between the two there are events too many, never too few; they are cut off.
 
 What is held, and that the chain regressed, ends things: that is written also on a full disk, with
-the space of a reserve (`wetware.base.disk`). Where not even that is possible the reserve is marked, and
+the space of a reserve (`base.disk`). Where not even that is possible the reserve is marked, and
 after a crash nothing is allowed until an operator has looked, as after a regression.
 """
 

@@ -13,7 +13,7 @@
 A file that is damaged stops the node with a remedy, and is never silently replaced.
 
 Evictions and withdrawn tickets are written also on a full disk, with the space of a reserve
-(`wetware.base.disk`). Where not even that is possible the reserve is marked: after a crash this node
+(`base.disk`). Where not even that is possible the reserve is marked: after a crash this node
 lets nobody join or renew until an operator has looked.
 """
 

@@ -1,7 +1,7 @@
 """The membership of a running node: SWIM on the link's streams, and what others ask about members.
 
 `Membership` joins the parts: `swim` decides and knows no IO, `reach` keeps the connections, `peers`
-remembers them, `wetware.overlay.admission` says who is a member at all. Each side speaks on the stream that
+remembers them, `admission` says who is a member at all. Each side speaks on the stream that
 it opened: frames of four bytes of length and a CBOR map. A peer that breaks the framing loses its
 stream, and after some repetitions its turn for a while; one that does not read loses the oldest of
 what waits for it; nobody waits for either.
