@@ -20,13 +20,14 @@ import pytest
 
 import wetware
 from wetware.base import cbor
+from wetware.base.varint import uvarint
 from wetware.broker.protocol import GATE_PROTOCOL
 from wetware.client import LoginRefused
 from wetware.errors import OverlayError, WetwareError
 from wetware.identity import Key, PeerId
 from wetware.overlay.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL
 from wetware.overlay.admission.statements import Certificate, Chain, Tombstone
-from wetware.overlay.frames import read_frame, uvarint, write_frame
+from wetware.overlay.frames import read_frame, write_frame
 from wetware.overlay.link import Connection, Stream
 from wetware.overlay.link.multistream import HELLO, encode_line
 from wetware.overlay.link.noise import NoiseIdentity

@@ -15,15 +15,6 @@ if TYPE_CHECKING:
     from wetware.overlay.link import Stream
 
 
-def uvarint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
 async def write_frame(stream: Stream, message: Mapping[str, object]) -> None:
     """Send one frame; raises OverlayError."""
     data = cbor.encode(dict(message))

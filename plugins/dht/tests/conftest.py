@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -42,21 +41,21 @@ class Pauses:
 
 
 class Steady:
-    """No jitter: the upper end of every range."""
+    """No jitter: the middle of every range."""
 
     def uniform(self, low: float, high: float) -> float:
-        return high
+        return (low + high) / 2
 
 
 class World:
-    def __init__(self, pauses: int, **config: Any) -> None:
+    def __init__(self, pauses: int) -> None:
         self.overlay, self.clock = FakeOverlay(), FakeClock()
         self.overlay.announced = (self.addr("192.0.2.1", peer=self.overlay.peer_id),)
         self.overlay.taken = True
         self.pauses = Pauses(self.clock, pauses)
         ctx = PluginContext(
             name="dht",
-            config=DhtConfig(**{"settle_s": 0.0, **config}),
+            config=DhtConfig(),
             log=get_logger("plugin.dht"),
             data_dir=Path("/nonexistent"),
             clock=self.clock,
@@ -98,5 +97,6 @@ class World:
 
 
 @pytest.fixture
-def make_world() -> type[World]:
+def make_world(monkeypatch: pytest.MonkeyPatch) -> type[World]:
+    monkeypatch.setattr("wetware_dht.discovery.SETTLE_S", 0)
     return World

@@ -72,7 +72,7 @@ async def running() -> AsyncIterator[tuple[Verbs, DhtDiscovery]]:
         verbs = Verbs(host, overlay)
         ctx = PluginContext(
             name="dht",
-            config=DhtConfig(retry_s_min=0.2, lookup_s_min=0.2, retry_s_max=1, lookup_s_max=1),
+            config=DhtConfig(),
             log=get_logger("plugin.dht"),
             data_dir=Path("/nonexistent"),
             clock=Clock(),
@@ -117,7 +117,9 @@ class ThreadNode:
         await asyncio.to_thread(self._thread.join, WAIT_S_MAX)
 
 
-async def test_members_of_one_member_find_each_other() -> None:
+async def test_members_of_one_member_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wetware_dht.discovery.RETRY_S_MIN", 0.2)
+    monkeypatch.setattr("wetware_dht.discovery.RETRY_S_MAX", 1)
     async with contextlib.AsyncExitStack() as stack:
         nodes = await asyncio.gather(*(asyncio.to_thread(ThreadNode) for _ in range(2)))
         for node in nodes:

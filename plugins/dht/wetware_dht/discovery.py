@@ -5,20 +5,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from wetware.base.multiaddr import Multiaddr
-from wetware.errors import OverlayError, WetwareError
+from wetware.base.backoff import Backoff
+from wetware.errors import OverlayError
 
 if TYPE_CHECKING:
     from wetware.hookspecs import PluginContext
-    from wetware_dht.config import DhtConfig
 
 KEY_DOMAIN = b"wetware-cluster:"
 _SHA2_256 = b"\x12\x20"
 """What a multihash of SHA-256 begins with: js-libp2p stores providers of multihashes alone."""
+PROVIDE_S = 1800.0
+"""Between two announcements. Records live 24 h with their holders; nodes come and go faster, libp2p
+here may restart, and an announcement is a lookup and some writes."""
+LOOKUP_S = 900.0
+"""Between two lookups: the members know each other by gossip."""
+RETRY_S_MIN, RETRY_S_MAX = 5.0, 300.0
+"""After an announcement that nobody took, and between lookups while few members are connected."""
+PEERS_FEW = 4
+"""With fewer connected members than this the node looks for more in earnest."""
+SETTLE_S = 1.0
+"""After a change of the connected members: libp2p takes a moment to ask a new one what it speaks,
+members often come in groups, and one that comes and goes shall not keep this node busy."""
 ADDRS_POLL_S = 30.0
 """How often own addresses are looked at: a record with old ones misleads whoever finds it."""
 
@@ -55,12 +65,9 @@ class DhtDiscovery:
     def __init__(
         self, ctx: PluginContext, *, pause: Pause = pause, rng: random.Random | None = None
     ) -> None:
-        config: DhtConfig = ctx.config
-        self._overlay, self._log, self._config = ctx.overlay, ctx.log, config
-        self._monotonic, self._pause = ctx.clock.monotonic, pause
+        self._overlay, self._log, self._pause = ctx.overlay, ctx.log, pause
         self._rng = rng or random.SystemRandom()
         self._key = cluster_key(ctx.overlay.cluster)
-        self._seen: dict[Multiaddr, float] = {}
         self._woken = {"provide": asyncio.Event(), "lookup": asyncio.Event()}
 
     async def advertise(self, addrs: tuple[str, ...]) -> None:
@@ -69,52 +76,45 @@ class DhtDiscovery:
         The record is not withdrawn at the end: the DHT has no verb for it. Who finds this node
         after that dials in vain.
         """
-        config, woken = self._config, self._woken["provide"]
         unwatch = self._overlay.watch_peers(lambda _: self._wake())
         for event in self._woken.values():
             event.clear()  # the members who are there already are no news
-        failures = 0
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX, self._rng)
         try:
             while True:
                 if await self._provide():
-                    failures = 0
-                    await self._provided(config.provide_s * self._rng.uniform(0.9, 1.1))
-                    continue
-                wait_s = self._backed_off(config.retry_s_min, config.retry_s_max, failures)
-                failures += 1
-                if await self._pause(woken, wait_s):
-                    failures = 0
-                    await asyncio.sleep(config.settle_s)
+                    backoff.reset()
+                    await self._provided(PROVIDE_S * self._rng.uniform(0.9, 1.1))
+                elif await self._members_changed("provide", backoff.pause_s()):
+                    backoff.reset()
         finally:
             unwatch()
 
     async def find_peers(self) -> AsyncIterator[str]:
         """Addresses of providers of the key, with peer IDs: hints, not proofs."""
-        config, woken = self._config, self._woken["lookup"]
-        empty_handed = 0
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX, self._rng)
         while True:
-            for addr in self._fresh(await self._lookup()):
+            for addr in await self._lookup():
                 yield addr
-            if len(self._overlay.peers()) >= config.peers_few:
-                wait_s = config.lookup_s * self._rng.uniform(0.9, 1.1)
-            else:
-                wait_s = self._backed_off(config.lookup_s_min, config.lookup_s_max, empty_handed)
-                empty_handed += 1
-            if await self._pause(woken, wait_s):
-                empty_handed = 0
-                await asyncio.sleep(config.settle_s)
+            few = len(self._overlay.peers()) < PEERS_FEW
+            wait_s = backoff.pause_s() if few else LOOKUP_S * self._rng.uniform(0.9, 1.1)
+            if await self._members_changed("lookup", wait_s):
+                backoff.reset()
 
     # --- the parts --------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         """A member came or went. The announcement matters to the first few, as lookups do."""
-        if len(self._overlay.peers()) < max(2, self._config.peers_few):
+        if len(self._overlay.peers()) < PEERS_FEW:
             for event in self._woken.values():
                 event.set()
 
-    def _backed_off(self, first_s: float, max_s: float, failures: int) -> float:
-        doubled: float = first_s * 2.0 ** min(failures, 30)
-        return min(max_s, doubled) * self._rng.uniform(0.8, 1.0)
+    async def _members_changed(self, side: str, seconds: float) -> bool:
+        """Wait for a change while members are few, at most so long; whether one came."""
+        if not await self._pause(self._woken[side], seconds):
+            return False
+        await asyncio.sleep(SETTLE_S)
+        return True
 
     async def _provide(self) -> bool:
         try:
@@ -131,8 +131,7 @@ class DhtDiscovery:
         while left_s > 0 and self._overlay.addrs() == addrs:
             step_s = min(left_s, ADDRS_POLL_S)
             left_s -= step_s
-            if await self._pause(self._woken["provide"], step_s):
-                await asyncio.sleep(self._config.settle_s)
+            if await self._members_changed("provide", step_s):
                 return
 
     async def _lookup(self) -> tuple[str, ...]:
@@ -141,31 +140,3 @@ class DhtDiscovery:
         except OverlayError as exc:
             self._log.debug("dht.no_lookup", why=exc)
             return ()
-
-    def _fresh(self, texts: Iterable[str]) -> list[str]:
-        """Of what a lookup gave, what to report: no node but others', bounded, none twice."""
-        now, found = self._monotonic(), dict[Multiaddr, None]()
-        of_peer: Counter[object] = Counter()
-        for text in texts:
-            try:
-                addr = Multiaddr.parse(text)
-            except WetwareError:
-                continue
-            if addr.peer is None or addr.peer == self._overlay.peer_id or addr in found:
-                continue
-            if of_peer[addr.peer] >= self._config.addrs_per_peer_max:
-                continue
-            if len(found) >= self._config.addrs_max:
-                break
-            of_peer[addr.peer] += 1
-            found[addr] = None
-        fresh = []
-        for addr in found:
-            last = self._seen.pop(addr, None)
-            if last is None or now - last >= self._config.again_s:
-                fresh.append(str(addr))
-                last = now
-            while len(self._seen) >= self._config.seen_max:
-                del self._seen[next(iter(self._seen))]
-            self._seen[addr] = last
-        return fresh

@@ -29,14 +29,14 @@ def listen(overlay: FakeOverlay, *hosts: str) -> None:
     )
 
 
-def make_discovery(overlay: FakeOverlay, clock: Any = None, **config: Any) -> MdnsDiscovery:
-    settings: dict[str, Any] = {"interfaces": LOOPBACK, "addrs_poll_s": 0.01, **config}
+def make_discovery(overlay: FakeOverlay, **config: Any) -> MdnsDiscovery:
+    settings: dict[str, Any] = {"interfaces": LOOPBACK, **config}
     ctx = PluginContext(
         name="mdns",
         config=MdnsConfig(**settings),
         log=get_logger("plugin.mdns"),
         data_dir=Path("/nonexistent"),
-        clock=clock or FakeClock(),
+        clock=FakeClock(),
         overlay=overlay,
     )
     return MdnsDiscovery(ctx)
@@ -55,9 +55,9 @@ async def running(overlay: FakeOverlay, **config: Any) -> AsyncIterator[MdnsDisc
             await asyncio.wait([task])
 
 
-async def found(discovery: MdnsDiscovery, count: int = 1, timeout_s: float = 3.0) -> set[str]:
+async def found(discovery: MdnsDiscovery, count: int = 1) -> set[str]:
     addrs: set[str] = set()
-    async with asyncio.timeout(timeout_s):
+    async with asyncio.timeout(3.0):
         async for addr in discovery.find_peers():
             addrs.add(addr)
             if len(addrs) >= count:
@@ -66,7 +66,7 @@ async def found(discovery: MdnsDiscovery, count: int = 1, timeout_s: float = 3.0
 
 
 async def found_all(discovery: MdnsDiscovery, wanted: set[str]) -> set[str]:
-    """Everything that is found until `wanted` is; tests that run beside may be heard as well."""
+    """Everything that is found until `wanted` is: also what was heard before, once more."""
     addrs: set[str] = set()
     async with asyncio.timeout(3.0):
         async for addr in discovery.find_peers():
@@ -74,6 +74,11 @@ async def found_all(discovery: MdnsDiscovery, wanted: set[str]) -> set[str]:
             if addrs >= wanted:
                 break
     return addrs
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wetware_mdns.discovery.ADDRS_POLL_S", 0.01)
 
 
 @pytest.fixture

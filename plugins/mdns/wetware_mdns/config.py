@@ -1,4 +1,4 @@
-"""`[plugins.mdns]`: what is announced where, and every limit with its reason."""
+"""`[plugins.mdns]`: what is announced where."""
 
 from __future__ import annotations
 
@@ -30,19 +30,6 @@ class MdnsConfig:
         foreign: Report peers that name no cluster as well, e.g. those of js-libp2p and go-libp2p.
             The node still refuses whoever is no member; it only costs a dial each.
         interfaces: Addresses of the network interfaces to speak on.
-        addrs_max: Addresses announced. One peer's answer is read up to the same number.
-        addrs_poll_s: How often this node's addresses are looked at; after a change it announces
-            itself anew.
-        query_s_alone: Time between two questions while no member is connected.
-        query_s_max: … and otherwise. The first questions come after 0, 1, 2, 4, … s, doubling up to
-            here. Nodes that start announce themselves unasked, so that questions only make up for
-            lost packets; RFC 6762 (5.2) allows up to an hour.
-        again_s: An address is reported at most once in this time.
-        seen_max: Addresses that are remembered for it; the oldest go first.
-        found_waiting_max: Addresses that wait for the node to dial them. When it is full, a random
-            one goes: a flood of made-up peers cannot keep a real one out for good.
-        found_per_minute_max: Addresses reported in a minute. What is heard is not authenticated,
-            and each address is dialled: this bounds what a stranger can make this node dial.
     """
 
     enabled: bool = field(default=True, metadata={"help": "Use multicast DNS at all."})
@@ -58,32 +45,4 @@ class MdnsConfig:
             "help": "Addresses of the interfaces to speak on. Empty: those the node listens on.",
             "check": _check_interfaces,
         },
-    )
-    addrs_max: int = field(
-        default=8, metadata={"help": "Addresses of one peer.", "min": 1, "max": 8}
-    )
-    addrs_poll_s: float = field(
-        default=5.0,
-        metadata={"help": "How often own addresses are looked at.", "min": 0.01, "max": 3600},
-    )
-    query_s_alone: float = field(
-        default=30.0,
-        metadata={"help": "Time between questions without a peer.", "min": 1, "max": 3600},
-    )
-    query_s_max: float = field(
-        default=600.0, metadata={"help": "Time between questions.", "min": 1, "max": 3600}
-    )
-    again_s: float = field(
-        default=60.0,
-        metadata={"help": "An address is reported once in this time.", "min": 1, "max": 86_400},
-    )
-    seen_max: int = field(
-        default=1024, metadata={"help": "Addresses remembered for it.", "min": 1, "max": 65_536}
-    )
-    found_waiting_max: int = field(
-        default=256,
-        metadata={"help": "Addresses that wait to be dialled.", "min": 1, "max": 65_536},
-    )
-    found_per_minute_max: int = field(
-        default=120, metadata={"help": "Addresses reported a minute.", "min": 1, "max": 60_000}
     )

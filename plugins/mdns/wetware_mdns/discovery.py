@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from wetware.base.backoff import Backoff
 from wetware_mdns.config import INTERFACES_MAX
-from wetware_mdns.records import Seen, Waiting, announceable, decode, encode, random_name
+from wetware_mdns.records import announceable, decode, encode
 
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
@@ -16,6 +19,16 @@ if TYPE_CHECKING:
     from wetware_mdns.config import MdnsConfig
     from wetware_mdns.lan import Lan
 
+ADDRS_MAX = 8
+"""Addresses announced. One peer's answer is read up to the same number."""
+ADDRS_POLL_S = 5.0
+"""How often this node's addresses are looked at; after a change it announces itself anew."""
+QUERY_S_ALONE, QUERY_S_MAX = 30.0, 600.0
+"""The longest time between two questions while no member is connected, and otherwise. The first
+come after 0, 1, 2, 4, … s. Nodes that start announce themselves unasked, so that questions only
+make up for lost packets; RFC 6762 (5.2) allows up to an hour."""
+FOUND_MAX = 256
+"""Addresses heard of that the node has not taken yet, which it does within a turn of the loop."""
 RETRY_S_MIN, RETRY_S_MAX = 5.0, 300.0
 """After a failure, e.g. because another program keeps the port to itself."""
 
@@ -29,23 +42,17 @@ class MdnsDiscovery:
 
     name = "mdns"
 
-    def __init__(self, ctx: PluginContext, *, rng: random.Random | None = None) -> None:
+    def __init__(self, ctx: PluginContext) -> None:
         config: MdnsConfig = ctx.config
         self._overlay, self._log, self._config = ctx.overlay, ctx.log, config
-        self._rng = rng or random.SystemRandom()
-        self._seen = Seen(
-            again_s=config.again_s,
-            seen_max=config.seen_max,
-            per_minute_max=config.found_per_minute_max,
-            monotonic=ctx.clock.monotonic,
-        )
-        self._waiting = Waiting(config.found_waiting_max, self._rng)
+        self._rng = random.SystemRandom()
+        self._found: deque[str] = deque(maxlen=FOUND_MAX)
         self._arrived = asyncio.Event()
 
     async def advertise(self, addrs: tuple[str, ...]) -> None:
         """Announce this node and listen, until cancelled; ends within a second."""
-        mine = announceable(addrs, self._config.addrs_max)
-        retry_s = RETRY_S_MIN
+        mine = announceable(addrs, ADDRS_MAX)
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX, self._rng)
         while True:
             if not mine:
                 self._log.info("mdns.idle", why="the node listens on no address but loopback")
@@ -53,20 +60,20 @@ class MdnsDiscovery:
                 continue
             try:
                 mine = await self._be_present(mine)
-                retry_s = RETRY_S_MIN
+                backoff.reset()
             except Exception as exc:  # whatever the network does, the node goes on without it
                 while isinstance(exc, ExceptionGroup):
                     exc = exc.exceptions[0]
-                self._log.warning("mdns.failed", why=exc, again_s=retry_s)
-                await asyncio.sleep(retry_s)
-                retry_s = min(RETRY_S_MAX, retry_s * 2)
-                mine = announceable(self._overlay.addrs(), self._config.addrs_max)
+                pause_s = backoff.pause_s()
+                self._log.warning("mdns.failed", why=exc, again_s=round(pause_s, 1))
+                await asyncio.sleep(pause_s)
+                mine = announceable(self._overlay.addrs(), ADDRS_MAX)
 
     async def find_peers(self) -> AsyncIterator[str]:
         """Addresses of neighbours, with peer IDs, as they are heard of: hints, not proofs."""
         while True:
-            while (addr := self._waiting.get()) is not None:
-                yield addr
+            while self._found:
+                yield self._found.popleft()
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -86,9 +93,9 @@ class MdnsDiscovery:
             async with asyncio.TaskGroup() as tasks:
                 asking = tasks.create_task(self._ask(lan))
                 if self._config.announce:
-                    text = encode(mine, self._overlay.cluster)
-                    ips = tuple(dict.fromkeys(hosts))
-                    await lan.announce(random_name(self._rng), text, ips, mine[0].port)
+                    # The name is made anew at each start: it says nothing, and nobody else has it.
+                    name, text = secrets.token_hex(16), encode(mine, self._overlay.cluster)
+                    await lan.announce(name, text, tuple(dict.fromkeys(hosts)), mine[0].port)
                 changed = await self._changed(mine)
                 asking.cancel()
         self._log.info("mdns.down", why="the node's addresses changed")
@@ -96,8 +103,8 @@ class MdnsDiscovery:
 
     async def _changed(self, mine: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:
         while True:
-            await asyncio.sleep(self._config.addrs_poll_s)
-            now = announceable(self._overlay.addrs(), self._config.addrs_max)
+            await asyncio.sleep(ADDRS_POLL_S)
+            now = announceable(self._overlay.addrs(), ADDRS_MAX)
             if now != mine:
                 return now
 
@@ -108,21 +115,19 @@ class MdnsDiscovery:
         lan.ask(first=True)
         while True:
             await asyncio.sleep(wait_s * self._rng.uniform(0.9, 1.1))
-            alone = not self._overlay.peers()
-            limit_s = self._config.query_s_alone if alone else self._config.query_s_max
-            wait_s = min(wait_s * 2, limit_s)
+            wait_s = min(wait_s * 2, QUERY_S_MAX if self._overlay.peers() else QUERY_S_ALONE)
             lan.ask(first=False)
 
     def _heard(self, text: bytes) -> None:
-        """One TXT record, of whoever and whatever."""
-        sighting = decode(text, self._config.addrs_max)
+        """One TXT record, of whoever and whatever. The node bounds how many it dials."""
+        sighting = decode(text, ADDRS_MAX)
         if sighting.cluster != self._overlay.cluster and (
             sighting.cluster or not self._config.foreign
         ):
             return
         for addr in sighting.addrs:
-            if addr.peer != self._overlay.peer_id and self._seen.take(addr):
-                self._waiting.put(str(addr))
+            if addr.peer != self._overlay.peer_id:
+                self._found.append(str(addr))
                 self._arrived.set()
                 self._log.debug("mdns.found", addr=addr)
 

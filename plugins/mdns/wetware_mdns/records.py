@@ -9,34 +9,21 @@ Source: https://github.com/libp2p/specs/blob/master/discovery/mdns.md
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import WetwareError
-
-if TYPE_CHECKING:
-    import random
 
 SERVICE = "_p2p._udp.local."
 TTL_S = 120
 """How long others may remember a record: that of js-libp2p and of RFC 6762 for host records."""
 
 ADDR_KEY, CLUSTER_KEY = b"dnsaddr=", b"wwcluster="
-STRING_BYTES_MAX = 255
-"""One string of a TXT record: its length is one byte (RFC 1035)."""
 STRINGS_MAX = 64
 """Strings of a TXT record that are looked at."""
 TEXT_BYTES_MAX = 1000
 """Our own TXT record: with its companions it stays within one Ethernet frame."""
-
-_NAME_CHARS = "abcdefghijklmnopqrstuvwxyz0123456789"
-
-
-def random_name(rng: random.Random) -> str:
-    """A name for one start, 32 characters: it says nothing, and nobody else has it."""
-    return "".join(rng.choices(_NAME_CHARS, k=32))
 
 
 def ip_of(addr: Multiaddr) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -128,69 +115,3 @@ def _strings(text: bytes) -> Iterator[bytes]:
             return
         yield text[at + 1 : end]
         at = end
-
-
-class Seen:
-    """Which addresses were reported lately, and how many may be now: both bounded.
-
-    Args:
-        again_s: An address is reported once in this time.
-        seen_max: Addresses remembered; the oldest go first.
-        per_minute_max: Addresses reported in a minute, and at once after a quiet one.
-        monotonic: The clock.
-    """
-
-    def __init__(
-        self,
-        *,
-        again_s: float,
-        seen_max: int,
-        per_minute_max: int,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._again_s, self._seen_max, self._per_minute_max = again_s, seen_max, per_minute_max
-        self._monotonic = monotonic
-        self._at: dict[Multiaddr, float] = {}
-        self._tokens, self._tokens_at = float(per_minute_max), monotonic()
-
-    def __len__(self) -> int:
-        return len(self._at)
-
-    def take(self, addr: Multiaddr) -> bool:
-        """Whether to report `addr` now; if so, it counts as reported."""
-        now = self._monotonic()
-        last = self._at.get(addr)
-        if last is not None and now - last < self._again_s:
-            return False
-        gained = (now - self._tokens_at) * self._per_minute_max / 60
-        self._tokens = min(float(self._per_minute_max), self._tokens + gained)
-        self._tokens_at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        self._at.pop(addr, None)  # so that the order of the table is that of the times
-        while len(self._at) >= self._seen_max:
-            del self._at[next(iter(self._at))]
-        self._at[addr] = now
-        return True
-
-
-class Waiting:
-    """Addresses on their way to the node: in order, bounded; when full, a random one goes."""
-
-    def __init__(self, size_max: int, rng: random.Random) -> None:
-        self._size_max, self._rng = size_max, rng
-        self._items: list[str] = []
-        self.lost = 0
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def put(self, item: str) -> None:
-        if len(self._items) >= self._size_max:
-            del self._items[self._rng.randrange(len(self._items))]
-            self.lost += 1
-        self._items.append(item)
-
-    def get(self) -> str | None:
-        return self._items.pop(0) if self._items else None

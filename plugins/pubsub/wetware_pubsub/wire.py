@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from wetware.overlay.frames import uvarint
+from wetware.base.varint import uvarint
 
 SIGN_DOMAIN = b"libp2p-pubsub:"
 """What precedes a message in the bytes that its publisher signs."""

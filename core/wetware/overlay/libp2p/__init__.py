@@ -3,15 +3,14 @@
 Importing it imports neither; `Overlay.run` does, in a thread. See docs/adr/0002 and 0003.
 """
 
-from wetware.overlay.libp2p.overlay import (
-    Overlay,
+from wetware.overlay.libp2p.contract import (
     OverlayLimits,
     OverlayStatus,
     OverlayTimeout,
     OverlayUnavailable,
-    PeerReport,
     Provider,
 )
+from wetware.overlay.libp2p.overlay import Overlay
 
 __all__ = [
     "Overlay",
@@ -19,6 +18,5 @@ __all__ = [
     "OverlayStatus",
     "OverlayTimeout",
     "OverlayUnavailable",
-    "PeerReport",
     "Provider",
 ]

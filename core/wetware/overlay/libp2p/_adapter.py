@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import trio
-from libp2p.abc import IListener, IMuxedConn, IMuxedStream, ITransport
+from libp2p.abc import IMuxedConn, IMuxedStream
 from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import (
@@ -22,7 +22,6 @@ from libp2p.stream_muxer.exceptions import (
     MuxedStreamError,
     MuxedStreamReset,
 )
-from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr as LibAddr
 
 from wetware.base.multiaddr import Multiaddr
@@ -266,41 +265,3 @@ class GuestConn(IMuxedConn):
         for stream in tuple(self.streams):
             stream.abandon()
         self.streams.clear()
-
-
-class LinkTransport(ITransport):
-    """libp2p's only transport: it dials with the link. Listening is the link's as well."""
-
-    provides_native_muxing = True
-
-    def __init__(self, reach: Callable[[ID | None, list[LibAddr]], Awaitable[GuestConn]]) -> None:
-        self._reach = reach
-
-    def protocols(self) -> list[str]:
-        return ["tcp"]
-
-    def can_dial(self, maddr: LibAddr) -> bool:
-        addr = to_link_addr(maddr)
-        return addr is not None and addr.port > 0
-
-    def can_listen(self, maddr: LibAddr) -> bool:
-        """Never: no socket is opened by libp2p."""
-        return False
-
-    def create_listener(self, handler_function: object) -> IListener:
-        """Never called, as `can_listen` is always False."""
-        raise OpenConnectionError("libp2p does not listen; the link does")
-
-    async def dial(self, maddr: LibAddr) -> GuestConn:
-        """Dial one address; the connection is in the swarm's table already.
-
-        The interface says IRawConnection; Swarm tells an IMuxedConn apart and upgrades nothing.
-        """
-        addr = to_link_addr(maddr)
-        if addr is None:
-            raise OpenConnectionError(f"the link cannot dial {maddr}")
-        peer = ID(addr.peer.multihash) if addr.peer is not None else None
-        try:
-            return await self._reach(peer, [maddr])
-        except WetwareError as exc:
-            raise OpenConnectionError(str(exc)) from exc

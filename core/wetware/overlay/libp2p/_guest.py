@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import signal
 import threading
 from collections import Counter
@@ -30,6 +29,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.host.ping import ID as PING
+from libp2p.identity.identify import identify as identify_module
 from libp2p.identity.identify.identify import ID as IDENTIFY
 from libp2p.identity.identify.identify import identify_handler_for
 from libp2p.identity.identify.pb.identify_pb2 import Identify
@@ -52,8 +52,10 @@ from libp2p.records.validator import NamespacedValidator, Validator
 from libp2p.tools.anyio_service import background_trio_service
 from libp2p.transport.upgrader import TransportUpgrader
 from libp2p.utils.address_validation import expand_wildcard_address
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr as LibAddr
 
+from wetware import __version__
 from wetware.base.access import Access
 from wetware.base.log import get_logger
 from wetware.errors import (
@@ -66,11 +68,10 @@ from wetware.identity import PeerId
 from wetware.overlay.libp2p import _loading
 from wetware.overlay.libp2p._adapter import (
     GuestConn,
-    LinkTransport,
     on_host,
     to_link_addr,
 )
-from wetware.overlay.libp2p.overlay import OverlayLimits, OverlayUnavailable, PeerReport, Provider
+from wetware.overlay.libp2p.contract import OverlayLimits, OverlayUnavailable, Provider
 from wetware.overlay.link.multistream import HELLO, encode_line
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ ACCESS = {
 }
 
 _loading.tame()
+vars(identify_module)["AGENT_VERSION"] = f"wetware/{__version__}"  # libp2p has no setting for it
 
 
 def peer_id_of(lib_id: ID) -> PeerId | None:
@@ -102,19 +104,6 @@ def peer_id_of(lib_id: ID) -> PeerId | None:
         return PeerId.from_multihash(lib_id.to_bytes())
     except ValueError:
         return None
-
-
-class _NoUpgrader(TransportUpgrader):
-    """Refuses: every connection was secured and multiplexed by the link. There is no plaintext."""
-
-    def __init__(self) -> None:
-        super().__init__({}, {})
-
-    async def upgrade_security(self, *_: object, **__: object) -> NoReturn:
-        raise SwarmException("libp2p negotiates no security here")
-
-    async def upgrade_connection(self, *_: object, **__: object) -> NoReturn:
-        raise SwarmException("libp2p negotiates no muxer here")
 
 
 class _NoAutoConnector(AutoConnector):
@@ -131,7 +120,10 @@ class _NoAutoConnector(AutoConnector):
 
 
 class _Swarm(Swarm):
-    """The table of connections. Dials with the link: all addresses, no blackout after a failure."""
+    """The table of connections. Dials with the link: all addresses, no blackout after a failure.
+
+    Every connection was secured and multiplexed by the link. There is no plaintext.
+    """
 
     reach: Callable[[ID, list[LibAddr]], Awaitable[GuestConn]]
 
@@ -178,14 +170,13 @@ class _Host(BasicHost):
         self._expanded: dict[str, list[LibAddr]] = {}
         self.dht: KadDHT | None = None
         self.dht_peers: set[ID] = set()
-        self._asking: dict[ID, trio.Lock] = {}
         self._identifying = trio.CapacityLimiter(limits.identify_streams_max)
         super().__init__(swarm, disable_identify_address_discovery=True)
         self.multiselect = _Multiselect({})
         self.multiselect.link = link
         serve_identify = identify_handler_for(self, use_varint_format=True)
         self.set_stream_handler(IDENTIFY, self._bounded(serve_identify))
-        self.set_stream_handler(IDENTIFY_PUSH, self._bounded(self._take_push))
+        self.set_stream_handler(IDENTIFY_PUSH, self._bounded(self._hear))
         self.set_stream_handler(PING, _serve_ping)
         swarm.set_stream_handler(self._serve)
 
@@ -262,39 +253,13 @@ class _Host(BasicHost):
 
     # --- identify --------------------------------------------------------------------------------
 
-    async def exchange_identify(self, peer_id: ID) -> Identify:
-        """Ask the peer who it is; bounded in time by the caller, in size here.
-
-        One per peer at a time: js-libp2p resets the second identify stream of a connection.
-        """
-        turn = self._asking.setdefault(peer_id, trio.Lock())
-        try:
-            async with turn, self._identifying:
-                stream = await self.new_stream(peer_id, [IDENTIFY])
-                try:
-                    message = await self._read_identify(stream)
-                except BaseException:
-                    await stream.reset()
-                    raise
-                await stream.close()
-        finally:
-            if not turn.locked():
-                self._asking.pop(peer_id, None)
-        return message
-
-    async def _take_push(self, stream: INetStream) -> None:
-        message = await self._read_identify(stream)
-        await self._learn(stream.muxed_conn.peer_id, message)
-
-    async def _read_identify(self, stream: INetStream) -> Identify:
-        size = await _read_uvarint(stream)
-        if not 0 < size <= self._limits.identify_bytes:
-            raise OverlayError(f"an identify message of {size} bytes (limit identify_bytes)")
+    async def _hear(self, stream: INetStream) -> None:
+        """Take what a peer says of itself: its answer, or a push."""
         message = Identify()
-        message.ParseFromString(await _read_exactly(stream, size))
-        return message
-
-    async def _learn(self, peer_id: ID, message: Identify) -> None:
+        message.ParseFromString(
+            await read_varint_prefixed_bytes_limited(stream, self._limits.identify_bytes)
+        )
+        peer_id = stream.muxed_conn.peer_id
         await update_peerstore_from_identify(self.get_peerstore(), peer_id, message)
         serves = str(KAD) in message.protocols
         peer = peer_id_of(peer_id)
@@ -311,8 +276,14 @@ class _Host(BasicHost):
         # libp2p runs this as a system task after each connect: an exception would end the guest.
         try:
             with trio.fail_after(self._limits.identify_s):
-                message = await self.exchange_identify(peer_id)
-                await self._learn(peer_id, message)
+                async with self._identifying:
+                    stream = await self.new_stream(peer_id, [IDENTIFY])
+                    try:
+                        await self._hear(stream)
+                    except BaseException:
+                        await stream.reset()
+                        raise
+                    await stream.close()
         except Exception as exc:
             log.debug("identify.failed", peer=peer_id, error=repr(exc)[:200])
 
@@ -320,29 +291,6 @@ class _Host(BasicHost):
         super()._on_notifee_disconnected(conn)
         if not self.get_network().get_connections(conn.muxed_conn.peer_id):
             self.dht_peers.discard(conn.muxed_conn.peer_id)
-
-
-async def _read_exactly(stream: INetStream, size: int) -> bytes:
-    parts, left = [], size
-    while left:
-        data = await stream.read(left)
-        if not data:
-            raise OverlayError("the stream ended early")
-        parts.append(data)
-        left -= len(data)
-    return b"".join(parts)
-
-
-async def _read_uvarint(stream: INetStream) -> int:
-    number = shift = 0
-    while True:
-        byte = (await _read_exactly(stream, 1))[0]
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number
-        shift += 7
-        if shift > 28:
-            raise OverlayError("a length prefix of more than five bytes")
 
 
 async def _serve_ping(stream: INetStream) -> None:
@@ -623,8 +571,8 @@ class Guest:
         swarm = self._swarm = _Swarm(
             peer_id,
             peerstore,
-            _NoUpgrader(),
-            transports=[LinkTransport(self._reach)],
+            TransportUpgrader({}, {}),
+            transports=[],  # it never opens a socket
             retry_config=RetryConfig(max_retries=0),
             connection_config=ConnectionConfig(
                 # The link counts connections; libp2p prunes, trims and auto-connects nothing.
@@ -672,13 +620,13 @@ class Guest:
             self._swarm.remove_conn(swarm_conn)
         conn.settled.set()
 
-    async def _reach(self, peer_id: ID | None, addrs: list[LibAddr]) -> GuestConn:
+    async def _reach(self, peer_id: ID, addrs: list[LibAddr]) -> GuestConn:
         """Dial with the link and wait until libp2p knows the connection; raises OverlayError."""
-        peer = peer_id_of(peer_id) if peer_id is not None else None
-        found = [addr for addr in map(to_link_addr, addrs) if addr is not None and addr.port]
-        if peer_id is not None and peer is None:
+        peer = peer_id_of(peer_id)
+        if peer is None:
             raise DialError("not a peer ID of a key")
-        if not found and (peer is None or self._link.connection(peer) is None):
+        found = [addr for addr in map(to_link_addr, addrs) if addr is not None and addr.port]
+        if not found and self._link.connection(peer) is None:
             raise DialError(f"no address of {peer} can be dialled")
         async with self._dials:
             connection = await on_host(
@@ -710,78 +658,30 @@ class Guest:
             for peer in {*expired, *excess}:
                 store.clear_peerdata(peer)
 
-    # --- verbs: make the function that `call` runs -----------------------------------------------
+    # --- verbs, for `call` ------------------------------------------------------------------------
 
-    def ping(self, peer: PeerId) -> Callable[[], Coroutine[Any, Any, float]]:
-        async def run() -> float:
-            stream = await self._host.new_stream(ID(peer.multihash), [PING])
-            payload = os.urandom(PING_BYTES)
-            try:
-                start = self._loop.time()
-                await stream.write(payload)
-                answer = await _read_exactly(stream, PING_BYTES)
-                took_s = self._loop.time() - start
-            except BaseException:
-                await stream.reset()
-                raise
-            await stream.close()
-            if answer != payload:
-                raise OverlayError("the peer answered a ping with other bytes")
-            return took_s
+    async def provide(self, key: bytes) -> bool:
+        assert self._dht is not None  # noqa: S101  # set before `ready`
+        return bool(await self._dht.provider_store.provide(key))
 
-        return run
-
-    def identify(self, peer: PeerId) -> Callable[[], Coroutine[Any, Any, PeerReport]]:
-        async def run() -> PeerReport:
-            message = await self._host.exchange_identify(ID(peer.multihash))
-            return PeerReport(
-                peer=peer,
-                protocols=tuple(message.protocols),
-                agent=message.agent_version,
-                addrs=tuple(filter(None, map(_addr_text, message.listen_addrs))),
-                observed=_addr_text(message.observed_addr) if message.observed_addr else None,
+    async def find_providers(self, key: bytes, count: int) -> tuple[Provider, ...]:
+        assert self._dht is not None  # noqa: S101  # set before `ready`
+        # An empty store, since libp2p asks nobody when its own has any record of the key.
+        lookup = ProviderStore(self._host, self._dht.peer_routing)
+        infos = await lookup.find_providers(key, count)
+        infos += self._dht.provider_store.get_providers(key)
+        found: dict[PeerId, Provider] = {}
+        for info in infos:
+            peer = peer_id_of(info.peer_id)
+            if peer in (None, self._link.peer_id) or peer in found or len(found) >= count:
+                continue
+            addrs = [addr for addr in map(to_link_addr, info.addrs) if addr is not None]
+            found[peer] = Provider(
+                peer,
+                tuple(
+                    addr.with_peer(peer)
+                    for addr in addrs[: self._limits.dial_addrs_max]
+                    if addr.peer in (None, peer)
+                ),
             )
-
-        return run
-
-    def provide(self, key: bytes) -> Callable[[], Coroutine[Any, Any, bool]]:
-        async def run() -> bool:
-            assert self._dht is not None  # noqa: S101  # set before `ready`
-            return bool(await self._dht.provider_store.provide(key))
-
-        return run
-
-    def find_providers(
-        self, key: bytes, count: int
-    ) -> Callable[[], Coroutine[Any, Any, tuple[Provider, ...]]]:
-        async def run() -> tuple[Provider, ...]:
-            assert self._dht is not None  # noqa: S101  # set before `ready`
-            # An empty store, since libp2p asks nobody when its own has any record of the key.
-            lookup = ProviderStore(self._host, self._dht.peer_routing)
-            infos = await lookup.find_providers(key, count)
-            infos += self._dht.provider_store.get_providers(key)
-            found: dict[PeerId, Provider] = {}
-            for info in infos:
-                peer = peer_id_of(info.peer_id)
-                if peer in (None, self._link.peer_id) or peer in found or len(found) >= count:
-                    continue
-                addrs = [addr for addr in map(to_link_addr, info.addrs) if addr is not None]
-                found[peer] = Provider(
-                    peer,
-                    tuple(
-                        addr.with_peer(peer)
-                        for addr in addrs[: self._limits.dial_addrs_max]
-                        if addr.peer in (None, peer)
-                    ),
-                )
-            return tuple(found.values())
-
-        return run
-
-
-def _addr_text(raw: bytes) -> str | None:
-    """A binary multiaddr of a peer as text; None for junk."""
-    try:
-        return str(LibAddr(raw))
-    except (ValueError, LookupError, TypeError):
-        return None
+        return tuple(found.values())

@@ -3,148 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from wetware.base.backoff import Backoff
 from wetware.base.log import get_logger
-from wetware.errors import DialError, InvalidArgument, OverlayError, WetwareError
+from wetware.errors import InvalidArgument, OverlayError, WetwareError
 from wetware.overlay.libp2p._loading import load_guest
+from wetware.overlay.libp2p.contract import (
+    OverlayLimits,
+    OverlayStatus,
+    OverlayTimeout,
+    OverlayUnavailable,
+    Provider,
+    State,
+)
 
 if TYPE_CHECKING:
-    from wetware.base.multiaddr import Multiaddr
-    from wetware.identity import Key, PeerId
+    from wetware.identity import Key
     from wetware.overlay.libp2p._guest import Guest
     from wetware.overlay.link import LinkHost
 
 log = get_logger("overlay")
 T = TypeVar("T")
 
-State = Literal["starting", "running", "restarting", "stopped"]
-
-
-class OverlayUnavailable(OverlayError):
-    """The libp2p guest is starting, restarting or stopped; links and streams are not affected."""
-
-    code = "overlay.unavailable"
-
-
-class OverlayTimeout(OverlayError):
-    """The network did not answer in time."""
-
-    code = "overlay.timeout"
-
-
-@dataclass(frozen=True, slots=True)
-class OverlayLimits:
-    """Every limit of the control plane.
-
-    Attributes:
-        start_s: For one start of the guest, import included; a guest that hangs is replaced.
-        stop_s: For the guest to end when it is told to.
-        restart_s_min: Wait before the second restart in a row; the first one is immediate.
-        restart_s_max: The wait doubles up to here.
-        healthy_s: A guest that ran this long is no longer "in a row" with the crash before.
-        ping_s: For one ping.
-        identify_s: For one identify exchange, ours or a peer's.
-        identify_bytes: Of an identify message; js-libp2p's own are below 2 KiB.
-        identify_streams_max: Identify exchanges that we run at a time.
-        dht_s: For one DHT verb; a lookup of many rounds takes seconds.
-        dht_key_bytes_max: Of a DHT key: what other implementations accept for provider records.
-        dht_stream_s: Life of an inbound DHT stream; libp2p serves 12 at a time and never ends them.
-        dht_streams_per_peer_max: Inbound DHT streams of one peer.
-        dht_provider_keys_max: Keys with provider records that we keep for others (~1 KiB each).
-        dht_value_bytes_max: Of a value record that we keep for others (IPNS's own limit).
-        guest_streams_max: Streams of one connection that wait for the guest to accept them.
-        calls_max: Verbs under way; further ones are refused.
-        dials_max: Dials by libp2p at a time.
-        dial_s: For one dial by libp2p.
-        dial_addrs_max: Addresses that are tried per peer; a peer announces as many as it likes.
-        peers_max: Unconnected peers whose addresses are remembered.
-        peers_sweep_s: Interval between sweeps of the remembered peers.
-        adoptions_max: Times that libp2p may let go of a live connection before it is not offered
-            again.
-    """
-
-    start_s: float = 60.0
-    stop_s: float = 0.8
-    restart_s_min: float = 0.1
-    restart_s_max: float = 30.0
-    healthy_s: float = 60.0
-    ping_s: float = 10.0
-    identify_s: float = 10.0
-    identify_bytes: int = 64 << 10
-    identify_streams_max: int = 64
-    dht_s: float = 30.0
-    dht_key_bytes_max: int = 80
-    dht_stream_s: float = 60.0
-    dht_streams_per_peer_max: int = 4
-    dht_provider_keys_max: int = 20_000
-    dht_value_bytes_max: int = 10 << 10
-    guest_streams_max: int = 64
-    calls_max: int = 64
-    dials_max: int = 16
-    dial_s: float = 10.0
-    dial_addrs_max: int = 16
-    peers_max: int = 1000
-    peers_sweep_s: float = 60.0
-    adoptions_max: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class OverlayStatus:
-    """What the libp2p guest is doing.
-
-    Attributes:
-        state: "running" is the only state in which the verbs work.
-        restarts: Times that the guest was started again after it had failed.
-        last_error: Why it ended the last time, one line, or None.
-        connections: Link connections that libp2p uses.
-        dht_peers: Peers in the DHT's routing table.
-    """
-
-    state: State
-    restarts: int
-    last_error: str | None
-    connections: int
-    dht_peers: int
-
-
-@dataclass(frozen=True, slots=True)
-class PeerReport:
-    """What a peer says of itself (identify). Nothing of it is verified except the peer ID.
-
-    Attributes:
-        peer: Who answered.
-        protocols: Protocol IDs that it serves.
-        agent: Its software, e.g. "js-libp2p/3.3.11".
-        addrs: Multiaddrs that it says it listens on, in text form; not all can be dialled.
-        observed: Our address as it sees it, in text form, or None.
-    """
-
-    peer: PeerId
-    protocols: tuple[str, ...]
-    agent: str
-    addrs: tuple[str, ...]
-    observed: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """A peer that provides a key.
-
-    Attributes:
-        peer: The provider.
-        addrs: Its addresses that wetware can dial, with the peer ID.
-    """
-
-    peer: PeerId
-    addrs: tuple[Multiaddr, ...]
-
 
 class Overlay:
-    """libp2p on the connections of a LinkHost: identify, ping, Kad-DHT in server mode.
+    """libp2p on the connections of a LinkHost: it answers identify and ping, and keeps a Kad-DHT.
 
     libp2p runs as a trio guest of the asyncio loop, in the same thread. It never opens a socket and
     never negotiates security: it is handed connections that the link has finished (noise, yamux).
@@ -161,13 +48,18 @@ class Overlay:
     """
 
     def __init__(
-        self, host: LinkHost, key: Key, *, limits: OverlayLimits = OverlayLimits()
+        self,
+        host: LinkHost,
+        key: Key,
+        *,
+        limits: OverlayLimits = OverlayLimits(),  # noqa: B008  # frozen
     ) -> None:
         self._host, self._key, self._limits = host, key, limits
         self._guest: Guest | None = None
         self._state: State = "stopped"
         self._restarts = 0
         self._last_error: str | None = None
+        self._rng = random.SystemRandom()
 
     # --- lifecycle -------------------------------------------------------------------------------
 
@@ -182,7 +74,8 @@ class Overlay:
             raise RuntimeError("this overlay is running already")
         self._state = "starting"
         self._host.guest_expected = True
-        told, in_a_row = False, 0
+        told, first = False, True
+        backoff = Backoff(self._limits.restart_s_min, self._limits.restart_s_max, self._rng)
         try:
             while True:
                 started = time.monotonic()
@@ -197,22 +90,19 @@ class Overlay:
 
                 error = await self._one_run(up)
                 if time.monotonic() - started > self._limits.healthy_s:
-                    in_a_row = 0
-                delay = 0.0
-                if in_a_row:
-                    doubled = self._limits.restart_s_min * 2 ** min(in_a_row - 1, 30)
-                    delay = min(self._limits.restart_s_max, doubled)
-                in_a_row += 1
+                    first = True
+                    backoff.reset()
+                delay_s, first = 0.0 if first else backoff.pause_s(), False
                 self._state, self._restarts = "restarting", self._restarts + 1
                 self._last_error = _one_line(error)
                 log.error(
                     "overlay.failed",
                     error=self._last_error,
                     restarts=self._restarts,
-                    again_s=delay,
+                    again_s=round(delay_s, 1),
                     exc_info=error,
                 )
-                await asyncio.sleep(delay)
+                await asyncio.sleep(delay_s)
         finally:
             self._state = "stopped"
             self._host.guest_expected = False
@@ -271,22 +161,6 @@ class Overlay:
 
     # --- verbs -----------------------------------------------------------------------------------
 
-    async def ping(self, peer: PeerId) -> float:
-        """Round-trip time to a connected peer, s.
-
-        Raises DialError (not connected), ProtocolRefused, OverlayTimeout or OverlayUnavailable.
-        """
-        self._connected(peer)
-        return await self._call("ping", lambda g: g.ping(peer), self._limits.ping_s)
-
-    async def identify(self, peer: PeerId) -> PeerReport:
-        """Ask a connected peer what it is; a fresh exchange, nothing cached.
-
-        Raises DialError (not connected), ProtocolRefused, OverlayTimeout or OverlayUnavailable.
-        """
-        self._connected(peer)
-        return await self._call("identify", lambda g: g.identify(peer), self._limits.identify_s)
-
     async def provide(self, key: bytes) -> bool:
         """Announce in the DHT that this node provides `key` (a multihash, or any 1 to 80 bytes).
 
@@ -295,8 +169,7 @@ class Overlay:
         caller announces again.
         Raises InvalidArgument, OverlayTimeout or OverlayUnavailable.
         """
-        self._check_key(key)
-        return await self._call("provide", lambda g: g.provide(key), self._limits.dht_s)
+        return await self._call("provide", key, lambda guest: guest.provide(key))
 
     async def find_providers(self, key: bytes, *, count: int = 20) -> tuple[Provider, ...]:
         """Other peers that provide `key`, at most `count`; empty when none is found.
@@ -305,41 +178,29 @@ class Overlay:
 
         Raises InvalidArgument, OverlayTimeout or OverlayUnavailable.
         """
-        self._check_key(key)
         return await self._call(
-            "find_providers", lambda g: g.find_providers(key, count), self._limits.dht_s
+            "find_providers", key, lambda guest: guest.find_providers(key, count)
         )
 
-    def _check_key(self, key: bytes) -> None:
+    async def _call(
+        self, verb: str, key: bytes, function: Callable[[Guest], Coroutine[Any, Any, T]]
+    ) -> T:
         if not 0 < len(key) <= self._limits.dht_key_bytes_max:
             raise InvalidArgument(
                 f"a DHT key has 1 to {self._limits.dht_key_bytes_max} bytes, not {len(key)}",
                 hint="use the hash of the name",
             )
-
-    def _connected(self, peer: PeerId) -> None:
-        if self._host.connection(peer) is None:
-            raise DialError(f"not connected to {peer}", hint="dial the peer first")
-
-    async def _call(
-        self,
-        verb: str,
-        make: Callable[[Guest], Callable[[], Coroutine[Any, Any, T]]],
-        timeout_s: float,
-    ) -> T:
         guest = self._guest
         if guest is None:
             raise OverlayUnavailable(
                 f"{verb}: the libp2p guest is {self._state}", hint="try again in a few seconds"
             )
         try:
-            async with asyncio.timeout(timeout_s):
-                return await guest.call(make(guest))
+            async with asyncio.timeout(self._limits.dht_s):
+                return await guest.call(lambda: function(guest))
         except TimeoutError:
-            raise OverlayTimeout(f"{verb}: no answer within {timeout_s:g} s") from None
+            raise OverlayTimeout(f"{verb}: no answer within {self._limits.dht_s:g} s") from None
         except WetwareError:
-            raise
-        except asyncio.CancelledError:
             raise
         except Exception as exc:
             if self._guest is not guest:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from wetware.base.varint import uvarint
 from wetware.errors import InvalidArgument, ProtocolRefused
-from wetware.overlay.frames import uvarint
 from wetware.overlay.link.limits import Violation
 
 LINE_BYTES_MAX = 1024

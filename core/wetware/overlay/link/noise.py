@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from wetware.base.varint import uvarint, uvarint_at
 from wetware.identity import Key, PeerId, verify
-from wetware.overlay.frames import uvarint
 from wetware.overlay.link.limits import Violation
 
 MESSAGE_BYTES_MAX = 65535
@@ -32,20 +32,8 @@ HANDSHAKE_BYTES_MAX = 8192
 _NAME = b"Noise_XX_25519_ChaChaPoly_SHA256"
 _SIGNED_PREFIX = b"noise-libp2p-static-key:"
 _RSA_BITS_MIN, _RSA_BITS_MAX = 2048, 8192  # below: breakable; above: verification as a CPU attack
+_FIXED_BYTES = {1: 8, 5: 4}  # protobuf's wire types of a fixed width
 _RSA, _ED25519, _SECP256K1, _ECDSA = 0, 1, 2, 3  # KeyType of libp2p's PublicKey
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        if at >= len(data) or shift > 63:
-            raise Violation("protobuf: bad varint")
-        byte = data[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return number, at
 
 
 def protobuf_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -55,18 +43,16 @@ def protobuf_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """
     at = 0
     while at < len(data):
-        tag, at = _varint(data, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if wire == 2:
-            size, at = _varint(data, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise Violation("protobuf: bad wire type")
+        try:
+            tag, at = uvarint_at(data, at)
+            number, wire = tag >> 3, tag & 7
+            if wire == 0:
+                value, at = uvarint_at(data, at)
+                yield number, value
+                continue
+            size, at = uvarint_at(data, at) if wire == 2 else (_FIXED_BYTES[wire], at)
+        except (ValueError, KeyError) as exc:
+            raise Violation(f"protobuf: malformed: {exc}") from None
         if at + size > len(data):
             raise Violation("protobuf: truncated")
         yield number, data[at : at + size]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from wetware.base import cbor
 from wetware.base.access import Access
+from wetware.base.backoff import Backoff
 from wetware.base.bounds import TokenBucket
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
@@ -46,7 +47,7 @@ from wetware.overlay.membership.peers import (
     IncarnationFile,
     PeerStore,
 )
-from wetware.overlay.membership.reach import Backoff, Reach, ReachLimits
+from wetware.overlay.membership.reach import Reach, ReachLimits
 from wetware.overlay.membership.record import RECORD_BYTES_MAX, Malformed, Record
 from wetware.overlay.membership.swim import Change, ChangeKind, Known, State, Swim, middle
 from wetware.peers import PeerDown, PeerUp

@@ -16,10 +16,11 @@ from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
 from wetware.identity import Key, PeerId
 from wetware.overlay.libp2p import Overlay, OverlayLimits
-from wetware.overlay.link import LinkHost, LinkLimits, Stream
+from wetware.overlay.link import Connection, LinkHost, LinkLimits, Stream
 
 ANY = Multiaddr.parse("/ip4/127.0.0.1/tcp/0")
 ECHO = "/test/echo/1"
+IDENTIFY, PING, KAD = "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0", "/ipfs/kad/1.0.0"
 WAIT_S_MAX = 30.0
 
 
@@ -38,6 +39,24 @@ async def until(condition: Callable[[], bool], what: str, timeout_s: float = WAI
 async def serve_echo(stream: Stream) -> None:
     while data := await stream.read():
         await stream.write(data)
+
+
+async def answers_ping(connection: Connection) -> bool:
+    """Ask over a stream of the link; libp2p answers."""
+    async with await connection.open_stream(PING) as stream:
+        await stream.write(b"p" * 32)
+        return await stream.read_exactly(32) == b"p" * 32
+
+
+async def identify(connection: Connection) -> Any:
+    """What the peer says of itself, asked over a stream of the link."""
+    from libp2p.identity.identify.identify import parse_identify_response
+
+    said = b""
+    async with await connection.open_stream(IDENTIFY) as stream:
+        while part := await stream.read():
+            said += part
+    return parse_identify_response(said)
 
 
 @dataclass
@@ -94,6 +113,28 @@ async def plain_host(
         await host.listen([ANY])
         host.handle(ECHO, serve_echo, access=Access.PUBLIC)
         yield host
+
+
+async def never_answers(node: Node, peer: LinkHost) -> asyncio.Event:
+    """`peer` is in the node's table of the DHT and says nothing; the event: it was asked."""
+    from libp2p.peer.id import ID
+    from multiaddr import Multiaddr as LibAddr
+
+    asked = asyncio.Event()
+
+    async def silent(stream: Stream) -> None:
+        asked.set()
+        await stream.read_exactly(1 << 20)
+
+    peer.handle(KAD, silent, access=Access.PUBLIC)
+    await node.host.dial(peer.listen_addrs)
+    guest, peer_id = node.overlay._guest, ID(peer.peer_id.multihash)
+    assert guest is not None
+    addr = LibAddr(str(peer.listen_addrs[0].with_peer(None)))
+    guest._host.get_peerstore().add_addrs(peer_id, [addr], 3600)
+    await guest.call(lambda: guest._dht.add_peer(peer_id))
+    assert node.overlay.status().dht_peers == 1
+    return asked
 
 
 class ThreadNode:

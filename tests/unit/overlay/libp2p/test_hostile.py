@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 from collections.abc import Callable
@@ -11,18 +10,17 @@ from collections.abc import Callable
 import pytest
 
 from wetware.base.access import Access
+from wetware.base.varint import uvarint
 from wetware.errors import OverlayError, ProtocolRefused
 from wetware.identity import Key
-from wetware.overlay.frames import uvarint
 from wetware.overlay.libp2p import OverlayLimits
 from wetware.overlay.link import Connection, LinkHost, Stream
 
-from .conftest import Node, plain_host, running_node, until
+from .conftest import IDENTIFY, KAD, PING, Node, answers_ping, plain_host, running_node, until
 
 pytestmark = pytest.mark.anyio
 
-IDENTIFY, PUSH = "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0"
-KAD, PING = "/ipfs/kad/1.0.0", "/ipfs/ping/1.0.0"
+PUSH = "/ipfs/id/push/1.0.0"
 
 
 def framed(message: bytes) -> bytes:
@@ -94,12 +92,6 @@ def dht_messages() -> dict[str, bytes]:
     return found
 
 
-async def answers_ping(connection: Connection) -> bool:
-    async with await connection.open_stream(PING) as stream:
-        await stream.write(b"p" * 32)
-        return await stream.read_exactly(32) == b"p" * 32
-
-
 async def send_and_drain(connection: Connection, protocol: str, data: bytes) -> bytes:
     """Send, close, and read until the other side ends the stream."""
     stream = await connection.open_stream(protocol)
@@ -129,9 +121,6 @@ async def test_hostile_identify_answers(node: Node) -> None:
             hostile.handle(IDENTIFY, serve, access=Access.PUBLIC)
             connection = await hostile.dial(node.host.listen_addrs)
             await asyncio.wait_for(asked.wait(), 10)  # libp2p asks by itself
-            # Nonsense is an error of the overlay's, or a report; nothing else.
-            with contextlib.suppress(OverlayError):
-                assert (await node.overlay.identify(hostile.peer_id)).peer == hostile.peer_id, name
             assert await answers_ping(connection), name
     assert node.overlay.status().restarts == 0
 
@@ -150,11 +139,9 @@ async def test_identify_that_never_ends_is_cut_off() -> None:
         hostile.handle(IDENTIFY, flood, access=Access.PUBLIC)
         connection = await hostile.dial(node.host.listen_addrs)
         await sent.wait()
-        with pytest.raises(OverlayError, match=r"0\.5 s"):
-            await node.overlay.identify(hostile.peer_id)
         await until(
             lambda: not [s for s in connection.streams if s.protocol == IDENTIFY],
-            "the streams were reset",
+            "the stream was reset",
             timeout_s=5,
         )
         assert await answers_ping(connection)
@@ -271,11 +258,8 @@ async def test_libp2p_can_neither_listen_nor_upgrade(node: Node) -> None:
     from libp2p.network.exceptions import SwarmException
     from multiaddr import Multiaddr
 
-    from wetware.overlay.libp2p._adapter import LinkTransport
-
     swarm = node.overlay._guest._swarm
-    (transport,) = swarm.transport_manager.get_transports()
-    assert type(transport) is LinkTransport
+    assert swarm.transport_manager.get_transports() == []
     assert swarm.listeners == {}
     assert not swarm.upgrader.security_multistream.transports
     for maddr in ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"):
@@ -288,8 +272,6 @@ async def test_libp2p_can_neither_listen_nor_upgrade(node: Node) -> None:
     for upgrade in (
         lambda: swarm.upgrade_inbound_raw_conn(None, None),
         lambda: swarm.upgrade_outbound_raw_conn(None, None),
-        lambda: swarm.upgrader.upgrade_security(None, True),
-        lambda: swarm.upgrader.upgrade_connection(None, None),
     ):
         with pytest.raises(SwarmException):
             await node.overlay._guest.call(upgrade)

@@ -17,19 +17,17 @@ import time
 
 import pytest
 
-from wetware.base.access import Access
-from wetware.errors import DialError, LimitExceeded, OverlayError
+from wetware.errors import LimitExceeded, OverlayError
 from wetware.identity import Key
-from wetware.overlay.libp2p import Overlay, OverlayLimits, OverlayTimeout, OverlayUnavailable
+from wetware.overlay.libp2p import Overlay, OverlayLimits, OverlayUnavailable
 from wetware.overlay.link import Connection, LinkHost
 
-from .conftest import ECHO, Node, plain_host, running_node, until
+from .conftest import ECHO, PING, Node, never_answers, plain_host, running_node, until
 
 pytestmark = pytest.mark.anyio
 
 CHUNK_BYTES = 64 << 10
 UNDER_WAY_BYTES = 256 << 10
-PING = "/ipfs/ping/1.0.0"
 
 
 def threads() -> set[str]:
@@ -206,9 +204,10 @@ async def test_back_off(peer: LinkHost) -> None:
             start = time.perf_counter()
             await node.crash()
             took.append(time.perf_counter() - start)
-    assert took[0] < 0.3
-    assert 0.3 <= took[1] < 1.3
-    assert all(0.4 <= one < 1.4 for one in took[2:])
+    # Each is up to a quarter shorter or longer: nodes that crash together do not stay in step.
+    assert took[0] < 0.22
+    assert 0.22 <= took[1] < 1.4
+    assert all(0.3 <= one < 1.5 for one in took[2:])
 
 
 async def test_a_guest_that_does_not_start_is_tried_again(peer: LinkHost) -> None:
@@ -249,53 +248,34 @@ async def test_verbs_without_a_guest(peer: LinkHost) -> None:
         overlay = Overlay(host, key)
         overlay.crash(RuntimeError("no effect"))
         with pytest.raises(OverlayUnavailable, match="stopped"):
-            await overlay.ping(peer.peer_id)
+            await overlay.provide(b"key")
         with pytest.raises(OverlayUnavailable, match="stopped"):
             await overlay.find_providers(b"key")
-        with pytest.raises(DialError, match="not connected"):
-            await overlay.ping(Key.generate().peer_id)
 
 
 async def test_calls_end_with_the_guest(node: Node, peer: LinkHost) -> None:
-    held = asyncio.Event()
-
-    async def silent(stream) -> None:
-        held.set()
-        await stream.read_exactly(1 << 20)
-
-    peer.handle(PING, silent, access=Access.PUBLIC)
-    await node.host.dial(peer.listen_addrs)
-    call = asyncio.create_task(node.overlay.ping(peer.peer_id))
-    await held.wait()
+    asked = await never_answers(node, peer)
+    call = asyncio.create_task(node.overlay.find_providers(b"key"))
+    await asked.wait()
     node.overlay.crash(RuntimeError("on purpose"))
     with pytest.raises(OverlayUnavailable):
         await asyncio.wait_for(call, 5)
     await until(lambda: node.overlay.status().state == "running", "the guest is back")
 
 
-async def test_calls_are_bounded_in_time_and_cancellable(peer: LinkHost) -> None:
-    opened: list[object] = []
-
-    async def silent(stream) -> None:
-        opened.append(stream)
-        await stream.read_exactly(1 << 20)
-
-    peer.handle(PING, silent, access=Access.PUBLIC)
-    async with running_node(OverlayLimits(ping_s=0.2, calls_max=2)) as node:
-        connection = await node.host.dial(peer.listen_addrs)
-        start = time.perf_counter()
-        with pytest.raises(OverlayTimeout, match=r"0\.2 s"):
-            await node.overlay.ping(peer.peer_id)
-        assert 0.2 <= time.perf_counter() - start < 2.0
-        calls = [asyncio.create_task(node.overlay.ping(peer.peer_id)) for _ in range(2)]
-        await until(lambda: len(opened) == 3, "two pings are under way")
+async def test_calls_are_bounded_and_cancellable(peer: LinkHost) -> None:
+    async with running_node(OverlayLimits(calls_max=2)) as node:
+        asked = await never_answers(node, peer)
+        calls = [asyncio.create_task(node.overlay.find_providers(b"key")) for _ in range(2)]
+        await asked.wait()
         with pytest.raises(LimitExceeded, match="calls_max"):
-            await node.overlay.ping(peer.peer_id)
+            await node.overlay.find_providers(b"key")
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
         assert all(call.cancelled() for call in calls)
         # Their streams were reset in the guest, and the guest goes on.
+        (connection,) = node.host.connections()
         await until(lambda: not connection.streams_total, "the streams are gone")
         assert node.overlay.status().restarts == 0
 

@@ -4,51 +4,62 @@ from __future__ import annotations
 
 import pytest
 
+import wetware
 from wetware.base.access import Access
-from wetware.errors import DialError, InvalidArgument
-from wetware.identity import Key
+from wetware.errors import InvalidArgument
 from wetware.overlay.libp2p import OverlayLimits, OverlayTimeout
 from wetware.overlay.link import LinkHost
 
-from .conftest import ECHO, Node, ThreadNode, plain_host, running_node, until
+from .conftest import (
+    ECHO,
+    IDENTIFY,
+    KAD,
+    PING,
+    Node,
+    ThreadNode,
+    answers_ping,
+    identify,
+    never_answers,
+    running_node,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
+
+
+def text(addr: bytes) -> str:
+    from multiaddr import Multiaddr
+
+    return str(Multiaddr(addr))
 
 
 async def test_ping_and_identify_both_ways(node: Node, other: ThreadNode) -> None:
     there = other.node.host
     connection = await node.host.dial(there.listen_addrs)
-    assert 0 < await node.overlay.ping(there.peer_id) < 5
-    report = await node.overlay.identify(there.peer_id)
-    assert report.peer == there.peer_id
+    assert await answers_ping(connection)
+    said = await identify(connection)
     # The link's own protocols are announced beside libp2p's.
-    assert {ECHO, "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0", "/ipfs/ping/1.0.0"} <= set(
-        report.protocols
-    )
-    assert "/ipfs/kad/1.0.0" in report.protocols
-    assert report.agent.startswith("py-libp2p/")
-    assert report.addrs == (str(there.listen_addrs[0].with_peer(None)),)
-    assert report.observed == str(connection.local.with_peer(None))
+    assert {ECHO, IDENTIFY, "/ipfs/id/push/1.0.0", PING, KAD} <= set(said.protocols)
+    assert said.agent_version == f"wetware/{wetware.__version__}"
+    assert [*map(text, said.listen_addrs)] == [str(there.listen_addrs[0].with_peer(None))]
+    assert text(said.observed_addr) == str(connection.local.with_peer(None))
 
     me = node.host.peer_id
-    assert 0 < await other.run(lambda n: n.overlay.ping(me)) < 5
-    back = await other.run(lambda n: n.overlay.identify(me))
-    assert back.addrs == (str(node.host.listen_addrs[0].with_peer(None)),)
+    assert await other.run(lambda n: answers_ping(n.host.connection(me)))
+    back = await other.run(lambda n: identify(n.host.connection(me)))
+    assert [*map(text, back.listen_addrs)] == [str(node.host.listen_addrs[0].with_peer(None))]
 
 
-async def test_identify_announces_protocols_as_they_come_and_go(
-    node: Node, other: ThreadNode
-) -> None:
-    await node.host.dial(other.node.host.listen_addrs)
-    me = node.host.peer_id
+async def test_identify_announces_protocols_as_they_come_and_go(node: Node, peer: LinkHost) -> None:
+    connection = await peer.dial(node.host.listen_addrs)
 
     async def serve(stream) -> None:
         await stream.read()
 
     remove = node.host.handle("/test/late/1", serve, access=Access.PUBLIC)
-    assert "/test/late/1" in (await other.run(lambda n: n.overlay.identify(me))).protocols
+    assert "/test/late/1" in (await identify(connection)).protocols
     remove()
-    assert "/test/late/1" not in (await other.run(lambda n: n.overlay.identify(me))).protocols
+    assert "/test/late/1" not in (await identify(connection)).protocols
 
 
 async def test_provide_and_find(node: Node, other: ThreadNode) -> None:
@@ -126,8 +137,8 @@ async def test_strangers_are_not_in_the_table(other: ThreadNode) -> None:
         return access is Access.PUBLIC
 
     async with running_node(admit=admit) as node:
-        await node.host.dial(other.node.host.listen_addrs)
-        assert "/ipfs/kad/1.0.0" in (await node.overlay.identify(other.node.host.peer_id)).protocols
+        connection = await node.host.dial(other.node.host.listen_addrs)
+        assert KAD in (await identify(connection)).protocols
         guest = node.overlay._guest
         await until(lambda: bool(guest._host._network.connections), "libp2p has the connection")
         assert node.overlay.status().dht_peers == 0
@@ -140,28 +151,11 @@ async def test_bad_arguments(node: Node, peer: LinkHost) -> None:
             await node.overlay.provide(key)
         with pytest.raises(InvalidArgument, match="1 to 80 bytes"):
             await node.overlay.find_providers(key)
-    stranger = Key.generate().peer_id
-    for verb in (node.overlay.ping, node.overlay.identify):
-        with pytest.raises(DialError, match="not connected"):
-            await verb(stranger)
 
 
-async def test_dht_verbs_have_a_time_limit() -> None:
-    async def never(stream) -> None:
-        await stream.read_exactly(1 << 20)
-        await stream.read_exactly(1 << 20)
-
-    async with running_node(OverlayLimits(dht_s=0.3)) as node, plain_host() as silent:
-        from libp2p.peer.id import ID
-        from multiaddr import Multiaddr
-
-        silent.handle("/ipfs/kad/1.0.0", never, access=Access.PUBLIC)
-        await node.host.dial(silent.listen_addrs)
-        guest, peer_id = node.overlay._guest, ID(silent.peer_id.multihash)
-        addr = Multiaddr(str(silent.listen_addrs[0].with_peer(None)))
-        guest._host.get_peerstore().add_addrs(peer_id, [addr], 3600)
-        await guest.call(lambda: guest._dht.add_peer(peer_id))
-        assert node.overlay.status().dht_peers == 1
+async def test_dht_verbs_have_a_time_limit(peer: LinkHost) -> None:
+    async with running_node(OverlayLimits(dht_s=0.3)) as node:
+        await never_answers(node, peer)
         with pytest.raises(OverlayTimeout, match=r"0\.3 s"):
             await node.overlay.find_providers(b"key")
         with pytest.raises(OverlayTimeout, match=r"0\.3 s"):

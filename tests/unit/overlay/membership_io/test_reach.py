@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from wetware.base.backoff import Backoff
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import AdmissionRefused, DialError, OverlayError
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
 from wetware.overlay.link import Connection, LinkHost
 from wetware.overlay.membership.peers import PeerStore
-from wetware.overlay.membership.reach import Backoff, Reach, ReachLimits, ring_neighbours
+from wetware.overlay.membership.reach import Reach, ReachLimits, ring_neighbours
 from wetware.testing import tasks_of_core
 
 pytestmark = pytest.mark.anyio
