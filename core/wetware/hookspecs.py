@@ -90,16 +90,11 @@ def ww_register_auth(ctx: PluginContext) -> AuthBackend | None:
 
 
 @hookspec
-def ww_register_recorder(
-    ctx: PluginContext,
-    sign: Callable[[bytes], bytes],
-    copy: Callable[[Mapping[str, Any]], None],
-) -> Recorder | None:
+def ww_register_recorder(ctx: PluginContext, sign: Callable[[bytes], bytes]) -> Recorder | None:
     """The recorder of decisions, if the plugin is one. Called only for the `[node] audit` one.
 
     `sign(data)` is the node's Ed25519 signature over `wetware-NAME-checkpoint:2`, a newline and
-    `data`, NAME being the plugin's: for words on the record that others can keep. `copy(record)`
-    hands a record, as it was written, to every `ww_audit`; it never waits.
+    `data`, NAME being the plugin's: for words on the record that others can keep.
     """
 
 
@@ -111,11 +106,6 @@ def ww_register_commands(app: typer.Typer) -> None:
 @hookspec
 def ww_register_discovery(ctx: PluginContext) -> Discovery | None:
     """A way to find peers of the cluster."""
-
-
-@hookspec
-def ww_audit(event: Mapping[str, object]) -> None:
-    """A copy of an audit record. Must return at once; a slow plugin loses records, counted."""
 
 
 # --- what hooks receive ---------------------------------------------------------------------------

@@ -21,13 +21,11 @@ import importlib
 import inspect
 import itertools
 import os
-import queue
 import re
 import signal
 import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +42,8 @@ from wetware.errors import ConfigError, PluginError, WetwareError
 from wetware.hookspecs import GROUP, PROJECT
 
 if TYPE_CHECKING:
+    import types
+
     import typer
 
     from wetware.broker.proposals import Proposal
@@ -66,10 +66,6 @@ _AUTH: Final = "auth_"
 SERVICES_PER_PLUGIN_MAX: Final = 32
 COMMANDS_PER_PLUGIN_MAX: Final = 64
 REASON_CHARS_MAX: Final = 400
-AUDIT_RECORDS_MAX: Final = 1024
-"""Records that wait for one plugin's `ww_audit`."""
-AUDIT_STOP_S: Final = 1.0
-"""How long `close` waits for plugins to take what is left."""
 
 HOOKS: Final = tuple(sorted(name for name in vars(hookspecs) if name.startswith("ww_")))
 """The hooks of API v1."""
@@ -514,7 +510,7 @@ class _Entry:
 
 
 class Plugins:
-    """The plugins of this process. Make one with `load`. Not thread-safe, except `audit`."""
+    """The plugins of this process. Make one with `load`. Not thread-safe."""
 
     def __init__(self, config: Config, policy: Policy, offers: tuple[Offer, ...]) -> None:
         self._config = config
@@ -527,7 +523,6 @@ class Plugins:
         self.proposals: dict[str, Proposal] = {}
         """What each service proposes for the standard roles, as it was judged by `services`."""
         self._required: frozenset[str] = frozenset()
-        self._taps: dict[str, _AuditTap] | None = None
         self._problems: list[ConfigError] = []
 
     # --- loading ---------------------------------------------------------------------------------
@@ -920,8 +915,8 @@ class Plugins:
             return None
         if name not in self._taken:
             raise self._no_recorder()
-        judge, given = partial(judge_recorder, name), {"sign": sign_as(name), "copy": self.audit}
-        return self._make("audit", name, "recorder", judge, ctx_for, **given)
+        judge = partial(judge_recorder, name)
+        return self._make("audit", name, "recorder", judge, ctx_for, sign=sign_as(name))
 
     def _make(
         self,
@@ -1037,29 +1032,6 @@ class Plugins:
         )
         _refuse_taken("command", names, taken)
         return names
-
-    def audit(self, record: Mapping[str, object]) -> None:
-        """Give every plugin with `ww_audit` a copy of a record. Never waits, never raises.
-
-        Each such plugin has a thread and a queue of AUDIT_RECORDS_MAX of its own: a slow or hung
-        one loses records, counted in `audit_lost`, and delays nobody. One that raises is failed.
-        """
-        if self._taps is None:
-            entries = self._each("ww_audit")
-            self._taps = {entry.name: _AuditTap(self, entry) for entry in entries}
-        for tap in self._taps.values():
-            tap.offer(record)
-
-    @property
-    def audit_lost(self) -> dict[str, int]:
-        """Plugin → records that it did not get."""
-        return {name: tap.lost for name, tap in (self._taps or {}).items()}
-
-    def close(self) -> None:
-        """End the audit threads; what is queued gets AUDIT_STOP_S in all."""
-        deadline = time.monotonic() + AUDIT_STOP_S
-        for tap in (self._taps or {}).values():
-            tap.close(deadline)
 
     def probe(self, ctx_for: ContextFor) -> None:
         """Ask the plugins for services and discoveries without a node, for the report.
@@ -1275,51 +1247,3 @@ def _judge_commands(own: typer.Typer, *, build: bool) -> tuple[str, ...]:
 
         get_group(own)  # typer looks at the parameters only now
     return tuple(_command_name(info) for info in infos)
-
-
-# --- ww_audit ---
-
-
-class _AuditTap:
-    """One plugin's copies of audit records: a bounded queue and the thread that empties it.
-
-    A thread and not a task, because `ww_audit` is synchronous foreign code, and one that hangs must
-    not hold the loop. It is a daemon: a hung one does not keep the process from ending.
-    """
-
-    def __init__(self, plugins: Plugins, entry: _Entry) -> None:
-        self._plugins, self._entry = plugins, entry
-        self._queue: queue.Queue[Mapping[str, object] | None] = queue.Queue(AUDIT_RECORDS_MAX)
-        self._failed = False
-        self.lost = 0
-        self._thread = threading.Thread(
-            target=self._run, name=f"ww-audit-{entry.name}", daemon=True
-        )
-        self._thread.start()
-
-    def offer(self, record: Mapping[str, object]) -> None:
-        """Queue a copy, or count it as lost."""
-        if not self._failed:
-            with contextlib.suppress(queue.Full):
-                self._queue.put_nowait(types.MappingProxyType(dict(record)))
-                return
-        self.lost += 1
-        if self.lost & (self.lost - 1) == 0:  # 1, 2, 4, 8 …: a flood of losses logs little
-            log.warning("plugin.audit_lost", plugin=self._entry.name, lost=self.lost)
-
-    def _run(self) -> None:
-        impl = self._entry.hooks["ww_audit"]
-        while (record := self._queue.get()) is not None:
-            try:
-                impl.function(*(record for _ in impl.argnames))
-            except BaseException as exc:
-                self._failed = True
-                self.lost += 1 + self._queue.qsize()
-                self._plugins.fail(self._entry.name, exc)
-                return
-
-    def close(self, deadline: float) -> None:
-        """Let the thread empty the queue until `deadline` (monotonic seconds)."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=max(deadline - time.monotonic(), 0.001))
-        self._thread.join(max(deadline - time.monotonic(), 0.001))

@@ -22,7 +22,7 @@ from wetware import config, hookspecs, plugins, testing
 from wetware.client.installed import CLIENT_GROUP, SIGNER_GROUP
 from wetware.errors import EXIT_CONFIG, ConfigError, KeyFileError, PluginError, SchemaError
 from wetware.hookspecs import hookimpl
-from wetware.plugins import AUDIT_RECORDS_MAX, Offer, Plugins, Policy, State
+from wetware.plugins import Offer, Plugins, Policy, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -138,7 +138,7 @@ class World:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """With the bundled backend `auth_local`, and the bundled recorder."""
     made = World(tmp_path, monkeypatch)
-    made.plugin("audit", dist="wetware", ww_register_recorder=lambda ctx, sign, copy: Recorder())
+    made.plugin("audit", dist="wetware", ww_register_recorder=lambda ctx, sign: Recorder())
     made.plugin("auth_local", dist="wetware", ww_register_auth=lambda ctx: Backend())
     return made
 
@@ -643,24 +643,16 @@ def test_disabling_the_selected_backend_is_an_error(world: World) -> None:
 # --- the recorder ---
 
 
-def test_the_selected_recorder_gets_a_signer_of_its_own_and_a_way_to_hand_on_copies(
-    world: World,
-) -> None:
-    copies: list[Any] = []
-
-    def mine(ctx: Any, sign: Any, copy: Any) -> Recorder:
-        return Recorder("mine", sign=sign, copy=copy)
+def test_the_selected_recorder_gets_a_signer_of_its_own(world: World) -> None:
+    def mine(ctx: Any, sign: Any) -> Recorder:
+        return Recorder("mine", sign=sign)
 
     world.plugin("mine", ww_register_recorder=mine)
-    world.plugin("siem", ww_audit=lambda event: copies.append(event))
     assert world.load(policy=NODE).recorder(context, sign_as).name == "audit"
     loaded = world.load(policy=NODE, audit="mine")
     made: Any = loaded.recorder(context, sign_as)
     assert made.name == "mine"
     assert made.given["sign"](b"x") == b"minex"
-    made.given["copy"]({"event": "e"})
-    loaded.close()
-    assert [dict(copy) for copy in copies] == [{"event": "e"}]
 
 
 def test_an_enable_list_of_before_keeps_the_recorder(world: World) -> None:
@@ -750,7 +742,7 @@ def test_settings_of_a_plugin_that_is_not_loaded_are_left_alone(world: World) ->
     assert status(loaded, "a").state is State.FAILED
 
 
-# --- commands, discovery, audit ---
+# --- commands, discovery ---
 
 
 def test_a_command_that_typer_refuses_mounts_nothing(world: World) -> None:
@@ -810,50 +802,6 @@ def test_discoveries_are_isolated_too(world: World) -> None:
     assert loaded.discoveries(context) == (good,)
     states = [str(status(loaded, name).state) for name in "abcd"]
     assert states == ["failed", "loaded", "loaded", "failed"]
-
-
-def test_audit_records_reach_everybody_and_a_bad_one_harms_nobody(world: World) -> None:
-    got: list[Mapping[str, object]] = []
-    arrived, release, entered = threading.Event(), threading.Event(), threading.Event()
-
-    def good(event: Mapping[str, object]) -> None:
-        got.append(event)
-        if event["seq"] == AUDIT_RECORDS_MAX + 9:
-            arrived.set()
-
-    def hung(event: Mapping[str, object]) -> None:
-        entered.set()
-        release.wait(60)
-
-    def bad(event: Mapping[str, object]) -> None:
-        event["seq"] = 0  # type: ignore[index]  # a copy of its own, read-only
-
-    world.plugin("bad", ww_audit=bad)
-    world.plugin("good", ww_audit=good)
-    world.plugin("hung", ww_audit=hung)
-    loaded = world.load()
-    record = {"seq": 0, "event": "login.granted"}
-    try:
-        loaded.audit(record)
-        assert entered.wait(10)
-        for seq in range(1, AUDIT_RECORDS_MAX + 10):
-            record["seq"] = seq
-            loaded.audit(record)
-            while len(got) <= seq - AUDIT_RECORDS_MAX // 2:
-                time.sleep(
-                    0.001
-                )  # the good one is given time; a full queue is tested on the hung one
-        assert arrived.wait(10)
-        assert [each["seq"] for each in got] == list(range(AUDIT_RECORDS_MAX + 10))
-        assert loaded.audit_lost["good"] == 0
-        assert loaded.audit_lost["hung"] == 9
-        assert loaded.audit_lost["bad"] > 0
-        assert "TypeError" in status(loaded, "bad").reason
-        started = time.monotonic()
-        loaded.close()
-        assert time.monotonic() - started < 2 * plugins.AUDIT_STOP_S + 1
-    finally:
-        release.set()
 
 
 # --- the contract ---

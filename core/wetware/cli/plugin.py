@@ -24,7 +24,6 @@ _OFFERS = {
     "ww_register_commands": "commands",
     "ww_register_config": "settings",
     "ww_register_discovery": "discovery",
-    "ww_audit": "audit",
 }
 
 

@@ -144,7 +144,6 @@ class Node(Parts):
             self.key, new_key = load_or_create(self.data_dir)
             async with contextlib.AsyncExitStack() as stack:
                 stack.enter_context(umask(0o077))
-                stack.callback(self.plugins.close)
                 await self._belong(invitation)
                 if self.try_out:
                     listen = keep_to_itself(self.config)

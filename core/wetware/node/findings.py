@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from wetware.hookspecs import AuthBackend
     from wetware.node.parts import Parts
     from wetware.overlay.link import LinkLimits
-    from wetware.plugins import Plugins
 
 PROBE_S_MAX: Final = 5.0
 """For one check."""
@@ -62,7 +61,7 @@ async def check_node(node: Parts) -> list[Finding]:
             if node.config.node.libp2p
             else [ok("libp2p", "off ([node] libp2p)")]
         ),
-        "plugins": lambda: plugins(node.plugins),
+        "plugins": lambda: judge_plugins(node.plugins.report),
         "roles": lambda: grants.roles(node.broker.ungranted()),
         "disk": partial(asyncio.to_thread, check_disk, node.data_dir),
         "open files": lambda: open_files(node.config.link),
@@ -127,21 +126,6 @@ def audit(records: Records) -> list[Finding]:
             )
         ]
     return list(records.recorder.findings())
-
-
-def plugins(loaded: Plugins) -> list[Finding]:
-    """Which failed, and which are too slow for the copies of records."""
-    found = judge_plugins(loaded.report)
-    if lost := {name: count for name, count in loaded.audit_lost.items() if count}:
-        found.append(
-            warning(
-                "plugins",
-                "copies of records did not reach a plugin's ww_audit, which is too slow: "
-                + ", ".join(f"{name} lacks {count}" for name, count in lost.items()),
-                "the record itself has them; `ww plugin list` shows the plugins",
-            )
-        )
-    return found
 
 
 def open_files(link: LinkLimits) -> list[Finding]:

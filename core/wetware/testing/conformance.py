@@ -663,12 +663,7 @@ class RecorderConformance(_Conformance):
 
     name: str = ""
 
-    def make(
-        self,
-        ctx: PluginContext,
-        sign: Callable[[bytes], bytes],
-        copy: Callable[[Mapping[str, Any]], None],
-    ) -> Recorder:
+    def make(self, ctx: PluginContext, sign: Callable[[bytes], bytes]) -> Recorder:
         """The recorder, as `ww_register_recorder` makes it."""
         raise NotImplementedError
 
@@ -693,7 +688,7 @@ class RecorderConformance(_Conformance):
 
             def make() -> Recorder:
                 ctx = plugin_context(data_dir, self.config, name=self.name, overlay=overlay)
-                return self.make(ctx, sign, lambda _: None)
+                return self.make(ctx, sign)
 
             def recorded() -> list[str]:
                 events = [str(record.get("event")) for record in self.recorded(data_dir)]

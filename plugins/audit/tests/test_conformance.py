@@ -21,8 +21,8 @@ class TestAudit(RecorderConformance):
     name = "audit"
     config = AuditConfig()
 
-    def make(self, ctx: Any, sign: Any, copy: Any) -> AuditRecorder:
-        return AuditRecorder(ctx, sign, copy)
+    def make(self, ctx: Any, sign: Any) -> AuditRecorder:
+        return AuditRecorder(ctx, sign)
 
     def recorded(self, data_dir: Path) -> Sequence[dict[str, Any]]:
         files = sorted(data_dir.glob("audit-*.jsonl"))

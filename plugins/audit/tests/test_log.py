@@ -8,7 +8,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -580,22 +579,6 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_for_long(
     assert await audit.written()
     log.close()
     assert "grant.revoked" in events(tmp_path)
-
-
-# --- copies --------------------------------------------------------------------------------------
-
-
-async def test_copies_are_numbered_and_have_the_checkpoints(tmp_path: Path) -> None:
-    got: list[Mapping[str, object]] = []
-    log = open_log(tmp_path, checkpoint_records=1)
-    audit = records_to(log, copy=got.append)
-    await audit.admit("e", n=1)
-    await until(lambda: any(copy["event"] == "log.checkpoint" for copy in got))
-    log.close()
-    (copy,) = [copy for copy in got if copy["event"] == "e"]
-    assert (copy["seq"], copy["n"]) == (2, 1)
-    signed = [str(copy["checkpoint"]) for copy in got if copy["event"] == "log.checkpoint"]
-    assert Checkpoint.parse(signed[0]).node == KEY.peer_id
 
 
 async def test_admission_is_refused_once_the_node_stops(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from wetware.hookspecs import PluginContext, Recorder, hookimpl
 
@@ -20,15 +20,11 @@ def ww_register_config() -> type:
 
 
 @hookimpl
-def ww_register_recorder(
-    ctx: PluginContext,
-    sign: Callable[[bytes], bytes],
-    copy: Callable[[Mapping[str, Any]], None],
-) -> Recorder:
+def ww_register_recorder(ctx: PluginContext, sign: Callable[[bytes], bytes]) -> Recorder:
     """The recorder `audit`, with its service."""
     from wetware_audit.recorder import AuditRecorder
 
-    return AuditRecorder(ctx, sign, copy)
+    return AuditRecorder(ctx, sign)
 
 
 @hookimpl

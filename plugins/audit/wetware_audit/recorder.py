@@ -1,8 +1,8 @@
-"""The recorder: a log on disk, copies of its records, and what is known of others' logs."""
+"""The recorder: a log on disk, and what is known of others' logs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -31,7 +31,6 @@ class AuditRecorder:
     Args:
         ctx: Its own; the log is in `ctx.data_dir`.
         sign: The node's signature of checkpoints.
-        copy: Takes a copy of each record as it was written, for other plugins.
 
     Attributes:
         log: Once `run` has opened it.
@@ -40,13 +39,8 @@ class AuditRecorder:
 
     name = "audit"
 
-    def __init__(
-        self,
-        ctx: PluginContext,
-        sign: Callable[[bytes], bytes],
-        copy: Callable[[Mapping[str, Any]], None] = lambda _: None,
-    ) -> None:
-        self.ctx, self._sign, self._copy = ctx, sign, copy
+    def __init__(self, ctx: PluginContext, sign: Callable[[bytes], bytes]) -> None:
+        self.ctx, self._sign = ctx, sign
         self.on_checkpoint: Callable[[Checkpoint], None] = lambda _: None
         self._service = AuditService(self)
         self.services: tuple[Service, ...] = (self._service,)
@@ -75,7 +69,7 @@ class AuditRecorder:
     def use(self, opened: AuditLog) -> None:
         """Record to this log from now on, and what was wrong with it."""
         self.log = opened
-        opened.watch(self._written, self._signed)
+        opened.watch(self._service.written, lambda checkpoint: self.on_checkpoint(checkpoint))
         for event, fields in opened.findings:
             log.error(event, **fields, hint="`ww audit verify` says more")
             self.report({"event": event, **fields})
@@ -99,12 +93,3 @@ class AuditRecorder:
     def findings(self) -> Iterable[Finding]:
         """Whether decisions are recorded, and whether the log was found whole at the start."""
         return findings(self)
-
-    def _written(self, records: Sequence[Mapping[str, Any]]) -> None:
-        for record in records:
-            self._copy(record)
-        self._service.written(records)
-
-    def _signed(self, checkpoint: Checkpoint) -> None:
-        self.on_checkpoint(checkpoint)
-        self._copy({"event": "log.checkpoint", "checkpoint": checkpoint.text})

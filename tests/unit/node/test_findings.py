@@ -116,7 +116,7 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
         ),
         membership=FakeMembership(member(OWN, "own"), *members, answers=answers),
         backend=SimpleNamespace(name="local", epoch=3, findings=list),
-        plugins=SimpleNamespace(report=(), audit_lost={}),
+        plugins=SimpleNamespace(report=()),
         services={},
         overlay=SimpleNamespace(
             status=lambda: SimpleNamespace(
@@ -317,13 +317,6 @@ async def test_a_node_whose_decisions_are_not_recorded(tmp_path: Path) -> None:
     node.audit.recorder = None
     (found,) = on_node.audit(node.audit)
     assert (found.level, 'audit = "none"' in found.text) == ("warning", True)
-
-
-async def test_copies_that_a_plugin_did_not_get(tmp_path: Path) -> None:
-    node = make_node(tmp_path)
-    node.plugins.audit_lost = {"siem": 2, "other": 0}
-    (found,) = on_node.plugins(node.plugins)
-    assert (found.level, "siem lacks 2" in found.text) == ("warning", True)
 
 
 @pytest.mark.parametrize(
