@@ -43,7 +43,7 @@ from wetware_pubsub.router import FLOODSUB, MESHSUB_10, MESHSUB_11
 from wetware_pubsub.wire import encode_unsigned, frame, publish_chunk
 from wetware_pubsub.wire import subscription_chunk as subscription
 
-from ..unit.link.conftest import HEADER, RawPeer
+from ..unit.overlay.link.conftest import HEADER, RawPeer
 from .hostile import MIB, Mole, Trio, coming_from, framed, made_trio, send
 
 pytestmark = pytest.mark.anyio
