@@ -12,7 +12,7 @@ import pytest
 from tests.integration.test_docs import Machine
 from tests.packaging.conftest import ROOT, Built, new_venv
 
-from wetware.cli import templates
+from wetware.cli.plugin import template
 from wetware.errors import EXIT_DENIED, EXIT_USAGE
 from wetware.testing import Home, wait_for
 
@@ -105,12 +105,10 @@ def test_a_plugin_is_small() -> None:
     assert len([1 for language, *_ in blocks(TUTORIAL) if language == "capnp"]) == 1
 
 
-@pytest.mark.parametrize(
-    ("document", "template"), [(TUTORIAL, templates.SERVICE), (HOW_TO, templates.AUTH)]
-)
-def test_the_documents_show_what_is_written(document: str, template: dict[str, str]) -> None:
+@pytest.mark.parametrize(("document", "kind"), [(TUTORIAL, "service"), (HOW_TO, "auth")])
+def test_the_documents_show_what_is_written(document: str, kind: str) -> None:
     shown = {tag: text for _, where, tag, text in blocks(document) if where == "file"}
-    for path, text in template.items():
+    for path, text in template(kind).items():
         found = [each for tag, each in shown.items() if tag.endswith(f"/{path}")]
         assert found == ([text] if text else []), path
 

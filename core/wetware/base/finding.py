@@ -80,6 +80,15 @@ def span(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
+def size(count: float) -> str:
+    """A number of bytes in its largest unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 Check = Callable[[], Awaitable[Iterable[Finding]] | Iterable[Finding]]
 
 

@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TextIO,
+    TypeVar,
+)
+
+import typer
 
 from wetware.base import paths
 from wetware.cli import streams
-from wetware.errors import EXIT_FAILED, LOG_IN_AGAIN, InvalidArgument, WetwareError
+from wetware.errors import EXIT_FAILED, LOG_IN_AGAIN, InvalidArgument, KeyFileError, WetwareError
 
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
@@ -21,6 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+"""The parameter of every command that prints data."""
 CLOCK_S_TOLD: Final = 1.0
 """A clock that is off by more is told of; less is no trouble to anybody."""
 _REPORT: Final = "the same command with --debug (ww --debug …), and report what it prints"
@@ -118,8 +133,6 @@ def ask_passphrase(prompt: str = "Passphrase: ") -> str:
     import getpass
 
     if not sys.stdin.isatty():
-        from wetware.errors import KeyFileError
-
         raise KeyFileError(
             "the key is encrypted and there is no terminal to ask for its passphrase",
             hint="set WW_PASSPHRASE",
@@ -137,15 +150,11 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if sys.stdin is None or not sys.stdin.isatty():
-        from wetware.errors import InvalidArgument
-
         raise InvalidArgument(
             f"{question} There is no terminal to ask at.",
             hint="the same command with --yes",
             code="invalid.unconfirmed",
         )
-    import typer
-
     if not typer.confirm(question, err=True):
         raise SystemExit(EXIT_FAILED)
 
@@ -157,7 +166,6 @@ def _asked_before() -> Callable[[], str]:
     the terminal Ctrl-C has no effect.
     """
     from wetware.client import KeyChoice
-    from wetware.errors import KeyFileError
 
     if "WW_PASSPHRASE" not in os.environ and sys.stdin.isatty():
         try:
@@ -278,42 +286,29 @@ def _line(stream: TextIO, parts: Sequence[str | Styled]) -> None:
 
 def _terminal_columns() -> int | None:
     """Of the terminal that stdout is; None where it is none: data is never broken into lines."""
-    if not sys.stdout.isatty():
-        return None
-    try:
-        return max(0, int(os.environ["COLUMNS"])) or None
-    except (KeyError, ValueError):
-        pass
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or None
-    except OSError:
-        return None
+    from shutil import get_terminal_size
+
+    return get_terminal_size((0, 0)).columns or None if sys.stdout.isatty() else None
 
 
-def _fitting(cells: Sequence[Sequence[int]], lines: Sequence[Sequence[str]]) -> list[int]:
+def _fitting(lines: Sequence[Sequence[str]]) -> list[int]:
     """The width of each column, so that all fit into the terminal.
 
     Columns that can be broken between words give way first, the widest one before the others.
-
-    Args:
-        cells: The width of each cell, column by column.
-        lines: Their texts, line by line.
     """
-    widths = [max(column) for column in cells]
-    columns = _terminal_columns()
-    excess = 0 if columns is None else sum(widths) + 2 * (len(widths) - 1) - columns
+    columns = list(zip(*lines, strict=True))
+    widths = [max(map(_width, column)) for column in columns]
+    terminal = _terminal_columns()
+    excess = 0 if terminal is None else sum(widths) + 2 * (len(widths) - 1) - terminal
     if excess <= 0:
         return widths
-    words = [
-        max(_width(w) for line in lines for w in line[i].split(" ")) for i in range(len(widths))
-    ]
-    while excess > 0:
+    words = [max(_width(word) for cell in column for word in cell.split(" ")) for column in columns]
+    for _ in range(excess):
         broken = [i for i, width in enumerate(widths) if width > words[i]]
         broken = broken or [i for i, width in enumerate(widths) if width > CELL_COLUMNS_MIN]
         if not broken:
             break
         widths[max(broken, key=widths.__getitem__)] -= 1
-        excess -= 1
     return widths
 
 
@@ -374,18 +369,9 @@ def here(text: str) -> str:
     return re.sub(r"(?<![\w./-])ww (?=[a-z-])", lambda _: words, text)
 
 
-def complain(
-    message: str, hint: str = "", *, code: str = "error", exit_code: int = EXIT_FAILED
-) -> None:
-    """What is wrong, and the next step, on stderr; with `--json`, one line of JSON."""
-    hint = here(hint)
-    if wants_json():
-        error = {"code": code, "message": message, "hint": hint, "exit_code": exit_code}
-        sys.stderr.write(json.dumps({"error": error}) + "\n")
-        return
-    note(Styled("ww:", "red"), " " + message)
-    if hint:
-        note(f"try: {hint}")
+def stamp(at_s: float) -> str:
+    """A Unix time as the clock on the wall here shows it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
 
 
 def wants_json() -> bool:
@@ -396,8 +382,30 @@ def wants_json() -> bool:
 
 def out_json(data: Any) -> None:
     """One JSON document, on stdout."""
-    json.dump(data, sys.stdout, indent=2, default=str)
+    json.dump(data, sys.stdout, indent=2, default=_plain)
     sys.stdout.write("\n")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a dataclass and a mapping; all else as its text."""
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def pairs(*values: tuple[str, str | Styled]) -> None:
+    """A line for each, behind its name."""
+    width = max(len(name) for name, _ in values)
+    for name, value in values:
+        out(f"{name:{width}}  ", value)
+
+
+def done(as_json: bool, data: Any, *notes: str) -> None:
+    """What a command has done: with `--json` the data, else notes for the person there."""
+    if as_json:
+        return out_json(data)
+    for text in notes:
+        note(text)
 
 
 def table(
@@ -406,19 +414,12 @@ def table(
     *,
     styles: Mapping[str, Mapping[str, Style]] | None = None,
 ) -> None:
-    """Left-aligned columns; prints nothing but the header where there are no rows.
-
-    Args:
-        header: A name for each column.
-        rows: Of as many cells each.
-        styles: Column's name → cell → its colour.
-    """
-    cells = [
-        tuple(_encodable(printable(cell).replace("\n", "\\n"), sys.stdout) for cell in row)
-        for row in rows
-    ]
-    lines = [tuple(name.upper() for name in header), *cells]
-    widths = _fitting([[_width(line[i]) for line in lines] for i in range(len(header))], lines)
+    """Left-aligned columns under a header. `styles`: column's name → cell → its colour."""
+    lines = [tuple(name.upper() for name in header)]
+    for row in rows:
+        cells = (printable(cell).replace("\n", "\\n") for cell in row)
+        lines.append(tuple(_encodable(cell, sys.stdout) for cell in cells))
+    widths = _fitting(lines)
     by_column = [(styles or {}).get(name, {}) for name in header]
     for number, line in enumerate(lines):
         wrapped = [_wrapped(cell.rstrip(), width) for cell, width in zip(line, widths, strict=True)]
@@ -434,21 +435,6 @@ def table(
             out(*parts)
 
 
-def _hint(error: WetwareError) -> str:
-    from wetware.broker.sturdy import is_ref
-
-    if error.hint == LOG_IN_AGAIN and is_ref(options.target or ""):  # that would spend a use of it
-        return "ask who gave you the reference for another one"
-    return error.hint
-
-
-def fail(error: WetwareError) -> NoReturn:
-    """Say what, why and the next step, and leave with the error's exit code."""
-    if not isinstance(error, streams.ReaderGone):
-        complain(error.message, _hint(error), code=error.code, exit_code=error.exit_code)
-    raise SystemExit(error.exit_code)
-
-
 def guarded_main(app: Callable[[], object]) -> None:
     """Run the command line; the only place that turns exceptions into exit codes."""
     streams.prepare()
@@ -461,45 +447,53 @@ def guarded_main(app: Callable[[], object]) -> None:
 def _guarded(step: Callable[[], object]) -> None:
     try:
         step()
-    except BaseExceptionGroup as group:
-        _one_of(group)
-    except WetwareError as exc:
-        if options.debug and not isinstance(exc, streams.ReaderGone):
-            raise
-        fail(exc)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except Exception as exc:
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as exc:
+        cause = _first(exc)
+        if isinstance(cause, KeyboardInterrupt):
+            raise SystemExit(130) from None
+        if isinstance(cause, streams.ReaderGone):
+            raise SystemExit(cause.exit_code) from None
         if options.debug:
             raise
-        _unexpected(exc)
-        raise SystemExit(EXIT_FAILED) from None
+        raise SystemExit(_tell(cause)) from None
 
 
-def _unexpected(exc: BaseException) -> None:
+def _first(exc: BaseException) -> BaseException:
+    """Of a task group's failure the first of our own errors, which speaks for all."""
+    while isinstance(exc, BaseExceptionGroup):
+        ours, _ = exc.split(WetwareError)
+        exc = (ours or exc).exceptions[0]
+    return exc
+
+
+def _tell(exc: BaseException) -> int:
+    """What is wrong, and the next step, on stderr; with `--json`, one line of JSON.
+
+    Returns the exit code.
+    """
+    from wetware.broker.sturdy import is_ref
+
+    error = exc if isinstance(exc, WetwareError) else _unexpected(exc)
+    hint = here(error.hint)
+    if hint == LOG_IN_AGAIN and is_ref(options.target or ""):  # that would spend a use of it
+        hint = "ask who gave you the reference for another one"
+    if wants_json():
+        said = {"code": error.code, "message": error.message, "hint": hint}
+        sys.stderr.write(json.dumps({"error": {**said, "exit_code": error.exit_code}}) + "\n")
+        return error.exit_code
+    note(Styled("ww:", "red"), " " + error.message)
+    if hint:
+        note(f"try: {hint}")
+    return error.exit_code
+
+
+def _unexpected(exc: BaseException) -> WetwareError:
     """An exception that nobody took for an error: a defect, unless the disk is full."""
     from wetware.base.disk import remedy
 
     if hint := remedy(exc):
-        complain(str(exc), hint)
-    else:
-        complain(f"unexpected {type(exc).__name__}: {exc}", _REPORT, code="unexpected")
-
-
-def _one_of(group: BaseExceptionGroup[BaseException]) -> NoReturn:
-    """A task group's failure: the first of our own errors speaks for all."""
-    if options.debug:
-        raise group
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        ours, _ = first.split(WetwareError)
-        first = (ours or first).exceptions[0]
-    if isinstance(first, WetwareError):
-        fail(first)
-    if isinstance(first, KeyboardInterrupt):
-        raise SystemExit(130)
-    _unexpected(first)
-    raise SystemExit(EXIT_FAILED)
+        return WetwareError(str(exc), hint=hint)
+    return WetwareError(f"unexpected {type(exc).__name__}: {exc}", hint=_REPORT, code="unexpected")
 
 
 def usage(message: str, hint: str = "") -> NoReturn:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wetware.cli.app import CLOCK_S_TOLD, note, out, out_json, run_client
+from wetware.cli.app import CLOCK_S_TOLD, Json, note, out, out_json, run_client
 
 if TYPE_CHECKING:
     from wetware.client import Session
@@ -22,7 +22,7 @@ def clock_command(
             "grants by it again. Look at it first.",
         ),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Show whether the node's clock can be relied on; after a glitch, say that it is right again.
 
@@ -40,8 +40,7 @@ def clock_command(
 
     clock = run_client(work)
     if json:
-        out_json(clock)
-        return
+        return out_json(clock)
     offset_s, wrong = clock["clock_offset_s"], clock["clock_wrong"]
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(clock["time_s"]))
     out(f"clock    {stamp} UTC, of the node's machine")

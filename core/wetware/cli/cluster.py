@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import json as json_module
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wetware.cli.app import (
     STATE_STYLES,
+    Json,
     Styled,
     confirm,
+    done,
     note,
     out,
     out_json,
     run_client,
+    stamp,
     table,
     usage,
     warn_of_loopback,
 )
-from wetware.errors import InvalidArgument, WetwareError
+from wetware.errors import EXIT_UNREACHABLE, InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
     from wetware.client import Session
     from wetware.member import Member
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Labels = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="KEY=VALUE", help="A label of the node; repeatable."),
@@ -71,16 +73,10 @@ def ls_command(
 ) -> None:
     """Show the nodes of the cluster, as the node that is asked sees them."""
     if watch:
-        run_client(lambda session: _watch(session, selector, json), reconnect=True)
-        return
-
-    async def work(session: Session) -> Any:
-        return await session.cluster.list(selector, limit=limit)
-
-    members = run_client(work)
+        return run_client(lambda session: _watch(session, selector, json), reconnect=True)
+    members = run_client(lambda session: session.cluster.list(selector, limit=limit))
     if json:
-        out_json({"members": [m.as_dict() for m in members], "matched": members.matched})
-        return
+        return out_json({"members": [m.as_dict() for m in members], "matched": members.matched})
     header, rows = _rows(members, wide)
     table(header, rows, styles={"state": STATE_STYLES})
     if not members:
@@ -105,41 +101,28 @@ async def _watch(session: Session, selector: str, json: bool) -> None:
 
 
 def _rows(members: Sequence[Member], wide: bool) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    header: tuple[str, ...] = ("name", "state", "for", "id", "address", "rtt", "load", "labels")
-    header += ("services",)
-    troubled = any(m.trouble for m in members)
-    if troubled:
-        header += ("trouble",)
+    from wetware.base.finding import size, span
+
+    columns: dict[str, Callable[[Member], str]] = {
+        "name": lambda m: (m.name or "-") + (" *" if m.is_self else ""),
+        "state": lambda m: m.state,
+        "for": lambda m: span(m.since_s),
+        "id": lambda m: m.peer_id if wide else m.peer_id.short,
+        "address": lambda m: " ".join(
+            addr.partition("/p2p/")[0] for addr in (m.addrs if wide else m.addrs[:1])
+        ),
+        "rtt": lambda m: f"{m.rtt_s * 1000:.1f} ms" if m.rtt_s else "",
+        "load": lambda m: f"{m.load:.2f}",
+        "labels": lambda m: " ".join(f"{k}={v}" for k, v in sorted(m.labels.items())),
+        "services": lambda m: " ".join(m.services),
+    }
+    if any(m.trouble for m in members):
+        columns["trouble"] = lambda m: m.trouble
     if wide:
-        header += ("version", "memory", "incarnation")
-    rows = []
-    for m in members:
-        addrs = [addr.partition("/p2p/")[0] for addr in m.addrs]
-        row: tuple[str, ...] = (
-            (m.name or "-") + (" *" if m.is_self else ""),
-            m.state,
-            _span(m.since_s),
-            m.peer_id if wide else m.peer_id.short,
-            (" ".join(addrs) if wide else (addrs[0] if addrs else "")) or "-",
-            f"{m.rtt_s * 1000:.1f} ms" if m.rtt_s else "-",
-            f"{m.load:.2f}",
-            " ".join(f"{k}={v}" for k, v in sorted(m.labels.items())) or "-",
-            " ".join(m.services) or "-",
-        )
-        if troubled:
-            row += (m.trouble or "-",)
-        if wide:
-            row += (m.version or "-", f"{m.memory_bytes >> 20} MiB", str(m.incarnation))
-        rows.append(row)
-    return header, rows
-
-
-def _span(seconds: float) -> str:
-    """A time span in its largest unit."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+        columns["version"] = lambda m: m.version
+        columns["memory"] = lambda m: size(m.memory_bytes)
+        columns["incarnation"] = lambda m: str(m.incarnation)
+    return tuple(columns), [tuple(cell(m) or "-" for cell in columns.values()) for m in members]
 
 
 # --- ping -----------------------------------------------------------------------------------------
@@ -156,58 +139,45 @@ def ping_command(
     json: Json = False,
 ) -> None:
     """Measure the round trip from this machine's node to another one."""
-    rtts: list[float] = []
-    lost = 0
+    rtts: list[float | None] = []  # None: it was lost
 
     async def work(session: Session) -> None:
-        nonlocal lost
         import asyncio
 
         member = await session.cluster.one(node)
         if not json:
             note(f"from {session.identity.node[-8:]} to {member.name} {member.peer_id}")
-        sent = 0
-        while count == 0 or sent < count:
-            if sent:
+        while count == 0 or len(rtts) < count:
+            if rtts:
                 await asyncio.sleep(interval)
-            sent += 1
             try:
                 rtt = await session.cluster.ping(member.peer_id)
             except WetwareError as exc:
-                lost += 1
-                if not json:
-                    out(f"{sent}: {exc.message}")
-                continue
-            rtts.append(rtt)
+                rtts.append(None)
+                said = exc.message
+            else:
+                rtts.append(rtt)
+                said = f"{rtt * 1000:.2f} ms"
             if not json:
-                out(f"{sent}: {rtt * 1000:.2f} ms")
+                out(f"{len(rtts)}: {said}")
 
     try:
         run_client(work)
     except KeyboardInterrupt:
-        if not rtts and not lost:
+        if not rtts:
             raise
-    total = len(rtts) + lost
-    rtts.sort()
-    p50 = rtts[len(rtts) // 2] if rtts else None
+    came = sorted(rtt for rtt in rtts if rtt is not None)
+    stats = {"min": came[0], "p50": came[len(came) // 2], "max": came[-1]} if came else {}
     if json:
         out_json(
-            {
-                "sent": total,
-                "lost": lost,
-                "min_s": rtts[0] if rtts else None,
-                "p50_s": p50,
-                "max_s": rtts[-1] if rtts else None,
-            }
+            {"sent": len(rtts), "lost": len(rtts) - len(came)}
+            | {f"{name}_s": stats.get(name) for name in ("min", "p50", "max")}
         )
-    elif p50 is not None:
-        note(
-            f"{total} sent, {lost} lost; min {rtts[0] * 1000:.2f}, p50 {p50 * 1000:.2f}, "
-            f"max {rtts[-1] * 1000:.2f} ms"
-        )
-    if not rtts:
-        note(f"{total} sent, {lost} lost")
-        raise SystemExit(69)
+    else:
+        times = "".join(f", {name} {rtt * 1000:.2f} ms" for name, rtt in stats.items())
+        note(f"{len(rtts)} sent, {len(rtts) - len(came)} lost{times}")
+    if not came:
+        raise SystemExit(EXIT_UNREACHABLE)
 
 
 # --- invite and evict -----------------------------------------------------------------------------
@@ -254,10 +224,7 @@ def invite_command(
         _list_tickets(json)
     elif revoke is not None:
         run_client(lambda session: session.cluster.revoke_ticket(revoke))
-        if json:
-            out_json({"revoked": revoke})
-        else:
-            note(f"ticket {revoke} lets nobody in any more")
+        done(json, {"revoked": revoke}, f"ticket {revoke} lets nobody in any more")
     elif peer is not None:
         _certify(peer, foreign, parse_labels(label), inviter, json)
     else:
@@ -276,9 +243,10 @@ def _invite(labels: dict[str, str], inviter: bool, expires: str, uses: int, json
     )
     _warn_of_loopback("the ticket", ticket)
     if json:
-        out_json({"ticket": ticket, "id": ticket_id, "not_after_ms": not_after_ms, "uses": uses})
-        return
-    until = time.strftime("%Y-%m-%d %H:%M", time.localtime(not_after_ms / 1000))
+        return out_json(
+            {"ticket": ticket, "id": ticket_id, "not_after_ms": not_after_ms, "uses": uses}
+        )
+    until = stamp(not_after_ms / 1000)
     who = "one node" if uses == 1 else f"{uses} nodes"
     out(ticket)
     note(f"lets {who} in until {until}; whoever has it can join, so pass it on as a secret")
@@ -294,8 +262,7 @@ def _certify(peer: str, foreign: bool, labels: dict[str, str], inviter: bool, js
     if not foreign:
         _warn_of_loopback("the certificate", bundle)
     if json:
-        out_json({"certificate": bundle, "peer_id": peer, "foreign": foreign})
-        return
+        return out_json({"certificate": bundle, "peer_id": peer, "foreign": foreign})
     out(bundle)
     if foreign:
         note(f"the cluster now knows {peer} as a member; it need not show the certificate")
@@ -312,21 +279,7 @@ def _warn_of_loopback(what: str, invitation: str) -> None:
 def _list_tickets(json: bool) -> None:
     tickets = run_client(lambda session: session.cluster.tickets())
     if json:
-        out_json(
-            [
-                {
-                    "id": t.id,
-                    "not_after_ms": t.not_after_ms,
-                    "uses_left": t.uses_left,
-                    "spent_by": list(t.spent_by),
-                    "labels": dict(t.labels),
-                    "rights": list(t.rights),
-                    "revoked": t.revoked,
-                }
-                for t in tickets
-            ]
-        )
-        return
+        return out_json(tickets)
     table(
         ("id", "state", "uses left", "until", "spent by"),
         [
@@ -334,7 +287,7 @@ def _list_tickets(json: bool) -> None:
                 t.id,
                 _ticket_state(t),
                 str(t.uses_left),
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(t.not_after_ms / 1000)),
+                stamp(t.not_after_ms / 1000),
                 " ".join(peer[-8:] for peer in t.spent_by) or "-",
             )
             for t in tickets
@@ -359,22 +312,17 @@ def evict_command(
     """End a node's membership, everywhere and for good: its key will not be let in again."""
     from wetware.identity import PeerId
 
-    async def find(session: Session) -> str:
-        try:
-            return PeerId.parse(node)
-        except InvalidArgument:
-            member: Member = await session.cluster.only(node)
-            return member.peer_id
-
     async def work(session: Session) -> str:
-        peer = await find(session)
+        peer: str
+        try:
+            peer = PeerId.parse(node)
+        except InvalidArgument:
+            peer = (await session.cluster.only(node)).peer_id
         who = peer if peer == node else f"{node} ({peer})"
         confirm(f"Evict {who} from the cluster, for good?", yes=yes)
         await session.cluster.evict(peer, reason)
         return peer
 
     peer = run_client(work)
-    if json:
-        out_json({"evicted": peer})
-    else:
-        note(f"{peer} is no member any more; the other nodes hear of it within seconds")
+    gone = f"{peer} is no member any more; the other nodes hear of it within seconds"
+    done(json, {"evicted": peer}, gone)

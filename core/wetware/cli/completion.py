@@ -3,8 +3,6 @@
 A script asks `ww` itself, with `_WW_COMPLETE` set, at each TAB; click's machinery, which typer
 brings along, finds what fits. The scripts and the format of the answer are ours: typer's evaluate
 the answer as shell code, let it be expanded as a pattern, and import rich for it.
-
-The zsh and fish scripts follow click's: https://github.com/pallets/click, shell_completion.py.
 """
 
 from __future__ import annotations
@@ -12,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import typer
@@ -23,7 +22,9 @@ from typer._click.shell_completion import (
     split_arg_string,
 )
 
+from wetware.base import paths
 from wetware.cli.app import note
+from wetware.errors import WetwareError
 
 COMPLETE_VAR: Final = "_WW_COMPLETE"
 """What the scripts set; its value is `complete_bash`, `complete_zsh` or `complete_fish`."""
@@ -33,65 +34,11 @@ HELP_CHARS_MAX: Final = 80
 _SAFE = re.compile(r"[A-Za-z0-9._@%+=:,/-]+\Z")
 """Values that mean the same in every shell, unquoted."""
 
-_BASH = r"""# ww completion for bash
-_ww_completion() {
-    local value command=${1/#\~/$HOME}
-    COMPREPLY=()
-    while IFS= read -r value; do
-        [[ -n $value ]] && COMPREPLY+=("$value")
-    done < <(IFS=$'\n'; COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD \
-        _WW_COMPLETE=complete_bash "$command" 2>/dev/null)
-}
-complete -o bashdefault -o default -F _ww_completion ww
-"""
+SHELLS: Final = Path(__file__).with_name("shells")
+"""A script for each; those for zsh and fish follow click's.
 
-_ZSH = r"""#compdef ww
-# ww completion for zsh
-_ww_completion() {
-    local -a plain described response
-    local value help
-    response=("${(@f)$(COMP_WORDS="${(F)words}" COMP_CWORD=$((CURRENT-1)) \
-        _WW_COMPLETE=complete_zsh ww 2>/dev/null)}")
-    for value help in "${response[@]}"; do
-        if [[ -z $value ]]; then
-            continue
-        elif [[ $help == _ ]]; then
-            plain+=("$value")
-        else
-            described+=("${value//:/\\:}:$help")
-        fi
-    done
-    if (( $#described )); then
-        _describe -V unsorted described -U
-    fi
-    if (( $#plain )); then
-        compadd -U -V unsorted -a plain
-    fi
-    if (( ! $#described && ! $#plain )); then
-        _files
-    fi
-}
-if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
-    _ww_completion "$@"
-else
-    compdef _ww_completion ww
-fi
+Source: https://github.com/pallets/click, shell_completion.py.
 """
-
-_FISH = r"""# ww completion for fish
-function _ww_completion
-    set -l response (env _WW_COMPLETE=complete_fish COMP_WORDS=(commandline -cp | string collect) \
-        COMP_CWORD=(commandline -ct | string collect) ww 2>/dev/null | string match -r '.+')
-    if test (count $response) -gt 0
-        printf '%s\n' $response
-    else
-        __fish_complete_path (commandline -ct)
-    end
-end
-complete --command ww --no-files --arguments '(_ww_completion)'
-"""
-
-SCRIPTS: Final = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 _INSTALL: Final = {
     "bash": (
@@ -114,7 +61,7 @@ def completion_command(
     shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Which shell.")],
 ) -> None:
     """Print the script that completes `ww` in a shell; stderr says how to install it."""
-    sys.stdout.write(SCRIPTS[shell])
+    sys.stdout.write((SHELLS / f"ww.{shell}").read_text())
     note("# to have it in every new shell:")
     for line in _INSTALL[shell]:
         note(f"#   {line}")
@@ -125,8 +72,6 @@ def completion_command(
 
 def complete_keys(incomplete: str) -> list[str]:
     """Names of the user's keys."""
-    from wetware.base import paths
-
     try:
         names = sorted(entry.name for entry in os.scandir(paths.keys_dir()) if entry.is_file())
     except OSError:
@@ -137,7 +82,6 @@ def complete_keys(incomplete: str) -> list[str]:
 def complete_contexts(incomplete: str) -> list[str]:
     """Names of the user's contexts."""
     from wetware.client import contexts
-    from wetware.errors import WetwareError
 
     try:
         names = (contexts.LOCAL, *contexts.load().named)
@@ -171,14 +115,9 @@ class _Complete(ShellComplete):
             place = len(words)
         return words[1:place], words[place] if place < len(words) else ""
 
-    def complete(self) -> str:
-        args, incomplete = self.get_completion_args()
-        lines = [self.format_completion(item) for item in self.fitting(args, incomplete)]
-        return "\n".join(lines)
-
-    def fitting(self, args: list[str], incomplete: str) -> Iterable[CompletionItem]:
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
         """What may stand at the cursor; nothing that a shell could take for more than a word."""
-        found = self.get_completions(args, incomplete)[:VALUES_MAX]
+        found = super().get_completions(args, incomplete)[:VALUES_MAX]
         return [item for item in found if item.type == "plain" and _SAFE.match(str(item.value))]
 
     def format_completion(self, item: CompletionItem) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wetware.cli.app import note, options, out, out_json, table, usage
+from wetware.cli.app import Json, done, options, out_json, pairs, table, usage
 from wetware.cli.completion import complete_contexts
+from wetware.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from wetware.client.contexts import Context
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A context.", autocompletion=complete_contexts)
 ]
@@ -22,11 +22,6 @@ Name = Annotated[
 context_app = typer.Typer(
     no_args_is_help=True, help="Contexts: names for nodes, and for how you log in there."
 )
-
-
-@context_app.callback()
-def _context() -> None:
-    """Contexts: names for nodes, and for how you log in there."""
 
 
 @context_app.command("add")
@@ -64,17 +59,14 @@ def add_command(
             f"ww context add {name} --node NODE, --key KEY or --data-dir DIR",
         )
     contexts.update(lambda known: known.add(name, made))
-    if json:
-        out_json(_plain(contexts.load().context(name)))
-    else:
-        note(f"added {name}; to have it without --context {name}: ww context use {name}")
+    next_step = f"added {name}; to have it without --context {name}: ww context use {name}"
+    done(json, _plain(replace(made, name=name)), next_step)
 
 
 def _checked_node(node: str) -> str:
     """The node as it is kept; raises InvalidArgument for what leads nowhere."""
     from wetware.broker.sturdy import is_ref
     from wetware.client import is_address, peer_in
-    from wetware.errors import InvalidArgument
     from wetware.overlay.membership.selector import Selector
 
     if is_ref(node):
@@ -96,12 +88,10 @@ def use_command(name: Name, json: Json = False) -> None:
     from wetware.client import contexts
 
     contexts.update(lambda known: known.use(name))
-    if json:
-        out_json({"current": name})
-    else:
-        note(f"commands go to {name} from now on")
-        if paths.variable("WW_CONTEXT"):
-            note("where WW_CONTEXT is set, as here, it counts for more")
+    notes = [f"commands go to {name} from now on"]
+    if paths.variable("WW_CONTEXT"):
+        notes.append("where WW_CONTEXT is set, as here, it counts for more")
+    done(json, {"current": name}, *notes)
 
 
 @context_app.command("ls")
@@ -114,8 +104,7 @@ def ls_command(json: Json = False) -> None:
     used = options.given.get("context") or paths.variable("WW_CONTEXT") or known.current
     every = {contexts.LOCAL: contexts.Context(name=contexts.LOCAL), **known.named}
     if json:
-        out_json([{**_plain(each), "current": name == used} for name, each in every.items()])
-        return
+        return out_json([{**_plain(each), "current": n == used} for n, each in every.items()])
     rows = [
         (
             f"{name} *" if name == used else name,
@@ -143,10 +132,8 @@ def show_command(
 
     context = contexts.choose(name or options.given.get("context"))
     if json:
-        out_json(_plain(context))
-        return
-    for field, value in _plain(context).items():
-        out(f"{field:9} {value or '-'}")
+        return out_json(_plain(context))
+    pairs(*((field, value or "-") for field, value in _plain(context).items()))
 
 
 @context_app.command("rm")
@@ -156,12 +143,10 @@ def rm_command(name: Name, json: Json = False) -> None:
 
     was = contexts.load().current
     now = contexts.update(lambda known: known.remove(name)).current
-    if json:
-        out_json({"removed": name, "current": now})
-        return
-    note(f"forgot {name}")
+    notes = [f"forgot {name}"]
     if was != now:
-        note(f"commands go to {now} from now on: this machine's node, with the default key")
+        notes.append(f"commands go to {now} from now on: this machine's node, with the default key")
+    done(json, {"removed": name, "current": now}, *notes)
 
 
 @context_app.command("accept")
@@ -185,12 +170,10 @@ def accept_command(
         return known.pin(name, cluster)
 
     contexts.update(accept)
-    if json:
-        out_json({"name": name, "cluster": cluster})
-    else:
-        note(f"the cluster of {name} is {cluster} from now on")
+    pinned = f"the cluster of {name} is {cluster} from now on"
+    done(json, {"name": name, "cluster": cluster}, pinned)
 
 
-def _plain(context: Context) -> dict[str, Any]:
+def _plain(context: Context) -> dict[str, str]:
     fields = asdict(context)
     return {"name": fields.pop("name") or "local", **fields}

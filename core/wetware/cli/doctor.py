@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from wetware.cli.app import (
-    Style,
-    Styled,
-    here,
-    options,
-    out,
-    out_json,
-    run_client,
-)
+from wetware.cli.app import Json, Style, Styled, here, options, out, out_json, run_client
 from wetware.errors import EXIT_FAILED, Denied, DialError, WetwareError
 
 if TYPE_CHECKING:
@@ -33,13 +26,13 @@ def doctor_command(
     strict: Annotated[
         bool, typer.Option("--strict", help="Warnings make the exit code 1, too.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Check this machine and its node, and say what to do; exit code 1 if anything is wrong.
 
     Works without a running node. With `--node`, that node is checked instead of this machine's.
     """
-    with _Progress() as progress:
+    with _progress() as progress:
         local = _machine(progress)
         progress("the node (it asks others, up to 20 s)")
         asked = _node(local)
@@ -55,10 +48,7 @@ def doctor_command(
                 "ok": not bad,
                 "errors": count["error"],
                 "warnings": count["warning"],
-                "findings": [
-                    {"check": f.check, "level": f.level, "text": f.text, "remedy": f.remedy}
-                    for f in findings
-                ],
+                "findings": findings,
             }
         )
     else:
@@ -85,7 +75,7 @@ def _show(findings: list[Finding], count: Mapping[str, int], *, verbose: bool) -
     out(", ".join(words) + folded)
 
 
-def _machine(progress: _Progress) -> list[Finding]:
+def _machine(progress: Callable[[str], None]) -> list[Finding]:
     import asyncio
 
     from wetware.doctor.machine import Machine, check_machine
@@ -121,27 +111,17 @@ def _node(local: Sequence[Finding]) -> list[Finding]:
         ]
 
 
-class _Progress:
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
     """What is being measured, on stderr: one line that is replaced, on a terminal only."""
+    shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
-    def __init__(self) -> None:
-        self._shown = False
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._clear()
-
-    def __call__(self, what: str) -> None:
-        if sys.stderr.isatty():
-            self._clear()
-            sys.stderr.write(f"checking {what} …")
+    def line(text: str) -> None:
+        if shown:
+            sys.stderr.write(f"\r\x1b[K{text}")
             sys.stderr.flush()
-            self._shown = True
 
-    def _clear(self) -> None:
-        if self._shown:
-            sys.stderr.write("\n" if os.environ.get("TERM") == "dumb" else "\r\x1b[K")
-            sys.stderr.flush()
-            self._shown = False
+    try:
+        yield lambda what: line(f"checking {what} …")
+    finally:
+        line("")

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from wetware.cli.app import (
+    Json,
     Style,
     Styled,
     confirm,
+    done,
     node_data_dir,
     note,
     options,
     out,
     out_json,
+    pairs,
     run_client,
+    stamp,
     table,
     usage,
     warn_of_loopback,
@@ -28,7 +30,6 @@ from wetware.cli.given import read_line
 if TYPE_CHECKING:
     from wetware.client import Explanation, GrantInfo, Session
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_EXPIRES = "24h"
 _GRANT_STYLES: Final[dict[str, Style]] = {
     "live": "green",
@@ -78,7 +79,7 @@ def share_command(
     json: Json = False,
 ) -> None:
     """Print a reference ww1…: whoever has it can do this, without an account. It is a secret."""
-    from wetware.broker.sturdy import is_ref
+    from wetware.broker.sturdy import SturdyRef, is_ref
     from wetware.broker.terms import parse_duration, parse_size
 
     service, colon, name = what.partition(":")
@@ -90,8 +91,8 @@ def share_command(
     if methods is not None and not asked:  # such as an unset variable of a shell leaves
         usage("--methods names none", "leave it out for all of yours")
 
-    async def work(session: Session) -> tuple[str, GrantInfo]:
-        return await session.share(
+    ref, grant = run_client(
+        lambda session: session.share(
             {what: asked},
             where or (),
             expires_s=expires_s,
@@ -102,14 +103,10 @@ def share_command(
             sealed=no_delegate,
             label=label or what,
         )
-
-    from wetware.broker.sturdy import SturdyRef
-
-    ref, grant = run_client(work)
+    )
     warn_of_loopback("the reference", SturdyRef.parse(ref).addrs)
     if json:
-        out_json({"ref": ref, "grant": asdict(grant)})
-        return
+        return out_json({"ref": ref, "grant": grant})
     out(ref)
     note(f"it allows: {'; '.join(grant.terms)}")
     command = "pub …" if service == "pubsub" else "COMMAND …"
@@ -135,7 +132,7 @@ def use_command(
 
     if ref == "-":
         ref = read_line("a reference")
-    SturdyRef.parse(ref)  # before anything else says something about it
+    parsed = SturdyRef.parse(ref)  # before anything else says something about it
     if ctx.args:
         from wetware.cli.main import build
 
@@ -143,20 +140,16 @@ def use_command(
         build()(args=list(ctx.args))
         return
     grant = asyncio.run(describe(ref, data_dir=node_data_dir()))
-    parsed = SturdyRef.parse(ref)
     if json:
-        out_json({"node": str(parsed.peer), "grant": asdict(grant)})
-        return
-    out(f"issued by  {parsed.peer}")
-    out(f"grant      {grant.id}  {grant.label}  of {grant.principal}")
-    out("state      ", Styled(grant.state, _GRANT_STYLES.get(grant.state)))
-    for line in grant.terms:
-        out(f"allows     {line}")
-    if grant.uses_left is not None:
-        out(f"uses left  {grant.uses_left}")
-    for what, left in (("calls", grant.calls_left), ("bytes", grant.bytes_left)):
-        if left is not None:
-            out(f"{what} left {left}")
+        return out_json({"node": parsed.peer, "grant": grant})
+    left = {"uses": grant.uses_left, "calls": grant.calls_left, "bytes": grant.bytes_left}
+    pairs(
+        ("issued by", parsed.peer),
+        ("grant", f"{grant.id}  {grant.label}  of {grant.principal}"),
+        ("state", Styled(grant.state, _GRANT_STYLES.get(grant.state))),
+        *(("allows", line) for line in grant.terms),
+        *((f"{what} left", str(count)) for what, count in left.items() if count is not None),
+    )
     note("nothing was spent; try `ww use REF services`, `ww use REF COMMAND …`")
 
 
@@ -182,19 +175,13 @@ def grants_command(
 ) -> None:
     """Show what you passed on, as a tree: who, what, until when, and what is left."""
     if resume:
-        _resume(json=json)
-        return
-
-    async def work(session: Session) -> Sequence[GrantInfo]:
-        if all_:
-            found: Sequence[GrantInfo] = await session.grants_service.list(principal)
-            return found
-        return await session.grants()
-
-    grants = run_client(work)
+        shares: int = run_client(lambda session: session.grants_service.resume())
+        return done(json, {"shares": shares}, f"no share is suspended: {shares} of this node work")
+    grants: Sequence[GrantInfo] = run_client(
+        lambda session: session.grants_service.list(principal) if all_ else session.grants()
+    )
     if json:
-        out_json([asdict(grant) for grant in grants])
-        return
+        return out_json(grants)
     header = ("grant", "state", "principal", "terms", "left", "until")
     rows = [
         (
@@ -203,25 +190,13 @@ def grants_command(
             _short(grant.principal),
             "; ".join(line for line in grant.terms if not line.startswith("until")) or "-",
             _left(grant),
-            _until(grant.expires_at),
+            "-" if grant.expires_at is None else stamp(grant.expires_at),
         )
         for depth, grant in _tree(grants)
     ]
     table(header, rows, styles={"state": _GRANT_STYLES})
     if not rows:
         note("nothing was passed on; `ww share SERVICE` does that")
-
-
-def _resume(*, json: bool) -> None:
-    async def work(session: Session) -> int:
-        shares: int = await session.grants_service.resume()
-        return shares
-
-    shares = run_client(work)
-    if json:
-        out_json({"shares": shares})
-    else:
-        note(f"no share is suspended: {shares} of this node work")
 
 
 def _tree(grants: Sequence[GrantInfo]) -> list[tuple[int, GrantInfo]]:
@@ -246,22 +221,16 @@ def _short(principal: str) -> str:
 
 
 def _left(grant: GrantInfo) -> str:
-    parts = []
-    if grant.uses_left is not None:
-        parts.append(f"{grant.uses_left} uses")
-    elif grant.kind == "share":
-        parts.append(f"used {grant.redeemed}×")
-    if grant.calls_left is not None:
-        parts.append(f"{grant.calls_left} calls")
-    if grant.bytes_left is not None:
-        parts.append(f"{grant.bytes_left} bytes")
-    if grant.calls_in_flight:
-        parts.append(f"{grant.calls_in_flight} running")
-    return ", ".join(parts) or "-"
-
-
-def _until(at: float | None) -> str:
-    return "-" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    parts = {
+        "uses": grant.uses_left,
+        "calls": grant.calls_left,
+        "bytes": grant.bytes_left,
+        "running": grant.calls_in_flight or None,
+    }
+    said = [f"{count} {what}" for what, count in parts.items() if count is not None]
+    if grant.kind == "share" and grant.uses_left is None:
+        said.insert(0, f"used {grant.redeemed}×")
+    return ", ".join(said) or "-"
 
 
 def revoke_command(
@@ -294,18 +263,16 @@ def revoke_command(
         confirm("End all sessions and shares of everybody at this node?", yes=yes)
 
     async def work(session: Session) -> tuple[int, str]:
-        node = str(session.identity.node)
         if sessions:
             who = "" if sessions == "*" else sessions
-            return await session.grants_service.end_sessions(who, reason), node
-        if all_:
-            return await session.grants_service.revoke(grant, reason), node
-        return await session.revoke(grant, reason), node
+            cut = await session.grants_service.end_sessions(who, reason)
+        else:
+            cut = await (session.grants_service if all_ else session).revoke(grant, reason)
+        return cut, session.identity.node
 
     cut, node = run_client(work)
     if json:
-        out_json({"ended": cut, "node": node})
-        return
+        return out_json({"ended": cut, "node": node})
     if cut:
         out(f"ended {cut} grant{'s' * (cut != 1)}")
     else:
@@ -350,21 +317,19 @@ def why_command(
             if not dot:
                 usage(f"{what!r} is neither d-… nor SERVICE.METHOD", "ww why pubsub.join")
             return await session.explain(service, method, **values)
-        if all_:
-            found: Explanation = await session.grants_service.why(what)
-            return found
-        return await session.why(what)
+        source = session.grants_service if all_ else session
+        explained: Explanation = await source.why(what)
+        return explained
 
     found = run_client(work)
     if json:
-        out_json(asdict(found))
-        return
-    word, style = ("allowed", "green") if found.allowed else ("denied", "red")
+        return out_json(found)
+    word = "allowed" if found.allowed else "denied"
+    style: Style = "green" if found.allowed else "red"
     tense = "" if found.decision else "would be "
-    out(f"{tense}", Styled(word, style), f"  {found.method}")  # type: ignore[arg-type]
+    out(tense, Styled(word, style), f"  {found.method}")
     out(f"by {found.principal}: {found.reason}")
     if found.decision:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.at))
-        out(f"{found.decision} at {stamp}{f', {found.code}' if found.code else ''}")
+        out(f"{found.decision} at {stamp(found.at)}{f', {found.code}' if found.code else ''}")
     rows = [(s.verdict, f"{s.grant}  {s.label}", s.detail) for s in found.steps]
     table(("verdict", "grant", "what it says"), rows, styles={"verdict": _VERDICTS})

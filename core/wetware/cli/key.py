@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from wetware.cli.app import ask_passphrase, note, options, out, out_json, table
+from wetware.base import paths
+from wetware.cli.app import Json, ask_passphrase, note, options, out, out_json, table
 from wetware.cli.completion import complete_keys
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from wetware.errors import InvalidArgument, KeyFileError
 
 key_app = typer.Typer(help="Your keys.", no_args_is_help=True)
 
@@ -24,9 +24,7 @@ def key_new(
     json: Json = False,
 ) -> None:
     """Make a new Ed25519 key and print its public name."""
-    from wetware.base import paths
     from wetware.client import KeyChoice
-    from wetware.errors import InvalidArgument
     from wetware.identity import Key
 
     secret = paths.variable("WW_PASSPHRASE")
@@ -46,8 +44,6 @@ def key_new(
 @key_app.command("list")
 def key_list(json: Json = False) -> None:
     """Show the keys in your keys directory."""
-    from wetware.base import paths
-    from wetware.errors import KeyFileError
     from wetware.identity import Key
 
     directory = paths.keys_dir()
@@ -60,12 +56,11 @@ def key_list(json: Json = False) -> None:
                 encrypted = exc.code == "key.passphrase"
                 rows.append((path.name, "(encrypted)" if encrypted else f"({exc.message})"))
     if json:
-        out_json([{"name": name, "key": key} for name, key in rows])
-    elif rows:
-        table(("name", "key"), rows)
-    else:
+        return out_json([{"name": name, "key": key} for name, key in rows])
+    if not rows:
         note(f"no keys in {directory}")
-        note("try: ww key new")
+        return note("try: ww key new")
+    table(("name", "key"), rows)
 
 
 @key_app.command("show")
@@ -84,6 +79,5 @@ def key_show(
 
 def _show(peer_id: str, path: Path, json: bool) -> None:
     if json:
-        out_json({"key": str(peer_id), "file": str(path)})
-    else:
-        out(str(peer_id))
+        return out_json({"key": peer_id, "file": path})
+    out(peer_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,14 @@ import typer
 import wetware
 from wetware.cli.app import (
     CLOCK_S_TOLD,
+    Json,
     examples,
+    node_data_dir,
     note,
     options,
     out,
     out_json,
+    pairs,
     run_client,
     table,
 )
@@ -28,8 +32,6 @@ from wetware.cli.completion import (
     enable,
 )
 from wetware.cli.root import Root, find
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _HELP = """A decentralized cloud on your own machines.
 
@@ -204,7 +206,6 @@ def help_command(
 
 def id_command(json: Json = False) -> None:
     """Print the peer ID of this machine's node; makes the node's key if there is none."""
-    from wetware.cli.app import node_data_dir
     from wetware.node.key import load_or_create
 
     data_dir = node_data_dir()
@@ -212,9 +213,8 @@ def id_command(json: Json = False) -> None:
     if made:
         note(f"made a new node key in {data_dir}")
     if json:
-        out_json({"peer_id": str(key.peer_id), "data_dir": str(data_dir), "created": made})
-    else:
-        out(str(key.peer_id))
+        return out_json({"peer_id": key.peer_id, "data_dir": data_dir, "created": made})
+    out(key.peer_id)
 
 
 def whoami_command(json: Json = False) -> None:
@@ -225,21 +225,15 @@ def whoami_command(json: Json = False) -> None:
 
     identity, services = run_client(work)
     if json:
-        out_json(
-            {
-                "principal": identity.principal,
-                "roles": list(identity.roles),
-                "node": identity.node,
-                "cluster": identity.cluster,
-                "services": {s.name: list(s.methods) for s in services},
-            }
-        )
-        return
-    out(f"principal  {identity.principal}")
-    out(f"roles      {', '.join(identity.roles)}")
-    out(f"node       {identity.node}")
-    out(f"cluster    {identity.cluster}")
-    out("")
+        may = {service.name: service.methods for service in services}
+        return out_json({**asdict(identity), "services": may})
+    pairs(
+        ("principal", identity.principal),
+        ("roles", ", ".join(identity.roles)),
+        ("node", identity.node),
+        ("cluster", identity.cluster),
+    )
+    out()
     table(("service", "methods"), [(s.name, " ".join(s.methods)) for s in services])
 
 
@@ -254,17 +248,13 @@ def status_command(
     json: Json = False,
 ) -> None:
     """Show what a node is doing."""
+    from wetware.base.finding import size, span
     from wetware.broker.sturdy import is_ref
     from wetware.client import is_address
 
-    async def work(session: Any) -> dict[str, Any]:
-        status: dict[str, Any] = await session.status(details=all_)
-        return status
-
-    status = run_client(work)
+    status = run_client(lambda session: session.status(details=all_))
     if json:
-        out_json(status)
-        return
+        return out_json(status)
     node = options.node or ""
     # Over the network the command itself is one of them.
     strangers = status["strangers"] - (is_address(node) or is_ref(node))
@@ -272,33 +262,32 @@ def status_command(
     if status["overlay_restarts"]:
         last = f", last: {status['overlay_error']}" if status["overlay_error"] else ""
         overlay += f" ({status['overlay_restarts']} restarts{last})"
-    for name, value in (
+    pairs(
         ("node", status["peer_id"]),
         ("cluster", status["cluster"]),
         ("version", status["version"]),
-        ("up", _duration(status["uptime_s"])),
-        ("memory", f"{status['memory_bytes'] / 2**20:.0f} MiB"),
+        ("up", span(status["uptime_s"])),
+        ("memory", size(status["memory_bytes"])),
         ("auth", f"{status['auth']}, policy version {status['policy_epoch']}"),
-        ("sessions", status["sessions"]),
+        ("sessions", str(status["sessions"])),
         ("services", ", ".join(status["services"])),
         ("overlay", overlay),
         ("listens", "\n          ".join(status["addrs"])),
-    ):
-        out(f"{name:9} {value}")
+    )
     offset_s, wrong = status["clock_offset_s"], status["clock_wrong"]
     if offset_s is not None and abs(offset_s) >= CLOCK_S_TOLD:
         side = "behind" if offset_s > 0 else "ahead of"
         out(f"clock     {abs(offset_s):.1f} s {side} the other nodes'; try: ww doctor")
     if wrong:
         out(f"ends      of grants cannot be judged: {wrong}; try: ww clock")
-    out("")
+    out()
     rows = [
         (
             peer["peer_id"][-8:],
             "yes" if peer["member"] else "no",
             peer["addr"],
-            _bytes(peer["bytes_in"]),
-            _bytes(peer["bytes_out"]),
+            size(peer["bytes_in"]),
+            size(peer["bytes_out"]),
         )
         for peer in status["peers"]
     ]
@@ -312,20 +301,3 @@ def status_command(
         if plugin["state"] in ("failed", "unavailable"):
             why = plugin["reason"] or "`ww status --all` says why"
             note(f"plugin {plugin['name']} is {plugin['state']}: {why}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(int(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    parts = [(days, "d"), (h, "h"), (m, "min"), (s, "s")]
-    return " ".join(f"{n} {unit}" for n, unit in parts if n) or "0 s"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

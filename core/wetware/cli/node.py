@@ -21,6 +21,14 @@ STOP_S_MAX = 2.0
 """From the signal to the end of the process; then it ends the hard way."""
 TRY_OUT_LINES_MAX = 40
 """Of what an auth backend says of its try-out."""
+_RULE = "!" * 80
+_TRY_OUT = f"""\
+{_RULE}
+!!  THIS IS A TRY-OUT. Not for anything that matters.
+!!  What decides who may do what was made on this machine for this node, and any
+!!  program that runs here can change it. So the node listens on loopback only, and
+!!  no other node can join it.
+{_RULE}"""
 
 
 def node_command(
@@ -92,7 +100,8 @@ def node_command(
         {
             "node.listen": tuple(listen) if listen else None,
             "node.peers": tuple(peer) if peer else None,
-            "node.join": _ticket(join),
+            # A secret is better read from stdin than seen in the list of processes.
+            "node.join": read_line("a ticket") if join == "-" else join,
             "node.labels": tuple(label) if label else None,
             "node.auth": auth,
             "node.dev": dev or None,
@@ -116,14 +125,10 @@ def node_command(
     from wetware.node.compose import Node
 
     plugins = plugin_loader.load(config)
-
     _raise_file_limit()
 
     async def serve() -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio.run makes one
-        _stop_on_signals(loop, task)
+        _stop_on_signals()
         await Node(config, plugins).run(_announce)
 
     try:
@@ -132,11 +137,6 @@ def node_command(
         note("ww: stopped")
     finally:
         gc.freeze()  # or the interpreter looks through all of it once more: most of the stop's time
-
-
-def _ticket(join: str | None) -> str | None:
-    """The ticket; a secret is better read from stdin than seen in the list of processes."""
-    return read_line("a ticket") if join == "-" else join
 
 
 def _raise_file_limit() -> None:
@@ -151,9 +151,12 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _stop_on_signals(loop, task) -> None:  # type: ignore[no-untyped-def]
+def _stop_on_signals() -> None:
+    import asyncio
     import signal
     import threading
+
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def hard_stop() -> None:
         note(f"ww: did not stop within {STOP_S_MAX:g} s; ending now")
@@ -164,7 +167,8 @@ def _stop_on_signals(loop, task) -> None:  # type: ignore[no-untyped-def]
         timer = threading.Timer(STOP_S_MAX, hard_stop)
         timer.daemon = True
         timer.start()
-        task.cancel()
+        if task is not None:
+            task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
@@ -174,9 +178,9 @@ def _stop_on_signals(loop, task) -> None:  # type: ignore[no-untyped-def]
 
 def _announce(ready: Ready) -> None:
     """For the person who started it: what it is, and what to try next."""
-    note("")
+    note()
     if ready.try_out:
-        _warn_of_try_out()
+        note(_TRY_OUT)
     note(f"wetware node {ready.peer_id} is running")
     note(f"  cluster   {ready.cluster}")
     note(f"  services  {', '.join(ready.services)}")
@@ -193,15 +197,4 @@ def _announce(ready: Ready) -> None:
         note(here("  ww ls"))
         note(here("  ww sub chat        and, in a third:  ww pub chat hello"))
         note(here("  ww invite          and, on another machine:") + "  ww node --join TICKET")
-    note("")
-
-
-def _warn_of_try_out() -> None:
-    """So loud that nobody takes it for more."""
-    rule = "!" * 80
-    note(rule)
-    note("!!  THIS IS A TRY-OUT. Not for anything that matters.")
-    note("!!  What decides who may do what was made on this machine for this node, and any")
-    note("!!  program that runs here can change it. So the node listens on loopback only, and")
-    note("!!  no other node can join it.")
-    note(rule)
+    note()

@@ -1,22 +1,29 @@
-"""`ww plugin`: what is installed, and what became of it."""
+"""`ww plugin`: what is installed and what became of it, and a plugin to begin with."""
 
 from __future__ import annotations
 
+import re
+import secrets
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wetware.cli.app import examples, here, note, options, out, out_json, table
+from wetware.cli.app import Json, examples, here, note, options, out, out_json, table
+from wetware.errors import InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
     from wetware.client import LocalNode
+    from wetware.hookspecs import PluginContext
     from wetware.plugins import Plugins, PluginStatus
 
 plugin_app = typer.Typer(no_args_is_help=True, help="Plugins: what is installed, and its state.")
 
 ASK_S_MAX = 5.0
 """For the node that runs here to say what its roles have."""
+TEMPLATES = Path(__file__).with_name("templates")
+"""The plugins of docs/tutorials/first-plugin.md and docs/how-to/own-iam.md, file by file."""
 _OFFERS = {
     "ww_register_auth": "auth backend",
     "ww_register_recorder": "recorder",
@@ -27,15 +34,11 @@ _OFFERS = {
 }
 
 
-@plugin_app.callback()
-def _plugin() -> None:
-    """Plugins: what is installed, and its state."""
+# --- list -----------------------------------------------------------------------------------------
 
 
 @plugin_app.command("list")
-def list_command(
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def list_command(json: Json = False) -> None:
     """Show every installed plugin: loaded, disabled, unavailable or failed, why, and what to do.
 
     The plugins are loaded, configured and asked for their services as a node would do it, but
@@ -48,42 +51,53 @@ def list_command(
     config = configuration.load({"node.data_dir": options.data_dir}, path=options.config)
     plugins = loader.load(config, loader.INSPECT)
     selected, node = plugins.auth_selected, _running(config.node.data_dir)
-    running = None if node is None else node.auth
     _probe(plugins)
     ungranted = [] if node is None else _ungranted(config.node.data_dir)
     if json:
-        out_json([_as_json(status, selected, node, ungranted) for status in plugins.report])
-        return
-    rows: list[tuple[str, ...]] = [
+        return out_json([_as_json(status, selected, node, ungranted) for status in plugins.report])
+    rows = [
         (
             status.name,
             f"{status.dist} {status.version}".strip() or "-",
             "not running" if _waits(status, node) else str(status.state),
-            _offers(status, selected, running),
+            _offers(status, selected, node),
         )
         for status in plugins.report
     ]
     table(("name", "from", "state", "offers"), rows)
+    said = []
     for status in plugins.report:
         if status.reason:
-            out()
-            out(f"{status.name} is {status.state}: {status.reason}")
-            if status.remedy:
-                out(f"  try: {status.remedy}")
+            remedy = f"\n  try: {status.remedy}" if status.remedy else ""
+            said.append(f"{status.name} is {status.state}: {status.reason}{remedy}")
     if node is not None and node.auth != (selected or "").removeprefix("auth_"):
-        out()
-        out(
+        said.append(
             f"the node that runs here (pid {node.pid}) has the auth backend {node.auth!r}, and "
             f"{config.node.auth!r} is configured ({config.origin('node.auth')})"
         )
-    for status in plugins.report:
-        if _waits(status, node):
-            out()
-            out(f"{status.name} is installed, not running: restart the node")
+    said += [
+        f"{status.name} is installed, not running: restart the node"
+        for status in plugins.report
+        if _waits(status, node)
+    ]
     for service in ungranted:
-        out()
         command = here(f"ww role accept {service}")
-        out(f"{service} is installed, not granted to members yet: {command}")
+        said.append(f"{service} is installed, not granted to members yet: {command}")
+    for text in said:
+        out()
+        out(text)
+
+
+def _running(data_dir: Path) -> LocalNode | None:
+    """What the node that holds this data directory says of itself; None where none runs."""
+    from wetware.client import LocalNode
+    from wetware.doctor.machine import holder_pid
+
+    try:
+        node = LocalNode.find(data_dir)
+    except WetwareError:
+        return None
+    return node if holder_pid(data_dir) == node.pid else None
 
 
 def _ungranted(data_dir: Path) -> list[str]:
@@ -95,7 +109,6 @@ def _ungranted(data_dir: Path) -> list[str]:
 
     from wetware.client import connect
     from wetware.client.contexts import Context
-    from wetware.errors import WetwareError
 
     async def ask() -> list[str]:
         async with (
@@ -111,6 +124,62 @@ def _ungranted(data_dir: Path) -> list[str]:
         return []
 
 
+def _probe(plugins: Plugins) -> None:
+    """Call the declaring hooks with a context that leads nowhere: no peers, no lasting files."""
+    import asyncio
+    import tempfile
+
+    from wetware.testing import plugin_context
+
+    async def probe(folder: str) -> None:  # in a running loop, as in a node
+        def context(name: str, config: object) -> PluginContext:
+            data_dir = Path(folder, name)
+            data_dir.mkdir(mode=0o700, exist_ok=True)
+            return plugin_context(data_dir, config, name=name)
+
+        plugins.probe(context)
+
+    with tempfile.TemporaryDirectory(prefix="ww-plugins-") as folder:
+        asyncio.run(probe(folder))
+
+
+def _waits(status: PluginStatus, node: LocalNode | None) -> bool:
+    """Whether a node would load the plugin, and the one that runs has not."""
+    return node is not None and str(status.state) == "loaded" and status.name not in node.plugins
+
+
+def _is_auth_of(status: PluginStatus, node: LocalNode | None) -> bool:
+    """Whether the plugin has the node's auth backend, by the contract of AuthBackend's name."""
+    auth = None if node is None else node.auth
+    return "ww_register_auth" in status.hooks and status.name.removeprefix("auth_") == auth
+
+
+def _offers(status: PluginStatus, selected: str | None, node: LocalNode | None) -> str:
+    offers = {hook: _OFFERS[hook] for hook in status.hooks}
+    if status.services:
+        offers["ww_register_services"] = "service " + ", ".join(status.services)
+    if "ww_register_auth" in offers:
+        what = {"configured": status.name == selected, "running": _is_auth_of(status, node)}
+        said = ", ".join(word for word, true in what.items() if true)
+        offers["ww_register_auth"] += f" ({said})" if said else ""
+    return "; ".join(offers.values()) or "-"
+
+
+def _as_json(
+    status: PluginStatus, selected: str | None, node: LocalNode | None, ungranted: list[str]
+) -> dict[str, object]:
+    return {
+        **asdict(status),
+        "running": None if node is None else status.name in node.plugins,
+        "ungranted": [name for name in status.services if name in ungranted],
+        "auth_selected": status.name == selected,
+        "auth_running": _is_auth_of(status, node),
+    }
+
+
+# --- new ------------------------------------------------------------------------------------------
+
+
 @plugin_app.command("new", epilog=examples("ww plugin new counter", "ww plugin new acme --auth"))
 def new_command(
     name: str,
@@ -120,8 +189,6 @@ def new_command(
 
     It works as it stands, and its tests are the conformance suite of `wetware.testing`.
     """
-    from wetware.cli import templates
-    from wetware.errors import InvalidArgument
     from wetware.plugins import is_plugin_name
 
     plugin = f"auth_{name}" if auth else name
@@ -131,100 +198,32 @@ def new_command(
         )
     folder = Path(f"ww-{plugin.replace('_', '-')}")
     try:
-        files = templates.write(folder, name, auth=auth)
+        folder.mkdir()
+        for path, text in template("auth" if auth else "service").items():
+            file = folder / _renamed(path, name)
+            file.parent.mkdir(exist_ok=True)
+            # An interface's ID is that of its own in all schemas that a program loads.
+            text = text.replace("0xc0ffee0123456789", f"0x{secrets.randbits(63) | 1 << 63:x}")
+            file.write_text(_renamed(text, name))
+            out(str(file))
     except OSError as exc:
         raise InvalidArgument(
             f"cannot write {folder}: {exc.strerror}", hint="choose another name, or another folder"
         ) from exc
-    for file in files:
-        out(str(file))
     note(f"install it: pip install --no-deps -e ./{folder}, and test it: pytest {folder}")
 
 
-def _running(data_dir: Path) -> LocalNode | None:
-    """What the node that holds this data directory says of itself; None where none runs."""
-    from wetware.client import LocalNode
-    from wetware.doctor.machine import holder_pid
-    from wetware.errors import WetwareError
-
-    try:
-        node = LocalNode.find(data_dir)
-    except WetwareError:
-        return None
-    return node if holder_pid(data_dir) == node.pid else None
-
-
-def _waits(status: PluginStatus, node: LocalNode | None) -> bool:
-    """Whether a node would load the plugin, and the one that runs has not."""
-    return node is not None and str(status.state) == "loaded" and status.name not in node.plugins
-
-
-def _has(status: PluginStatus, backend: str | None) -> bool:
-    """Whether the plugin is that of the backend, by the contract of AuthBackend's name."""
-    return "ww_register_auth" in status.hooks and status.name.removeprefix("auth_") == backend
-
-
-def _offers(status: PluginStatus, selected: str | None, running: str | None) -> str:
-    parts = []
-    for hook in status.hooks:
-        text = _OFFERS[hook]
-        if hook == "ww_register_services" and status.services:
-            text = "service " + ", ".join(status.services)
-        if hook == "ww_register_auth":
-            what = {"configured": status.name == selected, "running": _has(status, running)}
-            said = ", ".join(word for word, true in what.items() if true)
-            text += f" ({said})" if said else ""
-        parts.append(text)
-    return "; ".join(parts) or "-"
-
-
-def _as_json(
-    status: PluginStatus, selected: str | None, node: LocalNode | None, ungranted: list[str]
-) -> dict[str, object]:
+def template(kind: str) -> dict[str, str]:
+    """Path → text of the files of a "service" or an "auth" backend."""
+    files = sorted((TEMPLATES / kind).rglob("*.txt"))
     return {
-        "name": status.name,
-        "dist": status.dist,
-        "version": status.version,
-        "bundled": status.bundled,
-        "state": str(status.state),
-        "running": None if node is None else status.name in node.plugins,
-        "reason": status.reason,
-        "remedy": status.remedy,
-        "hooks": list(status.hooks),
-        "services": list(status.services),
-        "ungranted": [name for name in status.services if name in ungranted],
-        "auth_selected": status.name == selected,
-        "auth_running": _has(status, node.auth if node is not None else None),
+        str(file.relative_to(TEMPLATES / kind).with_suffix("")): file.read_text() for file in files
     }
 
 
-def _probe(plugins: Plugins) -> None:
-    """Call the declaring hooks with a context that leads nowhere: no peers, no lasting files."""
-    import asyncio
-    import tempfile
-    import time
-
-    from wetware.base.log import get_logger
-    from wetware.hookspecs import PluginContext
-    from wetware.testing.overlay import FakeOverlay
-
-    overlay = FakeOverlay()
-
-    async def probe(directory: Path) -> None:
-        # In a running loop, as in a node.
-        def context(name: str, config: object) -> PluginContext:
-            data_dir = directory / name
-            data_dir.mkdir(mode=0o700, exist_ok=True)
-            return PluginContext(
-                name=name,
-                config=config,
-                log=get_logger(f"plugin.{name}"),
-                data_dir=data_dir,
-                clock=time,
-                overlay=overlay,
-            )
-
-        plugins.probe(context)
-
-    with tempfile.TemporaryDirectory(prefix="ww-plugins-") as directory:
-        asyncio.run(probe(Path(directory)))
+def _renamed(text: str, name: str) -> str:
+    """The text with `name` for the counter of the one example, or the acme of the other."""
+    dashed, title = name.replace("_", "-"), "".join(part.title() for part in name.split("_"))
+    text = re.sub(r"(ww-(?:auth-)?)(?:counter|acme)|(?:acme)(?=-key)", rf"\g<1>{dashed}", text)
+    text = re.sub("counter|acme", name, text)
+    return re.sub("Counter|Acme", title, text)

@@ -1,18 +1,20 @@
-"""`ww` itself: its commands in sections, and global options before and after the command."""
+"""`ww` itself: sections of commands, global options behind the command, no empty values."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from typer._click.core import ParameterSource
 from typer._click.exceptions import UsageError
+from typer._click.types import FuncParamType
 from typer.core import TyperGroup
 
-from wetware.cli import given
 from wetware.cli.app import here_only, options, usage, wants_json
+from wetware.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from typer._click.core import Command, Context, Parameter
@@ -26,19 +28,36 @@ OTHER: Final = "More"
 """The section of commands that name none."""
 
 
-class Root(given.Root):
-    """`ww`. A command is in the section that its `rich_help_panel` names."""
+class Root(TyperGroup):
+    """`ww`. A command is in the section that its `rich_help_panel` names.
+
+    What it does to its commands, plugins' included, it does once a command is chosen, because it
+    costs time: the chosen one, and all below it, take the global options as well, and refuse empty
+    values. An unset variable of a shell leaves such a value (`ww node --join "$TICKET"`), and to
+    take it for "not given" would do something else than was asked. A parameter whose values may be
+    empty, such as the data that is published, has a `parser` of its own.
+    """
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse the global options."""
+        for param in self.params:
+            _refuse_empty(param)
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: Context, args: list[str]
     ) -> tuple[str | None, Command | None, list[str]]:
-        """Find the command that the words name; from there on it takes global options, too."""
-        command = self.get_command(ctx, args[0]) if args else None
-        if command is not None:
-            _take_late(command, [each for each in self.params if each.name in LATE])
-            if args[0] in HERE:
-                _keep_here(command, f"ww {args[0]}")
-        return super().resolve_command(ctx, args)
+        """Find the command that the words name, and make it one of ours."""
+        name, command, rest = super().resolve_command(ctx, args)
+        late = [each for each in self.params if each.name in LATE]
+        for words, each in _below(f"ww {name}", command):
+            own = {opt for param in each.params for opt in param.opts}
+            each.params += [_late(option) for option in late if not own.intersection(option.opts)]
+            for param in each.params:
+                _refuse_empty(param)
+            if name in HERE and each.callback is not None and not isinstance(each, TyperGroup):
+                each.callback = _keep_here(each.callback, words)
+        return name, command, rest
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: Context | None = None, **extra: Any
@@ -86,28 +105,46 @@ def sections(commands: Iterable[Command]) -> Iterator[tuple[str, list[Command]]]
         yield OTHER, other
 
 
-def _take_late(command: Command, late: list[Parameter]) -> None:
-    """Let a command, and all below it, take the global options that it has no namesakes of."""
-    own = {opt for param in command.params for opt in param.opts}
-    command.params += [_late(each) for each in late if not own.intersection(each.opts)]
+def _below(words: str, command: Command | None) -> Iterator[tuple[str, Command]]:
+    """A command and all below it, each with the words that name it."""
+    if command is not None:
+        yield words, command
     if isinstance(command, TyperGroup):
-        for each in command.commands.values():
-            _take_late(each, late)
+        for name, each in command.commands.items():
+            yield from _below(f"{words} {name}", each)
 
 
-def _keep_here(command: Command, name: str) -> None:
+def _refuse_empty(param: Parameter) -> None:
+    if isinstance(param.type, FuncParamType):
+        return
+    inner = param.callback
+
+    def check(ctx: Context, param: Parameter, value: Any) -> Any:
+        given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+        values = value if isinstance(value, list | tuple) else (value,)
+        if given and any(isinstance(each, str) and not each.strip() for each in values):
+            what = max(param.opts, key=len) if param.param_type_name == "option" else None
+            what = what or param.human_readable_name.strip("[].…")
+            raise InvalidArgument(
+                f"{what} is given, and empty",
+                hint=("" if param.required else "leave it out, or ")
+                + "look at the shell's variable that it comes from",
+                code="invalid.empty",
+            )
+        return inner(ctx, param, value) if inner is not None else value
+
+    param.callback = check
+
+
+def _keep_here(run: Callable[..., Any], command: str) -> Callable[..., Any]:
     """Refuse a node, or a reference, that was named for a command which would not look at it."""
-    if isinstance(command, TyperGroup):
-        for each in command.commands.values():
-            _keep_here(each, f"{name} {each.name}")
-    elif (run := command.callback) is not None:
 
-        @functools.wraps(run)
-        def checked(*args: Any, **kwargs: Any) -> Any:
-            here_only(name)
-            return run(*args, **kwargs)
+    @functools.wraps(run)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        here_only(command)
+        return run(*args, **kwargs)
 
-        command.callback = checked
+    return checked
 
 
 def _late(option: Parameter) -> Parameter:

@@ -16,7 +16,6 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 from wetware.base import paths
@@ -35,7 +34,6 @@ CLUSTER_CHARS: Final = 40
 LOCAL: Final = "local"
 """The context that is always there: this machine's node, and the default key."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)  # no peer ID is so short
-_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def check_cluster(text: str) -> str:
@@ -86,9 +84,9 @@ class Contexts:
         clusters: A node's peer ID → the ID of its cluster, as pinned.
     """
 
-    named: Mapping[str, Context] = field(default_factory=lambda: _NONE)
+    named: Mapping[str, Context] = field(default_factory=dict)
     current: str = LOCAL
-    clusters: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    clusters: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.current != LOCAL and self.current not in self.named:
@@ -180,10 +178,15 @@ def load() -> Contexts:
         raise _unusable(file, "others can write it")
     try:
         return _parse(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        InvalidArgument,
+    ) as exc:
         raise _unusable(file, str(exc)) from None
-    except InvalidArgument as exc:
-        raise _unusable(file, exc.message) from None
 
 
 def _parse(value: Any) -> Contexts:

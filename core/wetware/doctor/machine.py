@@ -5,18 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
+import resource
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from wetware.base import paths
-from wetware.base.finding import Check, Finding, error, judged, of_error, ok, remedy_of, warning
-from wetware.errors import ConfigError, KeyFileError, WetwareError
+from wetware.base.finding import (
+    Check,
+    Finding,
+    error,
+    judged,
+    of_error,
+    ok,
+    remedy_of,
+    size,
+    warning,
+)
+from wetware.errors import ConfigError, DialError, KeyFileError, WetwareError
 
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
@@ -70,134 +81,62 @@ async def check_machine(
         progress(name)
         found.extend(await judged(name, check, CHECK_S_MAX))
 
-    async def versions() -> list[Finding]:
-        return check_versions()
-
-    await run("versions", versions)
+    await run("versions", check_versions)
     config: Config | None = None
 
-    async def configuration() -> list[Finding]:
+    def configuration() -> list[Finding]:
         nonlocal config
         config, findings = check_config(machine)
         return findings
 
     await run("config", configuration)
     if config is not None:
-        settings = config
-
-        async def user_key() -> list[Finding]:
-            return check_user_key(machine.key, settings)
-
-        await run("your key", user_key)
-    if machine.local and config is not None:
-        for name, check in _local_checks(config):
+        await run("your key", partial(check_user_key, machine.key, config))
+        for name, check in (_local_checks(config) if machine.local else {}).items():
             await run(name, check)
     return found
 
 
-def _local_checks(config: Config) -> list[tuple[str, Check]]:
-    """The checks of the node's own files and addresses; [] if `[node]` is wrong, which is said."""
+def _local_checks(config: Config) -> dict[str, Check]:
+    """The checks of the node's own files and addresses; {} if `[node]` is wrong, which is said."""
     try:
         node, link = config.node, config.link
     except ConfigError:
-        return []
+        return {}
     data_dir = node.data_dir
-    pid = holder_pid(data_dir)
-
-    async def directory() -> list[Finding]:
-        return check_data_dir(data_dir)
-
-    async def disk() -> list[Finding]:
-        return await asyncio.to_thread(check_disk, data_dir)
-
-    async def node_key() -> list[Finding]:
-        return check_node_key(data_dir)
-
-    async def clock() -> list[Finding]:
-        return judge_kernel_clock(_kernel_clock())
-
-    async def listen() -> list[Finding]:
-        if pid is None:
-            return await _check_free(node.listen)
-        return await _check_held(data_dir, pid)
-
-    async def files() -> list[Finding]:
-        import resource
-
+    checks: dict[str, Check] = {
+        "data directory": partial(check_data_dir, data_dir),
+        "disk": partial(asyncio.to_thread, check_disk, data_dir),
+        "node key": partial(check_node_key, data_dir),
+        "clock": lambda: judge_kernel_clock(_kernel_clock()),
+    }
+    if (pid := holder_pid(data_dir)) is None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         limit = None if hard == resource.RLIM_INFINITY else hard
-        return judge_files(limit, link.connections_max + link.handshakes_max)
-
-    checks: list[tuple[str, Check]] = [
-        ("data directory", directory),
-        ("disk", disk),
-        ("node key", node_key),
-        ("clock", clock),
-        ("listen", listen),
-    ]
-    # A running node judges its own limit: it raised it at its start.
-    return [*checks, ("open files", files)] if pid is None else checks
+        checks["listen"] = partial(_check_free, node.listen)
+        checks["open files"] = partial(
+            judge_files, limit, link.connections_max + link.handshakes_max
+        )
+    else:  # a running node judges its own limit of files: it raised it at its start
+        checks["listen"] = partial(_check_held, data_dir, pid)
+    return checks
 
 
 # --- versions ---
-
-_REQUIREMENT = re.compile(
-    r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*(;?)"
-)
-_CLAUSE = re.compile(r"\s*(===|==|!=|<=|>=|~=|<|>)\s*v?([0-9]+(?:\.[0-9]+)*)(\.\*)?[^,]*$")
-
-
-def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, without trailing zeros; what follows them is not compared."""
-    numbers = re.match(r"v?(\d+(?:\.\d+)*)", version)
-    parts = [int(part) for part in numbers[1].split(".")] if numbers else []
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
-
-
-def satisfies(version: str, specifiers: str) -> bool:
-    """Whether a version is within e.g. ">=4.6,<5". An unknown kind of clause does not refuse."""
-    have = release(version)
-    for clause in filter(None, (part.strip() for part in specifiers.split(","))):
-        if (parsed := _CLAUSE.match(clause)) is None:
-            continue
-        operator, text, wild = parsed.groups()
-        want, given = release(text), tuple(map(int, text.split(".")))
-        padded = have + (0,) * (len(given) - len(have))
-        match operator:
-            case "==" | "===":
-                held = padded[: len(given)] == given if wild else have == want
-            case "!=":
-                held = padded[: len(given)] != given if wild else have != want
-            case "~=":
-                held = have >= want and padded[: len(given) - 1] == given[:-1]
-            case "<=":
-                held = have <= want
-            case ">=":
-                held = have >= want
-            case "<":
-                held = have < want
-            case _:
-                held = have > want
-        if not held:
-            return False
-    return True
 
 
 def check_versions() -> list[Finding]:
     """Python and the libraries against what this version of wetware declares."""
     from importlib import metadata
 
-    python = sys.version.split()[0]
     try:
         dist = metadata.distribution("wetware")
     except metadata.PackageNotFoundError:
         return [
             warning(
                 "versions",
-                f"python {python}; wetware is not installed as a distribution, so that the "
-                "versions of its libraries cannot be compared",
+                "wetware is not installed as a distribution, so that the versions of its libraries "
+                "cannot be compared",
                 "`pip install wetware`, or in a checkout `pip install -e .`",
             )
         ]
@@ -208,6 +147,7 @@ def check_versions() -> list[Finding]:
         except metadata.PackageNotFoundError:
             return None
 
+    python = ".".join(map(str, sys.version_info[:3]))
     wanted = str(dist.metadata["Requires-Python"] or "")
     return judge_versions(python, wanted, dist.requires or (), installed)
 
@@ -226,31 +166,28 @@ def judge_versions(
         requires: As "Requires-Dist"; those with a marker (extras) are not ours to judge.
         installed: Name → version, or None.
     """
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
     found, fitting = [], []
-    if satisfies(python, python_wanted):
+    if SpecifierSet(python_wanted).contains(python):
         found.append(ok("python", f"{python} at {sys.executable}"))
     else:
-        found.append(
-            error(
-                "python",
-                f"{python}; wetware needs {python_wanted}",
-                "make an environment with it: `python3.11 -m venv ENV && ENV/bin/pip install "
-                "wetware`",
-            )
-        )
-    for line in requires:
-        parsed = _REQUIREMENT.match(line)
-        if parsed is None or parsed[3]:
+        make = "`python3.11 -m venv ENV && ENV/bin/pip install wetware`"
+        text = f"{python}; wetware needs {python_wanted}"
+        found.append(error("python", text, f"make an environment with it: {make}"))
+    for need in map(Requirement, requires):
+        if need.marker is not None:
             continue
-        name, wanted = parsed[1], parsed[2].strip()
-        have = installed(name)
-        remedy = f"`pip install '{name}{wanted}'` with {sys.executable}"
+        have = installed(need.name)
+        remedy = f"`pip install '{need.name}{need.specifier}'` with {sys.executable}"
         if have is None:
-            found.append(error("libraries", f"{name} is not installed", remedy))
-        elif not satisfies(have, wanted):
-            found.append(error("libraries", f"{name} {have} is installed, not {wanted}", remedy))
+            found.append(error("libraries", f"{need.name} is not installed", remedy))
+        elif not need.specifier.contains(have, prereleases=True):
+            text = f"{need.name} {have} is installed, not {need.specifier}"
+            found.append(error("libraries", text, remedy))
         else:
-            fitting.append(f"{name} {have}")
+            fitting.append(f"{need.name} {have}")
     if fitting:
         found.append(ok("libraries", ", ".join(fitting)))
     return found
@@ -316,35 +253,25 @@ def check_data_dir(data_dir: Path) -> list[Finding]:
     except FileNotFoundError:
         parent = next(each for each in data_dir.parents if each.exists())
         if not os.access(parent, os.W_OK | os.X_OK):
-            return [
-                error(name, f"{data_dir} does not exist, and {parent} is not yours to write", other)
-            ]
+            text = f"{data_dir} does not exist, and {parent} is not yours to write"
+            return [error(name, text, other)]
         return [ok(name, f"{data_dir} does not exist yet; the first `ww node` makes it")]
     except OSError as exc:
         return [error(name, f"cannot look at {data_dir}: {exc.strerror}", other)]
     mode = stat.S_IMODE(info.st_mode)
+    chmod = f"`chmod 700 {data_dir}`"
     if not stat.S_ISDIR(info.st_mode):
         return [error(name, f"{data_dir} is not a directory", other)]
     if info.st_uid != os.getuid():
-        return [
-            error(
-                name,
-                f"{data_dir} belongs to user {info.st_uid}, and you are {os.getuid()}",
-                f"run as that user, or {other}",
-            )
-        ]
+        text = f"{data_dir} belongs to user {info.st_uid}, and you are {os.getuid()}"
+        return [error(name, text, f"run as that user, or {other}")]
     if mode & 0o022:
         text = f"others can write to {data_dir} (mode {mode:04o}): no node starts there"
-        return [error(name, text, f"`chmod 700 {data_dir}`")]
+        return [error(name, text, chmod)]
     if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
-        return [
-            error(
-                name, f"{data_dir} cannot be written (mode {mode:04o})", f"`chmod 700 {data_dir}`"
-            )
-        ]
+        return [error(name, f"{data_dir} cannot be written (mode {mode:04o})", chmod)]
     if mode & 0o055:
-        text = f"others can look into {data_dir} (mode {mode:04o})"
-        return [warning(name, text, f"`chmod 700 {data_dir}`")]
+        return [warning(name, f"others can look into {data_dir} (mode {mode:04o})", chmod)]
     return [ok(name, f"{data_dir}, mode {mode:04o}")]
 
 
@@ -366,12 +293,12 @@ def check_disk(data_dir: Path) -> list[Finding]:
 
 
 def judge_space(free_bytes: int, place: Path) -> list[Finding]:
-    text = f"{_size(free_bytes)} are free on the file system of {place}"
+    text = f"{size(free_bytes)} are free on the file system of {place}"
     remedy = f"remove what is not needed there; `df -h {place}`"
     if free_bytes < DISK_FREE_BYTES_MIN:
-        return [error("disk", f"{text}; below {_size(DISK_FREE_BYTES_MIN)} writes fail", remedy)]
+        return [error("disk", f"{text}; below {size(DISK_FREE_BYTES_MIN)} writes fail", remedy)]
     if free_bytes < DISK_FREE_BYTES_LOW:
-        return [warning("disk", f"{text}, less than {_size(DISK_FREE_BYTES_LOW)}", remedy)]
+        return [warning("disk", f"{text}, less than {size(DISK_FREE_BYTES_LOW)}", remedy)]
     return [ok("disk", text)]
 
 
@@ -394,7 +321,6 @@ def fsync_s(directory: Path) -> float:
 
 
 def judge_fsync(seconds: float, place: Path) -> list[Finding]:
-    """The time of a durable write against FSYNC_S_MAX."""
     text = f"a durable write in {place} takes {seconds * 1000:.1f} ms"
     if seconds <= FSYNC_S_MAX:
         return [ok("disk", text)]
@@ -407,10 +333,6 @@ def judge_fsync(seconds: float, place: Path) -> list[Finding]:
             "busy",
         )
     ]
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def check_node_key(data_dir: Path) -> list[Finding]:
@@ -590,7 +512,6 @@ async def _check_held(data_dir: Path, pid: int) -> list[Finding]:
     import json
 
     from wetware.base.multiaddr import Multiaddr
-    from wetware.errors import DialError
     from wetware.identity import Key
     from wetware.overlay.link import LinkHost
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import resource
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import wetware
 from wetware.base.finding import Check, Finding, error, judged, ok, warning
 from wetware.broker import findings as grants
-from wetware.doctor.machine import check_disk, judge_files, judge_plugins, release
+from wetware.doctor.machine import check_disk, judge_files, judge_plugins
 from wetware.overlay.admission import findings as admission
 from wetware.overlay.libp2p import findings as overlay
 from wetware.overlay.membership import findings as membership
@@ -75,6 +76,12 @@ async def check_node(node: Parts) -> list[Finding]:
         )
     )
     return [finding for part in parts for finding in part]
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers that another node's version begins with; () for what is none."""
+    numbers = re.match(r"v?(\d+(?:\.\d+)*)", version)
+    return tuple(map(int, numbers[1].split("."))) if numbers else ()
 
 
 def judge_versions(own: str, versions: Mapping[str, str]) -> list[Finding]:

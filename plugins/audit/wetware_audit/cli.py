@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wetware.cli.app import (
+    Json,
     Styled,
     examples,
     here_only,
@@ -21,6 +23,7 @@ from wetware.cli.app import (
     out,
     out_json,
     run_client,
+    stamp,
     usage,
 )
 from wetware.errors import EXIT_FAILED
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from wetware.client import Session
     from wetware_audit.chain import Checkpoint
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Directory = Annotated[
     Path | None,
     typer.Option("--dir", metavar="DIR", help="Of the log; default: this machine's node's."),
@@ -62,29 +64,26 @@ def tail_command(
     """Show the last records."""
     from wetware_audit.service import is_about
 
+    def matches(record: dict[str, Any]) -> bool:
+        return (
+            str(record.get("event", "")).startswith(event)
+            and (not grant or is_about(record, grant))
+            and principal in ("", record.get("principal"))
+        )
+
     async def work(session: Session) -> None:
-        if not follow:
-            for record in await session.audit.tail(
-                count, event=event, grant=grant, principal=principal
-            ):
-                _print(record, json)
-            return
-        async with session.audit.follow() as records:  # before the old ones: none is missed
+        following: Any = session.audit.follow() if follow else nullcontext()
+        async with following as records:  # before the old ones: none is missed
             last = 0
             for record in await session.audit.tail(
                 count, event=event, grant=grant, principal=principal
             ):
                 last = max(last, record.get("seq", 0))
                 _print(record, json)
-            async for record in records:
-                about = not grant or is_about(record, grant)
-                if (
-                    record.get("seq", last + 1) > last
-                    and str(record.get("event", "")).startswith(event)
-                    and about
-                    and principal in ("", record.get("principal"))
-                ):
-                    _print(record, json)
+            if follow:
+                async for record in records:
+                    if record.get("seq", last + 1) > last and matches(record):
+                        _print(record, json)
 
     run_client(work, reconnect=follow)
 
@@ -93,7 +92,7 @@ def _print(record: dict[str, Any], json: bool) -> None:
     if json:
         out(json_module.dumps(record))
         return
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.get("time_ms", 0) / 1000))
+    at = stamp(record.get("time_ms", 0) / 1000)
     event = str(record.get("event", "?"))
     rest = " ".join(
         f"{name}={value}"
@@ -102,7 +101,7 @@ def _print(record: dict[str, Any], json: bool) -> None:
     )
     bad = event.endswith((".refused", ".denied", ".revoked", ".withdrawn"))
     out(
-        f"{record.get('seq', '-'):>8}  {stamp}  ",
+        f"{record.get('seq', '-'):>8}  {at}  ",
         Styled(event, "yellow" if bad else None),
         f"  {rest}",
     )
@@ -111,12 +110,7 @@ def _print(record: dict[str, Any], json: bool) -> None:
 @audit_app.command("show")
 def show_command(seq: Annotated[int, typer.Argument(metavar="SEQ", min=1)]) -> None:
     """Show one record."""
-
-    async def work(session: Session) -> dict[str, Any]:
-        record: dict[str, Any] = await session.audit.show(seq)
-        return record
-
-    out_json(run_client(work))
+    out_json(run_client(lambda session: session.audit.show(seq)))
 
 
 @audit_app.command("verify")
@@ -141,8 +135,6 @@ def verify_command(
     cut off.
     """
     here_only("ww audit verify")
-    from dataclasses import asdict
-
     from wetware.identity import PeerId
     from wetware_audit.verify import verify
 
@@ -159,7 +151,7 @@ def verify_command(
         progress=progress,
     )
     if json:
-        out_json(asdict(report) | {"ok": report.ok})
+        out_json({**asdict(report), "ok": report.ok})
     else:
         for problem in report.problems:
             place = f"{problem.file or 'the log'}{f', record {problem.seq}' * bool(problem.seq)}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from wetware.cli.app import (
+    Json,
     ask_passphrase,
     confirm,
     examples,
@@ -23,16 +23,24 @@ from wetware.cli.app import (
     table,
 )
 from wetware.cli.given import read_text
+from wetware.errors import (
+    CapabilityError,
+    Denied,
+    InvalidArgument,
+    KeyFileError,
+    Revoked,
+    Unsupported,
+    WetwareError,
+)
 
 if TYPE_CHECKING:
     from wetware.client import Session
     from wetware.identity import Key, PeerId
-    from wetware_auth_local.policy import Policy
+    from wetware_auth_local.policy import Policy, User
 
 T = TypeVar("T")
 BACKEND = "local"
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OperatorKey = Annotated[
     str | None,
     typer.Option(
@@ -61,7 +69,6 @@ def mount(app: typer.Typer) -> None:
 
 def _run(work: Callable[[Session], Awaitable[T]]) -> T:
     """Run `work` in a session; where the cluster's users are elsewhere, say where."""
-    from wetware.errors import Denied, Unsupported
 
     async def explained(session: Session) -> T:
         try:
@@ -82,17 +89,13 @@ def _run(work: Callable[[Session], Awaitable[T]]) -> T:
 
 
 def _read() -> Policy:
-    async def work(session: Session) -> Policy:
-        policy: Policy = await session.auth_local.get()
-        return policy
-
-    return _run(work)
+    policy: Policy = _run(lambda session: session.auth_local.get())
+    return policy
 
 
 def _load(name: str | None) -> Key:
     """A key of this machine; one that is not there is no matter where the users are elsewhere."""
     from wetware.client import KeyChoice
-    from wetware.errors import KeyFileError, Unsupported, WetwareError
 
     try:
         return KeyChoice(name, None, ask_passphrase).load()
@@ -107,8 +110,6 @@ def _load(name: str | None) -> Key:
 
 
 def _change(change: Callable[[Policy], Policy], operator_key: str | None) -> tuple[Policy, int]:
-    from wetware.errors import Revoked
-
     key = _load(operator_key or options.key)
 
     async def work(session: Session) -> tuple[Policy, int]:
@@ -147,8 +148,7 @@ def user_list(json: Json = False) -> None:
     """Show the users and their roles."""
     policy = _read()
     if json:
-        out_json(policy.as_dict()["users"])
-        return
+        return out_json(policy.as_dict()["users"])
     rows = [
         (name, str(user.key), ", ".join(sorted(user.roles)) or "-")
         for name, user in sorted(policy.users.items())
@@ -166,7 +166,6 @@ def user_add(
     operator_key: OperatorKey = None,
 ) -> None:
     """Add a user, with the role `member` unless --role says otherwise."""
-    from wetware.errors import InvalidArgument
     from wetware_auth_local.policy import MEMBER, User
 
     public = _key_of(key)
@@ -196,8 +195,6 @@ def user_set(
     operator_key: OperatorKey = None,
 ) -> None:
     """Change a user's key or roles; what is taken away ends at once."""
-    from wetware.errors import InvalidArgument
-
     if key is None and role is None and not no_roles:
         raise InvalidArgument("nothing to change", hint="give --key, --role or --no-roles")
     public = _key_of(key) if key is not None else None
@@ -224,9 +221,7 @@ def user_remove(name: str, operator_key: OperatorKey = None) -> None:
     _report(*_change(change, operator_key))
 
 
-def _user(policy: Policy, name: str):  # type: ignore[no-untyped-def]
-    from wetware.errors import InvalidArgument
-
+def _user(policy: Policy, name: str) -> User:
     if name not in policy.users:
         have = ", ".join(sorted(policy.users))
         raise InvalidArgument(f"there is no user {name!r}; there are {have}")
@@ -241,19 +236,14 @@ def role_list(json: Json = False) -> None:
     """Show the roles and what they allow."""
     policy = _read()
     if json:
-        out_json(policy.as_dict()["roles"])
-        return
-    table(("role", "service", "methods", "where"), _role_rows(policy))
-
-
-def _role_rows(policy: Policy) -> list[tuple[str, str, str, str]]:
+        return out_json(policy.as_dict()["roles"])
     rows = []
     for name, services in sorted(policy.roles.items()):
         where = policy.where.get(name, {})
         for service in sorted({*services, *where}):  # with "*" the constrained are not all listed
             methods = " ".join(sorted(services.get(service, ()))) or "(as *)"
             rows.append((name, service, methods, " ".join(where.get(service, ()))))
-    return rows
+    table(("role", "service", "methods", "where"), rows)
 
 
 @role_app.command("set")
@@ -291,7 +281,6 @@ def role_set(
     named. `ww services NAME --describe` shows what can be constrained.
     """
     from wetware.broker.terms import Where
-    from wetware.errors import InvalidArgument
 
     if where and no_where:
         raise InvalidArgument("--where and --no-where", hint="give one of them")
@@ -315,59 +304,63 @@ def role_set(
     for text in where or ():
         parsed = Where.parse_option(text, services)
         constraints[parsed.service] = (*constraints.get(parsed.service, ()), parsed.text)
-    unknown: list[str] = []
     kept: dict[str, tuple[str, ...]] = {}
 
     def change(policy: Policy) -> Policy:
-        from wetware_auth_local.client import unchecked_constraints
-
         kept.update(
             (service, texts)
             for service, texts in policy.where.get(name, {}).items()
             if not (where or no_where) and (service in services or "*" in services)
         )
-        new = policy.next(
+        return policy.next(
             roles={**policy.roles, name: services},
             where={**policy.where, name: {**kept, **constraints}},
         )
-        unknown[:] = unchecked_constraints(policy, new)
-        return new
 
-    _report(*_change(change, operator_key))
+    unchecked = _change_roles(change, operator_key)
     for service, texts in sorted(kept.items()):
         note(f"the role keeps its constraints of {service}: {' '.join(texts)}")
-    _say_unchecked(unknown)
-    _say_unknown(services)
+    _warn_of_roles(services, unchecked)
 
 
-def _say_unknown(services: Iterable[str]) -> None:
-    """Warn of services that neither this machine nor the node knows: a role may be misspelt."""
+def _change_roles(change: Callable[[Policy], Policy], operator_key: str | None) -> list[str]:
+    """Change the policy; returns the services whose constraints could not be checked here."""
+    from wetware_auth_local.client import unchecked_constraints
+
+    unchecked: list[str] = []
+
+    def checked(policy: Policy) -> Policy:
+        new = change(policy)
+        unchecked[:] = unchecked_constraints(policy, new)
+        return new
+
+    _report(*_change(checked, operator_key))
+    return unchecked
+
+
+def _warn_of_roles(services: Iterable[str], unchecked: Sequence[str]) -> None:
+    """Of constraints that nobody checked, and services that neither we nor the node know.
+
+    A role may be misspelt.
+    """
     from wetware.client.installed import known_interface
-    from wetware.errors import WetwareError
 
-    strange = [name for name in services if name != "*" and known_interface(name) is None]
+    if unchecked:
+        note(
+            f"constraints of {', '.join(unchecked)} were not checked: this machine has no client "
+            "for it; a node denies what it cannot judge"
+        )
+    strange = {name for name in services if name != "*" and known_interface(name) is None}
     if not strange:
         return
-
-    async def work(session: Session) -> list[str]:
-        return [info.name for info in await session.services()]
-
     try:
-        offered = _run(work)
+        offered = [info.name for info in _run(lambda session: session.services())]
     except WetwareError:  # the change may have taken away what the question needs
         return
-    for name in sorted(set(strange) - set(offered)):
+    for name in sorted(strange.difference(offered)):
         near = difflib.get_close_matches(name, offered, 1, 0.6)
         also = f"did you mean {near[0]}?" if near else f"it has {', '.join(offered)}"
         note(f"warning: the node has no service {name!r}, which the role names; {also}")
-
-
-def _say_unchecked(services: list[str]) -> None:
-    if services:
-        note(
-            f"constraints of {', '.join(services)} were not checked: this machine has no client "
-            "for it; a node denies what it cannot judge"
-        )
 
 
 @role_app.command("accept")
@@ -383,7 +376,6 @@ def role_accept(
     What is proposed is shown and asked about; what a role has already it keeps. Where the roles are
     in each node's configuration, prints what to write there.
     """
-    from wetware.errors import InvalidArgument
     from wetware_auth_local.policy import ADMIN, MEMBER, READER
 
     async def ask(session: Session) -> tuple[dict[str, frozenset[str]], str, Policy | None]:
@@ -395,10 +387,8 @@ def role_accept(
     shown = {role: sorted(patterns) for role, patterns in proposal.items()}
     if policy is None:
         if json:
-            out_json({"service": service, "proposed": shown, "write": how})
-        else:
-            out(how.rstrip())
-        return
+            return out_json({"service": service, "proposed": shown, "write": how})
+        return out(how.rstrip())
     if service == "*" or not {READER, MEMBER, ADMIN}.issuperset(proposal):
         raise InvalidArgument(
             f"the node says that {service} proposes something for {', '.join(sorted(proposal))}",
@@ -427,7 +417,6 @@ def role_accept(
 @role_app.command("remove")
 def role_remove(name: str, operator_key: OperatorKey = None) -> None:
     """Remove a role from the cluster and from every user; sessions that it granted end at once."""
-    from wetware.errors import InvalidArgument
 
     def change(policy: Policy) -> Policy:
         if name not in policy.roles:
@@ -447,7 +436,6 @@ def role_remove(name: str, operator_key: OperatorKey = None) -> None:
 @policy_app.command("show")
 def policy_show(json: Json = False) -> None:
     """Show the policy in force; `ww policy status` tells how it relates to other nodes'."""
-    from wetware.errors import CapabilityError
 
     async def work(session: Session) -> tuple[Policy, dict[str, Any]]:
         policy: Policy = await session.auth_local.get()
@@ -484,15 +472,9 @@ def _warn(status: dict[str, Any]) -> None:
 @policy_app.command("status")
 def policy_status(json: Json = False) -> None:
     """Show which version a node has, and how it relates to the other nodes'."""
-
-    async def work(session: Session) -> dict[str, Any]:
-        status: dict[str, Any] = await session.auth_local.status()
-        return status
-
-    status = _run(work)
+    status = _run(lambda session: session.auth_local.status())
     if json:
-        out_json(status)
-        return
+        return out_json(status)
     age = "never" if status["age_s"] < 0 else f"{status['age_s']:.0f} s ago"
     rows = (
         ("version", str(status["version"])),
@@ -512,15 +494,10 @@ def policy_export(
     ] = False,
 ) -> None:
     """Print the signed document, for another node, or TOML to edit and import."""
-
-    async def work(session: Session) -> bytes:
-        document: bytes = await session.auth_local.document()
-        return document
-
     if toml:
         out(_read().to_toml().rstrip())
     else:
-        out(_run(work).decode())
+        out(_run(lambda session: session.auth_local.document()).decode())
 
 
 @policy_app.command("import")
@@ -534,27 +511,14 @@ def policy_import(
     text = read_text(file, "a policy")
     if not text.startswith("{"):
         users, roles, where = from_toml(text)
-        unknown: list[str] = []
-
-        def change(policy: Policy) -> Policy:
-            from wetware_auth_local.client import unchecked_constraints
-
-            new = policy.next(users=users, roles=roles, where=where)
-            unknown[:] = unchecked_constraints(policy, new)
-            return new
-
-        _report(*_change(change, operator_key))
-        _say_unchecked(unknown)
-        _say_unknown({service for services in roles.values() for service in services})
-        return
+        unchecked = _change_roles(
+            lambda policy: policy.next(users=users, roles=roles, where=where), operator_key
+        )
+        return _warn_of_roles({name for services in roles.values() for name in services}, unchecked)
     document = text.encode()
     policy = Policy.open(document)
-
-    async def work(session: Session) -> int:
-        _, withdrawn = await session.auth_local.put(document)
-        return int(withdrawn)
-
-    _report(policy, _run(work))
+    _, withdrawn = _run(lambda session: session.auth_local.put(document))
+    _report(policy, withdrawn)
 
 
 @policy_app.command("resolve")
@@ -580,19 +544,12 @@ def policy_resolve(
     A fork is two policies of one version that were both signed: it was changed at two nodes that
     were not connected. No node drops its own for the other's until this is done.
     """
-    from wetware.client import KeyChoice
-    from wetware.errors import InvalidArgument
     from wetware_auth_local.policy import Policy, lost_grants
 
     if keep not in ("common", "this", "other"):
         raise InvalidArgument(f"--keep {keep}: choose common, this or other")
-    given = None
-    if file is not None:
-        try:
-            given = Policy.open(Path(file).read_bytes())
-        except OSError as exc:
-            raise InvalidArgument(f"cannot read {file}: {exc.strerror}") from exc
-    key = KeyChoice(operator_key or options.key, None, ask_passphrase).load()
+    given = None if file is None else Policy.open(read_text(file, "a policy").encode())
+    key = _load(operator_key or options.key)
 
     async def work(session: Session) -> tuple[list[Policy], Policy, Policy, int]:
         store = session.auth_local

@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -84,9 +84,8 @@ def sub_command(
     """Print what is published to a topic, one line a message, until interrupted."""
     if json and raw:
         raise InvalidArgument("--json and --raw exclude each other")
-    as_line = json_line if json else bytes_of if raw else text_line
-    if as_line is text_line and sys.stdout.isatty():
-        as_line = terminal_line
+    plain = terminal_line if sys.stdout.isatty() else text_line
+    as_line = json_line if json else bytes_of if raw else plain
 
     async def work(session: Session) -> None:
         await subscribe(session, topic, Output(sys.stdout.fileno()), as_line, count, buffer)
@@ -101,8 +100,7 @@ async def publish(
     session: Session, topic: str, source: AsyncIterable[bytes | str] | Iterable[bytes | str]
 ) -> int:
     """Publish everything from `source`; returns how many messages."""
-    joined = await session.pubsub.join(topic)
-    return await joined.publish_all(source)
+    return await (await session.pubsub.join(topic)).publish_all(source)
 
 
 async def stdin_lines(fd: int = 0) -> AsyncIterator[bytes]:
@@ -212,21 +210,16 @@ class Output:
             except OSError as exc:
                 output_failed(exc)
 
-    @staticmethod
-    def _ready(waiter: asyncio.Future[None]) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
+        ready = asyncio.Event()
         try:
-            loop.add_writer(self._fd, self._ready, ready)
+            loop.add_writer(self._fd, ready.set)
         except PermissionError:  # /dev/null and other files that epoll refuses never block
             self._polled = False
             return
         try:
-            await ready
+            await ready.wait()
         finally:
             loop.remove_writer(self._fd)
 
@@ -235,21 +228,19 @@ async def subscribe(
     session: Session,
     topic: str,
     output: Output,
-    as_line: object,
+    as_line: Callable[[str, Message], bytes],
     count: int | None = None,
     buffer: int = 0,
 ) -> None:
     """Write messages as they come, until `count` of them were written."""
     joined = await session.pubsub.join(topic)
-    left = count
-    reported = 0
+    written = reported = 0
     async with joined.subscribe(buffer=buffer) as messages:
         async for message in messages:
             if messages.dropped != reported:
                 note(f"ww: {messages.dropped - reported} messages dropped: this end is too slow")
                 reported = messages.dropped
-            await output.write(as_line(topic, message))  # type: ignore[operator]
-            if left is not None:
-                left -= 1
-                if left == 0:
-                    return
+            await output.write(as_line(topic, message))
+            written += 1
+            if written == count:
+                return

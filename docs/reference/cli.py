@@ -1,4 +1,4 @@
-"""Generates docs/reference/cli.md: python -m wetware.cli.reference > docs/reference/cli.md."""
+"""Generates cli.md: python docs/reference/cli.py > docs/reference/cli.md."""
 
 from __future__ import annotations
 

@@ -1,0 +1,34 @@
+"""Prints the list in constraints.md: python docs/reference/constraints.py."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from wetware.broker.terms import constrainable, kinds_for
+from wetware.client.installed import known_interface
+
+BUNDLED: Final = ("auth_local", "cluster", "grants", "node", "pubsub")
+"""Services that come with the distribution and are on every node."""
+
+
+def reference() -> str:
+    """What can be constrained of the bundled services, as Markdown."""
+    lines = ["| service | method | parameter | type | kinds |", "|---|---|---|---|---|"]
+    for service in BUNDLED:
+        interface = known_interface(service)
+        items = [] if interface is None else constrainable(interface)
+        if not items:
+            lines.append(f"| `{service}` | – | | | |")
+        for item in items:
+            shared = f" (`{service}:{item.param.upper()}` in `ww share`)" if item.named else ""
+            kinds = " ".join(f"`{kind}`" for kind in kinds_for(item.kind))
+            lines.append(
+                f"| `{service}` | `{item.method.where}` | `{item.param}`{shared} | {item.kind} "
+                f"| {kinds} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())
