@@ -37,20 +37,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wetware.rpc.connection import Ref, RpcConnection, time_limit
-from wetware.rpc.kjloop import loop_gc, runtime
-from wetware.rpc.limits import RpcLimits
-from wetware.rpc.push import Pump, Subscription
-from wetware.rpc.schema import WW, Interface, Method, Schema, load
-from wetware.rpc.servant import (
-    Guard,
+from wetware.rpc.compiler import load
+from wetware.rpc.dispatch import (
     Guarded,
-    Servant,
     ServedConnection,
     current_connection,
     current_guard,
     guarded,
+    relays,
 )
+from wetware.rpc.kjloop import loop_gc, runtime
+from wetware.rpc.limits import RpcLimits
+from wetware.rpc.push import Pump, Subscription
+from wetware.rpc.refs import Ref, RpcConnection, time_limit
+from wetware.rpc.schema import WW, Interface, Method, Schema
+from wetware.rpc.servant import Guard, Servant
 from wetware.rpc.streams import connect, serve
 from wetware.rpc.unix import CONNECTIONS_MAX, REFUSALS_MAX, UnixPeer, connect_unix, serve_unix
 
@@ -95,3 +96,12 @@ def __getattr__(name: str) -> object:
 
         return ByteStream
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _relayed(ref: Ref) -> Servant:
+    from wetware.rpc.bytestream import relayed  # as above
+
+    return relayed(ref)
+
+
+relays[WW.ByteStream] = _relayed

@@ -27,13 +27,15 @@ import anyio.abc
 from anyio import ClosedResourceError, EndOfStream
 
 from wetware.errors import CapabilityError, Disconnected, InvalidArgument, WetwareError, from_wire
-from wetware.rpc.connection import Ref, _fresh, time_limit
+from wetware.rpc.dispatch import current_connection, current_guard
+from wetware.rpc.refs import time_limit
 from wetware.rpc.schema import WW
-from wetware.rpc.servant import Servant, current_connection, current_guard
+from wetware.rpc.servant import Servant
 from wetware.rpc.transport import DATA, GRANT, RpcTransport
+from wetware.rpc.wire import fresh
 
 if TYPE_CHECKING:
-    from wetware.rpc.connection import End
+    from wetware.rpc.refs import Caller, Ref
     from wetware.rpc.servant import Guard
 
 WINDOW_BYTES: Final = 1 << 20
@@ -90,7 +92,7 @@ class ByteStream(anyio.abc.ByteStream):
         if guard is not None:
             self._unguard.append(guard.on_end(self.abort))
 
-    def _open(self, end: End, channel: int) -> None:
+    def _open(self, end: Caller, channel: int) -> None:
         channels = end.transport.channels
         if end.closed or channel in channels:
             raise InvalidArgument(f"a stream on channel {channel} is there already")
@@ -175,7 +177,7 @@ class ByteStream(anyio.abc.ByteStream):
             return
         try:
             if (blocked := guard.blocked) is not None:
-                raise _fresh(blocked)
+                raise fresh(blocked)
             if guard.metered and (waiting := guard.charge(_ATTACH, count)) is not None:
                 await waiting
         except WetwareError as exc:
@@ -211,7 +213,7 @@ class ByteStream(anyio.abc.ByteStream):
     def _reason(self) -> Exception:
         if self._closed or self._error is None:
             return ClosedResourceError()
-        return _fresh(self._error)
+        return fresh(self._error)
 
     async def _until(self, ready: Callable[[], object]) -> None:
         while not ready():

@@ -13,46 +13,45 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import dataclass
+from typing import Any, Final
 
 import capnp
 
 from wetware.errors import InvalidArgument, LimitExceeded
 from wetware.rpc.names import snake
 
-if TYPE_CHECKING:
-    from wetware.rpc.servant import Guard
-
 LIST_ITEMS_MAX: Final = 1 << 16
 """Items of one list: a million bits fit a small message, and cost 8 MB as a Python list."""
 PARTS_MAX: Final = 1 << 17
 """Items of all lists of one message, and structs whose type contains itself: pointers may lead to
 one place again and again, so that a few kilobytes would be millions of values."""
+STRUCTS_MAX: Final = 10_000
+"""Types of one schema, with all that it imports."""
 
 _NO_UNION: Final = 0xFFFF
 _WORD_BYTES: Final = 8
 
-_INTEGERS: Final = {
-    f"{sign}{bits}": (0 if sign == "uint" else -(1 << bits - 1), (1 << bits - (sign == "int")) - 1)
-    for sign in ("int", "uint")
-    for bits in (8, 16, 32, 64)
-}
 
-
-class Crossing(Protocol):
-    """What turns capabilities into references and back: one end of a connection.
+class Crossing:
+    """How the capabilities of a message pass the end of a connection, under a guard or under none.
 
     Attributes:
+        end: Its `take(client, interface, guard)` makes a Ref of a pycapnp client, and
+            `give(value, interface, guard)` a pycapnp client of a Servant, a Guarded or a Ref.
+        guard: The guard.
         parts_left: How much of PARTS_MAX the message that is being read may still take.
     """
 
-    parts_left: int
+    __slots__ = ("end", "guard", "parts_left")
 
-    def take(self, client: Any, interface: Any, guard: Guard | None) -> Any:
-        """Register a pycapnp client and return a Ref; None for a null capability."""
+    def __init__(self, end: Any, guard: Any) -> None:
+        self.end, self.guard, self.parts_left = end, guard, 0
 
-    def give(self, value: Any, interface: Any, guard: Guard | None) -> Any:
-        """A pycapnp client for a Servant, a guarded servant or a Ref."""
+    def take_parts(self, count: int) -> None:
+        self.parts_left -= count
+        if self.parts_left < 0:
+            raise LimitExceeded(f"a message of more than {PARTS_MAX} items of lists")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -63,8 +62,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"known: {', '.join(names)}" if names else "it takes none"
 
 
-# --- checks: value → what pycapnp's setter takes
-# ---------------------------------------------------
+# --- checks: value → what pycapnp's setter takes --------------------------------------------------
 
 
 class BadValue(Exception):
@@ -89,12 +87,6 @@ class BadType(BadValue):
 
     def public(self, where: str) -> TypeError:
         return TypeError(self.text(where))
-
-
-def _take_parts(crossing: Crossing, count: int) -> None:
-    crossing.parts_left -= count
-    if crossing.parts_left < 0:
-        raise LimitExceeded(f"a message of more than {PARTS_MAX} items of lists")
 
 
 def expected(what: str, value: object) -> BadType:
@@ -133,8 +125,8 @@ def _check_void(value: object) -> None:
         raise expected("None", value)
 
 
-def _check_integer(kind: str) -> Callable[[object], int]:
-    low, high = _INTEGERS[kind]
+def _integer_check(bits: int, *, signed: bool) -> Callable[[object], int]:
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
     def check(value: object) -> int:
         if type(value) is not int:
@@ -149,28 +141,6 @@ def _check_integer(kind: str) -> Callable[[object], int]:
     return check
 
 
-def _check_enum(names: frozenset[str]) -> Callable[[object], str]:
-    def check(value: object) -> str:
-        if isinstance(value, str) and value in names:
-            return str(value)
-        if isinstance(value, str):
-            raise BadValue(f"{value!r} is not a member", hint=nearest(value, sorted(names)))
-        raise expected("str", value)
-
-    return check
-
-
-_CHECKS: Final[dict[str, Callable[[object], object]]] = {
-    "bool": _check_bool,
-    "float32": _check_float,
-    "float64": _check_float,
-    "text": _check_text,
-    "data": _check_data,
-    "void": _check_void,
-    **{kind: _check_integer(kind) for kind in _INTEGERS},
-}
-
-
 def _bytes_of(value: object) -> int:
     """What a plain value adds to a message, at most; scalars live in the struct itself."""
     if type(value) is bytes:
@@ -180,35 +150,42 @@ def _bytes_of(value: object) -> int:
     return 0
 
 
-# --- types
-# ------------------------------------------------------------------------------------------
+# --- types ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Type:
     """One schema type.
 
     Attributes:
+        kind: "text", "data", "int", "float", "bool", "enum", "list" or "other".
+        holds: The Struct or Interface that a value is, or that a list's items are; else None.
         check: Validates a value that pycapnp's `_set` takes; None where `store` does it.
         load: Turns what pycapnp read into a plain value; None where that is plain already.
-        store: Puts a value: (holder, key, value, crossing, guard), where holder is a struct or list
+        store: Puts a value: (holder, key, value, crossing), where holder is a struct or list
             builder and key a field's name or an index.
-        holds_caps: A value may hold capabilities.
     """
 
-    __slots__ = ("check", "holds_caps", "load", "store")
+    kind: str = "other"
+    holds: Any = None
+    check: Callable[[Any], Any] | None = None
+    load: Callable[[Any, Crossing], Any] | None = None
+    store: Callable[[Any, Any, Any, Crossing], None] | None = None
 
-    def __init__(
-        self,
-        *,
-        check: Callable[[Any], Any] | None = None,
-        load: Callable[[Any, Crossing, Guard | None], Any] | None = None,
-        store: Callable[[Any, Any, Any, Crossing, Guard | None], None] | None = None,
-        holds_caps: bool = False,
-    ) -> None:
-        self.check = check
-        self.load = load
-        self.store = store
-        self.holds_caps = holds_caps
+
+_SCALARS: Final[Mapping[str, Type]] = {
+    "bool": Type(kind="bool", check=_check_bool),
+    "float32": Type(kind="float", check=_check_float),
+    "float64": Type(kind="float", check=_check_float),
+    "text": Type(kind="text", check=_check_text),
+    "data": Type(kind="data", check=_check_data),
+    "void": Type(check=_check_void),
+    **{
+        f"{sign}int{bits}": Type(kind="int", check=_integer_check(bits, signed=not sign))
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
 
 
 class Types:
@@ -227,19 +204,21 @@ class Types:
     def struct(self, schema: Any) -> Struct:
         type_id = int(schema.node.id)
         if (known := self._structs.get(type_id)) is None:
+            if len(self._structs) >= STRUCTS_MAX:
+                raise InvalidArgument(f"more than {STRUCTS_MAX} types")
             known = self._structs[type_id] = Struct(self, schema)
         return known
 
     def of(self, proto: Any, schema: Callable[[], Any]) -> Type:
         """The type that the schema node `proto` describes; `schema` gives what it refers to."""
         kind = proto.which()
-        if (check := _CHECKS.get(kind)) is not None:
-            return Type(check=check)
+        if (scalar := _SCALARS.get(kind)) is not None:
+            return scalar
         match kind:
             case "enum":
                 return self._enum(schema())
             case "struct":
-                return self._struct(schema())
+                return self.nested(schema())
             case "interface":
                 return self._capability(schema())
             case "list":
@@ -248,77 +227,81 @@ class Types:
                 return self._any()
 
     def _enum(self, schema: Any) -> Type:
-        def load(value: Any, _crossing: Crossing, _guard: Guard | None) -> str:
+        names = frozenset(schema.enumerants)
+
+        def check(value: object) -> str:
+            if not isinstance(value, str):
+                raise expected("str", value)
+            if value not in names:
+                raise BadValue(f"{value!r} is not a member", hint=nearest(value, sorted(names)))
+            return str(value)
+
+        def load(value: Any, _crossing: Crossing) -> str:
             try:
                 return value._as_str()
             except (capnp.KjException, RuntimeError):  # a member that our schema does not know yet
                 return f"unknown:{value.raw}"
 
-        return Type(check=_check_enum(frozenset(schema.enumerants)), load=load)
+        return Type(kind="enum", check=check, load=load)
 
-    def _struct(self, schema: Any) -> Type:
+    def nested(self, schema: Any) -> Type:
+        """The type of a struct or group within another type."""
         codec = self.struct(schema)
 
-        def store(
-            holder: Any, key: Any, value: Any, crossing: Crossing, guard: Guard | None
-        ) -> None:
+        def store(holder: Any, key: Any, value: Any, crossing: Crossing) -> None:
             if not isinstance(value, Mapping):
                 raise expected("dict", value)
             # A list's structs exist already; a field's struct has to be made.
-            inner = holder.init(key) if isinstance(key, str) else holder._get(key)
-            codec.store(inner, value, crossing, guard)
+            codec.store(
+                holder.init(key) if isinstance(key, str) else holder._get(key), value, crossing
+            )
 
-        return Type(load=codec.load, store=store, holds_caps=True)
+        return Type(holds=codec, load=codec.load, store=store)
 
     def _capability(self, schema: Any) -> Type:
-        interface_of = self.interface_of
+        interface = self.interface_of(schema)
 
-        def load(value: Any, crossing: Crossing, guard: Guard | None) -> Any:
-            return crossing.take(value, interface_of(schema), guard)
+        def load(value: Any, crossing: Crossing) -> Any:
+            return crossing.end.take(value, interface, crossing.guard)
 
-        def store(
-            holder: Any, key: Any, value: Any, crossing: Crossing, guard: Guard | None
-        ) -> None:
+        def store(holder: Any, key: Any, value: Any, crossing: Crossing) -> None:
             if value is not None:
-                client = crossing.give(value, interface_of(schema), guard)
+                client = crossing.end.give(value, interface, crossing.guard)
                 holder._set(key, client.cast_as(schema))
 
-        return Type(load=load, store=store, holds_caps=True)
+        return Type(holds=interface, load=load, store=store)
 
     def _any(self) -> Type:
         any_cap = self._any_cap
 
-        def load(value: Any, crossing: Crossing, guard: Guard | None) -> Any:
+        def load(value: Any, crossing: Crossing) -> Any:
             try:
                 client = value.as_interface(any_cap)
             except capnp.KjException:  # data of an unknown type: not something we pass on
                 return None
-            return crossing.take(client, None, guard)
+            return crossing.end.take(client, None, crossing.guard)
 
-        def store(
-            holder: Any, key: Any, value: Any, crossing: Crossing, guard: Guard | None
-        ) -> None:
+        def store(holder: Any, key: Any, value: Any, crossing: Crossing) -> None:
             if value is not None:
-                holder._set(key, crossing.give(value, None, guard).cast_as(any_cap))
+                client = crossing.end.give(value, None, crossing.guard)
+                holder._set(key, client.cast_as(any_cap))
 
-        return Type(load=load, store=store, holds_caps=True)
+        return Type(load=load, store=store)
 
     def _list(self, element_proto: Any, schema: Any) -> Type:
-        element = self.of(element_proto, lambda: schema.elementType)
-        load_item, store_item, check_item = element.load, element.store, element.check
+        item = self.of(element_proto, lambda: schema.elementType)
+        load_item, store_item, check_item = item.load, item.store, item.check
 
-        def load(value: Any, crossing: Crossing, guard: Guard | None) -> list[Any]:
+        def load(value: Any, crossing: Crossing) -> list[Any]:
             count, get = len(value), value._get
             if count > LIST_ITEMS_MAX:
                 raise LimitExceeded(f"a list of {count} items: more than {LIST_ITEMS_MAX}")
-            _take_parts(crossing, count)
+            crossing.take_parts(count)
             if load_item is None:
                 return [get(i) for i in range(count)]
-            return [load_item(get(i), crossing, guard) for i in range(count)]
+            return [load_item(get(i), crossing) for i in range(count)]
 
-        def store(
-            holder: Any, key: Any, value: Any, crossing: Crossing, guard: Guard | None
-        ) -> None:
+        def store(holder: Any, key: Any, value: Any, crossing: Crossing) -> None:
             if not isinstance(value, (list, tuple)):
                 raise expected("list", value)
             if len(value) > LIST_ITEMS_MAX:
@@ -336,31 +319,56 @@ class Types:
                 for i, item in enumerate(value):
                     if item is None:  # pycapnp cannot tell the reader that a place is empty
                         raise BadValue("a list has no empty places")  # noqa: TRY301
-                    store_item(builder, i, item, crossing, guard)
+                    store_item(builder, i, item, crossing)
             except BadValue as exc:
                 exc.path.insert(0, f"[{i}]")
                 raise
 
-        return Type(load=load, store=store, holds_caps=element.holds_caps)
+        return Type(kind="list", holds=item.holds, load=load, store=store)
 
 
 class Field:
-    """One field of a struct."""
+    """One field of a struct.
 
-    __slots__ = ("check", "holds_caps", "load", "name", "nullable", "store", "union", "wire")
+    Attributes:
+        wire: Its name in the schema; `name` is that in Python.
+        type: What it takes.
+        union: Whether it is a member of the struct's union.
+        marks: The IDs of its annotations.
+    """
 
-    def __init__(self, wire: str, kind: Type, *, union: bool, nullable: bool) -> None:
-        self.wire = wire
-        self.name = snake(wire)
-        self.check = kind.check
-        self.load = kind.load
-        self.store = kind.store
-        self.holds_caps = kind.holds_caps
-        self.union = union
-        self.nullable = nullable
+    def __init__(self, types: Types, wire: str, raw: Any) -> None:
+        proto = raw.proto
+        self.wire, self.name = wire, snake(wire)
+        self.union: bool = proto.discriminantValue != _NO_UNION
+        self.marks = frozenset(int(annotation.id) for annotation in proto.annotations)
+        if proto.which() == "group":
+            self._which = "group"
+            self.type = types.nested(raw.schema)
+        else:
+            self._which = proto.slot.type.which()
+            self.type = types.of(proto.slot.type, lambda: raw.schema)
 
+    @property
+    def struct(self) -> Struct | None:
+        """Of the struct or group that is within this one."""
+        return self.type.holds if self._which in ("struct", "group") else None
 
-_POINTERS_THAT_MAY_BE_NULL: Final = frozenset({"interface", "anyPointer"})
+    @functools.cached_property
+    def nullable(self) -> bool:
+        """Whether it can be None: a capability, or a struct whose type contains itself."""
+        if self._which == "struct":
+            return self.type.holds.contains_itself
+        return self._which in ("interface", "anyPointer")
+
+    def load(self, reader: Any, crossing: Crossing) -> Any:
+        """Its value in a struct reader."""
+        if self.nullable:
+            if not reader._has(self.wire):
+                return None
+            crossing.take_parts(1)
+        value, load = reader._get(self.wire), self.type.load
+        return value if load is None else load(value, crossing)
 
 
 class Struct:
@@ -369,91 +377,74 @@ class Struct:
     def __init__(self, types: Types, schema: Any) -> None:
         self._types = types
         self._schema = schema
-        self._fields: dict[str, Field] | None = None
-        self._by_wire: dict[str, Field] = {}
-        self._always: tuple[Field, ...] = ()
-        self._plain: tuple[tuple[str, str], ...] | None = None
-        self._has_union = False
 
-    @property
+    @functools.cached_property
     def fields(self) -> dict[str, Field]:
         """By Python name, in the order of the schema."""
-        return self._fields if self._fields is not None else self._reflect()
-
-    @property
-    def flat(self) -> bool:
-        """Scalars, Text, Data and enums only, no union: pycapnp's own setter takes them all."""
-        return all(f.store is None and not f.union for f in self.fields.values())
-
-    def _reflect(self) -> dict[str, Field]:
-        schema = self._schema
         fields: dict[str, Field] = {}
-        by_order = sorted(schema.fields.items(), key=lambda item: item[1].proto.codeOrder)
-        for wire, raw in by_order:
-            proto = raw.proto
-            union = proto.discriminantValue != _NO_UNION
-            if proto.which() == "group":
-                codec = self._types.struct(raw.schema)
-                kind, nullable = (
-                    Type(load=codec.load, store=_store_group(codec), holds_caps=True),
-                    False,
-                )
-            else:
-                slot_type = proto.slot.type
-                kind = self._types.of(slot_type, functools.partial(getattr, raw, "schema"))
-                which = slot_type.which()
-                nullable = which in _POINTERS_THAT_MAY_BE_NULL or (
-                    which == "struct" and _reaches(raw.schema, int(raw.schema.node.id))
-                )
-            field = Field(wire, kind, union=union, nullable=nullable)
+        in_order = sorted(self._schema.fields.items(), key=lambda item: item[1].proto.codeOrder)
+        for wire, raw in in_order:
+            field = Field(self._types, wire, raw)
             if (other := fields.get(field.name)) is not None:
                 raise InvalidArgument(f"{wire} and {other.wire} have the same name in Python")
             fields[field.name] = field
-        self._by_wire = {f.wire: f for f in fields.values()}
-        self._always = tuple(f for f in fields.values() if not f.union)
-        self._has_union = any(f.union for f in fields.values())
-        if not self._has_union and all(f.load is None and not f.nullable for f in self._always):
-            self._plain = tuple((f.name, f.wire) for f in self._always)
-        self._fields = fields
         return fields
 
-    def read(self, reader: Any, crossing: Crossing, guard: Guard | None) -> dict[str, Any]:
+    @functools.cached_property
+    def contains_itself(self) -> bool:
+        """Whether a struct of this type can be found inside one, by following struct fields."""
+        todo, seen = [self], {self}
+        while todo:
+            for field in todo.pop().fields.values():
+                if field.struct is self:
+                    return True
+                if field.struct is not None and field.struct not in seen:
+                    seen.add(field.struct)
+                    todo.append(field.struct)
+        return False
+
+    @functools.cached_property
+    def flat(self) -> bool:
+        """Scalars, Text, Data and enums only, no union: pycapnp's own setter takes them all."""
+        return all(f.type.check is not None and not f.union for f in self.fields.values())
+
+    @functools.cached_property
+    def _plain(self) -> tuple[tuple[str, str], ...] | None:
+        """(name, wire name) of all fields, if pycapnp reads each as what it is here."""
+        fields = self.fields.values()
+        if any(f.union or f.nullable or f.type.load is not None for f in fields):
+            return None
+        return tuple((f.name, f.wire) for f in fields)
+
+    @functools.cached_property
+    def _always(self) -> tuple[Field, ...]:
+        return tuple(f for f in self.fields.values() if not f.union)
+
+    @functools.cached_property
+    def _members(self) -> dict[str, Field]:
+        return {f.wire: f for f in self.fields.values() if f.union}
+
+    def read(self, reader: Any, crossing: Crossing) -> dict[str, Any]:
         """All of a message's parameters or results; see `load`."""
         crossing.parts_left = PARTS_MAX
-        return self.load(reader, crossing, guard)
+        return self.load(reader, crossing)
 
-    def load(self, reader: Any, crossing: Crossing, guard: Guard | None) -> dict[str, Any]:
+    def load(self, reader: Any, crossing: Crossing) -> dict[str, Any]:
         """A struct reader as a dict. Each field is read once: reads count against a limit."""
-        if self._fields is None:
-            self._reflect()
-        get = reader._get
         if self._plain is not None:
+            get = reader._get
             return {name: get(wire) for name, wire in self._plain}
-        out: dict[str, Any] = {}
-        for field in self._always:
-            out[field.name] = self._load_field(field, reader, crossing, guard)
-        if self._has_union:
+        out = {field.name: field.load(reader, crossing) for field in self._always}
+        if self._members:
             try:
-                wire = reader._which_str()
+                member = self._members[reader._which_str()]
             except capnp.KjException:  # a member that this side's schema does not know yet
                 return out
-            field = self._by_wire[wire]
-            out[field.name] = self._load_field(field, reader, crossing, guard)
+            out[member.name] = member.load(reader, crossing)
         return out
 
-    @staticmethod
-    def _load_field(field: Field, reader: Any, crossing: Crossing, guard: Guard | None) -> Any:
-        if field.nullable:
-            if not reader._has(field.wire):
-                return None
-            _take_parts(crossing, 1)
-        value = reader._get(field.wire)
-        return value if field.load is None else field.load(value, crossing, guard)
-
-    def store(
-        self, builder: Any, values: Mapping[str, Any], crossing: Crossing, guard: Guard | None
-    ) -> None:
-        """Fill a struct builder; raises BadValue, LimitExceeded, or what `crossing.give` raises."""
+    def store(self, builder: Any, values: Mapping[str, Any], crossing: Crossing) -> None:
+        """Fill a struct builder; raises BadValue, LimitExceeded, or what `give` raises."""
         fields, member = self.fields, ""
         for name, value in values.items():
             field = fields.get(name)
@@ -463,12 +454,13 @@ class Struct:
                 if member:
                     raise BadValue(f"{member!r} and {name!r} are members of one union: set one")
                 member = name
+            kind = field.type
             try:
-                if field.check is not None:
-                    builder._set(field.wire, field.check(value))
+                if kind.check is not None:
+                    builder._set(field.wire, kind.check(value))
                 elif value is not None or not field.nullable:
-                    assert field.store is not None  # noqa: S101  # a field has one of the two
-                    field.store(builder, field.wire, value, crossing, guard)
+                    assert kind.store is not None  # noqa: S101  # a type has one of the two
+                    kind.store(builder, field.wire, value, crossing)
             except BadValue as exc:
                 exc.path.insert(0, f".{name}")
                 raise
@@ -481,36 +473,9 @@ class Struct:
             if field is None:
                 raise BadValue(f"no parameter {name!r}", nearest(name, fields))
             try:
-                out[field.wire] = checked = field.check(value)  # type: ignore[misc]  # flat: all have one
+                out[field.wire] = checked = field.type.check(value)  # type: ignore[misc]  # flat: all have one
             except BadValue as exc:
                 exc.path.insert(0, f".{name}")
                 raise
             size += _bytes_of(checked)
         return out, size
-
-
-def _store_group(codec: Struct) -> Callable[[Any, Any, Any, Crossing, Guard | None], None]:
-    def store(holder: Any, key: Any, value: Any, crossing: Crossing, guard: Guard | None) -> None:
-        if not isinstance(value, Mapping):
-            raise expected("dict", value)
-        codec.store(holder.init(key), value, crossing, guard)
-
-    return store
-
-
-def _reaches(schema: Any, target: int, seen: set[int] | None = None) -> bool:
-    """Whether a struct of type `target` can be found inside `schema` by following struct fields."""
-    seen = set() if seen is None else seen
-    for raw in schema.fields.values():
-        proto = raw.proto
-        if proto.which() != "group" and proto.slot.type.which() != "struct":
-            continue
-        inner = raw.schema
-        inner_id = int(inner.node.id)
-        if inner_id == target:
-            return True
-        if inner_id not in seen:
-            seen.add(inner_id)
-            if _reaches(inner, target, seen):
-                return True
-    return False

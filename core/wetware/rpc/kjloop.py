@@ -10,7 +10,7 @@ import gc
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import capnp
 
@@ -26,10 +26,6 @@ HOOKS_S: Final = 1.0
 """How long leaving the runtime waits for `released` hooks that are coroutines."""
 
 
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
-
-
 class Runtime:
     """What one asyncio loop has of pycapnp: kept alive here, released on the loop."""
 
@@ -39,7 +35,7 @@ class Runtime:
         self.users = 0
         # The only strong references to connections: pycapnp crashes when the garbage collector
         # finds a client before it was closed.
-        self.connections: set[_Closable] = set()
+        self.connections: set[Any] = set()
         self.partials = Partials()
         self._unheld: dict[int, Servant] = {}
         self._hooks: set[asyncio.Task[Any]] = set()
@@ -53,9 +49,7 @@ class Runtime:
             await self._kj.__aenter__()
 
     async def stop(self) -> None:
-        """Close what is left, and leave pycapnp's loop if we entered it."""
-        for connection in list(self.connections):
-            await connection.aclose()
+        """Leave pycapnp's loop if we entered it; all connections have been closed by then."""
         if self._hooks:
             _, late = await asyncio.wait(self._hooks, timeout=HOOKS_S)
             for task in late:

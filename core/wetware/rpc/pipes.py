@@ -26,7 +26,7 @@ class SocketPipe:
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
-        self._transport: RpcTransport | None = None
+        self.transport: RpcTransport | None = None  # once it has started
         self._reading = False
         self._writing = False
 
@@ -36,11 +36,11 @@ class SocketPipe:
         return "local"
 
     def start(self, transport: RpcTransport) -> None:
-        self._transport = transport
+        self.transport = transport
         self.resume()
 
     def _readable(self) -> None:
-        transport = self._transport
+        transport = self.transport
         assert transport is not None  # noqa: S101  # set by start
         try:
             data = self._sock.recv(_READ_BYTES)
@@ -71,8 +71,8 @@ class SocketPipe:
     def _writable(self) -> None:
         self._writing = False
         self._loop.remove_writer(self._fd)
-        if self._transport is not None:
-            self._transport.writable()
+        if self.transport is not None:
+            self.transport.writable()
 
     def pause(self) -> None:
         """Stop reading: the kernel's buffer fills and the peer waits."""

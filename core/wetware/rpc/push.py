@@ -27,12 +27,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from wetware.errors import STOPPING, Disconnected, InternalError, InvalidArgument, WetwareError
-from wetware.rpc.connection import _fresh
+from wetware.rpc.dispatch import current_guard
 from wetware.rpc.schema import WW
-from wetware.rpc.servant import Servant, current_guard
+from wetware.rpc.servant import Servant
+from wetware.rpc.wire import fresh
 
 if TYPE_CHECKING:
-    from wetware.rpc.connection import Ref
+    from wetware.rpc.refs import Ref
 
 T = TypeVar("T")
 
@@ -134,7 +135,7 @@ class Pump(Servant, interface=WW.Subscription):
         if (sink := self._sink) is None:
             return
         self.ended = True
-        self.reason = reason and _fresh(reason)  # without a traceback, whose frames hold the sink
+        self.reason = reason and fresh(reason)  # without a traceback, whose frames hold the sink
         self._waiting.clear()
         self._bytes = 0
         for call in self._in_flight:
@@ -156,7 +157,7 @@ class Pump(Servant, interface=WW.Subscription):
     async def stats(self) -> dict[str, object]:
         """Its counters; raises what ended it."""
         if self.reason is not None:
-            raise _fresh(self.reason)
+            raise fresh(self.reason)
         return {
             "delivered": self.delivered,
             "dropped": self.dropped,

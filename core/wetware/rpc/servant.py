@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -11,7 +10,6 @@ if TYPE_CHECKING:
     import asyncio
 
     from wetware.errors import WetwareError
-    from wetware.rpc.connection import End, Ref
     from wetware.rpc.schema import Interface, Method
 
 
@@ -76,51 +74,6 @@ class Guard(Protocol):
         ...
 
 
-class ServedConnection:
-    """The connection that a call came by, from `current_connection`."""
-
-    __slots__ = ("_end",)
-
-    def __init__(self, end: End | None) -> None:
-        self._end = end  # None once the connection has ended
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the connection has its full limits: `trust` was called, or nothing asks for it.
-
-        True as well once the connection has ended, and outside of a call.
-        """
-        return self._end is None or self._end.transport.trusted
-
-    def trust(self) -> None:
-        """The peer has proved who it is: from here on the connection has its full limits.
-
-        Call it before the peer is answered. It cannot be undone. Idempotent; does nothing once the
-        connection has ended, outside of a call, and where `serve` set no limits for strangers.
-        """
-        if self._end is not None:
-            self._end.trust()
-
-
-# One variable for both: it is set for each call.
-_current: contextvars.ContextVar[tuple[Guard | None, ServedConnection]] = contextvars.ContextVar(
-    "wetware_rpc_call", default=(None, ServedConnection(None))
-)
-
-
-def current_guard() -> Guard | None:
-    """In a servant's method: the guard of the call, e.g. to end a subscription when it ends."""
-    return _current.get()[0]
-
-
-def current_connection() -> ServedConnection:
-    """In a servant's method: the connection of the call, e.g. to trust it after a login.
-
-    Outside of a call it stands for no connection: trusting it does nothing.
-    """
-    return _current.get()[1]
-
-
 class Servant:
     """Base of objects that peers can call: `class TopicServant(Servant, interface=schema.Topic)`.
 
@@ -150,36 +103,6 @@ class Servant:
         the call was cancelled meanwhile. May be a coroutine function. Called again if the object is
         exported again and released again.
         """
-
-
-class Guarded:
-    """An object with a guard of its own, to be returned or passed in the object's place."""
-
-    __slots__ = ("guard", "target")
-
-    def __init__(self, target: Servant | Ref, guard: Guard | None) -> None:
-        self.target = target
-        self.guard = guard
-
-    @property
-    def servant(self) -> Servant | None:
-        """The object, if it is one of this process."""
-        return self.target if isinstance(self.target, Servant) else None
-
-    def __repr__(self) -> str:
-        return f"guarded({self.target!r})"
-
-
-def guarded(target: Servant | Ref, guard: Guard | None) -> Guarded:
-    """Export `target` under `guard` instead of the guard that it would inherit.
-
-    A Ref is exported through a membrane: what it returns is under `guard`, too.
-    """
-    from wetware.rpc.connection import Ref
-
-    if not isinstance(target, (Servant, Ref)):
-        raise TypeError(f"guarded() takes a Servant or a Ref, not {type(target).__name__}")
-    return Guarded(target, guard)
 
 
 def _check_binding(cls: type[Servant], interface: Interface) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wetware.rpc.connection import RpcConnection, open_client, run_server
+from wetware.rpc.connection import open_client, run_server
 from wetware.rpc.limits import RpcLimits
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from wetware.overlay.link import Stream
-    from wetware.rpc.servant import Guarded, Servant
+    from wetware.rpc.dispatch import Guarded
+    from wetware.rpc.refs import RpcConnection
+    from wetware.rpc.servant import Servant
     from wetware.rpc.transport import RpcTransport
 
 

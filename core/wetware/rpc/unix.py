@@ -10,24 +10,23 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from wetware.base.bounds import Throttle
 from wetware.base.log import get_logger
 from wetware.base.sockets import accept
 from wetware.errors import Busy, ConfigError, DialError, LimitExceeded
-from wetware.rpc import kjloop as _runtime
-from wetware.rpc.connection import RpcConnection, open_client, run_server
+from wetware.rpc import kjloop
+from wetware.rpc.connection import open_client, run_server
 from wetware.rpc.limits import RpcLimits
 from wetware.rpc.pipes import SocketPipe
-from wetware.rpc.servant import Guarded
 
 if TYPE_CHECKING:
-    from wetware.rpc.connection import End
-    from wetware.rpc.schema import Method
+    from wetware.rpc.dispatch import Guarded
+    from wetware.rpc.refs import RpcConnection
     from wetware.rpc.servant import Servant
 
 log = get_logger("rpc")
@@ -87,18 +86,18 @@ async def serve_unix(
     socket left behind by a dead process is replaced. Raises ConfigError "config.listen", or Busy
     "config.busy.socket" if somebody listens there.
     """
-    await _runtime.acquire()
+    await kjloop.acquire()
     try:
         listener, inode = _listen(path)
     except BaseException:
-        await _runtime.release()
+        await kjloop.release()
         raise
     clients = _Clients(bootstrap, limits, connections_max, trust_s)
     accepting = asyncio.create_task(clients.accept(listener), name=f"rpc-{path.name}")
     try:
         yield
     finally:
-        await _runtime.finish(_stop(path, inode, listener, accepting, clients.tasks))
+        await kjloop.finish(_stop(path, inode, listener, accepting, clients.tasks))
 
 
 async def _stop(
@@ -117,63 +116,24 @@ async def _stop(
         await asyncio.wait(ending)
     listener.close()
     _unlink(path, inode)
-    await _runtime.release()
-
-
-class _Refusal:
-    """A guard that lets nothing pass, and says why."""
-
-    metered = False
-
-    def __init__(self, error: LimitExceeded) -> None:
-        self.ended = self.blocked = None
-        self._error = error
-
-    def enter(self, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]) -> None:
-        raise self._error
-
-    def charge(self, method: Method, nbytes: int) -> None:
-        """Costs nothing."""
-
-    def onward(self, method: Method, args: Mapping[str, object]) -> _Refusal:
-        return self
-
-    def leave(self, task: asyncio.Task[Any]) -> None:
-        """Nothing enters."""
-
-    def on_end(self, callback: Callable[[Any], None]) -> Callable[[], None]:
-        return lambda: None
-
-    def exported(self) -> None:
-        """Not counted."""
-
-    def unexported(self) -> bool:
-        return False
-
-    def let_go(self) -> None:
-        """Holds nothing."""
+    await kjloop.release()
 
 
 @dataclass(slots=True)
 class _Client:
-    """One that is served.
-
-    Attributes:
-        since: When it came, by the loop's clock.
-        end: Our end of it; None at the very beginning.
-    """
+    """One that is served, since when by the loop's clock."""
 
     since: float
-    end: End | None = None
+    pipe: SocketPipe
 
     @property
     def idle(self) -> bool:
         """Whether it has said nothing yet: it holds a place and uses none of it."""
-        return self.end is not None and not self.end.transport.heard
+        return self.pipe.transport is not None and not self.pipe.transport.heard
 
     @property
     def trusted(self) -> bool:
-        return self.end is not None and self.end.transport.trusted
+        return self.pipe.transport is not None and self.pipe.transport.trusted
 
 
 class _Clients:
@@ -197,7 +157,6 @@ class _Clients:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 sock = await accept(listener)
@@ -212,26 +171,34 @@ class _Clients:
                 if not _trusted(peer):
                     self._warn("rpc.unix_refused", uid=peer.uid, pid=peer.pid, why="another user's")
                 elif await self._make_room():
-                    task = self._start(sock, self._serve(sock, peer))
-                    self._served[task] = _Client(loop.time())
+                    self._start(sock, peer)
                     held.pop_all()
                 elif len(self.tasks) - len(self._served) < REFUSALS_MAX:
                     self._warn("rpc.unix_refused", uid=peer.uid, pid=peer.pid, why="too many")
-                    self._start(sock, self._refuse(sock, peer))
+                    refused = LimitExceeded(
+                        f"{self._connections_max} programs of this machine are logged in to the "
+                        "node, and it serves no more",
+                        hint="end some of them, e.g. with Ctrl-C",
+                    )
+                    self._start(sock, peer, refused)
                     held.pop_all()
 
-    def _start(self, sock: socket.socket, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Its end closes the socket, also where it is cancelled before it has begun."""
+    def _start(
+        self, sock: socket.socket, peer: UnixPeer, refused: LimitExceeded | None = None
+    ) -> None:
+        """Serve a client, or tell it for a moment why it gets nothing, whatever it calls."""
 
         def over(task: asyncio.Task[None]) -> None:
-            sock.close()
+            sock.close()  # also where the task was cancelled before it had begun
             self.tasks.discard(task)
             self._served.pop(task, None)
 
-        task = asyncio.get_running_loop().create_task(work)
+        loop, pipe = asyncio.get_running_loop(), SocketPipe(sock)
+        task = loop.create_task(self._serve(pipe, peer, refused))
         self.tasks.add(task)
+        if refused is None:
+            self._served[task] = _Client(loop.time(), pipe)
         task.add_done_callback(over)
-        return task
 
     def _warn(self, event: str, **fields: object) -> None:
         if (left_out := self._lines.lines(event)) is not None:
@@ -256,45 +223,19 @@ class _Clients:
             await asyncio.wait([task], timeout=min(left_s, 0.1) if left_s > 0 else None)
         return True
 
-    async def _serve(self, sock: socket.socket, peer: UnixPeer) -> None:
-        client = self._served[asyncio.current_task()]  # type: ignore[index]  # it is in a task
-
-        def started(end: End) -> None:
-            client.end = end
-
-        await self._run(sock, peer, self._bootstrap, self._trust_s, started)
-
-    async def _refuse(self, sock: socket.socket, peer: UnixPeer) -> None:
-        """Tell a client why it gets nothing, whatever it calls."""
-        error = LimitExceeded(
-            f"{self._connections_max} programs of this machine are logged in to the node, and it "
-            "serves no more",
-            hint="end some of them, e.g. with Ctrl-C",
-        )
-
-        def first(peer: UnixPeer) -> Guarded:
-            usual = self._bootstrap(peer)
-            target = usual.target if isinstance(usual, Guarded) else usual
-            return Guarded(target, _Refusal(error))
-
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REFUSAL_S):
-                await self._run(sock, peer, first, None, lambda _end: None)
-
-    async def _run(
-        self,
-        sock: socket.socket,
-        peer: UnixPeer,
-        first: Callable[[UnixPeer], Servant | Guarded],
-        trust_s: float | None,
-        started: Callable[[End], None],
-    ) -> None:
+    async def _serve(self, pipe: SocketPipe, peer: UnixPeer, refused: LimitExceeded | None) -> None:
         try:
-            await run_server(
-                SocketPipe(sock), first(peer), self._limits, trust_s=trust_s, started=started
-            )
+            async with asyncio.timeout(None if refused is None else _REFUSAL_S):
+                await run_server(
+                    pipe,
+                    self._bootstrap(peer),
+                    self._limits,
+                    trust_s=self._trust_s,
+                    refused=refused,
+                )
         except Exception as exc:  # one connection's failure is not the others'
-            log.error("rpc.connection_failed", pid=peer.pid, exc_info=exc)  # noqa: TRY400  # an EventLogger
+            if refused is None:
+                log.error("rpc.connection_failed", pid=peer.pid, exc_info=exc)  # noqa: TRY400  # an EventLogger
 
 
 def _unlink(path: Path, inode: int) -> None:

@@ -52,6 +52,11 @@ def _cut(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def fresh(error: WetwareError) -> WetwareError:
+    """A copy to raise: one instance raised again and again would collect tracebacks."""
+    return from_wire(error.code, error.message, error.hint)
+
+
 def internal_error(where: str, exc: BaseException) -> InternalError:
     """Log a defect with its traceback; return the error that names the log entry, for the peer."""
     reference = secrets.token_hex(4)

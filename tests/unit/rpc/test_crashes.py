@@ -191,7 +191,7 @@ def test_unclosed_connections_without_calls_are_closed_on_the_loop(tmp_path: Pat
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     threading.Thread(target=keep.clear).start()
-                    await asyncio.wait_for(end.wait_closed(), 10)
+                    await asyncio.wait_for(end.lost.wait(), 10)
                 print(end.closed, caught[0].category.__name__)
 
         asyncio.run(main())

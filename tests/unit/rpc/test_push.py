@@ -346,11 +346,11 @@ async def test_a_grant_that_has_ended_ends_it_from_the_start() -> None:
 
     sink, ended = FakeSink(), []
     pump = pump_to(sink)
-    token = rpc.servant._current.set((Ended(), rpc.current_connection()))
+    token = rpc.dispatch._current.set((Ended(), rpc.current_connection()))
     try:
         pump.start(ended.append)
     finally:
-        rpc.servant._current.reset(token)
+        rpc.dispatch._current.reset(token)
     pump.offer(b"1")
     await turns()
     assert ended == [pump]

@@ -12,7 +12,7 @@ import pytest
 
 from wetware import rpc
 from wetware.errors import SchemaError
-from wetware.rpc import schema as schema_module
+from wetware.rpc import compiler
 
 ID = "@0xb8f1e0a2c3d4e5f7;\n"
 WW = ID + 'using Ww = import "/wetware/schema/ww.capnp"; '
@@ -195,7 +195,7 @@ def test_what_is_not_a_schema_file(tmp_path: Path) -> None:
 
 
 def test_too_many_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_module, "SCHEMA_FILES_MAX", 3)
+    monkeypatch.setattr(compiler, "SCHEMA_FILES_MAX", 3)
     for i in range(5):
         write(tmp_path, f'@0xb8f1e0a2c3d4e50{i};\nusing X = import "{i + 1}.capnp";', f"{i}.capnp")
     with pytest.raises(SchemaError, match="more than 3 files"):
@@ -219,8 +219,8 @@ def test_imports_in_a_circle(tmp_path: Path) -> None:
 def test_a_check_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text("import time; time.sleep(60)")
-    monkeypatch.setattr(schema_module, "_CHECK", slow)
-    monkeypatch.setattr(schema_module, "CHECK_S", 0.2)
+    monkeypatch.setattr(compiler, "_CHECK", slow)
+    monkeypatch.setattr(compiler, "CHECK_S", 0.2)
     with pytest.raises(SchemaError, match="took longer"):
         rpc.load(write(tmp_path, ID))
 
@@ -234,7 +234,7 @@ def test_what_passed_is_not_checked_again(
     assert len(checks) == 1
     (mark,) = cache.iterdir()
     assert (mark.stat().st_size, mark.stat().st_mode & 0o777) == (0, 0o600)
-    monkeypatch.setattr(schema_module, "_loaded", {})
+    monkeypatch.setattr(compiler, "_loaded", {})
     rpc.load(path)
     assert len(checks) == 1
     other.write_text(other.read_text() + "# changed")
@@ -248,8 +248,8 @@ def test_what_passed_is_not_checked_again(
         with pytest.raises(SchemaError):
             rpc.load(path)
         assert len(checks) == count
-    monkeypatch.setattr(schema_module.capnp, "__version__", "0.0.0")
-    monkeypatch.setattr(schema_module, "_loaded", {})
+    monkeypatch.setattr(compiler.capnp, "__version__", "0.0.0")
+    monkeypatch.setattr(compiler, "_loaded", {})
     path.write_text(ID)
     rpc.load(path)
     assert len(checks) == 6
@@ -263,7 +263,7 @@ def test_a_cache_that_cannot_be_used(
     for cache_home in (str(blocked), "/proc/nope", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", cache_home)
         monkeypatch.setenv("HOME", str(blocked))
-        monkeypatch.setattr(schema_module, "_loaded", {})
+        monkeypatch.setattr(compiler, "_loaded", {})
         assert rpc.load(path).interfaces == {}
     assert len(checks) == 3
 
