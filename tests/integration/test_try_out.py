@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from wetware.hookspecs import hookimpl
 from wetware_auth_local.backend import LocalBackend
-from wetware_auth_local.plugin import AuthLocalConfig
+from wetware_auth_local.config import AuthLocalConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,11 @@ class TestAudit(RecorderConformance):
 class RunningService(AuditService):
     """The service, and the recorder that a node runs beside it."""
 
+    def __init__(self, recorder: AuditRecorder) -> None:
+        super().__init__(recorder.ctx)
+        self.recorder = recorder
+        recorder._service = self
+
     async def run(self, *, task_status: Any) -> None:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self.recorder.run)

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,11 +113,13 @@ class Node:
         )
         self.audit = recorder_on(self.log)
         self.checkpoints = Checkpoints(
-            self.overlay,  # type: ignore[arg-type]
-            self.audit,
+            SimpleNamespace(overlay=self.overlay, run_sync=self.audit.ctx.run_sync),  # type: ignore[arg-type]
+            self.log,
+            self.audit.record,
             self.directory,
             monotonic=self.clock.monotonic,
         )
+        self.audit.on_checkpoint = self.checkpoints.signed
         task = asyncio.create_task(self.checkpoints.run())
         await asyncio.sleep(0)
         try:

@@ -3,30 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from wetware.base.finding import Finding, error, ok, warning
-from wetware_audit.held import BREAKS
-
-if TYPE_CHECKING:
-    from wetware_audit.recorder import AuditRecorder
-
-
-def findings(recorder: AuditRecorder) -> list[Finding]:
-    """Whether decisions are recorded, and whether this log and those of members are whole."""
-    written, evicted = recorder.log, recorder.ctx.evicted
-    return judge_audit(
-        written.failing,
-        [event for event, _ in written.findings],
-        [
-            f"{peer}: {BREAKS[why]}"
-            for peer, why in recorder.checkpoints.held.breaks().items()
-            if not evicted(peer)
-        ],
-        on_full=written.config.on_full,
-        lost=written.lost,
-        last=written.seq,
-    )
 
 
 def judge_audit(

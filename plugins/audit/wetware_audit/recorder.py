@@ -10,7 +10,8 @@ from anyio import to_thread
 
 from wetware.base.log import get_logger
 from wetware.broker.records import plain
-from wetware_audit.findings import findings
+from wetware_audit.findings import judge_audit
+from wetware_audit.held import BREAKS
 from wetware_audit.log import AuditLog
 from wetware_audit.service import AuditService
 from wetware_audit.spread import Checkpoints
@@ -42,7 +43,7 @@ class AuditRecorder:
     def __init__(self, ctx: PluginContext, sign: Callable[[bytes], bytes]) -> None:
         self.ctx, self._sign = ctx, sign
         self.on_checkpoint: Callable[[Checkpoint], None] = lambda _: None
-        self._service = AuditService(self)
+        self._service = AuditService(ctx)
         self.services: tuple[Service, ...] = (self._service,)
         self.log: AuditLog
         self.checkpoints: Checkpoints
@@ -59,7 +60,9 @@ class AuditRecorder:
             )
         )
         try:
-            self.checkpoints = Checkpoints(ctx.overlay, self, ctx.data_dir)
+            self.checkpoints = Checkpoints(ctx, self.log, self.record, ctx.data_dir)
+            self._service.checkpoints = self.checkpoints
+            self.on_checkpoint = self.checkpoints.signed
             task_status.started()
             await anyio.sleep_forever()
         finally:
@@ -68,7 +71,7 @@ class AuditRecorder:
 
     def use(self, opened: AuditLog) -> None:
         """Record to this log from now on, and what was wrong with it."""
-        self.log = opened
+        self.log = self._service.log = opened
         opened.watch(self._service.written, lambda checkpoint: self.on_checkpoint(checkpoint))
         for event, fields in opened.findings:
             log.error(event, **fields, hint="`ww audit verify` says more")
@@ -91,5 +94,13 @@ class AuditRecorder:
         self.report({"event": event, **{name: plain(value) for name, value in fields.items()}})
 
     def findings(self) -> Iterable[Finding]:
-        """Whether decisions are recorded, and whether the log was found whole at the start."""
-        return findings(self)
+        """Whether decisions are recorded, and whether this log and those of members are whole."""
+        breaks = self.checkpoints.held.breaks().items()
+        return judge_audit(
+            self.log.failing,
+            [event for event, _ in self.log.findings],
+            [f"{peer}: {BREAKS[why]}" for peer, why in breaks if not self.ctx.evicted(peer)],
+            on_full=self.log.config.on_full,
+            lost=self.log.lost,
+            last=self.log.seq,
+        )

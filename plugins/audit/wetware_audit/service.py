@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
 from wetware.errors import LimitExceeded, NotFound, stopping
-from wetware.hookspecs import Service
+from wetware.hookspecs import PluginContext, Service
 from wetware_audit.chain import LINE_BYTES_MAX, backwards, files, lines, seek, seq_of
 from wetware_audit.schema import SCHEMA
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from wetware.identity import Principal
-    from wetware_audit.recorder import AuditRecorder
+    from wetware_audit.log import AuditLog
+    from wetware_audit.spread import Checkpoints
 
 RECORDS_MAX: Final = 1000
 """Records of one answer, and those that wait for one sink."""
@@ -69,7 +70,7 @@ class AuditServant(rpc.Servant, interface=SCHEMA.Audit):
         self._service = service
 
     def _directory(self) -> Path:
-        return self._service.recorder.log.directory
+        return self._service.log.directory
 
     async def tail(self, count: int, event: str, grant: str, principal: str) -> dict[str, object]:
         def matches(record: Mapping[str, Any]) -> bool:
@@ -80,11 +81,11 @@ class AuditServant(rpc.Servant, interface=SCHEMA.Audit):
             )
 
         wanted = min(count or RECORDS_MAX, RECORDS_MAX)
-        found = await self._service.recorder.ctx.run_sync(tail, self._directory(), wanted, matches)
+        found = await self._service.ctx.run_sync(tail, self._directory(), wanted, matches)
         return {"records": found}
 
     async def show(self, seq: int) -> dict[str, object]:
-        found = await self._service.recorder.ctx.run_sync(record_at, self._directory(), seq)
+        found = await self._service.ctx.run_sync(record_at, self._directory(), seq)
         if found is None:
             raise NotFound(f"there is no record {seq}", hint="`ww audit tail` shows the last ones")
         return {"record": found}
@@ -93,15 +94,15 @@ class AuditServant(rpc.Servant, interface=SCHEMA.Audit):
         return {"subscription": self._service.follow(sink)}
 
     async def checkpoint(self) -> dict[str, object]:
-        return {"checkpoint": self._service.recorder.log.checkpoint().text}
+        return {"checkpoint": self._service.log.checkpoint().text}
 
     async def checkpoints(self, node: str) -> dict[str, object]:
         """What this node knows of others' logs."""
-        known = self._service.recorder.checkpoints.known(node)
+        known = self._service.checkpoints.known(node)
         return {"checkpoints": [checkpoint.text for checkpoint in known[:RECORDS_MAX]]}
 
     async def state(self) -> dict[str, object]:
-        log = self._service.recorder.log
+        log = self._service.log
         return {
             "log": log.log_id,
             "seq": log.seq,
@@ -114,22 +115,25 @@ class AuditServant(rpc.Servant, interface=SCHEMA.Audit):
 class AuditService(Service):
     """The service `audit`.
 
-    Args:
-        recorder: Has the log, and what the node knows of others' logs.
+    Attributes:
+        log, checkpoints: Set by the recorder once it has opened them, before a service starts.
     """
 
     name = "audit"
     interface = SCHEMA.Audit
 
-    def __init__(self, recorder: AuditRecorder) -> None:
-        self.recorder = recorder
+    log: AuditLog
+    checkpoints: Checkpoints
+
+    def __init__(self, ctx: PluginContext) -> None:
+        self.ctx = ctx
         self._followers: set[rpc.Pump] = set()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Exchange checkpoints with members until cancelled; then nobody follows any more."""
         task_status.started()
         try:
-            await self.recorder.checkpoints.run()
+            await self.checkpoints.run()
         finally:
             for follower in tuple(self._followers):
                 follower.end(stopping())

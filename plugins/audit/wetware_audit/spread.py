@@ -49,9 +49,9 @@ from wetware_audit.held import (
 )
 
 if TYPE_CHECKING:
-    from wetware.hookspecs import Overlay, PeerDown
+    from wetware.hookspecs import PeerDown, PluginContext
     from wetware.overlay.link import Stream
-    from wetware_audit.recorder import AuditRecorder
+    from wetware_audit.log import AuditLog
 
 log = get_logger("audit")
 
@@ -72,34 +72,37 @@ class Checkpoints:
     """What a node knows of the logs of others, and tells of its own.
 
     Args:
-        overlay: Streams to members.
-        audit: The node's, of which the checkpoints are told, and where what is heard is recorded.
+        ctx: Streams to members, and threads.
+        audit_log: The node's own, of which the checkpoints are told.
+        record: Writes an event with its fields to that log.
         directory: Where what was heard is kept.
         monotonic: Seconds.
     """
 
     def __init__(
         self,
-        overlay: Overlay,
-        audit: AuditRecorder,
+        ctx: PluginContext,
+        audit_log: AuditLog,
+        record: Callable[..., None],
         directory: Path,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._overlay, self._audit, self._monotonic = overlay, audit, monotonic
+        self._overlay, self._run_sync = ctx.overlay, ctx.run_sync
+        self._log, self._record, self._monotonic = audit_log, record, monotonic
         self._file = directory / HELD_FILE
         self.held = Held(self._file)
         if self.held.damaged:
             found = {"file": HELD_FILE, "lines": self.held.damaged}
             log.error("log.damaged", **found, hint="`ww audit verify` says what it should hold")
-            audit.record("log.damaged", **found)
+            record("log.damaged", **found)
         self._changed = asyncio.Event()
         self._saving = asyncio.Lock()
         self._writing = threading.Lock()
         self._documents = self._written = 0
         self._anchored: dict[PeerId, float] = {}
         self._to_anchor: set[PeerId] = set()
-        self._own: Checkpoint | None = audit.log.last_checkpoint
+        self._own: Checkpoint | None = audit_log.last_checkpoint
         self._tasks: asyncio.TaskGroup | None = None
         self._telling: set[PeerId] = set()
         self._hearing: set[PeerId] = set()
@@ -113,7 +116,6 @@ class Checkpoints:
 
     async def run(self) -> None:
         """Tell and hear until cancelled."""
-        self._audit.on_checkpoint = self._signed
         forget = self._overlay.handle(PROTOCOL, self._hear, access=Access.MEMBER)
         unwatch: Callable[[], None] = lambda: None  # noqa: E731
         try:
@@ -127,13 +129,13 @@ class Checkpoints:
             self._tasks = None
             unwatch()
             forget()
-            self._audit.on_checkpoint = lambda _: None
             with contextlib.suppress(OSError):  # also where a write was given up, or is under way
                 self._write(*self._document())
 
     # --- telling ----------------------------------------------------------------------------------
 
-    def _signed(self, checkpoint: Checkpoint) -> None:
+    def signed(self, checkpoint: Checkpoint) -> None:
+        """Tell members of a new checkpoint of this node's log."""
         self._own = checkpoint
         for peer in self._overlay.peers():
             self._tell_soon(peer)
@@ -172,8 +174,8 @@ class Checkpoints:
             return 0, None
         async with await self._overlay.open_stream(peer, PROTOCOL) as stream:
             log_id, seq = parse_known(await read_frame(stream, bytes_max=FRAME_BYTES_MAX))
-            checkpoint, digests = await self._audit.ctx.run_sync(
-                self._audit.log.step, log_id, seq, own, STEP_RECORDS_MAX
+            checkpoint, digests = await self._run_sync(
+                self._log.step, log_id, seq, own, STEP_RECORDS_MAX
             )
             records = len(digests) // DIGEST_BYTES
             await write_frame(stream, {"checkpoint": checkpoint.text, "records": records})
@@ -241,7 +243,7 @@ class Checkpoints:
             self._anchored[new.node] = self._monotonic()  # by the record of it
             self._take(new, why)
             await self._save()
-            self._audit.record(f"peer.log_{why}", node=new.node, was=old.text, now=new.text)
+            self._record(f"peer.log_{why}", node=new.node, was=old.text, now=new.text)
         if (left_out := self._broken.lines(new.node)) is not None:
             log.error(
                 f"audit.log_{why}", node=new.node, was=old.seq, now=new.seq, unlogged=left_out
@@ -255,7 +257,7 @@ class Checkpoints:
         if (silent := self.held.take(new, broken)) is not None:
             self._to_anchor.discard(silent)
             self._anchored.pop(silent, None)
-            self._audit.record("peer.forgotten", node=silent)
+            self._record("peer.forgotten", node=silent)
 
     def _document(self) -> tuple[int, bytes]:
         self._documents += 1
@@ -274,7 +276,7 @@ class Checkpoints:
             due, self._to_anchor = self._to_anchor, set()
             newest = {node: self.held.newest(node) for node in due}
             try:
-                await self._audit.ctx.run_sync(self._write, *self._document())
+                await self._run_sync(self._write, *self._document())
             except OSError as exc:  # tried again with what is heard next
                 log.warning("audit.not_saved", file=HELD_FILE, error=exc.strerror)
                 self._to_anchor |= due
@@ -282,7 +284,7 @@ class Checkpoints:
             for node, checkpoint in newest.items():
                 if checkpoint is not None:
                     self._anchored[node] = self._monotonic()
-                    self._audit.record("peer.checkpoint", node=node, checkpoint=checkpoint.text)
+                    self._record("peer.checkpoint", node=node, checkpoint=checkpoint.text)
 
 
 def parse_known(frame: dict[str, Any]) -> tuple[str, int]:

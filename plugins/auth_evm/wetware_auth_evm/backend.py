@@ -177,9 +177,7 @@ class EvmBackend:
         self._asked = False
         self._suspended = ""
         self._starting = True  # nothing is known yet, and that is no news
-        from wetware_auth_evm.service import EvmService
-
-        self.services: tuple[Service, ...] = (EvmService(self),)
+        self.services: tuple[Service, ...] = ()  # the plugin's hook adds the one for operators
 
     # --- the chain --------------------------------------------------------------------------------
 
@@ -585,7 +583,9 @@ class EvmBackend:
     def findings(self) -> Iterable[Finding]:
         from wetware_auth_evm.findings import findings
 
-        return findings(self)
+        return findings(
+            self.replica, self.endpoints, self.settings, self.rules, try_out=bool(self.try_out)
+        )
 
     def watch(
         self, callback: Callable[[Withdrawn | Suspended | Resumed], None]

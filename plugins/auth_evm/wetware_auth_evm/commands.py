@@ -48,7 +48,7 @@ from wetware_auth_evm.roles import RESERVED
 from wetware_auth_evm.words import role_text, scope_text, stamp, when, who
 
 if TYPE_CHECKING:
-    from wetware_auth_evm.declarations import Where, Write
+    from wetware_auth_evm.given import Where, Write
     from wetware_auth_evm.session import StoredSession
     from wetware_auth_evm.state import State
     from wetware_auth_evm.statements import SessionGrant

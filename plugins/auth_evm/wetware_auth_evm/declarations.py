@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+
+from wetware_auth_evm.given import Where, Write
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -29,30 +30,6 @@ Rights = Annotated[
     str, typer.Option(metavar="MASK", help="What of the role: a mask such as 0x3, or all.")
 ]
 DEFAULT_EXPIRES: Final = "90d"
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """Which chain and contract, as the command line says."""
-
-    rpc: tuple[str, ...] = ()
-    contract: str = ""
-    chain_id: int = 0
-    scope: str = ""
-    profile: Path | None = None
-    cluster: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """How a transaction is sent, as the command line says."""
-
-    calldata: bool = False
-    wait: str = "final"
-    timeout: float | None = None
-    nonce: int | None = None
-    fee_gwei: float | None = None
-    json: bool = False
 
 
 def _shared(name: str, kind: Any, default: Any, *flags: str, **settings: Any) -> inspect.Parameter:

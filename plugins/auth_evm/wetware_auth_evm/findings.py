@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Final
 from wetware.base.finding import Finding, error, warning
 from wetware_auth_evm.endpoints import LATE_MAX
 from wetware_auth_evm.events import ROOT, role_name
-from wetware_auth_evm.roles import RESERVED
+from wetware_auth_evm.roles import RESERVED, Rules
 
 if TYPE_CHECKING:
-    from wetware_auth_evm.backend import EvmBackend
+    from wetware_auth_evm.config import Settings
+    from wetware_auth_evm.endpoints import Endpoints
+    from wetware_auth_evm.replica import Replica
 
 CHECK: Final = "evm"
 NAMES_MAX: Final = 8
 _STATUS: Final = "`ww auth evm status`"
 
 
-def findings(backend: EvmBackend) -> Iterator[Finding]:
+def findings(
+    replica: Replica, endpoints: Endpoints, settings: Settings, rules: Rules, *, try_out: bool
+) -> Iterator[Finding]:
     """What is wrong now; nothing if nothing is."""
-    replica = backend.replica
-    if backend.try_out:
+    if try_out:
         yield warning(
             CHECK,
             "this node tries out auth_evm on a chain of its own: nobody else sees its contract",
@@ -38,8 +41,8 @@ def findings(backend: EvmBackend) -> Iterator[Finding]:
         yield error(CHECK, f"nobody is admitted, and capabilities are suspended: {why}", _STATUS)
     elif replica.fault:
         yield warning(CHECK, f"the last look at the chain failed: {replica.fault}", _STATUS)
-    yield from (warning(CHECK, why, "[plugins.auth_evm]") for why in backend.settings.warnings)
-    for endpoint in backend.endpoints.each:
+    yield from (warning(CHECK, why, "[plugins.auth_evm]") for why in settings.warnings)
+    for endpoint in endpoints.each:
         if not endpoint.available:
             yield warning(
                 CHECK,
@@ -69,7 +72,7 @@ def findings(backend: EvmBackend) -> Iterator[Finding]:
             "has passed them",
             _STATUS,
         )
-    if unknown := unknown_roles(backend):
+    if unknown := unknown_roles(replica, rules):
         shown = ", ".join(unknown[:NAMES_MAX])
         yield warning(
             CHECK,
@@ -78,11 +81,11 @@ def findings(backend: EvmBackend) -> Iterator[Finding]:
         )
 
 
-def unknown_roles(backend: EvmBackend) -> list[str]:
+def unknown_roles(replica: Replica, rules: Rules) -> list[str]:
     """Roles that somebody has in this cluster, and the configuration does not name."""
-    replica, seen = backend.replica, set()
+    seen = set()
     for scope, role, _, _ in replica.final.listing():
         if scope in (replica.scope, ROOT):
             seen.add(role)
     names = {role_name(role) or "0x" + role.hex() for role in seen}
-    return sorted(name for name in names if name not in RESERVED and name not in backend.rules)
+    return sorted(name for name in names if name not in RESERVED and name not in rules)

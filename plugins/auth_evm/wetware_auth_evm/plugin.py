@@ -26,8 +26,11 @@ def ww_register_config() -> type:
 def ww_register_auth(ctx: PluginContext) -> AuthBackend:
     """The backend `evm`."""
     from wetware_auth_evm.backend import EvmBackend
+    from wetware_auth_evm.service import EvmService
 
-    return EvmBackend(ctx)
+    backend = EvmBackend(ctx)
+    backend.services = (EvmService(backend),)
+    return backend
 
 
 @hookimpl

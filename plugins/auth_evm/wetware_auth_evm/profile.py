@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from wetware.base import paths
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.identity import replace_private_file
-from wetware_auth_evm.config import ROOT_NAME
+from wetware_auth_evm.config import ROOT_NAME, AuthEvmConfig
 
 FILE_BYTES_MAX: Final = 64 << 10
 ENDPOINTS_MAX: Final = 16
@@ -311,10 +311,9 @@ def _dev(path: Path) -> Profile | None:
 def _from_config(path: Path | None) -> Profile | None:
     """[plugins.auth_evm], if it names a contract or endpoints; raises ConfigError."""
     from wetware.config import load
-    from wetware_auth_evm.plugin import ww_register_config
 
     loaded = load(path=path)
-    section: Any = loaded.plugin("auth_evm", ww_register_config())
+    section = loaded.plugin("auth_evm", AuthEvmConfig)
     contract = section.contract
     endpoints = tuple(map(str, section.endpoints))
     if not contract and not endpoints:
@@ -340,12 +339,11 @@ def roles_here(profile: Profile, config: Path | None) -> frozenset[str] | None:
     None where the profile is not that node's.
     """
     from wetware.config import load
-    from wetware_auth_evm.plugin import ww_register_config
     from wetware_auth_evm.roles import RESERVED, STANDARD
 
     if not profile.dev and not profile.source.startswith(_SECTION):
         return None
-    section: Any = load(path=config).plugin("auth_evm", ww_register_config())
+    section = load(path=config).plugin("auth_evm", AuthEvmConfig)
     return RESERVED.union(section.roles or (STANDARD if profile.dev else ()))
 
 

@@ -22,7 +22,7 @@ from wetware.identity import Challenge, Channel, Key, Principal
 from wetware.testing import FakeOverlay
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import SeenPolicies
-from wetware_auth_local.plugin import AuthLocalConfig
+from wetware_auth_local.config import AuthLocalConfig
 from wetware_auth_local.policy import (
     HISTORY_MAX,
     ForkedPolicy,

@@ -11,7 +11,7 @@ from wetware.hookspecs import PluginContext
 from wetware.identity import Key
 from wetware.testing import AuthConformance, ServiceConformance
 from wetware_auth_local.backend import LocalBackend, PolicyService
-from wetware_auth_local.plugin import AuthLocalConfig
+from wetware_auth_local.config import AuthLocalConfig
 from wetware_auth_local.policy import User
 from wetware_auth_local.signer import Ed25519Signer
 

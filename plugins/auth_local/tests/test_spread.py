@@ -32,7 +32,7 @@ from wetware.overlay.link import LinkHost, Stream
 from wetware.testing import FakeOverlay, Started
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.client import PolicyClient
-from wetware_auth_local.plugin import AuthLocalConfig
+from wetware_auth_local.config import AuthLocalConfig
 from wetware_auth_local.policy import HISTORY_MAX, Policy, Signed, User, resolution
 from wetware_auth_local.signer import Ed25519Signer
 from wetware_auth_local.spread import ANSWER_BYTES_MAX, PROTOCOL, REQUESTS_PER_PEER_BURST, Claim

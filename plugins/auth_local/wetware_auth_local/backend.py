@@ -77,7 +77,7 @@ from wetware_auth_local.spread import Spread
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware_auth_local.plugin import AuthLocalConfig
+    from wetware_auth_local.config import AuthLocalConfig
 
 POLICY_FILE = "policy.json"
 HIGHEST_FILE = "highest.json"

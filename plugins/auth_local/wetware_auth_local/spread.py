@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from wetware.base.log import EventLogger
     from wetware.identity import PeerId
     from wetware.overlay.link import Stream
+    from wetware_auth_local.config import AuthLocalConfig
     from wetware_auth_local.contact import Contact
-    from wetware_auth_local.plugin import AuthLocalConfig
 
 PROTOCOL: Final = "/wetware/auth-local/policy/1.0.0"
 REQUEST_BYTES_MAX: Final = 256
