@@ -247,7 +247,7 @@ class PluginsConfig:
 
 _SECTIONS: Final[dict[str, type | tuple[str, str]]] = {
     "node": NodeConfig,
-    "admission": ("wetware.overlay.admission", "AdmissionLimits"),
+    "admission": ("wetware.overlay.admission.limits", "AdmissionLimits"),
     "membership": ("wetware.overlay.membership.config", "MembershipConfig"),
     "login": ("wetware.broker.limits", "LoginLimits"),
     "broker": ("wetware.broker.limits", "BrokerLimits"),
