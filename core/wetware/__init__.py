@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wetware.base.version import __version__
+
 if TYPE_CHECKING:
     from wetware.client import LoginRefused, Session, connect
     from wetware.errors import WetwareError
     from wetware.rpc import time_limit
 
-__version__ = "0.1.0"
 __all__ = ["LoginRefused", "Session", "WetwareError", "__version__", "connect", "time_limit"]
 
 _HOME = {

@@ -175,14 +175,14 @@ HEAVY = {"trio", "libp2p", "multiaddr", "grpc", "web3", "wasmtime"}
         ),
         ("import wetware.config", HEAVY | {"capnp", "cryptography", "wetware.overlay.link"}),
         (
-            "import typer; from wetware import plugins; plugins.mount_commands(typer.Typer(), [])",
+            "import typer; from wetware.cli.mount import mount_commands as m; m(typer.Typer(), [])",
             HEAVY
             | {
                 "capnp",
                 "cryptography",
                 "wetware.overlay.link",
                 "wetware.rpc",
-                "importlib.metadata",
+                "packaging",
             },
         ),
         ("from wetware.cli.main import build; build()", HEAVY | {"capnp", "wetware.rpc"}),

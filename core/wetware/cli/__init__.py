@@ -18,8 +18,8 @@ def main() -> None:
 def _run() -> None:
     from wetware.base import paths
     from wetware.cli.main import build
+    from wetware.cli.mount import named_option
     from wetware.config import ENV_OTHER
-    from wetware.plugins import named_option
 
     for name in ENV_OTHER:  # an empty one is refused before anything is done
         paths.variable(name)

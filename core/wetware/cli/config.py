@@ -11,7 +11,7 @@ from wetware.cli.app import note, options, out, out_json, table
 if TYPE_CHECKING:
     from wetware.config import Config
     from wetware.errors import ConfigError
-    from wetware.plugins import Plugins
+    from wetware.loader import Plugins
 
 config_app = typer.Typer(no_args_is_help=True, help="The configuration: ww.toml, WW_*, flags.")
 
@@ -30,9 +30,9 @@ def _load() -> Config:
 
 
 def _inspect(config: Config) -> Plugins:
-    from wetware import plugins
+    from wetware import loader
 
-    return plugins.load(config, plugins.INSPECT)
+    return loader.load(config, loader.INSPECT)
 
 
 @config_app.command("show")
@@ -141,7 +141,7 @@ def reference_command() -> None:
 
 def reference() -> str:
     """docs/reference/config.md: the core and the bundled plugins, whatever else is installed."""
-    from wetware import plugins as loader
+    from wetware import loader
     from wetware.config import defaults, describe
     from wetware.errors import PluginError
     from wetware.hookspecs import GROUP

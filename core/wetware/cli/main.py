@@ -55,10 +55,10 @@ def build() -> typer.Typer:
         why_command,
     )
     from wetware.cli.key import key_app
+    from wetware.cli.mount import mount_commands
     from wetware.cli.node import node_command
     from wetware.cli.plugin import plugin_app
     from wetware.cli.services import services_command
-    from wetware.plugins import mount_commands
 
     app = typer.Typer(
         cls=Root,

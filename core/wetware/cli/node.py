@@ -121,10 +121,10 @@ def node_command(
     import asyncio
     import gc
 
-    from wetware import plugins as plugin_loader
+    from wetware import loader
     from wetware.node.compose import Node
 
-    plugins = plugin_loader.load(config)
+    plugins = loader.load(config)
     _raise_file_limit()
 
     async def serve() -> None:

@@ -16,7 +16,7 @@ from wetware.errors import InvalidArgument, WetwareError
 if TYPE_CHECKING:
     from wetware.client import LocalNode
     from wetware.hookspecs import PluginContext
-    from wetware.plugins import Plugins, PluginStatus
+    from wetware.loader import Plugins, PluginStatus
 
 plugin_app = typer.Typer(no_args_is_help=True, help="Plugins: what is installed, and its state.")
 
@@ -46,7 +46,7 @@ def list_command(json: Json = False) -> None:
     that runs here has. A node that you may ask says which services are not granted to members yet.
     """
     from wetware import config as configuration
-    from wetware import plugins as loader
+    from wetware import loader
 
     config = configuration.load({"node.data_dir": options.data_dir}, path=options.config)
     plugins = loader.load(config, loader.INSPECT)
@@ -129,6 +129,7 @@ def _probe(plugins: Plugins) -> None:
     import asyncio
     import tempfile
 
+    from wetware.cli.mount import mounted
     from wetware.testing import plugin_context
 
     async def probe(folder: str) -> None:  # in a running loop, as in a node
@@ -137,7 +138,10 @@ def _probe(plugins: Plugins) -> None:
             data_dir.mkdir(mode=0o700, exist_ok=True)
             return plugin_context(data_dir, config, name=name)
 
-        plugins.probe(context)
+        plugins.services(context, ("node", "session"))
+        plugins.discoveries(context)
+        if mounted is not None:
+            plugins.take_failures(mounted)
 
     with tempfile.TemporaryDirectory(prefix="ww-plugins-") as folder:
         asyncio.run(probe(folder))
@@ -189,7 +193,7 @@ def new_command(
 
     It works as it stands, and its tests are the conformance suite of `wetware.testing`.
     """
-    from wetware.plugins import is_plugin_name
+    from wetware.loader import is_plugin_name
 
     plugin = f"auth_{name}" if auth else name
     if not is_plugin_name(plugin) or not name[:1].isalpha():

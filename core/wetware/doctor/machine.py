@@ -32,7 +32,7 @@ from wetware.errors import ConfigError, DialError, KeyFileError, WetwareError
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
     from wetware.config import Config
-    from wetware.plugins import PluginStatus
+    from wetware.loader import PluginStatus
 
 DISK_FREE_BYTES_MIN: Final = 64 << 20
 """Below this a policy, a certificate or a log may not be written any more: an error."""
@@ -202,7 +202,7 @@ def check_config(machine: Machine) -> tuple[Config | None, list[Finding]]:
     Returns None for one that cannot even be read.
     """
     from wetware import config as configuration
-    from wetware import plugins as loader
+    from wetware import loader
 
     command = "ww config check"
     try:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from wetware.config import Config
     from wetware.hookspecs import AuthBackend
     from wetware.identity import Key
+    from wetware.loader import Plugins
     from wetware.overlay.admission.statements import Founding
     from wetware.overlay.admission.texts import Bundle, Ticket
-    from wetware.plugins import Plugins
 
 log = get_logger("node")
 

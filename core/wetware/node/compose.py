@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-import wetware
 from wetware import rpc
 from wetware.base import paths
 from wetware.base.access import Access
 from wetware.base.bounds import Throttle, address_key
 from wetware.base.log import get_logger
 from wetware.base.threads import Threads
+from wetware.base.version import __version__
 from wetware.broker.adopt import Adoptions
 from wetware.broker.gate import Broker
 from wetware.broker.grants import SESSION_SERVICE
@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
     from wetware.broker.proposals import Proposal
     from wetware.config import Config
+    from wetware.loader import Plugins
     from wetware.overlay.admission.texts import Bundle, Ticket
-    from wetware.plugins import Plugins
 
 log = get_logger("node")
 
@@ -159,7 +159,7 @@ class Node(Parts):
                     tasks.create_task(self.admission.run(lambda: None), name="admission")
                     tasks.create_task(self._end_if_evicted(), name="eviction")
                     await start_backend(self.backend, serving)
-                    await start_services(self.services, serving, self._service_failed)
+                    await start_services(self.services, serving, self.plugins.service_failed)
                     await self._serve(stack, tasks, listen, path, clients_max)
                     for discovery in discoveries:
                         tasks.create_task(self._discover(discovery))
@@ -374,7 +374,7 @@ class Node(Parts):
     @contextlib.asynccontextmanager
     async def _recorded(self) -> AsyncIterator[None]:
         async with recording(self.audit):
-            self.audit.record("node.started", version=wetware.__version__)
+            self.audit.record("node.started", version=__version__)
             try:
                 yield
             finally:
@@ -403,7 +403,7 @@ class Node(Parts):
             "host": socket.gethostname(),
             "name": self.name,
             "labels": dict(text.split("=", 1) for text in self.config.node.labels),
-            "version": wetware.__version__,
+            "version": __version__,
             "services": tuple(sorted(set(self.services) - set(CORE_SERVICES))),
             "memory_bytes": rss_bytes(),
         }
@@ -413,10 +413,10 @@ class Node(Parts):
         recorder = self.audit.recorder
         own = (*(recorder.services if recorder is not None else ()), *self.backend.services)
         reserved = [SESSION_SERVICE, *CORE_SERVICES, *(service.name for service in own)]
-        for service in (*own, *self.plugins.services(self._context, reserved)):
-            self.services[service.name] = service
-        self.proposals |= {service.name: proposal_of(service) for service in own}
-        self.proposals |= self.plugins.proposals
+        offered = {service.name: (service, proposal_of(service)) for service in own}
+        offered |= self.plugins.services(self._context, reserved)
+        for name, (service, proposal) in offered.items():
+            self.services[name], self.proposals[name] = service, proposal
 
     def _own_services(self) -> tuple[Service, ...]:
         return (
@@ -444,10 +444,6 @@ class Node(Parts):
     async def _trust_clock(self, by: Principal) -> None:
         offsets = self.membership.swim.clock_offsets_s
         await self.broker.trust_clock(lambda: middle(offsets.values()), by)
-
-    def _service_failed(self, name: str, exc: Exception) -> None:
-        if (plugin := self.plugins.owner(name)) is not None:
-            self.plugins.fail(plugin, exc)
 
     async def _gate(self, stream: Stream) -> None:
         """One client over the network: a stranger with little room until the broker trusts it."""
@@ -496,7 +492,7 @@ class Node(Parts):
             "addrs": [str(addr) for addr in self.addrs],
             "cluster": self.cluster,
             "auth": self.backend.name,
-            "version": wetware.__version__,
+            "version": __version__,
             "plugins": [p.name for p in self.plugins.report if str(p.state) == "loaded"],
         }
         self._store.reserve.replace(file, json.dumps(data, indent=1).encode(), must=True)

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import wetware
 from wetware.base.finding import Check, Finding, error, judged, ok, warning
+from wetware.base.version import __version__
 from wetware.broker import findings as grants
 from wetware.doctor.machine import check_disk, judge_files, judge_plugins
 from wetware.overlay.admission import findings as admission
@@ -42,9 +42,7 @@ async def check_node(node: Parts) -> list[Finding]:
     checks: dict[str, Check] = {
         "members": lambda: membership.presence(members, now),
         "identity": lambda: membership.identity(members),
-        "versions of members": lambda: judge_versions(
-            wetware.__version__, membership.versions(members)
-        ),
+        "versions of members": lambda: judge_versions(__version__, membership.versions(members)),
         "clock of members": lambda: membership.clock(
             members, node.admission.early_s, node.config.admission.clock_skew_s_max
         ),

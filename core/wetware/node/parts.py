@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from wetware.config import Config
     from wetware.hookspecs import AuthBackend, Service
     from wetware.identity import Key
+    from wetware.loader import Plugins
     from wetware.node.members import Members
     from wetware.overlay.admission.decision import Admission
     from wetware.overlay.admission.service import Introductions
     from wetware.overlay.libp2p import Overlay
     from wetware.overlay.link import LinkHost
     from wetware.overlay.membership.service import Membership
-    from wetware.plugins import Plugins
 
 
 class Parts:

@@ -6,7 +6,7 @@ import os
 from math import nan
 from typing import TYPE_CHECKING
 
-import wetware
+from wetware.base.version import __version__
 from wetware.node.process import rss_bytes
 from wetware.overlay.membership.swim import State
 
@@ -32,7 +32,7 @@ def status_of(node: Parts, details: bool) -> dict[str, object]:
         "certificate_not_after_ms": own.not_after_ms,
         "rights": sorted(own.rights),
         "cluster": node.cluster,
-        "version": wetware.__version__,
+        "version": __version__,
         "uptime_s": node.clock.monotonic() - node.started_at,
         "addrs": [str(addr) for addr in node.addrs],
         "peers": [

@@ -45,7 +45,7 @@ from wetware.hookspecs import (
     Withdrawn,
 )
 from wetware.identity import Challenge, Channel, LoginStatus, Principal, Proof, Signer
-from wetware.plugins import judge_auth, judge_recorder, judge_services
+from wetware.loader.judge import judge_auth, judge_recorder, judge_services
 from wetware.testing.overlay import FakeOverlay, overlays
 from wetware.testing.watched import run_watched, within
 
