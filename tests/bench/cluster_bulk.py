@@ -198,7 +198,6 @@ class BulkService(Service):
         profile, self._profile = self._profile, None
         if profile is not None:
             profile.disable()
-        snapshot = self._lag.snapshot()
         now = self._swim()
         late = sum(late for late, _ in self._beats)
         result: dict[str, Any] = {
@@ -207,7 +206,7 @@ class BulkService(Service):
             "out_mb_s": self.bytes_out / 1e6 / took_s,
             "cpu": (time.process_time() - self._cpu_s) / took_s,
             "loop_cpu": (time.thread_time() - self._loop_cpu_s) / took_s,
-            "lag": asdict(snapshot.recent),
+            "lag": asdict(self._lag.recent()),
             "gc_s": self._collected,
             "echoes": self._echoes,
             "echoes_lost": self._lost,

@@ -208,13 +208,13 @@ class Worker:
         return {name: len(node.host.connections()) for name, node in self._nodes.items()}
 
     async def figures(self) -> dict[str, Any]:
-        lag = self._lag.snapshot()
+        lag = self._lag.recent()
         return {
             "at": time.monotonic(),
             "cpu_s": time.process_time(),
             "rss": rss_bytes(),
-            "lag_p99_s": lag.recent.p99_s,
-            "lag_max_s": lag.total.max_s,
+            "lag_p99_s": lag.p99_s,
+            "lag_max_s": lag.max_s,
             "nodes": {name: node.figures() for name, node in self._nodes.items()},
         }
 

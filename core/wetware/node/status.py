@@ -18,14 +18,14 @@ def status_of(node: Parts, details: bool) -> dict[str, object]:
     """The struct NodeStatus of core.capnp; `details` are for operators."""
     connections = node.host.connections()
     members = [c for c in connections if node.admission.is_member(c.peer)]
-    overlay, lag, own = node.overlay.status(), node.lag.snapshot(), node.admission.own
+    overlay, lag, own = node.overlay.status(), node.lag.recent(), node.admission.own
     offset_s = node.membership.clock_offset_s
     return {
         "peer_id": str(node.key.peer_id),
         "name": node.name,
         "members": sum(m.state is State.ALIVE for m in node.membership.members()),
-        "loop_lag_p99_s": lag.recent.p99_s,
-        "loop_lag_max_s": lag.recent.max_s,
+        "loop_lag_p99_s": lag.p99_s,
+        "loop_lag_max_s": lag.max_s,
         "clock_offset_s": nan if offset_s is None else offset_s,
         "clock_wrong": node.tree.clock_wrong,
         "time_s": node.clock.time(),

@@ -19,7 +19,7 @@ from wetware.errors import Busy, DialError, LimitExceeded
 from wetware.identity import Key, PeerId
 from wetware.node import findings as on_node
 from wetware.node.findings import check_node
-from wetware.node.lag import LagMeter, judge_lag
+from wetware.node.lag import Lag, LagMeter, judge_lag
 from wetware.overlay.admission.findings import certificate, durable
 from wetware.overlay.admission.limits import AdmissionLimits
 from wetware.overlay.libp2p import findings as overlay
@@ -304,8 +304,8 @@ async def test_lag_is_not_judged_right_after_the_start(tmp_path: Path) -> None:
 
 
 def test_lag() -> None:
-    assert levels(judge_lag(0.05, 1.0)) == ["ok"]
-    assert levels(judge_lag(0.051, 1.0)) == ["warning"]
+    assert levels(judge_lag(Lag(0.05, 1.0))) == ["ok"]
+    assert levels(judge_lag(Lag(0.051, 1.0))) == ["warning"]
 
 
 async def test_a_node_whose_decisions_are_not_recorded(tmp_path: Path) -> None:
