@@ -122,7 +122,7 @@ class Part:
                 lag["p99_s"] * 1e3,
                 "ms",
                 at_most=LAG_P99_MS if judge else None,
-                beside=f"p50 {lag['p50_s'] * 1e3:.1f}, max {lag['max_s'] * 1e3:.1f}; "
+                beside=f"max {lag['max_s'] * 1e3:.1f}; "
                 f"CPU {each['cpu'] * 100:.0f} %, of which the loop {each['loop_cpu'] * 100:.0f}",
                 digits=1,
             )

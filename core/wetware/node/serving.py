@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from wetware.base.log import get_logger
-from wetware.errors import Busy
+from wetware.errors import Busy, PluginError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from anyio.abc import TaskGroup, TaskStatus
 
@@ -28,41 +29,58 @@ STILL_S = 10.0
 """After that the log says which of them is waited for."""
 
 
-@contextlib.contextmanager
-def _in_time(what: str) -> Iterator[None]:
-    """START_S_MAX for what it is around; then TimeoutError."""
+async def _start(
+    tasks: TaskGroup, kind: str, name: str, run: Callable[..., Coroutine[Any, Any, None]]
+) -> None:
+    """Start `run` in `tasks`, and wait until it is started.
+
+    Raises Busy after START_S_MAX, PluginError where it returns before, and what it raises.
+    """
+    returned = False
+
+    async def noted(*, task_status: TaskStatus[None]) -> None:
+        nonlocal returned
+        await run(task_status=task_status)
+        returned = True
+
+    what = f"{kind} {name}"
     said = asyncio.get_running_loop().call_later(
         STILL_S, lambda: log.info("node.still_waiting", what=what, at_most_s=START_S_MAX)
     )
     try:
         with anyio.fail_after(START_S_MAX):
-            yield
+            await tasks.start(noted, name=what)
+    except TimeoutError:
+        raise Busy(
+            f"the {kind} {name!r} was not ready within {START_S_MAX:g} s",
+            hint="its log lines above say what it is waiting for",
+            code=f"config.busy.{kind.split()[0]}",
+        ) from None
+    except RuntimeError:
+        if not returned:
+            raise
+        raise PluginError(
+            f"the {kind} {name!r} returned before it had started",
+            hint="`run` calls task_status.started() once it is ready; tell its authors",
+        ) from None
     finally:
         said.cancel()
 
 
 async def start_backend(backend: AuthBackend, tasks: TaskGroup) -> None:
-    """Wait until the backend can decide; raises Busy where it cannot within START_S_MAX.
+    """Wait until the backend can decide; raises Busy or PluginError where it cannot.
 
     Its failure is that of `tasks`: nobody decides in its place.
     """
-    try:
-        with _in_time(f"auth backend {backend.name}"):
-            await tasks.start(backend.run, name=f"auth {backend.name}")
-    except TimeoutError:
-        raise Busy(
-            f"the auth backend {backend.name!r} was not ready within {START_S_MAX:g} s",
-            hint="its log lines above say what it is waiting for",
-            code="config.busy.auth",
-        ) from None
+    await _start(tasks, "auth backend", backend.name, backend.run)
 
 
 @contextlib.asynccontextmanager
 async def recording(records: Records) -> AsyncIterator[None]:
     """The recorder runs: from before anything is decided until nothing is any more.
 
-    Raises what its start raises, and Busy where it cannot record within START_S_MAX. Its end is not
-    the node's: nothing is given any more then, and everything can be ended.
+    Raises what its start raises, Busy and PluginError as well. Its end is not the node's: nothing
+    is given any more then, and everything can be ended.
     """
     if (recorder := records.recorder) is None:
         log.warning("audit.none", hint='decisions are not recorded: [node] audit = "none"')
@@ -89,20 +107,13 @@ async def recording(records: Records) -> AsyncIterator[None]:
     failure: BaseException | None = None
     async with anyio.create_task_group() as tasks:
         try:
-            with _in_time(f"recorder {recorder.name}"):
-                await tasks.start(run, name=f"recorder {recorder.name}")
+            await _start(tasks, "recorder", recorder.name, run)
             started = True
             yield
         except BaseException as exc:  # raised as it is, and not in a group
             failure = exc
         finally:
             tasks.cancel_scope.cancel()
-    if isinstance(failure, TimeoutError) and not started:
-        raise Busy(
-            f"the recorder {recorder.name!r} was not ready within {START_S_MAX:g} s",
-            hint="its log lines above say what it is waiting for",
-            code="config.busy.audit",
-        )
     if failure is not None:
         raise failure
 
@@ -125,10 +136,9 @@ async def start_services(
 
     async def start(service: Service) -> None:
         try:
-            # RuntimeError: it ended before it was started, and the log says why.
-            with _in_time(f"service {service.name}"), contextlib.suppress(RuntimeError):
-                await tasks.start(run, service, name=f"service {service.name}")
-        except TimeoutError:
+            with contextlib.suppress(PluginError):  # it ended, and the log says why
+                await _start(tasks, "service", service.name, partial(run, service))
+        except Busy:
             log.warning("service.not_ready", service=service.name, after_s=START_S_MAX)
 
     async def run(service: Service, *, task_status: TaskStatus[None]) -> None:

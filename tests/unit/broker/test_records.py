@@ -11,7 +11,7 @@ import pytest
 
 from wetware.broker import records as module
 from wetware.broker.records import Records
-from wetware.errors import Busy, ConfigError, Unrecorded
+from wetware.errors import Busy, ConfigError, PluginError, Unrecorded
 from wetware.node import serving
 from wetware.node.serving import recording
 
@@ -184,6 +184,8 @@ async def test_one_that_does_not_start_stops_the_start(
     async def hung(*, task_status: Any) -> None:
         await anyio.sleep_forever()
 
+    async def returns(*, task_status: Any) -> None: ...
+
     monkeypatch.setattr(serving, "START_S_MAX", 0.05)
     recorder.run = damaged  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="it is damaged"):
@@ -191,6 +193,10 @@ async def test_one_that_does_not_start_stops_the_start(
             pytest.fail("it was started")
     recorder.run = hung  # type: ignore[method-assign]
     with pytest.raises(Busy, match="was not ready"):
+        async with recording(records):
+            pytest.fail("it was started")
+    recorder.run = returns  # type: ignore[method-assign]
+    with pytest.raises(PluginError, match="returned before it had started"):
         async with recording(records):
             pytest.fail("it was started")
 
