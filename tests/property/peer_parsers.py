@@ -46,9 +46,9 @@ from wetware.identity import (
     Key,
     PeerId,
     Proof,
-    base58_decode,
     from_hex,
 )
+from wetware.identity.peer_id import base58_decode
 from wetware.member import Member
 from wetware.overlay import frames
 from wetware.overlay.admission import refusals

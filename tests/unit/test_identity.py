@@ -15,17 +15,16 @@ from hypothesis import strategies as st
 
 from wetware.errors import InvalidArgument, KeyFileError
 from wetware.identity import (
-    _SMALL_ORDER,
     Challenge,
     Channel,
     Key,
     PeerId,
     Principal,
-    base58_decode,
-    base58_encode,
     replace_private_file,
     verify,
 )
+from wetware.identity.keys import _SMALL_ORDER
+from wetware.identity.peer_id import base58_decode, base58_encode
 
 
 @given(st.binary(max_size=80))
