@@ -17,7 +17,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from asyncio import Task, create_task, gather, sleep, wait
+from asyncio import create_task, gather, sleep, wait
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -128,7 +128,7 @@ class _Conformance:
     async def _running(self, run: Callable[..., Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
         """Start as a node does it, and stop."""
         life = _Life(run, self.limit_s)
-        await life.start()
+        await life.started()
         try:
             yield
         except BaseException:
@@ -137,38 +137,39 @@ class _Conformance:
             raise
         await life.stop()
 
-    async def _starts_and_stops(self, make: Callable[[], Any]) -> None:
-        for _ in range(2):  # the second one finds what the first one left
-            async with self._running(make().run):
-                await sleep(0)
+    @contextlib.asynccontextmanager
+    async def _maker(self) -> AsyncIterator[Callable[[], Any]]:
+        """What makes the thing again and again: at one node, with one data directory."""
+        raise NotImplementedError
+        yield
 
-    async def _stops_while_it_starts(self, make: Callable[[], Any]) -> None:
-        life = _Life(make().run, self.limit_s)
-        life.begin()
-        await sleep(0)
-        await sleep(0)
-        await life.stop()
+    @_check
+    async def test_it_starts_and_stops(self) -> None:
+        """Twice: the second one finds what the first one left."""
+        async with self._maker() as make:
+            for _ in range(2):
+                async with self._running(make().run):
+                    await sleep(0)
+
+    @_check
+    async def test_it_stops_while_it_starts(self) -> None:
+        """Cancelled in its first turns."""
+        async with self._maker() as make:
+            life = _Life(make().run, self.limit_s)
+            await sleep(0)
+            await sleep(0)
+            await life.stop()
 
 
 class _Life:
-    """A `run` in a task group of its own, which a node would share."""
+    """A `run` in a task group of its own, which a node would share; it begins at once."""
 
     def __init__(self, run: Callable[..., Coroutine[Any, Any, None]], limit_s: float) -> None:
         self._run, self._limit_s = run, limit_s
         self._started = anyio.Event()
         self._ended = False
         self._scope = anyio.CancelScope()
-        self._task: Task[None] | None = None
-
-    def begin(self) -> None:
         self._task = create_task(self._host(), name="conformance")
-
-    async def start(self) -> None:
-        self.begin()
-        await within(self._limit_s, self._started.wait(), "run(), which has not started,")
-        assert self._task is not None
-        if self._task.done():
-            self._task.result()
 
     async def _host(self) -> None:
         try:
@@ -190,8 +191,12 @@ class _Life:
             raise AssertionError(f"run() raises {exc!r}") from exc
         self._ended = True
 
+    async def started(self) -> None:
+        await within(self._limit_s, self._started.wait(), "run(), which has not started,")
+        if self._task.done():
+            self._task.result()
+
     async def stop(self) -> None:
-        assert self._task is not None
         if self._ended and not self._scope.cancel_called:
             raise AssertionError("run() ended by itself")
         self._scope.cancel()
@@ -222,6 +227,17 @@ class ServiceConformance(_Conformance):
     def make(self, ctx: PluginContext) -> Service:
         """The service, as `ww_register_services` makes it."""
         raise NotImplementedError
+
+    def _declared(self) -> Service:
+        with self._directory() as directory:
+            return self.make(plugin_context(directory, self.config))
+
+    @contextlib.asynccontextmanager
+    async def _maker(self) -> AsyncIterator[Callable[[], Service]]:
+        with self._directory() as directory:
+            async with FakeOverlay() as overlay:
+                ctx = plugin_context(directory, self.config, overlay=overlay)
+                yield lambda: self.make(ctx)
 
     @contextlib.asynccontextmanager
     async def _nodes(self) -> AsyncIterator[tuple[list[Service], list[FakeOverlay]]]:
@@ -258,8 +274,7 @@ class ServiceConformance(_Conformance):
     @_check
     async def test_it_is_declared(self) -> None:
         """The loader takes it, and its bootstrap is a servant of its interface, one a session."""
-        with self._directory() as directory:
-            service = self.make(plugin_context(directory, self.config))
+        service = self._declared()
         judge_services((service,))
         ada, eve = _bootstrap(service, ADA), _bootstrap(service, EVE)
         assert ada is not eve, "gives too much: bootstrap() is one object for two principals"
@@ -267,8 +282,7 @@ class ServiceConformance(_Conformance):
     @_check
     async def test_what_it_proposes_for_roles_grows(self) -> None:
         """No role has more than a higher one; the loader judges each by itself."""
-        with self._directory() as directory:
-            service = self.make(plugin_context(directory, self.config))
+        service = self._declared()
         proposed = service.roles
         methods = _methods(service.interface)
         covered = {
@@ -283,8 +297,7 @@ class ServiceConformance(_Conformance):
     @_check
     async def test_what_ends_things_gives_nothing(self) -> None:
         """`ending` is called while nothing can be recorded: no capability comes of it."""
-        with self._directory() as directory:
-            service = self.make(plugin_context(directory, self.config))
+        service = self._declared()
         known = {name.replace(":", ".") for name in _methods(service.interface)}
         strange = sorted(service.ending - known)
         assert not strange, f"ending has {strange[0]!r}, which is no method of the service"
@@ -292,22 +305,6 @@ class ServiceConformance(_Conformance):
             given = interface.reachable(lambda method: method.where in service.ending)
             assert len(given) == 1, (
                 f"gives too much: ending methods of {interface.name} give a {given[1].name}"
-            )
-
-    @_check
-    async def test_it_starts_and_stops(self) -> None:
-        """Twice: the same node, with the same data directory."""
-        with self._directory() as directory:
-            async with FakeOverlay() as overlay:
-                ctx = plugin_context(directory, self.config, overlay=overlay)
-                await self._starts_and_stops(lambda: self.make(ctx))
-
-    @_check
-    async def test_it_stops_while_it_starts(self) -> None:
-        """Cancelled in its first turns."""
-        with self._directory() as directory:
-            await self._stops_while_it_starts(
-                lambda: self.make(plugin_context(directory, self.config))
             )
 
     @_check
@@ -455,6 +452,23 @@ class AuthConformance(_Conformance):
         raise NotImplementedError
 
     @contextlib.asynccontextmanager
+    async def _maker(self) -> AsyncIterator[Callable[[], AuthBackend]]:
+        """Backends of one cluster."""
+        founded: list[bytes] = []
+        with self._directory() as directory:
+            async with FakeOverlay() as overlay:
+                ctx = plugin_context(directory, self.config, name=self.name, overlay=overlay)
+
+                def make() -> AuthBackend:
+                    founding = founded[0] if founded else None
+                    backend = self.make(dataclasses.replace(ctx, founding=founding))
+                    founded.append(backend.founding)
+                    return backend
+
+                yield make
+        assert len(set(founded)) == 1, "founding differs after a restart"
+
+    @contextlib.asynccontextmanager
     async def _backend(self) -> AsyncIterator[AuthBackend]:
         with self._directory() as directory:
             async with rpc.runtime(), FakeOverlay() as overlay:
@@ -517,31 +531,6 @@ class AuthConformance(_Conformance):
             peer = FakeOverlay().peer_id
             admitted = await within(self.limit_s, backend.admit_node(peer), "admit_node()")
             assert isinstance(admitted, bool), f"admit_node() returns {admitted!r}"
-
-    @_check
-    async def test_it_starts_and_stops(self) -> None:
-        """Twice: the same node, with the same data directory, of one cluster."""
-        with self._directory() as directory:
-            overlay, founded = FakeOverlay(), list[bytes]()
-            ctx = plugin_context(directory, self.config, name=self.name, overlay=overlay)
-
-            def make() -> AuthBackend:
-                founding = founded[0] if founded else None
-                backend = self.make(dataclasses.replace(ctx, founding=founding))
-                founded.append(backend.founding)
-                return backend
-
-            async with overlay:
-                await self._starts_and_stops(make)
-            assert founded[0] == founded[1], "founding differs after a restart"
-
-    @_check
-    async def test_it_stops_while_it_starts(self) -> None:
-        """Cancelled in its first turns."""
-        with self._directory() as directory:
-            await self._stops_while_it_starts(
-                lambda: self.make(plugin_context(directory, self.config, name=self.name))
-            )
 
     @_check
     async def test_a_member_is_let_in(self) -> None:
@@ -696,6 +685,11 @@ class RecorderConformance(_Conformance):
 
             yield make, recorded
 
+    @contextlib.asynccontextmanager
+    async def _maker(self) -> AsyncIterator[Callable[[], Recorder]]:
+        with self._made() as (make, _):
+            yield make
+
     @_check
     async def test_it_is_declared(self) -> None:
         """The loader takes it, and what it says of itself has the types that it should have."""
@@ -705,18 +699,6 @@ class RecorderConformance(_Conformance):
                 judge_recorder(self.name or recorder.name, recorder)
                 judge_services(recorder.services)
                 assert all(isinstance(each, Finding) for each in recorder.findings()), "findings()"
-
-    @_check
-    async def test_it_starts_and_stops(self) -> None:
-        """Twice on one data directory."""
-        with self._made() as (make, _):
-            await self._starts_and_stops(make)
-
-    @_check
-    async def test_it_stops_while_it_starts(self) -> None:
-        """Cancelled in its first turns."""
-        with self._made() as (make, _):
-            await self._stops_while_it_starts(make)
 
     @_check
     async def test_what_is_admitted_is_on_record(self) -> None:
