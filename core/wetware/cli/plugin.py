@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +15,7 @@ from wetware.errors import InvalidArgument, WetwareError
 if TYPE_CHECKING:
     from wetware.client import LocalNode
     from wetware.hookspecs import PluginContext
-    from wetware.loader import Plugins, PluginStatus
+    from wetware.loader import Plugin, Plugins
 
 plugin_app = typer.Typer(no_args_is_help=True, help="Plugins: what is installed, and its state.")
 
@@ -58,7 +57,7 @@ def list_command(json: Json = False) -> None:
     rows = [
         (
             status.name,
-            f"{status.dist} {status.version}".strip() or "-",
+            status.offer.label or "-",
             "not running" if _waits(status, node) else str(status.state),
             _offers(status, selected, node),
         )
@@ -147,18 +146,18 @@ def _probe(plugins: Plugins) -> None:
         asyncio.run(probe(folder))
 
 
-def _waits(status: PluginStatus, node: LocalNode | None) -> bool:
+def _waits(status: Plugin, node: LocalNode | None) -> bool:
     """Whether a node would load the plugin, and the one that runs has not."""
     return node is not None and str(status.state) == "loaded" and status.name not in node.plugins
 
 
-def _is_auth_of(status: PluginStatus, node: LocalNode | None) -> bool:
+def _is_auth_of(status: Plugin, node: LocalNode | None) -> bool:
     """Whether the plugin has the node's auth backend, by the contract of AuthBackend's name."""
     auth = None if node is None else node.auth
     return "ww_register_auth" in status.hooks and status.name.removeprefix("auth_") == auth
 
 
-def _offers(status: PluginStatus, selected: str | None, node: LocalNode | None) -> str:
+def _offers(status: Plugin, selected: str | None, node: LocalNode | None) -> str:
     offers = {hook: _OFFERS[hook] for hook in status.hooks}
     if status.services:
         offers["ww_register_services"] = "service " + ", ".join(status.services)
@@ -170,10 +169,18 @@ def _offers(status: PluginStatus, selected: str | None, node: LocalNode | None) 
 
 
 def _as_json(
-    status: PluginStatus, selected: str | None, node: LocalNode | None, ungranted: list[str]
+    status: Plugin, selected: str | None, node: LocalNode | None, ungranted: list[str]
 ) -> dict[str, object]:
     return {
-        **asdict(status),
+        "name": status.name,
+        "dist": status.offer.dist,
+        "version": status.offer.version,
+        "bundled": status.offer.bundled,
+        "state": status.state,
+        "reason": status.reason,
+        "remedy": status.remedy,
+        "hooks": list(status.hooks),
+        "services": list(status.services),
         "running": None if node is None else status.name in node.plugins,
         "ungranted": [name for name in status.services if name in ungranted],
         "auth_selected": status.name == selected,

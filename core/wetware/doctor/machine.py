@@ -32,7 +32,7 @@ from wetware.errors import ConfigError, DialError, KeyFileError, WetwareError
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
     from wetware.config import Config
-    from wetware.loader import PluginStatus
+    from wetware.loader import Plugin
 
 DISK_FREE_BYTES_MIN: Final = 64 << 20
 """Below this a policy, a certificate or a log may not be written any more: an error."""
@@ -209,7 +209,7 @@ def check_config(machine: Machine) -> tuple[Config | None, list[Finding]]:
         config = configuration.load(machine.flags, path=machine.config_path)
     except ConfigError as exc:
         return None, [of_error("config", exc, command)]
-    statuses: Sequence[PluginStatus] = ()
+    statuses: Sequence[Plugin] = ()
     problems: list[ConfigError]
     try:
         plugins = loader.load(config, loader.INSPECT)
@@ -226,7 +226,7 @@ def check_config(machine: Machine) -> tuple[Config | None, list[Finding]]:
     return config, [*found, *judge_plugins(statuses)]
 
 
-def judge_plugins(statuses: Iterable[PluginStatus]) -> list[Finding]:
+def judge_plugins(statuses: Iterable[Plugin]) -> list[Finding]:
     """One finding for the plugins that are well, one for each that is not."""
     found, loaded = [], []
     for status in statuses:

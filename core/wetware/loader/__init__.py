@@ -10,7 +10,7 @@ only what you trust, and name it in `[plugins] enable`.
 """
 
 from wetware.loader.find import Offer, find, is_plugin_name
-from wetware.loader.load import CLI, INSPECT, NODE, Plugin, Plugins, PluginStatus, Policy, load
+from wetware.loader.load import CLI, INSPECT, NODE, Plugin, Plugins, Policy, load
 from wetware.loader.report import State
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "NODE",
     "Offer",
     "Plugin",
-    "PluginStatus",
     "Plugins",
     "Policy",
     "State",

@@ -32,15 +32,10 @@ _VERSIONED = re.compile(r"wetware\.(v\d+)\Z")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An entry point of a group `wetware.v…`.
+    """An entry point of a group `wetware.v…`, and the distribution that has it.
 
     Attributes:
-        group: e.g. "wetware.v1".
-        name: The plugin's name.
         value: `module` or `module:attribute`.
-        dist: The distribution's name.
-        version: The distribution's version.
-        extras: The distribution's extras.
         requires: Its `Requires-Dist` lines.
     """
 

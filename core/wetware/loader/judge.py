@@ -52,7 +52,7 @@ def register(
                     f"{caller.name} is async; a hook declares, and what it returns is async"
                 )
             hooks[caller.name] = impl
-    return hooks
+    return dict(sorted(hooks.items()))
 
 
 def _no_hook(name: str) -> str:

@@ -70,36 +70,20 @@ INSPECT: Final = Policy(strict=False, configure=True, hook_s_max=10.0)
 """For `ww plugin list` and `ww config`: report everything, raise nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class PluginStatus:
-    """One line of `ww plugin list`.
+@dataclass(slots=True, eq=False)
+class Plugin:
+    """One that is installed or enabled: a line of `ww plugin list`.
 
     Attributes:
-        name: The entry point's name.
-        dist: The distribution that offers it; "" if none does.
-        version: The distribution's version.
-        bundled: Whether it comes with wetware itself.
+        offer: Where it comes from.
         state: What became of it.
         reason: Why it is not loaded; "" for a loaded one.
         remedy: What mends it; "" where nothing is known.
-        hooks: The hooks that it implements, if it was imported.
-        services: The services that it offers, once asked for.
+        hooks: Those that it has, if it was imported.
+        services: What it offers, once it was asked.
+        schema: The class of its settings; None where that is not known.
+        config: Its settings, or None if it has none.
     """
-
-    name: str
-    dist: str
-    version: str
-    bundled: bool
-    state: State
-    reason: str = ""
-    remedy: str = ""
-    hooks: tuple[str, ...] = ()
-    services: tuple[str, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class Plugin:
-    """One that is installed or enabled, and what is known of it."""
 
     offer: Offer
     state: State = State.FAILED
@@ -117,14 +101,6 @@ class Plugin:
     @property
     def loaded(self) -> bool:
         return self.state is State.LOADED
-
-    @property
-    def status(self) -> PluginStatus:
-        offer, hooks = self.offer, tuple(sorted(self.hooks))
-        return PluginStatus(
-            offer.name, offer.dist, offer.version, offer.bundled,
-            self.state, self.reason, self.remedy, hooks, self.services,
-        )  # fmt: skip
 
 
 def load(
@@ -151,7 +127,7 @@ class Plugins:
     """The plugins of this process. Make one with `load`. Not thread-safe.
 
     Attributes:
-        all: Every plugin that is installed or enabled, bundled ones first.
+        report: Every plugin that is installed or enabled, bundled ones first.
         problems: What would stop a node with this configuration, the plugins' settings aside.
     """
 
@@ -162,7 +138,7 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self._by_name: dict[str, Plugin] = {}
         self._required: frozenset[str] = frozenset()
-        self.all: list[Plugin] = []
+        self.report: list[Plugin] = []
         self.problems: list[ConfigError] = []
 
     # --- loading ---------------------------------------------------------------------------------
@@ -179,7 +155,7 @@ class Plugins:
             if offer.group != GROUP and (offer.dist, offer.name) in ours:
                 continue  # it speaks both
             plugin = Plugin(offer)
-            self.all.append(plugin)
+            self.report.append(plugin)
             try:
                 self._load_one(plugin)
             except Unusable as exc:
@@ -188,10 +164,10 @@ class Plugins:
             if name not in self._by_name:
                 missing = "is enabled and not installed", selection.install_hint(name)
                 offer = Offer(GROUP, name, "", "", "")
-                self.all.append(Plugin(offer, State.UNAVAILABLE, *missing))
+                self.report.append(Plugin(offer, State.UNAVAILABLE, *missing))
         if self._policy.configure:
             self._configure()
-        for plugin in self.all:
+        for plugin in self.report:
             self._log(plugin)
 
     def _load_one(self, plugin: Plugin) -> None:
@@ -230,7 +206,7 @@ class Plugins:
         def judge(made: Any) -> type:
             return NoSettings if made is None else check_schema(made)
 
-        for plugin in self.all:
+        for plugin in self.report:
             if not plugin.loaded:
                 continue
             try:
@@ -291,7 +267,7 @@ class Plugins:
 
         Raises PluginError for a plugin that the configuration names.
         """
-        for plugin in self.all:
+        for plugin in self.report:
             if not plugin.loaded or hook not in plugin.hooks:
                 continue
             arguments = given(plugin)
@@ -323,22 +299,16 @@ class Plugins:
             self._manager.unregister(name=plugin.name)
 
     def _log(self, plugin: Plugin) -> None:
-        said = {"plugin": plugin.name, "dist": plugin.offer.label, "reason": plugin.reason}
-        if plugin.remedy:
-            said["remedy"] = plugin.remedy
+        write = log.warning
         if not self._policy.strict or plugin.state in (State.LOADED, State.DISABLED):
-            log.debug(f"plugin.{plugin.state}", **said)
+            write = log.debug
         elif plugin.state is State.UNAVAILABLE and plugin.offer.bundled:
-            log.info("plugin.unavailable", **said)  # an extra that nobody asked for
-        else:
-            log.warning(f"plugin.{plugin.state}", **said)
+            write = log.info  # an extra that nobody asked for
+        more = {"remedy": plugin.remedy} if plugin.remedy else {}
+        dist, reason = plugin.offer.label, plugin.reason
+        write(f"plugin.{plugin.state}", plugin=plugin.name, dist=dist, reason=reason, **more)
 
     # --- what came of it -------------------------------------------------------------------------
-
-    @property
-    def report(self) -> tuple[PluginStatus, ...]:
-        """What became of each plugin that is installed or enabled, bundled ones first."""
-        return tuple(plugin.status for plugin in self.all)
 
     @property
     def schemas(self) -> dict[str, type | None]:
@@ -422,7 +392,7 @@ class Plugins:
         """
         found: dict[str, tuple[Service, Proposal]] = {}
         taken = dict.fromkeys(reserved, PROJECT)
-        for plugin in self.all:
+        for plugin in self.report:
             if BACKEND.hook in plugin.hooks and plugin.name != self.auth_selected:
                 plugin.hooks.pop("ww_register_services", None)
 
@@ -446,15 +416,15 @@ class Plugins:
 
     def take_failures(self, other: Plugins) -> None:
         """Report the plugins that failed where the same ones were asked for something else."""
-        failed = {plugin.offer: plugin for plugin in other.all if plugin.hooks}
-        for plugin in self.all:
+        failed = {plugin.offer: plugin for plugin in other.report if plugin.hooks}
+        for plugin in self.report:
             theirs = failed.get(plugin.offer)
             if plugin.loaded and theirs is not None and not theirs.loaded:
                 self._fail(plugin, Unusable(theirs.state, theirs.reason, theirs.remedy))
 
     def service_failed(self, service: str, exc: BaseException) -> None:
         """Report the plugin whose service failed while running; it keeps its other services."""
-        for plugin in self.all:
+        for plugin in self.report:
             if service in plugin.services:
                 why = explain(exc, plugin.offer, "while running", self._policy.hook_s_max)
                 plugin.state, plugin.reason, plugin.remedy = why.state, why.reason, why.remedy

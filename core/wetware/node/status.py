@@ -60,7 +60,7 @@ def status_of(node: Parts, details: bool) -> dict[str, object]:
         "plugins": [
             {
                 "name": p.name,
-                "dist": p.dist,
+                "dist": p.offer.dist,
                 "state": p.state,
                 "reason": p.reason if details else "",
             }

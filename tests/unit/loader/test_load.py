@@ -23,7 +23,7 @@ from wetware.cli import mount
 from wetware.client.installed import CLIENT_GROUP, SIGNER_GROUP
 from wetware.errors import EXIT_CONFIG, ConfigError, KeyFileError, PluginError, SchemaError
 from wetware.hookspecs import GROUP, hookimpl
-from wetware.loader import Offer, Plugins, PluginStatus, Policy, State, guard
+from wetware.loader import Offer, Plugin, Plugins, Policy, State, guard
 from wetware.loader.judge import HOOKS
 from wetware.loader.load import REQUIRED_S_MAX
 from wetware.loader.report import REASON_CHARS_MAX
@@ -147,8 +147,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
-def status(loaded: Plugins, name: str, dist: str = "") -> PluginStatus:
-    (found,) = [s for s in loaded.report if s.name == name and dist in s.dist]
+def status(loaded: Plugins, name: str, dist: str = "") -> Plugin:
+    (found,) = [s for s in loaded.report if s.name == name and dist in s.offer.dist]
     return found
 
 
@@ -227,7 +227,7 @@ def test_a_broken_plugin_is_reported_and_harms_nobody(name: str, site: Path, wor
 
     broken = BROKEN[name]
     found = status(loaded, broken.plugin or name, f"ww-{name.replace('_', '-')}")
-    assert (found.state, found.dist) == (broken.state, f"ww-{name.replace('_', '-')}")
+    assert (found.state, found.offer.dist) == (broken.state, f"ww-{name.replace('_', '-')}")
     assert broken.reason in found.reason, found
     assert broken.remedy in found.remedy, found
     assert found.reason.isprintable()
