@@ -21,6 +21,9 @@ from wetware.config import load
 from wetware.doctor import machine as on_machine
 from wetware.doctor.machine import Machine, check_machine
 from wetware.errors import DialError
+from wetware.loader import report
+from wetware.node import disk as on_disk
+from wetware.node.process import judge_files
 from wetware.overlay.admission.store import Store
 from wetware.testing import Home
 
@@ -86,18 +89,18 @@ def test_a_data_directory_of_somebody_else(tmp_path: Path, monkeypatch: pytest.M
 
 def test_free_space_and_its_thresholds(tmp_path: Path) -> None:
     for free, level in (
-        (on_machine.DISK_FREE_BYTES_MIN - 1, "error"),
-        (on_machine.DISK_FREE_BYTES_LOW - 1, "warning"),
-        (on_machine.DISK_FREE_BYTES_LOW, "ok"),
+        (on_disk.DISK_FREE_BYTES_MIN - 1, "error"),
+        (on_disk.DISK_FREE_BYTES_LOW - 1, "warning"),
+        (on_disk.DISK_FREE_BYTES_LOW, "ok"),
     ):
-        assert levels(on_machine.judge_space(free, tmp_path)) == [level]
+        assert levels(on_disk.judge_space(free, tmp_path)) == [level]
 
 
 def test_a_durable_write_is_measured(tmp_path: Path) -> None:
-    assert 0 < on_machine.fsync_s(tmp_path) < 60
+    assert 0 < on_disk.fsync_s(tmp_path) < 60
     assert list(tmp_path.iterdir()) == []
-    assert levels(on_machine.judge_fsync(0.001, tmp_path)) == ["ok"]
-    assert levels(on_machine.judge_fsync(0.2, tmp_path)) == ["warning"]
+    assert levels(on_disk.judge_fsync(0.001, tmp_path)) == ["ok"]
+    assert levels(on_disk.judge_fsync(0.2, tmp_path)) == ["warning"]
 
 
 def test_a_disk_that_takes_nothing_is_an_error(
@@ -106,8 +109,8 @@ def test_a_disk_that_takes_nothing_is_an_error(
     def full(directory: Path) -> float:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(on_machine, "fsync_s", full)
-    found = on_machine.check_disk(tmp_path)
+    monkeypatch.setattr(on_disk, "fsync_s", full)
+    found = on_disk.check_disk(tmp_path)
     assert "error" in levels(found)
     assert "No space left" in found[-1].text
 
@@ -170,10 +173,10 @@ def test_the_kernel_s_clock() -> None:
 
 
 def test_open_files() -> None:
-    assert levels(on_machine.judge_files(None, 1024)) == ["ok"]
-    assert levels(on_machine.judge_files(65536, 1024, 900)) == ["ok"]
-    assert levels(on_machine.judge_files(1024, 1024)) == ["warning"]
-    assert levels(on_machine.judge_files(1024, 512, 900)) == ["error"]
+    assert levels(judge_files(None, 1024)) == ["ok"]
+    assert levels(judge_files(65536, 1024, 900)) == ["ok"]
+    assert levels(judge_files(1024, 1024)) == ["warning"]
+    assert levels(judge_files(1024, 512, 900)) == ["error"]
 
 
 def test_every_problem_of_the_configuration_is_a_finding(home: Path) -> None:
@@ -197,7 +200,7 @@ def test_plugins() -> None:
     def plugin(name: str, state: str, remedy: str = "") -> Any:
         return SimpleNamespace(name=name, state=state, reason="so it is", remedy=remedy)
 
-    found = on_machine.judge_plugins(
+    found = report.findings(
         [
             plugin("a", "loaded"),
             plugin("b", "failed"),

@@ -8,7 +8,6 @@ import os
 import resource
 import stat
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,26 +23,18 @@ from wetware.base.finding import (
     of_error,
     ok,
     remedy_of,
-    size,
     warning,
 )
 from wetware.errors import ConfigError, DialError, KeyFileError, WetwareError
+from wetware.loader.report import findings
+from wetware.node.disk import check_disk
+from wetware.node.process import judge_files
 
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
     from wetware.config import Config
     from wetware.loader import Plugin
 
-DISK_FREE_BYTES_MIN: Final = 64 << 20
-"""Below this a policy, a certificate or a log may not be written any more: an error."""
-DISK_FREE_BYTES_LOW: Final = 1 << 30
-"""Below this it is time to clear up: a warning."""
-FSYNC_S_MAX: Final = 0.1
-"""Of a small durable write. Tickets and policies wait for several in a row."""
-FSYNC_BYTES, FSYNC_TRIES = 4096, 5
-FILES_RESERVE: Final = 256
-"""Open files of a node beside its connections: libraries, databases, sockets of clients."""
-FILES_USED_SHARE_MAX: Final = 0.8
 CHECK_S_MAX: Final = 10.0
 """For one check."""
 DIAL_S_MAX: Final = 3.0
@@ -223,22 +214,7 @@ def check_config(machine: Machine) -> tuple[Config | None, list[Finding]]:
     if not found:
         where = str(config.path) if config.exists else f"the defaults (there is no {config.path})"
         found.append(ok("config", where))
-    return config, [*found, *judge_plugins(statuses)]
-
-
-def judge_plugins(statuses: Iterable[Plugin]) -> list[Finding]:
-    """One finding for the plugins that are well, one for each that is not."""
-    found, loaded = [], []
-    for status in statuses:
-        if status.state in ("failed", "unavailable"):
-            remedy = remedy_of(status.remedy, "ww plugin list")
-            text = f"{status.name} is {status.state}: {status.reason}"
-            found.append(warning("plugins", text, remedy))
-        elif status.state == "loaded":
-            loaded.append(status.name)
-    if loaded:
-        found.append(ok("plugins", f"loaded: {', '.join(loaded)}"))
-    return found
+    return config, [*found, *findings(statuses)]
 
 
 # --- files and keys ---
@@ -273,66 +249,6 @@ def check_data_dir(data_dir: Path) -> list[Finding]:
     if mode & 0o055:
         return [warning(name, f"others can look into {data_dir} (mode {mode:04o})", chmod)]
     return [ok(name, f"{data_dir}, mode {mode:04o}")]
-
-
-def check_disk(data_dir: Path) -> list[Finding]:
-    """Free space, and how long a small durable write takes. Blocks: for a thread."""
-    place = data_dir if data_dir.exists() else next(p for p in data_dir.parents if p.exists())
-    info = os.statvfs(place)
-    found = judge_space(info.f_bavail * info.f_frsize, place)
-    if info.f_favail == 0 and info.f_files:
-        text = f"no file can be made on the file system of {place}: its inodes are used up"
-        found.append(error("disk", text, f"remove files; `df -i {place}` shows the use"))
-    if place == data_dir and os.access(data_dir, os.W_OK | os.X_OK):
-        try:
-            found += judge_fsync(fsync_s(data_dir), data_dir)
-        except OSError as exc:
-            text = f"a file of {FSYNC_BYTES} bytes cannot be written in {data_dir}: {exc.strerror}"
-            found.append(error("disk", text, f"`df -h {data_dir}`"))
-    return found
-
-
-def judge_space(free_bytes: int, place: Path) -> list[Finding]:
-    text = f"{size(free_bytes)} are free on the file system of {place}"
-    remedy = f"remove what is not needed there; `df -h {place}`"
-    if free_bytes < DISK_FREE_BYTES_MIN:
-        return [error("disk", f"{text}; below {size(DISK_FREE_BYTES_MIN)} writes fail", remedy)]
-    if free_bytes < DISK_FREE_BYTES_LOW:
-        return [warning("disk", f"{text}, less than {size(DISK_FREE_BYTES_LOW)}", remedy)]
-    return [ok("disk", text)]
-
-
-def fsync_s(directory: Path) -> float:
-    """The median time of a small durable write, s; raises OSError."""
-    import tempfile
-
-    times = []
-    fd, path = tempfile.mkstemp(dir=directory, prefix=".doctor.")
-    try:
-        for _ in range(FSYNC_TRIES):
-            started = time.perf_counter()
-            os.pwrite(fd, os.urandom(FSYNC_BYTES), 0)
-            os.fsync(fd)
-            times.append(time.perf_counter() - started)
-    finally:
-        os.close(fd)
-        os.unlink(path)
-    return sorted(times)[FSYNC_TRIES // 2]
-
-
-def judge_fsync(seconds: float, place: Path) -> list[Finding]:
-    text = f"a durable write in {place} takes {seconds * 1000:.1f} ms"
-    if seconds <= FSYNC_S_MAX:
-        return [ok("disk", text)]
-    return [
-        warning(
-            "disk",
-            f"{text}, more than {FSYNC_S_MAX * 1000:.0f} ms: joining and changes of the policy "
-            "wait for several",
-            "use a local disk: `ww node --data-dir DIR`; `iostat -x 1` shows what keeps this one "
-            "busy",
-        )
-    ]
 
 
 def check_node_key(data_dir: Path) -> list[Finding]:
@@ -445,24 +361,6 @@ def judge_kernel_clock(status: int | None) -> list[Finding]:
             )
         ]
     return [ok("clock", "synchronised, the kernel says")]
-
-
-def judge_files(limit: int | None, connections: int, used: int = 0) -> list[Finding]:
-    """The limit of open files (None: there is none) against what a node may need."""
-    name, need = "open files", connections + FILES_RESERVE
-    if limit is None:
-        return [ok(name, "no limit")]
-    remedy = (
-        f"`ulimit -n {need}` before `ww node` (LimitNOFILE={need} in a unit of systemd), or a "
-        "lower [link] connections_max"
-    )
-    if used > limit * FILES_USED_SHARE_MAX:
-        return [error(name, f"{used} of at most {limit} are in use", remedy)]
-    if limit < need:
-        return [
-            warning(name, f"at most {limit}; with all its connections a node needs {need}", remedy)
-        ]
-    return [ok(name, f"at most {limit}" + (f", {used} in use" if used else ""))]
 
 
 # --- the node's addresses ---

@@ -10,8 +10,8 @@ only what you trust, and name it in `[plugins] enable`.
 """
 
 from wetware.loader.find import Offer, find, is_plugin_name
-from wetware.loader.load import CLI, INSPECT, NODE, Plugin, Plugins, Policy, load
-from wetware.loader.report import State
+from wetware.loader.load import CLI, INSPECT, NODE, Plugins, Policy, load
+from wetware.loader.report import Plugin, State
 
 __all__ = [
     "CLI",

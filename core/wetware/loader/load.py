@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -28,7 +28,7 @@ from wetware.loader.judge import (
     refuse_taken,
     register,
 )
-from wetware.loader.report import State, Unusable, explain, report_to
+from wetware.loader.report import Plugin, State, Unusable, explain, report_to
 from wetware.loader.select import BACKEND, RECORDER, Choice, Selection
 
 if TYPE_CHECKING:
@@ -68,39 +68,6 @@ CLI: Final = Policy(strict=False, configure=False, hook_s_max=5.0)
 """For mounting commands: a person waits, and a broken plugin must not break `ww`."""
 INSPECT: Final = Policy(strict=False, configure=True, hook_s_max=10.0)
 """For `ww plugin list` and `ww config`: report everything, raise nothing."""
-
-
-@dataclass(slots=True, eq=False)
-class Plugin:
-    """One that is installed or enabled: a line of `ww plugin list`.
-
-    Attributes:
-        offer: Where it comes from.
-        state: What became of it.
-        reason: Why it is not loaded; "" for a loaded one.
-        remedy: What mends it; "" where nothing is known.
-        hooks: Those that it has, if it was imported.
-        services: What it offers, once it was asked.
-        schema: The class of its settings; None where that is not known.
-        config: Its settings, or None if it has none.
-    """
-
-    offer: Offer
-    state: State = State.FAILED
-    reason: str = ""
-    remedy: str = ""
-    hooks: dict[str, pluggy.HookImpl] = field(default_factory=dict)
-    services: tuple[str, ...] = ()
-    schema: type | None = None
-    config: object = None
-
-    @property
-    def name(self) -> str:
-        return self.offer.name
-
-    @property
-    def loaded(self) -> bool:
-        return self.state is State.LOADED
 
 
 def load(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import enum
 import importlib
 import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import pluggy
 
+from wetware.base.finding import Finding, ok, remedy_of, warning
 from wetware.errors import WetwareError
 from wetware.hookspecs import PROJECT
 from wetware.loader import guard
 from wetware.loader.find import AUTH, Offer, canonical
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
 REASON_CHARS_MAX: Final = 400
@@ -30,6 +33,39 @@ class State(enum.StrEnum):
     """Something that it needs is not installed; the remedy says what to install."""
     FAILED = "failed"
     """It is broken, or was refused."""
+
+
+@dataclass(slots=True, eq=False)
+class Plugin:
+    """One that is installed or enabled: a line of `ww plugin list`.
+
+    Attributes:
+        offer: Where it comes from.
+        state: What became of it.
+        reason: Why it is not loaded; "" for a loaded one.
+        remedy: What mends it; "" where nothing is known.
+        hooks: Those that it has, if it was imported.
+        services: What it offers, once it was asked.
+        schema: The class of its settings; None where that is not known.
+        config: Its settings, or None if it has none.
+    """
+
+    offer: Offer
+    state: State = State.FAILED
+    reason: str = ""
+    remedy: str = ""
+    hooks: dict[str, pluggy.HookImpl] = field(default_factory=dict)
+    services: tuple[str, ...] = ()
+    schema: type | None = None
+    config: object = None
+
+    @property
+    def name(self) -> str:
+        return self.offer.name
+
+    @property
+    def loaded(self) -> bool:
+        return self.state is State.LOADED
 
 
 class Unusable(Exception):
@@ -138,3 +174,18 @@ def _pip_hint(offer: Offer, module: str, pip: str) -> str:
         return f"{offer.dist} does not say what provides {module!r}; ask its authors"
     best = min(extras, key=lambda extra: (canonical(extra) not in own, extra in ("all", "dev")))
     return f"{pip} '{offer.dist}[{best}]'"
+
+
+def findings(plugins: Iterable[Plugin]) -> list[Finding]:
+    """One finding for the plugins that are well, one for each that is not."""
+    found, loaded = [], []
+    for plugin in plugins:
+        if plugin.state in (State.FAILED, State.UNAVAILABLE):
+            remedy = remedy_of(plugin.remedy, "ww plugin list")
+            text = f"{plugin.name} is {plugin.state}: {plugin.reason}"
+            found.append(warning("plugins", text, remedy))
+        elif plugin.state == State.LOADED:
+            loaded.append(plugin.name)
+    if loaded:
+        found.append(ok("plugins", f"loaded: {', '.join(loaded)}"))
+    return found

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Final
 from wetware.base.finding import Check, Finding, error, judged, ok, warning
 from wetware.base.version import __version__
 from wetware.broker import findings as grants
-from wetware.doctor.machine import check_disk, judge_files, judge_plugins
+from wetware.loader import report
+from wetware.node.disk import check_disk
+from wetware.node.process import judge_files
 from wetware.overlay.admission import findings as admission
 from wetware.overlay.libp2p import findings as overlay
 from wetware.overlay.membership import findings as membership
@@ -60,7 +62,7 @@ async def check_node(node: Parts) -> list[Finding]:
             if node.config.node.libp2p
             else [ok("libp2p", "off ([node] libp2p)")]
         ),
-        "plugins": lambda: judge_plugins(node.plugins.report),
+        "plugins": lambda: report.findings(node.plugins.report),
         "roles": lambda: grants.roles(node.broker.ungranted()),
         "disk": partial(asyncio.to_thread, check_disk, node.data_dir),
         "open files": lambda: open_files(node.config.link),

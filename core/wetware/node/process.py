@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from wetware import rpc
+from wetware.base.finding import Finding, error, ok, warning
 from wetware.base.log import get_logger
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ RECURSION_MAX = 1000
 """As Python begins with; plugins are imported by the time that it is set back to this."""
 FILES_KEPT = 16
 """Files and sockets that a node opens once its link is up: databases, listeners, libp2p's."""
+FILES_RESERVE = 256
+"""Open files of a node beside its connections: libraries, databases, sockets of clients."""
+FILES_USED_SHARE_MAX = 0.8
 CLIENTS_MIN = 4
 """Programs of this machine at a time, however few files a process may open."""
 
@@ -70,3 +74,21 @@ def umask(mask: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def judge_files(limit: int | None, connections: int, used: int = 0) -> list[Finding]:
+    """The limit of open files (None: there is none) against what a node may need."""
+    name, need = "open files", connections + FILES_RESERVE
+    if limit is None:
+        return [ok(name, "no limit")]
+    remedy = (
+        f"`ulimit -n {need}` before `ww node` (LimitNOFILE={need} in a unit of systemd), or a "
+        "lower [link] connections_max"
+    )
+    if used > limit * FILES_USED_SHARE_MAX:
+        return [error(name, f"{used} of at most {limit} are in use", remedy)]
+    if limit < need:
+        return [
+            warning(name, f"at most {limit}; with all its connections a node needs {need}", remedy)
+        ]
+    return [ok(name, f"at most {limit}" + (f", {used} in use" if used else ""))]
