@@ -13,7 +13,7 @@ from wetware.cli.completion import one_of
 from wetware.cli.given import read_line
 
 if TYPE_CHECKING:
-    from wetware.node.compose import Ready
+    from wetware.node.compose import Node
 
 FILES_MAX = 65536
 """Open files that a node asks for; connections have their own, lower limits."""
@@ -176,21 +176,21 @@ def _stop_on_signals() -> None:
         loop.add_signal_handler(signal.SIGHUP, stop)
 
 
-def _announce(ready: Ready) -> None:
+def _announce(node: Node) -> None:
     """For the person who started it: what it is, and what to try next."""
     note()
-    if ready.try_out:
+    if node.try_out:
         note(_TRY_OUT)
-    note(f"wetware node {ready.peer_id} is running")
-    note(f"  cluster   {ready.cluster}")
-    note(f"  services  {', '.join(ready.services)}")
-    for addr in ready.addrs:
+    note(f"wetware node {node.key.peer_id} is running")
+    note(f"  cluster   {node.cluster}")
+    note(f"  services  {', '.join(sorted(node.services))}")
+    for addr in node.addrs:
         note(f"  listens   {addr}")
-    if ready.users:
+    if node.joined and node.users:
         note("this node joined a cluster, and lets in the users of that cluster. To become one:")
-        note(f"  {ready.users}")
-    if ready.try_out:
-        for line in ready.try_out.splitlines()[:TRY_OUT_LINES_MAX]:
+        note(f"  {node.users}")
+    if node.try_out:
+        for line in node.try_out.splitlines()[:TRY_OUT_LINES_MAX]:
             note(here(line))
     else:
         note("try, in another terminal:")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wetware.base.log import get_logger
-from wetware.errors import ConfigError
+from wetware.errors import AdmissionRefused, ConfigError
 from wetware.overlay.admission.joining import join
 from wetware.overlay.admission.statements import Chain
 from wetware.overlay.admission.store import Store
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wetware.hookspecs import AuthBackend
     from wetware.identity import Key
     from wetware.loader import Plugins
+    from wetware.overlay.admission.decision import Admission
     from wetware.overlay.admission.statements import Founding
     from wetware.overlay.admission.texts import Bundle, Ticket
 
@@ -113,3 +114,30 @@ def cluster_of(store: Store, backend: AuthBackend) -> str:
             code="config.cluster",
         )
     return founding.cluster_id
+
+
+def judge_own(admission: Admission) -> None:
+    """Raise AdmissionRefused where the cluster's key has evicted this node."""
+    try:
+        admission.judge_own()
+    except AdmissionRefused as exc:
+        raise _no_member_any_more(exc) from None
+    if (why := admission.own_ended()) is not None:  # by an inviter: that can be mended
+        log.error("node.own_certificate_ended", why=why, next=why.hint)
+
+
+async def end_if_evicted(admission: Admission) -> None:
+    """Wait until that comes; raises AdmissionRefused."""
+    try:
+        await admission.wait_evicted()
+    except AdmissionRefused as exc:
+        raise _no_member_any_more(exc) from None
+
+
+def _no_member_any_more(exc: AdmissionRefused) -> AdmissionRefused:
+    return AdmissionRefused(
+        f"this node is none of the cluster's any more: {exc.message}",
+        hint="to join again it needs a new key and a new ticket: `ww node --data-dir DIR --join "
+        "TICKET`",
+        code=exc.code,
+    )

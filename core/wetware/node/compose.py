@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import socket
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -29,7 +25,6 @@ from wetware.base import paths
 from wetware.base.access import Access
 from wetware.base.bounds import Throttle, address_key
 from wetware.base.log import get_logger
-from wetware.base.threads import Threads
 from wetware.base.version import __version__
 from wetware.broker.adopt import Adoptions
 from wetware.broker.gate import Broker
@@ -40,11 +35,17 @@ from wetware.broker.records import Records
 from wetware.broker.store import Store as GrantStore
 from wetware.broker.tree import Tree
 from wetware.errors import AdmissionRefused, ConfigError, LimitExceeded, OverlayError
-from wetware.hookspecs import Discovery, PluginContext, Service
 from wetware.identity import Channel, PeerId, Principal
-from wetware.node.belonging import cluster_of, join_with, judge_backend, keep_to_itself
+from wetware.node.belonging import (
+    cluster_of,
+    end_if_evicted,
+    join_with,
+    judge_backend,
+    judge_own,
+    keep_to_itself,
+)
 from wetware.node.clocks import judge_clock, watch_clock
-from wetware.node.context import plugin_overlay
+from wetware.node.context import Contexts
 from wetware.node.data_dir import locked, socket_path
 from wetware.node.findings import check_node
 from wetware.node.key import load_or_create
@@ -67,8 +68,8 @@ from wetware.overlay.membership.swim import middle
 
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
-    from wetware.broker.proposals import Proposal
     from wetware.config import Config
+    from wetware.hookspecs import Discovery, Service
     from wetware.loader import Plugins
     from wetware.overlay.admission.texts import Bundle, Ticket
 
@@ -82,33 +83,6 @@ CORE_SERVICES = ("node", "cluster", "grants")
 """Every node has them: its record in the membership does not name them."""
 
 
-# --- the node -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """What a node says once it serves.
-
-    Attributes:
-        peer_id: Its name in the overlay.
-        cluster: The cluster's ID.
-        addrs: Where it listens, with its peer ID.
-        services: What it offers.
-        new_key: Whether this start made the node's key.
-        try_out: What the backend says of a try-out; "" where it is none.
-        users: How somebody becomes a user; "" on the node that founded the cluster, whose operator
-            is one, and where the backend does not say.
-    """
-
-    peer_id: PeerId
-    cluster: str
-    addrs: tuple[Multiaddr, ...]
-    services: tuple[str, ...]
-    new_key: bool
-    try_out: str = ""
-    users: str = ""
-
-
 class Node(Parts):
     """One node of the cluster. `run` is all of its life.
 
@@ -119,66 +93,69 @@ class Node(Parts):
 
     def __init__(self, config: Config, plugins: Plugins) -> None:
         super().__init__(config, plugins)
-        self._store: Store
-        self.proposals: dict[str, Proposal] = {}
-        self._threads = defaultdict[str, Threads](Threads)
-        self._overlay_verbs = plugin_overlay(self)
+        self._context = Contexts(self)
         self._gate_lines = Throttle(
             GATE_LINES_PER_MINUTE, config.login.addresses_max, self.clock.monotonic
         )
 
-    async def run(self, on_ready: Callable[[Ready], None] = lambda _: None) -> None:
+    async def run(self, on_ready: Callable[[Node], None] = lambda _: None) -> None:
         """Start, call `on_ready`, and serve until cancelled.
 
         Raises ConfigError (Busy, KeyFileError, PluginError) where the start fails, and what `join`
         raises.
         """
-        given = self.config.node.join
+        given, listen = self.config.node.join, self.config.node.listen
         invitation = parse_join(given) if given else None
         with locked(self.data_dir):
             # Before anything is made, or a ticket spent.
-            path, listen = socket_path(self.data_dir), self.config.node.listen
+            path = socket_path(self.data_dir)
             if self.config.node.dev:
                 listen = keep_to_itself(self.config)
             await check_free(listen)
-            self.key, new_key = load_or_create(self.data_dir)
+            self.key, _ = load_or_create(self.data_dir)
             async with contextlib.AsyncExitStack() as stack:
                 stack.enter_context(umask(0o077))
                 await self._belong(invitation)
                 if self.try_out:
                     listen = keep_to_itself(self.config)
                 self._load()
-                discoveries = () if self.try_out else self.plugins.discoveries(self._context)
                 bound_recursion()
                 await stack.enter_async_context(self._recorded())
                 clients_max = await self._compose(stack)
                 self._compose_broker(stack)
-                async with asyncio.TaskGroup() as tasks, anyio.create_task_group() as serving:
-                    tasks.create_task(self.audit.run(), name="audit")
-                    tasks.create_task(self.lag.run(), name="lag")
-                    tasks.create_task(self.admission.run(lambda: None), name="admission")
-                    tasks.create_task(self._end_if_evicted(), name="eviction")
-                    await start_backend(self.backend, serving)
-                    await start_services(self.services, serving, self.plugins.service_failed)
+                async with self._running() as tasks:
                     await self._serve(stack, tasks, listen, path, clients_max)
-                    for discovery in discoveries:
+                    for discovery in self._discoveries:
                         tasks.create_task(self._discover(discovery))
-                    on_ready(self._ready(new_key=new_key))
-                    try:
-                        await asyncio.Event().wait()
-                    finally:
-                        # Sessions end before the services that serve them.
-                        self.broker.close()
+                    self._say_ready()
+                    on_ready(self)
+                    await asyncio.Event().wait()
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncIterator[asyncio.TaskGroup]:
+        """The parts run, the backend decides, and the services can serve; nobody is let in yet."""
+        async with asyncio.TaskGroup() as tasks, anyio.create_task_group() as serving:
+            tasks.create_task(self.audit.run(), name="audit")
+            tasks.create_task(self.lag.run(), name="lag")
+            tasks.create_task(self.admission.run(lambda: None), name="admission")
+            tasks.create_task(end_if_evicted(self.admission), name="eviction")
+            await start_backend(self.backend, serving)
+            await start_services(self.services, serving, self.plugins.service_failed)
+            try:
+                yield tasks
+            finally:
+                # Sessions end before the services that serve them.
+                self.broker.close()
 
     async def _belong(self, invitation: Ticket | Bundle | None) -> None:
         """The cluster that this node is of, or joins, and its auth backend."""
-        self._store = Store.open(self.data_dir)
-        if self._store.founding is not None:
-            judge_backend(self._store.founding, self.plugins, self.config)
+        self.store = Store.open(self.data_dir)
+        if self.store.founding is not None:
+            judge_backend(self.store.founding, self.plugins, self.config)
         if invitation is not None:
             judge_backend(invitation.founding, self.plugins, self.config)
-            self._store = await join_with(
-                invitation, self._store, key=self.key, config=self.config, clock=self.clock
+            self.store = await join_with(
+                invitation, self.store, key=self.key, config=self.config, clock=self.clock
             )
         self.backend = self.plugins.auth(self._context)
         if self.config.node.dev and not self.try_out:
@@ -189,11 +166,12 @@ class Node(Parts):
             )
 
     def _load(self) -> None:
-        """What of the plugins records and serves."""
-        self.cluster = cluster_of(self._store, self.backend)
+        """What of the plugins records, serves and finds peers."""
+        self.cluster = cluster_of(self.store, self.backend)
         recorder = self.plugins.recorder(self._context, self._sign_checkpoint)
         self.audit = Records(self.clock, recorder)
         self._collect_services()
+        self._discoveries = () if self.try_out else self.plugins.discoveries(self._context)
 
     async def _compose(self, stack: contextlib.AsyncExitStack) -> int:
         """Admission, the link and who is on it: nothing runs, and nobody is let in.
@@ -201,7 +179,7 @@ class Node(Parts):
         Returns how many programs of this machine may be connected.
         """
         self.admission = Admission(
-            self._store,
+            self.store,
             self.key,
             clock=self.clock,
             limits=self.config.admission,
@@ -209,8 +187,8 @@ class Node(Parts):
             veto=self.backend.admit_node,
             record=self.audit.record,
         )
-        self._judge_own()
-        stack.push_async_callback(self._store.flush)
+        judge_own(self.admission)
+        stack.push_async_callback(self.store.flush)
         await stack.enter_async_context(rpc.runtime())
         await stack.enter_async_context(rpc.loop_gc())
         clients_max, limits = within_files(self.config.link)
@@ -266,7 +244,7 @@ class Node(Parts):
             tree=self.tree,
         )
         self.broker.addrs = lambda: self.addrs
-        self.broker.confirmed = self._store.confirm
+        self.broker.confirmed = self.store.confirm
         self.broker.clock_trusted = self.admission.forget_early
         self.broker.adoptions = Adoptions(
             self.key.peer_id, self._member_gate, self.config.broker, self.services
@@ -297,7 +275,7 @@ class Node(Parts):
         await stack.enter_async_context(self._local_socket(path, clients_max))
         if self.config.node.libp2p:
             tasks.create_task(self.overlay.run(), name="overlay")
-        self.membership.bootstrap((*self.config.node.peers, *self._store.addrs))
+        self.membership.bootstrap((*self.config.node.peers, *self.store.addrs))
         tasks.create_task(self.membership.run(lambda: None), name="membership")
         watch = watch_clock(
             self.membership,
@@ -308,54 +286,17 @@ class Node(Parts):
         tasks.create_task(watch, name="clock")
         stack.enter_context(self._runtime_file(path))
 
-    def _ready(self, *, new_key: bool) -> Ready:
-        ready = Ready(
-            self.key.peer_id,
-            self.cluster,
-            self.addrs,
-            tuple(sorted(self.services)),
-            new_key,
-            self.try_out,
-            "" if self._store.cluster_key is not None else self.users,
-        )
+    def _say_ready(self) -> None:
         log.info(
             "node.ready",
-            peer=ready.peer_id,
-            cluster=ready.cluster,
-            addrs=" ".join(map(str, ready.addrs)),
-            services=",".join(ready.services),
+            peer=self.key.peer_id,
+            cluster=self.cluster,
+            addrs=" ".join(map(str, self.addrs)),
+            services=",".join(sorted(self.services)),
             took_s=round(self.clock.monotonic() - self.started_at, 3),
         )
-        return ready
 
     # --- parts ------------------------------------------------------------------------------------
-
-    def _context(self, name: str, config: object) -> PluginContext:
-        data_dir = self.data_dir / "plugins" / name
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return PluginContext(
-            name=name,
-            config=config,
-            log=get_logger(f"plugin.{name}"),
-            data_dir=data_dir,
-            clock=self.clock,
-            overlay=self._overlay_verbs,
-            join_document=self._store.join_document,
-            founding=founding.statement if (founding := self._store.founding) else None,
-            configured=self._configured(name, config),
-            dev=self.config.node.dev,
-            evicted=lambda peer: self.admission.evicted(peer) is not None,
-            proposals=MappingProxyType(self.proposals),
-            threads=self._threads[name],
-        )
-
-    def _configured(self, name: str, config: object) -> frozenset[str]:
-        """The settings of a plugin that somebody gave."""
-        if not dataclasses.is_dataclass(config):
-            return frozenset()
-        names = (each.name for each in dataclasses.fields(config))
-        origin = self.config.origin
-        return frozenset(n for n in names if origin(f"plugins.{name}.{n}").kind != "default")
 
     async def _member_gate(self, peer: PeerId) -> rpc.RpcConnection:
         """An RPC connection to a member's Gate; strangers are not dialled for anybody."""
@@ -380,21 +321,6 @@ class Node(Parts):
             finally:
                 self.audit.flush_denials()
                 self.audit.record("node.stopped")
-
-    def _judge_own(self) -> None:
-        """Raise where the cluster's key has evicted this node: it is none of the cluster's."""
-        try:
-            self.admission.judge_own()
-        except AdmissionRefused as exc:
-            raise _no_member_any_more(exc) from None
-        if (why := self.admission.own_ended()) is not None:  # by an inviter: that can be mended
-            log.error("node.own_certificate_ended", why=why, next=why.hint)
-
-    async def _end_if_evicted(self) -> None:
-        try:
-            await self.admission.wait_evicted()
-        except AdmissionRefused as exc:
-            raise _no_member_any_more(exc) from None
 
     def _describe(self) -> dict[str, Any]:
         """What the membership says of this node; asked again and again."""
@@ -438,7 +364,7 @@ class Node(Parts):
                 limits=self.config.login,
                 closed=bool(self.try_out),
             ),
-            GrantsService(self.tree, self.audit, self._store.confirm),
+            GrantsService(self.tree, self.audit, self.store.confirm),
         )
 
     async def _trust_clock(self, by: Principal) -> None:
@@ -495,7 +421,7 @@ class Node(Parts):
             "version": __version__,
             "plugins": [p.name for p in self.plugins.report if str(p.state) == "loaded"],
         }
-        self._store.reserve.replace(file, json.dumps(data, indent=1).encode(), must=True)
+        self.store.reserve.replace(file, json.dumps(data, indent=1).encode(), must=True)
         try:
             yield
         finally:
@@ -513,12 +439,3 @@ class Node(Parts):
                 log.info("discovery.ended", discovery=discovery.name)
         except Exception:
             log.exception("discovery.failed", discovery=discovery.name)
-
-
-def _no_member_any_more(exc: AdmissionRefused) -> AdmissionRefused:
-    return AdmissionRefused(
-        f"this node is none of the cluster's any more: {exc.message}",
-        hint="to join again it needs a new key and a new ticket: `ww node --data-dir DIR --join "
-        "TICKET`",
-        code=exc.code,
-    )

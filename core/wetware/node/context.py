@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from wetware.base.log import get_logger
+from wetware.base.threads import Threads
+from wetware.hookspecs import PluginContext
 
 if TYPE_CHECKING:
     from wetware.base.access import Access
@@ -11,7 +18,7 @@ if TYPE_CHECKING:
     from wetware.member import Member
     from wetware.node.parts import Parts
     from wetware.overlay.link import Stream
-    from wetware.peers import Overlay, PeerDown, PeerUp
+    from wetware.peers import PeerDown, PeerUp
 
 _SIGN_DOMAINS_REFUSED = (
     b"noise-libp2p-static-key:",
@@ -22,13 +29,43 @@ _SIGN_DOMAINS_REFUSED = (
 """Domains in which only the core signs."""
 
 
-def plugin_overlay(node: Parts) -> Overlay:
-    """The verbs of the overlay, for members only; usable once the node's parts are composed."""
-    return _PluginOverlay(node)
+class Contexts:
+    """Makes what each plugin gets of a node; its overlay is usable once the parts are composed."""
+
+    def __init__(self, node: Parts) -> None:
+        self._node, self._overlay = node, _PluginOverlay(node)
+        self._threads = defaultdict[str, Threads](Threads)
+
+    def __call__(self, name: str, config: object) -> PluginContext:
+        """The context of a plugin with this configuration, or None."""
+        node = self._node
+        data_dir = node.data_dir / "plugins" / name
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return PluginContext(
+            name=name,
+            config=config,
+            log=get_logger(f"plugin.{name}"),
+            data_dir=data_dir,
+            clock=node.clock,
+            overlay=self._overlay,
+            join_document=node.store.join_document,
+            founding=founding.statement if (founding := node.store.founding) else None,
+            configured=self._configured(name, config),
+            dev=node.config.node.dev,
+            evicted=lambda peer: node.admission.evicted(peer) is not None,
+            proposals=MappingProxyType(node.proposals),
+            threads=self._threads[name],
+        )
+
+    def _configured(self, name: str, config: object) -> frozenset[str]:
+        """The settings of a plugin that somebody gave."""
+        fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+        names, origin = (each.name for each in fields), self._node.config.origin
+        return frozenset(n for n in names if origin(f"plugins.{name}.{n}").kind != "default")
 
 
 class _PluginOverlay:
-    """hookspecs.Overlay over the link host, for members only."""
+    """`wetware.peers.Overlay` over the link host, for members only."""
 
     def __init__(self, node: Parts) -> None:
         self._node = node

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wetware.base.clock import Clock
     from wetware.base.multiaddr import Multiaddr
     from wetware.broker.gate import Broker
+    from wetware.broker.proposals import Proposal
     from wetware.broker.records import Records
     from wetware.broker.tree import Tree
     from wetware.config import Config
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from wetware.node.members import Members
     from wetware.overlay.admission.decision import Admission
     from wetware.overlay.admission.service import Introductions
+    from wetware.overlay.admission.store import Store
     from wetware.overlay.libp2p import Overlay
     from wetware.overlay.link import LinkHost
     from wetware.overlay.membership.service import Membership
@@ -36,6 +38,7 @@ class Parts:
     """
 
     key: Key
+    store: Store
     admission: Admission
     audit: Records
     introductions: Introductions
@@ -53,9 +56,15 @@ class Parts:
         self.started_at = self.clock.monotonic()
         self.data_dir = config.node.data_dir
         self.services: dict[str, Service] = {}
+        self.proposals: dict[str, Proposal] = {}
         self.name = config.node.name or socket.gethostname()
         self.cluster = ""
         self.lag = LagMeter()
+
+    @property
+    def joined(self) -> bool:
+        """Whether another node founded its cluster: its operator may be no user of that."""
+        return self.store.cluster_key is None
 
     @property
     def try_out(self) -> str:
