@@ -188,7 +188,7 @@ class Plugins:
                 # The operator's mistake, not the plugin's: in a node it stops the start.
                 if self._policy.strict:
                     raise
-                self._end(plugin, Unusable(State.FAILED, exc.message, exc.hint))
+                plugin.end(Unusable(State.FAILED, exc.message, exc.hint))
         if self._policy.strict and (problems := self._config.unknown_plugins(self.schemas)):
             raise problems[0]
 
@@ -247,7 +247,7 @@ class Plugins:
                 yield plugin, made
 
     def _fail(self, plugin: Plugin, exc: Unusable) -> None:
-        self._end(plugin, exc)
+        plugin.end(exc)
         # A second plugin of a required name is a stranger.
         first = self._by_name.get(plugin.name, plugin) is plugin
         if first and plugin.name in self._required and exc.state is not State.DISABLED:
@@ -259,11 +259,6 @@ class Plugins:
             if self._policy.strict:
                 raise problem
             self.problems.append(problem)
-
-    def _end(self, plugin: Plugin, exc: Unusable) -> None:
-        plugin.state, plugin.reason, plugin.remedy = exc.state, exc.reason, exc.remedy
-        if self._by_name.get(plugin.name) is plugin and self._manager.has_plugin(plugin.name):
-            self._manager.unregister(name=plugin.name)
 
     def _log(self, plugin: Plugin) -> None:
         write = log.warning
@@ -393,8 +388,7 @@ class Plugins:
         """Report the plugin whose service failed while running; it keeps its other services."""
         for plugin in self.report:
             if service in plugin.services:
-                why = explain(exc, plugin.offer, "while running", self._policy.hook_s_max)
-                plugin.state, plugin.reason, plugin.remedy = why.state, why.reason, why.remedy
+                plugin.end(explain(exc, plugin.offer, "while running", self._policy.hook_s_max))
                 self._log(plugin)
 
 

@@ -35,6 +35,24 @@ class State(enum.StrEnum):
     """It is broken, or was refused."""
 
 
+class Unusable(Exception):
+    """A plugin cannot be used.
+
+    Args:
+        state: What became of it.
+        reason: Why; foreign text as well.
+        remedy: What mends it; "" where nothing is known.
+        cause: What it raised.
+    """
+
+    def __init__(
+        self, state: State, reason: str, remedy: str = "", cause: BaseException | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.state, self.cause = state, cause
+        self.reason, self.remedy = _one_line(reason), _one_line(remedy)
+
+
 @dataclass(slots=True, eq=False)
 class Plugin:
     """One that is installed or enabled: a line of `ww plugin list`.
@@ -67,23 +85,9 @@ class Plugin:
     def loaded(self) -> bool:
         return self.state is State.LOADED
 
-
-class Unusable(Exception):
-    """A plugin cannot be used.
-
-    Args:
-        state: What became of it.
-        reason: Why; foreign text as well.
-        remedy: What mends it; "" where nothing is known.
-        cause: What it raised.
-    """
-
-    def __init__(
-        self, state: State, reason: str, remedy: str = "", cause: BaseException | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.state, self.cause = state, cause
-        self.reason, self.remedy = _one_line(reason), _one_line(remedy)
+    def end(self, why: Unusable) -> None:
+        """It is not used any more."""
+        self.state, self.reason, self.remedy = why.state, why.reason, why.remedy
 
 
 def _one_line(text: str) -> str:
