@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import re
@@ -93,7 +94,7 @@ def entry(name: str, value: Any) -> Iterable[str]:
     for key, member in vars(value).items():
         if key[0] == "_":
             continue
-        if isinstance(member, property):
+        if isinstance(member, property | functools.cached_property):
             yield f"#### `{name}.{key}`\n\n{text(member)}\n"
         elif inspect.isroutine(member):
             function = getattr(value, key)
