@@ -1,8 +1,8 @@
 """ww.toml, `WW_*` variables and flags → frozen dataclasses.
 
-Precedence: flags > environment > file > defaults. A section is a frozen dataclass, and everything
-about a setting is read from it by reflection: its type, its default, its range and its text (field
-metadata `help`, `min`, `max`, or the class's `Attributes:`). `[link]`, `[rpc]` and `[plugins.NAME]`
+Precedence: flags > environment > file > defaults. A section is a frozen dataclass. Its fields with
+a text (metadata `help`) are settings; the others keep their defaults, or what a test gives. All
+about a setting is read from its field: type, default, range and text. `[link]` and `[plugins.NAME]`
 are therefore the dataclasses of the parts themselves, and cannot drift from them.
 
 A section is resolved when it is first read, so that `ww --help` pays for none; `Config.problems`
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from wetware.broker.limits import BrokerLimits, LoginLimits
     from wetware.overlay.admission.limits import AdmissionLimits
     from wetware.overlay.link import LinkLimits
-    from wetware.overlay.membership.config import MembershipConfig
-    from wetware.rpc import RpcLimits
 
 T = TypeVar("T")
 
@@ -248,13 +246,16 @@ class PluginsConfig:
 _SECTIONS: Final[dict[str, type | tuple[str, str]]] = {
     "node": NodeConfig,
     "admission": ("wetware.overlay.admission.limits", "AdmissionLimits"),
-    "membership": ("wetware.overlay.membership.config", "MembershipConfig"),
     "login": ("wetware.broker.limits", "LoginLimits"),
     "broker": ("wetware.broker.limits", "BrokerLimits"),
-    "link": ("wetware.overlay.link", "LinkLimits"),
-    "rpc": ("wetware.rpc", "RpcLimits"),
+    "link": ("wetware.overlay.link.limits", "LinkLimits"),
     "plugins": PluginsConfig,
 }
+
+
+def _settings(cls: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a section that are settings."""
+    return [each for each in dataclasses.fields(cls) if "help" in each.metadata]
 
 
 def _section_class(name: str) -> type:
@@ -615,10 +616,13 @@ def check_schema(cls: object) -> type:
     for each in dataclasses.fields(cls):
         if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             raise _bad_schema(cls, f"has no default for {each.name!r}")
+    for each in (settings := _settings(cls)):
         try:
             _type_name(hints[each.name])
         except TypeError as exc:
             raise _bad_schema(cls, f"field {each.name!r}: {exc}") from None
+    if dataclasses.fields(cls) and not settings:
+        raise _bad_schema(cls, 'has no setting: write field(default=…, metadata={"help": "…"})')
     try:
         cls()
     except Exception as exc:
@@ -773,12 +777,6 @@ class Config:
         return self._core("admission", cast("type[AdmissionLimits]", _section_class("admission")))
 
     @property
-    def membership(self) -> MembershipConfig:
-        """`[membership]`."""
-        section = cast("type[MembershipConfig]", _section_class("membership"))
-        return self._core("membership", section)
-
-    @property
     def plugins(self) -> PluginsConfig:
         """`[plugins]`, without the plugins' own sections."""
         return self._core("plugins", PluginsConfig)
@@ -787,11 +785,6 @@ class Config:
     def link(self) -> LinkLimits:
         """`[link]`."""
         return self._core("link", cast("type[LinkLimits]", _section_class("link")))
-
-    @property
-    def rpc(self) -> RpcLimits:
-        """`[rpc]`."""
-        return self._core("rpc", cast("type[RpcLimits]", _section_class("rpc")))
 
     @property
     def exists(self) -> bool:
@@ -848,7 +841,7 @@ class Config:
     def unknown_plugins(self, plugins: Mapping[str, type | None]) -> list[ConfigError]:
         """Sections and variables that belong to no installed plugin."""
         found: list[ConfigError] = []
-        settings = [each.name for each in dataclasses.fields(PluginsConfig)]
+        settings = [each.name for each in _settings(PluginsConfig)]
         table = self._file.data.get("plugins", {}) if self._file else {}
         if isinstance(table, dict) and self._file is not None:
             found += [
@@ -870,8 +863,7 @@ class Config:
             if cls is None:
                 closed.append(env_name(f"plugins.{name}") + "_")
             else:
-                fields = (each.name for each in dataclasses.fields(cls))
-                known |= {env_name(f"plugins.{name}.{each}") for each in fields}
+                known |= {env_name(f"plugins.{name}.{each.name}") for each in _settings(cls)}
         found += [
             _unknown(name, None, "no installed plugin has this setting", _nearest(name, known))
             for name in self._env
@@ -897,7 +889,7 @@ class Config:
                     self._origins[f"{section}.{each.name}"],
                     bool(each.metadata.get("secret")),
                 )
-                for each in dataclasses.fields(cls)
+                for each in _settings(cls)
             ]
         return tuple(found)
 
@@ -935,7 +927,7 @@ class Config:
 
     def _raws(self, section: str, cls: type, problems: list[ConfigError]) -> dict[str, _Raw]:
         """Name → the value that wins, unconverted. Unknown names are problems."""
-        names = [each.name for each in dataclasses.fields(cls)]
+        names = [each.name for each in _settings(cls)]
         found: dict[str, _Raw] = {}
         table, keys = self._table(section)
         for key, value in table.items():
@@ -966,7 +958,7 @@ class Config:
         for key, value in self._flags.items():
             head, _, name = key.rpartition(".")
             if head == section:
-                meta = {each.name: each.metadata for each in dataclasses.fields(cls)}[name]
+                meta = {each.name: each.metadata for each in _settings(cls)}[name]
                 flag = meta.get("flag", "--" + name.replace("_", "-"))
                 found[name] = _Raw(value, Origin("flag", flag))
         return found
@@ -990,7 +982,7 @@ class Config:
         raws = self._raws(section, cls, problems)
         hints = _hints(cls)
         values: dict[str, Any] = {}
-        for each in dataclasses.fields(cls):  # type: ignore[arg-type]  # sections are dataclasses
+        for each in _settings(cls):
             raw = raws.get(each.name)
             self._origins[f"{section}.{each.name}"] = raw.origin if raw else _DEFAULT
             if raw is not None:
@@ -1025,7 +1017,7 @@ def _cheap_keys() -> list[tuple[str, str]]:
         (section, each.name)
         for section, cls in _SECTIONS.items()
         if isinstance(cls, type)
-        for each in dataclasses.fields(cls)
+        for each in _settings(cls)
     ]
 
 
@@ -1198,28 +1190,6 @@ def _plain(value: object) -> object:
             return str(value)
 
 
-def _attribute_docs(cls: type) -> dict[str, str]:
-    """Field → text from the `Attributes:` block of a google docstring."""
-    found: dict[str, str] = {}
-    name, inside, indent = "", False, 0
-    for line in (cls.__doc__ or "").splitlines():
-        text = line.strip()
-        if text in ("Attributes:", "Args:"):
-            inside, indent = True, 0
-        elif inside and text:
-            depth = len(line) - len(line.lstrip())
-            indent = indent or depth
-            entry = re.match(r"(\w+)(?: \([^)]*\))?:\s+(.*)", text)
-            if depth < indent:
-                inside = False
-            elif depth == indent and entry:
-                name = entry[1]
-                found[name] = entry[2]
-            elif name:
-                found[name] += " " + text
-    return found
-
-
 _UNITS: Final = {
     "s": "seconds",
     "ms": "milliseconds",
@@ -1238,14 +1208,14 @@ def _unit(each: dataclasses.Field[Any]) -> str:
 
 
 def _describe_section(section: str, cls: type) -> list[str]:
-    docs, hints = _attribute_docs(cls), _hints(cls)
+    hints = _hints(cls)
     summary = (cls.__doc__ or "").strip().splitlines()
-    generated = not summary or summary[0].startswith((f"{cls.__name__}(", f"`[{section}]`"))
+    generated = not summary or summary[0].startswith((f"{cls.__name__}(", "Those with a `help`"))
     lines = [f"## [{section}]", "", *([] if generated else [summary[0], ""])]
-    if not dataclasses.fields(cls):
+    if not _settings(cls):
         return [*lines, "No settings.", ""]
     lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
-    for each in dataclasses.fields(cls):
+    for each in _settings(cls):
         hint = hints[each.name]
         kind = _type_name(hint)
         if unit := _unit(each):
@@ -1253,7 +1223,7 @@ def _describe_section(section: str, cls: type) -> list[str]:
         if any(arg in (int, float) for arg in (hint, *typing.get_args(hint))):
             kind += f"; {_range_text(each)}"
         default = str(each.metadata.get("default", "")) or _toml(_default_of(each)) or "none"
-        text = " ".join(str(each.metadata.get("help") or docs.get(each.name, "")).split())
+        text = " ".join(str(each.metadata["help"]).split())
         cells = (f"`{each.name}`", kind, f"`{default}`", text)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]

@@ -18,7 +18,7 @@ from wetware.testing import Home
 
 TRIAL = """\
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wetware.hookspecs import hookimpl
 from wetware_auth_local.backend import LocalBackend
@@ -27,8 +27,8 @@ from wetware_auth_local.config import AuthLocalConfig
 
 @dataclass(frozen=True, slots=True)
 class TrialConfig(AuthLocalConfig):
-    colour: str = "blue"
-    size: int = 1
+    colour: str = field(default="blue", metadata={"help": "Of the box."})
+    size: int = field(default=1, metadata={"help": "Of the box."})
 
 
 class Trial(LocalBackend):

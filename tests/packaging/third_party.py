@@ -181,7 +181,7 @@ BROKEN: dict[str, Broken] = {
 }
 
 GOOD = """\
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from wetware.hookspecs import hookimpl
 
 print("a plugin that talks on import")
@@ -189,7 +189,7 @@ print("a plugin that talks on import")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    greeting: str = "hello"
+    greeting: str = field(default="hello", metadata={"help": "What is said."})
 
 
 @hookimpl

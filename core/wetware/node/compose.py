@@ -63,6 +63,7 @@ from wetware.overlay.admission.store import Store
 from wetware.overlay.admission.texts import parse_join
 from wetware.overlay.libp2p import Overlay
 from wetware.overlay.link import LinkHost, Stream, check_free
+from wetware.overlay.membership.config import MembershipConfig
 from wetware.overlay.membership.service import Membership
 from wetware.overlay.membership.swim import middle
 
@@ -212,7 +213,7 @@ class Node(Parts):
             self.key,
             self.admission,
             self.introductions,
-            config=self.config.membership,
+            config=MembershipConfig(),
             clock=self.clock,
             describe=self._describe,
             data_dir=self.data_dir,
@@ -380,7 +381,6 @@ class Node(Parts):
                 await rpc.serve(
                     stream,
                     self.broker.gate(Channel("noise", connection.channel_binding), address),
-                    limits=self.config.rpc,
                     stranger_message_bytes_max=login.stranger_message_bytes_max,
                     trust_s=max(login.stranger_s_max, login.deadline_s + 5),
                 )
@@ -402,7 +402,6 @@ class Node(Parts):
         async with rpc.serve_unix(
             path,
             lambda _peer: self.broker.gate(channel, None),
-            limits=self.config.rpc,
             connections_max=clients_max,
             trust_s=CLIENT_LOGIN_S_MAX,
         ):

@@ -22,8 +22,7 @@ class RpcLimits:
             that wait for each other in a circle must not hang for ever.
         calls_in_max: Servants' methods that run for this peer; more fail with LimitExceeded.
         answers_max: Calls that the peer has not finished with; more drop the connection. Only a
-        peer
-            that ignores its own limits comes here.
+            peer that ignores its own limits comes here.
         call_bytes_in_max: Parameters of calls that are not answered yet; beyond it nothing more is
             read from the connection until some are.
         result_bytes_out_max: Results that wait to be sent; further results are held back.
@@ -39,7 +38,7 @@ class RpcLimits:
         imports_max: The peer's objects that we hold; more fail with LimitExceeded.
         write_stall_s: The connection is dropped when nothing could be sent for so long.
         close_s: How long closing waits for the last bytes, and for methods that are being
-        cancelled.
+            cancelled.
     """
 
     message_bytes_max: int = 1 << 20

@@ -13,7 +13,7 @@ interface Gate {
   # meant for `peer` (certified members).
 
   terminal @0 () -> (terminal :Terminal);
-  # A fresh Terminal. At most `[login] terminals_per_connection_max` a connection and
+  # A fresh Terminal. At most 8 a connection and
   # `[login] attempts_per_address_max` a minute and address; beyond that `limit`. Not idempotent.
 
   redeem @1 (id :Data, secret :Data) -> (session :Session, grant :GrantInfo);
@@ -372,7 +372,7 @@ interface Cluster {
   tunnel @3 (peer :Text $Ww.constrained) -> (stream :Ww.ByteStream);
   # A stream to the member's link, for a client that cannot dial it. The noise handshake runs end to
   # end inside: this node sees ciphertext, and the login there is the user's own. Ends with the
-  # session. At most `[login] tunnels_per_session_max` a session. Not idempotent.
+  # session. At most 8 a session. Not idempotent.
 
   invite @4 (labels :List(Label), rights :List(Text) $Ww.constrained,
       expiresS :UInt32 $Ww.constrained, uses :UInt32 $Ww.constrained)

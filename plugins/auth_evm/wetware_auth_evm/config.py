@@ -28,9 +28,12 @@ SCOPE_BYTES_MAX: Final = 32
 ROOT_NAME: Final = "ROOT"
 """No scope of a cluster: its records hold in every scope."""
 TIMEOUT_S_DEFAULT: Final = 5.0
+"""For one answer of an endpoint."""
 CLOCK_SKEW_S_DEFAULT: Final = 30.0
+"""By how much the clock of who signs a session may be ahead."""
 WALLET_GAS_DEFAULT: Final = 500_000
 RECHECK_S_DEFAULT: Final = 30.0
+"""How often contract wallets are asked again whether they still hold good what they signed."""
 DOCUMENT_BYTES_MAX: Final = 4096
 _DAMAGED: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 TRY_OUT_COMMAND: Final = "`ww node --auth evm --dev` tries it out on a local chain"
@@ -153,10 +156,6 @@ class AuthEvmConfig:
             "max": ENDPOINTS_MAX,
         },
     )
-    timeout_s: float = field(
-        default=TIMEOUT_S_DEFAULT,
-        metadata={"help": "For one answer of an endpoint.", "min": 0.1, "max": 60},
-    )
     poll_s: float = field(
         default=0.0,
         metadata={
@@ -192,13 +191,6 @@ class AuthEvmConfig:
             "max": SESSION_S_MAX,
         },
     )
-    clock_skew_s: float = field(
-        default=CLOCK_SKEW_S_DEFAULT,
-        metadata={
-            "help": "By how much the clock of who signs a session may be ahead.",
-            "max": 300,
-        },
-    )
     wallet_gas_max: int = field(
         default=WALLET_GAS_DEFAULT,
         metadata={
@@ -209,15 +201,6 @@ class AuthEvmConfig:
             "max": 5_000_000,
         },
     )
-    recheck_s: float = field(
-        default=RECHECK_S_DEFAULT,
-        metadata={
-            "help": "How often contract wallets are asked again whether they still hold good what "
-            "they signed.",
-            "min": 1,
-            "max": 3600,
-        },
-    )
     roles: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
         metadata={
@@ -226,6 +209,9 @@ class AuthEvmConfig:
             "check": role_rules.check,
         },
     )
+    timeout_s: float = TIMEOUT_S_DEFAULT
+    clock_skew_s: float = CLOCK_SKEW_S_DEFAULT
+    recheck_s: float = RECHECK_S_DEFAULT
 
 
 # --- the effective settings -----------------------------------------------------------------------

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import types
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -713,7 +713,7 @@ def test_a_plugin_that_is_no_recorder_cannot_be_selected(world: World) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    size: int = 4
+    size: int = field(default=4, metadata={"help": "Of it."})
 
 
 def test_a_plugin_gets_its_typed_settings(world: World) -> None:

@@ -1,8 +1,8 @@
-"""The bounds of admission: section `[admission]` of ww.toml."""
+"""The bounds of admission."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Final
 
 DAY_S: Final = 86_400.0
@@ -12,17 +12,11 @@ LIFE_S_MAX: Final = 366 * DAY_S
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """How long certificates last, and how much of anything admission keeps or does at once.
+    """Who is let into the cluster, and for how long.
+
+    Those with a `help` are settings of `[admission]` in ww.toml.
 
     Attributes:
-        certificate_s: Life of a member's certificate; it is renewed after a third of it. Bounds how
-            long a member that every tombstone missed is still let in.
-        inviter_certificate_s: Life of a certificate with the right `invite`. Longer: what inviters
-            sign ends with it, and only a holder of the cluster key renews it.
-        foreign_certificate_s: Life of the certificate of a foreign libp2p peer. That cannot ask for
-            a new one: its issuer makes one after two thirds of the life, until it is evicted.
-        renew_grace_s: For how long after its end a certificate can still be renewed: a laptop may
-            be closed for a holiday.
         clock_skew_s_max: How far the clocks of two nodes may differ: certificates count as valid
             this much before their beginning and after their end.
         ticket_s: How long a ticket can be redeemed, unless `ww invite` says otherwise.
@@ -39,7 +33,6 @@ class AdmissionLimits:
         foreign_per_inviter_max: Of these, those that one inviter certified.
         chains_cached_max: Chains whose signatures need no second look.
         veto_s: How long the auth backend may take to say whether it vetoes a node.
-        veto_recheck_s: How often it is asked again about those that are admitted.
         veto_failures_max: After so many checks in a row that failed, a member is removed.
         vetoes_max: Questions to the backend at once.
         exchange_s: For two nodes to show each other their certificates.
@@ -55,10 +48,34 @@ class AdmissionLimits:
         sweep_s: How often ends of certificates are looked for.
     """
 
-    certificate_s: float = 7 * DAY_S
-    inviter_certificate_s: float = 90 * DAY_S
-    foreign_certificate_s: float = 90 * DAY_S
-    renew_grace_s: float = 30 * DAY_S
+    certificate_s: float = field(
+        default=7 * DAY_S,
+        metadata={
+            "help": "Life of a member's certificate; it is renewed after a third of it. Bounds how "
+            "long a member that every tombstone missed is still let in."
+        },
+    )
+    inviter_certificate_s: float = field(
+        default=90 * DAY_S,
+        metadata={
+            "help": "Life of a certificate with the right `invite`. Longer: what inviters sign "
+            "ends with it, and only a holder of the cluster key renews it."
+        },
+    )
+    foreign_certificate_s: float = field(
+        default=90 * DAY_S,
+        metadata={
+            "help": "Life of the certificate of a foreign libp2p peer. That cannot ask for a new "
+            "one: its issuer makes one after two thirds of the life, until it is evicted."
+        },
+    )
+    renew_grace_s: float = field(
+        default=30 * DAY_S,
+        metadata={
+            "help": "For how long after its end a certificate can still be renewed: a laptop may "
+            "be closed for a holiday."
+        },
+    )
     clock_skew_s_max: float = 60.0
     ticket_s: float = DAY_S
     ticket_s_max: float = 30 * DAY_S
@@ -73,7 +90,13 @@ class AdmissionLimits:
     foreign_per_inviter_max: int = 64
     chains_cached_max: int = 4096
     veto_s: float = 5.0
-    veto_recheck_s: float = 30.0
+    veto_recheck_s: float = field(
+        default=30.0,
+        metadata={
+            "help": "How often the auth backend is asked again about the nodes that are admitted: "
+            "how late one that it no longer admits is removed."
+        },
+    )
     veto_failures_max: int = 3
     vetoes_max: int = 32
     exchange_s: float = 10.0

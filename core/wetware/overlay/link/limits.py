@@ -28,21 +28,17 @@ class Violation(OverlayError):
 
 @dataclass(frozen=True, slots=True)
 class LinkLimits:
-    """All limits of a `LinkHost`. Times are seconds, sizes are bytes, the rest are counts.
+    """Connections, and what they may hold.
+
+    Times are seconds, sizes are bytes, the rest are counts. Those with a `help` are settings of
+    `[link]` in ww.toml.
 
     Attributes:
-        connections_max: Established connections; handshakes pending come on top. A connection costs
-            some 50 KiB and a file descriptor (the usual limit of a process is 1024; raise both
-            together). An eighth is kept for dials.
         connections_privileged: Inbound connections that only privileged peers (members) get, at
             most a quarter of all inbound ones; beyond it they take the places of strangers. So that
             a member's connection does not depend on finding a stranger to end.
         connections_per_peer_max: Two arise when both ends dial at once; beyond the limit the oldest
             connection of that peer ends: a peer that restarted is not shut out by its own past.
-        connections_per_ip_max: Inbound connections of strangers at one address (IPv6: one /64), so
-            that a single host cannot take every place: it takes a dozen. A newcomer beyond it
-            replaces the longest idle one. Clients may sit behind one NAT; privileged peers do not
-            count.
         stranger_idle_s: After this time without a stream, a stranger's inbound connection is
             closed: what is not used is not held. An honest peer opens its first stream at once.
         handshakes_max: Inbound handshakes pending in all; one costs about 1 ms of CPU, and a file
@@ -80,13 +76,11 @@ class LinkLimits:
             yamux's 256 KiB: bandwidth × round trip, e.g. 4 MiB = 320 Mbit/s at 100 ms.
         buffered_per_connection_bytes_max: Received and not yet read, on one connection; beyond it
             the stream with most unread bytes is reset. Half may be promised as grown windows.
-        buffered_bytes_max: The same in all connections.
         stream_unsent_bytes_max: Accepted by `write` and not yet sent, on one stream: backpressure
             begins here. Covers a loop turn at full speed.
         stream_unsent_bytes_min: What a stream may always hold unsent, however full the connection.
         unsent_per_connection_bytes_max: Unsent on one connection before its streams fall to the
             minimum: a peer that opens many streams and reads none.
-        unsent_bytes_max: The same in all connections.
         urgent_flush_bytes_max: What urgent streams together may send ahead of the others in one
             flush of a connection (at most half of it): a few dozen membership frames. More than
             that waits for the next flush, so that urgency cannot starve the rest.
@@ -102,10 +96,24 @@ class LinkLimits:
         listen_backlog: Connections that the kernel holds before they are accepted.
     """
 
-    connections_max: int = 1024
+    connections_max: int = field(
+        default=1024,
+        metadata={
+            "help": "Established connections; handshakes pending come on top. A connection costs "
+            "some 50 KiB and a file descriptor (the usual limit of a process is 1024; raise both "
+            "together). An eighth is kept for dials."
+        },
+    )
     connections_privileged: int = 128
     connections_per_peer_max: int = 4
-    connections_per_ip_max: int = 64
+    connections_per_ip_max: int = field(
+        default=64,
+        metadata={
+            "help": "Inbound connections of strangers at one address (IPv6: one /64), so that a "
+            "single host cannot take every place: it takes a dozen. A newcomer beyond it replaces "
+            "the longest idle one. Clients may sit behind one NAT; privileged peers do not count."
+        },
+    )
     stranger_idle_s: float = 60.0
     handshakes_max: int = 128
     handshakes_per_ip_max: int = 64
@@ -133,11 +141,16 @@ class LinkLimits:
     frame_bytes_max: int = 16 * MIB
     stream_window_bytes: int = 4 * MIB
     buffered_per_connection_bytes_max: int = 64 * MIB
-    buffered_bytes_max: int = 256 * MIB
+    buffered_bytes_max: int = field(
+        default=256 * MIB,
+        metadata={"help": "Memory for what all connections received and nobody has read yet."},
+    )
     stream_unsent_bytes_max: int = 256 * KIB
     stream_unsent_bytes_min: int = 16 * KIB
     unsent_per_connection_bytes_max: int = 16 * MIB
-    unsent_bytes_max: int = 128 * MIB
+    unsent_bytes_max: int = field(
+        default=128 * MIB, metadata={"help": "Memory for what waits to be sent on all connections."}
+    )
     urgent_flush_bytes_max: int = 32 * KIB
     notsent_bytes_max: int = 128 * KIB
     keepalive_s: float = 15.0

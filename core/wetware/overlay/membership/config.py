@@ -10,7 +10,7 @@ KIB = 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class MembershipConfig:
-    """Section `[membership]`. Times are seconds, sizes are bytes, the rest are counts.
+    """Times are seconds, sizes are bytes, the rest are counts. The same in the whole cluster.
 
     With N nodes alive, and the defaults, which are those of memberlist for a LAN:
 
