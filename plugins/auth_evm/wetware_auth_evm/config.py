@@ -196,7 +196,6 @@ class AuthEvmConfig:
         metadata={
             "help": "Gas that a contract wallet may use to judge a signature (ERC-1271). More than "
             "the default is for wallets with many owners.",
-            "unit": "gas",
             "min": 50_000,
             "max": 5_000_000,
         },
