@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import pluggy
 
 from wetware.base.clock import Clock
+from wetware.base.setting import setting
 from wetware.base.threads import Threads
 from wetware.broker.ports import (
     Accept,
@@ -59,6 +60,7 @@ __all__ = [
     "Withdrawn",
     "hookimpl",
     "hookspec",
+    "setting",
 ]
 
 T = TypeVar("T")

@@ -1,8 +1,10 @@
-"""The bounds of the Gate and the broker. Those with a `help` are settings of ww.toml."""
+"""The bounds of the Gate and the broker: what `setting` makes is in `[login]` and `[broker]`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from wetware.base.setting import setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,39 +24,23 @@ class LoginLimits:
         tunnels_max: Byte tunnels that this node carries.
     """
 
-    deadline_s: float = field(
-        default=10.0,
-        metadata={
-            "help": "From challenge to verdict; a person may have to confirm in a wallet.",
-            "min": 0.1,
-            "max": 600,
-        },
+    deadline_s: float = setting(
+        10.0, "From challenge to verdict; a person may confirm in a wallet.", min=0.1, max=600
     )
-    attempts_per_address_max: int = field(
-        default=60,
-        metadata={
-            "help": "Failed login attempts a minute from one address (IPv6: one /64), the unix "
-            "socket aside.",
-            "min": 1,
-        },
+    attempts_per_address_max: int = setting(
+        60,
+        "Failed login attempts a minute from one address (IPv6: one /64), the unix socket aside.",
+        min=1,
     )
-    sessions_max: int = field(
-        default=4096, metadata={"help": "Live sessions of this node.", "min": 1}
+    sessions_max: int = setting(4096, "Live sessions of this node.", min=1)
+    sessions_per_principal_max: int = setting(
+        256, "Live sessions of one principal, so that one cannot use up all.", min=1
     )
-    sessions_per_principal_max: int = field(
-        default=256,
-        metadata={
-            "help": "Live sessions of one principal, so that one cannot use up all.",
-            "min": 1,
-        },
-    )
-    stranger_s_max: float = field(
-        default=60.0,
-        metadata={
-            "help": "How long a connection to the node may last without a login; never less than "
-            "`deadline_s` and five seconds.",
-            "min": 1,
-        },
+    stranger_s_max: float = setting(
+        60.0,
+        "How long a connection to the node may last without a login; never less than `deadline_s` "
+        "and five seconds.",
+        min=1,
     )
     terminals_per_connection_max: int = 8
     addresses_max: int = 4096
@@ -81,22 +67,15 @@ class BrokerLimits:
             grants with an end are refused.
     """
 
-    grants_max: int = field(
-        default=262_144,
-        metadata={"help": "Grants of this node, those of sessions included.", "min": 64},
+    grants_max: int = setting(262_144, "Grants of this node, those of sessions included.", min=64)
+    shares_per_principal_max: int = setting(
+        4096, "References that may be out for one principal at a time.", min=1
     )
-    shares_per_principal_max: int = field(
-        default=4096,
-        metadata={"help": "References that may be out for one principal at a time.", "min": 1},
-    )
-    lease_s: float = field(
-        default=15.0,
-        metadata={
-            "help": "For how long a node may use a reference of another one without hearing from "
-            "it.",
-            "min": 1,
-            "max": 3600,
-        },
+    lease_s: float = setting(
+        15.0,
+        "For how long a node may use a reference of another one without hearing from it.",
+        min=1,
+        max=3600,
     )
     children_max: int = 16_384
     depth_max: int = 32

@@ -1,9 +1,9 @@
 """ww.toml, `WW_*` variables and flags → frozen dataclasses.
 
-Precedence: flags > environment > file > defaults. A section is a frozen dataclass. Its fields with
-a text (metadata `help`) are settings; the others keep their defaults, or what a test gives. All
-about a setting is read from its field: type, default, range and text. `[link]` and `[plugins.NAME]`
-are therefore the dataclasses of the parts themselves, and cannot drift from them.
+Precedence: flags > environment > file > defaults. A section is a frozen dataclass. Its fields that
+`setting` made are settings; the others keep their defaults, or what a test gives. All about a
+setting is read from its field: type, default, range and text. `[link]` and `[plugins.NAME]` are
+therefore the dataclasses of the parts themselves, and cannot drift from them.
 
 - `sections`: the core's sections, and what makes a class a section
 - `convert`: a value of the file, a variable or a flag → a value of the field's type

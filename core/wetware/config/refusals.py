@@ -25,8 +25,15 @@ def mistyped(key: str, where: Origin, expected: str, got: object, *, hint: str =
 
 
 def unknown(
-    what: str, where: Origin | None, why: str, near: str | None, *, hint: str = ""
+    what: str,
+    where: Origin | None,
+    known: Iterable[str],
+    *,
+    why: str = "no such setting",
+    hint: str = "",
 ) -> ConfigError:
+    """`what` is a setting, section or variable, and not among the `known` of its place."""
+    near = nearest(what.rpartition(".")[2].strip("[]"), known)
     return ConfigError(
         f"{at(what, where)}: {why}" + (f"; did you mean {near}?" if near else ""),
         hint=hint or "`ww config reference` lists every setting",

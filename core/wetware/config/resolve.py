@@ -152,15 +152,10 @@ class Config:
             plugins: Name → config class of every installed plugin; None where the class is not
                 known, e.g. of a disabled one. Without it, plugins' sections are not judged.
         """
-        found = self._unknown_sections()
+        found = self.unknown_sections()
         for section, cls in _classes(plugins or {}).items():
             found += self._resolve(section, cls)[1]
         return found if plugins is None else [*found, *self.unknown_plugins(plugins)]
-
-    def check_names(self) -> None:
-        """Refuse sections and variables that belong to nothing; raises ConfigError."""
-        if problems := self._unknown_sections():
-            raise problems[0]
 
     def unknown_plugins(self, plugins: Mapping[str, type | None]) -> list[ConfigError]:
         """Sections and variables that belong to no installed plugin."""
@@ -169,8 +164,8 @@ class Config:
             unknown(
                 f"[plugins.{key}]",
                 self._file.where("plugins", key),
-                "no installed plugin is called so",
-                nearest(key, plugins),
+                plugins,
+                why="no installed plugin is called so",
                 hint="`ww plugin list` shows the installed ones",
             )
             for key, value in self._table("plugins").items()
@@ -186,7 +181,7 @@ class Config:
             else:
                 known |= {_variable("plugins", name, key) for key in settings_of(cls)}
         found += [
-            unknown(name, None, "no installed plugin has this setting", nearest(name, known))
+            unknown(name, None, known, why="no installed plugin has this setting")
             for name in self._env
             if name.startswith(_variable("plugins", ""))
             and name not in known
@@ -196,22 +191,23 @@ class Config:
 
     # --- resolving -------------------------------------------------------------------------------
 
-    def _unknown_sections(self) -> list[ConfigError]:
+    def unknown_sections(self) -> list[ConfigError]:
+        """Sections and variables that belong to nothing."""
         found: list[ConfigError] = []
         for key, value in self._file.data.items():
             where = self._file.where(key)
             if key not in SECTIONS:
                 kind = f"[{key}]" if isinstance(value, dict) else key
-                found.append(unknown(kind, where, "no such section", nearest(key, SECTIONS)))
+                found.append(unknown(kind, where, SECTIONS, why="no such section"))
             elif not isinstance(value, dict):
                 found.append(mistyped(key, where, "a section", value, hint=f"write [{key}]"))
         prefixes = tuple(_variable(section, "") for section in SECTIONS)
         known = [*ENV_OTHER, *(_variable("node", name) for name in settings_of(NodeConfig))]
         for name in self._env:
             # Other programs may use the prefix, so only a variable that looks misspelt is an error.
-            if name not in ENV_OTHER and not name.startswith(prefixes):
-                near = nearest(name, known, 0.8)
-                found += [unknown(name, None, "no such setting", near)] if near else []
+            ours = name in ENV_OTHER or name.startswith(prefixes)
+            if not ours and nearest(name, known, 0.8):
+                found.append(unknown(name, None, known))
         return found
 
     def _table(self, section: str) -> dict[str, Any]:
@@ -264,25 +260,20 @@ class Config:
             if key in settings:
                 found[key] = _Raw(value, where, self.path.parent)
             elif section != "plugins":
-                near = nearest(key, settings)
-                problems.append(unknown(f"{section}.{key}", where, "no such setting", near))
+                problems.append(unknown(f"{section}.{key}", where, settings))
             elif not isinstance(value, dict):
-                near = nearest(key, settings)
                 hint = "the settings of a plugin are a section of their own: [plugins.NAME]"
-                problems.append(
-                    unknown(f"plugins.{key}", where, "no such setting", near, hint=hint)
-                )
+                problems.append(unknown(f"plugins.{key}", where, settings, hint=hint))
         variables = {_variable(section, name): name for name in settings}
         for variable, text in self._env.items():
             if variable in variables:
                 found[variables[variable]] = _Raw(text, Origin("env", variable))
             elif variable.startswith(_variable(section, "")) and not section.startswith("plugins"):
-                near = nearest(variable, variables)
-                problems.append(unknown(variable, None, "no such setting", near))
+                problems.append(unknown(variable, None, variables))
         for key, value in self._flags.items():
             head, _, name = key.rpartition(".")
             if head == section:
-                flag = settings[name].metadata.get("flag", "--" + name.replace("_", "-"))
+                flag = settings[name].metadata.get("flag") or "--" + name.replace("_", "-")
                 found[name] = _Raw(value, Origin("flag", flag))
         return found, problems
 
@@ -351,7 +342,8 @@ def load(
     named = path is not None or "WW_CONFIG" in env
     file = read(file_path(path, env=env), required=named)
     config = Config(paths.home(env), file, env, flags or {})
-    config.check_names()
+    if problems := config.unknown_sections():
+        raise problems[0]
     return config
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import pkgutil
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from wetware.base import paths
+from wetware.base.setting import setting
 from wetware.config.convert import hints_of, type_name
 from wetware.errors import InvalidArgument, PluginError
 
@@ -85,13 +84,10 @@ def _default_listen() -> tuple[Multiaddr, ...]:
 class NodeConfig:
     """The node itself."""
 
-    data_dir: Path = field(
-        default_factory=lambda: paths.home() / "node",
-        metadata={
-            "help": "What the node keeps: its key, the policy, plugins' data. One node at a time "
-            "uses it.",
-            "default": "$WW_HOME/node",
-        },
+    data_dir: Path = setting(
+        Path("node"),  # of WW_HOME, see Config
+        "What the node keeps: its key, the policy, plugins' data. One node at a time uses it.",
+        default_text="$WW_HOME/node",
     )
     listen: tuple[Multiaddr, ...] = field(
         default_factory=_default_listen,
@@ -102,84 +98,66 @@ class NodeConfig:
             "check": _check_listen,
         },
     )
-    peers: tuple[Multiaddr, ...] = field(
-        default=(),
-        metadata={
-            "help": "Nodes to connect to at the start, beside those that this node remembers: "
-            "addresses that end in `/p2p/PEER_ID`. Being named here makes nobody a member.",
-            "check": _check_peers,
-            "flag": "--peer",
-        },
+    peers: tuple[Multiaddr, ...] = setting(
+        (),
+        "Nodes to connect to at the start, beside those that this node remembers: addresses that "
+        "end in `/p2p/PEER_ID`. Being named here makes nobody a member.",
+        check=_check_peers,
+        flag="--peer",
     )
-    join: str = field(
-        default="",
-        metadata={
-            "help": "A ticket of `ww invite`, or a certificate of `ww invite --peer`: how a new "
-            "node becomes a member. Not needed again once it has joined.",
-            "default": "none",
-            "secret": True,
-        },
+    join: str = setting(
+        "",
+        "A ticket of `ww invite`, or a certificate of `ww invite --peer`: how a new node becomes a "
+        "member. Not needed again once it has joined.",
+        default_text="none",
+        secret=True,
     )
-    labels: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "What others may select this node by: `KEY=VALUE`. Labels of the node's "
-            "certificate win over these.",
-            "check": _check_labels,
-            "flag": "--label",
-        },
+    labels: tuple[str, ...] = setting(
+        (),
+        "What others may select this node by: `KEY=VALUE`. Labels of the node's certificate win "
+        "over these.",
+        check=_check_labels,
+        flag="--label",
     )
-    open_protocols: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "Protocol IDs of class `open` that peers who are no members may use, too: e.g. "
-            "Bitswap, for the IPFS network. Empty: none.",
-            "check": _check_protocols,
-        },
+    open_protocols: tuple[str, ...] = setting(
+        (),
+        "Protocol IDs of class `open` that peers who are no members may use, too: e.g. Bitswap, "
+        "for the IPFS network. Empty: none.",
+        check=_check_protocols,
     )
-    libp2p: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether to run libp2p's control plane: identify, ping and the DHT, for peers "
-            "that are no wetware nodes. Costs some 90 MiB.",
-        },
+    libp2p: bool = setting(
+        True,
+        "Whether to run libp2p's control plane: identify, ping and the DHT, for peers that are no "
+        "wetware nodes. Costs some 90 MiB.",
     )
-    auth: str = field(
-        default="local",
-        metadata={
-            "help": "The auth backend: the plugin of this name, or `auth_NAME`. There is no "
-            "fallback to another one.",
-            "check": _check_plugin,
-        },
+    auth: str = setting(
+        "local",
+        "The auth backend: the plugin of this name, or `auth_NAME`. There is no fallback to "
+        "another one.",
+        check=_check_plugin,
     )
-    audit: str = field(
-        default="audit",
-        metadata={
-            "help": "The recorder of decisions: the plugin of this name, whose failing refuses "
-            'them. "none": they are not recorded, and `ww doctor` warns of it.',
-            "check": _check_plugin,
-        },
+    audit: str = setting(
+        "audit",
+        "The recorder of decisions: the plugin of this name, whose failing refuses them. "
+        '"none": they are not recorded, and `ww doctor` warns of it.',
+        check=_check_plugin,
     )
-    dev: bool = field(
-        default=False,
-        metadata={
-            "help": "Try the auth backend out: one that can makes all that it needs on this "
-            "machine. The node then listens on loopback only, and nobody joins it.",
-        },
+    dev: bool = setting(
+        False,
+        "Try the auth backend out: one that can makes all that it needs on this machine. The node "
+        "then listens on loopback only, and nobody joins it.",
     )
-    name: str = field(
-        default="",
-        metadata={
-            "help": "What people call this node, in logs and `ww status`.",
-            "default": "the host's name",
-            "check": _check_name,
-        },
+    name: str = setting(
+        "",
+        "What people call this node, in logs and `ww status`.",
+        check=_check_name,
+        default_text="the host's name",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = field(
-        default="info", metadata={"help": "The least severe events that are logged."}
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "The least severe events that are logged."
     )
-    log_format: Literal["text", "json"] = field(
-        default="text", metadata={"help": "One line of text, or one JSON object, per event."}
+    log_format: Literal["text", "json"] = setting(
+        "text", "One line of text, or one JSON object, per event."
     )
 
 
@@ -192,18 +170,13 @@ class NoSettings:
 class PluginsConfig:
     """Which installed plugins are loaded. `[plugins.NAME]` holds the settings of one."""
 
-    enable: tuple[str, ...] | None = field(
-        default=None,
-        metadata={
-            "help": "Load these and the auth backend, nothing else; one of them failing stops the "
-            "node (exit 78). Absent: every installed plugin is loaded, and one that fails is "
-            "reported.",
-            "default": "every installed plugin",
-        },
+    enable: tuple[str, ...] | None = setting(
+        None,
+        "Load these and the auth backend, nothing else; one of them failing stops the node (exit "
+        "78). Absent: every installed plugin is loaded, and one that fails is reported.",
+        default_text="every installed plugin",
     )
-    disable: tuple[str, ...] = field(
-        default=(), metadata={"help": "Never load these. Wins over `enable`."}
-    )
+    disable: tuple[str, ...] = setting((), "Never load these. Wins over `enable`.")
 
 
 SECTIONS: Final[dict[str, type | str]] = {
@@ -224,7 +197,7 @@ def section_class(name: str) -> type:
 
 
 def settings_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a section that are settings, by name."""
+    """The fields of a section that `setting` made, by name."""
     return {each.name: each for each in dataclasses.fields(cls) if "help" in each.metadata}
 
 
@@ -235,7 +208,7 @@ def default_of(each: dataclasses.Field[Any]) -> object:
 
 
 def range_text(each: dataclasses.Field[Any]) -> str:
-    """Limits and durations are never negative."""
+    """Which numbers are allowed; limits and durations are never negative."""
     low, high = each.metadata.get("min", 0), each.metadata.get("max")
     return f"{low} or more" if high is None else f"{low} to {high}"
 
@@ -244,7 +217,8 @@ def check_range(each: dataclasses.Field[Any], value: object) -> None:
     """Raise InvalidArgument for a number outside the range of a setting."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    if not each.metadata.get("min", 0) <= value <= each.metadata.get("max", math.inf):
+    low, high = each.metadata.get("min", 0), each.metadata.get("max")
+    if value < low or (high is not None and value > high):
         raise InvalidArgument(f"{value} is out of range; {range_text(each)}", code="invalid.range")
 
 
@@ -258,8 +232,6 @@ def check_schema(cls: object) -> type:
     if not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]  # typeshed lacks it
         raise _bad_schema(cls, "is not frozen; write @dataclass(frozen=True, slots=True)")
     fields, settings = dataclasses.fields(cls), settings_of(cls)
-    if fields and not settings:
-        raise _bad_schema(cls, 'has no setting: write field(default=…, metadata={"help": "…"})')
     for each in fields:
         if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             raise _bad_schema(cls, f"has no default for {each.name!r}")
@@ -272,6 +244,8 @@ def check_schema(cls: object) -> type:
             type_name(hints[name])
         except TypeError as exc:
             raise _bad_schema(cls, f"field {name!r}: {exc}") from None
+    if fields and not settings:
+        raise _bad_schema(cls, "has no setting: write NAME: TYPE = setting(DEFAULT, TEXT)")
     try:
         cls()
     except Exception as exc:

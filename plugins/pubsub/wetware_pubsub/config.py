@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from wetware.base.setting import setting
 
 
 @dataclass(frozen=True, slots=True)
 class PubSubConfig:
-    """Those with a `help` are settings of `[plugins.pubsub]` in ww.toml.
+    """Topics and their messages.
+
+    What `setting` makes is in `[plugins.pubsub]` of ww.toml.
 
     Attributes:
         topic_chars_max: Length of a topic's name.
@@ -51,51 +55,35 @@ class PubSubConfig:
         publishers_max: Pairs of publisher and topic whose last number is remembered.
     """
 
-    message_bytes_max: int = field(
-        default=512 << 10,
-        metadata={
-            "help": "Data of one message; the same on all nodes. An RPC to a client holds at least "
-            "one, and stays below 1 MiB, which is also go-libp2p's limit for a GossipSub frame.",
-            "min": 1,
-            "max": 768 << 10,
-        },
+    message_bytes_max: int = setting(
+        512 << 10,
+        "Data of one message; the same on all nodes. An RPC to a client holds at least one, and "
+        "stays below 1 MiB, which is also go-libp2p's limit for a GossipSub frame.",
+        min=1,
+        max=768 << 10,
     )
-    topics_max: int = field(
-        default=4096,
-        metadata={
-            "help": "Topics with a local subscriber, over all sessions: each costs an announcement "
-            "to every peer."
-        },
+    topics_max: int = setting(
+        4096,
+        "Topics with a local subscriber, over all sessions: each costs an announcement to every "
+        "peer.",
     )
-    subscriptions_max: int = field(
-        default=8192, metadata={"help": "Subscriptions over all sessions."}
+    subscriptions_max: int = setting(8192, "Subscriptions over all sessions.")
+    subscriptions_per_principal_max: int = setting(
+        1024, "Subscriptions of one principal, over all its sessions."
     )
-    subscriptions_per_principal_max: int = field(
-        default=1024,
-        metadata={"help": "Subscriptions of one principal, over all its sessions."},
+    buffer_bytes_max: int = setting(8 << 20, "Memory for what one subscription buffers.")
+    history_bytes_max: int = setting(
+        32 << 20, "Memory for messages that other nodes may still ask for; older ones go first."
     )
-    buffer_bytes_max: int = field(
-        default=8 << 20, metadata={"help": "Memory for what one subscription buffers."}
+    queue_bytes_max: int = setting(
+        8 << 20,
+        "Memory for what waits to be sent to one node. One that falls behind by more loses its "
+        "stream and starts again; gossip is dropped from half of it on.",
     )
-    history_bytes_max: int = field(
-        default=32 << 20,
-        metadata={
-            "help": "Memory for messages that other nodes may still ask for; older ones go first."
-        },
-    )
-    queue_bytes_max: int = field(
-        default=8 << 20,
-        metadata={
-            "help": "Memory for what waits to be sent to one node. One that falls behind by more "
-            "loses its stream and starts again; gossip is dropped from half of it on."
-        },
-    )
-    flood_publish: bool = field(
-        default=True,
-        metadata={
-            "help": "Send own messages to every subscribed node, not to a few alone: no node can "
-            "censor this one, and latency is one hop. Costs bandwidth with many nodes."
-        },
+    flood_publish: bool = setting(
+        True,
+        "Send own messages to every subscribed node, not to a few alone: no node can censor this "
+        "one, and latency is one hop. Costs bandwidth with many nodes.",
     )
     topic_chars_max: int = 128
     buffer_messages_default: int = 4096

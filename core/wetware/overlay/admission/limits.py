@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Final
+
+from wetware.base.setting import setting
 
 DAY_S: Final = 86_400.0
 LIFE_S_MAX: Final = 366 * DAY_S
@@ -14,7 +16,7 @@ LIFE_S_MAX: Final = 366 * DAY_S
 class AdmissionLimits:
     """Who is let into the cluster, and for how long.
 
-    Those with a `help` are settings of `[admission]` in ww.toml.
+    What `setting` makes is in `[admission]` of ww.toml.
 
     Attributes:
         clock_skew_s_max: How far the clocks of two nodes may differ: certificates count as valid
@@ -48,33 +50,29 @@ class AdmissionLimits:
         sweep_s: How often ends of certificates are looked for.
     """
 
-    certificate_s: float = field(
-        default=7 * DAY_S,
-        metadata={
-            "help": "Life of a member's certificate; it is renewed after a third of it. Bounds how "
-            "long a member that every tombstone missed is still let in."
-        },
+    certificate_s: float = setting(
+        7 * DAY_S,
+        "Life of a member's certificate; it is renewed after a third of it. Bounds how long a "
+        "member that every tombstone missed is still let in.",
+        min=1,
     )
-    inviter_certificate_s: float = field(
-        default=90 * DAY_S,
-        metadata={
-            "help": "Life of a certificate with the right `invite`. Longer: what inviters sign "
-            "ends with it, and only a holder of the cluster key renews it."
-        },
+    inviter_certificate_s: float = setting(
+        90 * DAY_S,
+        "Life of a certificate with the right `invite`. Longer: what inviters sign ends with it, "
+        "and only a holder of the cluster key renews it.",
+        min=1,
     )
-    foreign_certificate_s: float = field(
-        default=90 * DAY_S,
-        metadata={
-            "help": "Life of the certificate of a foreign libp2p peer. That cannot ask for a new "
-            "one: its issuer makes one after two thirds of the life, until it is evicted."
-        },
+    foreign_certificate_s: float = setting(
+        90 * DAY_S,
+        "Life of the certificate of a foreign libp2p peer. That cannot ask for a new one: its "
+        "issuer makes one after two thirds of the life, until it is evicted.",
+        min=1,
     )
-    renew_grace_s: float = field(
-        default=30 * DAY_S,
-        metadata={
-            "help": "For how long after its end a certificate can still be renewed: a laptop may "
-            "be closed for a holiday."
-        },
+    renew_grace_s: float = setting(
+        30 * DAY_S,
+        "For how long after its end a certificate can still be renewed: a laptop may be closed for "
+        "a holiday.",
+        min=1,
     )
     clock_skew_s_max: float = 60.0
     ticket_s: float = DAY_S
@@ -90,12 +88,11 @@ class AdmissionLimits:
     foreign_per_inviter_max: int = 64
     chains_cached_max: int = 4096
     veto_s: float = 5.0
-    veto_recheck_s: float = field(
-        default=30.0,
-        metadata={
-            "help": "How often the auth backend is asked again about the nodes that are admitted: "
-            "how late one that it no longer admits is removed."
-        },
+    veto_recheck_s: float = setting(
+        30.0,
+        "How often the auth backend is asked again about the nodes that are admitted: how late one "
+        "that it no longer admits is removed.",
+        min=0.1,
     )
     veto_failures_max: int = 3
     vetoes_max: int = 32

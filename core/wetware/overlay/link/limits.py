@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
+from wetware.base.setting import setting
 from wetware.errors import OverlayError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class Violation(OverlayError):
 class LinkLimits:
     """Connections, and what they may hold.
 
-    Times are seconds, sizes are bytes, the rest are counts. Those with a `help` are settings of
-    `[link]` in ww.toml.
+    Times are seconds, sizes are bytes, the rest are counts. What `setting` makes is in
+    `[link]` of ww.toml.
 
     Attributes:
         connections_privileged: Inbound connections that only privileged peers (members) get, at
@@ -96,23 +97,21 @@ class LinkLimits:
         listen_backlog: Connections that the kernel holds before they are accepted.
     """
 
-    connections_max: int = field(
-        default=1024,
-        metadata={
-            "help": "Established connections; handshakes pending come on top. A connection costs "
-            "some 50 KiB and a file descriptor (the usual limit of a process is 1024; raise both "
-            "together). An eighth is kept for dials."
-        },
+    connections_max: int = setting(
+        1024,
+        "Established connections; handshakes pending come on top. A connection costs some 50 KiB "
+        "and a file descriptor (the usual limit of a process is 1024; raise both together). An "
+        "eighth is kept for dials.",
+        min=1,
     )
     connections_privileged: int = 128
     connections_per_peer_max: int = 4
-    connections_per_ip_max: int = field(
-        default=64,
-        metadata={
-            "help": "Inbound connections of strangers at one address (IPv6: one /64), so that a "
-            "single host cannot take every place: it takes a dozen. A newcomer beyond it replaces "
-            "the longest idle one. Clients may sit behind one NAT; privileged peers do not count."
-        },
+    connections_per_ip_max: int = setting(
+        64,
+        "Inbound connections of strangers at one address (IPv6: one /64), so that a single host "
+        "cannot take every place: it takes a dozen. A newcomer beyond it replaces the longest idle "
+        "one. Clients may sit behind one NAT; privileged peers do not count.",
+        min=1,
     )
     stranger_idle_s: float = 60.0
     handshakes_max: int = 128
@@ -141,15 +140,14 @@ class LinkLimits:
     frame_bytes_max: int = 16 * MIB
     stream_window_bytes: int = 4 * MIB
     buffered_per_connection_bytes_max: int = 64 * MIB
-    buffered_bytes_max: int = field(
-        default=256 * MIB,
-        metadata={"help": "Memory for what all connections received and nobody has read yet."},
+    buffered_bytes_max: int = setting(
+        256 * MIB, "Memory for what all connections received and nobody has read yet.", min=1
     )
     stream_unsent_bytes_max: int = 256 * KIB
     stream_unsent_bytes_min: int = 16 * KIB
     unsent_per_connection_bytes_max: int = 16 * MIB
-    unsent_bytes_max: int = field(
-        default=128 * MIB, metadata={"help": "Memory for what waits to be sent on all connections."}
+    unsent_bytes_max: int = setting(
+        128 * MIB, "Memory for what waits to be sent on all connections.", min=1
     )
     urgent_flush_bytes_max: int = 32 * KIB
     notsent_bytes_max: int = 128 * KIB
