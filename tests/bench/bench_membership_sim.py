@@ -18,7 +18,7 @@ from membership_sim import Sim, SimNode
 
 from wetware.identity import PeerId
 from wetware.overlay.membership.config import MembershipConfig
-from wetware.overlay.membership.swim import Change, ChangeKind
+from wetware.overlay.membership.known import Change, ChangeKind
 
 
 class Watch:

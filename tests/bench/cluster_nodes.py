@@ -32,8 +32,8 @@ from wetware.overlay.admission.service import Introductions
 from wetware.overlay.admission.store import Store
 from wetware.overlay.link import LinkHost
 from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.known import Change, ChangeKind
 from wetware.overlay.membership.service import Membership
-from wetware.overlay.membership.swim import Change, ChangeKind
 
 LINE_BYTES_MAX = 16 << 20
 POLL_S = 0.25
@@ -144,7 +144,7 @@ class Node:
         counters, connections = self.membership.swim.counters, self.host.connections()
         return {
             "connections": len(connections),
-            "health": self.membership.swim.local_health,
+            "health": self.membership.swim.awareness.score,
             "link_bytes_out": sum(connection.bytes_out for connection in connections),
             "probes": counters["probes"],
             "frames_out": counters["frames_out"],

@@ -14,8 +14,9 @@ from functools import lru_cache, partial
 
 from wetware.identity import Key, PeerId
 from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.known import Change, ChangeKind, State
 from wetware.overlay.membership.record import Record, key_of
-from wetware.overlay.membership.swim import Change, ChangeKind, State, Swim
+from wetware.overlay.membership.swim import Swim
 
 UNIX_MS = 1_800_000_000_000
 """The simulation's beginning."""
@@ -171,8 +172,8 @@ class Sim:
             swim = node.swim
             for other in nodes:
                 if other is not node:
-                    swim._install(key_of(other.peer), other.swim.record, {}, self.time)
-            swim._rumours.__init__()  # type: ignore[misc]
+                    swim._install(key_of(other.peer), other.swim.record, {})
+            swim._gossip.rumours.__init__()  # type: ignore[misc]
             node.changes.clear()
         return nodes
 

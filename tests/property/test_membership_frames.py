@@ -78,9 +78,9 @@ class Node:
             used = False
         swim = self.swim
         assert len(swim.members()) <= CONFIG.members_max
-        assert len(swim._pending) <= 4 * CONFIG.members_max + 1
+        assert len(swim._fetching.pending) <= 4 * CONFIG.members_max + 1
         assert len(swim._sources) <= 4
-        assert len(swim._rumours) <= 4 * CONFIG.members_max
+        assert len(swim._gossip.rumours) <= 4 * CONFIG.members_max
         assert swim.record.incarnation < 1 << 53
         return used
 

@@ -10,9 +10,12 @@ import ipaddress
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from wetware.errors import LimitExceeded
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 def address_key(address: str) -> str:
@@ -100,6 +103,43 @@ class Rates:
         """What the token was spent for turned out well: it does not count."""
         if (bucket := self._seen.get(key)) is not None:
             bucket.spend(-1)
+
+
+class Recent(Generic[K, V]):
+    """What was put in less than `ttl_s` ago; of more than `entries_max` the oldest make room.
+
+    Args:
+        ttl_s: How long an entry is known.
+        entries_max: How many are.
+        monotonic: Seconds that never go back.
+    """
+
+    def __init__(self, ttl_s: float, entries_max: int, monotonic: Callable[[], float]) -> None:
+        self._ttl_s, self._entries_max, self._monotonic = ttl_s, entries_max, monotonic
+        self._entries: OrderedDict[K, tuple[V, float]] = OrderedDict()  # with its end
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: K) -> bool:
+        entry = self._entries.get(key)
+        if entry is not None and self._monotonic() >= entry[1]:
+            del self._entries[key]
+            return False
+        return entry is not None
+
+    def get(self, key: K) -> V | None:
+        return self._entries[key][0] if key in self else None
+
+    def put(self, key: K, value: V) -> None:
+        """The entry is known from now on, whatever was put under its key before."""
+        self._entries[key] = value, self._monotonic() + self._ttl_s
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._entries_max:
+            self._entries.popitem(last=False)
+
+    def discard(self, key: K) -> None:
+        self._entries.pop(key, None)
 
 
 class Throttle:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from wetware.base.finding import span
 from wetware.base.log import get_logger
 from wetware.member import Member
+from wetware.overlay.membership.known import Change, ChangeKind, Known
 from wetware.overlay.membership.selector import Selector, selected
-from wetware.overlay.membership.swim import Change, ChangeKind, Known
 
 if TYPE_CHECKING:
     from wetware.base.clock import Clock

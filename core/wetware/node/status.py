@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wetware.base.version import __version__
 from wetware.node.process import rss_bytes
-from wetware.overlay.membership.swim import State
+from wetware.overlay.membership.known import State
 
 if TYPE_CHECKING:
     from wetware.node.parts import Parts

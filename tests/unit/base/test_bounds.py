@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from wetware.base.bounds import Claim, Places, Rates, Throttle, TokenBucket, address_key
+from wetware.base.bounds import Claim, Places, Rates, Recent, Throttle, TokenBucket, address_key
 from wetware.errors import LimitExceeded
 from wetware.node import process
 
@@ -58,6 +58,23 @@ def test_the_table_of_rates_is_bounded() -> None:
     assert len(rates) == 8
     assert not rates.take(99)
     assert rates.take(0), "forgotten, so it starts afresh"
+
+
+def test_what_is_recent_ends_and_the_oldest_makes_room() -> None:
+    clock = Clock()
+    recent: Recent[str, int] = Recent(10.0, 2, clock)
+    recent.put("a", 1)
+    clock.now += 6.0
+    recent.put("b", 2)
+    assert (recent.get("a"), recent.get("b"), "c" in recent) == (1, 2, False)
+    clock.now += 4.0
+    assert (recent.get("a"), recent.get("b")) == (None, 2)
+    recent.put("a", 3)
+    recent.put("c", 4)
+    assert ("b" in recent, recent.get("a"), len(recent)) == (False, 3, 2)
+    recent.discard("a")
+    recent.discard("a")
+    assert "a" not in recent
 
 
 def test_a_throttle_says_how_much_it_left_out() -> None:

@@ -11,8 +11,8 @@ import pytest
 from wetware.errors import InvalidArgument
 from wetware.identity import Key, PeerId
 from wetware.node.members import Members
+from wetware.overlay.membership.known import Change, ChangeKind, Known, State
 from wetware.overlay.membership.record import Record
-from wetware.overlay.membership.swim import Change, ChangeKind, Known, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from wetware.overlay.membership.swim import middle
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
     from wetware.identity import PeerId
+    from wetware.overlay.membership.known import Known
     from wetware.overlay.membership.service import DialBack, Membership
-    from wetware.overlay.membership.swim import Known
 
 REACH_MEMBERS_MAX, REACH_ADDRS_MAX = 2, 4
 NAMED_MAX: Final = 5

@@ -41,6 +41,7 @@ from wetware.identity import Key
 from wetware.overlay.admission.decision import Admitted, Removed
 from wetware.overlay.frames import field, read_frame, write_frame
 from wetware.overlay.link import LinkHost, LinkLimits, Stream
+from wetware.overlay.membership.known import Change, ChangeKind, Known, State
 from wetware.overlay.membership.peers import (
     INCARNATION_FILE,
     PEERS_FILE,
@@ -49,7 +50,7 @@ from wetware.overlay.membership.peers import (
 )
 from wetware.overlay.membership.reach import Reach, ReachLimits
 from wetware.overlay.membership.record import RECORD_BYTES_MAX, Malformed, Record
-from wetware.overlay.membership.swim import Change, ChangeKind, Known, State, Swim, middle
+from wetware.overlay.membership.swim import Swim, middle
 from wetware.peers import PeerDown, PeerUp
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ announce asks for it, so that a record crosses each node's wire about once, howe
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -97,6 +98,11 @@ _NO_CLAIMS: Final[list[tuple[bytes, int, bytes, int]]] = []
 _NO_BYTES: Final[list[bytes]] = []
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _PROBES: Final = frozenset((Kind.PING, Kind.ACK, Kind.NACK, Kind.PING_REQ))
+
+
+def digest_of(fact: bytes) -> bytes:
+    """What a fact is announced by."""
+    return hashlib.sha256(fact).digest()[:DIGEST_BYTES]
 
 
 def encode(fields: dict[str, Any]) -> bytes:

@@ -16,8 +16,9 @@ from wetware.errors import InvalidArgument
 from wetware.identity import PeerId
 from wetware.overlay.membership import wire
 from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.known import Change, ChangeKind, Known, State
 from wetware.overlay.membership.record import Record, key_of
-from wetware.overlay.membership.swim import Change, ChangeKind, Known, State, Swim
+from wetware.overlay.membership.swim import Swim
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
 

@@ -9,8 +9,9 @@ import pytest
 from wetware.base import cbor
 from wetware.overlay.membership import wire
 from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.known import ChangeKind, State
 from wetware.overlay.membership.record import Record, key_of
-from wetware.overlay.membership.swim import ChangeKind, State, middle
+from wetware.overlay.membership.swim import middle
 
 from membership_sim import Sim, SimNode, happened, key_number  # isort: skip - beside the benchmark
 

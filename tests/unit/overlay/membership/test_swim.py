@@ -9,8 +9,9 @@ import pytest
 
 from wetware.base import cbor
 from wetware.overlay.membership import wire
+from wetware.overlay.membership.known import ChangeKind, State
 from wetware.overlay.membership.record import Forged, Malformed, Record
-from wetware.overlay.membership.swim import ChangeKind, State, middle
+from wetware.overlay.membership.swim import middle
 
 from .conftest import Lab, entry, raw, wire_digest
 
@@ -76,10 +77,10 @@ def test_no_answer_then_others_are_asked_then_suspicion(lab: Lab) -> None:
     assert 1 not in asked
     for n in asked:
         lab.says(n, NACK, n=ping["n"])
-    health = lab.swim.local_health
+    health = lab.swim.awareness.score
     lab.pass_s(0.5, answer={2, 3, 4, 5})
     assert lab.state(1) is State.SUSPECT
-    assert lab.swim.local_health <= health  # the others answered: it is not this node's fault
+    assert lab.swim.awareness.score <= health  # the others answered: it is not this node's fault
     lab.pass_s(0.2, answer={2, 3, 4, 5})
     assert (1, 100, 0, wire.SUSPECT) in lab.claims_sent()
 
@@ -115,7 +116,7 @@ def test_unreachable_goes_to_the_others_at_once(lab: Lab) -> None:
     assert lab.state(1) is State.ALIVE
     lab.swim.unreachable(lab.peer(4))  # the last of them cannot be asked
     assert lab.state(1) is State.SUSPECT  # and nothing is left to wait for
-    assert lab.swim.local_health == 0
+    assert lab.swim.awareness.score == 0
 
 
 def test_a_probe_for_another_is_relayed_and_its_failure_told(lab: Lab) -> None:
@@ -146,14 +147,14 @@ def test_relayed_probes_are_bounded() -> None:
 def test_local_health_makes_it_patient(lab: Lab) -> None:
     lab.joined(1, 2, 3, 4)
     lab.pass_s(30.0)  # nobody answers, nobody says NACK: it is this node
-    assert lab.swim.local_health == lab.config.awareness_max - 1
+    assert lab.swim.awareness.score == lab.config.awareness_max - 1
     before = len(lab.frames(PING))
     lab.pass_s(16.0)
     assert len(lab.frames(PING)) - before <= 2 + 4  # a probe in 8 s
     for n in range(1, 5):
         lab.tells(n, lab.record(n, incarnation=101))
     lab.pass_s(120.0, answer=True)
-    assert lab.swim.local_health == 0
+    assert lab.swim.awareness.score == 0
 
 
 def test_clock_and_round_trip_are_measured(lab: Lab) -> None:
@@ -204,7 +205,7 @@ def _idle(lab: Lab) -> None:
     """Long enough that nobody was heard within the last period."""
     lab.time += 0.2
     for n in range(1, 40):
-        if (peer := lab.swim._nodes.get(raw(n))) is not None:
+        if (peer := lab.swim._table.nodes.get(raw(n))) is not None:
             peer.heard_at = lab.time - 60
 
 
@@ -221,7 +222,7 @@ def test_independent_confirmations_shorten_the_suspicion(
     assert lab.state(1) is State.SUSPECT
     others = set(range(2, 8))
     start = lab.time
-    lab.swim._probe_now = lambda *_, **__: None  # type: ignore[method-assign]
+    lab.swim._probing._begin = lambda *_: None  # type: ignore[method-assign]
     while lab.state(1) is State.SUSPECT and lab.time < start + 60:
         lab.pass_s(0.05, answer=others)
     assert lab.time - start == pytest.approx(seconds, abs=0.15)
@@ -235,7 +236,7 @@ def test_this_node_refutes_and_shows_it(lab: Lab) -> None:
     assert lab.swim.record.order == (101, 0)
     assert lab.swim.counters["refutations"] == 1
     assert [f["r"] for n, f in sent if n == 1 and f["k"] == HAVE] == [[lab.swim.record.encoded]]
-    assert lab.swim.local_health == 1
+    assert lab.swim.awareness.score == 1
     lab.says(2, GOSSIP, c=lab.claim(0, 3))  # an old claim: refuted already
     assert lab.swim.record.order == (101, 0)
 
@@ -376,7 +377,7 @@ def test_standing_still_makes_nobody_suspect(lab: Lab) -> None:
     lab.swim.tick()
     assert lab.swim.counters["probes_failed"] == 0
     assert lab.swim.counters["away"] == 1
-    assert lab.swim.local_health == 1
+    assert lab.swim.awareness.score == 1
     lab.pass_s(10.0, answer=True)
     assert lab.kinds() == []
     assert lab.swim.counters["suspicions"] == 0
@@ -594,8 +595,8 @@ def test_what_is_planned_to_be_fetched_is_bounded() -> None:
     for n in range(2000):
         fake = wire.ENTRY.pack(n.to_bytes(32, "big"), 1, 0, 0)
         lab.says(1 + n % 3, GOSSIP, d=fake)
-    assert len(lab.swim._pending) <= 4 * 8 + 3
-    assert sum(len(s.queue or ()) for s in lab.swim._sources.values()) <= 3 * 8
+    assert len(lab.swim._fetching.pending) <= 4 * 8 + 3
+    assert sum(len(s.queue) for s in lab.swim._sources._sources.values()) <= 3 * 8
 
 
 # --- retention ---
@@ -611,7 +612,7 @@ def test_the_dead_are_remembered_so_that_they_do_not_rise(lab: Lab) -> None:
     lab.tells(2, old)
     lab.says(2, GOSSIP, d=entry(1))
     assert lab.state(1) is State.DEAD
-    lab.swim._nodes[raw(1)].since -= lab.config.retention_s + 1
+    lab.swim._table.nodes[raw(1)].since -= lab.config.retention_s + 1
     lab.pass_s(61.0, answer={2, 3})
     assert lab.state(1) is None
     assert lab.kinds()[-1] is ChangeKind.REMOVED

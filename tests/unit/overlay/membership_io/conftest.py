@@ -20,9 +20,9 @@ from wetware.overlay.admission.service import Introductions
 from wetware.overlay.admission.store import Store
 from wetware.overlay.link import LinkHost, LinkLimits, Stream
 from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.known import Change
 from wetware.overlay.membership.reach import ReachLimits
 from wetware.overlay.membership.service import PROTOCOL, Membership
-from wetware.overlay.membership.swim import Change
 from wetware.testing import tasks_of_core
 
 QUICK = MembershipConfig(

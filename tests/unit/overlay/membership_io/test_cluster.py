@@ -14,8 +14,8 @@ from wetware.base.multiaddr import Multiaddr
 from wetware.errors import DialError, LimitExceeded, OverlayError
 from wetware.hookspecs import PeerUp
 from wetware.identity import Key
+from wetware.overlay.membership.known import ChangeKind
 from wetware.overlay.membership.service import Membership
-from wetware.overlay.membership.swim import ChangeKind
 
 pytestmark = pytest.mark.anyio
 
