@@ -36,8 +36,6 @@ T = TypeVar("T")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 """The parameter of every command that prints data."""
-CLOCK_S_TOLD: Final = 1.0
-"""A clock that is off by more is told of; less is no trouble to anybody."""
 _REPORT: Final = "the same command with --debug (ww --debug …), and report what it prints"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -32,10 +32,22 @@ def doctor_command(
 
     Works without a running node. With `--node`, that node is checked instead of this machine's.
     """
+    import asyncio
+
+    from wetware.cli.machine import check_machine
+
     with _progress() as progress:
-        local = _machine(progress)
+        local = asyncio.run(
+            check_machine(
+                {"node.data_dir": options.data_dir},
+                options.config,
+                options.key,
+                local=options.node is None,
+                progress=progress,
+            )
+        )
         progress("the node (it asks others, up to 20 s)")
-        asked = _node(local)
+        asked = _node()
     # What the node and this command both see is said once.
     measured = {finding.check for finding in local} & {"disk", "open files"}
     asked = [finding for finding in asked if finding.check not in measured]
@@ -43,14 +55,8 @@ def doctor_command(
     count = {level: sum(f.level == level for f in findings) for level in LEVEL_STYLES}
     bad = count["error"] or (strict and count["warning"])
     if json:
-        out_json(
-            {
-                "ok": not bad,
-                "errors": count["error"],
-                "warnings": count["warning"],
-                "findings": findings,
-            }
-        )
+        numbers = {"errors": count["error"], "warnings": count["warning"]}
+        out_json({"ok": not bad, **numbers, "findings": findings})
     else:
         _show(findings, count, verbose=verbose)
     if bad:
@@ -75,40 +81,24 @@ def _show(findings: list[Finding], count: Mapping[str, int], *, verbose: bool) -
     out(", ".join(words) + folded)
 
 
-def _machine(progress: Callable[[str], None]) -> list[Finding]:
-    import asyncio
-
-    from wetware.doctor.machine import Machine, check_machine
-
-    flags = {"node.data_dir": options.data_dir}
-    machine = Machine(flags, options.config, options.key, local=options.node is None)
-    return asyncio.run(check_machine(machine, progress))
-
-
-def _node(local: Sequence[Finding]) -> list[Finding]:
-    """The node's own part; where it cannot be had, why, unless `local` says that already."""
+def _node() -> list[Finding]:
+    """The node's own part; where it cannot be had, why."""
     from wetware.base.finding import error, remedy_of, warning
 
     try:
         return list(run_client(lambda session: session.cluster.check()))
     except Denied as exc:
-        return [
-            warning(
-                "node",
-                f"you may not ask the node to check itself: {exc.message}",
-                "an operator gives a role that covers cluster.check (`ww role set ROLE "
-                "'cluster=Cluster.check'`), or runs `ww doctor`",
-            )
-        ]
+        text = f"you may not ask the node to check itself: {exc.message}"
+        role = "a role that covers cluster.check (`ww role set ROLE 'cluster=Cluster.check'`)"
+        return [warning("node", text, f"an operator gives {role}, or runs `ww doctor`")]
     except DialError as exc:
         if exc.code == "overlay.dial.no_node":
             text = f"{exc.message}, so that its part is left out"
             return [warning("node", text, "`ww node` starts one")]
         return [error("node", exc.message, remedy_of(exc.hint, "ww doctor"))]
     except WetwareError as exc:
-        return [
-            error("node", f"it could not be asked: {exc.message}", remedy_of(exc.hint, "ww status"))
-        ]
+        text = f"it could not be asked: {exc.message}"
+        return [error("node", text, remedy_of(exc.hint, "ww status"))]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ import typer
 
 import wetware
 from wetware.cli.app import (
-    CLOCK_S_TOLD,
     Json,
     examples,
     node_data_dir,
@@ -31,7 +30,7 @@ from wetware.cli.completion import (
     completion_command,
     enable,
 )
-from wetware.cli.root import Root, find
+from wetware.cli.root import LATE, Root, find
 
 _HELP = """A decentralized cloud on your own machines.
 
@@ -42,7 +41,6 @@ Start a node with `ww node`; in another terminal try `ww status`, then `ww sub c
 
 def build() -> typer.Typer:
     """The whole command line; plugins that are broken are left out (`ww plugin list` says why)."""
-    from wetware.cli.clock import clock_command
     from wetware.cli.cluster import evict_command, invite_command, ls_command, ping_command
     from wetware.cli.config import config_app
     from wetware.cli.context import context_app
@@ -59,6 +57,7 @@ def build() -> typer.Typer:
     from wetware.cli.node import node_command
     from wetware.cli.plugin import plugin_app
     from wetware.cli.services import services_command
+    from wetware.cli.status import clock_command, status_command
 
     app = typer.Typer(
         cls=Root,
@@ -141,6 +140,7 @@ def _version(wanted: bool) -> None:
 
 
 def _globals(
+    ctx: typer.Context,
     node: Annotated[
         str | None,
         typer.Option(
@@ -180,16 +180,7 @@ def _globals(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    options.take(
-        {
-            "node": node,
-            "context": context,
-            "key": key,
-            "data_dir": data_dir,
-            "config": config,
-            "debug": debug,
-        }
-    )
+    options.take({name: ctx.params[name] for name in LATE})
 
 
 def help_command(
@@ -235,69 +226,3 @@ def whoami_command(json: Json = False) -> None:
     )
     out()
     table(("service", "methods"), [(s.name, " ".join(s.methods)) for s in services])
-
-
-def status_command(
-    all_: Annotated[
-        bool,
-        typer.Option(
-            "--all",
-            help="Also peers that are no members, and why something failed; for operators.",
-        ),
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Show what a node is doing."""
-    from wetware.base.finding import size, span
-    from wetware.broker.sturdy import is_ref
-    from wetware.client import is_address
-
-    status = run_client(lambda session: session.status(details=all_))
-    if json:
-        return out_json(status)
-    node = options.node or ""
-    # Over the network the command itself is one of them.
-    strangers = status["strangers"] - (is_address(node) or is_ref(node))
-    overlay = status["overlay_state"]
-    if status["overlay_restarts"]:
-        last = f", last: {status['overlay_error']}" if status["overlay_error"] else ""
-        overlay += f" ({status['overlay_restarts']} restarts{last})"
-    pairs(
-        ("node", status["peer_id"]),
-        ("cluster", status["cluster"]),
-        ("version", status["version"]),
-        ("up", span(status["uptime_s"])),
-        ("memory", size(status["memory_bytes"])),
-        ("auth", f"{status['auth']}, policy version {status['policy_epoch']}"),
-        ("sessions", str(status["sessions"])),
-        ("services", ", ".join(status["services"])),
-        ("overlay", overlay),
-        ("listens", "\n          ".join(status["addrs"])),
-    )
-    offset_s, wrong = status["clock_offset_s"], status["clock_wrong"]
-    if offset_s is not None and abs(offset_s) >= CLOCK_S_TOLD:
-        side = "behind" if offset_s > 0 else "ahead of"
-        out(f"clock     {abs(offset_s):.1f} s {side} the other nodes'; try: ww doctor")
-    if wrong:
-        out(f"ends      of grants cannot be judged: {wrong}; try: ww clock")
-    out()
-    rows = [
-        (
-            peer["peer_id"][-8:],
-            "yes" if peer["member"] else "no",
-            peer["addr"],
-            size(peer["bytes_in"]),
-            size(peer["bytes_out"]),
-        )
-        for peer in status["peers"]
-    ]
-    if rows:
-        table(("peer", "member", "address", "in", "out"), rows)
-    else:
-        out("no peers are connected")
-    if strangers and not all_:
-        note(f"{strangers} connected that are no members; `ww status --all` shows them")
-    for plugin in status["plugins"]:
-        if plugin["state"] in ("failed", "unavailable"):
-            why = plugin["reason"] or "`ww status --all` says why"
-            note(f"plugin {plugin['name']} is {plugin['state']}: {why}")

@@ -17,9 +17,9 @@ from tests.unit.findings import ADA, OWN, levels, only
 
 from wetware.base.finding import Finding, judged
 from wetware.base.multiaddr import Multiaddr
+from wetware.cli import machine as on_machine
+from wetware.cli.machine import check_machine
 from wetware.config import load
-from wetware.doctor import machine as on_machine
-from wetware.doctor.machine import Machine, check_machine
 from wetware.errors import DialError
 from wetware.loader import report
 from wetware.node import disk as on_disk
@@ -182,7 +182,7 @@ def test_open_files() -> None:
 def test_every_problem_of_the_configuration_is_a_finding(home: Path) -> None:
     home.mkdir()
     (home / "ww.toml").write_text('[node]\nauth = "Nope!"\nnam = "x"\n[login]\nsessions_max = -1\n')
-    config, found = on_machine.check_config(Machine({}, None, None))
+    config, found = on_machine.check_config({}, None)
     assert config is not None
     bad = [f for f in found if f.check == "config"]
     assert levels(bad) == ["error"] * len(bad)
@@ -191,7 +191,7 @@ def test_every_problem_of_the_configuration_is_a_finding(home: Path) -> None:
     for part in ("node.auth", "node.nam", "login.sessions_max"):
         assert part in text
     (home / "ww.toml").write_text("[node\n")
-    config, found = on_machine.check_config(Machine({}, None, None))
+    config, found = on_machine.check_config({}, None)
     assert config is None
     assert levels(found) == ["error"]
 
@@ -216,7 +216,7 @@ async def test_a_machine_without_a_node(home: Path) -> None:
     listen = Multiaddr("ip4", "127.0.0.1", free_port())
     seen: list[str] = []
     flags = {"node.data_dir": home / "node", "node.listen": (listen,)}
-    found = await check_machine(Machine(flags, None, None), seen.append)
+    found = await check_machine(flags, progress=seen.append)
     assert "error" not in levels(found), found
     assert only(found, "listen").text == f"{listen} is free"
     assert {"versions", "config", "data directory", "listen", "your key"} <= set(seen)
@@ -229,14 +229,14 @@ async def test_a_port_that_is_taken(home: Path) -> None:
         taken.listen()
         addr = Multiaddr("ip4", "127.0.0.1", taken.getsockname()[1])
         flags = {"node.data_dir": home / "node", "node.listen": (addr,)}
-        found = only(await check_machine(Machine(flags, None, None)), "listen")
+        found = only(await check_machine(flags), "listen")
     assert found.level == "error"
     assert "the port is taken" in found.text
     assert f"sport = :{addr.port}" in found.remedy
 
 
 async def test_another_machine_s_node_needs_no_files_here(home: Path) -> None:
-    found = await check_machine(Machine({}, None, None, local=False))
+    found = await check_machine({}, local=False)
     assert not {f.check for f in found} & {"data directory", "listen", "node key", "disk"}
 
 
@@ -252,8 +252,8 @@ async def test_a_running_node_is_recognised_and_its_addresses_are_dialled(home: 
     fcntl.flock(fd, fcntl.LOCK_EX)
     try:
         assert on_machine.holder_pid(data_dir) == os.getpid()
-        machine = Machine({"node.data_dir": data_dir}, None, None)
-        starting = only(await check_machine(machine), "listen")
+        flags = {"node.data_dir": data_dir}
+        starting = only(await check_machine(flags), "listen")
         assert (starting.level, f"kill {os.getpid()}" in starting.remedy) == ("warning", True)
         async with LinkHost(OWN) as host:
             (good,) = await host.listen([Multiaddr("ip4", "127.0.0.1", 0)])
@@ -264,7 +264,7 @@ async def test_a_running_node_is_recognised_and_its_addresses_are_dialled(home: 
                 str(nobody.with_peer(OWN.peer_id)),
             ]
             (data_dir / "node.json").write_text(json.dumps({"addrs": addrs}))
-            found = [f for f in await check_machine(machine) if f.check == "listen"]
+            found = [f for f in await check_machine(flags) if f.check == "listen"]
         assert levels(found) == ["ok", "error", "error"]
         assert "refused" in found[2].text
     finally:

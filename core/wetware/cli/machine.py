@@ -1,4 +1,11 @@
-"""What can be said of this machine without asking a node."""
+"""What `ww doctor` finds on this machine, without a node; what a node finds is in `findings`.
+
+A check gives findings and never raises: what it cannot judge is a finding too, or nothing where
+nothing can be known. Whatever is not fine says what to do next. Each check has its own time limit,
+and the functions that judge take plain values, so that they are tested without a broken machine.
+
+Heavy modules are imported inside the checks: a missing library is a finding, not a traceback.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +16,6 @@ import resource
 import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -44,28 +50,24 @@ ADDRS_MAX: Final = 16
 _STA_UNSYNC: Final = 0x40  # linux/timex.h
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What to look at.
+async def check_machine(
+    flags: Mapping[str, object],
+    config_path: Path | None = None,
+    key: str | None = None,
+    *,
+    local: bool = True,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Finding]:
+    """Everything that can be said without asking a node. Takes a second, mostly for fsync.
 
-    Attributes:
+    Args:
         flags: Dotted settings of the command line, as `config.load` takes them.
         config_path: The configuration file that the command line names, or None.
         key: The user's key that it names, or None.
         local: Whether the node of this machine is meant; with `--node` it is not, and neither its
             files nor its addresses are looked at.
+        progress: Is told of each check, before it.
     """
-
-    flags: Mapping[str, object]
-    config_path: Path | None
-    key: str | None
-    local: bool = True
-
-
-async def check_machine(
-    machine: Machine, progress: Callable[[str], None] = lambda _: None
-) -> list[Finding]:
-    """Everything that can be said without asking a node. Takes a second, mostly for fsync."""
     found: list[Finding] = []
 
     async def run(name: str, check: Check) -> None:
@@ -77,13 +79,13 @@ async def check_machine(
 
     def configuration() -> list[Finding]:
         nonlocal config
-        config, findings = check_config(machine)
+        config, findings = check_config(flags, config_path)
         return findings
 
     await run("config", configuration)
     if config is not None:
-        await run("your key", partial(check_user_key, machine.key, config))
-        for name, check in (_local_checks(config) if machine.local else {}).items():
+        await run("your key", partial(check_user_key, key, config))
+        for name, check in (_local_checks(config) if local else {}).items():
             await run(name, check)
     return found
 
@@ -123,14 +125,9 @@ def check_versions() -> list[Finding]:
     try:
         dist = metadata.distribution("wetware")
     except metadata.PackageNotFoundError:
-        return [
-            warning(
-                "versions",
-                "wetware is not installed as a distribution, so that the versions of its libraries "
-                "cannot be compared",
-                "`pip install wetware`, or in a checkout `pip install -e .`",
-            )
-        ]
+        text = "wetware is no installed distribution: the versions of its libraries are unknown"
+        remedy = "`pip install wetware`, or in a checkout `pip install -e .`"
+        return [warning("versions", text, remedy)]
 
     def installed(name: str) -> str | None:
         try:
@@ -187,7 +184,9 @@ def judge_versions(
 # --- configuration and plugins ---
 
 
-def check_config(machine: Machine) -> tuple[Config | None, list[Finding]]:
+def check_config(
+    flags: Mapping[str, object], path: Path | None
+) -> tuple[Config | None, list[Finding]]:
     """Every problem of the configuration, and the plugins that it selects.
 
     Returns None for one that cannot even be read.
@@ -197,7 +196,7 @@ def check_config(machine: Machine) -> tuple[Config | None, list[Finding]]:
 
     command = "ww config check"
     try:
-        config = configuration.load(machine.flags, path=machine.config_path)
+        config = configuration.load(flags, path=path)
     except ConfigError as exc:
         return None, [of_error("config", exc, command)]
     statuses: Sequence[Plugin] = ()
@@ -208,9 +207,8 @@ def check_config(machine: Machine) -> tuple[Config | None, list[Finding]]:
         statuses = plugins.report
     except ConfigError as exc:  # [node] or [plugins] is wrong: the plugins cannot be selected
         problems = [*config.problems(), exc]
-    found = [
-        of_error("config", each, command) for each in {e.message: e for e in problems}.values()
-    ]
+    once = {each.message: each for each in problems}
+    found = [of_error("config", each, command) for each in once.values()]
     if not found:
         where = str(config.path) if config.exists else f"the defaults (there is no {config.path})"
         found.append(ok("config", where))
@@ -254,18 +252,14 @@ def check_data_dir(data_dir: Path) -> list[Finding]:
 def check_node_key(data_dir: Path) -> list[Finding]:
     """Whether the node's key can be used, by its owner alone."""
     name, file = "node key", data_dir / "node.key"
-    if not file.exists():
-        if (data_dir / "certificate").exists():
-            return [
-                error(
-                    name,
-                    f"{file} is gone, and the certificate beside it is of no use without it",
-                    "restore the key from a backup, or join anew with another directory: "
-                    "`ww node --data-dir DIR --join TICKET`",
-                )
-            ]
+    if file.exists():
+        otherwise = "restore it from a backup, or start a node of its own"
+        return _check_key(name, file, otherwise, "ww id")
+    if not (data_dir / "certificate").exists():
         return [ok(name, "there is none yet; the first `ww node` makes it")]
-    return _check_key(name, file, "restore it from a backup, or start a node of its own", "ww id")
+    text = f"{file} is gone, and the certificate beside it is of no use without it"
+    anew = "join anew with another directory: `ww node --data-dir DIR --join TICKET`"
+    return [error(name, text, f"restore the key from a backup, or {anew}")]
 
 
 def check_user_key(key: str | None, config: Config) -> list[Finding]:
@@ -285,13 +279,8 @@ def check_user_key(key: str | None, config: Config) -> list[Finding]:
         auth = founding.backend if founding is not None else config.node.auth
         if auth not in ("local", "auth_local"):
             return [ok("your key", f"there is no {file}; logins go by {auth!r}")]
-    return [
-        warning(
-            "your key",
-            f"there is no key at {file}",
-            f"`{choice.new_command}`, and an operator adds you: `ww user add NAME --key KEY`",
-        )
-    ]
+    remedy = f"`{choice.new_command}`, and an operator adds you: `ww user add NAME --key KEY`"
+    return [warning("your key", f"there is no key at {file}", remedy)]
 
 
 def _check_key(name: str, file: Path, otherwise: str, command: str) -> list[Finding]:
@@ -351,16 +340,11 @@ def judge_kernel_clock(status: int | None) -> list[Finding]:
     """
     if status is None:
         return []
-    if status & _STA_UNSYNC:
-        return [
-            warning(
-                "clock",
-                "nothing has told the kernel that the clock of this machine is synchronised",
-                "`timedatectl set-ntp true`, or install chrony; in a virtual machine whose host "
-                "does it, leave it",
-            )
-        ]
-    return [ok("clock", "synchronised, the kernel says")]
+    if not status & _STA_UNSYNC:
+        return [ok("clock", "synchronised, the kernel says")]
+    text = "nothing has told the kernel that the clock of this machine is synchronised"
+    remedy = "`timedatectl set-ntp true`, or install chrony; in a virtual machine whose host does "
+    return [warning("clock", text, remedy + "it, leave it")]
 
 
 # --- the node's addresses ---
@@ -418,13 +402,9 @@ async def _check_held(data_dir: Path, pid: int) -> list[Finding]:
             texts = json.loads(file.read(RUNTIME_BYTES_MAX))["addrs"]
         addrs = [Multiaddr.parse(str(text)) for text in texts[:ADDRS_MAX]]
     except (OSError, ValueError, KeyError, TypeError, WetwareError):
-        return [
-            warning(
-                "listen",
-                f"the node (pid {pid}) has not said yet where it listens: it is starting or hangs",
-                f"look at its log; `ww doctor` again, and `kill {pid}` if it stays so",
-            )
-        ]
+        text = f"the node (pid {pid}) has not said yet where it listens: it is starting or hangs"
+        remedy = f"look at its log; `ww doctor` again, and `kill {pid}` if it stays so"
+        return [warning("listen", text, remedy)]
 
     async def answers(addr: Multiaddr) -> Finding:
         async with LinkHost(Key.generate()) as host:
