@@ -652,7 +652,7 @@ class LinesRecorder:
 class LinesConformance(RecorderConformance):
     recorder: type = LinesRecorder
 
-    def make(self, ctx: Any, sign: Any, copy: Any) -> Any:
+    def make(self, ctx: Any, sign: Any) -> Any:
         return self.recorder(ctx.data_dir / "lines")
 
     def recorded(self, data_dir: Path) -> Any:
