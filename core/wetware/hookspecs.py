@@ -30,7 +30,7 @@ from wetware.broker.ports import (
     Suspended,
     Withdrawn,
 )
-from wetware.peers import Overlay, PeerDown, PeerUp
+from wetware.overlay.peers import Overlay, PeerDown, PeerUp
 
 if TYPE_CHECKING:
     import typer

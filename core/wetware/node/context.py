@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wetware.member import Member
     from wetware.node.parts import Parts
     from wetware.overlay.link import Stream
-    from wetware.peers import PeerDown, PeerUp
+    from wetware.overlay.peers import PeerDown, PeerUp
 
 _SIGN_DOMAINS_REFUSED = (
     b"noise-libp2p-static-key:",
@@ -65,7 +65,7 @@ class Contexts:
 
 
 class _PluginOverlay:
-    """`wetware.peers.Overlay` over the link host, for members only."""
+    """`wetware.overlay.peers.Overlay` over the link host, for members only."""
 
     def __init__(self, node: Parts) -> None:
         self._node = node

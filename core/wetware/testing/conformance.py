@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from wetware.base.clock import Clock
     from wetware.broker.grants import Grant
-    from wetware.peers import Overlay
+    from wetware.overlay.peers import Overlay
 
 ADA: Final = Principal("test", "ada")
 EVE: Final = Principal("test", "eve")

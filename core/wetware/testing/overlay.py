@@ -17,7 +17,7 @@ from wetware.identity import Key, PeerId
 from wetware.member import Member
 from wetware.overlay.link import LinkHost
 from wetware.overlay.membership.selector import Selector, selected
-from wetware.peers import PeerDown, PeerUp
+from wetware.overlay.peers import PeerDown, PeerUp
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream

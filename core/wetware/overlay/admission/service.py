@@ -49,7 +49,7 @@ from wetware.overlay.admission.statements import (
 from wetware.overlay.admission.store import DOCUMENT_BYTES_MAX
 from wetware.overlay.admission.texts import SECRET_BYTES
 from wetware.overlay.frames import field, read_frame, write_frame
-from wetware.peers import PeerDown, PeerUp
+from wetware.overlay.peers import PeerDown, PeerUp
 
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr

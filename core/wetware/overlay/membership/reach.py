@@ -24,7 +24,7 @@ from wetware.base.bounds import TokenBucket
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import AdmissionRefused, DialError, OverlayError, WetwareError
-from wetware.peers import PeerDown, PeerUp
+from wetware.overlay.peers import PeerDown, PeerUp
 
 if TYPE_CHECKING:
     from wetware.base.clock import Clock

@@ -51,7 +51,7 @@ from wetware.overlay.membership.peers import (
 from wetware.overlay.membership.reach import Reach, ReachLimits
 from wetware.overlay.membership.record import RECORD_BYTES_MAX, Malformed, Record
 from wetware.overlay.membership.swim import Swim, middle
-from wetware.peers import PeerDown, PeerUp
+from wetware.overlay.peers import PeerDown, PeerUp
 
 if TYPE_CHECKING:
     from wetware.base.clock import Clock
