@@ -12,6 +12,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from wetware.base.backoff import Backoff
 from wetware.client.login import LoginRefused
 from wetware.errors import (
     AuthError,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from wetware.rpc import RpcConnection
 
 DELAY_S: Final = 0.25
-"""Before the first try; it doubles with each one, up to DELAY_S_MAX. Of each, between a half and
-all is waited, so that the clients of a node do not come back at the same moment."""
+"""Before the first try; it doubles with each one, up to DELAY_S_MAX. With jitter: the clients of a
+node do not come back at the same moment."""
 DELAY_S_MAX: Final = 15.0
 AWAY_S_MAX: Final = 3600.0
 """After which it is given up: a machine that is started again is back by then."""
@@ -123,12 +124,12 @@ class Reconnecting:
                 self._back.set_exception(Disconnected("the session is over"))
 
     async def _log_in(self, places: contextlib.AsyncExitStack) -> Session:
-        loop, delay_s = asyncio.get_running_loop(), DELAY_S
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(DELAY_S, DELAY_S_MAX, random.Random())  # noqa: S311 - no secret
         lost_at = loop.time()
         self._tell("the connection to the node was lost; logging in again")
         while True:
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1))  # noqa: S311  # no secret
-            delay_s = min(2 * delay_s, DELAY_S_MAX)
+            await asyncio.sleep(backoff.pause_s())
             if self._session.closed:  # nothing is signed for it any more
                 raise Disconnected("the session is over")
             try:
