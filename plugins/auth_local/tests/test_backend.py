@@ -16,6 +16,7 @@ import pytest
 
 from wetware import identity
 from wetware.base.log import get_logger
+from wetware.base.threads import Threads
 from wetware.errors import ConfigError, InvalidArgument, KeyFileError
 from wetware.hookspecs import Accept, NotMine, Reject, Withdrawn
 from wetware.identity import Challenge, Channel, Key, Principal
@@ -61,6 +62,7 @@ def make(
         config=AuthLocalConfig(policy, catch_up_s=0),
         data_dir=data_dir,
         log=get_logger("test"),
+        run_sync=Threads().run,
         clock=time,
         overlay=FakeOverlay(),
         join_document=join_document,

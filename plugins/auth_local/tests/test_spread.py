@@ -17,6 +17,7 @@ from wetware import rpc
 from wetware.base import cbor
 from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
+from wetware.base.threads import Threads
 from wetware.errors import NotFound, OverlayError
 from wetware.hookspecs import Accept, Reject, Withdrawn
 from wetware.identity import (
@@ -161,6 +162,7 @@ async def node_at(
             config=AuthLocalConfig(given, **{"catch_up_s": 5.0, "recheck_s": 1.0, **config}),
             data_dir=path,
             log=log,
+            run_sync=Threads().run,
             clock=clock,
             overlay=FakeOverlay(host=host),
             join_document=policy.sign(OPERATOR) if joined else None,

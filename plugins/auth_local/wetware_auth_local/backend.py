@@ -18,6 +18,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,6 @@ POLICY_FILE = "policy.json"
 HIGHEST_FILE = "highest.json"
 """Version and digest of the latest policy this node has had: it refuses to go back, also when
 somebody restores an old policy file."""
-CONTACT_FILE = "contact.json"
 _MARK = "version {} of the policy withdraws something"
 _NOT_DURABLE = "which may not have been on this node's disk when it crashed"
 
@@ -101,7 +101,7 @@ class LocalBackend:
 
     def __init__(self, ctx: PluginContext) -> None:
         config: AuthLocalConfig = ctx.config
-        self._log = ctx.log
+        self._log, self._run_sync = ctx.log, ctx.run_sync
         self._file = ctx.data_dir / POLICY_FILE
         self._watchers: dict[int, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
         self._highest_file = ctx.data_dir / HIGHEST_FILE
@@ -114,20 +114,12 @@ class LocalBackend:
         self._proposals = ctx.proposals
         self._founder: Key | None = None
         joined = ctx.join_document
-        self.contact = Contact(
-            ctx.data_dir / CONTACT_FILE,
-            clock=ctx.clock,
-            log=ctx.log,
-            joined=joined is not None,
-        )
+        self.contact = Contact(ctx, joined=joined is not None)
         self._in_force = self._newest = self._load(config, joined)
         self._reserve.fill()
         self._by_key = _index(self._in_force.policy)
         self.spread = Spread(
-            ctx.overlay,
-            clock=ctx.clock,
-            log=ctx.log,
-            config=config,
+            ctx,
             contact=self.contact,
             newest=lambda: self._newest,
             adopt=self._carry_out,
@@ -260,7 +252,7 @@ class LocalBackend:
         PolicyOutOfReach, or PolicyNotSaved where the disk fails, with the withdrawals in force.
         """
         # A large document takes half a second to check: not on the loop.
-        new = await asyncio.to_thread(Signed.open, document)
+        new = await self._run_sync(Signed.open, document)
         return await self._carry_out(new, by_operator=True)
 
     async def _carry_out(self, new: Signed, *, by_operator: bool = False) -> tuple[Policy, int]:
@@ -295,7 +287,7 @@ class LocalBackend:
                 self.spread.announce()
             ends = bool(lost_grants(old, new.policy))
             try:
-                await asyncio.to_thread(self._save, new, ends=ends)
+                await self._run_sync(partial(self._save, new, ends=ends))
             except OSError as exc:
                 self._log.exception("policy.not_saved", version=new.version)
                 if ends and new.version > self._marked_version():
@@ -352,7 +344,7 @@ class LocalBackend:
     async def _settle(self) -> None:
         """Save what the disk refused; withdrawals have been in force since."""
         if self._reserve.missing:
-            await asyncio.to_thread(self._reserve.fill)
+            await self._run_sync(self._reserve.fill)
         if self._newest is not self._in_force:
             with contextlib.suppress(WetwareError):  # logged
                 await self._carry_out(self._newest)

@@ -11,15 +11,14 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wetware.identity import replace_private_file
 
 if TYPE_CHECKING:
-    from wetware.base.log import EventLogger
-    from wetware.hookspecs import Clock
+    from wetware.hookspecs import PluginContext
 
+CONTACT_FILE = "contact.json"
 SAVE_S = 60.0
 """The file may say so much more than the truth, never less: one fsync a minute is enough."""
 _FILE_BYTES_MAX = 4096
@@ -29,21 +28,20 @@ class Contact:
     """Whether the node belongs to a larger cluster, and the age of what it knows of it.
 
     Args:
-        file: Where it is kept. Damaged, the age is unknown: it then takes a comparison to admit
-            anybody.
-        clock: The node's clock.
-        log: Events.
+        ctx: Its directory has the file. Damaged, the age is unknown: it then takes a comparison to
+            admit anybody.
         joined: Whether the node got its policy from another member: without a file, it is then not
             alone, though it has not met anybody yet.
     """
 
-    def __init__(self, file: Path, *, clock: Clock, log: EventLogger, joined: bool) -> None:
-        self._file, self._clock, self._log = file, clock, log
+    def __init__(self, ctx: PluginContext, *, joined: bool) -> None:
+        self._file = ctx.data_dir / CONTACT_FILE
+        self._clock, self._log, self._run_sync = ctx.clock, ctx.log, ctx.run_sync
         self.met = joined
         """Whether the node has met another member at any time."""
         self._age_s = math.inf
-        self._wall = clock.time()
-        self._monotonic = clock.monotonic()
+        self._wall = ctx.clock.time()
+        self._monotonic = ctx.clock.monotonic()
         self._saved_at: float | None = None
         self._lock = asyncio.Lock()
         self._load()
@@ -97,7 +95,7 @@ class Contact:
             if not self.met or not (due or now):
                 return
             try:
-                await asyncio.to_thread(self.save_now)
+                await self._run_sync(self.save_now)
             except OSError as exc:
                 self._log.error("contact.not_saved", reason=exc.strerror)
                 return

@@ -24,10 +24,17 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from wetware.base import bounds
 from wetware.base.access import Access
 from wetware.base.finding import Finding
-from wetware.errors import AuthError, InvalidArgument, OverlayError, ProtocolRefused
-from wetware.hookspecs import Clock, Overlay, PeerDown, PeerUp
+from wetware.errors import (
+    AuthError,
+    InvalidArgument,
+    LimitExceeded,
+    OverlayError,
+    ProtocolRefused,
+)
+from wetware.hookspecs import PeerDown, PeerUp, PluginContext
 from wetware.overlay.frames import read_frame, write_frame
 from wetware_auth_local.policy import (
     DOCUMENT_BYTES_MAX,
@@ -44,7 +51,6 @@ from wetware_auth_local.policy import (
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.base.log import EventLogger
     from wetware.identity import PeerId
     from wetware.overlay.link import Stream
     from wetware_auth_local.config import AuthLocalConfig
@@ -141,25 +147,11 @@ class _Member:
     failures: int = 0  # in a row
 
 
-@dataclass(slots=True)
-class _Budget:
-    """What a peer may ask of us; outlives its connections."""
-
-    tokens: float = REQUESTS_PER_PEER_BURST
-    at: float = -math.inf
-    streams: int = 0
-    logged_at: float = -math.inf
-    unlogged: int = 0
-
-
 class Spread:
     """This node's part in the spreading of the policy.
 
     Args:
-        overlay: Streams and members. Used from `run` on.
-        clock: The node's clock.
-        log: Events.
-        config: Times.
+        ctx: Streams and members, which are used from `run` on; times; threads.
         contact: The age of what this node knows.
         newest: The latest document that this node accepted.
         adopt: Accepts a later one, as `LocalBackend.put` does, with its exceptions.
@@ -169,24 +161,26 @@ class Spread:
 
     def __init__(
         self,
-        overlay: Overlay,
+        ctx: PluginContext,
         *,
-        clock: Clock,
-        log: EventLogger,
-        config: AuthLocalConfig,
         contact: Contact,
         newest: Callable[[], Signed],
         adopt: Callable[[Signed], Awaitable[object]],
         settle: Callable[[], Awaitable[None]],
         rng: random.Random | None = None,
     ) -> None:
-        self._overlay, self._clock, self._log, self._config = overlay, clock, log, config
+        self._overlay, self._clock, self._log = ctx.overlay, ctx.clock, ctx.log
+        self._run_sync = ctx.run_sync
+        self._config: AuthLocalConfig = ctx.config
         self._contact = contact
         self._newest, self._adopt, self._settle = newest, adopt, settle
         self._rng = rng or random.SystemRandom()
         self._members: dict[PeerId, _Member] = {}
         self._speakers: dict[PeerId, asyncio.Task[None]] = {}
-        self._budgets: OrderedDict[PeerId, _Budget] = OrderedDict()
+        rate, now = (REQUESTS_PER_PEER_S, REQUESTS_PER_PEER_BURST), ctx.clock.monotonic
+        self._rates = bounds.Rates(*rate, PEERS_MAX, now)
+        self._places = bounds.Places()
+        self._refusals = bounds.Throttle(round(60 / LOG_S), PEERS_MAX, now)
         self._divergences: OrderedDict[str, Divergence] = OrderedDict()
         self._pulls = asyncio.Semaphore(PULLS_MAX)
         self._tasks: asyncio.TaskGroup | None = None
@@ -448,7 +442,7 @@ class Spread:
                 raise Misbehaviour("neither a version nor a document")
         operator = self._newest().policy.operator
         # A large document takes half a second to check: not on the loop.
-        signed = await asyncio.to_thread(Signed.unpack, canonical, signature, operator)
+        signed = await self._run_sync(Signed.unpack, canonical, signature, operator)
         if Claim.of(signed) != claim:
             raise Misbehaviour(f"the document is not the version {claim.version} that it claimed")
         for _ in range(TRIES_MAX):
@@ -525,36 +519,21 @@ class Spread:
             if not member.failures:
                 member.wake.set()
 
-    def _budget(self, peer: PeerId) -> _Budget:
-        budget = self._budgets.setdefault(peer, _Budget())
-        self._budgets.move_to_end(peer)
-        if len(self._budgets) > PEERS_MAX:
-            self._budgets.popitem(last=False)
-        return budget
-
     @contextlib.contextmanager
     def _admitted(self, peer: PeerId) -> Iterator[None]:
-        budget, now = self._budget(peer), self._clock.monotonic()
-        earned = max(0.0, now - budget.at) * REQUESTS_PER_PEER_S
-        budget.tokens = min(REQUESTS_PER_PEER_BURST, budget.tokens + earned)
-        budget.at = now
-        if budget.tokens < 1 or budget.streams >= STREAMS_PER_PEER_MAX:
-            raise Misbehaviour("it asks too often", code="auth_local.peer.rate")
-        budget.tokens -= 1
-        budget.streams += 1
+        often = "it asks too often"
+        if not self._rates.take(peer):
+            raise Misbehaviour(often, code="auth_local.peer.rate")
         try:
-            yield
-        finally:
-            budget.streams -= 1
+            with self._places.hold(bounds.Claim(peer, STREAMS_PER_PEER_MAX, often)):
+                yield
+        except LimitExceeded:
+            raise Misbehaviour(often, code="auth_local.peer.rate") from None
 
     def _refuse(self, peer: PeerId, code: str, why: object) -> None:
         self.refused[code] += 1
-        budget, now = self._budget(peer), self._clock.monotonic()
-        if now - budget.logged_at < LOG_S:
-            budget.unlogged += 1
-            return
-        unlogged, budget.logged_at, budget.unlogged = budget.unlogged, now, 0
-        self._log.warning("peer.refused", peer=peer, code=code, why=why, unlogged=unlogged)
+        if (unlogged := self._refusals.lines(peer)) is not None:
+            self._log.warning("peer.refused", peer=peer, code=code, why=why, unlogged=unlogged)
 
 
 def _succeeds(later: Signed, earlier: Signed) -> bool:
