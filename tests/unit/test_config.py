@@ -99,6 +99,13 @@ def test_flags_beat_environment_beats_file_beats_default(load: Load) -> None:
     assert found.origin("node.log_format").kind == "default"
 
 
+def test_what_somebody_gave_is_told_from_defaults(load: Load) -> None:
+    found = load('[node]\nname = "a"\n', {"WW_NODE_AUTH": "local"}, node__dev=True)
+    assert found.node.name == "a"
+    assert found.given("node") == {"name", "auth", "dev"}
+    assert found.given("plugins.none") == frozenset()
+
+
 def test_the_limits_are_the_dataclasses_of_the_parts(load: Load) -> None:
     from wetware.broker.limits import LoginLimits
     from wetware.overlay.link import LinkLimits

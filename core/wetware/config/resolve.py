@@ -132,6 +132,13 @@ class Config:
         """Where a setting of a resolved section came from; raises KeyError for an unknown one."""
         return self._origins[key]
 
+    def given(self, section: str) -> frozenset[str]:
+        """The settings of a resolved section that somebody gave: all others are defaults."""
+        keys = (
+            key.rpartition(".") for key, origin in self._origins.items() if origin.kind != "default"
+        )
+        return frozenset(name for head, _, name in keys if head == section)
+
     def settings(self, plugins: Mapping[str, type | None]) -> tuple[Setting, ...]:
         """Every effective value and where it came from; raises the first ConfigError."""
         return tuple(

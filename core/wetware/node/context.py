@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from types import MappingProxyType
@@ -50,18 +49,12 @@ class Contexts:
             overlay=self._overlay,
             join_document=node.store.join_document,
             founding=founding.statement if (founding := node.store.founding) else None,
-            configured=self._configured(name, config),
+            configured=node.config.given(f"plugins.{name}"),
             dev=node.config.node.dev,
             evicted=lambda peer: node.admission.evicted(peer) is not None,
             proposals=MappingProxyType(node.proposals),
             threads=self._threads[name],
         )
-
-    def _configured(self, name: str, config: object) -> frozenset[str]:
-        """The settings of a plugin that somebody gave."""
-        fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
-        names, origin = (each.name for each in fields), self._node.config.origin
-        return frozenset(n for n in names if origin(f"plugins.{name}.{n}").kind != "default")
 
 
 class _PluginOverlay:
