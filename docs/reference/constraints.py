@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from wetware.broker.terms import constrainable, kinds_for
+from wetware.broker.naming import constrainable
+from wetware.broker.where import kinds_for
 from wetware.client.installed import known_interface
 
 BUNDLED: Final = ("auth_local", "cluster", "grants", "node", "pubsub")
@@ -20,12 +21,13 @@ def reference() -> str:
         items = [] if interface is None else constrainable(interface)
         if not items:
             lines.append(f"| `{service}` | – | | | |")
-        for item in items:
-            shared = f" (`{service}:{item.param.upper()}` in `ww share`)" if item.named else ""
-            kinds = " ".join(f"`{kind}`" for kind in kinds_for(item.kind))
+        naming = interface and interface.naming
+        for method, param in items:
+            shared = f" (`{service}:{param.upper()}` in `ww share`)" if param == naming else ""
+            kind = method.param_kinds[param]
+            kinds = " ".join(f"`{kind}`" for kind in kinds_for(kind))
             lines.append(
-                f"| `{service}` | `{item.method.where}` | `{item.param}`{shared} | {item.kind} "
-                f"| {kinds} |"
+                f"| `{service}` | `{method.where}` | `{param}`{shared} | {kind} | {kinds} |"
             )
     return "\n".join(lines) + "\n"
 

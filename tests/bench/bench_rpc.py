@@ -46,8 +46,10 @@ def grants() -> dict[str, Any]:
     The second is under a session, a reference, its redemption and an attenuation; it has a
     constraint, a rate and a quota, and every one of its ancestors is charged.
     """
-    from wetware.broker.terms import Rate, Terms, Where
+    from wetware.broker.terms import Terms
     from wetware.broker.tree import Tree
+    from wetware.broker.values import Rate
+    from wetware.broker.where import Where
     from wetware.hookspecs import RoleProfile
     from wetware.identity import Principal
 

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import typer
 
-from wetware.broker.terms import Rate, Where, kinds_for, parse_duration, parse_size
+from wetware.broker.values import Rate, parse_duration, parse_size
+from wetware.broker.where import Where, kinds_for
 from wetware.cli.main import build
 from wetware.cli.root import LATE
 from wetware.errors import EXIT_DENIED, EXIT_FAILED, InvalidArgument

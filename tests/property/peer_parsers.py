@@ -28,8 +28,12 @@ from wetware.base import cbor
 from wetware.base.multiaddr import Multiaddr
 from wetware.broker.fences import FENCE_BYTES_MAX, Fence
 from wetware.broker.gate import compare
+from wetware.broker.glob import glob
+from wetware.broker.methods import patterns_of
 from wetware.broker.sturdy import SturdyRef
-from wetware.broker.terms import Rate, Terms, Where, glob, parse_duration, parse_size, patterns_of
+from wetware.broker.terms import Terms
+from wetware.broker.values import Rate, parse_duration, parse_size
+from wetware.broker.where import Where
 from wetware.client.cluster import _shown
 from wetware.errors import (
     AdmissionRefused,

@@ -18,7 +18,8 @@ import pytest
 
 from wetware import rpc
 from wetware.broker.grants import Grant
-from wetware.broker.terms import Terms, one_object
+from wetware.broker.naming import one_object
+from wetware.broker.terms import Terms
 from wetware.errors import CapabilityError, InvalidArgument, SchemaError
 
 from ..unit.broker.parts import root, tree

@@ -16,7 +16,7 @@ from wetware.base.bounds import TokenBucket
 from wetware.errors import LimitExceeded
 
 if TYPE_CHECKING:
-    from wetware.broker.terms import Rate
+    from wetware.broker.values import Rate
 
 BLOCK_CALLS_MAX: Final = 1024
 BLOCK_BYTES_MAX: Final = 16 << 20

@@ -34,8 +34,9 @@ from wetware.broker.ports import (
 from wetware.broker.proposals import ungranted
 from wetware.broker.protocol import CORE, challenge_to_wire, proof_from_wire, status_name
 from wetware.broker.session import SessionServant
-from wetware.broker.terms import TIME_MAX, Where
 from wetware.broker.tree import UNKNOWN_REF, Tree
+from wetware.broker.values import TIME_MAX
+from wetware.broker.where import Where
 from wetware.errors import (
     CapabilityError,
     InvalidArgument,

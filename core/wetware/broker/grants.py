@@ -27,9 +27,10 @@ from wetware.base.log import get_logger
 from wetware.broker.budgets import Budget
 from wetware.broker.decisions import Decision, Decisions, shown
 from wetware.broker.explanation import Step
+from wetware.broker.methods import ANY, matches, pattern_within
 from wetware.broker.protocol import CORE
 from wetware.broker.store import GrantRow
-from wetware.broker.terms import Terms, Where
+from wetware.broker.terms import Terms
 from wetware.errors import (
     LOG_IN_AGAIN,
     Amplification,
@@ -45,12 +46,12 @@ from wetware.rpc.values import payload_bytes
 if TYPE_CHECKING:
     from wetware.broker.fences import Hold
     from wetware.broker.tree import Tree
+    from wetware.broker.where import Where
     from wetware.identity import Principal
     from wetware.rpc import Method
 
 log = get_logger("broker")
 
-ANY: Final = "*"
 SESSION_SERVICE: Final = "session"
 """Reserved: the name under which a grant covers the Session interface itself. Roles do not speak of
 it, and it is not charged."""
@@ -65,19 +66,6 @@ SUMMARY_CHARS_MAX: Final = 512
 _TIMER_S_MIN: Final = 0.05
 _HELD: Final = frozenset({"service", "attenuated", "redeemed", "adopted"})
 """Kinds of grants that are over when nobody holds them."""
-
-
-def matches(patterns: frozenset[str], interface: str, method: str) -> bool:
-    """Whether "*", "Interface.*" or "Interface.method" is among the patterns."""
-    return ANY in patterns or f"{interface}.*" in patterns or f"{interface}.{method}" in patterns
-
-
-def pattern_within(pattern: str, patterns: frozenset[str]) -> bool:
-    """Whether everything that `pattern` allows is allowed by `patterns`."""
-    if ANY in patterns or pattern in patterns:
-        return True
-    interface, dot, _ = pattern.rpartition(".")
-    return bool(dot) and f"{interface}.*" in patterns
 
 
 class _Test(NamedTuple):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from wetware.base.finding import Finding
-    from wetware.broker.terms import Where
+    from wetware.broker.where import Where
     from wetware.identity import Challenge, LoginStatus, PeerId, Principal, Proof
     from wetware.rpc import Interface, Servant
 

@@ -9,29 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from wetware.broker.grants import ANY
-from wetware.broker.terms import PATTERNS_MAX
+from wetware.broker.methods import ANY, PATTERNS_MAX, known_patterns
 from wetware.errors import PluginError
 
 if TYPE_CHECKING:
     from wetware.broker.ports import RoleProfile, Service
-    from wetware.rpc import Interface
 
 STANDARD_ROLES: Final = ("reader", "member", "admin")
 """Each should have what the one before it has."""
 
 Proposal: TypeAlias = Mapping[str, frozenset[str]]
 """Standard role → method patterns of one service; none of them is empty."""
-
-
-def known_patterns(interface: Interface) -> frozenset[str]:
-    """All patterns but "*" that name something of a service with that bootstrap interface."""
-    return frozenset(
-        f"{method.interface.name}.{name}"
-        for reached in interface.reachable()
-        for method in reached.methods.values()
-        for name in (method.name, ANY)
-    )
 
 
 def proposal_of(service: Service) -> Proposal:

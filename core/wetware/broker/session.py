@@ -14,22 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
 from wetware.broker.fences import Fence
-from wetware.broker.grants import ANY, BEARER, SESSION_SERVICE, Grant, pattern_within
-from wetware.broker.proposals import known_patterns
+from wetware.broker.grants import BEARER, SESSION_SERVICE, Grant
+from wetware.broker.methods import ANY, SERVICES_MAX, known_patterns, pattern_within, patterns_of
+from wetware.broker.naming import check_against, one_object
 from wetware.broker.protocol import CORE
 from wetware.broker.sturdy import SturdyRef
-from wetware.broker.terms import (
-    SERVICES_MAX,
-    TERMS_CHARS_MAX,
-    WHERE_MAX,
-    Rate,
-    Terms,
-    Where,
-    check_against,
-    one_object,
-    patterns_of,
-    typed,
-)
+from wetware.broker.terms import Terms
+from wetware.broker.values import Rate
+from wetware.broker.where import WHERE_MAX, Where, typed
 from wetware.errors import (
     Amplification,
     Denied,
@@ -47,6 +39,8 @@ if TYPE_CHECKING:
     from wetware.broker.records import Records
     from wetware.broker.tree import Tree
 
+TERMS_CHARS_MAX: Final = 4096
+"""Of all constraints of a grant that a holder makes, so that `grants_max` of them fit in memory."""
 GRANTS_MAX: Final = 1000
 """Grants of one answer."""
 ANSWER_BYTES_MAX: Final = 768 << 10
@@ -180,7 +174,7 @@ def _check_where(
                 continue
             try:
                 patterns = granted.get(name, frozenset()) | everywhere
-                check_against(Terms(where=(where,)), name, services[name].interface, patterns)
+                check_against([where], name, services[name].interface, patterns)
             except InvalidArgument as exc:
                 failure = exc
             else:

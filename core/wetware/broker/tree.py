@@ -20,11 +20,13 @@ from wetware.base.log import get_logger
 from wetware.broker.clock import SteadyClock
 from wetware.broker.decisions import Decision, Decisions
 from wetware.broker.fences import Fences
-from wetware.broker.grants import BEARER, SESSION_SERVICE, Grant, pattern_within
+from wetware.broker.grants import BEARER, SESSION_SERVICE, Grant
 from wetware.broker.limits import BrokerLimits
+from wetware.broker.methods import ANY, pattern_within
+from wetware.broker.naming import binds
 from wetware.broker.store import ENDED_KEPT_MAX, GrantRow, Kept, ShareRow, Store
 from wetware.broker.sturdy import SECRET_BYTES
-from wetware.broker.terms import ANY, Terms, Where, binds
+from wetware.broker.terms import Terms
 from wetware.errors import (
     LOG_IN_AGAIN,
     CapabilityError,
@@ -40,6 +42,7 @@ from wetware.identity import Principal
 if TYPE_CHECKING:
     from wetware.base.clock import Clock
     from wetware.broker.ports import RoleProfile
+    from wetware.broker.where import Where
     from wetware.rpc import Interface, Method
 
 log = get_logger("broker")

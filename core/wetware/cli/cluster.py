@@ -232,7 +232,7 @@ def invite_command(
 
 
 def _invite(labels: dict[str, str], inviter: bool, expires: str, uses: int, json: bool) -> None:
-    from wetware.broker.terms import parse_duration
+    from wetware.broker.values import parse_duration
 
     expires_s = int(parse_duration(expires)) if expires else 0
     rights = ("member", "invite") if inviter else ("member",)

@@ -80,7 +80,7 @@ def share_command(
 ) -> None:
     """Print a reference ww1…: whoever has it can do this, without an account. It is a secret."""
     from wetware.broker.sturdy import SturdyRef, is_ref
-    from wetware.broker.terms import parse_duration, parse_size
+    from wetware.broker.values import parse_duration, parse_size
 
     service, colon, name = what.partition(":")
     if not service or (colon and not name):

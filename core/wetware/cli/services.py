@@ -53,8 +53,8 @@ def _as_dict(info: ServiceInfo, *, describe: bool) -> dict[str, Any]:
 
 def _described(info: ServiceInfo, interface: Interface) -> list[dict[str, Any]]:
     """The methods that may be called, of the service's interface and those it leads to."""
-    from wetware.broker.grants import matches
-    from wetware.broker.terms import kinds_for
+    from wetware.broker.methods import all_methods, matches
+    from wetware.broker.where import kinds_for
 
     patterns = frozenset(info.methods)
     return [
@@ -69,9 +69,8 @@ def _described(info: ServiceInfo, interface: Interface) -> list[dict[str, Any]]:
             },
             "name": interface.naming if interface.naming in method.constrainable else None,
         }
-        for reached in interface.reachable()
-        for method in reached.methods.values()
-        if matches(patterns, reached.name, method.name)
+        for method in all_methods(interface)
+        if matches(patterns, method.interface.name, method.name)
     ]
 
 

@@ -29,7 +29,7 @@ from wetware import rpc
 from wetware.base.access import Access
 from wetware.base.finding import Finding
 from wetware.base.log import get_logger
-from wetware.broker.grants import matches
+from wetware.broker.methods import matches
 from wetware.broker.proposals import STANDARD_ROLES
 from wetware.broker.tree import Tree
 from wetware.errors import CapabilityError, InternalError, WetwareError

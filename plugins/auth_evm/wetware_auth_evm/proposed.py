@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base.disk import remedy
-from wetware.broker.grants import pattern_within
+from wetware.broker.methods import pattern_within
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.identity import replace_private_file
 from wetware_auth_evm.roles import Config, Rules, check

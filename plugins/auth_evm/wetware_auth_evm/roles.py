@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from wetware.broker.methods import SERVICES_MAX, patterns_of
+from wetware.broker.where import WHERE_MAX, Where
 from wetware.errors import InvalidArgument
 from wetware.hookspecs import RoleProfile
-
-if TYPE_CHECKING:
-    from wetware.broker.terms import Where
 
 NODE_ROLE: Final = "node"
 GUARDIAN_ROLE: Final = "guardian"
@@ -27,8 +26,6 @@ STANDARD: Final = frozenset({"reader", "member", "admin"})
 ROLES_MAX: Final = 256
 BIT_MAX: Final = 127
 _ROLE = re.compile(r"[A-Za-z][\w.-]{0,31}", re.ASCII)
-_SERVICE = re.compile(r"\*|[a-z]\w{0,63}", re.ASCII)
-_PATTERN = re.compile(r"\*|[A-Za-z][\w.]*\.(?:\*|[A-Za-z]\w*)", re.ASCII)
 _BIT = re.compile(r"0|[1-9]\d{0,2}", re.ASCII)
 _FIELDS: Final = ("services", "where", "bits")
 
@@ -167,30 +164,20 @@ def _rule(name: str, table: Mapping[str, Any]) -> Rule:
 
 
 def _services(at: str, value: Any) -> Services:
-    from wetware.broker.terms import PATTERNS_MAX, SERVICES_MAX
-
     if not isinstance(value, Mapping) or len(value) > SERVICES_MAX:
         raise _bad(at, f"is not a section of at most {SERVICES_MAX} services")
-    found = {}
+    found: dict[str, frozenset[str]] = {}
     for service, patterns in value.items():
-        if not _SERVICE.fullmatch(service):
-            raise _bad(f"{at}.{service[:40]}", "is not a service's name")
-        if not isinstance(patterns, list) or not 1 <= len(patterns) <= PATTERNS_MAX:
-            raise _bad(f"{at}.{service}", f"is not a list of 1 to {PATTERNS_MAX} methods")
-        for pattern in patterns:
-            if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
-                raise _bad(
-                    f"{at}.{service}",
-                    f"{str(pattern)[:60]!r} is not a method pattern",
-                    'write "*", "Interface.*" or "Interface.method"',
-                )
-        found[service] = frozenset(patterns)
+        if not isinstance(patterns, list) or not patterns:
+            raise _bad(f"{at}.{service[:40]}", "is not a list of methods")
+        try:
+            found |= patterns_of({service: patterns})
+        except InvalidArgument as exc:
+            raise _bad(f"{at}.{service[:40]}", exc.message, exc.hint) from None
     return found
 
 
 def _where(at: str, value: Any, services: Iterable[str]) -> tuple[Where, ...]:
-    from wetware.broker.terms import WHERE_MAX, Where
-
     if not isinstance(value, list) or len(value) > WHERE_MAX:
         raise _bad(at, f"is not a list of at most {WHERE_MAX} constraints")
     known = tuple(services)

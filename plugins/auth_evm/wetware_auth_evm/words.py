@@ -44,7 +44,7 @@ def when(at: int, now: float) -> str:
 
 def parse_time(text: str, now: float, what: str) -> int:
     """Unix s of a span from now ("90d", "12h"), a date or time in UTC ("2027-01-31", "…T12:00")."""
-    from wetware.broker.terms import parse_duration
+    from wetware.broker.values import parse_duration
 
     plain = text.strip()
     if plain == "now":

@@ -114,7 +114,7 @@ def unchecked_constraints(before: Policy, after: Policy) -> list[str]:
     Returns the services with constraints that it does not know: nodes that have them judge each
     call, and deny what they cannot judge. Raises InvalidArgument "invalid.where".
     """
-    from wetware.broker.terms import Terms, check_against
+    from wetware.broker.naming import check_against
     from wetware.client.installed import known_interface
 
     unknown = []
@@ -125,8 +125,8 @@ def unchecked_constraints(before: Policy, after: Policy) -> list[str]:
             if (interface := known_interface(service)) is None:
                 unknown.append(service)
                 continue
-            terms = Terms(where=tuple(w for w in profile.where if w.service == service))
-            check_against(terms, service, interface, profile.patterns(service))
+            constraints = [w for w in profile.where if w.service == service]
+            check_against(constraints, service, interface, profile.patterns(service))
     return sorted(set(unknown))
 
 

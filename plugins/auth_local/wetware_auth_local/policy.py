@@ -15,14 +15,13 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from wetware.broker.methods import is_pattern, is_service, pattern_within
+from wetware.broker.where import WHERE_MAX, Where
 from wetware.errors import AuthError, InvalidArgument, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Key, PeerId, from_hex, verify
-
-if TYPE_CHECKING:
-    from wetware.broker.terms import Where
 
 DOMAIN = b"wetware-policy:1\n"
 DOCUMENT_BYTES_MAX = 512 << 10
@@ -35,8 +34,6 @@ SUPERSEDED_MAX = 256
 """Digests of branches that were given up: two whole histories, 17 KB."""
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
-PATTERN = re.compile(r"(\*|[A-Za-z][\w.]{0,190}\.(\*|[a-z]\w{0,63}))\Z")
-SERVICE = re.compile(r"(\*|[a-z]\w{0,63})\Z")
 
 ADMIN, MEMBER, READER = "admin", "member", "reader"
 WHERE = "where"
@@ -172,8 +169,6 @@ class Policy:
         services = self.where.get(role)
         if not services:
             return ()
-        from wetware.broker.terms import Where  # not in every client's start
-
         return tuple(
             Where.parse(text, service)
             for service, texts in sorted(services.items())
@@ -213,8 +208,6 @@ class Policy:
         self, service: str, proposal: Mapping[str, frozenset[str]]
     ) -> dict[str, frozenset[str]]:
         """Role → patterns of a service that are proposed for it, and that it does not have."""
-        from wetware.broker.grants import pattern_within  # not in every client's start
-
         found = {}
         for role, patterns in proposal.items():
             have = RoleProfile(self.roles.get(role, {})).patterns(service)
@@ -281,10 +274,10 @@ class Policy:
         for name, services in self.roles.items():
             _check_name("role", name)
             for service, patterns in services.items():
-                if not SERVICE.match(service):
+                if not is_service(service):
                     raise _bad(f"role {name!r}: {service!r} is not a service's name")
                 for pattern in patterns:
-                    if not PATTERN.match(pattern):
+                    if not is_pattern(pattern):
                         raise _bad(
                             f"role {name!r}: {pattern!r} is not a method pattern",
                             'write "*", "Interface.*" or "Interface.method"',
@@ -298,8 +291,6 @@ class Policy:
             )
 
     def _check_where(self, role: str) -> None:
-        from wetware.broker.terms import WHERE_MAX
-
         if role not in self.roles:
             raise _bad(f"there are constraints of a role {role!r}, which does not exist")
         if WHERE in self.roles[role]:  # both would be under that key of the role's table
@@ -559,8 +550,6 @@ def resolution(this: Policy, other: Policy, keep: Keep) -> Policy:
 
 def _common(this: Policy, other: Policy) -> tuple[Mapping[str, User], Roles, Wheres]:
     """What both grant; users are the same if their key is. Constraints of either apply."""
-    from wetware.broker.grants import pattern_within  # not in every client's start
-
     roles: dict[str, dict[str, frozenset[str]]] = {}
     for name in this.roles.keys() & other.roles.keys():
         services: dict[str, set[str]] = {}
@@ -627,7 +616,6 @@ def new_constraints(before: Policy, after: Policy, role: str) -> dict[str, list[
 
 def narrowed_roles(before: Policy, after: Policy) -> frozenset[str]:
     """Roles that no longer allow all that they allowed: the sessions that they granted end."""
-    from wetware.broker.grants import pattern_within  # as above
 
     def narrowed(role: str, services: Mapping[str, frozenset[str]]) -> bool:
         now = RoleProfile(after.roles.get(role, {}))
@@ -642,8 +630,6 @@ def narrowed_roles(before: Policy, after: Policy) -> frozenset[str]:
 
 def lost_grants(before: Policy, after: Policy) -> list[str]:
     """What `before` grants and `after` does not, one line of words each, for people."""
-    from wetware.broker.grants import pattern_within  # as above
-
     lines = []
     for name, user in sorted(before.users.items()):
         gone = user.roles - after.roles_of(user.key)
@@ -690,8 +676,6 @@ def from_toml(text: str) -> tuple[dict[str, User], Roles, Wheres]:
 
 def canonical_where(text: str, service: str) -> str:
     """A constraint as a document has it; raises InvalidArgument."""
-    from wetware.broker.terms import Where
-
     return Where.parse(text, service).text
 
 

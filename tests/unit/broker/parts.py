@@ -8,8 +8,9 @@ from typing import Any
 
 from wetware.broker.grants import Grant
 from wetware.broker.limits import BrokerLimits
-from wetware.broker.terms import Terms, Where
+from wetware.broker.terms import Terms
 from wetware.broker.tree import Tree
+from wetware.broker.where import Where
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Principal
 

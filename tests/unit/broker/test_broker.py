@@ -14,7 +14,7 @@ from wetware.broker.gate import Broker
 from wetware.broker.limits import LoginLimits
 from wetware.broker.protocol import status_from_name, status_name
 from wetware.broker.records import Records
-from wetware.broker.terms import TIME_MAX
+from wetware.broker.values import TIME_MAX
 from wetware.errors import Disconnected, Expired, LimitExceeded, PluginError, Revoked
 from wetware.hookspecs import Accept, NotMine, Reject, RoleProfile, Withdrawn
 from wetware.identity import Challenge, Channel, Key, LoginStatus, Principal, Proof

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wetware.broker.grants import matches, pattern_within
-from wetware.broker.terms import Rate, Terms
+from wetware.broker.methods import matches, pattern_within
+from wetware.broker.terms import Terms
+from wetware.broker.values import Rate
 from wetware.errors import (
     Amplification,
     CapabilityError,

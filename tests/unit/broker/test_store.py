@@ -17,8 +17,9 @@ from wetware.broker.clock import SteadyClock
 from wetware.broker.fences import Fence, Fences
 from wetware.broker.limits import BrokerLimits
 from wetware.broker.store import Store, StoreUnavailable
-from wetware.broker.terms import Rate, Terms
+from wetware.broker.terms import Terms
 from wetware.broker.tree import Tree
+from wetware.broker.values import Rate
 from wetware.errors import ConfigError, Denied, Expired, LimitExceeded, Revoked, WetwareError
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Key, Principal

@@ -16,25 +16,17 @@ from hypothesis import strategies as st
 from wetware import rpc
 from wetware.base import cbor
 from wetware.broker.fences import Fence
-from wetware.broker.terms import (
-    GLOB_VALUE_CHARS_MAX,
+from wetware.broker.glob import VALUE_CHARS_MAX, glob
+from wetware.broker.methods import PATTERNS_MAX, patterns_of
+from wetware.broker.naming import binds, check_against, constrainable, one_object
+from wetware.broker.terms import Terms
+from wetware.broker.values import QUOTA_MAX, Rate, parse_duration, parse_size
+from wetware.broker.where import (
     KINDS,
-    PATTERNS_MAX,
-    QUOTA_MAX,
     WHERE_CHARS_MAX,
     WHERE_MAX,
-    Rate,
-    Terms,
     Where,
-    binds,
-    check_against,
-    constrainable,
-    glob,
     kinds_for,
-    one_object,
-    parse_duration,
-    parse_size,
-    patterns_of,
     typed,
 )
 from wetware.errors import InvalidArgument
@@ -275,7 +267,7 @@ def test_a_missing_argument_fails() -> None:
 def test_what_does_not_fit_the_type_cannot_be_judged(text: str) -> None:
     assert Where.parse(text).compile(EVERY) is None
     with pytest.raises(InvalidArgument, match="does not fit"):
-        check_against(Terms(where=(Where.parse(text),)), "shop", SHOP, ALL)
+        check_against([Where.parse(text)], "shop", SHOP, ALL)
 
 
 def test_a_parameter_without_the_annotation_cannot_be_judged() -> None:
@@ -378,7 +370,7 @@ def test_globs_are_as_regular_expressions(pattern: str, value: str) -> None:
     ["*a" * 400 + "*b", "*" + "?" * 900 + "b*", "*" + "a" * 900 + "b*", "*a?" * 300, "?*" * 450],
 )
 def test_no_glob_takes_long(pattern: str) -> None:
-    matches, value = glob(pattern), "a" * GLOB_VALUE_CHARS_MAX
+    matches, value = glob(pattern), "a" * VALUE_CHARS_MAX
     started = time.perf_counter()
     for _ in range(5):
         matches(value)
@@ -413,15 +405,16 @@ def test_a_constraint_on_a_method_binds_those_who_inherit_it() -> None:
 
 
 def test_what_can_be_constrained() -> None:
-    found = {(item.method.where, item.param): item for item in constrainable(SHOP)}
-    assert found[("Shop.enter", "room")].named
-    assert not found[("Shop.enter", "age")].named
+    found = {(method.where, param): method for method, param in constrainable(SHOP)}
+    assert found[("Shop.enter", "room")].named == "room"
+    assert ("Shop.enter", "age") in found
     assert ("Shop.enter", "note") not in found
     assert {where for where, _ in found} == {
         "Shop.enter", "Shop.every", "Shop.choose", "Room.say", "Room.knock", "Bell.ring",
         "Gift.open",
     }, "not of the objects that the caller makes"  # fmt: skip
-    kinds = {param: item.kind for (where, param), item in found.items() if where == "Shop.every"}
+    every = found[("Shop.every", "text")]
+    kinds = {param: every.param_kinds[param] for where, param in found if where == every.where}
     assert kinds == {
         "text": "text", "data": "data", "count": "int", "ratio": "float", "really": "bool",
         "colour": "enum", "items": "list", "whole": "other",
@@ -439,7 +432,7 @@ def test_kinds_for_a_type() -> None:
 
 def check(text: str, *patterns: str, service: str = "shop") -> None:
     where = Where.parse(text, service)
-    check_against(Terms(where=(where,)), "shop", SHOP, frozenset(patterns or "*"))
+    check_against([where], "shop", SHOP, frozenset(patterns or "*"))
 
 
 def test_a_constraint_has_to_be_about_something_that_is_granted() -> None:
@@ -534,7 +527,7 @@ def test_names_of_a_flat_service(tmp_path: Path) -> None:
     )
     counters = rpc.load(path).Counters
     incr, get = counters.methods["incr"], counters.methods["get"]
-    named = {item.method.name for item in constrainable(counters) if item.named}
+    named = {method.name for method, param in constrainable(counters) if param == counters.naming}
     assert named == {"incr", "get"}
     methods, where = one_object("c", counters, "a", frozenset({"Counters.get"}), ALL)
     assert methods == {"Counters.get"}
