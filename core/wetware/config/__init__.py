@@ -13,11 +13,9 @@ therefore the dataclasses of the parts themselves, and cannot drift from them.
 
 from wetware.config.file import file_path
 from wetware.config.reference import describe
-from wetware.config.resolve import Config, Setting, defaults, load
+from wetware.config.resolve import Config, defaults, load
 from wetware.config.sections import (
     ENV_OTHER,
-    LABEL,
-    LABELS_MAX,
     NodeConfig,
     NoSettings,
     PluginsConfig,
@@ -26,13 +24,10 @@ from wetware.config.sections import (
 
 __all__ = [
     "ENV_OTHER",
-    "LABEL",
-    "LABELS_MAX",
     "Config",
     "NoSettings",
     "NodeConfig",
     "PluginsConfig",
-    "Setting",
     "check_schema",
     "defaults",
     "describe",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HIDDEN: Final = "(hidden)"
+_HIDDEN: Final = "(hidden)"
 """Shown in place of a secret; a field is one by `metadata={"secret": True}`."""
 _DEFAULT: Final = Origin("default", "default")
 
@@ -58,11 +58,11 @@ class Setting:
     @property
     def text(self) -> str:
         """The value as one would write it in ww.toml; "" for an absent one."""
-        return HIDDEN if self.secret and self.value else toml(self.value)
+        return _HIDDEN if self.secret and self.value else toml(self.value)
 
     @property
     def plain(self) -> object:
-        return HIDDEN if self.secret and self.value else plain(self.value)
+        return _HIDDEN if self.secret and self.value else plain(self.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ ENV_OTHER: Final = {
 }
 """Variables that are read elsewhere and are no settings."""
 
-LABELS_MAX: Final = 32
-LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}=[^,=\s!][^,=\n\t!]{0,127}")
+_LABELS_MAX: Final = 32
+_LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}=[^,=\s!][^,=\n\t!]{0,127}")
 """A label as text. What selectors give a meaning to cannot be part of it."""
 
 
@@ -54,10 +54,10 @@ def _check_protocols(values: tuple[str, ...]) -> None:
 
 
 def _check_labels(values: tuple[str, ...]) -> None:
-    if len(values) > LABELS_MAX:
-        raise InvalidArgument(f"{len(values)} labels; at most {LABELS_MAX}")
+    if len(values) > _LABELS_MAX:
+        raise InvalidArgument(f"{len(values)} labels; at most {_LABELS_MAX}")
     for value in values:
-        if not LABEL.fullmatch(value):
+        if not _LABEL.fullmatch(value):
             raise InvalidArgument(
                 f"{value[:80]!r} is not a label: write KEY=VALUE, KEY of a-z, 0-9, '.', '_', '-', "
                 "VALUE of printable characters without ',' and '='"

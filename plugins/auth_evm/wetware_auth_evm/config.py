@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from wetware.base.setting import setting
 from wetware.errors import ConfigError, InvalidArgument
 from wetware_auth_evm import finality as finalities
 from wetware_auth_evm import roles as role_rules
@@ -83,122 +84,94 @@ def _check_finality(value: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AuthEvmConfig:
-    """`[plugins.auth_evm]`. What is 0 or empty here follows from the chain, or has to be set."""
+    """Which contract decides, and how its chain is read.
 
-    endpoints: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "JSON-RPC endpoints of the chain, http or https, of different operators: "
-            "three or more. They may hold keys and are not shown.",
-            "check": _check_endpoints,
-            "secret": True,
-        },
+    What `setting` makes is in `[plugins.auth_evm]` of ww.toml. What is 0 or empty here follows
+    from the chain, or has to be set.
+    """
+
+    endpoints: tuple[str, ...] = setting(
+        (),
+        "JSON-RPC endpoints of the chain, http or https, of different operators: three or more. "
+        "They may hold keys and are not shown.",
+        check=_check_endpoints,
+        secret=True,
     )
-    chain_id: int = field(
-        default=0,
-        metadata={
-            "help": "The chain's ID (EIP-155).",
-            "default": "has to be set",
-            "min": 1,
-            "max": 2**53 - 1,
-        },
+    chain_id: int = setting(
+        0, "The chain's ID (EIP-155).", min=1, max=2**53 - 1, default_text="has to be set"
     )
-    contract: str = field(
-        default="",
-        metadata={
-            "help": "Address of the contract WetwareACL; `ww auth evm deploy` makes one.",
-            "default": "has to be set",
-            "check": _check_contract,
-        },
+    contract: str = setting(
+        "",
+        "Address of the contract WetwareACL; `ww auth evm deploy` makes one.",
+        check=_check_contract,
+        default_text="has to be set",
     )
-    scope: str = field(
-        default=SCOPE_DEFAULT,
-        metadata={
-            "help": "Name of this cluster's scope in the contract: one contract serves several "
-            "clusters.",
-            "check": _check_scope,
-        },
+    scope: str = setting(
+        SCOPE_DEFAULT,
+        "Name of this cluster's scope in the contract: one contract serves several clusters.",
+        check=_check_scope,
     )
-    genesis_hash: str = field(
-        default="",
-        metadata={
-            "help": "Hash of the chain's first block. Without it, the one that a quorum states at "
-            "the first start is kept.",
-            "default": "kept at the first start",
-            "check": _check_hash,
-        },
+    genesis_hash: str = setting(
+        "",
+        "Hash of the chain's first block. Without it, the one that a quorum states at the first "
+        "start is kept.",
+        check=_check_hash,
+        default_text="kept at the first start",
     )
-    deployed_at: int = field(
-        default=0,
-        metadata={
-            "help": "The block in which the contract was deployed, or an earlier one: where its "
-            "history is read from at the first start.",
-            "max": 2**53 - 1,
-        },
+    deployed_at: int = setting(
+        0,
+        "The block in which the contract was deployed, or an earlier one: where its history is "
+        "read from at the first start.",
+        max=2**53 - 1,
     )
-    finality: str = field(
-        default="",
-        metadata={
-            "help": 'When a block is final: "finalized" (the chain says it), "depth:N", or the '
-            "name of a chain whose numbers to take. For a chain without a profile it has to be "
-            "set.",
-            "default": "the chain's profile",
-            "check": _check_finality,
-        },
+    finality: str = setting(
+        "",
+        'When a block is final: "finalized" (the chain says it), "depth:N", or the name of a chain '
+        "whose numbers to take. For a chain without a profile it has to be set.",
+        check=_check_finality,
+        default_text="the chain's profile",
     )
-    quorum: int = field(
-        default=0,
-        metadata={
-            "help": "How many endpoints have to agree. With fewer than three endpoints, or 1, a "
-            "single operator can decide who is let in: then it has to be set, and is warned of.",
-            "default": "a majority: 2 of 3",
-            "min": 1,
-            "max": ENDPOINTS_MAX,
-        },
+    quorum: int = setting(
+        0,
+        "How many endpoints have to agree. With fewer than three endpoints, or 1, a single "
+        "operator can decide who is let in: then it has to be set, and is warned of.",
+        min=1,
+        max=ENDPOINTS_MAX,
+        default_text="a majority: 2 of 3",
     )
-    poll_s: float = field(
-        default=0.0,
-        metadata={
-            "help": "Between two looks at the chain: how late a withdrawal is seen.",
-            "default": "the chain's profile",
-            "min": 0.05,
-            "max": 60,
-        },
+    poll_s: float = setting(
+        0.0,
+        "Between two looks at the chain: how late a withdrawal is seen.",
+        min=0.05,
+        max=60,
+        default_text="the chain's profile",
     )
-    verified_s_max: float = field(
-        default=0.0,
-        metadata={
-            "help": "Nothing is allowed once no block was verified for so long.",
-            "default": "the chain's profile",
-            "min": 1,
-            "max": 3600,
-        },
+    verified_s_max: float = setting(
+        0.0,
+        "Nothing is allowed once no block was verified for so long.",
+        min=1,
+        max=3600,
+        default_text="the chain's profile",
     )
-    tip_age_s_max: float = field(
-        default=0.0,
-        metadata={
-            "help": "Nothing is allowed while the newest block is older, by its own time stamp.",
-            "default": "the chain's profile",
-            "min": 1,
-            "max": 86_400,
-        },
+    tip_age_s_max: float = setting(
+        0.0,
+        "Nothing is allowed while the newest block is older, by its own time stamp.",
+        min=1,
+        max=86_400,
+        default_text="the chain's profile",
     )
-    session_s_max: int = field(
-        default=SESSION_S_MAX,
-        metadata={
-            "help": "How long a session may last that a wallet signs.",
-            "min": 60,
-            "max": SESSION_S_MAX,
-        },
+    session_s_max: int = setting(
+        SESSION_S_MAX,
+        "How long a session may last that a wallet signs.",
+        min=60,
+        max=SESSION_S_MAX,
     )
-    wallet_gas_max: int = field(
-        default=WALLET_GAS_DEFAULT,
-        metadata={
-            "help": "Gas that a contract wallet may use to judge a signature (ERC-1271). More than "
-            "the default is for wallets with many owners.",
-            "min": 50_000,
-            "max": 5_000_000,
-        },
+    wallet_gas_max: int = setting(
+        WALLET_GAS_DEFAULT,
+        "Gas that a contract wallet may use to judge a signature (ERC-1271). More than the default "
+        "is for wallets with many owners.",
+        min=50_000,
+        max=5_000_000,
     )
     roles: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
