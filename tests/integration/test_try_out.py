@@ -18,17 +18,17 @@ from wetware.testing import Home
 
 TRIAL = """\
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from wetware.hookspecs import hookimpl
+from wetware.hookspecs import hookimpl, setting
 from wetware_auth_local.backend import LocalBackend
 from wetware_auth_local.config import AuthLocalConfig
 
 
 @dataclass(frozen=True, slots=True)
 class TrialConfig(AuthLocalConfig):
-    colour: str = field(default="blue", metadata={"help": "Of the box."})
-    size: int = field(default=1, metadata={"help": "Of the box."})
+    colour: str = setting("blue", "Of the box.")
+    size: int = setting(1, "Of the box.")
 
 
 class Trial(LocalBackend):

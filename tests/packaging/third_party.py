@@ -181,15 +181,15 @@ BROKEN: dict[str, Broken] = {
 }
 
 GOOD = """\
-from dataclasses import dataclass, field
-from wetware.hookspecs import hookimpl
+from dataclasses import dataclass
+from wetware.hookspecs import hookimpl, setting
 
 print("a plugin that talks on import")
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    greeting: str = field(default="hello", metadata={"help": "What is said."})
+    greeting: str = setting("hello", "What is said.")
 
 
 @hookimpl

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wetware import config
 from wetware.base.multiaddr import Multiaddr
+from wetware.base.setting import setting
 from wetware.cli.config import reference
 from wetware.config import Config, NodeConfig, check_schema, describe
 from wetware.config.file import FILE_BYTES_MAX, File
@@ -42,24 +43,21 @@ def load(tmp_path: Path) -> Load:
     return make
 
 
-HELP = {"help": "What it is."}
-
-
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Every supported type."""
 
-    text: str = field(default="a", metadata=HELP)
-    count: int = field(default=3, metadata={"help": "How many.", "min": 1, "max": 10})
-    rate: float = field(default=0.5, metadata=HELP)
-    on: bool = field(default=False, metadata=HELP)
-    path: Path = field(default=Path("x"), metadata=HELP)
-    maybe: int | None = field(default=None, metadata=HELP)
-    names: tuple[str, ...] = field(default=("a",), metadata=HELP)
-    sizes: tuple[int, ...] = field(default=(), metadata=HELP)
-    level: Literal["low", "high"] = field(default="low", metadata=HELP)
-    addr: Multiaddr | None = field(default=None, metadata=HELP)
-    wait_s: float = field(default=1.0, metadata={"help": "Patience."})
+    text: str = setting("a", "What it is.")
+    count: int = setting(3, "How many.", min=1, max=10)
+    rate: float = setting(0.5, "What it is.")
+    on: bool = setting(False, "What it is.")
+    path: Path = setting(Path("x"), "What it is.")
+    maybe: int | None = setting(None, "What it is.")
+    names: tuple[str, ...] = setting(("a",), "What it is.")
+    sizes: tuple[int, ...] = setting((), "What it is.")
+    level: Literal["low", "high"] = setting("low", "What it is.")
+    addr: Multiaddr | None = setting(None, "What it is.")
+    wait_s: float = setting(1.0, "Patience.")
     inner: int = 7
 
 
@@ -238,7 +236,7 @@ class Zoo:
     animals: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict, metadata={"help": "By name."}
     )
-    open: bool = field(default=True, metadata=HELP)
+    open: bool = setting(True, "What it is.")
 
 
 ZOO = """[plugins.zoo]
@@ -422,6 +420,7 @@ _TOML_VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)  # the first one resolves the annotations
 @given(st.sampled_from([each.name for each in dataclasses.fields(Sample)]), _TOML_VALUES)
 def test_a_value_is_of_its_type_or_refused(name: str, value: object) -> None:
     file = File(Path("/h/ww.toml"), "")
@@ -468,7 +467,7 @@ def test_sections_and_variables_of_no_plugin(load: Load) -> None:
 def test_a_variable_of_a_plugin_whose_name_begins_like_anothers(load: Load) -> None:
     @dataclass(frozen=True)
     class Other:
-        x: int = field(default=1, metadata=HELP)
+        x: int = setting(1, "What it is.")
 
     found = load(env={"WW_PLUGINS_SAMPLE_TWO_X": "2"})
     assert found.plugin("sample", Sample) == Sample()
@@ -493,7 +492,7 @@ class NotFrozen:
 
 @dataclass(frozen=True)
 class BadType:
-    x: dict[str, int] = field(default_factory=dict, metadata=HELP)
+    x: dict[str, int] = field(default_factory=dict, metadata={"help": "By name."})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from tests.unit.loader.world import CHECK, NODE, SHORT, World, boom, context, se
 from wetware import loader
 from wetware.cli import mount
 from wetware.errors import EXIT_CONFIG, ConfigError, PluginError
+from wetware.hookspecs import setting
 from wetware.loader import State
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def test_an_endless_generator_of_services_ends(world: World) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    size: int = field(default=4, metadata={"help": "Of it."})
+    size: int = setting(4, "Of it.")
 
 
 def test_a_plugin_gets_its_typed_settings(world: World) -> None:
