@@ -231,8 +231,10 @@ async def test_peer_that_dies(ours: Ours, theirs) -> None:
     await identify(connection)
     theirs.kill()
     await asyncio.wait_for(connection.wait_closed(), 20)
+    guest = ours.overlay._guest
+    assert guest is not None
     async with asyncio.timeout(10):
-        while ours.overlay.status().connections:
+        while guest._swarm.get_connections():
             await asyncio.sleep(0.01)
     assert ours.overlay.status().restarts == 0
 

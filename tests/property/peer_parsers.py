@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,6 @@ from wetware.overlay.admission.statements import (
 )
 from wetware.overlay.admission.texts import Bundle, Ticket, parse_join
 from wetware.overlay.link import LinkLimits, Violation
-from wetware.overlay.link.limits import Totals
 from wetware.overlay.link.multistream import HELLO, LineReader, Proposer, Responder, encode_line
 from wetware.overlay.link.noise import (
     HANDSHAKE_BYTES_MAX,
@@ -77,7 +77,7 @@ from wetware.overlay.link.noise import (
     protobuf_fields,
     verify_identity,
 )
-from wetware.overlay.link.yamux import Session
+from wetware.overlay.link.yamux import Session, Totals
 from wetware.overlay.membership import service as membership_service
 from wetware.overlay.membership import wire as membership_wire
 from wetware.overlay.membership.proof import encode_founding, prove
@@ -694,10 +694,8 @@ def _proposer(data: bytes) -> object:
 
 
 def _responder(data: bytes) -> object:
-    responder = Responder(
-        lambda name: {"/a/1": True, "/b/1": None}.get(name, False), proposals_max=8
-    )
-    return responder.receive(data), responder.receive(b"x" * 10), responder.resume()
+    responder = Responder("/a/1".__eq__, proposals_max=8)
+    return responder.receive(data), responder.receive(b"x" * 10), responder.rest()
 
 
 def _dialling() -> NoiseHandshake:
@@ -730,6 +728,9 @@ def _yamux(data: bytes) -> object:
         on_output=lambda: None,
         on_data=lambda: None,
         on_stream=accepted.append,
+        on_reset=lambda stream: None,
+        on_violation=lambda exc: None,
+        refused=Counter(),
     )
     session.open()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+from collections import Counter
 from types import SimpleNamespace
 
 from hypothesis import given, settings
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from wetware.errors import ProtocolRefused
 from wetware.identity import Key
 from wetware.overlay.link import LinkLimits, Stream, Violation
-from wetware.overlay.link.limits import Totals
 from wetware.overlay.link.multistream import HELLO, LineReader, Proposer, Responder, encode_line
 from wetware.overlay.link.noise import (
     NoiseHandshake,
@@ -21,7 +21,7 @@ from wetware.overlay.link.noise import (
     protobuf_fields,
     verify_identity,
 )
-from wetware.overlay.link.yamux import Session
+from wetware.overlay.link.yamux import Session, Totals
 
 KEY = Key.generate()
 IDENTITY = NoiseIdentity(KEY)
@@ -64,7 +64,7 @@ def test_negotiation_agrees_on_the_first_common_protocol(
     while responder.chosen is None and not refused:
         answer = b"".join(responder.receive(piece) for piece in pieces(out, sizes))
         if responder.chosen is not None:
-            answer += encode_line(responder.chosen) + tail
+            answer += tail
         out = b""
         try:
             for piece in pieces(answer, sizes):
@@ -153,6 +153,9 @@ def test_any_frames_end_at_most_the_session(
             on_output=lambda: None,
             on_data=lambda: None,
             on_stream=accepted.append,
+            on_reset=lambda stream: None,
+            on_violation=lambda exc: None,
+            refused=Counter(),
         )
         outbound = session.open()
         try:

@@ -38,7 +38,7 @@ class TunnelPipe:
     async def write(self, data: bytes) -> None:
         await self._stream.send(data)
 
-    def close(self) -> None:
+    def finish(self) -> None:
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
 
@@ -47,7 +47,7 @@ class TunnelPipe:
             await self._stream.send_eof()
         await self._stream.aclose()
 
-    def abort(self) -> None:
+    def reset(self) -> None:
         self._stream.abort(Disconnected("the tunnel was closed"))
 
 
@@ -63,11 +63,11 @@ async def relay(left: Pipe, right: Pipe) -> None:
         source, target = (left, right) if forth in done else (right, left)
         for way in done:
             way.result()
-        target.close()
-        source.abort()
+        target.finish()
+        source.reset()
     except BaseException:
-        left.abort()
-        right.abort()
+        left.reset()
+        right.reset()
         raise
     finally:
         forth.cancel()

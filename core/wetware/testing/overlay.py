@@ -241,8 +241,8 @@ class _MemoryPipe:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
             raise EOFError("the other end is closed") from exc
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._incoming.close()
         self._outgoing.close()
 
-    abort = close
+    reset = finish

@@ -55,7 +55,7 @@ async def pipes(path: Path, count: int = 1) -> AsyncIterator[list[tuple[TunnelPi
             made.append((near, far.pipes[-1]))
         yield made
         for near, _ in made:
-            near.abort()
+            near.reset()
 
 
 async def collect(pipe: TunnelPipe) -> bytes:
@@ -70,8 +70,8 @@ async def test_bytes_arrive_in_order_and_the_end_after_them(tmp_path: Path) -> N
     async with pipes(tmp_path) as [(near, far)]:
         reading = asyncio.create_task(collect(far))
         await near.write(data)
-        near.close()
-        near.close()
+        near.finish()
+        near.finish()
         assert await reading == data
 
 
@@ -95,7 +95,7 @@ async def test_the_other_end_s_loss_is_told(tmp_path: Path) -> None:
     async with pipes(tmp_path) as [(near, far)]:
         reading = asyncio.create_task(near.read())
         await asyncio.sleep(0)
-        far.abort()
+        far.reset()
         with pytest.raises(WetwareError):
             await reading
         with pytest.raises(WetwareError):
@@ -110,7 +110,7 @@ async def test_a_relay_carries_and_ends_both(tmp_path: Path) -> None:
         await b_near.write(b"to a")
         assert await a_near.read() == b"to a"
         await a_near.write(b"last")
-        a_near.close()
+        a_near.finish()
         assert await collect(b_near) == b"last"
         await carrying
 
@@ -120,7 +120,7 @@ async def test_a_relay_that_loses_one_end_cuts_the_other(tmp_path: Path) -> None
         carrying = asyncio.create_task(relay(a_far, b_far))
         await a_near.write(b"x")
         assert await b_near.read() == b"x"
-        a_near.abort()
+        a_near.reset()
         with pytest.raises(WetwareError):
             await carrying
         with pytest.raises(WetwareError):

@@ -30,7 +30,6 @@ from wetware.errors import (
 )
 from wetware.hookspecs import Service
 from wetware.identity import PeerId, Principal
-from wetware.overlay.link import StreamPipe
 from wetware.overlay.membership.proof import encode_founding
 from wetware.overlay.tunnel import TUNNEL_PROTOCOL, TunnelPipe, relay
 
@@ -134,7 +133,7 @@ class ClusterService(Service):
 
         Its address is the carrier's, so that the limits for strangers count per carrier.
         """
-        connection = self._accept_pipe(StreamPipe(stream), stream.connection.remote)
+        connection = self._accept_pipe(stream, stream.connection.remote)
         await connection.wait_closed()
 
     # --- watches ----------------------------------------------------------------------------------
@@ -193,7 +192,7 @@ class ClusterService(Service):
 
     async def _carry(self, pipe: TunnelPipe, stream: Stream) -> None:
         try:
-            await relay(pipe, StreamPipe(stream))
+            await relay(pipe, stream)
         except WetwareError as exc:
             log.debug("tunnel.ended", peer=stream.peer, reason=exc)
 

@@ -510,11 +510,11 @@ class Introductions:
                         await exchange(stream)
                     except (AdmissionRefused, LimitExceeded) as exc:
                         self._log(stream, "admission.refused", code=exc.code, why=exc)
-                        self._host.refused(exc.code)
+                        self._host.refused[exc.code] += 1
                         await write_refusal(stream, exc)
         except (InvalidArgument, LimitExceeded, EOFError, TimeoutError) as exc:
             reason = "too slow" if isinstance(exc, TimeoutError) else exc
-            self._host.refused("admission.exchange")
+            self._host.refused["admission.exchange"] += 1
             self._log(stream, "admission.broken_off", why=reason)
             stream.reset()
 

@@ -69,21 +69,34 @@ def to_link_addr(addr: LibAddr) -> Multiaddr | None:
         return None
 
 
-def to_lib_addr(addr: Multiaddr) -> LibAddr:
-    return LibAddr(str(addr))
-
-
 class GuestStream(IMuxedStream):
-    """One stream, its protocol agreed on by the link."""
+    """One stream, its protocol agreed on by the link.
+
+    Attributes:
+        done: libp2p is done with it, or it was reset.
+    """
 
     def __init__(self, stream: Stream, conn: GuestConn) -> None:
         self.link_stream, self.muxed_conn = stream, conn
         self.stream_id, self.is_initiator = stream.id, stream.initiator
+        self.done = asyncio.Event()
+        self._received = bytearray()
+        self._ended = False
+        self._error: Exception | None = None
         # A reader and a writer may wait at the same time; both look again when something happened.
         self._waiting = trio.lowlevel.ParkingLot()
-        stream.owner = "guest"
-        stream.on_wake = self._wake
         conn.streams.add(self)
+        stream.attach(self._on_data, self._on_end, self._wake)
+
+    def _on_data(self, data: bytes | bytearray | memoryview) -> None:
+        self._received += data
+        self._wake()
+
+    def _on_end(self, error: Exception | None) -> None:
+        self._ended, self._error = True, error
+        if error is not None:
+            self._forget()
+        self._wake()
 
     def _wake(self) -> None:
         self._waiting.unpark_all()
@@ -91,14 +104,15 @@ class GuestStream(IMuxedStream):
     async def read(self, n: int | None = None) -> bytes:
         """Some bytes, at most `n`; raises MuxedStreamEOF at the end."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            while (data := self.link_stream.read_nowait(-1 if n is None else n)) is None:
-                await self._waiting.park()
-        except StreamReset as exc:
-            self._forget()
-            raise MuxedStreamReset(str(exc)) from exc
-        if not data and n != 0:
-            raise MuxedStreamEOF("the peer closed its side")
+        while not self._received and n != 0:
+            if self._error is not None:
+                raise MuxedStreamReset(str(self._error)) from self._error
+            if self._ended:
+                raise MuxedStreamEOF("the peer closed its side")
+            await self._waiting.park()
+        data = bytes(self._received[:n])
+        del self._received[: len(data)]
+        self.link_stream.consumed(len(data))
         return data
 
     async def write(self, data: bytes) -> None:
@@ -132,14 +146,15 @@ class GuestStream(IMuxedStream):
         """`reset`, from any context."""
         self._forget()
         self.link_stream.reset()
-        self._waiting.unpark_all()
 
     def abandon(self) -> None:
         """Reset the stream when no trio task can be woken any more."""
-        self.link_stream.on_wake = None
+        self.link_stream.detach()
         self.link_stream.reset()
+        self._forget()
 
     def _forget(self) -> None:
+        self.done.set()
         self.muxed_conn.streams.discard(self)
 
     def set_deadline(self, ttl: int) -> None:
@@ -195,7 +210,7 @@ class GuestConn(IMuxedConn):
         return (remote.host, remote.port) if remote.kind in ("ip4", "ip6") else None
 
     def get_transport_addresses(self) -> list[LibAddr]:
-        return [to_lib_addr(self.link_conn.remote.with_peer(None))]
+        return [LibAddr(str(self.link_conn.remote.with_peer(None)))]
 
     def get_connection_type(self) -> ConnectionType:
         """Always direct: the link does not relay."""
@@ -212,16 +227,17 @@ class GuestConn(IMuxedConn):
         """Return when the connection is over, for libp2p."""
         await self._released.wait()
 
-    def offer(self, stream: Stream) -> None:
-        """Take an inbound stream; reset it if libp2p does not keep up."""
-        if self.is_closed:
-            stream.reset()
-            return
+    async def offer(self, stream: Stream) -> None:
+        """Give an inbound stream to libp2p, and wait until that is done with it.
+
+        Resets the stream if libp2p does not keep up.
+        """
         guest_stream = GuestStream(stream, self)
         try:
             self._send.send_nowait(guest_stream)
         except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
             guest_stream.drop()
+        await guest_stream.done.wait()
 
     async def accept_stream(self) -> GuestStream:
         """The next inbound stream; raises MuxedConnUnavailable when the connection is over."""

@@ -72,7 +72,6 @@ from wetware.overlay.libp2p._adapter import (
     to_link_addr,
 )
 from wetware.overlay.libp2p.contract import OverlayLimits, OverlayUnavailable, Provider
-from wetware.overlay.link.multistream import HELLO, encode_line
 
 if TYPE_CHECKING:
     from wetware.identity import Key
@@ -82,17 +81,8 @@ log = get_logger("overlay.guest")
 T = TypeVar("T")
 Handler = Callable[[INetStream], Awaitable[None]]
 
-PING_BYTES = 32
 _UNLIMITED = 1 << 30
 """For limits of libp2p that the link enforces itself, by LinkLimits."""
-
-# Who may open what. Reading and writing the DHT is one protocol: members only, as writing is.
-ACCESS = {
-    str(IDENTIFY): Access.PUBLIC,
-    str(IDENTIFY_PUSH): Access.PUBLIC,
-    str(PING): Access.PUBLIC,
-    str(KAD): Access.MEMBER,
-}
 
 _loading.tame()
 vars(identify_module)["AGENT_VERSION"] = f"wetware/{__version__}"  # libp2p has no setting for it
@@ -154,12 +144,12 @@ class _Swarm(Swarm):
 
 
 class _Multiselect(Multiselect):
-    """The protocols that identify announces: libp2p's and the link's own."""
+    """The protocols that identify announces: those of the link, libp2p's among them."""
 
     link: LinkHost
 
     def get_protocols(self) -> tuple[TProtocol | None, ...]:
-        return (*self.handlers, *map(TProtocol, self.link.protocols))
+        return tuple(map(TProtocol, self.link.protocols))
 
 
 class _Host(BasicHost):
@@ -226,11 +216,7 @@ class _Host(BasicHost):
             muxed = stream.muxed_stream
             protocol = TProtocol(muxed.link_stream.protocol)
             stream.set_protocol(protocol)
-            handler = self.multiselect.handlers.get(protocol)
-            if handler is None:
-                await stream.reset()
-                return
-            await handler(stream)
+            await self.multiselect.handlers[protocol](stream)
             await stream.close()
         except Exception as exc:
             # Most of these are a peer's doing: it must not fill the log.
@@ -296,7 +282,7 @@ class _Host(BasicHost):
 async def _serve_ping(stream: INetStream) -> None:
     """Answer pings until the peer closes; the link's limits bound how many streams it opens."""
     with contextlib.suppress(StreamEOF):
-        while data := await stream.read(PING_BYTES):
+        while data := await stream.read(32):
             await stream.write(data)
 
 
@@ -363,7 +349,7 @@ def _make_dht(host: _Host, limits: OverlayLimits) -> KadDHT:
 
 
 class Guest:
-    """One run of libp2p on the current loop; a GuestPort of the link while it runs.
+    """One run of libp2p on the current loop.
 
     Attributes:
         ready: Done when libp2p serves; fails with what ended the run before that.
@@ -386,7 +372,6 @@ class Guest:
         self._calls: set[asyncio.Future[Any]] = set()
         self._unwatch: Callable[[], None] = lambda: None
         self._dials = trio.CapacityLimiter(limits.dials_max)
-        self._port_set = False
 
     # --- lifecycle, called on the asyncio loop ---------------------------------------------------
 
@@ -448,10 +433,6 @@ class Guest:
         return True
 
     @property
-    def connections(self) -> int:
-        return sum(map(len, self._swarm.connections.values())) if self._nursery else 0
-
-    @property
     def dht_peers(self) -> int:
         return self._dht.get_routing_table_size() if self._dht else 0
 
@@ -471,12 +452,9 @@ class Guest:
             self.ended.set_result(error)
 
     def _let_go(self) -> None:
-        """Give the link its streams back: from here on they wait for the next guest."""
+        """Reset libp2p's streams, and leave the connections alone."""
         self._unwatch()
         self._unwatch = lambda: None
-        if self._port_set:
-            self._port_set = False
-            self._link.set_guest(None)
         for conn in self._conns.values():
             conn.abandon()
         self._conns.clear()
@@ -513,24 +491,14 @@ class Guest:
             if not future.done() or future.cancelled():
                 scope.cancel()
 
-    # --- the port of the link, called on the asyncio loop ----------------------------------------
+    # --- called on the asyncio loop by the link ---------------------------------------------------
 
-    def accepts(self, protocol: str) -> Access | None:
-        """Who may open a stream of `protocol`; None if libp2p does not serve it."""
-        served = TProtocol(protocol) in self._host.multiselect.handlers
-        return ACCESS.get(protocol) if served else None
-
-    def offer(self, stream: Stream, protocol: str) -> None:
+    async def serve(self, stream: Stream) -> None:
+        """Give an inbound stream to libp2p; returns when libp2p is done with it."""
         conn = self._conns.get(stream.connection)
         if conn is None:
-            stream.reset()
-            return
-        # The link lets a guest negotiate again; all that is left to say is yes.
-        proposal = HELLO + encode_line(protocol)
-        if stream.read_nowait(len(proposal)) != proposal:
-            raise OverlayError("the link did not replay the proposal")
-        stream.write_nowait(proposal)
-        conn.offer(stream)
+            raise OverlayError("libp2p does not use this connection")
+        await conn.offer(stream)
 
     def _on_up(self, connection: Connection) -> None:
         if self._nursery is not None and connection not in self._conns and not connection.closed:
@@ -557,8 +525,6 @@ class Guest:
                     for connection in self._link.connections():
                         self._on_up(connection)
                     self._unwatch = self._link.watch(self._on_up, self._on_down)
-                    self._link.set_guest(self)
-                    self._port_set = True
                     if not self.ready.done():
                         self.ready.set_result(None)
                     await trio.sleep_forever()

@@ -59,7 +59,7 @@ class _ToEvents(logging.Handler):
     """Passes libp2p's log records on as events, at debug level: peers can cause most of them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if logging.getLogger("wetware.overlay.libp2p.libp2p").isEnabledFor(logging.DEBUG):
+        if log_debug():
             log.debug(
                 "libp2p.message",
                 logger=record.name,
@@ -147,4 +147,4 @@ def tame() -> None:
 
 def log_debug() -> bool:
     """Whether somebody wants debug events of the overlay."""
-    return logging.getLogger("wetware.overlay.libp2p.libp2p").isEnabledFor(logging.DEBUG)
+    return logging.getLogger("wetware.overlay.libp2p").isEnabledFor(logging.DEBUG)

@@ -33,6 +33,7 @@ class OverlayLimits:
     Attributes:
         start_s: For one start of the guest, import included; a guest that hangs is replaced.
         stop_s: For the guest to end when it is told to.
+        wait_s: How long a peer's stream waits for a guest that is away.
         restart_s_min: Wait before the second restart in a row; the first one is immediate.
         restart_s_max: The wait doubles up to here.
         healthy_s: A guest that ran this long is no longer "in a row" with the crash before.
@@ -58,6 +59,7 @@ class OverlayLimits:
 
     start_s: float = 60.0
     stop_s: float = 0.8
+    wait_s: float = 10.0
     restart_s_min: float = 0.1
     restart_s_max: float = 30.0
     healthy_s: float = 60.0
@@ -88,14 +90,12 @@ class OverlayStatus:
         state: "running" is the only state in which the verbs work.
         restarts: Times that the guest was started again after it had failed.
         last_error: Why it ended the last time, one line, or None.
-        connections: Link connections that libp2p uses.
         dht_peers: Peers in the DHT's routing table.
     """
 
     state: State
     restarts: int
     last_error: str | None
-    connections: int
     dht_peers: int
 
 

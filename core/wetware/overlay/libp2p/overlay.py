@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from wetware.base.access import Access
 from wetware.base.backoff import Backoff
 from wetware.base.log import get_logger
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
@@ -24,9 +25,17 @@ from wetware.overlay.libp2p.contract import (
 if TYPE_CHECKING:
     from wetware.identity import Key
     from wetware.overlay.libp2p._guest import Guest
-    from wetware.overlay.link import LinkHost
+    from wetware.overlay.link import LinkHost, Stream
 
 log = get_logger("overlay")
+
+# Who may open what. Reading and writing the DHT is one protocol: members only, as writing is.
+PROTOCOLS = {
+    "/ipfs/id/1.0.0": Access.PUBLIC,
+    "/ipfs/id/push/1.0.0": Access.PUBLIC,
+    "/ipfs/ping/1.0.0": Access.PUBLIC,
+    "/ipfs/kad/1.0.0": Access.MEMBER,
+}
 T = TypeVar("T")
 
 
@@ -37,7 +46,7 @@ class Overlay:
     never negotiates security: it is handed connections that the link has finished (noise, yamux).
     Whatever happens in it, an exception ends the guest alone; it is restarted, at once after a
     first failure and with back-off after that, while connections and streams of the link go on.
-    Streams of its protocols wait for it, within the link's bound.
+    Streams of its protocols wait for it, up to `wait_s`.
 
     There can be one running Overlay per thread.
 
@@ -56,6 +65,7 @@ class Overlay:
     ) -> None:
         self._host, self._key, self._limits = host, key, limits
         self._guest: Guest | None = None
+        self._up = asyncio.Event()  # there is a guest
         self._state: State = "stopped"
         self._restarts = 0
         self._last_error: str | None = None
@@ -72,9 +82,11 @@ class Overlay:
         """
         if self._state != "stopped":
             raise RuntimeError("this overlay is running already")
-        self._state = "starting"
-        self._host.guest_expected = True
-        told, first = False, True
+        ends = [
+            self._host.handle(protocol, self._serve, access=access)
+            for protocol, access in PROTOCOLS.items()
+        ]
+        self._state, told, first = "starting", False, True
         backoff = Backoff(self._limits.restart_s_min, self._limits.restart_s_max, self._rng)
         try:
             while True:
@@ -105,7 +117,8 @@ class Overlay:
                 await asyncio.sleep(delay_s)
         finally:
             self._state = "stopped"
-            self._host.guest_expected = False
+            for end in ends:
+                end()
 
     async def _one_run(self, up: Callable[[], None]) -> BaseException:
         """One life of the guest; returns what ended it."""
@@ -124,13 +137,25 @@ class Overlay:
             except Exception as exc:
                 return exc
             self._guest = guest
+            self._up.set()
             up()
             await asyncio.wait([guest.ended])
             return guest.ended.result() or OverlayError("the guest ended by itself")
         finally:
             self._guest = None
+            self._up.clear()
             if guest is not None:
                 await self._end(guest)
+
+    async def _serve(self, stream: Stream) -> None:
+        """A stream of a protocol of libp2p's: it waits for the guest while that is away."""
+        try:
+            async with asyncio.timeout(self._limits.wait_s):
+                while (guest := self._guest) is None:
+                    await self._up.wait()
+        except TimeoutError:
+            raise OverlayUnavailable(f"the libp2p guest is {self._state}") from None
+        await guest.serve(stream)
 
     async def _end(self, guest: Guest) -> None:
         guest.stop()
@@ -147,7 +172,6 @@ class Overlay:
             state=self._state,
             restarts=self._restarts,
             last_error=self._last_error,
-            connections=guest.connections if guest else 0,
             dht_peers=guest.dht_peers if guest else 0,
         )
 

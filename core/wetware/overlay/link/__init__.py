@@ -6,22 +6,18 @@ dials and hands out `Stream`s; `LinkLimits` bounds everything that a peer can ma
 
 from __future__ import annotations
 
-from wetware.overlay.link.connection import Connection
-from wetware.overlay.link.host import GuestPort, LinkHost, allow_public_only, check_free
-from wetware.overlay.link.limits import LinkLimits, LinkStats, Violation
-from wetware.overlay.link.pipe import Pipe, StreamPipe
-from wetware.overlay.link.yamux import Stream
+from wetware.overlay.link.host import LinkHost
+from wetware.overlay.link.limits import LinkLimits, Violation
+from wetware.overlay.link.pipe import Pipe
+from wetware.overlay.link.tcp import check_free
+from wetware.overlay.link.yamux import Connection, Stream
 
 __all__ = [
     "Connection",
-    "GuestPort",
     "LinkHost",
     "LinkLimits",
-    "LinkStats",
     "Pipe",
     "Stream",
-    "StreamPipe",
     "Violation",
-    "allow_public_only",
     "check_free",
 ]

@@ -7,6 +7,7 @@ import contextlib
 import math
 import socket
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -15,8 +16,8 @@ from wetware.base.bounds import TokenBucket
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import OverlayError, PeerMismatch, StreamReset, WetwareError
-from wetware.overlay.link.limits import LinkLimits, Totals, Violation
-from wetware.overlay.link.multistream import Proposer, Responder, encode_line
+from wetware.overlay.link.limits import LinkLimits, Violation
+from wetware.overlay.link.multistream import Proposer, Responder
 from wetware.overlay.link.noise import (
     HANDSHAKE_BYTES_MAX,
     PLAINTEXT_BYTES_MAX,
@@ -24,9 +25,11 @@ from wetware.overlay.link.noise import (
     NoiseHandshake,
     NoiseIdentity,
 )
-from wetware.overlay.link.yamux import GOAWAY_FRAME, Session, Stream
+from wetware.overlay.link.yamux import GOAWAY_FRAME, Connection, Session, Stream, Totals
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from wetware.identity import PeerId
     from wetware.overlay.link.noise import Cipher
 
@@ -37,7 +40,7 @@ NOISE, YAMUX = "/noise", "/yamux/1.0.0"
 RECEIVE_BYTES = 256 << 10
 """Of the scratch buffer that all connections of a host receive into; holds several messages."""
 _FLUSH_BYTES = 256 << 10  # encrypted in one go: about 0.2 ms, after which others get the loop
-_FLUSH_BYTES_MIN = 64 << 10  # on a path that does not take that much: see Connection._flush
+_FLUSH_BYTES_MIN = 64 << 10  # on a path that does not take that much: see NoiseConnection._flush
 _WAITING_BYTES = 64 << 10
 """Encrypted and not taken by TCP when the next flush is made: TCP is not to run dry meanwhile, but
 nothing can overtake what is in there. One flush comes on top."""
@@ -45,6 +48,7 @@ _ALONE_BYTES = 32 << 10  # a part this long gets messages of its own: no copy at
 _EARLY_BYTES_MAX = 64 << 10  # received before the handshake asked for it; honest peers send none
 _THROTTLE_S = 0.02
 _FRAMES_COUNTED = 256  # frames between two looks at their rate
+_TAMPERED = "noise: a message was tampered with"
 
 
 class ConnectionOwner(Protocol):
@@ -54,24 +58,25 @@ class ConnectionOwner(Protocol):
     totals: Totals
     noise: NoiseIdentity
     scratch: memoryview
+    refused: Counter[str]
 
     def spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task that ends with the host at the latest."""
         ...
 
-    def admit_connection(self, conn: Connection) -> None:
+    def admit_connection(self, conn: NoiseConnection) -> None:
         """A TCP connection was accepted; raises LimitExceeded to turn it away."""
         ...
 
-    def admit_peer(self, conn: Connection) -> None:
+    def admit_peer(self, conn: NoiseConnection) -> None:
         """The peer is known and all but connected; raises LimitExceeded to turn it away."""
         ...
 
-    def established(self, conn: Connection) -> None:
+    def established(self, conn: NoiseConnection) -> None:
         """The handshake is done; raises WetwareError to refuse the peer."""
         ...
 
-    def lost(self, conn: Connection) -> None:
+    def lost(self, conn: NoiseConnection) -> None:
         """The connection, established or not, has ended. Called once."""
         ...
 
@@ -83,10 +88,6 @@ class ConnectionOwner(Protocol):
         """A stream of the connection was reset."""
         ...
 
-    def refused(self, reason: str) -> None:
-        """Count something that was turned away."""
-        ...
-
 
 def socket_multiaddr(name: tuple[Any, ...] | None, peer: PeerId | None = None) -> Multiaddr:
     """The multiaddr of a socket's name as `getsockname` gives it."""
@@ -96,29 +97,13 @@ def socket_multiaddr(name: tuple[Any, ...] | None, peer: PeerId | None = None) -
     return Multiaddr("ip6" if ":" in host else "ip4", host, int(name[1]), peer)
 
 
-class Connection(asyncio.BufferedProtocol):
-    """An authenticated, encrypted, multiplexed connection to one peer.
-
-    Made by a `LinkHost`: by the time others see it, it is established.
+class NoiseConnection(Connection, asyncio.BufferedProtocol):
+    """See `Connection`: this one is secured by noise and multiplexed by yamux.
 
     Attributes:
-        peer: Who is at the other end, proven in the handshake.
-        remote: The peer's address, with its peer ID. That of the carrier if `tunnelled`.
-        tunnelled: Whether somebody else carries its bytes: then `remote` leads to the carrier, not
-            to the peer.
-        local: This end's address.
-        initiator: Whether this side dialled.
-        channel_binding: 32 bytes, equal at both ends and unique to this connection (the Noise
-            handshake hash): what a login is bound to.
-        closed: Whether it has ended, or is about to.
-        error: Why it ended; None while it is open and after a `close()` here.
-        bytes_in: TCP payload received.
-        bytes_out: TCP payload handed to TCP.
-        opened_at: Loop time at which it was established.
+        established: Whether the handshake is done.
+        ready: Done when it is; fails if it ends before that.
     """
-
-    peer: PeerId
-    channel_binding: bytes
 
     def __init__(
         self,
@@ -138,7 +123,7 @@ class Connection(asyncio.BufferedProtocol):
         self.error: Exception | None = None
         self.bytes_in = self.bytes_out = 0
         self.opened_at = 0.0
-        self.ready: asyncio.Future[Connection] = self._loop.create_future()
+        self.ready: asyncio.Future[NoiseConnection] = self._loop.create_future()
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._transport: asyncio.Transport | None = None
         self._handshake_task: asyncio.Task[None] | None = None
@@ -180,85 +165,15 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- for applications -------------------------------------------------------------------------
 
-    async def open_stream(self, *protocols: str) -> Stream:
-        """Open a stream for the first of `protocols` that the peer accepts.
-
-        Raises ProtocolRefused (the peer speaks none of them, or not with this node), StreamReset
-        (the connection is closing), OverlayError "overlay.timeout" after `negotiation_s`,
-        LimitExceeded.
-        """
-        proposer = Proposer(protocols)
-        stream = self._session.open()
-        try:
-            stream.write_nowait(proposer.start())
-            async with asyncio.timeout(self._limits.negotiation_s):
-                while proposer.chosen is None:
-                    data = await stream.read()
-                    if not data:
-                        raise StreamReset(  # noqa: TRY301  # handled as one that the stream raises
-                            "the peer closed the stream before a protocol was agreed"
-                        )
-                    reply = proposer.receive(data)
-                    if reply:
-                        stream.write_nowait(reply)
-        except TimeoutError:
-            stream.reset()
-            raise OverlayError(
-                f"the peer did not answer for {protocols[0]!r} within "
-                f"{self._limits.negotiation_s:g} s",
-                code="overlay.timeout",
-            ) from None
-        except Violation as exc:
-            self.abort(exc)
-            raise
-        except BaseException:
-            stream.reset()
-            raise
-        stream.unread(proposer.rest())
-        stream.protocol = proposer.chosen
-        return stream
-
-    def open_raw(self, *, owner: str = "guest") -> Stream:
-        """Open a stream on which nothing is negotiated: for a guest that does it itself.
-
-        Raises StreamReset on a connection that is closing, LimitExceeded.
-        """
-        stream = self._session.open()
-        stream.owner = owner
-        return stream
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """The open streams, both ways."""
-        return tuple(self._session.streams.values())
-
-    @property
-    def streams_total(self) -> int:
-        """How many streams are open; cheaper than `streams`."""
-        return len(self._session.streams)
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a stream is open, either way, or a handler still works for one."""
-        session = self._session
-        return bool(session.streams_in or session.streams_out)
-
     @property
     def used_at(self) -> float:
-        """Loop time at which the last stream with a protocol ended; before that, `opened_at`."""
         return max(self.opened_at, self._session.used_at)
 
     @property
     def accepts_streams(self) -> bool:
-        """Whether streams can be opened: neither end has begun to close."""
         return self.established and not (self.closed or self._session.remote_gone)
 
     def close(self) -> None:
-        """End gracefully: send what is queued, say goodbye, close. Idempotent, returns at once.
-
-        What the peer's windows do not admit is dropped; after `close_s` so is the rest. Streams end
-        with StreamReset for readers here. `wait_closed` waits for the end.
-        """
         if self.closed:
             return
         self.closed = self._closing = True
@@ -270,14 +185,16 @@ class Connection(asyncio.BufferedProtocol):
         self._schedule()  # what was written before still leaves
 
     async def wait_closed(self) -> None:
-        """Return once the connection has ended, whoever ended it."""
         await asyncio.shield(self._done)
 
     def abort(self, reason: Exception) -> None:
-        """End now, dropping what is queued."""
         if self._transport is not None:
             self._transport.abort()
         self._end(reason)
+
+    def _refuse(self, counted_as: str, reason: Exception) -> None:
+        self._owner.refused[counted_as] += 1
+        self.abort(reason)
 
     # --- TCP --------------------------------------------------------------------------------------
 
@@ -326,11 +243,9 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._received(self._scratch[:total], total)
         except InvalidTag:
-            self._owner.refused("connection.tampered")
-            self.abort(Violation("noise: a message was tampered with"))
+            self._refuse("connection.tampered", Violation(_TAMPERED))
         except Violation as exc:
-            self._owner.refused("connection.violation")
-            self.abort(exc)
+            self._refuse("connection.violation", exc)
         finally:
             self._receiving = False
         self._eager = self._lone
@@ -401,7 +316,7 @@ class Connection(asyncio.BufferedProtocol):
         """Read no more for a moment: this peer sends frames faster than a core can use."""
         if self._transport is None or self.closed or self._throttle is not None:
             return
-        self._owner.refused("connection.throttled")
+        self._owner.refused["connection.throttled"] += 1
         self._transport.pause_reading()
         self._throttle = self._loop.call_later(_THROTTLE_S, self._speed_up)
 
@@ -441,11 +356,6 @@ class Connection(asyncio.BufferedProtocol):
             self._schedule()
 
     def flush(self) -> None:
-        """Send what is queued now, not at the end of the loop turn.
-
-        For a caller that has joined its small writes itself: the peer works on the first of them
-        while the next are made.
-        """
         if not self._receiving:
             self._flush()
 
@@ -539,30 +449,19 @@ class Connection(asyncio.BufferedProtocol):
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
 
-    async def _wait_more(self) -> None:
-        if self._session.dead:
-            raise self.error or OverlayError("the connection ended", code="overlay.closed")
-        self._more = self._loop.create_future()
-        try:
-            await self._more
-        finally:
-            self._more = None
-        if self._session.dead:
-            raise self.error or OverlayError("the connection ended", code="overlay.closed")
-
-    async def _take(self, n: int) -> bytes:
+    async def _take(self, n: int | None = None) -> bytes:
+        """The next `n` bytes of the handshake; without it, those that are there, at least one."""
         early = self._early
-        while len(early) < n:
-            await self._wait_more()
+        while len(early) < (n or 1):
+            if self._session.dead:
+                raise self.error or OverlayError("the connection ended", code="overlay.closed")
+            self._more = self._loop.create_future()
+            try:
+                await self._more
+            finally:
+                self._more = None
         data = bytes(early[:n])
-        del early[:n]
-        return data
-
-    async def _take_any(self) -> bytes:
-        while not self._early:
-            await self._wait_more()
-        data = bytes(self._early)
-        self._early.clear()
+        del early[: len(data)]
         return data
 
     def _send(self, data: bytes) -> None:
@@ -573,28 +472,27 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    async def _negotiate(self, protocol: str, before_the_end: Callable[[], None]) -> None:
+    async def _negotiate(self, protocol: str, admit: Callable[[], None] = lambda: None) -> None:
+        """Agree on a protocol, once `admit` does not raise."""
+
+        def agrees(proposal: str) -> bool:
+            if proposal == protocol:
+                admit()
+            return proposal == protocol
+
+        side: Proposer | Responder
         if self.initiator:
-            proposer = Proposer((protocol,))
-            self._send(proposer.start())
-            while proposer.chosen is None:
-                proposer.receive(await self._take_any())
-            before_the_end()
-            rest = proposer.rest()
+            side = Proposer((protocol,))
+            self._send(side.start())
         else:
-            responder = Responder(
-                lambda proposal: proposal == protocol,
-                proposals_max=self._limits.negotiation_proposals_max,
-            )
-            while responder.chosen is None:
-                answer = responder.receive(await self._take_any())
-                if responder.chosen is not None:
-                    before_the_end()
-                    answer += encode_line(protocol)
-                if answer:
-                    self._send(answer)
-            rest = responder.rest()
-        self._early[:0] = rest
+            side = Responder(agrees, proposals_max=self._limits.negotiation_proposals_max)
+        while side.chosen is None:
+            answer = side.receive(await self._take())
+            if answer:
+                self._send(answer)
+        if self.initiator:
+            admit()
+        self._early[:0] = side.rest()
 
     async def _noise(self) -> None:
         handshake = NoiseHandshake(self._owner.noise, initiator=self.initiator)
@@ -626,10 +524,10 @@ class Connection(asyncio.BufferedProtocol):
     async def _run_handshake(self) -> None:
         try:
             async with asyncio.timeout(self._limits.handshake_s):
-                await self._negotiate(NOISE, lambda: None)
+                await self._negotiate(NOISE)
                 await self._noise()
                 # A peer that is turned away does not hear that all is well first.
-                await self._negotiate(YAMUX, lambda: self._owner.admit_peer(self))
+                await self._negotiate(YAMUX, partial(self._owner.admit_peer, self))
             self.remote = self.remote.with_peer(self.peer)
             self.established = True
             self.opened_at = self._loop.time()
@@ -639,19 +537,12 @@ class Connection(asyncio.BufferedProtocol):
             if early:
                 self._session.feed(early)
         except TimeoutError:
-            self._owner.refused("handshake.timeout")
-            self.abort(
-                OverlayError(
-                    f"the handshake took longer than {self._limits.handshake_s:g} s",
-                    code="overlay.timeout",
-                )
-            )
+            late = f"the handshake took longer than {self._limits.handshake_s:g} s"
+            self._refuse("handshake.timeout", OverlayError(late, code="overlay.timeout"))
         except InvalidTag:
-            self._owner.refused("handshake.failed")
-            self.abort(Violation("noise: a message was tampered with"))
+            self._refuse("handshake.failed", Violation(_TAMPERED))
         except (WetwareError, OSError) as exc:
-            self._owner.refused("handshake.failed")
-            self.abort(exc)
+            self._refuse("handshake.failed", exc)
         except BaseException as exc:
             self.abort(OverlayError("the handshake was cancelled", code="overlay.closed"))
             if not isinstance(exc, asyncio.CancelledError):
@@ -688,13 +579,8 @@ class Connection(asyncio.BufferedProtocol):
         seen = self._progress()
         if seen[0] == before[0] or (self._paused and seen[1] == before[1]):
             why = "sent nothing" if seen[0] == before[0] else "took none of what waits for it"
-            self._owner.refused("connection.keepalive")
-            self.abort(
-                OverlayError(
-                    f"the peer {why} for {self._limits.keepalive_timeout_s:g} s after a ping",
-                    code="overlay.keepalive",
-                )
-            )
+            silent = f"the peer {why} for {self._limits.keepalive_timeout_s:g} s after a ping"
+            self._refuse("connection.keepalive", OverlayError(silent, code="overlay.keepalive"))
             return
         self._last_seen = seen
         self._timer = self._loop.call_later(self._limits.keepalive_s, self._keepalive)

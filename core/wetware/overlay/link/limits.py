@@ -1,4 +1,4 @@
-"""The bounds of the link: one named limit per queue, frame, table and wait, and what is counted.
+"""The bounds of the link: one named limit per queue, frame, table and wait.
 
 Every field says why it has its value. A peer that breaks a rule of the protocol, or floods, loses
 its connection (`Violation`); one that merely asks for more than a limit grants is refused or
@@ -7,14 +7,10 @@ slowed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
 
 from wetware.base.setting import setting
 from wetware.errors import OverlayError
-
-if TYPE_CHECKING:
-    from wetware.overlay.link.yamux import Session
 
 KIB, MIB = 1 << 10, 1 << 20
 YAMUX_WINDOW_BYTES = 256 * KIB
@@ -174,51 +170,3 @@ class LinkLimits:
                 raise ValueError(f"{item.name} must be positive")
         if self.stream_window_bytes < YAMUX_WINDOW_BYTES:
             raise ValueError(f"stream_window_bytes is at least {YAMUX_WINDOW_BYTES}, by yamux")
-
-
-@dataclass(slots=True)
-class Totals:
-    """What all connections of a host hold together. Written by the sessions, read by the limits.
-
-    Attributes:
-        buffered_bytes: Received and not yet read.
-        grown_bytes: Receive windows promised beyond yamux's initial one.
-        unsent_bytes: Accepted from writers and not yet handed to TCP.
-        sessions: Who contributes.
-    """
-
-    buffered_bytes: int = 0
-    grown_bytes: int = 0
-    unsent_bytes: int = 0
-    sessions: set[Session] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class LinkStats:
-    """A snapshot of a host: gauges first, then counts since it started.
-
-    Attributes:
-        connections: Established connections.
-        handshakes_pending: Connections, both ways, that are not established yet.
-        streams: Open streams.
-        handlers: Handlers running.
-        buffered_bytes: Received and not yet read.
-        unsent_bytes: Accepted from writers and not yet handed to TCP.
-        bytes_in: TCP payload received by connections, ended ones included.
-        bytes_out: TCP payload sent, likewise.
-        accepted: Inbound connections established.
-        dialled: Outbound connections established.
-        refused: Reason → how often a connection or stream was turned away or cut off.
-    """
-
-    connections: int
-    handshakes_pending: int
-    streams: int
-    handlers: int
-    buffered_bytes: int
-    unsent_bytes: int
-    bytes_in: int
-    bytes_out: int
-    accepted: int
-    dialled: int
-    refused: dict[str, int] = field(default_factory=dict)

@@ -16,8 +16,6 @@ from wetware.overlay.link.limits import Violation
 LINE_BYTES_MAX = 1024
 """Of one line, newline included: what other implementations accept."""
 
-_PENDING_BYTES_MAX = 16 * LINE_BYTES_MAX  # received while a proposal is thought about
-
 HEADER = "/multistream/1.0.0"
 
 
@@ -47,9 +45,6 @@ class LineReader:
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Add received bytes."""
         self._data += data
-
-    def __len__(self) -> int:
-        return len(self._data)
 
     def line(self) -> str | None:
         """The next line without its newline, or None if it is not complete yet.
@@ -84,19 +79,19 @@ class LineReader:
         return data
 
 
-class Proposer:
+class Proposer(LineReader):
     """The dialler's side.
 
     Send `start()`, then what `receive` returns, until `chosen` is set; `rest()` then belongs to the
     protocol. The header and the first proposal leave together, which saves a round trip.
     """
 
-    __slots__ = ("_left", "_lines", "_said_hello", "chosen")
+    __slots__ = ("_left", "_said_hello", "chosen")
 
     def __init__(self, protocols: Sequence[str]) -> None:
         if not protocols:
             raise InvalidArgument("no protocol to propose")
-        self._lines = LineReader()
+        super().__init__()
         self._left = list(protocols)
         self._said_hello = False
         self.chosen: str | None = None
@@ -110,8 +105,8 @@ class Proposer:
 
         Raises ProtocolRefused when the last proposal was refused, Violation on nonsense.
         """
-        self._lines.feed(data)
-        while self.chosen is None and (line := self._lines.line()) is not None:
+        self.feed(data)
+        while self.chosen is None and (line := self.line()) is not None:
             if not self._said_hello:
                 if line != HEADER:
                     raise Violation("multistream: no header")
@@ -127,77 +122,39 @@ class Proposer:
                 raise Violation("multistream: the answer is neither the proposal nor na")
         return b""
 
-    def rest(self) -> bytes:
-        """What the peer sent after the agreement, once."""
-        return self._lines.rest()
 
-
-class Responder:
-    """The listener's side.
+class Responder(LineReader):
+    """The listener's side. Send what `receive` returns until `chosen` is set.
 
     Args:
-        decide: Proposal → True to agree, False to refuse (`na`), None to think about it: then
-            nothing is answered until `resume()`.
+        agrees: Whether a proposal is agreed to; what it raises, `receive` raises.
         proposals_max: Refusals after which the negotiation is a violation.
-
-    The line that confirms the agreement is the caller's to send, since a stream may be handed to
-    another implementation that sends it itself: once `chosen` is set, send `encode_line(chosen)`.
     """
 
-    __slots__ = ("_decide", "_heard_hello", "_left", "_lines", "chosen", "pending")
+    __slots__ = ("_agrees", "_heard_hello", "_left", "chosen")
 
-    def __init__(self, decide: Callable[[str], bool | None], *, proposals_max: int) -> None:
-        self._lines = LineReader()
-        self._decide, self._left = decide, proposals_max
+    def __init__(self, agrees: Callable[[str], bool], *, proposals_max: int) -> None:
+        super().__init__()
+        self._agrees, self._left = agrees, proposals_max
         self._heard_hello = False
         self.chosen: str | None = None
-        self.pending: str | None = None
 
     def receive(self, data: bytes | bytearray | memoryview) -> bytes:
         """Take received bytes; return bytes to send, maybe none. Raises Violation on nonsense."""
-        self._lines.feed(data)
-        if self.pending is not None:
-            # The dialler waits for an answer: one that talks on is bounded here.
-            if len(self._lines) > _PENDING_BYTES_MAX:
-                raise Violation("multistream: data before the protocol was agreed")
-            return b""
-        return self._run()
-
-    def resume(self) -> bytes:
-        """Decide the pending proposal again; as `receive`."""
-        if self.pending is None:
-            return b""
-        proposal, self.pending = self.pending, None
-        return self._judge(proposal) + (self._run() if self.pending is None else b"")
-
-    def _run(self) -> bytes:
+        self.feed(data)
         out = b""
-        while self.chosen is None and self.pending is None:
-            line = self._lines.line()
-            if line is None:
-                break
+        while self.chosen is None and (line := self.line()) is not None:
             if not self._heard_hello:
                 if line != HEADER:
                     raise Violation("multistream: no header")
                 self._heard_hello = True
                 out += HELLO
+            elif self._agrees(line):
+                self.chosen = line
+                out += encode_line(line)
             else:
-                out += self._judge(line)
+                self._left -= 1
+                if self._left <= 0:
+                    raise Violation("multistream: too many proposals")
+                out += NA
         return out
-
-    def _judge(self, proposal: str) -> bytes:
-        verdict = self._decide(proposal)
-        if verdict is None:
-            self.pending = proposal
-        elif verdict:
-            self.chosen = proposal
-        else:
-            self._left -= 1
-            if self._left <= 0:
-                raise Violation("multistream: too many proposals")
-            return NA
-        return b""
-
-    def rest(self) -> bytes:
-        """What the peer sent after the agreed proposal, once."""
-        return self._lines.rest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,18 +15,16 @@ from wetware.base.log import get_logger
 from wetware.errors import OverlayError, WetwareError
 
 if TYPE_CHECKING:
-    from wetware.overlay.link.yamux import Bytes, Stream
+    from wetware.overlay.link.yamux import Bytes
 
 log = get_logger("link.pipe")
-
-PIPE_WRITE_BYTES = 64 << 10
-"""Of one `Pipe.write` at most: a yamux frame's worth, so that others take turns on the carrier."""
 
 
 class Pipe(Protocol):
     """A reliable, ordered stream of bytes, both ways, that somebody else carries.
 
-    One task reads and one writes at a time. Whoever gets a pipe owns it, and ends it.
+    A `Stream` of a connection is one. One task reads and one writes at a time. Whoever gets a pipe
+    owns it, and ends it.
     """
 
     async def read(self) -> bytes:
@@ -35,37 +32,16 @@ class Pipe(Protocol):
         ...
 
     async def write(self, data: bytes) -> None:
-        """Send all of `data`, at most PIPE_WRITE_BYTES; waits while the carrier is full."""
+        """Send all of `data`; waits while the carrier is full."""
         ...
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """End after what was written. Nothing is read any more. Idempotent, returns at once."""
         ...
 
-    def abort(self) -> None:
+    def reset(self) -> None:
         """End now, dropping what is queued. Idempotent."""
         ...
-
-
-class StreamPipe:
-    """A stream of a connection as a pipe, e.g. for a connection inside it."""
-
-    __slots__ = ("_stream",)
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    async def read(self) -> bytes:
-        return await self._stream.read()
-
-    async def write(self, data: bytes) -> None:
-        await self._stream.write(data)
-
-    def close(self) -> None:
-        self._stream.finish()
-
-    def abort(self) -> None:
-        self._stream.reset()
 
 
 class PipeTransport(asyncio.Transport):
@@ -90,9 +66,9 @@ class PipeTransport(asyncio.Transport):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._pipe, self._protocol = pipe, protocol
-        self._queue: deque[bytes | memoryview] = deque()
-        self._queued_bytes = 0
-        self._high, self._low = PIPE_WRITE_BYTES, PIPE_WRITE_BYTES >> 2
+        self._queue: list[Bytes] = []
+        self._queued_bytes = 0  # also what is being written
+        self._high = self._low = 0
         self._writing_paused = False
         self._closing = self._lost = False
         self._wanted = asyncio.Event()  # there is something to write, or to close
@@ -109,14 +85,13 @@ class PipeTransport(asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """When `pause_writing` and `resume_writing` are called: see asyncio.WriteTransport."""
-        self._high = PIPE_WRITE_BYTES if high is None else high
-        self._low = self._high >> 2 if low is None else low
+        self._high, self._low = high or 0, low or 0
 
     def write(self, data: Bytes) -> None:
         """Queue bytes, which must not change any more."""
         if self._closing or not data:
             return
-        self._queue.append(data if isinstance(data, bytes | memoryview) else bytes(data))
+        self._queue.append(data)
         self._queued_bytes += len(data)
         self._wanted.set()
         if self._queued_bytes > self._high and not self._writing_paused:
@@ -126,9 +101,6 @@ class PipeTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         """Whether it has ended, or will when what is queued has left."""
         return self._closing
-
-    def is_reading(self) -> bool:
-        return self._reading.is_set() and not self._closing
 
     def pause_reading(self) -> None:
         """Read the pipe no more, which in the end stops the sender."""
@@ -153,7 +125,7 @@ class PipeTransport(asyncio.Transport):
         self._queue.clear()
         self._queued_bytes = 0
         with contextlib.suppress(Exception):  # it has ended: how is of no interest any more
-            (self._pipe.close if gracefully else self._pipe.abort)()
+            (self._pipe.finish if gracefully else self._pipe.reset)()
         self._loop.call_soon(self._finish, exc)
 
     def _finish(self, exc: Exception | None) -> None:
@@ -194,11 +166,12 @@ class PipeTransport(asyncio.Transport):
                 await self._wanted.wait()
                 self._wanted.clear()
                 while self._queue:
-                    piece = self._take()
-                    await self._pipe.write(piece)
+                    data = b"".join(self._queue)
+                    self._queue.clear()
+                    await self._pipe.write(data)
                     if self._lost:
                         return
-                    self._queued_bytes -= len(piece)
+                    self._queued_bytes -= len(data)
                     if self._writing_paused and self._queued_bytes <= self._low:
                         self._writing_paused = False
                         self._protocol.resume_writing()
@@ -207,19 +180,3 @@ class PipeTransport(asyncio.Transport):
                     return
         except Exception as exc:  # as in _read
             self._failed(exc)
-
-    def _take(self) -> bytes:
-        """The next piece to write; small ones go together."""
-        queue = self._queue
-        piece = queue.popleft()
-        if len(piece) > PIPE_WRITE_BYTES:
-            view = memoryview(piece)
-            queue.appendleft(view[PIPE_WRITE_BYTES:])
-            return bytes(view[:PIPE_WRITE_BYTES])
-        if not queue or len(piece) + len(queue[0]) > PIPE_WRITE_BYTES:
-            return bytes(piece)
-        parts, size = [piece], len(piece)
-        while queue and size + len(queue[0]) <= PIPE_WRITE_BYTES:
-            parts.append(queue.popleft())
-            size += len(parts[-1])
-        return b"".join(parts)

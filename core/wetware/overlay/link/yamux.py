@@ -12,18 +12,21 @@ from __future__ import annotations
 import asyncio
 import math
 import struct
-from collections import deque
+from abc import ABC, abstractmethod
+from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from wetware.base.bounds import TokenBucket
 from wetware.base.log import get_logger
 from wetware.errors import LimitExceeded, OverlayError, StreamReset
-from wetware.overlay.link.limits import YAMUX_WINDOW_BYTES, LinkLimits, Totals, Violation
+from wetware.overlay.link.limits import YAMUX_WINDOW_BYTES, LinkLimits, Violation
+from wetware.overlay.link.multistream import Proposer
 
 if TYPE_CHECKING:
+    from wetware.base.multiaddr import Multiaddr
     from wetware.identity import PeerId
-    from wetware.overlay.link.connection import Connection
 
 log = get_logger("link.yamux")
 
@@ -46,14 +49,126 @@ GOAWAY_FRAME = _pack(0, GOAWAY, 0, 0, 0)
 _unpack_from = HEADER.unpack_from
 
 
+class Connection(ABC):
+    """An authenticated, encrypted, multiplexed connection to one peer.
+
+    Made by a `LinkHost`: by the time others see it, it is established.
+
+    Attributes:
+        peer: Who is at the other end, proven in the handshake.
+        remote: The peer's address, with its peer ID. That of the carrier if `tunnelled`.
+        tunnelled: Whether somebody else carries its bytes: then `remote` leads to the carrier, not
+            to the peer.
+        local: This end's address.
+        initiator: Whether this side dialled.
+        channel_binding: 32 bytes, equal at both ends and unique to this connection (the Noise
+            handshake hash): what a login is bound to.
+        closed: Whether it has ended, or is about to.
+        error: Why it ended; None while it is open and after a `close()` here.
+        bytes_in: TCP payload received.
+        bytes_out: TCP payload handed to TCP.
+        opened_at: Loop time at which it was established.
+    """
+
+    peer: PeerId
+    remote: Multiaddr
+    tunnelled: bool
+    local: Multiaddr
+    initiator: bool
+    channel_binding: bytes
+    closed: bool
+    error: Exception | None
+    bytes_in: int
+    bytes_out: int
+    opened_at: float
+    _session: Session
+
+    async def open_stream(self, *protocols: str) -> Stream:
+        """Open a stream for the first of `protocols` that the peer accepts.
+
+        Raises ProtocolRefused (the peer speaks none of them, or not with this node), StreamReset
+        (the connection is closing), OverlayError "overlay.timeout" after `negotiation_s`,
+        LimitExceeded.
+        """
+        proposer = Proposer(protocols)
+        stream = self._session.open()
+        try:
+            stream.write_nowait(proposer.start())
+            async with asyncio.timeout(self._session.limits.negotiation_s):
+                while proposer.chosen is None:
+                    data = await stream.read()
+                    if not data:
+                        raise StreamReset(  # noqa: TRY301  # handled as one that the stream raises
+                            "the peer closed the stream before a protocol was agreed"
+                        )
+                    reply = proposer.receive(data)
+                    if reply:
+                        stream.write_nowait(reply)
+        except TimeoutError:
+            stream.reset()
+            raise OverlayError(
+                f"the peer did not answer for {protocols[0]!r} within "
+                f"{self._session.limits.negotiation_s:g} s",
+                code="overlay.timeout",
+            ) from None
+        except Violation as exc:
+            self.abort(exc)
+            raise
+        except BaseException:
+            stream.reset()
+            raise
+        stream.unread(proposer.rest())
+        stream.protocol = proposer.chosen
+        return stream
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The open streams, both ways."""
+        return tuple(self._session.streams.values())
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a stream is open, either way, or a handler still works for one."""
+        session = self._session
+        return bool(session.streams_in or session.streams_out)
+
+    @property
+    @abstractmethod
+    def accepts_streams(self) -> bool:
+        """Whether streams can be opened: neither end has begun to close."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End gracefully: send what is queued, say goodbye, close. Idempotent, returns at once.
+
+        What the peer's windows do not admit is dropped; after `close_s` so is the rest. Streams end
+        with StreamReset for readers here. `wait_closed` waits for the end.
+        """
+
+    @abstractmethod
+    async def wait_closed(self) -> None:
+        """Return once the connection has ended, whoever ended it."""
+
+    @abstractmethod
+    def abort(self, reason: Exception) -> None:
+        """End now, dropping what is queued."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Send what is queued now, not at the end of the loop turn.
+
+        For a caller that has joined its small writes itself: the peer works on the first of them
+        while the next are made.
+        """
+
+
 class Stream:
     """One bidirectional byte stream to a peer. Made by a connection, or handed to a handler.
 
     Two faces, not to be mixed for one direction at a time:
 
     - **Coroutines**: `read`, `read_exactly`, `write`. One task reads at a time; writers queue.
-    - **Synchronous**, for adapters: `read_nowait`, `write_nowait` with `on_wake`; or `attach`,
-      which pushes what arrives and is the cheapest.
+    - **Callbacks**: `attach` pushes what arrives, which is the cheapest, and `write_nowait`.
 
     A stream ends for good when both sides have said FIN (`close` on this one), or at a reset.
     `close` alone leaves the peer's direction open: read to the end, `finish()`, or `reset()`.
@@ -64,9 +179,6 @@ class Stream:
         connection: The connection that carries it.
         protocol: What both ends agreed on; "" before that.
         initiator: Whether this side opened it.
-        owner: Who consumes it, "link" or "guest"; for adapters to tell their own streams.
-        on_wake: Called, with no arguments, on the loop, whenever reading or writing may have become
-            possible, or the stream ended. None to be left alone.
     """
 
     __slots__ = (
@@ -91,7 +203,6 @@ class Stream:
         "_reset",
         "_send_window",
         "_session",
-        "_swallow",
         "_target",
         "_uncredited",
         "_urgent",
@@ -100,8 +211,6 @@ class Stream:
         "connection",
         "id",
         "initiator",
-        "on_wake",
-        "owner",
         "protocol",
     )
 
@@ -110,8 +219,6 @@ class Stream:
         self.connection: Connection = session.connection
         self.id, self.initiator = stream_id, initiator
         self.protocol = ""
-        self.owner = "link"
-        self.on_wake: Callable[[], None] | None = None
         # receiving
         self._in: deque[Bytes] = deque()
         self._held = 0  # bytes received and not consumed
@@ -133,7 +240,6 @@ class Stream:
         self._urgent = False
         self._want = False  # a writer got less than it asked for
         self._fin = self._fin_sent = False
-        self._swallow = 0
         self._writers: deque[asyncio.Future[None]] = deque()
         self._on_writable: Callable[[], None] | None = None
         # ending
@@ -158,11 +264,6 @@ class Stream:
     def closing(self) -> bool:
         """Whether this side was closed or the stream was reset: nothing can be written."""
         return self._fin
-
-    @property
-    def at_eof(self) -> bool:
-        """Whether the peer closed its side and all that it sent was read."""
-        return self._read_closed and not self._in
 
     @property
     def urgent(self) -> bool:
@@ -370,16 +471,6 @@ class Stream:
         reader = self._reader
         if reader is not None and not reader.done():
             reader.set_result(None)
-        if self.on_wake is not None:
-            self._call(self.on_wake)
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        try:
-            callback()
-        except Exception:  # an adapter's defect ends its stream only
-            log.error("stream.sink_failed", protocol=self.protocol, exc_info=True)
-            self.on_wake = None
-            self.reset()
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -396,8 +487,8 @@ class Stream:
     def write_nowait(self, data: Bytes) -> int:
         """Accept some of `data`, maybe none; returns how many bytes.
 
-        Less than all means that the buffer of this stream is full: `on_wake`, or `on_writable`
-        after `attach`, tells when it is worth another try. `data` may be reused afterwards.
+        Less than all means that the buffer of this stream is full: `on_writable` of `attach` tells
+        when it is worth another try. `data` may be reused afterwards.
         Raises StreamReset, or OverlayError after `close`.
         """
         if self._reset is not None:
@@ -405,10 +496,6 @@ class Stream:
         if self._fin:
             raise OverlayError("the stream is closed for writing", code="overlay.closed")
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
-        if self._swallow:
-            cut = min(self._swallow, size)
-            self._swallow -= cut
-            return cut + (self.write_nowait(memoryview(data)[cut:]) if cut < size else 0)
         if not size:
             return 0
         room = self._room()
@@ -468,19 +555,16 @@ class Stream:
         self._want = False
         if self._writers and not self._writers[0].done():
             self._writers[0].set_result(None)
+        self._writable()
+
+    def _writable(self) -> None:
         if self._on_writable is not None:
-            self._call(self._on_writable)
-        if self.on_wake is not None:
-            self._call(self.on_wake)
-
-    def replay(self, prefix: bytes, *, swallow: int) -> None:
-        """Make the stream look as if nothing had been read or answered yet.
-
-        `prefix` is read (again) first, and the first `swallow` bytes written are dropped, since the
-        link has sent their equal already. For streams handed to a guest (`GuestPort.offer`).
-        """
-        self.unread(prefix)
-        self._swallow = swallow
+            try:
+                self._on_writable()
+            except Exception:  # as in _push
+                log.error("stream.sink_failed", protocol=self.protocol, exc_info=True)
+                self._on_writable = None
+                self.reset()
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -555,10 +639,10 @@ class Stream:
         for turn in self._writers:
             if not turn.done():
                 turn.set_result(None)
-        on_writable, self._on_writable = self._on_writable, None
-        if on_writable is not None and self._want:
-            self._call(on_writable)
-        self._want = False
+        if self._want:
+            self._want = False
+            self._writable()
+        self._on_writable = None
         self._session.on_reset(self)
 
     def _remote_fin(self) -> None:
@@ -591,6 +675,23 @@ class Stream:
             self._session.on_free(self)
 
 
+@dataclass(slots=True)
+class Totals:
+    """What all connections of a host hold together. Written by the sessions, read by the limits.
+
+    Attributes:
+        buffered_bytes: Received and not yet read.
+        grown_bytes: Receive windows promised beyond yamux's initial one.
+        unsent_bytes: Accepted from writers and not yet handed to TCP.
+        sessions: Who contributes.
+    """
+
+    buffered_bytes: int = 0
+    grown_bytes: int = 0
+    unsent_bytes: int = 0
+    sessions: set[Session] = field(default_factory=set)
+
+
 class Session:
     """The multiplexer of one connection.
 
@@ -605,7 +706,7 @@ class Session:
         on_stream: Called with each inbound stream, before any of its data.
         on_reset: Called when a stream was reset, by either side or a lost connection.
         on_violation: Called to end the connection, when another one's input found it at fault.
-        refused: Called with a reason whenever something is turned away: for statistics.
+        refused: Counts by reason what is turned away.
     """
 
     def __init__(
@@ -619,9 +720,9 @@ class Session:
         on_output: Callable[[], None],
         on_data: Callable[[], None],
         on_stream: Callable[[Stream], None],
-        on_reset: Callable[[Stream], None] = lambda stream: None,
-        on_violation: Callable[[Violation], None] = lambda exc: None,
-        refused: Callable[[str], None] = lambda reason: None,
+        on_reset: Callable[[Stream], None],
+        on_violation: Callable[[Violation], None],
+        refused: Counter[str],
     ) -> None:
         self.connection, self.limits, self.totals, self.loop = connection, limits, totals, loop
         self.output, self.data_output = on_output, on_data
@@ -758,7 +859,7 @@ class Session:
             if self.held_bytes <= self.limits.buffered_per_connection_bytes_max:
                 session = max(self.totals.sessions, key=lambda other: other.held_bytes)
             worst = max(session.streams.values(), key=lambda stream: stream._held, default=None)
-            self._refused("stream.unread")
+            self._refused["stream.unread"] += 1
             if worst is None or worst._held <= 0:
                 # Held by handlers of streams that have ended: nothing is left to reset.
                 session.on_violation(Violation("yamux: too many bytes that nobody reads"))
@@ -808,7 +909,7 @@ class Session:
             or not self._opens.take()
         ):
             if not self.going:
-                self._refused("stream.limit")
+                self._refused["stream.limit"] += 1
             self._spend(self._aborts, "streams opened beyond the limit")
             self.control(_pack(0, WINDOW, RST, stream_id, 0))
             return None
@@ -820,7 +921,7 @@ class Session:
 
     def _spend(self, bucket: TokenBucket, what: str) -> None:
         if not bucket.take():
-            self._refused("connection.flood")
+            self._refused["connection.flood"] += 1
             raise Violation(f"yamux: flood: {what}")
 
     def end(self, reason: Exception) -> None:
@@ -886,7 +987,7 @@ class Session:
         if self.held_bytes > YAMUX_WINDOW_BYTES and self._over():
             self._relieve()
         if len(self._control) > self.limits.control_queued_max:
-            self._refused("connection.flood")
+            self._refused["connection.flood"] += 1
             raise Violation("yamux: flood: the peer does not read the answers that it causes")
 
     def _stream_frame(self, kind: int, flags: int, stream_id: int, size: int) -> None:

@@ -51,7 +51,7 @@ async def cut(stream: Stream) -> None:
 
 async def nothing_left(a: Any, eventually: Callable[..., Awaitable[None]]) -> None:
     await eventually(lambda: a.introductions._bounds.empty)
-    await eventually(lambda: a.host.stats().handlers == 0)
+    await eventually(lambda: not a.host._serving.tasks)
     assert a.introductions.peers() == ()
     assert a.admission.members == ()
 
@@ -85,7 +85,7 @@ async def test_frames_that_are_none(
     await stream.write(HOSTILE[what])
     await cut(stream)
     await nothing_left(a, eventually)
-    assert a.host.stats().refused["admission.exchange"] == 1
+    assert a.host.refused["admission.exchange"] == 1
     b = await cluster.join(await a.ticket())  # the node goes on
     await b.connect(a)
 
@@ -180,7 +180,7 @@ async def test_exchanges_are_bounded_per_connection(cluster: Any, eventually: An
     ]
     for stream in streams[EXCHANGES_PER_CONNECTION_MAX:]:
         await cut(stream)
-    assert a.host.stats().handlers == EXCHANGES_PER_CONNECTION_MAX
+    assert len(a.host._serving.tasks) == EXCHANGES_PER_CONNECTION_MAX
     connection.close()
     await nothing_left(a, eventually)
 
@@ -188,7 +188,7 @@ async def test_exchanges_are_bounded_per_connection(cluster: Any, eventually: An
 async def test_exchanges_are_bounded_per_address(cluster: Any, eventually: Any) -> None:
     a = await cluster.founder(exchanges_per_address_max=3, exchanges_max=5)
     held = [await opened(cluster, a, JOIN_PROTOCOL) for _ in range(3)]
-    await eventually(lambda: a.host.stats().handlers == 3)
+    await eventually(lambda: len(a.host._serving.tasks) == 3)
     _, stream = await opened(cluster, a, JOIN_PROTOCOL)
     await cut(stream)
     for host, _ in held:

@@ -59,6 +59,12 @@ async def identify(connection: Connection) -> Any:
     return parse_identify_response(said)
 
 
+def adopted(node: Node) -> int:
+    """How many connections libp2p has."""
+    guest = node.overlay._guest
+    return len(guest._swarm.get_connections()) if guest is not None else 0
+
+
 @dataclass
 class Node:
     host: LinkHost

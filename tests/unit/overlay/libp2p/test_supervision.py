@@ -22,7 +22,7 @@ from wetware.identity import Key
 from wetware.overlay.libp2p import Overlay, OverlayLimits, OverlayUnavailable
 from wetware.overlay.link import Connection, LinkHost
 
-from .conftest import ECHO, PING, Node, never_answers, plain_host, running_node, until
+from .conftest import ECHO, PING, Node, adopted, never_answers, plain_host, running_node, until
 
 pytestmark = pytest.mark.anyio
 
@@ -89,7 +89,7 @@ async def test_crash_during_transfers_loses_nothing(
     node: Node, peer: LinkHost, record_figure
 ) -> None:
     inbound = await peer.dial(node.host.listen_addrs)
-    await until(lambda: node.overlay.status().connections == 1, "libp2p has the connection")
+    await until(lambda: adopted(node) == 1, "libp2p has the connection")
     assert await ping_raw(inbound) == b"p" * 32
     pumps = [Pump(inbound), Pump(node.host.connections()[0])]
     port, worst_back_s = inbound.local.port, 0.0
@@ -220,10 +220,10 @@ async def test_a_guest_that_does_not_start_is_tried_again(peer: LinkHost) -> Non
         task = asyncio.create_task(overlay.run())
         await until(lambda: overlay.status().restarts >= 3, "three tries")
         assert "start_s" in (overlay.status().last_error or "")
-        assert host.guest_expected
+        assert host.protocols
         task.cancel()
         await asyncio.wait([task])
-        assert not host.guest_expected
+        assert not host.protocols
         assert overlay.status().state == "stopped"
 
 
@@ -276,7 +276,7 @@ async def test_calls_are_bounded_and_cancellable(peer: LinkHost) -> None:
         assert all(call.cancelled() for call in calls)
         # Their streams were reset in the guest, and the guest goes on.
         (connection,) = node.host.connections()
-        await until(lambda: not connection.streams_total, "the streams are gone")
+        await until(lambda: not connection.streams, "the streams are gone")
         assert node.overlay.status().restarts == 0
 
 
@@ -309,7 +309,7 @@ async def test_churn_leaves_no_slot(node: Node, record_figure) -> None:
     took_s = time.perf_counter() - start
     guest = node.overlay._guest
     await until(lambda: not node.host.connections(), "the link has forgotten them")
-    await until(lambda: guest.connections == 0, "libp2p has forgotten them")
+    await until(lambda: adopted(node) == 0, "libp2p has forgotten them")
     assert guest._swarm._inbound_limiter.borrowed_tokens == 0
     assert guest._conns == guest._adopted == {}
     assert guest._host.dht_peers == set()
@@ -323,7 +323,7 @@ async def test_churn_leaves_no_slot(node: Node, record_figure) -> None:
 async def test_libp2p_never_closes_a_connection(node: Node, peer: LinkHost) -> None:
     connection = await peer.dial(node.host.listen_addrs)
     guest = node.overlay._guest
-    await until(lambda: guest.connections == 1, "libp2p has the connection")
+    await until(lambda: adopted(node) == 1, "libp2p has the connection")
     (swarm_conn,) = guest._swarm.get_connections()
 
     async def close() -> None:
@@ -345,7 +345,7 @@ async def test_connections_from_before_the_guest_are_adopted(peer: LinkHost) -> 
     async with running_node(prepare=prepare) as node:
         connection = await early[0]
         assert await ping_raw(connection) == b"p" * 32
-        await until(lambda: node.overlay.status().connections == 1, "adopted")
+        await until(lambda: adopted(node) == 1, "adopted")
 
 
 def test_import_changes_nothing_in_the_process() -> None:
@@ -409,9 +409,9 @@ async def test_sigint_stays_with_the_application(node: Node) -> None:
 
 
 async def test_libp2p_logs_as_events(node: Node, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="wetware.overlay.libp2p.libp2p"):
+    with caplog.at_level(logging.DEBUG, logger="wetware.overlay.libp2p"):
         logging.getLogger("libp2p.test").warning("x" * 10_000)
-    (record,) = [r for r in caplog.records if r.name == "wetware.overlay.libp2p.libp2p"]
+    (record,) = [r for r in caplog.records if r.name == "wetware.overlay.libp2p"]
     assert record.levelno == logging.DEBUG
     assert record.getMessage() == "libp2p.message"
     assert len(record.ww["message"]) == 400

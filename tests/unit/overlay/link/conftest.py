@@ -30,6 +30,11 @@ async def until(condition: Callable[[], object], deadline_s: float = DEADLINE_S)
             await asyncio.sleep(0.002)
 
 
+def streams(host: LinkHost) -> int:
+    """How many are open."""
+    return sum(len(conn.streams) for conn in host.connections())
+
+
 async def echo(stream: Stream) -> None:
     while data := await stream.read():
         await stream.write(data)
@@ -137,6 +142,7 @@ class Network:
     """Makes hosts and raw peers, and closes them after the test."""
 
     until = staticmethod(until)
+    streams = staticmethod(streams)
     echo = staticmethod(echo)
     deadline_s = DEADLINE_S
 

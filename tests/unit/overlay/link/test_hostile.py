@@ -48,7 +48,7 @@ async def test_garbage_on_a_fresh_connection(net: Any, caplog: pytest.LogCapture
         raw.writer.write(prefixes[turn % len(prefixes)] + rng.randbytes(rng.randrange(300)))
         if turn % 2:
             await raw.aclose()
-    await net.until(lambda: host.stats().handshakes_pending == 0)
+    await net.until(lambda: not host._handshaking)
     assert host.connections() == ()
     assert await still_serves(net, host)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
@@ -72,7 +72,7 @@ async def test_a_forged_identity_is_refused_both_ways(net: Any) -> None:
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
         await asyncio.wait_for(raw.secure(identity), net.deadline_s)
     assert host.connections() == ()
-    assert host.stats().refused["handshake.failed"] == 1
+    assert host.refused["handshake.failed"] == 1
 
     liar = await net.host()
     liar.noise = identity
@@ -87,7 +87,7 @@ async def test_tampered_ciphertext_ends_the_connection(net: Any) -> None:
     sealed[3] ^= 1
     raw.send_plain_message(bytes(sealed))
     assert await raw.cut_off()
-    assert host.stats().refused["connection.tampered"] == 1
+    assert host.refused["connection.tampered"] == 1
     other.frame(PING, SYN, 0, 9)
     assert (await other.recv_frame())[:4] == (PING, ACK, 0, 9)
 
@@ -151,13 +151,13 @@ async def test_hung_handshakes_time_out_and_are_bounded_per_address(net: Any) ->
     limits = LinkLimits(handshakes_per_ip_max=5, handshake_s=0.3)
     host = await net.host(limits)
     hung = [await net.raw(host) for _ in range(5)]
-    await net.until(lambda: host.stats().handshakes_pending == 5)
+    await net.until(lambda: len(host._handshaking) == 5)
     assert await (await net.raw(host)).cut_off()
-    assert host.stats().refused["handshakes_per_ip_max"] == 1
+    assert host.refused["handshakes_per_ip_max"] == 1
     for raw in hung:
         assert await raw.cut_off()
-    assert host.stats().refused["handshake.timeout"] == 5
-    assert host.stats().handshakes_pending == 0
+    assert host.refused["handshake.timeout"] == 5
+    assert not host._handshaking
     assert await still_serves(net, host)
 
 
@@ -182,17 +182,16 @@ async def test_a_thousand_connections_leave_no_slot_taken(net: Any) -> None:
             writer.write(HELLO)
         writer.transport.abort()
         if turn % 4 == 0:
-            await net.until(lambda: host.stats().handshakes_pending == 0)
+            await net.until(lambda: not host._handshaking)
         del reader
-    await net.until(lambda: host.stats().handshakes_pending == 0)
+    await net.until(lambda: not host._handshaking)
     for _ in range(20):  # and established ones
         raw = await net.secured(host)
         await raw.aclose()
         await net.until(lambda: not host.connections())
-    assert not host._pending_per_ip
-    assert not host._strangers_per_ip
-    assert not host._slots
-    assert host._strangers == 0
+    assert not host._slots.pending
+    assert not host._slots.strangers
+    assert not host._slots.taken
     assert await still_serves(net, host)
 
 
@@ -205,8 +204,8 @@ async def test_a_flood_of_streams_is_bounded(net: Any) -> None:
     while reset < 150:
         _, flags, *_ = await raw.recv_frame()
         reset += flags == RST
-    assert host.stats().streams == 50
-    assert host.stats().refused["stream.limit"] == 150
+    assert net.streams(host) == 50
+    assert host.refused["stream.limit"] == 150
 
 
 async def test_half_open_negotiations_time_out(net: Any) -> None:
@@ -214,10 +213,10 @@ async def test_half_open_negotiations_time_out(net: Any) -> None:
     raw = await net.secured(host)
     for stream_id in range(1, 101, 2):
         raw.frame(DATA, SYN, stream_id, len(HELLO), HELLO)
-    await net.until(lambda: host.stats().streams == 50)
-    await net.until(lambda: host.stats().streams == 0)
-    assert host.stats().refused["stream.negotiation_timeout"] == 50
-    assert not host._negotiating
+    await net.until(lambda: net.streams(host) == 50)
+    await net.until(lambda: net.streams(host) == 0)
+    assert host.refused["stream.negotiation_timeout"] == 50
+    await net.until(lambda: not host._serving.tasks)
     raw.frame(PING, SYN, 0, 1)  # the connection goes on
     while (await raw.recv_frame())[0] != PING:
         pass
@@ -235,7 +234,7 @@ async def test_bad_negotiations_cost_the_stream(net: Any) -> None:
         if flags & RST:
             resets.add(stream_id)
     assert resets == {1, 3, 5}
-    assert host.stats().refused["stream.negotiation"] == 3
+    assert host.refused["stream.negotiation"] == 3
 
 
 async def test_rapid_reset_is_cut_off(net: Any) -> None:
@@ -245,8 +244,8 @@ async def test_rapid_reset_is_cut_off(net: Any) -> None:
         raw.frame(WINDOW, SYN, stream_id, 0)
         raw.frame(WINDOW, RST, stream_id, 0)
     assert await raw.cut_off()
-    assert host.stats().refused["connection.flood"] == 1
-    assert host.stats().streams == 0
+    assert host.refused["connection.flood"] == 1
+    assert net.streams(host) == 0
 
 
 async def test_a_ping_flood_is_cut_off(net: Any) -> None:
@@ -264,7 +263,7 @@ async def test_a_peer_that_sends_frames_too_fast_is_slowed_down(net: Any) -> Non
     for _ in range(5):
         raw.send(b"".join(b"\0\0\0\0\0\0\0\1\0\0\0\0" for _ in range(100)))
     raw.send(b"\0\2\0\1\0\0\0\0\0\0\0\5" * 300)
-    await net.until(lambda: host.stats().refused.get("connection.throttled"))
+    await net.until(lambda: host.refused.get("connection.throttled"))
     pongs = 0
     while pongs < 300:  # slowed down, not cut off
         pongs += (await raw.recv_frame())[0] == PING
@@ -275,7 +274,7 @@ async def test_a_frozen_peer_is_found_by_keepalive(net: Any) -> None:
     raw = await net.secured(host)  # it never answers the ping
     assert (await raw.recv_frame())[:2] == (PING, SYN)
     assert await raw.cut_off()
-    assert host.stats().refused["connection.keepalive"] == 1
+    assert host.refused["connection.keepalive"] == 1
 
 
 async def test_an_idle_peer_that_answers_pings_stays(net: Any) -> None:
@@ -308,7 +307,7 @@ async def test_a_peer_that_talks_but_takes_nothing_is_found(net: Any) -> None:
             await asyncio.sleep(0.02)
 
     task = asyncio.create_task(talk())
-    await net.until(lambda: host.stats().refused.get("connection.keepalive"))
+    await net.until(lambda: host.refused.get("connection.keepalive"))
     talking = False
     await task
     # What was waiting for it was bounded all the time, and is gone now.
@@ -340,7 +339,7 @@ async def test_streams_that_are_opened_and_never_read_are_bounded(net: Any) -> N
         raw.frame(DATA, SYN, 2 * number + 1, len(data), data)
         raw.frame(DATA, 0, 2 * number + 1, 200 * KIB, b"y" * 200 * KIB)
         await raw.writer.drain()
-    await net.until(lambda: host.stats().refused.get("stream.unread", 0) >= 5)
+    await net.until(lambda: host.refused.get("stream.unread", 0) >= 5)
     assert host.totals.buffered_bytes <= 1 << 20
     assert host.totals.unsent_bytes <= (1 << 20) + 256 * KIB + 20 * 16 * KIB
 
@@ -371,7 +370,7 @@ async def test_a_dialler_of_a_hostile_listener_survives(net: Any) -> None:
             await host.dial([addr])
         answers.pop(0)
     server.close()
-    assert host.stats().handshakes_pending == 0
+    assert not host._handshaking
 
 
 async def test_streams_end_when_the_peer_is_killed(net: Any) -> None:
@@ -425,7 +424,7 @@ async def test_a_handler_that_ignores_its_cancellation_does_not_hang_the_host(
     await asyncio.wait_for(host.aclose(), net.deadline_s)
     assert "handler.stuck" in caplog.text
     released.set()
-    await net.until(lambda: not host.stats().handlers)
+    await net.until(lambda: not host._serving.tasks)
 
 
 # --- the list of attacks, one by name each --------------------------------------------------------
@@ -453,7 +452,7 @@ async def test_malformed_frames_end_that_connection_only(
     raw.send(raw_frame)
     assert await raw.cut_off()
     assert why in str(down[0])
-    assert host.stats().refused["connection.violation"] == 1
+    assert host.refused["connection.violation"] == 1
     assert len(host.connections()) == 1
     bystander.frame(PING, SYN, 0, 3)
     assert (await bystander.recv_frame())[:2] == (PING, ACK)
@@ -472,7 +471,7 @@ async def test_oversize_frames_are_refused_before_anything_is_allocated(net: Any
     finally:
         tracemalloc.stop()
     assert peak < 8 << 20
-    assert host.stats().refused["connection.violation"] == 2
+    assert host.refused["connection.violation"] == 2
     assert await still_serves(net, host)
 
 
@@ -481,7 +480,7 @@ async def test_an_oversize_noise_message_in_the_handshake_is_refused(net: Any) -
     raw = await net.raw(host)
     raw.writer.write(HELLO + encode_line("/noise") + b"\xff\xff")
     assert await raw.cut_off()
-    assert host.stats().refused["handshake.failed"] == 1
+    assert host.refused["handshake.failed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -506,7 +505,7 @@ async def test_a_junk_public_key_ends_that_handshake_only(
     identity.payload = payload
     with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
         await asyncio.wait_for(raw.secure(identity), net.deadline_s)
-    assert host.stats().refused["handshake.failed"] == 1
+    assert host.refused["handshake.failed"] == 1
     assert len(host.connections()) == 1
     bystander.frame(PING, SYN, 0, 3)
     assert (await bystander.recv_frame())[:2] == (PING, ACK)
@@ -524,7 +523,7 @@ async def test_impersonation_is_refused_and_the_victim_is_not_disturbed(net: Any
         raw = await net.raw(host)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await asyncio.wait_for(raw.secure(replayed), net.deadline_s)
-    assert host.stats().refused["handshake.failed"] == 3
+    assert host.refused["handshake.failed"] == 3
     (mine,) = host.connections()
     assert mine.peer == victim.peer_id
     async with await conn.open_stream("/echo") as stream:
@@ -549,15 +548,15 @@ async def test_ten_thousand_streams_at_once_are_bounded_and_others_go_on(net: An
     raw.send(syns(most, 100))  # beyond the limit, each costs an answer
     for _ in range(100):
         assert (await raw.recv_frame())[:2] == (WINDOW, RST)
-    assert host.stats().streams == most + 1
+    assert net.streams(host) == most + 1
     bystander.frame(DATA, 0, 1, 5, b"alive")
     while (await bystander.recv_frame())[4] != b"alive":
         pass
     raw.send(syns(most + 100, 10_000 - most - 100))  # and so many are a flood
     assert await raw.cut_off()
-    assert host.stats().refused["connection.flood"] == 1
-    assert host.stats().streams == 1
-    assert len(host._negotiating) == 0
+    assert host.refused["connection.flood"] == 1
+    assert net.streams(host) == 1
+    await net.until(lambda: len(host._serving.tasks) == 1)
     bystander.frame(PING, SYN, 0, 3)
     while (await bystander.recv_frame())[:2] != (PING, ACK):
         pass
@@ -581,10 +580,9 @@ async def test_ten_thousand_streams_one_after_another_leave_nothing(net: Any) ->
             done += bool(flags & FIN)
             assert not flags & RST
     assert done == 10_000
-    await net.until(lambda: host.stats().streams == host.stats().handlers == 0)
+    await net.until(lambda: not (net.streams(host) or host._serving.tasks))
     assert host.totals.buffered_bytes == host.totals.unsent_bytes == 0
-    assert not host._negotiating
-    assert not host._serving
+    assert not host._serving.tasks
 
 
 async def test_strangers_of_one_address_open_so_many_streams_and_no_more(net: Any) -> None:
@@ -603,7 +601,7 @@ async def test_strangers_of_one_address_open_so_many_streams_and_no_more(net: An
     for number in range(1, 31, 2):
         second.frame(DATA, SYN, number, len(lines), lines)
     assert await second.cut_off()
-    assert host.stats().refused["stream.stranger_rate"] == 1
+    assert host.refused["stream.stranger_rate"] == 1
     assert [conn.closed for conn in host.connections()] == [False]
     member = await net.secured(host, key=friend, source="127.0.0.2")
     for number in range(1, 101, 2):
@@ -645,7 +643,7 @@ async def test_a_window_that_is_never_opened_holds_up_its_own_stream_only(net: A
     raw.frame(PING, SYN, 0, 5)
     assert (await raw.recv_frame())[:4] == (PING, ACK, 0, 5), "nothing more came before it"
     await raw.aclose()
-    await net.until(lambda: host.stats().handlers == 0)
+    await net.until(lambda: not host._serving.tasks)
     assert host.totals.unsent_bytes == 0
 
 
@@ -663,7 +661,7 @@ async def test_a_window_overrun_ends_that_connection_only(net: Any) -> None:
     for _ in range(4):
         raw.frame(DATA, 0, 1, 64 * KIB, b"x" * 64 * KIB)  # some bytes beyond the window
     assert await raw.cut_off()
-    assert host.stats().refused["connection.violation"] == 1
+    assert host.refused["connection.violation"] == 1
     assert host.totals.buffered_bytes == 0
     bystander.frame(PING, SYN, 0, 3)
     assert (await bystander.recv_frame())[:2] == (PING, ACK)
@@ -675,5 +673,5 @@ async def test_windows_opened_beyond_4_gib_are_a_violation(net: Any) -> None:
     raw = await net.secured(host)
     raw.frame(WINDOW, SYN, 1, 0xFFFFFFFF)
     assert await raw.cut_off()
-    assert host.stats().refused["connection.violation"] == 1
+    assert host.refused["connection.violation"] == 1
     assert await still_serves(net, host)

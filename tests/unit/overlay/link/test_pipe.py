@@ -14,9 +14,10 @@ from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import DialError, OverlayError, PeerMismatch, StreamReset
 from wetware.identity import Key
-from wetware.overlay.link import Connection, LinkHost, LinkLimits, Stream, StreamPipe
+from wetware.overlay.link import Connection, LinkHost, LinkLimits, Stream
+from wetware.overlay.link.connection import NoiseConnection
 from wetware.overlay.link.multistream import HELLO, encode_line
-from wetware.overlay.link.pipe import PIPE_WRITE_BYTES, PipeTransport
+from wetware.overlay.link.pipe import PipeTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +30,7 @@ class MemoryPipe:
 
     def __init__(self, incoming: asyncio.Queue[bytes], outgoing: asyncio.Queue[bytes]) -> None:
         self.incoming, self.outgoing = incoming, outgoing
-        self.closed = self.aborted = False
+        self.finished = self.was_reset = False
         self.written: list[int] = []
 
     @classmethod
@@ -45,13 +46,13 @@ class MemoryPipe:
         self.written.append(len(data))
         await self.outgoing.put(data)
 
-    def close(self) -> None:
-        self.closed = True
+    def finish(self) -> None:
+        self.finished = True
         with contextlib.suppress(asyncio.QueueFull):
             self.outgoing.put_nowait(b"")
 
-    def abort(self) -> None:
-        self.aborted = True
+    def reset(self) -> None:
+        self.was_reset = True
         with contextlib.suppress(asyncio.QueueFull):
             self.outgoing.put_nowait(b"")
 
@@ -76,10 +77,10 @@ class Tunnel:
 
     async def connect(self) -> Connection:
         stream = await self.outer.open_stream("/relay")
-        return await self.a.connect_pipe(StreamPipe(stream), self.c.peer_id, self.outer.remote)
+        return await self.a.connect_pipe(stream, self.c.peer_id, self.outer.remote)
 
     async def _accept(self, stream: Stream) -> None:
-        conn = self.c.accept_pipe(StreamPipe(stream), stream.connection.remote)
+        conn = self.c.accept_pipe(stream, stream.connection.remote)
         self.accepted.append(conn)
         await conn.wait_closed()
 
@@ -150,7 +151,7 @@ async def test_megabytes_both_ways_through_a_carrier(net: Any, tunnel: Tunnel) -
             got += data
         await sending
     assert got == payload
-    await net.until(lambda: not conn.streams_total)
+    await net.until(lambda: not conn.streams)
     for host in (tunnel.a, tunnel.b, tunnel.c):
         # Both at rest: the inner connection's last window update (30 bytes of ciphertext) is the
         # carrier's payload, which may still be on its way when the echo is whole.
@@ -258,7 +259,7 @@ async def test_a_graceful_close_ends_both_ends_and_the_carrying_stream(
         await inner.wait_closed()
     assert conn.error is None
     assert got == b"last words" * 1000
-    await net.until(lambda: not tunnel.outer.streams_total)
+    await net.until(lambda: not tunnel.outer.streams)
     assert not tunnel.outer.closed
 
 
@@ -267,8 +268,8 @@ async def test_a_tunnel_that_never_answers_times_out(net: Any) -> None:
     pipe, _ = MemoryPipe.pair()
     with pytest.raises(DialError, match=r"192\.0\.2\.1.*no answer in time"):
         await host.connect_pipe(pipe, Key.generate().peer_id, CARRIER, timeout_s=0.05)
-    assert pipe.aborted
-    await net.until(lambda: host.stats().handshakes_pending == 0)
+    assert pipe.was_reset
+    await net.until(lambda: not host._handshaking)
 
 
 async def test_another_peer_at_the_far_end_is_a_mismatch(net: Any) -> None:
@@ -286,7 +287,7 @@ async def test_a_node_does_not_tunnel_to_itself(net: Any) -> None:
     near, _ = MemoryPipe.pair()
     with pytest.raises(DialError, match="this node itself"):
         await host.connect_pipe(near, host.peer_id, CARRIER)
-    assert near.aborted
+    assert near.was_reset
 
 
 async def test_a_direct_connection_is_preferred_to_a_tunnelled_one(net: Any) -> None:
@@ -307,7 +308,7 @@ async def until_up(host: LinkHost, count: int) -> None:
 
 async def connect(host: LinkHost, addr: Multiaddr) -> Connection:
     """A connection by TCP, even if there is another."""
-    conn = Connection(host, initiator=True, expect=addr.peer)
+    conn = NoiseConnection(host, initiator=True, expect=addr.peer)
     host._handshaking.add(conn)
     await asyncio.get_running_loop().create_connection(lambda: conn, addr.host, addr.port)
     return await asyncio.shield(conn.ready)
@@ -330,9 +331,9 @@ async def test_hostile_bytes_in_a_pipe_are_refused(net: Any, data: bytes) -> Non
     conn = host.accept_pipe(far, CARRIER)
     await near.write(data)
     await asyncio.wait_for(conn.wait_closed(), net.deadline_s)
-    assert far.aborted
+    assert far.was_reset
     assert host.connections() == ()
-    assert host.stats().refused["handshake.failed"] == 1
+    assert host.refused["handshake.failed"] == 1
 
 
 async def test_tampered_bytes_in_an_established_tunnel_end_it(net: Any) -> None:
@@ -344,7 +345,7 @@ async def test_tampered_bytes_in_an_established_tunnel_end_it(net: Any) -> None:
     async with asyncio.timeout(net.deadline_s):
         await inner.wait_closed()
         await conn.wait_closed()
-    assert c.stats().refused["connection.tampered"] == 1
+    assert c.refused["connection.tampered"] == 1
 
 
 async def test_a_failing_pipe_is_an_error_with_its_reason(net: Any) -> None:
@@ -357,7 +358,7 @@ async def test_a_failing_pipe_is_an_error_with_its_reason(net: Any) -> None:
     pipe = Broken(far.incoming, far.outgoing)
     with pytest.raises(DialError, match="the cable is cut"):
         await host.connect_pipe(pipe, Key.generate().peer_id, CARRIER)
-    assert pipe.aborted
+    assert pipe.was_reset
 
 
 async def test_tunnelled_strangers_count_under_the_address_of_their_carrier(net: Any) -> None:
@@ -378,17 +379,17 @@ async def test_tunnelled_strangers_count_under_the_address_of_their_carrier(net:
         await through(CARRIER)
     with pytest.raises(DialError):
         await through(CARRIER)
-    assert host.stats().refused["connections_per_ip_max"] == 1
+    assert host.refused["connections_per_ip_max"] == 1
     await through(Multiaddr("ip4", "192.0.2.2", 4001))
-    assert host._strangers_per_ip == {"192.0.2.1": 2, "192.0.2.2": 1}
+    assert host._slots.strangers == {"192.0.2.1": 2, "192.0.2.2": 1}
 
     hung = [host.accept_pipe(MemoryPipe.pair()[0], CARRIER) for _ in range(4)]
     assert [conn.closed for conn in hung] == [False, False, False, True]
-    assert host.stats().refused["handshakes_per_ip_max"] == 1
+    assert host.refused["handshakes_per_ip_max"] == 1
     for conn in hung:
         conn.close()
         await asyncio.wait_for(conn.wait_closed(), net.deadline_s)
-    assert not host._pending_per_ip
+    assert not host._slots.pending
 
 
 async def test_closing_the_host_ends_tunnels_and_their_tasks(net: Any, tunnel: Tunnel) -> None:
@@ -437,24 +438,26 @@ def transport(net: Any, pipe: MemoryPipe, spawn: Callable[..., Any]) -> tuple[An
     return made, protocol
 
 
-async def test_the_transport_pauses_its_writer_and_cuts_what_it_writes(net: Any) -> None:
+async def test_the_transport_pauses_its_writer_and_joins_what_it_writes(net: Any) -> None:
     near, far = MemoryPipe.pair(pieces_max=1)
     made, protocol = transport(net, near, asyncio.create_task)
-    total = 3 * PIPE_WRITE_BYTES + 7
-    made.write(b"a" * total)
+    made.write(b"a" * 100)
+    assert protocol.events == []
+    made.write(memoryview(b"b" * 10))
     assert protocol.events == ["pause"]
-    made.write(b"b" * 10)
-    got = b""
+    await net.until(lambda: near.written)
+    made.write(b"c")
+    made.write(b"d" * 200)
     async with asyncio.timeout(net.deadline_s):
-        while len(got) < total + 10:
-            assert made.get_write_buffer_size() > 0
-            got += await far.read()
-    assert got == b"a" * total + b"b" * 10
-    await net.until(lambda: protocol.events == ["pause", "resume"])
-    assert near.written == [PIPE_WRITE_BYTES] * 3 + [17]
+        assert await far.read() == b"a" * 100 + b"b" * 10
+        assert made.get_write_buffer_size() > 0
+        assert await far.read() == b"c" + b"d" * 200
+    await net.until(lambda: not made.get_write_buffer_size())
+    assert protocol.events[-1] == "resume"
+    assert near.written == [110, 201]
     made.close()
     assert await protocol.lost is None
-    assert near.closed
+    assert near.finished
 
 
 async def test_the_transport_reads_in_pieces_and_stops_when_told(net: Any) -> None:
@@ -483,6 +486,6 @@ async def test_an_aborted_transport_drops_what_is_queued(net: Any) -> None:
     await net.until(lambda: near.outgoing.full())
     made.abort()
     assert await protocol.lost is None
-    assert near.aborted
+    assert near.was_reset
     assert made.get_write_buffer_size() == 0
     await net.until(lambda: all(task.done() for task in made._tasks))

@@ -41,12 +41,12 @@ async def alive(raw: Any) -> bool:
 
 def let_time_pass(host: LinkHost) -> None:
     """As if `stranger_idle_s` passed without a word, for all inbound connections."""
-    for conn, slot in list(host._slots.items()):
+    for conn, slot in list(host._slots.taken.items()):
         conn.opened_at -= host.limits.stranger_idle_s
         conn._session.used_at -= host.limits.stranger_idle_s
         if slot.timer is not None:
             slot.timer.cancel()
-            host._watch_idle(conn, slot)
+            host._slots._watch_idle(conn, slot)
 
 
 async def test_an_idle_stranger_is_closed_gracefully(net: Any) -> None:
@@ -54,7 +54,7 @@ async def test_an_idle_stranger_is_closed_gracefully(net: Any) -> None:
     raw = await net.secured(host)
     assert await raw.recv_frame() == GOAWAY_FRAME
     assert await raw.cut_off()
-    assert host.stats().refused == {"connection.idle": 1}
+    assert host.refused == {"connection.idle": 1}
     await net.until(lambda: not host.connections())
 
 
@@ -66,8 +66,8 @@ async def test_the_idle_deadline_begins_with_the_end_of_the_last_stream(net: Any
     assert not conn.closed
     raw.frame(1, 4, 1, 0)  # FIN: the handler ends, and the stream
     await net.until(lambda: not conn.in_use)
-    (slot,) = host._slots.values()
-    host._watch_idle(conn, slot)
+    (slot,) = host._slots.taken.values()
+    host._slots._watch_idle(conn, slot)
     assert not conn.closed
     let_time_pass(host)
     assert conn.closed
@@ -96,7 +96,7 @@ async def test_what_is_in_use_privileged_or_dialled_is_not_closed_when_idle(net:
     member = await net.secured(host, key=key)
     busy = await net.busy(host)
     dialled = await host.dial(other.listen_addrs)
-    assert dialled not in host._slots
+    assert dialled not in host._slots.taken
     for _ in range(3):
         let_time_pass(host)
     assert await stranger.recv_frame() == GOAWAY_FRAME
@@ -130,7 +130,7 @@ async def test_idle_strangers_make_room_the_longest_idle_first(net: Any) -> None
     assert await raws[0].cut_off()
     fresh = await net.secured(host)
     assert await raws[1].cut_off()
-    assert host.stats().refused == {"connection.evicted": 2}
+    assert host.refused == {"connection.evicted": 2}
     assert len(host.connections()) == 6
     for raw in (*raws[2:], used, fresh):
         assert await alive(raw)
@@ -153,7 +153,7 @@ async def test_a_stranger_does_not_end_what_is_in_use_at_a_less_crowded_address(
     pair = [await net.busy(host, source="127.0.0.2") for _ in range(2)]  # for longest
     crowd = [await net.busy(host, source="127.0.0.3") for _ in range(4)]
     assert await turned_away(net, host, source="127.0.0.3")
-    assert host.stats().refused["connections_max"] == 1
+    assert host.refused["connections_max"] == 1
     newcomer = await net.busy(host, source="127.0.0.4")
     assert await crowd[0].cut_off()
     for raw in (*pair, newcomer, *crowd[1:]):
@@ -169,14 +169,14 @@ async def test_a_privileged_peer_gets_a_slot_while_strangers_hold_them(net: Any)
     strangers = [await net.busy(host) for _ in range(5)]
     idle = await net.secured(host, source="127.0.0.2")
     raws = [await net.secured(host, key=keys[0])]
-    assert host.stats().refused == {}, "a slot was reserved"
+    assert host.refused == {}, "a slot was reserved"
     raws += [await net.secured(host, key=keys[1])]
     assert await idle.cut_off()  # before what is in use for longer
     assert await turned_away(net, host)  # all are in use, at its own address
     raws += [await net.secured(host, key=key) for key in keys[2:7]]
     for stranger in strangers:
         assert await stranger.cut_off()
-    assert host.stats().refused["connection.evicted"] == 6
+    assert host.refused["connection.evicted"] == 6
     for raw in raws:  # the idle ones among them do not make room for anybody
         assert await alive(raw)
     assert await turned_away(net, host)
@@ -225,7 +225,7 @@ async def test_strangers_are_bounded_per_address_and_privileged_peers_are_not(ne
     used = [await net.busy(host) for _ in range(2)]
     assert await idle.cut_off()  # replaced by one of its own address
     assert await turned_away(net, host)
-    assert host.stats().refused["connections_per_ip_max"] == 1
+    assert host.refused["connections_per_ip_max"] == 1
     members = [await net.secured(host, key=key) for _ in range(3)]
     for raw in (elsewhere, *used, *members):
         assert await alive(raw)
@@ -249,7 +249,7 @@ async def test_who_is_reconsidered_no_longer_counts_as_a_stranger(net: Any) -> N
         assert await alive(raw)
     for raw in strangers:
         raw.writer.close()
-    await net.until(lambda: host._strangers == 0 and not host._strangers_per_ip)
+    await net.until(lambda: not host._slots.strangers)
 
 
 # --- handshakes -----------------------------------------------------------------------------------
@@ -259,15 +259,15 @@ async def test_hoarded_handshakes_make_room_for_another_address(net: Any) -> Non
     host = await net.host(LinkLimits(handshakes_max=4, handshakes_per_ip_max=3))
     hoard = [await net.raw(host, "127.0.0.2") for _ in range(3)]
     few = await net.raw(host, "127.0.0.3")
-    await net.until(lambda: host.stats().handshakes_pending == 4)
+    await net.until(lambda: len(host._handshaking) == 4)
     assert await net.secured(host, source="127.0.0.4")
     assert await hoard[0].cut_off()
-    assert host.stats().refused["handshake.evicted"] == 1
+    assert host.refused["handshake.evicted"] == 1
 
     await net.raw(host, "127.0.0.4")
-    await net.until(lambda: host.stats().handshakes_pending == 4)
+    await net.until(lambda: len(host._handshaking) == 4)
     assert await (await net.raw(host, "127.0.0.2")).cut_off()  # hoards no less than others
-    assert host.stats().refused["handshakes_max"] == 1
+    assert host.refused["handshakes_max"] == 1
     assert not few.reader.at_eof()
 
 
@@ -301,5 +301,5 @@ async def test_out_of_descriptors_the_log_stays_short_and_connections_wait(
     monkeypatch.setattr("wetware.overlay.link.host._ACCEPT_AGAIN_S", 0)
     a, b = await net.host(), await net.host(listen=False)
     await b.dial(a.listen_addrs)
-    assert a.stats().refused["accept"] == 20
+    assert a.refused["accept"] == 20
     assert len([r for r in caplog.records if r.message == "accept.failed"]) <= 2

@@ -290,7 +290,7 @@ async def test_data_on_our_own_stream_costs_the_stream_and_not_the_peer(net: Any
             or node.membership._outlets[hostile.peer].stream is None
         )
     )
-    assert node.host.stats().buffered_bytes < 1 << 20
+    assert node.host.totals.buffered_bytes < 1 << 20
 
 
 async def test_a_peer_that_resets_every_stream_is_tried_with_pauses(net: Any) -> None:

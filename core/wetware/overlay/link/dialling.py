@@ -1,0 +1,253 @@
+"""Dialling: several addresses at once, one attempt for all who ask, or a pipe instead of TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from wetware.base.log import get_logger
+from wetware.errors import DialError, OverlayError, PeerMismatch, WetwareError
+from wetware.overlay.link.pipe import Pipe, PipeTransport
+from wetware.overlay.link.tcp import FAMILIES, os_reason
+
+if TYPE_CHECKING:
+    from wetware.base.multiaddr import Multiaddr
+    from wetware.identity import PeerId
+    from wetware.overlay.link.connection import NoiseConnection
+    from wetware.overlay.link.limits import LinkLimits
+    from wetware.overlay.link.yamux import Connection
+
+log = get_logger("link")
+
+
+class _Dial:
+    """One attempt to reach a peer, shared by all who ask for it meanwhile."""
+
+    __slots__ = ("addrs", "arrived", "failures", "key", "task", "waiters")
+
+    def __init__(self, key: object, addrs: Sequence[Multiaddr]) -> None:
+        self.key, self.addrs = key, addrs
+        self.failures: dict[Multiaddr, WetwareError | None] = {}  # None: still trying
+        self.arrived: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[Connection]
+        self.waiters = 0
+
+    def error(self, peer: PeerId | None, pending: str) -> DialError:
+        """Why it failed, address by address."""
+        known = [failure for failure in self.failures.values() if failure is not None]
+        reasons = []
+        for addr in self.addrs:
+            failure = self.failures.get(addr)
+            reasons.append(f"{addr.with_peer(None)} ({failure or pending or 'not tried'})")
+        message = f"cannot reach {peer or 'the peer'}: {'; '.join(reasons)}"
+        if len(known) == len(self.addrs) and all(isinstance(exc, PeerMismatch) for exc in known):
+            code = known[0].code if len(known) == 1 else None
+            return PeerMismatch(message, hint="check the peer ID after /p2p/", code=code)
+        return DialError(
+            message, hint="check that the node runs there and that no firewall is between"
+        )
+
+
+class Dialler:
+    """Makes a host's outbound connections.
+
+    Args:
+        limits: See LinkLimits.
+        peer_id: This node.
+        live: The connection to a peer that is there, or None.
+        begin: Makes a connection, not connected yet, to who is expected and through whom.
+        spawn: Runs a task that ends with the host at the latest.
+    """
+
+    def __init__(
+        self,
+        limits: LinkLimits,
+        peer_id: PeerId,
+        *,
+        live: Callable[[PeerId], Connection | None],
+        begin: Callable[[PeerId | None, Multiaddr | None], NoiseConnection],
+        spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]],
+    ) -> None:
+        self._limits, self._peer_id = limits, peer_id
+        self._live, self._begin, self._spawn = live, begin, spawn
+        self._dials: dict[object, _Dial] = {}
+        self._places = asyncio.Semaphore(limits.dials_max)
+        self._closing = False
+
+    def close(self) -> None:
+        """Cancel what is under way, and refuse what comes."""
+        self._closing = True
+        for dial in self._dials.values():
+            dial.task.cancel()
+
+    def arrived(self, conn: Connection) -> None:
+        """An inbound connection is established; a dial to its peer may be over with that.
+
+        When both ends dial each other, the smaller peer ID's connection is the one to keep, so the
+        larger one stops its own attempt. Were both to stop, none would be left.
+        """
+        dial = self._dials.get(conn.peer)
+        if dial is not None and conn.peer < self._peer_id and not dial.arrived.done():
+            dial.arrived.set_result(conn)
+
+    def _check(self, peer: PeerId | None) -> None:
+        if self._closing:
+            raise DialError("this node is stopping")
+        if peer == self._peer_id:
+            raise DialError("that is this node itself", code="overlay.dial_self")
+
+    async def dial(
+        self, addrs: Sequence[Multiaddr], peer: PeerId | None, timeout_s: float | None
+    ) -> Connection:
+        """See `LinkHost.dial`."""
+        if peer is None:
+            named = {addr.peer for addr in addrs}
+            peer = named.pop() if len(named) == 1 else None
+        if peer is not None and (live := self._live(peer)) is not None:
+            return live
+        self._check(peer)
+        if not addrs:
+            raise DialError(
+                f"no address of {peer or 'the peer'} is known",
+                hint="give one: /ip4/HOST/tcp/PORT/p2p/PEER",
+            )
+        wanted = tuple(addrs)[: self._limits.dial_addrs_max]
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self._limits.dial_s if timeout_s is None else timeout_s)
+        while True:
+            key = peer or wanted
+            dial = self._dials.get(key)
+            if dial is None:
+                dial = self._dials[key] = _Dial(key, wanted)
+                dial.task = self._spawn(self._race(dial, peer))
+                dial.task.add_done_callback(partial(self._done, dial))
+            try:
+                return await self._join(dial, peer, deadline)
+            except DialError:
+                # Somebody else's attempt failed, but it had other addresses.
+                if set(wanted) <= set(dial.addrs):
+                    raise
+
+    def _forget(self, dial: _Dial) -> None:
+        if self._dials.get(dial.key) is dial:
+            del self._dials[dial.key]
+
+    def _done(self, dial: _Dial, task: asyncio.Task[Connection]) -> None:
+        self._forget(dial)
+        if not task.cancelled():
+            task.exception()  # looked at, even if all who waited are gone
+
+    async def _join(self, dial: _Dial, peer: PeerId | None, deadline: float) -> Connection:
+        dial.waiters += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.shield(dial.task)
+        except TimeoutError:
+            raise dial.error(peer, "no answer in time") from None
+        except asyncio.CancelledError:
+            if dial.task.cancelled() and self._closing:
+                raise DialError("this node is stopping") from None
+            raise
+        finally:
+            dial.waiters -= 1
+            if not dial.waiters and not dial.task.done():
+                self._forget(dial)  # nobody may join what is being cancelled
+                dial.task.cancel()
+
+    async def _race(self, dial: _Dial, peer: PeerId | None) -> Connection:
+        waiting = deque(dial.addrs)
+        attempts: dict[asyncio.Task[Connection], Multiaddr] = {}
+        try:
+            while waiting or attempts:
+                if waiting:
+                    addr = waiting.popleft()
+                    dial.failures[addr] = None
+                    attempts[asyncio.ensure_future(self._attempt(addr, peer))] = addr
+                done, _ = await asyncio.wait(
+                    {*attempts, dial.arrived},
+                    timeout=self._limits.dial_stagger_s if waiting else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in [task for task in attempts if task in done]:
+                    tried = attempts.pop(task)
+                    exc = task.exception()
+                    if exc is None:
+                        return task.result()
+                    if not isinstance(exc, WetwareError):
+                        log.error("dial.defect", exc_info=exc)
+                        exc = DialError("a defect; the log has the details")
+                    dial.failures[tried] = exc
+                if dial.arrived in done and dial.arrived.result().accepts_streams:
+                    return dial.arrived.result()
+                if dial.arrived.done():
+                    dial.arrived = asyncio.get_running_loop().create_future()
+            raise dial.error(peer, "")
+        finally:
+            for task in attempts:
+                task.cancel()
+            if attempts:
+                await asyncio.wait(attempts)
+                for task in attempts:  # won too late
+                    if not task.cancelled() and task.exception() is None:
+                        task.result().close()
+
+    async def _attempt(self, addr: Multiaddr, peer: PeerId | None) -> Connection:
+        """One address: resolve, connect, handshake. Raises WetwareError."""
+        expect = peer or addr.peer
+        if addr.peer not in (None, expect):
+            raise PeerMismatch(f"the address names another peer, {addr.peer}")
+        async with self._places:
+            conn = self._begin(expect, None)
+            try:
+                await asyncio.get_running_loop().create_connection(
+                    lambda: conn,
+                    addr.host,
+                    addr.port,
+                    family=FAMILIES[addr.kind],
+                    # A name may stand for several addresses, of which some do not work here.
+                    happy_eyeballs_delay=(
+                        self._limits.dial_stagger_s if addr.kind.startswith("dns") else None
+                    ),
+                )
+                return await asyncio.shield(conn.ready)
+            except socket.gaierror as exc:
+                raise DialError(f"{addr.host} cannot be resolved: {exc.strerror}") from exc
+            except OSError as exc:
+                raise DialError(os_reason(exc)) from exc
+            finally:
+                _give_up(conn)
+
+    async def connect_pipe(
+        self, pipe: Pipe, peer: PeerId, remote: Multiaddr, timeout_s: float | None
+    ) -> Connection:
+        """See `LinkHost.connect_pipe`."""
+        try:
+            self._check(peer)
+        except DialError:
+            pipe.reset()
+            raise
+        carrier = remote.with_peer(None)
+        what = f"cannot reach {peer} through {carrier}"
+        conn = self._begin(peer, carrier)
+        PipeTransport(pipe, conn, self._spawn)
+        try:
+            async with asyncio.timeout(self._limits.dial_s if timeout_s is None else timeout_s):
+                return await asyncio.shield(conn.ready)
+        except TimeoutError:
+            raise DialError(f"{what}: no answer in time") from None
+        except PeerMismatch:
+            raise
+        except WetwareError as exc:
+            raise DialError(f"{what}: {exc}") from exc
+        finally:
+            _give_up(conn)
+
+
+def _give_up(conn: NoiseConnection) -> None:
+    """End a connection whose handshake nobody waits for any more."""
+    if not conn.ready.done():
+        conn.abort(OverlayError("the dial was given up", code="overlay.closed"))
