@@ -22,12 +22,15 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.timeout(400)
 
 
+SUFFIXES = {".py", ".capnp", ".json", ".txt", ".bash", ".fish", ".zsh"}
+
+
 def shipped() -> dict[str, str]:
     """Path in the wheel → path in the tree, of everything that must be in it."""
     found = {}
     for package in (ROOT / "core/wetware", *ROOT.glob("plugins/*/wetware_*")):
         for path in package.rglob("*"):
-            wanted = path.suffix in (".py", ".capnp", ".json") or path.name == "py.typed"
+            wanted = path.suffix in SUFFIXES or path.name == "py.typed"
             if path.is_file() and wanted:
                 found[str(path.relative_to(package.parent))] = str(path.relative_to(ROOT))
     return found

@@ -27,8 +27,8 @@ async def test_records_are_followed_from_now_on_until_the_node_stops(
     log = open_log(tmp_path / "log", checkpoint_records=1)  # which are no records
     recorder = recorder_on(log)
     forever: Any = SimpleNamespace(run=asyncio.Event().wait)
-    recorder.checkpoints = forever
     service = recorder._service
+    service.checkpoints = forever
     ready = Started()
     running = asyncio.create_task(service.run(task_status=ready))
     await ready.wait()
