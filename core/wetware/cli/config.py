@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wetware.cli.app import note, options, out, out_json, table
+from wetware.cli.app import Json, note, options, out, out_json, table
+from wetware.errors import EXIT_CONFIG, ConfigError, InvalidArgument, PluginError
 
 if TYPE_CHECKING:
     from wetware.config import Config
-    from wetware.errors import ConfigError
-    from wetware.loader import Plugins
+    from wetware.loader import Plugin
 
 config_app = typer.Typer(no_args_is_help=True, help="The configuration: ww.toml, WW_*, flags.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-@config_app.callback()
-def _config() -> None:
-    """The configuration: ww.toml, WW_*, flags."""
-
-
-def _load() -> Config:
-    from wetware.config import load
-
-    return load({"node.data_dir": options.data_dir}, path=options.config)
-
-
-def _inspect(config: Config) -> Plugins:
-    from wetware import loader
-
-    return loader.load(config, loader.INSPECT)
 
 
 @config_app.command("show")
@@ -43,20 +26,20 @@ def show_command(
     json: Json = False,
 ) -> None:
     """Show every effective setting and where it came from."""
-    config = _load()
-    plugins = _inspect(config)
-    settings = config.settings(plugins.schemas)
+    from wetware import loader
+    from wetware.config import load
+
+    config = load({"node.data_dir": options.data_dir}, path=options.config)
+    settings = config.settings(loader.load(config, loader.INSPECT).schemas)
     if section is not None:
         sections = {each.key.rpartition(".")[0] for each in settings}
         if section not in sections:
-            from wetware.errors import InvalidArgument
-
             raise InvalidArgument(
                 f"no section {section!r}", hint="there are " + ", ".join(sorted(sections))
             )
         settings = tuple(each for each in settings if each.key.rpartition(".")[0] == section)
     if json:
-        out_json(
+        return out_json(
             [
                 {
                     "key": each.key,
@@ -67,7 +50,6 @@ def show_command(
                 for each in settings
             ]
         )
-        return
     table(
         ("setting", "value", "from"),
         [(each.key, each.text or "-", str(each.origin)) for each in settings],
@@ -77,20 +59,13 @@ def show_command(
 @config_app.command("check")
 def check_command(json: Json = False) -> None:
     """Say everything that is wrong with the configuration; exit code 78 if anything is."""
-    from wetware.errors import EXIT_CONFIG
-
-    path, problems = _problems()
+    config, _, problems = inspect({"node.data_dir": options.data_dir}, options.config)
+    path = config.path if config is not None and config.exists else None
     if json:
-        out_json(
-            {
-                "path": path,
-                "ok": not problems,
-                "problems": [
-                    {"code": each.code, "message": each.message, "hint": each.hint}
-                    for each in problems
-                ],
-            }
-        )
+        wrong = [
+            {name: getattr(each, name) for name in ("code", "message", "hint")} for each in problems
+        ]
+        out_json({"path": path, "ok": not problems, "problems": wrong})
     else:
         for each in problems:
             note(f"ww: {each.message}")
@@ -102,21 +77,29 @@ def check_command(json: Json = False) -> None:
         raise typer.Exit(EXIT_CONFIG)
 
 
-def _problems() -> tuple[str | None, list[ConfigError]]:
-    """The file, if there is one, and what is wrong, each thing once."""
-    from wetware.errors import ConfigError
+def inspect(
+    flags: Mapping[str, object], path: Path | None
+) -> tuple[Config | None, Sequence[Plugin], list[ConfigError]]:
+    """The configuration, the plugins that it selects, and all that is wrong with it, once each.
+
+    None for one that cannot be read, and no plugins where they cannot be selected.
+    """
+    from wetware import loader
+    from wetware.config import load
 
     try:
-        config = _load()
+        config = load(flags, path=path)
     except ConfigError as exc:  # there is nothing further to judge
-        return None, [exc]
-    path = str(config.path) if config.exists else None
+        return None, (), [exc]
+    found: list[ConfigError]
+    report: Sequence[Plugin] = ()
     try:
-        plugins = _inspect(config)
+        plugins = loader.load(config, loader.INSPECT)
         found = [*config.problems(plugins.schemas), *plugins.problems]
-    except ConfigError:  # [node] or [plugins] is wrong: the plugins cannot be selected
-        found = config.problems()
-    return path, list({each.message: each for each in found}.values())
+        report = plugins.report
+    except ConfigError as exc:  # [node] or [plugins] is wrong: the plugins cannot be selected
+        found = [*config.problems(), exc]
+    return config, report, list({each.message: each for each in found}.values())
 
 
 @config_app.command("path")
@@ -126,8 +109,7 @@ def path_command(json: Json = False) -> None:
 
     path = file_path(options.config)
     if json:
-        out_json({"path": str(path), "exists": path.exists()})
-        return
+        return out_json({"path": path, "exists": path.exists()})
     out(str(path))
     if not path.exists():
         note("it does not exist; the defaults apply (`ww config reference` lists them)")
@@ -143,7 +125,6 @@ def reference() -> str:
     """docs/reference/config.md: the core and the bundled plugins, whatever else is installed."""
     from wetware import loader
     from wetware.config import defaults, describe
-    from wetware.errors import PluginError
     from wetware.hookspecs import GROUP
 
     bundled = tuple(offer for offer in loader.find() if offer.bundled and offer.group == GROUP)

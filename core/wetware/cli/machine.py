@@ -39,7 +39,6 @@ from wetware.node.process import judge_files
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
     from wetware.config import Config
-    from wetware.loader import Plugin
 
 CHECK_S_MAX: Final = 10.0
 """For one check."""
@@ -191,28 +190,14 @@ def check_config(
 
     Returns None for one that cannot even be read.
     """
-    from wetware import config as configuration
-    from wetware import loader
+    from wetware.cli.config import inspect
 
-    command = "ww config check"
-    try:
-        config = configuration.load(flags, path=path)
-    except ConfigError as exc:
-        return None, [of_error("config", exc, command)]
-    statuses: Sequence[Plugin] = ()
-    problems: list[ConfigError]
-    try:
-        plugins = loader.load(config, loader.INSPECT)
-        problems = [*config.problems(plugins.schemas), *plugins.problems]
-        statuses = plugins.report
-    except ConfigError as exc:  # [node] or [plugins] is wrong: the plugins cannot be selected
-        problems = [*config.problems(), exc]
-    once = {each.message: each for each in problems}
-    found = [of_error("config", each, command) for each in once.values()]
-    if not found:
+    config, plugins, problems = inspect(flags, path)
+    found = [of_error("config", each, "ww config check") for each in problems]
+    if config is not None and not found:
         where = str(config.path) if config.exists else f"the defaults (there is no {config.path})"
         found.append(ok("config", where))
-    return config, [*found, *findings(statuses)]
+    return config, [*found, *findings(plugins)]
 
 
 # --- files and keys ---
