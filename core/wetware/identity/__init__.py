@@ -1,6 +1,10 @@
 """Who somebody is: peer IDs, keys and their files, principals, and the words of a login."""
 
-from wetware.base.private_files import replace_private_file, write_new_private_file
+from wetware.base.private_files import (
+    read_private_file,
+    replace_private_file,
+    write_new_private_file,
+)
 from wetware.identity.keys import Key, verify
 from wetware.identity.login import (
     CHALLENGE_BYTES_MAX,
@@ -27,6 +31,7 @@ __all__ = [
     "Proof",
     "Signer",
     "from_hex",
+    "read_private_file",
     "replace_private_file",
     "verify",
     "write_new_private_file",

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from wetware.base.private_files import write_new_private_file
+from wetware.base.private_files import read_private_file, write_new_private_file
 from wetware.errors import KeyFileError
 from wetware.identity.peer_id import PeerId
 
@@ -127,7 +125,12 @@ class Key:
         Raises KeyFileError: missing, readable by others, not a key, another key type, or a wrong
         or missing passphrase.
         """
-        data = _read_private_file(path)
+        try:
+            data = read_private_file(path, KEY_FILE_BYTES_MAX)
+        except FileNotFoundError:
+            raise KeyFileError(
+                f"no key at {path}", hint=f"make it with `ww key new {path}`", code="key.missing"
+            ) from None
         secret: bytes | None = None
         if passphrase is not None and _is_encrypted(data):
             secret = passphrase().encode()
@@ -157,26 +160,6 @@ class Key:
                 code="key.type",
             )
         return cls(private)
-
-
-def _read_private_file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            data = file.read(KEY_FILE_BYTES_MAX)
-    except FileNotFoundError:
-        raise KeyFileError(
-            f"no key at {path}", hint=f"make it with `ww key new {path}`", code="key.missing"
-        ) from None
-    except OSError as exc:
-        raise KeyFileError(f"cannot read {path}: {exc.strerror}") from exc
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise KeyFileError(
-            f"{path} is readable by others (mode {stat.S_IMODE(mode):04o})",
-            hint=f"chmod 600 {path}",
-            code="key.mode",
-        )
-    return data
 
 
 def _is_encrypted(data: bytes) -> bool:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import secrets
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base import paths
 from wetware.errors import AuthError, InvalidArgument, KeyFileError
-from wetware.identity import Key, replace_private_file
+from wetware.identity import Key, read_private_file, replace_private_file
 from wetware_auth_evm.proofs import FORMS, SIGNATURE_BYTES_MAX, Form, SessionProof
 from wetware_auth_evm.statements import NONCE_BYTES, SESSION_S_MAX, SessionGrant, known_roles
 
@@ -151,20 +149,11 @@ def load(name: str, cluster: str) -> StoredSession | None:
     Raises KeyFileError for a file that is damaged, or that others can read.
     """
     path = session_path(name, cluster)
+    remedy = f"it is as good as the wallet until it expires: remove it, then {LOGIN}"
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            text = file.read(FILE_BYTES_MAX + 1)
+        text = read_private_file(path, FILE_BYTES_MAX, remedy=remedy)
     except FileNotFoundError:
         return None
-    except OSError as exc:
-        raise KeyFileError(f"cannot read {path}: {exc.strerror}") from exc
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise KeyFileError(
-            f"{path} is readable by others (mode {stat.S_IMODE(mode):04o})",
-            hint=f"it is as good as the wallet until it expires: remove it, then {LOGIN}",
-            code="key.mode",
-        )
     try:
         session = _parse(json.loads(text))
         good = session.grant.cluster == cluster

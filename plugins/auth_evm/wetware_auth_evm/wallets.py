@@ -11,10 +11,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
-import stat
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ from typing import Any, Final
 
 from wetware.base import paths
 from wetware.errors import InvalidArgument, KeyFileError
-from wetware.identity import write_new_private_file
+from wetware.identity import read_private_file, write_new_private_file
 from wetware_auth_evm.addresses import keccak
 
 FILE_BYTES_MAX: Final = 64 << 10
@@ -249,19 +247,9 @@ def _from_secret(secret: bytes) -> Wallet:
 
 def _read(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            raw = file.read(FILE_BYTES_MAX + 1)
+        raw = read_private_file(path, FILE_BYTES_MAX)
     except FileNotFoundError:
         return None
-    except OSError as exc:
-        raise KeyFileError(f"cannot read {path}: {exc.strerror}") from exc
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise KeyFileError(
-            f"{path} is readable by others (mode {stat.S_IMODE(mode):04o})",
-            hint=f"chmod 600 {path}",
-            code="key.mode",
-        )
     if len(raw) > FILE_BYTES_MAX:
         raise KeyFileError(f"{path} is too long for a wallet", code="key.malformed")
     return raw.decode("utf-8", "replace")
