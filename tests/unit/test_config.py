@@ -323,6 +323,8 @@ def test_a_section_of_sections_is_not_a_variables_text(load: Load) -> None:
         ('[node]\nauth = "no such!"', "config.value", ["not a plugin's name"]),
         ('[node]\nname = "a\\u0000b"', "config.value", ["zero byte"]),
         ("[login]\ndeadline_s = 0", "config.range", ["0.0 is out of range; 0.1 to 600"]),
+        ("[admission]\ncertificate_s = 1e9", "config.range", ["out of range; 1 to 31622400"]),
+        ("[link]\nconnections_max = 0", "config.range", ["0 is out of range; 1 or more"]),
         ("[login]\ndeadline_s = nan", "config.type", ["expected a number"]),
         ("[login]\ndeadline_s = inf", "config.type", ["expected a number"]),
         ('[login]\ndeadline_s = "10"', "config.type", ["expected a number", 'got "10"']),

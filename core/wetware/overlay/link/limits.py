@@ -7,7 +7,7 @@ slowed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from wetware.base.setting import setting
 from wetware.errors import OverlayError
@@ -163,10 +163,3 @@ class LinkLimits:
             handshakes_max=min(self.handshakes_max, pending),
             dials_max=min(self.dials_max, pending),
         )
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            if getattr(self, item.name) <= 0:
-                raise ValueError(f"{item.name} must be positive")
-        if self.stream_window_bytes < YAMUX_WINDOW_BYTES:
-            raise ValueError(f"stream_window_bytes is at least {YAMUX_WINDOW_BYTES}, by yamux")

@@ -378,10 +378,3 @@ def test_what_a_start_refuses(tmp_path: Path, clock: Clock) -> None:
     with pytest.raises(ConfigError) as exc:
         Admission(Store.open(tmp_path / "b"), MEMBER, clock=clock)
     assert "--join" in exc.value.hint
-
-
-def test_limits_are_positive() -> None:
-    with pytest.raises(ValueError, match="positive"):
-        AdmissionLimits(veto_s=0)
-    with pytest.raises(ValueError, match="a year"):
-        AdmissionLimits(certificate_s=1e9)

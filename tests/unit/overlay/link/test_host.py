@@ -530,13 +530,6 @@ async def test_closing_a_host_ends_everything(net: Any) -> None:
         await a.dial(a.listen_addrs, peer=b.peer_id)
 
 
-def test_limits_are_checked() -> None:
-    with pytest.raises(ValueError, match="dial_s"):
-        LinkLimits(dial_s=0)
-    with pytest.raises(ValueError, match="stream_window_bytes"):
-        LinkLimits(stream_window_bytes=1000)
-
-
 async def test_writing_from_within_a_flush_keeps_the_order(net: Any) -> None:
     """What `on_writable` writes, and asks to flush, goes after what is being sent."""
     got = bytearray()
