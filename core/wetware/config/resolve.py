@@ -35,34 +35,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _HIDDEN: Final = "(hidden)"
-"""Shown in place of a secret; a field is one by `metadata={"secret": True}`."""
+"""Shown in place of a secret."""
 _DEFAULT: Final = Origin("default", "default")
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One effective value.
+    """One effective value; a secret is not in it.
 
     Attributes:
         key: Dotted, e.g. `node.listen` or `plugins.pubsub.topics_max`.
-        value: The typed value.
+        text: The value as one would write it in ww.toml; "" for an absent one.
+        plain: The value as JSON has it.
         origin: Where it came from.
-        secret: Whether the value is not shown.
     """
 
     key: str
-    value: object
+    text: str
+    plain: object
     origin: Origin
-    secret: bool = False
-
-    @property
-    def text(self) -> str:
-        """The value as one would write it in ww.toml; "" for an absent one."""
-        return _HIDDEN if self.secret and self.value else toml(self.value)
-
-    @property
-    def plain(self) -> object:
-        return _HIDDEN if self.secret and self.value else plain(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +132,15 @@ class Config:
 
     def settings(self, plugins: Mapping[str, type | None]) -> tuple[Setting, ...]:
         """Every effective value and where it came from; raises the first ConfigError."""
-        return tuple(
-            Setting(
-                f"{section}.{name}",
-                getattr(self._section(section, cls), name),
-                self._origins[f"{section}.{name}"],
-                bool(each.metadata.get("secret")),
-            )
-            for section, cls in _classes(plugins).items()
-            for name, each in settings_of(cls).items()
-        )
+        found = []
+        for section, cls in _classes(plugins).items():
+            resolved: object = self._section(section, cls)
+            for name, each in settings_of(cls).items():
+                key, value = f"{section}.{name}", getattr(resolved, name)
+                hidden = each.metadata.get("secret") and value
+                text, shown = (_HIDDEN, _HIDDEN) if hidden else (toml(value), plain(value))
+                found.append(Setting(key, text, shown, self._origins[key]))
+        return tuple(found)
 
     def problems(self, plugins: Mapping[str, type | None] | None = None) -> list[ConfigError]:
         """Everything that is wrong, in the order in which one would fix it.
