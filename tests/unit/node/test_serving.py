@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from wetware.errors import Busy
+from wetware.errors import Busy, PluginError
 from wetware.hookspecs import Service
 from wetware.node import serving
 from wetware.node.serving import start_backend, start_services
@@ -207,3 +207,11 @@ async def test_a_backend_that_is_late_stops_the_start(monkeypatch: pytest.Monkey
             await start_backend(backend, tasks)
     assert caught.group_contains(Busy, match=r"was not ready within 0\.05 s")
     assert backend.ended.is_set()
+
+
+async def test_a_backend_that_returns_before_it_has_started_is_named() -> None:
+    backend: Any = Returns("auth")
+    with pytest.raises(ExceptionGroup) as caught:
+        async with anyio.create_task_group() as tasks:
+            await start_backend(backend, tasks)
+    assert caught.group_contains(PluginError, match="'auth' returned before it had started")
