@@ -137,8 +137,9 @@ class Checkpoints:
     def signed(self, checkpoint: Checkpoint) -> None:
         """Tell members of a new checkpoint of this node's log."""
         self._own = checkpoint
-        for peer in self._overlay.peers():
-            self._tell_soon(peer)
+        if self._tasks is not None:  # else the node stops, and its overlay is gone
+            for peer in self._overlay.peers():
+                self._tell_soon(peer)
 
     def _peer(self, event: PeerUp | PeerDown) -> None:
         if isinstance(event, PeerUp):

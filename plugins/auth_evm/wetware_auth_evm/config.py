@@ -181,9 +181,14 @@ class AuthEvmConfig:
             "check": role_rules.check,
         },
     )
-    timeout_s: float = TIMEOUT_S_DEFAULT
+    timeout_s: float = setting(TIMEOUT_S_DEFAULT, "For one answer of an endpoint.", min=0.1, max=60)
+    recheck_s: float = setting(
+        RECHECK_S_DEFAULT,
+        "How often contract wallets are asked again whether they hold good what they signed.",
+        min=1,
+        max=3600,
+    )
     clock_skew_s: float = CLOCK_SKEW_S_DEFAULT
-    recheck_s: float = RECHECK_S_DEFAULT
 
 
 # --- the effective settings -----------------------------------------------------------------------

@@ -14,9 +14,9 @@ import pytest
 from wetware.base.access import Access
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
+from wetware.base.varint import uvarint
 from wetware.errors import LimitExceeded, OverlayError, ProtocolRefused
 from wetware.identity import Key, PeerId
-from wetware.overlay.frames import uvarint
 from wetware.overlay.link import LinkHost, Stream
 from wetware.testing import FakeOverlay, Started
 from wetware_pubsub import wire

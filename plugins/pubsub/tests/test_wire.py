@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wetware.overlay.frames import uvarint
+from wetware.base.varint import uvarint
 from wetware_pubsub import wire
 from wetware_pubsub.wire import FrameReader, Malformed, WireLimits, WireMessage, decode
 
