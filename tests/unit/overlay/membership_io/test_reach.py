@@ -288,7 +288,7 @@ async def test_an_unreachable_member_is_tried_less_and_less_and_logged_once(
     net: Net, caplog: pytest.LogCaptureFixture
 ) -> None:
     node, gone = await net.node(), await net.node(run=False)
-    with caplog.at_level(logging.INFO, "wetware.overlay.membership"):
+    with caplog.at_level(logging.INFO, "wetware.membership"):
         node.knows(gone, addr=dead_addr())
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -449,7 +449,7 @@ async def test_bootstraps_are_bounded(net: Net) -> None:
 async def test_a_discovered_member_is_kept(net: Net, caplog: pytest.LogCaptureFixture) -> None:
     node, other = await net.node(), await net.node(run=False)
     node.trusted.add(other.peer)
-    with caplog.at_level(logging.INFO, "wetware.overlay.membership"):
+    with caplog.at_level(logging.INFO, "wetware.membership"):
         node.reach.found(str(other.addr), "mdns")
         await until(lambda: node.is_up(other))
         await until(lambda: any(r.getMessage() == "peer.found" for r in caplog.records))
