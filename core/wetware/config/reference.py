@@ -72,7 +72,7 @@ def describe(plugins: Mapping[str, type | None]) -> str:
 def _describe_section(section: str, cls: type) -> list[str]:
     hints, lines = hints_of(cls), [f"## [{section}]", ""]
     summary = (cls.__doc__ or "").strip().partition("\n")[0]
-    if not summary.startswith((f"{cls.__name__}(", "`[")):
+    if not summary.startswith(f"{cls.__name__}("):  # what dataclass writes where there is none
         lines += [summary, ""]
     lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
     for name, each in settings_of(cls).items():

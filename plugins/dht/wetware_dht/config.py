@@ -1,16 +1,14 @@
-"""`[plugins.dht]`."""
+"""Whether the DHT is used."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from wetware.base.setting import setting
 
 
 @dataclass(frozen=True, slots=True)
 class DhtConfig:
-    """`[plugins.dht]`.
+    """Nodes of a cluster find each other in libp2p's distributed hash table."""
 
-    Attributes:
-        enabled: False: nothing is announced in the table, and it is not asked.
-    """
-
-    enabled: bool = field(default=True, metadata={"help": "Use the DHT for discovery at all."})
+    enabled: bool = setting(True, "False: nothing is announced in the table, and it is not asked.")
