@@ -110,6 +110,7 @@ async def serve(folder: Path) -> None:
     from wetware.base.multiaddr import Multiaddr
     from wetware.identity import Key
     from wetware.overlay.link import LinkHost
+    from wetware.overlay.rpc_pipe import RpcPipe
 
     schema = rpc.load(SCHEMA)
     raw = capnp.load(str(SCHEMA), imports=[IMPORTS])
@@ -131,12 +132,14 @@ async def serve(folder: Path) -> None:
     async with rpc.runtime(), LinkHost(Key.generate()) as host:
         plain = await capnp.AsyncIoStream.create_server(raw_connection, "127.0.0.1", 0)
         addrs = await host.listen([Multiaddr.parse("/ip4/127.0.0.1/tcp/0")])
-        host.handle(PROTOCOL, lambda stream: rpc.serve(stream, Echo()), access=Access.PUBLIC)
+        host.handle(
+            PROTOCOL, lambda stream: rpc.serve(RpcPipe(stream), Echo()), access=Access.PUBLIC
+        )
         for name, grant in grants().items():
             bootstrap = rpc.guarded(Echo(), grant)
             host.handle(
                 f"{PROTOCOL}/{name}",
-                lambda stream, bootstrap=bootstrap: rpc.serve(stream, bootstrap),
+                lambda stream, bootstrap=bootstrap: rpc.serve(RpcPipe(stream), bootstrap),
                 access=Access.PUBLIC,
             )
         cert, key = certificate()
@@ -176,6 +179,7 @@ async def connections(where: dict[str, Any]) -> AsyncIterator[dict[str, Call]]:
     from wetware.base.multiaddr import Multiaddr
     from wetware.identity import Key
     from wetware.overlay.link import LinkHost
+    from wetware.overlay.rpc_pipe import RpcPipe
 
     schema = rpc.load(SCHEMA)
     raw = capnp.load(str(SCHEMA), imports=[IMPORTS])
@@ -212,7 +216,7 @@ async def connections(where: dict[str, Any]) -> AsyncIterator[dict[str, Call]]:
             ("ww-link-narrowed", f"{PROTOCOL}/narrowed"),
         ):
             connection = await stack.enter_async_context(
-                await rpc.connect(await link.open_stream(protocol))
+                await rpc.connect(RpcPipe(await link.open_stream(protocol)))
             )
             calls[way] = ours(connection.bootstrap(schema.Echo))
 

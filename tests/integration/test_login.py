@@ -32,6 +32,7 @@ from wetware.errors import (
 )
 from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Proof
 from wetware.overlay.link import LinkHost, Stream
+from wetware.overlay.rpc_pipe import RpcPipe
 from wetware.testing import Home, NodeProcess
 from wetware_auth_local.signer import SCHEME, Ed25519Signer
 
@@ -67,7 +68,7 @@ async def gate_of(addr: str, key: Key | None = None) -> AsyncIterator[tuple[rpc.
     target = Multiaddr.parse(addr)
     async with rpc.runtime(), LinkHost(key or Key.generate()) as host:
         link = await host.dial([target], peer=target.peer)
-        connection = await rpc.connect(await link.open_stream(GATE_PROTOCOL))
+        connection = await rpc.connect(RpcPipe(await link.open_stream(GATE_PROTOCOL)))
         try:
             yield connection.bootstrap(CORE.Gate), Channel("noise", link.channel_binding)
         finally:
@@ -261,7 +262,7 @@ class Relay:
             async def describe(self, id: bytes, secret: bytes) -> dict[str, object]:
                 raise NotImplementedError
 
-        await rpc.serve(stream, FakeGate())
+        await rpc.serve(RpcPipe(stream), FakeGate())
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[str]:

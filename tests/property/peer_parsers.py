@@ -83,14 +83,8 @@ from wetware.overlay.membership import wire as membership_wire
 from wetware.overlay.membership.proof import encode_founding, prove
 from wetware.overlay.membership.record import RECORD_BYTES_MAX, Malformed, Record, key_of
 from wetware.overlay.membership.selector import Selector
-from wetware.rpc.connection import open_client, run_server
-from wetware.rpc.transport import (
-    FramingError,
-    RpcTransport,
-    _OutScan,
-    message_bytes,
-    message_head,
-)
+from wetware.rpc.framing import FramingError, message_bytes, message_head
+from wetware.rpc.transport import RpcTransport
 from wetware.rpc.wire import from_kj
 from wetware_audit import chain as audit_chain
 from wetware_audit import held
@@ -872,7 +866,7 @@ def _rpc_call(**values: Any) -> bytes:
     async def record() -> bytes:
         async with rpc.runtime():
             pipe = Recorded()
-            connection = await open_client(pipe, rpc.RpcLimits())
+            connection = await rpc.connect(pipe, rpc.RpcLimits())
             call = asyncio.ensure_future(connection.bootstrap(schema.Zoo).echo(**values))
             for _ in range(20):
                 await asyncio.sleep(0)
@@ -904,7 +898,7 @@ def _rpc(data: bytes) -> object:
 
     async def serve() -> None:
         async with rpc.runtime(), asyncio.timeout(10):
-            await run_server(Recorded(data or b"\0"), Zoo(), rpc.RpcLimits())
+            await rpc.serve(Recorded(data or b"\0"), Zoo(), rpc.RpcLimits())
 
     return asyncio.run(serve())
 
@@ -918,7 +912,7 @@ def _unread(data: bytes) -> object:
         ended = [lambda *_: None] * 3
         transport = RpcTransport(pipe, rpc.RpcLimits(), *ended)
         for at in range(0, len(data), 64):
-            transport.write(data[at : at + 64])
+            transport._queue(data[at : at + 64])
             transport._flush()
         pipe.write = write  # type: ignore[method-assign]
         transport.writable()
@@ -930,7 +924,7 @@ def _unread(data: bytes) -> object:
 
 
 def _heads(data: bytes) -> object:
-    return message_head(data, 0, len(data)), message_bytes(data, 0), _OutScan().returns(data)
+    return message_head(data, 0, len(data)), message_bytes(data, 0)
 
 
 def _foreign_error(text: str) -> object:

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from wetware import rpc
 from wetware.errors import InvalidArgument
 from wetware.rpc.codec import snake
-from wetware.rpc.connection import open_client, run_server
+from wetware.rpc.framing import FramingError, message_bytes, message_head
 from wetware.rpc.pipes import SocketPipe
-from wetware.rpc.transport import RETURN, FramingError, _OutScan, message_bytes, message_head
 
 schema = rpc.load(Path(__file__).parent.parent / "unit" / "rpc" / "zoo.capnp")
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -104,8 +103,8 @@ garbage = st.one_of(
 
 async def with_zoo(use: Any) -> Any:
     ours, theirs = socket.socketpair()
-    server = asyncio.ensure_future(run_server(SocketPipe(ours), Zoo(), rpc.RpcLimits()))
-    async with await open_client(SocketPipe(theirs), rpc.RpcLimits()) as connection:
+    server = asyncio.ensure_future(rpc.serve(SocketPipe(ours), Zoo(), rpc.RpcLimits()))
+    async with await rpc.connect(SocketPipe(theirs), rpc.RpcLimits()) as connection:
         result = await use(connection.bootstrap(schema.Zoo))
     await server
     return result
@@ -147,9 +146,7 @@ def test_any_bytes_cost_at_most_the_connection(chunks: list[bytes], framed: bool
         theirs.setblocking(False)
         with theirs:
             async with rpc.runtime(), asyncio.timeout(10):
-                server = asyncio.ensure_future(
-                    run_server(SocketPipe(ours), Echo(), rpc.RpcLimits())
-                )
+                server = asyncio.ensure_future(rpc.serve(SocketPipe(ours), Echo(), rpc.RpcLimits()))
                 # The server may hang up in the middle: that is the point.
                 with contextlib.suppress(OSError):
                     for chunk in chunks:
@@ -170,32 +167,6 @@ def test_heads_of_any_bytes(data: bytes) -> None:
     assert size == message_bytes(data, 0)
     assert (kind == -1) == (size == 0 or size > len(data)) or size > len(data)
     assert 0 <= ident < 1 << 32
-
-
-@given(
-    st.lists(st.tuples(st.booleans(), st.integers(0, 2**32 - 1), st.integers(0, 40)), max_size=20),
-    st.lists(st.integers(1, 60), min_size=1, max_size=50),
-)
-def test_results_are_counted_however_the_bytes_are_cut(
-    messages: list[tuple[bool, int, int]], cuts: list[int]
-) -> None:
-    stream, expected = b"", []
-    for is_return, ident, padding in messages:
-        body = struct.pack(
-            "<QQQQQ", 1 << 48 | 1 << 32, RETURN if is_return else 2, 1 << 32, ident, 0
-        )
-        body += bytes(8 * padding)
-        stream += struct.pack("<II", 0, len(body) // 8) + body
-        if is_return:
-            expected.append((ident, 8 + len(body)))
-    scan, got, at = _OutScan(), [], 0
-    for i in range(len(stream)):
-        cut = cuts[i % len(cuts)]
-        got += scan.returns(stream[at : at + cut]) or []
-        at += cut
-        if at >= len(stream):
-            break
-    assert got == expected
 
 
 @given(st.from_regex(r"[a-zA-Z][a-zA-Z0-9]{0,30}", fullmatch=True))

@@ -123,7 +123,9 @@ async def remote(
 
 async def over_link(stack: contextlib.AsyncExitStack, link: Connection) -> Place:
     """The Gate at the other end of a link."""
-    connection = await rpc.connect(await link.open_stream(GATE_PROTOCOL))
+    from wetware.overlay.rpc_pipe import RpcPipe
+
+    connection = await rpc.connect(RpcPipe(await link.open_stream(GATE_PROTOCOL)))
     stack.push_async_callback(connection.aclose)
     return Place(connection, link.peer, Channel("noise", link.channel_binding))
 

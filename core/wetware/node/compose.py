@@ -66,6 +66,7 @@ from wetware.overlay.link import LinkHost, Stream, check_free
 from wetware.overlay.membership.config import MembershipConfig
 from wetware.overlay.membership.service import Membership
 from wetware.overlay.membership.swim import middle
+from wetware.overlay.rpc_pipe import RpcPipe
 
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
@@ -307,7 +308,7 @@ class Node(Parts):
                 hint="`ww ls` shows the members; redeem the reference directly: `ww use REF`",
                 code="admission.stranger",
             )
-        return await rpc.connect(await self.host.open_stream(peer, GATE_PROTOCOL))
+        return await rpc.connect(RpcPipe(await self.host.open_stream(peer, GATE_PROTOCOL)))
 
     def _sign_checkpoint(self, recorder: str) -> Callable[[bytes], bytes]:
         """For one recorder alone: plugins sign nothing in the domains of the core."""
@@ -379,7 +380,7 @@ class Node(Parts):
         try:
             with self.broker.gate_slot(connection, address):
                 await rpc.serve(
-                    stream,
+                    RpcPipe(stream),
                     self.broker.gate(Channel("noise", connection.channel_binding), address),
                     stranger_message_bytes_max=login.stranger_message_bytes_max,
                     trust_s=max(login.stranger_s_max, login.deadline_s + 5),

@@ -38,6 +38,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wetware.rpc.compiler import load
+from wetware.rpc.connection import connect, serve
 from wetware.rpc.dispatch import (
     Guarded,
     ServedConnection,
@@ -52,7 +53,6 @@ from wetware.rpc.push import Pump, Subscription
 from wetware.rpc.refs import Ref, RpcConnection, time_limit
 from wetware.rpc.schema import WW, Interface, Method, Schema
 from wetware.rpc.servant import Guard, Servant
-from wetware.rpc.streams import connect, serve
 from wetware.rpc.unix import CONNECTIONS_MAX, REFUSALS_MAX, UnixPeer, connect_unix, serve_unix
 
 if TYPE_CHECKING:

@@ -28,22 +28,23 @@ from anyio import ClosedResourceError, EndOfStream
 
 from wetware.errors import CapabilityError, Disconnected, InvalidArgument, WetwareError, from_wire
 from wetware.rpc.dispatch import current_connection, current_guard
+from wetware.rpc.framing import DATA, GRANT
 from wetware.rpc.refs import time_limit
 from wetware.rpc.schema import WW
 from wetware.rpc.servant import Servant
-from wetware.rpc.transport import DATA, GRANT, RpcTransport
 from wetware.rpc.wire import fresh
 
 if TYPE_CHECKING:
     from wetware.rpc.refs import Caller, Ref
     from wetware.rpc.servant import Guard
+    from wetware.rpc.transport import RpcTransport
 
 WINDOW_BYTES: Final = 1 << 20
 """Of one direction, sent and not read yet: bandwidth × round trip."""
 FRAME_BYTES_MAX: Final = 128 << 10
 """Others take turns on the connection."""
 _SHORT_BYTES: Final = 32 << 10
-"""Pieces that are not longer are joined: what one costs is more than its copy."""
+"""Pieces that are not as long are joined: what one costs is more than its copy."""
 OUT_BYTES_MAX: Final = 512 << 10
 """Written and not sent yet, of one stream; and of a connection, beyond which its streams wait."""
 CLOSE_S: Final = 5.0
@@ -133,7 +134,10 @@ class ByteStream(anyio.abc.ByteStream):
             if self._error is not None:
                 raise self._reason()
             self._out.put(bytes(item))
-            self._pump_soon()
+            if len(item) < _SHORT_BYTES:
+                self._pump_soon()  # what is written in one turn of the loop travels together
+            elif not self._pump_due:
+                self._pump()
         if self._out.size > OUT_BYTES_MAX:
             await self._until(lambda: self._out.size <= OUT_BYTES_MAX or self._error)
             if self._error is not None:
@@ -263,7 +267,6 @@ class ByteStream(anyio.abc.ByteStream):
     # --- bytes ---
 
     def _pump_soon(self) -> None:
-        # What is written in one turn of the loop travels together.
         if not self._pump_due:
             self._pump_due = True
             asyncio.get_running_loop().call_soon(self._pump)
@@ -274,7 +277,7 @@ class ByteStream(anyio.abc.ByteStream):
         if transport is None:
             return
         while out.size and self._may_send:
-            if transport.get_write_buffer_size() > OUT_BYTES_MAX:
+            if transport.unsent_bytes > OUT_BYTES_MAX:
                 self._pump_due = True
                 transport.when_drained(self._pump)
                 break
@@ -284,26 +287,25 @@ class ByteStream(anyio.abc.ByteStream):
         if out.ended and not out.size and not self._eof_sent:
             self._eof_sent = True
             transport.send_frame(DATA, self._channel, 0)
+        transport.flush()
         self._wake()
 
     def fed(self, data: memoryview) -> None:
-        """See Channel: bytes have come."""
+        """See Channel."""
         if self._error is not None:
             return
         self._may_come -= len(data)
-        if self._may_come < 0 or self._in.ended:
+        if self._may_come < 0 or (self._in.ended and data):
             self.abort(InvalidArgument("the other end of the stream does not keep to its rules"))
             return
-        self._in.put(bytes(data))  # it must not keep all that it came with
-        self._wake()
-
-    def fed_end(self) -> None:
-        """See Channel: their end."""
-        self._in.ended = True
+        if data:
+            self._in.put(bytes(data))  # it must not keep all that it came with
+        else:
+            self._in.ended = True
         self._wake()
 
     def granted(self, count: int) -> None:
-        """See Channel: so many bytes more may be sent."""
+        """See Channel."""
         self._may_send += count
         self._pump_soon()
 

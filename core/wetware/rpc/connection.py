@@ -101,9 +101,7 @@ class End(Callee):
         self.served._end = None
         self._end_trust_wait()
         self.end_calls()
-        if self._results_free is not None:
-            self._results_free.set()
-            self._results_free = None
+        self.results_free.set()
         self._rpc.close()
         self._stream.close()
 
@@ -129,47 +127,60 @@ class End(Callee):
             await kjloop.release()
 
 
-async def open_client(pipe: Pipe, limits: RpcLimits) -> RpcConnection:
-    """A connection as a client over a pipe that has not started yet."""
-    runtime = await kjloop.acquire()
-    try:
-        return RpcConnection(End(runtime, pipe, limits, None))
-    except BaseException:
-        pipe.abort()
-        await kjloop.release()
-        raise
+async def connect(
+    pipe: Pipe,
+    limits: RpcLimits = RpcLimits(),  # noqa: B008  # frozen
+) -> RpcConnection:
+    """Speak RPC as a client over a pipe, which belongs to the connection from here on."""
+    return RpcConnection(await _open(pipe, limits, None))
 
 
-async def run_server(
+async def serve(
     pipe: Pipe,
     bootstrap: Servant | Guarded,
-    limits: RpcLimits,
+    limits: RpcLimits = RpcLimits(),  # noqa: B008  # frozen
     *,
     stranger_message_bytes_max: int | None = None,
     trust_s: float | None = None,
     refused: WetwareError | None = None,
 ) -> None:
-    """Serve `bootstrap` over a pipe that has not started yet, until it ends or we are cancelled.
+    """Serve `bootstrap` until the pipe ends; cancelling closes the connection.
 
-    Where there is `refused`, every call raises it. For the other keywords see `wetware.rpc.serve`.
+    Returns normally however the peer ended it. Methods that run for the peer are cancelled then,
+    and its references released.
+
+    Args:
+        pipe: Not started yet; belongs to the connection from here on.
+        bootstrap: What the peer gets first.
+        limits: Of the connection.
+        stranger_message_bytes_max: The peer is a stranger until a servant calls
+            `current_connection().trust()`: until then this is its `message_bytes_max`, and all
+            else that it may hold shrinks with it (`limits.for_strangers`). None: it is no stranger.
+        trust_s: The connection is closed if nobody trusted it within so many seconds. None: never.
+        refused: What every call raises; None: they are taken.
     """
+    end = await _open(
+        pipe,
+        limits,
+        bootstrap,
+        stranger_message_bytes_max=stranger_message_bytes_max,
+        trust_s=trust_s,
+        refused=refused,
+    )
+    try:
+        await end.lost.wait()
+    finally:
+        await kjloop.finish(end.aclose())
+
+
+async def _open(
+    pipe: Pipe, limits: RpcLimits, bootstrap: Servant | Guarded | None, **options: Any
+) -> End:
     runtime = await kjloop.acquire()
     try:
-        end = End(
-            runtime,
-            pipe,
-            limits,
-            bootstrap,
-            stranger_message_bytes_max=stranger_message_bytes_max,
-            trust_s=trust_s,
-            refused=refused,
-        )
+        return End(runtime, pipe, limits, bootstrap, **options)
     except BaseException:
         undelivered(runtime, bootstrap)
         pipe.abort()
         await kjloop.release()
         raise
-    try:
-        await end.lost.wait()
-    finally:
-        await kjloop.finish(end.aclose())

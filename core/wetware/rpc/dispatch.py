@@ -6,7 +6,7 @@ import asyncio
 from asyncio import current_task
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from capnp.lib.capnp import _DynamicCapabilityServer
@@ -29,17 +29,12 @@ relays: Final[dict[Interface | None, Callable[[Ref], Servant]]] = {}
 """Interfaces whose objects are more than their calls: what makes one of another connection ours."""
 
 
+@dataclass(frozen=True, slots=True)
 class Guarded:
     """An object with a guard of its own, to be returned or passed in the object's place."""
 
-    __slots__ = ("guard", "target")
-
-    def __init__(self, target: Servant | Ref, guard: Guard | None) -> None:
-        self.target = target
-        self.guard = guard
-
-    def __repr__(self) -> str:
-        return f"guarded({self.target!r})"
+    target: Servant | Ref
+    guard: Guard | None
 
 
 def guarded(target: Servant | Ref, guard: Guard | None) -> Guarded:
@@ -305,7 +300,7 @@ class Callee(Caller):
         self.tasks: set[asyncio.Task[Any]] = set()
         self.exports = 0
         self.results_pending = 0
-        self._results_free: asyncio.Event | None = None
+        self.results_free = asyncio.Event()  # never stays set
 
     def trust(self) -> None:
         """The peer has proved who it is."""
@@ -368,24 +363,22 @@ class Callee(Caller):
 
     def results_wait(self) -> bool:
         """Whether results have to wait until others are sent."""
-        held = self.results_pending + self.transport.out_bytes
+        held = self.results_pending + self.transport.unsent_bytes
         return held > self.limits.result_bytes_out_max
 
     async def results_place(self) -> None:
         """Wait until results may be made: bounded, a stalled connection ends."""
         while self.results_wait() and not self.closed:
-            if self._results_free is None:
-                self._results_free = asyncio.Event()
-            await self._results_free.wait()
+            await self.results_free.wait()
 
     def on_sent(self, size: int) -> None:
         self.results_pending = max(0, self.results_pending - size)
 
     def on_drained(self) -> None:
         """The transport has sent something."""
-        if self._results_free is not None and not self.results_wait():
-            self._results_free.set()
-            self._results_free = None
+        if not self.results_wait():
+            self.results_free.set()
+            self.results_free.clear()
 
 
 def _check_interface(own: Interface | None, wanted: Interface | None) -> None:

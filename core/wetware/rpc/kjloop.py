@@ -50,15 +50,20 @@ class Runtime:
 
     async def stop(self) -> None:
         """Leave pycapnp's loop if we entered it; all connections have been closed by then."""
-        if self._hooks:
-            _, late = await asyncio.wait(self._hooks, timeout=HOOKS_S)
-            for task in late:
-                log.warning("servant.release_slow", hook=task.get_name())
-                task.cancel()
-        await asyncio.sleep(0)  # pycapnp's rejected promises run in a turn of their own
-        if self._kj is not None:
-            kj, self._kj = self._kj, None
-            await kj.__aexit__(None, None, None)
+        assert self.stopped is not None  # noqa: S101  # `release` begins it
+        try:
+            await asyncio.sleep(0)  # what was held last is released in a turn of its own
+            if self._hooks:
+                _, late = await asyncio.wait(self._hooks, timeout=HOOKS_S)
+                for task in late:
+                    log.warning("servant.release_slow", hook=task.get_name())
+                    task.cancel()
+            await asyncio.sleep(0)  # pycapnp's rejected promises run in a turn of their own
+            if self._kj is not None:
+                await self._kj.__aexit__(None, None, None)
+        finally:
+            del _runtimes[self.loop]
+            self.stopped.set()
 
     def soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call on the loop, from any thread and from finalizers; lost if the loop is closed."""
@@ -78,26 +83,19 @@ class Runtime:
         servants, self._unheld = self._unheld, {}
         for servant in servants.values():
             if servant.__ww_exports__ == 0:  # nobody exported it again meanwhile
-                self.run_hook(servant.released, type(servant).__name__)
-
-    def run_hook(self, hook: Callable[[], Any], name: str) -> None:
-        """Run a servant's `released`, which may be a coroutine function; failures are logged."""
-        try:
-            result = hook()
-        except Exception as exc:  # a servant's defect must not reach pycapnp
-            log.error("servant.release_failed", hook=name, exc_info=exc)  # noqa: TRY400  # an EventLogger
-            return
-        if inspect.isawaitable(result):
-            task = self.loop.create_task(_logged(result, name), name=name)
-            self._hooks.add(task)
-            task.add_done_callback(self._hooks.discard)
+                task = self.loop.create_task(_tell(servant), name=type(servant).__name__)
+                self._hooks.add(task)
+                task.add_done_callback(self._hooks.discard)
 
 
-async def _logged(awaitable: Any, name: str) -> None:
+async def _tell(servant: Servant) -> None:
+    """Run its `released`, which may be a coroutine function; failures are logged."""
     try:
-        await awaitable
-    except Exception as exc:  # as above
-        log.error("servant.release_failed", hook=name, exc_info=exc)  # noqa: TRY400  # an EventLogger
+        result = servant.released()
+        if inspect.isawaitable(result):
+            await result
+    except Exception as exc:  # a servant's defect is nobody else's
+        log.error("servant.release_failed", hook=type(servant).__name__, exc_info=exc)  # noqa: TRY400  # an EventLogger
 
 
 _runtimes: dict[asyncio.AbstractEventLoop, Runtime] = {}
@@ -141,15 +139,7 @@ async def release() -> None:
     found.users -= 1
     if found.users == 0:
         found.stopped = asyncio.Event()
-        await finish(_stop(loop, found, found.stopped))
-
-
-async def _stop(loop: asyncio.AbstractEventLoop, found: Runtime, stopped: asyncio.Event) -> None:
-    try:
-        await found.stop()
-    finally:
-        del _runtimes[loop]
-        stopped.set()
+        await finish(found.stop())
 
 
 async def finish(cleanup: Coroutine[Any, Any, None]) -> None:

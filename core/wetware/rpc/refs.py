@@ -200,7 +200,7 @@ async def call(ref: Ref, method: Method, params: Mapping[str, Any]) -> dict[str,
         # Neither promise nor response are ever in a local variable: see the module.
         if guard is None and limit_s is None:
             return _results(await sent.pop(), method, end.crossing)
-        return await _bounded(guard, limit_s, sent.pop().__await__(), method, end)
+        return await _bounded(sent, guard, limit_s, method, end)
     except capnp.KjException as exc:
         failure = [from_kj(exc, method.where)]
     finally:
@@ -212,34 +212,23 @@ async def call(ref: Ref, method: Method, params: Mapping[str, Any]) -> dict[str,
 
 
 async def _bounded(
-    guard: Guard | None, limit_s: float | None, waiting: Any, method: Method, end: Caller
+    sent: list[Any], guard: Guard | None, limit_s: float | None, method: Method, end: Caller
 ) -> dict[str, Any] | None:
     """Await the results of a call unless the guard or its time ends first."""
-    future = waiting.send(None)  # an asyncio future yields itself when awaited
-    future._asyncio_future_blocking = False
-    del waiting
-    cut = False
+    with contextlib.ExitStack() as stack:
+        try:
+            async with asyncio.timeout(limit_s) as scope:
 
-    def stop(_error: WetwareError | None = None) -> None:
-        nonlocal cut
-        cut = True
-        if future is not None:
-            future.cancel()
+                def stop(_error: WetwareError) -> None:
+                    if not scope.expired():
+                        scope.reschedule(end.loop.time())
 
-    remove = None if guard is None else guard.on_end(stop)
-    timer = None if limit_s is None else end.loop.call_later(limit_s, stop)
-    try:
-        return _results(await future, method, end.crossing_under(guard))
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if not cut or (task is not None and task.cancelling()):
-            raise
-    finally:
-        future = None
-        if timer is not None:
-            timer.cancel()
-        if remove is not None:
-            remove()
+                if guard is not None:
+                    stack.callback(guard.on_end(stop))
+                return _results(await sent.pop(), method, end.crossing_under(guard))
+        except TimeoutError:
+            if not scope.expired():
+                raise
     if guard is not None and guard.ended is not None:
         raise fresh(guard.ended)
     raise TimedOut(
@@ -351,6 +340,10 @@ class Caller:
     async def aclose(self) -> None:
         """Close the connection."""
         raise NotImplementedError
+
+    def abandon(self) -> None:
+        """Close it, which nobody waits for."""
+        self._closer = self.loop.create_task(self.aclose())
 
     def crossing_under(self, guard: Guard | None) -> Crossing:
         """For a message that crosses under `guard`."""
@@ -533,8 +526,7 @@ class RpcConnection:
         if getattr(self, "_held", False):
             self._held = False
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
-            runtime = self._end.runtime
-            runtime.soon(runtime.run_hook, self._end.aclose, "unclosed RpcConnection")
+            self._end.runtime.soon(self._end.abandon)
 
     def __repr__(self) -> str:
         return f"<RpcConnection{' closed' if self.closed else ''}>"

@@ -1,29 +1,39 @@
-"""The asyncio transport between pycapnp and a byte stream: keeps every promise pycapnp relies on.
+"""The transport between pycapnp and a byte stream: keeps every promise pycapnp relies on.
 
 pycapnp 2.2.4 crashes the process when a read starts after `eof_received`, buffers without limit in
 both directions, and reads a message in two or three small pieces. So the transport
 
 - never calls `eof_received`: the end of the stream is a lost connection, once all before it was
-read;
+  read;
 - reads Cap'n Proto's framing itself, refuses an oversize message by its first 8 bytes, and hands
-over
-  whole messages only;
+  over whole messages only;
 - keeps book of calls that are not answered yet, and stops reading while they hold too many bytes;
 - bounds what all connections together hold of incomplete messages, and how long one may take;
-- collects what is written in one turn of the loop into one write;
+- collects what is written in one turn of the loop, behind its first call or result, into one write;
 - carries frames of bytes between the messages, which pycapnp does not see: see `bytestream`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import struct
+import itertools
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from wetware.base.log import get_logger
 from wetware.errors import WetwareError
+from wetware.rpc.framing import (
+    BOOTSTRAP,
+    CALL,
+    FINISH,
+    FRAME,
+    GRANT,
+    RETURN,
+    FramingError,
+    message_bytes,
+    message_head,
+    segment_kind,
+)
 from wetware.rpc.limits import RpcLimits, wire_bytes_max
 
 if TYPE_CHECKING:
@@ -34,123 +44,10 @@ log = get_logger("rpc")
 _READ_AHEAD_BYTES: Final = 256 << 10
 """Whole messages that wait for pycapnp; with more the stream is not read."""
 _PIECE_BYTES: Final = 16 << 10
-"""Longer pieces of a message are passed on as they come; shorter ones are joined."""
-_SEGMENTS_MAX: Final = 512
-"""As in Cap'n Proto's own reader."""
-_TELLING_BYTES: Final = 4096
-"""So much of a message that leaves is looked at: the head is behind the table of segments."""
-
-# Discriminants of `Message` in rpc.capnp (capnproto.org, rpc.capnp).
-CALL, RETURN, FINISH, BOOTSTRAP = 2, 3, 4, 8
-_COUNTED: Final = frozenset({CALL, RETURN, FINISH, BOOTSTRAP})
-
-# Segment count - 1, words of segment 0, root pointer, discriminant, pointer to the union's struct,
-# and that struct's first field: the question or answer ID. This is how every known encoder lays it
-# out.
-_HEAD: Final = struct.Struct("<IIQHxxxxxxQI")
-_ROOT: Final = 0x0001_0001_0000_0000  # a struct right behind the pointer: 1 word of data, 1 pointer
-_U32: Final = struct.Struct("<I")
-_U16: Final = struct.Struct("<H")
-_U64: Final = struct.Struct("<Q")
-_U32_MAX: Final = 0xFFFF_FFFF
-_unpack_head = _HEAD.unpack_from
-_HEAD_BYTES: Final = _HEAD.size
-_HEAD_WORDS: Final = (_HEAD_BYTES - 8 + 7) // 8
-
-
-# Where a message has its segment count - 1, a frame has one of these; then bytes and channel. The
-# bytes of a DATA frame follow, none is the end; GRANT lets the other end send so many more.
-DATA, GRANT = 0xFFFF_FFFF, 0xFFFF_FFFE
-_FRAME: Final = struct.Struct("<IIQ")
-
-
-class FramingError(ConnectionError):
-    """The peer broke the framing or a limit that a well-behaved peer keeps."""
-
-
-def message_bytes(data: Any, at: int) -> int:
-    """The length of the message at `at`, framing included; 0 while its head is incomplete."""
-    if len(data) - at < 8:
-        return 0
-    count, words = _U32.unpack_from(data, at)[0] + 1, _U32.unpack_from(data, at + 4)[0]
-    if count == 1:
-        return 8 + 8 * int(words)
-    if count > GRANT:
-        return 0  # the head of a frame, and not all of it
-    if count > _SEGMENTS_MAX:
-        raise FramingError(f"a message of {count} segments: more than {_SEGMENTS_MAX}")
-    table = _table_bytes(count)
-    if len(data) - at < table:
-        return 0
-    return table + 8 * sum(struct.unpack_from(f"<{count}I", data, at + 4))
-
-
-def message_head(data: Any, at: int, end: int) -> tuple[int, int, int]:
-    """(bytes, discriminant, ID) of the message at `at`; bytes is 0 while its head is incomplete.
-
-    The discriminant is -1 if the message is not all there yet and its kind cannot be told.
-    """
-    if end - at >= _HEAD_BYTES:
-        segments, words, root, kind, body, ident = _unpack_head(data, at)
-        usual = segments == 0 and root == _ROOT and words >= _HEAD_WORDS
-        if usual and body > _U32_MAX and not body & _U32_MAX:
-            return 8 * words + 8, kind, ident
-    if end - at >= _FRAME.size:
-        mark, count, channel = _FRAME.unpack_from(data, at)
-        if mark >= GRANT:
-            return _FRAME.size + (count if mark == DATA else 0), mark, channel
-    size = message_bytes(data, at)
-    if size == 0 or at + size > end:
-        return size, -1, 0
-    return size, *message_kind(data, at, size)
-
-
-def _table_bytes(segments: int) -> int:
-    return (4 + 4 * segments + 7) & ~7
-
-
-def message_kind(data: Any, at: int, size: int) -> tuple[int, int]:
-    """(discriminant, question or answer ID) of a whole message; ID 0 for kinds without one."""
-    if size >= _HEAD.size:
-        segments, _, root, kind, body, ident = _HEAD.unpack_from(data, at)
-        if segments == 0 and root == _ROOT and not body & 0xFFFF_FFFF:
-            return kind, ident if body else 0
-    return _message_kind_slow(data, at, size)
-
-
-def _message_kind_slow(data: Any, at: int, size: int) -> tuple[int, int]:
-    count = _U32.unpack_from(data, at)[0] + 1
-    start = at + _table_bytes(count)
-    end = min(start + 8 * _U32.unpack_from(data, at + 4)[0], at + size)  # of segment 0
-    message = _struct_at(data, start, start, end)
-    if message is None:
-        return 0, 0
-    where, words = message
-    kind = _U16.unpack_from(data, where)[0] if words else 0
-    if kind not in _COUNTED:
-        return kind, 0
-    body = _struct_at(data, where + 8 * words, start, end)
-    if body is None:
-        return kind, 0
-    return kind, _U32.unpack_from(data, body[0])[0] if body[1] else 0
-
-
-def _struct_at(data: Any, pointer_at: int, start: int, end: int) -> tuple[int, int] | None:
-    """(offset, words of data) of the struct that the pointer leads to; None for a null pointer."""
-    if pointer_at + 8 > end:
-        raise FramingError("a message without a root")
-    pointer = _U64.unpack_from(data, pointer_at)[0]
-    if pointer == 0:
-        return None
-    if pointer & 3:
-        raise FramingError("the head of a message is not in its first segment")
-    offset = (pointer & 0xFFFF_FFFF) >> 2
-    offset -= (offset & (1 << 29)) << 1  # 30 bits, signed
-    words = pointer >> 32 & 0xFFFF
-    where = pointer_at + 8 + 8 * offset
-    if where < start or where + 8 * (words + (pointer >> 48)) > end:
-        raise FramingError("a pointer leaves its message")
-    return where, words
+"""Pieces of a message that are as long leave as they are; shorter ones are joined."""
+_WRITES_JOINED_MAX: Final = 16
+"""Pieces that leave together. With many calls in flight the peer works on the first of them while
+the rest are made; waiting for the end of the turn would let the two ends take turns."""
 
 
 class Partials:
@@ -181,10 +78,7 @@ class Channel(Protocol):
     """Whose bytes travel in frames. Called within `feed`: raises nothing, calls nothing back."""
 
     def fed(self, data: memoryview) -> None:
-        """Bytes have come, more of the frame may follow. They are the caller's."""
-
-    def fed_end(self) -> None:
-        """No more will come."""
+        """Bytes have come, which are the caller's; none are the end."""
 
     def granted(self, count: int) -> None:
         """The other end takes so many bytes more."""
@@ -222,12 +116,7 @@ class Pipe(Protocol):
         """Let go at once."""
 
 
-WRITES_JOINED_MAX = 16
-"""Messages that leave in one piece. With many calls in flight the peer works on the first of them
-while the rest are made; waiting for the end of the turn would let the two ends take turns."""
-
-
-class RpcTransport(asyncio.Transport):
+class RpcTransport:
     """See the module. One per connection; `stream_factory` gets it into pycapnp.
 
     Args:
@@ -235,8 +124,7 @@ class RpcTransport(asyncio.Transport):
         limits: `message_bytes_max`, `answers_max`, `call_bytes_in_max`, `out_bytes_max`,
             `partial_bytes_total_max`, `message_s`, `write_stall_s` and `close_s` are enforced here.
         on_lost: Called once, on the loop and outside of pycapnp, when the connection is gone; with
-        the
-            reason, or None if we closed it.
+            the reason, or None if we closed it.
         on_sent: Called for every result message that pycapnp wrote, with its size in bytes.
         on_drained: Called when bytes left.
         partials: Shared by all connections of the loop.
@@ -255,7 +143,6 @@ class RpcTransport(asyncio.Transport):
         on_drained: Callable[[], None],
         partials: Partials | None = None,
     ) -> None:
-        super().__init__()
         self._loop = asyncio.get_running_loop()
         self._pipe = pipe
         self._limits = limits
@@ -267,15 +154,14 @@ class RpcTransport(asyncio.Transport):
         self.trusted = True
         self.heard = False
         # Inbound: an incomplete message, whole ones not admitted yet, whole ones for pycapnp.
-        self._partial: list[bytearray | memoryview] = []
-        self._partial_bytes = 0
-        self._open = (0, 0, 0)  # its size, kind and ID, as `message_head` tells them
+        self._partial = bytearray()
+        self._partial_size = 0  # when it is complete; 0 while its head is incomplete, too
         self.channels: dict[int, Channel] = {}
         self._frame: tuple[Channel | None, int] = (None, 0)  # what is missing of one
         self._partials = Partials() if partials is None else partials
         self._begun_s = 0.0  # when the incomplete message began, by the loop's clock
         self._late: asyncio.TimerHandle | None = None
-        self._waiting: deque[tuple[list[memoryview], int, int, int]] = deque()
+        self._waiting: deque[tuple[memoryview, int, int]] = deque()
         self._ready: deque[memoryview] = deque()
         self._at = 0  # how much of the first of them pycapnp has
         self._queued_bytes = 0
@@ -293,13 +179,13 @@ class RpcTransport(asyncio.Transport):
         self._flush_due = False
         self._blocked: asyncio.TimerHandle | None = None
         self._when_drained: list[Callable[[], None]] = []
-        self._out_scan = _OutScan()
+        self._unwritten = self._size = 0  # of the message that pycapnp is writing
+        self._told: tuple[int, int] | None = None  # its kind and ID, by its first segment
+        self._prompt = False  # a message of this turn has left at once
         # Book of the peer's calls: question ID → bytes of parameters, 0 once answered.
         self._answers: dict[int, int] = {}
         self._in_bytes = 0
-        self._closing = False
-        self._lost = False
-        self._pipe_gone = False
+        self._closing = self._failed = self._lost = self._pipe_gone = False
 
     def begin(self, protocol: Any) -> None:
         """Connect to pycapnp's protocol and start the pipe."""
@@ -317,8 +203,11 @@ class RpcTransport(asyncio.Transport):
         """Where the bytes come from, for the log."""
         return self._pipe.peer
 
-    # --- what pycapnp calls
-    # -------------------------------------------------------------------------
+    @property
+    def unsent_bytes(self) -> int:
+        return self.out_bytes + self._queued
+
+    # --- what pycapnp calls -----------------------------------------------------------------------
 
     def pause_reading(self) -> None:
         self._paused = True
@@ -329,10 +218,6 @@ class RpcTransport(asyncio.Transport):
         if not self._delivering and (self._ready or self._end is not None):
             self._deliver()
 
-    def is_reading(self) -> bool:
-        """Whether pycapnp waits for bytes."""
-        return not self._paused and not self._closing
-
     def is_closing(self) -> bool:
         return self._closing
 
@@ -340,63 +225,68 @@ class RpcTransport(asyncio.Transport):
         """A stream is closed as a whole."""
         return False
 
-    def write_eof(self) -> None:
-        """Never called: see can_write_eof."""
+    def write(self, data: bytes) -> None:
+        """A piece of a message: the table of its segments, or one of these.
 
-    def get_write_buffer_size(self) -> int:
-        return self.out_bytes + self._queued
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """No effect: callers and results are held back before they write, see RpcLimits."""
-
-    def write(self, data: Any) -> None:
-        """Queue; what is written in one turn of the loop leaves together, in few pieces."""
+        The first call or result of a turn of the loop leaves once it is complete: the peer may have
+        nothing else to do. What follows in the turn leaves at its end, in few pieces.
+        """
         if self._closing:
             return
-        self._out.append(data)
-        self._queued += len(data)
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
-        elif len(self._out) >= WRITES_JOINED_MAX and not self._left:
-            self._flush()
-            self._flush_due = True  # the one that is scheduled still comes
+        self._queue(data)
+        if not self._unwritten:
+            self._size = self._unwritten = message_bytes(data, 0)
+            self._told = None
+        elif self._told is None:
+            self._told = segment_kind(data)
+        self._unwritten -= len(data)
+        if self._unwritten == 0 and self._told is not None:
+            kind, ident = self._told
+            if kind == RETURN:
+                self._returned(ident, self._size)
+            if kind in (CALL, RETURN) and not self._prompt:
+                self._prompt = True
+                self._flush()
 
     def close(self) -> None:
         """Send what is queued, within `close_s`, and close. Called from destructors, too."""
         if not self._closing:
             self._closing = True
-            self._loop.call_soon(self._finish, None)
+            self._loop.call_soon(self._finish)
 
     def abort(self) -> None:
         self._fail(None)
 
-    # --- what the pipe calls
-    # ------------------------------------------------------------------------
+    # --- what the pipe calls ----------------------------------------------------------------------
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing or self._end is not None:
             return
         self.heard = True
         view = memoryview(data).toreadonly()
-        held, size = self._partial_bytes, self._open[0]
+        partial, size = self._partial, self._partial_size
+        goes_on = False  # what is incomplete afterwards was so before
         try:
             if self._frame[1]:
-                view = view[self._feed_channel(view, *self._frame) :]
-            elif held and not size:  # not even a head
-                view = memoryview(b"".join((*self._partial, view)))
+                self._split(view[self._feed_channel(view, *self._frame) :])
+            elif not partial:
+                self._split(view)
+            elif not size:
                 self._forget_partial()
-            elif held:
-                piece, view = view[: size - held], view[size - held :]
-                self._add(piece)
-                if self._partial_bytes == size:
-                    self._complete()
-            at = self._split(view)
+                goes_on = self._split(memoryview(b"".join((partial, view)))) == 0
+            else:
+                missing = size - len(partial)
+                partial += view[:missing]
+                goes_on = len(partial) < size
+                if not goes_on:
+                    self._forget_partial()
+                    self._split(memoryview(partial).toreadonly())
+                    self._split(view[missing:])
         except FramingError as exc:
-            self._violated(exc)
+            self._violated(str(exc))
             return
-        if held or self._partial_bytes:
-            self._hold(begins=at > 0 or not held or self._partial_bytes < held)
+        if partial or self._partial:
+            self._hold(begins=not goes_on)
             if self._closing:
                 return
         if self._ready and not self._paused and not self._delivering:
@@ -421,18 +311,12 @@ class RpcTransport(asyncio.Transport):
                     f"{self._limits.message_bytes_max}"
                 )
             if size == 0 or at + size > end:
-                if size and kind < 0:  # several segments
-                    with contextlib.suppress(FramingError):
-                        kind, ident = message_kind(view, at, end - at)
-                self._open = (size, kind, ident)
-                rest = view[at:]
-                # What it came with must not stay in memory for a short rest.
-                self._add(rest if 2 * len(rest) >= end else memoryview(bytes(rest)))
+                self._partial, self._partial_size = bytearray(view[at:]), size
                 break
             if self._waiting or not self._admit(kind, ident, size):
                 if start < at:
                     self._ready.append(view[start:at])
-                self._waiting.append(([view[at : at + size]], size, kind, ident))
+                self._waiting.append((view[at : at + size], kind, ident))
                 start = at + size
             at += size
         if start < at:  # what was admitted goes on as one piece
@@ -445,62 +329,39 @@ class RpcTransport(asyncio.Transport):
 
         A channel that is not there has been closed: what was on its way is dropped.
         """
-        channel, count = self.channels.get(ident), _FRAME.unpack_from(view, at)[1]
-        if kind == GRANT or not count:
-            if channel is not None and kind == GRANT:
+        channel, count = self.channels.get(ident), FRAME.unpack_from(view, at)[1]
+        if kind == GRANT:
+            if channel is not None:
                 channel.granted(count)
-            elif channel is not None:
-                channel.fed_end()
-            return _FRAME.size
-        return _FRAME.size + self._feed_channel(view[at + _FRAME.size :], channel, count)
+            return FRAME.size
+        return FRAME.size + self._feed_channel(view[at + FRAME.size :], channel, count)
 
     def _feed_channel(self, view: memoryview, channel: Channel | None, missing: int) -> int:
         piece = view[:missing]
         self._frame = (channel, missing - len(piece))
-        if channel is not None and piece:
+        if channel is not None and (piece or not missing):
             channel.fed(piece)
         return len(piece)
 
-    def send_frame(self, kind: int, channel: int, count: int, data: Any = b"") -> None:
+    def send_frame(
+        self, kind: int, channel: int, count: int, data: bytes | memoryview = b""
+    ) -> None:
         """A frame to the other end; `count` is the length of `data` where that is to follow."""
-        self.write(_FRAME.pack(kind, count, channel))
-        if data:
-            self.write(data)
+        if not self._closing:
+            self._queue(FRAME.pack(kind, count, channel))
+            if data:
+                self._queue(data)
 
     def when_drained(self, callback: Callable[[], None]) -> None:
         """Call back once, in a turn of its own, when bytes have left."""
         self._when_drained.append(callback)
 
-    def _add(self, piece: memoryview) -> None:
-        partial = self._partial
-        self._partial_bytes += len(piece)
-        if len(piece) >= _PIECE_BYTES:
-            partial.append(piece)
-        elif partial and isinstance(last := partial[-1], bytearray):
-            last += piece
-        else:
-            partial.append(bytearray(piece))
-
-    def _complete(self) -> None:
-        """Queue the message that was incomplete, in the pieces that it came in."""
-        size, kind, ident = self._open
-        pieces = [memoryview(piece).toreadonly() for piece in self._partial]
-        self._forget_partial()
-        if kind < 0:  # no known encoder lays a head out like that
-            pieces = [memoryview(b"".join(pieces))]
-            kind, ident = message_kind(pieces[0], 0, size)
-        if self._waiting or not self._admit(kind, ident, size):
-            self._waiting.append((pieces, size, kind, ident))
-        else:
-            self._ready.extend(pieces)
-        self._queued_bytes += size
-
     def _forget_partial(self) -> None:
-        self._partial, self._partial_bytes, self._open = [], 0, (0, 0, 0)
+        self._partial, self._partial_size = bytearray(), 0
 
     def _hold(self, *, begins: bool) -> None:
         """Account for the incomplete message, which `begins` with what was fed last."""
-        partials, size = self._partials, self._partial_bytes
+        partials, size = self._partials, len(self._partial)
         partials.hold(self, size)
         if not size:
             return  # a timer that runs finds out by itself
@@ -512,14 +373,12 @@ class RpcTransport(asyncio.Transport):
             partials.most()._give_way(self._limits.partial_bytes_total_max)
 
     def _give_way(self, total_max: int) -> None:
-        size = self._partial_bytes
+        size = len(self._partial)
         self._forget_partial()
         self._partials.hold(self, 0)
         self._violated(
-            FramingError(
-                f"incomplete messages hold more than {total_max} bytes (partial_bytes_total_max); "
-                f"this one has {size}"
-            )
+            f"incomplete messages hold more than {total_max} bytes (partial_bytes_total_max); "
+            f"this one has {size}"
         )
 
     def _check_late(self) -> None:
@@ -532,9 +391,7 @@ class RpcTransport(asyncio.Transport):
         if left > 0:
             self._late = self._loop.call_later(left, self._check_late)
         else:
-            self._violated(
-                FramingError(f"a message was not complete within {allowed:g} s (message_s)")
-            )
+            self._violated(f"a message was not complete within {allowed:g} s (message_s)")
 
     def _admit(self, kind: int, ident: int, size: int) -> bool:
         """Keep book of one inbound message; False if it has to wait until calls are answered."""
@@ -556,10 +413,14 @@ class RpcTransport(asyncio.Transport):
         """Calls were answered: let waiting messages pass, in order."""
         waiting = self._waiting
         try:
-            while waiting and self._admit(waiting[0][2], waiting[0][3], waiting[0][1]):
-                self._ready.extend(waiting.popleft()[0])
+            while waiting:
+                message, kind, ident = waiting[0]
+                if not self._admit(kind, ident, len(message)):
+                    break
+                self._ready.append(message)
+                waiting.popleft()
         except FramingError as exc:
-            self._violated(exc)
+            self._violated(str(exc))
             return
         if self._ready and not self._paused and not self._delivering:
             self._deliver()
@@ -591,7 +452,7 @@ class RpcTransport(asyncio.Transport):
         if self._read_bytes > before or self._waiting:
             self._watch_reader()
         else:
-            self._violated(FramingError("a message that could not be read"))
+            self._violated("a message that could not be read")
 
     def feed_eof(self) -> None:
         self.feed_error(ConnectionResetError("the peer closed the connection"))
@@ -610,8 +471,7 @@ class RpcTransport(asyncio.Transport):
         self._unblock()
         self._flush()
 
-    # --- inside
-    # -------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------------
 
     def _deliver(self) -> None:
         protocol, ready = self._protocol, self._ready
@@ -645,21 +505,21 @@ class RpcTransport(asyncio.Transport):
         if not self._ready or self._waiting:
             self._fail(self._end)
 
-    def _violated(self, exc: FramingError) -> None:
-        if not self._lost:
-            log.warning("rpc.dropped", peer=self._pipe.peer, reason=str(exc))
-        self._fail(exc)
+    def _violated(self, how: str) -> None:
+        if not self._failed:
+            log.warning("rpc.dropped", peer=self._pipe.peer, reason=how)
+        self._fail(FramingError(how))
 
     def _fail(self, exc: Exception | None) -> None:
         """Give up; pycapnp hears of it in a turn of its own, never inside one of its calls."""
-        if not self._lost:
-            self._closing = True
+        if not self._failed:
+            self._failed = self._closing = True
             self._loop.call_soon(self._gone, exc)
 
     def _gone(self, exc: Exception | None) -> None:
         if self._lost:
             return
-        self._lost = self._closing = True
+        self._lost = self._failed = self._closing = True
         self.channels.clear()
         self._ready.clear()
         self._waiting.clear()
@@ -680,36 +540,42 @@ class RpcTransport(asyncio.Transport):
             self._protocol.connection_lost(exc or ConnectionResetError("closed"))
         self._on_lost(exc)
 
+    def _queue(self, data: bytes | memoryview) -> None:
+        self._out.append(data)
+        self._queued += len(data)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_turn)
+        elif len(self._out) >= _WRITES_JOINED_MAX and not self._left:
+            self._flush()
+
+    def _flush_turn(self) -> None:
+        self._flush_due = self._prompt = False
+        self._flush()
+
+    def flush(self) -> None:
+        """Send what was written now, not at the end of the turn."""
+        if self._out:
+            self._flush()
+
     def _flush(self) -> None:
-        self._flush_due = False
-        if self._lost or self._pipe_gone:
+        if self._failed or self._pipe_gone:
             return
         if self._out:
-            pieces = _joined(self._out)
+            short = self._queued < _PIECE_BYTES
+            pieces = [b"".join(self._out)] if short else _joined(self._out)
             self._out.clear()
             self._queued = 0
             for piece in pieces:
                 self.out_bytes += len(piece)
                 self._left.append(memoryview(piece))
-                try:
-                    sent = self._out_scan.returns(piece)
-                except FramingError as exc:  # pycapnp never writes such a thing
-                    self._violated(exc)
-                    return
-                if sent is not None:
-                    self._returned(sent)
         while self._left and self._blocked is None:
             try:
                 count = self._pipe.write(self._left)
-            except (OSError, ConnectionError) as exc:
-                self._fail(exc)
-                return
-            except WetwareError as exc:  # a stream's
-                self._fail(ConnectionResetError(str(exc)))
-                return
-            except Exception as exc:  # a defect of the pipe: the connection ends, and says why
-                log.error("rpc.write_failed", peer=self._pipe.peer, exc_info=exc)  # noqa: TRY400  # an EventLogger
-                self._fail(ConnectionResetError(str(exc)))
+            except Exception as exc:
+                if not isinstance(exc, (OSError, WetwareError)):  # a defect of the pipe
+                    log.error("rpc.write_failed", peer=self._pipe.peer, exc_info=exc)  # noqa: TRY400  # an EventLogger
+                self._fail(exc if isinstance(exc, OSError) else ConnectionResetError(str(exc)))
                 return
             self.out_bytes -= count
             if count == 0:
@@ -729,21 +595,18 @@ class RpcTransport(asyncio.Transport):
             self._when_drained.clear()
         if self.out_bytes > self._limits.out_bytes_max:
             self._violated(
-                FramingError(
-                    f"the peer does not read: {self.out_bytes} bytes wait, out_bytes_max is "
-                    f"{self._limits.out_bytes_max}"
-                )
+                f"the peer does not read: {self.out_bytes} bytes wait, out_bytes_max is "
+                f"{self._limits.out_bytes_max}"
             )
         elif self._closing and not self._left and not self._out:
-            self._finish(None)
+            self._finish()
 
-    def _returned(self, sent: list[tuple[int, int]]) -> None:
-        answers = self._answers
-        for ident, size in sent:
-            if ident in answers:
-                self._in_bytes -= answers[ident]
-                answers[ident] = 0
-            self._on_sent(size)
+    def _returned(self, ident: int, size: int) -> None:
+        """Pycapnp has written the result of a call."""
+        if ident in self._answers:
+            self._in_bytes -= self._answers[ident]
+            self._answers[ident] = 0
+        self._on_sent(size)
         if self._waiting:
             # Not from here: pycapnp may be in the middle of writing.
             self._loop.call_soon(self._readmit)
@@ -756,76 +619,30 @@ class RpcTransport(asyncio.Transport):
     def _stalled(self) -> None:
         self._blocked = None
         self._violated(
-            FramingError(
-                f"nothing could be sent for {self._limits.write_stall_s:g} s (write_stall_s)"
-            )
+            f"nothing could be sent for {self._limits.write_stall_s:g} s (write_stall_s)"
         )
 
-    def _finish(self, exc: Exception | None) -> None:
+    def _finish(self) -> None:
         """Closing: let the last bytes out, then close the pipe and tell everybody."""
-        if self._lost or self._pipe_gone:
+        if self._failed or self._pipe_gone:
             return
         if self._out and not self._flush_due:
             self._flush()
         if self._left or self._out:
-            self._loop.call_later(self._limits.close_s, self._fail, exc)
+            self._loop.call_later(self._limits.close_s, self._fail, None)
             return
         self._pipe_gone = True
         self._pipe.close()
-        self._gone(exc)
+        self._gone(None)
 
 
 def _joined(pieces: list[bytes | memoryview]) -> list[bytes | memoryview]:
     """The same bytes in fewer pieces: to copy a small one is cheaper than to have it."""
-    if len(pieces) == 1:
-        return pieces.copy()
     out: list[bytes | memoryview] = []
-    small: list[bytes | memoryview] = []
-    for piece in pieces:
-        if len(piece) < _PIECE_BYTES:
-            small.append(piece)
-            continue
-        if small:
-            out.append(b"".join(small))
-            small.clear()
-        out.append(piece)
-    if small:
-        out.append(b"".join(small))
+    for is_long, group in itertools.groupby(pieces, lambda piece: len(piece) >= _PIECE_BYTES):
+        run = list(group)
+        out += run if is_long else [b"".join(run)]
     return out
-
-
-class _OutScan:
-    """Finds result messages in what pycapnp writes, whatever pieces it comes in."""
-
-    def __init__(self) -> None:
-        self._carry = b""  # the head of a message whose kind cannot be told yet
-        self._skip = 0  # bytes of a message that was told
-
-    def returns(self, data: bytes | memoryview) -> list[tuple[int, int]] | None:
-        """(answer ID, size in bytes) of each result message that begins in `data`; None if none."""
-        out: list[tuple[int, int]] | None = None
-        at, end, carry = self._skip, len(data), self._carry
-        if carry:  # a little of what follows tells it
-            at, self._carry = -len(carry), b""
-            head = b"".join((carry, data[:_TELLING_BYTES]))
-        while at < end:
-            view, where = (head, at + len(carry)) if at < 0 else (data, at)
-            try:
-                size, kind, ident = message_head(view, where, len(view))
-                if kind == -1:
-                    if len(view) - where < _TELLING_BYTES:
-                        self._carry, self._skip = bytes(view[where:]), 0
-                        return out
-                    kind, ident = message_kind(view, where, len(view) - where)
-            except FramingError:  # a layout that no known encoder makes, and so no result
-                size, kind, ident = message_bytes(view, where), 0, 0
-            if kind == RETURN:
-                if out is None:
-                    out = []
-                out.append((ident, size))
-            at += size
-        self._skip = at - end
-        return out
 
 
 def open_stream(transport: RpcTransport) -> Any:

@@ -20,7 +20,7 @@ from wetware.base.log import get_logger
 from wetware.base.sockets import accept
 from wetware.errors import Busy, ConfigError, DialError, LimitExceeded
 from wetware.rpc import kjloop
-from wetware.rpc.connection import open_client, run_server
+from wetware.rpc.connection import connect, serve
 from wetware.rpc.limits import RpcLimits
 from wetware.rpc.pipes import SocketPipe
 
@@ -82,22 +82,17 @@ async def serve_unix(
 
     `bootstrap` makes the first object of each connection. Peers of other users are refused. With
     `trust_s` (see `serve`), the oldest connection that nobody has trusted makes room for a new one;
-    where all are in use, the client hears LimitExceeded. A
-    socket left behind by a dead process is replaced. Raises ConfigError "config.listen", or Busy
-    "config.busy.socket" if somebody listens there.
+    where all are in use, the client hears LimitExceeded. A socket left behind by a dead process is
+    replaced. Raises ConfigError "config.listen", or Busy "config.busy.socket" if somebody listens.
     """
-    await kjloop.acquire()
-    try:
+    async with kjloop.runtime():
         listener, inode = _listen(path)
-    except BaseException:
-        await kjloop.release()
-        raise
-    clients = _Clients(bootstrap, limits, connections_max, trust_s)
-    accepting = asyncio.create_task(clients.accept(listener), name=f"rpc-{path.name}")
-    try:
-        yield
-    finally:
-        await kjloop.finish(_stop(path, inode, listener, accepting, clients.tasks))
+        clients = _Clients(bootstrap, limits, connections_max, trust_s)
+        accepting = asyncio.create_task(clients.accept(listener), name=f"rpc-{path.name}")
+        try:
+            yield
+        finally:
+            await kjloop.finish(_stop(path, inode, listener, accepting, clients.tasks))
 
 
 async def _stop(
@@ -116,7 +111,6 @@ async def _stop(
         await asyncio.wait(ending)
     listener.close()
     _unlink(path, inode)
-    await kjloop.release()
 
 
 @dataclass(slots=True)
@@ -226,7 +220,7 @@ class _Clients:
     async def _serve(self, pipe: SocketPipe, peer: UnixPeer, refused: LimitExceeded | None) -> None:
         try:
             async with asyncio.timeout(None if refused is None else _REFUSAL_S):
-                await run_server(
+                await serve(
                     pipe,
                     self._bootstrap(peer),
                     self._limits,
@@ -324,7 +318,7 @@ async def connect_unix(
                 hint="check the path",
                 code="overlay.dial.owner",
             )
-        return await open_client(SocketPipe(sock), limits)
+        return await connect(SocketPipe(sock), limits)
     except BaseException:
         sock.close()
         raise

@@ -46,6 +46,7 @@ from wetware.hookspecs import (
 )
 from wetware.identity import Challenge, Channel, LoginStatus, Principal, Proof, Signer
 from wetware.loader.judge import judge_auth, judge_recorder, judge_services
+from wetware.overlay.rpc_pipe import RpcPipe
 from wetware.testing.overlay import FakeOverlay, overlays
 from wetware.testing.watched import run_watched, within
 
@@ -262,10 +263,10 @@ class ServiceConformance(_Conformance):
         async with self._nodes() as (services, overlays), _granted(services[0], ADA) as grant:
             servant = rpc.guarded(_bootstrap(services[0], ADA), grant)
             overlays[0].handle(
-                _PROTOCOL, lambda stream: rpc.serve(stream, servant), access=Access.MEMBER
+                _PROTOCOL, lambda stream: rpc.serve(RpcPipe(stream), servant), access=Access.MEMBER
             )
             stream = await overlays[1].open_stream(overlays[0].peer_id, _PROTOCOL)
-            connection = await rpc.connect(stream)
+            connection = await rpc.connect(RpcPipe(stream))
             try:
                 yield connection.bootstrap(services[0].interface), grant
             finally:

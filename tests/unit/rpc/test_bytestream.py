@@ -28,7 +28,7 @@ from wetware.errors import (
 from wetware.identity import Key
 from wetware.rpc import bytestream
 from wetware.rpc.bytestream import OUT_BYTES_MAX, WINDOW_BYTES
-from wetware.rpc.transport import DATA, GRANT
+from wetware.rpc.framing import DATA, GRANT
 
 from .conftest import until
 from .test_guard import Grant
@@ -337,15 +337,16 @@ async def test_over_a_link_stream(rig: Rig) -> None:
     from wetware.base.access import Access
     from wetware.base.multiaddr import Multiaddr
     from wetware.overlay.link import LinkHost
+    from wetware.overlay.rpc_pipe import RpcPipe
 
     servant = StreamsServant()
     async with LinkHost(Key.generate()) as server, LinkHost(Key.generate()) as client:
         addrs = await server.listen([Multiaddr.parse("/ip4/127.0.0.1/tcp/0")])
-        server.handle("/streams", lambda s: rpc.serve(s, servant), access=Access.PUBLIC)
+        server.handle("/streams", lambda s: rpc.serve(RpcPipe(s), servant), access=Access.PUBLIC)
         link = await client.dial([addrs[0].with_peer(server.peer_id)])
         async with (
             asyncio.timeout(30),
-            await rpc.connect(await link.open_stream("/streams")) as connection,
+            await rpc.connect(RpcPipe(await link.open_stream("/streams"))) as connection,
         ):
             streams = connection.bootstrap(STREAMS.Streams)
             near = rpc.ByteStream((await streams.open())["stream"])
@@ -482,7 +483,7 @@ async def test_many_streams_do_not_fill_the_connection_together(
     for near, _ in pairs:
         near._out.put(bytes(WINDOW_BYTES // 2))
         near._pump()
-    assert transport.get_write_buffer_size() <= OUT_BYTES_MAX + WINDOW_BYTES
+    assert transport.unsent_bytes <= OUT_BYTES_MAX + WINDOW_BYTES
     for near, far in pairs:
         await near.send_eof()
         assert len(await collect(far)) == WINDOW_BYTES // 2

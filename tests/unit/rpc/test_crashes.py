@@ -249,7 +249,6 @@ def test_a_read_that_starts_after_the_end_of_the_stream(tmp_path: Path) -> None:
         tmp_path,
         """
         import socket
-        from wetware.rpc.connection import End, run_server, open_client
         from wetware.rpc.pipes import SocketPipe
 
         class Eager(SocketPipe):
@@ -263,10 +262,10 @@ def test_a_read_that_starts_after_the_end_of_the_stream(tmp_path: Path) -> None:
                 bytes(64)):
                     ours, theirs = socket.socketpair()
                     theirs.sendall(data); theirs.close()
-                    await asyncio.wait_for(run_server(pipe(ours), Zoo(), rpc.RpcLimits()), 10)
+                    await asyncio.wait_for(rpc.serve(pipe(ours), Zoo(), rpc.RpcLimits()), 10)
                     ours, theirs = socket.socketpair()
                     theirs.sendall(data); theirs.close()
-                    connection = await open_client(pipe(ours), rpc.RpcLimits())
+                    connection = await rpc.connect(pipe(ours), rpc.RpcLimits())
                     try: await connection.bootstrap(schema.Zoo).nothing()
                     except WetwareError as exc: print(type(exc).__name__)
                     await asyncio.wait_for(connection.wait_closed(), 10)

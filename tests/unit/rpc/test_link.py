@@ -16,6 +16,7 @@ from wetware.base.multiaddr import Multiaddr
 from wetware.errors import Denied, Disconnected, LimitExceeded, StreamReset
 from wetware.identity import Key
 from wetware.overlay.link import LinkHost, Stream
+from wetware.overlay.rpc_pipe import RpcPipe
 from wetware.rpc import kjloop
 
 # ruff: noqa: SIM117  # the RPC connection lives within the stream: two steps, read as two
@@ -39,11 +40,11 @@ async def test_calls_over_the_link(schema: rpc.Schema, servants: Any, tools: Any
     served = asyncio.Event()
 
     async def handler(stream: Stream) -> None:
-        await rpc.serve(stream, servant)
+        await rpc.serve(RpcPipe(stream), servant)
         served.set()
 
     async with hosts(handler) as (_, _, stream):
-        async with await rpc.connect(stream) as connection:
+        async with await rpc.connect(RpcPipe(stream)) as connection:
             zoo = connection.bootstrap(schema.Zoo)
             assert await zoo.data(data=b"x" * 900_000) == {"data": b"x" * 900_000}
             assert len((await zoo.big(bytes=1_000_000))["data"]) == 1_000_000
@@ -80,10 +81,10 @@ async def test_a_stranger_has_little_until_it_is_trusted(
     servant = Gate()
 
     async def handler(stream: Stream) -> None:
-        await rpc.serve(stream, servant, stranger_message_bytes_max=64 << 10, trust_s=10)
+        await rpc.serve(RpcPipe(stream), servant, stranger_message_bytes_max=64 << 10, trust_s=10)
 
     async with hosts(handler) as (server, client, stream):
-        async with await rpc.connect(stream) as connection:
+        async with await rpc.connect(RpcPipe(stream)) as connection:
             zoo = connection.bootstrap(schema.Zoo)
             assert len((await zoo.data(data=bytes(60_000)))["data"]) == 60_000
             with pytest.raises(LimitExceeded, match="message_bytes_max is 65536"):
@@ -99,7 +100,7 @@ async def test_a_stranger_has_little_until_it_is_trusted(
         await tools.until(lambda: end.closed)
         servant.connection.trust()  # too late, and no harm
         again = await client.open_stream(server.peer_id, PROTOCOL)
-        async with await rpc.connect(again) as connection:
+        async with await rpc.connect(RpcPipe(again)) as connection:
             with pytest.raises(Disconnected):
                 await connection.bootstrap(schema.Zoo).data(data=bytes(900_000))
 
@@ -114,13 +115,15 @@ async def test_a_stranger_is_not_served_for_ever(
     servant = Gate()
 
     async def handler(stream: Stream) -> None:
-        await rpc.serve(stream, servant, trust_s=0.3)
+        await rpc.serve(RpcPipe(stream), servant, trust_s=0.3)
 
     async with hosts(handler) as (server, client, stream):
         with caplog.at_level("INFO", "wetware.rpc"):
             async with (
-                await rpc.connect(stream) as one,
-                await rpc.connect(await client.open_stream(server.peer_id, PROTOCOL)) as two,
+                await rpc.connect(RpcPipe(stream)) as one,
+                await rpc.connect(
+                    RpcPipe(await client.open_stream(server.peer_id, PROTOCOL))
+                ) as two,
             ):
                 trusted = two.bootstrap(schema.Zoo)
                 await trusted.fail(how="")
@@ -146,8 +149,8 @@ async def test_without_a_limit_for_strangers_everybody_is_trusted(
         async def nothing(self) -> None:
             seen.append(rpc.current_connection().trusted)
 
-    async with hosts(lambda stream: rpc.serve(stream, Zoo())) as (_, _, stream):
-        async with await rpc.connect(stream) as connection:
+    async with hosts(lambda stream: rpc.serve(RpcPipe(stream), Zoo())) as (_, _, stream):
+        async with await rpc.connect(RpcPipe(stream)) as connection:
             await connection.bootstrap(schema.Zoo).nothing()
     assert seen == [True]
     rpc.current_connection().trust()  # outside of a call there is none to trust
@@ -162,10 +165,10 @@ async def test_strangers_with_incomplete_messages_do_not_fill_the_memory(
     message = struct.pack("<II", 0, 20_000) + bytes(150_000)  # 10 kB of it never come
 
     async def handler(stream: Stream) -> None:
-        await rpc.serve(stream, servant, limits, stranger_message_bytes_max=128 << 10)
+        await rpc.serve(RpcPipe(stream), servant, limits, stranger_message_bytes_max=128 << 10)
 
     async with hosts(handler) as (server, client, first):
-        async with await rpc.connect(first) as connection:
+        async with await rpc.connect(RpcPipe(first)) as connection:
             zoo = connection.bootstrap(schema.Zoo)
             await zoo.nothing()
             (runtime,) = kjloop._runtimes.values()
@@ -187,10 +190,14 @@ def _ends() -> list[Any]:
 
 
 async def test_several_rpc_connections_on_one_link(schema: rpc.Schema, servants: Any) -> None:
-    async with hosts(lambda stream: rpc.serve(stream, servants.Zoo())) as (server, client, stream):
+    async with hosts(lambda stream: rpc.serve(RpcPipe(stream), servants.Zoo())) as (
+        server,
+        client,
+        stream,
+    ):
         async with (
-            await rpc.connect(stream) as one,
-            await rpc.connect(await client.open_stream(server.peer_id, PROTOCOL)) as two,
+            await rpc.connect(RpcPipe(stream)) as one,
+            await rpc.connect(RpcPipe(await client.open_stream(server.peer_id, PROTOCOL))) as two,
         ):
             first, second = one.bootstrap(schema.Zoo), two.bootstrap(schema.Zoo)
             cell = (await first.make(value=b"one's"))["cell"]
@@ -207,11 +214,11 @@ async def test_the_link_connection_dies(
     served = asyncio.Event()
 
     async def handler(stream: Stream) -> None:
-        await rpc.serve(stream, servant)
+        await rpc.serve(RpcPipe(stream), servant)
         served.set()
 
     async with hosts(handler) as (server, client, stream):
-        async with await rpc.connect(stream) as connection:
+        async with await rpc.connect(RpcPipe(stream)) as connection:
             hanging = asyncio.create_task(connection.bootstrap(schema.Zoo).hang())
             await tools.until(lambda: servant.running == 1)
             host = server if side == "server" else client
@@ -234,9 +241,9 @@ async def test_cancelling_the_server_closes_the_connection(
         task = asyncio.current_task()
         assert task is not None
         tasks.append(task)
-        await rpc.serve(stream, servants.Zoo())
+        await rpc.serve(RpcPipe(stream), servants.Zoo())
 
-    async with hosts(handler) as (_, _, stream), await rpc.connect(stream) as connection:
+    async with hosts(handler) as (_, _, stream), await rpc.connect(RpcPipe(stream)) as connection:
         zoo = connection.bootstrap(schema.Zoo)
         await zoo.nothing()
         tasks[0].cancel()
@@ -251,8 +258,8 @@ async def test_a_client_that_stops_reading_stops_the_server(
 ) -> None:
     """The window stays shut while nobody reads: the server holds its results, and bounded ones."""
     limits = rpc.RpcLimits(result_bytes_out_max=1 << 20)
-    async with hosts(lambda s: rpc.serve(s, servants.Zoo(), limits)) as (_, _, stream):
-        async with await rpc.connect(stream) as connection:
+    async with hosts(lambda s: rpc.serve(RpcPipe(s), servants.Zoo(), limits)) as (_, _, stream):
+        async with await rpc.connect(RpcPipe(stream)) as connection:
             zoo = connection.bootstrap(schema.Zoo)
             await zoo.nothing()
             (end,) = [

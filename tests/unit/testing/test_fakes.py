@@ -15,6 +15,7 @@ from wetware.errors import DialError, OverlayError, ProtocolRefused
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key
 from wetware.overlay.link import Stream
+from wetware.overlay.rpc_pipe import RpcPipe
 from wetware.testing import FakeClock, FakeOverlay, overlays, tasks_of_core
 
 pytestmark = pytest.mark.anyio
@@ -58,8 +59,8 @@ async def test_rpc_goes_over_it() -> None:
         details = restart_overlay = trust_clock = proposal = status
 
     async with overlays(2) as (a, b), rpc.runtime():
-        b.handle("/rpc", lambda stream: rpc.serve(stream, Gate()), access=Access.MEMBER)
-        connection = await rpc.connect(await a.open_stream(b.peer_id, "/rpc"))
+        b.handle("/rpc", lambda stream: rpc.serve(RpcPipe(stream), Gate()), access=Access.MEMBER)
+        connection = await rpc.connect(RpcPipe(await a.open_stream(b.peer_id, "/rpc")))
         assert await connection.bootstrap(CORE.Node).status()
         await connection.aclose()
 

@@ -33,6 +33,7 @@ from wetware.client import LoginRefused
 from wetware.errors import EXIT_CONFIG, AuthError, CapabilityError, WetwareError
 from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Proof
 from wetware.overlay.link import LinkHost, Stream
+from wetware.overlay.rpc_pipe import RpcPipe
 from wetware.testing import Home, NodeProcess, wait_for
 from wetware_auth_evm.client import EvmAuth
 from wetware_auth_evm.proofs import SESSION_SCHEME, session_statement
@@ -370,7 +371,7 @@ async def gate_of(addr: str) -> AsyncIterator[rpc.Ref]:
     target = Multiaddr.parse(addr)
     async with rpc.runtime(), LinkHost(Key.generate()) as host:
         link = await host.dial([target], peer=target.peer)
-        connection = await rpc.connect(await link.open_stream(GATE_PROTOCOL))
+        connection = await rpc.connect(RpcPipe(await link.open_stream(GATE_PROTOCOL)))
         try:
             yield connection.bootstrap(CORE.Gate)
         finally:
@@ -451,7 +452,7 @@ async def test_a_relay_between_a_user_and_a_node(
             async def describe(self, id: bytes, secret: bytes) -> dict[str, object]:
                 raise NotImplementedError
 
-        await rpc.serve(stream, Gate())
+        await rpc.serve(RpcPipe(stream), Gate())
 
     async with rpc.runtime(), LinkHost(Key.generate()) as host:
         host.handle(GATE_PROTOCOL, serve, access=Access.PUBLIC)

@@ -1,24 +1,18 @@
-"""RPC over a stream of the link."""
+"""A stream of the link under an RPC connection: what `wetware.rpc` calls a pipe."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wetware.rpc.connection import open_client, run_server
-from wetware.rpc.limits import RpcLimits
-
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from wetware.overlay.link import Stream
-    from wetware.rpc.dispatch import Guarded
-    from wetware.rpc.refs import RpcConnection
-    from wetware.rpc.servant import Servant
+    from wetware.overlay.link.yamux import Stream
     from wetware.rpc.transport import RpcTransport
 
 
-class StreamPipe:
-    """A link stream as the pipe of an RPC connection. Pausing keeps the peer's window shut."""
+class RpcPipe:
+    """For `rpc.connect` and `rpc.serve`, which own the stream then. Pausing shuts its window."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -84,42 +78,3 @@ class StreamPipe:
     def abort(self) -> None:
         self._stream.detach()
         self._stream.reset()
-
-
-async def connect(
-    stream: Stream,
-    limits: RpcLimits = RpcLimits(),  # noqa: B008  # frozen
-) -> RpcConnection:
-    """Speak RPC as a client over a link stream, which belongs to the connection from here on."""
-    return await open_client(StreamPipe(stream), limits)
-
-
-async def serve(
-    stream: Stream,
-    bootstrap: Servant | Guarded,
-    limits: RpcLimits = RpcLimits(),  # noqa: B008  # frozen
-    *,
-    stranger_message_bytes_max: int | None = None,
-    trust_s: float | None = None,
-) -> None:
-    """Serve `bootstrap` over a link stream until it ends; cancelling closes the connection.
-
-    Returns normally however the peer ended it. Methods that run for the peer are cancelled then,
-    and its references released.
-
-    Args:
-        stream: Belongs to the connection from here on.
-        bootstrap: What the peer gets first.
-        limits: Of the connection.
-        stranger_message_bytes_max: The peer is a stranger until a servant calls
-            `current_connection().trust()`: until then this is its `message_bytes_max`, and all
-            else that it may hold shrinks with it (`limits.for_strangers`). None: it is no stranger.
-        trust_s: The connection is closed if nobody trusted it within so many seconds. None: never.
-    """
-    await run_server(
-        StreamPipe(stream),
-        bootstrap,
-        limits,
-        stranger_message_bytes_max=stranger_message_bytes_max,
-        trust_s=trust_s,
-    )
