@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from wetware.rpc.transport import RpcTransport
 
-_READ_BYTES: Final = 256 << 10
+_READ_BYTES: Final = 120 << 10
+"""Below what malloc maps and unmaps each time (128 KiB), which costs more than the call itself."""
 _PIECES_MAX: Final = 64
 """In one system call; Linux takes 1,024."""
 
