@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wetware.broker.client import GrantsClient
     from wetware.client.cluster import Cluster
+    from wetware.client.grants import GrantsClient
     from wetware_audit.client import AuditClient
     from wetware_auth_evm.client import EvmAuth
     from wetware_auth_local.client import PolicyClient
