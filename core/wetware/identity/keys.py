@@ -9,8 +9,6 @@ Source: https://cvsweb.openbsd.org/src/usr.bin/ssh/PROTOCOL.key
 
 from __future__ import annotations
 
-import base64
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,22 +129,11 @@ class Key:
             raise KeyFileError(
                 f"no key at {path}", hint=f"make it with `ww key new {path}`", code="key.missing"
             ) from None
-        secret: bytes | None = None
-        if passphrase is not None and _is_encrypted(data):
-            secret = passphrase().encode()
         try:
-            private = serialization.load_ssh_private_key(data, secret)
-        except TypeError:
-            raise KeyFileError(
-                f"{path} is encrypted and no passphrase was given",
-                hint="set WW_PASSPHRASE, or run from a terminal",
-                code="key.passphrase",
-            ) from None
+            private = serialization.load_ssh_private_key(data, None)
+        except TypeError:  # it is encrypted
+            private = _decrypted(path, data, passphrase)
         except (ValueError, UnsupportedAlgorithm):
-            if secret is not None:
-                raise KeyFileError(
-                    f"{path}: wrong passphrase, or the file is damaged", code="key.passphrase"
-                ) from None
             raise KeyFileError(
                 f"{path} is not an OpenSSH private key",
                 hint="make one with `ww key new NAME`",
@@ -162,12 +149,18 @@ class Key:
         return cls(private)
 
 
-def _is_encrypted(data: bytes) -> bool:
-    """Whether an OpenSSH key file names a cipher: the field right after the magic is not "none"."""
-    with contextlib.suppress(ValueError, IndexError):
-        body = b"".join(data.strip().splitlines()[1:-1])
-        raw = base64.b64decode(body, validate=True)
-        magic = b"openssh-key-v1\0"
-        if raw.startswith(magic):
-            return raw[len(magic) :][4:8] != b"none"
-    return False
+def _decrypted(
+    path: Path, data: bytes, passphrase: Callable[[], str] | None
+) -> serialization.ssh.SSHPrivateKeyTypes:
+    if passphrase is None:
+        raise KeyFileError(
+            f"{path} is encrypted and no passphrase was given",
+            hint="set WW_PASSPHRASE, or run from a terminal",
+            code="key.passphrase",
+        )
+    try:
+        return serialization.load_ssh_private_key(data, passphrase().encode())
+    except (TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: an empty one
+        raise KeyFileError(
+            f"{path}: wrong passphrase, or the file is damaged", code="key.passphrase"
+        ) from None
