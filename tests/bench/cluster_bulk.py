@@ -176,7 +176,7 @@ class BulkService(Service):
             await asyncio.sleep(ECHO_EVERY_S)
             try:
                 async with asyncio.timeout(ECHO_S_MAX):
-                    times.append(await self._node.membership._echo(peer))
+                    times.append(await self._node.membership.round_trip(peer))
             except TimeoutError:
                 self._lost += 1
 

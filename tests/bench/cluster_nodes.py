@@ -121,7 +121,7 @@ class Node:
             data_dir=self.directory,
         )
         self.membership.watch(lambda change: self._note(self.name, change))
-        self.membership.bootstrap(map(Multiaddr.parse, bootstrap))
+        self.membership.reach.bootstrap(map(Multiaddr.parse, bootstrap))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(admission.run(lambda: None))]
         ready = asyncio.Event()

@@ -33,7 +33,7 @@ from wetware.overlay.admission.service import Introductions
 from wetware.overlay.admission.store import Store
 from wetware.overlay.admission.texts import parse_join
 from wetware.overlay.link import Connection, LinkHost, LinkLimits, Stream
-from wetware.overlay.membership.service import PROTOCOL as MEMBERSHIP
+from wetware.overlay.membership.courier import PROTOCOL as MEMBERSHIP
 from wetware.testing import Home, NodeProcess
 
 MIB = 1 << 20

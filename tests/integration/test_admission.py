@@ -30,8 +30,9 @@ from wetware.overlay.admission.service import (
 from wetware.overlay.admission.store import Store
 from wetware.overlay.admission.texts import parse_join
 from wetware.overlay.link import Connection, LinkHost
-from wetware.overlay.membership.service import DIAL_BACK_PROTOCOL, PROCESS_PROTOCOL
-from wetware.overlay.membership.service import PROTOCOL as MEMBERSHIP_PROTOCOL
+from wetware.overlay.membership.courier import PROTOCOL as MEMBERSHIP_PROTOCOL
+from wetware.overlay.membership.dial_back import DIAL_BACK_PROTOCOL
+from wetware.overlay.membership.twins import PROCESS_PROTOCOL
 from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 from wetware.testing import START_S_MAX, Home, NodeProcess, wait_for
 from wetware_audit.spread import PROTOCOL as AUDIT_PROTOCOL

@@ -31,9 +31,10 @@ from wetware.overlay.frames import read_frame, write_frame
 from wetware.overlay.link import Connection, Stream
 from wetware.overlay.link.multistream import HELLO, encode_line
 from wetware.overlay.link.noise import NoiseIdentity
+from wetware.overlay.membership.courier import PROTOCOL as MEMBERSHIP
+from wetware.overlay.membership.dial_back import DIAL_BACK_PROTOCOL
 from wetware.overlay.membership.record import Record
-from wetware.overlay.membership.service import DIAL_BACK_PROTOCOL, PROCESS_PROTOCOL
-from wetware.overlay.membership.service import PROTOCOL as MEMBERSHIP
+from wetware.overlay.membership.twins import PROCESS_PROTOCOL
 from wetware.overlay.membership.wire import CLAIM, ENTRY
 from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 from wetware_audit.chain import CHECKPOINT_DOMAIN, Checkpoint

@@ -78,8 +78,8 @@ from wetware.overlay.link.noise import (
     verify_identity,
 )
 from wetware.overlay.link.yamux import Session, Totals
-from wetware.overlay.membership import service as membership_service
 from wetware.overlay.membership import wire as membership_wire
+from wetware.overlay.membership.dial_back import parse_question
 from wetware.overlay.membership.proof import encode_founding, prove
 from wetware.overlay.membership.record import RECORD_BYTES_MAX, Malformed, Record, key_of
 from wetware.overlay.membership.selector import Selector
@@ -512,11 +512,6 @@ def _swim(data: bytes) -> object:
     return Node().feed(data)
 
 
-def _echo(data: bytes) -> object:
-    fake: Any = SimpleNamespace(_send=lambda *_: None, _echoes={})
-    return membership_service.Membership._receive_echo(fake, PEER, data)
-
-
 MEMBER = Record.sign(
     THIRD, incarnation=1, instance=bytes(8), issued_ms=NOW_MS, name="db1", chain=CHAIN.encoded
 )
@@ -538,9 +533,9 @@ def _proven(value: Any) -> object:
     )
 
 
-def _dial_back_request(data: bytes) -> object:
+def _dial_back_question(data: bytes) -> object:
     asked = done(frames.read_frame(Received(data), bytes_max=8 << 10))  # type: ignore[arg-type]
-    return membership_service._dial_back_request(asked)
+    return parse_question(asked)
 
 
 def _selected(text: str) -> object:
@@ -608,16 +603,8 @@ MEMBERSHIP = [
         "cbor",
     ),
     Parser(
-        "echo",
-        _echo,
-        [cbor.encode({"echo": 7}), cbor.encode({"echoed": 7})],
-        (Malformed,),
-        64,
-        "cbor",
-    ),
-    Parser(
         "dial-back request",
-        _dial_back_request,
+        _dial_back_question,
         [framed(cbor.encode({"addrs": [str(addr) for addr in ADDRS]}))],
         (InvalidArgument, EOFError),
         8 << 10,

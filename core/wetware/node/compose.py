@@ -277,7 +277,7 @@ class Node(Parts):
         await stack.enter_async_context(self._local_socket(path, clients_max))
         if self.config.node.libp2p:
             tasks.create_task(self.overlay.run(), name="overlay")
-        self.membership.bootstrap((*self.config.node.peers, *self.store.addrs))
+        self.membership.reach.bootstrap((*self.config.node.peers, *self.store.addrs))
         tasks.create_task(self.membership.run(lambda: None), name="membership")
         watch = watch_clock(
             self.membership,
@@ -435,7 +435,7 @@ class Node(Parts):
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(discovery.advertise(tuple(map(str, self.addrs))))
                 async for text in discovery.find_peers():
-                    self.membership.found(text, discovery.name)
+                    self.membership.reach.found(text, discovery.name)
                 log.info("discovery.ended", discovery=discovery.name)
         except Exception:
             log.exception("discovery.failed", discovery=discovery.name)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wetware.base.finding import span
-from wetware.base.log import get_logger
+from wetware.base.watchers import Watchers
 from wetware.member import Member
 from wetware.overlay.membership.known import Change, ChangeKind, Known
 from wetware.overlay.membership.selector import Selector, selected
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from wetware.overlay.admission.decision import Admission
     from wetware.overlay.link import LinkHost
     from wetware.overlay.membership.service import Membership
-
-log = get_logger("node")
 
 
 class Members:
@@ -46,7 +44,7 @@ class Members:
     ) -> None:
         self._membership, self._admission, self._host = membership, admission, host
         self._clock, self._clock_wrong, self._skew_s_max = clock, clock_wrong, skew_s_max
-        self._watchers: list[Callable[[Member], None]] = []
+        self._watchers: Watchers[Member] = Watchers()
         membership.watch(self._changed)
 
     def list(self, selector: str) -> tuple[Member, ...]:
@@ -73,20 +71,15 @@ class Members:
         tell = selected(Selector.parse(selector), callback)
         for member in self.list(selector):
             tell(member)
-        self._watchers.append(tell)
-        return lambda: self._watchers.remove(tell) if tell in self._watchers else None
+        return self._watchers.add(tell)
 
     def _changed(self, change: Change) -> None:
-        if not self._watchers or change.kind is ChangeKind.DUPLICATE:
+        if change.kind is ChangeKind.DUPLICATE:
             return
         member = self._describe(change.member)
         if change.kind is ChangeKind.REMOVED:
             member = replace(member, state="removed")
-        for tell in tuple(self._watchers):
-            try:
-                tell(member)
-            except Exception:  # a watcher's defect is its own
-                log.exception("watcher.failed")
+        self._watchers.tell(member)
 
     def _describe(self, known: Known) -> Member:
         return replace(
@@ -101,7 +94,7 @@ class Members:
     def _trouble(self, known: Known) -> str:
         """What is wrong with one that is there, in a few words; "" if nothing is known to be."""
         own = known.peer == self._host.peer_id
-        if (twin := self._membership.twin(known.peer)) is not None:
+        if (twin := self._membership.twins.of(known.peer)) is not None:
             who = "another process uses this key" if own else "two processes use its key"
             return f"{who}: {twin.name} at {twin.addrs[0] if twin.addrs else 'no address'}"
         if own:

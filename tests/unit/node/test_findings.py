@@ -69,7 +69,9 @@ class FakeMembership:
 
     def __init__(self, *members: Any, answers: Any = None) -> None:
         self._members = {m.peer: m for m in members}
-        self.twins: dict[PeerId, Any] = {}
+        self.known_twins: dict[PeerId, Any] = {}
+        self.twins = SimpleNamespace(of=self.known_twins.get)
+        self.dial_backs = self
         self.knows_others = len(members) > 1
         self.asked: list[tuple[PeerId, list[Multiaddr]]] = []
         self.answers = answers or (lambda addr: "ok")
@@ -80,10 +82,7 @@ class FakeMembership:
     def member(self, peer: PeerId) -> Any:
         return self._members.get(peer)
 
-    def twin(self, peer: PeerId) -> Any:
-        return self.twins.get(peer)
-
-    async def dial_back(self, peer: PeerId, addrs: list[Multiaddr]) -> list[Back]:
+    async def ask(self, peer: PeerId, addrs: list[Multiaddr]) -> list[Back]:
         self.asked.append((peer, addrs))
         answers = [self.answers(addr) for addr in addrs]
         return [Back(a, why == "ok", why) for a, why in zip(addrs, answers, strict=True)]
@@ -177,7 +176,7 @@ async def test_a_check_of_a_node_is_bounded(
         await asyncio.Event().wait()
         return []
 
-    node.membership.dial_back = silent
+    node.membership.ask = silent
     async with asyncio.timeout(10):
         found = await check_node(node)
     assert only(found, "reach").level == "warning"
@@ -236,7 +235,7 @@ async def test_a_member_that_does_not_answer_the_question(tmp_path: Path) -> Non
             raise LimitExceeded("ada refused: too many requests")
         raise DialError("cannot reach bob")
 
-    node.membership.dial_back = dial_back
+    node.membership.ask = dial_back
     found = await reach(node)
     assert levels(found) == ["warning", "warning"]
 
@@ -378,7 +377,7 @@ async def test_a_backend_that_has_something_to_say(tmp_path: Path) -> None:
 async def test_a_second_process_with_the_same_key(tmp_path: Path) -> None:
     node = make_node(tmp_path)
     other = SimpleNamespace(name="copy", addrs=("/ip4/10.0.0.7/tcp/4001",))
-    node.membership.twins[OWN.peer_id] = other
+    node.membership.known_twins[OWN.peer_id] = other
     (found,) = membership.identity(node.membership)
     assert levels([found]) == ["error"]
     assert "copy at /ip4/10.0.0.7/tcp/4001" in found.text

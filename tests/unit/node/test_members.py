@@ -60,7 +60,7 @@ class Cluster:
         membership: Any = SimpleNamespace(
             members=lambda: tuple(self.table),
             watch=self.listeners.append,
-            twin=self.twins.get,
+            twins=SimpleNamespace(of=self.twins.get),
         )
         self.members = Members(
             membership,

@@ -174,7 +174,7 @@ class ClusterService(Service):
             raise Disconnected("the service is not running")
         self._tunnels += 1
         try:
-            connection = await self.membership.connect(peer)
+            connection = await self.membership.reach.connect(peer)
             stream = await connection.open_stream(TUNNEL_PROTOCOL)
         except BaseException:
             self._tunnels -= 1

@@ -13,8 +13,9 @@ from wetware.overlay.membership.swim import middle
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
     from wetware.identity import PeerId
+    from wetware.overlay.membership.dial_back import DialBack
     from wetware.overlay.membership.known import Known
-    from wetware.overlay.membership.service import DialBack, Membership
+    from wetware.overlay.membership.service import Membership
 
 REACH_MEMBERS_MAX, REACH_ADDRS_MAX = 2, 4
 NAMED_MAX: Final = 5
@@ -142,7 +143,7 @@ async def reach(
         if not addrs:
             return None
         try:
-            answers: Sequence[DialBack] = await membership.dial_back(member.peer, addrs)
+            answers: Sequence[DialBack] = await membership.dial_backs.ask(member.peer, addrs)
         except LimitExceeded as exc:
             return warning("reach", exc.message, "`ww doctor` again in a minute")
         except WetwareError as exc:
@@ -228,7 +229,7 @@ def judge_reach(
 def identity(membership: Membership) -> list[Finding]:
     """Whether another process shows itself with this node's key."""
     own = membership.peer_id
-    if (twin := membership.twin(own)) is None:
+    if (twin := membership.twins.of(own)) is None:
         return [ok("identity", str(own))]
     return [
         error(

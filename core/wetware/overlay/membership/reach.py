@@ -194,8 +194,8 @@ class Reach:
     ) -> None:
         self.limits = limits or ReachLimits()
         self._host, self._introductions, self._store = host, introductions, store
-        self._members, self._now = members, clock.monotonic
-        self._rng = rng or random.SystemRandom()
+        self._members, self.now = members, clock.monotonic
+        self.rng = rng or random.SystemRandom()
         self._up: set[PeerId] = set()
         self._states: Mapping[PeerId, str] = {}
         self._wanted: frozenset[PeerId] = frozenset()
@@ -227,7 +227,7 @@ class Reach:
             try:
                 while True:
                     self._wake.clear()
-                    wait_s = max(0.0, self._step() - self._now())
+                    wait_s = max(0.0, self._step() - self.now())
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(wait_s):
                             await self._wake.wait()
@@ -250,7 +250,7 @@ class Reach:
         target = self._targets.get(peer)
         if target is not None and peer not in self._up:
             target.backoff.reset()
-            target.due = min(target.due, self._now() + self._head_start(peer))
+            target.due = min(target.due, self.now() + self._head_start(peer))
         self.changed()
 
     def forget(self, peer: PeerId) -> None:
@@ -289,7 +289,7 @@ class Reach:
             self._hint(peer, addr)
             return
         if (until := self._strangers.get(peer)) is not None:
-            if self._now() < until:
+            if self.now() < until:
                 return
             del self._strangers[peer]
         if peer not in self._found and len(self._found) >= self.limits.found_max:
@@ -307,11 +307,11 @@ class Reach:
             self._hints.popitem(last=False)
         if (target := self._targets.get(peer)) is not None:
             # A new address is worth a try now, but no more often than any other.
-            target.due = min(target.due, self._now() + self.limits.redial_s_min)
+            target.due = min(target.due, self.now() + self.limits.redial_s_min)
         self._wake.set()
 
     def _peer_changed(self, change: PeerUp | PeerDown) -> None:
-        peer, now = change.peer, self._now()
+        peer, now = change.peer, self.now()
         target = self._targets.get(peer)
         if isinstance(change, PeerUp):
             self._up.add(peer)
@@ -358,7 +358,7 @@ class Reach:
             return connection
         delay_s = 0.0
         if patient and (target := self._targets.get(peer)) is not None:
-            delay_s = min(self.limits.patience_s, target.others_until - self._now())
+            delay_s = min(self.limits.patience_s, target.others_until - self.now())
         attempt = self._attempts.get(peer) or self._start(peer, delay_s)
         limits = self.limits
         try:
@@ -367,7 +367,8 @@ class Reach:
         except TimeoutError:
             raise DialError(f"cannot reach {peer}: no answer in time") from None
 
-    def _spawn(self, coro: Coroutine[Any, Any, None], name: str) -> bool:
+    def spawn(self, coro: Coroutine[Any, Any, None], name: str) -> bool:
+        """Begin a task that ends with `run`; whether it has begun."""
         with contextlib.suppress(RuntimeError):  # the group is about to end
             if self._tasks is not None:
                 self._tasks.create_task(coro, name=name)
@@ -378,7 +379,7 @@ class Reach:
     def _start(self, peer: PeerId, delay_s: float = 0.0) -> asyncio.Future[Connection]:
         attempt: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._attempts[peer] = attempt
-        if not self._spawn(self._attempt(peer, attempt, delay_s), f"dial {peer.short}"):
+        if not self.spawn(self._attempt(peer, attempt, delay_s), f"dial {peer.short}"):
             del self._attempts[peer]
             attempt.set_exception(DialError("this node is stopping"))
         return attempt
@@ -415,14 +416,14 @@ class Reach:
             log.debug("peer.unreachable", peer=peer, why=exc)
             return
         pause_s = self._pause_s(target)
-        target.due = self._now() + pause_s
+        target.due = self.now() + pause_s
         if not target.told:
             target.told = True
             log.info("peer.unreachable", peer=peer, again_s=round(pause_s, 1), why=exc)
 
     async def _dial(self, addrs: Sequence[Multiaddr], peer: PeerId | None) -> Connection:
         """Dial and wait until the peer is introduced; a connection in vain is closed again."""
-        before, started = set(self._host.connections()), self._now()
+        before, started = set(self._host.connections()), self.now()
         connection = await self._host.dial(addrs, peer=peer, timeout_s=self.limits.dial_s)
         try:
             await self._introduced(connection)
@@ -436,7 +437,7 @@ class Reach:
                     code="overlay.not_member",
                 ) from exc
             raise
-        self._took_s += 0.2 * (self._now() - started - self._took_s)
+        self._took_s += 0.2 * (self.now() - started - self._took_s)
         return self._host.connection(connection.peer) or connection
 
     async def _introduced(self, connection: Connection) -> None:
@@ -465,7 +466,7 @@ class Reach:
     # --- the plan ---------------------------------------------------------------------------------
 
     def _backoff(self) -> Backoff:
-        return Backoff(self.limits.redial_s_min, self.limits.redial_s_max, self._rng)
+        return Backoff(self.limits.redial_s_min, self.limits.redial_s_max, self.rng)
 
     def _pause_s(self, target: _Target) -> float:
         return target.backoff.pause_s(stretch=len(self._lost) / self.limits.lost_max)
@@ -490,7 +491,7 @@ class Reach:
         lost = {peer for peer, state in members.items() if state == "dead"}
         lost.update(peer for peer in self._store.peers() if peer not in members and peer != own)
         self._lost = frozenset(lost)
-        now = self._now()
+        now = self.now()
         for peer in self._targets.keys() - self._wanted - lost:
             del self._targets[peer]
         for peer in (*self._wanted, *lost):
@@ -503,7 +504,7 @@ class Reach:
 
     def _step(self) -> float:
         """Start what is due; returns when to look again."""
-        now = self._now()
+        now = self.now()
         soonest = now + self.limits.redial_s_max
         if self._dirty:
             if now >= self._plan_at:
@@ -539,7 +540,7 @@ class Reach:
         for entry in self._bootstraps:
             if not entry.busy and self._needs(entry):
                 if entry.due <= now:
-                    entry.busy = self._spawn(self._enter(entry), f"bootstrap {entry.addr}")
+                    entry.busy = self.spawn(self._enter(entry), f"bootstrap {entry.addr}")
                 else:
                     soonest = min(soonest, entry.due)
         while self._found and len(self._found_busy) < self.limits.found_dials_max:
@@ -549,7 +550,7 @@ class Reach:
             peer, (addr, source) = self._found.popitem(last=False)
             if peer not in self._found_busy:
                 self._found_busy.add(peer)
-                self._spawn(self._try(peer, addr, source), f"found {peer.short}")
+                self.spawn(self._try(peer, addr, source), f"found {peer.short}")
         return soonest
 
     def _needs(self, entry: _Bootstrap) -> bool:
@@ -571,13 +572,13 @@ class Reach:
                 self._bootstraps.remove(entry)
                 return
             pause_s = entry.backoff.pause_s()
-            entry.due = self._now() + pause_s
+            entry.due = self.now() + pause_s
             if not entry.told:
                 entry.told = True
                 log.warning("bootstrap.failed", addr=entry.addr, again_s=round(pause_s, 1), why=exc)
         else:
             entry.peer = connection.peer
-            entry.due = self._now() + entry.backoff.pause_s()
+            entry.due = self.now() + entry.backoff.pause_s()
             entry.backoff.reset()
             entry.told = False
         finally:
@@ -592,7 +593,7 @@ class Reach:
         except WetwareError as exc:
             log.debug("peer.not_found", peer=peer, source=source, why=exc)
             if peer not in self._states:  # also one that is not there: announcements are cheap
-                self._strangers[peer] = self._now() + self.limits.stranger_s
+                self._strangers[peer] = self.now() + self.limits.stranger_s
                 self._strangers.move_to_end(peer)
                 while len(self._strangers) > self.limits.strangers_max:
                     self._strangers.popitem(last=False)

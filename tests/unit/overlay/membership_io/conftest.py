@@ -20,9 +20,10 @@ from wetware.overlay.admission.service import Introductions
 from wetware.overlay.admission.store import Store
 from wetware.overlay.link import LinkHost, LinkLimits, Stream
 from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.courier import PROTOCOL
 from wetware.overlay.membership.known import Change
 from wetware.overlay.membership.reach import ReachLimits
-from wetware.overlay.membership.service import PROTOCOL, Membership
+from wetware.overlay.membership.service import Membership
 from wetware.testing import tasks_of_core
 
 QUICK = MembershipConfig(
@@ -133,7 +134,7 @@ class Node:
                 reach_limits=reach,
             )
             self.membership.watch(self.changes.append)
-            self.membership.bootstrap(bootstrap)
+            self.membership.reach.bootstrap(bootstrap)
             ready = asyncio.Event()
             self._run(stack, self.membership.run(ready.set))
             await ready.wait()

@@ -284,7 +284,6 @@ async def test_ping_measures_and_dials(net: Any) -> None:
         await first.membership.ping(third.peer, 1.0)
     with pytest.raises(DialError):
         await first.membership.ping(Key.generate().peer_id, 1.0)
-    assert first.membership._echoes == {}
 
 
 async def test_dial_back_tries_the_addresses_of_the_asker_only(net: Any) -> None:
@@ -292,7 +291,7 @@ async def test_dial_back_tries_the_addresses_of_the_asker_only(net: Any) -> None
     await net.converged(*nodes)
     first, second, third = nodes
     nobody = Multiaddr("ip4", "127.0.0.1", 9)
-    asked = await first.membership.dial_back(second.peer, [first.addr, nobody, third.addr])
+    asked = await first.membership.dial_backs.ask(second.peer, [first.addr, nobody, third.addr])
     assert [(found.reached, found.why) for found in asked] == [
         (True, "ok"),
         (False, "unknown"),
@@ -305,11 +304,11 @@ async def test_dial_back_tries_the_addresses_of_the_asker_only(net: Any) -> None
     first.membership._describe = first.describe
     first.membership.refresh()
     await net.until(lambda: len(second.membership.member(first.peer).record.addrs) == 2)
-    asked = await first.membership.dial_back(second.peer, [nobody])
+    asked = await first.membership.dial_backs.ask(second.peer, [nobody])
     assert [(found.reached, found.why) for found in asked] == [(False, "refused")]
-    await first.membership.dial_back(second.peer, [first.addr])
+    await first.membership.dial_backs.ask(second.peer, [first.addr])
     with pytest.raises(LimitExceeded):
-        await first.membership.dial_back(second.peer, [first.addr])
+        await first.membership.dial_backs.ask(second.peer, [first.addr])
     assert all(len(node.introductions.peers()) == 2 for node in nodes)  # ours stayed
 
 
@@ -317,7 +316,7 @@ async def test_discovered_members_are_joined(net: Any) -> None:
     first, second = await net.node(), await net.node()
     await first.start()
     await second.start()
-    second.membership.found(str(first.addr), "mdns")
+    second.membership.reach.found(str(first.addr), "mdns")
     await net.converged(first, second)
 
 
@@ -349,7 +348,7 @@ async def test_a_watcher_that_fails_is_its_own_trouble(
     assert events(caplog, "watcher.failed")
     end()
     end()
-    assert broken not in first.membership._watchers
+    assert not {broken} & set(first.membership._watchers._callbacks.values())
 
 
 async def test_introductions_tell_the_membership(net: Any) -> None:
@@ -370,9 +369,9 @@ async def test_nothing_is_left_after_a_stop(net: Any) -> None:
     await node.stop()
     assert all(stream.ended or stream.closing for stream in streams)
     assert membership._timer is None
-    assert all(outlet.stream is None for outlet in membership._outlets.values())
+    assert all(outlet.stream is None for outlet in membership.courier._outlets.values())
     assert "/wetware/membership/1.0.0" not in host.protocols
     assert not any(conn.streams for conn in host.connections())
     # the others let go of what they had to it
-    await net.until(lambda: all(node.peer not in o.membership._outlets for o in others))
-    await net.until(lambda: all(node.peer not in o.membership._inbound for o in others))
+    await net.until(lambda: all(node.peer not in o.membership.courier._outlets for o in others))
+    await net.until(lambda: all(node.peer not in o.membership.inbound._streams for o in others))

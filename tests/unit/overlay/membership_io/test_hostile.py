@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from wetware.base.access import Access
 from wetware.errors import OverlayError, StreamReset, WetwareError
 from wetware.overlay.frames import read_frame
 from wetware.overlay.link import Stream
-from wetware.overlay.membership import service
-from wetware.overlay.membership.service import DIAL_BACK_PROTOCOL, PROTOCOL
+from wetware.overlay.membership import courier, inbound, service
+from wetware.overlay.membership.courier import PROTOCOL
+from wetware.overlay.membership.dial_back import DIAL_BACK_PROTOCOL
 
 pytestmark = pytest.mark.anyio
 
@@ -46,10 +48,7 @@ BAD_FRAMES = {
     "list": b"\x80",
     "kind_unknown": {"k": 99},
     "kind_text": {"k": "ping"},
-    "echo_junk": b"\xa1\x64echo\xff",
-    "echo_of_text": {"echo": "x"},
-    "echo_long": b"\xa1\x64echo" + b"\x00" * 1000,
-    "trailing": {"echo": 1},
+    "trailing": {"k": 5},
     "tag": b"\xa1\x61k\xc1\x01",
     "deep": b"\xa1\x61k" + b"\x81" * 5000 + b"\x01",
 }
@@ -64,7 +63,7 @@ async def test_a_malformed_frame_costs_the_stream(net: Any, kind: str) -> None:
         frame = net.framed(frame[4:] + b"\x00")
     await stream.write(frame)
     assert await ended(stream)
-    assert node.membership.counters["frames_malformed"] == 1
+    assert node.membership.inbound.counters["frames_malformed"] == 1
     assert node.is_up(hostile), "its connection serves others, e.g. RPC"
     assert await honest.membership.ping(node.peer) < 5.0
 
@@ -75,7 +74,7 @@ async def test_an_oversize_frame_is_refused_by_its_length(net: Any, size: int) -
     stream = await hostile.speak(node)
     await stream.write(size.to_bytes(4, "big"))
     assert await ended(stream)  # nothing of it was waited for
-    assert node.membership.counters["frames_malformed"] == 1
+    assert node.membership.inbound.counters["frames_malformed"] == 1
 
 
 async def test_who_breaks_frames_again_and_again_is_not_heard_for_a_while(
@@ -86,28 +85,28 @@ async def test_who_breaks_frames_again_and_again_is_not_heard_for_a_while(
         stream = await hostile.speak(node)
         await stream.write(net.framed(b"junk"))
         assert await ended(stream)
-    counters = node.membership.counters
-    assert counters["frames_malformed"] == service.PENALTY_FREE + 1
-    assert counters["streams_refused"] == 20 - service.PENALTY_FREE - 1
+    counters = node.membership.inbound.counters
+    assert counters["frames_malformed"] == inbound.PENALTY_FREE + 1
+    assert counters["streams_refused"] == 20 - inbound.PENALTY_FREE - 1
     lines = [r for r in caplog.records if r.getMessage() == "frame.malformed"]
-    assert len(lines) == service.PENALTY_FREE + 1
+    assert len(lines) == inbound.PENALTY_FREE + 1
     assert honest.sees(node)
     assert node.sees(honest)
 
 
 def test_penalties_grow_are_forgotten_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    penalties = service._Penalties(lambda: now)
+    penalties = inbound.Penalties(lambda: now)
     times = [penalties.add("peer") for _ in range(20)]  # type: ignore[arg-type]
-    assert times[: service.PENALTY_FREE] == [0] * service.PENALTY_FREE
-    assert times[service.PENALTY_FREE : 5] == [1.0, 2.0, 4.0]
-    assert times[-1] == service.PENALTY_S_MAX
+    assert times[: inbound.PENALTY_FREE] == [0] * inbound.PENALTY_FREE
+    assert times[inbound.PENALTY_FREE : 5] == [1.0, 2.0, 4.0]
+    assert times[-1] == inbound.PENALTY_S_MAX
     assert penalties.muted("peer")  # type: ignore[arg-type]
-    now += service.PENALTY_S_MAX + 1
+    now += inbound.PENALTY_S_MAX + 1
     assert not penalties.muted("peer")  # type: ignore[arg-type]
-    now += service.PENALTY_S_MAX
+    now += inbound.PENALTY_S_MAX
     assert penalties.add("peer") == 0  # type: ignore[arg-type]
-    monkeypatch.setattr(service, "PENALTIES_MAX", 8)
+    monkeypatch.setattr(inbound, "PENALTIES_MAX", 8)
     for number in range(100):
         penalties.add(f"peer {number}")  # type: ignore[arg-type]
     assert len(penalties._peers) == 8
@@ -116,7 +115,7 @@ def test_penalties_grow_are_forgotten_and_are_bounded(monkeypatch: pytest.Monkey
 async def test_a_frame_that_never_ends_costs_the_stream(
     net: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "FRAME_S_MAX", 0.2)
+    monkeypatch.setattr(inbound, "FRAME_S_MAX", 0.2)
     node, honest, hostile = await pair(net)
     stream = await hostile.speak(node)
     await stream.write((5000).to_bytes(4, "big") + b"\xa1")
@@ -125,18 +124,18 @@ async def test_a_frame_that_never_ends_costs_the_stream(
     await stream.write((5000).to_bytes(4, "big") + b"\xa1")
     stream.close()
     assert await ended(stream)
-    assert node.membership.counters["frames_malformed"] == 2
+    assert node.membership.inbound.counters["frames_malformed"] == 2
     assert honest.sees(node)
 
 
 async def test_a_second_stream_takes_the_place_of_the_first(net: Any) -> None:
     node, _honest, hostile = await pair(net)
     first = await hostile.speak(node)
-    await net.until(lambda: hostile.peer in node.membership._inbound)
+    await net.until(lambda: hostile.peer in node.membership.inbound._streams)
     streams = [await hostile.speak(node) for _ in range(50)]
     assert await ended(first)
     await net.until(lambda: sum(not stream.ended for stream in streams) == 1)
-    assert len(node.membership._inbound) == 2  # its and the honest one's
+    assert len(node.membership.inbound._streams) == 2  # its and the honest one's
     await net.until(
         lambda: (
             sum(
@@ -159,24 +158,24 @@ async def test_a_peer_that_never_reads_costs_a_bounded_queue(
         held.append(stream)
         await asyncio.Event().wait()
 
-    hostile.host.handle(PROTOCOL, never_read, access=service.Access.MEMBER)
+    hostile.host.handle(PROTOCOL, never_read, access=Access.MEMBER)
     await hostile.speak(node)
-    await net.until(lambda: hostile.peer in node.membership._outlets)
-    outlet = node.membership._outlets[hostile.peer]
+    await net.until(lambda: hostile.peer in node.membership.courier._outlets)
+    outlet = node.membership.courier._outlets[hostile.peer]
     await net.until(lambda: outlet.stream is not None)
     for _ in range(5000):
-        node.membership._send(hostile.peer, b"x" * 20)
-        assert len(outlet.frames) <= service.QUEUE_FRAMES_MAX
+        node.membership.courier.send(hostile.peer, b"x" * 20)
+        assert len(outlet.frames) <= courier.QUEUE_FRAMES_MAX
     for _ in range(500):
-        node.membership._send(hostile.peer, os.urandom(10_000))
+        node.membership.courier.send(hostile.peer, os.urandom(10_000))
         assert outlet.bytes <= node.net.config.queue_bytes_max
         await asyncio.sleep(0)
     assert outlet.frames
-    assert node.membership.counters["frames_dropped"] > 300
+    assert node.membership.courier.counters["frames_dropped"] > 300
     assert await honest.membership.ping(node.peer) < 5.0, "nobody else waits"
     # When it goes on like this, it loses its stream.
-    monkeypatch.setattr(service, "STALL_S_MAX", 0.1)
-    await net.until(lambda: node.membership.counters["streams_stalled"] == 1)
+    monkeypatch.setattr(courier, "STALL_S_MAX", 0.1)
+    await net.until(lambda: node.membership.courier.counters["streams_stalled"] == 1)
     assert not outlet.frames
     # It reads again: it is spoken to again.
     for stream in held:
@@ -197,18 +196,18 @@ async def test_what_is_cut_off_in_a_frame_is_never_continued_elsewhere(net: Any)
         while await stream.read():
             pass
 
-    hostile.host.handle(PROTOCOL, read, access=service.Access.MEMBER)
+    hostile.host.handle(PROTOCOL, read, access=Access.MEMBER)
     await hostile.speak(node)
-    await net.until(lambda: hostile.peer in node.membership._outlets)
-    outlet = node.membership._outlets[hostile.peer]
+    await net.until(lambda: hostile.peer in node.membership.courier._outlets)
+    outlet = node.membership.courier._outlets[hostile.peer]
     await net.until(lambda: outlet.stream is not None)
     for _ in range(200):
-        node.membership._send(hostile.peer, b"\xa0" + bytes(10_000))
+        node.membership.courier.send(hostile.peer, b"\xa0" + bytes(10_000))
     assert outlet.head
     outlet.stream.reset()
     slow.set()
     await net.until(lambda: heads)
-    node.membership._send(hostile.peer, b"\xa0")
+    node.membership.courier.send(hostile.peer, b"\xa0")
     assert all(int.from_bytes(head[:4], "big") <= 64 * 1024 for head in heads)
     assert all(head[4] >> 5 == 5 for head in heads), "each stream begins with a map"
 
@@ -228,15 +227,15 @@ async def test_a_clean_end_within_a_frame_is_a_reset_and_no_offence(net: Any) ->
             raise
 
     stop = asyncio.Event()
-    hostile.host.handle(PROTOCOL, read_late, access=service.Access.MEMBER)
+    hostile.host.handle(PROTOCOL, read_late, access=Access.MEMBER)
     await hostile.speak(node)
-    outlet = node.membership._outlet(hostile.peer)
-    node.membership._open(outlet)
+    outlet = node.membership.courier.outlet(hostile.peer)
+    outlet.open()
     await net.until(lambda: outlet.stream is not None)
     for _ in range(200):
-        node.membership._send(hostile.peer, b"\xa0" + bytes(10_000))
+        node.membership.courier.send(hostile.peer, b"\xa0" + bytes(10_000))
     assert outlet.head
-    node.membership._drop_outlet(hostile.peer)
+    node.membership.courier.drop(hostile.peer)
     stop.set()
     await net.until(lambda: ends)
     assert set(ends) == {"reset"}
@@ -245,12 +244,12 @@ async def test_a_clean_end_within_a_frame_is_a_reset_and_no_offence(net: Any) ->
 async def test_a_flood_of_frames_is_read_at_its_pace(
     net: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "FRAMES_PER_S", 50.0)
-    monkeypatch.setattr(service, "FRAMES_BURST", 100)
+    monkeypatch.setattr(inbound, "FRAMES_PER_S", 50.0)
+    monkeypatch.setattr(inbound, "FRAMES_BURST", 100)
     node, honest, hostile = await pair(net)
     stream = await hostile.speak(node)
-    flood = net.framed({"echo": 1}) * 1000
-    before = node.membership.counters["frames_in"]
+    flood = net.framed({"k": 5}) * 1000
+    before = node.membership.inbound.counters["frames_in"]
 
     async def write() -> None:
         while True:
@@ -258,16 +257,16 @@ async def test_a_flood_of_frames_is_read_at_its_pace(
 
     writer = asyncio.ensure_future(write())
     await asyncio.sleep(1.0)
-    taken = node.membership.counters["frames_in"] - before
+    taken = node.membership.inbound.counters["frames_in"] - before
     assert taken < 100 + 50 * 4 + 200, "its frames, and the honest node's"
-    assert node.membership.counters["throttled"] > 0
+    assert node.membership.inbound.counters["throttled"] > 0
     assert await honest.membership.ping(node.peer) < 5.0
     # A new stream is no new allowance.
     writer.cancel()
     stream.reset()
     stream = await hostile.speak(node)
-    await stream.write(flood[: 11 * 200])
-    assert len(node.membership._paces) == 2
+    await stream.write(flood[: 8 * 200])
+    assert len(node.membership.inbound._paces) == 2
     assert node.sees(honest)
 
 
@@ -281,13 +280,13 @@ async def test_data_on_our_own_stream_costs_the_stream_and_not_the_peer(net: Any
         await stream.write(b"x" * 100_000)
         await stream.read()
 
-    hostile.host.handle(PROTOCOL, talk_back, access=service.Access.MEMBER)
+    hostile.host.handle(PROTOCOL, talk_back, access=Access.MEMBER)
     await hostile.speak(node)
     await answered.wait()
     await net.until(
         lambda: (
-            hostile.peer not in node.membership._outlets
-            or node.membership._outlets[hostile.peer].stream is None
+            hostile.peer not in node.membership.courier._outlets
+            or node.membership.courier._outlets[hostile.peer].stream is None
         )
     )
     assert node.host.totals.buffered_bytes < 1 << 20
@@ -302,12 +301,12 @@ async def test_a_peer_that_resets_every_stream_is_tried_with_pauses(net: Any) ->
         opened += 1
         stream.reset()
 
-    hostile.host.handle(PROTOCOL, refuse, access=service.Access.MEMBER)
+    hostile.host.handle(PROTOCOL, refuse, access=Access.MEMBER)
     await hostile.speak(node)
     loop = asyncio.get_running_loop()
     until = loop.time() + 1.5
     while loop.time() < until:
-        node.membership._send(hostile.peer, b"\xa0")
+        node.membership.courier.send(hostile.peer, b"\xa0")
         await asyncio.sleep(0.005)
     assert 2 <= opened <= 12
     assert node.sees(honest)
@@ -316,7 +315,7 @@ async def test_a_peer_that_resets_every_stream_is_tried_with_pauses(net: Any) ->
 async def test_a_peer_that_accepts_and_never_answers_holds_nobody_up(
     net: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "OPEN_S_MAX", 0.2)
+    monkeypatch.setattr(courier, "OPEN_S_MAX", 0.2)
     node, honest, hostile = await pair(net)
     unreachable: list[object] = []
     swim = node.membership.swim
@@ -329,10 +328,10 @@ async def test_a_peer_that_accepts_and_never_answers_holds_nobody_up(
     monkeypatch.setattr(hostile.host, "inbound", lambda stream: None)
     for connection in hostile.host.connections():
         connection._session._on_stream = lambda stream: None
-    outlet = node.membership._outlet(hostile.peer)
+    outlet = node.membership.courier.outlet(hostile.peer)
     await net.until(lambda: not outlet.opening)
     unreachable.clear()
-    node.membership._send(hostile.peer, b"\xa0")
+    node.membership.courier.send(hostile.peer, b"\xa0")
     await net.until(lambda: hostile.peer in unreachable)
     await net.until(lambda: not outlet.frames)
     assert await honest.membership.ping(node.peer) < 5.0
@@ -343,12 +342,12 @@ async def test_an_answer_that_was_not_asked_for_is_ignored(net: Any) -> None:
     stream = await hostile.speak(node)
     ping = asyncio.ensure_future(node.membership.ping(honest.peer))
     for number in range(200):
-        await stream.write(net.framed({"echoed": number}))
-    numbers = list(node.membership._echoes)
+        await stream.write(net.framed({"k": 2, "n": number}))
+    numbers = list(node.membership.swim._probing._pings)
     for number in numbers:  # it guesses the right one
-        await stream.write(net.framed({"echoed": number}))
+        await stream.write(net.framed({"k": 2, "n": number}))
     assert await ping > 0.0
-    assert node.membership.counters["frames_malformed"] == 0
+    assert node.membership.inbound.counters["frames_malformed"] == 0
 
 
 async def test_a_defect_in_handling_a_frame_costs_one_stream(
@@ -415,8 +414,7 @@ async def test_a_bad_request_to_dial_back_costs_its_stream(
     await stream.write(request_)
     stream.close()
     assert await ended(stream)
-    assert node.membership._dial_backs_running == 0
-    assert node.membership.counters["dial_backs_failed"] == 1
+    assert node.membership.dial_backs._running == 0
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert node.sees(honest)
 
@@ -457,10 +455,10 @@ async def test_a_senseless_answer_to_a_dial_back_is_an_error(net: Any, answer: b
         await stream.read()
         await stream.write(net.framed(answer))
 
-    hostile.host.handle(DIAL_BACK_PROTOCOL, serve, access=service.Access.MEMBER)
+    hostile.host.handle(DIAL_BACK_PROTOCOL, serve, access=Access.MEMBER)
     await hostile.speak(node)
     with pytest.raises(WetwareError):
-        await node.membership.dial_back(hostile.peer, [node.addr])
+        await node.membership.dial_backs.ask(hostile.peer, [node.addr])
 
 
 async def test_who_is_no_member_cannot_open_the_protocols(

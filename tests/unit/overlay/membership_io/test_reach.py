@@ -264,8 +264,8 @@ async def test_a_patient_caller_lets_the_other_end_dial_if_it_is_its_turn(net: N
     other = await net.node(run=False)
     large.knows(other)
     await until(lambda: other.peer in large.reach._targets)
-    large.reach._targets[other.peer].others_until = large.reach._now() + 5.0
-    large.reach._targets[other.peer].due = large.reach._now() + 5.0
+    large.reach._targets[other.peer].others_until = large.reach.now() + 5.0
+    large.reach._targets[other.peer].due = large.reach.now() + 5.0
     large.reach.limits = replace(limits, patience_s=0.05)
     assert (await large.reach.connect(other.peer, patient=True)).initiator
 
