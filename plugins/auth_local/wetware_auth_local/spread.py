@@ -35,6 +35,7 @@ from wetware.errors import (
     ProtocolRefused,
 )
 from wetware.hookspecs import PeerDown, PeerUp, PluginContext
+from wetware.overlay.exchange import ask
 from wetware.overlay.frames import read_frame, write_frame
 from wetware_auth_local.policy import (
     DOCUMENT_BYTES_MAX,
@@ -421,10 +422,9 @@ class Spread:
     ) -> dict[str, Any]:
         floor = member.floor  # of before: what it claims meanwhile may overtake the answer
         bytes_max = ANSWER_BYTES_MAX if "pull" in request else REQUEST_BYTES_MAX
-        async with asyncio.timeout(self._config.exchange_s):
-            async with await self._overlay.open_stream(peer, PROTOCOL) as stream:
-                await write_frame(stream, request)
-                answer = await read_frame(stream, bytes_max=bytes_max)
+        opening = self._overlay.open_stream(peer, PROTOCOL)
+        timeout_s = self._config.exchange_s
+        answer = await ask(opening, request, bytes_max=bytes_max, timeout_s=timeout_s)
         if "policy" not in answer:
             version = Claim.parse(answer).version
             if version < floor:

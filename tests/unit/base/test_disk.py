@@ -102,7 +102,7 @@ def peers(directory: Path) -> Callable[[], None]:
 
     def write() -> None:
         store.worked(PEER, Multiaddr("ip4", "10.0.0.1", 1 + len(store._peers[PEER].worked)
-                                     if PEER in store else 1))  # fmt: skip
+                                     if PEER in store.peers() else 1))  # fmt: skip
         store.dirty = True
         store.save_now()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -139,7 +140,7 @@ async def reach(
     results: dict[Multiaddr, list[tuple[str, bool, str]]] = {a.with_peer(None): [] for a in own}
 
     async def ask(member: Known) -> Finding | None:
-        addrs = [a for a in results if here(member) or not is_loopback(a)][:REACH_ADDRS_MAX]
+        addrs = [a for a in results if here(member) or not a.is_loopback][:REACH_ADDRS_MAX]
         if not addrs:
             return None
         try:
@@ -162,14 +163,7 @@ async def reach(
     ]
 
 
-def is_loopback(addr: Multiaddr) -> bool:
-    """Whether only this machine can dial it."""
-    return addr.is_loopback
-
-
 def _is_private(addr: Multiaddr) -> bool:
-    import ipaddress
-
     return not addr.kind.startswith("dns") and not ipaddress.ip_address(addr.host).is_global
 
 
@@ -183,7 +177,7 @@ def judge_reach(
         elsewhere: Whether there are members on other machines.
     """
     found: list[Finding] = []
-    outside = [addr for addr in results if not is_loopback(addr)]
+    outside = [addr for addr in results if not addr.is_loopback]
     for addr, answers in results.items():
         if not answers:
             continue

@@ -27,8 +27,10 @@ PEERS_MAX = 4096
 """Peers in the store: the one not seen for longest makes room."""
 ADDRS_MAX = 8
 """Addresses kept for a peer. The ones it names now come after those that have worked."""
+HINTS_MAX = 4
+"""Addresses that a discovery named for a member, beside those."""
 WORKED_MAX = 2
-"""Of those, how many that worked once are kept although the peer no longer names them."""
+"""Of those kept, how many that worked once are kept although the peer no longer names them."""
 PEER_AGE_S_MAX = 30 * 86_400.0
 """A peer not seen for so long is forgotten: nobody should knock at its last address for ever."""
 _VERSION = 1
@@ -50,18 +52,21 @@ class KnownPeer:
         worked: Addresses at which it answered, the latest first.
         named: Addresses that it names itself.
         seen_ms: When it was last known to be a member, Unix time.
+        hints: What a discovery named, until the end of the process.
     """
 
     worked: tuple[Multiaddr, ...] = ()
     named: tuple[Multiaddr, ...] = ()
     seen_ms: int = 0
+    hints: tuple[Multiaddr, ...] = ()
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
         # One that worked and is named still, before those that are only named; last what worked
         # once: a node that moved leaves the address behind, maybe to somebody else.
         current = [addr for addr in self.worked if addr in self.named]
-        return tuple(dict.fromkeys((*current, *self.named, *self.worked)))[:ADDRS_MAX]
+        own = tuple(dict.fromkeys((*current, *self.named, *self.worked)))[:ADDRS_MAX]
+        return (*own, *(addr for addr in self.hints if addr not in own))
 
 
 class PeerStore:
@@ -83,12 +88,6 @@ class PeerStore:
         self._peers: dict[PeerId, KnownPeer] = {}  # the one not seen for longest first
         self._unwritable = False
         self.dirty = False
-
-    def __len__(self) -> int:
-        return len(self._peers)
-
-    def __contains__(self, peer: PeerId) -> bool:
-        return peer in self._peers
 
     # --- the file ---------------------------------------------------------------------------------
 
@@ -117,33 +116,28 @@ class PeerStore:
         if not self.dirty:
             return
         self.dirty = False
-        data = self._encoded()
         try:
             # An fsync can take a while; nobody else writes this file meanwhile.
-            await asyncio.to_thread(replace_private_file, self._path, data)
-        except OSError as exc:
-            self._failed(exc)
+            await asyncio.to_thread(self._write, self._encoded())
         except BaseException:
             self.dirty = True
             raise
-        else:
-            self._unwritable = False
 
     def save_now(self) -> None:
         """As `save`, without leaving the loop: for the end."""
-        if not self.dirty:
-            return
-        self.dirty = False
-        try:
-            replace_private_file(self._path, self._encoded())
-        except OSError as exc:
-            self._failed(exc)
+        if self.dirty:
+            self.dirty = False
+            self._write(self._encoded())
 
-    def _failed(self, exc: OSError) -> None:
-        self.dirty = True
-        if not self._unwritable:  # once, not every few seconds
-            self._unwritable = True
-            log.warning("peers.unwritable", file=self._path, why=exc)
+    def _write(self, data: bytes) -> None:
+        try:
+            replace_private_file(self._path, data)
+            self._unwritable = False
+        except OSError as exc:
+            self.dirty = True
+            if not self._unwritable:  # once, not every few seconds
+                self._unwritable = True
+                log.warning("peers.unwritable", file=self._path, why=exc)
 
     def _encoded(self) -> bytes:
         peers = [
@@ -183,6 +177,14 @@ class PeerStore:
         if known.worked[:1] != (addr,):
             known.worked = tuple(dict.fromkeys((addr, *known.worked)))[:WORKED_MAX]
             self.dirty = True
+
+    def hinted(self, peer: PeerId, addr: Multiaddr) -> bool:
+        """A discovery named `addr` for `peer`; whether that is news of a peer that is known."""
+        known = self._peers.get(peer)
+        if known is None or addr in known.addrs:
+            return False
+        known.hints = (addr, *known.hints)[:HINTS_MAX]
+        return True
 
     def forget(self, peer: PeerId) -> None:
         """Drop a peer, e.g. one that was evicted. Idempotent."""

@@ -15,12 +15,12 @@ import hashlib
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from wetware.base.backoff import Backoff
-from wetware.base.bounds import TokenBucket
+from wetware.base.bounds import Recent, TokenBucket
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import AdmissionRefused, DialError, OverlayError, WetwareError
@@ -29,14 +29,13 @@ from wetware.overlay.peers import PeerDown, PeerUp
 if TYPE_CHECKING:
     from wetware.base.clock import Clock
     from wetware.identity import PeerId
+    from wetware.overlay.admission.service import Introductions
     from wetware.overlay.link import Connection, LinkHost
+    from wetware.overlay.membership.config import MembershipConfig
     from wetware.overlay.membership.peers import PeerStore
 
 log = get_logger("membership.reach")
 
-HINTS_PER_PEER_MAX = 4
-"""Addresses that a discovery named for a member, beside those in the peer store."""
-HINTS_MAX = 1024
 PLAN_S_MIN = 0.02
 """Between two plans: a whole cluster may become known within a turn of the loop."""
 _TEXT_LOGGED = 120
@@ -44,17 +43,14 @@ _TEXT_LOGGED = 120
 
 @dataclass(frozen=True, slots=True)
 class ReachLimits:
-    """What bounds the search for peers. Times are seconds, the rest are counts.
+    """What bounds the search for peers, beside the configuration.
+
+    Times are seconds, the rest are counts.
 
     Attributes:
-        full_mesh_max: Up to so many members, everybody is connected to everybody: a lost connection
-            then is the fastest sign of a death. Beyond it each node keeps `neighbours`.
-        neighbours: Connections kept in a larger cluster, half on either side of the ring.
-        on_demand_max: Connections that this node dialled beyond those and that stay open: what is
-            used again is not dialled again. Beyond it the ones with least traffic are closed.
-        redial_s_min: Pause after the first failed or lost connection; doubles, with jitter.
-        redial_s_max: The longest pause. With more than `lost_max` members lost it grows with their
-            number, so that the dials in a second stay the same.
+        on_demand_max: Connections that this node dialled beyond those of the plan and that stay
+            open: what is used again is not dialled again. Beyond it the ones with least traffic are
+            closed.
         second_s: Head start of the smaller peer ID of a pair, so that not both dial; longer where
             dials take long, up to `second_s_max`.
         second_s_max: The longest head start.
@@ -64,60 +60,31 @@ class ReachLimits:
             not, or two nodes that refuse each other would knock in step.
         dial_s: For a connection to a member.
         introduce_s: For the peer to show that it is a member, and to accept that this node is one.
-        dials_max: Dials at once that nobody waits for, at most half of them to lost members; those
-            on demand come on top.
-        lost_max: See redial_s_max.
+        lost_max: With more members lost the pauses grow with their number, so that the dials in a
+            second stay the same.
         found_max: Discovered addresses that wait to be tried; the oldest make room.
         found_dials_max: Discovered addresses tried at once.
         found_per_s: Discovered addresses tried in a second, sustained: whoever can announce
             addresses must not make this node dial the world.
         found_burst: How many at once above that rate.
-        stranger_s: A discovered peer that was no member is not tried again for so long.
-        strangers_max: Such peers remembered; the oldest make room.
+        strangers_max: Discovered peers that were no members, remembered for `stranger_s`.
         bootstraps_max: Bootstrap addresses.
     """
 
-    full_mesh_max: int = 64
-    neighbours: int = 16
     on_demand_max: int = 128
-    redial_s_min: float = 0.5
-    redial_s_max: float = 30.0
     second_s: float = 0.5
     second_s_max: float = 5.0
     patience_s: float = 0.2
     stable_s: float = 10.0
     dial_s: float = 10.0
     introduce_s: float = 10.0
-    dials_max: int = 16
     lost_max: int = 32
     found_max: int = 256
     found_dials_max: int = 4
     found_per_s: float = 2.0
     found_burst: int = 32
-    stranger_s: float = 600.0
     strangers_max: int = 4096
     bootstraps_max: int = 64
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            if getattr(self, item.name) <= 0:
-                raise ValueError(f"{item.name} must be positive")
-
-
-class Introduced(Protocol):
-    """Who is connected and admitted, both ways (`wetware.overlay.admission.Introductions`)."""
-
-    def peers(self) -> tuple[PeerId, ...]:
-        """Those who are now."""
-        ...
-
-    def watch(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
-        """Call back for each one, those already there first; returns what ends the watch."""
-        ...
-
-    async def introduced(self, connection: Connection) -> object:
-        """Wait for the outcome on a connection; raises AdmissionRefused or OverlayError."""
-        ...
 
 
 def ring_neighbours(own: PeerId, peers: Iterable[PeerId], count: int) -> frozenset[PeerId]:
@@ -141,27 +108,27 @@ def _position(peer: PeerId) -> bytes:
     return hashlib.sha256(b"wetware-ring:1\n" + peer.encode()).digest()
 
 
+@dataclass(slots=True, eq=False)
 class _Target:
     """One member that a connection is wanted to."""
 
-    __slots__ = ("backoff", "due", "others_until", "told", "up_at")
-
-    def __init__(self, due: float, backoff: Backoff) -> None:
-        self.due, self.backoff = due, backoff
-        self.others_until = due  # until then it is the peer's turn to dial
-        self.told = False  # whether the log has that it cannot be reached
-        self.up_at: float | None = None
+    due: float
+    others_until: float  # until then it is the peer's turn to dial
+    backoff: Backoff
+    told: bool = False  # whether the log has that it cannot be reached
+    up_at: float | None = None
 
 
+@dataclass(slots=True, eq=False)
 class _Bootstrap:
     """One bootstrap address."""
 
-    __slots__ = ("addr", "backoff", "busy", "due", "peer", "told")
-
-    def __init__(self, addr: Multiaddr, backoff: Backoff) -> None:
-        self.addr, self.peer, self.backoff = addr, addr.peer, backoff
-        self.due = 0.0
-        self.busy = self.told = False
+    addr: Multiaddr
+    peer: PeerId | None
+    backoff: Backoff
+    due: float = 0.0
+    told: bool = False
+    busy: bool = False
 
 
 class Reach:
@@ -172,8 +139,8 @@ class Reach:
         introductions: Says who is connected and admitted.
         store: Addresses; learns which ones worked.
         members: The others' states: "alive", "suspect", "dead" or "left"; asked after `changed`.
+        config: How many connections are kept, and when lost ones are tried again.
         clock: The node's clock.
-        limits: See ReachLimits.
         rng: For jitter.
 
     Attributes:
@@ -184,15 +151,16 @@ class Reach:
     def __init__(
         self,
         host: LinkHost,
-        introductions: Introduced,
+        introductions: Introductions,
         store: PeerStore,
         *,
         members: Callable[[], Mapping[PeerId, str]],
+        config: MembershipConfig,
         clock: Clock,
         limits: ReachLimits | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        self.limits = limits or ReachLimits()
+        self._config, self.limits = config, limits or ReachLimits()
         self._host, self._introductions, self._store = host, introductions, store
         self._members, self.now = members, clock.monotonic
         self.rng = rng or random.SystemRandom()
@@ -204,13 +172,14 @@ class Reach:
         self._targets: dict[PeerId, _Target] = {}
         self._bootstraps: list[_Bootstrap] = []
         self._attempts: dict[PeerId, asyncio.Future[Connection]] = {}
-        self._hints: OrderedDict[PeerId, tuple[Multiaddr, ...]] = OrderedDict()
         self._found: OrderedDict[PeerId, tuple[Multiaddr, str]] = OrderedDict()
         self._found_busy: set[PeerId] = set()
         self._found_rate = TokenBucket(
             self.limits.found_per_s, self.limits.found_burst, clock.monotonic
         )
-        self._strangers: OrderedDict[PeerId, float] = OrderedDict()  # until when
+        self._strangers: Recent[PeerId, None] = Recent(
+            config.stranger_s, self.limits.strangers_max, clock.monotonic
+        )
         self._traffic: dict[Connection, int] = {}
         self._dirty = True
         self._plan_at = self._prune_at = 0.0
@@ -255,7 +224,6 @@ class Reach:
 
     def forget(self, peer: PeerId) -> None:
         """`peer` is no member any more: it is not tried again."""
-        self._hints.pop(peer, None)
         self._found.pop(peer, None)
         self.changed()
 
@@ -271,7 +239,7 @@ class Reach:
         for addr in addrs:
             known = any(entry.addr == addr for entry in self._bootstraps)
             if not known and len(self._bootstraps) < self.limits.bootstraps_max:
-                self._bootstraps.append(_Bootstrap(addr, self._backoff()))
+                self._bootstraps.append(_Bootstrap(addr, addr.peer, self._backoff()))
         self._wake.set()
 
     def found(self, addr: str | Multiaddr, source: str) -> None:
@@ -285,29 +253,17 @@ class Reach:
         peer = addr.peer
         if peer is None or peer == self._host.peer_id or peer in self._up:
             return
-        if peer in self._targets:
-            self._hint(peer, addr)
+        if (target := self._targets.get(peer)) is not None:
+            if self._store.hinted(peer, addr):
+                # Worth a try now, but no more often than any other address.
+                target.due = min(target.due, self.now() + self._config.redial_s_min)
+                self._wake.set()
             return
-        if (until := self._strangers.get(peer)) is not None:
-            if self.now() < until:
-                return
-            del self._strangers[peer]
+        if peer in self._strangers:
+            return
         if peer not in self._found and len(self._found) >= self.limits.found_max:
             self._found.popitem(last=False)
         self._found[peer] = (addr, source)
-        self._wake.set()
-
-    def _hint(self, peer: PeerId, addr: Multiaddr) -> None:
-        hints = self._hints.pop(peer, ())
-        self._hints[peer] = hints
-        if addr in hints or addr in self._store.addrs(peer):
-            return
-        self._hints[peer] = (addr, *hints)[:HINTS_PER_PEER_MAX]
-        if len(self._hints) > HINTS_MAX:
-            self._hints.popitem(last=False)
-        if (target := self._targets.get(peer)) is not None:
-            # A new address is worth a try now, but no more often than any other.
-            target.due = min(target.due, self.now() + self.limits.redial_s_min)
         self._wake.set()
 
     def _peer_changed(self, change: PeerUp | PeerDown) -> None:
@@ -315,7 +271,7 @@ class Reach:
         target = self._targets.get(peer)
         if isinstance(change, PeerUp):
             self._up.add(peer)
-            self._strangers.pop(peer, None)
+            self._strangers.discard(peer)
             self._found.pop(peer, None)
             if target is not None:
                 target.up_at, target.told = now, False
@@ -336,10 +292,6 @@ class Reach:
         self._wake.set()
 
     # --- connections on demand --------------------------------------------------------------------
-
-    def addrs(self, peer: PeerId) -> tuple[Multiaddr, ...]:
-        """Where to try to reach `peer`."""
-        return tuple(dict.fromkeys((*self._store.addrs(peer), *self._hints.get(peer, ()))))
 
     def connected(self, peer: PeerId) -> Connection | None:
         """The connection to a member that is introduced, or None."""
@@ -390,7 +342,7 @@ class Reach:
         try:
             if delay_s > 0:
                 await asyncio.wait([attempt], timeout=delay_s)  # set when the peer is up
-            connection = self.connected(peer) or await self._dial(self.addrs(peer), peer)
+            connection = self.connected(peer) or await self._dial(self._store.addrs(peer), peer)
         except WetwareError as exc:
             if not attempt.done():
                 self._failed(peer, exc)
@@ -466,7 +418,7 @@ class Reach:
     # --- the plan ---------------------------------------------------------------------------------
 
     def _backoff(self) -> Backoff:
-        return Backoff(self.limits.redial_s_min, self.limits.redial_s_max, self.rng)
+        return Backoff(self._config.redial_s_min, self._config.redial_s_max, self.rng)
 
     def _pause_s(self, target: _Target) -> float:
         return target.backoff.pause_s(stretch=len(self._lost) / self.limits.lost_max)
@@ -483,10 +435,10 @@ class Reach:
         own, members = self._host.peer_id, self._members()
         self._states = members
         live = [peer for peer in members if self._is_live(peer)]
-        if len(live) < self.limits.full_mesh_max:
+        if len(live) < self._config.full_mesh_max:
             self._wanted = frozenset(live)
         else:
-            self._wanted = ring_neighbours(own, live, self.limits.neighbours)
+            self._wanted = ring_neighbours(own, live, self._config.neighbours)
         # A member that left says itself when it is back.
         lost = {peer for peer, state in members.items() if state == "dead"}
         lost.update(peer for peer in self._store.peers() if peer not in members and peer != own)
@@ -497,15 +449,15 @@ class Reach:
         for peer in (*self._wanted, *lost):
             if peer not in self._targets:
                 # Whoever is remembered from before a restart does not know that this node is back.
-                head_start = 0.0 if peer in lost else self._head_start(peer)
-                target = self._targets[peer] = _Target(now + head_start, self._backoff())
+                due = now if peer in lost else now + self._head_start(peer)
+                target = self._targets[peer] = _Target(due, due, self._backoff())
                 if peer in self._up:
                     target.up_at = now
 
     def _step(self) -> float:
         """Start what is due; returns when to look again."""
         now = self.now()
-        soonest = now + self.limits.redial_s_max
+        soonest = now + self._config.redial_s_max
         if self._dirty:
             if now >= self._plan_at:
                 self._plan_at = now + PLAN_S_MIN
@@ -514,7 +466,7 @@ class Reach:
                 soonest = self._plan_at
         if now >= self._prune_at:
             self._prune()
-            self._prune_at = now + self.limits.redial_s_max
+            self._prune_at = now + self._config.redial_s_max
         waiting = sorted(
             (target.due, peer)
             for peer, target in self._targets.items()
@@ -525,13 +477,13 @@ class Reach:
             if due > now:
                 soonest = min(soonest, due)
                 break
-            if len(self._attempts) >= self.limits.dials_max:
+            if len(self._attempts) >= self._config.dials_max:
                 break  # the end of one wakes us
             if peer in self._lost:
-                if lost_dials >= max(1, self.limits.dials_max // 2):
+                if lost_dials >= max(1, self._config.dials_max // 2):
                     continue  # whoever does not answer must not be in the way of the living
                 lost_dials += 1
-            if self.addrs(peer):
+            if self._store.addrs(peer):
                 self._start(peer)
             else:  # known by name only: gossip or a discovery may tell
                 target = self._targets[peer]
@@ -593,10 +545,7 @@ class Reach:
         except WetwareError as exc:
             log.debug("peer.not_found", peer=peer, source=source, why=exc)
             if peer not in self._states:  # also one that is not there: announcements are cheap
-                self._strangers[peer] = self.now() + self.limits.stranger_s
-                self._strangers.move_to_end(peer)
-                while len(self._strangers) > self.limits.strangers_max:
-                    self._strangers.popitem(last=False)
+                self._strangers.put(peer, None)
         finally:
             self._found_busy.discard(peer)
             self._wake.set()

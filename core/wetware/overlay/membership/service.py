@@ -75,7 +75,7 @@ class Membership:
         describe: What the node's record says, asked every `DESCRIBE_S`: addrs, host, name, labels,
             version, services, and if it knows better than the system load and memory_bytes.
         data_dir: Where the peer store and the incarnation are kept.
-        reach_limits: For tests; from `config` if None.
+        reach_limits: For tests.
         rng: Chooses whom to probe, and jitter.
     """
 
@@ -113,16 +113,9 @@ class Membership:
             introductions,
             self._store,
             members=self._states,
+            config=config,
             clock=clock,
-            limits=reach_limits
-            or ReachLimits(
-                full_mesh_max=config.full_mesh_max,
-                neighbours=config.neighbours,
-                redial_s_min=config.redial_s_min,
-                redial_s_max=config.redial_s_max,
-                stranger_s=config.stranger_s,
-                dials_max=config.dials_max,
-            ),
+            limits=reach_limits,
             rng=self._rng,
         )
         self.courier = Courier(self.reach, config.queue_bytes_max, self._unreachable)

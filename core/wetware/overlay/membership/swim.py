@@ -76,6 +76,14 @@ def middle(offsets: Iterable[float]) -> float | None:
     return min(ordered[~half], ordered[half], key=abs)
 
 
+def _key(peer: PeerId) -> bytes | None:
+    """None of a foreign libp2p peer: certified, maybe, but it has no record."""
+    try:
+        return key_of(peer)
+    except Malformed:
+        return None
+
+
 class Swim:
     """The membership of one node.
 
@@ -171,8 +179,11 @@ class Swim:
             if node.offset_s is not None and node.lives
         }
 
+    def _find(self, peer: PeerId) -> Node | None:
+        return self._table.nodes.get(key) if (key := _key(peer)) else None
+
     def member(self, peer: PeerId) -> Known | None:
-        node = self._table.find(peer)
+        node = self._find(peer)
         return None if node is None else node.snapshot()
 
     def members(self) -> dict[PeerId, Known]:
@@ -273,11 +284,8 @@ class Swim:
 
     def peer_up(self, peer: PeerId) -> None:
         """A connection to a member came up."""
-        if self.record.left or peer == self.record.peer:
-            return
-        try:
-            key = key_of(peer)
-        except Malformed:
+        key = _key(peer)
+        if key is None or key == self._key or self.record.left:
             return
         source = self._sources.seen(key)
         source.connected = True
@@ -291,21 +299,13 @@ class Swim:
 
     def peer_down(self, peer: PeerId) -> None:
         """The last connection to a member went."""
-        if (source := self._source(peer)) is not None:
+        if (key := _key(peer)) and (source := self._sources.get(key)) is not None:
             source.connected = False
         self.probe(peer)
 
-    def _source(self, peer: PeerId) -> Source | None:
-        try:
-            return self._sources.get(key_of(peer))
-        except Malformed:
-            return None
-
     def unreachable(self, peer: PeerId) -> None:
         """A dial or a send to a member failed."""
-        try:
-            key = key_of(peer)
-        except Malformed:
+        if (key := _key(peer)) is None:
             return
         self._probing.unreachable(key)
         if (source := self._sources.get(key)) is not None and source.asked:
@@ -313,12 +313,12 @@ class Swim:
 
     def heard(self, peer: PeerId) -> None:
         """A member sent something, authenticated, on whatever stream: it lives."""
-        if (node := self._table.find(peer)) is not None:
+        if (node := self._find(peer)) is not None:
             self._heard(node)
 
     def probe(self, peer: PeerId) -> None:
         """Probe a member now, out of turn."""
-        if (node := self._table.find(peer)) is not None and not self.record.left:
+        if (node := self._find(peer)) is not None and not self.record.left:
             self._probing.probe(node)
 
     def ping(self, peer: PeerId, answered: Callable[[], None]) -> None:
@@ -346,7 +346,7 @@ class Swim:
         self._gossip.tell_fact(wire.digest_of(fact))
 
     def evict(self, peer: PeerId) -> None:
-        if (node := self._table.find(peer)) is not None:
+        if (node := self._find(peer)) is not None:
             self._remove(node)
 
     def leave(self) -> None:

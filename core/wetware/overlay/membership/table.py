@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from wetware.overlay.membership import wire
 from wetware.overlay.membership.known import Known, State
-from wetware.overlay.membership.record import Malformed, key_of
+from wetware.overlay.membership.record import key_of
 from wetware.overlay.membership.wire import ALIVE, DEAD, SUSPECT
 
 if TYPE_CHECKING:
     import random
 
-    from wetware.identity import PeerId
     from wetware.overlay.membership.record import Record
     from wetware.overlay.membership.suspicion import Suspicion
 
@@ -76,12 +75,6 @@ class Table:
         self._sorted: list[bytes] | None = None
         self._ring: list[bytes] = []  # may hold keys of nodes that are gone
         self._ring_at = 0
-
-    def find(self, peer: PeerId) -> Node | None:
-        try:
-            return self.nodes.get(key_of(peer))
-        except Malformed:  # a foreign libp2p peer: certified, maybe, but it has no record
-            return None
 
     def keys(self) -> list[bytes]:
         """Everybody's, this node's included, sorted."""

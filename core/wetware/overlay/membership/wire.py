@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
@@ -51,6 +51,11 @@ class Kind(IntEnum):
     HAVE = 8
 
 
+_NO_ENTRIES: Final[list[tuple[bytes, int, int, int]]] = []
+_NO_CLAIMS: Final[list[tuple[bytes, int, bytes, int]]] = []
+_NO_BYTES: Final[list[bytes]] = []
+
+
 @dataclass(slots=True)
 class Frame:
     """A decoded frame, checked: packed fields have whole items, everything is within bounds."""
@@ -62,14 +67,14 @@ class Frame:
     entries: list[tuple[bytes, int, int, int]]
     claims: list[tuple[bytes, int, bytes, int]]
     facts: list[bytes]
-    low: bytes
-    high: bytes
-    covers_facts: bool
-    wants: list[bytes]
-    fact_wants: list[bytes]
-    records: list[bytes]
-    blobs: list[bytes]
     done: bool
+    low: bytes = b""
+    high: bytes = b""
+    covers_facts: bool = False
+    wants: list[bytes] = field(default_factory=lambda: _NO_BYTES)
+    fact_wants: list[bytes] = field(default_factory=lambda: _NO_BYTES)
+    records: list[bytes] = field(default_factory=lambda: _NO_BYTES)
+    blobs: list[bytes] = field(default_factory=lambda: _NO_BYTES)
 
 
 def _packed(value: Any, size: int) -> list[bytes]:
@@ -93,9 +98,6 @@ def _key(value: Any) -> bytes:
     return value
 
 
-_NO_ENTRIES: Final[list[tuple[bytes, int, int, int]]] = []
-_NO_CLAIMS: Final[list[tuple[bytes, int, bytes, int]]] = []
-_NO_BYTES: Final[list[bytes]] = []
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _PROBES: Final = frozenset((Kind.PING, Kind.ACK, Kind.NACK, Kind.PING_REQ))
 
@@ -152,26 +154,13 @@ def decode(data: bytes, *, bytes_max: int, fact_bytes_max: int) -> Frame:
     done = get("z", False)
     if type(done) is not bool:
         raise Malformed("a frame's end is true or false")
-    if kind in _PROBES:  # the common case: no more than rumours
-        facts = _packed(get("f"), DIGEST_BYTES) if "f" in fields else _NO_BYTES
-        return Frame(
-            kind, seq, node, unix_ms, entries, claims, facts, b"", b"", False,
-            _NO_BYTES, _NO_BYTES, _NO_BYTES, _NO_BYTES, done,
-        )  # fmt: skip
-    return Frame(
-        kind,
-        seq,
-        node,
-        unix_ms,
-        entries,
-        claims,
-        _packed(get("f", b""), DIGEST_BYTES),
-        _key(get("l", b"")),
-        _key(get("h", b"")),
-        "d" not in fields and "f" in fields,
-        _packed(get("w", b""), KEY_BYTES),
-        _packed(get("g", b""), DIGEST_BYTES),
-        _bytes_list(get("r", []), RECORD_BYTES_MAX),
-        _bytes_list(get("b", []), fact_bytes_max),
-        done,
-    )
+    facts = _packed(get("f"), DIGEST_BYTES) if "f" in fields else _NO_BYTES
+    frame = Frame(kind, seq, node, unix_ms, entries, claims, facts, done)
+    if kind not in _PROBES:  # those are the common case, and hold no more than rumours
+        frame.low, frame.high = _key(get("l", b"")), _key(get("h", b""))
+        frame.covers_facts = "d" not in fields and "f" in fields
+        frame.wants = _packed(get("w", b""), KEY_BYTES)
+        frame.fact_wants = _packed(get("g", b""), DIGEST_BYTES)
+        frame.records = _bytes_list(get("r", []), RECORD_BYTES_MAX)
+        frame.blobs = _bytes_list(get("b", []), fact_bytes_max)
+    return frame

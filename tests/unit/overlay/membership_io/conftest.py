@@ -35,11 +35,11 @@ QUICK = MembershipConfig(
     suspicion_mult=3,
     suspicion_max_mult=2,
     update_s_min=0.05,
+    redial_s_min=0.05,
+    redial_s_max=0.5,
 )
 """Deaths are known in about two seconds; slow enough for a busy machine."""
-QUICK_REACH = ReachLimits(
-    redial_s_min=0.05, redial_s_max=0.5, second_s=0.2, stable_s=0.2, dial_s=2.0, introduce_s=2.0
-)
+QUICK_REACH = ReachLimits(second_s=0.2, stable_s=0.2, dial_s=2.0, introduce_s=2.0)
 
 DEADLINE_S = 20.0
 

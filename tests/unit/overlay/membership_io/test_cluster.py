@@ -78,8 +78,8 @@ async def test_a_frozen_node_is_suspected_and_dead_and_comes_back(
     membership = frozen.membership
     # As SIGSTOP: TCP goes on, and nothing is read, answered or probed.
     thaw = asyncio.Event()
-    read = membership._receive
-    monkeypatch.setattr(membership, "_receive", lambda peer, frame: None)
+    read = membership.inbound._receive
+    monkeypatch.setattr(membership.inbound, "_receive", lambda peer, frame: None)
     monkeypatch.setattr(membership, "_rearm", lambda: None)
     if membership._timer is not None:
         membership._timer.cancel()
@@ -95,7 +95,7 @@ async def test_a_frozen_node_is_suspected_and_dead_and_comes_back(
     )
     await net.until(lambda: all(node.sees(frozen, state="dead") for node in others))
     thaw.set()
-    monkeypatch.setattr(membership, "_receive", read)
+    monkeypatch.setattr(membership.inbound, "_receive", read)
     monkeypatch.undo()
     membership._tick()
     await net.until(lambda: all(node.sees(frozen) for node in others))
@@ -126,7 +126,7 @@ async def test_a_restart_with_a_new_port_is_one_member_and_needs_no_bootstrap(ne
     await net.converged(*nodes)
     node, *others = reversed(nodes)
     before = node.membership.swim.record
-    await net.until(lambda: len(node.membership._store) == 3)
+    await net.until(lambda: len(node.membership._store.peers()) == 3)
     await node.kill()
     await node.start()  # no address given: its own store leads back
     assert str(node.addr) not in before.addrs
@@ -173,7 +173,7 @@ async def test_an_evicted_node_is_cut_off_everywhere(
     await net.until(lambda: all(node.state(evicted) is None for node in rest))
     await net.until(lambda: not any(node.is_up(evicted) for node in rest))
     await net.until(lambda: not any(node.host.connection(evicted.peer) for node in rest))
-    assert all(evicted.peer not in node.membership._store for node in rest)
+    assert all(evicted.peer not in node.membership._store.peers() for node in rest)
     # It tries to come back with its key and certificate, at a new address too.
     await evicted.stop()
     await evicted.start(others[0].addr, founder.addr)
@@ -202,10 +202,10 @@ async def test_an_evicted_node_in_the_peer_store_is_dropped_too(net: Any) -> Non
     await gone.kill()
     await founder.stop()
     await founder.start()
-    assert gone.peer in founder.membership._store
+    assert gone.peer in founder.membership._store.peers()
     assert founder.state(gone) is None
     await founder.admission.evict(gone.peer, "")
-    await net.until(lambda: gone.peer not in founder.membership._store)
+    await net.until(lambda: gone.peer not in founder.membership._store.peers())
 
 
 async def test_a_stranger_is_refused(net: Any) -> None:
@@ -322,8 +322,7 @@ async def test_discovered_members_are_joined(net: Any) -> None:
 
 async def test_beyond_the_full_mesh_few_connections_carry_all(net: Any) -> None:
     config = replace(net.config, full_mesh_max=4, neighbours=2)
-    reach = replace(net.reach, full_mesh_max=4, neighbours=2)
-    nodes = await net.cluster(7, config=config, reach=reach)
+    nodes = await net.cluster(7, config=config)
     await net.converged(*nodes)
     victim, *others = reversed(nodes)
     await net.until(

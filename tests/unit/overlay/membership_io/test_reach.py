@@ -19,21 +19,15 @@ from wetware.errors import AdmissionRefused, DialError, OverlayError
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
 from wetware.overlay.link import Connection, LinkHost
+from wetware.overlay.membership.config import MembershipConfig
 from wetware.overlay.membership.peers import PeerStore
 from wetware.overlay.membership.reach import Reach, ReachLimits, ring_neighbours
 from wetware.testing import tasks_of_core
 
 pytestmark = pytest.mark.anyio
 
-QUICK = ReachLimits(
-    redial_s_min=0.02,
-    redial_s_max=0.2,
-    second_s=0.1,
-    stable_s=0.05,
-    dial_s=1.0,
-    introduce_s=0.3,
-    found_per_s=50.0,
-)
+QUICK = ReachLimits(second_s=0.1, stable_s=0.05, dial_s=1.0, introduce_s=0.3, found_per_s=50.0)
+QUICK_CONFIG = MembershipConfig(redial_s_min=0.02, redial_s_max=0.2)
 
 
 class SystemClock:
@@ -98,7 +92,9 @@ class Introductions:
 class Node:
     """A host with its reach, and a table of members that the test writes."""
 
-    def __init__(self, host: LinkHost, store: PeerStore, limits: ReachLimits) -> None:
+    def __init__(
+        self, host: LinkHost, store: PeerStore, config: MembershipConfig, limits: ReachLimits
+    ) -> None:
         self.host, self.store = host, store
         self.trusted: set[PeerId] = set()
         self.states: dict[PeerId, str] = {}
@@ -108,6 +104,7 @@ class Node:
             self.introductions,
             store,
             members=lambda: dict(self.states),
+            config=config,
             clock=SystemClock(),
             limits=limits,
             rng=random.Random(7),
@@ -149,6 +146,7 @@ class Net:
         self,
         key: Key | None = None,
         limits: ReachLimits = QUICK,
+        config: MembershipConfig = QUICK_CONFIG,
         *,
         run: bool = True,
         port: int = 0,
@@ -156,7 +154,7 @@ class Net:
         host = await self.stack.enter_async_context(LinkHost(key or Key.generate()))
         await host.listen([Multiaddr("ip4", "127.0.0.1", port)])
         store = PeerStore(self.path / f"{host.peer_id}.json", unix_ms=lambda: 1)
-        node = Node(host, store, limits)
+        node = Node(host, store, config, limits)
         if run:
             await self.start(node)
         return node
@@ -218,11 +216,6 @@ def test_ring_neighbours_choose_each_other(size: int, count: int) -> None:
             seen.add(other)
             todo.append(other)
     assert seen == set(peers)
-
-
-def test_limits_are_positive() -> None:
-    with pytest.raises(ValueError, match="neighbours must be positive"):
-        ReachLimits(neighbours=0)
 
 
 # --- members --------------------------------------------------------------------------------------
@@ -333,8 +326,8 @@ async def test_a_node_that_was_forgotten_is_not_dialled(net: Net) -> None:
 
 
 async def test_a_large_cluster_keeps_neighbours_and_dials_the_others_on_demand(net: Net) -> None:
-    limits = ReachLimits(full_mesh_max=4, neighbours=2, redial_s_min=0.02, second_s=0.05)
-    nodes = [await net.node(limits=limits) for _ in range(7)]
+    config = replace(QUICK_CONFIG, full_mesh_max=4, neighbours=2)
+    nodes = [await net.node(limits=ReachLimits(second_s=0.05), config=config) for _ in range(7)]
     for node in nodes:
         for other in nodes:
             if other is not node:
@@ -353,10 +346,8 @@ async def test_a_large_cluster_keeps_neighbours_and_dials_the_others_on_demand(n
 
 
 async def test_connections_on_demand_are_bounded_and_the_least_used_goes(net: Net) -> None:
-    limits = ReachLimits(
-        full_mesh_max=1, neighbours=1, on_demand_max=2, redial_s_min=0.02, redial_s_max=0.1
-    )
-    node = await net.node(limits=limits)
+    config = replace(QUICK_CONFIG, full_mesh_max=1, neighbours=1, redial_s_max=0.1)
+    node = await net.node(limits=ReachLimits(on_demand_max=2), config=config)
     others = [await net.node(run=False) for _ in range(6)]
     for other in others:
         node.knows(other)
@@ -499,11 +490,12 @@ async def test_a_hint_for_a_known_member_is_tried_beside_its_own_addresses(net: 
     for number in range(100):
         other = PeerId(f"12D3KooW{number:044d}")
         node.states[other] = "dead"
+        node.store.named(other, [dead_addr()])
         node.reach.changed()
     await until(lambda: len(node.reach._targets) > 100)
     for port in range(1, 50):
         node.reach.found(Multiaddr("ip4", "127.0.0.97", port, other), "mdns")
-    assert len(node.reach.addrs(other)) <= 4
+    assert len(node.store.addrs(other)) == 1 + 4
 
 
 async def test_a_member_that_left_is_found_where_it_is_announced(net: Net) -> None:
@@ -515,7 +507,11 @@ async def test_a_member_that_left_is_found_where_it_is_announced(net: Net) -> No
 
 
 async def test_the_lost_are_not_in_the_way_of_the_living(net: Net) -> None:
-    node = await net.node(limits=replace(QUICK, dials_max=2, dial_s=30.0), run=False)
+    node = await net.node(
+        limits=replace(QUICK, dial_s=30.0),
+        config=replace(QUICK_CONFIG, dials_max=2),
+        run=False,
+    )
     server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     hung = Multiaddr("ip4", "127.0.0.1", server.sockets[0].getsockname()[1])
     for number in range(20):
