@@ -7,6 +7,7 @@ operators invite and evict. See schema/core.capnp.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -16,6 +17,7 @@ import anyio
 
 from wetware import rpc
 from wetware.base.access import Access
+from wetware.base.bounds import Claim, Places
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.broker.protocol import CORE
@@ -109,7 +111,7 @@ class ClusterService(Service):
         self.limits, self.closed = limits, closed
         self._accept_pipe, self.check = accept_pipe, check
         self._watches: set[rpc.Pump] = set()
-        self._tunnels = 0
+        self._tunnels = Places()
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -165,29 +167,27 @@ class ClusterService(Service):
 
     # --- tunnels ----------------------------------------------------------------------------------
 
-    async def start_tunnel(self, peer: PeerId, done: Callable[[], None]) -> rpc.Servant:
+    async def start_tunnel(
+        self, session: ClusterServant, principal: Principal, peer: PeerId
+    ) -> rpc.Servant:
         """A stream to the link of a member; raises DialError, LimitExceeded."""
-        limit = self.limits.tunnels_max
-        if self._tunnels >= limit:
-            raise LimitExceeded(f"{limit} tunnels are open (tunnels_max)")
+        own, all_ = self.limits.tunnels_per_session_max, self.limits.tunnels_max
         if self._tasks is None:
             raise Disconnected("the service is not running")
-        self._tunnels += 1
-        try:
+        with contextlib.ExitStack() as stack:
+            place = self._tunnels.hold(
+                Claim(session, own, f"{own} tunnels of one session (tunnels_per_session_max)"),
+                Claim(None, all_, f"{all_} tunnels are open (tunnels_max)"),
+            )
+            stack.enter_context(place)
+            self.audit.record("tunnel.opened", principal=principal, peer=peer)
             connection = await self.membership.reach.connect(peer)
             stream = await connection.open_stream(TUNNEL_PROTOCOL)
-        except BaseException:
-            self._tunnels -= 1
-            raise
-        near = rpc.ByteStream()
-        carrying = self._carry(TunnelPipe(near), stream)
-        task = self._tasks.create_task(carrying, name=f"tunnel to {peer.short}")
-
-        def ended(_task: object) -> None:
-            self._tunnels -= 1
-            done()
-
-        task.add_done_callback(ended)
+            near = rpc.ByteStream()
+            carrying = self._carry(TunnelPipe(near), stream)
+            task = self._tasks.create_task(carrying, name=f"tunnel to {peer.short}")
+            held = stack.pop_all()
+            task.add_done_callback(lambda _: held.close())
         return near.servant
 
     async def _carry(self, pipe: TunnelPipe, stream: Stream) -> None:
@@ -207,7 +207,6 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         self._service, self._principal = service, principal
         self._admission, self._membership = service.admission, service.membership
         self._audit = service.audit
-        self._tunnels = 0
 
     # --- for users --------------------------------------------------------------------------------
 
@@ -234,20 +233,8 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
 
     async def tunnel(self, peer: str) -> dict[str, object]:
         """A stream to the link of a member."""
-        limit = self._service.limits.tunnels_per_session_max
-        if self._tunnels >= limit:
-            raise LimitExceeded(f"{limit} tunnels of one session (tunnels_per_session_max)")
         target = self._member(peer)
-        self._audit.record("tunnel.opened", principal=self._principal, peer=target)
-        self._tunnels += 1
-        try:
-            return {"stream": await self._service.start_tunnel(target, self._tunnel_ended)}
-        except BaseException:
-            self._tunnel_ended()
-            raise
-
-    def _tunnel_ended(self) -> None:
-        self._tunnels -= 1
+        return {"stream": await self._service.start_tunnel(self, self._principal, target)}
 
     def _member(self, peer: str) -> PeerId:
         found = PeerId.parse(peer)
