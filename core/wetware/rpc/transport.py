@@ -9,7 +9,7 @@ both directions, and reads a message in two or three small pieces. So the transp
   over whole messages only;
 - keeps book of calls that are not answered yet, and stops reading while they hold too many bytes;
 - bounds what all connections together hold of incomplete messages, and how long one may take;
-- collects what is written in one turn of the loop, behind its first call or result, into one write;
+- collects what is written in one turn of the loop into one write, where many calls are open;
 - carries frames of bytes between the messages, which pycapnp does not see: see `bytestream`.
 """
 
@@ -48,6 +48,8 @@ _PIECE_BYTES: Final = 16 << 10
 _WRITES_JOINED_MAX: Final = 16
 """Pieces that leave together. With many calls in flight the peer works on the first of them while
 the rest are made; waiting for the end of the turn would let the two ends take turns."""
+_FEW_CALLS: Final = 4
+"""Open calls, of both ends together, up to which no message waits for the end of the turn."""
 
 
 class Partials:
@@ -181,7 +183,7 @@ class RpcTransport:
         self._when_drained: list[Callable[[], None]] = []
         self._unwritten = self._size = 0  # of the message that pycapnp is writing
         self._told: tuple[int, int] | None = None  # its kind and ID, by its first segment
-        self._prompt = False  # a message of this turn has left at once
+        self._asked = 0  # our calls that the peer has not answered
         # Book of the peer's calls: question ID → bytes of parameters, 0 once answered.
         self._answers: dict[int, int] = {}
         self._in_bytes = 0
@@ -228,8 +230,8 @@ class RpcTransport:
     def write(self, data: bytes) -> None:
         """A piece of a message: the table of its segments, or one of these.
 
-        The first call or result of a turn of the loop leaves once it is complete: the peer may have
-        nothing else to do. What follows in the turn leaves at its end, in few pieces.
+        Where few calls are open, a call or a result leaves once it is complete: the peer waits for
+        it. What else is written in a turn of the loop leaves at its end, in few pieces.
         """
         if self._closing:
             return
@@ -244,8 +246,9 @@ class RpcTransport:
             kind, ident = self._told
             if kind == RETURN:
                 self._returned(ident, self._size)
-            if kind in (CALL, RETURN) and not self._prompt:
-                self._prompt = True
+            elif kind in (CALL, BOOTSTRAP):
+                self._asked += 1
+            if kind in (CALL, RETURN) and self._asked + len(self._answers) <= _FEW_CALLS:
                 self._flush()
 
     def close(self) -> None:
@@ -397,6 +400,8 @@ class RpcTransport:
         """Keep book of one inbound message; False if it has to wait until calls are answered."""
         if kind == FINISH:
             self._in_bytes -= self._answers.pop(ident, 0)
+        elif kind == RETURN:
+            self._asked -= 1
         elif kind in (CALL, BOOTSTRAP):
             if self._in_bytes and self._in_bytes + size > self._limits.call_bytes_in_max:
                 return False
@@ -550,8 +555,9 @@ class RpcTransport:
             self._flush()
 
     def _flush_turn(self) -> None:
-        self._flush_due = self._prompt = False
-        self._flush()
+        self._flush_due = False
+        if self._out or self._closing:
+            self._flush()
 
     def flush(self) -> None:
         """Send what was written now, not at the end of the turn."""
