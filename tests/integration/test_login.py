@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -14,13 +13,10 @@ import wetware
 from wetware import rpc
 from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
+from wetware.base.structs import to_struct
 from wetware.broker.protocol import (
     CORE,
     GATE_PROTOCOL,
-    challenge_from_wire,
-    challenge_to_wire,
-    proof_to_wire,
-    status_from_name,
 )
 from wetware.client import LoginRefused
 from wetware.errors import (
@@ -55,11 +51,11 @@ class CarelessSigner(rpc.Servant, interface=CORE.Signer):
         self.seen: Challenge | None = None
         self.sent: Proof | None = None
 
-    async def sign(self, challenge: dict[str, Any]) -> dict[str, object]:
-        self.seen = challenge_from_wire(challenge)
+    async def sign(self, challenge: bytes) -> dict[str, object]:
+        self.seen = Challenge.from_signed_bytes(challenge)
         await asyncio.sleep(self.delay_s)
         self.sent = self.proof or await Ed25519Signer(self.key).sign(self.change(self.seen))
-        return {"proof": proof_to_wire(self.sent)}
+        return {"proof": to_struct(self.sent)}
 
 
 @contextlib.asynccontextmanager
@@ -78,7 +74,7 @@ async def gate_of(addr: str, key: Key | None = None) -> AsyncIterator[tuple[rpc.
 async def attempt(gate: rpc.Ref, signer: rpc.Servant) -> LoginStatus:
     terminal = (await gate.call("terminal"))["terminal"]
     reply = await terminal.call("login", signer=signer)
-    status = status_from_name(reply["status"])
+    status = LoginStatus(reply["status"])
     assert (reply["session"] is not None) == (status is LoginStatus.GRANTED)
     return status
 
@@ -105,10 +101,10 @@ async def test_a_signature_by_another_key_is_bad(node: NodeProcess) -> None:
     operator, thief = node.home.key(), Key.generate()
 
     class Forger(CarelessSigner):
-        async def sign(self, challenge: dict[str, Any]) -> dict[str, object]:
-            statement = challenge_from_wire(challenge).signed_bytes()
+        async def sign(self, challenge: bytes) -> dict[str, object]:
+            statement = Challenge.from_signed_bytes(challenge).signed_bytes()
             payload = operator.public + thief.sign(statement)
-            return {"proof": proof_to_wire(Proof(SCHEME, payload, statement))}
+            return {"proof": to_struct(Proof(SCHEME, payload, statement))}
 
     async with gate_of(node.addr) as (gate, _):
         assert await attempt(gate, Forger(thief)) is LoginStatus.BAD_SIGNATURE
@@ -166,7 +162,7 @@ async def test_a_terminal_serves_one_attempt(node: NodeProcess) -> None:
         terminal = (await gate.call("terminal"))["terminal"]
         await terminal.call("login", signer=CarelessSigner(Key.generate()))
         reply = await terminal.call("login", signer=CarelessSigner(node.home.key()))
-        assert status_from_name(reply["status"]) is LoginStatus.TOO_MANY_TRIES
+        assert LoginStatus(reply["status"]) is LoginStatus.TOO_MANY_TRIES
         assert reply["session"] is None
 
 
@@ -174,7 +170,7 @@ async def test_no_signer(node: NodeProcess) -> None:
     async with gate_of(node.addr) as (gate, _):
         terminal = (await gate.call("terminal"))["terminal"]
         reply = await terminal.call("login", signer=None)
-        assert status_from_name(reply["status"]) is LoginStatus.MALFORMED
+        assert LoginStatus(reply["status"]) is LoginStatus.MALFORMED
 
 
 async def test_terminals_are_bounded_per_connection(node: NodeProcess) -> None:
@@ -238,16 +234,16 @@ class Relay:
                 assert signer is not None
 
                 class Forward(rpc.Servant, interface=CORE.Signer):
-                    async def sign(self, challenge: dict[str, Any]) -> dict[str, object]:
-                        relay.seen = challenge_from_wire(challenge)
+                    async def sign(self, challenge: bytes) -> dict[str, object]:
+                        relay.seen = Challenge.from_signed_bytes(challenge)
                         wanted = relay.rewrite(relay.seen, ours, relay.host.peer_id)
-                        reply = await signer.call("sign", challenge=challenge_to_wire(wanted))
+                        reply = await signer.call("sign", challenge=wanted.signed_bytes())
                         return {"proof": dict(reply["proof"])}
 
                 async with gate_of(relay.target) as (gate, _):
                     relay.status = await attempt(gate, Forward())
                 try:
-                    await Forward().sign(challenge_to_wire(relay.seen))
+                    await Forward().sign(relay.seen.signed_bytes())
                 except WetwareError as exc:
                     relay.again.append(exc.message)
                 return {"status": "badSignature", "reason": "relayed"}

@@ -27,8 +27,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from wetware import rpc
 from wetware.base import cbor
 from wetware.base.multiaddr import Multiaddr
+from wetware.broker.backend import compare
 from wetware.broker.fences import FENCE_BYTES_MAX, Fence
-from wetware.broker.gate import compare
 from wetware.broker.glob import glob
 from wetware.broker.methods import patterns_of
 from wetware.broker.sturdy import SturdyRef

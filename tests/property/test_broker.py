@@ -234,7 +234,7 @@ class History:
         if owner is not None:
             with contextlib.suppress(NotFound):  # it is gone from the tree: nothing to end
                 await owner.session.revoke(grant)
-        elif (found := self.nodes[model.at].tree.get(grant)) is not None:
+        elif (found := self.nodes[model.at].tree.grants.get(grant)) is not None:
             found.revoke("by the operator")
         self.model.revoke(model)
         self.done["revocation"] += 1

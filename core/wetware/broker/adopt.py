@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+import functools
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from wetware import rpc
 from wetware.base.bounds import Claim, Places
@@ -51,15 +51,8 @@ Connect = Callable[["PeerId"], Awaitable[rpc.RpcConnection]]
 """Opens an RPC connection to a member's Gate; raises OverlayError or AdmissionRefused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Adopted:
-    """A reference of another node, as its holder here gets it.
-
-    Attributes:
-        session: To be returned: the issuer's session behind the membrane.
-        grant: The local one.
-        lease_s: How long it works without hearing from the issuer.
-    """
+class Adopted(NamedTuple):
+    """The issuer's session behind the membrane, the grant that cuts it here, and its lease."""
 
     session: rpc.Guarded
     grant: Grant
@@ -76,14 +69,7 @@ class _Peer:
 
 
 class Adoptions:
-    """All of them.
-
-    Args:
-        peer_id: This node.
-        connect: See Connect.
-        limits: Bounds.
-        services: Of this node, which give the interfaces of the services there.
-    """
+    """All of them; this node's own `services` give the interfaces of those there."""
 
     def __init__(
         self,
@@ -113,34 +99,29 @@ class Adoptions:
                 hint="use it directly: `ww use REF`, or wetware.connect(ref)",
                 code="invalid.reference",
             )
-        stack = contextlib.AsyncExitStack()
+        limits = self._limits
         async with contextlib.AsyncExitStack() as undo:
-            await undo.enter_async_context(stack)
-            limits = self._limits
-            stack.enter_context(
+            undo.enter_context(
                 self._places.hold(
-                    Claim(
-                        session.id,
-                        limits.adoptions_per_session_max,
-                        f"{limits.adoptions_per_session_max} references of other nodes are held by "
-                        "this session (adoptions_per_session_max)",
-                    ),
-                    Claim(
-                        "all",
-                        limits.adoptions_max,
-                        f"{limits.adoptions_max} references of other nodes are held here "
-                        "(adoptions_max)",
-                    ),
+                    *(
+                        Claim(key, limit, f"{limit} references of other nodes are held {where}")
+                        for key, limit, where in (
+                            (
+                                session.id,
+                                limits.adoptions_per_session_max,
+                                "by this session (adoptions_per_session_max)",
+                            ),
+                            ("all", limits.adoptions_max, "here (adoptions_max)"),
+                        )
+                    )
                 )
             )
             try:
                 async with asyncio.timeout(ADOPT_S):
-                    gate = await stack.enter_async_context(self._gate(ref.peer))
+                    gate = await undo.enter_async_context(self._gate(ref.peer))
                     reply = await gate.call("redeem", id=bytes.fromhex(ref.id), secret=ref.secret)
-                    remote: rpc.Ref | None = reply["session"]
-                    if remote is None:
-                        raise InternalError("the issuer answered without a session")
-                    stack.callback(remote.close)
+                    remote = _given(reply, "session")
+                    undo.callback(remote.close)
                     sent = asyncio.get_running_loop().time()
                     lease_s = float((await remote.call("keep"))["lease_s"])
             except TimeoutError:
@@ -154,9 +135,9 @@ class Adoptions:
             grant = session.derive(
                 kind="adopted", label=f"{reply['grant']['label']} of {ref.peer}"[:128]
             )
-            undo.pop_all()
+            held = undo.pop_all()
         task = asyncio.create_task(
-            self._hold(stack, remote, grant, sent + lease_s, lease_s), name="adopted reference"
+            self._hold(held, remote, grant, sent + lease_s, lease_s), name="adopted reference"
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -170,51 +151,28 @@ class Adoptions:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # --- while it is held -------------------------------------------------------------------------
-
     async def _hold(
         self,
-        stack: contextlib.AsyncExitStack,
+        held: contextlib.AsyncExitStack,
         remote: rpc.Ref,
         grant: Grant,
         deadline: float,
         lease_s: float,
     ) -> None:
         """Until the local grant ends, whoever ends it."""
-        over = asyncio.Event()
-        grant.on_end(lambda _: over.set(), holds=False)
-        async with stack:
-            watchers = [
-                asyncio.create_task(self._told(remote)),
-                asyncio.create_task(self._beat(remote, deadline, lease_s)),
-            ]
-            waiting = asyncio.create_task(over.wait())
+        async with held:
+            watchers = (
+                # The issuer cuts this call when the reference ends.
+                asyncio.create_task(remote.call("ended")),
+                asyncio.create_task(_beat(remote, deadline, lease_s)),
+            )
+            grant.on_end(functools.partial(_cancel, watchers), holds=False)
             try:
-                done, _ = await asyncio.wait(
-                    [*watchers, waiting], return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    if task is not waiting:
-                        grant.end(_why(task))
+                done, _ = await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
+                grant.end(_why(next(task for task in watchers if task in done)))
             finally:
                 grant.end(Revoked("the node let the reference go", code=LEASE_CODE))
-                for task in (*watchers, waiting):
-                    task.cancel()
-                await asyncio.gather(*watchers, waiting, return_exceptions=True)
-
-    async def _told(self, remote: rpc.Ref) -> None:
-        """The issuer cuts this call when the reference ends."""
-        await remote.call("ended")
-
-    async def _beat(self, remote: rpc.Ref, deadline: float, lease_s: float) -> None:
-        """Ask again and again; raises TimeoutError when the lease has run out."""
-        loop = asyncio.get_running_loop()
-        while True:
-            async with asyncio.timeout_at(deadline):
-                await asyncio.sleep(lease_s / BEATS_PER_LEASE)
-                sent = loop.time()
-                await remote.call("keep")
-            deadline = sent + lease_s  # from when it was asked: the answer may have been long
+                await asyncio.gather(*watchers, return_exceptions=True)
 
     # --- connections ------------------------------------------------------------------------------
 
@@ -239,6 +197,38 @@ class Adoptions:
                     await peer.connection.aclose()
 
 
+def _cancel(tasks: Iterable[asyncio.Task[Any]], _: object) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+async def _beat(remote: rpc.Ref, deadline: float, lease_s: float) -> None:
+    """Ask again and again; raises TimeoutError when the lease has run out."""
+    loop = asyncio.get_running_loop()
+    while True:
+        async with asyncio.timeout_at(deadline):
+            await asyncio.sleep(lease_s / BEATS_PER_LEASE)
+            sent = loop.time()
+            await remote.call("keep")
+        deadline = sent + lease_s  # from when it was asked: the answer may have been long
+
+
+def _given(reply: Mapping[str, Any], name: str) -> rpc.Ref:
+    ref: rpc.Ref | None = reply[name]
+    if ref is None:
+        raise InternalError(f"the issuer answered without a {name}")
+    return ref
+
+
+def _at_issuer(method: str) -> Any:
+    """A method that the issuer's session answers."""
+
+    async def call(self: AdoptedSession, **params: object) -> Any:
+        return await self._remote.call(method, **params)
+
+    return call
+
+
 class AdoptedSession(rpc.Servant, interface=CORE.Session):
     """The issuer's session, behind the membrane. See core.capnp.
 
@@ -258,6 +248,16 @@ class AdoptedSession(rpc.Servant, interface=CORE.Session):
         self._remote, self._grant, self._services = remote, grant, services
         self._top = top
 
+    whoami = _at_issuer("whoami")
+    services = _at_issuer("services")
+    logout = _at_issuer("logout")
+    list = _at_issuer("list")
+    revoke = _at_issuer("revoke")
+    why = _at_issuer("why")
+    explain = _at_issuer("explain")
+    keep = _at_issuer("keep")
+    ended = _at_issuer("ended")
+
     async def open(self, name: str) -> dict[str, object]:
         known = self._services.get(name)
         if known is None:
@@ -266,33 +266,19 @@ class AdoptedSession(rpc.Servant, interface=CORE.Session):
                 hint="redeem the reference directly: `ww use REF`, or wetware.connect(ref)",
                 code="unsupported.service",
             )
-        service: rpc.Ref | None = (await self._remote.call("open", name=name))["service"]
-        if service is None:
-            raise InternalError("the issuer answered without a service")
+        service = _given(await self._remote.call("open", name=name), "service")
         return {"service": rpc.guarded(service.cast(known.interface), self._grant)}
 
     async def attenuate(self, terms: dict[str, Any], label: str) -> dict[str, object]:
         """A weaker one, which the issuer makes and knows of."""
         reply = await self._remote.call("attenuate", terms=terms, label=label)
-        if (remote := reply["session"]) is None:
-            raise InternalError("the issuer answered without a session")
-        session = AdoptedSession(remote, self._grant, self._services)
+        session = AdoptedSession(_given(reply, "session"), self._grant, self._services)
         return {"session": rpc.guarded(session, self._grant), "grant": reply["grant"]}
 
     async def adopt(self, ref: str) -> dict[str, object]:
         raise Unsupported(
             "a reference is adopted with the session of one's own node", code="unsupported.adopt"
         )
-
-    async def whoami(self) -> Any:
-        return await self._remote.call("whoami")
-
-    async def services(self) -> Any:
-        return await self._remote.call("services")
-
-    async def logout(self) -> None:
-        """At the issuer, which ends it here as well."""
-        await self._remote.call("logout")
 
     async def share(self, terms: dict[str, Any], uses: int, label: str) -> Any:
         """Not through somebody else: it would outlive the session that it hangs on here.
@@ -304,29 +290,6 @@ class AdoptedSession(rpc.Servant, interface=CORE.Session):
             hint="redeem the reference directly and share that: `ww use REF share …`",
             code="unsupported.share",
         )
-
-    async def grants(self) -> Any:
-        return await self._remote.call("grants")
-
-    async def revoke(self, id: str, reason: str) -> Any:
-        return await self._remote.call("revoke", id=id, reason=reason)
-
-    async def why(self, decision: str) -> Any:
-        return await self._remote.call("why", decision=decision)
-
-    async def explain(
-        self, service: str, interface: str, method: str, args: list[dict[str, str]]
-    ) -> Any:
-        return await self._remote.call(
-            "explain", service=service, interface=interface, method=method, args=args
-        )
-
-    async def keep(self) -> Any:
-        return await self._remote.call("keep")
-
-    async def ended(self) -> None:
-        """At the issuer; cut here as well."""
-        await self._remote.call("ended")
 
     def released(self) -> None:
         """The holder let go of this one; the issuer hears of it.
@@ -342,20 +305,18 @@ class AdoptedSession(rpc.Servant, interface=CORE.Session):
 def _why(task: asyncio.Task[Any]) -> CapabilityError:
     """What ended a watcher, as the reason for the holders here."""
     error = None if task.cancelled() else task.exception()
-    if isinstance(error, CapabilityError):
-        return error
-    if isinstance(error, TimeoutError):
-        return Revoked(
-            "the issuer of the reference was not heard from within the lease",
-            hint="try again when it can be reached",
-            code=LEASE_CODE,
-        )
-    if isinstance(error, WetwareError):
-        return Revoked(
-            f"the issuer of the reference is gone: {error.message}",
-            hint="try again when it can be reached",
-            code=LEASE_CODE,
-        )
-    if error is not None:
-        log.error("adoption.failed", exc_info=error)
-    return Revoked("the issuer ended the reference", code=LEASE_CODE)
+    match error:
+        case CapabilityError():
+            return error
+        case None:
+            what, hint = "the issuer ended the reference", ""
+        case TimeoutError():
+            what = "the issuer of the reference was not heard from within the lease"
+            hint = "try again when it can be reached"
+        case WetwareError():
+            what = f"the issuer of the reference is gone: {error.message}"
+            hint = "try again when it can be reached"
+        case _:
+            log.error("adoption.failed", exc_info=error)
+            what, hint = "the issuer ended the reference", ""
+    return Revoked(what, hint=hint, code=LEASE_CODE)

@@ -9,7 +9,7 @@ was left of a block is lost).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 from wetware.base.bounds import TokenBucket
@@ -27,31 +27,57 @@ Save = Callable[[int, int], Awaitable[None]]
 """Writes (calls, bytes) spent or reserved in all."""
 
 
+class Quota:
+    """How much of something may be used in all.
+
+    Args:
+        limit: None: as much as one likes; then nothing is counted.
+        spent: Before, reserved blocks included.
+        block_max: Reserved on disk at a time, at most.
+
+    Attributes:
+        free: Reserved on disk and not used yet; of a budget that is kept.
+    """
+
+    def __init__(self, limit: int | None, spent: int, block_max: int) -> None:
+        self.limit, self.spent, self.free = limit, spent, 0
+        self._block_max = block_max
+
+    @property
+    def left(self) -> int | None:
+        return None if self.limit is None else max(0, self.limit - self.spent)
+
+    @property
+    def reserved(self) -> int:
+        """Spent or reserved: what is reserved is used without another write."""
+        return self.spent + self.free
+
+    def allows(self, amount: int) -> bool:
+        return self.limit is None or self.spent + amount <= self.limit
+
+    def covers(self, amount: int) -> bool:
+        """Whether what is reserved is enough."""
+        return self.limit is None or self.free >= amount
+
+    def take(self, amount: int) -> None:
+        if self.limit is not None:
+            self.spent += amount
+            self.free -= amount
+
+    def block(self, wanted: int) -> int:
+        """How much to reserve beyond `free`: at least what is wanted, at most what is left."""
+        if self.left is None:
+            return 0
+        unreserved = max(0, self.left - self.free)
+        return min(unreserved, max(wanted - self.free, min(self._block_max, unreserved // _BLOCKS)))
+
+
 class Budget:
     """The account of one grant.
 
-    Args:
-        rate: Calls per second and burst, or None.
-        calls: Quota of calls, or None.
-        nbytes: Quota of bytes, or None.
-        monotonic: Seconds that never go back.
-        calls_spent: Spent before, reserved blocks included.
-        bytes_spent: Likewise.
-        fresh: Whether the bucket starts full; after a restart it starts empty.
+    One that is not new says what it has `spent`, calls and bytes, reserved blocks included; its
+    bucket starts empty.
     """
-
-    __slots__ = (
-        "_bucket",
-        "_bytes_free",
-        "_calls_free",
-        "_reserving",
-        "_save",
-        "bytes",
-        "bytes_spent",
-        "calls",
-        "calls_spent",
-        "rate",
-    )
 
     def __init__(
         self,
@@ -60,66 +86,48 @@ class Budget:
         nbytes: int | None,
         monotonic: Callable[[], float],
         *,
-        calls_spent: int = 0,
-        bytes_spent: int = 0,
-        fresh: bool = True,
+        spent: tuple[int, int] | None = None,
     ) -> None:
-        self.rate, self.calls, self.bytes = rate, calls, nbytes
-        self.calls_spent, self.bytes_spent = calls_spent, bytes_spent
+        calls_spent, bytes_spent = spent or (0, 0)
+        self.calls = Quota(calls, calls_spent, BLOCK_CALLS_MAX)
+        self.bytes = Quota(nbytes, bytes_spent, BLOCK_BYTES_MAX)
+        self._rate = rate
         self._bucket: TokenBucket | None = None
         if rate is not None:
-            self._bucket = TokenBucket(rate.per_s, rate.burst, monotonic, full=fresh)
+            self._bucket = TokenBucket(rate.per_s, rate.burst, monotonic, full=spent is None)
         self._save: Save | None = None
-        # Reserved on disk and not used yet; without a store all that is left.
-        self._calls_free = self._bytes_free = 0
         self._reserving: asyncio.Future[None] | None = None
+
+    @property
+    def metered(self) -> bool:
+        """Whether bytes are counted."""
+        return self.bytes.limit is not None
 
     def keep(self, save: Save) -> None:
         """From here on quotas are charged on disk first."""
         if self._save is None:
             self._save = save
-            self._calls_free = self._bytes_free = 0
-
-    @property
-    def durable(self) -> bool:
-        """Whether a store keeps it, and there is something to keep."""
-        return self._save is not None and (self.calls is not None or self.bytes is not None)
-
-    @property
-    def reserved(self) -> tuple[int, int]:
-        """(calls, bytes) spent or reserved: what is reserved is used without another write."""
-        if self._save is None:
-            return self.calls_spent, self.bytes_spent
-        return self.calls_spent + self._calls_free, self.bytes_spent + self._bytes_free
-
-    @property
-    def calls_left(self) -> int | None:
-        """What is left of the quota, or None."""
-        return None if self.calls is None else max(0, self.calls - self.calls_spent)
-
-    @property
-    def bytes_left(self) -> int | None:
-        """What is left of the quota, or None."""
-        return None if self.bytes is None else max(0, self.bytes - self.bytes_spent)
+            self.calls.free = self.bytes.free = 0
 
     def refusal(self, calls: int, nbytes: int) -> LimitExceeded | None:
         """Why so much cannot be spent now, or None."""
-        if self.calls is not None and self.calls_spent + calls > self.calls:
+        if not self.calls.allows(calls):
             return LimitExceeded(
-                f"the quota of {self.calls} calls is spent",
+                f"the quota of {self.calls.limit} calls is spent",
                 hint="ask who shared it for more",
                 code="limit.calls",
             )
-        if self.bytes is not None and self.bytes_spent + nbytes > self.bytes:
+        if not self.bytes.allows(nbytes):
             return LimitExceeded(
-                f"{nbytes} bytes, and {self.bytes_left} are left of the quota of {self.bytes}",
+                f"{nbytes} bytes, and {self.bytes.left} are left of the quota of "
+                f"{self.bytes.limit}",
                 hint="ask who shared it for more",
                 code="limit.bytes",
             )
         bucket = self._bucket
-        if self.rate is not None and bucket is not None and (wait_s := bucket.wait_s(calls)):
+        if self._rate is not None and bucket is not None and (wait_s := bucket.wait_s(calls)):
             return LimitExceeded(
-                f"more than {self.rate.text}",
+                f"more than {self._rate.text}",
                 hint=f"try again in {wait_s:.2g} s",
                 code="limit.rate",
             )
@@ -127,22 +135,14 @@ class Budget:
 
     def covers(self, calls: int, nbytes: int) -> bool:
         """Whether what is reserved on disk is enough."""
-        if self._save is None:
-            return True
-        return (self.calls is None or self._calls_free >= calls) and (
-            self.bytes is None or self._bytes_free >= nbytes
-        )
+        return self._save is None or (self.calls.covers(calls) and self.bytes.covers(nbytes))
 
     def take(self, calls: int, nbytes: int) -> None:
         """Spend; `refusal` was None and `covers` True, without an await in between."""
         if self._bucket is not None:
             self._bucket.spend(calls)
-        if self.calls is not None:
-            self.calls_spent += calls
-            self._calls_free -= calls
-        if self.bytes is not None:
-            self.bytes_spent += nbytes
-            self._bytes_free -= nbytes
+        self.calls.take(calls)
+        self.bytes.take(nbytes)
 
     async def reserve(self, calls: int, nbytes: int) -> None:
         """Write the next block; raises StoreUnavailable. Who comes meanwhile shares it."""
@@ -150,28 +150,48 @@ class Budget:
             # Whoever reserves may be cancelled or fail: then the next one tries.
             await asyncio.wait([self._reserving])
             return
-        save = self._save
-        if save is None:
+        if self._save is None:
             return
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reserving = done
-        calls_block = _block(self.calls_left, self._calls_free, calls, BLOCK_CALLS_MAX)
-        bytes_block = _block(self.bytes_left, self._bytes_free, nbytes, BLOCK_BYTES_MAX)
+        done = self._reserving = asyncio.get_running_loop().create_future()
+        more_calls, more_bytes = self.calls.block(calls), self.bytes.block(nbytes)
         try:
-            await save(
-                self.calls_spent + self._calls_free + calls_block,
-                self.bytes_spent + self._bytes_free + bytes_block,
-            )
-            self._calls_free += calls_block
-            self._bytes_free += bytes_block
+            await self._save(self.calls.reserved + more_calls, self.bytes.reserved + more_bytes)
+            self.calls.free += more_calls
+            self.bytes.free += more_bytes
         finally:
             self._reserving = None
             done.set_result(None)
 
 
-def _block(left: int | None, free: int, wanted: int, block_max: int) -> int:
-    """How much to reserve beyond `free`: at least what is wanted, at most what is left."""
-    if left is None:
-        return 0
-    unreserved = max(0, left - free)
-    return min(unreserved, max(wanted - free, min(block_max, unreserved // _BLOCKS)))
+def pay(
+    budgets: Collection[Budget], calls: int, nbytes: int, check_live: Callable[[], None]
+) -> Awaitable[None] | None:
+    """Charge every budget or none; raises LimitExceeded.
+
+    What is returned has to be awaited: it reserves on disk, asks `check_live` again, and charges.
+    """
+    return None if _paid(budgets, calls, nbytes) else _pay_later(budgets, calls, nbytes, check_live)
+
+
+def _paid(budgets: Collection[Budget], calls: int, nbytes: int) -> bool:
+    """Charge all of them, unless what is reserved does not cover it."""
+    for budget in budgets:
+        if (short := budget.refusal(calls, nbytes)) is not None:
+            raise short
+    if not all(budget.covers(calls, nbytes) for budget in budgets):
+        return False
+    for budget in budgets:
+        budget.take(calls, nbytes)
+    return True
+
+
+async def _pay_later(
+    budgets: Collection[Budget], calls: int, nbytes: int, check_live: Callable[[], None]
+) -> None:
+    paid = False
+    while not paid:
+        for budget in budgets:
+            if not budget.covers(calls, nbytes):
+                await budget.reserve(calls, nbytes)
+        check_live()
+        paid = _paid(budgets, calls, nbytes)

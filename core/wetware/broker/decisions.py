@@ -1,20 +1,14 @@
-"""Why: what decided a call, as steps along the grants from the call to a role.
-
-A denial gets an ID, which its error names; `ww why ID` shows the steps. The last DECISIONS_MAX are
-kept in memory; the audit log has the rest.
-"""
+"""The latest denials: `ww why ID` shows the steps that decided one; the audit log has the rest."""
 
 from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from wetware.broker.explanation import Explanation
-
 if TYPE_CHECKING:
+    from wetware.broker.told import Explanation
     from wetware.identity import Principal
 
 DECISIONS_MAX: Final = 4096
@@ -23,23 +17,11 @@ VALUE_CHARS_MAX: Final = 80
 DECISION_PREFIX: Final = "d-"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision(Explanation):
-    """An explanation as its node keeps it.
-
-    Attributes:
-        principals: Whose grants are on the way: who called, and all who passed on to them.
-    """
-
-    principals: frozenset[Principal] = frozenset()
-
-
 class Decisions:
-    """The latest denials, by ID and by principal."""
+    """The last DECISIONS_MAX denials, by the ID that their errors name."""
 
-    def __init__(self, decisions_max: int = DECISIONS_MAX) -> None:
-        self._max = decisions_max
-        self._kept: OrderedDict[str, Decision] = OrderedDict()
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, tuple[Explanation, frozenset[Principal]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -49,16 +31,14 @@ class Decisions:
         """An ID that cannot be guessed: whoever has it may not be allowed to see the decision."""
         return DECISION_PREFIX + secrets.token_hex(5)
 
-    def keep(self, explanation: Decision) -> None:
-        self._kept[explanation.decision] = explanation
-        while len(self._kept) > self._max:
+    def keep(self, explanation: Explanation, principals: frozenset[Principal]) -> None:
+        """Keep a denial; `principals` called, or passed on what was called."""
+        self._kept[explanation.decision] = (explanation, principals)
+        while len(self._kept) > DECISIONS_MAX:
             self._kept.popitem(last=False)
 
-    def get(self, decision: str) -> Decision | None:
-        return self._kept.get(decision)
-
-    def newest_first(self) -> Iterator[Decision]:
-        """All of them, the last one first."""
+    def newest_first(self) -> Iterator[tuple[Explanation, frozenset[Principal]]]:
+        """All of them, with their principals."""
         return reversed(self._kept.values())
 
 
@@ -67,11 +47,8 @@ def shown(args: Mapping[str, object], names: frozenset[str]) -> str:
     parts = []
     for name in sorted(names & args.keys()):
         value = args[name]
-        if isinstance(value, bytes):
-            text = f"{len(value)} bytes"
-        else:
-            text = str(value)
-            if len(text) > VALUE_CHARS_MAX:
-                text = f"{text[:VALUE_CHARS_MAX]}… ({len(text)} characters)"
+        text = f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
+        if len(text) > VALUE_CHARS_MAX:
+            text = f"{text[:VALUE_CHARS_MAX]}… ({len(text)} characters)"
         parts.append(f"{name}={text}")
     return " ".join(parts)

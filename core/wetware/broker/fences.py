@@ -14,14 +14,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from wetware.base import cbor
 from wetware.errors import Denied, InvalidArgument, LimitExceeded
 from wetware.identity import Key, PeerId, verify
 
 if TYPE_CHECKING:
-    from wetware.broker.store import Store
+    from wetware.broker.store import GrantStore
 
 DOMAIN: Final = b"wetware-fence:1\n"
 FENCE_BYTES_MAX: Final = 1024
@@ -34,7 +34,7 @@ sign tokens of locks of their own."""
 DRAIN_S_MAX: Final = 30.0
 """How long a new holder waits for the calls of the one before it."""
 _NUMBER_MAX: Final = 2**63 - 1
-_SIGNATURE_BYTES: Final = 64
+_FIELDS: Final = ("v", "authority", "epoch", "lock", "counter", "signature")
 
 
 def _bad(why: str) -> InvalidArgument:
@@ -96,20 +96,22 @@ class Fence:
             value = cbor.decode(data, bytes_max=FENCE_BYTES_MAX)
         except InvalidArgument as exc:
             raise _bad(exc.message) from None
-        fields = {"v", "authority", "epoch", "lock", "counter", "signature"}
-        if type(value) is not dict or value.keys() != fields or value["v"] != 1:
-            raise _bad("of a version that this release does not know")
-        epoch, counter, lock = value["epoch"], value["counter"], value["lock"]
-        numbers = type(epoch) is int and type(counter) is int
-        if not (numbers and 0 <= epoch <= _NUMBER_MAX and 0 <= counter <= _NUMBER_MAX):
+        match value:
+            case {
+                "v": 1,
+                "authority": bytes(authority),
+                "epoch": int(epoch),
+                "lock": str(lock),
+                "counter": int(counter),
+                "signature": bytes(signature),
+            } if len(value) == len(_FIELDS):
+                pass
+            case _:
+                raise _bad(f"not the fields {', '.join(_FIELDS)} of a release that is known here")
+        if not (0 <= epoch <= _NUMBER_MAX and 0 <= counter <= _NUMBER_MAX):
             raise _bad("epoch or counter is not a number between 0 and 2^63 - 1")
-        if type(lock) is not str or not 0 < len(lock) <= LOCK_CHARS_MAX or not lock.isprintable():
+        if not 0 < len(lock) <= LOCK_CHARS_MAX or not lock.isprintable():
             raise _bad(f"the lock's name is not 1 to {LOCK_CHARS_MAX} printable characters")
-        signature, authority = value["signature"], value["authority"]
-        if type(signature) is not bytes or len(signature) != _SIGNATURE_BYTES:
-            raise _bad("no signature")
-        if type(authority) is not bytes:
-            raise _bad("no authority")
         try:
             peer = PeerId.from_multihash(authority)
         except ValueError as exc:
@@ -146,25 +148,19 @@ class _Lock:
         await self.changed.wait()
 
 
-class Hold:
+class Hold(NamedTuple):
     """A call that goes on under a token; `release` it once."""
 
-    __slots__ = ("_lock", "_mark")
-
-    def __init__(self, lock: _Lock, mark: tuple[int, int]) -> None:
-        self._lock: _Lock | None = lock
-        self._mark = mark
-        lock.in_flight[mark] += 1
+    lock: _Lock
+    mark: tuple[int, int]
 
     def release(self) -> None:
-        """The call has ended. Idempotent."""
-        lock, self._lock = self._lock, None
-        if lock is None:
-            return
-        lock.in_flight[self._mark] -= 1
-        if lock.in_flight[self._mark] <= 0:
-            del lock.in_flight[self._mark]
-            lock.wake()
+        """The call has ended."""
+        in_flight = self.lock.in_flight
+        in_flight[self.mark] -= 1
+        if in_flight[self.mark] <= 0:
+            del in_flight[self.mark]
+            self.lock.wake()
 
 
 class Fences:
@@ -178,7 +174,7 @@ class Fences:
 
     def __init__(
         self,
-        store: Store | None = None,
+        store: GrantStore | None = None,
         known: Mapping[tuple[str, str], tuple[int, int]] | None = None,
         *,
         drain_s: float = DRAIN_S_MAX,
@@ -207,11 +203,12 @@ class Fences:
         if (refusal := self.refusal(fence)) is not None:
             raise refusal
         lock = self._locks.get((str(fence.authority), fence.lock))
-        if lock is not None and lock.durable == lock.highest == fence.mark:
-            return Hold(lock, fence.mark)
-        return None
+        if lock is None or not lock.durable == lock.highest == fence.mark:
+            return None
+        lock.in_flight[fence.mark] += 1
+        return Hold(lock, fence.mark)
 
-    async def raise_to(self, fence: Fence, owner: str = "") -> Hold:
+    async def raise_to(self, fence: Fence, owner: str = "") -> None:
         """Admit a token that is higher than any before; the lower ones are refused at once.
 
         `owner` is the principal whose role the call comes from: a new lock counts as theirs.
@@ -250,4 +247,3 @@ class Fences:
             raise refusal
         lock.durable = max(lock.durable, mark)
         lock.wake()
-        return Hold(lock, mark)

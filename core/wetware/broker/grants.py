@@ -18,19 +18,22 @@ Source: Miller, "Robust Composition" (2006), ch. 9; membranes and revocation the
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from wetware.base.log import get_logger
-from wetware.broker.budgets import Budget
-from wetware.broker.decisions import Decision, Decisions, shown
-from wetware.broker.explanation import Step
+from wetware.broker.budgets import Budget, pay
+from wetware.broker.decisions import Decisions, shown
 from wetware.broker.methods import ANY, matches, pattern_within
+from wetware.broker.naming import binds
+from wetware.broker.plan import Args, Plan, Refusal, Test
 from wetware.broker.protocol import CORE
 from wetware.broker.store import GrantRow
 from wetware.broker.terms import Terms
+from wetware.broker.told import Explanation, GrantInfo, Step
 from wetware.errors import (
     LOG_IN_AGAIN,
     Amplification,
@@ -41,14 +44,14 @@ from wetware.errors import (
     Revoked,
     WetwareError,
 )
-from wetware.rpc.values import payload_bytes
 
 if TYPE_CHECKING:
-    from wetware.broker.fences import Hold
-    from wetware.broker.tree import Tree
+    from wetware.broker.clock import SteadyClock
+    from wetware.broker.fences import Fences, Hold
+    from wetware.broker.limits import BrokerLimits
     from wetware.broker.where import Where
     from wetware.identity import Principal
-    from wetware.rpc import Method
+    from wetware.rpc import Interface, Method
 
 log = get_logger("broker")
 
@@ -66,45 +69,76 @@ SUMMARY_CHARS_MAX: Final = 512
 _TIMER_S_MIN: Final = 0.05
 _HELD: Final = frozenset({"service", "attenuated", "redeemed", "adopted"})
 """Kinds of grants that are over when nobody holds them."""
+_NO_TERMS: Final = Terms()
+_OPEN: Final[Plan[Grant]] = Plan()
 
 
-class _Test(NamedTuple):
-    """A compiled constraint. `passes` is None where it cannot be judged: a denial."""
+class Served(Protocol):
+    """A service, as far as constraints are checked against it."""
 
-    grant: Grant
-    where: Where
-    passes: Callable[[Mapping[str, object]], bool] | None
-
-    def allows(self, args: Mapping[str, object]) -> bool:
-        return self.passes is not None and self.passes(args)
+    @property
+    def interface(self) -> Interface:
+        """Of its bootstrap capability."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What has to be checked for a method; None in its place means nothing.
+class Grants:
+    """The grants of a node by ID, and what all of them are judged by.
 
     Attributes:
-        denied: No grant covers the method: why, and which grant says so.
-        tests: Constraints that all have to pass.
-        roles: The constraints of each role that covers the method: one role's have to pass; ()
-            where a role has none.
-        budgets: To be charged, each with its grant.
-        fences: Grants with a fencing token.
-        lanes: Of several roles, each with its constraints on the method, covered by it or not: who
-            breaks one is no role of what the call returns. () where there are none.
-        metered: A quota of bytes is among the budgets.
+        shares: What the shares among the grants have beside.
+        services: What sessions can open here, by name.
+        suspended: Why no capability works for now: the auth backend cannot tell who has which role.
+        shares_suspended: Why nothing that comes from a share works: one that ended may be back.
+        clock_wrong: Why expiry cannot be judged, or "".
     """
 
-    denied: tuple[Grant, str] | None = None
-    tests: tuple[_Test, ...] = ()
-    roles: tuple[tuple[_Test, ...], ...] = ()
-    budgets: tuple[tuple[Grant, Budget], ...] = ()
-    fences: tuple[Grant, ...] = ()
-    lanes: tuple[tuple[Grant, tuple[_Test, ...]], ...] = ()
-    metered: bool = False
+    def __init__(self, clock: SteadyClock, limits: BrokerLimits, fences: Fences) -> None:
+        self.clock, self.limits, self.fences = clock, limits, fences
+        self.grants: dict[str, Grant] = {}
+        self.shares: dict[str, Share] = {}
+        self.decisions = Decisions()
+        self.services: Mapping[str, Served] = {}
+        self.suspended: CapabilityError | None = None
+        self.shares_suspended: CapabilityError | None = None
+        self.clock_wrong = ""
+
+    def binds(self, where: Where) -> bool:
+        """Whether a constraint is about any method of its service, or of any service here.
+
+        One that is about none denies all of it: misspelt in a document written on a machine that
+        does not have the service, or about a parameter that a release of the service renamed.
+        """
+        names = self.services if where.service == ANY else (where.service,)
+        found = [self.services[name].interface for name in names if name in self.services]
+        return not found or any(binds(where, interface) for interface in found)
+
+    def denied(self, grant: Grant, method: Method, explanation: Explanation) -> None:
+        """A call was denied; it has had its effect."""
+
+    def gone(self, grants: Sequence[Grant], error: WetwareError | None) -> None:
+        """Grants have left the tree, and what ended them."""
 
 
-_OPEN: Final = _Plan()
+@dataclass(slots=True)
+class Share:
+    """What a durable share has beside its grant.
+
+    Attributes:
+        grant: Its node in the tree.
+        secret_hash: SHA-256 of the secret.
+        uses: How often it may be redeemed in all; None: no limit.
+        redeemed: How often it was.
+    """
+
+    grant: Grant
+    secret_hash: bytes = field(repr=False)
+    uses: int | None
+    redeemed: int = 0
+
+    @property
+    def uses_left(self) -> int | None:
+        return None if self.uses is None else max(0, self.uses - self.redeemed)
 
 
 class Grant:
@@ -127,41 +161,9 @@ class Grant:
         tree: Where it is.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_callbacks",
-        "_chain",
-        "_children",
-        "_exports",
-        "_holds",
-        "_lane",
-        "_lanes",
-        "_lent",
-        "_of_earlier_share",
-        "_plans",
-        "_summary",
-        "_tasks",
-        "_timer",
-        "budget",
-        "created_at",
-        "durable",
-        "ended",
-        "expires_at",
-        "id",
-        "kind",
-        "label",
-        "metered",
-        "parents",
-        "principal",
-        "service",
-        "services",
-        "terms",
-        "tree",
-    )
-
     def __init__(
         self,
-        tree: Tree,
+        tree: Grants,
         principal: Principal,
         *,
         kind: str,
@@ -171,7 +173,6 @@ class Grant:
         service: str | None = None,
         terms: Terms | None = None,
         durable: bool = False,
-        expires_at: float | None = None,
         row: GrantRow | None = None,
     ) -> None:
         self.tree = tree
@@ -181,33 +182,28 @@ class Grant:
         self.terms = terms or _NO_TERMS
         self.durable = durable
         self.created_at = row.created_at if row is not None else tree.clock.time()
-        self.expires_at = expires_at
+        self.expires_at = end_of(self.terms, parents)
         self.ended: WetwareError | None = None
         self._children: set[Grant] = set()
-        self._tasks: set[asyncio.Task[object]] = set()
-        self._holds: dict[asyncio.Task[object], list[Hold]] = {}
+        self._calls: dict[asyncio.Task[Any], Sequence[Hold]] = {}  # with their fencing tokens
         self._callbacks: dict[int, tuple[Callable[[WetwareError], None], bool]] = {}
         self._exports = self._lent = 0
-        self._plans: dict[Method, _Plan] = {}
+        self._plans: dict[Method, Plan[Grant]] = {}
         self._lane: tuple[Grant, ...] = parents[0]._lane if len(parents) == 1 else ()
         self._lanes: dict[tuple[Grant, ...], Grant] = {}
-        self._summary = ""
         self._timer: asyncio.TimerHandle | None = None
-        self.budget = _budget(self.terms, tree, row)
+        self.budget = self._budget(row)
         self._of_earlier_share: bool = (kind == "share" and row is not None) or any(
             parent._of_earlier_share for parent in parents
         )  # one that was made before the node started
         # From here to the top, roles left out: a session is the only one with several parents.
         above = parents[0]._chain if len(parents) == 1 else ()
         self._chain: tuple[Grant, ...] = () if kind == "role" else (self, *above)
-        self.metered = any(
-            grant.budget is not None and grant.budget.bytes is not None for grant in self._chain
-        )
+        self.metered = any(budget.metered for budget in self._budgets())
         for parent in parents:
             parent._children.add(self)
         tree.grants[self.id] = self
-        if expires_at is not None:
-            self._set_timer()
+        self._set_timer()
 
     def __repr__(self) -> str:
         return f"<Grant {self.id} {self.label} of {self.principal}>"
@@ -224,15 +220,9 @@ class Grant:
         principal: Principal | None = None,
         durable: bool = False,
     ) -> Grant:
-        """A child no stronger than this grant; it ends when this one does.
+        """A child no stronger than this grant, of the same principal; it ends when this one does.
 
-        Args:
-            kind: See the class.
-            label: What the child is for.
-            terms: What it adds; its methods have to be within this grant's.
-            service: Bind the child to one service: it guards that service's servants.
-            principal: Whose it is, if not this grant's.
-            durable: See the class.
+        With a `service` it guards that service's servants; see the class for the rest.
 
         Raises Revoked or Expired if this grant has ended, Amplification if a pattern is not within
         this grant's, LimitExceeded beyond `children_max`, `depth_max` and `grants_max`.
@@ -260,9 +250,6 @@ class Grant:
                         f"{name} {excess[0]!r} is more than grant {self.id} ({self.label}) allows",
                         hint="`ww services` shows what you may do",
                     )
-        expires_at = terms.expires_at
-        if expires_at is None or (self.expires_at is not None and self.expires_at < expires_at):
-            expires_at = self.expires_at
         return Grant(
             tree,
             principal or self.principal,
@@ -273,7 +260,6 @@ class Grant:
             service=service,
             terms=terms,
             durable=durable,
-            expires_at=expires_at,
         )
 
     def patterns(self, service: str) -> frozenset[str]:
@@ -314,7 +300,7 @@ class Grant:
     @property
     def calls_in_flight(self) -> int:
         """Calls that go on under this grant itself."""
-        return len(self._tasks)
+        return len(self._calls)
 
     @property
     def state(self) -> str:
@@ -389,7 +375,7 @@ class Grant:
             self.tree.grants.pop(grant.id, None)
         for grant in ending:
             grant._cut(error)
-        self.tree._gone(found, error)
+        self.tree.gone(found, error)
         for grant in found:
             grant._children.clear()
             for parent in grant.parents:
@@ -430,7 +416,7 @@ class Grant:
         idle = self.kind == "role" or self.ended is not None
         if not idle or self._children or self.tree.grants.pop(self.id, None) is None:
             return
-        self.tree._gone((self,), self.ended)
+        self.tree.gone((self,), self.ended)
         for parent in self.parents:
             parent._children.discard(self)
             parent._prune()
@@ -463,7 +449,7 @@ class Grant:
         """
         if self.kind not in _HELD or self.ended is not None:
             return
-        if self._exports or self._lent or self._tasks:
+        if self._exports or self._lent or self._calls:
             return
         if any(holds for _, holds in self._callbacks.values()):
             return
@@ -477,7 +463,7 @@ class Grant:
             self._timer = None
         self._plans.clear()
         self._lanes.clear()
-        for task in tuple(self._tasks):
+        for task in tuple(self._calls):
             task.cancel()
         callbacks, self._callbacks = list(self._callbacks.values()), {}
         for callback, _ in callbacks:
@@ -488,9 +474,7 @@ class Grant:
 
     # --- the guard of servants (wetware.rpc.Guard) ------------------------------------------------
 
-    def enter(
-        self, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]
-    ) -> Awaitable[None] | None:
+    def enter(self, method: Method, args: Args, task: asyncio.Task[Any]) -> Awaitable[None] | None:
         """Admit one call, or raise Denied, Revoked, Expired or LimitExceeded.
 
         `task` is cancelled when the grant ends. What is returned has to be awaited before the call
@@ -507,15 +491,13 @@ class Grant:
         plan = self._plans.get(method)
         if plan is None:
             plan = self._plans[method] = self._plan(method)
-        if len(self._tasks) >= CALLS_MAX:
+        if len(self._calls) >= CALLS_MAX:
             raise LimitExceeded(f"{CALLS_MAX} calls are in flight under grant {self.id}")
-        waiting = None
-        if plan is not _OPEN:
-            waiting = self._judge(plan, method, args, task)
-        self._tasks.add(task)
+        waiting = None if plan is _OPEN else self._judge(plan, method, args, task)
+        self._calls.setdefault(task, ())
         return waiting
 
-    def onward(self, method: Method, args: Mapping[str, object]) -> Grant:
+    def onward(self, method: Method, args: Args) -> Grant:
         """The guard of what the call returns.
 
         Of several roles, those whose constraints the call breaks are left out of it: what was
@@ -524,7 +506,7 @@ class Grant:
         plan = self._plans.get(method, _OPEN)
         if not plan.lanes or self.ended is not None:
             return self
-        lane = tuple(root for root, tests in plan.lanes if all(t.allows(args) for t in tests))
+        lane = plan.lane(args)
         if len(lane) == len(plan.lanes):
             return self
         found = self._lanes.get(lane)
@@ -540,11 +522,9 @@ class Grant:
 
     def leave(self, task: asyncio.Task[Any]) -> None:
         """The call that `enter` admitted is over."""
-        self._tasks.discard(task)
-        if self._holds:
-            for hold in self._holds.pop(task, ()):
-                hold.release()
-        if not self._exports and not self._tasks and self.kind in _HELD:
+        for hold in self._calls.pop(task, ()):
+            hold.release()
+        if not self._exports and not self._calls and self.kind in _HELD:
             self.lend()  # what the call returns is not with its caller yet
 
     def on_end(
@@ -572,228 +552,139 @@ class Grant:
         """Charge bytes of results and of calls on callbacks; raises LimitExceeded."""
         if not self.metered or method.interface == CORE.Session:
             return None
-        budgets = tuple(
-            (grant, grant.budget)
-            for grant in self._chain
-            if grant.budget is not None and grant.budget.bytes is not None
-        )
-        return self._pay(budgets, 0, nbytes)
+        budgets = [budget for budget in self._budgets() if budget.metered]
+        return pay(budgets, 0, nbytes, self.check_live)
 
     # --- the decision -----------------------------------------------------------------------------
 
-    def _plan(self, method: Method) -> _Plan:
+    def _plan(self, method: Method) -> Plan[Grant]:
         """What has to be checked for a method."""
-        service = self.service
-        interface, name = method.interface.name, method.name
-        if self.kind == "adopted" and method.interface == CORE.Session:
-            return _OPEN  # a session's own methods are no payload, wherever they are served
         if self.kind == "adopted":  # what it allows is judged by its issuer
-            budgets = tuple((g, g.budget) for g in self._chain if g.budget is not None)
-            metered = any(budget.bytes is not None for _, budget in budgets)
-            return _Plan(budgets=budgets, metered=metered) if budgets else _OPEN
+            # A session's own methods are no payload, wherever they are served.
+            budgets = {} if method.interface == CORE.Session else self._budgets()
+            return Plan(budgets=budgets, metered=self.metered) if budgets else _OPEN
+        service = self.service
         if service is None:
-            return _Plan(denied=(self, "it is bound to no service"))
+            return Plan(denied=(self, "it is bound to no service"))
+        interface, name = method.interface.name, method.name
+        lacks = f"it does not cover {service} {interface}.{name}"
         for grant in self._chain:
             if not matches(grant.patterns(service), interface, name):
                 narrowed = grant.kind == "service" and grant.terms.services is not None
-                why = f" ({grant.label})" if narrowed else ""
-                return _Plan(denied=(grant, _lacks(service, method) + why))
+                return Plan(denied=(grant, f"{lacks} ({grant.label})" if narrowed else lacks))
         if service == SESSION_SERVICE:
             return _OPEN
-        roles = [
-            root._tests(service, method)
-            for root in self.roots
-            if matches(root.patterns(service), interface, name)
-        ]
-        if not roles:
-            return _Plan(denied=(self.roots[0] if self.roots else self, _lacks(service, method)))
-        tests = tuple(test for grant in self._chain for test in grant._tests(service, method))
-        budgets = tuple((g, g.budget) for g in self._chain if g.budget is not None)
-        fences = tuple(grant for grant in self._chain if grant.terms.fence is not None)
         lanes = tuple((root, root._tests(service, method)) for root in self.roots)
-        if len(lanes) == 1 or not any(some for _, some in lanes):
-            lanes = ()
-        alternatives = () if any(not some for some in roles) else tuple(roles)
-        if not (tests or alternatives or budgets or fences or lanes):
-            return _OPEN
-        return _Plan(
-            tests=tests,
-            roles=alternatives,
-            budgets=budgets,
-            fences=fences,
-            lanes=lanes,
-            metered=any(budget.bytes is not None for _, budget in budgets),
+        roles = tuple(
+            tests for root, tests in lanes if matches(root.patterns(service), interface, name)
         )
-
-    def _tests(self, service: str, method: Method) -> tuple[_Test, ...]:
-        return tuple(
-            _Test(self, where, where.compile(method) if where.applies(method) else None)
-            for where in self.terms.where
-            if where.service in (ANY, service)
-            and (where.applies(method) or not self.tree.binds(where))
+        if not roles:
+            return Plan(denied=(self.roots[0] if self.roots else self, lacks))
+        plan = Plan(
+            tests=tuple(test for grant in self._chain for test in grant._tests(service, method)),
+            roles=roles if all(roles) else (),
+            budgets=self._budgets(),
+            metered=self.metered,
+            fences=tuple(
+                (grant, fence) for grant in self._chain if (fence := grant.terms.fence) is not None
+            ),
+            lanes=lanes if len(lanes) > 1 and any(tests for _, tests in lanes) else (),
         )
+        return _OPEN if plan == _OPEN else plan
 
-    def _verdict(
-        self, plan: _Plan, args: Mapping[str, object]
-    ) -> tuple[Grant, CapabilityError | LimitExceeded, str] | None:
-        """Which grant refuses the call, with what, and in which words; None if none does.
+    def _budgets(self) -> dict[Budget, Grant]:
+        return {grant.budget: grant for grant in self._chain if grant.budget is not None}
 
-        Nothing is spent.
-        """
-        if plan.denied is not None:
-            grant, why = plan.denied
-            return grant, Denied(why), why
-        for test in plan.tests:
-            if not test.allows(args):
-                return test.grant, Denied(_broken(test, args)), _broken(test, args)
-        if plan.roles and not any(all(t.allows(args) for t in some) for some in plan.roles):
-            test = next(t for some in plan.roles for t in some if not t.allows(args))
-            return test.grant, Denied(_broken(test, args)), _broken(test, args)
-        for grant in plan.fences:
-            if grant.terms.fence is not None:
-                refused = self.tree.fences.refusal(grant.terms.fence)
-                if refused is not None:
-                    return grant, refused, refused.message
-        nbytes = payload_bytes(args) if plan.metered else 0
-        for grant, budget in plan.budgets:
-            if (short := budget.refusal(1, nbytes)) is not None:
-                return grant, short, short.message
-        return None
+    def _tests(self, service: str, method: Method) -> tuple[Test[Grant], ...]:
+        tests = []
+        for where in self.terms.where:
+            if where.service not in (ANY, service):
+                continue
+            if where.applies(method):
+                passes = where.compile(method)
+                tests.append(Test(self, where, passes, "cannot be judged for this method"))
+            elif not self.tree.binds(where):
+                tests.append(Test(self, where, None, f"is about no method of {where.service}"))
+        return tuple(tests)
 
     def _judge(
-        self, plan: _Plan, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]
+        self, plan: Plan[Grant], method: Method, args: Args, task: asyncio.Task[Any]
     ) -> Awaitable[None] | None:
-        if (refused := self._verdict(plan, args)) is not None:
+        """Admit the call by a plan; see `enter`."""
+        if (refused := plan.refusal(args, self.tree.fences.refusal)) is not None:
             raise self._refuse(method, args, *refused)
         if plan.fences:
             holds: list[Hold] = []
-            for grant in plan.fences:
-                fence = grant.terms.fence
-                hold = self.tree.fences.enter(fence) if fence is not None else None
+            for _, fence in plan.fences:
+                hold = self.tree.fences.enter(fence)
                 if hold is None:
                     for taken in holds:
                         taken.release()
                     return self._judge_later(plan, method, args, task)
                 holds.append(hold)
-            self._holds[task] = holds
+            self._calls[task] = holds
         if not plan.budgets:
             return None
-        nbytes = payload_bytes(args) if plan.metered else 0
         try:
-            return self._pay(plan.budgets, 1, nbytes)
+            return pay(plan.budgets, 1, plan.charged_bytes(args), self.check_live)
         except BaseException:
             self.leave(task)
             raise
 
     async def _judge_later(
-        self, plan: _Plan, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]
+        self, plan: Plan[Grant], method: Method, args: Args, task: asyncio.Task[Any]
     ) -> None:
         """With a token that is higher than any before: what was true is asked again after it."""
-        holds = self._holds.setdefault(task, [])
-        for grant in plan.fences:
-            if grant.terms.fence is not None:
-                owner = str(self.roots[0].principal)
-                holds.append(await self.tree.fences.raise_to(grant.terms.fence, owner))
+        for _, fence in plan.fences:
+            await self.tree.fences.raise_to(fence, str(self.roots[0].principal))
         self.check_live()
-        if (refused := self._verdict(plan, args)) is not None:
-            raise self._refuse(method, args, *refused)
-        nbytes = payload_bytes(args) if plan.metered else 0
-        if (waiting := self._pay(plan.budgets, 1, nbytes)) is not None:
+        if (waiting := self._judge(plan, method, args, task)) is not None:
             await waiting
 
-    def _pay(
-        self, budgets: Sequence[tuple[Grant, Budget]], calls: int, nbytes: int
-    ) -> Awaitable[None] | None:
-        """Charge every budget or none; raises LimitExceeded."""
-        for _, budget in budgets:
-            if (short := budget.refusal(calls, nbytes)) is not None:
-                raise short
-        if not all(budget.covers(calls, nbytes) for _, budget in budgets):
-            return self._pay_later(budgets, calls, nbytes)
-        for _, budget in budgets:
-            budget.take(calls, nbytes)
-        return None
-
-    async def _pay_later(
-        self, budgets: Sequence[tuple[Grant, Budget]], calls: int, nbytes: int
-    ) -> None:
-        while True:
-            for _, budget in budgets:
-                if not budget.covers(calls, nbytes):
-                    await budget.reserve(calls, nbytes)
-            self.check_live()
-            for _, budget in budgets:
-                if (short := budget.refusal(calls, nbytes)) is not None:
-                    raise short
-            if all(budget.covers(calls, nbytes) for _, budget in budgets):
-                break
-        for _, budget in budgets:
-            budget.take(calls, nbytes)
-
-    def _refuse(
-        self,
-        method: Method,
-        args: Mapping[str, object],
-        grant: Grant,
-        error: CapabilityError | LimitExceeded,
-        why: str,
-    ) -> WetwareError:
+    def _refuse(self, method: Method, args: Args, by: Grant, error: Refusal) -> WetwareError:
         """The error of a denial, which gets an ID and is recorded. The effect comes first."""
         decision = Decisions.new_id()
-        explanation = self._explanation(method, args, grant, error, why, decision)
-        self.tree.decisions.keep(explanation)
-        self.tree._denied(self, method, explanation)
+        explanation = self._explanation(method, args, by, error, decision)
+        self.tree.decisions.keep(explanation, frozenset(g.principal for g in self.lineage))
+        self.tree.denied(self, method, explanation)
         command = "ww use REF why" if self.principal.backend == BEARER else "ww why"
         hint = f"`{command} {decision}` explains it"
         if error.hint:
             hint = f"{error.hint}; {hint}"
+        called, why = f"{method.interface.name}.{method.name}", error.message
         if type(error) is Denied and error.code == Denied.code:
-            message = (
-                f"{method.interface.name}.{method.name}: {self.principal} was not granted it: {why}"
-            )
-            return Denied(message, hint=hint)
-        return type(error)(
-            f"{method.interface.name}.{method.name}: {why}", hint=hint, code=error.code
-        )
+            why = f"{self.principal} was not granted it: {why}"
+        return type(error)(f"{called}: {why}", hint=hint, code=error.code)
 
-    def explain(self, method: Method, args: Mapping[str, object]) -> Decision:
+    def explain(self, method: Method, args: Args) -> Explanation:
         """What would decide the call now; nothing is spent or recorded."""
         if (blocked := self.blocked) is not None:
-            return self._explanation(method, args, self, blocked, blocked.message, "")
-        refused = self._verdict(self._plan(method), args)
-        if refused is None:
-            return self._explanation(method, args, None, None, "", "")
-        return self._explanation(method, args, *refused, "")
+            return self._explanation(method, args, self, blocked)
+        refused = self._plan(method).refusal(args, self.tree.fences.refusal)
+        return self._explanation(method, args, *(refused or (None, None)))
 
     def _explanation(
         self,
         method: Method,
-        args: Mapping[str, object],
+        args: Args,
         by: Grant | None,
         error: WetwareError | None,
-        why: str,
-        decision: str,
-    ) -> Decision:
+        decision: str = "",
+    ) -> Explanation:
         steps, decided = [], False
-        names = frozenset(where.param for g in self.lineage for where in g.terms.where)
         for grant in self.lineage:
-            if grant is by:
-                verdict, detail, decided = "denies", why, True
-            elif decided:
-                verdict, detail = "-", grant.summary
-            else:
-                verdict, detail = "allows", grant.summary
+            verdict, detail = "-" if decided else "allows", grant.summary
+            if grant is by and error is not None:
+                verdict, detail, decided = "denies", error.message, True
             steps.append(Step(grant.id, grant.label, grant.kind, verdict, detail))
-        called = f"{method.interface.name}.{method.name}"
-        about = shown(args, names)
-        return Decision(
+        about = shown(args, frozenset(w.param for g in self.lineage for w in g.terms.where))
+        return Explanation(
             allowed=error is None,
             code=error.code if error is not None else "",
-            reason=why or "every grant from the call to a role allows it",
+            reason=error.message if error else "every grant from the call to a role allows it",
             principal=str(self.principal),
-            principals=frozenset(grant.principal for grant in self.lineage),
             grant=self.id,
-            method=f"{called} {about}".strip(),
+            method=f"{method.interface.name}.{method.name} {about}".strip(),
             steps=tuple(steps),
             decision=decision,
             at=self.tree.clock.time(),
@@ -801,17 +692,20 @@ class Grant:
 
     # --- forms ------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def summary(self) -> str:
         """What its terms add, shortened; made once: many decisions refer to it."""
-        if not self._summary:
-            text = "; ".join(self.terms.describe()) or "as its parent"
-            cut = len(text) > SUMMARY_CHARS_MAX
-            self._summary = f"{text[:SUMMARY_CHARS_MAX]}…" if cut else text
-        return self._summary
+        text = "; ".join(self.terms.describe()) or "as its parent"
+        return f"{text[:SUMMARY_CHARS_MAX]}…" if len(text) > SUMMARY_CHARS_MAX else text
+
+    @property
+    def role(self) -> str:
+        """Of a role's grant: its name."""
+        return self.label.removeprefix("role ")
 
     def row(self) -> GrantRow:
-        calls, nbytes = self.budget.reserved if self.budget is not None else (0, 0)
+        """As it is kept."""
+        budget = self.budget
         return GrantRow(
             self.id,
             tuple(parent.id for parent in self.parents),
@@ -823,63 +717,50 @@ class Grant:
             self.terms.plain(),
             self.durable,
             self.created_at,
-            calls,
-            nbytes,
+            budget.calls.reserved if budget is not None else 0,
+            budget.bytes.reserved if budget is not None else 0,
         )
 
-    def info(self) -> dict[str, object]:
+    def info(self) -> GrantInfo:
+        """As it is shown."""
         budget, share = self.budget, self.tree.shares.get(self.id)
-        calls_left = budget.calls_left if budget is not None else None
-        bytes_left = budget.bytes_left if budget is not None else None
-        uses_left = share.uses_left if share is not None else None
-        return {
-            "id": self.id,
-            "parents": [parent.id for parent in self.parents],
-            "principal": str(self.principal),
-            "kind": self.kind,
-            "label": self.label,
-            "service": self.service or "",
-            "state": self.state,
-            "created_ms": round(self.created_at * 1000),
-            "expires_at_ms": round((self.expires_at or 0) * 1000),
-            "terms": self.terms.describe(),
-            "calls_left": -1 if calls_left is None else calls_left,
-            "bytes_left": -1 if bytes_left is None else bytes_left,
-            "uses_left": -1 if uses_left is None else uses_left,
-            "redeemed": share.redeemed if share is not None else 0,
-            "calls_in_flight": len(self._tasks),
-            "durable": self.durable,
-            "reason": self.ended.message if self.ended is not None else "",
-        }
+        return GrantInfo(
+            id=self.id,
+            parents=tuple(parent.id for parent in self.parents),
+            principal=str(self.principal),
+            kind=self.kind,
+            label=self.label,
+            service=self.service or "",
+            state=self.state,
+            created=self.created_at,
+            expires_at=self.expires_at,
+            terms=tuple(self.terms.describe()),
+            calls_left=budget.calls.left if budget is not None else None,
+            bytes_left=budget.bytes.left if budget is not None else None,
+            uses_left=share.uses_left if share is not None else None,
+            redeemed=share.redeemed if share is not None else 0,
+            calls_in_flight=len(self._calls),
+            durable=self.durable,
+            reason=self.ended.message if self.ended is not None else "",
+        )
+
+    def _budget(self, row: GrantRow | None) -> Budget | None:
+        terms = self.terms
+        if terms.rate is None and terms.calls is None and terms.bytes is None:
+            return None
+        return Budget(
+            terms.rate,
+            terms.calls,
+            terms.bytes,
+            self.tree.clock.monotonic,
+            spent=None if row is None else (row.calls_spent, row.bytes_spent),
+        )
 
 
-_NO_TERMS: Final = Terms()
-
-
-def _lacks(service: str, method: Method) -> str:
-    return f"it does not cover {service} {method.interface.name}.{method.name}"
-
-
-def _broken(test: _Test, args: Mapping[str, object]) -> str:
-    if not test.grant.tree.binds(test.where):
-        return f"its constraint {test.where.text} is about no method of {test.where.service}"
-    if test.passes is None:
-        return f"its constraint {test.where.text} cannot be judged for this method"
-    return f"{shown(args, frozenset({test.where.param}))} is outside of {test.where.text}"
-
-
-def _budget(terms: Terms, tree: Tree, row: GrantRow | None) -> Budget | None:
-    if terms.rate is None and terms.calls is None and terms.bytes is None:
-        return None
-    return Budget(
-        terms.rate,
-        terms.calls,
-        terms.bytes,
-        tree.clock.monotonic,
-        calls_spent=row.calls_spent if row is not None else 0,
-        bytes_spent=row.bytes_spent if row is not None else 0,
-        fresh=row is None,
-    )
+def end_of(terms: Terms, parents: Sequence[Grant]) -> float | None:
+    """When a grant ends by itself, Unix s: never later than its parents."""
+    ends = (terms.expires_at, *(parent.expires_at for parent in parents))
+    return min((end for end in ends if end is not None), default=None)
 
 
 def _fresh(error: WetwareError) -> WetwareError:

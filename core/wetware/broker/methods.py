@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from wetware.base.names import snake
 from wetware.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def _patterns(service: str, patterns: Iterable[object]) -> frozenset[str]:
 
 
 def _in_snake_case(pattern: object) -> str:
-    from wetware.rpc.names import snake  # loads pycapnp, which plugins and commands start without
-
+    if isinstance(pattern, str) and len(pattern) > PATTERN_CHARS_MAX:
+        raise _bad(f"a method of {len(pattern)} characters; {PATTERN_CHARS_MAX} are allowed")
     if not isinstance(pattern, str) or not is_pattern(pattern):
         raise _bad(
             f"{str(pattern)[:80]!r} is not a method pattern",

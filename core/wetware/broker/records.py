@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -72,26 +72,7 @@ class Records:
                     f"the recorder {recorder.name!r} has ended: {self.failed}",
                     hint="its operator has to start the node again",
                 )
-            try:
-                async with asyncio.timeout(ADMIT_S):
-                    await recorder.admit(self._record(event, fields))
-            except Unrecorded:
-                raise
-            except asyncio.CancelledError:
-                _own_end()
-                raise Unrecorded(
-                    f"the recorder {recorder.name!r} gave it up", hint="the node's log says why"
-                ) from None
-            except TimeoutError:
-                raise Unrecorded(
-                    f"it was not on record within {ADMIT_S:g} s",
-                    hint="the node's disk is too slow or failing; `ww doctor`",
-                ) from None
-            except Exception as exc:
-                log.exception("recorder.failed", recorder=recorder.name)
-                raise Unrecorded(
-                    f"the recorder {recorder.name!r} failed", hint="the node's log says how"
-                ) from exc
+            await self._ask(recorder, lambda: recorder.admit(self._record(event, fields)), ADMIT_S)
         log.info(event, **fields)
 
     def record(self, event: str, /, **fields: object) -> None:
@@ -112,19 +93,39 @@ class Records:
 
     async def written(self) -> bool:
         """Wait until what was recorded is kept, at most WRITTEN_S; returns whether it is."""
-        if self.recorder is not None:
+        if (recorder := self.recorder) is not None:
             try:
-                async with asyncio.timeout(WRITTEN_S):
-                    await self.recorder.written()
-            except (Unrecorded, TimeoutError):
-                return False
-            except asyncio.CancelledError:
-                _own_end()
-                return False
-            except Exception:
-                log.exception("recorder.failed", recorder=self.recorder.name)
+                await self._ask(recorder, recorder.written, WRITTEN_S)
+            except Unrecorded:
                 return False
         return True
+
+    async def _ask(
+        self, recorder: Recorder, question: Callable[[], Awaitable[None]], limit_s: float
+    ) -> None:
+        """Wait for the recorder; whatever goes wrong there is Unrecorded."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await question()
+        except Unrecorded:
+            raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # it is the caller that is cancelled
+                raise
+            raise Unrecorded(
+                f"the recorder {recorder.name!r} gave it up", hint="the node's log says why"
+            ) from None
+        except TimeoutError:
+            raise Unrecorded(
+                f"it was not on record within {limit_s:g} s",
+                hint="the node's disk is too slow or failing; `ww doctor`",
+            ) from None
+        except Exception as exc:
+            log.exception("recorder.failed", recorder=recorder.name)
+            raise Unrecorded(
+                f"the recorder {recorder.name!r} failed", hint="the node's log says how"
+            ) from exc
 
     def denied(self, event: str, /, *, key: Hashable, **fields: object) -> None:
         """Record a denial: the first of a kind (`key`) at once, then how many there were."""
@@ -172,10 +173,3 @@ def plain(value: object) -> str | int | bool:
         return value
     text = str(value)
     return text if len(text) <= FIELD_CHARS_MAX else f"{text[:FIELD_CHARS_MAX]}…"
-
-
-def _own_end() -> None:
-    """Raise again where it is the caller that is cancelled, and not what it waited for."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise  # called where a CancelledError is handled

@@ -16,7 +16,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -74,7 +74,7 @@ class StoreUnavailable(WetwareError):
 
 @dataclass(frozen=True, slots=True)
 class GrantRow:
-    """A grant as it is kept.
+    """A grant as it is kept: the columns of the table, in their order.
 
     Attributes:
         services: Service name → patterns, resolved; for a root its profile's.
@@ -98,23 +98,16 @@ class GrantRow:
 
     def statement(self) -> Statement:
         """Keeps it; what is known already stays as it is."""
-        return (
-            "INSERT OR IGNORE INTO grants VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-            (
-                self.id,
-                json.dumps(self.parents),
-                self.kind,
-                self.principal,
-                self.label,
-                self.service,
-                json.dumps({name: list(patterns) for name, patterns in self.services.items()}),
-                json.dumps(self.terms),
-                int(self.durable),
-                self.created_at,
-                self.calls_spent,
-                self.bytes_spent,
-            ),
-        )
+        values = [getattr(self, column.name) for column in fields(self)]
+        kept = [json.dumps(v) if isinstance(v, tuple | Mapping) else v for v in values]
+        return "INSERT OR IGNORE INTO grants VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", kept
+
+    @classmethod
+    def of(cls, columns: Sequence[Any]) -> GrantRow:
+        """The inverse of `statement`."""
+        row = dict(zip((column.name for column in fields(cls)), columns, strict=True))
+        row |= {name: json.loads(row[name]) for name in ("parents", "services", "terms")}
+        return cls(**row | {"parents": tuple(row["parents"]), "durable": bool(row["durable"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +148,7 @@ class _Change:
     must: bool = False
 
 
-class Store:
+class GrantStore:
     """The database. Open it before the loop serves; close it after the broker.
 
     Args:
@@ -242,23 +235,7 @@ class Store:
         db.execute(  # a share that ended while it was made
             "DELETE FROM shares WHERE ended IS NULL AND id NOT IN (SELECT id FROM grants)"
         )
-        grants = tuple(
-            GrantRow(
-                id=row[0],
-                parents=tuple(json.loads(row[1])),
-                kind=row[2],
-                principal=row[3],
-                label=row[4],
-                service=row[5],
-                services=json.loads(row[6]),
-                terms=json.loads(row[7]),
-                durable=bool(row[8]),
-                created_at=row[9],
-                calls_spent=row[10],
-                bytes_spent=row[11],
-            )
-            for row in db.execute("SELECT * FROM grants ORDER BY created_at")
-        )
+        grants = tuple(map(GrantRow.of, db.execute("SELECT * FROM grants ORDER BY created_at")))
         shares = tuple(
             ShareRow(id_, bytes(hashed), uses, redeemed, ended or "", ended_at or 0.0)
             for id_, hashed, uses, redeemed, ended, ended_at in db.execute("SELECT * FROM shares")

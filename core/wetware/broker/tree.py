@@ -8,23 +8,22 @@ closed: nobody speaks through those any more, and their terms and budgets still 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING, Final
 
 from wetware.base.log import get_logger
 from wetware.broker.clock import SteadyClock
-from wetware.broker.decisions import Decision, Decisions
 from wetware.broker.fences import Fences
-from wetware.broker.grants import BEARER, SESSION_SERVICE, Grant
+from wetware.broker.grants import BEARER, SESSION_SERVICE, Grant, Grants, Share, end_of
 from wetware.broker.limits import BrokerLimits
-from wetware.broker.methods import ANY, pattern_within
-from wetware.broker.naming import binds
-from wetware.broker.store import ENDED_KEPT_MAX, GrantRow, Kept, ShareRow, Store
+from wetware.broker.methods import pattern_within
+from wetware.broker.store import ENDED_KEPT_MAX, GrantRow, GrantStore, Kept, ShareRow
 from wetware.broker.sturdy import SECRET_BYTES
 from wetware.broker.terms import Terms
 from wetware.errors import (
@@ -42,39 +41,17 @@ from wetware.identity import Principal
 if TYPE_CHECKING:
     from wetware.base.clock import Clock
     from wetware.broker.ports import RoleProfile
-    from wetware.broker.where import Where
-    from wetware.rpc import Interface, Method
+    from wetware.broker.told import Explanation
+    from wetware.rpc import Method
 
 log = get_logger("broker")
 
 UNKNOWN_REF: Final = "capability.denied.unknown_ref"
 _NOBODY: Final = hashlib.sha256(b"").digest()
 
-OnDenied = Callable[[Grant, "Method", Decision], None]
-OnGone = Callable[[Sequence[Grant], "WetwareError | None"], None]
 Admit = Callable[[Grant], Awaitable[object]]
-
-
-@dataclass(slots=True)
-class Share:
-    """What a durable share has beside its grant.
-
-    Attributes:
-        grant: Its node in the tree.
-        secret_hash: SHA-256 of the secret.
-        uses: How often it may be redeemed in all; None: no limit.
-        redeemed: How often it was.
-    """
-
-    grant: Grant
-    secret_hash: bytes = field(repr=False)
-    uses: int | None
-    redeemed: int = 0
-
-    @property
-    def uses_left(self) -> int | None:
-        """How often it may be redeemed yet; None: no limit."""
-        return None if self.uses is None else max(0, self.uses - self.redeemed)
+ProfileOf = Callable[[Principal, str], "RoleProfile | None"]
+"""A role of a principal as it is now; None if it has it no more."""
 
 
 def unknown_ref() -> Denied:
@@ -86,66 +63,29 @@ def unknown_ref() -> Denied:
     )
 
 
-class Served(Protocol):
-    """A service, as far as constraints are checked against it."""
+class Tree(Grants):
+    """The grants of one node; without a `store` nothing outlives the process, for tests.
 
-    @property
-    def interface(self) -> Interface:
-        """Of its bootstrap capability."""
-        ...
-
-
-class Tree:
-    """The grants of one node.
-
-    Args:
-        clock: The machine's; expiry is judged by one that never goes back.
-        store: What outlives the process; None: nothing does, for tests.
-        limits: Bounds.
+    Attributes:
         on_denied: Told of every denial, after its effect.
-        on_gone: Told of grants that left the tree: (grants, what ended them).
     """
 
     def __init__(
-        self,
-        clock: Clock,
-        *,
-        store: Store | None = None,
-        limits: BrokerLimits | None = None,
-        on_denied: OnDenied | None = None,
-        on_gone: OnGone | None = None,
+        self, clock: Clock, *, store: GrantStore | None = None, limits: BrokerLimits | None = None
     ) -> None:
         kept = store.kept if store is not None else Kept()
-        self.clock = store.clock if store is not None else SteadyClock(clock)
-        self.store, self.limits = store, limits or BrokerLimits()
-        self.grants: dict[str, Grant] = {}
-        self.shares: dict[str, Share] = {}
-        self.decisions = Decisions()
-        self.fences = Fences(store, kept.fences)
-        self.suspended: CapabilityError | None = None
-        """Why no capability works for now: the auth backend cannot tell who has which role."""
-        self.shares_suspended: CapabilityError | None = None
-        """Why nothing that comes from a share works until `resume`: one that ended may be back."""
-        self.clock_wrong = ""
-        """Why expiry cannot be judged, or ""."""
-        self.services: Mapping[str, Served] = {}
-        """What sessions can open here, by name."""
-        self.on_denied, self.on_gone = on_denied, on_gone
-        self._roots: dict[Principal, dict[str, list[Grant]]] = {}
+        super().__init__(
+            store.clock if store is not None else SteadyClock(clock),
+            limits or BrokerLimits(),
+            Fences(store, kept.fences),
+        )
+        self.store = store
+        self.on_denied: Callable[[Grant, Method, Explanation], None] = lambda *_: None
+        self._roots: dict[Principal, list[Grant]] = {}
         self._shares_of: Counter[Principal] = Counter()
         self._kept_ids: set[str] = set()
         self._ended: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
         self._closing = False
-
-    def binds(self, where: Where) -> bool:
-        """Whether a constraint is about any method of its service, or of any service here.
-
-        One that is about none denies all of it: misspelt in a document written on a machine that
-        does not have the service, or about a parameter that a release of the service renamed.
-        """
-        names = self.services if where.service == ANY else (where.service,)
-        found = [self.services[name].interface for name in names if name in self.services]
-        return not found or any(binds(where, interface) for interface in found)
 
     # --- roots and sessions -----------------------------------------------------------------------
 
@@ -155,25 +95,22 @@ class Tree:
         A role that was widened since has a second root: what is under the first keeps what it was
         granted, and both are found when the role is withdrawn.
         """
-        known = self._roots.setdefault(principal, {}).setdefault(role, [])
-        for root in known:
-            if root.services == profile.services and root.terms.where == tuple(profile.where):
-                return root
+        services, where = dict(profile.services), tuple(profile.where)
+        for known in self.roots(principal):
+            if (known.role, known.services, known.terms.where) == (role, services, where):
+                return known
+        terms = Terms(where=where)
         root = Grant(
-            self,
-            principal,
-            kind="role",
-            label=f"role {role}",
-            services=dict(profile.services),
-            terms=Terms(where=tuple(profile.where)),
+            self, principal, kind="role", label=f"role {role}", services=services, terms=terms
         )
-        known.append(root)
+        self._roots.setdefault(principal, []).append(root)
         return root
 
     def roots(self, principal: Principal | None = None) -> list[Grant]:
         """The roots of a principal, or all."""
-        held = self._roots.values() if principal is None else (self._roots.get(principal, {}),)
-        return [root for roles in held for some in roles.values() for root in some]
+        if principal is not None:
+            return list(self._roots.get(principal, ()))
+        return [root for held in self._roots.values() for root in held]
 
     def session(
         self, principal: Principal, roots: Iterable[Grant], *, expires_at: float | None = None
@@ -193,29 +130,22 @@ class Tree:
             services=services,
             parents=roots,
             service=SESSION_SERVICE,
-            # In its terms too: what is shared from it is put back under the same end.
+            # In its terms: what is shared from it is put back under the same end.
             terms=Terms(expires_at=expires_at),
-            expires_at=expires_at,
         )
 
     def withdraw(self, principal: Principal | None, roles: frozenset[str] | None, why: str) -> int:
         """End what hangs on roles (None: all of them) of a principal (None: of everybody)."""
         cut = 0
-        for who in tuple(self._roots) if principal is None else (principal,):
-            held = self._roots.get(who, {})
-            for role in tuple(held) if roles is None else tuple(roles & held.keys()):
-                for root in tuple(held.get(role, ())):
-                    reason = why or f"role {role} was withdrawn from {who}"
-                    cut += root.revoke(reason) - 1
+        for root in self.roots(principal):
+            if roles is None or root.role in roles:
+                reason = why or f"role {root.role} was withdrawn from {root.principal}"
+                cut += root.revoke(reason) - 1
         return cut
 
     def has_ended(self, grant_id: str) -> bool:
         """Whether it is known that a share of that ID has ended."""
         return grant_id in self._ended
-
-    def get(self, grant_id: str) -> Grant | None:
-        """A grant that is in the tree."""
-        return self.grants.get(grant_id)
 
     def close(self) -> None:
         """The node stops: everything ends here, and what is durable stays on disk. Idempotent."""
@@ -227,7 +157,7 @@ class Tree:
             root.end(stopping())
         if self.store is not None:  # an orderly end gives back what was left of reserved blocks
             self.store.settle(
-                (grant.id, grant.budget.calls_spent, grant.budget.bytes_spent)
+                (grant.id, grant.budget.calls.spent, grant.budget.bytes.spent)
                 for grant in kept
                 if grant.budget is not None
             )
@@ -266,12 +196,11 @@ class Tree:
                 await admit(grant)
                 grant.check_live()
             if self.store is not None:
-                ancestors = [above for above in grant.lineage if above is not grant]
                 self._kept_ids.update(above.id for above in grant.lineage)
                 for above in grant.lineage:
                     self._keep_budget(above)
                 await self.store.save_share(
-                    [above.row() for above in (grant, *ancestors)],
+                    [above.row() for above in grant.lineage],
                     ShareRow(grant.id, share.secret_hash, uses, 0),
                 )
             grant.check_live()
@@ -359,11 +288,11 @@ class Tree:
 
     # --- over a restart ---------------------------------------------------------------------------
 
-    def restore(self, profile: Callable[[Principal, str], RoleProfile | None]) -> int:
+    def restore(self, profile: ProfileOf) -> int:
         """Put back what the store has; returns how many shares live.
 
-        `profile` gives a role of a principal as it is now, None if it has it no more: what hung on
-        such a role, or on one that allows less now, ended while the node was down.
+        What hung on a role that its principal has no more, or that allows less now, ended while the
+        node was down.
         """
         if self.store is None:
             return 0
@@ -382,15 +311,14 @@ class Tree:
                 self._ended[known.id] = (known.secret_hash, known.ended)
         rows = {row.id: row for row in kept.grants}
         void: list[str] = []
+        ended: list[tuple[str, str, float]] = []
         for row in _parents_first(rows):
             if (error := self._restore(row, shares.get(row.id), profile)) is not None:
                 void.append(row.id)
                 if (share := shares.get(row.id)) is not None and not share.ended:
-                    why = _why(error)
-                    self._remember_ended(share.id, share.secret_hash, why)
-                    self.store.forget((), [(share.id, why, self.clock.time())])
-        if void:
-            self.store.forget(void, ())
+                    self._remember_ended(share.id, share.secret_hash, _why(error))
+                    ended.append((share.id, _why(error), self.clock.time()))
+        self.store.forget(void, ended)
         for grant in tuple(self.grants.values()):
             grant._prune()
         return len(self.shares)
@@ -406,10 +334,7 @@ class Tree:
         return len(self.shares)
 
     def _restore(
-        self,
-        row: GrantRow,
-        share: ShareRow | None,
-        profile: Callable[[Principal, str], RoleProfile | None],
+        self, row: GrantRow, share: ShareRow | None, profile: ProfileOf
     ) -> CapabilityError | None:
         """One grant; returns why it is over instead."""
         if share is not None and share.ended:
@@ -425,10 +350,7 @@ class Tree:
             now = profile(principal, role)
             if now is None or not _covers(now, services, terms):
                 return Revoked(f"role {role} of {principal} was withdrawn while the node was down")
-        ends = [grant.expires_at for grant in parents if grant.expires_at is not None]
-        if terms.expires_at is not None:
-            ends.append(terms.expires_at)
-        expires_at = min(ends) if ends else None
+        expires_at = end_of(terms, parents)
         if expires_at is not None and self.clock.time() >= expires_at:
             return Expired(f"grant {row.id} ({row.label}) expired")
         live = row.kind == "role" or share is not None
@@ -442,7 +364,6 @@ class Tree:
             service=row.service,
             terms=terms,
             durable=row.durable,
-            expires_at=expires_at,
             row=row,
         )
         self._kept_ids.add(row.id)
@@ -455,8 +376,7 @@ class Tree:
             )
             grant._cut(grant.ended)
         elif row.kind == "role":
-            role = row.label.removeprefix("role ")
-            self._roots.setdefault(principal, {}).setdefault(role, []).append(grant)
+            self._roots.setdefault(principal, []).append(grant)
         elif share is not None:
             self.shares[row.id] = Share(grant, share.secret_hash, share.uses, share.redeemed)
             self._shares_of[principal] += 1
@@ -464,11 +384,12 @@ class Tree:
 
     # --- what grants tell -------------------------------------------------------------------------
 
-    def _denied(self, grant: Grant, method: Method, explanation: Decision) -> None:
-        if self.on_denied is not None:
-            self.on_denied(grant, method, explanation)
+    def denied(self, grant: Grant, method: Method, explanation: Explanation) -> None:
+        """Tell of it, after its effect."""
+        self.on_denied(grant, method, explanation)
 
-    def _gone(self, grants: Sequence[Grant], error: WetwareError | None) -> None:
+    def gone(self, grants: Sequence[Grant], error: WetwareError | None) -> None:
+        """Forget them, and remember why the shares among them ended."""
         forget: list[str] = []
         ended: list[tuple[str, str, float]] = []
         why = _why(error or Revoked("it is over"))
@@ -485,17 +406,11 @@ class Tree:
                     ended.append((grant.id, why, self.clock.time()))
         if self.store is not None and forget:
             self.store.forget(forget, ended)
-        if self.on_gone is not None:
-            self.on_gone(grants, error)
 
     def _drop_root(self, root: Grant) -> None:
-        role = root.label.removeprefix("role ")
-        held = self._roots.get(root.principal, {})
-        held[role] = [other for other in held.get(role, ()) if other is not root]
-        if not held[role]:
-            del held[role]
-        if not held:
-            self._roots.pop(root.principal, None)
+        held = self._roots.pop(root.principal, [])
+        if others := [other for other in held if other is not root]:
+            self._roots[root.principal] = others
 
     def _remember_ended(self, share_id: str, secret_hash: bytes, why: str) -> None:
         self._ended[share_id] = (secret_hash, why)
@@ -508,23 +423,14 @@ def _why(error: WetwareError) -> str:
     return f"{error.code}: {error.message}"
 
 
-def _parents_first(rows: Mapping[str, GrantRow]) -> list[GrantRow]:
-    """In an order in which each comes after its parents; what refers to itself is left out."""
-    ordered: list[GrantRow] = []
-    placed: set[str] = set()
-    todo = list(rows.values())
-    while todo:
-        later = []
-        for row in todo:
-            if all(parent in placed or parent not in rows for parent in row.parents):
-                placed.add(row.id)
-                ordered.append(row)
-            else:
-                later.append(row)
-        if len(later) == len(todo):
-            break
-        todo = later
-    return ordered
+def _parents_first(rows: Mapping[str, GrantRow]) -> Iterator[GrantRow]:
+    """Each after its parents; what refers to itself is left out."""
+    order = TopologicalSorter({row.id: row.parents for row in rows.values()})
+    with contextlib.suppress(CycleError):  # what is outside of the cycle has its order
+        order.prepare()
+    while ready := order.get_ready():
+        yield from (rows[id_] for id_ in ready if id_ in rows)
+        order.done(*ready)
 
 
 def _covers(now: RoleProfile, services: Mapping[str, frozenset[str]], terms: Terms) -> bool:

@@ -11,12 +11,14 @@ See docs/reference/constraints.md.
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from wetware.base.names import snake
 from wetware.broker.glob import glob
 from wetware.broker.methods import ANY, is_service
 from wetware.broker.values import parse_size
@@ -67,8 +69,6 @@ class Where:
     @classmethod
     def parse(cls, text: str, service: str = ANY) -> Where:
         """See the module; raises InvalidArgument "invalid.where"."""
-        from wetware.rpc.names import snake  # loads pycapnp
-
         if not is_service(service):
             raise bad_where(f"{service[:80]!r} is not a service's name", '"*" is every service')
         _check_length(text)
@@ -163,12 +163,12 @@ def _values(kind: str, value: str, text: str) -> tuple[str, ...]:
     match kind:
         case "in":
             values = _alternatives(value)
-            if values is None or not all(values) or len(values) > VALUES_MAX:
+            if not 1 <= len(values) <= VALUES_MAX or not all(values):
                 raise bad_where(
                     f"{text[:80]!r} needs 1 to {VALUES_MAX} values, none of them empty",
                     "write e.g. topic=in:a,b; a comma in a value is \\,",
                 )
-            return values
+            return tuple(values)
         case "range":
             low, dots, high = value.partition("..")
             least, most = _amount(low), _amount(high)
@@ -194,18 +194,12 @@ def _values(kind: str, value: str, text: str) -> tuple[str, ...]:
     return (value,)
 
 
-def _alternatives(value: str) -> tuple[str, ...] | None:
-    """The values between commas; a backslash takes what follows as it is."""
-    values, escaped = [""], False
-    for character in value:
-        if escaped or character not in "\\,":
-            values[-1] += character
-            escaped = False
-        elif character == ",":
-            values.append("")
-        else:
-            escaped = True
-    return None if escaped else tuple(values)
+def _alternatives(value: str) -> list[str]:
+    """The values between commas; a backslash takes what follows as it is. [] if none does."""
+    try:
+        return next(csv.reader([value], quoting=csv.QUOTE_NONE, escapechar="\\", strict=True))
+    except csv.Error:
+        return []
 
 
 def _amount(text: str) -> int | float | None:

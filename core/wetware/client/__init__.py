@@ -11,15 +11,16 @@ Everything that a session gives out ends with it.
 
 from __future__ import annotations
 
-from wetware.broker.explanation import Explanation, Step
+from wetware.broker.told import Explanation, GrantInfo, Identity, ServiceInfo, Step
 from wetware.client.dial import LocalNode, is_address, peer_in
 from wetware.client.entry import connect, describe
 from wetware.client.keys import KeyChoice
 from wetware.client.login import LoginRefused
 from wetware.client.session import Session
-from wetware.client.values import GrantInfo, Identity, ServiceInfo, Where
+from wetware.client.values import Constraints
 
 __all__ = [
+    "Constraints",
     "Explanation",
     "GrantInfo",
     "Identity",
@@ -29,7 +30,6 @@ __all__ = [
     "ServiceInfo",
     "Session",
     "Step",
-    "Where",
     "connect",
     "describe",
     "is_address",

@@ -13,6 +13,7 @@ from typing import Any
 
 from wetware import rpc
 from wetware.base.finding import Finding, level
+from wetware.base.structs import from_struct
 from wetware.broker.protocol import CORE
 from wetware.errors import InternalError, InvalidArgument, NotFound
 from wetware.identity import PeerId
@@ -187,18 +188,7 @@ class Cluster:
     async def tickets(self) -> tuple[TicketInfo, ...]:
         """The tickets of the session's node."""
         reply = await self._ref.call("tickets")
-        return tuple(
-            TicketInfo(
-                t["id"],
-                t["not_after_ms"],
-                t["uses_left"],
-                tuple(t["spent_by"]),
-                _label_dict(t["labels"]),
-                tuple(t["rights"]),
-                t["revoked"],
-            )
-            for t in reply["tickets"]
-        )
+        return tuple(from_struct(TicketInfo, ticket) for ticket in reply["tickets"])
 
     async def revoke_ticket(self, ticket_id: str) -> None:
         """Take a ticket back; nodes that have redeemed it stay."""

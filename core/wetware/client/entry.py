@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from wetware import rpc
 from wetware.base import paths
+from wetware.base.structs import from_struct
 from wetware.broker.protocol import CORE
 from wetware.broker.sturdy import SturdyRef, is_ref
+from wetware.broker.told import GrantInfo
 from wetware.client import contexts
 from wetware.client.contexts import Context
 from wetware.client.dial import (
@@ -29,7 +31,6 @@ from wetware.client.keys import KeyChoice, chooser
 from wetware.client.login import Login
 from wetware.client.reconnect import Reconnecting
 from wetware.client.session import CALL_S, Session, log_in, opened
-from wetware.client.values import GrantInfo
 from wetware.errors import ConfigError, DialError, InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ async def describe(
             connection, _, _ = await _issuer(stack, parsed, data_dir or paths.data_dir())
             gate = connection.bootstrap(CORE.Gate)
             reply = await gate.call("describe", id=bytes.fromhex(parsed.id), secret=parsed.secret)
-        return GrantInfo.from_wire(reply["grant"])
+        return from_struct(GrantInfo, reply["grant"])
 
 
 async def _enter(

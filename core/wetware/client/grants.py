@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from wetware.broker.explanation import Explanation
+from wetware.base.structs import from_struct
 from wetware.broker.protocol import CORE
-from wetware.client.values import GrantInfo
+from wetware.broker.told import Explanation, GrantInfo
 
 
 class GrantsClient:
-    """All grants of a node.
-
-    Args:
-        ref: A reference to a Grants.
-    """
+    """All grants of a node."""
 
     INTERFACE = CORE.Grants
 
@@ -24,7 +20,7 @@ class GrantsClient:
     async def list(self, principal: str = "", *, limit: int = 0) -> tuple[GrantInfo, ...]:
         """Of a principal, or of everybody; parents first."""
         reply = await self._ref.call("list", principal=principal, limit=limit)
-        return tuple(GrantInfo.from_wire(wire) for wire in reply["grants"])
+        return tuple(from_struct(GrantInfo, grant) for grant in reply["grants"])
 
     async def revoke(self, grant_id: str, reason: str = "") -> int:
         """End any grant and all below it, now; returns how many ended."""
@@ -34,7 +30,7 @@ class GrantsClient:
     async def why(self, decision: str = "") -> Explanation:
         """What decided any denial that is remembered; "" is the latest."""
         reply = await self._ref.call("why", decision=decision)
-        return Explanation.from_wire(reply["explanation"])
+        return from_struct(Explanation, reply["explanation"])
 
     async def resume(self) -> int:
         """Let shares work again that are suspended since the node started; how many there are."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wetware import rpc
-from wetware.broker.protocol import CORE, challenge_from_wire, proof_to_wire, status_from_name
+from wetware.base.structs import to_struct
+from wetware.broker.protocol import CORE
 from wetware.client import contexts
 from wetware.errors import AuthError, InvalidArgument, WetwareError
 from wetware.identity import Challenge, Channel, LoginStatus, PeerId, Signer
@@ -54,13 +55,13 @@ class SignerServant(rpc.Servant, interface=CORE.Signer):
         self.failure: WetwareError | None = None
         self.spent = False
 
-    async def sign(self, challenge: dict[str, Any]) -> dict[str, object]:
+    async def sign(self, challenge: bytes) -> dict[str, object]:
         """Check, then sign, once: a node that keeps the signer gets nothing more out of it."""
         if self.spent:
             raise AuthError("a signer answers one challenge", code="auth.signer")
         self.spent = True
         try:
-            parsed = challenge_from_wire(challenge)
+            parsed = _parsed(challenge)
             if parsed.verifier != self._verifier:
                 raise AuthError(
                     f"the challenge is from {parsed.verifier}, not from {self._verifier} that was "
@@ -82,12 +83,19 @@ class SignerServant(rpc.Servant, interface=CORE.Signer):
             self.failure = exc
             # Only that it failed: the node need not know paths or key names of this machine.
             raise AuthError("the signer refused", code="auth.signer") from None
-        return {"proof": proof_to_wire(proof)}
+        return {"proof": to_struct(proof)}
 
     def hint(self, status: LoginStatus) -> str:
         """What its kind of user does about a refusal; "" if it does not say."""
         hints: Mapping[LoginStatus, str] = getattr(self._signer, "hints", {})
         return hints.get(status, "")
+
+
+def _parsed(challenge: bytes) -> Challenge:
+    try:
+        return Challenge.from_signed_bytes(challenge)
+    except ValueError as exc:
+        raise InvalidArgument(f"the node's challenge is none: {exc}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +139,7 @@ class Login:
             reply = await terminal.call("login", signer=signing)
         finally:
             signing.spent = True
-        status = status_from_name(reply["status"])
+        status = LoginStatus(reply["status"])
         if status is not LoginStatus.GRANTED:
             raise signing.failure or LoginRefused(status, reply["reason"], signing.hint(status))
         session: rpc.Ref | None = reply["session"]

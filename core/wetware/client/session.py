@@ -11,18 +11,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from wetware.broker.explanation import Explanation
+from wetware.base.structs import from_struct
 from wetware.broker.sturdy import SturdyRef
+from wetware.broker.told import Explanation, GrantInfo, Identity, ServiceInfo
 from wetware.client.bundled import Bundled
 from wetware.client.dial import CONNECT_S, Place, over_link, remote, within
 from wetware.client.installed import CLIENT_GROUP, find, interface_of, known_interface, services
-from wetware.client.values import (
-    GrantInfo,
-    Identity,
-    ServiceInfo,
-    Where,
-    terms_to_wire,
-)
+from wetware.client.values import Constraints, terms_to_struct
 from wetware.errors import AuthError, InternalError, OverlayError, Unsupported, WetwareError
 from wetware.identity import Key, PeerId
 
@@ -127,14 +122,12 @@ class Session(Bundled):
 
     async def whoami(self) -> Identity:
         """Ask the node who this session is; raises Revoked if it has ended."""
-        return Identity.from_wire(await self._call("whoami"))
+        return from_struct(Identity, await self._call("whoami"))
 
     async def services(self) -> tuple[ServiceInfo, ...]:
         """The services that this session may open."""
         reply = await self._call("services")
-        return tuple(
-            ServiceInfo(s["name"], s["interface"], tuple(s["methods"])) for s in reply["services"]
-        )
+        return tuple(from_struct(ServiceInfo, service) for service in reply["services"])
 
     async def open(self, name: str, interface: rpc.Interface) -> rpc.Ref:
         """The bootstrap capability of a service.
@@ -167,7 +160,7 @@ class Session(Bundled):
     async def attenuate(
         self,
         services: Mapping[str, Iterable[str]] | None = None,
-        where: Where = (),
+        where: Constraints = (),
         *,
         expires_s: float = 0.0,
         rate: str = "",
@@ -195,7 +188,7 @@ class Session(Bundled):
         Raises Amplification for what this session has not, InvalidArgument for a constraint that
         the service's schema does not know.
         """
-        terms = terms_to_wire(
+        terms = terms_to_struct(
             services, where, expires_s=expires_s, rate=rate, calls=calls, nbytes=nbytes,
             fence=fence, sealed=sealed,
         )  # fmt: skip
@@ -205,7 +198,7 @@ class Session(Bundled):
     async def share(
         self,
         services: Mapping[str, Iterable[str]] | None = None,
-        where: Where = (),
+        where: Constraints = (),
         *,
         expires_s: float = 86_400.0,
         uses: int = 0,
@@ -221,12 +214,12 @@ class Session(Bundled):
         grant ends it. See `attenuate` for the arguments; `uses` is how often it may be redeemed
         (0: no limit), and `expires_s` 0 is no end.
         """
-        terms = terms_to_wire(
+        terms = terms_to_struct(
             services, where, expires_s=expires_s, rate=rate, calls=calls, nbytes=nbytes,
             sealed=sealed,
         )  # fmt: skip
         reply = await self._call("share", terms=terms, uses=uses, label=label)
-        return reply["ref"], GrantInfo.from_wire(reply["grant"])
+        return reply["ref"], from_struct(GrantInfo, reply["grant"])
 
     async def adopt(self, ref: str) -> Session:
         """Redeem another member's reference through this session's node.
@@ -240,8 +233,8 @@ class Session(Bundled):
 
     async def grants(self) -> tuple[GrantInfo, ...]:
         """What was derived from this session, parents first; of a login, from all its roles."""
-        reply = await self._call("grants")
-        return tuple(GrantInfo.from_wire(wire) for wire in reply["grants"])
+        reply = await self._call("list", principal="", limit=0)
+        return tuple(from_struct(GrantInfo, grant) for grant in reply["grants"])
 
     async def revoke(self, grant_id: str, reason: str = "") -> int:
         """End one of `grants` and all below it, now; returns how many ended.
@@ -255,7 +248,7 @@ class Session(Bundled):
     async def why(self, decision: str = "") -> Explanation:
         """What decided a denial; "" is the latest one. Raises NotFound."""
         reply = await self._call("why", decision=decision)
-        return Explanation.from_wire(reply["explanation"])
+        return from_struct(Explanation, reply["explanation"])
 
     async def explain(self, service: str, method: str, **args: object) -> Explanation:
         """What would decide a call of "Interface.method" (or a bootstrap "method") now."""
@@ -267,7 +260,7 @@ class Session(Bundled):
             method=name,
             args=[{"key": key, "value": str(value)} for key, value in args.items()],
         )
-        return Explanation.from_wire(reply["explanation"])
+        return from_struct(Explanation, reply["explanation"])
 
     @contextlib.asynccontextmanager
     async def node(
@@ -425,7 +418,7 @@ async def opened(ref: rpc.Ref | None, login: Login | None, node: PeerId) -> Sess
     """The session behind a reference, which has to be of the node that was meant."""
     if ref is None:
         raise InternalError("the node answered without a session")
-    identity = Identity.from_wire(await ref.call("whoami"))
+    identity = from_struct(Identity, await ref.call("whoami"))
     if identity.node != node:
         raise AuthError(
             f"the session is of the node {identity.node[:64]}, not of {node}",

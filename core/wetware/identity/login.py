@@ -34,24 +34,29 @@ class Principal:
         return cls(backend, subject)
 
 
-class LoginStatus(enum.IntEnum):
-    """How a login ended. The zero value never grants. The numbers are those of `core.capnp`."""
+class LoginStatus(enum.StrEnum):
+    """How a login ended, as `core.capnp` names it; what it does not name never grants."""
 
-    UNINITIALIZED = 0
-    GRANTED = 1
-    BAD_SIGNATURE = 2
-    UNKNOWN_PRINCIPAL = 3
-    EXPIRED = 4
-    REPLAYED = 5
-    WRONG_VERIFIER = 6
-    WRONG_CHANNEL = 7
-    WRONG_CLUSTER = 8
-    UNSUPPORTED_SCHEME = 9
-    MALFORMED = 10
-    NO_ROLE = 11
-    TOO_MANY_TRIES = 12
-    BACKEND_UNAVAILABLE = 13
-    SIGNER_FAILED = 14
+    UNINITIALIZED = "uninitialized"
+    GRANTED = "granted"
+    BAD_SIGNATURE = "badSignature"
+    UNKNOWN_PRINCIPAL = "unknownPrincipal"
+    EXPIRED = "expired"
+    REPLAYED = "replayed"
+    WRONG_VERIFIER = "wrongVerifier"
+    WRONG_CHANNEL = "wrongChannel"
+    WRONG_CLUSTER = "wrongCluster"
+    UNSUPPORTED_SCHEME = "unsupportedScheme"
+    MALFORMED = "malformed"
+    NO_ROLE = "noRole"
+    TOO_MANY_TRIES = "tooManyTries"
+    BACKEND_UNAVAILABLE = "backendUnavailable"
+    SIGNER_FAILED = "signerFailed"
+
+    @classmethod
+    def _missing_(cls, value: object) -> LoginStatus:
+        """What a newer peer names is unknown here."""
+        return cls.UNINITIALIZED
 
 
 @dataclass(frozen=True, slots=True)

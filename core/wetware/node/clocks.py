@@ -9,7 +9,7 @@ from wetware.base.log import get_logger
 from wetware.broker.clock import NOT_YET
 
 if TYPE_CHECKING:
-    from wetware.broker.gate import Broker
+    from wetware.broker.broker import Broker
     from wetware.identity import PeerId
     from wetware.overlay.membership.service import Membership
 

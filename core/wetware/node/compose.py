@@ -27,12 +27,13 @@ from wetware.base.bounds import Throttle, address_key
 from wetware.base.log import get_logger
 from wetware.base.version import __version__
 from wetware.broker.adopt import Adoptions
-from wetware.broker.gate import Broker
+from wetware.broker.broker import Broker
+from wetware.broker.gate import GateServant
 from wetware.broker.grants import SESSION_SERVICE
 from wetware.broker.proposals import proposal_of
 from wetware.broker.protocol import GATE_PROTOCOL
 from wetware.broker.records import Records
-from wetware.broker.store import Store as GrantStore
+from wetware.broker.store import GrantStore
 from wetware.broker.tree import Tree
 from wetware.errors import AdmissionRefused, ConfigError, LimitExceeded, OverlayError
 from wetware.identity import Channel, PeerId, Principal
@@ -246,7 +247,6 @@ class Node(Parts):
             tree=self.tree,
         )
         self.broker.addrs = lambda: self.addrs
-        self.broker.confirmed = self.store.confirm
         self.broker.clock_trusted = self.admission.forget_early
         self.broker.adoptions = Adoptions(
             self.key.peer_id, self._member_gate, self.config.broker, self.services
@@ -381,7 +381,7 @@ class Node(Parts):
             with self.broker.gate_slot(connection, address):
                 await rpc.serve(
                     RpcPipe(stream),
-                    self.broker.gate(Channel("noise", connection.channel_binding), address),
+                    GateServant(self.broker, Channel("noise", connection.channel_binding), address),
                     stranger_message_bytes_max=login.stranger_message_bytes_max,
                     trust_s=max(login.stranger_s_max, login.deadline_s + 5),
                 )
@@ -402,7 +402,7 @@ class Node(Parts):
         channel = Channel("unix", self.key.peer_id.multihash)
         async with rpc.serve_unix(
             path,
-            lambda _peer: self.broker.gate(channel, None),
+            lambda _peer: GateServant(self.broker, channel, None),
             connections_max=clients_max,
             trust_s=CLIENT_LOGIN_S_MAX,
         ):

@@ -12,7 +12,7 @@ from wetware.node.lag import LagMeter
 if TYPE_CHECKING:
     from wetware.base.clock import Clock
     from wetware.base.multiaddr import Multiaddr
-    from wetware.broker.gate import Broker
+    from wetware.broker.broker import Broker
     from wetware.broker.proposals import Proposal
     from wetware.broker.records import Records
     from wetware.broker.tree import Tree

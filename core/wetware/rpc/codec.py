@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import capnp
 
+from wetware.base.names import snake
 from wetware.errors import InvalidArgument, LimitExceeded
-from wetware.rpc.names import snake
 
 LIST_ITEMS_MAX: Final = 1 << 16
 """Items of one list: a million bits fit a small message, and cost 8 MB as a Python list."""

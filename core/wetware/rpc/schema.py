@@ -12,9 +12,9 @@ from typing import Any, Final
 import capnp
 from capnp.lib.capnp import SchemaParser, _InterfaceModule
 
+from wetware.base.names import snake
 from wetware.errors import SchemaError
 from wetware.rpc.codec import Field, Struct, Types
-from wetware.rpc.names import snake
 
 _CONSTRAINED_ID: Final = 0xB3C1DE9A40F7C2A5  # `constrained` in schema/ww.capnp
 _NAME_ID: Final = 0xA94D2F3E6B1C7085  # `name`, likewise

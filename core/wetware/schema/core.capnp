@@ -39,26 +39,11 @@ interface Terminal {
 interface Signer {
   # A user's ability to prove who they are. Held by the Terminal for the length of one attempt.
 
-  sign @0 (challenge :Challenge) -> (proof :Proof);
-  # The signer refuses (error `auth.…`) a verifier that it did not dial, and a channel that is not its
-  # own. Not idempotent: each challenge has a fresh nonce.
-}
-
-struct Challenge {
-  nonce @0 :Data;
-  # 32 random bytes, used once.
-  verifier @1 :Text;
-  # Peer ID of the node that asks.
-  cluster @2 :Text;
-  channelKind @3 :Text;
-  # "noise" or "unix".
-  channelValue @4 :Data;
-  # noise: the handshake hash of the connection, 32 bytes; unix: the node's peer ID, binary.
-  schemes @5 :List(Text);
-  # Accepted proof schemes, in the node's order of preference.
-  policyEpoch @6 :UInt64;
-  notAfterMs @7 :UInt64;
-  # Unix time in milliseconds, by the node's clock.
+  sign @0 (challenge :Data) -> (proof :Proof);
+  # `challenge` are the canonical bytes of a `wetware.identity.Challenge`, as they are to be signed: a
+  # fresh nonce, the node, its cluster, the channel, the schemes that the node accepts in its order of
+  # preference, the policy's version, and an end. The signer refuses (error `auth.…`) a node that it did
+  # not dial, and a channel that is not its own. Not idempotent: each challenge has its own nonce.
 }
 
 struct Proof {
@@ -88,11 +73,30 @@ enum LoginStatus {
   signerFailed @14;
 }
 
-interface Session {
+interface Subtree {
+  # Grants as those whom they belong to see them: what they come from, and all below it.
+
+  list @0 (principal :Text $Ww.constrained, limit :UInt32) -> (grants :List(GrantInfo), matched :UInt32);
+  # Of a principal, or of everybody (""), those near the roles first; at most 1000 and what fits into
+  # an answer. `matched` counts all. Idempotent.
+
+  revoke @1 (id :Text, reason :Text) -> (cut :UInt32);
+  # Ends a grant of the subtree and all below it, now; returns how many ended. It is on disk when the
+  # call returns. 0 for one that has ended. `not_found` for any other. Idempotent.
+
+  why @2 (decision :Text) -> (explanation :Explanation);
+  # What decided a denial that is remembered; "" is the latest. Idempotent.
+}
+
+interface Session extends(Subtree) {
   # What somebody holds who logged in, redeemed a reference, or was given a part of another session.
   # Guarded by its grant: it dies at logout, with its connection, or when a grant above it ends, e.g.
   # because a role was withdrawn; then every capability that came out of it is dead too, calls in
   # flight included. Only what was shared lives on after a logout.
+  #
+  # Its subtree is what comes from it; at a login all that comes from the principal's roles, shares of
+  # earlier sessions included. `why` tells at a login or a redemption of any denial with a grant of the
+  # same principal on the way, of whichever session; else of this session or one below it.
 
   whoami @0 () -> (principal :Text, roles :List(Text), node :Text, cluster :Text, grant :Text);
   # Idempotent.
@@ -116,32 +120,19 @@ interface Session {
   # `uses` times (0: no limit). It outlives this session and the node's process; it dies when it is
   # revoked or expires, and with the role or the user that it comes from. Not idempotent.
 
-  grants @6 () -> (grants :List(GrantInfo), more :Bool);
-  # The grants that come from this session; at a login all that come from the principal's roles, shares
-  # of earlier sessions included. Those near the roles first, at most 1000 and what fits into an
-  # answer; `more` if there are more. Idempotent.
-
-  revoke @7 (id :Text, reason :Text) -> (cut :UInt32);
-  # Ends one of the grants that `grants` shows and all below it, now; returns how many ended. It is on
-  # disk when the call returns. 0 for one that has ended. `not_found` for any other. Idempotent.
-
-  why @8 (decision :Text) -> (explanation :Explanation);
-  # What decided a denial; "" is the latest. At a login or a redemption any with a grant of the same
-  # principal on the way, of whichever session; else of this session or one below it. Idempotent.
-
-  explain @9 (service :Text, interface :Text, method :Text, args :List(Label))
+  explain @6 (service :Text, interface :Text, method :Text, args :List(Label))
     -> (explanation :Explanation);
   # What would decide a call now; values of `args` are texts. Spends nothing. Idempotent.
 
-  adopt @10 (ref :Text) -> (session :Session, grant :GrantInfo, leaseS :Float64);
+  adopt @7 (ref :Text) -> (session :Session, grant :GrantInfo, leaseS :Float64);
   # Redeems a reference of another member of the cluster through this node, and gives it under a grant
   # of this session. If that member cannot be reached for `leaseS`, the session refuses and ends.
   # Not idempotent.
 
-  keep @11 () -> (leaseS :Float64);
+  keep @8 () -> (leaseS :Float64);
   # The heartbeat of a lease: raises what ended the session. Idempotent.
 
-  ended @12 ();
+  ended @9 ();
   # Does not return while the session lives; is cut with the reason when its grant ends. For nodes that
   # hold it for others, so that they learn of a revocation at once. Idempotent.
 }
@@ -189,9 +180,9 @@ struct GrantInfo {
   service @5 :Text;
   state @6 :Text;
   # "live", "suspended", "closed" (its session is over, and what was shared lives) or "ended".
-  createdMs @7 :UInt64;
-  expiresAtMs @8 :UInt64;
-  # 0: no end.
+  created @7 :Float64;
+  # Unix time, s. Likewise `expiresAt`; -1: no end.
+  expiresAt @8 :Float64;
   terms @9 :List(Text);
   # What it adds, a line each, for people.
   callsLeft @10 :Int64;
@@ -211,7 +202,8 @@ struct Explanation {
   code @1 :Text;
   reason @2 :Text;
   decision @3 :Text;
-  atMs @4 :UInt64;
+  at @4 :Float64;
+  # Unix time, s.
   principal @5 :Text;
   grant @6 :Text;
   method @7 :Text;
@@ -229,24 +221,14 @@ struct Explanation {
   }
 }
 
-interface Grants {
+interface Grants extends(Subtree) {
   # The core's service `grants`: all grants of this node, for operators.
 
-  list @0 (principal :Text $Ww.constrained, limit :UInt32) -> (grants :List(GrantInfo), matched :UInt32);
-  # Of a principal, or of everybody (""), those near the roles first; at most 1000 and what fits into
-  # an answer. Idempotent.
-
-  revoke @1 (id :Text, reason :Text) -> (cut :UInt32);
-  # See Session.revoke; any grant of this node. Idempotent.
-
-  why @2 (decision :Text) -> (explanation :Explanation);
-  # Any denial that is remembered; "" is the latest. Idempotent.
-
-  endSessions @3 (principal :Text $Ww.constrained, reason :Text) -> (cut :UInt32);
+  endSessions @0 (principal :Text $Ww.constrained, reason :Text) -> (cut :UInt32);
   # Ends the sessions of a principal, or of everybody (""), at this node, and all that was shared from
   # them; returns how many grants ended, roles not counted. They may log in again. Idempotent.
 
-  resume @4 () -> (shares :UInt32);
+  resume @1 () -> (shares :UInt32);
   # Lets the shares work again that are suspended since the node started, and nodes join and renew,
   # after an end of some that may not have been on its disk; returns how many shares there are.
   # Recorded first. Idempotent.

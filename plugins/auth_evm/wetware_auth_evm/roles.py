@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from wetware.broker.methods import SERVICES_MAX, patterns_of
+from wetware.broker.methods import PATTERNS_MAX, SERVICES_MAX, patterns_of
 from wetware.broker.where import WHERE_MAX, Where
 from wetware.errors import InvalidArgument
 from wetware.hookspecs import RoleProfile
@@ -168,8 +168,8 @@ def _services(at: str, value: Any) -> Services:
         raise _bad(at, f"is not a section of at most {SERVICES_MAX} services")
     found: dict[str, frozenset[str]] = {}
     for service, patterns in value.items():
-        if not isinstance(patterns, list) or not patterns:
-            raise _bad(f"{at}.{service[:40]}", "is not a list of methods")
+        if not isinstance(patterns, list) or not 1 <= len(patterns) <= PATTERNS_MAX:
+            raise _bad(f"{at}.{service[:40]}", f"is not a list of 1 to {PATTERNS_MAX} methods")
         try:
             found |= patterns_of({service: patterns})
         except InvalidArgument as exc:

@@ -10,16 +10,17 @@ from typing import Any
 
 from wetware import rpc
 from wetware.broker.adopt import Adoptions
-from wetware.broker.gate import Broker
+from wetware.broker.broker import Broker
+from wetware.broker.gate import GateServant
 from wetware.broker.limits import BrokerLimits, LoginLimits
 from wetware.broker.protocol import CORE
 from wetware.broker.records import Records
 from wetware.broker.session import SessionServant
-from wetware.broker.store import Store
+from wetware.broker.store import GrantStore
 from wetware.broker.sturdy import SturdyRef
 from wetware.broker.tree import Tree
 from wetware.client.session import Session, opened
-from wetware.client.values import terms_to_wire
+from wetware.client.values import terms_to_struct
 from wetware.hookspecs import RoleProfile, Service, Withdrawn
 from wetware.identity import Channel, Key, PeerId, Principal
 
@@ -173,7 +174,7 @@ class MemNode:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[MemNode]:
         self.box = BoxService()
-        self.store = Store(self.directory, self.clock)
+        self.store = GrantStore(self.directory, self.clock)
         self.tree = Tree(self.clock, store=self.store, limits=self.limits)
         self.broker = Broker(
             peer_id=self.key.peer_id,
@@ -198,7 +199,7 @@ class MemNode:
         self.broker.restore()
         channel = Channel("unix", self.key.peer_id.multihash)
         try:
-            async with rpc.serve_unix(self.path, lambda _: self.broker.gate(channel, None)):
+            async with rpc.serve_unix(self.path, lambda _: GateServant(self.broker, channel, None)):
                 yield self
         finally:
             await self.broker.adoptions.aclose()
@@ -235,4 +236,4 @@ async def box(session: Session) -> rpc.Ref:
     return await session.open("box", BOX.Box)
 
 
-__all__ = ["BOX", "Backend", "BoxService", "MemNode", "box", "terms_to_wire"]
+__all__ = ["BOX", "Backend", "BoxService", "MemNode", "box", "terms_to_struct"]

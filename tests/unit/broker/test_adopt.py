@@ -105,7 +105,7 @@ async def test_the_end_of_the_session_here_ends_it_there(nodes: Any) -> None:
             with contextlib.suppress(WetwareError):
                 await held.get(key="k")
         await until(lambda: not len(b.broker.adoptions))
-        await until(lambda: not a.tree.get(grant.id).children)
+        await until(lambda: not a.tree.grants.get(grant.id).children)
 
 
 async def test_a_node_that_is_cut_off_refuses_within_the_lease(

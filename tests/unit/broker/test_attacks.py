@@ -30,7 +30,7 @@ from wetware.errors import (
 from wetware.hookspecs import RoleProfile
 from wetware.identity import Key, Principal
 
-from .cluster import BOX, Backend, MemNode, box, terms_to_wire
+from .cluster import BOX, Backend, MemNode, box, terms_to_struct
 from .parts import Clock, where
 
 pytestmark = pytest.mark.anyio
@@ -325,7 +325,7 @@ async def test_terms_are_bounded_before_they_are_looked_at(node: MemNode) -> Non
             {"where": [{"service": "", "text": f"key=prefix:{'x' * 900}"}] * 10},
             {"services": [{"name": "box", "methods": [f"Box.{'x' * 300}"]}]},
         ):
-            wire = {**terms_to_wire(), **terms}
+            wire = {**terms_to_struct(), **terms}
             with pytest.raises(InvalidArgument, match="allowed"):
                 await session._ref.call("attenuate", terms=wire, label="")
 

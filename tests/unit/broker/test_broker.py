@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wetware.broker.gate import Broker
+import wetware
+from wetware.broker.broker import Broker
 from wetware.broker.limits import LoginLimits
-from wetware.broker.protocol import status_from_name, status_name
 from wetware.broker.records import Records
 from wetware.broker.values import TIME_MAX
 from wetware.errors import Disconnected, Expired, LimitExceeded, PluginError, Revoked
@@ -93,19 +95,23 @@ def proof(of: Challenge, scheme: str = "fake") -> Proof:
     return Proof(scheme, b"", of.signed_bytes())
 
 
-def test_status_names_round_trip_and_match_the_schema() -> None:
-    from wetware.broker.protocol import CORE  # noqa: F401 - the schema loads
+def test_statuses_are_those_of_the_schema_and_a_new_one_never_grants() -> None:
+    schema = (Path(wetware.__file__).parent / "schema" / "core.capnp").read_text()
+    enum = schema.partition("enum LoginStatus {")[2].partition("}")[0]
+    names = re.findall(r"^  (\w+) @\d+;", enum, re.MULTILINE)
+    assert names == list(LoginStatus)
+    assert LoginStatus("somethingNew") is LoginStatus.UNINITIALIZED
 
-    for status in LoginStatus:
-        assert status_from_name(status_name(status)) is status
-    assert status_name(LoginStatus.WRONG_VERIFIER) == "wrongVerifier"
-    assert status_from_name("somethingNew") is LoginStatus.UNINITIALIZED
+
+async def refused(by: Broker) -> Reject:
+    verdict = await by.backend.judge(challenge(), proof(challenge()))
+    assert isinstance(verdict, Reject)
+    return verdict
 
 
 async def test_accept() -> None:
-    verdict = await broker(Backend()).judge(challenge(), proof(challenge()))
-    assert verdict.status is LoginStatus.GRANTED
-    assert (verdict.principal, verdict.roles) == (ADA, frozenset({"member"}))
+    verdict = await broker(Backend()).backend.judge(challenge(), proof(challenge()))
+    assert verdict == Accept(ADA, frozenset({"member"}))
 
 
 @pytest.mark.parametrize(
@@ -120,9 +126,7 @@ async def test_accept() -> None:
     ],
 )
 async def test_everything_else_is_a_refusal(answer: Any, expected: LoginStatus) -> None:
-    verdict = await broker(Backend(answer)).judge(challenge(), proof(challenge()))
-    assert verdict.status is expected
-    assert verdict.principal is None
+    assert (await refused(broker(Backend(answer)))).status is expected
 
 
 class Defective(Backend):
@@ -153,8 +157,8 @@ class Defective(Backend):
 async def test_what_a_backend_must_not_give_is_a_refusal_that_names_it(
     backend: Backend, names: str
 ) -> None:
-    verdict = await broker(backend).judge(challenge(), proof(challenge()))
-    assert (verdict.status, verdict.principal) == (LoginStatus.BACKEND_UNAVAILABLE, None)
+    verdict = await refused(broker(backend))
+    assert verdict.status is LoginStatus.BACKEND_UNAVAILABLE
     assert "the auth backend fake" in verdict.reason
     assert names in verdict.reason
 
@@ -169,32 +173,29 @@ async def test_a_defective_profile_opens_no_session() -> None:
 async def test_a_role_withdrawn_during_the_check_is_not_granted() -> None:
     backend = Backend()
     backend.during = lambda: setattr(backend, "current", frozenset())
-    verdict = await broker(backend).judge(challenge(), proof(challenge()))
-    assert verdict.status is LoginStatus.NO_ROLE
+    assert (await refused(broker(backend))).status is LoginStatus.NO_ROLE
 
 
 async def test_a_deadline_that_passes_during_the_check_is_expired() -> None:
     backend, clock = Backend(), Clock()
     backend.during = lambda: setattr(clock, "now", 1011.0)
-    verdict = await broker(backend, clock).judge(challenge(), proof(challenge()))
-    assert verdict.status is LoginStatus.EXPIRED
+    assert (await refused(broker(backend, clock))).status is LoginStatus.EXPIRED
 
 
 async def test_an_expired_challenge_never_reaches_the_backend() -> None:
     backend, clock = Backend(), Clock()
     backend.during = lambda: pytest.fail("the backend was asked")
     clock.now = 1011.0
-    verdict = await broker(backend, clock).judge(challenge(), proof(challenge()))
-    assert verdict.status is LoginStatus.EXPIRED
+    assert (await refused(broker(backend, clock))).status is LoginStatus.EXPIRED
 
 
 async def test_a_session_ends_when_its_backend_said() -> None:
     clock = Clock()
     backend = Backend(Accept(ADA, frozenset({"member"}), expires_at=1005.0))
     made = broker(backend, clock)
-    verdict = await made.judge(challenge(), proof(challenge()))
-    assert (verdict.status, verdict.expires_at) == (LoginStatus.GRANTED, 1005.0)
-    assert verdict.principal is not None
+    verdict = await made.backend.judge(challenge(), proof(challenge()))
+    assert isinstance(verdict, Accept)
+    assert verdict.expires_at == 1005.0
     session = made.open_session(verdict.principal, verdict.roles, expires_at=verdict.expires_at)
     below = session.derive(label="x")
     assert below.expires_at == 1005.0
@@ -203,17 +204,16 @@ async def test_a_session_ends_when_its_backend_said() -> None:
     for grant in (session, below):
         with pytest.raises(Expired):
             grant.check_live()
-    late = await made.judge(challenge(), proof(challenge()))
-    assert late.status is LoginStatus.EXPIRED
+    assert (await refused(made)).status is LoginStatus.EXPIRED
 
 
 async def test_a_session_whose_end_is_no_time_is_refused_and_leaves_nothing() -> None:
     never, unknown = float("inf"), float("nan")
-    for end, status in ((never, LoginStatus.GRANTED), (unknown, LoginStatus.EXPIRED)):
+    for end in (never, unknown):
         made = broker(Backend(Accept(ADA, frozenset({"member"}), expires_at=end)))
-        verdict = await made.judge(challenge(), proof(challenge()))
-        assert verdict.status is status
-        if verdict.principal is not None:  # as far off as there are dates
+        verdict = await made.backend.judge(challenge(), proof(challenge()))
+        assert isinstance(verdict, Accept) == (end is never)
+        if isinstance(verdict, Accept):  # as far off as there are dates
             session = made.open_session(
                 verdict.principal, verdict.roles, expires_at=verdict.expires_at
             )

@@ -14,7 +14,7 @@ from wetware.broker.clock import (
     Comparison,
     SteadyClock,
 )
-from wetware.broker.store import Store
+from wetware.broker.store import GrantStore
 
 BOUND_S = 30.0
 
@@ -99,15 +99,15 @@ def test_a_glitch_is_mended_by_who_has_looked(hand: Hand) -> None:
 @pytest.mark.anyio
 async def test_what_is_mended_stays_so_over_a_restart(tmp_path: Path, hand: Hand) -> None:
     hand.glitch_s = 3600.0
-    store = Store(tmp_path, hand)
+    store = GrantStore(tmp_path, hand)
     await store.save_clock()
     store.close()
     hand.glitch_s = 0.0
-    store = Store(tmp_path, hand)
+    store = GrantStore(tmp_path, hand)
     assert store.clock.ahead_s == pytest.approx(3600.0)
     store.clock.go_back()
     await store.save_clock()
     store.close()
-    store = Store(tmp_path, hand)
+    store = GrantStore(tmp_path, hand)
     assert store.clock.ahead_s == 0.0
     store.close()

@@ -13,7 +13,7 @@ import pytest
 
 from wetware.base.disk import MARK_BYTES, RESERVED_BYTES, RESERVED_FILE
 from wetware.broker.limits import BrokerLimits
-from wetware.broker.store import ENDED_BYTES_MAX, Store, StoreUnavailable
+from wetware.broker.store import ENDED_BYTES_MAX, GrantStore, StoreUnavailable
 from wetware.broker.terms import Terms
 from wetware.broker.tree import Tree
 from wetware.errors import Revoked, WetwareError
@@ -27,7 +27,7 @@ ALL = RoleProfile({"pubsub": frozenset({"*"})})
 
 @contextlib.asynccontextmanager
 async def running(directory: Path) -> AsyncIterator[Tree]:
-    store = Store(directory, Clock())
+    store = GrantStore(directory, Clock())
     tree = Tree(Clock(), store=store, limits=BrokerLimits())
     try:
         tree.restore(lambda principal, role: ALL)
@@ -165,7 +165,7 @@ async def test_what_ended_at_a_start_on_a_full_disk_stays_ended(small_disk: Any)
     async with running(directory) as tree:
         share, secret = await shared(tree)
     small_disk.fill()
-    store = Store(directory, Clock())
+    store = GrantStore(directory, Clock())
     tree = Tree(Clock(), store=store, limits=BrokerLimits())
     tree.restore(lambda principal, role: None)  # the role is gone
     store.close()

@@ -125,7 +125,7 @@ async def test_what_was_shared_from_the_revoked_session_itself_is_over_before_th
     async with node.login("ada") as session:
         _, grant = await session.share({"box": []})
         await end(session, node)
-        assert node.tree.get(grant.id) is None
+        assert node.tree.grants.get(grant.id) is None
         assert not node.store._db.execute("SELECT * FROM grants WHERE durable").fetchall()
         with pytest.raises(WetwareError):
             await _for_ever(session.whoami)
@@ -140,7 +140,7 @@ async def test_the_end_of_all_sessions_is_on_record_before_the_answer(
         admin = await session.open("grants", CORE.Grants)
         reply = await admin.call("end_sessions", principal=str(ada), reason="")
         assert reply["cut"] == 3, "the session, the service that it opened, and the share"
-        assert node.tree.get(grant.id) is None
+        assert node.tree.grants.get(grant.id) is None
         (record,) = recorded(tmp_path, "sessions.ended")
         assert record["principal"] == str(ada)
         with pytest.raises(WetwareError):

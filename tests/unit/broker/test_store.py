@@ -16,7 +16,7 @@ from wetware.broker.budgets import BLOCK_CALLS_MAX
 from wetware.broker.clock import SteadyClock
 from wetware.broker.fences import Fence, Fences
 from wetware.broker.limits import BrokerLimits
-from wetware.broker.store import Store, StoreUnavailable
+from wetware.broker.store import GrantStore, StoreUnavailable
 from wetware.broker.terms import Terms
 from wetware.broker.tree import Tree
 from wetware.broker.values import Rate
@@ -36,7 +36,7 @@ async def running(
     directory: Path, clock: Clock, profile: RoleProfile | None = ALL
 ) -> AsyncIterator[Tree]:
     """A node's tree over its store, put back as a start does."""
-    store = Store(directory, clock)
+    store = GrantStore(directory, clock)
     tree = Tree(clock, store=store, limits=BrokerLimits())
     try:
         tree.restore(lambda principal, role: profile)
@@ -110,7 +110,7 @@ async def admitted(grant: Any, method: Any, **args: object) -> None:
 
 async def test_a_crash_gives_no_call_of_a_quota_back(tmp_path: Path) -> None:
     clock = Clock()
-    store = Store(tmp_path, clock)
+    store = GrantStore(tmp_path, clock)
     tree = Tree(clock, store=store)
     share, secret = await shared(tree, Terms(calls=100))
     use = used(await tree.redeem(share.id, secret))
@@ -124,7 +124,7 @@ async def test_a_crash_gives_no_call_of_a_quota_back(tmp_path: Path) -> None:
             (copy / name).write_bytes((tmp_path / name).read_bytes())
     async with running(copy, clock) as after:
         use = used(await after.redeem(share.id, secret))
-        left = after.grants[share.id].info()["calls_left"]
+        left = after.grants[share.id].info().calls_left
         assert 60 - 100 // 16 <= left <= 60
         done = 0
         with contextlib.suppress(LimitExceeded):
@@ -140,7 +140,7 @@ async def test_a_crash_gives_nothing_back_of_a_quota_whose_first_share_could_not
     tmp_path: Path,
 ) -> None:
     clock = Clock()
-    store = Store(tmp_path / "a", clock)
+    store = GrantStore(tmp_path / "a", clock)
     tree = Tree(clock, store=store)
     middle = tree.session(ADA, (tree.root(ADA, "member", ALL),)).derive(
         label="m", terms=Terms(calls=160)
@@ -154,7 +154,7 @@ async def test_a_crash_gives_nothing_back_of_a_quota_whose_first_share_could_not
     await admitted(use, PUBLISH, data=b"")  # reserves a block, of a grant that is on no disk
     share, secret = await tree.share(middle, Terms(), label="x")
     done = 1
-    while middle.budget._calls_free:
+    while middle.budget.calls.free:
         call(use, PUBLISH, data=b"")
         done += 1
     copy = tmp_path / "b"
@@ -162,7 +162,7 @@ async def test_a_crash_gives_nothing_back_of_a_quota_whose_first_share_could_not
     for file in (tmp_path / "a").glob("grants.db*"):  # as after a crash
         (copy / file.name).write_bytes(file.read_bytes())
     async with running(copy, clock) as after:
-        left = (await after.redeem(share.id, secret)).lineage[2].info()["calls_left"]
+        left = (await after.redeem(share.id, secret)).lineage[2].info().calls_left
         assert left <= 160 - done
     tree.close()
     store.close()
@@ -341,7 +341,7 @@ async def test_a_revocation_takes_effect_while_the_disk_fails_and_reaches_it_lat
 
 
 async def test_what_no_store_can_keep_is_refused_and_the_rest_is_written(tmp_path: Path) -> None:
-    store = Store(tmp_path, Clock())
+    store = GrantStore(tmp_path, Clock())
     try:
         async with asyncio.timeout(5):
             with pytest.raises(StoreUnavailable, match="refused"):
@@ -349,7 +349,7 @@ async def test_what_no_store_can_keep_is_refused_and_the_rest_is_written(tmp_pat
             await store.save_fence(("a", "l"), (1, 1))
     finally:
         store.close()
-    store = Store(tmp_path, Clock())
+    store = GrantStore(tmp_path, Clock())
     assert store.kept.fences == {("a", "l"): (1, 1)}
     store.close()
 
@@ -411,15 +411,15 @@ async def test_a_damaged_store_is_an_error_and_not_an_empty_one(
 ) -> None:
     (tmp_path / "grants.db").write_bytes(damage)
     with pytest.raises(ConfigError, match="cannot be used"):
-        Store(tmp_path, Clock())
+        GrantStore(tmp_path, Clock())
 
 
 async def test_a_store_of_a_later_release_is_refused(tmp_path: Path) -> None:
-    Store(tmp_path, Clock()).close()
+    GrantStore(tmp_path, Clock()).close()
     with contextlib.closing(sqlite3.connect(tmp_path / "grants.db")) as db:
         db.execute("PRAGMA user_version=9")
     with pytest.raises(ConfigError, match="version 9"):
-        Store(tmp_path, Clock())
+        GrantStore(tmp_path, Clock())
 
 
 # --- fences ---------------------------------------------------------------------------------------

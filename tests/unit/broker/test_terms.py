@@ -747,6 +747,7 @@ def test_no_stored_terms_escape_the_error_tree(plain: object) -> None:
 
 
 def test_method_patterns() -> None:
+    assert patterns_of({"pubsub": ["Outer.Inner.joinAll"]})["pubsub"] == {"Outer.Inner.join_all"}
     found = patterns_of({"pubsub": ["PubSub.joinAll", "Topic.*", "*"]})
     assert found == {"pubsub": frozenset({"PubSub.join_all", "Topic.*", "*"})}
     for bad in ("A", "A.", ".b", "A.b.", "a b", "A.b*", "A.b\n", "**", "A.é"):

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from wetware.broker.protocol import challenge_to_wire
 from wetware.client import is_address
 from wetware.client.login import Login, SignerServant
 from wetware.client.session import opened
@@ -23,9 +22,9 @@ def never(challenge: Challenge) -> Any:
     raise AssertionError("nothing is signed for this challenge")
 
 
-def challenge(cluster: str) -> dict[str, object]:
+def challenge(cluster: str) -> bytes:
     made = Challenge(bytes(32), NODE, cluster, CHANNEL, ("local-ed25519",), 0, 0)
-    return challenge_to_wire(made)
+    return made.signed_bytes()
 
 
 def reference(node: str, cluster: str) -> Any:

@@ -285,6 +285,11 @@ def test_a_mask_gives_what_its_bits_give_and_fewer_bits_never_more(one: int, two
     assert gives(one) | gives(two) == gives(one | two)
 
 
+def test_an_interface_may_be_within_another_one() -> None:
+    rules = Rules({"r": {"services": {"a": ["Outer.Inner.joinAll"]}}})
+    assert rules.profile("r").services == {"a": frozenset({"Outer.Inner.join_all"})}
+
+
 @pytest.mark.parametrize(
     ("roles", "parts"),
     [

@@ -21,13 +21,10 @@ import wetware
 from wetware import rpc
 from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
+from wetware.base.structs import to_struct
 from wetware.broker.protocol import (
     CORE,
     GATE_PROTOCOL,
-    challenge_from_wire,
-    challenge_to_wire,
-    proof_to_wire,
-    status_from_name,
 )
 from wetware.client import LoginRefused
 from wetware.errors import EXIT_CONFIG, AuthError, CapabilityError, WetwareError
@@ -357,13 +354,13 @@ class Careless(rpc.Servant, interface=CORE.Signer):
         self.session, self.change, self.proof = session, change, proof
         self.sent: Proof | None = None
 
-    async def sign(self, challenge: dict[str, Any]) -> dict[str, object]:
-        asked = self.change(challenge_from_wire(challenge))
+    async def sign(self, challenge: bytes) -> dict[str, object]:
+        asked = self.change(Challenge.from_signed_bytes(challenge))
         shown = self.session.proof
         answer = self.session.key.sign(session_statement(asked, shown.digest))
         payload = dataclasses.replace(shown, answer=answer).encode()
         self.sent = self.proof or Proof(SESSION_SCHEME, payload, asked.signed_bytes())
-        return {"proof": proof_to_wire(self.sent)}
+        return {"proof": to_struct(self.sent)}
 
 
 @contextlib.asynccontextmanager
@@ -381,7 +378,7 @@ async def gate_of(addr: str) -> AsyncIterator[rpc.Ref]:
 async def attempt(gate: rpc.Ref, signer: rpc.Servant) -> LoginStatus:
     terminal = (await gate.call("terminal"))["terminal"]
     reply = await terminal.call("login", signer=signer)
-    status = status_from_name(reply["status"])
+    status = LoginStatus(reply["status"])
     assert (reply["session"] is not None) == (status is LoginStatus.GRANTED)
     return status
 
@@ -429,13 +426,13 @@ async def test_a_relay_between_a_user_and_a_node(
                 assert signer is not None
 
                 class Forward(rpc.Servant, interface=CORE.Signer):
-                    async def sign(self, challenge: dict[str, Any]) -> dict[str, object]:
+                    async def sign(self, challenge: bytes) -> dict[str, object]:
                         wanted = dataclasses.replace(
-                            challenge_from_wire(challenge),
+                            Challenge.from_signed_bytes(challenge),
                             verifier=host.peer_id,
                             channel=Channel("noise", stream.connection.channel_binding),
                         )
-                        reply = await signer.call("sign", challenge=challenge_to_wire(wanted))
+                        reply = await signer.call("sign", challenge=wanted.signed_bytes())
                         return {"proof": dict(reply["proof"])}
 
                 async with gate_of(node.addr) as gate:

@@ -1,4 +1,4 @@
-"""Names of a schema in Python. Apart, so that the command line needs no pycapnp for them."""
+"""Names of a schema in Python."""
 
 from __future__ import annotations
 
