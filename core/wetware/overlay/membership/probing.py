@@ -22,8 +22,8 @@ RTT_USABLE_S: Final = 1.0  # the clock of a peer is known to half a round trip
 _RTT_WEIGHT: Final = 0.25
 PINGS_MAX: Final = 256
 """Of those that somebody asked for, at a time."""
-PING_S_MAX: Final = 60.0
-"""Longer than anybody waits."""
+PING_S_MAX: Final = 10.0
+"""Longer than `Membership.ping` waits."""
 
 
 @dataclass(slots=True, eq=False)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from wetware.base import cbor
+from wetware.errors import LimitExceeded
 from wetware.overlay.membership import wire
 from wetware.overlay.membership.known import ChangeKind, State
+from wetware.overlay.membership.probing import PING_S_MAX, PINGS_MAX
 from wetware.overlay.membership.record import Forged, Malformed, Record
 from wetware.overlay.membership.swim import middle
 
@@ -196,6 +198,24 @@ def test_the_first_record_of_a_peer_brings_its_clock(lab: Lab) -> None:
 )
 def test_the_middle_of_the_clocks(offsets: list[float], expected: float | None) -> None:
     assert middle(offsets) == expected
+
+
+def test_a_ping_is_answered_by_its_peer_alone_and_pings_are_bounded(lab: Lab) -> None:
+    lab.joined(1, 2)
+    answered: list[bool] = []
+    lab.swim.ping(lab.peer(1), lambda: answered.append(True))
+    (ping,) = lab.frames(PING, 1)
+    lab.says(2, ACK, n=ping["n"])
+    assert not answered
+    for _ in range(2):
+        lab.says(1, ACK, n=ping["n"])
+    assert answered == [True]
+    for _ in range(PINGS_MAX):
+        lab.swim.ping(lab.peer(2), lambda: None)
+    with pytest.raises(LimitExceeded):
+        lab.swim.ping(lab.peer(2), lambda: None)
+    lab.pass_s(PING_S_MAX + 1, answer=True)
+    lab.swim.ping(lab.peer(2), lambda: None)
 
 
 # --- suspicion and refutation ---
