@@ -66,15 +66,15 @@ async def found(path: Path, names: Iterable[str]) -> dict[str, PeerId]:
         directory.mkdir(parents=True)
         key.save(directory / KEY_FILE)
         peers[name] = key.peer_id
-        store = Store.open(directory)
+        store = Store(directory)
         if founder is None:
             store.found("bench", b"statement")
-            founder = Admission(Store.open(directory), key, clock=SystemClock())
+            founder = Admission(Store(directory), key, clock=SystemClock())
         else:
             bundle = await founder.certify(key.peer_id)
             store.join(bundle.founding, bundle.chain.encoded, b"", ())
     if founder is not None:
-        await founder.store.flush()
+        await founder.store.files.flush()
     return peers
 
 
@@ -95,7 +95,7 @@ class Node:
         key, clock, limits = Key.load(self.directory / KEY_FILE), SystemClock(), AdmissionLimits()
         stack = self._stack
         admission = Admission(
-            Store.open(self.directory), key, clock=clock, limits=limits, veto=_everybody
+            Store(self.directory), key, clock=clock, limits=limits, veto=_everybody
         )
         self.host = await stack.enter_async_context(
             LinkHost(key, admit=admission, privileged=admission.is_member)
@@ -106,7 +106,6 @@ class Node:
             admission,
             addrs=lambda: self.host.listen_addrs,
             join_document=_document,
-            limits=limits,
         )
         introductions.start()
         stack.push_async_callback(introductions.aclose)

@@ -273,15 +273,9 @@ class Mole:
     ) -> AsyncIterator[Mole]:
         clock, limits = time, AdmissionLimits()
         async with LinkHost(self.key) as host:
-            await join(
-                host,
-                parse_join(self.trio.ticket),
-                key=self.key,
-                data_dir=self.path,
-                clock=clock,
-                limits=limits,
-            )
-        self.admission = Admission(Store.open(self.path), self.key, clock=clock, limits=limits)
+            store, ticket = Store(self.path), parse_join(self.trio.ticket)
+            await join(host, ticket, store, key=self.key, clock=clock, limits=limits)
+        self.admission = Admission(store, self.key, clock=clock, limits=limits)
         async with LinkHost(
             self.key,
             limits=LinkLimits(close_s=0.2),
@@ -290,7 +284,7 @@ class Mole:
             for protocol, handler in {MEMBERSHIP: self.listen, **(handlers or {})}.items():
                 self.host.handle(protocol, handler, access=Access.PUBLIC)
             self.introductions = Introductions(
-                self.host, self.admission, addrs=lambda: (), join_document=_nothing, limits=limits
+                self.host, self.admission, addrs=lambda: (), join_document=_nothing
             )
             self.introductions.start()
             try:
@@ -300,7 +294,7 @@ class Mole:
                 yield self
             finally:
                 await self.introductions.aclose()
-        await self.admission.store.flush()
+        await self.admission.store.files.flush()
 
     async def reach(self, node: NodeProcess) -> Connection:
         """A connection on which both ends have admitted each other."""

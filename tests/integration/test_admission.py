@@ -20,13 +20,10 @@ from wetware.broker.protocol import GATE_PROTOCOL
 from wetware.errors import AdmissionRefused, OverlayError, ProtocolRefused
 from wetware.identity import Key, PeerId
 from wetware.overlay.admission.decision import Admission
+from wetware.overlay.admission.exchange import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL, ask_to_join
 from wetware.overlay.admission.joining import join
-from wetware.overlay.admission.service import (
-    CERTIFICATE_PROTOCOL,
-    JOIN_PROTOCOL,
-    Introductions,
-    exchange_join,
-)
+from wetware.overlay.admission.limits import AdmissionLimits
+from wetware.overlay.admission.service import Introductions
 from wetware.overlay.admission.store import Store
 from wetware.overlay.admission.texts import parse_join
 from wetware.overlay.link import Connection, LinkHost
@@ -77,7 +74,7 @@ def is_member(node: NodeProcess, peer: PeerId) -> bool:
 
 def issuer_of(node: NodeProcess) -> PeerId:
     """The name of the cluster's key."""
-    founding = Store.open(node.data_dir).founding
+    founding = Store(node.data_dir).founding
     assert founding is not None
     return founding.issuer
 
@@ -130,8 +127,10 @@ async def member_peer(data_dir: Path, invitation: str, key: Key) -> AsyncIterato
         return b""
 
     async with LinkHost(key) as host:
-        await join(host, parse_join(invitation), key=key, data_dir=data_dir, clock=time)
-        admission = Admission(Store.open(data_dir), key, clock=time)
+        store = Store(data_dir)
+        limits = AdmissionLimits()
+        await join(host, parse_join(invitation), store, key=key, clock=time, limits=limits)
+        admission = Admission(store, key, clock=time)
         introductions = Introductions(host, admission, addrs=lambda: (), join_document=no_document)
         introductions.start()
         try:
@@ -260,12 +259,12 @@ async def test_an_evicted_peer_s_streams_end_and_nothing_opens_them_again(
                 assert not await opens(connection, protocol)
         connection = await dial(peer.host, a)
         for message in (
-            {"v": 1, "renew": peer.admission.own.encoded},
-            {"v": 1, "chain": peer.admission.own.encoded},
-            {"v": 1, "secret": parse_join(ticket).secret},  # type: ignore[union-attr]  # a ticket
+            {"renew": peer.admission.own.encoded},
+            {"chain": peer.admission.own.encoded},
+            {"secret": parse_join(ticket).secret},  # type: ignore[union-attr]  # a ticket
         ):
             with pytest.raises(AdmissionRefused) as caught:
-                await exchange_join(connection, message, bytes_max=65536, timeout_s=WITHIN_S)
+                await ask_to_join(connection, message, bytes_max=65536, timeout_s=WITHIN_S)
             assert caught.value.code in ("admission.evicted", "admission.ticket_revoked")
 
 
@@ -324,13 +323,13 @@ async def test_sixteen_peers_redeem_one_ticket_at_the_same_time(
 ) -> None:
     a, _ = pair
     ticket = parse_join(await asyncio.to_thread(a.invite))
-    message = {"v": 1, "secret": ticket.secret}  # type: ignore[union-attr]  # a ticket
+    message = {"secret": ticket.secret}  # type: ignore[union-attr]  # a ticket
     async with contextlib.AsyncExitStack() as stack:
         hosts = [await stack.enter_async_context(LinkHost(Key.generate())) for _ in range(16)]
         connections = [await dial(host, a) for host in hosts]
         answers = await asyncio.gather(
             *(
-                exchange_join(connection, message, bytes_max=1 << 20, timeout_s=WITHIN_S)
+                ask_to_join(connection, message, bytes_max=1 << 20, timeout_s=WITHIN_S)
                 for connection in connections
             ),
             return_exceptions=True,
@@ -510,14 +509,14 @@ async def test_a_stolen_certificate_without_its_key_is_worthless(
     assert "try: restore node.key" in log
     assert "Traceback" not in log
     # And shown on the wire all the same.
-    encoded = Store.open(loot).certificate
+    encoded = Store(loot).certificate
     assert encoded is not None
     key = Key.generate()
     async with LinkHost(key) as host:
         connection = await dial(host, a)
-        for message in ({"v": 1, "chain": encoded}, {"v": 1, "renew": encoded}):
+        for message in ({"chain": encoded}, {"renew": encoded}):
             with pytest.raises(AdmissionRefused) as caught:
-                await exchange_join(connection, message, bytes_max=65536, timeout_s=WITHIN_S)
+                await ask_to_join(connection, message, bytes_max=65536, timeout_s=WITHIN_S)
             assert caught.value.code == "admission.wrong_peer"
         assert not await opens(connection, MEMBERSHIP_PROTOCOL)
     wait_logged(a, "admission.refused", f"peer={key.peer_id}", "admission.wrong_peer")

@@ -25,7 +25,7 @@ from wetware.broker.protocol import GATE_PROTOCOL
 from wetware.client import LoginRefused
 from wetware.errors import OverlayError, WetwareError
 from wetware.identity import Key, PeerId
-from wetware.overlay.admission.service import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL
+from wetware.overlay.admission.exchange import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL
 from wetware.overlay.admission.statements import Certificate, Chain, Tombstone
 from wetware.overlay.frames import read_frame, write_frame
 from wetware.overlay.link import Connection, Stream
@@ -284,8 +284,7 @@ async def test_impersonation(trio: Trio) -> None:
                 refused = cbor.decode(answer[4:], bytes_max=8192)
                 assert refused["code"] == "admission.wrong_peer", protocol
             # A cluster of its own, with the other's names in it.
-            forged = Certificate.issue(
-                Key.generate(),
+            forged = Certificate(
                 cluster=trio.a.info["cluster"],
                 peer=thief_key.peer_id,
                 rights=frozenset({"member", "invite"}),
@@ -293,7 +292,7 @@ async def test_impersonation(trio: Trio) -> None:
                 not_before_ms=int(time.time() * 1000),
                 not_after_ms=int(time.time() * 1000) + 3_600_000,
                 foreign=False,
-            )
+            ).signed(Key.generate())
             request = {"v": 1, "chain": Chain((forged,)).encoded}
             answer = await send(thief, CERTIFICATE_PROTOCOL, framed(request), wait_s=5)
             assert cbor.decode(answer[4:], bytes_max=8192)["code"].startswith("admission.")
@@ -664,15 +663,16 @@ async def test_a_flood_of_facts(trio: Trio) -> None:
             victim = [trio.a, trio.b, trio.c][number % 3].peer_id
             for chain in (None, own):
                 facts.append(
-                    Tombstone.issue(
-                        key,
+                    Tombstone(
                         cluster=trio.a.info["cluster"],
                         peer=victim,
                         chain=chain,
                         reason=f"because {number}",
                         at_ms=now_ms + number,
                         not_after_ms=now_ms + 86_400_000,
-                    ).encoded
+                    )
+                    .signed(key)
+                    .encoded
                 )
         stream = await mole.speak()
         with contextlib.suppress(OverlayError, TimeoutError):

@@ -105,7 +105,7 @@ def test_another_auth_backend_than_the_cluster_s_is_named(home: Home) -> None:
     assert not (node.data_dir / "plugins").exists()
 
     (home.path / "member").mkdir(mode=0o700)
-    store = Store.open(home.path / "member")
+    store = Store(home.path / "member")
     store.join(founding, b"a chain", b"what another backend starts from", addrs)
     node = home.start_node("member")
     assert node.process.wait(30) == 78

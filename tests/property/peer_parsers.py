@@ -56,7 +56,7 @@ from wetware.identity import (
 from wetware.identity.peer_id import base58_decode
 from wetware.member import Member
 from wetware.overlay import frames
-from wetware.overlay.admission import refusals
+from wetware.overlay.admission.exchange import raise_refusal
 from wetware.overlay.admission.statements import (
     VERSION,
     Certificate,
@@ -237,8 +237,7 @@ TICKET = Ticket(FOUNDING, PEER, ADDRS, bytes(32), NOW_MS)
 
 
 def certificate(key: Key, peer: Key, *rights: str, foreign: bool = False) -> Certificate:
-    return Certificate.issue(
-        key,
+    return Certificate(
         cluster=FOUNDING.cluster_id,
         peer=peer.peer_id,
         rights=frozenset(rights),
@@ -246,21 +245,20 @@ def certificate(key: Key, peer: Key, *rights: str, foreign: bool = False) -> Cer
         not_before_ms=NOW_MS,
         not_after_ms=NOW_MS + 1000,
         foreign=foreign,
-    )
+    ).signed(key)
 
 
 INVITER = Chain((certificate(KEY, OTHER, "member", "invite"),))
 CHAIN = Chain((certificate(OTHER, THIRD, "member"), INVITER.leaf))
 BUNDLE = Bundle(FOUNDING, CHAIN, ADDRS)
-TOMBSTONE = Tombstone.issue(
-    OTHER,
+TOMBSTONE = Tombstone(
     cluster=FOUNDING.cluster_id,
     peer=THIRD.peer_id,
     chain=INVITER,
     reason="lost",
     at_ms=NOW_MS,
     not_after_ms=NOW_MS + 10,
-)
+).signed(OTHER)
 FOREIGN = ForeignFact(Chain((certificate(KEY, THIRD, "member", foreign=True),)))
 
 
@@ -382,7 +380,7 @@ def _resigned(parse: Callable[[bytes], object], domain: bytes, key: Key, wrap: A
 def _refused_by_peer(message: Any) -> None:
     if isinstance(message, dict):
         with contextlib.suppress(AdmissionRefused):  # that is what it says
-            refusals.raise_refusal(message)
+            raise_refusal(message)
 
 
 def _admission_frame(data: bytes) -> object:

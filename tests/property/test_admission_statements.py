@@ -26,8 +26,7 @@ NOW_MS = 1_800_000_000_000
 
 
 def issue(key: Key, peer: Key, rights: set[str], *, foreign: bool = False) -> Certificate:
-    return Certificate.issue(
-        key,
+    return Certificate(
         cluster=FOUNDING.cluster_id,
         peer=peer.peer_id,
         rights=frozenset(rights),
@@ -35,20 +34,19 @@ def issue(key: Key, peer: Key, rights: set[str], *, foreign: bool = False) -> Ce
         not_before_ms=NOW_MS,
         not_after_ms=NOW_MS + 1000,
         foreign=foreign,
-    )
+    ).signed(key)
 
 
 INVITE = issue(ROOT, INVITER, {"member", "invite"})
 CHAIN = Chain((issue(INVITER, PEER, {"member"}), INVITE))
-TOMBSTONE = Tombstone.issue(
-    INVITER,
+TOMBSTONE = Tombstone(
     cluster=FOUNDING.cluster_id,
     peer=PEER.peer_id,
     chain=Chain((INVITE,)),
     reason="lost",
     at_ms=NOW_MS,
     not_after_ms=NOW_MS + 10,
-)
+).signed(INVITER)
 FACTS = (
     TOMBSTONE.encoded,
     ForeignFact(Chain((issue(ROOT, PEER, {"member"}, foreign=True),))).encoded,

@@ -250,7 +250,7 @@ def check_node_key(data_dir: Path) -> list[Finding]:
 def check_user_key(key: str | None, config: Config) -> list[Finding]:
     """Whether the key that you log in with can be used, by you alone."""
     from wetware.client import KeyChoice
-    from wetware.overlay.admission.store import Store
+    from wetware.overlay.admission.store import founding_of
 
     choice = KeyChoice(key, config.keys_dir, None)
     file = choice.path
@@ -260,7 +260,7 @@ def check_user_key(key: str | None, config: Config) -> list[Finding]:
         if not config.node.data_dir.exists():
             return [ok("your key", f"there is no {file} yet; the first `ww node` makes it")]
         # The cluster says it where it was not the configuration but a flag that did.
-        founding = Store.founding_of(config.node.data_dir)
+        founding = founding_of(config.node.data_dir)
         auth = founding.backend if founding is not None else config.node.auth
         if auth not in ("local", "auth_local"):
             return [ok("your key", f"there is no {file}; logins go by {auth!r}")]

@@ -9,7 +9,6 @@ from wetware.base.log import get_logger
 from wetware.errors import AdmissionRefused, ConfigError
 from wetware.overlay.admission.joining import join
 from wetware.overlay.admission.statements import Chain
-from wetware.overlay.admission.store import Store
 from wetware.overlay.link import LinkHost
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from wetware.loader import Plugins
     from wetware.overlay.admission.decision import Admission
     from wetware.overlay.admission.statements import Founding
+    from wetware.overlay.admission.store import Store
     from wetware.overlay.admission.texts import Bundle, Ticket
 
 log = get_logger("node")
@@ -73,26 +73,18 @@ def judge_backend(founding: Founding, plugins: Plugins, config: Config) -> None:
 
 async def join_with(
     invitation: Ticket | Bundle, store: Store, *, key: Key, config: Config, clock: Clock
-) -> Store:
+) -> None:
     """Become a member with a ticket or a certificate, unless this node is one already.
 
-    Returns the store as it is then; raises what `join` raises.
+    Raises what `join` raises.
     """
     if store.founding == invitation.founding and store.certificate is not None:
         own = Chain.open(store.certificate, invitation.founding)
         if clock.time() * 1000 < own.not_after_ms:
             log.info("cluster.joined_already", cluster=invitation.founding.cluster_id)
-            return store
+            return
     async with LinkHost(key, limits=config.link) as host:
-        await join(
-            host,
-            invitation,
-            key=key,
-            data_dir=config.node.data_dir,
-            clock=clock,
-            limits=config.admission,
-        )
-    return Store.open(config.node.data_dir)
+        await join(host, invitation, store, key=key, clock=clock, limits=config.admission)
 
 
 def cluster_of(store: Store, backend: AuthBackend) -> str:

@@ -152,12 +152,12 @@ class Node(Parts):
 
     async def _belong(self, invitation: Ticket | Bundle | None) -> None:
         """The cluster that this node is of, or joins, and its auth backend."""
-        self.store = Store.open(self.data_dir)
+        self.store = Store(self.data_dir)
         if self.store.founding is not None:
             judge_backend(self.store.founding, self.plugins, self.config)
         if invitation is not None:
             judge_backend(invitation.founding, self.plugins, self.config)
-            self.store = await join_with(
+            await join_with(
                 invitation, self.store, key=self.key, config=self.config, clock=self.clock
             )
         self.backend = self.plugins.auth(self._context)
@@ -191,7 +191,7 @@ class Node(Parts):
             record=self.audit.record,
         )
         judge_own(self.admission)
-        stack.push_async_callback(self.store.flush)
+        stack.push_async_callback(self.store.files.flush)
         await stack.enter_async_context(rpc.runtime())
         await stack.enter_async_context(rpc.loop_gc())
         clients_max, limits = within_files(self.config.link)
@@ -208,7 +208,6 @@ class Node(Parts):
             self.admission,
             addrs=lambda: self.addrs,
             join_document=self.backend.join_document,
-            limits=self.config.admission,
         )
         self.membership = Membership(
             self.host,
@@ -366,7 +365,7 @@ class Node(Parts):
                 limits=self.config.login,
                 closed=bool(self.try_out),
             ),
-            GrantsService(self.tree, self.audit, self.store.confirm),
+            GrantsService(self.tree, self.audit, self.store.files.confirm),
         )
 
     async def _trust_clock(self, by: Principal) -> None:
@@ -421,7 +420,7 @@ class Node(Parts):
             "version": __version__,
             "plugins": [p.name for p in self.plugins.report if str(p.state) == "loaded"],
         }
-        self.store.reserve.replace(file, json.dumps(data, indent=1).encode(), must=True)
+        self.store.files.reserve.replace(file, json.dumps(data, indent=1).encode(), must=True)
         try:
             yield
         finally:

@@ -51,7 +51,7 @@ class Contexts:
             founding=founding.statement if (founding := node.store.founding) else None,
             configured=node.config.given(f"plugins.{name}"),
             dev=node.config.node.dev,
-            evicted=lambda peer: node.admission.evicted(peer) is not None,
+            evicted=lambda peer: node.admission.judge.evicted(peer) is not None,
             proposals=MappingProxyType(node.proposals),
             threads=self._threads[name],
         )

@@ -49,7 +49,7 @@ async def check_node(node: Parts) -> list[Finding]:
             members, node.admission.early_s, node.config.admission.clock_skew_s_max
         ),
         "certificate": lambda: admission.certificate(node.admission.own, node.clock.time() * 1000),
-        "admission": lambda: admission.durable(node.admission.store),
+        "admission": lambda: admission.durable(node.admission.store.files),
         "reach": lambda: membership.reach(
             members, node.addrs, lambda peer: node.host.connection(peer) is not None
         ),

@@ -56,7 +56,7 @@ class Members:
         foreign = (
             Member(peer, state="foreign", labels=chain.labels, connected=self._connected(peer))
             for peer in sorted(admission.members)
-            if admission.is_foreign(peer) and (chain := admission.chain(peer)) is not None
+            if admission.members.is_foreign(peer) and (chain := admission.chain(peer)) is not None
         )
         return (
             *filter(meant.matches, map(self._describe, self._membership.members())),

@@ -92,7 +92,7 @@ async def test_who_ordered_an_end_is_recorded_also_when_they_are_gone_while_the_
 
     service = service_with(
         FakeOverlay(),
-        admission=types.SimpleNamespace(evict=end, revoke_ticket=end),
+        admission=types.SimpleNamespace(issuer=types.SimpleNamespace(evict=end, revoke_ticket=end)),
         audit=types.SimpleNamespace(ended=lambda event, **_: recorded.append(event)),
     )
     servant = ClusterServant(service, None)  # type: ignore[arg-type]

@@ -95,7 +95,10 @@ LAN = Multiaddr("ip4", "192.168.1.7", 4001, OWN.peer_id)
 def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (LAN,)) -> Any:
     now = time.time() * 1000
     leaf = SimpleNamespace(
-        rights=frozenset({"member"}), not_before_ms=now - 1000, not_after_ms=now + 7 * 86_400_000
+        rights=frozenset({"member"}),
+        not_before_ms=now - 1000,
+        not_after_ms=now + 7 * 86_400_000,
+        when_ms=lambda part: now + part * 7 * 86_400_000,
     )
     config = SimpleNamespace(
         node=SimpleNamespace(libp2p=True), admission=AdmissionLimits(), link=LinkLimits()
@@ -111,7 +114,9 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
         admission=SimpleNamespace(
             own=SimpleNamespace(leaf=leaf),
             early_s=dict,
-            store=SimpleNamespace(reserve=SimpleNamespace(fill=lambda: True), unsure=""),
+            store=SimpleNamespace(
+                files=SimpleNamespace(reserve=SimpleNamespace(fill=lambda: True), unsure="")
+            ),
         ),
         membership=FakeMembership(member(OWN, "own"), *members, answers=answers),
         backend=SimpleNamespace(name="local", epoch=3, findings=list),
@@ -273,7 +278,10 @@ def test_certificates() -> None:
 
     def judge(begin: float, end: float, now: float) -> Finding:
         leaf = SimpleNamespace(
-            rights=frozenset({"member", "invite"}), not_before_ms=begin, not_after_ms=end
+            rights=frozenset({"member", "invite"}),
+            not_before_ms=begin,
+            not_after_ms=end,
+            when_ms=lambda part: begin + part * (end - begin),
         )
         (found,) = certificate(SimpleNamespace(leaf=leaf), now)  # type: ignore[arg-type]
         levels([found])
@@ -342,11 +350,11 @@ def test_the_grants(reasons: dict[str, Any], level: str, says: str, tmp_path: Pa
 
 async def test_the_space_for_evictions() -> None:
     reserve = SimpleNamespace(fill=lambda: True, missing="")
-    store: Any = SimpleNamespace(reserve=reserve, unsure="")
-    assert await durable(store) == []
+    files: Any = SimpleNamespace(reserve=reserve, unsure="")
+    assert await durable(files) == []
     reserve.fill, reserve.missing = (lambda: False), "No space left on device"
-    store.unsure = "an eviction may be lost"
-    found = await durable(store)
+    files.unsure = "an eviction may be lost"
+    found = await durable(files)
     assert levels(found) == ["error", "error"]
     assert "No space left" in found[0].text
     assert "an eviction may be lost" in found[1].text

@@ -39,6 +39,18 @@ def known(n: int, *, state: State = State.ALIVE, ahead_s: float | None = None) -
     return Known(record, state, 90.0, {"zone": f"z{n}"}, 0.25, ahead_s)
 
 
+class Admitted(tuple[PeerId, ...]):
+    """The members of the admission."""
+
+    __slots__ = ()
+
+    def __new__(cls) -> Admitted:
+        return super().__new__(cls, (FOREIGN, KEYS[1].peer_id))
+
+    def is_foreign(self, peer: PeerId) -> bool:
+        return peer == FOREIGN
+
+
 class Cluster:
     """The parts of a node that `Members` looks at."""
 
@@ -48,11 +60,7 @@ class Cluster:
         self.twins: dict[PeerId, Any] = {}
         self.clock_wrong = ""
         chain = SimpleNamespace(labels={"zone": "far"})
-        admission: Any = SimpleNamespace(
-            members=(FOREIGN, KEYS[1].peer_id),
-            is_foreign=lambda peer: peer == FOREIGN,
-            chain=lambda peer: chain,
-        )
+        admission: Any = SimpleNamespace(members=Admitted(), chain=lambda peer: chain)
         host: Any = SimpleNamespace(
             peer_id=OWN, connection=lambda peer: peer == KEYS[1].peer_id or None
         )

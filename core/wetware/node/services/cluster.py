@@ -285,7 +285,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
         self, labels: _Labels, rights: Sequence[str], expires_s: int, uses: int
     ) -> dict[str, object]:
         self._refuse_in_try_out()
-        ticket = await self._admission.invite(
+        ticket = await self._admission.issuer.invite(
             labels=_labels(labels),
             rights=frozenset(rights) or frozenset({"member"}),
             expires_s=expires_s or None,
@@ -300,7 +300,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
     ) -> dict[str, object]:
         """A certificate for a known peer ID."""
         self._refuse_in_try_out()
-        bundle = await self._admission.certify(
+        bundle = await self._admission.issuer.certify(
             PeerId.parse(peer),
             labels=_labels(labels),
             rights=frozenset(rights) or frozenset({"member"}),
@@ -322,12 +322,12 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
                     "rights": sorted(t.rights),
                     "revoked": t.revoked,
                 }
-                for t in self._admission.tickets()
+                for t in self._admission.issuer.tickets()
             ]
         }
 
     async def revoke_ticket(self, id: str) -> None:
-        await self._end(self._admission.revoke_ticket(id), "revoked", ticket=id[:64])
+        await self._end(self._admission.issuer.revoke_ticket(id), "revoked", ticket=id[:64])
 
     async def evict(self, peer: str, reason: str) -> None:
         """End a membership; the record follows the effect."""
@@ -337,7 +337,7 @@ class ClusterServant(rpc.Servant, interface=CORE.Cluster):
                 "a node does not evict itself",
                 hint="run the command against another node, or stop this one",
             )
-        await self._end(self._admission.evict(target, reason[:256]), "evicted", peer=target)
+        await self._end(self._admission.issuer.evict(target, reason[:256]), "evicted", peer=target)
 
     async def check(self) -> dict[str, object]:
         """What `ww doctor` reports about this node."""

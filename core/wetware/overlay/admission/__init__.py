@@ -5,6 +5,10 @@ member by a certificate that the cluster key signed, or an inviter that the clus
 both ends of a connection show theirs and check the other's offline.
 
 - `statements`: what is signed: certificates, chains, tombstones;  `texts`: tickets, bundles
-- `store`: the files;  `decision`: `Admission`, which decides;  `limits`: `[admission]` of ww.toml
-- `service`: the protocols, on a link host;  `joining`: how a node gets its first certificate
+- `decision`: `Admission`, which decides, of these parts:
+  `judge`: which certificates are valid;  `members`: who has shown one;  `facts`: who was evicted;
+  `own_certificate`: what this node shows;  `issuing`: what it signs for others
+- `store`: the data directory, in `files`;  `tickets`, `ledger`: what an issuer keeps there
+- `service`: the protocols (`exchange`) on a link host;  `joining`: how a node becomes a member
+- `limits`: `[admission]` of ww.toml
 """

@@ -1,19 +1,7 @@
-"""The protocols of admission on a link host: members introduce themselves, nodes join and renew.
+"""Admission on a link host: members introduce themselves, nodes join and renew.
 
-`/wetware/certificate/1.0.0`, opened by who dialled, and by either side after a renewal:
-
-    → {v, chain}    ← {v, chain} or {code, message, hint}    → {ack} or {code, message, hint}
-
-Only after the ack is a peer "up" for who was dialled, so that neither side opens streams for
-members before the other lets them in.
-
-`/wetware/join/1.0.0`, served by issuers and, for `chain`, by every member:
-
-    → {v, secret}, {v, chain} or {v, renew}
-    ← {founding, chain, document, addrs}, {chain} for renew, or {code, message, hint}
-
-Both are public: strangers speak them. They are bounded in time, size and number, per connection,
-per address and in all.
+The protocols are in `exchange`. Both are public: strangers speak them. They are bounded in time,
+size and number, per connection, per address and in all.
 """
 
 from __future__ import annotations
@@ -28,24 +16,27 @@ from wetware.base.access import Access
 from wetware.base.bounds import Claim, Places, Rates, Throttle, address_key
 from wetware.base.log import get_logger
 from wetware.base.texts import ADDRS_MAX
+from wetware.base.watchers import Watchers
 from wetware.errors import (
     AdmissionRefused,
     DialError,
     InvalidArgument,
     LimitExceeded,
     OverlayError,
-    ProtocolRefused,
     WetwareError,
 )
-from wetware.overlay.admission.decision import Admitted, Removed
-from wetware.overlay.admission.refusals import raise_refusal, write_refusal
-from wetware.overlay.admission.statements import (
-    CHAIN_BYTES_MAX,
-    FACT_BYTES_MAX,
-    INVITE,
-    Chain,
-    refusal,
+from wetware.overlay.admission.exchange import (
+    ANSWER_BYTES_MAX,
+    CERTIFICATE_PROTOCOL,
+    FRAME_BYTES_MAX,
+    JOIN_PROTOCOL,
+    ask_to_join,
+    exchange,
+    raise_refusal,
+    write_refusal,
 )
+from wetware.overlay.admission.members import Admitted, Removed
+from wetware.overlay.admission.statements import CHAIN_BYTES_MAX, INVITE, Chain, refusal
 from wetware.overlay.admission.store import DOCUMENT_BYTES_MAX
 from wetware.overlay.admission.texts import SECRET_BYTES
 from wetware.overlay.frames import field, read_frame, write_frame
@@ -55,19 +46,10 @@ if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
     from wetware.identity import PeerId
     from wetware.overlay.admission.decision import Admission
-    from wetware.overlay.admission.limits import AdmissionLimits
     from wetware.overlay.link import Connection, LinkHost, Stream
 
 log = get_logger("admission.service")
 
-CERTIFICATE_PROTOCOL: Final = "/wetware/certificate/1.0.0"
-JOIN_PROTOCOL: Final = "/wetware/join/1.0.0"
-FRAME_BYTES_MAX: Final = CHAIN_BYTES_MAX + 2048
-ANSWER_BYTES_MAX: Final = FACT_BYTES_MAX + 2048
-"""A refusal may bring the tombstone that it rests on."""
-"""Of everything but the answer to a join: a chain, or a refusal with its texts."""
-JOIN_FRAME_BYTES_MAX: Final = DOCUMENT_BYTES_MAX + 32_768
-"""Of the answer to a join: the backend's document, a chain and addresses."""
 EXCHANGES_PER_CONNECTION_MAX: Final = 2
 """Both ends may renew at once."""
 INTRODUCTIONS_MAX: Final = 3
@@ -80,58 +62,8 @@ ISSUERS_ASKED_MAX: Final = 8
 _ENDED: Final = ("admission.void", "admission.expired")
 
 
-class _Bounds:
-    """How many exchanges run, how many a minute an address may have refused, and what is logged."""
-
-    def __init__(self, limits: AdmissionLimits, monotonic: Callable[[], float]) -> None:
-        self._limits = limits
-        self._places = Places()
-        per_minute = limits.attempts_per_address_max
-        self._attempts = Rates(per_minute / 60, per_minute, limits.addresses_max, monotonic)
-        self._lines = Throttle(LOGGED_PER_ADDRESS_MAX, limits.addresses_max, monotonic)
-
-    def slot(self, connection: Connection) -> contextlib.AbstractContextManager[None]:
-        """A place; entering it raises LimitExceeded."""
-        limits, message = self._limits, "{} exchanges of admission are going on {}"
-        return self._places.hold(
-            *(
-                Claim(key, limit, message.format(limit, where))
-                for key, limit, where in (
-                    (connection, EXCHANGES_PER_CONNECTION_MAX, "on this connection"),
-                    (_address(connection), limits.exchanges_per_address_max, "there"),
-                    ("all", limits.exchanges_max, "here"),
-                )
-            )
-        )
-
-    def take(self, connection: Connection) -> None:
-        """Count an attempt of an address; raises LimitExceeded."""
-        if not self._attempts.take(_address(connection)):
-            raise LimitExceeded(
-                f"more than {self._limits.attempts_per_address_max} attempts a minute from one "
-                "address (attempts_per_address_max)",
-                hint="wait a minute",
-            )
-
-    def give_back(self, connection: Connection) -> None:
-        """The attempt was a good one: it does not count against its neighbours."""
-        self._attempts.give_back(_address(connection))
-
-    def logged(self, connection: Connection) -> int | None:
-        """Whether to log what an address did now: None, or how much went unlogged before."""
-        return self._lines.lines(_address(connection))
-
-    @property
-    def empty(self) -> bool:
-        return not self._places
-
-
-def _address(connection: Connection) -> str:
-    return address_key(connection.remote.host)
-
-
-def _log_refused(peer: PeerId, exc: AdmissionRefused) -> None:
-    log.warning("introduction.refused", peer=peer, code=exc.code, why=exc, next=exc.hint)
+def _address(stream: Stream) -> str:
+    return address_key(stream.connection.remote.host)
 
 
 class _Link:
@@ -157,7 +89,6 @@ class Introductions:
         admission: Decides.
         addrs: Where this node can be dialled, with its peer ID; for those who join.
         join_document: `AuthBackend.join_document`.
-        limits: See AdmissionLimits.
     """
 
     def __init__(
@@ -167,15 +98,17 @@ class Introductions:
         *,
         addrs: Callable[[], Sequence[Multiaddr]],
         join_document: Callable[[], Awaitable[bytes]],
-        limits: AdmissionLimits | None = None,
     ) -> None:
         self._host, self._admission = host, admission
         self._addrs, self._join_document = addrs, join_document
-        self._limits = limits or admission.limits
-        self._bounds = _Bounds(self._limits, asyncio.get_running_loop().time)
+        self._limits = limits = admission.limits
+        monotonic, per_minute = asyncio.get_running_loop().time, limits.attempts_per_address_max
+        self._places = Places()
+        self._attempts = Rates(per_minute / 60, per_minute, limits.addresses_max, monotonic)
+        self._lines = Throttle(LOGGED_PER_ADDRESS_MAX, limits.addresses_max, monotonic)
         self._links: dict[Connection, _Link] = {}
         self._up: dict[PeerId, None] = {}
-        self._watchers: dict[object, Callable[[PeerUp | PeerDown], None]] = {}
+        self._watchers = Watchers[PeerUp | PeerDown]()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ends: list[Callable[[], None]] = []
         self._hints: OrderedDict[PeerId, None] = OrderedDict()  # who to ask for a renewal first
@@ -189,19 +122,19 @@ class Introductions:
         """Serve the protocols and introduce this node, on connections there already as well."""
         host = self._host
         self._ends = [
-            host.handle(CERTIFICATE_PROTOCOL, self._serve_certificate, access=Access.PUBLIC),
-            host.handle(JOIN_PROTOCOL, self._serve_join, access=Access.PUBLIC),
+            self._serve(CERTIFICATE_PROTOCOL, self._answer_certificate, self._limits.exchange_s),
+            self._serve(JOIN_PROTOCOL, self._answer_join, self._limits.join_s),
             host.watch(self._connected, self._disconnected),
-            self._admission.watch(self._changed),
-            lambda: self._admission.set_renewer(None),
+            self._admission.members.changes.add(self._changed),
         ]
-        self._admission.set_renewer(self._renew)
+        self._admission.certificate.renew = self._renew
         for connection in host.connections():
             self._connected(connection)
 
     async def aclose(self) -> None:
         """Stop; connections stay. Idempotent."""
         self._closed = True
+        self._admission.certificate.renew = None
         for end in self._ends:
             end()
         self._ends.clear()
@@ -225,20 +158,12 @@ class Introductions:
         """Connected peers that this node admitted and that admitted this node."""
         return tuple(self._up)
 
-    def is_up(self, peer: PeerId) -> bool:
-        """Whether the peer is one of `peers`."""
-        return peer in self._up
-
     def watch(self, callback: Callable[[PeerUp | PeerDown], None]) -> Callable[[], None]:
         """Call back for every peer that comes up, those that are first, or goes down.
 
         Callbacks run on the loop and must not block. Returns a function that ends the watch.
         """
-        token = object()
-        self._watchers[token] = callback
-        for peer in tuple(self._up):
-            self._call(callback, PeerUp(peer))
-        return lambda: self._watchers.pop(token, None) and None
+        return self._watchers.add(callback, *map(PeerUp, self._up))
 
     async def introduced(self, connection: Connection) -> Chain | None:
         """Wait until both ends of a connection have admitted each other; the peer's chain.
@@ -256,34 +181,25 @@ class Introductions:
             raise link.error
         return self._admission.chain(connection.peer)
 
-    def _call(
-        self, callback: Callable[[PeerUp | PeerDown], None], event: PeerUp | PeerDown
-    ) -> None:
-        try:
-            callback(event)
-        except Exception:  # a watcher's defect is its own
-            log.exception("watcher.failed")
-
     def _refresh(self, peer: PeerId) -> None:
         """Decide anew whether a peer is up."""
         links = [link for connection, link in self._links.items() if connection.peer == peer]
         member = self._admission.is_member(peer)
         up = member and (
-            any(link.up for link in links) or (bool(links) and self._admission.is_foreign(peer))
+            any(link.up for link in links)
+            or (bool(links) and self._admission.members.is_foreign(peer))
         )
         if up and peer not in self._up:
             self._up[peer] = None
             log.debug("peer.up", peer=peer)
-            for callback in tuple(self._watchers.values()):
-                self._call(callback, PeerUp(peer))
+            self._watchers.tell(PeerUp(peer))
         elif not up and peer in self._up:
             self._set_down(peer)
 
     def _set_down(self, peer: PeerId) -> None:
         del self._up[peer]
         log.debug("peer.down", peer=peer)
-        for callback in tuple(self._watchers.values()):
-            self._call(callback, PeerDown(peer))
+        self._watchers.tell(PeerDown(peer))
 
     def _settle(self, connection: Connection, error: WetwareError | None) -> None:
         link = self._links.get(connection)
@@ -292,7 +208,7 @@ class Introductions:
         link.error = error
         if error is None:
             self._host.reconsider(connection.peer)  # it was booked before it could show anything
-            link.up = not self._admission.is_foreign(connection.peer)
+            link.up = not self._admission.members.is_foreign(connection.peer)
         link.settled.set()
         self._refresh(connection.peer)
 
@@ -302,7 +218,7 @@ class Introductions:
         if self._closed or connection in self._links:
             return
         link = self._links[connection] = _Link()
-        if self._admission.is_foreign(connection.peer):
+        if self._admission.members.is_foreign(connection.peer):
             self._settle(connection, None)
         elif connection.initiator:
             link.task = self._spawn(self._introduce_first(connection))
@@ -333,7 +249,7 @@ class Introductions:
             for connection, link in tuple(self._links.items()):
                 if link.up or link.error is not None:
                     self._spawn(self._introduce_again(connection))
-        elif self._admission.is_foreign(event.peer):
+        elif self._admission.members.is_foreign(event.peer):
             for connection in tuple(self._links):
                 if connection.peer == event.peer:
                     self._settle(connection, None)
@@ -370,10 +286,12 @@ class Introductions:
 
     def _refused(self, connection: Connection, exc: AdmissionRefused) -> None:
         self._admission.learn_own_end(exc.fact)
-        if exc.code == "admission.not_ours" and self._admission.is_foreign(connection.peer):
+        if exc.code == "admission.not_ours" and self._admission.members.is_foreign(connection.peer):
             self._settle(connection, None)
             return
-        _log_refused(connection.peer, exc)
+        log.warning(
+            "introduction.refused", peer=connection.peer, code=exc.code, why=exc, next=exc.hint
+        )
         self._settle(connection, exc)
 
     def _doubted(self, peer: PeerId, exc: AdmissionRefused) -> bool:
@@ -387,7 +305,7 @@ class Introductions:
         self._hints.move_to_end(peer)
         while len(self._hints) > ISSUERS_ASKED_MAX:
             self._hints.popitem(last=False)
-        return self._admission.doubted()
+        return self._admission.certificate.doubted()
 
     async def _renewed(self, peer: PeerId, shown: Chain, exc: AdmissionRefused) -> bool:
         """Whether this node has a newer certificate than it showed, or gets one soon."""
@@ -406,33 +324,19 @@ class Introductions:
 
         Raises AdmissionRefused where the peer refuses this node, or is none of ours; OverlayError.
         """
-        peer, verdict = connection.peer, None
-        try:
-            async with asyncio.timeout(self._limits.exchange_s):
-                stream = await connection.open_stream(CERTIFICATE_PROTOCOL)
-                async with stream:
-                    await write_frame(stream, {"v": 1, "chain": self._admission.own.encoded})
-                    answer = await read_frame(stream, bytes_max=ANSWER_BYTES_MAX)
-                    raise_refusal(answer)
-                    encoded = field(answer, "chain", bytes_max=CHAIN_BYTES_MAX)
-                    try:
-                        await self._admission.admit(peer, encoded)
-                    except AdmissionRefused as exc:
-                        verdict = exc
-                        await write_refusal(stream, exc)
-                    else:
-                        await write_frame(stream, {"ack": True})
-        except ProtocolRefused:
-            raise refusal("not_ours", f"{peer} speaks no protocol of this cluster") from None
-        except TimeoutError:
-            raise OverlayError(
-                f"{peer} did not show its certificate within {self._limits.exchange_s:g} s",
-                code="overlay.timeout",
-            ) from None
-        except EOFError:
-            raise OverlayError(f"{peer} ended the introduction early") from None
-        except InvalidArgument as exc:
-            raise refusal("malformed", f"{peer} sent {exc.message}") from None
+        admission, timeout_s, verdict = self._admission, self._limits.exchange_s, None
+        async with exchange(connection, CERTIFICATE_PROTOCOL, timeout_s=timeout_s) as stream:
+            await write_frame(stream, {"v": 1, "chain": admission.own.encoded})
+            answer = await read_frame(stream, bytes_max=ANSWER_BYTES_MAX)
+            raise_refusal(answer)
+            encoded = field(answer, "chain", bytes_max=CHAIN_BYTES_MAX)
+            try:
+                await admission.members.admit(connection.peer, encoded)
+            except AdmissionRefused as exc:
+                verdict = exc
+                await write_refusal(stream, exc)
+            else:
+                await write_frame(stream, {"ack": True})
         if verdict is not None:
             self._refused(connection, verdict)
         else:
@@ -440,26 +344,46 @@ class Introductions:
 
     # --- serving ----------------------------------------------------------------------------------
 
-    async def _serve_certificate(self, stream: Stream) -> None:
-        await self._bounded(stream, self._limits.exchange_s, self._answer_certificate)
+    def _serve(
+        self, protocol: str, answer: Callable[[Stream], Awaitable[None]], timeout_s: float
+    ) -> Callable[[], None]:
+        """Answer within the limits; what goes wrong is told to the peer, and logged."""
+
+        async def serve(stream: Stream) -> None:
+            try:
+                with self._place(stream):
+                    async with asyncio.timeout(timeout_s):
+                        try:
+                            await answer(stream)
+                        except (AdmissionRefused, LimitExceeded) as exc:
+                            self._log(stream, "admission.refused", code=exc.code, why=exc)
+                            self._host.refused[exc.code] += 1
+                            await write_refusal(stream, exc)
+            except (InvalidArgument, LimitExceeded, EOFError, TimeoutError) as exc:
+                reason = "too slow" if isinstance(exc, TimeoutError) else exc
+                self._host.refused["admission.exchange"] += 1
+                self._log(stream, "admission.broken_off", why=reason)
+                stream.reset()
+
+        return self._host.handle(protocol, serve, access=Access.PUBLIC)
 
     async def _answer_certificate(self, stream: Stream) -> None:
-        connection, peer = stream.connection, stream.peer
-        counted = not self._admission.is_member(peer)
+        connection, peer, admission = stream.connection, stream.peer, self._admission
+        counted = not admission.is_member(peer)
         if counted:
-            self._bounds.take(connection)
+            self._count(stream)
         message = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
         encoded = field(message, "chain", bytes_max=CHAIN_BYTES_MAX)
-        await self._admission.admit(peer, encoded)
-        if counted:
-            self._bounds.give_back(connection)
-        await write_frame(stream, {"v": 1, "chain": self._admission.own.encoded})
+        await admission.members.admit(peer, encoded)
+        if counted:  # a good one does not count against its neighbours
+            self._attempts.give_back(_address(stream))
+        await write_frame(stream, {"v": 1, "chain": admission.own.encoded})
         answer = await read_frame(stream, bytes_max=ANSWER_BYTES_MAX)
         try:
             raise_refusal(answer)
         except AdmissionRefused as exc:
             self._log(stream, "introduction.refused", code=exc.code, why=exc, next=exc.hint)
-            self._admission.learn_own_end(exc.fact)
+            admission.learn_own_end(exc.fact)
             self._settle(connection, exc)
             self._doubted(peer, exc)
             return
@@ -467,16 +391,13 @@ class Introductions:
             raise InvalidArgument("a frame that is neither an ack nor a refusal")
         self._settle(connection, None)
 
-    async def _serve_join(self, stream: Stream) -> None:
-        await self._bounded(stream, self._limits.join_s, self._answer_join)
-
     async def _answer_join(self, stream: Stream) -> None:
-        connection, peer, admission = stream.connection, stream.peer, self._admission
-        self._bounds.take(connection)
+        peer, admission = stream.peer, self._admission
+        self._count(stream)
         message = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
         if "renew" in message:
             encoded = field(message, "renew", bytes_max=CHAIN_BYTES_MAX)
-            chain = await admission.renew(peer, encoded)
+            chain = await admission.issuer.renew(peer, encoded)
             await write_frame(stream, {"chain": chain.encoded})
             return
         # What can fail comes before the ticket is spent.
@@ -485,10 +406,10 @@ class Introductions:
             raise refusal("document", "the auth backend's document is too large to be given")
         if "secret" in message:
             secret = field(message, "secret", bytes_max=SECRET_BYTES)
-            chain = await admission.redeem(peer, secret)
+            chain = await admission.issuer.redeem(peer, secret)
         else:
             encoded = field(message, "chain", bytes_max=CHAIN_BYTES_MAX)
-            chain = await admission.admit(peer, encoded)
+            chain = await admission.members.admit(peer, encoded)
         await write_frame(
             stream,
             {
@@ -499,28 +420,32 @@ class Introductions:
             },
         )
 
-    async def _bounded(
-        self, stream: Stream, timeout_s: float, exchange: Callable[[Stream], Awaitable[None]]
-    ) -> None:
-        """Serve one exchange within the limits; what goes wrong is told to the peer, and logged."""
-        try:
-            with self._bounds.slot(stream.connection):
-                async with asyncio.timeout(timeout_s):
-                    try:
-                        await exchange(stream)
-                    except (AdmissionRefused, LimitExceeded) as exc:
-                        self._log(stream, "admission.refused", code=exc.code, why=exc)
-                        self._host.refused[exc.code] += 1
-                        await write_refusal(stream, exc)
-        except (InvalidArgument, LimitExceeded, EOFError, TimeoutError) as exc:
-            reason = "too slow" if isinstance(exc, TimeoutError) else exc
-            self._host.refused["admission.exchange"] += 1
-            self._log(stream, "admission.broken_off", why=reason)
-            stream.reset()
+    def _count(self, stream: Stream) -> None:
+        """Count an attempt of an address; raises LimitExceeded."""
+        if not self._attempts.take(_address(stream)):
+            raise LimitExceeded(
+                f"more than {self._limits.attempts_per_address_max} attempts a minute from one "
+                "address (attempts_per_address_max)",
+                hint="wait a minute",
+            )
+
+    def _place(self, stream: Stream) -> contextlib.AbstractContextManager[None]:
+        """Entering it raises LimitExceeded where too many exchanges are going on."""
+        limits, message = self._limits, "{} exchanges of admission are going on {}"
+        return self._places.hold(
+            *(
+                Claim(key, limit, message.format(limit, where))
+                for key, limit, where in (
+                    (stream.connection, EXCHANGES_PER_CONNECTION_MAX, "on this connection"),
+                    (_address(stream), limits.exchanges_per_address_max, "there"),
+                    ("all", limits.exchanges_max, "here"),
+                )
+            )
+        )
 
     def _log(self, stream: Stream, event: str, **fields: object) -> None:
         """Log what a peer did wrong, so often for one address and no more."""
-        unlogged = self._bounds.logged(stream.connection)
+        unlogged = self._lines.lines(_address(stream))
         if unlogged is not None:
             log.warning(
                 event,
@@ -589,37 +514,10 @@ class Introductions:
             if not addrs:
                 raise DialError(f"no address of {peer} is known")
             connection = await self._host.dial(addrs, peer=peer, timeout_s=self._limits.exchange_s)
-        answer = await exchange_join(
+        answer = await ask_to_join(
             connection,
-            {"v": 1, "renew": own.encoded},
+            {"renew": own.encoded},
             bytes_max=ANSWER_BYTES_MAX,
             timeout_s=self._limits.exchange_s,
         )
         return field(answer, "chain", bytes_max=CHAIN_BYTES_MAX)
-
-
-async def exchange_join(
-    connection: Connection, message: dict[str, Any], *, bytes_max: int, timeout_s: float
-) -> dict[str, Any]:
-    """Ask on the join protocol; raises AdmissionRefused as the peer said it, or OverlayError."""
-    peer = connection.peer
-    try:
-        async with asyncio.timeout(timeout_s):
-            stream = await connection.open_stream(JOIN_PROTOCOL)
-            async with stream:
-                await write_frame(stream, message)
-                answer = await read_frame(stream, bytes_max=bytes_max)
-                raise_refusal(answer)
-                return answer
-    except ProtocolRefused:
-        raise refusal(
-            "not_issuer", f"{peer} lets nobody join: it is no node of a cluster"
-        ) from None
-    except TimeoutError:
-        raise OverlayError(
-            f"{peer} did not answer within {timeout_s:g} s", code="overlay.timeout"
-        ) from None
-    except EOFError:
-        raise OverlayError(f"{peer} ended the exchange early") from None
-    except InvalidArgument as exc:
-        raise OverlayError(f"{peer} sent {exc.message}") from None

@@ -11,10 +11,10 @@ import hashlib
 import re
 import secrets
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 from wetware.base import cbor
 from wetware.errors import AdmissionRefused, InvalidArgument
@@ -47,8 +47,6 @@ _BACKEND = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 _TOMBSTONE_SKEW_MS: Final = 3_600_000
 """When an inviter buried somebody is its own word; its clock may be a little behind."""
 _CLUSTER_DOMAIN = b"wetware-cluster:2\n"
-_CERTIFICATE_DOMAIN = b"wetware-certificate:1\n"
-_TOMBSTONE_DOMAIN = b"wetware-tombstone:1\n"
 
 
 def refusal(why: str, message: str, hint: str = "") -> AdmissionRefused:
@@ -60,63 +58,37 @@ def _malformed(what: str) -> AdmissionRefused:
     return refusal("malformed", f"malformed: {what}")
 
 
-def _decode(data: bytes, bytes_max: int, what: str) -> dict[str, Any]:
-    if type(data) is not bytes:
-        raise _malformed(f"{what} is not bytes")
-    try:
-        value = cbor.decode(data, bytes_max=bytes_max)
-    except InvalidArgument as exc:
-        raise _malformed(f"{what}: {exc.message}") from None
-    if type(value) is not dict:
-        raise _malformed(f"{what} is not a map")
+def _unknown(what: str) -> AdmissionRefused:
+    return refusal("version", f"{what}, which this node does not know", "upgrade wetware here")
+
+
+def _take(value: object, kind: type[T], what: str) -> T:
+    """What is exactly of this type: True is no number here."""
+    if type(value) is not kind:
+        raise _malformed(f"{what} is not of type {kind.__name__}")
     return value
 
 
-def _take(value: Mapping[str, Any], key: str, kind: type[T]) -> T:
-    """A field of exactly this type: True is no number here."""
-    found = value.get(key)
-    if type(found) is not kind:
-        raise _malformed(f"{key!r} is not of type {kind.__name__}")
-    return found
+def _decode(data: bytes, bytes_max: int, what: str) -> dict[str, Any]:
+    try:
+        value = cbor.decode(_take(data, bytes, what), bytes_max=bytes_max)
+    except InvalidArgument as exc:
+        raise _malformed(f"{what}: {exc.message}") from None
+    return _take(value, dict, what)
 
 
-def _take_ticket(value: Mapping[str, Any]) -> bytes:
-    ticket = _take(value, "ticket", bytes)
-    if len(ticket) not in (0, TICKET_BYTES):
-        raise _malformed("the name of a ticket has a wrong length")
-    return ticket
-
-
-def _check_keys(value: Mapping[str, Any], keys: Iterable[str]) -> None:
+def _check_keys(value: Mapping[str, Any], *keys: str) -> None:
     if value.keys() != set(keys):
         raise _malformed("fields that do not belong there, or missing ones")
 
 
 def _check_version(value: Mapping[str, Any], what: str) -> None:
     if type(version := value.get("v")) is not int or version != VERSION:
-        raise refusal(
-            "version",
-            f"a {what} of version {str(version)[:20]!r}, which this node does not know",
-            "upgrade wetware here",
-        )
+        raise _unknown(f"{what} of version {str(version)[:20]!r}")
 
 
-def _peer(data: bytes) -> PeerId:
-    try:
-        return PeerId.from_multihash(data)
-    except ValueError as exc:
-        raise _malformed(f"a peer ID: {exc}") from None
-
-
-def _time(value: Mapping[str, Any], key: str) -> int:
-    at = _take(value, key, int)
-    if not 0 <= at <= TIME_MS_MAX:
-        raise _malformed(f"the time {key!r} is out of range")
-    return at
-
-
-def check_labels(labels: Mapping[str, str]) -> None:
-    """Raise InvalidArgument for labels that a certificate cannot hold."""
+def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels in order; raises InvalidArgument for those that a certificate cannot hold."""
     if len(labels) > LABELS_MAX:
         raise InvalidArgument(f"{len(labels)} labels; at most {LABELS_MAX}")
     for key, value in labels.items():
@@ -125,15 +97,12 @@ def check_labels(labels: Mapping[str, str]) -> None:
                 f"{str(key)[:64]!r} is not a label's name",
                 hint="up to 63 letters, digits, '_', '.', '/' and '-'",
             )
-        if type(value) is not str or len(value) > LABEL_VALUE_CHARS_MAX or not _printable(value):
+        if type(value) is not str or len(value) > LABEL_VALUE_CHARS_MAX or not value.isprintable():
             raise InvalidArgument(
                 f"the value of label {key!r} is not at most {LABEL_VALUE_CHARS_MAX} printable "
                 "characters"
             )
-
-
-def _printable(text: str) -> bool:
-    return not text or text.isprintable()
+    return dict(sorted(labels.items()))
 
 
 # --- the founding ---------------------------------------------------------------------------------
@@ -188,138 +157,185 @@ class Founding:
         return cls(*value)
 
 
-# --- certificates ---------------------------------------------------------------------------------
+# --- what certificates and tombstones have in common ----------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Certificate:
-    """One signed statement: this peer is of this cluster, with these rights, for this long.
+class _Carried:
+    """How an attribute is carried.
+
+    Attributes:
+        key: In the CBOR map.
+        kind: Its type there, exactly.
+        read: The attribute of a value of that type. Raises AdmissionRefused, or InvalidArgument or
+            ValueError for one that is out of bounds.
+        write: The inverse.
+    """
+
+    key: str
+    kind: type
+    read: Callable[[Any], object]
+    write: Callable[[Any], object] = lambda value: value
+
+
+def _lengths(*lengths: int) -> Callable[[bytes], bytes]:
+    def read(data: bytes) -> bytes:
+        if len(data) not in lengths:
+            raise ValueError("its length is wrong")
+        return data
+
+    return read
+
+
+def _read_time(at_ms: int) -> int:
+    if not 0 <= at_ms <= TIME_MS_MAX:
+        raise ValueError("the time is out of range")
+    return at_ms
+
+
+def _read_rights(rights: list[Any]) -> frozenset[str]:
+    for right in rights:
+        if type(right) is not str or right not in RIGHTS:
+            raise refusal(
+                "right",
+                f"a certificate with the right {str(right)[:40]!r}, which this node does not know",
+                "upgrade wetware here",
+            )
+    if rights != sorted(set(rights)) or MEMBER not in rights:
+        raise ValueError("out of order, or without membership")
+    return frozenset(rights)
+
+
+def _read_reason(text: str) -> str:
+    if len(text) > REASON_CHARS_MAX or not text.isprintable():
+        raise InvalidArgument(f"a reason is at most {REASON_CHARS_MAX} printable characters")
+    return text
+
+
+def _peer(key: str) -> _Carried:
+    return _Carried(key, bytes, PeerId.from_multihash, lambda peer: peer.multihash)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What a key says of a peer. Sign a new one with `signed`; `open` is for one that came.
 
     Attributes:
         cluster: The cluster's ID.
-        peer: Who is certified.
-        rights: Of RIGHTS.
-        labels: Name → value; they win over what the node says of itself.
-        not_before_ms: Unix time, ms.
-        not_after_ms: Unix time, ms.
+        peer: Whom it is about.
         issuer: The cluster key's name, or the peer ID of an inviter.
-        serial: 16 random bytes.
-        foreign: Whether the peer speaks none of our protocols: the cluster knows it by this alone.
-        ticket: The name of the ticket that it was given for, so that every member knows that it is
-            spent; b"" if there was none.
+        not_after_ms: Unix time, ms.
+        ticket: The name of the ticket that let the peer in, or b"". Of a certificate, so that every
+            member knows that it is spent; of a tombstone, if the issuer knows it: it lets nobody in
+            any more, as its holder could give it to another key.
         payload: The bytes that are signed.
         signature: 64 bytes.
     """
 
+    what: ClassVar[str]
+    domain: ClassVar[bytes]
+    bytes_max: ClassVar[int]
+    carried: ClassVar[Mapping[str, _Carried]] = {
+        "cluster": _Carried("cluster", bytes, lambda data: _lengths(20)(data).hex(), bytes.fromhex),
+        "peer": _peer("peer"),
+        "issuer": _peer("issuer"),
+        "not_after_ms": _Carried("to", int, _read_time),
+        "ticket": _Carried("ticket", bytes, _lengths(0, TICKET_BYTES)),
+    }
+
     cluster: str
     peer: PeerId
-    rights: frozenset[str]
-    labels: Mapping[str, str]
-    not_before_ms: int
+    issuer: PeerId = field(default=PeerId(""))
     not_after_ms: int
-    issuer: PeerId
-    serial: bytes
-    foreign: bool
-    ticket: bytes
-    payload: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
+    ticket: bytes = b""
+    payload: bytes = field(default=b"", repr=False)
+    signature: bytes = field(default=b"", repr=False)
 
-    @classmethod
-    def issue(
-        cls,
-        key: Key,
-        *,
-        cluster: str,
-        peer: PeerId,
-        rights: frozenset[str],
-        labels: Mapping[str, str],
-        not_before_ms: int,
-        not_after_ms: int,
-        foreign: bool = False,
-        ticket: bytes = b"",
-    ) -> Certificate:
-        """Sign a new one; raises InvalidArgument where it would be too large or contradictory."""
-        check_labels(labels)
-        if not rights <= RIGHTS or MEMBER not in rights:
-            raise InvalidArgument(f"rights are {', '.join(sorted(RIGHTS))}; {MEMBER} is one of any")
+    def check_life(self) -> None:
+        """Raise ValueError if it ends before it begins, or lasts too long."""
+
+    def signed(self, key: Key) -> Self:
+        """The same by `key`; raises InvalidArgument or ValueError where it is out of bounds."""
+        mine = replace(self, issuer=key.peer_id)
         payload = cbor.encode(
-            {
-                "v": VERSION,
-                "cluster": bytes.fromhex(cluster),
-                "peer": peer.multihash,
-                "rights": sorted(rights),
-                "labels": dict(sorted(labels.items())),
-                "from": not_before_ms,
-                "to": not_after_ms,
-                "issuer": key.peer_id.multihash,
-                "serial": secrets.token_bytes(SERIAL_BYTES),
-                "foreign": foreign,
-                "ticket": ticket,
-            }
+            {"v": VERSION}
+            | {how.key: how.write(getattr(mine, name)) for name, how in self.carried.items()}
         )
-        if len(payload) > CERTIFICATE_BYTES_MAX:
+        if len(payload) > self.bytes_max:
             raise InvalidArgument(
-                f"the labels make a certificate of {len(payload)} bytes; at most "
-                f"{CERTIFICATE_BYTES_MAX}",
+                f"the labels make {self.what} of {len(payload)} bytes; at most {self.bytes_max}",
                 hint="use fewer or shorter labels",
             )
-        return cls.open(payload, key.sign(_CERTIFICATE_DOMAIN + payload))
+        return self._read(payload, key.sign(self.domain + payload))
 
     @classmethod
-    def open(cls, payload: bytes, signature: bytes) -> Certificate:
+    def open(cls, payload: bytes, signature: bytes) -> Self:
         """Decode; checks the form, not the signature. Raises AdmissionRefused."""
-        value = _decode(payload, CERTIFICATE_BYTES_MAX, "a certificate")
-        _check_version(value, "certificate")
-        _check_keys(
-            value,
-            (
-                *("v", "cluster", "peer", "rights", "labels"),
-                *("from", "to", "issuer", "serial", "foreign", "ticket"),
-            ),
-        )
-        cluster, serial = _take(value, "cluster", bytes), _take(value, "serial", bytes)
-        ticket = _take_ticket(value)
-        if len(cluster) != 20 or len(serial) != SERIAL_BYTES or len(signature) != 64:
-            raise _malformed("a field of a certificate has a wrong length")
-        rights, labels = _take(value, "rights", list), _take(value, "labels", dict)
-        for right in rights:
-            if type(right) is not str or right not in RIGHTS:
-                raise refusal(
-                    "right",
-                    f"a certificate with the right {str(right)[:40]!r}, which this node does not "
-                    "know",
-                    "upgrade wetware here",
-                )
-        if rights != sorted(set(rights)) or MEMBER not in rights:
-            raise _malformed("the rights of a certificate")
         try:
-            check_labels(labels)
-        except InvalidArgument as exc:
-            raise _malformed(exc.message) from None
-        start, end = _time(value, "from"), _time(value, "to")
-        if not start < end <= start + LIFE_S_MAX * 1000:
-            raise _malformed("a certificate ends before it begins, or lasts for more than a year")
-        return cls(
-            cluster=cluster.hex(),
-            peer=_peer(_take(value, "peer", bytes)),
-            rights=frozenset(rights),
-            labels=labels,
-            not_before_ms=start,
-            not_after_ms=end,
-            issuer=_peer(_take(value, "issuer", bytes)),
-            serial=serial,
-            foreign=_take(value, "foreign", bool),
-            ticket=ticket,
-            payload=payload,
-            signature=signature,
-        )
+            return cls._read(payload, _lengths(64)(signature))
+        except (InvalidArgument, ValueError) as exc:
+            raise _malformed(f"{cls.what}: {exc}") from None
 
+    @classmethod
+    def _read(cls, payload: bytes, signature: bytes) -> Self:
+        value = _decode(payload, cls.bytes_max, cls.what)
+        _check_version(value, cls.what)
+        _check_keys(value, "v", *(how.key for how in cls.carried.values()))
+        found = {
+            name: how.read(_take(value[how.key], how.kind, repr(how.key)))
+            for name, how in cls.carried.items()
+        }
+        statement = cls(**found, payload=payload, signature=signature)  # type: ignore[arg-type]  # as `carried` says
+        statement.check_life()
+        return statement
+
+    @property
     def is_signed(self) -> bool:
         """Whether the issuer that it names signed it."""
         public = self.issuer.public_key
-        return public is not None and verify(
-            public, self.signature, _CERTIFICATE_DOMAIN + self.payload
-        )
+        return public is not None and verify(public, self.signature, self.domain + self.payload)
+
+
+# --- certificates ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate(Statement):
+    """This peer is of this cluster, with these rights, for this long.
+
+    Attributes:
+        rights: Of RIGHTS.
+        labels: Name → value; they win over what the node says of itself.
+        not_before_ms: Unix time, ms.
+        serial: 16 random bytes.
+        foreign: Whether the peer speaks none of our protocols: the cluster knows it by this alone.
+    """
+
+    what = "a certificate"
+    domain = b"wetware-certificate:1\n"
+    bytes_max = CERTIFICATE_BYTES_MAX
+    carried = {  # noqa: RUF012 - a ClassVar of Statement
+        **Statement.carried,
+        "rights": _Carried("rights", list, _read_rights, sorted),
+        "labels": _Carried("labels", dict, check_labels, check_labels),
+        "not_before_ms": _Carried("from", int, _read_time),
+        "serial": _Carried("serial", bytes, _lengths(SERIAL_BYTES)),
+        "foreign": _Carried("foreign", bool, bool),
+    }
+
+    rights: frozenset[str]
+    labels: Mapping[str, str]
+    not_before_ms: int
+    serial: bytes = field(default_factory=lambda: secrets.token_bytes(SERIAL_BYTES))
+    foreign: bool = False
+
+    def check_life(self) -> None:
+        if not self.not_before_ms < self.not_after_ms <= self.not_before_ms + LIFE_S_MAX * 1000:
+            raise ValueError("it ends before it begins, or lasts for more than a year")
+
+    def when_ms(self, part: float) -> float:
+        """When this part of its life is over."""
+        return self.not_before_ms + (self.not_after_ms - self.not_before_ms) * part
 
     def judge_time(self, now_ms: float, skew_ms: float) -> None:
         """Raise AdmissionRefused if it is not valid now, with tolerance at both ends."""
@@ -381,17 +397,13 @@ class Chain:
             {"v": VERSION, "c": [[c.payload, c.signature] for c in self.certificates]}
         )
 
-    @cached_property
-    def digest(self) -> bytes:
-        return hashlib.sha256(self.encoded).digest()
-
     @classmethod
     def decode(cls, encoded: bytes) -> Chain:
         """Check the form; no signature. Raises AdmissionRefused."""
         value = _decode(encoded, CHAIN_BYTES_MAX, "a chain")
-        _check_version(value, "chain")
-        _check_keys(value, ("v", "c"))
-        pairs = _take(value, "c", list)
+        _check_version(value, "a chain")
+        _check_keys(value, "v", "c")
+        pairs = _take(value["c"], list, "'c'")
         if not 1 <= len(pairs) <= 2 or not all(
             type(pair) is list and [type(part) for part in pair] == [bytes, bytes] for pair in pairs
         ):
@@ -426,9 +438,8 @@ class Chain:
                 raise refusal("not_allowed", "an inviter grants membership and nothing else")
             if leaf.not_after_ms > inviter.not_after_ms:
                 raise refusal("not_allowed", "the certificate outlives that of its inviter")
-        for certificate in reversed(chain.certificates):
-            if not certificate.is_signed():
-                raise refusal("signature", "the signature of a certificate is wrong")
+        if not all(certificate.is_signed for certificate in reversed(chain.certificates)):
+            raise refusal("signature", "the signature of a certificate is wrong")
         return chain
 
     def judge_time(self, now_ms: float, skew_ms: float) -> None:
@@ -436,101 +447,51 @@ class Chain:
         for certificate in self.certificates:
             certificate.judge_time(now_ms, skew_ms)
 
+    def is_newer(self, than: Chain) -> bool:
+        """Whether it was issued later: what an issuer said last counts."""
+        mine, other = self.leaf, than.leaf
+        return (mine.not_before_ms, mine.not_after_ms) > (other.not_before_ms, other.not_after_ms)
+
 
 # --- facts ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Tombstone:
+@dataclass(frozen=True, kw_only=True)
+class Tombstone(Statement):
     """The end of a membership: whatever the peer has, it is not let in.
 
     By the cluster key it holds for everybody. By an inviter it holds for peers without the right
-    `invite`, and only while the inviter itself is not evicted.
+    `invite`, and only while the inviter itself is not evicted. It is kept until `not_after_ms`:
+    nothing that the peer had lasts longer.
 
     Attributes:
-        cluster: The cluster's ID.
-        peer: Who is evicted.
-        issuer: The cluster key's name, or the peer ID of an inviter.
         chain: The inviter's own chain; None for the cluster key.
         reason: For people.
-        ticket: The name of the ticket that let the peer in, if the issuer knows it: it lets nobody
-            in any more, as its holder could give it to another key. Else b"".
         at_ms: Unix time, ms.
-        not_after_ms: Until when it is kept; nothing that the peer had lasts longer.
-        payload: The bytes that are signed.
-        signature: 64 bytes.
     """
 
-    cluster: str
-    peer: PeerId
-    issuer: PeerId
+    what = "a tombstone"
+    domain = b"wetware-tombstone:1\n"
+    bytes_max = TOMBSTONE_BYTES_MAX
+    carried = {  # noqa: RUF012 - a ClassVar of Statement
+        **Statement.carried,
+        "chain": _Carried(
+            "chain",
+            bytes,
+            lambda data: Chain.decode(data) if data else None,
+            lambda chain: b"" if chain is None else chain.encoded,
+        ),
+        "reason": _Carried("reason", str, _read_reason),
+        "at_ms": _Carried("at", int, _read_time),
+    }
+
     chain: Chain | None
     reason: str
-    ticket: bytes
     at_ms: int
-    not_after_ms: int
-    payload: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
 
-    @classmethod
-    def issue(
-        cls,
-        key: Key,
-        *,
-        cluster: str,
-        peer: PeerId,
-        chain: Chain | None,
-        reason: str,
-        at_ms: int,
-        not_after_ms: int,
-        ticket: bytes = b"",
-    ) -> Tombstone:
-        """Sign a new one; raises InvalidArgument for a reason that is too long or not printable."""
-        if len(reason) > REASON_CHARS_MAX or not _printable(reason):
-            raise InvalidArgument(f"a reason is at most {REASON_CHARS_MAX} printable characters")
-        payload = cbor.encode(
-            {
-                "v": VERSION,
-                "cluster": bytes.fromhex(cluster),
-                "peer": peer.multihash,
-                "issuer": key.peer_id.multihash,
-                "chain": b"" if chain is None else chain.encoded,
-                "reason": reason,
-                "ticket": ticket,
-                "at": at_ms,
-                "to": not_after_ms,
-            }
-        )
-        return cls._open(payload, key.sign(_TOMBSTONE_DOMAIN + payload))
-
-    @classmethod
-    def _open(cls, payload: bytes, signature: bytes) -> Tombstone:
-        value = _decode(payload, TOMBSTONE_BYTES_MAX, "a tombstone")
-        _check_version(value, "tombstone")
-        _check_keys(
-            value, ("v", "cluster", "peer", "issuer", "chain", "reason", "ticket", "at", "to")
-        )
-        chain, reason = _take(value, "chain", bytes), _take(value, "reason", str)
-        cluster = _take(value, "cluster", bytes)
-        if len(cluster) != 20 or len(signature) != 64:
-            raise _malformed("a field of a tombstone has a wrong length")
-        if len(reason) > REASON_CHARS_MAX or not _printable(reason):
-            raise _malformed("the reason of a tombstone")
-        start, end = _time(value, "at"), _time(value, "to")
-        if not start < end <= start + 3 * LIFE_S_MAX * 1000:
-            raise _malformed("a tombstone ends before it begins, or never")
-        return cls(
-            cluster=cluster.hex(),
-            peer=_peer(_take(value, "peer", bytes)),
-            issuer=_peer(_take(value, "issuer", bytes)),
-            chain=Chain.decode(chain) if chain else None,
-            reason=reason,
-            ticket=_take_ticket(value),
-            at_ms=start,
-            not_after_ms=end,
-            payload=payload,
-            signature=signature,
-        )
+    def check_life(self) -> None:
+        if not self.at_ms < self.not_after_ms <= self.at_ms + 3 * LIFE_S_MAX * 1000:
+            raise ValueError("it ends before it begins, or never")
 
     @cached_property
     def encoded(self) -> bytes:
@@ -552,14 +513,8 @@ class Tombstone:
             if chain.peer != self.issuer or INVITE not in chain.rights:
                 raise refusal("not_allowed", f"{self.issuer} may not evict anybody")
             chain.judge_time(self.at_ms, _TOMBSTONE_SKEW_MS)
-        public = self.issuer.public_key
-        if public is None or not verify(public, self.signature, _TOMBSTONE_DOMAIN + self.payload):
+        if not self.is_signed:
             raise refusal("signature", "the signature of a tombstone is wrong")
-
-    @property
-    def rank(self) -> tuple[int, bytes]:
-        """Of two for the same peer by the same issuer, every node keeps the greater one."""
-        return self.not_after_ms, fact_digest(self.encoded)
 
 
 @dataclass(frozen=True)
@@ -572,6 +527,14 @@ class ForeignFact:
     def peer(self) -> PeerId:
         return self.chain.peer
 
+    @property
+    def issuer(self) -> PeerId:
+        return self.chain.leaf.issuer
+
+    @property
+    def not_after_ms(self) -> int:
+        return self.chain.not_after_ms
+
     @cached_property
     def encoded(self) -> bytes:
         return cbor.encode({"k": "foreign", "c": self.chain.encoded})
@@ -579,11 +542,6 @@ class ForeignFact:
     def check(self, founding: Founding) -> None:
         """Check signatures and form; raises AdmissionRefused."""
         Chain.open(self.chain.encoded, founding)
-
-    @property
-    def rank(self) -> tuple[int, bytes]:
-        """Of two for the same peer, every node keeps the greater one."""
-        return self.chain.not_after_ms, fact_digest(self.encoded)
 
 
 Fact = Tombstone | ForeignFact
@@ -600,19 +558,15 @@ def decode_fact(encoded: bytes) -> Fact:
     fact: Fact
     match value.get("k"):
         case "tombstone":
-            _check_keys(value, ("k", "p", "s"))
-            fact = Tombstone._open(_take(value, "p", bytes), _take(value, "s", bytes))
+            _check_keys(value, "k", "p", "s")
+            fact = Tombstone.open(_take(value["p"], bytes, "'p'"), _take(value["s"], bytes, "'s'"))
         case "foreign":
-            _check_keys(value, ("k", "c"))
-            fact = ForeignFact(Chain.decode(_take(value, "c", bytes)))
+            _check_keys(value, "k", "c")
+            fact = ForeignFact(Chain.decode(_take(value["c"], bytes, "'c'")))
             if not fact.chain.leaf.foreign:
                 raise refusal("not_allowed", "the certificate is not one of a foreign peer")
         case kind:
-            raise refusal(
-                "version",
-                f"a fact of the kind {str(kind)[:40]!r}, which this node does not know",
-                "upgrade wetware here",
-            )
+            raise _unknown(f"a fact of the kind {str(kind)[:40]!r}")
     if fact.encoded != encoded:
         raise _malformed("not the encoding that facts have")
     return fact

@@ -24,7 +24,7 @@ from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.base.watchers import Watchers
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
-from wetware.overlay.admission.decision import Admitted, Removed
+from wetware.overlay.admission.members import Admitted, Removed
 from wetware.overlay.membership.courier import PROTOCOL, Courier
 from wetware.overlay.membership.dial_back import DIAL_BACK_PROTOCOL, DialBacks
 from wetware.overlay.membership.inbound import Inbound
@@ -144,7 +144,7 @@ class Membership:
             sign=partial(Record.sign, self._key),
             send=lambda peer, frame: self.courier.send(peer, frame),
             accept=self._accept,
-            facts=self._admission.facts,
+            facts=lambda: self._admission.facts.encoded,
             adopt=self._admission.adopt,
             now=self._now,
             unix_ms=self._unix_ms,
@@ -181,8 +181,8 @@ class Membership:
                 (PROCESS_PROTOCOL, self.twins.serve),
             ):
                 stack.callback(self._host.handle(protocol, handler, access=Access.MEMBER))
-            stack.callback(self._admission.watch(self._admission_changed))
-            stack.callback(self._admission.watch_facts(self._fact))
+            stack.callback(self._admission.members.changes.add(self._admission_changed))
+            stack.callback(self._admission.new_facts.add(self._fact))
             tasks.create_task(self.reach.run(), name="membership reach")
             await self.reach.started.wait()  # whoever is connected already is spoken to at once
             stack.callback(self._introductions.watch(self._peer_changed))
@@ -327,7 +327,7 @@ class Membership:
     @property
     def knows_others(self) -> bool:
         """Whether the cluster has other nodes, as far as this one remembers."""
-        own, is_foreign = self._key.peer_id, self._admission.is_foreign
+        own, is_foreign = self._key.peer_id, self._admission.members.is_foreign
         return any(peer != own and not is_foreign(peer) for peer in self._store.peers())
 
     def watch(self, callback: Callable[[Change], None]) -> Callable[[], None]:
@@ -403,7 +403,7 @@ class Membership:
             connection = self._host.connection(peer)
             log.info("peer.connected", peer=peer, addr=connection.remote if connection else "")
             self.courier.peer_up(peer)
-            if not self._admission.is_foreign(peer):  # that speaks nothing of ours
+            if not self._admission.members.is_foreign(peer):  # that speaks nothing of ours
                 self.swim.peer_up(peer)
         else:
             log.info("peer.lost", peer=peer)
@@ -445,12 +445,12 @@ class Membership:
         """
         for peer, member in self.swim.members().items():
             try:
-                self._admission.verify(member.record.chain)
+                self._admission.judge.verify(member.record.chain)
             except WetwareError as exc:
                 log.info("member.invalid", peer=peer, why=exc)
                 self._expel(peer, exc.code)
         for peer in self._store.peers():
-            if self._admission.evicted(peer) is not None:  # while it, or this node, was away
+            if self._admission.judge.evicted(peer) is not None:  # while it, or this node, was away
                 self._store.forget(peer)
                 self.reach.forget(peer)
 
@@ -460,7 +460,7 @@ class Membership:
         Raises WetwareError.
         """
         peer = record.peer
-        chain = self._admission.verify(record.chain)
+        chain = self._admission.judge.verify(record.chain)
         record.check_chain(chain)
         if (until := self._refused.get(peer)) is not None:
             if self._now() >= until:
@@ -475,7 +475,7 @@ class Membership:
     def _ask_author(self, record: Record) -> None:
         """An old record, of a member to which there is no connection: have it say so itself."""
         with contextlib.suppress(WetwareError):
-            if self._admission.verify(record.chain).peer == record.peer:
+            if self._admission.judge.verify(record.chain).peer == record.peer:
                 for text in record.addrs:
                     self.reach.found(Multiaddr.parse(text).with_peer(record.peer), "an old record")
 
@@ -498,7 +498,7 @@ class Membership:
             while self._admits:
                 peer, chain = self._admits.popitem(last=False)
                 try:
-                    await self._admission.admit(peer, chain)
+                    await self._admission.members.admit(peer, chain)
                 except WetwareError as exc:
                     log.info("member.refused", peer=peer, why=exc)
                     self._refuse(peer)

@@ -14,9 +14,11 @@ from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
-from wetware.overlay.admission.decision import Admission, Admitted, Removed
-from wetware.overlay.admission.joining import Joined, join
+from wetware.overlay.admission.decision import Admission
+from wetware.overlay.admission.issuing import Issuer
+from wetware.overlay.admission.joining import join
 from wetware.overlay.admission.limits import AdmissionLimits
+from wetware.overlay.admission.members import Admitted, Removed
 from wetware.overlay.admission.service import Introductions
 from wetware.overlay.admission.store import Store
 from wetware.overlay.admission.texts import Bundle, Ticket
@@ -76,7 +78,6 @@ class Member:
         self.records: list[tuple[str, dict[str, object]]] = []
         self.events: list[Admitted | Removed] = []
         self.peer_events: list[PeerUp | PeerDown] = []
-        self.joined: Joined | None = None
         self.stack = contextlib.AsyncExitStack()
         self.host: LinkHost
         self.admission: Admission
@@ -86,6 +87,10 @@ class Member:
     @property
     def peer_id(self) -> PeerId:
         return self.key.peer_id
+
+    @property
+    def issuer(self) -> Issuer:
+        return self.admission.issuer
 
     @property
     def addr(self) -> Multiaddr:
@@ -124,7 +129,7 @@ class Member:
             veto=self.veto,
             record=lambda event, **fields: self.records.append((event, fields)),
         )
-        self.admission.watch(self.events.append)
+        self.admission.members.changes.add(self.events.append)
         ready = asyncio.Event()
         task = asyncio.create_task(self.admission.run(ready.set))
         self.stack.push_async_callback(_cancel, task)
@@ -134,7 +139,6 @@ class Member:
             self.admission,
             addrs=lambda: self.host.listen_addrs,
             join_document=self._document,
-            limits=self.limits,
         )
         self.introductions.watch(self.peer_events.append)
         self.introductions.start()
@@ -145,14 +149,14 @@ class Member:
         await self.stack.aclose()
 
     async def ticket(self, **how: object) -> Ticket:
-        ticket = await self.admission.invite(addrs=self.host.listen_addrs, **how)  # type: ignore[arg-type]
+        ticket = await self.issuer.invite(addrs=self.host.listen_addrs, **how)  # type: ignore[arg-type]
         return Ticket.parse(ticket.text)
 
     async def connect(self, other: Member) -> Connection:
         """Dial, and wait until both are up."""
         connection = await self.host.dial([other.addr])
         await self.introductions.introduced(connection)
-        await until(lambda: other.introductions.is_up(self.peer_id))
+        await until(lambda: self.peer_id in other.introductions.peers())
         return connection
 
     async def may(self, other: Member, protocol: str = "/member/1") -> bool:
@@ -197,7 +201,7 @@ class Cluster:
 
     async def founder(self, **how: object) -> Member:
         node = self.member(**how)  # type: ignore[arg-type]
-        store = Store.open(node.data_dir)
+        store = Store(node.data_dir)
         store.found("local", b"operator")
         await node.open_host()
         return await node.start(store)
@@ -205,22 +209,16 @@ class Cluster:
     async def join(self, invitation: Ticket | Bundle, **how: object) -> Member:
         node = self.member(**how)  # type: ignore[arg-type]
         await node.open_host()
-        node.joined = await join(
-            node.host,
-            invitation,
-            key=node.key,
-            data_dir=node.data_dir,
-            clock=node.clock,
-            limits=node.limits,
-        )
-        return await node.start(Store.open(node.data_dir))
+        store = Store(node.data_dir)
+        await join(node.host, invitation, store, key=node.key, clock=node.clock, limits=node.limits)
+        return await node.start(store)
 
     async def restart(self, node: Member, **how: object) -> Member:
         """The same key and files in a new process, so to speak."""
         await node.stop()
         again = self.member(node.key, data_dir=node.data_dir, **how)  # type: ignore[arg-type]
         await again.open_host()
-        return await again.start(Store.open(again.data_dir))
+        return await again.start(Store(again.data_dir))
 
     async def stranger(self) -> LinkHost:
         host = LinkHost(Key.generate())

@@ -40,7 +40,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def admission(tmp_path: Path, clock: Clock) -> Admission:
-    store = Store.open(tmp_path)
+    store = Store(tmp_path)
     store.found("local", b"operator")
     return Admission(store, ME, clock=clock, open_protocols=["/open/1"])
 
@@ -57,12 +57,12 @@ def certificate(admission: Admission, key: Key | None = None, **how: Any) -> Cer
         "not_after_ms": NOW_MS + 1_000_000,
         **how,
     }
-    return Certificate.issue(signer, **fields)
+    return Certificate(**fields).signed(signer)
 
 
 def refused(admission: Admission, chain: Chain | bytes) -> str:
     with pytest.raises(AdmissionRefused) as exc:
-        admission.verify(chain if isinstance(chain, bytes) else chain.encoded)
+        admission.judge.verify(chain if isinstance(chain, bytes) else chain.encoded)
     return exc.value.code.removeprefix("admission.")
 
 
@@ -80,7 +80,7 @@ def refused(admission: Admission, chain: Chain | bytes) -> str:
 async def test_the_whole_table(
     admission: Admission, peer: PeerId, protocol: str, access: Access, expected: bool
 ) -> None:
-    await admission.admit(MEMBER.peer_id, Chain((certificate(admission),)).encoded)
+    await admission.members.admit(MEMBER.peer_id, Chain((certificate(admission),)).encoded)
     assert admission(peer, protocol, access) is expected
 
 
@@ -113,14 +113,14 @@ def test_the_time_with_tolerance_at_both_ends(
     chain = Chain((certificate(admission),))
     clock.now_ms = NOW_MS + offset_ms
     if why is None:
-        assert admission.verify(chain.encoded) == chain
+        assert admission.judge.verify(chain.encoded) == chain
     else:
         assert refused(admission, chain) == why
 
 
 async def test_membership_ends_with_the_certificate(admission: Admission, clock: Clock) -> None:
     chain = Chain((certificate(admission),))
-    await admission.admit(MEMBER.peer_id, chain.encoded)
+    await admission.members.admit(MEMBER.peer_id, chain.encoded)
     clock.now_ms = NOW_MS + 1_060_000
     assert admission.is_member(MEMBER.peer_id)
     clock.now_ms += 1
@@ -134,7 +134,7 @@ def test_who_may_certify_whom(admission: Admission) -> None:
     invite = certificate(admission, peer=inviter.peer_id, rights=both)
     plain = certificate(admission, peer=inviter.peer_id)
     leaf = certificate(admission, inviter)
-    assert admission.verify(Chain((leaf, invite)).encoded).inviter == invite
+    assert admission.judge.verify(Chain((leaf, invite)).encoded).inviter == invite
     cases = {
         "an inviter without the right": ((leaf, plain), "not_allowed"),
         "an inviter that grants invite": (
@@ -172,7 +172,7 @@ def test_the_inviters_end_counts(admission: Admission, clock: Clock) -> None:
     chain = Chain((certificate(admission, inviter), invite))
     assert refused(admission, chain) == "not_yet"
     clock.now_ms += 500_000
-    admission.verify(chain.encoded)
+    admission.judge.verify(chain.encoded)
 
 
 def early_chains(admission: Admission, clock: Clock, count: int) -> tuple[PeerId, list[Chain]]:
@@ -193,7 +193,7 @@ async def test_an_issuer_ahead_is_one_sign_and_none_once_evicted(
     for chain in chains:
         assert refused(admission, chain) == "not_yet"
     assert admission.early_s() == {inviter: 30 * 86_400}
-    await admission.evict(inviter)
+    await admission.issuer.evict(inviter)
     assert admission.early_s() == {}
 
 
@@ -201,7 +201,7 @@ async def test_what_a_node_signed_itself_in_a_glitch_says_nothing_of_others(
     tmp_path: Path, clock: Clock
 ) -> None:
     clock.now_ms += 7_200_000
-    store = Store.open(tmp_path)
+    store = Store(tmp_path)
     store.found("local", b"operator")
     admission = Admission(store, ME, clock=clock)
     end_ms = clock.now_ms + 1_000_000
@@ -216,16 +216,16 @@ async def test_after_a_glitch_the_founder_certifies_itself_anew(
     tmp_path: Path, clock: Clock, restarted: bool
 ) -> None:
     clock.now_ms += 7_200_000
-    store = Store.open(tmp_path)
+    store = Store(tmp_path)
     store.found("local", b"operator")
     admission = Admission(store, ME, clock=clock)
     clock.now_ms = NOW_MS
     assert refused(admission, admission.own) == "not_yet"
     if restarted:
-        admission = Admission(Store.open(tmp_path), ME, clock=clock)
+        admission = Admission(Store(tmp_path), ME, clock=clock)
     else:
         renewed, ready = asyncio.Event(), asyncio.Event()
-        admission.watch(lambda _: renewed.set())
+        admission.members.changes.add(lambda _: renewed.set())
         running = asyncio.ensure_future(admission.run(ready.set))
         await ready.wait()
         admission.forget_early()
@@ -233,18 +233,18 @@ async def test_after_a_glitch_the_founder_certifies_itself_anew(
             await renewed.wait()
         running.cancel()
         await asyncio.wait([running])
-    admission.verify(admission.own.encoded)
-    assert Store.open(tmp_path).certificate == admission.own.encoded
+    admission.judge.verify(admission.own.encoded)
+    assert Store(tmp_path).certificate == admission.own.encoded
 
 
 async def test_who_cannot_certify_itself_takes_an_operators_word_for_what_it_saw(
     tmp_path: Path, clock: Clock
 ) -> None:
-    store = Store.open(tmp_path)
+    store = Store(tmp_path)
     store.found("local", b"operator")
     founder = Admission(store, ME, clock=clock)
     (tmp_path / "cluster.key").unlink()
-    member = Admission(Store.open(tmp_path), ME, clock=clock)
+    member = Admission(Store(tmp_path), ME, clock=clock)
     clock.now_ms -= 7_200_000
     assert member.early_s() == {founder.founding.issuer: 7200}
     member.forget_early()
@@ -308,13 +308,13 @@ def resigned(admission: Admission, **changed: Any) -> bytes:
 def test_unknown_and_malformed_statements(
     admission: Admission, changed: dict[str, Any], why: str
 ) -> None:
-    assert admission.verify(resigned(admission)).peer == MEMBER.peer_id
+    assert admission.judge.verify(resigned(admission)).peer == MEMBER.peer_id
     assert refused(admission, resigned(admission, **changed)) == why
 
 
 def test_a_chain_has_one_encoding(admission: Admission) -> None:
     good = Chain((certificate(admission),)).encoded
-    admission.verify(good)
+    admission.judge.verify(good)
     swapped = b"\xa2" + good[1 + 3 :] + b"\x61v\x02"  # the same map in another order
     assert len(swapped) == len(good)
     assert refused(admission, swapped) == "malformed"
@@ -337,23 +337,23 @@ def test_signatures_are_looked_at_once(
     monkeypatch.setattr(statements, "verify", counting)
     chain = Chain((certificate(admission),))
     for _ in range(5):
-        admission.verify(chain.encoded)
+        admission.judge.verify(chain.encoded)
     assert calls == 1
 
 
 async def test_what_is_cached_is_bounded_and_still_judged(tmp_path: Path, clock: Clock) -> None:
-    store = Store.open(tmp_path)
+    store = Store(tmp_path)
     store.found("local", b"operator")
     admission = Admission(store, ME, clock=clock, limits=AdmissionLimits(chains_cached_max=4))
     chains = [Chain((certificate(admission, peer=Key.generate().peer_id),)) for _ in range(10)]
     for chain in chains:
-        admission.verify(chain.encoded)
-    assert len(admission._opened) == 4
-    await admission.evict(chains[-1].peer)
+        admission.judge.verify(chain.encoded)
+    assert admission.judge._open.cache_info().currsize == 4
+    await admission.issuer.evict(chains[-1].peer)
     assert refused(admission, chains[-1]) == "evicted"
     clock.now_ms += 10**10
     assert refused(admission, chains[-2]) == "expired"
-    await store.flush()
+    await store.files.flush()
 
 
 def test_labels_that_do_not_fit(admission: Admission) -> None:
@@ -365,16 +365,16 @@ def test_labels_that_do_not_fit(admission: Admission) -> None:
 
 def test_what_a_start_refuses(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "b").mkdir()
-    store = Store.open(tmp_path / "b")
+    store = Store(tmp_path / "b")
     with pytest.raises(ConfigError, match="belongs to no cluster"):
         Admission(store, ME, clock=clock)
     store.found("local", b"operator")
     Admission(store, ME, clock=clock)
     (tmp_path / "b" / "cluster.key").unlink()
     with pytest.raises(ConfigError, match="and this node is") as exc:
-        Admission(Store.open(tmp_path / "b"), MEMBER, clock=clock)
+        Admission(Store(tmp_path / "b"), MEMBER, clock=clock)
     assert "node.key" in exc.value.hint
     (tmp_path / "b" / "certificate").unlink()
     with pytest.raises(ConfigError) as exc:
-        Admission(Store.open(tmp_path / "b"), MEMBER, clock=clock)
+        Admission(Store(tmp_path / "b"), MEMBER, clock=clock)
     assert "--join" in exc.value.hint

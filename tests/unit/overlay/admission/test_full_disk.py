@@ -32,21 +32,21 @@ async def test_an_eviction_and_a_withdrawn_ticket_are_on_a_full_disk(
 ) -> None:
     a = await founder(cluster, small_disk)
     b = await cluster.join(await a.ticket())
-    second, first = await a.ticket(), await a.admission.invite(uses=50)
+    second, first = await a.ticket(), await a.issuer.invite(uses=50)
     small_disk.fill()
     for _ in range(20):  # what gives something is refused, and leaves the reserve alone
         with pytest.raises(AdmissionRefused, match="No space left"):
-            await a.admission.redeem(Key.generate().peer_id, second.secret)
+            await a.issuer.redeem(Key.generate().peer_id, second.secret)
         with pytest.raises(AdmissionRefused, match="No space left"):
-            await a.admission.invite()
+            await a.issuer.invite()
     assert (a.data_dir / RESERVED_FILE).stat().st_size == RESERVED_BYTES
-    await a.admission.evict(b.peer_id)
-    await a.admission.revoke_ticket(first.id)
+    await a.issuer.evict(b.peer_id)
+    await a.issuer.revoke_ticket(first.id)
     assert not small_disk.free_bytes
-    after = Store.open(crashed(a, tmp_path / "copy"))
-    assert [fact.peer for fact in after.tombstones] == [b.peer_id]
+    after = Store(crashed(a, tmp_path / "copy"))
+    assert list(after.facts.tombstones) == [b.peer_id]
     assert after.tickets[first.id].revoked
-    assert not after.unsure
+    assert not after.files.unsure
     assert not list(a.data_dir.glob(".t*")), "no half of a file is left"
 
 
@@ -55,32 +55,32 @@ async def test_where_the_reserve_is_gone_too_nobody_gets_in_after_a_crash(
 ) -> None:
     a = await founder(cluster, small_disk)
     b = await cluster.join(await a.ticket())
-    ticket = await a.admission.invite()
-    with a.admission.store.reserve.open():
+    ticket = await a.issuer.invite()
+    with a.admission.store.files.reserve.open():
         small_disk.fill()
     with pytest.raises(AdmissionRefused) as refused:
-        await a.admission.revoke_ticket(ticket.id)
+        await a.issuer.revoke_ticket(ticket.id)
     assert refused.value.code == "admission.not_saved"
     copy = crashed(a, tmp_path / "copy")
     small_disk.free()
-    await a.admission.revoke_ticket(ticket.id)
-    assert not a.admission.store.reserve.marked
+    await a.issuer.revoke_ticket(ticket.id)
+    assert not a.admission.store.files.reserve.marked
     await a.stop()
 
     again = cluster.member(a.key, data_dir=copy)
     await again.open_host()
-    await again.start(Store.open(copy))
+    await again.start(Store(copy))
     for _ in range(2):
         with pytest.raises(WetwareError) as refused:
-            await again.admission.redeem(Key.generate().peer_id, ticket.secret)
+            await again.issuer.redeem(Key.generate().peer_id, ticket.secret)
         assert refused.value.code == "admission.not_durable"
         with pytest.raises(WetwareError) as refused:
-            await again.admission.renew(b.peer_id, b.admission.own.encoded)
+            await again.issuer.renew(b.peer_id, b.admission.own.encoded)
         assert refused.value.code == "admission.not_durable"
-        await again.admission.revoke_ticket(ticket.id)  # ends go on, and are no look
-    again.admission.store.confirm()
-    await again.admission.renew(b.peer_id, b.admission.own.encoded)
-    assert not Store.open(copy).unsure
+        await again.issuer.revoke_ticket(ticket.id)  # ends go on, and are no look
+    again.admission.store.files.confirm()
+    await again.issuer.renew(b.peer_id, b.admission.own.encoded)
+    assert not Store(copy).files.unsure
 
 
 async def test_a_start_without_room_for_a_reserve_leaves_no_empty_file(
@@ -90,9 +90,9 @@ async def test_a_start_without_room_for_a_reserve_leaves_no_empty_file(
     await a.stop()
     (a.data_dir / RESERVED_FILE).unlink()
     small_disk.fill()
-    store = Store.open(a.data_dir)
-    assert "No space left" in store.reserve.missing
+    store = Store(a.data_dir)
+    assert "No space left" in store.files.reserve.missing
     assert not (a.data_dir / RESERVED_FILE).exists()
     small_disk.free()
-    await store.save("file", lambda: b"x")
-    assert not store.reserve.missing
+    await store.tickets.file.save("nothing")
+    assert not store.files.reserve.missing

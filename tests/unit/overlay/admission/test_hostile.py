@@ -12,11 +12,8 @@ from wetware.base import cbor
 from wetware.base.access import Access
 from wetware.errors import AdmissionRefused, StreamReset, WetwareError
 from wetware.identity import Key
-from wetware.overlay.admission.service import (
-    CERTIFICATE_PROTOCOL,
-    EXCHANGES_PER_CONNECTION_MAX,
-    JOIN_PROTOCOL,
-)
+from wetware.overlay.admission.exchange import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL
+from wetware.overlay.admission.service import EXCHANGES_PER_CONNECTION_MAX
 from wetware.overlay.frames import read_frame, write_frame
 from wetware.overlay.link import LinkHost, Stream
 
@@ -50,10 +47,10 @@ async def cut(stream: Stream) -> None:
 
 
 async def nothing_left(a: Any, eventually: Callable[..., Awaitable[None]]) -> None:
-    await eventually(lambda: a.introductions._bounds.empty)
+    await eventually(lambda: not a.introductions._places)
     await eventually(lambda: not a.host._serving.tasks)
     assert a.introductions.peers() == ()
-    assert a.admission.members == ()
+    assert list(a.admission.members) == []
 
 
 def framed(data: bytes) -> bytes:
@@ -121,7 +118,7 @@ async def test_a_peer_that_sends_slowly_has_a_deadline(
 async def test_a_member_that_never_acks_is_never_up(cluster: Any, eventually: Any) -> None:
     a = await cluster.founder(exchange_s=0.2)
     ticket, key = await a.ticket(), Key.generate()
-    chain = await a.admission.redeem(key.peer_id, ticket.secret)
+    chain = await a.issuer.redeem(key.peer_id, ticket.secret)
     node = cluster.member(key)
     await node.open_host()
     connection = await node.host.dial([a.addr])
@@ -131,13 +128,13 @@ async def test_a_member_that_never_acks_is_never_up(cluster: Any, eventually: An
     assert a.introductions.peers() == ()
     await cut(stream)
     assert a.introductions.peers() == ()
-    await eventually(lambda: a.introductions._bounds.empty)
+    await eventually(lambda: not a.introductions._places)
     for answer in ({"ack": 1}, {"ack": False}, {}, {"code": "admission.expired"}):
         stream = await connection.open_stream(CERTIFICATE_PROTOCOL)
         await write_frame(stream, {"v": 1, "chain": chain.encoded})
         await read_frame(stream, bytes_max=8192)
         await write_frame(stream, answer)
-        await eventually(lambda: a.introductions._bounds.empty)
+        await eventually(lambda: not a.introductions._places)
         assert a.introductions.peers() == ()
 
 
@@ -167,7 +164,7 @@ async def test_a_node_that_is_dialled_and_answers_badly(cluster: Any, eventually
             await a.introductions.introduced(connection)
         assert len(str(exc.value)) < 600
         assert str(exc.value).isprintable()
-        assert not a.introductions.is_up(host.peer_id)
+        assert host.peer_id not in a.introductions.peers()
 
 
 async def test_exchanges_are_bounded_per_connection(cluster: Any, eventually: Any) -> None:
@@ -194,7 +191,7 @@ async def test_exchanges_are_bounded_per_address(cluster: Any, eventually: Any) 
     for host, _ in held:
         await host.aclose()
     await nothing_left(a, eventually)
-    assert (await cluster.join(await a.ticket())).joined
+    assert (await cluster.join(await a.ticket())).admission.own
 
 
 async def test_guessing_tickets_is_limited_per_address(cluster: Any, eventually: Any) -> None:
@@ -208,7 +205,7 @@ async def test_guessing_tickets_is_limited_per_address(cluster: Any, eventually:
         codes.append((await read_frame(stream, bytes_max=8192))["code"])
     assert codes == ["admission.ticket_unknown"] * 5 + ["limit"] * 3
     await nothing_left(a, eventually)
-    assert len(a.introductions._bounds._attempts) == 1
+    assert len(a.introductions._attempts) == 1
 
 
 async def test_members_are_heard_whatever_their_neighbours_do(
@@ -231,17 +228,10 @@ async def test_members_are_heard_whatever_their_neighbours_do(
 
 
 async def test_the_table_of_addresses_is_bounded(cluster: Any) -> None:
-    from wetware.overlay.admission.service import _Bounds
-
-    class Remote:
-        def __init__(self, host: str) -> None:
-            self.remote = self
-            self.host = host
-
-    bounds = _Bounds((await cluster.founder(addresses_max=10)).limits, lambda: 0.0)
+    attempts = (await cluster.founder(addresses_max=10)).introductions._attempts
     for n in range(100):
-        bounds.take(Remote(f"192.0.2.{n}"))  # type: ignore[arg-type]
-    assert len(bounds._attempts) == 10
+        attempts.take(f"192.0.2.{n}")
+    assert len(attempts) == 10
 
 
 async def test_a_backend_without_a_document_costs_no_ticket(cluster: Any) -> None:
@@ -255,11 +245,11 @@ async def test_a_backend_without_a_document_costs_no_ticket(cluster: Any) -> Non
     with pytest.raises(AdmissionRefused) as exc:
         await cluster.join(ticket)
     assert exc.value.code == "admission.document"
-    assert a.admission.tickets()[0].uses_left == 1
+    assert a.issuer.tickets()[0].uses_left == 1
 
     async def largest() -> bytes:
         return bytes(512 << 10)
 
     a.introductions._join_document = largest
     b = await cluster.join(ticket)
-    assert len(b.joined.document) == 512 << 10
+    assert len(b.admission.store.join_document) == 512 << 10

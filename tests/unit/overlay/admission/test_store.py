@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from wetware import identity
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import ConfigError, InvalidArgument, KeyFileError
 from wetware.identity import Key
+from wetware.overlay.admission.files import File, Files
 from wetware.overlay.admission.statements import Founding
 from wetware.overlay.admission.store import Store
 from wetware.overlay.admission.texts import Bundle, Ticket, parse_join
@@ -32,8 +34,8 @@ async def filled(cluster: Any) -> Path:
     """The data directory of an issuer with one of everything."""
     a = await cluster.founder()
     await cluster.join(await a.ticket())
-    await a.admission.certify(Key.generate().peer_id, foreign=True)
-    await a.admission.evict(Key.generate().peer_id)
+    await a.issuer.certify(Key.generate().peer_id, foreign=True)
+    await a.issuer.evict(Key.generate().peer_id)
     await a.stop()
     path: Path = a.data_dir
     return path
@@ -46,12 +48,12 @@ async def test_everything_is_there_again_and_private(cluster: Any) -> None:
 
 def check_files(path: Path) -> None:
     assert {*FILES, "certificate", "cluster.key"} <= {p.name for p in path.iterdir()}
-    store = Store.open(path)
+    store = Store(path)
     assert store.founding is not None
     assert store.cluster_key is not None
     assert store.cluster_key.public == store.founding.public
     assert (len(store.tickets), len(store.ledger)) == (1, 1)
-    assert (len(store.tombstones), len(store.foreign)) == (1, 1)
+    assert (len(store.facts.tombstones), len(store.facts.foreign)) == (1, 1)
     for file in path.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
@@ -73,13 +75,13 @@ async def test_damaged_files_stop_the_node_with_a_remedy(cluster: Any) -> None:
         ):
             file.write_bytes(bad)
             with pytest.raises(ConfigError) as exc:
-                Store.open(path)
+                Store(path)
             assert exc.value.code == "config.damaged", (name, bad[:40])
             assert name in exc.value.message
             assert exc.value.hint
             assert file.read_bytes() == bad, "never silently replaced"
         file.write_bytes(good)
-    Store.open(path)
+    Store(path)
 
 
 async def test_a_damaged_certificate_stops_the_node(cluster: Any) -> None:
@@ -88,11 +90,11 @@ async def test_a_damaged_certificate_stops_the_node(cluster: Any) -> None:
     path = await filled(cluster)
     (path / "certificate").write_bytes(b"junk")
     with pytest.raises(ConfigError, match="certificate is damaged") as exc:
-        Admission(Store.open(path), Key.generate(), clock=cluster.clock)
+        Admission(Store(path), Key.generate(), clock=cluster.clock)
     assert "--join" in exc.value.hint
     (path / "certificate").write_bytes(b"x" * 5000)
     with pytest.raises(ConfigError, match="damaged"):
-        Store.open(path)
+        Store(path)
 
 
 async def test_a_damaged_join_document_stops_the_node(cluster: Any) -> None:
@@ -101,17 +103,17 @@ async def test_a_damaged_join_document_stops_the_node(cluster: Any) -> None:
     await b.stop()
     (b.data_dir / "join_document").write_bytes(b"changed")
     with pytest.raises(ConfigError, match="join_document is damaged"):
-        Store.open(b.data_dir)
+        Store(b.data_dir)
     (b.data_dir / "join_document").unlink()
     with pytest.raises(ConfigError, match="it is gone"):
-        Store.open(b.data_dir)
+        Store(b.data_dir)
 
 
 def test_founding_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
-    store = Store.open(tmp_path)
+    store = Store(tmp_path)
     founding = store.found("local", b"operator")
     (tmp_path / "cluster.json").unlink()  # the crash came between the two files
-    again = Store.open(tmp_path)
+    again = Store(tmp_path)
     assert again.founding is None
     assert again.found("local", b"operator") == founding
     with pytest.raises(ConfigError, match="belongs to the cluster"):
@@ -121,34 +123,34 @@ def test_founding_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 def test_a_lost_founding_is_not_founded_anew(tmp_path: Path) -> None:
     (tmp_path / "certificate").write_bytes(b"of a cluster")
     with pytest.raises(ConfigError, match="is gone") as exc:
-        Store.open(tmp_path).found("local", b"operator")
+        Store(tmp_path).found("local", b"operator")
     assert "--join" in exc.value.hint
 
 
 def test_a_cluster_key_of_another_cluster(tmp_path: Path) -> None:
-    Store.open(tmp_path).found("local", b"operator")
+    Store(tmp_path).found("local", b"operator")
     (tmp_path / "cluster.key").unlink()
     Key.generate().save(tmp_path / "cluster.key")
     with pytest.raises(ConfigError, match="is not the key of the cluster"):
-        Store.open(tmp_path)
+        Store(tmp_path)
     (tmp_path / "cluster.key").chmod(0o644)
     with pytest.raises(KeyFileError, match="readable by others"):
-        Store.open(tmp_path)
+        Store(tmp_path)
 
 
 def test_an_encrypted_cluster_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WW_PASSPHRASE", "correct horse")
-    Store.open(tmp_path).found("local", b"operator")
-    assert Store.open(tmp_path).cluster_key is not None
+    Store(tmp_path).found("local", b"operator")
+    assert Store(tmp_path).cluster_key is not None
     monkeypatch.delenv("WW_PASSPHRASE")
     with pytest.raises(KeyFileError, match="passphrase"):
-        Store.open(tmp_path)
+        Store(tmp_path)
 
 
 async def test_writes_that_wait_share_one_and_see_the_latest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, written = Store(tmp_path), []
+    files, written = Files(tmp_path), []
     write = identity.replace_private_file
 
     def counting(path: Path, data: bytes) -> None:
@@ -157,23 +159,25 @@ async def test_writes_that_wait_share_one_and_see_the_latest(
 
     monkeypatch.setattr("wetware.base.disk.replace_private_file", counting)
     value = 0
+    file = File(files, "file", lambda: value)
 
     async def save(n: int) -> None:
         nonlocal value
         value = n
-        await store.save("file", lambda: b"%d" % value)
-        assert int((tmp_path / "file").read_bytes()) >= n
+        await file.save("the number")
+        assert json.loads((tmp_path / "file").read_bytes())["data"] >= n
 
     await asyncio.gather(*(save(n) for n in range(20)))
-    assert (tmp_path / "file").read_bytes() == b"19"
+    assert json.loads((tmp_path / "file").read_bytes())["data"] == 19
     assert len(written) <= 3
+    await files.flush()
 
 
 async def test_a_write_in_the_background_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("wetware.overlay.admission.store.RETRY_S", 0.01)
-    store, fails = Store(tmp_path), [3]
+    monkeypatch.setattr("wetware.overlay.admission.files.RETRY_S", 0.01)
+    files, fails = Files(tmp_path), [3]
     write = identity.replace_private_file
 
     def flaky(path: Path, data: bytes) -> None:
@@ -183,11 +187,11 @@ async def test_a_write_in_the_background_is_tried_again(
         write(path, data)
 
     monkeypatch.setattr("wetware.base.disk.replace_private_file", flaky)
-    store.save_soon("file", lambda: b"x")
+    File(files, "file", lambda: "x").save_soon()
     async with asyncio.timeout(10):
         while not (tmp_path / "file").exists():
             await asyncio.sleep(0.005)
-    await store.flush()
+    await files.flush()
     assert [r.getMessage() for r in caplog.records] == ["admission.not_saved"] * 3
 
 
@@ -233,7 +237,7 @@ def test_a_ticket_that_lost_something_is_called_that() -> None:
 
 async def test_a_bundle_there_and_back(cluster: Any) -> None:
     a = await cluster.founder()
-    made = await a.admission.certify(Key.generate().peer_id, addrs=[a.addr])
+    made = await a.issuer.certify(Key.generate().peer_id, addrs=[a.addr])
     bundle = parse_join(made.text)
     assert isinstance(bundle, Bundle)
     assert bundle == made

@@ -99,9 +99,9 @@ class Node:
         stack = self._stack = contextlib.AsyncExitStack()
         clock = SystemClock()
         self.admission = Admission(
-            Store.open(self.path), self.key, clock=clock, limits=AdmissionLimits(), veto=self._ask
+            Store(self.path), self.key, clock=clock, limits=AdmissionLimits(), veto=self._ask
         )
-        stack.push_async_callback(self.admission.store.flush)
+        stack.push_async_callback(self.admission.store.files.flush)
         self.host = await stack.enter_async_context(
             LinkHost(
                 self.key,
@@ -116,7 +116,6 @@ class Node:
             self.admission,
             addrs=lambda: self.host.listen_addrs,
             join_document=self._document,
-            limits=self.admission.limits,
         )
         self.introductions.start()
         stack.push_async_callback(self._close_introductions)
@@ -231,7 +230,7 @@ class Net:
         if not certified:
             return node
         if self.founder is None:
-            Store.open(node.path).found("test", b"statement")
+            Store(node.path).found("test", b"statement")
             self.founder = node
         else:
             await self.certify(node, rights=rights)
@@ -239,10 +238,10 @@ class Net:
 
     async def certify(self, node: Node, **how: Any) -> None:
         assert self.founder is not None
-        admission = Admission(Store.open(self.founder.path), self.founder.key, clock=SystemClock())
-        bundle = await admission.certify(node.peer, **how)
-        Store.open(node.path).join(bundle.founding, bundle.chain.encoded, b"", ())
-        await admission.store.flush()
+        admission = Admission(Store(self.founder.path), self.founder.key, clock=SystemClock())
+        bundle = await admission.issuer.certify(node.peer, **how)
+        Store(node.path).join(bundle.founding, bundle.chain.encoded, b"", ())
+        await admission.store.files.flush()
 
     async def cluster(self, count: int, **how: Any) -> list[Node]:
         """Running nodes; all but the first know the first one's address."""

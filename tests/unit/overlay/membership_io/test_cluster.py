@@ -168,7 +168,7 @@ async def test_an_evicted_node_is_cut_off_everywhere(
     nodes = await net.cluster(5)
     await net.converged(*nodes)
     founder, evicted, *others = nodes
-    await founder.admission.evict(evicted.peer, "lost laptop")
+    await founder.admission.issuer.evict(evicted.peer, "lost laptop")
     rest = [founder, *others]
     await net.until(lambda: all(node.state(evicted) is None for node in rest))
     await net.until(lambda: not any(node.is_up(evicted) for node in rest))
@@ -189,7 +189,7 @@ async def test_a_member_that_was_away_learns_of_an_eviction(net: Any) -> None:
     await net.converged(*nodes)
     founder, evicted, away = nodes
     await away.stop()
-    await founder.admission.evict(evicted.peer, "")
+    await founder.admission.issuer.evict(evicted.peer, "")
     await away.start(evicted.addr)  # it knows both, and asks the evicted one too
     await net.until(lambda: founder.sees(away) and away.sees(founder))
     await net.until(lambda: away.state(evicted) is None)
@@ -204,7 +204,7 @@ async def test_an_evicted_node_in_the_peer_store_is_dropped_too(net: Any) -> Non
     await founder.start()
     assert gone.peer in founder.membership._store.peers()
     assert founder.state(gone) is None
-    await founder.admission.evict(gone.peer, "")
+    await founder.admission.issuer.evict(gone.peer, "")
     await net.until(lambda: gone.peer not in founder.membership._store.peers())
 
 
