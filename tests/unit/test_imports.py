@@ -19,6 +19,24 @@ CORE = ROOT / "core" / "wetware"
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/wetware_*/__init__.py"))
 SOURCES = sorted(CORE.rglob("*.py")) + sorted(p for d in PLUGINS for p in d.rglob("*.py"))
 
+# The core from the ground up. A room imports what stands above it in this table, and itself.
+LAYERS = (
+    "errors identity member base",
+    "rpc",
+    "overlay.link",
+    "overlay.frames overlay.exchange overlay.peers overlay.rpc_pipe overlay.tunnel",
+    "overlay.libp2p overlay.admission",
+    "overlay.membership",
+    "broker",
+    "hookspecs",
+    "client",
+    "config",
+    "loader",
+    "node",
+    "testing",
+    "cli",
+    "__main__",
+)
 # Top-level module → the only folder of the core that may import it.
 CONFINED = {
     "trio": "overlay/libp2p",
@@ -45,6 +63,11 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
             first = node.args[0] if node.args else None
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
                 yield node.lineno, first.value
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(_root_of(path)).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def _root_of(path: Path) -> Path:
@@ -113,16 +136,43 @@ def test_foreign_engines_stay_in_their_folder(module: str) -> None:
     )
 
 
-def test_the_link_knows_neither_overlay_nor_rpc() -> None:
-    assert (
-        violations(
-            lambda path, name: (
-                path.is_relative_to(CORE / "overlay" / "link")
-                and name.startswith(("wetware.overlay.libp2p", "wetware.rpc"))
-            )
-        )
-        == []
-    )
+def layer(name: str) -> int | None:
+    """The height of a module of the core; None for the front door, `wetware` itself."""
+    for height, rooms in enumerate(LAYERS):
+        if any(f"{name}.".startswith(f"wetware.{room}.") for room in rooms.split()):
+            return height
+    return None
+
+
+def test_imports_go_downwards() -> None:
+    """Those for type checkers as well: who reads a type has to know what it stands on."""
+
+    def rule(path: Path, name: str) -> bool:
+        own = layer(module_of(path))
+        other = layer(name)
+        return own is not None and other is not None and other > own
+
+    assert violations(rule) == []
+
+
+def test_every_file_has_a_layer() -> None:
+    assert [p for p in CORE.rglob("*.py") if layer(module_of(p)) is None] == [
+        CORE / "__init__.py",
+        CORE / "overlay" / "__init__.py",
+    ]
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """Neither in the core nor in a plugin."""
+    modules = {module_of(path): path for path in SOURCES}
+    below: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = {name for _, name in imported(path)}
+        found = {n if n in modules else n.rpartition(".")[0] for n in names} & modules.keys()
+        below[module] = found - {module}
+    while ends := {module for module, names in below.items() if not names}:
+        below = {m: names - ends for m, names in below.items() if m not in ends}
+    assert below == {}, "in a circle, or above one"
 
 
 def test_the_services_of_the_core_know_no_node() -> None:

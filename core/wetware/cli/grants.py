@@ -134,10 +134,9 @@ def use_command(
         ref = read_line("a reference")
     parsed = SturdyRef.parse(ref)  # before anything else says something about it
     if ctx.args:
-        from wetware.cli.main import build
-
         options.take({"node": ref})  # instead of what was given, or is in the context
-        build()(args=list(ctx.args))
+        root = ctx.find_root()
+        root.command.main(args=list(ctx.args), prog_name=root.info_name)
         return
     grant = asyncio.run(describe(ref, data_dir=node_data_dir()))
     if json:
