@@ -108,9 +108,9 @@ class Probing:
         if self._probes.get(probe.seq) is not probe or probe.indirect:
             return
         probe.indirect = True
-        fields = {"k": int(Kind.PING_REQ), "n": probe.seq, "i": probe.key}
         for node in self._table.sample(self._config.indirect_probes, exclude=probe.key):
             probe.relays.add(node.key)
+            fields = {"k": int(Kind.PING_REQ), "n": probe.seq, "i": probe.key}
             self._gossip.post(node.key, fields, self._config.piggyback_bytes_max)
         probe.nacks_due = len(probe.relays)
         self._maybe_over(probe)

@@ -13,6 +13,7 @@ from wetware.overlay.membership import wire
 from wetware.overlay.membership.known import ChangeKind, State
 from wetware.overlay.membership.probing import PING_S_MAX, PINGS_MAX
 from wetware.overlay.membership.record import Forged, Malformed, Record
+from wetware.overlay.membership.rumours import CLAIM
 from wetware.overlay.membership.swim import middle
 
 from .conftest import Lab, entry, raw, wire_digest
@@ -85,6 +86,19 @@ def test_no_answer_then_others_are_asked_then_suspicion(lab: Lab) -> None:
     assert lab.swim.awareness.score <= health  # the others answered: it is not this node's fault
     lab.pass_s(0.2, answer={2, 3, 4, 5})
     assert (1, 100, 0, wire.SUSPECT) in lab.claims_sent()
+
+
+def test_each_frame_to_a_relay_has_rumours_of_its_own() -> None:
+    lab = Lab(piggyback_bytes_max=4 * wire.CLAIM.size)
+    lab.joined(1, 2, 3, 4)
+    for n in range(10, 40):
+        claim = wire.CLAIM.pack(raw(n), 100, raw(0), wire.SUSPECT)
+        lab.swim._gossip.rumours.add(CLAIM, raw(n), claim)
+    lab.swim.probe(lab.peer(1))
+    lab.pass_s(0.6, answer={2, 3, 4})
+    sizes = [len(f.get("c", b"")) for _, f in lab.sent if f["k"] == PING_REQ]
+    assert len(sizes) == 3
+    assert 0 < max(sizes) <= lab.config.piggyback_bytes_max
 
 
 def test_an_indirect_answer_is_enough(lab: Lab) -> None:
