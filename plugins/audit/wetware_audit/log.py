@@ -500,11 +500,11 @@ class AuditLog:
             self.failing = ""
             log.info("audit.writes_again", refused=self._refused)
         self.reserve.unmark()
+        self._report(records)  # first: who follows once this is answered is not told of it
         seq = self.seq - sum(entry.what.fields is not None for entry in batch)
         for entry in batch:
             seq += entry.what.fields is not None
             self._writer.answer(entry, seq, None)
-        self._report(records)
 
     def _report(self, records: Sequence[Mapping[str, Any]]) -> None:
         if records:
