@@ -135,6 +135,16 @@ def test_open_protocols(load: Load) -> None:
             _ = load(node__open_protocols=(bad,)).node
 
 
+def test_a_secret_of_a_wrong_type_is_not_shown(load: Load) -> None:
+    @dataclass(frozen=True)
+    class Keys:
+        urls: tuple[str, ...] = setting((), "URLs.", secret=True)
+
+    with pytest.raises(ConfigError, match="expected") as info:
+        load('[plugins.x]\nurls = "https://host/key"').plugin("x", Keys)
+    assert "key" not in str(info.value)
+
+
 def test_a_secret_is_not_shown(load: Load) -> None:
     shown = {each.key: each for each in load('[node]\njoin = "wwt1secret"').settings({})}
     assert (shown["node.join"].text, shown["node.join"].plain) == ("(hidden)", "(hidden)")

@@ -23,7 +23,7 @@ EXPIRES_S_MAX: Final = 100 * 365 * 86_400.0
 SEALED: Final = frozenset(
     f"Session.{name}"
     for name in (
-        "whoami", "services", "open", "logout", "grants", "why", "explain", "keep", "ended"
+        "whoami", "services", "open", "logout", "list", "why", "explain", "keep", "ended"
     )
 )  # fmt: skip
 """What a session can do that is not to be passed on."""

@@ -104,7 +104,7 @@ class Fence:
                 "lock": str(lock),
                 "counter": int(counter),
                 "signature": bytes(signature),
-            } if len(value) == len(_FIELDS):
+            } if len(value) == len(_FIELDS) and type(epoch) is type(counter) is int:
                 pass
             case _:
                 raise _bad(f"not the fields {', '.join(_FIELDS)} of a release that is known here")

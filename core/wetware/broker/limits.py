@@ -31,6 +31,7 @@ class LoginLimits:
         60,
         "Failed login attempts a minute from one address (IPv6: one /64), the unix socket aside.",
         min=1,
+        max=1_000_000,
     )
     sessions_max: int = setting(4096, "Live sessions of this node.", min=1)
     sessions_per_principal_max: int = setting(

@@ -140,7 +140,8 @@ class Tree(Grants):
         for root in self.roots(principal):
             if roles is None or root.role in roles:
                 reason = why or f"role {root.role} was withdrawn from {root.principal}"
-                cut += root.revoke(reason) - 1
+                # 0 where the session that it shared with another role has taken it along.
+                cut += max(0, root.revoke(reason) - 1)
         return cut
 
     def has_ended(self, grant_id: str) -> bool:

@@ -302,7 +302,8 @@ def _value(key: str, each: dataclasses.Field[Any], hint: Any, raw: _Raw) -> Any:
         else:
             example = toml(default_of(each))
             advice = f"write it like {each.name} = {example}" if example else ""
-        raise mistyped(key, where, exc.expected, raw.value, hint=advice) from None
+        got = _HIDDEN if each.metadata.get("secret") else raw.value
+        raise mistyped(key, where, exc.expected, got, hint=advice) from None
     except (InvalidArgument, ValueError) as exc:
         raise _refused(at(key, where), exc) from None
     return value

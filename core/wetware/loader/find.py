@@ -98,10 +98,11 @@ def find(paths: Iterable[str] | None = None) -> tuple[Offer, ...]:
     for dist in installed:
         try:
             offers = _offers(dist)
+            key = canonical(offers[0].dist) if offers else ""
         except Exception as exc:  # files of anybody's
-            log.debug("plugin.metadata_unreadable", dist=dist, error=exc)
+            log.warning("plugin.metadata_unreadable", path=getattr(dist, "_path", dist), error=exc)
             continue
-        if offers and (key := canonical(offers[0].dist)) not in seen:
+        if offers and key not in seen:
             seen.add(key)
             found += offers
     found.sort(key=lambda o: (not o.bundled, canonical(o.dist), o.name, o.group, o.value))

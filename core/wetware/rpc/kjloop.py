@@ -9,7 +9,7 @@ import ctypes
 import gc
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import capnp
@@ -83,19 +83,30 @@ class Runtime:
         servants, self._unheld = self._unheld, {}
         for servant in servants.values():
             if servant.__ww_exports__ == 0:  # nobody exported it again meanwhile
-                task = self.loop.create_task(_tell(servant), name=type(servant).__name__)
-                self._hooks.add(task)
-                task.add_done_callback(self._hooks.discard)
+                self._tell(servant)
 
-
-async def _tell(servant: Servant) -> None:
-    """Run its `released`, which may be a coroutine function; failures are logged."""
-    try:
-        result = servant.released()
+    def _tell(self, servant: Servant) -> None:
+        """Run its `released` at once, or its coroutine soon; failures are logged."""
+        try:
+            result = servant.released()
+        except Exception as exc:  # a servant's defect is nobody else's
+            _failed(servant, exc)
+            return
         if inspect.isawaitable(result):
-            await result
-    except Exception as exc:  # a servant's defect is nobody else's
-        log.error("servant.release_failed", hook=type(servant).__name__, exc_info=exc)  # noqa: TRY400  # an EventLogger
+            task = self.loop.create_task(_finish(servant, result), name=type(servant).__name__)
+            self._hooks.add(task)
+            task.add_done_callback(self._hooks.discard)
+
+
+async def _finish(servant: Servant, result: Awaitable[object]) -> None:
+    try:
+        await result
+    except Exception as exc:
+        _failed(servant, exc)
+
+
+def _failed(servant: Servant, exc: Exception) -> None:
+    log.error("servant.release_failed", hook=type(servant).__name__, exc_info=exc)
 
 
 _runtimes: dict[asyncio.AbstractEventLoop, Runtime] = {}

@@ -296,6 +296,7 @@ async def test_a_sealed_session_is_not_passed_on(node: MemNode) -> None:
         ref, _ = await session.share({"box": ["Box.get"]}, sealed=True)
         async with node.redeem(ref) as bearer:
             await (await box(bearer)).get(key="a")
+            assert await bearer.grants(), "it sees and ends what is its own"
             for attempt in (bearer.share(), bearer.attenuate(), bearer.adopt(ref)):
                 with pytest.raises(Denied):
                     await attempt

@@ -374,6 +374,12 @@ async def test_a_withdrawn_role_takes_shares_of_closed_sessions_along() -> None:
         share.check_live()
 
 
+async def test_what_a_withdrawal_ends_is_counted_once() -> None:
+    on = tree()
+    on.session(ADA, tuple(root(on, role, pubsub={"*"}) for role in ("a", "b", "c")))
+    assert on.withdraw(ADA, None, "") == 1
+
+
 # --- time -----------------------------------------------------------------------------------------
 
 

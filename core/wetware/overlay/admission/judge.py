@@ -54,6 +54,7 @@ class Judge:
     ) -> None:
         self._founding, self._facts, self._opened = store.founded, store.facts, opened
         self.root = self._founding.issuer
+        self.me = me
         self._mine = {me} if store.cluster_key is None else {me, self.root}
         self.skew_ms = limits.clock_skew_s_max * 1000
         self.clock, self.limits = clock, limits

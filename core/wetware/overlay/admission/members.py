@@ -119,6 +119,8 @@ class Members:
     def enter(self, chain: Chain, *, foreign: bool = False) -> None:
         """Make a peer a member that may be one; raises AdmissionRefused at a limit."""
         peer, inviter, known = chain.peer, chain.leaf.issuer, self._members.get(chain.peer)
+        if peer == self._judge.me:
+            return
         if known is not None and not chain.is_newer(known.chain):
             known.foreign = known.foreign and foreign
             return

@@ -452,9 +452,12 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
     async def _take(self, n: int | None = None) -> bytes:
         """The next `n` bytes of the handshake; without it, those that are there, at least one."""
         early = self._early
-        while len(early) < (n or 1):
+        while True:
+            # Also where enough is there: what came last may have ended the connection.
             if self._session.dead:
                 raise self.error or OverlayError("the connection ended", code="overlay.closed")
+            if len(early) >= (n or 1):
+                break
             self._more = self._loop.create_future()
             try:
                 await self._more

@@ -284,6 +284,8 @@ class LinkHost:
         peer = conn.peer
         if self._closing:
             raise OverlayError("this node is stopping", code="overlay.closed")
+        if conn.closed:  # `lost` was called already, and is not called again
+            raise OverlayError("the connection ended", code="overlay.closed")
         self._handshaking.discard(conn)
         self._all.add(conn)
         mine = self._connections.setdefault(peer, [])

@@ -135,6 +135,8 @@ class Serving:
 
     def _serves(self, stream: Stream, protocol: str) -> bool:
         """Whether an inbound stream gets `protocol`."""
+        if stream.connection.closed:  # its books are closed: `lost` was called
+            return False
         entry = self.handlers.get(protocol)
         if entry is not None and self.admits(stream.peer, protocol, entry[1]):
             return True

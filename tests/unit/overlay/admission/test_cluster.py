@@ -842,6 +842,16 @@ async def test_a_foreign_peer_with_a_fact_is_a_member(cluster: Any, eventually: 
         a.admission.adopt(fact)
 
 
+async def test_a_node_is_no_foreign_member_of_itself(cluster: Any) -> None:
+    a = await cluster.founder()
+    b = await cluster.join(await a.ticket())
+    heard: list[bytes] = []
+    a.admission.new_facts.add(heard.append)
+    await a.issuer.certify(b.host.peer_id, foreign=True)
+    assert b.admission.adopt(heard[0])
+    assert b.host.peer_id not in b.admission.members
+
+
 async def test_a_foreign_certificate_is_renewed_by_its_issuer(
     cluster: Any, eventually: Any
 ) -> None:

@@ -16,7 +16,7 @@ from wetware.errors import DialError, StreamReset
 from wetware.identity import Key
 from wetware.overlay.link import LinkHost, LinkLimits, Stream
 from wetware.overlay.link.multistream import HELLO, encode_line
-from wetware.overlay.link.noise import NoiseIdentity
+from wetware.overlay.link.noise import NoiseHandshake, NoiseIdentity
 
 pytestmark = pytest.mark.anyio
 
@@ -52,6 +52,67 @@ async def test_garbage_on_a_fresh_connection(net: Any, caplog: pytest.LogCapture
     assert host.connections() == ()
     assert await still_serves(net, host)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+class Spoiler(LinkHost):
+    """Agrees on yamux and breaks noise in one chunk, as the one that is dialled."""
+
+    def _accepted(self, carrier: Multiaddr | None = None) -> Any:
+        conn = super()._accepted(carrier)
+        negotiate = conn._negotiate
+
+        async def spoil(protocol: str, admit: Any = lambda: None) -> None:
+            if protocol != "/yamux/1.0.0":
+                await negotiate(protocol, admit)
+                return
+            await conn._take()
+            agreed = conn._send_cipher.encrypt(HELLO + encode_line("/yamux/1.0.0"))
+            conn._transport.write(len(agreed).to_bytes(2, "big") + agreed + b"\x00\x20" + bytes(32))
+            await asyncio.Event().wait()
+
+        conn._negotiate = spoil
+        return conn
+
+
+async def test_a_peer_that_breaks_noise_with_its_last_word_is_no_connection(net: Any) -> None:
+    host = await net.host(LinkLimits(connections_per_peer_max=2))
+    async with Spoiler(Key.generate()) as spoiler:
+        (addr,) = await spoiler.listen([Multiaddr.parse("/ip4/127.0.0.1/tcp/0")])
+        for _ in range(4):  # with two dead ones in the books, the third looked for room for ever
+            with pytest.raises(DialError):
+                await host.dial([addr], peer=spoiler.peer_id, timeout_s=2)
+    assert not host._all
+    assert host.connections() == ()
+    assert await still_serves(net, await net.host())
+
+
+async def test_a_dialler_that_breaks_noise_with_its_last_word_is_refused(
+    net: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = await net.host()
+    raw = await net.raw(host)
+    raw.writer.write(HELLO + encode_line("/noise"))
+    await raw.expect_lines("/multistream/1.0.0", "/noise")
+    noise = NoiseHandshake(NoiseIdentity(raw.key), initiator=True)
+    raw.send_plain_message(noise.write_message())
+    noise.read_message(await raw.read_plain_message())
+    raw.send_plain_message(noise.write_message())
+    await asyncio.sleep(0.05)  # the host waits for the next protocol
+    agreed = noise.secured.send.encrypt(HELLO + encode_line("/yamux/1.0.0"))
+    raw.writer.write(len(agreed).to_bytes(2, "big") + agreed + b"\x00\x20" + bytes(32))
+    await net.until(lambda: not host._handshaking)
+    assert not host._all
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_refusal_after_the_end_is_not_kept(net: Any) -> None:
+    host = await net.host()
+    raw = await (await net.raw(host)).secure()
+    proposal = HELLO + encode_line("/nothing")
+    frame = HEADER.pack(0, DATA, SYN, 1, len(proposal)) + proposal
+    raw.send(frame + b"\xff" * 12)  # no yamux: the connection ends before the proposal is read
+    await net.until(lambda: not host._all and not host._serving.tasks)
+    assert not host._serving._refusals_logged
 
 
 async def test_plaintext_is_not_a_security_protocol(net: Any) -> None:
