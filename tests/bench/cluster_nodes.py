@@ -71,7 +71,7 @@ async def found(path: Path, names: Iterable[str]) -> dict[str, PeerId]:
             store.found("bench", b"statement")
             founder = Admission(Store(directory), key, clock=SystemClock())
         else:
-            bundle = await founder.certify(key.peer_id)
+            bundle = await founder.issuer.certify(key.peer_id)
             store.join(bundle.founding, bundle.chain.encoded, b"", ())
     if founder is not None:
         await founder.store.files.flush()
