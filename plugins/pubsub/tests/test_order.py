@@ -115,6 +115,17 @@ def test_after_a_pause_it_goes_on_from_what_comes_next_without_replays() -> None
     assert not orderer.is_live(A, "v")
 
 
+def test_a_publisher_that_begins_anew_is_not_waited_for() -> None:
+    out: list[int] = []
+    orderer, sequencer = _orderer(out), Sequencer(lambda: 1.8e9)
+    numbers = [sequencer.next("t") for _ in range(9)]
+    orderer.push(A, "t", numbers[0], 0, 1, now=0.0)
+    sequencer.begin_anew("t")
+    orderer.push(A, "t", sequencer.next("t"), 9, 1, now=0.0)
+    assert out == [0, 9]
+    assert not orderer.push(A, "t", numbers[8], 8, 1, now=0.0), "no replay"
+
+
 def test_what_is_held_is_bounded() -> None:
     out: list[int] = []
     orderer, seqnos = _orderer(out, held_max=5), _seqnos(50)

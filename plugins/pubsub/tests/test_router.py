@@ -75,6 +75,31 @@ def test_churn_and_lost_streams_lose_nobody_who_stays(make_network: Any) -> None
         _assert_in_order(node)
 
 
+def test_who_was_cut_off_is_heard_and_hears_at_once_and_in_order(make_network: Any) -> None:
+    net = make_network(seed=5)
+    roamer, *others = net.make(3)
+    net.graph([roamer, *others], 2)
+    _subscribe([roamer, *others])
+    net.run(3)
+    for number in range(60):
+        for i, node in enumerate((roamer, *others)):
+            node.router.publish(T, b"%d %d" % (i, number))
+        if number == 20:
+            for node in others:
+                net.disconnect(roamer, node)
+        net.run(0.2)
+    for node in others:
+        net.connect(roamer, node)
+    net.run(0.2)
+    for node in (roamer, *others):
+        node.inbox.clear()
+    for i, node in enumerate((roamer, *others)):
+        node.router.publish(T, b"%d 60" % i)
+    net.run(0.2)  # `hold_s` would be 2.5: no gap is waited for, as nobody has what was missed
+    for node in (roamer, *others):
+        assert sorted(node.texts()) == [b"0 60", b"1 60", b"2 60"]
+
+
 def test_the_mesh_has_its_degrees(make_network: Any) -> None:
     net = make_network(seed=3)
     nodes = net.make(25)

@@ -77,6 +77,10 @@ class Sequencer:
         number = _MARK << 56 | epoch << _COUNTER_BITS | counter
         return number.to_bytes(8, "big")
 
+    def begin_anew(self, topic: str) -> None:
+        """Let nobody wait for what was numbered before."""
+        self._blocks.pop(topic, None)
+
     def _new_epoch(self) -> int:
         epoch = max(self._next_epoch, int(self._time() * EPOCHS_PER_S)) & _EPOCH_MAX
         if epoch >= self._reserved:

@@ -407,6 +407,9 @@ class Router:
             outbound: Whether this node dialled the connection.
         """
         self.peer_up(peer)
+        if all(other.protocol is None for other in self._peers.values()):
+            for topic in self._mesh:
+                self.order.resume(topic)  # what was missed while nobody was there does not come
         state = self._peers[peer]
         state.protocol, state.outbound = protocol, outbound
         state.generation += 1
@@ -414,7 +417,17 @@ class Router:
         for topic in self._mesh:
             self._announce(peer, state, topic, True)
         for topic in state.topics:
+            self._heard_by(topic, peer)
             self._graft_if_low(topic, peer)
+
+    def _heard_by(self, topic: str, peer: PeerId) -> None:
+        """`peer` can be sent a topic's messages from now on.
+
+        If it is the only one, nobody has what was published before, so nobody is to wait for that.
+        """
+        others = (self._peers[p] for p in self._by_topic[topic] if p != peer)
+        if all(other.protocol is None for other in others):
+            self._sequencer.begin_anew(topic)
 
     def stream_closed(self, peer: PeerId) -> None:
         """The stream to the peer is gone: it gets nothing until there is another."""
@@ -680,6 +693,8 @@ class Router:
                 return
             state.topics[topic] = None
             self._by_topic.setdefault(topic, {})[peer] = None
+            if state.protocol is not None:
+                self._heard_by(topic, peer)
             self._graft_if_low(topic, peer)
 
     def _unsubscribed(self, peer: PeerId, state: _Peer, topic: str) -> None:
