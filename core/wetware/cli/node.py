@@ -38,6 +38,14 @@ def node_command(
             "--listen", "-l", metavar="ADDRESS", help="Listen here: /ip4/HOST/tcp/PORT; repeatable."
         ),
     ] = None,
+    announce: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--announce",
+            metavar="ADDRESS",
+            help="Tell others to dial this, e.g. a forwarded port; repeatable.",
+        ),
+    ] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,6 +107,7 @@ def node_command(
     config = load(
         {
             "node.listen": tuple(listen) if listen else None,
+            "node.announce": tuple(announce) if announce else None,
             "node.peers": tuple(peer) if peer else None,
             # A secret is better read from stdin than seen in the list of processes.
             "node.join": read_line("a ticket") if join == "-" else join,

@@ -29,6 +29,7 @@ ENV_OTHER: Final = {
 """Variables that are read elsewhere and are no settings."""
 
 _LABELS_MAX: Final = 32
+_ANNOUNCED_MAX: Final = 4
 _LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}=[^,=\s!][^,=\n\t!]{0,127}")
 """A label as text. What selectors give a meaning to cannot be part of it."""
 
@@ -37,6 +38,24 @@ def _check_listen(values: tuple[Multiaddr, ...]) -> None:
     for addr in values:
         if addr.peer is not None:
             raise InvalidArgument(f"{addr}: an address to listen on does not end in /p2p/…")
+
+
+def _check_announce(values: tuple[Multiaddr, ...]) -> None:
+    import ipaddress
+
+    if len(values) > _ANNOUNCED_MAX:
+        raise InvalidArgument(f"{len(values)} addresses; at most {_ANNOUNCED_MAX}")
+    for addr in values:
+        if addr.peer is not None:
+            raise InvalidArgument(f"{addr}: an address to announce does not end in /p2p/…")
+        if addr.port == 0:
+            raise InvalidArgument(f"{addr}: port 0 cannot be dialled")
+        if addr.is_loopback:
+            raise InvalidArgument(f"{addr} leads others to themselves")
+        if not addr.kind.startswith("dns"):
+            host = ipaddress.ip_address(addr.host)
+            if host.is_unspecified or host.is_link_local or host.is_multicast:
+                raise InvalidArgument(f"{addr} is no address that others can dial")
 
 
 def _check_peers(values: tuple[Multiaddr, ...]) -> None:
@@ -97,6 +116,13 @@ class NodeConfig:
             "fails on one without.",
             "check": _check_listen,
         },
+    )
+    announce: tuple[Multiaddr, ...] = setting(
+        (),
+        "Addresses that others are told to dial, before those of this machine: a port that a "
+        "router forwards to it, or the public address of a virtual machine. It is for others "
+        "alone: `listen` says where this node itself accepts connections.",
+        check=_check_announce,
     )
     peers: tuple[Multiaddr, ...] = setting(
         (),

@@ -34,6 +34,7 @@ def keep_to_itself(config: Config) -> tuple[Multiaddr, ...]:
     told = [
         (node.join, "node.join", "it joins no cluster"),
         (node.peers, "node.peers", "it connects to no other node"),
+        (node.announce, "node.announce", "nobody else is to dial it"),
         (
             open_to_others and origin.kind != "default",
             "node.listen",

@@ -6,8 +6,10 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from wetware.base.interfaces import look
 from wetware.node.addresses import dialable
 from wetware.node.lag import LagMeter
+from wetware.overlay.membership.record import ADDRS_MAX
 
 if TYPE_CHECKING:
     from wetware.base.clock import Clock
@@ -60,6 +62,7 @@ class Parts:
         self.name = config.node.name or socket.gethostname()
         self.cluster = ""
         self.lag = LagMeter()
+        self.network = look()
 
     @property
     def joined(self) -> bool:
@@ -77,10 +80,16 @@ class Parts:
         return str(getattr(self.backend, "users", ""))
 
     @property
-    def addrs(self) -> tuple[Multiaddr, ...]:
-        """Where this node can be dialled, with its peer ID."""
+    def own_addrs(self) -> tuple[Multiaddr, ...]:
+        """Where this node can be dialled by its own network, with its peer ID."""
         return tuple(
             reachable.with_peer(self.key.peer_id)
             for addr in self.host.listen_addrs
-            for reachable in dialable(addr)
+            for reachable in dialable(addr, self.network)
         )
+
+    @property
+    def addrs(self) -> tuple[Multiaddr, ...]:
+        """Where this node can be dialled, with its peer ID: first as it is told to announce."""
+        announced = (addr.with_peer(self.key.peer_id) for addr in self.config.node.announce)
+        return tuple(dict.fromkeys((*announced, *self.own_addrs)))[:ADDRS_MAX]
