@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ from wetware.node.data_dir import locked, socket_path
 from wetware.node.findings import check_node
 from wetware.node.key import load_or_create
 from wetware.node.members import Members
+from wetware.node.network import watch_network
 from wetware.node.parts import Parts
 from wetware.node.process import bound_recursion, rss_bytes, umask, within_files
 from wetware.node.services.cluster import ClusterService
@@ -70,6 +71,7 @@ from wetware.overlay.membership.swim import middle
 from wetware.overlay.rpc_pipe import RpcPipe
 
 if TYPE_CHECKING:
+    from wetware.base.interfaces import Network
     from wetware.base.multiaddr import Multiaddr
     from wetware.config import Config
     from wetware.hookspecs import Discovery, Service
@@ -285,7 +287,11 @@ class Node(Parts):
             bound_s=self.config.admission.clock_skew_s_max,
         )
         tasks.create_task(watch, name="clock")
-        stack.enter_context(self._runtime_file(path))
+        follow = watch_network(self._network_changed, first=self.network)
+        tasks.create_task(follow, name="network")
+        self._runtime_path = path
+        stack.callback((self.data_dir / paths.RUNTIME_FILE).unlink, missing_ok=True)
+        self._write_runtime_file()
 
     def _say_ready(self) -> None:
         log.info(
@@ -407,26 +413,31 @@ class Node(Parts):
         ):
             yield
 
-    @contextlib.contextmanager
-    def _runtime_file(self, path: Path) -> Iterator[None]:
-        file = self.data_dir / paths.RUNTIME_FILE
+    def _write_runtime_file(self) -> None:
         data = {
             "peer_id": str(self.key.peer_id),
-            "socket": str(path),
+            "socket": str(self._runtime_path),
             "pid": os.getpid(),
-            "addrs": [str(addr) for addr in self.addrs],
+            "addrs": [str(addr) for addr in self.own_addrs],
             "cluster": self.cluster,
             "auth": self.backend.name,
             "version": __version__,
             "plugins": [p.name for p in self.plugins.report if str(p.state) == "loaded"],
         }
-        self.store.files.reserve.replace(file, json.dumps(data, indent=1).encode(), must=True)
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)
+        file, text = self.data_dir / paths.RUNTIME_FILE, json.dumps(data, indent=1)
+        self.store.files.reserve.replace(file, text.encode(), must=True)
 
     # --- peers ------------------------------------------------------------------------------------
+
+    def _network_changed(self, network: Network) -> None:
+        log.info("network.changed", addrs=" ".join(network.hosts))
+        self.network = network
+        self.host.network_changed(frozenset(network.hosts))
+        self.membership.network_changed()
+        try:
+            self._write_runtime_file()
+        except OSError as exc:
+            log.warning("runtime.unwritable", why=exc)
 
     async def _discover(self, discovery: Discovery) -> None:
         """Announce this node, and let the membership try what a discovery finds."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import socket
+import struct
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,6 +50,7 @@ _EARLY_BYTES_MAX = 64 << 10  # received before the handshake asked for it; hones
 _THROTTLE_S = 0.02
 _FRAMES_COUNTED = 256  # frames between two looks at their rate
 _TAMPERED = "noise: a message was tampered with"
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class ConnectionOwner(Protocol):
@@ -145,6 +147,7 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._close_timer: asyncio.TimerHandle | None = None
         self._last_seen = (0, 0)
+        self._probed_at: int | None = None  # bytes_in when a probe left that is not over yet
         self._session = Session(
             self,
             initiator=initiator,
@@ -172,6 +175,26 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
     @property
     def accepts_streams(self) -> bool:
         return self.established and not (self.closed or self._session.remote_gone)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether the peer has not answered a probe yet."""
+        return self._probed_at == self.bytes_in
+
+    def probe(self, timeout_s: float) -> None:
+        """Ping now: the connection ends unless the peer sends something within `timeout_s`.
+
+        Nothing happens while another probe is under way.
+        """
+        if self.closed or self._probed_at is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._last_seen, self._probed_at = self._progress(), self.bytes_in
+        self._session.ping()
+        self._timer = self._loop.call_later(
+            timeout_s, self._keepalive_over, self._last_seen, timeout_s
+        )
 
     def close(self) -> None:
         if self.closed:
@@ -571,18 +594,22 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
         if seen[0] == self._last_seen[0] or stuck:
             if not stuck:
                 self._session.ping()
-            self._timer = self._loop.call_later(
-                self._limits.keepalive_timeout_s, self._keepalive_over, seen
-            )
+            timeout_s = self._limits.keepalive_timeout_s
+            self._timer = self._loop.call_later(timeout_s, self._keepalive_over, seen, timeout_s)
         else:
             self._timer = self._loop.call_later(self._limits.keepalive_s, self._keepalive)
         self._last_seen = seen
 
-    def _keepalive_over(self, before: tuple[int, int]) -> None:
-        seen = self._progress()
+    def _keepalive_over(self, before: tuple[int, int], waited_s: float) -> None:
+        seen, self._probed_at = self._progress(), None
         if seen[0] == before[0] or (self._paused and seen[1] == before[1]):
             why = "sent nothing" if seen[0] == before[0] else "took none of what waits for it"
-            silent = f"the peer {why} for {self._limits.keepalive_timeout_s:g} s after a ping"
+            silent = f"the peer {why} for {waited_s:g} s after a ping"
+            if self._transport is not None:
+                sock = self._transport.get_extra_info("socket")
+                if sock is not None:  # else the kernel goes on sending, and the peer hears nothing
+                    with contextlib.suppress(OSError):
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             self._refuse("connection.keepalive", OverlayError(silent, code="overlay.keepalive"))
             return
         self._last_seen = seen

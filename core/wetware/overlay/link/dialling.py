@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wetware.base.log import get_logger
 from wetware.errors import DialError, OverlayError, PeerMismatch, WetwareError
+from wetware.overlay.link.order import in_order
 from wetware.overlay.link.pipe import Pipe, PipeTransport
 from wetware.overlay.link.tcp import FAMILIES, os_reason
 
@@ -27,11 +28,12 @@ log = get_logger("link")
 class _Dial:
     """One attempt to reach a peer, shared by all who ask for it meanwhile."""
 
-    __slots__ = ("addrs", "arrived", "failures", "key", "task", "waiters")
+    __slots__ = ("addrs", "arrived", "attempts", "failures", "key", "task", "waiters")
 
     def __init__(self, key: object, addrs: Sequence[Multiaddr]) -> None:
         self.key, self.addrs = key, addrs
         self.failures: dict[Multiaddr, WetwareError | None] = {}  # None: still trying
+        self.attempts: dict[asyncio.Task[Connection], Multiaddr] = {}
         self.arrived: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[Connection]
         self.waiters = 0
@@ -83,6 +85,12 @@ class Dialler:
         self._closing = True
         for dial in self._dials.values():
             dial.task.cancel()
+
+    def begin_again(self) -> None:
+        """Try all addresses anew: what was sent so far may have gone into another network."""
+        for dial in self._dials.values():
+            for task in dial.attempts:
+                task.cancel()
 
     def arrived(self, conn: Connection) -> None:
         """An inbound connection is established; a dial to its peer may be over with that.
@@ -159,8 +167,8 @@ class Dialler:
                 dial.task.cancel()
 
     async def _race(self, dial: _Dial, peer: PeerId | None) -> Connection:
-        waiting = deque(dial.addrs)
-        attempts: dict[asyncio.Task[Connection], Multiaddr] = {}
+        waiting = deque(in_order(dial.addrs))
+        attempts = dial.attempts
         try:
             while waiting or attempts:
                 if waiting:
@@ -174,6 +182,9 @@ class Dialler:
                 )
                 for task in [task for task in attempts if task in done]:
                     tried = attempts.pop(task)
+                    if task.cancelled():
+                        waiting.append(tried)
+                        continue
                     exc = task.exception()
                     if exc is None:
                         return task.result()

@@ -36,6 +36,15 @@ _ACCEPT_AGAIN_S = 0.1
 """Wait after the kernel gave no connection, e.g. for want of a descriptor: it holds them."""
 _ACCEPT_LINES_PER_MINUTE = 2
 
+_STRANDED = "this machine has lost the address that the connection was from"
+PROBE_S = 1.5
+"""For an answer where a connection may be dead. After an interruption of `FLAP_S`, TCP sends again
+within a second."""
+FLAP_S = 2.0
+"""An address that is back after so long has cost nothing."""
+_CROSSED_S = 2.0
+"""Two connections within so long come from two dials that crossed; later, the peer has lost one."""
+
 
 def allow_public_only(peer: PeerId, protocol: str, access: Access) -> bool:
     """The default of `LinkHost`: what is not public is refused."""
@@ -99,6 +108,7 @@ class LinkHost:
             limits, self.peer_id, live=self.connection, begin=self._outbound, spawn=self.spawn
         )
         self._watchers: list[tuple[Callable[[Connection], None], Callable[[Connection], None]]] = []
+        self._hosts: frozenset[str] | None = None  # this machine's addresses, once they changed
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -296,6 +306,12 @@ class LinkHost:
         log.info("connection.up", peer=peer, remote=conn.remote, initiator=conn.initiator)
         for on_up, _on_down in list(self._watchers):
             self._notify(on_up, conn)
+        if self._hosts is not None and conn.local.host in self._hosts:  # there is a way out again
+            for other in [other for other in self._all if self._is_stranded(other)]:
+                other.abort(OverlayError(_STRANDED, code="overlay.closed"))
+        for other in mine[:-1]:
+            if conn.opened_at - other.opened_at > _CROSSED_S:
+                other.probe(PROBE_S)
         if len(mine) > 1:
             asyncio.get_running_loop().call_later(
                 self.limits.duplicate_idle_s, self._close_duplicates, peer
@@ -365,18 +381,35 @@ class LinkHost:
     def connection(self, peer: PeerId) -> Connection | None:
         """The connection to use for new streams to `peer`, or None.
 
-        Of several, both ends prefer the same one: one that nobody carries, then that which the
-        smaller peer ID dialled, and of those the oldest.
+        Of several, both ends prefer the same one: one that is not in doubt, and that nobody
+        carries, then that which the smaller peer ID dialled, and of those the oldest.
         """
-        live = [conn for conn in self._connections.get(peer, ()) if conn.accepts_streams]
-        if len(live) < 2:
-            return live[0] if live else None
         mine_first = self.peer_id < peer
 
-        def rank(conn: Connection) -> tuple[bool, bool, float]:
-            return conn.tunnelled, conn.initiator is not mine_first, conn.opened_at
+        def rank(conn: NoiseConnection) -> tuple[bool, bool, bool, float]:
+            not_mine = conn.initiator is not mine_first
+            return conn.doubted, conn.tunnelled, not_mine, conn.opened_at
 
-        return min(live, key=rank)
+        mine = self._connections.get(peer, ())
+        live = [c for c in mine if c.accepts_streams and not self._is_stranded(c)]
+        return min(live, key=rank, default=None)
+
+    def network_changed(self, hosts: frozenset[str]) -> None:
+        """This machine, now with the addresses `hosts`, may be in another network, or has slept.
+
+        Connections are asked for a sign of life. Those from an address that is gone are not used
+        for new streams; they end when a peer is connected from another one, or if the address does
+        not come back for `FLAP_S`. Dials that are under way begin again.
+        """
+        self._hosts = hosts
+        for conn in tuple(self._all):
+            conn.probe(PROBE_S + FLAP_S if self._is_stranded(conn) else PROBE_S)
+        self._dialler.begin_again()
+
+    def _is_stranded(self, conn: Connection) -> bool:
+        """Whether a connection is from an address that this machine does not have any more."""
+        hosts, local = self._hosts, conn.local
+        return not (hosts is None or conn.tunnelled or local.is_loopback or local.host in hosts)
 
     def connections(self) -> tuple[Connection, ...]:
         return tuple(conn for mine in self._connections.values() for conn in mine)

@@ -67,6 +67,7 @@ class ReachLimits:
         found_per_s: Discovered addresses tried in a second, sustained: whoever can announce
             addresses must not make this node dial the world.
         found_burst: How many at once above that rate.
+        eager_s: After the network has changed, whoever is lost is dialled at once for so long.
         strangers_max: Discovered peers that were no members, remembered for `stranger_s`.
         bootstraps_max: Bootstrap addresses.
     """
@@ -83,6 +84,7 @@ class ReachLimits:
     found_dials_max: int = 4
     found_per_s: float = 2.0
     found_burst: int = 32
+    eager_s: float = 5.0
     strangers_max: int = 4096
     bootstraps_max: int = 64
 
@@ -182,7 +184,7 @@ class Reach:
         )
         self._traffic: dict[Connection, int] = {}
         self._dirty = True
-        self._plan_at = self._prune_at = 0.0
+        self._plan_at = self._prune_at = self._eager_until = 0.0
         self.started = asyncio.Event()
         self._wake = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -221,6 +223,15 @@ class Reach:
             target.backoff.reset()
             target.due = min(target.due, self.now() + self._head_start(peer))
         self.changed()
+
+    def network_changed(self) -> None:
+        """This machine is in another network, or back in one: everybody is worth a try now."""
+        self._eager_until = self.now() + self.limits.eager_s
+        everybody: list[_Target | _Bootstrap] = [*self._targets.values(), *self._bootstraps]
+        for one in everybody:
+            one.backoff.reset()
+            one.due = self.now()
+        self._wake.set()
 
     def forget(self, peer: PeerId) -> None:
         """`peer` is no member any more: it is not tried again."""
@@ -288,7 +299,9 @@ class Reach:
                 if target.up_at is not None and now - target.up_at >= self.limits.stable_s:
                     target.backoff.reset()
                 target.up_at = None
-                target.due = now + self._pause_s(target) + self._head_start(peer)
+                target.due = now
+                if now >= self._eager_until:
+                    target.due += self._pause_s(target) + self._head_start(peer)
         self._wake.set()
 
     # --- connections on demand --------------------------------------------------------------------
@@ -470,7 +483,7 @@ class Reach:
         waiting = sorted(
             (target.due, peer)
             for peer, target in self._targets.items()
-            if peer not in self._up and peer not in self._attempts
+            if self.connected(peer) is None and peer not in self._attempts
         )
         lost_dials = sum(peer in self._lost for peer in self._attempts)
         for due, peer in waiting:

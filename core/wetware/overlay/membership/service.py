@@ -269,6 +269,11 @@ class Membership:
         self.swim.update(**self._fields())
         self._rearm()
 
+    def network_changed(self) -> None:
+        """This machine may have other addresses, and reach others than before."""
+        self.refresh()
+        self.reach.network_changed()
+
     def _fields(self) -> dict[str, Any]:
         chain = self._admission.own.encoded
         fields = {"chain": chain, **self._describe()}

@@ -295,6 +295,40 @@ async def test_an_unreachable_member_is_tried_less_and_less_and_logged_once(
     await until(lambda: node.is_up(gone))
 
 
+async def test_in_another_network_everybody_is_tried_at_once(net: Net) -> None:
+    patient = MembershipConfig(redial_s_min=30.0, redial_s_max=60.0)
+    key = Key.generate()
+    node, other = await net.node(config=patient), await net.node(run=False, key=key)
+    port = other.addr.port
+    node.knows(other)
+    await until(lambda: node.is_up(other))
+    await other.host.aclose()
+    await until(lambda: not node.is_up(other))
+    other = await net.node(run=False, key=key, port=port)
+    target = node.reach._targets[other.peer]
+    assert target.due > node.reach.now() + 20
+    node.reach.network_changed()
+    await until(lambda: node.is_up(other))
+    (connection,) = node.host.connections()
+    connection.close()  # the probe of one that was dead has just ended
+    await until(lambda: node.is_up(other) and connection not in node.host.connections())
+
+
+async def test_a_member_behind_a_lost_address_is_dialled_before_its_connection_ends(
+    net: Net,
+) -> None:
+    node, other = await net.node(), await net.node(run=False)
+    node.knows(other)
+    await until(lambda: node.is_up(other))
+    (old,) = node.host.connections()
+    old.local = Multiaddr("ip4", "10.0.0.1", 1)
+    node.host.network_changed(frozenset(("127.0.0.1",)))
+    node.reach.network_changed()
+    await until(lambda: node.is_up(other))
+    assert node.host.connections() != (old,)
+    assert old.closed
+
+
 async def test_a_dead_member_is_tried_and_one_that_left_is_not(net: Net) -> None:
     node, dead, left = [await net.node(run=number == 0) for number in range(3)]
     node.knows(dead, "dead")
