@@ -1,0 +1,132 @@
+"""Every member reaches every member, wherever it is."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Callable
+from itertools import permutations
+
+import pytest
+
+from .cluster import Cluster
+from .lab import Lab
+from .probe import prove
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+
+WITHIN_S = 2.0
+"""Of joining, a member reaches every other one."""
+
+
+class Unreached(AssertionError):
+    """A member does not reach another; nothing else is expected to fail."""
+
+
+NO_RELAY = pytest.mark.xfail(
+    raises=Unreached, strict=True, reason="no member relays between two that cannot dial each other"
+)
+SLOW_DIAL = pytest.mark.xfail(
+    raises=Unreached, strict=True, reason="a login elsewhere dials for 3 s before it takes a tunnel"
+)
+TOPOLOGIES = [
+    ("open", "open"),
+    pytest.param("open", "full-cone", marks=SLOW_DIAL),
+    pytest.param("port-restricted", "port-restricted", marks=NO_RELAY),
+    pytest.param("symmetric", "port-restricted", marks=NO_RELAY),
+    pytest.param("symmetric", "symmetric", marks=NO_RELAY),
+]
+
+
+def _place(lab: Lab, name: str, kind: str) -> None:
+    lab.host(name, lab.internet if kind == "open" else lab.network(kind))
+    prove(lab, name)
+
+
+@pytest.fixture
+def three(cluster: Cluster) -> Cluster:
+    """A hub on the internet, `home` and `cafe` each behind a NAT that lets nobody in."""
+    _place(cluster.lab, "hub", "open")
+    cluster.start("hub")
+    for name in ("home", "cafe"):
+        _place(cluster.lab, name, "port-restricted")
+        cluster.start(name, join="hub")
+    return cluster
+
+
+def _all_alive(cluster: Cluster) -> None:
+    for node in cluster.nodes.values():
+        node.wait_members(other.peer_id for other in cluster.nodes.values())
+
+
+def test_members_behind_nats_are_listed_alive_by_all(three: Cluster) -> None:
+    _all_alive(three)
+
+
+@NO_RELAY
+def test_ping_from_home_to_cafe(three: Cluster) -> None:
+    _all_alive(three)
+    done = three.ww("home", "ping", "cafe", "-c", "2", "-i", "0.2")
+    if done.returncode:
+        raise Unreached(done.stderr)
+
+
+@NO_RELAY
+def test_login_at_cafe_from_home(three: Cluster) -> None:
+    _all_alive(three)
+    done = three.ww("home", "--node", "cafe", "whoami")
+    if done.returncode:
+        raise Unreached(done.stderr)
+    assert str(three.nodes["cafe"].peer_id) in done.stdout
+
+
+@NO_RELAY
+def test_a_message_from_home_reaches_cafe_and_the_hub_does_not_subscribe(three: Cluster) -> None:
+    _all_alive(three)
+    listening = three.nodes["cafe"].start_ww("sub", "chat", "--count", "1")
+    try:
+        for _ in range(10):
+            three.ww("home", "pub", "chat", "hello", check=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                out, err = listening.communicate(timeout=0.5)
+                assert out.strip() == "hello", err
+                return
+    finally:
+        listening.kill()
+    raise Unreached("ten messages, and none has arrived")
+
+
+@pytest.mark.parametrize(("one", "other"), TOPOLOGIES)
+async def test_every_member_reaches_every_other_one(
+    cluster: Cluster, one: str, other: str, record_property: Callable[[str, object], None]
+) -> None:
+    """By ping, `session.node`, a tunnel and pub-sub, as soon as it has joined."""
+    for name, kind in (("hub", "open"), ("one", one), ("other", other)):
+        _place(cluster.lab, name, kind)
+        cluster.start(name, join="hub" if cluster.nodes else "")
+    missed: dict[tuple[str, str], dict[str, object]] = {}
+    # First the two of which neither has joined by the other.
+    for pair in sorted(permutations(cluster.nodes, 2), key=lambda pair: "hub" in pair):
+        ways = await cluster.reach(*pair, within_s=WITHIN_S)
+        record_property(" to ".join(pair), ways)
+        if failed := {way: why for way, why in ways.items() if isinstance(why, str)}:
+            missed[pair] = failed
+    if missed:
+        raise Unreached(missed)
+
+
+async def test_machines_on_a_lan_without_a_way_out_find_each_other(cluster: Cluster) -> None:
+    lan = cluster.lab.network("isolated")
+    for name in ("one", "two"):
+        cluster.lab.host(name, lan)
+        cluster.start(name, join="one" if cluster.nodes else "")
+    _all_alive(cluster)
+    # With other addresses than those that they remember of each other.
+    for name in ("one", "two"):
+        cluster.nodes[name].stop()
+        cluster.lab.move(name, lan)
+    for name in ("one", "two"):
+        cluster.start(name)
+    _all_alive(cluster)
+    ways = await cluster.reach("one", "two", within_s=WITHIN_S)
+    assert all(isinstance(took, float) for took in ways.values()), ways
