@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -134,7 +135,7 @@ class Node(Parts):
                         tasks.create_task(self._discover(discovery))
                     self._say_ready()
                     on_ready(self)
-                    await asyncio.Event().wait()
+                    await anyio.sleep_forever()
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[asyncio.TaskGroup]:
@@ -277,7 +278,8 @@ class Node(Parts):
         await self.host.listen(listen)
         await stack.enter_async_context(self._local_socket(path, clients_max))
         if self.config.node.libp2p:
-            tasks.create_task(self.overlay.run(), name="overlay")
+            # Or every full collection walks what its import has made.
+            tasks.create_task(self.overlay.run(gc.freeze), name="overlay")
         self.membership.reach.bootstrap((*self.config.node.peers, *self.store.addrs))
         tasks.create_task(self.membership.run(lambda: None), name="membership")
         watch = watch_clock(

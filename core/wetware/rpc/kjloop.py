@@ -185,10 +185,7 @@ GC_TICK_S: Final = 0.25
 GC_YOUNG_OBJECTS: Final = 2_000
 """Container objects since the last collection that make a young one worth its time."""
 GC_FULL_S: Final = 30.0
-"""A full collection of a node takes tens of milliseconds: no more often than this."""
-GC_SETTLED_S: Final = 15.0
-"""By then a node has imported what it needs, libp2p included: objects that live as long as the
-process, and that no later collection looks at again: most of the time of a full one."""
+"""Between two full collections, whose time grows with all that was made since `loop_gc` began."""
 
 
 @contextlib.asynccontextmanager
@@ -197,9 +194,14 @@ async def loop_gc() -> AsyncIterator[None]:
 
     Automatic collection is off inside and restored on leaving. It would run in whatever thread
     happens to allocate, and finalize there what belongs to the loop.
+
+    No collection looks at what is there already, which lives as long as the process: walking it
+    stops the loop for 0.1 s. Whoever imports a lot later calls `gc.freeze()` after it; once, as
+    what is frozen in a cycle is never freed.
     """
     was_enabled = gc.isenabled()
     gc.disable()
+    gc.freeze()
     task = asyncio.get_running_loop().create_task(_collect(), name="wetware-gc")
     try:
         yield
@@ -213,16 +215,11 @@ async def loop_gc() -> AsyncIterator[None]:
 
 async def _collect() -> None:
     clock = asyncio.get_running_loop().time
-    settled, full_at = False, clock() + GC_SETTLED_S
+    full_at = clock() + GC_FULL_S
     while True:
         await asyncio.sleep(GC_TICK_S)
         if clock() >= full_at:
             gc.collect()
-            if not settled:
-                # Once only: what is in a cycle now and garbage later is never freed, so that this
-                # must not go on growing.
-                settled = True
-                gc.freeze()
             full_at = clock() + GC_FULL_S
         elif gc.get_count()[0] > GC_YOUNG_OBJECTS:
             gc.collect(1)
