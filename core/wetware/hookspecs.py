@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pluggy
 
+from wetware.base.access import Access
 from wetware.base.clock import Clock
+from wetware.base.finding import Finding
+from wetware.base.log import EventLogger
 from wetware.base.setting import setting
 from wetware.base.threads import Threads
 from wetware.broker.ports import (
@@ -30,12 +33,13 @@ from wetware.broker.ports import (
     Suspended,
     Withdrawn,
 )
+from wetware.broker.proposals import Proposal
+from wetware.broker.where import Where
 from wetware.overlay.peers import Overlay, PeerDown, PeerUp
 
 if TYPE_CHECKING:
     import typer
 
-    from wetware.base.log import EventLogger
     from wetware.identity import PeerId
     from wetware.member import Member
 
@@ -43,20 +47,25 @@ __all__ = [
     "GROUP",
     "PROJECT",
     "Accept",
+    "Access",
     "AuthBackend",
     "Clock",
     "Discovery",
+    "EventLogger",
+    "Finding",
     "NotMine",
     "Overlay",
     "PeerDown",
     "PeerUp",
     "PluginContext",
+    "Proposal",
     "Recorder",
     "Reject",
     "Resumed",
     "RoleProfile",
     "Service",
     "Suspended",
+    "Where",
     "Withdrawn",
     "hookimpl",
     "hookspec",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from wetware import hookspecs
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -121,6 +123,33 @@ def test_no_plugin_imports_another() -> None:
             and top.startswith("wetware_")
             and top not in path.relative_to(ROOT).parts
         )
+
+    assert violations(rule) == []
+
+
+# What a plugin may import of wetware: the contract (docs/reference/plugin-promise.md), …
+CONTRACT = "hookspecs rpc errors identity member testing client"
+# … and, beside it, what is promised to nobody:
+NO_CONTRACT = {
+    "base": "tools: the log, files, bounds, CBOR",
+    "cli": "the looks of `ww`, for commands",
+    "config": "commands that look into ww.toml",
+    "overlay.link overlay.frames overlay.exchange": "one question to a member, and its answer",
+    "broker.methods broker.naming broker.where broker.values": "the grammar of roles and grants",
+    "broker.records": "how records are written",
+}
+
+
+def test_plugins_import_the_contract() -> None:
+    """A room of the core that plugins use is named here; what the contract has comes from it."""
+    rooms = f"{CONTRACT} {' '.join(NO_CONTRACT)}".split()
+
+    def rule(path: Path, name: str) -> bool:
+        if path.is_relative_to(CORE) or not name.startswith("wetware."):
+            return False
+        module, _, last = name.rpartition(".")
+        elsewhere = last in hookspecs.__all__ and module != "wetware.hookspecs"
+        return elsewhere or not any(f"{name}.".startswith(f"wetware.{room}.") for room in rooms)
 
     assert violations(rule) == []
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
@@ -94,6 +92,9 @@ Check = Callable[[], Awaitable[Iterable[Finding]] | Iterable[Finding]]
 
 async def judged(name: str, check: Check, limit_s: float) -> list[Finding]:
     """The findings of a check; one that fails or hangs is a finding itself."""
+    import asyncio  # every command imports this module
+    import inspect
+
     try:
         async with asyncio.timeout(limit_s):
             found = check()

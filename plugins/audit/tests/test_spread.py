@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from wetware.base.access import Access
-from wetware.hookspecs import PeerUp
+from wetware.hookspecs import Access, PeerUp
 from wetware.identity import Key, PeerId
 from wetware_audit import spread
 from wetware_audit.chain import CHECKPOINTS_FILE, Checkpoint, files, read_checkpoints

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from wetware.base.finding import Finding, error, ok, warning
+from wetware.base.finding import error, ok, warning
+
+if TYPE_CHECKING:
+    from wetware.hookspecs import Finding
 
 
 def judge_audit(

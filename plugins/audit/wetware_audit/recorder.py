@@ -19,8 +19,7 @@ from wetware_audit.spread import Checkpoints
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.base.finding import Finding
-    from wetware.hookspecs import PluginContext, Service
+    from wetware.hookspecs import Finding, PluginContext, Service
     from wetware_audit.chain import Checkpoint
 
 log = get_logger("audit")

@@ -22,11 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware.base.access import Access
 from wetware.base.bounds import Throttle
 from wetware.base.log import get_logger
 from wetware.errors import InvalidArgument, OverlayError
-from wetware.hookspecs import PeerUp
+from wetware.hookspecs import Access, PeerUp
 from wetware.identity import PeerId, replace_private_file
 from wetware.overlay.frames import read_frame, write_frame
 from wetware_audit.chain import (

@@ -65,8 +65,7 @@ from wetware_auth_evm.wallet_sessions import Refused, WalletSessions
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.base.finding import Finding
-    from wetware.hookspecs import PluginContext
+    from wetware.hookspecs import Finding, PluginContext
     from wetware_auth_evm.config import AuthEvmConfig
     from wetware_auth_evm.statements import SessionGrant
 

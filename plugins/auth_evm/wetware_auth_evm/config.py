@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from wetware.base.setting import setting
 from wetware.errors import ConfigError, InvalidArgument
+from wetware.hookspecs import setting
 from wetware_auth_evm import finality as finalities
 from wetware_auth_evm import roles as role_rules
 

@@ -30,8 +30,7 @@ from wetware_auth_evm.dev_process import Child, NotStarted, RpcFailed, call, fin
 from wetware_auth_evm.profile import DEFAULT_SCOPE, DEV_FILE
 
 if TYPE_CHECKING:
-    from wetware.base.log import EventLogger
-    from wetware.hookspecs import PluginContext
+    from wetware.hookspecs import EventLogger, PluginContext
     from wetware_auth_evm.wallets import Wallet, WalletFile
 
 CHAIN_ID: Final = 31337

@@ -28,7 +28,7 @@ from wetware.errors import ConfigError
 if TYPE_CHECKING:
     import re
 
-    from wetware.base.log import EventLogger
+    from wetware.hookspecs import EventLogger
 
 START_S_MAX: Final = 40.0
 """Below what a plugin's hook may take in a node: seconds on an idle machine, more on a slow one."""

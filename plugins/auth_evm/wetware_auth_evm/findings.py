@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from wetware.base.finding import Finding, error, warning
+from wetware.base.finding import error, warning
 from wetware_auth_evm.endpoints import LATE_MAX
 from wetware_auth_evm.events import ROOT, role_name
 from wetware_auth_evm.roles import RESERVED, Rules
 
 if TYPE_CHECKING:
+    from wetware.hookspecs import Finding
     from wetware_auth_evm.config import Settings
     from wetware_auth_evm.endpoints import Endpoints
     from wetware_auth_evm.replica import Replica

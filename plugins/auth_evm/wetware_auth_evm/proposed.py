@@ -19,7 +19,7 @@ from wetware.identity import replace_private_file
 from wetware_auth_evm.roles import Config, Rules, check
 
 if TYPE_CHECKING:
-    from wetware.broker.proposals import Proposal
+    from wetware.hookspecs import Proposal
 
 ROLES_FILE: Final = "roles.json"
 """What the roles of a try-out allow where none are configured."""

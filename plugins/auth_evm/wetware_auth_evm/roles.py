@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from wetware.broker.methods import PATTERNS_MAX, SERVICES_MAX, patterns_of
-from wetware.broker.where import WHERE_MAX, Where
+from wetware.broker.where import WHERE_MAX
 from wetware.errors import InvalidArgument
-from wetware.hookspecs import RoleProfile
+from wetware.hookspecs import RoleProfile, Where
 
 NODE_ROLE: Final = "node"
 GUARDIAN_ROLE: Final = "guardian"

@@ -18,7 +18,7 @@ from wetware.identity import Principal, replace_private_file
 from wetware_auth_evm.roles import base
 
 if TYPE_CHECKING:
-    from wetware.base.log import EventLogger
+    from wetware.hookspecs import EventLogger
 
 PRINCIPALS_FILE: Final = "principals.json"
 PRINCIPALS_MAX: Final = 65_536

@@ -13,8 +13,7 @@ from wetware.hookspecs import Withdrawn
 from wetware_auth_evm.wallet_check import Busy, WalletCheck, Word
 
 if TYPE_CHECKING:
-    from wetware.base.log import EventLogger
-    from wetware.hookspecs import Clock
+    from wetware.hookspecs import Clock, EventLogger
     from wetware.identity import Principal
     from wetware_auth_evm.proofs import SessionProof
     from wetware_auth_evm.replica import Replica

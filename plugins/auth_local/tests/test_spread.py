@@ -15,11 +15,10 @@ import pytest
 
 from wetware import rpc
 from wetware.base import cbor
-from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
 from wetware.base.threads import Threads
 from wetware.errors import NotFound, OverlayError
-from wetware.hookspecs import Accept, Reject, Withdrawn
+from wetware.hookspecs import Accept, Access, Reject, Withdrawn
 from wetware.identity import (
     Challenge,
     Channel,

@@ -27,7 +27,6 @@ import anyio
 from wetware import rpc
 from wetware.base import paths
 from wetware.base.disk import Reserve, remedy
-from wetware.base.finding import Finding
 from wetware.client import KeyChoice
 from wetware.errors import (
     ConfigError,
@@ -38,6 +37,7 @@ from wetware.errors import (
 )
 from wetware.hookspecs import (
     Accept,
+    Finding,
     NotMine,
     PluginContext,
     Reject,

@@ -280,7 +280,7 @@ def role_set(
     Its constraints stay, unless --where or --no-where is given, or the service they are on is not
     named. `ww services NAME --describe` shows what can be constrained.
     """
-    from wetware.broker.where import Where
+    from wetware.hookspecs import Where
 
     if where and no_where:
         raise InvalidArgument("--where and --no-where", hint="give one of them")

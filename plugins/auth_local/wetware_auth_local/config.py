@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from wetware.base.setting import setting
+from wetware.hookspecs import setting
 
 
 @dataclass(frozen=True, slots=True)

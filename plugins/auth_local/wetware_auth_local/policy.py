@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from wetware.broker.methods import is_pattern, is_service, pattern_within
-from wetware.broker.where import WHERE_MAX, Where
+from wetware.broker.where import WHERE_MAX
 from wetware.errors import AuthError, InvalidArgument, WetwareError
-from wetware.hookspecs import RoleProfile
+from wetware.hookspecs import RoleProfile, Where
 from wetware.identity import Key, PeerId, from_hex, verify
 
 DOMAIN = b"wetware-policy:1\n"

@@ -25,8 +25,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base import bounds
-from wetware.base.access import Access
-from wetware.base.finding import Finding
 from wetware.errors import (
     AuthError,
     InvalidArgument,
@@ -34,7 +32,7 @@ from wetware.errors import (
     OverlayError,
     ProtocolRefused,
 )
-from wetware.hookspecs import PeerDown, PeerUp, PluginContext
+from wetware.hookspecs import Access, Finding, PeerDown, PeerUp, PluginContext
 from wetware.overlay.exchange import ask
 from wetware.overlay.frames import read_frame, write_frame
 from wetware_auth_local.policy import (

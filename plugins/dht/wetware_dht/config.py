@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wetware.base.setting import setting
+from wetware.hookspecs import setting
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from wetware.base.setting import setting
+from wetware.hookspecs import setting
 
 INTERFACES_MAX = 16
 """Each costs a socket; a machine with more addresses names the ones that matter."""

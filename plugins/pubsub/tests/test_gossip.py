@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from wetware.base.access import Access
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.base.varint import uvarint
 from wetware.errors import LimitExceeded, OverlayError, ProtocolRefused
+from wetware.hookspecs import Access
 from wetware.identity import Key, PeerId
 from wetware.overlay.link import LinkHost, Stream
 from wetware.testing import FakeOverlay, Started

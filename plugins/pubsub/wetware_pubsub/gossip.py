@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wetware.base.access import Access
 from wetware.errors import OverlayError, WetwareError
-from wetware.hookspecs import Clock, Overlay, PeerDown, PeerUp
+from wetware.hookspecs import Access, Clock, Overlay, PeerDown, PeerUp
 from wetware.identity import PeerId, replace_private_file
 from wetware_pubsub.order import Sequencer
 from wetware_pubsub.router import PROTOCOLS, Received, Router
@@ -25,7 +24,7 @@ from wetware_pubsub.wire import SIGN_DOMAIN, FrameReader, Malformed
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.base.log import EventLogger
+    from wetware.hookspecs import EventLogger
     from wetware.overlay.link import Stream
     from wetware_pubsub.config import PubSubConfig
 

@@ -19,7 +19,6 @@ from plugins.auth_evm.tests.login.world import ALICE, BOB, MALLORY, SCOPE
 
 import wetware
 from wetware import rpc
-from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
 from wetware.base.structs import to_struct
 from wetware.broker.protocol import (
@@ -28,6 +27,7 @@ from wetware.broker.protocol import (
 )
 from wetware.client import LoginRefused
 from wetware.errors import EXIT_CONFIG, AuthError, CapabilityError, WetwareError
+from wetware.hookspecs import Access
 from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Proof
 from wetware.overlay.link import LinkHost, Stream
 from wetware.overlay.rpc_pipe import RpcPipe
