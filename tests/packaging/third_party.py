@@ -84,6 +84,11 @@ BROKEN: dict[str, Broken] = {
         "failed",
         "unknown hook 'ww_register_servises'; did you mean ww_register_services?",
     ),
+    "hook_of_before": Broken(
+        _HOOKIMPL + "@hookimpl\ndef ww_audit(record):\n    return None\n",
+        "failed",
+        "unknown hook 'ww_audit'; there are ww_register_auth, ww_register_commands,",
+    ),
     "unmarked": Broken(
         "def ww_register_services(ctx):\n    return ()\n",
         "failed",

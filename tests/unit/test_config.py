@@ -307,6 +307,28 @@ def test_a_section_of_sections_is_not_a_variables_text(load: Load) -> None:
     assert caught.value.hint == "write [plugins.zoo.animals.NAME]"
 
 
+def _no_dogs(animals: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, animal in animals.items():
+        if animal.get("barks"):
+            raise ValueError(f"{name}.barks: no dogs")
+
+
+def test_a_check_of_a_section_of_sections_says_where(load: Load) -> None:
+    @dataclass(frozen=True)
+    class Kennel:
+        animals: Mapping[str, Mapping[str, Any]] = field(
+            default_factory=dict, metadata={"help": "By name.", "check": _no_dogs}
+        )
+
+    cat = "[plugins.kennel.animals.cat]\nlegs = 4\n"
+    for dog, line in (("barks = true\n", 4), ("legs = 4\nbarks = true\n", 5)):
+        with pytest.raises(ConfigError, match=rf"ww\.toml line {line}: rex\.barks: no dogs"):
+            load(f"{cat}[plugins.kennel.animals.rex]\n{dog}").plugin("kennel", Kennel)
+    inline = f"{cat}[plugins.kennel.animals]\nrex = {{ barks = true }}\n"
+    with pytest.raises(ConfigError, match=r"ww\.toml line 4: rex\.barks: no dogs"):
+        load(inline).plugin("kennel", Kennel)
+
+
 # --- errors: what, where, what instead ---
 
 
@@ -378,8 +400,26 @@ def test_what_is_wrong_in_a_variable(load: Load, env: dict[str, str], parts: lis
         assert part in caught.value.message
 
 
-def test_a_variable_of_another_program_is_left_alone(load: Load) -> None:
-    assert load(env={"WW_SOMETHING_ELSE": "x", "WW_PASSPHRASE": "x"}).problems() == []
+def test_a_variable_that_is_no_setting_stops_a_node_and_no_other_command(load: Load) -> None:
+    env = {"WW_RPC_CALLS_MAX": "1", "WW_MEMBERSHIP_PROBE_S": "1", "WW_OTHER": "1", "WW_KEY": "x"}
+    found = load(env=env)
+    assert found.problems() == []
+    first, second = found.problems({})
+    assert "WW_RPC_CALLS_MAX: no setting of wetware" in first.message
+    assert "WW_MEMBERSHIP_PROBE_S" in second.message
+
+
+@dataclass(frozen=True)
+class Empty:
+    name: str = setting("", "What it is.")
+    chain: int = setting(0, "What it is.", min=1)
+
+
+@pytest.mark.parametrize("text", ['name = ""', "name = 1", 'chain = "x"'])
+def test_no_hint_proposes_what_is_refused(load: Load, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(f"[plugins.empty]\n{text}\n").plugin("empty", Empty)
+    assert "=" not in caught.value.hint
 
 
 def test_a_flag_that_is_wrong_is_named(load: Load) -> None:
@@ -513,6 +553,11 @@ class BadType:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    x: Literal[1, 2] = setting(1, "What it is.")
+
+
+@dataclass(frozen=True)
 class NoSetting:
     x: int = 1
 
@@ -531,6 +576,7 @@ class Unresolved:
         (NotFrozen, "is not frozen"),
         (NoDefault, "no default for 'x'"),
         (BadType, "is not supported"),
+        (Numbers, r"field 'x': .*Literal\[1, 2\] is not supported"),
         (NoSetting, "has no setting"),
         (Unresolved, "cannot be resolved"),
     ],

@@ -26,7 +26,8 @@ _NAMES: Final = {
     Path: "a path",
 }
 _SECTIONS: Final = Mapping[str, Mapping[str, Any]]
-"""Of a setting that is a section of named sections; its `check` judges what is in them."""
+"""Of a setting that is a section of named sections; its `check` judges what is in them, and begins
+what it says with the place, e.g. "NAME.key: too long"."""
 
 
 class Wrong(Exception):
@@ -65,7 +66,7 @@ def type_name(hint: Any) -> str:
         return "an address (/ip4/HOST/tcp/PORT)"
     if hint == _SECTIONS:
         return "a section of sections"
-    if typing.get_origin(hint) is Literal:
+    if typing.get_origin(hint) is Literal and {*map(type, typing.get_args(hint))} == {str}:
         return "one of " + ", ".join(f'"{choice}"' for choice in typing.get_args(hint))
     if (item := _item_type(hint)) is not None:
         if _is_address(item):

@@ -41,8 +41,9 @@ class File:
         self.data: dict[str, Any] = _parse(path, text) if text else {}
 
     def where(self, *keys: str) -> Origin:
-        """The file and, where it can be found, the line of a key."""
-        line = self._line(keys)
+        """The file and the line of a key, or of the innermost section around it that is found."""
+        lines = (self._line(keys[:depth]) for depth in range(len(keys), 0, -1))
+        line = next(filter(None, lines), None)
         return Origin("file", f"{self.path} line {line}" if line else str(self.path))
 
     def _line(self, keys: tuple[str, ...]) -> int | None:

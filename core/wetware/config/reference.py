@@ -37,8 +37,8 @@ listen = ["/ip4/0.0.0.0/tcp/4001"]
 The variable of a setting is `WW_`, its section and its name in capitals: `[node] data_dir` is
 `WW_NODE_DATA_DIR`, and `[plugins.pubsub] x` is `WW_PLUGINS_PUBSUB_X`. A list is separated by
 commas; an empty variable is an empty list. A relative path in the file is relative to the file. An
-unknown section or setting, a wrong type, a number out of range and an empty text are errors:
-nothing is started. To have the default, leave a setting out.
+unknown section or setting, a variable `WW_X_Y` that is none, a wrong type, a number out of range
+and an empty text are errors: nothing is started. To have the default, leave a setting out.
 
 What an operator has a reason to change is a setting. All other bounds and times are in the code,
 each with its reason, in `limits.py` or `config.py` of the part: the same on every node.

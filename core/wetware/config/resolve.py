@@ -78,7 +78,7 @@ class Config:
         self._file = file
         self._env = {key: value for key, value in env.items() if key.startswith(ENV_PREFIX)}
         self._flags = {key: value for key, value in flags.items() if value is not None}
-        self._sections: dict[str, Any] = {}
+        self._resolved: dict[str, tuple[Any, list[ConfigError]]] = {}
         self._origins: dict[str, Origin] = {}
 
     # Each raises ConfigError if the section is wrong.
@@ -155,7 +155,7 @@ class Config:
         return found if plugins is None else [*found, *self.unknown_plugins(plugins)]
 
     def unknown_plugins(self, plugins: Mapping[str, type | None]) -> list[ConfigError]:
-        """Sections and variables that belong to no installed plugin."""
+        """Sections of no installed plugin, and variables that are no setting of anybody."""
         settings = settings_of(PluginsConfig)
         found = [
             unknown(
@@ -177,12 +177,15 @@ class Config:
                 closed.append(_variable("plugins", name, ""))
             else:
                 known |= {_variable("plugins", name, key) for key in settings_of(cls)}
+        # What is no setting, of plugins or of tests, has one word; other sections judge their own.
+        judged = (_variable(section, "") for section in SECTIONS if section != "plugins")
+        elsewhere = (*judged, *closed)
         found += [
-            unknown(name, None, known, why="no installed plugin has this setting")
+            unknown(name, None, known, why="no setting of wetware or of an installed plugin")
             for name in self._env
-            if name.startswith(_variable("plugins", ""))
-            and name not in known
-            and not name.startswith(tuple(closed))
+            if "_" in name.removeprefix(ENV_PREFIX)
+            and name not in known | ENV_OTHER.keys()
+            and not name.startswith(elsewhere)
         ]
         return found
 
@@ -201,7 +204,7 @@ class Config:
         prefixes = tuple(_variable(section, "") for section in SECTIONS)
         known = [*ENV_OTHER, *(_variable("node", name) for name in settings_of(NodeConfig))]
         for name in self._env:
-            # Other programs may use the prefix, so only a variable that looks misspelt is an error.
+            # A misspelt variable is an error to every command, any other unknown one to a node.
             ours = name in ENV_OTHER or name.startswith(prefixes)
             if not ours and nearest(name, known, 0.8):
                 found.append(unknown(name, None, known))
@@ -217,14 +220,18 @@ class Config:
         return cast("dict[str, Any]", table)
 
     def _section(self, section: str, cls: type[T]) -> T:
-        if section not in self._sections:
-            value, problems = self._resolve(section, cls)
-            if problems:
-                raise problems[0]
-            self._sections[section] = value
-        return cast("T", self._sections[section])
+        value, problems = self._resolve(section, cls)
+        if problems:
+            raise problems[0]
+        return cast("T", value)
 
     def _resolve(self, section: str, cls: type[T]) -> tuple[T | None, list[ConfigError]]:
+        """Once: what a plugin checks is bounded where the loader asks first, and only there."""
+        if section not in self._resolved:
+            self._resolved[section] = self._judge(section, cls)
+        return self._resolved[section]
+
+    def _judge(self, section: str, cls: type[T]) -> tuple[T | None, list[ConfigError]]:
         raws, problems = self._given(section, cls)
         hints = hints_of(cls)
         values: dict[str, Any] = {}
@@ -233,7 +240,7 @@ class Config:
             self._origins[f"{section}.{name}"] = raw.origin if raw else _DEFAULT
             if raw is not None:
                 try:
-                    values[name] = _value(f"{section}.{name}", each, hints[name], raw)
+                    values[name] = self._value(f"{section}.{name}", each, hints[name], raw)
                 except ConfigError as exc:
                     problems.append(exc)
         if section == "node":
@@ -274,6 +281,31 @@ class Config:
                 found[name] = _Raw(value, Origin("flag", flag))
         return found, problems
 
+    def _value(self, key: str, each: dataclasses.Field[Any], hint: Any, raw: _Raw) -> Any:
+        """One converted and checked value; raises ConfigError that says where."""
+        where = raw.origin
+        try:
+            value = convert(hint, raw.value, text=where.kind != "file", base=raw.base)
+            check_range(each, value)
+            if (check := each.metadata.get("check")) is not None:
+                check(value)
+        except Wrong as exc:
+            default = default_of(each)
+            if raw.value == "":
+                advice = "leave it out for the default"
+            elif each.default_factory is dict:
+                advice = f"write [{key}.NAME]"
+            else:  # an empty default may be no value that one could write
+                advice = f"write it like {each.name} = {toml(default)}" if default else ""
+            got = _HIDDEN if each.metadata.get("secret") else raw.value
+            raise mistyped(key, where, exc.expected, got, hint=advice) from None
+        except (InvalidArgument, ValueError) as exc:
+            if each.default_factory is dict:
+                entry = str(exc).partition(":")[0]
+                where = self._file.where(*key.split("."), *entry.split("."))
+            raise _refused(at(key, where), exc) from None
+        return value
+
 
 def _classes(plugins: Mapping[str, type | None]) -> dict[str, type]:
     """Section → class, of the core and of the plugins whose class is known."""
@@ -284,29 +316,6 @@ def _classes(plugins: Mapping[str, type | None]) -> dict[str, type]:
 def _variable(*key: str) -> str:
     """The variable of a setting: `node`, `data_dir` → `WW_NODE_DATA_DIR`."""
     return ENV_PREFIX + "_".join(key).replace(".", "_").replace("-", "_").upper()
-
-
-def _value(key: str, each: dataclasses.Field[Any], hint: Any, raw: _Raw) -> Any:
-    """One converted and checked value; raises ConfigError that says where."""
-    where = raw.origin
-    try:
-        value = convert(hint, raw.value, text=where.kind != "file", base=raw.base)
-        check_range(each, value)
-        if (check := each.metadata.get("check")) is not None:
-            check(value)
-    except Wrong as exc:
-        if raw.value == "":
-            advice = "leave it out for the default"
-        elif each.default_factory is dict:
-            advice = f"write [{key}.NAME]"
-        else:
-            example = toml(default_of(each))
-            advice = f"write it like {each.name} = {example}" if example else ""
-        got = _HIDDEN if each.metadata.get("secret") else raw.value
-        raise mistyped(key, where, exc.expected, got, hint=advice) from None
-    except (InvalidArgument, ValueError) as exc:
-        raise _refused(at(key, where), exc) from None
-    return value
 
 
 def _refused(where: str, exc: Exception) -> ConfigError:

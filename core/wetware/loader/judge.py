@@ -56,7 +56,7 @@ def register(
 
 
 def _no_hook(name: str) -> str:
-    near = difflib.get_close_matches(name, HOOKS, 1, 0.5)
+    near = difflib.get_close_matches(name, HOOKS, 1)
     also = f"did you mean {near[0]}?" if near else f"there are {', '.join(HOOKS)}"
     return f"unknown hook {name!r}; {also}"
 

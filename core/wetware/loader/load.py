@@ -180,15 +180,18 @@ class Plugins:
                 has = "ww_register_config" in plugin.hooks
                 schema = self._call(plugin, "ww_register_config", judge) if has else NoSettings
                 plugin.schema = schema
-                settings: object = self._config.plugin(plugin.name, schema)
+                resolve = partial(self._config.plugin, plugin.name, schema)
+                settings = self._guarded(plugin, "in the check of its settings", resolve)
                 plugin.config = None if schema is NoSettings else settings
             except Unusable as exc:
-                self._fail(plugin, exc)
-            except ConfigError as exc:
+                if plugin.schema is None or not isinstance(exc.cause, ConfigError):
+                    plugin.schema = None  # nobody asks it again
+                    self._fail(plugin, exc)
+                    continue
                 # The operator's mistake, not the plugin's: in a node it stops the start.
                 if self._policy.strict:
-                    raise
-                plugin.end(Unusable(State.FAILED, exc.message, exc.hint))
+                    raise exc.cause from None
+                plugin.end(exc)
         if self._policy.strict and (problems := self._config.unknown_plugins(self.schemas)):
             raise problems[0]
 
@@ -344,7 +347,8 @@ class Plugins:
         """The services of every loaded plugin, by name, and what each proposes. Called once.
 
         A plugin whose hook fails offers none of its services; so does one whose service has a name
-        that is taken. An auth backend that is not the selected one is not asked.
+        that is taken. Of auth backends the selected one is asked, and in a node only: what they
+        make may last.
 
         Args:
             ctx_for: Makes a plugin's context.
@@ -354,8 +358,9 @@ class Plugins:
         """
         found: dict[str, tuple[Service, Proposal]] = {}
         taken = dict.fromkeys(reserved, PROJECT)
+        backend = self.auth_selected if self._policy.strict else None
         for plugin in self.report:
-            if BACKEND.hook in plugin.hooks and plugin.name != self.auth_selected:
+            if BACKEND.hook in plugin.hooks and plugin.name != backend:
                 plugin.hooks.pop("ww_register_services", None)
 
         def judge(_: Plugin, made: Any) -> dict[str, tuple[Service, Proposal]]:

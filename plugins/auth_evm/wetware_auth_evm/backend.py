@@ -508,7 +508,7 @@ class EvmBackend:
             some = ", ".join(sorted(map(checksum, accounts))[:4])
             return Reject(
                 LoginStatus.UNKNOWN_PRINCIPAL,
-                f"{key_id} is bound to several accounts ({some}): say which (WW_EVM_ACCOUNT)",
+                f"{key_id} is bound to several accounts ({some}): say which (WW_ACCOUNT)",
             )
         account = accounts.pop()
         roles = self.rules.names(self.masks(account, proof.key))

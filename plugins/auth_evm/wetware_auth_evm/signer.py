@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wetware.client import KeyChoice
     from wetware_auth_evm.session import StoredSession
 
-ACCOUNT_VARIABLE: Final = "WW_EVM_ACCOUNT"
+ACCOUNT_VARIABLE: Final = "WW_ACCOUNT"
 """For whom a bound key acts, where several accounts bound it."""
 HINTS: Final = {
     LoginStatus.NO_ROLE: "who may grant it runs `ww auth evm grant ROLE ADDRESS`; "

@@ -192,9 +192,10 @@ async def test_one_that_does_not_start_stops_the_start(
         async with recording(records):
             pytest.fail("it was started")
     recorder.run = hung  # type: ignore[method-assign]
-    with pytest.raises(Busy, match="was not ready"):
+    with pytest.raises(Busy, match="was not ready") as late:
         async with recording(records):
             pytest.fail("it was started")
+    assert late.value.code == "config.busy.recorder"
     recorder.run = returns  # type: ignore[method-assign]
     with pytest.raises(PluginError, match="returned before it had started"):
         async with recording(records):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -146,6 +147,67 @@ def test_a_wrong_setting_of_a_plugin_stops_a_node_and_is_reported_elsewhere(worl
             world.load(text, NODE)
     loaded = world.load("[plugins.a]\nsiez = 9")
     assert "mean size?" in status(loaded, "a").reason
+
+
+def _stuck(value: int) -> None:
+    if value == 9:
+        time.sleep(3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    size: int = setting(4, "Of it.", check=_stuck)
+
+
+@dataclass(frozen=True, slots=True)
+class Raises:
+    size: int = setting(4, "Of it.", check=lambda value: len(str(value)) // (9 - value))
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    size: int = setting(4, "Of it.")
+
+    def __post_init__(self) -> None:
+        if self.size == 9:
+            raise TypeError("no")
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        (Stuck, "hung in the check of its settings: not done after 0.3 s"),
+        (Raises, "in the check of its settings: ZeroDivisionError"),
+        (Combined, "in the check of its settings: TypeError: no"),
+    ],
+)
+def test_what_a_plugin_checks_of_its_settings_is_judged_as_its_hooks_are(
+    world: World, schema: type, reason: str
+) -> None:
+    world.plugin("a", ww_register_config=lambda: schema)
+    world.plugin("b", ww_register_config=lambda: Settings)
+    text = "[plugins.a]\nsize = 9\n[plugins.b]\nsize = 9\n"
+    loaded = world.load(text, replace(SHORT, strict=True))
+    assert reason in status(loaded, "a").reason
+    assert (status(loaded, "a").state, status(loaded, "b").config) == (State.FAILED, Settings(9))
+    enabled = world.load(f'[plugins]\nenable = ["a"]\n{text}', SHORT)
+    assert [reason in problem.message for problem in enabled.problems] == [True]
+
+
+def test_what_a_plugin_checks_is_not_run_again_outside_of_the_guard(world: World) -> None:
+    seen: list[int] = []
+
+    @dataclass(frozen=True, slots=True)
+    class Counts:
+        size: int = setting(4, "Of it.", check=seen.append)
+
+    world.plugin("a", ww_register_config=lambda: Counts)
+    world.plugin("b", ww_register_config=lambda: Combined)
+    found = world.config("[plugins.a]\nsize = 9\n[plugins.b]\nsize = 9\n")
+    loaded = loader.load(found, CHECK, offers=tuple(world.offers))
+    assert found.problems(loaded.schemas) == []
+    assert found.settings(loaded.schemas)
+    assert seen == [9]
 
 
 def test_settings_of_a_plugin_that_is_not_loaded_are_left_alone(world: World) -> None:

@@ -140,6 +140,7 @@ def test_only_the_selected_backend_is_asked(world: World) -> None:
     assert asked == ["other auth_other"]
     assert list(loaded.services(context)) == ["other_admin"]
     assert loaded.auth_selected == "auth_other"
+    assert world.load(policy=CHECK, auth="other").services(context) == {}, "it may make keys"
 
 
 def test_a_third_party_called_local_is_not_the_backend_local(world: World) -> None:

@@ -218,6 +218,10 @@ def load(tmp_path: Path, text: str) -> AuthEvmConfig:
         ("session_s_max = 86401", ["session_s_max", "out of range"]),
         ("wallet_gas_max = 100000000", ["wallet_gas_max", "out of range"]),
         ('roles.chatter.services = "all"', ["roles", "chatter.services", "is not a section"]),
+        (
+            'roles.a.services = { a = ["*"] }\nroles.b.services = "all"',
+            ["line 3: b.services: is not a section"],
+        ),
     ],
 )
 def test_what_is_wrong_in_the_file(tmp_path: Path, text: str, parts: list[str]) -> None:

@@ -35,7 +35,7 @@ NOW = 4_000_000_000.0
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("WW_KEY", "WW_EVM_ACCOUNT", "WW_PASSPHRASE"):
+    for name in ("WW_KEY", "WW_ACCOUNT", "WW_PASSPHRASE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WW_HOME", str(tmp_path))
     return tmp_path
@@ -210,16 +210,16 @@ async def test_a_chosen_key_without_a_session_answers_as_a_bound_key(
         shown = KeyProof.decode(proof.payload)
         assert (shown.key, shown.account) == (key.public, b"")
         assert verify(key.public, shown.answer, key_statement(asked, b""))
-    monkeypatch.setenv("WW_EVM_ACCOUNT", BOB.address)
+    monkeypatch.setenv("WW_ACCOUNT", BOB.address)
     shown = KeyProof.decode((await make_key_signer(choice(key, home)).sign(asked)).payload)
     assert shown.account == BOB.account
     assert verify(key.public, shown.answer, key_statement(asked, BOB.account))
-    monkeypatch.setenv("WW_EVM_ACCOUNT", "Bob")
-    with pytest.raises(InvalidArgument, match="WW_EVM_ACCOUNT: 'Bob' is not an address"):
+    monkeypatch.setenv("WW_ACCOUNT", "Bob")
+    with pytest.raises(InvalidArgument, match="WW_ACCOUNT: 'Bob' is not an address"):
         make_key_signer(choice(key, home))
     # The default key is not taken for a bound one by itself.
     key.save(home / "keys" / "default")
-    monkeypatch.delenv("WW_EVM_ACCOUNT")
+    monkeypatch.delenv("WW_ACCOUNT")
     with pytest.raises(AuthError, match="has no session"):
         await make_session_signer(choice(None, home)).sign(asked)
 

@@ -259,7 +259,7 @@ async def test_a_key_of_two_accounts_says_for_which(world: World) -> None:
     for person in (ALICE, BOB):
         await world.grant(person.address)
         await bound.bind(person)
-    refused(await bound.login(), LoginStatus.UNKNOWN_PRINCIPAL, "several", "WW_EVM_ACCOUNT")
+    refused(await bound.login(), LoginStatus.UNKNOWN_PRINCIPAL, "several", "WW_ACCOUNT")
     for person in (ALICE, BOB):
         result = await bound.login(person.account)
         assert result.principal == world.backend.principal(person.account, bound.key.public)
