@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio.abc
 from anyio import ClosedResourceError, EndOfStream
 
-from wetware.errors import CapabilityError, Disconnected, InvalidArgument, WetwareError, from_wire
+from wetware.errors import (
+    CapabilityError,
+    Disconnected,
+    InvalidArgument,
+    LimitExceeded,
+    WetwareError,
+    from_wire,
+)
 from wetware.rpc.dispatch import current_connection, current_guard
 from wetware.rpc.framing import DATA, GRANT
 from wetware.rpc.refs import time_limit
@@ -40,7 +47,8 @@ if TYPE_CHECKING:
     from wetware.rpc.transport import RpcTransport
 
 WINDOW_BYTES: Final = 1 << 20
-"""Of one direction, sent and not read yet: bandwidth × round trip."""
+"""Of one direction, sent and not read yet: bandwidth × round trip. All streams of a connection:
+`RpcLimits.streams_max` times as much."""
 FRAME_BYTES_MAX: Final = 128 << 10
 """Others take turns on the connection."""
 _SHORT_BYTES: Final = 32 << 10
@@ -48,7 +56,7 @@ _SHORT_BYTES: Final = 32 << 10
 OUT_BYTES_MAX: Final = 512 << 10
 """Written and not sent yet, of one stream; and of a connection, beyond which its streams wait."""
 CLOSE_S: Final = 5.0
-"""How long `aclose` waits until what was written is on its way."""
+"""How long `aclose` waits until what was written is on its way, and `abort` to say why."""
 
 
 class ByteStream(anyio.abc.ByteStream):
@@ -60,16 +68,18 @@ class ByteStream(anyio.abc.ByteStream):
 
     What ends both directions is raised by every method from then on, with its code: what the other
     end was aborted with, Disconnected if its reference was released or the connection was lost, and
-    the end of the grant under which a servant's method made the stream. ClosedResourceError means
-    that this end was closed.
+    the end of the grant: of the one under which a servant's method made the stream, or was handed
+    the other end. What passes is charged to it. ClosedResourceError means that this end was closed.
 
     Args:
-        ref: The other end. None: a servant's method makes the stream, and returns its `servant`.
+        ref: The other end, which belongs to the stream from here on; raises LimitExceeded where
+            `streams_max` of the connection are open. None: the stream is made here, and its
+            `servant` returned by a servant's method, or handed to one.
     """
 
     def __init__(self, ref: Ref | None = None) -> None:
         self.servant = _End(self)
-        self._ref = ref
+        self._ref: Ref | None = None
         self._in, self._out = _Buffer(), _Buffer()
         self._channel = 0
         self._transport: RpcTransport | None = None
@@ -79,24 +89,39 @@ class ByteStream(anyio.abc.ByteStream):
         self._eof_sent = self._pump_due = False
         self._error: WetwareError | None = None
         self._closed = False
-        self._attached = ref is not None
+        self._attached = False
         self._changed = asyncio.Event()  # never stays set
-        self._guard: Guard | None = None
+        self._guard: Guard | None = None  # decides on the bytes
         self._unguard: list[Callable[[], None]] = []
-        self._hold(current_guard())
         self._life: asyncio.Task[Any] | None = None
-        if ref is not None and self._error is None:
-            self._open(ref._end, secrets.randbits(64))
-            self._life = self._call(ref, "attach", channel=self._channel)
+        if ref is not None:
+            self._attach_to(ref)
+        self._hold(current_guard())
+
+    def _attach_to(self, ref: Ref) -> None:
+        self._open(ref._end, secrets.randbits(64))
+        self._attached, self._ref = True, ref
+        # A caller handed it in under a grant. From here on that is asked by the stream itself:
+        # an end of the grant cuts both directions, and the call that tells the caller passes.
+        self._guard, ref._guard = ref._guard, None
+        self._life = self._call(ref, "attach", channel=self._channel)
+        self._hold(self._guard)
 
     def _hold(self, guard: Guard | None) -> None:
         if guard is not None:
             self._unguard.append(guard.on_end(self.abort))
 
     def _open(self, end: Caller, channel: int) -> None:
-        channels = end.transport.channels
-        if end.closed or channel in channels:
+        channels, streams_max = end.transport.channels, end.limits.streams_max
+        if end.closed:
+            raise Disconnected("the connection is closed", hint="connect again")
+        if channel in channels:
             raise InvalidArgument(f"a stream on channel {channel} is there already")
+        if len(channels) >= streams_max:
+            raise LimitExceeded(
+                f"{len(channels)} byte streams are open: streams_max is {streams_max}",
+                hint="close some, or connect once more",
+            )
         channels[channel] = self
         self._channel, self._transport = channel, end.transport
 
@@ -168,14 +193,15 @@ class ByteStream(anyio.abc.ByteStream):
         ref = self._ref
         if self._error is None and ref is not None:  # else the answer of `attach` tells it
             self._ref = None
-            told = self._call(ref, "abort", code=error.code, message=error.message, hint=error.hint)
+            why = {"code": error.code, "message": error.message, "hint": error.hint}
+            told = self._call(ref, "abort", limit_s=CLOSE_S, **why)
             told.add_done_callback(lambda _: ref.close())
         self._cut(error)
 
     # --- the life of both directions ---
 
     async def _pass(self, count: int) -> None:
-        """The grant that a servant's end is under decides on the bytes that it takes and gives."""
+        """The grant that this end is under decides on the bytes that it takes and gives."""
         guard = self._guard
         if guard is None:
             return
@@ -185,7 +211,7 @@ class ByteStream(anyio.abc.ByteStream):
             if guard.metered and (waiting := guard.charge(_ATTACH, count)) is not None:
                 await waiting
         except WetwareError as exc:
-            self._cut(exc)
+            self.abort(exc)
             raise
 
     def _cut(self, error: WetwareError) -> None:
@@ -227,8 +253,10 @@ class ByteStream(anyio.abc.ByteStream):
         self._changed.set()
         self._changed.clear()
 
-    def _call(self, ref: Ref, method: str, **params: object) -> asyncio.Task[Any]:
-        with time_limit(None):
+    def _call(
+        self, ref: Ref, method: str, *, limit_s: float | None = None, **params: object
+    ) -> asyncio.Task[Any]:
+        with time_limit(limit_s):
             call = asyncio.get_running_loop().create_task(ref.call(method, **params))
         call.add_done_callback(self._answered)
         return call
@@ -253,7 +281,7 @@ class ByteStream(anyio.abc.ByteStream):
         if self._error is None:
             try:
                 self._open(end, channel)
-            except InvalidArgument as exc:
+            except WetwareError as exc:
                 self._cut(exc)
                 raise
             self._may_send = WINDOW_BYTES

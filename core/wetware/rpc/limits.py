@@ -36,6 +36,8 @@ class RpcLimits:
             hold back does not count.
         exports_max: Our objects that the peer holds; more fail with LimitExceeded.
         imports_max: The peer's objects that we hold; more fail with LimitExceeded.
+        streams_max: Byte streams with the peer; more fail with LimitExceeded. A peer can make each
+            hold `bytestream.WINDOW_BYTES` that are not read.
         write_stall_s: The connection is dropped when nothing could be sent for so long.
         close_s: How long closing waits for the last bytes, and for methods that are being
             cancelled.
@@ -54,6 +56,7 @@ class RpcLimits:
     message_s: float = 60.0
     exports_max: int = 4096
     imports_max: int = 4096
+    streams_max: int = 64
     write_stall_s: float = 30.0
     close_s: float = 1.0
 
@@ -93,4 +96,5 @@ def for_strangers(limits: RpcLimits, message_bytes_max: int) -> RpcLimits:
         out_bytes_max=min(limits.out_bytes_max, 4 * held),
         exports_max=min(limits.exports_max, STRANGER_CALLS_MAX),
         imports_max=min(limits.imports_max, STRANGER_CALLS_MAX),
+        streams_max=0,  # nothing that a stranger can call has one
     )

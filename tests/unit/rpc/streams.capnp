@@ -8,4 +8,8 @@ interface Streams {
   ping @2 () -> ();
   far @3 () -> (stream :Ww.ByteStream);
   # What `open` of another server returns.
+  give @4 (stream :Ww.ByteStream) -> ();
+  # Keeps the stream that it is handed, and reads and writes it.
+  trust @5 () -> ();
+  # Who calls it is no stranger from here on.
 }

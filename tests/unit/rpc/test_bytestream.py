@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -29,6 +30,7 @@ from wetware.identity import Key
 from wetware.rpc import bytestream
 from wetware.rpc.bytestream import OUT_BYTES_MAX, WINDOW_BYTES
 from wetware.rpc.framing import DATA, GRANT
+from wetware.rpc.pipes import SocketPipe
 
 from .conftest import until
 from .test_guard import Grant
@@ -57,17 +59,29 @@ class StreamsServant(rpc.Servant, interface=STREAMS.Streams):
     async def far(self) -> dict[str, Any]:
         return {"stream": (await self.upstream.open())["stream"]}
 
+    async def give(self, stream: rpc.Ref) -> None:
+        self.opened.append(rpc.ByteStream(stream))
+
+    async def trust(self) -> None:
+        rpc.current_connection().trust()
+
 
 class Rig:
-    """A server, and a client that opens streams of it."""
+    """A server, and a client that opens streams of it, or hands it streams of its own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, handed_in: bool = False) -> None:
         self.path, self.servant, self.guard = path, StreamsServant(), Grant()
+        self.handed_in = handed_in
 
     @contextlib.asynccontextmanager
-    async def running(self, name: str = "s") -> AsyncIterator[Rig]:
+    async def running(
+        self,
+        name: str = "s",
+        limits: rpc.RpcLimits = rpc.RpcLimits(),  # noqa: B008  # frozen
+    ) -> AsyncIterator[Rig]:
+        served = rpc.guarded(self.servant, self.guard)
         async with (
-            rpc.serve_unix(self.path / name, lambda _: rpc.guarded(self.servant, self.guard)),
+            rpc.serve_unix(self.path / name, lambda _: served, limits=limits),
             await rpc.connect_unix(self.path / name) as self.connection,
         ):
             self.streams = self.connection.bootstrap(STREAMS.Streams)
@@ -75,13 +89,19 @@ class Rig:
 
     async def open(self) -> tuple[rpc.ByteStream, rpc.ByteStream]:
         """The client's end and the server's."""
-        near = rpc.ByteStream((await self.streams.open())["stream"])
-        return near, self.servant.opened[-1]
+        if self.handed_in:
+            near = rpc.ByteStream()
+            await self.streams.give(stream=near.servant)
+        else:
+            near = rpc.ByteStream((await self.streams.open())["stream"])
+        far = self.servant.opened[-1]
+        await until(lambda: (near._transport and far._transport) or near._error)
+        return near, far
 
 
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    async with Rig(tmp_path).running() as rig:
+@pytest.fixture(params=["handed out", "handed in"])
+async def rig(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    async with Rig(tmp_path, handed_in=request.param == "handed in").running() as rig:
         yield rig
 
 
@@ -267,18 +287,61 @@ async def test_revocation_ends_both_directions_at_once(rig: Rig) -> None:
 async def test_a_stream_that_is_idle_hears_of_a_revocation(rig: Rig) -> None:
     near, _ = await rig.open()
     waiting = asyncio.create_task(near.receive())
-    await until(lambda: len(rig.guard.tasks) == 1)  # attached
+    await asyncio.sleep(0)
     rig.guard.end(Revoked("revoked by ada"))
     async with asyncio.timeout(10):
         with pytest.raises(Revoked, match="by ada"):
             await waiting
 
 
-async def test_a_grant_that_is_over_makes_no_stream(rig: Rig) -> None:
+async def test_a_closed_stream_does_not_stay_with_its_grant(rig: Rig) -> None:
     near, far = await rig.open()
     await near.aclose()
     await far.aclose()
-    assert rig.guard.callbacks == []  # a closed stream does not stay with its grant
+    assert rig.guard.callbacks == []
+
+
+async def test_a_stream_that_is_made_as_its_grant_ends_is_over(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard, made = rig.guard, rpc.ByteStream
+
+    def late(*args: Any) -> rpc.ByteStream:
+        guard.ended = Revoked("revoked by ada")
+        return made(*args)
+
+    near = rpc.ByteStream()
+    monkeypatch.setattr(rpc, "ByteStream", late)
+    with pytest.raises(Revoked):
+        await (rig.streams.give(stream=near.servant) if rig.handed_in else rig.streams.open())
+    async with asyncio.timeout(10):
+        await ended(rig.servant.opened[-1], Revoked, "by ada")
+        if rig.handed_in:
+            await ended(near, Revoked, "by ada")
+    assert guard.callbacks == []
+
+
+async def test_a_caller_that_does_not_listen_to_the_end_is_let_go(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deaf(rpc.Servant, interface=rpc.WW.ByteStream):
+        told = let_go = False
+
+        async def attach(self, channel: int) -> dict[str, str]:
+            return await asyncio.Event().wait()  # type: ignore[return-value]  # never
+
+        async def abort(self, code: str, message: str, hint: str) -> None:
+            self.told = True
+            await asyncio.Event().wait()
+
+        def released(self) -> None:
+            self.let_go = True
+
+    monkeypatch.setattr(bytestream, "CLOSE_S", 0.05)
+    deaf = Deaf()
+    await rig.streams.give(stream=deaf)
+    rig.guard.end(Revoked("revoked by ada"))
+    await until(lambda: deaf.told and deaf.let_go)
 
 
 async def test_a_released_reference_ends_the_stream(rig: Rig) -> None:
@@ -422,8 +485,56 @@ async def test_a_stream_is_attached_once(rig: Rig) -> None:
     await ended(rig.servant.opened[-1], InvalidArgument, "there already")
 
 
+@pytest.mark.parametrize("handed_in", [False, True])
+async def test_the_streams_of_a_connection_are_bounded_together(
+    tmp_path: Path, handed_in: bool
+) -> None:
+    """What a client makes a server hold that does not read, whichever of them makes the streams."""
+    limits = rpc.RpcLimits(streams_max=3)
+    async with Rig(tmp_path, handed_in=handed_in).running(limits=limits) as rig:
+        pairs = [await rig.open() for _ in range(3)]
+        writing = [asyncio.create_task(near.send(bytes(3 << 20))) for near, _ in pairs]
+
+        async def one_more() -> None:
+            near, _ = await rig.open()
+            await near.receive()
+
+        with pytest.raises(LimitExceeded, match="3 byte streams are open: streams_max is 3"):
+            await one_more()
+        await until(lambda: all(far._in.size == WINDOW_BYTES for _, far in pairs))
+        assert len(rig.servant.opened) == (3 if handed_in else 4)
+        assert sum(far._in.size for far in rig.servant.opened) == 3 * WINDOW_BYTES
+        await pairs[0][1].aclose()
+        await until(lambda: pairs[0][0]._error)
+        near, far = await rig.open()  # in the place of the one that is over
+        await near.send(b"x")
+        assert await far.receive() == b"x"
+        for task in writing:
+            task.cancel()
+        await asyncio.gather(*writing, return_exceptions=True)
+
+
+async def test_a_stranger_has_no_streams() -> None:
+    ours, theirs = socket.socketpair()
+    servant = StreamsServant()
+    serving = asyncio.create_task(
+        rpc.serve(SocketPipe(ours), servant, stranger_message_bytes_max=64 << 10)
+    )
+    async with asyncio.timeout(10), await rpc.connect(SocketPipe(theirs)) as connection:
+        streams = connection.bootstrap(STREAMS.Streams)
+        with pytest.raises(LimitExceeded, match="streams_max is 0"):
+            await rpc.ByteStream((await streams.open())["stream"]).receive()
+        with pytest.raises(LimitExceeded, match="streams_max is 0"):
+            await streams.give(stream=rpc.ByteStream().servant)
+        await streams.trust()
+        near = rpc.ByteStream((await streams.open())["stream"])
+        await near.send(b"x")
+        assert await servant.opened[-1].receive() == b"x"
+    await serving
+
+
 async def test_bytes_are_charged_and_judged(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both what a servant's end takes and what it gives, before it does."""
+    """Both what the server's end takes and what it gives, before it does."""
     near, far = await rig.open()
     charged: list[int] = []
 
