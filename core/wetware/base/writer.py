@@ -65,7 +65,8 @@ class Writer(Generic[T]):
         self._queue: queue.SimpleQueue[Write[T] | None] = queue.SimpleQueue()
         self._waiting = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.closed = False
+        self._closed = False
+        self._taking = threading.Lock()  # what is put behind the end is never read
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -84,8 +85,6 @@ class Writer(Generic[T]):
 
         One who stops waiting does not take it back. Raises `unavailable` where it is not taken.
         """
-        if self.closed:
-            raise self._unavailable("the node is stopping")
         if self._waiting >= WAITING_MAX:
             raise self._unavailable(
                 f"{WAITING_MAX} writes wait for the disk (WAITING_MAX)",
@@ -93,20 +92,32 @@ class Writer(Generic[T]):
             )
         self._loop = asyncio.get_running_loop()
         future = self._loop.create_future()
+        if not self._put(Write(what, future)):
+            raise self._unavailable("the node is stopping")
         self._waiting += 1
-        self._queue.put(Write(what, future))
         return await future
 
     def write_soon(self, what: T) -> None:
-        """Hand in what nobody waits for. Never waits, never raises; nothing once it is closed."""
-        if not self.closed:
-            self._queue.put(Write(what))
+        """Hand in what nobody waits for. Never waits, never raises: too late is logged as lost."""
+        if not self._put(Write(what)):
+            log.error("writer.too_late", writer=self._thread.name)
+
+    def _put(self, write: Write[T]) -> bool:
+        """Whether it will be committed."""
+        with self._taking:
+            if not self._closed:
+                self._queue.put(write)
+            return not self._closed
 
     def close(self) -> bool:
-        """Commit what waits; returns whether that was done within CLOSE_S. Idempotent."""
-        if not self.closed:
-            self.closed = True
-            self._queue.put(None)
+        """Commit what waits; returns whether that was done within CLOSE_S. Idempotent.
+
+        May be called in another thread than `write`.
+        """
+        with self._taking:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
         self._thread.join(CLOSE_S)
         return not self._thread.is_alive()
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -116,10 +119,43 @@ async def test_a_closed_writer_has_written_all_and_takes_nothing() -> None:
     assert sink.writer.close()
     assert sink.writer.close()
     assert len(sink.written) == 10
-    sink.writer.write_soon("late")
     with pytest.raises(WetwareError, match="stopping"):
         await sink.writer.write("late")
     assert "late" not in sink.written
+
+
+async def test_what_comes_too_late_with_nobody_waiting_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sink = Sink()
+    assert sink.writer.close()
+    sink.writer.write_soon("late")
+    assert [r.getMessage() for r in caplog.records] == ["writer.too_late"]
+
+
+@pytest.mark.parametrize("waited_for", [True, False])
+async def test_what_was_taken_while_another_thread_closes_is_written(
+    waited_for: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`close` comes right between the question whether it is open and what was open to do."""
+
+    class Queue(queue.SimpleQueue[Any]):
+        def put(self, item: Any, *args: Any) -> None:
+            if item is not None:
+                closing.start()
+                closing.join(0.1)
+            super().put(item)
+
+    monkeypatch.setattr(module, "queue", SimpleNamespace(SimpleQueue=Queue, Empty=queue.Empty))
+    sink = Sink()
+    closing = threading.Thread(target=sink.writer.close)
+    async with asyncio.timeout(10):
+        if waited_for:
+            assert await sink.writer.write("last") == "LAST"
+        else:
+            sink.writer.write_soon("last")
+    closing.join(10)
+    assert sink.written == ["last"]
 
 
 async def test_a_disk_that_hangs_is_not_waited_for_at_the_end(
