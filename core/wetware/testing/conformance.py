@@ -623,7 +623,9 @@ class AuthConformance(_Conformance):
             before = await self._judged(backend, challenge, await member.sign(challenge))
             assert isinstance(before, Accept), f"a member is refused: {before!r}"
             told: list[object] = []
-            end, late = backend.watch(told.append), list[object]()
+            tell, late = told.append, list[object]()
+            end = backend.watch(tell)
+            backend.watch(tell)()  # ends itself, and not the other that has the same callback
             backend.watch(late.append)()
             await within(self.limit_s, self.withdraw(backend), "withdraw()")
             about = [each for each in told if isinstance(each, Withdrawn)]

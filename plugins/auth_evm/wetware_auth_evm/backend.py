@@ -101,7 +101,7 @@ class EvmBackend:
         config: AuthEvmConfig = ctx.config
         self._log, self._clock = ctx.log, ctx.clock
         self._data_dir = ctx.data_dir
-        self._watchers: dict[int, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
+        self._watchers: dict[object, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
         self.dev: dev.DevChain | None = None
         self.try_out = ""
         self._proposals = ctx.proposals
@@ -589,7 +589,7 @@ class EvmBackend:
     def watch(
         self, callback: Callable[[Withdrawn | Suspended | Resumed], None]
     ) -> Callable[[], None]:
-        token = id(callback)
+        token = object()
         self._watchers[token] = callback
         return lambda: self._watchers.pop(token, None) and None
 

@@ -103,7 +103,7 @@ class LocalBackend:
         config: AuthLocalConfig = ctx.config
         self._log, self._run_sync = ctx.log, ctx.run_sync
         self._file = ctx.data_dir / POLICY_FILE
-        self._watchers: dict[int, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
+        self._watchers: dict[object, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
         self._highest_file = ctx.data_dir / HIGHEST_FILE
         self._reserve = Reserve(ctx.data_dir)
         if self._reserve.marked:
@@ -458,7 +458,7 @@ class LocalBackend:
     def watch(
         self, callback: Callable[[Withdrawn | Suspended | Resumed], None]
     ) -> Callable[[], None]:
-        token = id(callback)
+        token = object()
         self._watchers[token] = callback
         return lambda: self._watchers.pop(token, None) and None
 

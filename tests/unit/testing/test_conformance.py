@@ -525,6 +525,12 @@ def _keeps_the_role(self: Any) -> None:
         callback(Withdrawn(None))
 
 
+def _holds_a_callback_once(self: Any, callback: Any) -> Callable[[], None]:
+    if callback not in self.watchers:
+        self.watchers.append(callback)
+    return lambda: self.watchers.remove(callback) if callback in self.watchers else None
+
+
 LOGINS = {"a_member_is_let_in", "what_is_withdrawn_is_gone"}
 REFUSALS = {"strangers_are_refused", "junk_is_refused", "a_proof_is_for_one_challenge"}
 RUNS = {"it_is_declared", "it_starts_and_stops", *LOGINS, *REFUSALS}
@@ -589,6 +595,11 @@ BAD_BACKENDS: dict[str, tuple[Any, set[str], str]] = {
     ),
     "tells nobody of a withdrawal": (
         bad(withdraw=_tells_nobody),
+        {"what_is_withdrawn_is_gone"},
+        "gives too much: no watcher was told",
+    ),
+    "ends two watches at once": (
+        bad(watch=_holds_a_callback_once),
         {"what_is_withdrawn_is_gone"},
         "gives too much: no watcher was told",
     ),
