@@ -20,13 +20,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base.log import get_logger
 from wetware.broker.budgets import Budget, pay
-from wetware.broker.decisions import Decisions, shown
+from wetware.broker.decisions import DECISIONS_MAX, new_id, shown
 from wetware.broker.methods import ANY, matches, pattern_within
 from wetware.broker.naming import binds
 from wetware.broker.plan import Args, Plan, Refusal, Test
@@ -44,14 +45,16 @@ from wetware.errors import (
     Revoked,
     WetwareError,
 )
+from wetware.rpc.wire import fresh
 
 if TYPE_CHECKING:
     from wetware.broker.clock import SteadyClock
     from wetware.broker.fences import Fences, Hold
     from wetware.broker.limits import BrokerLimits
+    from wetware.broker.ports import Service
     from wetware.broker.where import Where
     from wetware.identity import Principal
-    from wetware.rpc import Interface, Method
+    from wetware.rpc import Method
 
 log = get_logger("broker")
 
@@ -73,20 +76,13 @@ _NO_TERMS: Final = Terms()
 _OPEN: Final[Plan[Grant]] = Plan()
 
 
-class Served(Protocol):
-    """A service, as far as constraints are checked against it."""
-
-    @property
-    def interface(self) -> Interface:
-        """Of its bootstrap capability."""
-        ...
-
-
 class Grants:
     """The grants of a node by ID, and what all of them are judged by.
 
     Attributes:
         shares: What the shares among the grants have beside.
+        decisions: The latest denials, with the principals of the grants that they went through.
+        on_denied: Told of every denial, after its effect.
         services: What sessions can open here, by name.
         suspended: Why no capability works for now: the auth backend cannot tell who has which role.
         shares_suspended: Why nothing that comes from a share works: one that ended may be back.
@@ -97,8 +93,9 @@ class Grants:
         self.clock, self.limits, self.fences = clock, limits, fences
         self.grants: dict[str, Grant] = {}
         self.shares: dict[str, Share] = {}
-        self.decisions = Decisions()
-        self.services: Mapping[str, Served] = {}
+        self.decisions = deque[tuple[Explanation, frozenset["Principal"]]](maxlen=DECISIONS_MAX)
+        self.on_denied: Callable[[Grant, Method, Explanation], None] = lambda *_: None
+        self.services: Mapping[str, Service] = {}
         self.suspended: CapabilityError | None = None
         self.shares_suspended: CapabilityError | None = None
         self.clock_wrong = ""
@@ -112,9 +109,6 @@ class Grants:
         names = self.services if where.service == ANY else (where.service,)
         found = [self.services[name].interface for name in names if name in self.services]
         return not found or any(binds(where, interface) for interface in found)
-
-    def denied(self, grant: Grant, method: Method, explanation: Explanation) -> None:
-        """A call was denied; it has had its effect."""
 
     def gone(self, grants: Sequence[Grant], error: WetwareError | None) -> None:
         """Grants have left the tree, and what ended them."""
@@ -186,7 +180,7 @@ class Grant:
         self.ended: WetwareError | None = None
         self._children: set[Grant] = set()
         self._calls: dict[asyncio.Task[Any], Sequence[Hold]] = {}  # with their fencing tokens
-        self._callbacks: dict[int, tuple[Callable[[WetwareError], None], bool]] = {}
+        self._callbacks: dict[object, tuple[Callable[[WetwareError], None], bool]] = {}
         self._exports = self._lent = 0
         self._plans: dict[Method, Plan[Grant]] = {}
         self._lane: tuple[Grant, ...] = parents[0]._lane if len(parents) == 1 else ()
@@ -316,7 +310,7 @@ class Grant:
         if self.ended is None and self._expired():
             self._expire()
         if (error := self.blocked) is not None:
-            raise _fresh(error)
+            raise fresh(error)
 
     @property
     def blocked(self) -> WetwareError | None:
@@ -537,9 +531,7 @@ class Grant:
         if self.ended is not None:
             callback(self.ended)
             return lambda: None
-        token = id(callback)
-        while token in self._callbacks:
-            token += 1
+        token = object()
         self._callbacks[token] = (callback, holds)
 
         def remove() -> None:
@@ -643,10 +635,10 @@ class Grant:
 
     def _refuse(self, method: Method, args: Args, by: Grant, error: Refusal) -> WetwareError:
         """The error of a denial, which gets an ID and is recorded. The effect comes first."""
-        decision = Decisions.new_id()
+        decision = new_id()
         explanation = self._explanation(method, args, by, error, decision)
-        self.tree.decisions.keep(explanation, frozenset(g.principal for g in self.lineage))
-        self.tree.denied(self, method, explanation)
+        self.tree.decisions.append((explanation, frozenset(g.principal for g in self.lineage)))
+        self.tree.on_denied(self, method, explanation)
         command = "ww use REF why" if self.principal.backend == BEARER else "ww why"
         hint = f"`{command} {decision}` explains it"
         if error.hint:
@@ -761,8 +753,3 @@ def end_of(terms: Terms, parents: Sequence[Grant]) -> float | None:
     """When a grant ends by itself, Unix s: never later than its parents."""
     ends = (terms.expires_at, *(parent.expires_at for parent in parents))
     return min((end for end in ends if end is not None), default=None)
-
-
-def _fresh(error: WetwareError) -> WetwareError:
-    """A copy to raise: one exception object raised in many tasks would collect their frames."""
-    return type(error)(error.message, hint=error.hint, code=error.code)

@@ -99,7 +99,7 @@ class SubtreeServant(rpc.Servant):
         return {"cut": cut}
 
     async def why(self, decision: str) -> dict[str, object]:
-        for explanation, principals in self._tree.decisions.newest_first():
+        for explanation, principals in reversed(self._tree.decisions):
             if decision not in ("", explanation.decision):
                 continue
             if self._may_see(explanation, principals, named=bool(decision)):

@@ -41,8 +41,6 @@ from wetware.identity import Principal
 if TYPE_CHECKING:
     from wetware.base.clock import Clock
     from wetware.broker.ports import RoleProfile
-    from wetware.broker.told import Explanation
-    from wetware.rpc import Method
 
 log = get_logger("broker")
 
@@ -64,11 +62,7 @@ def unknown_ref() -> Denied:
 
 
 class Tree(Grants):
-    """The grants of one node; without a `store` nothing outlives the process, for tests.
-
-    Attributes:
-        on_denied: Told of every denial, after its effect.
-    """
+    """The grants of one node; without a `store` nothing outlives the process, for tests."""
 
     def __init__(
         self, clock: Clock, *, store: GrantStore | None = None, limits: BrokerLimits | None = None
@@ -80,7 +74,6 @@ class Tree(Grants):
             Fences(store, kept.fences),
         )
         self.store = store
-        self.on_denied: Callable[[Grant, Method, Explanation], None] = lambda *_: None
         self._roots: dict[Principal, list[Grant]] = {}
         self._shares_of: Counter[Principal] = Counter()
         self._kept_ids: set[str] = set()
@@ -384,10 +377,6 @@ class Tree(Grants):
         return None
 
     # --- what grants tell -------------------------------------------------------------------------
-
-    def denied(self, grant: Grant, method: Method, explanation: Explanation) -> None:
-        """Tell of it, after its effect."""
-        self.on_denied(grant, method, explanation)
 
     def gone(self, grants: Sequence[Grant], error: WetwareError | None) -> None:
         """Forget them, and remember why the shares among them ended."""

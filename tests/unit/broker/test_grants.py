@@ -442,7 +442,7 @@ async def test_a_denial_has_an_id_under_which_it_is_explained() -> None:
     ((grant, called, explanation),) = told
     assert (grant, called) == (leaf, JOIN)
     assert explanation.decision in refused.value.hint
-    assert next(on.decisions.newest_first()) == (explanation, frozenset({ADA}))
+    assert on.decisions[-1] == (explanation, frozenset({ADA}))
     assert [(s.label, s.verdict) for s in explanation.steps] == [
         ("service pubsub", "allows"),
         ("for bob", "denies"),
@@ -464,8 +464,8 @@ async def test_explaining_spends_nothing_and_says_what_would_be() -> None:
 
 
 async def test_decisions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wetware.broker.grants.DECISIONS_MAX", 3)
     on = tree()
-    monkeypatch.setattr("wetware.broker.decisions.DECISIONS_MAX", 3)
     leaf = root(on, pubsub={"Topic.publish"}).derive(label="l", service="pubsub")
     for _ in range(5):
         with pytest.raises(Denied):
@@ -483,7 +483,7 @@ async def test_what_is_remembered_of_a_denial_is_small_however_long_the_terms_ab
     for _ in range(2):
         with pytest.raises(Denied):
             call(leaf, JOIN, topic="news")
-    last, before = [explanation for explanation, _ in on.decisions.newest_first()]
+    before, last = [explanation for explanation, _ in on.decisions]
     assert sum(len(step.detail) for step in last.steps) < 32 << 10
     for one, other in zip(last.steps[2:], before.steps[2:], strict=True):
         assert one.detail is other.detail, "the same text is kept once"
