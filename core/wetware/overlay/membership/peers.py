@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ PEERS_MAX = 4096
 ADDRS_MAX = 8
 """Addresses kept for a peer. The ones it names now come after those that have worked."""
 HINTS_MAX = 4
-"""Addresses that a discovery named for a member, beside those."""
+"""Addresses that each discovery named for a member, beside those."""
 WORKED_MAX = 2
 """Of those kept, how many that worked once are kept although the peer no longer names them."""
 PEER_AGE_S_MAX = 30 * 86_400.0
@@ -52,13 +53,13 @@ class KnownPeer:
         worked: Addresses at which it answered, the latest first.
         named: Addresses that it names itself.
         seen_ms: When it was last known to be a member, Unix time.
-        hints: What a discovery named, until the end of the process.
+        hints: What each discovery named, until the end of the process.
     """
 
     worked: tuple[Multiaddr, ...] = ()
     named: tuple[Multiaddr, ...] = ()
     seen_ms: int = 0
-    hints: tuple[Multiaddr, ...] = ()
+    hints: dict[str, tuple[Multiaddr, ...]] = field(default_factory=dict)
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
@@ -66,7 +67,7 @@ class KnownPeer:
         # once: a node that moved leaves the address behind, maybe to somebody else.
         current = [addr for addr in self.worked if addr in self.named]
         own = tuple(dict.fromkeys((*current, *self.named, *self.worked)))[:ADDRS_MAX]
-        return (*own, *(addr for addr in self.hints if addr not in own))
+        return tuple(dict.fromkeys((*own, *chain.from_iterable(self.hints.values()))))
 
 
 class PeerStore:
@@ -178,12 +179,12 @@ class PeerStore:
             known.worked = tuple(dict.fromkeys((addr, *known.worked)))[:WORKED_MAX]
             self.dirty = True
 
-    def hinted(self, peer: PeerId, addr: Multiaddr) -> bool:
-        """A discovery named `addr` for `peer`; whether that is news of a peer that is known."""
+    def hinted(self, peer: PeerId, addr: Multiaddr, source: str) -> bool:
+        """The discovery `source` named `addr` for `peer`; whether that is news of a known peer."""
         known = self._peers.get(peer)
         if known is None or addr in known.addrs:
             return False
-        known.hints = (addr, *known.hints)[:HINTS_MAX]
+        known.hints[source] = (addr, *known.hints.get(source, ()))[:HINTS_MAX]
         return True
 
     def forget(self, peer: PeerId) -> None:

@@ -62,7 +62,8 @@ class ReachLimits:
         introduce_s: For the peer to show that it is a member, and to accept that this node is one.
         lost_max: With more members lost the pauses grow with their number, so that the dials in a
             second stay the same.
-        found_max: Discovered addresses that wait to be tried; the oldest make room.
+        found_max: Peers that one source of addresses has found and that wait to be tried; the
+            oldest make room.
         found_dials_max: Discovered addresses tried at once.
         found_per_s: Discovered addresses tried in a second, sustained: whoever can announce
             addresses must not make this node dial the world.
@@ -174,12 +175,14 @@ class Reach:
         self._targets: dict[PeerId, _Target] = {}
         self._bootstraps: list[_Bootstrap] = []
         self._attempts: dict[PeerId, asyncio.Future[Connection]] = {}
-        self._found: OrderedDict[PeerId, tuple[Multiaddr, str]] = OrderedDict()
-        self._found_busy: set[PeerId] = set()
+        # By source, and all that is bounded is so for each: whoever floods one, e.g. by multicast,
+        # must not keep this node from what another finds. They take turns.
+        self._found: OrderedDict[str, OrderedDict[PeerId, Multiaddr]] = OrderedDict()
+        self._found_busy: set[tuple[str, PeerId]] = set()
         self._found_rate = TokenBucket(
             self.limits.found_per_s, self.limits.found_burst, clock.monotonic
         )
-        self._strangers: Recent[PeerId, None] = Recent(
+        self._strangers: Recent[tuple[str, PeerId], None] = Recent(
             config.stranger_s, self.limits.strangers_max, clock.monotonic
         )
         self._traffic: dict[Connection, int] = {}
@@ -235,7 +238,8 @@ class Reach:
 
     def forget(self, peer: PeerId) -> None:
         """`peer` is no member any more: it is not tried again."""
-        self._found.pop(peer, None)
+        for found in self._found.values():
+            found.pop(peer, None)
         self.changed()
 
     def wants(self, peer: PeerId) -> bool:
@@ -254,7 +258,10 @@ class Reach:
         self._wake.set()
 
     def found(self, addr: str | Multiaddr, source: str) -> None:
-        """A discovery found this address; it is tried if it can be of use. Never raises."""
+        """A discovery found this address; it is tried if it can be of use. Never raises.
+
+        `source` is its name, of which there are few.
+        """
         try:
             if isinstance(addr, str):
                 addr = Multiaddr.parse(addr)
@@ -265,16 +272,17 @@ class Reach:
         if peer is None or peer == self._host.peer_id or peer in self._up:
             return
         if (target := self._targets.get(peer)) is not None:
-            if self._store.hinted(peer, addr):
+            if self._store.hinted(peer, addr, source):
                 # Worth a try now, but no more often than any other address.
                 target.due = min(target.due, self.now() + self._config.redial_s_min)
                 self._wake.set()
             return
-        if peer in self._strangers:
+        if (source, peer) in self._strangers:
             return
-        if peer not in self._found and len(self._found) >= self.limits.found_max:
-            self._found.popitem(last=False)
-        self._found[peer] = (addr, source)
+        found = self._found.setdefault(source, OrderedDict())
+        found[peer] = addr
+        if len(found) > self.limits.found_max:
+            found.popitem(last=False)
         self._wake.set()
 
     def _peer_changed(self, change: PeerUp | PeerDown) -> None:
@@ -282,8 +290,9 @@ class Reach:
         target = self._targets.get(peer)
         if isinstance(change, PeerUp):
             self._up.add(peer)
-            self._strangers.discard(peer)
-            self._found.pop(peer, None)
+            for source, found in self._found.items():
+                self._strangers.discard((source, peer))
+                found.pop(peer, None)
             if target is not None:
                 target.up_at, target.told = now, False
             connection = self._host.connection(peer)
@@ -508,13 +517,15 @@ class Reach:
                     entry.busy = self.spawn(self._enter(entry), f"bootstrap {entry.addr}")
                 else:
                     soonest = min(soonest, entry.due)
-        while self._found and len(self._found_busy) < self.limits.found_dials_max:
+        while len(self._found_busy) < self.limits.found_dials_max and any(self._found.values()):
             if not self._found_rate.take():
                 soonest = min(soonest, now + 1.0 / self.limits.found_per_s)
                 break
-            peer, (addr, source) = self._found.popitem(last=False)
-            if peer not in self._found_busy:
-                self._found_busy.add(peer)
+            source = next(source for source, found in self._found.items() if found)
+            self._found.move_to_end(source)
+            peer, addr = self._found[source].popitem(last=False)
+            if (source, peer) not in self._found_busy:
+                self._found_busy.add((source, peer))
                 self.spawn(self._try(peer, addr, source), f"found {peer.short}")
         return soonest
 
@@ -558,9 +569,9 @@ class Reach:
         except WetwareError as exc:
             log.debug("peer.not_found", peer=peer, source=source, why=exc)
             if peer not in self._states:  # also one that is not there: announcements are cheap
-                self._strangers.put(peer, None)
+                self._strangers.put((source, peer), None)
         finally:
-            self._found_busy.discard(peer)
+            self._found_busy.discard((source, peer))
             self._wake.set()
 
     def _prune(self) -> None:

@@ -484,16 +484,16 @@ async def test_a_discovered_member_is_kept(net: Net, caplog: pytest.LogCaptureFi
 async def test_a_discovered_stranger_is_dropped_and_remembered(net: Net) -> None:
     node, stranger = await net.node(), await net.node(run=False)
     node.reach.found(str(stranger.addr), "mdns")
-    await until(lambda: stranger.peer in node.reach._strangers)
+    await until(lambda: ("mdns", stranger.peer) in node.reach._strangers)
     await until(lambda: not node.host.connections())
     for _ in range(100):
         node.reach.found(stranger.addr, "mdns")
-    assert not node.reach._found
+    assert not any(node.reach._found.values())
     assert len(node.dials) == 1
     # It became a member meanwhile, and gossip says so.
     node.knows(stranger)
     await until(lambda: node.is_up(stranger))
-    assert stranger.peer not in node.reach._strangers
+    assert len(node.reach._strangers) == 0
 
 
 async def test_junk_from_a_discovery_is_ignored(net: Net) -> None:
@@ -510,9 +510,30 @@ async def test_a_flood_of_discovered_addresses_is_bounded(net: Net) -> None:
     for number in range(200):
         peer = PeerId(f"12D3KooW{number:044d}")
         node.reach.found(Multiaddr("ip4", "127.0.0.97", 9, peer), "mdns")
-        assert len(node.reach._found) <= 8
+        assert len(node.reach._found["mdns"]) <= 8
     await until(lambda: len(node.reach._strangers) == 2)
     assert len(node.dials) == 2
+
+
+async def test_a_flood_from_one_source_does_not_push_out_what_another_finds(net: Net) -> None:
+    limits = ReachLimits(found_max=8, found_burst=2, found_per_s=0.001)
+    node, member = await net.node(limits=limits, run=False), await net.node(run=False)
+    node.trusted.add(member.peer)
+    node.reach.found(member.addr, "dht")
+    for number in range(200):
+        peer = PeerId(f"12D3KooW{number:044d}")
+        node.reach.found(Multiaddr("ip4", "127.0.0.97", 9, peer), "mdns")
+    await net.start(node)
+    await until(lambda: node.is_up(member))  # one of the two that may be tried
+
+
+async def test_a_false_address_from_one_source_does_not_stand_for_another_s(net: Net) -> None:
+    node, member = await net.node(), await net.node(run=False)
+    node.trusted.add(member.peer)
+    node.reach.found(dead_addr().with_peer(member.peer), "mdns")
+    await until(lambda: ("mdns", member.peer) in node.reach._strangers)
+    node.reach.found(member.addr, "dht")
+    await until(lambda: node.is_up(member))
 
 
 async def test_a_hint_for_a_known_member_is_tried_beside_its_own_addresses(net: Net) -> None:
@@ -530,6 +551,12 @@ async def test_a_hint_for_a_known_member_is_tried_beside_its_own_addresses(net: 
     for port in range(1, 50):
         node.reach.found(Multiaddr("ip4", "127.0.0.97", port, other), "mdns")
     assert len(node.store.addrs(other)) == 1 + 4
+    told = Multiaddr("ip4", "127.0.0.96", 9, other)
+    node.reach.found(told, "dht")
+    for port in range(51, 60):
+        node.reach.found(Multiaddr("ip4", "127.0.0.97", port, other), "mdns")
+    assert told in node.store.addrs(other)
+    assert len(node.store.addrs(other)) == 1 + 1 + 4
 
 
 async def test_a_member_that_left_is_found_where_it_is_announced(net: Net) -> None:
