@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from wetware.base.log import get_logger
-from wetware.errors import DialError, OverlayError, PeerMismatch, WetwareError
+from wetware.errors import DialError, PeerMismatch, WetwareError
 from wetware.overlay.link.order import in_order
 from wetware.overlay.link.pipe import Pipe, PipeTransport
 from wetware.overlay.link.tcp import FAMILIES, os_reason
@@ -28,7 +29,7 @@ log = get_logger("link")
 class _Dial:
     """One attempt to reach a peer, shared by all who ask for it meanwhile."""
 
-    __slots__ = ("addrs", "arrived", "attempts", "failures", "key", "task", "waiters")
+    __slots__ = ("addrs", "arrived", "attempts", "failures", "key", "taken", "task", "waiters")
 
     def __init__(self, key: object, addrs: Sequence[Multiaddr]) -> None:
         self.key, self.addrs = key, addrs
@@ -37,6 +38,7 @@ class _Dial:
         self.arrived: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[Connection]
         self.waiters = 0
+        self.taken = False  # whether one of them got the connection
 
     def error(self, peer: PeerId | None, pending: str) -> DialError:
         """Why it failed, address by address."""
@@ -153,7 +155,9 @@ class Dialler:
         dial.waiters += 1
         try:
             async with asyncio.timeout_at(deadline):
-                return await asyncio.shield(dial.task)
+                connection = await asyncio.shield(dial.task)
+                dial.taken = True
+                return connection
         except TimeoutError:
             raise dial.error(peer, "no answer in time") from None
         except asyncio.CancelledError:
@@ -162,9 +166,18 @@ class Dialler:
             raise
         finally:
             dial.waiters -= 1
-            if not dial.waiters and not dial.task.done():
-                self._forget(dial)  # nobody may join what is being cancelled
-                dial.task.cancel()
+            if not dial.waiters and not dial.taken:
+                self._abandon(dial)
+
+    def _abandon(self, dial: _Dial) -> None:
+        """All who waited are gone, maybe in the very turn in which the connection got ready."""
+        self._forget(dial)  # nobody may join what is being cancelled
+        if not dial.task.done():
+            dial.task.cancel()
+        elif not dial.task.cancelled() and dial.task.exception() is None:
+            connection = dial.task.result()
+            if connection.initiator and not connection.in_use:  # else somebody has it
+                connection.close()
 
     async def _race(self, dial: _Dial, peer: PeerId | None) -> Connection:
         waiting = deque(in_order(dial.addrs))
@@ -214,23 +227,22 @@ class Dialler:
         async with self._places:
             conn = self._begin(expect, None)
             try:
-                await asyncio.get_running_loop().create_connection(
-                    lambda: conn,
-                    addr.host,
-                    addr.port,
-                    family=FAMILIES[addr.kind],
-                    # A name may stand for several addresses, of which some do not work here.
-                    happy_eyeballs_delay=(
-                        self._limits.dial_stagger_s if addr.kind.startswith("dns") else None
-                    ),
-                )
-                return await asyncio.shield(conn.ready)
+                with _closed_unless_returned(conn):
+                    await asyncio.get_running_loop().create_connection(
+                        lambda: conn,
+                        addr.host,
+                        addr.port,
+                        family=FAMILIES[addr.kind],
+                        # A name may stand for several addresses, of which some do not work here.
+                        happy_eyeballs_delay=(
+                            self._limits.dial_stagger_s if addr.kind.startswith("dns") else None
+                        ),
+                    )
+                    return await asyncio.shield(conn.ready)
             except socket.gaierror as exc:
                 raise DialError(f"{addr.host} cannot be resolved: {exc.strerror}") from exc
             except OSError as exc:
                 raise DialError(os_reason(exc)) from exc
-            finally:
-                _give_up(conn)
 
     async def connect_pipe(
         self, pipe: Pipe, peer: PeerId, remote: Multiaddr, timeout_s: float | None
@@ -245,20 +257,24 @@ class Dialler:
         what = f"cannot reach {peer} through {carrier}"
         conn = self._begin(peer, carrier)
         PipeTransport(pipe, conn, self._spawn)
+        timeout_s = self._limits.dial_s if timeout_s is None else timeout_s
         try:
-            async with asyncio.timeout(self._limits.dial_s if timeout_s is None else timeout_s):
-                return await asyncio.shield(conn.ready)
+            with _closed_unless_returned(conn):
+                async with asyncio.timeout(timeout_s):
+                    return await asyncio.shield(conn.ready)
         except TimeoutError:
             raise DialError(f"{what}: no answer in time") from None
         except PeerMismatch:
             raise
         except WetwareError as exc:
             raise DialError(f"{what}: {exc}") from exc
-        finally:
-            _give_up(conn)
 
 
-def _give_up(conn: NoiseConnection) -> None:
-    """End a connection whose handshake nobody waits for any more."""
-    if not conn.ready.done():
-        conn.abort(OverlayError("the dial was given up", code="overlay.closed"))
+@contextlib.contextmanager
+def _closed_unless_returned(conn: NoiseConnection) -> Iterator[None]:
+    """Close what nobody gets: also one that got ready in the turn in which its caller gave up."""
+    try:
+        yield
+    except BaseException:
+        conn.close()
+        raise

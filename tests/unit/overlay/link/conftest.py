@@ -165,6 +165,18 @@ class Network:
             await host.listen([Multiaddr("ip4", "127.0.0.1", 0)])
         return host
 
+    @staticmethod
+    def cancel_after(host: LinkHost, task: asyncio.Task[Any], turns: int) -> None:
+        """Cancel a task so many turns of the loop after the next connection of `host` is up."""
+
+        def step(left: int) -> None:
+            if left:
+                asyncio.get_running_loop().call_soon(step, left - 1)
+            else:
+                task.cancel()
+
+        end = host.watch(lambda _: (step(turns), end()), lambda _: None)
+
     async def hung(self) -> Multiaddr:
         """Where connections are accepted and nothing is ever said."""
         loop = asyncio.get_running_loop()

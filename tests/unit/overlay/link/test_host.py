@@ -479,6 +479,23 @@ async def test_a_cancelled_dial_does_not_cancel_the_others(net: Any) -> None:
     await net.until(lambda: not b._handshaking)
 
 
+@pytest.mark.parametrize("turns", range(10))
+async def test_a_caller_cancelled_as_the_connection_gets_ready_leaves_none(
+    net: Any, turns: int
+) -> None:
+    a, b = await net.host(), await net.host(listen=False)
+    dialling = asyncio.create_task(b.dial(a.listen_addrs))
+    net.cancel_after(b, dialling, turns)
+    await asyncio.wait([dialling])
+    if dialling.cancelled():
+        await net.until(lambda: not b.connections())
+        await net.until(lambda: not a.connections())
+    else:
+        assert not dialling.result().closed
+    other = asyncio.create_task(b.dial(a.listen_addrs))  # nor does it take another's away
+    assert (await other).peer == a.peer_id
+
+
 async def test_both_ends_dialling_at_once_agree_on_one_connection(net: Any) -> None:
     for _ in range(5):
         a, b = await net.host(LinkLimits(duplicate_idle_s=0.05)), await net.host()

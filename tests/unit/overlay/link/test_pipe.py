@@ -272,6 +272,21 @@ async def test_a_tunnel_that_never_answers_times_out(net: Any) -> None:
     await net.until(lambda: not host._handshaking)
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_caller_cancelled_as_the_tunnel_gets_ready_leaves_none(
+    net: Any, tunnel: Tunnel, turns: int
+) -> None:
+    await tunnel.open()
+    connecting = asyncio.create_task(tunnel.connect())
+    net.cancel_after(tunnel.a, connecting, turns)
+    await asyncio.wait([connecting])
+    if connecting.cancelled():
+        await net.until(lambda: tunnel.a.connection(tunnel.c.peer_id) is None)
+        await net.until(lambda: not tunnel.outer.in_use)
+    else:
+        assert not connecting.result().closed
+
+
 async def test_another_peer_at_the_far_end_is_a_mismatch(net: Any) -> None:
     host, other = await net.host(listen=False), await net.host(listen=False)
     near, far = MemoryPipe.pair()
