@@ -72,7 +72,8 @@ class LinkLimits:
         stream_window_bytes: How far the receive window of a stream that is read grows, from
             yamux's 256 KiB: bandwidth × round trip, e.g. 4 MiB = 320 Mbit/s at 100 ms.
         buffered_per_connection_bytes_max: Received and not yet read, on one connection; beyond it
-            the stream with most unread bytes is reset. Half may be promised as grown windows.
+            the stream with most unread bytes is reset. Half may be promised as grown windows. The
+            first windows of all streams that a peer may open are four times this.
         stream_unsent_bytes_max: Accepted by `write` and not yet sent, on one stream: backpressure
             begins here. Covers a loop turn at full speed.
         stream_unsent_bytes_min: What a stream may always hold unsent, however full the connection.

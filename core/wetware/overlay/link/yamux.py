@@ -629,9 +629,7 @@ class Stream:
         self._reset = reason
         self._read_closed = self._fin = self._fin_sent = True
         self._drop_output()
-        if keep_input:
-            self._hold(-self._held)  # of no connection any more
-        else:
+        if not keep_input:
             self._drop_input()
         self._settle()
         self._ended()
@@ -925,14 +923,20 @@ class Session:
             raise Violation(f"yamux: flood: {what}")
 
     def end(self, reason: Exception) -> None:
-        """The connection is gone: every stream ends; what has arrived may still be read."""
+        """The connection is gone: every stream ends; what has arrived may still be read.
+
+        It counts until it is read, or its handler ends. As there is nobody whose stream could be
+        reset for it, it is dropped where half of what a host may hold is taken: or who fills the
+        windows and hangs up, again and again, makes this side hold any amount.
+        """
+        keep_input = self.totals.buffered_bytes <= self.limits.buffered_bytes_max >> 1
         self.dead = True
         self.totals.sessions.discard(self)
         self._control.clear()
         self.ring.clear()
         self.urgent.clear()
         for stream in list(self.streams.values()):
-            stream._fail(reason, keep_input=True)
+            stream._fail(reason, keep_input=keep_input)
 
     # --- receiving --------------------------------------------------------------------------------
 
