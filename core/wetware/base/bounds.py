@@ -28,6 +28,13 @@ def address_key(address: str) -> str:
         return address
 
 
+def less(counter: Counter[K], key: K) -> None:
+    """One fewer of `key`; what is down to none is forgotten, so that the counter is as long."""
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
 class TokenBucket:
     """Admits `burst` at once and `per_s` sustained.
 
@@ -195,9 +202,7 @@ class Places:
             yield
         finally:
             for claim in claims:
-                self._taken[claim.key] -= 1
-                if not self._taken[claim.key]:
-                    del self._taken[claim.key]
+                less(self._taken, claim.key)
 
     def __bool__(self) -> bool:
         return bool(self._taken)

@@ -201,7 +201,7 @@ class Admission:
         if ended:
             reason = tombstone.reason or "no reason"
             self._record("node.evicted", peer=peer, by=tombstone.issuer, reason=reason)
-        self.members.remove_evicted()
+        self.members.remove_evicted(peer)
         entry = store.ledger.get(peer)
         if entry is not None and judge.evicted(peer, entry.rights) is not None:
             del store.ledger[peer]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from wetware.base.bounds import less
 from wetware.overlay.admission.files import FOREIGN_FILE, TOMBSTONES_FILE, File, Files
 from wetware.overlay.admission.statements import (
     Fact,
@@ -35,6 +37,7 @@ class Facts:
         self.tombstones: dict[PeerId, dict[PeerId, Tombstone]] = {}
         self.foreign: dict[PeerId, ForeignFact] = {}
         self.encoded: dict[bytes, bytes] = {}
+        self._issued: Counter[tuple[type[Fact], PeerId]] = Counter()
         self.tombstones_file = File(files, TOMBSTONES_FILE, lambda: self._plain(Tombstone))
         self.foreign_file = File(files, FOREIGN_FILE, lambda: self._plain(ForeignFact))
 
@@ -72,8 +75,7 @@ class Facts:
         """Raise AdmissionRefused where a limit on new facts is reached."""
         if self.known(fact) is not None:
             return
-        alike = [f.issuer for f in self if type(f) is type(fact)]
-        count, by_root = alike.count(fact.issuer), fact.issuer == root
+        count, by_root = self._issued[type(fact), fact.issuer], fact.issuer == root
         if isinstance(fact, Tombstone):
             limit, name = (
                 (limits.tombstones_max, "tombstones_max")
@@ -83,8 +85,8 @@ class Facts:
             if count >= limit:
                 raise refusal("full", f"{limit} evictions by {fact.issuer} are known ({name})")
             return
-        if len(alike) >= limits.foreign_max:
-            raise refusal("full", f"{len(alike)} foreign peers (foreign_max)")
+        if len(self.foreign) >= limits.foreign_max:
+            raise refusal("full", f"{len(self.foreign)} foreign peers (foreign_max)")
         if not by_root and count >= limits.foreign_per_inviter_max:
             raise refusal(
                 "full",
@@ -99,6 +101,7 @@ class Facts:
             self.tombstones.setdefault(fact.peer, {})[fact.issuer] = fact
         else:
             self.foreign[fact.peer] = fact
+        self._issued[type(fact), fact.issuer] += 1
         self.encoded[fact_digest(fact.encoded)] = fact.encoded
 
     def drop(self, fact: Fact) -> None:
@@ -109,6 +112,7 @@ class Facts:
             del mine[fact.issuer]
             if not mine:
                 del self.tombstones[fact.peer]
+        less(self._issued, (type(fact), fact.issuer))
         del self.encoded[fact_digest(fact.encoded)]
 
     def save_soon(self, fact: Fact) -> None:

@@ -304,7 +304,7 @@ class Issuer:
         if known is None:
             full = len(entries) >= limits.ledger_max
             if leaf.issuer not in (self._judge.root, self._key.peer_id):
-                others = sum(entry.issuer == leaf.issuer for entry in entries.values())
+                others = entries.issued[leaf.issuer]
                 full = full or others >= limits.members_per_inviter_max
             past_ms = self._judge.now_ms - limits.renew_grace_s * 1000
             if full and not entries.forget(ended_before_ms=past_ms):

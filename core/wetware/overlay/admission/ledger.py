@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 
+from wetware.base.bounds import less
 from wetware.identity import PeerId
 from wetware.overlay.admission.files import LEDGER_FILE, File, Files
 from wetware.overlay.admission.statements import Certificate, Chain
 
 
 class Ledger(dict[PeerId, Certificate]):
-    """By peer. What changes it is in memory; `file` makes it durable."""
+    """By peer. What changes it is in memory; `file` makes it durable.
+
+    Attributes:
+        issued: How many are of each issuer.
+    """
 
     def __init__(self, files: Files) -> None:
         super().__init__(files.load(LEDGER_FILE, _parse) or {})
+        self.issued = Counter(leaf.issuer for leaf in self.values())
         self.file = File(files, LEDGER_FILE, self._plain)
+
+    def __setitem__(self, peer: PeerId, leaf: Certificate) -> None:
+        if peer in self:
+            del self[peer]
+        super().__setitem__(peer, leaf)
+        self.issued[leaf.issuer] += 1
+
+    def __delitem__(self, peer: PeerId) -> None:
+        less(self.issued, self[peer].issuer)
+        super().__delitem__(peer)
 
     def _plain(self) -> list[str]:
         return [base64.b64encode(Chain((leaf,)).encoded).decode() for leaf in list(self.values())]

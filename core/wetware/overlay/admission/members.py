@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from wetware.base.bounds import less
 from wetware.base.log import get_logger
 from wetware.base.watchers import Watchers
 from wetware.errors import AdmissionRefused
@@ -56,6 +58,7 @@ class Members:
         self._judge, self._limits, self._veto, self._record = judge, judge.limits, veto, record
         self._questions = asyncio.Semaphore(judge.limits.vetoes_max)
         self._members: dict[PeerId, _Member] = {}
+        self._certified: Counter[PeerId] = Counter()  # members by who certified them
         self.changes = Watchers[Admitted | Removed]()
 
     def _valid(self, peer: PeerId) -> _Member | None:
@@ -124,11 +127,11 @@ class Members:
         if known is not None and not chain.is_newer(known.chain):
             known.foreign = known.foreign and foreign
             return
-        limits, members = self._limits, self._members.values()
-        if known is None and len(members) >= limits.members_max:
-            raise refusal("full", f"{len(members)} members are admitted (members_max)")
+        limits, count = self._limits, len(self._members)
+        if known is None and count >= limits.members_max:
+            raise refusal("full", f"{count} members are admitted (members_max)")
         if inviter != self._judge.root and (known is None or known.chain.leaf.issuer != inviter):
-            others = sum(member.chain.leaf.issuer == inviter for member in members)
+            others = self._certified[inviter]
             if others >= limits.members_per_inviter_max:
                 raise refusal(
                     "full",
@@ -137,22 +140,27 @@ class Members:
                 )
         end_ms = min(certificate.not_after_ms for certificate in chain.certificates)
         self._members[peer] = _Member(chain, end_ms + self._judge.skew_ms, foreign)
-        if known is None:
+        self._certified[inviter] += 1
+        if known is not None:
+            less(self._certified, known.chain.leaf.issuer)
+        else:
             self._record("node.admitted", peer=peer, issuer=inviter, foreign=foreign)
         self.changes.tell(Admitted(peer, chain))
 
     def _remove(self, peer: PeerId, reason: str) -> None:
-        if self._members.pop(peer, None) is not None:
+        if (member := self._members.pop(peer, None)) is not None:
+            less(self._certified, member.chain.leaf.issuer)
             self._record("node.removed", peer=peer, reason=reason)
             self.changes.tell(Removed(peer, reason))
 
-    def remove_evicted(self) -> None:
-        """Remove all that the tombstones, as they are now, keep out."""
-        for peer, member in tuple(self._members.items()):
-            try:
-                self._judge.check_evictions(member.chain)
-            except AdmissionRefused as exc:
-                self._remove(peer, exc.code.removeprefix("admission."))
+    def remove_evicted(self, peer: PeerId) -> None:
+        """Remove whom a new tombstone of `peer` keeps out: that one, and those it certified."""
+        for other in tuple(self._members) if self._certified[peer] else (peer,):
+            if (member := self._members.get(other)) is not None:
+                try:
+                    self._judge.check_evictions(member.chain)
+                except AdmissionRefused as exc:
+                    self._remove(other, exc.code.removeprefix("admission."))
 
     def remove_expired(self) -> None:
         for peer in tuple(self._members):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from wetware.base.bounds import address_key
+from wetware.base.bounds import address_key, less
 from wetware.base.log import get_logger
 from wetware.errors import LimitExceeded, OverlayError
 
@@ -103,7 +103,7 @@ class Slots:
         if slot is None:
             return
         slot.pending = False
-        _less(self.pending, slot.group)
+        less(self.pending, slot.group)
         if slot.stranger:
             self.strangers[slot.group] += 1
             self._watch_idle(conn, slot)
@@ -113,7 +113,7 @@ class Slots:
         slot = self.taken.get(conn)
         if slot is not None and slot.stranger:
             slot.stranger = False
-            _less(self.strangers, slot.group)
+            less(self.strangers, slot.group)
             if slot.timer is not None:
                 slot.timer.cancel()
                 slot.timer = None
@@ -126,9 +126,9 @@ class Slots:
         if slot.timer is not None:
             slot.timer.cancel()
         if slot.pending:
-            _less(self.pending, slot.group)
+            less(self.pending, slot.group)
         elif slot.stranger:
-            _less(self.strangers, slot.group)
+            less(self.strangers, slot.group)
 
     # --- when there are not enough ----------------------------------------------------------------
 
@@ -198,9 +198,3 @@ class Slots:
         else:
             left_s = idle_s
         slot.timer = loop.call_later(left_s, self._watch_idle, conn, slot)
-
-
-def _less(counter: Counter[str], key: str) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ from wetware.base.access import Access
 from wetware.errors import AdmissionRefused, ConfigError, InvalidArgument
 from wetware.identity import Key, PeerId
 from wetware.overlay.admission.decision import Admission
+from wetware.overlay.admission.facts import Facts
 from wetware.overlay.admission.limits import AdmissionLimits
-from wetware.overlay.admission.statements import Certificate, Chain
+from wetware.overlay.admission.statements import Certificate, Chain, Fact, Tombstone
 from wetware.overlay.admission.store import Store
 
 pytestmark = pytest.mark.anyio
@@ -254,6 +258,114 @@ async def test_who_cannot_certify_itself_takes_an_operators_word_for_what_it_saw
     later = certificate(founder, not_before_ms=NOW_MS + 1)
     assert refused(member, Chain((later,))) == "not_yet"
     assert len(member.early_s()) == 1
+
+
+# --- tables that grow ----------------------------------------------------------------------------
+
+INVITER, OTHER = Key.from_seed(b"i" * 32), Key.from_seed(b"j" * 32)
+
+
+class Unwalked(dict[Any, Any]):
+    """A table of which nobody looks at every entry."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("walked")
+
+    values = items = keys = __iter__  # type: ignore[assignment]
+
+
+def invited(admission: Admission, peer: PeerId, inviter: Key = INVITER, later_ms: int = 0) -> Chain:
+    rights, end_ms = frozenset({"member", "invite"}), NOW_MS + 1_000_000 + later_ms
+    own = certificate(admission, peer=inviter.peer_id, rights=rights, not_after_ms=end_ms)
+    return Chain((certificate(admission, inviter, peer=peer, not_after_ms=end_ms), own))
+
+
+def peers(count: int) -> list[PeerId]:
+    return [Key.from_seed(number.to_bytes(32, "big")).peer_id for number in range(1, count + 1)]
+
+
+async def test_the_members_of_an_inviter_are_counted_as_they_come_and_go(
+    tmp_path: Path, clock: Clock
+) -> None:
+    store = Store(tmp_path)
+    store.found("local", b"operator")
+    admission = Admission(store, ME, clock=clock, limits=AdmissionLimits(members_per_inviter_max=2))
+    members, (one, two, three) = admission.members, peers(3)
+
+    def enters(peer: PeerId, inviter: Key = INVITER, later_ms: int = 0) -> None:
+        members.enter(invited(admission, peer, inviter, later_ms))
+
+    members._members = Unwalked()
+    enters(one)
+    enters(two)
+    with pytest.raises(AdmissionRefused, match="members_per_inviter_max"):
+        enters(three)
+    enters(one, later_ms=1)  # it renewed
+    with pytest.raises(AdmissionRefused, match="members_per_inviter_max"):
+        enters(three)
+    enters(one, OTHER, later_ms=2)  # another inviter renewed it
+    enters(three)
+    enters(one, OTHER, later_ms=3)
+    members._remove(three, "expired")
+    enters(peers(4)[3])
+    with pytest.raises(AdmissionRefused, match="members_per_inviter_max"):
+        enters(three)
+    members._members = dict(dict.items(members._members))
+    await admission.issuer.evict(INVITER.peer_id)
+    assert list(members) == [one]
+    # The ledger of this issuer has the same limit, and forgets whom it evicts.
+    await admission.issuer.evict(two)
+    await store.files.flush()
+    for ledger in (store.ledger, Store(tmp_path).ledger):
+        assert ledger.issued == Counter(leaf.issuer for leaf in ledger.values())
+        assert ledger.issued == {INVITER.peer_id: 1, OTHER.peer_id: 1}
+
+
+async def test_a_new_fact_does_not_look_at_all_others(
+    admission: Admission, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, others = peers(8)[:4], peers(8)[4:]
+    cluster_key = admission.store.cluster_key
+    assert cluster_key is not None
+
+    def tombstone(peer: PeerId, at_ms: int = NOW_MS) -> bytes:
+        made = Tombstone(
+            cluster=admission.cluster_id,
+            peer=peer,
+            not_after_ms=at_ms + 1000,
+            chain=None,
+            reason="",
+            at_ms=at_ms,
+        )
+        return made.signed(cluster_key).encoded
+
+    for peer in mine[:2]:
+        admission.members.enter(invited(admission, peer))
+    admission.members._members = Unwalked(admission.members._members)
+
+    def walked(facts: Facts) -> Iterator[Fact]:
+        raise AssertionError("walked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Facts, "__iter__", walked)
+        for peer in mine:
+            assert admission.adopt(tombstone(peer))
+        assert not admission.adopt(tombstone(mine[0]))
+        assert admission.adopt(tombstone(mine[0], NOW_MS + 1)), "greater, in its place"
+    assert len(admission.members._members) == 0
+    admission.members._members = {}
+    admission.limits = replace(admission.limits, tombstones_max=6)
+    for peer in others[:2]:
+        admission.adopt(tombstone(peer))
+    with pytest.raises(AdmissionRefused, match="tombstones_max"):
+        admission.adopt(tombstone(others[2]))
+    clock.now_ms += 120_000
+    admission._sweep()  # all have ended
+    at_ms = clock.now_ms
+    assert all(admission.adopt(tombstone(peer, at_ms)) for peer in (*mine, *others[:2]))
+    with pytest.raises(AdmissionRefused, match="tombstones_max"):
+        admission.adopt(tombstone(others[2], at_ms))
+    await admission.store.files.flush()
 
 
 def test_a_forged_signature(admission: Admission) -> None:
