@@ -1,4 +1,8 @@
-"""A few threads for what blocks, for each plugin its own: one cannot take those of another."""
+"""A few threads for what blocks, for each plugin or part its own: none takes those of another.
+
+Not asyncio's default executor: its few threads look up host names, too, so that names which
+a peer made up and nobody answers for keep a certificate from being written.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 THREADS_MAX: Final = 4
-"""Calls of one plugin that run at a time; further ones wait."""
+"""Calls of one plugin or part that run at a time; further ones wait."""
 
 
 class Threads:

@@ -31,6 +31,7 @@ from wetware.base.finding import (
     remedy_of,
     warning,
 )
+from wetware.base.threads import Threads
 from wetware.errors import ConfigError, DialError, KeyFileError, WetwareError
 from wetware.loader.report import findings
 from wetware.node.disk import check_disk
@@ -98,7 +99,7 @@ def _local_checks(config: Config) -> dict[str, Check]:
     data_dir = node.data_dir
     checks: dict[str, Check] = {
         "data directory": partial(check_data_dir, data_dir),
-        "disk": partial(asyncio.to_thread, check_disk, data_dir),
+        "disk": partial(Threads().run, check_disk, data_dir),
         "node key": partial(check_node_key, data_dir),
         "clock": lambda: judge_kernel_clock(_kernel_clock()),
     }

@@ -10,7 +10,6 @@ import os
 import re
 import resource
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from wetware.base.finding import Check, Finding, error, judged, ok, warning
@@ -64,7 +63,7 @@ async def check_node(node: Parts) -> list[Finding]:
         ),
         "plugins": lambda: report.findings(node.plugins.report),
         "roles": lambda: grants.roles(node.broker.ungranted()),
-        "disk": partial(asyncio.to_thread, check_disk, node.data_dir),
+        "disk": lambda: node.store.files.threads.run(check_disk, node.data_dir),
         "open files": lambda: open_files(node.config.link),
     }
     for name, service in node.services.items():

@@ -66,6 +66,8 @@ class AuditRecorder:
             await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):
+                # Not `ctx.run_sync`: readers of a long log who have gone may have left its threads
+                # at work for a while, and the node waits for this to stop.
                 await to_thread.run_sync(self.log.close)
 
     def use(self, opened: AuditLog) -> None:

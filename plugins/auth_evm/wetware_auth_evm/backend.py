@@ -99,7 +99,7 @@ class EvmBackend:
 
     def __init__(self, ctx: PluginContext) -> None:
         config: AuthEvmConfig = ctx.config
-        self._log, self._clock = ctx.log, ctx.clock
+        self._log, self._clock, self._run_sync = ctx.log, ctx.clock, ctx.run_sync
         self._data_dir = ctx.data_dir
         self._watchers: dict[object, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
         self.dev: dev.DevChain | None = None
@@ -164,7 +164,13 @@ class EvmBackend:
             history=self._history,
             monotonic=self._clock.monotonic,
         )
-        self.roster = Roster(self._data_dir, look_up=self._look_up, tell=self._tell, log=self._log)
+        self.roster = Roster(
+            self._data_dir,
+            look_up=self._look_up,
+            tell=self._tell,
+            log=self._log,
+            run_sync=self._run_sync,
+        )
         self.wallets = WalletSessions(
             WalletCheck(self.endpoints, gas_max=settings.wallet_gas_max),
             self.replica,
@@ -256,7 +262,7 @@ class EvmBackend:
             with anyio.CancelScope(shield=True):
                 await self.endpoints.aclose()
                 if self.dev is not None:
-                    await asyncio.to_thread(self.dev.close)
+                    await self._run_sync(self.dev.close)
 
     async def _first_look(self, looked: asyncio.Event) -> None:
         """Wait until the roles are known, so that what was shared can be put back.

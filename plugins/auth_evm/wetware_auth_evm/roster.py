@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from wetware.hookspecs import Withdrawn
 from wetware.identity import Principal, replace_private_file
@@ -75,6 +75,7 @@ class Roster:
         look_up: What a principal has now.
         tell: Told what is withdrawn.
         log: For what goes wrong.
+        run_sync: See PluginContext; for the file.
 
     Attributes:
         next_end: When the first of what somebody has ends, by the contract; Unix s.
@@ -87,7 +88,9 @@ class Roster:
         look_up: LookUp,
         tell: Callable[[Withdrawn], None],
         log: EventLogger,
+        run_sync: Callable[..., Awaitable[Any]],
     ) -> None:
+        self._run_sync = run_sync
         self._file = directory / PRINCIPALS_FILE
         self._look_up, self._tell, self._log = look_up, tell, log
         self._known: dict[Principal, Known] = {}
@@ -183,7 +186,7 @@ class Roster:
         try:
             while True:
                 await self._changed.wait()
-                if not await asyncio.to_thread(self._write, self._document()):
+                if not await self._run_sync(self._write, self._document()):
                     self._changed.set()  # again, until the disk takes it
                 await asyncio.sleep(KEEP_S)
         finally:

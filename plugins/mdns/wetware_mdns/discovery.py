@@ -45,6 +45,7 @@ class MdnsDiscovery:
     def __init__(self, ctx: PluginContext) -> None:
         config: MdnsConfig = ctx.config
         self._overlay, self._log, self._config = ctx.overlay, ctx.log, config
+        self._run_sync = ctx.run_sync
         self._rng = random.SystemRandom()
         self._found: deque[str] = deque(maxlen=FOUND_MAX)
         self._arrived = asyncio.Event()
@@ -83,7 +84,7 @@ class MdnsDiscovery:
         """Speak and listen until this node's addresses change; returns the new ones."""
         hosts = [addr.host for addr in mine]
         interfaces = self._config.interfaces or tuple(dict.fromkeys(hosts))[:INTERFACES_MAX]
-        make_lan = await asyncio.to_thread(_import_lan)  # 0.2 s, which the loop does not wait for
+        make_lan = await self._run_sync(_import_lan)  # 0.2 s, which the loop does not wait for
         async with make_lan(interfaces, self._heard) as lan:
             self._log.info(
                 "mdns.up",

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,18 @@ async def test_a_failure_that_nobody_waits_for_is_let_go(
     work.go_on.set()
     assert await threads.run(abs, -1) == 1
     assert "never retrieved" not in caplog.text
+
+
+async def test_names_that_nobody_answers_for_take_none_of_them(work: Work) -> None:
+    """The loop's own executor looks up host names, also those that a peer made up."""
+    loop, small = asyncio.get_running_loop(), ThreadPoolExecutor(1)
+    loop.set_default_executor(small)
+    lookup = loop.run_in_executor(None, work)
+    await until_began(work, 1)
+    with anyio.fail_after(10):
+        assert await Threads().run(abs, -1) == 1
+    work.go_on.set()
+    await lookup
 
 
 async def test_it_is_a_verb_of_a_plugins_context(tmp_path: Path) -> None:

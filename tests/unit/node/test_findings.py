@@ -14,6 +14,7 @@ from tests.unit.findings import ADA, BOB, OWN, levels, only
 
 from wetware.base.finding import Finding, error
 from wetware.base.multiaddr import Multiaddr
+from wetware.base.threads import Threads
 from wetware.broker import findings as grants
 from wetware.errors import Busy, DialError, LimitExceeded
 from wetware.identity import Key, PeerId
@@ -100,6 +101,8 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
         not_after_ms=now + 7 * 86_400_000,
         when_ms=lambda part: now + part * 7 * 86_400_000,
     )
+    reserve = SimpleNamespace(fill=lambda: True)
+    store = SimpleNamespace(files=SimpleNamespace(reserve=reserve, threads=Threads(), unsure=""))
     config = SimpleNamespace(
         node=SimpleNamespace(libp2p=True), admission=AdmissionLimits(), link=LinkLimits()
     )
@@ -114,10 +117,9 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
         admission=SimpleNamespace(
             own=SimpleNamespace(leaf=leaf),
             early_s=dict,
-            store=SimpleNamespace(
-                files=SimpleNamespace(reserve=SimpleNamespace(fill=lambda: True), unsure="")
-            ),
+            store=store,
         ),
+        store=store,
         membership=FakeMembership(member(OWN, "own"), *members, answers=answers),
         backend=SimpleNamespace(name="local", epoch=3, findings=list),
         plugins=SimpleNamespace(report=()),
@@ -350,7 +352,7 @@ def test_the_grants(reasons: dict[str, Any], level: str, says: str, tmp_path: Pa
 
 async def test_the_space_for_evictions() -> None:
     reserve = SimpleNamespace(fill=lambda: True, missing="")
-    files: Any = SimpleNamespace(reserve=reserve, unsure="")
+    files: Any = SimpleNamespace(reserve=reserve, threads=Threads(), unsure="")
     assert await durable(files) == []
     reserve.fill, reserve.missing = (lambda: False), "No space left on device"
     files.unsure = "an eviction may be lost"

@@ -18,7 +18,6 @@ lets nobody join or renew until an operator has looked.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import time
@@ -29,6 +28,7 @@ from typing import Any, Final, TypeVar
 
 from wetware.base import disk
 from wetware.base.log import get_logger
+from wetware.base.threads import Threads
 from wetware.base.writer import Write, Writer
 from wetware.errors import AdmissionRefused, ConfigError, WetwareError
 
@@ -85,6 +85,7 @@ class Files:
     Attributes:
         directory: Exists.
         reserve: Space for what ends something, and for what is as small and must be written.
+        threads: For what waits for this disk.
         unsure: Why a crash may have brought back what was ended; "" if not, or once an operator has
             looked (`confirm`).
     """
@@ -92,6 +93,7 @@ class Files:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.reserve = disk.Reserve(directory)
+        self.threads = Threads()
         self.unsure = self.reserve.marked
         self._owes = False  # what has ended, to the disk
         self._written_at: dict[File, float] = {}
@@ -164,7 +166,7 @@ class Files:
     async def flush(self) -> None:
         """Write what waits to be written, and nothing any more; failures are logged. Idempotent."""
         if self._writer is not None:
-            await asyncio.to_thread(self._writer.close)
+            await self.threads.run(self._writer.close)
 
     def _commit(self, batch: list[Write[_Change]], last: bool) -> list[Write[_Change]]:
         """On the thread: every file of the batch once; returns what is tried again."""

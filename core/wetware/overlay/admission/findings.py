@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 from wetware.base.finding import Finding, error, ok, span, warning
@@ -37,7 +36,7 @@ def certificate(chain: Chain, now_ms: float) -> list[Finding]:
 
 async def durable(files: Files) -> list[Finding]:
     """Whether an eviction could be kept on a full disk, and none was lost."""
-    whole = await asyncio.to_thread(files.reserve.fill)
+    whole = await files.threads.run(files.reserve.fill)
     name, found = "admission", []
     if not whole:
         why = files.reserve.missing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from wetware.base.log import get_logger
@@ -88,7 +87,7 @@ async def join(
     reached = connection.remote.with_peer(connection.peer)
     named = (addr for addr in (*found, *invitation.addrs) if addr.peer is not None)
     addrs = tuple(dict.fromkeys((reached, *named)))[:ADDRS_MAX]
-    await asyncio.to_thread(store.join, founding, chain.encoded, document, addrs)
+    await store.files.threads.run(store.join, founding, chain.encoded, document, addrs)
     log.info("cluster.joined", cluster=founding.cluster_id, through=connection.peer)
 
 

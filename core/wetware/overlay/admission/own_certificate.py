@@ -203,7 +203,7 @@ class OwnCertificate:
             chain = self._judge.verify(await self.renew(self.chain))
             if chain.peer != self._key.peer_id:
                 raise refusal("wrong_peer", "the issuer sent somebody else's certificate")
-        await asyncio.to_thread(self._store.write_certificate, chain.encoded)
+        await self._store.files.threads.run(self._store.write_certificate, chain.encoded)
         self.chain = chain
         self._plan()
         log.info("certificate.renewed", issuer=chain.leaf.issuer)

@@ -7,7 +7,6 @@ that it is a member like anybody else. A damaged one is set aside and rebuilt.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from typing import Any
 
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import ADDR_CHARS_MAX, Multiaddr
+from wetware.base.threads import Threads
 from wetware.errors import InvalidArgument
 from wetware.identity import PEER_ID_CHARS_MAX, PeerId, replace_private_file
 
@@ -88,6 +88,7 @@ class PeerStore:
         self._path, self._unix_ms, self._peers_max = path, unix_ms, peers_max
         self._peers: dict[PeerId, KnownPeer] = {}  # the one not seen for longest first
         self._unwritable = False
+        self._threads = Threads()
         self.dirty = False
 
     # --- the file ---------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ class PeerStore:
         self.dirty = False
         try:
             # An fsync can take a while; nobody else writes this file meanwhile.
-            await asyncio.to_thread(self._write, self._encoded())
+            await self._threads.run(self._write, self._encoded())
         except BaseException:
             self.dirty = True
             raise

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,21 @@ async def test_a_restart_knows_the_peers_and_their_order(tmp_path: Path) -> None
     assert again.addrs(peer_id()) == ()
     assert not again.dirty
     assert stat.S_IMODE((tmp_path / "peers.json").stat().st_mode) == 0o600
+
+
+async def test_writing_does_not_wait_for_names_that_nobody_answers_for(tmp_path: Path) -> None:
+    loop, small, answered = asyncio.get_running_loop(), ThreadPoolExecutor(1), threading.Event()
+    loop.set_default_executor(small)  # asyncio looks up host names in it
+    lookup = loop.run_in_executor(None, answered.wait, 20)
+    store = store_at(tmp_path)
+    store.named(peer_id(), [addr(1)])
+    try:
+        async with asyncio.timeout(10):
+            await store.save()
+    finally:
+        answered.set()
+        await lookup
+    assert len(store_at(tmp_path).peers()) == 1
 
 
 def test_what_is_named_now_comes_before_what_worked_once(tmp_path: Path) -> None:
