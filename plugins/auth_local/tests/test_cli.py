@@ -239,7 +239,7 @@ def test_a_proposal_is_shown_asked_about_and_signed_once(operate: Any) -> None:
     store.proposal = PROPOSAL
     asked = operate(store, "role", "accept", "blob")
     assert "reader gets Blob.get of blob" in asked.output
-    assert "member gets * of blob" in asked.output
+    assert "member gets * (every method) of blob" in asked.output
     assert asked.exception.code == "invalid.unconfirmed"
     assert store.policy is FIRST
 
@@ -277,6 +277,23 @@ def test_what_is_signed_is_what_was_shown(operate: Any, monkeypatch: pytest.Monk
     assert operate(store, "role", "accept", "blob").exit_code == 0
     assert store.policy.version == 3
     assert store.policy.roles["own"] == {"sync": {"*"}}
+    assert store.policy.roles["member"] == {"blob": {"*"}}
+
+
+def test_another_nodes_proposal_is_not_signed_unread(
+    operate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry node that lies would write the cluster's roles."""
+    store = Store(FIRST)
+    store.proposal = PROPOSAL
+    monkeypatch.setitem(cli.options.given, "node", "hub")
+    refused = operate(store, "role", "accept", "blob", "--yes")
+    assert "member gets * (every method) of blob" in refused.output
+    assert refused.exception.code == "invalid.unconfirmed"
+    assert "not this machine's" in str(refused.exception)
+    assert store.policy is FIRST
+    monkeypatch.setattr(cli, "confirm", lambda question, *, yes: None)  # somebody has read it
+    assert operate(store, "role", "accept", "blob").exit_code == 0
     assert store.policy.roles["member"] == {"blob": {"*"}}
 
 

@@ -373,8 +373,9 @@ def role_accept(
     """Give the roles reader, member and admin what a service of the node proposes for them.
 
     Until then a service that was installed after the cluster was founded is for admins alone.
-    What is proposed is shown and asked about; what a role has already it keeps. Where the roles are
-    in each node's configuration, prints what to write there.
+    What is proposed is shown and asked about; what a role has already it keeps. --yes is for this
+    machine's node: what another one proposes is signed only once somebody has read it. Where the
+    roles are in each node's configuration, prints what to write there.
     """
     from wetware_auth_local.policy import ADMIN, MEMBER, READER
 
@@ -397,7 +398,14 @@ def role_accept(
     changed, lacking = policy.accept(service, proposal), policy.lacking(service, proposal)
     if lacking:
         for role, patterns in sorted(lacking.items()):
-            note(f"{role} gets {' '.join(sorted(patterns))} of {service}")
+            every = " (every method)" if "*" in patterns else ""
+            note(f"{role} gets {' '.join(sorted(patterns))}{every} of {service}")
+        if yes and options.node is not None:  # who lies there would write the roles of the cluster
+            raise InvalidArgument(
+                "--yes would sign this on the word of a node that is not this machine's",
+                hint="run it without --yes at a terminal, or at the service's node with --yes",
+                code="invalid.unconfirmed",
+            )
         confirm(f"Sign that into the policy, as version {changed.version}?", yes=yes)
         changed, _ = _change(lambda now: now.accept(service, lacking), operator_key)
     if json:
