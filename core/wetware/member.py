@@ -30,6 +30,7 @@ class Member:
         memory_bytes: Resident set size of the node.
         rtt_s: Round trip from the node that was asked; 0 if it has not measured one.
         connected: Whether the node that was asked has a connection to it.
+        via: The peer ID of the member that carries that connection; "" where it is direct.
         is_self: Whether it is the node that was asked.
         trouble: What is wrong with it, e.g. its clock, as the node that was asked sees it, or "".
         record: What it signed, where that was asked for; see `wetware.overlay.membership.proof`.
@@ -50,6 +51,7 @@ class Member:
     memory_bytes: int = 0
     rtt_s: float = 0.0
     connected: bool = False
+    via: str = ""
     is_self: bool = False
     trouble: str = ""
     record: bytes = field(default=b"", repr=False)
@@ -72,6 +74,7 @@ class Member:
             "memory_bytes": self.memory_bytes,
             "rtt_s": self.rtt_s,
             "connected": self.connected,
+            "via": self.via,
             "self": self.is_self,
             "trouble": self.trouble,
         }

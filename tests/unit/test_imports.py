@@ -26,7 +26,8 @@ LAYERS = (
     "errors identity member base",
     "rpc",
     "overlay.link",
-    "overlay.frames overlay.exchange overlay.peers overlay.rpc_pipe overlay.tunnel",
+    "overlay.frames overlay.exchange overlay.peers overlay.rpc_pipe overlay.tunnel"
+    " overlay.relay overlay.punching",
     "overlay.libp2p overlay.admission",
     "overlay.membership",
     "broker",

@@ -1,7 +1,9 @@
-"""The addresses that wetware listens on and dials: `/ip4/HOST/tcp/PORT[/p2p/PEER]`.
+"""The addresses that wetware listens on and dials.
 
-A small strict parser for TCP multiaddrs. The general library costs 60 ms of import in every client
-command, and its errors do not say what to write instead. Source: https://multiformats.io/multiaddr/
+`/ip4/HOST/tcp/PORT[/p2p/PEER]`, and through another peer that carries the bytes:
+`/ip4/HOST/tcp/PORT/p2p/RELAY/p2p-circuit[/p2p/PEER]`. A small strict parser: the general library
+costs 60 ms of import in every client command, and its errors do not say what to write instead.
+Source: https://multiformats.io/multiaddr/
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ class Multiaddr:
         host: An address literal or a host name, as `kind` says.
         port: 0 to 65535; 0 only for listening.
         peer: The peer ID expected at the address, or None.
+        relay: Who is there instead and carries the bytes to `peer`, or None.
     """
 
     kind: str
     host: str
     port: int
     peer: PeerId | None = None
+    relay: PeerId | None = None
 
     @classmethod
     def parse(cls, text: str) -> Multiaddr:
@@ -41,7 +45,7 @@ class Multiaddr:
         if len(text) > ADDR_CHARS_MAX:
             raise _bad(text[:40] + "…", f"longer than {ADDR_CHARS_MAX} characters")
         parts = text.split("/")
-        if parts[0] != "" or len(parts) not in (5, 7):
+        if parts[0] != "" or len(parts) not in (5, 7, 8, 10):
             raise _bad(text, "not of the form /ip4/HOST/tcp/PORT[/p2p/PEER]")
         _, kind, host, transport, port_text, *rest = parts
         if kind in ("ip4", "ip6"):
@@ -60,16 +64,36 @@ class Multiaddr:
             raise _bad(text, f"transport {transport!r} is not supported, only tcp")
         if not _is_port(port_text):
             raise _bad(text, f"{port_text!r} is not a port (0 to 65535)")
-        peer = None
+        peer = relay = None
         if rest:
-            if rest[0] != "p2p":
-                raise _bad(text, f"{rest[0]!r} is not supported after the port, only p2p")
-            peer = PeerId.parse(rest[1])
-        return cls(kind, host, int(port_text), peer)
+            peer, rest = _peer(text, rest)
+        if rest:
+            if rest[0] != "p2p-circuit":
+                raise _bad(text, f"{rest[0]!r} is not supported after a peer, only p2p-circuit")
+            relay, peer = peer, None
+            if len(rest) > 1:
+                peer, rest = _peer(text, rest[1:])
+        return cls(kind, host, int(port_text), peer, relay)
 
     def with_peer(self, peer: PeerId | None) -> Multiaddr:
         """The same address, with `peer` expected there."""
         return replace(self, peer=peer)
+
+    def through(self, peer: PeerId | None = None) -> Multiaddr:
+        """The address of `peer` that the peer at this one carries the bytes to."""
+        return replace(self, peer=peer, relay=self.peer)
+
+    @property
+    def carrier(self) -> Multiaddr:
+        """The address of the relay itself."""
+        return replace(self, peer=self.relay, relay=None)
+
+    @property
+    def is_global(self) -> bool:
+        """Whether the internet can dial the peer itself there, as far as the text tells."""
+        if self.relay is not None or self.kind.startswith("dns"):
+            return False
+        return ipaddress.ip_address(self.host).is_global
 
     @property
     def is_loopback(self) -> bool:
@@ -79,8 +103,17 @@ class Multiaddr:
         return ipaddress.ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
-        base = f"/{self.kind}/{self.host}/tcp/{self.port}"
-        return f"{base}/p2p/{self.peer}" if self.peer else base
+        text = f"/{self.kind}/{self.host}/tcp/{self.port}"
+        if self.relay:
+            text += f"/p2p/{self.relay}/p2p-circuit"
+        return f"{text}/p2p/{self.peer}" if self.peer else text
+
+
+def _peer(text: str, parts: list[str]) -> tuple[PeerId, list[str]]:
+    """The peer that `parts` begin with, and what follows."""
+    if parts[0] != "p2p":
+        raise _bad(text, f"{parts[0]!r} is not supported there, only p2p")
+    return PeerId.parse(parts[1]), parts[2:]
 
 
 def _is_port(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +28,7 @@ from wetware.errors import EXIT_UNREACHABLE, InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
     from wetware.client import Session
+    from wetware.identity import PeerId
     from wetware.member import Member
 
 Labels = Annotated[
@@ -103,6 +104,7 @@ async def _watch(session: Session, selector: str, json: bool) -> None:
 def _rows(members: Sequence[Member], wide: bool) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     from wetware.base.finding import size, span
 
+    names = {m.peer_id: m.name for m in members}
     columns: dict[str, Callable[[Member], str]] = {
         "name": lambda m: (m.name or "-") + (" *" if m.is_self else ""),
         "state": lambda m: m.state,
@@ -111,6 +113,7 @@ def _rows(members: Sequence[Member], wide: bool) -> tuple[tuple[str, ...], list[
         "address": lambda m: " ".join(
             addr.partition("/p2p/")[0] for addr in (m.addrs if wide else m.addrs[:1])
         ),
+        "path": lambda m: _path(m, names),
         "rtt": lambda m: f"{m.rtt_s * 1000:.1f} ms" if m.rtt_s else "",
         "load": lambda m: f"{m.load:.2f}",
         "labels": lambda m: " ".join(f"{k}={v}" for k, v in sorted(m.labels.items())),
@@ -123,6 +126,16 @@ def _rows(members: Sequence[Member], wide: bool) -> tuple[tuple[str, ...], list[
         columns["memory"] = lambda m: size(m.memory_bytes)
         columns["incarnation"] = lambda m: str(m.incarnation)
     return tuple(columns), [tuple(cell(m) or "-" for cell in columns.values()) for m in members]
+
+
+def _path(member: Member, names: Mapping[PeerId, str]) -> str:
+    """How the node that was asked reaches it."""
+    from wetware.identity import PeerId
+
+    if member.via:
+        via = PeerId(member.via)
+        return f"via {names.get(via) or via.short}"
+    return "direct" if member.connected else ""
 
 
 # --- ping -----------------------------------------------------------------------------------------
@@ -140,10 +153,12 @@ def ping_command(
 ) -> None:
     """Measure the round trip from this machine's node to another one."""
     rtts: list[float | None] = []  # None: it was lost
+    path = ""
 
     async def work(session: Session) -> None:
         import asyncio
 
+        nonlocal path
         member = await session.cluster.one(node)
         if not json:
             note(f"from {session.identity.node[-8:]} to {member.name} {member.peer_id}")
@@ -160,6 +175,9 @@ def ping_command(
                 said = f"{rtt * 1000:.2f} ms"
             if not json:
                 out(f"{len(rtts)}: {said}")
+        members = await session.cluster.list()
+        names = {each.peer_id: each.name for each in members}
+        path = next((_path(m, names) for m in members if m.peer_id == member.peer_id), "")
 
     try:
         run_client(work)
@@ -170,12 +188,13 @@ def ping_command(
     stats = {"min": came[0], "p50": came[len(came) // 2], "max": came[-1]} if came else {}
     if json:
         out_json(
-            {"sent": len(rtts), "lost": len(rtts) - len(came)}
+            {"sent": len(rtts), "lost": len(rtts) - len(came), "path": path}
             | {f"{name}_s": stats.get(name) for name in ("min", "p50", "max")}
         )
     else:
-        times = "".join(f", {name} {rtt * 1000:.2f} ms" for name, rtt in stats.items())
-        note(f"{len(rtts)} sent, {len(rtts) - len(came)} lost{times}")
+        times = [f"{name} {rtt * 1000:.2f} ms" for name, rtt in stats.items()]
+        said = (f"{len(rtts)} sent", f"{len(rtts) - len(came)} lost", *times, path)
+        note(", ".join(filter(None, said)))
     if not came:
         raise SystemExit(EXIT_UNREACHABLE)
 

@@ -241,6 +241,7 @@ def _member(fields: Mapping[str, Any], founding: bytes = b"") -> Member:
         int(fields["memory_bytes"]),
         float(fields["rtt_s"]),
         bool(fields["connected"]),
+        str(fields["via"]),
         bool(fields["self"]),
         str(fields["trouble"]),
         fields.get("record", b""),

@@ -36,8 +36,8 @@ _LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}=[^,=\s!][^,=\n\t!]{0,127}
 
 def _check_listen(values: tuple[Multiaddr, ...]) -> None:
     for addr in values:
-        if addr.peer is not None:
-            raise InvalidArgument(f"{addr}: an address to listen on does not end in /p2p/…")
+        if addr.peer is not None or addr.relay is not None:
+            raise InvalidArgument(f"{addr}: an address to listen on has no /p2p/…")
 
 
 def _check_announce(values: tuple[Multiaddr, ...]) -> None:
@@ -150,6 +150,11 @@ class NodeConfig:
         "Protocol IDs of class `open` that peers who are no members may use, too: e.g. Bitswap, "
         "for the IPFS network. Empty: none.",
         check=_check_protocols,
+    )
+    relay: bool = setting(
+        True,
+        "Whether this node carries connections of members that cannot dial each other, and those "
+        "of strangers to members that asked it to, within bounds. It sees ciphertext alone.",
     )
     libp2p: bool = setting(
         True,

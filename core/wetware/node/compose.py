@@ -69,6 +69,7 @@ from wetware.overlay.link import LinkHost, Stream, check_free
 from wetware.overlay.membership.config import MembershipConfig
 from wetware.overlay.membership.service import Membership
 from wetware.overlay.membership.swim import middle
+from wetware.overlay.relay import Relay
 from wetware.overlay.rpc_pipe import RpcPipe
 
 if TYPE_CHECKING:
@@ -273,6 +274,8 @@ class Node(Parts):
         log.info("grants.restored", shares=shares)
         self.introductions.start()
         stack.push_async_callback(self.introductions.aclose)
+        relay = Relay(self.host, is_member=self.admission.is_member, enabled=self.config.node.relay)
+        stack.callback(relay.start())
         judge_clock(self.membership, self.broker)  # before anybody is served
         self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
         await self.host.listen(listen)
@@ -334,7 +337,7 @@ class Node(Parts):
     def _describe(self) -> dict[str, Any]:
         """What the membership says of this node; asked again and again."""
         return {
-            "addrs": tuple(map(str, self.addrs)),
+            "addrs": self.direct_addrs,
             "host": socket.gethostname(),
             "name": self.name,
             "labels": dict(text.split("=", 1) for text in self.config.node.labels),
@@ -368,7 +371,6 @@ class Node(Parts):
                 admission=self.admission,
                 membership=self.membership,
                 audit=self.audit,
-                accept_pipe=self.host.accept_pipe,
                 check=partial(check_node, self),
                 limits=self.config.login,
                 closed=bool(self.try_out),
@@ -383,7 +385,7 @@ class Node(Parts):
     async def _gate(self, stream: Stream) -> None:
         """One client over the network: a stranger with little room until the broker trusts it."""
         connection, login = stream.connection, self.config.login
-        address = connection.remote.host
+        address = connection.address
         try:
             with self.broker.gate_slot(connection, address):
                 await rpc.serve(

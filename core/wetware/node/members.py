@@ -86,7 +86,8 @@ class Members:
             known.record.describe(state=known.state.value, labels=known.labels),
             since_s=max(0.0, self._clock.monotonic() - known.since),
             rtt_s=known.rtt_s or 0.0,
-            connected=self._connected(known.peer),
+            connected=(connection := self._host.connection(known.peer)) is not None,
+            via=connection.remote.relay or "" if connection is not None else "",
             is_self=known.peer == self._host.peer_id,
             trouble=self._trouble(known),
         )

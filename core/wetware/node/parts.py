@@ -89,7 +89,13 @@ class Parts:
         )
 
     @property
-    def addrs(self) -> tuple[Multiaddr, ...]:
-        """Where this node can be dialled, with its peer ID: first as it is told to announce."""
+    def direct_addrs(self) -> tuple[Multiaddr, ...]:
+        """Where this node itself can be dialled: first as it is told to announce."""
         announced = (addr.with_peer(self.key.peer_id) for addr in self.config.node.announce)
         return tuple(dict.fromkeys((*announced, *self.own_addrs)))[:ADDRS_MAX]
+
+    @property
+    def addrs(self) -> tuple[Multiaddr, ...]:
+        """Where it can be reached; last through which relays."""
+        relayed = self.membership.reservations.addrs
+        return (*self.direct_addrs[: ADDRS_MAX - len(relayed)], *relayed)

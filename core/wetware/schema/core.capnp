@@ -412,6 +412,8 @@ struct Member {
   # `list` with `signed`, and not of a foreign peer.
   trouble @16 :Text;
   # What is wrong with it, as the node that was asked sees it, e.g. that its clock is; "" if nothing.
+  via @17 :Text;
+  # Who carries the connection of the node that was asked; "" where that is direct, or there is none.
 }
 
 struct TicketInfo {

@@ -2,7 +2,8 @@
 
 As in every GossipSub implementation a stream carries RPCs one way: each side speaks on the stream
 that it opened. A peer that cannot keep up, or breaks the protocol, loses its stream; it starts
-again with a greeting, and nobody else waits for it.
+again with a greeting, and nobody else waits for it. Where a better connection comes up the stream
+moves there: what was said on the old one is heard first, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _READ_BYTES = 64 << 10
 _SLICE_S = 0.005  # received messages are checked for so long before others get the loop
 _REOPEN_S_MIN, _REOPEN_S_MAX = 0.05, 10.0
 _REOPEN_BEHIND_S = 1.0  # for a peer that did not keep up: let it breathe
+_MOVE_S_MAX = 5.0  # for what is on its way on a stream that its peer has moved from
 _EPOCH_FILE = "epoch"
 
 
@@ -116,6 +118,7 @@ class Gossip:
         self._wakes: dict[PeerId, asyncio.Event] = {}
         self._speakers: dict[PeerId, asyncio.Task[None]] = {}
         self._inbound: dict[PeerId, Stream] = {}
+        self._ends: dict[Stream, asyncio.Future[bool]] = {}  # done when one was read to its end
         self._room = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -131,6 +134,8 @@ class Gossip:
             while True:
                 await asyncio.sleep(self._config.heartbeat_s)
                 self.router.heartbeat()
+                for peer in self._wakes:
+                    self._wake(peer)  # to see whether there is a better connection
 
     def _hang_up(self) -> None:
         for stream in list(self._inbound.values()):
@@ -194,7 +199,13 @@ class Gossip:
             stream = None
             try:
                 stream = await self._overlay.open_stream(peer, *PROTOCOLS)
-                await self._write(peer, stream, wake)
+                self.router.stream_opened(
+                    peer, stream.protocol, outbound=stream.connection.initiator
+                )
+                while await self._write(peer, stream, wake):
+                    old, stream = stream, await self._overlay.open_stream(peer, *PROTOCOLS)
+                    old.finish()
+                    self.router.greet(peer)  # should the peer have lost the old one
                 pause_s = _REOPEN_S_MIN
             except _FellBehind as exc:
                 self._log.warning("peer.fell_behind", peer=peer, reason=exc)
@@ -212,17 +223,16 @@ class Gossip:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # only a pause
             pause_s = min(2 * pause_s, _REOPEN_S_MAX)
 
-    async def _write(self, peer: PeerId, stream: Stream, wake: asyncio.Event) -> None:
-        connection = getattr(stream, "connection", None)
-        self.router.stream_opened(
-            peer, stream.protocol, outbound=bool(connection and connection.initiator)
-        )
+    async def _write(self, peer: PeerId, stream: Stream, wake: asyncio.Event) -> bool:
+        """Send until the stream ends; True, and it is whole, where it is to move elsewhere."""
         opened = self.router.generation(peer)
         watch = asyncio.create_task(self._watch(stream, wake))
         try:
             while not watch.done():
                 if self.router.generation(peer) != opened:
                     raise _FellBehind("its queue is full")
+                if stream.connection.superseded:
+                    return True
                 if data := self.router.take(peer):
                     async with asyncio.timeout(self._config.stall_s):
                         await stream.write(data)
@@ -232,6 +242,8 @@ class Gossip:
                     await wake.wait()
         except TimeoutError:
             raise _FellBehind(f"it took nothing for {self._config.stall_s:g} s") from None
+        else:
+            return False
         finally:
             watch.cancel()
             await asyncio.wait([watch])
@@ -251,22 +263,36 @@ class Gossip:
 
     async def _listen(self, stream: Stream) -> None:
         peer = stream.peer
+        goes_on = await self._follow(stream)
         if (previous := self._inbound.get(peer)) is not None:
             previous.reset()
         self._inbound[peer] = stream
-        self.router.inbound_opened(peer)
+        end = self._ends[stream] = asyncio.get_running_loop().create_future()
+        if not goes_on:
+            self.router.inbound_opened(peer)
         try:
             await self._read(peer, stream)
+            end.set_result(True)
         except Malformed as exc:
             self._log.warning("frame.malformed", peer=peer, reason=exc)
             stream.reset()
         except WetwareError as exc:
             self._log.debug("stream.ended", peer=peer, reason=exc)
         finally:
+            end.cancel()
+            del self._ends[stream]
             if self._inbound.get(peer) is stream:
                 del self._inbound[peer]
                 if peer not in self._speakers:
                     self.router.peer_down(peer)
+
+    async def _follow(self, stream: Stream) -> bool:
+        """Hear the peer's earlier stream to its end, if it has moved; whether it came to one."""
+        previous = self._inbound.get(stream.peer)
+        if previous is None or previous.connection is stream.connection:
+            return False
+        done, _ = await asyncio.wait([self._ends[previous]], timeout=_MOVE_S_MAX)
+        return any(not end.cancelled() for end in done)
 
     async def _read(self, peer: PeerId, stream: Stream) -> None:
         reader = FrameReader(self.router.limits)

@@ -414,8 +414,7 @@ class Router:
         state.protocol, state.outbound = protocol, outbound
         state.generation += 1
         state.outbox.clear()
-        for topic in self._mesh:
-            self._announce(peer, state, topic, True)
+        self.greet(peer)
         for topic in state.topics:
             self._heard_by(topic, peer)
             self._graft_if_low(topic, peer)
@@ -428,6 +427,12 @@ class Router:
         others = (self._peers[p] for p in self._by_topic[topic] if p != peer)
         if all(other.protocol is None for other in others):
             self._sequencer.begin_anew(topic)
+
+    def greet(self, peer: PeerId) -> None:
+        """Tell the peer all our subscriptions."""
+        state = self._peers[peer]
+        for topic in self._mesh:
+            self._announce(peer, state, topic, True)
 
     def stream_closed(self, peer: PeerId) -> None:
         """The stream to the peer is gone: it gets nothing until there is another."""

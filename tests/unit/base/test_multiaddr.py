@@ -14,6 +14,7 @@ from wetware.errors import InvalidArgument
 from wetware.identity import Key
 
 PEER = Key.from_seed(bytes(32)).peer_id
+OTHER = Key.from_seed(bytes([1]) * 32).peer_id
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,8 @@ PEER = Key.from_seed(bytes(32)).peer_id
         "/dns6/_db.example.org./tcp/1",
         f"/dns/{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 61}/tcp/1",
         f"/ip4/192.0.2.1/tcp/4001/p2p/{PEER}",
+        f"/ip4/192.0.2.1/tcp/4001/p2p/{PEER}/p2p-circuit",
+        f"/dns/hub.example/tcp/4001/p2p/{PEER}/p2p-circuit/p2p/{OTHER}",
     ],
 )
 def test_round_trip(text: str) -> None:
@@ -58,6 +61,10 @@ def test_round_trip(text: str) -> None:
         ("/dns4/ec2-203-0-113-25.compute-1.amazonaws.com:4001/tcp/4001", "is not a host name"),
         ("/ip4/127.0.0.1/tcp/1/ws/x", "only p2p"),
         ("/ip4/127.0.0.1/tcp/1/p2p/nonsense", "bad peer ID"),
+        (f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}/p2p-circuits", "only p2p-circuit"),
+        (f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}/p2p-circuit/p2p/x", "bad peer ID"),
+        (f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}/p2p-circuit/tcp/{PEER}", "only p2p"),
+        (f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}/p2p-circuit/p2p", "not of the form"),
         ("/" * 1000, "longer than"),
     ],
 )
@@ -94,3 +101,13 @@ def test_every_ip_address_parses(host: str, port: int) -> None:
     kind = "ip6" if ":" in host else "ip4"
     parsed = Multiaddr.parse(f"/{kind}/{host}/tcp/{port}")
     assert (parsed.kind, parsed.host, parsed.port) == (kind, host, port)
+
+
+def test_an_address_through_a_relay() -> None:
+    hub = Multiaddr("ip4", "8.8.8.8", 4001, PEER)
+    there = hub.through(OTHER)
+    assert (there.peer, there.relay) == (OTHER, PEER)
+    assert there.carrier == hub
+    assert hub.is_global
+    assert not there.is_global  # the relay is, not the peer
+    assert there.with_peer(None) == hub.through()

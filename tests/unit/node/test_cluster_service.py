@@ -44,7 +44,7 @@ def member(n: int) -> Member:
 
 def service_with(overlay: FakeOverlay, **ports: Any) -> ClusterService:
     """With the parts that a test is about."""
-    names = ("admission", "membership", "audit", "accept_pipe", "check", "limits")
+    names = ("admission", "membership", "audit", "check", "limits")
     ctx: Any = types.SimpleNamespace(
         overlay=overlay, members=overlay.members, watch_members=overlay.watch_members
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wetware.member import Member
 
 KEYS = [Key.from_seed(bytes([n]) * 32) for n in range(3)]
+REMOTE = SimpleNamespace(remote=SimpleNamespace(relay=None))
 OWN, FOREIGN = KEYS[0].peer_id, Key.from_seed(b"f" * 32).peer_id
 
 
@@ -62,7 +63,7 @@ class Cluster:
         chain = SimpleNamespace(labels={"zone": "far"})
         admission: Any = SimpleNamespace(members=Admitted(), chain=lambda peer: chain)
         host: Any = SimpleNamespace(
-            peer_id=OWN, connection=lambda peer: peer == KEYS[1].peer_id or None
+            peer_id=OWN, connection=lambda peer: REMOTE if peer == KEYS[1].peer_id else None
         )
         clock: Any = SimpleNamespace(monotonic=lambda: 100.0)
         membership: Any = SimpleNamespace(
@@ -107,6 +108,7 @@ def test_nodes_and_foreign_peers_that_match_are_listed() -> None:
         "memory_bytes": 10,
         "rtt_s": 0.25,
         "connected": True,
+        "via": "",
         "self": False,
         "trouble": "",
     }

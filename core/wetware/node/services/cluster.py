@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 
 from wetware import rpc
-from wetware.base.access import Access
 from wetware.base.bounds import Claim, Places
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from wetware.hookspecs import PluginContext
     from wetware.member import Member
     from wetware.overlay.admission.decision import Admission
-    from wetware.overlay.link import Connection, Pipe, Stream
+    from wetware.overlay.link import Stream
     from wetware.overlay.membership.service import Membership
 
 log = get_logger("cluster")
@@ -71,7 +70,6 @@ class ClusterService(Service):
         admission: Lets nodes in, and puts them out.
         membership: Reaches members.
         audit: Where it is recorded who ordered what.
-        accept_pipe: See `LinkHost.accept_pipe`.
         check: What the node finds when it looks at itself.
         limits: Of tunnels.
         closed: Whether nobody may join, as the node tries out its auth backend.
@@ -102,41 +100,30 @@ class ClusterService(Service):
         admission: Admission,
         membership: Membership,
         audit: Records,
-        accept_pipe: Callable[[Pipe, Multiaddr], Connection],
         check: Callable[[], Awaitable[Iterable[Finding]]],
         limits: LoginLimits,
         closed: bool,
     ) -> None:
         self.ctx, self.admission, self.membership, self.audit = ctx, admission, membership, audit
         self.limits, self.closed = limits, closed
-        self._accept_pipe, self.check = accept_pipe, check
+        self.check = check
         self._watches: set[rpc.Pump] = set()
         self._tunnels = Places()
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
-        end = self.ctx.overlay.handle(TUNNEL_PROTOCOL, self._carried, access=Access.MEMBER)
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 task_status.started()
                 await anyio.sleep_forever()
         finally:
             self._tasks = None
-            end()
             for watch in tuple(self._watches):
                 watch.end(stopping())
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return ClusterServant(self, principal)
-
-    async def _carried(self, stream: Stream) -> None:
-        """The far end of a tunnel: what comes out of it is a connection like one from the network.
-
-        Its address is the carrier's, so that the limits for strangers count per carrier.
-        """
-        connection = self._accept_pipe(stream, stream.connection.remote)
-        await connection.wait_closed()
 
     # --- watches ----------------------------------------------------------------------------------
 

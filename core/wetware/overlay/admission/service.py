@@ -63,7 +63,7 @@ _ENDED: Final = ("admission.void", "admission.expired")
 
 
 def _address(stream: Stream) -> str:
-    return address_key(stream.connection.remote.host)
+    return address_key(stream.connection.address)
 
 
 class _Link:
@@ -450,7 +450,7 @@ class Introductions:
             log.warning(
                 event,
                 peer=stream.peer,
-                address=stream.connection.remote.host,
+                address=stream.connection.address,
                 protocol=stream.protocol,
                 **fields,
                 unlogged=unlogged,

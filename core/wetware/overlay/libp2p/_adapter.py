@@ -213,8 +213,8 @@ class GuestConn(IMuxedConn):
         return [LibAddr(str(self.link_conn.remote.with_peer(None)))]
 
     def get_connection_type(self) -> ConnectionType:
-        """Always direct: the link does not relay."""
-        return ConnectionType.DIRECT
+        relayed = self.link_conn.tunnelled
+        return ConnectionType.RELAYED if relayed else ConnectionType.DIRECT
 
     async def start(self) -> None:
         """Run until the connection is over; libp2p runs this as a task."""

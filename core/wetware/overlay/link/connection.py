@@ -82,6 +82,10 @@ class ConnectionOwner(Protocol):
         """The connection, established or not, has ended. Called once."""
         ...
 
+    def connection(self, peer: PeerId) -> Connection | None:
+        """The one that new streams to a peer use."""
+        ...
+
     def inbound(self, stream: Stream) -> None:
         """The peer opened a stream."""
         ...
@@ -173,6 +177,11 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
         return max(self.opened_at, self._session.used_at)
 
     @property
+    def superseded(self) -> bool:
+        best = self._owner.connection(self.peer) if self.tunnelled else None
+        return best is not None and not best.tunnelled
+
+    @property
     def accepts_streams(self) -> bool:
         return self.established and not (self.closed or self._session.remote_gone)
 
@@ -235,7 +244,11 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
         self._transport = transport  # asyncio has set TCP_NODELAY
         transport.set_write_buffer_limits(high=_WAITING_BYTES, low=_WAITING_BYTES)
         self._limit_notsent(transport)
-        self.remote = self._carrier or socket_multiaddr(transport.get_extra_info("peername"))
+        self.remote = (
+            self._carrier.through()
+            if self._carrier is not None
+            else socket_multiaddr(transport.get_extra_info("peername"))
+        )
         self.local = socket_multiaddr(transport.get_extra_info("sockname"))
         if self.closed:
             transport.abort()

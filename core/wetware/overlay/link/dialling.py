@@ -1,4 +1,8 @@
-"""Dialling: several addresses at once, one attempt for all who ask, or a pipe instead of TCP."""
+"""Dialling: several addresses at once, one attempt for all who ask, or a pipe instead of TCP.
+
+An address with a relay is reached by a connection to that one, which carries the bytes: what was
+dialled authenticates itself at the end of the pipe as it does at the end of a TCP connection.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from wetware.base.log import get_logger
 from wetware.errors import DialError, PeerMismatch, WetwareError
 from wetware.overlay.link.order import in_order
 from wetware.overlay.link.pipe import Pipe, PipeTransport
+from wetware.overlay.link.relaying import ask_to_carry
 from wetware.overlay.link.tcp import FAMILIES, os_reason
 
 if TYPE_CHECKING:
@@ -111,13 +116,19 @@ class Dialler:
             raise DialError("that is this node itself", code="overlay.dial_self")
 
     async def dial(
-        self, addrs: Sequence[Multiaddr], peer: PeerId | None, timeout_s: float | None
+        self,
+        addrs: Sequence[Multiaddr],
+        peer: PeerId | None,
+        timeout_s: float | None = None,
+        *,
+        direct: bool = False,
     ) -> Connection:
         """See `LinkHost.dial`."""
         if peer is None:
             named = {addr.peer for addr in addrs}
             peer = named.pop() if len(named) == 1 else None
-        if peer is not None and (live := self._live(peer)) is not None:
+        live = None if peer is None else self._live(peer)
+        if live is not None and not (direct and live.tunnelled):
             return live
         self._check(peer)
         if not addrs:
@@ -224,6 +235,8 @@ class Dialler:
         expect = peer or addr.peer
         if addr.peer not in (None, expect):
             raise PeerMismatch(f"the address names another peer, {addr.peer}")
+        if addr.relay is not None:
+            return await self._through(addr, expect)
         async with self._places:
             conn = self._begin(expect, None)
             try:
@@ -244,6 +257,14 @@ class Dialler:
             except OSError as exc:
                 raise DialError(os_reason(exc)) from exc
 
+    async def _through(self, addr: Multiaddr, peer: PeerId | None) -> Connection:
+        """The same where the address is a relay's."""
+        if peer is None:
+            raise DialError("the address does not say whom the relay leads to")
+        relay = await self.dial((addr.carrier,), addr.relay)
+        pipe = await ask_to_carry(relay, peer)
+        return await self.connect_pipe(pipe, peer, addr.carrier, None)
+
     async def connect_pipe(
         self, pipe: Pipe, peer: PeerId, remote: Multiaddr, timeout_s: float | None
     ) -> Connection:
@@ -253,9 +274,8 @@ class Dialler:
         except DialError:
             pipe.reset()
             raise
-        carrier = remote.with_peer(None)
-        what = f"cannot reach {peer} through {carrier}"
-        conn = self._begin(peer, carrier)
+        what = f"cannot reach {peer} through {remote}"
+        conn = self._begin(peer, remote)
         PipeTransport(pipe, conn, self._spawn)
         timeout_s = self._limits.dial_s if timeout_s is None else timeout_s
         try:
@@ -268,6 +288,12 @@ class Dialler:
             raise
         except WetwareError as exc:
             raise DialError(f"{what}: {exc}") from exc
+
+    async def adopt(self, sock: socket.socket, conn: NoiseConnection) -> Connection:
+        """See `LinkHost.adopt`."""
+        with _closed_unless_returned(conn):
+            await asyncio.get_running_loop().create_connection(lambda: conn, sock=sock)
+            return await asyncio.shield(conn.ready)
 
 
 @contextlib.contextmanager

@@ -207,14 +207,14 @@ class LinkHost:
     def accept_pipe(self, pipe: Pipe, remote: Multiaddr) -> NoiseConnection:
         """Let a peer connect through `pipe`, which this host then owns.
 
-        The limits of inbound connections hold, and `remote`, the address of whoever carries the
-        bytes, is what they are counted under: a carrier takes no more places than one address does.
-        The peer that is authenticated at the other end is told to watchers as any other.
+        The limits of inbound connections hold, and whoever carries the bytes, the peer in `remote`,
+        is what they are counted under: a carrier takes no more places than one address does. The
+        peer that is authenticated at the other end is told to watchers as any other.
 
         Returns the connection, not established yet: `wait_closed` tells when it is over, also if it
         was turned away. A handler that passes its stream here has to wait for that.
         """
-        conn = self._accepted(remote.with_peer(None))
+        conn = self._accepted(remote)
         PipeTransport(pipe, conn, self.spawn)
         return conn
 
@@ -226,6 +226,7 @@ class LinkHost:
         *,
         peer: PeerId | None = None,
         timeout_s: float | None = None,
+        direct: bool = False,
     ) -> Connection:
         """Connect to a peer, or return a live connection to it.
 
@@ -237,11 +238,12 @@ class LinkHost:
             addrs: Where the peer may be; more than `dial_addrs_max` are not tried.
             peer: Who must answer. Without it, the peer ID in the addresses; without that, anybody.
             timeout_s: For everything; `dial_s` if None.
+            direct: A live connection that somebody carries is not enough.
 
         Raises PeerMismatch if only other peers answered, else DialError, which names every address
         and why it failed.
         """
-        return await self._dialler.dial(addrs, peer, timeout_s)
+        return await self._dialler.dial(addrs, peer, timeout_s, direct=direct)
 
     async def connect_pipe(
         self, pipe: Pipe, peer: PeerId, remote: Multiaddr, *, timeout_s: float | None = None
@@ -259,6 +261,18 @@ class LinkHost:
         Raises PeerMismatch if another peer answered, else DialError.
         """
         return await self._dialler.connect_pipe(pipe, peer, remote, timeout_s)
+
+    async def adopt(self, sock: socket.socket, peer: PeerId, *, initiator: bool) -> Connection:
+        """Run the handshake on a TCP connection that is made already, and whose end is `peer`.
+
+        The socket is this host's then, also if this raises. Raises PeerMismatch, OverlayError.
+        """
+        return await self._dialler.adopt(
+            sock,
+            self._outbound(peer, None)
+            if initiator
+            else NoiseConnection(self, initiator=False, expect=peer),
+        )
 
     def _outbound(self, expect: PeerId | None, carrier: Multiaddr | None) -> NoiseConnection:
         conn = NoiseConnection(self, initiator=True, expect=expect, carrier=carrier)
@@ -312,16 +326,19 @@ class LinkHost:
         for other in mine[:-1]:
             if conn.opened_at - other.opened_at > _CROSSED_S:
                 other.probe(PROBE_S)
-        if len(mine) > 1:
-            asyncio.get_running_loop().call_later(
-                self.limits.duplicate_idle_s, self._close_duplicates, peer
-            )
+        if len(mine) == 2:
+            self._close_duplicates(peer)
 
     def _close_duplicates(self, peer: PeerId) -> None:
-        keep = self.connection(peer)
-        for conn in tuple(self._connections.get(peer, ())):
-            if conn is not keep and not conn.in_use:
+        """Look again and again, while there are two: what is in use ends later."""
+        keep, idle_s = self.connection(peer), self.limits.duplicate_idle_s
+        loop = asyncio.get_running_loop()
+        duplicates = [conn for conn in self._connections.get(peer, ()) if conn is not keep]
+        for conn in duplicates:
+            if not conn.in_use and loop.time() - conn.used_at >= idle_s:
                 conn.close()
+        if duplicates:
+            loop.call_later(idle_s, self._close_duplicates, peer)
 
     def lost(self, conn: NoiseConnection) -> None:
         """Forget a connection that has ended."""
@@ -356,7 +373,7 @@ class LinkHost:
         if (
             conn.initiator
             or self._slots.is_privileged(conn.peer)
-            or self._stranger_opens.take(address_key(conn.remote.host))
+            or self._stranger_opens.take(address_key(conn.address))
         ):
             self._serving.start(stream)
             return

@@ -64,7 +64,7 @@ class Slots:
 
     def book(self, conn: NoiseConnection) -> None:
         """Book a handshake, or raise LimitExceeded."""
-        limits, group, pending = self._limits, address_key(conn.remote.host), self.pending
+        limits, group, pending = self._limits, address_key(conn.address), self.pending
         if pending.total() >= limits.handshakes_max:
             self._evict_handshake(group)
         if (count := pending.total()) >= limits.handshakes_max:

@@ -56,9 +56,8 @@ class Connection(ABC):
 
     Attributes:
         peer: Who is at the other end, proven in the handshake.
-        remote: The peer's address, with its peer ID. That of the carrier if `tunnelled`.
-        tunnelled: Whether somebody else carries its bytes: then `remote` leads to the carrier, not
-            to the peer.
+        remote: The peer's address, with its peer ID; through the relay if `tunnelled`.
+        tunnelled: Whether somebody else carries its bytes.
         local: This end's address.
         initiator: Whether this side dialled.
         channel_binding: 32 bytes, equal at both ends and unique to this connection (the Noise
@@ -122,6 +121,16 @@ class Connection(ABC):
         return stream
 
     @property
+    def address(self) -> str:
+        """Whose it is that limits for strangers count: the peer's address, or the relay's ID."""
+        return self.remote.relay or self.remote.host
+
+    @property
+    def rtt_s(self) -> float:
+        """The shortest round trip measured; infinite before the first."""
+        return self._session.rtt_s
+
+    @property
     def streams(self) -> tuple[Stream, ...]:
         """The open streams, both ways."""
         return tuple(self._session.streams.values())
@@ -131,6 +140,14 @@ class Connection(ABC):
         """Whether a stream is open, either way, or a handler still works for one."""
         session = self._session
         return bool(session.streams_in or session.streams_out)
+
+    @property
+    @abstractmethod
+    def superseded(self) -> bool:
+        """Whether this one is carried and a direct one is there.
+
+        Who keeps a stream on it opens another, which takes that one, and finishes the old stream.
+        """
 
     @property
     @abstractmethod

@@ -162,6 +162,12 @@ class Outlet:
         idle = self._courier.now() - self._used_at > IDLE_S
         if self.stream is None:
             return self.opening or bool(self.frames) or not idle
+        if self.stream.connection.superseded and not self.head:
+            old, self.stream = self.stream, None
+            old.detach()
+            old.finish()  # what was written still arrives
+            self.open()
+            return True
         if self._stalled_at is None:
             self._backoff.reset()
         elif self._courier.now() - self._stalled_at > STALL_S_MAX:

@@ -2,6 +2,8 @@
 
 A small cluster is a full mesh; in a large one each node keeps its neighbours on a ring of hashed
 peer IDs, the same ones from both ends, and dials the others when it has something to say to them.
+A member that is not reached within half a second is reached through others, which carry the bytes;
+then again and again a direct connection is tried, and what was begun over the relay moves there.
 Members that are lost, and those remembered from before a restart, are tried for as long as they are
 remembered: so a partition heals, and a node that comes back needs no bootstrap address. Whoever
 answers has to be introduced (see `wetware.overlay.admission`) before it counts as connected.
@@ -25,6 +27,7 @@ from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import AdmissionRefused, DialError, OverlayError, WetwareError
 from wetware.overlay.peers import PeerDown, PeerUp
+from wetware.overlay.punching import Punching
 
 if TYPE_CHECKING:
     from wetware.base.clock import Clock
@@ -36,6 +39,11 @@ if TYPE_CHECKING:
 
 log = get_logger("membership.reach")
 
+CARRIERS_MAX = 3
+"""Members asked to carry a connection, beside those that the peer itself names."""
+DIRECT_S_MIN, DIRECT_S_MAX = 1.0, 600.0
+"""Pauses between attempts to reach directly who is reached through a relay."""
+DIRECT_DIAL_S = 5.0
 PLAN_S_MIN = 0.02
 """Between two plans: a whole cluster may become known within a turn of the loop."""
 _TEXT_LOGGED = 120
@@ -118,6 +126,7 @@ class _Target:
     due: float
     others_until: float  # until then it is the peer's turn to dial
     backoff: Backoff
+    direct: Backoff  # of tries to do without a relay
     told: bool = False  # whether the log has that it cannot be reached
     up_at: float | None = None
 
@@ -179,6 +188,8 @@ class Reach:
         # must not keep this node from what another finds. They take turns.
         self._found: OrderedDict[str, OrderedDict[PeerId, Multiaddr]] = OrderedDict()
         self._found_busy: set[tuple[str, PeerId]] = set()
+        self._direct_busy: set[PeerId] = set()
+        self._punching = Punching(host, self._observers, self.now)
         self._found_rate = TokenBucket(
             self.limits.found_per_s, self.limits.found_burst, clock.monotonic
         )
@@ -197,6 +208,7 @@ class Reach:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             end_watch = self._introductions.watch(self._peer_changed)
+            end_punching = self._punching.start()
             self.started.set()
             try:
                 while True:
@@ -207,6 +219,7 @@ class Reach:
                             await self._wake.wait()
             finally:
                 end_watch()
+                end_punching()
                 self._tasks = None
                 for attempt in self._attempts.values():
                     if not attempt.done():
@@ -225,6 +238,9 @@ class Reach:
         if target is not None and peer not in self._up:
             target.backoff.reset()
             target.due = min(target.due, self.now() + self._head_start(peer))
+        elif target is not None:
+            target.direct.reset()
+            target.due = self.now()
         self.changed()
 
     def network_changed(self) -> None:
@@ -295,9 +311,11 @@ class Reach:
                 found.pop(peer, None)
             if target is not None:
                 target.up_at, target.told = now, False
+                target.direct.reset()
+                target.due = now + target.direct.pause_s()
             connection = self._host.connection(peer)
             if connection is not None:
-                if connection.initiator:
+                if connection.initiator and not connection.tunnelled:
                     self._store.worked(peer, connection.remote)
                 attempt = self._attempts.get(peer)
                 if attempt is not None and not attempt.done():
@@ -364,7 +382,7 @@ class Reach:
         try:
             if delay_s > 0:
                 await asyncio.wait([attempt], timeout=delay_s)  # set when the peer is up
-            connection = self.connected(peer) or await self._dial(self._store.addrs(peer), peer)
+            connection = self.connected(peer) or await self._dial(self._addrs(peer), peer)
         except WetwareError as exc:
             if not attempt.done():
                 self._failed(peer, exc)
@@ -394,6 +412,52 @@ class Reach:
         if not target.told:
             target.told = True
             log.info("peer.unreachable", peer=peer, again_s=round(pause_s, 1), why=exc)
+
+    def carriers(self) -> dict[PeerId, Connection]:
+        """The members that this node is connected to directly; the shortest round trip first."""
+        found = {
+            peer: connection
+            for peer in self._up
+            if (connection := self._host.connection(peer)) is not None and not connection.tunnelled
+        }
+        return dict(sorted(found.items(), key=lambda item: item[1].rtt_s))
+
+    def _observers(self) -> list[Connection]:
+        """Who can tell how this node is seen: who was dialled at a public address."""
+        dialled = (connection for connection in self.carriers().values() if connection.initiator)
+        return [connection for connection in dialled if connection.remote.is_global]
+
+    def _addrs(self, peer: PeerId) -> list[Multiaddr]:
+        """Where to try to reach a member: directly, and half a second later through others."""
+        known = self._store.addrs(peer)
+        direct = [addr for addr in known if addr.relay is None]
+        named = [addr for addr in known if addr.relay is not None]
+        carriers = [connection for other, connection in self.carriers().items() if other != peer]
+        through = [carrier.remote.through(peer) for carrier in carriers[:CARRIERS_MAX]]
+        by_relay: dict[PeerId | None, Multiaddr] = {}
+        for addr in sorted((*named, *through), key=lambda addr: addr.relay not in self._up):
+            by_relay.setdefault(addr.relay, addr)
+        first, *others = by_relay.values() or [None]
+        return [*direct[:2], *filter(None, [first]), *direct[2:], *filter(None, others)]
+
+    async def _go_direct(self, peer: PeerId, target: _Target) -> None:
+        """Try to reach without a relay who is reached through one."""
+        addrs = [addr for addr in self._store.addrs(peer) if addr.relay is None]
+        try:
+            relayed = self.connected(peer)
+            if relayed is not None and self._host.peer_id < peer:
+                try:
+                    await self._punching.punch(relayed)
+                except WetwareError as exc:
+                    log.debug("peer.not_punched", peer=peer, why=exc)
+            await self._host.dial(addrs, peer=peer, timeout_s=DIRECT_DIAL_S, direct=True)
+            log.info("peer.direct", peer=peer)
+        except WetwareError as exc:
+            log.debug("peer.not_direct", peer=peer, why=exc)
+        finally:
+            target.due = self.now() + target.direct.pause_s()
+            self._direct_busy.discard(peer)
+            self._wake.set()
 
     async def _dial(self, addrs: Sequence[Multiaddr], peer: PeerId | None) -> Connection:
         """Dial and wait until the peer is introduced; a connection in vain is closed again."""
@@ -472,7 +536,8 @@ class Reach:
             if peer not in self._targets:
                 # Whoever is remembered from before a restart does not know that this node is back.
                 due = now if peer in lost else now + self._head_start(peer)
-                target = self._targets[peer] = _Target(due, due, self._backoff())
+                direct = Backoff(DIRECT_S_MIN, DIRECT_S_MAX, self.rng)
+                target = self._targets[peer] = _Target(due, due, self._backoff(), direct)
                 if peer in self._up:
                     target.up_at = now
 
@@ -489,6 +554,7 @@ class Reach:
         if now >= self._prune_at:
             self._prune()
             self._prune_at = now + self._config.redial_s_max
+        soonest = min(soonest, self._step_direct(now))
         waiting = sorted(
             (target.due, peer)
             for peer, target in self._targets.items()
@@ -505,7 +571,7 @@ class Reach:
                 if lost_dials >= max(1, self._config.dials_max // 2):
                     continue  # whoever does not answer must not be in the way of the living
                 lost_dials += 1
-            if self._store.addrs(peer):
+            if self._addrs(peer):
                 self._start(peer)
             else:  # known by name only: gossip or a discovery may tell
                 target = self._targets[peer]
@@ -527,6 +593,21 @@ class Reach:
             if (source, peer) not in self._found_busy:
                 self._found_busy.add((source, peer))
                 self.spawn(self._try(peer, addr, source), f"found {peer.short}")
+        return soonest
+
+    def _step_direct(self, now: float) -> float:
+        """Start what is due for peers that are reached through a relay; when to look again."""
+        soonest = now + self._config.redial_s_max
+        for peer, target in self._targets.items():
+            connection = self.connected(peer)
+            if connection is None or not connection.tunnelled or peer in self._direct_busy:
+                continue
+            if target.due > now:
+                soonest = min(soonest, target.due)
+            elif len(self._direct_busy) < self.limits.found_dials_max:
+                self._direct_busy.add(peer)
+                if not self.spawn(self._go_direct(peer, target), f"direct {peer.short}"):
+                    self._direct_busy.discard(peer)
         return soonest
 
     def _needs(self, entry: _Bootstrap) -> bool:

@@ -36,7 +36,8 @@ from wetware.overlay.membership.peers import (
     PeerStore,
 )
 from wetware.overlay.membership.reach import Reach, ReachLimits
-from wetware.overlay.membership.record import Malformed, Record
+from wetware.overlay.membership.record import ADDRS_MAX, Malformed, Record
+from wetware.overlay.membership.reservations import Reservations
 from wetware.overlay.membership.swim import Swim, middle
 from wetware.overlay.membership.twins import PROCESS_PROTOCOL, Twins
 from wetware.overlay.peers import PeerDown, PeerUp
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 log = get_logger("membership")
 
+DIRECT_FIRST = 4
+"""Addresses of a record before those of its relays."""
 HOUSEKEEP_S = 1.0
 SAVE_S = 5.0
 DESCRIBE_S = 2.0
@@ -107,7 +110,6 @@ class Membership:
         self._instance = secrets.token_bytes(8)
         self._described: Mapping[str, Any] = {}
         self._bad_description = False
-        self.swim = self._begin()
         self.reach = Reach(
             host,
             introductions,
@@ -118,6 +120,8 @@ class Membership:
             limits=reach_limits,
             rng=self._rng,
         )
+        self.reservations = Reservations(key.peer_id, self.reach, self._store.addrs, self.refresh)
+        self.swim = self._begin()
         self.courier = Courier(self.reach, config.queue_bytes_max, self._unreachable)
         self.twins = Twins(key.peer_id, self.reach, lambda: self._sign(self._fields()), self._met)
         self.inbound = Inbound(
@@ -252,6 +256,7 @@ class Membership:
                     self.refresh()
                 self._incarnations.used(self.swim.record.incarnation)
                 self.courier.look_after()
+                self.reservations.look_after(self._own_addrs())
                 if now >= self._rejudge_at:
                     self._rejudge_at = now + REJUDGE_S
                     self._rejudge()
@@ -274,10 +279,16 @@ class Membership:
         self.refresh()
         self.reach.network_changed()
 
+    def _own_addrs(self) -> tuple[Multiaddr, ...]:
+        return tuple(map(Multiaddr.parse, self._described.get("addrs", ())))
+
     def _fields(self) -> dict[str, Any]:
         chain = self._admission.own.encoded
         fields = {"chain": chain, **self._describe()}
-        fields["addrs"] = tuple(map(str, fields.get("addrs", ())))
+        addrs = tuple(fields.get("addrs", ()))
+        # Others keep the first few.
+        addrs = (*addrs[:DIRECT_FIRST], *self.reservations.addrs, *addrs[DIRECT_FIRST:])
+        fields["addrs"] = tuple(map(str, addrs[:ADDRS_MAX]))
         fields["services"] = tuple(fields.get("services", ()))
         if fields != self._described:
             self._described = dict(fields)

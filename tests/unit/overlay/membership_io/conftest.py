@@ -24,6 +24,7 @@ from wetware.overlay.membership.courier import PROTOCOL
 from wetware.overlay.membership.known import Change
 from wetware.overlay.membership.reach import ReachLimits
 from wetware.overlay.membership.service import Membership
+from wetware.overlay.relay import Relay
 from wetware.testing import tasks_of_core
 
 QUICK = MembershipConfig(
@@ -71,6 +72,7 @@ class Node:
         self.path = net.path / name
         self.path.mkdir(exist_ok=True)
         self.labels: dict[str, str] = {}
+        self.announced: tuple[Multiaddr, ...] = ()  # instead of where it listens
         self.services: tuple[str, ...] = ("node",)
         self.changes: list[Change] = []
         self.veto: Callable[[PeerId], Awaitable[bool]] = everybody
@@ -118,6 +120,7 @@ class Node:
             join_document=self._document,
         )
         self.introductions.start()
+        Relay(self.host, is_member=self.admission.is_member, enabled=True).start()
         stack.push_async_callback(self._close_introductions)
         self.changes = []
         if member:
@@ -161,7 +164,7 @@ class Node:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "addrs": [str(addr) for addr in self.host.listen_addrs],
+            "addrs": [str(addr) for addr in self.announced or self.host.listen_addrs],
             "host": "machine",
             "name": self.name,
             "labels": self.labels,

@@ -1,0 +1,90 @@
+"""Relays that carry strangers to a node which nobody on the internet can dial.
+
+A node without a public address asks two members that have one, and names itself at them from then
+on: in its record, in its tickets and in the references that it hands out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from wetware.base.bounds import Recent
+from wetware.base.log import get_logger
+from wetware.errors import WetwareError
+from wetware.overlay.link.relaying import ask_to_carry
+
+if TYPE_CHECKING:
+    from wetware.base.multiaddr import Multiaddr
+    from wetware.identity import PeerId
+    from wetware.overlay.membership.reach import Reach
+
+log = get_logger("membership.reach")
+
+RELAYS: Final = 2
+"""One may go while nobody has read the new record yet."""
+ADDRS_PER_RELAY_MAX: Final = 2
+"""One for each version of IP, say."""
+REFUSED_S: Final = 60.0
+REFUSED_MAX: Final = 64
+
+
+class Reservations:
+    """Of one node.
+
+    Args:
+        own: This node.
+        reach: Knows who is connected, and starts tasks.
+        known: Addresses of a member.
+        changed: Called when `addrs` did.
+    """
+
+    def __init__(
+        self,
+        own: PeerId,
+        reach: Reach,
+        known: Callable[[PeerId], tuple[Multiaddr, ...]],
+        changed: Callable[[], None],
+    ) -> None:
+        self._own, self._reach, self._known, self._changed = own, reach, known, changed
+        self._held: dict[PeerId, tuple[Multiaddr, ...]] = {}  # nothing while it is asked
+        self._refused: Recent[PeerId, None] = Recent(REFUSED_S, REFUSED_MAX, reach.now)
+
+    @property
+    def addrs(self) -> tuple[Multiaddr, ...]:
+        """Where strangers are carried to this node from, with its peer ID."""
+        return tuple(addr for addrs in self._held.values() for addr in addrs)
+
+    def look_after(self, own: tuple[Multiaddr, ...]) -> None:
+        """Ask for what is missing, every second; `own` is where this node says that it is."""
+        if any(addr.is_global for addr in own):
+            return
+        for peer in self._reach.carriers():
+            if len(self._held) >= RELAYS:
+                return
+            public = [addr for addr in self._known(peer) if addr.is_global]
+            if not public or peer in self._held or peer in self._refused:
+                continue
+            addrs = tuple(
+                addr.with_peer(peer).through(self._own) for addr in public[:ADDRS_PER_RELAY_MAX]
+            )
+            if self._reach.spawn(self._hold(peer, addrs), f"reserved at {peer.short}"):
+                self._held[peer] = ()
+
+    async def _hold(self, peer: PeerId, addrs: tuple[Multiaddr, ...]) -> None:
+        try:
+            if (connection := self._reach.connected(peer)) is None:
+                return
+            stream = await ask_to_carry(connection, None)
+            self._held[peer] = addrs
+            self._changed()
+            log.info("relay.reserved", relay=peer)
+            await stream.read()  # until it ends
+            stream.reset()
+        except WetwareError as exc:
+            log.debug("relay.not_reserved", relay=peer, why=exc)
+            if not self._held[peer]:
+                self._refused.put(peer, None)
+        finally:
+            if self._held.pop(peer):
+                self._changed()

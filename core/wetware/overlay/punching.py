@@ -1,0 +1,191 @@
+"""From a relayed connection to a direct one: TCP hole punching, coordinated over the relay.
+
+Each end takes a fresh port and dials members from it that say how they see it: that keeps the NAT's
+mapping, and two who see different ports tell that there is none to use (a symmetric NAT). Both tell
+each other over the relayed connection and connect at the same moment from those ports, so that each
+router takes the other's SYN for an answer. No listener is involved: both ends are TCP diallers of
+one connection (simultaneous open), and the smaller peer ID is the initiator of noise and yamux.
+
+Source: Ford, Srisuresh, Kegel, "Peer-to-Peer Communication Across NATs" (2005); DCUtR of libp2p.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from wetware.base.access import Access
+from wetware.base.bounds import Rates
+from wetware.base.log import get_logger
+from wetware.base.multiaddr import Multiaddr
+from wetware.errors import DialError, OverlayError, WetwareError
+from wetware.overlay.frames import read_frame, write_frame
+
+if TYPE_CHECKING:
+    from wetware.identity import PeerId
+    from wetware.overlay.link import Connection, LinkHost, Stream
+
+log = get_logger("punching")
+
+OBSERVED_PROTOCOL: Final = "/wetware/observed/1.0.0"
+"""{addr}: how the peer sees the other end of the connection."""
+PUNCH_PROTOCOL: Final = "/wetware/punch/1.0.0"
+"""{addr} → {addr} or {refused}, then {go}."""
+FRAME_BYTES_MAX: Final = 1024
+OBSERVERS: Final = 2
+EXCHANGE_S: Final = 10.0
+"""For all of it."""
+TRIES_S: Final = 4.5
+TRY_S: Final = 1.5
+PER_S, BURST = 1 / 60, 2
+"""Attempts that a peer may cause here: each makes this node dial an address that the peer names."""
+PEERS_MAX: Final = 1024
+
+
+class Punching:
+    """Of one host.
+
+    Args:
+        host: The link.
+        observers: Connections to members that were dialled at public addresses.
+        monotonic: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        host: LinkHost,
+        observers: Callable[[], Iterable[Connection]],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._host, self._observers = host, observers
+        self._rates = Rates(PER_S, BURST, PEERS_MAX, monotonic)
+
+    def start(self) -> Callable[[], None]:
+        """Serve; returns what ends it."""
+        ends = (
+            self._host.handle(OBSERVED_PROTOCOL, self._tell, access=Access.MEMBER),
+            self._host.handle(PUNCH_PROTOCOL, self._serve, access=Access.MEMBER),
+        )
+
+        def end() -> None:
+            for each in ends:
+                each()
+
+        return end
+
+    async def punch(self, relayed: Connection) -> Connection:
+        """A direct connection to the peer of a relayed one; raises DialError, OverlayError."""
+        try:
+            async with asyncio.timeout(EXCHANGE_S), contextlib.AsyncExitStack() as stack:
+                port, own = await self._observe(stack)
+                async with await relayed.open_stream(PUNCH_PROTOCOL) as stream:
+                    await write_frame(stream, {"addr": str(own)})
+                    answer = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
+                    if isinstance(why := answer.get("refused"), str):
+                        raise DialError(f"{relayed.peer} says: {why[:200]}")
+                    theirs = _public(answer)
+                    await write_frame(stream, {"go": True})
+                    # It arrives when this end begins, as far as can be told.
+                    await asyncio.sleep(min(1.0, relayed.rtt_s) / 2)
+                    return await self._connect(port, theirs, relayed.peer)
+        except (TimeoutError, EOFError, OSError) as exc:
+            raise DialError(f"cannot reach {relayed.peer} directly: {exc or 'too slow'}") from exc
+
+    async def _tell(self, stream: Stream) -> None:
+        await write_frame(stream, {"addr": str(stream.connection.remote.with_peer(None))})
+
+    async def _serve(self, stream: Stream) -> None:
+        """The other end of `punch`."""
+        connection, peer = stream.connection, stream.peer
+        try:
+            async with asyncio.timeout(EXCHANGE_S), contextlib.AsyncExitStack() as stack:
+                theirs = _public(await read_frame(stream, bytes_max=FRAME_BYTES_MAX))
+                try:
+                    if not connection.tunnelled or not self._rates.take(peer):
+                        raise DialError("not now")  # told as what else fails
+                    port, own = await self._observe(stack)
+                except (WetwareError, OSError) as exc:
+                    await write_frame(stream, {"refused": str(exc)[:200]})
+                    return
+                await write_frame(stream, {"addr": str(own)})
+                await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
+                await self._connect(port, theirs, peer)
+        except (WetwareError, OSError, TimeoutError, EOFError) as exc:
+            log.debug("punch.failed", peer=peer, why=exc)
+
+    async def _observe(self, stack: contextlib.AsyncExitStack) -> tuple[int, Multiaddr]:
+        """A fresh port and its public address; the mapping lasts as long as `stack`.
+
+        Raises DialError where nobody can tell, or the NAT gives each destination another port.
+        """
+        # By host: two connections from one port to one address would be the same four-tuple.
+        observers = {
+            connection.remote.host: connection
+            for connection in self._observers()
+            if connection.remote.kind == "ip4"
+        }
+        port, seen = 0, set()
+        for observer in list(observers.values())[:OBSERVERS]:
+            sock = _bound(port)
+            port = sock.getsockname()[1]
+            connection = await self._dialled(sock, observer.remote, observer.peer, initiator=True)
+            stack.callback(connection.close)
+            async with await connection.open_stream(OBSERVED_PROTOCOL) as stream:
+                seen.add(_public(await read_frame(stream, bytes_max=FRAME_BYTES_MAX)))
+        if not seen:
+            raise DialError("nobody is connected who could tell how this node is seen")
+        if len(seen) > 1:
+            raise DialError("its NAT is symmetric: each destination sees another port")
+        return port, seen.pop()
+
+    async def _connect(self, port: int, to: Multiaddr, peer: PeerId) -> Connection:
+        loop = asyncio.get_running_loop()
+        deadline, why = loop.time() + TRIES_S, ""
+        while loop.time() < deadline:
+            try:
+                connection = await self._dialled(
+                    _bound(port), to, peer, initiator=self._host.peer_id < peer
+                )
+            except (OSError, TimeoutError) as exc:
+                why = str(exc) or "no answer"
+                # In fixed steps both ends would fall into step with routers that refuse.
+                await asyncio.sleep(random.uniform(0.01, 0.15))  # noqa: S311  # only a pause
+            else:
+                log.info("punch.direct", peer=peer, remote=connection.remote)
+                return connection
+        raise DialError(f"no way to {to}: {why}")
+
+    async def _dialled(
+        self, sock: socket.socket, to: Multiaddr, peer: PeerId, *, initiator: bool
+    ) -> Connection:
+        """A connection from a bound socket; raises OSError, TimeoutError, WetwareError."""
+        try:
+            async with asyncio.timeout(TRY_S):
+                await asyncio.get_running_loop().sock_connect(sock, (to.host, to.port))
+        except BaseException:
+            sock.close()
+            raise
+        return await self._host.adopt(sock, peer, initiator=initiator)
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket of this port, which others of this node may have as well; 0 is a fresh one."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("0.0.0.0", port))  # noqa: S104  # it never listens
+    return sock
+
+
+def _public(frame: dict[str, Any]) -> Multiaddr:
+    """The address in a frame; raises OverlayError, InvalidArgument for what is none, or private."""
+    text = frame.get("addr")
+    addr = Multiaddr.parse(text if isinstance(text, str) else "")
+    if not addr.is_global or addr.kind != "ip4":
+        raise OverlayError(f"{addr} is no public address")
+    return addr

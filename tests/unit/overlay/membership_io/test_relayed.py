@@ -1,0 +1,153 @@
+"""Members that cannot dial each other: they meet through others, and move to what is better."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from wetware.base.access import Access
+from wetware.base.multiaddr import Multiaddr
+from wetware.identity import Key
+from wetware.overlay.link import Connection, Stream
+from wetware.overlay.membership import reach as reach_module
+
+pytestmark = pytest.mark.anyio
+
+NOWHERE = (Multiaddr("ip4", "127.0.0.1", 9),)
+"""What a node behind a NAT says of itself: an address that leads nobody to it."""
+ECHO = "/echo"
+
+
+def between(one: Any, other: Any) -> Connection | None:
+    found: Connection | None = one.host.connection(other.peer)
+    return found
+
+
+async def echo(stream: Stream) -> None:
+    while data := await stream.read():
+        await stream.write(data)
+
+
+async def hidden(net: Any, *hubs: Any) -> Any:
+    node = await net.node()
+    node.announced = NOWHERE
+    await node.start(*(hub.addr for hub in hubs))
+    node.host.handle(ECHO, echo, access=Access.MEMBER)
+    return node
+
+
+async def test_two_members_behind_nats_are_connected_through_the_third(net: Any) -> None:
+    [hub] = await net.cluster(1)
+    home, cafe = await hidden(net, hub), await hidden(net, hub)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await net.until(lambda: home.is_up(cafe) and cafe.is_up(home))
+    assert loop.time() - started < 2.0
+    for one, other in ((home, cafe), (cafe, home)):
+        connection = between(one, other)
+        assert connection is not None
+        assert connection.tunnelled
+        assert connection.remote.relay == hub.peer
+        assert await one.membership.ping(other.peer) > 0
+        assert other.peer not in one.membership.swim._table.nodes or one.sees(other)
+    # Where the relay is, nobody takes for where the peer is.
+    assert all(addr.relay is None for addr in home.membership._store.addrs(cafe.peer))
+    async with await home.host.open_stream(cafe.peer, ECHO) as stream:
+        await stream.write(b"hello")
+        assert await stream.read_exactly(5) == b"hello"
+
+
+async def test_another_relay_takes_over(net: Any) -> None:
+    hubs = await net.cluster(2)
+    home, cafe = await hidden(net, *hubs), await hidden(net, *hubs)
+    await net.until(lambda: home.is_up(cafe) and cafe.is_up(home))
+    await net.converged(*hubs, home, cafe)
+    relay = between(home, cafe).remote.relay
+    gone = next(hub for hub in hubs if hub.peer == relay)
+    other = next(hub for hub in hubs if hub is not gone)
+    stream = await home.host.open_stream(cafe.peer, ECHO)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await gone.kill()
+    await net.until(
+        lambda: (
+            (now := between(home, cafe)) is not None
+            and now.remote.relay == other.peer
+            and home.is_up(cafe)
+            and cafe.is_up(home)
+        )
+    )
+    assert loop.time() - started < 3.0
+    with pytest.raises(Exception, match="ended"):  # whose bytes it carried is told
+        await stream.read_exactly(1)
+    assert await home.membership.ping(cafe.peer) > 0
+
+
+async def test_a_relayed_pair_moves_to_a_direct_connection(
+    net: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach_module, "DIRECT_S_MIN", 0.2)
+    [hub] = await net.cluster(1)
+    home, cafe = await hidden(net, hub), await hidden(net, hub)
+    await net.until(lambda: home.is_up(cafe) and cafe.is_up(home))
+    relayed = between(home, cafe)
+    assert relayed.tunnelled
+    stream = await relayed.open_stream(ECHO)
+    # A port is forwarded now, and the record says so.
+    cafe.announced = tuple(cafe.host.listen_addrs)
+    cafe.membership.refresh()
+    await net.until(lambda: not between(home, cafe).tunnelled)
+    await stream.write(b"goes on")
+    assert await stream.read_exactly(7) == b"goes on"
+    stream.finish()
+    # Membership itself does not hold on to the relay.
+    await net.until(
+        lambda: all(
+            not stream.connection.tunnelled
+            for outlet in home.membership.courier._outlets.values()
+            if (stream := outlet.stream) is not None
+        )
+    )
+    assert home.sees(cafe)
+    assert cafe.sees(home)
+    await asyncio.sleep(0.5)
+    assert relayed.closed or not relayed.streams
+
+
+async def test_a_member_that_only_the_dead_relay_reached_dies_as_any_other(net: Any) -> None:
+    [hub] = await net.cluster(1)
+    home, cafe = await hidden(net, hub), await hidden(net, hub)
+    await net.until(lambda: home.is_up(cafe) and cafe.is_up(home))
+    await hub.kill()
+    await net.until(lambda: home.sees(cafe, state="dead") and cafe.sees(home, state="dead"))
+
+
+async def test_a_node_without_a_public_address_is_carried_to(
+    net: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Multiaddr, "is_global", property(lambda addr: addr.relay is None and addr.port != 9)
+    )
+    hubs = await net.cluster(3)
+    home = await hidden(net, *hubs)
+    reservations = home.membership.reservations
+    await net.until(lambda: len(reservations.addrs) == 2)
+    first = {addr.relay for addr in reservations.addrs}
+    assert first < {hub.peer for hub in hubs}
+    assert not hubs[0].membership.reservations.addrs  # it has an address of its own
+    stranger = Key.generate()
+    from wetware.overlay.link import LinkHost
+
+    async with LinkHost(stranger) as host:
+        connection = await host.dial(reservations.addrs)
+        assert connection.peer == home.peer
+    gone = next(hub for hub in hubs if hub.peer in first)
+    await gone.kill()
+    await net.until(
+        lambda: (
+            len(reservations.addrs) == 2
+            and gone.peer not in {addr.relay for addr in reservations.addrs}
+        )
+    )

@@ -1,0 +1,388 @@
+"""Who is carried to whom, what the relay sees, and what a relay that lies achieves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from typing import TypeAlias
+
+import pytest
+
+from wetware.base.access import Access
+from wetware.base.bounds import TokenBucket
+from wetware.base.multiaddr import Multiaddr
+from wetware.errors import DialError, OverlayError, PeerMismatch
+from wetware.identity import Key, PeerId
+from wetware.overlay import relay as relaying
+from wetware.overlay.link import LinkHost, LinkLimits, Stream
+from wetware.overlay.link.relaying import RELAY_PROTOCOL, Verdict, ask_to_carry
+from wetware.overlay.relay import Relay
+from wetware.overlay.tunnel import TUNNEL_PROTOCOL
+from wetware.testing import tasks_of_core
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1 << 20
+Trio: TypeAlias = tuple[LinkHost, LinkHost, LinkHost]
+ECHO = "/echo"
+
+
+class Net:
+    """Hosts of which `members` are in one cluster."""
+
+    def __init__(self, stack: contextlib.AsyncExitStack) -> None:
+        self.stack = stack
+        self.members: set[PeerId] = set()
+
+    async def host(
+        self, *, member: bool = True, relay: bool = True, limits: LinkLimits | None = None
+    ) -> LinkHost:
+        key = Key.generate()
+
+        def admit(peer: PeerId, protocol: str, access: Access) -> bool:
+            return access is Access.PUBLIC or peer in self.members
+
+        host = await self.stack.enter_async_context(
+            LinkHost(
+                key,
+                limits=limits or LinkLimits(close_s=0.2, linger_s=0.5),
+                admit=admit,
+                privileged=self.members.__contains__,
+            )
+        )
+        await host.listen([Multiaddr("ip4", "127.0.0.1", 0)])
+        if member:
+            self.members.add(key.peer_id)
+        Relay(host, is_member=self.members.__contains__, enabled=relay).start()
+        host.handle(ECHO, echo, access=Access.PUBLIC)
+        return host
+
+
+async def echo(stream: Stream) -> None:
+    while data := await stream.read():
+        await stream.write(data)
+
+
+def through(hub: LinkHost, to: LinkHost) -> tuple[Multiaddr, ...]:
+    return tuple(addr.through(to.peer_id) for addr in hub.listen_addrs)
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[Net]:
+    before = tasks_of_core()
+    async with contextlib.AsyncExitStack() as stack:
+        yield Net(stack)
+    await asyncio.sleep(0)
+    assert tasks_of_core() <= before
+
+
+@pytest.fixture
+async def trio(net: Net) -> Trio:
+    """Two members, and a hub to which `cafe` has dialled, as from behind a NAT."""
+    home, hub, cafe = await net.host(), await net.host(), await net.host()
+    await cafe.dial(hub.listen_addrs)
+    return home, hub, cafe
+
+
+async def test_a_member_is_reached_through_another(
+    trio: Trio,
+) -> None:
+    home, hub, cafe = trio
+    connection = await home.dial(through(hub, cafe))
+    assert connection.peer == cafe.peer_id
+    assert connection.tunnelled
+    assert str(connection.remote) == f"{hub.listen_addrs[0]}/p2p-circuit/p2p/{cafe.peer_id}"
+    data = os.urandom(3 * MIB)
+    async with await connection.open_stream(ECHO) as stream:
+        writing = asyncio.ensure_future(stream.write(data))
+        assert await stream.read_exactly(len(data)) == data
+        await writing
+    [inbound] = [c for c in cafe.connections() if c.peer == home.peer_id]
+    assert inbound.remote.relay == hub.peer_id
+    assert inbound.address == hub.peer_id
+    assert inbound.channel_binding == connection.channel_binding
+
+
+async def test_it_is_dialled_beside_addresses_that_do_not_answer(
+    trio: Trio,
+) -> None:
+    home, hub, cafe = trio
+    nowhere = Multiaddr("ip4", "127.0.0.1", 9, cafe.peer_id)
+    connection = await home.dial([nowhere, *through(hub, cafe)])
+    assert connection.tunnelled
+
+
+async def test_a_direct_dial_does_not_make_do_with_a_relay(
+    trio: Trio,
+) -> None:
+    home, hub, cafe = trio
+    relayed = await home.dial(through(hub, cafe))
+    assert await home.dial(cafe.listen_addrs) is relayed
+    assert not relayed.superseded
+    direct = await home.dial(cafe.listen_addrs, direct=True)
+    assert not direct.tunnelled
+    assert relayed.superseded
+    assert not direct.superseded
+    assert home.connection(cafe.peer_id) is direct
+    direct.close()
+    await direct.wait_closed()
+    assert not relayed.superseded
+
+
+async def test_a_superseded_connection_ends_when_its_last_stream_has(net: Net) -> None:
+    limits = LinkLimits(duplicate_idle_s=0.1, close_s=0.2, linger_s=0.5)
+    home, hub, cafe = await net.host(limits=limits), await net.host(), await net.host()
+    await cafe.dial(hub.listen_addrs)
+    relayed = await home.dial(through(hub, cafe))
+    stream = await relayed.open_stream(ECHO)
+    await home.dial(cafe.listen_addrs, direct=True)
+    await asyncio.sleep(0.4)
+    assert not relayed.closed
+    await stream.write(b"still here")
+    assert await stream.read_exactly(10) == b"still here"
+    stream.finish()
+    async with asyncio.timeout(5):
+        await relayed.wait_closed()
+
+
+async def test_the_end_of_the_relay_ends_what_it_carries(
+    trio: Trio,
+) -> None:
+    home, hub, cafe = trio
+    connection = await home.dial(through(hub, cafe))
+    stream = await connection.open_stream(ECHO)
+    await hub.aclose()
+    async with asyncio.timeout(5):
+        with pytest.raises(OverlayError):
+            await stream.read_exactly(1)
+        await connection.wait_closed()
+
+
+# --- who is carried -------------------------------------------------------------------------------
+
+
+async def refusal(relay: LinkHost, source: LinkHost, target: PeerId | None) -> str:
+    connection = await source.dial(relay.listen_addrs)
+    with pytest.raises(DialError) as caught:
+        (await ask_to_carry(connection, target)).reset()
+    return caught.value.message
+
+
+async def test_only_to_members_that_are_connected(net: Net, trio: Trio) -> None:
+    home, hub, cafe = trio
+    stranger = await net.host(member=False)
+    await stranger.dial(hub.listen_addrs)
+    for target in (stranger.peer_id, Key.generate().peer_id, home.peer_id):
+        assert "no connection to that peer" in await refusal(hub, home, target)
+    off = await net.host(relay=False)
+    await cafe.dial(off.listen_addrs)
+    assert "does not relay" in await refusal(off, home, cafe.peer_id)
+
+
+async def test_carriers_are_not_chained(net: Net, trio: Trio) -> None:
+    home, hub, cafe = trio
+    other = await net.host()
+    await other.dial(cafe.listen_addrs)
+    relayed = await home.dial(through(hub, cafe))  # cafe would carry to `other`
+    with pytest.raises(DialError, match="itself is reached through another"):
+        await ask_to_carry(relayed, other.peer_id)
+    # A dialler that does not keep to it is refused.
+    async with await relayed.open_stream(RELAY_PROTOCOL) as stream:
+        raw = other.peer_id.multihash
+        await stream.write(bytes([len(raw)]) + raw)
+        assert await stream.read_exactly(1) == bytes([Verdict.NOT_CONNECTED])
+    # And a member that is reached through a relay is not carried to.
+    await home.dial(other.listen_addrs)
+    assert "no connection to that peer" in await refusal(home, other, cafe.peer_id)
+
+
+async def test_a_stranger_is_carried_to_who_asked_for_it_and_to_nobody_else(
+    net: Net, trio: Trio
+) -> None:
+    _, hub, cafe = trio
+    stranger = await net.host(member=False)
+    unknown = await refusal(hub, stranger, Key.generate().peer_id)
+    assert await refusal(hub, stranger, cafe.peer_id) == unknown  # who is there is not told
+    reservation = await ask_to_carry(await cafe.dial(hub.listen_addrs), None)
+    connection = await stranger.dial(through(hub, cafe))
+    assert connection.tunnelled
+    with pytest.raises(OverlayError):  # what is public is all that it gets
+        await connection.open_stream(TUNNEL_PROTOCOL)
+    connection.close()
+    reservation.finish()
+    await asyncio.sleep(0.1)
+    assert await refusal(hub, stranger, cafe.peer_id) == unknown
+
+
+async def test_a_stranger_cannot_ask_to_be_carried_to(net: Net) -> None:
+    hub, stranger = await net.host(), await net.host(member=False)
+    assert "no connection to that peer" in await refusal(hub, stranger, None)
+
+
+async def test_what_one_member_may_have_carried_is_bounded(net: Net, trio: Trio) -> None:
+    home, hub, cafe = trio
+    connection = await home.dial(hub.listen_addrs)
+    pipes = [
+        await ask_to_carry(connection, cafe.peer_id) for _ in range(relaying.PAIRS_PER_TARGET_MAX)
+    ]
+    assert "as much as it may" in await refusal(hub, home, cafe.peer_id)
+    other = await net.host()
+    await other.dial(hub.listen_addrs)
+    (await other.dial(through(hub, cafe))).close()  # others are not in its way
+    pipes.pop().reset()
+    await asyncio.sleep(0.1)
+    pipes.append(await ask_to_carry(connection, cafe.peer_id))  # a place that came free
+    for pipe in pipes:
+        pipe.reset()
+
+
+async def test_strangers_have_few_places(net: Net, trio: Trio) -> None:
+    home, hub, cafe = trio
+    await ask_to_carry(await cafe.dial(hub.listen_addrs), None)
+    for _ in range(relaying.STRANGERS_PER_ADDRESS_MAX):
+        stranger = await net.host(member=False)
+        await stranger.dial(through(hub, cafe))
+    late = await net.host(member=False)
+    assert "as much as it may" in await refusal(hub, late, cafe.peer_id)
+    assert (await home.dial(through(hub, cafe))).tunnelled  # a member is not in that queue
+
+
+async def test_the_pace_is_that_of_all_together(monkeypatch: pytest.MonkeyPatch, net: Net) -> None:
+    monkeypatch.setattr(relaying, "BYTES_PER_S", 2 * MIB)
+    home, hub, cafe = await net.host(), await net.host(), await net.host()
+    await cafe.dial(hub.listen_addrs)
+    connection = await home.dial(through(hub, cafe))
+    started = asyncio.get_running_loop().time()
+    async with await connection.open_stream(ECHO) as stream:
+        writing = asyncio.ensure_future(stream.write(bytes(3 * MIB)))
+        await stream.read_exactly(3 * MIB)
+        await writing
+    # Both ways count: 6 MiB, of which 2 were saved up.
+    assert asyncio.get_running_loop().time() - started > 1.8
+
+
+def test_a_pace_lets_the_first_burst_through() -> None:
+    bucket = TokenBucket(10, 10, lambda: 0.0)
+    bucket.spend(25)
+    assert bucket.wait_s() == pytest.approx(1.6)
+
+
+# --- relays and diallers that lie -----------------------------------------------------------------
+
+
+async def test_a_relay_that_answers_itself_is_not_who_was_dialled(net: Net) -> None:
+    home, hub = await net.host(), await net.host()
+    liar = await net.stack.enter_async_context(LinkHost(Key.generate()))
+    await liar.listen([Multiaddr("ip4", "127.0.0.1", 0)])
+
+    async def impersonate(stream: Stream) -> None:
+        await stream.read_exactly(1 + len(hub.peer_id.multihash))
+        await stream.write(bytes([Verdict.CARRIED]))
+        await liar.accept_pipe(stream, stream.connection.remote).wait_closed()
+
+    liar.handle(RELAY_PROTOCOL, impersonate, access=Access.PUBLIC)
+    with pytest.raises(PeerMismatch):
+        await home.dial(through(liar, hub))
+
+
+@pytest.mark.parametrize("tamper", ["reorder", "replay", "truncate", "reflect", "flip"])
+async def test_a_relay_that_meddles_ends_the_connection_and_no_byte_is_believed(
+    net: Net, tamper: str
+) -> None:
+    home, cafe = await net.host(), await net.host()
+    liar = await net.stack.enter_async_context(LinkHost(Key.generate()))
+    await liar.listen([Multiaddr("ip4", "127.0.0.1", 0)])
+    net.members.add(liar.peer_id)
+    await liar.dial(cafe.listen_addrs)
+    begun = asyncio.Event()
+
+    async def meddle(stream: Stream) -> None:
+        await stream.read_exactly(1 + len(cafe.peer_id.multihash))
+        onward = await liar.open_stream(cafe.peer_id, TUNNEL_PROTOCOL)
+        await stream.write(bytes([Verdict.CARRIED]))
+
+        async def back() -> None:
+            while data := await onward.read():
+                await stream.write(data)
+
+        async def forth() -> None:
+            held = b""
+            while data := await stream.read():
+                if not begun.is_set():
+                    await onward.write(data)
+                elif tamper == "reorder" and not held:
+                    held = data
+                elif tamper == "reorder":
+                    await onward.write(data + held)
+                elif tamper == "replay":
+                    await onward.write(data + data)
+                elif tamper == "truncate":
+                    await onward.write(data[:-1])
+                elif tamper == "reflect":
+                    await stream.write(data)
+                else:
+                    await onward.write(data[:-1] + bytes([data[-1] ^ 1]))
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(back())
+            tasks.create_task(forth())
+
+    liar.handle(RELAY_PROTOCOL, meddle, access=Access.PUBLIC)
+    connection = await home.dial(through(liar, cafe))
+    heard = bytearray()
+
+    async def hear(stream: Stream) -> None:
+        while data := await stream.read():
+            heard.extend(data)
+
+    cafe.handle("/hear", hear, access=Access.PUBLIC)
+    stream = await connection.open_stream("/hear")
+    await stream.write(b"one")
+    async with asyncio.timeout(5):
+        while bytes(heard) != b"one":
+            await asyncio.sleep(0.005)
+    begun.set()
+    for part in (b"two", b"three", b"four"):
+        with contextlib.suppress(OverlayError):
+            await stream.write(part)
+        await asyncio.sleep(0.05)
+    if tamper != "truncate":  # there the rest is waited for, and nothing is believed
+        async with asyncio.timeout(5):
+            await connection.wait_closed()
+    assert b"onetwothreefour".startswith(bytes(heard))
+
+
+@pytest.mark.parametrize(
+    "question", [b"", b"\xff", b"\x05short"[:4], b"\x03abc", bytes([64]) + bytes(64)]
+)
+async def test_a_question_that_makes_no_sense_costs_the_stream(trio: Trio, question: bytes) -> None:
+    home, hub, _ = trio
+    connection = await home.dial(hub.listen_addrs)
+    async with await connection.open_stream(RELAY_PROTOCOL) as stream:
+        await stream.write(question)
+        stream.close()
+        async with asyncio.timeout(8):
+            with contextlib.suppress(OverlayError):
+                assert await stream.read() == b""
+    assert not connection.closed
+
+
+async def test_ten_thousand_requests_leave_the_relay_as_it_was(
+    trio: Trio,
+) -> None:
+    home, hub, cafe = trio
+    connection = await home.dial(hub.listen_addrs)
+    nobody = Key.generate().peer_id
+
+    async def ask() -> None:
+        with contextlib.suppress(OverlayError):
+            (await ask_to_carry(connection, nobody)).reset()
+
+    for _ in range(20):
+        await asyncio.gather(*(ask() for _ in range(500)))
+        if connection.closed:  # it was too fast for the link
+            connection = await home.dial(hub.listen_addrs)
+    assert (await home.dial(through(hub, cafe))).tunnelled
+    assert len(hub.connections()) <= 3
