@@ -128,7 +128,6 @@ def node_command(
     log.setup(config.node.log_level, config.node.log_format)
 
     import asyncio
-    import gc
 
     from wetware import loader
     from wetware.node.compose import Node
@@ -144,8 +143,9 @@ def node_command(
         asyncio.run(serve())
     except asyncio.CancelledError:
         note("ww: stopped")
-    finally:
-        gc.freeze()  # or the interpreter looks through all of it once more: most of the stop's time
+        # Not by way of the interpreter's end: that takes most of the stop's time, and is none too
+        # safe beside a thread that still imports libp2p.
+        os._exit(0)
 
 
 def _raise_file_limit() -> None:

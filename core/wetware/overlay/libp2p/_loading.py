@@ -7,13 +7,14 @@ a node that is told to stop while it starts does not wait for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.abc
 import logging
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from wetware.base.log import get_logger
 
@@ -29,6 +30,10 @@ MESSAGE_CHARS_MAX = 400
 """Of one log line of libp2p: peers can put bytes of their choice into them."""
 TRIO_IDLE_THREAD_S = 0.2
 """How long trio's I/O thread outlives the guest (trio's own value is 10 s)."""
+STOP_S: Final = 0.5
+"""For a stopped import to end; on a busy machine one foreign package takes seconds."""
+_ONE = threading.Lock()
+"""Held while it is imported: by one that nobody waits for any more, before the next begins."""
 
 
 class _Stopped(BaseException):
@@ -71,8 +76,8 @@ class _ToEvents(logging.Handler):
 async def load_guest() -> ModuleType:
     """Import `wetware.overlay.libp2p._guest`, and with it trio and libp2p; at once if that is done.
 
-    When cancelled, the import ends within about half a second and leaves no thread.
-    Raises whatever the import raises.
+    When cancelled, the import ends, with its thread, as soon as it can be undone; that is waited
+    for for STOP_S. Raises whatever the import raises.
     """
     if (loaded := sys.modules.get(_GUEST)) is not None and not getattr(
         getattr(loaded, "__spec__", None), "_initializing", False
@@ -92,34 +97,36 @@ async def load_guest() -> ModuleType:
 
     def work() -> None:
         finder.thread_id = threading.get_ident()
-        try:
-            module = importlib.import_module(_GUEST)
-        except _Stopped:
-            _unload()
-            loop.call_soon_threadsafe(done.cancel)
-        except BaseException as exc:  # handed to the waiting task, whatever it is
-            _unload()
-            loop.call_soon_threadsafe(deliver, None, exc)
-        else:
-            loop.call_soon_threadsafe(deliver, module, None)
+        with _ONE, contextlib.suppress(RuntimeError):  # a loop that is closed waits for nothing
+            sys.meta_path.insert(0, finder)
+            try:
+                module = importlib.import_module(_GUEST)
+            except _Stopped:
+                _unload()
+                loop.call_soon_threadsafe(done.cancel)
+            except BaseException as exc:  # handed to the waiting task, whatever it is
+                _unload()
+                loop.call_soon_threadsafe(deliver, None, exc)
+            else:
+                loop.call_soon_threadsafe(deliver, module, None)
+            finally:
+                sys.meta_path.remove(finder)
 
     thread = threading.Thread(target=work, name="wetware-import-libp2p", daemon=True)
-    sys.meta_path.insert(0, finder)
+    thread.start()
+    given_up = False
     try:
-        thread.start()
-        try:
-            module = await asyncio.shield(done)
-        except asyncio.CancelledError:
-            finder.stop.set()
-            await asyncio.wait([done])
-            if not done.cancelled():
-                done.exception()
-            raise
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        finder.stop.set()
+        await asyncio.wait([done], timeout=STOP_S)
+        given_up = done.cancel()
+        if not done.cancelled():
+            done.exception()
+        raise
     finally:
-        sys.meta_path.remove(finder)
-        # The thread has handed over its result: it ends within its last few instructions.
-        thread.join()
-    return module
+        if not given_up:  # it has handed over its result, and is about to end
+            thread.join()
 
 
 def _unload() -> None:

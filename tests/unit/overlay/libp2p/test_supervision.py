@@ -366,7 +366,8 @@ def test_import_changes_nothing_in_the_process() -> None:
                 # It ended on the way, not after a finished import; how long that takes is
                 # measured where it matters, by the stop of a real node.
                 assert load.cancelled() and "wetware.overlay.libp2p._guest" not in sys.modules
-                assert threading.active_count() == 1
+                while threading.active_count() > 1:  # on a busy machine it may go on for a moment
+                    await asyncio.sleep(0.01)
             ticks, gaps, last = 0, 0.0, time.monotonic()
             load = asyncio.create_task(load_guest())
             while not load.done():
@@ -400,6 +401,46 @@ def test_import_changes_nothing_in_the_process() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert float(done.stdout) < 1.0
+
+
+def test_a_stop_does_not_wait_for_a_slow_import_and_the_next_one_does() -> None:
+    """One package takes long on a busy machine; nothing of it can be undone meanwhile."""
+    code = textwrap.dedent("""
+        import asyncio, importlib.abc, sys, threading, time
+        from wetware.overlay.libp2p._loading import STOP_S, load_guest
+
+        began, go = threading.Event(), threading.Event()
+
+        class Slow(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "trio":
+                    began.set()
+                    go.wait(60)
+
+        async def main():
+            sys.meta_path.insert(0, Slow())
+            load = asyncio.create_task(load_guest())
+            while not began.is_set():
+                await asyncio.sleep(0.01)
+            load.cancel()
+            await asyncio.wait([load], timeout=STOP_S + 20)
+            assert load.cancelled() and threading.active_count() == 2
+            again = asyncio.create_task(load_guest())
+            await asyncio.sleep(0.05)
+            go.set()
+            assert (await again).__name__ == "wetware.overlay.libp2p._guest"
+            assert threading.active_count() == 1
+
+        asyncio.run(main())
+    """)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 async def test_sigint_stays_with_the_application(node: Node) -> None:
