@@ -92,10 +92,12 @@ class ByteStream(anyio.abc.ByteStream):
         self._attached = False
         self._changed = asyncio.Event()  # never stays set
         self._guard: Guard | None = None  # decides on the bytes
-        self._unguard: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
         self._life: asyncio.Task[Any] | None = None
         if ref is not None:
             self._attach_to(ref)
+        elif (end := current_connection()._end) is not None:
+            self._claim(end)  # who never attaches holds what is written meanwhile
         self._hold(current_guard())
 
     def _attach_to(self, ref: Ref) -> None:
@@ -109,19 +111,26 @@ class ByteStream(anyio.abc.ByteStream):
 
     def _hold(self, guard: Guard | None) -> None:
         if guard is not None:
-            self._unguard.append(guard.on_end(self.abort))
+            self._undo.append(guard.on_end(self.abort))
+
+    def _claim(self, end: Caller) -> None:
+        """Take a place among the streams of a connection, if this has none; or LimitExceeded."""
+        streams, streams_max = end.streams, end.limits.streams_max
+        if self not in streams and len(streams) >= streams_max:
+            raise LimitExceeded(
+                f"{len(streams)} byte streams are open: streams_max is {streams_max}",
+                hint="close some, or connect once more",
+            )
+        streams.add(self)
+        self._undo.append(lambda: streams.discard(self))
 
     def _open(self, end: Caller, channel: int) -> None:
-        channels, streams_max = end.transport.channels, end.limits.streams_max
+        channels = end.transport.channels
         if end.closed:
             raise Disconnected("the connection is closed", hint="connect again")
         if channel in channels:
             raise InvalidArgument(f"a stream on channel {channel} is there already")
-        if len(channels) >= streams_max:
-            raise LimitExceeded(
-                f"{len(channels)} byte streams are open: streams_max is {streams_max}",
-                hint="close some, or connect once more",
-            )
+        self._claim(end)
         channels[channel] = self
         self._channel, self._transport = channel, end.transport
 
@@ -226,8 +235,8 @@ class ByteStream(anyio.abc.ByteStream):
             return
         self._error = error
         self._out = _Buffer()
-        for unguard in self._unguard:
-            unguard()
+        for undo in self._undo:
+            undo()
         if self._transport is not None:
             self._transport.channels.pop(self._channel, None)
             self._transport = None

@@ -36,8 +36,8 @@ class RpcLimits:
             hold back does not count.
         exports_max: Our objects that the peer holds; more fail with LimitExceeded.
         imports_max: The peer's objects that we hold; more fail with LimitExceeded.
-        streams_max: Byte streams with the peer; more fail with LimitExceeded. A peer can make each
-            hold `bytestream.WINDOW_BYTES` that are not read.
+        streams_max: Byte streams with the peer, attached or not; more fail with LimitExceeded. A
+            peer can make each hold `bytestream.WINDOW_BYTES` that are not read.
         write_stall_s: The connection is dropped when nothing could be sent for so long.
         close_s: How long closing waits for the last bytes, and for methods that are being
             cancelled.

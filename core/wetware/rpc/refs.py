@@ -314,6 +314,7 @@ class Caller:
         calls_out: Calls in flight.
         bytes_out: Of their parameters.
         queue: Calls that wait for a place among them.
+        streams: Byte streams, those included that the peer has not attached yet.
         lost: Set once the connection is gone.
     """
 
@@ -336,6 +337,7 @@ class Caller:
         self.calls_out = 0
         self.bytes_out = 0
         self.queue: deque[asyncio.Future[None]] = deque()
+        self.streams: set[object] = set()
 
     async def aclose(self) -> None:
         """Close the connection."""

@@ -494,15 +494,10 @@ async def test_the_streams_of_a_connection_are_bounded_together(
     async with Rig(tmp_path, handed_in=handed_in).running(limits=limits) as rig:
         pairs = [await rig.open() for _ in range(3)]
         writing = [asyncio.create_task(near.send(bytes(3 << 20))) for near, _ in pairs]
-
-        async def one_more() -> None:
-            near, _ = await rig.open()
-            await near.receive()
-
         with pytest.raises(LimitExceeded, match="3 byte streams are open: streams_max is 3"):
-            await one_more()
+            await rig.open()
         await until(lambda: all(far._in.size == WINDOW_BYTES for _, far in pairs))
-        assert len(rig.servant.opened) == (3 if handed_in else 4)
+        assert len(rig.servant.opened) == 3
         assert sum(far._in.size for far in rig.servant.opened) == 3 * WINDOW_BYTES
         await pairs[0][1].aclose()
         await until(lambda: pairs[0][0]._error)
@@ -514,6 +509,20 @@ async def test_the_streams_of_a_connection_are_bounded_together(
         await asyncio.gather(*writing, return_exceptions=True)
 
 
+async def test_streams_that_are_not_attached_count(tmp_path: Path) -> None:
+    """A service writes into them meanwhile."""
+    async with Rig(tmp_path).running(limits=rpc.RpcLimits(streams_max=3)) as rig:
+        refs = [(await rig.streams.open())["stream"] for _ in range(3)]
+        with pytest.raises(LimitExceeded, match="streams_max is 3"):
+            await rig.streams.open()
+        assert len(rig.servant.opened) == 3
+        refs[0].close()
+        await until(lambda: rig.servant.opened[0]._error)
+        near, far = await rig.open()
+        await near.send(b"x")
+        assert await far.receive() == b"x"
+
+
 async def test_a_stranger_has_no_streams() -> None:
     ours, theirs = socket.socketpair()
     servant = StreamsServant()
@@ -523,7 +532,7 @@ async def test_a_stranger_has_no_streams() -> None:
     async with asyncio.timeout(10), await rpc.connect(SocketPipe(theirs)) as connection:
         streams = connection.bootstrap(STREAMS.Streams)
         with pytest.raises(LimitExceeded, match="streams_max is 0"):
-            await rpc.ByteStream((await streams.open())["stream"]).receive()
+            await streams.open()
         with pytest.raises(LimitExceeded, match="streams_max is 0"):
             await streams.give(stream=rpc.ByteStream().servant)
         await streams.trust()
