@@ -65,9 +65,10 @@ class LinkHost:
         admit: Whether a peer may open a stream for a protocol of a class; asked for each stream. A
             refused one hears `na`, as for an unknown protocol.
         privileged: Whether a peer is one that this node is there for, e.g. a member of its cluster;
-            everybody else is a stranger. Inbound connections of strangers are closed when idle, are
-            limited per address, and make room for privileged ones. Asked when the peer has proven
-            who it is, and again before a stranger's connection is ended; one that raises says no.
+            everybody else is a stranger. Connections of strangers are closed when idle; inbound
+            ones are limited per address, and make room for privileged ones. Asked when the peer has
+            proven who it is, and again before a stranger's connection is ended; one that raises
+            says no.
 
     Use as `async with LinkHost(key) as host:`; leaving closes listeners, connections, handlers.
 

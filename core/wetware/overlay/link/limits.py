@@ -36,8 +36,9 @@ class LinkLimits:
             a member's connection does not depend on finding a stranger to end.
         connections_per_peer_max: Two arise when both ends dial at once; beyond the limit the oldest
             connection of that peer ends: a peer that restarted is not shut out by its own past.
-        stranger_idle_s: After this time without a stream, a stranger's inbound connection is
-            closed: what is not used is not held. An honest peer opens its first stream at once.
+        stranger_idle_s: After this time without a stream, a stranger's connection is closed: what
+            is not used is not held. An honest peer opens its first stream at once. What this side
+            dialled has no other owner: a relay that an address named, say, and that led nowhere.
         handshakes_max: Inbound handshakes pending in all; one costs about 1 ms of CPU, and a file
             descriptor on top of connections_max. Beyond it the oldest of the address with most
             makes room for an address with fewer.

@@ -24,13 +24,12 @@ Privileged = Callable[["PeerId"], bool]
 class Slot:
     """What an inbound connection is booked under, from its TCP accept to its end."""
 
-    __slots__ = ("group", "pending", "stranger", "timer")
+    __slots__ = ("group", "pending", "stranger")
 
     def __init__(self, group: str) -> None:
         self.group = group
         self.pending = True  # the handshake goes on
         self.stranger = False  # known towards its end
-        self.timer: asyncio.TimerHandle | None = None  # for the idle deadline
 
 
 class Slots:
@@ -52,6 +51,7 @@ class Slots:
         self.taken: dict[NoiseConnection, Slot] = {}
         self.pending: Counter[str] = Counter()
         self.strangers: Counter[str] = Counter()
+        self._idle: dict[NoiseConnection, asyncio.TimerHandle] = {}  # of strangers, dialled too
 
     def is_privileged(self, peer: PeerId) -> bool:
         try:
@@ -99,32 +99,28 @@ class Slots:
 
     def establish(self, conn: NoiseConnection) -> None:
         """The handshake is done."""
-        slot = self.taken.get(conn)
-        if slot is None:
-            return
-        slot.pending = False
-        less(self.pending, slot.group)
-        if slot.stranger:
-            self.strangers[slot.group] += 1
-            self._watch_idle(conn, slot)
+        if (slot := self.taken.get(conn)) is not None:
+            slot.pending = False
+            less(self.pending, slot.group)
+            if slot.stranger:
+                self.strangers[slot.group] += 1
+        if not self.is_privileged(conn.peer):
+            self._watch_idle(conn)
 
     def reconsider(self, conn: NoiseConnection) -> None:
         """The peer is privileged now."""
+        self._end_watch(conn)
         slot = self.taken.get(conn)
         if slot is not None and slot.stranger:
             slot.stranger = False
             less(self.strangers, slot.group)
-            if slot.timer is not None:
-                slot.timer.cancel()
-                slot.timer = None
 
     def free(self, conn: NoiseConnection) -> None:
         """The connection has ended."""
+        self._end_watch(conn)
         slot = self.taken.pop(conn, None)
         if slot is None:
             return
-        if slot.timer is not None:
-            slot.timer.cancel()
         if slot.pending:
             less(self.pending, slot.group)
         elif slot.stranger:
@@ -185,7 +181,11 @@ class Slots:
         self._refused[reason] += 1
         conn.abort(OverlayError("its slot was given to another peer", code="overlay.closed"))
 
-    def _watch_idle(self, conn: NoiseConnection, slot: Slot) -> None:
+    def _end_watch(self, conn: NoiseConnection) -> None:
+        if (timer := self._idle.pop(conn, None)) is not None:
+            timer.cancel()
+
+    def _watch_idle(self, conn: NoiseConnection) -> None:
         """Close a stranger's connection that nobody uses; look again when it may be due."""
         idle_s = self._limits.stranger_idle_s
         loop = asyncio.get_running_loop()
@@ -197,4 +197,4 @@ class Slots:
                 return
         else:
             left_s = idle_s
-        slot.timer = loop.call_later(left_s, self._watch_idle, conn, slot)
+        self._idle[conn] = loop.call_later(left_s, self._watch_idle, conn)

@@ -40,13 +40,13 @@ async def alive(raw: Any) -> bool:
 
 
 def let_time_pass(host: LinkHost) -> None:
-    """As if `stranger_idle_s` passed without a word, for all inbound connections."""
-    for conn, slot in list(host._slots.taken.items()):
+    """As if `stranger_idle_s` passed without a word."""
+    for conn in host.connections():
         conn.opened_at -= host.limits.stranger_idle_s
         conn._session.used_at -= host.limits.stranger_idle_s
-        if slot.timer is not None:
-            slot.timer.cancel()
-            host._slots._watch_idle(conn, slot)
+    for conn, timer in list(host._slots._idle.items()):
+        timer.cancel()
+        host._slots._watch_idle(conn)
 
 
 async def test_an_idle_stranger_is_closed_gracefully(net: Any) -> None:
@@ -66,8 +66,7 @@ async def test_the_idle_deadline_begins_with_the_end_of_the_last_stream(net: Any
     assert not conn.closed
     raw.frame(1, 4, 1, 0)  # FIN: the handler ends, and the stream
     await net.until(lambda: not conn.in_use)
-    (slot,) = host._slots.taken.values()
-    host._slots._watch_idle(conn, slot)
+    host._slots._watch_idle(conn)
     assert not conn.closed
     let_time_pass(host)
     assert conn.closed
@@ -88,21 +87,41 @@ async def test_pings_and_refused_streams_do_not_make_a_stranger_busy(net: Any) -
     assert conn.used_at == start
 
 
-async def test_what_is_in_use_privileged_or_dialled_is_not_closed_when_idle(net: Any) -> None:
-    key, other = Key.generate(), await net.host()
+async def test_what_is_in_use_or_privileged_is_not_closed_when_idle(net: Any) -> None:
+    key = Key.generate()
     limits = LinkLimits(stranger_idle_s=NEVER_S)
     host = await net.host(limits, privileged=lambda peer: peer == key.peer_id)
     stranger = await net.secured(host)
     member = await net.secured(host, key=key)
     busy = await net.busy(host)
-    dialled = await host.dial(other.listen_addrs)
-    assert dialled not in host._slots.taken
     for _ in range(3):
         let_time_pass(host)
     assert await stranger.recv_frame() == GOAWAY_FRAME
     assert await alive(member)
     assert await alive(busy)
-    assert dialled.accepts_streams
+
+
+async def test_what_was_dialled_and_is_nobodys_is_closed_when_idle(net: Any) -> None:
+    """Where an address leads to a stranger, e.g. as a relay, nobody else ends the connection."""
+    members: set[PeerId] = set()
+    idle, used, member = [await net.host() for _ in range(3)]
+    host = await net.host(LinkLimits(stranger_idle_s=NEVER_S), privileged=members.__contains__)
+    dialled = [await host.dial(other.listen_addrs) for other in (idle, used, member)]
+    assert not host._slots.taken
+    stream = await dialled[1].open_stream("/echo")
+    members.add(member.peer_id)  # it has shown a certificate
+    host.reconsider(member.peer_id)
+    for _ in range(3):
+        let_time_pass(host)
+    assert [conn.closed for conn in dialled] == [True, False, False]
+    async with stream:
+        await stream.write(b"x")
+        assert await stream.read() == b"x"
+    await net.until(lambda: not dialled[1].in_use)
+    let_time_pass(host)
+    assert [conn.closed for conn in dialled] == [True, True, False]
+    await net.until(lambda: list(host.connections()) == dialled[2:])
+    assert not host._slots._idle
 
 
 async def test_who_becomes_privileged_later_stays(net: Any) -> None:
