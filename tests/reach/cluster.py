@@ -92,11 +92,11 @@ class Cluster:
 
 async def first(call: Callable[[], Awaitable[None]], within_s: float) -> float | str:
     """After how many seconds it first succeeded; if not within `within_s`, its last error."""
-    began = time.monotonic()
-    error = "no answer"
+    began, error = time.monotonic(), ""
     try:
         async with asyncio.timeout(within_s):
             while True:
+                error = "no answer"
                 try:
                     await call()
                 except (WetwareError, TimeoutError) as exc:

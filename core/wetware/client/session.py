@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 CALL_S = 30.0
 """For a call, where neither `Session.timeout_s` nor `wetware.time_limit` says otherwise."""
-DIRECT_S_MAX = 3.0
-"""For dialling a node that can be reached through a tunnel as well."""
+DIRECT_S_MAX = 1.0
+"""For dialling a node that can be reached through a tunnel as well: a NAT answers nothing."""
 
 
 class Opening:
