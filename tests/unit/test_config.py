@@ -405,7 +405,8 @@ def test_a_variable_that_is_no_setting_stops_a_node_and_no_other_command(load: L
     found = load(env=env)
     assert found.problems() == []
     first, second = found.problems({})
-    assert "WW_RPC_CALLS_MAX: no setting of wetware" in first.message
+    assert "WW_RPC_CALLS_MAX: nothing installed has this setting" in first.message
+    assert "unset it" in first.hint
     assert "WW_MEMBERSHIP_PROBE_S" in second.message
 
 

@@ -180,8 +180,9 @@ class Config:
         # What is no setting, of plugins or of tests, has one word; other sections judge their own.
         judged = (_variable(section, "") for section in SECTIONS if section != "plugins")
         elsewhere = (*judged, *closed)
+        hint = "unset it, or correct it: `ww config reference` lists every setting"
         found += [
-            unknown(name, None, known, why="no setting of wetware or of an installed plugin")
+            unknown(name, None, known, why="nothing installed has this setting", hint=hint)
             for name in self._env
             if "_" in name.removeprefix(ENV_PREFIX)
             and name not in known | ENV_OTHER.keys()
