@@ -27,7 +27,7 @@ from wetware.cli.app import note
 from wetware.errors import WetwareError
 
 COMPLETE_VAR: Final = "_WW_COMPLETE"
-"""What the scripts set; its value is `complete_bash`, `complete_zsh` or `complete_fish`."""
+"""What the scripts set, to `complete_words`."""
 VALUES_MAX: Final = 200
 HELP_CHARS_MAX: Final = 80
 
@@ -100,8 +100,9 @@ def one_of(*values: str) -> Callable[[str], list[str]]:
 
 
 class _Complete(ShellComplete):
-    """Words and the cursor's place from the variables that all three scripts set."""
+    """Words and the cursor's place from two variables; answers with lines `VALUE[TAB HELP]`."""
 
+    name = "words"
     source_template = ""
 
     def source_vars(self) -> dict[str, Any]:
@@ -113,7 +114,9 @@ class _Complete(ShellComplete):
             place = int(os.environ.get("COMP_CWORD", ""))
         except ValueError:
             place = len(words)
-        return words[1:place], words[place] if place < len(words) else ""
+        # bash makes three words of "--key=default".
+        args = [word for word in words[1:place] if word != "="]
+        return args, words[place] if place < len(words) else ""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
         """What may stand at the cursor; nothing that a shell could take for more than a word."""
@@ -121,48 +124,13 @@ class _Complete(ShellComplete):
         return [item for item in found if item.type == "plain" and _SAFE.match(str(item.value))]
 
     def format_completion(self, item: CompletionItem) -> str:
-        return str(item.value)
-
-
-def _help(item: CompletionItem) -> str:
-    text = " ".join((item.help or "").split())
-    text = "".join(char for char in text if char.isprintable())
-    return text if len(text) <= HELP_CHARS_MAX else text[: HELP_CHARS_MAX - 1] + "…"
-
-
-class _Bash(_Complete):
-    name = "bash"
-
-    def get_completion_args(self) -> tuple[list[str], str]:
-        # bash makes three words of "--key=default".
-        args, incomplete = super().get_completion_args()
-        return [arg for arg in args if arg != "="], incomplete
-
-
-class _Zsh(_Complete):
-    name = "zsh"
-
-    def format_completion(self, item: CompletionItem) -> str:
-        return f"{item.value}\n{_help(item) or '_'}"
-
-
-class _Fish(_Complete):
-    name = "fish"
-
-    def get_completion_args(self) -> tuple[list[str], str]:
-        # fish gives the text up to the cursor, and the text of the word at it.
-        args = split_arg_string(os.environ.get("COMP_WORDS", ""))[1:]
-        incomplete = next(iter(split_arg_string(os.environ.get("COMP_CWORD", ""))), "")
-        if incomplete and args and args[-1] == incomplete:
-            args.pop()
-        return args, incomplete
-
-    def format_completion(self, item: CompletionItem) -> str:
-        text = _help(item)
+        text = " ".join((item.help or "").split())
+        text = "".join(char for char in text if char.isprintable())
+        if len(text) > HELP_CHARS_MAX:
+            text = text[: HELP_CHARS_MAX - 1] + "…"
         return f"{item.value}\t{text}" if text else str(item.value)
 
 
 def enable() -> None:
     """Answer `_WW_COMPLETE`; called only where it is set, so that other commands pay nothing."""
-    for cls in (_Bash, _Zsh, _Fish):
-        add_completion_class(cls, cls.name)
+    add_completion_class(_Complete, _Complete.name)

@@ -113,29 +113,21 @@ def test_bash_completes_with_a_broken_configuration(home: Home, tmp_path: Path) 
     assert "doctor" in _bash(home, "ww", "do", tmp_path=tmp_path)
 
 
-def _answer(home: Home, shell: str, words: str, at: str) -> list[str]:
-    done = home.ww(
-        check=True,
-        env={"_WW_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": at},
-    )
-    return done.stdout.splitlines()
+def _answer(home: Home, *words: str) -> list[str]:
+    env = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    return home.ww(check=True, env={"_WW_COMPLETE": "complete_words", **env}).stdout.splitlines()
 
 
-def test_zsh_is_told_values_and_their_help(home: Home) -> None:
-    script = _script(home, "zsh")
-    assert script.startswith("#compdef ww\n")
-    assert "eval " not in script
-    lines = _answer(home, "zsh", "ww\nst", "1")
-    assert lines == ["status", "Show what a node is doing."]
+def test_shells_are_told_values_and_their_help(home: Home) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        script = _script(home, shell)
+        assert "_WW_COMPLETE=complete_words" in script
+        assert "eval " not in script
+    assert _answer(home, "ww", "st") == ["status\tShow what a node is doing."]
+    assert "list" in {line.partition("\t")[0] for line in _answer(home, "ww", "key", "")}
     home.ww("key", "new", "ada", check=True)
-    assert _answer(home, "zsh", "ww\n--key\na", "2") == ["ada", "_"]
-
-
-def test_fish_is_told_values_and_their_help(home: Home) -> None:
-    script = _script(home, "fish")
-    assert "complete --command ww" in script
-    assert _answer(home, "fish", "ww st", "st") == ["status\tShow what a node is doing."]
-    assert "list" in {line.partition("\t")[0] for line in _answer(home, "fish", "ww key ", "")}
+    assert _answer(home, "ww", "--key", "a") == ["ada"]
+    assert _answer(home, "ww", "--data-dir", "'/a b'", "key", "sh")[0].startswith("show\t")
 
 
 def test_an_unknown_shell_is_refused(home: Home) -> None:
@@ -150,7 +142,7 @@ def test_completion_imports_no_rich_and_no_engine(home: Home) -> None:
         [sys.executable, "-X", "importtime", "-m", "wetware"],
         env={
             **home.env,
-            "_WW_COMPLETE": "complete_zsh",
+            "_WW_COMPLETE": "complete_words",
             "COMP_WORDS": "ww\n",
             "COMP_CWORD": "1",
         },

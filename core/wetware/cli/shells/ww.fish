@@ -1,7 +1,9 @@
 # ww completion for fish
 function _ww_completion
-    set -l response (env _WW_COMPLETE=complete_fish COMP_WORDS=(commandline -cp | string collect) \
-        COMP_CWORD=(commandline -ct | string collect) ww 2>/dev/null | string match -r '.+')
+    set -l before (string escape -- (commandline -opc))
+    set -l words (string join \n -- $before (commandline -ct) | string collect)
+    set -l response (env _WW_COMPLETE=complete_words COMP_WORDS=$words COMP_CWORD=(count $before) \
+        ww 2>/dev/null | string match -r '.+')
     if test (count $response) -gt 0
         printf '%s\n' $response
     else

@@ -2,16 +2,14 @@
 # ww completion for zsh
 _ww_completion() {
     local -a plain described response
-    local value help
+    local value
     response=("${(@f)$(COMP_WORDS="${(F)words}" COMP_CWORD=$((CURRENT-1)) \
-        _WW_COMPLETE=complete_zsh ww 2>/dev/null)}")
-    for value help in "${response[@]}"; do
-        if [[ -z $value ]]; then
-            continue
-        elif [[ $help == _ ]]; then
+        _WW_COMPLETE=complete_words ww 2>/dev/null)}")
+    for value in "${response[@]}"; do
+        if [[ $value == *$'\t'* ]]; then
+            described+=("${${value%%$'\t'*}//:/\\:}:${value#*$'\t'}")
+        elif [[ -n $value ]]; then
             plain+=("$value")
-        else
-            described+=("${value//:/\\:}:$help")
         fi
     done
     if (( $#described )); then
