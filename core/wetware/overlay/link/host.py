@@ -40,6 +40,8 @@ _STRANDED = "this machine has lost the address that the connection was from"
 PROBE_S = 1.5
 """For an answer where a connection may be dead. After an interruption of `FLAP_S`, TCP sends again
 within a second."""
+REPLACED_S = 0.5
+"""The same, beside two round trips, where the peer has connected anew: it nearly always is dead."""
 FLAP_S = 2.0
 """An address that is back after so long has cost nothing."""
 _CROSSED_S = 2.0
@@ -321,12 +323,15 @@ class LinkHost:
         log.info("connection.up", peer=peer, remote=conn.remote, initiator=conn.initiator)
         for on_up, _on_down in list(self._watchers):
             self._notify(on_up, conn)
-        if self._hosts is not None and conn.local.host in self._hosts:  # there is a way out again
+        if self._hosts is not None and not (conn.tunnelled or conn.local.is_loopback):
+            # There is a way out again, maybe from an address that came a moment ago.
+            self._hosts |= {conn.local.host}
             for other in [other for other in self._all if self._is_stranded(other)]:
                 other.abort(OverlayError(_STRANDED, code="overlay.closed"))
         for other in mine[:-1]:
             if conn.opened_at - other.opened_at > _CROSSED_S:
-                other.probe(PROBE_S)
+                rtt_s = max(conn.rtt_s, other.rtt_s)
+                other.probe(min(PROBE_S, REPLACED_S + 2 * rtt_s))
         if len(mine) == 2:
             self._close_duplicates(peer)
 

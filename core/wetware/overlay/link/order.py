@@ -23,7 +23,8 @@ def in_order(
     """The nearest first: networks that this machine is in, the internet, other private networks.
 
     What is private elsewhere leads to a stranger or nowhere, and loopback to another machine's own
-    node. Within each, IPv6 and the others take turns, and otherwise the order is kept.
+    node. Within each, IPv6 and the others take turns, and otherwise the order is kept. A relay has
+    the place that it was given.
     """
     if len(addrs) < 2:
         return list(addrs)
@@ -32,12 +33,14 @@ def in_order(
         mine = own()
     ranks: list[list[Multiaddr]] = [[], [], [], []]
     for addr in addrs:
-        ranks[_rank(addr, mine)].append(addr)
+        if addr.relay is None:
+            ranks[_rank(addr, mine)].append(addr)
     turns = (
         zip_longest([a for a in rank if a.kind == "ip6"], [a for a in rank if a.kind != "ip6"])
         for rank in ranks
     )
-    return [addr for pair in chain.from_iterable(turns) for addr in pair if addr is not None]
+    direct = (addr for pair in chain.from_iterable(turns) for addr in pair if addr is not None)
+    return [next(direct) if addr.relay is None else addr for addr in addrs]
 
 
 def _rank(addr: Multiaddr, own: Sequence[Interface]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from wetware.base.multiaddr import Multiaddr
+from wetware.identity import Key
 from wetware.overlay.link.order import in_order
 
 HOME = [ipaddress.ip_interface("192.168.1.7/24"), ipaddress.ip_interface("2600:7::7/64")]
@@ -26,6 +27,13 @@ def test_the_own_network_is_first_and_other_private_ones_and_loopback_are_last()
     assert order(*given) == [
         "2600:7::9", "192.168.1.9", "203.1.1.1", "fd12::5", "10.0.0.5", "127.0.0.1",
     ]  # fmt: skip
+
+
+def test_a_relay_keeps_its_place() -> None:
+    far = Multiaddr("ip4", "10.0.0.5", 4001)
+    relay = Multiaddr("ip4", "192.168.1.9", 4001, relay=Key.generate().peer_id)
+    near = Multiaddr("ip4", "192.168.1.8", 4001)
+    assert in_order([far, relay, near], lambda: HOME) == [near, relay, far]
 
 
 def test_otherwise_the_order_is_kept_and_failing_to_look_is_no_failure() -> None:
