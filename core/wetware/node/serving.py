@@ -70,9 +70,26 @@ async def _start(
 async def start_backend(backend: AuthBackend, tasks: TaskGroup) -> None:
     """Wait until the backend can decide; raises Busy or PluginError where it cannot.
 
-    Its failure is that of `tasks`: nobody decides in its place.
+    Its failure is that of `tasks`, and so is its end: nobody decides in its place.
     """
-    await _start(tasks, "auth backend", backend.name, backend.run)
+    started = False
+
+    async def run(*, task_status: TaskStatus[None]) -> None:
+        why = "it returned"
+        try:
+            await backend.run(task_status=task_status)
+        except asyncio.CancelledError:
+            if anyio.current_effective_deadline() == -inf:
+                raise
+            why = "it cancelled itself"
+        if started:
+            raise PluginError(
+                f"the auth backend {backend.name!r} has ended: {why}",
+                hint="start the node again, and tell its authors",
+            )
+
+    await _start(tasks, "auth backend", backend.name, run)
+    started = True
 
 
 @contextlib.asynccontextmanager

@@ -199,6 +199,25 @@ async def test_the_failure_of_the_backend_is_that_of_the_node() -> None:
     assert caught.group_contains(ValueError, match="boom")
 
 
+@pytest.mark.parametrize("how", ["returned", "cancelled itself"])
+async def test_the_end_of_the_backend_is_that_of_the_node(how: str) -> None:
+    async def end() -> None:
+        if how == "cancelled itself":
+            raise asyncio.CancelledError
+
+    backend: Any = Acts("auth", after=end)
+
+    async def start() -> None:
+        async with anyio.create_task_group() as tasks:
+            await start_backend(backend, tasks)
+            backend.go.set()
+            await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(start(), 5)
+    assert caught.group_contains(PluginError, match=f"'auth' has ended: it {how}")
+
+
 async def test_a_backend_that_is_late_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "START_S_MAX", 0.05)
     backend: Any = Acts("auth", before=anyio.sleep_forever)
