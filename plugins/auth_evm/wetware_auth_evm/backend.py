@@ -9,7 +9,6 @@ decided and everything is suspended.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -248,11 +247,11 @@ class EvmBackend:
         try:
             self._judge_fitness()
             await self._identify()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.follower.run(touched), name="auth_evm follower")
-                tasks.create_task(self._watch_time(), name="auth_evm clock")
-                tasks.create_task(self.wallets.run(self.roster), name="auth_evm wallets")
-                tasks.create_task(self.roster.run(), name="auth_evm principals")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.follower.run, touched, name="auth_evm follower")
+                tasks.start_soon(self._watch_time, name="auth_evm clock")
+                tasks.start_soon(self.wallets.run, self.roster, name="auth_evm wallets")
+                tasks.start_soon(self.roster.run, name="auth_evm principals")
                 await self._first_look(looked)
                 self._starting = False
                 if self._suspended:
@@ -270,9 +269,8 @@ class EvmBackend:
         Known from the last run is enough; a node that has lost what it knew has to hear it from
         the chain first, or what hangs on the roles would be taken for withdrawn.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_LOOK_S):
-                await looked.wait()
+        with anyio.move_on_after(FIRST_LOOK_S):
+            await looked.wait()
         replica = self.replica
         while self._had_history and not replica.ever_verified and not replica.final.seq:
             self._log.warning("auth_evm.waits", why=replica.fault)

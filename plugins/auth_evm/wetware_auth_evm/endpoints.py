@@ -9,13 +9,12 @@ path, which may hold a key.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -316,7 +315,7 @@ class Endpoints:
                             raise value
                         return value
         finally:
-            await _cancel(asked)
+            await let_go(asked)
         raise NoQuorum(self._why(method, said, errors), hint="`ww auth evm status` shows them")
 
     def _vote(
@@ -381,7 +380,7 @@ class Endpoints:
                     if value is not None and not isinstance(value, Reverted):
                         blocks[task] = Block.parse(value)
         finally:
-            await _cancel(asked)
+            await let_go(asked)
         if len(blocks) < self.quorum:
             raise NoQuorum(
                 f"{len(blocks)} of {len(self.each)} endpoints said which block is {tag}, "
@@ -407,11 +406,11 @@ class Endpoints:
             await endpoint.aclose()
 
 
-async def _cancel(tasks: Any) -> None:
+async def let_go(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """End what was asked and is not needed any more."""
     for task in tasks:
         task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Block(NamedTuple):

@@ -10,11 +10,11 @@ then nobody is admitted until an operator says that the chain as it is now is th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 from eth_hash.auto import keccak
 
 from wetware.base.log import get_logger
@@ -129,9 +129,8 @@ class Follower:
         while True:
             touched(await self.look())
             await asyncio.sleep(min(WAKE_S_MIN, self._poll_s))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_s):
-                    await self._wake.wait()
+            with anyio.move_on_after(self._poll_s):
+                await self._wake.wait()
             self._wake.clear()
 
     async def look(self) -> frozenset[bytes] | None:

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import anyio
+
 from wetware.hookspecs import Withdrawn
 from wetware.identity import Principal, replace_private_file
 from wetware_auth_evm.roles import base
@@ -182,11 +184,16 @@ class Roster:
         ).encode()
 
     async def run(self) -> None:
-        """Keep the file as things are, until cancelled; then once more."""
+        """Keep the file as things are, until its scope is cancelled; then once more.
+
+        A task of an anyio group: a write under way is waited for, so that it is not the last.
+        """
         try:
             while True:
                 await self._changed.wait()
-                if not await self._run_sync(self._write, self._document()):
+                with anyio.CancelScope(shield=True):
+                    written = await self._run_sync(self._write, self._document())
+                if not written:
                     self._changed.set()  # again, until the disk takes it
                 await asyncio.sleep(KEEP_S)
         finally:

@@ -9,13 +9,12 @@ is out at first sight, and one who was added waits for finality.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 from typing import TYPE_CHECKING, Any, Final
 
 from eth_hash.auto import keccak
 
-from wetware_auth_evm.endpoints import REFUSED, Reverted, data
+from wetware_auth_evm.endpoints import REFUSED, Reverted, data, let_go
 from wetware_auth_evm.errors import EndpointFailed
 
 if TYPE_CHECKING:
@@ -109,10 +108,7 @@ class WalletCheck:
                     if count[word] >= self._endpoints.quorum:
                         return word
         finally:
-            for task in asked:
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*asked, return_exceptions=True)
+            await let_go(asked)
         return Word.UNKNOWN
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+import anyio
 
 from wetware.hookspecs import Withdrawn
 from wetware_auth_evm.wallet_check import Busy, WalletCheck, Word
@@ -141,9 +142,8 @@ class WalletSessions:
         """Ask again until cancelled."""
         while True:
             await self.recheck(roster)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(1.0, self._recheck_s)):
-                    await self._wake.wait()
+            with anyio.move_on_after(min(1.0, self._recheck_s)):
+                await self._wake.wait()
             self._wake.clear()
 
     async def recheck(self, roster: Container[Principal]) -> None:
