@@ -24,6 +24,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
+
 from wetware.base import bounds
 from wetware.errors import (
     AuthError,
@@ -297,9 +299,8 @@ class Spread:
         return why
 
     async def _wait(self, event: asyncio.Event, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(seconds, 0.0)):
-                await event.wait()
+        with anyio.move_on_after(seconds):
+            await event.wait()
 
     # --- what happens here ------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import anyio
+
 from wetware.base.backoff import Backoff
 from wetware.errors import OverlayError
 
@@ -42,13 +44,11 @@ def cluster_key(cluster: str) -> bytes:
 
 async def pause(woken: asyncio.Event, seconds: float) -> bool:
     """Wait for the event, at most so long; whether it came. Clears it."""
-    try:
-        async with asyncio.timeout(seconds):
-            await woken.wait()
-    except TimeoutError:
-        return False
-    woken.clear()
-    return True
+    with anyio.move_on_after(seconds):
+        await woken.wait()
+        woken.clear()
+        return True
+    return False
 
 
 class DhtDiscovery:

@@ -7,11 +7,12 @@ timer for every name that anybody makes up. We ask, and read the TXT records as 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import cast
+
+import anyio
 
 # ruff: isort: off
 from zeroconf import RecordUpdate, RecordUpdateListener, ServiceInfo, Zeroconf
@@ -112,9 +113,8 @@ class Lan:
     async def _close(self) -> None:
         zeroconf = self._zeroconf
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_S_MAX):
-                    await zeroconf.async_close()
+            with anyio.move_on_after(STOP_S_MAX):
+                await zeroconf.async_close()
         finally:
             zeroconf.zeroconf.engine.close()  # idempotent; for when the above was cut short
 

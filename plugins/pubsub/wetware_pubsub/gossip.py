@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
+
 from wetware.errors import OverlayError, WetwareError
 from wetware.hookspecs import Access, Clock, Overlay, PeerDown, PeerUp
 from wetware.identity import PeerId, replace_private_file
@@ -158,11 +160,10 @@ class Gossip:
         """
         seqno = self.router.publish(topic, data)
         if self._is_crowded(topic):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._config.publish_wait_s):
-                    while self._is_crowded(topic):
-                        self._room.clear()
-                        await self._room.wait()
+            with anyio.move_on_after(self._config.publish_wait_s):
+                while self._is_crowded(topic):
+                    self._room.clear()
+                    await self._room.wait()
         return seqno
 
     def _is_crowded(self, topic: str) -> bool:
@@ -253,7 +254,7 @@ class Gossip:
         try:
             while await stream.read(_READ_BYTES):
                 pass
-            await asyncio.Event().wait()  # it closed its side, as js does: ours is still good
+            await anyio.sleep_forever()  # it closed its side, as js does: ours is still good
         except WetwareError:
             pass
         finally:
