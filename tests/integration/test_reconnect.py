@@ -56,14 +56,20 @@ async def test_a_stop_is_no_revocation(node: NodeProcess) -> None:
 
 async def test_what_a_client_is_told_of_a_stop(node: NodeProcess) -> None:
     """While the connection still stands: the end of the grants comes before that of the node."""
-    async with wetware.connect(data_dir=node.data_dir, key=node.home.key()) as session:
-        waiting = asyncio.create_task(session._ref.call("ended"))
-        await session.whoami()
-        stopping = asyncio.create_task(asyncio.to_thread(node.stop))
-        with wetware.time_limit(20), pytest.raises(Disconnected) as caught:
-            await waiting
-        assert caught.value.code == STOPPING
-        await stopping
+    with node.home.node("b", join=node) as silent:
+        node.wait_members([silent.peer_id])
+        silent.process.send_signal(signal.SIGSTOP)  # so that a call waits
+        try:
+            async with wetware.connect(data_dir=node.data_dir, key=node.home.key()) as session:
+                waiting = asyncio.create_task(session.cluster.ping(silent.peer_id))
+                await session.whoami()
+                stopping = asyncio.create_task(asyncio.to_thread(node.stop))
+                with pytest.raises(Disconnected) as caught:
+                    await waiting
+                assert caught.value.code == STOPPING
+                await stopping
+        finally:
+            silent.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])

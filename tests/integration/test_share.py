@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import signal
@@ -16,17 +17,23 @@ from typing import Any
 import pytest
 
 import wetware
+from wetware.base.multiaddr import Multiaddr
 from wetware.broker.sturdy import SturdyRef
 from wetware.errors import (
     EXIT_DENIED,
     EXIT_FAILED,
+    EXIT_UNREACHABLE,
     CapabilityError,
     Denied,
+    DialError,
+    Disconnected,
     Expired,
+    InvalidArgument,
     LimitExceeded,
     Revoked,
     WetwareError,
 )
+from wetware.identity import Key
 from wetware.testing import Home, NodeProcess
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
@@ -331,20 +338,158 @@ def test_bad_input_says_what_to_write(node: NodeProcess) -> None:
     assert f"ww --data-dir {node.data_dir} grants" in bad.stderr
 
 
-async def test_a_reference_of_one_node_is_held_through_another(
-    pair: tuple[NodeProcess, NodeProcess],
+# --- references of another node -------------------------------------------------------------------
+
+DEAD = Multiaddr.parse("/ip4/127.0.0.1/tcp/1")
+"""Where nobody listens."""
+DIRECT_OR_TUNNEL = pytest.mark.parametrize("direct", [True, False], ids=["direct", "tunnel"])
+
+
+def out_of_reach(ref: str, **fields: Any) -> str:
+    """The reference of an issuer that this machine cannot dial."""
+    return replace(SturdyRef.parse(ref), addrs=(DEAD,), **fields).text
+
+
+def tunnels(node: NodeProcess) -> int:
+    """How many it has carried."""
+    return node.log.read_text().count("tunnel.opened")
+
+
+@DIRECT_OR_TUNNEL
+async def test_a_reference_of_another_node_is_redeemed_there(
+    pair: tuple[NodeProcess, NodeProcess], direct: bool
 ) -> None:
-    """Adopted at b, with b's own terms on top; a's revocation reaches it there."""
+    """Dialled or through b's tunnel, it is the issuer's session: a's revocation cuts all of it."""
     a, b = pair
     ref, grant = share(a, "pubsub:far/*")
-    async with wetware.connect(b.addr, key=b.home.key()) as at_b:
-        adopted = await at_b.adopt(ref)
-        narrow = await adopted.attenuate({"pubsub": []}, ["topic=far/a"], label="below")
+    before = tunnels(b)
+    async with (
+        wetware.connect(b.addr, key=b.home.key()) as at_b,
+        at_b.redeem(ref if direct else out_of_reach(ref)) as held,
+    ):
+        assert held.identity.node == a.peer_id
+        assert held.identity.principal == f"bearer:{grant}"
+        assert tunnels(b) == before + (not direct)
+        narrow = await held.attenuate({"pubsub": []}, ["topic=far/a"], label="below")
         topic = await narrow.pubsub.join("far/a")
-        await topic.publish("over two nodes")
         with pytest.raises(Denied):
             await narrow.pubsub.join("far/b")
-        a.ww("revoke", grant, check=True)
-        with pytest.raises(CapabilityError):
-            await over_and_over(lambda: topic.publish("x"))
+        with pytest.raises(Denied):
+            await held.pubsub.join("near")
+        passed_on, _ = await held.share({"pubsub": []})
+        async with topic.subscribe() as messages:
+            reading = aiter(messages)
+            await topic.publish("over two nodes")
+            assert (await asyncio.wait_for(anext(reading), 10)).data == b"over two nodes"
+            waiting = asyncio.create_task(anext(reading))
+            await asyncio.sleep(0)
+            await asyncio.to_thread(a.ww, "revoke", grant, "--reason", "lost laptop", check=True)
+            for call in (waiting, topic.publish("x"), held.whoami(), narrow.services()):
+                with pytest.raises(Revoked, match="lost laptop"):
+                    async with asyncio.timeout(10):
+                        await call
+        with pytest.raises(Revoked):
+            async with at_b.redeem(passed_on):
+                pass
         assert await at_b.whoami(), "b's own session goes on"
+
+
+@DIRECT_OR_TUNNEL
+async def test_what_was_redeemed_ends_with_the_session_that_redeemed_it(
+    pair: tuple[NodeProcess, NodeProcess], direct: bool
+) -> None:
+    a, b = pair
+    ref, grant = share(a, "pubsub:brief")
+
+    async def held_at_a() -> bool:
+        return any(grant in each.parents for each in await at_a.grants())
+
+    async with (
+        wetware.connect(a.addr, key=a.home.key()) as at_a,
+        contextlib.AsyncExitStack() as later,
+    ):
+        async with wetware.connect(b.addr, key=b.home.key()) as at_b:
+            opening = at_b.redeem(ref if direct else out_of_reach(ref))
+            held = await later.enter_async_context(opening)
+            assert await held.services()
+            assert await held_at_a()
+        with pytest.raises(Disconnected):
+            await over_and_over(held.services)
+        async with asyncio.timeout(10):
+            while await held_at_a():
+                await asyncio.sleep(0.02)
+
+
+async def test_a_reference_of_the_session_s_own_node(
+    pair: tuple[NodeProcess, NodeProcess],
+) -> None:
+    _, b = pair
+    ref, _ = share(b, "pubsub:own")
+    async with wetware.connect(b.addr, key=b.home.key()) as at_b:
+        at_b.timeout_s = 5
+        async with at_b.redeem(out_of_reach(ref)) as held:
+            assert held.identity.node == b.peer_id
+            assert [service.name for service in await held.services()] == ["pubsub"]
+        assert at_b.timeout_s == 5
+        assert await at_b.services()
+
+
+async def test_an_issuer_that_nobody_reaches(pair: tuple[NodeProcess, NodeProcess]) -> None:
+    """Both ways are named; whoever answers nothing costs no more than the time that is given."""
+    _, b = pair
+    ref, _ = share(b, "pubsub")
+    unknown = Key.generate().peer_id
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(listen, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    mute = replace(
+        SturdyRef.parse(ref), peer=unknown, addrs=(Multiaddr("ip4", "127.0.0.1", port),)
+    ).text
+    async with silent, wetware.connect(b.addr, key=b.home.key()) as at_b:
+        for far in (out_of_reach(ref, peer=unknown), mute):
+            started = time.monotonic()
+            with pytest.raises(DialError) as caught:
+                async with at_b.redeem(far, timeout_s=2):
+                    pass
+            assert time.monotonic() - started < 10
+            assert "127.0.0.1" in caught.value.message
+            assert "no member of the cluster" in caught.value.message
+        for nonsense in ("ww1nonsense", b.addr):
+            with pytest.raises(InvalidArgument):
+                async with at_b.redeem(nonsense):
+                    pass
+        narrow = await at_b.attenuate({"pubsub": []})
+        with pytest.raises(DialError, match=r"no grant of .* covers a service 'cluster'"):
+            async with narrow.redeem(out_of_reach(ref, peer=unknown)):
+                pass
+
+
+def test_the_command_line_goes_through_this_machine_s_node(
+    pair: tuple[NodeProcess, NodeProcess], stranger: Home
+) -> None:
+    a, b = pair
+    ref, grant = share(a, "pubsub:far", "--uses", "2")
+    far, before = out_of_reach(ref), tunnels(b)
+    shown = json.loads(b.ww("use", "--json", far, check=True).stdout)
+    assert (shown["node"], shown["grant"]["id"]) == (a.peer_id, grant)
+    used = json.loads(b.ww("use", far, "whoami", "--json", check=True).stdout)
+    assert used["node"] == a.peer_id
+    assert used["principal"] == f"bearer:{grant}"
+    assert tunnels(b) == before + 2
+    # Without a key there is no tunnel, and without a node none is looked for.
+    b.home.ww("key", "new", "nobody", check=True)
+    for done, says in (
+        (b.ww("--key", "nobody", "use", far, "whoami"), "nor through a tunnel"),
+        (b.ww("--key", "missing", "use", far), "key new missing"),
+        (stranger.ww("use", far, "whoami"), "tcp/1"),
+    ):
+        assert done.returncode == EXIT_UNREACHABLE, done.stderr
+        assert "tcp/1" in done.stderr
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+    assert listed(a)[grant]["uses_left"] == 1

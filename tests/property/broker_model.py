@@ -105,7 +105,7 @@ class Model:
                 self.revoke(root)
 
     def restart(self, at: str) -> None:
-        """A node stops and starts: sessions of it end, and those that it holds for others."""
+        """A node stops and starts: sessions of it end."""
         for (_, where), root in list(self.roots.items()):
             if where == at:
                 for child in root.children:

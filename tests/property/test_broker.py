@@ -18,9 +18,8 @@ import pytest
 
 from wetware import rpc
 from wetware.client import Session
-from wetware.errors import CapabilityError, LimitExceeded, NotFound, Unsupported, WetwareError
+from wetware.errors import CapabilityError, LimitExceeded, NotFound, WetwareError
 from wetware.hookspecs import RoleProfile
-from wetware.identity import PeerId
 
 from ..unit.broker.cluster import Backend, MemNode, box
 from ..unit.broker.parts import Clock
@@ -60,10 +59,7 @@ class History:
         self.clock.now = self.model.now
         profile = RoleProfile({"box": frozenset({"*"})})
         self.backend = Backend({"member": profile}, {user: {"member"} for user in USERS})
-        others: dict[PeerId, Path] = {}
-        self.nodes = {
-            name: MemNode(name, directory, self.backend, self.clock, others) for name in "abc"
-        }
+        self.nodes = {name: MemNode(name, directory, self.backend, self.clock) for name in "abc"}
         self.stacks: dict[str, contextlib.AsyncExitStack] = {}
         self.held: list[Held] = []
         self.shared: list[Shared] = []
@@ -79,9 +75,9 @@ class History:
         try:
             for _ in range(STEPS):
                 step = self.rng.choices(
-                    [self.login, self.attenuate, self.share, self.redeem, self.adopt, self.call,
+                    [self.login, self.attenuate, self.share, self.redeem, self.call,
                      self.revoke, self.close, self.withdraw, self.advance, self.restart],
-                    [8, 14, 8, 8, 5, 60, 5, 4, 1, 4, 1],
+                    [8, 14, 8, 13, 60, 5, 4, 1, 4, 1],
                 )[0]  # fmt: skip
                 await step()
             for held in self.held:  # at the end, each once more
@@ -142,9 +138,6 @@ class History:
         terms = {"expires_s": 0.0, **self.terms(model)}
         try:
             ref, info = await parent.session.share(**terms, uses=uses)
-        except Unsupported:
-            assert any(above.owner == "adopted" for above in parent.model.above())
-            return
         except WetwareError as exc:
             self.refused(parent.model, model, exc)
             return
@@ -178,27 +171,6 @@ class History:
             return
         assert gives, "a reference was redeemed that had ended"
         self.done["redemption"] += 1
-
-    async def adopt(self) -> None:
-        """Somebody who is logged in at another node holds the reference through that."""
-        logins = [held for held in self.held if held.model.kind == "session"]
-        if not self.shared or not logins:
-            return
-        share, here = self.rng.choice(self.shared), self.rng.choice(logins)
-        if here.model.at == share.model.at or not self.model.works(here.model):
-            return
-        gives = self.model.redeem(share.model)
-        try:
-            session = await here.session.adopt(share.ref)
-        except (CapabilityError, LimitExceeded) as exc:
-            assert not gives, f"{exc.code}: {exc}"  # noqa: PT017
-            return
-        assert gives, "a reference was adopted that had ended"
-        model = Node("adopted", share.model.at, [share.model, here.model])
-        stack = contextlib.AsyncExitStack()
-        stack.push_async_callback(session.close)
-        await self._add(model, session, stack)
-        self.done["adoption"] += 1
 
     async def call(self) -> None:
         if self.held:
@@ -260,8 +232,7 @@ class History:
         name = self.rng.choice(list(self.nodes))
         stays = []
         for held in self.held:
-            mine = {node.at for node in held.model.above()}
-            if name in mine:
+            if held.model.at == name:
                 await held.stack.aclose()
                 self.model.close(held.model)
             else:

@@ -338,7 +338,7 @@ def test_a_check_of_a_section_of_sections_says_where(load: Load) -> None:
         ("[node]\nlistn = []", "config.unknown", ["node.listn", "ww.toml line 2", "mean listen?"]),
         ("[noed]\n", "config.unknown", ["[noed]", "line 1", "mean node?"]),
         ("x = 1", "config.unknown", ["x in", "no such section"]),
-        ("[broker]\nlaese_s = 1", "config.unknown", ["broker.laese_s", "line 2", "mean lease_s?"]),
+        ("[broker]\ngrant_max = 1", "config.unknown", ["line 2", "mean grants_max?"]),
         ("[link]\ndial_s = 1", "config.unknown", ["link.dial_s", "line 2", "no such setting"]),
         ("[rpc]\n", "config.unknown", ["[rpc]", "line 1", "no such section"]),
         ("[plugins]\nenabel = []", "config.unknown", ["plugins.enabel", "mean enable?"]),

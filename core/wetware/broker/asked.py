@@ -21,11 +21,8 @@ TERMS_CHARS_MAX: Final = 4096
 """Of all constraints of one grant, so that `grants_max` of them fit in memory."""
 EXPIRES_S_MAX: Final = 100 * 365 * 86_400.0
 SEALED: Final = frozenset(
-    f"Session.{name}"
-    for name in (
-        "whoami", "services", "open", "logout", "list", "why", "explain", "keep", "ended"
-    )
-)  # fmt: skip
+    f"Session.{name}" for name in ("whoami", "services", "open", "logout", "list", "why", "explain")
+)
 """What a session can do that is not to be passed on."""
 
 

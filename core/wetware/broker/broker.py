@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from wetware.base.clock import Clock
     from wetware.base.multiaddr import Multiaddr
-    from wetware.broker.adopt import Adoptions
     from wetware.broker.grants import Grant
     from wetware.broker.ports import AuthBackend, Service
     from wetware.broker.proposals import Proposal
@@ -49,7 +48,6 @@ class Broker:
     Attributes:
         attempts: Logins that addresses have failed lately.
         addrs: Gives where this node can be reached, for sturdy references.
-        adoptions: References to other nodes; None where there is no overlay.
         proposals: What each service here proposes for the standard roles; for words alone.
         clock_trusted: Told that an operator says that the machine's clock is right.
     """
@@ -83,7 +81,6 @@ class Broker:
         self._comparison = Comparison(self.tree.clock, self.tree.limits.clock_skew_s_max)
         self._clock_recorded = False  # as wrong
         self.addrs: Callable[[], Iterable[Multiaddr]] = tuple
-        self.adoptions: Adoptions | None = None
         self.proposals: Mapping[str, Proposal] = {}
         self.clock_trusted: Callable[[], None] = lambda: None
 

@@ -70,7 +70,7 @@ LENT_S: Final = 2.0
 SUMMARY_CHARS_MAX: Final = 512
 """Of a grant's terms, in the explanations of denials that are remembered."""
 _TIMER_S_MIN: Final = 0.05
-_HELD: Final = frozenset({"service", "attenuated", "redeemed", "adopted"})
+_HELD: Final = frozenset({"service", "attenuated", "redeemed"})
 """Kinds of grants that are over when nobody holds them."""
 _NO_TERMS: Final = Terms()
 _OPEN: Final[Plan[Grant]] = Plan()
@@ -142,7 +142,7 @@ class Grant:
         id: 16 hex digits, unguessable, so that naming a grant in a log gives nothing away.
         parents: The grants that this one ends with; () for a root.
         principal: Whose it is.
-        kind: "role", "session", "service", "attenuated", "share", "redeemed" or "adopted".
+        kind: "role", "session", "service", "attenuated", "share" or "redeemed".
         label: What it is for, in words, e.g. "role member", "service pubsub".
         service: The service whose servants it guards, or None.
         services: Service name or "*" → method patterns, those of the terms resolved.
@@ -551,10 +551,6 @@ class Grant:
 
     def _plan(self, method: Method) -> Plan[Grant]:
         """What has to be checked for a method."""
-        if self.kind == "adopted":  # what it allows is judged by its issuer
-            # A session's own methods are no payload, wherever they are served.
-            budgets = {} if method.interface == CORE.Session else self._budgets()
-            return Plan(budgets=budgets, metered=self.metered) if budgets else _OPEN
         service = self.service
         if service is None:
             return Plan(denied=(self, "it is bound to no service"))

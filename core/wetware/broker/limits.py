@@ -62,8 +62,6 @@ class BrokerLimits:
         children_max: Derivations of one grant that may live at a time: a holder cannot fill the
             node's memory.
         depth_max: Derivations of derivations.
-        adoptions_per_session_max: References to other nodes that a session holds through this one.
-        adoptions_max: The same of all sessions.
         clock_skew_s_max: If this node's clock differs by more from those of the other members,
             grants with an end are refused.
     """
@@ -72,14 +70,6 @@ class BrokerLimits:
     shares_per_principal_max: int = setting(
         4096, "References that may be out for one principal at a time.", min=1
     )
-    lease_s: float = setting(
-        15.0,
-        "For how long a node may use a reference of another one without hearing from it.",
-        min=1,
-        max=3600,
-    )
     children_max: int = 16_384
     depth_max: int = 32
-    adoptions_per_session_max: int = 64
-    adoptions_max: int = 4096
     clock_skew_s_max: float = 30.0

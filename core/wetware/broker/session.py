@@ -237,40 +237,6 @@ class SessionServant(SubtreeServant, interface=CORE.Session):
             probe.close("it was only asked about")
         return {"explanation": to_struct(explanation)}
 
-    # --- references of other nodes ----------------------------------------------------------------
-
-    async def adopt(self, ref: str) -> dict[str, object]:
-        adoptions = self._broker.adoptions
-        if adoptions is None:
-            raise Unsupported("this node has no connection to others", code="unsupported.adopt")
-        parsed = SturdyRef.parse(ref)
-        adopted = await adoptions.adopt(parsed, self._grant)
-        try:
-            await self._admit(
-                "grant.adopted",
-                grant=adopted.grant.id,
-                parent=self._grant.id,
-                label=adopted.grant.label,
-                issuer=parsed.peer,
-                share=parsed.id,
-            )
-        except BaseException:
-            adopted.grant.revoke("it could not be recorded")
-            raise
-        return {
-            "session": adopted.session,
-            "grant": to_struct(adopted.grant.info()),
-            "lease_s": adopted.lease_s,
-        }
-
-    async def keep(self) -> dict[str, object]:
-        """A heartbeat; the guard has refused it if the session has ended."""
-        return {"lease_s": self._broker.tree.limits.lease_s}
-
-    async def ended(self) -> None:
-        """Wait for the end; the guard cuts the wait with the reason."""
-        await asyncio.Event().wait()
-
     def released(self) -> None:
         """The client let go, or its connection ended.
 

@@ -138,7 +138,7 @@ def use_command(
         root = ctx.find_root()
         root.command.main(args=list(ctx.args), prog_name=root.info_name)
         return
-    grant = asyncio.run(describe(ref, data_dir=node_data_dir()))
+    grant = asyncio.run(describe(ref, key=options.key, data_dir=node_data_dir()))
     if json:
         return out_json({"node": parsed.peer, "grant": grant})
     left = {"uses": grant.uses_left, "calls": grant.calls_left, "bytes": grant.bytes_left}

@@ -30,45 +30,65 @@ from wetware.client.dial import (
 from wetware.client.keys import KeyChoice, chooser
 from wetware.client.login import Login
 from wetware.client.reconnect import Reconnecting
-from wetware.client.session import CALL_S, Session, log_in, opened
+from wetware.client.session import CALL_S, Session, log_in, reached, redeemed, tunnelled
 from wetware.errors import ConfigError, DialError, InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
-    from wetware.identity import Challenge, Key, Signer
+    from wetware.identity import Challenge, Key, PeerId, Signer
 
 
-async def _redeem(place: Place, ref: SturdyRef) -> Session:
-    """The session that a reference stands for; the place is its issuer's Gate."""
-    connection, _, _ = place
-    gate = connection.bootstrap(CORE.Gate)
-    reply = await gate.call("redeem", id=bytes.fromhex(ref.id), secret=ref.secret)
-    session = await opened(reply["session"], None, ref.peer)
-    session.timeout_s = CALL_S
-    return session
+async def _issuer(
+    stack: contextlib.AsyncExitStack,
+    ref: SturdyRef,
+    choose: Callable[[Challenge], Signer],
+    data_dir: Path,
+    timeout_s: float,
+) -> Place:
+    """The Gate of a reference's issuer: over the unix socket if it is on this machine.
 
-
-async def _issuer(stack: contextlib.AsyncExitStack, ref: SturdyRef, data_dir: Path) -> Place:
-    """The Gate of a reference's issuer: over the unix socket if it is on this machine."""
+    Else it is dialled, or reached through a tunnel of this machine's node, if one runs and lets in
+    whom `choose` signs for.
+    """
+    tunnel = None
     with contextlib.suppress(WetwareError):
-        if (node := LocalNode.find(data_dir)).peer_id == ref.peer:
-            return await local(stack, node)
-    if not ref.addrs:
+        if (here := LocalNode.find(data_dir)).peer_id == ref.peer:
+            return await local(stack, here)
+        tunnel = functools.partial(_tunnel, stack, choose, here, ref.peer)
+    if not ref.addrs and tunnel is None:
         raise DialError(
             f"the reference says nothing of where its node {ref.peer} is",
-            hint="use it on the machine of that node",
+            hint="use it on the machine of that node, or of another member",
         )
-    return await remote(stack, map(str, ref.addrs), ref.peer)
+    return await reached(stack, map(str, ref.addrs), ref.peer, tunnel, timeout_s)
+
+
+async def _tunnel(
+    stack: contextlib.AsyncExitStack,
+    choose: Callable[[Challenge], Signer],
+    node: LocalNode,
+    peer: PeerId,
+) -> Place:
+    """The Gate of `peer`, through this machine's node."""
+    session = await log_in(Login(choose, node.cluster), await local(stack, node))
+    stack.push_async_callback(session.close)
+    return await tunnelled(stack, session, peer)
 
 
 async def describe(
-    ref: str, *, data_dir: Path | None = None, timeout_s: float = CONNECT_S
+    ref: str,
+    *,
+    key: Key | Path | str | None = None,
+    data_dir: Path | None = None,
+    timeout_s: float = CONNECT_S,
 ) -> GrantInfo:
     """What a sturdy reference would give, without spending a use; raises as `connect` does."""
     parsed = SturdyRef.parse(ref)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(rpc.runtime())
         async with within(timeout_s, f"the node {parsed.peer}"):
-            connection, _, _ = await _issuer(stack, parsed, data_dir or paths.data_dir())
+            alone = chooser(None, KeyChoice(key, None, None), unattended=True)
+            where = data_dir or paths.data_dir()
+            connection, _, _ = await _issuer(stack, parsed, alone, where, timeout_s)
             gate = connection.bootstrap(CORE.Gate)
             reply = await gate.call("describe", id=bytes.fromhex(parsed.id), secret=parsed.secret)
         return from_struct(GrantInfo, reply["grant"])
@@ -140,9 +160,10 @@ async def connect(
 
     Args:
         target: A multiaddr with the node's peer ID (several, comma-separated, for one node), a
-            sturdy reference `ww1…` (then no key is needed), or what `Session.node` takes, a name or
-            "zone=cloud": then the login here leads to one there. None for WW_NODE, or else the
-            context's node.
+            sturdy reference `ww1…` (then no key is needed, unless its node cannot be dialled and
+            is reached through a tunnel of this machine's node), or what `Session.node` takes, a
+            name or "zone=cloud": then the login here leads to one there. None for WW_NODE, or else
+            the context's node.
         context: Its name, or an object of one's own. None for WW_CONTEXT, or else the one that
             `ww context use` chose; without that, this machine's node.
         key: The user's key: an object, a file, or a name under `~/.wetware/keys`; default
@@ -179,11 +200,13 @@ async def connect(
         chosen = Context(data_dir=str(data_dir))
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(rpc.runtime())
+        alone = chooser(signer, KeyChoice(key, None, None), unattended=True)
         if target is not None and is_ref(target):
             ref = SturdyRef.parse(target)
             async with within(timeout_s, f"the node {ref.peer}"):  # never the secret itself
-                place = await _issuer(stack, ref, _data_dir(chosen))
-                session = await _redeem(place, ref)
+                place = await _issuer(stack, ref, alone, _data_dir(chosen), timeout_s)
+                session = await redeemed(place.connection, ref)
+            session.timeout_s = CALL_S
         else:
             if target is not None and is_address(target):
                 chosen, target = Context(node=target), None
@@ -191,7 +214,6 @@ async def connect(
             choose = chooser(signer, KeyChoice(key, None, passphrase))
             session = await _reach(stack, choose, chosen, goal, timeout_s)
             if reconnect:
-                alone = chooser(signer, KeyChoice(key, None, None), unattended=True)
                 pinned = replace(chosen, cluster=session.identity.cluster)
                 enter = functools.partial(
                     _reach, choose=alone, context=pinned, goal=goal, timeout_s=timeout_s

@@ -84,7 +84,7 @@ def chooser(
                 raise
         if made is None or (unattended and not getattr(made, "unattended", False)):
             raise AuthError(
-                "logging in again needs somebody, and nobody is asked unawares for a passphrase or "
+                "logging in here needs somebody, and nobody is asked unawares for a passphrase or "
                 "a signature",
                 hint="log in once more, or use a key that needs nobody: without a passphrase, or "
                 "with WW_PASSPHRASE set",

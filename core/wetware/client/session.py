@@ -7,18 +7,26 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wetware.base.structs import from_struct
+from wetware.broker.protocol import CORE
 from wetware.broker.sturdy import SturdyRef
 from wetware.broker.told import Explanation, GrantInfo, Identity, ServiceInfo
 from wetware.client.bundled import Bundled
 from wetware.client.dial import CONNECT_S, Place, over_link, remote, within
 from wetware.client.installed import CLIENT_GROUP, find, interface_of, known_interface, services
 from wetware.client.values import Constraints, terms_to_struct
-from wetware.errors import AuthError, InternalError, OverlayError, Unsupported, WetwareError
+from wetware.errors import (
+    AuthError,
+    DialError,
+    InternalError,
+    OverlayError,
+    Unsupported,
+    WetwareError,
+)
 from wetware.identity import Key, PeerId
 
 if TYPE_CHECKING:
@@ -221,16 +229,6 @@ class Session(Bundled):
         reply = await self._call("share", terms=terms, uses=uses, label=label)
         return reply["ref"], from_struct(GrantInfo, reply["grant"])
 
-    async def adopt(self, ref: str) -> Session:
-        """Redeem another member's reference through this session's node.
-
-        It works as long as that node hears from the issuer; raises Denied, Revoked, Expired,
-        AdmissionRefused, DialError.
-        """
-        issuer = SturdyRef.parse(ref).peer
-        reply = await self._call("adopt", ref=ref)
-        return await opened(reply["session"], None, issuer)
-
     async def grants(self) -> tuple[GrantInfo, ...]:
         """What was derived from this session, parents first; of a login, from all its roles."""
         reply = await self._call("list", principal="", limit=0)
@@ -298,17 +296,45 @@ class Session(Bundled):
             )
         async with contextlib.AsyncExitStack() as stack:
             async with within(timeout_s, f"the node {peer} ({selector})"):
-                place = None
-                if direct is not False:
-                    dial_s = None if direct else min(DIRECT_S_MAX, timeout_s / 2)
-                    try:
-                        place = await remote(stack, addrs, peer, timeout_s=dial_s)
-                    except OverlayError:
-                        if direct:
-                            raise
-                if place is None:
-                    place = await _tunnelled(stack, self, peer)
+                tunnel = functools.partial(tunnelled, stack, self, peer)
+                if direct is False:
+                    place = await tunnel()
+                else:
+                    place = await reached(stack, addrs, peer, None if direct else tunnel, timeout_s)
                 session = await log_in(login, place)
+            try:
+                yield session
+            finally:
+                session._ref.close()
+
+    @contextlib.asynccontextmanager
+    async def redeem(self, ref: str, *, timeout_s: float = CONNECT_S) -> AsyncIterator[Session]:
+        """Redeem a sturdy reference at its issuer, also where that cannot be dialled from here.
+
+        It is dialled, and where that fails reached through a tunnel of this session's node, which
+        carries the bytes, and learns nothing from them. What comes is as from
+        `wetware.connect(ref)`: the issuer alone decides on each call. It ends with the block, and
+        with this session's connection.
+
+        Args:
+            ref: "ww1…", of any node, this session's own included.
+            timeout_s: For reaching the issuer and redeeming together.
+
+        Raises InvalidArgument for what is no reference, DialError where the issuer can be reached
+        in neither way, and what it answers: Denied, Revoked, Expired, LimitExceeded.
+        """
+        parsed = SturdyRef.parse(ref)
+        async with contextlib.AsyncExitStack() as stack:
+            async with within(timeout_s, f"the node {parsed.peer}"):
+                if parsed.peer == self.identity.node:
+                    session = await redeemed(self.connection, parsed)
+                else:
+                    tunnel = functools.partial(tunnelled, stack, self, parsed.peer)
+                    addrs = map(str, parsed.addrs)
+                    place = await reached(stack, addrs, parsed.peer, tunnel, timeout_s)
+                    session = await redeemed(place.connection, parsed)
+                    session.timeout_s = CALL_S
+                    await stack.enter_async_context(_ending_with(self.connection, place.connection))
             try:
                 yield session
             finally:
@@ -438,7 +464,57 @@ async def log_in(login: Login, place: Place) -> Session:
     return session
 
 
-async def _tunnelled(stack: contextlib.AsyncExitStack, session: Session, peer: PeerId) -> Place:
+async def redeemed(connection: rpc.RpcConnection, ref: SturdyRef) -> Session:
+    """The session that a reference stands for; the connection is to its issuer's Gate."""
+    gate = connection.bootstrap(CORE.Gate)
+    reply = await gate.call("redeem", id=bytes.fromhex(ref.id), secret=ref.secret)
+    return await opened(reply["session"], None, ref.peer)
+
+
+async def reached(
+    stack: contextlib.AsyncExitStack,
+    addrs: Iterable[str],
+    peer: PeerId,
+    tunnel: Callable[[], Awaitable[Place]] | None,
+    timeout_s: float,
+) -> Place:
+    """The Gate of `peer`: dialled, or else through a tunnel, if the caller has one.
+
+    Raises DialError, which says why neither way works; AuthError as `remote`. `timeout_s` is what
+    the caller allows for all that it does.
+    """
+    dial_s = None if tunnel is None else min(DIRECT_S_MAX, timeout_s / 2)
+    try:
+        return await remote(stack, addrs, peer, timeout_s=dial_s)
+    except OverlayError as direct:
+        if tunnel is None:
+            raise
+        try:
+            return await tunnel()
+        except WetwareError as exc:
+            raise DialError(
+                f"{direct.message}; nor through a tunnel: {exc.message}",
+                hint=exc.hint or direct.hint,
+            ) from exc
+
+
+@contextlib.asynccontextmanager
+async def _ending_with(first: rpc.RpcConnection, second: rpc.RpcConnection) -> AsyncIterator[None]:
+    """In the block the end of the first connection ends the second."""
+
+    async def end() -> None:
+        await first.wait_closed()
+        await second.aclose()
+
+    task = asyncio.create_task(end(), name="ending a redeemed session")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def tunnelled(stack: contextlib.AsyncExitStack, session: Session, peer: PeerId) -> Place:
     """The far node's Gate, over a byte tunnel of the session's node."""
     from wetware.base.multiaddr import Multiaddr
     from wetware.overlay.link import LinkHost

@@ -27,7 +27,6 @@ from wetware.base.access import Access
 from wetware.base.bounds import Throttle, address_key
 from wetware.base.log import get_logger
 from wetware.base.version import __version__
-from wetware.broker.adopt import Adoptions
 from wetware.broker.broker import Broker
 from wetware.broker.gate import GateServant
 from wetware.broker.grants import SESSION_SERVICE
@@ -36,8 +35,8 @@ from wetware.broker.protocol import GATE_PROTOCOL
 from wetware.broker.records import Records
 from wetware.broker.store import GrantStore
 from wetware.broker.tree import Tree
-from wetware.errors import AdmissionRefused, ConfigError, LimitExceeded, OverlayError
-from wetware.identity import Channel, PeerId, Principal
+from wetware.errors import ConfigError, LimitExceeded, OverlayError
+from wetware.identity import Channel, Principal
 from wetware.node.belonging import (
     cluster_of,
     end_if_evicted,
@@ -251,14 +250,10 @@ class Node(Parts):
         )
         self.broker.addrs = lambda: self.addrs
         self.broker.clock_trusted = self.admission.forget_early
-        self.broker.adoptions = Adoptions(
-            self.key.peer_id, self._member_gate, self.config.broker, self.services
-        )
         self.broker.proposals = self.proposals
         own = self._own_services()
         self.services |= {service.name: service for service in own}
         self.proposals |= {service.name: proposal_of(service) for service in own}
-        stack.push_async_callback(self.broker.adoptions.aclose)
         stack.callback(self.broker.close)
 
     async def _serve(
@@ -309,16 +304,6 @@ class Node(Parts):
         )
 
     # --- parts ------------------------------------------------------------------------------------
-
-    async def _member_gate(self, peer: PeerId) -> rpc.RpcConnection:
-        """An RPC connection to a member's Gate; strangers are not dialled for anybody."""
-        if not self.admission.is_member(peer):
-            raise AdmissionRefused(
-                f"{peer} is no member of this cluster",
-                hint="`ww ls` shows the members; redeem the reference directly: `ww use REF`",
-                code="admission.stranger",
-            )
-        return await rpc.connect(RpcPipe(await self.host.open_stream(peer, GATE_PROTOCOL)))
 
     def _sign_checkpoint(self, recorder: str) -> Callable[[bytes], bytes]:
         """For one recorder alone: plugins sign nothing in the domains of the core."""

@@ -123,18 +123,6 @@ interface Session extends(Subtree) {
   explain @6 (service :Text, interface :Text, method :Text, args :List(Label))
     -> (explanation :Explanation);
   # What would decide a call now; values of `args` are texts. Spends nothing. Idempotent.
-
-  adopt @7 (ref :Text) -> (session :Session, grant :GrantInfo, leaseS :Float64);
-  # Redeems a reference of another member of the cluster through this node, and gives it under a grant
-  # of this session. If that member cannot be reached for `leaseS`, the session refuses and ends.
-  # Not idempotent.
-
-  keep @8 () -> (leaseS :Float64);
-  # The heartbeat of a lease: raises what ended the session. Idempotent.
-
-  ended @9 ();
-  # Does not return while the session lives; is cut with the reason when its grant ends. For nodes that
-  # hold it for others, so that they learn of a revocation at once. Idempotent.
 }
 
 struct Terms {
@@ -175,7 +163,7 @@ struct GrantInfo {
   parents @1 :List(Text);
   principal @2 :Text;
   kind @3 :Text;
-  # "role", "session", "service", "attenuated", "share", "redeemed" or "adopted".
+  # "role", "session", "service", "attenuated", "share" or "redeemed".
   label @4 :Text;
   service @5 :Text;
   state @6 :Text;

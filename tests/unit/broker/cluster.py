@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from wetware import rpc
-from wetware.broker.adopt import Adoptions
 from wetware.broker.broker import Broker
 from wetware.broker.gate import GateServant
 from wetware.broker.limits import BrokerLimits, LoginLimits
@@ -19,10 +18,10 @@ from wetware.broker.session import SessionServant
 from wetware.broker.store import GrantStore
 from wetware.broker.sturdy import SturdyRef
 from wetware.broker.tree import Tree
-from wetware.client.session import Session, opened
+from wetware.client.session import Session, opened, redeemed
 from wetware.client.values import terms_to_struct
 from wetware.hookspecs import RoleProfile, Service, Withdrawn
-from wetware.identity import Channel, Key, PeerId, Principal
+from wetware.identity import Channel, Key, Principal
 
 from .parts import Clock
 
@@ -156,20 +155,13 @@ class MemNode:
     """A broker with the service `box`, served at a unix socket."""
 
     def __init__(
-        self,
-        name: str,
-        directory: Path,
-        backend: Backend,
-        clock: Clock,
-        others: dict[PeerId, Path],
-        **limits: Any,
+        self, name: str, directory: Path, backend: Backend, clock: Clock, **limits: Any
     ) -> None:
         self.key = Key.from_seed(name.encode().ljust(32, b"."))
         self.name, self.path, self.clock = name, directory / f"{name}.sock", clock
-        self.backend, self.directory, self.others = backend, directory / name, others
+        self.backend, self.directory = backend, directory / name
         self.limits = BrokerLimits(**limits)
         self.records: list[Any] = []
-        others[self.key.peer_id] = self.path
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[MemNode]:
@@ -190,24 +182,14 @@ class MemNode:
             ),
             tree=self.tree,
         )
-        self.broker.adoptions = Adoptions(
-            self.key.peer_id,
-            self._connect,
-            self.limits,
-            {"box": self.box},  # type: ignore[dict-item]
-        )
         self.broker.restore()
         channel = Channel("unix", self.key.peer_id.multihash)
         try:
             async with rpc.serve_unix(self.path, lambda _: GateServant(self.broker, channel, None)):
                 yield self
         finally:
-            await self.broker.adoptions.aclose()
             self.broker.close()
             self.store.close()
-
-    async def _connect(self, peer: PeerId) -> rpc.RpcConnection:
-        return await rpc.connect_unix(self.others[peer])
 
     @contextlib.asynccontextmanager
     async def login(self, user: str, roles: Iterable[str] = ("member",)) -> AsyncIterator[Session]:
@@ -224,12 +206,8 @@ class MemNode:
 
     @contextlib.asynccontextmanager
     async def redeem(self, text: str) -> AsyncIterator[Session]:
-        ref = SturdyRef.parse(text)
         async with await rpc.connect_unix(self.path) as connection:
-            reply = await connection.bootstrap(CORE.Gate).call(
-                "redeem", id=bytes.fromhex(ref.id), secret=ref.secret
-            )
-            yield await opened(reply["session"], None, ref.peer)
+            yield await redeemed(connection, SturdyRef.parse(text))
 
 
 async def box(session: Session) -> rpc.Ref:

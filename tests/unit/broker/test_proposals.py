@@ -111,7 +111,7 @@ def test_the_bundled_services_propose_something_for_both(made: Any) -> None:
 async def test_a_denial_says_what_an_operator_runs(tmp_path: Path) -> None:
     member = RoleProfile({"pubsub": frozenset({"*"})})
     backend = Backend({"member": member}, {"ada": {"member"}})
-    node = MemNode("a", tmp_path, backend, Clock(), {})
+    node = MemNode("a", tmp_path, backend, Clock())
     async with rpc.runtime(), node.running(), node.login("ada") as ada:
         node.broker.proposals = {"box": PROPOSAL}
         with pytest.raises(Denied, match="it is installed, not granted to members yet") as caught:
@@ -136,7 +136,7 @@ async def test_a_denial_says_what_an_operator_runs(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_a_proposal_grants_nothing(tmp_path: Path) -> None:
     backend = Backend({"member": RoleProfile()}, {"ada": {"member"}})
-    node = MemNode("a", tmp_path, backend, Clock(), {})
+    node = MemNode("a", tmp_path, backend, Clock())
     async with rpc.runtime(), node.running():
         node.broker.proposals = {"box": {"member": frozenset({"*"})}}
         async with node.login("ada") as ada:
@@ -148,7 +148,7 @@ async def test_a_proposal_grants_nothing(tmp_path: Path) -> None:
 async def test_shares_outlive_a_start_without_their_service(tmp_path: Path) -> None:
     """A plugin that fails to load once takes its proposal along, and nobody's rights."""
     backend = Backend({"member": RoleProfile({"box": frozenset({"*"})})}, {"ada": {"member"}})
-    node = MemNode("a", tmp_path, backend, Clock(), {})
+    node = MemNode("a", tmp_path, backend, Clock())
     async with rpc.runtime():
         async with node.running(), node.login("ada") as ada:
             node.broker.proposals = {"box": PROPOSAL}

@@ -61,7 +61,7 @@ async def node(tmp_path: Path, disk: SlowDisk) -> AsyncIterator[MemNode]:
     profile = RoleProfile({"box": frozenset({"*"}), "grants": frozenset({"*"})})
     backend = Backend({"member": profile}, {"ada": {"member"}})
     clock = Clock()
-    made = MemNode("a", tmp_path, backend, clock, {})
+    made = MemNode("a", tmp_path, backend, clock)
     log = open_log(tmp_path / "audit", clock=clock, open_file=disk)
     async with rpc.runtime(), made.running():
         made.broker.audit = records_to(log, clock)

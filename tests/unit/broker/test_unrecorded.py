@@ -35,7 +35,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Any]:
     some = RoleProfile({"grants": frozenset({"Grants.list", "Grants.resume"})})
     backend = Backend({"operator": operator, "some": some}, {"ada": {"operator"}, "bo": {"some"}})
     clock, disk = Clock(), Disk()
-    made = MemNode("a", tmp_path, backend, clock, {})
+    made = MemNode("a", tmp_path, backend, clock)
     log = open_log(tmp_path / "audit", clock=clock, open_file=disk)
     async with rpc.runtime(), made.running():
         made.broker.audit = records_to(log, clock)

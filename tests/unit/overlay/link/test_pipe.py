@@ -287,6 +287,18 @@ async def test_a_caller_cancelled_as_the_tunnel_gets_ready_leaves_none(
         assert not connecting.result().closed
 
 
+async def test_a_far_end_that_falls_silent_is_found(net: Any) -> None:
+    a = await net.host(LinkLimits(keepalive_s=0.1, keepalive_timeout_s=0.1), listen=False)
+    c = await net.host()
+    near, far = MemoryPipe.pair()
+    c.accept_pipe(far, CARRIER)
+    conn = await a.connect_pipe(near, c.peer_id, CARRIER)
+    far.outgoing = asyncio.Queue()  # whatever it says from here on is lost
+    await asyncio.wait_for(conn.wait_closed(), net.deadline_s)
+    assert isinstance(conn.error, OverlayError)
+    assert conn.error.code == "overlay.keepalive"
+
+
 async def test_another_peer_at_the_far_end_is_a_mismatch(net: Any) -> None:
     host, other = await net.host(listen=False), await net.host(listen=False)
     near, far = MemoryPipe.pair()
