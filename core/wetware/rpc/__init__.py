@@ -45,7 +45,6 @@ from wetware.rpc.dispatch import (
     current_connection,
     current_guard,
     guarded,
-    relays,
 )
 from wetware.rpc.kjloop import loop_gc, runtime
 from wetware.rpc.limits import RpcLimits
@@ -96,12 +95,3 @@ def __getattr__(name: str) -> object:
 
         return ByteStream
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _relayed(ref: Ref) -> Servant:
-    from wetware.rpc.bytestream import relayed  # as above
-
-    return relayed(ref)
-
-
-relays[WW.ByteStream] = _relayed

@@ -17,7 +17,6 @@ chunk costs a processor several times what copying it does. Calls make a stream,
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -414,35 +413,3 @@ class _End(Servant, interface=WW.ByteStream):
 
 
 _ATTACH: Final = WW.ByteStream.methods["attach"]
-
-
-def relayed(ref: Ref) -> Servant:
-    """A stream of another connection, for the peer of this one: its bytes pass through here."""
-    far, near = ByteStream(ref), ByteStream()
-    task = asyncio.get_running_loop().create_task(_relay(far, near))
-    _relays.add(task)
-    task.add_done_callback(_relays.discard)
-    return near.servant
-
-
-_relays: Final[set[asyncio.Task[None]]] = set()
-
-
-async def _relay(one: ByteStream, other: ByteStream) -> None:
-    async def carry(source: ByteStream, target: ByteStream) -> None:
-        with contextlib.suppress(EndOfStream):
-            while True:
-                await target.send(await source.receive(FRAME_BYTES_MAX))
-        await target.send_eof()
-
-    ways = [asyncio.ensure_future(carry(one, other)), asyncio.ensure_future(carry(other, one))]
-    try:
-        await asyncio.gather(*ways)
-    except WetwareError as exc:
-        one.abort(exc)
-        other.abort(exc)
-    finally:
-        for way in ways:
-            way.cancel()
-        await one.aclose()
-        await other.aclose()

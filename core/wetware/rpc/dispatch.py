@@ -7,7 +7,7 @@ from asyncio import current_task
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from capnp.lib.capnp import _DynamicCapabilityServer
 
@@ -15,6 +15,7 @@ from wetware.base.log import get_logger
 from wetware.errors import InvalidArgument, LimitExceeded, Unsupported, WetwareError
 from wetware.rpc.codec import BadType, BadValue, Crossing, expected
 from wetware.rpc.refs import Caller, Ref, call, message_size, too_large
+from wetware.rpc.schema import WW
 from wetware.rpc.servant import Guard, Servant
 from wetware.rpc.wire import fresh, internal_error, to_wire
 
@@ -25,25 +26,19 @@ if TYPE_CHECKING:
 
 log = get_logger("rpc")
 
-relays: Final[dict[Interface | None, Callable[[Ref], Servant]]] = {}
-"""Interfaces whose objects are more than their calls: what makes one of another connection ours."""
-
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
     """An object with a guard of its own, to be returned or passed in the object's place."""
 
-    target: Servant | Ref
+    target: Servant
     guard: Guard | None
 
 
-def guarded(target: Servant | Ref, guard: Guard | None) -> Guarded:
-    """Export `target` under `guard` instead of the guard that it would inherit.
-
-    A Ref is exported through a membrane: what it returns is under `guard`, too.
-    """
-    if not isinstance(target, (Servant, Ref)):
-        raise TypeError(f"guarded() takes a Servant or a Ref, not {type(target).__name__}")
+def guarded(target: Servant, guard: Guard | None) -> Guarded:
+    """Export `target` under `guard` instead of the guard that it would inherit."""
+    if not isinstance(target, Servant):
+        raise TypeError(f"guarded() takes a Servant, not {type(target).__name__}")
     return Guarded(target, guard)
 
 
@@ -313,13 +308,11 @@ class Callee(Caller):
         if isinstance(value, Ref):
             if value._end.loop is not self.loop:
                 raise BadValue("the reference belongs to another event loop")
-            if value._end is not self and (relay := relays.get(value._interface)) is not None:
-                servant = relay(value)
-                try:
-                    return self.give(Guarded(servant, guard), interface, guard)
-                except BaseException:
-                    servant.released()
-                    raise
+            if value._end is not self and value._interface == WW.ByteStream:
+                raise Unsupported(
+                    "a byte stream is of one connection and does not pass to another",
+                    hint="open one there, and carry the bytes",
+                )
             # It goes back through the membrane that it came in by, or there is no membrane.
             if value._guard is guard and (guard is None or value._end is self):
                 _check_interface(value._interface, interface)

@@ -45,10 +45,10 @@ interface Sink @0xf4810d3be5a2967c {
 
 interface ByteStream @0xd4f18ab3c07e5926 {
   # Bytes in both directions, held by whoever reads and writes them. They are not in calls: they travel
-  # in frames between the messages of the connection (rpc/transport.py), and a node that passes the
-  # capability on passes the frames on. A stream dies when either end aborts, lets go or is lost, and
-  # with its grant, whose quotas its bytes are charged to: the one under which a servant returned it, or
-  # was handed it. Bytes that have not been read are lost then. A connection has a bounded number.
+  # in frames between the messages of the connection (rpc/transport.py), and a stream does not pass from
+  # one connection to another. It dies when either end aborts, lets go or is lost, and with its grant,
+  # whose quotas its bytes are charged to: the one under which a servant returned it, or was handed it.
+  # Bytes that have not been read are lost then. A connection has a bounded number.
 
   attach @0 (channel :UInt64) -> (code :Text, message :Text, hint :Text);
   # Once. The frames of the stream have this number from here on, which the caller chose at random; an

@@ -24,6 +24,7 @@ from wetware.errors import (
     LimitExceeded,
     NotFound,
     Revoked,
+    Unsupported,
     WetwareError,
 )
 from wetware.identity import Key
@@ -369,24 +370,14 @@ async def test_a_lost_connection_ends_both(rig: Rig) -> None:
         await far.aclose()
 
 
-async def test_a_stream_passes_through_another_node(tmp_path: Path) -> None:
-    """A membrane forwards it, as an adopted session's node does; either grant ends it."""
+async def test_a_stream_of_one_connection_does_not_pass_to_another(tmp_path: Path) -> None:
+    """Its channel means nothing there: it could never be attached."""
     behind, front = Rig(tmp_path), Rig(tmp_path)
     async with behind.running("b"), front.running("f"), asyncio.timeout(30):
         front.servant.upstream = behind.streams
-        near = rpc.ByteStream((await front.streams.far())["stream"])
-        far = behind.servant.opened[-1]
-        data = os.urandom(1 << 20)
-        await near.send(data)
-        await near.send_eof()
-        assert await collect(far) == data
-        await far.send(b"answer")
-        assert await near.receive() == b"answer"
-        front.guard.end(Revoked("revoked by ada"))
-        await ended(near, Revoked, "by ada")
-        await until(lambda: far._error)
-        with pytest.raises(Revoked, match="by ada"):
-            await far.send(b"x")
+        with pytest.raises(Unsupported, match="of one connection"):
+            await front.streams.far()
+        assert await front.streams.ping() is None
 
 
 async def test_a_servant_s_stream_that_comes_back_is_the_same(rig: Rig) -> None:
