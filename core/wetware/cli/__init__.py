@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -21,6 +22,8 @@ def _run() -> None:
     from wetware.cli.mount import named_option
     from wetware.config import ENV_OTHER
 
+    if not os.access(".", os.X_OK):  # as after `runuser`; Cap'n Proto would abort the process
+        os.chdir("/")
     for name in ENV_OTHER:  # an empty one is refused before anything is done
         paths.variable(name)
     paths.settle(named_option(sys.argv[1:], "--data-dir"))
