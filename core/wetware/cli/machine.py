@@ -34,6 +34,7 @@ from wetware.base.finding import (
 from wetware.base.threads import Threads
 from wetware.errors import ConfigError, DialError, KeyFileError, WetwareError
 from wetware.loader.report import findings
+from wetware.node.data_dir import holder_pid
 from wetware.node.disk import check_disk
 from wetware.node.process import judge_files
 
@@ -334,29 +335,6 @@ def judge_kernel_clock(status: int | None) -> list[Finding]:
 
 
 # --- the node's addresses ---
-
-
-def holder_pid(data_dir: Path) -> int | None:
-    """The process of the node that has this data directory, or None; `locked` writes it.
-
-    It is asked of the kernel: trying to take the lock could keep a node from starting.
-    """
-    file = data_dir / "lock"
-    try:
-        info = file.stat()
-        pid = int(file.read_bytes()[:20])
-        with open("/proc/locks") as locks:
-            # "1: FLOCK  ADVISORY  WRITE 26227 fe:00:2285616 0 EOF"
-            held = any(
-                fields[1] == "FLOCK"
-                and fields[4] == str(pid)
-                and fields[5].rpartition(":")[2] == str(info.st_ino)
-                for fields in (line.split() for line in locks)
-                if len(fields) > 5
-            )
-    except (OSError, ValueError):
-        return None
-    return pid if held else None
 
 
 async def _check_free(addrs: Sequence[Multiaddr]) -> list[Finding]:

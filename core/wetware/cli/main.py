@@ -52,6 +52,7 @@ def build() -> typer.Typer:
         use_command,
         why_command,
     )
+    from wetware.cli.join import join_command, leave_command
     from wetware.cli.key import key_app
     from wetware.cli.mount import mount_commands
     from wetware.cli.node import node_command
@@ -83,6 +84,8 @@ def build() -> typer.Typer:
         "node", section, node_command,
         "ww node", "ww node --join wwt1…", "ww node --label zone=cloud --name rented",
     )  # fmt: skip
+    command("join", section, join_command, "ww join wwt1…", "ww join - < ticket")
+    command("leave", section, leave_command, "ww leave", "ww leave --purge --yes")
     command("status", section, status_command, "ww status", "ww status --node rented")
     command("doctor", section, doctor_command, "ww doctor", "ww doctor --json")
     command("clock", section, clock_command, "ww clock", "ww clock --right")

@@ -89,8 +89,8 @@ def list_command(json: Json = False) -> None:
 
 def _running(data_dir: Path) -> LocalNode | None:
     """What the node that holds this data directory says of itself; None where none runs."""
-    from wetware.cli.machine import holder_pid
     from wetware.client import LocalNode
+    from wetware.node.data_dir import holder_pid
 
     try:
         node = LocalNode.find(data_dir)

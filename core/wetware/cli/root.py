@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LATE: Final = frozenset({"node", "context", "key", "data_dir", "config", "debug"})
 """Names of the global options that are taken after the command as well."""
-HERE: Final = frozenset({"node", "id", "key", "config", "plugin", "completion"})
+HERE: Final = frozenset({"node", "join", "leave", "id", "key", "config", "plugin", "completion"})
 """Commands about this machine alone: they log in nowhere, whatever node is named."""
 OTHER: Final = "More"
 """The section of commands that name none."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wetware.base.log import get_logger
-from wetware.errors import AdmissionRefused, ConfigError
+from wetware.errors import AdmissionRefused, Busy, ConfigError
+from wetware.node.data_dir import locked
+from wetware.node.key import load_or_create
+from wetware.node.process import umask
 from wetware.overlay.admission.joining import join
 from wetware.overlay.admission.statements import Chain
+from wetware.overlay.admission.store import Store, founding_of
+from wetware.overlay.admission.texts import parse_join
 from wetware.overlay.link import LinkHost
 
 if TYPE_CHECKING:
@@ -20,7 +26,6 @@ if TYPE_CHECKING:
     from wetware.loader import Plugins
     from wetware.overlay.admission.decision import Admission
     from wetware.overlay.admission.statements import Founding
-    from wetware.overlay.admission.store import Store
     from wetware.overlay.admission.texts import Bundle, Ticket
 
 log = get_logger("node")
@@ -66,8 +71,8 @@ def judge_backend(founding: Founding, plugins: Plugins, config: Config) -> None:
             f"the cluster {founding.cluster_id} has the auth backend {founding.backend!r}, and "
             f"this node is started with {plugins.auth_backend!r} "
             f"({config.origin('node.auth')})",
-            hint=f"start it with --auth {founding.backend}; another cluster needs a data "
-            "directory of its own (--data-dir)",
+            hint=f"start it with --auth {founding.backend}, or [node] auth in ww.toml; another "
+            "cluster needs a data directory of its own (--data-dir)",
             code="config.cluster",
         )
 
@@ -86,6 +91,24 @@ async def join_with(
             return
     async with LinkHost(key, limits=config.link) as host:
         await join(host, invitation, store, key=key, clock=clock, limits=config.admission)
+
+
+async def join_alone(config: Config, plugins: Plugins) -> Founding:
+    """Join with the ticket that the configuration has, while no node runs here.
+
+    Where one does, it has to be a member of that cluster already. Raises what a start raises.
+    """
+    invitation, data_dir = parse_join(config.node.join), config.node.data_dir
+    founding = invitation.founding
+    judge_backend(founding, plugins, config)
+    try:
+        with umask(0o077), locked(data_dir):
+            key, _ = load_or_create(data_dir)
+            await join_with(invitation, Store(data_dir), key=key, config=config, clock=time)
+    except Busy:
+        if founding_of(data_dir) != founding:
+            raise
+    return founding
 
 
 def cluster_of(store: Store, backend: AuthBackend) -> str:

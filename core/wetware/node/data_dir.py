@@ -53,6 +53,29 @@ def locked(data_dir: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def holder_pid(data_dir: Path) -> int | None:
+    """The process of the node that has this data directory, or None; `locked` writes it.
+
+    It is asked of the kernel: trying to take the lock could keep a node from starting.
+    """
+    file = data_dir / "lock"
+    try:
+        info = file.stat()
+        pid = int(file.read_bytes()[:20])
+        with open("/proc/locks") as locks:
+            # "1: FLOCK  ADVISORY  WRITE 26227 fe:00:2285616 0 EOF"
+            held = any(
+                fields[1] == "FLOCK"
+                and fields[4] == str(pid)
+                and fields[5].rpartition(":")[2] == str(info.st_ino)
+                for fields in (line.split() for line in locks)
+                if len(fields) > 5
+            )
+    except (OSError, ValueError):
+        return None
+    return pid if held else None
+
+
 def socket_path(data_dir: Path) -> Path:
     """Where the node's unix socket is: in the data directory unless its path is too long."""
     path = data_dir / "ww.sock"

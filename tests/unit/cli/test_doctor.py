@@ -23,6 +23,7 @@ from wetware.config import load
 from wetware.errors import DialError
 from wetware.loader import report
 from wetware.node import disk as on_disk
+from wetware.node.data_dir import holder_pid
 from wetware.node.process import judge_files
 from wetware.overlay.admission.store import Store
 from wetware.testing import Home
@@ -245,13 +246,13 @@ async def test_a_running_node_is_recognised_and_its_addresses_are_dialled(home: 
 
     data_dir = home / "node"
     data_dir.mkdir(parents=True, mode=0o700)
-    assert on_machine.holder_pid(data_dir) is None
+    assert holder_pid(data_dir) is None
     fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     os.write(fd, f"{os.getpid()}\n".encode())
-    assert on_machine.holder_pid(data_dir) is None, "a lock file without a lock is of a killed node"
+    assert holder_pid(data_dir) is None, "a lock file without a lock is of a killed node"
     fcntl.flock(fd, fcntl.LOCK_EX)
     try:
-        assert on_machine.holder_pid(data_dir) == os.getpid()
+        assert holder_pid(data_dir) == os.getpid()
         flags = {"node.data_dir": data_dir}
         starting = only(await check_machine(flags), "listen")
         assert (starting.level, f"kill {os.getpid()}" in starting.remedy) == ("warning", True)
