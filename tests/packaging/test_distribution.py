@@ -131,7 +131,7 @@ def test_the_sdist_has_what_a_build_and_the_tests_need(built: Built) -> None:
     assert set(shipped().values()) - names == set()
     for name in ("pyproject.toml", "README.md", "conftest.py", "docs/reference/hooks.md"):
         assert name in names
-    for name in ("CONTRIBUTING.md", "SECURITY.md", "deploy/wetware.service", "deploy/Dockerfile"):
+    for name in ("CONTRIBUTING.md", "SECURITY.md", "deploy/Dockerfile"):
         assert name in names
     assert not [name for name in names if "node_modules" in name or "__pycache__" in name]
 

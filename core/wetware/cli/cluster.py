@@ -228,6 +228,22 @@ def invite_command(
     uses: Annotated[
         int, typer.Option("--uses", min=1, metavar="N", help="How many nodes it lets in.")
     ] = 1,
+    script: Annotated[
+        bool,
+        typer.Option(
+            "--script",
+            help="Print a command for a fresh machine instead: it installs wetware, joins, and "
+            "runs the node as a service.",
+        ),
+    ] = False,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="With --script: what pip is to install there, e.g. a wheel or git+https://…",
+        ),
+    ] = "",
     tickets: Annotated[bool, typer.Option("--list", help="List the node's tickets.")] = False,
     revoke: Annotated[
         str | None, typer.Option("--revoke", metavar="ID", help="Take a ticket back.")
@@ -235,8 +251,10 @@ def invite_command(
     json: Json = False,
 ) -> None:
     """Let a node join: print a ticket for `ww node --join TICKET`."""
-    if sum((peer is not None, tickets, revoke is not None)) > 1:
-        usage("choose one of --peer, --list and --revoke")
+    if sum((peer is not None, script, tickets, revoke is not None)) > 1:
+        usage("choose one of --peer, --script, --list and --revoke")
+    if source and not script:
+        usage("--from needs --script")
     if foreign and peer is None:
         usage("--foreign needs --peer PEER_ID")
     if tickets:
@@ -247,11 +265,15 @@ def invite_command(
     elif peer is not None:
         _certify(peer, foreign, parse_labels(label), inviter, json)
     else:
-        _invite(parse_labels(label), inviter, expires, uses, json)
+        install = (source or "wetware") if script else ""
+        _invite(parse_labels(label), inviter, expires, uses, install, json)
 
 
-def _invite(labels: dict[str, str], inviter: bool, expires: str, uses: int, json: bool) -> None:
+def _invite(
+    labels: dict[str, str], inviter: bool, expires: str, uses: int, source: str, json: bool
+) -> None:
     from wetware.broker.values import parse_duration
+    from wetware.cli.service import script
 
     expires_s = int(parse_duration(expires)) if expires else 0
     rights = ("member", "invite") if inviter else ("member",)
@@ -261,15 +283,18 @@ def _invite(labels: dict[str, str], inviter: bool, expires: str, uses: int, json
         )
     )
     _warn_of_loopback("the ticket", ticket)
+    data = {"ticket": ticket, "id": ticket_id, "not_after_ms": not_after_ms, "uses": uses}
+    how, said = "on the new machine:  ww node --join TICKET", ticket
+    if source:
+        how = "paste it on the new machine, as root or as a user; or pipe it to `ssh HOST sh`"
+        said = data["script"] = script(ticket, source)
     if json:
-        return out_json(
-            {"ticket": ticket, "id": ticket_id, "not_after_ms": not_after_ms, "uses": uses}
-        )
+        return out_json(data)
     until = stamp(not_after_ms / 1000)
     who = "one node" if uses == 1 else f"{uses} nodes"
-    out(ticket)
+    out(said)
     note(f"lets {who} in until {until}; whoever has it can join, so pass it on as a secret")
-    note("on the new machine:  ww node --join TICKET")
+    note(how)
     note(f"to take it back:     ww invite --revoke {ticket_id}")
 
 

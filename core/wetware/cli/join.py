@@ -45,6 +45,7 @@ def leave_command(
 
     The others are told, show it as left, and forget it in a day. It can join again with a ticket.
     """
+    from wetware.cli.service import units
     from wetware.node.leaving import leave, refuse_orphans
     from wetware.overlay.admission.store import founding_of
 
@@ -66,5 +67,6 @@ def leave_command(
     notes = [
         f"this machine is no member of the cluster {cluster} any more; {kept}",
         here("to join again: ww join TICKET") + "  (a node that starts alone founds a cluster)",
+        *(f"so that no service starts one: systemctl {how}disable wetware" for how in units()),
     ]
     done(json, {"left": cluster, "data_dir": data_dir, "purged": purge}, *notes)

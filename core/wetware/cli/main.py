@@ -83,6 +83,7 @@ def build() -> typer.Typer:
     command(
         "node", section, node_command,
         "ww node", "ww node --join wwt1…", "ww node --label zone=cloud --name rented",
+        "ww node --install-service --user --now",
     )  # fmt: skip
     command("join", section, join_command, "ww join wwt1…", "ww join - < ticket")
     command("leave", section, leave_command, "ww leave", "ww leave --purge --yes")
@@ -99,6 +100,7 @@ def build() -> typer.Typer:
     command(
         "invite", section, invite_command,
         "ww invite", "ww invite --label zone=cloud --expires 1h", "ww invite --list",
+        "ww invite --script --label zone=cloud",
     )  # fmt: skip
     command("evict", section, evict_command, "ww evict rented", "ww evict rented --yes")
     group(

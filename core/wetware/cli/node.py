@@ -1,4 +1,4 @@
-"""`ww node`: run a node in the foreground."""
+"""`ww node`: run a node in the foreground, or have systemd run it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wetware.cli.app import here, note, options
+from wetware.cli.app import here, note, options, usage
 from wetware.cli.completion import one_of
 from wetware.cli.given import read_line
 
@@ -99,28 +99,54 @@ def node_command(
             autocompletion=one_of("text", "json"),
         ),
     ] = None,
+    install_service: Annotated[
+        bool,
+        typer.Option(
+            "--install-service",
+            help="Do not run it: write a unit of systemd that does, with the settings of ww.toml.",
+        ),
+    ] = False,
+    user: Annotated[
+        bool, typer.Option("--user", help="With --install-service: of yours, not the system's.")
+    ] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="With --install-service: start it now, and at each boot.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="With --install-service: replace another unit.")
+    ] = False,
 ) -> None:
-    """Run a node until SIGINT, SIGTERM or SIGHUP."""
+    """Run a node until SIGINT, SIGTERM or SIGHUP, or install the service that does."""
+    settings = {
+        "node.listen": tuple(listen) if listen else None,
+        "node.announce": tuple(announce) if announce else None,
+        "node.peers": tuple(peer) if peer else None,
+        "node.join": join,
+        "node.labels": tuple(label) if label else None,
+        "node.auth": auth,
+        "node.dev": dev or None,
+        "node.name": name,
+        "node.data_dir": data_dir or options.data_dir,
+        "node.log_level": log_level,
+        "node.log_format": log_format,
+    }
+    if install_service:
+        from wetware.cli.service import install
+
+        if options.config or any(value is not None for value in settings.values()):
+            usage(
+                "a service takes its settings from ww.toml, not from the command line",
+                "write them there (`ww config reference`), and join with `ww join TICKET`",
+            )
+        return install(user=user, now=now, yes=yes)
+    if user or now or yes:
+        usage("--user, --now and --yes are for --install-service")
     from wetware.base import log
     from wetware.config import load
 
-    config = load(
-        {
-            "node.listen": tuple(listen) if listen else None,
-            "node.announce": tuple(announce) if announce else None,
-            "node.peers": tuple(peer) if peer else None,
-            # A secret is better read from stdin than seen in the list of processes.
-            "node.join": read_line("a ticket") if join == "-" else join,
-            "node.labels": tuple(label) if label else None,
-            "node.auth": auth,
-            "node.dev": dev or None,
-            "node.name": name,
-            "node.data_dir": data_dir or options.data_dir,
-            "node.log_level": log_level,
-            "node.log_format": log_format,
-        },
-        path=options.config,
-    )
+    if join == "-":  # a secret is better read from stdin than seen in the list of processes
+        settings["node.join"] = read_line("a ticket")
+    config = load(settings, path=options.config)
     if data_dir is not None:
         options.take({"data_dir": data_dir})  # hints repeat it
     if options.key is not None:
