@@ -57,6 +57,7 @@ DIRECT_FIRST = 4
 HOUSEKEEP_S = 1.0
 SAVE_S = 5.0
 DESCRIBE_S = 2.0
+PING_AGAIN_S = 1.0
 REJUDGE_S = 30.0
 """How often all certificates are looked at again; sooner when a tombstone came."""
 ADMITS_MAX = 1024
@@ -370,11 +371,18 @@ class Membership:
             ) from None
 
     async def round_trip(self, peer: PeerId) -> float:
-        """Until a member answers, seconds; waits for ever if it does not."""
-        answered, started = asyncio.Event(), self._now()
-        self.swim.ping(peer, answered.set)
-        await answered.wait()
-        return self._now() - started
+        """Until a member answers, seconds; asks again and again if it does not."""
+        took: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+        def answered(started: float) -> None:
+            if not took.done():
+                took.set_result(self._now() - started)
+
+        while not took.done():
+            # What was sent on a connection that is dead is lost: the next one has another stream.
+            self.swim.ping(peer, partial(answered, self._now()))
+            await asyncio.wait([took], timeout=PING_AGAIN_S)
+        return took.result()
 
     # --- changes ----------------------------------------------------------------------------------
 

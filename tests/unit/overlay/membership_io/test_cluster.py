@@ -268,6 +268,21 @@ async def test_a_bad_description_is_logged_and_the_old_one_stays(
     assert len(events(caplog, "membership.bad_description")) == 1
 
 
+async def test_a_ping_that_was_lost_with_a_connection_is_sent_again(
+    net: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = await net.cluster(2)
+    await net.converged(*nodes)
+    first, second = nodes
+    monkeypatch.setattr("wetware.overlay.membership.service.PING_AGAIN_S", 0.05)
+    ping, lost = first.membership.swim.ping, Mock()
+    monkeypatch.setattr(first.membership.swim, "ping", lost)
+    pinging = asyncio.ensure_future(first.membership.ping(second.peer))
+    await net.until(lambda: lost.call_count)
+    monkeypatch.setattr(first.membership.swim, "ping", ping)
+    assert await pinging < 2.0
+
+
 async def test_ping_measures_and_dials(net: Any) -> None:
     nodes = await net.cluster(3)
     await net.converged(*nodes)
