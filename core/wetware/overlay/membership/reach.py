@@ -428,7 +428,7 @@ class Reach:
         return [connection for connection in dialled if connection.remote.is_global]
 
     def _addrs(self, peer: PeerId) -> list[Multiaddr]:
-        """Where to try to reach a member: directly, and half a second later through others."""
+        """Where to try to reach a member: directly, and through others."""
         known = self._store.addrs(peer)
         direct = [addr for addr in known if addr.relay is None]
         named = [addr for addr in known if addr.relay is not None]
@@ -437,8 +437,7 @@ class Reach:
         by_relay: dict[PeerId | None, Multiaddr] = {}
         for addr in sorted((*named, *through), key=lambda addr: addr.relay not in self._up):
             by_relay.setdefault(addr.relay, addr)
-        first, *others = by_relay.values() or [None]
-        return [*direct[:2], *filter(None, [first]), *direct[2:], *filter(None, others)]
+        return [*direct, *by_relay.values()]
 
     async def _go_direct(self, peer: PeerId, target: _Target) -> None:
         """Try to reach without a relay who is reached through one."""

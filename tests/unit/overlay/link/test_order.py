@@ -29,13 +29,6 @@ def test_the_own_network_is_first_and_other_private_ones_and_loopback_are_last()
     ]  # fmt: skip
 
 
-def test_a_relay_keeps_its_place() -> None:
-    far = Multiaddr("ip4", "10.0.0.5", 4001)
-    relay = Multiaddr("ip4", "192.168.1.9", 4001, relay=Key.generate().peer_id)
-    near = Multiaddr("ip4", "192.168.1.8", 4001)
-    assert in_order([far, relay, near], lambda: HOME) == [near, relay, far]
-
-
 def test_otherwise_the_order_is_kept_and_failing_to_look_is_no_failure() -> None:
     assert order("203.1.1.2", "203.1.1.1") == ["203.1.1.2", "203.1.1.1"]
 
@@ -44,3 +37,13 @@ def test_otherwise_the_order_is_kept_and_failing_to_look_is_no_failure() -> None
 
     addrs = [Multiaddr("ip4", "192.168.1.9", 1), Multiaddr("ip4", "203.1.1.1", 1)]
     assert in_order(addrs, fails) == addrs[::-1]
+
+
+def test_the_first_relay_is_third_and_others_are_last() -> None:
+    hub = Multiaddr("ip4", "203.1.1.9", 1, Key.from_seed(bytes(32)).peer_id)
+    relays = [hub.through(), hub.with_peer(Key.from_seed(bytes([1]) * 32).peer_id).through()]
+    direct = [Multiaddr("ip4", f"203.1.1.{n}", 1) for n in range(3)]
+    assert in_order([*relays, *direct], lambda: HOME) == [
+        *direct[:2], relays[0], direct[2], relays[1]
+    ]  # fmt: skip
+    assert in_order(relays, lambda: HOME) == relays
