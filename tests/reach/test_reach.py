@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
+import time
 from collections.abc import Callable
 from itertools import permutations
 
@@ -15,6 +17,7 @@ from .probe import prove
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
+PUNCHED_S = 5.0
 WITHIN_S = 2.0
 """Of joining, a member reaches every other one."""
 
@@ -94,6 +97,34 @@ async def test_every_member_reaches_every_other_one(
         if failed := {way: why for way, why in ways.items() if isinstance(why, str)}:
             missed[pair] = failed
     assert not missed
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "punched"),
+    [
+        ("port-restricted", "port-restricted", True),
+        ("full-cone", "port-restricted", True),
+        ("symmetric", "port-restricted", False),
+    ],
+)
+def test_a_pair_becomes_direct_where_its_nats_let_it(
+    cluster: Cluster, one: str, other: str, punched: bool
+) -> None:
+    """Through the relay at first; a stream that was opened there goes on."""
+    for name, kind in (("hub", "open"), ("one", one), ("other", other)):
+        _place(cluster.lab, name, kind)
+        cluster.start(name, join="hub" if cluster.nodes else "")
+    _all_alive(cluster)
+    hub = str(cluster.nodes["hub"].peer_id)
+    seen: list[str] = []
+    deadline = time.monotonic() + PUNCHED_S
+    while time.monotonic() < deadline and (not seen or seen[-1] == hub):
+        listed = json.loads(cluster.ww("one", "ls", "other", "--json", check=True).stdout)
+        [member] = listed["members"]
+        if member["connected"]:
+            seen.append(member["via"])
+    assert seen[0] == hub or punched  # that may have been quick
+    assert seen[-1] == ("" if punched else hub)
 
 
 async def test_machines_on_a_lan_without_a_way_out_find_each_other(cluster: Cluster) -> None:
