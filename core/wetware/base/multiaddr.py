@@ -17,6 +17,7 @@ from wetware.identity import PeerId
 
 _EXAMPLES = "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW… or /dns/node.example.org/tcp/4001/p2p/12D3KooW…"
 _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")  # RFC 1123, and the "_" that is in use
+CIRCUIT = "/p2p-circuit"
 HOST_CHARS_MAX = 253
 ADDR_CHARS_MAX = 512
 
@@ -105,7 +106,7 @@ class Multiaddr:
     def __str__(self) -> str:
         text = f"/{self.kind}/{self.host}/tcp/{self.port}"
         if self.relay:
-            text += f"/p2p/{self.relay}/p2p-circuit"
+            text += f"/p2p/{self.relay}{CIRCUIT}"
         return f"{text}/p2p/{self.peer}" if self.peer else text
 
 

@@ -36,6 +36,9 @@ from wetware.errors import ConfigError, DialError, InvalidArgument, WetwareError
 if TYPE_CHECKING:
     from wetware.identity import Challenge, Key, PeerId, Signer
 
+ASKING_AFTER_S = 3.0
+"""What dialling may take before a tunnel is tried for which somebody may be asked to sign."""
+
 
 async def _issuer(
     stack: contextlib.AsyncExitStack,
@@ -59,7 +62,9 @@ async def _issuer(
             f"the reference says nothing of where its node {ref.peer} is",
             hint="use it on the machine of that node, or of another member",
         )
-    return await reached(stack, map(str, ref.addrs), ref.peer, tunnel, timeout_s)
+    return await reached(
+        stack, map(str, ref.addrs), ref.peer, tunnel, timeout_s, tunnel_after_s=ASKING_AFTER_S
+    )
 
 
 async def _tunnel(

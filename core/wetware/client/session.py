@@ -7,10 +7,11 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from wetware.base.multiaddr import CIRCUIT
 from wetware.base.structs import from_struct
 from wetware.broker.protocol import CORE
 from wetware.broker.sturdy import SturdyRef
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 CALL_S = 30.0
 """For a call, where neither `Session.timeout_s` nor `wetware.time_limit` says otherwise."""
-DIRECT_S_MAX = 1.0
-"""For dialling a node that can be reached through a tunnel as well: a NAT answers nothing."""
+TUNNEL_AFTER_S = 0.5
+"""What dialling a node may take before it is tried through a tunnel as well."""
 
 
 class Opening:
@@ -277,7 +278,7 @@ class Session(Bundled):
                 that match this a living one with the least load. See `session.cluster.one`.
             timeout_s: For dialling and logging in together.
             direct: True: dial it from here; False: through a tunnel of this session's node; None:
-                dial, and where that fails use the tunnel.
+                dial, and where that fails or takes half a second try the tunnel as well.
 
         Raises NotFound where no living member matches, InvalidArgument where a name stands for
         several, AuthError "auth.unproven" where this session's node answers with another node than
@@ -297,6 +298,8 @@ class Session(Bundled):
         async with contextlib.AsyncExitStack() as stack:
             async with within(timeout_s, f"the node {peer} ({selector})"):
                 tunnel = functools.partial(tunnelled, stack, self, peer)
+                if direct is None:  # the node's way through a relay is wider than a stranger's
+                    addrs = tuple(addr for addr in addrs if CIRCUIT not in addr)
                 if direct is False:
                     place = await tunnel()
                 else:
@@ -475,27 +478,41 @@ async def reached(
     stack: contextlib.AsyncExitStack,
     addrs: Iterable[str],
     peer: PeerId,
-    tunnel: Callable[[], Awaitable[Place]] | None,
+    tunnel: Callable[[], Coroutine[Any, Any, Place]] | None,
     timeout_s: float,
+    tunnel_after_s: float = TUNNEL_AFTER_S,
 ) -> Place:
-    """The Gate of `peer`: dialled, or else through a tunnel, if the caller has one.
+    """The Gate of `peer`: dialled, or through a tunnel, if the caller has one.
 
-    Raises DialError, which says why neither way works; AuthError as `remote`. `timeout_s` is what
-    the caller allows for all that it does.
+    The tunnel is tried when the dial has failed, or taken longer than `tunnel_after_s`; the first
+    that gets there is taken. `timeout_s` is what the caller allows for all that it does.
+
+    Raises DialError, which says why neither way works; AuthError as `remote`.
     """
-    dial_s = None if tunnel is None else min(DIRECT_S_MAX, timeout_s / 2)
+    dial_s = None if tunnel is None else timeout_s / 2
+    dialling = asyncio.ensure_future(remote(stack, addrs, peer, timeout_s=dial_s))
+    ways = [dialling]
     try:
-        return await remote(stack, addrs, peer, timeout_s=dial_s)
-    except OverlayError as direct:
-        if tunnel is None:
-            raise
-        try:
-            return await tunnel()
-        except WetwareError as exc:
-            raise DialError(
-                f"{direct.message}; nor through a tunnel: {exc.message}",
-                hint=exc.hint or direct.hint,
-            ) from exc
+        await asyncio.wait(ways, timeout=None if tunnel is None else tunnel_after_s)
+        if tunnel is None or (
+            dialling.done() and not isinstance(dialling.exception(), OverlayError)
+        ):
+            return await dialling
+        ways.append(asyncio.ensure_future(tunnel()))
+        while waiting := [way for way in ways if not way.done()]:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for way in done:
+                if way.exception() is None:
+                    return way.result()
+        direct, through = (way.exception() for way in ways)
+        raise DialError(
+            f"{direct}; nor through a tunnel: {through}",
+            hint=getattr(through, "hint", "") or getattr(direct, "hint", ""),
+        ) from through
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.wait(ways)
 
 
 @contextlib.asynccontextmanager
