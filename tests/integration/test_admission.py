@@ -27,9 +27,11 @@ from wetware.overlay.admission.service import Introductions
 from wetware.overlay.admission.store import Store
 from wetware.overlay.admission.texts import parse_join
 from wetware.overlay.link import Connection, LinkHost
+from wetware.overlay.link.relaying import RELAY_PROTOCOL
 from wetware.overlay.membership.courier import PROTOCOL as MEMBERSHIP_PROTOCOL
 from wetware.overlay.membership.dial_back import DIAL_BACK_PROTOCOL
 from wetware.overlay.membership.twins import PROCESS_PROTOCOL
+from wetware.overlay.punching import OBSERVED_PROTOCOL, PUNCH_PROTOCOL
 from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 from wetware.testing import START_S_MAX, Home, NodeProcess, wait_for
 from wetware_audit.spread import PROTOCOL as AUDIT_PROTOCOL
@@ -45,10 +47,13 @@ IDENTIFY, PUSH, PING, KAD = (
     "/ipfs/ping/1.0.0",
     "/ipfs/kad/1.0.0",
 )
-PUBLIC = {GATE_PROTOCOL, CERTIFICATE_PROTOCOL, JOIN_PROTOCOL, IDENTIFY, PUSH, PING}
+PUBLIC = {
+    *(GATE_PROTOCOL, CERTIFICATE_PROTOCOL, JOIN_PROTOCOL, RELAY_PROTOCOL, IDENTIFY, PUSH, PING)
+}
 MEMBER = {
     *(MEMBERSHIP_PROTOCOL, DIAL_BACK_PROTOCOL, TUNNEL_PROTOCOL, POLICY_PROTOCOL, KAD),
     *(PROCESS_PROTOCOL, MESHSUB_11, MESHSUB_10, FLOODSUB, AUDIT_PROTOCOL),
+    *(OBSERVED_PROTOCOL, PUNCH_PROTOCOL),
 }
 WITHIN_S = 60.0
 """For what takes a second or two on an idle machine."""
