@@ -1,6 +1,6 @@
 """A laptop changes its network, sleeps, loses its link: after how long is it back?
 
-    python tests/bench/bench_roaming.py [--quick] [SCENARIO ...]
+    python tests/bench/bench_roaming.py [--quick] [--only SCENARIO]
 
 Three `ww node` processes, each on a machine of its own (tests/reach/lab.py; as root): `hub` and
 `rented` on the internet, `laptop` behind a NAT. Their owner asks each of them, ten times a second,
@@ -201,9 +201,9 @@ async def main(names: list[str], out_s: float) -> bool:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS), choices=list(SCENARIOS))
+    parser.add_argument("--only", action="append", choices=list(SCENARIOS))
     args = parser.parse_args()
     if reason := missing():
         raise SystemExit(reason)
-    if not asyncio.run(main(args.scenarios, 10.0 if args.quick else 60.0)):
+    if not asyncio.run(main(args.only or list(SCENARIOS), 10.0 if args.quick else 60.0)):
         raise SystemExit(f"not back within {SETTLE_S:g} s")
