@@ -45,7 +45,7 @@ REPLACED_S = 0.5
 FLAP_S = 2.0
 """An address that is back after so long has cost nothing."""
 _CROSSED_S = 2.0
-"""Two connections within so long come from two dials that crossed; later, the peer has lost one."""
+"""Two connections within so long, one from each end, are two dials that crossed."""
 
 
 def allow_public_only(peer: PeerId, protocol: str, access: Access) -> bool:
@@ -329,7 +329,8 @@ class LinkHost:
             for other in [other for other in self._all if self._is_stranded(other)]:
                 other.abort(OverlayError(_STRANDED, code="overlay.closed"))
         for other in mine[:-1]:
-            if conn.opened_at - other.opened_at > _CROSSED_S:
+            crossed = conn.initiator is not other.initiator
+            if not crossed or conn.opened_at - other.opened_at > _CROSSED_S:
                 rtt_s = max(conn.rtt_s, other.rtt_s)
                 other.probe(min(PROBE_S, REPLACED_S + 2 * rtt_s))
         if len(mine) == 2:

@@ -110,7 +110,6 @@ async def test_a_newer_connection_casts_doubt_on_an_older_one(
     net: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PROBE_S", 60.0)
-    monkeypatch.setattr(module, "_CROSSED_S", 0.0)
     host, key = await net.host(), Key.generate()
     await net.secured(host, key=key)  # it answers nothing any more
     await net.until(host.connections)
