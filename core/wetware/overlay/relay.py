@@ -47,6 +47,19 @@ STRANGER_BYTES_PER_S: Final = 1 << 20
 """Of all strangers together: to join takes some kilobytes."""
 
 
+def claims_of_member(source: PeerId, target: PeerId) -> tuple[Claim, ...]:
+    """The places that a connection between two members takes at their relay."""
+    return (
+        Claim("all", PAIRS_MAX, f"{PAIRS_MAX} are carried (PAIRS_MAX)"),
+        Claim(source, PAIRS_PER_PEER_MAX, "too many for one member (PAIRS_PER_PEER_MAX)"),
+        Claim(
+            frozenset((source, target)),
+            PAIRS_PER_TARGET_MAX,
+            "too many between two members (PAIRS_PER_TARGET_MAX)",
+        ),
+    )
+
+
 class Relay:
     """Serves the relay's protocols on a host.
 
@@ -150,17 +163,8 @@ class Relay:
         return connection if allowed else None
 
     def _claims(self, stream: Stream, target: PeerId) -> tuple[Claim, ...]:
-        source = stream.peer
-        if self._is_member(source):
-            return (
-                Claim("all", PAIRS_MAX, f"{PAIRS_MAX} are carried (PAIRS_MAX)"),
-                Claim(source, PAIRS_PER_PEER_MAX, "too many for one member (PAIRS_PER_PEER_MAX)"),
-                Claim(
-                    frozenset((source, target)),
-                    PAIRS_PER_TARGET_MAX,
-                    "too many between two members (PAIRS_PER_TARGET_MAX)",
-                ),
-            )
+        if self._is_member(stream.peer):
+            return claims_of_member(stream.peer, target)
         address = address_key(stream.connection.address)
         return (
             Claim("strangers", STRANGERS_MAX, f"{STRANGERS_MAX} strangers (STRANGERS_MAX)"),

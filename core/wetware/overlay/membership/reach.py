@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import heapq
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -44,6 +45,8 @@ CARRIERS_MAX = 3
 DIRECT_S_MIN, DIRECT_S_MAX = 1.0, 600.0
 """Pauses between attempts to reach directly who is reached through a relay."""
 DIRECT_DIAL_S = 5.0
+RELAYS_KEPT, RELAYS_AGAIN_S = 3, 10.0
+"""Relays that a node of a large cluster stays connected to, and how often it looks for others."""
 PLAN_S_MIN = 0.02
 """Between two plans: a whole cluster may become known within a turn of the loop."""
 _TEXT_LOGGED = 120
@@ -96,6 +99,19 @@ class ReachLimits:
     eager_s: float = 5.0
     strangers_max: int = 4096
     bootstraps_max: int = 64
+
+
+def relays_of(own: PeerId, public: Iterable[PeerId], count: int) -> frozenset[PeerId]:
+    """The `count` of some peers that `own` keeps as its relays: each peer has its own, evenly.
+
+    Source: Thaler, Ravishankar, "Using name-based mappings to increase hit rates" (1998):
+    rendezvous hashing.
+    """
+    return frozenset(
+        heapq.nlargest(
+            count, public, key=lambda peer: hashlib.sha256(f"{own} {peer}".encode()).digest()
+        )
+    )
 
 
 def ring_neighbours(own: PeerId, peers: Iterable[PeerId], count: int) -> frozenset[PeerId]:
@@ -158,6 +174,7 @@ class Reach:
     Attributes:
         limits: See ReachLimits.
         started: Set once `run` serves `connect`.
+        hidden: Whether nobody on the internet can dial this node: then it keeps relays.
     """
 
     def __init__(
@@ -199,6 +216,9 @@ class Reach:
         self._traffic: dict[Connection, int] = {}
         self._dirty = True
         self._plan_at = self._prune_at = self._eager_until = 0.0
+        self.hidden = False
+        self._relays: frozenset[PeerId] = frozenset()
+        self._relays_at = 0.0
         self.started = asyncio.Event()
         self._wake = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -524,6 +544,7 @@ class Reach:
             self._wanted = frozenset(live)
         else:
             self._wanted = ring_neighbours(own, live, self._config.neighbours)
+            self._wanted |= self._keep_relays(live)
         # A member that left says itself when it is back.
         lost = {peer for peer, state in members.items() if state == "dead"}
         lost.update(peer for peer in self._store.peers() if peer not in members and peer != own)
@@ -539,6 +560,17 @@ class Reach:
                 target = self._targets[peer] = _Target(due, due, self._backoff(), direct)
                 if peer in self._up:
                     target.up_at = now
+
+    def _keep_relays(self, live: Sequence[PeerId]) -> frozenset[PeerId]:
+        """Members on the internet that a node which is not stays connected to."""
+        few = len(self._relays) < RELAYS_KEPT
+        if self.hidden and (few or not self._relays <= set(live)):
+            now = self.now()
+            if now >= self._relays_at:  # it looks at all addresses of all members
+                self._relays_at = now + RELAYS_AGAIN_S
+                public = (p for p in live if any(a.is_global for a in self._store.addrs(p)))
+                self._relays = relays_of(self._host.peer_id, public, RELAYS_KEPT)
+        return self._relays if self.hidden else frozenset()
 
     def _step(self) -> float:
         """Start what is due; returns when to look again."""

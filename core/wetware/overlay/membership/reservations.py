@@ -55,10 +55,8 @@ class Reservations:
         """Where strangers are carried to this node from, with its peer ID."""
         return tuple(addr for addrs in self._held.values() for addr in addrs)
 
-    def look_after(self, own: tuple[Multiaddr, ...]) -> None:
-        """Ask for what is missing, every second; `own` is where this node says that it is."""
-        if any(addr.is_global for addr in own):
-            return
+    def look_after(self) -> None:
+        """Ask for what is missing, every second."""
         for peer in self._reach.carriers():
             if len(self._held) >= RELAYS:
                 return

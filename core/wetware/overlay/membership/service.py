@@ -257,7 +257,7 @@ class Membership:
                     self.refresh()
                 self._incarnations.used(self.swim.record.incarnation)
                 self.courier.look_after()
-                self.reservations.look_after(self._own_addrs())
+                self._hide()
                 if now >= self._rejudge_at:
                     self._rejudge_at = now + REJUDGE_S
                     self._rejudge()
@@ -280,8 +280,15 @@ class Membership:
         self.refresh()
         self.reach.network_changed()
 
-    def _own_addrs(self) -> tuple[Multiaddr, ...]:
-        return tuple(map(Multiaddr.parse, self._described.get("addrs", ())))
+    def _hide(self) -> None:
+        """Keep relays where nobody on the internet can dial this node."""
+        own = map(Multiaddr.parse, self._described.get("addrs", ()))
+        hidden = not any(addr.is_global for addr in own)
+        if hidden != self.reach.hidden:
+            self.reach.hidden = hidden
+            self.reach.changed()
+        if hidden:
+            self.reservations.look_after()
 
     def _fields(self) -> dict[str, Any]:
         chain = self._admission.own.encoded

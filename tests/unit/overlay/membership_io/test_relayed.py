@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,6 +123,33 @@ async def test_a_member_that_only_the_dead_relay_reached_dies_as_any_other(net: 
     await net.until(lambda: home.is_up(cafe) and cafe.is_up(home))
     await hub.kill()
     await net.until(lambda: home.sees(cafe, state="dead") and cafe.sees(home, state="dead"))
+
+
+async def test_a_hidden_node_of_a_large_cluster_keeps_relays(
+    net: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Multiaddr, "is_global", property(lambda addr: addr.relay is None and addr.port != 9)
+    )
+    monkeypatch.setattr(reach_module, "RELAYS_AGAIN_S", 0.2)
+    small = replace(net.config, full_mesh_max=2, neighbours=2)
+    hubs = await net.cluster(2, config=small)
+    others = [await net.node() for _ in range(4)]
+    for node in others:
+        node.announced = NOWHERE
+        await node.start(*(hub.addr for hub in hubs), config=small)
+    await net.converged(*hubs, *others)
+    for node in others:
+        await net.until(
+            lambda node=node: all(
+                node.is_up(hub) and node.membership.reach.wants(hub.peer) for hub in hubs
+            )
+        )
+    # And so any two meet, whoever their neighbours are.
+    for one in others:
+        for other in others:
+            if one is not other:
+                assert await one.membership.ping(other.peer) > 0
 
 
 async def test_a_node_without_a_public_address_is_carried_to(
