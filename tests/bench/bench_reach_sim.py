@@ -24,7 +24,7 @@ from wetware.identity import Key, PeerId
 from wetware.overlay import relay
 from wetware.overlay.link.limits import LinkLimits
 from wetware.overlay.link.order import DIRECT_FIRST
-from wetware.overlay.membership import reach, reservations
+from wetware.overlay.membership import direct, reach, reservations
 
 HIDDEN, PUBLIC, PUNCHED = 0.7, 0.02, 0.25  # both NATs of a pair have to be of the good half
 PARTNERS = 8
@@ -67,7 +67,7 @@ def main(members: int, seed: int) -> None:
     # Direct dials of a relayed pair over an hour: each end tries again and again.
     minutes: Counter[int] = Counter()
     for _ in relayed:
-        at, backoff = 0.0, Backoff(reach.DIRECT_S_MIN, reach.DIRECT_S_MAX, rng)
+        at, backoff = 0.0, Backoff(direct.AGAIN_S_MIN, direct.AGAIN_S_MAX, rng)
         while (at := at + backoff.pause_s()) < MINUTES * 60:
             minutes[int(at // 60)] += 1
 

@@ -27,6 +27,7 @@ from wetware.base.bounds import Recent, TokenBucket
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import AdmissionRefused, DialError, OverlayError, WetwareError
+from wetware.overlay.membership.direct import Direct
 from wetware.overlay.peers import PeerDown, PeerUp
 from wetware.overlay.punching import Punching
 
@@ -42,9 +43,6 @@ log = get_logger("membership.reach")
 
 CARRIERS_MAX = 3
 """Members asked to carry a connection, beside those that the peer itself names."""
-DIRECT_S_MIN, DIRECT_S_MAX = 1.0, 600.0
-"""Pauses between attempts to reach directly who is reached through a relay."""
-DIRECT_DIAL_S = 5.0
 RELAYS_KEPT, RELAYS_AGAIN_S = 3, 10.0
 """Relays that a node of a large cluster stays connected to, and how often it looks for others."""
 PLAN_S_MIN = 0.02
@@ -142,7 +140,6 @@ class _Target:
     due: float
     others_until: float  # until then it is the peer's turn to dial
     backoff: Backoff
-    direct: Backoff  # of tries to do without a relay
     told: bool = False  # whether the log has that it cannot be reached
     up_at: float | None = None
 
@@ -205,8 +202,16 @@ class Reach:
         # must not keep this node from what another finds. They take turns.
         self._found: OrderedDict[str, OrderedDict[PeerId, Multiaddr]] = OrderedDict()
         self._found_busy: set[tuple[str, PeerId]] = set()
-        self._direct_busy: set[PeerId] = set()
         self._punching = Punching(host, self._observers, self.now)
+        self._direct = Direct(
+            host,
+            store.addrs,
+            self._punching,
+            now=self.now,
+            rng=self.rng,
+            spawn=self.spawn,
+            wake=lambda: self._wake.set(),
+        )
         self._found_rate = TokenBucket(
             self.limits.found_per_s, self.limits.found_burst, clock.monotonic
         )
@@ -258,9 +263,7 @@ class Reach:
         if target is not None and peer not in self._up:
             target.backoff.reset()
             target.due = min(target.due, self.now() + self._head_start(peer))
-        elif target is not None:
-            target.direct.reset()
-            target.due = self.now()
+        self._direct.again(peer)
         self.changed()
 
     def network_changed(self) -> None:
@@ -270,6 +273,7 @@ class Reach:
         for one in everybody:
             one.backoff.reset()
             one.due = self.now()
+        self._direct.again()
         self._wake.set()
 
     def forget(self, peer: PeerId) -> None:
@@ -331,8 +335,6 @@ class Reach:
                 found.pop(peer, None)
             if target is not None:
                 target.up_at, target.told = now, False
-                target.direct.reset()
-                target.due = now + target.direct.pause_s()
             connection = self._host.connection(peer)
             if connection is not None:
                 if connection.initiator and not connection.tunnelled:
@@ -459,25 +461,6 @@ class Reach:
             by_relay.setdefault(addr.relay, addr)
         return [*direct, *by_relay.values()]
 
-    async def _go_direct(self, peer: PeerId, target: _Target) -> None:
-        """Try to reach without a relay who is reached through one."""
-        addrs = [addr for addr in self._store.addrs(peer) if addr.relay is None]
-        try:
-            relayed = self.connected(peer)
-            if relayed is not None and self._host.peer_id < peer:
-                try:
-                    await self._punching.punch(relayed)
-                except WetwareError as exc:
-                    log.debug("peer.not_punched", peer=peer, why=exc)
-            await self._host.dial(addrs, peer=peer, timeout_s=DIRECT_DIAL_S, direct=True)
-            log.info("peer.direct", peer=peer)
-        except WetwareError as exc:
-            log.debug("peer.not_direct", peer=peer, why=exc)
-        finally:
-            target.due = self.now() + target.direct.pause_s()
-            self._direct_busy.discard(peer)
-            self._wake.set()
-
     async def _dial(self, addrs: Sequence[Multiaddr], peer: PeerId | None) -> Connection:
         """Dial and wait until the peer is introduced; a connection in vain is closed again."""
         before, started = set(self._host.connections()), self.now()
@@ -556,8 +539,7 @@ class Reach:
             if peer not in self._targets:
                 # Whoever is remembered from before a restart does not know that this node is back.
                 due = now if peer in lost else now + self._head_start(peer)
-                direct = Backoff(DIRECT_S_MIN, DIRECT_S_MAX, self.rng)
-                target = self._targets[peer] = _Target(due, due, self._backoff(), direct)
+                target = self._targets[peer] = _Target(due, due, self._backoff())
                 if peer in self._up:
                     target.up_at = now
 
@@ -585,7 +567,7 @@ class Reach:
         if now >= self._prune_at:
             self._prune()
             self._prune_at = now + self._config.redial_s_max
-        soonest = min(soonest, self._step_direct(now))
+        soonest = min(soonest, self._direct.look(self._up))
         waiting = sorted(
             (target.due, peer)
             for peer, target in self._targets.items()
@@ -624,21 +606,6 @@ class Reach:
             if (source, peer) not in self._found_busy:
                 self._found_busy.add((source, peer))
                 self.spawn(self._try(peer, addr, source), f"found {peer.short}")
-        return soonest
-
-    def _step_direct(self, now: float) -> float:
-        """Start what is due for peers that are reached through a relay; when to look again."""
-        soonest = now + self._config.redial_s_max
-        for peer, target in self._targets.items():
-            connection = self.connected(peer)
-            if connection is None or not connection.tunnelled or peer in self._direct_busy:
-                continue
-            if target.due > now:
-                soonest = min(soonest, target.due)
-            elif len(self._direct_busy) < self.limits.found_dials_max:
-                self._direct_busy.add(peer)
-                if not self.spawn(self._go_direct(peer, target), f"direct {peer.short}"):
-                    self._direct_busy.discard(peer)
         return soonest
 
     def _needs(self, entry: _Bootstrap) -> bool:

@@ -12,6 +12,7 @@ from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
 from wetware.identity import Key
 from wetware.overlay.link import Connection, Stream
+from wetware.overlay.membership import direct
 from wetware.overlay.membership import reach as reach_module
 
 pytestmark = pytest.mark.anyio
@@ -89,7 +90,7 @@ async def test_another_relay_takes_over(net: Any) -> None:
 async def test_a_relayed_pair_moves_to_a_direct_connection(
     net: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reach_module, "DIRECT_S_MIN", 0.2)
+    monkeypatch.setattr(direct, "AGAIN_S_MIN", 0.2)
     [hub] = await net.cluster(1)
     home, cafe = await hidden(net, hub), await hidden(net, hub)
     await net.until(lambda: home.is_up(cafe) and cafe.is_up(home))
