@@ -40,6 +40,7 @@ from wetware.errors import (
     AdmissionRefused,
     AuthError,
     InvalidArgument,
+    OverlayError,
     ProtocolRefused,
     StreamReset,
     from_wire,
@@ -77,12 +78,14 @@ from wetware.overlay.link.noise import (
     protobuf_fields,
     verify_identity,
 )
+from wetware.overlay.link.relaying import read_target
 from wetware.overlay.link.yamux import Session, Totals
 from wetware.overlay.membership import wire as membership_wire
 from wetware.overlay.membership.dial_back import parse_question
 from wetware.overlay.membership.proof import encode_founding, prove
 from wetware.overlay.membership.record import RECORD_BYTES_MAX, Malformed, Record, key_of
 from wetware.overlay.membership.selector import Selector
+from wetware.overlay.punching import public_addr
 from wetware.rpc.framing import FramingError, message_bytes, message_head
 from wetware.rpc.transport import RpcTransport
 from wetware.rpc.wire import from_kj
@@ -285,7 +288,11 @@ BASE = [
     Parser(
         "multiaddr",
         on_text(Multiaddr.parse),
-        texts(*(str(a) for a in ADDRS), *(str(a.with_peer(PEER)) for a in ADDRS)),
+        texts(
+            *(str(a) for a in ADDRS),
+            *(str(a.with_peer(PEER)) for a in ADDRS),
+            *(str(a.with_peer(PEER).through(OTHER.peer_id)) for a in ADDRS),
+        ),
         (InvalidArgument,),
         600,
         "text",
@@ -536,6 +543,14 @@ def _dial_back_question(data: bytes) -> object:
     return parse_question(asked)
 
 
+def _relay_question(data: bytes) -> object:
+    return done(read_target(Received(data)))  # type: ignore[arg-type]
+
+
+def _observed(data: bytes) -> object:
+    return public_addr(done(frames.read_frame(Received(data), bytes_max=1024)))  # type: ignore[arg-type]
+
+
 def _selected(text: str) -> object:
     found = Selector.parse(text)
     member = Member(
@@ -606,6 +621,20 @@ MEMBERSHIP = [
         [framed(cbor.encode({"addrs": [str(addr) for addr in ADDRS]}))],
         (InvalidArgument, EOFError),
         8 << 10,
+    ),
+    Parser(
+        "relay's question",
+        _relay_question,
+        [b"\0", *(bytes([len(raw)]) + raw for raw in (PEER.multihash, b"nonsense"))],
+        (OverlayError, EOFError),
+        128,
+    ),
+    Parser(
+        "observed address",
+        _observed,
+        [framed(cbor.encode({"addr": text})) for text in ("/ip4/8.8.8.8/tcp/4001", str(ADDRS[0]))],
+        (InvalidArgument, OverlayError, EOFError),
+        2048,
     ),
     Parser(
         "selector",

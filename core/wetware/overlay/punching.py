@@ -87,7 +87,7 @@ class Punching:
                     answer = await read_frame(stream, bytes_max=FRAME_BYTES_MAX)
                     if isinstance(why := answer.get("refused"), str):
                         raise DialError(f"{relayed.peer} says: {why[:200]}")
-                    theirs = _public(answer)
+                    theirs = public_addr(answer)
                     await write_frame(stream, {"go": True})
                     # It arrives when this end begins, as far as can be told.
                     await asyncio.sleep(min(1.0, relayed.rtt_s) / 2)
@@ -103,7 +103,7 @@ class Punching:
         connection, peer = stream.connection, stream.peer
         try:
             async with asyncio.timeout(EXCHANGE_S), contextlib.AsyncExitStack() as stack:
-                theirs = _public(await read_frame(stream, bytes_max=FRAME_BYTES_MAX))
+                theirs = public_addr(await read_frame(stream, bytes_max=FRAME_BYTES_MAX))
                 try:
                     if not connection.tunnelled or not self._rates.take(peer):
                         raise DialError("not now")  # told as what else fails
@@ -135,7 +135,7 @@ class Punching:
             connection = await self._dialled(sock, observer.remote, observer.peer, initiator=True)
             stack.callback(connection.close)
             async with await connection.open_stream(OBSERVED_PROTOCOL) as stream:
-                seen.add(_public(await read_frame(stream, bytes_max=FRAME_BYTES_MAX)))
+                seen.add(public_addr(await read_frame(stream, bytes_max=FRAME_BYTES_MAX)))
         if not seen:
             raise DialError("nobody is connected who could tell how this node is seen")
         if len(seen) > 1:
@@ -182,7 +182,7 @@ def _bound(port: int) -> socket.socket:
     return sock
 
 
-def _public(frame: dict[str, Any]) -> Multiaddr:
+def public_addr(frame: dict[str, Any]) -> Multiaddr:
     """The address in a frame; raises OverlayError, InvalidArgument for what is none, or private."""
     text = frame.get("addr")
     addr = Multiaddr.parse(text if isinstance(text, str) else "")

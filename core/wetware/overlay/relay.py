@@ -101,7 +101,8 @@ class Relay:
 
     async def _serve(self, stream: Stream) -> None:
         try:
-            target = await read_target(stream)
+            async with asyncio.timeout(ANSWER_S_MAX):
+                target = await read_target(stream)
         except TimeoutError:
             raise OverlayError("it did not say whom it wants", code="overlay.timeout") from None
         with contextlib.ExitStack() as held:

@@ -66,12 +66,11 @@ async def ask_to_carry(relay: Connection, peer: PeerId | None) -> Stream:
 
 
 async def read_target(stream: Stream) -> PeerId | None:
-    """Whom a dialler wants; raises OverlayError, TimeoutError, EOFError."""
-    async with asyncio.timeout(ANSWER_S_MAX):
-        size = (await stream.read_exactly(1))[0]
-        if size > PEER_BYTES_MAX:
-            raise OverlayError("no peer ID is so long")
-        raw = await stream.read_exactly(size)
+    """Whom a dialler wants; raises OverlayError, EOFError."""
+    size = (await stream.read_exactly(1))[0]
+    if size > PEER_BYTES_MAX:
+        raise OverlayError("no peer ID is so long")
+    raw = await stream.read_exactly(size)
     if not raw:
         return None
     try:
