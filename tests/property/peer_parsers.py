@@ -625,14 +625,14 @@ MEMBERSHIP = [
     Parser(
         "relay's question",
         _relay_question,
-        [b"\0", *(bytes([len(raw)]) + raw for raw in (PEER.multihash, b"nonsense"))],
+        [b"\0", *(bytes([len(raw)]) + raw for raw in (PEER.multihash, OTHER.peer_id.multihash))],
         (OverlayError, EOFError),
         128,
     ),
     Parser(
         "observed address",
         _observed,
-        [framed(cbor.encode({"addr": text})) for text in ("/ip4/8.8.8.8/tcp/4001", str(ADDRS[0]))],
+        [framed(cbor.encode({"addr": text})) for text in ("/ip4/8.8.8.8/tcp/4001",)],
         (InvalidArgument, OverlayError, EOFError),
         2048,
     ),
