@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from wetware.base.log import get_logger
 from wetware.errors import OverlayError, WetwareError
+from wetware.overlay.link.yamux import Stream
 
 if TYPE_CHECKING:
     from wetware.overlay.link.yamux import Bytes
@@ -91,6 +92,15 @@ class PipeTransport(asyncio.Transport):
         """Queue bytes, which must not change any more."""
         if self._closing or not data:
             return
+        if isinstance(self._pipe, Stream) and not self._queued_bytes:
+            try:  # at once, which saves a turn of the loop and the waking of a task
+                taken = self._pipe.write_nowait(data)
+            except OverlayError as exc:
+                self._failed(exc)
+                return
+            if taken == len(data):
+                return
+            data = memoryview(data)[taken:]
         self._queue.append(data)
         self._queued_bytes += len(data)
         self._wanted.set()
