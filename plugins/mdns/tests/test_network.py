@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import random
 import socket
@@ -333,3 +334,22 @@ async def test_thousands_of_names_are_bounded(make_overlay: Make) -> None:
         record = bytes((len(text),)) + text + bytes((len(hint),)) + hint
         receive(response("real", record), ("192.0.2.11", 5353))
         await found_all(discovery, {real.announced[0]})
+
+
+async def test_only_addresses_of_this_machine_are_spoken_from(
+    make_overlay: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a forwarded port's, which the node announces as well."""
+    opened: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+
+    def make_lan(interfaces: tuple[str, ...], _heard: object) -> Lan:
+        opened.put_nowait(interfaces)
+        raise OSError("enough")
+
+    own = (ipaddress.ip_interface("10.0.0.7/24"),)
+    monkeypatch.setattr(discovery_module, "interfaces_of_this_machine", lambda: own)
+    monkeypatch.setattr(discovery_module, "_import_lan", lambda: make_lan)
+    overlay = make_overlay()
+    listen(overlay, "5.0.0.9", "10.0.0.7")
+    async with running(overlay, interfaces=()), asyncio.timeout(3):
+        assert await opened.get() == ("10.0.0.7",)

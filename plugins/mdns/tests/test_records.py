@@ -56,6 +56,12 @@ def test_what_is_neither_announced_nor_believed(bad: str) -> None:
     assert decode(text, 8).addrs == (Multiaddr.parse(good),)
 
 
+def test_a_relay_is_not_announced_as_this_machine() -> None:
+    relayed = f"/ip4/192.168.1.3/tcp/4001/p2p/{PEER}/p2p-circuit/p2p/{PEER}"
+    good = addr("192.168.1.2")
+    assert announceable((relayed, good), 8) == (Multiaddr.parse(good),)
+
+
 def test_private_addresses_are_announced_first_and_none_twice() -> None:
     given = [addr("8.8.8.8"), addr("10.0.0.1"), addr("2a00:1450::1"), addr("fd00::1")]
     expected = [given[1], given[3], given[0], given[2]]

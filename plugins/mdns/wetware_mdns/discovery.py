@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from wetware.base.backoff import Backoff
+from wetware.base.interfaces import interfaces as interfaces_of_this_machine
 from wetware_mdns.config import INTERFACES_MAX
 from wetware_mdns.records import announceable, decode, encode
 
@@ -83,7 +84,9 @@ class MdnsDiscovery:
     async def _be_present(self, mine: tuple[Multiaddr, ...]) -> tuple[Multiaddr, ...]:
         """Speak and listen until this node's addresses change; returns the new ones."""
         hosts = [addr.host for addr in mine]
-        interfaces = self._config.interfaces or tuple(dict.fromkeys(hosts))[:INTERFACES_MAX]
+        own = {str(one.ip) for one in interfaces_of_this_machine()}  # not a forwarded port's
+        here = [host for host in hosts if host in own] or hosts
+        interfaces = self._config.interfaces or tuple(dict.fromkeys(here))[:INTERFACES_MAX]
         make_lan = await self._run_sync(_import_lan)  # 0.2 s, which the loop does not wait for
         async with make_lan(interfaces, self._heard) as lan:
             self._log.info(

@@ -44,11 +44,11 @@ def ip_of(addr: Multiaddr) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 
 def announceable(addrs: Iterable[str], addrs_max: int) -> tuple[Multiaddr, ...]:
-    """Of a node's addresses, those to announce: never loopback, private ones first."""
+    """Of a node's addresses, those to announce: never loopback or a relay's, private ones first."""
     found = {
         addr: ip.is_private
         for addr in _parsed(addrs)
-        if (ip := ip_of(addr)) is not None and addr.peer is not None and addr.port
+        if (ip := ip_of(addr)) is not None and addr.peer and addr.port and not addr.relay
     }
     return tuple(sorted(found, key=lambda addr: not found[addr])[:addrs_max])
 
