@@ -44,8 +44,8 @@ REPLACED_S = 0.5
 """The same, beside two round trips, where the peer has connected anew: it nearly always is dead."""
 FLAP_S = 2.0
 """An address that is back after so long has cost nothing."""
-_CROSSED_S = 2.0
-"""Two connections within so long, one from each end, are two dials that crossed."""
+_CROSSED_S = 0.5
+"""Two connections within so long, one from each end, are most likely two dials that crossed."""
 
 
 def allow_public_only(peer: PeerId, protocol: str, access: Access) -> bool:
@@ -329,10 +329,9 @@ class LinkHost:
             for other in [other for other in self._all if self._is_stranded(other)]:
                 other.abort(OverlayError(_STRANDED, code="overlay.closed"))
         for other in mine[:-1]:
-            crossed = conn.initiator is not other.initiator
-            if not crossed or conn.opened_at - other.opened_at > _CROSSED_S:
-                rtt_s = max(conn.rtt_s, other.rtt_s)
-                other.probe(min(PROBE_S, REPLACED_S + 2 * rtt_s))
+            age_s, rtt_s = conn.opened_at - other.opened_at, max(conn.rtt_s, other.rtt_s)
+            crossed = conn.initiator is not other.initiator and age_s < _CROSSED_S
+            other.probe(PROBE_S if crossed else min(PROBE_S, REPLACED_S + 2 * rtt_s))
         if len(mine) == 2:
             self._close_duplicates(peer)
 

@@ -123,11 +123,29 @@ async def test_a_newer_connection_casts_doubt_on_an_older_one(
     assert not new.closed
 
 
-async def test_dials_that_crossed_are_not_doubted(net: Any) -> None:
+async def test_dials_that_crossed_are_both_alive(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROBE_S", 0.3)
     a, b = await net.host(), await net.host()
     await asyncio.gather(a.dial(b.listen_addrs), b.dial(a.listen_addrs))
     await net.until(lambda: a.connections() and b.connections())
-    assert not any(conn.doubted for conn in (*a.connections(), *b.connections()))
+    await asyncio.sleep(0.5)
+    assert a.refused["connection.keepalive"] == b.refused["connection.keepalive"] == 0
+
+
+async def test_a_dead_connection_that_looks_crossed_is_asked_as_well(
+    net: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROBE_S", 0.3)
+    monkeypatch.setattr(module, "_CROSSED_S", 60.0)
+    host, key = await net.host(), Key.generate()
+    silent = await net.host(key=key)
+    old = await host.dial(silent.listen_addrs)  # as one that was punched a moment ago
+    (far,) = silent.connections()
+    far._transport.pause_reading()
+    client = await net.host(listen=False, key=key)
+    await client.dial(host.listen_addrs)
+    await net.until(lambda: old.closed)
+    assert host.connection(key.peer_id) is not None
 
 
 async def test_a_dial_under_way_begins_again_in_another_network(net: Any) -> None:
