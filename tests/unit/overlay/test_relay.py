@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator
 from typing import TypeAlias
 
@@ -17,6 +18,8 @@ from wetware.errors import DialError, OverlayError, PeerMismatch
 from wetware.identity import Key, PeerId
 from wetware.overlay import relay as relaying
 from wetware.overlay.link import LinkHost, LinkLimits, Stream
+from wetware.overlay.link import host as link_host
+from wetware.overlay.link.connection import NoiseConnection
 from wetware.overlay.link.relaying import RELAY_PROTOCOL, Verdict, ask_to_carry
 from wetware.overlay.relay import Relay
 from wetware.overlay.tunnel import TUNNEL_PROTOCOL
@@ -58,6 +61,11 @@ class Net:
         Relay(host, is_member=self.members.__contains__, enabled=relay).start()
         host.handle(ECHO, echo, access=Access.PUBLIC)
         return host
+
+    def mute(self, to: LinkHost) -> Multiaddr:
+        """An address where connections are taken and nobody says a word."""
+        sock = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        return Multiaddr("ip4", "127.0.0.1", sock.getsockname()[1], to.peer_id)
 
 
 async def echo(stream: Stream) -> None:
@@ -386,3 +394,58 @@ async def test_ten_thousand_requests_leave_the_relay_as_it_was(
             connection = await home.dial(hub.listen_addrs)
     assert (await home.dial(through(hub, cafe))).tunnelled
     assert len(hub.connections()) <= 3
+
+
+async def test_a_direct_dial_and_one_through_a_relay_do_not_wait_for_each_other(
+    net: Net, trio: Trio
+) -> None:
+    home, hub, cafe = trio
+    nowhere = net.mute(cafe)
+    direct = asyncio.ensure_future(home.dial([nowhere], peer=cafe.peer_id, direct=True))
+    await asyncio.sleep(0.05)
+    connection = await home.dial(through(hub, cafe), timeout_s=2.0)
+    assert connection.tunnelled
+    assert not direct.done()
+    direct.cancel()
+    await asyncio.wait([direct])
+
+
+async def test_a_direct_dial_is_not_over_when_the_peer_comes_through_a_relay(net: Net) -> None:
+    home, hub, cafe = await net.host(), await net.host(), await net.host()
+    if home.peer_id > cafe.peer_id:
+        home, cafe = cafe, home
+    for each in (home, cafe):
+        await each.dial(hub.listen_addrs)
+    nowhere = net.mute(home)
+    direct = asyncio.ensure_future(cafe.dial([nowhere], direct=True))
+    await asyncio.sleep(0.05)
+    await home.dial(through(hub, cafe))
+    await asyncio.sleep(0.05)
+    assert cafe.connection(home.peer_id) is not None
+    assert not direct.done()
+    direct.cancel()
+    await asyncio.wait([direct])
+
+
+async def test_nobody_is_a_relay_to_itself(trio: Trio) -> None:
+    home, _, cafe = trio
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(DialError, match="itself"):
+        await home.dial(through(cafe, cafe), timeout_s=5.0)
+    with pytest.raises(DialError, match="itself"):
+        await home.dial(through(home, cafe), timeout_s=5.0)
+    assert loop.time() - began < 1.0
+
+
+async def test_who_is_carried_is_not_suspected_when_a_direct_connection_comes(
+    monkeypatch: pytest.MonkeyPatch, trio: Trio
+) -> None:
+    """What it carries may wait behind megabytes at the relay for longer than a probe does."""
+    home, hub, cafe = trio
+    relayed = await home.dial(through(hub, cafe))
+    assert isinstance(relayed, NoiseConnection)
+    await asyncio.sleep(0.01)
+    await home.dial(cafe.listen_addrs, direct=True)
+    assert relayed.superseded
+    assert relayed._probed_at is None

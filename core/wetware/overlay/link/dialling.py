@@ -36,7 +36,7 @@ class _Dial:
 
     __slots__ = ("addrs", "arrived", "attempts", "failures", "key", "taken", "task", "waiters")
 
-    def __init__(self, key: object, addrs: Sequence[Multiaddr]) -> None:
+    def __init__(self, key: tuple[object, bool], addrs: Sequence[Multiaddr]) -> None:
         self.key, self.addrs = key, addrs
         self.failures: dict[Multiaddr, WetwareError | None] = {}  # None: still trying
         self.attempts: dict[asyncio.Task[Connection], Multiaddr] = {}
@@ -83,7 +83,9 @@ class Dialler:
     ) -> None:
         self._limits, self._peer_id = limits, peer_id
         self._live, self._begin, self._spawn = live, begin, spawn
-        self._dials: dict[object, _Dial] = {}
+        # By whom they look for, and whether directly: that would not do for the others, nor they
+        # for it.
+        self._dials: dict[tuple[object, bool], _Dial] = {}
         self._places = asyncio.Semaphore(limits.dials_max)
         self._closing = False
 
@@ -105,9 +107,12 @@ class Dialler:
         When both ends dial each other, the smaller peer ID's connection is the one to keep, so the
         larger one stops its own attempt. Were both to stop, none would be left.
         """
-        dial = self._dials.get(conn.peer)
-        if dial is not None and conn.peer < self._peer_id and not dial.arrived.done():
-            dial.arrived.set_result(conn)
+        if conn.peer > self._peer_id:
+            return
+        for direct in (False,) if conn.tunnelled else (False, True):
+            dial = self._dials.get((conn.peer, direct))
+            if dial is not None and not dial.arrived.done():
+                dial.arrived.set_result(conn)
 
     def _check(self, peer: PeerId | None) -> None:
         if self._closing:
@@ -140,7 +145,7 @@ class Dialler:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self._limits.dial_s if timeout_s is None else timeout_s)
         while True:
-            key = peer or wanted
+            key = (peer or wanted, direct)
             dial = self._dials.get(key)
             if dial is None:
                 dial = self._dials[key] = _Dial(key, wanted)
@@ -261,6 +266,8 @@ class Dialler:
         """The same where the address is a relay's."""
         if peer is None:
             raise DialError("the address does not say whom the relay leads to")
+        if peer == addr.relay:  # this dial would wait for itself
+            raise DialError("nobody is a relay to itself")
         relay = await self.dial((addr.carrier,), addr.relay)
         pipe = await ask_to_carry(relay, peer)
         return await self.connect_pipe(pipe, peer, addr.carrier, None)

@@ -329,6 +329,9 @@ class LinkHost:
             for other in [other for other in self._all if self._is_stranded(other)]:
                 other.abort(OverlayError(_STRANDED, code="overlay.closed"))
         for other in mine[:-1]:
+            if other.tunnelled and not conn.tunnelled:
+                # No sign of a death, and its answer may wait at the relay behind megabytes.
+                continue
             age_s, rtt_s = conn.opened_at - other.opened_at, max(conn.rtt_s, other.rtt_s)
             crossed = conn.initiator is not other.initiator and age_s < _CROSSED_S
             other.probe(PROBE_S if crossed else min(PROBE_S, REPLACED_S + 2 * rtt_s))
