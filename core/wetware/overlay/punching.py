@@ -1,10 +1,12 @@
 """From a relayed connection to a direct one: TCP hole punching, coordinated over the relay.
 
 Each end takes a fresh port and dials members from it that say how they see it: that keeps the NAT's
-mapping, and two who see different ports tell that there is none to use (a symmetric NAT). Both tell
-each other over the relayed connection and connect at the same moment from those ports, so that each
-router takes the other's SYN for an answer. No listener is involved: both ends are TCP diallers of
-one connection (simultaneous open), and the smaller peer ID is the initiator of noise and yamux.
+mapping, and two who see different ports tell that there is none to use (a symmetric NAT). It does
+so as a stranger, by a host of its own: as the node it would have second connections for a moment,
+in which streams would begin, and which cast doubt on the first ones. Both ends tell each other over
+the relayed connection and connect at the same moment from those ports, so that each router takes
+the other's SYN for an answer. No listener is involved: both ends are TCP diallers of one connection
+(simultaneous open), and the smaller peer ID is the initiator of noise and yamux.
 
 Source: Ford, Srisuresh, Kegel, "Peer-to-Peer Communication Across NATs" (2005); DCUtR of libp2p.
 """
@@ -23,11 +25,13 @@ from wetware.base.bounds import Rates
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import DialError, OverlayError, WetwareError
+from wetware.identity import Key
 from wetware.overlay.frames import read_frame, write_frame
+from wetware.overlay.link import LinkHost, LinkLimits
 
 if TYPE_CHECKING:
     from wetware.identity import PeerId
-    from wetware.overlay.link import Connection, LinkHost, Stream
+    from wetware.overlay.link import Connection, Stream
 
 log = get_logger("punching")
 
@@ -39,6 +43,8 @@ FRAME_BYTES_MAX: Final = 1024
 OBSERVERS: Final = 2
 EXCHANGE_S: Final = 10.0
 """For all of it."""
+CLOSE_S: Final = 0.5
+"""For the connections to observers to end."""
 TRIES_S: Final = 4.5
 TRY_S: Final = 1.5
 PER_S, BURST = 1 / 60, 2
@@ -67,7 +73,7 @@ class Punching:
     def start(self) -> Callable[[], None]:
         """Serve; returns what ends it."""
         ends = (
-            self._host.handle(OBSERVED_PROTOCOL, self._tell, access=Access.MEMBER),
+            self._host.handle(OBSERVED_PROTOCOL, self._tell, access=Access.PUBLIC),
             self._host.handle(PUNCH_PROTOCOL, self._serve, access=Access.MEMBER),
         )
 
@@ -128,12 +134,15 @@ class Punching:
             for connection in self._observers()
             if connection.remote.kind == "ip4"
         }
+        limits = LinkLimits(close_s=CLOSE_S)
+        asking = await stack.enter_async_context(LinkHost(Key.generate(), limits=limits))
         port, seen = 0, set()
         for observer in list(observers.values())[:OBSERVERS]:
             sock = _bound(port)
             port = sock.getsockname()[1]
-            connection = await self._dialled(sock, observer.remote, observer.peer, initiator=True)
-            stack.callback(connection.close)
+            connection = await _dialled(
+                asking, sock, observer.remote, observer.peer, initiator=True
+            )
             async with await connection.open_stream(OBSERVED_PROTOCOL) as stream:
                 seen.add(public_addr(await read_frame(stream, bytes_max=FRAME_BYTES_MAX)))
         if not seen:
@@ -147,8 +156,8 @@ class Punching:
         deadline, why = loop.time() + TRIES_S, ""
         while loop.time() < deadline:
             try:
-                connection = await self._dialled(
-                    _bound(port), to, peer, initiator=self._host.peer_id < peer
+                connection = await _dialled(
+                    self._host, _bound(port), to, peer, initiator=self._host.peer_id < peer
                 )
             except (OSError, TimeoutError) as exc:
                 why = str(exc) or "no answer"
@@ -159,17 +168,18 @@ class Punching:
                 return connection
         raise DialError(f"no way to {to}: {why}")
 
-    async def _dialled(
-        self, sock: socket.socket, to: Multiaddr, peer: PeerId, *, initiator: bool
-    ) -> Connection:
-        """A connection from a bound socket; raises OSError, TimeoutError, WetwareError."""
-        try:
-            async with asyncio.timeout(TRY_S):
-                await asyncio.get_running_loop().sock_connect(sock, (to.host, to.port))
-        except BaseException:
-            sock.close()
-            raise
-        return await self._host.adopt(sock, peer, initiator=initiator)
+
+async def _dialled(
+    host: LinkHost, sock: socket.socket, to: Multiaddr, peer: PeerId, *, initiator: bool
+) -> Connection:
+    """A connection from a bound socket; raises OSError, TimeoutError, WetwareError."""
+    try:
+        async with asyncio.timeout(TRY_S):
+            await asyncio.get_running_loop().sock_connect(sock, (to.host, to.port))
+    except BaseException:
+        sock.close()
+        raise
+    return await host.adopt(sock, peer, initiator=initiator)
 
 
 def _bound(port: int) -> socket.socket:

@@ -18,7 +18,6 @@ from wetware.errors import DialError, OverlayError, PeerMismatch
 from wetware.identity import Key, PeerId
 from wetware.overlay import relay as relaying
 from wetware.overlay.link import LinkHost, LinkLimits, Stream
-from wetware.overlay.link import host as link_host
 from wetware.overlay.link.connection import NoiseConnection
 from wetware.overlay.link.relaying import RELAY_PROTOCOL, Verdict, ask_to_carry
 from wetware.overlay.relay import Relay
@@ -439,7 +438,7 @@ async def test_nobody_is_a_relay_to_itself(trio: Trio) -> None:
 
 
 async def test_who_is_carried_is_not_suspected_when_a_direct_connection_comes(
-    monkeypatch: pytest.MonkeyPatch, trio: Trio
+    trio: Trio,
 ) -> None:
     """What it carries may wait behind megabytes at the relay for longer than a probe does."""
     home, hub, cafe = trio
