@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from wetware import rpc
+from wetware.broker.limits import LoginLimits
 from wetware.client.cluster import Cluster, _shown
 from wetware.errors import STOPPING, Disconnected, InvalidArgument, LimitExceeded
 from wetware.identity import Key
@@ -21,6 +22,7 @@ from wetware.node.services.cluster import SIGNED_BYTES_MAX, ClusterServant, Clus
 from wetware.overlay.admission.statements import Founding
 from wetware.overlay.membership.proof import encode_founding
 from wetware.overlay.membership.record import Record
+from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 from wetware.rpc.limits import RpcLimits
 from wetware.testing import FakeOverlay, Started
 
@@ -188,3 +190,38 @@ def test_what_describes_no_member_is_an_error() -> None:
     ):
         with pytest.raises(InvalidArgument):
             _shown(wrong)
+
+
+@pytest.mark.anyio
+async def test_a_tunnel_that_the_client_has_no_stream_for_is_closed_at_the_far_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reset: list[object] = []
+
+    async def open_stream(protocol: str) -> Any:
+        return types.SimpleNamespace(reset=lambda: reset.append(protocol))
+
+    async def connect(peer: object) -> Any:
+        return types.SimpleNamespace(open_stream=open_stream)
+
+    def full() -> None:
+        raise LimitExceeded("64 byte streams are open")
+
+    monkeypatch.setattr(rpc, "ByteStream", full)
+    service = service_with(
+        FakeOverlay(),
+        membership=types.SimpleNamespace(reach=types.SimpleNamespace(connect=connect)),
+        audit=types.SimpleNamespace(record=lambda *_, **__: None),
+        limits=LoginLimits(),
+    )
+    servant = ClusterServant(service, None)  # type: ignore[arg-type]
+    ready = Started()
+    running = asyncio.create_task(service.run(task_status=ready))
+    await ready.wait()
+    with pytest.raises(LimitExceeded):
+        await service.start_tunnel(servant, None, Key.generate().peer_id)  # type: ignore[arg-type]
+    assert reset == [TUNNEL_PROTOCOL]
+    assert not service._tunnels
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running

@@ -170,7 +170,11 @@ class ClusterService(Service):
             self.audit.record("tunnel.opened", principal=principal, peer=peer)
             connection = await self.membership.reach.connect(peer)
             stream = await connection.open_stream(TUNNEL_PROTOCOL)
-            near = rpc.ByteStream()
+            try:
+                near = rpc.ByteStream()
+            except LimitExceeded:  # as many as the connection may have
+                stream.reset()
+                raise
             carrying = self._carry(TunnelPipe(near), stream)
             task = self._tasks.create_task(carrying, name=f"tunnel to {peer.short}")
             held = stack.pop_all()
