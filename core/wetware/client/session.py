@@ -512,7 +512,8 @@ async def reached(
     finally:
         for way in ways:
             way.cancel()
-        await asyncio.wait(ways)
+        # Also takes what the other way failed with, which asyncio would print at some later time.
+        await asyncio.gather(*ways, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
