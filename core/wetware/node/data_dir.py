@@ -22,11 +22,16 @@ def locked(data_dir: Path) -> Iterator[None]:
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         stat = data_dir.stat()
-        if stat.st_uid != os.getuid() or stat.st_mode & 0o022:
-            # Whoever can write here can plant a policy and be an operator.
+        # Whoever can write here can plant a policy and be an operator.
+        wrong = hint = ""
+        if stat.st_uid != os.getuid():
+            wrong, hint = "belongs to another user", "run it as that user"
+        elif stat.st_mode & 0o022:
+            wrong, hint = "can be written to by others", f"chmod go-w {data_dir}"
+        if wrong:
             raise ConfigError(
-                f"the data directory {data_dir} belongs to another user, or others can write to it",
-                hint=f"chmod go-w {data_dir}, or choose another with --data-dir",
+                f"the data directory {data_dir} {wrong}",
+                hint=f"{hint}, or choose another with --data-dir",
                 code="config.data_dir",
             )
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
