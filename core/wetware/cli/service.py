@@ -135,10 +135,11 @@ def install(*, user: bool, now: bool, yes: bool) -> None:
         _check_system()
     unit, text = unit_path(user=user), unit_text(user=user)
     try:
-        there = unit.read_text() if unit.exists() else None
+        there = unit.read_text(errors="replace") if unit.exists() else None
         if there not in (None, text):
             confirm(f"{unit} is another unit. Replace it?", yes=yes)
         unit.parent.mkdir(parents=True, exist_ok=True)
+        unit.unlink(missing_ok=True)  # a link to /dev/null, if it was masked
         unit.write_text(text)
     except OSError as exc:
         raise ConfigError(

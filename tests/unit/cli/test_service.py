@@ -62,6 +62,20 @@ def test_a_unit_is_written_once_and_not_over_another_one(home: Home) -> None:
     assert not (home.path / ".wetware/node").exists(), "nothing was started"
 
 
+def test_a_unit_that_is_masked_or_no_text_is_replaced_only_when_told_to(home: Home) -> None:
+    unit = home.path / ".config/systemd/user/wetware.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_bytes(b"\xff\xfe")
+    assert home.ww(*INSTALL).returncode == EXIT_USAGE
+    unit.unlink()
+    unit.symlink_to("/dev/null")  # as `systemctl mask` leaves it
+    assert home.ww(*INSTALL).returncode == EXIT_USAGE
+    assert unit.is_symlink()
+    home.ww(*INSTALL, "--yes", check=True)
+    assert not unit.is_symlink()
+    assert "ExecStart=" in unit.read_text()
+
+
 def test_now_has_systemd_start_it_and_says_what_to_do_where_it_does_not(home: Home) -> None:
     done = home.ww(*INSTALL, "--now", check=True)
     asked = (home.path / "asked").read_text()
