@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from wetware.base.access import Access
-from wetware.base.bounds import Claim, Places, TokenBucket, address_key
+from wetware.base.bounds import Claim, Places, Throttle, TokenBucket, address_key
 from wetware.base.log import get_logger
 from wetware.errors import LimitExceeded, OverlayError
 from wetware.overlay.link.relaying import ANSWER_S_MAX, RELAY_PROTOCOL, Verdict, read_target
@@ -43,6 +44,8 @@ STRANGERS_MAX: Final = 32
 """Connections of strangers carried at once."""
 STRANGERS_PER_ADDRESS_MAX: Final = 4
 STRANGERS_PER_TARGET_MAX: Final = 8
+FULL_LINES_PER_MINUTE: Final = 6
+"""In the log: strangers may ask fifty times a second."""
 STRANGER_BYTES_PER_S: Final = 1 << 20
 """Of all strangers together: to join takes some kilobytes."""
 
@@ -75,6 +78,7 @@ class Relay:
         self._host, self._is_member, self._enabled = host, is_member, enabled
         self._places = Places()
         self._reserved: dict[PeerId, int] = {}
+        self._lines = Throttle(FULL_LINES_PER_MINUTE, 1, time.monotonic)
         self._pace = TokenBucket(BYTES_PER_S, BYTES_PER_S)
         self._strangers_pace = TokenBucket(STRANGER_BYTES_PER_S, STRANGER_BYTES_PER_S)
 
@@ -144,7 +148,9 @@ class Relay:
                 return Verdict.NOT_CONNECTED, None
             held.enter_context(self._places.hold(*self._claims(stream, target)))
         except LimitExceeded as exc:
-            log.info("relay.full", source=stream.peer, why=exc)
+            self._host.refused["relay.full"] += 1
+            if (left_out := self._lines.lines("full")) is not None:
+                log.info("relay.full", source=stream.peer, why=exc, unlogged=left_out)
             return Verdict.FULL, None
         try:
             async with asyncio.timeout(ANSWER_S_MAX):

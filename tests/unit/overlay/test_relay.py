@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -448,3 +449,20 @@ async def test_who_is_carried_is_not_suspected_when_a_direct_connection_comes(
     await home.dial(cafe.listen_addrs, direct=True)
     assert relayed.superseded
     assert relayed._probed_at is None
+
+
+async def test_who_is_refused_over_and_over_does_not_fill_the_log(
+    net: Net, trio: Trio, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(relaying, "STRANGERS_MAX", 0)
+    _, hub, cafe = trio
+    await ask_to_carry(cafe.connection(hub.peer_id), None)
+    stranger = await net.host(member=False)
+    await stranger.dial(hub.listen_addrs)
+    with caplog.at_level(logging.INFO):
+        for _ in range(50):
+            with pytest.raises(DialError, match="as much as it may"):
+                await ask_to_carry(stranger.connection(hub.peer_id), cafe.peer_id)
+    lines = [record for record in caplog.records if record.getMessage() == "relay.full"]
+    assert 1 <= len(lines) <= relaying.FULL_LINES_PER_MINUTE + 1
+    assert hub.refused["relay.full"] == 50
