@@ -64,9 +64,11 @@ async def on_host(
 def to_link_addr(addr: LibAddr) -> Multiaddr | None:
     """The address as the link knows it, or None if it cannot dial it (relays, UDP, junk)."""
     try:
-        return Multiaddr.parse(str(addr))
+        found = Multiaddr.parse(str(addr))
     except (WetwareError, ValueError, LookupError, TypeError):
         return None
+    # Relays of libp2p speak another protocol: to dial them would be in vain.
+    return found if found.relay is None else None
 
 
 class GuestStream(IMuxedStream):

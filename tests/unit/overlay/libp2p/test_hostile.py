@@ -314,3 +314,14 @@ async def test_the_auto_connector_dials_nobody(node: Node) -> None:
 def test_limits_are_documented() -> None:
     doc: Callable[[str], bool] = (OverlayLimits.__doc__ or "").__contains__
     assert [name for name in OverlayLimits.__dataclass_fields__ if not doc(f" {name}:")] == []
+
+
+def test_addresses_of_relays_that_speak_another_protocol_are_not_dialled() -> None:
+    from multiaddr import Multiaddr as LibAddr
+
+    from wetware.overlay.libp2p._adapter import to_link_addr
+
+    relay = Key.generate().peer_id
+    direct = f"/ip4/192.0.2.1/tcp/4001/p2p/{relay}"
+    assert str(to_link_addr(LibAddr(direct))) == direct
+    assert to_link_addr(LibAddr(f"{direct}/p2p-circuit")) is None
