@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from wetware.base.backoff import Backoff
-from wetware.base.bounds import Recent, TokenBucket
+from wetware.base.bounds import Rates, Recent, TokenBucket
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import AdmissionRefused, DialError, OverlayError, WetwareError
@@ -45,6 +45,9 @@ CARRIERS_MAX = 3
 """Members asked to carry a connection, beside those that the peer itself names."""
 RELAYS_KEPT, RELAYS_AGAIN_S = 3, 10.0
 """Relays that a node of a large cluster stays connected to, and how often it looks for others."""
+MOVES_PER_S, MOVES_BURST, MOVES_PEERS_MAX = 1 / 60, 4, 4096
+"""How often a member is tried at once for it names new addresses: they may be somebody else's. A
+node that starts names its relays after its own."""
 PLAN_S_MIN = 0.02
 """Between two plans: a whole cluster may become known within a turn of the loop."""
 _TEXT_LOGGED = 120
@@ -110,6 +113,14 @@ def relays_of(own: PeerId, public: Iterable[PeerId], count: int) -> frozenset[Pe
             count, public, key=lambda peer: hashlib.sha256(f"{own} {peer}".encode()).digest()
         )
     )
+
+
+def is_public(addrs: Iterable[Multiaddr]) -> bool:
+    """Whether who names these can be dialled from the internet, as far as their texts tell.
+
+    At an IPv6 address a router at home lets nobody in, though it is global.
+    """
+    return any(addr.is_global and addr.kind == "ip4" for addr in addrs)
 
 
 def ring_neighbours(own: PeerId, peers: Iterable[PeerId], count: int) -> frozenset[PeerId]:
@@ -218,6 +229,7 @@ class Reach:
         self._strangers: Recent[tuple[str, PeerId], None] = Recent(
             config.stranger_s, self.limits.strangers_max, clock.monotonic
         )
+        self._moves = Rates(MOVES_PER_S, MOVES_BURST, MOVES_PEERS_MAX, self.now)
         self._traffic: dict[Connection, int] = {}
         self._dirty = True
         self._plan_at = self._prune_at = self._eager_until = 0.0
@@ -259,11 +271,12 @@ class Reach:
 
     def moved(self, peer: PeerId) -> None:
         """`peer` names new addresses, or has restarted: worth a try now."""
-        target = self._targets.get(peer)
-        if target is not None and peer not in self._up:
-            target.backoff.reset()
-            target.due = min(target.due, self.now() + self._head_start(peer))
-        self._direct.again(peer)
+        if self._moves.take(peer):
+            target = self._targets.get(peer)
+            if target is not None and peer not in self._up:
+                target.backoff.reset()
+                target.due = min(target.due, self.now() + self._head_start(peer))
+            self._direct.again(peer)
         self.changed()
 
     def network_changed(self) -> None:
@@ -456,9 +469,10 @@ class Reach:
         named = [addr for addr in known if addr.relay is not None]
         carriers = [connection for other, connection in self.carriers().items() if other != peer]
         through = [carrier.remote.through(peer) for carrier in carriers[:CARRIERS_MAX]]
-        by_relay: dict[PeerId | None, Multiaddr] = {}
+        by_relay: dict[object, Multiaddr] = {}
         for addr in sorted((*named, *through), key=lambda addr: addr.relay not in self._up):
-            by_relay.setdefault(addr.relay, addr)
+            # Who is connected is asked once; another may be there at one of its addresses only.
+            by_relay.setdefault(addr.relay if addr.relay in self._up else addr, addr)
         return [*direct, *by_relay.values()]
 
     async def _dial(self, addrs: Sequence[Multiaddr], peer: PeerId | None) -> Connection:
@@ -550,7 +564,7 @@ class Reach:
             now = self.now()
             if now >= self._relays_at:  # it looks at all addresses of all members
                 self._relays_at = now + RELAYS_AGAIN_S
-                public = (p for p in live if any(a.is_global for a in self._store.addrs(p)))
+                public = (p for p in live if is_public(self._store.addrs(p)))
                 self._relays = relays_of(self._host.peer_id, public, RELAYS_KEPT)
         return self._relays if self.hidden else frozenset()
 

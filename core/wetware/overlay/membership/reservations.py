@@ -13,10 +13,12 @@ from wetware.base.bounds import Recent
 from wetware.base.log import get_logger
 from wetware.errors import WetwareError
 from wetware.overlay.link.relaying import ask_to_carry
+from wetware.overlay.membership.reach import is_public
 
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
     from wetware.identity import PeerId
+    from wetware.overlay.link import Connection
     from wetware.overlay.membership.reach import Reach
 
 log = get_logger("membership.reach")
@@ -48,7 +50,8 @@ class Reservations:
     ) -> None:
         self._own, self._reach, self._known, self._changed = own, reach, known, changed
         self._held: dict[PeerId, tuple[Multiaddr, ...]] = {}  # nothing while it is asked
-        self._refused: Recent[PeerId, None] = Recent(REFUSED_S, REFUSED_MAX, reach.now)
+        # On which connection: a relay that has restarted is asked at once.
+        self._refused: Recent[PeerId, Connection] = Recent(REFUSED_S, REFUSED_MAX, reach.now)
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
@@ -57,22 +60,24 @@ class Reservations:
 
     def look_after(self) -> None:
         """Ask for what is missing, every second."""
-        for peer in self._reach.carriers():
+        for peer, connection in self._reach.carriers().items():
             if len(self._held) >= RELAYS:
                 return
-            public = [addr for addr in self._known(peer) if addr.is_global]
-            if not public or peer in self._held or peer in self._refused:
+            if peer in self._held or self._refused.get(peer) is connection:
                 continue
+            known = self._known(peer)
+            if not is_public(known):
+                continue
+            public = [addr for addr in known if addr.is_global]
             addrs = tuple(
                 addr.with_peer(peer).through(self._own) for addr in public[:ADDRS_PER_RELAY_MAX]
             )
-            if self._reach.spawn(self._hold(peer, addrs), f"reserved at {peer.short}"):
+            if self._reach.spawn(self._hold(connection, addrs), f"reserved at {peer.short}"):
                 self._held[peer] = ()
 
-    async def _hold(self, peer: PeerId, addrs: tuple[Multiaddr, ...]) -> None:
+    async def _hold(self, connection: Connection, addrs: tuple[Multiaddr, ...]) -> None:
+        peer = connection.peer
         try:
-            if (connection := self._reach.connected(peer)) is None:
-                return
             stream = await ask_to_carry(connection, None)
             self._held[peer] = addrs
             self._changed()
@@ -81,8 +86,9 @@ class Reservations:
             stream.reset()
         except WetwareError as exc:
             log.debug("relay.not_reserved", relay=peer, why=exc)
-            if not self._held[peer]:
-                self._refused.put(peer, None)
         finally:
+            # Also where it was granted first: else one that grants and ends it over and over makes
+            # this node publish two records each time.
+            self._refused.put(peer, connection)
             if self._held.pop(peer):
                 self._changed()

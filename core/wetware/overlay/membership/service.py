@@ -35,7 +35,7 @@ from wetware.overlay.membership.peers import (
     IncarnationFile,
     PeerStore,
 )
-from wetware.overlay.membership.reach import Reach, ReachLimits
+from wetware.overlay.membership.reach import Reach, ReachLimits, is_public
 from wetware.overlay.membership.record import ADDRS_MAX, Malformed, Record
 from wetware.overlay.membership.reservations import Reservations
 from wetware.overlay.membership.swim import Swim, middle
@@ -283,7 +283,7 @@ class Membership:
     def _hide(self) -> None:
         """Keep relays where nobody on the internet can dial this node."""
         own = map(Multiaddr.parse, self._described.get("addrs", ()))
-        hidden = not any(addr.is_global for addr in own)
+        hidden = not is_public(own)
         if hidden != self.reach.hidden:
             self.reach.hidden = hidden
             self.reach.changed()

@@ -19,6 +19,7 @@ from wetware.errors import AdmissionRefused, DialError, OverlayError
 from wetware.hookspecs import PeerDown, PeerUp
 from wetware.identity import Key, PeerId
 from wetware.overlay.link import Connection, LinkHost
+from wetware.overlay.membership import reach as reach_module
 from wetware.overlay.membership.config import MembershipConfig
 from wetware.overlay.membership.peers import PeerStore
 from wetware.overlay.membership.reach import Reach, ReachLimits, ring_neighbours
@@ -595,3 +596,33 @@ async def test_stopping_leaves_nothing_behind(net: Net) -> None:
     with pytest.raises(asyncio.CancelledError):
         await run
     assert node.introductions.callbacks == []
+
+
+async def test_a_member_that_names_new_addresses_all_the_time_is_tried_no_more_often(
+    net: Net,
+) -> None:
+    """They may be somebody else's."""
+    patient = MembershipConfig(redial_s_min=30.0, redial_s_max=60.0)
+    node, gone = await net.node(config=patient), await net.node(run=False)
+    node.knows(gone, addr=dead_addr())
+    await until(lambda: node.dials and not node.reach._attempts)
+    before = len(node.dials)
+    for port in range(10, 30):
+        node.store.named(gone.peer, [replace(dead_addr(), port=port)])
+        target = node.reach._targets[gone.peer]
+        node.reach.moved(gone.peer)
+        if target.due < node.reach.now() + 5.0:
+            await until(lambda target=target: target.due > node.reach.now() + 5.0)
+    assert 1 <= len(node.dials) - before <= reach_module.MOVES_BURST
+
+
+async def test_all_addresses_of_a_relay_that_is_not_connected_are_tried(net: Net) -> None:
+    node, hub, other = [await net.node(run=False) for _ in range(3)]
+    named = [
+        Multiaddr("ip6", "2001:db8::1", 4001, hub.peer).through(other.peer),
+        Multiaddr("ip4", "203.0.113.1", 4001, hub.peer).through(other.peer),
+    ]
+    node.store.named(other.peer, named)
+    assert node.reach._addrs(other.peer) == named
+    node.reach._up.add(hub.peer)
+    assert node.reach._addrs(other.peer) == named[:1]
