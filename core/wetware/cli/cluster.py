@@ -241,7 +241,8 @@ def invite_command(
         typer.Option(
             "--from",
             metavar="SOURCE",
-            help="With --script: what pip is to install there, e.g. a wheel or git+https://…",
+            help="With --script: what pip is to install there, e.g. a wheel or git+https://…; else "
+            "what the package index has as wetware.",
         ),
     ] = "",
     tickets: Annotated[bool, typer.Option("--list", help="List the node's tickets.")] = False,
@@ -295,6 +296,9 @@ def _invite(
     out(said)
     note(f"lets {who} in until {until}; whoever has it can join, so pass it on as a secret")
     note(how)
+    if source == "wetware":  # with root's rights, and nobody has to own that name
+        note("it installs what that machine's package index has as wetware: see that it is this")
+        note("project's, or name the source:  --from git+https://…, or a wheel that is there")
     note(f"to take it back:     ww invite --revoke {ticket_id}")
 
 

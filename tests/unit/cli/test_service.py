@@ -15,7 +15,7 @@ import pytest
 
 from wetware.base.multiaddr import Multiaddr
 from wetware.base.texts import ADDRS_MAX
-from wetware.cli import service
+from wetware.cli import cluster, service
 from wetware.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_USAGE, ConfigError
 from wetware.identity import Key
 from wetware.overlay.admission.statements import Founding
@@ -166,3 +166,13 @@ def test_the_line_overrides_what_the_project_itself_overrides() -> None:
     assert f'echo "{override}" >"$venv/overrides"' in service.script("wwt1x", "wetware")
     low = project["project"]["requires-python"].removeprefix(">=").replace(".", ", ")
     assert f"sys.version_info < ({low})" in service.script("wwt1x", "wetware")
+
+
+def test_whose_package_the_line_installs_is_said_where_a_name_alone_decides(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who registers the name with an index would be root on each fresh machine."""
+    monkeypatch.setattr(cluster, "run_client", lambda _: (_ticket(), "b55a6c50", 10**13))
+    for source, said in (("wetware", True), ("git+https://example.org/wetware", False)):
+        cluster._invite({}, False, "", 1, source, False)
+        assert ("package index" in capsys.readouterr().err) is said
