@@ -11,6 +11,7 @@ from typing import Any
 
 import wetware
 from wetware.errors import WetwareError
+from wetware.identity import PeerId
 from wetware.testing import Home, NodeProcess
 
 from .lab import Lab
@@ -27,11 +28,17 @@ class Cluster:
         self._home = home
         self.nodes: dict[str, NodeProcess] = {}
 
-    def start(self, name: str, *, join: str = "", args: tuple[str, ...] = ()) -> NodeProcess:
-        """A node on the machine `name`, which joins by a ticket of the node on `join`, if given."""
-        ticket = self.nodes[join].invite() if join else None
+    def node_id(self, name: str) -> PeerId:
+        """Of a node that may not have run yet."""
+        return self._home.node_id(name)
+
+    def start(
+        self, name: str, *, join: str = "", ticket: str = "", args: tuple[str, ...] = ()
+    ) -> NodeProcess:
+        """A node on the machine `name`, which joins by a ticket, or one of the node on `join`."""
+        ticket = self.nodes[join].invite() if join else ticket
         with self.lab.inside(name):
-            node = self._home.start_node(name, listen=LISTEN, join=ticket, args=args)
+            node = self._home.start_node(name, listen=LISTEN, join=ticket or None, args=args)
         self.nodes[name] = node.wait_ready()
         return node
 

@@ -45,7 +45,8 @@ EXCHANGE_S: Final = 10.0
 """For all of it."""
 CLOSE_S: Final = 0.5
 """For the connections to observers to end."""
-TRIES_S: Final = 4.5
+TRIES_MAX: Final = 4
+"""Of one attempt. The peer names the address: where a stranger answers, it is not to be flooded."""
 TRY_S: Final = 1.5
 PER_S, BURST = 1 / 60, 2
 """Attempts that a peer may cause here: each makes this node dial an address that the peer names."""
@@ -111,7 +112,8 @@ class Punching:
             async with asyncio.timeout(EXCHANGE_S), contextlib.AsyncExitStack() as stack:
                 theirs = public_addr(await read_frame(stream, bytes_max=FRAME_BYTES_MAX))
                 try:
-                    if not connection.tunnelled or not self._rates.take(peer):
+                    turned = self._host.peer_id < peer  # then it is this end that asks
+                    if not connection.tunnelled or turned or not self._rates.take(peer):
                         raise DialError("not now")  # told as what else fails
                     port, own = await self._observe(stack)
                 except (WetwareError, OSError) as exc:
@@ -152,9 +154,8 @@ class Punching:
         return port, seen.pop()
 
     async def _connect(self, port: int, to: Multiaddr, peer: PeerId) -> Connection:
-        loop = asyncio.get_running_loop()
-        deadline, why = loop.time() + TRIES_S, ""
-        while loop.time() < deadline:
+        why = ""
+        for _ in range(TRIES_MAX):
             try:
                 connection = await _dialled(
                     self._host, _bound(port), to, peer, initiator=self._host.peer_id < peer
@@ -162,7 +163,7 @@ class Punching:
             except (OSError, TimeoutError) as exc:
                 why = str(exc) or "no answer"
                 # In fixed steps both ends would fall into step with routers that refuse.
-                await asyncio.sleep(random.uniform(0.01, 0.15))  # noqa: S311  # only a pause
+                await asyncio.sleep(random.uniform(0.02, 0.4))  # noqa: S311  # only a pause
             else:
                 log.info("punch.direct", peer=peer, remote=connection.remote)
                 return connection

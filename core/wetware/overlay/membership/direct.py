@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base.backoff import Backoff
+from wetware.base.bounds import Rates
 from wetware.base.log import get_logger
 from wetware.errors import WetwareError
 
@@ -26,6 +27,10 @@ AGAIN_S_MIN, AGAIN_S_MAX = 1.0, 600.0
 DIAL_S: Final = 5.0
 TRIES_MAX: Final = 4
 """At once."""
+PER_S, BURST, PEERS_MAX = 1 / 60, 4, 4096
+"""Tries for one peer, whatever it says and however often it comes: it names where they go."""
+PER_HOST_MAX: Final = 2
+"""Addresses of one host in a try: a peer may name a victim's, with many ports."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +67,7 @@ class Direct:
         self._host, self._addrs, self._punching = host, addrs, punching
         self._now, self._rng, self._spawn, self._wake = now, rng, spawn, wake
         self._relayed: dict[PeerId, _Relayed] = {}
+        self._rates = Rates(PER_S, BURST, PEERS_MAX, now)
 
     def look(self, up: Iterable[PeerId]) -> float:
         """Start what is due for those of `up` that are relayed; when to look again."""
@@ -95,13 +101,19 @@ class Direct:
     async def _try(self, peer: PeerId, relayed: _Relayed) -> None:
         """Punch, if that is this end's part, and dial."""
         try:
+            if not self._rates.take(peer):
+                return
             connection = self._host.connection(peer)
             if connection is not None and connection.tunnelled and self._host.peer_id < peer:
                 try:
                     await self._punching.punch(connection)
                 except WetwareError as exc:
                     log.debug("peer.not_punched", peer=peer, why=exc)
-            addrs = [addr for addr in self._addrs(peer) if addr.relay is None]
+            by_host: dict[str, list[Multiaddr]] = {}
+            for addr in self._addrs(peer):
+                if addr.relay is None:
+                    by_host.setdefault(addr.host, []).append(addr)
+            addrs = [addr for same in by_host.values() for addr in same[:PER_HOST_MAX]]
             await self._host.dial(addrs, peer=peer, timeout_s=DIAL_S, direct=True)
             log.info("peer.direct", peer=peer)
         except WetwareError as exc:
