@@ -51,6 +51,13 @@ table ip lab {{
 }}
 """
 """What nobody asked for is dropped without an answer, as by most routers at home."""
+BLOCK = """
+table ip block
+delete table ip block
+table ip block {{
+  chain through {{ type filter hook forward priority filter - 1; {rule} }}
+}}
+"""
 NO_MULTICAST = """
 table bridge lab {
   chain through {
@@ -185,6 +192,11 @@ class Lab:
             self._up(host.namespace, "eth0", host.network)
         else:
             self._ip(host.namespace, "link set eth0 down")
+
+    def admit_new(self, name: str, *, allowed: bool) -> None:
+        """Whether a machine's router lets new connections out; those that exist go on anyway."""
+        rule = "" if allowed else "ct state new drop;"
+        self._nft(self.hosts[name].network.switch, BLOCK.format(rule=rule))
 
     @contextlib.contextmanager
     def inside(self, name: str) -> Iterator[None]:
