@@ -25,12 +25,12 @@ def locked(data_dir: Path) -> Iterator[None]:
         # Whoever can write here can plant a policy and be an operator.
         wrong = hint = ""
         if stat.st_uid != os.getuid():
-            wrong, hint = "belongs to another user", "run it as that user"
+            wrong, hint = f"{data_dir} belongs to another user", "run it as that user"
         elif stat.st_mode & 0o022:
-            wrong, hint = "can be written to by others", f"chmod go-w {data_dir}"
+            wrong, hint = f"others can write to {data_dir}", f"chmod go-w {data_dir}"
         if wrong:
             raise ConfigError(
-                f"the data directory {data_dir} {wrong}",
+                f"data directory: {wrong}",
                 hint=f"{hint}, or choose another with --data-dir",
                 code="config.data_dir",
             )

@@ -22,7 +22,7 @@ def refused(data_dir: Path) -> ConfigError:
 def test_what_others_can_write_to_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o770)
     said = refused(tmp_path)
-    assert "can be written to by others" in said.message
+    assert f"others can write to {tmp_path}" in said.message
     assert f"chmod go-w {tmp_path}" in said.hint
 
 
