@@ -11,6 +11,8 @@ from itertools import permutations
 
 import pytest
 
+from wetware.testing import wait_for
+
 from .cluster import Cluster
 from .lab import Lab
 from .probe import prove
@@ -142,3 +144,27 @@ async def test_machines_on_a_lan_without_a_way_out_find_each_other(cluster: Clus
     _all_alive(cluster)
     ways = await cluster.reach("one", "two", within_s=WITHIN_S)
     assert all(isinstance(took, float) for took in ways.values()), ways
+
+
+def test_a_ticket_of_a_node_behind_a_nat_lets_in_who_has_never_seen_the_cluster(
+    cluster: Cluster,
+) -> None:
+    """Through the relay that it names, which the newcomer stays connected to, also over a start."""
+    for name, kind in (("hub", "open"), ("home", "symmetric"), ("late", "symmetric")):
+        _place(cluster.lab, name, kind)
+    cluster.start("hub")
+    ticket = cluster.nodes["hub"].invite("--inviter")
+    cluster.start("home", ticket=ticket).wait_log("relay.reserved")
+    late = cluster.start("late", join="home")
+    _all_alive(cluster)
+    late.stop()
+    cluster.start("late")
+    _all_alive(cluster)
+    hub = str(cluster.nodes["hub"].peer_id)
+
+    def paths() -> set[str]:
+        listed = cluster.nodes["late"].members()
+        others = [listed[cluster.nodes[name].peer_id] for name in ("hub", "home")]
+        return {member["via"] if member["connected"] else "no way" for member in others}
+
+    wait_for(lambda: paths() == {"", hub}, "the hub directly, and home through it")
