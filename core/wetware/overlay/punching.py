@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base.access import Access
-from wetware.base.bounds import Rates
+from wetware.base.bounds import Claim, Places, Rates
 from wetware.base.log import get_logger
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import DialError, OverlayError, WetwareError
@@ -51,6 +51,8 @@ TRY_S: Final = 1.5
 PER_S, BURST = 1 / 60, 2
 """Attempts that a peer may cause here: each makes this node dial an address that the peer names."""
 PEERS_MAX: Final = 1024
+SERVED_MAX: Final = 8
+"""Attempts of peers at once: each holds sockets, and asks the same observers."""
 
 
 class Punching:
@@ -70,6 +72,7 @@ class Punching:
     ) -> None:
         self._host, self._observers = host, observers
         self._rates = Rates(PER_S, BURST, PEERS_MAX, monotonic)
+        self._served = Places()
 
     def start(self) -> Callable[[], None]:
         """Serve; returns what ends it."""
@@ -112,6 +115,8 @@ class Punching:
             async with asyncio.timeout(EXCHANGE_S), contextlib.AsyncExitStack() as stack:
                 theirs = public_addr(await read_frame(stream, bytes_max=FRAME_BYTES_MAX))
                 try:
+                    full = Claim("all", SERVED_MAX, "too many at once (SERVED_MAX)")
+                    stack.enter_context(self._served.hold(full))
                     turned = self._host.peer_id < peer  # then it is this end that asks
                     if not connection.tunnelled or turned or not self._rates.take(peer):
                         raise DialError("not now")  # told as what else fails

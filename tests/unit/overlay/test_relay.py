@@ -17,10 +17,13 @@ from wetware.base.bounds import TokenBucket
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import DialError, OverlayError, PeerMismatch
 from wetware.identity import Key, PeerId
+from wetware.overlay import punching
 from wetware.overlay import relay as relaying
+from wetware.overlay.frames import read_frame, write_frame
 from wetware.overlay.link import LinkHost, LinkLimits, Stream
 from wetware.overlay.link.connection import NoiseConnection
 from wetware.overlay.link.relaying import RELAY_PROTOCOL, Verdict, ask_to_carry
+from wetware.overlay.punching import PUNCH_PROTOCOL, Punching
 from wetware.overlay.relay import Relay
 from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 from wetware.testing import tasks_of_core
@@ -466,3 +469,34 @@ async def test_who_is_refused_over_and_over_does_not_fill_the_log(
     lines = [record for record in caplog.records if record.getMessage() == "relay.full"]
     assert 1 <= len(lines) <= relaying.FULL_LINES_PER_MINUTE + 1
     assert hub.refused["relay.full"] == 50
+
+
+async def test_few_peers_at_once_have_this_node_try_for_a_direct_connection(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Multiaddr, "is_global", True)
+    monkeypatch.setattr(punching, "SERVED_MAX", 1)
+    home, hub, cafe = trio
+    if home.peer_id > cafe.peer_id:  # whose part it is to ask
+        home, cafe = cafe, home
+    for each in (home, cafe):
+        await each.dial(hub.listen_addrs)
+    used = cafe.connection(hub.peer_id)
+    assert used is not None
+    Punching(hub, list, lambda: 0.0).start()
+    Punching(cafe, lambda: [used], lambda: 0.0).start()
+    relayed = await home.dial(through(hub, cafe))
+
+    async def ask() -> tuple[Stream, dict[str, object]]:
+        stream = await relayed.open_stream(PUNCH_PROTOCOL)
+        await write_frame(stream, {"addr": "/ip4/127.0.0.1/tcp/9"})
+        return stream, await read_frame(stream, bytes_max=1024)
+
+    first, answer = await ask()
+    assert "addr" in answer
+    _, answer = await ask()
+    assert "SERVED_MAX" in str(answer["refused"])
+    first.reset()  # it gave up
+    async with asyncio.timeout(5):
+        while "SERVED_MAX" in str((await ask())[1]):
+            await asyncio.sleep(0.05)
