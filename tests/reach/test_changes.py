@@ -27,7 +27,7 @@ SUBSCRIBED_S = 10.0
 TRANSFER_BYTES, PIECE_BYTES = 100_000_000, 64_000
 FORGET_S = 30
 """Of a NAT that is quick to forget; those of homes take minutes to days."""
-IDLE_S = 45.0
+IDLE_S = 40.0
 
 
 def start(cluster: Cluster, *names: str, kind: str) -> None:

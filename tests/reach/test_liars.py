@@ -20,7 +20,7 @@ from .lab import Lab
 
 pytestmark = pytest.mark.timeout(180)
 
-WATCHED_S = 45.0
+WATCHED_S = 30.0
 ATTEMPTS = 4
 """In that time; one a minute later on."""
 AT_MOST = {"record": ATTEMPTS * 2, "punch": ATTEMPTS * 4}

@@ -69,8 +69,8 @@ def test_a_ticket_made_behind_a_nat_is_redeemed_behind_another_one(
     for again in (False, True):
         with cluster.lab.inside("fresh"):
             node = stranger.start_node("fresh", listen=LISTEN, join=None if again else ticket)
-        began = time.monotonic()
         node.wait_ready()
+        began = time.monotonic()
         others = {str(other.peer_id) for other in cluster.nodes.values()}
         while others != (
             connected := {peer for peer, m in node.members().items() if m["connected"]}
