@@ -26,6 +26,10 @@ def test_a_member_and_their_node(home: Home, tmp_path: Path) -> None:
         # The banner of a node that joined says how one becomes a user; the founder is one.
         b.wait_log("ww user add NAME --key KEY")
         assert "ww user add" not in a.log.read_text()
+        b.wait_log("ww key new")
+        # Nor is a user told to do what an operator may.
+        a.wait_log("ww node --join TICKET")
+        assert "ww node --join TICKET" not in b.log.read_text()
         theirs.ww("key", "new", check=True)
         refused = b.ww("status")
         assert refused.returncode == 77

@@ -28,6 +28,7 @@ from wetware.errors import EXIT_UNREACHABLE, InvalidArgument, WetwareError
 
 if TYPE_CHECKING:
     from wetware.client import Session
+    from wetware.client.cluster import MemberList
     from wetware.identity import PeerId
     from wetware.member import Member
 
@@ -75,10 +76,17 @@ def ls_command(
     """Show the nodes of the cluster, as the node that is asked sees them."""
     if watch:
         return run_client(lambda session: _watch(session, selector, json), reconnect=True)
-    members = run_client(lambda session: session.cluster.list(selector, limit=limit))
+
+    async def work(session: Session) -> tuple[MemberList, Sequence[Member]]:
+        found = await session.cluster.list(selector, limit=limit)
+        ids = {str(m.peer_id) for m in found}
+        unnamed = any(m.via and m.via not in ids for m in found)
+        return found, await session.cluster.list() if unnamed else found
+
+    members, named = run_client(work)
     if json:
         return out_json({"members": [m.as_dict() for m in members], "matched": members.matched})
-    header, rows = _rows(members, wide)
+    header, rows = _rows(members, {m.peer_id: m.name for m in named}, wide)
     table(header, rows, styles={"state": STATE_STYLES})
     if not members:
         note(f"no member matches {selector!r}")
@@ -101,10 +109,11 @@ async def _watch(session: Session, selector: str, json: bool) -> None:
             )
 
 
-def _rows(members: Sequence[Member], wide: bool) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _rows(
+    members: Sequence[Member], names: Mapping[PeerId, str], wide: bool
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     from wetware.base.finding import size, span
 
-    names = {m.peer_id: m.name for m in members}
     columns: dict[str, Callable[[Member], str]] = {
         "name": lambda m: (m.name or "-") + (" *" if m.is_self else ""),
         "state": lambda m: m.state,

@@ -231,5 +231,6 @@ def _announce(node: Node) -> None:
         note("try, in another terminal:")
         note(here("  ww ls"))
         note(here("  ww sub chat        and, in a third:  ww pub chat hello"))
-        note(here("  ww invite          and, on another machine:") + "  ww node --join TICKET")
+        if not node.joined:  # who founded the cluster is its operator, who may
+            note(here("  ww invite          and, on another machine:") + "  ww node --join TICKET")
     note()

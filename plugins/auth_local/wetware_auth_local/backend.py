@@ -97,7 +97,10 @@ class LocalBackend:
 
     name = "local"
     schemes = (SCHEME,)
-    users = "an operator runs `ww user add NAME --key KEY`; `ww key show` prints one's own KEY"
+    users = (
+        "an operator runs `ww user add NAME --key KEY`; "
+        "`ww key new` makes a key, and `ww key show` prints one's own KEY"
+    )
 
     def __init__(self, ctx: PluginContext) -> None:
         config: AuthLocalConfig = ctx.config
