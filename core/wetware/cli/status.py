@@ -52,6 +52,7 @@ def status_command(
         ("services", ", ".join(status["services"])),
         ("overlay", overlay),
         ("listens", "\n          ".join(status["addrs"])),
+        ("internet", status["reached"]),
     )
     offset_s, wrong = status["clock_offset_s"], status["clock_wrong"]
     if offset_s is not None and abs(offset_s) >= CLOCK_S_TOLD:
@@ -63,6 +64,7 @@ def status_command(
         (
             peer["peer_id"][-8:],
             "yes" if peer["member"] else "no",
+            f"via {peer['via']}" if peer["via"] else "direct",
             peer["addr"],
             size(peer["bytes_in"]),
             size(peer["bytes_out"]),
@@ -70,7 +72,7 @@ def status_command(
         for peer in status["peers"]
     ]
     if rows:
-        table(("peer", "member", "address", "in", "out"), rows)
+        table(("peer", "member", "path", "address", "in", "out"), rows)
     else:
         out("no peers are connected")
     if strangers and not all_:

@@ -156,6 +156,11 @@ class NodeConfig:
         "Whether this node carries connections of members that cannot dial each other, and those "
         "of strangers to members that asked it to, within bounds. It sees ciphertext alone.",
     )
+    port_mapping: bool = setting(
+        True,
+        "Whether a node without a public address asks its router for a port, by NAT-PMP or UPnP, "
+        "which it announces once a member got in there.",
+    )
     libp2p: bool = setting(
         True,
         "Whether to run libp2p's control plane: identify, ping and the DHT, for peers that are no "

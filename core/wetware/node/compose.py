@@ -66,6 +66,7 @@ from wetware.overlay.admission.texts import parse_join
 from wetware.overlay.libp2p import Overlay
 from wetware.overlay.link import LinkHost, Stream, check_free
 from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.outside import Outside
 from wetware.overlay.membership.service import Membership
 from wetware.overlay.membership.swim import middle
 from wetware.overlay.relay import Relay
@@ -222,6 +223,13 @@ class Node(Parts):
             describe=self._describe,
             data_dir=self.data_dir,
         )
+        self.outside = Outside(
+            self.membership.reach,
+            self.membership.dial_backs,
+            direct=lambda: self.direct_addrs,
+            port=lambda: self.port_to_map,
+            announce=self._mapped,
+        )
         self.members = Members(
             self.membership,
             self.admission,
@@ -289,6 +297,7 @@ class Node(Parts):
         tasks.create_task(watch, name="clock")
         follow = watch_network(self._network_changed, first=self.network)
         tasks.create_task(follow, name="network")
+        tasks.create_task(self.outside.run(), name="outside")
         self._runtime_path = path
         stack.callback((self.data_dir / paths.RUNTIME_FILE).unlink, missing_ok=True)
         self._write_runtime_file()
@@ -422,11 +431,16 @@ class Node(Parts):
         log.info("network.changed", addrs=" ".join(network.hosts))
         self.network = network
         self.host.network_changed(frozenset(network.hosts))
+        self.outside.network_changed()
         self.membership.network_changed()
         try:
             self._write_runtime_file()
         except OSError as exc:
             log.warning("runtime.unwritable", why=exc)
+
+    def _mapped(self, addr: Multiaddr | None) -> None:
+        self.mapped = () if addr is None else (addr.with_peer(self.key.peer_id),)
+        self.membership.refresh()
 
     async def _discover(self, discovery: Discovery) -> None:
         """Announce this node, and let the membership try what a discovery finds."""

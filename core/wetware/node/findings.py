@@ -52,6 +52,7 @@ async def check_node(node: Parts) -> list[Finding]:
         "reach": lambda: membership.reach(
             members, node.addrs, lambda peer: node.host.connection(peer) is not None
         ),
+        "from outside": lambda: [ok("from outside", node.reached)] if members.knows_others else [],
         "policy": lambda: policy(node.backend),
         "audit": lambda: audit(node.audit),
         "grants": lambda: grants.findings(node.tree),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from wetware.base.interfaces import look
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from wetware.broker.tree import Tree
     from wetware.config import Config
     from wetware.hookspecs import AuthBackend, Service
-    from wetware.identity import Key
+    from wetware.identity import Key, PeerId
     from wetware.loader import Plugins
     from wetware.node.members import Members
     from wetware.overlay.admission.decision import Admission
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from wetware.overlay.admission.store import Store
     from wetware.overlay.libp2p import Overlay
     from wetware.overlay.link import LinkHost
+    from wetware.overlay.membership.outside import Outside
     from wetware.overlay.membership.service import Membership
 
 
@@ -47,6 +49,7 @@ class Parts:
     membership: Membership
     members: Members
     host: LinkHost
+    outside: Outside
     overlay: Overlay
     backend: AuthBackend
     broker: Broker
@@ -63,6 +66,7 @@ class Parts:
         self.cluster = ""
         self.lag = LagMeter()
         self.network = look()
+        self.mapped: tuple[Multiaddr, ...] = ()  # the port of the router that leads here
 
     @property
     def joined(self) -> bool:
@@ -92,7 +96,31 @@ class Parts:
     def direct_addrs(self) -> tuple[Multiaddr, ...]:
         """Where this node itself can be dialled: first as it is told to announce."""
         announced = (addr.with_peer(self.key.peer_id) for addr in self.config.node.announce)
-        return tuple(dict.fromkeys((*announced, *self.own_addrs)))[:ADDRS_MAX]
+        return tuple(dict.fromkeys((*announced, *self.mapped, *self.own_addrs)))[:ADDRS_MAX]
+
+    @property
+    def port_to_map(self) -> int | None:
+        """What the router shall send here; None where that is no use, or done by the operator."""
+        host, own = self.network.routed[0], self.config.node
+        if not own.port_mapping or own.announce or not host or ip_address(host).is_global:
+            return None
+        ports = (
+            addr.port
+            for addr in self.host.listen_addrs
+            if addr.host in ("0.0.0.0", host)  # noqa: S104
+        )
+        return next(ports, None)
+
+    @property
+    def reached(self) -> str:
+        """How it is reached from the internet, in words."""
+        relays = dict.fromkeys(addr.relay for addr in self.membership.reservations.addrs)
+        return self.outside.describe([*map(self.called, relays)])
+
+    def called(self, peer: PeerId | None) -> str:
+        """A member's name; else what can be said of the peer."""
+        known = None if peer is None else self.membership.member(peer)
+        return (known and known.record.name) or (peer.short if peer else "somebody")
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:

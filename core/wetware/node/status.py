@@ -35,10 +35,12 @@ def status_of(node: Parts, details: bool) -> dict[str, object]:
         "version": __version__,
         "uptime_s": node.clock.monotonic() - node.started_at,
         "addrs": [str(addr) for addr in node.addrs],
+        "reached": node.reached,
         "peers": [
             {
                 "peer_id": str(connection.peer),
                 "addr": str(connection.remote),
+                "via": node.called(connection.remote.relay) if connection.tunnelled else "",
                 "member": node.admission.is_member(connection.peer),
                 "bytes_in": connection.bytes_in,
                 "bytes_out": connection.bytes_out,

@@ -105,6 +105,14 @@ class Punching:
         except (TimeoutError, EOFError, OSError) as exc:
             raise DialError(f"cannot reach {relayed.peer} directly: {exc or 'too slow'}") from exc
 
+    async def seen(self) -> list[Multiaddr]:
+        """How OBSERVERS members, or fewer, see one fresh port of this node; raises as `punch`.
+
+        Also OSError, TimeoutError and EOFError.
+        """
+        async with asyncio.timeout(EXCHANGE_S), contextlib.AsyncExitStack() as stack:
+            return (await self._ask(stack))[1]
+
     async def _tell(self, stream: Stream) -> None:
         await write_frame(stream, {"addr": str(stream.connection.remote.with_peer(None))})
 
@@ -135,6 +143,16 @@ class Punching:
 
         Raises DialError where nobody can tell, or the NAT gives each destination another port.
         """
+        port, answers = await self._ask(stack)
+        seen = set(answers)
+        if not seen:
+            raise DialError("nobody is connected who could tell how this node is seen")
+        if len(seen) > 1:
+            raise DialError("its NAT is symmetric: each destination sees another port")
+        return port, seen.pop()
+
+    async def _ask(self, stack: contextlib.AsyncExitStack) -> tuple[int, list[Multiaddr]]:
+        """A fresh port, and how members see it; the mapping lasts as long as `stack`."""
         # By host: two connections from one port to one address would be the same four-tuple.
         observers = {
             connection.remote.host: connection
@@ -143,7 +161,8 @@ class Punching:
         }
         limits = LinkLimits(close_s=CLOSE_S)
         asking = await stack.enter_async_context(LinkHost(Key.generate(), limits=limits))
-        port, seen = 0, set()
+        port = 0
+        seen: list[Multiaddr] = []
         for observer in list(observers.values())[:OBSERVERS]:
             sock = _bound(port)
             port = sock.getsockname()[1]
@@ -151,12 +170,8 @@ class Punching:
                 asking, sock, observer.remote, observer.peer, initiator=True
             )
             async with await connection.open_stream(OBSERVED_PROTOCOL) as stream:
-                seen.add(public_addr(await read_frame(stream, bytes_max=FRAME_BYTES_MAX)))
-        if not seen:
-            raise DialError("nobody is connected who could tell how this node is seen")
-        if len(seen) > 1:
-            raise DialError("its NAT is symmetric: each destination sees another port")
-        return port, seen.pop()
+                seen.append(public_addr(await read_frame(stream, bytes_max=FRAME_BYTES_MAX)))
+        return port, seen
 
     async def _connect(self, port: int, to: Multiaddr, peer: PeerId) -> Connection:
         why = ""

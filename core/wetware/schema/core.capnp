@@ -302,6 +302,8 @@ struct NodeStatus {
   # By the machine's clock, Unix s.
   ungranted @27 :List(Text);
   # Services of this node that propose something for members which no operator has accepted.
+  reached @28 :Text;
+  # How this node is reached from the internet, in words.
 
   struct Peer {
     peerId @0 :Text;
@@ -310,6 +312,8 @@ struct NodeStatus {
     bytesIn @3 :UInt64;
     bytesOut @4 :UInt64;
     streams @5 :UInt32;
+    via @6 :Text;
+    # The name of the member that carries the connection; "" if it is direct.
   }
   struct Plugin {
     name @0 :Text;

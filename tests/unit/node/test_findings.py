@@ -108,6 +108,7 @@ def make_node(tmp_path: Path, *members: Any, answers: Any = None, addrs: Any = (
     )
     return SimpleNamespace(
         key=OWN,
+        reached="reached directly at /ip4/5.0.0.9/tcp/4001",
         addrs=addrs,
         data_dir=tmp_path,
         clock=time,

@@ -51,7 +51,11 @@ class DialBack:
 
 
 class DialBacks:
-    """Asks others to dial back, and does it for them at the `addrs` that their records name."""
+    """Asks others to dial back, and does it for them at the `addrs` that their records name.
+
+    And at the public address that they are connected from, whatever the port: a
+    record says nothing of a port of the router before somebody got in there.
+    """
 
     def __init__(self, reach: Reach, addrs: Callable[[PeerId], Iterable[str]]) -> None:
         self._reach, self._addrs, self._now = reach, addrs, reach.now
@@ -99,12 +103,17 @@ class DialBacks:
         for text in self._addrs(peer):
             with contextlib.suppress(InvalidArgument):
                 own.add(Multiaddr.parse(text).with_peer(None))
+        connection = self._reach.connected(peer)
+        # Not one with its relay's address, nor this machine, which has services of its own.
+        seen = connection.remote.host if connection and connection.remote.is_global else ""
         results = []
         self._running += 1
         try:
             for addr in addrs:
                 # Nobody makes this node knock at somebody else's door.
-                why, took_s = ("unknown", 0.0) if addr not in own else await self._try(addr, peer)
+                why, took_s = "unknown", 0.0
+                if addr in own or addr.host == seen:
+                    why, took_s = await self._try(addr, peer)
                 results.append([str(addr), why, took_s])
         finally:
             self._running -= 1

@@ -213,7 +213,7 @@ class Reach:
         # must not keep this node from what another finds. They take turns.
         self._found: OrderedDict[str, OrderedDict[PeerId, Multiaddr]] = OrderedDict()
         self._found_busy: set[tuple[str, PeerId]] = set()
-        self._punching = Punching(host, self._observers, self.now)
+        self._punching = Punching(host, self.observers, self.now)
         self._direct = Direct(
             host,
             store.addrs,
@@ -457,10 +457,14 @@ class Reach:
         }
         return dict(sorted(found.items(), key=lambda item: item[1].rtt_s))
 
-    def _observers(self) -> list[Connection]:
+    def observers(self) -> list[Connection]:
         """Who can tell how this node is seen: who was dialled at a public address."""
         dialled = (connection for connection in self.carriers().values() if connection.initiator)
         return [connection for connection in dialled if connection.remote.is_global]
+
+    async def seen(self) -> list[Multiaddr]:
+        """How two of them, or fewer, see one fresh port of this node; see `Punching.seen`."""
+        return await self._punching.seen()
 
     def _addrs(self, peer: PeerId) -> list[Multiaddr]:
         """Where to try to reach a member: directly, and through others."""
