@@ -31,11 +31,13 @@ from wetware.overlay.frames import read_frame, write_frame
 from wetware.overlay.link import Connection, Stream
 from wetware.overlay.link.multistream import HELLO, encode_line
 from wetware.overlay.link.noise import NoiseIdentity
+from wetware.overlay.link.relaying import RELAY_PROTOCOL
 from wetware.overlay.membership.courier import PROTOCOL as MEMBERSHIP
 from wetware.overlay.membership.dial_back import DIAL_BACK_PROTOCOL
 from wetware.overlay.membership.record import Record
 from wetware.overlay.membership.twins import PROCESS_PROTOCOL
 from wetware.overlay.membership.wire import CLAIM, ENTRY
+from wetware.overlay.punching import OBSERVED_PROTOCOL, PUNCH_PROTOCOL
 from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 from wetware_audit.chain import CHECKPOINT_DOMAIN, Checkpoint
 from wetware_audit.spread import PROTOCOL as AUDIT_PROTOCOL
@@ -56,10 +58,11 @@ IDENTIFY, IDENTIFY_PUSH = "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0"
 KAD, IPFS_PING = "/ipfs/kad/1.0.0", "/ipfs/ping/1.0.0"
 PUBLIC = (
     IDENTIFY, IDENTIFY_PUSH, IPFS_PING, GATE_PROTOCOL, CERTIFICATE_PROTOCOL, JOIN_PROTOCOL,
+    RELAY_PROTOCOL, OBSERVED_PROTOCOL,
 )  # fmt: skip
 MEMBERS_ONLY = (
     KAD, MEMBERSHIP, DIAL_BACK_PROTOCOL, MESHSUB_11, MESHSUB_10, FLOODSUB, POLICY_PROTOCOL,
-    TUNNEL_PROTOCOL, AUDIT_PROTOCOL, PROCESS_PROTOCOL,
+    TUNNEL_PROTOCOL, AUDIT_PROTOCOL, PROCESS_PROTOCOL, PUNCH_PROTOCOL,
 )  # fmt: skip
 
 
@@ -795,11 +798,14 @@ async def test_logins_attempted_at_a_high_rate(trio: Trio) -> None:
             ends.append(exc.code)
 
     async with trio.unharmed("logins"):
+        started = time.monotonic()
         with coming_from("127.0.0.95"):
             for _ in range(15):
                 await asyncio.gather(*(attempt() for _ in range(8)))
+        # 60 a minute: so many at once, and one more each second.
+        allowed = 60 + (time.monotonic() - started) + 1
         assert "in" not in ends
-        assert ends.count("UNKNOWN_PRINCIPAL") < 80
-        assert ends.count("limit") >= 30
+        assert ends.count("UNKNOWN_PRINCIPAL") <= allowed
+        assert ends.count("limit") >= min(30, len(ends) - allowed)
         async with wetware.connect(trio.a.addr, key=trio.home.key()) as session:
             assert (await session.whoami()).roles  # from another address

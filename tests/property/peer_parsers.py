@@ -1153,6 +1153,7 @@ MEMBER = {
     "connected": True,
     "self": False,
     "trouble": "",
+    "via": "",
 }
 LINES = [audit_chain.encode(entry, bytes(32))[0] for entry in (OPENED, LOGIN)]
 
