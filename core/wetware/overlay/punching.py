@@ -103,7 +103,9 @@ class Punching:
                     await asyncio.sleep(min(1.0, relayed.rtt_s) / 2)
                     return await self._connect(port, theirs, relayed.peer)
         except (TimeoutError, EOFError, OSError) as exc:
-            raise DialError(f"cannot reach {relayed.peer} directly: {exc or 'too slow'}") from exc
+            raise DialError(
+                f"cannot reach {relayed.peer} directly: {str(exc) or 'too slow'}"
+            ) from exc
 
     async def seen(self) -> list[Multiaddr]:
         """How OBSERVERS members, or fewer, see one fresh port of this node; raises as `punch`.

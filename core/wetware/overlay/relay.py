@@ -22,7 +22,8 @@ from wetware.base.bounds import Claim, Places, Throttle, TokenBucket, address_ke
 from wetware.base.log import get_logger
 from wetware.errors import LimitExceeded, OverlayError
 from wetware.overlay.link.relaying import ANSWER_S_MAX, RELAY_PROTOCOL, Verdict, read_target
-from wetware.overlay.tunnel import TUNNEL_PROTOCOL, relay
+from wetware.overlay.splice import splice
+from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 
 if TYPE_CHECKING:
     from wetware.identity import PeerId
@@ -130,7 +131,7 @@ class Relay:
                 # A member may be introduced after it asked.
                 return self._pace if self._is_member(stream.peer) else self._strangers_pace
 
-            await relay(stream, onward, pace)
+            await splice(stream, onward, pace)
 
     async def _begin(
         self, stream: Stream, target: PeerId | None, held: contextlib.ExitStack

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wetware.errors import Disconnected, WetwareError
 
 if TYPE_CHECKING:
-    from wetware.base.bounds import TokenBucket
     from wetware.overlay.link import Pipe
     from wetware.rpc import ByteStream
 
@@ -53,18 +51,13 @@ class TunnelPipe:
         self._stream.abort(Disconnected("the tunnel was closed"))
 
 
-async def relay(left: Pipe, right: Pipe, pace: Callable[[], TokenBucket] | None = None) -> None:
+async def relay(left: Pipe, right: Pipe) -> None:
     """Carry bytes both ways until one end has no more, or fails; both pipes have ended then.
-
-    Args:
-        left: One end.
-        right: The other one.
-        pace: What each byte is taken from, asked for each piece.
 
     Raises what failed. What the end that is done had said before still arrives.
     """
-    forth = asyncio.ensure_future(_carry(left, right, pace))
-    back = asyncio.ensure_future(_carry(right, left, pace))
+    forth = asyncio.ensure_future(_carry(left, right))
+    back = asyncio.ensure_future(_carry(right, left))
     try:
         done, _ = await asyncio.wait((forth, back), return_when=asyncio.FIRST_COMPLETED)
         source, target = (left, right) if forth in done else (right, left)
@@ -82,11 +75,6 @@ async def relay(left: Pipe, right: Pipe, pace: Callable[[], TokenBucket] | None 
         await asyncio.gather(forth, back, return_exceptions=True)
 
 
-async def _carry(source: Pipe, target: Pipe, pace: Callable[[], TokenBucket] | None) -> None:
+async def _carry(source: Pipe, target: Pipe) -> None:
     while data := await source.read():
         await target.write(data)
-        if pace is not None:
-            bucket = pace()
-            bucket.spend(len(data))  # what was read is carried: the next read waits
-            if wait_s := bucket.wait_s():
-                await asyncio.sleep(wait_s)
