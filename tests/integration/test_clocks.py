@@ -90,7 +90,11 @@ def test_who_is_two_hours_behind_is_seen_by_all_and_honours_nothing_that_has_an_
             wait_for(lambda: "founder" in trouble(founder), "its own doubt", within_s=WITHIN_S)
             # Both of the others are right, by two clocks of three; the one in doubt is named.
             for node in (b, c):
-                assert trouble(node) == {"founder": "its clock is 2 h behind"}
+                wait_for(  # until each has measured the other: of two clocks both are in doubt
+                    lambda node=node: trouble(node) == {"founder": "its clock is 2 h behind"},
+                    "what is wrong with the founder",
+                    within_s=WITHIN_S,
+                )
                 assert finding(node, "clock of members")["level"] == "warning"
                 node.wait_log("member.clock_skewed")
                 assert "s from it" not in node.ww("status", check=True).stdout

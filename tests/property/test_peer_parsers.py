@@ -362,7 +362,7 @@ BACKTRACKING = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}\.?)+\
 
 def test_the_pattern_that_backtracked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiaddr, "_is_host_name", BACKTRACKING.match)
-    with pytest.raises(pytest.fail.Exception, match="no end after"):
+    with pytest.raises(pytest.fail.Exception, match=r"no end after|allowed are"):
         mutants_of(PARSERS[0], 0, 20.0)
 
 

@@ -93,7 +93,11 @@ def test_a_node_behind_a_router_that_maps_ports_is_dialled_from_outside(
     addr = f"/ip4/{network.address}/tcp/4001"
     wait_for(lambda: f"reached directly at {addr}" in status(), "a proved port", within_s=60)
     assert "dnat" in _mapped(network)
-    assert addr in cluster.ww("hub", "ls", "--json", check=True).stdout
+    wait_for(
+        lambda: addr in cluster.ww("hub", "ls", "--json", check=True).stdout,
+        "the port in the record",
+        within_s=10,
+    )
     cluster.start("cafe", join="hub")
     cluster.nodes["cafe"].wait_members([home.peer_id])
 

@@ -27,7 +27,7 @@ LAYERS = (
     "rpc",
     "overlay.link",
     "overlay.frames overlay.exchange overlay.peers overlay.rpc_pipe overlay.tunnel"
-    " overlay.splice overlay.relay overlay.punching",
+    " overlay.splice overlay.relay overlay.punching overlay.mapping",
     "overlay.libp2p overlay.admission",
     "overlay.membership",
     "broker",
