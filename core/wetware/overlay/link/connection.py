@@ -193,9 +193,10 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
     def probe(self, timeout_s: float) -> None:
         """Ping now: the connection ends unless the peer sends something within `timeout_s`.
 
-        Nothing happens while another probe is under way.
+        Nothing happens while another probe waits for its answer. One that has been answered says
+        nothing of what came after that.
         """
-        if self.closed or self._probed_at is not None:
+        if self.closed or self.doubted:
             return
         if self._timer is not None:
             self._timer.cancel()

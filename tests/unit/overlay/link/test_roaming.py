@@ -12,7 +12,7 @@ from wetware.errors import StreamReset
 from wetware.identity import Key
 from wetware.overlay.link import host as module
 from wetware.overlay.link.connection import NoiseConnection
-from wetware.overlay.link.yamux import PING, SYN
+from wetware.overlay.link.yamux import ACK, PING, SYN
 
 pytestmark = pytest.mark.anyio
 
@@ -52,6 +52,21 @@ async def test_whoever_does_not_answer_is_ended_and_told(
         await asyncio.wait_for(raw.reader.read(), 5)
     assert host.refused["connection.keepalive"] == 1
     assert host.connections() == ()
+
+
+async def test_an_answer_to_an_earlier_probe_says_nothing_of_what_came_after_it(net: Any) -> None:
+    host = await net.host()
+    raw = await net.secured(host)
+    await net.until(host.connections)
+    (conn,) = host.connections()
+    conn.probe(60.0)
+    kind, flags, _, ping = (await raw.recv_frame())[:4]
+    assert (kind, flags) == (PING, SYN)
+    raw.frame(PING, ACK, 0, ping)
+    await net.until(lambda: not conn.doubted)
+    conn.probe(0.1)  # now it is silent
+    assert conn.doubted
+    await net.until(lambda: conn.closed, 5)
 
 
 async def test_a_lost_address_has_a_moment_to_come_back(
