@@ -52,7 +52,7 @@ def status_command(
         ("services", ", ".join(status["services"])),
         ("overlay", overlay),
         ("listens", "\n          ".join(status["addrs"])),
-        ("internet", status["reached"]),
+        *([("internet", status["reached"])] if status["reached"] else []),
     )
     offset_s, wrong = status["clock_offset_s"], status["clock_wrong"]
     if offset_s is not None and abs(offset_s) >= CLOCK_S_TOLD:

@@ -113,7 +113,9 @@ class Parts:
 
     @property
     def reached(self) -> str:
-        """How it is reached from the internet, in words."""
+        """How it is reached from the internet, in words; "" where nobody is there to reach it."""
+        if not self.membership.knows_others:
+            return ""
         relays = dict.fromkeys(addr.relay for addr in self.membership.reservations.addrs)
         return self.outside.describe([*map(self.called, relays)])
 

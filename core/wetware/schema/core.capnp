@@ -303,7 +303,7 @@ struct NodeStatus {
   ungranted @27 :List(Text);
   # Services of this node that propose something for members which no operator has accepted.
   reached @28 :Text;
-  # How this node is reached from the internet, in words.
+  # How this node is reached from the internet, in words; "" while it knows of no other member.
 
   struct Peer {
     peerId @0 :Text;
