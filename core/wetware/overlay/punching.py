@@ -76,16 +76,10 @@ class Punching:
 
     def start(self) -> Callable[[], None]:
         """Serve; returns what ends it."""
-        ends = (
-            self._host.handle(OBSERVED_PROTOCOL, self._tell, access=Access.PUBLIC),
-            self._host.handle(PUNCH_PROTOCOL, self._serve, access=Access.MEMBER),
-        )
-
-        def end() -> None:
-            for each in ends:
-                each()
-
-        return end
+        ends = contextlib.ExitStack()
+        ends.callback(self._host.handle(OBSERVED_PROTOCOL, self._tell, access=Access.PUBLIC))
+        ends.callback(self._host.handle(PUNCH_PROTOCOL, self._serve, access=Access.MEMBER))
+        return ends.close
 
     async def punch(self, relayed: Connection) -> Connection:
         """A direct connection to the peer of a relayed one; raises DialError, OverlayError."""

@@ -85,16 +85,10 @@ class Relay:
 
     def start(self) -> Callable[[], None]:
         """Serve; returns what ends it. What is carried goes on until the host ends."""
-        ends = (
-            self._host.handle(RELAY_PROTOCOL, self._serve, access=Access.PUBLIC),
-            self._host.handle(TUNNEL_PROTOCOL, self._carried, access=Access.MEMBER),
-        )
-
-        def end() -> None:
-            for each in ends:
-                each()
-
-        return end
+        ends = contextlib.ExitStack()
+        ends.callback(self._host.handle(RELAY_PROTOCOL, self._serve, access=Access.PUBLIC))
+        ends.callback(self._host.handle(TUNNEL_PROTOCOL, self._carried, access=Access.MEMBER))
+        return ends.close
 
     async def _carried(self, stream: Stream) -> None:
         """The far end: what comes out of it is a connection like one from the network.

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 log = get_logger("membership")
 
-DIRECT_FIRST = 4
+ADDRS_BEFORE_RELAYS = 4
 """Addresses of a record before those of its relays."""
 HOUSEKEEP_S = 1.0
 SAVE_S = 5.0
@@ -295,7 +295,11 @@ class Membership:
         fields = {"chain": chain, **self._describe()}
         addrs = tuple(fields.get("addrs", ()))
         # Others keep the first few.
-        addrs = (*addrs[:DIRECT_FIRST], *self.reservations.addrs, *addrs[DIRECT_FIRST:])
+        addrs = (
+            *addrs[:ADDRS_BEFORE_RELAYS],
+            *self.reservations.addrs,
+            *addrs[ADDRS_BEFORE_RELAYS:],
+        )
         fields["addrs"] = tuple(map(str, addrs[:ADDRS_MAX]))
         fields["services"] = tuple(fields.get("services", ()))
         if fields != self._described:
