@@ -179,7 +179,7 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
     @property
     def superseded(self) -> bool:
         best = self._owner.connection(self.peer) if self.tunnelled else None
-        return best is not None and not best.tunnelled
+        return best is not None and best is not self
 
     @property
     def accepts_streams(self) -> bool:

@@ -328,8 +328,10 @@ class LinkHost:
             self._hosts |= {conn.local.host}
             for other in [other for other in self._all if self._is_stranded(other)]:
                 other.abort(OverlayError(_STRANDED, code="overlay.closed"))
+        best = self.connection(peer)
         for other in mine[:-1]:
-            if other.tunnelled and not conn.tunnelled:
+            moved = best is conn and conn.remote.relay != other.remote.relay
+            if other.tunnelled and (moved or not conn.tunnelled):
                 # No sign of a death, and its answer may wait at the relay behind megabytes.
                 continue
             age_s, rtt_s = conn.opened_at - other.opened_at, max(conn.rtt_s, other.rtt_s)
@@ -408,13 +410,15 @@ class LinkHost:
         """The connection to use for new streams to `peer`, or None.
 
         Of several, both ends prefer the same one: one that is not in doubt, and that nobody
-        carries, then that which the smaller peer ID dialled, and of those the oldest.
+        carries, then that which the smaller peer ID dialled, and of those the oldest; of those that
+        are carried the newest, for the smaller peer ID looks for a better relay.
         """
         mine_first = self.peer_id < peer
 
         def rank(conn: NoiseConnection) -> tuple[bool, bool, bool, float]:
             not_mine = conn.initiator is not mine_first
-            return conn.doubted, conn.tunnelled, not_mine, conn.opened_at
+            opened_at = -conn.opened_at if conn.tunnelled else conn.opened_at
+            return conn.doubted, conn.tunnelled, not_mine, opened_at
 
         mine = self._connections.get(peer, ())
         live = [c for c in mine if c.accepts_streams and not self._is_stranded(c)]

@@ -144,7 +144,7 @@ class Connection(ABC):
     @property
     @abstractmethod
     def superseded(self) -> bool:
-        """Whether this one is carried and a direct one is there.
+        """Whether this one is carried and a direct one, or one over a better relay, is there.
 
         Who keeps a stream on it opens another, which takes that one, and finishes the old stream.
         """

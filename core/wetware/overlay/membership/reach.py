@@ -217,6 +217,7 @@ class Reach:
         self._direct = Direct(
             host,
             store.addrs,
+            self.carriers,
             self._punching,
             now=self.now,
             rng=self.rng,

@@ -87,6 +87,40 @@ async def test_another_relay_takes_over(net: Any) -> None:
     assert await home.membership.ping(cafe.peer) > 0
 
 
+async def test_a_relayed_pair_moves_to_a_better_relay(
+    net: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "BETTER_S", 0.2)
+    hubs = await net.cluster(2)
+    home, cafe = await hidden(net, *hubs), await hidden(net, *hubs)
+    await net.until(lambda: home.is_up(cafe) and cafe.is_up(home))
+    await net.converged(*hubs, home, cafe)
+    first = between(home, cafe)
+    assert first.remote.relay == between(cafe, home).remote.relay
+    await asyncio.sleep(0.5)
+    assert between(home, cafe) is first, "none is much better"
+    stream = await first.open_stream(ECHO)
+    for one, other in ((home, cafe), (cafe, home)):
+        between(one, other)._session.rtt_s = 0.5
+    await net.until(
+        lambda: all(
+            between(one, other).remote.relay != first.remote.relay
+            for one, other in ((home, cafe), (cafe, home))
+        )
+    )
+    second = between(home, cafe)
+    assert second.tunnelled
+    await stream.write(b"goes on")
+    assert await stream.read_exactly(7) == b"goes on"
+    stream.finish()
+    await net.until(lambda: first.closed or not first.streams)
+    assert between(home, cafe) is second, "and no more is looked for"
+    for one, other in ((home, cafe), (cafe, home)):
+        assert not between(one, other).superseded
+        assert one.sees(other)
+        assert await one.membership.ping(other.peer) < 0.5
+
+
 async def test_a_relayed_pair_moves_to_a_direct_connection(
     net: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
