@@ -1,0 +1,1 @@
+"""Content-addressed storage: what is put has a CID, and as many members keep it as its pin says."""
