@@ -214,7 +214,9 @@ class ByteStream(anyio.abc.ByteStream):
         if guard is None:
             return
         try:
-            if (blocked := guard.blocked) is not None:
+            # What had come before the connection was lost passes, though the session ends with it.
+            over = self._error is not None and guard.ended is not None
+            if not over and (blocked := guard.blocked) is not None:
                 raise fresh(blocked)
             if guard.metered and (waiting := guard.charge(_ATTACH, count)) is not None:
                 await waiting
@@ -344,6 +346,10 @@ class ByteStream(anyio.abc.ByteStream):
         """See Channel."""
         self._may_send += count
         self._pump_soon()
+
+    def lost(self) -> None:
+        """See Channel."""
+        self._lose(Disconnected("the connection was lost", hint="connect again"))
 
 
 class _Buffer:

@@ -100,6 +100,9 @@ class End(Callee):
         self.closed = True
         self.served._end = None
         self._end_trust_wait()
+        # Before the session is released, which ends its grant: that would be the streams' reason.
+        for stream in tuple(self.streams):
+            stream.lost()
         self.end_calls()
         self.results_free.set()
         self._rpc.close()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from wetware.rpc.limits import RpcLimits
     from wetware.rpc.schema import Interface, Method
     from wetware.rpc.servant import Guard
-    from wetware.rpc.transport import RpcTransport
+    from wetware.rpc.transport import Channel, RpcTransport
 
 log = get_logger("rpc")
 
@@ -337,7 +337,7 @@ class Caller:
         self.calls_out = 0
         self.bytes_out = 0
         self.queue: deque[asyncio.Future[None]] = deque()
-        self.streams: set[object] = set()
+        self.streams: set[Channel] = set()
 
     async def aclose(self) -> None:
         """Close the connection."""

@@ -85,6 +85,9 @@ class Channel(Protocol):
     def granted(self, count: int) -> None:
         """The other end takes so many bytes more."""
 
+    def lost(self) -> None:
+        """The connection has ended: nothing comes any more."""
+
 
 class Pipe(Protocol):
     """A byte stream under the transport. All methods are synchronous and called on the loop."""

@@ -370,6 +370,19 @@ async def test_a_lost_connection_ends_both(rig: Rig) -> None:
         await far.aclose()
 
 
+async def test_a_lost_connection_is_the_reason_also_where_it_ends_the_grant(rig: Rig) -> None:
+    """As it ends that of a session, which nobody holds any more. What has come is read first."""
+    rig.servant.released = lambda: rig.guard.end(Revoked("closed"))  # type: ignore[method-assign]
+    near, far = await rig.open()
+    await near.send(b"last")
+    await until(lambda: far._in.size)
+    await rig.connection.aclose()
+    async with asyncio.timeout(10):
+        await until(lambda: rig.guard.ended)
+        assert await far.receive() == b"last"
+        await ended(far, Disconnected)
+
+
 async def test_a_stream_of_one_connection_does_not_pass_to_another(tmp_path: Path) -> None:
     """Its channel means nothing there: it could never be attached."""
     behind, front = Rig(tmp_path), Rig(tmp_path)
