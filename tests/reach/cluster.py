@@ -17,6 +17,7 @@ from wetware.testing import Home, NodeProcess
 from .lab import Lab
 
 LISTEN = "/ip4/0.0.0.0/tcp/4001"
+LISTEN6 = "/ip6/::/tcp/4001"
 RETRY_S = 0.05
 
 
@@ -37,6 +38,8 @@ class Cluster:
     ) -> NodeProcess:
         """A node on the machine `name`, which joins by a ticket, or one of the node on `join`."""
         ticket = self.nodes[join].invite() if join else ticket
+        if self.lab.hosts[name].address6:
+            args = ("--listen", LISTEN6, *args)
         with self.lab.inside(name):
             node = self._home.start_node(name, listen=LISTEN, join=ticket or None, args=args)
         self.nodes[name] = node.wait_ready()

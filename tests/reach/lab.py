@@ -9,7 +9,7 @@ with Lab() as lab:
 
 Each machine is a network namespace without a name, known by an open file. So labs cannot collide,
 the host's own network is never touched, and whatever happens to this process, a lab is gone when
-this process and those on the machines have ended. There is no IPv6.
+this process and those on the machines have ended. IPv6 is where a network is told to have it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from wetware.testing.nodes import end_with_parent
 
 INTERNET = "5.0.0"
 """Its addresses are global to `ipaddress`; those of 203.0.113.0/24, made for this, are private."""
+INTERNET6 = "2a00:5:0"
+"""A /48; the internet is a link of it, and each network with IPv6 a /64, which no NAT hides."""
 NOWHERE = f"{INTERNET}.254", "02:00:00:00:00:fe"
 """The default route there, to a MAC that nobody has: what is sent to a private address is lost."""
 COMMAND_S_MAX = 20.0
@@ -58,14 +60,22 @@ table ip block {{
   chain through {{ type filter hook forward priority filter - 1; {rule} }}
 }}
 """
+BROKEN6 = """
+table ip6 lab {
+  chain through { type filter hook forward priority filter; drop; }
+}
+"""
+"""An address that is announced, and nothing that is sent from there or to it arrives."""
 NO_MULTICAST = """
 table bridge lab {
   chain through {
     type filter hook forward priority filter
     ether daddr & ff:ff:ff:00:00:00 == 01:00:5e:00:00:00 drop
+    ether daddr 33:33:00:00:00:fb drop
   }
 }
 """
+"""Of IPv6 that of mDNS alone: neighbours on the internet find each other by multicast."""
 
 
 def missing() -> str:
@@ -94,6 +104,7 @@ class Network:
         gateway: The default route of its machines; empty: none.
         address: Its router's on the internet, if it has one.
         last: Of the addresses, the last byte of the one given last.
+        prefix6: The first eight bytes of its IPv6 addresses, if it gives any.
     """
 
     kind: str
@@ -102,6 +113,7 @@ class Network:
     gateway: str = ""
     address: str = ""
     last: int = 0
+    prefix6: str = ""
 
 
 @dataclass(eq=False)
@@ -111,6 +123,12 @@ class Host:
     namespace: int
     network: Network
     address: str
+
+    @property
+    def address6(self) -> str:
+        """Empty: none."""
+        prefix, last = self.network.prefix6, self.address.rpartition(".")[2]
+        return prefix and f"{prefix}::{last}"
 
 
 class Lab:
@@ -141,7 +159,7 @@ class Lab:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def network(self, kind: str, prefix: str = "", *, forget_s: int = 0) -> Network:
+    def network(self, kind: str, prefix: str = "", *, forget_s: int = 0, ip6: str = "") -> Network:
         """A network of its own, such as a home's.
 
         Args:
@@ -150,6 +168,8 @@ class Lab:
             prefix: Of its addresses, e.g. "192.168.1"; one that no other has if left out.
             forget_s: After how long without a packet the router forgets a connection, and drops
                 what still comes of it. 0: after five days.
+            ip6: "routed": its machines have IPv6 as well, and anybody reaches them there; "broken":
+                they have the addresses and the route, and all is lost.
         """
         self._networks += 1
         router = self._namespace()
@@ -170,7 +190,27 @@ class Lab:
                 for what in ("tcp_timeout_established", "udp_timeout", "udp_timeout_stream"):
                     _sysctl(f"net/netfilter/nf_conntrack_{what}", forget_s)
         network.address = self._plug(router, "wan", self.internet)
+        if ip6:
+            network.prefix6 = f"{INTERNET6}:{self._networks}"
+            self._router6(network)
+            if ip6 == "broken":
+                self._nft(router, BROKEN6)
         return network
+
+    def _router6(self, network: Network) -> None:
+        """It answers for its machines on the internet, which is one link."""
+        last = network.address.rpartition(".")[2]
+        with _inside(network.switch):
+            _sysctl("net/ipv6/conf/all/forwarding", 1)
+            for interface in ("lan", "wan"):
+                _enable6(interface)
+            _sysctl("net/ipv6/conf/wan/proxy_ndp", 1)
+            _sysctl("net/ipv6/neigh/wan/proxy_delay", 0)
+        self._ip(
+            network.switch,
+            f"address add {network.prefix6}::1/64 dev lan nodad",
+            f"address add {INTERNET6}::{last}/48 dev wan nodad",
+        )
 
     def host(self, name: str, network: Network | None = None) -> Host:
         """A new machine: on the internet itself, if no network is given."""
@@ -228,6 +268,13 @@ class Lab:
         network.last += 1
         address = f"{network.prefix}.{network.last}"
         self._ip(namespace, f"address add {address}/24 dev {interface}")
+        if network.prefix6:
+            with _inside(namespace):
+                _enable6("lo")
+                _enable6(interface)
+            address6 = f"{network.prefix6}::{network.last}"
+            self._ip(namespace, f"address add {address6}/64 dev {interface} nodad")
+            self._ip(network.switch, f"neighbour add proxy {address6} dev wan")
         self._up(namespace, interface, network)
         return address
 
@@ -237,6 +284,8 @@ class Lab:
             commands.append("neighbour replace {} lladdr {} dev {}".format(*NOWHERE, interface))
         if network.gateway:
             commands.append(f"route replace default via {network.gateway}")
+        if network.prefix6:
+            commands.append(f"route replace default via {network.prefix6}::1 dev {interface}")
         self._ip(namespace, *commands)
 
     def _delay(self, namespace: int) -> None:
@@ -294,3 +343,9 @@ def _run(command: list[str], stdin: str) -> None:
 
 def _sysctl(name: str, value: int) -> None:
     Path("/proc/sys", name).write_text(str(value))
+
+
+def _enable6(interface: str) -> None:
+    """With the addresses that it is given, at once."""
+    for name, value in (("accept_dad", 0), ("accept_ra", 0), ("disable_ipv6", 0)):
+        _sysctl(f"net/ipv6/conf/{interface}/{name}", value)

@@ -94,6 +94,32 @@ def test_a_router_forgets_a_connection_on_which_nothing_moves(lab: Lab) -> None:
                 assert far.recv(1) == b"b"
 
 
+def test_ipv6_is_there_where_it_is_asked_for_and_lost_where_it_is_broken(lab: Lab) -> None:
+    for name, ip6 in (("one", "routed"), ("two", "routed"), ("lost", "broken"), ("none", "")):
+        lab.host(name, lab.network("symmetric", ip6=ip6))
+        prove(lab, name)
+    assert not lab.hosts["none"].address6
+
+    def dial(here: str, there: str) -> None:
+        with lab.inside(here):
+            began = time.monotonic()
+            socket.create_connection((lab.hosts[there].address6, 7000), 1.0).close()
+            assert time.monotonic() - began < 0.2
+
+    for there in ("one", "two", "lost"):
+        with lab.inside(there):
+            listening = socket.create_server(("::", 7000), family=socket.AF_INET6)
+        with listening:
+            for here in ("one", "two", "lost"):
+                if here == there or "lost" not in (here, there):
+                    dial(here, there)
+                else:
+                    with pytest.raises(TimeoutError):
+                        dial(here, there)
+            with pytest.raises(OSError, match="Cannot assign"):  # it has no address to do so from
+                dial("none", there)
+
+
 def test_a_machine_moves_and_loses_its_link(lab: Lab) -> None:
     lab.host("hub")
     home = lab.network("port-restricted")
