@@ -47,6 +47,7 @@ def test_the_wheel_has_every_module_schema_and_type_marker(built: Built) -> None
         "wetware_audit",
         "wetware_auth_evm",
         "wetware_auth_local",
+        "wetware_blob",
         "wetware_dht",
         "wetware_mdns",
         "wetware_pubsub",
