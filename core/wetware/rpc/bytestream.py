@@ -81,7 +81,7 @@ class ByteStream(anyio.abc.ByteStream):
         self._ref: Ref | None = None
         self._in, self._out = _Buffer(), _Buffer()
         self._channel = 0
-        self._transport: RpcTransport | None = None
+        self._transport: RpcTransport | _Here | None = None
         self._may_send = 0  # bytes
         self._may_come = WINDOW_BYTES
         self._read = 0  # of what has come; the other end does not know yet
@@ -238,11 +238,14 @@ class ByteStream(anyio.abc.ByteStream):
         self._out = _Buffer()
         for undo in self._undo:
             undo()
-        if self._transport is not None:
-            self._transport.channels.pop(self._channel, None)
-            self._transport = None
-        if self._life is not None:
-            self._life.cancel()
+        transport, self._transport = self._transport, None
+        if isinstance(transport, _Here):
+            transport.other._failed(error)  # which ends the call of `attach`, too
+        else:
+            if transport is not None:
+                transport.channels.pop(self._channel, None)
+            if self._life is not None:
+                self._life.cancel()
         if self._ref is not None:
             self._ref.close()
         self._wake()
@@ -289,13 +292,19 @@ class ByteStream(anyio.abc.ByteStream):
         if self._out.size:  # written before it was known what they count for
             await self._pass(self._out.size)
         if self._error is None:
-            try:
-                self._open(end, channel)
-            except WetwareError as exc:
-                self._cut(exc)
-                raise
+            near = end.transport.channels.get(channel)
+            if isinstance(near, ByteStream) and near._ref is not None:
+                del end.transport.channels[channel]
+                self._transport, near._transport = _Here(near), _Here(self)
+            else:
+                try:
+                    self._open(end, channel)
+                except WetwareError as exc:
+                    self._cut(exc)
+                    raise
             self._may_send = WINDOW_BYTES
-            end.transport.send_frame(GRANT, channel, WINDOW_BYTES)
+            assert self._transport is not None  # noqa: S101  # it was set above
+            self._transport.send_frame(GRANT, channel, WINDOW_BYTES)
             self._pump()
         await self._until(lambda: self._error)
         error = self._error
@@ -350,6 +359,33 @@ class ByteStream(anyio.abc.ByteStream):
     def lost(self) -> None:
         """See Channel."""
         self._lose(Disconnected("the connection was lost", hint="connect again"))
+
+
+class _Here:
+    """In place of a transport where both ends are in this process.
+
+    Somebody handed the reference back that they had got here, e.g. what one service gave to another
+    one. Should a peer attach a stream to one that it handed in itself: it has both already.
+    """
+
+    unsent_bytes = 0
+
+    def __init__(self, other: ByteStream) -> None:
+        self.other = other
+
+    def send_frame(
+        self, kind: int, _channel: int, count: int, data: bytes | memoryview = b""
+    ) -> None:
+        if kind == GRANT:
+            self.other.granted(count)
+        else:
+            self.other.fed(memoryview(data))
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        callback()
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 class _Buffer:

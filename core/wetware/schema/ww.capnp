@@ -46,9 +46,10 @@ interface Sink @0xf4810d3be5a2967c {
 interface ByteStream @0xd4f18ab3c07e5926 {
   # Bytes in both directions, held by whoever reads and writes them. They are not in calls: they travel
   # in frames between the messages of the connection (rpc/transport.py), and a stream does not pass from
-  # one connection to another. It dies when either end aborts, lets go or is lost, and with its grant,
-  # whose quotas its bytes are charged to: the one under which a servant returned it, or was handed it.
-  # Bytes that have not been read are lost then. A connection has a bounded number.
+  # one connection to another; handed back where it was made, it stays within that process. It dies when
+  # either end aborts, lets go or is lost, and with its grant, whose quotas its bytes are charged to: the
+  # one under which a servant returned it, or was handed it. Bytes that have not been read are lost then.
+  # A connection has a bounded number.
 
   attach @0 (channel :UInt64) -> (code :Text, message :Text, hint :Text);
   # Once. The frames of the stream have this number from here on, which the caller chose at random; an
@@ -57,4 +58,21 @@ interface ByteStream @0xd4f18ab3c07e5926 {
 
   abort @1 (code :Text, message :Text, hint :Text) -> ();
   # The caller's end failed, and why: ends both directions. Idempotent.
+}
+
+interface Source @0x9b52e6c81d0f47a3 {
+  # Bytes of a known size that do not change: how one plugin hands them to another, which need not know
+  # what they are of. A service that has such bytes extends it, and grants are about the heir's methods
+  # (`Blob.read`). Held by whom the service gives it to, and by whom they pass it on to; it dies with the
+  # grant that it was got under, and with its connection. Revocation ends the calls in flight, and the
+  # streams that came of it: bytes that have not been read are lost then.
+
+  stat @0 () -> (size :UInt64);
+  # How many bytes there are. Idempotent.
+
+  read @1 (start :UInt64 $constrained, end :UInt64 $constrained) -> (stream :ByteStream);
+  # The bytes from `start` up to `end`, which is not included, and clipped to the size: 2^64-1 stands for
+  # the end. The stream ends after the last of them, and at once if there is none; one that fails before
+  # raises, so that a part is never taken for the whole. What is sent to it is not read. A range that a
+  # grant allows is two constraints: on `start`, and on `end`. Idempotent.
 }

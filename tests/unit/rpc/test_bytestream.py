@@ -68,11 +68,14 @@ class StreamsServant(rpc.Servant, interface=STREAMS.Streams):
 
 
 class Rig:
-    """A server, and a client that opens streams of it, or hands it streams of its own."""
+    """A server, and a client that opens streams of it, or hands it streams of its own.
 
-    def __init__(self, path: Path, *, handed_in: bool = False) -> None:
+    One that it opened it can hand back as well: then both ends are the server's.
+    """
+
+    def __init__(self, path: Path, *, handed: str = "out") -> None:
         self.path, self.servant, self.guard = path, StreamsServant(), Grant()
-        self.handed_in = handed_in
+        self.handed = handed
 
     @contextlib.asynccontextmanager
     async def running(
@@ -90,9 +93,12 @@ class Rig:
 
     async def open(self) -> tuple[rpc.ByteStream, rpc.ByteStream]:
         """The client's end and the server's."""
-        if self.handed_in:
+        if self.handed == "in":
             near = rpc.ByteStream()
             await self.streams.give(stream=near.servant)
+        elif self.handed == "back":
+            await self.streams.give(stream=(await self.streams.open())["stream"])
+            near = self.servant.opened[-2]
         else:
             near = rpc.ByteStream((await self.streams.open())["stream"])
         far = self.servant.opened[-1]
@@ -100,10 +106,14 @@ class Rig:
         return near, far
 
 
-@pytest.fixture(params=["handed out", "handed in"])
+@pytest.fixture(params=["out", "in", "back"])
 async def rig(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
-    async with Rig(tmp_path, handed_in=request.param == "handed in").running() as rig:
+    async with Rig(tmp_path, handed=request.param).running() as rig:
         yield rig
+
+
+AWAY = pytest.mark.parametrize("rig", ["out", "in"], indirect=True)
+"""For what holds where the ends are of two processes."""
 
 
 @pytest.fixture(params=["to the servant", "to the client"])
@@ -314,10 +324,10 @@ async def test_a_stream_that_is_made_as_its_grant_ends_is_over(
     near = rpc.ByteStream()
     monkeypatch.setattr(rpc, "ByteStream", late)
     with pytest.raises(Revoked):
-        await (rig.streams.give(stream=near.servant) if rig.handed_in else rig.streams.open())
+        await (rig.streams.give(stream=near.servant) if rig.handed != "out" else rig.streams.open())
     async with asyncio.timeout(10):
         await ended(rig.servant.opened[-1], Revoked, "by ada")
-        if rig.handed_in:
+        if rig.handed != "out":
             await ended(near, Revoked, "by ada")
     assert guard.callbacks == []
 
@@ -461,6 +471,7 @@ async def test_an_end_that_breaks_the_rules_is_cut_off(
     await rig.streams.ping()  # what was on its way is dropped, and the connection goes on
 
 
+@AWAY
 async def test_frames_of_no_channel_are_dropped(rig: Rig) -> None:
     near, far = await rig.open()
     await until(lambda: far._transport)
@@ -489,13 +500,13 @@ async def test_a_stream_is_attached_once(rig: Rig) -> None:
     await ended(rig.servant.opened[-1], InvalidArgument, "there already")
 
 
-@pytest.mark.parametrize("handed_in", [False, True])
+@pytest.mark.parametrize("handed", ["out", "in"])
 async def test_the_streams_of_a_connection_are_bounded_together(
-    tmp_path: Path, handed_in: bool
+    tmp_path: Path, handed: str
 ) -> None:
     """What a client makes a server hold that does not read, whichever of them makes the streams."""
     limits = rpc.RpcLimits(streams_max=3)
-    async with Rig(tmp_path, handed_in=handed_in).running(limits=limits) as rig:
+    async with Rig(tmp_path, handed=handed).running(limits=limits) as rig:
         pairs = [await rig.open() for _ in range(3)]
         writing = [asyncio.create_task(near.send(bytes(3 << 20))) for near, _ in pairs]
         with pytest.raises(LimitExceeded, match="3 byte streams are open: streams_max is 3"):
@@ -546,6 +557,7 @@ async def test_a_stranger_has_no_streams() -> None:
     await serving
 
 
+@AWAY
 async def test_bytes_are_charged_and_judged(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both what the server's end takes and what it gives, before it does."""
     near, far = await rig.open()
