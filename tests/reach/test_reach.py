@@ -20,6 +20,10 @@ from .probe import prove
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 PUNCHED_S = 5.0
+DIRECT_S = 15.0
+"""After a move: until it is noticed, and three tries."""
+TRIED_S = 25.0
+"""In which a pair spends all the tries that it has at once."""
 WITHIN_S = 2.0
 """Of joining, a member reaches every other one."""
 
@@ -127,6 +131,27 @@ def test_a_pair_becomes_direct_where_its_nats_let_it(
             seen.append(member["via"])
     assert seen[0] == hub or punched  # that may have been quick
     assert seen[-1] == ("" if punched else hub)
+
+
+def test_a_pair_becomes_direct_when_one_of_it_leaves_a_symmetric_nat(cluster: Cluster) -> None:
+    """What was tried in vain before does not count against what is tried there."""
+    for name, kind in (
+        *(("hub", "open"), ("rented", "open")),
+        *(("home", "port-restricted"), ("laptop", "symmetric")),
+    ):
+        _place(cluster.lab, name, kind)
+        cluster.start(name, join="hub" if cluster.nodes else "")
+    _all_alive(cluster)
+    home, laptop = (cluster.nodes[name] for name in ("home", "laptop"))
+    time.sleep(TRIED_S)
+    assert home.members()[laptop.peer_id]["via"]
+    cluster.lab.move("laptop", cluster.lab.network("port-restricted"))
+
+    def direct() -> bool:
+        member = home.members()[laptop.peer_id]
+        return bool(member["connected"] and not member["via"])
+
+    wait_for(direct, "home reaches the laptop directly", within_s=DIRECT_S)
 
 
 async def test_machines_on_a_lan_without_a_way_out_find_each_other(cluster: Cluster) -> None:

@@ -48,9 +48,10 @@ CLOSE_S: Final = 0.5
 TRIES_MAX: Final = 4
 """Of one attempt. The peer names the address: where a stranger answers, it is not to be flooded."""
 TRY_S: Final = 1.5
-PER_S, BURST = 1 / 60, 2
-"""Attempts that a peer may cause here: each makes this node dial an address that the peer names."""
-PEERS_MAX: Final = 1024
+PER_S, BURST, PEERS_MAX = 1 / 60, 6, 1024
+"""Attempts that a peer may cause here."""
+HOST_BURST, HOSTS_MAX = 2, 4096
+"""The same at one host: each makes this node dial an address there that the peer names."""
 SERVED_MAX: Final = 8
 """Attempts of peers at once: each holds sockets, and asks the same observers."""
 
@@ -71,8 +72,14 @@ class Punching:
         monotonic: Callable[[], float],
     ) -> None:
         self._host, self._observers = host, observers
-        self._rates = Rates(PER_S, BURST, PEERS_MAX, monotonic)
+        self._monotonic = monotonic
         self._served = Places()
+        self.forget()
+
+    def forget(self) -> None:
+        """This node is in another network: what was tried before does not count."""
+        self._rates = Rates(PER_S, BURST, PEERS_MAX, self._monotonic)
+        self._host_rates = Rates(PER_S, HOST_BURST, HOSTS_MAX, self._monotonic)
 
     def start(self) -> Callable[[], None]:
         """Serve; returns what ends it."""
@@ -92,6 +99,7 @@ class Punching:
                     if isinstance(why := answer.get("refused"), str):
                         raise DialError(f"{relayed.peer} says: {why[:200]}")
                     theirs = public_addr(answer)
+                    self._take(relayed.peer, theirs)
                     await write_frame(stream, {"go": True})
                     # It arrives when this end begins, as far as can be told.
                     await asyncio.sleep(min(1.0, relayed.rtt_s) / 2)
@@ -124,6 +132,7 @@ class Punching:
                     turned = self._host.peer_id < peer  # then it is this end that asks
                     if not connection.tunnelled or turned or not self._rates.take(peer):
                         raise DialError("not now")  # told as what else fails
+                    self._take(peer, theirs)
                     port, own = await self._observe(stack)
                 except (WetwareError, OSError) as exc:
                     await write_frame(stream, {"refused": str(exc)[:200]})
@@ -133,6 +142,10 @@ class Punching:
                 await self._connect(port, theirs, peer)
         except (WetwareError, OSError, TimeoutError, EOFError) as exc:
             log.debug("punch.failed", peer=peer, why=exc)
+
+    def _take(self, peer: PeerId, theirs: Multiaddr) -> None:
+        if not self._host_rates.take((peer, theirs.host)):
+            raise DialError(f"not now: {theirs.host} was tried")
 
     async def _observe(self, stack: contextlib.AsyncExitStack) -> tuple[int, Multiaddr]:
         """A fresh port and its public address; the mapping lasts as long as `stack`.

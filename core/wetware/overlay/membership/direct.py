@@ -29,10 +29,12 @@ AGAIN_S_MIN, AGAIN_S_MAX = 1.0, 600.0
 DIAL_S: Final = 5.0
 TRIES_MAX: Final = 4
 """At once."""
-PER_S, BURST, PEERS_MAX = 1 / 60, 4, 4096
-"""Tries for one peer, whatever it says and however often it comes: it names where they go."""
+PER_S, BURST, PEERS_MAX = 1 / 60, 12, 4096
+"""Tries for one peer, however often it comes: enough for one that moves twice in a minute."""
+HOST_BURST, HOSTS_MAX = 3, 16384
+"""Of these, for one host that it names: that may be a victim's. They come back at the same pace."""
 PER_HOST_MAX: Final = 2
-"""Addresses of one host in a try: a peer may name a victim's, with many ports."""
+"""Addresses of one host in a try, which may have many ports."""
 BETTER_S: Final = 60.0
 """Between two looks for a better relay."""
 BETTER_FACTOR, BETTER_GAIN_S = 1.5, 0.005
@@ -80,7 +82,14 @@ class Direct:
         self._punching = punching
         self._now, self._rng, self._spawn, self._wake = now, rng, spawn, wake
         self._relayed: dict[PeerId, _Relayed] = {}
-        self._rates = Rates(PER_S, BURST, PEERS_MAX, now)
+        self.forget()
+
+    def forget(self) -> None:
+        """This node is in another network: what was tried before does not count."""
+        self._rates = Rates(PER_S, BURST, PEERS_MAX, self._now)
+        self._host_rates = Rates(PER_S, HOST_BURST, HOSTS_MAX, self._now)
+        self._punching.forget()
+        self.again()
 
     def look(self, up: Iterable[PeerId]) -> float:
         """Start what is due for those of `up` that are relayed; when to look again."""
@@ -129,7 +138,12 @@ class Direct:
             for addr in self._addrs(peer):
                 if addr.relay is None:
                     by_host.setdefault(addr.host, []).append(addr)
-            addrs = [addr for same in by_host.values() for addr in same[:PER_HOST_MAX]]
+            addrs = [
+                addr
+                for host, same in by_host.items()
+                if self._host_rates.take((peer, host))
+                for addr in same[:PER_HOST_MAX]
+            ]
             await self._host.dial(addrs, peer=peer, timeout_s=DIAL_S, direct=True)
             log.info("peer.direct", peer=peer)
         except WetwareError as exc:

@@ -287,7 +287,7 @@ class Reach:
         for one in everybody:
             one.backoff.reset()
             one.due = self.now()
-        self._direct.again()
+        self._direct.forget()
         self._wake.set()
 
     def forget(self, peer: PeerId) -> None:
