@@ -123,6 +123,11 @@ def is_public(addrs: Iterable[Multiaddr]) -> bool:
     return any(addr.is_global and addr.kind == "ip4" for addr in addrs)
 
 
+def is_name(addr: Multiaddr) -> bool:
+    """Whether it has to be looked up: whoever names itself so is most likely on the internet."""
+    return addr.kind.startswith("dns") and not addr.is_loopback and addr.relay is None
+
+
 def ring_neighbours(own: PeerId, peers: Iterable[PeerId], count: int) -> frozenset[PeerId]:
     """The `count` peers next to `own` on the ring of hashed peer IDs, half on either side.
 
@@ -569,7 +574,11 @@ class Reach:
             now = self.now()
             if now >= self._relays_at:  # it looks at all addresses of all members
                 self._relays_at = now + RELAYS_AGAIN_S
-                public = (p for p in live if is_public(self._store.addrs(p)))
+                public = (
+                    peer
+                    for peer in live
+                    if is_public(addrs := self._store.addrs(peer)) or any(map(is_name, addrs))
+                )
                 self._relays = relays_of(self._host.peer_id, public, RELAYS_KEPT)
         return self._relays if self.hidden else frozenset()
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from wetware.base.bounds import Recent
+from wetware.base.bounds import Recent, address_key
 from wetware.base.log import get_logger
 from wetware.errors import WetwareError
 from wetware.overlay.link.relaying import ask_to_carry
-from wetware.overlay.membership.reach import is_public
+from wetware.overlay.membership.reach import is_name, is_public
 
 if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
@@ -65,14 +65,13 @@ class Reservations:
                 return
             if peer in self._held or self._refused.get(peer) is connection:
                 continue
-            known = self._known(peer)
-            if not is_public(known):
-                continue
-            public = [addr for addr in known if addr.is_global]
+            public = _public(connection, self._known(peer))
             addrs = tuple(
                 addr.with_peer(peer).through(self._own) for addr in public[:ADDRS_PER_RELAY_MAX]
             )
-            if self._reach.spawn(self._hold(connection, addrs), f"reserved at {peer.short}"):
+            if addrs and self._reach.spawn(
+                self._hold(connection, addrs), f"reserved at {peer.short}"
+            ):
                 self._held[peer] = ()
 
     async def _hold(self, connection: Connection, addrs: tuple[Multiaddr, ...]) -> None:
@@ -92,3 +91,13 @@ class Reservations:
             self._refused.put(peer, connection)
             if self._held.pop(peer):
                 self._changed()
+
+
+def _public(connection: Connection, known: tuple[Multiaddr, ...]) -> list[Multiaddr]:
+    """Where a stranger finds a relay; empty where none may get in."""
+    local, remote = connection.local.host, connection.remote
+    # At an IPv6 address it does if this node did, from another network.
+    got_in = connection.initiator and remote.is_global and remote in known
+    if is_public(known) or (got_in and address_key(local) != address_key(remote.host)):
+        return [addr for addr in known if addr.is_global or is_name(addr)]
+    return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,8 +22,11 @@ AT_HOME = Multiaddr("ip6", "2600::1", 4001)
 
 
 class Connection:
-    def __init__(self, peer: PeerId) -> None:
-        self.peer = peer
+    def __init__(
+        self, peer: PeerId, remote: Multiaddr = PUBLIC, *, local: str = "10.0.0.2"
+    ) -> None:
+        self.peer, self.initiator = peer, True
+        self.remote, self.local = remote.with_peer(peer), replace(remote, host=local)
 
 
 class Reach:
@@ -98,8 +102,52 @@ async def test_a_global_ipv6_address_alone_is_no_sign_that_anybody_is_let_in(
 
     monkeypatch.setattr(module, "ask_to_carry", ask)
     reach = Reach()
-    reach.up = {peer: Connection(peer) for peer in known}  # the neighbour is nearer
+    reach.up = {  # the neighbour is nearer
+        neighbour: Connection(neighbour, AT_HOME, local="2600::2"),
+        hub: Connection(hub),
+    }
+    known[neighbour] = (reach.up[neighbour].remote,)
     reservations = Reservations(own, reach, known.__getitem__, lambda: None)  # type: ignore[arg-type]
     reservations.look_after()
     await reach.idle()
     assert asked == [hub]
+
+
+NAMED = Multiaddr("dns", "hub.example.org", 4001)
+
+
+@pytest.mark.parametrize(
+    ("known", "dialled", "named"),
+    [
+        ((AT_HOME,), AT_HOME, [AT_HOME]),
+        # What was dialled is kept beside the name.
+        ((NAMED, PUBLIC), PUBLIC, [NAMED, PUBLIC]),
+        ((NAMED, AT_HOME), AT_HOME, [NAMED, AT_HOME]),
+        # The name of a machine in this network.
+        ((NAMED, Multiaddr("ip4", "10.0.0.3", 4001)), Multiaddr("ip4", "10.0.0.3", 4001), []),
+        # It was punched: strangers do not get in there.
+        ((AT_HOME,), PUBLIC, []),
+    ],
+)
+async def test_a_relay_that_has_only_a_name_or_an_ipv6_address_is_asked_where_it_was_dialled(
+    monkeypatch: pytest.MonkeyPatch,
+    known: tuple[Multiaddr, ...],
+    dialled: Multiaddr,
+    named: list[Multiaddr],
+) -> None:
+    async def ask(connection: Connection, peer: PeerId | None) -> Ended:
+        return Ended()
+
+    monkeypatch.setattr(module, "ask_to_carry", ask)
+    reach, hub, own = Reach(), Key.generate().peer_id, Key.generate().peer_id
+    reach.up[hub] = Connection(hub, dialled)
+    found: list[tuple[Multiaddr, ...]] = []
+    reservations = Reservations(
+        own,
+        reach,  # type: ignore[arg-type]
+        lambda _peer: tuple(addr.with_peer(hub) for addr in known),
+        lambda: found.append(reservations.addrs),
+    )
+    reservations.look_after()
+    await reach.idle()
+    assert list(found[0] if found else ()) == [addr.with_peer(hub).through(own) for addr in named]
