@@ -1,0 +1,267 @@
+"""The store on a disk that works."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+
+from wetware.errors import LimitExceeded, NotFound
+from wetware_blob.format.cid import Block
+from wetware_blob.store.index import SMALL_BYTES_MAX, charge
+from wetware_blob.store.pins import Pin
+from wetware_blob.store.store import Store
+
+from .parts import ADA, BOB, MIB, Clock, node, raw, running
+
+pytestmark = pytest.mark.anyio
+
+
+def tree(leaves: int, size: int) -> list[Block]:
+    """Leaves, and the node above them last."""
+    blocks = [raw(os.urandom(size)) for _ in range(leaves)]
+    return [*blocks, node([block.cid for block in blocks])]
+
+
+async def put_pinned(store: Store, blocks: list[Block], owner: str = ADA, name: str = "") -> Pin:
+    pin = Pin(owner, blocks[-1].cid, name)
+    async with store.hold(owner) as hold:
+        await store.put(hold, blocks)
+        await store.pin(hold, pin)
+    return pin
+
+
+async def all_there(store: Store, blocks: list[Block]) -> bool:
+    return await store.have([block.cid.digest for block in blocks]) == {
+        block.cid.digest for block in blocks
+    }
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, SMALL_BYTES_MAX, SMALL_BYTES_MAX + 1, MIB])
+async def test_what_was_put_is_there_after_a_restart(tmp_path: Path, size: int) -> None:
+    blocks = tree(3 if size else 1, size)
+    async with running(tmp_path / "s") as store:
+        pin = await put_pinned(store, blocks, name="photos")
+        assert await store.have([b"?" * 32]) == set()
+        with pytest.raises(NotFound):
+            await store.get(b"?" * 32)
+    async with running(tmp_path / "s") as store:
+        for block in blocks:
+            assert await store.get(block.cid.digest) == block.data
+        (found,) = await store.pins(ADA)
+        assert (found.owner, found.root, found.name) == (ADA, pin.root, "photos")
+        assert found.charged == sum(charge(len(block.data)) for block in blocks)
+        assert (await store.usage(ADA)).charged == found.charged
+        assert (await store.usage()).charged == found.charged
+        assert await store.pins(BOB) == []
+
+
+async def test_more_than_one_part_and_more_files_than_a_directory_has(tmp_path: Path) -> None:
+    blocks = tree(1100, SMALL_BYTES_MAX + 1)
+    async with running(tmp_path / "s") as store:
+        await put_pinned(store, blocks)
+        for block in blocks:
+            assert await store.get(block.cid.digest) == block.data
+    directories = [path for path in (tmp_path / "s").iterdir() if path.is_dir()]
+    assert len(directories) > 1
+    assert all(len(list(path.iterdir())) <= 1024 for path in directories)
+
+
+async def test_garbage_is_collected_and_what_is_kept_is_not(tmp_path: Path) -> None:
+    kept, dropped, held = tree(3, MIB), tree(3, MIB), tree(2, 5000)
+    async with running(tmp_path / "s") as store:
+        await put_pinned(store, kept)
+        pin = await put_pinned(store, dropped)
+        assert await store.unpin(ADA, pin.root, None) == 1
+        async with store.hold(BOB) as hold:
+            await store.put(hold, held)
+            before = await store.collect(dry_run=True)
+            assert await all_there(store, dropped)
+            assert await store.collect(dry_run=False) == before
+            assert before.blocks == len(dropped)
+            assert await store.have([block.cid.digest for block in dropped]) == set()
+            assert await all_there(store, kept)
+            assert await all_there(store, held)
+        assert (await store.collect(dry_run=False)).blocks == len(held)
+        assert await all_there(store, kept)
+        files = [path for path in (tmp_path / "s").rglob("*-*") if path.parent.name.isdecimal()]
+        assert len(files) == 3
+        assert (await store.usage()).charged == sum(charge(len(b.data)) for b in kept)
+
+
+async def test_what_is_read_under_a_hold_stays_though_it_is_unpinned(tmp_path: Path) -> None:
+    blocks = tree(20, 40_000)
+    async with running(tmp_path / "s") as store:
+        pin = await put_pinned(store, blocks)
+        async with store.hold(BOB, pin.root):
+            await store.unpin(ADA, pin.root, None)
+            for block in blocks:
+                await store.collect(dry_run=False)
+                assert await store.get(block.cid.digest) == block.data
+        assert (await store.collect(dry_run=False)).blocks == len(blocks)
+
+
+async def test_a_hold_that_begins_while_garbage_is_collected_is_kept(tmp_path: Path) -> None:
+    async with running(tmp_path / "s") as store:
+        trees = [tree(30, 100) for _ in range(20)]
+        for blocks in trees:
+            async with store.hold(ADA) as hold:
+                await store.put(hold, blocks)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: store.collect(dry_run=False))
+            whole = 0
+            for blocks in reversed(trees):
+                async with store.hold(BOB, blocks[-1].cid):
+                    if await store.have([blocks[-1].cid.digest]):
+                        assert await all_there(store, blocks)
+                        whole += 1
+        assert whole
+
+
+async def test_a_thousand_puts_and_pins_while_garbage_is_collected(tmp_path: Path) -> None:
+    """Half of the blocks are there already, unpinned, when they are put."""
+    async with running(tmp_path / "s") as store:
+        shared = [raw(bytes([n]) * 100) for n in range(50)]
+        runs = 0
+        done = anyio.Event()
+
+        async def collect() -> None:
+            nonlocal runs
+            while not done.is_set():
+                await store.collect(dry_run=False)
+                runs += 1
+
+        async def put(worker: int) -> None:
+            for n in range(125):
+                some = [shared[(worker * 7 + n + i) % 50] for i in range(3)]
+                own = raw(f"{worker} {n}".encode())
+                blocks = [*some, own, node([b.cid for b in (*some, own)])]
+                pin = await put_pinned(store, blocks, name=f"{worker}")
+                assert await all_there(store, blocks)
+                if n % 2:
+                    await store.unpin(ADA, pin.root, None)
+                else:
+                    pinned.append(blocks)
+
+        pinned: list[list[Block]] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(collect)
+            async with anyio.create_task_group() as writers:
+                for worker in range(8):
+                    writers.start_soon(put, worker)
+            done.set()
+        assert runs > 3
+        for blocks in pinned:
+            for block in blocks:
+                assert await store.get(block.cid.digest) == block.data
+        await store.collect(dry_run=False)
+        distinct = {block.cid.digest for blocks in pinned for block in blocks}
+        assert (await store.usage()).blocks == len(distinct)
+
+
+async def test_two_writers_of_one_blob(tmp_path: Path) -> None:
+    blocks = tree(12, 100_000)
+    async with running(tmp_path / "s") as store:
+        async with anyio.create_task_group() as tasks:
+            for owner in (ADA, BOB):
+                tasks.start_soon(put_pinned, store, blocks, owner)
+        assert (await store.usage()).charged == sum(charge(len(b.data)) for b in blocks)
+        assert len([path for path in (tmp_path / "s").glob("[0-9]*/*-*")]) == 12
+        await store.unpin(ADA, blocks[-1].cid, None)
+        await store.collect(dry_run=False)
+        assert await all_there(store, blocks)
+        assert (await store.usage(BOB)).charged == (await store.usage()).charged
+
+
+async def test_an_owner_takes_no_more_than_they_may(tmp_path: Path) -> None:
+    quota = 10 * MIB
+    async with running(tmp_path / "s", owner_bytes_max=quota) as store:
+        blocks = tree(11, MIB)
+        async with store.hold(ADA) as hold:
+            for block in blocks[:9]:
+                await store.put(hold, [block])
+            with pytest.raises(LimitExceeded) as refused:
+                await store.put(hold, blocks[9:])
+            assert (await store.usage(ADA)).charged <= quota
+            assert refused.value.code == "limit.blob_quota"
+            assert len(await store.have([block.cid.digest for block in blocks])) == 9
+        assert (await store.usage(ADA)).charged == 0
+        await put_pinned(store, tree(5, MIB), BOB)  # nobody else's
+        # What is there already counts as well, and once in each pin.
+        pin = await put_pinned(store, same := tree(6, MIB))
+        with pytest.raises(LimitExceeded):
+            await put_pinned(store, same, name="again")
+        assert (await store.usage(ADA)).charged == (await store.pins(ADA))[0].charged
+        await store.unpin(ADA, pin.root, "")
+        await put_pinned(store, same, name="again")
+
+
+async def test_cache_is_collected_where_the_node_has_no_room(tmp_path: Path) -> None:
+    async with running(tmp_path / "s", node_bytes_max=8 * MIB) as store:
+        await put_pinned(store, pinned := tree(2, MIB))
+        for _ in range(4):
+            cached = tree(4, MIB)
+            async with store.hold("", cached[-1].cid) as hold:
+                await store.put(hold, cached)
+            assert (await store.usage()).charged <= 8 * MIB
+        async with store.hold(ADA) as hold:
+            with pytest.raises(LimitExceeded) as refused:
+                await store.put(hold, tree(8, MIB))
+        assert refused.value.code == "limit.blob_node"
+        assert await all_there(store, pinned)
+
+
+async def test_a_pin_promises_all_that_it_reaches(tmp_path: Path) -> None:
+    blocks = tree(3, 1000)
+    async with running(tmp_path / "s") as store, store.hold(ADA) as hold:
+        await store.put(hold, blocks[1:])
+        with pytest.raises(NotFound):
+            await store.pin(hold, Pin(ADA, blocks[-1].cid))
+        assert await store.pins() == []
+        await store.put(hold, blocks)
+        await store.pin(hold, Pin(ADA, blocks[-1].cid))
+        assert (await store.usage(ADA)).charged == sum(charge(len(b.data)) for b in blocks)
+
+
+async def test_a_download_that_was_interrupted_keeps_what_it_has_for_a_while(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    blocks = tree(3, 1000)
+    here = [blocks[-1], blocks[0]]
+    async with running(tmp_path / "s", clock=clock) as store:
+        with contextlib.suppress(ZeroDivisionError):
+            async with store.hold(ADA, blocks[-1].cid) as hold:
+                await store.put(hold, here)
+                raise ZeroDivisionError
+        assert (await store.usage(ADA)).charged == 0, "a download is charged once it is pinned"
+    async with running(tmp_path / "s", clock=clock) as store:
+        assert not (await store.collect(dry_run=False)).blocks
+        clock.now += 4 * 24 * 3600
+        assert (await store.collect(dry_run=False)).blocks == 2
+
+
+async def test_a_finished_download_is_cache(tmp_path: Path) -> None:
+    blocks = tree(3, 1000)
+    async with running(tmp_path / "s") as store:
+        async with store.hold(ADA, blocks[-1].cid) as hold:
+            await store.put(hold, blocks)
+            assert not (await store.collect(dry_run=False)).blocks
+        assert (await store.collect(dry_run=False)).blocks == 4
+
+
+async def test_files_without_a_row_are_removed_at_the_start(tmp_path: Path) -> None:
+    blocks = tree(1, 100_000)
+    async with running(tmp_path / "s") as store:
+        await put_pinned(store, blocks)
+    (directory,) = [path for path in (tmp_path / "s").iterdir() if path.is_dir()]
+    (directory / f"7-{'ab' * 32}").write_bytes(b"half")
+    (tmp_path / "s" / "99").mkdir()
+    (tmp_path / "s" / "99" / f"1-{'ab' * 32}").write_bytes(b"half")
+    async with running(tmp_path / "s") as store:
+        assert await all_there(store, blocks)
+    assert len(list(directory.iterdir())) == 1
+    assert not (tmp_path / "s" / "99").exists()

@@ -1,0 +1,146 @@
+"""Collecting garbage: what no pin, no hold and no unfinished download reaches is deleted.
+
+The mark is a bit for each row, in memory: nothing is written before the first block is deleted, so
+a full disk can be collected. What is written, or found to be there already, meanwhile is kept by
+the bits of its hold; a hold that ends leaves its bits here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from wetware.base.log import get_logger
+from wetware.errors import NotFound, WetwareError
+from wetware_blob.format.cid import DAG_PB, Cid
+from wetware_blob.store.bits import Bits
+from wetware_blob.store.index import Change, Row
+
+if TYPE_CHECKING:
+    from wetware_blob.store.blocks import Blocks
+    from wetware_blob.store.files import Database
+    from wetware_blob.store.index import Index
+
+log = get_logger("blob.store")
+
+Children = Callable[[Cid, bytes], Iterable[Cid]]
+"""The links of a block, those that are CIDs of this store; may raise BadBlock."""
+
+WALK_BLOCKS: Final = 64
+"""Blocks with links that one call in a thread reads."""
+DELETED_MAX: Final = 64
+"""Blocks of one transaction that deletes: each may be in a page of its own, and all of them have to
+fit into the reserve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was deleted, or would be: blocks, and the bytes that they were charged."""
+
+    blocks: int = 0
+    charged: int = 0
+
+
+class Walk:
+    """Everything below some roots, as far as it is here. Blocks: call it in a thread.
+
+    Args:
+        keep: Is given every row that is seen, before any of them can be deleted.
+        whole: Whether a block that lacks ends the walk: NotFound, or Damaged.
+
+    Attributes:
+        charged: Of all that was seen, each block once.
+    """
+
+    def __init__(
+        self, index: Index, blocks: Blocks, children: Children, keep: Bits, *, whole: bool
+    ) -> None:
+        self._index, self._blocks, self._children = index, blocks, children
+        self._keep, self._whole = keep, whole
+        self._seen = Bits()
+        self._left: list[Cid] = []
+        self.charged = 0
+
+    def add(self, cids: Collection[Cid]) -> None:
+        """Go on below these, too."""
+        rows = self._index.find({cid.digest for cid in cids}, self._keep)
+        for cid in cids:
+            row = rows.get(cid.digest)
+            if row is None:
+                if self._whole:
+                    raise NotFound(f"block {cid} is not here", code="blob.not_found")
+                continue
+            if row.id not in self._seen:
+                self._seen.add(row.id)
+                self.charged += row.charged
+                if cid.codec == DAG_PB:
+                    self._left.append(cid)
+
+    def step(self) -> bool:
+        """A part of it; returns whether there is more."""
+        for _ in range(WALK_BLOCKS):
+            if not self._left:
+                return False
+            cid = self._left.pop()
+            try:
+                children = tuple(self._children(cid, self._blocks.read(cid.digest)))
+            except WetwareError:
+                if self._whole:
+                    raise
+                continue
+            self.add(children)
+        return bool(self._left)
+
+
+class Run:
+    """One collection. `late` and `ended` grow on the loop, everything else is done in threads.
+
+    Attributes:
+        late: Roots of holds that began meanwhile, and what to call once they are marked.
+        ended: The bits of holds that have ended meanwhile.
+    """
+
+    def __init__(self, index: Index, blocks: Blocks, children: Children) -> None:
+        self._index, self._blocks, self._children = index, blocks, children
+        self.marked = Bits()
+        self.late: deque[tuple[Cid, Callable[[], object]]] = deque()
+        self.ended: deque[Bits] = deque()
+
+    def walk(self, *, whole: bool) -> Walk:
+        return Walk(self._index, self._blocks, self._children, self.marked, whole=whole)
+
+    def kept(self, id_: int) -> bool:
+        return id_ in self.marked or any(id_ in bits for bits in tuple(self.ended))
+
+    def absorb(self) -> None:
+        """Many small sets would make `kept` slow."""
+        while self.ended:
+            bits = self.ended[0]
+            with self._index.reading():
+                self.marked.update(bits)
+            self.ended.popleft()
+
+
+def swept(
+    rows: Collection[Row], kept: Callable[[int], bool], done: Callable[[Collected], object]
+) -> Change[Collected]:
+    """Delete those of some rows that are not kept when it is done."""
+
+    def apply(db: Database, trash: list[str]) -> Collected:
+        gone = charged = 0
+        for row in rows:
+            if kept(row.id):
+                continue
+            db.execute("DELETE FROM blocks WHERE id = ?", (row.id,))
+            if row.file is None:
+                db.execute("DELETE FROM small WHERE id = ?", (row.id,))
+            else:
+                trash.append(row.name)
+            gone, charged = gone + 1, charged + row.charged
+        if gone:
+            db.execute("PRAGMA incremental_vacuum(128)").fetchall()
+        return Collected(gone, charged)
+
+    return Change(apply, done, must=True)

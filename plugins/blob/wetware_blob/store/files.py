@@ -1,0 +1,108 @@
+"""The one layer under which all files of the store lie.
+
+Each method is about one call of the operating system and decides nothing: what is written, synced
+or removed, and in which order, is decided above. So tests put a disk of their own in its place that
+loses, tears and refuses, and find a sync that lacks above.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from wetware.base.disk import Reserve
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+
+class Rows(Protocol):
+    """What a query found."""
+
+    def fetchall(self) -> list[Any]: ...
+
+
+class Database(Protocol):
+    """What the index needs of SQLite: a connection that begins no transaction by itself."""
+
+    def execute(self, sql: str, params: Sequence[Any] = ..., /) -> Rows: ...
+
+    def close(self) -> None: ...
+
+
+class Space(Protocol):
+    """What the store needs of a reserve; see `wetware.base.disk.Reserve`."""
+
+    missing: str
+
+    def fill(self) -> bool: ...
+
+    def open(self) -> AbstractContextManager[None]: ...
+
+
+class Files:
+    """Files below a directory, by their relative names. Raises OSError. Safe in several threads."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def create(self, name: str) -> int:
+        """A descriptor of a new file; raises FileExistsError."""
+        return os.open(
+            self._root / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
+
+    def open(self, name: str) -> int:
+        return os.open(self._root / name, os.O_RDWR | os.O_CLOEXEC)
+
+    def read(self, name: str, bytes_max: int) -> bytes:
+        """At most so many bytes, from the file's beginning."""
+        with open(self._root / name, "rb", buffering=0) as file:
+            data = file.read(bytes_max) or b""
+            while len(data) < bytes_max and (more := file.read(bytes_max - len(data))):
+                data += more
+            return data
+
+    def write(self, fd: int, data: bytes) -> None:
+        """Over the file's beginning."""
+        view, at = memoryview(data), 0
+        while at < len(view):
+            at += os.pwrite(fd, view[at:], at)
+
+    def sync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def remove(self, name: str) -> None:
+        os.unlink(self._root / name)
+
+    def names(self, directory: str) -> list[str]:
+        return os.listdir(self._root / directory)
+
+    def make_directory(self, name: str) -> None:
+        os.mkdir(self._root / name, 0o700)
+
+    def remove_directory(self, name: str) -> None:
+        os.rmdir(self._root / name)
+
+    def sync_directory(self, name: str) -> None:
+        fd = os.open(self._root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def free_bytes(self) -> int:
+        found = os.statvfs(self._root)
+        return found.f_bavail * found.f_frsize
+
+    def connect(self, name: str) -> Database:
+        return sqlite3.connect(self._root / name, isolation_level=None, check_same_thread=False)
+
+    def reserve(self) -> Space:
+        return Reserve(self._root)

@@ -1,0 +1,353 @@
+"""The index: which blocks, pins and unfinished downloads there are. Its rows are what is true.
+
+One SQLite database. One thread writes: what waits together is one transaction (`base.writer`). Who
+reads waits for the transaction that runs, so that nobody sees what is not on the disk yet.
+
+A transaction that failed is rolled back and what it was for is refused. SQLite then writes the next
+one over its remains in the log, so the connection stays open: reopening would read the remains from
+the page cache, where they look whole, though an fsync has failed to bring them to the disk. For the
+same reason the log that a crash left is written once more before it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from wetware.base.disk import remedy
+from wetware.base.log import get_logger
+from wetware.base.writer import Write, Writer
+from wetware.errors import ConfigError, WetwareError
+from wetware_blob.store.errors import DiskFull, StoreFailed
+
+if TYPE_CHECKING:
+    from wetware_blob.store.bits import Bits
+    from wetware_blob.store.files import Database, Files
+
+log = get_logger("blob.store")
+T = TypeVar("T")
+
+FILE: Final = "index.db"
+SCHEMA_VERSION: Final = 1
+SMALL_BYTES_MAX: Final = 32 << 10
+"""Blocks up to this size lie in rows: a file and its fsync cost more than writing the bytes twice
+(docs/adr/0019)."""
+FILES_PER_DIRECTORY: Final = 1024
+ROW_BYTES: Final = 512
+"""What a block is charged beside its bytes: its row, and what the pages of the index leave free."""
+WAL_PAGES: Final = 256
+"""Pages of 4 KiB in the log before they go into the database: 1 MiB, so that the reserve has room
+for what the database grows by then."""
+COMMIT_BYTES_MAX: Final = 1 << 20
+"""Bytes of blocks in one transaction."""
+CACHE_KIB: Final = 8192
+IDLE_S: Final = 1.0
+"""After so long without a write the log is emptied: with a flipped bit in it a crash would bring
+older pages back."""
+_MANY: Final = 256
+"""Parameters of one query."""
+
+_SCHEMA = """
+CREATE TABLE blocks (
+  id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, file INTEGER,
+  damaged INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX files ON blocks (file) WHERE file IS NOT NULL;
+CREATE TABLE small (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE pins (
+  owner TEXT NOT NULL, root BLOB NOT NULL, name TEXT NOT NULL, charged INTEGER NOT NULL,
+  pin TEXT NOT NULL, checksum BLOB NOT NULL, PRIMARY KEY (owner, root, name)
+);
+CREATE TABLE downloads (root BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A block: the columns of the table. Where `file` is None its bytes are in `small`."""
+
+    id: int
+    digest: bytes
+    size: int
+    file: int | None
+    damaged: bool
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return file_name(self.file or 0, self.digest)
+
+    @property
+    def charged(self) -> int:
+        return charge(self.size)
+
+
+_COLUMNS = "id, digest, size, file, damaged"
+
+
+def charge(size: int) -> int:
+    """The bytes of a disk that a block of this size takes, at most."""
+    return (-(-size // 4096) * 4096 if size > SMALL_BYTES_MAX else size) + ROW_BYTES
+
+
+_CHARGE = (
+    f"CASE WHEN size > {SMALL_BYTES_MAX} THEN (size + 4095) / 4096 * 4096 ELSE size END "
+    f"+ {ROW_BYTES}"
+)
+
+
+def file_name(number: int, digest: bytes) -> str:
+    """No two files ever have the same, also two of the same block that are written at once."""
+    return f"{number // FILES_PER_DIRECTORY}/{number % FILES_PER_DIRECTORY}-{digest.hex()}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change(Generic[T]):
+    """A part of a transaction.
+
+    Attributes:
+        apply: Called in it with the database and a list for files that nothing names any more.
+        done: Called once the transaction is on the disk, with what `apply` returned.
+        must: It makes room or ends something: on a full disk it takes the reserve.
+        size: Bytes of blocks that it writes.
+        files: That it would have named: removed where it fails.
+    """
+
+    apply: Callable[[Database, list[str]], T]
+    done: Callable[[T], object] = lambda _: None
+    must: bool = False
+    size: int = 0
+    files: Sequence[str] = ()
+
+
+class Index:
+    """The database. Everything but `write` blocks: call it in a thread.
+
+    Raises ConfigError where it cannot be opened or is of a later release.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._trash: list[str] = []
+        self.reserve = files.reserve()
+        try:
+            try:
+                self._open()
+            except Exception:
+                with self.reserve.open():
+                    self._open()
+        except Exception as exc:
+            raise ConfigError(
+                f"the index of the blob store cannot be used: {exc}",
+                hint=remedy(exc) or "restore it from a backup",
+                code="config.store",
+            ) from exc
+        self.reserve.fill()
+        self._written = False
+        self._writer: Writer[Change[Any]] = Writer(
+            "blob index",
+            self._commit,
+            lambda _: IDLE_S if self._written else None,
+            unavailable=StoreFailed,
+        )
+
+    def _open(self) -> None:
+        self._rewrite_log()
+        self._db = db = self._files.connect(FILE)
+        try:
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")  # without a file for other processes
+            db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that room goes back to the disk
+            db.execute("PRAGMA journal_mode=WAL").fetchall()
+            db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+            db.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}").fetchall()
+            db.execute(f"PRAGMA journal_size_limit={WAL_PAGES * 4096 * 2}").fetchall()
+            db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+            db.execute("PRAGMA temp_store=MEMORY")  # a full disk has no room for files of its own
+            ((version,),) = db.execute("PRAGMA user_version").fetchall()
+            if version == 0:
+                db.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA.split(";"):
+                    if statement.strip():
+                        db.execute(statement)
+                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                db.execute("COMMIT")
+            elif version != SCHEMA_VERSION:
+                raise ValueError(  # noqa: TRY301 the connection is closed below
+                    f"it is of version {version}; this release knows {SCHEMA_VERSION}"
+                )
+        except BaseException:
+            db.close()
+            raise
+
+    def _rewrite_log(self) -> None:
+        """Bring a log to the disk that a crash left: it may be whole in the page cache alone."""
+        name = f"{FILE}-wal"
+        try:
+            fd = self._files.open(name)
+        except FileNotFoundError:
+            return
+        try:
+            self._files.write(fd, self._files.read(name, 1 << 30))
+            self._files.sync(fd)
+        finally:
+            self._files.close(fd)
+
+    def start(self) -> None:
+        self._writer.start()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Database]:
+        """The database between two transactions."""
+        with self._lock:
+            yield self._db
+
+    def find(self, digests: Collection[bytes], keep: Bits | None = None) -> dict[bytes, Row]:
+        """The rows that there are; they are added to `keep` before any can be deleted."""
+        found: dict[bytes, Row] = {}
+        with self.reading() as db:
+            for some in batches(digests):
+                marks = ",".join("?" * len(some))
+                for columns in db.execute(
+                    f"SELECT {_COLUMNS} FROM blocks WHERE digest IN ({marks})",  # noqa: S608 question marks
+                    some,
+                ).fetchall():
+                    row = Row(*columns)
+                    found[row.digest] = row
+                    if keep is not None:
+                        keep.add(row.id)
+        return found
+
+    def small(self, row: Row) -> bytes | None:
+        """The bytes of a block that lies in the index; None where it has gone."""
+        with self.reading() as db:
+            found = db.execute("SELECT data FROM small WHERE id = ?", (row.id,)).fetchall()
+        return bytes(found[0][0]) if found else None
+
+    def after(self, id_: int, many: int) -> list[Row]:
+        """The next rows after this ID, by their IDs."""
+        with self.reading() as db:
+            found = db.execute(
+                f"SELECT {_COLUMNS} FROM blocks WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608 constant
+                (id_, many),
+            ).fetchall()
+        return [Row(*columns) for columns in found]
+
+    def totals(self) -> tuple[int, int]:
+        """How many blocks there are, and what they are charged in all."""
+        with self.reading() as db:
+            sql = f"SELECT COUNT(*), COALESCE(SUM({_CHARGE}), 0) FROM blocks"  # noqa: S608 constant
+            ((count, charged),) = db.execute(sql).fetchall()
+        return count, charged
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    async def write(self, change: Change[T]) -> T:
+        """What `change.apply` returned, when it is on the disk. Raises StoreFailed: it is not."""
+        result: T = await self._writer.write(change)
+        return result
+
+    def write_soon(self, change: Change[Any]) -> None:
+        """For what may be lost: nobody waits for it."""
+        self._writer.write_soon(change)
+
+    def _commit(self, batch: list[Write[Change[Any]]], last: bool) -> list[Write[Change[Any]]]:
+        for writes in _groups(batch):
+            if (error := self._execute(writes)) is None:
+                continue
+            log.error("blob.not_written", why=str(error), writes=len(writes))
+            for write in writes:
+                if write.what.must:
+                    with self.reserve.open():
+                        if (failed := self._execute([write])) is None:
+                            self._empty_log("RESTART")  # the next one needs no room
+                            continue
+                else:
+                    failed = error
+                self._trash += write.what.files
+                self._writer.answer(write, error=refusal(failed))
+        if not batch and self._written:
+            self._written = False
+            self._empty_log("TRUNCATE")
+        if last:
+            with self._lock, contextlib.suppress(Exception):
+                self._db.close()  # it empties the log
+        return []
+
+    def _execute(self, writes: list[Write[Change[Any]]]) -> Exception | None:
+        """One transaction; returns why nothing of it is on the disk."""
+        results = []
+        trash: list[str] = []
+        db = self._db
+        with self._lock:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                for write in writes:
+                    results.append((write, write.what.apply(db, trash)))  # noqa: PERF401 trash is filled
+                db.execute("COMMIT")
+            except Exception as exc:
+                with contextlib.suppress(Exception):
+                    db.execute("ROLLBACK")
+                return exc
+        self._written = True
+        for write, result in results:
+            write.what.done(result)
+            self._writer.answer(write, result)
+        # Only now: a transaction that failed may be in the log until another is written over it,
+        # and after a crash its rows would name files that are gone.
+        trash, self._trash = trash + self._trash, []
+        for name in trash:
+            try:
+                self._files.remove(name)
+            except OSError as exc:
+                log.warning("blob.not_removed", file=name, why=exc.strerror)
+        return None
+
+    def _empty_log(self, how: str) -> None:
+        with self._lock, contextlib.suppress(Exception):
+            self._db.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+
+
+def refusal(error: Exception) -> WetwareError:
+    """What a caller is told about an error of the disk."""
+    if isinstance(error, WetwareError):
+        return error
+    if hint := remedy(error):
+        return DiskFull(f"the disk of the blob store is full: {error}", hint=hint)
+    return StoreFailed(
+        f"the blob store cannot be written: {error}",
+        hint="look at the node's disk (`dmesg`); what was acknowledged before is not affected",
+    )
+
+
+def batches(items: Iterable[T], many: int = _MANY) -> Iterator[list[T]]:
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == many:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _groups(writes: list[Write[Change[Any]]]) -> Iterator[list[Write[Change[Any]]]]:
+    """In their order, each with as many bytes of blocks as a transaction may have."""
+    group: list[Write[Change[Any]]] = []
+    size = 0
+    for write in writes:
+        if group and size + write.what.size > COMMIT_BYTES_MAX:
+            yield group
+            group, size = [], 0
+        group.append(write)
+        size += write.what.size
+    if group:
+        yield group

@@ -1,0 +1,117 @@
+"""Pins: what is kept. Each row has a checksum of its own: damaged, it is reported, not believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from wetware_blob.format.cid import Cid
+from wetware_blob.store.index import Change
+
+if TYPE_CHECKING:
+    from wetware_blob.store.files import Database
+
+_CHECKSUM_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A root that is kept with all that it reaches.
+
+    Attributes:
+        owner: The principal, as text.
+        name: Given by the owner, may be "": an owner has a root once under each.
+        kind: Of the root, as `stat` says it: file, directory, …
+        size: Of what is in it, bytes.
+        created_at: Unix time, s.
+        copies: Wanted in the cluster.
+        selector: Which members may hold them.
+        public: Whether others than members may find it.
+        charged: What its owner is charged for it; the store sets it.
+    """
+
+    owner: str
+    root: Cid
+    name: str = ""
+    kind: str = ""
+    size: int = 0
+    created_at: float = 0.0
+    copies: int = 1
+    selector: str = ""
+    public: bool = False
+    charged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BadPin:
+    """A pin whose row is damaged: its columns as they are now, which may be others than before."""
+
+    owner: str
+    root: bytes
+    name: str
+
+
+def _columns(pin: Pin) -> tuple[Any, ...]:
+    rest = [
+        pin.kind, pin.size, pin.created_at, pin.copies, pin.selector, pin.public
+    ]  # fmt: skip
+    columns = (pin.owner, bytes(pin.root), pin.name, pin.charged, json.dumps(rest))
+    return (*columns, _checksum(columns))
+
+
+def _checksum(columns: tuple[Any, ...]) -> bytes:
+    return hashlib.sha256(repr(columns).encode()).digest()[:_CHECKSUM_BYTES]
+
+
+def _pin(columns: tuple[Any, ...]) -> Pin | BadPin:
+    owner, root, name, charged, rest, checksum = columns
+    if _checksum((owner, root, name, charged, rest)) != checksum:
+        return BadPin(str(owner), root if isinstance(root, bytes) else b"", str(name))
+    kind, size, created_at, copies, selector, public = json.loads(rest)
+    return Pin(
+        owner, Cid.decode(root), name, kind, size, created_at, copies, selector, public, charged
+    )
+
+
+def read_pins(
+    db: Database, owner: str | None = None, root: Cid | None = None, name: str | None = None
+) -> list[Pin | BadPin]:
+    """Those of an owner, a root and a name; None: of all."""
+    wanted = {"owner": owner, "root": bytes(root) if root else None, "name": name}
+    given = {column: value for column, value in wanted.items() if value is not None}
+    where = " AND ".join(f"{column} = ?" for column in given) or "1"
+    sql = f"SELECT owner, root, name, charged, pin, checksum FROM pins WHERE {where}"  # noqa: S608 constants
+    return [_pin(tuple(columns)) for columns in db.execute(sql, tuple(given.values())).fetchall()]
+
+
+def kept(pin: Pin, done: Callable[[int], object]) -> Change[int]:
+    """Write a pin, in place of the same; its result is what that was charged."""
+
+    def apply(db: Database, _: list[str]) -> int:
+        key = (pin.owner, bytes(pin.root), pin.name)
+        before = db.execute(
+            "SELECT charged FROM pins WHERE owner = ? AND root = ? AND name = ?", key
+        ).fetchall()
+        db.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?, ?, ?)", _columns(pin))
+        return int(before[0][0]) if before else 0
+
+    return Change(apply, done)
+
+
+def removed(
+    owner: str, root: Cid | bytes, name: str | None, done: Callable[[list[int]], object]
+) -> Change[list[int]]:
+    """Delete pins; its result is what each was charged."""
+
+    def apply(db: Database, _: list[str]) -> list[int]:
+        key = (owner, bytes(root), name)
+        where = "owner = ?1 AND root = ?2 AND (?3 IS NULL OR name = ?3)"
+        sql = f"SELECT charged FROM pins WHERE {where}"  # noqa: S608 constant
+        gone = [int(charged) for (charged,) in db.execute(sql, key).fetchall()]
+        db.execute(f"DELETE FROM pins WHERE {where}", key)  # noqa: S608 constant
+        return gone
+
+    return Change(apply, done, must=True)

@@ -1,0 +1,491 @@
+"""The store of one node: what others of the plugin use. The loop never waits for the disk here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import anyio
+
+from wetware.base.log import get_logger
+from wetware.errors import InvalidArgument
+from wetware_blob.format.cid import Cid
+from wetware_blob.store import scrub
+from wetware_blob.store.bits import Bits
+from wetware_blob.store.blocks import Blocks, added, damaged
+from wetware_blob.store.collect import DELETED_MAX, Children, Collected, Run, Walk, swept
+from wetware_blob.store.errors import Damaged, DiskFull
+from wetware_blob.store.index import (
+    FILES_PER_DIRECTORY,
+    SMALL_BYTES_MAX,
+    Change,
+    Index,
+    charge,
+    file_name,
+    refusal,
+)
+from wetware_blob.store.pins import BadPin, Pin, kept, read_pins, removed
+from wetware_blob.store.quota import Quota
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from anyio.abc import TaskStatus
+
+    from wetware.base.clock import Clock
+    from wetware_blob.format.cid import Block
+    from wetware_blob.store.files import Database, Files
+    from wetware_blob.store.scrub import Damage
+
+log = get_logger("blob.store")
+
+PUT_BYTES_MAX: Final = 16 << 20
+"""Blocks that are written and synced together; more are put in parts."""
+PUT_BLOCKS_MAX: Final = 1024
+WRITERS: Final = 4
+"""Threads that write the files of one part: an fsync waits, and others use that time."""
+FREE_BYTES_MIN: Final = 4 << 20
+"""That a put leaves free: what the index may grow by before its log is emptied."""
+DOWNLOAD_KEPT_S: Final = 3 * 24 * 3600.0
+"""For so long a download that was interrupted keeps its blocks from being collected."""
+
+
+class RunSync(Protocol):
+    """Calls a function that blocks in a thread, as `PluginContext.run_sync`."""
+
+    def __call__(self, function: Callable[..., Any], /, *args: object) -> Awaitable[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an owner is charged, or the node; and how much they may be."""
+
+    charged: int
+    charged_max: int
+    blocks: int = 0
+
+
+class Hold:
+    """While it is open, what is written under it is not collected, nor what its root reaches.
+
+    An upload has no root; what it writes is charged to its owner until it is pinned or given up. A
+    hold with a root is of who reads or downloads it; a download that ended with an error keeps what
+    it has for DOWNLOAD_KEPT_S.
+    """
+
+    def __init__(self, store: Store, owner: str, root: Cid | None) -> None:
+        self.owner, self.root = owner, root
+        self.keep = Bits()
+        self.charged = 0
+        self.noted = False
+        self._store = store
+
+    async def __aenter__(self) -> Hold:
+        await self._store._begin(self)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._store._end(self, finished=exc_type is None)
+
+
+class Store:
+    """See `docs/adr/0019` for where a block lies.
+
+    Args:
+        files: Of the store's own directory.
+        children: The links of a block.
+        run_sync: Calls in a thread.
+        clock: For when pins and downloads began.
+        node_bytes_max: Charged bytes of all blocks of the node.
+        owner_bytes_max: Charged bytes of one owner's pins and uploads.
+        sleep: Between two parts of a scrub.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        children: Children,
+        *,
+        run_sync: RunSync,
+        clock: Clock,
+        node_bytes_max: int,
+        owner_bytes_max: int,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+    ) -> None:
+        self._files, self._children, self._run_sync = files, children, run_sync
+        self._clock, self._sleep = clock, sleep
+        self._quota = Quota(node_bytes_max, owner_bytes_max)
+        self._index: Index
+        self._blocks: Blocks
+        self._holds: set[Hold] = set()
+        self._run: Run | None = None
+        self._collecting = asyncio.Lock()
+        self._numbering = asyncio.Lock()
+        self._next_file = 0
+        self._garbage = True  # whether something may have become garbage since the last collection
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Open the store, and serve it until cancelled. Raises ConfigError."""
+        await self._run_sync(self._open)
+        self._index.start()
+        try:
+            task_status.started()
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._run_sync(self._index.close)
+
+    def _open(self) -> None:
+        with suppress(FileExistsError):
+            self._files.make_directory("")
+        self._files.sync_directory("..")
+        self._index = Index(self._files)
+        self._blocks = Blocks(self._files, self._index)
+        found = self._blocks.sweep()
+        if found.orphans or found.lost:
+            log.info("blob.swept", orphans=found.orphans, lost=len(found.lost))
+        rows = self._index.find(found.lost)
+        for digest, row in rows.items():
+            log.error("blob.damaged", block=digest.hex(), why="its file is gone")
+            self._index.write_soon(damaged([row.id]))
+        _, charged = self._index.totals()
+        self._quota.written(0, charged)
+        with self._index.reading() as db:
+            pins = read_pins(db)
+            rows_charged = db.execute("SELECT owner, charged FROM pins").fetchall()
+        for owner, nbytes in rows_charged:
+            self._quota.restore(str(owner), int(nbytes))
+        for pin in pins:
+            if isinstance(pin, BadPin):
+                log.error("blob.pin_damaged", owner=pin.owner, name=pin.name)
+
+    # --- blocks -----------------------------------------------------------------------------------
+
+    async def have(self, digests: Collection[bytes]) -> set[bytes]:
+        """Those of some blocks that are here, and not known to be damaged."""
+        found = await self._run_sync(self._index.find, digests)
+        return {digest for digest, row in found.items() if not row.damaged}
+
+    async def get(self, digest: bytes) -> bytes:
+        """The bytes of a block, verified. Raises NotFound "blob.not_found", and Damaged."""
+        data: bytes = await self._run_sync(self._blocks.read, digest)
+        return data
+
+    async def put(self, hold: Hold, blocks: Sequence[Block]) -> None:
+        """Write blocks whose hashes were checked; they are on the disk when it returns.
+
+        Raises LimitExceeded before a limit is passed, DiskFull, and StoreFailed: then nothing is
+        promised of any of them. Who is cancelled waits for the part that is being written.
+        """
+        part: dict[bytes, bytes] = {}
+        size = 0
+        for block in blocks:
+            if block.cid.digest in part:
+                continue
+            if len(part) >= PUT_BLOCKS_MAX or (part and size + len(block.data) > PUT_BYTES_MAX):
+                await self._put(hold, part)
+                part, size = {}, 0
+            part[block.cid.digest] = block.data
+            size += len(block.data)
+        if part:
+            await self._put(hold, part)
+
+    async def _put(self, hold: Hold, part: dict[bytes, bytes]) -> None:
+        self._check_open(hold)
+        with anyio.CancelScope(shield=True):
+            if hold.root is not None and not hold.noted:
+                hold.noted = True
+                await self._index.write(_began(hold.root, self._clock.time()))
+            new, more = await self._run_sync(self._look, hold.keep, part)
+            room = sum(charge(len(data)) for data in new.values())
+            owned = more + room if hold.root is None else 0
+            self._quota.charge(hold.owner, owned)
+            hold.charged += owned
+            try:
+                await self._promise(room)
+            except BaseException:
+                self._uncharge(hold, owned)
+                raise
+            await self._write(hold, new, room, owned)
+
+    def _look(self, keep: Bits, part: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], int]:
+        """What of it is not here, and what the rest is charged that is new under a hold."""
+        seen = Bits()
+        seen.update(keep)
+        found = self._index.find(part, keep)
+        there = {digest: row for digest, row in found.items() if not row.damaged}
+        more = sum(row.charged for row in there.values() if row.id not in seen)
+        return {digest: data for digest, data in part.items() if digest not in there}, more
+
+    async def _promise(self, room: int) -> None:
+        """Room in the node's quota, if need be by collecting what nothing keeps."""
+        try:
+            self._quota.promise(room)
+        except Exception:
+            if not self._garbage:
+                raise
+            await self.collect()
+            self._quota.promise(room)
+
+    async def _write(self, hold: Hold, new: dict[bytes, bytes], room: int, owned: int) -> None:
+        large = [(d, data) for d, data in new.items() if len(data) > SMALL_BYTES_MAX]
+        numbers: dict[bytes, int] = {}
+        written = False
+        try:
+            await self._run_sync(self._check_free, sum(map(len, new.values())))
+            if large:
+                first = await self._number(len(large))
+                numbers = {digest: number for number, (digest, _) in enumerate(large, first)}
+                await self._write_files(first, large)
+
+            def done(stored: int) -> None:
+                self._quota.written(room, stored)
+
+            written = True  # from here on the index answers for the files
+            if new:
+                change = added(new, numbers, hold.keep)
+                await self._index.write(replace(change, done=done))
+            else:
+                self._quota.written(room, 0)
+        except BaseException as exc:
+            self._quota.written(room, 0)
+            self._uncharge(hold, owned)
+            if not written and numbers:
+                names = [file_name(number, digest) for digest, number in numbers.items()]
+                await self._run_sync(self._blocks.remove_files, names)
+            if isinstance(exc, OSError):
+                raise refusal(exc) from exc
+            raise
+
+    def _check_free(self, nbytes: int) -> None:
+        reserve = self._index.reserve
+        if self._files.free_bytes() < nbytes + FREE_BYTES_MIN or (
+            reserve.missing and not reserve.fill()
+        ):
+            raise DiskFull(
+                f"the disk of the blob store has no room for {nbytes} bytes more",
+                hint="free some disk space, or run `ww blob gc`",
+            )
+
+    async def _number(self, many: int) -> int:
+        """The first of so many numbers of files, all in one directory."""
+        async with self._numbering:
+            free = -self._next_file % FILES_PER_DIRECTORY
+            if free < many or not self._blocks.usable(self._next_file):
+                self._next_file = await self._run_sync(self._blocks.make_directory)
+            first = self._next_file
+            self._next_file += many
+            return first
+
+    async def _write_files(self, first: int, large: list[tuple[bytes, bytes]]) -> None:
+        share = -(-len(large) // WRITERS)
+        results = await asyncio.gather(
+            *(
+                self._run_sync(self._blocks.write_files, first + at, large[at : at + share])
+                for at in range(0, len(large), share)
+            ),
+            return_exceptions=True,  # each is waited for: their files are removed then
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        await self._run_sync(self._blocks.name_files, first)
+
+    def _uncharge(self, hold: Hold, nbytes: int) -> None:
+        hold.charged -= nbytes
+        self._quota.charge(hold.owner, -nbytes)
+
+    # --- holds ------------------------------------------------------------------------------------
+
+    def hold(self, owner: str, root: Cid | None = None) -> Hold:
+        """See Hold."""
+        return Hold(self, owner, root)
+
+    async def _begin(self, hold: Hold) -> None:
+        self._holds.add(hold)
+        if hold.root is not None and (run := self._run) is not None:
+            marked = asyncio.Event()
+            run.late.append((hold.root, marked.set))
+            try:
+                await marked.wait()  # `collect` sets it also where it ends before
+            except BaseException:
+                self._end(hold, finished=True)
+                raise
+
+    def _end(self, hold: Hold, *, finished: bool) -> None:
+        if hold not in self._holds:
+            return
+        if self._run is not None:
+            self._run.ended.append(hold.keep)
+        self._holds.discard(hold)
+        self._garbage = True
+        self._uncharge(hold, hold.charged)
+        if hold.noted and finished and hold.root is not None:
+            self._index.write_soon(_ended(hold.root))
+
+    def _check_open(self, hold: Hold) -> None:
+        if hold not in self._holds:
+            raise InvalidArgument("the hold is not open")
+
+    # --- pins -------------------------------------------------------------------------------------
+
+    async def pin(self, hold: Hold, pin: Pin) -> None:
+        """Keep a root with all that it reaches; on the disk when it returns.
+
+        What the hold was charged becomes what the pin is. Raises NotFound and Damaged where a block
+        lacks, BadBlock where one cannot be read, LimitExceeded.
+        """
+        self._check_open(hold)
+        if pin.owner != hold.owner:
+            raise InvalidArgument(f"the hold is of {hold.owner}, and the pin of {pin.owner}")
+        walk = Walk(self._index, self._blocks, self._children, hold.keep, whole=True)
+        await self._run_sync(walk.add, [pin.root])
+        while await self._run_sync(walk.step):
+            pass
+        charged, held = walk.charged, hold.charged
+        self._quota.charge(pin.owner, charged - held)
+        hold.charged = 0
+
+        def done(before: int) -> None:
+            self._quota.charge(pin.owner, -before)
+
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._index.write(kept(replace(pin, charged=charged), done))
+            except BaseException:
+                self._quota.charge(pin.owner, -charged)
+                raise
+
+    async def unpin(self, owner: str, root: Cid | bytes, name: str | None) -> int:
+        """Give a root up, under one name or all (None); returns how many pins that were.
+
+        A pin that is damaged is named by its columns as they are (`BadPin`).
+        """
+
+        def done(gone: list[int]) -> None:
+            self._quota.charge(owner, -sum(gone))
+
+        with anyio.CancelScope(shield=True):
+            gone = await self._index.write(removed(owner, root, name, done))
+        self._garbage = True
+        return len(gone)
+
+    async def pins(self, owner: str | None = None, root: Cid | None = None) -> list[Pin]:
+        """Those that are whole; `scrub` finds the others."""
+        found = await self._run_sync(self._read_pins, owner, root)
+        return [pin for pin in found if isinstance(pin, Pin)]
+
+    def _read_pins(self, owner: str | None, root: Cid | None) -> list[Pin | BadPin]:
+        with self._index.reading() as db:
+            return read_pins(db, owner, root)
+
+    async def usage(self, owner: str | None = None) -> Usage:
+        """Of an owner; None: of the node."""
+        if owner is not None:
+            return Usage(self._quota.of(owner), self._quota.owner_bytes_max)
+        blocks, charged = await self._run_sync(self._index.totals)
+        return Usage(charged, self._quota.node_bytes_max, blocks)
+
+    # --- maintenance ------------------------------------------------------------------------------
+
+    async def collect(self, *, dry_run: bool = False) -> Collected:
+        """Delete what nothing keeps. Raises Damaged where it cannot be known what a pin keeps."""
+        async with self._collecting:
+            self._garbage = dry_run
+            run = self._run = Run(self._index, self._blocks, self._children)
+            try:
+                await self._mark(run)
+                return await self._sweep(run, dry_run=dry_run)
+            except BaseException:
+                self._garbage = True
+                raise
+            finally:
+                self._run = None
+                for _, marked in run.late:
+                    marked()
+
+    async def _mark(self, run: Run) -> None:
+        held = [hold.root for hold in self._holds if hold.root is not None]
+        pins = await self._run_sync(self._read_pins, None, None)
+        for pin in pins:
+            if isinstance(pin, BadPin):
+                raise Damaged(
+                    f"a pin of {pin.owner} named {pin.name!r} is damaged: what it keeps is unknown",
+                    hint="remove that pin and pin the root again; `ww blob verify` shows it",
+                )
+        downloads = await self._run_sync(self._downloads)
+        for roots, whole in (([pin.root for pin in pins], True), ([*held, *downloads], False)):
+            walk = run.walk(whole=whole)
+            for root in roots:
+                await self._run_sync(walk.add, [root])
+                while await self._run_sync(walk.step):
+                    pass
+
+    def _downloads(self) -> list[Cid]:
+        since = self._clock.time() - DOWNLOAD_KEPT_S
+        with self._index.reading() as db:
+            sql = "SELECT root FROM downloads WHERE at > ?"
+            return [Cid.decode(bytes(root)) for (root,) in db.execute(sql, (since,)).fetchall()]
+
+    async def _sweep(self, run: Run, *, dry_run: bool) -> Collected:
+        blocks = charged = after = 0
+
+        def is_kept(id_: int) -> bool:  # in this order: a hold that ends is in both for a while
+            return any(id_ in hold.keep for hold in tuple(self._holds)) or run.kept(id_)
+
+        def done(gone: Collected) -> None:
+            self._quota.written(0, -gone.charged)
+
+        while rows := await self._run_sync(self._index.after, after, DELETED_MAX):
+            await self._run_sync(run.absorb)
+            while run.late:
+                root, marked = run.late[0]
+                walk = run.walk(whole=False)
+                await self._run_sync(walk.add, [root])
+                while await self._run_sync(walk.step):
+                    pass
+                run.late.popleft()
+                marked()
+            after = rows[-1].id
+            rows = [row for row in rows if not is_kept(row.id)]
+            if rows and not dry_run:
+                gone = await self._index.write(swept(rows, is_kept, done))
+            else:
+                gone = Collected(len(rows), sum(row.charged for row in rows))
+            blocks, charged = blocks + gone.blocks, charged + gone.charged
+        return Collected(blocks, charged)
+
+    async def scrub(self, rate_bytes_s: float | None) -> AsyncIterator[Damage]:
+        """Read everything and yield what is damaged; None: as fast as the disk is."""
+        for damage in await self._run_sync(scrub.bad_pins, self._index):
+            yield damage
+        after: int | None = 0
+        while after is not None:
+            after, nbytes, found = await self._run_sync(
+                scrub.step, self._index, self._blocks, after
+            )
+            for damage in found:
+                yield damage
+            if rate_bytes_s is not None and nbytes:
+                await self._sleep(nbytes / rate_bytes_s)
+
+
+def _began(root: Cid, at: float) -> Change[None]:
+    def apply(db: Database, _: list[str]) -> None:
+        db.execute("DELETE FROM downloads WHERE at <= ?", (at - DOWNLOAD_KEPT_S,))
+        db.execute("INSERT OR REPLACE INTO downloads VALUES (?, ?)", (bytes(root), at))
+
+    return Change(apply)
+
+
+def _ended(root: Cid) -> Change[None]:
+    def apply(db: Database, _: list[str]) -> None:
+        db.execute("DELETE FROM downloads WHERE root = ?", (bytes(root),))
+
+    return Change(apply, must=True)
