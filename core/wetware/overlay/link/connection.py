@@ -8,6 +8,7 @@ import math
 import socket
 import struct
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -152,10 +153,13 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
         self._close_timer: asyncio.TimerHandle | None = None
         self._last_seen = (0, 0)
         self._probed_at: int | None = None  # bytes_in when a probe left that is not over yet
+        limits = owner.limits
+        if carrier is not None:  # as much on its way as on the carrier's two hops
+            limits = replace(limits, stream_window_bytes=2 * limits.stream_window_bytes)
         self._session = Session(
             self,
             initiator=initiator,
-            limits=owner.limits,
+            limits=limits,
             totals=owner.totals,
             loop=self._loop,
             on_output=self._output,

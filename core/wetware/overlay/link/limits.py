@@ -71,7 +71,8 @@ class LinkLimits:
         frame_bytes_max: The longest data frame accepted. It is never buffered as a whole; the bound
             is a sanity check, since a frame beyond the stream's window is a violation anyway.
         stream_window_bytes: How far the receive window of a stream that is read grows, from
-            yamux's 256 KiB: bandwidth × round trip, e.g. 4 MiB = 320 Mbit/s at 100 ms.
+            yamux's 256 KiB: bandwidth × round trip, e.g. 4 MiB = 320 Mbit/s at 100 ms. Twice as
+            far on a connection that another node carries, whose path has two hops of these.
         buffered_per_connection_bytes_max: Received and not yet read, on one connection; beyond it
             the stream with most unread bytes is reset. Half may be promised as grown windows. The
             first windows of all streams that a peer may open are four times this.

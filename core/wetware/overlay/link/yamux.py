@@ -43,6 +43,7 @@ _COALESCE_BYTES = 1024  # a smaller chunk joins the one before it: bounds the ov
 _COALESCED_BYTES_MAX = 16 << 10
 _WINDOW_MAX = 0xFFFFFFFF
 _GROWTH_RTTS = 2  # 1 would do on a path without jitter
+_CREDIT_SHIFT = 3  # a window comes back by eighths: what is kept longer, the sender waits for
 
 _pack = HEADER.pack
 GOAWAY_FRAME = _pack(0, GOAWAY, 0, 0, 0)
@@ -199,11 +200,12 @@ class Stream:
     """
 
     __slots__ = (
-        "_credited_at",
         "_discard",
         "_fin",
         "_fin_sent",
         "_grown",
+        "_half_at",
+        "_half_bytes",
         "_held",
         "_holds",
         "_in",
@@ -243,7 +245,8 @@ class Stream:
         self._target = YAMUX_WINDOW_BYTES  # what the window is restored to
         self._grown = 0  # of the target, what the session booked
         self._uncredited = 0  # consumed and not yet given back to the peer
-        self._credited_at = -math.inf  # loop time at which some was last given back
+        self._half_bytes = 0  # given back since half a window was the last time
+        self._half_at = -math.inf  # loop time of that
         self._read_closed = False  # FIN came, or the stream was reset
         self._discard = False  # nobody will read any more
         self._reader: asyncio.Future[None] | None = None
@@ -380,7 +383,7 @@ class Stream:
         if self._read_closed:
             return
         self._uncredited += n
-        if self._uncredited >= self._target >> 1:
+        if self._uncredited >= self._target >> _CREDIT_SHIFT:
             self._credit()
 
     def _credit(self) -> None:
@@ -392,14 +395,16 @@ class Stream:
         """
         session, delta = self._session, self._uncredited
         self._uncredited = 0
-        limit, now = session.limits.stream_window_bytes, session.loop.time()
-        took_s, self._credited_at = now - self._credited_at, now
-        if self._target < limit and took_s <= session.rtt_s * _GROWTH_RTTS:
-            extra = min(self._target * 2, limit) - self._target
-            if session.grow(extra):
-                self._target += extra
-                self._grown += extra
-                delta += extra
+        self._half_bytes += delta
+        if self._half_bytes >= self._target >> 1:
+            limit, now = session.limits.stream_window_bytes, session.loop.time()
+            took_s, self._half_at, self._half_bytes = now - self._half_at, now, 0
+            if self._target < limit and took_s <= session.rtt_s * _GROWTH_RTTS:
+                extra = min(self._target * 2, limit) - self._target
+                if session.grow(extra):
+                    self._target += extra
+                    self._grown += extra
+                    delta += extra
         self._recv_window += delta
         session.control(_pack(0, WINDOW, 0, self.id, delta))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -206,6 +207,29 @@ async def test_a_reader_that_stops_does_not_make_memory_grow(net: Any, tunnel: T
     inner._transport.resume_reading()
     await net.until(lambda: sunk >= stopped + MIB)
     task.cancel()
+
+
+async def test_a_carried_stream_has_as_much_on_its_way_as_two_hops(
+    net: Any, tunnel: Tunnel
+) -> None:
+    await tunnel.open()
+    tunnel.record = False
+    conn = await tunnel.connect()
+    sinks: list[Stream] = []
+
+    async def sink(stream: Stream) -> None:
+        sinks.append(stream)
+        stream.connection._session.rtt_s = math.inf  # so that a window grows as far as it may
+        while await stream.read():
+            pass
+
+    tunnel.c.handle("/sink", sink, access=Access.PUBLIC)
+    async with await conn.open_stream("/sink") as stream:
+        for _ in range(32):
+            await stream.write(bytes(MIB))
+        stream.close()
+        assert await stream.read() == b""  # the sink has all
+    assert sinks[0]._target == 2 * tunnel.c.limits.stream_window_bytes
 
 
 async def test_the_end_of_the_carrier_ends_what_it_carries(net: Any, tunnel: Tunnel) -> None:

@@ -124,14 +124,27 @@ async def test_the_window_comes_back_as_the_reader_reads_and_grows() -> None:
     end.feed(frame(WINDOW, SYN, 1), frame(DATA, 0, 1, b"x" * 256 * KIB))
     end.sent()
     (stream,) = end.accepted
-    await stream.read_exactly(100 * KIB)
+    await stream.read_exactly(30 * KIB)
     assert end.sent() == []  # not for every few bytes
-    await stream.read_exactly(100 * KIB)
+    await stream.read_exactly(170 * KIB)
     ((kind, _, _, delta, _),) = end.sent()
     assert (kind, delta) == (WINDOW, 200 * KIB + 256 * KIB)
     end.feed(frame(DATA, 0, 1, b"x" * delta))  # exactly what was granted
     with pytest.raises(Violation):
         end.feed(frame(DATA, 0, 1, b"x"))
+
+
+async def test_a_sender_waits_for_no_more_than_an_eighth_of_the_window() -> None:
+    end = End()
+    end.feed(frame(WINDOW, SYN, 1), frame(DATA, 0, 1, b"x" * 256 * KIB))
+    end.sent()
+    (stream,) = end.accepted
+    end.session.rtt_s = 0.0  # the window does not grow
+    credited = 0
+    for read in range(1, 257):
+        await stream.read_exactly(KIB)
+        credited += sum(size for kind, *_, size, _b in end.sent() if kind == WINDOW)
+        assert read * KIB - 32 * KIB < credited <= read * KIB
 
 
 async def test_grown_windows_are_bounded_in_all() -> None:
@@ -251,7 +264,8 @@ async def test_an_urgent_stream_ends_like_any_other() -> None:
     assert not a.session.pending
 
 
-async def test_a_window_grows_only_if_half_of_it_goes_in_a_few_round_trips() -> None:
+@pytest.mark.parametrize("parts", [1, 4])
+async def test_a_window_grows_only_if_half_of_it_goes_in_a_few_round_trips(parts: int) -> None:
     for rtt_s, growths in ((0.0, 0), (1e9, 3)):
         end = End(stream_window_bytes=4 << 20)
         end.session.rtt_s = rtt_s
@@ -262,11 +276,15 @@ async def test_a_window_grows_only_if_half_of_it_goes_in_a_few_round_trips() -> 
         for turn in range(4):
             half = target // 2
             end.feed(frame(DATA, 0, 1, b"x" * half))
-            await stream.read_exactly(half)
-            ((_, _, _, delta, _),) = end.sent()
+            deltas = []
+            for _ in range(parts):
+                await stream.read_exactly(half // parts)
+                deltas += [size for kind, *_, size, _b in end.sent() if kind == WINDOW]
+            assert len(deltas) == parts
             # Since when it was not credited at all is no measure: the first one does not grow.
             grown = target if turn and growths else 0
-            assert delta == half + grown
+            assert deltas[-1] == half // parts + grown
+            assert sum(deltas) == half + grown
             target += grown
         assert target == 256 * KIB << growths
 
