@@ -117,6 +117,20 @@ async def test_a_member_is_reached_through_another(
     assert inbound.channel_binding == connection.channel_binding
 
 
+async def test_two_peers_that_are_each_the_relay_to_the_other_are_refused_at_once(net: Net) -> None:
+    home = await net.host()
+    one, other = (Multiaddr("ip4", "127.0.0.1", 9, Key.generate().peer_id) for _ in range(2))
+    assert one.peer is not None
+    assert other.peer is not None
+    async with asyncio.timeout(3):
+        dials = await asyncio.gather(
+            home.dial([other.through(one.peer)]),
+            home.dial([one.through(other.peer)]),
+            return_exceptions=True,
+        )
+    assert [type(dial) for dial in dials] == [DialError, DialError]
+
+
 async def test_it_is_dialled_beside_addresses_that_do_not_answer(
     trio: Trio,
 ) -> None:

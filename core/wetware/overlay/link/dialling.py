@@ -268,7 +268,8 @@ class Dialler:
             raise DialError("the address does not say whom the relay leads to")
         if peer == addr.relay:  # this dial would wait for itself
             raise DialError("nobody is a relay to itself")
-        relay = await self.dial((addr.carrier,), addr.relay)
+        # Directly, or two peers that are each the other's relay would wait for each other's dial.
+        relay = await self.dial((addr.carrier,), addr.relay, direct=True)
         pipe = await ask_to_carry(relay, peer)
         return await self.connect_pipe(pipe, peer, addr.carrier, None)
 
