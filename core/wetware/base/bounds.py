@@ -28,6 +28,12 @@ def address_key(address: str) -> str:
         return address
 
 
+def network_key(address: str) -> str:
+    """The network of an address that one owner likely has: the /24 of IPv4, the /64 of IPv6."""
+    key = address_key(address)
+    return key if ":" in key else key.rpartition(".")[0]
+
+
 def less(counter: Counter[K], key: K) -> None:
     """One fewer of `key`; what is down to none is forgotten, so that the counter is as long."""
     counter[key] -= 1

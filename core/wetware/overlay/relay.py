@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from wetware.base.access import Access
-from wetware.base.bounds import Claim, Places, Throttle, TokenBucket, address_key
+from wetware.base.bounds import Claim, Places, Throttle, TokenBucket, address_key, network_key
 from wetware.base.log import get_logger
 from wetware.errors import LimitExceeded, OverlayError
 from wetware.overlay.link.relaying import ANSWER_S_MAX, RELAY_PROTOCOL, Verdict, read_target
@@ -42,9 +43,11 @@ BYTES_PER_S: Final = 256 << 20
 RESERVATIONS_MAX: Final = 256
 """Members to which strangers are carried."""
 STRANGERS_MAX: Final = 32
-"""Connections of strangers carried at once."""
+"""Connections of strangers carried at once. Where all are taken, the network that has most of them
+loses its oldest to one that has fewer: so it takes 32 networks to keep others out."""
 STRANGERS_PER_ADDRESS_MAX: Final = 4
 STRANGERS_PER_TARGET_MAX: Final = 8
+"""Likewise."""
 FULL_LINES_PER_MINUTE: Final = 6
 """In the log: strangers may ask fifty times a second."""
 STRANGER_BYTES_PER_S: Final = 1 << 20
@@ -79,6 +82,7 @@ class Relay:
         self._host, self._is_member, self._enabled = host, is_member, enabled
         self._places = Places()
         self._reserved: dict[PeerId, int] = {}
+        self._strangers: dict[Stream, tuple[str, PeerId]] = {}  # network, target; the oldest first
         self._lines = Throttle(FULL_LINES_PER_MINUTE, 1, time.monotonic)
         self._pace = TokenBucket(BYTES_PER_S, BYTES_PER_S)
         self._strangers_pace = TokenBucket(STRANGER_BYTES_PER_S, STRANGER_BYTES_PER_S)
@@ -141,7 +145,10 @@ class Relay:
             connection = self._way(stream, target)
             if connection is None:
                 return Verdict.NOT_CONNECTED, None
-            held.enter_context(self._places.hold(*self._claims(stream, target)))
+            if self._is_member(stream.peer):
+                held.enter_context(self._places.hold(*claims_of_member(stream.peer, target)))
+            else:
+                self._take_stranger(stream, target, held)
         except LimitExceeded as exc:
             self._host.refused["relay.full"] += 1
             if (left_out := self._lines.lines("full")) is not None:
@@ -164,23 +171,29 @@ class Relay:
         allowed = self._is_member(stream.peer) or target in self._reserved
         return connection if allowed else None
 
-    def _claims(self, stream: Stream, target: PeerId) -> tuple[Claim, ...]:
-        if self._is_member(stream.peer):
-            return claims_of_member(stream.peer, target)
-        address = address_key(stream.connection.address)
-        return (
-            Claim("strangers", STRANGERS_MAX, f"{STRANGERS_MAX} strangers (STRANGERS_MAX)"),
-            Claim(
-                ("stranger", address),
-                STRANGERS_PER_ADDRESS_MAX,
-                f"too many strangers at {address} (STRANGERS_PER_ADDRESS_MAX)",
-            ),
-            Claim(
-                ("target", target),
-                STRANGERS_PER_TARGET_MAX,
-                f"too many strangers to {target} (STRANGERS_PER_TARGET_MAX)",
-            ),
-        )
+    def _take_stranger(self, stream: Stream, target: PeerId, held: contextlib.ExitStack) -> None:
+        address = stream.connection.address
+        key, network = address_key(address), network_key(address)
+        too_many = f"too many strangers at {key} (STRANGERS_PER_ADDRESS_MAX)"
+        held.enter_context(self._places.hold(Claim(key, STRANGERS_PER_ADDRESS_MAX, too_many)))
+        to_target = [other for other, (_, to) in self._strangers.items() if to == target]
+        if len(to_target) >= STRANGERS_PER_TARGET_MAX:
+            self._make_room(network, to_target, "STRANGERS_PER_TARGET_MAX")
+        elif len(self._strangers) >= STRANGERS_MAX:
+            self._make_room(network, list(self._strangers), "STRANGERS_MAX")
+        self._strangers[stream] = network, target
+        held.callback(self._strangers.pop, stream, None)
+
+    def _make_room(self, network: str, among: list[Stream], limit: str) -> None:
+        """End the oldest of the network that has most of `among`, or raise LimitExceeded."""
+        counts = Counter(self._strangers[stream][0] for stream in among)
+        most = max(counts, key=counts.__getitem__, default=network)
+        if counts[most] <= counts[network] + 1:
+            raise LimitExceeded(f"{len(among)} strangers ({limit})")
+        oldest = next(stream for stream in among if self._strangers[stream][0] == most)
+        del self._strangers[oldest]
+        log.debug("relay.displaced", source=oldest.peer, network=most, limit=limit)
+        oldest.reset()
 
     def _reserve(self, peer: PeerId, held: contextlib.ExitStack) -> Verdict:
         if not self._is_member(peer):

@@ -8,7 +8,16 @@ import sys
 
 import pytest
 
-from wetware.base.bounds import Claim, Places, Rates, Recent, Throttle, TokenBucket, address_key
+from wetware.base.bounds import (
+    Claim,
+    Places,
+    Rates,
+    Recent,
+    Throttle,
+    TokenBucket,
+    address_key,
+    network_key,
+)
 from wetware.errors import LimitExceeded
 from wetware.node import process
 
@@ -111,6 +120,12 @@ def test_an_address_is_an_ip4_address_or_an_ip6_network_of_64_bits() -> None:
     assert address_key("2001:db8:1:2::7") == address_key("2001:db8:1:2:ffff::8")
     assert address_key("2001:db8:1:2::7") != address_key("2001:db8:1:3::7")
     assert address_key("not:an:address") == "not:an:address"
+
+
+def test_a_network_is_a_24_of_ipv4_and_a_64_of_ipv6() -> None:
+    assert network_key("192.0.2.7") == network_key("192.0.2.8") != network_key("192.0.3.7")
+    assert network_key("2001:db8:1:2::7") == network_key("2001:db8:1:2:ffff::8")
+    assert network_key("2001:db8:1:2::7") != network_key("2001:db8:1:3::7")
 
 
 def test_a_node_sets_the_limit_of_recursion_back() -> None:

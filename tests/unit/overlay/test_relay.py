@@ -20,7 +20,7 @@ from wetware.identity import Key, PeerId
 from wetware.overlay import punching
 from wetware.overlay import relay as relaying
 from wetware.overlay.frames import read_frame, write_frame
-from wetware.overlay.link import LinkHost, LinkLimits, Stream
+from wetware.overlay.link import Connection, LinkHost, LinkLimits, Stream
 from wetware.overlay.link.connection import NoiseConnection
 from wetware.overlay.link.limits import YAMUX_WINDOW_BYTES
 from wetware.overlay.link.relaying import RELAY_PROTOCOL, Verdict, ask_to_carry
@@ -273,6 +273,41 @@ async def test_strangers_have_few_places(net: Net, trio: Trio) -> None:
     late = await net.host(member=False)
     assert "as much as it may" in await refusal(hub, late, cafe.peer_id)
     assert (await home.dial(through(hub, cafe))).tunnelled  # a member is not in that queue
+
+
+@pytest.mark.parametrize("limit", ["STRANGERS_MAX", "STRANGERS_PER_TARGET_MAX"])
+async def test_a_network_with_many_strangers_makes_room_for_another(
+    net: Net, trio: Trio, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(relaying, limit, 4)
+    addresses: dict[PeerId, str] = {}
+    monkeypatch.setattr(
+        Connection,
+        "address",
+        property(lambda self: addresses.get(getattr(self, "peer", None), self.remote.host)),
+    )
+    _, hub, cafe = trio
+    await ask_to_carry(await cafe.dial(hub.listen_addrs), None)
+
+    async def carried(address: str) -> Connection:
+        stranger = await net.host(member=False)
+        addresses[stranger.peer_id] = address
+        return await stranger.dial(through(hub, cafe))
+
+    many = [await carried(f"10.0.0.{n}") for n in range(4)]
+    with pytest.raises(DialError, match="as much as it may"):
+        await carried("10.0.0.9")  # of the same network
+    few = [await carried("10.0.1.1")]
+    async with asyncio.timeout(5):
+        await many[0].wait_closed()
+    few.append(await carried("2600::1"))
+    async with asyncio.timeout(5):
+        await many[1].wait_closed()
+    assert not any(each.closed for each in (*many[2:], *few))
+    with pytest.raises(DialError, match="as much as it may"):
+        await carried("10.0.1.2")  # now that one has its share
+    few.append(await carried("10.0.2.1"))
+    assert [each.closed for each in few] == [False] * 3
 
 
 async def test_the_pace_is_that_of_all_together(monkeypatch: pytest.MonkeyPatch, net: Net) -> None:
