@@ -15,7 +15,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +99,11 @@ from wetware_audit.verify import _header
 from wetware_auth_local.policy import DOCUMENT_BYTES_MAX, DOMAIN, Policy, Signed, User
 from wetware_auth_local.spread import Claim, Misbehaviour
 from wetware_blob import records as blob_records
+from wetware_blob.format import dagpb
+from wetware_blob.format import read as blob_read
+from wetware_blob.format.build import V1_2025, Entry, FileTree, directory
+from wetware_blob.format.car import Reader, header, section
+from wetware_blob.format.cid import DAG_PB, RAW, BadBlock, Block, Cid
 from wetware_mdns import records as mdns
 from wetware_pubsub import wire as pubsub
 from wetware_pubsub.client import _message
@@ -1439,6 +1444,90 @@ PEERS = [
 ]
 
 
+# --- blob -----------------------------------------------------------------------------------------
+
+CHUNK = Block(Cid.of(RAW, b"x"), b"x")
+BLOB_ENTRIES = [Entry(f"{n}.txt", CHUNK.cid, 1) for n in range(5)]
+FILE_TREE = FileTree(replace(V1_2025, links_max=3))
+BLOB_BLOCKS = [
+    *(block for _ in range(3) for block in FILE_TREE.add(CHUNK.cid, 1, 1)),
+    *directory(BLOB_ENTRIES, V1_2025)[1],
+    *directory(BLOB_ENTRIES, replace(V1_2025, threshold_bytes=0))[1],
+]
+DAG_PB_LINK = dagpb.field(0x12, dagpb.field(0x0A, b"\x01\x55\0\0"))
+
+
+def _blob_block(data: bytes) -> object:
+    cid = Cid(1, DAG_PB, bytes(32))
+    blob_read.children(cid, data)
+    return blob_read.judge(blob_read.Claim(cid), data)
+
+
+def _car(data: bytes) -> object:
+    reader, found = Reader(), []
+    for at in range(0, len(data), 4096):
+        found += reader.feed(data[at : at + 4096])
+    reader.close()
+    return found
+
+
+BLOB = [
+    Parser(
+        "CID",
+        on_text(Cid.parse),
+        texts(str(CHUNK.cid), str(Cid.of(DAG_PB, b"", 0))),
+        (InvalidArgument,),
+        600,
+        "text",
+    ),
+    Parser(
+        "CID, binary",
+        Cid.decode,
+        [bytes(CHUNK.cid), bytes(Cid.of(DAG_PB, b"", 0))],
+        (InvalidArgument,),
+        600,
+    ),
+    Parser(
+        "dag-pb",
+        dagpb.decode,
+        [block.data for block in BLOB_BLOCKS],
+        (BadBlock,),
+        2 << 20,
+        grow=[repeated(b"", DAG_PB_LINK), lambda n: dagpb.field(0x0A, bytes(n))],
+    ),
+    Parser(
+        "UnixFS",
+        _blob_block,
+        [block.data for block in BLOB_BLOCKS],
+        (BadBlock,),
+        2 << 20,
+        grow=[
+            lambda n: (
+                directory(
+                    [Entry(f"{i:08}", CHUNK.cid, 1) for i in range(n // 55)],
+                    replace(V1_2025, threshold_bytes=1 << 30),
+                )[1][0].data
+            ),
+            lambda n: dagpb.field(0x0A, b"\x08\x02" + b"\x20\x00" * (n // 2)),
+            lambda n: dagpb.field(
+                0x0A, b"\x08\x05" + dagpb.field(0x12, b"\xff" * n) + b"\x28\x22\x30\x80\x02"
+            ),
+        ],
+    ),
+    Parser(
+        "CAR",
+        _car,
+        [header([CHUNK.cid]) + section(CHUNK) * 3],
+        (BadBlock,),
+        1 << 20,
+        grow=[
+            repeated(header([CHUNK.cid]), section(CHUNK)),
+            lambda n: header([CHUNK.cid] * min(n // 41, 1500)),
+        ],
+    ),
+]
+
+
 def of_auth_evm() -> Iterator[Parser]:
     """The parsers of auth_evm; ImportError where its packages are missing."""
     from wetware.errors import ConfigError
@@ -1578,6 +1667,6 @@ def of_auth_evm() -> Iterator[Parser]:
     )
 
 
-CORE = [*BASE, *ADMISSION, *MEMBERSHIP, *LINK, *RPC, *BROKER, *AUDIT_AND_POLICY, *PEERS]
+CORE = [*BASE, *ADMISSION, *MEMBERSHIP, *LINK, *RPC, *BROKER, *AUDIT_AND_POLICY, *PEERS, *BLOB]
 
 __all__ = ["CORE", "Parser", "of_auth_evm"]

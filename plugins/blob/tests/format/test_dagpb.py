@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wetware.base.varint import uvarint
-from wetware_blob.format import dagpb
+from wetware_blob.format import dagpb, unixfs
 from wetware_blob.format.cid import BLOCK_BYTES_MAX, DAG_PB, RAW, BadBlock, Cid
 from wetware_blob.format.dagpb import Link, Node
 from wetware_blob.format.read import children
@@ -113,6 +113,24 @@ def test_what_is_decoded_is_encoded_to_the_same_bytes(block: bytes) -> None:
         return
     links, data = dagpb.encode(Node(node.links, None)), dagpb.encode(Node((), node.data))
     assert block in (links + data, data + links)
+
+
+numbers = st.none() | st.integers(0, 2**64 - 1)
+
+
+@given(
+    st.builds(
+        unixfs.UnixFs,
+        st.sampled_from(unixfs.Type),
+        st.none() | st.binary(),
+        numbers,
+        st.lists(st.integers(0, 2**64 - 1), max_size=5).map(tuple),
+        numbers,
+        numbers,
+    )
+)
+def test_unixfs_comes_back_from_its_bytes(value: unixfs.UnixFs) -> None:
+    assert unixfs.decode(unixfs.encode(value)) == value
 
 
 def test_the_children_of_a_block() -> None:

@@ -51,8 +51,8 @@ def fields(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """
     at, size = 0, len(data)
     while at < size:
-        tag, at = _varint(data, at)
-        number, at = _varint(data, at)
+        tag, at = varint(data, at)
+        number, at = varint(data, at)
         if tag & 7 == 0:
             yield tag, number, b""
         elif tag & 7 != 2:
@@ -64,7 +64,7 @@ def fields(data: bytes) -> Iterator[tuple[int, int, bytes]]:
             at += number
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
     """As `uvarint_at`, in the shortest form alone."""
     value, end = uvarint_at(data, at)
     if data[end - 1] == 0 and end - at > 1:
