@@ -8,7 +8,7 @@ and may import the core but never another plugin. Lifecycle is not a hook: the n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -35,6 +35,7 @@ from wetware.broker.ports import (
 )
 from wetware.broker.proposals import Proposal
 from wetware.broker.where import Where
+from wetware.errors import NotFound
 from wetware.overlay.peers import Overlay, PeerDown, PeerUp
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from wetware.identity import PeerId
     from wetware.member import Member
+    from wetware.rpc import Ref
 
 __all__ = [
     "GROUP",
@@ -122,6 +124,11 @@ def ww_register_discovery(ctx: PluginContext) -> Discovery | None:
 # --- what hooks receive ---------------------------------------------------------------------------
 
 
+async def _nowhere(peer: PeerId, service: str) -> Ref:
+    """For a context that no node gives."""
+    raise NotFound(f"{peer} is no other member of the cluster", code="not_found.member")
+
+
 @dataclass(frozen=True, slots=True)
 class PluginContext:
     """What a plugin gets of the node: these, and not the node itself.
@@ -145,6 +152,7 @@ class PluginContext:
             (`Service.roles`), empty until an auth backend's `run`. A backend that founds a cluster
             with this start writes it into its roles; nothing is ever decided by it.
         threads: Of the plugin's own, for `run_sync`.
+        open_sibling: What `sibling` calls.
     """
 
     name: str
@@ -160,6 +168,7 @@ class PluginContext:
     evicted: Callable[[PeerId], bool] = lambda _: False
     proposals: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
     threads: Threads = field(default_factory=Threads)
+    open_sibling: Callable[[PeerId, str], Awaitable[Ref]] = _nowhere
 
     async def run_sync(self, function: Callable[..., T], *args: object) -> T:
         """Call a function that blocks in a thread; of each plugin four run at a time.
@@ -167,6 +176,21 @@ class PluginContext:
         Where the caller is cancelled a function that has begun goes on, and keeps its place.
         """
         return await self.threads.run(function, *args)
+
+    async def sibling(self, peer: PeerId, service: str = "") -> Ref:
+        """What the same service of this plugin has at another member, for this node as itself.
+
+        That is what `Service.peer_bootstrap` makes there, under `Service.peer_interface`; by
+        default of the service that has the plugin's name. Members are connected to where needed,
+        and all plugins share the connection. It is over when either node is a member no more, and
+        when the connection ends: ask again then, and for each piece of work, since a new reference
+        takes the best path that there is.
+
+        Raises NotFound where `peer` is no other member, DialError where it is not alive or cannot
+        be reached, Unsupported "unsupported.service" where the service is not running at either
+        end, Denied where that node does not take this one for a member, Disconnected and TimedOut.
+        """
+        return await self.open_sibling(peer, service or self.name)
 
     def members(self, selector: str = "") -> tuple[Member, ...]:
         """See `Overlay.members`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from wetware import rpc
 from wetware.base.bounds import address_key
 from wetware.base.structs import to_struct
+from wetware.broker.peers import no_peer
 from wetware.broker.ports import Accept, Reject
 from wetware.broker.protocol import CORE
 from wetware.broker.session import SessionServant
@@ -18,14 +19,25 @@ from wetware.errors import LimitExceeded, Unrecorded, WetwareError
 from wetware.identity import NONCE_BYTES, Challenge, Channel, LoginStatus, Proof
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from wetware.broker.broker import Broker
 
 
 class GateServant(rpc.Servant, interface=CORE.Gate):
-    """The bootstrap object of one connection, without an address on the unix socket."""
+    """The bootstrap object of one connection, without an address on the unix socket.
 
-    def __init__(self, broker: Broker, channel: Channel, address: str | None) -> None:
-        self._broker, self._channel = broker, channel
+    `peer` gives what the other end has as a member, or raises Denied; None: nobody there is one.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        channel: Channel,
+        address: str | None,
+        peer: Callable[[], Awaitable[rpc.Guarded]] | None = None,
+    ) -> None:
+        self._broker, self._channel, self._peer = broker, channel, peer
         self._address = None if address is None else address_key(address)
         self._attempts = 0
 
@@ -48,6 +60,13 @@ class GateServant(rpc.Servant, interface=CORE.Gate):
         grant = self._broker.tree.peek(id.hex()[:32], secret)
         self._give_back()
         return {"grant": to_struct(grant.info())}
+
+    async def peer(self) -> dict[str, object]:
+        if self._peer is None:
+            raise no_peer("a program of this machine is no node")
+        peer = await self._peer()
+        rpc.current_connection().trust()
+        return {"peer": peer}
 
     def _count(self) -> None:
         """One attempt; raises LimitExceeded."""

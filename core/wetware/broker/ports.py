@@ -30,16 +30,27 @@ class Service(ABC):
         ending: Names of the form "Interface.method": what ends things, or shows what there is to
             end, and gives nothing. A session may call these also while the audit log cannot be
             written; a service without any is not opened then.
+        peer_interface: The interface of what `peer_bootstrap` makes; None: it has no siblings.
     """
 
     name: str
     interface: Interface
     roles: ClassVar[Mapping[str, frozenset[str]]] = {}
     ending: frozenset[str] = frozenset()
+    peer_interface: Interface | None = None
 
     @abstractmethod
     def bootstrap(self, principal: Principal) -> Servant:
         """A fresh servant for one session. The broker guards it with the principal's grant."""
+
+    def peer_bootstrap(self, node: Principal) -> Servant | None:
+        """A fresh servant for this service at another node, which is `node:ID` by its certificate.
+
+        It is asked for with `PluginContext.sibling`, and guarded: it ends when that node is a
+        member no more, and with its connection. It does what replicas need of each other, and
+        gives a node no user's rights: that node says for whom it asks, and need not say the truth.
+        """
+        return None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Run until cancelled; call `task_status.started()` once, when it can serve.

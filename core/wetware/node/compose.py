@@ -35,7 +35,7 @@ from wetware.broker.protocol import GATE_PROTOCOL
 from wetware.broker.records import Records
 from wetware.broker.store import GrantStore
 from wetware.broker.tree import Tree
-from wetware.errors import ConfigError, LimitExceeded, OverlayError
+from wetware.errors import ConfigError, DialError, LimitExceeded, NotFound, OverlayError
 from wetware.identity import Channel, Principal
 from wetware.node.belonging import (
     cluster_of,
@@ -58,6 +58,7 @@ from wetware.node.services.cluster import ClusterService
 from wetware.node.services.grants import GrantsService
 from wetware.node.services.node import NodeService
 from wetware.node.serving import recording, start_backend, start_services
+from wetware.node.siblings import Siblings
 from wetware.node.status import status_of
 from wetware.overlay.admission.decision import Admission
 from wetware.overlay.admission.service import Introductions
@@ -66,9 +67,11 @@ from wetware.overlay.admission.texts import parse_join
 from wetware.overlay.libp2p import Overlay
 from wetware.overlay.link import LinkHost, Stream, check_free
 from wetware.overlay.membership.config import MembershipConfig
+from wetware.overlay.membership.known import State
 from wetware.overlay.membership.outside import Outside
 from wetware.overlay.membership.service import Membership
 from wetware.overlay.membership.swim import middle
+from wetware.overlay.peers import PeerDown
 from wetware.overlay.relay import Relay
 from wetware.overlay.rpc_pipe import RpcPipe
 
@@ -77,8 +80,11 @@ if TYPE_CHECKING:
     from wetware.base.multiaddr import Multiaddr
     from wetware.config import Config
     from wetware.hookspecs import Discovery, Service
+    from wetware.identity import PeerId
     from wetware.loader import Plugins
     from wetware.overlay.admission.texts import Bundle, Ticket
+    from wetware.overlay.link import Connection
+    from wetware.overlay.peers import PeerUp
 
 log = get_logger("node")
 
@@ -239,6 +245,13 @@ class Node(Parts):
             skew_s_max=self.config.admission.clock_skew_s_max,
         )
         self.overlay = Overlay(self.host, self.key)
+        self.siblings = Siblings(
+            self.services,
+            reach=self._reach,
+            admit=self.introductions.peer_of,
+            record=self.audit.denied,
+            spawn=self.host.spawn,
+        )
         return clients_max
 
     def _compose_broker(self, stack: contextlib.AsyncExitStack) -> None:
@@ -277,6 +290,7 @@ class Node(Parts):
         log.info("grants.restored", shares=shares)
         self.introductions.start()
         stack.push_async_callback(self.introductions.aclose)
+        stack.callback(self.introductions.watch(self._peer_changed))
         relay = Relay(self.host, is_member=self.admission.is_member, enabled=self.config.node.relay)
         stack.callback(relay.start())
         judge_clock(self.membership, self.broker)  # before anybody is served
@@ -381,10 +395,14 @@ class Node(Parts):
         connection, login = stream.connection, self.config.login
         address = connection.address
         try:
-            with self.broker.gate_slot(connection, address):
+            with (
+                self.broker.gate_slot(connection, address),
+                self.siblings.served(connection) as peer,
+            ):
+                channel = Channel("noise", connection.channel_binding)
                 await rpc.serve(
                     RpcPipe(stream),
-                    GateServant(self.broker, Channel("noise", connection.channel_binding), address),
+                    GateServant(self.broker, channel, address, peer),
                     stranger_message_bytes_max=login.stranger_message_bytes_max,
                     trust_s=max(login.stranger_s_max, login.deadline_s + 5),
                 )
@@ -426,6 +444,27 @@ class Node(Parts):
         self.store.files.reserve.replace(file, text.encode(), must=True)
 
     # --- peers ------------------------------------------------------------------------------------
+
+    def _peer_changed(self, event: PeerUp | PeerDown) -> None:
+        if isinstance(event, PeerDown):
+            self.siblings.gone(event.peer)
+
+    async def _reach(self, peer: PeerId) -> Connection:
+        """A connection to another member; raises NotFound, DialError."""
+        known, reach = self.membership.member(peer), self.membership.reach
+        if known is None or peer == self.key.peer_id:
+            raise NotFound(
+                f"{peer} is no other member of the cluster",
+                hint="`ww ls --wide` shows the members",
+                code="not_found.member",
+            )
+        if known.state not in (State.ALIVE, State.SUSPECT) and reach.connected(peer) is None:
+            raise DialError(
+                f"{self.called(peer)} ({peer}) is {known.state}",
+                hint="wait until it is back; `ww ls --all` shows since when",
+                code="overlay.dial.not_alive",
+            )
+        return await reach.connect(peer)
 
     def _network_changed(self, network: Network) -> None:
         log.info("network.changed", addrs=" ".join(network.hosts))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wetware.base.log import get_logger
 from wetware.base.threads import Threads
+from wetware.errors import InvalidArgument, Unsupported
 from wetware.hookspecs import PluginContext
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from wetware.node.parts import Parts
     from wetware.overlay.link import Stream
     from wetware.overlay.peers import PeerDown, PeerUp
+    from wetware.rpc import Ref
 
 _SIGN_DOMAINS_REFUSED = (
     b"noise-libp2p-static-key:",
@@ -54,7 +57,23 @@ class Contexts:
             evicted=lambda peer: node.admission.judge.evicted(peer) is not None,
             proposals=MappingProxyType(node.proposals),
             threads=self._threads[name],
+            open_sibling=partial(self._sibling, name),
         )
+
+    async def _sibling(self, plugin: str, peer: PeerId, name: str) -> Ref:
+        """See `PluginContext.sibling`; a plugin has siblings of its own alone."""
+        node = self._node
+        owners = [each.name for each in node.plugins.report if name in each.services]
+        if owners not in ([], [plugin]):
+            raise InvalidArgument(f"{name!r} is a service of the plugin {owners[0]!r}")
+        service = node.services.get(name)
+        if service is None:
+            raise Unsupported(
+                f"the service {name!r} is not running at this node",
+                hint="`ww plugin list` says why",
+                code="unsupported.service",
+            )
+        return await node.siblings.open(peer, service)
 
 
 class _PluginOverlay:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wetware.identity import Key, PeerId
     from wetware.loader import Plugins
     from wetware.node.members import Members
+    from wetware.node.siblings import Siblings
     from wetware.overlay.admission.decision import Admission
     from wetware.overlay.admission.service import Introductions
     from wetware.overlay.admission.store import Store
@@ -51,6 +52,7 @@ class Parts:
     host: LinkHost
     outside: Outside
     overlay: Overlay
+    siblings: Siblings
     backend: AuthBackend
     broker: Broker
     tree: Tree

@@ -507,6 +507,11 @@ class RpcConnection:
         """Whether the connection has ended."""
         return self._end.closed
 
+    @property
+    def held(self) -> int:
+        """References and byte streams of the connection that the application holds."""
+        return len(self._end.clients) + len(self._end.streams)
+
     async def wait_closed(self) -> None:
         """Until the connection has ended, whoever ended it."""
         await self._end.lost.wait()

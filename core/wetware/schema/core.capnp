@@ -9,8 +9,7 @@ using Ww = import "/wetware/schema/ww.capnp";
 
 interface Gate {
   # The bootstrap capability of every connection, over the network and on the unix socket. Stateless;
-  # anybody who can connect holds it, and it grants nothing. It dies with its connection. Ordinal 3 is
-  # meant for `peer` (certified members).
+  # anybody who can connect holds it, and it grants nothing. It dies with its connection.
 
   terminal @0 () -> (terminal :Terminal);
   # A fresh Terminal. At most 8 a connection and
@@ -24,6 +23,21 @@ interface Gate {
 
   describe @2 (id :Data, secret :Data) -> (grant :GrantInfo);
   # What a sturdy reference would give; spends no use. Refuses as `redeem` does. Idempotent.
+
+  peer @3 () -> (peer :Peer);
+  # For a node of the cluster, as itself: what its plugins have of the same plugins here. The connection
+  # has to be one on which both nodes have shown each other their certificates; to everybody else, clients
+  # and foreign peers included, it is `capability.denied.peer`. Idempotent.
+}
+
+interface Peer {
+  # What a member has here, as `node:ID`: never a user's rights, no session, and nothing of the tree of
+  # grants. Held by that node. It dies with its connection, and when the node is a member no more: it was
+  # evicted, or its certificate has ended. Then everything that came of it is dead, calls in flight included.
+
+  open @0 (service :Text) -> (service :Capability);
+  # The servant that the service has for its siblings at other nodes. `unsupported.service` where it is
+  # not running, or has none. Idempotent.
 }
 
 interface Terminal {

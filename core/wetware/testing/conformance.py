@@ -82,7 +82,12 @@ def plugin_context(
     clock: Clock = time,
     **more: Any,
 ) -> PluginContext:
-    """What a node gives to a plugin, without a node; `more` goes to PluginContext as it is."""
+    """What a node gives to a plugin, without a node; `more` goes to PluginContext as it is.
+
+    Siblings are at other overlays that this one is connected to, of what is in its `services`.
+    """
+    if isinstance(overlay, FakeOverlay):
+        more.setdefault("open_sibling", overlay.sibling)
     return PluginContext(
         name=name,
         config=config,
@@ -252,6 +257,7 @@ class ServiceConformance(_Conformance):
                     services.append(
                         self.make(plugin_context(data_dir, self.config, overlay=overlay))
                     )
+                    overlay.services[services[-1].name] = services[-1]
                 async with contextlib.AsyncExitStack() as stack:
                     for service in services:
                         await stack.enter_async_context(self._running(service.run))
@@ -314,17 +320,20 @@ class ServiceConformance(_Conformance):
         async with self._session() as (ref, grant):
             held = await self._call_all(ref)
             grant.revoke("the test")
-            for each in held:
-                assert each.interface is not None
-                for name in each.interface.methods:
-                    where = f"{each.interface.name}.{name}"
-                    try:
-                        await within(self.limit_s, each.call(name), where)
-                    except CapabilityError:
-                        continue
-                    except WetwareError as exc:
-                        raise AssertionError(f"{where}, after its grant ended: {exc!r}") from exc
-                    raise AssertionError(f"gives too much: {where} works after its grant ended")
+            await self._all_ended(held, "its grant ended")
+
+    async def _all_ended(self, held: Sequence[rpc.Ref], what: str) -> None:
+        for each in held:
+            assert each.interface is not None
+            for name in each.interface.methods:
+                where = f"{each.interface.name}.{name}"
+                try:
+                    await within(self.limit_s, each.call(name), where)
+                except CapabilityError:
+                    continue
+                except WetwareError as exc:
+                    raise AssertionError(f"{where}, after {what}: {exc!r}") from exc
+                raise AssertionError(f"gives too much: {where} works after {what}")
 
     @_check
     async def test_calls_are_cut(self) -> None:
@@ -339,6 +348,36 @@ class ServiceConformance(_Conformance):
             grant.revoke("the test")
             cut = gather(*calls, return_exceptions=True)
             await within(self.limit_s, cut, "a call whose grant was revoked")
+
+    @_check
+    async def test_its_siblings_answer(self) -> None:
+        """If it has any: as the service's methods, for a node, and until that is no member more."""
+        declared = self._declared()
+        interface, node = declared.peer_interface, Principal("node", str(FakeOverlay().peer_id))
+        if interface is None:
+            made = declared.peer_bootstrap(node)
+            assert made is None, "peer_interface is None, and peer_bootstrap() makes something"
+            return
+        assert declared.interface not in interface.reachable(), (
+            f"gives too much: a node comes to hold a {declared.interface.name}"
+        )
+        async with self._nodes() as (services, (here, there)):
+            one, other = (services[0].peer_bootstrap(node) for _ in range(2))
+            bound = type(one).__ww_interface__ if isinstance(one, rpc.Servant) else None
+            assert bound is not None, f"peer_bootstrap() returns {one!r}"
+            assert bound.is_a(interface), f"peer_bootstrap() is a {bound.name}"
+            assert one is not other, "gives too much: peer_bootstrap() is one object for two nodes"
+            ref = await there.sibling(here.peer_id, declared.name)
+            held = await self._call_all(ref)
+            calls = [
+                create_task(ref.call(method.name, **_callbacks(method)))
+                for method in interface.methods.values()
+            ]
+            await wait(calls, timeout=_IN_FLIGHT_S)
+            here.siblings.gone(there.peer_id)
+            cut = gather(*calls, return_exceptions=True)
+            await within(self.limit_s, cut, "a call of a node that is no member any more")
+            await self._all_ended(held, "that node was put out")
 
     async def _call_all(self, ref: rpc.Ref) -> list[rpc.Ref]:
         """Call each method of each interface that can be come by; the references that were got."""

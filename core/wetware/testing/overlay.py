@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from wetware import rpc
+from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
-from wetware.errors import OverlayError
+from wetware.broker.protocol import CORE, GATE_PROTOCOL
+from wetware.errors import AdmissionRefused, NotFound, OverlayError, Unsupported
 from wetware.identity import Key, PeerId
 from wetware.member import Member
+from wetware.node.siblings import Siblings
 from wetware.overlay.link import LinkHost
 from wetware.overlay.membership.selector import Selector, selected
 from wetware.overlay.peers import PeerDown, PeerUp
+from wetware.overlay.rpc_pipe import RpcPipe
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-    from wetware.base.access import Access
+    from wetware.hookspecs import Service
     from wetware.overlay.link import Connection, Stream
 
 PIECES_MAX: Final = 4
@@ -34,7 +39,8 @@ class FakeOverlay:
     """`hookspecs.Overlay` for tests: whoever is connected is a member, the DHT is what a test says.
 
     `await a.connect(b)` gives two of one process real streams, over a pipe in memory. `meet` and
-    `part` pretend a peer that no stream leads to.
+    `part` pretend a peer that no stream leads to. What is in `services` has siblings at others:
+    `plugin_context(…, overlay=a).sibling(b.peer_id)`.
 
     Args:
         key: Of the node; a new one if None.
@@ -47,6 +53,8 @@ class FakeOverlay:
         found: What `find_providers` says, or raises.
         keys: What the two were asked for, in order.
         watchers: The callbacks of `watch_peers`.
+        services: By name; each of its siblings comes by a connection, until `evict`.
+        recorded: What of that is counted: event and fields.
     """
 
     def __init__(
@@ -60,6 +68,9 @@ class FakeOverlay:
         self.found: tuple[str, ...] | OverlayError = ()
         self.keys: list[bytes] = []
         self.watchers: list[Callable[[PeerUp | PeerDown], None]] = []
+        self.services: dict[str, Service] = {}
+        self.recorded: list[tuple[str, dict[str, object]]] = []
+        self._evicted: set[PeerId] = set()
         self._members: dict[PeerId, Member] = {}
         self._member_watchers: list[Callable[[Member], None]] = []
         if host is not None:
@@ -73,7 +84,38 @@ class FakeOverlay:
         self._watch()
         return self.host
 
+    @cached_property
+    def siblings(self) -> Siblings:
+        """As a node's."""
+
+        def record(event: str, /, *, key: object, **fields: object) -> None:
+            self.recorded.append((event, fields))
+
+        return Siblings(
+            self.services,
+            reach=self._reach,
+            admit=self._admit,
+            record=record,
+            spawn=self.host.spawn,
+        )
+
+    async def _reach(self, peer: PeerId) -> Connection:
+        connection = self.host.connection(peer)
+        if connection is None:
+            raise NotFound(f"{peer} is no other member of the cluster", code="not_found.member")
+        return connection
+
+    async def _admit(self, connection: Connection) -> PeerId:
+        if connection.peer in self._evicted:
+            raise AdmissionRefused(f"{connection.peer} was evicted", code="admission.evicted")
+        return connection.peer
+
+    async def _gate(self, stream: Stream) -> None:
+        with self.siblings.served(stream.connection) as peer:
+            await rpc.serve(RpcPipe(stream), _Gate(peer))
+
     def _watch(self) -> None:
+        self.host.handle(GATE_PROTOCOL, self._gate, access=Access.PUBLIC)
         for connection in self.host.connections():
             self.meet(connection.peer)
         self.host.watch(lambda connection: self.meet(connection.peer), self._lost)
@@ -110,6 +152,15 @@ class FakeOverlay:
                     connection.abort(OverlayError("cut by the test"))
                     await connection.wait_closed()
 
+    def evict(self, peer: PeerId) -> None:
+        """It is a member no more, and its connections end."""
+        self._evicted.add(peer)
+        self.siblings.gone(peer)
+        self.part(peer)
+        for connection in self.host.connections():
+            if connection.peer == peer:
+                connection.abort(OverlayError("evicted by the test"))
+
     def meet(self, peer: PeerId, **says: Any) -> None:
         """A member is there, and says this of itself: attributes of `Member`. Idempotent."""
         before = self._members.get(peer)
@@ -132,6 +183,12 @@ class FakeOverlay:
     def _tell(self, event: PeerUp | PeerDown) -> None:
         for callback in tuple(self.watchers):
             callback(event)
+
+    async def sibling(self, peer: PeerId, service: str) -> rpc.Ref:
+        """For `PluginContext.open_sibling`."""
+        if (found := self.services.get(service)) is None:
+            raise Unsupported(f"no service {service!r} here", code="unsupported.service")
+        return await self.siblings.open(peer, found)
 
     # --- hookspecs.Overlay ------------------------------------------------------------------------
 
@@ -210,6 +267,21 @@ async def overlays(count: int) -> AsyncIterator[tuple[FakeOverlay, ...]]:
         for one, two in combinations(nodes, 2):
             await one.connect(two)
         yield nodes
+
+
+class _Gate(rpc.Servant, interface=CORE.Gate):
+    """What members have of it."""
+
+    def __init__(self, peer: Callable[[], Awaitable[rpc.Guarded]]) -> None:
+        self._peer = peer
+
+    async def peer(self) -> dict[str, object]:
+        return {"peer": await self._peer()}
+
+    async def terminal(self, **_: object) -> dict[str, object]:
+        raise Unsupported("nobody logs in here")
+
+    redeem = describe = terminal
 
 
 class _MemoryPipe:

@@ -16,3 +16,9 @@ interface Box {
 interface Sink {
   changed @0 (value :Data) -> ();
 }
+
+interface Twin {
+  have @0 (name :Text) -> (value :Data);
+  wait @1 ();
+  box @2 () -> (box :Box);
+}

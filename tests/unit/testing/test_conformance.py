@@ -20,6 +20,8 @@ from wetware.identity import Challenge, Key, LoginStatus, PeerId, Principal, Pro
 from wetware.testing import AuthConformance, RecorderConformance, ServiceConformance, run_watched
 
 SCHEMA = rpc.load(Path(__file__).with_name("planted.capnp"))
+HANGS_S = 1.0
+"""For what hangs: so long has everything else to work, on a busy machine too."""
 
 
 def failing(suite: Any) -> dict[str, str]:
@@ -104,6 +106,8 @@ def test_the_timer_of_others_goes_on() -> None:
 
 # --- services -------------------------------------------------------------------------------------
 
+ADA, EVE = (Key.from_seed(seed * 32) for seed in (b"a", b"e"))
+
 
 class ShelfService(Service):
     """What the contract asks for."""
@@ -157,6 +161,38 @@ class BoxServant(rpc.Servant, interface=SCHEMA.Box):
         await sink.changed(value=b"")
 
 
+class TwinServant(rpc.Servant, interface=SCHEMA.Twin):
+    def __init__(self, service: Any, node: Principal) -> None:
+        self.service = service
+        assert PeerId.parse(node.subject)
+        assert node.backend == "node"
+
+    async def have(self, name: str) -> Any:
+        return {"value": self.service.boxes.get(name, b"")}
+
+    async def wait(self) -> None:
+        await asyncio.sleep(0.2)  # in flight when its node is put out
+
+    async def box(self) -> Any:
+        return {"box": BoxServant(self.service, "")}
+
+
+class TwinsService(ShelfService):
+    """The same, which has siblings."""
+
+    peer_interface = SCHEMA.Twin
+
+    def peer_bootstrap(self, node: Principal) -> rpc.Servant | None:
+        return TwinServant(self, node)
+
+
+class TestTwins(ServiceConformance):
+    examples = {"Twin.have": {"name": "one"}}
+
+    def make(self, ctx: Any) -> Service:
+        return TwinsService()
+
+
 class TestShelf(ServiceConformance):
     """Collected by pytest, as in a plugin's tests."""
 
@@ -164,10 +200,6 @@ class TestShelf(ServiceConformance):
 
     def make(self, ctx: Any) -> Service:
         return ShelfService()
-
-
-HANGS_S = 1.0
-"""For what hangs: so long has everything else to work, on a busy machine too."""
 
 
 def planted(hangs: bool = False, **methods: Any) -> Any:
@@ -181,6 +213,12 @@ def planted(hangs: bool = False, **methods: Any) -> Any:
             return made()
 
     return Suite()
+
+
+def twins(interface: Any = SCHEMA.Twin, of: Any = TwinServant, **methods: Any) -> Any:
+    """The suite for one whose siblings' servant is another one."""
+    made: Any = type("Planted", (of,), methods)
+    return planted(peer_interface=interface, peer_bootstrap=lambda self, node: made(self, node))
 
 
 def shelf(**methods: Any) -> Callable[..., rpc.Servant]:
@@ -268,6 +306,15 @@ async def _open_unguarded(self: Any, name: str) -> Any:
     return {"box": rpc.guarded(BoxServant(self.service, name), None)}
 
 
+async def _twin_returns_junk(self: Any, name: str) -> Any:
+    return {"value": "text"}
+
+
+async def _twin_unguarded(self: Any) -> Any:
+    return {"box": rpc.guarded(BoxServant(self.service, ""), None)}
+
+
+_TWIN = TwinServant(ShelfService(), Principal("node", str(ADA.peer_id)))
 _SHARED = ShelfServant(ShelfService())
 STARTS = {"it_starts_and_stops", "every_method_answers", "calls_are_cut"}
 STOPS = {*STARTS, "it_stops_while_it_starts"}
@@ -359,6 +406,41 @@ DEFECTS: dict[str, tuple[Any, set[str], str]] = {
         {"what_ends_things_gives_nothing"},
         "gives too much: ending methods of Shelf give a Box",
     ),
+    "siblings without an interface": (
+        twins(None),
+        {"its_siblings_answer"},
+        "peer_interface is None, and peer_bootstrap.. makes something",
+    ),
+    "no siblings of its interface": (
+        planted(peer_interface=SCHEMA.Twin),
+        {"its_siblings_answer"},
+        "peer_bootstrap.. returns None",
+    ),
+    "siblings of another interface": (
+        twins(of=BoxServant),
+        {"its_siblings_answer"},
+        "peer_bootstrap.. is a Box",
+    ),
+    "a node comes to be a user": (
+        twins(SCHEMA.Shelf),
+        {"its_siblings_answer"},
+        "gives too much: a node comes to hold a Shelf",
+    ),
+    "one sibling for all": (
+        planted(peer_interface=SCHEMA.Twin, peer_bootstrap=lambda self, node: _TWIN),
+        {"its_siblings_answer"},
+        "gives too much: peer_bootstrap.. is one object for two nodes",
+    ),
+    "a sibling returns junk": (
+        twins(have=_twin_returns_junk),
+        {"its_siblings_answer"},
+        r"Twin.have raises, or returns junk.*expected bytes, not str",
+    ),
+    "what a sibling gives outlives a membership": (
+        twins(box=_twin_unguarded),
+        {"its_siblings_answer"},
+        "gives too much: Box.put works after that node was put out",
+    ),
     "what ends things is not there": (
         planted(ending=frozenset({"Shelf.close"})),
         {"what_ends_things_gives_nothing"},
@@ -376,8 +458,6 @@ def test_a_service_with_a_defect_fails(defect: str) -> None:
 
 
 # --- auth backends --------------------------------------------------------------------------------
-
-ADA, EVE = (Key.from_seed(seed * 32) for seed in (b"a", b"e"))
 
 
 class KeySigner:

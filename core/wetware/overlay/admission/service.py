@@ -181,6 +181,34 @@ class Introductions:
             raise link.error
         return self._admission.chain(connection.peer)
 
+    async def peer_of(self, connection: Connection) -> PeerId:
+        """The node at the other end of a connection on which both ends have admitted each other.
+
+        The one decision on what a node is given as itself. Whoever carries the connection plays no
+        part in it: the peer has proved who it is in the handshake. Waits up to `exchange_s` for the
+        introduction of a member. Raises AdmissionRefused for all others: clients, foreign peers,
+        and nodes that were evicted or whose certificate has ended.
+        """
+        peer, admission = connection.peer, self._admission
+        why = "it is no member of this cluster"
+        if admission.members.is_foreign(peer):
+            why = "it is a foreign libp2p peer"
+        elif not admission.is_member(peer):
+            admission.judge.refuse_evicted(peer)  # which is told
+        else:
+            try:
+                async with asyncio.timeout(self._limits.exchange_s):
+                    await self.introduced(connection)
+            except TimeoutError:
+                why = "it did not introduce itself on this connection"
+            except OverlayError as exc:
+                why = exc.message
+            else:
+                link = self._links.get(connection)
+                if link is not None and link.up and admission.is_member(peer):
+                    return peer
+        raise refusal("no_member", f"{peer}: {why}")
+
     def _refresh(self, peer: PeerId) -> None:
         """Decide anew whether a peer is up."""
         links = [link for connection, link in self._links.items() if connection.peer == peer]
