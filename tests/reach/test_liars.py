@@ -1,4 +1,4 @@
-"""Members that lie about addresses: what that makes the others do to somebody else."""
+"""Members that lie: what that makes the others do to somebody else, and what a relay achieves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import wetware.testing.nodes as nodes_module
+from wetware.testing import wait_for
 
 from .cluster import Cluster
 from .lab import Lab
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.timeout(180)
 WATCHED_S = 30.0
 AT_MOST = {"record": 4 * 2, "punch": 2 * 4}
 """Of packets in that time: the first dial and three more of two addresses, two punches of four."""
+LEFT_S = 50.0
+"""A relay that holds what it carries: after 45, by reach.md, and some for connecting anew."""
 TCP, SYN_ACK, SYN = 6, 0x12, 0x02
 
 
@@ -53,11 +56,11 @@ def syns(lab: Lab, name: str, seconds: list[float]) -> Iterator[collections.Coun
 
 
 @contextlib.contextmanager
-def lying(monkeypatch: pytest.MonkeyPatch, lab: Lab, *ways: str) -> Iterator[None]:
-    """A node that is started meanwhile lies in these ways about where it is, or others are."""
+def lying(monkeypatch: pytest.MonkeyPatch, host: str, *ways: str) -> Iterator[None]:
+    """A node that is started meanwhile does harm in these ways; see liar.py."""
     with monkeypatch.context() as patched:
         script = str(Path(__file__).with_name("liar.py"))
-        command = [sys.executable, script, ",".join(ways), lab.hosts["victim"].address]
+        command = [sys.executable, script, ",".join(ways), host]
         patched.setattr(nodes_module, "_ww", lambda: command)
         yield
 
@@ -78,7 +81,7 @@ def test_a_member_that_names_a_victim_as_its_address_has_it_dialled_a_few_times(
         cluster.start(name, join="hub" if cluster.nodes else "")
     ticket = cluster.nodes["hub"].invite()
     with syns(lab, "victim", when) as counted:
-        with lying(monkeypatch, lab, way):
+        with lying(monkeypatch, lab.hosts["victim"].address, way):
             cluster.start("liar", ticket=ticket)
         time.sleep(WATCHED_S)
         record_property("attempts by source", dict(counted))
@@ -99,7 +102,7 @@ def test_of_two_observers_one_lies_and_the_pair_stays_relayed(
         lab.host(name, lab.network("port-restricted"))
     cluster.start("hub")
     ticket = cluster.nodes["hub"].invite()
-    with lying(monkeypatch, lab, "observed"):
+    with lying(monkeypatch, lab.hosts["victim"].address, "observed"):
         cluster.start("liar", ticket=ticket)
     with syns(lab, "victim", when) as counted:
         for name in ("home", "cafe"):
@@ -111,3 +114,41 @@ def test_of_two_observers_one_lies_and_the_pair_stays_relayed(
         time.sleep(5.0)
         assert not counted
     assert cafe.members()[str(cluster.nodes["home"].peer_id)]["via"]
+
+
+def test_a_relay_that_holds_what_it_carries_is_left_for_another(
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """It carried the pair well before; what members say to it itself is answered at once."""
+    lab, begun = cluster.lab, tmp_path / "begun"
+    for name in ("liar", "hub"):
+        lab.host(name)
+    for name in ("home", "cafe"):
+        lab.host(name, lab.network("symmetric"))
+    with lying(monkeypatch, str(begun), "hold"):
+        cluster.start("liar")
+    for name in ("home", "cafe", "hub"):
+        cluster.start(name, join="liar")
+    home, cafe = cluster.nodes["home"], cluster.nodes["cafe"]
+    hub, liar = (str(cluster.nodes[name].peer_id) for name in ("hub", "liar"))
+
+    def relays() -> set[str]:
+        return {
+            node.members()[str(other.peer_id)]["via"]
+            for node, other in ((home, cafe), (cafe, home))
+        }
+
+    for node in (home, cafe):
+        node.wait_members(other.peer_id for other in cluster.nodes.values())
+    wait_for(lambda: relays() == {liar}, "a pair that the liar carries")
+    begun.touch()
+    started = time.monotonic()
+    wait_for(lambda: relays() == {hub}, "another relay", within_s=LEFT_S)
+    record_property("left after, s", time.monotonic() - started)
+    cluster.ww("home", "ping", "cafe", "-c", "3", "-i", "0.2", check=True)
+    assert relays() == {hub}
+    states = {member["state"] for node in (home, cafe) for member in node.members().values()}
+    assert states == {"alive"}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import pytest
@@ -34,6 +36,8 @@ pytestmark = pytest.mark.anyio
 MIB = 1 << 20
 Trio: TypeAlias = tuple[LinkHost, LinkHost, LinkHost]
 ECHO = "/echo"
+QUICK = LinkLimits(close_s=0.2, linger_s=0.5)
+KEEPALIVE = replace(QUICK, keepalive_s=0.5, keepalive_timeout_s=0.5)
 
 
 class Net:
@@ -54,7 +58,7 @@ class Net:
         host = await self.stack.enter_async_context(
             LinkHost(
                 key,
-                limits=limits or LinkLimits(close_s=0.2, linger_s=0.5),
+                limits=limits or QUICK,
                 admit=admit,
                 privileged=self.members.__contains__,
             )
@@ -75,6 +79,11 @@ class Net:
 async def echo(stream: Stream) -> None:
     while data := await stream.read():
         await stream.write(data)
+
+
+async def hear_all(stream: Stream) -> None:
+    while await stream.read():
+        pass
 
 
 def through(hub: LinkHost, to: LinkHost) -> tuple[Multiaddr, ...]:
@@ -414,6 +423,91 @@ async def test_a_relay_that_meddles_ends_the_connection_and_no_byte_is_believed(
         async with asyncio.timeout(5):
             await connection.wait_closed()
     assert b"onetwothreefour".startswith(bytes(heard))
+
+
+async def holding(net: Net, cafe: LinkHost, delay_s: Callable[[], float]) -> LinkHost:
+    """A relay to `cafe` that passes each piece on after so long, in order."""
+    liar = await net.stack.enter_async_context(LinkHost(Key.generate(), limits=QUICK))
+    await liar.listen([Multiaddr("ip4", "127.0.0.1", 0)])
+    net.members.add(liar.peer_id)
+    await liar.dial(cafe.listen_addrs)
+    loop = asyncio.get_running_loop()
+
+    async def carry(source: Stream, target: Stream) -> None:
+        held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def take() -> None:
+            while data := await source.read():
+                held.put_nowait((loop.time() + delay_s(), data))
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(take())
+            while True:
+                due, data = await held.get()
+                await asyncio.sleep(due - loop.time())
+                await target.write(data)
+
+    async def serve(stream: Stream) -> None:
+        await stream.read_exactly(1 + len(cafe.peer_id.multihash))
+        onward = await liar.open_stream(cafe.peer_id, TUNNEL_PROTOCOL)
+        await stream.write(bytes([Verdict.CARRIED]))
+        with contextlib.suppress(ExceptionGroup):  # its ends are gone
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(carry(stream, onward))
+                tasks.create_task(carry(onward, stream))
+
+    liar.handle(RELAY_PROTOCOL, serve, access=Access.PUBLIC)
+    return liar
+
+
+async def test_a_relay_that_holds_every_byte_is_passed_by(trio: Trio, net: Net) -> None:
+    """By who has another one; its own answer comes at once."""
+    home, hub, cafe = trio
+    liar = await holding(net, cafe, lambda: 60.0)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    connection = await home.dial([*through(liar, cafe), *through(hub, cafe)])
+    assert loop.time() - began < 1.0
+    assert connection.remote.relay == hub.peer_id
+
+
+@pytest.mark.parametrize("growing", [True, False])
+async def test_a_relay_that_holds_every_byte_longer_than_a_keepalive_loses_the_connection(
+    net: Net, growing: bool
+) -> None:
+    """Also where bytes never cease to arrive: what they answer is too old."""
+    home, cafe = await net.host(limits=KEEPALIVE), await net.host(limits=KEEPALIVE)
+    loop = asyncio.get_running_loop()
+    began = math.inf
+
+    def delay_s() -> float:
+        return max(0.0, (loop.time() - began) / 2 if growing else 60.0 * (loop.time() > began))
+
+    liar = await holding(net, cafe, delay_s)
+    connection = await home.dial(through(liar, cafe))
+    [inbound] = [c for c in cafe.connections() if c.peer == home.peer_id]
+    cafe.handle("/hear", hear_all, access=Access.PUBLIC)
+    stream = await connection.open_stream("/hear")
+    back = await inbound.open_stream(ECHO)
+    began = loop.time()
+
+    async def talk() -> None:
+        with contextlib.suppress(OverlayError):
+            while True:
+                await stream.write(b"x")
+                await back.write(b"y")
+                await asyncio.sleep(0.02)
+
+    talking = asyncio.create_task(talk())
+    try:
+        async with asyncio.timeout(6 * (KEEPALIVE.keepalive_s + KEEPALIVE.keepalive_timeout_s)):
+            await asyncio.gather(connection.wait_closed(), inbound.wait_closed())
+    finally:
+        talking.cancel()
+        await asyncio.wait([talking])
+    why = {getattr(each.error, "code", "") for each in (connection, inbound)}
+    assert "overlay.keepalive" in why  # the first one ends the pipe for the other
+    assert why <= {"overlay.keepalive", "overlay.carrier"}
 
 
 @pytest.mark.parametrize(

@@ -608,6 +608,8 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
 
     def _keepalive(self) -> None:
         seen = self._progress()
+        if self._held_up():
+            return
         stuck = self._paused and seen[1] == self._last_seen[1]
         if seen[0] == self._last_seen[0] or stuck:
             if not stuck:
@@ -615,6 +617,8 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
             timeout_s = self._limits.keepalive_timeout_s
             self._timer = self._loop.call_later(timeout_s, self._keepalive_over, seen, timeout_s)
         else:
+            if self.tunnelled and self._session.pinged_at == math.inf:
+                self._session.ping()
             self._timer = self._loop.call_later(self._limits.keepalive_s, self._keepalive)
         self._last_seen = seen
 
@@ -630,8 +634,23 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             self._refuse("connection.keepalive", OverlayError(silent, code="overlay.keepalive"))
             return
+        if self._held_up():
+            return
         self._last_seen = seen
         self._timer = self._loop.call_later(self._limits.keepalive_s, self._keepalive)
+
+    def _held_up(self) -> bool:
+        """Whether a relay holds what it carries; then the connection has ended.
+
+        What arrives may have been said long ago. Only an answer tells.
+        """
+        late_s = self._loop.time() - self._session.pinged_at
+        limits = self._limits
+        if not self.tunnelled or late_s < limits.keepalive_s + limits.keepalive_timeout_s:
+            return False
+        why = f"a ping through the relay was not answered for {late_s:.3g} s"
+        self._refuse("connection.keepalive", OverlayError(why, code="overlay.keepalive"))
+        return True
 
     def _give_up(self) -> None:
         if self._transport is not None:

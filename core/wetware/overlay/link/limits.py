@@ -87,9 +87,10 @@ class LinkLimits:
         notsent_bytes_max: What the kernel queues beyond what the path carries (TCP_NOTSENT_LOWAT,
             where the platform has it). An urgent frame waits behind this much at most: 0.1 s at
             10 Mbit/s, where the usual send buffer holds 3 s.
-        keepalive_s: Silence after which the peer is pinged.
+        keepalive_s: Silence after which the peer is pinged; one that is carried, always.
         keepalive_timeout_s: Silence after that ping, or time in which a peer takes none of what
-            waits for it, after which the connection ends.
+            waits for it, after which the connection ends. One that is carried ends as well where a
+            ping is not answered for the sum of the two: its relay may hold what it carries.
         close_s: How long a graceful close tries to get rid of what is queued.
         linger_s: How long a stream that is finished here waits for the peer's FIN before a reset.
         handler_grace_s: How long a handler may go on after a reset; then it is cancelled.

@@ -757,7 +757,7 @@ class Session:
         self.streams_in = self.streams_out = 0
         self.used_at = 0.0  # loop time at which the last stream with a protocol ended
         self.rtt_s = math.inf  # the shortest round trip measured; unknown: windows just grow
-        self._pinged_at = math.inf
+        self.pinged_at = math.inf  # loop time of the first ping that is not answered yet
         self.remote_gone = False  # the peer said GOAWAY: no new streams
         self.going = False  # this side is about to
         self.dead = False
@@ -1066,11 +1066,11 @@ class Session:
         self._spend(self._idle_talk, "pings")
         if flags & SYN:
             self.control(_pack(0, PING, ACK, 0, value))
-        elif self._pinged_at < math.inf:
-            self.rtt_s = min(self.rtt_s, self.loop.time() - self._pinged_at)
-            self._pinged_at = math.inf
+        elif self.pinged_at < math.inf:
+            self.rtt_s = min(self.rtt_s, self.loop.time() - self.pinged_at)
+            self.pinged_at = math.inf
 
     def ping(self) -> None:
         """Ask the peer for a sign of life."""
-        self._pinged_at = self.loop.time()
+        self.pinged_at = min(self.pinged_at, self.loop.time())
         self.control(_pack(0, PING, SYN, 0, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,7 +58,7 @@ class Direct:
     Args:
         host: The link.
         addrs: Where a member may be dialled.
-        carriers: Who may be a relay, with the connection; the shortest round trip first.
+        carriers: Connections to who may be a relay to a peer; the shortest round trip first.
         punching: For what cannot be dialled.
         now: Monotonic seconds.
         rng: For jitter.
@@ -70,7 +70,7 @@ class Direct:
         self,
         host: LinkHost,
         addrs: Callable[[PeerId], Iterable[Multiaddr]],
-        carriers: Callable[[], Mapping[PeerId, Connection]],
+        carriers: Callable[[PeerId], Iterable[Connection]],
         punching: Punching,
         *,
         now: Callable[[], float],
@@ -163,7 +163,7 @@ class Direct:
             if connection is None or not connection.tunnelled or peer < self._host.peer_id:
                 return
             present = connection.remote.relay
-            carriers = [way for relay, way in self._carriers().items() if relay != present]
+            carriers = [way for way in self._carriers(peer) if way.peer != present]
             for carrier in carriers[:RELAYS_ASKED_MAX]:
                 # A relay is at most as near as what is behind it.
                 if not _much_shorter(carrier.rtt_s, connection.rtt_s):

@@ -43,6 +43,10 @@ log = get_logger("membership.reach")
 
 CARRIERS_MAX = 3
 """Members asked to carry a connection, beside those that the peer itself names."""
+FAILED_S, FAILED_MAX = 600.0, 4096
+"""How long a relay comes last for a peer after a connection through it to that one fell silent or
+was cut, and of how many pairs that is known: a near one that holds or cuts what it carries would be
+taken again and again. For that peer alone, for it may as well have been the peer that went."""
 RELAYS_KEPT, RELAYS_AGAIN_S = 3, 10.0
 """Relays that a node of a large cluster stays connected to, and how often it looks for others."""
 MOVES_PER_S, MOVES_BURST, MOVES_PEERS_MAX = 1 / 60, 4, 4096
@@ -50,6 +54,7 @@ MOVES_PER_S, MOVES_BURST, MOVES_PEERS_MAX = 1 / 60, 4, 4096
 node that starts names its relays after its own."""
 PLAN_S_MIN = 0.02
 """Between two plans: a whole cluster may become known within a turn of the loop."""
+_FAILED = ("overlay.keepalive", "overlay.carrier")
 _TEXT_LOGGED = 120
 
 
@@ -222,7 +227,7 @@ class Reach:
         self._direct = Direct(
             host,
             store.addrs,
-            self.carriers,
+            self._carriers_to,
             self._punching,
             now=self.now,
             rng=self.rng,
@@ -236,6 +241,9 @@ class Reach:
             config.stranger_s, self.limits.strangers_max, clock.monotonic
         )
         self._moves = Rates(MOVES_PER_S, MOVES_BURST, MOVES_PEERS_MAX, self.now)
+        self._failed_relays: Recent[tuple[PeerId | None, PeerId], None] = Recent(
+            FAILED_S, FAILED_MAX, clock.monotonic
+        )
         self._traffic: dict[Connection, int] = {}
         self._dirty = True
         self._plan_at = self._prune_at = self._eager_until = 0.0
@@ -251,6 +259,7 @@ class Reach:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             end_watch = self._introductions.watch(self._peer_changed)
+            end_links = self._host.watch(lambda _: None, self._link_down)
             end_punching = self._punching.start()
             self.started.set()
             try:
@@ -262,6 +271,7 @@ class Reach:
                             await self._wake.wait()
             finally:
                 end_watch()
+                end_links()
                 end_punching()
                 self._tasks = None
                 for attempt in self._attempts.values():
@@ -372,6 +382,11 @@ class Reach:
                     target.due += self._pause_s(target) + self._head_start(peer)
         self._wake.set()
 
+    def _link_down(self, connection: Connection) -> None:
+        relay, error = connection.remote.relay, connection.error
+        if relay is not None and getattr(error, "code", "") in _FAILED:
+            self._failed_relays.put((relay, connection.peer), None)
+
     # --- connections on demand --------------------------------------------------------------------
 
     def connected(self, peer: PeerId) -> Connection | None:
@@ -463,6 +478,14 @@ class Reach:
         }
         return dict(sorted(found.items(), key=lambda item: item[1].rtt_s))
 
+    def _carriers_to(self, peer: PeerId) -> list[Connection]:
+        """Those that may carry a connection to `peer`, without those of FAILED_S."""
+        return [
+            connection
+            for other, connection in self.carriers().items()
+            if other != peer and (other, peer) not in self._failed_relays
+        ]
+
     def observers(self) -> list[Connection]:
         """Who can tell how this node is seen: who was dialled at a public address."""
         dialled = (connection for connection in self.carriers().values() if connection.initiator)
@@ -477,10 +500,19 @@ class Reach:
         known = self._store.addrs(peer)
         direct = [addr for addr in known if addr.relay is None]
         named = [addr for addr in known if addr.relay is not None]
-        carriers = [connection for other, connection in self.carriers().items() if other != peer]
+        carriers = sorted(
+            (connection for other, connection in self.carriers().items() if other != peer),
+            key=lambda carrier: (carrier.peer, peer) in self._failed_relays,
+        )
         through = [carrier.remote.through(peer) for carrier in carriers[:CARRIERS_MAX]]
         by_relay: dict[object, Multiaddr] = {}
-        for addr in sorted((*named, *through), key=lambda addr: addr.relay not in self._up):
+        for addr in sorted(
+            (*named, *through),
+            key=lambda addr: (
+                (addr.relay, peer) in self._failed_relays,
+                addr.relay not in self._up,
+            ),
+        ):
             # Who is connected is asked once; another may be there at one of its addresses only.
             by_relay.setdefault(addr.relay if addr.relay in self._up else addr, addr)
         return [*direct, *by_relay.values()]

@@ -11,6 +11,7 @@ import pytest
 from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
 from wetware.identity import Key
+from wetware.overlay import relay as relay_module
 from wetware.overlay.link import Connection, Stream
 from wetware.overlay.membership import direct
 from wetware.overlay.membership import reach as reach_module
@@ -84,6 +85,54 @@ async def test_another_relay_takes_over(net: Any) -> None:
     assert loop.time() - started < 3.0
     with pytest.raises(Exception, match="ended"):  # whose bytes it carried is told
         await stream.read_exactly(1)
+    assert await home.membership.ping(cafe.peer) > 0
+
+
+@pytest.mark.parametrize("cuts", [False, True])
+async def test_a_relay_that_holds_or_cuts_what_it_carries_comes_last_from_then_on(
+    net: Any, monkeypatch: pytest.MonkeyPatch, cuts: bool
+) -> None:
+    """However near it is, and though it carries each new connection at first."""
+    monkeypatch.setattr(direct, "BETTER_S", 0.2)
+    monkeypatch.setattr(direct, "BETTER_GAIN_S", 0.3)  # none is, until the test says so
+
+    async def splice(left: Stream, right: Stream, pace: Any) -> None:
+        carried.append((left, right))
+        await as_ever(left, right, pace)
+
+    carried: list[tuple[Stream, Stream]] = []
+    as_ever = relay_module.splice
+    monkeypatch.setattr(relay_module, "splice", splice)
+    hubs = await net.cluster(2)
+    home, cafe = await hidden(net, *hubs), await hidden(net, *hubs)
+    await net.until(lambda: home.is_up(cafe) and cafe.is_up(home))
+    await net.converged(*hubs, home, cafe)
+    present = between(home, cafe).remote.relay
+    liar, other = sorted(hubs, key=lambda hub: hub.peer != present)
+    for one in (home, cafe):
+        between(one, liar)._session.rtt_s = 0.0001
+        between(one, other)._session.rtt_s = 0.02
+    for streams in carried:
+        for stream in streams:
+            if stream.connection in liar.host.connections():
+                stream.detach()
+                if cuts:
+                    stream.reset()
+    held = []
+    for one, far, within_s in ((home, cafe, 0.3), (cafe, home, 0.5)):  # not at the same time
+        for each in one.host.connections():
+            if each.peer == far.peer and each.remote.relay == liar.peer:
+                held.append(each)
+                if not cuts:
+                    each.probe(within_s)
+    await net.until(
+        lambda: all(each.closed for each in held) and home.is_up(cafe) and cafe.is_up(home)
+    )
+    assert between(home, cafe).remote.relay == other.peer
+    for one, far in ((home, cafe), (cafe, home)):
+        between(one, far)._session.rtt_s = 0.5
+    await asyncio.sleep(0.7)
+    assert between(home, cafe).remote.relay == other.peer, "nor is it a better one"
     assert await home.membership.ping(cafe.peer) > 0
 
 
