@@ -99,6 +99,7 @@ from wetware_audit.verify import _header
 from wetware_auth_local.policy import DOCUMENT_BYTES_MAX, DOMAIN, Policy, Signed, User
 from wetware_auth_local.spread import Claim, Misbehaviour
 from wetware_blob import records as blob_records
+from wetware_blob.exchange import wire as blob_wire
 from wetware_blob.format import dagpb
 from wetware_blob.format import read as blob_read
 from wetware_blob.format.build import V1_2025, Entry, FileTree, directory
@@ -1369,6 +1370,15 @@ def _pubsub(data: bytes) -> object:
     return found
 
 
+def _blocks(data: bytes) -> object:
+    """What a provider answers, in the pieces that a link makes of it."""
+    found: list[Any] = []
+    answers = blob_wire.Answers(found.append, found.extend)
+    for at in range(0, len(data), 1000):
+        answers.feed(memoryview(data)[at : at + 1000])
+    return found
+
+
 def _one_frame(item: bytes) -> Callable[[int], bytes]:
     return lambda n: pubsub.frame([item] * (n // len(item)))
 
@@ -1426,6 +1436,26 @@ PEERS = [
         [mdns.encode([addr.with_peer(PEER) for addr in ADDRS], "c" * 40)],
         (),
         9000,
+    ),
+    Parser(
+        "wants of blocks",
+        lambda data: done(blob_wire.read_want(Received(data))),
+        [blob_wire.want_frame([bytes(32)]), blob_wire.want_frame([bytes(32), b"a" * 32])],
+        (blob_wire.Malformed, EOFError),
+        9000,
+    ),
+    Parser(
+        "blocks that were wanted",
+        _blocks,
+        [blob_wire.head(b"abc") + b"abc" + blob_wire.ABSENT_FRAME + blob_wire.head(b"")],
+        (blob_wire.Malformed,),
+        1 << 20,
+        grow=[
+            repeated(b"", blob_wire.ABSENT_FRAME),
+            repeated(b"", blob_wire.head(b"")),
+            repeated(b"", blob_wire.head(b"a") + b"a"),
+            lambda n: blob_wire.head(bytes(n)) + bytes(n),
+        ],
     ),
     Parser(
         "pub-sub frame",

@@ -1,0 +1,128 @@
+"""What the rest of the plugin uses: a source of blocks, this node's own or those of others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from wetware.errors import LimitExceeded
+from wetware_blob.exchange import fetch as fetching
+from wetware_blob.exchange.fetch import Fetch, Find
+from wetware_blob.exchange.serve import serve
+from wetware_blob.format.cid import RAW, Cid
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
+    from wetware.hookspecs import Overlay
+    from wetware_blob.store.store import RunSync, Store
+
+FETCHES_MAX: Final = 64
+"""Roots that are read at a time."""
+BYTES_MAX: Final = 64 << 20
+"""In memory of all fetches, as long as each has its BYTES_MIN."""
+LINKS_MAX: Final = 1 << 20
+"""Links of a DAG that `pull` has yet to follow: a file of 10 GiB has 10,240 in all."""
+_AHEAD: Final = 64
+
+
+class Exchange:
+    """Serves this node's blocks to members, and fetches theirs.
+
+    Args:
+        overlay: Streams.
+        store: What is served, and where what is fetched is kept.
+        find: Who may have a root.
+        run_sync: Runs what takes long in a thread.
+    """
+
+    def __init__(self, overlay: Overlay, store: Store, *, find: Find, run_sync: RunSync) -> None:
+        self._overlay, self._store, self._find, self._run_sync = overlay, store, find, run_sync
+        self._fetches: dict[Cid, Fetch] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as self._tasks:
+            with contextlib.ExitStack() as stack:
+                stack.callback(serve(self._overlay, self._store.get))
+                task_status.started()
+                await anyio.sleep_forever()
+
+    @contextlib.asynccontextmanager
+    async def open(self, root: Cid, owner: str) -> AsyncIterator[Fetch]:
+        """Blocks under `root`, for `owner`: those of the store, and others from members.
+
+        Who opens the same root meanwhile shares what is fetched. Nothing goes on after the block.
+        Raises LimitExceeded, and what the store raises if it cannot hold the root.
+        """
+        assert self._tasks is not None  # noqa: S101  # the service runs before it is called
+        fetch = self._fetches.get(root)
+        if fetch is None or fetch.error is not None:
+            if len(self._fetches) >= FETCHES_MAX:
+                raise LimitExceeded(
+                    f"{FETCHES_MAX} blobs are read at a time (FETCHES_MAX)", hint="try again later"
+                )
+            fetch = self._fetches[root] = Fetch(
+                root,
+                owner,
+                overlay=self._overlay,
+                store=self._store,
+                find=self._find,
+                run_sync=self._run_sync,
+            )
+            fetch.task = self._tasks.create_task(fetch.run())
+            self._share()
+        fetch.users += 1
+        try:
+            await asyncio.shield(fetch.ready)
+            yield fetch
+        except BaseException:
+            await self._leave(fetch, fetch.task.cancel)
+            raise
+        else:
+            await self._leave(fetch, fetch.close)
+
+    async def _leave(self, fetch: Fetch, end: Callable[[], object]) -> None:
+        fetch.users -= 1
+        if not fetch.users:
+            if self._fetches.get(fetch.root) is fetch:
+                del self._fetches[fetch.root]
+                self._share()
+            end()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([fetch.task])
+
+    def _share(self) -> None:
+        """Divide the memory."""
+        share = BYTES_MAX // max(1, len(self._fetches))
+        for fetch in self._fetches.values():
+            fetch.bytes_max = min(max(share, fetching.BYTES_MIN), fetching.BYTES_MAX)
+
+
+async def pull(source: Fetch, root: Cid, children: Callable[[Cid, bytes], list[Cid]]) -> None:
+    """Every block under `root` is in the store, on disk, when this returns.
+
+    Raises as `Fetch.get`, what `children` raises for a bad block, and LimitExceeded.
+    """
+    seen: set[bytes] = set()
+    waiting = await source.lacks([root]) if root.codec == RAW else [root]  # the next one last
+    while waiting:
+        cid = waiting.pop()
+        if cid.digest in seen:
+            continue
+        source.ahead(reversed(waiting[-_AHEAD:]))
+        block = await source.get(cid)
+        if cid.codec == RAW:
+            continue
+        seen.add(cid.digest)
+        links = children(cid, block)
+        missing = set(await source.lacks([link for link in links if link.codec == RAW]))
+        waiting += [link for link in reversed(links) if link.codec != RAW or link in missing]
+        if len(waiting) > LINKS_MAX:
+            raise LimitExceeded(f"the DAG has more than {LINKS_MAX} links to follow (LINKS_MAX)")
+    await source.kept()
