@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from wetware.base.multiaddr import Multiaddr
+from wetware.errors import InvalidArgument
+
 if TYPE_CHECKING:
     from wetware.identity import PeerId
 
@@ -57,6 +60,11 @@ class Member:
     record: bytes = field(default=b"", repr=False)
     founding: bytes = field(default=b"", repr=False)
 
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Who can dial it at each of `addrs`, see `Multiaddr.scope`; "other" where that is new."""
+        return tuple(map(_scope, self.addrs))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
@@ -78,3 +86,10 @@ class Member:
             "self": self.is_self,
             "trouble": self.trouble,
         }
+
+
+def _scope(addr: str) -> str:
+    try:
+        return Multiaddr.parse(addr).scope
+    except InvalidArgument:
+        return "other"

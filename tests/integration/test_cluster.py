@@ -144,6 +144,9 @@ def test_selectors_and_limits_hold_at_the_node(five: tuple[Home, list[NodeProces
     limited = nodes[0].ww("ls", "--limit", "2", check=True)
     assert len(limited.stdout.splitlines()) == 3
     assert "2 of 5 members" in limited.stderr
+    wide = nodes[0].ww("ls", "n1", "--wide", check=True)
+    assert "(loopback)" in wide.stdout
+    assert [m["scopes"] for m in nodes[0].members("name=n1").values()] == [["loopback"]]
     bad = nodes[0].ww("ls", "=home")
     assert bad.returncode == 2
     assert "=home" in bad.stderr

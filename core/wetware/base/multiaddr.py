@@ -103,6 +103,21 @@ class Multiaddr:
             return self.host == "localhost"
         return ipaddress.ip_address(self.host).is_loopback
 
+    @property
+    def scope(self) -> str:
+        """Who can dial the peer there, as far as the text tells.
+
+        "relayed": who gets to the relay; "loopback": its machine; "private": its network; "public":
+        the internet, at an address of the machine or a port of its router; "name": who knows it.
+        """
+        if self.relay is not None:
+            return "relayed"
+        if self.is_loopback:
+            return "loopback"
+        if self.kind.startswith("dns"):
+            return "name"
+        return "public" if self.is_global else "private"
+
     def __str__(self) -> str:
         text = f"/{self.kind}/{self.host}/tcp/{self.port}"
         if self.relay:

@@ -69,7 +69,10 @@ def ls_command(
         bool, typer.Option("--watch", "-w", help="Print each change until Ctrl-C.")
     ] = False,
     wide: Annotated[
-        bool, typer.Option("--wide", help="Whole peer IDs, every address, versions.")
+        bool,
+        typer.Option(
+            "--wide", help="Whole peer IDs, every address and who can dial it there, versions."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -85,7 +88,7 @@ def ls_command(
 
     members, named = run_client(work)
     if json:
-        return out_json({"members": [m.as_dict() for m in members], "matched": members.matched})
+        return out_json({"members": [*map(_plain, members)], "matched": members.matched})
     header, rows = _rows(members, {m.peer_id: m.name for m in named}, wide)
     table(header, rows, styles={"state": STATE_STYLES})
     if not members:
@@ -98,7 +101,7 @@ async def _watch(session: Session, selector: str, json: bool) -> None:
     async with session.cluster.watch(selector) as members:
         async for member in members:
             if json:
-                out(json_module.dumps({"time": time.time(), **member.as_dict()}))
+                out(json_module.dumps({"time": time.time(), **_plain(member)}))
                 continue
             stamp = time.strftime("%H:%M:%S")
             where = member.addrs[0] if member.addrs else member.peer_id
@@ -107,6 +110,10 @@ async def _watch(session: Session, selector: str, json: bool) -> None:
                 Styled(member.state, STATE_STYLES.get(member.state)),
                 f"  {where}",
             )
+
+
+def _plain(member: Member) -> dict[str, Any]:
+    return member.as_dict() | {"scopes": list(member.scopes)}
 
 
 def _rows(
@@ -119,8 +126,13 @@ def _rows(
         "state": lambda m: m.state,
         "for": lambda m: span(m.since_s),
         "id": lambda m: m.peer_id if wide else m.peer_id.short,
-        "address": lambda m: " ".join(
-            addr.partition("/p2p/")[0] for addr in (m.addrs if wide else m.addrs[:1])
+        "address": lambda m: (
+            " ".join(
+                f"{addr.partition('/p2p/')[0]} ({scope})"
+                for addr, scope in zip(m.addrs, m.scopes, strict=True)
+            )
+            if wide
+            else "".join(m.addrs[:1]).partition("/p2p/")[0]
         ),
         "path": lambda m: _path(m, names),
         "rtt": lambda m: f"{m.rtt_s * 1000:.1f} ms" if m.rtt_s else "",

@@ -111,3 +111,22 @@ def test_an_address_through_a_relay() -> None:
     assert hub.is_global
     assert not there.is_global  # the relay is, not the peer
     assert there.with_peer(None) == hub.through()
+
+
+@pytest.mark.parametrize(
+    ("text", "scope"),
+    [
+        ("/ip4/127.0.0.1/tcp/1", "loopback"),
+        ("/dns/localhost/tcp/1", "loopback"),
+        ("/ip4/192.168.1.2/tcp/1", "private"),
+        ("/ip4/100.64.0.1/tcp/1", "private"),  # behind the NAT of a provider
+        ("/ip6/fd00::1/tcp/1", "private"),
+        ("/ip4/8.8.8.8/tcp/1", "public"),
+        ("/ip6/2600::1/tcp/1", "public"),
+        ("/dns/hub.example.org/tcp/1", "name"),
+        (f"/ip4/8.8.8.8/tcp/1/p2p/{PEER}/p2p-circuit", "relayed"),
+        (f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}/p2p-circuit", "relayed"),
+    ],
+)
+def test_the_scope_of_an_address(text: str, scope: str) -> None:
+    assert Multiaddr.parse(text).scope == scope

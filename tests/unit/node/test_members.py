@@ -10,6 +10,7 @@ import pytest
 
 from wetware.errors import InvalidArgument
 from wetware.identity import Key, PeerId
+from wetware.member import Member
 from wetware.node.members import Members
 from wetware.overlay.membership.known import Change, ChangeKind, Known, State
 from wetware.overlay.membership.record import Record
@@ -174,3 +175,8 @@ def test_a_watcher_that_fails_takes_nothing_from_the_others(
     cluster.tell(ChangeKind.DIED, known(1, state=State.DEAD))
     assert told == ["alive", "dead"]
     assert "watcher.failed" in caplog.text
+
+
+def test_an_address_of_a_newer_kind_has_another_scope() -> None:
+    addrs = ("/ip4/8.8.8.8/tcp/1", "/ip4/8.8.8.8/udp/1/quic-v1")
+    assert Member(KEYS[0].peer_id, addrs=addrs).scopes == ("public", "other")
