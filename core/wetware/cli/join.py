@@ -67,6 +67,11 @@ def leave_command(
     notes = [
         f"this machine is no member of the cluster {cluster} any more; {kept}",
         here("to join again: ww join TICKET") + "  (a node that starts alone founds a cluster)",
-        *(f"so that no service starts one: systemctl {how}disable wetware" for how in units()),
+        *(
+            "its service does not start it until then"
+            if waits
+            else f"so that no service starts one: systemctl {how}disable wetware"
+            for how, waits in units(data_dir).items()
+        ),
     ]
     done(json, {"left": cluster, "data_dir": data_dir, "purged": purge}, *notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -14,6 +15,8 @@ from typing import Final
 from wetware.base import paths
 from wetware.cli.app import confirm, note
 from wetware.errors import ConfigError, WetwareError
+from wetware.node.leaving import LEFT_FILE
+from wetware.overlay.admission.files import CLUSTER_FILE
 
 NAME: Final = "wetware"
 """Of the unit, and of the user that runs it for the system."""
@@ -28,6 +31,9 @@ _UNIT: Final = """\
 [Unit]
 Description=wetware node
 Documentation=https://github.com/wetware/wetware-py
+# One that has left its cluster would found another: not before it has joined again.
+ConditionPathExists=|{home}/node/{member}
+ConditionPathExists=|!{home}/node/{left}
 {after}
 [Service]
 Type=exec
@@ -94,9 +100,17 @@ def unit_path(*, user: bool) -> Path:
     return paths.absolute(config, "XDG_CONFIG_HOME") / "systemd/user" / SYSTEM_UNIT.name
 
 
-def units() -> list[str]:
-    """Of the units that are installed here, the flags of `systemctl`."""
-    return [how for how in ("", "--user ") if unit_path(user=bool(how)).exists()]
+def units(data_dir: Path) -> dict[str, bool]:
+    """Of the units that are installed here, the flags of `systemctl`.
+
+    With each, whether it is of this data directory and does not start its node once that has left.
+    """
+    found = {}
+    for how in ("", "--user "):
+        with contextlib.suppress(OSError):
+            text = unit_path(user=bool(how)).read_text(errors="replace")
+            found[how] = f"=|!{data_dir / LEFT_FILE}\n" in text
+    return found
 
 
 def unit_text(*, user: bool) -> str:
@@ -109,10 +123,14 @@ def unit_text(*, user: bool) -> str:
     for path in (ww, home):
         if re.search(r'["\\$%\x00-\x1f]', str(path)):
             raise ConfigError(f"systemd would read {str(path)!r} as something else")
-    if user:
-        return _UNIT.format(ww=ww, home=home, after="", confined="", target="default.target")
     return _UNIT.format(
-        ww=ww, home=home, after=_AFTER, confined=_CONFINED, target="multi-user.target"
+        ww=ww,
+        home=home,
+        member=CLUSTER_FILE,
+        left=LEFT_FILE,
+        after="" if user else _AFTER,
+        confined="" if user else _CONFINED,
+        target="default.target" if user else "multi-user.target",
     )
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 STOP_S_MAX: Final = 10.0
 """From the signal until the node has let its data directory go; it gives itself two seconds."""
+LEFT_FILE: Final = "left"
+"""Says that the node has left: its service does not start it again, or it would found a cluster."""
 _OF_THE_CLUSTER: Final = (
     *(CERTIFICATE_FILE, CLUSTER_KEY_FILE, DOCUMENT_FILE, TICKETS_FILE, LEDGER_FILE),
     *(TOMBSTONES_FILE, FOREIGN_FILE, RESERVED_FILE, PEERS_FILE, "broker"),
@@ -90,14 +92,17 @@ def leave(data_dir: Path, founding: Founding, *, purge: bool) -> None:
 def _give_up(data_dir: Path, backend: str, purge: bool) -> None:
     of_the_backend = (f"plugins/auth_{backend}", f"plugins/{backend}")
     names = (*_OF_THE_CLUSTER, *of_the_backend, *(_OF_THE_NODE if purge else ()), CLUSTER_FILE)
-    for name in names:  # what names the cluster last: until then all can be done again
-        path = data_dir / name
-        try:
+    path = data_dir / LEFT_FILE
+    try:
+        path.touch()
+        for name in names:  # what names the cluster last: until then all can be done again
+            path = data_dir / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        except OSError as exc:
-            raise ConfigError(
-                f"cannot remove {path}: {exc.strerror or exc}", hint="ww leave, again"
-            ) from exc
+    except OSError as exc:
+        what = "write" if path.name == LEFT_FILE else "remove"
+        raise ConfigError(
+            f"cannot {what} {path}: {exc.strerror or exc}", hint="ww leave, again"
+        ) from exc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pwd
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,7 @@ from wetware.cli import cluster, service
 from wetware.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_USAGE, ConfigError
 from wetware.identity import Key
 from wetware.overlay.admission.statements import Founding
+from wetware.overlay.admission.store import Store
 from wetware.overlay.admission.texts import Ticket
 from wetware.testing import Home
 
@@ -60,6 +62,33 @@ def test_a_unit_is_written_once_and_not_over_another_one(home: Home) -> None:
     assert unit.read_text() == text
     assert not (home.path / "asked").exists()
     assert not (home.path / ".wetware/node").exists(), "nothing was started"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_a_service_does_not_start_a_node_that_has_left(home: Home) -> None:
+    home.ww(*INSTALL, check=True)
+    unit = home.path / ".config/systemd/user/wetware.service"
+    conditions = re.findall("^(Condition.*)$", unit.read_text(), re.MULTILINE)
+    node = home.path / ".wetware/node"
+    starts = ["systemd-analyze", "condition", *conditions]
+
+    def would_start() -> bool:
+        return subprocess.run(starts, capture_output=True, timeout=20).returncode == 0
+
+    assert conditions == [
+        f"ConditionPathExists=|{node}/cluster.json",
+        f"ConditionPathExists=|!{node}/left",
+    ]
+    assert would_start(), "a new one"
+    Store(node).found("local", b"operator")
+    said = home.ww("--data-dir", str(node), "leave", "--yes", check=True).stderr
+    assert "its service does not start it until then" in said
+    assert not would_start()
+    Store(node).found("local", b"operator")
+    assert would_start(), "it is a member again"
+    unit.write_text("[Service]\nExecStart=/bin/true\n")
+    said = home.ww("--data-dir", str(node), "leave", "--yes", check=True).stderr
+    assert "systemctl --user disable wetware" in said
 
 
 def test_a_unit_that_is_masked_or_no_text_is_replaced_only_when_told_to(home: Home) -> None:

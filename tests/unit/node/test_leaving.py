@@ -93,7 +93,7 @@ def test_what_is_of_the_cluster_goes_and_what_is_of_the_services_stays(
     leave(data_dir, FOUNDING, purge=purge)
     left = {str(path.relative_to(data_dir)) for path in data_dir.rglob("*") if path.is_file()}
     of_the_node = {"node.key", "incarnation", "plugins/audit/log", "plugins/acme/data"}
-    assert left == {"lock", "not ours"} | (set() if purge else of_the_node)
+    assert left == {"left", "lock", "not ours"} | (set() if purge else of_the_node)
 
 
 def test_a_node_that_could_not_leave_for_the_disk_can_again(tmp_path: Path) -> None:
