@@ -262,8 +262,8 @@ def invite_command(
         typer.Option(
             "--from",
             metavar="SOURCE",
-            help="With --script: what pip is to install there, e.g. a wheel or git+https://…; else "
-            "what the package index has as wetware.",
+            help="With --script: what pip is to install there, e.g. a wheel or git+https://…; "
+            "needed where this wetware is from a directory or an index.",
         ),
     ] = "",
     tickets: Annotated[bool, typer.Option("--list", help="List the node's tickets.")] = False,
@@ -287,8 +287,20 @@ def invite_command(
     elif peer is not None:
         _certify(peer, foreign, parse_labels(label), inviter, json)
     else:
-        install = (source or "wetware") if script else ""
+        install = (source or _installed_from()) if script else ""
         _invite(parse_labels(label), inviter, expires, uses, install, json)
+
+
+def _installed_from() -> str:
+    from wetware.cli.service import installed_from
+
+    if (source := installed_from()) is None:
+        usage(
+            "--script needs --from: what another machine can install is not known here, and the "
+            "package index may have something else as wetware",
+            "--from git+https://…, or the path of a wheel on that machine",
+        )
+    return source
 
 
 def _invite(

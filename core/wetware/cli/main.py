@@ -100,7 +100,7 @@ def build() -> typer.Typer:
     command(
         "invite", section, invite_command,
         "ww invite", "ww invite --label zone=cloud --expires 1h", "ww invite --list",
-        "ww invite --script --label zone=cloud",
+        "ww invite --script --from git+https://github.com/wetware/wetware-py",
     )  # fmt: skip
     command("evict", section, evict_command, "ww evict rented", "ww evict rented --yes")
     group(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
 
@@ -90,6 +92,24 @@ def script(ticket: str, source: str) -> str:
     It installs `source`, as pip takes it, joins with the ticket, and installs the service.
     """
     return f"printf %s {shlex.quote(ticket)} | sh -c {shlex.join((_FRESH, 'sh', source))}"
+
+
+def installed_from() -> str | None:
+    """Where this installation of wetware is from, as pip takes it; None where others cannot get it.
+
+    Source: PEP 610. An index is not recorded, and nobody has to own the project's name there.
+    """
+    with contextlib.suppress(PackageNotFoundError, ValueError, KeyError, TypeError):
+        recorded = json.loads(distribution("wetware").read_text("direct_url.json") or "{}")
+        url: str = recorded["url"]
+        if "dir_info" in recorded or url.startswith("file:"):
+            return None
+        if "vcs_info" not in recorded:
+            return url
+        vcs, inside = recorded["vcs_info"], recorded.get("subdirectory")
+        commit = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+        return f"{commit}#subdirectory={inside}" if inside else commit
+    return None
 
 
 def unit_path(*, user: bool) -> Path:

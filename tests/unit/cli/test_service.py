@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pwd
 import re
 import shlex
@@ -11,13 +12,14 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from wetware.base.multiaddr import Multiaddr
 from wetware.base.texts import ADDRS_MAX
 from wetware.cli import cluster, service
-from wetware.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_USAGE, ConfigError
+from wetware.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_USAGE, ConfigError, InvalidArgument
 from wetware.identity import Key
 from wetware.overlay.admission.statements import Founding
 from wetware.overlay.admission.store import Store
@@ -195,6 +197,46 @@ def test_the_line_overrides_what_the_project_itself_overrides() -> None:
     assert f'echo "{override}" >"$venv/overrides"' in service.script("wwt1x", "wetware")
     low = project["project"]["requires-python"].removeprefix(">=").replace(".", ", ")
     assert f"sys.version_info < ({low})" in service.script("wwt1x", "wetware")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+GIT = {"url": "https://example.org/ww", "vcs_info": {"vcs": "git", "commit_id": COMMIT}}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "source"),
+    [
+        (GIT, f"git+https://example.org/ww@{COMMIT}"),
+        (GIT | {"subdirectory": "py"}, f"git+https://example.org/ww@{COMMIT}#subdirectory=py"),
+        (
+            {"url": "https://example.org/ww.whl", "archive_info": {"hash": "sha256=00"}},
+            "https://example.org/ww.whl",
+        ),
+        ({"url": "file:///tmp/ww.whl", "archive_info": {}}, None),
+        (GIT | {"url": "file:///home/ada/ww"}, None),
+        ({"url": "file:///home/ada/ww", "dir_info": {"editable": True}}, None),
+        ({"url": "https://example.org/ww", "vcs_info": {}}, None),
+        ([], None),
+        (None, None),  # from an index
+    ],
+)
+def test_the_line_installs_what_is_installed_here_where_others_can_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recorded: object,
+    source: str | None,
+) -> None:
+    text = None if recorded is None else json.dumps(recorded)
+    here = SimpleNamespace(read_text=lambda name: text if name == "direct_url.json" else None)
+    monkeypatch.setattr(service, "distribution", lambda _: here)
+    monkeypatch.setattr(cluster, "run_client", lambda _: (_ticket(), "b55a6c50", 10**13))
+    if source is None:
+        with pytest.raises(InvalidArgument, match="--script needs --from") as caught:
+            cluster.invite_command(script=True)
+        assert "git+https" in caught.value.hint
+    else:
+        cluster.invite_command(script=True)
+        assert shlex.split(capsys.readouterr().out)[-1] == source
 
 
 def test_whose_package_the_line_installs_is_said_where_a_name_alone_decides(
