@@ -260,6 +260,71 @@ def ww_register_services(ctx):
 """
 """A service without objects of its own: each call names the counter that it is about."""
 
+TWINS_SCHEMA = """\
+@0x8d7e0a5b5d6e4f36;
+
+interface Twins {
+  put @0 (text :Text) -> ();
+  ask @1 (peer :Text) -> (principal :Text, text :Text);
+  # What the sibling at another member says: whom it takes this node for, and its text.
+}
+interface Twin {
+  read @0 () -> (principal :Text, text :Text);
+  wait @1 ();
+}
+"""
+TWINS = """\
+import asyncio
+from pathlib import Path
+from wetware import rpc
+from wetware.hookspecs import Service, hookimpl
+from wetware.identity import PeerId
+
+SCHEMA = rpc.load(Path(__file__).with_name("twins.capnp"))
+
+
+class Twins(rpc.Servant, interface=SCHEMA.Twins):
+    def __init__(self, service):
+        self.service = service
+
+    async def put(self, text):
+        self.service.text = text
+
+    async def ask(self, peer):
+        twin = await self.service.ctx.sibling(PeerId.parse(peer))
+        return await twin.read()
+
+
+class Twin(rpc.Servant, interface=SCHEMA.Twin):
+    def __init__(self, service, node):
+        self.service, self.node = service, node
+
+    async def read(self):
+        return {"principal": str(self.node), "text": self.service.text}
+
+    async def wait(self):
+        await asyncio.Event().wait()
+
+
+class TwinsService(Service):
+    name, interface, peer_interface = "twins", SCHEMA.Twins, SCHEMA.Twin
+
+    def __init__(self, ctx):
+        self.ctx, self.text = ctx, ""
+
+    def bootstrap(self, principal):
+        return Twins(self)
+
+    def peer_bootstrap(self, node):
+        return Twin(self, node)
+
+
+@hookimpl
+def ww_register_services(ctx):
+    return (TwinsService(ctx),)
+"""
+"""A service that has siblings at other nodes."""
+
 
 def install(
     directory: Path,

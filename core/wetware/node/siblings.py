@@ -211,9 +211,11 @@ class Siblings:
         loop = asyncio.get_running_loop()
         keeper = self._spawn(self._until_closed(peer, connection))
         link = _Link(under, connection, given, keeper, loop.time())
+        used = [old for old in links if old.in_use]
+        for old in links:
+            if old not in used[1 - LINKS_PER_MEMBER_MAX :]:
+                old.keeper.cancel()
         links.append(link)
-        for old in links[:-LINKS_PER_MEMBER_MAX]:
-            old.keeper.cancel()
         if not self._sweep_due:
             self._sweep_due = True
             loop.call_later(IDLE_S / 4, self._sweep)
