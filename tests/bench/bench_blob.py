@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 SOURCE = "/bench/source/1"
 BLOCK_BYTES = 1 << 20
-AHEAD = 32
 PIECE_BYTES = 64 << 10
 
 
@@ -155,9 +154,8 @@ async def get(made: Exchange, cids: list[Cid]) -> tuple[int, float]:
     """Read all in order; how many bytes, and the time to the first of them."""
     total, first_s, start = 0, 0.0, time.perf_counter()
     async with made.open(cids[0], "bench") as fetch:
-        for at, cid in enumerate(cids):
-            if at % (AHEAD // 2) == 0:
-                fetch.ahead(cids[at + 1 : at + AHEAD])
+        fetch.ahead(cids)
+        for cid in cids:
             total += len(await fetch.get(cid))
             first_s = first_s or time.perf_counter() - start
         await fetch.kept()

@@ -27,7 +27,6 @@ BYTES_MAX: Final = 64 << 20
 """In memory of all fetches, as long as each has its BYTES_MIN."""
 LINKS_MAX: Final = 1 << 20
 """Links of a DAG that `pull` has yet to follow: a file of 10 GiB has 10,240 in all."""
-_AHEAD: Final = 64
 
 
 class Exchange:
@@ -110,19 +109,19 @@ async def pull(source: Fetch, root: Cid, children: Callable[[Cid, bytes], list[C
     Raises as `Fetch.get`, what `children` raises for a bad block, and LimitExceeded.
     """
     seen: set[bytes] = set()
-    waiting = await source.lacks([root]) if root.codec == RAW else [root]  # the next one last
+    waiting = [root]  # the next one last
     while waiting:
         cid = waiting.pop()
         if cid.digest in seen:
             continue
-        source.ahead(reversed(waiting[-_AHEAD:]))
         block = await source.get(cid)
         if cid.codec == RAW:
             continue
         seen.add(cid.digest)
         links = children(cid, block)
-        missing = set(await source.lacks([link for link in links if link.codec == RAW]))
-        waiting += [link for link in reversed(links) if link.codec != RAW or link in missing]
+        lacking = set(await source.lacks(links))
+        source.ahead([link for link in links if link in lacking])
+        waiting += [link for link in reversed(links) if link.codec != RAW or link in lacking]
         if len(waiting) > LINKS_MAX:
             raise LimitExceeded(f"the DAG has more than {LINKS_MAX} links to follow (LINKS_MAX)")
     await source.kept()

@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -47,8 +48,8 @@ BYTES_MAX: Final = 32 << 20
 """In memory of one fetch: on the way, to be written, and read ahead."""
 BYTES_MIN: Final = 4 << 20
 """The same where there are many fetches."""
-AHEAD_MAX: Final = 1024
-"""Blocks that are wanted ahead of the reader; more are not noted."""
+AHEAD_MAX: Final = 4096
+"""Blocks that are known to be read later; those that come last are forgotten."""
 PROVIDERS_MAX: Final = 4
 """Streams of one fetch; who else has the blob waits for one to end."""
 STALL_S: Final = 5.0
@@ -164,8 +165,10 @@ class Fetch:
         self.bytes_max = BYTES_MAX
         self._tasks: TaskGroup
         self._wanted: dict[bytes, _Wanted] = {}
-        self._pending: OrderedDict[bytes, _Wanted] = OrderedDict()  # nobody is asked for them
-        self._noted: dict[bytes, Cid] = {}  # `ahead` said so; the store has not been asked
+        # Nobody is asked for these: readers wait for the ones, `ahead` told of the others.
+        self._pending: OrderedDict[bytes, _Wanted] = OrderedDict()
+        self._ahead: OrderedDict[bytes, _Wanted] = OrderedDict()
+        self._noted: dict[bytes, Cid] = {}  # `ahead` told of them; the store has not been asked
         self._arrived: deque[tuple[_Provider, _Wanted, list[Bytes]]] = deque()
         self._unstored: list[_Wanted] = []
         self._spare: dict[bytes, _Wanted] = {}  # stored, and not read yet
@@ -193,29 +196,32 @@ class Fetch:
         Raises NotFound "blob.not_found" where nobody has it, and what the store raises where the
         block cannot be kept.
         """
-        if (wanted := self._wanted.get(cid.digest)) is None:
+        wanted = self._wanted.get(cid.digest)
+        if wanted is None:
             with contextlib.suppress(NotFound, Damaged):
                 return await self._store.get(cid.digest)
-            (wanted,) = self._want([cid])
+            if self.error is not None:
+                raise self.error
+            wanted = self._want(cid)
+        if self._ahead.pop(cid.digest, None) is not None:
+            wanted.searches = self._searches
+            self._pending[cid.digest] = wanted
+            self._look_for_providers()
         wanted.readers += 1
         try:
             data = await asyncio.shield(wanted.future)
         finally:
             wanted.readers -= 1
             if not wanted.readers and self._pending.get(cid.digest) is wanted:
-                del self._pending[cid.digest], self._wanted[cid.digest]
+                self._forget(wanted)
         wanted.taken = True
         if wanted.stored:
             self._release(wanted)
         return data
 
-    def ahead(self, cids: Iterable[Cid]) -> None:
-        """What is read next, in order: a hint."""
-        for cid in cids:
-            if len(self._noted) + len(self._wanted) >= AHEAD_MAX:
-                break
-            if cid.digest not in self._wanted:
-                self._noted[cid.digest] = cid
+    def ahead(self, cids: Sequence[Cid]) -> None:
+        """What is read next, in this order and before what was told of earlier: a hint."""
+        self._noted = {cid.digest: cid for cid in cids[:AHEAD_MAX]} | self._noted
         self._note.set()
 
     async def lacks(self, cids: Sequence[Cid]) -> list[Cid]:
@@ -266,28 +272,28 @@ class Fetch:
             self._fail(wanted, error)
         self._kept.set()
 
+    def _forget(self, wanted: _Wanted) -> None:
+        for each in (self._pending, self._ahead, self._wanted):
+            each.pop(wanted.cid.digest, None)
+
     def _fail(self, wanted: _Wanted, error: WetwareError) -> None:
-        self._pending.pop(wanted.cid.digest, None)
-        self._wanted.pop(wanted.cid.digest, None)
+        self._forget(wanted)
         if not wanted.future.done():
             wanted.future.set_exception(error)
             wanted.future.exception()  # there may be no reader to retrieve it
 
-    def _want(self, cids: Iterable[Cid]) -> list[_Wanted]:
-        """Blocks that the store does not have, to be fetched."""
-        if self.error is not None:
-            raise self.error
-        wants = []
-        for cid in cids:
-            if (wanted := self._wanted.get(cid.digest)) is None:
-                future = asyncio.get_running_loop().create_future()
-                wanted = _Wanted(cid, self._searches, future)
-                self._wanted[cid.digest] = self._pending[cid.digest] = wanted
-            wants.append(wanted)
+    def _want(self, cid: Cid) -> _Wanted:
+        """A block that the store does not have; at the end of `_ahead` if it is new."""
+        if (wanted := self._wanted.get(cid.digest)) is None:
+            future = asyncio.get_running_loop().create_future()
+            wanted = self._wanted[cid.digest] = _Wanted(cid, self._searches, future)
+            self._ahead[cid.digest] = wanted
+        return wanted
+
+    def _look_for_providers(self) -> None:
         if not (self._talking or self._searching):
             self._need.set()
         self._dispatch_soon()
-        return wants
 
     def _put_first(self, wants: Sequence[_Wanted]) -> None:
         for wanted in reversed(wants):
@@ -299,7 +305,13 @@ class Fetch:
             await self._note.wait()
             self._note.clear()
             noted, self._noted = self._noted, {}
-            self._want(await self.lacks(list(noted.values())))
+            for cid in reversed(await self.lacks(list(noted.values()))):
+                self._want(cid)
+                if cid.digest in self._ahead:
+                    self._ahead.move_to_end(cid.digest, last=False)
+            while len(self._ahead) > AHEAD_MAX:
+                self._forget(next(reversed(self._ahead.values())))
+            self._look_for_providers()
 
     async def _check(self) -> None:
         while True:
@@ -376,17 +388,23 @@ class Fetch:
                     provider.stream.consumed(n)
         free = [provider for provider in self._providers if provider.has_room]
         new: dict[_Provider, list[bytes]] = {}
-        while self._pending and free and self._make_room():
+        while free and self._make_room():
             provider = min(free, key=lambda p: len(p.asked) / p.wants_max)
             wanted = next(
-                (w for w in self._pending.values() if provider.peer not in w.lacking), None
+                (
+                    w
+                    for w in chain(self._pending.values(), self._ahead.values())
+                    if provider.peer not in w.lacking
+                ),
+                None,
             )
             if wanted is None:
                 free.remove(provider)
-                if self._queued and not provider.asked:
+                if self._queued and self._pending and not provider.asked:
                     self._drop(provider)  # who waits for its place may have what it lacks
                 continue
-            del self._pending[wanted.cid.digest]
+            self._pending.pop(wanted.cid.digest, None)
+            self._ahead.pop(wanted.cid.digest, None)
             if not provider.asked:
                 provider.next_turn(self._found)
             provider.asked.append(wanted)
@@ -405,9 +423,12 @@ class Fetch:
                     self._drop(provider, BadProvider("it does not read what is wanted of it"))
 
     def _make_room(self) -> bool:
-        """Whether one more block may be asked for; those that the disk has make room."""
+        """Whether one more block may be asked for.
+
+        A block that a reader waits for may take the place of one that is stored, and was not read.
+        """
         needed = (self._asked + 1) * self._expected_bytes
-        while self._held_bytes + needed > self.bytes_max and self._spare:
+        while self._held_bytes + needed > self.bytes_max and self._pending and self._spare:
             self._release(next(iter(self._spare.values())))
         return self._held_bytes + needed <= self.bytes_max
 
@@ -416,7 +437,9 @@ class Fetch:
         if self._searching:
             return
         for wanted in [w for w in self._pending.values() if self._talking <= w.lacking]:
-            if wanted.searches < self._searches:
+            if not wanted.readers:
+                self._forget(wanted)
+            elif wanted.searches < self._searches:
                 self._fail(wanted, self._not_found(wanted.cid))
             else:
                 self._need.set()

@@ -1,7 +1,7 @@
 """The provider's end: blocks of the store, to members that ask for them.
 
-What is in memory is bounded, however many ask for how much: a stream has one block that is sent
-and one that comes next, and the blocks of a peer, and of all, are counted.
+What is in memory is bounded, however many ask for how much: of a stream one block is sent and the
+next few are read, and the blocks of a peer, and of all, are counted.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ BLOCKS_MAX: Final = 32
 BLOCKS_PER_PEER_MAX: Final = 8
 STALL_S: Final = 15.0
 """For a peer to take a piece of a block, which is in a place that others may wait for."""
+_AT_A_TIME: Final = 4  # of one stream: the disk is read while the network is written
 _PIECE_BYTES: Final = 256 << 10
 
 Get = Callable[[bytes], Awaitable[bytes]]
@@ -69,25 +70,32 @@ def serve(overlay: Overlay, get: Get) -> Callable[[], None]:
 async def _provide(stream: Stream, get: Get, rooms: Sequence[asyncio.Semaphore]) -> None:
     """Answer what the peer wants, in order, until it closes its side."""
     wants: deque[bytes] = deque()
-    reading, writing = asyncio.Lock(), asyncio.Lock()
+    reading = asyncio.Lock()
+    last = asyncio.Event()  # the turn of who read the latest want
+    last.set()
 
     async def answer() -> None:
+        nonlocal last
         while True:
             async with contextlib.AsyncExitStack() as block:
-                # Who reads comes to write next: the locks are given in the order of waiting.
                 async with reading:
                     if not wants:
                         wants.extend(await wire.read_want(stream))
                     if not wants:
                         return
+                    # In the order of the turns: who has a room never waits for one who has none.
                     for room in rooms:
                         await block.enter_async_context(room)
-                    data = await _find(get, wants.popleft())
-                    await block.enter_async_context(writing)
+                    digest = wants.popleft()
+                    before, last = last, asyncio.Event()
+                    mine = last
+                data = await _find(get, digest)
+                await before.wait()
                 await _send(stream, data)
+            mine.set()
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(2):  # the disk is read while the network is written
+        for _ in range(_AT_A_TIME):
             tasks.create_task(answer())
 
 
