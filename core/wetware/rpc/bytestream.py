@@ -85,6 +85,7 @@ class ByteStream(anyio.abc.ByteStream):
         self._may_send = 0  # bytes
         self._may_come = WINDOW_BYTES
         self._read = 0  # of what has come; the other end does not know yet
+        self._met = False  # the other end knows the channel
         self._eof_sent = self._pump_due = False
         self._error: WetwareError | None = None
         self._closed = False
@@ -302,7 +303,7 @@ class ByteStream(anyio.abc.ByteStream):
                 except WetwareError as exc:
                     self._cut(exc)
                     raise
-            self._may_send = WINDOW_BYTES
+            self._may_send, self._met = WINDOW_BYTES, True
             assert self._transport is not None  # noqa: S101  # it was set above
             self._transport.send_frame(GRANT, channel, WINDOW_BYTES)
             self._pump()
@@ -331,7 +332,7 @@ class ByteStream(anyio.abc.ByteStream):
             data = out.take(min(FRAME_BYTES_MAX, self._may_send))
             self._may_send -= len(data)
             transport.send_frame(DATA, self._channel, len(data), data)
-        if out.ended and not out.size and not self._eof_sent:
+        if out.ended and not out.size and self._met and not self._eof_sent:
             self._eof_sent = True
             transport.send_frame(DATA, self._channel, 0)
         transport.flush()
@@ -354,6 +355,7 @@ class ByteStream(anyio.abc.ByteStream):
     def granted(self, count: int) -> None:
         """See Channel."""
         self._may_send += count
+        self._met = True
         self._pump_soon()
 
     def lost(self) -> None:

@@ -187,6 +187,22 @@ async def test_anyio_s_buffered_streams_work_on_it(ends: Any) -> None:
         await lines.receive_exactly(1)
 
 
+async def test_the_end_of_a_stream_without_bytes_arrives(rig: Rig) -> None:
+    """Also where it is said before the other end can know the stream."""
+    if rig.handed == "out":
+        near = rpc.ByteStream((await rig.streams.open())["stream"])
+    else:
+        near = rpc.ByteStream()
+        await rig.streams.give(stream=near.servant)
+    await near.send_eof()
+    far = rig.servant.opened[-1]
+    async with asyncio.timeout(5):
+        with pytest.raises(EndOfStream):
+            await far.receive()
+        await far.send(b"back")
+        assert await near.receive() == b"back"
+
+
 async def test_both_directions_at_once_and_half_close(rig: Rig) -> None:
     near, far = await rig.open()
     up, down = os.urandom(2 << 20), os.urandom(3 << 20)
