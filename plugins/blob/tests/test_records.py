@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,45 +12,7 @@ from wetware.errors import InvalidArgument
 from wetware_blob import records
 from wetware_blob.records import DEPTH_MAX, PIECE_BYTES_MAX, TARGET_BYTES_MAX, Reader, Writer
 
-
-class Bytes(anyio.abc.ByteStream):
-    """What is sent can be received, at most `most` bytes at a time."""
-
-    def __init__(self, data: bytes = b"", most: int = 1 << 20) -> None:
-        self.data, self._at, self._most = bytearray(data), 0, most
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        count = min(max_bytes, self._most)
-        got = bytes(self.data[self._at : self._at + count])
-        self._at += len(got)
-        if not got:
-            raise anyio.EndOfStream
-        return got
-
-    async def send(self, item: bytes) -> None:
-        self.data += item
-
-    async def send_eof(self) -> None: ...
-
-    async def aclose(self) -> None: ...
-
-
-Tree = Any  # bytes: a file; str: where a link leads; dict: a directory
-
-
-async def write(writer: Writer, name: str, tree: Tree) -> None:
-    if isinstance(tree, bytes):
-        if await writer.file(name):
-            if tree:
-                await writer.piece(tree)
-            await writer.piece(b"")
-    elif isinstance(tree, str):
-        await writer.link(name, tree.encode())
-    else:
-        await writer.directory(name)
-        for below, item in tree.items():
-            await write(writer, below, item)
-        await writer.end()
+from .memory import Bytes, Tree, write
 
 
 async def read(data: bytes, most: int = 1 << 20, depth: int = 0) -> list[tuple[str, str, bytes]]:

@@ -1,0 +1,186 @@
+@0xc3f9a1d27be8405f;
+# Content-addressed storage of the cluster, as capabilities.
+#
+# What is put gets the CID that Kubo and Helia give it (UnixFS, CIDv1 by default). A CID is no secret:
+# whoever may `open` without a constraint reads what they can name. Who holds a Blob reads that one and
+# what is below it, and learns of no other. What a user may do is decided by the node of their session;
+# other members are asked for blocks only, and each block is verified before a byte of it is used.
+#
+# CIDs are text in their canonical form: `b…` in base32 for version 1, `Qm…` for version 0.
+
+using Ww = import "/wetware/schema/ww.capnp";
+
+interface Store {
+  # The bootstrap capability of the service `blob`, held by sessions whose role covers it. Dies with its
+  # session. What was pinned stays: pins belong to the principal, not to the session.
+
+  open @0 (cid :Text $Ww.name, local :Bool) -> (blob :Blob);
+  # The capability of one CID. Says nothing of whether anybody has it: `Blob.stat` does, which looks for
+  # it in the cluster for a bounded time, or at this node alone if `local`. `invalid.cid` for a text that
+  # is no CID, or one of a hash or codec that is not served. Idempotent.
+
+  put @1 (pin :PinTerms, form :Form, profile :Text, bytesMax :UInt64 $Ww.constrained)
+      -> (stream :Ww.ByteStream, transfer :Transfer);
+  # Takes a file, a tree or a CAR from `stream`, until its end of file, and pins it with `pin`. More than
+  # `bytesMax` bytes are refused (`limit.blob_bytes`), so a bound on it is a bound on what is put;
+  # beyond the principal's quota, `limit.blob_quota`. `transfer` ends when it is on disk here and at
+  # `pin.ack` members. Released before, the put is over and nothing is pinned; blocks that are on disk
+  # stay for a retry, for a day. Not idempotent: each call is a pin.
+
+  pin @2 (root :Text, pin :PinTerms) -> (transfer :Transfer);
+  # Fetches all that `root` reaches, unless it is here, and pins it. A pin of the same root and name is
+  # replaced. As `put` in all else.
+
+  unpin @3 (root :Text, name :Text) -> (pins :UInt32);
+  # Ends the principal's own pins of `root` that are called `name` ("": all of them); returns how many.
+  # The blocks go with the next collection, and the copies at other members. Idempotent.
+
+  pins @4 (root :Text, skip :UInt32, limit :UInt32) -> (pins :List(PinInfo), matched :UInt32);
+  # The principal's own pins, the newest first, of `root` alone unless that is "". At most `limit`, and at
+  # most 1000 (0 means that). Idempotent.
+
+  rm @5 (root :Text) -> (pins :UInt32, pinnedBy :List(PinInfo), others :UInt32, freedBytes :UInt64);
+  # As `unpin` of all names, and collects what nothing keeps any more. `pinnedBy` are the principal's pins
+  # that still reach `root`, `others` how many pins of others do. Idempotent.
+
+  usage @6 () -> (usage :Usage);
+  # What the principal's pins are charged, and the limit. Idempotent.
+
+  gc @7 (dryRun :Bool) -> (blocks :UInt64, bytes :UInt64, keptBlocks :UInt64, keptBytes :UInt64);
+  # Removes the blocks of this node that no pin, no unfinished transfer and no open Blob reaches, or says
+  # which would be (`dryRun`). For operators. Idempotent.
+
+  verify @8 (sink :Ww.Sink) -> (subscription :Ww.Subscription);
+  # Reads every block and pin of this node once and pushes what is damaged, an item each: a JSON object
+  # with `what`, `name`, `roots`, `mended`; the last has `what: "end"`, with counts. For operators.
+  # Not idempotent.
+
+  all @9 (skip :UInt32, limit :UInt32) -> (pins :List(PinInfo), matched :UInt32, usage :Usage);
+  # As `pins`, of every principal at this node, and what the node's disk has. For operators. Idempotent.
+}
+
+interface Blob extends(Ww.Source) {
+  # One CID, and what is below it. Whoever holds it may read, within its grant. Dies with the session, or
+  # the grant, that it came from. While it is held its blocks are not collected at this node.
+  #
+  # Every method raises `not_found.blob` where nobody has it, after a bounded time. `stat` and `read` are
+  # of a file: `invalid.not_a_file` for others.
+
+  ls @0 (skip :UInt32, limit :UInt32) -> (entries :List(Entry), more :Bool);
+  # The entries of a directory, in the order of its blocks, at most `limit`, and at most 1000 (0 means
+  # that). `invalid.not_a_directory` for others. Idempotent.
+
+  at @1 (path :Text) -> (blob :Blob, cid :Text);
+  # What is below under a path of names with slashes; symbolic links are not followed. `not_found` where
+  # there is none. Idempotent.
+
+  tree @2 (skip :UInt64) -> (stream :Ww.ByteStream);
+  # All of it in the form `tree`, but the first `skip` records: always in the same order, so that one who
+  # has read so many goes on from there. Idempotent.
+
+  car @3 () -> (stream :Ww.ByteStream);
+  # All its blocks as a CAR v1 with one root, each once, in the order of the tree. Idempotent.
+
+  info @4 () -> (info :Entry);
+  # What it is, as an entry without a name: who gets one does not know whether it is a file. Raises as
+  # `stat`. Idempotent.
+}
+
+enum Form {
+  file @0;
+  # The bytes of one file.
+  tree @1;
+  # Records, each a kind (1 byte), the length of a name (2 bytes, big-endian) and the name, UTF-8:
+  # `D` a directory begins, `E` it ends (no name), `L` a symbolic link, `F` a file. `L` and `F` are followed
+  # by pieces: a length (4 bytes, big-endian, at most 1 MiB) and so many bytes; the length 0 ends them. The
+  # first record has no name; the names within a directory are unique.
+  car @2;
+  # A CAR of version 1 with one root, whose blocks are all in it or at this node.
+}
+
+struct PinTerms {
+  # What a pin is to be.
+  name @0 :Text;
+  # For people, at most 255 bytes; may be "".
+  copies @1 :UInt8;
+  # How many members keep it, this node included; 0 and 1: this node alone. At most 16.
+  where @2 :Text;
+  # A selector of the members that may keep copies, "" for all.
+  ack @3 :UInt8;
+  # How many have it on disk before the transfer is done, this node included; at most `copies`.
+  public @4 :Bool;
+  # Whether the DHT is told that this node has it.
+}
+
+struct PinInfo {
+  root @0 :Text;
+  name @1 :Text;
+  owner @2 :Text;
+  kind @3 :Text;
+  # "file", "directory", "symlink", or "dag" for what is no UnixFS.
+  size @4 :UInt64;
+  # Of a file its bytes; of others those of their blocks, each as often as it is linked to.
+  chargedBytes @5 :UInt64;
+  # What it counts for in the quota: all its blocks, with what the disk needs for them.
+  createdMs @6 :UInt64;
+  copies @7 :UInt8;
+  where @8 :Text;
+  holders @9 :List(Text);
+  # The members that are known to have it all, peer IDs, this node included.
+  public @10 :Bool;
+  damaged @11 :UInt32;
+  # Blocks of it that are known to be damaged here and were not had from elsewhere yet.
+}
+
+struct Usage {
+  pins @0 :UInt32;
+  chargedBytes @1 :UInt64;
+  quotaBytes @2 :UInt64;
+  # 0: none but the node's.
+  blocks @3 :UInt64;
+  # Of the node, like what follows; 0 for who is no operator.
+  diskBytes @4 :UInt64;
+  diskBytesMax @5 :UInt64;
+  freeBytes @6 :UInt64;
+}
+
+struct Entry {
+  name @0 :Text;
+  cid @1 :Text;
+  kind @2 :Text;
+  # "file", "directory", "symlink", or "dag" for what is no UnixFS.
+  size @3 :UInt64;
+  # Of a file its bytes, of others what their blocks take.
+}
+
+interface Transfer {
+  # Work that goes on at the node, held by who asked for it. It is over, and what it had reserved is given
+  # back, when it is released; it dies with the grant that it came from.
+
+  progress @0 (waitS :Float64) -> (state :State);
+  # How far it is, after `waitS` seconds or, if that is sooner, at its end; at most 25. Raises what ended it.
+  # Idempotent.
+
+  struct State {
+    done @0 :Bool;
+    root @1 :Text;
+    # "" while it is not known.
+    bytes @2 :UInt64;
+    # Taken or fetched so far, on disk.
+    total @3 :UInt64;
+    # 0 while it is not known.
+    copies @4 :UInt8;
+    # Members that have all of it on disk.
+    doing @5 :Text;
+    # For people: "reading", "fetching from 3 members", "copying to home-server".
+  }
+}
+
+interface Sibling {
+  # What a node's blob service gives to that of another member. Never acts for a user. Dies with the
+  # connection, and when the member is evicted.
+
+  have @0 (roots :List(Data)) -> (have :List(Bool));
+  # Which of these this node has all blocks of, as far as it knows without reading: at most 1024 digests
+  # of 32 bytes. Idempotent.
+}
