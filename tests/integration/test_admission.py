@@ -36,6 +36,7 @@ from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 from wetware.testing import START_S_MAX, Home, NodeProcess, wait_for
 from wetware_audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware_auth_local.spread import PROTOCOL as POLICY_PROTOCOL
+from wetware_blob.exchange.wire import PROTOCOL as BLOB_PROTOCOL
 from wetware_pubsub.router import FLOODSUB, MESHSUB_10, MESHSUB_11
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
@@ -54,7 +55,7 @@ PUBLIC = {
 MEMBER = {
     *(MEMBERSHIP_PROTOCOL, DIAL_BACK_PROTOCOL, TUNNEL_PROTOCOL, POLICY_PROTOCOL, KAD),
     *(PROCESS_PROTOCOL, MESHSUB_11, MESHSUB_10, FLOODSUB, AUDIT_PROTOCOL),
-    PUNCH_PROTOCOL,
+    *(PUNCH_PROTOCOL, BLOB_PROTOCOL),
 }
 WITHIN_S = 60.0
 """For what takes a second or two on an idle machine."""

@@ -42,6 +42,7 @@ from wetware.overlay.tunnel import TUNNEL_PROTOCOL
 from wetware_audit.chain import CHECKPOINT_DOMAIN, Checkpoint
 from wetware_audit.spread import PROTOCOL as AUDIT_PROTOCOL
 from wetware_auth_local.spread import PROTOCOL as POLICY_PROTOCOL
+from wetware_blob.exchange.wire import PROTOCOL as BLOB_PROTOCOL
 from wetware_pubsub.router import FLOODSUB, MESHSUB_10, MESHSUB_11
 from wetware_pubsub.wire import encode_unsigned, frame, publish_chunk
 from wetware_pubsub.wire import subscription_chunk as subscription
@@ -63,6 +64,7 @@ PUBLIC = (
 MEMBERS_ONLY = (
     KAD, MEMBERSHIP, DIAL_BACK_PROTOCOL, MESHSUB_11, MESHSUB_10, FLOODSUB, POLICY_PROTOCOL,
     TUNNEL_PROTOCOL, AUDIT_PROTOCOL, PROCESS_PROTOCOL, PUNCH_PROTOCOL,
+    BLOB_PROTOCOL,
 )  # fmt: skip
 
 

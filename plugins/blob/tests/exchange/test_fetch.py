@@ -217,7 +217,7 @@ async def test_one_who_lied_is_not_asked_again_and_is_named() -> None:
             for _ in range(3):
                 with pytest.raises(NotFound, match="another hash") as caught:
                     await source.get(ROOT)
-                assert caught.value.code == "blob.not_found"
+                assert caught.value.code == "not_found.blob"
                 assert liar.peer_id.short in caught.value.message
         assert len(provider.asked) == 1
 
@@ -448,7 +448,7 @@ async def test_nobody_is_said_at_once_where_nobody_is_found() -> None:
         async with asyncio.timeout(0.5):
             with pytest.raises(NotFound, match=f"nobody has {ROOT}") as caught:
                 await source.get(ROOT)
-        assert caught.value.code == "blob.not_found"
+        assert caught.value.code == "not_found.blob"
         assert caught.value.hint
 
 

@@ -193,7 +193,7 @@ class Fetch:
     async def get(self, cid: Cid) -> bytes:
         """A block with the right hash.
 
-        Raises NotFound "blob.not_found" where nobody has it, and what the store raises where the
+        Raises NotFound "not_found.blob" where nobody has it, and what the store raises where the
         block cannot be kept.
         """
         wanted = self._wanted.get(cid.digest)
@@ -449,8 +449,8 @@ class Fetch:
         troubles = "; ".join(f"{peer.short}: {why}" for peer, why in last)
         return NotFound(
             f"nobody has {cid}" + (f" ({troubles})" if troubles else ""),
-            code="blob.not_found",
-            hint="`ww members` shows whether those who have it are up",
+            code="not_found.blob",
+            hint="`ww ls` shows whether those who have it are up",
         )
 
     async def _search(self) -> None:

@@ -259,7 +259,9 @@ async def entries(root: Cid, get: Get, ahead: Ahead = _nothing_ahead) -> AsyncIt
         claim = waiting.pop()
         view = judge(claim, await get(claim.cid))
         if view.kind != "directory":
-            raise InvalidArgument(f"{root} is a {view.kind}, not a directory")
+            raise InvalidArgument(
+                f"{root} is a {view.kind}, not a directory", code="invalid.not_a_directory"
+            )
         if view.parts:
             ahead([part.cid for part in view.parts])
         for entry in view.entries:
@@ -281,7 +283,7 @@ async def read(
         at, claim = waiting.pop()
         view = judge(claim, await get(claim.cid))
         if view.kind != "file":
-            raise InvalidArgument(f"{root} is a {view.kind}, not a file")
+            raise InvalidArgument(f"{root} is a {view.kind}, not a file", code="invalid.not_a_file")
         until = view.size + at if end is None else end
         if piece := view.data[max(start - at, 0) : max(until - at, 0)]:
             yield piece

@@ -122,12 +122,12 @@ class Blocks:
                 self._files.remove(name)
 
     def read(self, digest: bytes) -> bytes:
-        """The bytes of a block. Raises NotFound "blob.not_found", and Damaged."""
+        """The bytes of a block. Raises NotFound "not_found.blob", and Damaged."""
         before: Row | None = None
         while True:
             row = self._index.find([digest]).get(digest)
             if row is None:
-                raise NotFound(f"block {digest.hex()} is not here", code="blob.not_found")
+                raise NotFound(f"block {digest.hex()} is not here", code="not_found.blob")
             why = "its bytes have another hash"
             try:
                 if row.file is None:

@@ -70,7 +70,7 @@ class Walk:
             row = rows.get(cid.digest)
             if row is None:
                 if self._whole:
-                    raise NotFound(f"block {cid} is not here", code="blob.not_found")
+                    raise NotFound(f"block {cid} is not here", code="not_found.blob")
                 continue
             if row.id not in self._seen:
                 self._seen.add(row.id)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
-    from wetware.base.clock import Clock
+    from wetware.hookspecs import Clock
     from wetware_blob.format.cid import Block
     from wetware_blob.store.files import Database, Files
     from wetware_blob.store.scrub import Damage
@@ -173,7 +173,7 @@ class Store:
         return {digest for digest, row in found.items() if not row.damaged}
 
     async def get(self, digest: bytes) -> bytes:
-        """The bytes of a block, verified. Raises NotFound "blob.not_found", and Damaged."""
+        """The bytes of a block, verified. Raises NotFound "not_found.blob", and Damaged."""
         data: bytes = await self._run_sync(self._blocks.read, digest)
         return data
 
@@ -391,6 +391,11 @@ class Store:
             return Usage(self._quota.of(owner), self._quota.owner_bytes_max)
         blocks, charged = await self._run_sync(self._index.totals)
         return Usage(charged, self._quota.node_bytes_max, blocks)
+
+    async def free_bytes(self) -> int:
+        """Of the disk, for anybody."""
+        free: int = await self._run_sync(self._files.free_bytes)
+        return free
 
     # --- maintenance ------------------------------------------------------------------------------
 

@@ -1,0 +1,30 @@
+"""What an operator sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wetware.hookspecs import setting
+
+
+@dataclass(frozen=True, slots=True)
+class BlobConfig:
+    """Blobs of the cluster: `[plugins.blob]` of ww.toml."""
+
+    node_bytes_max: int = setting(
+        100 << 30,
+        "Of this node's disk, for all blocks, with what the disk needs for them. What nothing "
+        "keeps is collected before it is full; beyond it nothing is taken.",
+        min=64 << 20,
+    )
+    owner_bytes_max: int = setting(
+        50 << 30,
+        "What one principal may have at this node, over all their pins and uploads; a block that "
+        "two pins reach counts for each.",
+        min=1 << 20,
+    )
+    scrub_rate: int = setting(
+        8 << 20,
+        "Bytes a second at which all blocks are read once a day, to find damage while another "
+        "node still has a copy; what is found is fetched from there. 0: never.",
+    )

@@ -1,0 +1,263 @@
+"""What is put: bytes, a tree of files or a CAR, on their way to blocks on the disk.
+
+Reading, hashing and writing go on beside each other; what is in memory is bounded, whatever comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from anyio import EndOfStream
+
+from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
+from wetware_blob import records
+from wetware_blob.format import car
+from wetware_blob.format.build import Entry, FileTree, Profile, Root, directory, leaf, symlink
+
+if TYPE_CHECKING:
+    from anyio.abc import ByteReceiveStream
+
+    from wetware_blob.format.cid import Block, Cid
+    from wetware_blob.store.store import Hold, Store
+
+UNWRITTEN_BYTES_MAX: Final = 16 << 20
+"""Of one upload, in memory: blocks that are hashed or written."""
+HASHING_MAX: Final = 4
+"""Chunks of one upload that are hashed at a time."""
+ENTRIES_MAX: Final = 1 << 20
+"""Of the directories of a tree that have not ended: they are in memory, some 200 bytes each."""
+_INLINE_BYTES: Final = 8 << 10
+"""Hashing so few takes less time than to hand them to a thread."""
+_READ_BYTES: Final = 256 << 10
+
+RunSync = Callable[..., Awaitable[Any]]
+
+
+class Counted:
+    """A stream of which no more than so many bytes are taken; `receive` as anyio has it.
+
+    Attributes:
+        count: Bytes that have come.
+    """
+
+    def __init__(self, stream: ByteReceiveStream, bytes_max: int) -> None:
+        self._stream, self._bytes_max = stream, bytes_max
+        self.count = 0
+
+    async def receive(self, max_bytes: int = _READ_BYTES) -> bytes:
+        """Raises LimitExceeded "limit.blob_bytes", EndOfStream."""
+        data = await self._stream.receive(max_bytes)
+        self.count += len(data)
+        if self.count > self._bytes_max:
+            raise LimitExceeded(
+                f"more than {self._bytes_max} bytes came (bytesMax)",
+                hint="say how much it is at most, within what the grant allows",
+                code="limit.blob_bytes",
+            )
+        return data
+
+
+class Blocks:
+    """Blocks of one upload on their way to the disk; what is left on leaving it is cancelled.
+
+    Args:
+        store: Where they go.
+        hold: Keeps them.
+        run_sync: Runs what takes long in a thread.
+    """
+
+    def __init__(self, store: Store, hold: Hold, run_sync: RunSync) -> None:
+        self._store, self._hold, self.run_sync = store, hold, run_sync
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._unwritten_bytes = 0
+        self._error: WetwareError | None = None
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Blocks:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def put(self, *blocks: Block) -> None:
+        """Hand blocks in; waits for room, not for the disk. Raises what an earlier one raised."""
+        if blocks:
+            size = sum(len(block.data) for block in blocks)
+            await self._until(lambda: self._unwritten_bytes < UNWRITTEN_BYTES_MAX)
+            self._unwritten_bytes += size
+            self._start(self._write(blocks, size))
+
+    async def finish(self) -> None:
+        """All that was handed in is on the disk."""
+        await self._until(lambda: not self._unwritten_bytes)
+
+    def hashing(self, profile: Profile, chunk: bytes) -> asyncio.Task[Block]:
+        """A chunk on its way to a block, which is then handed in by who waits for it."""
+        return self._start(self._hash(profile, chunk))
+
+    async def _hash(self, profile: Profile, chunk: bytes) -> Block:
+        if len(chunk) <= _INLINE_BYTES:
+            return leaf(profile, chunk)
+        block: Block = await self.run_sync(leaf, profile, chunk)
+        return block
+
+    async def _write(self, blocks: tuple[Block, ...], size: int) -> None:
+        try:
+            await self._store.put(self._hold, blocks)
+        except WetwareError as exc:
+            self._error = self._error or exc
+        finally:
+            self._unwritten_bytes -= size
+            self._changed.set()
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        while self._error is None and not ready():
+            self._changed.clear()
+            await self._changed.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _start(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def put_file(read: Callable[[], Awaitable[bytes]], profile: Profile, blocks: Blocks) -> Root:
+    """The file whose bytes `read` gives, some at a time; none are its end."""
+    tree = FileTree(profile)
+    hashing: deque[tuple[asyncio.Task[Block], int]] = deque()
+
+    async def take() -> None:
+        task, size = hashing.popleft()
+        block = await task
+        await blocks.put(block, *tree.add(block.cid, size, len(block.data)))
+
+    empty = True
+    async for chunk in _chunks(read, profile.chunk_bytes):
+        empty = False
+        hashing.append((blocks.hashing(profile, chunk), len(chunk)))
+        if len(hashing) > HASHING_MAX:
+            await take()
+    if empty:
+        hashing.append((blocks.hashing(profile, b""), 0))
+    while hashing:
+        await take()
+    root, rest = tree.finish()
+    await blocks.put(*rest)
+    return root
+
+
+async def _chunks(read: Callable[[], Awaitable[bytes]], size: int) -> AsyncIterator[bytes]:
+    """What is read, in pieces of that size but the last; nothing is copied more than once."""
+    parts: list[bytes | memoryview] = []
+    missing = size
+    while data := await read():
+        view = memoryview(data)
+        while len(view) >= missing:
+            parts.append(view[:missing])
+            view = view[missing:]
+            yield b"".join(parts)
+            parts, missing = [], size
+        if view:
+            parts.append(view)
+            missing -= len(view)
+    if parts:
+        yield b"".join(parts)
+
+
+async def put_stream(stream: Counted, profile: Profile, blocks: Blocks) -> Root:
+    """The file that `stream` is, to its end."""
+
+    async def read() -> bytes:
+        try:
+            return await stream.receive()
+        except EndOfStream:
+            return b""
+
+    return await put_file(read, profile, blocks)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A directory that has not ended."""
+
+    name: str
+    entries: dict[str, Entry]
+
+
+async def put_tree(stream: Counted, profile: Profile, blocks: Blocks) -> tuple[str, Root, int]:
+    """The tree that `stream` is in records: its kind, it, and the bytes of all files in it.
+
+    Raises InvalidArgument "invalid.tree" for what is none.
+    """
+    reader = records.Reader(stream)  # type: ignore[arg-type]  # of a stream it needs `receive`
+    above: list[_Open] = []
+    count = total = 0
+    while (record := await reader.record()) is not None:
+        match record.kind:
+            case "directory":
+                above.append(_Open(record.name, {}))
+                continue
+            case "end":
+                ended = above.pop()
+                count -= len(ended.entries)
+                name = ended.name
+                root, made = await blocks.run_sync(directory, ended.entries.values(), profile)
+                await blocks.put(*made)
+            case "file":
+                name = record.name
+                root = await put_file(reader.piece, profile, blocks)
+                total += root.size
+            case "symlink":
+                name = record.name
+                root, block = symlink(await reader.target(), profile)
+                await blocks.put(block)
+        if not above:
+            kind = "directory" if record.kind == "end" else record.kind
+            if await reader.record() is None:
+                return kind, root, total
+            continue
+        siblings = above[-1].entries
+        if name in siblings:
+            raise InvalidArgument(
+                f"{name!r} is twice in one directory of the tree", code="invalid.tree"
+            )
+        count += 1
+        if count > ENTRIES_MAX:
+            raise LimitExceeded(
+                f"more than {ENTRIES_MAX} entries are in directories that have not ended "
+                "(ENTRIES_MAX)",
+                hint="put it in parts",
+                code="limit.blob_entries",
+            )
+        siblings[name] = Entry(name, root.cid, root.tsize)
+    raise InvalidArgument("the tree ends before its end", code="invalid.tree")
+
+
+async def put_car(stream: Counted, blocks: Blocks) -> Cid:
+    """The root of the CAR that `stream` is; whether all that it reaches is there is for the pin."""
+    reader = car.Reader()
+    while True:
+        try:
+            data = await stream.receive()
+        except EndOfStream:
+            break
+        await blocks.put(*await blocks.run_sync(reader.feed, data))
+    reader.close()
+    roots = reader.roots or ()
+    if len(roots) != 1:
+        raise InvalidArgument(
+            f"a CAR with {len(roots)} roots; one is needed",
+            hint="export each of them by itself",
+            code="invalid.car",
+        )
+    return roots[0]

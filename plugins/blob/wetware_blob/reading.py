@@ -1,0 +1,257 @@
+"""What is read: a Blob, and the streams that come of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from anyio import ClosedResourceError, EndOfStream
+
+from wetware import rpc
+from wetware.base.log import get_logger
+from wetware.errors import InternalError, InvalidArgument, NotFound, WetwareError
+from wetware_blob import records
+from wetware_blob.format import car
+from wetware_blob.format.cid import RAW, BadBlock, Cid
+from wetware_blob.format.read import entries, read, resolve, stat, walk
+from wetware_blob.schema import SCHEMA
+
+if TYPE_CHECKING:
+    import contextlib
+
+    from wetware_blob.format.build import Entry
+
+log = get_logger("blob")
+
+LIST_MAX: Final = 1000
+"""Entries of one answer."""
+_AHEAD: Final = 64
+"""Entries of a directory whose blocks are fetched before it is their turn."""
+_END: Final = 2**64 - 1
+_SEND_BYTES_MIN: Final = 64 << 10
+
+
+class Source(Protocol):
+    """Where blocks come from: `exchange.Fetch`, or the store alone."""
+
+    async def get(self, cid: Cid) -> bytes:
+        """A block, verified; raises NotFound "not_found.blob"."""
+        ...
+
+    def ahead(self, cids: Sequence[Cid]) -> None:
+        """What is wanted next, in that order."""
+        ...
+
+
+class Opened:
+    """The blocks below a root, while some Blob of it is held. Nothing is looked up before `source`.
+
+    Args:
+        context: Gives the source, and keeps its blocks.
+        tasks: Where what goes on beside the calls is kept.
+    """
+
+    def __init__(
+        self,
+        context: Callable[[], contextlib.AbstractAsyncContextManager[Source]],
+        tasks: set[asyncio.Task[Any]],
+    ) -> None:
+        self._context, self._tasks = context, tasks
+        self._source: asyncio.Future[Source] | None = None
+        self._over = asyncio.Event()
+        self.users = 0
+
+    async def source(self) -> Source:
+        if self._source is None:
+            self._source = asyncio.get_running_loop().create_future()
+            self._source.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self.start(self._hold(self._source))
+        return await asyncio.shield(self._source)
+
+    async def _hold(self, source: asyncio.Future[Source]) -> None:
+        try:
+            async with self._context() as found:
+                source.set_result(found)
+                await self._over.wait()
+        except WetwareError as exc:
+            if source.done():
+                log.warning("blob.not_let_go", why=exc.message)
+            else:
+                source.set_exception(exc)
+                self._source = None  # who asks again tries again
+        finally:
+            source.cancel()
+
+    def leave(self) -> None:
+        self.users -= 1
+        if not self.users:
+            self._over.set()
+
+    def start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
+    """See blob.capnp. Make it in a method of the servant that returns it."""
+
+    def __init__(self, opened: Opened, cid: Cid) -> None:
+        self._opened, self._cid = opened, cid
+        opened.users += 1
+        self._held = True
+        self._unguard: Callable[[], None] = lambda: None
+        if (guard := rpc.current_guard()) is not None:
+            self._unguard = guard.on_end(lambda _: self._leave())
+
+    def released(self) -> None:
+        """Nobody holds it any more."""
+        self._unguard()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._held:
+            self._held = False
+            self._opened.leave()
+
+    async def info(self) -> dict[str, Any]:
+        return {"info": await _described(await self._opened.source(), "", self._cid)}
+
+    async def stat(self) -> dict[str, Any]:
+        return {"size": await self._size(await self._opened.source())}
+
+    async def _size(self, source: Source) -> int:
+        found = await stat(self._cid, source.get)
+        if found.kind != "file":
+            raise InvalidArgument(
+                f"{self._cid} is a {found.kind}, not a file",
+                hint="get all of it, or list a directory: ww blob get CID, ww blob ls CID",
+                code="invalid.not_a_file",
+            )
+        return found.size
+
+    async def read(self, start: int, end: int) -> dict[str, Any]:
+        source = await self._opened.source()
+        size = await self._size(source)
+
+        async def send(stream: rpc.ByteStream) -> None:
+            sent = start
+            async for piece in read(self._cid, start, min(end, size), source.get, source.ahead):
+                await stream.send(piece)
+                sent += len(piece)
+            if sent < min(end, size):
+                raise BadBlock(f"{self._cid} has {size} bytes as it says, and ends after {sent}")
+
+        if start > end:
+            raise InvalidArgument(f"no range of bytes: {start} to {end}", code="invalid.range")
+        return self._streamed(send)
+
+    async def ls(self, skip: int, limit: int) -> dict[str, Any]:
+        source = await self._opened.source()
+        limit = min(limit or LIST_MAX, LIST_MAX)
+        found: list[Entry] = []
+        async for entry in self._entries(source):
+            if skip:
+                skip -= 1
+            elif len(found) < limit:
+                found.append(entry)
+            else:
+                break
+        more = len(found) == limit and entry is not found[-1]
+        source.ahead([each.cid for each in found if each.cid.codec != RAW])
+        return {
+            "entries": [await _described(source, each.name, each.cid) for each in found],
+            "more": more,
+        }
+
+    def _entries(self, source: Source) -> AsyncIterator[Entry]:
+        return entries(self._cid, source.get, source.ahead)
+
+    async def at(self, path: str) -> dict[str, Any]:
+        source = await self._opened.source()
+        cid = await resolve(self._cid, path, source.get)
+        return {"blob": BlobServant(self._opened, cid), "cid": str(cid)}
+
+    async def tree(self, skip: int) -> dict[str, Any]:
+        source = await self._opened.source()
+        await stat(self._cid, source.get)  # what cannot be had is said at once
+
+        async def send(stream: rpc.ByteStream) -> None:
+            await _send_tree(records.Writer(stream, skip=skip), "", self._cid, source)
+
+        return self._streamed(send)
+
+    async def car(self) -> dict[str, Any]:
+        source = await self._opened.source()
+        await source.get(self._cid)
+
+        async def send(stream: rpc.ByteStream) -> None:
+            await stream.send(car.header([self._cid]))
+            async for block in walk(self._cid, source.get, source.ahead):
+                await stream.send(car.section(block))
+
+        return self._streamed(send)
+
+    def _streamed(self, send: Callable[[rpc.ByteStream], Awaitable[None]]) -> dict[str, Any]:
+        stream = rpc.ByteStream()
+        self._opened.users += 1  # what is read is kept, though the Blob be let go meanwhile
+        self._opened.start(self._feed(stream, send))
+        return {"stream": stream.servant}
+
+    async def _feed(
+        self, stream: rpc.ByteStream, send: Callable[[rpc.ByteStream], Awaitable[None]]
+    ) -> None:
+        try:
+            await send(stream)
+            await stream.send_eof()
+            while True:  # the other end closes it when it has read all
+                await stream.receive()
+        except (EndOfStream, ClosedResourceError):
+            await stream.aclose()
+        except WetwareError as exc:
+            stream.abort(exc)
+        except Exception:
+            log.exception("blob.read_failed", cid=str(self._cid))
+            stream.abort(InternalError("reading failed; the node's log says why"))
+        finally:
+            stream.abort(NotFound("the blob is not read any more", code="not_found.blob"))
+            self._opened.leave()
+
+
+async def _described(source: Source, name: str, cid: Cid) -> dict[str, Any]:
+    """An Entry of blob.capnp."""
+    try:
+        found = await stat(cid, source.get)
+    except BadBlock:
+        return {"name": name, "cid": str(cid), "kind": "dag", "size": 0}
+    size = found.size if found.kind == "file" else found.tsize
+    return {"name": name, "cid": str(cid), "kind": found.kind, "size": size}
+
+
+async def _send_tree(writer: records.Writer, name: str, cid: Cid, source: Source) -> None:
+    found = await stat(cid, source.get)
+    match found.kind:
+        case "symlink":
+            await writer.link(name, found.target or b"")
+        case "file":
+            if await writer.file(name):
+                async for piece in read(cid, 0, None, source.get, source.ahead):
+                    await writer.piece(piece)
+                await writer.piece(b"")
+        case "directory":
+            await writer.directory(name)
+            batch: list[Entry] = []
+            async for entry in entries(cid, source.get, source.ahead):
+                batch.append(entry)
+                if len(batch) == _AHEAD:
+                    await _send_entries(writer, batch, source)
+                    batch = []
+            await _send_entries(writer, batch, source)
+            await writer.end()
+
+
+async def _send_entries(writer: records.Writer, batch: list[Entry], source: Source) -> None:
+    source.ahead([entry.cid for entry in batch])
+    for entry in batch:
+        await _send_tree(writer, entry.name, entry.cid, source)

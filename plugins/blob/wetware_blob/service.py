@@ -1,0 +1,499 @@
+"""The service `blob`: this node's store, what other members have, and what a user may do with both.
+
+What a user may do is decided here, at the node of their session. Other members are asked for blocks
+and for keeping copies, never in a user's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from wetware import rpc
+from wetware.errors import (
+    Disconnected,
+    InvalidArgument,
+    OverlayError,
+    Unsupported,
+    WetwareError,
+    stopping,
+)
+from wetware.hookspecs import Service
+from wetware_blob import ingest
+from wetware_blob.exchange.exchange import Exchange, pull
+from wetware_blob.exchange.find import Finder, SiblingServant, dht_key
+from wetware_blob.format.build import PROFILES, V1_2025
+from wetware_blob.format.cid import DAG_PB, RAW, BadBlock, Cid
+from wetware_blob.format.read import children, stat
+from wetware_blob.reading import LIST_MAX, BlobServant, Opened, Source
+from wetware_blob.schema import SCHEMA
+from wetware_blob.store.files import Files
+from wetware_blob.store.pins import Pin
+from wetware_blob.store.store import Store
+from wetware_blob.transfers import State, Transfer
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
+    from wetware.hookspecs import PluginContext
+    from wetware.identity import Principal
+    from wetware_blob.config import BlobConfig
+
+COPIES_MAX: Final = 16
+NAME_BYTES_MAX: Final = 255
+MENDER: Final = "node:self"
+"""Whose hold keeps a block that is fetched because it was damaged."""
+SCRUB_S: Final = 86_400.0
+ANNOUNCE_S: Final = 3600.0
+_VERIFIED_MAX: Final = 4096
+"""What `verify` found and nobody took yet; each is in the node's log, too."""
+
+
+class BlobService(Service):
+    """See `hookspecs.Service`.
+
+    Args:
+        ctx: The plugin's context; its config is a BlobConfig.
+    """
+
+    name = "blob"
+    interface = SCHEMA.Store
+    peer_interface = SCHEMA.Sibling
+    roles = MappingProxyType(
+        {
+            "reader": frozenset({"Store.open", "Blob.*", "ByteStream.*"}),
+            "member": frozenset(
+                {
+                    "Store.open",
+                    "Store.put",
+                    "Store.pin",
+                    "Store.unpin",
+                    "Store.pins",
+                    "Store.rm",
+                    "Store.usage",
+                    "Blob.*",
+                    "ByteStream.*",
+                    "Transfer.*",
+                }
+            ),
+            "admin": frozenset({"*"}),
+        }
+    )
+    ending = frozenset({"Store.unpin", "Store.rm", "Store.pins"})
+
+    def __init__(self, ctx: PluginContext) -> None:
+        self.ctx = ctx
+        config: BlobConfig = ctx.config
+        self.store = Store(
+            Files(ctx.data_dir / "store"),
+            children,
+            run_sync=ctx.run_sync,
+            clock=ctx.clock,
+            node_bytes_max=config.node_bytes_max,
+            owner_bytes_max=config.owner_bytes_max,
+        )
+        self.finder = Finder(ctx)
+        self.exchange = Exchange(
+            ctx.overlay, self.store, find=self.finder.providers, run_sync=ctx.run_sync
+        )
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._running = False
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Serve until cancelled."""
+        async with anyio.create_task_group() as group:
+            await group.start(self.store.run)  # cancelled last, as what is below still writes
+            try:
+                async with anyio.create_task_group() as above:
+                    await above.start(self.exchange.run)
+                    above.start_soon(self._scrub)
+                    above.start_soon(self._announce)
+                    self._running = True
+                    task_status.started()
+                    await anyio.sleep_forever()
+            finally:
+                self._running = False
+                with anyio.CancelScope(shield=True):
+                    await self._end_tasks()
+                group.cancel_scope.cancel()
+
+    async def _end_tasks(self) -> None:
+        for task in tuple(self.tasks):
+            task.cancel()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+
+    async def _scrub(self) -> None:
+        """Read everything once a day, and mend what can be mended."""
+        config: BlobConfig = self.ctx.config
+        while config.scrub_rate:
+            await anyio.sleep(SCRUB_S)
+            async for damage in self.store.scrub(config.scrub_rate):
+                if damage.pin is None:
+                    mended = await self.mend(damage.digest)
+                    self.ctx.log.warning("blob.scrubbed", block=damage.digest.hex(), mended=mended)
+
+    async def _announce(self) -> None:
+        """Tell the DHT of what is public: it forgets, and so does a libp2p that starts again."""
+        while True:
+            for pin in await self.store.pins():
+                if pin.public:
+                    await self._provide(pin.root)
+            await anyio.sleep(ANNOUNCE_S)
+
+    async def _provide(self, root: Cid) -> None:
+        try:
+            await self.ctx.overlay.provide(dht_key(root))
+        except OverlayError as exc:
+            self.ctx.log.info("blob.not_announced", root=str(root), why=exc.message)
+
+    def bootstrap(self, principal: Principal) -> rpc.Servant:
+        return StoreServant(self, str(principal))
+
+    def peer_bootstrap(self, node: Principal) -> rpc.Servant:
+        return SiblingServant(self.store)
+
+    # --- for the servants ---
+
+    def check_running(self) -> None:
+        if not self._running:
+            raise Disconnected("the service is not running")
+
+    def opened(self, owner: str, root: Cid, *, local: bool) -> Opened:
+        if local:
+            return Opened(partial(self._local, owner, root), self.tasks)
+        return Opened(partial(self.exchange.open, root, owner), self.tasks)
+
+    @contextlib.asynccontextmanager
+    async def _local(self, owner: str, root: Cid) -> AsyncIterator[Source]:
+        async with self.store.hold(owner, root):
+            yield _Local(self.store)
+
+    async def put(
+        self,
+        state: State,
+        owner: str,
+        terms: Terms,
+        source: ingest.Counted,
+        form: str,
+        profile: str,
+    ) -> None:
+        """Take what comes and pin it."""
+        state.bytes = lambda: source.count
+        state.doing = "reading"
+        made = PROFILES[profile]
+        async with (
+            self.store.hold(owner) as hold,
+            ingest.Blocks(self.store, hold, self.ctx.run_sync) as blocks,
+        ):
+            kind, size = "file", 0
+            match form:
+                case "file":
+                    built = await ingest.put_stream(source, made, blocks)
+                    root, size = built.cid, built.size
+                case "tree":
+                    kind, built, size = await ingest.put_tree(source, made, blocks)
+                    root, size = built.cid, size if kind == "file" else built.tsize
+                case _:
+                    root = await ingest.put_car(source, blocks)
+            state.doing = "writing"
+            await blocks.finish()
+            if form == "car":
+                kind, size = await self._kind(root, self._get)
+            state.root = root
+            await self.store.pin(hold, terms.pin(owner, root, kind, size, self.ctx.clock.time()))
+        await self._replicate(state, owner, root, terms)
+
+    async def pin(self, state: State, owner: str, terms: Terms, root: Cid) -> None:
+        """Fetch what is not here, and pin it."""
+        state.root, state.doing = root, "fetching"
+        async with self.exchange.open(root, owner) as source:
+            kind, size = await self._kind(root, source.get)
+            state.total = size
+            await pull(source, root, children)
+            state.doing = "writing"
+            async with self.store.hold(owner) as hold:
+                pin = terms.pin(owner, root, kind, size, self.ctx.clock.time())
+                await self.store.pin(hold, pin)
+        state.bytes = lambda: size
+        await self._replicate(state, owner, root, terms)
+
+    async def _replicate(self, state: State, owner: str, root: Cid, terms: Terms) -> None:
+        state.copies = 1
+        if terms.public:
+            await self._provide(root)
+
+    async def mend(self, digest: bytes) -> bool:
+        """Fetch a block that is damaged here from who has it; whether it is whole now."""
+        cid = Cid(1, RAW, digest)
+        try:
+            async with self.exchange.open(cid, MENDER) as source:
+                await source.get(cid)
+                await source.kept()
+        except WetwareError:
+            return False
+        return bool(await self.store.have([digest]))
+
+    async def _get(self, cid: Cid) -> bytes:
+        return await self.store.get(cid.digest)
+
+    async def _kind(self, root: Cid, get: Callable[[Cid], Awaitable[bytes]]) -> tuple[str, int]:
+        try:
+            found = await stat(root, get)
+        except BadBlock:
+            return "dag", 0
+        return found.kind, found.size if found.kind == "file" else found.tsize
+
+
+class _Local:
+    """The blocks of this node alone."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def get(self, cid: Cid) -> bytes:
+        return await self._store.get(cid.digest)
+
+    def ahead(self, cids: Sequence[Cid]) -> None:
+        """What is here needs no fetching."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """PinTerms of blob.capnp, judged."""
+
+    name: str
+    copies: int
+    selector: str
+    ack: int
+    public: bool
+
+    def pin(self, owner: str, root: Cid, kind: str, size: int, now_s: float) -> Pin:
+        return Pin(
+            owner,
+            root,
+            name=self.name,
+            kind=kind,
+            size=size,
+            created_at=now_s,
+            copies=self.copies,
+            selector=self.selector,
+            public=self.public,
+        )
+
+
+def judge_terms(ctx: PluginContext, given: dict[str, Any]) -> Terms:
+    """Raises InvalidArgument "invalid.pin"."""
+
+    def bad(what: str, hint: str) -> InvalidArgument:
+        return InvalidArgument(what, hint=hint, code="invalid.pin")
+
+    name, copies, ack = given["name"], given["copies"] or 1, given["ack"] or 1
+    if len(name.encode()) > NAME_BYTES_MAX:
+        raise bad(f"a name of more than {NAME_BYTES_MAX} bytes", "give it a shorter one")
+    if copies > 1:
+        raise Unsupported(
+            "copies at other members are not kept yet",
+            hint="pin it at each of them: ww blob pin add CID",
+            code="unsupported.copies",
+        )
+    if copies > COPIES_MAX:
+        raise bad(f"{copies} copies; at most {COPIES_MAX} are kept", "ask for fewer")
+    if ack > copies:
+        raise bad(f"{ack} copies are to be waited for, of {copies}", "wait for at most all of them")
+    ctx.members(given["where"])  # raises where it is no selector
+    return Terms(name, copies, given["where"], ack, given["public"])
+
+
+class StoreServant(rpc.Servant, interface=SCHEMA.Store):
+    """See blob.capnp."""
+
+    def __init__(self, service: BlobService, owner: str) -> None:
+        self._service, self._owner = service, owner
+
+    async def open(self, cid: str, local: bool) -> dict[str, Any]:
+        self._service.check_running()
+        root = Cid.parse(cid)
+        return {"blob": BlobServant(self._service.opened(self._owner, root, local=local), root)}
+
+    async def put(
+        self, pin: dict[str, Any], form: str, profile: str, bytes_max: int
+    ) -> dict[str, Any]:
+        service = self._service
+        service.check_running()
+        profile = profile or V1_2025.name
+        if profile not in PROFILES:
+            raise InvalidArgument(
+                f"there is no profile {profile[:64]!r}",
+                hint=f"one of {', '.join(PROFILES)}",
+                code="invalid.profile",
+            )
+        terms = judge_terms(service.ctx, pin)
+        stream = rpc.ByteStream()
+        source = ingest.Counted(stream, bytes_max)
+
+        async def work(state: State) -> None:
+            try:
+                await service.put(state, self._owner, terms, source, form, profile)
+            except WetwareError as exc:
+                stream.abort(exc)
+                raise
+            finally:
+                stream.abort(stopping())
+
+        return {"stream": stream.servant, "transfer": Transfer(service.tasks, work)}
+
+    async def pin(self, root: str, pin: dict[str, Any]) -> dict[str, Any]:
+        service = self._service
+        service.check_running()
+        terms, cid = judge_terms(service.ctx, pin), Cid.parse(root)
+
+        async def work(state: State) -> None:
+            await service.pin(state, self._owner, terms, cid)
+
+        return {"transfer": Transfer(service.tasks, work)}
+
+    async def unpin(self, root: str, name: str) -> dict[str, Any]:
+        self._service.check_running()
+        count = await self._service.store.unpin(self._owner, Cid.parse(root), name or None)
+        return {"pins": count}
+
+    async def pins(self, root: str, skip: int, limit: int) -> dict[str, Any]:
+        return await self._pins(self._owner, root, skip, limit)
+
+    async def _pins(self, owner: str | None, root: str, skip: int, limit: int) -> dict[str, Any]:
+        self._service.check_running()
+        found = await self._service.store.pins(owner, Cid.parse(root) if root else None)
+        found.sort(key=lambda pin: -pin.created_at)
+        shown = found[skip : skip + min(limit or LIST_MAX, LIST_MAX)]
+        return {"pins": [self._told(pin) for pin in shown], "matched": len(found)}
+
+    def _told(self, pin: Pin) -> dict[str, Any]:
+        return {
+            "root": str(pin.root),
+            "name": pin.name,
+            "owner": pin.owner,
+            "kind": pin.kind,
+            "size": pin.size,
+            "charged_bytes": pin.charged,
+            "created_ms": int(pin.created_at * 1000),
+            "copies": pin.copies,
+            "where": pin.selector,
+            "holders": [str(self._service.ctx.overlay.peer_id)],
+            "public": pin.public,
+            "damaged": 0,
+        }
+
+    async def rm(self, root: str) -> dict[str, Any]:
+        service, cid = self._service, Cid.parse(root)
+        service.check_running()
+        count = await service.store.unpin(self._owner, cid, None)
+        gone = await service.store.collect()
+        mine: list[Pin] = []
+        others = 0
+        if cid.digest in await service.store.have([cid.digest]):
+            for pin in await service.store.pins():
+                if pin.root.digest == cid.digest or await self._reaches(pin, cid):
+                    if pin.owner == self._owner:
+                        mine.append(pin)
+                    else:
+                        others += 1
+        return {
+            "pins": count,
+            "pinned_by": [self._told(pin) for pin in mine[:LIST_MAX]],
+            "others": others,
+            "freed_bytes": gone.charged,
+        }
+
+    async def _reaches(self, pin: Pin, cid: Cid) -> bool:
+        """Whether `cid` is among the blocks of a pin."""
+        seen, waiting = {pin.root}, [pin.root]
+        while waiting:
+            block = waiting.pop()
+            if block.codec != DAG_PB:
+                continue
+            for child in children(block, await self._service.store.get(block.digest)):
+                if child.digest == cid.digest:
+                    return True
+                if child not in seen:
+                    seen.add(child)
+                    waiting.append(child)
+        return False
+
+    async def usage(self) -> dict[str, Any]:
+        self._service.check_running()
+        pins = await self._service.store.pins(self._owner)
+        found = await self._service.store.usage(self._owner)
+        return {
+            "usage": {
+                "pins": len(pins),
+                "charged_bytes": found.charged,
+                "quota_bytes": found.charged_max,
+            }
+        }
+
+    async def gc(self, dry_run: bool) -> dict[str, Any]:
+        self._service.check_running()
+        store = self._service.store
+        gone = await store.collect(dry_run=dry_run)
+        kept = await store.usage()
+        left = (gone.blocks, gone.charged) if dry_run else (0, 0)
+        return {
+            "blocks": gone.blocks,
+            "bytes": gone.charged,
+            "kept_blocks": kept.blocks - left[0],
+            "kept_bytes": kept.charged - left[1],
+        }
+
+    async def verify(self, sink: rpc.Ref | None) -> dict[str, Any]:
+        service = self._service
+        service.check_running()
+        pump = rpc.Pump(sink, items_max=_VERIFIED_MAX, bytes_max=1 << 20)
+        task = asyncio.get_running_loop().create_task(_verify(service, pump))
+        service.tasks.add(task)
+        task.add_done_callback(service.tasks.discard)
+
+        def ended(_: rpc.Pump) -> None:
+            task.cancel()
+
+        pump.start(ended)
+        return {"subscription": pump}
+
+    async def all(self, skip: int, limit: int) -> dict[str, Any]:
+        found = await self._pins(None, "", skip, limit)
+        usage = await self._service.store.usage()
+        free = await self._service.store.free_bytes()
+        return {
+            **found,
+            "usage": {
+                "pins": found["matched"],
+                "blocks": usage.blocks,
+                "disk_bytes": usage.charged,
+                "disk_bytes_max": usage.charged_max,
+                "free_bytes": free,
+            },
+        }
+
+
+async def _verify(service: BlobService, pump: rpc.Pump) -> None:
+    """Read all of the store; what is damaged is fetched again, and pushed with how that went."""
+    counts = {"damaged": 0, "mended": 0}
+    async for damage in service.store.scrub(None):
+        mended = False
+        if damage.pin is not None:
+            what, name = "pin", f"{damage.pin.name!r} of {damage.pin.owner}"
+        else:
+            what, name = "block", damage.digest.hex()
+            mended = await service.mend(damage.digest)
+        counts["damaged"] += 1
+        counts["mended"] += mended
+        pump.offer(json.dumps({"what": what, "name": name, "mended": mended}).encode())
+    pump.offer(json.dumps({"what": "end", **counts}).encode())
