@@ -2,7 +2,8 @@
 # The core's interfaces: how a stranger becomes a session, and what a session is.
 #
 # After each method: who may hold the capability, when it dies, what revocation does, and whether a
-# call is idempotent. Methods are never renumbered; a dead one is renamed `obsolete…`.
+# call is idempotent. From the first release on methods are never renumbered, and a dead one is renamed
+# `obsolete…`; before it, methods that nobody could have called yet were removed and renumbered.
 # Principals, peer IDs and cluster IDs are text in the forms that `wetware.identity` defines.
 
 using Ww = import "/wetware/schema/ww.capnp";
