@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wetware_audit.client import AuditClient
     from wetware_auth_evm.client import EvmAuth
     from wetware_auth_local.client import PolicyClient
+    from wetware_blob.client import BlobStore
     from wetware_pubsub.client import PubSub
 
 
@@ -25,6 +26,7 @@ class Bundled:
         audit: AuditClient
         auth_evm: EvmAuth
         auth_local: PolicyClient
+        blob: BlobStore
         cluster: Cluster
         grants_service: GrantsClient
         pubsub: PubSub
