@@ -52,19 +52,19 @@ class _Link:
 
     Attributes:
         under: What carries it.
-        connection: The RPC connection; it ends with `keeper`.
+        connection: The RPC connection.
         peer: What this node has there.
-        keeper: Waits for its end.
         used_at: When somebody was last seen to use it.
         opening: Callers that wait for it.
+        ending: It is being closed.
     """
 
     under: Connection
     connection: rpc.RpcConnection
     peer: rpc.Ref
-    keeper: asyncio.Task[None]
     used_at: float
     opening: int = 0
+    ending: bool = False
 
     @property
     def in_use(self) -> bool:
@@ -73,7 +73,7 @@ class _Link:
     @property
     def current(self) -> bool:
         """Whether what is new goes over it: a better path has not come up."""
-        return not (self.connection.closed or self.under.superseded)
+        return not (self.ending or self.connection.closed or self.under.superseded)
 
 
 class Siblings:
@@ -157,7 +157,7 @@ class Siblings:
             with rpc.time_limit(OPEN_S):
                 got = (await link.peer.call("open", service=service.name))["service"]
         except CapabilityError:  # that node does not take this one for a member any more
-            link.keeper.cancel()
+            self._end(link)
             raise
         finally:
             link.opening -= 1
@@ -209,12 +209,12 @@ class Siblings:
     ) -> _Link:
         links = self._links.setdefault(peer, [])
         loop = asyncio.get_running_loop()
-        keeper = self._spawn(self._until_closed(peer, connection))
-        link = _Link(under, connection, given, keeper, loop.time())
+        self._spawn(self._until_closed(peer, connection))
+        link = _Link(under, connection, given, loop.time())
         used = [old for old in links if old.in_use]
         for old in links:
             if old not in used[1 - LINKS_PER_MEMBER_MAX :]:
-                old.keeper.cancel()
+                self._end(old)
         links.append(link)
         if not self._sweep_due:
             self._sweep_due = True
@@ -231,6 +231,11 @@ class Siblings:
                 del self._links[peer]
             await connection.aclose()
 
+    def _end(self, link: _Link) -> None:
+        if not link.ending:
+            link.ending = True
+            self._spawn(link.connection.aclose())
+
     def _make_room(self, peer: PeerId) -> None:
         """Before a dial; raises LimitExceeded where all that there are are in use."""
         if peer in self._links or len(self._links) + len(self._dials) <= LINKS_MAX:
@@ -238,7 +243,7 @@ class Siblings:
         unused = [link for links in self._links.values() for link in links if not link.in_use]
         if not unused:
             raise LimitExceeded(f"siblings at {LINKS_MAX} members are in use (LINKS_MAX)")
-        min(unused, key=lambda link: link.used_at).keeper.cancel()
+        self._end(min(unused, key=lambda link: link.used_at))
 
     def _sweep(self) -> None:
         """End what nobody has used, again and again while there is anything."""
@@ -248,7 +253,7 @@ class Siblings:
                 if link.in_use:
                     link.used_at = loop.time()
                 elif not link.current or loop.time() - link.used_at >= IDLE_S:
-                    link.keeper.cancel()
+                    self._end(link)
         self._sweep_due = bool(self._links)
         if self._sweep_due:
             loop.call_later(IDLE_S / 4, self._sweep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from copy import copy
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from wetware.overlay.admission.statements import Chain
 from wetware.overlay.admission.store import Store
 from wetware.overlay.admission.texts import Bundle, Ticket
 from wetware.overlay.frames import read_frame, write_frame
-from wetware.overlay.link import Stream
+from wetware.overlay.link import LinkHost, Stream
 
 pytestmark = pytest.mark.anyio
 DAY_S = 86_400.0
@@ -840,6 +841,35 @@ async def test_a_foreign_peer_with_a_fact_is_a_member(cluster: Any, eventually: 
     assert fact not in a.admission.facts.encoded.values()
     with pytest.raises(AdmissionRefused):
         a.admission.adopt(fact)
+
+
+async def test_who_has_something_here_as_a_node(cluster: Any, eventually: Any) -> None:
+    """A member, on a connection on which both showed their certificates, until its own ends."""
+    a = await cluster.founder(exchange_s=0.5)
+    b = await cluster.join(await a.ticket(), clock=copy(cluster.clock))
+    others: dict[str, Any] = {"no member": await cluster.stranger()}
+    others["a foreign libp2p peer"] = stock = await cluster.stranger()
+    await a.issuer.certify(stock.peer_id, foreign=True)
+    gone = await cluster.join(await a.ticket())
+    await a.issuer.evict(gone.peer_id, "lost laptop")
+    near = await b.connect(a)
+    far = a.host.connection(b.peer_id)
+    for why, node in (("was evicted.*lost laptop", gone), ("did not introduce itself", b)):
+        others[why] = await node.stack.enter_async_context(LinkHost(node.key))  # shows nothing
+    assert await a.introductions.peer_of(far) == b.peer_id
+    assert await b.introductions.peer_of(near) == a.peer_id
+    for why, host in others.items():
+        before = set(a.host.connections())
+        await host.dial([a.addr])
+        await eventually(lambda before=before: set(a.host.connections()) - before)
+        (connection,) = set(a.host.connections()) - before
+        with pytest.raises(AdmissionRefused, match=why):
+            await a.introductions.peer_of(connection)
+    cluster.clock.now += 7 * DAY_S + 61  # b's own stands still: it does not renew
+    with pytest.raises(AdmissionRefused, match="no member"):
+        await a.introductions.peer_of(far)
+    await eventually(lambda: PeerDown(b.peer_id) in a.peer_events)
+    await eventually(lambda: far.closed)
 
 
 async def test_a_node_is_no_foreign_member_of_itself(cluster: Any) -> None:
