@@ -10,7 +10,7 @@ import contextlib
 import errno
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -148,24 +148,17 @@ class Blocks:
         error.digest = digest
         if not row.damaged:
             log.error("blob.damaged", block=digest.hex(), why=why)
-            self._index.write_soon(damaged([row.id]))
+            self._index.spoil(row)
         raise error
 
 
-def damaged(ids: Sequence[int]) -> Change[None]:
-    """Keep that some blocks are damaged, so that they count as absent and can be written anew."""
-
-    def apply(db: Database, _: list[str]) -> None:
-        for id_ in ids:
-            db.execute("UPDATE blocks SET damaged = 1 WHERE id = ?", (id_,))
-
-    return Change(apply)
-
-
-def added(blocks: Mapping[bytes, bytes], files: Mapping[bytes, int], keep: Bits) -> Change[int]:
+def added(
+    blocks: Mapping[bytes, bytes], files: Mapping[bytes, int], keep: Bits, spoiled: Set[bytes]
+) -> Change[int]:
     """Rows for some blocks (digest: bytes), the larger ones in these files.
 
-    Its result is what the store is charged more than before. All are added to `keep`.
+    Its result is what the store is charged more than before. All are added to `keep`. What is there
+    already stays as it is, unless it is damaged.
     """
 
     def apply(db: Database, trash: list[str]) -> int:
@@ -175,12 +168,13 @@ def added(blocks: Mapping[bytes, bytes], files: Mapping[bytes, int], keep: Bits)
             found = db.execute(
                 "SELECT id, digest, size, file, damaged FROM blocks WHERE digest = ?", (digest,)
             ).fetchall()
-            if found and not (row := Row(*found[0])).damaged:
+            row = Row(*found[0]) if found else None
+            if row and not row.damaged and digest not in spoiled:
                 keep.add(row.id)  # another writer was first
                 if file is not None:
                     trash.append(file_name(file, digest))
                 continue
-            if found:
+            if row:
                 id_ = row.id
                 more -= row.charged
                 if row.file is not None:

@@ -4,9 +4,10 @@ One SQLite database. One thread writes: what waits together is one transaction (
 reads waits for the transaction that runs, so that nobody sees what is not on the disk yet.
 
 A transaction that failed is rolled back and what it was for is refused. SQLite then writes the next
-one over its remains in the log, so the connection stays open: reopening would read the remains from
-the page cache, where they look whole, though an fsync has failed to bring them to the disk. For the
-same reason the log that a crash left is written once more before it is read.
+one over its remains in the log, so the connection stays open: reopening would read the remains
+from the page cache, where they look whole, though an fsync has failed to bring them to the disk.
+For the same reason the log that a crash left is written once more before it is read, and what comes
+after a transaction that failed always writes something.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from wetware.base.disk import remedy
 from wetware.base.log import get_logger
 from wetware.base.writer import Write, Writer
-from wetware.errors import ConfigError, WetwareError
+from wetware.errors import WetwareError
 from wetware_blob.store.errors import DiskFull, StoreFailed
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ CREATE TABLE pins (
   pin TEXT NOT NULL, checksum BLOB NOT NULL, PRIMARY KEY (owner, root, name)
 );
 CREATE TABLE downloads (root BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE failures (count INTEGER NOT NULL);
+INSERT INTO failures VALUES (0);
 """
 
 
@@ -73,7 +76,12 @@ class Row:
     digest: bytes
     size: int
     file: int | None
-    damaged: bool
+    damaged: int
+
+    def __post_init__(self) -> None:
+        numbers = (self.id, self.size, self.file or 0, self.damaged)
+        if not all(type(number) is int for number in numbers) or type(self.digest) is not bytes:
+            raise StoreFailed("a row of the index is damaged")
 
     @property
     def name(self) -> str:
@@ -126,26 +134,25 @@ class Change(Generic[T]):
 class Index:
     """The database. Everything but `write` blocks: call it in a thread.
 
-    Raises ConfigError where it cannot be opened or is of a later release.
+    Attributes:
+        spoiled: Digests of blocks that were found to be damaged since the start: before their rows
+            say so, and where those could not be written.
     """
 
     def __init__(self, files: Files) -> None:
         self._files = files
         self._lock = threading.Lock()
         self._trash: list[str] = []
+        self._remains = (
+            False  # of a transaction that failed, in the log: a crash would bring it back
+        )
+        self.spoiled: set[bytes] = set()
         self.reserve = files.reserve()
         try:
-            try:
+            self._open()
+        except Exception:
+            with self.reserve.open():
                 self._open()
-            except Exception:
-                with self.reserve.open():
-                    self._open()
-        except Exception as exc:
-            raise ConfigError(
-                f"the index of the blob store cannot be used: {exc}",
-                hint=remedy(exc) or "restore it from a backup",
-                code="config.store",
-            ) from exc
         self.reserve.fill()
         self._written = False
         self._writer: Writer[Change[Any]] = Writer(
@@ -160,14 +167,15 @@ class Index:
         self._db = db = self._files.connect(FILE)
         try:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")  # without a file for other processes
-            db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that room goes back to the disk
+            ((version,),) = db.execute("PRAGMA user_version").fetchall()
+            if version == 0:
+                db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that room goes back to the disk
             db.execute("PRAGMA journal_mode=WAL").fetchall()
             db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
             db.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}").fetchall()
             db.execute(f"PRAGMA journal_size_limit={WAL_PAGES * 4096 * 2}").fetchall()
             db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
             db.execute("PRAGMA temp_store=MEMORY")  # a full disk has no room for files of its own
-            ((version,),) = db.execute("PRAGMA user_version").fetchall()
             if version == 0:
                 db.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA.split(";"):
@@ -179,6 +187,7 @@ class Index:
                 raise ValueError(  # noqa: TRY301 the connection is closed below
                     f"it is of version {version}; this release knows {SCHEMA_VERSION}"
                 )
+            self._files.sync_directory("")  # SQLite does so, and takes no notice if it fails
         except BaseException:
             db.close()
             raise
@@ -200,15 +209,29 @@ class Index:
         self._writer.start()
 
     def close(self) -> None:
+        """Write what waits, and empty the log."""
         self._writer.close()
+
+    def abandon(self) -> None:
+        """Close what was not started."""
+        with contextlib.suppress(Exception):
+            self._db.close()
 
     # --- reading ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Database]:
-        """The database between two transactions."""
+        """The database between two transactions; raises StoreFailed where it cannot be read."""
         with self._lock:
-            yield self._db
+            try:
+                yield self._db
+            except WetwareError:
+                raise
+            except Exception as exc:  # of whichever SQLite
+                raise StoreFailed(
+                    f"the index of the blob store cannot be read: {exc}",
+                    hint="look at the node's disk (`dmesg`); `ww blob verify` reads all of it",
+                ) from exc
 
     def find(self, digests: Collection[bytes], keep: Bits | None = None) -> dict[bytes, Row]:
         """The rows that there are; they are added to `keep` before any can be deleted."""
@@ -221,6 +244,8 @@ class Index:
                     some,
                 ).fetchall():
                     row = Row(*columns)
+                    if row.digest in self.spoiled:
+                        row = replace(row, damaged=1)
                     found[row.digest] = row
                     if keep is not None:
                         keep.add(row.id)
@@ -254,6 +279,12 @@ class Index:
         """What `change.apply` returned, when it is on the disk. Raises StoreFailed: it is not."""
         result: T = await self._writer.write(change)
         return result
+
+    def spoil(self, row: Row) -> None:
+        """From now on a block is damaged: it counts as absent, and can be written anew."""
+        self.spoiled.add(row.digest)
+        sql = "UPDATE blocks SET damaged = 1 WHERE id = ?"
+        self.write_soon(Change(lambda db, _: db.execute(sql, (row.id,))))
 
     def write_soon(self, change: Change[Any]) -> None:
         """For what may be lost: nobody waits for it."""
@@ -290,13 +321,17 @@ class Index:
         with self._lock:
             try:
                 db.execute("BEGIN IMMEDIATE")
+                if self._remains:  # also where the rest of it changes nothing
+                    db.execute("UPDATE failures SET count = count + 1")
                 for write in writes:
                     results.append((write, write.what.apply(db, trash)))  # noqa: PERF401 trash is filled
                 db.execute("COMMIT")
             except Exception as exc:
                 with contextlib.suppress(Exception):
                     db.execute("ROLLBACK")
+                self._remains = True
                 return exc
+            self._remains = False
         self._written = True
         for write, result in results:
             write.what.done(result)

@@ -40,8 +40,9 @@ def step(index: Index, blocks: Blocks, after: int) -> tuple[int | None, int, lis
                 blocks.read(row.digest)
             except Damaged:
                 found.append(Damage(row.digest))
-            except NotFound:  # deleted meanwhile
-                pass
+            except NotFound:
+                if row in index.after(row.id - 1, 1):  # not deleted meanwhile: its hash is damaged
+                    found.append(Damage(row.digest))
             if nbytes >= STEP_BYTES:
                 break
     return after, nbytes, found

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
+from wetware.base.disk import remedy
 from wetware.base.log import get_logger
-from wetware.errors import InvalidArgument
+from wetware.errors import ConfigError, InvalidArgument
 from wetware_blob.format.cid import Cid
 from wetware_blob.store import scrub
 from wetware_blob.store.bits import Bits
-from wetware_blob.store.blocks import Blocks, added, damaged
+from wetware_blob.store.blocks import Blocks, added
 from wetware_blob.store.collect import DELETED_MAX, Children, Collected, Run, Walk, swept
 from wetware_blob.store.errors import Damaged, DiskFull
 from wetware_blob.store.index import (
@@ -142,24 +143,37 @@ class Store:
                 await self._run_sync(self._index.close)
 
     def _open(self) -> None:
-        with suppress(FileExistsError):
-            self._files.make_directory("")
-        self._files.sync_directory("..")
-        self._index = Index(self._files)
+        try:
+            with suppress(FileExistsError):
+                self._files.make_directory("")
+            self._files.sync_directory("..")
+            self._index = Index(self._files)
+            try:
+                self._load()
+            except BaseException:
+                self._index.abandon()
+                raise
+        except Exception as exc:
+            raise ConfigError(
+                f"the blob store cannot be used: {exc}",
+                hint=remedy(exc) or "restore it from a backup, or move it away",
+                code="config.store",
+            ) from exc
+
+    def _load(self) -> None:
         self._blocks = Blocks(self._files, self._index)
         found = self._blocks.sweep()
         if found.orphans or found.lost:
             log.info("blob.swept", orphans=found.orphans, lost=len(found.lost))
-        rows = self._index.find(found.lost)
-        for digest, row in rows.items():
+        for digest, row in self._index.find(found.lost).items():
             log.error("blob.damaged", block=digest.hex(), why="its file is gone")
-            self._index.write_soon(damaged([row.id]))
+            self._index.spoil(row)
         _, charged = self._index.totals()
         self._quota.written(0, charged)
         with self._index.reading() as db:
             pins = read_pins(db)
-            rows_charged = db.execute("SELECT owner, charged FROM pins").fetchall()
-        for owner, nbytes in rows_charged:
+            owners = db.execute("SELECT owner, SUM(charged) FROM pins GROUP BY owner").fetchall()
+        for owner, nbytes in owners:
             self._quota.restore(str(owner), int(nbytes))
         for pin in pins:
             if isinstance(pin, BadPin):
@@ -246,10 +260,11 @@ class Store:
 
             def done(stored: int) -> None:
                 self._quota.written(room, stored)
+                self._index.spoiled.difference_update(new)
 
             written = True  # from here on the index answers for the files
             if new:
-                change = added(new, numbers, hold.keep)
+                change = added(new, numbers, hold.keep, self._index.spoiled)
                 await self._index.write(replace(change, done=done))
             else:
                 self._quota.written(room, 0)

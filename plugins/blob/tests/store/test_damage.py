@@ -1,0 +1,177 @@
+"""Flipped bits: nothing wrong is served, and what is damaged is named."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from wetware.errors import ConfigError, WetwareError
+from wetware_blob.format.cid import Block
+from wetware_blob.store.errors import Damaged
+from wetware_blob.store.index import FILE
+from wetware_blob.store.pins import Pin
+from wetware_blob.store.scrub import Damage
+from wetware_blob.store.store import Store
+
+from .parts import ADA, node, raw, running
+
+pytestmark = pytest.mark.anyio
+
+LARGE = raw(random.Random(1).randbytes(50_000))
+SMALL = raw(random.Random(2).randbytes(1000))
+TREE = [LARGE, SMALL, node([LARGE.cid, SMALL.cid])]
+
+
+@pytest.fixture
+async def directory(tmp_path: Path) -> Path:
+    async with running(tmp_path / "s") as store, store.hold(ADA) as hold:
+        await store.put(hold, TREE)
+        await store.pin(hold, Pin(ADA, TREE[-1].cid, "photos of 2026"))
+    return tmp_path / "s"
+
+
+def block_files(directory: Path) -> list[Path]:
+    return list(directory.glob("*/*-*"))
+
+
+def flip(path: Path, at: int, bit: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= bit
+    path.write_bytes(data)
+
+
+async def scrubbed(store: Store) -> list[Damage]:
+    return [damage async for damage in store.scrub(None)]
+
+
+@pytest.mark.parametrize("block", [LARGE, SMALL], ids=["a block's file", "a block's row"])
+async def test_a_bit_of_a_block(directory: Path, block: Block) -> None:
+    (path,) = block_files(directory)
+    at = 40_000
+    if block is SMALL:
+        path = directory / FILE
+        at = path.read_bytes().index(block.data[-50:])
+    flip(path, at)
+    async with running(directory) as store:
+        with pytest.raises(Damaged) as damaged:
+            await store.get(block.cid.digest)
+        assert damaged.value.digest == block.cid.digest
+        assert block.cid.digest.hex() in str(damaged.value)
+        assert await scrubbed(store) == [Damage(block.cid.digest)]
+    async with running(directory) as store:  # it is kept that it is damaged
+        assert block.cid.digest not in await store.have([b.cid.digest for b in TREE])
+        before = await store.usage()
+        async with store.hold(ADA) as hold:  # another node had it
+            await store.put(hold, [block])
+        assert await store.get(block.cid.digest) == block.data
+        assert await scrubbed(store) == []
+        assert await store.usage() == before
+    assert len(block_files(directory)) == 1
+
+
+async def test_a_file_that_is_gone_or_longer_or_cannot_be_read(directory: Path) -> None:
+    (path,) = block_files(directory)
+    path.write_bytes(LARGE.data + b"x")
+    async with running(directory) as store:
+        assert await scrubbed(store) == [Damage(LARGE.cid.digest)]
+    path.unlink()
+    path.mkdir()
+    async with running(directory) as store:
+        assert await scrubbed(store) == [Damage(LARGE.cid.digest)]
+    path.rmdir()
+    async with running(directory) as store:
+        assert await scrubbed(store) == [Damage(LARGE.cid.digest)]
+        with pytest.raises(Damaged):
+            await store.get(LARGE.cid.digest)
+
+
+async def test_a_bit_of_a_pin(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = directory / FILE
+    at = path.read_bytes().index(b'["", 0, 0.0, 1')  # what it says of the pin
+    flip(path, at + 5)
+    with caplog.at_level(logging.ERROR, logger="wetware.blob.store"):
+        async with running(directory) as store:
+            (damage,) = await scrubbed(store)
+            assert damage.pin is not None
+            assert damage.pin.name == "photos of 2026"
+            assert await store.pins() == []
+            with pytest.raises(Damaged, match="photos of 2026"):  # it is unknown what it keeps
+                await store.collect()
+            assert await store.have([b.cid.digest for b in TREE]) == {b.cid.digest for b in TREE}
+            assert await store.unpin(ADA, damage.pin.root, damage.pin.name) == 1
+            assert (await store.collect()).blocks == 3
+            assert (await store.usage(ADA)).charged == 0
+    assert "blob.pin_damaged" in caplog.text
+
+
+async def test_an_inner_block_that_is_damaged_keeps_what_is_below_it(directory: Path) -> None:
+    inner = TREE[-1]
+    path = directory / FILE
+    flip(path, path.read_bytes().index(inner.data[-20:]))
+    async with running(directory) as store:
+        with pytest.raises(Damaged):
+            await store.collect()
+        assert len(await store.have([b.cid.digest for b in TREE])) == 2
+        async with store.hold(ADA) as hold:
+            await store.put(hold, [inner])
+        assert not (await store.collect()).blocks
+
+
+async def test_any_bit_of_the_index(directory: Path, tmp_path: Path) -> None:
+    """It is refused as a whole, or what is there is right and what is not there is named."""
+    rng = random.Random(3)
+    used = [at for at, byte in enumerate((directory / FILE).read_bytes()) if byte]
+    for _ in range(150):
+        shutil.copytree(directory, copy := tmp_path / "copy")
+        at, bit = rng.choice(used), 1 << rng.randrange(8)
+        flip(copy / FILE, at, bit)
+        try:
+            await _nothing_wrong(copy, f"bit {bit} of byte {at}")
+        finally:
+            shutil.rmtree(copy)
+
+
+async def _nothing_wrong(directory: Path, where: str) -> None:
+    try:
+        async with running(directory) as store:
+            lacking = False
+            for block in TREE:
+                try:
+                    assert await store.get(block.cid.digest) == block.data, where
+                except WetwareError:
+                    lacking = True
+            pins = await store.pins()
+            assert [pin for pin in pins if pin.root != TREE[-1].cid] == [], where
+            assert not (lacking or not pins) or await scrubbed(store), where
+    except* ConfigError:
+        pass
+    except* WetwareError:  # the index cannot be read
+        pass
+
+
+async def test_a_bit_of_the_log_that_a_crash_left(directory: Path, tmp_path: Path) -> None:
+    """It looks like one that a crash cut short: what was in it may be gone, nothing is wrong."""
+    more = [raw(bytes([n]) * 1000) for n in range(10)]
+    async with running(directory) as store:
+        for block in more:
+            async with store.hold(ADA) as hold:
+                await store.put(hold, [block])
+        shutil.copytree(directory, tmp_path / "crashed")
+    log = f"{FILE}-wal"
+    size = (tmp_path / "crashed" / log).stat().st_size
+    assert size > 10_000
+    rng = random.Random(4)
+    for _ in range(30):
+        shutil.copytree(tmp_path / "crashed", copy := tmp_path / "copy")
+        flip(copy / log, rng.randrange(size))
+        async with running(copy) as store:
+            for block in TREE:
+                assert await store.get(block.cid.digest) == block.data
+            assert [pin.root for pin in await store.pins()] == [TREE[-1].cid]
+            for digest in await store.have([b.cid.digest for b in more]):
+                assert await store.get(digest) in [b.data for b in more]
+        shutil.rmtree(copy)
