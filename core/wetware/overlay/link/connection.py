@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from wetware.identity import PeerId
     from wetware.overlay.link.noise import Cipher
+    from wetware.overlay.link.yamux import Bytes
 
 log = get_logger("link.connection")
 
@@ -104,8 +105,10 @@ def socket_multiaddr(name: tuple[Any, ...] | None, peer: PeerId | None = None) -
     return Multiaddr("ip6" if ":" in host else "ip4", host, int(name[1]), peer)
 
 
-class NoiseConnection(Connection, asyncio.BufferedProtocol):
+class NoiseConnection(Connection, asyncio.BufferedProtocol, asyncio.Protocol):
     """See `Connection`: this one is secured by noise and multiplexed by yamux.
+
+    asyncio gives it what TCP brings as a BufferedProtocol; a pipe as a Protocol.
 
     Attributes:
         established: Whether the handshake is done.
@@ -277,12 +280,20 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Decrypt and deliver what was received (asyncio calls this)."""
-        self.bytes_in += nbytes
         total = len(self._tail) + nbytes
         self._tail = b""
+        self._arrived(self._scratch[:total], nbytes)
+
+    def data_received(self, data: Bytes) -> None:
+        """The same with bytes that do not change: what a pipe brings."""
+        tail, self._tail = self._tail, b""
+        self._arrived(memoryview(b"".join((tail, data)) if tail else data), len(data))
+
+    def _arrived(self, view: memoryview, nbytes: int) -> None:
+        self.bytes_in += nbytes
         self._receiving = True
         try:
-            self._received(self._scratch[:total], total)
+            self._received(view, len(view))
         except InvalidTag:
             self._refuse("connection.tampered", Violation(_TAMPERED))
         except Violation as exc:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,25 +49,27 @@ class Pipe(Protocol):
 class PipeTransport(asyncio.Transport):
     """What asyncio's socket transport does, over a `Pipe`.
 
-    It never calls the protocol from within a pipe's or the protocol's own call, except that `write`
-    may call `pause_writing`, as asyncio's does.
+    It never calls the protocol from within the protocol's own call, except that `write` may call
+    `pause_writing`, as asyncio's does. What a `Stream` brings is handed over while its connection
+    delivers it.
 
     Args:
         pipe: Where bytes come from and go to; owned from now on.
-        protocol: What is driven. It pauses itself when told to: that bounds what is queued here to
-            what it hands over between two of its turns.
-        spawn: Makes the two tasks that read and write; they end with the transport.
+        protocol: What is driven; it is given any bytes-like object. It pauses itself when told to:
+            that bounds what is queued here to what it hands over between two of its turns.
+        spawn: Makes the tasks that read and write; they end with the transport.
     """
 
     def __init__(
         self,
         pipe: Pipe,
-        protocol: asyncio.BufferedProtocol,
+        protocol: asyncio.Protocol,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._pipe, self._protocol = pipe, protocol
+        self._stream = pipe if isinstance(pipe, Stream) else None
         self._queue: list[Bytes] = []
         self._queued_bytes = 0  # also what is being written
         self._high = self._low = 0
@@ -75,8 +78,17 @@ class PipeTransport(asyncio.Transport):
         self._wanted = asyncio.Event()  # there is something to write, or to close
         self._reading = asyncio.Event()
         self._reading.set()
+        self._arrived: deque[Bytes] = deque()  # on a stream, while reading pauses: its window
+        self._no_more = False  # the stream's other end has said so
+        self._tasks: list[asyncio.Task[None]] = []
         protocol.connection_made(self)
-        self._tasks = [] if self._lost else [spawn(self._read()), spawn(self._write())]
+        if self._lost:
+            return
+        self._tasks.append(spawn(self._write()))
+        if self._stream is not None:
+            self._stream.attach(self._on_data, self._on_end)
+        else:
+            self._tasks.append(spawn(self._read()))
 
     # --- what the protocol calls ------------------------------------------------------------------
 
@@ -92,9 +104,9 @@ class PipeTransport(asyncio.Transport):
         """Queue bytes, which must not change any more."""
         if self._closing or not data:
             return
-        if isinstance(self._pipe, Stream) and not self._queued_bytes:
+        if self._stream is not None and not self._queued_bytes:
             try:  # at once, which saves a turn of the loop and the waking of a task
-                taken = self._pipe.write_nowait(data)
+                taken = self._stream.write_nowait(data)
             except OverlayError as exc:
                 self._failed(exc)
                 return
@@ -119,6 +131,7 @@ class PipeTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         """Undo `pause_reading`."""
         self._reading.set()
+        self._loop.call_soon(self._deliver)
 
     def close(self) -> None:
         """End once what is queued has left."""
@@ -133,6 +146,7 @@ class PipeTransport(asyncio.Transport):
             return
         self._lost = self._closing = True
         self._queue.clear()
+        self._arrived.clear()
         self._queued_bytes = 0
         with contextlib.suppress(Exception):  # it has ended: how is of no interest any more
             (self._pipe.finish if gracefully else self._pipe.reset)()
@@ -150,23 +164,43 @@ class PipeTransport(asyncio.Transport):
             log.error("pipe.defect", exc_info=exc)
         self._end(OverlayError(f"what carried the connection ended: {exc}", code="overlay.carrier"))
 
+    def _on_data(self, data: Bytes) -> None:
+        if not self._closing:  # after a close() there is nobody to give it to
+            self._arrived.append(data)
+            self._deliver()
+
+    def _on_end(self, error: Exception | None) -> None:
+        if error is not None:
+            self._failed(error)
+            return
+        self._no_more = True
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand over what the stream has brought: saves a turn and a task, as in `write`."""
+        try:
+            while self._stream is not None and self._reading.is_set() and not self._closing:
+                if self._arrived:
+                    data = self._arrived.popleft()
+                    self._protocol.data_received(data)  # type: ignore[arg-type]  # see Args
+                    self._stream.consumed(len(data))
+                elif self._no_more:
+                    self._end(None, gracefully=True)  # neither end of a connection half-closes
+                else:
+                    return
+        except Exception as exc:  # a defect ends this connection only
+            self._failed(exc)
+
     async def _read(self) -> None:
-        protocol = self._protocol
         try:
             while not self._closing:
                 await self._reading.wait()
-                data = memoryview(await self._pipe.read())
+                data = await self._pipe.read()
                 await self._reading.wait()  # the read was begun before the pause
                 if not data:
-                    self._end(None, gracefully=True)  # neither end of a connection half-closes
-                    return
-                # After a close() there is nobody to give it to.
-                while data and not self._closing:
-                    buffer = memoryview(protocol.get_buffer(len(data)))
-                    size = min(len(buffer), len(data))
-                    buffer[:size] = data[:size]
-                    data = data[size:]
-                    protocol.buffer_updated(size)
+                    self._end(None, gracefully=True)  # as in _deliver
+                elif not self._closing:
+                    self._protocol.data_received(data)
         except Exception as exc:  # the carrier's failure, or its defect, ends this connection only
             self._failed(exc)
 

@@ -459,18 +459,14 @@ async def test_closing_the_host_ends_tunnels_and_their_tasks(net: Any, tunnel: T
 # --- the transport alone --------------------------------------------------------------------------
 
 
-class Recorder(asyncio.BufferedProtocol):
+class Recorder(asyncio.Protocol):
     def __init__(self) -> None:
         self.events: list[str] = []
         self.got = bytearray()
-        self.buffer = bytearray(10)
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.got += self.buffer[:nbytes]
+    def data_received(self, data: bytes) -> None:
+        self.got += data
 
     def pause_writing(self) -> None:
         self.events.append("pause")
@@ -482,7 +478,7 @@ class Recorder(asyncio.BufferedProtocol):
         self.lost.set_result(exc)
 
 
-def transport(net: Any, pipe: MemoryPipe, spawn: Callable[..., Any]) -> tuple[Any, Recorder]:
+def transport(net: Any, pipe: Any, spawn: Callable[..., Any]) -> tuple[Any, Recorder]:
     protocol = Recorder()
     made = PipeTransport(pipe, protocol, spawn)
     made.set_write_buffer_limits(high=100)
@@ -511,7 +507,32 @@ async def test_the_transport_pauses_its_writer_and_joins_what_it_writes(net: Any
     assert near.finished
 
 
-async def test_the_transport_reads_in_pieces_and_stops_when_told(net: Any) -> None:
+async def test_what_a_stream_said_before_its_end_waits_for_a_reader_that_paused(net: Any) -> None:
+    a, b = await net.host(listen=False), await net.host()
+    made: list[tuple[Any, Recorder]] = []
+
+    async def carried(stream: Stream) -> None:
+        made.append(transport(net, stream, asyncio.create_task))
+        await made[0][1].lost
+
+    b.handle("/tunnel", carried, access=Access.PUBLIC)
+    stream = await (await a.dial(b.listen_addrs)).open_stream("/tunnel")
+    await net.until(lambda: bool(made))
+    ((pipe, protocol),) = made
+    await stream.write(b"first")
+    await net.until(lambda: protocol.got == b"first")
+    pipe.pause_reading()
+    await stream.write(b", last")
+    stream.close()
+    await net.until(lambda: b.totals.buffered_bytes == len(b", last"))
+    assert protocol.got == b"first"
+    pipe.resume_reading()
+    assert await asyncio.wait_for(protocol.lost, net.deadline_s) is None
+    assert protocol.got == b"first, last"
+    assert b.totals.buffered_bytes == 0
+
+
+async def test_the_transport_reads_and_stops_when_told(net: Any) -> None:
     near, far = MemoryPipe.pair(pieces_max=2)
     made, protocol = transport(net, near, asyncio.create_task)
     await far.write(b"0123456789" * 3 + b"end")
