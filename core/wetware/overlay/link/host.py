@@ -44,6 +44,9 @@ REPLACED_S = 0.5
 """The same, beside two round trips, where the peer has connected anew: it nearly always is dead."""
 FLAP_S = 2.0
 """An address that is back after so long has cost nothing."""
+_KEPT_BYTES = 4 << 20
+"""glibc gives free memory at its heap's end back to the kernel, with each flush of a connection
+again, until a block as large as this was freed: then it keeps twice as much. See `mallopt(3)`."""
 _CROSSED_S = 0.5
 """Two connections within so long, one from each end, are most likely two dials that crossed."""
 
@@ -91,6 +94,7 @@ class LinkHost:
         self.totals = Totals()
         self.noise = NoiseIdentity(key)
         self.peer_id = key.peer_id
+        bytes(_KEPT_BYTES)
         self.scratch = memoryview(bytearray(RECEIVE_BYTES + MESSAGE_BYTES_MAX + 2))
         self.refused: Counter[str] = Counter()
         self._stranger_opens = Rates(
