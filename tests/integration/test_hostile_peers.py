@@ -28,7 +28,7 @@ from wetware.identity import Key, PeerId
 from wetware.overlay.admission.exchange import CERTIFICATE_PROTOCOL, JOIN_PROTOCOL
 from wetware.overlay.admission.statements import Certificate, Chain, Tombstone
 from wetware.overlay.frames import read_frame, write_frame
-from wetware.overlay.link import Connection, Stream
+from wetware.overlay.link import Connection, LinkHost, LinkLimits, Stream
 from wetware.overlay.link.multistream import HELLO, encode_line
 from wetware.overlay.link.noise import NoiseIdentity
 from wetware.overlay.link.relaying import RELAY_PROTOCOL
@@ -811,3 +811,117 @@ async def test_logins_attempted_at_a_high_rate(trio: Trio) -> None:
         assert ends.count("limit") >= min(30, len(ends) - allowed)
         async with wetware.connect(trio.a.addr, key=trio.home.key()) as session:
             assert (await session.whoami()).roles  # from another address
+
+
+# --- relays that flood ----------------------------------------------------------------------------
+
+FLOOD_S = 5.0
+
+
+async def flooding(mole: Mole, attack: Any) -> None:
+    """Many of `attack(connection)` at once, over and over, and a new connection after each end."""
+    deadline, done = time.monotonic() + FLOOD_S, 0
+
+    async def work() -> None:
+        nonlocal done
+        while time.monotonic() < deadline:
+            with contextlib.suppress(WetwareError, EOFError, TimeoutError):
+                await attack(await mole.reach(mole.trio.a))
+                done += 1
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(work() for _ in range(32)))
+    print(f"{done} attacks")  # noqa: T201 - figures, with -s
+    assert done >= 32
+
+
+@pytest.mark.parametrize("start", [b"", HELLO + encode_line("/noise")], ids=["noise", "handshake"])
+async def test_a_relay_floods_through_tunnels_that_nobody_asked_for(
+    trio: Trio, start: bytes
+) -> None:
+    """What comes out of each is a connection, of which not even the handshake is one."""
+    data = start + os.urandom(64 * KIB)
+
+    async def attack(connection: Connection) -> None:
+        stream = await connection.open_stream(TUNNEL_PROTOCOL)
+        try:
+            await stream.write(data)
+        finally:
+            stream.reset()
+
+    async with trio.unharmed("tunnels", growth_bytes_max=48 * MIB), trio.mole() as mole:
+        await flooding(mole, attack)
+
+
+async def test_a_relay_floods_connections_that_it_carries(trio: Trio) -> None:
+    """Of strangers, as a relay may have any number of keys: bytes that are echoed, and not read."""
+    data = os.urandom(64 * KIB)
+
+    async def attack(connection: Connection) -> None:
+        stream = await connection.open_stream(TUNNEL_PROTOCOL)
+        async with LinkHost(Key.generate(), limits=LinkLimits(close_s=0.2)) as host:
+            inner = await host.connect_pipe(stream, trio.a.peer_id, connection.remote)
+            ping = await inner.open_stream(IPFS_PING)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    while True:
+                        await ping.write(data)
+
+    async with trio.unharmed("carried"), trio.mole() as mole:
+        await flooding(mole, attack)
+
+
+async def test_a_relay_floods_its_own_streams(trio: Trio) -> None:
+    """Those that it opens, and those that the node has opened to it, which asked for nothing."""
+    data = os.urandom(64 * KIB)
+    opened: list[Stream] = []
+
+    async def keep(stream: Stream) -> None:
+        opened.append(stream)
+        while await stream.read():
+            pass
+
+    async def attack(connection: Connection) -> None:
+        own = await connection.open_stream(random.choice(MEMBERS_ONLY))
+        for stream in (own, *opened[-2:]):
+            with contextlib.suppress(WetwareError, TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await stream.write(data * 8)
+        own.reset()
+
+    async with trio.unharmed("own streams"), trio.mole(handlers={MEMBERSHIP: keep}) as mole:
+        await flooding(mole, attack)
+
+
+async def test_a_relay_floods_as_fast_as_a_socket_takes_it(trio: Trio) -> None:
+    """Tunnels full of noise, prepared, so that the attacker has next to no work with them."""
+    lines = HELLO + encode_line(TUNNEL_PROTOCOL)
+    data = os.urandom(200 * KIB)  # nearly a window
+    async with trio.unharmed("fast tunnels"), trio.mole() as mole:
+        until_s = time.monotonic() + FLOOD_S
+        sent = 0
+        while time.monotonic() < until_s:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
+                async with secured(trio, "127.0.0.69", mole.key) as peer:
+                    taking = asyncio.create_task(peer.cut_off())
+                    try:
+                        for first in range(0, 1_000_000, 20):
+                            if taking.done() or time.monotonic() > until_s:
+                                break
+                            peer.send(
+                                b"".join(
+                                    HEADER.pack(0, DATA, SYN, 2 * n + 1, len(lines))
+                                    + lines
+                                    + HEADER.pack(0, DATA, 0, 2 * n + 1, len(data))
+                                    + data
+                                    for n in range(first, first + 20)
+                                )
+                            )
+                            sent += 20
+                            await peer.writer.drain()
+                            await asyncio.sleep(0)
+                    finally:
+                        taking.cancel()
+            await asyncio.sleep(0.02)
+        print(f"{sent} tunnels")  # noqa: T201 - figures, with -s
+        assert sent >= 200

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 import os
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TypeAlias
@@ -614,6 +616,97 @@ async def test_who_is_refused_over_and_over_does_not_fill_the_log(
     lines = [record for record in caplog.records if record.getMessage() == "relay.full"]
     assert 1 <= len(lines) <= relaying.FULL_LINES_PER_MINUTE + 1
     assert hub.refused["relay.full"] == 50
+
+
+@pytest.mark.parametrize("asked", ["to be carried to", "to carry"])
+async def test_a_relay_that_floods_its_answers_fills_a_window_and_no_more(
+    net: Net, trio: Trio, asked: str
+) -> None:
+    """While it pours, who asked is answered by others at once."""
+    home, hub, cafe = trio
+    liar = await net.stack.enter_async_context(LinkHost(Key.generate(), limits=QUICK))
+    await liar.listen([Multiaddr("ip4", "127.0.0.1", 0)])
+    poured = 0
+
+    async def pour(stream: Stream) -> None:
+        nonlocal poured
+        await stream.read_exactly(1)
+        await stream.write(bytes([Verdict.CARRIED]))
+        while True:
+            await stream.write(bytes(64 << 10))
+            poured += 64 << 10
+
+    liar.handle(RELAY_PROTOCOL, pour, access=Access.PUBLIC)
+    connection = await home.dial(liar.listen_addrs)
+    other = await home.dial(hub.listen_addrs)
+    if asked == "to carry":
+        with pytest.raises(DialError):
+            await home.dial(through(liar, cafe))
+    else:
+        held = await ask_to_carry(connection, None)
+    loop = asyncio.get_running_loop()
+    async with await other.open_stream(ECHO) as stream:
+        for _ in range(50):
+            began = loop.time()
+            await stream.write(b"?")
+            await stream.read_exactly(1)
+            assert loop.time() - began < 0.5
+    assert poured
+    assert home.totals.buffered_bytes <= YAMUX_WINDOW_BYTES
+    if asked == "to be carried to":
+        assert home.totals.buffered_bytes
+        held.reset()
+    assert not connection.closed
+
+
+async def test_what_came_for_a_handshake_is_not_held_when_it_has_failed(trio: Trio) -> None:
+    """Nor by the connection, which is in a cycle, until the next collection of garbage."""
+    _, hub, cafe = trio
+    onward = hub.connection(cafe.peer_id)
+    assert onward is not None
+    data = os.urandom(200 << 10)
+
+    async def flood() -> None:
+        stream = await onward.open_stream(TUNNEL_PROTOCOL)
+        with contextlib.suppress(OverlayError):
+            await stream.write(data)
+            await stream.read()
+        stream.reset()
+
+    await flood()  # what is made once
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(64):
+            await flood()
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert cafe.refused["handshake.failed"] >= 64
+    assert held_bytes < 3 * MIB
+
+
+async def test_connections_that_a_relay_carries_over_and_over_do_not_fill_the_log(
+    trio: Trio, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of another stranger: a relay can make any number of keys."""
+    _, hub, cafe = trio
+    onward = hub.connection(cafe.peer_id)
+    assert onward is not None
+    with caplog.at_level(logging.INFO):
+        for _ in range(60):
+            async with LinkHost(Key.generate(), limits=QUICK) as stranger:
+                pipe = await onward.open_stream(TUNNEL_PROTOCOL)
+                await stranger.connect_pipe(pipe, cafe.peer_id, hub.listen_addrs[0])
+    at_cafe = [
+        record.__dict__["ww"]
+        for record in caplog.records
+        if record.getMessage() in ("connection.up", "connection.down")
+        and record.__dict__["ww"]["peer"] != cafe.peer_id
+    ]
+    assert 60 <= len(at_cafe) < 70, "of 120"
 
 
 async def test_few_peers_at_once_have_this_node_try_for_a_direct_connection(

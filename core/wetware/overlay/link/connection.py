@@ -679,6 +679,11 @@ class NoiseConnection(Connection, asyncio.BufferedProtocol, asyncio.Protocol):
                 timer.cancel()
         why = reason or OverlayError("closed by this node", code="overlay.closed")
         self._session.end(StreamReset(f"the connection ended: {why}"))
+        # The connection is a cycle, which is collected some time later: until then it must not hold
+        # what came, nor should its error, by the frames of its traceback.
+        self._early.clear()
+        self._tail = b""
+        why.__traceback__ = None
         self._wake_handshake()
         if not self.ready.done():
             self.ready.set_exception(why)

@@ -35,6 +35,9 @@ _ADDRESSES_MAX = 4096
 _ACCEPT_AGAIN_S = 0.1
 """Wait after the kernel gave no connection, e.g. for want of a descriptor: it holds them."""
 _ACCEPT_LINES_PER_MINUTE = 2
+_CONNECTION_LINES_PER_MINUTE = 60
+"""In the log, of connections of one privileged peer, or of all strangers at one address: whoever
+connects over and over must not fill the disk."""
 
 _STRANDED = "this machine has lost the address that the connection was from"
 PROBE_S = 1.5
@@ -105,6 +108,7 @@ class LinkHost:
         )
         self._listeners: dict[asyncio.Task[None], socket.socket] = {}
         self._accept_lines = Throttle(_ACCEPT_LINES_PER_MINUTE, 1, time.monotonic)
+        self._lines = Throttle(_CONNECTION_LINES_PER_MINUTE, _ADDRESSES_MAX, time.monotonic)
         self._listen_addrs: tuple[Multiaddr, ...] = ()
         self._connections: dict[PeerId, list[NoiseConnection]] = {}
         self._all: set[NoiseConnection] = set()  # established
@@ -324,7 +328,7 @@ class LinkHost:
         self._slots.establish(conn)
         if not conn.initiator:
             self._dialler.arrived(conn)
-        log.info("connection.up", peer=peer, remote=conn.remote, initiator=conn.initiator)
+        self._tell(log.info, "connection.up", conn, initiator=conn.initiator)
         for on_up, _on_down in list(self._watchers):
             self._notify(on_up, conn)
         if self._hosts is not None and not (conn.tunnelled or conn.local.is_loopback):
@@ -370,11 +374,18 @@ class LinkHost:
         if not mine:
             del self._connections[conn.peer]
         violated = isinstance(conn.error, Violation)
-        (log.warning if violated else log.info)(
-            "connection.down", peer=conn.peer, remote=conn.remote, reason=conn.error or "closed"
-        )
+        say = log.warning if violated else log.info
+        self._tell(say, "connection.down", conn, reason=conn.error or "closed")
         for _on_up, on_down in list(self._watchers):
             self._notify(on_down, conn)
+
+    def _tell(
+        self, say: Callable[..., None], event: str, conn: NoiseConnection, **fields: object
+    ) -> None:
+        known = self._slots.is_privileged(conn.peer)
+        key = known, conn.peer if known else address_key(conn.address)
+        if (left_out := self._lines.lines(key)) is not None:
+            say(event, peer=conn.peer, remote=conn.remote, **fields, unlogged=left_out)
 
     def _notify(self, callback: Callable[[Connection], None], conn: Connection) -> None:
         try:
