@@ -258,6 +258,9 @@ class Relay:
             async def describe(self, id: bytes, secret: bytes) -> dict[str, object]:
                 raise NotImplementedError
 
+            async def peer(self) -> dict[str, object]:
+                raise NotImplementedError
+
         await rpc.serve(RpcPipe(stream), FakeGate())
 
     @contextlib.asynccontextmanager

@@ -449,6 +449,9 @@ async def test_a_relay_between_a_user_and_a_node(
             async def describe(self, id: bytes, secret: bytes) -> dict[str, object]:
                 raise NotImplementedError
 
+            async def peer(self) -> dict[str, object]:
+                raise NotImplementedError
+
         await rpc.serve(RpcPipe(stream), Gate())
 
     async with rpc.runtime(), LinkHost(Key.generate()) as host:
