@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from wetware.errors import OverlayError
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from wetware.base.bounds import TokenBucket
     from wetware.overlay.link import Stream
     from wetware.overlay.link.yamux import Bytes
+
+_COPIED_BYTES: Final = 16 << 10
+"""Smaller pieces that wait are copied together: a view of one byte keeps a message of 64 KiB."""
 
 
 class _Way:
@@ -34,9 +37,16 @@ class _Way:
         self._ended = False
 
     def data(self, data: Bytes) -> None:
-        self._rest.append(data)
-        if len(self._rest) == 1:
+        rest = self._rest
+        if not rest:
+            rest.append(data)
             self.writable()
+        elif len(data) >= _COPIED_BYTES:
+            rest.append(data)
+        elif isinstance(last := rest[-1], bytearray) and len(last) < _COPIED_BYTES:
+            last += data
+        else:
+            rest.append(bytearray(data))
 
     def writable(self) -> None:
         """Pass on what the target takes."""
