@@ -396,6 +396,28 @@ async def test_one_that_was_lost_is_asked_again_when_it_is_back() -> None:
             await reading
 
 
+async def test_a_fetch_moves_to_a_better_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reader_and(1) as (reader, (other,)):
+        provider = honest(other)
+        opened, open_stream = [], reader.open_stream
+
+        async def counted(peer: PeerId, *protocols: str) -> Stream:
+            opened.append(peer)
+            return await open_stream(peer, *protocols)
+
+        monkeypatch.setattr(reader, "open_stream", counted)
+        relayed = property(lambda _: len(opened) == 1 and len(provider.asked) > 5)
+        monkeypatch.setattr(type(reader.host.connections()[0]), "superseded", relayed)
+        async with (
+            exchange_on(reader, MemoryStore(), found(other.peer_id)) as made,
+            made.open(ROOT, "ada") as source,
+        ):
+            await read_all(source)
+            assert not source._troubles
+        assert len(opened) == 2
+        assert sorted(provider.asked) == sorted(BY_DIGEST)
+
+
 async def test_providers_join_while_it_runs_and_share_the_work() -> None:
     async with reader_and(2) as (reader, (one, two)):
         joined = asyncio.Event()

@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -221,7 +221,8 @@ class Fetch:
 
     def ahead(self, cids: Sequence[Cid]) -> None:
         """What is read next, in this order and before what was told of earlier: a hint."""
-        self._noted = {cid.digest: cid for cid in cids[:AHEAD_MAX]} | self._noted
+        noted = {cid.digest: cid for cid in cids[:AHEAD_MAX]} | self._noted
+        self._noted = dict(islice(noted.items(), AHEAD_MAX))
         self._note.set()
 
     async def lacks(self, cids: Sequence[Cid]) -> list[Cid]:
