@@ -265,8 +265,9 @@ async def test_parts_of_no_bytes_are_not_walked() -> None:
     cid = blocks.raw(b"")
     for _ in range(DEPTH_MAX):
         cid = blocks.parts([(cid, 0), (cid, 0)])
-    assert await collected(read(cid, 0, None, blocks.get)) == []
-    assert sum(blocks.asked.values()) == 1
+    root = blocks.parts([(cid, 0), (blocks.raw(b"x"), 1), (cid, 0), (blocks.raw(b"y"), 1)])
+    assert await collected(read(root, 0, None, blocks.get)) == [b"x", b"y"]
+    assert sum(blocks.asked.values()) == 3
     assert len(await collected(walk(cid, blocks.get))) == DEPTH_MAX + 1
 
 
@@ -293,6 +294,17 @@ async def test_a_block_of_links_to_one_block_is_walked_once() -> None:
     began = time.process_time()
     assert len(await collected(walk(cid, blocks.get))) == 7
     assert seconds(began) < 2
+
+
+async def test_blocks_that_many_ways_lead_to_are_walked_once() -> None:
+    blocks = Blocks()
+    pair = blocks.raw(b"a"), blocks.raw(b"b")
+    for _ in range(40):  # each block of a pair links to both of the pair below
+        one, two = pair
+        pair = blocks.parts([(one, 1), (two, 1)]), blocks.parts([(two, 1), (one, 1)])
+    walked = await collected(walk(pair[0], blocks.get))
+    assert len(walked) == len({block.cid for block in walked}) == 81
+    assert set(blocks.asked.values()) == {1}
 
 
 async def test_a_hamt_of_parts_that_repeat_is_refused_after_one_way_down() -> None:

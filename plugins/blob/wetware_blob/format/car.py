@@ -82,7 +82,7 @@ class Reader:
         at = 0
         while (part := self._part(at)) is not None:
             start, at = part
-            section = bytes(self._buffer[start:at])
+            section = bytes(memoryview(self._buffer)[start:at])
             if self.roots is None:
                 self.roots = _roots(section)
             else:

@@ -66,8 +66,10 @@ def fields(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
     """As `uvarint_at`, in the shortest form alone."""
+    if at < len(data) and (byte := data[at]) < 0x80:  # nearly all are
+        return byte, at + 1
     value, end = uvarint_at(data, at)
-    if data[end - 1] == 0 and end - at > 1:
+    if data[end - 1] == 0:
         raise ValueError("a varint that is longer than it needs to be")
     return value, end
 

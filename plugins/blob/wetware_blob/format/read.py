@@ -197,7 +197,7 @@ class Stat:
     Attributes:
         kind: What it is.
         size: The bytes of a file, which its parts may turn out not to have; of a symlink's target.
-        tsize: The bytes of its blocks, each as often as it is linked to: a claim of nothing's.
+        tsize: The bytes of its blocks, each as often as it is linked to, as its links claim.
         target: Of a symlink.
     """
 
@@ -285,7 +285,7 @@ async def read(
         if view.kind != "file":
             raise InvalidArgument(f"{root} is a {view.kind}, not a file", code="invalid.not_a_file")
         until = view.size + at if end is None else end
-        if piece := view.data[max(start - at, 0) : max(until - at, 0)]:
+        if piece := view.data[max(start - at, 0) : until - at]:
             yield piece
         at += len(view.data)
         parts = []
