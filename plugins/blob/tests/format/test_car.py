@@ -14,7 +14,7 @@ from wetware_blob.format.car import HEADER_BYTES_MAX, Reader, header, section
 from wetware_blob.format.cid import BLOCK_BYTES_MAX, DAG_PB, RAW, BadBlock, Block, Cid
 from wetware_blob.format.read import walk
 
-from .trees import TINY, Blocks, collected, run
+from .trees import TINY, Blocks, collected, run, unhurried
 
 CID = Cid.of(RAW, b"x")
 SMALL = header([CID]) + section(Block(CID, b"x"))
@@ -29,6 +29,7 @@ def taken(data: bytes, size: int = 1 << 20) -> tuple[tuple[Cid, ...] | None, lis
     return reader.roots, blocks
 
 
+@unhurried
 @given(st.binary(max_size=300), st.sampled_from(TINY), st.integers(1, 100))
 def test_a_tree_comes_back_from_its_file(content: bytes, profile: Profile, size: int) -> None:
     blocks = Blocks()

@@ -13,6 +13,8 @@ from wetware.errors import InvalidArgument
 from wetware.identity.peer_id import base58_encode
 from wetware_blob.format.cid import BLOCK_BYTES_MAX, DAG_PB, RAW, BadBlock, Block, Cid
 
+from .trees import unhurried
+
 HELLO = "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"  # ipfs/kubo
 EMPTY_V0, EMPTY_V1 = (
     "QmdfTbBqBPQ7VNxZEYEj14VmRuZBkqFbiwReogJgS1zR1n",
@@ -34,6 +36,7 @@ def test_known_cids() -> None:
     assert Cid.parse(EMPTY_V0).digest == Cid.parse(EMPTY_V1).digest == hashlib.sha256().digest()
 
 
+@unhurried
 @given(cids)
 def test_a_cid_comes_back_from_its_text_and_its_bytes(cid: Cid) -> None:
     assert Cid.parse(str(cid)) == cid

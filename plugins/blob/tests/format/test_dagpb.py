@@ -15,6 +15,8 @@ from wetware_blob.format.cid import BLOCK_BYTES_MAX, DAG_PB, RAW, BadBlock, Cid
 from wetware_blob.format.dagpb import Link, Node
 from wetware_blob.format.read import children
 
+from .trees import unhurried
+
 VECTORS = Path(__file__).parents[5] / "shared" / "vectors" / "dag-pb"
 vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason=f"the vectors are not at {VECTORS}")
 
@@ -100,11 +102,13 @@ links = st.builds(
 )
 
 
+@unhurried
 @given(st.builds(Node, st.lists(links, max_size=5).map(tuple), st.none() | st.binary()))
 def test_a_node_comes_back_from_its_block(node: Node) -> None:
     assert dagpb.decode(dagpb.encode(node)) == node
 
 
+@unhurried
 @given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda tail: LINK + tail))
 def test_what_is_decoded_is_encoded_to_the_same_bytes(block: bytes) -> None:
     try:
@@ -118,6 +122,7 @@ def test_what_is_decoded_is_encoded_to_the_same_bytes(block: bytes) -> None:
 numbers = st.none() | st.integers(0, 2**64 - 1)
 
 
+@unhurried
 @given(
     st.builds(
         unixfs.UnixFs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wetware.errors import InvalidArgument, NotFound
@@ -22,7 +22,7 @@ from wetware_blob.format.build import (
 from wetware_blob.format.cid import Cid
 from wetware_blob.format.read import PATH_BYTES_MAX, Stat, entries, read, resolve, stat, walk
 
-from .trees import TINY, Blocks, collected, run
+from .trees import TINY, Blocks, collected, run, unhurried
 
 pytestmark = pytest.mark.anyio
 
@@ -32,6 +32,7 @@ names = st.text(
 ).filter(lambda name: name not in (".", ".."))
 
 
+@unhurried
 @given(st.binary(max_size=700), profiles, st.data())
 def test_any_range_of_a_file_is_that_of_its_bytes(
     content: bytes, profile: Profile, data: st.DataObject
@@ -89,8 +90,8 @@ async def test_a_file_that_repeats_itself_has_each_block_once() -> None:
     assert root.tsize == sum(n * each for n, each in zip((27, 9, 3, 1), lengths, strict=True))
 
 
+@unhurried
 @given(st.sets(names, max_size=60), profiles)
-@settings(deadline=None)
 def test_a_directory_has_the_entries_that_it_was_given(wanted: set[str], profile: Profile) -> None:
     blocks = Blocks()
     given_ = {name: Entry(name, blocks.raw(name.encode()), len(name.encode())) for name in wanted}
@@ -105,8 +106,8 @@ def test_a_directory_has_the_entries_that_it_was_given(wanted: set[str], profile
     assert run(stat(root.cid, blocks.get)) == Stat("directory", 0, root.tsize)
 
 
+@unhurried
 @given(st.sets(names, min_size=1, max_size=40), profiles, st.randoms())
-@settings(deadline=None)
 def test_the_order_in_which_entries_come_makes_no_difference(
     wanted: set[str], profile: Profile, random: st.DataObject
 ) -> None:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from hypothesis import HealthCheck, settings
+
 from wetware_blob.format import dagpb, unixfs
 from wetware_blob.format.build import (
     V0_2015,
@@ -27,6 +29,10 @@ TINY = tuple(
     replace(p, chunk_bytes=8, links_max=3, threshold_bytes=200) for p in (V1_2025, V0_2015)
 )
 """Small enough for deep trees of a few hundred bytes."""
+
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no failure: the test's own time limit holds."""
 
 
 class Blocks:
