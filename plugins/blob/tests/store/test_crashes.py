@@ -6,11 +6,16 @@
 from __future__ import annotations
 
 import os
+import random
 
 import pytest
 
-from .disk import SITES
-from .histories import History, Lost
+from wetware_blob.store.errors import StoreFailed
+from wetware_blob.store.pins import Pin
+
+from .disk import SITES, Disk, forget
+from .histories import History, Lost, inline
+from .parts import ADA, node, raw, running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200)]
 
@@ -42,3 +47,22 @@ async def loses(seed: int, dropped: str = "") -> str:
     except* Lost as group:
         lost = str(group.exceptions)
     return lost
+
+
+async def test_what_was_refused_does_not_come_back_once_it_was_given_up() -> None:
+    """The commit of a pin fails, and its remains in the log are whole; unpin finds nothing."""
+    disk = Disk(random.Random(1))
+    tree = [leaf := raw(b"leaf"), node([leaf.cid])]
+    async with running(disk, run_sync=inline) as store:  # type: ignore[arg-type]
+        async with store.hold(ADA) as hold:
+            await store.put(hold, tree)
+            disk.faults = {"log": 1.0}
+            with pytest.raises(StoreFailed):
+                await store.pin(hold, Pin(ADA, tree[-1].cid))
+            disk.faults = {}
+        assert await store.unpin(ADA, tree[-1].cid, None) == 0
+        disk.dead = True
+    disk.crash(power=False)
+    async with running(disk, run_sync=inline) as store:  # type: ignore[arg-type]
+        assert await store.pins() == []
+    forget(disk)

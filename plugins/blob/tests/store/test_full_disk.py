@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from wetware_blob.format.cid import Block
+from wetware_blob.store import index
 from wetware_blob.store.errors import DiskFull
 from wetware_blob.store.files import Files
 from wetware_blob.store.pins import Pin
@@ -75,7 +76,11 @@ async def test_in_the_middle_of_a_put(small_disk: Any, size: int, many: int, awa
             await store.put(hold, [raw(b"it goes on")])
 
 
-async def test_all_of_it_can_be_given_up_one_by_one_without_any_room(small_disk: Any) -> None:
+async def test_all_of_it_can_be_given_up_one_by_one_without_any_room(
+    small_disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the log is emptied in between, and somebody else takes what that leaves."""
+    monkeypatch.setattr(index, "IDLE_S", 0.001)
     files = Unaware(small_disk.path / "s")
     async with running(files) as store:
         trees = await fill(store, 2000, 5)

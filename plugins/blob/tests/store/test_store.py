@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import anyio
 import pytest
 
+from wetware.base.disk import RESERVED_FILE
 from wetware.errors import LimitExceeded, NotFound
 from wetware_blob.format.cid import Block
-from wetware_blob.store.index import SMALL_BYTES_MAX, charge
+from wetware_blob.store.files import Files
+from wetware_blob.store.index import INDEX_BYTES, SMALL_BYTES_MAX, charge
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Store
 
@@ -90,6 +93,18 @@ async def test_garbage_is_collected_and_what_is_kept_is_not(tmp_path: Path) -> N
         files = [path for path in (tmp_path / "s").rglob("*-*") if path.parent.name.isdecimal()]
         assert len(files) == 3
         assert (await store.usage()).charged == sum(charge(len(b.data)) for b in kept)
+
+
+async def test_what_was_found_to_be_there_under_a_hold_is_kept(tmp_path: Path) -> None:
+    """It was garbage when it was put again."""
+    blocks = tree(3, 1000)
+    async with running(tmp_path / "s") as store:
+        async with store.hold(ADA) as hold:
+            await store.put(hold, blocks)
+        async with store.hold(ADA) as hold:
+            await store.put(hold, blocks)
+            assert not (await store.collect()).blocks
+        assert (await store.collect()).blocks == 4
 
 
 async def test_what_is_read_under_a_hold_stays_though_it_is_unpinned(tmp_path: Path) -> None:
@@ -204,7 +219,7 @@ async def test_an_owner_takes_no_more_than_they_may(tmp_path: Path) -> None:
 
 
 async def test_cache_is_collected_where_the_node_has_no_room(tmp_path: Path) -> None:
-    async with running(tmp_path / "s", node_bytes_max=8 * MIB) as store:
+    async with running(tmp_path / "s", node_bytes_max=8 * MIB + INDEX_BYTES) as store:
         await put_pinned(store, pinned := tree(2, MIB))
         for _ in range(4):
             cached = tree(4, MIB)
@@ -269,3 +284,46 @@ async def test_files_without_a_row_are_removed_at_the_start(tmp_path: Path) -> N
         assert await all_there(store, blocks)
     assert len(list(directory.iterdir())) == 1
     assert not (tmp_path / "s" / "99").exists()
+
+
+@pytest.mark.parametrize(("size", "many"), [(10, 3000), (3000, 800), (20_000, 300), (33_000, 60)])
+async def test_no_more_is_on_the_disk_than_was_charged(
+    tmp_path: Path, size: int, many: int
+) -> None:
+    async with running(tmp_path / "s") as store:
+        await put_pinned(store, tree(many, size))
+        charged = (await store.usage()).charged
+    paths = [path for path in (tmp_path / "s").rglob("*") if path.name != RESERVED_FILE]
+    taken = sum(path.stat().st_blocks * 512 for path in paths if path.is_file())
+    assert taken <= charged + 65_536, "beside the tables themselves, which INDEX_BYTES has"
+
+
+async def test_the_loop_never_waits_for_the_disk(tmp_path: Path) -> None:
+    """Not for a slow one: what is called on the loop's thread is none of its files."""
+    loop = threading.get_ident()
+
+    class Slow(Files):
+        def __getattribute__(self, name: str) -> object:
+            assert name.startswith("_") or threading.get_ident() != loop, name
+            return super().__getattribute__(name)
+
+    async with running(Slow(tmp_path / "s")) as store:
+        pin = await put_pinned(store, blocks := tree(3, 40_000))
+        assert await store.get(blocks[0].cid.digest)
+        assert [damage async for damage in store.scrub(None)] == []
+        await store.unpin(ADA, pin.root, None)
+        await store.collect()
+        await store.usage()
+
+
+async def test_scrubbing_keeps_to_its_pace(tmp_path: Path) -> None:
+    paused: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        paused.append(seconds)
+
+    async with running(tmp_path / "s", sleep=sleep) as store:
+        await put_pinned(store, blocks := tree(9, MIB))
+        assert [damage async for damage in store.scrub(MIB)] == []
+    assert sum(paused) == sum(len(block.data) for block in blocks) / MIB
+    assert max(paused) <= 5, "STEP_BYTES"

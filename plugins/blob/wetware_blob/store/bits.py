@@ -13,11 +13,14 @@ class Bits:
         at = number >> 3
         return at < len(self._bytes) and bool(self._bytes[at] >> (number & 7) & 1)
 
-    def add(self, number: int) -> None:
+    def add(self, number: int) -> bool:
+        """Whether it was not there."""
         at = number >> 3
         if at >= len(self._bytes):
             self._bytes.extend(bytes(max(at + 1, len(self._bytes) * 2) - len(self._bytes)))
+        new = not self._bytes[at] >> (number & 7) & 1
         self._bytes[at] |= 1 << (number & 7)
+        return new
 
     def update(self, other: Bits) -> None:
         size = max(len(self._bytes), len(other._bytes))

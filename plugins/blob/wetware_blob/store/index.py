@@ -38,7 +38,9 @@ SMALL_BYTES_MAX: Final = 32 << 10
 (docs/adr/0019)."""
 FILES_PER_DIRECTORY: Final = 1024
 ROW_BYTES: Final = 512
-"""What a block is charged beside its bytes: its row, and what the pages of the index leave free."""
+"""What a block is charged beside its bytes, rounded up to 4 KiB: its row in the index."""
+INDEX_BYTES: Final = 5 << 20
+"""What the store takes of the node's limit beside blocks: the reserve, the log, tables."""
 WAL_PAGES: Final = 256
 """Pages of 4 KiB in the log before they go into the database: 1 MiB, so that the reserve has room
 for what the database grows by then."""
@@ -98,13 +100,7 @@ _COLUMNS = "id, digest, size, file, damaged"
 
 def charge(size: int) -> int:
     """The bytes of a disk that a block of this size takes, at most."""
-    return (-(-size // 4096) * 4096 if size > SMALL_BYTES_MAX else size) + ROW_BYTES
-
-
-_CHARGE = (
-    f"CASE WHEN size > {SMALL_BYTES_MAX} THEN (size + 4095) / 4096 * 4096 ELSE size END "
-    f"+ {ROW_BYTES}"
-)
+    return -(-size // 4096) * 4096 + ROW_BYTES
 
 
 def file_name(number: int, digest: bytes) -> str:
@@ -142,7 +138,6 @@ class Index:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._lock = threading.Lock()
-        self._trash: list[str] = []
         self._remains = (
             False  # of a transaction that failed, in the log: a crash would bring it back
         )
@@ -233,8 +228,13 @@ class Index:
                     hint="look at the node's disk (`dmesg`); `ww blob verify` reads all of it",
                 ) from exc
 
-    def find(self, digests: Collection[bytes], keep: Bits | None = None) -> dict[bytes, Row]:
-        """The rows that there are; they are added to `keep` before any can be deleted."""
+    def find(
+        self, digests: Collection[bytes], keep: Bits | None = None, fresh: list[Row] | None = None
+    ) -> dict[bytes, Row]:
+        """The rows that there are; they are added to `keep` before any can be deleted.
+
+        Those that were not in it are appended to `fresh`.
+        """
         found: dict[bytes, Row] = {}
         with self.reading() as db:
             for some in batches(digests):
@@ -247,8 +247,8 @@ class Index:
                     if row.digest in self.spoiled:
                         row = replace(row, damaged=1)
                     found[row.digest] = row
-                    if keep is not None:
-                        keep.add(row.id)
+                    if keep is not None and keep.add(row.id) and fresh is not None:
+                        fresh.append(row)
         return found
 
     def small(self, row: Row) -> bytes | None:
@@ -269,9 +269,9 @@ class Index:
     def totals(self) -> tuple[int, int]:
         """How many blocks there are, and what they are charged in all."""
         with self.reading() as db:
-            sql = f"SELECT COUNT(*), COALESCE(SUM({_CHARGE}), 0) FROM blocks"  # noqa: S608 constant
+            sql = "SELECT COUNT(*), COALESCE(SUM((size + 4095) / 4096 * 4096), 0) FROM blocks"
             ((count, charged),) = db.execute(sql).fetchall()
-        return count, charged
+        return count, charged + count * ROW_BYTES
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -303,11 +303,12 @@ class Index:
                             continue
                 else:
                     failed = error
-                self._trash += write.what.files
+                self._remove(write.what.files)
                 self._writer.answer(write, error=refusal(failed))
         if not batch and self._written:
             self._written = False
-            self._empty_log("TRUNCATE")
+            # On a full disk somebody else would take its room, and the next write the reserve's.
+            self._empty_log("RESTART" if self.reserve.missing else "TRUNCATE")
         if last:
             with self._lock, contextlib.suppress(Exception):
                 self._db.close()  # it empties the log
@@ -336,15 +337,16 @@ class Index:
         for write, result in results:
             write.what.done(result)
             self._writer.answer(write, result)
-        # Only now: a transaction that failed may be in the log until another is written over it,
-        # and after a crash its rows would name files that are gone.
-        trash, self._trash = trash + self._trash, []
-        for name in trash:
+        self._remove(trash)
+        return None
+
+    def _remove(self, names: Sequence[str]) -> None:
+        """What stays is removed at the next start."""
+        for name in names:
             try:
                 self._files.remove(name)
             except OSError as exc:
                 log.warning("blob.not_removed", file=name, why=exc.strerror)
-        return None
 
     def _empty_log(self, how: str) -> None:
         with self._lock, contextlib.suppress(Exception):

@@ -21,9 +21,11 @@ from wetware_blob.store.collect import DELETED_MAX, Children, Collected, Run, Wa
 from wetware_blob.store.errors import Damaged, DiskFull
 from wetware_blob.store.index import (
     FILES_PER_DIRECTORY,
+    INDEX_BYTES,
     SMALL_BYTES_MAX,
     Change,
     Index,
+    Row,
     charge,
     file_name,
     refusal,
@@ -103,7 +105,7 @@ class Store:
         children: The links of a block.
         run_sync: Calls in a thread.
         clock: For when pins and downloads began.
-        node_bytes_max: Charged bytes of all blocks of the node.
+        node_bytes_max: Of the disk that all of the store may take.
         owner_bytes_max: Charged bytes of one owner's pins and uploads.
         sleep: Between two parts of a scrub.
     """
@@ -121,7 +123,7 @@ class Store:
     ) -> None:
         self._files, self._children, self._run_sync = files, children, run_sync
         self._clock, self._sleep = clock, sleep
-        self._quota = Quota(node_bytes_max, owner_bytes_max)
+        self._quota = Quota(node_bytes_max - INDEX_BYTES, owner_bytes_max)
         self._index: Index
         self._blocks: Blocks
         self._holds: set[Hold] = set()
@@ -229,13 +231,16 @@ class Store:
             await self._write(hold, new, room, owned)
 
     def _look(self, keep: Bits, part: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], int]:
-        """What of it is not here, and what the rest is charged that is new under a hold."""
-        seen = Bits()
-        seen.update(keep)
-        found = self._index.find(part, keep)
-        there = {digest: row for digest, row in found.items() if not row.damaged}
-        more = sum(row.charged for row in there.values() if row.id not in seen)
-        return {digest: data for digest, data in part.items() if digest not in there}, more
+        """What of it is not here, and what the rest is charged that is new under a hold.
+
+        Raises DiskFull where there is no room for it.
+        """
+        fresh: list[Row] = []
+        found = self._index.find(part, keep, fresh)
+        there = {digest for digest, row in found.items() if not row.damaged}
+        new = {digest: data for digest, data in part.items() if digest not in there}
+        self._check_free(sum(map(len, new.values())))
+        return new, sum(row.charged for row in fresh if row.digest in there)
 
     async def _promise(self, room: int) -> None:
         """Room in the node's quota, if need be by collecting what nothing keeps."""
@@ -252,7 +257,6 @@ class Store:
         numbers: dict[bytes, int] = {}
         written = False
         try:
-            await self._run_sync(self._check_free, sum(map(len, new.values())))
             if large:
                 first = await self._number(len(large))
                 numbers = {digest: number for number, (digest, _) in enumerate(large, first)}
