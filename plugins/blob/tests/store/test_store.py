@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -327,3 +328,21 @@ async def test_scrubbing_keeps_to_its_pace(tmp_path: Path) -> None:
         assert [damage async for damage in store.scrub(MIB)] == []
     assert sum(paused) == sum(len(block.data) for block in blocks) / MIB
     assert max(paused) <= 5, "STEP_BYTES"
+
+
+async def test_a_pin_is_amended_only_while_it_is_there(tmp_path: Path) -> None:
+    blocks = tree(2, 100)
+    async with running(tmp_path / "s") as store:
+        pin = await put_pinned(store, blocks, name="photos")
+        assert await store.amend(replace(pin, lease_until=5.0, copies=3))
+        assert not await store.amend(replace(pin, name="other"))
+    async with running(tmp_path / "s") as store:
+        (found,) = await store.pins(ADA)
+        assert (found.lease_until, found.copies) == (5.0, 3)
+        assert found.charged == (await store.usage(ADA)).charged > 0
+        await store.unpin(ADA, pin.root, "photos")
+        assert not await store.amend(pin), "who gave it up has it no more"
+        assert await store.pins() == []
+        await store.collect()
+        with pytest.raises(NotFound):
+            await store.amend(pin)

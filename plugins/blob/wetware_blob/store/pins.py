@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware_blob.format.cid import Cid
@@ -30,6 +30,7 @@ class Pin:
         copies: Wanted in the cluster.
         selector: Which members may hold them.
         public: Whether others than members may find it.
+        lease_until: Unix time, s, until which it was promised to another member to keep it.
         charged: What its owner is charged for it; the store sets it.
     """
 
@@ -42,6 +43,7 @@ class Pin:
     copies: int = 1
     selector: str = ""
     public: bool = False
+    lease_until: float = 0.0
     charged: int = 0
 
 
@@ -56,7 +58,7 @@ class BadPin:
 
 def _columns(pin: Pin) -> tuple[Any, ...]:
     rest = [
-        pin.kind, pin.size, pin.created_at, pin.copies, pin.selector, pin.public
+        pin.kind, pin.size, pin.created_at, pin.copies, pin.selector, pin.public, pin.lease_until
     ]  # fmt: skip
     columns = (pin.owner, bytes(pin.root), pin.name, pin.charged, json.dumps(rest))
     return (*columns, _checksum(columns))
@@ -70,10 +72,11 @@ def _pin(columns: tuple[Any, ...]) -> Pin | BadPin:
     owner, root, name, charged, rest, checksum = columns
     if _checksum((owner, root, name, charged, rest)) != checksum:
         return BadPin(str(owner), root if isinstance(root, bytes) else b"", str(name))
-    kind, size, created_at, copies, selector, public = json.loads(rest)
+    kind, size, created_at, copies, selector, public, lease_until = json.loads(rest)
     return Pin(
-        owner, Cid.decode(root), name, kind, size, created_at, copies, selector, public, charged
-    )
+        owner, Cid.decode(root), name, kind, size, created_at, copies, selector, public,
+        lease_until, charged,
+    )  # fmt: skip
 
 
 def read_pins(
@@ -99,6 +102,19 @@ def kept(pin: Pin, done: Callable[[int], object]) -> Change[int]:
         return int(before[0][0]) if before else 0
 
     return Change(apply, done)
+
+
+def amended(pin: Pin) -> Change[bool]:
+    """Write a pin where the same is there still and whole; its result is whether it was."""
+
+    def apply(db: Database, _: list[str]) -> bool:
+        there = [was for was in read_pins(db, pin.owner, pin.root, pin.name) if type(was) is Pin]
+        for was in there:
+            changed = replace(pin, charged=was.charged)
+            db.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?, ?, ?)", _columns(changed))
+        return bool(there)
+
+    return Change(apply)
 
 
 def removed(

@@ -30,7 +30,7 @@ from wetware_blob.store.index import (
     file_name,
     refusal,
 )
-from wetware_blob.store.pins import BadPin, Pin, kept, read_pins, removed
+from wetware_blob.store.pins import BadPin, Pin, amended, kept, read_pins, removed
 from wetware_blob.store.quota import Quota
 
 if TYPE_CHECKING:
@@ -363,10 +363,7 @@ class Store:
         self._check_open(hold)
         if pin.owner != hold.owner:
             raise InvalidArgument(f"the hold is of {hold.owner}, and the pin of {pin.owner}")
-        walk = Walk(self._index, self._blocks, self._children, hold.keep, whole=True)
-        await self._run_sync(walk.add, [pin.root])
-        while await self._run_sync(walk.step):
-            pass
+        walk = await self._walked(hold, pin.root)
         charged, held = walk.charged, hold.charged
         self._quota.charge(pin.owner, charged - held)
         hold.charged = 0
@@ -380,6 +377,25 @@ class Store:
             except BaseException:
                 self._quota.charge(pin.owner, -charged)
                 raise
+
+    async def _walked(self, hold: Hold, root: Cid) -> Walk:
+        """Raises where something of it lacks."""
+        walk = Walk(self._index, self._blocks, self._children, hold.keep, whole=True)
+        await self._run_sync(walk.add, [root])
+        while await self._run_sync(walk.step):
+            pass
+        return walk
+
+    async def amend(self, pin: Pin) -> bool:
+        """Write what changed of a pin, unless it was given up meanwhile; whether it was there.
+
+        Then all that it reaches is here, and both are on the disk. Raises as `pin`.
+        """
+        async with self.hold(pin.owner, pin.root) as hold:
+            await self._walked(hold, pin.root)
+            with anyio.CancelScope(shield=True):
+                there = await self._index.write(amended(pin))
+        return there
 
     async def unpin(self, owner: str, root: Cid | bytes, name: str | None) -> int:
         """Give a root up, under one name or all (None); returns how many pins that were.
@@ -403,6 +419,16 @@ class Store:
     def _read_pins(self, owner: str | None, root: Cid | None) -> list[Pin | BadPin]:
         with self._index.reading() as db:
             return read_pins(db, owner, root)
+
+    async def damage(self) -> tuple[int, list[BadPin]]:
+        """How many blocks are known to be damaged, and the pins that are."""
+        found: tuple[int, list[BadPin]] = await self._run_sync(self._damage)
+        return found
+
+    def _damage(self) -> tuple[int, list[BadPin]]:
+        with self._index.reading() as db:
+            ((blocks,),) = db.execute("SELECT COUNT(*) FROM blocks WHERE damaged").fetchall()
+            return int(blocks), [pin for pin in read_pins(db) if isinstance(pin, BadPin)]
 
     async def usage(self, owner: str | None = None) -> Usage:
         """Of an owner; None: of the node."""
