@@ -23,7 +23,7 @@ from anyio import EndOfStream
 
 from wetware import rpc
 from wetware.base.structs import from_struct
-from wetware.errors import InternalError, InvalidArgument, WetwareError
+from wetware.errors import InternalError, InvalidArgument, OverlayError, WetwareError
 from wetware_blob import disk
 from wetware_blob.records import Writer
 from wetware_blob.schema import SCHEMA
@@ -455,6 +455,8 @@ class BlobStore:
                 gone = isinstance(exc, asyncio.CancelledError | InvalidArgument)
                 if gone or not part.resumable:
                     await disk.run(part.discard)
+                elif isinstance(exc, OverlayError):
+                    exc.hint = "the same again: it goes on from what has come"
                 raise
             finally:
                 part.close()

@@ -15,19 +15,18 @@ import json
 import os
 import shutil
 import stat
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from anyio import EndOfStream
+from anyio.abc import ByteReceiveStream
 from anyio.to_thread import run_sync
 
 from wetware.base.disk import remedy
 from wetware.errors import InvalidArgument, WetwareError
 from wetware_blob.records import Kind, Reader, Writer
-
-if TYPE_CHECKING:
-    from anyio.abc import ByteReceiveStream
 
 CHUNK_BYTES: Final = 1 << 20
 """Of a file, read or written by one call in a thread."""
@@ -109,6 +108,48 @@ def check_link(path: str, target: bytes, depth: int, hint: str) -> None:
             hint=hint,
             code="invalid.link",
         )
+
+
+# --- pipes ---------------------------------------------------------------------------------------
+
+
+async def in_daemon(function: Callable[..., T], *args: object) -> T:
+    """Call what may block for ever, in a thread that does not keep the process from its end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(settled: Callable[[Any], None], value: object) -> None:
+        if not done.done():
+            settled(value)
+
+    def call() -> None:
+        settled: Callable[[Any], None]
+        value: object
+        try:
+            settled, value = done.set_result, function(*args)
+        except OSError as exc:
+            settled, value = done.set_exception, exc
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, settled, value)
+
+    threading.Thread(target=call, name="pipe", daemon=True).start()
+    return await done
+
+
+class Pipe(ByteReceiveStream):
+    """What comes from a descriptor that may be a pipe or a terminal. It is not closed."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        with reading("standard input" if self._fd == 0 else f"/dev/fd/{self._fd}"):
+            data = await in_daemon(os.read, self._fd, max_bytes)
+        if not data:
+            raise EndOfStream
+        return data
+
+    async def aclose(self) -> None: ...
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -348,14 +389,7 @@ class Part:
 
     async def write_file(self, stream: ByteReceiveStream, size: int | None, told: Told) -> None:
         """Write what comes from `stream` behind `start`; `size` bytes in all, None: any number."""
-
-        async def some() -> bytes:
-            try:
-                return await stream.receive(CHUNK_BYTES)
-            except EndOfStream:
-                return b""
-
-        async for data in _chunks(some):
+        async for data in chunks(stream):
             if size is not None and self.bytes + len(data) > size:
                 break
             with writing(self.part):
@@ -370,10 +404,10 @@ class Part:
         end = self.bytes + len(data)
         first = end // SYNC_BYTES * SYNC_BYTES - self.bytes
         if first > 0:
-            _write_all(self._fd, data[:first])
+            write_all(self._fd, data[:first])
             os.fdatasync(self._fd)
             data = data[first:]
-        _write_all(self._fd, data)
+        write_all(self._fd, data)
         self.bytes = end
 
     # --- a tree: `tree` and `state` in a directory of our own ---
@@ -424,7 +458,7 @@ class Part:
                 check_link(path, target, self.depth - 1, "ww blob export --car CID")
                 await self._make(path, self._link, record.name, target)
             else:
-                async for data in _chunks(reader.piece):
+                async for data in _joined(reader.piece):
                     await self._make(path, self._write, record.name, data)
                     told()
                 if self._file < 0:
@@ -472,7 +506,7 @@ class Part:
         if self._file < 0:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
             self._file = os.open(name, flags, 0o666, dir_fd=self._above(name))
-        _write_all(self._file, data)
+        write_all(self._file, data)
         self.bytes += len(data)
 
     def _checkpoint(self, records: int) -> None:
@@ -488,7 +522,20 @@ class Part:
         self._synced = records
 
 
-async def _chunks(more: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
+async def chunks(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
+    """What comes from a stream, as `_joined`."""
+
+    async def some() -> bytes:
+        try:
+            return await stream.receive(CHUNK_BYTES)
+        except EndOfStream:
+            return b""
+
+    async for data in _joined(some):
+        yield data
+
+
+async def _joined(more: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
     """What comes until b"", in pieces of about CHUNK_BYTES: a call in a thread costs some time."""
     parts, size = [], 0
     while data := await more():
@@ -501,7 +548,8 @@ async def _chunks(more: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
         yield b"".join(parts)
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from wetware.hookspecs import PluginContext, Service, hookimpl
+
+if TYPE_CHECKING:
+    import typer
 
 
 @hookimpl
@@ -21,3 +25,11 @@ def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
     from wetware_blob.service import BlobService
 
     return (BlobService(ctx),)
+
+
+@hookimpl
+def ww_register_commands(app: typer.Typer) -> None:
+    """`ww blob`."""
+    from wetware_blob.cli import mount
+
+    mount(app)
