@@ -162,6 +162,7 @@ def test_the_bundled_plugins_load_from_the_wheel(ww: Run) -> None:
         "audit": "loaded",
         "auth_evm": "loaded",
         "auth_local": "loaded",
+        "blob": "loaded",
         "dht": "loaded",
         "mdns": "loaded",
         "pubsub": "loaded",
