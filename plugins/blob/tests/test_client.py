@@ -153,7 +153,9 @@ async def test_what_cannot_be_put_is_named_and_nothing_is_pinned(
         else:
             os.symlink(b"/etc/passwd" if what == "absolute link" else b"../../x", bad)
         with pytest.raises(InvalidArgument) as refused:
-            await blob.put_dir(home / ("tree\n" if what == "missing" else "tree"))
+            await blob.put_dir(
+                home / ("tree\n" if what == "missing" else "tree"), progress=lambda _: None
+            )
     assert refused.value.code == code
     assert refused.value.message.isprintable()
     assert ("z\\x1b" if what != "missing" else "tree\\n") in refused.value.message
@@ -570,8 +572,9 @@ async def test_a_lost_session_is_told_and_what_came_is_kept(
         await cluster.reached.wait()
         await until(lambda: count(home))
         await connection.aclose()
-        with pytest.raises(Disconnected):
+        with pytest.raises(Disconnected) as lost:
             await getting
+        assert "it goes on from what has come" in lost.value.hint
         assert os.listdir(home) == [f".x.{root}.part"]
 
 

@@ -308,7 +308,8 @@ class BlobStore:
         **terms: Unpack[Terms],
     ) -> Put:
         """Put and pin a directory with all that is in it; see `disk.read_tree` and `put`."""
-        total = 0 if progress is None else await disk.run(disk.tree_bytes, Path(path))
+        with disk.reading(path):
+            total = 0 if progress is None else await disk.run(disk.tree_bytes, Path(path))
 
         async def feed(stream: anyio.abc.ByteSendStream) -> None:
             await disk.read_tree(Path(path), Writer(stream))

@@ -156,7 +156,7 @@ class Pipe(ByteReceiveStream):
 
 
 def tree_bytes(path: Path) -> int:
-    """About how many bytes the files below `path` have; what cannot be read counts nothing."""
+    """About how many bytes the files below `path` have; raises OSError."""
     return sum(
         os.lstat(file, dir_fd=fd).st_size for _, _, files, fd in os.fwalk(path) for file in files
     )
