@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,7 +96,7 @@ def part_of(directory: Path) -> Path | None:
 def getting(
     pair: tuple[NodeProcess, NodeProcess], big: str, tmp_path: Path
 ) -> Iterator[subprocess.Popen[str]]:
-    """`ww blob get` at the second node, which has more than 64 MiB by now."""
+    """`ww blob get` at the second node, which is stopped when more than 64 MiB are there."""
     process = pair[1].start_ww("blob", "get", big, "-o", str(tmp_path / "out"))
 
     def half() -> bool:
@@ -102,10 +104,15 @@ def getting(
         part = part_of(tmp_path)
         return part is not None and part.stat().st_size > 70 * MIB
 
-    wait_for(half, "70 MiB", within_s=60)
-    yield process
-    process.kill()
-    process.communicate()
+    try:
+        wait_for(half, "70 MiB", within_s=60)
+        pair[1].process.send_signal(signal.SIGSTOP)
+        assert process.poll() is None
+        yield process
+    finally:
+        pair[1].process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.communicate()
 
 
 def test_a_get_that_is_killed_goes_on(
@@ -116,6 +123,7 @@ def test_a_get_that_is_killed_goes_on(
 ) -> None:
     getting.kill()
     getting.communicate()
+    pair[1].process.send_signal(signal.SIGCONT)
     part = part_of(tmp_path)
     assert part is not None
     assert os.listdir(tmp_path) == [part.name]
@@ -133,8 +141,11 @@ def test_a_get_that_is_killed_goes_on(
     assert pair[0].ww("blob", "put", str(out), check=True).stdout.strip() == big
 
 
-def test_ctrl_c_leaves_nothing(getting: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing(
+    getting: subprocess.Popen[str], pair: tuple[NodeProcess, NodeProcess], tmp_path: Path
+) -> None:
     getting.send_signal(signal.SIGINT)
+    pair[1].process.send_signal(signal.SIGCONT)
     assert getting.wait(20) == 130
     assert os.listdir(tmp_path) == []
 
@@ -162,8 +173,14 @@ def test_standard_input(pair: tuple[NodeProcess, NodeProcess]) -> None:
     assert waiting.stdin is not None
     waiting.stdin.write("a part")
     waiting.stdin.flush()
-    with pytest.raises(subprocess.TimeoutExpired):
-        waiting.wait(3)
+    pipe = waiting.stdin.fileno()
+    unread = bytearray(4)
+
+    def taken() -> bool:
+        fcntl.ioctl(pipe, termios.FIONREAD, unread)
+        return not any(unread)
+
+    wait_for(taken, "a reader", within_s=30)
     waiting.send_signal(signal.SIGINT)
     assert waiting.wait(20) == 130
 
