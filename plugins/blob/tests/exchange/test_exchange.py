@@ -20,7 +20,7 @@ from wetware_blob.format.read import children, read
 from wetware_blob.store.store import Hold, Store
 
 from ..store.parts import node, running
-from .parts import exchange_on, found
+from .parts import exchange_on, found, until
 
 pytestmark = pytest.mark.anyio
 
@@ -103,6 +103,29 @@ async def test_pull_of_one_leaf(tmp_path: Path) -> None:
         async with made.open(one.cid, OWNER) as source:
             await pull(source, one.cid, children)
         assert await store.get(one.cid.digest) == b"a"
+
+
+async def test_a_pull_ends_when_all_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = [Block(Cid.of(RAW, b"a"), b"a")]
+    async with two(tmp_path, [one]) as (made, store, _):
+        put, writable = store.put, asyncio.Event()
+
+        async def later(hold: Hold, blocks: Sequence[Block]) -> None:
+            await writable.wait()
+            await put(hold, blocks)
+
+        monkeypatch.setattr(store, "put", later)
+        async with made.open(one.cid, OWNER) as source:
+            pulling = asyncio.create_task(pull(source, one.cid, children))
+            await until(lambda: any(wanted.taken for wanted in source._wanted.values()))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not pulling.done()
+            writable.set()
+            await pulling
+            assert await store.get(one.cid.digest) == b"a"
 
 
 async def test_a_damaged_block_is_fetched_again(tmp_path: Path) -> None:
