@@ -18,7 +18,6 @@ from wetware.broker.peers import PeerGuard, PeerServant, no_peer
 from wetware.broker.protocol import CORE, GATE_PROTOCOL
 from wetware.errors import (
     AdmissionRefused,
-    CapabilityError,
     Disconnected,
     InvalidArgument,
     LimitExceeded,
@@ -156,7 +155,7 @@ class Siblings:
         try:
             with rpc.time_limit(OPEN_S):
                 got = (await link.peer.call("open", service=service.name))["service"]
-        except CapabilityError:  # that node does not take this one for a member any more
+        except Revoked:  # that node has taken this one for a member no more, at least for a time
             self._end(link)
             raise
         finally:
@@ -238,12 +237,15 @@ class Siblings:
 
     def _make_room(self, peer: PeerId) -> None:
         """Before a dial; raises LimitExceeded where all that there are are in use."""
-        if peer in self._links or len(self._links) + len(self._dials) <= LINKS_MAX:
+        # What is ending has made room already, for another dial.
+        open_ = [links for links in self._links.values() if not all(each.ending for each in links)]
+        if peer in self._links or len(open_) + len(self._dials) <= LINKS_MAX:
             return
-        unused = [link for links in self._links.values() for link in links if not link.in_use]
+        unused = [links for links in open_ if not any(each.in_use for each in links)]
         if not unused:
             raise LimitExceeded(f"siblings at {LINKS_MAX} members are in use (LINKS_MAX)")
-        self._end(min(unused, key=lambda link: link.used_at))
+        for link in min(unused, key=lambda links: links[-1].used_at):
+            self._end(link)
 
     def _sweep(self) -> None:
         """End what nobody has used, again and again while there is anything."""

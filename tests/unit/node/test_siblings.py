@@ -268,6 +268,40 @@ async def test_members_that_are_in_use_are_bounded(
         await asyncio.wait_for(connection.wait_closed(), 20)
 
 
+async def test_members_that_are_connected_to_at_once_are_bounded_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new one has another one make room, not all of them the same."""
+    monkeypatch.setattr(siblings, "LINKS_MAX", 2)
+    async with cluster(tmp_path, 5) as ((a, *others), (ctx, *_)):
+        peers = [other.peer_id for other in others]
+        for peer in peers[:2]:
+            (await ctx.sibling(peer)).close()
+        links = [link for links in a.siblings._links.values() for link in links]
+        await until(lambda: not any(link.in_use for link in links))
+        refs = await asyncio.gather(*map(ctx.sibling, peers[2:]))
+        await until(lambda: set(a.siblings._links) == set(peers[2:]))
+        for link in links:
+            await asyncio.wait_for(link.connection.wait_closed(), 20)
+        for ref in refs:
+            assert await ref.who()  # type: ignore[attr-defined]
+
+
+class Refuses(TwinService):
+    def peer_bootstrap(self, node: Principal) -> rpc.Servant:
+        raise Denied(f"{node} is not for {self.name}")
+
+
+async def test_a_service_that_refuses_a_node_ends_nothing_of_the_others(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as ((a, b), (ctx, _)):
+        ref: Any = await ctx.sibling(b.peer_id)
+        a.services["others"] = b.services["others"] = Refuses("others")
+        with pytest.raises(Denied, match="is not for others"):
+            await ctx.sibling(b.peer_id, "others")
+        assert await ref.who()
+        assert (await ctx.sibling(b.peer_id)).connection is ref.connection
+
+
 async def test_a_member_that_holds_ten_thousand_is_refused(tmp_path: Path) -> None:
     """References are bounded by its connection; what it held is released with that."""
     async with cluster(tmp_path) as ((a, b), (ctx, _)):
