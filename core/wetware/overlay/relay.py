@@ -82,7 +82,7 @@ class Relay:
         self._host, self._is_member, self._enabled = host, is_member, enabled
         self._places = Places()
         self._reserved: dict[PeerId, int] = {}
-        self._strangers: dict[Stream, tuple[str, PeerId]] = {}  # network, target; the oldest first
+        self._strangers: dict[Stream, tuple[str, PeerId]] = {}  # address, target; the oldest first
         self._lines = Throttle(FULL_LINES_PER_MINUTE, 1, time.monotonic)
         self._pace = TokenBucket(BYTES_PER_S, BYTES_PER_S)
         self._strangers_pace = TokenBucket(STRANGER_BYTES_PER_S, STRANGER_BYTES_PER_S)
@@ -172,25 +172,31 @@ class Relay:
         return connection if allowed else None
 
     def _take_stranger(self, stream: Stream, target: PeerId, held: contextlib.ExitStack) -> None:
-        address = stream.connection.address
-        key, network = address_key(address), network_key(address)
-        too_many = f"too many strangers at {key} (STRANGERS_PER_ADDRESS_MAX)"
-        held.enter_context(self._places.hold(Claim(key, STRANGERS_PER_ADDRESS_MAX, too_many)))
-        to_target = [other for other, (_, to) in self._strangers.items() if to == target]
+        address = address_key(stream.connection.address)
+        # One that was introduced after it asked is none any more.
+        there = {
+            other: place
+            for other, place in self._strangers.items()
+            if not self._is_member(other.peer)
+        }
+        if sum(at == address for at, _ in there.values()) >= STRANGERS_PER_ADDRESS_MAX:
+            raise LimitExceeded(f"too many strangers at {address} (STRANGERS_PER_ADDRESS_MAX)")
+        to_target = [other for other, (_, to) in there.items() if to == target]
         if len(to_target) >= STRANGERS_PER_TARGET_MAX:
-            self._make_room(network, to_target, "STRANGERS_PER_TARGET_MAX")
-        elif len(self._strangers) >= STRANGERS_MAX:
-            self._make_room(network, list(self._strangers), "STRANGERS_MAX")
-        self._strangers[stream] = network, target
+            self._make_room(address, to_target, "STRANGERS_PER_TARGET_MAX")
+        elif len(there) >= STRANGERS_MAX:
+            self._make_room(address, list(there), "STRANGERS_MAX")
+        self._strangers[stream] = address, target
         held.callback(self._strangers.pop, stream, None)
 
-    def _make_room(self, network: str, among: list[Stream], limit: str) -> None:
+    def _make_room(self, address: str, among: list[Stream], limit: str) -> None:
         """End the oldest of the network that has most of `among`, or raise LimitExceeded."""
-        counts = Counter(self._strangers[stream][0] for stream in among)
+        networks = {stream: network_key(self._strangers[stream][0]) for stream in among}
+        counts, network = Counter(networks.values()), network_key(address)
         most = max(counts, key=counts.__getitem__, default=network)
         if counts[most] <= counts[network] + 1:
             raise LimitExceeded(f"{len(among)} strangers ({limit})")
-        oldest = next(stream for stream in among if self._strangers[stream][0] == most)
+        oldest = next(stream for stream in among if networks[stream] == most)
         del self._strangers[oldest]
         log.debug("relay.displaced", source=oldest.peer, network=most, limit=limit)
         oldest.reset()

@@ -321,6 +321,23 @@ async def test_a_network_with_many_strangers_makes_room_for_another(
     assert [each.closed for each in few] == [False] * 3
 
 
+async def test_who_has_become_a_member_keeps_no_place_of_strangers_and_makes_no_room(
+    net: Net, trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that joins through a relay, or asks before it is introduced, is carried for days."""
+    monkeypatch.setattr(relaying, "STRANGERS_MAX", 2)
+    _, hub, cafe = trio
+    await ask_to_carry(await cafe.dial(hub.listen_addrs), None)
+    carried = []
+    for _ in range(2):
+        joined = await net.host(member=False)
+        carried.append(await joined.dial(through(hub, cafe)))
+        net.members.add(joined.peer_id)
+    stranger = await net.host(member=False)
+    carried.append(await stranger.dial(through(hub, cafe)))
+    assert not any(each.closed for each in carried)
+
+
 async def test_the_pace_is_that_of_all_together(monkeypatch: pytest.MonkeyPatch, net: Net) -> None:
     monkeypatch.setattr(relaying, "BYTES_PER_S", 2 * MIB)
     fixed = LinkLimits(stream_window_bytes=YAMUX_WINDOW_BYTES)
