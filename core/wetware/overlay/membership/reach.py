@@ -241,9 +241,7 @@ class Reach:
             config.stranger_s, self.limits.strangers_max, clock.monotonic
         )
         self._moves = Rates(MOVES_PER_S, MOVES_BURST, MOVES_PEERS_MAX, self.now)
-        self._failed_relays: Recent[tuple[PeerId | None, PeerId], None] = Recent(
-            FAILED_S, FAILED_MAX, clock.monotonic
-        )
+        self._failed_relays = self._no_failed_relays()
         self._traffic: dict[Connection, int] = {}
         self._dirty = True
         self._plan_at = self._prune_at = self._eager_until = 0.0
@@ -302,6 +300,7 @@ class Reach:
         for one in everybody:
             one.backoff.reset()
             one.due = self.now()
+        self._failed_relays = self._no_failed_relays()
         self._direct.forget()
         self._wake.set()
 
@@ -382,8 +381,13 @@ class Reach:
                     target.due += self._pause_s(target) + self._head_start(peer)
         self._wake.set()
 
+    def _no_failed_relays(self) -> Recent[tuple[PeerId | None, PeerId], None]:
+        return Recent(FAILED_S, FAILED_MAX, self.now)
+
     def _link_down(self, connection: Connection) -> None:
         relay, error = connection.remote.relay, connection.error
+        if self.now() < self._eager_until:  # this node has moved: that ends what it had before
+            return
         if relay is not None and getattr(error, "code", "") in _FAILED:
             self._failed_relays.put((relay, connection.peer), None)
 

@@ -10,6 +10,7 @@ import pytest
 
 from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
+from wetware.errors import OverlayError
 from wetware.identity import Key
 from wetware.overlay import relay as relay_module
 from wetware.overlay.link import Connection, Stream
@@ -134,6 +135,29 @@ async def test_a_relay_that_holds_or_cuts_what_it_carries_comes_last_from_then_o
     await asyncio.sleep(0.7)
     assert between(home, cafe).remote.relay == other.peer, "nor is it a better one"
     assert await home.membership.ping(cafe.peer) > 0
+
+
+async def test_a_relay_is_not_blamed_for_what_a_move_of_this_node_ended(net: Any) -> None:
+    """Nor for what it did in the network before: else the nearest one came last after each move."""
+    [hub] = await net.cluster(1)
+    home, cafe = await hidden(net, hub), await hidden(net, hub)
+    reach, pair = home.membership.reach, (hub.peer, cafe.peer)
+
+    async def lost() -> None:
+        """The connection to the relay, and what it carries."""
+        await net.until(lambda: home.is_up(hub) and home.is_up(cafe) and cafe.is_up(home))
+        relayed = between(home, cafe)
+        assert relayed.remote.relay == hub.peer
+        between(home, hub).abort(OverlayError("the address is gone", code="overlay.closed"))
+        await net.until(lambda: relayed.closed)
+        assert relayed.error.code == "overlay.carrier"
+
+    await lost()
+    assert pair in reach._failed_relays
+    home.membership.network_changed()
+    assert pair not in reach._failed_relays
+    await lost()
+    assert pair not in reach._failed_relays
 
 
 async def test_a_relayed_pair_moves_to_a_better_relay(
