@@ -1,9 +1,20 @@
-"""The blob service beside what it is made of, in one run: `python tests/bench/bench_blob.py`.
+"""The blob service beside what it is made of, and beside its peers, in one run.
+
+    python tests/bench/bench_blob.py [--quick] [--mebibytes N] [transfer] [nodes] [store]
 
 transfer: blocks of 1 MiB of random bytes from one process to another over loopback, verified and
-read in order, beside the raw stream of the link and beside plain TCP with sha256 in a thread. The
-blocks are in memory at the provider's, and who fetches keeps none of them: what a disk takes is a
-row of its own. Rounds alternate, so that noise of the machine hits all.
+read in order, beside the raw stream of the link, plain TCP with sha256 in a thread, and Helia's
+bitswap between two node.js processes. The blocks are in memory at the provider's, and who fetches
+keeps none of them: what a disk takes is a row of its own. Rounds alternate, so that noise of the
+machine hits all.
+
+nodes: a file through a session into a real `ww node`, and out of another one to a file, each on
+disk when the call returns, beside `cp && sync`; the time to the first byte; the highest memory of
+nodes and client above what they had before. For any size: `nodes --mebibytes 10240`.
+
+store: see bench_blob_store.py.
+
+Exit status 1 with --check if a target is missed.
 """
 
 from __future__ import annotations
@@ -14,28 +25,40 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import bench_blob_store
+from bench_blob_store import copied
+from cluster_report import Report, machine
+
+import wetware
 from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
 from wetware.base.threads import Threads
 from wetware.errors import NotFound
 from wetware.identity import Key, PeerId
 from wetware.overlay.link import LinkHost, Stream
-from wetware.testing import FakeOverlay, Started
+from wetware.testing import FakeOverlay, Home, NodeProcess, Started
 from wetware_blob.exchange.exchange import Exchange
 from wetware_blob.format.cid import RAW, Block, Cid
 
 if TYPE_CHECKING:
     from wetware_blob.store.store import Store
 
+JS = Path(__file__).parents[1] / "interop" / "js"
+NODE_JS = JS / "node_modules" / "node" / "bin" / "node"
+PARTS = ("transfer", "nodes", "store")
+FIRSTS, FIRST_BYTES = 5, 8 << 20
+"""Blobs of which the first byte is waited for, and how many each has."""
+RSS_MIB = 64
+CLIENT_S_MAX = 3600.0
 SOURCE = "/bench/source/1"
 BLOCK_BYTES = 1 << 20
 PIECE_BYTES = 64 << 10
@@ -162,19 +185,45 @@ async def get(made: Exchange, cids: list[Cid]) -> tuple[int, float]:
     return total, first_s
 
 
-async def transfer(rounds: int, mebibytes: int) -> None:
-    child = subprocess.Popen(  # noqa: ASYNC220  # before anything is measured
-        [sys.executable, __file__, "--serve", str(mebibytes)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+@contextlib.contextmanager
+def serving(*command: object) -> Iterator[dict[str, Any]]:
+    """A process that serves until its standard input ends, and the line it says first."""
+    child = subprocess.Popen(
+        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    rates: dict[str, list[float]] = {"tcp": [], "link": [], "blob": []}
-    firsts_ms, total = [], mebibytes * BLOCK_BYTES
-    rss_before_mib = rss_mib()
+    assert child.stdin is not None
+    assert child.stdout is not None
     try:
-        assert child.stdout is not None
-        where = json.loads(child.stdout.readline())
+        yield json.loads(child.stdout.readline())
+    finally:
+        child.stdin.close()
+        child.wait(10)
+        child.stdout.close()
+
+
+def helia(where: dict[str, Any]) -> dict[str, Any]:
+    """Get what Helia serves."""
+    done = subprocess.run(
+        [NODE_JS, JS / "bitswap.mjs", "get", where["addr"], where["cid"]],
+        stdout=subprocess.PIPE,
+        timeout=CLIENT_S_MAX,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+async def transfer(report: Report, mebibytes: int, rounds: int) -> None:
+    report.say(
+        f"# transfer: {mebibytes} MiB in blocks of 1 MiB, random, not stored; two processes, "
+        f"127.0.0.1, {rounds} alternating rounds, medians; {machine()}"
+    )
+    rates: dict[str, list[float]] = {"tcp": [], "link": [], "blob": [], "helia": []}
+    firsts_ms, total = [], mebibytes * BLOCK_BYTES
+    with contextlib.ExitStack() as stack:
+        where = stack.enter_context(serving(sys.executable, __file__, "--serve", mebibytes))
+        there = None
+        if (JS / "node_modules" / "@helia" / "bitswap").exists():
+            there = stack.enter_context(serving(NODE_JS, JS / "bitswap.mjs", "serve", mebibytes))
         cids = [Cid(1, RAW, bytes.fromhex(digest)) for digest in where["digests"]]
         addr = Multiaddr.parse(where["link"])
 
@@ -190,56 +239,192 @@ async def transfer(rounds: int, mebibytes: int) -> None:
                     blob_bytes, first_s = await get(made, cids)
                     took_s = {"blob": time.perf_counter() - start}
                     firsts_ms.append(first_s * 1000)
-                    rss_blob_mib = rss_mib()
                     start = time.perf_counter()
                     link_bytes = await raw_link(await conn.open_stream(SOURCE))
                     took_s["link"] = time.perf_counter() - start
                     start = time.perf_counter()
                     tcp_bytes = await plain_tcp(where["tcp"])
                     took_s["tcp"] = time.perf_counter() - start
-                    if {blob_bytes, link_bytes, tcp_bytes} != {total}:
+                    found = {blob_bytes, link_bytes, tcp_bytes}
+                    if there is not None:
+                        said = await asyncio.to_thread(helia, there)
+                        took_s["helia"] = said["seconds"]
+                        found.add(said["bytes"])
+                    if found != {total}:
                         raise AssertionError("bytes were lost")
                     for name, s in took_s.items():
                         rates[name].append(total / 1e6 / s)
-    finally:
-        assert child.stdin is not None
-        child.stdin.close()
-        child.wait(10)
-    median = {name: statistics.median(values) for name, values in rates.items()}
-    print(
-        f"# transfer: {mebibytes} MiB in blocks of 1 MiB, random, not stored; 2 processes, "
-        f"127.0.0.1, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"{rounds} alternating rounds"
-    )
+
+    median = {name: statistics.median(each) for name, each in rates.items() if each}
     for name, title in (
         ("tcp", "plain TCP, sha256 in a thread"),
         ("link", "the link's raw stream (noise + yamux)"),
+        ("helia", "Helia to Helia, unixfs.cat (noise + yamux + bitswap)"),
         ("blob", "get: verified, in order"),
     ):
-        values = rates[name]
-        print(
-            f"{title:40} {median[name]:6.0f} MB/s ({min(values):.0f}–{max(values):.0f})"
-            + (f"   {median[name] / median['link']:.2f} × link (target ≥ 0.5)" * (name == "blob"))
+        if name in median:
+            spread = f"({min(rates[name]):.0f} to {max(rates[name]):.0f})"
+            report.figure("transfer", title, median[name], "MB/s", digits=0, beside=spread)
+    report.figure("transfer", "link / get", median["link"] / median["blob"], "×", at_most=2.0)
+    if there is not None:
+        report.figure(
+            "transfer", "Helia / get", median["helia"] / median["blob"], "×", at_most=1 / 3
         )
-    print(f"{'time to the first block':40} {statistics.median(firsts_ms):6.1f} ms")
-    print(f"{'peak RSS of who gets, above its start':40} {rss_blob_mib - rss_before_mib:6.0f} MiB")
+    else:
+        report.say("  no Helia: npm install --no-audit --no-fund --prefix tests/interop/js")
+    report.figure("transfer", "time to the first block", statistics.median(firsts_ms), "ms")
 
 
-def rss_mib() -> float:
-    """The highest so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# --- nodes ----------------------------------------------------------------------------------------
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+async def client(data_dir: str, key: str, do: str, *what: str) -> None:
+    """One session in a process of its own; prints how long it took, and the memory it took."""
+    async with wetware.connect(data_dir=data_dir, key=Key.load(Path(key))) as session:
+        blob, memory = session.blob, Peak(os.getpid())
+        said: dict[str, Any] = {}
+        start = time.perf_counter()
+        match do:
+            case "put":
+                said["cid"] = (await blob.put(Path(what[0]))).cid
+            case "get":
+                await blob.get(what[0], what[1])
+            case "first":
+                async with blob.open(what[0]) as file:
+                    await file.receive(1)
+        print(json.dumps(said | {"s": time.perf_counter() - start, "rss_mib": memory.more_mib()}))
+
+
+def session(node: NodeProcess, do: str, *what: object) -> dict[str, Any]:
+    key = node.home.path / ".wetware" / "keys" / "default"
+    done = subprocess.run(
+        [sys.executable, __file__, "--client", node.data_dir, key, do, *map(str, what)],
+        stdout=subprocess.PIPE,
+        timeout=CLIENT_S_MAX,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+class Peak:
+    """The highest resident memory of a process from here on, beside what it has now."""
+
+    def __init__(self, pid: int) -> None:
+        self._status = Path(f"/proc/{pid}/status")
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM begins anew
+        self._rest_kib = self._kib("VmRSS")
+
+    def _kib(self, name: str) -> int:
+        lines = dict(line.split(":", 1) for line in self._status.read_text().splitlines())
+        return int(lines[name].split()[0])
+
+    def more_mib(self) -> float:
+        return (self._kib("VmHWM") - self._rest_kib) / 1024
+
+
+def write_random(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        for at in range(0, size, BLOCK_BYTES):
+            file.write(os.urandom(min(BLOCK_BYTES, size - at)))
+
+
+def digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def nodes(report: Report, folder: Path, mebibytes: int) -> None:
+    size = mebibytes << 20
+    report.say(
+        f"# nodes: {mebibytes} MiB, random, through a session; real nodes on 127.0.0.1; {machine()}"
+    )
+    source, copy = folder / "source", folder / "got"
+    write_random(source, size)
+    os.sync()
+    with (
+        Home(folder / "home", libp2p=False) as home,
+        home.node("a") as a,
+        home.node("b", join=a) as b,
+    ):
+        for node in (a, b):
+            node.wait_members((a.peer_id, b.peer_id))
+        session(a, "put", Path(__file__))  # what is imported late is
+        memory = {"a": Peak(a.process.pid), "b": Peak(b.process.pid)}
+        before = copied(source)
+        put = session(a, "put", source)
+        between = copied(source)
+        got = session(b, "get", put["cid"], copy)
+        after = copied(source)
+        if digest(copy) != digest(source):
+            raise AssertionError("what was got is not what was put")
+        peaks = {name: peak.more_mib() for name, peak in memory.items()}
+        copy.unlink()
+        again = session(b, "get", put["cid"], copy)
+        firsts_s = []
+        for number in range(FIRSTS):
+            small = folder / f"small{number}"
+            write_random(small, FIRST_BYTES)
+            firsts_s.append(session(b, "first", session(a, "put", small)["cid"])["s"])
+
+    def row(name: str, s: float, beside: float, at_most: float | None = None) -> None:
+        rate = size / 1e6 / s
+        both = f"{beside:.0f} MB/s beside {rate:.0f} MB/s"
+        report.figure(
+            "nodes", f"cp && sync / {name}", beside / rate, "×", at_most=at_most, beside=both
+        )
+
+    row("put, pinned", put["s"], (before + between) / 2, 2.0)
+    row("get at another node", got["s"], (between + after) / 2)
+    row("get of what the node has", again["s"], after)
+    report.figure(
+        "nodes", "time to the first byte at another node", statistics.median(firsts_s) * 1e3, "ms"
+    )
+    peaks |= {"the client, put": put["rss_mib"], "the client, get": got["rss_mib"]}
+    for name, mib in peaks.items():
+        report.figure(
+            "nodes", f"peak RSS above rest, {name}", mib, "MiB", at_most=RSS_MIB, digits=0
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all")
+    parser.add_argument("--rounds", type=int, default=3, help="of transfer")
+    parser.add_argument("--mebibytes", type=int, default=1024)
+    parser.add_argument("--quick", action="store_true", help="256 MiB, about a minute")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--check", action="store_true", help="a missed target is a failure")
+    parser.add_argument("--dir", type=Path, help="where to write; default: the temporary directory")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--mebibytes", type=int, default=1024, help="per transfer")
-    parser.add_argument("--quick", action="store_true", help="about 15 s")
+    parser.add_argument("--client", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         asyncio.run(serve(args.serve))
-    elif args.quick:
-        asyncio.run(transfer(3, 256))
-    else:
-        asyncio.run(transfer(args.rounds, args.mebibytes))
+        return 0
+    if args.client:
+        asyncio.run(client(*args.client))
+        return 0
+    if args.quick:
+        args.mebibytes, args.rounds = 256, 1
+    parts = args.parts or PARTS
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part {', '.join(unknown)}: of {', '.join(PARTS)}")
+    report = Report(as_json=args.json)
+    if "transfer" in parts:
+        asyncio.run(transfer(report, args.mebibytes, args.rounds))
+    for part, run in (("nodes", nodes), ("store", bench_blob_store.store)):
+        if part in parts:
+            with tempfile.TemporaryDirectory(prefix="ww-bench-blob-", dir=args.dir) as folder:
+                run(report, Path(folder), args.mebibytes)
+    if args.json:
+        print(json.dumps(report.figures, indent=2))
+    for missed in report.missed:
+        report.say(f"missed: {missed}")
+    return 1 if args.check and report.missed else 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())

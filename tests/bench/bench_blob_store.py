@@ -1,25 +1,18 @@
-"""What the blob store of one node costs, beside the disk and beside SQLite in the same run.
+"""The part `store` of bench_blob.py: what the store of one node costs, without sessions.
 
-`python tests/bench/bench_blob_store.py [--quick]`: 10,000 blocks of 4 KiB, put together and by 64
-callers one block each, beside inserts of the same bytes into a plain SQLite database of the same
-durability (WAL, synchronous=FULL, as many rows in a commit); then 1 GiB (--quick: 256 MiB) in
-blocks of 1 MiB beside `cp && sync`, and all of it read again, verified. Nothing is a client's here:
-the blocks are made beforehand, so that only the store is measured. Exit status 1 with --check if a
-target is missed.
+10,000 blocks of 4 KiB, put together and by 64 callers one block each, beside inserts of the same
+bytes into a plain SQLite database of the same durability (WAL, synchronous=FULL, as many rows in a
+commit); then a file in blocks of 1 MiB beside `cp && sync`, and all of it read again, verified.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import sqlite3
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -179,23 +172,5 @@ async def measure(report: Report, folder: Path, size: int) -> None:
     report.figure("large", "get, verified, out of the page cache", again, "MB/s", digits=0)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="256 MiB")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--check", action="store_true", help="a missed target is a failure")
-    parser.add_argument("--dir", type=Path, help="where to write; default: the temporary directory")
-    args = parser.parse_args()
-    report = Report(as_json=args.json)
-    with tempfile.TemporaryDirectory(prefix="ww-bench-blob-", dir=args.dir) as folder:
-        asyncio.run(measure(report, Path(folder), 256 * MIB if args.quick else 1024 * MIB))
-    if args.json:
-        print(json.dumps(report.figures, indent=2))
-    for missed in report.missed:
-        report.say(f"missed: {missed}")
-    return 1 if args.check and report.missed else 0
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
+def store(report: Report, folder: Path, mebibytes: int) -> None:
+    asyncio.run(measure(report, folder, mebibytes * MIB))
