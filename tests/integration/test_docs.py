@@ -208,7 +208,7 @@ def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine])
     assert rented is not None
     # What the text promises.
     assert printed == [
-        f"{rented.peer_id} ['audit', 'auth_local', 'cluster', 'grants', 'node', 'pubsub']\n"
+        f"{rented.peer_id} ['audit', 'auth_local', 'blob', 'cluster', 'grants', 'node', 'pubsub']\n"
     ]
     members = json.loads(machines("desk").sh("ww ls --json"))["members"]
     assert {m["name"]: m["state"] for m in members} == {"desk": "alive", "attic": "alive"}
@@ -272,6 +272,7 @@ class Reader:
             ("REF", r"^ww1\S+$", out),
             ("TICKET", r"^wwt1\S+$", out),
             ("KEY", r"^12D3Koo\w+$", out),
+            ("CID", r"^b\w{58}$", out),
             ("GRANT", r"ww revoke (\w{16})$", err),
             ("DECISION", r"\bd-\w+", err),
         ):
@@ -391,15 +392,16 @@ def test_the_how_to_of_running_a_node_works_as_it_is_written(
 
 def test_every_block_of_a_how_to_is_executed() -> None:
     """Each names the machine that it is for; the tests of the documents execute those."""
-    executed = {RUNNING, SHARING, "docs/how-to/evm-real-chain.md", "docs/how-to/own-iam.md"}
+    others = ("evm-real-chain", "own-iam", "store-files")
+    executed = {RUNNING, SHARING, *(f"docs/how-to/{name}.md" for name in others)}
     for document in sorted((ROOT / "docs/how-to").glob("*.md")):
         name = str(document.relative_to(ROOT))
         fences = re.findall(
             r"^```(?:sh|python)\b.*\n(?:.*\n)*?```$", document.read_text(), re.MULTILINE
         )
         named = [fence for fence in fences if _BLOCK.match(fence)]
-        others = [fence for fence in fences if fence not in named]
-        assert others in ([], ["```sh\npip install 'wetware[evm]'\n```"]), name
+        unnamed = [fence for fence in fences if fence not in named]
+        assert unnamed in ([], ["```sh\npip install 'wetware[evm]'\n```"]), name
         assert (name in executed) is bool(named), name
 
 
@@ -500,7 +502,9 @@ def test_every_command_in_the_documents_exists() -> None:
         ]
         commands += re.findall(r"`((?:\.venv/bin/)?ww [^`\n]+)`", text)
         for command in commands:
-            for part in re.findall(r"(?:^|&& |\s)(?:\.venv/bin/)?ww (.*?)(?= && |$)", command):
+            for part in re.findall(
+                r"(?:^|&& |\s)(?:\.venv/bin/)?ww (.*?)(?= (?:&&|\|) |$)", command
+            ):
                 if (why := _unknown(root, part.partition("  #")[0])) is not None:
                     wrong.append(f"{document.relative_to(ROOT)}: ww {part}: {why}")
     assert wrong == []
