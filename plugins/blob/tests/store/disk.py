@@ -196,7 +196,7 @@ class Disk:
 
     # --- Files ------------------------------------------------------------------------------------
 
-    def create(self, name: str) -> int:
+    def create(self, name: str, size: int) -> int:
         with self._lock:
             self._call("write", grows=True)
             parent, last = self._parent(name)
@@ -442,7 +442,7 @@ class _Vfs(apsw.VFS):
                 except FileNotFoundError:
                     if not flags[0] & apsw.SQLITE_OPEN_CREATE:
                         raise
-                    disk.close(disk.create(name))
+                    disk.close(disk.create(name, 0))
                     new = True
             except OSError as exc:
                 raise _code(exc, apsw.SQLITE_CANTOPEN) from None

@@ -12,7 +12,7 @@ import hashlib
 import threading
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from wetware.base.log import get_logger
 from wetware.errors import NotFound
@@ -22,6 +22,7 @@ from wetware_blob.store.index import (
     SMALL_BYTES_MAX,
     Change,
     Row,
+    batches,
     charge,
     file_name,
 )
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from wetware_blob.store.index import Index
 
 log = get_logger("blob.store")
+
+OPEN_MAX: Final = 16
+"""Files that one thread writes before it syncs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +91,17 @@ class Blocks:
 
     def write_files(self, first: int, blocks: Sequence[tuple[bytes, bytes]]) -> None:
         """Write the bytes of some blocks (digest, bytes), numbered from `first`. Raises OSError."""
-        for number, (digest, data) in enumerate(blocks, first):
-            fd = self._files.create(file_name(number, digest))
+        for some in batches(enumerate(blocks, first), OPEN_MAX):
+            fds: list[int] = []
             try:
-                self._files.write(fd, data)
-                self._files.sync(fd)
+                for number, (digest, data) in some:
+                    fds.append(self._files.create(file_name(number, digest), len(data)))
+                    self._files.write(fds[-1], data)
+                for fd in fds:  # all are on their way by then
+                    self._files.sync(fd)
             finally:
-                self._files.close(fd)
+                for fd in fds:
+                    self._files.close(fd)
 
     def name_files(self, first: int) -> None:
         """Bring the names of the files in the directory of this one to the disk.

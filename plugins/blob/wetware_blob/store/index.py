@@ -138,9 +138,7 @@ class Index:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._lock = threading.Lock()
-        self._remains = (
-            False  # of a transaction that failed, in the log: a crash would bring it back
-        )
+        self._remains = False  # of a transaction that failed: a crash would bring it back
         self.spoiled: set[bytes] = set()
         self.reserve = files.reserve()
         try:
