@@ -180,12 +180,12 @@ class History:
     @contextlib.contextmanager
     def _sound(self) -> Iterator[None]:
         disk = self.disk
-        before = disk.faults, disk.calls_left, disk.dead
-        disk.faults, disk.calls_left, disk.dead = {}, None, False
+        before = disk.faults, disk.calls_left, disk.dead, disk.dies_in_commit
+        disk.faults, disk.calls_left, disk.dead, disk.dies_in_commit = {}, None, False, 0
         try:
             yield
         finally:
-            disk.faults, disk.calls_left, disk.dead = before
+            disk.faults, disk.calls_left, disk.dead, disk.dies_in_commit = before
 
 
 @contextlib.contextmanager

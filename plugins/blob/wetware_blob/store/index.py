@@ -226,27 +226,28 @@ class Index:
                     hint="look at the node's disk (`dmesg`); `ww blob verify` reads all of it",
                 ) from exc
 
-    def find(
-        self, digests: Collection[bytes], keep: Bits | None = None, fresh: list[Row] | None = None
-    ) -> dict[bytes, Row]:
-        """The rows that there are; they are added to `keep` before any can be deleted.
-
-        Those that were not in it are appended to `fresh`.
-        """
-        found: dict[bytes, Row] = {}
+    def find(self, digests: Collection[bytes], keep: Bits | None = None) -> dict[bytes, Row]:
+        """The rows that there are; they are added to `keep` before any can be deleted."""
         with self.reading() as db:
-            for some in batches(digests):
-                marks = ",".join("?" * len(some))
-                for columns in db.execute(
-                    f"SELECT {_COLUMNS} FROM blocks WHERE digest IN ({marks})",  # noqa: S608 question marks
-                    some,
-                ).fetchall():
-                    row = Row(*columns)
-                    if row.digest in self.spoiled:
-                        row = replace(row, damaged=1)
-                    found[row.digest] = row
-                    if keep is not None and keep.add(row.id) and fresh is not None:
-                        fresh.append(row)
+            found = self.find_in(db, digests)
+            if keep is not None:
+                for row in found.values():
+                    keep.add(row.id)
+        return found
+
+    def find_in(self, db: Database, digests: Collection[bytes]) -> dict[bytes, Row]:
+        """The rows that a transaction sees."""
+        found: dict[bytes, Row] = {}
+        for some in batches(digests):
+            marks = ",".join("?" * len(some))
+            for columns in db.execute(
+                f"SELECT {_COLUMNS} FROM blocks WHERE digest IN ({marks})",  # noqa: S608 question marks
+                some,
+            ).fetchall():
+                row = Row(*columns)
+                if row.digest in self.spoiled:
+                    row = replace(row, damaged=1)
+                found[row.digest] = row
         return found
 
     def small(self, row: Row) -> bytes | None:

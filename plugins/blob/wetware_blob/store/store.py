@@ -25,7 +25,6 @@ from wetware_blob.store.index import (
     SMALL_BYTES_MAX,
     Change,
     Index,
-    Row,
     charge,
     file_name,
     refusal,
@@ -218,7 +217,7 @@ class Store:
             if hold.root is not None and not hold.noted:
                 hold.noted = True
                 await self._index.write(_began(hold.root, self._clock.time()))
-            new, more = await self._run_sync(self._look, hold.keep, part)
+            new, more = await self._look(hold.keep, part)
             room = sum(charge(len(data)) for data in new.values())
             owned = more + room if hold.root is None else 0
             self._quota.charge(hold.owner, owned)
@@ -230,17 +229,33 @@ class Store:
                 raise
             await self._write(hold, new, room, owned)
 
-    def _look(self, keep: Bits, part: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], int]:
+    async def _look(self, keep: Bits, part: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], int]:
         """What of it is not here, and what the rest is charged that is new under a hold.
 
-        Raises DiskFull where there is no room for it.
+        In a transaction: many callers are answered by one, where the lock of a reader would let
+        four at a time in between two. Raises DiskFull where there is no room for it.
         """
-        fresh: list[Row] = []
-        found = self._index.find(part, keep, fresh)
-        there = {digest for digest, row in found.items() if not row.damaged}
-        new = {digest: data for digest, data in part.items() if digest not in there}
-        self._check_free(sum(map(len, new.values())))
-        return new, sum(row.charged for row in fresh if row.digest in there)
+
+        def apply(db: Database, _: list[str]) -> tuple[dict[bytes, bytes], int, bool]:
+            found = self._index.find_in(db, part)
+            there = {digest: row for digest, row in found.items() if not row.damaged}
+            more = sum(row.charged for row in there.values() if keep.add(row.id))
+            new = {digest: data for digest, data in part.items() if digest not in there}
+            return new, more, self._has_room(sum(map(len, new.values())))
+
+        new, more, room = await self._index.write(Change(apply))
+        if not room:
+            raise DiskFull(
+                "the disk of the blob store has no room for more",
+                hint="free some disk space, or run `ww blob gc`",
+            )
+        return new, more
+
+    def _has_room(self, nbytes: int) -> bool:
+        reserve = self._index.reserve
+        if self._files.free_bytes() < nbytes + FREE_BYTES_MIN:
+            return False
+        return not reserve.missing or reserve.fill()
 
     async def _promise(self, room: int) -> None:
         """Room in the node's quota, if need be by collecting what nothing keeps."""
@@ -281,16 +296,6 @@ class Store:
             if isinstance(exc, OSError):
                 raise refusal(exc) from exc
             raise
-
-    def _check_free(self, nbytes: int) -> None:
-        reserve = self._index.reserve
-        if self._files.free_bytes() < nbytes + FREE_BYTES_MIN or (
-            reserve.missing and not reserve.fill()
-        ):
-            raise DiskFull(
-                f"the disk of the blob store has no room for {nbytes} bytes more",
-                hint="free some disk space, or run `ww blob gc`",
-            )
 
     async def _number(self, many: int) -> int:
         """The first of so many numbers of files, all in one directory."""
@@ -469,7 +474,8 @@ class Store:
                     f"a pin of {pin.owner} named {pin.name!r} is damaged: what it keeps is unknown",
                     hint="remove that pin and pin the root again; `ww blob verify` shows it",
                 )
-        downloads = await self._run_sync(self._downloads)
+        # As a write: after those that say of downloads that they have ended.
+        downloads = await self._index.write(Change(self._downloads, must=True))
         for roots, whole in (([pin.root for pin in pins], True), ([*held, *downloads], False)):
             walk = run.walk(whole=whole)
             for root in roots:
@@ -477,11 +483,10 @@ class Store:
                 while await self._run_sync(walk.step):
                     pass
 
-    def _downloads(self) -> list[Cid]:
+    def _downloads(self, db: Database, _: list[str]) -> list[Cid]:
         since = self._clock.time() - DOWNLOAD_KEPT_S
-        with self._index.reading() as db:
-            sql = "SELECT root FROM downloads WHERE at > ?"
-            return [Cid.decode(bytes(root)) for (root,) in db.execute(sql, (since,)).fetchall()]
+        found = db.execute("SELECT root FROM downloads WHERE at > ?", (since,)).fetchall()
+        return [Cid.decode(bytes(root)) for (root,) in found]
 
     async def _sweep(self, run: Run, *, dry_run: bool) -> Collected:
         blocks = charged = after = 0
