@@ -139,8 +139,15 @@ def swept(
             else:
                 trash.append(row.name)
             gone, charged = gone + 1, charged + row.charged
-        if gone:
-            db.execute("PRAGMA incremental_vacuum(128)").fetchall()
         return Collected(gone, charged)
 
     return Change(apply, done, must=True)
+
+
+def vacuum() -> Change[None]:
+    """Give free pages of the index back to the disk. It writes more than the reserve may have."""
+
+    def apply(db: Database, _: list[str]) -> None:
+        db.execute("PRAGMA incremental_vacuum(256)").fetchall()
+
+    return Change(apply)

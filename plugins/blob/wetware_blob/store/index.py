@@ -138,6 +138,7 @@ class Index:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._lock = threading.Lock()
+        self._refused = False  # something, and no block was written since
         self._remains = False  # of a transaction that failed: a crash would bring it back
         self.spoiled: set[bytes] = set()
         self.reserve = files.reserve()
@@ -291,31 +292,38 @@ class Index:
 
     def _commit(self, batch: list[Write[Change[Any]]], last: bool) -> list[Write[Change[Any]]]:
         for writes in _groups(batch):
-            if (error := self._execute(writes)) is None:
+            results = self._execute(writes)
+            if not isinstance(results, Exception):
+                self._answer(writes, results)
                 continue
-            log.error("blob.not_written", why=str(error), writes=len(writes))
+            self._refused = True
+            log.error("blob.not_written", why=str(results), writes=len(writes))
             for write in writes:
+                again: list[Any] | Exception = results
                 if write.what.must:
                     with self.reserve.open():
-                        if (failed := self._execute([write])) is None:
+                        again = self._execute([write])
+                        if not isinstance(again, Exception):
                             self._empty_log("RESTART")  # the next one needs no room
-                            continue
+                # Only now, with the reserve closed: who waits may fill the disk.
+                if not isinstance(again, Exception):
+                    self._answer([write], again)
                 else:
-                    failed = error
-                self._remove(write.what.files)
-                self._writer.answer(write, error=refusal(failed))
+                    self._remove(write.what.files)
+                    self._writer.answer(write, error=refusal(again))
         if not batch and self._written:
             self._written = False
             # On a full disk somebody else would take its room, and the next write the reserve's.
-            self._empty_log("RESTART" if self.reserve.missing else "TRUNCATE")
+            short = self._refused or self.reserve.missing
+            self._empty_log("RESTART" if short else "TRUNCATE")
         if last:
             with self._lock, contextlib.suppress(Exception):
                 self._db.close()  # it empties the log
         return []
 
-    def _execute(self, writes: list[Write[Change[Any]]]) -> Exception | None:
-        """One transaction; returns why nothing of it is on the disk."""
-        results = []
+    def _execute(self, writes: list[Write[Change[Any]]]) -> list[Any] | Exception:
+        """One transaction: its results, or why nothing of it is on the disk."""
+        results: list[Any] = []
         trash: list[str] = []
         db = self._db
         with self._lock:
@@ -324,7 +332,7 @@ class Index:
                 if self._remains:  # also where the rest of it changes nothing
                     db.execute("UPDATE failures SET count = count + 1")
                 for write in writes:
-                    results.append((write, write.what.apply(db, trash)))  # noqa: PERF401 trash is filled
+                    results.append(write.what.apply(db, trash))  # noqa: PERF401 trash is filled
                 db.execute("COMMIT")
             except Exception as exc:
                 with contextlib.suppress(Exception):
@@ -333,11 +341,14 @@ class Index:
                 return exc
             self._remains = False
         self._written = True
-        for write, result in results:
+        self._remove(trash)
+        return results
+
+    def _answer(self, writes: list[Write[Change[Any]]], results: list[Any]) -> None:
+        for write, result in zip(writes, results, strict=True):
+            self._refused = self._refused and not (write.what.size or write.what.files)
             write.what.done(result)
             self._writer.answer(write, result)
-        self._remove(trash)
-        return None
 
     def _remove(self, names: Sequence[str]) -> None:
         """What stays is removed at the next start."""

@@ -17,7 +17,7 @@ from wetware_blob.format.cid import Cid
 from wetware_blob.store import scrub
 from wetware_blob.store.bits import Bits
 from wetware_blob.store.blocks import Blocks, added
-from wetware_blob.store.collect import DELETED_MAX, Children, Collected, Run, Walk, swept
+from wetware_blob.store.collect import DELETED_MAX, Children, Collected, Run, Walk, swept, vacuum
 from wetware_blob.store.errors import Damaged, DiskFull
 from wetware_blob.store.index import (
     FILES_PER_DIRECTORY,
@@ -511,6 +511,8 @@ class Store:
             rows = [row for row in rows if not is_kept(row.id)]
             if rows and not dry_run:
                 gone = await self._index.write(swept(rows, is_kept, done))
+                if not self._index.reserve.missing:
+                    self._index.write_soon(vacuum())
             else:
                 gone = Collected(len(rows), sum(row.charged for row in rows))
             blocks, charged = blocks + gone.blocks, charged + gone.charged
