@@ -14,6 +14,7 @@ from wetware_blob.exchange import fetch as fetching
 from wetware_blob.exchange.fetch import Fetch, Find
 from wetware_blob.exchange.serve import serve
 from wetware_blob.format.cid import RAW, Cid
+from wetware_blob.format.read import links_of
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -118,7 +119,7 @@ async def pull(source: Fetch, root: Cid, children: Callable[[Cid, bytes], list[C
         if cid.codec == RAW:
             continue
         seen.add(cid.digest)
-        links = children(cid, block)
+        links = await links_of(cid, block, children)
         lacking = set(await source.lacks(links))
         source.ahead([link for link in links if link in lacking])
         waiting += [link for link in reversed(links) if link.codec != RAW or link in lacking]

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from anyio.to_thread import run_sync
+
 from wetware.errors import InvalidArgument, NotFound
 from wetware_blob.format import dagpb, unixfs
 from wetware_blob.format.build import Entry
@@ -23,6 +25,8 @@ DEPTH_MAX: Final = 64
 SIZE_MAX: Final = 2**63 - 1
 """Of a file, in bytes."""
 PATH_BYTES_MAX: Final = 4096
+INLINE_BYTES: Final = 64 << 10
+"""Larger blocks are decoded in a thread: 45,000 links fit into 2 MiB, which take a second."""
 
 Get = Callable[[Cid], Awaitable[bytes]]
 """The bytes of a block; it has checked their hash."""
@@ -81,6 +85,13 @@ def judge(claim: Claim, block: bytes) -> View:
         return _judge(claim, block)
     except BadBlock as exc:
         raise BadBlock(f"block {claim.cid}: {exc}") from None
+
+
+async def _judged(claim: Claim, get: Get) -> View:
+    block = await get(claim.cid)
+    if claim.cid.codec == RAW or len(block) <= INLINE_BYTES:
+        return judge(claim, block)
+    return await run_sync(judge, claim, block)
 
 
 def _judge(claim: Claim, block: bytes) -> View:
@@ -184,6 +195,15 @@ def children(cid: Cid, block: bytes) -> list[Cid]:
     return list(dict.fromkeys(target(link) for link in dagpb.decode(block).links))
 
 
+async def links_of(
+    cid: Cid, block: bytes, of: Callable[[Cid, bytes], list[Cid]] = children
+) -> list[Cid]:
+    """As `children`; the loop goes on meanwhile."""
+    if len(block) <= INLINE_BYTES:
+        return of(cid, block)
+    return await run_sync(of, cid, block)
+
+
 # --- trees ---
 
 
@@ -209,7 +229,7 @@ class Stat:
 
 async def stat(root: Cid, get: Get) -> Stat:
     """Of one block; raises BadBlock."""
-    view = judge(Claim(root), await get(root))
+    view = await _judged(Claim(root), get)
     return Stat(view.kind, view.size, view.tsize, view.data if view.kind == "symlink" else None)
 
 
@@ -235,7 +255,7 @@ async def _lookup(directory: Cid, name: str, get: Get) -> Cid | None:
     hashed = unixfs.name_hash(name.encode(errors="surrogatepass"))
     claim = Claim(directory)
     while True:
-        view = judge(claim, await get(claim.cid))
+        view = await _judged(claim, get)
         for entry in view.entries:
             if entry.name == name:
                 return entry.cid
@@ -257,7 +277,7 @@ async def entries(root: Cid, get: Get, ahead: Ahead = _nothing_ahead) -> AsyncIt
     waiting = [Claim(root)]
     while waiting:
         claim = waiting.pop()
-        view = judge(claim, await get(claim.cid))
+        view = await _judged(claim, get)
         if view.kind != "directory":
             raise InvalidArgument(
                 f"{root} is a {view.kind}, not a directory", code="invalid.not_a_directory"
@@ -281,7 +301,7 @@ async def read(
     waiting = [(0, Claim(root))]
     while waiting:
         at, claim = waiting.pop()
-        view = judge(claim, await get(claim.cid))
+        view = await _judged(claim, get)
         if view.kind != "file":
             raise InvalidArgument(f"{root} is a {view.kind}, not a file", code="invalid.not_a_file")
         until = view.size + at if end is None else end
@@ -310,7 +330,7 @@ async def walk(root: Cid, get: Get, ahead: Ahead = _nothing_ahead) -> AsyncItera
         cid = waiting.pop()
         block = await get(cid)
         yield Block(cid, block)
-        below = [child for child in children(cid, block) if child not in seen]
+        below = [child for child in await links_of(cid, block) if child not in seen]
         seen.update(below)
         if below:
             ahead(below)
