@@ -245,6 +245,7 @@ class Home:
         listen: str = "/ip4/127.0.0.1/tcp/0",
         args: Iterable[str] = (),
         files_max: int | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> NodeProcess:
         """Start `ww node` without waiting for it.
 
@@ -255,6 +256,7 @@ class Home:
             listen: Where to listen.
             args: Further arguments.
             files_max: Files that it may have open; as many as this process if None.
+            env: Further environment variables of this node.
         """
         self._count += 1
         directory = self.path / (data_dir or f"node{self._count}")
@@ -268,7 +270,7 @@ class Home:
         with log.open("wb") as stderr, _interruptible():
             process = subprocess.Popen(
                 [*_limited(files_max), *command, *args],
-                env={"WW_NODE_LIBP2P": str(self.libp2p).lower(), **self.env},
+                env={"WW_NODE_LIBP2P": str(self.libp2p).lower(), **self.env, **(env or {})},
                 cwd=self.path,
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,

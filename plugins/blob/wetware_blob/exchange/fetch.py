@@ -519,24 +519,27 @@ class Fetch:
     async def _keep_asking(self, peer: PeerId) -> None:
         pauses = iter(RETRIES_S)
         while peer not in self._bad:
-            found = self._found
             try:
-                why = await self._ask(peer)
+                why, sent = await self._ask(peer)
             except WetwareError as exc:  # there is no stream
-                why = exc
+                why, sent = exc, 0
                 self._blame(peer, why)
             if why is None and not self._queued:
                 continue
             if why is None or isinstance(why, _DROPPED):
                 return
-            if self._found > found:
+            if sent:
                 pauses = iter(RETRIES_S)
             if (pause_s := next(pauses, None)) is None:
+                log.warning("provider.dropped", peer=peer, cid=self.root, reason=why)
                 return
             await asyncio.sleep(pause_s)
 
-    async def _ask(self, peer: PeerId) -> WetwareError | None:
-        """Have a stream; why it ended, None where another one is to take its place."""
+    async def _ask(self, peer: PeerId) -> tuple[WetwareError | None, int]:
+        """Have a stream; why it ended, None where another one is to take its place.
+
+        And how many blocks came.
+        """
         stream = await self._overlay.open_stream(peer, wire.PROTOCOL)
         provider = _Provider(stream)
         answers = wire.Answers(partial(self._begins, provider), partial(self._arrives, provider))
@@ -562,7 +565,7 @@ class Fetch:
             stream.attach(on_data, on_end)
             self._dispatch_soon()
             await provider.ended.wait()
-            return provider.why
+            return provider.why, provider.sent
         finally:
             self._drop(provider)
 
