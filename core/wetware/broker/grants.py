@@ -276,6 +276,11 @@ class Grant:
         return self._lane or self._chain[-1].parents
 
     @property
+    def payer(self) -> str:
+        """See `rpc.Guard`."""
+        return str((self.roots[0] if self.roots else self).principal)
+
+    @property
     def lineage(self) -> tuple[Grant, ...]:
         """The grant and all its ancestors, roles last."""
         return (*self._chain, *self.roots)

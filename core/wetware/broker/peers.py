@@ -37,6 +37,7 @@ class PeerGuard:
     That connection's `RpcLimits` bound the calls, and the objects that are held.
     """
 
+    payer = None
     metered = False
 
     def __init__(self) -> None:

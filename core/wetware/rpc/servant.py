@@ -27,6 +27,14 @@ class Guard(Protocol):
         ...
 
     @property
+    def payer(self) -> str | None:
+        """The principal who answers for what is used under it: of a share, whoever gave it.
+
+        None where no principal does.
+        """
+        ...
+
+    @property
     def metered(self) -> bool:
         """Whether `charge` has to be asked."""
         ...

@@ -12,7 +12,9 @@ using Ww = import "/wetware/schema/ww.capnp";
 
 interface Store {
   # The bootstrap capability of the service `blob`, held by sessions whose role covers it. Dies with its
-  # session. What was pinned stays: pins belong to the principal, not to the session.
+  # session. What was pinned stays: pins belong to the principal, not to the session. Under a share it is
+  # the principal who gave it whose pins and quota are meant. A principal has at most 16 puts and pins that
+  # go on, and 32 Blobs that were read and are held: more are refused, as `limit`.
 
   open @0 (cid :Text $Ww.name, local :Bool) -> (blob :Blob);
   # The capability of one CID. Says nothing of whether anybody has it: `Blob.stat` does, which looks for
@@ -24,8 +26,8 @@ interface Store {
   # Takes a file, a tree or a CAR from `stream`, until its end of file, and pins it with `pin`. More than
   # `bytesMax` bytes are refused (`limit.blob_bytes`), so a bound on it is a bound on what is put;
   # beyond the principal's quota, `limit.blob_quota`. `transfer` ends when it is on disk here and at
-  # `pin.ack` members. Released before, the put is over and nothing is pinned; blocks that are on disk
-  # stay for a retry, for a day. Not idempotent: each call is a pin.
+  # `pin.ack` members. Released before, the put is over and nothing is pinned. Not idempotent: each
+  # call is a pin.
 
   pin @2 (root :Text, pin :PinTerms) -> (transfer :Transfer);
   # Fetches all that `root` reaches, unless it is here, and pins it. A pin of the same root and name is

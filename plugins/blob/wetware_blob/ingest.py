@@ -6,8 +6,8 @@ Reading, hashing and writing go on beside each other; what is in memory is bound
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,10 +26,18 @@ if TYPE_CHECKING:
 
 UNWRITTEN_BYTES_MAX: Final = 16 << 20
 """Of one upload, in memory: blocks that are hashed or written."""
+UNWRITTEN_BYTES_TOTAL_MAX: Final = 64 << 20
+"""Of all uploads of a node; those that go on share it evenly."""
 HASHING_MAX: Final = 4
 """Chunks of one upload that are hashed at a time."""
-ENTRIES_MAX: Final = 1 << 20
-"""Of the directories of a tree that have not ended: they are in memory, some 200 bytes each."""
+WRITES_MAX: Final = 3
+"""Of one upload, at a time: what is handed in meanwhile is written together."""
+ENTRY_BYTES: Final = 400
+"""What an entry of a directory that has not ended takes in memory, besides its name."""
+ENTRIES_BYTES_MAX: Final = 256 << 20
+"""Of all of them, in all uploads of a node."""
+ENTRIES_BYTES_PER_OWNER_MAX: Final = 128 << 20
+"""Of one principal: some 300,000 entries with short names."""
 _INLINE_BYTES: Final = 8 << 10
 """Hashing so few takes less time than to hand them to a thread."""
 _READ_BYTES: Final = 256 << 10
@@ -61,6 +69,30 @@ class Counted:
         return data
 
 
+class Entries:
+    """The memory of directories that have not ended, of all uploads."""
+
+    def __init__(self) -> None:
+        self._bytes: Counter[str] = Counter()
+
+    def take(self, owner: str, nbytes: int) -> None:
+        """Raises LimitExceeded "limit.blob_entries"; less than nothing gives some back."""
+        mine = self._bytes[owner] + nbytes
+        if nbytes > 0 and (
+            mine > ENTRIES_BYTES_PER_OWNER_MAX or self._bytes.total() + nbytes > ENTRIES_BYTES_MAX
+        ):
+            raise LimitExceeded(
+                "directories that have not ended have more entries than fit into "
+                f"{ENTRIES_BYTES_PER_OWNER_MAX} bytes (ENTRIES_BYTES_PER_OWNER_MAX), or those of "
+                f"all into {ENTRIES_BYTES_MAX} (ENTRIES_BYTES_MAX)",
+                hint="put it in parts, one after another",
+                code="limit.blob_entries",
+            )
+        self._bytes[owner] = mine
+        if not mine:
+            del self._bytes[owner]
+
+
 class Blocks:
     """Blocks of one upload on their way to the disk; what is left on leaving it is cancelled.
 
@@ -68,12 +100,17 @@ class Blocks:
         store: Where they go.
         hold: Keeps them.
         run_sync: Runs what takes long in a thread.
+        uploads: How many go on at this node, this one included.
     """
 
-    def __init__(self, store: Store, hold: Hold, run_sync: RunSync) -> None:
+    def __init__(
+        self, store: Store, hold: Hold, run_sync: RunSync, uploads: Callable[[], int] = lambda: 1
+    ) -> None:
         self._store, self._hold, self.run_sync = store, hold, run_sync
+        self._uploads = uploads
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._unwritten_bytes = 0
+        self._waiting: list[Block] = []
+        self._writes = self._unwritten_bytes = 0
         self._error: WetwareError | None = None
         self._changed = asyncio.Event()
 
@@ -89,14 +126,20 @@ class Blocks:
     async def put(self, *blocks: Block) -> None:
         """Hand blocks in; waits for room, not for the disk. Raises what an earlier one raised."""
         if blocks:
-            size = sum(len(block.data) for block in blocks)
-            await self._until(lambda: self._unwritten_bytes < UNWRITTEN_BYTES_MAX)
-            self._unwritten_bytes += size
-            self._start(self._write(blocks, size))
+            await self._until(self._has_room)
+            self._waiting += blocks
+            self._unwritten_bytes += _size(blocks)
+            if self._writes < WRITES_MAX:
+                self._writes += 1
+                self._start(self._write())
 
     async def finish(self) -> None:
         """All that was handed in is on the disk."""
         await self._until(lambda: not self._unwritten_bytes)
+
+    def _has_room(self) -> bool:
+        share = UNWRITTEN_BYTES_TOTAL_MAX // self._uploads()
+        return self._unwritten_bytes < min(UNWRITTEN_BYTES_MAX, max(share, 1))
 
     def hashing(self, profile: Profile, chunk: bytes) -> asyncio.Task[Block]:
         """A chunk on its way to a block, which is then handed in by who waits for it."""
@@ -108,13 +151,17 @@ class Blocks:
         block: Block = await self.run_sync(leaf, profile, chunk)
         return block
 
-    async def _write(self, blocks: tuple[Block, ...], size: int) -> None:
+    async def _write(self) -> None:
         try:
-            await self._store.put(self._hold, blocks)
+            while self._waiting and self._error is None:
+                blocks, self._waiting = self._waiting, []
+                await self._store.put(self._hold, blocks)
+                self._unwritten_bytes -= _size(blocks)
+                self._changed.set()
         except WetwareError as exc:
             self._error = self._error or exc
         finally:
-            self._unwritten_bytes -= size
+            self._writes -= 1
             self._changed.set()
 
     async def _until(self, ready: Callable[[], bool]) -> None:
@@ -129,6 +176,10 @@ class Blocks:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _size(blocks: Iterable[Block]) -> int:
+    return sum(len(block.data) for block in blocks)
 
 
 async def put_file(read: Callable[[], Awaitable[bytes]], profile: Profile, blocks: Blocks) -> Root:
@@ -194,25 +245,51 @@ class _Open:
     entries: dict[str, Entry]
 
 
-async def put_tree(stream: Counted, profile: Profile, blocks: Blocks) -> tuple[str, Root, int]:
+async def put_tree(
+    stream: Counted, profile: Profile, blocks: Blocks, take: Callable[[int], None]
+) -> tuple[str, Root, int]:
     """The tree that `stream` is in records: its kind, it, and the bytes of all files in it.
 
-    Raises InvalidArgument "invalid.tree" for what is none.
+    Args:
+        stream: It.
+        profile: How it is cut into blocks.
+        blocks: Takes them.
+        take: See `Entries.take`.
+
+    Raises InvalidArgument "invalid.tree" for what is none, LimitExceeded "limit.blob_entries".
     """
-    reader = records.Reader(stream)  # type: ignore[arg-type]  # of a stream it needs `receive`
     above: list[_Open] = []
-    count = total = 0
+    try:
+        return await _put_tree(stream, profile, blocks, take, above)
+    finally:
+        take(-sum(_memory(name) for each in above for name in each.entries))
+
+
+def _memory(name: str) -> int:
+    return ENTRY_BYTES + 4 * len(name)
+
+
+async def _put_tree(
+    stream: Counted,
+    profile: Profile,
+    blocks: Blocks,
+    take: Callable[[int], None],
+    above: list[_Open],
+) -> tuple[str, Root, int]:
+    reader = records.Reader(stream)  # type: ignore[arg-type]  # of a stream it needs `receive`
+    total = 0
     while (record := await reader.record()) is not None:
         match record.kind:
             case "directory":
                 above.append(_Open(record.name, {}))
                 continue
             case "end":
-                ended = above.pop()
-                count -= len(ended.entries)
+                ended = above[-1]
                 name = ended.name
                 root, made = await blocks.run_sync(directory, ended.entries.values(), profile)
                 await blocks.put(*made)
+                above.pop()
+                take(-sum(map(_memory, ended.entries)))
             case "file":
                 name = record.name
                 root = await put_file(reader.piece, profile, blocks)
@@ -231,14 +308,7 @@ async def put_tree(stream: Counted, profile: Profile, blocks: Blocks) -> tuple[s
             raise InvalidArgument(
                 f"{name!r} is twice in one directory of the tree", code="invalid.tree"
             )
-        count += 1
-        if count > ENTRIES_MAX:
-            raise LimitExceeded(
-                f"more than {ENTRIES_MAX} entries are in directories that have not ended "
-                "(ENTRIES_MAX)",
-                hint="put it in parts",
-                code="limit.blob_entries",
-            )
+        take(_memory(name))
         siblings[name] = Entry(name, root.cid, root.tsize)
     raise InvalidArgument("the tree ends before its end", code="invalid.tree")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -26,6 +27,8 @@ log = get_logger("blob")
 
 LIST_MAX: Final = 1000
 """Entries of one answer."""
+CURSORS_MAX: Final = 16
+"""Directories of which it is known where the last list has ended; a block of each is in memory."""
 _AHEAD: Final = 64
 """Entries of a directory whose blocks are fetched before it is their turn."""
 _END: Final = 2**64 - 1
@@ -44,20 +47,42 @@ class Source(Protocol):
         ...
 
 
+class Cursors:
+    """Where the last lists of some directories have ended.
+
+    Without them a directory of many pages would be read from its beginning for each.
+    """
+
+    def __init__(self) -> None:
+        self._at: OrderedDict[object, tuple[int, Entry, AsyncIterator[Entry]]] = OrderedDict()
+
+    def pop(self, blob: object, at: int) -> tuple[Entry, AsyncIterator[Entry]] | None:
+        """The entry of a blob with this number and those behind it, if they are known."""
+        found = self._at.pop(blob, None)
+        return found[1:] if found is not None and found[0] == at else None
+
+    def keep(self, blob: object, at: int, entry: Entry, more: AsyncIterator[Entry]) -> None:
+        self._at[blob] = at, entry, more
+        if len(self._at) > CURSORS_MAX:
+            self._at.popitem(last=False)
+
+
 class Opened:
     """The blocks below a root, while some Blob of it is held. Nothing is looked up before `source`.
 
     Args:
         context: Gives the source, and keeps its blocks.
         tasks: Where what goes on beside the calls is kept.
+        cursors: Of its directories, and others.
     """
 
     def __init__(
         self,
         context: Callable[[], contextlib.AbstractAsyncContextManager[Source]],
         tasks: set[asyncio.Task[Any]],
+        cursors: Cursors,
     ) -> None:
-        self._context, self._tasks = context, tasks
+        self._context, self._tasks, self.cursors = context, tasks, cursors
         self._source: asyncio.Future[Source] | None = None
         self._over = asyncio.Event()
         self.users = 0
@@ -113,6 +138,7 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
     def _leave(self) -> None:
         if self._held:
             self._held = False
+            self._opened.cursors.pop(self, 0)
             self._opened.leave()
 
     async def info(self) -> dict[str, Any]:
@@ -151,17 +177,25 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
         source = await self._opened.source()
         limit = min(limit or LIST_MAX, LIST_MAX)
         found: list[Entry] = []
-        async for entry in self._entries(source):
-            if skip:
-                skip -= 1
+        cursors = self._opened.cursors
+        if (there := cursors.pop(self, skip)) is not None:
+            entry, following = there
+            found, left = [entry], 0
+        else:
+            following, left = self._entries(source), skip
+        more = False
+        async for entry in following:
+            if left:
+                left -= 1
             elif len(found) < limit:
                 found.append(entry)
             else:
+                more = True
+                cursors.keep(self, skip + limit, entry, following)
                 break
-        more = len(found) == limit and entry is not found[-1]
         source.ahead([each.cid for each in found if each.cid.codec != RAW])
         return {
-            "entries": [await _described(source, each.name, each.cid) for each in found],
+            "entries": [await _listed(source, each) for each in found],
             "more": more,
         }
 
@@ -217,6 +251,14 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
         finally:
             stream.abort(NotFound("the blob is not read any more", code="not_found.blob"))
             self._opened.leave()
+
+
+async def _listed(source: Source, entry: Entry) -> dict[str, Any]:
+    """What a directory says of a raw leaf is all that there is to say: it is not fetched."""
+    if entry.cid.codec == RAW:
+        cid = str(entry.cid)
+        return {"name": entry.name, "cid": cid, "kind": "file", "size": entry.tsize}
+    return await _described(source, entry.name, entry.cid)
 
 
 async def _described(source: Source, name: str, cid: Cid) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from wetware import rpc
+from wetware.base.bounds import Claim, Places
 from wetware.errors import (
     Disconnected,
     InvalidArgument,
@@ -32,13 +33,14 @@ from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.exchange.find import Finder, SiblingServant, dht_key
 from wetware_blob.format.build import PROFILES, V1_2025
 from wetware_blob.format.cid import DAG_PB, RAW, BadBlock, Cid
-from wetware_blob.format.read import children, stat
-from wetware_blob.reading import LIST_MAX, BlobServant, Opened, Source
+from wetware_blob.format.read import children, links_of, stat
+from wetware_blob.reading import LIST_MAX, BlobServant, Cursors, Opened, Source
 from wetware_blob.schema import SCHEMA
+from wetware_blob.store.errors import Damaged
 from wetware_blob.store.files import Files
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Store
-from wetware_blob.transfers import State, Transfer
+from wetware_blob.transfers import State, Transfer, Transfers
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from wetware.identity import Principal
     from wetware_blob.config import BlobConfig
 
+READ_PER_OWNER_MAX: Final = 32
+"""Blobs that were read and are held, of one principal: the others need some of FETCHES_MAX."""
 COPIES_MAX: Final = 16
 NAME_BYTES_MAX: Final = 255
 MENDER: Final = "node:self"
@@ -105,6 +109,10 @@ class BlobService(Service):
             ctx.overlay, self.store, find=self.finder.providers, run_sync=ctx.run_sync
         )
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.transfers = Transfers()
+        self.entries = ingest.Entries()
+        self.cursors = Cursors()
+        self._reading = Places()
         self._running = False
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -168,14 +176,18 @@ class BlobService(Service):
             raise Disconnected("the service is not running")
 
     def opened(self, owner: str, root: Cid, *, local: bool) -> Opened:
-        if local:
-            return Opened(partial(self._local, owner, root), self.tasks)
-        return Opened(partial(self.exchange.open, root, owner), self.tasks)
+        return Opened(partial(self._source, owner, root, local=local), self.tasks, self.cursors)
 
     @contextlib.asynccontextmanager
-    async def _local(self, owner: str, root: Cid) -> AsyncIterator[Source]:
-        async with self.store.hold(owner, root):
-            yield _Local(self.store)
+    async def _source(self, owner: str, root: Cid, *, local: bool) -> AsyncIterator[Source]:
+        many = f"{READ_PER_OWNER_MAX} blobs of {owner} are read at this node (READ_PER_OWNER_MAX)"
+        with self._reading.hold(Claim(owner, READ_PER_OWNER_MAX, many)):
+            if not local:
+                async with self.exchange.open(root, owner) as source:
+                    yield source
+                return
+            async with self.store.hold(owner, root):
+                yield _Local(self.store)
 
     async def put(
         self,
@@ -192,7 +204,9 @@ class BlobService(Service):
         made = PROFILES[profile]
         async with (
             self.store.hold(owner) as hold,
-            ingest.Blocks(self.store, hold, self.ctx.run_sync) as blocks,
+            ingest.Blocks(
+                self.store, hold, self.ctx.run_sync, lambda: self.transfers.running
+            ) as blocks,
         ):
             kind, size = "file", 0
             match form:
@@ -200,7 +214,8 @@ class BlobService(Service):
                     built = await ingest.put_stream(source, made, blocks)
                     root, size = built.cid, built.size
                 case "tree":
-                    kind, built, size = await ingest.put_tree(source, made, blocks)
+                    take = partial(self.entries.take, owner)
+                    kind, built, size = await ingest.put_tree(source, made, blocks, take)
                     root, size = built.cid, size if kind == "file" else built.tsize
                 case _:
                     root = await ingest.put_car(source, blocks)
@@ -316,8 +331,17 @@ def judge_terms(ctx: PluginContext, given: dict[str, Any]) -> Terms:
 class StoreServant(rpc.Servant, interface=SCHEMA.Store):
     """See blob.capnp."""
 
-    def __init__(self, service: BlobService, owner: str) -> None:
-        self._service, self._owner = service, owner
+    def __init__(self, service: BlobService, principal: str) -> None:
+        self._service, self._principal = service, principal
+
+    @property
+    def _owner(self) -> str:
+        """Whose pins and quota a call is about: under a share, those of who gave it.
+
+        Otherwise each share would be a quota more, and its pins nobody's once it has ended.
+        """
+        guard = rpc.current_guard()
+        return (guard and guard.payer) or self._principal
 
     async def open(self, cid: str, local: bool) -> dict[str, Any]:
         self._service.check_running()
@@ -337,29 +361,33 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
                 code="invalid.profile",
             )
         terms = judge_terms(service.ctx, pin)
-        stream = rpc.ByteStream()
+        owner = self._owner
+        with service.transfers.place(owner) as place:
+            stream = rpc.ByteStream()
+            kept = place.pop_all()
         source = ingest.Counted(stream, bytes_max)
 
         async def work(state: State) -> None:
             try:
-                await service.put(state, self._owner, terms, source, form, profile)
+                await service.put(state, owner, terms, source, form, profile)
             except WetwareError as exc:
                 stream.abort(exc)
                 raise
             finally:
                 stream.abort(stopping())
 
-        return {"stream": stream.servant, "transfer": Transfer(service.tasks, work)}
+        return {"stream": stream.servant, "transfer": Transfer(service.tasks, kept, work)}
 
     async def pin(self, root: str, pin: dict[str, Any]) -> dict[str, Any]:
         service = self._service
         service.check_running()
-        terms, cid = judge_terms(service.ctx, pin), Cid.parse(root)
+        terms, cid, owner = judge_terms(service.ctx, pin), Cid.parse(root), self._owner
 
         async def work(state: State) -> None:
-            await service.pin(state, self._owner, terms, cid)
+            await service.pin(state, owner, terms, cid)
 
-        return {"transfer": Transfer(service.tasks, work)}
+        place = service.transfers.place(owner)
+        return {"transfer": Transfer(service.tasks, place, work)}
 
     async def unpin(self, root: str, name: str) -> dict[str, Any]:
         self._service.check_running()
@@ -396,7 +424,11 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         service, cid = self._service, Cid.parse(root)
         service.check_running()
         count = await service.store.unpin(self._owner, cid, None)
-        gone = await service.store.collect()
+        freed = 0
+        try:
+            freed = (await service.store.collect()).charged
+        except Damaged as exc:  # of somebody's pin it is not known what it keeps
+            service.ctx.log.warning("blob.not_collected", why=exc.message)
         mine: list[Pin] = []
         others = 0
         if cid.digest in await service.store.have([cid.digest]):
@@ -410,7 +442,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             "pins": count,
             "pinned_by": [self._told(pin) for pin in mine[:LIST_MAX]],
             "others": others,
-            "freed_bytes": gone.charged,
+            "freed_bytes": freed,
         }
 
     async def _reaches(self, pin: Pin, cid: Cid) -> bool:
@@ -420,7 +452,12 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             block = waiting.pop()
             if block.codec != DAG_PB:
                 continue
-            for child in children(block, await self._service.store.get(block.digest)):
+            try:
+                below = await links_of(block, await self._service.store.get(block.digest))
+            except WetwareError as exc:  # what is above it is known to be reached all the same
+                self._service.ctx.log.debug("blob.not_followed", cid=str(block), why=exc.message)
+                continue
+            for child in below:
                 if child.digest == cid.digest:
                     return True
                 if child not in seen:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
+from wetware.base.bounds import Claim, Places
 from wetware.base.log import get_logger
 from wetware.errors import InternalError, InvalidArgument, WetwareError, stopping
 from wetware_blob.schema import SCHEMA
@@ -20,6 +22,47 @@ log = get_logger("blob")
 
 WAIT_S_MAX: Final = 25.0
 """Of `progress`: less than a call may take by default."""
+TRANSFERS_MAX: Final = 32
+"""That go on at a node: each may have some 8 MiB in memory that nobody can take from it."""
+TRANSFERS_PER_OWNER_MAX: Final = 16
+"""Those that wait for their stream count as well, until they are released."""
+
+
+class Transfers:
+    """Those that go on.
+
+    Attributes:
+        running: How many there are.
+    """
+
+    def __init__(self) -> None:
+        self.running = 0
+        self._places = Places()
+
+    def place(self, owner: str) -> ExitStack:
+        """Room for one more until it is closed; raises LimitExceeded."""
+        with ExitStack() as place:
+            place.enter_context(
+                self._places.hold(
+                    Claim(
+                        owner,
+                        TRANSFERS_PER_OWNER_MAX,
+                        f"{TRANSFERS_PER_OWNER_MAX} puts and pins of {owner} go on at this node "
+                        "(TRANSFERS_PER_OWNER_MAX)",
+                    ),
+                    Claim(
+                        None,
+                        TRANSFERS_MAX,
+                        f"{TRANSFERS_MAX} puts and pins go on at this node (TRANSFERS_MAX)",
+                    ),
+                )
+            )
+            self.running += 1
+            place.callback(self._ended)
+            return place.pop_all()
+
+    def _ended(self) -> None:
+        self.running -= 1
 
 
 @dataclass(slots=True)
@@ -41,10 +84,18 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
     """Runs `work` until it ends, is released, or its guard ends.
 
     Make it in the servant's method that returns it.
+
+    Args:
+        tasks: Where it runs.
+        place: Of `Transfers`; closed when it has ended.
+        work: What it does.
     """
 
     def __init__(
-        self, tasks: set[asyncio.Task[Any]], work: Callable[[State], Awaitable[None]]
+        self,
+        tasks: set[asyncio.Task[Any]],
+        place: ExitStack,
+        work: Callable[[State], Awaitable[None]],
     ) -> None:
         self._state = State()
         self._error: WetwareError | None = None
@@ -52,6 +103,7 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
         self._task = asyncio.get_running_loop().create_task(self._run(work))
         tasks.add(self._task)
         self._task.add_done_callback(tasks.discard)
+        self._task.add_done_callback(lambda _: place.close())
         self._unguard: Callable[[], None] = lambda: None
         if (guard := rpc.current_guard()) is not None:
             self._unguard = guard.on_end(self._cut)

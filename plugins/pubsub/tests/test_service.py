@@ -43,6 +43,7 @@ class FakeGuard:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.callbacks: dict[object, Callable[[CapabilityError], None]] = {}
 
+    payer = None
     metered = False
 
     @property

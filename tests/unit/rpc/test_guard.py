@@ -26,6 +26,7 @@ class Grant:
         self.callbacks: list[Callable[[CapabilityError], None]] = []
         self.log: list[tuple[str, dict[str, object]]] = []
 
+    payer = None
     metered = False
 
     @property

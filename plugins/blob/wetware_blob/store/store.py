@@ -12,7 +12,7 @@ import anyio
 
 from wetware.base.disk import remedy
 from wetware.base.log import get_logger
-from wetware.errors import ConfigError, InvalidArgument
+from wetware.errors import ConfigError, InvalidArgument, LimitExceeded, WetwareError
 from wetware_blob.format.cid import Cid
 from wetware_blob.store import scrub
 from wetware_blob.store.bits import Bits
@@ -261,10 +261,14 @@ class Store:
         """Room in the node's quota, if need be by collecting what nothing keeps."""
         try:
             self._quota.promise(room)
-        except Exception:
+        except LimitExceeded as full:
             if not self._garbage:
                 raise
-            await self.collect()
+            try:
+                await self.collect()
+            except WetwareError as exc:  # which names a pin that may be another owner's
+                log.warning("blob.not_collected", why=exc.message)
+                raise full from None
             self._quota.promise(room)
 
     async def _write(self, hold: Hold, new: dict[bytes, bytes], room: int, owned: int) -> None:
