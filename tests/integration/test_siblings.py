@@ -14,6 +14,7 @@ import pytest
 import wetware
 from wetware import rpc
 from wetware.base.multiaddr import Multiaddr
+from wetware.broker.limits import LoginLimits
 from wetware.broker.protocol import CORE, GATE_PROTOCOL
 from wetware.errors import CapabilityError, Denied, LimitExceeded, OverlayError, Unsupported
 from wetware.identity import Key
@@ -191,6 +192,25 @@ async def test_what_an_evicted_node_kept_is_dead(
         async with gate(await dial(peer.host, a)) as stranger:
             await refused(stranger, "was evicted from the cluster")
     wait_for(lambda: "sibling.refused" in a.log.read_text(), "a record of the refusal")
+
+
+async def test_strangers_that_fill_the_gate_keep_no_member_out(nodes: Any, tmp_path: Path) -> None:
+    """Not even at the member's own address, where many nodes may be behind one NAT or relay."""
+    a, *_ = nodes
+    limits, key = LoginLimits(), Key.generate()
+    ticket = await asyncio.to_thread(a.invite)
+    async with (
+        contextlib.AsyncExitStack() as stack,
+        member_peer(tmp_path / "peer", ticket, key) as peer,
+    ):
+        connection = await peer.introduce(a)
+        for _ in range(limits.gates_per_address_max // limits.gates_per_connection_max):
+            stranger = await dial(await stack.enter_async_context(LinkHost(Key.generate())), a)
+            for _ in range(limits.gates_per_connection_max):
+                await refused(await stack.enter_async_context(gate(stranger)), "is no member")
+        async with gate(connection) as member:
+            assert (await member.peer())["peer"] is not None
+    await asyncio.to_thread(a.ww, "evict", key.peer_id, "--yes", check=True)
 
 
 # --- members that ask for too much ----------------------------------------------------------------

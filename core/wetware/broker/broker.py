@@ -174,18 +174,26 @@ class Broker:
         return self._sessions.total()
 
     def gate_slot(
-        self, connection: object, address: str
+        self, connection: object, address: str | None
     ) -> contextlib.AbstractContextManager[None]:
-        """A place for one RPC stream from the network; entering it raises LimitExceeded."""
-        limits, address = self.limits, address_key(address)
+        """A place for one RPC stream from the network; entering it raises LimitExceeded.
+
+        `address` is None for a member: strangers do not take its places, of which it has those of
+        its few connections.
+        """
+        limits = self.limits
+        claims: list[tuple[object, int, str]] = [
+            (id(connection), limits.gates_per_connection_max, "per_connection_")
+        ]
+        if address is not None:
+            claims += [
+                (address_key(address), limits.gates_per_address_max, "per_address_"),
+                ("all", limits.gates_max, ""),
+            ]
         return self._places.hold(
             *(
                 Claim(key, limit, f"{limit} connections to the Gate are open (gates_{name}max)")
-                for key, limit, name in (
-                    (id(connection), limits.gates_per_connection_max, "per_connection_"),
-                    (address, limits.gates_per_address_max, "per_address_"),
-                    ("all", limits.gates_max, ""),
-                )
+                for key, limit, name in claims
             )
         )
 

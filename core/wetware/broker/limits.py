@@ -17,8 +17,8 @@ class LoginLimits:
         sessions_local_reserved: Of all sessions, how many only the unix socket can use, so that
             the node's owner gets in whatever others do.
         gates_per_connection_max: RPC streams to the Gate on one connection; a client needs one.
-        gates_per_address_max: The same from one address.
-        gates_max: The same in all: each costs some 80 KiB.
+        gates_per_address_max: The same from one address, members aside.
+        gates_max: The same in all, members aside: each costs some 80 KiB.
         stranger_message_bytes_max: Largest RPC message before a login; a proof fits.
         tunnels_per_session_max: Byte tunnels to other nodes of one session.
         tunnels_max: Byte tunnels that this node carries.

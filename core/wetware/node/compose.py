@@ -393,10 +393,10 @@ class Node(Parts):
     async def _gate(self, stream: Stream) -> None:
         """One client over the network: a stranger with little room until the broker trusts it."""
         connection, login = stream.connection, self.config.login
-        address = connection.address
+        address, member = connection.address, self.admission.is_member(connection.peer)
         try:
             with (
-                self.broker.gate_slot(connection, address),
+                self.broker.gate_slot(connection, None if member else address),
                 self.siblings.served(connection) as peer,
             ):
                 channel = Channel("noise", connection.channel_binding)

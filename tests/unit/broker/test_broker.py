@@ -260,6 +260,8 @@ async def test_gate_slots_are_bounded_per_connection_address_and_in_all() -> Non
             (two, "192.0.2.1", "gates_per_address_max"),
             (three, "2001:db8::1", ""),
             (three, "2001:db8::2", "gates_max"),
+            (three, None, ""),  # a member
+            (three, None, "gates_per_connection_max"),
         ):
             if refused:
                 with pytest.raises(LimitExceeded, match=refused):
