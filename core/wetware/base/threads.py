@@ -6,7 +6,7 @@ a peer made up and nobody answers for keep a certificate from being written.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar
 
@@ -48,3 +48,28 @@ class Threads:
 
         running.add_done_callback(ended)
         return await asyncio.shield(running)
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """Wait for `work` also where the caller is cancelled, which is raised then, once it has ended.
+
+    For what a thread goes on with in any case. A shielded CancelScope of anyio is not enough: it
+    keeps anyio's own cancellation back, and not that of a task.
+    """
+    import asyncio
+
+    from anyio import CancelScope
+
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    with CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # nobody is told
+        raise cancelled
+    return task.result()

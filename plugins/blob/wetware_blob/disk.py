@@ -25,6 +25,7 @@ from anyio.abc import ByteReceiveStream
 from anyio.to_thread import run_sync
 
 from wetware.base.disk import remedy
+from wetware.base.threads import to_its_end
 from wetware.errors import InvalidArgument, WetwareError
 from wetware_blob.records import Kind, Reader, Writer
 
@@ -53,12 +54,7 @@ async def run(function: Callable[..., T], *args: object) -> T:
 
     Who is cancelled waits for it all the same: it uses descriptors that are closed behind it.
     """
-    call = asyncio.ensure_future(run_sync(function, *args))
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        await asyncio.wait([call])
-        raise
+    return await to_its_end(run_sync(function, *args))
 
 
 def shown(path: str | os.PathLike[str]) -> str:

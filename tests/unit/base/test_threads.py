@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from wetware.base.threads import THREADS_MAX, Threads
+from wetware.base.threads import THREADS_MAX, Threads, to_its_end
 from wetware.hookspecs import PluginContext
 
 pytestmark = pytest.mark.anyio
@@ -122,3 +122,44 @@ async def test_it_is_a_verb_of_a_plugins_context(tmp_path: Path) -> None:
     nothing: Any = None
     ctx = PluginContext("x", None, nothing, tmp_path, time, nothing)
     assert await ctx.run_sync(abs, -3) == 3
+
+
+@pytest.mark.parametrize(("by_anyio", "fails"), [(False, False), (False, True), (True, False)])
+async def test_work_ends_before_who_is_cancelled_goes_on(by_anyio: bool, fails: bool) -> None:
+    go, log = asyncio.Event(), []
+
+    async def work() -> None:
+        await go.wait()
+        log.append("ended")
+        if fails:
+            raise ValueError
+
+    async def wait() -> None:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            try:
+                await to_its_end(work())
+            except asyncio.CancelledError:
+                log.append("cancelled")
+                raise
+
+    scopes: list[anyio.CancelScope] = []
+    task = asyncio.ensure_future(wait())
+    for _ in range(3):
+        await asyncio.sleep(0)
+        scopes[0].cancel() if by_anyio else task.cancel()
+    assert not log
+    go.set()
+    await asyncio.wait([task], timeout=5)
+    assert log[0] == "ended"
+    assert task.done()
+    assert task.cancelled() is not by_anyio
+
+
+async def test_it_returns_and_raises_what_the_work_does() -> None:
+    async def fail() -> None:
+        raise ValueError("no")
+
+    assert await to_its_end(asyncio.sleep(0, 7)) == 7
+    with pytest.raises(ValueError, match="no"):
+        await to_its_end(fail())

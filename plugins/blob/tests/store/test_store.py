@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -217,6 +220,44 @@ async def test_an_owner_takes_no_more_than_they_may(tmp_path: Path) -> None:
         assert (await store.usage(ADA)).charged == (await store.pins(ADA))[0].charged
         await store.unpin(ADA, pin.root, "")
         await put_pinned(store, same, name="again")
+
+
+async def test_who_is_cancelled_is_charged_what_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a task is cancelled, of which a shielded scope knows nothing."""
+    loop, go = asyncio.get_running_loop(), threading.Event()
+    blocks = tree(2, 40_000)
+    async with running(tmp_path / "s") as store:
+        execute = store._index._execute
+        reached = asyncio.Event()
+
+        def commit(writes: Any) -> Exception | None:
+            loop.call_soon_threadsafe(reached.set)
+            assert go.wait(10)
+            return execute(writes)
+
+        async def cut(work: Coroutine[Any, Any, None]) -> None:
+            reached.clear()
+            go.clear()
+            task = asyncio.ensure_future(work)
+            await reached.wait()
+            for _ in range(3):
+                task.cancel()
+                await asyncio.sleep(0)
+            go.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        monkeypatch.setattr(store._index, "_execute", commit)
+        async with store.hold(ADA) as hold:
+            await cut(store.put(hold, blocks))
+            await cut(store.pin(hold, Pin(ADA, blocks[-1].cid)))
+        go.set()
+        (pin,) = await store.pins(ADA)
+        assert (await store.usage()).charged == store._quota.stored == pin.charged
+        assert (await store.usage(ADA)).charged == pin.charged
+        assert store._quota._promised == 0
 
 
 async def test_cache_is_collected_where_the_node_has_no_room(tmp_path: Path) -> None:

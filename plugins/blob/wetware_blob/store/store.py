@@ -12,6 +12,7 @@ import anyio
 
 from wetware.base.disk import remedy
 from wetware.base.log import get_logger
+from wetware.base.threads import to_its_end
 from wetware.errors import ConfigError, InvalidArgument, LimitExceeded, WetwareError
 from wetware_blob.format.cid import Cid
 from wetware_blob.store import scrub
@@ -204,30 +205,29 @@ class Store:
             if block.cid.digest in part:
                 continue
             if len(part) >= PUT_BLOCKS_MAX or (part and size + len(block.data) > PUT_BYTES_MAX):
-                await self._put(hold, part)
+                await to_its_end(self._put(hold, part))
                 part, size = {}, 0
             part[block.cid.digest] = block.data
             size += len(block.data)
         if part:
-            await self._put(hold, part)
+            await to_its_end(self._put(hold, part))
 
     async def _put(self, hold: Hold, part: dict[bytes, bytes]) -> None:
         self._check_open(hold)
-        with anyio.CancelScope(shield=True):
-            if hold.root is not None and not hold.noted:
-                hold.noted = True
-                await self._index.write(_began(hold.root, self._clock.time()))
-            new, more = await self._look(hold.keep, part)
-            room = sum(charge(len(data)) for data in new.values())
-            owned = more + room if hold.root is None else 0
-            self._quota.charge(hold.owner, owned)
-            hold.charged += owned
-            try:
-                await self._promise(room)
-            except BaseException:
-                self._uncharge(hold, owned)
-                raise
-            await self._write(hold, new, room, owned)
+        if hold.root is not None and not hold.noted:
+            hold.noted = True
+            await self._index.write(_began(hold.root, self._clock.time()))
+        new, more = await self._look(hold.keep, part)
+        room = sum(charge(len(data)) for data in new.values())
+        owned = more + room if hold.root is None else 0
+        self._quota.charge(hold.owner, owned)
+        hold.charged += owned
+        try:
+            await self._promise(room)
+        except BaseException:
+            self._uncharge(hold, owned)
+            raise
+        await self._write(hold, new, room, owned)
 
     async def _look(self, keep: Bits, part: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], int]:
         """What of it is not here, and what the rest is charged that is new under a hold.
@@ -380,12 +380,14 @@ class Store:
         def done(before: int) -> None:
             self._quota.charge(pin.owner, -before)
 
-        with anyio.CancelScope(shield=True):
+        async def write() -> None:
             try:
                 await self._index.write(kept(replace(pin, charged=charged), done))
             except BaseException:
                 self._quota.charge(pin.owner, -charged)
                 raise
+
+        await to_its_end(write())
 
     async def _walked(self, hold: Hold, root: Cid) -> Walk:
         """Raises where something of it lacks."""
@@ -402,9 +404,7 @@ class Store:
         """
         async with self.hold(pin.owner, pin.root) as hold:
             await self._walked(hold, pin.root)
-            with anyio.CancelScope(shield=True):
-                there = await self._index.write(amended(pin))
-        return there
+            return await to_its_end(self._index.write(amended(pin)))
 
     async def unpin(self, owner: str, root: Cid | bytes, name: str | None) -> int:
         """Give a root up, under one name or all (None); returns how many pins that were.
@@ -414,10 +414,9 @@ class Store:
 
         def done(gone: list[int]) -> None:
             self._quota.charge(owner, -sum(gone))
+            self._garbage = True
 
-        with anyio.CancelScope(shield=True):
-            gone = await self._index.write(removed(owner, root, name, done))
-        self._garbage = True
+        gone = await to_its_end(self._index.write(removed(owner, root, name, done)))
         return len(gone)
 
     async def pins(self, owner: str | None = None, root: Cid | None = None) -> list[Pin]:
@@ -514,7 +513,7 @@ class Store:
             after = rows[-1].id
             rows = [row for row in rows if not is_kept(row.id)]
             if rows and not dry_run:
-                gone = await self._index.write(swept(rows, is_kept, done))
+                gone = await to_its_end(self._index.write(swept(rows, is_kept, done)))
                 if not self._index.reserve.missing:
                     self._index.write_soon(vacuum())
             else:
