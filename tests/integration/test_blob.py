@@ -134,6 +134,24 @@ async def test_a_share_of_one_blob_reaches_no_other(
                     await beyond
 
 
+@pytest.mark.parametrize("limits", [["end=max:10"], ["start=range:5..10"]])
+async def test_a_range_binds_whatever_gives_bytes(
+    pair: tuple[NodeProcess, NodeProcess], limits: list[str]
+) -> None:
+    a, _ = pair
+    async with wetware.connect(a.addr, key=a.home.key()) as session:
+        mine = await session.blob.put(b"a" * 100)
+        ref, _ = await session.share({f"blob:{mine.cid}": []}, limits)
+        async with wetware.connect(ref) as stranger, stranger.blob.open(mine.cid) as blob:
+            assert await blob.read(5, 10) == b"a" * 5
+            for beyond in (blob.car(), blob.tree(), blob.read()):
+                with pytest.raises(Denied):
+                    await beyond
+            for method in ("car", "tree"):  # a part of either is not the part of the file
+                with pytest.raises(InvalidArgument):
+                    await blob.ref.call(method, start=5, end=10)
+
+
 async def test_a_revoked_share_ends_what_is_being_read(
     pair: tuple[NodeProcess, NodeProcess],
 ) -> None:

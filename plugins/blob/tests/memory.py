@@ -212,13 +212,13 @@ class Blob(rpc.Servant, interface=SCHEMA.Blob):
             tree = tree[name]
         return {"blob": Blob(self.cluster, cid_of(tree)), "cid": cid_of(tree)}
 
-    async def tree(self, skip: int) -> dict[str, Any]:
+    async def tree(self, skip: int, start: int, end: int) -> dict[str, Any]:
         self.cluster.reads.append(("tree", skip))
         if (raw := self.cluster.raw.get(self.cid)) is not None:
             return self.feed(lambda stream: stream.send(raw))
         return self.feed(lambda stream: write(Writer(stream, skip=skip), "", self.tree_))
 
-    async def car(self) -> dict[str, Any]:
+    async def car(self, start: int, end: int) -> dict[str, Any]:
         tree = self.tree_
         return self.feed(lambda stream: stream.send(b"CAR" + repr(tree).encode()))
 

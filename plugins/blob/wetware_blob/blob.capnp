@@ -76,12 +76,16 @@ interface Blob extends(Ww.Source) {
   # What is below under a path of names with slashes; symbolic links are not followed. `not_found` where
   # there is none. Idempotent.
 
-  tree @2 (skip :UInt64) -> (stream :Ww.ByteStream);
+  tree @2 (skip :UInt64, start :UInt64 $Ww.constrained, end :UInt64 = 0xffffffffffffffff $Ww.constrained)
+      -> (stream :Ww.ByteStream);
   # All of it in the form `tree`, but the first `skip` records: always in the same order, so that one who
-  # has read so many goes on from there. Idempotent.
+  # has read so many goes on from there. `start` and `end` are what they are by default, else
+  # `invalid.range`: a grant of a range of bytes, which is judged by them, does not give all. Idempotent.
 
-  car @3 () -> (stream :Ww.ByteStream);
-  # All its blocks as a CAR v1 with one root, each once, in the order of the tree. Idempotent.
+  car @3 (start :UInt64 $Ww.constrained, end :UInt64 = 0xffffffffffffffff $Ww.constrained)
+      -> (stream :Ww.ByteStream);
+  # All its blocks as a CAR v1 with one root, each once, in the order of the tree. `start` and `end` are as
+  # in `tree`. Idempotent.
 
   info @4 () -> (info :Entry);
   # What it is, as an entry without a name: who gets one does not know whether it is a file. Raises as

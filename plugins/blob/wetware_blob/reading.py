@@ -207,7 +207,8 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
         cid = await resolve(self._cid, path, source.get)
         return {"blob": BlobServant(self._opened, cid), "cid": str(cid)}
 
-    async def tree(self, skip: int) -> dict[str, Any]:
+    async def tree(self, skip: int, start: int, end: int) -> dict[str, Any]:
+        _check_all(start, end)
         source = await self._opened.source()
         await stat(self._cid, source.get)  # what cannot be had is said at once
 
@@ -216,7 +217,8 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
 
         return self._streamed(send)
 
-    async def car(self) -> dict[str, Any]:
+    async def car(self, start: int, end: int) -> dict[str, Any]:
+        _check_all(start, end)
         source = await self._opened.source()
         await source.get(self._cid)
 
@@ -259,6 +261,13 @@ async def _listed(source: Source, entry: Entry) -> dict[str, Any]:
         cid = str(entry.cid)
         return {"name": entry.name, "cid": cid, "kind": "file", "size": entry.tsize}
     return await _described(source, entry.name, entry.cid)
+
+
+def _check_all(start: int, end: int) -> None:
+    if (start, end) != (0, _END):
+        raise InvalidArgument(
+            "a part of it is not given in this form", hint="read a range", code="invalid.range"
+        )
 
 
 async def _described(source: Source, name: str, cid: Cid) -> dict[str, Any]:
