@@ -364,6 +364,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         owner = self._owner
         with service.transfers.place(owner) as place:
             stream = rpc.ByteStream()
+            place.callback(stream.abort, stopping())
             kept = place.pop_all()
         source = ingest.Counted(stream, bytes_max)
 
@@ -373,8 +374,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             except WetwareError as exc:
                 stream.abort(exc)
                 raise
-            finally:
-                stream.abort(stopping())
 
         return {"stream": stream.servant, "transfer": Transfer(service.tasks, kept, work)}
 
