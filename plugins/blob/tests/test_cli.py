@@ -103,7 +103,7 @@ def test_stat_and_pins(run: Run, cluster: Cluster) -> None:
     cid = run("put", "f", "--name", ESCAPE, "--replicas", "2").stdout.strip()
     stat = run("stat", cid).stdout
     assert "size  3000 (2.9 KiB)" in stat
-    assert "pin   a\\x1b[2J\\nb: 1 of 2 copies" in stat
+    assert "pin   a\\x1b[2J\\nb: 1 of 2 copies, at " in stat
     cluster.pins[0]["damaged"] = 3
     assert "3 blocks are damaged here" in run("stat", cid).stdout
     assert "file (damaged)" in run("ls").stdout

@@ -319,7 +319,8 @@ def stat_command(cid: CidPath, local: Local = False, json: Json = False) -> None
         return out_json({"cid": at, "kind": info.kind, "size": info.size, "pins": pins})
     pairs(("cid", at), ("kind", info.kind), ("size", f"{info.size} ({size_text(info.size)})"))
     for pin in pins:
-        kept = f"{len(pin.holders)} of {max(pin.copies, 1)} copies"
+        at = ", ".join(one_line(peer)[-8:] for peer in pin.holders)  # as `ww ls` shows them
+        kept = f"{len(pin.holders)} of {max(pin.copies, 1)} copies, at {at}"
         damaged = f", {pin.damaged} blocks are damaged here" if pin.damaged else ""
         out(f"pin   {one_line(pin.name) or '-'}: {kept}{damaged}")
 

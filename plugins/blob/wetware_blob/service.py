@@ -22,6 +22,7 @@ from wetware.base.bounds import Claim, Places
 from wetware.errors import (
     Disconnected,
     InvalidArgument,
+    NotFound,
     OverlayError,
     Unsupported,
     WetwareError,
@@ -275,7 +276,14 @@ class _Local:
         self._store = store
 
     async def get(self, cid: Cid) -> bytes:
-        return await self._store.get(cid.digest)
+        try:
+            return await self._store.get(cid.digest)
+        except NotFound as exc:
+            raise NotFound(
+                f"{cid} is not at this node",
+                hint="without --local the other members are asked",
+                code="not_found.blob",
+            ) from exc
 
     def ahead(self, cids: Sequence[Cid]) -> None:
         """What is here needs no fetching."""

@@ -280,7 +280,9 @@ async def entries(root: Cid, get: Get, ahead: Ahead = _nothing_ahead) -> AsyncIt
         view = await _judged(claim, get)
         if view.kind != "directory":
             raise InvalidArgument(
-                f"{root} is a {view.kind}, not a directory", code="invalid.not_a_directory"
+                f"{root} is a {view.kind}, not a directory",
+                hint="what it is: ww blob stat CID",
+                code="invalid.not_a_directory",
             )
         if view.parts:
             ahead([part.cid for part in view.parts])
