@@ -59,6 +59,12 @@ interface Store {
 
   all @9 (skip :UInt32, limit :UInt32) -> (pins :List(PinInfo), matched :UInt32, usage :Usage);
   # As `pins`, of every principal at this node, and what the node's disk has. For operators. Idempotent.
+
+  drain @10 () -> (transfer :Transfer);
+  # Hands what is pinned here to other members, for a node that leaves for good: ends when as many others
+  # as each pin wants have it, without this one. From then on, and until it is started again, this node
+  # takes no copies and counts for none. `overlay.copies` where that comes to a halt. For operators.
+  # Idempotent.
 }
 
 interface Blob extends(Ww.Source) {
@@ -189,4 +195,50 @@ interface Sibling {
   have @0 (roots :List(Data)) -> (have :List(Bool));
   # Which of these this node has all blocks of, as far as it knows without reading: at most 1024 digests
   # of 32 bytes. Idempotent.
+
+  # What follows is of copies: pins that several members keep. Each has a home, the member at which a user
+  # pinned it, and an ID of 32 bytes, the SHA-256 of `Copy.pin` and `Copy.home`: so no member can speak of
+  # the copies of another home. At most 1024 IDs are taken in a call.
+
+  holding @1 (ids :List(Data)) -> (holding :List(Bool));
+  # Which of these copies this node has on its disk and counts for. Idempotent.
+
+  keep @2 (copy :Copy) -> (room :Bool, done :Bool, bytes :UInt64);
+  # Asks this node to keep a copy, which it fetches from any member. `room` says whether it will, `done`
+  # whether it has all of it on disk, `bytes` how many were fetched since it began. Taken of the home, and
+  # of any member while the home is away for longer than the grace, evicted or unknown; charged to who
+  # asks, within what any owner may have. Idempotent: ask again to hear how it goes.
+
+  lease @3 (id :Data) -> (seconds :Float64);
+  # A promise, on this node's disk when it is answered, to keep its copy for so long, whatever others do
+  # meanwhile; only its home's word ends it sooner. 0: it has none, or may be about to drop its own.
+  # Idempotent.
+
+  drop @4 (ids :List(Data)) -> ();
+  # These are pinned no more at their home: who asks. Those of other homes are left as they are. Idempotent.
+
+  wanted @5 (ids :List(Data)) -> (wanted :List(Wanted));
+  # What this node, their home, wants of these copies. Raises where it cannot know. Idempotent.
+
+  struct Wanted {
+    copies @0 :UInt8;
+    # 0: it is pinned no more.
+    where @1 :Text;
+  }
+}
+
+struct Copy {
+  # A pin, as the members that keep it know it.
+  root @0 :Data;
+  # The CID's bytes.
+  home @1 :Text;
+  # Peer ID.
+  pin @2 :Data;
+  # Which one of the home's, 16 bytes.
+  copies @3 :UInt8;
+  # Wanted, with the home; at most 16.
+  where @4 :Text;
+  # Selector of the members that may keep one.
+  bytes @5 :UInt64;
+  # What it is charged; who keeps it charges what it is.
 }

@@ -23,6 +23,12 @@ class BlobConfig:
         "two pins reach counts for each.",
         min=1 << 20,
     )
+    grace_s: float = setting(
+        900.0,
+        "Seconds for which a member may be away before its copies of pins are made again "
+        "elsewhere: more than it takes to start a machine again.",
+        min=1,
+    )
     scrub_rate: int = setting(
         8 << 20,
         "Bytes a second at which all blocks are read once a day, to find damage while another "

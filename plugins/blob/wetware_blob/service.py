@@ -24,18 +24,20 @@ from wetware.errors import (
     InvalidArgument,
     NotFound,
     OverlayError,
-    Unsupported,
     WetwareError,
     stopping,
 )
 from wetware.hookspecs import Service
 from wetware_blob import ingest
 from wetware_blob.exchange.exchange import Exchange, pull
-from wetware_blob.exchange.find import Finder, SiblingServant, dht_key
+from wetware_blob.exchange.find import Finder, dht_key
 from wetware_blob.format.build import PROFILES, V1_2025
 from wetware_blob.format.cid import DAG_PB, RAW, BadBlock, Cid
 from wetware_blob.format.read import children, links_of, stat
 from wetware_blob.reading import LIST_MAX, BlobServant, Cursors, Opened, Source
+from wetware_blob.replicas.duties import COPIES_MAX
+from wetware_blob.replicas.keeper import Keeper
+from wetware_blob.replicas.sibling import SiblingServant
 from wetware_blob.schema import SCHEMA
 from wetware_blob.store.errors import Damaged
 from wetware_blob.store.files import Files
@@ -52,7 +54,6 @@ if TYPE_CHECKING:
 
 READ_PER_OWNER_MAX: Final = 32
 """Blobs that were read and are held, of one principal: the others need some of FETCHES_MAX."""
-COPIES_MAX: Final = 16
 NAME_BYTES_MAX: Final = 255
 MENDER: Final = "node:self"
 """Whose hold keeps a block that is fetched because it was damaged."""
@@ -109,6 +110,7 @@ class BlobService(Service):
         self.exchange = Exchange(
             ctx.overlay, self.store, find=self.finder.providers, run_sync=ctx.run_sync
         )
+        self.keeper = Keeper(ctx, self.store, self.fetch, grace_s=config.grace_s)
         self.tasks: set[asyncio.Task[Any]] = set()
         self.transfers = Transfers()
         self.entries = ingest.Entries()
@@ -125,6 +127,7 @@ class BlobService(Service):
                     await above.start(self.exchange.run)
                     above.start_soon(self._scrub)
                     above.start_soon(self._announce)
+                    above.start_soon(self.keeper.run)
                     self._running = True
                     task_status.started()
                     await anyio.sleep_forever()
@@ -168,7 +171,7 @@ class BlobService(Service):
         return StoreServant(self, str(principal))
 
     def peer_bootstrap(self, node: Principal) -> rpc.Servant:
-        return SiblingServant(self.store)
+        return SiblingServant(self.store, self.keeper, node.subject)
 
     # --- for the servants ---
 
@@ -225,27 +228,51 @@ class BlobService(Service):
             if form == "car":
                 kind, size = await self._kind(root, self._get)
             state.root = root
-            await self.store.pin(hold, terms.pin(owner, root, kind, size, self.ctx.clock.time()))
-        await self._replicate(state, owner, root, terms)
+            pin = terms.pin(owner, root, kind, size, self.ctx.clock.time())
+            await self.store.pin(hold, pin)
+        await self._replicate(state, pin, terms.ack)
 
     async def pin(self, state: State, owner: str, terms: Terms, root: Cid) -> None:
         """Fetch what is not here, and pin it."""
         state.root, state.doing = root, "fetching"
+
+        def made(kind: str, size: int) -> Pin:
+            return terms.pin(owner, root, kind, size, self.ctx.clock.time())
+
+        pin = await self.fetch(root, owner, made, lambda _: None, state)
+        state.bytes = lambda: pin.size
+        await self._replicate(state, pin, terms.ack)
+
+    async def fetch(
+        self,
+        root: Cid,
+        owner: str,
+        made: Callable[[str, int], Pin],
+        count: Callable[[int], object],
+        state: State | None = None,
+    ) -> Pin:
+        """Fetch what is not here, and pin it as what `made` makes of its kind and size."""
+        state = state or State()
         async with self.exchange.open(root, owner) as source:
             kind, size = await self._kind(root, source.get)
             state.total = size
-            await pull(source, root, children)
+            await pull(source, root, children, count)
             state.doing = "writing"
             async with self.store.hold(owner) as hold:
-                pin = terms.pin(owner, root, kind, size, self.ctx.clock.time())
-                await self.store.pin(hold, pin)
-        state.bytes = lambda: size
-        await self._replicate(state, owner, root, terms)
+                await self.store.pin(hold, pin := made(kind, size))
+        return pin
 
-    async def _replicate(self, state: State, owner: str, root: Cid, terms: Terms) -> None:
+    async def _replicate(self, state: State, pin: Pin, ack: int) -> None:
         state.copies = 1
-        if terms.public:
-            await self._provide(root)
+        if pin.public:
+            await self._provide(pin.root)
+        await self.keeper.made(pin, ack, state)
+
+    async def unpin(self, owner: str, root: Cid, name: str | None) -> int:
+        """End pins; copies of them at other members are told."""
+        count = await self.store.unpin(owner, root, name)
+        self.keeper.changed()
+        return count
 
     async def mend(self, digest: bytes) -> bool:
         """Fetch a block that is damaged here from who has it; whether it is whole now."""
@@ -322,12 +349,6 @@ def judge_terms(ctx: PluginContext, given: dict[str, Any]) -> Terms:
     name, copies, ack = given["name"], given["copies"] or 1, given["ack"] or 1
     if len(name.encode()) > NAME_BYTES_MAX:
         raise bad(f"a name of more than {NAME_BYTES_MAX} bytes", "give it a shorter one")
-    if copies > 1:
-        raise Unsupported(
-            "copies at other members are not kept yet",
-            hint="pin it at each of them: ww blob pin add CID",
-            code="unsupported.copies",
-        )
     if copies > COPIES_MAX:
         raise bad(f"{copies} copies; at most {COPIES_MAX} are kept", "ask for fewer")
     if ack > copies:
@@ -398,7 +419,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
 
     async def unpin(self, root: str, name: str) -> dict[str, Any]:
         self._service.check_running()
-        count = await self._service.store.unpin(self._owner, Cid.parse(root), name or None)
+        count = await self._service.unpin(self._owner, Cid.parse(root), name or None)
         return {"pins": count}
 
     async def pins(self, root: str, skip: int, limit: int) -> dict[str, Any]:
@@ -422,7 +443,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             "created_ms": int(pin.created_at * 1000),
             "copies": pin.copies,
             "where": pin.selector,
-            "holders": [str(self._service.ctx.overlay.peer_id)],
+            "holders": self._service.keeper.holders(pin),
             "public": pin.public,
             "damaged": 0,
         }
@@ -430,7 +451,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
     async def rm(self, root: str) -> dict[str, Any]:
         service, cid = self._service, Cid.parse(root)
         service.check_running()
-        count = await service.store.unpin(self._owner, cid, None)
+        count = await service.unpin(self._owner, cid, None)
         freed = 0
         try:
             freed = (await service.store.collect()).charged
@@ -510,6 +531,12 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
 
         pump.start(ended)
         return {"subscription": pump}
+
+    async def drain(self) -> dict[str, Any]:
+        service = self._service
+        service.check_running()
+        place = service.transfers.place(self._owner)
+        return {"transfer": Transfer(service.tasks, place, service.keeper.drain)}
 
     async def all(self, skip: int, limit: int) -> dict[str, Any]:
         found = await self._pins(None, "", skip, limit)

@@ -104,9 +104,15 @@ class Exchange:
             fetch.bytes_max = min(max(share, fetching.BYTES_MIN), fetching.BYTES_MAX)
 
 
-async def pull(source: Fetch, root: Cid, children: Callable[[Cid, bytes], list[Cid]]) -> None:
+async def pull(
+    source: Fetch,
+    root: Cid,
+    children: Callable[[Cid, bytes], list[Cid]],
+    count: Callable[[int], object] = lambda _: None,
+) -> None:
     """Every block under `root` is in the store, on disk, when this returns.
 
+    `count` is told of the bytes of each as it comes.
     Raises as `Fetch.get`, what `children` raises for a bad block, and LimitExceeded.
     """
     seen: set[bytes] = set()
@@ -116,6 +122,7 @@ async def pull(source: Fetch, root: Cid, children: Callable[[Cid, bytes], list[C
         if cid.digest in seen:
             continue
         block = await source.get(cid)
+        count(len(block))
         if cid.codec == RAW:
             continue
         seen.add(cid.digest)

@@ -6,18 +6,16 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from wetware import rpc
 from wetware.base.multiaddr import Multiaddr
-from wetware.errors import InvalidArgument, OverlayError, WetwareError
-from wetware_blob.schema import SCHEMA
+from wetware.errors import OverlayError, WetwareError
 
 if TYPE_CHECKING:
     from wetware.hookspecs import PluginContext
     from wetware.identity import PeerId
     from wetware_blob.format.cid import Cid
-    from wetware_blob.store.store import Store
 
 ROOTS_MAX: Final = 1024
 """Of one call."""
@@ -32,19 +30,6 @@ YES_S: Final = 30.0
 """How long it is remembered that a member has a root; it may have dropped it since."""
 NO_S: Final = 2.0
 REMEMBERED_MAX: Final = 65_536
-
-
-class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
-    """See blob.capnp."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def have(self, roots: list[bytes]) -> dict[str, Any]:
-        if len(roots) > ROOTS_MAX or any(len(digest) != 32 for digest in roots):
-            raise InvalidArgument(f"at most {ROOTS_MAX} digests of 32 bytes are asked for at once")
-        here = await self._store.have(roots)
-        return {"have": [digest in here for digest in roots]}
 
 
 class Finder:

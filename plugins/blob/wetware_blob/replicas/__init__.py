@@ -1,0 +1,1 @@
+"""Copies of pins at other members."""

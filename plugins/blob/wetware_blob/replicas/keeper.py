@@ -1,0 +1,370 @@
+"""Copies for real: `duties` with the store, the members and the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from wetware import rpc
+from wetware.errors import InvalidArgument, TimedOut, WetwareError
+from wetware.identity import PeerId
+from wetware_blob.exchange.find import ROOTS_MAX
+from wetware_blob.replicas.duties import LEASE_S, Copy, Kept, Replicas
+from wetware_blob.store.errors import StoreFailed
+from wetware_blob.store.pins import Pin
+
+if TYPE_CHECKING:
+    from wetware.hookspecs import PluginContext
+    from wetware_blob.format.cid import Cid
+    from wetware_blob.store.store import Store
+    from wetware_blob.transfers import State
+
+ROUND_S: Final = 30.0
+"""At least so often all copies are looked at; more often where the grace is short."""
+SOON_S: Final = 0.5
+"""After a pin or a member has changed: what else changes then is seen in the same round."""
+POLL_S: Final = 0.25
+IDS_MAX: Final = ROOTS_MAX
+"""Copies that are asked about in one call."""
+ASKED_AT_ONCE: Final = 32
+TENDED_AT_ONCE: Final = 8
+ANSWER_S: Final = 5.0
+LEASE_ANSWER_S: Final = 20.0
+"""All that a copy reaches is looked up, and the promise written, before it is given."""
+KEEPING_MAX: Final = 4
+"""Copies that are fetched at a time."""
+WAITING_MAX: Final = 256
+"""Copies that were promised room and wait for their turn; nobody is promised more."""
+REFUSED_S: Final = 60.0
+"""For so long a copy is refused that could not be fetched, or for which there was no room."""
+STALLED_S: Final = 60.0
+"""Who waits for copies gives up when nothing has come of it for so long."""
+
+Fetch = Callable[["Cid", str, Callable[[str, int], Pin], Callable[[int], None]], Awaitable[object]]
+"""Fetches a root for an owner and pins it: given its kind and size, what is the pin; and is told of
+bytes as they come."""
+
+
+class Disk:
+    """`duties.Disk`: a copy is a pin of who asked for it, named by its home and the home's pin."""
+
+    def __init__(self, ctx: PluginContext, store: Store, fetch: Fetch) -> None:
+        self._ctx, self._store, self._fetch = ctx, store, fetch
+        self._me = str(ctx.overlay.peer_id)
+        self._pins: dict[bytes, Pin] = {}
+        self._keeping: dict[bytes, tuple[asyncio.Task[None], list[int]]] = {}
+        self._refused: dict[bytes, float] = {}
+        self._places = asyncio.Semaphore(KEEPING_MAX)
+        self.kept: Callable[[], Awaitable[None]]
+        """Called when one has been kept."""
+
+    async def read(self, *, single: bool) -> list[Copy]:
+        pins = {}
+        for pin in await self._store.pins():
+            copy = self._copy(pin)
+            if single or copy.copies > 1 or copy.home != self._me:
+                pins[copy.id] = pin, copy
+        self._pins = {id_: pin for id_, (pin, _) in pins.items()}
+        return [copy for _, copy in pins.values()]
+
+    def _copy(self, pin: Pin) -> Copy:
+        home, name = self._me, b""
+        if pin.owner.startswith("node:"):
+            home, _, text = pin.name.partition("/")
+            name = bytes.fromhex(text)
+        return Copy(
+            pin.root,
+            home,
+            name or name_of(pin),
+            pin.copies,
+            pin.selector,
+            pin.charged,
+            pin.lease_until,
+        )
+
+    async def keep(self, asker: str, copy: Copy) -> Kept:
+        if (keeping := self._keeping.get(copy.id)) is not None:
+            return Kept(room=True, bytes=keeping[1][0])
+        owner, now = f"node:{asker}", self._ctx.clock.monotonic()
+        usage = await self._store.usage(owner)
+        if (
+            self._refused.get(copy.id, 0.0) > now
+            or len(self._keeping) >= WAITING_MAX
+            or usage.charged + copy.charged > usage.charged_max
+        ):
+            return Kept(room=False)
+        if copy.id not in self._keeping:
+            fetched = [0]
+            task = asyncio.get_running_loop().create_task(self._keep(owner, copy, fetched))
+            self._keeping[copy.id] = task, fetched
+        return Kept(room=True)
+
+    async def _keep(self, owner: str, copy: Copy, fetched: list[int]) -> None:
+        def pin(kind: str, size: int) -> Pin:
+            return Pin(
+                owner,
+                copy.root,
+                name=f"{copy.home}/{copy.pin.hex()}",
+                kind=kind,
+                size=size,
+                created_at=self._ctx.clock.time(),
+                copies=copy.copies,
+                selector=copy.where,
+            )
+
+        def count(nbytes: int) -> None:
+            fetched[0] += nbytes
+
+        try:
+            async with self._places:
+                await self._fetch(copy.root, owner, pin, count)
+            await self.kept()
+        except WetwareError as exc:
+            now = self._ctx.clock.monotonic()
+            self._refused = {id_: at for id_, at in self._refused.items() if at > now}
+            self._refused[copy.id] = now + REFUSED_S
+            self._ctx.log.warning("blob.copy_not_kept", root=str(copy.root), why=exc.message)
+        finally:
+            del self._keeping[copy.id]
+
+    async def end(self) -> None:
+        tasks = [task for task, _ in self._keeping.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def amend(self, copy: Copy) -> bool:
+        if (pin := self._pins.get(copy.id)) is None:
+            return False
+        return await self._store.amend(
+            replace(pin, copies=copy.copies, selector=copy.where, lease_until=copy.lease_until)
+        )
+
+    async def drop(self, copy: Copy) -> None:
+        if (pin := self._pins.get(copy.id)) is not None:
+            await self._store.unpin(pin.owner, pin.root, pin.name)
+
+
+def name_of(pin: Pin) -> bytes:
+    """Which one of its home's pins it is."""
+    return hashlib.sha256(repr((pin.owner, bytes(pin.root), pin.name)).encode()).digest()[:16]
+
+
+class Members:
+    """`duties.Cluster`: the siblings."""
+
+    def __init__(self, ctx: PluginContext, grace_s: float) -> None:
+        self._ctx, self._grace_s = ctx, grace_s
+        self._places = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    def alive(self, where: str = "") -> Collection[str]:
+        selector = f"service=blob,state=alive{',' if where else ''}{where}"
+        return {str(member.peer_id) for member in self._ctx.members(selector)}
+
+    def gone(self, peer: str) -> bool:
+        for member in self._ctx.members():
+            if str(member.peer_id) == peer:
+                away = member.state not in ("alive", "suspect")
+                return away and member.since_s >= self._grace_s
+        return True
+
+    async def _call(self, peer: str, method: str, answer_s: float = ANSWER_S, **given: Any) -> Any:
+        sibling = await self._ctx.sibling(PeerId.parse(peer))
+        try:
+            with rpc.time_limit(answer_s):
+                return await sibling.call(method, **given)
+        finally:
+            sibling.close()
+
+    async def holding(self, ids: list[bytes]) -> dict[str, set[bytes]]:
+        found: dict[str, set[bytes]] = {}
+
+        async def ask(peer: str) -> None:
+            with contextlib.suppress(WetwareError):
+                async with self._places:
+                    holding = (await self._call(peer, "holding", ids=ids))["holding"]
+                found[peer] = {id_ for id_, yes in zip(ids, holding, strict=False) if yes}
+
+        async with asyncio.TaskGroup() as tasks:
+            for peer in self.alive():
+                if peer != str(self._ctx.overlay.peer_id):
+                    tasks.create_task(ask(peer))
+        return found
+
+    async def wanted(self, home: str, ids: list[bytes]) -> list[tuple[int, str]]:
+        found = (await self._call(home, "wanted", ids=ids))["wanted"]
+        if len(found) != len(ids):
+            raise InvalidArgument(f"{home} answers {len(found)} of {len(ids)}")
+        return [(each["copies"], each["where"]) for each in found]
+
+    async def keep(self, peer: str, copy: Copy) -> Kept:
+        told = {
+            "root": bytes(copy.root),
+            "home": copy.home,
+            "pin": copy.pin,
+            "copies": copy.copies,
+            "where": copy.where,
+            "bytes": copy.charged,
+        }
+        return Kept(**await self._call(peer, "keep", copy=told))
+
+    async def lease(self, peer: str, copy: Copy) -> float:
+        return float((await self._call(peer, "lease", LEASE_ANSWER_S, id=copy.id))["seconds"])
+
+    async def drop(self, peer: str, ids: list[bytes]) -> None:
+        for some in _batches(ids):
+            await self._call(peer, "drop", ids=some)
+
+
+def _batches(ids: Collection[bytes]) -> Iterator[list[bytes]]:
+    all_ = list(ids)
+    for at in range(0, len(all_), IDS_MAX):
+        yield all_[at : at + IDS_MAX]
+
+
+class Keeper:
+    """The copies of this node's pins, and those that it keeps for others.
+
+    Args:
+        ctx: The plugin's context.
+        store: Its store.
+        fetch: Fetches and pins.
+        grace_s: See BlobConfig.
+
+    Attributes:
+        lacking: Roots of this node's own pins that had too few copies in the last round.
+    """
+
+    def __init__(self, ctx: PluginContext, store: Store, fetch: Fetch, *, grace_s: float) -> None:
+        self._ctx, self._store, self._grace_s = ctx, store, grace_s
+        self.disk = Disk(ctx, store, fetch)
+        self.replicas = Replicas(
+            str(ctx.overlay.peer_id),
+            self.disk,
+            Members(ctx, grace_s),
+            ctx.clock,
+            grace_s=grace_s,
+        )
+        self.disk.kept = self.replicas.refresh
+        self.lacking: list[Copy] = []
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Look after copies until cancelled."""
+        unwatch = self._ctx.watch_members(lambda _: self._changed.set(), "service=blob")
+        try:
+            while True:
+                await self._round()
+                pause_s = min(ROUND_S, self._grace_s / 4) * random.uniform(0.75, 1.25)  # noqa: S311 no secret
+                with anyio.move_on_after(pause_s):
+                    await self._changed.wait()
+                    await anyio.sleep(SOON_S)
+        finally:
+            unwatch()
+            with anyio.CancelScope(shield=True):
+                await self.disk.end()
+
+    def changed(self) -> None:
+        """Pins have: do not wait for the next round."""
+        self._changed.set()
+
+    async def _round(self) -> None:
+        self._changed.clear()
+        await self.replicas.refresh()
+        places = asyncio.Semaphore(TENDED_AT_ONCE)
+
+        async def tend(id_: bytes) -> None:
+            async with places:
+                try:
+                    await self.replicas.tend(id_)
+                except WetwareError as exc:
+                    self._ctx.log.warning("blob.copy_not_tended", why=exc.message)
+
+        for ids in _batches(self.replicas.copies):
+            await self.replicas.survey(ids)
+            async with asyncio.TaskGroup() as tasks:
+                for id_ in ids:
+                    tasks.create_task(tend(id_))
+        me = str(self._ctx.overlay.peer_id)
+        self.lacking = [
+            copy
+            for copy in self.replicas.copies.values()
+            if copy.home == me and len(self.replicas.holders(copy)) < copy.copies
+        ]
+
+    async def check_whole(self) -> None:
+        """Raises where a pin is damaged: it must not be said then that one is not wanted."""
+        _, pins = await self._store.damage()
+        if pins:
+            raise StoreFailed(f"{len(pins)} pins are damaged", hint="`ww blob verify` names them")
+
+    def holders(self, pin: Pin) -> list[str]:
+        """Who has a pin of this node, as far as is known."""
+        me = str(self._ctx.overlay.peer_id)
+        copy = Copy(pin.root, me, name_of(pin), pin.copies)
+        return self.replicas.holders(copy)
+
+    async def made(self, pin: Pin, ack: int, state: State) -> None:
+        """Return when so many have a pin that was just made here. Raises TimedOut.
+
+        The copies are made also where nobody waits for them.
+        """
+        me = str(self._ctx.overlay.peer_id)
+        id_ = Copy(pin.root, me, name_of(pin), pin.copies).id
+        await self.replicas.refresh()
+        self.replicas.pinned(id_)
+        self._changed.set()
+        best, until = (0, 0), self._ctx.clock.monotonic() + STALLED_S
+        while True:
+            state.copies = len(self.holders(pin))
+            if state.copies >= ack:
+                return
+            state.doing = f"copying: {state.copies} of {ack} members have it"
+            now = (state.copies, await self.replicas.tend(id_))
+            if now > best:
+                best, until = now, self._ctx.clock.monotonic() + STALLED_S
+            elif self._ctx.clock.monotonic() > until:
+                raise TimedOut(
+                    f"{state.copies} of {ack} members have it, and nothing came for "
+                    f"{STALLED_S:g} s; it is pinned here, and copies are made when they can be",
+                    hint="see who is there and has room: ww ls service=blob; ww doctor",
+                    code="overlay.copies",
+                )
+            await anyio.sleep(POLL_S)
+
+    async def drain(self, state: State) -> None:
+        """Hand all over that is pinned here; nothing new is taken until the next start."""
+        replicas = self.replicas
+        others = self._ctx.members("service=blob,state=alive")
+        if all(member.is_self for member in others):
+            raise InvalidArgument(
+                "there is no other member that could take what is pinned here",
+                hint="ww ls service=blob",
+                code="invalid.alone",
+            )
+        replicas.draining = True
+        await replicas.refresh()
+        best, until = -1, self._ctx.clock.monotonic() + STALLED_S + LEASE_S
+        while left := replicas.copies.keys() - replicas.handed:
+            state.doing = f"handing over: {len(left)} pins left"
+            if len(replicas.handed) > best:
+                best, until = (
+                    len(replicas.handed),
+                    self._ctx.clock.monotonic() + STALLED_S + LEASE_S,
+                )
+            elif self._ctx.clock.monotonic() > until:
+                raise TimedOut(
+                    f"{len(left)} pins have too few copies at other members",
+                    hint="see who is there and has room: ww ls service=blob; ww doctor",
+                    code="overlay.copies",
+                )
+            self._changed.set()
+            await anyio.sleep(POLL_S)

@@ -1,0 +1,80 @@
+"""What other members may ask of this one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from wetware import rpc
+from wetware.errors import Disconnected, InvalidArgument
+from wetware_blob.exchange.find import ROOTS_MAX
+from wetware_blob.format.cid import Cid
+from wetware_blob.replicas.duties import COPIES_MAX, Copy
+from wetware_blob.schema import SCHEMA
+
+if TYPE_CHECKING:
+    from wetware_blob.replicas.keeper import Keeper
+    from wetware_blob.store.store import Store
+
+WHERE_CHARS_MAX: Final = 1024
+PEER_CHARS_MAX: Final = 128
+
+
+class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
+    """See blob.capnp. `peer` is who asks, by its certificate."""
+
+    def __init__(self, store: Store, keeper: Keeper, peer: str) -> None:
+        self._store, self._keeper, self._peer = store, keeper, peer
+
+    async def have(self, roots: list[bytes]) -> dict[str, Any]:
+        _check(roots)
+        here = await self._store.have(roots)
+        return {"have": [digest in here for digest in roots]}
+
+    async def holding(self, ids: list[bytes]) -> dict[str, Any]:
+        _check(ids)
+        self._check_loaded()
+        return {"holding": self._keeper.replicas.has(ids)}
+
+    async def keep(self, copy: dict[str, Any]) -> dict[str, Any]:
+        self._check_loaded()
+        if (
+            len(copy["pin"]) != 16
+            or not 1 <= copy["copies"] <= COPIES_MAX
+            or len(copy["where"]) > WHERE_CHARS_MAX
+            or len(copy["home"]) > PEER_CHARS_MAX
+        ):
+            raise InvalidArgument("that is no copy of a pin", code="invalid.copy")
+        asked = Copy(
+            Cid.decode(copy["root"]),
+            copy["home"],
+            copy["pin"],
+            copy["copies"],
+            copy["where"],
+            copy["bytes"],
+        )
+        kept = await self._keeper.replicas.keep(self._peer, asked)
+        return {"room": kept.room, "done": kept.done, "bytes": kept.bytes}
+
+    async def lease(self, id: bytes) -> dict[str, Any]:
+        self._check_loaded()
+        return {"seconds": await self._keeper.replicas.lease(id)}
+
+    async def drop(self, ids: list[bytes]) -> None:
+        _check(ids)
+        await self._keeper.replicas.dropped(self._peer, ids)
+
+    async def wanted(self, ids: list[bytes]) -> dict[str, Any]:
+        _check(ids)
+        self._check_loaded()
+        await self._keeper.check_whole()
+        wants = self._keeper.replicas.wants(ids)
+        return {"wanted": [{"copies": copies, "where": where} for copies, where in wants]}
+
+    def _check_loaded(self) -> None:
+        if not self._keeper.replicas.loaded:
+            raise Disconnected("the service is not running")
+
+
+def _check(ids: list[bytes]) -> None:
+    if len(ids) > ROOTS_MAX or any(len(each) != 32 for each in ids):
+        raise InvalidArgument(f"at most {ROOTS_MAX} of 32 bytes are asked for at once")
