@@ -198,6 +198,7 @@ class Dialler:
     async def _race(self, dial: _Dial, peer: PeerId | None) -> Connection:
         waiting = deque(in_order(dial.addrs))
         attempts = dial.attempts
+        again_s: dict[Multiaddr, float] = {}
         try:
             while waiting or attempts:
                 if waiting:
@@ -221,6 +222,12 @@ class Dialler:
                         log.error("dial.defect", exc_info=exc)
                         exc = DialError("a defect; the log has the details")
                     dial.failures[tried] = exc
+                    others_hang = any(other.relay is None for other in attempts.values())
+                    if tried.relay and self._live(tried.relay) and others_hang:
+                        # The peer may get to the relay in a moment, and nobody has to be dialled.
+                        again_s[tried] = 2 * again_s.get(tried, self._limits.dial_stagger_s)
+                        again = self._attempt(tried, peer, again_s[tried])
+                        attempts[asyncio.ensure_future(again)] = tried
                 if dial.arrived in done and dial.arrived.result().accepts_streams:
                     return dial.arrived.result()
                 if dial.arrived.done():
@@ -235,8 +242,11 @@ class Dialler:
                     if not task.cancelled() and task.exception() is None:
                         task.result().close()
 
-    async def _attempt(self, addr: Multiaddr, peer: PeerId | None) -> Connection:
+    async def _attempt(
+        self, addr: Multiaddr, peer: PeerId | None, after_s: float = 0.0
+    ) -> Connection:
         """One address: resolve, connect, handshake. Raises WetwareError."""
+        await asyncio.sleep(after_s)
         expect = peer or addr.peer
         if addr.peer not in (None, expect):
             raise PeerMismatch(f"the address names another peer, {addr.peer}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +13,12 @@ import pytest
 from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import OverlayError
-from wetware.identity import Key
+from wetware.identity import Key, PeerId
 from wetware.overlay import relay as relay_module
 from wetware.overlay.link import Connection, Stream
 from wetware.overlay.membership import direct
 from wetware.overlay.membership import reach as reach_module
+from wetware.overlay.membership.reach import ReachLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -61,6 +64,33 @@ async def test_two_members_behind_nats_are_connected_through_the_third(net: Any)
     async with await home.host.open_stream(cafe.peer, ECHO) as stream:
         await stream.write(b"hello")
         assert await stream.read_exactly(5) == b"hello"
+
+
+async def test_a_relay_that_could_not_yet_is_asked_again_while_a_direct_dial_hangs(
+    net: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the peer has just come to the relay, and is behind a NAT that drops."""
+
+    def way(self: relay_module.Relay, stream: Stream, target: PeerId) -> Connection | None:
+        asked.append(target)
+        return None if asked.count(target) == 1 else as_ever(self, stream, target)
+
+    asked: list[PeerId] = []
+    as_ever = relay_module.Relay._way
+    monkeypatch.setattr(relay_module.Relay, "_way", way)
+    [hub] = await net.cluster(1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        nodes = []
+        for _ in range(2):
+            node = await net.node()
+            node.announced = (Multiaddr("ip4", "127.0.0.1", mute.getsockname()[1]),)
+            nodes.append(await node.start(hub.addr, reach=ReachLimits(second_s=0.2, dial_s=10.0)))
+        home, cafe = nodes
+        started = time.monotonic()
+        await net.until(lambda: home.is_up(cafe) and cafe.is_up(home))
+        assert between(home, cafe).tunnelled
+        assert time.monotonic() - started < 4.0
+    assert len(asked) <= 6
 
 
 async def test_another_relay_takes_over(net: Any) -> None:
@@ -228,7 +258,8 @@ async def test_a_relayed_pair_moves_to_a_direct_connection(
 async def test_a_member_that_only_the_dead_relay_reached_dies_as_any_other(net: Any) -> None:
     [hub] = await net.cluster(1)
     home, cafe = await hidden(net, hub), await hidden(net, hub)
-    await net.until(lambda: home.is_up(cafe) and cafe.is_up(home))
+    # Who has just been connected to may not be known as a member yet.
+    await net.until(lambda: home.is_up(cafe) and home.sees(cafe) and cafe.sees(home))
     await hub.kill()
     await net.until(lambda: home.sees(cafe, state="dead") and cafe.sees(home, state="dead"))
 
