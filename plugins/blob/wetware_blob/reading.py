@@ -36,7 +36,13 @@ _SEND_BYTES_MIN: Final = 64 << 10
 
 
 class Source(Protocol):
-    """Where blocks come from: `exchange.Fetch`, or the store alone."""
+    """Where blocks come from: `exchange.Fetch`, or the store alone.
+
+    Attributes:
+        error: Why it has ended.
+    """
+
+    error: WetwareError | None
 
     async def get(self, cid: Cid) -> bytes:
         """A block, verified; raises NotFound "not_found.blob"."""
@@ -88,30 +94,38 @@ class Opened:
         self.users = 0
 
     async def source(self) -> Source:
+        if (source := self._source) is not None and source.done() and source.result().error:
+            self._let_go()  # who asks again tries again
         if self._source is None:
+            self._over = asyncio.Event()
             self._source = asyncio.get_running_loop().create_future()
             self._source.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self.start(self._hold(self._source))
+            self.start(self._hold(self._source, self._over))
         return await asyncio.shield(self._source)
 
-    async def _hold(self, source: asyncio.Future[Source]) -> None:
+    async def _hold(self, source: asyncio.Future[Source], over: asyncio.Event) -> None:
         try:
             async with self._context() as found:
                 source.set_result(found)
-                await self._over.wait()
+                await over.wait()
         except WetwareError as exc:
             if source.done():
                 log.warning("blob.not_let_go", why=exc.message)
             else:
                 source.set_exception(exc)
-                self._source = None  # who asks again tries again
         finally:
             source.cancel()
+            if self._source is source:
+                self._source = None
 
     def leave(self) -> None:
         self.users -= 1
         if not self.users:
-            self._over.set()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._over.set()
+        self._source = None
 
     def start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

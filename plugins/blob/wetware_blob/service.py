@@ -148,17 +148,23 @@ class BlobService(Service):
         config: BlobConfig = self.ctx.config
         while config.scrub_rate:
             await anyio.sleep(SCRUB_S)
-            async for damage in self.store.scrub(config.scrub_rate):
-                if damage.pin is None:
-                    mended = await self.mend(damage.digest)
-                    self.ctx.log.warning("blob.scrubbed", block=damage.digest.hex(), mended=mended)
+            try:
+                async for damage in self.store.scrub(config.scrub_rate):
+                    if damage.pin is None:
+                        block, mended = damage.digest.hex(), await self.mend(damage.digest)
+                        self.ctx.log.warning("blob.scrubbed", block=block, mended=mended)
+            except WetwareError as exc:  # the service goes on: what can be read is served
+                self.ctx.log.warning("blob.not_scrubbed", why=exc.message)
 
     async def _announce(self) -> None:
         """Tell the DHT of what is public: it forgets, and so does a libp2p that starts again."""
         while True:
-            for pin in await self.store.pins():
-                if pin.public:
-                    await self._provide(pin.root)
+            try:
+                for pin in await self.store.pins():
+                    if pin.public:
+                        await self._provide(pin.root)
+            except WetwareError as exc:
+                self.ctx.log.warning("blob.not_announced", why=exc.message)
             await anyio.sleep(ANNOUNCE_S)
 
     async def _provide(self, root: Cid) -> None:
@@ -298,6 +304,8 @@ class BlobService(Service):
 
 class _Local:
     """The blocks of this node alone."""
+
+    error: WetwareError | None = None
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -557,14 +565,18 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
 async def _verify(service: BlobService, pump: rpc.Pump) -> None:
     """Read all of the store; what is damaged is fetched again, and pushed with how that went."""
     counts = {"damaged": 0, "mended": 0}
-    async for damage in service.store.scrub(None):
-        mended = False
-        if damage.pin is not None:
-            what, name = "pin", f"{damage.pin.name!r} of {damage.pin.owner}"
-        else:
-            what, name = "block", damage.digest.hex()
-            mended = await service.mend(damage.digest)
-        counts["damaged"] += 1
-        counts["mended"] += mended
-        pump.offer(json.dumps({"what": what, "name": name, "mended": mended}).encode())
-    pump.offer(json.dumps({"what": "end", **counts}).encode())
+    try:
+        async for damage in service.store.scrub(None):
+            mended = False
+            if damage.pin is not None:
+                what, name = "pin", f"{damage.pin.name!r} of {damage.pin.owner}"
+            else:
+                what, name = "block", damage.digest.hex()
+                mended = await service.mend(damage.digest)
+            counts["damaged"] += 1
+            counts["mended"] += mended
+            pump.offer(json.dumps({"what": what, "name": name, "mended": mended}).encode())
+    except WetwareError as exc:
+        pump.end(exc)
+    else:
+        pump.offer(json.dumps({"what": "end", **counts}).encode())

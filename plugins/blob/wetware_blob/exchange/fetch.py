@@ -29,6 +29,7 @@ from wetware.errors import (
     WetwareError,
     stopping,
 )
+from wetware.rpc.wire import fresh
 from wetware_blob.exchange import wire
 from wetware_blob.format.cid import Block, Cid
 from wetware_blob.store.errors import Damaged
@@ -201,7 +202,7 @@ class Fetch:
             with contextlib.suppress(NotFound, Damaged):
                 return await self._store.get(cid.digest)
             if self.error is not None:
-                raise self.error
+                raise fresh(self.error)
             wanted = self._want(cid)
         if self._ahead.pop(cid.digest, None) is not None:
             wanted.searches = self._searches
@@ -234,7 +235,7 @@ class Fetch:
         """Return once all that was read is on disk. Raises what the store raised."""
         await self._kept.wait()
         if self.error is not None:
-            raise self.error
+            raise fresh(self.error)
 
     def close(self) -> None:
         """Nobody reads any more."""
@@ -268,7 +269,7 @@ class Fetch:
     def _end(self, error: WetwareError) -> None:
         self.error = error
         if not self.ready.done():
-            self.ready.set_exception(error)
+            self.ready.set_exception(fresh(error))
         for wanted in list(self._wanted.values()):
             self._fail(wanted, error)
         self._kept.set()
@@ -280,7 +281,7 @@ class Fetch:
     def _fail(self, wanted: _Wanted, error: WetwareError) -> None:
         self._forget(wanted)
         if not wanted.future.done():
-            wanted.future.set_exception(error)
+            wanted.future.set_exception(fresh(error))
             wanted.future.exception()  # there may be no reader to retrieve it
 
     def _want(self, cid: Cid) -> _Wanted:

@@ -1,0 +1,89 @@
+"""What keeps the blocks that a Blob is read from, and the work that goes on beside the calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from wetware.errors import LimitExceeded, WetwareError
+from wetware_blob.reading import Cursors, Opened
+from wetware_blob.service import BlobService, _verify
+from wetware_blob.store.errors import StoreFailed
+
+pytestmark = pytest.mark.anyio
+
+
+class Sources:
+    """Those that are open; `fails` is what opening one raises."""
+
+    def __init__(self) -> None:
+        self.open: list[SimpleNamespace] = []
+        self.fails: WetwareError | None = None
+
+    @contextlib.asynccontextmanager
+    async def __call__(self) -> AsyncIterator[Any]:
+        if self.fails is not None:
+            raise self.fails
+        self.open.append(source := SimpleNamespace(error=None))
+        try:
+            yield source
+        finally:
+            self.open.remove(source)
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[tuple[Opened, Sources]]:
+    sources, tasks = Sources(), set[asyncio.Task[Any]]()
+    opened = Opened(sources, tasks, Cursors())
+    opened.users += 1
+    yield opened, sources
+    opened.leave()
+    await asyncio.wait(tasks, timeout=5)
+    assert not sources.open, "nothing is kept for nobody"
+
+
+async def test_a_source_that_has_ended_is_opened_again(opened: tuple[Opened, Sources]) -> None:
+    blob, sources = opened
+    first = cast("Any", await blob.source())
+    assert await blob.source() is first
+    first.error = LimitExceeded("the disk was full")
+    second = await blob.source()
+    await asyncio.sleep(0)
+    assert sources.open == [second]
+    assert second is not first
+
+
+async def test_one_that_failed_to_open_is_tried_again(opened: tuple[Opened, Sources]) -> None:
+    blob, sources = opened
+    sources.fails = LimitExceeded("64 are read")
+    with pytest.raises(LimitExceeded):
+        await blob.source()
+    sources.fails = None
+    assert [await blob.source()] == sources.open
+
+
+async def test_what_is_below_may_be_had_when_what_it_came_from_is_let_go(
+    opened: tuple[Opened, Sources],
+) -> None:
+    """A call was on its way: `at`, whose answer comes after the release."""
+    blob, sources = opened
+    await blob.source()
+    blob.leave()
+    blob.users += 1
+    assert [await blob.source()] == [sources.open[-1]]
+
+
+async def test_a_verification_that_cannot_go_on_says_so() -> None:
+    async def scrub(_: float | None) -> AsyncIterator[object]:
+        raise StoreFailed("the index cannot be read")
+        yield
+
+    ended: list[WetwareError] = []
+    service = SimpleNamespace(store=SimpleNamespace(scrub=scrub))
+    await _verify(cast("BlobService", service), cast("Any", SimpleNamespace(end=ended.append)))
+    assert [error.code for error in ended] == ["blob.store"]
