@@ -352,7 +352,6 @@ def nodes(report: Report, folder: Path, mebibytes: int) -> None:
         memory = {"a": Peak(a.process.pid), "b": Peak(b.process.pid)}
         before = copied(source)
         put = session(a, "put", source)
-        between = copied(source)
         got = session(b, "get", put["cid"], copy)
         after = copied(source)
         if digest(copy) != digest(source):
@@ -373,8 +372,8 @@ def nodes(report: Report, folder: Path, mebibytes: int) -> None:
             "nodes", f"cp && sync / {name}", beside / rate, "×", at_most=at_most, beside=both
         )
 
-    row("put, pinned", put["s"], (before + between) / 2, 2.0)
-    row("get at another node", got["s"], (between + after) / 2)
+    row("put, pinned", put["s"], before, 2.0)
+    row("get at another node", got["s"], after)
     row("get of what the node has", again["s"], after)
     report.figure(
         "nodes", "time to the first byte at another node", statistics.median(firsts_s) * 1e3, "ms"
