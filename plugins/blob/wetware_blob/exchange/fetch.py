@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = get_logger("blob.fetch")
 
-BYTES_MAX: Final = 32 << 20
+BYTES_MAX: Final = 16 << 20
 """In memory of one fetch: on the way, to be written, and read ahead."""
 BYTES_MIN: Final = 4 << 20
 """The same where there are many fetches."""
