@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyio import EndOfStream
 
-from wetware.base.log import get_logger
-from wetware.errors import InternalError, InvalidArgument, LimitExceeded, WetwareError
-from wetware.rpc.wire import fresh
+from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
 from wetware_blob import records
 from wetware_blob.format import car
 from wetware_blob.format.build import Entry, FileTree, Profile, Root, directory, leaf, symlink
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
     from wetware_blob.format.cid import Block, Cid
     from wetware_blob.store.store import Hold, Store
-
-log = get_logger("blob")
 
 UNWRITTEN_BYTES_MAX: Final = 16 << 20
 """Of one upload, in memory: blocks that are hashed or written."""
@@ -42,8 +38,6 @@ ENTRIES_BYTES_MAX: Final = 256 << 20
 """Of all of them, in all uploads of a node."""
 ENTRIES_BYTES_PER_OWNER_MAX: Final = 128 << 20
 """Of one principal: some 300,000 entries with short names."""
-BLOCK_BYTES: Final = 512
-"""What a block takes in memory besides its bytes, of which it may have none."""
 _INLINE_BYTES: Final = 8 << 10
 """Hashing so few takes less time than to hand them to a thread."""
 _READ_BYTES: Final = 256 << 10
@@ -165,10 +159,7 @@ class Blocks:
                 self._unwritten_bytes -= _size(blocks)
                 self._changed.set()
         except WetwareError as exc:
-            self._error = self._error or fresh(exc)  # without a traceback, whose frames hold blocks
-        except Exception:
-            log.exception("blob.not_put")
-            self._error = InternalError("the blocks were not written; the node's log says why")
+            self._error = self._error or exc
         finally:
             self._writes -= 1
             self._changed.set()
@@ -178,7 +169,7 @@ class Blocks:
             self._changed.clear()
             await self._changed.wait()
         if self._error is not None:
-            raise fresh(self._error)
+            raise self._error
 
     def _start(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
@@ -188,7 +179,7 @@ class Blocks:
 
 
 def _size(blocks: Iterable[Block]) -> int:
-    return sum(len(block.data) + BLOCK_BYTES for block in blocks)
+    return sum(len(block.data) for block in blocks)
 
 
 async def put_file(read: Callable[[], Awaitable[bytes]], profile: Profile, blocks: Blocks) -> Root:

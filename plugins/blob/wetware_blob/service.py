@@ -93,7 +93,7 @@ class BlobService(Service):
             "admin": frozenset({"*"}),
         }
     )
-    ending = frozenset({"Store.unpin", "Store.rm", "Store.pins"})
+    ending = frozenset({"Store.unpin", "Store.rm", "Store.pins", "Store.gc"})
 
     def __init__(self, ctx: PluginContext) -> None:
         self.ctx = ctx
@@ -401,7 +401,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         owner = self._owner
         with service.transfers.place(owner) as place:
             stream = rpc.ByteStream()
-            place.callback(stream.abort, stopping())
             kept = place.pop_all()
         source = ingest.Counted(stream, bytes_max)
 
@@ -411,6 +410,8 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             except WetwareError as exc:
                 stream.abort(exc)
                 raise
+            finally:
+                stream.abort(stopping())
 
         return {"stream": stream.servant, "transfer": Transfer(service.tasks, kept, work)}
 

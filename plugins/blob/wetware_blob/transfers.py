@@ -13,7 +13,6 @@ from wetware import rpc
 from wetware.base.bounds import Claim, Places
 from wetware.base.log import get_logger
 from wetware.errors import InternalError, InvalidArgument, WetwareError, stopping
-from wetware.rpc.wire import fresh
 from wetware_blob.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -114,10 +113,8 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
         if not 0 <= wait_s <= WAIT_S_MAX or math.isnan(wait_s):
             raise InvalidArgument(f"waitS is 0 to {WAIT_S_MAX:g}, not {wait_s}")
         await asyncio.wait([self._task], timeout=wait_s)
-        if self._task.cancelled():  # it may not have begun
-            raise fresh(self._why)
         if self._error is not None:
-            raise fresh(self._error)
+            raise self._error
         state = self._state
         return {
             "state": {
@@ -142,7 +139,10 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
         try:
             await work(self._state)
         except WetwareError as exc:
-            self._error = fresh(exc)  # without a traceback, whose frames hold what was put
+            self._error = exc
+        except asyncio.CancelledError:
+            self._error = self._why
+            raise
         except Exception:
             log.exception("blob.transfer_failed")
             self._error = InternalError("the transfer failed; the node's log says why")

@@ -1,18 +1,22 @@
 """Makes the `ww node` that is started with this directory on its path a provider that lies.
 
 What it does is in the file that LIE_FILE names, and is read for each block: a JSON object with
-`kind`, and with `block`, the digest of the only block that it lies of, or without one for all.
+`kind`, and with `block`, the digest of the only block that it lies of, or without one for all. What
+is served is written to a file beside it, a digest a line.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wetware_blob.exchange import find, serve, wire
+from wetware_blob import service
+from wetware_blob.exchange import serve, wire
+from wetware_blob.replicas.sibling import SiblingServant
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -50,9 +54,16 @@ async def send(stream: Stream, data: bytes | None) -> None:
         stream.close()
         return
     await honest_send(stream, data)
+    if data is not None:
+        count(data)
 
 
-class Yes(find.SiblingServant):
+def count(data: bytes) -> None:
+    with Path(os.environ["LIE_FILE"] + ".served").open("a") as served:
+        served.write(hashlib.sha256(data).hexdigest() + "\n")
+
+
+class Yes(SiblingServant):
     """Has everything."""
 
     async def have(self, roots: list[bytes]) -> dict[str, Any]:
@@ -61,6 +72,4 @@ class Yes(find.SiblingServant):
 
 if "LIE_FILE" in os.environ:
     serve._find, serve._send = find_, send
-    from wetware_blob import service
-
     service.SiblingServant = Yes  # type: ignore[misc]
