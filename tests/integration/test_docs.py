@@ -252,9 +252,7 @@ class Reader:
 
     def do(self, language: str, name: str, tag: str, text: str) -> None:
         """Execute one block on its machine."""
-        machine = self._machines(name)
-        if self.known:
-            text = re.sub(rf"\b({'|'.join(self.known)})\b", lambda m: self.known[m[0]], text)
+        machine, text = self._machines(name), self.filled(text)
         if language == "python":
             self.said.append((text, machine.python(text)))
         elif tag == "node":
@@ -266,6 +264,12 @@ class Reader:
             assert "Traceback" not in done.stderr
             self._remember(done.stdout, done.stderr)
             self.said.append((text, done.stdout + done.stderr))
+
+    def filled(self, text: str) -> str:
+        """With what is known for its placeholders."""
+        if not self.known:
+            return text
+        return re.sub(rf"\b({'|'.join(self.known)})\b", lambda m: self.known[m[0]], text)
 
     def _remember(self, out: str, err: str) -> None:
         for name, pattern, printed in (
