@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from wetware.base.disk import RESERVED_FILE
+from wetware.base.threads import Threads
 from wetware.errors import LimitExceeded, NotFound
 from wetware_blob.format.cid import Block
 from wetware_blob.store.files import Files
@@ -356,6 +357,27 @@ async def test_the_loop_never_waits_for_the_disk(tmp_path: Path) -> None:
         await store.unpin(ADA, pin.root, None)
         await store.collect()
         await store.usage()
+
+
+async def test_many_pins_are_marked_in_few_calls(tmp_path: Path) -> None:
+    calls, threads = 0, Threads()
+
+    async def run_sync(*call: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return await threads.run(*call)
+
+    blocks = [raw(b"%d" % n) for n in range(1000)]
+    async with running(tmp_path / "s", run_sync=run_sync) as store:
+        async with store.hold(ADA) as hold:
+            await store.put(hold, blocks)
+            async with anyio.create_task_group() as tasks:
+                for block in blocks:
+                    tasks.start_soon(store.pin, hold, Pin(ADA, block.cid))
+        calls = 0
+        assert not (await store.collect()).blocks
+        assert calls < 100
+        assert await all_there(store, blocks)
 
 
 async def test_scrubbing_keeps_to_its_pace(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -81,13 +81,17 @@ def _pin(columns: tuple[Any, ...]) -> Pin | BadPin:
 
 def read_pins(
     db: Database, owner: str | None = None, root: Cid | None = None, name: str | None = None
-) -> list[Pin | BadPin]:
-    """Those of an owner, a root and a name; None: of all."""
+) -> Iterator[Pin | BadPin]:
+    """Those of an owner, a root and a name; None: of all. They are checked as they are taken.
+
+    That takes long, and needs no lock.
+    """
     wanted = {"owner": owner, "root": bytes(root) if root else None, "name": name}
     given = {column: value for column, value in wanted.items() if value is not None}
     where = " AND ".join(f"{column} = ?" for column in given) or "1"
     sql = f"SELECT owner, root, name, charged, pin, checksum FROM pins WHERE {where}"  # noqa: S608 constants
-    return [_pin(tuple(columns)) for columns in db.execute(sql, tuple(given.values())).fetchall()]
+    rows = db.execute(sql, tuple(given.values())).fetchall()
+    return (_pin(tuple(columns)) for columns in rows)
 
 
 def kept(pin: Pin, done: Callable[[int], object]) -> Change[int]:

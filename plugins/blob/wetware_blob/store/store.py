@@ -26,6 +26,7 @@ from wetware_blob.store.index import (
     SMALL_BYTES_MAX,
     Change,
     Index,
+    batches,
     charge,
     file_name,
     refusal,
@@ -426,7 +427,8 @@ class Store:
 
     def _read_pins(self, owner: str | None, root: Cid | None) -> list[Pin | BadPin]:
         with self._index.reading() as db:
-            return read_pins(db, owner, root)
+            found = read_pins(db, owner, root)
+        return list(found)
 
     async def damage(self) -> tuple[int, list[BadPin]]:
         """How many blocks are known to be damaged, and the pins that are."""
@@ -481,8 +483,8 @@ class Store:
         downloads = await self._index.write(Change(self._downloads, must=True))
         for roots, whole in (([pin.root for pin in pins], True), ([*held, *downloads], False)):
             walk = run.walk(whole=whole)
-            for root in roots:
-                await self._run_sync(walk.add, [root])
+            for some in batches(roots):  # each call in a thread costs about a root's time
+                await self._run_sync(walk.add, some)
                 while await self._run_sync(walk.step):
                     pass
 
