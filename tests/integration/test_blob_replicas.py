@@ -4,51 +4,162 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 import wetware
+from wetware.errors import WetwareError
 from wetware.testing import Home, NodeProcess
+from wetware_blob.client import Pin
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
 MIB = 1 << 20
-GRACE_S = 4.0
+GRACE_S = 3.0
 ENV = {"WW_PLUGINS_BLOB_GRACE_S": str(GRACE_S)}
+MADE_S = 60.0
+"""Copies are made again within the grace, the time to see that a member is dead, and a few rounds;
+on a loaded machine."""
 
 
-@pytest.fixture
-def four(tmp_path: Path) -> Iterator[list[NodeProcess]]:
-    with Home(tmp_path, ENV, libp2p=False) as home, contextlib.ExitStack() as stack:
+@contextlib.contextmanager
+def cluster(path: Path, count: int, env: dict[str, str] = ENV) -> Iterator[list[NodeProcess]]:
+    with Home(path, env, libp2p=False) as home, contextlib.ExitStack() as stack:
         first = stack.enter_context(home.node("n0"))
-        nodes = [first, *(stack.enter_context(home.node(f"n{i}", join=first)) for i in (1, 2, 3))]
+        joined = [home.start_node(f"n{i}", join=first) for i in range(1, count)]
+        for node in joined:
+            stack.callback(node.stop)
+            node.wait_ready()
+        nodes = [first, *joined]
         for node in nodes:
             node.wait_members([other.peer_id for other in nodes if other is not node])
         yield nodes
 
 
-def connect(node: NodeProcess, key_of: NodeProcess) -> object:
-    return wetware.connect(node.addr, key=key_of.home.key())
+@contextlib.asynccontextmanager
+async def at(node: NodeProcess):  # type: ignore[no-untyped-def]  # of sessions
+    async with wetware.connect(node.addr, key=node.home.key()) as session:
+        yield session
 
 
-async def test_a_put_with_copies_is_at_so_many_when_it_returns(four: list[NodeProcess]) -> None:
-    home = four[0]
-    data = os.urandom(3 * MIB)
-    async with wetware.connect(home.addr, key=home.home.key()) as session:
-        put = await session.blob.put(data, copies=3, ack=3)
-        assert put.copies == 3
-        (pin,) = await session.blob.pins(put.cid)
-        assert len(set(pin.holders)) == 3
-        assert str(home.peer_id) in pin.holders
-    has = []
-    for node in four:
-        async with (
-            wetware.connect(node.addr, key=home.home.key()) as session,
-            session.blob.open(put.cid, local=True) as blob,
-        ):
-            with contextlib.suppress(wetware.errors.WetwareError):
-                assert await blob.read() == data
-                has.append(str(node.peer_id))
-    assert set(has) == set(pin.holders)
+async def has(node: NodeProcess, cid: str) -> bool:
+    """Whether it has the blob on its own disk."""
+    async with at(node) as session, session.blob.open(cid, local=True) as blob:
+        try:
+            await blob.read()
+        except WetwareError:
+            return False
+        return True
+
+
+async def pins_of(session: wetware.Session, cid: str) -> Pin:
+    (pin,) = await session.blob.pins(cid)
+    return pin
+
+
+async def until_held(session: wetware.Session, cid: str, holders: set[str]) -> None:
+    """Wait until these have it, as the node knows."""
+    with anyio.fail_after(MADE_S):
+        while set((await pins_of(session, cid)).holders) != holders:
+            await anyio.sleep(0.1)
+
+
+async def until_gone(node: NodeProcess, cid: str) -> None:
+    """Wait until it does not keep it any more."""
+    with anyio.fail_after(MADE_S):
+        while True:
+            async with at(node) as session:
+                await session.blob.gc()
+            if not await has(node, cid):
+                return
+            await anyio.sleep(0.2)
+
+
+async def test_copies_are_made_made_again_and_dropped(tmp_path: Path) -> None:
+    with cluster(tmp_path, 4) as nodes:
+        home, by_id = nodes[0], {str(node.peer_id): node for node in nodes}
+        async with at(home) as session:
+            put = await session.blob.put(os.urandom(3 * MIB), copies=3, ack=3)
+            assert put.copies == 3
+            before = set((await pins_of(session, put.cid)).holders)
+            assert len(before) == 3
+            assert str(home.peer_id) in before
+            for peer, node in by_id.items():
+                assert await has(node, put.cid) == (peer in before)
+
+            victim = by_id[next(iter(before - {str(home.peer_id)}))]
+            spare = next(iter(by_id.keys() - before))
+            victim.stop(signal.SIGKILL)
+            wanted = before - {str(victim.peer_id)} | {spare}
+            await until_held(session, put.cid, wanted)
+            assert await has(by_id[spare], put.cid)
+
+            back = home.home.start_node(victim.data_dir.name).wait_ready()
+            by_id[str(back.peer_id)] = back
+            with anyio.fail_after(MADE_S):
+                while True:  # one of them goes, and never one more
+                    holders = (await pins_of(session, put.cid)).holders
+                    assert len(holders) >= 3
+                    keep = [peer for peer, node in by_id.items() if await kept(node, put.cid)]
+                    assert len(keep) >= 3
+                    if len(keep) == 3:
+                        break
+                    await anyio.sleep(0.1)
+
+            await session.blob.unpin(put.cid)
+            for node in by_id.values():
+                await until_gone(node, put.cid)
+
+
+async def kept(node: NodeProcess, cid: str) -> bool:
+    async with at(node) as session:
+        return any(pin.root == cid for pin in (await session.blob.all())[0])
+
+
+async def test_the_home_dies_and_the_holders_make_a_copy_for_it(tmp_path: Path) -> None:
+    with cluster(tmp_path, 4) as nodes:
+        home = nodes[0]
+        async with at(home) as session:
+            put = await session.blob.put(os.urandom(MIB), copies=3, ack=3)
+        assert sum([await has(node, put.cid) for node in nodes[1:]]) == 2
+        home.stop(signal.SIGKILL)
+        with anyio.fail_after(MADE_S):
+            while not all([await has(node, put.cid) for node in nodes[1:]]):
+                await anyio.sleep(0.2)
+
+
+async def test_a_member_without_room_is_passed_over(tmp_path: Path) -> None:
+    with cluster(tmp_path, 2) as (home, roomy):
+        small = Home(tmp_path, {**ENV, "WW_PLUGINS_BLOB_OWNER_BYTES_MAX": str(MIB)}, libp2p=False)
+        with small, small.node("small", join=home.invite()) as full:
+            home.wait_members([full.peer_id])
+            async with at(home) as session:
+                for _ in range(4):  # in any order of the two
+                    put = await session.blob.put(os.urandom(2 * MIB), copies=2, ack=2)
+                    holders = set((await pins_of(session, put.cid)).holders)
+                    assert holders == {str(home.peer_id), str(roomy.peer_id)}
+
+
+async def test_a_drain_hands_all_over(tmp_path: Path) -> None:
+    with cluster(tmp_path, 3) as nodes:
+        home = nodes[0]
+        async with at(home) as session:
+            one = await session.blob.put(os.urandom(MIB), copies=1)
+            two = await session.blob.put(os.urandom(MIB), copies=2, ack=2)
+            assert not any([await has(node, one.cid) for node in nodes[1:]])
+        home.ww("blob", "drain", check=True)
+        assert any([await has(node, one.cid) for node in nodes[1:]])
+        assert all([await has(node, two.cid) for node in nodes[1:]])
+
+
+async def test_a_drain_of_who_is_alone_is_refused(tmp_path: Path) -> None:
+    with cluster(tmp_path, 1) as (node,):
+        async with at(node) as session:
+            await session.blob.put(b"x")
+            with pytest.raises(WetwareError) as refused:
+                await session.blob.drain()
+            assert refused.value.code == "invalid.alone"

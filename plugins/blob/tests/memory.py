@@ -341,6 +341,11 @@ class Store(rpc.Servant, interface=SCHEMA.Store):
     async def gc(self, dry_run: bool) -> dict[str, Any]:
         return {"blocks": 3, "bytes": 5000, "kept_blocks": 1, "kept_bytes": 70}
 
+    async def drain(self) -> dict[str, Any]:
+        transfer = Transfer(self.cluster)
+        transfer.end()
+        return {"transfer": transfer}
+
     async def verify(self, sink: rpc.Ref | None) -> dict[str, Any]:
         pump = rpc.Pump(sink, items_max=100, bytes_max=1 << 20)
         for finding in self.cluster.findings:

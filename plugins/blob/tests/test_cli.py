@@ -118,6 +118,7 @@ def test_stat_and_pins(run: Run, cluster: Cluster) -> None:
     assert "charged  2.9 KiB" in run("usage").stdout
     assert "3 blocks would be removed" in run("gc", "--dry-run").stderr
     assert json.loads(run("gc", "--json").stdout)["bytes"] == 5000
+    assert "stop this node now" in run("drain").stderr
 
 
 def test_rm_says_what_still_pins(run: Run, cluster: Cluster) -> None:

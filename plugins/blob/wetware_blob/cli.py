@@ -481,6 +481,17 @@ def gc_command(
     done(json, found, f"{said}; {kept}")
 
 
+@blob_app.command("drain")
+def drain_command() -> None:
+    """Hand all that is pinned at the node to other members, before it leaves for good.
+
+    It returns when as many others have each of it as are wanted. Stop the node then; it takes no
+    copies until it is started again. For operators.
+    """
+    run_client(lambda session: session.blob.drain())
+    note("all that is pinned here is at other members; stop this node now, and `ww evict` it there")
+
+
 @blob_app.command("verify")
 def verify_command(json: Json = False) -> None:
     """Read all that the node has, and say what is damaged; for operators.

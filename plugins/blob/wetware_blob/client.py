@@ -534,6 +534,10 @@ class BlobStore:
         with rpc.time_limit(None):
             return from_struct(Collected, await self._ref.call("gc", dry_run=dry_run))
 
+    async def drain(self, *, progress: Report | None = None) -> None:
+        """Hand all that is pinned at the node to others, before it leaves; for operators."""
+        await _finished((await self._ref.call("drain"))["transfer"], progress)
+
     def verify(self) -> rpc.Subscription[dict[str, Any]]:
         """Read all that the node has; what is damaged comes as it is found, see blob.capnp.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -31,6 +31,7 @@ from wetware.hookspecs import Service
 from wetware_blob import ingest
 from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.exchange.find import Finder, dht_key
+from wetware_blob.findings import findings
 from wetware_blob.format.build import PROFILES, V1_2025
 from wetware_blob.format.cid import DAG_PB, RAW, BadBlock, Cid
 from wetware_blob.format.read import children, links_of, stat
@@ -48,6 +49,7 @@ from wetware_blob.transfers import State, Transfer, Transfers
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from wetware.base.finding import Finding
     from wetware.hookspecs import PluginContext
     from wetware.identity import Principal
     from wetware_blob.config import BlobConfig
@@ -175,6 +177,10 @@ class BlobService(Service):
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return StoreServant(self, str(principal))
+
+    def findings(self) -> Iterable[Finding]:
+        """Of the last round of looking after copies."""
+        return findings(self.keeper.seen) if self.keeper.seen is not None else ()
 
     def peer_bootstrap(self, node: Principal) -> rpc.Servant:
         return SiblingServant(self.store, self.keeper, node.subject)

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -230,6 +230,18 @@ def _batches(ids: Collection[bytes]) -> Iterator[list[bytes]]:
         yield all_[at : at + IDS_MAX]
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the last round saw; `lacking`: this node's own pins with too few copies."""
+
+    lacking: list[Copy]
+    damaged_blocks: int
+    damaged_pins: int
+    used_bytes: int
+    used_bytes_max: int
+    free_bytes: int
+
+
 class Keeper:
     """The copies of this node's pins, and those that it keeps for others.
 
@@ -240,7 +252,7 @@ class Keeper:
         grace_s: See BlobConfig.
 
     Attributes:
-        lacking: Roots of this node's own pins that had too few copies in the last round.
+        seen: In the last round; None before there was one.
     """
 
     def __init__(self, ctx: PluginContext, store: Store, fetch: Fetch, *, grace_s: float) -> None:
@@ -254,7 +266,7 @@ class Keeper:
             grace_s=grace_s,
         )
         self.disk.kept = self.replicas.refresh
-        self.lacking: list[Copy] = []
+        self.seen: Seen | None = None
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -294,11 +306,14 @@ class Keeper:
                 for id_ in ids:
                     tasks.create_task(tend(id_))
         me = str(self._ctx.overlay.peer_id)
-        self.lacking = [
+        lacking = [
             copy
             for copy in self.replicas.copies.values()
             if copy.home == me and len(self.replicas.holders(copy)) < copy.copies
         ]
+        blocks, pins = await self._store.damage()
+        usage, free_bytes = await self._store.usage(), await self._store.free_bytes()
+        self.seen = Seen(lacking, blocks, len(pins), usage.charged, usage.charged_max, free_bytes)
 
     async def check_whole(self) -> None:
         """Raises where a pin is damaged: it must not be said then that one is not wanted."""
