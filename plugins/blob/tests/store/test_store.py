@@ -276,6 +276,15 @@ async def test_cache_is_collected_where_the_node_has_no_room(tmp_path: Path) -> 
         assert await all_there(store, pinned)
 
 
+async def test_puts_at_once_wait_for_what_one_of_them_collects(tmp_path: Path) -> None:
+    async with running(tmp_path / "s", node_bytes_max=8 * MIB + INDEX_BYTES) as store:
+        async with store.hold(ADA) as hold:
+            await store.put(hold, tree(6, MIB))
+        async with store.hold(ADA) as hold:
+            await asyncio.gather(*(store.put(hold, [block]) for block in tree(6, MIB)))
+            assert (await store.usage()).charged <= store._quota.node_bytes_max
+
+
 async def test_a_pin_promises_all_that_it_reaches(tmp_path: Path) -> None:
     blocks = tree(3, 1000)
     async with running(tmp_path / "s") as store, store.hold(ADA) as hold:

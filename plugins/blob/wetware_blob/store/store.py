@@ -129,7 +129,7 @@ class Store:
         self._blocks: Blocks
         self._holds: set[Hold] = set()
         self._run: Run | None = None
-        self._collecting = asyncio.Lock()
+        self._collecting, self._making_room = asyncio.Lock(), asyncio.Lock()
         self._numbering = asyncio.Lock()
         self._next_file = 0
         self._garbage = True  # whether something may have become garbage since the last collection
@@ -260,17 +260,21 @@ class Store:
 
     async def _promise(self, room: int) -> None:
         """Room in the node's quota, if need be by collecting what nothing keeps."""
-        try:
+        with suppress(LimitExceeded):
             self._quota.promise(room)
-        except LimitExceeded as full:
-            if not self._garbage:
-                raise
+            return
+        async with self._making_room:  # who comes while others collect waits for what they free
             try:
-                await self.collect()
-            except WetwareError as exc:  # which names a pin that may be another owner's
-                log.warning("blob.not_collected", why=exc.message)
-                raise full from None
-            self._quota.promise(room)
+                self._quota.promise(room)
+            except LimitExceeded as full:
+                if not (self._garbage or self._collecting.locked()):
+                    raise
+                try:
+                    await self.collect()
+                except WetwareError as exc:  # which names a pin that may be another owner's
+                    log.warning("blob.not_collected", why=exc.message)
+                    raise full from None
+                self._quota.promise(room)
 
     async def _write(self, hold: Hold, new: dict[bytes, bytes], room: int, owned: int) -> None:
         large = [(d, data) for d, data in new.items() if len(data) > SMALL_BYTES_MAX]
