@@ -179,8 +179,10 @@ class BlobService(Service):
         return StoreServant(self, str(principal))
 
     def findings(self) -> Iterable[Finding]:
-        """Of the last round of looking after copies."""
-        return findings(self.keeper.seen) if self.keeper.seen is not None else ()
+        """Of the index, and of the last round of looking after copies."""
+        yield from self.store.findings()
+        if self.keeper.seen is not None:
+            yield from findings(self.keeper.seen)
 
     def peer_bootstrap(self, node: Principal) -> rpc.Servant:
         return SiblingServant(self.store, self.keeper, node.subject)

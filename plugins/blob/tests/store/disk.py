@@ -254,6 +254,22 @@ class Disk:
             parent, last = self._parent(name)
             del parent.names[last]
 
+    def rename(self, name: str, new: str) -> None:
+        self.link(name, new)
+        parent, last = self._parent(name)
+        del parent.names[last]
+
+    def link(self, name: str, new: str) -> None:
+        with self._lock:
+            self._call("write")
+            parent, last = self._parent(new)
+            parent.names[last] = self._entry(name)
+
+    def size(self, name: str) -> int:
+        entry = self._entry(name)
+        assert isinstance(entry, File)
+        return len(entry.data)
+
     def names(self, directory: str) -> list[str]:
         with self._lock:
             self._call("read")

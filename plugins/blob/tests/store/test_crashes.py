@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import random
 
 import pytest
 
 from wetware_blob.store.errors import StoreFailed
+from wetware_blob.store.index import FILE
 from wetware_blob.store.pins import Pin
+from wetware_blob.store.salvage import aside
 
-from .disk import SITES, Disk, forget
+from .disk import SITES, Disk, File, forget
 from .histories import History, Lost, inline
 from .parts import ADA, node, raw, running
 
@@ -66,3 +70,38 @@ async def test_what_was_refused_does_not_come_back_once_it_was_given_up() -> Non
     async with running(disk, run_sync=inline) as store:  # type: ignore[arg-type]
         assert await store.pins() == []
     forget(disk)
+
+
+async def test_a_salvage_that_is_cut_short_is_made_again() -> None:
+    """The power goes at each call of a salvage; the next start has all of it."""
+    tree = [small := raw(b"small"), large := raw(bytes(50_000)), node([small.cid, large.cid])]
+    for calls in itertools.count(1):
+        disk = Disk(random.Random(calls))
+        async with (
+            running(disk, run_sync=inline) as store,  # type: ignore[arg-type]
+            store.hold(ADA) as hold,
+        ):
+            await store.put(hold, tree)
+            await store.pin(hold, Pin(ADA, tree[-1].cid, "photos"))
+        disk.sync_directory("")  # its log is gone for good: that would mend it
+        index = disk._entry(FILE)
+        assert isinstance(index, File)
+        index.data[50] ^= 255  # of the first page, and of that of the pins' keys
+        index.data[7 * 4096] ^= 255
+        index.disk[:] = index.data
+        disk.calls_left = calls
+        whole = False
+        with contextlib.suppress(BaseExceptionGroup):
+            async with running(disk, run_sync=inline):  # type: ignore[arg-type]
+                whole = True
+        disk.crash(power=True)
+        for _ in range(2):
+            async with running(disk, run_sync=inline) as store:  # type: ignore[arg-type]
+                assert [pin.name for pin in await store.pins()] == ["photos"]
+                for block in tree:
+                    assert await store.get(block.cid.digest) == block.data
+        assert len(aside(disk.names(""))) == 1
+        forget(disk)
+        if whole:
+            break
+    assert calls > 50

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import random
 import shutil
+import sqlite3
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from wetware.errors import ConfigError, WetwareError
 from wetware_blob.format.cid import Block
 from wetware_blob.store.errors import Damaged
-from wetware_blob.store.index import FILE
-from wetware_blob.store.pins import Pin
+from wetware_blob.store.index import FILE, charge
+from wetware_blob.store.pins import BadPin, Pin
+from wetware_blob.store.salvage import aside
 from wetware_blob.store.scrub import Damage
 from wetware_blob.store.store import Store
 
@@ -121,36 +127,63 @@ async def test_an_inner_block_that_is_damaged_keeps_what_is_below_it(directory: 
         assert not (await store.collect()).blocks
 
 
+FLIPS = int(os.environ.get("WW_FLIPS", "150"))
+
+
 async def test_any_bit_of_the_index(directory: Path, tmp_path: Path) -> None:
-    """It is refused as a whole, or what is there is right and what is not there is named."""
+    """The store is open, what is there is right, and what is not there is named."""
     rng = random.Random(3)
     used = [at for at, byte in enumerate((directory / FILE).read_bytes()) if byte]
-    for _ in range(150):
+    salvaged = 0
+    for _ in range(FLIPS):
         shutil.copytree(directory, copy := tmp_path / "copy")
         at, bit = rng.choice(used), 1 << rng.randrange(8)
         flip(copy / FILE, at, bit)
         try:
             await _nothing_wrong(copy, f"bit {bit} of byte {at}")
+            salvaged += bool(aside(os.listdir(copy)))
         finally:
             shutil.rmtree(copy)
+    assert salvaged > FLIPS / 10
 
 
 async def _nothing_wrong(directory: Path, where: str) -> None:
-    try:
-        async with running(directory) as store:
-            lacking = False
-            for block in TREE:
-                try:
-                    assert await store.get(block.cid.digest) == block.data, where
-                except WetwareError:
-                    lacking = True
-            pins = await store.pins()
-            assert [pin for pin in pins if pin.root != TREE[-1].cid] == [], where
-            assert not (lacking or not pins) or await scrubbed(store), where
-    except* ConfigError:
-        pass
-    except* WetwareError:  # the index cannot be read
-        pass
+    async with running(directory) as store:
+        with contextlib.suppress(WetwareError):  # what is found only once it is used
+            await _use(store)
+        await salvaged(store)
+        assert not store._index.malformed.is_set(), where
+        named = [d.digest or d.pin for d in await scrubbed(store)]
+        await salvaged(store)
+        named += [d.digest or d.pin for d in await scrubbed(store)]
+        for block in TREE:
+            try:
+                assert await store.get(block.cid.digest) == block.data, where
+            except WetwareError:
+                assert block.cid.digest in named, where
+                assert block is not LARGE, where
+        pins = await store.pins()
+        assert all(pin.root == TREE[-1].cid for pin in pins), where
+        assert pins or any(isinstance(name, BadPin) for name in named), where
+
+
+async def _use(store: Store) -> None:
+    await scrubbed(store)
+    other = raw(b"other")
+    async with store.hold(ADA) as hold:
+        await store.put(hold, [other, raw(random.Random(5).randbytes(40_000))])
+        await store.pin(hold, Pin(ADA, other.cid))
+    await store.pins(ADA)
+    await store.unpin(ADA, other.cid, None)
+    await store.collect()
+
+
+async def salvaged(store: Store) -> None:
+    """If it is found by now that the index is damaged, that is over."""
+    await anyio.lowlevel.checkpoint()
+    with anyio.fail_after(10):
+        while store._index.malformed.is_set():
+            await anyio.lowlevel.checkpoint()
 
 
 async def test_a_bit_of_the_log_that_a_crash_left(directory: Path, tmp_path: Path) -> None:
@@ -175,3 +208,50 @@ async def test_a_bit_of_the_log_that_a_crash_left(directory: Path, tmp_path: Pat
             for digest in await store.have([b.cid.digest for b in more]):
                 assert await store.get(digest) in [b.data for b in more]
         shutil.rmtree(copy)
+
+
+async def test_damage_of_the_index_that_is_found_while_it_serves(directory: Path) -> None:
+    """Uploads and pins go on with the new index, and are charged the same."""
+    more = [raw(bytes([n]) * 40_000) for n in range(3)]
+    async with running(directory) as store, store.hold(ADA) as hold:
+        await store.put(hold, more[:1])
+        before = await store.usage(), await store.usage(ADA)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.put, hold, more[1:2])
+            await anyio.lowlevel.checkpoint()
+            store._index.suspect()
+        await salvaged(store)
+        (kept,) = aside(os.listdir(directory))
+        (finding,) = store.findings()
+        assert kept in finding.text
+        await store.collect()
+        for block in (*TREE, *more[:2]):
+            assert await store.get(block.cid.digest) == block.data
+        await store.put(hold, [*more, node([block.cid for block in more])])
+        charged = 2 * charge(40_000) + charge(len(node([b.cid for b in more]).data))
+        assert (await store.usage()).charged == before[0].charged + charged
+        assert (await store.usage(ADA)).charged == before[1].charged + charged
+        store._index.suspect()
+        await salvaged(store)
+        assert len(aside(os.listdir(directory))) == 1
+        await store.pin(hold, Pin(ADA, node([block.cid for block in more]).cid))
+    async with running(directory) as store:
+        assert len(await store.pins()) == 2
+        assert (await store.usage(ADA)).charged == before[1].charged + charged
+        assert not (await store.collect()).blocks
+        assert await scrubbed(store) == []
+
+
+async def test_an_index_of_a_later_release_is_left_alone(directory: Path) -> None:
+    """It has other tables, and is not taken for damaged."""
+    db = sqlite3.connect(directory / FILE)
+    db.execute("CREATE TABLE more (id)")
+    db.execute("PRAGMA user_version=2")
+    db.commit()
+    db.close()
+    before = (directory / FILE).read_bytes()
+    with pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match="of version 2")):
+        async with running(directory):
+            pass
+    assert (directory / FILE).read_bytes() == before
+    assert aside(os.listdir(directory)) == []

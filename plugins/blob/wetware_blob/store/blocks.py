@@ -24,6 +24,7 @@ from wetware_blob.store.index import (
     Row,
     batches,
     charge,
+    check,
     file_name,
 )
 
@@ -56,8 +57,9 @@ class Blocks:
         self._unsure: set[int] = set()
 
     def sweep(self) -> Swept:
-        """Make files and rows agree; what has no row is removed."""
-        files, orphans, lost = self._files, 0, []
+        """Make files and rows agree; what has no row is removed. Raises Malformed."""
+        files, orphans, lost = self._files, list[str](), list[bytes]()
+        empty: list[int] = []
         found = {int(name) for name in files.names("") if name.isdecimal()}
         with self._index.reading() as db:
             sql = f"SELECT DISTINCT file / {FILES_PER_DIRECTORY} FROM blocks WHERE file NOT NULL"  # noqa: S608 constant
@@ -72,15 +74,19 @@ class Blocks:
                 there = set()
                 if directory in found:
                     there = {f"{directory}/{name}" for name in files.names(str(directory))}
-                for name in there - names.keys():
-                    files.remove(name)
-                    orphans += 1
+                orphans += there - names.keys()
                 whole = {digest for _, digest, damaged in rows if not damaged}
                 lost += [names[n] for n in names.keys() - there if names[n] in whole]
                 if directory in found and not names:
-                    files.remove_directory(str(directory))
+                    empty.append(directory)
+            if orphans:  # a row may be there that one key does not lead to
+                check(db, "blocks")
+        for name in orphans:
+            files.remove(name)
+        for directory in empty:
+            files.remove_directory(str(directory))
         self.next_directory = max(found | known, default=-1) + 1
-        return Swept(orphans, tuple(lost))
+        return Swept(len(orphans), tuple(lost))
 
     def make_directory(self) -> int:
         """The number of a new directory's first file."""

@@ -90,6 +90,16 @@ class Files:
     def remove(self, name: str) -> None:
         os.unlink(self._root / name)
 
+    def rename(self, name: str, new: str) -> None:
+        """In the place of `new`, if that is there."""
+        os.rename(self._root / name, self._root / new)
+
+    def link(self, name: str, new: str) -> None:
+        os.link(self._root / name, self._root / new)
+
+    def size(self, name: str) -> int:
+        return os.stat(self._root / name).st_size
+
     def names(self, directory: str) -> list[str]:
         return os.listdir(self._root / directory)
 

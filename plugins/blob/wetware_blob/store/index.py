@@ -12,7 +12,10 @@ after a transaction that failed always writes something.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
+import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -70,6 +73,24 @@ INSERT INTO failures VALUES (0);
 """
 
 
+_MALFORMED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_OF_THE_DISK: Final = frozenset(
+    {
+        sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)  # fmt: skip
+
+
+class Malformed(StoreFailed):
+    """What the index says cannot be."""
+
+
+class UnknownVersion(Exception):
+    """The index is of a later release."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A block: the columns of the table. Where `file` is None its bytes are in `small`."""
@@ -83,7 +104,7 @@ class Row:
     def __post_init__(self) -> None:
         numbers = (self.id, self.size, self.file or 0, self.damaged)
         if not all(type(number) is int for number in numbers) or type(self.digest) is not bytes:
-            raise StoreFailed("a row of the index is damaged")
+            raise Malformed("a row of the index is damaged")
 
     @property
     def name(self) -> str:
@@ -133,6 +154,7 @@ class Index:
     Attributes:
         spoiled: Digests of blocks that were found to be damaged since the start: before their rows
             say so, and where those could not be written.
+        malformed: Set on the loop once SQLite has found that the index is damaged.
     """
 
     def __init__(self, files: Files) -> None:
@@ -141,6 +163,7 @@ class Index:
         self._refused = False  # something, and no block was written since
         self._remains = False  # of a transaction that failed: a crash would bring it back
         self.spoiled: set[bytes] = set()
+        self.malformed = asyncio.Event()
         self.reserve = files.reserve()
         try:
             self._open()
@@ -157,47 +180,33 @@ class Index:
         )
 
     def _open(self) -> None:
-        self._rewrite_log()
+        # A log that a crash left may be whole in the page cache alone.
+        rewrite(self._files, f"{FILE}-wal")
         self._db = db = self._files.connect(FILE)
         try:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")  # without a file for other processes
-            ((version,),) = db.execute("PRAGMA user_version").fetchall()
-            if version == 0:
-                db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that room goes back to the disk
-            db.execute("PRAGMA journal_mode=WAL").fetchall()
             db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+            ((version,),) = db.execute("PRAGMA user_version").fetchall()
+            schema = db.execute("SELECT * FROM sqlite_schema").fetchall()
+            if version == 0 and not schema:
+                create(db, "WAL")
+            elif schema != _schema() and version > SCHEMA_VERSION:
+                raise UnknownVersion(  # noqa: TRY301 the connection is closed below
+                    f"the index is of version {version}; this release knows {SCHEMA_VERSION}"
+                )
+            elif schema != _schema() or version != SCHEMA_VERSION:
+                raise Malformed("its first page is damaged")  # noqa: TRY301 as above
+            db.execute("PRAGMA journal_mode=WAL").fetchall()
             db.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}").fetchall()
             db.execute(f"PRAGMA journal_size_limit={WAL_PAGES * 4096 * 2}").fetchall()
             db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
             db.execute("PRAGMA temp_store=MEMORY")  # a full disk has no room for files of its own
-            if version == 0:
-                db.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA.split(";"):
-                    if statement.strip():
-                        db.execute(statement)
-                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-                db.execute("COMMIT")
-            elif version != SCHEMA_VERSION:
-                raise ValueError(  # noqa: TRY301 the connection is closed below
-                    f"it is of version {version}; this release knows {SCHEMA_VERSION}"
-                )
+            db.execute("BEGIN IMMEDIATE")  # some damage leaves it readable alone
+            db.execute("ROLLBACK")
             self._files.sync_directory("")  # SQLite does so, and takes no notice if it fails
         except BaseException:
             db.close()
             raise
-
-    def _rewrite_log(self) -> None:
-        """Bring a log to the disk that a crash left: it may be whole in the page cache alone."""
-        name = f"{FILE}-wal"
-        try:
-            fd = self._files.open(name)
-        except FileNotFoundError:
-            return
-        try:
-            self._files.write(fd, self._files.read(name, 1 << 30))
-            self._files.sync(fd)
-        finally:
-            self._files.close(fd)
 
     def start(self) -> None:
         self._writer.start()
@@ -211,6 +220,14 @@ class Index:
         with contextlib.suppress(Exception):
             self._db.close()
 
+    def _judge(self, error: Exception) -> None:
+        if isinstance(error, Malformed) or _code(error) in _MALFORMED:
+            self.suspect()
+
+    def suspect(self) -> None:
+        """Something in it cannot be: it is to be salvaged."""
+        self._writer.call_soon(self.malformed.set)
+
     # --- reading ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -219,9 +236,11 @@ class Index:
         with self._lock:
             try:
                 yield self._db
-            except WetwareError:
+            except WetwareError as exc:
+                self._judge(exc)
                 raise
             except Exception as exc:  # of whichever SQLite
+                self._judge(exc)
                 raise StoreFailed(
                     f"the index of the blob store cannot be read: {exc}",
                     hint="look at the node's disk (`dmesg`); `ww blob verify` reads all of it",
@@ -264,7 +283,7 @@ class Index:
                 f"SELECT {_COLUMNS} FROM blocks WHERE id > ? ORDER BY id LIMIT ?",  # noqa: S608 constant
                 (id_, many),
             ).fetchall()
-        return [Row(*columns) for columns in found]
+            return [Row(*columns) for columns in found]
 
     def totals(self) -> tuple[int, int]:
         """How many blocks there are, and what they are charged in all."""
@@ -338,6 +357,7 @@ class Index:
                 with contextlib.suppress(Exception):
                     db.execute("ROLLBACK")
                 self._remains = True
+                self._judge(exc)
                 return exc
             self._remains = False
         self._written = True
@@ -361,6 +381,63 @@ class Index:
     def _empty_log(self, how: str) -> None:
         with self._lock, contextlib.suppress(Exception):
             self._db.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+
+
+def create(db: Database, journal: str) -> None:
+    """Make the tables of an empty database."""
+    db.execute("PRAGMA page_size=4096")
+    db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that room goes back to the disk
+    db.execute(f"PRAGMA journal_mode={journal}").fetchall()
+    db.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA.split(";"):
+        if statement.strip():
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    db.execute("COMMIT")
+
+
+@functools.cache
+def _schema() -> list[Any]:
+    """What SQLite says of the tables of an index that is sound: their pages, too."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        create(db, "OFF")
+        return db.execute("SELECT * FROM sqlite_schema").fetchall()
+    finally:
+        db.close()
+
+
+def check(db: Database, table: str) -> None:
+    """Whether a table and its keys say the same; raises Malformed."""
+    ((found, *_), *_) = db.execute(f"PRAGMA integrity_check({table})").fetchall()
+    if found != "ok":
+        raise Malformed(f"the index is damaged: {found}")
+
+
+def rewrite(files: Files, name: str) -> None:
+    """Bring a file to the disk, if there is one, that may be whole in the page cache alone."""
+    try:
+        fd = files.open(name)
+    except FileNotFoundError:
+        return
+    try:
+        files.write(fd, files.read(name, 1 << 30))
+        files.sync(fd)
+    finally:
+        files.close(fd)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether the index is to blame, and not the disk: for what is read and has to be readable."""
+    error = error.__cause__ or error
+    others = (OSError, MemoryError, UnknownVersion)
+    return _code(error) not in _OF_THE_DISK and not isinstance(error, others)
+
+
+def _code(error: BaseException) -> int:
+    """Of SQLite; 0 if there is none."""
+    code: int = getattr(error, "sqlite_errorcode", getattr(error, "result", 0))
+    return code & 0xFF
 
 
 def refusal(error: Exception) -> WetwareError:

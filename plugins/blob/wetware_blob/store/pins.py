@@ -68,7 +68,7 @@ def _checksum(columns: tuple[Any, ...]) -> bytes:
     return hashlib.sha256(repr(columns).encode()).digest()[:_CHECKSUM_BYTES]
 
 
-def _pin(columns: tuple[Any, ...]) -> Pin | BadPin:
+def read_pin(columns: tuple[Any, ...]) -> Pin | BadPin:
     owner, root, name, charged, rest, checksum = columns
     if _checksum((owner, root, name, charged, rest)) != checksum:
         return BadPin(str(owner), root if isinstance(root, bytes) else b"", str(name))
@@ -91,7 +91,7 @@ def read_pins(
     where = " AND ".join(f"{column} = ?" for column in given) or "1"
     sql = f"SELECT owner, root, name, charged, pin, checksum FROM pins WHERE {where}"  # noqa: S608 constants
     rows = db.execute(sql, tuple(given.values())).fetchall()
-    return (_pin(tuple(columns)) for columns in rows)
+    return (read_pin(tuple(columns)) for columns in rows)
 
 
 def kept(pin: Pin, done: Callable[[int], object]) -> Change[int]:

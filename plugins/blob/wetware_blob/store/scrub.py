@@ -42,6 +42,7 @@ def step(index: Index, blocks: Blocks, after: int) -> tuple[int | None, int, lis
                 found.append(Damage(row.digest))
             except NotFound:
                 if row in index.after(row.id - 1, 1):  # not deleted meanwhile: its hash is damaged
+                    index.suspect()
                     found.append(Damage(row.digest))
             if nbytes >= STEP_BYTES:
                 break

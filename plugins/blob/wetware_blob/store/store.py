@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
 
 from wetware.base.disk import remedy
+from wetware.base.finding import warning
 from wetware.base.log import get_logger
 from wetware.base.threads import to_its_end
 from wetware.errors import ConfigError, InvalidArgument, LimitExceeded, WetwareError
@@ -19,7 +28,7 @@ from wetware_blob.store import scrub
 from wetware_blob.store.bits import Bits
 from wetware_blob.store.blocks import Blocks, added
 from wetware_blob.store.collect import DELETED_MAX, Children, Collected, Run, Walk, swept, vacuum
-from wetware_blob.store.errors import Damaged, DiskFull
+from wetware_blob.store.errors import Damaged, DiskFull, StoreFailed
 from wetware_blob.store.index import (
     FILES_PER_DIRECTORY,
     INDEX_BYTES,
@@ -28,23 +37,28 @@ from wetware_blob.store.index import (
     Index,
     batches,
     charge,
+    check,
     file_name,
+    is_damage,
     refusal,
 )
 from wetware_blob.store.pins import BadPin, Pin, amended, kept, read_pins, removed
 from wetware_blob.store.quota import Quota
+from wetware_blob.store.salvage import NEW, aside, salvage
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from anyio.abc import TaskStatus
 
+    from wetware.base.finding import Finding
     from wetware.hookspecs import Clock
     from wetware_blob.format.cid import Block
     from wetware_blob.store.files import Database, Files
     from wetware_blob.store.scrub import Damage
 
 log = get_logger("blob.store")
+T = TypeVar("T")
 
 PUT_BYTES_MAX: Final = 16 << 20
 """Blocks that are written and synced together; more are put in parts."""
@@ -132,6 +146,9 @@ class Store:
         self._collecting, self._making_room = asyncio.Lock(), asyncio.Lock()
         self._numbering = asyncio.Lock()
         self._next_file = 0
+        self._writing: set[asyncio.Future[Any]] = set()
+        self._reopening = False
+        self._kept: list[str] = []
         self._garbage = True  # whether something may have become garbage since the last collection
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -140,22 +157,57 @@ class Store:
         self._index.start()
         try:
             task_status.started()
-            await anyio.sleep_forever()
+            while True:
+                await self._index.malformed.wait()
+                await self._reopen()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._run_sync(self._index.close)
 
-    def _open(self) -> None:
+    async def _reopen(self) -> None:
+        """Salvage the index, once nobody writes: what is written meanwhile is refused."""
+        log.error("blob.index_damaged")
+        self._reopening = True
+        with anyio.CancelScope(shield=True):
+            while self._writing:
+                await asyncio.wait(self._writing)
+            async with self._collecting:  # rows may have other IDs
+                await self._run_sync(self._index.close)
+                self._next_file = 0
+                self._quota = Quota(self._quota.node_bytes_max, self._quota.owner_bytes_max)
+                for hold in self._holds:
+                    self._quota.restore(hold.owner, hold.charged)
+                await self._run_sync(self._open, True)
+                self._index.start()
+        self._reopening = False
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """A write of more than one step: who is cancelled waits for it, and so does `_reopen`."""
+        if self._reopening:
+            work.close()
+            raise StoreFailed("the index of the blob store is being repaired", hint="try again")
+        task = asyncio.ensure_future(work)
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return await to_its_end(task)
+
+    def _open(self, damaged: bool = False) -> None:
         try:
             with suppress(FileExistsError):
                 self._files.make_directory("")
             self._files.sync_directory("..")
-            self._index = Index(self._files)
-            try:
-                self._load()
-            except BaseException:
-                self._index.abandon()
-                raise
+            if not damaged and NEW not in self._files.names(""):
+                try:
+                    self._load()
+                except Exception as exc:
+                    if not is_damage(exc):
+                        raise
+                    why = str(exc)
+                else:
+                    return
+                log.error("blob.index_damaged", why=why)
+            salvage(self._files, self._clock.time())
+            self._load()
         except Exception as exc:
             raise ConfigError(
                 f"the blob store cannot be used: {exc}",
@@ -164,23 +216,35 @@ class Store:
             ) from exc
 
     def _load(self) -> None:
-        self._blocks = Blocks(self._files, self._index)
-        found = self._blocks.sweep()
+        index = Index(self._files)
+        try:
+            charged, owners = self._check(index, blocks := Blocks(self._files, index))
+        except BaseException:
+            index.abandon()
+            raise
+        self._index, self._blocks = index, blocks
+        self._kept = aside(self._files.names(""))
+        self._quota.written(0, charged)
+        for owner, nbytes in owners:
+            self._quota.restore(owner, nbytes)
+
+    def _check(self, index: Index, blocks: Blocks) -> tuple[int, list[tuple[str, int]]]:
+        """Make files and rows agree; returns what all of it is charged, and each owner."""
+        found = blocks.sweep()
         if found.orphans or found.lost:
             log.info("blob.swept", orphans=found.orphans, lost=len(found.lost))
-        for digest, row in self._index.find(found.lost).items():
+        for digest, row in index.find(found.lost).items():
             log.error("blob.damaged", block=digest.hex(), why="its file is gone")
-            self._index.spoil(row)
-        _, charged = self._index.totals()
-        self._quota.written(0, charged)
-        with self._index.reading() as db:
+            index.spoil(row)
+        _, charged = index.totals()
+        with index.reading() as db:
+            check(db, "pins")
             pins = read_pins(db)
             owners = db.execute("SELECT owner, SUM(charged) FROM pins GROUP BY owner").fetchall()
-        for owner, nbytes in owners:
-            self._quota.restore(str(owner), int(nbytes))
         for pin in pins:
             if isinstance(pin, BadPin):
                 log.error("blob.pin_damaged", owner=pin.owner, name=pin.name)
+        return charged, [(str(owner), int(nbytes)) for owner, nbytes in owners]
 
     # --- blocks -----------------------------------------------------------------------------------
 
@@ -206,12 +270,12 @@ class Store:
             if block.cid.digest in part:
                 continue
             if len(part) >= PUT_BLOCKS_MAX or (part and size + len(block.data) > PUT_BYTES_MAX):
-                await to_its_end(self._put(hold, part))
+                await self._to_its_end(self._put(hold, part))
                 part, size = {}, 0
             part[block.cid.digest] = block.data
             size += len(block.data)
         if part:
-            await to_its_end(self._put(hold, part))
+            await self._to_its_end(self._put(hold, part))
 
     async def _put(self, hold: Hold, part: dict[bytes, bytes]) -> None:
         self._check_open(hold)
@@ -392,7 +456,7 @@ class Store:
                 self._quota.charge(pin.owner, -charged)
                 raise
 
-        await to_its_end(write())
+        await self._to_its_end(write())
 
     async def _walked(self, hold: Hold, root: Cid) -> Walk:
         """Raises where something of it lacks."""
@@ -409,7 +473,7 @@ class Store:
         """
         async with self.hold(pin.owner, pin.root) as hold:
             await self._walked(hold, pin.root)
-            return await to_its_end(self._index.write(amended(pin)))
+            return await self._to_its_end(self._index.write(amended(pin)))
 
     async def unpin(self, owner: str, root: Cid | bytes, name: str | None) -> int:
         """Give a root up, under one name or all (None); returns how many pins that were.
@@ -421,7 +485,7 @@ class Store:
             self._quota.charge(owner, -sum(gone))
             self._garbage = True
 
-        gone = await to_its_end(self._index.write(removed(owner, root, name, done)))
+        gone = await self._to_its_end(self._index.write(removed(owner, root, name, done)))
         return len(gone)
 
     async def pins(self, owner: str | None = None, root: Cid | None = None) -> list[Pin]:
@@ -438,6 +502,17 @@ class Store:
         """How many blocks are known to be damaged, and the pins that are."""
         found: tuple[int, list[BadPin]] = await self._run_sync(self._damage)
         return found
+
+    def findings(self) -> Iterator[Finding]:
+        """Whether the index had to be made anew."""
+        for name in self._kept:
+            yield warning(
+                "blob.index",
+                "the index of blobs was damaged, and made anew from what could be read; the old "
+                f"one is kept as {name}",
+                "`ww blob verify` names what is lost, and fetches what others have; look at the "
+                f"disk, and remove {name} from the directory `store` of the plugin's data",
+            )
 
     def _damage(self) -> tuple[int, list[BadPin]]:
         with self._index.reading() as db:
