@@ -255,3 +255,24 @@ async def test_an_index_of_a_later_release_is_left_alone(directory: Path) -> Non
             pass
     assert (directory / FILE).read_bytes() == before
     assert aside(os.listdir(directory)) == []
+
+
+async def test_what_lacks_of_a_pin_is_named_block_by_block(directory: Path) -> None:
+    """Rows of blocks are gone with all that names them."""
+    db = sqlite3.connect(directory / FILE)
+    db.execute("DELETE FROM blocks")
+    db.execute("DELETE FROM small")
+    db.commit()
+    db.close()
+    (path,) = block_files(directory)
+    path.unlink()
+    async with running(directory) as store, store.hold(ADA) as hold:
+        by_digest = {block.cid.digest: block for block in TREE}
+        assert await scrubbed(store) == [Damage(TREE[-1].cid.digest)]
+        named = []
+        async for damage in store.scrub(None):
+            named.append(damage.digest)
+            await store.put(hold, [by_digest[damage.digest]])  # another node had it
+        assert named[0] == TREE[-1].cid.digest
+        assert sorted(named) == sorted(by_digest)
+        assert await scrubbed(store) == []

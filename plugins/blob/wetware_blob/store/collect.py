@@ -52,6 +52,7 @@ class Walk:
 
     Attributes:
         charged: Of all that was seen, each block once.
+        lacking: Blocks that are not here.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Walk:
         self._seen = Bits()
         self._left: list[Cid] = []
         self.charged = 0
+        self.lacking: list[Cid] = []
 
     def add(self, cids: Collection[Cid]) -> None:
         """Go on below these, too."""
@@ -71,6 +73,7 @@ class Walk:
             if row is None:
                 if self._whole:
                     raise NotFound(f"block {cid} is not here", code="not_found.blob")
+                self.lacking.append(cid)
                 continue
             if row.id not in self._seen:
                 self._seen.add(row.id)

@@ -45,6 +45,7 @@ from wetware_blob.store.index import (
 from wetware_blob.store.pins import BadPin, Pin, amended, kept, read_pins, removed
 from wetware_blob.store.quota import Quota
 from wetware_blob.store.salvage import NEW, aside, salvage
+from wetware_blob.store.scrub import Damage
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from wetware.hookspecs import Clock
     from wetware_blob.format.cid import Block
     from wetware_blob.store.files import Database, Files
-    from wetware_blob.store.scrub import Damage
 
 log = get_logger("blob.store")
 T = TypeVar("T")
@@ -603,7 +603,10 @@ class Store:
         return Collected(blocks, charged)
 
     async def scrub(self, rate_bytes_s: float | None) -> AsyncIterator[Damage]:
-        """Read everything and yield what is damaged; None: as fast as the disk is."""
+        """Read everything and yield what is damaged, or lacks of a pin; None: as fast as it goes.
+
+        What lacks below a block that is fetched meanwhile comes, too.
+        """
         for damage in await self._run_sync(scrub.bad_pins, self._index):
             yield damage
         after: int | None = 0
@@ -615,6 +618,15 @@ class Store:
                 yield damage
             if rate_bytes_s is not None and nbytes:
                 await self._sleep(nbytes / rate_bytes_s)
+        walk = Walk(self._index, self._blocks, self._children, Bits(), whole=False)
+        for pin in await self.pins():
+            await self._run_sync(walk.add, [pin.root])
+            while await self._run_sync(walk.step) or walk.lacking:
+                lacking, walk.lacking = set(walk.lacking), []
+                for cid in lacking:
+                    yield Damage(cid.digest)
+                    if await self.have([cid.digest]):
+                        await self._run_sync(walk.add, [cid])
 
 
 def _began(root: Cid, at: float) -> Change[None]:
