@@ -473,12 +473,12 @@ class _Vfs(apsw.VFS):
         return True
 
     def xDelete(self, path: str, sync: int) -> None:
-        disk, name = _split(path)
         try:
+            disk, name = _split(path)
             disk.remove(name)
             if sync:
                 disk.sync_directory("")
-        except FileNotFoundError:
+        except (FileNotFoundError, KeyError):  # also of a disk that is forgotten
             raise apsw.exception_for(apsw.SQLITE_IOERR_DELETE_NOENT) from None
         except OSError as exc:
             raise _code(exc, apsw.SQLITE_IOERR_DELETE) from None

@@ -72,11 +72,12 @@ async def test_what_was_refused_does_not_come_back_once_it_was_given_up() -> Non
     forget(disk)
 
 
-async def test_a_salvage_that_is_cut_short_is_made_again() -> None:
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_a_salvage_that_is_cut_short_is_made_again(seed: int) -> None:
     """The power goes at each call of a salvage; the next start has all of it."""
     tree = [small := raw(b"small"), large := raw(bytes(50_000)), node([small.cid, large.cid])]
     for calls in itertools.count(1):
-        disk = Disk(random.Random(calls))
+        disk = Disk(random.Random(calls + 1000 * seed))
         async with (
             running(disk, run_sync=inline) as store,  # type: ignore[arg-type]
             store.hold(ADA) as hold,

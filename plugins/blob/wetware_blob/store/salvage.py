@@ -57,7 +57,8 @@ def salvage(files: Files, at: float) -> None:
     files.sync_directory("")
     new = files.connect(NEW)
     try:
-        create(new, "OFF")  # it is whole, or made anew
+        new.execute("PRAGMA synchronous=OFF")  # it is synced below, and until then made anew
+        create(new, "OFF")
         _replace_first_page(files)
         old = files.connect(FILE)
         try:
@@ -85,8 +86,7 @@ def salvage(files: Files, at: float) -> None:
     if (wal := f"{FILE}-wal") in files.names(""):  # it is not of the new one
         files.rename(wal, f"{kept}-wal")
         files.sync_directory("")
-    files.rename(NEW, FILE)
-    files.sync_directory("")
+    files.rename(NEW, FILE)  # brought to the disk as it is opened, before anything is written
     log.error("blob.index_salvaged", kept=kept, blocks_lost=lost)
 
 

@@ -216,6 +216,7 @@ class Store:
             ) from exc
 
     def _load(self) -> None:
+        self._kept = aside(self._files.names(""))
         index = Index(self._files)
         try:
             charged, owners = self._check(index, blocks := Blocks(self._files, index))
@@ -223,7 +224,6 @@ class Store:
             index.abandon()
             raise
         self._index, self._blocks = index, blocks
-        self._kept = aside(self._files.names(""))
         self._quota.written(0, charged)
         for owner, nbytes in owners:
             self._quota.restore(owner, nbytes)
