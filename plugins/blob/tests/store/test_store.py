@@ -276,6 +276,19 @@ async def test_cache_is_collected_where_the_node_has_no_room(tmp_path: Path) -> 
         assert await all_there(store, pinned)
 
 
+async def test_an_interrupted_download_does_not_keep_others_from_writing(tmp_path: Path) -> None:
+    """Else who may only read fills a node for days, by giving up what they read."""
+    async with running(tmp_path / "s", node_bytes_max=8 * MIB + INDEX_BYTES) as store:
+        blocks = tree(6, MIB)
+        with contextlib.suppress(NotFound):
+            async with store.hold(BOB, blocks[-1].cid) as hold:
+                await store.put(hold, blocks)
+                raise NotFound("the rest")
+        assert not (await store.collect()).blocks
+        await put_pinned(store, pinned := tree(5, MIB))
+        assert await all_there(store, pinned)
+
+
 async def test_puts_at_once_wait_for_what_one_of_them_collects(tmp_path: Path) -> None:
     async with running(tmp_path / "s", node_bytes_max=8 * MIB + INDEX_BYTES) as store:
         async with store.hold(ADA) as hold:

@@ -68,7 +68,7 @@ WRITERS: Final = 4
 FREE_BYTES_MIN: Final = 4 << 20
 """That a put leaves free: what the index may grow by before its log is emptied."""
 DOWNLOAD_KEPT_S: Final = 3 * 24 * 3600.0
-"""For so long a download that was interrupted keeps its blocks from being collected."""
+"""For so long a download that was interrupted keeps its blocks, unless a write needs their room."""
 
 
 class RunSync(Protocol):
@@ -333,11 +333,15 @@ class Store:
             except LimitExceeded as full:
                 if not (self._garbage or self._collecting.locked()):
                     raise
-                try:
-                    await self.collect()
-                except WetwareError as exc:  # which names a pin that may be another owner's
-                    log.warning("blob.not_collected", why=exc.message)
-                    raise full from None
+                for unfinished in (True, False):
+                    try:
+                        await self.collect(unfinished=unfinished)
+                    except WetwareError as exc:  # which names a pin that may be another owner's
+                        log.warning("blob.not_collected", why=exc.message)
+                        raise full from None
+                    with suppress(LimitExceeded):
+                        self._quota.promise(room)
+                        return
                 self._quota.promise(room)
 
     async def _write(self, hold: Hold, new: dict[bytes, bytes], room: int, owned: int) -> None:
@@ -533,13 +537,18 @@ class Store:
 
     # --- maintenance ------------------------------------------------------------------------------
 
-    async def collect(self, *, dry_run: bool = False) -> Collected:
-        """Delete what nothing keeps. Raises Damaged where it cannot be known what a pin keeps."""
+    async def collect(self, *, dry_run: bool = False, unfinished: bool = True) -> Collected:
+        """Delete what nothing keeps. Raises Damaged where it cannot be known what a pin keeps.
+
+        Args:
+            dry_run: Delete nothing, and say what would be.
+            unfinished: Keep what downloads have that were interrupted.
+        """
         async with self._collecting:
-            self._garbage = dry_run
+            self._garbage = dry_run or unfinished
             run = self._run = Run(self._index, self._blocks, self._children)
             try:
-                await self._mark(run)
+                await self._mark(run, unfinished=unfinished)
                 return await self._sweep(run, dry_run=dry_run)
             except BaseException:
                 self._garbage = True
@@ -549,7 +558,7 @@ class Store:
                 for _, marked in run.late:
                     marked()
 
-    async def _mark(self, run: Run) -> None:
+    async def _mark(self, run: Run, *, unfinished: bool) -> None:
         held = [hold.root for hold in self._holds if hold.root is not None]
         pins = await self._run_sync(self._read_pins, None, None)
         for pin in pins:
@@ -560,6 +569,7 @@ class Store:
                 )
         # As a write: after those that say of downloads that they have ended.
         downloads = await self._index.write(Change(self._downloads, must=True))
+        downloads = downloads if unfinished else []
         for roots, whole in (([pin.root for pin in pins], True), ([*held, *downloads], False)):
             walk = run.walk(whole=whole)
             for some in batches(roots):  # each call in a thread costs about a root's time
