@@ -361,6 +361,8 @@ def test_import_changes_nothing_in_the_process() -> None:
             for delay_s in (0.02, 0.1, 0.2):  # stopped at several points of the import
                 load = asyncio.create_task(load_guest())
                 await asyncio.wait([load], timeout=delay_s)
+                if loaded := load.done():  # a busy machine came back from that wait too late
+                    break
                 load.cancel()
                 await asyncio.wait([load])
                 # It ended on the way, not after a finished import; how long that takes is
@@ -375,7 +377,7 @@ def test_import_changes_nothing_in_the_process() -> None:
                 now = time.monotonic()
                 ticks, gaps, last = ticks + 1, max(gaps, now - last), now
             assert await load is await load_guest()
-            assert ticks > 20, ticks
+            assert loaded or ticks > 20, ticks
             assert threading.active_count() == 1
             assert logging.getLogger().handlers == []
             assert signal.getsignal(signal.SIGINT) is sigint
