@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from wetware.base.finding import counted, error, size, warning
 
 if TYPE_CHECKING:
-    from wetware.base.finding import Finding
+    from wetware.hookspecs import Finding
     from wetware_blob.replicas.keeper import Seen
 
 NEARLY: Final = 0.95

@@ -49,8 +49,7 @@ from wetware_blob.transfers import State, Transfer, Transfers
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from wetware.base.finding import Finding
-    from wetware.hookspecs import PluginContext
+    from wetware.hookspecs import Finding, PluginContext
     from wetware.identity import Principal
     from wetware_blob.config import BlobConfig
 

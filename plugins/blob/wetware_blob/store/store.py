@@ -52,8 +52,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
-    from wetware.base.finding import Finding
-    from wetware.hookspecs import Clock
+    from wetware.hookspecs import Clock, Finding
     from wetware_blob.format.cid import Block
     from wetware_blob.store.files import Database, Files
 
