@@ -136,6 +136,8 @@ class Node:
                 self.world.dropped(self, copy)
             await _Hop()
 
+    async def check_whole(self) -> None: ...
+
     async def round(self) -> None:
         await self.replicas.refresh()
         if self.drains:

@@ -419,11 +419,14 @@ async def test_a_pin_is_amended_only_while_it_is_there(tmp_path: Path) -> None:
     blocks = tree(2, 100)
     async with running(tmp_path / "s") as store:
         pin = await put_pinned(store, blocks, name="photos")
-        assert await store.amend(replace(pin, lease_until=5.0, copies=3))
-        assert not await store.amend(replace(pin, name="other"))
+        assert await store.amend(pin, lease_until=5.0, copies=3)
+        assert not await store.amend(replace(pin, name="other"), copies=2)
+        async with store.hold(ADA) as hold:
+            await store.pin(hold, replace(pin, copies=4, public=True))
+        assert await store.amend(pin, lease_until=6.0), "of one that was pinned anew meanwhile"
     async with running(tmp_path / "s") as store:
         (found,) = await store.pins(ADA)
-        assert (found.lease_until, found.copies) == (5.0, 3)
+        assert (found.lease_until, found.copies, found.public) == (6.0, 4, True)
         assert found.charged == (await store.usage(ADA)).charged > 0
         await store.unpin(ADA, pin.root, "photos")
         assert not await store.amend(pin), "who gave it up has it no more"

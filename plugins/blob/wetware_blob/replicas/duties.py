@@ -31,6 +31,7 @@ ASKED_MAX: Final = 64
 """Members that are asked to keep one copy, in one round."""
 COPIES_MAX: Final = 16
 """Of a pin."""
+WHERE_CHARS_MAX: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,11 @@ class Copy:
 
     @property
     def id(self) -> bytes:
-        """Names it in the cluster; a home cannot make one that is another's."""
-        return hashlib.sha256(self.pin + self.home.encode()).digest()
+        """Names it in the cluster; a home cannot make one that is another's.
+
+        Nor can who looks after it while its home is gone give other blocks out for it.
+        """
+        return hashlib.sha256(self.pin + bytes(self.root) + self.home.encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,10 @@ class Disk(Protocol):
 
     async def drop(self, copy: Copy) -> None: ...
 
+    async def check_whole(self) -> None:
+        """Raises where a pin is damaged: it must not be said then that one is not wanted."""
+        ...
+
 
 def ranked(root: Cid, peers: Iterable[str]) -> list[str]:
     """Rendezvous hashing: an order of members that is another one for each root."""
@@ -140,6 +148,7 @@ class Replicas:
     Attributes:
         copies: What is on the disk, by ID: this node's own, and those kept for others.
         loaded: Whether the pins have been read: before, nothing is said of them.
+        single: Whether this node's own that have no copies are among them, as when it drains.
         draining: It takes none, counts for none and promises none: it is about to leave.
         handed: Copies that can be had without this node, from when it drains.
     """
@@ -150,7 +159,7 @@ class Replicas:
         self._me, self._disk, self._cluster = me, disk, cluster
         self._clock, self._grace_s = clock, grace_s
         self.copies: dict[bytes, Copy] = {}
-        self.draining = self.loaded = False
+        self.draining = self.loaded = self.single = False
         self.handed: set[bytes] = set()
         self._said: dict[bytes, dict[str, float]] = {}  # who has it → when it said so last
         self._fresh: set[bytes] = set()  # pinned since the start: nobody can have them and be away
@@ -162,18 +171,21 @@ class Replicas:
     # --- what it has ------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
-        """Read the pins. What has been pinned or given up before is known when it returns."""
+        """Read the pins. What has been pinned or given up before is known when it returns.
+
+        Or soon, where another one has begun meanwhile, which knows more.
+        """
         self._reads += 1
-        reads = self._reads
-        found = {copy.id: copy for copy in await self._disk.read(single=self.draining)}
+        reads, single = self._reads, self.draining
+        found = {copy.id: copy for copy in await self._disk.read(single=single)}
         if reads != self._reads:
-            return  # a later one began, and knows more
+            return
         over = [id_ for id_, copy in self.copies.items() if id_ not in found and self._mine(copy)]
         told: dict[str, list[bytes]] = {}
         for id_ in over:
             for peer in self._said.get(id_, ()):
                 told.setdefault(peer, []).append(id_)
-        self.copies, self.loaded = found, True
+        self.copies, self.loaded, self.single = found, True, single
         for known in (self._said, self._leases):
             for id_ in known.keys() - found.keys():
                 del known[id_]
@@ -181,6 +193,7 @@ class Replicas:
         self.handed &= found.keys()
         for peer in told.keys() & set(self._cluster.alive()):
             with contextlib.suppress(WetwareError):  # who is not reached asks, see `survey`
+                await self._disk.check_whole()
                 await self._cluster.drop(peer, told[peer])
 
     def _mine(self, copy: Copy) -> bool:
@@ -212,10 +225,10 @@ class Replicas:
         """Keep one for its home, or for who looks after it while that is gone. Raises Denied."""
         if asker != copy.home and not self._cluster.gone(copy.home):
             raise Denied(f"{copy.home} is there, and {asker} asks for copies of a pin of it")
-        if copy.id in self.copies:
-            return Kept(room=True, done=True, bytes=copy.charged)
         if self.draining or copy.home == self._me:
             return Kept(room=False)
+        if copy.id in self.copies:
+            return Kept(room=True, done=True, bytes=copy.charged)
         return await self._disk.keep(asker, copy)
 
     async def lease(self, id_: bytes) -> float:
@@ -268,7 +281,8 @@ class Replicas:
             except WetwareError:
                 continue  # only the home's word counts
             for id_, (copies, where) in zip(homes[home], wanted, strict=True):
-                await self._heed(id_, copies, where)
+                with contextlib.suppress(WetwareError):  # the next round comes to it again
+                    await self._heed(id_, copies, where)
 
     async def _heed(self, id_: bytes, copies: int, where: str) -> None:
         if (copy := self.copies.get(id_)) is None or id_ in self._changing:

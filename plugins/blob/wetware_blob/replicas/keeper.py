@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -16,7 +16,14 @@ from wetware import rpc
 from wetware.errors import InvalidArgument, TimedOut, WetwareError
 from wetware.identity import PeerId
 from wetware_blob.exchange.find import ROOTS_MAX
-from wetware_blob.replicas.duties import LEASE_S, Copy, Kept, Replicas
+from wetware_blob.replicas.duties import (
+    COPIES_MAX,
+    LEASE_S,
+    WHERE_CHARS_MAX,
+    Copy,
+    Kept,
+    Replicas,
+)
 from wetware_blob.store.errors import StoreFailed
 from wetware_blob.store.pins import Pin
 
@@ -144,18 +151,29 @@ class Disk:
     async def amend(self, copy: Copy) -> bool:
         if (pin := self._pins.get(copy.id)) is None:
             return False
-        return await self._store.amend(
-            replace(pin, copies=copy.copies, selector=copy.where, lease_until=copy.lease_until)
-        )
+        terms: dict[str, Any] = {"lease_until": copy.lease_until}
+        if copy.home != self._me:  # of its own a user may have changed them since they were read
+            terms |= {"copies": copy.copies, "selector": copy.where}
+        return await self._store.amend(pin, **terms)
 
     async def drop(self, copy: Copy) -> None:
         if (pin := self._pins.get(copy.id)) is not None:
             await self._store.unpin(pin.owner, pin.root, pin.name)
 
+    async def check_whole(self) -> None:
+        _, pins = await self._store.damage()
+        if pins:
+            raise StoreFailed(f"{len(pins)} pins are damaged", hint="`ww blob verify` names them")
+
 
 def name_of(pin: Pin) -> bytes:
     """Which one of its home's pins it is."""
     return hashlib.sha256(repr((pin.owner, bytes(pin.root), pin.name)).encode()).digest()[:16]
+
+
+def selector(where: str) -> str:
+    """Of the members that can have copies."""
+    return f"service=blob,state=alive{',' if where else ''}{where}"
 
 
 class Members:
@@ -166,8 +184,7 @@ class Members:
         self._places = asyncio.Semaphore(ASKED_AT_ONCE)
 
     def alive(self, where: str = "") -> Collection[str]:
-        selector = f"service=blob,state=alive{',' if where else ''}{where}"
-        return {str(member.peer_id) for member in self._ctx.members(selector)}
+        return {str(member.peer_id) for member in self._ctx.members(selector(where))}
 
     def gone(self, peer: str) -> bool:
         for member in self._ctx.members():
@@ -203,6 +220,10 @@ class Members:
         found = (await self._call(home, "wanted", ids=ids))["wanted"]
         if len(found) != len(ids):
             raise InvalidArgument(f"{home} answers {len(found)} of {len(ids)}")
+        if any(
+            each["copies"] > COPIES_MAX or len(each["where"]) > WHERE_CHARS_MAX for each in found
+        ):
+            raise InvalidArgument(f"{home} wants what no pin can")
         return [(each["copies"], each["where"]) for each in found]
 
     async def keep(self, peer: str, copy: Copy) -> Kept:
@@ -274,7 +295,10 @@ class Keeper:
         unwatch = self._ctx.watch_members(lambda _: self._changed.set(), "service=blob")
         try:
             while True:
-                await self._round()
+                try:
+                    await self._round()
+                except WetwareError as exc:  # the service goes on: what is here is served
+                    self._ctx.log.warning("blob.copies_not_tended", why=exc.message)
                 pause_s = min(ROUND_S, self._grace_s / 4) * random.uniform(0.75, 1.25)  # noqa: S311 no secret
                 with anyio.move_on_after(pause_s):
                     await self._changed.wait()
@@ -314,12 +338,6 @@ class Keeper:
         blocks, pins = await self._store.damage()
         usage, free_bytes = await self._store.usage(), await self._store.free_bytes()
         self.seen = Seen(lacking, blocks, len(pins), usage.charged, usage.charged_max, free_bytes)
-
-    async def check_whole(self) -> None:
-        """Raises where a pin is damaged: it must not be said then that one is not wanted."""
-        _, pins = await self._store.damage()
-        if pins:
-            raise StoreFailed(f"{len(pins)} pins are damaged", hint="`ww blob verify` names them")
 
     def holders(self, pin: Pin) -> list[str]:
         """Who has a pin of this node, as far as is known."""
@@ -368,7 +386,7 @@ class Keeper:
         replicas.draining = True
         await replicas.refresh()
         best, until = -1, self._ctx.clock.monotonic() + STALLED_S + LEASE_S
-        while left := replicas.copies.keys() - replicas.handed:
+        while (left := replicas.copies.keys() - replicas.handed) or not replicas.single:
             state.doing = f"handing over: {len(left)} pins left"
             if len(replicas.handed) > best:
                 best, until = (

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
 from wetware.errors import Disconnected, InvalidArgument
+from wetware.identity import PeerId
 from wetware_blob.exchange.find import ROOTS_MAX
 from wetware_blob.format.cid import Cid
-from wetware_blob.replicas.duties import COPIES_MAX, Copy
+from wetware_blob.replicas.duties import COPIES_MAX, WHERE_CHARS_MAX, Copy
 from wetware_blob.schema import SCHEMA
 
 if TYPE_CHECKING:
     from wetware_blob.replicas.keeper import Keeper
     from wetware_blob.store.store import Store
-
-WHERE_CHARS_MAX: Final = 1024
-PEER_CHARS_MAX: Final = 128
 
 
 class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
@@ -41,12 +39,11 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
             len(copy["pin"]) != 16
             or not 1 <= copy["copies"] <= COPIES_MAX
             or len(copy["where"]) > WHERE_CHARS_MAX
-            or len(copy["home"]) > PEER_CHARS_MAX
         ):
             raise InvalidArgument("that is no copy of a pin", code="invalid.copy")
         asked = Copy(
             Cid.decode(copy["root"]),
-            copy["home"],
+            PeerId.parse(copy["home"]),  # what names it on the disk is read back
             copy["pin"],
             copy["copies"],
             copy["where"],
@@ -66,7 +63,7 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
     async def wanted(self, ids: list[bytes]) -> dict[str, Any]:
         _check(ids)
         self._check_loaded()
-        await self._keeper.check_whole()
+        await self._keeper.disk.check_whole()
         wants = self._keeper.replicas.wants(ids)
         return {"wanted": [{"copies": copies, "where": where} for copies, where in wants]}
 

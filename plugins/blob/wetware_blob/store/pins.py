@@ -108,14 +108,14 @@ def kept(pin: Pin, done: Callable[[int], object]) -> Change[int]:
     return Change(apply, done)
 
 
-def amended(pin: Pin) -> Change[bool]:
-    """Write a pin where the same is there still and whole; its result is whether it was."""
+def amended(pin: Pin, terms: dict[str, Any]) -> Change[bool]:
+    """Change a pin where the same is there still and whole; its result is whether it was."""
 
     def apply(db: Database, _: list[str]) -> bool:
         there = [was for was in read_pins(db, pin.owner, pin.root, pin.name) if type(was) is Pin]
         for was in there:
-            changed = replace(pin, charged=was.charged)
-            db.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?, ?, ?)", _columns(changed))
+            columns = _columns(replace(was, **terms))
+            db.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?, ?, ?)", columns)
         return bool(there)
 
     return Change(apply)

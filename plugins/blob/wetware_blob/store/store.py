@@ -469,14 +469,15 @@ class Store:
             pass
         return walk
 
-    async def amend(self, pin: Pin) -> bool:
-        """Write what changed of a pin, unless it was given up meanwhile; whether it was there.
+    async def amend(self, pin: Pin, **terms: Any) -> bool:
+        """Change these attributes of a pin, unless it was given up; whether it was there.
 
-        Then all that it reaches is here, and both are on the disk. Raises as `pin`.
+        The others stay as they are by then, also where the same was pinned anew meanwhile. All that
+        it reaches is here then, and both are on the disk. Raises as `pin`.
         """
         async with self.hold(pin.owner, pin.root) as hold:
             await self._walked(hold, pin.root)
-            return await self._to_its_end(self._index.write(amended(pin)))
+            return await self._to_its_end(self._index.write(amended(pin, terms)))
 
     async def unpin(self, owner: str, root: Cid | bytes, name: str | None) -> int:
         """Give a root up, under one name or all (None); returns how many pins that were.
