@@ -127,6 +127,26 @@ async def test_an_inner_block_that_is_damaged_keeps_what_is_below_it(directory: 
         assert not (await store.collect()).blocks
 
 
+async def test_two_pins_that_have_one_row_id(directory: Path) -> None:
+    """A bit of a key of the table: each of them is there still."""
+    async with running(directory) as store:
+        for name in ("b", "c"):
+            async with store.hold(ADA) as hold:
+                await store.pin(hold, Pin(ADA, TREE[-1].cid, name))
+    path = directory / FILE
+    db = sqlite3.connect(path)
+    ((page,),) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'pins'").fetchall()
+    db.close()
+    start = (page - 1) * 4096
+    data = path.read_bytes()
+    third = start + int.from_bytes(data[start + 12 : start + 14])
+    at = third + (2 if data[third] & 0x80 else 1)  # behind the size of the row
+    assert data[at] == 3
+    flip(path, at)
+    async with running(directory) as store:
+        assert {pin.name for pin in await store.pins()} == {"photos of 2026", "b", "c"}
+
+
 FLIPS = int(os.environ.get("WW_FLIPS", "150"))
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from wetware.base.disk import RESERVED_FILE
 from wetware.base.threads import Threads
-from wetware.errors import LimitExceeded, NotFound
+from wetware.errors import ConfigError, LimitExceeded, NotFound
 from wetware_blob.format.cid import Block
 from wetware_blob.store.files import Files
-from wetware_blob.store.index import INDEX_BYTES, SMALL_BYTES_MAX, charge
+from wetware_blob.store.index import FILE, INDEX_BYTES, SMALL_BYTES_MAX, charge
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Store
 
@@ -349,6 +349,21 @@ async def test_files_without_a_row_are_removed_at_the_start(tmp_path: Path) -> N
         assert await all_there(store, blocks)
     assert len(list(directory.iterdir())) == 1
     assert not (tmp_path / "s" / "99").exists()
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+async def test_without_its_index_no_file_of_it_is_removed(tmp_path: Path, how: str) -> None:
+    async with running(tmp_path / "s") as store:
+        await put_pinned(store, tree(1, 100_000))
+    files = list((tmp_path / "s").glob("*/*"))
+    (tmp_path / "s" / FILE).unlink()
+    if how == "empty":
+        (tmp_path / "s" / FILE).touch()
+    with pytest.RaisesGroup(pytest.RaisesExc(ConfigError, match=FILE)):
+        async with running(tmp_path / "s"):
+            pass
+    assert files
+    assert list((tmp_path / "s").glob("*/*")) == files
 
 
 @pytest.mark.parametrize(("size", "many"), [(10, 3000), (3000, 800), (20_000, 300), (33_000, 60)])

@@ -242,11 +242,14 @@ def _pin(new: Database, id_: int, *columns: Any) -> None:
     owner, root, name, *_ = columns
     whole = isinstance(read_pin(columns), Pin)
     if whole or (type(owner), type(root), type(name)) == (str, bytes, str):
-        if not whole:
-            columns = (owner, root, name, 0, "", b"")
-        how = "REPLACE" if whole else "IGNORE"
-        sql = f"INSERT OR {how} INTO pins (rowid, owner, root, name, charged, pin, checksum)"
-        new.execute(f"{sql} VALUES (?, ?, ?, ?, ?, ?, ?)", (id_, *columns))
+        key = (owner, root, name)
+        if whole:
+            new.execute("DELETE FROM pins WHERE owner = ? AND root = ? AND name = ?", key)
+        else:
+            columns = (*key, 0, "", b"")
+        sql = "INSERT OR IGNORE INTO pins (rowid, owner, root, name, charged, pin, checksum)"
+        for each in (id_, None) if whole else (id_,):  # another one may have its ID
+            new.execute(f"{sql} VALUES (?, ?, ?, ?, ?, ?, ?)", (each, *columns))
 
 
 def _downloads(old: Database, new: Database) -> None:

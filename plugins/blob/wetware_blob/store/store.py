@@ -30,6 +30,7 @@ from wetware_blob.store.blocks import Blocks, added
 from wetware_blob.store.collect import DELETED_MAX, Children, Collected, Run, Walk, swept, vacuum
 from wetware_blob.store.errors import Damaged, DiskFull, StoreFailed
 from wetware_blob.store.index import (
+    FILE,
     FILES_PER_DIRECTORY,
     INDEX_BYTES,
     SMALL_BYTES_MAX,
@@ -195,6 +196,7 @@ class Store:
             with suppress(FileExistsError):
                 self._files.make_directory("")
             self._files.sync_directory("..")
+            self._check_there()
             if not damaged and NEW not in self._files.names(""):
                 try:
                     self._load()
@@ -213,6 +215,12 @@ class Store:
                 hint=remedy(exc) or "restore it from a backup, or move it away",
                 code="config.store",
             ) from exc
+
+    def _check_there(self) -> None:
+        """Without the index all files would be those of puts that did not come to their end."""
+        names = self._files.names("")
+        if any(map(str.isdecimal, names)) and not (FILE in names and self._files.size(FILE)):
+            raise StoreFailed(f"its index {FILE} is gone, and there are files of blocks")
 
     def _load(self) -> None:
         self._kept = aside(self._files.names(""))
