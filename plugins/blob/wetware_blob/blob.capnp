@@ -26,8 +26,8 @@ interface Store {
   # Takes a file, a tree or a CAR from `stream`, until its end of file, and pins it with `pin`. More than
   # `bytesMax` bytes are refused (`limit.blob_bytes`), so a bound on it is a bound on what is put;
   # beyond the principal's quota, `limit.blob_quota`. `transfer` ends when it is on disk here and at
-  # `pin.ack` members. Released before, the put is over and nothing is pinned. Not idempotent: each
-  # call is a pin.
+  # `pin.ack` members. Released before it is on disk here, the put is over and nothing is pinned; while
+  # members are waited for, the pin stays. Not idempotent: each call is a pin.
 
   pin @2 (root :Text, pin :PinTerms) -> (transfer :Transfer);
   # Fetches all that `root` reaches, unless it is here, and pins it. A pin of the same root and name is
@@ -54,7 +54,7 @@ interface Store {
 
   verify @8 (sink :Ww.Sink) -> (subscription :Ww.Subscription);
   # Reads every block and pin of this node once and pushes what is damaged, an item each: a JSON object
-  # with `what`, `name`, `roots`, `mended`; the last has `what: "end"`, with counts. For operators.
+  # with `what`, `name`, `mended`; the last has `what: "end"`, with counts. For operators.
   # Not idempotent.
 
   all @9 (skip :UInt32, limit :UInt32) -> (pins :List(PinInfo), matched :UInt32, usage :Usage);
@@ -141,7 +141,7 @@ struct PinInfo {
   # The members that are known to have it all, peer IDs, this node included.
   public @10 :Bool;
   damaged @11 :UInt32;
-  # Blocks of it that are known to be damaged here and were not had from elsewhere yet.
+  # Reserved: 0. Damage is counted for the node, not for each pin; see `verify`.
 }
 
 struct Usage {
@@ -178,13 +178,13 @@ interface Transfer {
     root @1 :Text;
     # "" while it is not known.
     bytes @2 :UInt64;
-    # Taken or fetched so far, on disk.
+    # Of a put, taken from its stream so far; of a pin, its size once all of it is here, before it 0.
     total @3 :UInt64;
     # 0 while it is not known.
     copies @4 :UInt8;
     # Members that have all of it on disk.
     doing @5 :Text;
-    # For people: "reading", "fetching from 3 members", "copying to home-server".
+    # For people: "reading", "fetching", "writing", "copying: 1 of 3 members have it".
   }
 }
 
@@ -193,12 +193,12 @@ interface Sibling {
   # connection, and when the member is evicted.
 
   have @0 (roots :List(Data)) -> (have :List(Bool));
-  # Which of these this node has all blocks of, as far as it knows without reading: at most 1024 digests
-  # of 32 bytes. Idempotent.
+  # Which of these blocks this node has, and does not know to be damaged: at most 1024 digests of 32
+  # bytes. What is below them it may lack. Idempotent.
 
   # What follows is of copies: pins that several members keep. Each has a home, the member at which a user
-  # pinned it, and an ID of 32 bytes, the SHA-256 of `Copy.pin` and `Copy.home`: so no member can speak of
-  # the copies of another home. At most 1024 IDs are taken in a call.
+  # pinned it, and an ID of 32 bytes, the SHA-256 of `Copy.pin`, `Copy.root` and `Copy.home`: so no member
+  # can speak of the copies of another home. At most 1024 IDs are taken in a call.
 
   holding @1 (ids :List(Data)) -> (holding :List(Bool));
   # Which of these copies this node has on its disk and counts for. Idempotent.

@@ -37,7 +37,7 @@ from wetware_blob.format.cid import DAG_PB, RAW, BadBlock, Cid
 from wetware_blob.format.read import children, links_of, stat
 from wetware_blob.reading import LIST_MAX, BlobServant, Cursors, Opened, Source
 from wetware_blob.replicas.duties import COPIES_MAX
-from wetware_blob.replicas.keeper import Keeper
+from wetware_blob.replicas.keeper import Keeper, selector
 from wetware_blob.replicas.sibling import SiblingServant
 from wetware_blob.schema import SCHEMA
 from wetware_blob.store.errors import Damaged
@@ -368,7 +368,7 @@ def judge_terms(ctx: PluginContext, given: dict[str, Any]) -> Terms:
         raise bad(f"{copies} copies; at most {COPIES_MAX} are kept", "ask for fewer")
     if ack > copies:
         raise bad(f"{ack} copies are to be waited for, of {copies}", "wait for at most all of them")
-    ctx.members(given["where"])  # raises where it is no selector
+    ctx.members(selector(given["where"]))  # raises where it is none
     return Terms(name, copies, given["where"], ack, given["public"])
 
 
@@ -471,7 +471,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         freed = 0
         try:
             freed = (await service.store.collect()).charged
-        except Damaged as exc:  # of somebody's pin it is not known what it keeps
+        except (Damaged, NotFound) as exc:  # of somebody's pin it is not known what it keeps
             service.ctx.log.warning("blob.not_collected", why=exc.message)
         mine: list[Pin] = []
         others = 0

@@ -115,6 +115,8 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
         await asyncio.wait([self._task], timeout=wait_s)
         if self._error is not None:
             raise self._error
+        if self._task.cancelled():  # before it began
+            raise self._why
         state = self._state
         return {
             "state": {
