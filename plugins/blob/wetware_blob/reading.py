@@ -32,7 +32,6 @@ CURSORS_MAX: Final = 16
 _AHEAD: Final = 64
 """Entries of a directory whose blocks are fetched before it is their turn."""
 _END: Final = 2**64 - 1
-_SEND_BYTES_MIN: Final = 64 << 10
 
 
 class Source(Protocol):
