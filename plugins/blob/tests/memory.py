@@ -322,7 +322,7 @@ class Store(rpc.Servant, interface=SCHEMA.Store):
 
     async def pins(self, root: str, skip: int, limit: int) -> dict[str, Any]:
         matched = [p for p in self.cluster.pins if root in ("", p["root"])]
-        return {"pins": matched[skip : skip + 2], "matched": len(matched)}  # short pages
+        return {"pins": matched[skip : skip + limit], "matched": len(matched)}
 
     async def rm(self, root: str) -> dict[str, Any]:
         gone = (await self.unpin(root, ""))["pins"]

@@ -17,7 +17,7 @@ import pytest
 
 from wetware import rpc
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, NotFound, WetwareError
-from wetware_blob import disk
+from wetware_blob import client, disk
 from wetware_blob.client import BlobStore, Progress
 from wetware_blob.disk import DiskError
 
@@ -254,7 +254,8 @@ async def test_nobody_has_it(blob: BlobStore, home: Path) -> None:
     assert os.listdir(home) == []
 
 
-async def test_pins(blob: BlobStore, cluster: Cluster) -> None:
+async def test_pins(blob: BlobStore, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PAGE", 2)
     root = cluster.add({"a": b"x"})
     for n in range(5):
         assert (await blob.pin(root, name=f"{n}")).cid == root

@@ -25,9 +25,10 @@ interface Store {
       -> (stream :Ww.ByteStream, transfer :Transfer);
   # Takes a file, a tree or a CAR from `stream`, until its end of file, and pins it with `pin`. More than
   # `bytesMax` bytes are refused (`limit.blob_bytes`), so a bound on it is a bound on what is put;
-  # beyond the principal's quota, `limit.blob_quota`. `transfer` ends when it is on disk here and at
-  # `pin.ack` members. Released before it is on disk here, the put is over and nothing is pinned; while
-  # members are waited for, the pin stays. Not idempotent: each call is a pin.
+  # beyond the principal's quota, `limit.blob_quota`; beyond 100,000 pins of theirs at this node,
+  # `limit.blob_pins`. `transfer` ends when it is on disk here and at `pin.ack` members. Released before it
+  # is on disk here, the put is over and nothing is pinned; while members are waited for, the pin stays.
+  # Not idempotent: each call is a pin.
 
   pin @2 (root :Text, pin :PinTerms) -> (transfer :Transfer);
   # Fetches all that `root` reaches, unless it is here, and pins it. A pin of the same root and name is
@@ -39,7 +40,8 @@ interface Store {
 
   pins @4 (root :Text, skip :UInt32, limit :UInt32) -> (pins :List(PinInfo), matched :UInt32);
   # The principal's own pins, the newest first, of `root` alone unless that is "". At most `limit`, and at
-  # most 1000 (0 means that). Idempotent.
+  # most 1000 (0 means that). One that is damaged counts in `skip`, `limit` and `matched`, and is not told.
+  # Idempotent.
 
   rm @5 (root :Text) -> (pins :UInt32, pinnedBy :List(PinInfo), others :UInt32, freedBytes :UInt64);
   # As `unpin` of all names, and collects what nothing keeps any more. `pinnedBy` are the principal's pins

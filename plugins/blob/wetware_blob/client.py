@@ -283,7 +283,8 @@ class BlobStore:
             progress: Called as it goes.
             terms: Of the pin.
 
-        Raises LimitExceeded "limit.blob_quota", InvalidArgument for a file that cannot be read.
+        Raises LimitExceeded "limit.blob_quota" and "limit.blob_pins", InvalidArgument for a file
+        that cannot be read.
         """
         return await self._put_bytes("file", source, profile, bytes_max, progress, terms)
 
@@ -513,11 +514,12 @@ class BlobStore:
 
     async def _pages(self, method: str, **params: object) -> tuple[list[Pin], dict[str, Any]]:
         found: list[Pin] = []
-        while True:
-            reply = await self._ref.call(method, skip=len(found), limit=PAGE, **params)
+        skip, matched = 0, 1
+        while skip < matched:
+            reply = await self._ref.call(method, skip=skip, limit=PAGE, **params)
             found += (from_struct(Pin, pin) for pin in reply["pins"])
-            if not reply["pins"] or len(found) >= reply["matched"]:
-                return found, reply
+            skip, matched = skip + PAGE, reply["matched"]
+        return found, reply
 
     async def rm(self, cid: str) -> Removed:
         """End all own pins of `cid`, and free what nothing keeps any more."""

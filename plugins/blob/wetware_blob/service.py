@@ -443,10 +443,10 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
 
     async def _pins(self, owner: str | None, root: str, skip: int, limit: int) -> dict[str, Any]:
         self._service.check_running()
-        found = await self._service.store.pins(owner, Cid.parse(root) if root else None)
-        found.sort(key=lambda pin: -pin.created_at)
-        shown = found[skip : skip + min(limit or LIST_MAX, LIST_MAX)]
-        return {"pins": [self._told(pin) for pin in shown], "matched": len(found)}
+        shown, matched = await self._service.store.page(
+            owner, Cid.parse(root) if root else None, skip, min(limit or LIST_MAX, LIST_MAX)
+        )
+        return {"pins": [self._told(pin) for pin in shown], "matched": matched}
 
     def _told(self, pin: Pin) -> dict[str, Any]:
         return {
@@ -511,11 +511,10 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
 
     async def usage(self) -> dict[str, Any]:
         self._service.check_running()
-        pins = await self._service.store.pins(self._owner)
         found = await self._service.store.usage(self._owner)
         return {
             "usage": {
-                "pins": len(pins),
+                "pins": found.pins,
                 "charged_bytes": found.charged,
                 "quota_bytes": found.charged_max,
             }

@@ -18,6 +18,7 @@ from wetware.base.disk import RESERVED_FILE
 from wetware.base.threads import Threads
 from wetware.errors import ConfigError, LimitExceeded, NotFound
 from wetware_blob.format.cid import Block
+from wetware_blob.store import quota
 from wetware_blob.store.files import Files
 from wetware_blob.store.index import FILE, INDEX_BYTES, SMALL_BYTES_MAX, charge
 from wetware_blob.store.pins import Pin
@@ -201,15 +202,15 @@ async def test_two_writers_of_one_blob(tmp_path: Path) -> None:
 
 
 async def test_an_owner_takes_no_more_than_they_may(tmp_path: Path) -> None:
-    quota = 10 * MIB
-    async with running(tmp_path / "s", owner_bytes_max=quota) as store:
+    most = 10 * MIB
+    async with running(tmp_path / "s", owner_bytes_max=most) as store:
         blocks = tree(11, MIB)
         async with store.hold(ADA) as hold:
             for block in blocks[:9]:
                 await store.put(hold, [block])
             with pytest.raises(LimitExceeded) as refused:
                 await store.put(hold, blocks[9:])
-            assert (await store.usage(ADA)).charged <= quota
+            assert (await store.usage(ADA)).charged <= most
             assert refused.value.code == "limit.blob_quota"
             assert len(await store.have([block.cid.digest for block in blocks])) == 9
         assert (await store.usage(ADA)).charged == 0
@@ -449,3 +450,48 @@ async def test_a_pin_is_amended_only_while_it_is_there(tmp_path: Path) -> None:
         await store.collect()
         with pytest.raises(NotFound):
             await store.amend(pin)
+
+
+async def test_pins_come_page_by_page_the_newest_first(tmp_path: Path) -> None:
+    blocks = tree(2, 100)
+    async with running(tmp_path / "s") as store:
+        pins = [await put_pinned(store, blocks, name=str(n)) for n in range(7)]
+        await put_pinned(store, other := tree(1, 100), BOB)
+        await store.amend(pins[2], copies=3)
+        async with store.hold(ADA) as hold:
+            await store.pin(hold, pins[4])  # anew
+        names = []
+        for skip in (0, 3, 6):
+            page, matched = await store.page(ADA, None, skip, 3)
+            assert matched == 7
+            names.append("".join(pin.name for pin in page))
+        assert names == ["465", "321", "0"]
+        assert "".join(pin.name for pin in await store.pins(ADA)) == "4653210"
+        assert await store.page(ADA, other[-1].cid, 0, 9) == ([], 0)
+        (page, matched) = await store.page(None, other[-1].cid, 0, 9)
+        assert (page[0].owner, matched) == (BOB, 1)
+        assert (await store.page(None, None, 0, 9))[1] == 8
+
+
+async def test_an_owner_has_no_more_pins_than_they_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "PINS_PER_OWNER_MAX", 3)
+    blocks = tree(1, 100)
+    async with running(tmp_path / "s") as store:
+        for name in "abc":
+            await put_pinned(store, blocks, name=name)
+        with pytest.raises(LimitExceeded) as refused:
+            await put_pinned(store, blocks, name="d")
+        assert refused.value.code == "limit.blob_pins"
+        await put_pinned(store, blocks, BOB)
+        assert (await store.usage(ADA)).pins == 3
+    async with running(tmp_path / "s") as store:
+        with pytest.raises(LimitExceeded):
+            await put_pinned(store, blocks, name="d")
+        await store.unpin(ADA, blocks[-1].cid, "a")
+        await put_pinned(store, blocks, name="d")
+        await put_pinned(store, blocks, BOB)  # in place of the same
+        assert [(await store.usage(owner)).pins for owner in (ADA, BOB)] == [3, 1]
+        assert await store.unpin(ADA, blocks[-1].cid, None) == 3
+        assert await store.usage(ADA) == replace(await store.usage(ADA), charged=0, pins=0)

@@ -26,6 +26,7 @@ from wetware_blob.replicas.duties import (
 )
 from wetware_blob.store.errors import StoreFailed
 from wetware_blob.store.pins import Pin
+from wetware_blob.store.quota import PINS_PER_OWNER_MAX
 
 if TYPE_CHECKING:
     from wetware.hookspecs import PluginContext
@@ -105,6 +106,7 @@ class Disk:
             self._refused.get(copy.id, 0.0) > now
             or len(self._keeping) >= WAITING_MAX
             or usage.charged + copy.charged > usage.charged_max
+            or usage.pins >= PINS_PER_OWNER_MAX
         ):
             return Kept(room=False)
         if copy.id not in self._keeping:

@@ -67,6 +67,7 @@ CREATE TABLE pins (
   owner TEXT NOT NULL, root BLOB NOT NULL, name TEXT NOT NULL, charged INTEGER NOT NULL,
   pin TEXT NOT NULL, checksum BLOB NOT NULL, PRIMARY KEY (owner, root, name)
 );
+CREATE INDEX owners ON pins (owner);
 CREATE TABLE downloads (root BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE failures (count INTEGER NOT NULL);
 INSERT INTO failures VALUES (0);

@@ -80,30 +80,49 @@ def read_pin(columns: tuple[Any, ...]) -> Pin | BadPin:
 
 
 def read_pins(
-    db: Database, owner: str | None = None, root: Cid | None = None, name: str | None = None
+    db: Database,
+    owner: str | None = None,
+    root: Cid | None = None,
+    name: str | None = None,
+    *,
+    skip: int = 0,
+    limit: int = -1,
 ) -> Iterator[Pin | BadPin]:
-    """Those of an owner, a root and a name; None: of all. They are checked as they are taken.
+    """Those of an owner, a root and a name, the newest first; None: of all.
 
-    That takes long, and needs no lock.
+    They are checked as they are taken: that takes long, and needs no lock.
     """
-    wanted = {"owner": owner, "root": bytes(root) if root else None, "name": name}
-    given = {column: value for column, value in wanted.items() if value is not None}
-    where = " AND ".join(f"{column} = ?" for column in given) or "1"
-    sql = f"SELECT owner, root, name, charged, pin, checksum FROM pins WHERE {where}"  # noqa: S608 constants
-    rows = db.execute(sql, tuple(given.values())).fetchall()
+    where, key = _where(owner, root, name)
+    sql = (
+        f"SELECT owner, root, name, charged, pin, checksum FROM pins WHERE {where} "  # noqa: S608 constants
+        "ORDER BY rowid DESC LIMIT ? OFFSET ?"
+    )
+    rows = db.execute(sql, (*key, limit, skip)).fetchall()
     return (read_pin(tuple(columns)) for columns in rows)
 
 
-def kept(pin: Pin, done: Callable[[int], object]) -> Change[int]:
-    """Write a pin, in place of the same; its result is what that was charged."""
+def count_pins(db: Database, owner: str | None, root: Cid | None) -> int:
+    """How many rows `read_pins` has for them, with those that are damaged."""
+    where, key = _where(owner, root, None)
+    ((count,),) = db.execute(f"SELECT COUNT(*) FROM pins WHERE {where}", key).fetchall()  # noqa: S608 constants
+    return int(count)
 
-    def apply(db: Database, _: list[str]) -> int:
-        key = (pin.owner, bytes(pin.root), pin.name)
-        before = db.execute(
-            "SELECT charged FROM pins WHERE owner = ? AND root = ? AND name = ?", key
-        ).fetchall()
-        db.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?, ?, ?)", _columns(pin))
-        return int(before[0][0]) if before else 0
+
+def _where(
+    owner: str | None, root: Cid | bytes | None, name: str | None
+) -> tuple[str, tuple[str | bytes, ...]]:
+    wanted = {"owner": owner, "root": bytes(root) if root else None, "name": name}
+    given = {column: value for column, value in wanted.items() if value is not None}
+    return " AND ".join(f"{column} = ?" for column in given) or "1", tuple(given.values())
+
+
+def kept(pin: Pin, done: Callable[[list[int]], object]) -> Change[list[int]]:
+    """Write a pin, in place of the same; its result is what that was charged, if it was there."""
+
+    def apply(db: Database, _: list[str]) -> list[int]:
+        gone = _delete(db, pin.owner, pin.root, pin.name)
+        db.execute("INSERT INTO pins VALUES (?, ?, ?, ?, ?, ?)", _columns(pin))
+        return gone
 
     return Change(apply, done)
 
@@ -114,8 +133,9 @@ def amended(pin: Pin, terms: dict[str, Any]) -> Change[bool]:
     def apply(db: Database, _: list[str]) -> bool:
         there = [was for was in read_pins(db, pin.owner, pin.root, pin.name) if type(was) is Pin]
         for was in there:
-            columns = _columns(replace(was, **terms))
-            db.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?, ?, ?)", columns)
+            *key, _, rest, checksum = _columns(replace(was, **terms))
+            sql = "UPDATE pins SET pin = ?, checksum = ? WHERE owner = ? AND root = ? AND name = ?"
+            db.execute(sql, (rest, checksum, *key))
         return bool(there)
 
     return Change(apply)
@@ -127,11 +147,13 @@ def removed(
     """Delete pins; its result is what each was charged."""
 
     def apply(db: Database, _: list[str]) -> list[int]:
-        key = (owner, bytes(root), name)
-        where = "owner = ?1 AND root = ?2 AND (?3 IS NULL OR name = ?3)"
-        sql = f"SELECT charged FROM pins WHERE {where}"  # noqa: S608 constant
-        gone = [int(charged) for (charged,) in db.execute(sql, key).fetchall()]
-        db.execute(f"DELETE FROM pins WHERE {where}", key)  # noqa: S608 constant
-        return gone
+        return _delete(db, owner, root, name)
 
     return Change(apply, done, must=True)
+
+
+def _delete(db: Database, owner: str, root: Cid | bytes, name: str | None) -> list[int]:
+    where, key = _where(owner, root, name)
+    gone = db.execute(f"SELECT charged FROM pins WHERE {where}", key).fetchall()  # noqa: S608 constants
+    db.execute(f"DELETE FROM pins WHERE {where}", key)  # noqa: S608 constants
+    return [int(charged) for (charged,) in gone]

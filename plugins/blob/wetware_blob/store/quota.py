@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from typing import Final
 
 from wetware.errors import LimitExceeded
+
+PINS_PER_OWNER_MAX: Final = 100_000
+"""A start reads all of them, and so does each collection."""
 
 
 class Quota:
@@ -21,13 +25,25 @@ class Quota:
         self.stored = 0
         self._promised = 0
         self._owners: Counter[str] = Counter()
+        self._pins: Counter[str] = Counter()
 
-    def of(self, owner: str) -> int:
-        return self._owners[owner]
+    def of(self, owner: str) -> tuple[int, int]:
+        """The bytes that an owner is charged, and the number of their pins."""
+        return self._owners[owner], self._pins[owner]
 
-    def charge(self, owner: str, more: int) -> None:
-        """Raises LimitExceeded "limit.blob_quota" where an owner would have more than they may."""
+    def charge(self, owner: str, more: int, pins: int = 0) -> None:
+        """More bytes and pins of an owner; less than nothing gives some back.
+
+        Raises LimitExceeded "limit.blob_quota" and "limit.blob_pins" where they would have more
+        than they may.
+        """
         with self._lock:
+            if pins > 0 and self._pins[owner] + pins > PINS_PER_OWNER_MAX:
+                raise LimitExceeded(
+                    f"{owner} has {self._pins[owner]} pins at this node (PINS_PER_OWNER_MAX)",
+                    hint="remove what is not needed with `ww blob rm`, or pin a directory of it",
+                    code="limit.blob_pins",
+                )
             if more > 0 and self._owners[owner] + more > self.owner_bytes_max:
                 raise LimitExceeded(
                     f"{owner} has {self._owners[owner]} bytes of {self.owner_bytes_max} in pins "
@@ -35,13 +51,15 @@ class Quota:
                     hint="remove what is not needed with `ww blob rm`",
                     code="limit.blob_quota",
                 )
-            self._owners[owner] += more
-            if not self._owners[owner]:
-                del self._owners[owner]
+            for counter, count in ((self._owners, more), (self._pins, pins)):
+                counter[owner] += count
+                if not counter[owner]:
+                    del counter[owner]
 
-    def restore(self, owner: str, nbytes: int) -> None:
+    def restore(self, owner: str, nbytes: int, pins: int = 0) -> None:
         """What was charged before the store was opened: also where it is more than allowed now."""
         self._owners[owner] += nbytes
+        self._pins[owner] += pins
 
     def promise(self, more: int) -> None:
         """Room for what is about to be written; raises LimitExceeded "limit.blob_node"."""

@@ -43,7 +43,7 @@ from wetware_blob.store.index import (
     is_damage,
     refusal,
 )
-from wetware_blob.store.pins import BadPin, Pin, amended, kept, read_pins, removed
+from wetware_blob.store.pins import BadPin, Pin, amended, count_pins, kept, read_pins, removed
 from wetware_blob.store.quota import Quota
 from wetware_blob.store.salvage import NEW, aside, salvage
 from wetware_blob.store.scrub import Damage
@@ -84,6 +84,7 @@ class Usage:
     charged: int
     charged_max: int
     blocks: int = 0
+    pins: int = 0
 
 
 class Hold:
@@ -232,11 +233,11 @@ class Store:
             raise
         self._index, self._blocks = index, blocks
         self._quota.written(0, charged)
-        for owner, nbytes in owners:
-            self._quota.restore(owner, nbytes)
+        for owner, nbytes, pins in owners:
+            self._quota.restore(owner, nbytes, pins)
 
-    def _check(self, index: Index, blocks: Blocks) -> tuple[int, list[tuple[str, int]]]:
-        """Make files and rows agree; returns what all of it is charged, and each owner."""
+    def _check(self, index: Index, blocks: Blocks) -> tuple[int, list[tuple[str, int, int]]]:
+        """Make files and rows agree; what all is charged, and of each owner that and the pins."""
         found = blocks.sweep()
         if found.orphans or found.lost:
             log.info("blob.swept", orphans=found.orphans, lost=len(found.lost))
@@ -247,11 +248,12 @@ class Store:
         with index.reading() as db:
             check(db, "pins")
             pins = read_pins(db)
-            owners = db.execute("SELECT owner, SUM(charged) FROM pins GROUP BY owner").fetchall()
+            sql = "SELECT owner, SUM(charged), COUNT(*) FROM pins GROUP BY owner"
+            owners = db.execute(sql).fetchall()
         for pin in pins:
             if isinstance(pin, BadPin):
                 log.error("blob.pin_damaged", owner=pin.owner, name=pin.name)
-        return charged, [(str(owner), int(nbytes)) for owner, nbytes in owners]
+        return charged, [(str(owner), int(nbytes), int(count)) for owner, nbytes, count in owners]
 
     # --- blocks -----------------------------------------------------------------------------------
 
@@ -454,17 +456,17 @@ class Store:
             raise InvalidArgument(f"the hold is of {hold.owner}, and the pin of {pin.owner}")
         walk = await self._walked(hold, pin.root)
         charged, held = walk.charged, hold.charged
-        self._quota.charge(pin.owner, charged - held)
+        self._quota.charge(pin.owner, charged - held, 1)
         hold.charged = 0
 
-        def done(before: int) -> None:
-            self._quota.charge(pin.owner, -before)
+        def done(gone: list[int]) -> None:
+            self._quota.charge(pin.owner, -sum(gone), -len(gone))
 
         async def write() -> None:
             try:
                 await self._index.write(kept(replace(pin, charged=charged), done))
             except BaseException:
-                self._quota.charge(pin.owner, -charged)
+                self._quota.charge(pin.owner, -charged, -1)
                 raise
 
         await self._to_its_end(write())
@@ -494,16 +496,33 @@ class Store:
         """
 
         def done(gone: list[int]) -> None:
-            self._quota.charge(owner, -sum(gone))
+            self._quota.charge(owner, -sum(gone), -len(gone))
             self._garbage = True
 
         gone = await self._to_its_end(self._index.write(removed(owner, root, name, done)))
         return len(gone)
 
     async def pins(self, owner: str | None = None, root: Cid | None = None) -> list[Pin]:
-        """Those that are whole; `scrub` finds the others."""
+        """Those that are whole, the newest first; `scrub` finds the others."""
         found = await self._run_sync(self._read_pins, owner, root)
         return [pin for pin in found if isinstance(pin, Pin)]
+
+    async def page(
+        self, owner: str | None, root: Cid | None, skip: int, limit: int
+    ) -> tuple[list[Pin], int]:
+        """So many of `pins`, and how many there are in all.
+
+        Those that are damaged are counted, and lack in their page.
+        """
+
+        def read() -> tuple[list[Pin | BadPin], int]:
+            with self._index.reading() as db:
+                some = read_pins(db, owner, root, skip=skip, limit=limit)
+                matched = count_pins(db, owner, root)
+            return list(some), matched
+
+        found, matched = await self._run_sync(read)
+        return [pin for pin in found if isinstance(pin, Pin)], matched
 
     def _read_pins(self, owner: str | None, root: Cid | None) -> list[Pin | BadPin]:
         with self._index.reading() as db:
@@ -534,7 +553,8 @@ class Store:
     async def usage(self, owner: str | None = None) -> Usage:
         """Of an owner; None: of the node."""
         if owner is not None:
-            return Usage(self._quota.of(owner), self._quota.owner_bytes_max)
+            charged, pins = self._quota.of(owner)
+            return Usage(charged, self._quota.owner_bytes_max, pins=pins)
         blocks, charged = await self._run_sync(self._index.totals)
         return Usage(charged, self._quota.node_bytes_max, blocks)
 
