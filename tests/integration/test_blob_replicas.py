@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,26 @@ async def test_the_home_dies_and_the_holders_make_a_copy_for_it(tmp_path: Path) 
         with anyio.fail_after(MADE_S):
             while not all([await has(node, put.cid) for node in nodes[1:]]):
                 await anyio.sleep(0.2)
+
+
+async def test_a_home_whose_store_was_lost_does_not_give_up_what_others_keep(
+    tmp_path: Path,
+) -> None:
+    with cluster(tmp_path, 3) as nodes:
+        home, *others = nodes
+        async with at(home) as session:
+            put = await session.blob.put(data := os.urandom(MIB), copies=2, ack=2)
+        home.stop()
+        shutil.rmtree(home.data_dir / "plugins" / "blob" / "store")
+        again = home.home.start_node(home.data_dir.name).wait_ready()
+        with anyio.fail_after(MADE_S):  # as for a home that is gone
+            while not all([await kept(node, put.cid) for node in others]):
+                await anyio.sleep(0.2)
+        assert not await kept(again, put.cid)
+        async with at(again) as session:
+            await session.blob.pin(put.cid)
+            async with session.blob.open(put.cid, local=True) as blob:
+                assert await blob.read() == data
 
 
 async def test_a_member_without_room_is_passed_over(tmp_path: Path) -> None:

@@ -219,12 +219,15 @@ interface Sibling {
   drop @4 (ids :List(Data)) -> ();
   # These are pinned no more at their home: who asks. Those of other homes are left as they are. Idempotent.
 
-  wanted @5 (ids :List(Data)) -> (wanted :List(Wanted));
-  # What this node, their home, wants of these copies. Raises where it cannot know. Idempotent.
+  wanted @5 (ids :List(Data)) -> (store :Data, wanted :List(Wanted));
+  # What this node, their home, wants of these copies, and the ID of its store, 8 bytes. Where that is
+  # not the one that `Copy.pin` begins with, the store has been made anew, and knows nothing of what was
+  # pinned before: 0 says nothing then, and the copies are kept as those of a home that is gone. Raises
+  # where pins may be damaged or lost. Idempotent.
 
   struct Wanted {
     copies @0 :UInt8;
-    # 0: it is pinned no more.
+    # 0: it is not pinned in this store.
     where @1 :Text;
   }
 }
@@ -236,7 +239,7 @@ struct Copy {
   home @1 :Text;
   # Peer ID.
   pin @2 :Data;
-  # Which one of the home's, 16 bytes.
+  # Which one of the home's, 16 bytes; the first 8 are the ID of the home's store.
   copies @3 :UInt8;
   # Wanted, with the home; at most 16.
   where @4 :Text;

@@ -14,7 +14,7 @@ from typing import Any, Final
 from wetware.errors import Disconnected, WetwareError
 from wetware.testing import FakeClock
 from wetware_blob.format.cid import RAW, Cid
-from wetware_blob.replicas.duties import LEASE_S, Copy, Kept, Replicas
+from wetware_blob.replicas.duties import LEASE_S, Copy, Kept, Replicas, Wanted
 
 GRACE_S: Final = 60.0
 WRITE_S: Final = 8.0
@@ -65,10 +65,11 @@ class _Task:
 
 @dataclass(eq=False)
 class Node:
-    """A member. Its disk stays when it crashes."""
+    """A member. Its disk stays when it crashes; `id` is that of its store."""
 
     name: str
     world: World
+    id: bytes
     disk: dict[bytes, Copy] = field(default_factory=dict)
     up: bool = True
     destroyed: bool = False
@@ -171,7 +172,7 @@ class _Calls:
             found[peer] = {id_ for id_, yes in zip(ids, has, strict=True) if yes}
         return found
 
-    async def wanted(self, home: str, ids: list[bytes]) -> list[tuple[int, str]]:
+    async def wanted(self, home: str, ids: list[bytes]) -> Wanted:
         return await self._call(home, _wants, ids)  # type: ignore[no-any-return]
 
     async def keep(self, peer: str, copy: Copy) -> Kept:
@@ -203,9 +204,9 @@ async def _has(replicas: Replicas, ids: list[bytes]) -> list[bool]:
     return replicas.has(ids)
 
 
-async def _wants(replicas: Replicas, ids: list[bytes]) -> list[tuple[int, str]]:
+async def _wants(replicas: Replicas, ids: list[bytes]) -> Wanted:
     _loaded(replicas)
-    return replicas.wants(ids)
+    return await replicas.wants(ids)
 
 
 def _loaded(replicas: Replicas) -> None:
@@ -237,7 +238,7 @@ class World:
         self.running: _Task | None = None
         self.nodes: dict[str, Node] = {}
         for name in NAMES:
-            self.nodes[name] = Node(name, self)
+            self.nodes[name] = Node(name, self, self.rng.randbytes(8))
         self.islands: dict[str, int] = dict.fromkeys(NAMES, 0)
         self.pins: dict[bytes, Copy] = {}
         """What users have pinned and not given up."""
@@ -306,7 +307,8 @@ class World:
     def pin(self) -> None:
         home = self.rng.choice([n for n in self.nodes.values() if n.up])
         digest = self.rng.randbytes(32)
-        copy = Copy(Cid(1, RAW, digest), home.name, digest[:16], self.rng.choice((2, 3)), "zone=x")
+        pin = home.id + digest[:8]
+        copy = Copy(Cid(1, RAW, digest), home.name, pin, self.rng.choice((2, 3)), "zone=x")
         self.pins[copy.id] = copy
 
         async def work() -> None:
@@ -345,8 +347,13 @@ class World:
 
     def destroy(self, node: Node) -> None:
         """It is gone for good, with its disk."""
-        self.crash(node)
         node.destroyed = True
+        self.wipe(node)
+
+    def wipe(self, node: Node) -> None:
+        """It stops, and its disk is lost: started again it has a new store."""
+        self.crash(node)
+        node.id = self.rng.randbytes(8)
         for id_ in node.disk:
             self.faults.setdefault(id_, []).append(self.clock.now)
             self.faulted += 1
@@ -387,7 +394,7 @@ class World:
     def happen(self) -> None:
         """One thing, at random."""
         rng, node = self.rng, self.rng.choice(list(self.nodes.values()))
-        match rng.choices(range(11), (40, 20, 3, 0.5, 4, 12, 4, 2, 0.5, 0.3, 8))[0]:
+        match rng.choices(range(12), (40, 20, 3, 0.5, 4, 12, 4, 2, 0.5, 0.3, 8, 0.3))[0]:
             case 0:
                 if node.up and not any(task.what == "round" for task in self.tasks_of(node)):
                     self.spawn(node, node.round(), "round")
@@ -420,6 +427,8 @@ class World:
                     self.destroy(node)
             case 10:
                 self.stray(node)
+            case 11:
+                self.wipe(node)
 
     def run(self, events: int) -> None:
         """A schedule. Raises Lost."""

@@ -10,11 +10,11 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from wetware.errors import InvalidArgument
+from wetware.errors import Denied, InvalidArgument
 from wetware.testing import FakeClock
 from wetware_blob.format.cid import RAW, Cid
 from wetware_blob.replicas import keeper as keeping
-from wetware_blob.replicas.duties import Copy, Kept, Replicas
+from wetware_blob.replicas.duties import Copy, Kept, Replicas, Wanted
 from wetware_blob.replicas.keeper import Keeper, Members
 from wetware_blob.replicas.sibling import SiblingServant
 from wetware_blob.store.errors import Damaged, StoreFailed
@@ -27,6 +27,8 @@ ROOT = Cid(1, RAW, bytes(32))
 
 class Disk:
     """`duties.Disk`; `damaged` are blocks or pins that are."""
+
+    id = bytes(8)
 
     def __init__(self, *copies: Copy) -> None:
         self.copies = list(copies)
@@ -43,7 +45,8 @@ class Disk:
             raise Damaged("a block is damaged")
         return True
 
-    async def drop(self, copy: Copy) -> None: ...
+    async def drop(self, copy: Copy) -> None:
+        self.copies.remove(copy)
 
     async def check_whole(self) -> None:
         if self.damaged:
@@ -51,10 +54,11 @@ class Disk:
 
 
 class Others:
-    """`duties.Cluster`: b has all, and the home wants 3 of each."""
+    """`duties.Cluster`: b has all, and the home, whose store is `store`, wants 3 of each."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, list[bytes]]] = []
+        self.store, self.wants = bytes(8), 3
 
     def alive(self, where: str = "") -> set[str]:
         return {"me", "home", "b"}
@@ -65,8 +69,8 @@ class Others:
     async def holding(self, ids: list[bytes]) -> dict[str, set[bytes]]:
         return {"b": set(ids)}
 
-    async def wanted(self, home: str, ids: list[bytes]) -> list[tuple[int, str]]:
-        return [(3, "") for _ in ids]
+    async def wanted(self, home: str, ids: list[bytes]) -> Wanted:
+        return self.store, [(self.wants, "") for _ in ids]
 
     async def keep(self, peer: str, copy: Copy) -> Kept:
         return Kept(room=True)
@@ -79,7 +83,7 @@ class Others:
 
 
 def copy_of(home: str, pin: int, root: Cid = ROOT) -> Copy:
-    return Copy(root, home, bytes([pin]) * 16, 2)
+    return Copy(root, home, bytes(8) + bytes([pin]) * 8, 2)
 
 
 async def replicas_of(disk: Disk, others: Others) -> Replicas:
@@ -128,6 +132,34 @@ async def test_other_blocks_are_not_taken_for_a_copy() -> None:
     copy = copy_of("home", 1)
     replicas = await replicas_of(Disk(copy_of("home", 1, Cid(1, RAW, b"x" * 32))), Others())
     assert replicas.has([copy.id]) == [False]
+
+
+async def test_a_home_whose_store_was_made_anew_gives_nothing_up() -> None:
+    """Its copies are kept as those of one that is gone: others look after them, too."""
+    copy = copy_of("home", 1)
+    disk, others = Disk(copy), Others()
+    replicas = await replicas_of(disk, others)
+    others.store, others.wants = b"another.", 0
+    await replicas.survey([copy.id])
+    assert disk.copies == [copy]
+    asked = copy_of("home", 2)
+    assert (await replicas.keep("b", asked)).room
+    others.store = bytes(8)
+    with pytest.raises(Denied):
+        await replicas.keep("b", asked)
+    await replicas.survey([copy.id])
+    assert not disk.copies
+
+
+async def test_what_is_not_known_to_be_lost_is_not_said_to_be_over() -> None:
+    copy, damaged = copy_of("me", 1), copy_of("me", 2)
+    disk = Disk(copy, damaged)
+    replicas = await replicas_of(disk, Others())
+    disk.damaged = {damaged.id}
+    await replicas.refresh()
+    assert await replicas.wants([copy.id]) == (disk.id, [(2, "")])
+    with pytest.raises(StoreFailed):
+        await replicas.wants([copy.id, damaged.id])
 
 
 class Watched:
@@ -182,10 +214,8 @@ async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.M
         await left.pop(0).wait()
         return [Pin("local:ada", ROOT)]
 
-    keeper = Keeper(
-        cast("Any", Watched()), cast("Any", SimpleNamespace(pins=pins)), cast("Any", None),
-        grace_s=60.0,
-    )  # fmt: skip
+    store = SimpleNamespace(id=bytes(8), pins=pins)
+    keeper = Keeper(cast("Any", Watched()), cast("Any", store), cast("Any", None), grace_s=60.0)
     drain = asyncio.ensure_future(keeper.drain(cast("Any", SimpleNamespace())))
     await anyio.wait_all_tasks_blocked()
     other = asyncio.ensure_future(keeper.replicas.refresh())
@@ -226,7 +256,7 @@ async def test_a_home_that_is_no_peer_is_refused(home: str) -> None:
 )
 async def test_a_home_that_wants_what_no_pin_can_is_not_heeded(wanted: dict[str, Any]) -> None:
     async def call(peer: str, method: str, **_: Any) -> dict[str, Any]:
-        return {"wanted": [wanted]}
+        return {"store": bytes(8), "wanted": [wanted]}
 
     members = Members(cast("Any", Watched()), 60.0)
     members._call = call  # type: ignore[method-assign,assignment]

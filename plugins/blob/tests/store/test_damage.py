@@ -16,7 +16,7 @@ import pytest
 
 from wetware.errors import ConfigError, WetwareError
 from wetware_blob.format.cid import Block
-from wetware_blob.store.errors import Damaged
+from wetware_blob.store.errors import Damaged, StoreFailed
 from wetware_blob.store.index import FILE, charge
 from wetware_blob.store.pins import BadPin, Pin
 from wetware_blob.store.salvage import aside
@@ -260,6 +260,45 @@ async def test_damage_of_the_index_that_is_found_while_it_serves(directory: Path
         assert (await store.usage(ADA)).charged == before[1].charged + charged
         assert not (await store.collect()).blocks
         assert await scrubbed(store) == []
+
+
+async def test_a_store_that_was_salvaged_says_of_no_pin_that_it_is_over(directory: Path) -> None:
+    """Until somebody has looked; it has the ID of before."""
+    async with running(directory) as store:
+        await store.check_pins()
+        before = store.id
+        store._index.suspect()
+        await salvaged(store)
+        assert store.id == before
+        with pytest.raises(StoreFailed, match="kept as"):
+            await store.check_pins()
+    (kept,) = aside(os.listdir(directory))
+    (directory / kept).unlink()
+    async with running(directory) as store:
+        await store.check_pins()
+        assert store.id == before
+    with contextlib.closing(sqlite3.connect(directory / FILE)) as db:
+        db.execute("UPDATE store SET id = 'none'")
+        db.commit()
+    async with running(directory) as store:  # it was salvaged
+        assert len(store.id) == len(before)
+        assert store.id != before
+        assert len(await store.pins()) == 1
+
+
+async def test_a_pin_that_is_gone_without_a_trace_is_missed(directory: Path) -> None:
+    """What SQLite has as a key beside its row is there still."""
+    async with running(directory) as store:
+        with store._index.reading() as db:
+            sql = "SELECT rootpage FROM sqlite_schema WHERE name = 'pins'"
+            ((page,),) = db.execute(sql).fetchall()
+            flip(directory / FILE, (page - 1) * 4096 + 4)  # a row fewer
+            db.execute("PRAGMA shrink_memory")
+        assert await store.pins() == []
+        with pytest.raises(StoreFailed):
+            await store.check_pins()
+        await salvaged(store)
+        assert len(await store.pins()) + len((await store.damage())[1]) == 1
 
 
 async def test_an_index_of_a_later_release_is_left_alone(directory: Path) -> None:

@@ -41,7 +41,7 @@ class Copy:
     Attributes:
         root: All that it reaches is kept.
         home: The member at which it was pinned; peer ID.
-        pin: Which one of the home's, 16 bytes.
+        pin: Which one of the home's, 16 bytes: the first 8 are the ID of its store.
         copies: Wanted, the home included.
         where: Selector of the members that may have one.
         charged: Bytes, to who keeps it.
@@ -80,6 +80,11 @@ class Kept:
     bytes: int = 0
 
 
+Wanted = tuple[bytes, list[tuple[int, str]]]
+"""What a home says: the ID of its store, and of each copy how many, and where; 0: that store has
+no such pin."""
+
+
 class Cluster(Protocol):
     """The other members as this one sees them, by peer ID. What fails raises WetwareError."""
 
@@ -95,8 +100,8 @@ class Cluster(Protocol):
         """Which of these they have; who does not answer is not in it."""
         ...
 
-    async def wanted(self, home: str, ids: list[bytes]) -> list[tuple[int, str]]:
-        """How many copies of each its home wants, and where; 0: it is pinned there no more."""
+    async def wanted(self, home: str, ids: list[bytes]) -> Wanted:
+        """What the home wants of these."""
         ...
 
     async def keep(self, peer: str, copy: Copy) -> Kept: ...
@@ -109,7 +114,14 @@ class Cluster(Protocol):
 
 
 class Disk(Protocol):
-    """This node's own pins, durably."""
+    """This node's own pins, durably.
+
+    Attributes:
+        id: Of the store, 8 bytes; another one once that was made anew.
+    """
+
+    @property
+    def id(self) -> bytes: ...
 
     async def read(self, *, single: bool) -> list[Copy]:
         """Those that have copies; `single`: also this node's own that have none."""
@@ -126,7 +138,7 @@ class Disk(Protocol):
     async def drop(self, copy: Copy) -> None: ...
 
     async def check_whole(self) -> None:
-        """Raises where a pin is damaged: it must not be said then that one is not wanted."""
+        """Raises where a pin may be damaged or lost: none must be said then not to be wanted."""
         ...
 
 
@@ -163,6 +175,7 @@ class Replicas:
         self.handed: set[bytes] = set()
         self._said: dict[bytes, dict[str, float]] = {}  # who has it → when it said so last
         self._fresh: set[bytes] = set()  # pinned since the start: nobody can have them and be away
+        self._forgotten: set[bytes] = set()  # by their homes, of which the stores were made anew
         self._leases: dict[bytes, float] = {}  # promised, or about to be
         self._changing: set[bytes] = set()  # about to be dropped, or written with other terms
         self._reads = 0
@@ -189,12 +202,14 @@ class Replicas:
         for known in (self._said, self._leases):
             for id_ in known.keys() - found.keys():
                 del known[id_]
-        self._fresh &= found.keys()
-        self.handed &= found.keys()
-        for peer in told.keys() & set(self._cluster.alive()):
-            with contextlib.suppress(WetwareError):  # who is not reached asks, see `survey`
+        for ids in (self._fresh, self._forgotten, self.handed):
+            ids.intersection_update(found)
+        with contextlib.suppress(WetwareError):
+            if over:
                 await self._disk.check_whole()
-                await self._cluster.drop(peer, told[peer])
+            for peer in told.keys() & set(self._cluster.alive()):
+                with contextlib.suppress(WetwareError):  # who is not reached asks, see `survey`
+                    await self._cluster.drop(peer, told[peer])
 
     def _mine(self, copy: Copy) -> bool:
         return copy.home == self._me
@@ -216,17 +231,29 @@ class Replicas:
         """Whether this node has and keeps these."""
         return [id_ in self.copies and not self.draining for id_ in ids]
 
-    def wants(self, ids: Collection[bytes]) -> list[tuple[int, str]]:
-        """What this node wants of copies of its own; see Cluster.wanted."""
+    async def wants(self, ids: Collection[bytes]) -> Wanted:
+        """What this node wants of copies of its own. Raises where it cannot know."""
         found = [self.copies.get(id_) for id_ in ids]
-        return [(c.copies, c.where) if c and self._mine(c) else (0, "") for c in found]
+        wanted = [(c.copies, c.where) if c and self._mine(c) else (0, "") for c in found]
+        if (0, "") in wanted:
+            await self._disk.check_whole()
+        return self._disk.id, wanted
+
+    async def _gone(self, copy: Copy) -> bool:
+        """Whether the home of what is asked for here is, or has forgotten it."""
+        if self._cluster.gone(copy.home) or copy.id in self._forgotten:
+            return True
+        with contextlib.suppress(WetwareError):
+            store, ((copies, _),) = await self._cluster.wanted(copy.home, [copy.id])
+            return not copies and not copy.pin.startswith(store)
+        return False
 
     async def keep(self, asker: str, copy: Copy) -> Kept:
         """Keep one for its home, or for who looks after it while that is gone. Raises Denied."""
-        if asker != copy.home and not self._cluster.gone(copy.home):
-            raise Denied(f"{copy.home} is there, and {asker} asks for copies of a pin of it")
         if self.draining or copy.home == self._me:
             return Kept(room=False)
+        if asker != copy.home and not await self._gone(copy):
+            raise Denied(f"{copy.home} is there, and {asker} asks for copies of a pin of it")
         if copy.id in self.copies:
             return Kept(room=True, done=True, bytes=copy.charged)
         return await self._disk.keep(asker, copy)
@@ -277,17 +304,20 @@ class Replicas:
                 homes.setdefault(copy.home, []).append(id_)
         for home in homes.keys() & set(self._cluster.alive()):
             try:
-                wanted = await self._cluster.wanted(home, homes[home])
+                store, wanted = await self._cluster.wanted(home, homes[home])
             except WetwareError:
                 continue  # only the home's word counts
             for id_, (copies, where) in zip(homes[home], wanted, strict=True):
                 with contextlib.suppress(WetwareError):  # the next round comes to it again
-                    await self._heed(id_, copies, where)
+                    await self._heed(id_, store, copies, where)
 
-    async def _heed(self, id_: bytes, copies: int, where: str) -> None:
+    async def _heed(self, id_: bytes, store: bytes, copies: int, where: str) -> None:
         if (copy := self.copies.get(id_)) is None or id_ in self._changing:
             return
-        if not copies:
+        self._forgotten.discard(id_)
+        if not copies and not copy.pin.startswith(store):
+            self._forgotten.add(id_)
+        elif not copies:
             await self._drop(copy)
         elif (copy.copies, copy.where) != (copies, where):
             if self._leases.get(id_, 0.0) > max(copy.lease_until, self._clock.time()):
@@ -324,7 +354,7 @@ class Replicas:
             return False  # who has one may be away just now
         if self._mine(copy):
             return True
-        if not self._cluster.gone(copy.home):
+        if not (self._cluster.gone(copy.home) or copy.id in self._forgotten):
             return False
         alive = self._cluster.alive()
         there = ranked(copy.root, (peer for peer in holders if peer == self._me or peer in alive))

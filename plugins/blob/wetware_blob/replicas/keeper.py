@@ -23,8 +23,9 @@ from wetware_blob.replicas.duties import (
     Copy,
     Kept,
     Replicas,
+    Wanted,
 )
-from wetware_blob.store.errors import StoreFailed
+from wetware_blob.store.index import STORE_ID_BYTES
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.quota import PINS_PER_OWNER_MAX
 
@@ -73,6 +74,10 @@ class Disk:
         self.kept: Callable[[], Awaitable[None]]
         """Called when one has been kept."""
 
+    @property
+    def id(self) -> bytes:
+        return self._store.id
+
     async def read(self, *, single: bool) -> list[Copy]:
         pins = {}
         for pin in await self._store.pins():
@@ -90,7 +95,7 @@ class Disk:
         return Copy(
             pin.root,
             home,
-            name or name_of(pin),
+            name or name_of(self.id, pin),
             pin.copies,
             pin.selector,
             pin.charged,
@@ -163,14 +168,13 @@ class Disk:
             await self._store.unpin(pin.owner, pin.root, pin.name)
 
     async def check_whole(self) -> None:
-        _, pins = await self._store.damage()
-        if pins:
-            raise StoreFailed(f"{len(pins)} pins are damaged", hint="`ww blob verify` names them")
+        await self._store.check_pins()
 
 
-def name_of(pin: Pin) -> bytes:
-    """Which one of its home's pins it is."""
-    return hashlib.sha256(repr((pin.owner, bytes(pin.root), pin.name)).encode()).digest()[:16]
+def name_of(store: bytes, pin: Pin) -> bytes:
+    """Which one it is of its home's pins: the ID of the store, and a hash."""
+    text = repr((pin.owner, bytes(pin.root), pin.name))
+    return store + hashlib.sha256(text.encode()).digest()[: 16 - len(store)]
 
 
 def selector(where: str) -> str:
@@ -218,15 +222,18 @@ class Members:
                     tasks.create_task(ask(peer))
         return found
 
-    async def wanted(self, home: str, ids: list[bytes]) -> list[tuple[int, str]]:
-        found = (await self._call(home, "wanted", ids=ids))["wanted"]
+    async def wanted(self, home: str, ids: list[bytes]) -> Wanted:
+        answer = await self._call(home, "wanted", ids=ids)
+        store, found = answer["store"], answer["wanted"]
+        if len(store) != STORE_ID_BYTES:
+            raise InvalidArgument(f"{home} has a store whose ID is no ID")
         if len(found) != len(ids):
             raise InvalidArgument(f"{home} answers {len(found)} of {len(ids)}")
         if any(
             each["copies"] > COPIES_MAX or len(each["where"]) > WHERE_CHARS_MAX for each in found
         ):
             raise InvalidArgument(f"{home} wants what no pin can")
-        return [(each["copies"], each["where"]) for each in found]
+        return store, [(each["copies"], each["where"]) for each in found]
 
     async def keep(self, peer: str, copy: Copy) -> Kept:
         told = {
@@ -344,7 +351,7 @@ class Keeper:
     def holders(self, pin: Pin) -> list[str]:
         """Who has a pin of this node, as far as is known."""
         me = str(self._ctx.overlay.peer_id)
-        copy = Copy(pin.root, me, name_of(pin), pin.copies)
+        copy = Copy(pin.root, me, name_of(self._store.id, pin), pin.copies)
         return self.replicas.holders(copy)
 
     async def made(self, pin: Pin, ack: int, state: State) -> None:
@@ -353,7 +360,7 @@ class Keeper:
         The copies are made also where nobody waits for them.
         """
         me = str(self._ctx.overlay.peer_id)
-        id_ = Copy(pin.root, me, name_of(pin), pin.copies).id
+        id_ = Copy(pin.root, me, name_of(self._store.id, pin), pin.copies).id
         await self.replicas.refresh()
         self.replicas.pinned(id_)
         self._changed.set()

@@ -63,9 +63,9 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
     async def wanted(self, ids: list[bytes]) -> dict[str, Any]:
         _check(ids)
         self._check_loaded()
-        await self._keeper.disk.check_whole()
-        wants = self._keeper.replicas.wants(ids)
-        return {"wanted": [{"copies": copies, "where": where} for copies, where in wants]}
+        store, wanted = await self._keeper.replicas.wants(ids)
+        told = [{"copies": copies, "where": where} for copies, where in wanted]
+        return {"store": store, "wanted": told}
 
     def _check_loaded(self) -> None:
         if not self._keeper.replicas.loaded:

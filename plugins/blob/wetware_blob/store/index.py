@@ -53,6 +53,7 @@ CACHE_KIB: Final = 8192
 IDLE_S: Final = 1.0
 """After so long without a write the log is emptied: with a flipped bit in it a crash would bring
 older pages back."""
+STORE_ID_BYTES: Final = 8
 _MANY: Final = 256
 """Parameters of one query."""
 
@@ -69,8 +70,8 @@ CREATE TABLE pins (
 );
 CREATE INDEX owners ON pins (owner);
 CREATE TABLE downloads (root BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE failures (count INTEGER NOT NULL);
-INSERT INTO failures VALUES (0);
+CREATE TABLE store (id BLOB NOT NULL, failures INTEGER NOT NULL);
+INSERT INTO store VALUES (randomblob(8), 0);
 """
 
 
@@ -286,6 +287,15 @@ class Index:
             ).fetchall()
             return [Row(*columns) for columns in found]
 
+    def check_pins(self) -> bytes:
+        """That there are no other pins than can be read: raises Malformed. Returns the store's ID."""
+        with self.reading() as db:
+            check(db, "pins")
+            found = db.execute("SELECT id FROM store").fetchall()
+            if [[type(id_), len(id_)] for (id_,) in found] != [[bytes, STORE_ID_BYTES]]:
+                raise Malformed("the ID of the store is damaged")
+            return bytes(found[0][0])
+
     def totals(self) -> tuple[int, int]:
         """How many blocks there are, and what they are charged in all."""
         with self.reading() as db:
@@ -350,7 +360,7 @@ class Index:
             try:
                 db.execute("BEGIN IMMEDIATE")
                 if self._remains:  # also where the rest of it changes nothing
-                    db.execute("UPDATE failures SET count = count + 1")
+                    db.execute("UPDATE store SET failures = failures + 1")
                 for write in writes:
                     results.append(write.what.apply(db, trash))  # noqa: PERF401 trash is filled
                 db.execute("COMMIT")

@@ -21,6 +21,7 @@ from wetware_blob.format.cid import BLOCK_BYTES_MAX, Cid
 from wetware_blob.store.index import (
     FILE,
     FILES_PER_DIRECTORY,
+    STORE_ID_BYTES,
     Row,
     create,
     file_name,
@@ -69,6 +70,7 @@ def salvage(files: Files, at: float) -> None:
             _adopt_files(files, new)
             _pins(old, new)
             _downloads(old, new)
+            _id(old, new)
             new.execute("COMMIT")
         finally:
             old.close()
@@ -257,3 +259,10 @@ def _downloads(old: Database, new: Database) -> None:
         with suppress(WetwareError, TypeError):
             Cid.decode(root)
             new.execute("INSERT OR IGNORE INTO downloads VALUES (?, ?)", (root, float(at)))
+
+
+def _id(old: Database, new: Database) -> None:
+    """Where it is lost the new one stays: what others keep for this store is not given up then."""
+    for (id_,) in _read(old, "SELECT id FROM store") or ():
+        if type(id_) is bytes and len(id_) == STORE_ID_BYTES:
+            new.execute("UPDATE store SET id = ?", (id_,))

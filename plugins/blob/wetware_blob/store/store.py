@@ -38,7 +38,6 @@ from wetware_blob.store.index import (
     Index,
     batches,
     charge,
-    check,
     file_name,
     is_damage,
     refusal,
@@ -124,7 +123,12 @@ class Store:
         node_bytes_max: Of the disk that all of the store may take.
         owner_bytes_max: Charged bytes of one owner's pins and uploads.
         sleep: Between two parts of a scrub.
+
+    Attributes:
+        id: 8 bytes, random: another one once the store was made anew. Known while it runs.
     """
+
+    id: bytes
 
     def __init__(
         self,
@@ -245,8 +249,8 @@ class Store:
             log.error("blob.damaged", block=digest.hex(), why="its file is gone")
             index.spoil(row)
         _, charged = index.totals()
+        self.id = index.check_pins()
         with index.reading() as db:
-            check(db, "pins")
             pins = read_pins(db)
             sql = "SELECT owner, SUM(charged), COUNT(*) FROM pins GROUP BY owner"
             owners = db.execute(sql).fetchall()
@@ -534,15 +538,26 @@ class Store:
         found: tuple[int, list[BadPin]] = await self._run_sync(self._damage)
         return found
 
+    async def check_pins(self) -> None:
+        """Raises StoreFailed where there may be pins that cannot be read, or that a salvage lost."""
+        await self._run_sync(self._index.check_pins)
+        _, pins = await self.damage()
+        if pins:
+            raise StoreFailed(f"{len(pins)} pins are damaged", hint="`ww blob verify` names them")
+        for finding in self.findings():
+            raise StoreFailed(finding.text, hint=finding.remedy)
+
     def findings(self) -> Iterator[Finding]:
         """Whether the index had to be made anew."""
         for name in self._kept:
             yield warning(
                 "blob.index",
                 "the index of blobs was damaged, and made anew from what could be read; the old "
-                f"one is kept as {name}",
+                f"one is kept as {name}, and until it is removed no other node gives up a copy of "
+                "a pin that may be lost",
                 "`ww blob verify` names what is lost, and fetches what others have; look at the "
-                f"disk, and remove {name} from the directory `store` of the plugin's data",
+                f"disk, pin again what `ww blob pin ls --all` lacks, and remove {name} from the "
+                "directory `store` of the plugin's data",
             )
 
     def _damage(self) -> tuple[int, list[BadPin]]:
