@@ -288,7 +288,7 @@ class Index:
             return [Row(*columns) for columns in found]
 
     def check_pins(self) -> bytes:
-        """That there are no other pins than can be read: raises Malformed. Returns the store's ID."""
+        """Check that all pins can be found; returns the ID of the store. Raises Malformed."""
         with self.reading() as db:
             check(db, "pins")
             found = db.execute("SELECT id FROM store").fetchall()

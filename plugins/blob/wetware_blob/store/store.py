@@ -539,7 +539,7 @@ class Store:
         return found
 
     async def check_pins(self) -> None:
-        """Raises StoreFailed where there may be pins that cannot be read, or that a salvage lost."""
+        """Raises StoreFailed where there may be pins that are damaged, or that a salvage lost."""
         await self._run_sync(self._index.check_pins)
         _, pins = await self.damage()
         if pins:
