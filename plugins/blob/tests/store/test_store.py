@@ -17,7 +17,7 @@ import pytest
 from wetware.base.disk import RESERVED_FILE
 from wetware.base.threads import Threads
 from wetware.errors import ConfigError, LimitExceeded, NotFound
-from wetware_blob.format.cid import Block
+from wetware_blob.format.cid import RAW, Block, Cid
 from wetware_blob.store import quota
 from wetware_blob.store.files import Files
 from wetware_blob.store.index import FILE, INDEX_BYTES, SMALL_BYTES_MAX, charge
@@ -495,3 +495,24 @@ async def test_an_owner_has_no_more_pins_than_they_may(
         assert [(await store.usage(owner)).pins for owner in (ADA, BOB)] == [3, 1]
         assert await store.unpin(ADA, blocks[-1].cid, None) == 3
         assert await store.usage(ADA) == replace(await store.usage(ADA), charged=0, pins=0)
+
+
+@pytest.mark.parametrize("order", [(ADA, BOB), (BOB, ADA)])
+async def test_a_node_that_is_also_pinned_as_bytes_keeps_what_it_links_to(
+    tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """A block has a CID for each codec: who pins one as raw bytes takes nothing from others."""
+    blocks = tree(3, 1000)
+    as_bytes = Block(Cid(1, RAW, blocks[-1].cid.digest), blocks[-1].data)
+    both = node([as_bytes.cid, blocks[-1].cid])
+    async with running(tmp_path / "s") as store:
+        for owner in order:
+            await put_pinned(store, blocks if owner == BOB else [as_bytes], owner)
+        assert not (await store.collect()).blocks
+        assert await all_there(store, blocks)
+        await put_pinned(store, [*blocks, both])
+        for owner, block in ((BOB, blocks[-1]), (ADA, as_bytes)):
+            await store.unpin(owner, block.cid, None)
+        assert not (await store.collect()).blocks
+        (pin,) = await store.pins()
+        assert pin.charged == (await store.usage()).charged

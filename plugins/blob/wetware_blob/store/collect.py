@@ -60,7 +60,7 @@ class Walk:
     ) -> None:
         self._index, self._blocks, self._children = index, blocks, children
         self._keep, self._whole = keep, whole
-        self._seen = Bits()
+        self._seen, self._followed = Bits(), Bits()  # a block has a CID for each codec
         self._left: list[Cid] = []
         self.charged = 0
         self.lacking: list[Cid] = []
@@ -75,11 +75,10 @@ class Walk:
                     raise NotFound(f"block {cid} is not here", code="not_found.blob")
                 self.lacking.append(cid)
                 continue
-            if row.id not in self._seen:
-                self._seen.add(row.id)
+            if self._seen.add(row.id):
                 self.charged += row.charged
-                if cid.codec == DAG_PB:
-                    self._left.append(cid)
+            if cid.codec == DAG_PB and self._followed.add(row.id):
+                self._left.append(cid)
 
     def step(self) -> bool:
         """A part of it; returns whether there is more."""
