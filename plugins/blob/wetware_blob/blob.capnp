@@ -213,8 +213,8 @@ interface Sibling {
 
   lease @3 (id :Data) -> (seconds :Float64);
   # A promise, on this node's disk when it is answered, to keep its copy for so long, whatever others do
-  # meanwhile; only its home's word ends it sooner. 0: it has none, or may be about to drop its own.
-  # Idempotent.
+  # meanwhile; only its home's word, or that of this node's operator, ends it sooner. 0: it has none, or
+  # may be about to drop its own. Idempotent.
 
   drop @4 (ids :List(Data)) -> ();
   # These are pinned no more at their home: who asks. Those of other homes are left as they are. Idempotent.

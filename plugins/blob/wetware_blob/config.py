@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from wetware.hookspecs import setting
+from wetware.identity import PeerId
+
+
+def _check_forgotten(values: tuple[str, ...]) -> None:
+    for value in values:
+        home, slash, store = value.partition("/")
+        PeerId.parse(home)
+        if slash and not re.fullmatch("[0-9a-f]{16}", store):
+            raise ValueError(f"{store!r} is not the ID of a store: 16 hex digits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,13 @@ class BlobConfig:
         "Seconds for which a member may be away before its copies of pins are made again "
         "elsewhere: more than it takes to start a machine again.",
         min=1,
+    )
+    forgotten: tuple[str, ...] = setting(
+        (),
+        "Peer IDs of members that will not come back: this node gives up the copies of pins that "
+        "were made there, and takes none. PEER/STORE means those of one store alone, which was "
+        "lost: the name of such a pin in `ww blob pin ls --all` begins with it.",
+        check=_check_forgotten,
     )
     scrub_rate: int = setting(
         8 << 20,

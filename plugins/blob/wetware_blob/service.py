@@ -111,7 +111,9 @@ class BlobService(Service):
         self.exchange = Exchange(
             ctx.overlay, self.store, find=self.finder.providers, run_sync=ctx.run_sync
         )
-        self.keeper = Keeper(ctx, self.store, self.fetch, grace_s=config.grace_s)
+        self.keeper = Keeper(
+            ctx, self.store, self.fetch, grace_s=config.grace_s, forgotten=config.forgotten
+        )
         self.tasks: set[asyncio.Task[Any]] = set()
         self.transfers = Transfers()
         self.entries = ingest.Entries()

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
-from types import SimpleNamespace
-from typing import Any, cast
-
-import anyio
 import pytest
 
-from wetware.errors import Denied, InvalidArgument
+from wetware.errors import Denied
 from wetware.testing import FakeClock
 from wetware_blob.format.cid import RAW, Cid
-from wetware_blob.replicas import keeper as keeping
 from wetware_blob.replicas.duties import Copy, Kept, Replicas, Wanted
-from wetware_blob.replicas.keeper import Keeper, Members
-from wetware_blob.replicas.sibling import SiblingServant
 from wetware_blob.store.errors import Damaged, StoreFailed
-from wetware_blob.store.pins import Pin
 
 pytestmark = pytest.mark.anyio
 
@@ -160,105 +150,3 @@ async def test_what_is_not_known_to_be_lost_is_not_said_to_be_over() -> None:
     assert await replicas.wants([copy.id]) == (disk.id, [(2, "")])
     with pytest.raises(StoreFailed):
         await replicas.wants([copy.id, damaged.id])
-
-
-class Watched:
-    """A context of a plugin, as far as a Keeper needs one."""
-
-    def __init__(self) -> None:
-        self.overlay = SimpleNamespace(peer_id="me")
-        self.clock = FakeClock()
-        self.warned: list[str] = []
-        self.log = SimpleNamespace(warning=lambda event, **_: self.warned.append(event))
-
-    def members(self, selector: str = "") -> list[Any]:
-        return [SimpleNamespace(peer_id="b", is_self=False, state="alive", since_s=0.0)]
-
-    def watch_members(self, callback: Any, selector: str) -> Any:
-        return lambda: None
-
-
-async def test_a_round_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The index is being made anew, say."""
-    ctx, again = Watched(), asyncio.Event()
-    keeper = Keeper(cast("Any", ctx), cast("Any", None), cast("Any", None), grace_s=0.01)
-    rounds = 0
-
-    async def round_() -> None:
-        nonlocal rounds
-        rounds += 1
-        if rounds == 1:
-            raise StoreFailed("it is being repaired")
-        again.set()
-
-    monkeypatch.setattr(keeper, "_round", round_)
-    task = asyncio.ensure_future(keeper.run())
-    done, _ = await asyncio.wait(
-        [task, asyncio.ensure_future(again.wait())], timeout=10, return_when="FIRST_COMPLETED"
-    )
-    assert done
-    assert task not in done
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-    assert ctx.warned == ["blob.copies_not_tended"]
-
-
-async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another reading of the pins has begun since its own, and has not ended."""
-    monkeypatch.setattr(keeping, "POLL_S", 0.0)
-    readings = [asyncio.Event(), asyncio.Event()]
-    left = list(readings)
-
-    async def pins() -> list[Pin]:
-        await left.pop(0).wait()
-        return [Pin("local:ada", ROOT)]
-
-    store = SimpleNamespace(id=bytes(8), pins=pins)
-    keeper = Keeper(cast("Any", Watched()), cast("Any", store), cast("Any", None), grace_s=60.0)
-    drain = asyncio.ensure_future(keeper.drain(cast("Any", SimpleNamespace())))
-    await anyio.wait_all_tasks_blocked()
-    other = asyncio.ensure_future(keeper.replicas.refresh())
-    await anyio.wait_all_tasks_blocked()
-    readings[0].set()
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert not drain.done()
-    readings[1].set()
-    await other
-    assert not drain.done()
-    (id_,) = keeper.replicas.copies
-    keeper.replicas.handed.add(id_)
-    await asyncio.wait_for(drain, 10)
-
-
-def asked(home: str) -> dict[str, Any]:
-    return {
-        "root": bytes(ROOT), "home": home, "pin": bytes(16), "copies": 2, "where": "", "bytes": 0
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("home", ["x/y", "", "x" * 100])
-async def test_a_home_that_is_no_peer_is_refused(home: str) -> None:
-    """It is in the name of the pin, which is read back."""
-
-    async def keep(asker: str, copy: Copy) -> Kept:
-        return Kept(room=True)
-
-    keeper = SimpleNamespace(replicas=SimpleNamespace(loaded=True, keep=keep))
-    servant = SiblingServant(cast("Any", None), cast("Any", keeper), "b")
-    with pytest.raises(InvalidArgument):
-        await servant.keep(asked(home))
-
-
-@pytest.mark.parametrize(
-    "wanted", [{"copies": 200, "where": ""}, {"copies": 2, "where": "x" * 2000}]
-)
-async def test_a_home_that_wants_what_no_pin_can_is_not_heeded(wanted: dict[str, Any]) -> None:
-    async def call(peer: str, method: str, **_: Any) -> dict[str, Any]:
-        return {"store": bytes(8), "wanted": [wanted]}
-
-    members = Members(cast("Any", Watched()), 60.0)
-    members._call = call  # type: ignore[method-assign,assignment]
-    with pytest.raises(InvalidArgument):
-        await members.wanted("home", [bytes(32)])

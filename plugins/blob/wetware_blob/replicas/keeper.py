@@ -62,10 +62,16 @@ bytes as they come."""
 
 
 class Disk:
-    """`duties.Disk`: a copy is a pin of who asked for it, named by its home and the home's pin."""
+    """`duties.Disk`: a copy is a pin of who asked for it, named by its home and the home's pin.
 
-    def __init__(self, ctx: PluginContext, store: Store, fetch: Fetch) -> None:
+    Of homes that are `forgotten` (see BlobConfig) there is none, and none is taken.
+    """
+
+    def __init__(
+        self, ctx: PluginContext, store: Store, fetch: Fetch, forgotten: tuple[str, ...]
+    ) -> None:
         self._ctx, self._store, self._fetch = ctx, store, fetch
+        self._forgotten = forgotten
         self._me = str(ctx.overlay.peer_id)
         self._pins: dict[bytes, Pin] = {}
         self._keeping: dict[bytes, tuple[asyncio.Task[None], list[int]]] = {}
@@ -82,10 +88,16 @@ class Disk:
         pins = {}
         for pin in await self._store.pins():
             copy = self._copy(pin)
-            if single or copy.copies > 1 or copy.home != self._me:
+            if copy.home != self._me and self._forgets(copy):
+                await self._store.unpin(pin.owner, pin.root, pin.name)
+            elif single or copy.copies > 1 or copy.home != self._me:
                 pins[copy.id] = pin, copy
         self._pins = {id_: pin for id_, (pin, _) in pins.items()}
         return [copy for _, copy in pins.values()]
+
+    def _forgets(self, copy: Copy) -> bool:
+        store = copy.pin[:STORE_ID_BYTES].hex()
+        return any(home in self._forgotten for home in (copy.home, f"{copy.home}/{store}"))
 
     def _copy(self, pin: Pin) -> Copy:
         home, name = self._me, b""
@@ -108,7 +120,8 @@ class Disk:
         owner, now = f"node:{asker}", self._ctx.clock.monotonic()
         usage = await self._store.usage(owner)
         if (
-            self._refused.get(copy.id, 0.0) > now
+            self._forgets(copy)
+            or self._refused.get(copy.id, 0.0) > now
             or len(self._keeping) >= WAITING_MAX
             or usage.charged + copy.charged > usage.charged_max
             or usage.pins >= PINS_PER_OWNER_MAX
@@ -280,14 +293,23 @@ class Keeper:
         store: Its store.
         fetch: Fetches and pins.
         grace_s: See BlobConfig.
+        forgotten: See BlobConfig.
 
     Attributes:
         seen: In the last round; None before there was one.
     """
 
-    def __init__(self, ctx: PluginContext, store: Store, fetch: Fetch, *, grace_s: float) -> None:
+    def __init__(
+        self,
+        ctx: PluginContext,
+        store: Store,
+        fetch: Fetch,
+        *,
+        grace_s: float,
+        forgotten: tuple[str, ...] = (),
+    ) -> None:
         self._ctx, self._store, self._grace_s = ctx, store, grace_s
-        self.disk = Disk(ctx, store, fetch)
+        self.disk = Disk(ctx, store, fetch, forgotten)
         self.replicas = Replicas(
             str(ctx.overlay.peer_id),
             self.disk,

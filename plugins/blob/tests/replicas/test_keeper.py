@@ -1,0 +1,197 @@
+"""The keeper of copies, and what it answers others, with a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from wetware.errors import InvalidArgument
+from wetware.testing import FakeClock
+from wetware_blob.config import BlobConfig
+from wetware_blob.format.cid import RAW, Block, Cid
+from wetware_blob.replicas import keeper as keeping
+from wetware_blob.replicas.duties import Copy, Kept
+from wetware_blob.replicas.keeper import Keeper, Members
+from wetware_blob.replicas.sibling import SiblingServant
+from wetware_blob.store.errors import StoreFailed
+from wetware_blob.store.index import charge
+from wetware_blob.store.pins import Pin
+from wetware_blob.store.store import Store
+
+from ..store.parts import raw, running
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Cid(1, RAW, bytes(32))
+HOME = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
+OTHER = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X"
+
+
+class Watched:
+    """A context of a plugin, as far as a Keeper needs one."""
+
+    def __init__(self) -> None:
+        self.overlay = SimpleNamespace(peer_id="me")
+        self.clock = FakeClock()
+        self.warned: list[str] = []
+        self.log = SimpleNamespace(warning=lambda event, **_: self.warned.append(event))
+
+    def members(self, selector: str = "") -> list[Any]:
+        return [SimpleNamespace(peer_id="b", is_self=False, state="alive", since_s=0.0)]
+
+    def watch_members(self, callback: Any, selector: str) -> Any:
+        return lambda: None
+
+
+class Member:
+    """A keeper with a real store; others have `blocks`, each a root by itself."""
+
+    def __init__(self, store: Store, *blocks: Block, forgotten: tuple[str, ...] = ()) -> None:
+        self.store, self.blocks = store, {block.cid: block for block in blocks}
+        ctx = cast("Any", Watched())
+        self.keeper = Keeper(ctx, store, self.fetch, grace_s=60.0, forgotten=forgotten)
+
+    async def fetch(
+        self,
+        root: Cid,
+        owner: str,
+        made: Callable[[str, int], Pin],
+        count: Callable[[int], object],
+    ) -> None:
+        async with self.store.hold(owner, root) as hold:
+            block = self.blocks[root]
+            count(len(block.data))
+            await self.store.put(hold, [block])
+            await self.store.pin(hold, made("file", len(block.data)))
+
+    async def keep(self, asker: str, copy: Copy) -> Kept:
+        """As it is once that goes on no more."""
+        await self.keeper.replicas.keep(asker, copy)
+        if tasks := [task for task, _ in self.keeper.disk._keeping.values()]:
+            await asyncio.wait(tasks, timeout=10)
+        return await self.keeper.replicas.keep(asker, copy)
+
+
+def copy_of(block: Block, store: int = 0, home: str = HOME) -> Copy:
+    """A pin of a home's store of that number."""
+    return Copy(block.cid, home, bytes([store]) * 16, 2, charged=charge(len(block.data)))
+
+
+async def test_copies_of_homes_that_are_forgotten_are_given_up(tmp_path: Path) -> None:
+    blocks = [raw(b"a"), raw(b"b"), raw(b"c")]
+    copies = [copy_of(blocks[0]), copy_of(blocks[1], 1), copy_of(blocks[2], home=OTHER)]
+    async with running(tmp_path / "s") as store:
+        member = Member(store, *blocks)
+        for copy in copies:
+            assert (await member.keep(copy.home, copy)).done
+        for forgotten, left in ((f"{HOME}/{'01' * 8}", copies[::2]), (HOME, copies[2:])):
+            member = Member(store, *blocks, forgotten=(forgotten,))
+            await member.keeper.replicas.refresh()
+            assert {pin.root for pin in await store.pins()} == {copy.root for copy in left}
+            for copy in copies:
+                assert (await member.keep(copy.home, copy)).room == (copy in left)
+
+
+@pytest.mark.parametrize(
+    "value", ["attic", HOME[:-1], f"{HOME}/", f"{HOME}/01", f"{HOME}/{'x' * 16}"]
+)
+def test_what_is_no_home_cannot_be_forgotten(value: str) -> None:
+    (field,) = (each for each in dataclasses.fields(BlobConfig) if each.name == "forgotten")
+    check = field.metadata["check"]
+    check((HOME, f"{OTHER}/0123456789abcdef"))
+    with pytest.raises((ValueError, InvalidArgument)):
+        check((HOME, value))
+
+
+async def test_a_round_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index is being made anew, say."""
+    ctx, again = Watched(), asyncio.Event()
+    keeper = Keeper(cast("Any", ctx), cast("Any", None), cast("Any", None), grace_s=0.01)
+    rounds = 0
+
+    async def round_() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            raise StoreFailed("it is being repaired")
+        again.set()
+
+    monkeypatch.setattr(keeper, "_round", round_)
+    task = asyncio.ensure_future(keeper.run())
+    done, _ = await asyncio.wait(
+        [task, asyncio.ensure_future(again.wait())], timeout=10, return_when="FIRST_COMPLETED"
+    )
+    assert done
+    assert task not in done
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert ctx.warned == ["blob.copies_not_tended"]
+
+
+async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another reading of the pins has begun since its own, and has not ended."""
+    monkeypatch.setattr(keeping, "POLL_S", 0.0)
+    readings = [asyncio.Event(), asyncio.Event()]
+    left = list(readings)
+
+    async def pins() -> list[Pin]:
+        await left.pop(0).wait()
+        return [Pin("local:ada", ROOT)]
+
+    store = SimpleNamespace(id=bytes(8), pins=pins)
+    keeper = Keeper(cast("Any", Watched()), cast("Any", store), cast("Any", None), grace_s=60.0)
+    drain = asyncio.ensure_future(keeper.drain(cast("Any", SimpleNamespace())))
+    await anyio.wait_all_tasks_blocked()
+    other = asyncio.ensure_future(keeper.replicas.refresh())
+    await anyio.wait_all_tasks_blocked()
+    readings[0].set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not drain.done()
+    readings[1].set()
+    await other
+    assert not drain.done()
+    (id_,) = keeper.replicas.copies
+    keeper.replicas.handed.add(id_)
+    await asyncio.wait_for(drain, 10)
+
+
+def asked(home: str) -> dict[str, Any]:
+    return {
+        "root": bytes(ROOT), "home": home, "pin": bytes(16), "copies": 2, "where": "", "bytes": 0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("home", ["x/y", "", "x" * 100])
+async def test_a_home_that_is_no_peer_is_refused(home: str) -> None:
+    """It is in the name of the pin, which is read back."""
+
+    async def keep(asker: str, copy: Copy) -> Kept:
+        return Kept(room=True)
+
+    keeper = SimpleNamespace(replicas=SimpleNamespace(loaded=True, keep=keep))
+    servant = SiblingServant(cast("Any", None), cast("Any", keeper), "b")
+    with pytest.raises(InvalidArgument):
+        await servant.keep(asked(home))
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"copies": 200, "where": ""}, {"copies": 2, "where": "x" * 2000}]
+)
+async def test_a_home_that_wants_what_no_pin_can_is_not_heeded(wanted: dict[str, Any]) -> None:
+    async def call(peer: str, method: str, **_: Any) -> dict[str, Any]:
+        return {"store": bytes(8), "wanted": [wanted]}
+
+    members = Members(cast("Any", Watched()), 60.0)
+    members._call = call  # type: ignore[method-assign,assignment]
+    with pytest.raises(InvalidArgument):
+        await members.wanted("home", [bytes(32)])
