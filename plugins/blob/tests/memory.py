@@ -338,8 +338,10 @@ class Store(rpc.Servant, interface=SCHEMA.Store):
             }
         }  # fmt: skip
 
-    async def gc(self, dry_run: bool) -> dict[str, Any]:
-        return {"blocks": 3, "bytes": 5000, "kept_blocks": 1, "kept_bytes": 70}
+    async def gc(self, dry_run: bool, drop_damaged: bool) -> dict[str, Any]:
+        dropped = ["'old' of local:ada"] if drop_damaged else []
+        found = {"blocks": 3, "bytes": 5000, "kept_blocks": 1, "kept_bytes": 70}
+        return {**found, "dropped": dropped}
 
     async def drain(self) -> dict[str, Any]:
         transfer = Transfer(self.cluster)

@@ -118,6 +118,11 @@ def test_stat_and_pins(run: Run, cluster: Cluster) -> None:
     assert "charged  2.9 KiB" in run("usage").stdout
     assert "3 blocks would be removed" in run("gc", "--dry-run").stderr
     assert json.loads(run("gc", "--json").stdout)["bytes"] == 5000
+    with pytest.raises(InvalidArgument, match="no terminal to ask"):
+        run("gc", "--drop-damaged")
+    with pytest.raises(InvalidArgument, match="nothing goes"):
+        run("gc", "--drop-damaged", "--dry-run", "--yes")
+    assert "given up: 'old' of local:ada" in run("gc", "--drop-damaged", "--yes").stderr
     assert "stop this node now" in run("drain").stderr
 
 

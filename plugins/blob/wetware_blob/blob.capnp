@@ -50,9 +50,12 @@ interface Store {
   usage @6 () -> (usage :Usage);
   # What the principal's pins are charged, and the limit. Idempotent.
 
-  gc @7 (dryRun :Bool) -> (blocks :UInt64, bytes :UInt64, keptBlocks :UInt64, keptBytes :UInt64);
+  gc @7 (dryRun :Bool, dropDamaged :Bool)
+      -> (blocks :UInt64, bytes :UInt64, keptBlocks :UInt64, keptBytes :UInt64, dropped :List(Text));
   # Removes the blocks of this node that no pin, no unfinished transfer and no open Blob reaches, or says
-  # which would be (`dryRun`). For operators. Idempotent.
+  # which would be (`dryRun`). `blob.damaged` where a pin is, as it is not known what it keeps. With
+  # `dropDamaged` these pins are given up first, here and at who has copies: `dropped` names them, at most
+  # 1000; the log has all. For operators. Idempotent.
 
   verify @8 (sink :Ww.Sink) -> (subscription :Ww.Subscription);
   # Reads every block and pin of this node once and pushes what is damaged, an item each: a JSON object

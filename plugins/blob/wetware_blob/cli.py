@@ -14,6 +14,7 @@ import typer
 
 from wetware.cli.app import (
     Json,
+    confirm,
     done,
     examples,
     note,
@@ -24,6 +25,7 @@ from wetware.cli.app import (
     run_client,
     stamp,
     table,
+    usage,
 )
 from wetware.cli.streams import output_failed
 from wetware.errors import (
@@ -471,14 +473,29 @@ def rm_command(cid: CidOnly, json: Json = False) -> None:
 @blob_app.command("gc")
 def gc_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    drop_damaged: Annotated[
+        bool, typer.Option("--drop-damaged", help="First give up the pins that are damaged.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: Json = False,
 ) -> None:
-    """Remove what nothing keeps from the node's disk; for operators."""
-    found = run_client(lambda session: session.blob.gc(dry_run=dry_run))
+    """Remove what nothing keeps from the node's disk; for operators.
+
+    It is refused while a pin is damaged: `ww blob verify` names it. One that is given up with
+    --drop-damaged is gone for good, here and at the members that keep copies of it.
+    """
+    if dry_run and drop_damaged:
+        usage("--drop-damaged gives up pins: with --dry-run nothing goes")
+    if drop_damaged:
+        confirm("Give up all pins that are damaged, here and at members with copies?", yes=yes)
+    elif yes:
+        usage("--yes is for --drop-damaged")
+    found = run_client(lambda session: session.blob.gc(dry_run=dry_run, drop_damaged=drop_damaged))
     verb = "would be removed" if dry_run else "removed"
     kept = f"{counted(found.kept_blocks, 'block')} kept, {size_text(found.kept_bytes)}"
     said = f"{counted(found.blocks, 'block')} {verb}, {size_text(found.bytes)}"
-    done(json, found, f"{said}; {kept}")
+    dropped = (f"given up: {one_line(name)}" for name in found.dropped)
+    done(json, found, f"{said}; {kept}", *dropped)
 
 
 @blob_app.command("drain")

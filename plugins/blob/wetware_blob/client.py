@@ -153,12 +153,13 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a collection removed, or would, and what it kept."""
+    """What a collection removed, or would, and what it kept; `dropped` are damaged pins."""
 
     blocks: int
     bytes: int
     kept_blocks: int
     kept_bytes: int
+    dropped: list[str]
 
 
 class BlobFile(anyio.abc.ByteReceiveStream):
@@ -531,10 +532,14 @@ class BlobStore:
         """What own pins are charged, and the limit."""
         return from_struct(Usage, (await self._ref.call("usage"))["usage"])
 
-    async def gc(self, *, dry_run: bool = False) -> Collected:
-        """Remove what nothing keeps, or say what that is; for operators."""
+    async def gc(self, *, dry_run: bool = False, drop_damaged: bool = False) -> Collected:
+        """Remove what nothing keeps, or say what that is; for operators.
+
+        With `drop_damaged` pins that are damaged are given up first, and their copies elsewhere.
+        """
         with rpc.time_limit(None):
-            return from_struct(Collected, await self._ref.call("gc", dry_run=dry_run))
+            found = await self._ref.call("gc", dry_run=dry_run, drop_damaged=drop_damaged)
+        return from_struct(Collected, found)
 
     async def drain(self, *, progress: Report | None = None) -> None:
         """Hand all that is pinned at the node to others, before it leaves; for operators."""

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from wetware.hookspecs import Finding, PluginContext
     from wetware.identity import Principal
     from wetware_blob.config import BlobConfig
+    from wetware_blob.store.pins import BadPin
 
 READ_PER_OWNER_MAX: Final = 32
 """Blobs that were read and are held, of one principal: the others need some of FETCHES_MAX."""
@@ -522,9 +523,16 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             }
         }
 
-    async def gc(self, dry_run: bool) -> dict[str, Any]:
+    async def gc(self, dry_run: bool, drop_damaged: bool) -> dict[str, Any]:
         self._service.check_running()
-        store = self._service.store
+        store, dropped = self._service.store, list[str]()
+        if dry_run and drop_damaged:
+            raise InvalidArgument("nothing is dropped in a dry run")
+        if drop_damaged:
+            dropped = [_damaged_name(pin) for pin in await store.drop_damaged()]
+            for name in dropped:
+                self._service.ctx.log.warning("blob.pin_dropped", pin=name)
+            self._service.keeper.changed()
         gone = await store.collect(dry_run=dry_run)
         kept = await store.usage()
         left = (gone.blocks, gone.charged) if dry_run else (0, 0)
@@ -533,6 +541,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             "bytes": gone.charged,
             "kept_blocks": kept.blocks - left[0],
             "kept_bytes": kept.charged - left[1],
+            "dropped": dropped[:LIST_MAX],
         }
 
     async def verify(self, sink: rpc.Ref | None) -> dict[str, Any]:
@@ -571,6 +580,10 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         }
 
 
+def _damaged_name(pin: BadPin) -> str:
+    return f"{pin.name!r} of {pin.owner}"
+
+
 async def _verify(service: BlobService, pump: rpc.Pump) -> None:
     """Read all of the store; what is damaged is fetched again, and pushed with how that went."""
     counts = {"damaged": 0, "mended": 0}
@@ -578,7 +591,7 @@ async def _verify(service: BlobService, pump: rpc.Pump) -> None:
         async for damage in service.store.scrub(None):
             mended = False
             if damage.pin is not None:
-                what, name = "pin", f"{damage.pin.name!r} of {damage.pin.owner}"
+                what, name = "pin", _damaged_name(damage.pin)
             else:
                 what, name = "block", damage.digest.hex()
                 mended = await service.mend(damage.digest)

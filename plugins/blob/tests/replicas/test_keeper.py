@@ -21,8 +21,8 @@ from wetware_blob.replicas import keeper as keeping
 from wetware_blob.replicas.duties import Copy, Kept
 from wetware_blob.replicas.keeper import Keeper, Members
 from wetware_blob.replicas.sibling import SiblingServant
-from wetware_blob.store.errors import StoreFailed
-from wetware_blob.store.index import charge
+from wetware_blob.store.errors import Damaged, StoreFailed
+from wetware_blob.store.index import Change, charge
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Store
 
@@ -98,6 +98,24 @@ async def test_copies_of_homes_that_are_forgotten_are_given_up(tmp_path: Path) -
             assert {pin.root for pin in await store.pins()} == {copy.root for copy in left}
             for copy in copies:
                 assert (await member.keep(copy.home, copy)).room == (copy in left)
+
+
+async def test_a_copy_whose_pin_is_damaged_is_written_anew_when_its_home_asks(
+    tmp_path: Path,
+) -> None:
+    copy = copy_of(block := raw(b"a"))
+    async with running(tmp_path / "s") as store:
+        member = Member(store, block)
+        assert (await member.keep(HOME, copy)).done
+        await store._index.write(Change(lambda db, _: db.execute("UPDATE pins SET pin = ''")))
+        await member.keeper.replicas.refresh()
+        assert member.keeper.replicas.has([copy.id]) == [False]
+        with pytest.raises(Damaged):
+            await store.collect()
+        assert (await member.keep(HOME, copy)).done
+        await store.check_pins()
+        assert not (await store.collect()).blocks
+        assert (await store.usage(f"node:{HOME}")).charged == copy.charged
 
 
 @pytest.mark.parametrize(

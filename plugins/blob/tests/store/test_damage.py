@@ -17,7 +17,7 @@ import pytest
 from wetware.errors import ConfigError, WetwareError
 from wetware_blob.format.cid import Block
 from wetware_blob.store.errors import Damaged, StoreFailed
-from wetware_blob.store.index import FILE, charge
+from wetware_blob.store.index import FILE, Change, charge
 from wetware_blob.store.pins import BadPin, Pin
 from wetware_blob.store.salvage import aside
 from wetware_blob.store.scrub import Damage
@@ -112,6 +112,27 @@ async def test_a_bit_of_a_pin(directory: Path, caplog: pytest.LogCaptureFixture)
             assert (await store.collect()).blocks == 3
             assert (await store.usage(ADA)).charged == 0
     assert "blob.pin_damaged" in caplog.text
+
+
+@pytest.mark.parametrize("column", ["owner", "root", "name", "charged", "pin", "checksum"])
+async def test_pins_that_are_damaged_can_be_given_up(directory: Path, column: str) -> None:
+    """Whatever of them is: what names them, too."""
+    other = raw(b"other")
+    async with running(directory) as store:
+        async with store.hold(ADA) as hold:
+            await store.put(hold, [other])
+            await store.pin(hold, Pin(ADA, other.cid))
+        sql = f"UPDATE pins SET {column} = 0 WHERE name != ''"  # noqa: S608 constants
+        await store._index.write(Change(lambda db, _: db.execute(sql)))
+        with pytest.raises(Damaged):
+            await store.collect()
+        (pin,) = await store.drop_damaged()
+        assert pin.name == ("0" if column == "name" else "photos of 2026")
+        assert (await store.collect()).blocks == 3
+        assert [pin.root for pin in await store.pins()] == [other.cid]
+        assert await store.drop_damaged() == []
+        if column not in ("owner", "charged"):
+            assert (await store.usage(ADA)).charged == charge(5)
 
 
 async def test_an_inner_block_that_is_damaged_keeps_what_is_below_it(directory: Path) -> None:

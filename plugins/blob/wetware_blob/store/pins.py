@@ -157,3 +157,19 @@ def _delete(db: Database, owner: str, root: Cid | bytes, name: str | None) -> li
     gone = db.execute(f"SELECT charged FROM pins WHERE {where}", key).fetchall()  # noqa: S608 constants
     db.execute(f"DELETE FROM pins WHERE {where}", key)  # noqa: S608 constants
     return [int(charged) for (charged,) in gone]
+
+
+def damaged_removed(done: Callable[[list[tuple[BadPin, int]]], object]) -> Change[Any]:
+    """Delete the pins whose rows are damaged; its result is those, and what each was charged."""
+
+    def apply(db: Database, _: list[str]) -> list[tuple[BadPin, int]]:
+        sql = "SELECT rowid, owner, root, name, charged, pin, checksum FROM pins"
+        gone = []
+        for id_, *columns in db.execute(sql).fetchall():
+            pin, charged = read_pin(tuple(columns)), columns[3]
+            if isinstance(pin, BadPin):  # what names it may be damaged, too
+                db.execute("DELETE FROM pins WHERE rowid = ?", (id_,))
+                gone.append((pin, charged if type(charged) is int else 0))
+        return gone
+
+    return Change(apply, done, must=True)

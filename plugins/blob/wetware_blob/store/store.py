@@ -42,7 +42,16 @@ from wetware_blob.store.index import (
     is_damage,
     refusal,
 )
-from wetware_blob.store.pins import BadPin, Pin, amended, count_pins, kept, read_pins, removed
+from wetware_blob.store.pins import (
+    BadPin,
+    Pin,
+    amended,
+    count_pins,
+    damaged_removed,
+    kept,
+    read_pins,
+    removed,
+)
 from wetware_blob.store.quota import Quota
 from wetware_blob.store.salvage import NEW, aside, salvage
 from wetware_blob.store.scrub import Damage
@@ -506,6 +515,18 @@ class Store:
         gone = await self._to_its_end(self._index.write(removed(owner, root, name, done)))
         return len(gone)
 
+    async def drop_damaged(self) -> list[BadPin]:
+        """Give up the pins whose rows are damaged; returns them, their columns as they were."""
+
+        def done(gone: list[tuple[BadPin, int]]) -> None:
+            for pin, charged in gone:  # both may be others than what was charged
+                nbytes, pins = self._quota.of(pin.owner)
+                self._quota.charge(pin.owner, -min(max(charged, 0), nbytes), -min(1, pins))
+            self._garbage = True
+
+        gone = await self._to_its_end(self._index.write(damaged_removed(done)))
+        return [pin for pin, _ in gone]
+
     async def pins(self, owner: str | None = None, root: Cid | None = None) -> list[Pin]:
         """Those that are whole, the newest first; `scrub` finds the others."""
         found = await self._run_sync(self._read_pins, owner, root)
@@ -608,7 +629,8 @@ class Store:
             if isinstance(pin, BadPin):
                 raise Damaged(
                     f"a pin of {pin.owner} named {pin.name!r} is damaged: what it keeps is unknown",
-                    hint="remove that pin and pin the root again; `ww blob verify` shows it",
+                    hint="pin the root again under that name, or give up what is damaged with "
+                    "`ww blob gc --drop-damaged`; `ww blob verify` names all of it",
                 )
         # As a write: after those that say of downloads that they have ended.
         downloads = await self._index.write(Change(self._downloads, must=True))
