@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 import wetware
-from wetware.errors import WetwareError
+from wetware.errors import EXIT_DENIED, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, WetwareError
 from wetware.testing import Home, NodeProcess
 from wetware_blob.client import Pin
 
@@ -175,6 +175,64 @@ async def test_a_drain_hands_all_over(tmp_path: Path) -> None:
         home.ww("blob", "drain", check=True)
         assert any([await has(node, one.cid) for node in nodes[1:]])
         assert all([await has(node, two.cid) for node in nodes[1:]])
+
+
+async def test_who_is_evicted_or_leaves_hands_over_first(tmp_path: Path) -> None:
+    with cluster(tmp_path, 4) as (asked, evicted, *others):
+        whole = os.urandom(3 * MIB)
+
+        async def put_at(node: NodeProcess) -> str:
+            async with at(node) as session:
+                return (await session.blob.put(whole)).cid  # one copy
+
+        async def check(nodes: list[NodeProcess], cid: str) -> None:
+            for node in nodes:
+                async with at(node) as session, session.blob.open(cid) as blob:
+                    assert await blob.read() == whole
+
+        cid = await put_at(evicted)
+        everybody = [asked, *others]
+        assert not any([await has(node, cid) for node in everybody])
+        done = asked.ww("evict", "--hand-over", "--yes", "n1", check=True)
+        assert "blob: handing over: 1 pin left" in done.stderr
+        assert evicted.process.wait(20) == EXIT_DENIED
+        given = [await has(node, cid) for node in everybody]
+        assert sum(given) == 1
+        await check(everybody, cid)
+
+        # Who was given it has promised to keep it for two minutes: another one leaves.
+        leaver = others[given[1]]
+        everybody.remove(leaver)
+        whole = os.urandom(3 * MIB)
+        cid = await put_at(leaver)
+        done = leaver.ww("leave", "--hand-over", "--yes", check=True)
+        assert "blob: handing over: 1 pin left" in done.stderr
+        asked.wait_members([leaver.peer_id], "left")
+        await check(everybody, cid)
+
+
+async def test_who_cannot_be_asked_is_not_evicted(tmp_path: Path) -> None:
+    with cluster(tmp_path, 2) as (asked, node):
+        async with at(node) as session:
+            put = await session.blob.put(b"for one")
+        refused = asked.ww("evict", "--hand-over", "--yes", "n0")
+        assert refused.returncode == EXIT_USAGE
+        assert "a node does not evict itself" in refused.stderr
+        node.stop(signal.SIGKILL)
+        for _ in range(2):  # also once it is known to be dead
+            refused = asked.ww("evict", "--hand-over", "--yes", "n1")
+            assert refused.returncode in (EXIT_FAILED, EXIT_UNREACHABLE)
+            assert "stays a member; without --hand-over it goes" in refused.stderr
+            asked.wait_members([node.peer_id], "dead")
+        refused = node.ww("leave", "--hand-over", "--yes")
+        assert refused.returncode == EXIT_UNREACHABLE
+        assert "this node stays a member; without --hand-over it goes" in refused.stderr
+        back = node.home.start_node("n1").wait_ready()
+        try:
+            asked.wait_members([back.peer_id])
+            assert await has(back, put.cid)
+        finally:
+            back.stop()
 
 
 async def test_a_drain_of_who_is_alone_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,15 @@ class Service(ABC):
         task_status.started()
         await anyio.sleep_forever()
 
+    async def hand_over(self, tell: Callable[[str], object]) -> None:
+        """Give other members what this node alone has: it is about to leave for good.
+
+        Returns once they have it durably, and raises a WetwareError where that comes to a halt:
+        then the node stays. `tell` takes how far it is, in words. Cancelled when who asked for it
+        goes away; may be called again. The node serves its users meanwhile.
+        """
+        return
+
     def findings(self) -> Iterable[Finding]:
         """What is wrong with the service now, for `ww doctor`; empty if nothing is."""
         return ()

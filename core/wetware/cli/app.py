@@ -175,17 +175,21 @@ def _asked_before() -> Callable[[], str]:
     return ask_passphrase
 
 
-def run_client(work: Callable[[Session], Awaitable[T]], *, reconnect: bool = False) -> T:
+def run_client(
+    work: Callable[[Session], Awaitable[T]], *, reconnect: bool = False, here: bool = False
+) -> T:
     """Log in as the global options say, run `work` with the session, and log out.
 
-    `reconnect` is for commands that follow something: see `wetware.connect`.
+    `reconnect` is for commands that follow something: see `wetware.connect`. `here`: at the node of
+    this machine, whatever the environment or a context names.
     """
     import asyncio
 
     from wetware.broker.sturdy import is_ref
     from wetware.client import connect, is_address
+    from wetware.client.contexts import Context
 
-    node, context = options.target, options.context
+    node, context = (None, Context()) if here else (options.target, options.context)
     passphrase = ask_passphrase if node and is_ref(node) else _asked_before()
     if not is_address(node or context.node):
         context = replace(context, data_dir=str(node_data_dir()))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -384,13 +385,57 @@ def _ticket_state(ticket: Any) -> str:
     return "expired" if ticket.not_after_ms < time.time() * 1000 else "open"
 
 
+LOST: Final = (
+    "What no other member has is lost to the cluster; --hand-over gives it to others first. "
+)
+"""Before the question whether a membership is to end."""
+TOLD_S: Final = 1.0
+"""Between two lines that say how far a node is with handing over."""
+HandOver = Annotated[
+    bool,
+    typer.Option(
+        "--hand-over",
+        help="First it gives other members what only it has; where that fails it stays.",
+    ),
+]
+
+
+async def handed_over(session: Session) -> None:
+    """Have the session's node give other members what it alone has, and show how far that is."""
+    next_s, last = 0.0, ""
+
+    def tell(text: str) -> None:
+        nonlocal next_s, last
+        if text != last and time.monotonic() >= next_s:
+            note(text)
+            next_s, last = time.monotonic() + TOLD_S, text
+
+    await session.hand_over(tell)
+
+
+@contextlib.contextmanager
+def staying(who: str) -> Iterator[None]:
+    """Say of what fails that the node has not gone for it."""
+    try:
+        yield
+    except WetwareError as exc:
+        stays = f"{who} stays a member; without --hand-over it goes, and what only it has is lost"
+        exc.hint = f"{exc.hint}; {stays}" if exc.hint else stays
+        raise
+
+
 def evict_command(
     node: Annotated[str, typer.Argument(metavar="NODE", help="A name, a host or a peer ID.")],
+    hand_over: HandOver = False,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="For the record.")] = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: Json = False,
 ) -> None:
-    """End a node's membership, everywhere and for good: its key will not be let in again."""
+    """End a node's membership, everywhere and for good: its key will not be let in again.
+
+    At once, as a stolen machine has to go: what only that node has is lost to the cluster. One that
+    can be reached is asked with --hand-over to give that to others first.
+    """
     from wetware.identity import PeerId
 
     async def work(session: Session) -> str:
@@ -400,7 +445,14 @@ def evict_command(
         except InvalidArgument:
             peer = (await session.cluster.only(node)).peer_id
         who = peer if peer == node else f"{node} ({peer})"
-        confirm(f"Evict {who} from the cluster, for good?", yes=yes)
+        lost = "" if hand_over else LOST
+        confirm(f"{lost}Evict {who} from the cluster, for good?", yes=yes)
+        if hand_over:
+            if peer == session.identity.node:
+                usage("a node does not evict itself", "run the command against another node")
+            with staying(who):
+                async with session.node(peer) as there:
+                    await handed_over(there)
         await session.cluster.evict(peer, reason)
         return peer
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from wetware.cli.app import Json, confirm, done, here, node_data_dir, options
+from wetware.cli.app import Json, confirm, done, here, node_data_dir, options, run_client
+from wetware.cli.cluster import LOST, HandOver, handed_over, staying
 from wetware.cli.given import read_line
 from wetware.errors import NotFound
 
@@ -32,6 +33,7 @@ def join_command(
 
 
 def leave_command(
+    hand_over: HandOver = False,
     purge: Annotated[
         bool,
         typer.Option("--purge", help="Remove the data of services and the node's key, too."),
@@ -44,6 +46,7 @@ def leave_command(
     """Leave the cluster: the node of this machine stops, and its certificate is destroyed.
 
     The others are told, show it as left, and forget it in a day. It can join again with a ticket.
+    With --hand-over it is asked to give others what only it has first; it has to run for that.
     """
     from wetware.cli.service import units
     from wetware.node.leaving import leave, refuse_orphans
@@ -59,7 +62,11 @@ def leave_command(
     if not yes:
         refuse_orphans(data_dir, founding)
     cluster, gone = founding.cluster_id, "the data of its services" if purge else "the users"
-    confirm(f"Leave the cluster {cluster}, and remove {gone} from {data_dir}?", yes=yes)
+    lost = "" if hand_over else LOST
+    confirm(f"{lost}Leave the cluster {cluster}, and remove {gone} from {data_dir}?", yes=yes)
+    if hand_over:
+        with staying("this node"):
+            run_client(handed_over, here=True)
     leave(data_dir, founding, purge=purge)
     kept = f"nothing of it is left in {data_dir}"
     if not purge:

@@ -86,7 +86,10 @@ def build() -> typer.Typer:
         "ww node --install-service --user --now",
     )  # fmt: skip
     command("join", section, join_command, "ww join wwt1…", "ww join - < ticket")
-    command("leave", section, leave_command, "ww leave", "ww leave --purge --yes")
+    command(
+        "leave", section, leave_command,
+        "ww leave", "ww leave --hand-over", "ww leave --purge --yes",
+    )  # fmt: skip
     command("status", section, status_command, "ww status", "ww status --node rented")
     command("doctor", section, doctor_command, "ww doctor", "ww doctor --json")
     command("clock", section, clock_command, "ww clock", "ww clock --right")
@@ -102,7 +105,10 @@ def build() -> typer.Typer:
         "ww invite", "ww invite --label zone=cloud --expires 1h", "ww invite --list",
         "ww invite --script --from git+https://github.com/wetware/wetware-py",
     )  # fmt: skip
-    command("evict", section, evict_command, "ww evict rented", "ww evict rented --yes")
+    command(
+        "evict", section, evict_command,
+        "ww evict rented", "ww evict rented --yes", "ww evict --hand-over attic",
+    )  # fmt: skip
     group(
         "context", section, context_app,
         "ww context add home --node /ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…", "ww context use home",

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from wetware import rpc
 from wetware.base.multiaddr import CIRCUIT
 from wetware.base.structs import from_struct
 from wetware.broker.protocol import CORE
@@ -23,6 +24,7 @@ from wetware.client.values import Constraints, terms_to_struct
 from wetware.errors import (
     AuthError,
     DialError,
+    Disconnected,
     InternalError,
     OverlayError,
     Unsupported,
@@ -31,7 +33,6 @@ from wetware.errors import (
 from wetware.identity import Key, PeerId
 
 if TYPE_CHECKING:
-    from wetware import rpc
     from wetware.client.login import Login
     from wetware.member import Member
 
@@ -398,6 +399,25 @@ class Session(Bundled):
     async def trust_clock(self) -> None:
         """Say that the clock of the node's machine is right, after a glitch; for operators."""
         await self.service("node").call("trust_clock")
+
+    async def hand_over(self, tell: Callable[[str], object] | None = None) -> None:
+        """Have the node give other members what it alone has, before it leaves for good.
+
+        Returns once they have it. `tell` takes how far that is, in words. Ends with this call where
+        it is cancelled. Raises what a service comes to a halt with, Unsupported where one is not
+        running, LimitExceeded where the node is handing over already. For operators.
+        """
+        told = rpc.Subscription(
+            lambda sink: self.service("node").call("hand_over", sink=sink),
+            lambda item: item.decode(errors="replace"),
+        )
+        async with told:
+            async for text in told:
+                if not text:
+                    return
+                if tell is not None:
+                    tell(text)
+        raise Disconnected("the node ended the hand-over", hint="the same again")
 
     async def restart_overlay(self) -> None:
         """End the node's libp2p guest as a crash would; it comes back by itself."""

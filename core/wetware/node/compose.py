@@ -50,6 +50,7 @@ from wetware.node.context import Contexts
 from wetware.node.data_dir import locked, socket_path
 from wetware.node.findings import check_node
 from wetware.node.key import load_or_create
+from wetware.node.leaving import hand_over
 from wetware.node.members import Members
 from wetware.node.network import watch_network
 from wetware.node.parts import Parts
@@ -373,6 +374,8 @@ class Node(Parts):
                 ),
                 trust_clock=self._trust_clock,
                 proposal=self.broker.proposal,
+                hand_over=partial(hand_over, self),
+                audit=self.audit,
             ),
             ClusterService(
                 self._context("cluster", None),

@@ -7,11 +7,13 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from wetware.base.disk import RESERVED_FILE
-from wetware.errors import Busy, ConfigError
+from wetware.errors import Busy, ConfigError, Unsupported
+from wetware.loader.report import State
 from wetware.node.data_dir import holder_pid, locked
 from wetware.overlay.admission.files import (
     CERTIFICATE_FILE,
@@ -29,6 +31,9 @@ from wetware.overlay.admission.statements import CHAIN_BYTES_MAX, INVITE, Chain,
 from wetware.overlay.membership.peers import INCARNATION_FILE, PEERS_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wetware.node.parts import Parts
     from wetware.overlay.admission.statements import Founding
 
 STOP_S_MAX: Final = 10.0
@@ -41,6 +46,23 @@ _OF_THE_CLUSTER: Final = (
 )
 _OF_THE_NODE: Final = ("plugins", "node.key", INCARNATION_FILE)
 """Gone together: members remember the log of audit by the key, and would call a new one forged."""
+
+
+async def hand_over(node: Parts, tell: Callable[[str, str], object]) -> None:
+    """Have each service of a running node give other members what this node alone has.
+
+    `tell` takes a service's name, and its words on how far it is. Raises what a service raises, and
+    Unsupported where one is not running: nobody knows then what it alone has.
+    """
+    failed = {plugin.name for plugin in node.plugins.report if plugin.state is State.FAILED}
+    if lost := sorted(failed | node.proposals.keys() - node.services.keys()):
+        raise Unsupported(
+            f"not running at this node, so that it can hand nothing over: {', '.join(lost)}",
+            hint="ww plugin list, on that machine",
+            code="unsupported.service",
+        )
+    for name, service in sorted(node.services.items()):
+        await service.hand_over(partial(tell, name))
 
 
 def refuse_orphans(data_dir: Path, founding: Founding) -> None:

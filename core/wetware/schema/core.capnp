@@ -269,6 +269,13 @@ interface Node {
   # What a service of this node proposes for the standard roles `reader`, `member` and `admin`; it grants
   # nothing. `how` is what to write where, if the roles are in the nodes' configuration, else "".
   # For operators, who accept it or not. `not_found` for an unknown service. Idempotent.
+
+  handOver @5 (sink :Ww.Sink) -> (subscription :Ww.Subscription);
+  # Has the services of this node, one after the other, give other members what this node alone has, before
+  # it leaves for good. Pushes how far that is, a text an item, and an empty item once all of it is there.
+  # `Subscription.stats` raises where it came to a halt, also where a service is not running: nobody hands
+  # over what that has. Dropping the subscription ends it, and what was given by then stays where it is.
+  # One at a time (`limit`). Recorded first. For operators. Idempotent.
 }
 
 struct RolePatterns {

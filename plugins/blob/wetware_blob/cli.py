@@ -502,11 +502,11 @@ def gc_command(
 def drain_command() -> None:
     """Hand all that is pinned at the node to other members, before it leaves for good.
 
-    It returns when as many others have each of it as are wanted. Stop the node then; it takes no
-    copies until it is started again. For operators.
+    It returns when as many others have each of it as are wanted. The node stays, and takes no
+    copies until it is started again; `ww evict --hand-over` evicts it, too. For operators.
     """
     run_client(lambda session: session.blob.drain())
-    note("all that is pinned here is at other members; stop this node now, and `ww evict` it there")
+    note("all that is pinned there is at other members; it takes no copies until its next start")
 
 
 @blob_app.command("verify")

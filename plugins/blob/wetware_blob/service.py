@@ -186,6 +186,10 @@ class BlobService(Service):
         if self.keeper.seen is not None:
             yield from findings(self.keeper.seen)
 
+    async def hand_over(self, tell: Callable[[str], object]) -> None:
+        self.check_running()
+        await self.keeper.drain(tell)
+
     def peer_bootstrap(self, node: Principal) -> rpc.Servant:
         return SiblingServant(self.store, self.keeper, node.subject)
 
@@ -561,8 +565,12 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
     async def drain(self) -> dict[str, Any]:
         service = self._service
         service.check_running()
+
+        async def drain(state: State) -> None:
+            await service.keeper.drain(lambda text: setattr(state, "doing", text))
+
         place = service.transfers.place(self._owner)
-        return {"transfer": Transfer(service.tasks, place, service.keeper.drain)}
+        return {"transfer": Transfer(service.tasks, place, drain)}
 
     async def all(self, skip: int, limit: int) -> dict[str, Any]:
         found = await self._pins(None, "", skip, limit)

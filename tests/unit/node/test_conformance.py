@@ -24,6 +24,9 @@ class TestNode(ServiceConformance):
         async def trust(principal: Principal) -> None:
             pass
 
+        async def hand_over(tell: Any) -> None:
+            tell("counter", "1 left")
+
         def proposal(service: str) -> Any:
             raise NotFound("there is no such service")
 
@@ -32,4 +35,6 @@ class TestNode(ServiceConformance):
             restart_overlay=lambda: None,
             trust_clock=trust,
             proposal=proposal,
+            hand_over=hand_over,
+            audit=Records(time, None),
         )

@@ -56,7 +56,7 @@ async def test_rpc_goes_over_it() -> None:
         async def status(self, **_: Any) -> dict[str, Any]:
             return {}
 
-        details = restart_overlay = trust_clock = proposal = status
+        details = restart_overlay = trust_clock = proposal = hand_over = status
 
     async with overlays(2) as (a, b), rpc.runtime():
         b.handle("/rpc", lambda stream: rpc.serve(RpcPipe(stream), Gate()), access=Access.MEMBER)

@@ -165,9 +165,13 @@ async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.M
         await left.pop(0).wait()
         return [Pin("local:ada", ROOT)]
 
-    store = SimpleNamespace(id=bytes(8), pins=pins)
+    async def check_pins() -> None:
+        pass
+
+    store = SimpleNamespace(id=bytes(8), pins=pins, check_pins=check_pins)
     keeper = Keeper(cast("Any", Watched()), cast("Any", store), cast("Any", None), grace_s=60.0)
-    drain = asyncio.ensure_future(keeper.drain(cast("Any", SimpleNamespace())))
+    said: list[str] = []
+    drain = asyncio.ensure_future(keeper.drain(said.append))
     await anyio.wait_all_tasks_blocked()
     other = asyncio.ensure_future(keeper.replicas.refresh())
     await anyio.wait_all_tasks_blocked()
@@ -181,6 +185,7 @@ async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.M
     (id_,) = keeper.replicas.copies
     keeper.replicas.handed.add(id_)
     await asyncio.wait_for(drain, 10)
+    assert said[-1] == "handing over: 1 pin left"
 
 
 def asked(home: str) -> dict[str, Any]:

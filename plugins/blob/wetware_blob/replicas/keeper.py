@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from wetware import rpc
+from wetware.base.finding import counted
 from wetware.errors import InvalidArgument, TimedOut, WetwareError
 from wetware.identity import PeerId
 from wetware_blob.exchange.find import ROOTS_MAX
@@ -404,11 +405,18 @@ class Keeper:
                 )
             await anyio.sleep(POLL_S)
 
-    async def drain(self, state: State) -> None:
-        """Hand all over that is pinned here; nothing new is taken until the next start."""
+    async def drain(self, tell: Callable[[str], object]) -> None:
+        """Hand all over that is pinned here; nothing new is taken until the next start.
+
+        Raises StoreFailed where pins are damaged: nobody knows what else is to be handed over.
+
+        Args:
+            tell: Takes how far it is, in words.
+        """
         replicas = self.replicas
+        await self.disk.check_whole()
         others = self._ctx.members("service=blob,state=alive")
-        if all(member.is_self for member in others):
+        if all(member.is_self for member in others) and await self._store.pins():
             raise InvalidArgument(
                 "there is no other member that could take what is pinned here",
                 hint="ww ls service=blob",
@@ -418,7 +426,7 @@ class Keeper:
         await replicas.refresh()
         best, until = -1, self._ctx.clock.monotonic() + STALLED_S + LEASE_S
         while (left := replicas.copies.keys() - replicas.handed) or not replicas.single:
-            state.doing = f"handing over: {len(left)} pins left"
+            tell(f"handing over: {counted(len(left), 'pin')} left")
             if len(replicas.handed) > best:
                 best, until = (
                     len(replicas.handed),
