@@ -165,8 +165,11 @@ async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.M
         await left.pop(0).wait()
         return [Pin("local:ada", ROOT)]
 
+    damaged: list[str] = []
+
     async def check_pins() -> None:
-        pass
+        if damaged:
+            raise StoreFailed("a pin is damaged")
 
     store = SimpleNamespace(id=bytes(8), pins=pins, check_pins=check_pins)
     keeper = Keeper(cast("Any", Watched()), cast("Any", store), cast("Any", None), grace_s=60.0)
@@ -183,9 +186,21 @@ async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.M
     await other
     assert not drain.done()
     (id_,) = keeper.replicas.copies
+    damaged.append("found meanwhile")
     keeper.replicas.handed.add(id_)
-    await asyncio.wait_for(drain, 10)
+    with pytest.raises(StoreFailed):
+        await asyncio.wait_for(drain, 10)
     assert said[-1] == "handing over: 1 pin left"
+
+
+async def test_a_node_with_damaged_pins_is_not_drained(tmp_path: Path) -> None:
+    async with running(tmp_path / "s") as store:
+        member = Member(store, raw(b"a"))
+        assert (await member.keep(HOME, copy_of(raw(b"a")))).done
+        await store._index.write(Change(lambda db, _: db.execute("UPDATE pins SET pin = ''")))
+        with pytest.raises(StoreFailed, match="1 pins are damaged"):
+            await member.keeper.drain(lambda _: None)
+        assert not member.keeper.replicas.draining
 
 
 def asked(home: str) -> dict[str, Any]:

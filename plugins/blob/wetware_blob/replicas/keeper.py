@@ -422,6 +422,7 @@ class Keeper:
                 hint="ww ls service=blob",
                 code="invalid.alone",
             )
+        await self.disk.check_whole()
         replicas.draining = True
         await replicas.refresh()
         best, until = -1, self._ctx.clock.monotonic() + STALLED_S + LEASE_S
@@ -440,3 +441,4 @@ class Keeper:
                 )
             self._changed.set()
             await anyio.sleep(POLL_S)
+        await self.disk.check_whole()  # they may be found while it goes on
