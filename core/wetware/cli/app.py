@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import (
@@ -400,6 +401,48 @@ def pairs(*values: tuple[str, str | Styled]) -> None:
     width = max(len(name) for name, _ in values)
     for name, value in values:
         out(f"{name:{width}}  ", value)
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[Any], None] | None]:
+    """A bar with rate and remaining time, on stderr; None where that is no terminal.
+
+    It is given what has `bytes`, `total` (0: not known) and `doing` (for people; "": `what`).
+    """
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as bar:
+        tasks: list[Any] = []
+
+        def report(at: Any) -> None:
+            total = at.total or None
+            shown = printable(at.doing).replace("\n", " ")[:60] or what
+            if not tasks:  # what an earlier attempt left is no speed
+                tasks.append(bar.add_task(shown, total=total, completed=at.bytes))
+            bar.update(tasks[0], description=shown, total=total, completed=at.bytes)
+
+        yield report
 
 
 def done(as_json: bool, data: Any, *notes: str) -> None:
