@@ -55,7 +55,7 @@ async def test_a_tree_comes_as_it_went(
         wetware.connect(a.addr, key=a.home.key()) as at_a,
         wetware.connect(b.addr, key=a.home.key()) as at_b,
     ):
-        put = await at_a.blob.put_dir(tree)
+        put = await at_a.blob.put(tree)
         async with at_b.blob.open(put.cid) as blob:
             assert {entry.name: entry.kind async for entry in blob.ls()} == {
                 "sub": "directory",
@@ -183,7 +183,7 @@ async def test_what_is_refused_leaves_nothing(pair: tuple[NodeProcess, NodeProce
             with pytest.raises(InvalidArgument):
                 await session.blob.put(b"x", profile="no-such-profile")
             with pytest.raises(WetwareError):
-                await session.blob.import_car(b"no car at all")
+                await session.blob.put(b"no car at all", car=True)
 
         await half()
         assert await session.blob.usage() == before
@@ -197,7 +197,7 @@ async def test_rm_says_what_still_keeps_it(
     tree.mkdir()
     (tree / "file").write_bytes(os.urandom(100_000))
     async with wetware.connect(a.addr, key=a.home.key()) as session:
-        whole = await session.blob.put_dir(tree, name="whole")
+        whole = await session.blob.put(tree, name="whole")
         one = await session.blob.put(tree / "file", name="one")
         removed = await session.blob.rm(one.cid)
         assert removed.pins == 1

@@ -138,7 +138,7 @@ async def test_10_000_cids_are_offered_that_are_lacked(cluster: Cluster, tmp_pat
         cluster.say(node, "lacks")
     cluster.say(honest, "slow")
     async with wetware.connect(honest.addr, key=cluster.home.key()) as session:
-        put = await session.blob.put_dir(tree)
+        put = await session.blob.put(tree)
     async with wetware.connect(cluster.reader.addr, key=cluster.home.key()) as session:
         await session.blob.get(put.cid, tmp_path / "got")
     assert len(list((tmp_path / "got").iterdir())) == 10_000

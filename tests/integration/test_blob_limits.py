@@ -290,7 +290,7 @@ async def test_bombs_cost_what_their_blocks_cost(
     blocks = bomb()
     async with unharmed(node, session):
         began = time.monotonic()
-        put = await session.blob.import_car(car_of(blocks))
+        put = await session.blob.put(car_of(blocks), car=True)
         (pin,) = await session.blob.pins(put.cid)
         assert pin.charged_bytes <= sum(len(block.data) + 8192 for block in blocks)
         async with session.blob.open(put.cid) as blob:
@@ -396,7 +396,7 @@ async def test_who_may_read_may_not_put(node: NodeProcess, session: wetware.Sess
         for beyond in (
             reader.blob.put(b"x"),
             reader.blob.pin(NOBODYS),
-            reader.blob.import_car(b""),
+            reader.blob.put(b"", car=True),
             reader.blob.rm(NOBODYS),
             reader.blob.unpin(NOBODYS),
             reader.blob.usage(),
@@ -413,7 +413,7 @@ async def test_below_a_blob_nothing_leads_out(
     (tree / "sub").mkdir(parents=True)
     (tree / "sub" / "link").symlink_to("..")
     (tree / "sub" / "file").write_bytes(b"")
-    whole = await session.blob.put_dir(tree)
+    whole = await session.blob.put(tree)
     other = await session.blob.put(b"other")
     async with session.blob.open(whole.cid) as blob, blob.at("sub") as sub:
         ref, _ = await session.share({f"blob:{sub.cid}": []})

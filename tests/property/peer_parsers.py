@@ -1402,8 +1402,6 @@ def _blob_tree(data: bytes) -> object:
         reader, found = blob_records.Reader(Bytes(data)), []  # type: ignore[arg-type]
         while (record := await reader.record()) is not None:
             found.append(record)
-            if record.kind == "symlink":
-                await reader.target()
         return found
 
     return done(read())

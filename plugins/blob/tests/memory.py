@@ -82,7 +82,7 @@ async def read(reader: Reader) -> Tree:
     if record.kind == "end":
         return None
     if record.kind == "symlink":
-        return record.name, (await reader.target()).decode()
+        return record.name, record.target.decode()
     if record.kind == "file":
         content = b""
         while piece := await reader.piece():
@@ -302,7 +302,7 @@ class Store(rpc.Servant, interface=SCHEMA.Store):
         self.cluster.pins = [
             {"root": root, "owner": "local:ada", "kind": kind_of(tree), "size": size_of(tree),
              "charged_bytes": size_of(tree), "created_ms": 1_800_000_000_000, "holders": ["n1"],
-             "damaged": 0, **fields},
+             **fields},
             *others,
         ]  # fmt: skip
 

@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from wetware.errors import InvalidArgument, NotFound, WetwareError
-from wetware_blob import cli, disk
+from wetware_blob import backup, cli, disk
 
 from .memory import Cluster, Tree, cid_of, served
 
@@ -102,11 +102,8 @@ def test_stat_and_pins(run: Run, cluster: Cluster) -> None:
     Path("f").write_bytes(b"x" * 3000)
     cid = run("put", "f", "--name", ESCAPE, "--replicas", "2").stdout.strip()
     stat = run("stat", cid).stdout
-    assert "size  3000 (2.9 KiB)" in stat
+    assert "size  3000 (3 KiB)" in stat
     assert "pin   a\\x1b[2J\\nb: 1 of 2 copies, at " in stat
-    cluster.pins[0]["damaged"] = 3
-    assert "3 blocks are damaged here" in run("stat", cid).stdout
-    assert "file (damaged)" in run("ls").stdout
     assert len(run("pin", "ls", cid).stdout.splitlines()) == 2
     assert "local:ada" in run("pin", "ls", "--all").stdout
     assert json.loads(run("pin", "ls", "--json").stdout)[0]["root"] == cid
@@ -115,7 +112,7 @@ def test_stat_and_pins(run: Run, cluster: Cluster) -> None:
     with pytest.raises(NotFound, match="no such pin") as refused:
         run("pin", "rm", cid, "--name", "more")
     assert refused.value.exit_code == 1
-    assert "charged  2.9 KiB" in run("usage").stdout
+    assert "charged  3 KiB" in run("usage").stdout
     assert "3 blocks would be removed" in run("gc", "--dry-run").stderr
     assert json.loads(run("gc", "--json").stdout)["bytes"] == 5000
     with pytest.raises(InvalidArgument, match="no terminal to ask"):
@@ -139,10 +136,10 @@ def test_rm_says_what_still_pins(run: Run, cluster: Cluster) -> None:
 def test_verify_fails_if_something_stays_damaged(run: Run, cluster: Cluster) -> None:
     end = {"what": "end", "damaged": 1}
     assert run("verify").exit_code == 0
-    mended = {"what": "block", "name": "b1\x1b", "roots": ["b2"], "mended": True}
+    mended = {"what": "block", "name": "b1\x1b", "mended": True}
     cluster.findings = [mended, end]
     done = run("verify")
-    assert (done.exit_code, done.stdout) == (0, "mended  block b1\\x1b b2\n")
+    assert (done.exit_code, done.stdout) == (0, "mended  block b1\\x1b\n")
     cluster.findings = [mended | {"mended": False}, end]
     done = run("verify", "--json")
     assert done.exit_code == 1
@@ -167,13 +164,6 @@ def test_ranges(text: str, expected: tuple[int, int]) -> None:
 def test_ranges_that_are_none(text: str) -> None:
     with pytest.raises(InvalidArgument):
         cli.parse_range(text)
-
-
-def test_sizes() -> None:
-    sizes = (0, 1023, 1024, 5 << 20, 3 << 40, 1 << 60)
-    assert [cli.size_text(n) for n in sizes] == [
-        "0 B", "1023 B", "1.0 KiB", "5.0 MiB", "3.0 TiB", "1048576.0 TiB",
-    ]  # fmt: skip
 
 
 def test_a_backup_is_put_back(run: Run, cluster: Cluster) -> None:
@@ -215,10 +205,10 @@ def test_a_backup_says_what_it_could_not_have(run: Run, cluster: Cluster) -> Non
 def test_what_is_no_backup_is_refused(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "pins.json").write_bytes(text)
     if text == b"{}":
-        assert cli.read_pins(tmp_path) == []
+        assert backup.read_pins(tmp_path) == []
         return
     with pytest.raises(InvalidArgument, match="is not what"):
-        cli.read_pins(tmp_path)
+        backup.read_pins(tmp_path)
 
 
 def test_standard_input_is_put(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,8 @@ enum Form {
   # Records, each a kind (1 byte), the length of a name (2 bytes, big-endian) and the name, UTF-8:
   # `D` a directory begins, `E` it ends (no name), `L` a symbolic link, `F` a file. `L` and `F` are followed
   # by pieces: a length (4 bytes, big-endian, at most 1 MiB) and so many bytes; the length 0 ends them. The
-  # first record has no name; the names within a directory are unique.
+  # first record has no name; the names within a directory are unique, of at most 255 bytes, and no link
+  # leads out of the tree (`invalid.name`, `invalid.link`).
   car @2;
   # A CAR of version 1 with one root, whose blocks are all in it or at this node.
 }
@@ -145,8 +146,6 @@ struct PinInfo {
   holders @9 :List(Text);
   # The members that are known to have it all, peer IDs, this node included.
   public @10 :Bool;
-  damaged @11 :UInt32;
-  # Reserved: 0. Damage is counted for the node, not for each pin; see `verify`.
 }
 
 struct Usage {

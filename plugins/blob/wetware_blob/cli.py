@@ -6,12 +6,14 @@ import contextlib
 import json as json_module
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from wetware.base.finding import counted, size
 from wetware.cli.app import (
     Json,
     confirm,
@@ -21,7 +23,7 @@ from wetware.cli.app import (
     out,
     out_json,
     pairs,
-    printable,
+    progress_bar,
     run_client,
     stamp,
     table,
@@ -35,14 +37,11 @@ from wetware.errors import (
     NotFound,
     WetwareError,
 )
+from wetware_blob.names import shown
 
 if TYPE_CHECKING:
     from wetware.client import Session
-    from wetware_blob.client import Pin, Put, Report, Terms
-
-PINS_FILE: Final = "pins.json"
-"""Of a backup."""
-PINS_FILE_BYTES_MAX: Final = 64 << 20
+    from wetware_blob.client import Pin, Put, Terms
 
 blob_app = typer.Typer(
     help="Files and directories, kept by the members of the cluster under their CIDs.",
@@ -62,17 +61,6 @@ def mount(app: typer.Typer) -> None:
 CidPath = Annotated[str, typer.Argument(metavar="CID[/PATH]", help="A CID, or what is below one.")]
 CidOnly = Annotated[str, typer.Argument(metavar="CID")]
 Name = Annotated[str, typer.Option("--name", metavar="TEXT", help="What the pin is called.")]
-Replicas = Annotated[
-    int, typer.Option("--replicas", min=0, max=16, metavar="N", help="Members that keep it.")
-]
-On = Annotated[
-    str, typer.Option("--on", metavar="SELECTOR", help="Members that may, e.g. zone=home.")
-]
-Ack = Annotated[
-    int,
-    typer.Option("--ack", min=0, max=16, metavar="N", help="Return when so many have it on disk."),
-]
-Public = Annotated[bool, typer.Option("--public", help="Tell the DHT who has it.")]
 Local = Annotated[bool, typer.Option("--local", help="Only what the node itself has.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write it.")
@@ -80,58 +68,41 @@ Output = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 
-@contextlib.contextmanager
-def watched(what: str) -> Iterator[Report | None]:
-    """A bar with rate and remaining time, on stderr; nothing where that is no terminal."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+def pinning(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of a pin, which it takes as `terms`."""
 
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    ) as bar:
-        tasks: list[Any] = []
+    def with_options(
+        name: Name = "",
+        replicas: Annotated[
+            int, typer.Option(min=0, max=16, metavar="N", help="Members that keep it.")
+        ] = 0,
+        on: Annotated[
+            str, typer.Option(metavar="SELECTOR", help="Members that may, e.g. zone=home.")
+        ] = "",
+        ack: Annotated[
+            int,
+            typer.Option(min=0, max=16, metavar="N", help="Return when so many have it on disk."),
+        ] = 0,
+        public: Annotated[bool, typer.Option("--public", help="Tell the DHT who has it.")] = False,
+        **given: Any,
+    ) -> None:
+        if ack > max(replicas, 1):
+            raise InvalidArgument(
+                f"--ack {ack} waits for more members than --replicas {replicas} has",
+                hint=f"--replicas {ack}",
+            )
+        terms: Terms = {"name": name, "copies": replicas, "where": on, "ack": ack, "public": public}
+        command(terms=terms, **given)
 
-        def report(at: Any) -> None:
-            total = at.total or None
-            shown = printable(at.doing).replace("\n", " ")[:60] or what
-            if not tasks:  # what an earlier attempt left is no speed
-                tasks.append(bar.add_task(shown, total=total, completed=at.bytes))
-            bar.update(tasks[0], description=shown, total=total, completed=at.bytes)
-
-        yield report
-
-
-def size_text(count: int) -> str:
-    """A number of bytes for people."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def counted(count: int, what: str) -> str:
-    """As in "1 pin", and "2 pins"."""
-    return f"{count} {what}{'s' * (count != 1)}"
+    params: list[Parameter] = []
+    for function in (command, with_options):
+        types = get_type_hints(function, localns={"Terms": Any}, include_extras=True)
+        for name, param in signature(function).parameters.items():
+            if name not in ("terms", "given"):
+                params.append(param.replace(annotation=types[name]))
+    with_options.__signature__ = Signature(params)  # type: ignore[attr-defined]  # typer asks it
+    with_options.__doc__ = command.__doc__
+    return with_options
 
 
 def _tell_put(put: Put, as_json: bool) -> None:
@@ -139,20 +110,17 @@ def _tell_put(put: Put, as_json: bool) -> None:
         return out_json(put)
     out(put.cid)
     copies = f", {put.copies} copies" if put.copies > 1 else ""
-    note(f"{size_text(put.bytes)}{copies}; at any member: ww blob get {put.cid}")
+    note(f"{size(put.bytes)}{copies}; at any member: ww blob get {put.cid}")
 
 
 # --- in and out -----------------------------------------------------------------------------------
 
 
 @blob_app.command("put", epilog=examples("ww blob put photo.tar --replicas 3 --ack 2"))
+@pinning
 def put_command(
     what: Annotated[str, typer.Argument(metavar="FILE|DIR|-", help="'-': standard input.")],
-    name: Name = "",
-    replicas: Replicas = 0,
-    on: On = "",
-    ack: Ack = 0,
-    public: Public = False,
+    terms: Terms,
     profile: Annotated[
         str,
         typer.Option(
@@ -162,27 +130,18 @@ def put_command(
     json: Json = False,
 ) -> None:
     """Put a file or directory, and pin it; prints its CID."""
-    file = os.fsencode(Path(os.path.abspath(what)).name).decode(errors="replace")
-    called = name or ("" if what == "-" else file)
-    terms = _terms(called, replicas, on, ack, public)
+    if what != "-" and not terms["name"]:
+        file = os.path.basename(os.path.abspath(what))
+        terms["name"] = os.fsencode(file).decode(errors="replace")
+    _put(what, "sending", json, profile=profile, **terms)
 
+
+def _put(what: str, doing: str, json: bool, **how: Any) -> None:
     async def work(session: Session) -> Put:
-        with watched("sending") as progress:
-            if what != "-" and Path(what).is_dir():  # noqa: ASYNC240  # before anything runs
-                return await session.blob.put_dir(what, profile=profile, progress=progress, **terms)
-            with _source(what) as source:
-                return await session.blob.put(source, profile=profile, progress=progress, **terms)
+        with progress_bar(doing) as progress, _source(what) as source:
+            return await session.blob.put(source, progress=progress, **how)
 
     _tell_put(run_client(work), json)
-
-
-def _terms(name: str, replicas: int, on: str, ack: int, public: bool) -> Terms:
-    if ack > max(replicas, 1):
-        raise InvalidArgument(
-            f"--ack {ack} waits for more members than --replicas {replicas} has",
-            hint=f"--replicas {ack}",
-        )
-    return {"name": name, "copies": replicas, "where": on, "ack": ack, "public": public}
 
 
 @contextlib.contextmanager
@@ -192,7 +151,7 @@ def _source(what: str) -> Iterator[Any]:
 
     if what == "-":
         yield disk.Pipe(0)
-    elif Path(what).is_file() or not Path(what).exists():
+    elif not Path(what).exists() or Path(what).is_file() or Path(what).is_dir():
         yield what
     else:
         with disk.reading(what), open(what, "rb", buffering=0) as file:
@@ -215,7 +174,7 @@ def get_command(
     path = output or Path(cid.rstrip("/").rpartition("/")[2])
 
     async def work(session: Session) -> Any:
-        with watched("getting") as progress:
+        with progress_bar("getting") as progress:
             return await session.blob.get(cid, path, local=local, force=force, progress=progress)
 
     got = run_client(work)
@@ -241,9 +200,9 @@ def cat_command(
             session.blob.open(cid, local=local) as blob,
             await blob.stream(start, end) as stream,
         ):
-            async for data in disk.chunks(stream):
+            async for batch in disk.batches(stream, len):
                 try:
-                    await disk.in_daemon(disk.write_all, sys.stdout.fileno(), data)
+                    await disk.in_daemon(disk.write_all, sys.stdout.fileno(), b"".join(batch))
                 except OSError as exc:
                     output_failed(exc)
 
@@ -275,31 +234,22 @@ def export_command(
     path = output or Path(cid.rstrip("/").rpartition("/")[2] + ".car")
 
     async def work(session: Session) -> None:
-        with watched("exporting") as progress:
-            await session.blob.export_car(cid, path, local=local, force=force, progress=progress)
+        with progress_bar("exporting") as progress:
+            await session.blob.get(cid, path, car=True, local=local, force=force, progress=progress)
 
     run_client(work)
     note(f"wrote {path}")
 
 
 @blob_app.command("import")
+@pinning
 def import_command(
     file: Annotated[str, typer.Argument(metavar="CAR|-", help="'-': standard input.")],
-    name: Name = "",
-    replicas: Replicas = 0,
-    on: On = "",
-    ack: Ack = 0,
-    public: Public = False,
+    terms: Terms,
     json: Json = False,
 ) -> None:
     """Take the blocks of a CAR file, and pin its root; prints its CID."""
-    terms = _terms(name, replicas, on, ack, public)
-
-    async def work(session: Session) -> Put:
-        with watched("importing") as progress, _source(file) as source:
-            return await session.blob.import_car(source, progress=progress, **terms)
-
-    _tell_put(run_client(work), json)
+    _put(file, "importing", json, car=True, **terms)
 
 
 # --- looking --------------------------------------------------------------------------------------
@@ -319,17 +269,11 @@ def stat_command(cid: CidPath, local: Local = False, json: Json = False) -> None
     at, info, pins = run_client(work)
     if json:
         return out_json({"cid": at, "kind": info.kind, "size": info.size, "pins": pins})
-    pairs(("cid", at), ("kind", info.kind), ("size", f"{info.size} ({size_text(info.size)})"))
+    pairs(("cid", at), ("kind", info.kind), ("size", f"{info.size} ({size(info.size)})"))
     for pin in pins:
-        at = ", ".join(one_line(peer)[-8:] for peer in pin.holders)  # as `ww ls` shows them
+        at = ", ".join(shown(peer)[-8:] for peer in pin.holders)  # as `ww ls` shows them
         kept = f"{len(pin.holders)} of {max(pin.copies, 1)} copies, at {at}"
-        damaged = f", {pin.damaged} blocks are damaged here" if pin.damaged else ""
-        out(f"pin   {one_line(pin.name) or '-'}: {kept}{damaged}")
-
-
-def one_line(text: str) -> str:
-    """A name as it is shown: nothing in it can control a terminal."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+        out(f"pin   {shown(pin.name) or '-'}: {kept}")
 
 
 @blob_app.command("ls")
@@ -351,7 +295,7 @@ def ls_command(
     entries = run_client(work)
     if json:
         return out_json(entries)
-    rows = [(e.kind, str(e.size), e.cid, one_line(e.name)) for e in entries]
+    rows = [(e.kind, str(e.size), e.cid, shown(e.name)) for e in entries]
     table(("kind", "size", "cid", "name"), rows)
 
 
@@ -383,9 +327,9 @@ def _list_pins(cid: str, *, everybody: bool, json: bool) -> None:
         [
             (
                 pin.root,
-                one_line(pin.name),
-                pin.kind + (" (damaged)" if pin.damaged else ""),
-                size_text(pin.size),
+                shown(pin.name),
+                pin.kind,
+                size(pin.size),
                 f"{len(pin.holders)}/{max(pin.copies, 1)}",
                 stamp(pin.created_ms / 1000),
                 *((pin.owner,) if everybody else ()),
@@ -401,11 +345,11 @@ def usage_command(json: Json = False) -> None:
     usage = run_client(lambda session: session.blob.usage())
     if json:
         return out_json(usage)
-    quota = f" of {size_text(usage.quota_bytes)}" if usage.quota_bytes else ""
-    pairs(("pins", str(usage.pins)), ("charged", size_text(usage.charged_bytes) + quota))
+    quota = f" of {size(usage.quota_bytes)}" if usage.quota_bytes else ""
+    pairs(("pins", str(usage.pins)), ("charged", size(usage.charged_bytes) + quota))
     if usage.disk_bytes_max:
-        disk = f"{size_text(usage.disk_bytes)} of {size_text(usage.disk_bytes_max)}"
-        free = size_text(usage.free_bytes)
+        disk = f"{size(usage.disk_bytes)} of {size(usage.disk_bytes_max)}"
+        free = size(usage.free_bytes)
         pairs(("node", f"{usage.blocks} blocks, {disk}; {free} are free on the disk"))
 
 
@@ -413,20 +357,16 @@ def usage_command(json: Json = False) -> None:
 
 
 @pin_app.command("add")
+@pinning
 def pin_add_command(
     cid: CidOnly,
-    name: Name = "",
-    replicas: Replicas = 0,
-    on: On = "",
-    ack: Ack = 0,
-    public: Public = False,
+    terms: Terms,
     json: Json = False,
 ) -> None:
     """Keep what a CID reaches; a pin of that name is replaced."""
-    terms = _terms(name, replicas, on, ack, public)
 
     async def work(session: Session) -> Put:
-        with watched("fetching") as progress:
+        with progress_bar("fetching") as progress:
             return await session.blob.pin(cid, progress=progress, **terms)
 
     _tell_put(run_client(work), json)
@@ -461,12 +401,12 @@ def rm_command(cid: CidOnly, json: Json = False) -> None:
 
     removed = run_client(work)
     kept = [
-        f"it is still in {pin.root} ({one_line(pin.name) or 'no name'}): ww blob rm {pin.root}"
+        f"it is still in {pin.root} ({shown(pin.name) or 'no name'}): ww blob rm {pin.root}"
         for pin in removed.pinned_by
     ]
     if removed.others:
         kept.append(f"{counted(removed.others, 'pin')} of others: it stays for them")
-    said = f"{counted(removed.pins, 'pin')} ended, {size_text(removed.freed_bytes)} freed"
+    said = f"{counted(removed.pins, 'pin')} ended, {size(removed.freed_bytes)} freed"
     done(json, removed, said, *kept)
 
 
@@ -492,9 +432,9 @@ def gc_command(
         usage("--yes is for --drop-damaged")
     found = run_client(lambda session: session.blob.gc(dry_run=dry_run, drop_damaged=drop_damaged))
     verb = "would be removed" if dry_run else "removed"
-    kept = f"{counted(found.kept_blocks, 'block')} kept, {size_text(found.kept_bytes)}"
-    said = f"{counted(found.blocks, 'block')} {verb}, {size_text(found.bytes)}"
-    dropped = (f"given up: {one_line(name)}" for name in found.dropped)
+    kept = f"{counted(found.kept_blocks, 'block')} kept, {size(found.kept_bytes)}"
+    said = f"{counted(found.blocks, 'block')} {verb}, {size(found.bytes)}"
+    dropped = (f"given up: {shown(name)}" for name in found.dropped)
     done(json, found, f"{said}; {kept}", *dropped)
 
 
@@ -520,19 +460,17 @@ def verify_command(json: Json = False) -> None:
         whole = True
         async with session.blob.verify() as findings:
             async for found in findings:
+                end = found.get("what") == "end"
                 if json:
                     out(json_module.dumps(found))
-                if found.get("what") == "end":
-                    if not json:
-                        counts = (f"{k} {v}" for k, v in found.items() if k != "what")
-                        note(one_line(", ".join(counts)))
+                elif end:
+                    note(shown(", ".join(f"{k} {v}" for k, v in found.items() if k != "what")))
+                else:
+                    state = "mended" if found.get("mended") else "damaged"
+                    out(state, "  ", shown(f"{found.get('what')} {found.get('name')}"))
+                if end:
                     return whole
                 whole = whole and bool(found.get("mended"))
-                if not json:
-                    state = "mended" if found.get("mended") else "damaged"
-                    roots = " ".join(map(str, found.get("roots") or ()))
-                    text = f"{found.get('what')} {found.get('name')} {roots}"
-                    out(f"{state}  {one_line(text.strip())}")
         raise WetwareError("the node ended the verification", hint="ww blob verify")
 
     if not run_client(work):
@@ -548,36 +486,9 @@ def backup_command(directory: Annotated[Path, typer.Argument(metavar="DIR")]) ->
 
     CARs that are there from an earlier backup are not written again.
     """
+    from wetware_blob.backup import back_up
 
-    async def work(session: Session) -> tuple[int, list[str]]:
-        from wetware.identity import replace_private_file
-        from wetware_blob import disk
-
-        pins, _ = await session.blob.all()
-        with disk.writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-        failed: list[str] = []
-        for cid in dict.fromkeys(pin.root for pin in pins):
-            if not (cid.isascii() and cid.isalnum()):
-                raise InvalidArgument(f"{cid!r} is no CID", code="invalid.cid")
-            path = directory / f"{cid}.car"
-            if path.exists():  # a look that takes no time
-                continue
-            try:
-                with watched(cid) as progress:
-                    await session.blob.export_car(cid, path, progress=progress)
-            except NotFound as exc:
-                failed.append(f"{cid}: {exc.message}")
-        saved = [
-            {"root": p.root, "name": p.name, "owner": p.owner, "copies": p.copies,
-             "where": p.where, "public": p.public}
-            for p in pins
-        ]  # fmt: skip
-        with disk.writing(directory):
-            replace_private_file(directory / PINS_FILE, json_module.dumps(saved).encode())
-        return len(pins), failed
-
-    count, failed = run_client(work)
+    count, failed = run_client(lambda session: back_up(session.blob, directory, progress_bar))
     note(f"{counted(count, 'pin')} in {directory}")
     if failed:
         raise WetwareError("not in the backup: " + "; ".join(failed), hint="ww blob verify")
@@ -586,45 +497,7 @@ def backup_command(directory: Annotated[Path, typer.Argument(metavar="DIR")]) ->
 @blob_app.command("restore")
 def restore_command(directory: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
     """Put what a backup has, and pin it again; the pins are yours then, whoever had them."""
-    saved = read_pins(directory)
+    from wetware_blob.backup import restore
 
-    async def work(session: Session) -> None:
-        present: set[str] = set()
-        for root, terms in reversed(saved):  # the newest comes last, as it did
-            with watched(root) as progress:
-                if root in present:
-                    await session.blob.pin(root, progress=progress, **terms)
-                    continue
-                path = directory / f"{root}.car"
-                put = await session.blob.import_car(path, progress=progress, **terms)
-                if put.cid != root:
-                    raise InvalidArgument(f"{path} has another root: {put.cid}")
-                present.add(root)
-
-    run_client(work)
-    note(f"{counted(len(saved), 'pin')} restored; ww blob ls")
-
-
-def read_pins(directory: Path) -> list[tuple[str, Terms]]:
-    """The pins of a backup; raises InvalidArgument."""
-    from wetware_blob import disk
-
-    path = directory / PINS_FILE
-    with disk.reading(path), path.open("rb") as file:
-        data = file.read(PINS_FILE_BYTES_MAX + 1)
-    try:
-        if len(data) > PINS_FILE_BYTES_MAX:
-            raise ValueError("too long")  # noqa: TRY301  # one error for all
-        found: list[tuple[str, Terms]] = []
-        for pin in json_module.loads(data):
-            root: str = pin["root"]
-            if not (root.isascii() and root.isalnum()):
-                raise ValueError("no CID")  # noqa: TRY301
-            terms = _terms(str(pin["name"]), int(pin["copies"]), str(pin["where"]), 0, False)
-            terms["public"] = bool(pin["public"])
-            found.append((root, terms))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise InvalidArgument(
-            f"{path} is not what `ww blob backup` writes", hint="ww blob backup DIR"
-        ) from exc
-    return found
+    count = run_client(lambda session: restore(session.blob, directory, progress_bar))
+    note(f"{counted(count, 'pin')} restored; ww blob ls")

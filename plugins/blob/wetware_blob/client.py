@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
 import anyio.abc
-from anyio import EndOfStream
 
 from wetware import rpc
 from wetware.base.structs import from_struct
-from wetware.errors import InternalError, InvalidArgument, OverlayError, WetwareError
+from wetware.errors import InternalError, InvalidArgument, WetwareError
 from wetware_blob import disk
-from wetware_blob.records import Writer
+from wetware_blob.records import received
 from wetware_blob.schema import SCHEMA
 
 END: Final = (1 << 64) - 1
@@ -75,9 +76,6 @@ class Terms(TypedDict, total=False):
     public: bool
 
 
-_NO_TERMS: Final[Terms] = {"name": "", "copies": 0, "where": "", "ack": 0, "public": False}
-
-
 @dataclass(frozen=True, slots=True)
 class Put:
     """What was put or pinned.
@@ -108,7 +106,6 @@ class Pin:
     where: str
     holders: tuple[str, ...]
     public: bool
-    damaged: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +172,13 @@ class BlobFile(anyio.abc.ByteReceiveStream):
 
     ref: rpc.Ref
 
-    def __init__(self, cid: str, opening: Callable[[], Awaitable[tuple[Any, str]]]) -> None:
+    def __init__(self, cid: str, opening: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         self.cid, self._opening = cid, opening
         self._stream: rpc.ByteStream | None = None
 
     async def __aenter__(self) -> BlobFile:
-        ref, self.cid = await self._opening()
-        self.ref = _given(ref)
+        reply = await self._opening()
+        self.ref, self.cid = _given(reply["blob"]), reply["cid"]
         return self
 
     async def aclose(self) -> None:
@@ -229,12 +226,7 @@ class BlobFile(anyio.abc.ByteReceiveStream):
 
     def at(self, path: str) -> BlobFile:
         """What is below under a path of names; enter it as this one."""
-
-        async def opening() -> tuple[Any, str]:
-            reply = await self.ref.call("at", path=path)
-            return reply["blob"], reply["cid"]
-
-        return BlobFile("", opening)
+        return BlobFile("", lambda: self.ref.call("at", path=path))
 
     async def tree(self, skip: int = 0) -> rpc.ByteStream:
         """All of it as `records` has it, but the first `skip` records."""
@@ -246,6 +238,7 @@ class BlobFile(anyio.abc.ByteReceiveStream):
 
 
 Source = bytes | str | os.PathLike[str] | anyio.abc.ByteReceiveStream
+Feed = Callable[[anyio.abc.ByteSendStream], Awaitable[None]]
 
 
 class BlobStore:
@@ -270,115 +263,52 @@ class BlobStore:
         self,
         source: Source,
         *,
+        car: bool = False,
         profile: str = "",
         bytes_max: int = 0,
         progress: Report | None = None,
         **terms: Unpack[Terms],
     ) -> Put:
-        """Put and pin a file; see BlobStore.
+        """Put and pin a file, or a directory with all that is in it; see BlobStore.
 
         Args:
-            source: Its bytes, a path, or a stream.
+            source: Bytes, a path, or a stream.
+            car: It is a CAR, whose blocks are put, and its root pinned.
             profile: How it is cut into blocks, "" for the node's default: other CIDs come of it.
             bytes_max: LimitExceeded beyond so many; 0: as many as a file has, no bound for others.
             progress: Called as it goes.
             terms: Of the pin.
 
-        Raises LimitExceeded "limit.blob_quota" and "limit.blob_pins", InvalidArgument for a file
-        that cannot be read.
+        Raises LimitExceeded "limit.blob_quota" and "limit.blob_pins", InvalidArgument for what
+        cannot be read or kept; see `disk.read_tree`.
         """
-        return await self._put_bytes("file", source, profile, bytes_max, progress, terms)
-
-    async def import_car(
-        self,
-        source: Source,
-        *,
-        bytes_max: int = 0,
-        progress: Report | None = None,
-        **terms: Unpack[Terms],
-    ) -> Put:
-        """Put the blocks of a CAR, and pin its root; as `put`."""
-        return await self._put_bytes("car", source, "", bytes_max, progress, terms)
-
-    async def put_dir(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        profile: str = "",
-        bytes_max: int = 0,
-        progress: Report | None = None,
-        **terms: Unpack[Terms],
-    ) -> Put:
-        """Put and pin a directory with all that is in it; see `disk.read_tree` and `put`."""
-        with disk.reading(path):
-            total = 0 if progress is None else await disk.run(disk.tree_bytes, Path(path))
-
-        async def feed(stream: anyio.abc.ByteSendStream) -> None:
-            await disk.read_tree(Path(path), Writer(stream))
-
-        return await self._put("tree", feed, profile, bytes_max or END, progress, total, terms)
-
-    async def _put_bytes(
-        self,
-        form: str,
-        source: Source,
-        profile: str,
-        bytes_max: int,
-        progress: Report | None,
-        terms: Terms,
-    ) -> Put:
-        size, fd = 0, -1
-        if isinstance(source, str | os.PathLike):
-            with disk.reading(source):
-                fd = await disk.run(os.open, source, os.O_RDONLY | os.O_CLOEXEC)
-            size, more = os.fstat(fd).st_size, _reader(source, fd)
-        elif isinstance(source, anyio.abc.ByteReceiveStream):
-            more = source.receive
-        else:
-            size, more = len(source), _pieces(source)
-
-        async def feed(stream: anyio.abc.ByteSendStream) -> None:
-            left = size or END  # of a file that grows meanwhile, what it was
-            with contextlib.suppress(EndOfStream):
-                while left:
-                    data = (await more(disk.CHUNK_BYTES))[:left]
-                    await stream.send(data)
-                    left -= len(data)
-
-        try:
-            bound = bytes_max or size or END
-            return await self._put(form, feed, profile, bound, progress, size, terms)
-        finally:
-            if fd >= 0:
-                os.close(fd)
-
-    async def _put(
-        self,
-        form: str,
-        feed: Callable[[anyio.abc.ByteSendStream], Awaitable[None]],
-        profile: str,
-        bytes_max: int,
-        progress: Report | None,
-        total: int,
-        terms: Terms,
-    ) -> Put:
-        reply = await self._ref.call(
-            "put", pin=_NO_TERMS | terms, form=form, profile=profile, bytes_max=bytes_max
-        )
-        stream = rpc.ByteStream(_given(reply["stream"]))
-        feeding = asyncio.create_task(_fed(stream, feed))
-        ending = asyncio.create_task(_finished(reply["transfer"], progress, total))
-        try:
-            await asyncio.wait((feeding, ending), return_when=asyncio.FIRST_EXCEPTION)
-            if feeding.done():
-                feeding.result()
-            return await ending
-        finally:
-            for task in (feeding, ending):
-                task.cancel()
-            await asyncio.gather(feeding, ending, return_exceptions=True)
-            # Last: what ends the stream ends the work, of whose end nobody is told any more.
-            stream.abort(WetwareError("the put is over"))
+        async with contextlib.AsyncExitStack() as opened:
+            if not car and await disk.run(_is_directory, source):
+                form, size, path = "tree", 0, Path(source)  # type: ignore[arg-type]  # it is one
+                feed: Feed = partial(disk.read_tree, path)
+                with disk.reading(path):
+                    total = 0 if progress is None else await disk.run(disk.tree_bytes, path)
+            else:
+                form = "car" if car else "file"
+                size, feed = await opened.enter_async_context(_file(source))
+                total = size
+            reply = await self._ref.call(
+                "put", pin=terms, form=form, profile=profile, bytes_max=bytes_max or size or END
+            )
+            stream = rpc.ByteStream(_given(reply["stream"]))
+            feeding = asyncio.create_task(_fed(stream, feed))
+            ending = asyncio.create_task(_finished(reply["transfer"], progress, total))
+            try:
+                await asyncio.wait((feeding, ending), return_when=asyncio.FIRST_EXCEPTION)
+                if feeding.done():
+                    feeding.result()
+                return await ending
+            finally:
+                for task in (feeding, ending):
+                    task.cancel()
+                await asyncio.gather(feeding, ending, return_exceptions=True)
+                # Last: what ends the stream ends the work, of whose end nobody is told any more.
+                stream.abort(WetwareError("the put is over"))
 
     # --- getting ----------------------------------------------------------------------------------
 
@@ -392,14 +322,14 @@ class BlobStore:
         Raises InvalidArgument "invalid.cid" when it is entered.
         """
 
-        async def opening() -> tuple[Any, str]:
+        async def opening() -> dict[str, Any]:
             root, _, path = cid.partition("/")
             blob = (await self._ref.call("open", cid=root, local=local))["blob"]
             if not path.strip("/"):
-                return blob, root
+                return {"blob": blob, "cid": root}
             with contextlib.closing(_given(blob)) as above:
-                reply = await above.call("at", path=path)
-            return reply["blob"], reply["cid"]
+                reply: dict[str, Any] = await above.call("at", path=path)
+                return reply
 
         return BlobFile(cid, opening)
 
@@ -408,6 +338,7 @@ class BlobStore:
         cid: str,
         path: str | os.PathLike[str],
         *,
+        car: bool = False,
         local: bool = False,
         resume: bool = True,
         force: bool = False,
@@ -421,6 +352,7 @@ class BlobStore:
         Args:
             cid: As `open` takes it.
             path: What is there is not overwritten.
+            car: All its blocks, as a CAR v1, whatever it is; never resumed.
             local: What this node has alone.
             resume: Go on with what an earlier call has left.
             force: Replace a file that is there.
@@ -431,72 +363,37 @@ class BlobStore:
         """
         async with self.open(cid, local=local) as blob:
             info = await blob.info()
-            if info.kind not in ("file", "directory"):
+            if not car and info.kind not in ("file", "directory"):
                 raise InvalidArgument(
                     f"{cid} is a {info.kind}, which is neither a file nor a directory",
                     hint=f"ww blob export --car {cid}",
                     code="invalid.kind",
                 )
-            directory = info.kind == "directory"
-            part = disk.Part(Path(path), blob.cid, directory=directory, force=force, resume=resume)
-
-            def told() -> None:
-                if progress is not None:
-                    progress(Progress(part.bytes, info.size))
-
-            try:
-                await disk.run(part.open)
-                told()
-                if directory:
-                    async with await blob.tree(part.start) as stream:
-                        await part.write_tree(stream, told)
+            part = disk.Part(
+                Path(path),
+                blob.cid,
+                directory=info.kind == "directory" and not car,
+                size=info.size if info.kind == "file" and not car else None,
+                force=force,
+                resume=resume and not car,
+                told=lambda count: progress and progress(Progress(count, 0 if car else info.size)),
+            )
+            async with part.taken():
+                if car:
+                    stream = await blob.car()
+                elif info.kind == "file":
+                    stream = await blob.stream(part.start)
                 else:
-                    async with await blob.stream(part.start) as stream:
-                        await part.write_file(stream, info.size, told)
-                await disk.run(part.publish)
-            except BaseException as exc:
-                gone = isinstance(exc, asyncio.CancelledError | InvalidArgument)
-                if gone or not part.resumable:
-                    await disk.run(part.discard)
-                elif isinstance(exc, OverlayError):
-                    exc.hint = "the same again: it goes on from what has come"
-                raise
-            finally:
-                part.close()
+                    stream = await blob.tree(part.start)
+                async with stream:
+                    await part.write(stream)
             return info
-
-    async def export_car(
-        self,
-        cid: str,
-        path: str | os.PathLike[str],
-        *,
-        local: bool = False,
-        force: bool = False,
-        progress: Report | None = None,
-    ) -> None:
-        """Write all blocks of a blob to `path` as a CAR v1, whole and on disk when it returns."""
-        async with self.open(cid, local=local) as blob, await blob.car() as stream:
-            part = disk.Part(Path(path), blob.cid, directory=False, force=force, resume=False)
-
-            def told() -> None:
-                if progress is not None:
-                    progress(Progress(part.bytes))
-
-            try:
-                await disk.run(part.open)
-                await part.write_file(stream, None, told)
-                await disk.run(part.publish)
-            except BaseException:
-                await disk.run(part.discard)
-                raise
-            finally:
-                part.close()
 
     # --- pins -------------------------------------------------------------------------------------
 
     async def pin(self, cid: str, *, progress: Report | None = None, **terms: Unpack[Terms]) -> Put:
         """Fetch all of it that is not here, and pin it; a pin of that root and name is replaced."""
-        reply = await self._ref.call("pin", root=cid, pin=_NO_TERMS | terms)
+        reply = await self._ref.call("pin", root=cid, pin=terms)
         return await _finished(reply["transfer"], progress)
 
     async def unpin(self, cid: str, name: str = "") -> int:
@@ -560,68 +457,59 @@ def _given(ref: Any) -> Any:
     return ref
 
 
-class _Lost(Exception):  # it is no error of ours: the transfer says what it is
-    """The node takes no more."""
+def _is_directory(source: Source) -> bool:
+    return isinstance(source, str | os.PathLike) and os.path.isdir(source)
 
 
-class _Sending:
-    """A stream to the node, of which the transfer says why it has ended."""
+@contextlib.asynccontextmanager
+async def _file(source: Source) -> AsyncIterator[tuple[int, Feed]]:
+    """How many bytes it has, 0 where that is not known, and what sends them."""
+    if isinstance(source, anyio.abc.ByteReceiveStream):
+        yield 0, partial(_copied, partial(received, source), END)
+    elif isinstance(source, bytes):
+        yield len(source), partial(_copied, partial(disk.run, io.BytesIO(source).read), END)
+    else:
+        with disk.reading(source):
+            file = await disk.run(io.FileIO, source)
 
-    def __init__(self, stream: rpc.ByteStream) -> None:
-        self._stream = stream
+        def read(count: int) -> bytes:
+            with disk.reading(source):
+                return file.read(count)
 
-    async def send(self, item: bytes) -> None:
-        try:
-            await self._stream.send(item)
-        except (WetwareError, anyio.ClosedResourceError) as exc:
-            raise _Lost from exc
+        with file:
+            size = os.fstat(file.fileno()).st_size  # one that grows meanwhile is what it was
+            yield size, partial(_copied, partial(disk.run, read), size or END)
 
 
-async def _fed(
-    stream: rpc.ByteStream, feed: Callable[[anyio.abc.ByteSendStream], Awaitable[None]]
+async def _copied(
+    more: Callable[[int], Awaitable[bytes]], left: int, stream: anyio.abc.ByteSendStream
 ) -> None:
-    """Send all; raises what goes wrong here."""
-    with contextlib.suppress(_Lost):
-        await feed(_Sending(stream))  # type: ignore[arg-type]  # all of it that is used
+    while left and (data := await more(min(left, disk.CHUNK_BYTES))):
+        await stream.send(data)
+        left -= len(data)
+
+
+async def _fed(stream: rpc.ByteStream, feed: Feed) -> None:
+    """Send all. What ends it goes to the node, whose transfer says it, or what has ended that."""
+    try:
+        await feed(stream)
         await stream.send_eof()
+    except WetwareError as exc:
+        stream.abort(exc)
 
 
 async def _finished(transfer: rpc.Ref | None, report: Report | None, total: int = 0) -> Put:
     """Wait for the end of a transfer, and let go of it; raises what ended it."""
-    with contextlib.closing(_given(transfer)):
+    wait_s = _WAIT_S if report is None else _REPORT_S
+    with contextlib.closing(_given(transfer)) as held:
         while True:
             with rpc.time_limit(_ANSWER_S):
-                wait_s = _WAIT_S if report is None else _REPORT_S
-                state = (await _given(transfer).call("progress", wait_s=wait_s))["state"]
+                state = (await held.call("progress", wait_s=wait_s))["state"]
             if report is not None:
                 total = state["total"] or total
                 report(Progress(state["bytes"], total, state["copies"], state["doing"]))
             if state["done"]:
                 return Put(state["root"], state["bytes"], state["copies"])
-
-
-def _reader(path: str | os.PathLike[str], fd: int) -> Callable[[int], Awaitable[bytes]]:
-    async def more(max_bytes: int) -> bytes:
-        with disk.reading(path):
-            data = await disk.run(os.read, fd, max_bytes)
-        if not data:
-            raise EndOfStream
-        return data
-
-    return more
-
-
-def _pieces(data: bytes) -> Callable[[int], Awaitable[bytes]]:
-    at = 0
-
-    async def more(max_bytes: int) -> bytes:
-        nonlocal at
-        at += max_bytes
-        if at - max_bytes >= len(data):
-            raise EndOfStream
-        return data[at - max_bytes : at]
-
-    return more
 
 
 def _damage(item: bytes) -> dict[str, Any]:

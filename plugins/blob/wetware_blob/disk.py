@@ -16,31 +16,36 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from anyio import EndOfStream
-from anyio.abc import ByteReceiveStream
+from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.to_thread import run_sync
 
 from wetware.base.disk import remedy
 from wetware.base.threads import to_its_end
-from wetware.errors import InvalidArgument, WetwareError
+from wetware.errors import InvalidArgument, OverlayError, WetwareError
+from wetware_blob.names import shown
 from wetware_blob.records import Kind, Reader, Writer
 
 CHUNK_BYTES: Final = 1 << 20
-"""Of a file, read or written by one call in a thread."""
+"""Read or written by one call in a thread."""
 SYNC_BYTES: Final = 64 << 20
-"""Bytes before a multiple of it are on disk before later ones are written: a retry starts there."""
+"""Of what is got; then it is synced, and a retry starts there."""
 SYNC_RECORDS: Final = 8192
 """Of a tree, beside SYNC_BYTES."""
+_STEP_BYTES: Final = 4096
+"""What a step counts for, beside its data."""
 _NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | _NO_LINK
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
 
 T = TypeVar("T")
-Told = Callable[[], None]
-"""Is called when there are more bytes."""
+Step = tuple[Kind | Literal["piece"], str, bytes]
+"""Of a tree, in order: a record's kind, its name, and where a link leads. Behind a file come its
+pieces, under its name, up to one of no bytes."""
 
 
 class DiskError(WetwareError):
@@ -55,12 +60,6 @@ async def run(function: Callable[..., T], *args: object) -> T:
     Who is cancelled waits for it all the same: it uses descriptors that are closed behind it.
     """
     return await to_its_end(run_sync(function, *args))
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path as a message has it: nothing in it can control a terminal."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @contextlib.contextmanager
@@ -84,26 +83,24 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         raise DiskError(f"cannot write {shown(path)}: {exc.strerror}", hint=hint) from exc
 
 
-def stays_within(target: bytes, depth: int) -> bool:
-    """Whether a link leads into its own tree, from a directory that is `depth` below its top.
-
-    It has to go up before it goes down: behind a name that is a link itself `..` may be anywhere.
-    """
-    parts = [part for part in target.split(b"/") if part not in (b"", b".")]
-    up = 0
-    while up < len(parts) and parts[up] == b"..":
-        up += 1
-    return not target.startswith(b"/") and up <= depth and b".." not in parts[up:]
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
-def check_link(path: str, target: bytes, depth: int, hint: str) -> None:
-    if not stays_within(target, depth):
-        raise InvalidArgument(
-            f"{shown(path)} is a symbolic link to {shown(os.fsdecode(target))}, which may lead out "
-            "of its directory tree",
-            hint=hint,
-            code="invalid.link",
-        )
+async def batches(items: AsyncIterable[T], size: Callable[[T], int]) -> AsyncIterator[list[T]]:
+    """Items as they come, some CHUNK_BYTES of them at a time: a call in a thread costs its time."""
+    batch, total = [], 0
+    async for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= CHUNK_BYTES:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 # --- pipes ---------------------------------------------------------------------------------------
@@ -158,124 +155,134 @@ def tree_bytes(path: Path) -> int:
     )
 
 
-async def read_tree(path: Path, writer: Writer) -> None:
-    """Write the directory `path` as records, names in the order of their bytes.
+async def read_tree(path: Path, stream: ByteSendStream) -> None:
+    """Send the directory `path` as records, names in the order of their bytes.
 
     A file that changes meanwhile is what was read of it. Raises InvalidArgument for what cannot be
-    read or is no file, directory or link; for a name that is not UTF-8; and for a link that
-    `Part` would refuse to write.
+    read or is no file, directory or link; for a name that is not UTF-8; and for a link that may
+    lead out of it.
     """
-    fds: list[int] = []  # directories that are open, and a file
+    steps, writer = _directory(str(path)), Writer(stream)
     try:
-        await _read_directory(fds, str(path), "", writer)
+        while batch := await run(_some, steps):
+            for kind, name, data in batch:
+                match kind:
+                    case "directory":
+                        await writer.directory(name)
+                    case "end":
+                        await writer.end()
+                    case "symlink":
+                        await writer.link(name, data)
+                    case "file":
+                        await writer.file(name)
+                    case "piece":
+                        await writer.piece(data)
     finally:
-        for fd in fds:
+        steps.close()
+
+
+def _some(steps: Iterator[Step]) -> list[Step]:
+    batch, size = [], 0
+    for step in steps:
+        batch.append(step)
+        size += _step_bytes(step)
+        if size >= CHUNK_BYTES:
+            break
+    return batch
+
+
+def _step_bytes(step: Step) -> int:
+    return _STEP_BYTES + len(step[2])
+
+
+def _directory(path: str, name: str = "", above: int | None = None) -> Generator[Step]:
+    with reading(path):
+        if above is None:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            fd = os.open(name, _DIRECTORY, dir_fd=above)
+        try:
+            yield "directory", name, b""
+            for below, kind in _entries(path, fd):
+                inner = f"{path}/{below}"
+                with reading(inner):
+                    if kind == "directory":
+                        yield from _directory(inner, below, fd)
+                    elif kind == "symlink":
+                        yield kind, below, os.readlink(os.fsencode(below), dir_fd=fd)
+                    else:
+                        yield from _file(below, fd)
+            yield "end", "", b""
+        finally:
             os.close(fd)
 
 
-async def _read_directory(fds: list[int], path: str, name: str, writer: Writer) -> None:
-    with reading(path):
-        entries = await run(_enter, fds, path, name)
-    await writer.directory(name)
-    for below, kind in entries:
-        inner = f"{path}/{below}"
-        if kind == "directory":
-            await _read_directory(fds, inner, below, writer)
-        elif kind == "symlink":
-            with reading(inner):
-                target = await run(_target, fds, below)
-            check_link(inner, target, writer.depth - 1, "tar c DIR | ww blob put -")
-            await writer.link(below, target)
-        else:
-            await _read_file(fds, inner, below, writer)
-    await writer.end()
-    os.close(fds.pop())
-
-
-def _enter(fds: list[int], path: str, name: str) -> list[tuple[str, Kind]]:
-    """Open a directory; returns what is in it, names and kinds."""
-    if fds:
-        fds.append(os.open(name, _DIRECTORY, dir_fd=fds[-1]))
-    else:
-        fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    found: list[tuple[bytes, str, Kind]] = []
-    with os.scandir(fds[-1]) as entries:
+def _entries(path: str, fd: int) -> list[tuple[str, Kind]]:
+    """What is in a directory, names and kinds."""
+    found: list[tuple[str, Kind]] = []
+    with os.scandir(fd) as entries:
         for entry in entries:
-            inner = f"{path}/{entry.name}"
-            kind: Kind
             if entry.is_symlink():
-                kind = "symlink"
+                found.append((entry.name, "symlink"))
             elif entry.is_dir(follow_symlinks=False):
-                kind = "directory"
+                found.append((entry.name, "directory"))
             elif entry.is_file(follow_symlinks=False):
-                kind = "file"
+                found.append((entry.name, "file"))
             else:
                 raise InvalidArgument(
-                    f"{shown(inner)} is a device, a socket or a pipe: it has no content",
+                    f"{shown(f'{path}/{entry.name}')} is a device, a socket or a pipe: it has no "
+                    "content",
                     hint="take it out of the directory",
                     code="invalid.special_file",
                 )
-            try:
-                key = entry.name.encode()
-            except UnicodeEncodeError:
-                raise InvalidArgument(
-                    f"the name of {shown(inner)} is not UTF-8",
-                    hint="rename it, or pack the directory: tar c DIR | ww blob put -",
-                    code="invalid.name",
-                ) from None
-            found.append((key, entry.name, kind))
-    return [(name, kind) for _, name, kind in sorted(found)]
+    return sorted(found, key=lambda each: os.fsencode(each[0]))
 
 
-def _target(fds: list[int], name: str) -> bytes:
-    return os.readlink(os.fsencode(name), dir_fd=fds[-1])
-
-
-async def _read_file(fds: list[int], path: str, name: str, writer: Writer) -> None:
-    with reading(path):
-        data = await run(_open_file, fds, name)
-    await writer.file(name)
-    while data:
-        await writer.piece(data)
-        with reading(path):
-            # A short one was the last: most files take one call in a thread.
-            data = await run(os.read, fds[-1], CHUNK_BYTES) if len(data) == CHUNK_BYTES else b""
-    await writer.piece(b"")
-    os.close(fds.pop())
-
-
-def _open_file(fds: list[int], name: str) -> bytes:
-    """Its first bytes."""
+def _file(name: str, above: int) -> Iterator[Step]:
     # What was a file a moment ago may be a pipe by now, which must not keep us waiting.
-    fds.append(os.open(name, os.O_RDONLY | os.O_NONBLOCK | _NO_LINK, dir_fd=fds[-1]))
-    if not stat.S_ISREG(os.fstat(fds[-1]).st_mode):
-        raise OSError(0, "it is not a file any more")
-    return os.read(fds[-1], CHUNK_BYTES)
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _NO_LINK, dir_fd=above)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(0, "it is not a file any more")
+        yield "file", name, b""
+        while data := os.read(fd, CHUNK_BYTES):
+            yield "piece", name, data
+        yield "piece", name, b""
+    finally:
+        os.close(fd)
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
 class Part:
-    """What is got, under its temporary name until it is whole; close it whatever happens.
+    """What is got: `content` in a directory of our own, until it is whole and gets its place.
 
-    `open`, `publish`, `discard` and `close` block.
+    A retry goes on from what `state`, beside it, says to be on disk.
 
     Args:
         path: Its place.
         cid: What it is.
         directory: It is a directory.
+        size: How many bytes it has; None: any number.
         force: Replace a file that is there.
         resume: Go on with what an earlier attempt has left.
+        told: Is called when there are more bytes, with how many there are.
 
     Attributes:
-        start: Bytes of a file, or records of a tree, that are on disk from an earlier attempt.
-        bytes: Of what is there.
-        depth: Of a tree: directories that are open.
+        start: Records of a tree, or bytes of a file, that an earlier attempt has left.
     """
 
     def __init__(
-        self, path: Path, cid: str, *, directory: bool, force: bool = False, resume: bool = True
+        self,
+        path: Path,
+        cid: str,
+        *,
+        directory: bool,
+        size: int | None = None,
+        force: bool = False,
+        resume: bool = True,
+        told: Callable[[int], object] = lambda _: None,
     ) -> None:
         if path.name in ("", ".."):
             raise InvalidArgument(f"{shown(path)!r} names no file", hint="-o OUT")
@@ -283,60 +290,65 @@ class Part:
             raise InvalidArgument(f"{cid[:128]!r} is no CID", code="invalid.cid")
         self.path = path
         self.part = path.with_name(f".{path.name[:40]}.{cid}.part")  # at most 255 bytes
-        self._directory, self._force, self._resume = directory, force, resume
-        self.start = self.bytes = self._synced = 0
+        self._directory, self._size, self._force = directory, size, force
+        self._resume, self._told = resume, told
+        self.start = self._bytes = self._records = 0
+        self._synced = 0, 0  # bytes and records of the state
         self._beside = self._fd = self._file = -1
         self._open: list[tuple[str, int]] = []  # directories: name, descriptor
 
-    @property
-    def depth(self) -> int:
-        return len(self._open)
+    @contextlib.asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """Have the temporary name, and in the end the place.
 
-    def open(self) -> None:
-        """Take the temporary name.
-
-        Raises DiskError: "blob.exists" where something is in the place, and `force` does not allow
-        to replace it; "blob.busy" where another process gets the same.
+        Nothing stays if the block is cancelled, or raises InvalidArgument for what has come; if it
+        fails otherwise, what a retry can go on from. Raises DiskError: "blob.exists" where
+        something is in the place, and `force` does not allow to replace it; "blob.busy" where
+        another process gets the same.
         """
+        try:
+            await run(self._begin)
+            self._told(self._bytes)
+            yield
+            await run(self._publish)
+        except BaseException as exc:
+            refused = isinstance(exc, asyncio.CancelledError | InvalidArgument)
+            if refused or self._synced == (0, 0):
+                await run(self._discard)
+            elif isinstance(exc, OverlayError):
+                exc.hint = "the same again: it goes on from what has come"
+            raise
+        finally:
+            self._let_go()
+            for fd in (self._fd, self._beside):
+                if fd >= 0:
+                    os.close(fd)
+
+    async def write(self, stream: ByteReceiveStream) -> None:
+        """Write the file, or the records of the tree, that come from `stream` behind `start`."""
+        if self._directory:
+            steps = _steps(Reader(stream, names=[name for name, _ in self._open]))
+        else:
+            steps = _pieces(stream)
+        async for batch in batches(steps, _step_bytes):
+            await run(self._do, batch)
+            self._told(self._bytes)
+        if self._size not in (None, self._bytes):
+            raise DiskError(f"the node sent fewer bytes than {self._size}", hint="try again")
+
+    # --- what blocks ---
+
+    def _begin(self) -> None:
         with writing(self.path.parent):
             self._beside = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._refuse_existing()
-        with writing(self.part):
-            (self._begin_directory if self._directory else self._begin_file)()
-
-    def close(self) -> None:
-        """Let go of all descriptors. Idempotent."""
-        for fd in (*(fd for _, fd in self._open), self._file, self._fd, self._beside):
-            if fd >= 0:
-                os.close(fd)
-        self._open, self._file, self._fd, self._beside = [], -1, -1, -1
-
-    def discard(self) -> None:
-        """Remove it, if it was taken."""
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):
-                if self._directory:
-                    shutil.rmtree(self.part.name, dir_fd=self._beside)
-                else:
-                    os.unlink(self.part.name, dir_fd=self._beside)
-
-    @property
-    def resumable(self) -> bool:
-        """Whether a retry would find something to go on from."""
-        return self._fd >= 0 and (self._synced > 0 or self.bytes > SYNC_BYTES)
-
-    def publish(self) -> None:
-        """It is whole: all on disk, and then in its place."""
         with writing(self.path):
-            (_sync_all if self._directory else os.fsync)(self._fd)
             self._refuse_existing()
-            name, above = self.part.name, self._beside
-            if self._directory:
-                name, above = "tree", self._fd
-            os.rename(name, self.path.name, src_dir_fd=above, dst_dir_fd=self._beside)
-            os.fsync(self._beside)
-        if self._directory:
-            self.discard()
+        with writing(self.part):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.part.name, 0o700, dir_fd=self._beside)
+            self._claim(os.open(self.part.name, _DIRECTORY, dir_fd=self._beside))
+            if not (self._resume and self._go_on()):
+                self._begin_anew()
 
     def _refuse_existing(self) -> None:
         try:
@@ -357,13 +369,10 @@ class Part:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             now = os.lstat(self.part.name, dir_fd=self._beside)
-            free = (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino)
+            free = os.path.samestat(now, found) and found.st_uid == os.geteuid()
         except (BlockingIOError, FileNotFoundError):
             free = False
-        mine = found.st_uid == os.geteuid() and stat.S_IFMT(found.st_mode) == (
-            stat.S_IFDIR if self._directory else stat.S_IFREG
-        )
-        if not (free and mine):
+        if not free:
             os.close(fd)
             raise DiskError(
                 f"{shown(self.part)} is written by another process, or is not yours",
@@ -372,111 +381,80 @@ class Part:
             )
         self._fd = fd
 
-    # --- a file ---
+    def _go_on(self) -> bool:
+        """Be where the state says, if there is one."""
+        try:
+            with open(os.open("state", os.O_RDONLY | _NO_LINK, dir_fd=self._fd), "rb") as file:
+                state = json.load(file)
+            records, size, above = int(state["records"]), int(state["bytes"]), self._fd
+            for name in state["open"]:
+                above = os.open(name or "content", _DIRECTORY, dir_fd=above)
+                self._open.append((name, above))
+            if not self._directory:
+                self._file = os.open("content", os.O_WRONLY | _NO_LINK, dir_fd=self._fd)
+                if os.fstat(self._file).st_size < size:
+                    return False
+                os.ftruncate(self._file, os.lseek(self._file, size, os.SEEK_SET))
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+        self._bytes, self._records = self._synced = size, records
+        self.start = records if self._directory else size
+        return True
 
-    def _begin_file(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | _NO_LINK
-        self._claim(os.open(self.part.name, flags, 0o666, dir_fd=self._beside))
-        size = os.fstat(self._fd).st_size
-        if self._resume and size:  # what is behind the last multiple may not be on disk
-            self.start = self.bytes = (size - 1) // SYNC_BYTES * SYNC_BYTES
-        os.ftruncate(self._fd, self.start)
-        os.lseek(self._fd, self.start, os.SEEK_SET)
-
-    async def write_file(self, stream: ByteReceiveStream, size: int | None, told: Told) -> None:
-        """Write what comes from `stream` behind `start`; `size` bytes in all, None: any number."""
-        async for data in chunks(stream):
-            if size is not None and self.bytes + len(data) > size:
-                break
-            with writing(self.part):
-                await run(self._append, data)
-            told()
-        else:
-            if size in (None, self.bytes):
-                return
-        raise DiskError(f"the node sent another number of bytes than {size}", hint="try again")
-
-    def _append(self, data: bytes) -> None:
-        end = self.bytes + len(data)
-        first = end // SYNC_BYTES * SYNC_BYTES - self.bytes
-        if first > 0:
-            write_all(self._fd, data[:first])
-            os.fdatasync(self._fd)
-            data = data[first:]
-        write_all(self._fd, data)
-        self.bytes = end
-
-    # --- a tree: `tree` and `state` in a directory of our own ---
-
-    def _begin_directory(self) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.part.name, 0o700, dir_fd=self._beside)
-        self._claim(os.open(self.part.name, _DIRECTORY, dir_fd=self._beside))
-        if self._resume:
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                self._go_on()
-        if not self.start:
-            for _, fd in self._open:
-                os.close(fd)
-            self._open = []
-            for name in os.listdir(self._fd):
-                if name == "tree":
-                    shutil.rmtree(name, dir_fd=self._fd)
-                else:
-                    os.unlink(name, dir_fd=self._fd)
-
-    def _go_on(self) -> None:
-        """Open the directories that were open when the state was written."""
-        with open(os.open("state", os.O_RDONLY | _NO_LINK, dir_fd=self._fd), "rb") as file:
-            state = json.load(file)
-        above = self._fd
-        for name in ("", *state["open"]):
-            above = os.open(name or "tree", _DIRECTORY, dir_fd=above)
-            self._open.append((name, above))
-        self.start, self.bytes = int(state["records"]), int(state["bytes"])
-        self._synced = self.start
-
-    async def write_tree(self, stream: ByteReceiveStream, told: Told) -> None:
-        """Write what comes from `stream` behind the first `start` records of a tree."""
-        reader, records, due = Reader(stream, depth=self.depth), self.start, self.bytes
-        due += SYNC_BYTES
-        while (record := await reader.record()) is not None:
-            records += 1
-            path = "/".join((*(name for name, _ in self._open), record.name))
-            if record.kind == "end":
-                os.close(self._open.pop()[1])
-            elif record.kind == "directory":
-                await self._make(path, self._enter, record.name)
-            elif not self._open:
-                raise DiskError("the node sent a file in the place of a directory")
-            elif record.kind == "symlink":
-                target = await reader.target()
-                check_link(path, target, self.depth - 1, "ww blob export --car CID")
-                await self._make(path, self._link, record.name, target)
+    def _begin_anew(self) -> None:
+        self._let_go()
+        for name in os.listdir(self._fd):
+            if stat.S_ISDIR(os.lstat(name, dir_fd=self._fd).st_mode):
+                shutil.rmtree(name, dir_fd=self._fd)
             else:
-                async for data in _joined(reader.piece):
-                    await self._make(path, self._write, record.name, data)
-                    told()
-                if self._file < 0:
-                    await self._make(path, self._write, record.name, b"")
-                os.close(self._file)
-                self._file = -1
-            if self._open and (self.bytes >= due or records - self._synced >= SYNC_RECORDS):
-                with writing(self.part):
-                    await run(self._checkpoint, records)
-                due = self.bytes + SYNC_BYTES
+                os.unlink(name, dir_fd=self._fd)
+        if not self._directory:
+            self._file = os.open("content", _NEW, 0o666, dir_fd=self._fd)
 
-    async def _make(self, path: str, step: Callable[..., None], *args: object) -> None:
-        with writing(self.path / path.lstrip("/")):
-            try:
-                await run(step, *args)
-            except (FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
-                raise InvalidArgument(
-                    f"the name {shown(path)} is there twice, or is the same as another one on this "
-                    "file system",
-                    hint="ww blob export --car CID",
-                    code="invalid.name",
-                ) from exc
+    def _let_go(self) -> None:
+        for fd in (*(fd for _, fd in self._open), self._file):
+            if fd >= 0:
+                os.close(fd)
+        self._open, self._file = [], -1
+
+    def _do(self, batch: list[Step]) -> None:
+        for kind, name, data in batch:
+            path = "/".join((*(name for name, _ in self._open[1:]), name))
+            with writing(self.path / path):
+                try:
+                    self._lay(kind, name, data)
+                except (FileExistsError, NotADirectoryError, IsADirectoryError) as exc:
+                    raise InvalidArgument(
+                        f"the name {shown(path)} is there twice, or is the same as another one on "
+                        "this file system",
+                        hint="ww blob export --car CID",
+                        code="invalid.name",
+                    ) from exc
+            self._records += kind != "piece"
+            size, records = self._synced
+            if self._bytes - size >= SYNC_BYTES or self._records - records >= SYNC_RECORDS:
+                with writing(self.part):
+                    self._checkpoint()
+
+    def _lay(self, kind: str, name: str, data: bytes) -> None:
+        if kind == "piece" and data:
+            self._bytes += len(data)
+            if self._size is not None and self._bytes > self._size:
+                raise DiskError(f"the node sent more bytes than {self._size}", hint="try again")
+            write_all(self._file, data)
+        elif kind == "piece":
+            os.close(self._file)
+            self._file = -1
+        elif kind == "end":
+            os.close(self._open.pop()[1])
+        elif kind == "directory":
+            self._enter(name)
+        elif not self._open:
+            raise DiskError("the node sent a file in the place of a directory")
+        elif kind == "symlink":
+            os.symlink(data, os.fsencode(name), dir_fd=self._above(name))
+        else:
+            self._file = os.open(name, _NEW, 0o666, dir_fd=self._above(name))
 
     def _above(self, name: str) -> int:
         """The innermost directory; what an earlier attempt left there gives way to `name`."""
@@ -487,7 +465,7 @@ class Part:
         return above
 
     def _enter(self, name: str) -> None:
-        above, below = (self._open[-1][1], name) if self._open else (self._fd, "tree")
+        above, below = (self._open[-1][1], name) if self._open else (self._fd, "content")
         try:
             os.mkdir(below, dir_fd=above)
         except FileExistsError:
@@ -495,65 +473,55 @@ class Part:
                 raise
         self._open.append((name, os.open(below, _DIRECTORY, dir_fd=above)))
 
-    def _link(self, name: str, target: bytes) -> None:
-        os.symlink(target, os.fsencode(name), dir_fd=self._above(name))
-
-    def _write(self, name: str, data: bytes) -> None:
-        if self._file < 0:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
-            self._file = os.open(name, flags, 0o666, dir_fd=self._above(name))
-        write_all(self._file, data)
-        self.bytes += len(data)
-
-    def _checkpoint(self, records: int) -> None:
-        _sync_all(self._fd)
-        names = [name for name, _ in self._open[1:]]
-        state = json.dumps({"records": records, "bytes": self.bytes, "open": names})
+    def _checkpoint(self) -> None:
+        """What is there is on disk, and the state says so; not within a file of a tree."""
+        if self._directory and (self._file >= 0 or not self._open):
+            return
+        self._sync()
+        self._synced = self._bytes, self._records
+        names = [name for name, _ in self._open]
+        state = {"bytes": self._bytes, "records": self._records, "open": names}
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_LINK
         with open(os.open("state.new", flags, 0o600, dir_fd=self._fd), "w") as file:
-            file.write(state)
-            file.flush()
-            os.fsync(file.fileno())
+            json.dump(state, file)  # not synced: one that is torn begins anew
         os.rename("state.new", "state", src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        self._synced = records
+
+    def _publish(self) -> None:
+        """It is whole: all on disk, and then in its place."""
+        with writing(self.path):
+            self._sync()
+            self._refuse_existing()
+            name = self.path.name
+            os.rename("content", name, src_dir_fd=self._fd, dst_dir_fd=self._beside)
+            os.fsync(self._beside)
+        self._discard()
+
+    def _sync(self) -> None:
+        if not self._directory:
+            os.fsync(self._file)
+            return
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(self._fd):  # one call, however many files
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def _discard(self) -> None:
+        """Remove it, if it was taken."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(self.part.name, dir_fd=self._beside)
 
 
-async def chunks(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
-    """What comes from a stream, as `_joined`."""
-
-    async def some() -> bytes:
-        try:
-            return await stream.receive(CHUNK_BYTES)
-        except EndOfStream:
-            return b""
-
-    async for data in _joined(some):
-        yield data
+async def _pieces(stream: ByteReceiveStream) -> AsyncIterator[Step]:
+    async for data in stream:
+        yield "piece", "", data
 
 
-async def _joined(more: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
-    """What comes until b"", in pieces of about CHUNK_BYTES: a call in a thread costs some time."""
-    parts, size = [], 0
-    while data := await more():
-        parts.append(data)
-        size += len(data)
-        if size >= CHUNK_BYTES:
-            yield b"".join(parts)
-            parts, size = [], 0
-    if parts:
-        yield b"".join(parts)
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of it."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _sync_all(fd: int) -> None:
-    """What was written to the file system of `fd` is on disk: one call, however many files."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syncfs(fd):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+async def _steps(reader: Reader) -> AsyncIterator[Step]:
+    """What comes, as `_directory` has it."""
+    while (record := await reader.record()) is not None:
+        yield record.kind, record.name, record.target
+        if record.kind == "file":
+            while data := await reader.piece():
+                yield "piece", record.name, data
+            yield "piece", record.name, b""

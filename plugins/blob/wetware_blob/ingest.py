@@ -296,7 +296,7 @@ async def _put_tree(
                 total += root.size
             case "symlink":
                 name = record.name
-                root, block = symlink(await reader.target(), profile)
+                root, block = symlink(record.target, profile)
                 await blocks.put(block)
         if not above:
             kind = "directory" if record.kind == "end" else record.kind

@@ -1,18 +1,21 @@
 """A tree of files as a stream of records: the form `tree` of blob.capnp.
 
 Both ends are strict: what is not as the schema has it raises InvalidArgument "invalid.tree", and
-no name gets through that could lead out of its directory. Neither end remembers names, so that it
-needs the same memory for any tree: the caller who keeps them finds a name that is there twice.
+no name or link gets through that could lead out of its tree. Neither end remembers names but those
+of the directories that are open, so that it needs the same memory for any tree: the caller who
+keeps them finds a name that is there twice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from anyio import EndOfStream
 
 from wetware.errors import InvalidArgument
+from wetware_blob.names import TARGET_BYTES_MAX, check_link, name_bytes
 
 if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
@@ -20,8 +23,6 @@ if TYPE_CHECKING:
 PIECE_BYTES_MAX: Final = 1 << 20
 DEPTH_MAX: Final = 256
 """Directories within each other: who writes them to a disk holds a descriptor of each."""
-TARGET_BYTES_MAX: Final = 4095
-"""Of a symbolic link: Linux's PATH_MAX."""
 _READ_BYTES: Final = 256 << 10
 
 Kind = Literal["directory", "end", "file", "symlink"]
@@ -31,56 +32,64 @@ _LETTERS: Final = {kind: bytes([letter]) for letter, kind in _KINDS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record. `name` is "" of the first one, and of the end of a directory."""
+    """A record.
+
+    Attributes:
+        kind: Its kind; what is in a file follows in pieces.
+        name: "" of the first one, and of the end of a directory.
+        target: Where a symbolic link leads.
+    """
 
     kind: Kind
     name: str = ""
+    target: bytes = b""
 
 
-def check_name(name: str) -> None:
-    """Refuse what is no name of a file in one directory."""
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise InvalidArgument(
-            f"{name[:255]!r} cannot be the name of a file",
-            hint="read what is beside it by its path: ww blob ls CID, ww blob get CID/PATH",
-            code="invalid.name",
-        )
-
-
-def _check_target(target: bytes) -> None:
-    if not 0 < len(target) <= TARGET_BYTES_MAX or b"\0" in target:
-        raise _malformed(f"a link leads to 1 to {TARGET_BYTES_MAX} bytes without a NUL")
+async def received(stream: ByteReceiveStream, max_bytes: int) -> bytes:
+    """The next bytes of a stream; b"" at its end."""
+    try:
+        return await stream.receive(max_bytes)
+    except EndOfStream:
+        return b""
 
 
 class _Tree:
     """What both ends know of where they are."""
 
-    def __init__(self, depth: int) -> None:
-        self.depth = depth
-        self._begun = depth > 0
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = list(names)
+        self._begun = bool(self._names)
 
-    def _step(self, record: Record) -> None:
-        kind, depth = record.kind, self.depth
+    @property
+    def _over(self) -> bool:
+        return self._begun and not self._names
+
+    def _step(self, record: Record) -> bytes:
+        """Judge what comes next; returns its name."""
+        kind, name, names = record.kind, record.name, self._names
         if kind == "end":
-            if not depth or record.name:
+            if not names or name:
                 raise _malformed("a directory ends that did not begin, or its end has a name")
-            self.depth -= 1
-            return
-        if self._begun and not depth:
+            names.pop()
+            return b""
+        if self._over:
             raise _malformed("it goes on behind its end")
-        if self._begun:
-            check_name(record.name)
-        elif record.name:
+        if not self._begun and name:
             raise _malformed("its first record has a name")
+        path = "/".join((*names[1:], name))
+        data = name_bytes(name, path) if self._begun else b""
         self._begun = True
+        if kind == "symlink":
+            check_link(path, record.target)
         if kind == "directory":
-            if depth == DEPTH_MAX:
+            if len(names) == DEPTH_MAX:
                 raise InvalidArgument(
                     f"more than {DEPTH_MAX} directories are within each other",
                     hint="put what is below as a tree of its own",
                     code="invalid.tree",
                 )
-            self.depth += 1
+            names.append(name)
+        return data
 
 
 class Reader(_Tree):
@@ -88,15 +97,11 @@ class Reader(_Tree):
 
     Args:
         stream: Of what anyio has; its errors pass.
-        depth: How many directories have begun and not ended before the first record that comes, of
-            a tree of which some records were read before.
-
-    Attributes:
-        depth: How many have at this point.
+        names: Of a tree of which some records were read before, the directories that are open.
     """
 
-    def __init__(self, stream: ByteReceiveStream, *, depth: int = 0) -> None:
-        super().__init__(depth)
+    def __init__(self, stream: ByteReceiveStream, *, names: Iterable[str] = ()) -> None:
+        super().__init__(names)
         self._stream = stream
         self._data = memoryview(b"")
         self._piece = 0  # bytes of the piece that have not come yet
@@ -106,7 +111,7 @@ class Reader(_Tree):
         """The next one, or None behind the last; what was not read of a file is skipped."""
         while self._within:
             await self.piece()
-        if self._begun and not self.depth:
+        if self._over:
             if await self._more():
                 raise _malformed("it goes on behind its end")
             return None
@@ -118,9 +123,9 @@ class Reader(_Tree):
             name = (await self._exactly(int.from_bytes(head[1:]))).decode()
         except UnicodeDecodeError:
             raise _malformed("a name is not UTF-8") from None
-        record = Record(kind, name)
+        record = Record(kind, name, await self._target() if kind == "symlink" else b"")
         self._step(record)
-        self._within = kind in ("file", "symlink")
+        self._within = kind == "file"
         return record
 
     async def piece(self) -> bytes:
@@ -140,24 +145,18 @@ class Reader(_Tree):
         self._piece -= len(data)
         return bytes(data)
 
-    async def target(self) -> bytes:
-        """Where the link leads that began last."""
-        found = b""
-        while data := await self.piece():
+    async def _target(self) -> bytes:
+        """All of a link's, or enough to refuse it."""
+        self._within, found = True, b""
+        while len(found) <= TARGET_BYTES_MAX and (data := await self.piece()):
             found += data
-            if len(found) > TARGET_BYTES_MAX:
-                break
-        _check_target(found)
         return found
 
     async def _more(self) -> bool:
         """Whether there is a byte; waits for it."""
         if not self._data:
-            try:
-                self._data = memoryview(await self._stream.receive(_READ_BYTES))
-            except EndOfStream:
-                return False
-        return True
+            self._data = memoryview(await received(self._stream, _READ_BYTES))
+        return bool(self._data)
 
     async def _exactly(self, count: int) -> bytes:
         found = bytearray()
@@ -177,15 +176,11 @@ class Writer(_Tree):
         stream: Of what anyio has; its errors pass. It is not closed.
         skip: Records that the other end has already.
 
-    Attributes:
-        depth: How many directories have begun and not ended.
-        records: How many there were, the skipped ones included.
     """
 
     def __init__(self, stream: ByteSendStream, *, skip: int = 0) -> None:
-        super().__init__(0)
+        super().__init__()
         self._stream, self._skip = stream, skip
-        self.records = 0
         self._within = False
 
     async def directory(self, name: str) -> None:
@@ -203,8 +198,7 @@ class Writer(_Tree):
 
     async def link(self, name: str, target: bytes) -> None:
         """A symbolic link."""
-        _check_target(target)
-        if await self._record(Record("symlink", name)):
+        if await self._record(Record("symlink", name, target)):
             head = len(target).to_bytes(4)
             await self._stream.send(b"".join((head, target, bytes(4))))
 
@@ -223,15 +217,9 @@ class Writer(_Tree):
     async def _record(self, record: Record) -> bool:
         if self._within:
             raise RuntimeError("a file has not ended")
-        try:
-            name = record.name.encode()
-        except UnicodeEncodeError:
-            raise _malformed(f"the name {record.name!r} is not UTF-8") from None
-        if len(name) > 0xFFFF:
-            raise _malformed(f"the name {record.name[:64]!r}… has more than 65535 bytes")
-        self._step(record)
-        self.records += 1
-        if self.records <= self._skip:
+        name = self._step(record)
+        if self._skip:
+            self._skip -= 1
             return False
         await self._stream.send(_LETTERS[record.kind] + len(name).to_bytes(2) + name)
         return True

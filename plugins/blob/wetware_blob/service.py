@@ -468,7 +468,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             "where": pin.selector,
             "holders": self._service.keeper.holders(pin),
             "public": pin.public,
-            "damaged": 0,
         }
 
     async def rm(self, root: str) -> dict[str, Any]:

@@ -15,11 +15,7 @@ from wetware_blob.format import dagpb, unixfs
 from wetware_blob.format.cid import DAG_PB, RAW, Block, Cid
 from wetware_blob.format.dagpb import Link
 from wetware_blob.format.unixfs import Type, UnixFs
-
-NAME_BYTES_MAX: Final = 255
-"""As the file systems of Linux."""
-TARGET_BYTES_MAX: Final = 4095
-"""Of a symlink: PATH_MAX of Linux, which counts a zero at the end."""
+from wetware_blob.names import check_target, name_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,10 +166,7 @@ class FileTree:
 
 def symlink(target: bytes, profile: Profile) -> tuple[Root, Block]:
     """Raises InvalidArgument for a target that no symlink has."""
-    if not 0 < len(target) <= TARGET_BYTES_MAX or b"\0" in target:
-        raise InvalidArgument(
-            f"a symlink to {len(target)} bytes; it has 1 to {TARGET_BYTES_MAX}, none of them zero"
-        )
+    check_target(target)
     return _node(profile, (), UnixFs(Type.SYMLINK, target))
 
 
@@ -184,7 +177,7 @@ def directory(entries: Iterable[Entry], profile: Profile) -> tuple[Root, list[Bl
     """
     links: dict[bytes, Link] = {}
     for entry in entries:
-        name = _name(entry.name)
+        name = name_bytes(entry.name)
         if name in links:
             raise InvalidArgument(f"a directory with two entries {entry.name!r}")
         links[name] = Link(bytes(entry.cid), name, entry.tsize)
@@ -198,16 +191,6 @@ def directory(entries: Iterable[Entry], profile: Profile) -> tuple[Root, list[Bl
     hashed = [(unixfs.name_hash(name), link) for name, link in links.items()]
     blocks: list[Block] = []
     return _shard(profile, hashed, 0, blocks), blocks
-
-
-def _name(text: str) -> bytes:
-    try:
-        name = text.encode()
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"the name {text!r} is not UTF-8", hint="rename it") from None
-    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name or len(name) > NAME_BYTES_MAX:
-        raise InvalidArgument(f"{text[:NAME_BYTES_MAX]!r} is no name of a file")
-    return name
 
 
 def _shard(
