@@ -120,7 +120,7 @@ def test_stat_and_pins(run: Run, cluster: Cluster) -> None:
     with pytest.raises(InvalidArgument, match="nothing goes"):
         run("gc", "--drop-damaged", "--dry-run", "--yes")
     assert "given up: 'old' of local:ada" in run("gc", "--drop-damaged", "--yes").stderr
-    assert "stop this node now" in run("drain").stderr
+    assert "no copies until its next start" in run("drain").stderr
 
 
 def test_rm_says_what_still_pins(run: Run, cluster: Cluster) -> None:
