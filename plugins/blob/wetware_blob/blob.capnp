@@ -209,7 +209,8 @@ interface Sibling {
 
   keep @2 (copy :Copy) -> (room :Bool, done :Bool, bytes :UInt64);
   # Asks this node to keep a copy, which it fetches from any member. `room` says whether it will, `done`
-  # whether it has all of it on disk, `bytes` how many were fetched since it began. Taken of the home, and
+  # whether it has all of it on disk, `bytes` what is charged for what was fetched since it began. What is
+  # more than `copy.bytes` says is given up. For each that asks 64 wait at most, and 2 are fetched. Taken of the home, and
   # of any member while the home is away for longer than the grace, evicted or unknown; charged to who
   # asks, within what any owner may have. Idempotent: ask again to hear how it goes.
 
@@ -247,5 +248,5 @@ struct Copy {
   where @4 :Text;
   # Selector of the members that may keep one.
   bytes @5 :UInt64;
-  # What it is charged; who keeps it charges what it is.
+  # What it is charged, by each who keeps it.
 }

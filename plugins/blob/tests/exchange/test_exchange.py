@@ -17,6 +17,7 @@ from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.format.build import V1_2025, FileTree, leaf
 from wetware_blob.format.cid import RAW, BadBlock, Block, Cid
 from wetware_blob.format.read import children, read
+from wetware_blob.store.index import charge
 from wetware_blob.store.store import Hold, Store
 
 from ..store.parts import node, running
@@ -95,6 +96,20 @@ async def test_pull_brings_every_block_and_fetches_none_that_is_there(
         assert sorted(map(str, written)) == sorted(str(block.cid) for block in BLOCKS[1::2])
         digests = {block.cid.digest for block in BLOCKS}
         assert await store.have(digests) == digests
+
+
+async def test_pull_counts_each_block_once_that_came(tmp_path: Path) -> None:
+    """What it is charged, wherever it is linked to, and however often."""
+    one, two_ = (Block(Cid.of(RAW, data), data) for data in (b"a", b"b"))
+    inner = node([one.cid, two_.cid])
+    root = node([inner.cid, one.cid, one.cid, two_.cid])
+    async with two(tmp_path, [one, two_, inner, root]) as (made, *_):
+        for there, came in ((False, 4), (True, 0)):
+            counts: list[int] = []
+            async with made.open(root.cid, OWNER) as source:
+                await pull(source, root.cid, children, counts.append)
+            assert counts[-1] == came * charge(1), there
+            assert counts == sorted(counts)
 
 
 async def test_pull_of_one_leaf(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -56,7 +57,11 @@ class Member:
 
     def __init__(self, store: Store, *blocks: Block, forgotten: tuple[str, ...] = ()) -> None:
         self.store, self.blocks = store, {block.cid: block for block in blocks}
-        ctx = cast("Any", Watched())
+        self.fetching: list[Cid] = []
+        self.can_fetch = asyncio.Event()
+        self.can_fetch.set()
+        self.ctx = Watched()
+        ctx = cast("Any", self.ctx)
         self.keeper = Keeper(ctx, store, self.fetch, grace_s=60.0, forgotten=forgotten)
 
     async def fetch(
@@ -68,14 +73,16 @@ class Member:
     ) -> None:
         async with self.store.hold(owner, root) as hold:
             block = self.blocks[root]
-            count(len(block.data))
+            self.fetching.append(root)
+            await self.can_fetch.wait()
             await self.store.put(hold, [block])
+            count(charge(len(block.data)))
             await self.store.pin(hold, made("file", len(block.data)))
 
     async def keep(self, asker: str, copy: Copy) -> Kept:
         """As it is once that goes on no more."""
         await self.keeper.replicas.keep(asker, copy)
-        if tasks := [task for task, _ in self.keeper.disk._keeping.values()]:
+        if tasks := [keeping.task for keeping in self.keeper.disk._keeping.values()]:
             await asyncio.wait(tasks, timeout=10)
         return await self.keeper.replicas.keep(asker, copy)
 
@@ -116,6 +123,39 @@ async def test_a_copy_whose_pin_is_damaged_is_written_anew_when_its_home_asks(
         await store.check_pins()
         assert not (await store.collect()).blocks
         assert (await store.usage(f"node:{HOME}")).charged == copy.charged
+
+
+async def test_who_says_that_a_copy_is_smaller_than_it_is_has_none_kept(tmp_path: Path) -> None:
+    copy = copy_of(block := raw(b"a" * 5000))
+    async with running(tmp_path / "s") as store:
+        member = Member(store, block)
+        assert not (await member.keep(HOME, replace(copy, charged=copy.charged - 1))).room
+        assert await store.pins() == []
+        member.ctx.clock.now += 2 * keeping.REFUSED_S
+        assert (await member.keep(HOME, copy)).done
+
+
+async def test_one_asker_leaves_room_and_places_for_others(tmp_path: Path) -> None:
+    blocks = [raw(b"%d" % number) for number in range(101)]
+    mine, (theirs,) = [copy_of(block) for block in blocks[:100]], map(copy_of, blocks[100:])
+    size = mine[0].charged
+    async with running(tmp_path / "s", owner_bytes_max=30 * size) as store:
+        member = Member(store, *blocks)
+        member.can_fetch.clear()
+        rooms = [(await member.keeper.replicas.keep(HOME, copy)).room for copy in mine]
+        assert sum(rooms) == 30, "what waits counts for the quota"
+        await anyio.wait_all_tasks_blocked()
+        assert len(member.fetching) == 2
+        assert (await member.keeper.replicas.keep(OTHER, theirs)).room
+        await anyio.wait_all_tasks_blocked()
+        assert member.fetching[2:] == [theirs.root]
+        await member.keeper.disk.end()
+    async with running(tmp_path / "t") as store:
+        member = Member(store, *blocks)
+        member.can_fetch.clear()
+        rooms = [(await member.keeper.replicas.keep(HOME, copy)).room for copy in mine]
+        assert sum(rooms) == 64
+        await member.keeper.disk.end()
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,8 @@ async def pull(
 ) -> None:
     """Every block under `root` is in the store, on disk, when this returns.
 
-    `count` is told of the bytes of each as it comes.
-    Raises as `Fetch.get`, what `children` raises for a bad block, and LimitExceeded.
+    `count` is told, again and again, what the blocks are charged that came from others until then.
+    Raises what it raises, as `Fetch.get`, what `children` raises for a bad block, LimitExceeded.
     """
     seen: set[bytes] = set()
     waiting = [root]  # the next one last
@@ -122,7 +122,7 @@ async def pull(
         if cid.digest in seen:
             continue
         block = await source.get(cid)
-        count(len(block))
+        count(source.charged)
         if cid.codec == RAW:
             continue
         seen.add(cid.digest)
@@ -133,3 +133,4 @@ async def pull(
         if len(waiting) > LINKS_MAX:
             raise LimitExceeded(f"the DAG has more than {LINKS_MAX} links to follow (LINKS_MAX)")
     await source.kept()
+    count(source.charged)

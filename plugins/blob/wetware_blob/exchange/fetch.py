@@ -33,6 +33,7 @@ from wetware.rpc.wire import fresh
 from wetware_blob.exchange import wire
 from wetware_blob.format.cid import Block, Cid
 from wetware_blob.store.errors import Damaged
+from wetware_blob.store.index import charge
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -145,6 +146,7 @@ class Fetch:
         users: Who has it open; see `Exchange`.
         task: That runs it.
         bytes_max: In memory, from BYTES_MIN to BYTES_MAX.
+        charged: What the store charges for the blocks that came from others, bytes.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class Fetch:
         self.users = 0
         self.task: asyncio.Task[None]
         self.bytes_max = BYTES_MAX
+        self.charged = 0
         self._tasks: TaskGroup
         self._wanted: dict[bytes, _Wanted] = {}
         # Nobody is asked for these: readers wait for the ones, `ahead` told of the others.
@@ -357,6 +360,7 @@ class Fetch:
         batch, self._unstored = self._unstored, []
         await self._store.put(hold, [Block(w.cid, w.future.result()) for w in batch])
         for wanted in batch:
+            self.charged += charge(len(wanted.future.result()))
             wanted.stored = True
             if wanted.taken:
                 self._release(wanted)

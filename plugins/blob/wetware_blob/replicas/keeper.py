@@ -7,14 +7,14 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from wetware import rpc
 from wetware.base.finding import counted
-from wetware.errors import InvalidArgument, TimedOut, WetwareError
+from wetware.errors import InvalidArgument, LimitExceeded, TimedOut, WetwareError
 from wetware.identity import PeerId
 from wetware_blob.exchange.find import ROOTS_MAX
 from wetware_blob.replicas.duties import (
@@ -50,16 +50,36 @@ LEASE_ANSWER_S: Final = 20.0
 """All that a copy reaches is looked up, and the promise written, before it is given."""
 KEEPING_MAX: Final = 4
 """Copies that are fetched at a time."""
+KEEPING_PER_ASKER_MAX: Final = 2
 WAITING_MAX: Final = 256
 """Copies that were promised room and wait for their turn; nobody is promised more."""
+WAITING_PER_ASKER_MAX: Final = 64
 REFUSED_S: Final = 60.0
 """For so long a copy is refused that could not be fetched, or for which there was no room."""
 STALLED_S: Final = 60.0
 """Who waits for copies gives up when nothing has come of it for so long."""
 
 Fetch = Callable[["Cid", str, Callable[[str, int], Pin], Callable[[int], None]], Awaitable[object]]
-"""Fetches a root for an owner and pins it: given its kind and size, what is the pin; and is told of
-bytes as they come."""
+"""Fetches a root for an owner and pins it: given its kind and size, what is the pin; and is told
+what is charged for what has come."""
+
+
+@dataclass(eq=False, slots=True)
+class _Keeping:
+    """A copy that is being fetched, or waits for its turn among those of who asked."""
+
+    owner: str
+    copy: Copy
+    turn: asyncio.Semaphore
+    fetched: int = 0
+    task: asyncio.Task[None] = field(init=False)
+
+    def count(self, charged: int) -> None:
+        self.fetched = charged
+        if charged > self.copy.charged:
+            raise LimitExceeded(
+                f"{self.owner} said that it is charged {self.copy.charged} bytes, and it is more"
+            )
 
 
 class Disk:
@@ -75,7 +95,7 @@ class Disk:
         self._forgotten = forgotten
         self._me = str(ctx.overlay.peer_id)
         self._pins: dict[bytes, Pin] = {}
-        self._keeping: dict[bytes, tuple[asyncio.Task[None], list[int]]] = {}
+        self._keeping: dict[bytes, _Keeping] = {}
         self._refused: dict[bytes, float] = {}
         self._places = asyncio.Semaphore(KEEPING_MAX)
         self.kept: Callable[[], Awaitable[None]]
@@ -116,25 +136,29 @@ class Disk:
         )
 
     async def keep(self, asker: str, copy: Copy) -> Kept:
-        if (keeping := self._keeping.get(copy.id)) is not None:
-            return Kept(room=True, bytes=keeping[1][0])
         owner, now = f"node:{asker}", self._ctx.clock.monotonic()
         usage = await self._store.usage(owner)
+        if (keeping := self._keeping.get(copy.id)) is not None:
+            return Kept(room=True, bytes=keeping.fetched)
+        others = [other for other in self._keeping.values() if other.owner == owner]
+        promised = sum(other.copy.charged for other in others)
         if (
             self._forgets(copy)
             or self._refused.get(copy.id, 0.0) > now
             or len(self._keeping) >= WAITING_MAX
-            or usage.charged + copy.charged > usage.charged_max
-            or usage.pins >= PINS_PER_OWNER_MAX
+            or len(others) >= WAITING_PER_ASKER_MAX
+            or usage.charged + promised + copy.charged > usage.charged_max
+            or usage.pins + len(others) >= PINS_PER_OWNER_MAX
         ):
             return Kept(room=False)
-        if copy.id not in self._keeping:
-            fetched = [0]
-            task = asyncio.get_running_loop().create_task(self._keep(owner, copy, fetched))
-            self._keeping[copy.id] = task, fetched
+        turn = others[0].turn if others else asyncio.Semaphore(KEEPING_PER_ASKER_MAX)
+        self._keeping[copy.id] = keeping = _Keeping(owner, copy, turn)
+        keeping.task = asyncio.get_running_loop().create_task(self._keep(keeping))
         return Kept(room=True)
 
-    async def _keep(self, owner: str, copy: Copy, fetched: list[int]) -> None:
+    async def _keep(self, keeping: _Keeping) -> None:
+        owner, copy = keeping.owner, keeping.copy
+
         def pin(kind: str, size: int) -> Pin:
             return Pin(
                 owner,
@@ -147,12 +171,9 @@ class Disk:
                 selector=copy.where,
             )
 
-        def count(nbytes: int) -> None:
-            fetched[0] += nbytes
-
         try:
-            async with self._places:
-                await self._fetch(copy.root, owner, pin, count)
+            async with keeping.turn, self._places:
+                await self._fetch(copy.root, owner, pin, keeping.count)
             await self.kept()
         except WetwareError as exc:
             now = self._ctx.clock.monotonic()
@@ -163,7 +184,7 @@ class Disk:
             del self._keeping[copy.id]
 
     async def end(self) -> None:
-        tasks = [task for task, _ in self._keeping.values()]
+        tasks = [keeping.task for keeping in self._keeping.values()]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -422,7 +443,6 @@ class Keeper:
                 hint="ww ls service=blob",
                 code="invalid.alone",
             )
-        await self.disk.check_whole()
         replicas.draining = True
         await replicas.refresh()
         best, until = -1, self._ctx.clock.monotonic() + STALLED_S + LEASE_S
