@@ -217,7 +217,8 @@ interface Sibling {
   lease @3 (id :Data) -> (seconds :Float64);
   # A promise, on this node's disk when it is answered, to keep its copy for so long, whatever others do
   # meanwhile; only its home's word, or that of this node's operator, ends it sooner. 0: it has none, or
-  # may be about to drop its own. Idempotent.
+  # may be about to drop its own. `limit` while it is promised to another, and for more than 8 of these and
+  # `wanted` at a time. Idempotent.
 
   drop @4 (ids :List(Data)) -> ();
   # These are pinned no more at their home: who asks. Those of other homes are left as they are. Idempotent.

@@ -14,12 +14,13 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from wetware.errors import InvalidArgument
+from wetware.base.bounds import Places
+from wetware.errors import InvalidArgument, LimitExceeded
 from wetware.testing import FakeClock
 from wetware_blob.config import BlobConfig
 from wetware_blob.format.cid import RAW, Block, Cid
 from wetware_blob.replicas import keeper as keeping
-from wetware_blob.replicas.duties import Copy, Kept
+from wetware_blob.replicas.duties import Copy, Kept, Wanted
 from wetware_blob.replicas.keeper import Keeper, Members
 from wetware_blob.replicas.sibling import SiblingServant
 from wetware_blob.store.errors import Damaged, StoreFailed
@@ -247,6 +248,34 @@ def asked(home: str) -> dict[str, Any]:
     return {
         "root": bytes(ROOT), "home": home, "pin": bytes(16), "copies": 2, "where": "", "bytes": 0
     }  # fmt: skip
+
+
+async def test_promises_are_one_at_a_time_for_a_copy_and_few_for_a_member() -> None:
+    """Each reads all of the copy."""
+    asked: list[bytes] = []
+
+    async def lease(id_: bytes) -> float:
+        asked.append(id_)
+        await asyncio.sleep(3600)
+        return 0.0
+
+    async def wants(ids: list[bytes]) -> Wanted:
+        return bytes(8), []
+
+    replicas = SimpleNamespace(loaded=True, lease=lease, wants=wants)
+    keeper = SimpleNamespace(replicas=replicas, asked=Places())
+    b, c = (SiblingServant(cast("Any", None), cast("Any", keeper), peer) for peer in "bc")
+    tasks = [asyncio.ensure_future(b.lease(bytes([n]) * 32)) for n in range(8)]
+    await anyio.wait_all_tasks_blocked()
+    for refused in (b.lease(bytes([9]) * 32), c.lease(bytes(32)), b.wanted([])):
+        with pytest.raises(LimitExceeded):
+            await refused
+    await c.wanted([])
+    assert len(asked) == 8
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert not keeper.asked
 
 
 @pytest.mark.parametrize("home", ["x/y", "", "x" * 100])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from wetware import rpc
+from wetware.base.bounds import Places
 from wetware.base.finding import counted
 from wetware.errors import InvalidArgument, LimitExceeded, TimedOut, WetwareError
 from wetware.identity import PeerId
@@ -319,6 +320,7 @@ class Keeper:
 
     Attributes:
         seen: In the last round; None before there was one.
+        asked: Places for other members that ask what takes long.
     """
 
     def __init__(
@@ -341,6 +343,7 @@ class Keeper:
         )
         self.disk.kept = self.replicas.refresh
         self.seen: Seen | None = None
+        self.asked = Places()
         self._changed = asyncio.Event()
 
     async def run(self) -> None:

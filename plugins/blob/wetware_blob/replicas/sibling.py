@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
+from wetware.base.bounds import Claim
 from wetware.errors import Disconnected, InvalidArgument
 from wetware.identity import PeerId
 from wetware_blob.exchange.find import ROOTS_MAX
 from wetware_blob.format.cid import Cid
 from wetware_blob.replicas.duties import COPIES_MAX, WHERE_CHARS_MAX, Copy
+from wetware_blob.replicas.keeper import TENDED_AT_ONCE
 from wetware_blob.schema import SCHEMA
 
 if TYPE_CHECKING:
     from wetware_blob.replicas.keeper import Keeper
     from wetware_blob.store.store import Store
+
+ASKED_MAX: Final = TENDED_AT_ONCE
+"""Promises and answers to `wanted` that one member waits for: it tends so many copies at a time."""
 
 
 class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
@@ -54,7 +59,9 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
 
     async def lease(self, id: bytes) -> dict[str, Any]:
         self._check_loaded()
-        return {"seconds": await self._keeper.replicas.lease(id)}
+        once = Claim(id, 1, "this copy is being promised to another member")
+        with self._keeper.asked.hold(self._claim(), once):
+            return {"seconds": await self._keeper.replicas.lease(id)}
 
     async def drop(self, ids: list[bytes]) -> None:
         _check(ids)
@@ -63,9 +70,15 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
     async def wanted(self, ids: list[bytes]) -> dict[str, Any]:
         _check(ids)
         self._check_loaded()
-        store, wanted = await self._keeper.replicas.wants(ids)
+        with self._keeper.asked.hold(self._claim()):
+            store, wanted = await self._keeper.replicas.wants(ids)
         told = [{"copies": copies, "where": where} for copies, where in wanted]
         return {"store": store, "wanted": told}
+
+    def _claim(self) -> Claim:
+        """A place for what reads much of the disk: all of a copy, or all pins."""
+        many = f"{self._peer} asks {ASKED_MAX} things at a time (replicas.sibling.ASKED_MAX)"
+        return Claim(self._peer, ASKED_MAX, many)
 
     def _check_loaded(self) -> None:
         if not self._keeper.replicas.loaded:
