@@ -1,8 +1,8 @@
 """Makes the `ww node` that is started with this directory on its path a provider that lies.
 
 What it does is in the file that LIE_FILE names, and is read for each block: a JSON object with
-`kind`, and with `block`, the digest of the only block that it lies of, or without one for all. What
-is served is written to a file beside it, a digest a line.
+`kind`, and with `block`, the digest of the only block that it lies of, or without one for all, but
+for that which `has` names. What is served is written to a file beside it, a digest a line.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ def lie() -> dict[str, Any]:
     return said
 
 
+def is_meant(said: dict[str, Any], digest: str) -> bool:
+    return said.get("block", digest) == digest != said.get("has")
+
+
 async def find_(get: Callable[[bytes], Awaitable[bytes]], digest: bytes) -> bytes | None:
     said = lie()
     data = await honest_find(get, digest)
     await asyncio.sleep(said.get("delay_s", 0))
-    if data is None or said.get("block") not in (None, digest.hex()):
+    if data is None or not is_meant(said, digest.hex()):
         return data
     match said["kind"]:
         case "lies":
@@ -46,16 +50,35 @@ async def find_(get: Callable[[bytes], Awaitable[bytes]], digest: bytes) -> byte
 
 
 async def send(stream: Stream, data: bytes | None) -> None:
-    said = lie()
-    if data is not None and said["kind"] in ("stalls", "truncates"):
-        await stream.write(wire.head(data) + data[: len(data) // 2])
-        if said["kind"] == "stalls":
-            await asyncio.sleep(3600)
-        stream.close()
+    if data is None:
+        await honest_send(stream, data)
         return
+    said = lie()
+    if is_meant(said, hashlib.sha256(data).hexdigest()):
+        match said["kind"]:
+            case "stalls":  # before the first byte: after it, it may as well be called slow
+                await asyncio.sleep(3600)
+            case "truncates":
+                await stream.write(wire.head(data) + data[: len(data) // 2])
+                stream.close()
+                return
+            case "trickles":
+                await trickle(stream, data)
+                count(data)
+                return
     await honest_send(stream, data)
-    if data is not None:
-        count(data)
+    count(data)
+
+
+async def trickle(stream: Stream, data: bytes) -> None:
+    """Send a little at a time, so as not to be silent, until the file says something else."""
+    await stream.write(wire.head(data))
+    at = 0
+    while at < len(data) and lie()["kind"] == "trickles":
+        await stream.write(data[at : at + 4096])
+        at += 4096
+        await asyncio.sleep(0.2)
+    await stream.write(data[at:])
 
 
 def count(data: bytes) -> None:
