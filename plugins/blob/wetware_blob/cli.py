@@ -200,7 +200,7 @@ def cat_command(
             session.blob.open(cid, local=local) as blob,
             await blob.stream(start, end) as stream,
         ):
-            async for batch in disk.batches(stream, len):
+            async for batch in disk.batches(disk.pieces(stream), len):
                 try:
                     await disk.in_daemon(disk.write_all, sys.stdout.fileno(), b"".join(batch))
                 except OSError as exc:

@@ -28,7 +28,7 @@ from wetware.base.disk import remedy
 from wetware.base.threads import to_its_end
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
 from wetware_blob.names import shown
-from wetware_blob.records import Kind, Reader, Writer
+from wetware_blob.records import Kind, Reader, Writer, received
 
 CHUNK_BYTES: Final = 1 << 20
 """Read or written by one call in a thread."""
@@ -41,6 +41,9 @@ _STEP_BYTES: Final = 4096
 _NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | _NO_LINK
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_WRITE: Final = 2
+"""SYNC_FILE_RANGE_WRITE: begin, and wait for nothing."""
 
 T = TypeVar("T")
 Step = tuple[Kind | Literal["piece"], str, bytes]
@@ -101,6 +104,12 @@ async def batches(items: AsyncIterable[T], size: Callable[[T], int]) -> AsyncIte
             batch, total = [], 0
     if batch:
         yield batch
+
+
+async def pieces(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
+    """What comes, in pieces as large as it comes in."""
+    while data := await received(stream, CHUNK_BYTES):
+        yield data
 
 
 # --- pipes ---------------------------------------------------------------------------------------
@@ -329,7 +338,7 @@ class Part:
         if self._directory:
             steps = _steps(Reader(stream, names=[name for name, _ in self._open]))
         else:
-            steps = _pieces(stream)
+            steps = (("piece", "", data) async for data in pieces(stream))
         async for batch in batches(steps, _step_bytes):
             await run(self._do, batch)
             self._told(self._bytes)
@@ -435,6 +444,8 @@ class Part:
             if self._bytes - size >= SYNC_BYTES or self._records - records >= SYNC_RECORDS:
                 with writing(self.part):
                     self._checkpoint()
+        if self._file >= 0:  # the disk begins with it while more comes, so that a sync is short
+            _LIBC.sync_file_range(self._file, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE)
 
     def _lay(self, kind: str, name: str, data: bytes) -> None:
         if kind == "piece" and data:
@@ -500,8 +511,7 @@ class Part:
         if not self._directory:
             os.fsync(self._file)
             return
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syncfs(self._fd):  # one call, however many files
+        if _LIBC.syncfs(self._fd):  # one call, however many files
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 
@@ -510,11 +520,6 @@ class Part:
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 shutil.rmtree(self.part.name, dir_fd=self._beside)
-
-
-async def _pieces(stream: ByteReceiveStream) -> AsyncIterator[Step]:
-    async for data in stream:
-        yield "piece", "", data
 
 
 async def _steps(reader: Reader) -> AsyncIterator[Step]:
