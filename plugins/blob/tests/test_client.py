@@ -633,6 +633,23 @@ async def test_a_state_that_is_broken_begins_anew(
             remove(home / "x")
 
 
+async def test_a_part_that_came_with_an_archive_leads_nowhere(
+    blob: BlobStore, cluster: Cluster, home: Path
+) -> None:
+    lay(home / "mine", b"mine")
+    file, tree = cluster.add(b"new"), cluster.add({"mine": b"new"})
+    lay(home / f".x.{file}.part", {"state": b'{"records": 0, "bytes": 2, "open": []}'})
+    os.link(home / "mine", home / f".x.{file}.part" / "content")
+    await blob.get(file, home / "x")
+    for outside in ("..", "../..", "link", f"{home}"):
+        state = json.dumps({"records": 1, "bytes": 0, "open": ["", outside]}).encode()
+        lay(home / f".t.{tree}.part", {"content": {"link": "../.."}, "state": state})
+        await blob.get(tree, home / "t")
+        assert on_disk(home) == {"mine": b"mine", "x": b"new", "t": {"mine": b"new"}}
+        assert cluster.reads[-1] == ("tree", 0)
+        remove(home / "t")
+
+
 async def test_a_full_disk_says_what_to_do(
     blob: BlobStore, cluster: Cluster, small_disk: Any
 ) -> None:

@@ -17,8 +17,9 @@ import shutil
 import stat
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from anyio import EndOfStream
 from anyio.abc import ByteReceiveStream, ByteSendStream
@@ -27,7 +28,7 @@ from anyio.to_thread import run_sync
 from wetware.base.disk import remedy
 from wetware.base.threads import to_its_end
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
-from wetware_blob.names import shown
+from wetware_blob.names import name_bytes, shown
 from wetware_blob.records import Kind, Reader, Writer, received
 
 CHUNK_BYTES: Final = 1 << 20
@@ -117,25 +118,17 @@ async def pieces(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
 
 async def in_daemon(function: Callable[..., T], *args: object) -> T:
     """Call what may block for ever, in a thread that does not keep the process from its end."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(settled: Callable[[Any], None], value: object) -> None:
-        if not done.done():
-            settled(value)
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # who is cancelled does not wait, and it goes on
 
     def call() -> None:
-        settled: Callable[[Any], None]
-        value: object
         try:
-            settled, value = done.set_result, function(*args)
+            done.set_result(function(*args))
         except OSError as exc:
-            settled, value = done.set_exception, exc
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, settled, value)
+            done.set_exception(exc)
 
     threading.Thread(target=call, name="pipe", daemon=True).start()
-    return await done
+    return await asyncio.wrap_future(done)
 
 
 class Pipe(ByteReceiveStream):
@@ -391,20 +384,23 @@ class Part:
         self._fd = fd
 
     def _go_on(self) -> bool:
-        """Be where the state says, if there is one."""
+        """Be where the state says, if there is one; it may have come with somebody's archive."""
         try:
             with open(os.open("state", os.O_RDONLY | _NO_LINK, dir_fd=self._fd), "rb") as file:
                 state = json.load(file)
             records, size, above = int(state["records"]), int(state["bytes"]), self._fd
             for name in state["open"]:
+                if name:
+                    name_bytes(name)
                 above = os.open(name or "content", _DIRECTORY, dir_fd=above)
                 self._open.append((name, above))
             if not self._directory:
                 self._file = os.open("content", os.O_WRONLY | _NO_LINK, dir_fd=self._fd)
-                if os.fstat(self._file).st_size < size:
+                found = os.fstat(self._file)
+                if found.st_size < size or found.st_nlink != 1:
                     return False
                 os.ftruncate(self._file, os.lseek(self._file, size, os.SEEK_SET))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, InvalidArgument):
             return False
         self._bytes, self._records = self._synced = size, records
         self.start = records if self._directory else size
