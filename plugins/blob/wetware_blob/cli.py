@@ -41,7 +41,7 @@ from wetware_blob.names import shown
 
 if TYPE_CHECKING:
     from wetware.client import Session
-    from wetware_blob.client import Pin, Put, Terms
+    from wetware_blob.client import Entry, Pin, Put, Terms
 
 blob_app = typer.Typer(
     help="Files and directories, kept by the members of the cluster under their CIDs.",
@@ -172,13 +172,16 @@ def get_command(
     was interrupted by an error, the same command goes on from there.
     """
     path = output or Path(cid.rstrip("/").rpartition("/")[2])
-
-    async def work(session: Session) -> Any:
-        with progress_bar("getting") as progress:
-            return await session.blob.get(cid, path, local=local, force=force, progress=progress)
-
-    got = run_client(work)
+    got = _get("getting", cid, path, local=local, force=force)
     done(json, {"path": path, "kind": got.kind, "size": got.size}, f"wrote {path}")
+
+
+def _get(doing: str, cid: str, path: Path, **how: bool) -> Entry:
+    async def work(session: Session) -> Entry:
+        with progress_bar(doing) as progress:
+            return await session.blob.get(cid, path, progress=progress, **how)
+
+    return run_client(work)
 
 
 @blob_app.command("cat", epilog=examples("ww blob cat CID --range 0:1000"))
@@ -232,12 +235,7 @@ def export_command(
 ) -> None:
     """Write all blocks as a CAR file, CID.car unless -o says otherwise."""
     path = output or Path(cid.rstrip("/").rpartition("/")[2] + ".car")
-
-    async def work(session: Session) -> None:
-        with progress_bar("exporting") as progress:
-            await session.blob.get(cid, path, car=True, local=local, force=force, progress=progress)
-
-    run_client(work)
+    _get("exporting", cid, path, car=True, local=local, force=force)
     note(f"wrote {path}")
 
 
@@ -358,11 +356,7 @@ def usage_command(json: Json = False) -> None:
 
 @pin_app.command("add")
 @pinning
-def pin_add_command(
-    cid: CidOnly,
-    terms: Terms,
-    json: Json = False,
-) -> None:
+def pin_add_command(cid: CidOnly, terms: Terms, json: Json = False) -> None:
     """Keep what a CID reaches; a pin of that name is replaced."""
 
     async def work(session: Session) -> Put:

@@ -123,13 +123,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry of a directory, or a blob itself, which has no name.
+    """The struct Entry of blob.capnp: of a directory, or a blob itself, which has no name.
 
-    Attributes:
-        name: As it is in the directory: not safe to use as a path or to print.
-        cid: Its CID.
-        kind: "file", "directory", "symlink", or "dag" for what is no UnixFS.
-        size: Of a file its bytes, of others what their blocks take.
+    The name is as it is in the directory: not safe to use as a path or to print.
     """
 
     name: str
@@ -340,7 +336,6 @@ class BlobStore:
         *,
         car: bool = False,
         local: bool = False,
-        resume: bool = True,
         force: bool = False,
         progress: Report | None = None,
     ) -> Entry:
@@ -354,7 +349,6 @@ class BlobStore:
             path: What is there is not overwritten.
             car: All its blocks, as a CAR v1, whatever it is; never resumed.
             local: What this node has alone.
-            resume: Go on with what an earlier call has left.
             force: Replace a file that is there.
             progress: Called as it goes.
 
@@ -375,7 +369,7 @@ class BlobStore:
                 directory=info.kind == "directory" and not car,
                 size=info.size if info.kind == "file" and not car else None,
                 force=force,
-                resume=resume and not car,
+                resume=not car,
                 told=lambda count: progress and progress(Progress(count, 0 if car else info.size)),
             )
             async with part.taken():
