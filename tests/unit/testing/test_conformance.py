@@ -22,6 +22,8 @@ from wetware.testing import AuthConformance, RecorderConformance, ServiceConform
 SCHEMA = rpc.load(Path(__file__).with_name("planted.capnp"))
 HANGS_S = 1.0
 """For what hangs: so long has everything else to work, on a busy machine too."""
+STUBBORN_S = 0.2
+"""For a `run` that ignores its cancellation: nothing else has to work, and anyio never rests."""
 
 
 def failing(suite: Any) -> dict[str, str]:
@@ -202,17 +204,22 @@ class TestShelf(ServiceConformance):
         return ShelfService()
 
 
-def planted(hangs: bool = False, **methods: Any) -> Any:
+def _limited(suite: Any, limit_s: float) -> Any:
+    suite.limit_s = limit_s
+    return suite
+
+
+def planted(limit_s: float = 20.0, **methods: Any) -> Any:
     """The suite for a service like the good one, with other methods of the service."""
     made = type("Planted", (ShelfService,), methods)
 
     class Suite(ServiceConformance):
-        limit_s, blocked_s = HANGS_S if hangs else 20.0, 0.4
+        blocked_s = 0.4
 
         def make(self, ctx: Any) -> Any:
             return made()
 
-    return Suite()
+    return _limited(Suite(), limit_s)
 
 
 def twins(interface: Any = SCHEMA.Twin, of: Any = TwinServant, **methods: Any) -> Any:
@@ -322,15 +329,15 @@ STOPS = {*STARTS, "it_stops_while_it_starts"}
 DEFECTS: dict[str, tuple[Any, set[str], str]] = {
     "raises when started": (planted(run=_raises_at_once), STARTS, "run.. raises ValueError"),
     "raises later": (planted(run=_raises_later), STOPS, "run.. raises ValueError"),
-    "hangs when started": (planted(hangs=True, run=_never_starts), STARTS, "not started, hangs"),
+    "hangs when started": (planted(HANGS_S, run=_never_starts), STARTS, "not started, hangs"),
     "ends by itself": (planted(run=_ends), STOPS, "ended by itself"),
     "is never ready": (planted(run=_forgets_to_start), STOPS, "ended before it was started"),
     "ignores cancellation": (
-        planted(hangs=True, run=_ignores_cancellation),
+        planted(STUBBORN_S, run=_ignores_cancellation),
         STOPS,
         "was cancelled, hangs",
     ),
-    "leaks a task": (planted(hangs=True, run=_leaks), STOPS, "leaves [0-9] tasks behind"),
+    "leaks a task": (planted(HANGS_S, run=_leaks), STOPS, "leaves [0-9] tasks behind"),
     "blocks the loop when started": (
         planted(run=_blocks),
         STOPS,
@@ -347,7 +354,7 @@ DEFECTS: dict[str, tuple[Any, set[str], str]] = {
         r"Box.get raises, or returns junk.*expected bytes, not str",
     ),
     "a method hangs": (
-        planted(hangs=True, bootstrap=box(put=_box_hangs)),
+        planted(HANGS_S, bootstrap=box(put=_box_hangs)),
         {"every_method_answers"},
         "Box.put hangs",
     ),
@@ -357,12 +364,12 @@ DEFECTS: dict[str, tuple[Any, set[str], str]] = {
         "blocks the event loop: _box_blocks",
     ),
     "a method leaks a task": (
-        planted(hangs=True, bootstrap=box(put=_box_leaks)),
+        planted(HANGS_S, bootstrap=box(put=_box_leaks)),
         {"every_method_answers"},
         "leaves [0-9] tasks behind: Event.wait",
     ),
     "a method ignores cancellation": (
-        planted(hangs=True, bootstrap=shelf(drop=_drop_ignores_cancellation)),
+        planted(HANGS_S, bootstrap=shelf(drop=_drop_ignores_cancellation)),
         {"every_method_answers", "calls_are_cut"},
         "hangs|leaves . tasks behind",
     ),
@@ -542,14 +549,14 @@ class TestKeys(KeysConformance):
     """Collected by pytest, as in a plugin's tests."""
 
 
-def bad(hangs: bool = False, **methods: Any) -> Any:
+def bad(limit_s: float = 20.0, **methods: Any) -> Any:
     """The suite for a backend like the good one, with other methods."""
 
     class Suite(KeysConformance):
-        limit_s, blocked_s = HANGS_S if hangs else 20.0, 0.4
+        blocked_s = 0.4
         backend = type("Bad", (KeysBackend,), methods)
 
-    return Suite()
+    return _limited(Suite(), limit_s)
 
 
 async def _accepts_all(self: Any, challenge: Challenge, proof: Proof) -> Any:
@@ -618,7 +625,7 @@ RUNS = {"it_is_declared", "it_starts_and_stops", *LOGINS, *REFUSALS}
 BAD_BACKENDS: dict[str, tuple[Any, set[str], str]] = {
     "raises when started": (bad(run=_raises_at_once), RUNS, "run.. raises ValueError"),
     "ignores cancellation": (
-        bad(hangs=True, run=_ignores_cancellation),
+        bad(STUBBORN_S, run=_ignores_cancellation),
         {*RUNS, "it_stops_while_it_starts"},
         "was cancelled, hangs",
     ),
@@ -637,7 +644,7 @@ BAD_BACKENDS: dict[str, tuple[Any, set[str], str]] = {
         {"junk_is_refused"},
         "authenticate.. raises for junk .*IndexError",
     ),
-    "hangs": (bad(hangs=True, authenticate=_hangs), {*LOGINS, *REFUSALS}, "authenticate.. hangs"),
+    "hangs": (bad(HANGS_S, authenticate=_hangs), {*LOGINS, *REFUSALS}, "authenticate.. hangs"),
     "returns junk": (
         bad(authenticate=_returns_junk),
         {*LOGINS, *REFUSALS},
@@ -654,7 +661,7 @@ BAD_BACKENDS: dict[str, tuple[Any, set[str], str]] = {
         "blocks the event loop: _blocks_to_decide",
     ),
     "leaks a task": (
-        bad(hangs=True, authenticate=_leaks_a_check),
+        bad(HANGS_S, authenticate=_leaks_a_check),
         {*LOGINS, *REFUSALS},
         "leaves [0-9]+ tasks behind",
     ),
@@ -755,14 +762,14 @@ class TestLines(LinesConformance):
     """Collected by pytest, as in a plugin's tests."""
 
 
-def unfit(hangs: bool = False, **methods: Any) -> Any:
+def unfit(limit_s: float = 20.0, **methods: Any) -> Any:
     """The suite for a recorder like the good one, with other methods."""
 
     class Suite(LinesConformance):
-        limit_s, blocked_s = HANGS_S if hangs else 20.0, 0.4
+        blocked_s = 0.4
         recorder = type("Unfit", (LinesRecorder,), methods)
 
-    return Suite()
+    return _limited(Suite(), limit_s)
 
 
 async def _admit_raises(self: Any, record: Any) -> None:
@@ -816,12 +823,12 @@ RECORDS = {"it_is_declared", "it_starts_and_stops", ADMITS, REPORTS, ENDED}
 UNFIT_RECORDERS: dict[str, tuple[Any, set[str], str]] = {
     "raises when started": (unfit(run=_raises_at_once), RECORDS, "run.. raises ValueError"),
     "ignores cancellation": (
-        unfit(hangs=True, run=_ignores_cancellation),
+        unfit(STUBBORN_S, run=_ignores_cancellation),
         {*RECORDS, "it_stops_while_it_starts"},
         "was cancelled, hangs",
     ),
     "raises": (unfit(admit=_admit_raises), {ADMITS}, "admit.. raises ValueError"),
-    "hangs": (unfit(hangs=True, admit=_admit_hangs), {ADMITS, ENDED}, "admit.. hangs"),
+    "hangs": (unfit(HANGS_S, admit=_admit_hangs), {ADMITS, ENDED}, "admit.. hangs"),
     "admits what it does not record": (
         unfit(admit=_admit_writes_nothing),
         {ADMITS, ENDED},
@@ -833,7 +840,7 @@ UNFIT_RECORDERS: dict[str, tuple[Any, set[str], str]] = {
         "admit.. returned, and test.0 is not there",
     ),
     "admits when it has ended": (unfit(admit=_admit_goes_on), {ENDED}, "gives too much"),
-    "leaks a task": (unfit(hangs=True, admit=_admit_leaks), {ADMITS, ENDED}, "tasks behind"),
+    "leaks a task": (unfit(HANGS_S, admit=_admit_leaks), {ADMITS, ENDED}, "tasks behind"),
     "blocks the loop": (
         unfit(report=_report_blocks),
         {ADMITS, REPORTS},
@@ -845,7 +852,7 @@ UNFIT_RECORDERS: dict[str, tuple[Any, set[str], str]] = {
         "what was reported is not there",
     ),
     "never says that it is written": (
-        unfit(hangs=True, written=_written_hangs),
+        unfit(HANGS_S, written=_written_hangs),
         {REPORTS},
         "written.. hangs",
     ),
