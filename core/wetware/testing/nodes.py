@@ -15,12 +15,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from wetware.errors import WetwareError
 from wetware.identity import Key, PeerId
+
+if TYPE_CHECKING:
+    from wetware.client import Session
+
+T = TypeVar("T")
 
 START_S_MAX = 60.0
 """Of a node process on a loaded machine; it takes about two seconds on an idle one."""
@@ -134,13 +141,43 @@ class NodeProcess:
         wait_for(lambda: text in self.log.read_text(), f"{text!r} in the log", within_s=within_s)
 
     def invite(self, *args: str) -> str:
-        """A ticket, or with `--peer ID` a certificate: `ww invite ARGS`."""
-        return self.ww("invite", *args, check=True).stdout.strip()
+        """A ticket, or with `--peer ID` a certificate: what `ww invite ARGS` prints."""
+        if args or self._by_command:
+            return self.ww("invite", *args, check=True).stdout.strip()
+        return self._ask(lambda session: session.cluster.invite())[0]
 
     def members(self, selector: str = "") -> dict[str, dict[str, Any]]:
-        """`ww ls` at this node: peer ID → member."""
-        done = self.ww("ls", "--json", *([selector] if selector else []), check=True)
-        return {m["peer_id"]: m for m in json.loads(done.stdout)["members"]}
+        """What `ww ls --json SELECTOR` says at this node: peer ID → member."""
+        if self._by_command:
+            done = self.ww("ls", "--json", *([selector] if selector else []), check=True)
+            return {m["peer_id"]: m for m in json.loads(done.stdout)["members"]}
+        found = self._ask(lambda session: session.cluster.list(selector))
+        return {str(m.peer_id): m.as_dict() | {"scopes": list(m.scopes)} for m in found}
+
+    @property
+    def _by_command(self) -> bool:
+        """Only commands know how to log in there."""
+        return self.info.get("auth") != "local" or "WW_KEY" in self.home.env
+
+    def _ask(self, work: Callable[[Session], Awaitable[T]]) -> T:
+        """What the home's user is told, in a session of this process.
+
+        It takes a tenth of a command's processor time, and tests ask again and again. In a thread,
+        as a loop may run in this one. Raises AssertionError where it fails, as a command does.
+        """
+        from wetware.client import connect
+        from wetware.client.contexts import Context
+
+        async def main() -> T:
+            here = Context(data_dir=str(self.data_dir))
+            async with connect(context=here, key=self.home.key()) as session:
+                return await work(session)
+
+        try:
+            with ThreadPoolExecutor(1) as threads:
+                return threads.submit(asyncio.run, main()).result(COMMAND_S_MAX)
+        except WetwareError as exc:
+            raise AssertionError(f"the node {self.data_dir.name}: {exc!r}") from exc
 
     def wait_members(
         self, peers: Iterable[str], state: str = "alive", *, within_s: float = 20.0
