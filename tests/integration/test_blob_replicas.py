@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import wetware
 from wetware.errors import EXIT_DENIED, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, WetwareError
 from wetware.testing import Home, NodeProcess
 from wetware_blob.client import Pin
+from wetware_blob.replicas.keeper import STALLED_S
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
@@ -163,6 +165,50 @@ async def test_a_member_without_room_is_passed_over(tmp_path: Path) -> None:
                     put = await session.blob.put(os.urandom(2 * MIB), copies=2, ack=2)
                     holders = set((await pins_of(session, put.cid)).holders)
                     assert holders == {str(home.peer_id), str(roomy.peer_id)}
+
+
+async def test_only_members_that_match_keep_copies(tmp_path: Path) -> None:
+    """Also where one of them dies, and others are there."""
+    with Home(tmp_path, ENV, libp2p=False) as home, contextlib.ExitStack() as stack:
+        first = stack.enter_context(home.node("n0"))
+        zones = {"n1": "x", "n2": "y", "n3": "x", "n4": "y", "n5": "x"}
+        nodes = {"n0": first}
+        for name, zone in zones.items():
+            ticket = first.invite("--label", f"zone={zone}")
+            nodes[name] = stack.enter_context(home.node(name, join=ticket))
+        first.wait_members([node.peer_id for node in nodes.values() if node is not first])
+        ids = {name: str(node.peer_id) for name, node in nodes.items()}
+        async with at(first) as session:
+            put = await session.blob.put(os.urandom(MIB), copies=3, ack=3, where="zone=x")
+            holders = set((await pins_of(session, put.cid)).holders)
+            assert len(holders) == 3
+            assert holders < {ids[name] for name in ("n0", "n1", "n3", "n5")}
+            victim = next(name for name in ("n1", "n3", "n5") if ids[name] in holders)
+            nodes.pop(victim).stop(signal.SIGKILL)
+            wanted = {ids[name] for name in ("n0", "n1", "n3", "n5")} - {ids[victim]}
+            await until_held(session, put.cid, wanted)
+            for node in nodes.values():
+                assert await kept(node, put.cid) == (str(node.peer_id) in wanted)
+
+
+async def test_copies_that_nobody_can_have_are_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """Slow: STALLED_S is a minute."""
+    with cluster(tmp_path, 2) as (home, other):
+        (tmp_path / "file").write_bytes(os.urandom(MIB))
+        began = time.monotonic()
+        terms = ("--replicas", "3", "--ack", "3")
+        failed = home.ww("blob", "put", str(tmp_path / "file"), *terms, timeout=2 * STALLED_S)
+        took_s = time.monotonic() - began
+        assert failed.returncode not in (0, None)
+        assert "2 of 3 members have it" in failed.stderr, failed.stderr
+        assert "it is pinned here" in failed.stderr
+        assert "try: " in failed.stderr
+        assert STALLED_S <= took_s < STALLED_S + 20
+        async with at(home) as session:
+            ((pin, *more), _) = await session.blob.all()
+            assert not more
+            assert (pin.name, pin.copies) == ("file", 3)
+            assert set(pin.holders) == {str(home.peer_id), str(other.peer_id)}
 
 
 async def test_a_drain_hands_all_over(tmp_path: Path) -> None:

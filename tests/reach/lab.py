@@ -20,7 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,13 @@ table ip6 lab {
 }
 """
 """An address that is announced, and nothing that is sent from there or to it arrives."""
+PARTED = """
+table bridge parted
+delete table bridge parted
+table bridge parted {{
+  chain through {{ type filter hook forward priority filter - 1; {rules} }}
+}}
+"""
 NO_MULTICAST = """
 table bridge lab {
   chain through {
@@ -237,6 +244,17 @@ class Lab:
         """Whether a machine's router lets new connections out; those that exist go on anyway."""
         rule = "" if allowed else "ct state new drop;"
         self._nft(self.hosts[name].network.switch, BLOCK.format(rule=rule))
+
+    def part(self, some: Collection[str]) -> None:
+        """Nothing gets through between these machines on the internet and the others there."""
+        there = {name: h.address for name, h in self.hosts.items() if h.network is self.internet}
+        here = ", ".join(there.pop(name) for name in some)
+        beyond = ", ".join(there.values())
+        rules = ""
+        if here and beyond:
+            rules = f"ip saddr {{ {here} }} ip daddr {{ {beyond} }} drop; "
+            rules += f"ip saddr {{ {beyond} }} ip daddr {{ {here} }} drop;"
+        self._nft(self.internet.switch, PARTED.format(rules=rules))
 
     @contextlib.contextmanager
     def inside(self, name: str) -> Iterator[None]:
