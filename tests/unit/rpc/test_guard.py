@@ -141,8 +141,10 @@ async def test_a_servant_that_swallows_the_cut_gives_nothing_away(
 
 
 async def test_results_that_wait_do_not_leave_after_the_end_of_the_guard(
-    serving: Any, servants: Any, tools: Any
+    serving: Any, servants: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wetware.rpc.pipes._KERNEL_BYTES", 64 << 10)  # less than one result
+
     class Log(servants.Zoo):  # type: ignore[misc, name-defined]
         answers = 0
 

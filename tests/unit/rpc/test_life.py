@@ -137,8 +137,9 @@ async def test_an_answer_that_fails_releases_what_it_held(
 
 
 async def test_an_answer_that_is_cancelled_while_it_waits_releases(
-    serving: Any, servants: Any, tools: Any
+    serving: Any, servants: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wetware.rpc.pipes._KERNEL_BYTES", 64 << 10)  # less than two results
     servant = servants.Zoo()
     async with serving(servant, limits=rpc.RpcLimits(result_bytes_out_max=100_000)) as zoo:
         await zoo.nothing()

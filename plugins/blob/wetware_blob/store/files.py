@@ -11,12 +11,15 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from wetware.base.disk import Reserve
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+
+_PIECE_BYTES: Final = 64 << 10
 
 
 class Rows(Protocol):
@@ -76,10 +79,14 @@ class Files:
             return data
 
     def write(self, fd: int, data: bytes) -> None:
-        """Over the file's beginning."""
+        """Over the file's beginning, in pieces as `cp` has them.
+
+        A page cache takes a longer one into a long run of pages: in a virtual machine those are the
+        ones that its host has to find first, which took five times as long as all the rest.
+        """
         view, at = memoryview(data), 0
         while at < len(view):
-            at += os.pwrite(fd, view[at:], at)
+            at += os.pwrite(fd, view[at : at + _PIECE_BYTES], at)
 
     def sync(self, fd: int) -> None:
         os.fdatasync(fd)
