@@ -257,6 +257,29 @@ async def test_who_is_evicted_or_leaves_hands_over_first(tmp_path: Path) -> None
         await check(everybody, cid)
 
 
+async def test_of_two_members_one_takes_all_of_the_other(tmp_path: Path) -> None:
+    """Also where two copies are wanted: there is nobody else."""
+    with cluster(tmp_path, 2) as (asked, node):
+        async with at(node) as session:
+            one = await session.blob.put(os.urandom(MIB))
+            two = await session.blob.put(os.urandom(MIB), copies=2, ack=2)
+            await session.blob.put(b"for nobody", name="bound", where="name=n1")
+        refused = asked.start_ww("evict", "--hand-over", "--yes", "n1")
+        for cid in (one.cid, two.cid):
+            with anyio.fail_after(MADE_S):
+                while not await has(asked, cid):
+                    await anyio.sleep(0.2)
+        refused.send_signal(signal.SIGINT)
+        refused.communicate(timeout=20)
+        asked.wait_members([node.peer_id])  # what only it may have keeps it
+        async with at(node) as session:
+            (bound,) = [pin for pin in await session.blob.pins() if pin.name == "bound"]
+            await session.blob.unpin(bound.root)
+        asked.ww("evict", "--hand-over", "--yes", "n1", check=True)
+        assert await has(asked, one.cid)
+        assert await has(asked, two.cid)
+
+
 async def test_who_cannot_be_asked_is_not_evicted(tmp_path: Path) -> None:
     with cluster(tmp_path, 2) as (asked, node):
         async with at(node) as session:

@@ -7,7 +7,7 @@ import pytest
 from wetware.errors import Denied
 from wetware.testing import FakeClock
 from wetware_blob.format.cid import RAW, Cid
-from wetware_blob.replicas.duties import Copy, Kept, Replicas, Wanted
+from wetware_blob.replicas.duties import LEASE_S, Copy, Kept, Replicas, Wanted
 from wetware_blob.store.errors import Damaged, StoreFailed
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ class Others:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, list[bytes]]] = []
-        self.store, self.wants = bytes(8), 3
+        self.store, self.wants, self.lease_s = bytes(8), 3, 0.0
 
     def alive(self, where: str = "") -> set[str]:
         return {"me", "home", "b"}
@@ -66,7 +66,7 @@ class Others:
         return Kept(room=True)
 
     async def lease(self, peer: str, copy: Copy) -> float:
-        return 0.0
+        return self.lease_s
 
     async def drop(self, peer: str, ids: list[bytes]) -> None:
         self.told.append((peer, ids))
@@ -106,6 +106,21 @@ async def test_who_drains_says_that_it_keeps_none() -> None:
     assert (await replicas.keep("home", copy)).done
     replicas.draining = True
     assert await replicas.keep("home", copy) == Kept(room=False)
+
+
+@pytest.mark.parametrize(("alive", "handed"), [("b", True), ("b c", False), ("", False)])
+async def test_who_leaves_hands_over_to_all_that_there_are(alive: str, handed: bool) -> None:
+    """Two copies are wanted, and b has one; c could, and does not come to it."""
+    copy = copy_of("me", 1)
+    others = Others()
+    others.lease_s = LEASE_S
+    others.alive = lambda where="": {"me", *alive.split()}  # type: ignore[method-assign]
+    replicas = await replicas_of(Disk(copy), others)
+    replicas.draining = True
+    if alive:
+        await replicas.survey([copy.id])
+    await replicas.tend(copy.id)
+    assert (copy.id in replicas.handed) == handed
 
 
 async def test_what_cannot_be_amended_does_not_keep_others_from_it() -> None:

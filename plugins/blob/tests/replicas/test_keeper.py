@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from wetware.base.bounds import Places
-from wetware.errors import InvalidArgument, LimitExceeded
+from wetware.errors import InvalidArgument, LimitExceeded, TimedOut
 from wetware.testing import FakeClock
 from wetware_blob.config import BlobConfig
 from wetware_blob.format.cid import RAW, Block, Cid
@@ -232,6 +232,35 @@ async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.M
     with pytest.raises(StoreFailed):
         await asyncio.wait_for(drain, 10)
     assert said[-1] == "handing over: 1 pin left"
+
+
+async def test_a_drain_goes_on_as_long_as_bytes_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "POLL_S", 0.0)
+    ctx = Watched()
+
+    async def nothing() -> None:
+        pass
+
+    async def pins() -> list[Pin]:
+        return [Pin("local:ada", ROOT)]
+
+    store = SimpleNamespace(id=bytes(8), pins=pins, check_pins=nothing)
+    keeper = Keeper(cast("Any", ctx), cast("Any", store), cast("Any", None), grace_s=60.0)
+    drain = asyncio.ensure_future(keeper.drain(lambda _: None))
+
+    async def turns() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    for nbytes in range(1, 4):
+        keeper._coming[b"id"] = nbytes
+        await turns()
+        ctx.clock.now += keeping.STALLED_S + keeping.LEASE_S - 1
+        await turns()
+        assert not drain.done()
+    ctx.clock.now += 2
+    with pytest.raises(TimedOut, match=f"1 pin: {ROOT} \\(on any\\)"):
+        await asyncio.wait_for(drain, 10)
 
 
 async def test_a_node_with_damaged_pins_is_not_drained(tmp_path: Path) -> None:

@@ -338,7 +338,7 @@ class Replicas:
         if (copy := self.copies.get(id_)) is None:
             return 0
         holders = self.holders(copy)
-        lacking = copy.copies - len(holders)
+        lacking = self._wanted(copy, holders) - len(holders)
         if lacking > 0:
             return await self._make(copy, holders) if self._responsible(copy, holders) else 0
         if self.draining:
@@ -347,6 +347,17 @@ class Replicas:
         elif lacking < 0 and not self._mine(copy) and self._surplus(copy, holders):
             await self._promised(copy, drop=True)
         return 0
+
+    def _wanted(self, copy: Copy, holders: list[str]) -> int:
+        """How many are to have it.
+
+        Where this node is about to leave, and fewer others than that can, all of them, and one at
+        the least: these make the copies that lack when members come.
+        """
+        if not self.draining or len(holders) >= copy.copies:
+            return copy.copies
+        others = {*self._cluster.alive(copy.where), *holders} - {self._me}
+        return max(1, min(copy.copies, len(others)))
 
     def _responsible(self, copy: Copy, holders: list[str]) -> bool:
         settled = self._clock.monotonic() - self._began_s >= self._grace_s
@@ -361,7 +372,7 @@ class Replicas:
         return not there or there[0] == self._me
 
     async def _make(self, copy: Copy, holders: list[str]) -> int:
-        nbytes, lacking = 0, copy.copies - len(holders)
+        nbytes, lacking = 0, self._wanted(copy, holders) - len(holders)
         others = set(self._cluster.alive(copy.where)) - {*holders, self._me, copy.home}
         for peer in ranked(copy.root, others)[:ASKED_MAX]:
             try:
@@ -386,7 +397,7 @@ class Replicas:
         return self._me not in order[: copy.copies]
 
     async def _promised(self, copy: Copy, *, drop: bool = False) -> bool:
-        """Whether `copies` others promise to keep theirs; then it may be dropped here."""
+        """Whether as many others as are to promise to keep theirs; then it may be dropped here."""
         if copy.id in self._changing:
             return False
         self._changing.add(copy.id)
@@ -402,7 +413,9 @@ class Replicas:
 
     async def _leased(self, copy: Copy) -> bool:
         ends: list[float] = []
-        others = set(self.holders(copy)) & set(self._cluster.alive()) - {self._me}
+        holders = self.holders(copy)
+        wanted = self._wanted(copy, holders)
+        others = set(holders) & set(self._cluster.alive()) - {self._me}
         for peer in sorted(ranked(copy.root, others), key=lambda peer: peer != copy.home):
             asked = self._clock.monotonic()
             try:
@@ -411,6 +424,6 @@ class Replicas:
                 continue
             if lease_s > 0:
                 ends.append(asked + lease_s)
-            if len(ends) == copy.copies:
+            if len(ends) == wanted:
                 return min(ends) > self._clock.monotonic() + MARGIN_S
         return False

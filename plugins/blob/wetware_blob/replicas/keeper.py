@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ WAITING_MAX: Final = 256
 WAITING_PER_ASKER_MAX: Final = 64
 REFUSED_S: Final = 60.0
 """For so long a copy is refused that could not be fetched, or for which there was no room."""
+NAMED_MAX: Final = 3
+"""Pins that an error names."""
 STALLED_S: Final = 60.0
 """Who waits for copies gives up when nothing has come of it for so long."""
 
@@ -345,6 +348,7 @@ class Keeper:
         self.seen: Seen | None = None
         self.asked = Places()
         self._changed = asyncio.Event()
+        self._coming: dict[bytes, int] = {}  # bytes of a copy that others have fetched at most
 
     async def run(self) -> None:
         """Look after copies until cancelled."""
@@ -376,10 +380,14 @@ class Keeper:
         async def tend(id_: bytes) -> None:
             async with places:
                 try:
-                    await self.replicas.tend(id_)
+                    nbytes = await self.replicas.tend(id_)
+                    if nbytes > self._coming.get(id_, 0):
+                        self._coming[id_] = nbytes
                 except WetwareError as exc:
                     self._ctx.log.warning("blob.copy_not_tended", why=exc.message)
 
+        for id_ in self._coming.keys() - self.replicas.copies.keys():
+            del self._coming[id_]
         for ids in _batches(self.replicas.copies):
             await self.replicas.survey(ids)
             async with asyncio.TaskGroup() as tasks:
@@ -448,17 +456,18 @@ class Keeper:
             )
         replicas.draining = True
         await replicas.refresh()
-        best, until = -1, self._ctx.clock.monotonic() + STALLED_S + LEASE_S
+        now, until = self._ctx.clock.monotonic, 0.0
+        last: tuple[int, int] | None = None
         while (left := replicas.copies.keys() - replicas.handed) or not replicas.single:
             tell(f"handing over: {counted(len(left), 'pin')} left")
-            if len(replicas.handed) > best:
-                best, until = (
-                    len(replicas.handed),
-                    self._ctx.clock.monotonic() + STALLED_S + LEASE_S,
-                )
-            elif self._ctx.clock.monotonic() > until:
+            come = len(replicas.handed), sum(self._coming.values())
+            if come != last:
+                last, until = come, now() + STALLED_S + LEASE_S
+            elif now() > until:
+                some = [replicas.copies[id_] for id_ in itertools.islice(left, NAMED_MAX)]
+                named = ", ".join(f"{c.root} (on {c.where or 'any'})" for c in some)
                 raise TimedOut(
-                    f"{len(left)} pins have too few copies at other members",
+                    f"other members have too few copies of {counted(len(left), 'pin')}: {named}",
                     hint="see who is there and has room: ww ls service=blob; ww doctor",
                     code="overlay.copies",
                 )
