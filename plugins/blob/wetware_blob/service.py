@@ -31,7 +31,6 @@ from wetware.hookspecs import Service
 from wetware_blob import ingest
 from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.exchange.find import Finder, dht_key
-from wetware_blob.findings import findings
 from wetware_blob.format.build import PROFILES, V1_2025
 from wetware_blob.format.cid import DAG_PB, RAW, BadBlock, Cid
 from wetware_blob.format.read import children, links_of, stat
@@ -112,9 +111,7 @@ class BlobService(Service):
         self.exchange = Exchange(
             ctx.overlay, self.store, find=self.finder.providers, run_sync=ctx.run_sync
         )
-        self.keeper = Keeper(
-            ctx, self.store, self.fetch, grace_s=config.grace_s, forgotten=config.forgotten
-        )
+        self.keeper = Keeper(ctx, self.store, self.fetch)
         self.tasks: set[asyncio.Task[Any]] = set()
         self.transfers = Transfers()
         self.entries = ingest.Entries()
@@ -183,8 +180,7 @@ class BlobService(Service):
     def findings(self) -> Iterable[Finding]:
         """Of the index, and of the last round of looking after copies."""
         yield from self.store.findings()
-        if self.keeper.seen is not None:
-            yield from findings(self.keeper.seen)
+        yield from self.keeper.found
 
     async def hand_over(self, tell: Callable[[str], object]) -> None:
         self.check_running()

@@ -40,7 +40,8 @@ OTHER = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X"
 class Watched:
     """A context of a plugin, as far as a Keeper needs one."""
 
-    def __init__(self) -> None:
+    def __init__(self, **config: Any) -> None:
+        self.config = BlobConfig(**config)
         self.overlay = SimpleNamespace(peer_id="me")
         self.clock = FakeClock()
         self.warned: list[str] = []
@@ -61,9 +62,9 @@ class Member:
         self.fetching: list[Cid] = []
         self.can_fetch = asyncio.Event()
         self.can_fetch.set()
-        self.ctx = Watched()
+        self.ctx = Watched(forgotten=forgotten)
         ctx = cast("Any", self.ctx)
-        self.keeper = Keeper(ctx, store, self.fetch, grace_s=60.0, forgotten=forgotten)
+        self.keeper = Keeper(ctx, store, self.fetch)
 
     async def fetch(
         self,
@@ -172,8 +173,8 @@ def test_what_is_no_home_cannot_be_forgotten(value: str) -> None:
 
 async def test_a_round_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """The index is being made anew, say."""
-    ctx, again = Watched(), asyncio.Event()
-    keeper = Keeper(cast("Any", ctx), cast("Any", None), cast("Any", None), grace_s=0.01)
+    ctx, again = Watched(grace_s=0.01), asyncio.Event()
+    keeper = Keeper(cast("Any", ctx), cast("Any", None), cast("Any", None))
     rounds = 0
 
     async def round_() -> None:
@@ -213,7 +214,7 @@ async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.M
             raise StoreFailed("a pin is damaged")
 
     store = SimpleNamespace(id=bytes(8), pins=pins, check_pins=check_pins)
-    keeper = Keeper(cast("Any", Watched()), cast("Any", store), cast("Any", None), grace_s=60.0)
+    keeper = Keeper(cast("Any", Watched()), cast("Any", store), cast("Any", None))
     said: list[str] = []
     drain = asyncio.ensure_future(keeper.drain(said.append))
     await anyio.wait_all_tasks_blocked()
@@ -245,7 +246,7 @@ async def test_a_drain_goes_on_as_long_as_bytes_come(monkeypatch: pytest.MonkeyP
         return [Pin("local:ada", ROOT)]
 
     store = SimpleNamespace(id=bytes(8), pins=pins, check_pins=nothing)
-    keeper = Keeper(cast("Any", ctx), cast("Any", store), cast("Any", None), grace_s=60.0)
+    keeper = Keeper(cast("Any", ctx), cast("Any", store), cast("Any", None))
     drain = asyncio.ensure_future(keeper.drain(lambda _: None))
 
     async def turns() -> None:
@@ -268,7 +269,7 @@ async def test_a_node_with_damaged_pins_is_not_drained(tmp_path: Path) -> None:
         member = Member(store, raw(b"a"))
         assert (await member.keep(HOME, copy_of(raw(b"a")))).done
         await store._index.write(Change(lambda db, _: db.execute("UPDATE pins SET pin = ''")))
-        with pytest.raises(StoreFailed, match="1 pins are damaged"):
+        with pytest.raises(StoreFailed, match="damaged pins: 1"):
             await member.keeper.drain(lambda _: None)
         assert not member.keeper.replicas.draining
 
@@ -327,7 +328,7 @@ async def test_a_home_that_wants_what_no_pin_can_is_not_heeded(wanted: dict[str,
     async def call(peer: str, method: str, **_: Any) -> dict[str, Any]:
         return {"store": bytes(8), "wanted": [wanted]}
 
-    members = Members(cast("Any", Watched()), 60.0)
+    members = Members(cast("Any", Watched()))
     members._call = call  # type: ignore[method-assign,assignment]
     with pytest.raises(InvalidArgument):
         await members.wanted("home", [bytes(32)])

@@ -225,6 +225,11 @@ class Replicas:
         found = [peer for peer, at in said.items() if at >= since and not self._cluster.gone(peer)]
         return found if self.draining else [self._me, *found]
 
+    def lacking(self) -> list[Copy]:
+        """This node's own of which there are too few, as far as is known."""
+        own = [copy for copy in self.copies.values() if self._mine(copy)]
+        return [copy for copy in own if len(self.holders(copy)) < copy.copies]
+
     # --- for others -------------------------------------------------------------------------------
 
     def has(self, ids: Collection[bytes]) -> list[bool]:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from wetware.base.finding import counted
 from wetware.errors import InvalidArgument, LimitExceeded, TimedOut, WetwareError
 from wetware.identity import PeerId
 from wetware_blob.exchange.find import ROOTS_MAX
+from wetware_blob.findings import findings
 from wetware_blob.replicas.duties import (
     COPIES_MAX,
     LEASE_S,
@@ -28,12 +29,12 @@ from wetware_blob.replicas.duties import (
     Replicas,
     Wanted,
 )
-from wetware_blob.store.index import STORE_ID_BYTES
+from wetware_blob.store.index import STORE_ID_BYTES, batches
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.quota import PINS_PER_OWNER_MAX
 
 if TYPE_CHECKING:
-    from wetware.hookspecs import PluginContext
+    from wetware.hookspecs import Finding, PluginContext
     from wetware_blob.format.cid import Cid
     from wetware_blob.store.store import Store
     from wetware_blob.transfers import State
@@ -43,8 +44,6 @@ ROUND_S: Final = 30.0
 SOON_S: Final = 0.5
 """After a pin or a member has changed: what else changes then is seen in the same round."""
 POLL_S: Final = 0.25
-IDS_MAX: Final = ROOTS_MAX
-"""Copies that are asked about in one call."""
 ASKED_AT_ONCE: Final = 32
 TENDED_AT_ONCE: Final = 8
 ANSWER_S: Final = 5.0
@@ -92,11 +91,9 @@ class Disk:
     Of homes that are `forgotten` (see BlobConfig) there is none, and none is taken.
     """
 
-    def __init__(
-        self, ctx: PluginContext, store: Store, fetch: Fetch, forgotten: tuple[str, ...]
-    ) -> None:
+    def __init__(self, ctx: PluginContext, store: Store, fetch: Fetch) -> None:
         self._ctx, self._store, self._fetch = ctx, store, fetch
-        self._forgotten = forgotten
+        self._forgotten: tuple[str, ...] = ctx.config.forgotten
         self._me = str(ctx.overlay.peer_id)
         self._pins: dict[bytes, Pin] = {}
         self._keeping: dict[bytes, _Keeping] = {}
@@ -112,7 +109,7 @@ class Disk:
     async def read(self, *, single: bool) -> list[Copy]:
         pins = {}
         for pin in await self._store.pins():
-            copy = self._copy(pin)
+            copy = self.copy(pin)
             if copy.home != self._me and self._forgets(copy):
                 await self._store.unpin(pin.owner, pin.root, pin.name)
             elif single or copy.copies > 1 or copy.home != self._me:
@@ -124,7 +121,8 @@ class Disk:
         store = copy.pin[:STORE_ID_BYTES].hex()
         return any(home in self._forgotten for home in (copy.home, f"{copy.home}/{store}"))
 
-    def _copy(self, pin: Pin) -> Copy:
+    def copy(self, pin: Pin) -> Copy:
+        """What a pin is to the cluster: this node's own, or one that it keeps."""
         home, name = self._me, b""
         if pin.owner.startswith("node:"):
             home, _, text = pin.name.partition("/")
@@ -224,8 +222,8 @@ def selector(where: str) -> str:
 class Members:
     """`duties.Cluster`: the siblings."""
 
-    def __init__(self, ctx: PluginContext, grace_s: float) -> None:
-        self._ctx, self._grace_s = ctx, grace_s
+    def __init__(self, ctx: PluginContext) -> None:
+        self._ctx, self._grace_s = ctx, ctx.config.grace_s
         self._places = asyncio.Semaphore(ASKED_AT_ONCE)
 
     def alive(self, where: str = "") -> Collection[str]:
@@ -289,63 +287,30 @@ class Members:
         return float((await self._call(peer, "lease", LEASE_ANSWER_S, id=copy.id))["seconds"])
 
     async def drop(self, peer: str, ids: list[bytes]) -> None:
-        for some in _batches(ids):
+        for some in batches(ids, ROOTS_MAX):
             await self._call(peer, "drop", ids=some)
-
-
-def _batches(ids: Collection[bytes]) -> Iterator[list[bytes]]:
-    all_ = list(ids)
-    for at in range(0, len(all_), IDS_MAX):
-        yield all_[at : at + IDS_MAX]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the last round saw; `lacking`: this node's own pins with too few copies."""
-
-    lacking: list[Copy]
-    damaged_blocks: int
-    damaged_pins: int
-    used_bytes: int
-    used_bytes_max: int
-    free_bytes: int
 
 
 class Keeper:
     """The copies of this node's pins, and those that it keeps for others.
 
     Args:
-        ctx: The plugin's context.
+        ctx: The plugin's context; its config is a BlobConfig.
         store: Its store.
         fetch: Fetches and pins.
-        grace_s: See BlobConfig.
-        forgotten: See BlobConfig.
 
     Attributes:
-        seen: In the last round; None before there was one.
+        found: For `ww doctor`, in the last round.
         asked: Places for other members that ask what takes long.
     """
 
-    def __init__(
-        self,
-        ctx: PluginContext,
-        store: Store,
-        fetch: Fetch,
-        *,
-        grace_s: float,
-        forgotten: tuple[str, ...] = (),
-    ) -> None:
-        self._ctx, self._store, self._grace_s = ctx, store, grace_s
-        self.disk = Disk(ctx, store, fetch, forgotten)
-        self.replicas = Replicas(
-            str(ctx.overlay.peer_id),
-            self.disk,
-            Members(ctx, grace_s),
-            ctx.clock,
-            grace_s=grace_s,
-        )
+    def __init__(self, ctx: PluginContext, store: Store, fetch: Fetch) -> None:
+        self._ctx, self._store, self._grace_s = ctx, store, ctx.config.grace_s
+        self.disk, members = Disk(ctx, store, fetch), Members(ctx)
+        me = str(ctx.overlay.peer_id)
+        self.replicas = Replicas(me, self.disk, members, ctx.clock, grace_s=self._grace_s)
         self.disk.kept = self.replicas.refresh
-        self.seen: Seen | None = None
+        self.found: list[Finding] = []
         self.asked = Places()
         self._changed = asyncio.Event()
         self._coming: dict[bytes, int] = {}  # bytes of a copy that others have fetched at most
@@ -388,54 +353,47 @@ class Keeper:
 
         for id_ in self._coming.keys() - self.replicas.copies.keys():
             del self._coming[id_]
-        for ids in _batches(self.replicas.copies):
+        for ids in batches(self.replicas.copies, ROOTS_MAX):
             await self.replicas.survey(ids)
             async with asyncio.TaskGroup() as tasks:
                 for id_ in ids:
                     tasks.create_task(tend(id_))
-        me = str(self._ctx.overlay.peer_id)
-        lacking = [
-            copy
-            for copy in self.replicas.copies.values()
-            if copy.home == me and len(self.replicas.holders(copy)) < copy.copies
-        ]
+        lacking = [str(copy.root) for copy in self.replicas.lacking()]
         blocks, pins = await self._store.damage()
         usage, free_bytes = await self._store.usage(), await self._store.free_bytes()
-        self.seen = Seen(lacking, blocks, len(pins), usage.charged, usage.charged_max, free_bytes)
+        self.found = [*findings(lacking, blocks, len(pins), usage, free_bytes)]
 
     def holders(self, pin: Pin) -> list[str]:
-        """Who has a pin of this node, as far as is known."""
-        me = str(self._ctx.overlay.peer_id)
-        copy = Copy(pin.root, me, name_of(self._store.id, pin), pin.copies)
-        return self.replicas.holders(copy)
+        """Who has a pin that is here, as far as is known."""
+        return self.replicas.holders(self.disk.copy(pin))
 
     async def made(self, pin: Pin, ack: int, state: State) -> None:
         """Return when so many have a pin that was just made here. Raises TimedOut.
 
         The copies are made also where nobody waits for them.
         """
-        me = str(self._ctx.overlay.peer_id)
-        id_ = Copy(pin.root, me, name_of(self._store.id, pin), pin.copies).id
+        id_ = self.disk.copy(pin).id
         await self.replicas.refresh()
         self.replicas.pinned(id_)
         self._changed.set()
-        best, until = (0, 0), self._ctx.clock.monotonic() + STALLED_S
-        while True:
+        most = 0, 0
+
+        async def look() -> tuple[int, int] | None:
+            nonlocal most  # a member that comes and goes is no progress
             state.copies = len(self.holders(pin))
             if state.copies >= ack:
-                return
+                return None
             state.doing = f"copying: {state.copies} of {ack} members have it"
-            now = (state.copies, await self.replicas.tend(id_))
-            if now > best:
-                best, until = now, self._ctx.clock.monotonic() + STALLED_S
-            elif self._ctx.clock.monotonic() > until:
-                raise TimedOut(
-                    f"{state.copies} of {ack} members have it, and nothing came for "
-                    f"{STALLED_S:g} s; it is pinned here, and copies are made when they can be",
-                    hint="see who is there and has room: ww ls service=blob; ww doctor",
-                    code="overlay.copies",
-                )
-            await anyio.sleep(POLL_S)
+            most = max(most, (state.copies, await self.replicas.tend(id_)))
+            return most
+
+        def why() -> str:
+            return (
+                f"{state.copies} of {ack} members have it, and nothing came for {STALLED_S:g} s; "
+                "it is pinned here, and copies are made when they can be"
+            )
+
+        await self._progress(look, STALLED_S, why)
 
     async def drain(self, tell: Callable[[str], object]) -> None:
         """Hand all over that is pinned here; nothing new is taken until the next start.
@@ -456,21 +414,41 @@ class Keeper:
             )
         replicas.draining = True
         await replicas.refresh()
+        left: set[bytes] = set()
+
+        async def look() -> tuple[int, int] | None:
+            nonlocal left
+            left = replicas.copies.keys() - replicas.handed
+            if not left and replicas.single:
+                return None
+            tell(f"handing over: {counted(len(left), 'pin')} left")
+            self._changed.set()
+            return len(replicas.handed), sum(self._coming.values())
+
+        def why() -> str:
+            some = [replicas.copies[id_] for id_ in itertools.islice(left, NAMED_MAX)]
+            named = ", ".join(f"{c.root} (on {c.where or 'any'})" for c in some)
+            return f"other members have too few copies of {counted(len(left), 'pin')}: {named}"
+
+        await self._progress(look, STALLED_S + LEASE_S, why)
+        await self.disk.check_whole()  # they may be found while it goes on
+
+    async def _progress(
+        self,
+        look: Callable[[], Awaitable[tuple[int, int] | None]],
+        stalled_s: float,
+        why: Callable[[], str],
+    ) -> None:
+        """Look until there is None; raises TimedOut where it is the same for so long."""
         now, until = self._ctx.clock.monotonic, 0.0
         last: tuple[int, int] | None = None
-        while (left := replicas.copies.keys() - replicas.handed) or not replicas.single:
-            tell(f"handing over: {counted(len(left), 'pin')} left")
-            come = len(replicas.handed), sum(self._coming.values())
+        while (come := await look()) is not None:
             if come != last:
-                last, until = come, now() + STALLED_S + LEASE_S
+                last, until = come, now() + stalled_s
             elif now() > until:
-                some = [replicas.copies[id_] for id_ in itertools.islice(left, NAMED_MAX)]
-                named = ", ".join(f"{c.root} (on {c.where or 'any'})" for c in some)
                 raise TimedOut(
-                    f"other members have too few copies of {counted(len(left), 'pin')}: {named}",
+                    why(),
                     hint="see who is there and has room: ww ls service=blob; ww doctor",
                     code="overlay.copies",
                 )
-            self._changed.set()
             await anyio.sleep(POLL_S)
-        await self.disk.check_whole()  # they may be found while it goes on

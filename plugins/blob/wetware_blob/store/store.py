@@ -564,7 +564,7 @@ class Store:
         await self._run_sync(self._index.check_pins)
         _, pins = await self.damage()
         if pins:
-            raise StoreFailed(f"{len(pins)} pins are damaged", hint="`ww blob verify` names them")
+            raise StoreFailed(f"damaged pins: {len(pins)}", hint="`ww blob verify` names them")
         for finding in self.findings():
             raise StoreFailed(finding.text, hint=finding.remedy)
 
