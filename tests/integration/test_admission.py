@@ -414,6 +414,7 @@ def test_invite_lists_revokes_and_expires(
         assert "Traceback" not in log
 
 
+@pytest.mark.long
 def test_a_founder_that_was_restored_learns_from_others_which_tickets_are_spent(
     home: Home, tmp_path: Path
 ) -> None:
@@ -445,6 +446,7 @@ def test_a_founder_that_was_restored_learns_from_others_which_tickets_are_spent(
         a.stop()
 
 
+@pytest.mark.long
 def test_an_inviter_invites_and_its_eviction_voids_what_it_signed(home: Home) -> None:
     with (
         home.node("a") as a,

@@ -248,6 +248,7 @@ async def grow(node: NodeProcess, count: int) -> None:
             await (await session.attenuate(label="another record")).close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("regrown", [130, 0])
 async def test_a_log_that_was_cut_is_known_elsewhere_for_ever(tmp_path: Path, regrown: int) -> None:
     """100 records fewer at a restart; 130 more before the next checkpoint, or none."""
@@ -300,6 +301,7 @@ async def test_a_log_that_was_cut_is_known_elsewhere_for_ever(tmp_path: Path, re
         a.stop()
 
 
+@pytest.mark.long
 async def test_the_oldest_files_are_missed_unless_the_settings_let_them_go(tmp_path: Path) -> None:
     small = {"WW_PLUGINS_AUDIT_CHECKPOINT_S": "1", "WW_PLUGINS_AUDIT_FILE_BYTES_MAX": str(1 << 16)}
     with (

@@ -222,6 +222,7 @@ def test_a_terminal_sees_how_far_it_is(
     assert "/s" in text
 
 
+@pytest.mark.long
 def test_a_backup_of_one_node_is_restored_at_another(
     pair: tuple[NodeProcess, NodeProcess], tmp_path: Path
 ) -> None:

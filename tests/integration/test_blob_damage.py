@@ -27,6 +27,7 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
+@pytest.mark.long
 def test_a_flipped_bit_is_never_served_and_mended_from_another_member(
     pair: tuple[NodeProcess, NodeProcess], tmp_path: Path
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_flipped_bit_is_never_served_and_mended_from_another_member(
     assert b.ww("blob", "verify").returncode == 0, "putting it again has mended it"
 
 
+@pytest.mark.long
 def test_a_full_disk_refuses_puts_and_lets_go_of_what_it_has(
     small_disk: Any, tmp_path: Path
 ) -> None:

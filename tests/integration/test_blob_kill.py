@@ -81,7 +81,9 @@ def half_got(two: Two, cid: str, out: Path) -> subprocess.Popen[str]:
     return getting
 
 
-@pytest.mark.parametrize("who", ["provider", "the reader's node", "reader"])
+@pytest.mark.parametrize(
+    "who", ["provider", pytest.param("the reader's node", marks=pytest.mark.long), "reader"]
+)
 def test_half_way_one_end_of_a_get_is_killed(two: Two, tmp_path: Path, who: str) -> None:
     source, out = tmp_path / "source", tmp_path / "out" / "got"
     out.parent.mkdir()
@@ -115,7 +117,7 @@ def test_half_way_one_end_of_a_get_is_killed(two: Two, tmp_path: Path, who: str)
     assert twice[0] - twice[1] <= SERVED_TWICE_MAX
 
 
-@pytest.mark.parametrize("who", ["writer", "node"])
+@pytest.mark.parametrize("who", ["writer", pytest.param("node", marks=pytest.mark.long)])
 def test_half_way_one_end_of_a_put_is_killed(home: Home, tmp_path: Path, who: str) -> None:
     data = os.urandom(BLOCKS * MIB)
     source = tmp_path / "source"

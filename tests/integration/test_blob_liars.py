@@ -81,6 +81,7 @@ def cluster(shared_home: Home) -> Iterator[Cluster]:
         node.stop()
 
 
+@pytest.mark.long
 async def test_three_of_five_lie_and_the_blob_arrives(cluster: Cluster, tmp_path: Path) -> None:
     """The honest ones trickle until all liars are named: they could have sent the blob before.
 
@@ -147,6 +148,7 @@ async def test_one_that_lies_in_the_last_block(
     assert why in cluster.dropped(cid)[liar.data_dir.name]
 
 
+@pytest.mark.long
 async def test_10_000_cids_are_offered_that_are_lacked(cluster: Cluster, tmp_path: Path) -> None:
     """Nobody is asked ten thousand times by who says that it has everything."""
     tree = tmp_path / "tree"

@@ -216,6 +216,7 @@ async def test_blobs_that_are_kept(node: NodeProcess, session: wetware.Session) 
             ref.close()
 
 
+@pytest.mark.long
 async def test_a_directory_of_100_000_entries(node: NodeProcess, session: wetware.Session) -> None:
     names = [f"entry number {number}".encode() for number in range(100_000)]
     records = b"".join(b"F" + len(name).to_bytes(2) + name + bytes(4) for name in names)

@@ -52,6 +52,7 @@ def random_file(path: Path, mib: int) -> Path:
     return path
 
 
+@pytest.mark.long
 async def test_both_nodes_stay_within_64_mebibytes(
     pair: tuple[NodeProcess, NodeProcess], tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ async def test_both_nodes_stay_within_64_mebibytes(
             await asyncio.sleep(STOPPED_S)
 
 
+@pytest.mark.long
 async def test_a_node_that_is_full_collects_what_was_only_read(
     shared_home: Home, pair: tuple[NodeProcess, NodeProcess], tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ async def kept(node: NodeProcess, cid: str) -> bool:
         return any(pin.root == cid for pin in (await session.blob.all())[0])
 
 
+@pytest.mark.long
 async def test_the_home_dies_and_the_holders_make_a_copy_for_it(tmp_path: Path) -> None:
     with cluster(tmp_path, 4) as nodes:
         home = nodes[0]

@@ -26,6 +26,7 @@ async def local(node: NodeProcess, cid: str) -> bytes:
         return await blob.read()
 
 
+@pytest.mark.long
 async def test_every_pin_of_a_node_whose_index_is_damaged_is_whole_again(tmp_path: Path) -> None:
     datas = [os.urandom(size) for size in (10, 20_000, 3_000_000)]
     with Home(tmp_path, libp2p=False) as home, home.node("a") as a:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from wetware.testing import Home
 
 
@@ -22,6 +24,7 @@ def _third_party() -> ModuleType:
     return module
 
 
+@pytest.mark.long
 def test_broken_plugins_leave_the_node_working_and_are_listed(tmp_path: Path) -> None:
     third_party = _third_party()
     site = tmp_path / "site"

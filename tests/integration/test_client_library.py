@@ -32,6 +32,7 @@ def _program(node: NodeProcess, source: str, timeout: float = 110) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_ten_thousand_failing_calls_beside_an_allocating_thread(node: NodeProcess) -> None:
     """Automatic GC runs on whichever thread allocates; capnp objects must not die there."""
     out = _program(

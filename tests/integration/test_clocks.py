@@ -152,6 +152,7 @@ def test_who_is_behind_the_certificates_of_the_others_knows_that(
             a.wait_log("admission.not_yet", within_s=WITHIN_S)  # and the other side is told
 
 
+@pytest.mark.long
 def test_a_glitch_of_an_hour_is_mended_by_a_command(machine: Callable[[str], Machine]) -> None:
     desk, other = machine("desk"), machine("other")
     with desk.home.node("a") as a, other.home.node("b", join=a) as b:

@@ -160,6 +160,7 @@ def machines(tmp_path: Path) -> Iterator[Callable[[str], Machine]]:
         each.end()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine]) -> None:
     """Every block that names a machine is executed there, in the order of the text."""
@@ -289,6 +290,7 @@ class Reader:
         return found[0] + "".join(found[1:])
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_how_to_of_sharing_works_as_it_is_written(
     machines: Callable[[str], Machine],
@@ -360,6 +362,7 @@ def _listening(laptop: Machine, desk: Machine, share: str) -> subprocess.Popen[s
 RUNNING = "docs/how-to/run-a-node.md"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_how_to_of_running_a_node_works_as_it_is_written(
     machines: Callable[[str], Machine],

@@ -17,6 +17,7 @@ TUTORIAL = "docs/tutorials/three-machines-one-file.md"
 STORING = "docs/how-to/store-files.md"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine]) -> None:
     """Every block, in the order of the text, on the machine that it names."""
@@ -50,6 +51,7 @@ def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine])
     assert json.loads(machines("desk").sh("ww blob ls --json")) == []
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_how_to_of_storing_works_as_it_is_written(machines: Callable[[str], Machine]) -> None:
     """One node, and a machine without an account: every block, in the order of the text."""

@@ -47,6 +47,7 @@ def blocks(document: str) -> list[tuple[str, str, str, str]]:
 # --- the tutorial ---------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("engine", ["anvil", "py-evm"])
 def test_the_try_out_works_as_it_is_written(
@@ -160,6 +161,7 @@ def chain() -> Iterator[Chain]:
         yield made
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_the_how_to_works_as_it_is_written(
     machines: Callable[[str], Machine], chain: Chain

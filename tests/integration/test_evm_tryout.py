@@ -32,7 +32,7 @@ def _anvil() -> Path:
     return found
 
 
-@pytest.fixture(params=["anvil", "py-evm"])
+@pytest.fixture(params=[pytest.param("anvil", marks=pytest.mark.long), "py-evm"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
     """An empty home, with anvil and without."""
     anvil = str(_anvil()) if request.param == "anvil" else "none"
@@ -246,6 +246,7 @@ where = ["pubsub/topic=glob:chat/*"]
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_real_configuration_on_three_nodes(tmp_path: Path) -> None:
     """Nodes are let in by keys bound on chain; a revocation ends sessions on every one of them."""

@@ -17,7 +17,9 @@ from wetware.testing import Home, wait_for
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
 
-@pytest.mark.parametrize("where", ["node", "node, keys and logs"])
+@pytest.mark.parametrize(
+    "where", ["node", pytest.param("node, keys and logs", marks=pytest.mark.long)]
+)
 async def test_an_operator_ends_things_on_a_full_disk_and_a_crash_brings_nothing_back(
     small_disk: Any, tmp_path: Path, where: str
 ) -> None:

@@ -871,6 +871,7 @@ async def test_a_relay_floods_connections_that_it_carries(trio: Trio) -> None:
         await flooding(mole, attack)
 
 
+@pytest.mark.long
 async def test_a_relay_floods_its_own_streams(trio: Trio) -> None:
     """Those that it opens, and those that the node has opened to it, which asked for nothing."""
     data = os.urandom(64 * KIB)
@@ -893,6 +894,7 @@ async def test_a_relay_floods_its_own_streams(trio: Trio) -> None:
         await flooding(mole, attack)
 
 
+@pytest.mark.long
 async def test_a_relay_floods_as_fast_as_a_socket_takes_it(trio: Trio) -> None:
     """Tunnels full of noise, prepared, so that the attacker has next to no work with them."""
     lines = HELLO + encode_line(TUNNEL_PROTOCOL)

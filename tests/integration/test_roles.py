@@ -196,6 +196,7 @@ def test_a_hostile_proposal_fails_its_plugin_alone(
         assert why in found["reason"]
 
 
+@pytest.mark.long
 def test_roles_of_a_contract(home: Home, site: Site) -> None:
     """A try-out keeps what its first start was given; what comes later is written by hand."""
     pytest.importorskip("eth_account", reason="needs the extra: pip install 'wetware[evm]'")

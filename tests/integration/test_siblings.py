@@ -194,6 +194,7 @@ async def test_what_an_evicted_node_kept_is_dead(
     wait_for(lambda: "sibling.refused" in a.log.read_text(), "a record of the refusal")
 
 
+@pytest.mark.long
 async def test_strangers_that_fill_the_gate_keep_no_member_out(nodes: Any, tmp_path: Path) -> None:
     """Not even at the member's own address, where many nodes may be behind one NAT or relay."""
     a, *_ = nodes

@@ -230,6 +230,7 @@ def test_every_broken_plugin_is_named_and_ww_works(ww: Run, tmp_path: Path) -> N
     assert ww("greet", site=site).stdout == "hello from a third party\n"
 
 
+@pytest.mark.long
 def test_plugins_that_hang_are_cut_off(ww: Run, tmp_path: Path) -> None:
     site = tmp_path / "site"
     install_broken(site, "hangs", "spins")

@@ -90,6 +90,7 @@ def paste(line: str, env: dict[str, str], cwd: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.long
 def test_a_user_pastes_it_twice(
     desk: NodeProcess, line: str, env: dict[str, str], tmp_path: Path
 ) -> None:

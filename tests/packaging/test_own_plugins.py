@@ -74,6 +74,7 @@ def _code(machine: Machine, script: str) -> int:
     return done.returncode
 
 
+@pytest.mark.long
 def test_the_tutorial_of_a_first_plugin_works_as_it_is_written(desk: Machine) -> None:
     said = dict(follow(desk, TUTORIAL))
     (listed,) = (out for text, out in said.items() if "ww plugin list" in text)
@@ -85,6 +86,7 @@ def test_the_tutorial_of_a_first_plugin_works_as_it_is_written(desk: Machine) ->
     assert "share" in used.partition("does not cover")[2]
 
 
+@pytest.mark.long
 def test_the_how_to_of_an_own_auth_backend_works_as_it_is_written(desk: Machine) -> None:
     said = dict(follow(desk, HOW_TO))
     (tested,) = (out for text, out in said.items() if "pytest" in text)

@@ -351,6 +351,7 @@ async def test_messages_pass_between_members_whose_hubs_subscribe_to_nothing(
             }
 
 
+@pytest.mark.long
 async def test_a_path_idle_for_longer_than_its_nat_remembers_answers_at_once(
     lab: Lab, cluster: Cluster, record_property: Record
 ) -> None:

@@ -65,6 +65,7 @@ def lying(monkeypatch: pytest.MonkeyPatch, host: str, *ways: str) -> Iterator[No
         yield
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["record", "punch"])
 def test_a_member_that_names_a_victim_as_its_address_has_it_dialled_a_few_times(
     cluster: Cluster,
@@ -116,6 +117,7 @@ def test_of_two_observers_one_lies_and_the_pair_stays_relayed(
     assert cafe.members()[str(cluster.nodes["home"].peer_id)]["via"]
 
 
+@pytest.mark.long
 def test_a_relay_that_holds_what_it_carries_is_left_for_another(
     cluster: Cluster,
     monkeypatch: pytest.MonkeyPatch,

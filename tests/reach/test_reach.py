@@ -110,7 +110,7 @@ async def test_every_member_reaches_every_other_one(
     [
         ("port-restricted", "port-restricted", True),
         ("full-cone", "port-restricted", True),
-        ("symmetric", "port-restricted", False),
+        pytest.param("symmetric", "port-restricted", False, marks=pytest.mark.long),
     ],
 )
 def test_a_pair_becomes_direct_where_its_nats_let_it(
@@ -133,6 +133,7 @@ def test_a_pair_becomes_direct_where_its_nats_let_it(
     assert seen[-1] == ("" if punched else hub)
 
 
+@pytest.mark.long
 def test_a_pair_becomes_direct_when_one_of_it_leaves_a_symmetric_nat(cluster: Cluster) -> None:
     """What was tried in vain before does not count against what is tried there."""
     for name, kind in (

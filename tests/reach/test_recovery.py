@@ -74,6 +74,7 @@ async def test_when_a_relay_dies_another_takes_over(cluster: Cluster) -> None:
     assert _path(cluster, "home", "cafe") == f"via {other}"
 
 
+@pytest.mark.long
 async def test_a_nat_that_forgets_a_silent_connection_is_not_noticed(cluster: Cluster) -> None:
     """Members ask each other before it does; what is said next is answered at once."""
     cluster.lab.host("hub")

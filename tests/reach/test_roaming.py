@@ -125,6 +125,7 @@ async def test_in_another_network(roaming: Cluster) -> None:
     await _is_back(roaming, away)
 
 
+@pytest.mark.long
 async def test_after_half_a_minute_without_a_link(roaming: Cluster) -> None:
     async def away() -> None:
         roaming.lab.link("laptop", up=False)
@@ -134,6 +135,7 @@ async def test_after_half_a_minute_without_a_link(roaming: Cluster) -> None:
     await _is_back(roaming, away)
 
 
+@pytest.mark.long
 async def test_after_a_minute_of_sleep(roaming: Cluster) -> None:
     process = roaming.nodes["laptop"].process
 

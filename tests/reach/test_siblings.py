@@ -54,6 +54,7 @@ async def test_over_a_relay(twins: tuple[Cluster, rpc.Interface]) -> None:
             assert await via(session, peer) == cluster.nodes["hub"].peer_id
 
 
+@pytest.mark.long
 async def test_what_is_new_takes_the_direct_path(twins: tuple[Cluster, rpc.Interface]) -> None:
     """And no call fails meanwhile, nor when the relay dies that was left."""
     cluster, interface = twins

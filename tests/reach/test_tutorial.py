@@ -17,6 +17,7 @@ __all__ = ["machines"]
 TUTORIAL = "docs/tutorials/laptops-and-a-rented-machine.md"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_tutorial_works_as_it_is_written(lab: Lab, machines: Callable[[str], Machine]) -> None:
     """Every block, in the order of the text, on the machine that it names."""

@@ -8,8 +8,8 @@ whether or not a reorganisation took it back.
 A long run by hand (one chain after another, each with a seed of its own: anvil loses old states
 after some hundred blocks), and the replay of a seed:
 
-    WW_SECONDS=600 .venv/bin/pytest -n0 -s plugins/auth_evm/tests/chain/test_fuzz.py
-    WW_SEED=1234 .venv/bin/pytest -n0 -s plugins/auth_evm/tests/chain/test_fuzz.py
+    WW_SECONDS=600 .venv/bin/pytest -n0 -m '' -s plugins/auth_evm/tests/chain/test_fuzz.py
+    WW_SEED=1234 .venv/bin/pytest -n0 -m '' -s plugins/auth_evm/tests/chain/test_fuzz.py
 """
 
 from __future__ import annotations
@@ -292,6 +292,7 @@ class Fuzz:
             self.reorg(FINAL_BLOCKS + self.rng.randint(1, 4))  # below finalized
 
 
+@pytest.mark.long
 @pytest.mark.timeout(max(120.0, 2 * SECONDS + 60))
 async def test_random_transactions_and_reorganisations(
     tmp_path: Path, record_property: Any, capsys: pytest.CaptureFixture[str]

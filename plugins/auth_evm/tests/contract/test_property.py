@@ -401,6 +401,7 @@ def walk(chain: Chain, seed: int, steps: int) -> History:
     return history
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_random_histories_equal_the_model(
     chain: Chain, record_property: Any, capsys: pytest.CaptureFixture[str]

@@ -144,6 +144,7 @@ def test_a_restart_has_the_same_contract_blocks_and_port(engine: str, starter: S
     assert _blocks(again)[: len(blocks)] == blocks
 
 
+@pytest.mark.long
 def test_many_restarts_have_the_same_first_block(engine: str, starter: Starter) -> None:
     """anvil makes a new one at each start, and saves it beside the right one."""
     chain = starter()

@@ -19,7 +19,7 @@ EVM = ("--auth", "evm")
 DEV = (*EVM, "--dev")
 
 
-@pytest.fixture(params=["anvil", "py-evm"])
+@pytest.fixture(params=[pytest.param("anvil", marks=pytest.mark.long), "py-evm"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
     """An empty home of each engine; without anvil, nothing of it is on PATH either."""
     env = (
@@ -138,6 +138,7 @@ def test_two_nodes_have_two_chains(plain: Home) -> None:
         assert a.info["cluster"] != b.info["cluster"]
 
 
+@pytest.mark.long
 def test_a_chain_that_dies_suspends_the_node(plain: Home) -> None:
     """And lets nobody in; the next start goes on."""
     with plain.node("n", args=DEV) as node:
