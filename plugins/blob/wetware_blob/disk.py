@@ -28,6 +28,7 @@ from anyio.to_thread import run_sync
 from wetware.base.disk import remedy
 from wetware.base.threads import to_its_end
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
+from wetware_blob import writeback
 from wetware_blob.names import name_bytes, shown
 from wetware_blob.records import Kind, Reader, Writer, received
 
@@ -43,8 +44,6 @@ _NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | _NO_LINK
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_WRITE: Final = 2
-"""SYNC_FILE_RANGE_WRITE: begin, and wait for nothing."""
 
 T = TypeVar("T")
 Step = tuple[Kind | Literal["piece"], str, bytes]
@@ -441,7 +440,7 @@ class Part:
                 with writing(self.part):
                     self._checkpoint()
         if self._file >= 0:  # the disk begins with it while more comes, so that a sync is short
-            _LIBC.sync_file_range(self._file, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE)
+            writeback.begin(self._file)
 
     def _lay(self, kind: str, name: str, data: bytes) -> None:
         if kind == "piece" and data:

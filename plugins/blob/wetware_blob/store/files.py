@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from wetware.base.disk import Reserve
+from wetware_blob import writeback
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -87,6 +88,7 @@ class Files:
         view, at = memoryview(data), 0
         while at < len(view):
             at += os.pwrite(fd, view[at : at + _PIECE_BYTES], at)
+        writeback.begin(fd)
 
     def sync(self, fd: int) -> None:
         os.fdatasync(fd)
