@@ -182,7 +182,7 @@ interface Transfer {
     root @1 :Text;
     # "" while it is not known.
     bytes @2 :UInt64;
-    # Of a put, taken from its stream so far; of a pin, its size once all of it is here, before it 0.
+    # Its size (see PinInfo) once all of it is here; before that of a put what came of its stream, of a pin 0.
     total @3 :UInt64;
     # 0 while it is not known.
     copies @4 :UInt8;

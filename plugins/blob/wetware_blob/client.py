@@ -82,7 +82,7 @@ class Put:
 
     Attributes:
         cid: Its CID.
-        bytes: How many were taken or fetched for it.
+        bytes: Its size, as `Pin` has it.
         copies: Members that have all of it on disk.
     """
 

@@ -246,6 +246,7 @@ class BlobService(Service):
             state.root = root
             pin = terms.pin(owner, root, kind, size, self.ctx.clock.time())
             await self.store.pin(hold, pin)
+        state.bytes = lambda: pin.size or source.count  # in a stream there is more than its content
         await self._replicate(state, pin, terms.ack)
 
     async def pin(self, state: State, owner: str, terms: Terms, root: Cid) -> None:
