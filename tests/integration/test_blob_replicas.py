@@ -194,7 +194,8 @@ async def test_only_members_that_match_keep_copies(tmp_path: Path) -> None:
 
 async def test_copies_that_nobody_can_have_are_not_waited_for_for_ever(tmp_path: Path) -> None:
     """Slow: STALLED_S is a minute."""
-    with cluster(tmp_path, 2) as (home, other):
+    # Not a grace of a few seconds, in which a loaded machine may not answer.
+    with cluster(tmp_path, 2, {}) as (home, other):
         (tmp_path / "file").write_bytes(os.urandom(MIB))
         began = time.monotonic()
         terms = ("--replicas", "3", "--ack", "3")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from wetware import rpc
-from wetware.base.bounds import Places
+from wetware.base.bounds import Places, Recent
 from wetware.base.finding import counted
 from wetware.errors import InvalidArgument, LimitExceeded, TimedOut, WetwareError
 from wetware.identity import PeerId
@@ -55,8 +55,10 @@ KEEPING_PER_ASKER_MAX: Final = 2
 WAITING_MAX: Final = 256
 """Copies that were promised room and wait for their turn; nobody is promised more."""
 WAITING_PER_ASKER_MAX: Final = 64
-REFUSED_S: Final = 60.0
-"""For so long a copy is refused that could not be fetched, or for which there was no room."""
+REFUSED_S: Final = 20.0
+"""For so long a copy is refused that could not be fetched: less than STALLED_S, so that who waits
+for it sees it tried again."""
+REFUSED_MAX: Final = 1024
 NAMED_MAX: Final = 3
 """Pins that an error names."""
 STALLED_S: Final = 60.0
@@ -97,7 +99,7 @@ class Disk:
         self._me = str(ctx.overlay.peer_id)
         self._pins: dict[bytes, Pin] = {}
         self._keeping: dict[bytes, _Keeping] = {}
-        self._refused: dict[bytes, float] = {}
+        self._refused: Recent[bytes, None] = Recent(REFUSED_S, REFUSED_MAX, ctx.clock.monotonic)
         self._places = asyncio.Semaphore(KEEPING_MAX)
         self.kept: Callable[[], Awaitable[None]]
         """Called when one has been kept."""
@@ -138,7 +140,7 @@ class Disk:
         )
 
     async def keep(self, asker: str, copy: Copy) -> Kept:
-        owner, now = f"node:{asker}", self._ctx.clock.monotonic()
+        owner = f"node:{asker}"
         usage = await self._store.usage(owner)
         if (keeping := self._keeping.get(copy.id)) is not None:
             return Kept(room=True, bytes=keeping.fetched)
@@ -146,7 +148,7 @@ class Disk:
         promised = sum(other.copy.charged for other in others)
         if (
             self._forgets(copy)
-            or self._refused.get(copy.id, 0.0) > now
+            or copy.id in self._refused
             or len(self._keeping) >= WAITING_MAX
             or len(others) >= WAITING_PER_ASKER_MAX
             or usage.charged + promised + copy.charged > usage.charged_max
@@ -178,9 +180,7 @@ class Disk:
                 await self._fetch(copy.root, owner, pin, keeping.count)
             await self.kept()
         except WetwareError as exc:
-            now = self._ctx.clock.monotonic()
-            self._refused = {id_: at for id_, at in self._refused.items() if at > now}
-            self._refused[copy.id] = now + REFUSED_S
+            self._refused.put(copy.id, None)
             self._ctx.log.warning("blob.copy_not_kept", root=str(copy.root), why=exc.message)
         finally:
             del self._keeping[copy.id]
