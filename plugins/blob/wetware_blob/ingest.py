@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,9 +28,11 @@ UNWRITTEN_BYTES_MAX: Final = 16 << 20
 """Of one upload, in memory: blocks that are hashed or written."""
 UNWRITTEN_BYTES_TOTAL_MAX: Final = 64 << 20
 """Of all uploads of a node; those that go on share it evenly."""
-HASHING_MAX: Final = 4
-"""Chunks of one upload that are hashed at a time."""
-WRITES_MAX: Final = 3
+HASHED_BYTES: Final = 4 << 20
+"""Of a file, by one call in a thread: a call for each MiB costs a quarter of what hashing does."""
+HASHING_MAX: Final = 2
+"""Calls of one upload at a time."""
+WRITES_MAX: Final = 2
 """Of one upload, at a time: what is handed in meanwhile is written together."""
 ENTRY_BYTES: Final = 400
 """What an entry of a directory that has not ended takes in memory, besides its name."""
@@ -40,7 +42,7 @@ ENTRIES_BYTES_PER_OWNER_MAX: Final = 128 << 20
 """Of one principal: some 300,000 entries with short names."""
 _INLINE_BYTES: Final = 8 << 10
 """Hashing so few takes less time than to hand them to a thread."""
-_READ_BYTES: Final = 256 << 10
+_READ_BYTES: Final = 1 << 20
 
 RunSync = Callable[..., Awaitable[Any]]
 
@@ -141,15 +143,18 @@ class Blocks:
         share = UNWRITTEN_BYTES_TOTAL_MAX // self._uploads()
         return self._unwritten_bytes < min(UNWRITTEN_BYTES_MAX, max(share, 1))
 
-    def hashing(self, profile: Profile, chunk: bytes) -> asyncio.Task[Block]:
-        """A chunk on its way to a block, which is then handed in by who waits for it."""
-        return self._start(self._hash(profile, chunk))
+    def hashing(self, profile: Profile, chunks: Sequence[bytes]) -> asyncio.Task[list[Block]]:
+        """Chunks on their way to blocks, which are then handed in by who waits for them."""
+        return self._start(self._hash(profile, chunks))
 
-    async def _hash(self, profile: Profile, chunk: bytes) -> Block:
-        if len(chunk) <= _INLINE_BYTES:
-            return leaf(profile, chunk)
-        block: Block = await self.run_sync(leaf, profile, chunk)
-        return block
+    async def _hash(self, profile: Profile, chunks: Sequence[bytes]) -> list[Block]:
+        def hashed() -> list[Block]:
+            return [leaf(profile, chunk) for chunk in chunks]
+
+        if sum(map(len, chunks)) <= _INLINE_BYTES:
+            return hashed()
+        blocks: list[Block] = await self.run_sync(hashed)
+        return blocks
 
     async def _write(self) -> None:
         try:
@@ -185,21 +190,29 @@ def _size(blocks: Iterable[Block]) -> int:
 async def put_file(read: Callable[[], Awaitable[bytes]], profile: Profile, blocks: Blocks) -> Root:
     """The file whose bytes `read` gives, some at a time; none are its end."""
     tree = FileTree(profile)
-    hashing: deque[tuple[asyncio.Task[Block], int]] = deque()
+    hashing: deque[tuple[list[bytes], asyncio.Task[list[Block]]]] = deque()
 
     async def take() -> None:
-        task, size = hashing.popleft()
-        block = await task
-        await blocks.put(block, *tree.add(block.cid, size, len(block.data)))
+        chunks, task = hashing.popleft()
+        leaves = await task
+        made = list(leaves)
+        for chunk, block in zip(chunks, leaves, strict=True):
+            made += tree.add(block.cid, len(chunk), len(block.data))
+        await blocks.put(*made)
 
+    chunks: list[bytes] = []
     empty = True
     async for chunk in _chunks(read, profile.chunk_bytes):
         empty = False
-        hashing.append((blocks.hashing(profile, chunk), len(chunk)))
-        if len(hashing) > HASHING_MAX:
-            await take()
-    if empty:
-        hashing.append((blocks.hashing(profile, b""), 0))
+        chunks.append(chunk)
+        if len(chunks) * profile.chunk_bytes >= HASHED_BYTES:
+            hashing.append((chunks, blocks.hashing(profile, chunks)))
+            chunks = []
+            if len(hashing) >= HASHING_MAX:
+                await take()
+    if chunks or empty:
+        chunks = chunks or [b""]
+        hashing.append((chunks, blocks.hashing(profile, chunks)))
     while hashing:
         await take()
     root, rest = tree.finish()

@@ -71,7 +71,7 @@ T = TypeVar("T")
 PUT_BYTES_MAX: Final = 16 << 20
 """Blocks that are written and synced together; more are put in parts."""
 PUT_BLOCKS_MAX: Final = 1024
-WRITERS: Final = 4
+WRITERS: Final = 2
 """Threads that write the files of one part: an fsync waits, and others use that time."""
 FREE_BYTES_MIN: Final = 4 << 20
 """That a put leaves free: what the index may grow by before its log is emptied."""
