@@ -79,11 +79,11 @@ async def test_what_is_below_may_be_had_when_what_it_came_from_is_let_go(
 
 
 async def test_a_verification_that_cannot_go_on_says_so() -> None:
-    async def scrub(_: float | None) -> AsyncIterator[object]:
+    async def scrub(*_: object) -> AsyncIterator[object]:
         raise StoreFailed("the index cannot be read")
         yield
 
     ended: list[WetwareError] = []
-    service = SimpleNamespace(store=SimpleNamespace(scrub=scrub))
+    service = SimpleNamespace(scrub=scrub)
     await _verify(cast("BlobService", service), cast("Any", SimpleNamespace(end=ended.append)))
     assert [error.code for error in ended] == ["blob.store"]

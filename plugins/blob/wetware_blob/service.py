@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +59,7 @@ READ_PER_OWNER_MAX: Final = 32
 NAME_BYTES_MAX: Final = 255
 MENDER: Final = "node:self"
 """Whose hold keeps a block that is fetched because it was damaged."""
+SCRUB_FIRST_S: Final = 300.0
 SCRUB_S: Final = 86_400.0
 ANNOUNCE_S: Final = 3600.0
 _VERIFIED_MAX: Final = 4096
@@ -145,17 +147,31 @@ class BlobService(Service):
             await asyncio.wait(self.tasks)
 
     async def _scrub(self) -> None:
-        """Read everything once a day, and mend what can be mended."""
+        """Read everything once a day, and mend what can be mended.
+
+        It begins soon and anywhere: on a machine that never runs for a day all is read in time.
+        """
         config: BlobConfig = self.ctx.config
+        wait_s = SCRUB_FIRST_S
         while config.scrub_rate:
-            await anyio.sleep(SCRUB_S)
+            await anyio.sleep(wait_s)
+            wait_s = SCRUB_S
             try:
-                async for damage in self.store.scrub(config.scrub_rate):
-                    if damage.pin is None:
-                        block, mended = damage.digest.hex(), await self.mend(damage.digest)
-                        self.ctx.log.warning("blob.scrubbed", block=block, mended=mended)
+                async for what, name, mended in self.scrub(config.scrub_rate, random.random()):  # noqa: S311 not secret
+                    if what == "block":
+                        self.ctx.log.warning("blob.scrubbed", block=name, mended=mended)
             except WetwareError as exc:  # the service goes on: what can be read is served
                 self.ctx.log.warning("blob.not_scrubbed", why=exc.message)
+
+    async def scrub(
+        self, rate_bytes_s: float | None, share: float
+    ) -> AsyncIterator[tuple[str, str, bool]]:
+        """See `Store.scrub`: "block" or "pin", its name, and whether it was fetched again."""
+        async for damage in self.store.scrub(rate_bytes_s, share):
+            if damage.pin is not None:
+                yield "pin", _damaged_name(damage.pin), False
+            else:
+                yield "block", damage.digest.hex(), await self.mend(damage.digest)
 
     async def _announce(self) -> None:
         """Tell the DHT of what is public: it forgets, and so does a libp2p that starts again."""
@@ -592,13 +608,7 @@ async def _verify(service: BlobService, pump: rpc.Pump) -> None:
     """Read all of the store; what is damaged is fetched again, and pushed with how that went."""
     counts = {"damaged": 0, "mended": 0}
     try:
-        async for damage in service.store.scrub(None):
-            mended = False
-            if damage.pin is not None:
-                what, name = "pin", _damaged_name(damage.pin)
-            else:
-                what, name = "block", damage.digest.hex()
-                mended = await service.mend(damage.digest)
+        async for what, name, mended in service.scrub(None, 0):
             counts["damaged"] += 1
             counts["mended"] += mended
             pump.offer(json.dumps({"what": what, "name": name, "mended": mended}).encode())

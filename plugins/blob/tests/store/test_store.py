@@ -418,6 +418,22 @@ async def test_many_pins_are_marked_in_few_calls(tmp_path: Path) -> None:
         assert await all_there(store, blocks)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+async def test_scrubbing_reads_all_once_wherever_it_begins(tmp_path: Path, share: float) -> None:
+    paused: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        paused.append(seconds)
+
+    async with running(tmp_path / "s", sleep=sleep) as store:
+        await put_pinned(store, blocks := tree(9, MIB))
+        (tmp_path / "s").joinpath("0").rename(tmp_path / "gone")
+        found = [damage.digest async for damage in store.scrub(1.0, share)]
+        large = {block.cid.digest for block in blocks if len(block.data) == MIB}
+        assert large <= set(found)
+    assert sum(paused) == sum(len(block.data) for block in blocks)
+
+
 async def test_scrubbing_keeps_to_its_pace(tmp_path: Path) -> None:
     paused: list[float] = []
 

@@ -287,6 +287,12 @@ class Index:
             ).fetchall()
             return [Row(*columns) for columns in found]
 
+    def last(self) -> int:
+        """The highest ID of a block; 0 where there is none."""
+        with self.reading() as db:
+            ((id_,),) = db.execute("SELECT COALESCE(MAX(id), 0) FROM blocks").fetchall()
+        return int(id_)
+
     def check_pins(self) -> bytes:
         """Check that all pins can be found; returns the ID of the store. Raises Malformed."""
         with self.reading() as db:

@@ -25,12 +25,14 @@ class Damage:
     pin: BadPin | None = None
 
 
-def step(index: Index, blocks: Blocks, after: int) -> tuple[int | None, int, list[Damage]]:
-    """Read the next blocks after this ID: the last ID (None: that was all), bytes, damage."""
+def step(
+    index: Index, blocks: Blocks, after: int, end: int | None
+) -> tuple[int | None, int, list[Damage]]:
+    """Read the next blocks after this ID, up to `end`: the last ID (None: all), bytes, damage."""
     found: list[Damage] = []
     nbytes = 0
     while nbytes < STEP_BYTES:
-        rows = index.after(after, 64)
+        rows = [row for row in index.after(after, 64) if end is None or row.id <= end]
         if not rows:
             return None, nbytes, found
         for row in rows:

@@ -677,22 +677,25 @@ class Store:
             blocks, charged = blocks + gone.blocks, charged + gone.charged
         return Collected(blocks, charged)
 
-    async def scrub(self, rate_bytes_s: float | None) -> AsyncIterator[Damage]:
+    async def scrub(self, rate_bytes_s: float | None, share: float = 0.0) -> AsyncIterator[Damage]:
         """Read everything and yield what is damaged, or lacks of a pin; None: as fast as it goes.
 
+        The blocks are read from behind so large a share of them (0 to 1), and then those before.
         What lacks below a block that is fetched meanwhile comes, too.
         """
         for damage in await self._run_sync(scrub.bad_pins, self._index):
             yield damage
-        after: int | None = 0
-        while after is not None:
-            after, nbytes, found = await self._run_sync(
-                scrub.step, self._index, self._blocks, after
-            )
-            for damage in found:
-                yield damage
-            if rate_bytes_s is not None and nbytes:
-                await self._sleep(nbytes / rate_bytes_s)
+        first = int(share * await self._run_sync(self._index.last))
+        for begin, end in ((first, None), (0, first)):
+            after: int | None = begin
+            while after is not None:
+                after, nbytes, found = await self._run_sync(
+                    scrub.step, self._index, self._blocks, after, end
+                )
+                for damage in found:
+                    yield damage
+                if rate_bytes_s is not None and nbytes:
+                    await self._sleep(nbytes / rate_bytes_s)
         walk = Walk(self._index, self._blocks, self._children, Bits(), whole=False)
         for pin in await self.pins():
             await self._run_sync(walk.add, [pin.root])
