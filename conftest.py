@@ -22,6 +22,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Most tests of nodes are about other things; those of libp2p ask for it. Half of their time.
 Home.libp2p = False
+# Half again. What tests a start, an import or an installed `ww` starts processes of its own.
+Home.forked = sys.platform == "linux"
 
 RECURSION_LIMIT = sys.getrecursionlimit()
 

@@ -221,9 +221,14 @@ class Home:
         env: Further environment variables of its processes.
         libp2p: Whether its nodes run libp2p, whose import is more than half of the processor time
             of a node that lives for seconds; None for the class's own.
+
+    Attributes:
+        forked: Of the class: whether its processes come from one that has imported everything, see
+            `wetware.testing.forked`. On Linux it takes half of their processor time.
     """
 
     libp2p = True
+    forked = False
 
     def __init__(
         self, path: Path, env: Mapping[str, str] | None = None, *, libp2p: bool | None = None
@@ -263,6 +268,14 @@ class Home:
             "PYTHONUNBUFFERED": "1",
             **self._env,
         }
+
+    @property
+    def _popen(self) -> type[subprocess.Popen[Any]]:
+        if not self.forked:
+            return subprocess.Popen
+        from wetware.testing.forked import Forked
+
+        return Forked
 
     def key(self, name: str = "default") -> Key:
         """A key of the home."""
@@ -305,7 +318,7 @@ class Home:
         if join is not None:
             command += ["--join", join if isinstance(join, str) else join.invite()]
         with log.open("wb") as stderr, _interruptible():
-            process = subprocess.Popen(
+            process = self._popen(
                 [*_limited(files_max), *command, *args],
                 env={"WW_NODE_LIBP2P": str(self.libp2p).lower(), **self.env, **(env or {})},
                 cwd=self.path,
@@ -334,16 +347,21 @@ class Home:
         timeout: float = COMMAND_S_MAX,
     ) -> subprocess.CompletedProcess[str]:
         """Run `ww ARGS` to its end; with `check`, AssertionError if it fails."""
-        done = subprocess.run(
+        with self._popen(
             [*_ww(), *args],
             env={**self.env, **(env or {})},
             cwd=self.path,
-            input=input if input is not None else "",
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
-            check=False,
-        )
+        ) as process:
+            try:
+                out, err = process.communicate(input or "", timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
         if check and done.returncode:
             raise AssertionError(
                 f"ww {' '.join(args)} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
@@ -361,7 +379,7 @@ class Home:
         In a new session it has no terminal but what `stdin` is.
         """
         with _interruptible():
-            process = subprocess.Popen(
+            process = self._popen(
                 [*_ww(), *args],
                 env=self.env,
                 cwd=self.path,
