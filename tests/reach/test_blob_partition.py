@@ -75,6 +75,7 @@ async def collecting(cluster: Cluster) -> AsyncIterator[None]:
             task.cancel()
 
 
+@pytest.mark.long
 async def test_never_fewer_copies_than_wanted_through_partitions(lab: Lab, tmp_path: Path) -> None:
     """Also where the cluster falls apart again while those that are too many are dropped."""
     rng = random.Random(5)
