@@ -192,6 +192,7 @@ async def test_only_members_that_match_keep_copies(tmp_path: Path) -> None:
                 assert await kept(node, put.cid) == (str(node.peer_id) in wanted)
 
 
+@pytest.mark.long
 async def test_copies_that_nobody_can_have_are_not_waited_for_for_ever(tmp_path: Path) -> None:
     """Slow: STALLED_S is a minute."""
     # Not a grace of a few seconds, in which a loaded machine may not answer.
