@@ -99,6 +99,38 @@ async def test_a_pin_that_is_damaged_is_not_given_up_elsewhere() -> None:
     assert others.told == [("b", [two.id])]
 
 
+@pytest.mark.parametrize("members", [1, 2])
+async def test_what_is_pinned_anew_while_its_end_is_told_counts_no_copy_that_goes(
+    members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who made it anew would be told of copies that are dropped a moment later."""
+    copy, disk, others = copy_of("me", 1), Disk(), Others()
+    disk.copies = [copy]
+    peers = {"b", "c"} if members == 2 else {"b"}
+    seen: list[list[str]] = []
+
+    async def holding(ids: list[bytes]) -> dict[str, set[bytes]]:
+        return {peer: set(ids) for peer in peers}
+
+    async def drop(peer: str, ids: list[bytes]) -> None:
+        others.told.append((peer, ids))
+        disk.copies = [copy]
+        await replicas.refresh()
+        await replicas.survey([copy.id])
+        seen.append(replicas.holders(copy))
+
+    monkeypatch.setattr(others, "alive", lambda where="": {"me", *peers})
+    monkeypatch.setattr(others, "holding", holding)
+    monkeypatch.setattr(others, "drop", drop)
+    replicas = await replicas_of(disk, others)
+    await replicas.survey([copy.id])
+    disk.copies = []
+    await replicas.refresh()
+    ((first, _),) = others.told
+    assert seen == [["me", *(peers - {first})]]
+    assert replicas.holders(copy) == ["me", *(peers - {first})]
+
+
 async def test_who_drains_says_that_it_keeps_none() -> None:
     """Else its home would go on asking it, and nobody else."""
     copy = copy_of("home", 1)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
+from wetware.base.bounds import less
 from wetware.errors import Denied, WetwareError
 
 if TYPE_CHECKING:
@@ -178,6 +180,7 @@ class Replicas:
         self._forgotten: set[bytes] = set()  # by their homes, of which the stores were made anew
         self._leases: dict[bytes, float] = {}  # promised, or about to be
         self._changing: set[bytes] = set()  # about to be dropped, or written with other terms
+        self._ending: Counter[tuple[bytes, str]] = Counter()  # who is being told to drop which
         self._reads = 0
         self._began_s = clock.monotonic()
 
@@ -208,8 +211,24 @@ class Replicas:
             if over:
                 await self._disk.check_whole()
             for peer in told.keys() & set(self._cluster.alive()):
-                with contextlib.suppress(WetwareError):  # who is not reached asks, see `survey`
-                    await self._cluster.drop(peer, told[peer])
+                await self._end(peer, told[peer])
+
+    async def _end(self, peer: str, ids: list[bytes]) -> None:
+        """Tell a member that these are pinned no more, but what has been pinned anew since.
+
+        What is pinned anew while it is told does not count its copy, which is about to go.
+        """
+        ids = [id_ for id_ in ids if id_ not in self.copies]
+        ending = [(id_, peer) for id_ in ids]
+        self._ending.update(ending)
+        try:
+            with contextlib.suppress(WetwareError):  # who is not reached asks, see `survey`
+                if ids:
+                    await self._cluster.drop(peer, ids)
+        finally:
+            for id_, _ in ending:
+                less(self._ending, (id_, peer))
+                self._said.get(id_, {}).pop(peer, None)
 
     def _mine(self, copy: Copy) -> bool:
         return copy.home == self._me
@@ -222,7 +241,11 @@ class Replicas:
         """Who has it, as far as is known, this node included."""
         since = self._clock.monotonic() - self._grace_s
         said = self._said.get(copy.id, {})
-        found = [peer for peer, at in said.items() if at >= since and not self._cluster.gone(peer)]
+        found = [
+            peer
+            for peer, at in said.items()
+            if at >= since and (copy.id, peer) not in self._ending and not self._cluster.gone(peer)
+        ]
         return found if self.draining else [self._me, *found]
 
     def lacking(self) -> list[Copy]:
