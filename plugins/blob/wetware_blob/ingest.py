@@ -29,7 +29,8 @@ UNWRITTEN_BYTES_MAX: Final = 16 << 20
 UNWRITTEN_BYTES_TOTAL_MAX: Final = 64 << 20
 """Of all uploads of a node; those that go on share it evenly."""
 HASHED_BYTES: Final = 4 << 20
-"""Of a file, by one call in a thread: a call for each MiB costs a quarter of what hashing does."""
+"""Of a file, by one call in a thread, and less where many uploads share the memory: a call for each
+MiB costs a quarter of what hashing does."""
 HASHING_MAX: Final = 2
 """Calls of one upload at a time."""
 WRITES_MAX: Final = 2
@@ -140,8 +141,15 @@ class Blocks:
         await self._until(lambda: not self._unwritten_bytes)
 
     def _has_room(self) -> bool:
-        share = UNWRITTEN_BYTES_TOTAL_MAX // self._uploads()
-        return self._unwritten_bytes < min(UNWRITTEN_BYTES_MAX, max(share, 1))
+        return self._unwritten_bytes < self._share()
+
+    def _share(self) -> int:
+        """Of the memory for blocks, bytes."""
+        return max(1, min(UNWRITTEN_BYTES_MAX, UNWRITTEN_BYTES_TOTAL_MAX // self._uploads()))
+
+    def hashed_bytes(self) -> int:
+        """To be hashed by one call: what is hashed comes on top of what has been."""
+        return min(HASHED_BYTES, self._share() // 4)
 
     def hashing(self, profile: Profile, chunks: Sequence[bytes]) -> asyncio.Task[list[Block]]:
         """Chunks on their way to blocks, which are then handed in by who waits for them."""
@@ -205,7 +213,7 @@ async def put_file(read: Callable[[], Awaitable[bytes]], profile: Profile, block
     async for chunk in _chunks(read, profile.chunk_bytes):
         empty = False
         chunks.append(chunk)
-        if len(chunks) * profile.chunk_bytes >= HASHED_BYTES:
+        if len(chunks) * profile.chunk_bytes >= blocks.hashed_bytes():
             hashing.append((chunks, blocks.hashing(profile, chunks)))
             chunks = []
             if len(hashing) >= HASHING_MAX:
