@@ -66,10 +66,11 @@ interface Store {
   # As `pins`, of every principal at this node, and what the node's disk has. For operators. Idempotent.
 
   drain @10 () -> (transfer :Transfer);
-  # Hands what is pinned here to other members, for a node that leaves for good: ends when as many others
-  # as each pin wants have it, without this one; all of them where fewer can, and at least one. From then on, and until it is started again, this node
-  # takes no copies and counts for none. `overlay.copies` where that comes to a halt, `blob.store` where
-  # pins are damaged, as these could not be handed over. For operators. Idempotent.
+  # Hands what is pinned here to other members, for a node that leaves for good: ends when as many others as
+  # each pin wants have it, without this one; all of them where fewer can, and at least one. From then on,
+  # and until it is started again, this node takes no copies and counts for none. `overlay.copies` where
+  # that comes to a halt, `blob.store` where pins are damaged, as these could not be handed over. For
+  # operators. Idempotent.
 }
 
 interface Blob extends(Ww.Source) {
@@ -210,9 +211,9 @@ interface Sibling {
   keep @2 (copy :Copy) -> (room :Bool, done :Bool, bytes :UInt64);
   # Asks this node to keep a copy, which it fetches from any member. `room` says whether it will, `done`
   # whether it has all of it on disk, `bytes` what is charged for what was fetched since it began. What is
-  # more than `copy.bytes` says is given up. For each that asks 64 wait at most, and 2 are fetched. Taken of the home, and
-  # of any member while the home is away for longer than the grace, evicted or unknown; charged to who
-  # asks, within what any owner may have. Idempotent: ask again to hear how it goes.
+  # more than `copy.bytes` says is given up. For each that asks 64 wait at most, and 2 are fetched. Taken of
+  # the home, and of any member while the home is away for longer than the grace, evicted or unknown;
+  # charged to who asks, within what any owner may have. Idempotent: ask again to hear how it goes.
 
   lease @3 (id :Data) -> (seconds :Float64);
   # A promise, on this node's disk when it is answered, to keep its copy for so long, whatever others do

@@ -574,11 +574,11 @@ class Store:
             yield warning(
                 "blob.index",
                 "the index of blobs was damaged, and made anew from what could be read; the old "
-                f"one is kept as {name}, and until it is removed no other node gives up a copy of "
-                "a pin that may be lost",
+                f"one is kept as {name}, and until the node starts without it no other node gives "
+                "up a copy of a pin that may be lost",
                 "`ww blob verify` names what is lost, and fetches what others have; look at the "
-                f"disk, pin again what `ww blob pin ls --all` lacks, and remove {name} from the "
-                "directory `store` of the plugin's data",
+                f"disk, pin again what `ww blob pin ls --all` lacks, remove {name} from the "
+                "directory `store` of the plugin's data, and restart the node",
             )
 
     def _damage(self) -> tuple[int, list[BadPin]]:
