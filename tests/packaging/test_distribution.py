@@ -50,6 +50,7 @@ def test_the_wheel_has_every_module_schema_and_type_marker(built: Built) -> None
         "wetware_blob",
         "wetware_dht",
         "wetware_mdns",
+        "wetware_proc",
         "wetware_pubsub",
     ):
         assert f"{package}/py.typed" in names

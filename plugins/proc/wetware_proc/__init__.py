@@ -1,0 +1,1 @@
+"""Processes: programs that hold exactly the capabilities that they were given."""

@@ -1,0 +1,257 @@
+"""What every driver offers: code → image, image and spec → the end of a guest.
+
+A guest is a program that runs. It has what its `Spec` names, and nothing else: no file, no network,
+no clock that it could not guess, no capability beside its grants. This module knows no engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from wetware.errors import InvalidArgument, Unsupported, WetwareError
+
+PIPE_BYTES: Final = 64 << 10
+"""In a Pipe; whoever writes more waits."""
+START_BYTES: Final = 1 << 20
+"""Of arguments and environment together."""
+
+Output = Callable[[bytes], Awaitable[None] | None]
+"""Takes a piece of what a guest writes.
+
+None: it is taken. An awaitable: it is taken as well, and the guest waits until that is done, so a
+reader that is slow holds its guest up. It is cancelled where the guest is killed meanwhile. An
+OSError, raised at once or later, is what the write of the guest fails with: BrokenPipeError where
+nobody reads any more.
+"""
+Grant = Callable[[bytes], Awaitable[bytes]]
+"""A call that the guest may make: a message in, a message out.
+
+What it raises comes to the guest as an error that it can handle; a WetwareError with its code and
+message, anything else without a word, since it may tell what is none of the guest's business.
+"""
+
+
+class CodeRefused(WetwareError):
+    """What was to be loaded is no program for this driver, or costs too much to prepare."""
+
+    code = "proc.code"
+
+
+class DriverUnavailable(Unsupported):
+    """This machine lacks what the driver needs to keep its promise."""
+
+    code = "unsupported.driver"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one guest may use. Raises InvalidArgument where a value is outside `BOUNDS`.
+
+    Attributes:
+        memory_bytes: Of its memory.
+        wall_s: From start to end.
+        cpu_s: Of one core.
+        output_bytes_s: On stdout and stderr together; one that writes faster waits.
+        handles_max: Capabilities that it holds at a time.
+        calls_max: Calls of its capabilities that are in flight at a time.
+        tmp_bytes: What it may add to files: in its own /tmp, and in directories it may write.
+        tmp_files: Names that it may add to those directories. 0: there is no /tmp.
+    """
+
+    memory_bytes: int = 64 << 20
+    wall_s: float = 3600.0
+    cpu_s: float = 3600.0
+    output_bytes_s: int = 256 << 20
+    handles_max: int = 1024
+    calls_max: int = 64
+    tmp_bytes: int = 64 << 20
+    tmp_files: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in (each.name for each in fields(self)):
+            low, high = BOUNDS[name]
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InvalidArgument(
+                    f"the limit {name} is {value}: it is from {low} to {high}",
+                    code="invalid.limit",
+                )
+
+
+_YEAR_S: Final = 366 * 24 * 3600
+BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "memory_bytes": (64 << 10, 4 << 30),  # a page of WebAssembly, and what 32 bits address
+    "wall_s": (0.001, 10 * _YEAR_S),
+    "cpu_s": (0.001, 10 * _YEAR_S),
+    "output_bytes_s": (1 << 10, 16 << 30),
+    "handles_max": (0, 65536),
+    "calls_max": (1, 1024),
+    "tmp_bytes": (0, 1 << 40),
+    "tmp_files": (0, 1 << 20),
+}
+"""The smallest and the largest value of each of `Limits`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a guest ended. All its output was taken before.
+
+    Attributes:
+        kind: exited: by itself. trapped: it did what no program may. limit: it ran into one.
+            killed, lost: by somebody, with its node; said by who runs drivers, never by a driver.
+        code: Of one that exited: 0 to 255, or what the guest said above that. Else -1.
+        why: In words; for `limit` the field of `Limits`, or `stack`.
+        cpu_s: That it used.
+    """
+
+    kind: Literal["exited", "trapped", "killed", "limit", "lost"]
+    code: int = -1
+    why: str = ""
+    cpu_s: float = 0.0
+
+
+class Pipe:
+    """Bytes on the way to a guest, at most PIPE_BYTES. Of one loop."""
+
+    def __init__(self, data: bytes = b"", *, closed: bool = False) -> None:
+        self._data, self._closed = bytearray(data), closed
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    @property
+    def available(self) -> int:
+        """Bytes that can be taken now."""
+        return len(self._data)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` gives bytes, or the end."""
+        return bool(self._data) or self._closed
+
+    def take(self, bytes_max: int) -> bytes:
+        """What is there; b"" is the end where `ready`."""
+        data = bytes(self._data[:bytes_max])
+        del self._data[:bytes_max]
+        self._tell()
+        return data
+
+    async def wait(self) -> None:
+        """Return when `ready`. Any number may wait; each may be cancelled."""
+        while not self.ready:
+            await self._changed()
+
+    async def read(self, bytes_max: int) -> bytes:
+        """Wait, and take; b"" is the end."""
+        await self.wait()
+        return self.take(bytes_max)
+
+    async def write(self, data: bytes) -> None:
+        """Return when all is in the pipe; raises BrokenPipeError if it is closed."""
+        view = memoryview(data)
+        while view:
+            if self._closed:
+                raise BrokenPipeError("the pipe is closed")
+            if room := PIPE_BYTES - len(self._data):
+                self._data += view[:room]
+                view = view[room:]
+                self._tell()
+            else:
+                await self._changed()
+
+    def close(self) -> None:
+        """Let the end follow what is in the pipe. Idempotent."""
+        self._closed = True
+        self._tell()
+
+    async def _changed(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            await future
+        finally:
+            self._waiting.discard(future)
+
+    def _tell(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+
+def _closed_pipe() -> Pipe:
+    return Pipe(closed=True)
+
+
+def discard(data: bytes) -> None:
+    """Take output, and forget it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """All that a guest gets. Raises InvalidArgument for what no program can be given.
+
+    Attributes:
+        args: Its arguments; the first is its own name.
+        env: Its environment.
+        dirs: Guest path → (directory of the host, whether the guest may write in it). A path is
+            absolute; /tmp is the guest's own, and comes by itself.
+        grants: Name → call.
+        limits: See Limits.
+        stdin: What it reads; closed at the start by default.
+        stdout: Takes what it writes.
+        stderr: The same.
+    """
+
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    dirs: Mapping[str, tuple[Path, bool]] = field(default_factory=dict)
+    grants: Mapping[str, Grant] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    stdin: Pipe = field(default_factory=_closed_pipe)
+    stdout: Output = discard
+    stderr: Output = discard
+
+    def __post_init__(self) -> None:
+        texts = [*self.args, *self.env, *self.env.values(), *self.dirs]
+        if any("\0" in text for text in texts) or any("=" in name for name in self.env):
+            raise InvalidArgument(
+                "an argument, a variable or a path has a NUL in it, or a variable's name has a ="
+            )
+        if sum(len(os.fsencode(text)) + 1 for text in texts) > START_BYTES:
+            raise InvalidArgument(
+                f"arguments, environment and paths have more than {START_BYTES} bytes",
+                hint="give large input on stdin",
+            )
+        if any(not path.startswith("/") or path == "/tmp" for path in self.dirs):  # noqa: S108 - the guest's
+            raise InvalidArgument("a directory's path is absolute, and is not /tmp")
+
+
+class Image:
+    """A program that is ready to run, as often as wanted and at the same time.
+
+    Attributes:
+        digest: sha256 of the code, in hex.
+    """
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+
+
+class Driver(Protocol):
+    """Runs programs of one kind."""
+
+    async def load(self, code: bytes) -> Image:
+        """Prepare a program; quick where the same code was prepared before, on this machine.
+
+        Raises CodeRefused.
+        """
+
+    async def run(self, image: Image, spec: Spec) -> Exit:
+        """Run an image of this driver to its end.
+
+        Cancelling kills: once `run` has ended nothing of the guest goes on, calls of its grants and
+        of its outputs included.
+        """
