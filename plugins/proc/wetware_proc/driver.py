@@ -105,7 +105,7 @@ class Exit:
         kind: exited: by itself. trapped: it did what no program may. limit: it ran into one.
             killed, lost: by somebody, with its node; said by who runs drivers, never by a driver.
         code: Of one that exited: 0 to 255, or what the guest said above that. Else -1.
-        why: In words; for `limit` the field of `Limits`, or `stack`.
+        why: In words; for `limit` the field of `Limits`, or `stack`, or `tables`.
         cpu_s: That it used.
     """
 
@@ -253,5 +253,5 @@ class Driver(Protocol):
         """Run an image of this driver to its end.
 
         Cancelling kills: once `run` has ended nothing of the guest goes on, calls of its grants and
-        of its outputs included.
+        of its outputs included. Raises what is a defect of the host: of an output, say.
         """

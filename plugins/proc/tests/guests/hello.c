@@ -1,0 +1,6 @@
+#include <unistd.h>
+
+int main(void) {
+  write(1, "hello\n", 6);
+  return 0;
+}

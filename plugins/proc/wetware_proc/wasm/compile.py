@@ -1,0 +1,223 @@
+"""Machine code of guests: made in a child process with limits, and kept on disk.
+
+Whoever may run code may choose what is compiled, so that parsing and compiling happen where they
+can cost nothing but a bounded child. What it made is machine code: it is loaded only from a
+directory of the node's own, under a name that has its hash, and never comes from another node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import hashlib
+import os
+import resource
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from wetware.base.log import get_logger
+from wetware.base.threads import Threads, to_its_end
+from wetware.errors import InternalError, LimitExceeded
+from wetware_proc.driver import CodeRefused
+from wetware_proc.wasm.engine import CONFIG, new_engine
+
+CODE_BYTES_MAX: Final = 64 << 20
+"""Of a module."""
+COMPILED_BYTES_MAX: Final = 512 << 20
+"""Of its machine code."""
+MEMORY_BYTES_MAX: Final = 4 << 30
+"""Of the address space of the child."""
+CPU_S_MAX: Final = 120
+"""Of the child, on all cores together."""
+WALL_S_MAX: Final = 180.0
+CHILDREN_MAX: Final = 2
+"""That compile at a time; who comes later waits."""
+CACHE_BYTES_MAX: Final = 2 << 30
+"""On disk; what was not used for the longest time makes room."""
+_WORDS_MAX: Final = 300  # of what is wrong with the code
+
+_SUFFIX: Final = ".cwasm"
+_MAGIC: Final = b"\0asm"
+
+log = get_logger("proc.compile")
+
+
+class Cache:
+    """Compiled modules in a directory of its own. Its methods block.
+
+    A name says what was compiled by what, and the hash of the result: what is damaged, or of
+    another version, is not found.
+    """
+
+    def __init__(self, directory: Path, bytes_max: int = CACHE_BYTES_MAX) -> None:
+        self._directory, self._bytes_max = directory, bytes_max
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        self._by = f"{version('wasmtime')}-{CONFIG}"
+        for left in directory.glob("*.part"):
+            left.unlink()
+
+    def find(self, digest: str) -> Path | None:
+        """The machine code of the module with this hash, if it is there and whole."""
+        for path in self._directory.glob(f"{digest}-{self._by}-*{_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                if path.name == self._name(digest, _hash(path)):
+                    os.utime(path)
+                    return path
+            path.unlink(missing_ok=True)
+        return None
+
+    def part(self) -> Path:
+        """Where something new can be written."""
+        return self._directory / f"{secrets.token_hex(8)}.part"
+
+    def add(self, digest: str, part: Path) -> Path:
+        """Take what was written in."""
+        path = self._directory / self._name(digest, _hash(part))
+        part.replace(path)
+        self._make_room(path)
+        return path
+
+    def _name(self, digest: str, compiled: str) -> str:
+        return f"{digest}-{self._by}-{compiled}{_SUFFIX}"
+
+    def _make_room(self, newest: Path) -> None:
+        found = [(path.stat(), path) for path in self._directory.glob(f"*{_SUFFIX}")]
+        size = sum(stat.st_size for stat, _ in found)
+        for stat, path in sorted(found, key=lambda each: each[0].st_mtime_ns):
+            if size > self._bytes_max and path != newest:
+                path.unlink()  # a program that is loaded keeps its own
+                size -= stat.st_size
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+class Compiler:
+    """Compiles what the cache does not have.
+
+    Args:
+        cache: Where it is kept.
+        threads: For the disk.
+    """
+
+    def __init__(self, cache: Cache, threads: Threads) -> None:
+        self._cache, self._threads = cache, threads
+        self._places = asyncio.Semaphore(CHILDREN_MAX)
+
+    async def compiled(self, code: bytes, digest: str, *, afresh: bool = False) -> Path:
+        """The machine code of a module, `afresh` where what the cache has cannot be used.
+
+        Raises CodeRefused, and LimitExceeded where the node has no room for it.
+        """
+        if len(code) > CODE_BYTES_MAX:
+            raise CodeRefused(f"the module has {len(code)} bytes: at most {CODE_BYTES_MAX}")
+        if not code.startswith(_MAGIC):  # the engine would take a text as well
+            raise CodeRefused("this is no WebAssembly module")
+        if not afresh and (path := await self._threads.run(self._cache.find, digest)) is not None:
+            return path
+        async with self._places:
+            part = self._cache.part()
+            try:
+                await self._in_child(code, part)
+                return await to_its_end(self._threads.run(self._cache.add, digest, part))
+            finally:
+                part.unlink(missing_ok=True)
+
+    async def _in_child(self, code: bytes, part: Path) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        out = os.open(part, flags, 0o600)
+        try:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", "-m", __name__, str(os.getpid()),
+                stdin=asyncio.subprocess.PIPE, stdout=out, stderr=asyncio.subprocess.PIPE,
+                env={"LANG": "C.UTF-8"}, start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(out)
+        try:
+            async with asyncio.timeout(WALL_S_MAX):
+                _, words = await child.communicate(code)
+        except TimeoutError:
+            raise CodeRefused(f"the module is not compiled within {WALL_S_MAX:.0f} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await to_its_end(child.wait())
+        if child.returncode == _REFUSED:
+            raise CodeRefused(f"no WebAssembly module: {clean(words.decode(errors='replace'))}")
+        if child.returncode == _NO_ROOM:
+            raise LimitExceeded(
+                f"the machine code cannot be written: {clean(words.decode(errors='replace'))}",
+                hint="make room on the disk of the node",
+            )
+        if child.returncode is not None and child.returncode < 0:
+            raise CodeRefused(
+                f"the module costs more to compile than {CPU_S_MAX} s, or {MEMORY_BYTES_MAX >> 30} "
+                f"GiB of memory ({signal.Signals(-child.returncode).name})"
+            )
+        if child.returncode:
+            log.error(
+                "compiler.failed", code=child.returncode, words=words.decode(errors="replace")
+            )
+            raise InternalError("the compiler failed", hint="the log of the node says why")
+
+
+def clean(words: str) -> str:
+    """A message in which names may be the guest's: short, and it controls no terminal."""
+    lines = " ".join(words.split())
+    return "".join(each if each.isprintable() else "?" for each in lines)[:_WORDS_MAX]
+
+
+# --- in the child --------------------------------------------------------------------------------
+
+_REFUSED, _NO_ROOM = 3, 4
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def limit_self(parent: int) -> None:
+    """Take less of the machine, and end with the parent."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+    for kind, most in (
+        (resource.RLIMIT_AS, MEMORY_BYTES_MAX),
+        (resource.RLIMIT_CPU, CPU_S_MAX),
+        (resource.RLIMIT_FSIZE, COMPILED_BYTES_MAX),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, 32),
+    ):
+        resource.setrlimit(kind, (most, most))
+    os.nice(10)
+
+
+def main(read: Callable[[], bytes]) -> int:
+    from wasmtime import Module, WasmtimeError
+
+    code = read()
+    try:
+        data = Module(new_engine(), code).serialize()
+    except (WasmtimeError, MemoryError) as exc:
+        sys.stderr.write(clean(str(exc) or "it takes too much memory"))
+        return _REFUSED
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]
+    except OSError as exc:
+        sys.stderr.write(exc.strerror or "")
+        return _NO_ROOM
+    return 0
+
+
+if __name__ == "__main__":
+    limit_self(int(sys.argv[1]))
+    sys.exit(main(sys.stdin.buffer.read))

@@ -1,0 +1,176 @@
+"""The driver of WebAssembly: `load` compiles or finds machine code, `run` makes a guest of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final, Literal
+
+from wetware.base.threads import Threads, to_its_end
+from wetware.errors import InvalidArgument, LimitExceeded
+from wetware_proc.driver import CodeRefused, Exit, Image, Spec
+from wetware_proc.wasm import caps, files, wasi
+from wetware_proc.wasm.caps import Caps
+from wetware_proc.wasm.compile import Cache, Compiler, clean
+from wetware_proc.wasm.engine import Fiber, OverLimit, Program, Runtime, Trapped
+from wetware_proc.wasm.wasi import Wasi
+
+IMAGES_MAX: Final = 64
+"""That stay loaded when nobody runs them."""
+LOADS_MAX: Final = 64
+"""Different modules that are loaded at a time; who comes later is refused."""
+
+
+class WasmImage(Image):
+    """A module that is compiled, loaded and linked."""
+
+    def __init__(self, digest: str, program: Program) -> None:
+        super().__init__(digest)
+        self.program = program
+
+
+HASHED_BYTES_MAX: Final = 1 << 20
+"""Of code, on the loop."""
+
+
+@contextlib.asynccontextmanager
+async def wasm_driver(data_dir: Path) -> AsyncIterator[WasmDriver]:
+    """A driver that keeps machine code and the files of its guests below `data_dir`, alone.
+
+    Leave it when no guest of it runs. Raises DriverUnavailable.
+    """
+    files.check_kernel()
+    tmp = data_dir / "tmp"
+    tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
+    driver = WasmDriver(data_dir)
+    try:
+        for left in tmp.iterdir():  # by a node that was killed
+            await driver.remove(left)
+        yield driver
+    finally:
+        await driver.aclose()
+
+
+class WasmDriver:
+    """See `wasm_driver`, and wetware_proc.driver.Driver."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._threads = Threads()
+        self._runtime = Runtime(
+            [(wasi.MODULE, wasi.CALLS), (caps.MODULE, caps.CALLS)],
+            workers=max(2, os.cpu_count() or 1),
+        )
+        self._compiler = Compiler(Cache(data_dir / "compiled"), self._threads)
+        self._tmp = data_dir / "tmp"
+        self._images: OrderedDict[str, WasmImage] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[WasmImage]] = {}
+
+    async def load(self, code: bytes) -> WasmImage:
+        """See Driver. What is being loaded is loaded once. Raises LimitExceeded as well."""
+        small = len(code) <= HASHED_BYTES_MAX
+        digest = _hash(code) if small else await self._threads.run(_hash, code)
+        if (image := self._images.get(digest)) is not None:
+            self._images.move_to_end(digest)
+            return image
+        if (task := self._loading.get(digest)) is None:
+            if len(self._loading) >= LOADS_MAX:
+                raise LimitExceeded(f"{LOADS_MAX} programs are being loaded", hint="try again")
+            task = self._loading[digest] = asyncio.ensure_future(self._load(code, digest))
+            task.add_done_callback(lambda done: self._loaded(digest, done))
+        return await asyncio.shield(task)
+
+    async def run(self, image: Image, spec: Spec) -> Exit:
+        """See Driver."""
+        if not isinstance(image, WasmImage):
+            raise InvalidArgument("this image is of another driver")
+        limits = spec.limits
+        fiber = Fiber(image.program, memory_bytes=limits.memory_bytes, cpu_s=limits.cpu_s)
+        tmp = _Tmp(self._tmp)
+        world = Wasi(fiber, spec, tmp.open if limits.tmp_files else None, self._threads)
+        handles = Caps(fiber, spec)
+        fiber.hosts = (world, handles)
+        try:
+            return await _life(fiber, handles, limits.wall_s)
+        finally:
+            if handles.busy:
+                await to_its_end(handles.stop())
+            world.close()
+            fiber.hosts = ()  # they know each other: this frees them now
+            if tmp.path is not None:
+                await self.remove(tmp.path)
+
+    async def remove(self, tmp: Path) -> None:
+        """Remove a directory of a guest."""
+        await to_its_end(self._threads.run(files.remove_tree, tmp))
+
+    async def aclose(self) -> None:
+        """Stop compiling, and let go of all."""
+        tasks = list(self._loading.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._images.clear()
+        self._runtime.close()
+
+    async def _load(self, code: bytes, digest: str) -> WasmImage:
+        path = await self._compiler.compiled(code, digest)
+        try:
+            try:
+                program = await self._threads.run(self._runtime.load, path)
+            except LookupError:  # another processor, say: the data directory has moved
+                path = await self._compiler.compiled(code, digest, afresh=True)
+                program = await self._threads.run(self._runtime.load, path)
+        except ValueError as exc:
+            raise CodeRefused(f"this module is no program for wetware: {clean(str(exc))}") from exc
+        return WasmImage(digest, program)
+
+    def _loaded(self, digest: str, done: asyncio.Task[WasmImage]) -> None:
+        del self._loading[digest]
+        if not done.cancelled() and done.exception() is None:
+            self._images[digest] = done.result()
+            while len(self._images) > IMAGES_MAX:
+                self._images.popitem(last=False)
+
+
+def _hash(code: bytes) -> str:
+    return hashlib.sha256(code).hexdigest()
+
+
+class _Tmp:
+    """The own directory of a guest, made when it first looks there: most never do."""
+
+    def __init__(self, above: Path) -> None:
+        self._above = above
+        self.path: Path | None = None
+
+    def open(self) -> int:
+        path = self._above / secrets.token_hex(16)
+        path.mkdir(mode=0o700)
+        self.path = path
+        return files.opening(path)()
+
+
+async def _life(fiber: Fiber, handles: Caps, wall_s: float) -> Exit:
+    def ended(kind: Literal["exited", "trapped", "limit"], code: int = -1, why: str = "") -> Exit:
+        return Exit(kind, code, why, fiber.cpu_ns / 1e9)
+
+    timeout = asyncio.timeout(wall_s)
+    try:
+        async with timeout:
+            code = await fiber.run()
+            await handles.finish()
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        return ended("limit", why="wall_s")
+    except OverLimit as exc:
+        return ended("limit", why=str(exc))
+    except Trapped as exc:
+        return ended("trapped", why=str(exc))
+    return ended("exited", code)
