@@ -73,3 +73,25 @@ async def to_its_end(work: Awaitable[T]) -> T:
             task.exception()  # nobody is told
         raise cancelled
     return task.result()
+
+
+async def in_daemon(function: Callable[..., T], *args: object) -> T:
+    """Call what may block for ever, in a thread that does not keep the process from its end.
+
+    Such as reading a terminal. Who is cancelled stops waiting, and the function goes on.
+    """
+    import asyncio
+    import threading
+    from concurrent.futures import Future
+
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # who is cancelled does not wait, and it goes on
+
+    def call() -> None:
+        try:
+            done.set_result(function(*args))
+        except OSError as exc:
+            done.set_exception(exc)
+
+    threading.Thread(target=call, name="blocking", daemon=True).start()
+    return await asyncio.wrap_future(done)

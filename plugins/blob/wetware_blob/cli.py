@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from wetware.base.finding import counted, size
+from wetware.base.threads import in_daemon
 from wetware.cli.app import (
     Json,
     confirm,
@@ -205,7 +206,7 @@ def cat_command(
         ):
             async for batch in disk.batches(disk.pieces(stream), len):
                 try:
-                    await disk.in_daemon(disk.write_all, sys.stdout.fileno(), b"".join(batch))
+                    await in_daemon(disk.write_all, sys.stdout.fileno(), b"".join(batch))
                 except OSError as exc:
                     output_failed(exc)
 

@@ -15,9 +15,7 @@ import json
 import os
 import shutil
 import stat
-import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -26,7 +24,7 @@ from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.to_thread import run_sync
 
 from wetware.base.disk import remedy
-from wetware.base.threads import to_its_end
+from wetware.base.threads import in_daemon, to_its_end
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
 from wetware_blob import writeback
 from wetware_blob.names import name_bytes, shown
@@ -113,21 +111,6 @@ async def pieces(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
 
 
 # --- pipes ---------------------------------------------------------------------------------------
-
-
-async def in_daemon(function: Callable[..., T], *args: object) -> T:
-    """Call what may block for ever, in a thread that does not keep the process from its end."""
-    done: Future[T] = Future()
-    done.set_running_or_notify_cancel()  # who is cancelled does not wait, and it goes on
-
-    def call() -> None:
-        try:
-            done.set_result(function(*args))
-        except OSError as exc:
-            done.set_exception(exc)
-
-    threading.Thread(target=call, name="pipe", daemon=True).start()
-    return await asyncio.wrap_future(done)
 
 
 class Pipe(ByteReceiveStream):
