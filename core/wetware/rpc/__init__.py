@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wetware.rpc.compiler import load
+from wetware.rpc.compiler import known, load
 from wetware.rpc.connection import connect, serve
 from wetware.rpc.dispatch import (
     Guarded,
@@ -80,6 +80,7 @@ __all__ = [
     "current_connection",
     "current_guard",
     "guarded",
+    "known",
     "load",
     "loop_gc",
     "runtime",

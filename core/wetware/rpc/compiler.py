@@ -21,7 +21,7 @@ import capnp
 from wetware.base.log import get_logger
 from wetware.errors import InvalidArgument, SchemaError
 from wetware.rpc import codec, schema
-from wetware.rpc.schema import IMPORT_DIRS, Schema, parse
+from wetware.rpc.schema import IMPORT_DIRS, Interface, Schema, parse
 
 log = get_logger("rpc")
 
@@ -35,6 +35,18 @@ _ERROR_CHARS_MAX: Final = 500
 
 _CHECK: Final = Path(__file__).with_name("_check.py")
 _loaded: dict[tuple[str, str], Schema] = {}
+
+
+def known(type_id: int) -> Interface | None:
+    """The interface with this ID among the schemas that this process has loaded.
+
+    For a capability whose interface a peer names: what it says is tried, and not believed.
+    """
+    for loaded in (schema.WW, *_loaded.values()):
+        for interface in loaded.interfaces.values():
+            if interface.id == type_id:
+                return interface
+    return None
 
 
 def load(path: str | os.PathLike[str]) -> Schema:
