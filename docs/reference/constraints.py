@@ -9,7 +9,7 @@ from wetware.broker.naming import constrainable
 from wetware.broker.where import kinds_for
 from wetware.client.installed import known_interface
 
-BUNDLED: Final = ("auth_local", "blob", "cluster", "grants", "node", "pubsub")
+BUNDLED: Final = ("auth_local", "blob", "cluster", "grants", "node", "proc", "pubsub")
 """Services that come with the distribution and are on every node."""
 
 

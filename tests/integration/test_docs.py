@@ -208,9 +208,8 @@ def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine])
     assert attic is not None
     assert rented is not None
     # What the text promises.
-    assert printed == [
-        f"{rented.peer_id} ['audit', 'auth_local', 'blob', 'cluster', 'grants', 'node', 'pubsub']\n"
-    ]
+    services = ["audit", "auth_local", "blob", "cluster", "grants", "node", "proc", "pubsub"]
+    assert printed == [f"{rented.peer_id} {services}\n"]
     members = json.loads(machines("desk").sh("ww ls --json"))["members"]
     assert {m["name"]: m["state"] for m in members} == {"desk": "alive", "attic": "alive"}
     rented.wait_log("admission.evicted")
@@ -399,7 +398,7 @@ def test_the_how_to_of_running_a_node_works_as_it_is_written(
 
 def test_every_block_of_a_how_to_is_executed() -> None:
     """Each names the machine that it is for; the tests of the documents execute those."""
-    others = ("evm-real-chain", "own-iam", "store-files")
+    others = ("evm-real-chain", "own-iam", "run-programs", "store-files")
     executed = {RUNNING, SHARING, *(f"docs/how-to/{name}.md" for name in others)}
     for document in sorted((ROOT / "docs/how-to").glob("*.md")):
         name = str(document.relative_to(ROOT))

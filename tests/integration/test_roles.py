@@ -108,6 +108,8 @@ async def test_what_is_installed_at_the_founding_is_granted(home: Home, site: Si
                         "Cluster.watch", "Subscription.*"],
             "counter": ["Counters.get", "Counters.incr"],
             "node": ["Node.status"],
+            "proc": ["ByteStream.*", "Executor.end", "Executor.load", "Executor.open",
+                     "Executor.processes", "Image.*", "Process.*"],
             "pubsub": ["*"],
         }  # fmt: skip
         assert roles["reader"]["counter"] == ["Counters.get"]
@@ -187,7 +189,7 @@ def test_a_hostile_proposal_fails_its_plugin_alone(
 ) -> None:
     site.counter(roles)
     with home.node("n") as node:
-        assert set(roles_of(node)["member"]) == {"blob", "cluster", "node", "pubsub"}
+        assert set(roles_of(node)["member"]) == {"blob", "cluster", "node", "proc", "pubsub"}
         status = json.loads(node.ww("status", "--json", check=True).stdout)
         assert "counter" not in status["services"]
         plugins = json.loads(node.ww("plugin", "list", "--json", check=True).stdout)
@@ -214,11 +216,11 @@ def test_roles_of_a_contract(home: Home, site: Site) -> None:
             address = json.loads(made.stdout)["address"]
             node.ww("auth", "evm", "grant", "member", address, check=True)
             node.ww("--key", "bob", "auth", "evm", "login", check=True)
-            assert set(has(node, "bob")) == {"blob", "cluster", "node", "pubsub"}
+            assert set(has(node, "bob")) == {"blob", "cluster", "node", "proc", "pubsub"}
             assert "counter" not in has(node, "default")
         site.counter()
         with evm.node("n", args=args) as node:
-            assert set(has(node, "bob")) == {"blob", "cluster", "node", "pubsub"}
+            assert set(has(node, "bob")) == {"blob", "cluster", "node", "proc", "pubsub"}
             assert has(node, "default")["counter"] == ["*"]
             assert ungranted(node) == ["counter"]
             text = node.ww("role", "accept", "counter", check=True).stdout

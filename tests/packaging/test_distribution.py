@@ -166,6 +166,7 @@ def test_the_bundled_plugins_load_from_the_wheel(ww: Run) -> None:
         "blob": "loaded",
         "dht": "loaded",
         "mdns": "loaded",
+        "proc": "loaded",
         "pubsub": "loaded",
     }
     assert found["pubsub"]["services"] == ["pubsub"]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wetware_auth_evm.client import EvmAuth
     from wetware_auth_local.client import PolicyClient
     from wetware_blob.client import BlobStore
+    from wetware_proc.client import Executor
     from wetware_pubsub.client import PubSub
 
 
@@ -29,4 +30,5 @@ class Bundled:
         blob: BlobStore
         cluster: Cluster
         grants_service: GrantsClient
+        proc: Executor
         pubsub: PubSub

@@ -1,0 +1,304 @@
+"""`session.proc`: programs that run at the session's node, with nothing but what they are given.
+
+ran = await session.proc.run(Path("hello.wasm"), "you")
+print(ran.exit.code, ran.stdout)
+
+async with session.proc.spawn(Path("cat.wasm")) as process:
+    await process.stdin.send(b"hello")
+    await process.stdin.send_eof()
+    async for data in process.stdout:
+        ...
+    print(await process.wait())
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from wetware import rpc
+from wetware.base.structs import from_struct
+from wetware.errors import InternalError, InvalidArgument, LimitExceeded, WetwareError
+from wetware_proc.schema import SCHEMA
+
+OUTPUT_BYTES_MAX: Final = 64 << 20
+"""That `run` collects."""
+_WAIT_S: Final = 20.0
+_ANSWER_S: Final = 50.0  # for what waits so long
+_LOAD_S: Final = 120.0
+
+Code = bytes | str | os.PathLike[str] | rpc.Ref
+"""A program: its bytes, a path, or a capability that is a `Ww.Source`, e.g. a blob."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended.
+
+    Attributes:
+        kind: "exited", by itself; "trapped"; "limit"; "killed"; "lost", with its node. "" where it
+            runs.
+        code: Of one that exited.
+        why: For people.
+    """
+
+    kind: str
+    code: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """A process, as the struct Info of proc.capnp has it."""
+
+    id: str
+    name: str
+    owner: str
+    hash: str
+    started_ms: int
+    memory_bytes: int
+    cpu_ms: int
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A process that has ended, and all that it wrote."""
+
+    exit: Exit
+    stdout: bytes
+    stderr: bytes
+
+
+class Process:
+    """A process that runs. It is killed when the block ends in which it was spawned.
+
+    Attributes:
+        stdin: What it reads; `send_eof` is its end.
+        stdout: What it writes.
+        stderr: The same.
+        ref: The capability, to pass on; who holds it alone does not keep it running.
+    """
+
+    def __init__(self, reply: Mapping[str, Any]) -> None:
+        self.ref = _given(reply["process"])
+        self.stdin, self.stdout, self.stderr = (
+            rpc.ByteStream(_given(reply[name])) for name in ("stdin", "stdout", "stderr")
+        )
+
+    async def wait(self) -> Exit:
+        """How it ended; its output is on its streams then, up to its end."""
+        while True:
+            with rpc.time_limit(_ANSWER_S):
+                exit_ = from_struct(Exit, (await self.ref.call("wait", wait_s=_WAIT_S))["exit"])
+            if exit_.kind:
+                return exit_
+
+    async def kill(self) -> None:
+        """End it; nothing more of it can happen when this returns. Idempotent."""
+        await self.ref.call("kill")
+
+    async def info(self) -> Info:
+        return from_struct(Info, (await self.ref.call("info"))["info"])
+
+
+class Image:
+    """A program that was loaded, to be spawned any number of times.
+
+    Attributes:
+        hash: SHA-256 of its bytes, in hex.
+    """
+
+    def __init__(self, ref: rpc.Ref, hash_: str, name: str) -> None:
+        self._ref, self.hash, self._name = ref, hash_, name
+
+    @contextlib.asynccontextmanager
+    async def spawn(
+        self,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        grants: Mapping[str, Any] | None = None,
+        name: str = "",
+        memory_bytes: int = 0,
+        wall_s: float = 0.0,
+        cpu_s: float = 0.0,
+    ) -> AsyncIterator[Process]:
+        """Run it; see Executor.spawn."""
+        spec = {
+            "name": name or self._name,
+            "args": list(args),
+            "env": [{"name": key, "value": value} for key, value in (env or {}).items()],
+            "limits": {"memory_bytes": memory_bytes, "wall_s": wall_s, "cpu_s": cpu_s},
+            "grants": [_grant(key, value) for key, value in (grants or {}).items()],
+        }
+        process = Process(await self._ref.call("spawn", spec=spec))
+        try:
+            yield process
+        finally:
+            process.ref.close()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                await stream.aclose()
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        self._ref.close()
+
+
+class Executor:
+    """The service `proc` of a session.
+
+    Args:
+        ref: A reference to an Executor.
+    """
+
+    INTERFACE = SCHEMA.Executor
+
+    def __init__(self, ref: Any) -> None:
+        self._ref = ref
+
+    async def load(self, code: Code) -> Image:
+        """A program, ready to be spawned. Raises WetwareError "proc.code" for what is none."""
+        name = Path(code).name if isinstance(code, str | os.PathLike) else ""
+        given = code if isinstance(code, rpc.Ref) else _Source(await _bytes(code))
+        with rpc.time_limit(_LOAD_S):
+            reply = await self._ref.call("load", code=given)
+        return Image(_given(reply["image"]), reply["hash"], name)
+
+    @contextlib.asynccontextmanager
+    async def spawn(
+        self,
+        code: Code,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        grants: Mapping[str, Any] | None = None,
+        name: str = "",
+        memory_bytes: int = 0,
+        wall_s: float = 0.0,
+        cpu_s: float = 0.0,
+    ) -> AsyncIterator[Process]:
+        """Run a program: `async with session.proc.spawn(...) as process`.
+
+        Args:
+            code: See Code.
+            args: Its arguments.
+            env: Its environment; nothing of the caller's is in it.
+            grants: What it can call, by the names that it asks for: references, or objects that
+                have one as `ref`, such as a topic.
+            name: What it is called; by default as its file.
+            memory_bytes: It may have; 0: what is usual, like below.
+            wall_s: It may run.
+            cpu_s: Of a processor that it may use.
+
+        Raises WetwareError "proc.code", LimitExceeded.
+        """
+        image = await self.load(code)
+        try:
+            limits = {"memory_bytes": memory_bytes, "wall_s": wall_s, "cpu_s": cpu_s}
+            async with image.spawn(*args, env=env, grants=grants, name=name, **limits) as process:  # type: ignore[arg-type]
+                yield process
+        finally:
+            image.close()
+
+    async def run(self, code: Code, *args: str, stdin: bytes = b"", **options: Any) -> Ran:
+        """Run a program to its end; `options` as `spawn` has them.
+
+        Raises LimitExceeded for more than OUTPUT_BYTES_MAX of output.
+        """
+        async with self.spawn(code, *args, **options) as process:
+            return await collected(process, stdin)
+
+    async def processes(self, *, all: bool = False) -> list[Info]:
+        """One's own that run or have ended lately, the newest first; `all` is for operators."""
+        found = await self._ref.call("all" if all else "processes")
+        return [from_struct(Info, each) for each in found["processes"]]
+
+    async def kill(self, id_: str, *, anybody: bool = False) -> None:
+        """End one of one's own, or with `anybody`, which is for operators, whoever's it is.
+
+        Raises NotFound "not_found.process".
+        """
+        await self._ref.call("end_any" if anybody else "end", id=id_)
+
+
+async def collected(process: Process, stdin: bytes = b"") -> Ran:
+    """Give it all of its input, and take all of its output."""
+    left = OUTPUT_BYTES_MAX
+
+    async def feed() -> None:
+        with contextlib.suppress(WetwareError):  # it need not read all
+            await process.stdin.send(stdin)
+            await process.stdin.send_eof()
+
+    async def take(stream: rpc.ByteStream) -> bytes:
+        nonlocal left
+        parts = []
+        async for data in stream:
+            parts.append(data)
+            left -= len(data)
+            if left < 0:
+                raise LimitExceeded(
+                    f"more than {OUTPUT_BYTES_MAX} bytes of output (OUTPUT_BYTES_MAX)",
+                    hint="spawn it, and read its output as it comes",
+                )
+        return b"".join(parts)
+
+    feeding = asyncio.ensure_future(feed())
+    try:
+        stdout, stderr = await asyncio.gather(take(process.stdout), take(process.stderr))
+        return Ran(await process.wait(), stdout, stderr)
+    finally:
+        feeding.cancel()
+
+
+class _Source(rpc.Servant, interface=rpc.WW.Source):
+    """Bytes of ours, for the node to read."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def stat(self) -> dict[str, Any]:
+        return {"size": len(self._data)}
+
+    async def read(self, start: int, end: int) -> dict[str, Any]:
+        stream = rpc.ByteStream()
+        task = asyncio.get_running_loop().create_task(self._send(stream, self._data[start:end]))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return {"stream": stream.servant}
+
+    async def _send(self, stream: rpc.ByteStream, data: bytes) -> None:
+        with contextlib.suppress(WetwareError):  # the node says itself why it wants no more
+            await stream.send(data)
+            await stream.send_eof()
+            await stream.aclose()
+
+
+async def _bytes(code: bytes | str | os.PathLike[str]) -> bytes:
+    if isinstance(code, bytes):
+        return code
+    try:
+        return await asyncio.get_running_loop().run_in_executor(None, Path(code).read_bytes)
+    except OSError as exc:
+        raise InvalidArgument(
+            f"cannot read {os.fspath(code)!r}: {exc.strerror}", code="invalid.unreadable"
+        ) from exc
+
+
+def _grant(name: str, value: Any) -> dict[str, Any]:
+    ref = getattr(value, "ref", value)
+    if not isinstance(ref, rpc.Ref) or ref.interface is None:
+        raise InvalidArgument(f"the grant {name!r} is no capability of a known interface")
+    return {"name": name, "ref": ref, "interface": ref.interface.id}
+
+
+def _given(ref: Any) -> Any:
+    """A reference that an answer has to have."""
+    if ref is None:
+        raise InternalError("the node answered without a capability")
+    return ref

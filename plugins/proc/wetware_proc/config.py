@@ -1,0 +1,23 @@
+"""What an operator sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wetware.hookspecs import setting
+
+
+@dataclass(frozen=True, slots=True)
+class ProcConfig:
+    """Processes of the cluster: `[plugins.proc]` of ww.toml."""
+
+    memory_bytes_max: int = setting(
+        4 << 30,
+        "Memory that all processes of this node may have together: each counts for its limit, "
+        "whether it uses that or not.",
+        min=64 << 20,
+    )
+    owner_memory_bytes_max: int = setting(2 << 30, "The same, of one principal.", min=64 << 20)
+    owner_processes_max: int = setting(
+        1024, "Processes of one principal that run at this node.", min=1, max=10_000
+    )

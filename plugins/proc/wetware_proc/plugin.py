@@ -1,0 +1,41 @@
+"""The hooks of proc."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from wetware.hookspecs import PluginContext, Service, hookimpl
+
+if TYPE_CHECKING:
+    import typer
+
+if importlib.util.find_spec("wasmtime") is None:  # looked for, not imported
+    raise ModuleNotFoundError("No module named 'wasmtime'", name="wasmtime")
+
+
+@hookimpl
+def ww_register_config() -> type:
+    """`[plugins.proc]`."""
+    from wetware_proc.config import ProcConfig
+
+    return ProcConfig
+
+
+@hookimpl
+def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
+    """The service `proc`."""
+    from wetware_proc.service import ProcService
+    from wetware_proc.wasm.driver import wasm_driver
+
+    return (ProcService(ctx, partial(wasm_driver, ctx.data_dir)),)
+
+
+@hookimpl
+def ww_register_commands(app: typer.Typer) -> None:
+    """`ww run`, `ww ps` and `ww kill`."""
+    from wetware_proc.cli import mount
+
+    mount(app)

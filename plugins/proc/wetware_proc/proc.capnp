@@ -1,0 +1,111 @@
+@0xd0a4f6b3c18e2795;
+# Processes: programs that run at a node with nothing but what they were given.
+#
+# What a user may run is decided by the node that runs it: a client that wants another node logs in there.
+# A program has its standard streams, its arguments, its environment, a /tmp of its own, and the
+# capabilities that it was given by name: no other file, no network, nothing else of who spawned it.
+
+using Ww = import "/wetware/schema/ww.capnp";
+
+interface Executor {
+  # The bootstrap capability of the service `proc`, held by sessions whose role covers it. Dies with its
+  # session. How many a principal may have, and what they may take together, is bounded: `limit`.
+
+  load @0 (code :Ww.Source) -> (image :Image, hash :Text);
+  # Reads a program with the caller's own capability, checks it, and compiles it unless this machine has
+  # done so before; `hash` is the SHA-256 of its bytes, in hex. `proc.code` for what is no program that
+  # runs here, or takes too much to compile. Idempotent.
+
+  processes @1 () -> (processes :List(Info));
+  # The principal's own, those that have ended lately included; the newest first. Idempotent.
+
+  open @2 (id :Text $Ww.name) -> (process :Process);
+  # One of the principal's own; letting go of it ends nothing. `not_found.process`. Idempotent.
+
+  end @3 (id :Text $Ww.name) -> ();
+  # As `Process.kill`, of one of the principal's own. Idempotent.
+
+  all @4 () -> (processes :List(Info));
+  # As `processes`, of everybody at this node. For operators. Idempotent.
+
+  endAny @5 (id :Text $Ww.name) -> ();
+  # As `end`, of anybody. For operators. Idempotent.
+}
+
+interface Image {
+  # A program that can be spawned, held by who loaded it. Dies with its session.
+
+  spawn @0 (spec :Spec)
+      -> (process :Process, stdin :Ww.ByteStream, stdout :Ww.ByteStream, stderr :Ww.ByteStream);
+  # Starts it. It is killed when `process` is released, and when the grant ends that it came from. All
+  # that it wrote is on its streams before its end is told. Not idempotent.
+}
+
+struct Spec {
+  name @0 :Text;
+  # For people, at most 255 bytes; the program sees it before its arguments.
+  args @1 :List(Text);
+  env @2 :List(Variable);
+  limits @3 :Limits;
+  grants @4 :List(Grant);
+  # All that it can reach, beside its streams.
+}
+
+struct Grant {
+  # A capability that the program is given. It is held until the process has ended, and is called under the
+  # grant that its giver has: revoking that ends it here, calls in flight included.
+
+  name @0 :Text;
+  # What the program asks for it by.
+  ref @1 :Capability;
+  interface @2 :UInt64;
+  # The ID of its interface in its schema, which this node has to know.
+}
+
+struct Variable {
+  name @0 :Text;
+  value @1 :Text;
+}
+
+struct Limits {
+  # 0: what is usual. `invalid.limit` for what nobody may have.
+
+  memoryBytes @0 :UInt64;
+  wallS @1 :Float64;
+  # From its start to its end.
+  cpuS @2 :Float64;
+  # Of one processor.
+}
+
+interface Process {
+  wait @0 (waitS :Float64) -> (exit :Exit);
+  # How it ended, after `waitS` seconds or, if that is sooner, when it has; at most 25. Idempotent.
+
+  kill @1 () -> ();
+  # Ends it, and returns once nothing more of it can happen. Idempotent.
+
+  info @2 () -> (info :Info);
+  # Idempotent.
+}
+
+struct Exit {
+  kind @0 :Text;
+  # "": it runs. "exited": by itself, with `code`. "trapped": it did what no program may. "limit": it ran
+  # into one. "killed": by who held it, or an operator, or the end of its grant or node.
+  code @1 :UInt32;
+  why @2 :Text;
+  # For people.
+}
+
+struct Info {
+  id @0 :Text;
+  name @1 :Text;
+  owner @2 :Text;
+  hash @3 :Text;
+  startedMs @4 :UInt64;
+  memoryBytes @5 :UInt64;
+  # That it may have.
+  cpuMs @6 :UInt64;
+  # That it took; 0 while it runs.
+  exit @7 :Exit;
+}

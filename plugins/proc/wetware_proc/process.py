@@ -1,0 +1,178 @@
+"""One process: a guest, from its spawn to the report of its end, and its standard streams.
+
+The streams are the caller's, who may be slow or gone: what a guest writes waits for its reader, and
+fails as a write to a pipe that nobody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from anyio import ClosedResourceError, EndOfStream
+
+from wetware.base.log import get_logger
+from wetware.errors import Disconnected, WetwareError
+from wetware_proc.driver import Driver, Exit, Image, Pipe, Spec
+
+if TYPE_CHECKING:
+    from wetware import rpc
+
+log = get_logger("proc")
+
+OUT_BYTES_MAX: Final = 256 << 10
+"""Of what a guest wrote, on the way to the reader's stream; beyond it the guest waits."""
+FLUSH_S: Final = 2.0
+"""For the reader to take what a killed guest had written."""
+_READ_BYTES: Final = 64 << 10
+
+
+class Outlet:
+    """What a guest writes, on its way to a stream. Small pieces travel together.
+
+    Attributes:
+        sent: Set once all of it is on the stream, or nobody reads it.
+    """
+
+    def __init__(self, stream: rpc.ByteStream) -> None:
+        self._stream = stream
+        self._data = bytearray()
+        self._ended = self._failed = False
+        self._changed, self._room, self.sent = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def write(self, data: bytes) -> asyncio.Future[None] | None:
+        """See `driver.Output`."""
+        if self._failed:
+            raise BrokenPipeError("nobody reads it")
+        self._data += data
+        self._changed.set()
+        if len(self._data) < OUT_BYTES_MAX:
+            return None
+        self._room.clear()
+        return asyncio.ensure_future(self._wait())
+
+    async def _wait(self) -> None:
+        await self._room.wait()
+        if self._failed:
+            raise BrokenPipeError("nobody reads it")
+
+    async def run(self) -> None:
+        """Send it all, and wait until the reader has closed the stream, who may take its time."""
+        try:
+            while not (self._ended and not self._data):
+                await self._changed.wait()
+                self._changed.clear()
+                while self._data:
+                    data, self._data = bytes(self._data), bytearray()
+                    await self._stream.send(data)
+                    self._room.set()
+            await self._stream.send_eof()
+            self.sent.set()
+            while True:
+                await self._stream.receive()
+        except (WetwareError, ClosedResourceError, EndOfStream):
+            self._failed = True
+            self._data.clear()
+            self._room.set()
+        finally:
+            self.sent.set()
+            await self._stream.aclose()
+
+    def end(self) -> None:
+        """Nothing more is written."""
+        self._ended = True
+        self._changed.set()
+
+
+class Process:
+    """See Process in proc.capnp.
+
+    Attributes:
+        id: 16 hex digits.
+        owner: The principal, as text.
+        image: What runs.
+        spec: As it was spawned.
+        started_at: Unix time, s.
+        exit: How it ended; None while it runs.
+    """
+
+    def __init__(
+        self,
+        id_: str,
+        owner: str,
+        image: Image,
+        spec: Spec,
+        streams: tuple[rpc.ByteStream, rpc.ByteStream, rpc.ByteStream],
+    ) -> None:
+        self.id, self.owner, self.image = id_, owner, image
+        self.started_at = time.time()
+        self.exit: Exit | None = None
+        self._streams = streams
+        self._outlets = stdout, stderr = Outlet(streams[1]), Outlet(streams[2])
+        self.spec = replace(spec, stdin=Pipe(), stdout=stdout.write, stderr=stderr.write)
+        self._why = ""
+        self._over = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self, driver: Driver) -> None:
+        """Run it to its end. Not to be cancelled: `kill` ends it."""
+        self._sending = [asyncio.ensure_future(outlet.run()) for outlet in self._outlets]
+        feeding = asyncio.ensure_future(self._feed())
+        found: list[Exit] = []
+
+        async def work() -> None:
+            found.append(await driver.run(self.image, self.spec))
+            await self._flush()  # a slow reader delays the report of an end, and not of a kill
+
+        self._task = asyncio.ensure_future(work())
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            found.append(Exit("killed", why=self._why))
+        except WetwareError as exc:
+            found.append(Exit("trapped", why=exc.message))
+        except Exception:
+            log.exception("proc.driver_failed", process=self.id)
+            found.append(Exit("lost", why="the node failed to run it; its log says why"))
+        try:
+            async with asyncio.timeout(FLUSH_S):
+                await self._flush()
+        except TimeoutError:
+            for stream in self._streams:
+                stream.abort(Disconnected("the process was killed, and nobody read what it wrote"))
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+        self._streams[0].abort(Disconnected("the process has ended"))
+        self.exit = found[0]
+        self._over.set()
+
+    async def _flush(self) -> None:
+        for outlet in self._outlets:
+            outlet.end()
+        for outlet in self._outlets:
+            await outlet.sent.wait()
+
+    async def _feed(self) -> None:
+        pipe = self.spec.stdin
+        try:
+            while True:
+                await pipe.write(await self._streams[0].receive(_READ_BYTES))
+        except (EndOfStream, WetwareError, ClosedResourceError, BrokenPipeError):
+            pipe.close()
+
+    def kill(self, why: str) -> None:
+        """End it, unless it has; `wait` says when it is over."""
+        if self.exit is None:
+            self._why = self._why or why
+            if self._task is not None:
+                self._task.cancel()
+
+    async def wait(self, wait_s: float | None = None) -> Exit | None:
+        """How it ended, when it has, or after so many seconds whether it has."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._over.wait()
+        return self.exit
