@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 WINDOW_BYTES: Final = 1 << 20
 """Of one direction, sent and not read yet: bandwidth × round trip. All streams of a connection:
 `RpcLimits.streams_max` times as much."""
-FRAME_BYTES_MAX: Final = 256 << 10
+FRAME_BYTES_MAX: Final = 128 << 10
 """Others take turns on the connection."""
 _SHORT_BYTES: Final = 32 << 10
 """Pieces that are not as long are joined: what one costs is more than its copy."""
