@@ -289,6 +289,16 @@ async def test_a_node_that_stops_ends_what_runs_and_says_so(
             await ada.run(b"show")
 
 
+async def test_a_kill_before_the_first_step_is_not_lost(world: World) -> None:
+    image = await world.scripts.load(b"sleep")
+    process, _ = world.service.start("ada", image, Spec(args=("it",)), ())
+    process.kill("at once")
+    exit_ = await process.wait(5)
+    assert exit_ is not None
+    assert (exit_.kind, exit_.why) == ("killed", "at once")
+    assert world.scripts.acts == []
+
+
 EMPTY = {
     "name": "",
     "args": [],

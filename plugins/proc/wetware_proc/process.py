@@ -128,6 +128,8 @@ class Process:
             await self._flush()  # a slow reader delays the report of an end, and not of a kill
 
         self._task = asyncio.ensure_future(work())
+        if self._why:  # killed before there was a task
+            self._task.cancel()
         try:
             await self._task
         except asyncio.CancelledError:
