@@ -299,6 +299,24 @@ async def test_a_kill_before_the_first_step_is_not_lost(world: World) -> None:
     assert world.scripts.acts == []
 
 
+async def test_a_source_that_never_sends_gives_its_place_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(rpc.Servant, interface=rpc.WW.Source):
+        async def stat(self) -> dict[str, int]:
+            return {"size": 3}
+
+        async def read(self, start: int, end: int) -> dict[str, object]:
+            return {"stream": rpc.ByteStream().servant}
+
+    monkeypatch.setattr("wetware_proc.service.READ_S", 0.1)
+    async with world.user("ada") as ada:
+        async with asyncio.timeout(5):
+            with pytest.raises(LimitExceeded, match="READ_S"):
+                await ada._ref.call("load", code=Silent())
+    assert not world.service._places
+
+
 EMPTY = {
     "name": "",
     "args": [],

@@ -35,6 +35,8 @@ PROCESSES_MAX: Final = 10_000
 LOADS_PER_OWNER_MAX: Final = 4
 """Programs that are read and compiled at a time."""
 LOADS_MAX: Final = 16
+READ_S: Final = 60.0
+"""For a source to give the whole program: it has a place of all meanwhile."""
 ENDED_MAX: Final = 1000
 """Processes of a node that have ended and are remembered."""
 NAME_BYTES_MAX: Final = 255
@@ -116,7 +118,16 @@ class ProcService(Service):
             Claim(("load", owner), LOADS_PER_OWNER_MAX, mine),
             Claim("load", LOADS_MAX, f"{LOADS_MAX} programs are loaded (LOADS_MAX)"),
         ):
-            return await self.driver.load(await _read(code))
+            try:
+                async with asyncio.timeout(READ_S) as timeout:
+                    data = await _read(code)
+            except TimeoutError:
+                if not timeout.expired():
+                    raise
+                raise LimitExceeded(
+                    f"the source has not given the program within {READ_S:g} s (READ_S)"
+                ) from None
+            return await self.driver.load(data)
 
     def start(
         self, owner: str, image: Image, spec: Spec, refs: Iterable[rpc.Ref]
