@@ -317,6 +317,14 @@ async def test_a_source_that_never_sends_gives_its_place_back(
     assert not world.service._places
 
 
+async def test_what_has_ended_holds_no_code_arguments_or_environment(world: World) -> None:
+    async with world.user("ada") as ada:
+        await ada.run(b"show", "a" * 1000, env={"X": "1"}, name="it")
+    (ended,) = world.service.ended.values()
+    assert (ended.spec.args, ended.spec.env) == (("it",), {})
+    assert not hasattr(ended.image, "script")
+
+
 EMPTY = {
     "name": "",
     "args": [],
