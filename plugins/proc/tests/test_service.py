@@ -178,6 +178,17 @@ async def test_kill_returns_once_nothing_more_can_happen(world: World) -> None:
         await process.kill()
 
 
+async def test_a_second_kill_does_not_disturb_the_clean_up(world: World) -> None:
+    async with world.user("ada") as ada, ada.spawn(b"sleep") as process:
+        (running,) = world.service.processes.values()
+        await asyncio.sleep(0.01)
+        for why in ("first", "second"):
+            running.kill(why)
+            await asyncio.sleep(0.01)
+        assert await process.wait() == Exit("killed", 0, "first")
+        assert world.scripts.acts == ["cleaned up"]
+
+
 async def test_who_lets_go_of_a_process_ends_it(world: World) -> None:
     async with world.user("ada") as ada:
         async with ada.spawn(b"sleep"):

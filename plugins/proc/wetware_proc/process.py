@@ -170,8 +170,8 @@ class Process:
 
     def kill(self, why: str) -> None:
         """End it, unless it has; `wait` says when it is over."""
-        if self.exit is None:
-            self._why = self._why or why
+        if self.exit is None and not self._why:  # once: a driver that cleans up goes on with that
+            self._why = why
             if self._task is not None:
                 self._task.cancel()
 
