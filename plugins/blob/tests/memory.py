@@ -62,17 +62,17 @@ def size_of(tree: Tree) -> int:
 
 async def write(writer: Writer, name: str, tree: Tree) -> None:
     if isinstance(tree, bytes):
-        if await writer.file(name):
+        if await writer.record("file", name):
             if tree:
                 await writer.piece(tree)
             await writer.piece(b"")
     elif isinstance(tree, str):
-        await writer.link(name, tree.encode())
+        await writer.record("symlink", name, tree.encode())
     else:
-        await writer.directory(name)
+        await writer.record("directory", name)
         for below, item in tree.items():
             await write(writer, below, item)
-        await writer.end()
+        await writer.record("end")
 
 
 async def read(reader: Reader) -> Tree:

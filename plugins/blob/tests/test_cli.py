@@ -211,34 +211,42 @@ def test_what_is_no_backup_is_refused(text: bytes, tmp_path: Path) -> None:
         backup.read_pins(tmp_path)
 
 
-def test_standard_input_is_put(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["-", "/dev/fd/{}"])
+def test_a_pipe_is_put(what: str, run: Run) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"from a pipe")
     os.close(writing)
-    make = disk.Pipe
-    monkeypatch.setattr(disk, "Pipe", lambda fd: make(reading if fd == 0 else fd))
-    assert run("put", "-").stdout.strip() == cid_of(b"from a pipe")
-    os.close(reading)
+    stdin = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        assert run("put", what.format(reading)).stdout.strip() == cid_of(b"from a pipe")
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+        os.close(reading)
 
 
-def test_a_pipe_that_is_silent_does_not_keep_the_process() -> None:
-    """Its thread waits in the system for ever."""
+def test_a_pipe_that_is_silent_does_not_keep_the_process(tmp_path: Path) -> None:
+    """Its thread waits in the system for ever: for a writer, or for bytes."""
+    os.mkfifo(tmp_path / "fifo")
     program = """
-import asyncio, os
-from wetware_blob import disk
+import asyncio, os, sys
+from wetware_blob.client import _file
 reading, writing = os.pipe()
 async def main():
-    try:
-        async with asyncio.timeout(0.1):
-            await disk.Pipe(reading).receive()
-    except TimeoutError:
-        print("left")
+    for source in (sys.argv[1], f"/dev/fd/{reading}", reading):
+        try:
+            async with asyncio.timeout(0.1), _file(source) as (size, feed):
+                await feed(None)
+        except TimeoutError:
+            print("left")
 asyncio.run(main())
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True
-    )
-    assert (done.stdout, done.stderr) == ("left\n", "")
+        [sys.executable, "-W", "error", "-c", program, tmp_path / "fifo"],
+        capture_output=True, text=True, timeout=20, check=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("left\n" * 3, "")
 
 
 def test_nothing_heavy_is_imported_to_mount() -> None:

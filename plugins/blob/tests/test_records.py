@@ -170,8 +170,8 @@ def test_the_writer_refuses_what_the_reader_would() -> None:
 
     async def torn() -> None:
         writer = Writer(Bytes())
-        await writer.file("")
-        await writer.end()
+        await writer.record("file")
+        await writer.record("end")
 
     with pytest.raises(RuntimeError, match="has not ended"):
         asyncio.run(torn())

@@ -6,7 +6,7 @@ import contextlib
 import json as json_module
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -139,24 +139,11 @@ def put_command(
 
 def _put(what: str, doing: str, json: bool, **how: Any) -> None:
     async def work(session: Session) -> Put:
-        with progress_bar(doing) as progress, _source(what) as source:
+        with progress_bar(doing) as progress:
+            source = 0 if what == "-" else what
             return await session.blob.put(source, progress=progress, **how)
 
     _tell_put(run_client(work), json)
-
-
-@contextlib.contextmanager
-def _source(what: str) -> Iterator[Any]:
-    """What `put` takes: a path, or a stream where reading may have to wait for somebody."""
-    from wetware_blob import disk
-
-    if what == "-":
-        yield disk.Pipe(0)
-    elif not Path(what).exists() or Path(what).is_file() or Path(what).is_dir():
-        yield what
-    else:
-        with disk.reading(what), open(what, "rb", buffering=0) as file:
-            yield disk.Pipe(file.fileno())
 
 
 @blob_app.command("get")

@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ import anyio.abc
 
 from wetware import rpc
 from wetware.base.structs import from_struct
+from wetware.base.threads import in_daemon
 from wetware.errors import InternalError, InvalidArgument, WetwareError
 from wetware_blob import disk
 from wetware_blob.records import received
@@ -233,7 +235,7 @@ class BlobFile(anyio.abc.ByteReceiveStream):
         return rpc.ByteStream(_given((await self.ref.call("car"))["stream"]))
 
 
-Source = bytes | str | os.PathLike[str] | anyio.abc.ByteReceiveStream
+Source = bytes | str | os.PathLike[str] | int | anyio.abc.ByteReceiveStream
 Feed = Callable[[anyio.abc.ByteSendStream], Awaitable[None]]
 
 
@@ -268,7 +270,7 @@ class BlobStore:
         """Put and pin a file, or a directory with all that is in it; see BlobStore.
 
         Args:
-            source: Bytes, a path, or a stream.
+            source: Bytes, a path, a descriptor, which stays open, or a stream.
             car: It is a CAR, whose blocks are put, and its root pinned.
             profile: How it is cut into blocks, "" for the node's default: other CIDs come of it.
             bytes_max: LimitExceeded beyond so many; 0: as many as a file has, no bound for others.
@@ -463,16 +465,20 @@ async def _file(source: Source) -> AsyncIterator[tuple[int, Feed]]:
     elif isinstance(source, bytes):
         yield len(source), partial(_copied, partial(disk.run, io.BytesIO(source).read), END)
     else:
-        with disk.reading(source):
-            file = await disk.run(io.FileIO, source)
+        name = "standard input" if source == 0 else str(source)
+        closing = not isinstance(source, int)
+        with disk.reading(name):
+            opened = await in_daemon(partial(io.FileIO, source, closefd=closing))
+        with opened as file:
+            found = os.fstat(file.fileno())
+            regular = stat.S_ISREG(found.st_mode)
 
-        def read(count: int) -> bytes:
-            with disk.reading(source):
-                return file.read(count)
+            async def more(count: int) -> bytes:
+                with disk.reading(name):
+                    return await (disk.run if regular else in_daemon)(os.read, file.fileno(), count)
 
-        with file:
-            size = os.fstat(file.fileno()).st_size  # one that grows meanwhile is what it was
-            yield size, partial(_copied, partial(disk.run, read), size or END)
+            size = found.st_size if regular and closing else 0  # one that grows is what it was
+            yield size, partial(_copied, more, size or END)
 
 
 async def _copied(

@@ -17,18 +17,19 @@ import shutil
 import stat
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from anyio import EndOfStream
-from anyio.abc import ByteReceiveStream, ByteSendStream
 from anyio.to_thread import run_sync
 
 from wetware.base.disk import remedy
-from wetware.base.threads import in_daemon, to_its_end
+from wetware.base.threads import to_its_end
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
 from wetware_blob import writeback
 from wetware_blob.names import name_bytes, shown
 from wetware_blob.records import Kind, Reader, Writer, received
+
+if TYPE_CHECKING:
+    from anyio.abc import ByteReceiveStream, ByteSendStream
 
 CHUNK_BYTES: Final = 1 << 20
 """Read or written by one call in a thread."""
@@ -110,25 +111,6 @@ async def pieces(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
         yield data
 
 
-# --- pipes ---------------------------------------------------------------------------------------
-
-
-class Pipe(ByteReceiveStream):
-    """What comes from a descriptor that may be a pipe or a terminal. It is not closed."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        with reading("standard input" if self._fd == 0 else f"/dev/fd/{self._fd}"):
-            data = await in_daemon(os.read, self._fd, max_bytes)
-        if not data:
-            raise EndOfStream
-        return data
-
-    async def aclose(self) -> None: ...
-
-
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -150,17 +132,10 @@ async def read_tree(path: Path, stream: ByteSendStream) -> None:
     try:
         while batch := await run(_some, steps):
             for kind, name, data in batch:
-                match kind:
-                    case "directory":
-                        await writer.directory(name)
-                    case "end":
-                        await writer.end()
-                    case "symlink":
-                        await writer.link(name, data)
-                    case "file":
-                        await writer.file(name)
-                    case "piece":
-                        await writer.piece(data)
+                if kind == "piece":
+                    await writer.piece(data)
+                else:
+                    await writer.record(kind, name, data)
     finally:
         steps.close()
 
@@ -187,39 +162,27 @@ def _directory(path: str, name: str = "", above: int | None = None) -> Generator
             fd = os.open(name, _DIRECTORY, dir_fd=above)
         try:
             yield "directory", name, b""
-            for below, kind in _entries(path, fd):
-                inner = f"{path}/{below}"
+            with os.scandir(fd) as found:
+                entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
+            for entry in entries:
+                inner = f"{path}/{entry.name}"
                 with reading(inner):
-                    if kind == "directory":
-                        yield from _directory(inner, below, fd)
-                    elif kind == "symlink":
-                        yield kind, below, os.readlink(os.fsencode(below), dir_fd=fd)
+                    if entry.is_symlink():
+                        target = os.readlink(os.fsencode(entry.name), dir_fd=fd)
+                        yield "symlink", entry.name, target
+                    elif entry.is_dir(follow_symlinks=False):
+                        yield from _directory(inner, entry.name, fd)
+                    elif entry.is_file(follow_symlinks=False):
+                        yield from _file(entry.name, fd)
                     else:
-                        yield from _file(below, fd)
+                        raise InvalidArgument(
+                            f"{shown(inner)} is a device, a socket or a pipe: it has no content",
+                            hint="take it out of the directory",
+                            code="invalid.special_file",
+                        )
             yield "end", "", b""
         finally:
             os.close(fd)
-
-
-def _entries(path: str, fd: int) -> list[tuple[str, Kind]]:
-    """What is in a directory, names and kinds."""
-    found: list[tuple[str, Kind]] = []
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                found.append((entry.name, "symlink"))
-            elif entry.is_dir(follow_symlinks=False):
-                found.append((entry.name, "directory"))
-            elif entry.is_file(follow_symlinks=False):
-                found.append((entry.name, "file"))
-            else:
-                raise InvalidArgument(
-                    f"{shown(f'{path}/{entry.name}')} is a device, a socket or a pipe: it has no "
-                    "content",
-                    hint="take it out of the directory",
-                    code="invalid.special_file",
-                )
-    return sorted(found, key=lambda each: os.fsencode(each[0]))
 
 
 def _file(name: str, above: int) -> Iterator[Step]:

@@ -297,14 +297,14 @@ async def _send_tree(writer: records.Writer, name: str, cid: Cid, source: Source
     found = await stat(cid, source.get)
     match found.kind:
         case "symlink":
-            await writer.link(name, found.target or b"")
+            await writer.record("symlink", name, found.target or b"")
         case "file":
-            if await writer.file(name):
+            if await writer.record("file", name):
                 async for piece in read(cid, 0, None, source.get, source.ahead):
                     await writer.piece(piece)
                 await writer.piece(b"")
         case "directory":
-            await writer.directory(name)
+            await writer.record("directory", name)
             batch: list[Entry] = []
             async for entry in entries(cid, source.get, source.ahead):
                 batch.append(entry)
@@ -312,7 +312,7 @@ async def _send_tree(writer: records.Writer, name: str, cid: Cid, source: Source
                     await _send_entries(writer, batch, source)
                     batch = []
             await _send_entries(writer, batch, source)
-            await writer.end()
+            await writer.record("end")
 
 
 async def _send_entries(writer: records.Writer, batch: list[Entry], source: Source) -> None:

@@ -175,7 +175,6 @@ class Writer(_Tree):
     Args:
         stream: Of what anyio has; its errors pass. It is not closed.
         skip: Records that the other end has already.
-
     """
 
     def __init__(self, stream: ByteSendStream, *, skip: int = 0) -> None:
@@ -183,24 +182,20 @@ class Writer(_Tree):
         self._stream, self._skip = stream, skip
         self._within = False
 
-    async def directory(self, name: str) -> None:
-        """A directory begins."""
-        await self._record(Record("directory", name))
-
-    async def end(self) -> None:
-        """The directory ends that began last and has not ended."""
-        await self._record(Record("end"))
-
-    async def file(self, name: str) -> bool:
-        """A file begins: `piece` follows until one of no bytes, unless False says it is skipped."""
-        self._within = await self._record(Record("file", name))
-        return self._within
-
-    async def link(self, name: str, target: bytes) -> None:
-        """A symbolic link."""
-        if await self._record(Record("symlink", name, target)):
-            head = len(target).to_bytes(4)
-            await self._stream.send(b"".join((head, target, bytes(4))))
+    async def record(self, kind: Kind, name: str = "", target: bytes = b"") -> bool:
+        """A record; `piece` follows a file until one of no bytes. False: it is skipped."""
+        if self._within:
+            raise RuntimeError("a file has not ended")
+        data = self._step(Record(kind, name, target))
+        if self._skip:
+            self._skip -= 1
+            return False
+        self._within = kind == "file"
+        parts = [_LETTERS[kind], len(data).to_bytes(2), data]
+        if kind == "symlink":
+            parts += len(target).to_bytes(4), target, bytes(4)
+        await self._stream.send(b"".join(parts))
+        return True
 
     async def piece(self, data: bytes) -> None:
         """Some bytes of the file that began last; none: its end."""
@@ -213,16 +208,6 @@ class Writer(_Tree):
             await self._stream.send(len(part).to_bytes(4))
             if part:
                 await self._stream.send(bytes(part) if len(part) < len(data) else data)
-
-    async def _record(self, record: Record) -> bool:
-        if self._within:
-            raise RuntimeError("a file has not ended")
-        name = self._step(record)
-        if self._skip:
-            self._skip -= 1
-            return False
-        await self._stream.send(_LETTERS[record.kind] + len(name).to_bytes(2) + name)
-        return True
 
 
 def _malformed(what: str) -> InvalidArgument:
