@@ -152,6 +152,9 @@ def _serve(ours: socket.socket) -> list[str]:
         if child := os.fork():
             os.write(writer, str(child).encode())
             os._exit(0)
+        for fd in (reader, writer):
+            os.close(fd)
+        ours.close()
         return _become(json.loads(data), fds)
 
 
@@ -164,7 +167,7 @@ def _become(request: dict[str, Any], fds: list[int]) -> list[str]:
         os.setsid()
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
-    os.closerange(3, 256)
+        os.close(fd)  # and no others: what was imported has some, and closes them at its end
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
