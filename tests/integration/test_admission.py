@@ -390,7 +390,7 @@ def test_invite_lists_revokes_and_expires(
         if other["id"] in line
     )  # fmt: skip
     assert "revoked" in row
-    short = a.invite("--expires", "1s")
+    short, made_at = a.invite("--expires", "1s"), time.monotonic()
     unknown = a.ww("invite", "--revoke", "nothing")
     assert unknown.returncode == 2
     assert f"ww --data-dir {a.data_dir} invite --list" in unknown.stderr
@@ -399,6 +399,7 @@ def test_invite_lists_revokes_and_expires(
     refused = b.ww("invite")
     assert refused.returncode == 77, "a member that may not invite"
     assert "may not invite" in refused.stderr
+    time.sleep(max(0.0, made_at + 1.1 - time.monotonic()))  # until it has expired
 
     for ticket, why in (
         (other["ticket"], "the ticket was taken back"),
