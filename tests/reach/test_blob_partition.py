@@ -14,19 +14,21 @@ import pytest
 
 from wetware.errors import WetwareError
 from wetware.testing import Home
+from wetware_blob.replicas.duties import LEASE_S
 
 from .cluster import Cluster
 from .lab import Lab
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
 
 MIB = 1 << 20
 NAMES = ("home", "a", "b", "c", "d", "e")
 COPIES = 3
 ENV = {"WW_PLUGINS_BLOB_GRACE_S": "3"}
 POLL_S = 0.05
-SETTLED_S = 120.0
-"""To see who is dead, or back, and for a few rounds; on a loaded machine."""
+SETTLED_S = LEASE_S + 60.0
+"""To see who is dead, or back, and for a few rounds, on a loaded machine: who has promised another
+one to keep its copy, which then dropped its own, keeps it for as long as it has promised."""
 
 
 class Disks:
