@@ -91,6 +91,22 @@ async def test_memory_that_is_over_the_limit_from_the_start_is_not_given(run: Ru
     assert (end.kind, end.why) == ("limit", "memory_bytes")
 
 
+@pytest.mark.parametrize(("memory", "code"), [('(memory (export "memory") 1)', 44), ("", 21)])
+async def test_a_first_call_about_no_bytes_at_all_is_no_defect(
+    run: Run, memory: str, code: int
+) -> None:
+    """Of the grant "", which there is not; without a memory there is no place for a name."""
+    end = await run(
+        wat2wasm(f"""(module
+        (import "ww" "cap" (func $cap (param i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+        {memory}
+        (func (export "_start")
+            (call $exit (i32.sub (i32.const 0) (call $cap (i32.const 0) (i32.const 0))))))""")
+    )
+    assert (end.kind, end.code) == ("exited", code)
+
+
 async def test_a_table_bomb_gets_no_more_than_its_limit(run: Run) -> None:
     code = wat2wasm("""(module
         (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))

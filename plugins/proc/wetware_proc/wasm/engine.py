@@ -378,7 +378,7 @@ class Memory:
 
     def view(self, at: int, count: int) -> memoryview:
         """Writable; valid during a call of the guest and its Later. Raises OSError EFAULT."""
-        if at + count > self._size:
+        if self._all is None or at + count > self._size:  # also of no bytes, before all others
             self._reach(at + count)
         view: memoryview = self._all[at : at + count]
         return view
