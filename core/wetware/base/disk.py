@@ -169,3 +169,10 @@ def _allocate(fd: int) -> None:
             step = max(MARK_BYTES, step // 2 // MARK_BYTES * MARK_BYTES)
         else:
             at += step
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -185,6 +185,7 @@ def cat_command(
     start, end = parse_range(range_)
 
     async def work(session: Session) -> None:
+        from wetware.base.disk import write_all
         from wetware_blob import disk
 
         async with (
@@ -193,7 +194,7 @@ def cat_command(
         ):
             async for batch in disk.batches(disk.pieces(stream), len):
                 try:
-                    await in_daemon(disk.write_all, sys.stdout.fileno(), b"".join(batch))
+                    await in_daemon(write_all, sys.stdout.fileno(), b"".join(batch))
                 except OSError as exc:
                     output_failed(exc)
 

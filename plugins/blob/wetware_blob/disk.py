@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from anyio.to_thread import run_sync
 
-from wetware.base.disk import remedy
+from wetware.base.disk import remedy, write_all
 from wetware.base.threads import to_its_end
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
 from wetware_blob import writeback
@@ -83,13 +83,6 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as exc:
         hint = remedy(exc) or "write it elsewhere: -o OUT"
         raise DiskError(f"cannot write {shown(path)}: {exc.strerror}", hint=hint) from exc
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of it."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 async def batches(items: AsyncIterable[T], size: Callable[[T], int]) -> AsyncIterator[list[T]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from anyio import ClosedResourceError
 
 from wetware.base.threads import in_daemon
 from wetware.cli.app import (
@@ -168,6 +166,8 @@ async def named(session: Session, text: str) -> AsyncIterator[rpc.Ref]:
 
 async def attached(process: Process) -> Exit:
     """Join this program's standard streams to a process's, until it has ended."""
+    import asyncio
+
     feeding = asyncio.ensure_future(_feed(process.stdin))
     try:
         await asyncio.gather(_print(process.stdout, 1), _print(process.stderr, 2))
@@ -177,6 +177,8 @@ async def attached(process: Process) -> Exit:
 
 
 async def _feed(stdin: rpc.ByteStream) -> None:
+    from anyio import ClosedResourceError
+
     with contextlib.suppress(OSError, WetwareError, ClosedResourceError):  # it need not read all
         while data := await in_daemon(os.read, 0, _READ_BYTES):
             await stdin.send(data)
@@ -184,17 +186,13 @@ async def _feed(stdin: rpc.ByteStream) -> None:
 
 
 async def _print(stream: rpc.ByteStream, fd: int) -> None:
+    from wetware.base.disk import write_all
+
     async for data in stream:
         try:
-            await in_daemon(_write, fd, data)
+            await in_daemon(write_all, fd, data)
         except OSError as exc:
             output_failed(exc)
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def told(end: Exit) -> str:
