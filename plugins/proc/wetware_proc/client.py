@@ -19,7 +19,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict, Unpack
 
 from wetware import rpc
 from wetware.base.structs import from_struct
@@ -34,6 +34,27 @@ _LOAD_S: Final = 120.0
 
 Code = bytes | str | os.PathLike[str] | rpc.Ref
 """A program: its bytes, a path, or a capability that is a `Ww.Source`, e.g. a blob."""
+
+
+class Options(TypedDict, total=False):
+    """How a program is to run.
+
+    Attributes:
+        env: Its environment; nothing of the caller's is in it.
+        grants: What it can call, by the names that it asks for: references, or objects that have
+            one as `ref`, such as a topic.
+        name: What it is called; by default as its file.
+        memory_bytes: It may have; 0: what is usual, like below.
+        wall_s: It may run.
+        cpu_s: Of a processor that it may use.
+    """
+
+    env: Mapping[str, str]
+    grants: Mapping[str, Any]
+    name: str
+    memory_bytes: int
+    wall_s: float
+    cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,23 +139,14 @@ class Image:
         self._ref, self.hash, self._name = ref, hash_, name
 
     @contextlib.asynccontextmanager
-    async def spawn(
-        self,
-        *args: str,
-        env: Mapping[str, str] | None = None,
-        grants: Mapping[str, Any] | None = None,
-        name: str = "",
-        memory_bytes: int = 0,
-        wall_s: float = 0.0,
-        cpu_s: float = 0.0,
-    ) -> AsyncIterator[Process]:
+    async def spawn(self, *args: str, **options: Unpack[Options]) -> AsyncIterator[Process]:
         """Run it; see Executor.spawn."""
         spec = {
-            "name": name or self._name,
+            "name": options.get("name") or self._name,
             "args": list(args),
-            "env": [{"name": key, "value": value} for key, value in (env or {}).items()],
-            "limits": {"memory_bytes": memory_bytes, "wall_s": wall_s, "cpu_s": cpu_s},
-            "grants": [_grant(key, value) for key, value in (grants or {}).items()],
+            "env": [{"name": n, "value": value} for n, value in options.get("env", {}).items()],
+            "limits": {name: options.get(name, 0) for name in ("memory_bytes", "wall_s", "cpu_s")},
+            "grants": [_grant(name, value) for name, value in options.get("grants", {}).items()],
         }
         process = Process(await self._ref.call("spawn", spec=spec))
         try:
@@ -171,41 +183,28 @@ class Executor:
 
     @contextlib.asynccontextmanager
     async def spawn(
-        self,
-        code: Code,
-        *args: str,
-        env: Mapping[str, str] | None = None,
-        grants: Mapping[str, Any] | None = None,
-        name: str = "",
-        memory_bytes: int = 0,
-        wall_s: float = 0.0,
-        cpu_s: float = 0.0,
+        self, code: Code, *args: str, **options: Unpack[Options]
     ) -> AsyncIterator[Process]:
         """Run a program: `async with session.proc.spawn(...) as process`.
 
         Args:
             code: See Code.
             args: Its arguments.
-            env: Its environment; nothing of the caller's is in it.
-            grants: What it can call, by the names that it asks for: references, or objects that
-                have one as `ref`, such as a topic.
-            name: What it is called; by default as its file.
-            memory_bytes: It may have; 0: what is usual, like below.
-            wall_s: It may run.
-            cpu_s: Of a processor that it may use.
+            options: See Options.
 
         Raises WetwareError "proc.code", LimitExceeded.
         """
         image = await self.load(code)
         try:
-            limits = {"memory_bytes": memory_bytes, "wall_s": wall_s, "cpu_s": cpu_s}
-            async with image.spawn(*args, env=env, grants=grants, name=name, **limits) as process:  # type: ignore[arg-type]
+            async with image.spawn(*args, **options) as process:
                 yield process
         finally:
             image.close()
 
-    async def run(self, code: Code, *args: str, stdin: bytes = b"", **options: Any) -> Ran:
-        """Run a program to its end; `options` as `spawn` has them.
+    async def run(
+        self, code: Code, *args: str, stdin: bytes = b"", **options: Unpack[Options]
+    ) -> Ran:
+        """Run a program to its end; see `spawn`.
 
         Raises LimitExceeded for more than OUTPUT_BYTES_MAX of output.
         """
