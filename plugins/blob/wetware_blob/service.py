@@ -168,10 +168,10 @@ class BlobService(Service):
     ) -> AsyncIterator[tuple[str, str, bool]]:
         """See `Store.scrub`: "block" or "pin", its name, and whether it was fetched again."""
         async for damage in self.store.scrub(rate_bytes_s, share):
-            if damage.pin is not None:
-                yield "pin", _damaged_name(damage.pin), False
+            if isinstance(damage, bytes):
+                yield "block", damage.hex(), await self.mend(damage)
             else:
-                yield "block", damage.digest.hex(), await self.mend(damage.digest)
+                yield "pin", _damaged_name(damage), False
 
     async def _announce(self) -> None:
         """Tell the DHT of what is public: it forgets, and so does a libp2p that starts again."""

@@ -24,7 +24,7 @@ from wetware_blob.replicas.duties import Copy, Kept, Wanted
 from wetware_blob.replicas.keeper import Keeper, Members
 from wetware_blob.replicas.sibling import SiblingServant
 from wetware_blob.store.errors import Damaged, StoreFailed
-from wetware_blob.store.index import Change, charge
+from wetware_blob.store.index import charge
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Store
 
@@ -116,7 +116,7 @@ async def test_a_copy_whose_pin_is_damaged_is_written_anew_when_its_home_asks(
     async with running(tmp_path / "s") as store:
         member = Member(store, block)
         assert (await member.keep(HOME, copy)).done
-        await store._index.write(Change(lambda db, _: db.execute("UPDATE pins SET pin = ''")))
+        await store._index.write(lambda db: db.execute("UPDATE pins SET pin = ''"))
         await member.keeper.replicas.refresh()
         assert member.keeper.replicas.has([copy.id]) == [False]
         with pytest.raises(Damaged):
@@ -268,7 +268,7 @@ async def test_a_node_with_damaged_pins_is_not_drained(tmp_path: Path) -> None:
     async with running(tmp_path / "s") as store:
         member = Member(store, raw(b"a"))
         assert (await member.keep(HOME, copy_of(raw(b"a")))).done
-        await store._index.write(Change(lambda db, _: db.execute("UPDATE pins SET pin = ''")))
+        await store._index.write(lambda db: db.execute("UPDATE pins SET pin = ''"))
         with pytest.raises(StoreFailed, match="damaged pins: 1"):
             await member.keeper.drain(lambda _: None)
         assert not member.keeper.replicas.draining

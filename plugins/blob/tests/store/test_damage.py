@@ -17,10 +17,9 @@ import pytest
 from wetware.errors import ConfigError, WetwareError
 from wetware_blob.format.cid import Block
 from wetware_blob.store.errors import Damaged, StoreFailed
-from wetware_blob.store.index import FILE, Change, charge
+from wetware_blob.store.index import FILE, charge
 from wetware_blob.store.pins import BadPin, Pin
 from wetware_blob.store.salvage import aside
-from wetware_blob.store.scrub import Damage
 from wetware_blob.store.store import Store
 
 from .parts import ADA, node, raw, running
@@ -50,7 +49,7 @@ def flip(path: Path, at: int, bit: int = 1) -> None:
     path.write_bytes(data)
 
 
-async def scrubbed(store: Store) -> list[Damage]:
+async def scrubbed(store: Store) -> list[bytes | BadPin]:
     return [damage async for damage in store.scrub(None)]
 
 
@@ -67,7 +66,7 @@ async def test_a_bit_of_a_block(directory: Path, block: Block) -> None:
             await store.get(block.cid.digest)
         assert damaged.value.digest == block.cid.digest
         assert block.cid.digest.hex() in str(damaged.value)
-        assert await scrubbed(store) == [Damage(block.cid.digest)]
+        assert await scrubbed(store) == [block.cid.digest]
     async with running(directory) as store:  # it is kept that it is damaged
         assert block.cid.digest not in await store.have([b.cid.digest for b in TREE])
         before = await store.usage()
@@ -83,14 +82,14 @@ async def test_a_file_that_is_gone_or_longer_or_cannot_be_read(directory: Path) 
     (path,) = block_files(directory)
     path.write_bytes(LARGE.data + b"x")
     async with running(directory) as store:
-        assert await scrubbed(store) == [Damage(LARGE.cid.digest)]
+        assert await scrubbed(store) == [LARGE.cid.digest]
     path.unlink()
     path.mkdir()
     async with running(directory) as store:
-        assert await scrubbed(store) == [Damage(LARGE.cid.digest)]
+        assert await scrubbed(store) == [LARGE.cid.digest]
     path.rmdir()
     async with running(directory) as store:
-        assert await scrubbed(store) == [Damage(LARGE.cid.digest)]
+        assert await scrubbed(store) == [LARGE.cid.digest]
         with pytest.raises(Damaged):
             await store.get(LARGE.cid.digest)
 
@@ -102,13 +101,13 @@ async def test_a_bit_of_a_pin(directory: Path, caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.ERROR, logger="wetware.blob.store"):
         async with running(directory) as store:
             (damage,) = await scrubbed(store)
-            assert damage.pin is not None
-            assert damage.pin.name == "photos of 2026"
+            assert isinstance(damage, BadPin)
+            assert damage.name == "photos of 2026"
             assert await store.pins() == []
             with pytest.raises(Damaged, match="photos of 2026"):  # it is unknown what it keeps
                 await store.collect()
             assert await store.have([b.cid.digest for b in TREE]) == {b.cid.digest for b in TREE}
-            assert await store.unpin(ADA, damage.pin.root, damage.pin.name) == 1
+            assert await store.unpin(ADA, damage.root, damage.name) == 1
             assert (await store.collect()).blocks == 3
             assert (await store.usage(ADA)).charged == 0
     assert "blob.pin_damaged" in caplog.text
@@ -123,7 +122,7 @@ async def test_pins_that_are_damaged_can_be_given_up(directory: Path, column: st
             await store.put(hold, [other])
             await store.pin(hold, Pin(ADA, other.cid))
         sql = f"UPDATE pins SET {column} = 0 WHERE name != ''"  # noqa: S608 constants
-        await store._index.write(Change(lambda db, _: db.execute(sql)))
+        await store._index.write(lambda db: db.execute(sql))
         with pytest.raises(Damaged):
             await store.collect()
         (pin,) = await store.drop_damaged()
@@ -194,9 +193,9 @@ async def _nothing_wrong(directory: Path, where: str) -> None:
             await _use(store)
         await salvaged(store)
         assert not store._index.malformed.is_set(), where
-        named = [d.digest or d.pin for d in await scrubbed(store)]
+        named = await scrubbed(store)
         await salvaged(store)
-        named += [d.digest or d.pin for d in await scrubbed(store)]
+        named += await scrubbed(store)
         for block in TREE:
             try:
                 assert await store.get(block.cid.digest) == block.data, where
@@ -348,11 +347,12 @@ async def test_what_lacks_of_a_pin_is_named_block_by_block(directory: Path) -> N
     path.unlink()
     async with running(directory) as store, store.hold(ADA) as hold:
         by_digest = {block.cid.digest: block for block in TREE}
-        assert await scrubbed(store) == [Damage(TREE[-1].cid.digest)]
+        assert await scrubbed(store) == [TREE[-1].cid.digest]
         named = []
         async for damage in store.scrub(None):
-            named.append(damage.digest)
-            await store.put(hold, [by_digest[damage.digest]])  # another node had it
+            assert isinstance(damage, bytes)
+            named.append(damage)
+            await store.put(hold, [by_digest[damage]])  # another node had it
         assert named[0] == TREE[-1].cid.digest
         assert sorted(named) == sorted(by_digest)
         assert await scrubbed(store) == []

@@ -329,6 +329,23 @@ async def test_a_download_that_was_interrupted_keeps_what_it_has_for_a_while(
         assert (await store.collect(dry_run=False)).blocks == 2
 
 
+async def test_only_the_last_downloads_that_were_interrupted_keep_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wetware_blob.store.store.DOWNLOADS_MAX", 3)
+    clock = Clock()
+    blocks = [raw(bytes([n])) for n in range(5)]
+    async with running(tmp_path / "s", clock=clock) as store:
+        for block in blocks:
+            clock.now += 1
+            with contextlib.suppress(NotFound):
+                async with store.hold(BOB, block.cid) as hold:
+                    await store.put(hold, [block])
+                    raise NotFound("the rest")
+        assert (await store.collect()).blocks == 2
+        assert await all_there(store, blocks[2:])
+
+
 async def test_a_finished_download_is_cache(tmp_path: Path) -> None:
     blocks = tree(3, 1000)
     async with running(tmp_path / "s") as store:
@@ -428,7 +445,7 @@ async def test_scrubbing_reads_all_once_wherever_it_begins(tmp_path: Path, share
     async with running(tmp_path / "s", sleep=sleep) as store:
         await put_pinned(store, blocks := tree(9, MIB))
         (tmp_path / "s").joinpath("0").rename(tmp_path / "gone")
-        found = [damage.digest async for damage in store.scrub(1.0, share)]
+        found = [damage async for damage in store.scrub(1.0, share)]
         large = {block.cid.digest for block in blocks if len(block.data) == MIB}
         assert large <= set(found)
     assert sum(paused) == sum(len(block.data) for block in blocks)
@@ -444,7 +461,7 @@ async def test_scrubbing_keeps_to_its_pace(tmp_path: Path) -> None:
         await put_pinned(store, blocks := tree(9, MIB))
         assert [damage async for damage in store.scrub(MIB)] == []
     assert sum(paused) == sum(len(block.data) for block in blocks) / MIB
-    assert max(paused) <= 5, "STEP_BYTES"
+    assert max(paused) <= 5, "SCRUB_BYTES"
 
 
 async def test_a_pin_is_amended_only_while_it_is_there(tmp_path: Path) -> None:

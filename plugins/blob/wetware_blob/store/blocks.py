@@ -6,27 +6,16 @@ the directory that names it. What has no row is no block and is removed at the n
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from wetware.base.log import get_logger
 from wetware.errors import NotFound
 from wetware_blob.store.errors import Damaged
-from wetware_blob.store.index import (
-    FILES_PER_DIRECTORY,
-    SMALL_BYTES_MAX,
-    Change,
-    Row,
-    batches,
-    charge,
-    check,
-    file_name,
-)
+from wetware_blob.store.index import FILES_PER_DIRECTORY, Row, batches, charge, check, file_name
 
 if TYPE_CHECKING:
     from wetware_blob.store.bits import Bits
@@ -37,14 +26,8 @@ log = get_logger("blob.store")
 
 OPEN_MAX: Final = 16
 """Files that one thread writes before it syncs them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """What the start of a store found: files without a row, and rows without a file."""
-
-    orphans: int = 0
-    lost: tuple[bytes, ...] = ()
+SCRUB_BYTES: Final = 4 << 20
+"""That are read before there is a pause."""
 
 
 class Blocks:
@@ -52,12 +35,15 @@ class Blocks:
 
     def __init__(self, files: Files, index: Index) -> None:
         self._files, self._index = files, index
-        self.next_directory = 0
-        self._naming = threading.Lock()
+        self._next_file = 0
+        self._numbering, self._naming = threading.Lock(), threading.Lock()
         self._unsure: set[int] = set()
 
-    def sweep(self) -> Swept:
-        """Make files and rows agree; what has no row is removed. Raises Malformed."""
+    def sweep(self) -> None:
+        """Make files and rows agree: what has no row is removed, what has no file is damaged.
+
+        Raises Malformed.
+        """
         files, orphans, lost = self._files, list[str](), list[bytes]()
         empty: list[int] = []
         found = {int(name) for name in files.names("") if name.isdecimal()}
@@ -85,15 +71,31 @@ class Blocks:
             files.remove(name)
         for directory in empty:
             files.remove_directory(str(directory))
-        self.next_directory = max(found | known, default=-1) + 1
-        return Swept(len(orphans), tuple(lost))
+        self._next_file = (max(found | known, default=-1) + 1) * FILES_PER_DIRECTORY
+        if orphans or lost:
+            log.info("blob.swept", orphans=len(orphans), lost=len(lost))
+        for row in self._index.find(lost).values():
+            self._spoil(row, "its file is gone")
 
-    def make_directory(self) -> int:
-        """The number of a new directory's first file."""
-        number, self.next_directory = self.next_directory, self.next_directory + 1
-        self._files.make_directory(str(number))
-        self._files.sync_directory("")
-        return number * FILES_PER_DIRECTORY
+    def _spoil(self, row: Row, why: str) -> None:
+        log.error("blob.damaged", block=row.digest.hex(), why=why)
+        self._index.spoil(row)
+
+    def number(self, many: int) -> int:
+        """The first of so many numbers of new files, at most FILES_PER_DIRECTORY, in a directory.
+
+        Raises OSError; where one could not be made, or named, another one is next.
+        """
+        with self._numbering:
+            directory, used = divmod(self._next_file, FILES_PER_DIRECTORY)
+            if not used or used + many > FILES_PER_DIRECTORY or directory in self._unsure:
+                directory += used > 0
+                self._next_file = (directory + 1) * FILES_PER_DIRECTORY
+                self._files.make_directory(str(directory))
+                self._files.sync_directory("")
+                self._next_file = directory * FILES_PER_DIRECTORY
+            self._next_file += many
+            return self._next_file - many
 
     def write_files(self, first: int, blocks: Sequence[tuple[bytes, bytes]]) -> None:
         """Write the bytes of some blocks (digest, bytes), numbered from `first`. Raises OSError."""
@@ -125,15 +127,15 @@ class Blocks:
                 self._unsure.add(directory)
                 raise
 
-    def usable(self, number: int) -> bool:
-        """Whether further files may be named in the directory of this one."""
-        return number // FILES_PER_DIRECTORY not in self._unsure
-
-    def remove_files(self, names: Sequence[str]) -> None:
-        """Of what was not written: as far as they are there."""
+    def remove_files(self, names: Collection[str]) -> None:
+        """Of which no row is there; what stays is removed at the next start."""
         for name in names:
-            with contextlib.suppress(OSError):
+            try:
                 self._files.remove(name)
+            except FileNotFoundError:
+                pass
+            except OSError as exc:
+                log.warning("blob.not_removed", file=name, why=exc.strerror)
 
     def read(self, digest: bytes) -> bytes:
         """The bytes of a block. Raises NotFound "not_found.blob", and Damaged."""
@@ -161,30 +163,50 @@ class Blocks:
         )
         error.digest = digest
         if not row.damaged:
-            log.error("blob.damaged", block=digest.hex(), why=why)
-            self._index.spoil(row)
+            self._spoil(row, why)
         raise error
 
+    def scrub(self, after: int, end: int | None) -> tuple[int | None, int, list[bytes]]:
+        """Read the next blocks after this ID, to `end`: the last ID (None: all), bytes, damage."""
+        found: list[bytes] = []
+        nbytes = 0
+        while nbytes < SCRUB_BYTES:
+            rows = [row for row in self._index.after(after, 64) if end is None or row.id <= end]
+            if not rows:
+                return None, nbytes, found
+            for row in rows:
+                after = row.id
+                nbytes += row.size
+                try:
+                    self.read(row.digest)
+                except Damaged:
+                    found.append(row.digest)
+                except NotFound:
+                    if row in self._index.after(row.id - 1, 1):  # not deleted meanwhile
+                        self._index.suspect()  # its hash is damaged
+                        found.append(row.digest)
+                if nbytes >= SCRUB_BYTES:
+                    break
+        return after, nbytes, found
 
-def added(
-    blocks: Mapping[bytes, bytes], files: Mapping[bytes, int], keep: Bits, spoiled: Set[bytes]
-) -> Change[int]:
-    """Rows for some blocks (digest: bytes), the larger ones in these files.
+    # --- in a transaction -------------------------------------------------------------------------
 
-    Its result is what the store is charged more than before. All are added to `keep`. What is there
-    already stays as it is, unless it is damaged.
-    """
+    def add(
+        self, db: Database, blocks: Mapping[bytes, bytes], files: Mapping[bytes, int], keep: Bits
+    ) -> tuple[int, list[str]]:
+        """Rows for some blocks (digest: bytes), the larger ones in these files; `keep` has them.
 
-    def apply(db: Database, trash: list[str]) -> int:
+        What is there already stays as it is, unless it is damaged. Returns what the store is
+        charged more than before, and the files that no row names.
+        """
         more = 0
+        trash: list[str] = []
+        there = self._index.find_in(db, blocks)
+        ((last,),) = db.execute("SELECT COALESCE(MAX(id), 0) FROM blocks").fetchall()
         for digest, data in blocks.items():
-            file = files.get(digest)
-            found = db.execute(
-                "SELECT id, digest, size, file, damaged FROM blocks WHERE digest = ?", (digest,)
-            ).fetchall()
-            row = Row(*found[0]) if found else None
-            if row and not row.damaged and digest not in spoiled:
-                keep.add(row.id)  # another writer was first
+            file, row = files.get(digest), there.get(digest)
+            if row and not row.damaged:  # another writer was first
+                self._index.keep(row.id, keep)
                 if file is not None:
                     trash.append(file_name(file, digest))
                 continue
@@ -193,22 +215,23 @@ def added(
                 more -= row.charged
                 if row.file is not None:
                     trash.append(row.name)
-                db.execute(
-                    "UPDATE blocks SET size = ?, file = ?, damaged = 0 WHERE id = ?",
-                    (len(data), file, id_),
-                )
+                sql = "UPDATE blocks SET size = ?, file = ?, damaged = 0 WHERE id = ?"
+                db.execute(sql, (len(data), file, id_))
             else:
-                ((id_,),) = db.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM blocks").fetchall()
-                db.execute(
-                    "INSERT INTO blocks (id, digest, size, file) VALUES (?, ?, ?, ?)",
-                    (id_, digest, len(data), file),
-                )
+                id_ = last = last + 1
+                sql = "INSERT INTO blocks (id, digest, size, file) VALUES (?, ?, ?, ?)"
+                db.execute(sql, (id_, digest, len(data), file))
             more += charge(len(data))
-            keep.add(id_)
+            self._index.keep(id_, keep)
             if file is None:
                 db.execute("INSERT OR REPLACE INTO small VALUES (?, ?)", (id_, data))
-        return more
+        return more, trash
 
-    names = [file_name(number, digest) for digest, number in files.items()]
-    size = sum(len(data) for data in blocks.values() if len(data) <= SMALL_BYTES_MAX)
-    return Change(apply, size=size, files=names)
+    def delete(self, db: Database, rows: Collection[Row], keep: Bits) -> list[Row]:
+        """Those of some rows that are not in `keep`; returns them. Their files stay."""
+        gone = [row for row in rows if row.id not in keep]
+        for row in gone:
+            db.execute("DELETE FROM blocks WHERE id = ?", (row.id,))
+            if row.file is None:
+                db.execute("DELETE FROM small WHERE id = ?", (row.id,))
+        return gone

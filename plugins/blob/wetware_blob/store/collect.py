@@ -1,29 +1,23 @@
 """Collecting garbage: what no pin, no hold and no unfinished download reaches is deleted.
 
 The mark is a bit for each row, in memory: nothing is written before the first block is deleted, so
-a full disk can be collected. What is written, or found to be there already, meanwhile is kept by
-the bits of its hold; a hold that ends leaves its bits here.
+a full disk can be collected. What a hold is given meanwhile, written or found to be there already,
+gets its bit in the same transaction (`Index.keep`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from wetware.base.log import get_logger
 from wetware.errors import NotFound, WetwareError
 from wetware_blob.format.cid import DAG_PB, Cid
 from wetware_blob.store.bits import Bits
-from wetware_blob.store.index import Change, Row
 
 if TYPE_CHECKING:
     from wetware_blob.store.blocks import Blocks
-    from wetware_blob.store.files import Database
     from wetware_blob.store.index import Index
-
-log = get_logger("blob.store")
 
 Children = Callable[[Cid, bytes], Iterable[Cid]]
 """The links of a block, those that are CIDs of this store; may raise BadBlock."""
@@ -94,62 +88,3 @@ class Walk:
                 continue
             self.add(children)
         return bool(self._left)
-
-
-class Run:
-    """One collection. `late` and `ended` grow on the loop, everything else is done in threads.
-
-    Attributes:
-        late: Roots of holds that began meanwhile, and what to call once they are marked.
-        ended: The bits of holds that have ended meanwhile.
-    """
-
-    def __init__(self, index: Index, blocks: Blocks, children: Children) -> None:
-        self._index, self._blocks, self._children = index, blocks, children
-        self.marked = Bits()
-        self.late: deque[tuple[Cid, Callable[[], object]]] = deque()
-        self.ended: deque[Bits] = deque()
-
-    def walk(self, *, whole: bool) -> Walk:
-        return Walk(self._index, self._blocks, self._children, self.marked, whole=whole)
-
-    def kept(self, id_: int) -> bool:
-        return id_ in self.marked or any(id_ in bits for bits in tuple(self.ended))
-
-    def absorb(self) -> None:
-        """Many small sets would make `kept` slow."""
-        while self.ended:
-            bits = self.ended[0]
-            with self._index.reading():
-                self.marked.update(bits)
-            self.ended.popleft()
-
-
-def swept(
-    rows: Collection[Row], kept: Callable[[int], bool], done: Callable[[Collected], object]
-) -> Change[Collected]:
-    """Delete those of some rows that are not kept when it is done."""
-
-    def apply(db: Database, trash: list[str]) -> Collected:
-        gone = charged = 0
-        for row in rows:
-            if kept(row.id):
-                continue
-            db.execute("DELETE FROM blocks WHERE id = ?", (row.id,))
-            if row.file is None:
-                db.execute("DELETE FROM small WHERE id = ?", (row.id,))
-            else:
-                trash.append(row.name)
-            gone, charged = gone + 1, charged + row.charged
-        return Collected(gone, charged)
-
-    return Change(apply, done, must=True)
-
-
-def vacuum() -> Change[None]:
-    """Give free pages of the index back to the disk. It writes more than the reserve may have."""
-
-    def apply(db: Database, _: list[str]) -> None:
-        db.execute("PRAGMA incremental_vacuum(256)").fetchall()
-
-    return Change(apply)

@@ -9,42 +9,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Final
 
 from wetware.base.disk import Reserve
 from wetware_blob import writeback
 
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-
 _PIECE_BYTES: Final = 64 << 10
 
-
-class Rows(Protocol):
-    """What a query found."""
-
-    def fetchall(self) -> list[Any]: ...
-
-
-class Database(Protocol):
-    """What the index needs of SQLite: a connection that begins no transaction by itself."""
-
-    def execute(self, sql: str, params: Sequence[Any] = ..., /) -> Rows: ...
-
-    def close(self) -> None: ...
-
-
-class Space(Protocol):
-    """What the store needs of a reserve; see `wetware.base.disk.Reserve`."""
-
-    missing: str
-
-    def fill(self) -> bool: ...
-
-    def open(self) -> AbstractContextManager[None]: ...
+Database = sqlite3.Connection
+"""One that begins no transaction by itself; of it `execute`, `fetchall` and `close` are used."""
 
 
 class Files:
@@ -132,5 +106,5 @@ class Files:
     def connect(self, name: str) -> Database:
         return sqlite3.connect(self._root / name, isolation_level=None, check_same_thread=False)
 
-    def reserve(self) -> Space:
+    def reserve(self) -> Reserve:
         return Reserve(self._root)

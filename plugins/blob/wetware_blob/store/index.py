@@ -17,9 +17,9 @@ import contextlib
 import functools
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from wetware.base.disk import remedy
 from wetware.base.log import get_logger
@@ -132,22 +132,12 @@ def file_name(number: int, digest: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Change(Generic[T]):
-    """A part of a transaction.
+class Change:
+    """A part of a transaction; see `Index.write`."""
 
-    Attributes:
-        apply: Called in it with the database and a list for files that nothing names any more.
-        done: Called once the transaction is on the disk, with what `apply` returned.
-        must: It makes room or ends something: on a full disk it takes the reserve.
-        size: Bytes of blocks that it writes.
-        files: That it would have named: removed where it fails.
-    """
-
-    apply: Callable[[Database, list[str]], T]
-    done: Callable[[T], object] = lambda _: None
-    must: bool = False
-    size: int = 0
-    files: Sequence[str] = ()
+    apply: Callable[[Database], Any]
+    must: bool
+    size: int
 
 
 class Index:
@@ -156,6 +146,7 @@ class Index:
     Attributes:
         spoiled: Digests of blocks that were found to be damaged since the start: before their rows
             say so, and where those could not be written.
+        marking: What the collection that runs will not delete: whatever a hold is given, too.
         malformed: Set on the loop once SQLite has found that the index is damaged.
     """
 
@@ -165,6 +156,7 @@ class Index:
         self._refused = False  # something, and no block was written since
         self._remains = False  # of a transaction that failed: a crash would bring it back
         self.spoiled: set[bytes] = set()
+        self.marking: Bits | None = None
         self.malformed = asyncio.Event()
         self.reserve = files.reserve()
         try:
@@ -174,7 +166,7 @@ class Index:
                 self._open()
         self.reserve.fill()
         self._written = False
-        self._writer: Writer[Change[Any]] = Writer(
+        self._writer: Writer[Change] = Writer(
             "blob index",
             self._commit,
             lambda _: IDLE_S if self._written else None,
@@ -254,8 +246,14 @@ class Index:
             found = self.find_in(db, digests)
             if keep is not None:
                 for row in found.values():
-                    keep.add(row.id)
+                    self.keep(row.id, keep)
         return found
+
+    def keep(self, id_: int, keep: Bits) -> bool:
+        """Between two transactions, or in one: a row is not deleted; whether it was not there."""
+        if self.marking is not None:
+            self.marking.add(id_)
+        return keep.add(id_)
 
     def find_in(self, db: Database, digests: Collection[bytes]) -> dict[bytes, Row]:
         """The rows that a transaction sees."""
@@ -311,26 +309,37 @@ class Index:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    async def write(self, change: Change[T]) -> T:
-        """What `change.apply` returned, when it is on the disk. Raises StoreFailed: it is not."""
-        result: T = await self._writer.write(change)
+    async def write(
+        self, apply: Callable[[Database], T], *, must: bool = False, size: int = 0
+    ) -> T:
+        """What `apply` returned, when its transaction is on the disk.
+
+        Raises StoreFailed where it is not. One who stops waiting does not take it back.
+
+        Args:
+            apply: Called with the database in a transaction, which others may share.
+            must: It makes room or ends something: on a full disk it takes the reserve.
+            size: Bytes of blocks that it writes, with their rows.
+        """
+        result: T = await self._writer.write(Change(apply, must, size))
         return result
+
+    def write_soon(self, apply: Callable[[Database], object], *, must: bool = False) -> None:
+        """For what may be lost: nobody waits for it."""
+        self._writer.write_soon(Change(apply, must, 0))
 
     def spoil(self, row: Row) -> None:
         """From now on a block is damaged: it counts as absent, and can be written anew."""
         self.spoiled.add(row.digest)
         sql = "UPDATE blocks SET damaged = 1 WHERE id = ?"
-        self.write_soon(Change(lambda db, _: db.execute(sql, (row.id,))))
+        self.write_soon(lambda db: db.execute(sql, (row.id,)))
 
-    def write_soon(self, change: Change[Any]) -> None:
-        """For what may be lost: nobody waits for it."""
-        self._writer.write_soon(change)
-
-    def _commit(self, batch: list[Write[Change[Any]]], last: bool) -> list[Write[Change[Any]]]:
+    def _commit(self, batch: list[Write[Change]], last: bool) -> list[Write[Change]]:
         for writes in _groups(batch):
             results = self._execute(writes)
             if not isinstance(results, Exception):
-                self._answer(writes, results)
+                for write, result in zip(writes, results, strict=True):
+                    self._writer.answer(write, result)
                 continue
             self._refused = True
             log.error("blob.not_written", why=str(results), writes=len(writes))
@@ -342,11 +351,10 @@ class Index:
                         if not isinstance(again, Exception):
                             self._empty_log("RESTART")  # the next one needs no room
                 # Only now, with the reserve closed: who waits may fill the disk.
-                if not isinstance(again, Exception):
-                    self._answer([write], again)
-                else:
-                    self._remove(write.what.files)
+                if isinstance(again, Exception):
                     self._writer.answer(write, error=refusal(again))
+                else:
+                    self._writer.answer(write, again[0])
         if not batch and self._written:
             self._written = False
             # On a full disk somebody else would take its room, and the next write the reserve's.
@@ -357,18 +365,15 @@ class Index:
                 self._db.close()  # it empties the log
         return []
 
-    def _execute(self, writes: list[Write[Change[Any]]]) -> list[Any] | Exception:
+    def _execute(self, writes: list[Write[Change]]) -> list[Any] | Exception:
         """One transaction: its results, or why nothing of it is on the disk."""
-        results: list[Any] = []
-        trash: list[str] = []
         db = self._db
         with self._lock:
             try:
                 db.execute("BEGIN IMMEDIATE")
                 if self._remains:  # also where the rest of it changes nothing
                     db.execute("UPDATE store SET failures = failures + 1")
-                for write in writes:
-                    results.append(write.what.apply(db, trash))  # noqa: PERF401 trash is filled
+                results = [write.what.apply(db) for write in writes]
                 db.execute("COMMIT")
             except Exception as exc:
                 with contextlib.suppress(Exception):
@@ -378,22 +383,8 @@ class Index:
                 return exc
             self._remains = False
         self._written = True
-        self._remove(trash)
+        self._refused = self._refused and not any(write.what.size for write in writes)
         return results
-
-    def _answer(self, writes: list[Write[Change[Any]]], results: list[Any]) -> None:
-        for write, result in zip(writes, results, strict=True):
-            self._refused = self._refused and not (write.what.size or write.what.files)
-            write.what.done(result)
-            self._writer.answer(write, result)
-
-    def _remove(self, names: Sequence[str]) -> None:
-        """What stays is removed at the next start."""
-        for name in names:
-            try:
-                self._files.remove(name)
-            except OSError as exc:
-                log.warning("blob.not_removed", file=name, why=exc.strerror)
 
     def _empty_log(self, how: str) -> None:
         with self._lock, contextlib.suppress(Exception):
@@ -480,9 +471,9 @@ def batches(items: Iterable[T], many: int = _MANY) -> Iterator[list[T]]:
         yield batch
 
 
-def _groups(writes: list[Write[Change[Any]]]) -> Iterator[list[Write[Change[Any]]]]:
+def _groups(writes: list[Write[Change]]) -> Iterator[list[Write[Change]]]:
     """In their order, each with as many bytes of blocks as a transaction may have."""
-    group: list[Write[Change[Any]]] = []
+    group: list[Write[Change]] = []
     size = 0
     for write in writes:
         if group and size + write.what.size > COMMIT_BYTES_MAX:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware_blob.format.cid import Cid
-from wetware_blob.store.index import Change
 
 if TYPE_CHECKING:
     from wetware_blob.store.files import Database
@@ -79,7 +77,7 @@ def read_pin(columns: tuple[Any, ...]) -> Pin | BadPin:
     )  # fmt: skip
 
 
-def read_pins(
+def pin_rows(
     db: Database,
     owner: str | None = None,
     root: Cid | None = None,
@@ -87,89 +85,64 @@ def read_pins(
     *,
     skip: int = 0,
     limit: int = -1,
-) -> Iterator[Pin | BadPin]:
-    """Those of an owner, a root and a name, the newest first; None: of all.
-
-    They are checked as they are taken: that takes long, and needs no lock.
-    """
+) -> list[tuple[Any, ...]]:
+    """For `read_pin`: those of an owner, a root and a name, the newest first; None: of all."""
     where, key = _where(owner, root, name)
     sql = (
         f"SELECT owner, root, name, charged, pin, checksum FROM pins WHERE {where} "  # noqa: S608 constants
         "ORDER BY rowid DESC LIMIT ? OFFSET ?"
     )
-    rows = db.execute(sql, (*key, limit, skip)).fetchall()
-    return (read_pin(tuple(columns)) for columns in rows)
+    return [tuple(row) for row in db.execute(sql, (*key, limit, skip)).fetchall()]
 
 
 def count_pins(db: Database, owner: str | None, root: Cid | None) -> int:
-    """How many rows `read_pins` has for them, with those that are damaged."""
     where, key = _where(owner, root, None)
     ((count,),) = db.execute(f"SELECT COUNT(*) FROM pins WHERE {where}", key).fetchall()  # noqa: S608 constants
     return int(count)
 
 
-def _where(
-    owner: str | None, root: Cid | bytes | None, name: str | None
-) -> tuple[str, tuple[str | bytes, ...]]:
-    wanted = {"owner": owner, "root": bytes(root) if root else None, "name": name}
-    given = {column: value for column, value in wanted.items() if value is not None}
-    return " AND ".join(f"{column} = ?" for column in given) or "1", tuple(given.values())
+def keep_pin(db: Database, pin: Pin) -> list[int]:
+    """Write a pin, in place of the same; returns what that was charged, if it was there."""
+    gone = remove_pins(db, pin.owner, pin.root, pin.name)
+    db.execute("INSERT INTO pins VALUES (?, ?, ?, ?, ?, ?)", _columns(pin))
+    return gone
 
 
-def kept(pin: Pin, done: Callable[[list[int]], object]) -> Change[list[int]]:
-    """Write a pin, in place of the same; its result is what that was charged, if it was there."""
-
-    def apply(db: Database, _: list[str]) -> list[int]:
-        gone = _delete(db, pin.owner, pin.root, pin.name)
-        db.execute("INSERT INTO pins VALUES (?, ?, ?, ?, ?, ?)", _columns(pin))
-        return gone
-
-    return Change(apply, done)
-
-
-def amended(pin: Pin, terms: dict[str, Any]) -> Change[bool]:
-    """Change a pin where the same is there still and whole; its result is whether it was."""
-
-    def apply(db: Database, _: list[str]) -> bool:
-        there = [was for was in read_pins(db, pin.owner, pin.root, pin.name) if type(was) is Pin]
-        for was in there:
+def amend_pin(db: Database, pin: Pin, terms: dict[str, Any]) -> bool:
+    """Change a pin where the same is there still and whole; returns whether it was."""
+    there = [read_pin(row) for row in pin_rows(db, pin.owner, pin.root, pin.name)]
+    for was in there:
+        if isinstance(was, Pin):
             *key, _, rest, checksum = _columns(replace(was, **terms))
             sql = "UPDATE pins SET pin = ?, checksum = ? WHERE owner = ? AND root = ? AND name = ?"
             db.execute(sql, (rest, checksum, *key))
-        return bool(there)
-
-    return Change(apply)
-
-
-def removed(
-    owner: str, root: Cid | bytes, name: str | None, done: Callable[[list[int]], object]
-) -> Change[list[int]]:
-    """Delete pins; its result is what each was charged."""
-
-    def apply(db: Database, _: list[str]) -> list[int]:
-        return _delete(db, owner, root, name)
-
-    return Change(apply, done, must=True)
+            return True
+    return False
 
 
-def _delete(db: Database, owner: str, root: Cid | bytes, name: str | None) -> list[int]:
+def remove_pins(db: Database, owner: str, root: Cid | bytes, name: str | None) -> list[int]:
+    """Delete pins; returns what each was charged."""
     where, key = _where(owner, root, name)
     gone = db.execute(f"SELECT charged FROM pins WHERE {where}", key).fetchall()  # noqa: S608 constants
     db.execute(f"DELETE FROM pins WHERE {where}", key)  # noqa: S608 constants
     return [int(charged) for (charged,) in gone]
 
 
-def damaged_removed(done: Callable[[list[tuple[BadPin, int]]], object]) -> Change[Any]:
-    """Delete the pins whose rows are damaged; its result is those, and what each was charged."""
+def remove_damaged(db: Database) -> list[tuple[BadPin, int]]:
+    """Delete the pins whose rows are damaged; returns those, and what each was charged."""
+    sql = "SELECT rowid, owner, root, name, charged, pin, checksum FROM pins"
+    gone = []
+    for id_, *columns in db.execute(sql).fetchall():
+        pin, charged = read_pin(tuple(columns)), columns[3]
+        if isinstance(pin, BadPin):  # what names it may be damaged, too
+            db.execute("DELETE FROM pins WHERE rowid = ?", (id_,))
+            gone.append((pin, charged if type(charged) is int else 0))
+    return gone
 
-    def apply(db: Database, _: list[str]) -> list[tuple[BadPin, int]]:
-        sql = "SELECT rowid, owner, root, name, charged, pin, checksum FROM pins"
-        gone = []
-        for id_, *columns in db.execute(sql).fetchall():
-            pin, charged = read_pin(tuple(columns)), columns[3]
-            if isinstance(pin, BadPin):  # what names it may be damaged, too
-                db.execute("DELETE FROM pins WHERE rowid = ?", (id_,))
-                gone.append((pin, charged if type(charged) is int else 0))
-        return gone
 
-    return Change(apply, done, must=True)
+def _where(
+    owner: str | None, root: Cid | bytes | None, name: str | None
+) -> tuple[str, tuple[str | bytes, ...]]:
+    wanted = {"owner": owner, "root": None if root is None else bytes(root), "name": name}
+    given = {column: value for column, value in wanted.items() if value is not None}
+    return " AND ".join(f"{column} = ?" for column in given) or "1", tuple(given.values())

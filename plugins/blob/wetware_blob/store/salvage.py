@@ -3,13 +3,14 @@
 The old one stays where it is until the new one is on the disk, and beside it from then on: a crash
 meanwhile makes the next start do all of it again. Whatever is taken over is checked: a block by its
 hash, a pin by its checksum. What is lost is named by the indexes of SQLite, which are copies of the
-keys: a block as damaged, so that it is fetched again; a pin as one whose row is damaged.
+keys: a block as damaged, so that it is fetched again; a pin as one whose row is damaged. Of
+downloads that were interrupted nothing is known any more: what they have is garbage.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from operator import gt, lt
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base.log import get_logger
 from wetware.errors import WetwareError
-from wetware_blob.format.cid import BLOCK_BYTES_MAX, Cid
+from wetware_blob.format.cid import BLOCK_BYTES_MAX
 from wetware_blob.store.index import (
     FILE,
     FILES_PER_DIRECTORY,
@@ -69,7 +70,6 @@ def salvage(files: Files, at: float) -> None:
             _blocks(old, new)
             _adopt_files(files, new)
             _pins(old, new)
-            _downloads(old, new)
             _id(old, new)
             new.execute("COMMIT")
         finally:
@@ -143,34 +143,38 @@ def _walk(old: Database, source: str, key: str, more: str = "") -> Iterator[tupl
 
 
 def _blocks(old: Database, new: Database) -> None:
-    named = "blocks INDEXED BY sqlite_autoindex_blocks_1"
-    for digest, id_ in _walk(old, named, "digest", ", rowid"):
+    for digest, id_ in _walk(
+        old, "blocks INDEXED BY sqlite_autoindex_blocks_1", "digest", ", rowid"
+    ):
         _block(new, id_, digest, 0, None, 1)
-    table = "blocks NOT INDEXED"
-    for columns in _walk(old, table, "id", ", digest, size, file, damaged"):
-        _block(new, *columns)
-    for (id_,) in _each(new, "SELECT id FROM blocks WHERE id > ? AND size = 0"):
-        sql = f"SELECT id, digest, size, file, damaged FROM {table} WHERE id = ?"  # noqa: S608 constant
-        for columns in _read(old, sql, id_) or ():
-            _block(new, *columns)
-    for id_, data in _walk(old, "small", "id", ", data"):
-        _small(new, id_, data)
-    without = (
+    lacking = "SELECT id FROM blocks WHERE id > ? AND size = 0"
+    _rows(old, new, "blocks", "digest, size, file, damaged", _block, lacking)
+    lacking = (
         "SELECT id FROM blocks WHERE id > ? AND file IS NULL AND id NOT IN (SELECT id FROM small)"
     )
-    for (id_,) in _each(new, without):
-        for (data,) in _read(old, "SELECT data FROM small WHERE id = ?", id_) or ():
-            _small(new, id_, data)
-    sql = without.replace("id > ?", "1")
+    _rows(old, new, "small", "data", _small, lacking)
+    sql = lacking.replace("id > ?", "1")
     new.execute(f"UPDATE blocks SET damaged = 1 WHERE id IN ({sql})")  # noqa: S608 constant
 
 
-def _each(new: Database, sql: str) -> Iterator[tuple[Any, ...]]:
-    """Rows by ID, a part at a time."""
+def _rows(
+    old: Database,
+    new: Database,
+    table: str,
+    columns: str,
+    take: Callable[..., None],
+    lacking: str,
+) -> None:
+    """`take` the rows of a table, along it and one by one by the IDs that lack then."""
+    source = f"{table} NOT INDEXED"
+    for row in _walk(old, source, "rowid", f", {columns}"):
+        take(new, *row)
     last = 0
-    while rows := new.execute(f"{sql} ORDER BY id LIMIT {_ROWS}", (last,)).fetchall():
-        yield from rows
-        last = rows[-1][0]
+    while ids := new.execute(f"{lacking} ORDER BY id LIMIT {_ROWS}", (last,)).fetchall():
+        for (last,) in ids:
+            sql = f"SELECT rowid, {columns} FROM {source} WHERE rowid = ?"  # noqa: S608 constants
+            for row in _read(old, sql, last) or ():
+                take(new, *row)
 
 
 def _block(new: Database, *columns: Any) -> None:
@@ -228,16 +232,11 @@ def _adopt_file(files: Files, new: Database, name: str, file: int, digest: bytes
 
 
 def _pins(old: Database, new: Database) -> None:
-    columns = "owner, root, name, charged, pin, checksum"
     named = "pins INDEXED BY sqlite_autoindex_pins_1"
     for owner, root, name, id_ in _walk(old, named, "owner, root, name", ", rowid"):
         _pin(new, id_, owner, root, name, 0, "", b"")
-    for row in _walk(old, "pins NOT INDEXED", "rowid", f", {columns}"):
-        _pin(new, *row)
-    for (id_,) in _each(new, "SELECT rowid AS id FROM pins WHERE rowid > ? AND checksum = x''"):
-        sql = f"SELECT rowid, {columns} FROM pins NOT INDEXED WHERE rowid = ?"  # noqa: S608 constant
-        for row in _read(old, sql, id_) or ():
-            _pin(new, *row)
+    lacking = "SELECT rowid AS id FROM pins WHERE rowid > ? AND checksum = x''"
+    _rows(old, new, "pins", "owner, root, name, charged, pin, checksum", _pin, lacking)
 
 
 def _pin(new: Database, id_: int, *columns: Any) -> None:
@@ -252,13 +251,6 @@ def _pin(new: Database, id_: int, *columns: Any) -> None:
         sql = "INSERT OR IGNORE INTO pins (rowid, owner, root, name, charged, pin, checksum)"
         for each in (id_, None) if whole else (id_,):  # another one may have its ID
             new.execute(f"{sql} VALUES (?, ?, ?, ?, ?, ?, ?)", (each, *columns))
-
-
-def _downloads(old: Database, new: Database) -> None:
-    for root, at in _read(old, "SELECT root, at FROM downloads") or ():
-        with suppress(WetwareError, TypeError):
-            Cid.decode(root)
-            new.execute("INSERT OR IGNORE INTO downloads VALUES (?, ?)", (root, float(at)))
 
 
 def _id(old: Database, new: Database) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -12,9 +14,8 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
@@ -24,17 +25,15 @@ from wetware.base.log import get_logger
 from wetware.base.threads import to_its_end
 from wetware.errors import ConfigError, InvalidArgument, LimitExceeded, WetwareError
 from wetware_blob.format.cid import Cid
-from wetware_blob.store import scrub
 from wetware_blob.store.bits import Bits
-from wetware_blob.store.blocks import Blocks, added
-from wetware_blob.store.collect import DELETED_MAX, Children, Collected, Run, Walk, swept, vacuum
+from wetware_blob.store.blocks import Blocks
+from wetware_blob.store.collect import DELETED_MAX, Children, Collected, Walk
 from wetware_blob.store.errors import Damaged, DiskFull, StoreFailed
 from wetware_blob.store.index import (
     FILE,
-    FILES_PER_DIRECTORY,
     INDEX_BYTES,
+    ROW_BYTES,
     SMALL_BYTES_MAX,
-    Change,
     Index,
     batches,
     charge,
@@ -45,28 +44,29 @@ from wetware_blob.store.index import (
 from wetware_blob.store.pins import (
     BadPin,
     Pin,
-    amended,
+    amend_pin,
     count_pins,
-    damaged_removed,
-    kept,
-    read_pins,
-    removed,
+    keep_pin,
+    pin_rows,
+    read_pin,
+    remove_damaged,
+    remove_pins,
 )
 from wetware_blob.store.quota import Quota
 from wetware_blob.store.salvage import NEW, aside, salvage
-from wetware_blob.store.scrub import Damage
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from anyio.abc import TaskStatus
 
     from wetware.hookspecs import Clock, Finding
     from wetware_blob.format.cid import Block
     from wetware_blob.store.files import Database, Files
+    from wetware_blob.store.index import Row
 
 log = get_logger("blob.store")
 T = TypeVar("T")
+RunSync = Callable[..., Awaitable[Any]]
+"""Calls a function that blocks in a thread, as `PluginContext.run_sync`."""
 
 PUT_BYTES_MAX: Final = 16 << 20
 """Blocks that are written and synced together; more are put in parts."""
@@ -77,12 +77,8 @@ FREE_BYTES_MIN: Final = 4 << 20
 """That a put leaves free: what the index may grow by before its log is emptied."""
 DOWNLOAD_KEPT_S: Final = 3 * 24 * 3600.0
 """For so long a download that was interrupted keeps its blocks, unless a write needs their room."""
-
-
-class RunSync(Protocol):
-    """Calls a function that blocks in a thread, as `PluginContext.run_sync`."""
-
-    def __call__(self, function: Callable[..., Any], /, *args: object) -> Awaitable[Any]: ...
+DOWNLOADS_MAX: Final = 1000
+"""Downloads that were interrupted and keep theirs: the last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +91,21 @@ class Usage:
     pins: int = 0
 
 
+@dataclass(slots=True, eq=False)
 class Hold:
-    """While it is open, what is written under it is not collected, nor what its root reaches.
+    """What is written under it is not collected while it is open; see `Store.hold`.
 
-    An upload has no root; what it writes is charged to its owner until it is pinned or given up. A
-    hold with a root is of who reads or downloads it; a download that ended with an error keeps what
-    it has for DOWNLOAD_KEPT_S.
+    Attributes:
+        keep: The rows of blocks that were written or seen under it.
+        charged: To its owner, for an upload that is not pinned yet.
+        noted: It is on the disk that a download has begun.
     """
 
-    def __init__(self, store: Store, owner: str, root: Cid | None) -> None:
-        self.owner, self.root = owner, root
-        self.keep = Bits()
-        self.charged = 0
-        self.noted = False
-        self._store = store
-
-    async def __aenter__(self) -> Hold:
-        await self._store._begin(self)
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
-        self._store._end(self, finished=exc_type is None)
+    owner: str
+    root: Cid | None
+    keep: Bits = field(default_factory=Bits)
+    charged: int = 0
+    noted: bool = False
 
 
 class Store:
@@ -156,10 +143,8 @@ class Store:
         self._index: Index
         self._blocks: Blocks
         self._holds: set[Hold] = set()
-        self._run: Run | None = None
+        self._late: deque[tuple[Cid, asyncio.Event]] | None = None  # while there is a collection
         self._collecting, self._making_room = asyncio.Lock(), asyncio.Lock()
-        self._numbering = asyncio.Lock()
-        self._next_file = 0
         self._writing: set[asyncio.Future[Any]] = set()
         self._reopening = False
         self._kept: list[str] = []
@@ -180,18 +165,16 @@ class Store:
 
     async def _reopen(self) -> None:
         """Salvage the index, once nobody writes: what is written meanwhile is refused."""
-        log.error("blob.index_damaged")
         self._reopening = True
         with anyio.CancelScope(shield=True):
             while self._writing:
                 await asyncio.wait(self._writing)
             async with self._collecting:  # rows may have other IDs
                 await self._run_sync(self._index.close)
-                self._next_file = 0
                 self._quota = Quota(self._quota.node_bytes_max, self._quota.owner_bytes_max)
                 for hold in self._holds:
                     self._quota.restore(hold.owner, hold.charged)
-                await self._run_sync(self._open, True)
+                await self._run_sync(self._open, "it was found as it was used")
                 self._index.start()
         self._reopening = False
 
@@ -205,24 +188,28 @@ class Store:
         task.add_done_callback(self._writing.discard)
         return await to_its_end(task)
 
-    def _open(self, damaged: bool = False) -> None:
+    def _open(self, damage: str = "") -> None:
         try:
-            with suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError):
                 self._files.make_directory("")
             self._files.sync_directory("..")
-            self._check_there()
-            if not damaged and NEW not in self._files.names(""):
+            names = self._files.names("")
+            if any(map(str.isdecimal, names)) and not (FILE in names and self._files.size(FILE)):
+                # All files would be those of puts that did not come to their end.
+                raise StoreFailed(f"its index {FILE} is gone, and there are files of blocks")  # noqa: TRY301 as below
+            if NEW in names:
+                damage = "it was not salvaged to the end"
+            if not damage:
                 try:
                     self._load()
                 except Exception as exc:
                     if not is_damage(exc):
                         raise
-                    why = str(exc)
-                else:
-                    return
-                log.error("blob.index_damaged", why=why)
-            salvage(self._files, self._clock.time())
-            self._load()
+                    damage = str(exc)
+            if damage:
+                log.error("blob.index_damaged", why=damage)
+                salvage(self._files, self._clock.time())
+                self._load()
         except Exception as exc:
             raise ConfigError(
                 f"the blob store cannot be used: {exc}",
@@ -230,43 +217,27 @@ class Store:
                 code="config.store",
             ) from exc
 
-    def _check_there(self) -> None:
-        """Without the index all files would be those of puts that did not come to their end."""
-        names = self._files.names("")
-        if any(map(str.isdecimal, names)) and not (FILE in names and self._files.size(FILE)):
-            raise StoreFailed(f"its index {FILE} is gone, and there are files of blocks")
-
     def _load(self) -> None:
         self._kept = aside(self._files.names(""))
         index = Index(self._files)
         try:
-            charged, owners = self._check(index, blocks := Blocks(self._files, index))
+            blocks = Blocks(self._files, index)
+            blocks.sweep()
+            _, charged = index.totals()
+            self.id = index.check_pins()
+            with index.reading() as db:
+                sql = "SELECT owner, SUM(charged), COUNT(*) FROM pins GROUP BY owner"
+                owners = db.execute(sql).fetchall()
+                rows = pin_rows(db)
+            for pin in _checked(rows)[1]:
+                log.error("blob.pin_damaged", owner=pin.owner, name=pin.name)
         except BaseException:
             index.abandon()
             raise
         self._index, self._blocks = index, blocks
         self._quota.written(0, charged)
         for owner, nbytes, pins in owners:
-            self._quota.restore(owner, nbytes, pins)
-
-    def _check(self, index: Index, blocks: Blocks) -> tuple[int, list[tuple[str, int, int]]]:
-        """Make files and rows agree; what all is charged, and of each owner that and the pins."""
-        found = blocks.sweep()
-        if found.orphans or found.lost:
-            log.info("blob.swept", orphans=found.orphans, lost=len(found.lost))
-        for digest, row in index.find(found.lost).items():
-            log.error("blob.damaged", block=digest.hex(), why="its file is gone")
-            index.spoil(row)
-        _, charged = index.totals()
-        self.id = index.check_pins()
-        with index.reading() as db:
-            pins = read_pins(db)
-            sql = "SELECT owner, SUM(charged), COUNT(*) FROM pins GROUP BY owner"
-            owners = db.execute(sql).fetchall()
-        for pin in pins:
-            if isinstance(pin, BadPin):
-                log.error("blob.pin_damaged", owner=pin.owner, name=pin.name)
-        return charged, [(str(owner), int(nbytes), int(count)) for owner, nbytes, count in owners]
+            self._quota.restore(str(owner), int(nbytes), int(pins))
 
     # --- blocks -----------------------------------------------------------------------------------
 
@@ -303,18 +274,22 @@ class Store:
         self._check_open(hold)
         if hold.root is not None and not hold.noted:
             hold.noted = True
-            await self._index.write(_began(hold.root, self._clock.time()))
+            root, now = hold.root, self._clock.time()
+            await self._index.write(lambda db: _note_download(db, root, now))
         new, more = await self._look(hold.keep, part)
         room = sum(charge(len(data)) for data in new.values())
         owned = more + room if hold.root is None else 0
-        self._quota.charge(hold.owner, owned)
-        hold.charged += owned
+        self._charge(hold, owned)
+        promised = stored = 0
         try:
             await self._promise(room)
+            promised = room
+            stored = await self._write(hold.keep, new)
         except BaseException:
-            self._uncharge(hold, owned)
+            self._charge(hold, -owned)
             raise
-        await self._write(hold, new, room, owned)
+        finally:
+            self._quota.written(promised, stored)
 
     async def _look(self, keep: Bits, part: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], int]:
         """What of it is not here, and what the rest is charged that is new under a hold.
@@ -323,14 +298,14 @@ class Store:
         four at a time in between two. Raises DiskFull where there is no room for it.
         """
 
-        def apply(db: Database, _: list[str]) -> tuple[dict[bytes, bytes], int, bool]:
+        def look(db: Database) -> tuple[dict[bytes, bytes], int, bool]:
             found = self._index.find_in(db, part)
             there = {digest: row for digest, row in found.items() if not row.damaged}
-            more = sum(row.charged for row in there.values() if keep.add(row.id))
+            more = sum(row.charged for row in there.values() if self._index.keep(row.id, keep))
             new = {digest: data for digest, data in part.items() if digest not in there}
             return new, more, self._has_room(sum(map(len, new.values())))
 
-        new, more, room = await self._index.write(Change(apply))
+        new, more, room = await self._index.write(look)
         if not room:
             raise DiskFull(
                 "the disk of the blob store has no room for more",
@@ -346,65 +321,51 @@ class Store:
 
     async def _promise(self, room: int) -> None:
         """Room in the node's quota, if need be by collecting what nothing keeps."""
-        with suppress(LimitExceeded):
+        with contextlib.suppress(LimitExceeded):
             self._quota.promise(room)
             return
         async with self._making_room:  # who comes while others collect waits for what they free
-            try:
-                self._quota.promise(room)
-            except LimitExceeded as full:
-                if not (self._garbage or self._collecting.locked()):
-                    raise
-                for unfinished in (True, False):
+            for unfinished in (True, False):
+                try:
+                    self._quota.promise(room)
+                except LimitExceeded as full:
+                    if not (self._garbage or self._collecting.locked()):
+                        raise
                     try:
                         await self.collect(unfinished=unfinished)
                     except WetwareError as exc:  # which names a pin that may be another owner's
                         log.warning("blob.not_collected", why=exc.message)
                         raise full from None
-                    with suppress(LimitExceeded):
-                        self._quota.promise(room)
-                        return
-                self._quota.promise(room)
+                else:
+                    return
+            self._quota.promise(room)
 
-    async def _write(self, hold: Hold, new: dict[bytes, bytes], room: int, owned: int) -> None:
+    async def _write(self, keep: Bits, new: dict[bytes, bytes]) -> int:
+        """Blocks that are not here, or damaged; returns what they are charged more than before."""
+        if not new:
+            return 0
         large = [(d, data) for d, data in new.items() if len(data) > SMALL_BYTES_MAX]
-        numbers: dict[bytes, int] = {}
-        written = False
+        small_bytes = sum(len(data) for data in new.values() if len(data) <= SMALL_BYTES_MAX)
+        size = small_bytes + ROW_BYTES * len(new)
+        files: dict[bytes, int] = {}
         try:
             if large:
-                first = await self._number(len(large))
-                numbers = {digest: number for number, (digest, _) in enumerate(large, first)}
+                first = await self._run_sync(self._blocks.number, len(large))
+                files = {digest: number for number, (digest, _) in enumerate(large, first)}
                 await self._write_files(first, large)
-
-            def done(stored: int) -> None:
-                self._quota.written(room, stored)
-                self._index.spoiled.difference_update(new)
-
-            written = True  # from here on the index answers for the files
-            if new:
-                change = added(new, numbers, hold.keep, self._index.spoiled)
-                await self._index.write(replace(change, done=done))
-            else:
-                self._quota.written(room, 0)
-        except BaseException as exc:
-            self._quota.written(room, 0)
-            self._uncharge(hold, owned)
-            if not written and numbers:
-                names = [file_name(number, digest) for digest, number in numbers.items()]
-                await self._run_sync(self._blocks.remove_files, names)
+            stored, trash = await self._index.write(
+                lambda db: self._blocks.add(db, new, files, keep), size=size
+            )
+        except Exception as exc:  # not where the loop is closed: the row may be written still
+            names = [file_name(number, digest) for digest, number in files.items()]
+            await self._run_sync(self._blocks.remove_files, names)
             if isinstance(exc, OSError):
                 raise refusal(exc) from exc
             raise
-
-    async def _number(self, many: int) -> int:
-        """The first of so many numbers of files, all in one directory."""
-        async with self._numbering:
-            free = -self._next_file % FILES_PER_DIRECTORY
-            if free < many or not self._blocks.usable(self._next_file):
-                self._next_file = await self._run_sync(self._blocks.make_directory)
-            first = self._next_file
-            self._next_file += many
-            return first
+        self._index.spoiled.difference_update(new)
+        if trash:
+            await self._run_sync(self._blocks.remove_files, trash)
+        return stored
 
     async def _write_files(self, first: int, large: list[tuple[bytes, bytes]]) -> None:
         share = -(-len(large) // WRITERS)
@@ -420,37 +381,35 @@ class Store:
                 raise result
         await self._run_sync(self._blocks.name_files, first)
 
-    def _uncharge(self, hold: Hold, nbytes: int) -> None:
-        hold.charged -= nbytes
-        self._quota.charge(hold.owner, -nbytes)
-
     # --- holds ------------------------------------------------------------------------------------
 
-    def hold(self, owner: str, root: Cid | None = None) -> Hold:
-        """See Hold."""
-        return Hold(self, owner, root)
+    @contextlib.asynccontextmanager
+    async def hold(self, owner: str, root: Cid | None = None) -> AsyncIterator[Hold]:
+        """While it is open, what is written under it is not collected, nor what its root reaches.
 
-    async def _begin(self, hold: Hold) -> None:
+        An upload has no root; what it writes is charged to its owner until it is pinned or given
+        up. A hold with a root is of who reads or downloads it; a download that ended with an error
+        keeps what it has for DOWNLOAD_KEPT_S.
+        """
+        hold = Hold(owner, root)
         self._holds.add(hold)
-        if hold.root is not None and (run := self._run) is not None:
-            marked = asyncio.Event()
-            run.late.append((hold.root, marked.set))
-            try:
+        try:
+            if root is not None and self._late is not None:
+                self._late.append((root, marked := asyncio.Event()))
                 await marked.wait()  # `collect` sets it also where it ends before
-            except BaseException:
-                self._end(hold, finished=True)
-                raise
+            yield hold
+            if hold.noted and root is not None:
+                sql, key = "DELETE FROM downloads WHERE root = ?", (bytes(root),)
+                self._index.write_soon(lambda db: db.execute(sql, key), must=True)
+        finally:
+            self._charge(hold, -hold.charged)
+            self._holds.discard(hold)
+            self._garbage = True
 
-    def _end(self, hold: Hold, *, finished: bool) -> None:
-        if hold not in self._holds:
-            return
-        if self._run is not None:
-            self._run.ended.append(hold.keep)
-        self._holds.discard(hold)
-        self._garbage = True
-        self._uncharge(hold, hold.charged)
-        if hold.noted and finished and hold.root is not None:
-            self._index.write_soon(_ended(hold.root))
+    def _charge(self, hold: Hold, more: int) -> None:
+        if hold in self._holds:  # else all of it was given back
+            self._quota.charge(hold.owner, more)
+            hold.charged += more
 
     def _check_open(self, hold: Hold) -> None:
         if hold not in self._holds:
@@ -467,30 +426,32 @@ class Store:
         self._check_open(hold)
         if pin.owner != hold.owner:
             raise InvalidArgument(f"the hold is of {hold.owner}, and the pin of {pin.owner}")
-        walk = await self._walked(hold, pin.root)
-        charged, held = walk.charged, hold.charged
-        self._quota.charge(pin.owner, charged - held, 1)
+        charged = await self._walked(hold, pin.root)
+        self._quota.charge(pin.owner, charged - hold.charged, 1)
         hold.charged = 0
-
-        def done(gone: list[int]) -> None:
-            self._quota.charge(pin.owner, -sum(gone), -len(gone))
 
         async def write() -> None:
             try:
-                await self._index.write(kept(replace(pin, charged=charged), done))
+                kept = replace(pin, charged=charged)
+                gone = await self._index.write(lambda db: keep_pin(db, kept))
             except BaseException:
                 self._quota.charge(pin.owner, -charged, -1)
                 raise
+            self._quota.charge(pin.owner, -sum(gone), -len(gone))
 
         await self._to_its_end(write())
 
-    async def _walked(self, hold: Hold, root: Cid) -> Walk:
-        """Raises where something of it lacks."""
+    async def _walked(self, hold: Hold, root: Cid) -> int:
+        """What all that it reaches is charged; raises where something of it lacks."""
         walk = Walk(self._index, self._blocks, self._children, hold.keep, whole=True)
-        await self._run_sync(walk.add, [root])
-        while await self._run_sync(walk.step):
-            pass
-        return walk
+        await self._follow(walk, [root])
+        return walk.charged
+
+    async def _follow(self, walk: Walk, roots: Collection[Cid]) -> None:
+        for some in batches(roots):  # each call in a thread costs about a root's time
+            await self._run_sync(walk.add, some)
+            while await self._run_sync(walk.step):
+                pass
 
     async def amend(self, pin: Pin, **terms: Any) -> bool:
         """Change these attributes of a pin, unless it was given up; whether it was there.
@@ -500,7 +461,8 @@ class Store:
         """
         async with self.hold(pin.owner, pin.root) as hold:
             await self._walked(hold, pin.root)
-            return await self._to_its_end(self._index.write(amended(pin, terms)))
+            change = self._index.write(lambda db: amend_pin(db, pin, terms))
+            return await self._to_its_end(change)
 
     async def unpin(self, owner: str, root: Cid | bytes, name: str | None) -> int:
         """Give a root up, under one name or all (None); returns how many pins that were.
@@ -508,29 +470,39 @@ class Store:
         A pin that is damaged is named by its columns as they are (`BadPin`).
         """
 
-        def done(gone: list[int]) -> None:
+        async def write() -> int:
+            remove = self._index.write(lambda db: remove_pins(db, owner, root, name), must=True)
+            gone = await remove
             self._quota.charge(owner, -sum(gone), -len(gone))
             self._garbage = True
+            return len(gone)
 
-        gone = await self._to_its_end(self._index.write(removed(owner, root, name, done)))
-        return len(gone)
+        return await self._to_its_end(write())
 
     async def drop_damaged(self) -> list[BadPin]:
         """Give up the pins whose rows are damaged; returns them, their columns as they were."""
 
-        def done(gone: list[tuple[BadPin, int]]) -> None:
+        async def write() -> list[BadPin]:
+            gone = await self._index.write(remove_damaged, must=True)
             for pin, charged in gone:  # both may be others than what was charged
                 nbytes, pins = self._quota.of(pin.owner)
                 self._quota.charge(pin.owner, -min(max(charged, 0), nbytes), -min(1, pins))
             self._garbage = True
+            return [pin for pin, _ in gone]
 
-        gone = await self._to_its_end(self._index.write(damaged_removed(done)))
-        return [pin for pin, _ in gone]
+        return await self._to_its_end(write())
 
     async def pins(self, owner: str | None = None, root: Cid | None = None) -> list[Pin]:
-        """Those that are whole, the newest first; `scrub` finds the others."""
-        found = await self._run_sync(self._read_pins, owner, root)
-        return [pin for pin in found if isinstance(pin, Pin)]
+        """Those that are whole, the newest first; `damage` has the others."""
+        found: tuple[list[Pin], list[BadPin]] = await self._run_sync(self._read_pins, owner, root)
+        return found[0]
+
+    def _read_pins(
+        self, owner: str | None = None, root: Cid | None = None
+    ) -> tuple[list[Pin], list[BadPin]]:
+        with self._index.reading() as db:
+            rows = pin_rows(db, owner, root)
+        return _checked(rows)
 
     async def page(
         self, owner: str | None, root: Cid | None, skip: int, limit: int
@@ -540,23 +512,24 @@ class Store:
         Those that are damaged are counted, and lack in their page.
         """
 
-        def read() -> tuple[list[Pin | BadPin], int]:
+        def read() -> tuple[list[Pin], int]:
             with self._index.reading() as db:
-                some = read_pins(db, owner, root, skip=skip, limit=limit)
+                rows = pin_rows(db, owner, root, skip=skip, limit=limit)
                 matched = count_pins(db, owner, root)
-            return list(some), matched
+            return _checked(rows)[0], matched
 
-        found, matched = await self._run_sync(read)
-        return [pin for pin in found if isinstance(pin, Pin)], matched
-
-    def _read_pins(self, owner: str | None, root: Cid | None) -> list[Pin | BadPin]:
-        with self._index.reading() as db:
-            found = read_pins(db, owner, root)
-        return list(found)
+        found: tuple[list[Pin], int] = await self._run_sync(read)
+        return found
 
     async def damage(self) -> tuple[int, list[BadPin]]:
         """How many blocks are known to be damaged, and the pins that are."""
-        found: tuple[int, list[BadPin]] = await self._run_sync(self._damage)
+
+        def read() -> tuple[int, list[BadPin]]:
+            with self._index.reading() as db:
+                ((blocks,),) = db.execute("SELECT COUNT(*) FROM blocks WHERE damaged").fetchall()
+            return int(blocks), self._read_pins()[1]
+
+        found: tuple[int, list[BadPin]] = await self._run_sync(read)
         return found
 
     async def check_pins(self) -> None:
@@ -580,11 +553,6 @@ class Store:
                 f"disk, pin again what `ww blob pin ls --all` lacks, remove {name} from the "
                 "directory `store` of the plugin's data, and restart the node",
             )
-
-    def _damage(self) -> tuple[int, list[BadPin]]:
-        with self._index.reading() as db:
-            ((blocks,),) = db.execute("SELECT COUNT(*) FROM blocks WHERE damaged").fetchall()
-            return int(blocks), [pin for pin in read_pins(db) if isinstance(pin, BadPin)]
 
     async def usage(self, owner: str | None = None) -> Usage:
         """Of an owner; None: of the node."""
@@ -610,113 +578,121 @@ class Store:
         """
         async with self._collecting:
             self._garbage = dry_run or unfinished
-            run = self._run = Run(self._index, self._blocks, self._children)
+            self._index.marking, self._late = marked, late = Bits(), deque[Any]()
+            holds = tuple(self._holds)  # what they are given from here on is marked, too
             try:
-                await self._mark(run, unfinished=unfinished)
-                return await self._sweep(run, dry_run=dry_run)
+                await self._mark(marked, holds, unfinished=unfinished)
+                return await self._sweep(marked, late, dry_run=dry_run)
             except BaseException:
                 self._garbage = True
                 raise
             finally:
-                self._run = None
-                for _, marked in run.late:
-                    marked()
+                self._index.marking = self._late = None
+                for _, event in late:
+                    event.set()
 
-    async def _mark(self, run: Run, *, unfinished: bool) -> None:
-        held = [hold.root for hold in self._holds if hold.root is not None]
-        pins = await self._run_sync(self._read_pins, None, None)
-        for pin in pins:
-            if isinstance(pin, BadPin):
-                raise Damaged(
-                    f"a pin of {pin.owner} named {pin.name!r} is damaged: what it keeps is unknown",
-                    hint="pin the root again under that name, or give up what is damaged with "
-                    "`ww blob gc --drop-damaged`; `ww blob verify` names all of it",
-                )
-        # As a write: after those that say of downloads that they have ended.
-        downloads = await self._index.write(Change(self._downloads, must=True))
-        downloads = downloads if unfinished else []
-        for roots, whole in (([pin.root for pin in pins], True), ([*held, *downloads], False)):
-            walk = run.walk(whole=whole)
-            for some in batches(roots):  # each call in a thread costs about a root's time
-                await self._run_sync(walk.add, some)
-                while await self._run_sync(walk.step):
-                    pass
+    async def _mark(self, marked: Bits, holds: Collection[Hold], *, unfinished: bool) -> None:
+        def begin(db: Database) -> list[Any]:  # as a write: after those that say of downloads …
+            for hold in holds:
+                marked.update(hold.keep)
+            since = self._clock.time() - DOWNLOAD_KEPT_S  # … that they have ended
+            return db.execute("SELECT root FROM downloads WHERE at > ?", (since,)).fetchall()
 
-    def _downloads(self, db: Database, _: list[str]) -> list[Cid]:
-        since = self._clock.time() - DOWNLOAD_KEPT_S
-        found = db.execute("SELECT root FROM downloads WHERE at > ?", (since,)).fetchall()
-        return [Cid.decode(bytes(root)) for (root,) in found]
+        downloads = await self._index.write(begin, must=True)
+        pins, damaged = await self._run_sync(self._read_pins)
+        for bad in damaged:
+            raise Damaged(
+                f"a pin of {bad.owner} named {bad.name!r} is damaged: what it keeps is unknown",
+                hint="pin the root again under that name, or give up what is damaged with "
+                "`ww blob gc --drop-damaged`; `ww blob verify` names all of it",
+            )
+        roots = [hold.root for hold in holds if hold.root is not None]
+        if unfinished:
+            roots += [Cid.decode(bytes(root)) for (root,) in downloads]
+        for some, whole in (([pin.root for pin in pins], True), (roots, False)):
+            walk = Walk(self._index, self._blocks, self._children, marked, whole=whole)
+            await self._follow(walk, some)
 
-    async def _sweep(self, run: Run, *, dry_run: bool) -> Collected:
+    async def _sweep(
+        self, marked: Bits, late: deque[tuple[Cid, asyncio.Event]], *, dry_run: bool
+    ) -> Collected:
+        async def delete() -> list[Row]:
+            gone = await self._index.write(
+                lambda db: self._blocks.delete(db, rows, marked), must=True
+            )
+            names = [row.name for row in gone if row.file is not None]
+            await self._run_sync(self._blocks.remove_files, names)
+            self._quota.written(0, -sum(row.charged for row in gone))
+            return gone
+
         blocks = charged = after = 0
-
-        def is_kept(id_: int) -> bool:  # in this order: a hold that ends is in both for a while
-            return any(id_ in hold.keep for hold in tuple(self._holds)) or run.kept(id_)
-
-        def done(gone: Collected) -> None:
-            self._quota.written(0, -gone.charged)
-
         while rows := await self._run_sync(self._index.after, after, DELETED_MAX):
-            await self._run_sync(run.absorb)
-            while run.late:
-                root, marked = run.late[0]
-                walk = run.walk(whole=False)
-                await self._run_sync(walk.add, [root])
-                while await self._run_sync(walk.step):
-                    pass
-                run.late.popleft()
-                marked()
+            while late:
+                root, event = late[0]
+                walk = Walk(self._index, self._blocks, self._children, marked, whole=False)
+                await self._follow(walk, [root])
+                late.popleft()
+                event.set()
             after = rows[-1].id
-            rows = [row for row in rows if not is_kept(row.id)]
+            rows = [row for row in rows if row.id not in marked]
             if rows and not dry_run:
-                gone = await to_its_end(self._index.write(swept(rows, is_kept, done)))
+                rows = await to_its_end(delete())
                 if not self._index.reserve.missing:
-                    self._index.write_soon(vacuum())
-            else:
-                gone = Collected(len(rows), sum(row.charged for row in rows))
-            blocks, charged = blocks + gone.blocks, charged + gone.charged
+                    self._index.write_soon(_vacuum)
+            blocks, charged = blocks + len(rows), charged + sum(row.charged for row in rows)
         return Collected(blocks, charged)
 
-    async def scrub(self, rate_bytes_s: float | None, share: float = 0.0) -> AsyncIterator[Damage]:
+    async def scrub(
+        self, rate_bytes_s: float | None, share: float = 0.0
+    ) -> AsyncIterator[bytes | BadPin]:
         """Read everything and yield what is damaged, or lacks of a pin; None: as fast as it goes.
 
-        The blocks are read from behind so large a share of them (0 to 1), and then those before.
-        What lacks below a block that is fetched meanwhile comes, too.
+        That is the digest of a block, or a pin. The blocks are read from behind so large a share of
+        them (0 to 1), and then those before. What lacks below a block that is fetched meanwhile
+        comes, too.
         """
-        for damage in await self._run_sync(scrub.bad_pins, self._index):
-            yield damage
+        for pin in (await self.damage())[1]:
+            yield pin
         first = int(share * await self._run_sync(self._index.last))
         for begin, end in ((first, None), (0, first)):
             after: int | None = begin
             while after is not None:
-                after, nbytes, found = await self._run_sync(
-                    scrub.step, self._index, self._blocks, after, end
-                )
-                for damage in found:
-                    yield damage
+                after, nbytes, found = await self._run_sync(self._blocks.scrub, after, end)
+                for digest in found:
+                    yield digest
                 if rate_bytes_s is not None and nbytes:
                     await self._sleep(nbytes / rate_bytes_s)
         walk = Walk(self._index, self._blocks, self._children, Bits(), whole=False)
-        for pin in await self.pins():
-            await self._run_sync(walk.add, [pin.root])
+        for root in [pin.root for pin in await self.pins()]:
+            await self._run_sync(walk.add, [root])
             while await self._run_sync(walk.step) or walk.lacking:
                 lacking, walk.lacking = set(walk.lacking), []
                 for cid in lacking:
-                    yield Damage(cid.digest)
+                    yield cid.digest
                     if await self.have([cid.digest]):
                         await self._run_sync(walk.add, [cid])
 
 
-def _began(root: Cid, at: float) -> Change[None]:
-    def apply(db: Database, _: list[str]) -> None:
-        db.execute("DELETE FROM downloads WHERE at <= ?", (at - DOWNLOAD_KEPT_S,))
-        db.execute("INSERT OR REPLACE INTO downloads VALUES (?, ?)", (bytes(root), at))
+def _checked(rows: Collection[tuple[Any, ...]]) -> tuple[list[Pin], list[BadPin]]:
+    """Those that are whole, and the others. It takes long, and needs no lock."""
+    whole, damaged = list[Pin](), list[BadPin]()
+    for pin in map(read_pin, rows):
+        if isinstance(pin, Pin):
+            whole.append(pin)
+        else:
+            damaged.append(pin)
+    return whole, damaged
 
-    return Change(apply)
+
+def _note_download(db: Database, root: Cid, at: float) -> None:
+    db.execute("INSERT OR REPLACE INTO downloads VALUES (?, ?)", (bytes(root), at))
+    db.execute(
+        "DELETE FROM downloads WHERE at <= ? OR root NOT IN "
+        "(SELECT root FROM downloads ORDER BY at DESC LIMIT ?)",
+        (at - DOWNLOAD_KEPT_S, DOWNLOADS_MAX),
+    )
 
 
-def _ended(root: Cid) -> Change[None]:
-    def apply(db: Database, _: list[str]) -> None:
-        db.execute("DELETE FROM downloads WHERE root = ?", (bytes(root),))
-
-    return Change(apply, must=True)
+def _vacuum(db: Database) -> None:
+    """Give free pages back to the disk. It writes more than the reserve may have."""
+    db.execute("PRAGMA incremental_vacuum(256)").fetchall()
