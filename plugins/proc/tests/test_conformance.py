@@ -20,4 +20,4 @@ class TestProc(ServiceConformance):
     }
 
     def make(self, ctx: PluginContext) -> ProcService:
-        return ProcService(ctx, lambda: nullcontext(Scripts()))
+        return ProcService(ctx, lambda: nullcontext({"wasm": Scripts()}))

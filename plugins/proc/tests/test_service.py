@@ -41,7 +41,7 @@ class Scripts:
     async def load(self, code: bytes) -> Image:
         if not hasattr(self, code.decode(errors="replace")):
             raise CodeRefused("no such script")
-        image = Image(hashlib.sha256(code).hexdigest())
+        image = Image(hashlib.sha256(code).hexdigest(), "wasm")
         image.script = code.decode()  # type: ignore[attr-defined]  # of our own
         return image
 
@@ -122,7 +122,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     config = ProcConfig(memory_bytes_max=512 * MIB, owner_memory_bytes_max=256 * MIB)
     scripts = Scripts()
     service = ProcService(
-        plugin_context(tmp_path, config, name="proc"), lambda: contextlib.nullcontext(scripts)
+        plugin_context(tmp_path, config, name="proc"),
+        lambda: contextlib.nullcontext({"wasm": scripts}),
     )
     async with rpc.runtime(), asyncio.TaskGroup() as tasks:
         running = asyncio.Event()
@@ -144,7 +145,7 @@ async def test_a_program_reads_writes_and_says_how_it_ended(world: World) -> Non
         assert (ran.exit, ran.stdout, ran.stderr) == (Exit("exited", 3, ""), data, b"done")
         (info,) = await ada.processes()
         assert (info.exit.code, info.cpu_ms, info.owner) == (3, 250, "ada")
-        assert info.hash == hashlib.sha256(b"cat").hexdigest()
+        assert (info.hash, info.kind) == (hashlib.sha256(b"cat").hexdigest(), "wasm")
     assert not world.service.processes
 
 
@@ -166,6 +167,9 @@ async def test_what_is_no_program_is_refused(world: World) -> None:
         with pytest.raises(WetwareError, match="no such script") as refused:
             await ada.load(b"nothing")
         assert refused.value.code == "proc.code"
+        with pytest.raises(WetwareError, match="no programs of the kind 'rust'") as refused:
+            await ada.load(b"cat", "rust")
+        assert (refused.value.code, refused.value.hint) == ("unsupported.driver", "it runs wasm")
         with pytest.raises(InvalidArgument, match="cannot read"):
             await ada.load("/nowhere/at/all")
 

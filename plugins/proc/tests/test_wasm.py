@@ -170,7 +170,7 @@ async def test_what_there_is_not_cannot_be_imported(run: Run) -> None:
 
 async def test_an_image_of_another_driver_is_refused(run: Run) -> None:
     with pytest.raises(InvalidArgument):
-        await run.driver.run(Image("00"), Spec())
+        await run.driver.run(Image("00", "wasm"), Spec())
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ class Info:
     memory_bytes: int
     cpu_ms: int
     exit: Exit
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +174,16 @@ class Executor:
     def __init__(self, ref: Any) -> None:
         self._ref = ref
 
-    async def load(self, code: Code) -> Image:
-        """A program, ready to be spawned. Raises WetwareError "proc.code" for what is none."""
+    async def load(self, code: Code, kind: str = "wasm") -> Image:
+        """A program of a kind, ready to be spawned.
+
+        Raises WetwareError "proc.code" for what is none, "unsupported.driver" where its kind does
+        not run.
+        """
         name = Path(code).name if isinstance(code, str | os.PathLike) else ""
         given = code if isinstance(code, rpc.Ref) else _Source(await _bytes(code))
         with rpc.time_limit(_LOAD_S):
-            reply = await self._ref.call("load", code=given)
+            reply = await self._ref.call("load", code=given, kind=kind)
         return Image(_given(reply["image"]), reply["hash"], name)
 
     @contextlib.asynccontextmanager

@@ -234,10 +234,11 @@ class Image:
 
     Attributes:
         digest: sha256 of the code, in hex.
+        kind: The kind of driver that it is of.
     """
 
-    def __init__(self, digest: str) -> None:
-        self.digest = digest
+    def __init__(self, digest: str, kind: str) -> None:
+        self.digest, self.kind = digest, kind
 
 
 class Driver(Protocol):
@@ -246,7 +247,7 @@ class Driver(Protocol):
     async def load(self, code: bytes) -> Image:
         """Prepare a program; quick where the same code was prepared before, on this machine.
 
-        Raises CodeRefused.
+        Raises CodeRefused; DriverUnavailable where this machine lacks what it takes.
         """
 
     async def run(self, image: Image, spec: Spec) -> Exit:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from wetware.hookspecs import PluginContext, Service, hookimpl
 
 if TYPE_CHECKING:
     import typer
+
+    from wetware_proc.driver import Driver
 
 if importlib.util.find_spec("wasmtime") is None:  # looked for, not imported
     raise ModuleNotFoundError("No module named 'wasmtime'", name="wasmtime")
@@ -30,7 +32,12 @@ def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
     from wetware_proc.service import ProcService
     from wetware_proc.wasm.driver import wasm_driver
 
-    return (ProcService(ctx, partial(wasm_driver, ctx.data_dir)),)
+    @asynccontextmanager
+    async def drivers() -> AsyncIterator[Mapping[str, Driver]]:
+        async with wasm_driver(ctx.data_dir) as wasm:
+            yield {"wasm": wasm}
+
+    return (ProcService(ctx, drivers),)
 
 
 @hookimpl

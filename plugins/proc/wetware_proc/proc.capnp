@@ -11,10 +11,11 @@ interface Executor {
   # The bootstrap capability of the service `proc`, held by sessions whose role covers it. Dies with its
   # session. How many a principal may have, and what they may take together, is bounded: `limit`.
 
-  load @0 (code :Ww.Source) -> (image :Image, hash :Text);
+  load @0 (code :Ww.Source, kind :Text) -> (image :Image, hash :Text);
   # Reads a program with the caller's own capability, checks it, and compiles it unless this machine has
-  # done so before; `hash` is the SHA-256 of its bytes, in hex. `proc.code` for what is no program that
-  # runs here, or takes too much to compile. Idempotent.
+  # done so before; `hash` is the SHA-256 of its bytes, in hex. `kind` is "wasm", which "" means as well.
+  # `proc.code` for what is no program that runs here, or takes too much to compile;
+  # `unsupported.driver` for a kind that does not run here. Idempotent.
 
   processes @1 () -> (processes :List(Info));
   # The principal's own, those that have ended lately included; the newest first. Idempotent.
@@ -108,4 +109,6 @@ struct Info {
   cpuMs @6 :UInt64;
   # That it took; 0 while it runs.
   exit @7 :Exit;
+  kind @8 :Text;
+  # As in `load`, and never "".
 }

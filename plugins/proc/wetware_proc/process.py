@@ -93,7 +93,7 @@ class Process:
     Attributes:
         id: 16 hex digits.
         owner: The principal, as text.
-        image: What runs; of one that has ended, its digest alone.
+        image: What runs; of one that has ended, its digest and kind alone.
         spec: As it was spawned; of one that has ended, its name and limits alone.
         started_at: Unix time, s.
         exit: How it ended; None while it runs.
@@ -149,7 +149,7 @@ class Process:
         await asyncio.gather(feeding, return_exceptions=True)
         self._streams[0].abort(Disconnected("the process has ended"))
         # Who has ended is remembered for long: its machine code, arguments and grants are not.
-        self.image = Image(self.image.digest)
+        self.image = Image(self.image.digest, self.image.kind)
         self.spec = Spec(args=self.spec.args[:1], limits=self.spec.limits)
         self.exit = found[0]
         self._over.set()

@@ -18,7 +18,7 @@ from wetware.base.bounds import Claim, Places
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, NotFound, WetwareError
 from wetware.hookspecs import Service
 from wetware_proc import grants
-from wetware_proc.driver import Driver, Image, Limits, Spec
+from wetware_proc.driver import Driver, DriverUnavailable, Image, Limits, Spec
 from wetware_proc.process import Process
 from wetware_proc.schema import SCHEMA
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from wetware_proc.config import ProcConfig
 
 CODE_BYTES_MAX: Final = 64 << 20
+KIND: Final = "wasm"
+"""Of a program whose kind is not said."""
 PROCESSES_MAX: Final = 10_000
 """Of a node: as many as its address space has room for."""
 LOADS_PER_OWNER_MAX: Final = 4
@@ -49,7 +51,7 @@ class ProcService(Service):
 
     Args:
         ctx: The plugin's context; its config is a ProcConfig.
-        make_driver: A context in which there is a driver: it runs what is loaded.
+        make_drivers: A context in which there are drivers, by the kind of program that each runs.
     """
 
     name = "proc"
@@ -74,10 +76,12 @@ class ProcService(Service):
     ending = frozenset({"Executor.processes", "Executor.end", "Executor.all", "Executor.end_any"})
 
     def __init__(
-        self, ctx: PluginContext, make_driver: Callable[[], AbstractAsyncContextManager[Driver]]
+        self,
+        ctx: PluginContext,
+        make_drivers: Callable[[], AbstractAsyncContextManager[Mapping[str, Driver]]],
     ) -> None:
-        self.ctx, self._make_driver = ctx, make_driver
-        self.driver: Driver
+        self.ctx, self._make_drivers = ctx, make_drivers
+        self.drivers: Mapping[str, Driver]
         self.config: ProcConfig = ctx.config
         self.processes: dict[str, Process] = {}
         self.ended: OrderedDict[str, Process] = OrderedDict()
@@ -88,7 +92,7 @@ class ProcService(Service):
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
-        async with self._make_driver() as self.driver:
+        async with self._make_drivers() as self.drivers:
             self._running = True
             try:
                 task_status.started()
@@ -110,9 +114,14 @@ class ProcService(Service):
         if not self._running:
             raise Disconnected("the service is not running")
 
-    async def load(self, owner: str, code: rpc.Ref) -> Image:
+    async def load(self, owner: str, code: rpc.Ref, kind: str) -> Image:
         """Read and prepare a program."""
         self.check_running()
+        if (driver := self.drivers.get(kind or KIND)) is None:
+            raise DriverUnavailable(
+                f"this node runs no programs of the kind {kind[:32]!r}",
+                hint=f"it runs {', '.join(sorted(self.drivers))}",
+            )
         mine = f"{LOADS_PER_OWNER_MAX} programs of {owner} are loaded (LOADS_PER_OWNER_MAX)"
         with self._places.hold(
             Claim(("load", owner), LOADS_PER_OWNER_MAX, mine),
@@ -127,7 +136,7 @@ class ProcService(Service):
                 raise LimitExceeded(
                     f"the source has not given the program within {READ_S:g} s (READ_S)"
                 ) from None
-            return await self.driver.load(data)
+            return await driver.load(data)
 
     def start(
         self, owner: str, image: Image, spec: Spec, refs: Iterable[rpc.Ref]
@@ -181,7 +190,7 @@ class ProcService(Service):
 
     async def _run(self, process: Process, place: ExitStack) -> None:
         with place:
-            await process.run(self.driver)
+            await process.run(self.drivers[process.image.kind])
         del self.processes[process.id]
         self.ended[process.id] = process
         if len(self.ended) > ENDED_MAX:
@@ -240,10 +249,10 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
         guard = rpc.current_guard()
         return (guard and guard.payer) or self._principal
 
-    async def load(self, code: rpc.Ref | None) -> dict[str, Any]:
+    async def load(self, code: rpc.Ref | None, kind: str) -> dict[str, Any]:
         if code is None:
             raise InvalidArgument("no program is given")
-        image = await self._service.load(self._owner, code)
+        image = await self._service.load(self._owner, code, kind)
         return {"image": ImageServant(self._service, self._owner, image), "hash": image.digest}
 
     async def processes(self) -> dict[str, Any]:
@@ -349,4 +358,5 @@ def _info(process: Process) -> dict[str, Any]:
         "memory_bytes": process.spec.limits.memory_bytes,
         "cpu_ms": int((process.exit.cpu_s if process.exit else 0) * 1000),
         "exit": _exit(process),
+        "kind": process.image.kind,
     }

@@ -31,7 +31,7 @@ class WasmImage(Image):
     """A module that is compiled, loaded and linked."""
 
     def __init__(self, digest: str, program: Program) -> None:
-        super().__init__(digest)
+        super().__init__(digest, "wasm")
         self.program = program
 
 
@@ -43,9 +43,8 @@ HASHED_BYTES_MAX: Final = 1 << 20
 async def wasm_driver(data_dir: Path) -> AsyncIterator[WasmDriver]:
     """A driver that keeps machine code and the files of its guests below `data_dir`, alone.
 
-    Leave it when no guest of it runs. Raises DriverUnavailable.
+    Leave it when no guest of it runs.
     """
-    files.check_kernel()
     tmp = data_dir / "tmp"
     tmp.mkdir(mode=0o700, parents=True, exist_ok=True)
     driver = WasmDriver(data_dir)
@@ -73,6 +72,7 @@ class WasmDriver:
 
     async def load(self, code: bytes) -> WasmImage:
         """See Driver. What is being loaded is loaded once. Raises LimitExceeded as well."""
+        files.check_kernel()
         small = len(code) <= HASHED_BYTES_MAX
         digest = _hash(code) if small else await self._threads.run(_hash, code)
         if (image := self._images.get(digest)) is not None:
