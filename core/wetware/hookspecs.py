@@ -39,11 +39,15 @@ from wetware.errors import NotFound
 from wetware.overlay.peers import Overlay, PeerDown, PeerUp
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     import typer
 
+    from wetware.broker.derived import Deriver
+    from wetware.errors import WetwareError
     from wetware.identity import PeerId
     from wetware.member import Member
-    from wetware.rpc import Ref
+    from wetware.rpc import Guard, Ref
 
 __all__ = [
     "GROUP",
@@ -52,6 +56,7 @@ __all__ = [
     "Access",
     "AuthBackend",
     "Clock",
+    "Derived",
     "Discovery",
     "EventLogger",
     "Finding",
@@ -129,6 +134,12 @@ async def _nowhere(peer: PeerId, service: str) -> Ref:
     raise NotFound(f"{peer} is no other member of the cluster", code="not_found.member")
 
 
+def _deriver() -> Deriver:
+    from wetware.broker.derived import Deriver  # the hooks are imported by every command
+
+    return Deriver()
+
+
 @dataclass(frozen=True, slots=True)
 class PluginContext:
     """What a plugin gets of the node: these, and not the node itself.
@@ -153,6 +164,7 @@ class PluginContext:
             with this start writes it into its roles; nothing is ever decided by it.
         threads: Of the plugin's own, for `run_sync`.
         open_sibling: What `sibling` calls.
+        deriver: Makes grants: `derive` and what follows it.
     """
 
     name: str
@@ -169,6 +181,7 @@ class PluginContext:
     proposals: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
     threads: Threads = field(default_factory=Threads)
     open_sibling: Callable[[PeerId, str], Awaitable[Ref]] = _nowhere
+    deriver: Deriver = field(default_factory=_deriver)
 
     async def run_sync(self, function: Callable[..., T], *args: object) -> T:
         """Call a function that blocks in a thread; of each plugin four run at a time.
@@ -192,6 +205,34 @@ class PluginContext:
         """
         return await self.open_sibling(peer, service or self.name)
 
+    def derive(self, guard: Guard, label: str) -> Derived:
+        """A grant below that of a call (`rpc.current_guard`), for what outlives the call.
+
+        It is shown as `label` in `ww grants`, and ends with the session of the call, too: nothing
+        of it is kept. Raises what ended the grant above, LimitExceeded.
+        """
+        return self.deriver.derive(guard, label)
+
+    async def derive_durable(
+        self, session: Ref, label: str, asked: Mapping[str, tuple[str, Iterable[str]]]
+    ) -> Derived:
+        """The same below a session that a caller hands in, to outlive it and the node's process.
+
+        `asked` is name → ("SERVICE" or "SERVICE:OBJECT", constraints), of what the session has. It
+        is recorded, and on disk, when this returns: keep its ID, which is no secret.
+
+        Raises Amplification for what the session has not, InvalidArgument for what is no session of
+        this node or cannot be granted, Denied for a sealed one, LimitExceeded, Unrecorded.
+        """
+        return await self.deriver.derive_durable(session, label, asked)
+
+    async def derived(self, id_: str) -> Derived:
+        """What `derive_durable` made, after a restart too: waits until the node has it again.
+
+        Raises what ended it, also while the node was down, or NotFound.
+        """
+        return await self.deriver.derived(id_)
+
     def members(self, selector: str = "") -> tuple[Member, ...]:
         """See `Overlay.members`."""
         return self.overlay.members(selector)
@@ -204,6 +245,48 @@ class PluginContext:
 
 
 # --- what hooks return ----------------------------------------------------------------------------
+
+
+class Derived(Protocol):
+    """A grant that a service holds for something, until it is ended: see `PluginContext.derive`.
+
+    It ends as well with its role, its user and every grant above, and when somebody revokes it.
+    """
+
+    @property
+    def id(self) -> str:
+        """16 hex digits, as in `ww grants`; no secret."""
+        ...
+
+    @property
+    def ended(self) -> WetwareError | None:
+        """Why nothing works any more; None while it lives."""
+        ...
+
+    def under(self, name: str, ref: Ref) -> Ref:
+        """What came with the call as `ref`, under a grant of its own below: NAME in `ww grants`.
+
+        Its calls end with that, those in flight included. Raises what ended it, LimitExceeded.
+        """
+        ...
+
+    def opened(self) -> AbstractAsyncContextManager[dict[str, Ref]]:
+        """What a durable one has by name, for the block; without what was revoked by itself.
+
+        Raises Unsupported where a service is not running, and what the services raise.
+        """
+        ...
+
+    def on_end(self, callback: Callable[[WetwareError], None]) -> Callable[[], None]:
+        """Call back once when it ends, at once if it has; returns a remover.
+
+        Of a durable one not when the node stops: it is there again after the start.
+        """
+        ...
+
+    def end(self, why: str) -> None:
+        """End it, and all calls under it, now. Idempotent."""
+        ...
 
 
 class Discovery(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -49,6 +50,9 @@ class Broker:
         attempts: Logins that addresses have failed lately.
         addrs: Gives where this node can be reached, for sturdy references.
         proposals: What each service here proposes for the standard roles; for words alone.
+        claims: Of services here, and the grant of the session that vouched for each.
+        closed: Whether the node stops.
+        restored: Set once what was durable before the start is back, or has ended.
         clock_trusted: Told that an operator says that the machine's clock is right.
     """
 
@@ -77,22 +81,26 @@ class Broker:
         self.tree.services = services
         self._sessions: Counter[Principal] = Counter()
         self._unwatch = backend.watch(self._changed)
-        self._closed = False
+        self.closed = False
         self._comparison = Comparison(self.tree.clock, self.tree.limits.clock_skew_s_max)
         self._clock_recorded = False  # as wrong
         self.addrs: Callable[[], Iterable[Multiaddr]] = tuple
         self.proposals: Mapping[str, Proposal] = {}
         self.clock_trusted: Callable[[], None] = lambda: None
+        self.claims: dict[bytes, Grant | None] = {}
+        self.restored = asyncio.Event()
 
     def restore(self) -> int:
         """Put back what was shared before the node stopped; the backend can decide by now."""
-        return self.tree.restore(self.backend.profile_of)
+        shares = self.tree.restore(self.backend.profile_of)
+        self.restored.set()
+        return shares
 
     def close(self) -> None:
         """End every session and admit no other; the node is stopping. Idempotent."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self.tree.close()
         try:
             self._unwatch()
@@ -247,7 +255,7 @@ class Broker:
 
     def _check_place(self, principal: Principal, *, local: bool) -> None:
         """Raise LimitExceeded if there is no place for a session, Disconnected while stopping."""
-        if self._closed:
+        if self.closed:
             raise stopping()
         limits = self.limits
         reserved = 0 if local else min(limits.sessions_local_reserved, limits.sessions_max // 2)

@@ -142,7 +142,7 @@ class Grant:
         id: 16 hex digits, unguessable, so that naming a grant in a log gives nothing away.
         parents: The grants that this one ends with; () for a root.
         principal: Whose it is.
-        kind: "role", "session", "service", "attenuated", "share" or "redeemed".
+        kind: "role", "session", "service", "attenuated", "share", "redeemed" or "derived".
         label: What it is for, in words, e.g. "role member", "service pubsub".
         service: The service whose servants it guards, or None.
         services: Service name or "*" → method patterns, those of the terms resolved.
@@ -187,7 +187,7 @@ class Grant:
         self._lanes: dict[tuple[Grant, ...], Grant] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.budget = self._budget(row)
-        self._of_earlier_share: bool = (kind == "share" and row is not None) or any(
+        self._of_earlier_share: bool = (durable and row is not None) or any(
             parent._of_earlier_share for parent in parents
         )  # one that was made before the node started
         # From here to the top, roles left out: a session is the only one with several parents.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from wetware.broker.methods import ANY, all_methods, matches, patterns_of
 from wetware.broker.where import Where, bad_where, kinds_for
 from wetware.errors import InvalidArgument
+from wetware.rpc import Ref
 
 if TYPE_CHECKING:
     from wetware.rpc import Interface, Method
@@ -125,6 +126,23 @@ def one_object(
             )
     chosen += _ways(interface, chosen, found)
     return patterns_of({service: [m.where for m in chosen]})[service], where
+
+
+async def object_of(service: Ref, name: str) -> Ref:
+    """The object NAME of a service, by its method that gives one for a name.
+
+    Raises InvalidArgument where there is no such method, and what that raises.
+    """
+    interface = service.interface
+    for method in interface.methods.values() if interface is not None else ():
+        if method.named and len(method.gives) == 1 and set(method.params) == {method.named}:
+            (given,) = (await service.call(method.name, **{method.named: name})).values()
+            if isinstance(given, Ref):
+                return given
+    raise InvalidArgument(
+        f"{interface.name if interface else 'it'} has no objects with names",
+        hint="leave out what is behind the colon",
+    )
 
 
 def _ways(interface: Interface, chosen: list[Method], found: list[Method]) -> list[Method]:

@@ -171,6 +171,10 @@ class SessionServant(SubtreeServant, interface=CORE.Session):
         ref = SturdyRef(broker.peer_id, tuple(broker.addrs()), grant.id, secret)
         return {"ref": ref.text, "grant": to_struct(grant.info())}
 
+    async def vouch(self, claim: bytes) -> None:
+        if claim in self._broker.claims:
+            self._broker.claims[claim] = self._grant
+
     async def _admit(self, event: str, **fields: object) -> None:
         """Record what is about to be given, after the login; raises Unrecorded."""
         if self._record_login is not None:

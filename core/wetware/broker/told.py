@@ -44,7 +44,7 @@ class GrantInfo:
         id: 16 hex digits; `revoke` takes it.
         parents: IDs of the grants that it hangs on.
         principal: Whose it is.
-        kind: "role", "session", "service", "attenuated", "share" or "redeemed".
+        kind: "role", "session", "service", "attenuated", "share", "redeemed" or "derived".
         label: What it is for.
         service: The service that it was opened for, or "".
         state: "live", "suspended", "closed" (its session is over, what was shared lives), "ended".

@@ -32,6 +32,7 @@ from wetware.errors import (
     Denied,
     Expired,
     LimitExceeded,
+    NotFound,
     Revoked,
     WetwareError,
     stopping,
@@ -163,15 +164,17 @@ class Tree(Grants):
         parent: Grant,
         terms: Terms,
         *,
+        kind: str = "share",
         label: str = "",
         uses: int | None = None,
         admit: Admit | None = None,
     ) -> tuple[Grant, bytes]:
         """A durable grant below `parent`, and the secret to redeem it with.
 
-        `admit` records it; it is on disk, with its ancestors, before this returns. Raises what
-        `Grant.derive` and `admit` raise, StoreUnavailable, LimitExceeded, and Revoked if an
-        ancestor ended meanwhile; then there is no share.
+        One of another `kind` is for a service of this node, which drops the secret. `admit` records
+        it; it is on disk, with its ancestors, before this returns. Raises what `Grant.derive` and
+        `admit` raise, StoreUnavailable, LimitExceeded, and Revoked if an ancestor ended meanwhile;
+        then there is no share.
         """
         owner = parent.principal
         if self._shares_of[owner] >= self.limits.shares_per_principal_max:
@@ -180,7 +183,7 @@ class Tree(Grants):
                 hint="`ww grants` shows them, `ww revoke ID` ends one",
             )
         grant = parent.derive(
-            kind="share", label=label or "share", terms=terms, service=SESSION_SERVICE, durable=True
+            kind=kind, label=label or kind, terms=terms, service=SESSION_SERVICE, durable=True
         )
         self._shares_of[owner] += 1
         secret = secrets.token_bytes(SECRET_BYTES)
@@ -243,6 +246,14 @@ class Tree(Grants):
         """
         return self._shared(share_id, secret).grant
 
+    def kept(self, grant_id: str) -> Grant:
+        """A durable grant that lives; raises why it has ended, or NotFound."""
+        if (share := self.shares.get(grant_id)) is not None:
+            return share.grant
+        if (ended := self._ended.get(grant_id)) is not None:
+            raise _ended_error(ended[1])
+        raise NotFound(f"no durable grant {grant_id[:32]!r} is known at this node")
+
     def _shared(self, share_id: str, secret: bytes) -> Share:
         """The share, for who has its secret; raises `unknown_ref`, or why it has ended."""
         share, ended = self.shares.get(share_id), self._ended.get(share_id)
@@ -251,9 +262,7 @@ class Tree(Grants):
         if not right or (share is None and ended is None):
             raise unknown_ref()
         if share is None:
-            code, _, why = (ended[1] if ended else "").partition(": ")
-            error = Expired if code.startswith(Expired.code) else Revoked
-            raise error(why or "the reference has ended", hint="ask for a new one")
+            raise _ended_error(ended[1] if ended else "")
         return share
 
     def _check_use(self, share: Share) -> None:
@@ -411,6 +420,13 @@ class Tree(Grants):
 def _why(error: WetwareError) -> str:
     """What is kept of why a share ended: its redeemers are told the same after a restart."""
     return f"{error.code}: {error.message}"
+
+
+def _ended_error(kept: str) -> CapabilityError:
+    """The inverse of `_why`."""
+    code, _, why = kept.partition(": ")
+    error = Expired if code.startswith(Expired.code) else Revoked
+    return error(why or "the reference has ended", hint="ask for a new one")
 
 
 def _parents_first(rows: Mapping[str, GrantRow]) -> Iterator[GrantRow]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wetware.base.log import get_logger
 from wetware.base.threads import Threads
+from wetware.broker.derived import Deriver
 from wetware.errors import InvalidArgument, Unsupported
 from wetware.hookspecs import PluginContext
 
@@ -37,6 +38,7 @@ class Contexts:
     def __init__(self, node: Parts) -> None:
         self._node, self._overlay = node, _PluginOverlay(node)
         self._threads = defaultdict[str, Threads](Threads)
+        self._deriver = Deriver(lambda: node.broker)
 
     def __call__(self, name: str, config: object) -> PluginContext:
         """The context of a plugin with this configuration, or None."""
@@ -58,6 +60,7 @@ class Contexts:
             proposals=MappingProxyType(node.proposals),
             threads=self._threads[name],
             open_sibling=partial(self._sibling, name),
+            deriver=self._deriver,
         )
 
     async def _sibling(self, plugin: str, peer: PeerId, name: str) -> Ref:

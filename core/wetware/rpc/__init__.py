@@ -52,7 +52,14 @@ from wetware.rpc.push import Pump, Subscription
 from wetware.rpc.refs import Ref, RpcConnection, time_limit
 from wetware.rpc.schema import WW, Interface, Method, Schema
 from wetware.rpc.servant import Guard, Servant
-from wetware.rpc.unix import CONNECTIONS_MAX, REFUSALS_MAX, UnixPeer, connect_unix, serve_unix
+from wetware.rpc.unix import (
+    CONNECTIONS_MAX,
+    REFUSALS_MAX,
+    UnixPeer,
+    connect_unix,
+    loopback,
+    serve_unix,
+)
 
 if TYPE_CHECKING:
     from wetware.rpc.bytestream import ByteStream
@@ -83,6 +90,7 @@ __all__ = [
     "known",
     "load",
     "loop_gc",
+    "loopback",
     "runtime",
     "serve",
     "serve_unix",

@@ -133,6 +133,13 @@ class Ref:
         client = self._end.client(self)
         return self._end.register(client.cast_as(interface.raw), interface, self._guard)
 
+    def under(self, guard: Guard) -> Ref:
+        """The same object, called under a guard: its end ends calls, and it is charged for them.
+
+        It takes the place of the guard that the reference came under: derive it from that one.
+        """
+        return self._end.register(self._end.client(self), self._interface, guard)
+
     def close(self) -> None:
         """Release the object at the peer; further calls raise Disconnected. Idempotent."""
         self._end.check_loop()

@@ -324,6 +324,20 @@ async def connect_unix(
         raise
 
 
+@contextlib.asynccontextmanager
+async def loopback(bootstrap: Servant | Guarded) -> AsyncIterator[RpcConnection]:
+    """A connection of this process to itself: its objects as a peer has them, under guards."""
+    here, there = socket.socketpair()
+    with here, there:
+        serving = asyncio.create_task(serve(SocketPipe(there), bootstrap), name="rpc-loopback")
+        try:
+            async with await connect(SocketPipe(here)) as connection:
+                yield connection
+        finally:
+            serving.cancel()
+            await asyncio.wait([serving])
+
+
 def _dial_error(path: Path, exc: OSError | TimeoutError) -> DialError:
     number = exc.errno if isinstance(exc, OSError) else None
     if number in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTSOCK, errno.ENOTDIR):

@@ -138,6 +138,12 @@ interface Session extends(Subtree) {
   explain @6 (service :Text, interface :Text, method :Text, args :List(Label))
     -> (explanation :Explanation);
   # What would decide a call now; values of `args` are texts. Spends nothing. Idempotent.
+
+  vouch @7 (claim :Data) -> ();
+  # For a service of this node that the session was handed to, and that made the claim: from then on it
+  # may make a grant below this one which outlives it, as `share` does, and which that service alone
+  # uses. It shows in `list`, and dies as what was shared. A sealed session has not got it; of a claim
+  # that nobody here has made nothing comes. Idempotent.
 }
 
 struct Terms {
@@ -178,7 +184,7 @@ struct GrantInfo {
   parents @1 :List(Text);
   principal @2 :Text;
   kind @3 :Text;
-  # "role", "session", "service", "attenuated", "share" or "redeemed".
+  # "role", "session", "service", "attenuated", "share", "redeemed" or "derived".
   label @4 :Text;
   service @5 :Text;
   state @6 :Text;

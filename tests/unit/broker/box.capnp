@@ -4,13 +4,14 @@ using Ww = import "/wetware/schema/ww.capnp";
 interface Box {
   put @0 (key :Text $Ww.constrained, data :Data $Ww.constrained) -> (size :UInt32);
   get @1 (key :Text $Ww.name) -> (data :Data);
-  open @2 (key :Text $Ww.constrained) -> (item :Item);
+  open @2 (key :Text $Ww.name) -> (item :Item);
   items @3 () -> (entries :List(Entry), first :Entry);
   watch @4 (sink :Sink) -> ();
   slow @5 () -> ();
   any @6 () -> (cap :Capability);
   keep @7 (item :Item) -> ();
   kept @8 () -> (item :Item);
+  hand @9 (session :Capability, item :Item) -> ();
 }
 
 interface Item {

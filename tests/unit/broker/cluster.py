@@ -80,6 +80,9 @@ class BoxServant(rpc.Servant, interface=BOX.Box):
     async def kept(self) -> dict[str, Any]:
         return {"item": self._service.item}
 
+    async def hand(self, session: rpc.Ref | None, item: rpc.Ref | None) -> None:
+        self._service.handed = rpc.current_guard(), session, item
+
 
 class BoxService(Service):
     name = "box"
@@ -89,6 +92,7 @@ class BoxService(Service):
         self.data: dict[str, bytes] = {}
         self.sinks: list[rpc.Ref] = []
         self.item: Any = None
+        self.handed: Any = None
         self.running = self.puts = 0
         self.gate = asyncio.Event()
         self.gate.set()
