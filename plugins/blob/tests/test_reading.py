@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,11 +25,13 @@ class Sources:
         self.open: list[SimpleNamespace] = []
         self.fails: WetwareError | None = None
 
-    @contextlib.asynccontextmanager
-    async def __call__(self) -> AsyncIterator[Any]:
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[Any]:
         if self.fails is not None:
             raise self.fails
-        self.open.append(source := SimpleNamespace(error=None))
+        ready = asyncio.get_running_loop().create_future()
+        ready.set_result(None)
+        self.open.append(source := SimpleNamespace(error=None, ready=ready))
         try:
             yield source
         finally:
@@ -38,12 +40,11 @@ class Sources:
 
 @pytest.fixture
 async def opened() -> AsyncIterator[tuple[Opened, Sources]]:
-    sources, tasks = Sources(), set[asyncio.Task[Any]]()
-    opened = Opened(sources, tasks, Cursors())
+    sources = Sources()
+    opened = Opened(sources, set(), Cursors())
     opened.users += 1
     yield opened, sources
     opened.leave()
-    await asyncio.wait(tasks, timeout=5)
     assert not sources.open, "nothing is kept for nobody"
 
 
@@ -53,7 +54,6 @@ async def test_a_source_that_has_ended_is_opened_again(opened: tuple[Opened, Sou
     assert await blob.source() is first
     first.error = LimitExceeded("the disk was full")
     second = await blob.source()
-    await asyncio.sleep(0)
     assert sources.open == [second]
     assert second is not first
 

@@ -21,7 +21,8 @@ def test_a_selector_that_is_too_long_for_its_use_is_refused_at_once() -> None:
     """More terms are put before it."""
     given = {"name": "", "copies": 2, "ack": 1, "public": False}
     ctx = cast("Any", SimpleNamespace(members=Selector.parse))
-    assert judge_terms(ctx, {**given, "where": "zone=a"}).selector == "zone=a"
+    made, ack = judge_terms(ctx, {**given, "where": "zone=a"})
+    assert (made("local:ada", Cid(1, RAW, bytes(32))).where, ack) == ("zone=a", 1)
     with pytest.raises(InvalidArgument):
         judge_terms(ctx, {**given, "where": "zone=" + "a" * 1015})
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
 
 from anyio import ClosedResourceError, EndOfStream
 
@@ -19,8 +20,7 @@ from wetware_blob.format.read import entries, read, resolve, stat, walk
 from wetware_blob.schema import SCHEMA
 
 if TYPE_CHECKING:
-    import contextlib
-
+    from wetware_blob.exchange.fetch import Fetch
     from wetware_blob.format.build import Entry
 
 log = get_logger("blob")
@@ -32,24 +32,6 @@ CURSORS_MAX: Final = 16
 _AHEAD: Final = 64
 """Entries of a directory whose blocks are fetched before it is their turn."""
 _END: Final = 2**64 - 1
-
-
-class Source(Protocol):
-    """Where blocks come from: `exchange.Fetch`, or the store alone.
-
-    Attributes:
-        error: Why it has ended.
-    """
-
-    error: WetwareError | None
-
-    async def get(self, cid: Cid) -> bytes:
-        """A block, verified; raises NotFound "not_found.blob"."""
-        ...
-
-    def ahead(self, cids: Sequence[Cid]) -> None:
-        """What is wanted next, in that order."""
-        ...
 
 
 class Cursors:
@@ -76,46 +58,29 @@ class Opened:
     """The blocks below a root, while some Blob of it is held. Nothing is looked up before `source`.
 
     Args:
-        context: Gives the source, and keeps its blocks.
+        context: Gives the source, and keeps its blocks; see `Exchange.opened`.
         tasks: Where what goes on beside the calls is kept.
         cursors: Of its directories, and others.
     """
 
     def __init__(
         self,
-        context: Callable[[], contextlib.AbstractAsyncContextManager[Source]],
+        context: Callable[[], contextlib.AbstractContextManager[Fetch]],
         tasks: set[asyncio.Task[Any]],
         cursors: Cursors,
     ) -> None:
         self._context, self._tasks, self.cursors = context, tasks, cursors
-        self._source: asyncio.Future[Source] | None = None
-        self._over = asyncio.Event()
+        self._held = contextlib.ExitStack()
+        self._source: Fetch | None = None
         self.users = 0
 
-    async def source(self) -> Source:
-        if (source := self._source) is not None and source.done() and source.result().error:
+    async def source(self) -> Fetch:
+        if self._source is None or self._source.error is not None:
             self._let_go()  # who asks again tries again
-        if self._source is None:
-            self._over = asyncio.Event()
-            self._source = asyncio.get_running_loop().create_future()
-            self._source.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self.start(self._hold(self._source, self._over))
-        return await asyncio.shield(self._source)
-
-    async def _hold(self, source: asyncio.Future[Source], over: asyncio.Event) -> None:
-        try:
-            async with self._context() as found:
-                source.set_result(found)
-                await over.wait()
-        except WetwareError as exc:
-            if source.done():
-                log.warning("blob.not_let_go", why=exc.message)
-            else:
-                source.set_exception(exc)
-        finally:
-            source.cancel()
-            if self._source is source:
-                self._source = None
+            self._source = self._held.enter_context(self._context())
+        source = self._source
+        await asyncio.shield(source.ready)
+        return source
 
     def leave(self) -> None:
         self.users -= 1
@@ -123,8 +88,8 @@ class Opened:
             self._let_go()
 
     def _let_go(self) -> None:
-        self._over.set()
         self._source = None
+        self._held.close()
 
     def start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -160,7 +125,7 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
     async def stat(self) -> dict[str, Any]:
         return {"size": await self._size(await self._opened.source())}
 
-    async def _size(self, source: Source) -> int:
+    async def _size(self, source: Fetch) -> int:
         found = await stat(self._cid, source.get)
         if found.kind != "file":
             raise InvalidArgument(
@@ -212,7 +177,7 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
             "more": more,
         }
 
-    def _entries(self, source: Source) -> AsyncIterator[Entry]:
+    def _entries(self, source: Fetch) -> AsyncIterator[Entry]:
         return entries(self._cid, source.get, source.ahead)
 
     async def at(self, path: str) -> dict[str, Any]:
@@ -268,7 +233,7 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
             self._opened.leave()
 
 
-async def _listed(source: Source, entry: Entry) -> dict[str, Any]:
+async def _listed(source: Fetch, entry: Entry) -> dict[str, Any]:
     """What a directory says of a raw leaf is all that there is to say: it is not fetched."""
     if entry.cid.codec == RAW:
         cid = str(entry.cid)
@@ -283,7 +248,7 @@ def _check_all(start: int, end: int) -> None:
         )
 
 
-async def _described(source: Source, name: str, cid: Cid) -> dict[str, Any]:
+async def _described(source: Fetch, name: str, cid: Cid) -> dict[str, Any]:
     """An Entry of blob.capnp."""
     try:
         found = await stat(cid, source.get)
@@ -293,7 +258,7 @@ async def _described(source: Source, name: str, cid: Cid) -> dict[str, Any]:
     return {"name": name, "cid": str(cid), "kind": found.kind, "size": size}
 
 
-async def _send_tree(writer: records.Writer, name: str, cid: Cid, source: Source) -> None:
+async def _send_tree(writer: records.Writer, name: str, cid: Cid, source: Fetch) -> None:
     found = await stat(cid, source.get)
     match found.kind:
         case "symlink":
@@ -315,7 +280,7 @@ async def _send_tree(writer: records.Writer, name: str, cid: Cid, source: Source
             await writer.record("end")
 
 
-async def _send_entries(writer: records.Writer, batch: list[Entry], source: Source) -> None:
+async def _send_entries(writer: records.Writer, batch: list[Entry], source: Fetch) -> None:
     source.ahead([entry.cid for entry in batch])
     for entry in batch:
         await _send_tree(writer, entry.name, entry.cid, source)

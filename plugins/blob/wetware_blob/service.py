@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +34,7 @@ from wetware_blob.exchange.find import Finder, dht_key
 from wetware_blob.format.build import PROFILES, V1_2025
 from wetware_blob.format.cid import DAG_PB, RAW, BadBlock, Cid
 from wetware_blob.format.read import children, links_of, stat
-from wetware_blob.reading import LIST_MAX, BlobServant, Cursors, Opened, Source
+from wetware_blob.reading import LIST_MAX, BlobServant, Cursors, Opened
 from wetware_blob.replicas.duties import COPIES_MAX
 from wetware_blob.replicas.keeper import Keeper, selector
 from wetware_blob.replicas.sibling import SiblingServant
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from wetware.hookspecs import Finding, PluginContext
     from wetware.identity import Principal
     from wetware_blob.config import BlobConfig
+    from wetware_blob.exchange.fetch import Fetch
     from wetware_blob.store.pins import BadPin
 
 READ_PER_OWNER_MAX: Final = 32
@@ -214,22 +214,21 @@ class BlobService(Service):
     def opened(self, owner: str, root: Cid, *, local: bool) -> Opened:
         return Opened(partial(self._source, owner, root, local=local), self.tasks, self.cursors)
 
-    @contextlib.asynccontextmanager
-    async def _source(self, owner: str, root: Cid, *, local: bool) -> AsyncIterator[Source]:
+    @contextlib.contextmanager
+    def _source(self, owner: str, root: Cid, *, local: bool) -> Iterator[Fetch]:
         many = f"{READ_PER_OWNER_MAX} blobs of {owner} are read at this node (READ_PER_OWNER_MAX)"
-        with self._reading.hold(Claim(owner, READ_PER_OWNER_MAX, many)):
-            if not local:
-                async with self.exchange.open(root, owner) as source:
-                    yield source
-                return
-            async with self.store.hold(owner, root):
-                yield _Local(self.store)
+        with (
+            self._reading.hold(Claim(owner, READ_PER_OWNER_MAX, many)),
+            self.exchange.opened(root, owner, local=local) as source,
+        ):
+            yield source
 
     async def put(
         self,
         state: State,
         owner: str,
-        terms: Terms,
+        made: Callable[..., Pin],
+        ack: int,
         source: ingest.Counted,
         form: str,
         profile: str,
@@ -237,7 +236,7 @@ class BlobService(Service):
         """Take what comes and pin it."""
         state.bytes = lambda: source.count
         state.doing = "reading"
-        made = PROFILES[profile]
+        how = PROFILES[profile]
         async with (
             self.store.hold(owner) as hold,
             ingest.Blocks(
@@ -247,11 +246,11 @@ class BlobService(Service):
             kind, size = "file", 0
             match form:
                 case "file":
-                    built = await ingest.put_stream(source, made, blocks)
+                    built = await ingest.put_stream(source, how, blocks)
                     root, size = built.cid, built.size
                 case "tree":
                     take = partial(self.entries.take, owner)
-                    kind, built, size = await ingest.put_tree(source, made, blocks, take)
+                    kind, built, size = await ingest.put_tree(source, how, blocks, take)
                     root, size = built.cid, size if kind == "file" else built.tsize
                 case _:
                     root = await ingest.put_car(source, blocks)
@@ -260,39 +259,40 @@ class BlobService(Service):
             if form == "car":
                 kind, size = await self._kind(root, self._get)
             state.root = root
-            pin = terms.pin(owner, root, kind, size, self.ctx.clock.time())
+            now_s = self.ctx.clock.time()
+            pin = made(owner, root, kind=kind, size=size, created_at=now_s)
             await self.store.pin(hold, pin)
         state.bytes = lambda: pin.size or source.count  # in a stream there is more than its content
-        await self._replicate(state, pin, terms.ack)
+        await self._replicate(state, pin, ack)
 
-    async def pin(self, state: State, owner: str, terms: Terms, root: Cid) -> None:
+    async def pin(
+        self, state: State, owner: str, made: Callable[..., Pin], ack: int, root: Cid
+    ) -> None:
         """Fetch what is not here, and pin it."""
         state.root, state.doing = root, "fetching"
-
-        def made(kind: str, size: int) -> Pin:
-            return terms.pin(owner, root, kind, size, self.ctx.clock.time())
-
         pin = await self.fetch(root, owner, made, lambda _: None, state)
         state.bytes = lambda: pin.size
-        await self._replicate(state, pin, terms.ack)
+        await self._replicate(state, pin, ack)
 
     async def fetch(
         self,
         root: Cid,
         owner: str,
-        made: Callable[[str, int], Pin],
+        made: Callable[..., Pin],
         count: Callable[[int], object],
         state: State | None = None,
     ) -> Pin:
-        """Fetch what is not here, and pin it as what `made` makes of its kind and size."""
+        """Fetch what is not here, and pin it; see `keeper.Fetch`."""
         state = state or State()
         async with self.exchange.open(root, owner) as source:
             kind, size = await self._kind(root, source.get)
             state.total = size
             await pull(source, root, children, count)
             state.doing = "writing"
+            now_s = self.ctx.clock.time()
+            pin = made(owner, root, kind=kind, size=size, created_at=now_s)
             async with self.store.hold(owner) as hold:
-                await self.store.pin(hold, pin := made(kind, size))
+                await self.store.pin(hold, pin)
         return pin
 
     async def _replicate(self, state: State, pin: Pin, ack: int) -> None:
@@ -329,54 +329,8 @@ class BlobService(Service):
         return found.kind, found.size if found.kind == "file" else found.tsize
 
 
-class _Local:
-    """The blocks of this node alone."""
-
-    error: WetwareError | None = None
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def get(self, cid: Cid) -> bytes:
-        try:
-            return await self._store.get(cid.digest)
-        except NotFound as exc:
-            raise NotFound(
-                f"{cid} is not at this node",
-                hint="without --local the other members are asked",
-                code="not_found.blob",
-            ) from exc
-
-    def ahead(self, cids: Sequence[Cid]) -> None:
-        """What is here needs no fetching."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """PinTerms of blob.capnp, judged."""
-
-    name: str
-    copies: int
-    selector: str
-    ack: int
-    public: bool
-
-    def pin(self, owner: str, root: Cid, kind: str, size: int, now_s: float) -> Pin:
-        return Pin(
-            owner,
-            root,
-            name=self.name,
-            kind=kind,
-            size=size,
-            created_at=now_s,
-            copies=self.copies,
-            selector=self.selector,
-            public=self.public,
-        )
-
-
-def judge_terms(ctx: PluginContext, given: dict[str, Any]) -> Terms:
-    """Raises InvalidArgument "invalid.pin"."""
+def judge_terms(ctx: PluginContext, given: dict[str, Any]) -> tuple[Callable[..., Pin], int]:
+    """Makes a pin of what else it has; and how many are to have it. Raises "invalid.pin"."""
 
     def bad(what: str, hint: str) -> InvalidArgument:
         return InvalidArgument(what, hint=hint, code="invalid.pin")
@@ -389,7 +343,8 @@ def judge_terms(ctx: PluginContext, given: dict[str, Any]) -> Terms:
     if ack > copies:
         raise bad(f"{ack} copies are to be waited for, of {copies}", "wait for at most all of them")
     ctx.members(selector(given["where"]))  # raises where it is none
-    return Terms(name, copies, given["where"], ack, given["public"])
+    made = partial(Pin, name=name, copies=copies, where=given["where"], public=given["public"])
+    return made, ack
 
 
 class StoreServant(rpc.Servant, interface=SCHEMA.Store):
@@ -424,7 +379,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
                 hint=f"one of {', '.join(PROFILES)}",
                 code="invalid.profile",
             )
-        terms = judge_terms(service.ctx, pin)
+        made, ack = judge_terms(service.ctx, pin)
         owner = self._owner
         with service.transfers.place(owner) as place:
             stream = rpc.ByteStream()
@@ -433,7 +388,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
 
         async def work(state: State) -> None:
             try:
-                await service.put(state, owner, terms, source, form, profile)
+                await service.put(state, owner, made, ack, source, form, profile)
             except WetwareError as exc:
                 stream.abort(exc)
                 raise
@@ -445,10 +400,11 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
     async def pin(self, root: str, pin: dict[str, Any]) -> dict[str, Any]:
         service = self._service
         service.check_running()
-        terms, cid, owner = judge_terms(service.ctx, pin), Cid.parse(root), self._owner
+        made, ack = judge_terms(service.ctx, pin)
+        cid, owner = Cid.parse(root), self._owner
 
         async def work(state: State) -> None:
-            await service.pin(state, owner, terms, cid)
+            await service.pin(state, owner, made, ack, cid)
 
         place = service.transfers.place(owner)
         return {"transfer": Transfer(service.tasks, place, work)}
@@ -478,7 +434,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             "charged_bytes": pin.charged,
             "created_ms": int(pin.created_at * 1000),
             "copies": pin.copies,
-            "where": pin.selector,
+            "where": pin.where,
             "holders": self._service.keeper.holders(pin),
             "public": pin.public,
         }

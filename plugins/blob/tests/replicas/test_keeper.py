@@ -70,7 +70,7 @@ class Member:
         self,
         root: Cid,
         owner: str,
-        made: Callable[[str, int], Pin],
+        made: Callable[..., Pin],
         count: Callable[[int], object],
     ) -> None:
         async with self.store.hold(owner, root) as hold:
@@ -79,7 +79,7 @@ class Member:
             await self.can_fetch.wait()
             await self.store.put(hold, [block])
             count(charge(len(block.data)))
-            await self.store.pin(hold, made("file", len(block.data)))
+            await self.store.pin(hold, made(owner, root, kind="file", size=len(block.data)))
 
     async def keep(self, asker: str, copy: Copy) -> Kept:
         """As it is once that goes on no more."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -42,7 +42,7 @@ class Exchange:
 
     def __init__(self, overlay: Overlay, store: Store, *, find: Find, run_sync: RunSync) -> None:
         self._overlay, self._store, self._find, self._run_sync = overlay, store, find, run_sync
-        self._fetches: dict[Cid, Fetch] = {}
+        self._fetches: dict[tuple[Cid, bool], Fetch] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -53,49 +53,58 @@ class Exchange:
                 task_status.started()
                 await anyio.sleep_forever()
 
-    @contextlib.asynccontextmanager
-    async def open(self, root: Cid, owner: str) -> AsyncIterator[Fetch]:
-        """Blocks under `root`, for `owner`: those of the store, and others from members.
+    @contextlib.contextmanager
+    def opened(self, root: Cid, owner: str, *, local: bool = False) -> Iterator[Fetch]:
+        """Blocks under `root`, for `owner`: those of the store and, unless `local`, of members.
 
-        Who opens the same root meanwhile shares what is fetched. Nothing goes on after the block.
-        Raises LimitExceeded, and what the store raises if it cannot hold the root.
+        They come once `ready` is done. Who opens the same root meanwhile shares what is fetched.
+        Raises LimitExceeded.
         """
         assert self._tasks is not None  # noqa: S101  # the service runs before it is called
-        fetch = self._fetches.get(root)
+        fetch = self._fetches.get((root, local))
         if fetch is None or fetch.error is not None:
             if len(self._fetches) >= FETCHES_MAX:
                 raise LimitExceeded(
                     f"{FETCHES_MAX} blobs are read at a time (FETCHES_MAX)", hint="try again later"
                 )
-            fetch = self._fetches[root] = Fetch(
+            fetch = self._fetches[root, local] = Fetch(
                 root,
                 owner,
                 overlay=self._overlay,
                 store=self._store,
-                find=self._find,
+                find=None if local else self._find,
                 run_sync=self._run_sync,
             )
             fetch.task = self._tasks.create_task(fetch.run())
             self._share()
         fetch.users += 1
+        end: Callable[[], object] = fetch.task.cancel
         try:
-            await asyncio.shield(fetch.ready)
             yield fetch
-        except BaseException:
-            await self._leave(fetch, fetch.task.cancel)
-            raise
-        else:
-            await self._leave(fetch, fetch.close)
+            end = fetch.close
+        finally:
+            fetch.users -= 1
+            if not fetch.users:
+                if self._fetches.get((root, local)) is fetch:
+                    del self._fetches[root, local]
+                    self._share()
+                end()
 
-    async def _leave(self, fetch: Fetch, end: Callable[[], object]) -> None:
-        fetch.users -= 1
-        if not fetch.users:
-            if self._fetches.get(fetch.root) is fetch:
-                del self._fetches[fetch.root]
-                self._share()
-            end()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([fetch.task])
+    @contextlib.asynccontextmanager
+    async def open(self, root: Cid, owner: str) -> AsyncIterator[Fetch]:
+        """As `opened`, and ready; nothing goes on after the block.
+
+        Raises what the store raises if it cannot hold the root, too.
+        """
+        fetch: Fetch | None = None
+        try:
+            with self.opened(root, owner) as fetch:
+                await asyncio.shield(fetch.ready)
+                yield fetch
+        finally:
+            if fetch is not None and not fetch.users:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([fetch.task])
 
     def _share(self) -> None:
         """Divide the memory."""

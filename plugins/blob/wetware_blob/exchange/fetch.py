@@ -36,8 +36,6 @@ from wetware_blob.store.errors import Damaged
 from wetware_blob.store.index import charge
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from wetware.hookspecs import Overlay
     from wetware.identity import PeerId
     from wetware.overlay.link import Stream
@@ -137,7 +135,8 @@ class Fetch:
         owner: Whose hold keeps the blocks.
         overlay: Streams.
         store: Is asked first, and keeps what comes.
-        find: Who may have the root; may go on for as long as somebody is likely to turn up.
+        find: Who may have the root; may go on for as long as somebody is likely to turn up. None:
+            what the store has is all that is read.
         run_sync: Runs what takes long in a thread.
 
     Attributes:
@@ -156,7 +155,7 @@ class Fetch:
         *,
         overlay: Overlay,
         store: Store,
-        find: Find,
+        find: Find | None,
         run_sync: RunSync,
     ) -> None:
         self.root, self._owner = root, owner
@@ -167,7 +166,7 @@ class Fetch:
         self.task: asyncio.Task[None]
         self.bytes_max = BYTES_MAX
         self.charged = 0
-        self._tasks: TaskGroup
+        self._tasks = anyio.create_task_group()
         self._wanted: dict[bytes, _Wanted] = {}
         # Nobody is asked for these: readers wait for the ones, `ahead` told of the others.
         self._pending: OrderedDict[bytes, _Wanted] = OrderedDict()
@@ -251,7 +250,7 @@ class Fetch:
         try:
             async with (
                 self._store.hold(self._owner, self.root) as hold,
-                anyio.create_task_group() as self._tasks,
+                self._tasks,
             ):
                 self.ready.set_result(None)
                 for work in (self._look_ahead, self._check, self._search, self._watch):
@@ -451,6 +450,12 @@ class Fetch:
                 self._need.set()
 
     def _not_found(self, cid: Cid) -> NotFound:
+        if self._find is None:
+            return NotFound(
+                f"{cid} is not at this node, or damaged",
+                hint="without --local the other members are asked",
+                code="not_found.blob",
+            )
         last = list(self._troubles.items())[-_NAMED_MAX:]
         troubles = "; ".join(f"{peer.short}: {why}" for peer, why in last)
         return NotFound(
@@ -466,7 +471,7 @@ class Fetch:
             self._need.clear()
             self._searches += 1
             self._searching, self._fruitless_s = True, 0.0
-            async with contextlib.aclosing(self._find(self.root)) as found:
+            async with contextlib.aclosing((self._find or _nobody)(self.root)) as found:
                 async for peer in found:
                     if peer in self._bad or peer in self._talking:
                         continue
@@ -643,6 +648,11 @@ class Fetch:
         )
         self._troubles.pop(peer, None)
         self._troubles[peer] = why.message
+
+
+async def _nobody(_: Cid) -> AsyncGenerator[PeerId, None]:
+    return
+    yield
 
 
 def _verified(blocks: Sequence[tuple[bytes, list[Bytes]]]) -> list[bytes | None]:

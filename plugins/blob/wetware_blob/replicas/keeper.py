@@ -9,6 +9,7 @@ import itertools
 import random
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -64,9 +65,9 @@ NAMED_MAX: Final = 3
 STALLED_S: Final = 60.0
 """Who waits for copies gives up when nothing has come of it for so long."""
 
-Fetch = Callable[["Cid", str, Callable[[str, int], Pin], Callable[[int], None]], Awaitable[object]]
-"""Fetches a root for an owner and pins it: given its kind and size, what is the pin; and is told
-what is charged for what has come."""
+Fetch = Callable[["Cid", str, Callable[..., Pin], Callable[[int], None]], Awaitable[object]]
+"""Fetches a root for an owner and pins it: as what is made of both, its kind and size, and the
+time; and tells what is charged for what has come."""
 
 
 @dataclass(eq=False, slots=True)
@@ -134,7 +135,7 @@ class Disk:
             home,
             name or name_of(self.id, pin),
             pin.copies,
-            pin.selector,
+            pin.where,
             pin.charged,
             pin.lease_until,
         )
@@ -162,19 +163,8 @@ class Disk:
 
     async def _keep(self, keeping: _Keeping) -> None:
         owner, copy = keeping.owner, keeping.copy
-
-        def pin(kind: str, size: int) -> Pin:
-            return Pin(
-                owner,
-                copy.root,
-                name=f"{copy.home}/{copy.pin.hex()}",
-                kind=kind,
-                size=size,
-                created_at=self._ctx.clock.time(),
-                copies=copy.copies,
-                selector=copy.where,
-            )
-
+        name = f"{copy.home}/{copy.pin.hex()}"
+        pin = partial(Pin, name=name, copies=copy.copies, where=copy.where)
         try:
             async with keeping.turn, self._places:
                 await self._fetch(copy.root, owner, pin, keeping.count)
@@ -197,7 +187,7 @@ class Disk:
             return False
         terms: dict[str, Any] = {"lease_until": copy.lease_until}
         if copy.home != self._me:  # of its own a user may have changed them since they were read
-            terms |= {"copies": copy.copies, "selector": copy.where}
+            terms |= {"copies": copy.copies, "where": copy.where}
         return await self._store.amend(pin, **terms)
 
     async def drop(self, copy: Copy) -> None:

@@ -26,7 +26,7 @@ class Pin:
         size: Of what is in it, bytes.
         created_at: Unix time, s.
         copies: Wanted in the cluster.
-        selector: Which members may hold them.
+        where: Selector of the members that may hold them.
         public: Whether others than members may find it.
         lease_until: Unix time, s, until which it was promised to another member to keep it.
         charged: What its owner is charged for it; the store sets it.
@@ -39,7 +39,7 @@ class Pin:
     size: int = 0
     created_at: float = 0.0
     copies: int = 1
-    selector: str = ""
+    where: str = ""
     public: bool = False
     lease_until: float = 0.0
     charged: int = 0
@@ -56,7 +56,7 @@ class BadPin:
 
 def _columns(pin: Pin) -> tuple[Any, ...]:
     rest = [
-        pin.kind, pin.size, pin.created_at, pin.copies, pin.selector, pin.public, pin.lease_until
+        pin.kind, pin.size, pin.created_at, pin.copies, pin.where, pin.public, pin.lease_until
     ]  # fmt: skip
     columns = (pin.owner, bytes(pin.root), pin.name, pin.charged, json.dumps(rest))
     return (*columns, _checksum(columns))
@@ -70,9 +70,9 @@ def read_pin(columns: tuple[Any, ...]) -> Pin | BadPin:
     owner, root, name, charged, rest, checksum = columns
     if _checksum((owner, root, name, charged, rest)) != checksum:
         return BadPin(str(owner), root if isinstance(root, bytes) else b"", str(name))
-    kind, size, created_at, copies, selector, public, lease_until = json.loads(rest)
+    kind, size, created_at, copies, where, public, lease_until = json.loads(rest)
     return Pin(
-        owner, Cid.decode(root), name, kind, size, created_at, copies, selector, public,
+        owner, Cid.decode(root), name, kind, size, created_at, copies, where, public,
         lease_until, charged,
     )  # fmt: skip
 
