@@ -12,6 +12,7 @@ from wetware.errors import InvalidArgument, NotFound, WetwareError
 from wetware.overlay.membership.selector import Selector
 from wetware_blob.format.cid import RAW, Cid
 from wetware_blob.service import StoreServant, judge_terms
+from wetware_blob.store.pins import Pin
 from wetware_blob.transfers import State, Transfer
 
 pytestmark = pytest.mark.anyio
@@ -46,13 +47,13 @@ async def test_what_lacks_of_a_pin_of_others_does_not_make_rm_fail() -> None:
     async def collect() -> None:
         raise NotFound("a block of a pin is not here", code="not_found.blob")
 
-    async def have(_: object) -> set[bytes]:
-        return set()
+    async def reaching(_: object) -> list[Pin]:
+        return []
 
     service = SimpleNamespace(
         check_running=lambda: None,
         unpin=unpin,
-        store=SimpleNamespace(collect=collect, have=have),
+        store=SimpleNamespace(collect=collect, reaching=reaching),
         ctx=SimpleNamespace(log=SimpleNamespace(warning=lambda event, **_: warned.append(event))),
     )
     removed = await StoreServant(cast("Any", service), "local:ada").rm(str(Cid(1, RAW, bytes(32))))

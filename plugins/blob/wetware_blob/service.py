@@ -32,8 +32,8 @@ from wetware_blob import ingest
 from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.exchange.find import Finder, dht_key
 from wetware_blob.format.build import PROFILES, V1_2025
-from wetware_blob.format.cid import DAG_PB, RAW, BadBlock, Cid
-from wetware_blob.format.read import children, links_of, stat
+from wetware_blob.format.cid import RAW, BadBlock, Cid
+from wetware_blob.format.read import children, stat
 from wetware_blob.reading import LIST_MAX, BlobServant, Cursors, Opened
 from wetware_blob.replicas.duties import COPIES_MAX
 from wetware_blob.replicas.keeper import Keeper, selector
@@ -351,7 +351,13 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
     """See blob.capnp."""
 
     def __init__(self, service: BlobService, principal: str) -> None:
-        self._service, self._principal = service, principal
+        self._always, self._principal = service, principal
+
+    @property
+    def _service(self) -> BlobService:
+        """Raises Disconnected unless it runs."""
+        self._always.check_running()
+        return self._always
 
     @property
     def _owner(self) -> str:
@@ -363,7 +369,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         return (guard and guard.payer) or self._principal
 
     async def open(self, cid: str, local: bool) -> dict[str, Any]:
-        self._service.check_running()
         root = Cid.parse(cid)
         return {"blob": BlobServant(self._service.opened(self._owner, root, local=local), root)}
 
@@ -371,7 +376,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         self, pin: dict[str, Any], form: str, profile: str, bytes_max: int
     ) -> dict[str, Any]:
         service = self._service
-        service.check_running()
         profile = profile or V1_2025.name
         if profile not in PROFILES:
             raise InvalidArgument(
@@ -399,7 +403,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
 
     async def pin(self, root: str, pin: dict[str, Any]) -> dict[str, Any]:
         service = self._service
-        service.check_running()
         made, ack = judge_terms(service.ctx, pin)
         cid, owner = Cid.parse(root), self._owner
 
@@ -410,7 +413,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         return {"transfer": Transfer(service.tasks, place, work)}
 
     async def unpin(self, root: str, name: str) -> dict[str, Any]:
-        self._service.check_running()
         count = await self._service.unpin(self._owner, Cid.parse(root), name or None)
         return {"pins": count}
 
@@ -418,7 +420,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         return await self._pins(self._owner, root, skip, limit)
 
     async def _pins(self, owner: str | None, root: str, skip: int, limit: int) -> dict[str, Any]:
-        self._service.check_running()
         shown, matched = await self._service.store.page(
             owner, Cid.parse(root) if root else None, skip, min(limit or LIST_MAX, LIST_MAX)
         )
@@ -441,51 +442,22 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
 
     async def rm(self, root: str) -> dict[str, Any]:
         service, cid = self._service, Cid.parse(root)
-        service.check_running()
         count = await service.unpin(self._owner, cid, None)
         freed = 0
         try:
             freed = (await service.store.collect()).charged
         except (Damaged, NotFound) as exc:  # of somebody's pin it is not known what it keeps
             service.ctx.log.warning("blob.not_collected", why=exc.message)
-        mine: list[Pin] = []
-        others = 0
-        if cid.digest in await service.store.have([cid.digest]):
-            for pin in await service.store.pins():
-                if pin.root.digest == cid.digest or await self._reaches(pin, cid):
-                    if pin.owner == self._owner:
-                        mine.append(pin)
-                    else:
-                        others += 1
+        pins = await service.store.reaching(cid)
+        mine = [pin for pin in pins if pin.owner == self._owner]
         return {
             "pins": count,
             "pinned_by": [self._told(pin) for pin in mine[:LIST_MAX]],
-            "others": others,
+            "others": len(pins) - len(mine),
             "freed_bytes": freed,
         }
 
-    async def _reaches(self, pin: Pin, cid: Cid) -> bool:
-        """Whether `cid` is among the blocks of a pin."""
-        seen, waiting = {pin.root}, [pin.root]
-        while waiting:
-            block = waiting.pop()
-            if block.codec != DAG_PB:
-                continue
-            try:
-                below = await links_of(block, await self._service.store.get(block.digest))
-            except WetwareError as exc:  # what is above it is known to be reached all the same
-                self._service.ctx.log.debug("blob.not_followed", cid=str(block), why=exc.message)
-                continue
-            for child in below:
-                if child.digest == cid.digest:
-                    return True
-                if child not in seen:
-                    seen.add(child)
-                    waiting.append(child)
-        return False
-
     async def usage(self) -> dict[str, Any]:
-        self._service.check_running()
         found = await self._service.store.usage(self._owner)
         return {
             "usage": {
@@ -496,7 +468,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         }
 
     async def gc(self, dry_run: bool, drop_damaged: bool) -> dict[str, Any]:
-        self._service.check_running()
         store, dropped = self._service.store, list[str]()
         if dry_run and drop_damaged:
             raise InvalidArgument("nothing is dropped in a dry run")
@@ -518,7 +489,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
 
     async def verify(self, sink: rpc.Ref | None) -> dict[str, Any]:
         service = self._service
-        service.check_running()
         pump = rpc.Pump(sink, items_max=_VERIFIED_MAX, bytes_max=1 << 20)
         task = asyncio.get_running_loop().create_task(_verify(service, pump))
         service.tasks.add(task)
@@ -532,7 +502,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
 
     async def drain(self) -> dict[str, Any]:
         service = self._service
-        service.check_running()
 
         async def drain(state: State) -> None:
             await service.keeper.drain(lambda text: setattr(state, "doing", text))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Final
 
 from wetware import rpc
+from wetware.base.bounds import Recent
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import OverlayError, WetwareError
 
@@ -41,7 +41,10 @@ class Finder:
 
     def __init__(self, ctx: PluginContext) -> None:
         self._ctx = ctx
-        self._answers: OrderedDict[tuple[PeerId, bytes], tuple[float, bool]] = OrderedDict()
+        self._answers = {
+            answer: Recent[tuple["PeerId", bytes], None](ttl_s, REMEMBERED_MAX, ctx.clock.monotonic)
+            for answer, ttl_s in ((True, YES_S), (False, NO_S))
+        }
         self._asking: dict[PeerId, dict[bytes, asyncio.Future[bool]]] = {}
         self._places = asyncio.Semaphore(ASKED_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,10 +66,6 @@ class Finder:
             for peer in await self._announced(root):
                 yield peer
 
-    def forget(self, peer: PeerId, digest: bytes) -> None:
-        """It did not have what it said."""
-        self._answers.pop((peer, digest), None)
-
     def _members(self) -> list[PeerId]:
         members = self._ctx.members("service=blob,state=alive")
         others = [member for member in members if not member.is_self]
@@ -85,10 +84,9 @@ class Finder:
         return peers
 
     async def _has(self, peer: PeerId, digest: bytes) -> PeerId | None:
-        now = self._ctx.clock.monotonic()
-        until, answer = self._answers.get((peer, digest), (now, False))
-        if until > now:
-            return peer if answer else None
+        for answer, known in self._answers.items():
+            if (peer, digest) in known:
+                return peer if answer else None
         asking = self._asking.get(peer)
         if asking is None or (digest not in asking and len(asking) >= ROOTS_MAX):
             asking = self._asking[peer] = {}
@@ -106,15 +104,12 @@ class Finder:
         try:
             async with self._places:
                 await asyncio.sleep(GATHER_S)
-                sibling = await self._ctx.sibling(peer)
-                try:
+                with contextlib.closing(await self._ctx.sibling(peer)) as sibling:
                     if self._asking.get(peer) is asking:
                         del self._asking[peer]
                     roots = list(asking)
                     with rpc.time_limit(ANSWER_S):
                         have = (await sibling.call("have", roots=roots))["have"]
-                finally:
-                    sibling.close()
         except WetwareError as exc:
             self._ctx.log.debug("find.no_answer", peer=peer, why=exc.message)
         finally:
@@ -122,16 +117,10 @@ class Finder:
                 del self._asking[peer]
             answers = dict(zip(roots, have, strict=False))
             for digest, future in asking.items():
-                self._note(peer, digest, answer=(answer := answers.get(digest, False)))
+                answer = answers.get(digest, False)
+                self._answers[answer].put((peer, digest), None)
                 if not future.done():
                     future.set_result(answer)
-
-    def _note(self, peer: PeerId, digest: bytes, *, answer: bool) -> None:
-        until = self._ctx.clock.monotonic() + (YES_S if answer else NO_S)
-        self._answers[peer, digest] = until, answer
-        self._answers.move_to_end((peer, digest))
-        if len(self._answers) > REMEMBERED_MAX:
-            self._answers.popitem(last=False)
 
 
 def dht_key(root: Cid) -> bytes:

@@ -228,11 +228,8 @@ class Members:
 
     async def _call(self, peer: str, method: str, answer_s: float = ANSWER_S, **given: Any) -> Any:
         sibling = await self._ctx.sibling(PeerId.parse(peer))
-        try:
-            with rpc.time_limit(answer_s):
-                return await sibling.call(method, **given)
-        finally:
-            sibling.close()
+        with contextlib.closing(sibling), rpc.time_limit(answer_s):
+            return await sibling.call(method, **given)
 
     async def holding(self, ids: list[bytes]) -> dict[str, set[bytes]]:
         found: dict[str, set[bytes]] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -143,7 +142,6 @@ class Store:
         self._index: Index
         self._blocks: Blocks
         self._holds: set[Hold] = set()
-        self._late: deque[tuple[Cid, asyncio.Event]] | None = None  # while there is a collection
         self._collecting, self._making_room = asyncio.Lock(), asyncio.Lock()
         self._writing: set[asyncio.Future[Any]] = set()
         self._reopening = False
@@ -394,9 +392,8 @@ class Store:
         hold = Hold(owner, root)
         self._holds.add(hold)
         try:
-            if root is not None and self._late is not None:
-                self._late.append((root, marked := asyncio.Event()))
-                await marked.wait()  # `collect` sets it also where it ends before
+            if root is not None and self._index.marking is not None:
+                await self._walk([root], hold.keep, whole=False)
             yield hold
             if hold.noted and root is not None:
                 sql, key = "DELETE FROM downloads WHERE root = ?", (bytes(root),)
@@ -426,7 +423,7 @@ class Store:
         self._check_open(hold)
         if pin.owner != hold.owner:
             raise InvalidArgument(f"the hold is of {hold.owner}, and the pin of {pin.owner}")
-        charged = await self._walked(hold, pin.root)
+        charged = (await self._walk([pin.root], hold.keep, whole=True)).charged
         self._quota.charge(pin.owner, charged - hold.charged, 1)
         hold.charged = 0
 
@@ -441,17 +438,14 @@ class Store:
 
         await self._to_its_end(write())
 
-    async def _walked(self, hold: Hold, root: Cid) -> int:
-        """What all that it reaches is charged; raises where something of it lacks."""
-        walk = Walk(self._index, self._blocks, self._children, hold.keep, whole=True)
-        await self._follow(walk, [root])
-        return walk.charged
-
-    async def _follow(self, walk: Walk, roots: Collection[Cid]) -> None:
+    async def _walk(self, roots: Collection[Cid], keep: Bits, *, whole: bool) -> Walk:
+        """To its end; see `Walk`."""
+        walk = Walk(self._index, self._blocks, self._children, keep, whole=whole)
         for some in batches(roots):  # each call in a thread costs about a root's time
             await self._run_sync(walk.add, some)
             while await self._run_sync(walk.step):
                 pass
+        return walk
 
     async def amend(self, pin: Pin, **terms: Any) -> bool:
         """Change these attributes of a pin, unless it was given up; whether it was there.
@@ -460,7 +454,7 @@ class Store:
         it reaches is here then, and both are on the disk. Raises as `pin`.
         """
         async with self.hold(pin.owner, pin.root) as hold:
-            await self._walked(hold, pin.root)
+            await self._walk([pin.root], hold.keep, whole=True)
             change = self._index.write(lambda db: amend_pin(db, pin, terms))
             return await self._to_its_end(change)
 
@@ -503,6 +497,17 @@ class Store:
         with self._index.reading() as db:
             rows = pin_rows(db, owner, root)
         return _checked(rows)
+
+    async def reaching(self, block: Cid) -> list[Pin]:
+        """The pins that reach a block, as far as is known where others lack."""
+        row = (await self._run_sync(self._index.find, [block.digest])).get(block.digest)
+        found = []
+        for pin in await self.pins() if row else ():
+            reached = Bits()
+            await self._walk([pin.root], reached, whole=False)
+            if row.id in reached:
+                found.append(pin)
+        return found
 
     async def page(
         self, owner: str | None, root: Cid | None, skip: int, limit: int
@@ -578,18 +583,16 @@ class Store:
         """
         async with self._collecting:
             self._garbage = dry_run or unfinished
-            self._index.marking, self._late = marked, late = Bits(), deque[Any]()
+            self._index.marking = marked = Bits()
             holds = tuple(self._holds)  # what they are given from here on is marked, too
             try:
                 await self._mark(marked, holds, unfinished=unfinished)
-                return await self._sweep(marked, late, dry_run=dry_run)
+                return await self._sweep(marked, dry_run=dry_run)
             except BaseException:
                 self._garbage = True
                 raise
             finally:
-                self._index.marking = self._late = None
-                for _, event in late:
-                    event.set()
+                self._index.marking = None
 
     async def _mark(self, marked: Bits, holds: Collection[Hold], *, unfinished: bool) -> None:
         def begin(db: Database) -> list[Any]:  # as a write: after those that say of downloads …
@@ -610,12 +613,9 @@ class Store:
         if unfinished:
             roots += [Cid.decode(bytes(root)) for (root,) in downloads]
         for some, whole in (([pin.root for pin in pins], True), (roots, False)):
-            walk = Walk(self._index, self._blocks, self._children, marked, whole=whole)
-            await self._follow(walk, some)
+            await self._walk(some, marked, whole=whole)
 
-    async def _sweep(
-        self, marked: Bits, late: deque[tuple[Cid, asyncio.Event]], *, dry_run: bool
-    ) -> Collected:
+    async def _sweep(self, marked: Bits, *, dry_run: bool) -> Collected:
         async def delete() -> list[Row]:
             gone = await self._index.write(
                 lambda db: self._blocks.delete(db, rows, marked), must=True
@@ -627,12 +627,6 @@ class Store:
 
         blocks = charged = after = 0
         while rows := await self._run_sync(self._index.after, after, DELETED_MAX):
-            while late:
-                root, event = late[0]
-                walk = Walk(self._index, self._blocks, self._children, marked, whole=False)
-                await self._follow(walk, [root])
-                late.popleft()
-                event.set()
             after = rows[-1].id
             rows = [row for row in rows if row.id not in marked]
             if rows and not dry_run:
