@@ -27,6 +27,7 @@ from wetware.client.dial import (
     remote,
     within,
 )
+from wetware.client.granted import granted, is_granted
 from wetware.client.keys import KeyChoice, chooser
 from wetware.client.login import Login
 from wetware.client.reconnect import Reconnecting
@@ -163,6 +164,9 @@ async def connect(
 ) -> AsyncIterator[Session]:
     """Log in to a node.
 
+    In a program that a node runs, `ww run -- PROGRAM`, and without any argument it is no login: the
+    session has what the program was given (`wetware.client.granted`), once in a process.
+
     Args:
         target: A multiaddr with the node's peer ID (several, comma-separated, for one node), a
             sturdy reference `ww1…` (then no key is needed, unless its node cannot be dialled and
@@ -190,6 +194,10 @@ async def connect(
     is not the pinned one, KeyFileError, NotFound for a context or a node of no such name,
     InvalidArgument for a bad address.
     """
+    if is_granted() and (target, context, key, signer, data_dir) == (None,) * 5:
+        async with granted() as given:
+            yield given
+        return
     if target == "":
         raise InvalidArgument(
             "the node's address is empty",

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from wetware.base.log import get_logger
 from wetware.broker.protocol import CORE
-from wetware.rpc import Interface
+from wetware.rpc import Interface, known
 
 log = get_logger("client")
 
@@ -57,3 +57,12 @@ def known_interface(service: str) -> Interface | None:
     except Exception:  # somebody else's package that does not load
         log.debug("client.broken", service=service, exc_info=True)
         return None
+
+
+def interface_of_id(id_: int) -> Interface | None:
+    """The interface of an ID, of what is installed here; None if it is not known."""
+    if (found := known(id_)) is None:
+        for service in services():  # each brings its schema
+            known_interface(service)
+        found = known(id_)
+    return found

@@ -48,6 +48,7 @@ from wetware.rpc.dispatch import (
 )
 from wetware.rpc.kjloop import loop_gc, runtime
 from wetware.rpc.limits import RpcLimits
+from wetware.rpc.pipes import SocketPipe
 from wetware.rpc.push import Pump, Subscription
 from wetware.rpc.refs import Ref, RpcConnection, time_limit
 from wetware.rpc.schema import WW, Interface, Method, Schema
@@ -80,6 +81,7 @@ __all__ = [
     "Schema",
     "Servant",
     "ServedConnection",
+    "SocketPipe",
     "Subscription",
     "UnixPeer",
     "connect",

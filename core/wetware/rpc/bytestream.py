@@ -363,6 +363,38 @@ class ByteStream(anyio.abc.ByteStream):
         self._lose(Disconnected("the connection was lost", hint="connect again"))
 
 
+def carried(ref: Ref) -> Servant:
+    """An end for another connection, whose bytes are carried from and to the stream of `ref`.
+
+    Each of the two is a stream of its own connection, and under the grant there. Call it in a task
+    of the loop; it goes on until one of the two has ended.
+    """
+    near, far = ByteStream(ref), ByteStream()
+    for source, target in ((near, far), (far, near)):
+        way = asyncio.get_running_loop().create_task(_carry(source, target))
+        _carriers.add(way)
+        way.add_done_callback(_carriers.discard)
+    return far.servant
+
+
+_carriers: Final[set[asyncio.Task[None]]] = set()
+
+
+async def _carry(source: ByteStream, target: ByteStream) -> None:
+    """One direction: the end of the source, as it was, is the end of the target."""
+    try:
+        try:
+            while True:
+                await target.send(await source.receive())
+        except EndOfStream:
+            await target.send_eof()
+        await source._until(lambda: source._error)
+        await target.aclose()
+    except (WetwareError, ClosedResourceError):
+        if source._error is not None:  # else the target has ended, and its own direction tells it
+            target.abort(source._error)
+
+
 class _Here:
     """In place of a transport where both ends are in this process.
 

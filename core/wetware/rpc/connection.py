@@ -16,6 +16,7 @@ from wetware.rpc.transport import Pipe, RpcTransport, open_stream
 
 if TYPE_CHECKING:
     from wetware.errors import WetwareError
+    from wetware.rpc.refs import Ref
     from wetware.rpc.servant import Servant
 
 log = get_logger("rpc")
@@ -76,6 +77,11 @@ class End(Callee):
         self.transport.use(self.limits)
         self.wake()
         self.on_drained()
+
+    def carried(self, stream: Ref) -> Servant:
+        from wetware.rpc.bytestream import carried  # see wetware.rpc
+
+        return carried(stream)
 
     def _not_trusted(self, after_s: float) -> None:
         self._trust_due = None

@@ -301,6 +301,10 @@ class Callee(Caller):
         """The peer has proved who it is."""
         raise NotImplementedError
 
+    def carried(self, stream: Ref) -> Servant:
+        """What stands here for a byte stream that came by another connection."""
+        raise NotImplementedError
+
     def give(self, value: Any, interface: Interface | None, guard: Guard | None) -> Any:
         """A pycapnp client for a value that stands for a capability."""
         if isinstance(value, Guarded):
@@ -309,14 +313,15 @@ class Callee(Caller):
             if value._end.loop is not self.loop:
                 raise BadValue("the reference belongs to another event loop")
             if value._end is not self and value._interface == WW.ByteStream:
-                raise Unsupported(
-                    "a byte stream is of one connection and does not pass to another",
-                    hint="open one there, and carry the bytes",
-                )
-            # It goes back through the membrane that it came in by, or there is no membrane.
-            if value._guard is guard and (guard is None or value._end is self):
-                _check_interface(value._interface, interface)
-                return value._end.client(value)
+                value = self.carried(value)
+        # It goes back through the membrane that it came in by, or there is no membrane.
+        if (
+            isinstance(value, Ref)
+            and value._guard is guard
+            and (guard is None or value._end is self)
+        ):
+            _check_interface(value._interface, interface)
+            return value._end.client(value)
         export = self.export(value, interface, guard)
         return export.__ww_module__._new_client(export)
 

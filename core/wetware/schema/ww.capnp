@@ -45,8 +45,9 @@ interface Sink @0xf4810d3be5a2967c {
 
 interface ByteStream @0xd4f18ab3c07e5926 {
   # Bytes in both directions, held by whoever reads and writes them. They are not in calls: they travel
-  # in frames between the messages of the connection (rpc/transport.py), and a stream does not pass from
-  # one connection to another; handed back where it was made, it stays within that process. It dies when
+  # in frames between the messages of the connection (rpc/transport.py). Where a stream is passed on to
+  # another connection its bytes are carried there; handed back where it was made, it stays within that
+  # process. It dies when
   # either end aborts, lets go or is lost, and with its grant, whose quotas its bytes are charged to: the
   # one under which a servant returned it, or was handed it. Bytes that have not been read are lost then.
   # A connection has a bounded number.
@@ -75,4 +76,36 @@ interface Source @0x9b52e6c81d0f47a3 {
   # the end. The stream ends after the last of them, and at once if there is none; one that fails before
   # raises, so that a part is never taken for the whole. What is sent to it is not read. A range that a
   # grant allows is two constraints: on `start`, and on `end`. Idempotent.
+}
+
+interface Port @0x8e1d5f0b92c7a364 {
+  # Something that takes connections: a TCP port of a process, for example. Held by whom its service gives it
+  # to, and by whom they pass it on to. Dies with the grant that it was got under, and with what is behind
+  # it; then its connections are over.
+
+  connect @0 () -> (stream :ByteStream);
+  # A new connection. Bytes that have not been read are lost when it is revoked. Not idempotent.
+}
+
+interface Granted @0xc3a96f17d40b8e52 {
+  # What a program holds that a node runs outside of its own process: the first object on the one socket
+  # that it has inherited, and all that there is for it. It dies with the program, and so does all that came
+  # of it. A capability in it dies with the grant of who gave it.
+
+  services @0 () -> (services :List(Given));
+  # What it was given. Idempotent.
+
+  open @1 (name :Text) -> (service :Capability, interface :UInt64);
+  # One of them, by its name, and the ID of its interface. `not_found.grant`. Idempotent.
+
+  export @2 (name :Text, cap :Capability, interface :UInt64) -> ();
+  # Offers something to who started the program, by a name of its own. The node has to know the interface.
+  # Not idempotent.
+
+  struct Given {
+    name @0 :Text;
+    interface @1 :Text;
+    methods @2 :List(Text);
+    # Patterns, as of a service; who gave it may have less.
+  }
 }

@@ -12,4 +12,6 @@ interface Streams {
   # Keeps the stream that it is handed, and reads and writes it.
   trust @5 () -> ();
   # Who calls it is no stranger from here on.
+  passOn @6 (stream :Ww.ByteStream) -> ();
+  # Gives the stream to another server.
 }

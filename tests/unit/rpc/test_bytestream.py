@@ -24,7 +24,6 @@ from wetware.errors import (
     LimitExceeded,
     NotFound,
     Revoked,
-    Unsupported,
     WetwareError,
 )
 from wetware.identity import Key
@@ -59,6 +58,9 @@ class StreamsServant(rpc.Servant, interface=STREAMS.Streams):
 
     async def far(self) -> dict[str, Any]:
         return {"stream": (await self.upstream.open())["stream"]}
+
+    async def pass_on(self, stream: rpc.Ref) -> None:
+        await self.upstream.give(stream=stream)
 
     async def give(self, stream: rpc.Ref) -> None:
         self.opened.append(rpc.ByteStream(stream))
@@ -409,14 +411,60 @@ async def test_a_lost_connection_is_the_reason_also_where_it_ends_the_grant(rig:
         await ended(far, Disconnected)
 
 
-async def test_a_stream_of_one_connection_does_not_pass_to_another(tmp_path: Path) -> None:
-    """Its channel means nothing there: it could never be attached."""
+async def test_a_stream_that_passes_to_another_connection_is_carried_there(tmp_path: Path) -> None:
+    """As an answer, and as a parameter; both ways, half-closed, to its end."""
+    behind, front = Rig(tmp_path), Rig(tmp_path)
+    data = os.urandom(3 * WINDOW_BYTES)
+    async with behind.running("b"), front.running("f"), asyncio.timeout(30):
+        front.servant.upstream = behind.streams
+        theirs: list[tuple[rpc.ByteStream, rpc.ByteStream]] = []
+        answered = rpc.ByteStream((await front.streams.far())["stream"])
+        theirs.append((answered, behind.servant.opened.pop()))
+        own = rpc.ByteStream()
+        await front.streams.pass_on(stream=own.servant)
+        theirs.append((own, behind.servant.opened.pop()))
+        for near, far in theirs:
+            for source, target in ((near, far), (far, near)):
+                sending = asyncio.ensure_future(source.send(data))
+                got = bytearray()
+                while len(got) < len(data):
+                    got += await target.receive()
+                await sending
+                await source.send_eof()
+                with pytest.raises(EndOfStream):
+                    await target.receive()
+                assert got == data
+            await far.aclose()
+            await near.aclose()
+    assert not bytestream._carriers
+
+
+@pytest.mark.parametrize("at", ["behind", "front"])
+async def test_the_end_of_a_carried_stream_is_told_at_both_ends(tmp_path: Path, at: str) -> None:
     behind, front = Rig(tmp_path), Rig(tmp_path)
     async with behind.running("b"), front.running("f"), asyncio.timeout(30):
         front.servant.upstream = behind.streams
-        with pytest.raises(Unsupported, match="of one connection"):
-            await front.streams.far()
-        assert await front.streams.ping() is None
+        near = rpc.ByteStream((await front.streams.far())["stream"])
+        far = behind.servant.opened.pop()
+        await near.send(b"x")
+        assert await far.receive() == b"x"
+        ends, hears = (far, near) if at == "behind" else (near, far)
+        ends.abort(NotFound("no more of it"))
+        await ended(hears, NotFound)
+    assert not bytestream._carriers
+
+
+async def test_the_end_of_a_grant_cuts_a_carried_stream(tmp_path: Path) -> None:
+    behind, front = Rig(tmp_path), Rig(tmp_path)
+    async with behind.running("b"), front.running("f"), asyncio.timeout(30):
+        front.servant.upstream = behind.streams
+        near = rpc.ByteStream((await front.streams.far())["stream"])
+        far = behind.servant.opened.pop()
+        await near.send(b"x")
+        assert await far.receive() == b"x"
+        front.guard.end(Revoked("enough"))
+        await ended(near, Revoked)
+        await ended(far, WetwareError)
 
 
 async def test_a_servant_s_stream_that_comes_back_is_the_same(rig: Rig) -> None:
