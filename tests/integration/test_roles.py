@@ -109,7 +109,7 @@ async def test_what_is_installed_at_the_founding_is_granted(home: Home, site: Si
             "counter": ["Counters.get", "Counters.incr"],
             "node": ["Node.status"],
             "proc": ["ByteStream.*", "Executor.end", "Executor.load", "Executor.open",
-                     "Executor.processes", "Image.*", "Process.*"],
+                     "Executor.processes", "Executor.rooms", "Image.*", "Process.*"],
             "pubsub": ["*"],
         }  # fmt: skip
         assert roles["reader"]["counter"] == ["Counters.get"]

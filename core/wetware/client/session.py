@@ -43,16 +43,21 @@ TUNNEL_AFTER_S = 0.5
 
 
 class Opening:
-    """A service's first capability, opened at its first use; looks like a Ref, in `dir()` too."""
+    """A service's first capability, opened at its first use; looks like a Ref, in `dir()` too.
+
+    Attributes:
+        session: Whose it is: a client that goes to other nodes logs in there with it.
+        interface: Its own.
+    """
 
     def __init__(self, session: Session, name: str, interface: rpc.Interface) -> None:
-        self._session, self._name, self.interface = session, name, interface
+        self.session, self._name, self.interface = session, name, interface
         self._ref: asyncio.Future[rpc.Ref] | None = None
 
     async def _open(self) -> rpc.Ref:
         ref = self._ref
         if ref is None or (ref.done() and _is_spent(ref)):
-            ref = self._ref = asyncio.ensure_future(self._session.open(self._name, self.interface))
+            ref = self._ref = asyncio.ensure_future(self.session.open(self._name, self.interface))
             # Whoever waited may be cancelled meanwhile: then nobody asks how it ended.
             ref.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(ref)

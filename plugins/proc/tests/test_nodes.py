@@ -45,7 +45,7 @@ async def at(node: NodeProcess) -> AsyncIterator[wetware.Session]:
 
 
 def running(node: NodeProcess) -> list[dict[str, object]]:
-    found = json.loads(node.ww("ps", "--json", check=True).stdout)
+    found = json.loads(node.ww("ps", "--json", check=True).stdout)["processes"]
     return [each for each in found if not each["exit"]["kind"]]
 
 
@@ -192,6 +192,7 @@ async def test_after_kill_9_of_the_node_nothing_is_shown_as_running(
                 node.stop(signal.SIGKILL)
                 stack.pop_all()
         with home.node("n") as node:
-            assert json.loads(node.ww("ps", "--json", check=True).stdout) == []
+            found = json.loads(node.ww("ps", "--json", check=True).stdout)
+            assert found == {"processes": [], "missing": []}
             async with at(node) as session:
                 assert (await session.proc.run(hello)).stdout == b"hello\n"

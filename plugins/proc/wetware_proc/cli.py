@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -28,7 +29,7 @@ from wetware.errors import InvalidArgument, WetwareError
 if TYPE_CHECKING:
     from wetware import rpc
     from wetware.client import Session
-    from wetware_proc.client import Exit, Info, Process
+    from wetware_proc.client import Blob, Exit, Process
 
 EXIT_CODES: Final = {"trapped": 134, "limit": 137, "killed": 137}
 """As a shell says of a program that SIGABRT or SIGKILL has ended."""
@@ -39,7 +40,7 @@ def mount(app: typer.Typer) -> None:
     """Mount the commands."""
     section = "Services"
     plain = {"allow_interspersed_args": False, "ignore_unknown_options": True}
-    shown = examples("ww run hello.wasm you", "ww run --memory 16 bafk… < in > out")
+    shown = examples("ww run hello.wasm you", "ww run --on zone=home --memory 16 bafk… < in > out")
     app.command("run", rich_help_panel=section, epilog=shown, context_settings=plain)(run_command)
     shown = examples("ww ps", "ww ps --all --json")
     app.command("ps", rich_help_panel=section, epilog=shown)(ps_command)
@@ -77,16 +78,21 @@ def run_command(
     cpu: Annotated[
         float, typer.Option(min=0, metavar="S", help="Seconds of a processor; 0: as usual.")
     ] = 0,
+    on: Annotated[
+        str,
+        typer.Option(metavar="SELECTOR", help='Of these members where there is room; "any": all.'),
+    ] = "",
 ) -> None:
     """Run a program at the node as if it were a local one: its streams are yours, as its exit code.
 
     It has its arguments, standard streams and grants, and nothing else of yours or of the node. It
-    ends with this command. With `ww --node NODE run …` it runs there.
+    ends with this command. With `--on SELECTOR` it runs where there is room, and you log in there.
     """
     variables = dict(variable(text, "--env NAME=VALUE") for text in env or ())
     wanted = dict(variable(text, "--grant out=pubsub:chat") for text in grant or ())
 
-    async def work(session: Session) -> Exit:
+    @contextlib.asynccontextmanager
+    async def spawned(session: Session) -> AsyncIterator[Process]:
         async with contextlib.AsyncExitStack() as stack:
             code = await stack.enter_async_context(_code(session, program))
             given = {
@@ -103,7 +109,19 @@ def run_command(
                 wall_s=time,
                 cpu_s=cpu,
             )
-            return await attached(await stack.enter_async_context(running))
+            yield await stack.enter_async_context(running)
+
+    async def work(session: Session) -> Exit:
+        from wetware_proc.placement import nodes, placed
+
+        running = spawned(session)
+        if on:
+            rooms = await nodes(
+                session, on, programs=[await _digest(program)], memory_bytes=memory << 20
+            )
+            running = placed(session, on, rooms, spawned)
+        async with running as process:
+            return await attached(process)
 
     end = run_client(work)
     if end.kind != "exited":
@@ -119,15 +137,25 @@ def variable(text: str, hint: str) -> tuple[str, str]:
     return name, value
 
 
+async def _digest(program: str) -> str:
+    """What members know it by that have prepared it."""
+    import hashlib
+
+    if not Path(program).is_file():  # noqa: ASYNC240  # a look that takes no time
+        return program
+    with open(program, "rb") as file:  # noqa: ASYNC230  # nothing else goes on
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextlib.asynccontextmanager
-async def _code(session: Session, program: str) -> AsyncIterator[str | rpc.Ref]:
+async def _code(session: Session, program: str) -> AsyncIterator[str | Blob]:
     """A file that is here, or else a blob of the cluster."""
     if Path(program).exists():  # noqa: ASYNC240  # a look that takes no time
         yield program
         return
     try:
         async with session.blob.open(program) as blob:
-            yield blob.ref
+            yield blob
     except InvalidArgument as exc:
         if exc.code != "invalid.cid":
             raise
@@ -205,38 +233,57 @@ def told(end: Exit) -> str:
 
 
 def ps_command(
-    everybody: Annotated[
-        bool, typer.Option("--all", help="Of everybody at the node; for operators.")
-    ] = False,
+    everybody: Annotated[bool, typer.Option("--all", help="Of everybody; for operators.")] = False,
     json: Json = False,
 ) -> None:
-    """List your processes at the node, those that have ended lately included."""
-    found: list[Info] = run_client(lambda session: session.proc.processes(all=everybody))
+    """List your processes in the cluster, those that have ended lately included.
+
+    Each node is asked by a login of yours there; those that do not answer in time are named.
+    """
+    heard = run_client(lambda session: session.proc.everywhere(all=everybody))
+    found = [(member, each) for member, infos in heard.answers for each in infos]
+    found.sort(key=lambda pair: -pair[1].started_ms)
     if json:
-        return out_json(found)
-    if not found:
-        return note("no processes; ww run FILE")
+        at = [
+            {"node": str(member.peer_id), "node_name": member.name, **asdict(each)}
+            for member, each in found
+        ]
+        return out_json({"processes": at, "missing": heard.missing})
     owner = ("owner",) if everybody else ()
     rows = [
         (
             each.id,
-            printable(each.name).replace("\n", "\\n"),
+            each.name,
+            member.name or member.peer_id.short,
             told(each.exit),
             stamp(each.started_ms / 1000),
             *((each.owner,) if everybody else ()),
         )
-        for each in found
+        for member, each in found
     ]
-    table(("id", "name", "state", "since", *owner), rows)
+    if rows:
+        table(("id", "name", "node", "state", "since", *owner), rows)
+    else:
+        note("no processes; ww run FILE")
+    for each in heard.missing:
+        note(f"not heard: {each.name or each.node}: {each.why}")
 
 
 def kill_command(
-    id_: Annotated[str, typer.Argument(metavar="ID", help="As `ww ps` shows it.")],
+    id_: Annotated[str, typer.Argument(metavar="ID", help="Of `ww ps`, or how it begins.")],
     everybody: Annotated[
         bool, typer.Option("--all", help="Whoever's it is; for operators.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """End a process of yours at the node; nothing more of it happens when this returns."""
-    run_client(lambda session: session.proc.kill(id_, anybody=everybody))
-    done(json, {"killed": id_}, f"{printable(id_)} has ended")
+    """End a process of yours in the cluster; nothing more of it happens when this returns."""
+
+    async def work(session: Session) -> str:
+        from wetware_proc.placement import where
+
+        async with where(session, id_, anybody=everybody) as (there, id):
+            await there.proc.kill(id, anybody=everybody)
+            return id
+
+    ended = run_client(work)
+    done(json, {"killed": ended}, f"{ended} has ended")

@@ -9,31 +9,56 @@ async with session.proc.spawn(Path("cat.wasm")) as process:
     async for data in process.stdout:
         ...
     print(await process.wait())
+
+await session.proc.run(Path("hello.wasm"), on="zone=home")  # where there is room, of these members
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypedDict, Unpack
+from typing import Any, Final, Protocol, TypedDict, Unpack
 
 from wetware import rpc
 from wetware.base.structs import from_struct
-from wetware.errors import InternalError, InvalidArgument, LimitExceeded, WetwareError
+from wetware.errors import (
+    InternalError,
+    InvalidArgument,
+    LimitExceeded,
+    Unsupported,
+    WetwareError,
+)
+from wetware_proc.placement import Heard, Room, Session, everywhere, nodes, placed
 from wetware_proc.schema import SCHEMA
 
 OUTPUT_BYTES_MAX: Final = 64 << 20
 """That `run` collects."""
+SENT_MAX: Final = 1000
+"""Processes that were sent to nodes, and are remembered to choose the next one."""
 _WAIT_S: Final = 20.0
 _ANSWER_S: Final = 50.0  # for what waits so long
 _LOAD_S: Final = 120.0
 
-Code = bytes | str | os.PathLike[str] | rpc.Ref
-"""A program: its bytes, a path, or a capability that is a `Ww.Source`, e.g. a blob."""
+
+class Blob(Protocol):
+    """What `session.blob.open(CID)` gives."""
+
+    cid: str
+    ref: rpc.Ref
+
+
+Code = bytes | str | os.PathLike[str] | rpc.Ref | Blob
+"""A program: its bytes, a path, a capability that is a `Ww.Source`, or a blob.
+
+A blob is read with the user's own session at the node that runs it, so nobody runs what they may
+not read. A bare reference is of the session that it came from, and runs at that session's node.
+"""
 
 
 class Options(TypedDict, total=False):
@@ -86,6 +111,7 @@ class Info:
     cpu_ms: int
     exit: Exit
     kind: str
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +162,8 @@ class Image:
         hash: SHA-256 of its bytes, in hex.
     """
 
-    def __init__(self, ref: rpc.Ref, hash_: str, name: str) -> None:
-        self._ref, self.hash, self._name = ref, hash_, name
+    def __init__(self, ref: rpc.Ref, hash_: str, name: str, code: str = "") -> None:
+        self._ref, self.hash, self._name, self._code = ref, hash_, name, code
 
     @contextlib.asynccontextmanager
     async def spawn(self, *args: str, **options: Unpack[Options]) -> AsyncIterator[Process]:
@@ -148,6 +174,7 @@ class Image:
             "env": [{"name": n, "value": value} for n, value in options.get("env", {}).items()],
             "limits": {name: options.get(name, 0) for name in ("memory_bytes", "wall_s", "cpu_s")},
             "grants": [_grant(name, value) for name, value in options.get("grants", {}).items()],
+            "code": self._code,
         }
         process = Process(await self._ref.call("spawn", spec=spec))
         try:
@@ -167,12 +194,25 @@ class Executor:
 
     Args:
         ref: A reference to an Executor.
+
+    Attributes:
+        sent: Nodes that processes were sent to lately, and when, see `placement.nodes`.
     """
 
     INTERFACE = SCHEMA.Executor
 
     def __init__(self, ref: Any) -> None:
         self._ref = ref
+        self.sent: deque[tuple[str, float]] = deque(maxlen=SENT_MAX)
+
+    @property
+    def _session(self) -> Session:
+        session: Session | None = getattr(self._ref, "session", None)
+        if session is None:
+            raise Unsupported(
+                "a capability alone leads to no other node", hint="use the session's: session.proc"
+            )
+        return session
 
     async def load(self, code: Code, kind: str = "wasm") -> Image:
         """A program of a kind, ready to be spawned.
@@ -181,24 +221,38 @@ class Executor:
         not run.
         """
         name = Path(code).name if isinstance(code, str | os.PathLike) else ""
-        given = code if isinstance(code, rpc.Ref) else _Source(await _bytes(code))
+        given: rpc.Ref | rpc.Servant
+        cid = ""
+        if isinstance(code, bytes | str | os.PathLike):
+            given = _Source(await _bytes(code))
+        elif isinstance(code, rpc.Ref):
+            given = code
+        else:
+            given, cid = code.ref, code.cid
         with rpc.time_limit(_LOAD_S):
             reply = await self._ref.call("load", code=given, kind=kind)
-        return Image(_given(reply["image"]), reply["hash"], name)
+        return Image(_given(reply["image"]), reply["hash"], name, cid)
 
     @contextlib.asynccontextmanager
     async def spawn(
-        self, code: Code, *args: str, **options: Unpack[Options]
+        self, code: Code, *args: str, on: str = "", **options: Unpack[Options]
     ) -> AsyncIterator[Process]:
         """Run a program: `async with session.proc.spawn(...) as process`.
 
         Args:
             code: See Code.
             args: Its arguments.
-            options: See Options.
+            on: A selector of the members that it may run at, "zone=home"; "any": all of them; "":
+                the session's node. Of several it is the one that has most room, see
+                `placement.nodes`, where one logs in with the session's key.
+            options: See Options. Grants are called through this session where it runs elsewhere.
 
-        Raises WetwareError "proc.code", LimitExceeded.
+        Raises WetwareError "proc.code", LimitExceeded; NotFound "not_found.room".
         """
+        if on:
+            async with self._spawn_on(on, code, args, options) as process:
+                yield process
+            return
         image = await self.load(code)
         try:
             async with image.spawn(*args, **options) as process:
@@ -206,20 +260,63 @@ class Executor:
         finally:
             image.close()
 
+    @contextlib.asynccontextmanager
+    async def _spawn_on(
+        self, on: str, code: Code, args: Sequence[str], options: Options
+    ) -> AsyncIterator[Process]:
+        if isinstance(code, rpc.Ref):
+            raise InvalidArgument(
+                "a reference to a program is read by the node that it came from alone",
+                hint="give its bytes, a path or a blob, or spawn it with session.node(…).proc",
+            )
+        session = self._session
+        if isinstance(code, bytes | str | os.PathLike):
+            if not isinstance(code, bytes):
+                options.setdefault("name", Path(code).name)
+            code = await _bytes(code)
+            program = hashlib.sha256(code).hexdigest()
+        else:
+            program = code.cid
+        memory = options.get("memory_bytes", 0)
+        rooms = await nodes(session, on, programs=[program], memory_bytes=memory)
+
+        @contextlib.asynccontextmanager
+        async def run(there: Session) -> AsyncIterator[Process]:
+            async with contextlib.AsyncExitStack() as stack:
+                given: Code = code
+                if not isinstance(code, bytes):
+                    given = await stack.enter_async_context(there.blob.open(program))
+                yield await stack.enter_async_context(there.proc.spawn(given, *args, **options))
+
+        async with placed(session, on, rooms, run) as process:
+            yield process
+
     async def run(
-        self, code: Code, *args: str, stdin: bytes = b"", **options: Unpack[Options]
+        self, code: Code, *args: str, stdin: bytes = b"", on: str = "", **options: Unpack[Options]
     ) -> Ran:
         """Run a program to its end; see `spawn`.
 
         Raises LimitExceeded for more than OUTPUT_BYTES_MAX of output.
         """
-        async with self.spawn(code, *args, **options) as process:
+        async with self.spawn(code, *args, on=on, **options) as process:
             return await collected(process, stdin)
 
     async def processes(self, *, all: bool = False) -> list[Info]:
         """One's own that run or have ended lately, the newest first; `all` is for operators."""
         found = await self._ref.call("all" if all else "processes")
         return [from_struct(Info, each) for each in found["processes"]]
+
+    async def everywhere(self, *, all: bool = False) -> Heard[list[Info]]:
+        """As `processes`, of every member, where one logs in; see `placement.everywhere`."""
+        return await everywhere(self._session, lambda there: there.proc.processes(all=all))
+
+    async def rooms(self, on: str = "", programs: Sequence[str] = ()) -> list[Room]:
+        """What the members say of themselves of which the selector `on` holds; "": all of them.
+
+        `programs`, hashes or CIDs, are what `Room.prepared` is about.
+        """
+        reply = await self._ref.call("rooms", on=on, programs=list(programs))
+        return [from_struct(Room, each) for each in reply["rooms"]]
 
     async def kill(self, id_: str, *, anybody: bool = False) -> None:
         """End one of one's own, or with `anybody`, which is for operators, whoever's it is.

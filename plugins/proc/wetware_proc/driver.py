@@ -200,6 +200,7 @@ class Spec:
             absolute; /tmp is the guest's own, and comes by itself.
         grants: Name → call.
         limits: See Limits.
+        code: What its spawner calls the program by; nothing that it sees.
         stdin: What it reads; closed at the start by default.
         stdout: Takes what it writes.
         stderr: The same.
@@ -210,6 +211,7 @@ class Spec:
     dirs: Mapping[str, tuple[Path, bool]] = field(default_factory=dict)
     grants: Mapping[str, Grant] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    code: str = ""
     stdin: Pipe = field(default_factory=_closed_pipe)
     stdout: Output = discard
     stderr: Output = discard

@@ -31,6 +31,37 @@ interface Executor {
 
   endAny @5 (id :Text $Ww.name) -> ();
   # As `end`, of anybody. For operators. Idempotent.
+
+  rooms @6 (on :Text, programs :List(Text)) -> (rooms :List(Room));
+  # Where a process could run: what the members say of themselves, of which the selector `on` holds ("": all),
+  # at most 64, and lately: an answer may be a second old. Members that do not answer at once are left out.
+  # It gives nothing: whoever wants to run something there logs in there. Each of at most 16 `programs` is a
+  # hash, or what `Spec.code` called it; so who knows one learns where it has run. Idempotent.
+}
+
+struct Room {
+  node @0 :Text;
+  # Its peer ID.
+  name @1 :Text;
+  running @2 :UInt32;
+  # Processes that run there.
+  processes @3 :UInt32;
+  # That could be added, as far as the node goes: a principal may have fewer.
+  memoryBytes @4 :UInt64;
+  # That none of its processes may have yet.
+  processors @5 :UInt32;
+  load @6 :Float64;
+  # Load average over a minute, per processor.
+  prepared @7 :List(Bool);
+  # Whether each of the programs was loaded there since the node was started.
+}
+
+interface Sibling {
+  # What a node's proc service tells that of another member. Never acts for a user. Dies with the
+  # connection, and when the member is evicted.
+
+  room @0 (programs :List(Text)) -> (room :Room);
+  # This node's, without its name. Idempotent.
 }
 
 interface Image {
@@ -50,6 +81,8 @@ struct Spec {
   limits @3 :Limits;
   grants @4 :List(Grant);
   # All that it can reach, beside its streams.
+  code @5 :Text;
+  # What its spawner calls the program by, a CID for example, at most 128 characters: shown beside the hash.
 }
 
 struct Grant {
@@ -111,4 +144,6 @@ struct Info {
   exit @7 :Exit;
   kind @8 :Text;
   # As in `load`, and never "".
+  code @9 :Text;
+  # As `Spec.code` has it: the word of who spawned it. What ran is `hash`.
 }

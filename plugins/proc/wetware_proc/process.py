@@ -94,7 +94,7 @@ class Process:
         id: 16 hex digits.
         owner: The principal, as text.
         image: What runs; of one that has ended, its digest and kind alone.
-        spec: As it was spawned; of one that has ended, its name and limits alone.
+        spec: As it was spawned; of one that has ended, its name, code and limits alone.
         started_at: Unix time, s.
         exit: How it ended; None while it runs.
     """
@@ -148,9 +148,10 @@ class Process:
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
         self._streams[0].abort(Disconnected("the process has ended"))
+        spec = self.spec
         # Who has ended is remembered for long: its machine code, arguments and grants are not.
         self.image = Image(self.image.digest, self.image.kind)
-        self.spec = Spec(args=self.spec.args[:1], limits=self.spec.limits)
+        self.spec = Spec(args=spec.args[:1], limits=spec.limits, code=spec.code)
         self.exit = found[0]
         self._over.set()
 

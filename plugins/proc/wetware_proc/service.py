@@ -20,6 +20,7 @@ from wetware.hookspecs import Service
 from wetware_proc import grants
 from wetware_proc.driver import Driver, DriverUnavailable, Image, Limits, Spec
 from wetware_proc.process import Process
+from wetware_proc.rooms import PROGRAM_CHARS_MAX, Rooms, SiblingServant
 from wetware_proc.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class ProcService(Service):
 
     name = "proc"
     interface = SCHEMA.Executor
+    peer_interface = SCHEMA.Sibling
     roles = MappingProxyType(
         {
             "reader": frozenset(),
@@ -65,6 +67,7 @@ class ProcService(Service):
                     "Executor.processes",
                     "Executor.open",
                     "Executor.end",
+                    "Executor.rooms",
                     "Image.*",
                     "Process.*",
                     "ByteStream.*",
@@ -87,6 +90,7 @@ class ProcService(Service):
         self.ended: OrderedDict[str, Process] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._places = Places()
+        self.rooms = Rooms(ctx, self._free)
         self._memory: Counter[str | None] = Counter()  # None: of all
         self._running = False
 
@@ -107,6 +111,9 @@ class ProcService(Service):
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return ExecutorServant(self, str(principal))
+
+    def peer_bootstrap(self, node: Principal) -> rpc.Servant:
+        return SiblingServant(self.rooms)
 
     # --- for the servants ---
 
@@ -136,7 +143,15 @@ class ProcService(Service):
                 raise LimitExceeded(
                     f"the source has not given the program within {READ_S:g} s (READ_S)"
                 ) from None
-            return await driver.load(data)
+            image = await driver.load(data)
+            self.rooms.prepared(image.digest)
+            return image
+
+    def _free(self) -> tuple[int, int, int]:
+        self.check_running()
+        running = len(self.processes)
+        memory_bytes = self.config.memory_bytes_max - self._memory[None]
+        return running, PROCESSES_MAX - running, memory_bytes
 
     def start(
         self, owner: str, image: Image, spec: Spec, refs: Iterable[rpc.Ref]
@@ -146,6 +161,7 @@ class ProcService(Service):
         `refs` are closed when it has ended.
         """
         self.check_running()
+        self.rooms.prepared(spec.code)
         with ExitStack() as place:
             self._admit(place, owner, spec.limits.memory_bytes)
             streams = rpc.ByteStream(), rpc.ByteStream(), rpc.ByteStream()
@@ -264,6 +280,9 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
     async def end(self, id: str) -> None:
         await self._end(self._service.get(id, self._owner))
 
+    async def rooms(self, on: str, programs: list[str]) -> dict[str, Any]:
+        return {"rooms": await self._service.rooms.find(self._owner, on, programs)}
+
     async def all(self) -> dict[str, Any]:
         return {"processes": [_info(each) for each in self._service.found(None)]}
 
@@ -293,6 +312,8 @@ def judged(given: dict[str, Any], granted: Mapping[str, rpc.Ref]) -> Spec:
     name = given["name"] or "program"
     if len(name.encode()) > NAME_BYTES_MAX:
         raise InvalidArgument(f"a name of more than {NAME_BYTES_MAX} bytes", code="invalid.name")
+    if len(given["code"]) > PROGRAM_CHARS_MAX:
+        raise InvalidArgument(f"a code's name of more than {PROGRAM_CHARS_MAX} characters")
     usual = Limits()
     limits = {
         field: given["limits"][field] or getattr(usual, field)
@@ -300,7 +321,13 @@ def judged(given: dict[str, Any], granted: Mapping[str, rpc.Ref]) -> Spec:
     }
     env = {each["name"]: each["value"] for each in given["env"]}
     calls = {name: grants.callable_by_guests(ref) for name, ref in granted.items()}
-    return Spec(args=(name, *given["args"]), env=env, limits=Limits(**limits), grants=calls)
+    return Spec(
+        args=(name, *given["args"]),
+        env=env,
+        limits=Limits(**limits),
+        grants=calls,
+        code=given["code"],
+    )
 
 
 class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
@@ -359,4 +386,5 @@ def _info(process: Process) -> dict[str, Any]:
         "cpu_ms": int((process.exit.cpu_s if process.exit else 0) * 1000),
         "exit": _exit(process),
         "kind": process.image.kind,
+        "code": process.spec.code,
     }

@@ -1,0 +1,218 @@
+"""Where programs run, and who finds them there: three real nodes, of which one has little room."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import wetware
+from wetware.errors import Denied, InvalidArgument, NotFound
+from wetware.testing import Home, NodeProcess, wait_for
+from wetware_proc import placement
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+
+WITHIN_S = 60.0
+"""For what takes a second or two on an idle machine."""
+MIB = 1 << 20
+
+Nodes = tuple[NodeProcess, NodeProcess, NodeProcess]
+Guests = Callable[[str], bytes]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """a and b, with zone=home, and c, with zone=cloud, which has room for one usual process."""
+    labels = {"a": "zone=home", "b": "zone=home", "c": "zone=cloud"}
+    small = {"WW_PLUGINS_PROC_MEMORY_BYTES_MAX": str(64 * MIB)}
+    with Home(tmp_path_factory.mktemp("home"), libp2p=False) as home, contextlib.ExitStack() as on:
+        a = on.enter_context(home.node("a", args=["--label", labels["a"]]))
+        started = [
+            home.start_node(
+                name, join=a, args=["--label", labels[name]], env=small if name == "c" else {}
+            )
+            for name in ("b", "c")
+        ]
+        for node in started:
+            on.callback(node.stop)
+            node.wait_ready()
+        all_ = a, *started
+        for node in all_:
+            node.wait_members([other.peer_id for other in all_], within_s=WITHIN_S)
+        for node in all_:
+            wait_for(
+                lambda node=node: len(node.members("service=proc")) == 3, "all have the service"
+            )
+        yield a, started[0], started[1]
+
+
+@contextlib.asynccontextmanager
+async def at(node: NodeProcess) -> AsyncIterator[wetware.Session]:
+    async with wetware.connect(node.addr, key=node.home.key()) as session:
+        yield session
+
+
+def test_a_command_runs_at_the_node_with_the_label(
+    nodes: Nodes, guests: Guests, tmp_path: Path
+) -> None:
+    a, _, c = nodes
+    program = tmp_path / "hello.wasm"
+    program.write_bytes(guests("hello"))
+    done = a.ww("run", "--on", "zone=cloud", "--name", "there", str(program), check=True)
+    assert done.stdout == "hello\n"
+    found = json.loads(a.ww("ps", "--json", check=True).stdout)
+    (there,) = [each for each in found["processes"] if each["name"] == "there"]
+    assert (there["node"], there["node_name"]) == (c.peer_id, "c")
+    assert "there" in a.ww("ps", check=True).stdout
+    nowhere = a.ww("run", "--on", "zone=nowhere", str(program))
+    assert (nowhere.returncode, "no member has room" in nowhere.stderr) == (1, True), nowhere.stderr
+    assert a.ww("run", "--on", "=", str(program)).returncode == 2
+
+
+async def test_processes_are_spread_and_a_full_node_is_passed_by(
+    nodes: Nodes, guests: Guests
+) -> None:
+    a, b, c = nodes
+    cat = guests("cat")
+    async with at(a) as session, contextlib.AsyncExitStack() as stack:
+
+        async def spawn(on: str, **options: int) -> None:
+            await stack.enter_async_context(session.proc.spawn(cat, on=on, **options))
+
+        async def running() -> Counter[str]:
+            heard = await session.proc.everywhere()
+            assert heard.missing == ()
+            return Counter(
+                str(member.peer_id)
+                for member, found in heard.answers
+                for each in found
+                if not each.exit.kind
+            )
+
+        await spawn("zone=home")
+        await spawn("zone=home")
+        assert await running() == {a.peer_id: 1, b.peer_id: 1}
+        await spawn("any")
+        assert await running() == {a.peer_id: 1, b.peer_id: 1, c.peer_id: 1}
+        for _ in range(2):
+            await spawn("any")  # c is full
+        assert await running() == {a.peer_id: 2, b.peer_id: 2, c.peer_id: 1}
+        with pytest.raises(NotFound, match="1 that match are full, c"):
+            await placement.nodes(session, "zone=cloud")
+        with pytest.raises(NotFound):
+            await spawn("zone=home", memory_bytes=5 << 30)
+
+
+async def test_one_that_is_full_by_now_is_passed_by(nodes: Nodes, guests: Guests) -> None:
+    a, _, c = nodes
+    async with at(a) as session, session.node(str(c.peer_id)) as there:
+        rooms = await session.proc.rooms()
+        rooms.sort(key=lambda room: room.node != c.peer_id)  # c first
+        async with (
+            there.proc.spawn(guests("cat")),
+            placement.placed(
+                session, "any", rooms, lambda at: at.proc.spawn(guests("cat"))
+            ) as process,
+        ):
+            assert not (await process.info()).exit.kind
+            assert len(await there.proc.processes()) >= 1
+            (running,) = [e for e in await there.proc.processes() if not e.exit.kind]
+            assert running.id != (await process.info()).id
+
+
+async def test_where_the_program_was_prepared_is_preferred(nodes: Nodes, guests: Guests) -> None:
+    a, b, c = nodes
+    code = guests("quota")
+    hash_ = hashlib.sha256(code).hexdigest()
+    async with at(a) as session:
+        async with session.node(str(b.peer_id)) as there:
+            (await there.proc.load(code)).close()
+        rooms = await session.proc.rooms("zone=home", [hash_])
+        assert {room.node: room.prepared for room in rooms} == {
+            a.peer_id: (False,),
+            b.peer_id: (True,),
+        }
+        best, *_ = await placement.nodes(session, "zone=home", programs=[hash_])
+        assert best.node == b.peer_id
+        with pytest.raises(InvalidArgument, match="16"):
+            await session.proc.rooms("", ["x"] * 17)
+        with pytest.raises(InvalidArgument, match="128"):
+            await session.proc.rooms("", ["x" * 129])
+        assert len(await session.proc.rooms()) == 3
+        assert c.peer_id in {room.node for room in await session.proc.rooms()}
+
+
+async def test_a_blob_of_one_node_runs_at_another_for_a_client_of_a_third(
+    nodes: Nodes, guests: Guests
+) -> None:
+    a, b, c = nodes
+    async with at(c) as session:
+        cid = (await session.blob.put(guests("hello"))).cid
+        other = (await session.blob.put(b"no program")).cid
+    async with at(b) as session:
+        async with session.blob.open(cid) as blob:
+            ran = await session.proc.run(blob, on=f"id={a.peer_id}")
+            assert ran.stdout == b"hello\n"
+        heard = await session.proc.everywhere()
+        (info,) = [
+            each for member, found in heard.answers for each in found if each.code == cid
+            if member.peer_id == a.peer_id
+        ]  # fmt: skip
+        assert info.hash == hashlib.sha256(guests("hello")).hexdigest()
+        weaker = await session.attenuate({"proc": (), f"blob:{other}": ()})
+        with pytest.raises(Denied):  # who may not read it does not run it
+            async with weaker.blob.open(cid) as blob:
+                await weaker.proc.run(blob)
+        with pytest.raises(InvalidArgument, match="alone"):
+            async with session.blob.open(cid) as blob:
+                await session.proc.run(blob.ref, on="any")
+
+
+async def test_a_process_is_found_by_the_beginning_of_its_id(nodes: Nodes, guests: Guests) -> None:
+    a, b, c = nodes
+    async with at(b) as session, session.proc.spawn(guests("cat"), on=f"id={c.peer_id}") as process:
+        id_ = (await process.info()).id
+        async with at(a) as other:
+            async with placement.where(other, id_[:8]) as (there, found):
+                assert (there.identity.node, found) == (c.peer_id, id_)
+            with pytest.raises(InvalidArgument, match="short"):
+                async with placement.where(other, id_[:3]):
+                    pass
+            with pytest.raises(NotFound, match="in the cluster"):
+                async with placement.where(other, "0" * 16):
+                    pass
+        killed = a.ww("kill", id_[:8], check=True)
+        assert id_ in killed.stderr
+        assert (await process.wait()).kind == "killed"
+
+
+async def test_one_that_does_not_answer_is_named_and_not_waited_for(
+    nodes: Nodes, guests: Guests
+) -> None:
+    a, b, c = nodes
+    async with at(a) as session, session.proc.spawn(guests("cat"), on=f"id={b.peer_id}") as process:
+        c.process.send_signal(signal.SIGSTOP)
+        try:
+            before = time.monotonic()
+            heard = await session.proc.everywhere()
+            took_s = time.monotonic() - before
+            assert [each.name for each in heard.missing] == ["c"]
+            ids = {each.id for _, found in heard.answers for each in found}
+            assert (await process.info()).id in ids
+            assert took_s < placement.ASK_ALL_S
+            shown = b.ww("ps")
+            assert (shown.returncode, "not heard: c" in shown.stderr) == (0, True)
+            rooms = await session.proc.rooms("name!=none")
+            assert {room.node for room in rooms} == {a.peer_id, b.peer_id}
+        finally:
+            c.process.send_signal(signal.SIGCONT)
+    for node in (a, b):
+        node.wait_members([c.peer_id], within_s=WITHIN_S)
