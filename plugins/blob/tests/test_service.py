@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ def test_a_selector_that_is_too_long_for_its_use_is_refused_at_once() -> None:
 async def test_a_transfer_that_ended_before_it_began_is_not_done() -> None:
     async def work(state: State) -> None: ...
 
-    transfer = Transfer(set(), ExitStack(), work)
+    transfer = Transfer(set(), nullcontext(), work)
     transfer.released()
     with pytest.raises(WetwareError):
         await transfer.progress(1.0)

@@ -16,7 +16,7 @@ from wetware.errors import InternalError, InvalidArgument, NotFound, WetwareErro
 from wetware_blob import records
 from wetware_blob.format import car
 from wetware_blob.format.cid import RAW, BadBlock, Cid
-from wetware_blob.format.read import entries, read, resolve, stat, walk
+from wetware_blob.format.read import described, entries, read, resolve, stat, walk
 from wetware_blob.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
             entry, following = there
             found, left = [entry], 0
         else:
-            following, left = self._entries(source), skip
+            following, left = entries(self._cid, source.get, source.ahead), skip
         more = False
         async for entry in following:
             if left:
@@ -172,13 +172,7 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
                 cursors.keep(self, skip + limit, entry, following)
                 break
         source.ahead([each.cid for each in found if each.cid.codec != RAW])
-        return {
-            "entries": [await _listed(source, each) for each in found],
-            "more": more,
-        }
-
-    def _entries(self, source: Fetch) -> AsyncIterator[Entry]:
-        return entries(self._cid, source.get, source.ahead)
+        return {"entries": [await _listed(source, each) for each in found], "more": more}
 
     async def at(self, path: str) -> dict[str, Any]:
         source = await self._opened.source()
@@ -250,19 +244,15 @@ def _check_all(start: int, end: int) -> None:
 
 async def _described(source: Fetch, name: str, cid: Cid) -> dict[str, Any]:
     """An Entry of blob.capnp."""
-    try:
-        found = await stat(cid, source.get)
-    except BadBlock:
-        return {"name": name, "cid": str(cid), "kind": "dag", "size": 0}
-    size = found.size if found.kind == "file" else found.tsize
-    return {"name": name, "cid": str(cid), "kind": found.kind, "size": size}
+    kind, size = await described(cid, source.get)
+    return {"name": name, "cid": str(cid), "kind": kind, "size": size}
 
 
 async def _send_tree(writer: records.Writer, name: str, cid: Cid, source: Fetch) -> None:
     found = await stat(cid, source.get)
     match found.kind:
         case "symlink":
-            await writer.record("symlink", name, found.target or b"")
+            await writer.record("symlink", name, found.data)
         case "file":
             if await writer.record("file", name):
                 async for piece in read(cid, 0, None, source.get, source.ahead):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -32,8 +32,8 @@ from wetware_blob import ingest
 from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.exchange.find import Finder, dht_key
 from wetware_blob.format.build import PROFILES, V1_2025
-from wetware_blob.format.cid import RAW, BadBlock, Cid
-from wetware_blob.format.read import children, stat
+from wetware_blob.format.cid import RAW, Cid
+from wetware_blob.format.read import children, described
 from wetware_blob.reading import LIST_MAX, BlobServant, Cursors, Opened
 from wetware_blob.replicas.duties import COPIES_MAX
 from wetware_blob.replicas.keeper import Keeper, selector
@@ -257,7 +257,7 @@ class BlobService(Service):
             state.doing = "writing"
             await blocks.finish()
             if form == "car":
-                kind, size = await self._kind(root, self._get)
+                kind, size = await described(root, self._get)
             state.root = root
             now_s = self.ctx.clock.time()
             pin = made(owner, root, kind=kind, size=size, created_at=now_s)
@@ -285,7 +285,7 @@ class BlobService(Service):
         """Fetch what is not here, and pin it; see `keeper.Fetch`."""
         state = state or State()
         async with self.exchange.open(root, owner) as source:
-            kind, size = await self._kind(root, source.get)
+            kind, size = await described(root, source.get)
             state.total = size
             await pull(source, root, children, count)
             state.doing = "writing"
@@ -320,13 +320,6 @@ class BlobService(Service):
 
     async def _get(self, cid: Cid) -> bytes:
         return await self.store.get(cid.digest)
-
-    async def _kind(self, root: Cid, get: Callable[[Cid], Awaitable[bytes]]) -> tuple[str, int]:
-        try:
-            found = await stat(root, get)
-        except BadBlock:
-            return "dag", 0
-        return found.kind, found.size if found.kind == "file" else found.tsize
 
 
 def judge_terms(ctx: PluginContext, given: dict[str, Any]) -> tuple[Callable[..., Pin], int]:
@@ -385,10 +378,6 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             )
         made, ack = judge_terms(service.ctx, pin)
         owner = self._owner
-        with service.transfers.place(owner) as place:
-            stream = rpc.ByteStream()
-            kept = place.pop_all()
-        source = ingest.Counted(stream, bytes_max)
 
         async def work(state: State) -> None:
             try:
@@ -399,7 +388,10 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             finally:
                 stream.abort(stopping())
 
-        return {"stream": stream.servant, "transfer": Transfer(service.tasks, kept, work)}
+        transfer = Transfer(service.tasks, service.transfers.place(owner), work)
+        stream = rpc.ByteStream()  # not before there is a place; `work` begins after this call
+        source = ingest.Counted(stream, bytes_max)
+        return {"stream": stream.servant, "transfer": transfer}
 
     async def pin(self, root: str, pin: dict[str, Any]) -> dict[str, Any]:
         service = self._service

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,30 +39,20 @@ class Transfers:
         self.running = 0
         self._places = Places()
 
-    def place(self, owner: str) -> ExitStack:
-        """Room for one more until it is closed; raises LimitExceeded."""
-        with ExitStack() as place:
-            place.enter_context(
-                self._places.hold(
-                    Claim(
-                        owner,
-                        TRANSFERS_PER_OWNER_MAX,
-                        f"{TRANSFERS_PER_OWNER_MAX} puts and pins of {owner} go on at this node "
-                        "(TRANSFERS_PER_OWNER_MAX)",
-                    ),
-                    Claim(
-                        None,
-                        TRANSFERS_MAX,
-                        f"{TRANSFERS_MAX} puts and pins go on at this node (TRANSFERS_MAX)",
-                    ),
-                )
-            )
+    @contextlib.contextmanager
+    def place(self, owner: str) -> Iterator[None]:
+        """Room for one more; raises LimitExceeded."""
+        all_, own = TRANSFERS_MAX, TRANSFERS_PER_OWNER_MAX
+        go_on = "puts and pins go on at this node"
+        with self._places.hold(
+            Claim(owner, own, f"{own} of the {go_on}, of {owner} (TRANSFERS_PER_OWNER_MAX)"),
+            Claim(None, all_, f"{all_} {go_on} (TRANSFERS_MAX)"),
+        ):
             self.running += 1
-            place.callback(self._ended)
-            return place.pop_all()
-
-    def _ended(self) -> None:
-        self.running -= 1
+            try:
+                yield
+            finally:
+                self.running -= 1
 
 
 @dataclass(slots=True)
@@ -87,23 +77,25 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
 
     Args:
         tasks: Where it runs.
-        place: Of `Transfers`; closed when it has ended.
+        place: Of `Transfers`, until it has ended.
         work: What it does.
     """
 
     def __init__(
         self,
         tasks: set[asyncio.Task[Any]],
-        place: ExitStack,
+        place: contextlib.AbstractContextManager[None],
         work: Callable[[State], Awaitable[None]],
     ) -> None:
+        self._place = contextlib.ExitStack()
+        self._place.enter_context(place)
         self._state = State()
         self._error: WetwareError | None = None
         self._why: WetwareError = stopping()
         self._task = asyncio.get_running_loop().create_task(self._run(work))
         tasks.add(self._task)
         self._task.add_done_callback(tasks.discard)
-        self._task.add_done_callback(lambda _: place.close())
+        self._task.add_done_callback(lambda _: self._place.close())
         self._unguard: Callable[[], None] = lambda: None
         if (guard := rpc.current_guard()) is not None:
             self._unguard = guard.on_end(self._cut)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -253,9 +253,14 @@ class Fetch:
                 self._tasks,
             ):
                 self.ready.set_result(None)
-                for work in (self._look_ahead, self._check, self._search, self._watch):
-                    self._tasks.start_soon(work)
-                self._tasks.start_soon(self._keep, hold)
+                for event, work in (
+                    (self._note, self._look_ahead),
+                    (self._arrival, self._check),
+                    (self._verified, partial(self._keep, hold)),
+                    (self._need, self._search),
+                ):
+                    self._tasks.start_soon(_whenever, event, work)
+                self._tasks.start_soon(self._watch)
         except* WetwareError as exc:
             error: BaseException = exc
             while isinstance(error, BaseExceptionGroup):
@@ -305,26 +310,16 @@ class Fetch:
             self._pending.move_to_end(wanted.cid.digest, last=False)
 
     async def _look_ahead(self) -> None:
-        while True:
-            await self._note.wait()
-            self._note.clear()
-            noted, self._noted = self._noted, {}
-            for cid in reversed(await self.lacks(list(noted.values()))):
-                self._want(cid)
-                if cid.digest in self._ahead:
-                    self._ahead.move_to_end(cid.digest, last=False)
-            while len(self._ahead) > AHEAD_MAX:
-                self._forget(next(reversed(self._ahead.values())))
-            self._look_for_providers()
+        noted, self._noted = self._noted, {}
+        for cid in reversed(await self.lacks(list(noted.values()))):
+            self._want(cid)
+            if cid.digest in self._ahead:
+                self._ahead.move_to_end(cid.digest, last=False)
+        while len(self._ahead) > AHEAD_MAX:
+            self._forget(next(reversed(self._ahead.values())))
+        self._look_for_providers()
 
     async def _check(self) -> None:
-        while True:
-            await self._arrival.wait()
-            self._arrival.clear()
-            while self._arrived:
-                await self._check_some()
-
-    async def _check_some(self) -> None:
         """Hash what has come, in a thread; give what is right to its readers."""
         batch, total = [], 0
         while self._arrived and total < _CHECK_BYTES:
@@ -345,16 +340,10 @@ class Fetch:
             self._found += 1
             wanted.future.set_result(data)
         self._verified.set()
+        if self._arrived:
+            self._arrival.set()
 
     async def _keep(self, hold: Hold) -> None:
-        while True:
-            await self._verified.wait()
-            self._verified.clear()
-            while self._unstored:
-                await self._keep_some(hold)
-            self._kept.set()
-
-    async def _keep_some(self, hold: Hold) -> None:
         """Write what was verified."""
         batch, self._unstored = self._unstored, []
         await self._store.put(hold, [Block(w.cid, w.future.result()) for w in batch])
@@ -366,6 +355,10 @@ class Fetch:
             else:
                 self._spare[wanted.cid.digest] = wanted
         self._dispatch_soon()
+        if self._unstored:
+            self._verified.set()
+        else:
+            self._kept.set()
 
     def _release(self, wanted: _Wanted) -> None:
         """Forget a block that is stored: it need not be in memory."""
@@ -465,24 +458,21 @@ class Fetch:
         )
 
     async def _search(self) -> None:
-        """Find providers whenever there is need."""
-        while True:
-            await self._need.wait()
-            self._need.clear()
-            self._searches += 1
-            self._searching, self._fruitless_s = True, 0.0
-            async with contextlib.aclosing((self._find or _nobody)(self.root)) as found:
-                async for peer in found:
-                    if peer in self._bad or peer in self._talking:
-                        continue
-                    self._queued = self._places.locked()
-                    self._dispatch_soon()
-                    await self._places.acquire()
-                    self._queued = False
-                    self._talking.add(peer)
-                    self._tasks.start_soon(self._talk, peer)
-            self._searching = False
-            self._give_up()
+        """Find providers."""
+        self._searches += 1
+        self._searching, self._fruitless_s = True, 0.0
+        async with contextlib.aclosing((self._find or _nobody)(self.root)) as found:
+            async for peer in found:
+                if peer in self._bad or peer in self._talking:
+                    continue
+                self._queued = self._places.locked()
+                self._dispatch_soon()
+                await self._places.acquire()
+                self._queued = False
+                self._talking.add(peer)
+                self._tasks.start_soon(self._talk, peer)
+        self._searching = False
+        self._give_up()
 
     async def _watch(self) -> None:
         """Drop who keeps others waiting, and give up what nobody turns up for."""
@@ -648,6 +638,14 @@ class Fetch:
         )
         self._troubles.pop(peer, None)
         self._troubles[peer] = why.message
+
+
+async def _whenever(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    """Work each time that there is some."""
+    while True:
+        await event.wait()
+        event.clear()
+        await work()
 
 
 async def _nobody(_: Cid) -> AsyncGenerator[PeerId, None]:

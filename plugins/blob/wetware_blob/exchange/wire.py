@@ -16,12 +16,13 @@ from __future__ import annotations
 import struct
 from asyncio import IncompleteReadError
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from wetware.errors import OverlayError
 from wetware_blob.format.cid import BLOCK_BYTES_MAX
 
 if TYPE_CHECKING:
+    from wetware.overlay.link import Stream
     from wetware.overlay.link.yamux import Bytes
 
 PROTOCOL: Final = "/wetware/blob/1"
@@ -41,14 +42,6 @@ class Malformed(OverlayError):
     code = "overlay.malformed"
 
 
-class Readable(Protocol):
-    """What a frame is read from, as `link.Stream`."""
-
-    async def read_exactly(self, n: int) -> bytes:
-        """Exactly `n` bytes, or IncompleteReadError."""
-        ...
-
-
 def want_frame(digests: Sequence[bytes]) -> bytes:
     """A frame for 1 to WANTS_MAX digests."""
     return _COUNT.pack(len(digests)) + b"".join(digests)
@@ -59,7 +52,7 @@ def head(block: bytes) -> bytes:
     return _LENGTH.pack(len(block))
 
 
-async def read_want(stream: Readable) -> list[bytes]:
+async def read_want(stream: Stream) -> list[bytes]:
     """The digests of the next frame; none at the end of the stream.
 
     Raises Malformed, IncompleteReadError for an end within a frame, and what the stream raises.

@@ -64,7 +64,7 @@ class View:
     Attributes:
         kind: What it is, or is a part of.
         size: The bytes of a file: `data`, and what `parts` claim.
-        tsize: The bytes of its blocks, as its links claim.
+        tsize: The bytes of its blocks, each as often as it is linked to, as its links claim.
         data: Bytes of a file, before those of its parts; the target of a symlink.
         parts: The blocks with the rest of the file, or of the HAMT.
         entries: Of a directory, those that are in this block.
@@ -210,27 +210,18 @@ async def links_of(
 def _nothing_ahead(_: Sequence[Cid]) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """What a CID leads to, as its own block says.
-
-    Attributes:
-        kind: What it is.
-        size: The bytes of a file, which its parts may turn out not to have; of a symlink's target.
-        tsize: The bytes of its blocks, each as often as it is linked to, as its links claim.
-        target: Of a symlink.
-    """
-
-    kind: Kind
-    size: int
-    tsize: int
-    target: bytes | None = None
+async def stat(root: Cid, get: Get) -> View:
+    """What a CID leads to, as its own block says; raises BadBlock."""
+    return await _judged(Claim(root), get)
 
 
-async def stat(root: Cid, get: Get) -> Stat:
-    """Of one block; raises BadBlock."""
-    view = await _judged(Claim(root), get)
-    return Stat(view.kind, view.size, view.tsize, view.data if view.kind == "symlink" else None)
+async def described(root: Cid, get: Get) -> tuple[str, int]:
+    """The kind and size of a CID, as PinInfo and Entry of blob.capnp have them."""
+    try:
+        found = await stat(root, get)
+    except BadBlock:
+        return "dag", 0
+    return found.kind, found.size if found.kind == "file" else found.tsize
 
 
 async def resolve(root: Cid, path: str, get: Get) -> Cid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware_blob.format.cid import Cid
@@ -55,10 +55,8 @@ class BadPin:
 
 
 def _columns(pin: Pin) -> tuple[Any, ...]:
-    rest = [
-        pin.kind, pin.size, pin.created_at, pin.copies, pin.where, pin.public, pin.lease_until
-    ]  # fmt: skip
-    columns = (pin.owner, bytes(pin.root), pin.name, pin.charged, json.dumps(rest))
+    owner, root, name, *rest, charged = (getattr(pin, field.name) for field in fields(pin))
+    columns = (owner, bytes(root), name, charged, json.dumps(rest))
     return (*columns, _checksum(columns))
 
 
@@ -70,11 +68,8 @@ def read_pin(columns: tuple[Any, ...]) -> Pin | BadPin:
     owner, root, name, charged, rest, checksum = columns
     if _checksum((owner, root, name, charged, rest)) != checksum:
         return BadPin(str(owner), root if isinstance(root, bytes) else b"", str(name))
-    kind, size, created_at, copies, where, public, lease_until = json.loads(rest)
-    return Pin(
-        owner, Cid.decode(root), name, kind, size, created_at, copies, where, public,
-        lease_until, charged,
-    )  # fmt: skip
+    more: list[Any] = [*json.loads(rest), charged]
+    return Pin(owner, Cid.decode(root), name, *more)
 
 
 def pin_rows(

@@ -669,13 +669,9 @@ class Store:
 
 def _checked(rows: Collection[tuple[Any, ...]]) -> tuple[list[Pin], list[BadPin]]:
     """Those that are whole, and the others. It takes long, and needs no lock."""
-    whole, damaged = list[Pin](), list[BadPin]()
-    for pin in map(read_pin, rows):
-        if isinstance(pin, Pin):
-            whole.append(pin)
-        else:
-            damaged.append(pin)
-    return whole, damaged
+    pins = list(map(read_pin, rows))
+    damaged = [pin for pin in pins if isinstance(pin, BadPin)]
+    return [pin for pin in pins if isinstance(pin, Pin)], damaged
 
 
 def _note_download(db: Database, root: Cid, at: float) -> None:
