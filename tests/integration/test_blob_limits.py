@@ -281,7 +281,7 @@ def wide() -> list[Block]:
 
 
 def car_of(blocks: list[Block]) -> bytes:
-    return car.header([blocks[-1].cid]) + b"".join(map(car.section, blocks))
+    return car.header(blocks[-1].cid) + b"".join(map(car.section, blocks))
 
 
 @pytest.mark.parametrize("bomb", [file_bomb, tree_bomb, chain, wide])

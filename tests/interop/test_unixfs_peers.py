@@ -84,7 +84,7 @@ async def as_read(root: Cid, blocks: Blocks) -> Tree | bytes | str:
 
 async def car_of(root: Cid, blocks: Blocks) -> bytes:
     found = await collected(walk(root, blocks.get))
-    return header([root]) + b"".join(section(block) for block in found)
+    return header(root) + b"".join(section(block) for block in found)
 
 
 def of_car(data: bytes) -> tuple[Cid, Blocks]:
@@ -92,10 +92,7 @@ def of_car(data: bytes) -> tuple[Cid, Blocks]:
     reader, blocks = Reader(), Blocks()
     for at in range(0, len(data), 10_000):
         blocks.add(reader.feed(data[at : at + 10_000]))
-    reader.close()
-    assert reader.roots is not None
-    (root,) = reader.roots
-    return root, blocks
+    return reader.close(), blocks
 
 
 # --- Helia ----------------------------------------------------------------------------------------

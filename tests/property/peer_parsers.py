@@ -1545,13 +1545,10 @@ BLOB = [
     Parser(
         "CAR",
         _car,
-        [header([CHUNK.cid]) + section(CHUNK) * 3],
+        [header(CHUNK.cid) + section(CHUNK) * 3],
         (BadBlock,),
         1 << 20,
-        grow=[
-            repeated(header([CHUNK.cid]), section(CHUNK)),
-            lambda n: header([CHUNK.cid] * min(n // 41, 1500)),
-        ],
+        grow=[repeated(header(CHUNK.cid), section(CHUNK))],
     ),
 ]
 

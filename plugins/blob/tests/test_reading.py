@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -41,7 +42,7 @@ class Sources:
 @pytest.fixture
 async def opened() -> AsyncIterator[tuple[Opened, Sources]]:
     sources = Sources()
-    opened = Opened(sources, set(), Cursors())
+    opened = Opened(sources, set(), Cursors(60, 1, time.monotonic))
     opened.users += 1
     yield opened, sources
     opened.leave()

@@ -341,12 +341,4 @@ async def put_car(stream: Counted, blocks: Blocks) -> Cid:
         except EndOfStream:
             break
         await blocks.put(*await blocks.run_sync(reader.feed, data))
-    reader.close()
-    roots = reader.roots or ()
-    if len(roots) != 1:
-        raise InvalidArgument(
-            f"a CAR with {len(roots)} roots; one is needed",
-            hint="export each of them by itself",
-            code="invalid.car",
-        )
-    return roots[0]
+    return reader.close()

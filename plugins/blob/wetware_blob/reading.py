@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from anyio import ClosedResourceError, EndOfStream
 
 from wetware import rpc
+from wetware.base.bounds import Recent
 from wetware.base.log import get_logger
 from wetware.errors import InternalError, InvalidArgument, NotFound, WetwareError
 from wetware_blob import records
@@ -27,6 +27,7 @@ log = get_logger("blob")
 
 LIST_MAX: Final = 1000
 """Entries of one answer."""
+CURSOR_S: Final = 60.0
 CURSORS_MAX: Final = 16
 """Directories of which it is known where the last list has ended; a block of each is in memory."""
 _AHEAD: Final = 64
@@ -34,24 +35,9 @@ _AHEAD: Final = 64
 _END: Final = 2**64 - 1
 
 
-class Cursors:
-    """Where the last lists of some directories have ended.
-
-    Without them a directory of many pages would be read from its beginning for each.
-    """
-
-    def __init__(self) -> None:
-        self._at: OrderedDict[object, tuple[int, Entry, AsyncIterator[Entry]]] = OrderedDict()
-
-    def pop(self, blob: object, at: int) -> tuple[Entry, AsyncIterator[Entry]] | None:
-        """The entry of a blob with this number and those behind it, if they are known."""
-        found = self._at.pop(blob, None)
-        return found[1:] if found is not None and found[0] == at else None
-
-    def keep(self, blob: object, at: int, entry: Entry, more: AsyncIterator[Entry]) -> None:
-        self._at[blob] = at, entry, more
-        if len(self._at) > CURSORS_MAX:
-            self._at.popitem(last=False)
+Cursors = Recent["BlobServant", tuple[int, "Entry", AsyncIterator["Entry"]]]
+"""Where the last list of a directory has ended: the number of the next entry, it, and those behind
+it. Without that a directory of many pages would be read from its beginning for each."""
 
 
 class Opened:
@@ -116,7 +102,7 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
     def _leave(self) -> None:
         if self._held:
             self._held = False
-            self._opened.cursors.pop(self, 0)
+            self._opened.cursors.discard(self)
             self._opened.leave()
 
     async def info(self) -> dict[str, Any]:
@@ -156,8 +142,10 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
         limit = min(limit or LIST_MAX, LIST_MAX)
         found: list[Entry] = []
         cursors = self._opened.cursors
-        if (there := cursors.pop(self, skip)) is not None:
-            entry, following = there
+        there = cursors.get(self)
+        cursors.discard(self)
+        if there is not None and there[0] == skip:
+            _, entry, following = there
             found, left = [entry], 0
         else:
             following, left = entries(self._cid, source.get, source.ahead), skip
@@ -169,7 +157,7 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
                 found.append(entry)
             else:
                 more = True
-                cursors.keep(self, skip + limit, entry, following)
+                cursors.put(self, (skip + limit, entry, following))
                 break
         source.ahead([each.cid for each in found if each.cid.codec != RAW])
         return {"entries": [await _listed(source, each) for each in found], "more": more}
@@ -195,7 +183,7 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
         await source.get(self._cid)
 
         async def send(stream: rpc.ByteStream) -> None:
-            await stream.send(car.header([self._cid]))
+            await stream.send(car.header(self._cid))
             async for block in walk(self._cid, source.get, source.ahead):
                 await stream.send(car.section(block))
 

@@ -34,7 +34,7 @@ from wetware_blob.exchange.find import Finder, dht_key
 from wetware_blob.format.build import PROFILES, V1_2025
 from wetware_blob.format.cid import RAW, Cid
 from wetware_blob.format.read import children, described
-from wetware_blob.reading import LIST_MAX, BlobServant, Cursors, Opened
+from wetware_blob.reading import CURSOR_S, CURSORS_MAX, LIST_MAX, BlobServant, Cursors, Opened
 from wetware_blob.replicas.duties import COPIES_MAX
 from wetware_blob.replicas.keeper import Keeper, selector
 from wetware_blob.replicas.sibling import SiblingServant
@@ -117,7 +117,7 @@ class BlobService(Service):
         self.tasks: set[asyncio.Task[Any]] = set()
         self.transfers = Transfers()
         self.entries = ingest.Entries()
-        self.cursors = Cursors()
+        self.cursors = Cursors(CURSOR_S, CURSORS_MAX, ctx.clock.monotonic)
         self._reading = Places()
         self._running = False
 
