@@ -108,8 +108,9 @@ async def test_what_is_installed_at_the_founding_is_granted(home: Home, site: Si
                         "Cluster.watch", "Subscription.*"],
             "counter": ["Counters.get", "Counters.incr"],
             "node": ["Node.status"],
-            "proc": ["ByteStream.*", "Executor.end", "Executor.load", "Executor.open",
-                     "Executor.processes", "Executor.rooms", "Image.*", "Process.*"],
+            "proc": ["ByteStream.*", "Executor.detach", "Executor.end", "Executor.load",
+                     "Executor.open", "Executor.processes", "Executor.rooms", "Image.*",
+                     "Process.*"],
             "pubsub": ["*"],
         }  # fmt: skip
         assert roles["reader"]["counter"] == ["Counters.get"]

@@ -105,6 +105,11 @@ class Session(Bundled):
         self.identity = identity
 
     @property
+    def ref(self) -> rpc.Ref:
+        """The capability itself, to be handed in: for what is to outlive the session."""
+        return self._ref
+
+    @property
     def connection(self) -> rpc.RpcConnection:
         """What it speaks by; what was attenuated from it, too."""
         return self._ref.connection

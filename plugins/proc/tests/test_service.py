@@ -306,7 +306,7 @@ async def test_a_node_that_stops_ends_what_runs_and_says_so(
 
 async def test_a_kill_before_the_first_step_is_not_lost(world: World) -> None:
     image = await world.scripts.load(b"sleep")
-    process, _ = world.service.start("ada", image, Spec(args=("it",)), ())
+    process, _ = world.service.start("ada", image, EMPTY, {})
     process.kill("at once")
     exit_ = await process.wait(5)
     assert exit_ is not None
@@ -345,6 +345,7 @@ EMPTY = {
     "args": [],
     "env": [],
     "limits": {"memory_bytes": 0, "wall_s": 0.0, "cpu_s": 0.0},
+    "code": "",
 }
 
 

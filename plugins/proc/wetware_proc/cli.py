@@ -1,4 +1,4 @@
-"""`ww run`, `ww ps` and `ww kill`, through the client library."""
+"""`ww run`, `ps`, `logs`, `wait`, `restart` and `kill`, through the client library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -17,6 +17,7 @@ from wetware.cli.app import (
     done,
     examples,
     note,
+    out,
     out_json,
     printable,
     run_client,
@@ -29,11 +30,12 @@ from wetware.errors import InvalidArgument, WetwareError
 if TYPE_CHECKING:
     from wetware import rpc
     from wetware.client import Session
-    from wetware_proc.client import Blob, Exit, Process
+    from wetware_proc.client import Blob, Detached, Exit, Options, Process
 
 EXIT_CODES: Final = {"trapped": 134, "limit": 137, "killed": 137}
 """As a shell says of a program that SIGABRT or SIGKILL has ended."""
 _READ_BYTES: Final = 64 << 10
+ProcessId = Annotated[str, typer.Argument(metavar="ID", help="Of `ww ps`, or how it begins.")]
 
 
 def mount(app: typer.Typer) -> None:
@@ -44,8 +46,13 @@ def mount(app: typer.Typer) -> None:
     app.command("run", rich_help_panel=section, epilog=shown, context_settings=plain)(run_command)
     shown = examples("ww ps", "ww ps --all --json")
     app.command("ps", rich_help_panel=section, epilog=shown)(ps_command)
-    shown = examples("ww kill 3f9a0c51d2e4b687")
-    app.command("kill", rich_help_panel=section, epilog=shown)(kill_command)
+    for name, command, shown in (
+        ("kill", kill_command, "ww kill 3f9a0c51d2e4b687"),
+        ("restart", restart_command, "ww restart 3f9a"),
+        ("wait", wait_command, "ww wait 3f9a"),
+        ("logs", logs_command, "ww logs -f 3f9a"),
+    ):
+        app.command(name, rich_help_panel=section, epilog=examples(shown))(command)
 
 
 def run_command(
@@ -64,7 +71,7 @@ def run_command(
         typer.Option(
             "--grant",
             "-g",
-            metavar="NAME=SERVICE:OBJECT",
+            metavar="NAME=SERVICE:OBJECT[?PARAM=VALUE&…]",
             help="What it can call.",
         ),
     ] = None,
@@ -82,48 +89,70 @@ def run_command(
         str,
         typer.Option(metavar="SELECTOR", help='Of these members where there is room; "any": all.'),
     ] = "",
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Go on without this command; print its ID.")
+    ] = False,
+    restart: Annotated[
+        str,
+        typer.Option(
+            metavar="POLICY",
+            help="Start it again, without this command: on-failure, always, or never.",
+        ),
+    ] = "",
 ) -> None:
     """Run a program at the node as if it were a local one: its streams are yours, as its exit code.
 
     It has its arguments, standard streams and grants, and nothing else of yours or of the node. It
     ends with this command. With `--on SELECTOR` it runs where there is room, and you log in there.
+    With `--detach` or `--restart` it goes on, survives a restart of the node, and writes to a log.
     """
     variables = dict(variable(text, "--env NAME=VALUE") for text in env or ())
     wanted = dict(variable(text, "--grant out=pubsub:chat") for text in grant or ())
 
     @contextlib.asynccontextmanager
-    async def spawned(session: Session) -> AsyncIterator[Process]:
+    async def started(session: Session) -> AsyncIterator[Process | Detached]:
+        options: Options = {
+            "env": variables,
+            "grants": wanted,
+            "name": name or Path(program).name,
+            "memory_bytes": memory << 20,
+            "wall_s": time,
+            "cpu_s": cpu,
+        }
         async with contextlib.AsyncExitStack() as stack:
             code = await stack.enter_async_context(_code(session, program))
-            given = {
+            if detach or restart:
+                policy = restart or "never"
+                yield await session.proc.start(code, *(args or ()), restart=policy, **options)
+                return
+            options["grants"] = {
                 name: await stack.enter_async_context(named(session, what))
                 for name, what in wanted.items()
             }
-            running = session.proc.spawn(
-                code,
-                *(args or ()),
-                env=variables,
-                grants=given,
-                name=name or Path(program).name,
-                memory_bytes=memory << 20,
-                wall_s=time,
-                cpu_s=cpu,
-            )
+            running = session.proc.spawn(code, *(args or ()), **options)
             yield await stack.enter_async_context(running)
 
-    async def work(session: Session) -> Exit:
+    async def work(session: Session) -> Exit | str:
+        from wetware_proc.client import Detached
         from wetware_proc.placement import nodes, placed
 
-        running = spawned(session)
+        running = started(session)
         if on:
             rooms = await nodes(
                 session, on, programs=[await _digest(program)], memory_bytes=memory << 20
             )
-            running = placed(session, on, rooms, spawned)
+            running = placed(session, on, rooms, started)
         async with running as process:
-            return await attached(process)
+            return process.id if isinstance(process, Detached) else await attached(process)
 
     end = run_client(work)
+    if isinstance(end, str):
+        return out(end)
+    ended(program, end)
+
+
+def ended(program: str, end: Exit) -> NoReturn:
+    """Exit as the program did."""
     if end.kind != "exited":
         note(f"ww: {printable(program)}: {told(end)}")
     raise SystemExit(min(end.code, 255) if end.kind == "exited" else EXIT_CODES.get(end.kind, 1))
@@ -168,26 +197,19 @@ async def _code(session: Session, program: str) -> AsyncIterator[str | Blob]:
 @contextlib.asynccontextmanager
 async def named(session: Session, text: str) -> AsyncIterator[rpc.Ref]:
     """The capability of "SERVICE:OBJECT", or of "SERVICE", under a grant of its own."""
+    from wetware.broker.naming import object_of
     from wetware.client.installed import known_interface
 
-    service, colon, name = text.partition(":")
-    weaker = await session.attenuate({text: ()}, label=f"process: {text}"[:128])
+    what, _, where = text.partition("?")
+    service, colon, name = what.partition(":")
+    constraints = where.split("&") if where else ()
+    weaker = await session.attenuate({what: ()}, constraints, label=f"process: {text}"[:128])
     try:
         interface = known_interface(service)
         if interface is None:
             raise InvalidArgument(f"the interface of the service {service!r} is not known here")
         ref = await weaker.open(service, interface)
-        if not colon:
-            yield ref
-            return
-        for method in interface.methods.values():
-            if method.named and len(method.gives) == 1 and set(method.params) == {method.named}:
-                (given,) = (await ref.call(method.name, **{method.named: name})).values()
-                yield given
-                return
-        raise InvalidArgument(
-            f"the service {service!r} has no objects with names", hint=f"grant {service!r}"
-        )
+        yield await object_of(ref, name) if colon else ref
     finally:
         await weaker.close()
 
@@ -250,19 +272,21 @@ def ps_command(
         ]
         return out_json({"processes": at, "missing": heard.missing})
     owner = ("owner",) if everybody else ()
+    again = ("restarts",) if any(each.policy for _, each in found) else ()
     rows = [
         (
             each.id,
             each.name,
             member.name or member.peer_id.short,
-            told(each.exit),
+            f"waits; {told(each.exit)}" if each.waits else told(each.exit),
+            *((f"{each.restarts}, {each.policy}" if each.policy else "-",) if again else ()),
             stamp(each.started_ms / 1000),
             *((each.owner,) if everybody else ()),
         )
         for member, each in found
     ]
     if rows:
-        table(("id", "name", "node", "state", "since", *owner), rows)
+        table(("id", "name", "node", "state", *again, "since", *owner), rows)
     else:
         note("no processes; ww run FILE")
     for each in heard.missing:
@@ -270,7 +294,7 @@ def ps_command(
 
 
 def kill_command(
-    id_: Annotated[str, typer.Argument(metavar="ID", help="Of `ww ps`, or how it begins.")],
+    id_: ProcessId,
     everybody: Annotated[
         bool, typer.Option("--all", help="Whoever's it is; for operators.")
     ] = False,
@@ -285,5 +309,54 @@ def kill_command(
             await there.proc.kill(id, anybody=everybody)
             return id
 
-    ended = run_client(work)
-    done(json, {"killed": ended}, f"{ended} has ended")
+    killed = run_client(work)
+    done(json, {"killed": killed}, f"{killed} has ended")
+
+
+def restart_command(id_: ProcessId, json: Json = False) -> None:
+    """Have a detached process of yours started again now, whether it runs or waits."""
+
+    async def work(session: Session) -> str:
+        from wetware_proc.placement import where
+
+        async with where(session, id_) as (there, id):
+            await there.proc.detached(id).restart()
+            return id
+
+    started = run_client(work)
+    done(json, {"restarted": started}, f"{started} is started again")
+
+
+def wait_command(id_: ProcessId) -> None:
+    """Wait until a process of yours has ended for good; exits with its code, as `ww run` does."""
+
+    async def work(session: Session) -> Exit:
+        from wetware_proc.placement import where
+
+        async with where(session, id_) as (there, id):
+            end: Exit = await there.proc.detached(id).wait()
+            return end
+
+    ended(id_, run_client(work))
+
+
+def logs_command(
+    id_: ProcessId,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Until it has ended for good.")
+    ] = False,
+) -> None:
+    """Print what a detached process of yours wrote, on both streams: the last 1 MiB is kept."""
+
+    async def work(session: Session) -> None:
+        from wetware.base.disk import write_all
+        from wetware_proc.placement import where
+
+        async with where(session, id_) as (there, id):
+            async for data in there.proc.detached(id).logs(follow=follow):
+                try:
+                    await in_daemon(write_all, 1, data)
+                except OSError as exc:
+                    output_failed(exc)
+
+    run_client(work)

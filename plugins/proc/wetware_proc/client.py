@@ -20,7 +20,7 @@ import contextlib
 import hashlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypedDict, Unpack
@@ -67,7 +67,7 @@ class Options(TypedDict, total=False):
     Attributes:
         env: Its environment; nothing of the caller's is in it.
         grants: What it can call, by the names that it asks for: references, or objects that have
-            one as `ref`, such as a topic.
+            one as `ref`, such as a topic; of a detached program what they are of, as a text.
         name: What it is called; by default as its file.
         memory_bytes: It may have; 0: what is usual, like below.
         wall_s: It may run.
@@ -112,6 +112,9 @@ class Info:
     exit: Exit
     kind: str
     code: str
+    policy: str
+    restarts: int
+    waits: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +144,7 @@ class Process:
 
     async def wait(self) -> Exit:
         """How it ended; its output is on its streams then, up to its end."""
-        while True:
-            with rpc.time_limit(_ANSWER_S):
-                exit_ = from_struct(Exit, (await self.ref.call("wait", wait_s=_WAIT_S))["exit"])
-            if exit_.kind:
-                return exit_
+        return await _ended(self.ref.call)
 
     async def kill(self) -> None:
         """End it; nothing more of it can happen when this returns. Idempotent."""
@@ -153,6 +152,52 @@ class Process:
 
     async def info(self) -> Info:
         return from_struct(Info, (await self.ref.call("info"))["info"])
+
+
+class Detached:
+    """A program that outlives who started it, by its ID at its node; nothing of it is held here.
+
+    Attributes:
+        id: As `ww ps` shows it.
+    """
+
+    def __init__(self, executor: Any, id_: str) -> None:
+        self._executor, self.id = executor, id_
+
+    async def _call(self, method: str, **params: Any) -> Any:
+        process = _given((await self._executor.call("open", id=self.id))["process"])
+        return await process.call(method, **params)
+
+    async def wait(self) -> Exit:
+        """How it ended for good: it is not started again."""
+        return await _ended(self._call)
+
+    async def kill(self) -> None:
+        """End it for good; nothing more of it can happen when this returns. Idempotent."""
+        await self._executor.call("end", id=self.id)
+
+    async def restart(self) -> None:
+        """Have it started again now. Raises InvalidArgument where it has ended for good."""
+        await self._call("restart")
+
+    async def info(self) -> Info:
+        """What `ww ps` shows of it."""
+        return from_struct(Info, (await self._call("info"))["info"])
+
+    async def logs(self, *, follow: bool = False) -> AsyncIterator[bytes]:
+        """What it wrote, as far as it is kept: the last 1 MiB; with `follow` until it is over.
+
+        Who follows and is slower than it misses what is not kept any more.
+        """
+        start, wait_s = 0, _WAIT_S if follow else 0.0
+        while True:
+            with rpc.time_limit(_ANSWER_S):
+                reply = await self._call("logs", start=start, wait_s=wait_s)
+            if data := reply["data"]:
+                yield data
+                start = reply["start"] + len(data)
+            elif reply["over"] or not follow:
+                return
 
 
 class Image:
@@ -168,14 +213,7 @@ class Image:
     @contextlib.asynccontextmanager
     async def spawn(self, *args: str, **options: Unpack[Options]) -> AsyncIterator[Process]:
         """Run it; see Executor.spawn."""
-        spec = {
-            "name": options.get("name") or self._name,
-            "args": list(args),
-            "env": [{"name": n, "value": value} for n, value in options.get("env", {}).items()],
-            "limits": {name: options.get(name, 0) for name in ("memory_bytes", "wall_s", "cpu_s")},
-            "grants": [_grant(name, value) for name, value in options.get("grants", {}).items()],
-            "code": self._code,
-        }
+        spec = _spec(options.get("name") or self._name, args, options, self._code)
         process = Process(await self._ref.call("spawn", spec=spec))
         try:
             yield process
@@ -220,18 +258,10 @@ class Executor:
         Raises WetwareError "proc.code" for what is none, "unsupported.driver" where its kind does
         not run.
         """
-        name = Path(code).name if isinstance(code, str | os.PathLike) else ""
-        given: rpc.Ref | rpc.Servant
-        cid = ""
-        if isinstance(code, bytes | str | os.PathLike):
-            given = _Source(await _bytes(code))
-        elif isinstance(code, rpc.Ref):
-            given = code
-        else:
-            given, cid = code.ref, code.cid
+        given, cid = await _given_code(code)
         with rpc.time_limit(_LOAD_S):
             reply = await self._ref.call("load", code=given, kind=kind)
-        return Image(_given(reply["image"]), reply["hash"], name, cid)
+        return Image(_given(reply["image"]), reply["hash"], _name(code), cid)
 
     @contextlib.asynccontextmanager
     async def spawn(
@@ -301,6 +331,45 @@ class Executor:
         async with self.spawn(code, *args, on=on, **options) as process:
             return await collected(process, stdin)
 
+    async def start(
+        self,
+        code: Code,
+        *args: str,
+        restart: str = "never",
+        kind: str = "",
+        **options: Unpack[Options],
+    ) -> Detached:
+        """Start a program that goes on when the session ends, and when its node is started again.
+
+        Args:
+            code: See Code.
+            args: Its arguments.
+            restart: When it is started again: "never", "on-failure" (unless it exited with 0),
+                "always"; with pauses that grow, and not for ever where it ends at once each time.
+            kind: Of what kind of program it is; by default "wasm".
+            options: See Options; a grant is "SERVICE:OBJECT" or "SERVICE", or that with
+                constraints behind a ?, e.g. "pubsub:chat?data=max:1024&topic=chat". Time is not
+                limited where no limit is given.
+
+        Raises WetwareError "proc.code"; InvalidArgument "invalid.live_grant" for a reference.
+        """
+        given, cid = await _given_code(code)
+        spec = _spec(options.get("name") or _name(code), args, options, cid)
+        with rpc.time_limit(_LOAD_S):
+            reply = await self._ref.call(
+                "detach",
+                code=given,
+                kind=kind,
+                spec=spec,
+                policy=restart,
+                session=self._session.ref,
+            )
+        return Detached(self._ref, reply["id"])
+
+    def detached(self, id_: str) -> Detached:
+        """One of one's own that was started, by its ID."""
+        return Detached(self._ref, id_)
+
     async def processes(self, *, all: bool = False) -> list[Info]:
         """One's own that run or have ended lately, the newest first; `all` is for operators."""
         found = await self._ref.call("all" if all else "processes")
@@ -324,6 +393,15 @@ class Executor:
         Raises NotFound "not_found.process".
         """
         await self._ref.call("end_any" if anybody else "end", id=id_)
+
+
+async def _ended(call: Callable[..., Awaitable[Any]]) -> Exit:
+    """How it ended, when it has."""
+    while True:
+        with rpc.time_limit(_ANSWER_S):
+            exit_ = from_struct(Exit, (await call("wait", wait_s=_WAIT_S))["exit"])
+        if exit_.kind:
+            return exit_
 
 
 async def collected(process: Process, stdin: bytes = b"") -> Ran:
@@ -389,6 +467,36 @@ async def _bytes(code: bytes | str | os.PathLike[str]) -> bytes:
         raise InvalidArgument(
             f"cannot read {os.fspath(code)!r}: {exc.strerror}", code="invalid.unreadable"
         ) from exc
+
+
+async def _given_code(code: Code) -> tuple[rpc.Ref | rpc.Servant, str]:
+    """What a node reads it from, and its CID, if it has one."""
+    if isinstance(code, bytes | str | os.PathLike):
+        return _Source(await _bytes(code)), ""
+    return (code, "") if isinstance(code, rpc.Ref) else (code.ref, code.cid)
+
+
+def _name(code: Code) -> str:
+    return Path(code).name if isinstance(code, str | os.PathLike) else ""
+
+
+def _spec(name: str, args: tuple[str, ...], options: Options, code: str) -> dict[str, Any]:
+    """The struct Spec of proc.capnp."""
+    grants = options.get("grants", {})
+    return {
+        "name": name,
+        "args": list(args),
+        "env": [{"name": n, "value": value} for n, value in options.get("env", {}).items()],
+        "limits": {limit: options.get(limit, 0) for limit in ("memory_bytes", "wall_s", "cpu_s")},
+        "grants": [_grant(n, value) for n, value in grants.items() if not isinstance(value, str)],
+        "code": code,
+        "named": [_named(n, value) for n, value in grants.items() if isinstance(value, str)],
+    }
+
+
+def _named(name: str, text: str) -> dict[str, Any]:
+    what, _, where = text.partition("?")
+    return {"name": name, "what": what, "where": where.split("&") if where else []}
 
 
 def _grant(name: str, value: Any) -> dict[str, Any]:

@@ -60,6 +60,9 @@ class Session(Protocol):
     cluster: Any
     proc: Any
 
+    @property
+    def ref(self) -> Any: ...
+
     def node(self, selector: str) -> AbstractAsyncContextManager[Any]: ...
 
 

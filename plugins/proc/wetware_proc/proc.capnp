@@ -37,6 +37,14 @@ interface Executor {
   # at most 64, and lately: an answer may be a second old. Members that do not answer at once are left out.
   # It gives nothing: whoever wants to run something there logs in there. Each of at most 16 `programs` is a
   # hash, or what `Spec.code` called it; so who knows one learns where it has run. Idempotent.
+
+  detach @7 (code :Ww.Source, kind :Text, spec :Spec, policy :Text, session :Capability) -> (id :Text);
+  # Starts a program that outlives its spawner, its session and the node's process; returns when it runs and
+  # is on disk. `policy` says when it is started again: "never", "on-failure", "always", with pauses that
+  # grow; one that ends at once again and again is given up. Its `spec` has no live grants
+  # (`invalid.live_grant`) but `named` ones, of `session`, which is the caller's at this node: they are
+  # durable grants of this node, and the program ends when the one that they are below does. A limit of time
+  # is none where it is not given. Not idempotent.
 }
 
 struct Room {
@@ -83,6 +91,16 @@ struct Spec {
   # All that it can reach, beside its streams.
   code @5 :Text;
   # What its spawner calls the program by, a CID for example, at most 128 characters: shown beside the hash.
+  named @6 :List(Named);
+  # In place of them, of one that is detached.
+}
+
+struct Named {
+  # What a detached program is given: SERVICE, or SERVICE:OBJECT, with constraints.
+
+  name @0 :Text;
+  what @1 :Text;
+  where @2 :List(Text);
 }
 
 struct Grant {
@@ -120,6 +138,15 @@ interface Process {
 
   info @2 () -> (info :Info);
   # Idempotent.
+
+  logs @3 (start :UInt64, waitS :Float64) -> (data :Data, start :UInt64, over :Bool);
+  # Of a detached one, what it wrote on both streams from the byte `start` of all on, or from the first one
+  # that is kept: at most 1 MiB of the last. Where there is nothing yet, waits for `waitS` seconds, at most
+  # 25. `over`: nothing more will come. Idempotent.
+
+  restart @4 () -> ();
+  # Has a detached one ended, and started again at once, without the pauses that its failures have earned.
+  # `invalid.process` where it has ended for good. Not idempotent.
 }
 
 struct Exit {
@@ -146,4 +173,10 @@ struct Info {
   # As in `load`, and never "".
   code @9 :Text;
   # As `Spec.code` has it: the word of who spawned it. What ran is `hash`.
+  policy @10 :Text;
+  # Of one that is detached, as in `detach`; else "".
+  restarts @11 :UInt32;
+  # How often it was started again.
+  waits @12 :Bool;
+  # It does not run, and will be started again; `exit` says how it ended the last time.
 }

@@ -10,16 +10,13 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 from anyio import ClosedResourceError, EndOfStream
 
 from wetware.base.log import get_logger
 from wetware.errors import Disconnected, WetwareError
 from wetware_proc.driver import Driver, Exit, Image, Pipe, Spec
-
-if TYPE_CHECKING:
-    from wetware import rpc
 
 log = get_logger("proc")
 
@@ -30,6 +27,20 @@ FLUSH_S: Final = 2.0
 _READ_BYTES: Final = 64 << 10
 
 
+class Stream(Protocol):
+    """What is read of `rpc.ByteStream`, or else does as that does."""
+
+    async def receive(self, max_bytes: int = 0) -> bytes: ...
+
+    async def send(self, item: bytes) -> None: ...
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    def abort(self, error: WetwareError) -> None: ...
+
+
 class Outlet:
     """What a guest writes, on its way to a stream. Small pieces travel together.
 
@@ -37,7 +48,7 @@ class Outlet:
         sent: Set once all of it is on the stream, or nobody reads it.
     """
 
-    def __init__(self, stream: rpc.ByteStream) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._data = bytearray()
         self._ended = self._failed = False
@@ -105,7 +116,7 @@ class Process:
         owner: str,
         image: Image,
         spec: Spec,
-        streams: tuple[rpc.ByteStream, rpc.ByteStream, rpc.ByteStream],
+        streams: tuple[Stream, Stream, Stream],
     ) -> None:
         self.id, self.owner, self.image = id_, owner, image
         self.started_at = time.time()
@@ -168,6 +179,20 @@ class Process:
                 await pipe.write(await self._streams[0].receive(_READ_BYTES))
         except (EndOfStream, WetwareError, ClosedResourceError, BrokenPipeError):
             pipe.close()
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Of the struct Info of proc.capnp, what is not told of the others in the same way."""
+        return {
+            "name": self.spec.args[0],
+            "hash": self.image.digest,
+            "kind": self.image.kind,
+            "memory_bytes": self.spec.limits.memory_bytes,
+            "code": self.spec.code,
+            "policy": "",
+            "restarts": 0,
+            "waits": False,
+        }
 
     def kill(self, why: str) -> None:
         """End it, unless it has; `wait` says when it is over."""

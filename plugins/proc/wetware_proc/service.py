@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -15,13 +15,14 @@ import anyio
 
 from wetware import rpc
 from wetware.base.bounds import Claim, Places
-from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, NotFound, WetwareError
+from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, NotFound, Unsupported
 from wetware.hookspecs import Service
 from wetware_proc import grants
 from wetware_proc.driver import Driver, DriverUnavailable, Image, Limits, Spec
 from wetware_proc.process import Process
 from wetware_proc.rooms import PROGRAM_CHARS_MAX, Rooms, SiblingServant
 from wetware_proc.schema import SCHEMA
+from wetware_proc.supervise import Detached, Supervisor
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -68,6 +69,7 @@ class ProcService(Service):
                     "Executor.open",
                     "Executor.end",
                     "Executor.rooms",
+                    "Executor.detach",
                     "Image.*",
                     "Process.*",
                     "ByteStream.*",
@@ -86,6 +88,7 @@ class ProcService(Service):
         self.ctx, self._make_drivers = ctx, make_drivers
         self.drivers: Mapping[str, Driver]
         self.config: ProcConfig = ctx.config
+        self.supervisor = Supervisor(self, ctx.data_dir / "detached")
         self.processes: dict[str, Process] = {}
         self.ended: OrderedDict[str, Process] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,8 +102,9 @@ class ProcService(Service):
         async with self._make_drivers() as self.drivers:
             self._running = True
             try:
-                task_status.started()
-                await anyio.sleep_forever()
+                async with self.supervisor.running():
+                    task_status.started()
+                    await anyio.sleep_forever()
             finally:
                 self._running = False
                 for process in self.processes.values():
@@ -115,20 +119,19 @@ class ProcService(Service):
     def peer_bootstrap(self, node: Principal) -> rpc.Servant:
         return SiblingServant(self.rooms)
 
-    # --- for the servants ---
+    # --- for the servants and the supervisor ---
+
+    def spec(self, given: Mapping[str, Any], refs: Mapping[str, rpc.Ref]) -> Spec:
+        """See `judged`."""
+        return judged(given, refs)
 
     def check_running(self) -> None:
         if not self._running:
             raise Disconnected("the service is not running")
 
-    async def load(self, owner: str, code: rpc.Ref, kind: str) -> Image:
-        """Read and prepare a program."""
+    async def load(self, owner: str, code: rpc.Ref, kind: str) -> tuple[Image, bytes]:
+        """Read and prepare a program; returns its bytes, too."""
         self.check_running()
-        if (driver := self.drivers.get(kind or KIND)) is None:
-            raise DriverUnavailable(
-                f"this node runs no programs of the kind {kind[:32]!r}",
-                hint=f"it runs {', '.join(sorted(self.drivers))}",
-            )
         mine = f"{LOADS_PER_OWNER_MAX} programs of {owner} are loaded (LOADS_PER_OWNER_MAX)"
         with self._places.hold(
             Claim(("load", owner), LOADS_PER_OWNER_MAX, mine),
@@ -143,9 +146,9 @@ class ProcService(Service):
                 raise LimitExceeded(
                     f"the source has not given the program within {READ_S:g} s (READ_S)"
                 ) from None
-            image = await driver.load(data)
+            image = await self.prepare(data, kind)
             self.rooms.prepared(image.digest)
-            return image
+            return image, data
 
     def _free(self) -> tuple[int, int, int]:
         self.check_running()
@@ -153,31 +156,61 @@ class ProcService(Service):
         memory_bytes = self.config.memory_bytes_max - self._memory[None]
         return running, PROCESSES_MAX - running, memory_bytes
 
+    async def prepare(self, code: bytes, kind: str) -> Image:
+        """What `launch` runs. Raises DriverUnavailable, CodeRefused."""
+        if (driver := self.drivers.get(kind or KIND)) is None:
+            raise DriverUnavailable(
+                f"this node runs no programs of the kind {kind[:32]!r}",
+                hint=f"it runs {', '.join(sorted(self.drivers))}",
+            )
+        return await driver.load(code)
+
     def start(
-        self, owner: str, image: Image, spec: Spec, refs: Iterable[rpc.Ref]
+        self,
+        owner: str,
+        image: Image,
+        given: Mapping[str, Any],
+        refs: Mapping[str, rpc.Ref],
+        guard: rpc.Guard | None = None,
     ) -> tuple[Process, dict[str, Any]]:
         """Spawn it; returns its streams, too. Call it in the servant's method.
 
-        `refs` are closed when it has ended.
+        Its grants `refs` are called under one of its own below `guard`, and closed when it has
+        ended; it ends with that.
         """
-        self.check_running()
-        self.rooms.prepared(spec.code)
+        id_ = secrets.token_hex(8)
         with ExitStack() as place:
-            self._admit(place, owner, spec.limits.memory_bytes)
-            streams = rpc.ByteStream(), rpc.ByteStream(), rpc.ByteStream()
-            process = Process(secrets.token_hex(8), owner, image, spec, streams)
-            for ref in refs:
+            for ref in refs.values():
                 place.callback(ref.close)
-            kept = place.pop_all()
-        self.processes[process.id] = process
-        task = asyncio.get_running_loop().create_task(self._run(process, kept))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            spec, derived = judged(given, refs), None
+            self.rooms.prepared(spec.code)
+            self.admit(place, owner, spec.limits.memory_bytes)
+            if guard is not None:
+                derived = self.ctx.derive(guard, f"process {spec.args[0]} {id_}")
+                place.callback(derived.end, "the process has ended")
+                refs = {name: derived.under(name, ref) for name, ref in refs.items()}
+                for ref in refs.values():
+                    place.callback(ref.close)
+                spec = judged(given, refs)
+            streams = rpc.ByteStream(), rpc.ByteStream(), rpc.ByteStream()
+            process = Process(id_, owner, image, spec, streams)
+            if derived is not None:
+                derived.on_end(lambda why: process.kill(why.message))
+            self.launch(process, place)
         names = ("stdin", "stdout", "stderr")
         return process, {n: each.servant for n, each in zip(names, streams, strict=True)}
 
-    def _admit(self, place: ExitStack, owner: str, nbytes: int) -> None:
-        """Room for one more, until `place` is closed; raises LimitExceeded."""
+    def launch(self, process: Process, place: ExitStack) -> asyncio.Task[None]:
+        """Run it to its end; `place` is what `admit` gave, and is closed then."""
+        self.processes[process.id] = process
+        task = asyncio.get_running_loop().create_task(self._run(process, place.pop_all()))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def admit(self, place: ExitStack, owner: str, nbytes: int) -> None:
+        """Room for one more, until `place` is closed. Raises LimitExceeded, Disconnected."""
+        self.check_running()
         mine_max, config = self.config.owner_processes_max, self.config
         mine = f"{mine_max} processes of {owner} run at this node (owner_processes_max)"
         all_ = f"{PROCESSES_MAX} processes run at this node (PROCESSES_MAX)"
@@ -208,21 +241,24 @@ class ProcService(Service):
         with place:
             await process.run(self.drivers[process.image.kind])
         del self.processes[process.id]
-        self.ended[process.id] = process
+        if process.id not in self.supervisor.all:
+            self.ended[process.id] = process
         if len(self.ended) > ENDED_MAX:
             self.ended.popitem(last=False)
         assert process.exit is not None  # noqa: S101  # it has run
         self.ctx.log.info("proc.ended", id=process.id, owner=process.owner, kind=process.exit.kind)
 
-    def found(self, owner: str | None) -> list[Process]:
+    def found(self, owner: str | None) -> list[Process | Detached]:
         """Of an owner, or all, the newest first."""
-        each = [*self.ended.values(), *self.processes.values()]
-        found = [process for process in each if owner in (None, process.owner)]
+        each: dict[str, Process | Detached] = {**self.ended, **self.processes}
+        each.update(self.supervisor.all)
+        found = [process for process in each.values() if owner in (None, process.owner)]
         return sorted(found, key=lambda process: -process.started_at)
 
-    def get(self, id_: str, owner: str | None = None) -> Process:
+    def get(self, id_: str, owner: str | None = None) -> Process | Detached:
         """One of an owner, or of all; raises NotFound, which does not tell of another owner's."""
-        process = self.processes.get(id_) or self.ended.get(id_)
+        detached = self.supervisor.all.get(id_)
+        process = detached or self.processes.get(id_) or self.ended.get(id_)
         if process is None or owner not in (None, process.owner):
             raise NotFound(
                 f"there is no process {id_[:32]!r} of yours at this node",
@@ -268,7 +304,7 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
     async def load(self, code: rpc.Ref | None, kind: str) -> dict[str, Any]:
         if code is None:
             raise InvalidArgument("no program is given")
-        image = await self._service.load(self._owner, code, kind)
+        image, _ = await self._service.load(self._owner, code, kind)
         return {"image": ImageServant(self._service, self._owner, image), "hash": image.digest}
 
     async def processes(self) -> dict[str, Any]:
@@ -289,7 +325,23 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
     async def end_any(self, id: str) -> None:
         await self._end(self._service.get(id))
 
-    async def _end(self, process: Process) -> None:
+    async def detach(
+        self,
+        code: rpc.Ref | None,
+        kind: str,
+        spec: dict[str, Any],
+        policy: str,
+        session: rpc.Ref | None,
+    ) -> dict[str, Any]:
+        if code is None or session is None:
+            raise InvalidArgument("no program, or no session, is given")
+        service, owner = self._service, self._owner
+        judged(spec, {})
+        image, data = await service.load(owner, code, kind)
+        each = await service.supervisor.detach(owner, data, image.kind, spec, policy, session)
+        return {"id": each.id}
+
+    async def _end(self, process: Process | Detached) -> None:
         process.kill(f"by {self._principal}")
         await process.wait()
 
@@ -301,13 +353,14 @@ class ImageServant(rpc.Servant, interface=SCHEMA.Image):
         self._service, self._owner, self._image = service, owner, image
 
     async def spawn(self, spec: dict[str, Any]) -> dict[str, Any]:
-        given = grants.judged(spec["grants"])
-        judged_ = judged(spec, given)
-        process, streams = self._service.start(self._owner, self._image, judged_, given.values())
+        if spec["named"]:
+            raise InvalidArgument("what a process is given by its name is for one that is detached")
+        refs, guard = grants.judged(spec["grants"]), rpc.current_guard()
+        process, streams = self._service.start(self._owner, self._image, spec, refs, guard)
         return {"process": Held(process, self._owner), **streams}
 
 
-def judged(given: dict[str, Any], granted: Mapping[str, rpc.Ref]) -> Spec:
+def judged(given: Mapping[str, Any], granted: Mapping[str, rpc.Ref]) -> Spec:
     """A Spec of proc.capnp; raises InvalidArgument."""
     name = given["name"] or "program"
     if len(name.encode()) > NAME_BYTES_MAX:
@@ -333,12 +386,21 @@ def judged(given: dict[str, Any], granted: Mapping[str, rpc.Ref]) -> Spec:
 class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
     """See proc.capnp."""
 
-    def __init__(self, process: Process, principal: str) -> None:
+    def __init__(self, process: Process | Detached, principal: str) -> None:
         self._process, self._principal = process, principal
 
+    @property
+    def _detached(self) -> Detached:
+        if isinstance(self._process, Detached):
+            return self._process
+        raise Unsupported(
+            "it is not detached: what it writes goes to who started it, and it starts once",
+            hint="`ww run --detach`",
+            code="unsupported.attached",
+        )
+
     async def wait(self, wait_s: float) -> dict[str, Any]:
-        if not 0 <= wait_s <= WAIT_S_MAX or math.isnan(wait_s):
-            raise InvalidArgument(f"waitS is 0 to {WAIT_S_MAX:g}, not {wait_s}")
+        _check_wait(wait_s)
         await self._process.wait(wait_s)
         return {"exit": _exit(self._process)}
 
@@ -349,42 +411,40 @@ class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
     async def info(self) -> dict[str, Any]:
         return {"info": _info(self._process)}
 
+    async def logs(self, start: int, wait_s: float) -> dict[str, Any]:
+        _check_wait(wait_s)
+        return await self._detached.read(start, wait_s)
+
+    async def restart(self) -> None:
+        self._detached.restart()
+
 
 class Held(ProcessServant, interface=SCHEMA.Process):
     """The one that its spawner holds. Make it in the servant's method that returns it."""
 
-    def __init__(self, process: Process, principal: str) -> None:
-        super().__init__(process, principal)
-        self._unguard: Callable[[], None] = lambda: None
-        if (guard := rpc.current_guard()) is not None:
-            self._unguard = guard.on_end(self._cut)
-
     def released(self) -> None:
         """Its spawner let go of it, or is gone."""
-        self._unguard()
         self._process.kill("its spawner has let go of it")
 
-    def _cut(self, why: WetwareError) -> None:
-        self._process.kill(why.message)
+
+def _check_wait(wait_s: float) -> None:
+    if not 0 <= wait_s <= WAIT_S_MAX or math.isnan(wait_s):
+        raise InvalidArgument(f"waitS is 0 to {WAIT_S_MAX:g}, not {wait_s}")
 
 
-def _exit(process: Process) -> dict[str, Any]:
+def _exit(process: Process | Detached) -> dict[str, Any]:
     exit_ = process.exit
     if exit_ is None:
         return {"kind": "", "code": 0, "why": ""}
     return {"kind": exit_.kind, "code": max(exit_.code, 0), "why": exit_.why}
 
 
-def _info(process: Process) -> dict[str, Any]:
+def _info(process: Process | Detached) -> dict[str, Any]:
     return {
         "id": process.id,
-        "name": process.spec.args[0],
         "owner": process.owner,
-        "hash": process.image.digest,
         "started_ms": int(process.started_at * 1000),
-        "memory_bytes": process.spec.limits.memory_bytes,
         "cpu_ms": int((process.exit.cpu_s if process.exit else 0) * 1000),
         "exit": _exit(process),
-        "kind": process.image.kind,
-        "code": process.spec.code,
+        **process.info,
     }

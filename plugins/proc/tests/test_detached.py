@@ -1,0 +1,183 @@
+"""Detached programs at real nodes: they survive kill -9 with their grants, and end with a role."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wetware
+from wetware.errors import EXIT_USAGE, Revoked
+from wetware.testing import Home, NodeProcess, wait_for
+from wetware_proc.client import Exit, Process
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
+
+WITHIN_S = 90.0
+"""For what takes a few seconds on an idle machine."""
+Guests = Callable[[str], bytes]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with Home(tmp_path_factory.mktemp("home"), libp2p=False) as home:
+        home.ww("key", "new", "ada", check=True)
+        yield home
+
+
+@pytest.fixture(scope="module")
+def b(home: Home) -> Iterator[NodeProcess]:
+    """A node that goes on; `a` comes and goes."""
+    with home.node("b") as node:
+        node.ww("user", "add", "ada", "--key", "ada", "--role", "member", check=True)
+        yield node
+
+
+@contextlib.contextmanager
+def running(b: NodeProcess, name: str = "a") -> Iterator[NodeProcess]:
+    first = not (b.home.path / name).exists()
+    with b.home.node(name, join=b if first else None) as a:
+        a.wait_members([b.peer_id], within_s=WITHIN_S)
+        b.wait_members([a.peer_id], within_s=WITHIN_S)
+        yield a
+
+
+@pytest.fixture
+def beat(guests: Guests, tmp_path: Path) -> str:
+    file = tmp_path / "beat.wasm"
+    file.write_bytes(guests("beat"))
+    return str(file)
+
+
+@contextlib.asynccontextmanager
+async def at(node: NodeProcess, key: str = "default") -> AsyncIterator[wetware.Session]:
+    async with wetware.connect(node.addr, key=node.home.key(key)) as session:
+        yield session
+
+
+def shown(node: NodeProcess, id_: str) -> Any:
+    """What `ww ps` at a node says of a process, wherever that is."""
+    found = json.loads(node.ww("ps", "--json", check=True).stdout)["processes"]
+    return next((each for each in found if each["id"] == id_), None)
+
+
+def labels(node: NodeProcess) -> list[str]:
+    found = json.loads(node.ww("grants", "--json", check=True).stdout)
+    return [each["label"] for each in found]
+
+
+def test_it_survives_kill_9_of_its_node_with_its_grants(b: NodeProcess, beat: str) -> None:
+    policy = ("--restart", "on-failure", "--grant", "out=pubsub:chat?data=max:64")
+    with running(b) as a:
+        id_ = a.ww("run", *policy, "--name", "heart", beat, check=True).stdout.strip()
+        assert f"process heart {id_}" in labels(a)
+        assert "out=pubsub:chat" in labels(a)
+        assert "beat" in b.ww("sub", "chat", "-n", "1", check=True).stdout, "heard elsewhere"
+        found = shown(b, id_)
+        assert (found["exit"]["kind"], found["policy"], found["restarts"]) == ("", "on-failure", 0)
+        before = b.ww("logs", id_[:6], check=True).stdout
+        assert before.startswith("beat \n")
+        assert set(before.split()) == {"beat"}
+        a.stop(signal.SIGKILL)
+        assert shown(b, id_) is None
+    with running(b) as a:
+        assert "beat" in b.ww("sub", "chat", "-n", "1", check=True).stdout, "it publishes again"
+        found = shown(b, id_)
+        assert (found["exit"]["kind"], found["waits"], found["restarts"]) == ("", False, 1)
+        assert found["started_ms"] > 0
+        assert "0, on-failure" not in a.ww("ps", check=True).stdout
+        after = b.ww("logs", id_, check=True).stdout
+        assert after.startswith(before), "what it wrote before is kept"
+        assert labels(a).count("out=pubsub:chat") == 1
+        a.ww("restart", id_, check=True)
+        wait_for(lambda: shown(a, id_)["restarts"] == 2, "it was started again")
+        with b.start_ww("logs", "-f", id_) as follow, b.start_ww("wait", id_) as waiting:
+            assert follow.stdout is not None
+            assert follow.stdout.readline() == "beat \n"
+            b.ww("kill", id_, check=True)
+            assert waiting.wait(timeout=WITHIN_S) == 137
+            follow.stdout.read()
+            assert follow.wait(timeout=WITHIN_S) == 0
+        assert shown(a, id_)["exit"]["kind"] == "killed"
+        assert not {f"process heart {id_}", "out=pubsub:chat"} & set(labels(a)), "with the process"
+        assert a.ww("restart", id_).returncode == EXIT_USAGE
+
+
+async def test_it_ends_with_the_role_of_its_user(b: NodeProcess, guests: Guests) -> None:
+    """Also where that goes while the node is down."""
+    code, grants = guests("beat"), {"out": "pubsub:chat"}
+    with running(b, "c") as c:
+        async with at(c, "ada") as ada:
+            ids = [
+                (await ada.proc.start(code, grants=grants, restart="always")).id for _ in range(2)
+            ]
+            await ada.proc.detached(ids[0]).kill()
+
+    def of(node: NodeProcess, id_: str) -> Any:
+        found = json.loads(node.ww("ps", "--all", "--json", check=True).stdout)["processes"]
+        return next(each for each in found if each["id"] == id_)
+
+    with running(b, "c") as c:
+        assert of(c, ids[0])["exit"]["kind"] == "killed"
+        wait_for(lambda: not of(c, ids[1])["exit"]["kind"], "it is back", within_s=WITHIN_S)
+        c.stop(signal.SIGKILL)
+    b.ww("user", "remove", "ada", check=True)
+    with running(b, "c") as c:
+        wait_for(lambda: not of(c, ids[1])["waits"], "it is over", within_s=WITHIN_S)
+        wait_for(lambda: of(c, ids[1])["exit"]["kind"], "it is over", within_s=WITHIN_S)
+        assert of(c, ids[1])["exit"]["kind"] == "killed"
+        assert not any(label.startswith("process") for label in labels(c))
+    b.ww("user", "add", "ada", "--key", "ada", "--role", "member", check=True)
+
+
+async def test_what_one_is_given_can_be_revoked_by_itself(b: NodeProcess, guests: Guests) -> None:
+    """The process goes on, and handles the error; its own grant ends it, attached or detached."""
+    code = guests("beat")
+
+    async def until(process: Process, start: bytes) -> None:
+        seen = b""
+        while not any(line.startswith(start) for line in seen.splitlines()):
+            seen += await process.stdout.receive()
+
+    async with at(b) as session:
+        topic = await session.pubsub.join("chat")
+        async with session.proc.spawn(code, grants={"out": topic}, name="one") as process:
+            id_ = (await process.info()).id
+            await until(process, b"beat")
+            found = {grant.label: grant for grant in await session.grants()}
+            assert found["out=Topic"].parents == (found[f"process one {id_}"].id,)
+            await session.revoke(found["out=Topic"].id)
+            await until(process, b"failed capability.revoked")
+            await session.revoke(found[f"process one {id_}"].id, "enough")
+            exit_ = await process.wait()
+            assert exit_.kind == "killed"
+            assert "enough" in exit_.why
+        made = await session.proc.start(code, "30", grants={"out": "pubsub:chat"})
+        grants = {grant.label: grant for grant in await session.grants()}
+        await session.revoke(grants["out=pubsub:chat"].id)
+        assert await made.wait() == Exit("exited", 3, "")
+        lines = b"".join([data async for data in made.logs()]).splitlines()
+        assert lines[-1].startswith(b"failed capability.revoked"), lines
+        labels = {grant.label for grant in await session.grants()}
+        assert not any(label.startswith("process") for label in labels)
+        other = await session.attenuate({"proc": ()})
+        await session.revoke(other.identity.grant)
+        with pytest.raises(Revoked):
+            await other.proc.start(code)
+
+
+def test_a_detached_program_is_given_no_more_than_its_user_has(b: NodeProcess, beat: str) -> None:
+    refused = b.ww("run", "--detach", "--grant", "out=nothing:chat", beat)
+    assert refused.returncode != 0
+    assert "nothing" in refused.stderr
+    wrong = b.ww("run", "--detach", "--grant", "out=pubsub:chat?size=max:3", beat)
+    assert wrong.returncode == EXIT_USAGE
+    never = b.ww("run", "--restart", "sometimes", beat)
+    assert (never.returncode, "policy" in never.stderr) == (EXIT_USAGE, True)
+    bound = b.ww("run", "--grant", "out=pubsub:chat?data=max:3", beat, "1")
+    assert (bound.returncode, bound.stdout.split()[:2]) == (3, ["failed", "capability.denied"])

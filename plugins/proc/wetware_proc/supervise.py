@@ -1,0 +1,617 @@
+"""Programs that outlive who started them: kept on disk, and started again as their policy says.
+
+A detached program has a durable grant of its node, by ID, and its code by its hash: so it comes
+back after a restart of the node, also one by kill -9. No record says that a program runs: the
+process of the node that runs it knows that alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import random
+import secrets
+import shutil
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from anyio import EndOfStream
+
+from wetware.base.backoff import Backoff
+from wetware.base.threads import to_its_end
+from wetware.errors import InvalidArgument, LimitExceeded, NotFound, WetwareError
+from wetware.identity import replace_private_file
+from wetware_proc.driver import BOUNDS, Exit
+from wetware_proc.grants import GRANTS_MAX
+from wetware_proc.process import Process
+
+if TYPE_CHECKING:
+    from wetware import rpc
+    from wetware.hookspecs import Derived, PluginContext
+    from wetware_proc.driver import Image, Spec
+
+T = TypeVar("T")
+
+POLICIES: Final = ("never", "on-failure", "always")
+"""When a program is started again: never; unless it exited with 0; however it ended."""
+PAUSE_S_MIN: Final = 1.0
+PAUSE_S_MAX: Final = 60.0
+STEADY_S: Final = 60.0
+"""A program that ran so long has started well: the next pause is short again."""
+FAILURES_MAX: Final = 10
+"""Ends in a row that came sooner, after which a program is given up."""
+DETACHED_MAX: Final = 1000
+"""Of a node."""
+DETACHED_PER_OWNER_MAX: Final = 100
+STARTS_MAX: Final = 16
+"""At a time: a node that starts has all of them to start."""
+ENDED_MAX: Final = 256
+"""That are kept with their logs, of a node."""
+CODE_BYTES_MAX: Final = 1 << 30
+"""Of the programs of all of them."""
+SEGMENT_BYTES: Final = 512 << 10
+SEGMENTS_MAX: Final = 2
+"""Files of a log: when the last one is full, the first one goes."""
+LOG_PIECE_BYTES: Final = 256 << 10
+"""That are read at a time."""
+RECORD: Final = "record.json"
+_UNBOUND: Final = ("wall_s", "cpu_s")
+"""Limits that a detached program has where they are given alone."""
+
+
+class Unwritten(WetwareError):
+    """The node's disk does not take what has to be kept."""
+
+    code = "proc.disk"
+
+
+class Restarts:
+    """When one program is started again.
+
+    Args:
+        policy: One of POLICIES.
+        monotonic: Seconds that never go back.
+        rng: Of the jitter of pauses.
+    """
+
+    def __init__(
+        self, policy: str, monotonic: Callable[[], float], rng: random.Random | None = None
+    ) -> None:
+        self.policy, self._monotonic = policy, monotonic
+        self._backoff = Backoff(PAUSE_S_MIN, PAUSE_S_MAX, rng or random.Random())  # noqa: S311  # jitter
+        self.forget()
+        self.started()
+
+    def started(self) -> None:
+        """It runs from now on."""
+        self._at = self._monotonic()
+
+    def wanted(self, exit_: Exit) -> bool:
+        """Whether the policy has it started again after such an end."""
+        if self.policy == "on-failure":
+            return (exit_.kind, exit_.code) != ("exited", 0)
+        return self.policy == "always"
+
+    def pause_s(self, *, ran: bool = True) -> float | None:
+        """How long to wait after an end that came now; None: it is given up.
+
+        One that could not be started (not `ran`) is tried for ever: that is no fault of its own.
+        """
+        if ran and self._monotonic() - self._at >= STEADY_S:
+            self.forget()
+        if ran and self._failures >= FAILURES_MAX:
+            return None
+        self._failures += ran
+        return self._backoff.pause_s()
+
+    def forget(self) -> None:
+        """What failed before does not count any more."""
+        self._failures = 0
+        self._backoff.reset()
+
+
+class Log:
+    """What a program wrote, of which the last part is on disk; places are counted from its start.
+
+    Its methods block: call them in a thread, in any number of them.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._lock = directory, threading.Lock()
+
+    def _segments(self) -> list[tuple[int, Path]]:
+        """Where each begins, and its file, the oldest first."""
+        found = self._directory.glob("log.*")
+        return sorted((int(path.suffix[1:]), path) for path in found if path.suffix[1:].isdigit())
+
+    def write(self, data: bytes) -> None:
+        """Append; raises OSError."""
+        with self._lock:
+            segments = self._segments()
+            at, path = segments[-1] if segments else (0, self._directory / "log.0")
+            size = path.stat().st_size if segments else 0
+            if size >= SEGMENT_BYTES:
+                path = self._directory / f"log.{at + size}"
+                for _, old in segments[: len(segments) + 1 - SEGMENTS_MAX]:
+                    old.unlink()
+            with path.open("ab") as file:
+                file.write(data)
+
+    def read(self, start: int, nbytes: int) -> tuple[int, bytes]:
+        """What begins at `start`, or at the first place that is still there, and that place."""
+        with self._lock:
+            for at, path in self._segments():
+                start = max(start, at)
+                with path.open("rb") as file:
+                    file.seek(start - at)
+                    if data := file.read(nbytes):
+                        return start, data
+            return start, b""
+
+
+class _Output:
+    """The streams of a detached program: nothing to read, and a log to write to."""
+
+    def __init__(self, write: Callable[[bytes], Any]) -> None:
+        self._write = write
+
+    async def receive(self, max_bytes: int = 0) -> bytes:
+        raise EndOfStream
+
+    async def send(self, item: bytes) -> None:
+        await self._write(item)
+
+    async def send_eof(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+    def abort(self, error: WetwareError) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A detached program, as it is kept.
+
+    Attributes:
+        digest: SHA-256 of its code, in hex.
+        spec: Its name, arguments, environment and limits, as in the struct Spec of proc.capnp.
+        grant: ID of its durable grant.
+        created_at: Unix time, s. Likewise `started_at`, of the latest start.
+        exit: How it ended the last time; None where it has not, or its node ended first.
+        over: It is not started again.
+    """
+
+    id: str
+    owner: str
+    kind: str
+    digest: str
+    spec: Mapping[str, Any]
+    policy: str
+    grant: str
+    created_at: float
+    started_at: float = 0.0
+    restarts: int = 0
+    exit: Exit | None = None
+    over: bool = False
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Record:
+        """Raises ValueError, TypeError."""
+        value = json.loads(data)
+        exit_ = value["exit"] and Exit(**value["exit"])
+        return cls(**{**value, "exit": exit_})
+
+
+class Detached:
+    """One of them; it is shown and ended as a `Process` is. Made by `Supervisor`.
+
+    Attributes:
+        record: What is kept of it.
+        log: What it wrote.
+        derived: Its grants; None until the node has them again.
+        process: What runs now; None where nothing does.
+        restarts: When it is started again.
+        why: Why it is to end for good; "" where it is not.
+        again: It is to be started again now.
+        wish: Set where one of these two is new.
+        written: Set, and replaced by another one, where there is more in the log, or nothing more.
+        over: Set once it has ended for good, which is on disk then.
+    """
+
+    def __init__(self, record: Record, directory: Path, ctx: PluginContext) -> None:
+        self.record, self.directory, self.log = record, directory, Log(directory)
+        self.restarts = Restarts(record.policy, ctx.clock.monotonic)
+        self._run_sync = ctx.run_sync
+        self.derived: Derived | None = None
+        self.process: Process | None = None
+        self.why, self.again = "", False
+        self.wish, self.written, self.over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        if record.over:
+            self.over.set()
+
+    @property
+    def id(self) -> str:
+        """16 hex digits."""
+        return self.record.id
+
+    @property
+    def owner(self) -> str:
+        """The principal, as text."""
+        return self.record.owner
+
+    @property
+    def started_at(self) -> float:
+        """Unix time, s, of the latest start."""
+        return self.record.started_at
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended the last time; None while it runs, and then alone."""
+        if self.process is not None:
+            return self.process.exit
+        return self.record.exit or Exit("lost", why="its node has ended")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Of the struct Info of proc.capnp, what `Process.info` has."""
+        record = self.record
+        return {
+            "name": record.spec["name"],
+            "hash": record.digest,
+            "kind": record.kind,
+            "memory_bytes": record.spec["limits"]["memory_bytes"],
+            "code": record.spec["code"],
+            "policy": record.policy,
+            "restarts": record.restarts,
+            "waits": self.process is None and not record.over,
+        }
+
+    def kill(self, why: str) -> None:
+        """End it for good, unless it has; `wait` says when it is over."""
+        if not self.why and not self.record.over:
+            self.why = why
+            self._wish(why)
+
+    def restart(self) -> None:
+        """Start it again now, whatever it does. Raises InvalidArgument where it is over."""
+        if self.why or self.record.over:
+            raise InvalidArgument(
+                f"the process {self.id} has ended for good, and its grants with it",
+                hint="run it again",
+                code="invalid.process",
+            )
+        self.again = True
+        self._wish("to be started again")
+
+    def _wish(self, why: str) -> None:
+        self.wish.set()
+        if self.process is not None:
+            self.process.kill(why)
+
+    async def wait(self, wait_s: float | None = None) -> Exit | None:
+        """How it ended for good, when it has, or after so many seconds whether it has."""
+        await _within(wait_s, self.over)
+        return self.exit if self.record.over else None
+
+    async def read(self, start: int, wait_s: float) -> dict[str, Any]:
+        """See `Process.logs` in proc.capnp."""
+        written, over = self.written, self.record.over
+        at, data = await self._run_sync(self.log.read, start, LOG_PIECE_BYTES)
+        if not data and not over:
+            await _within(wait_s, written)
+            over = self.record.over
+            at, data = await self._run_sync(self.log.read, start, LOG_PIECE_BYTES)
+        return {"data": data, "start": at, "over": over and not data}
+
+    def tell(self) -> None:
+        """There is more in the log, or nothing more."""
+        self.written.set()
+        self.written = asyncio.Event()
+
+
+async def _within(wait_s: float | None, event: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            await event.wait()
+
+
+class Runner(Protocol):
+    """What runs a program once: see `ProcService`."""
+
+    ctx: PluginContext
+
+    async def prepare(self, code: bytes, kind: str) -> Image: ...
+
+    def spec(self, given: Mapping[str, Any], refs: Mapping[str, rpc.Ref]) -> Spec: ...
+
+    def admit(self, place: contextlib.ExitStack, owner: str, nbytes: int) -> None: ...
+
+    def launch(self, process: Process, place: contextlib.ExitStack) -> asyncio.Task[None]: ...
+
+
+class Supervisor:
+    """All detached programs of a node.
+
+    Args:
+        service: What runs them.
+        directory: Theirs alone.
+
+    Attributes:
+        all: By ID, those that have ended included.
+    """
+
+    def __init__(self, service: Runner, directory: Path) -> None:
+        self._service, self._ctx, self._directory = service, service.ctx, directory
+        self._code = directory / "code"
+        self._starting = asyncio.Semaphore(STARTS_MAX)
+        self._files = asyncio.Lock()  # no code is removed while a record of it is made
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.all: dict[str, Detached] = {}
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Those that are kept run, as they are to, while the block does."""
+        for record in await self._disk(self._records):
+            each = self._add(record if record.over else replace(record, exit=None))
+            self._begin(self._live(each))
+        try:
+            yield
+        finally:  # what runs is ended by the service
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def detach(
+        self,
+        owner: str,
+        code: bytes,
+        kind: str,
+        spec: Mapping[str, Any],
+        policy: str,
+        session: rpc.Ref,
+    ) -> Detached:
+        """Start a program that outlives its spawner; returns when it runs, and is on disk.
+
+        `spec` is the struct of proc.capnp. Raises what keeps it from being started.
+        """
+        asked = self._asked(spec, policy)
+        id_, digest = secrets.token_hex(8), await self._ctx.run_sync(_digest, code)
+        limits = {n: value or BOUNDS[n][1] for n, value in spec["limits"].items() if n in _UNBOUND}
+        kept = {
+            "name": spec["name"] or "program",
+            "args": spec["args"],
+            "env": spec["env"],
+            "limits": {**spec["limits"], **limits},
+            "code": spec["code"],
+        }
+        derived = await self._ctx.derive_durable(session, f"process {kept['name']} {id_}", asked)
+        try:
+            now = self._ctx.clock.time()
+            self._check_room(owner)
+            each = self._add(Record(id_, owner, kind, digest, kept, policy, derived.id, now))
+            async with self._files:
+                await self._disk(self._keep, each, code)
+        except BaseException:
+            derived.end("it could not be kept")
+            await self._forget(id_)
+            raise
+        first = asyncio.get_running_loop().create_future()
+        self._begin(self._live(each, first))
+        await asyncio.shield(first)
+        return each
+
+    def _asked(self, spec: Mapping[str, Any], policy: str) -> dict[str, tuple[str, list[str]]]:
+        if policy not in POLICIES:
+            raise InvalidArgument(
+                f"{policy[:32]!r} is no policy of restarts", hint=f"one of {', '.join(POLICIES)}"
+            )
+        if spec["grants"]:
+            raise InvalidArgument(
+                f"the grant {spec['grants'][0]['name'][:64]!r} is a live reference, which ends "
+                "with its session and cannot be kept for a detached process",
+                hint='name what it is of, e.g. "pubsub:chat"',
+                code="invalid.live_grant",
+            )
+        if len(spec["named"]) > GRANTS_MAX:
+            raise InvalidArgument(f"{len(spec['named'])} grants; there are at most {GRANTS_MAX}")
+        return {each["name"]: (each["what"], each["where"]) for each in spec["named"]}
+
+    def _check_room(self, owner: str) -> None:
+        living = [each.owner for each in self.all.values() if not each.record.over]
+        for what, count, limit, name in (
+            ("this node", len(living), DETACHED_MAX, "DETACHED_MAX"),
+            (owner, living.count(owner), DETACHED_PER_OWNER_MAX, "DETACHED_PER_OWNER_MAX"),
+        ):
+            if count >= limit:
+                raise LimitExceeded(
+                    f"{count} detached processes of {what} are kept ({name})",
+                    hint="end some with `ww kill`",
+                    code="limit.detached",
+                )
+
+    def _add(self, record: Record) -> Detached:
+        each = Detached(record, self._directory / record.id, self._ctx)
+        self.all[record.id] = each
+        return each
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- the life of one --------------------------------------------------------------------------
+
+    async def _live(self, each: Detached, first: asyncio.Future[None] | None = None) -> None:
+        """Until it is over. `first` is told whether the first start succeeds; None: it had that."""
+        try:
+            each.derived = await self._ctx.derived(each.record.grant)
+        except WetwareError as exc:  # it ended while the node was down
+            if not each.record.over:
+                await self._end(each, Exit("killed", why=exc.message))
+            return None
+        if each.record.over:  # the node ended before its grant did
+            return each.derived.end("the process has ended")
+        each.derived.on_end(lambda why: each.kill(why.message))
+        exit_ = Exit("lost", why="its node has ended")
+        if first is None:
+            if not each.restarts.wanted(exit_):
+                return await self._end(each, exit_)
+            each.record = replace(each.record, restarts=each.record.restarts + 1)
+        while True:
+            each.again = False
+            each.wish.clear()
+            ran = False
+            try:
+                exit_, ran = await self._attempt(each, first), True
+            except WetwareError as exc:
+                if first is not None and not first.done():
+                    each.derived.end("it could not be started")
+                    await self._forget(each.id)
+                    return first.set_exception(exc)
+                exit_ = Exit("lost", why=f"it cannot be started: {exc.message}")
+            if each.why:
+                return await self._end(each, replace(exit_, kind="killed", code=-1, why=each.why))
+            if each.derived.ended is not None:  # the node stops, and it may have ended for that
+                return None
+            if each.again:
+                each.restarts.forget()
+                pause_s: float | None = 0.0
+            elif not each.restarts.wanted(exit_):
+                return await self._end(each, exit_)
+            else:
+                pause_s = each.restarts.pause_s(ran=ran)
+            if pause_s is None:
+                why = f"given up after {FAILURES_MAX + 1} ends, each within {STEADY_S:g} s"
+                return await self._end(each, replace(exit_, why=f"{exit_.why}; {why}".lstrip("; ")))
+            each.record = replace(each.record, exit=exit_, restarts=each.record.restarts + 1)
+            each.process = None
+            await self._save(each)
+            await _within(pause_s, each.wish)
+            if each.why:
+                return await self._end(each, Exit("killed", why=each.why))
+
+    async def _attempt(self, each: Detached, first: asyncio.Future[None] | None) -> Exit:
+        """Run it to its end; raises what keeps it from being started."""
+        assert each.derived is not None  # noqa: S101  # it lives
+
+        async def write(data: bytes) -> None:
+            try:
+                await self._ctx.run_sync(each.log.write, data)
+            except OSError as exc:  # a full disk holds no program up
+                self._ctx.log.warning("proc.log_lost", id=each.id, error=exc.strerror)
+            each.tell()
+
+        output = _Output(write)
+        async with contextlib.AsyncExitStack() as stack:
+            async with self._starting:
+                code = await self._ctx.run_sync(self._read, each.record.digest)
+                image = await self._service.prepare(code, each.record.kind)
+                refs = await stack.enter_async_context(each.derived.opened())
+            if each.why:
+                return Exit("killed", why=each.why)
+            spec = self._service.spec(each.record.spec, refs)
+            with contextlib.ExitStack() as place:
+                self._service.admit(place, each.owner, spec.limits.memory_bytes)
+                process = Process(each.id, each.owner, image, spec, (output, output, output))
+                running = self._service.launch(process, place)
+            each.record = replace(each.record, started_at=process.started_at)
+            each.restarts.started()
+            each.process = process
+            if first is not None and not first.done():
+                first.set_result(None)
+            await asyncio.shield(running)
+        assert process.exit is not None  # noqa: S101  # it has run
+        return process.exit
+
+    async def _end(self, each: Detached, exit_: Exit) -> None:
+        """It is over: on disk first, then its grants, then for those who wait."""
+        each.record = replace(each.record, exit=exit_, over=True)
+        each.process = None
+        await self._save(each)
+        if each.derived is not None:
+            each.derived.end("the process has ended")
+        each.over.set()
+        each.tell()
+        self._ctx.log.info("proc.over", id=each.id, owner=each.owner, kind=exit_.kind)
+        ended = sorted(
+            (other for other in self.all.values() if other.record.over),
+            key=lambda other: other.started_at,
+        )
+        for old in ended[: max(0, len(ended) - ENDED_MAX)]:
+            await self._forget(old.id)
+        async with self._files:
+            living = {other.record.digest for other in self.all.values() if not other.record.over}
+            await self._disk(self._sweep, living)
+
+    # --- what is on disk --------------------------------------------------------------------------
+
+    async def _disk(self, function: Callable[..., T], *args: object) -> T:
+        """To its end: nothing is written behind the back of who has stopped."""
+        return await to_its_end(self._ctx.run_sync(function, *args))
+
+    async def _save(self, each: Detached) -> None:
+        path, data = each.directory / RECORD, each.record.encode()
+        try:
+            await self._disk(replace_private_file, path, data)
+        except OSError as exc:  # its grants are ended all the same, which ends it after a restart
+            self._ctx.log.warning("proc.record_lost", id=each.id, error=exc.strerror)
+
+    async def _forget(self, id_: str) -> None:
+        self.all.pop(id_, None)
+        await self._disk(shutil.rmtree, self._directory / id_, True)
+
+    def _records(self) -> list[Record]:
+        self._code.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = []
+        for path in self._directory.glob(f"*/{RECORD}"):
+            try:
+                found.append(Record.decode(path.read_bytes()))
+            except (OSError, ValueError, TypeError, LookupError):
+                self._ctx.log.exception("proc.record_unreadable", file=path)
+        return found
+
+    def _keep(self, each: Detached, code: bytes) -> None:
+        path = self._code / each.record.digest
+        try:
+            if not path.exists():
+                kept = sum(other.stat().st_size for other in self._code.iterdir())
+                if kept + len(code) > CODE_BYTES_MAX:
+                    raise LimitExceeded(
+                        f"{kept} bytes of code of detached processes are kept (CODE_BYTES_MAX)",
+                        hint="end some with `ww kill`",
+                        code="limit.detached",
+                    )
+                replace_private_file(path, code)
+            each.directory.mkdir(mode=0o700)
+            replace_private_file(each.directory / RECORD, each.record.encode())
+        except OSError as exc:
+            raise Unwritten(f"it cannot be kept on disk: {exc.strerror}") from exc
+
+    def _read(self, digest: str) -> bytes:
+        try:
+            code = (self._code / digest).read_bytes()
+        except OSError as exc:
+            raise NotFound(f"its code cannot be read: {exc.strerror}") from None
+        if _digest(code) != digest:
+            raise NotFound("its code on disk is damaged")
+        return code
+
+    def _sweep(self, living: set[str]) -> None:
+        for path in self._code.iterdir():
+            if path.name not in living:
+                path.unlink()
+
+
+def _digest(code: bytes) -> str:
+    return hashlib.sha256(code).hexdigest()
