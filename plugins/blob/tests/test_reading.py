@@ -12,7 +12,9 @@ from typing import Any, cast
 import pytest
 
 from wetware.errors import LimitExceeded, WetwareError
-from wetware_blob.reading import Cursors, Opened
+from wetware_blob.format.build import V1_2025, Entry, directory
+from wetware_blob.format.cid import RAW, Cid
+from wetware_blob.reading import BlobServant, Cursors, Opened
 from wetware_blob.service import BlobService, _verify
 from wetware_blob.store.errors import StoreFailed
 
@@ -88,3 +90,33 @@ async def test_a_verification_that_cannot_go_on_says_so() -> None:
     service = SimpleNamespace(scrub=scrub)
     await _verify(cast("BlobService", service), cast("Any", SimpleNamespace(end=ended.append)))
     assert [error.code for error in ended] == ["blob.store"]
+
+
+async def test_a_list_goes_on_where_the_last_one_ended() -> None:
+    """No block of the directory is read again for a further page."""
+    leaf = Cid.of(RAW, b"")
+    names = {f"{n:05}{'x' * 90}" for n in range(2500)}
+    root, made = directory((Entry(name, leaf, 0) for name in names), V1_2025)
+    blocks, read = {block.cid: block.data for block in made}, list[Cid]()
+
+    async def get(cid: Cid) -> bytes:
+        read.append(cid)
+        return blocks[cid]
+
+    ready = asyncio.get_running_loop().create_future()
+    ready.set_result(None)
+    source = SimpleNamespace(error=None, ready=ready, get=get, ahead=lambda _: None)
+    cursors = Cursors(60, 1, time.monotonic)
+    context = cast("Any", lambda: contextlib.nullcontext(source))
+    blob = BlobServant(Opened(context, set(), cursors), root.cid)
+    found: list[str] = []
+    while True:
+        page = await blob.ls(len(found), 1000)
+        found += [entry["name"] for entry in page["entries"]]
+        if not page["more"]:
+            break
+    assert (len(found), set(found)) == (2500, names)
+    assert len(read) == len(made) > 200
+    assert [entry["name"] for entry in (await blob.ls(3, 2))["entries"]] == found[3:5]
+    blob.released()
+    assert not len(cursors)

@@ -6,10 +6,9 @@ import contextlib
 import json as json_module
 import os
 import sys
-from collections.abc import Callable
-from inspect import Parameter, Signature, signature
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -42,7 +41,9 @@ from wetware_blob.names import shown
 
 if TYPE_CHECKING:
     from wetware.client import Session
-    from wetware_blob.client import Entry, Pin, Put, Terms
+    from wetware_blob.client import BlobStore, Entry, Pin, Put, Report, Terms
+
+T = TypeVar("T")
 
 blob_app = typer.Typer(
     help="Files and directories, kept by the members of the cluster under their CIDs.",
@@ -66,44 +67,35 @@ Local = Annotated[bool, typer.Option("--local", help="Only what the node itself 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where to write it.")
 ]
+Replicas = Annotated[
+    int, typer.Option("--replicas", min=0, max=16, metavar="N", help="Members that keep it.")
+]
+On = Annotated[
+    str, typer.Option("--on", metavar="SELECTOR", help="Members that may, e.g. zone=home.")
+]
+Ack = Annotated[
+    int,
+    typer.Option("--ack", min=0, max=16, metavar="N", help="Return when so many have it on disk."),
+]
+Public = Annotated[bool, typer.Option("--public", help="Tell the DHT who has it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 
 
-def pinning(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options of a pin, which it takes as `terms`."""
+def _terms(name: str, replicas: int, on: str, ack: int, public: bool) -> Terms:
+    if ack > max(replicas, 1):
+        raise InvalidArgument(
+            f"--ack {ack} waits for more members than --replicas {replicas} has",
+            hint=f"--replicas {ack}",
+        )
+    return {"name": name, "copies": replicas, "where": on, "ack": ack, "public": public}
 
-    def with_options(
-        name: Name = "",
-        replicas: Annotated[
-            int, typer.Option(min=0, max=16, metavar="N", help="Members that keep it.")
-        ] = 0,
-        on: Annotated[
-            str, typer.Option(metavar="SELECTOR", help="Members that may, e.g. zone=home.")
-        ] = "",
-        ack: Annotated[
-            int,
-            typer.Option(min=0, max=16, metavar="N", help="Return when so many have it on disk."),
-        ] = 0,
-        public: Annotated[bool, typer.Option("--public", help="Tell the DHT who has it.")] = False,
-        **given: Any,
-    ) -> None:
-        if ack > max(replicas, 1):
-            raise InvalidArgument(
-                f"--ack {ack} waits for more members than --replicas {replicas} has",
-                hint=f"--replicas {ack}",
-            )
-        terms: Terms = {"name": name, "copies": replicas, "where": on, "ack": ack, "public": public}
-        command(terms=terms, **given)
 
-    params: list[Parameter] = []
-    for function in (command, with_options):
-        types = get_type_hints(function, localns={"Terms": Any}, include_extras=True)
-        for name, param in signature(function).parameters.items():
-            if name not in ("terms", "given"):
-                params.append(param.replace(annotation=types[name]))
-    with_options.__signature__ = Signature(params)  # type: ignore[attr-defined]  # typer asks it
-    with_options.__doc__ = command.__doc__
-    return with_options
+def _watched(doing: str, work: Callable[[BlobStore, Report | None], Awaitable[T]]) -> T:
+    async def watched(session: Session) -> T:
+        with progress_bar(doing) as progress:
+            return await work(session.blob, progress)
+
+    return run_client(watched)
 
 
 def _tell_put(put: Put, as_json: bool) -> None:
@@ -118,10 +110,13 @@ def _tell_put(put: Put, as_json: bool) -> None:
 
 
 @blob_app.command("put", epilog=examples("ww blob put photo.tar --replicas 3 --ack 2"))
-@pinning
 def put_command(
     what: Annotated[str, typer.Argument(metavar="FILE|DIR|-", help="'-': standard input.")],
-    terms: Terms,
+    name: Name = "",
+    replicas: Replicas = 0,
+    on: On = "",
+    ack: Ack = 0,
+    public: Public = False,
     profile: Annotated[
         str,
         typer.Option(
@@ -131,19 +126,16 @@ def put_command(
     json: Json = False,
 ) -> None:
     """Put a file or directory, and pin it; prints its CID."""
-    if what != "-" and not terms["name"]:
+    if what != "-" and not name:
         file = os.path.basename(os.path.abspath(what))
-        terms["name"] = os.fsencode(file).decode(errors="replace")
+        name = os.fsencode(file).decode(errors="replace")
+    terms = _terms(name, replicas, on, ack, public)
     _put(what, "sending", json, profile=profile, **terms)
 
 
 def _put(what: str, doing: str, json: bool, **how: Any) -> None:
-    async def work(session: Session) -> Put:
-        with progress_bar(doing) as progress:
-            source = 0 if what == "-" else what
-            return await session.blob.put(source, progress=progress, **how)
-
-    _tell_put(run_client(work), json)
+    source = 0 if what == "-" else what
+    _tell_put(_watched(doing, lambda blob, to: blob.put(source, progress=to, **how)), json)
 
 
 @blob_app.command("get")
@@ -165,11 +157,7 @@ def get_command(
 
 
 def _get(doing: str, cid: str, path: Path, **how: bool) -> Entry:
-    async def work(session: Session) -> Entry:
-        with progress_bar(doing) as progress:
-            return await session.blob.get(cid, path, progress=progress, **how)
-
-    return run_client(work)
+    return _watched(doing, lambda blob, to: blob.get(cid, path, progress=to, **how))
 
 
 @blob_app.command("cat", epilog=examples("ww blob cat CID --range 0:1000"))
@@ -229,14 +217,17 @@ def export_command(
 
 
 @blob_app.command("import")
-@pinning
 def import_command(
     file: Annotated[str, typer.Argument(metavar="CAR|-", help="'-': standard input.")],
-    terms: Terms,
+    name: Name = "",
+    replicas: Replicas = 0,
+    on: On = "",
+    ack: Ack = 0,
+    public: Public = False,
     json: Json = False,
 ) -> None:
     """Take the blocks of a CAR file, and pin its root; prints its CID."""
-    _put(file, "importing", json, car=True, **terms)
+    _put(file, "importing", json, car=True, **_terms(name, replicas, on, ack, public))
 
 
 # --- looking --------------------------------------------------------------------------------------
@@ -344,15 +335,18 @@ def usage_command(json: Json = False) -> None:
 
 
 @pin_app.command("add")
-@pinning
-def pin_add_command(cid: CidOnly, terms: Terms, json: Json = False) -> None:
+def pin_add_command(
+    cid: CidOnly,
+    name: Name = "",
+    replicas: Replicas = 0,
+    on: On = "",
+    ack: Ack = 0,
+    public: Public = False,
+    json: Json = False,
+) -> None:
     """Keep what a CID reaches; a pin of that name is replaced."""
-
-    async def work(session: Session) -> Put:
-        with progress_bar("fetching") as progress:
-            return await session.blob.pin(cid, progress=progress, **terms)
-
-    _tell_put(run_client(work), json)
+    terms = _terms(name, replicas, on, ack, public)
+    _tell_put(_watched("fetching", lambda blob, to: blob.pin(cid, progress=to, **terms)), json)
 
 
 @pin_app.command("rm")

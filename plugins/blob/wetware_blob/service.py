@@ -67,11 +67,7 @@ _VERIFIED_MAX: Final = 4096
 
 
 class BlobService(Service):
-    """See `hookspecs.Service`.
-
-    Args:
-        ctx: The plugin's context; its config is a BlobConfig.
-    """
+    """See `hookspecs.Service`."""
 
     name = "blob"
     interface = SCHEMA.Store

@@ -57,11 +57,7 @@ class Transfers:
 
 @dataclass(slots=True)
 class State:
-    """How far it is; see Transfer.State in blob.capnp.
-
-    Attributes:
-        bytes: Says how many are done.
-    """
+    """How far it is; see Transfer.State in blob.capnp."""
 
     root: Cid | None = None
     bytes: Callable[[], int] = lambda: 0

@@ -31,14 +31,7 @@ LINKS_MAX: Final = 1 << 20
 
 
 class Exchange:
-    """Serves this node's blocks to members, and fetches theirs.
-
-    Args:
-        overlay: Streams.
-        store: What is served, and where what is fetched is kept.
-        find: Who may have a root.
-        run_sync: Runs what takes long in a thread.
-    """
+    """Serves this node's blocks to members, and fetches theirs."""
 
     def __init__(self, overlay: Overlay, store: Store, *, find: Find, run_sync: RunSync) -> None:
         self._overlay, self._store, self._find, self._run_sync = overlay, store, find, run_sync

@@ -133,11 +133,9 @@ class Fetch:
     Args:
         root: What providers are looked for by.
         owner: Whose hold keeps the blocks.
-        overlay: Streams.
         store: Is asked first, and keeps what comes.
         find: Who may have the root; may go on for as long as somebody is likely to turn up. None:
             what the store has is all that is read.
-        run_sync: Runs what takes long in a thread.
 
     Attributes:
         error: Why it ended; nothing comes from providers then.

@@ -33,11 +33,7 @@ REMEMBERED_MAX: Final = 65_536
 
 
 class Finder:
-    """Asks for this node.
-
-    Args:
-        ctx: Members, siblings and the DHT.
-    """
+    """Asks for this node."""
 
     def __init__(self, ctx: PluginContext) -> None:
         self._ctx = ctx

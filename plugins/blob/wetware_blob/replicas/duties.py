@@ -38,14 +38,9 @@ WHERE_CHARS_MAX: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A pin that several members keep, as each of them knows it.
+    """A pin that several members keep, as each of them knows it: Copy in blob.capnp.
 
     Attributes:
-        root: All that it reaches is kept.
-        home: The member at which it was pinned; peer ID.
-        pin: Which one of the home's, 16 bytes: the first 8 are the ID of its store.
-        copies: Wanted, the home included.
-        where: Selector of the members that may have one.
         charged: Bytes, to who keeps it.
         lease_until: Unix time, s, of this node's own promise; on its disk.
     """
@@ -69,13 +64,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """How it stands with a copy that a member was asked to keep.
-
-    Attributes:
-        room: Whether it does, or is about to.
-        done: Whether it has all of it on its disk.
-        bytes: Fetched so far.
-    """
+    """How it stands with a copy that a member was asked to keep: see Sibling.keep."""
 
     room: bool
     done: bool = False

@@ -17,19 +17,13 @@ _CHECKSUM_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A root that is kept with all that it reaches.
+    """A root that is kept with all that it reaches: see PinInfo in blob.capnp.
 
     Attributes:
-        owner: The principal, as text.
-        name: Given by the owner, may be "": an owner has a root once under each.
-        kind: Of the root, as `stat` says it: file, directory, …
-        size: Of what is in it, bytes.
+        name: An owner has a root once under each.
         created_at: Unix time, s.
-        copies: Wanted in the cluster.
-        where: Selector of the members that may hold them.
-        public: Whether others than members may find it.
         lease_until: Unix time, s, until which it was promised to another member to keep it.
-        charged: What its owner is charged for it; the store sets it.
+        charged: Bytes; the store sets it.
     """
 
     owner: str
