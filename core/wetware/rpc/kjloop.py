@@ -16,6 +16,7 @@ import capnp
 
 from wetware.base.log import get_logger
 from wetware.rpc.transport import Partials
+from wetware.rpc.wire import WireError
 
 if TYPE_CHECKING:
     from wetware.rpc.servant import Servant
@@ -40,6 +41,7 @@ class Runtime:
         self._unheld: dict[int, Servant] = {}
         self._hooks: set[asyncio.Task[Any]] = set()
         self._kj: contextlib.AbstractAsyncContextManager[None] | None = None
+        self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
         self.stopped: asyncio.Event | None = None  # there once stopping has begun
 
     async def start(self) -> None:
@@ -47,6 +49,8 @@ class Runtime:
         if not hasattr(self.loop, "_kj_loop"):
             self._kj = capnp.kj_loop()
             await self._kj.__aenter__()
+        self._handler = self.loop.get_exception_handler()
+        self.loop.set_exception_handler(self._unhandled)
 
     async def stop(self) -> None:
         """Leave pycapnp's loop if we entered it; all connections have been closed by then."""
@@ -62,8 +66,15 @@ class Runtime:
             if self._kj is not None:
                 await self._kj.__aexit__(None, None, None)
         finally:
+            if self.loop.get_exception_handler() == self._unhandled:
+                self.loop.set_exception_handler(self._handler)
             del _runtimes[self.loop]
             self.stopped.set()
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Pass on all but what was meant for a caller that is gone, which pycapnp reports here."""
+        if not isinstance(context.get("exception"), WireError):
+            (self._handler or asyncio.BaseEventLoop.default_exception_handler)(loop, context)  # type: ignore[arg-type]
 
     def soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call on the loop, from any thread and from finalizers; lost if the loop is closed."""

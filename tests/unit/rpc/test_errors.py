@@ -80,6 +80,39 @@ async def test_nothing_but_the_three_texts_is_on_the_wire(
         assert leak not in everything
 
 
+async def test_an_error_for_a_caller_that_is_gone_is_nobody_s(
+    serving: Any, servants: Any, schema: rpc.Schema, tools: Any
+) -> None:
+    """Nor is it printed where the servant runs; what else the loop has to say still is."""
+    said: list[Any] = []
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: said.append(context.get("exception")))
+
+    class Late(servants.Zoo, interface=schema.Zoo):  # type: ignore[misc]
+        async def hang(self) -> None:
+            try:
+                await super().hang()
+            except asyncio.CancelledError:
+                raise Denied("too late") from None
+
+    try:
+        servant = Late()
+        async with serving(servant) as zoo:
+            call = asyncio.ensure_future(zoo.hang())
+            await tools.until(lambda: servant.running)
+            call.cancel()
+            await tools.until(lambda: servant.cancelled and not servant.running)
+            await zoo.nothing()
+            other = ValueError("of somebody else")
+            loop.call_exception_handler({"message": "", "exception": other})
+            assert said == [other]
+        loop.call_exception_handler({"message": "", "exception": other})
+        assert said == [other, other], "the handler is the one of before"
+    finally:
+        loop.set_exception_handler(before)
+
+
 async def test_a_servant_that_cancels_itself_is_an_error(serving: Any, servants: Any) -> None:
     async with serving(servants.Zoo()) as zoo:
         with pytest.raises(InternalError):
