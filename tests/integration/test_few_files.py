@@ -15,7 +15,7 @@ from wetware.errors import EXIT_FAILED
 from wetware.testing import Home, NodeProcess, wait_for
 
 FILES = 80
-"""Of which a node with all bundled plugins has opened 60 before anybody comes, 7 for each schema."""
+"""A node with all bundled plugins has 60 open before anybody comes, 7 for each schema."""
 LIBP2P = True  # it opens files of its own
 
 
