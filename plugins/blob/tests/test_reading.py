@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from wetware.base.tasks import Tasks
 from wetware.errors import LimitExceeded, WetwareError
 from wetware_blob.format.build import V1_2025, Entry, directory
 from wetware_blob.format.cid import RAW, Cid
@@ -44,7 +45,7 @@ class Sources:
 @pytest.fixture
 async def opened() -> AsyncIterator[tuple[Opened, Sources]]:
     sources = Sources()
-    opened = Opened(sources, set(), Cursors(60, 1, time.monotonic))
+    opened = Opened(sources, Tasks(), Cursors(60, 1, time.monotonic))
     opened.users += 1
     yield opened, sources
     opened.leave()
@@ -108,7 +109,7 @@ async def test_a_list_goes_on_where_the_last_one_ended() -> None:
     source = SimpleNamespace(error=None, ready=ready, get=get, ahead=lambda _: None)
     cursors = Cursors(60, 1, time.monotonic)
     context = cast("Any", lambda: contextlib.nullcontext(source))
-    blob = BlobServant(Opened(context, set(), cursors), root.cid)
+    blob = BlobServant(Opened(context, Tasks(), cursors), root.cid)
     found: list[str] = []
     while True:
         page = await blob.ls(len(found), 1000)

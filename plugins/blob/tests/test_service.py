@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from wetware.base.tasks import Tasks
 from wetware.errors import InvalidArgument, NotFound, WetwareError
 from wetware.overlay.membership.selector import Selector
 from wetware_blob.format.cid import RAW, Cid
@@ -31,7 +32,7 @@ def test_a_selector_that_is_too_long_for_its_use_is_refused_at_once() -> None:
 async def test_a_transfer_that_ended_before_it_began_is_not_done() -> None:
     async def work(state: State) -> None: ...
 
-    transfer = Transfer(set(), nullcontext(), work)
+    transfer = Transfer(Tasks(), nullcontext(), work)
     transfer.released()
     with pytest.raises(WetwareError):
         await transfer.progress(1.0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyio import EndOfStream
 
+from wetware.base.tasks import Tasks
 from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
 from wetware_blob import records
 from wetware_blob.format import car
@@ -111,7 +112,7 @@ class Blocks:
     ) -> None:
         self._store, self._hold, self.run_sync = store, hold, run_sync
         self._uploads = uploads
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._waiting: list[Block] = []
         self._writes = self._unwritten_bytes = 0
         self._error: WetwareError | None = None
@@ -121,10 +122,7 @@ class Blocks:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.end()
 
     async def put(self, *blocks: Block) -> None:
         """Hand blocks in; waits for room, not for the disk. Raises what an earlier one raised."""
@@ -134,7 +132,7 @@ class Blocks:
             self._unwritten_bytes += _size(blocks)
             if self._writes < WRITES_MAX:
                 self._writes += 1
-                self._start(self._write())
+                self._tasks.start(self._write())
 
     async def finish(self) -> None:
         """All that was handed in is on the disk."""
@@ -153,7 +151,7 @@ class Blocks:
 
     def hashing(self, profile: Profile, chunks: Sequence[bytes]) -> asyncio.Task[list[Block]]:
         """Chunks on their way to blocks, which are then handed in by who waits for them."""
-        return self._start(self._hash(profile, chunks))
+        return self._tasks.start(self._hash(profile, chunks))
 
     async def _hash(self, profile: Profile, chunks: Sequence[bytes]) -> list[Block]:
         def hashed() -> list[Block]:
@@ -183,12 +181,6 @@ class Blocks:
             await self._changed.wait()
         if self._error is not None:
             raise self._error
-
-    def _start(self, work: Any) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def _size(blocks: Iterable[Block]) -> int:
@@ -246,7 +238,7 @@ async def _chunks(read: Callable[[], Awaitable[bytes]], size: int) -> AsyncItera
         yield b"".join(parts)
 
 
-async def put_stream(stream: Counted, profile: Profile, blocks: Blocks) -> Root:
+async def put_stream(stream: Counted, profile: Profile, blocks: Blocks) -> Cid:
     """The file that `stream` is, to its end."""
 
     async def read() -> bytes:
@@ -255,7 +247,7 @@ async def put_stream(stream: Counted, profile: Profile, blocks: Blocks) -> Root:
         except EndOfStream:
             return b""
 
-    return await put_file(read, profile, blocks)
+    return (await put_file(read, profile, blocks)).cid
 
 
 @dataclass(slots=True)
@@ -268,8 +260,8 @@ class _Open:
 
 async def put_tree(
     stream: Counted, profile: Profile, blocks: Blocks, take: Callable[[int], None]
-) -> tuple[str, Root, int]:
-    """The tree that `stream` is in records: its kind, it, and the bytes of all files in it.
+) -> Cid:
+    """The tree that `stream` is in records.
 
     Args:
         stream: It.
@@ -296,9 +288,9 @@ async def _put_tree(
     blocks: Blocks,
     take: Callable[[int], None],
     above: list[_Open],
-) -> tuple[str, Root, int]:
+) -> Cid:
     reader = records.Reader(stream)  # type: ignore[arg-type]  # of a stream it needs `receive`
-    total = 0
+    root: Root
     while (record := await reader.record()) is not None:
         match record.kind:
             case "directory":
@@ -314,13 +306,11 @@ async def _put_tree(
             case "file":
                 name = record.name
                 root = await put_file(reader.piece, profile, blocks)
-                total += root.size
             case "symlink":
                 name = record.name
                 root, block = symlink(record.target, profile)
                 await blocks.put(block)
         if not above:
-            kind = "directory" if record.kind == "end" else record.kind
             continue  # to its end
         siblings = above[-1].entries
         if name in siblings:
@@ -329,7 +319,7 @@ async def _put_tree(
             )
         take(_memory(name))
         siblings[name] = Entry(name, root.cid, root.tsize)
-    return kind, root, total
+    return root.cid
 
 
 async def put_car(stream: Counted, blocks: Blocks) -> Cid:

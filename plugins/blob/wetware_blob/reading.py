@@ -20,6 +20,7 @@ from wetware_blob.format.read import described, entries, read, resolve, stat, wa
 from wetware_blob.schema import SCHEMA
 
 if TYPE_CHECKING:
+    from wetware.base.tasks import Tasks
     from wetware_blob.exchange.fetch import Fetch
     from wetware_blob.format.build import Entry
 
@@ -52,10 +53,10 @@ class Opened:
     def __init__(
         self,
         context: Callable[[], contextlib.AbstractContextManager[Fetch]],
-        tasks: set[asyncio.Task[Any]],
+        tasks: Tasks,
         cursors: Cursors,
     ) -> None:
-        self._context, self._tasks, self.cursors = context, tasks, cursors
+        self._context, self.tasks, self.cursors = context, tasks, cursors
         self._held = contextlib.ExitStack()
         self._source: Fetch | None = None
         self.users = 0
@@ -76,11 +77,6 @@ class Opened:
     def _let_go(self) -> None:
         self._source = None
         self._held.close()
-
-    def start(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
@@ -192,7 +188,7 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
     def _streamed(self, send: Callable[[rpc.ByteStream], Awaitable[None]]) -> dict[str, Any]:
         stream = rpc.ByteStream()
         self._opened.users += 1  # what is read is kept, though the Blob be let go meanwhile
-        self._opened.start(self._feed(stream, send))
+        self._opened.tasks.start(self._feed(stream, send))
         return {"stream": stream.servant}
 
     async def _feed(

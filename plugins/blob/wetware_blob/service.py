@@ -6,7 +6,6 @@ and for keeping copies, never in a user's name.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import random
@@ -19,6 +18,7 @@ import anyio
 
 from wetware import rpc
 from wetware.base.bounds import Claim, Places
+from wetware.base.tasks import Tasks
 from wetware.errors import (
     Disconnected,
     InvalidArgument,
@@ -110,7 +110,7 @@ class BlobService(Service):
             ctx.overlay, self.store, find=self.finder.providers, run_sync=ctx.run_sync
         )
         self.keeper = Keeper(ctx, self.store, self.fetch)
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks = Tasks()
         self.transfers = Transfers()
         self.entries = ingest.Entries()
         self.cursors = Cursors(CURSOR_S, CURSORS_MAX, ctx.clock.monotonic)
@@ -133,14 +133,8 @@ class BlobService(Service):
             finally:
                 self._running = False
                 with anyio.CancelScope(shield=True):
-                    await self._end_tasks()
+                    await self.tasks.end()
                 group.cancel_scope.cancel()
-
-    async def _end_tasks(self) -> None:
-        for task in tuple(self.tasks):
-            task.cancel()
-        if self.tasks:
-            await asyncio.wait(self.tasks)
 
     async def _scrub(self) -> None:
         """Read everything once a day, and mend what can be mended.
@@ -239,21 +233,17 @@ class BlobService(Service):
                 self.store, hold, self.ctx.run_sync, lambda: self.transfers.running
             ) as blocks,
         ):
-            kind, size = "file", 0
             match form:
                 case "file":
-                    built = await ingest.put_stream(source, how, blocks)
-                    root, size = built.cid, built.size
+                    root = await ingest.put_stream(source, how, blocks)
                 case "tree":
                     take = partial(self.entries.take, owner)
-                    kind, built, size = await ingest.put_tree(source, how, blocks, take)
-                    root, size = built.cid, size if kind == "file" else built.tsize
+                    root = await ingest.put_tree(source, how, blocks, take)
                 case _:
                     root = await ingest.put_car(source, blocks)
             state.doing = "writing"
             await blocks.finish()
-            if form == "car":
-                kind, size = await described(root, self._get)
+            kind, size = await described(root, lambda cid: self.store.get(cid.digest))
             state.root = root
             now_s = self.ctx.clock.time()
             pin = made(owner, root, kind=kind, size=size, created_at=now_s)
@@ -313,9 +303,6 @@ class BlobService(Service):
         except WetwareError:
             return False
         return bool(await self.store.have([digest]))
-
-    async def _get(self, cid: Cid) -> bytes:
-        return await self.store.get(cid.digest)
 
 
 def judge_terms(ctx: PluginContext, given: dict[str, Any]) -> tuple[Callable[..., Pin], int]:
@@ -478,9 +465,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
     async def verify(self, sink: rpc.Ref | None) -> dict[str, Any]:
         service = self._service
         pump = rpc.Pump(sink, items_max=_VERIFIED_MAX, bytes_max=1 << 20)
-        task = asyncio.get_running_loop().create_task(_verify(service, pump))
-        service.tasks.add(task)
-        task.add_done_callback(service.tasks.discard)
+        task = service.tasks.start(_verify(service, pump))
 
         def ended(_: rpc.Pump) -> None:
             task.cancel()

@@ -16,6 +16,7 @@ from wetware.errors import InternalError, InvalidArgument, WetwareError, stoppin
 from wetware_blob.schema import SCHEMA
 
 if TYPE_CHECKING:
+    from wetware.base.tasks import Tasks
     from wetware_blob.format.cid import Cid
 
 log = get_logger("blob")
@@ -79,7 +80,7 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
 
     def __init__(
         self,
-        tasks: set[asyncio.Task[Any]],
+        tasks: Tasks,
         place: contextlib.AbstractContextManager[None],
         work: Callable[[State], Awaitable[None]],
     ) -> None:
@@ -88,9 +89,7 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
         self._state = State()
         self._error: WetwareError | None = None
         self._why: WetwareError = stopping()
-        self._task = asyncio.get_running_loop().create_task(self._run(work))
-        tasks.add(self._task)
-        self._task.add_done_callback(tasks.discard)
+        self._task = tasks.start(self._run(work))
         self._task.add_done_callback(lambda _: self._place.close())
         self._unguard: Callable[[], None] = lambda: None
         if (guard := rpc.current_guard()) is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from wetware import rpc
 from wetware.base.bounds import Recent
 from wetware.base.multiaddr import Multiaddr
+from wetware.base.tasks import Tasks
 from wetware.errors import OverlayError, WetwareError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Finder:
         }
         self._asking: dict[PeerId, dict[bytes, asyncio.Future[bool]]] = {}
         self._places = asyncio.Semaphore(ASKED_AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def providers(self, root: Cid) -> AsyncGenerator[PeerId, None]:
         """The members that say that they have the block of `root`, as they say it; then it ends."""
@@ -86,9 +87,7 @@ class Finder:
         asking = self._asking.get(peer)
         if asking is None or (digest not in asking and len(asking) >= ROOTS_MAX):
             asking = self._asking[peer] = {}
-            task = asyncio.get_running_loop().create_task(self._ask(peer, asking))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._ask(peer, asking))
         if (future := asking.get(digest)) is None:
             future = asking[digest] = asyncio.get_running_loop().create_future()
         return peer if await asyncio.shield(future) else None
