@@ -1,12 +1,15 @@
 """CBOR for what nodes sign and gossip: plain values only, bounded, hostile bytes refused.
 
-CBOR knows tags (dates, regular expressions, references to other parts); none of them is accepted.
+CBOR knows tags (dates, regular expressions, references to other parts); none of them is accepted,
+but for one that the caller may name, of a number.
 Source: RFC 8949.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
 import cbor2
@@ -14,6 +17,8 @@ import cbor2
 from wetware.errors import InvalidArgument
 
 DEPTH_MAX: Final = 8
+Tag = cbor2.CBORTag
+"""`Tag(tag, value)`: a tagged value."""
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 _SCALARS = (bool, float, str, bytes, type(None))
 
@@ -26,15 +31,21 @@ def _refuse(*_: Any) -> NoReturn:
 _NO_TAGS: Final = dict.fromkeys((*range(512), 1004, 43000, 55799), _refuse)
 
 
+@functools.cache
+def _tags_but(tag: int | None) -> Mapping[int, Callable[..., Any]]:
+    return _NO_TAGS if tag is None else {**_NO_TAGS, tag: lambda value, _: Tag(tag, value)}
+
+
 def encode(value: Any) -> bytes:
-    """The bytes of a plain value."""
+    """The bytes of a plain value, in which there may be a Tag of a plain value."""
     return cbor2.dumps(value)
 
 
-def decode(data: bytes, *, bytes_max: int) -> Any:
+def decode(data: bytes, *, bytes_max: int, tag: int | None = None) -> Any:
     """The plain value that `data` is the whole encoding of.
 
-    None, bool, 64-bit int, float, str, bytes, list and dict with str keys, at most DEPTH_MAX deep.
+    None, bool, 64-bit int, float, str, bytes, list and dict with str keys, at most DEPTH_MAX deep,
+    and `Tag`s of an int where `tag` names one.
     Raises InvalidArgument for anything else.
     """
     if len(data) > bytes_max:
@@ -44,7 +55,7 @@ def decode(data: bytes, *, bytes_max: int) -> Any:
         value = cbor2.CBORDecoder(
             source,
             tag_hook=_refuse,
-            semantic_decoders=_NO_TAGS,
+            semantic_decoders=_tags_but(tag),
             max_depth=DEPTH_MAX,
             allow_indefinite=False,
             allow_duplicate_keys=False,
@@ -65,6 +76,9 @@ def _check(value: Any) -> None:
     if kind is int:
         if not _INT_MIN <= value <= _INT_MAX:
             raise InvalidArgument("a CBOR integer of more than 64 bits")
+    elif kind is Tag:
+        if type(value.value) is not int:
+            raise InvalidArgument("a CBOR tag of something else than a number")
     elif kind is list:
         for item in value:
             _check(item)

@@ -6,16 +6,19 @@ import asyncio
 import fcntl
 import hashlib
 import os
+import secrets
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from wetware import rpc
 from wetware_proc.driver import Exit, Limits, Spec
 from wetware_proc.wasm.driver import WasmDriver, WasmImage, wasm_driver
 
@@ -68,14 +71,87 @@ async def driver(data_dir: Path, anyio_backend: str) -> AsyncIterator[WasmDriver
     assert list((data_dir / "tmp").iterdir()) == [], "no guest leaves files behind"
 
 
+ECHO = rpc.load(Path(__file__).with_name("echo.capnp")).Echo
+Say = Callable[[bytes], Awaitable[bytes]]
+
+
+class Echo(rpc.Servant, interface=ECHO):
+    """Answers with what `say` makes of the data.
+
+    Attributes:
+        alive: Those that somebody holds, of a root and all that came of it.
+    """
+
+    def __init__(self, say: Say, root: Echo | None = None) -> None:
+        self._say = say
+        self.alive: set[Echo] = root.alive if root else set()
+        if root:
+            self.alive.add(self)
+
+    def released(self) -> None:
+        self.alive.discard(self)
+
+    async def say(self, data: bytes) -> dict[str, object]:
+        return {"data": await self._say(data)}
+
+    async def another(self) -> dict[str, object]:
+        number = len(self.alive) + 1
+
+        async def say(data: bytes) -> bytes:
+            return b"%d: %s" % (number, await self._say(data))
+
+        return {"echo": Echo(say, self)}
+
+    async def hand_on(self, to: rpc.Ref, data: bytes) -> dict[str, object]:
+        reply: dict[str, object] = await to.say(data=data)
+        return reply
+
+    async def many(self, count: int) -> dict[str, object]:
+        return {"echoes": [Echo(self._say, self) for _ in range(count)]}
+
+    async def untyped(self, named: int) -> dict[str, object]:
+        return {"cap": Echo(self._say, self), "interface": named}
+
+    async def stream(self) -> dict[str, object]:
+        return {"stream": rpc.ByteStream().servant}
+
+
 class Run:
     """Runs guests; `out` and `err` are what the last one wrote."""
 
-    def __init__(self, driver: WasmDriver, guests: Guests, data_dir: Path) -> None:
+    def __init__(self, driver: WasmDriver, guests: Guests, data_dir: Path, sockets: Path) -> None:
         self.driver, self._guests, self._data_dir = driver, guests, data_dir
+        self._sockets = sockets
         self.out, self.err = bytearray(), bytearray()
 
-    async def __call__(self, guest: str | bytes, *args: str, **spec: object) -> Exit:
+    async def __call__(
+        self,
+        guest: str | bytes,
+        *args: str,
+        grants: dict[str, Say | Echo] | None = None,
+        **spec: object,
+    ) -> Exit:
+        async with AsyncExitStack() as stack:
+            refs = {
+                name: await stack.enter_async_context(
+                    self.granted(each if isinstance(each, Echo) else Echo(each))
+                )
+                for name, each in (grants or {}).items()
+            }
+            return await self._run(guest, *args, grants=refs, **spec)
+
+    @asynccontextmanager
+    async def granted(self, servant: rpc.Servant) -> AsyncIterator[rpc.Ref]:
+        """A reference to it, as a user's connection gives one."""
+        socket = self._sockets / secrets.token_hex(4)
+        async with (
+            rpc.runtime(),
+            rpc.serve_unix(socket, lambda peer: servant),
+            await rpc.connect_unix(socket) as connection,
+        ):
+            yield connection.bootstrap(ECHO)
+
+    async def _run(self, guest: str | bytes, *args: str, **spec: object) -> Exit:
         code = self._guests(guest) if isinstance(guest, str) else guest
         name = guest if isinstance(guest, str) else "guest"
         self.out, self.err = out, err = bytearray(), bytearray()
@@ -108,8 +184,8 @@ class Run:
 
 
 @pytest.fixture
-def run(driver: WasmDriver, guests: Guests, data_dir: Path) -> Run:
-    return Run(driver, guests, data_dir)
+def run(driver: WasmDriver, guests: Guests, data_dir: Path, tmp_path: Path) -> Run:
+    return Run(driver, guests, data_dir, tmp_path)
 
 
 class Lag:
@@ -147,6 +223,11 @@ class Lag:
     def p99(self) -> float:
         """In s."""
         return sorted(self._late)[int(0.99 * (len(self._late) - 1))]
+
+
+@pytest.fixture
+def servant() -> type[Echo]:
+    return Echo
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 from wasmtime import wat2wasm
 
-from wetware.errors import Revoked
 from wetware_proc.driver import CodeRefused, Exit, Pipe
 from wetware_proc.wasm import compile as compiling
 
@@ -316,16 +315,13 @@ async def test_killing_a_guest_that_waits_for_input(run: Run, kill: Kill) -> Non
 
 
 async def test_killing_in_the_middle_of_a_call_that_writes(run: Run, kill: Kill) -> None:
-    """What the call does until it notices is done before `run` ends, and nothing after."""
+    """It does not go on, and none follows it."""
     effects: list[str] = []
 
-    async def write(message: bytes) -> bytes:
+    async def write(data: bytes) -> bytes:
         effects.append("begun")
-        try:
-            await asyncio.sleep(10)
-        finally:
-            await asyncio.sleep(0.05)
-            effects.append("undone")
+        await asyncio.sleep(0.1)
+        effects.append("written")
         return b""
 
     for how in ("loop", "send"):
@@ -333,8 +329,7 @@ async def test_killing_in_the_middle_of_a_call_that_writes(run: Run, kill: Kill)
         await run.until(lambda: effects)
         await kill(running)
         seen = list(effects)
-        assert seen.count("begun") == seen.count("undone")
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.3)
         assert effects == seen
         effects.clear()
 
@@ -378,97 +373,3 @@ async def test_killing_at_any_moment(run: Run) -> None:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert (await run("hello")).code == 0
-
-
-# --- capabilities --------------------------------------------------------------------------------
-
-
-async def echo(message: bytes) -> bytes:
-    await asyncio.sleep(0)
-    return b"you said " + message
-
-
-async def test_a_guest_calls_its_grants_and_nothing_else(run: Run) -> None:
-    await run("caps", "ask", "one", "two", grants={"echo": echo})
-    assert run.lines == [
-        "12 you said one", "12 you said two",
-        "other -44", "forged -8", "drop 0", "dropped -8",
-    ]  # fmt: skip
-    await run("caps", "ask", "one")
-    assert run.lines[0] == "-8 "
-
-
-async def test_calls_after_revocation_fail_and_the_guest_goes_on(run: Run) -> None:
-    calls = 0
-
-    async def until_revoked(message: bytes) -> bytes:
-        nonlocal calls
-        calls += 1
-        if calls > 1:
-            raise Revoked("grant 7f3a was revoked")
-        return b"ok"
-
-    end = await run("caps", "ask", "1", "2", "3", grants={"echo": until_revoked})
-    assert end.code == 0
-    assert run.lines[:5] == [
-        "2 ok",
-        "-76 capability.revoked", "grant 7f3a was revoked",
-        "-76 capability.revoked", "grant 7f3a was revoked",
-    ]  # fmt: skip
-
-
-async def test_an_error_that_is_none_of_its_business_says_nothing(run: Run) -> None:
-    async def broken(message: bytes) -> bytes:
-        raise RuntimeError("the secret path /etc/shadow")
-
-    await run("caps", "ask", "1", grants={"echo": broken})
-    assert run.lines[:2] == ["-29 internal", "the call failed"]
-
-
-async def test_a_call_that_is_cut_off_does_not_end_the_guest(run: Run) -> None:
-    async def cut(message: bytes) -> bytes:
-        raise asyncio.CancelledError
-
-    assert (await run("caps", "ask", "1", grants={"echo": cut})).code == 0
-    assert run.lines[0] == "-76 capability.revoked"
-
-
-async def test_ten_thousand_handles_are_too_many(run: Run) -> None:
-    await run("caps", "handles", grants={"echo": echo}, limits={"handles_max": 500})
-    assert run.out == b"500 -33\n"
-
-
-async def test_calls_in_flight_are_bounded_and_end_before_the_guest(run: Run) -> None:
-    done = 0
-
-    async def slow(message: bytes) -> bytes:
-        nonlocal done
-        await asyncio.sleep(0.05)
-        done += 1
-        return b""
-
-    assert (await run("caps", "send", grants={"echo": slow}, limits={"calls_max": 10})).code == 0
-    assert run.out == b"10 90\n"
-    assert done == 10
-
-
-async def test_messages_are_bounded_in_both_directions(run: Run) -> None:
-    async def same(message: bytes) -> bytes:
-        return message
-
-    await run("caps", "large", grants={"echo": same})
-    assert run.out == b"1 -1\n"
-
-    async def too_much(message: bytes) -> bytes:
-        return bytes((1 << 20) + 1)
-
-    await run("caps", "ask", "1", grants={"echo": too_much})
-    assert run.lines[0] == "-6 limit"
-
-
-async def test_a_loop_of_calls_holds_nobody_up(run: Run, lag: type[Lag], kill: Kill) -> None:
-    running = asyncio.ensure_future(run("caps", "loop", grants={"echo": echo}))
-    async with lag() as measured:
-        await asyncio.sleep(1)
-    await kill(running)
-    assert measured.p99() < LAG_P99_S

@@ -11,9 +11,12 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from wetware.errors import InvalidArgument, Unsupported, WetwareError
+
+if TYPE_CHECKING:
+    from wetware import rpc
 
 PIPE_BYTES: Final = 64 << 10
 """In a Pipe; whoever writes more waits."""
@@ -27,12 +30,6 @@ None: it is taken. An awaitable: it is taken as well, and the guest waits until 
 reader that is slow holds its guest up. It is cancelled where the guest is killed meanwhile. An
 OSError, raised at once or later, is what the write of the guest fails with: BrokenPipeError where
 nobody reads any more.
-"""
-Grant = Callable[[bytes], Awaitable[bytes]]
-"""A call that the guest may make: a message in, a message out.
-
-What it raises comes to the guest as an error that it can handle; a WetwareError with its code and
-message, anything else without a word, since it may tell what is none of the guest's business.
 """
 
 
@@ -198,7 +195,7 @@ class Spec:
         env: Its environment.
         dirs: Guest path → (directory of the host, whether the guest may write in it). A path is
             absolute; /tmp is the guest's own, and comes by itself.
-        grants: Name → call.
+        grants: Name → a capability of a known interface, which is not the driver's to close.
         limits: See Limits.
         code: What its spawner calls the program by; nothing that it sees.
         stdin: What it reads; closed at the start by default.
@@ -209,7 +206,7 @@ class Spec:
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     dirs: Mapping[str, tuple[Path, bool]] = field(default_factory=dict)
-    grants: Mapping[str, Grant] = field(default_factory=dict)
+    grants: Mapping[str, rpc.Ref] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     code: str = ""
     stdin: Pipe = field(default_factory=_closed_pipe)

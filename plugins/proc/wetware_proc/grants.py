@@ -1,24 +1,41 @@
-"""What a program calls the capabilities with that it was given: plain data, both ways.
+"""What a program holds: capabilities by its own numbers, and the messages it calls them with.
 
 A message is CBOR: [method, {parameter: value}], names in snake_case as in Python; its answer is the
-results, {name: value}, or null. What a parameter or a result can be is what CBOR has: a capability
-is not, yet.
+results, {name: value}, or null. In both a capability is the tag TAG of the number that the program
+knows it by.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import asyncio
+import itertools
+from collections.abc import Mapping
+from typing import Any, Final
 
 from wetware import rpc
 from wetware.base import cbor
-from wetware.errors import InvalidArgument, Unsupported
-
-if TYPE_CHECKING:
-    from wetware_proc.driver import Grant
+from wetware.base.log import get_logger
+from wetware.errors import (
+    InternalError,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    Revoked,
+    Unsupported,
+    WetwareError,
+)
 
 MESSAGE_BYTES_MAX: Final = 1 << 20
+"""Of a message or an answer."""
 GRANTS_MAX: Final = 64
 NAME_BYTES_MAX: Final = 64
+TAG: Final = 39
+"""Of CBOR: what it holds is an identifier. Source: IANA's registry of CBOR tags."""
+TABLE_FULL: Final = "limit.handles"
+"""The code of the error where a guest holds as many as it may."""
+_NUMBER_MAX: Final = (1 << 31) - 1
+
+log = get_logger("proc.grants")
 
 
 def judged(given: list[dict[str, Any]]) -> dict[str, rpc.Ref]:
@@ -35,42 +52,131 @@ def judged(given: list[dict[str, Any]]) -> dict[str, rpc.Ref]:
             )
         if (ref := each["ref"]) is None:
             raise InvalidArgument(f"the grant {name!r} has no capability")
-        if (interface := rpc.known(each["interface"])) is None:
-            raise Unsupported(
-                f"this node does not know the interface of the grant {name!r}",
-                hint="enable the plugin there that has it",
-                code="unsupported.interface",
-            )
-        found[name] = ref.cast(interface)
+        found[name] = ref.cast(_known(each["interface"], f"the grant {name!r}"))
     return found
 
 
-def callable_by_guests(ref: rpc.Ref) -> Grant:
-    """Calls on `ref` in the form of messages."""
+def _known(interface_id: object, what: str) -> rpc.Interface:
+    """The interface of a capability, `what`, that a guest may hold. Raises Unsupported."""
+    known = rpc.known(interface_id) if isinstance(interface_id, int) else None
+    if known is None:
+        raise Unsupported(
+            f"this node does not know the interface of {what}",
+            hint="enable the plugin there that has it",
+            code="unsupported.interface",
+        )
+    if known == rpc.WW.ByteStream:  # its bytes are in no message
+        raise Unsupported(f"{what} is a byte stream, which a program cannot read")
+    return known
 
-    async def call(message: bytes) -> bytes:
-        value = cbor.decode(message, bytes_max=MESSAGE_BYTES_MAX)
-        match value:
+
+class Handles:
+    """The capabilities that one guest holds. Drivers share it; it may be used in any thread.
+
+    A number is the guest's own, and is not used again. What nobody holds any more is released.
+
+    Args:
+        grants: Name → capability.
+        handles_max: That the guest may hold at a time.
+    """
+
+    def __init__(self, grants: Mapping[str, rpc.Ref], handles_max: int) -> None:
+        self._grants, self._handles_max = grants, handles_max
+        self._refs: dict[int, rpc.Ref] = {}
+        self._numbers = itertools.count(1)
+
+    def named(self, name: str) -> int:
+        """A new handle of a grant. Raises NotFound, LimitExceeded."""
+        if (ref := self._grants.get(name)) is None:
+            raise NotFound(f"there is no grant {name[:NAME_BYTES_MAX]!r}", code="not_found.grant")
+        number = next(self._numbers)
+        self._add({number: ref})
+        return number
+
+    def get(self, number: int) -> rpc.Ref:
+        """Raises NotFound."""
+        if (ref := self._refs.get(number)) is None:
+            raise NotFound(f"there is no handle {number}", code="not_found.handle")
+        return ref
+
+    def drop(self, number: int) -> None:
+        """Let go of it. Raises NotFound."""
+        self.get(number)
+        del self._refs[number]  # a call that is on its way still holds it
+
+    def close(self) -> None:
+        """Let go of all."""
+        self._refs.clear()
+
+    def message(self, data: bytes) -> tuple[str, dict[str, Any]]:
+        """A method, and its parameters with their capabilities.
+
+        Raises InvalidArgument, NotFound.
+        """
+        match cbor.decode(data, bytes_max=MESSAGE_BYTES_MAX, tag=TAG):
             case [str(method), dict(params)]:
-                pass
-            case _:
-                raise InvalidArgument("a message is [method, {parameter: value}] in CBOR")
-        try:
-            results = await ref.call(method, **params)
-        except TypeError as exc:  # the guest's, which knows what it has sent
-            raise InvalidArgument(str(exc)) from None
-        return cbor.encode(_plain(method, results))
+                return method, self._taken(params)
+        raise InvalidArgument("a message is [method, {parameter: value}] in CBOR")
 
-    return call
+    def answer(self, results: Any) -> bytes:
+        """Results for the guest, which has their capabilities then.
+
+        Raises LimitExceeded and Unsupported, and has let go of them.
+        """
+        new: dict[int, rpc.Ref] = {}
+        data = cbor.encode(self._given(results, new))
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise LimitExceeded(f"the answer has {len(data)} bytes: at most {MESSAGE_BYTES_MAX}")
+        self._add(new)
+        return data
+
+    def _add(self, new: Mapping[int, rpc.Ref]) -> None:
+        if len(self._refs) + len(new) > self._handles_max or max(new, default=0) > _NUMBER_MAX:
+            raise LimitExceeded(
+                f"a program holds at most {self._handles_max} capabilities (handles_max)",
+                hint="drop what is not used any more",
+                code=TABLE_FULL,
+            )
+        self._refs.update(new)
+
+    def _taken(self, value: Any) -> Any:
+        if isinstance(value, cbor.Tag):
+            return self.get(value.value)
+        if isinstance(value, dict):
+            return {key: self._taken(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._taken(each) for each in value]
+        return value
+
+    def _given(self, value: Any, new: dict[int, rpc.Ref], interface: object = None) -> Any:
+        """As CBOR has it. `interface` is what is said beside a capability that has no type."""
+        if isinstance(value, rpc.Ref):
+            own = value.interface
+            known = _known(own.id if own else interface, "a capability in the answer")
+            number = next(self._numbers)
+            new[number] = value if own else value.cast(known)
+            return cbor.Tag(TAG, number)
+        if isinstance(value, dict):
+            said = value.get("interface")
+            return {key: self._given(each, new, said) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._given(each, new, interface) for each in value]
+        return value
 
 
-def _plain(method: str, value: Any) -> Any:
-    """Results as CBOR has them; what it cannot have is let go of, and refused."""
-    if isinstance(value, rpc.Ref):
-        value.close()
-        raise Unsupported(f"{method} answers with a capability, which a program cannot hold yet")
-    if isinstance(value, dict):
-        return {key: _plain(method, each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(method, each) for each in value]
-    return value
+async def call(ref: rpc.Ref, method: str, params: dict[str, Any]) -> Any:
+    """A guest's call. What it raises a guest may know: a WetwareError, or that it is cancelled."""
+    try:
+        return await ref.call(method, **params)
+    except WetwareError:
+        raise
+    except TypeError as exc:  # the guest's, which knows what it has sent
+        raise InvalidArgument(str(exc)) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Revoked("the call was cut off") from None
+    except Exception:
+        log.exception("grant.failed")
+        raise InternalError("the call failed") from None

@@ -373,12 +373,11 @@ def judged(given: Mapping[str, Any], granted: Mapping[str, rpc.Ref]) -> Spec:
         for field in ("memory_bytes", "wall_s", "cpu_s")
     }
     env = {each["name"]: each["value"] for each in given["env"]}
-    calls = {name: grants.callable_by_guests(ref) for name, ref in granted.items()}
     return Spec(
         args=(name, *given["args"]),
         env=env,
         limits=Limits(**limits),
-        grants=calls,
+        grants=granted,
         code=given["code"],
     )
 

@@ -69,3 +69,13 @@ def test_what_is_not_plain_is_refused(data: bytes, why: str) -> None:
 def test_the_size_is_checked_first() -> None:
     with pytest.raises(InvalidArgument, match="at most 3"):
         cbor.decode(cbor.encode("long enough"), bytes_max=3)
+
+
+def test_one_tag_of_a_number_is_taken_where_it_is_named() -> None:
+    value = ["m", {"to": cbor.Tag(39, 5)}]
+    assert cbor.decode(cbor.encode(value), bytes_max=100, tag=39) == value
+    for bad in (cbor.Tag(39, b"x"), cbor.Tag(39, [1]), cbor.Tag(39, True), cbor.Tag(40, 5)):
+        with pytest.raises(InvalidArgument):
+            cbor.decode(cbor.encode([bad]), bytes_max=100, tag=39)
+    with pytest.raises(InvalidArgument):
+        cbor.decode(cbor.encode(value), bytes_max=100)

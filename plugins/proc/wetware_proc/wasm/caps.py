@@ -14,25 +14,21 @@ is not compatible gets another module name.
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from wetware.base.log import get_logger
-from wetware.errors import CapabilityError, InternalError, LimitExceeded, Revoked, WetwareError
+from wetware.errors import CapabilityError, LimitExceeded, NotFound, WetwareError
+from wetware_proc import grants
+from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX, TABLE_FULL, Handles
 from wetware_proc.wasm.engine import Call, Fiber, Result
 from wetware_proc.wasm.errno import Errno, need
 
 if TYPE_CHECKING:
-    from wetware_proc.driver import Grant, Spec
+    from wetware import rpc
+    from wetware_proc.driver import Spec
 
 MODULE: Final = "ww"
-MESSAGE_BYTES_MAX: Final = 1 << 20
-"""Of a message or a reply."""
-NAME_BYTES_MAX: Final = 256
-"""Of a grant."""
-
-log = get_logger("proc.caps")
 
 
 class Caps:
@@ -44,9 +40,8 @@ class Caps:
     """
 
     def __init__(self, fiber: Fiber, spec: Spec) -> None:
-        self._memory, self._grants, self._limits = fiber.memory, spec.grants, spec.limits
-        self._handles: dict[int, Grant] = {}
-        self._numbers = itertools.count(1)
+        self._memory, self._calls_max = fiber.memory, spec.limits.calls_max
+        self._handles = Handles(spec.grants, spec.limits.handles_max)
         self._reply = memoryview(b"")
         self._sent: set[asyncio.Task[None]] = set()
 
@@ -66,41 +61,47 @@ class Caps:
             task.cancel()
         await self.finish()
 
+    def close(self) -> None:
+        """The guest is gone."""
+        self._handles.close()
+
     def cap(self, at: int, count: int) -> int:
         need(count <= NAME_BYTES_MAX, Errno.NAMETOOLONG)
-        grant = self._grants.get(self._memory.read(at, count).decode())
-        if grant is None:
-            raise Errno.NOENT.error()
-        need(len(self._handles) < self._limits.handles_max, Errno.MFILE)
-        handle = next(self._numbers)
-        need(handle < 1 << 31, Errno.MFILE)
-        self._handles[handle] = grant
-        return handle
+        try:
+            return self._handles.named(self._memory.read(at, count).decode())
+        except NotFound:
+            raise Errno.NOENT.error() from None
+        except LimitExceeded:
+            raise Errno.MFILE.error() from None
 
     def drop(self, handle: int) -> int:
-        self._handle(handle)
-        del self._handles[handle]
+        self._ref(handle)
+        self._handles.drop(handle)
         return 0
 
     def call(self, handle: int, at: int, count: int) -> Result:
-        return partial(self._call, self._handle(handle), self._message(at, count))
+        return partial(self._call, self._ref(handle), self._message(at, count))
 
-    async def _call(self, grant: Grant, message: bytes) -> int:
-        reply, failed = await _ask(grant, message)
+    async def _call(self, ref: rpc.Ref, message: bytes) -> int:
+        try:
+            reply = self._handles.answer(await grants.call(ref, *self._handles.message(message)))
+            failed = Errno.SUCCESS
+        except WetwareError as exc:
+            reply, failed = f"{exc.code}\n{exc.message}".encode()[:MESSAGE_BYTES_MAX], _errno(exc)
         self._reply = memoryview(reply)
         need(not failed, failed)
         return len(reply)
 
     def send(self, handle: int, at: int, count: int) -> Result:
-        return partial(self._send, self._handle(handle), self._message(at, count))
+        return partial(self._send, self._ref(handle), self._message(at, count))
 
-    def _send(self, grant: Grant, message: bytes) -> int:
-        need(len(self._sent) < self._limits.calls_max, Errno.AGAIN)
-
-        async def ask() -> None:
-            await _ask(grant, message)
-
-        task = asyncio.ensure_future(ask())
+    def _send(self, ref: rpc.Ref, message: bytes) -> int:
+        need(len(self._sent) < self._calls_max, Errno.AGAIN)
+        try:
+            method, params = self._handles.message(message)
+        except WetwareError:
+            raise Errno.IO.error() from None
+        task = asyncio.ensure_future(_say(ref, method, params))
         self._sent.add(task)
         task.add_done_callback(self._sent.discard)
         return 0
@@ -111,38 +112,28 @@ class Caps:
         self._reply = self._reply[len(piece) :]
         return len(piece)
 
-    def _handle(self, handle: int) -> Grant:
-        if (grant := self._handles.get(handle)) is None:
-            raise Errno.BADF.error()
-        return grant
+    def _ref(self, handle: int) -> rpc.Ref:
+        try:
+            return self._handles.get(handle)
+        except NotFound:
+            raise Errno.BADF.error() from None
 
     def _message(self, at: int, count: int) -> bytes:
         need(count <= MESSAGE_BYTES_MAX, Errno.TOOBIG)
         return self._memory.read(at, count)
 
 
-async def _ask(grant: Grant, message: bytes) -> tuple[bytes, Errno]:
-    """The reply, or the text of an error, with its number."""
-    error: WetwareError
-    try:
-        reply = bytes(await grant(message))
-        if len(reply) <= MESSAGE_BYTES_MAX:
-            return reply, Errno.SUCCESS
-        error = LimitExceeded(f"the reply has {len(reply)} bytes: at most {MESSAGE_BYTES_MAX}")
-    except WetwareError as exc:
-        error = exc
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        error = Revoked("the call was cut off")
-    except Exception:
-        log.exception("grant.failed")
-        error = InternalError("the call failed")
-    text = f"{error.code}\n{error.message}".encode()[:MESSAGE_BYTES_MAX]
+async def _say(ref: rpc.Ref, method: str, params: dict[str, Any]) -> None:
+    with contextlib.suppress(WetwareError):
+        await grants.call(ref, method, params)
+
+
+def _errno(error: WetwareError) -> Errno:
     if isinstance(error, CapabilityError):
-        return text, Errno.NOTCAPABLE
-    return text, Errno.AGAIN if isinstance(error, LimitExceeded) else Errno.IO
+        return Errno.NOTCAPABLE
+    if error.code == TABLE_FULL:
+        return Errno.MFILE
+    return Errno.AGAIN if isinstance(error, LimitExceeded) else Errno.IO
 
 
 def _negative(number: int) -> int:

@@ -100,6 +100,7 @@ class WasmDriver:
         finally:
             if handles.busy:
                 await to_its_end(handles.stop())
+            handles.close()
             world.close()
             fiber.hosts = ()  # they know each other: this frees them now
             if tmp.path is not None:
