@@ -173,7 +173,9 @@ class SessionServant(SubtreeServant, interface=CORE.Session):
 
     async def vouch(self, claim: bytes) -> None:
         if claim in self._broker.claims:
-            self._broker.claims[claim] = self._grant
+            await self._admit("session.vouched", grant=self._grant.id)
+            if claim in self._broker.claims:  # who made it may wait no more
+                self._broker.claims[claim] = self._grant
 
     async def _admit(self, event: str, **fields: object) -> None:
         """Record what is about to be given, after the login; raises Unrecorded."""

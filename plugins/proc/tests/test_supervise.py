@@ -15,6 +15,8 @@ import pytest
 
 from wetware import rpc
 from wetware.errors import (
+    Disconnected,
+    InternalError,
     InvalidArgument,
     LimitExceeded,
     NotFound,
@@ -412,7 +414,45 @@ async def test_only_what_can_be_named_is_kept(world: World) -> None:
             await ada.start(b"none")
         with pytest.raises(Unsupported):
             await ada.start(b"hold", grants={"out": "none"})
+        for name in ("", "n" * 65):
+            with pytest.raises(InvalidArgument, match="cannot name"):
+                await ada.start(b"hold", grants={name: "pubsub:chat"})
         assert len(world.service.supervisor.all) == len(world.grants.living) == 1
+
+
+async def test_one_that_ends_because_its_node_stops_comes_back(world: World) -> None:
+    """Its calls fail then, and it may take that for the end of its work."""
+    async with world.running() as ada:
+        made = await ada.start(b"hold", restart="on-failure")
+        await until(lambda: world.scripts.runs == 1)
+        (kept,) = world.grants.living.values()
+        kept.ended = Disconnected("the node is stopping")
+        world.scripts.go.set()
+        await until(lambda: not world.service.processes)
+    kept.ended = None
+    world.scripts.go.clear()
+    async with world.running() as ada:
+        await until(lambda: world.scripts.runs == 2)
+        assert (await ada.detached(made.id).info()).restarts == 1
+
+
+async def test_a_fault_of_ours_is_told_and_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(given: object, refs: object) -> Spec:
+        raise RuntimeError("a defect")
+
+    async with world.running() as ada:
+        made = await ada.start(b"hold", restart="always")
+        await until(lambda: world.scripts.runs == 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(world.service, "spec", broken)
+            await made.restart()
+            await until_shown(ada, lambda each: "its log says why" in each.exit.why)
+            async with asyncio.timeout(10):
+                with pytest.raises(InternalError):
+                    await ada.start(b"hold")
+        await until(lambda: world.scripts.runs == 2)
 
 
 async def test_what_cannot_be_started_at_first_leaves_nothing(world: World) -> None:

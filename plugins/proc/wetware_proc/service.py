@@ -22,7 +22,7 @@ from wetware_proc.driver import Driver, DriverUnavailable, Image, Limits, Spec
 from wetware_proc.process import Process
 from wetware_proc.rooms import PROGRAM_CHARS_MAX, Rooms, SiblingServant
 from wetware_proc.schema import SCHEMA
-from wetware_proc.supervise import Detached, Supervisor
+from wetware_proc.supervise import Detached, Supervisor, grant_label
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -186,7 +186,7 @@ class ProcService(Service):
             self.rooms.prepared(spec.code)
             self.admit(place, owner, spec.limits.memory_bytes)
             if guard is not None:
-                derived = self.ctx.derive(guard, f"process {spec.args[0]} {id_}")
+                derived = self.ctx.derive(guard, grant_label(spec.args[0], id_))
                 place.callback(derived.end, "the process has ended")
                 refs = {name: derived.under(name, ref) for name, ref in refs.items()}
                 for ref in refs.values():

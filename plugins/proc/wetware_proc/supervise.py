@@ -24,10 +24,16 @@ from anyio import EndOfStream
 
 from wetware.base.backoff import Backoff
 from wetware.base.threads import to_its_end
-from wetware.errors import InvalidArgument, LimitExceeded, NotFound, WetwareError
+from wetware.errors import (
+    InternalError,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    WetwareError,
+)
 from wetware.identity import replace_private_file
 from wetware_proc.driver import BOUNDS, Exit
-from wetware_proc.grants import GRANTS_MAX
+from wetware_proc.grants import GRANTS_MAX, NAME_BYTES_MAX
 from wetware_proc.process import Process
 
 if TYPE_CHECKING:
@@ -59,6 +65,8 @@ SEGMENTS_MAX: Final = 2
 """Files of a log: when the last one is full, the first one goes."""
 LOG_PIECE_BYTES: Final = 256 << 10
 """That are read at a time."""
+LABEL_NAME_CHARS_MAX: Final = 80
+"""So that the ID behind it is seen."""
 RECORD: Final = "record.json"
 _UNBOUND: Final = ("wall_s", "cpu_s")
 """Limits that a detached program has where they are given alone."""
@@ -113,6 +121,11 @@ class Restarts:
         """What failed before does not count any more."""
         self._failures = 0
         self._backoff.reset()
+
+
+def grant_label(name: str, id_: str) -> str:
+    """What `ww grants` calls a process's grant."""
+    return f"process {name[:LABEL_NAME_CHARS_MAX]} {id_}"
 
 
 class Log:
@@ -252,8 +265,8 @@ class Detached:
 
     @property
     def started_at(self) -> float:
-        """Unix time, s, of the latest start."""
-        return self.record.started_at
+        """Unix time, s, of the latest start that is known."""
+        return self.record.started_at or self.record.created_at
 
     @property
     def exit(self) -> Exit | None:
@@ -395,7 +408,8 @@ class Supervisor:
             "limits": {**spec["limits"], **limits},
             "code": spec["code"],
         }
-        derived = await self._ctx.derive_durable(session, f"process {kept['name']} {id_}", asked)
+        label = grant_label(kept["name"], id_)
+        derived = await self._ctx.derive_durable(session, label, asked)
         try:
             now = self._ctx.clock.time()
             self._check_room(owner)
@@ -425,7 +439,13 @@ class Supervisor:
             )
         if len(spec["named"]) > GRANTS_MAX:
             raise InvalidArgument(f"{len(spec['named'])} grants; there are at most {GRANTS_MAX}")
-        return {each["name"]: (each["what"], each["where"]) for each in spec["named"]}
+        asked: dict[str, tuple[str, list[str]]] = {}
+        for each in spec["named"]:
+            name = each["name"]
+            if not name or len(name.encode()) > NAME_BYTES_MAX or name in asked:
+                raise InvalidArgument(f"{name[:64]!r} cannot name a grant, or names two")
+            asked[name] = each["what"], each["where"]
+        return asked
 
     def _check_room(self, owner: str) -> None:
         living = [each.owner for each in self.all.values() if not each.record.over]
@@ -474,7 +494,10 @@ class Supervisor:
             ran = False
             try:
                 exit_, ran = await self._attempt(each, first), True
-            except WetwareError as exc:
+            except Exception as exc:
+                if not isinstance(exc, WetwareError):
+                    self._ctx.log.exception("proc.start_failed", id=each.id)
+                    exc = InternalError("the node failed to start it; its log says why")
                 if first is not None and not first.done():
                     each.derived.end("it could not be started")
                     await self._forget(each.id)
