@@ -188,6 +188,10 @@ class More(Scripts):
         spec.stdout(b"run %d\n" % self.runs)
         return FAILED
 
+    async def once(self, spec: Spec) -> Exit:
+        """Fails, and holds the next time."""
+        return await (self.hold(spec) if self.runs else self.fail(spec))
+
     async def hold(self, spec: Spec) -> Exit:
         self.runs += 1
         spec.stderr(b"holds\n")
@@ -374,6 +378,46 @@ async def test_restart_starts_it_now_and_forgets_its_failures(
                 await attached.ref.call("restart")
             with pytest.raises(Unsupported, match="not detached"):
                 await attached.ref.call("logs", start=0, wait_s=0.0)
+
+
+async def test_who_restarts_it_often_does_not_have_it_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "PAUSE_S_MIN", 30.0)
+    monkeypatch.setattr(supervise, "PAUSE_S_MAX", 30.0)
+    monkeypatch.setattr(supervise, "FAILURES_MAX", 2)
+    async with world.running() as ada:
+        made = await ada.start(b"fail", restart="always")
+        each = world.service.supervisor.all[made.id]
+        for restarts in range(1, 6):
+            await until(lambda n=restarts: each.record.restarts == n)
+            await made.restart()
+        assert not (await made.info()).exit.why
+
+
+async def test_how_it_ended_long_ago_is_not_told_of_one_that_its_node_has_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.running() as ada:
+        await ada.start(b"once", restart="always")
+        await until(lambda: world.scripts.runs == 2)
+        await until_shown(ada, lambda each: not each.exit.kind)
+    assert [record["exit"]["kind"] for record in world.records()] == ["exited"]
+    world.grants.living[world.records()[0]["grant"]].missing = True
+    monkeypatch.setattr(supervise, "PAUSE_S_MIN", 30.0)
+    async with world.running() as ada:
+        assert {each.exit.kind for each in await ada.processes()} == {"lost"}
+
+
+async def test_a_grant_is_ended_also_where_the_node_ended_before_it(world: World) -> None:
+    async with world.running() as ada:
+        made = await ada.start(b"fail")
+        (kept,) = world.grants.living.values()
+        await made.wait()
+    world.grants.living[kept.id] = kept
+    async with world.running() as ada:
+        await until(lambda: not world.grants.living)
+        assert (await ada.detached(made.id).info()).exit.kind == "exited"
 
 
 async def test_the_end_of_its_grant_ends_it(world: World) -> None:

@@ -489,6 +489,8 @@ class Supervisor:
                 return await self._end(each, exit_)
             each.record = replace(each.record, restarts=each.record.restarts + 1)
         while True:
+            if each.again:
+                each.restarts.forget()
             each.again = False
             each.wish.clear()
             ran = False
@@ -508,7 +510,6 @@ class Supervisor:
             if each.derived.ended is not None:  # the node stops, and it may have ended for that
                 return None
             if each.again:
-                each.restarts.forget()
                 pause_s: float | None = 0.0
             elif not each.restarts.wanted(exit_):
                 return await self._end(each, exit_)
