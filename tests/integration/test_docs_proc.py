@@ -34,6 +34,7 @@ def test_the_how_to_of_running_programs_works_as_it_is_written(
     heard = reader.heard
     assert heard("hello.c <<").endswith("hello world\n")
     assert "hello you\n" in heard("ww blob put hello.wasm")
+    assert heard("--dir /notes").endswith("remember the milk\n")
     assert heard("--grant out=pubsub:chat").endswith("published\n")
     assert "0 b'published\\n'" in heard("session.proc.run")
     assert "b'hello again\\n' Exit(kind='exited', code=0" in heard("session.proc.run")

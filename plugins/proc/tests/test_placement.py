@@ -151,9 +151,10 @@ async def test_where_the_program_was_prepared_is_preferred(nodes: Nodes, guests:
 
 
 async def test_a_blob_of_one_node_runs_at_another_for_a_client_of_a_third(
-    nodes: Nodes, guests: Guests
+    nodes: Nodes, guests: Guests, tmp_path: Path
 ) -> None:
     a, b, c = nodes
+    (tmp_path / "x").write_text("of ada\n")
     async with at(c) as session:
         cid = (await session.blob.put(guests("hello"))).cid
         other = (await session.blob.put(b"no program")).cid
@@ -161,6 +162,10 @@ async def test_a_blob_of_one_node_runs_at_another_for_a_client_of_a_third(
         async with session.blob.open(cid) as blob:
             ran = await session.proc.run(blob, on=f"id={a.peer_id}")
             assert ran.stdout == b"hello\n"
+        data = await session.proc.run(
+            guests("data"), "/data", on="zone=cloud", dirs={"/data": tmp_path}
+        )
+        assert data.stdout.startswith(b"of ada\n")
         heard = await session.proc.everywhere()
         (info,) = [
             each for member, found in heard.answers for each in found if each.code == cid

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
@@ -20,6 +21,7 @@ from wetware.cli.app import (
     out,
     out_json,
     printable,
+    progress_bar,
     run_client,
     stamp,
     table,
@@ -30,7 +32,7 @@ from wetware.errors import InvalidArgument, WetwareError
 if TYPE_CHECKING:
     from wetware import rpc
     from wetware.client import Session
-    from wetware_proc.client import Blob, Detached, Exit, Options, Process
+    from wetware_proc.client import Archive, Blob, Detached, Exit, Options, Process
 
 EXIT_CODES: Final = {"trapped": 134, "limit": 137, "killed": 137}
 """As a shell says of a program that SIGABRT or SIGKILL has ended."""
@@ -75,6 +77,14 @@ def run_command(
             help="What it can call.",
         ),
     ] = None,
+    directory: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dir",
+            metavar="PATH=CID|NAME|DIR",
+            help="What it may read at PATH: of a blob, by its CID or name, or a directory here.",
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(metavar="TEXT", help="What `ww ps` calls it.")] = "",
     memory: Annotated[
         int, typer.Option(min=0, metavar="MIB", help="Memory that it may have; 0: as usual.")
@@ -108,10 +118,14 @@ def run_command(
     """
     variables = dict(variable(text, "--env NAME=VALUE") for text in env or ())
     wanted = dict(variable(text, "--grant out=pubsub:chat") for text in grant or ())
+    dirs = dict(variable(text, "--dir /data=DIR") for text in directory or ())
 
     @contextlib.asynccontextmanager
-    async def started(session: Session) -> AsyncIterator[Process | Detached]:
+    async def started(
+        archives: Mapping[str, Archive], session: Session
+    ) -> AsyncIterator[Process | Detached]:
         options: Options = {
+            "dirs": archives,
             "env": variables,
             "grants": wanted,
             "name": name or Path(program).name,
@@ -136,13 +150,21 @@ def run_command(
         from wetware_proc.client import Detached
         from wetware_proc.placement import nodes, placed
 
-        running = started(session)
-        if on:
-            rooms = await nodes(
-                session, on, programs=[await _digest(program)], memory_bytes=memory << 20
-            )
-            running = placed(session, on, rooms, started)
-        async with running as process:
+        async with contextlib.AsyncExitStack() as stack:
+            with progress_bar("sending") if dirs else contextlib.nullcontext() as told:
+                archives = {
+                    path: await stack.enter_async_context(
+                        session.proc.archive(await _dir(stack, session, what), told)
+                    )
+                    for path, what in dirs.items()
+                }
+                run = partial(started, archives)
+                running = run(session)
+                if on:
+                    programs = [await _digest(program)]
+                    rooms = await nodes(session, on, programs=programs, memory_bytes=memory << 20)
+                    running = placed(session, on, rooms, run)
+                process = await stack.enter_async_context(running)
             return process.id if isinstance(process, Detached) else await attached(process)
 
     end = run_client(work)
@@ -164,6 +186,14 @@ def variable(text: str, hint: str) -> tuple[str, str]:
     if not (name and equals):
         raise InvalidArgument(f"{text!r} has no name and value", hint=hint)
     return name, value
+
+
+async def _dir(stack: contextlib.AsyncExitStack, session: Session, what: str) -> str | Blob:
+    """A directory that is here, or else a blob of the cluster, by a pin's name or its CID."""
+    if Path(what).is_dir():  # noqa: ASYNC240  # a look that takes no time
+        return what
+    named = [pin.root for pin in await session.blob.pins() if pin.name == what]
+    return await stack.enter_async_context(session.blob.open(named[0] if named else what))
 
 
 async def _digest(program: str) -> str:

@@ -19,11 +19,13 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, TypedDict, Unpack
+from typing import IO, Any, Final, Protocol, TypedDict, TypeVar, Unpack
 
 from wetware import rpc
 from wetware.base.structs import from_struct
@@ -44,6 +46,40 @@ SENT_MAX: Final = 1000
 _WAIT_S: Final = 20.0
 _ANSWER_S: Final = 50.0  # for what waits so long
 _LOAD_S: Final = 120.0
+_SEND_S: Final = 700.0  # of directories: more than the node allows
+_PIECE_BYTES: Final = 1 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """How far a directory is that is sent, in bytes."""
+
+    bytes: int
+    total: int
+    doing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A directory that is ready to be sent: see `Executor.archive`.
+
+    Attributes:
+        file: A file without a name.
+        size: Of the archive, bytes.
+        hash: SHA-256 of it, in hex.
+        told: Is called with Sending as it is sent.
+    """
+
+    file: IO[bytes]
+    size: int
+    hash: str
+    told: Callable[[Sending], object] | None = None
+
+    def source(self) -> rpc.Servant:
+        """For the node to read."""
+        return _Source(self.size, partial(os.pread, self.file.fileno()), self.told)
 
 
 class Blob(Protocol):
@@ -53,6 +89,8 @@ class Blob(Protocol):
     ref: rpc.Ref
 
 
+Dir = str | os.PathLike[str] | Blob | Archive
+"""A directory of this machine, or a blob, which is read with the user's own session."""
 Code = bytes | str | os.PathLike[str] | rpc.Ref | Blob
 """A program: its bytes, a path, a capability that is a `Ww.Source`, or a blob.
 
@@ -65,6 +103,7 @@ class Options(TypedDict, total=False):
     """How a program is to run.
 
     Attributes:
+        dirs: What it may read, by the absolute path where it finds it; see Dir.
         env: Its environment; nothing of the caller's is in it.
         grants: What it can call, by the names that it asks for: references, or objects that have
             one as `ref`, such as a topic; of a detached program what they are of, as a text.
@@ -74,6 +113,7 @@ class Options(TypedDict, total=False):
         cpu_s: Of a processor that it may use.
     """
 
+    dirs: Mapping[str, Dir]
     env: Mapping[str, str]
     grants: Mapping[str, Any]
     name: str
@@ -99,6 +139,14 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True)
+class Mounted:
+    """A directory of a process: where, and the SHA-256 of its archive, in hex."""
+
+    path: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class Info:
     """A process, as the struct Info of proc.capnp has it."""
 
@@ -115,6 +163,7 @@ class Info:
     policy: str
     restarts: int
     waits: bool
+    dirs: tuple[Mounted, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +256,19 @@ class Image:
         hash: SHA-256 of its bytes, in hex.
     """
 
-    def __init__(self, ref: rpc.Ref, hash_: str, name: str, code: str = "") -> None:
-        self._ref, self.hash, self._name, self._code = ref, hash_, name, code
+    def __init__(
+        self, executor: Executor, ref: rpc.Ref, hash_: str, name: str, code: str = ""
+    ) -> None:
+        self._executor, self._ref, self.hash = executor, ref, hash_
+        self._name, self._code = name, code
 
     @contextlib.asynccontextmanager
     async def spawn(self, *args: str, **options: Unpack[Options]) -> AsyncIterator[Process]:
         """Run it; see Executor.spawn."""
-        spec = _spec(options.get("name") or self._name, args, options, self._code)
-        process = Process(await self._ref.call("spawn", spec=spec))
+        async with self._executor.archives(options) as archives:
+            spec = _spec(options.get("name") or self._name, args, options, self._code, archives)
+            with rpc.time_limit(_SEND_S) if archives else contextlib.nullcontext():
+                process = Process(await self._ref.call("spawn", spec=spec))
         try:
             yield process
         finally:
@@ -261,7 +315,42 @@ class Executor:
         given, cid = await _given_code(code)
         with rpc.time_limit(_LOAD_S):
             reply = await self._ref.call("load", code=given, kind=kind)
-        return Image(_given(reply["image"]), reply["hash"], _name(code), cid)
+        return Image(self, _given(reply["image"]), reply["hash"], _name(code), cid)
+
+    @contextlib.asynccontextmanager
+    async def archive(
+        self, directory: Dir, told: Callable[[Sending], object] | None = None
+    ) -> AsyncIterator[Archive]:
+        """A directory that is packed once, to be given to any number of processes in the block.
+
+        It is packed on disk, below TMPDIR or /var/tmp. Raises InvalidArgument for what cannot be
+        read, or would not be unpacked, see `archive.pack`; LimitExceeded; what reading a blob does.
+        """
+        if isinstance(directory, Archive):
+            yield directory
+            return
+        from wetware_proc.archive import pack
+
+        async with contextlib.AsyncExitStack() as stack:
+            above = os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108  # a file without a name
+            file = stack.enter_context(tempfile.TemporaryFile(dir=above))  # noqa: SIM115  # it is
+            if isinstance(directory, str | os.PathLike):
+                path = Path(directory)
+            else:
+                part = stack.enter_context(tempfile.TemporaryDirectory(prefix="ww-", dir=above))
+                path = Path(part) / "content"
+                await self._session.blob.get(directory.cid, path, progress=told)
+            digest = await _in_thread(_packed, pack, path, file)
+            yield Archive(file, file.tell(), digest, told)
+
+    @contextlib.asynccontextmanager
+    async def archives(self, options: Options) -> AsyncIterator[dict[str, Archive]]:
+        """The `dirs` of Options, each packed once."""
+        async with contextlib.AsyncExitStack() as stack:
+            yield {
+                path: await stack.enter_async_context(self.archive(each))
+                for path, each in options.get("dirs", {}).items()
+            }
 
     @contextlib.asynccontextmanager
     async def spawn(
@@ -318,8 +407,10 @@ class Executor:
                     given = await stack.enter_async_context(there.blob.open(program))
                 yield await stack.enter_async_context(there.proc.spawn(given, *args, **options))
 
-        async with placed(session, on, rooms, run) as process:
-            yield process
+        async with self.archives(options) as archives:
+            options["dirs"] = archives
+            async with placed(session, on, rooms, run) as process:
+                yield process
 
     async def run(
         self, code: Code, *args: str, stdin: bytes = b"", on: str = "", **options: Unpack[Options]
@@ -354,16 +445,17 @@ class Executor:
         Raises WetwareError "proc.code"; InvalidArgument "invalid.live_grant" for a reference.
         """
         given, cid = await _given_code(code)
-        spec = _spec(options.get("name") or _name(code), args, options, cid)
-        with rpc.time_limit(_LOAD_S):
-            reply = await self._ref.call(
-                "detach",
-                code=given,
-                kind=kind,
-                spec=spec,
-                policy=restart,
-                session=self._session.ref,
-            )
+        async with self.archives(options) as archives:
+            spec = _spec(options.get("name") or _name(code), args, options, cid, archives)
+            with rpc.time_limit(_SEND_S if archives else _LOAD_S):
+                reply = await self._ref.call(
+                    "detach",
+                    code=given,
+                    kind=kind,
+                    spec=spec,
+                    policy=restart,
+                    session=self._session.ref,
+                )
         return Detached(self._ref, reply["id"])
 
     def detached(self, id_: str) -> Detached:
@@ -435,34 +527,58 @@ async def collected(process: Process, stdin: bytes = b"") -> Ran:
 
 
 class _Source(rpc.Servant, interface=rpc.WW.Source):
-    """Bytes of ours, for the node to read."""
+    """Bytes of ours, for the node to read: `data(count, start)` gives some of them."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(
+        self,
+        size: int,
+        data: Callable[[int, int], bytes],
+        told: Callable[[Sending], object] | None = None,
+    ) -> None:
+        self._size, self._data, self._told = size, data, told
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def stat(self) -> dict[str, Any]:
-        return {"size": len(self._data)}
+        return {"size": self._size}
 
     async def read(self, start: int, end: int) -> dict[str, Any]:
         stream = rpc.ByteStream()
-        task = asyncio.get_running_loop().create_task(self._send(stream, self._data[start:end]))
+        sending = self._send(stream, start, min(end, self._size))
+        task = asyncio.get_running_loop().create_task(sending)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return {"stream": stream.servant}
 
-    async def _send(self, stream: rpc.ByteStream, data: bytes) -> None:
+    async def _send(self, stream: rpc.ByteStream, start: int, end: int) -> None:
         with contextlib.suppress(WetwareError):  # the node says itself why it wants no more
-            await stream.send(data)
+            for at in range(start, end, _PIECE_BYTES):
+                await stream.send(await _in_thread(self._data, min(_PIECE_BYTES, end - at), at))
+                if self._told is not None:
+                    self._told(Sending(min(at + _PIECE_BYTES, end), self._size))
             await stream.send_eof()
             await stream.aclose()
+
+
+async def _in_thread(function: Callable[..., T], *args: object) -> T:
+    return await asyncio.get_running_loop().run_in_executor(None, function, *args)
+
+
+def _packed(pack: Callable[[Path, IO[bytes]], None], path: Path, file: IO[bytes]) -> str:
+    """The SHA-256 of the archive that is written, in hex; `file` is at its end then."""
+    pack(path, file)
+    file.flush()
+    size = file.tell()
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # it is one
+    file.seek(size)
+    return digest.hexdigest()
 
 
 async def _bytes(code: bytes | str | os.PathLike[str]) -> bytes:
     if isinstance(code, bytes):
         return code
     try:
-        return await asyncio.get_running_loop().run_in_executor(None, Path(code).read_bytes)
+        return await _in_thread(Path(code).read_bytes)
     except OSError as exc:
         raise InvalidArgument(
             f"cannot read {os.fspath(code)!r}: {exc.strerror}", code="invalid.unreadable"
@@ -472,7 +588,8 @@ async def _bytes(code: bytes | str | os.PathLike[str]) -> bytes:
 async def _given_code(code: Code) -> tuple[rpc.Ref | rpc.Servant, str]:
     """What a node reads it from, and its CID, if it has one."""
     if isinstance(code, bytes | str | os.PathLike):
-        return _Source(await _bytes(code)), ""
+        data = await _bytes(code)
+        return _Source(len(data), lambda count, at: data[at : at + count]), ""
     return (code, "") if isinstance(code, rpc.Ref) else (code.ref, code.cid)
 
 
@@ -480,7 +597,13 @@ def _name(code: Code) -> str:
     return Path(code).name if isinstance(code, str | os.PathLike) else ""
 
 
-def _spec(name: str, args: tuple[str, ...], options: Options, code: str) -> dict[str, Any]:
+def _spec(
+    name: str,
+    args: tuple[str, ...],
+    options: Options,
+    code: str,
+    dirs: Mapping[str, Archive],
+) -> dict[str, Any]:
     """The struct Spec of proc.capnp."""
     grants = options.get("grants", {})
     return {
@@ -491,6 +614,9 @@ def _spec(name: str, args: tuple[str, ...], options: Options, code: str) -> dict
         "grants": [_grant(n, value) for n, value in grants.items() if not isinstance(value, str)],
         "code": code,
         "named": [_named(n, value) for n, value in grants.items() if isinstance(value, str)],
+        "dirs": [
+            {"path": path, "tree": each.source(), "hash": each.hash} for path, each in dirs.items()
+        ],
     }
 
 

@@ -18,6 +18,12 @@ class ProcConfig:
         min=64 << 20,
     )
     owner_memory_bytes_max: int = setting(2 << 30, "The same, of one principal.", min=64 << 20)
+    dirs_bytes_max: int = setting(
+        4 << 30,
+        "Disk for directories that processes read, kept for the next one; half of it is what the "
+        "processes of one principal may have at a time.",
+        min=64 << 20,
+    )
     owner_processes_max: int = setting(
         1024, "Processes of one principal that run at this node.", min=1, max=10_000
     )

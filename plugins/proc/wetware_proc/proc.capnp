@@ -93,6 +93,8 @@ struct Spec {
   # What its spawner calls the program by, a CID for example, at most 128 characters: shown beside the hash.
   named @6 :List(Named);
   # In place of them, of one that is detached.
+  dirs @7 :List(Dir);
+  # At most 16; of one that is detached none.
 }
 
 struct Named {
@@ -101,6 +103,20 @@ struct Named {
   name @0 :Text;
   what @1 :Text;
   where @2 :List(Text);
+}
+
+struct Dir {
+  # A directory that the program reads, and cannot change.
+
+  path @0 :Text;
+  # Where it finds it; absolute.
+  tree @1 :Ww.Source;
+  # A tar archive of at most 512 MiB with regular files, directories, each before what is in it, and symbolic
+  # links that stay within; all else is `invalid.archive`. It is read with the spawner's own capability and
+  # unpacked once.
+  hash @2 :Text;
+  # SHA-256 of the archive, in hex, or "". Where the same principal has given it before, and it is still
+  # there, `tree` is not read.
 }
 
 struct Grant {
@@ -179,4 +195,11 @@ struct Info {
   # How often it was started again.
   waits @12 :Bool;
   # It does not run, and will be started again; `exit` says how it ended the last time.
+  dirs @13 :List(Mounted);
+
+  struct Mounted {
+    path @0 :Text;
+    hash @1 :Text;
+    # SHA-256 of the archive that was unpacked, in hex.
+  }
 }

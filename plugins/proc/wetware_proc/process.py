@@ -105,7 +105,7 @@ class Process:
         id: 16 hex digits.
         owner: The principal, as text.
         image: What runs; of one that has ended, its digest and kind alone.
-        spec: As it was spawned; of one that has ended, its name, code and limits alone.
+        spec: As it was spawned; of one that has ended, its name, code, limits and dirs alone.
         started_at: Unix time, s.
         exit: How it ended; None while it runs.
     """
@@ -162,7 +162,7 @@ class Process:
         spec = self.spec
         # Who has ended is remembered for long: its machine code, arguments and grants are not.
         self.image = Image(self.image.digest, self.image.kind)
-        self.spec = Spec(args=spec.args[:1], limits=spec.limits, code=spec.code)
+        self.spec = Spec(args=spec.args[:1], limits=spec.limits, code=spec.code, dirs=spec.dirs)
         self.exit = found[0]
         self._over.set()
 
@@ -192,6 +192,10 @@ class Process:
             "policy": "",
             "restarts": 0,
             "waits": False,
+            "dirs": [
+                {"path": path, "hash": directory.name}
+                for path, (directory, _) in self.spec.dirs.items()
+            ],
         }
 
     def kill(self, why: str) -> None:

@@ -18,10 +18,12 @@ from wetware.base.bounds import Claim, Places
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, NotFound, Unsupported
 from wetware.hookspecs import Service
 from wetware_proc import grants
+from wetware_proc.dirs import Dirs, HeldDir
 from wetware_proc.driver import Driver, DriverUnavailable, Image, Limits, Spec
 from wetware_proc.process import Process
 from wetware_proc.rooms import PROGRAM_CHARS_MAX, Rooms, SiblingServant
 from wetware_proc.schema import SCHEMA
+from wetware_proc.sources import read, size_of, within
 from wetware_proc.supervise import Detached, Supervisor, grant_label
 
 if TYPE_CHECKING:
@@ -94,12 +96,14 @@ class ProcService(Service):
         self._tasks: set[asyncio.Task[None]] = set()
         self._places = Places()
         self.rooms = Rooms(ctx, self._free)
+        self.dirs = Dirs(ctx.data_dir / "dirs", self.config.dirs_bytes_max)
         self._memory: Counter[str | None] = Counter()  # None: of all
         self._running = False
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
         async with self._make_drivers() as self.drivers:
+            await self.dirs.begin()
             self._running = True
             try:
                 async with self.supervisor.running():
@@ -137,15 +141,11 @@ class ProcService(Service):
             Claim(("load", owner), LOADS_PER_OWNER_MAX, mine),
             Claim("load", LOADS_MAX, f"{LOADS_MAX} programs are loaded (LOADS_MAX)"),
         ):
-            try:
-                async with asyncio.timeout(READ_S) as timeout:
-                    data = await _read(code)
-            except TimeoutError:
-                if not timeout.expired():
-                    raise
-                raise LimitExceeded(
-                    f"the source has not given the program within {READ_S:g} s (READ_S)"
-                ) from None
+            parts: list[bytes] = []
+            async with within(READ_S, "the program"):
+                size = await size_of(code, "a program", CODE_BYTES_MAX)
+                await read(code, "a program", size, parts.append)
+            data = b"".join(parts)
             image = await self.prepare(data, kind)
             self.rooms.prepared(image.digest)
             return image, data
@@ -172,17 +172,20 @@ class ProcService(Service):
         given: Mapping[str, Any],
         refs: Mapping[str, rpc.Ref],
         guard: rpc.Guard | None = None,
+        dirs: Mapping[str, HeldDir] = MappingProxyType({}),
     ) -> tuple[Process, dict[str, Any]]:
         """Spawn it; returns its streams, too. Call it in the servant's method.
 
         Its grants `refs` are called under one of its own below `guard`, and closed when it has
-        ended; it ends with that.
+        ended, as its `dirs` are; it ends with that.
         """
         id_ = secrets.token_hex(8)
         with ExitStack() as place:
             for ref in refs.values():
                 place.callback(ref.close)
-            spec, derived = judged(given, refs), None
+            for each in dirs.values():
+                place.callback(each.close)
+            spec, derived = judged(given, refs, dirs), None
             self.rooms.prepared(spec.code)
             self.admit(place, owner, spec.limits.memory_bytes)
             if guard is not None:
@@ -191,7 +194,7 @@ class ProcService(Service):
                 refs = {name: derived.under(name, ref) for name, ref in refs.items()}
                 for ref in refs.values():
                     place.callback(ref.close)
-                spec = judged(given, refs)
+                spec = judged(given, refs, dirs)
             streams = rpc.ByteStream(), rpc.ByteStream(), rpc.ByteStream()
             process = Process(id_, owner, image, spec, streams)
             if derived is not None:
@@ -268,27 +271,6 @@ class ProcService(Service):
         return process
 
 
-async def _read(code: rpc.Ref) -> bytes:
-    size = (await code.call("stat"))["size"]
-    if size > CODE_BYTES_MAX:
-        raise LimitExceeded(
-            f"a program of {size} bytes; at most {CODE_BYTES_MAX} are taken (CODE_BYTES_MAX)"
-        )
-    parts, left = [], size
-    reply = await code.call("read", start=0, end=size)
-    if reply["stream"] is None:
-        raise InvalidArgument("the source of the program has given no stream")
-    async with rpc.ByteStream(reply["stream"]) as stream:
-        async for data in stream:
-            parts.append(data)
-            left -= len(data)
-            if left < 0:
-                break
-    if left:
-        raise InvalidArgument(f"a program of {size} bytes has another length than it says")
-    return b"".join(parts)
-
-
 class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
     """See proc.capnp."""
 
@@ -356,11 +338,16 @@ class ImageServant(rpc.Servant, interface=SCHEMA.Image):
         if spec["named"]:
             raise InvalidArgument("what a process is given by its name is for one that is detached")
         refs, guard = grants.judged(spec["grants"]), rpc.current_guard()
-        process, streams = self._service.start(self._owner, self._image, spec, refs, guard)
+        dirs = await self._service.dirs.hold(self._owner, spec["dirs"])
+        process, streams = self._service.start(self._owner, self._image, spec, refs, guard, dirs)
         return {"process": Held(process, self._owner), **streams}
 
 
-def judged(given: Mapping[str, Any], granted: Mapping[str, rpc.Ref]) -> Spec:
+def judged(
+    given: Mapping[str, Any],
+    granted: Mapping[str, rpc.Ref],
+    dirs: Mapping[str, HeldDir] = MappingProxyType({}),
+) -> Spec:
     """A Spec of proc.capnp; raises InvalidArgument."""
     name = given["name"] or "program"
     if len(name.encode()) > NAME_BYTES_MAX:
@@ -376,6 +363,7 @@ def judged(given: Mapping[str, Any], granted: Mapping[str, rpc.Ref]) -> Spec:
     return Spec(
         args=(name, *given["args"]),
         env=env,
+        dirs={path: (each.path, False) for path, each in dirs.items()},
         limits=Limits(**limits),
         grants=granted,
         code=given["code"],

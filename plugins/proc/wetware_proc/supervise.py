@@ -288,6 +288,7 @@ class Detached:
             "policy": record.policy,
             "restarts": record.restarts,
             "waits": self.process is None and not record.over,
+            "dirs": [],
         }
 
     def kill(self, why: str) -> None:
@@ -436,6 +437,12 @@ class Supervisor:
                 "with its session and cannot be kept for a detached process",
                 hint='name what it is of, e.g. "pubsub:chat"',
                 code="invalid.live_grant",
+            )
+        if spec["dirs"]:
+            raise InvalidArgument(
+                "a detached process has no directories: they end with who gave them",
+                hint="grant it what it is to read, e.g. blob:CID",
+                code="invalid.live_dir",
             )
         if len(spec["named"]) > GRANTS_MAX:
             raise InvalidArgument(f"{len(spec['named'])} grants; there are at most {GRANTS_MAX}")

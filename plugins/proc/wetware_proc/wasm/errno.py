@@ -42,6 +42,7 @@ class Errno(IntEnum):
     NOTSOCK = 57
     PERM = 63
     PIPE = 64
+    ROFS = 69
     SPIPE = 70
     NOTCAPABLE = 76
 

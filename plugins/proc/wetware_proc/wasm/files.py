@@ -325,7 +325,7 @@ class Table:
         node = self.get(number)
         if not isinstance(node, Directory):
             raise Errno.NOTDIR.error()
-        need(node.writable or not writing, Errno.PERM)
+        need(node.writable or not writing, Errno.ROFS)
         return node
 
     def has(self, file: _File) -> bool:
@@ -373,7 +373,7 @@ def given(name: bytes, writable: bool, opened: Callable[[], int]) -> Directory:
     return Directory(
         kind=DIRECTORY,
         rights=OF_DIRECTORY & mask,
-        inheriting=(OF_DIRECTORY | OF_FILE) & mask,
+        inheriting=OF_DIRECTORY | OF_FILE,  # so that who opens for writing is told that it cannot
         writable=writable,
         opened=opened,
         name=name,
@@ -495,7 +495,7 @@ def open_path(table: Table, above: Directory, path: bytes, how: Opening) -> int:
     """Returns the number of the new descriptor."""
     reads = bool(how.rights & (READ | READDIR))
     writes = bool(how.rights & (WRITE | DATASYNC | ALLOCATE | TRUNCATE))
-    need(above.writable or not (writes or how.create or how.truncate), Errno.PERM)
+    need(above.writable or not (writes or how.create or how.truncate), Errno.ROFS)
     need(not how.truncate or above.rights & TRUNCATE_PATH, Errno.PERM)
     need(not (how.directory and (how.create or how.truncate)), Errno.INVAL)
     need(not (how.directory and how.rights & WRITE), Errno.ISDIR)

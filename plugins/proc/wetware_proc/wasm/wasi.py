@@ -332,7 +332,7 @@ class Wasi:
 
     def fd_filestat_set_times(self, fd: int, atime: int, mtime: int, which: int) -> int:
         node = self.table.on_disk(fd)
-        need(node.writable, Errno.PERM)
+        need(node.writable, Errno.ROFS)
         os.utime(node.fd, ns=_times(atime, mtime, which)(os.fstat(node.fd)))
         return _OK
 

@@ -1,0 +1,192 @@
+"""Directories that guests read: unpacked once, and kept by their archives' hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import shutil
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from wetware.base.bounds import Claim, Places
+from wetware.base.threads import Threads, to_its_end
+from wetware.errors import InvalidArgument, LimitExceeded
+from wetware_proc.archive import ARCHIVE_BYTES_MAX, BLOCK_BYTES, measure, unpack
+from wetware_proc.sources import read, size_of, within
+
+if TYPE_CHECKING:
+    from wetware import rpc
+
+DIRS_MAX: Final = 16
+"""Of one process."""
+READ_S: Final = 600.0
+"""For a source to give a whole archive."""
+READS_PER_OWNER_MAX: Final = 2
+READS_MAX: Final = 8
+GIVERS_MAX: Final = 1000
+"""Principals that are remembered to have given an archive; others give it again."""
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False, slots=True)
+class Tree:
+    """An archive that is unpacked, in a directory that is named after its hash."""
+
+    path: Path
+    bytes: int
+    givers: set[str] = field(default_factory=set)
+    held: int = 0
+
+
+class HeldDir:
+    """A tree that a process reads: it stays as long."""
+
+    def __init__(self, dirs: Dirs, owner: str, tree: Tree) -> None:
+        self._dirs, self._owner, self._tree = dirs, owner, tree
+        self.path = tree.path
+        tree.held += 1
+        dirs.held[owner] += tree.bytes
+        self._closed = False
+
+    def close(self) -> None:
+        """Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._tree.held -= 1
+            self._dirs.held[self._owner] -= self._tree.bytes
+            if not self._dirs.held[self._owner]:
+                del self._dirs.held[self._owner]
+
+
+class Dirs:
+    """The unpacked directories of one node.
+
+    Args:
+        directory: Of nobody else's; what is there goes.
+        bytes_max: For all of it, archives that are being read included; half of that is what one
+            principal's processes may have at a time.
+
+    Attributes:
+        held: Principal → bytes that its processes have.
+    """
+
+    def __init__(self, directory: Path, bytes_max: int) -> None:
+        self._directory, self._bytes_max = directory, bytes_max
+        self._trees: OrderedDict[str, Tree] = OrderedDict()
+        self._used = 0
+        self._places, self._threads = Places(), Threads()
+        self.held: Counter[str] = Counter()
+
+    async def begin(self) -> None:
+        """Forget what an earlier process of the node has left: it may be incomplete."""
+        await self._remove(self._directory)
+        self._directory.mkdir(mode=0o700, parents=True)
+
+    async def hold(self, owner: str, given: list[dict[str, Any]]) -> dict[str, HeldDir]:
+        """Directories of proc.capnp by their paths; close them when their process has ended.
+
+        Raises InvalidArgument "invalid.archive", LimitExceeded.
+        """
+        if len(given) > DIRS_MAX or len({each["path"] for each in given}) < len(given):
+            raise InvalidArgument(
+                f"a process has at most {DIRS_MAX} directories, at paths of their own"
+            )
+        with contextlib.ExitStack() as kept:
+            found: dict[str, HeldDir] = {}
+            for each in given:
+                tree = await self._tree(owner, each["tree"], each["hash"])
+                if self.held[owner] + tree.bytes > self._bytes_max // 2:
+                    raise LimitExceeded(
+                        f"directories of {owner}'s processes have {self.held[owner]} bytes of "
+                        f"{self._bytes_max // 2} at this node, and this has {tree.bytes} more "
+                        "(half of dirs_bytes_max)"
+                    )
+                found[each["path"]] = HeldDir(self, owner, tree)
+                kept.callback(found[each["path"]].close)
+            kept.pop_all()
+        return found
+
+    async def _tree(self, owner: str, source: rpc.Ref | None, hash_: str) -> Tree:
+        # A hash is no permission: it saves those the reading who gave the archive themselves.
+        tree = self._trees.get(hash_)
+        if tree is None or owner not in tree.givers:
+            if source is None:
+                raise InvalidArgument("a directory is given without its archive")
+            mine = f"{READS_PER_OWNER_MAX} directories of {owner} are read (READS_PER_OWNER_MAX)"
+            with self._places.hold(
+                Claim(owner, READS_PER_OWNER_MAX, mine),
+                Claim("", READS_MAX, f"{READS_MAX} directories are read (READS_MAX)"),
+            ):
+                tree = await self._read(source)
+            if len(tree.givers) < GIVERS_MAX:
+                tree.givers.add(owner)
+        self._trees.move_to_end(tree.path.name)
+        return tree
+
+    async def _read(self, source: rpc.Ref) -> Tree:
+        part = self._directory / f"part-{secrets.token_hex(8)}"
+        async with within(READ_S, "the directory"), contextlib.AsyncExitStack() as stack:
+            size = await size_of(source, "a directory", ARCHIVE_BYTES_MAX)
+            stack.callback(await self._reserve(size))
+            part.mkdir(mode=0o700)
+            stack.push_async_callback(self._remove, part)
+            file, digest = stack.enter_context((part / "archive").open("w+b")), hashlib.sha256()
+
+            def write(data: bytes) -> None:
+                file.write(data)
+                digest.update(data)
+
+            await read(source, "a directory", size, lambda data: self._run(write, data))
+            hash_ = digest.hexdigest()
+            if (tree := self._trees.get(hash_)) is not None:
+                return tree
+            nbytes = await self._run(measure, file) + BLOCK_BYTES
+            give_back = await self._reserve(nbytes)
+            stack.callback(give_back)
+            content = part / "content"
+            content.mkdir(mode=0o755)
+            await self._run(unpack, file, content)
+            if (tree := self._trees.get(hash_)) is not None:  # meanwhile
+                return tree
+            tree = self._trees[hash_] = Tree(self._directory / hash_, nbytes)
+            content.rename(tree.path)
+            self._used += nbytes
+            return tree
+
+    async def _reserve(self, nbytes: int) -> Callable[[], None]:
+        """Take so many bytes; what is returned gives them back.
+
+        What nobody has used for the longest time makes room. Raises LimitExceeded.
+        """
+        while self._used + nbytes > self._bytes_max:
+            unused = next((name for name, tree in self._trees.items() if not tree.held), None)
+            if unused is None:
+                raise LimitExceeded(
+                    f"directories of processes have {self._used} bytes of {self._bytes_max}, and "
+                    f"this needs {nbytes} more (dirs_bytes_max)",
+                    hint="end some processes, or run it at another node",
+                    code="limit.proc_dirs",
+                )
+            tree = self._trees.pop(unused)
+            gone = self._directory / f"part-{secrets.token_hex(8)}"
+            tree.path.rename(gone)  # its name is free for one that is read again meanwhile
+            await self._remove(gone)
+            self._used -= tree.bytes
+        self._used += nbytes
+        return partial(self._give_back, nbytes)
+
+    def _give_back(self, nbytes: int) -> None:
+        self._used -= nbytes
+
+    async def _run(self, function: Callable[..., T], *args: object) -> T:
+        """In a thread, to its end: it uses files that are closed behind it."""
+        return await to_its_end(self._threads.run(function, *args))
+
+    async def _remove(self, path: Path) -> None:
+        await self._run(shutil.rmtree, path, True)
