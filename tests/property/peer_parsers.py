@@ -1371,11 +1371,13 @@ def _pubsub(data: bytes) -> object:
 
 
 def _blocks(data: bytes) -> object:
-    """What a provider answers, in the pieces that a link makes of it."""
+    """What a provider answers, to the end of its stream."""
+    stream: Any = Received(data)
     found: list[Any] = []
-    answers = blob_wire.Answers(found.append, found.extend)
-    for at in range(0, len(data), 1000):
-        answers.feed(memoryview(data)[at : at + 1000])
+    with contextlib.suppress(EOFError):
+        while True:
+            length = done(blob_wire.read_head(stream))
+            found.append(length if length is None else done(stream.read_exactly(length)))
     return found
 
 

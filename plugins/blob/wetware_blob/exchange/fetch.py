@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from wetware.hookspecs import Overlay
     from wetware.identity import PeerId
     from wetware.overlay.link import Stream
-    from wetware.overlay.link.yamux import Bytes
     from wetware_blob.store.store import Hold, RunSync, Store
 
 log = get_logger("blob.fetch")
@@ -97,10 +96,9 @@ class _Provider:
         self.wants_max = _WANTS_FIRST
         self.sent = self.lacked = 0
         self.receiving_bytes = 0  # the size of the block that is being received
-        self.unconsumed_bytes = 0  # came while too much was in memory
+        self.paused = False  # nothing is read of it, as too much is in memory
         self.silent_s = self.block_s = 0.0
         self.found_before = 0  # by all, when its turn at the first of `asked` began
-        self.ended = asyncio.Event()
         self.why: WetwareError | None = None  # it ended; None where another stream may follow
 
     @property
@@ -170,12 +168,12 @@ class Fetch:
         self._pending: OrderedDict[bytes, _Wanted] = OrderedDict()
         self._ahead: OrderedDict[bytes, _Wanted] = OrderedDict()
         self._noted: dict[bytes, Cid] = {}  # `ahead` told of them; the store has not been asked
-        self._arrived: deque[tuple[_Provider, _Wanted, list[Bytes]]] = deque()
+        self._arrived: deque[tuple[_Provider, _Wanted, list[bytes]]] = deque()
         self._unstored: list[_Wanted] = []
         self._spare: dict[bytes, _Wanted] = {}  # stored, and not read yet
         self._held_bytes = self._asked = self._found = 0
         self._expected_bytes = _EXPECTED_BYTES
-        self._note, self._arrival = asyncio.Event(), asyncio.Event()
+        self._note, self._arrival, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._verified, self._kept = asyncio.Event(), asyncio.Event()
         self._kept.set()
         self._dispatching = False
@@ -377,11 +375,7 @@ class Fetch:
     def _dispatch(self) -> None:
         """Hand wants to providers, as far as there is room for what they send."""
         self._dispatching = False
-        if self._held_bytes <= self.bytes_max:
-            for provider in tuple(self._providers):
-                n, provider.unconsumed_bytes = provider.unconsumed_bytes, 0
-                if n:
-                    provider.stream.consumed(n)
+        self._room.set()
         free = [provider for provider in self._providers if provider.has_room]
         new: dict[_Provider, list[bytes]] = {}
         while free and self._make_room():
@@ -479,7 +473,7 @@ class Fetch:
             for provider in tuple(self._providers):
                 if provider.stream.connection.superseded and not provider.asked:
                     self._drop(provider)  # `_talk` opens another on the better connection
-                elif provider.asked and not provider.unconsumed_bytes:
+                elif provider.asked and not provider.paused:
                     self._judge(provider)
             wanted = next(iter(self._pending.values()), None)
             if wanted is None or any(p.peer not in wanted.lacking for p in self._providers):
@@ -540,52 +534,50 @@ class Fetch:
         """
         stream = await self._overlay.open_stream(peer, wire.PROTOCOL)
         provider = _Provider(stream)
-        answers = wire.Answers(partial(self._begins, provider), partial(self._arrives, provider))
-
-        def on_data(data: Bytes) -> None:
-            provider.silent_s = 0.0
-            try:
-                answers.feed(data)
-            except OverlayError as exc:
-                self._drop(provider, exc)
-            if self._held_bytes > self.bytes_max:
-                provider.unconsumed_bytes += len(data)
-            else:
-                stream.consumed(len(data))
-
-        def on_end(why: Exception | None) -> None:
-            if why is None and provider.asked:
-                why = BadProvider("it ended the stream before it had answered")
-            self._drop(provider, why or StreamReset("it closed the stream"))
-
         self._providers.append(provider)
         try:
-            stream.attach(on_data, on_end)
             self._dispatch_soon()
-            await provider.ended.wait()
-            return provider.why, provider.sent
+            while True:
+                await self._receive(provider)
+        except WetwareError as exc:
+            self._drop(provider, exc)
+        except asyncio.IncompleteReadError:
+            broken = BadProvider("it ended the stream before it had answered")
+            self._drop(provider, broken if provider.asked else StreamReset("it closed the stream"))
         finally:
             self._drop(provider)
+        return provider.why, provider.sent
 
-    def _begins(self, provider: _Provider, length: int | None) -> None:
-        """An answer comes: a block of `length` bytes, or None, that there is none."""
+    async def _receive(self, provider: _Provider) -> None:
+        """The next answer; nobody knows yet whether a block is the right one."""
+        while self._held_bytes > self.bytes_max and provider in self._providers:
+            provider.paused = True
+            self._room.clear()
+            await self._room.wait()
+        provider.paused = False
+        length = await wire.read_head(provider.stream)
+        provider.silent_s = 0.0
         if not provider.asked:
             raise BadProvider("it answers what nobody has asked")
-        if length is not None:
-            provider.receiving_bytes = length
-            self._held_bytes += length
-            self._expected_bytes = max(length, self._expected_bytes * 7 // 8, 1)
+        if length is None:
+            wanted = self._answered(provider)
+            provider.lacked += 1
+            wanted.lacking.add(provider.peer)
+            self._put_first([wanted])
+            if provider.lacked > LACKS_MAX + provider.sent:
+                raise BadProvider(f"it lacks {provider.lacked} blocks of what it offers")
+            self._give_up()
             return
-        wanted = self._answered(provider)
-        provider.lacked += 1
-        wanted.lacking.add(provider.peer)
-        self._put_first([wanted])
-        if provider.lacked > LACKS_MAX + provider.sent:
-            raise BadProvider(f"it lacks {provider.lacked} blocks of what it offers")
-        self._give_up()
-
-    def _arrives(self, provider: _Provider, pieces: list[Bytes]) -> None:
-        """A block is complete; nobody knows yet whether it is the right one."""
+        provider.receiving_bytes = left = length
+        self._held_bytes += length
+        self._expected_bytes = max(length, self._expected_bytes * 7 // 8, 1)
+        pieces: list[bytes] = []
+        while left:
+            if not (piece := await provider.stream.read(left)):
+                raise asyncio.IncompleteReadError(b"", left)
+            provider.silent_s = 0.0
+            pieces.append(piece)
+            left -= len(piece)
         provider.receiving_bytes = 0
         provider.sent += 1
         provider.wants_max = min(provider.wants_max + 1, wire.WANTS_MAX)
@@ -606,7 +598,7 @@ class Fetch:
         self._providers.remove(provider)
         error = why if isinstance(why, WetwareError) or why is None else StreamReset(str(why))
         provider.why = error
-        provider.ended.set()
+        self._room.set()
         if isinstance(error, (BadProvider, wire.Malformed)):
             self._bad.add(provider.peer)
         if error is not None:
@@ -651,7 +643,7 @@ async def _nobody(_: Cid) -> AsyncGenerator[PeerId, None]:
     yield
 
 
-def _verified(blocks: Sequence[tuple[bytes, list[Bytes]]]) -> list[bytes | None]:
+def _verified(blocks: Sequence[tuple[bytes, list[bytes]]]) -> list[bytes | None]:
     """The blocks whose digests are right, each in one piece; None for the others."""
     joined = [(digest, b"".join(pieces)) for digest, pieces in blocks]
     return [data if hashlib.sha256(data).digest() == digest else None for digest, data in joined]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from asyncio import IncompleteReadError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from wetware.errors import OverlayError
@@ -23,7 +23,6 @@ from wetware_blob.format.cid import BLOCK_BYTES_MAX
 
 if TYPE_CHECKING:
     from wetware.overlay.link import Stream
-    from wetware.overlay.link.yamux import Bytes
 
 PROTOCOL: Final = "/wetware/blob/1"
 DIGEST_BYTES: Final = 32
@@ -69,56 +68,14 @@ async def read_want(stream: Stream) -> list[bytes]:
     return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
 
 
-class Answers:
-    """Cuts answers out of what a provider sends. The pieces of a block are not copied.
+async def read_head(stream: Stream) -> int | None:
+    """The length of the block that comes next; None where the provider does not have it.
 
-    Args:
-        on_head: Called with the length of a block that begins, None for one that is absent.
-            It raises for an answer that nobody asked for.
-        on_block: Called with the pieces of a block that is complete; nobody has checked it.
+    Raises Malformed, IncompleteReadError at the end of the stream, and what the stream raises.
     """
-
-    def __init__(
-        self,
-        on_head: Callable[[int | None], None],
-        on_block: Callable[[list[Bytes]], None],
-    ) -> None:
-        self._on_head, self._on_block = on_head, on_block
-        self._head = bytearray()
-        self._pieces: list[Bytes] = []
-        self._left = 0  # of the block that is being received
-
-    def feed(self, data: Bytes) -> None:
-        """Take what has come. Raises Malformed."""
-        view, at = memoryview(data), 0
-        while at < len(view):
-            if self._left:
-                piece = view[at : at + self._left]
-                at += len(piece)
-                self._left -= len(piece)
-                self._pieces.append(piece)
-                if not self._left:
-                    self._complete()
-                continue
-            missing = _LENGTH.size - len(self._head)
-            self._head += view[at : at + missing]
-            at += missing
-            if len(self._head) == _LENGTH.size:
-                (length,) = _LENGTH.unpack(self._head)
-                self._head.clear()
-                self._begin(length)
-
-    def _begin(self, length: int) -> None:
-        if length == ABSENT:
-            self._on_head(None)
-            return
-        if length > BLOCK_BYTES_MAX:
-            raise Malformed(f"a block of {length} bytes (BLOCK_BYTES_MAX: {BLOCK_BYTES_MAX})")
-        self._on_head(length)
-        self._left = length
-        if not length:
-            self._complete()
-
-    def _complete(self) -> None:
-        pieces, self._pieces = self._pieces, []
-        self._on_block(pieces)
+    (length,) = _LENGTH.unpack(await stream.read_exactly(_LENGTH.size))
+    if length == ABSENT:
+        return None
+    if length > BLOCK_BYTES_MAX:
+        raise Malformed(f"a block of {length} bytes (BLOCK_BYTES_MAX: {BLOCK_BYTES_MAX})")
+    return int(length)
