@@ -179,22 +179,21 @@ class ProcService(Service):
         Its grants `refs` are called under one of its own below `guard`, and closed when it has
         ended, as its `dirs` are; it ends with that.
         """
-        id_ = secrets.token_hex(8)
+        id_, derived = secrets.token_hex(8), None
         with ExitStack() as place:
             for ref in refs.values():
                 place.callback(ref.close)
             for each in dirs.values():
                 place.callback(each.close)
-            spec, derived = judged(given, refs, dirs), None
-            self.rooms.prepared(spec.code)
-            self.admit(place, owner, spec.limits.memory_bytes)
             if guard is not None:
-                derived = self.ctx.derive(guard, grant_label(spec.args[0], id_))
+                derived = self.ctx.derive(guard, grant_label(given["name"], id_))
                 place.callback(derived.end, "the process has ended")
                 refs = {name: derived.under(name, ref) for name, ref in refs.items()}
                 for ref in refs.values():
                     place.callback(ref.close)
-                spec = judged(given, refs, dirs)
+            spec = judged(given, refs, dirs)
+            self.admit(place, owner, spec.limits.memory_bytes)
+            self.rooms.prepared(spec.code)
             streams = rpc.ByteStream(), rpc.ByteStream(), rpc.ByteStream()
             process = Process(id_, owner, image, spec, streams)
             if derived is not None:

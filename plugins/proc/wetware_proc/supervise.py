@@ -125,7 +125,7 @@ class Restarts:
 
 def grant_label(name: str, id_: str) -> str:
     """What `ww grants` calls a process's grant."""
-    return f"process {name[:LABEL_NAME_CHARS_MAX]} {id_}"
+    return f"process {name[:LABEL_NAME_CHARS_MAX] or 'program'} {id_}"
 
 
 class Log:

@@ -108,6 +108,27 @@ async def test_a_live_one_ends_the_calls_of_what_came_with_the_call(world: World
         assert "job 1" not in {grant.label for grant in await ada.grants()}
 
 
+async def test_what_is_passed_from_one_to_another_ends_with_its_own(world: World) -> None:
+    class Item(rpc.Servant, interface=BOX.Item):
+        async def read(self) -> dict[str, Any]:
+            return {"data": b"x"}
+
+        async def box(self) -> dict[str, Any]:
+            return {"box": None}
+
+    async with world.running(), world.node.login("ada") as ada:
+        guard, to, item = await world.handed(ada, await box(ada), Item())
+        derived = world.deriver.derive(guard, "job 1")
+        mine = derived.under("in", item)
+        await derived.under("to", to.cast(BOX.Box)).keep(item=mine)
+        kept = world.node.box.item
+        assert await kept.read() == {"data": b"x"}
+        shown = {grant.label: grant.id for grant in await ada.grants()}
+        await ada.revoke(shown["in=Item"], "enough")
+        with pytest.raises(Revoked, match="enough"):
+            await kept.read()
+
+
 async def test_a_live_one_ends_with_the_session_of_the_call(world: World) -> None:
     async with world.running():
         async with world.node.login("ada") as ada:
