@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from anyio import EndOfStream
@@ -250,76 +249,54 @@ async def put_stream(stream: Counted, profile: Profile, blocks: Blocks) -> Cid:
     return (await put_file(read, profile, blocks)).cid
 
 
-@dataclass(slots=True)
-class _Open:
-    """A directory that has not ended."""
-
-    name: str
-    entries: dict[str, Entry]
-
-
 async def put_tree(
     stream: Counted, profile: Profile, blocks: Blocks, take: Callable[[int], None]
 ) -> Cid:
-    """The tree that `stream` is in records.
-
-    Args:
-        stream: It.
-        profile: How it is cut into blocks.
-        blocks: Takes them.
-        take: See `Entries.take`.
+    """The tree that `stream` is in records; see `Entries.take`.
 
     Raises InvalidArgument "invalid.tree" for what is none, LimitExceeded "limit.blob_entries".
     """
-    above: list[_Open] = []
+    reader = records.Reader(stream)  # type: ignore[arg-type]  # of a stream it needs `receive`
+    root = await _put_record(await reader.record(), reader, profile, blocks, take)
+    await reader.record()  # to its end
+    return root.cid
+
+
+async def _put_record(
+    record: records.Record | None,
+    reader: records.Reader,
+    profile: Profile,
+    blocks: Blocks,
+    take: Callable[[int], None],
+) -> Root:
+    """What a record that is no end begins, with all that is in it."""
+    assert record is not None  # noqa: S101  # behind the end of the tree nothing is asked for
+    if record.kind == "file":
+        return await put_file(reader.piece, profile, blocks)
+    if record.kind == "symlink":
+        root, *made = symlink(record.target, profile)
+        await blocks.put(*made)
+        return root
+    entries: dict[str, Entry] = {}
     try:
-        return await _put_tree(stream, profile, blocks, take, above)
+        while (below := await reader.record()) is not None and below.kind != "end":
+            if below.name in entries:
+                raise InvalidArgument(
+                    f"{below.name!r} is twice in one directory of the tree", code="invalid.tree"
+                )
+            part = await _put_record(below, reader, profile, blocks, take)
+            take(_memory(below.name))
+            entries[below.name] = Entry(below.name, part.cid, part.tsize)
+        built: tuple[Root, list[Block]]
+        built = await blocks.run_sync(directory, entries.values(), profile)
+        await blocks.put(*built[1])
+        return built[0]
     finally:
-        take(-sum(_memory(name) for each in above for name in each.entries))
+        take(-sum(map(_memory, entries)))
 
 
 def _memory(name: str) -> int:
     return ENTRY_BYTES + 4 * len(name)
-
-
-async def _put_tree(
-    stream: Counted,
-    profile: Profile,
-    blocks: Blocks,
-    take: Callable[[int], None],
-    above: list[_Open],
-) -> Cid:
-    reader = records.Reader(stream)  # type: ignore[arg-type]  # of a stream it needs `receive`
-    root: Root
-    while (record := await reader.record()) is not None:
-        match record.kind:
-            case "directory":
-                above.append(_Open(record.name, {}))
-                continue
-            case "end":
-                ended = above[-1]
-                name = ended.name
-                root, made = await blocks.run_sync(directory, ended.entries.values(), profile)
-                await blocks.put(*made)
-                above.pop()
-                take(-sum(map(_memory, ended.entries)))
-            case "file":
-                name = record.name
-                root = await put_file(reader.piece, profile, blocks)
-            case "symlink":
-                name = record.name
-                root, block = symlink(record.target, profile)
-                await blocks.put(block)
-        if not above:
-            continue  # to its end
-        siblings = above[-1].entries
-        if name in siblings:
-            raise InvalidArgument(
-                f"{name!r} is twice in one directory of the tree", code="invalid.tree"
-            )
-        take(_memory(name))
-        siblings[name] = Entry(name, root.cid, root.tsize)
-    return root.cid
 
 
 async def put_car(stream: Counted, blocks: Blocks) -> Cid:
