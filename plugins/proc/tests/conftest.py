@@ -224,6 +224,10 @@ class Lag:
         """In s."""
         return sorted(self._late)[int(0.99 * (len(self._late) - 1))]
 
+    def worst(self) -> float:
+        """In s."""
+        return max(self._late)
+
 
 @pytest.fixture
 def servant() -> type[Echo]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from wetware.base import cbor
-from wetware.errors import NotFound, Revoked
+from wetware.errors import LimitExceeded, NotFound, Revoked
 from wetware_proc import grants
 from wetware_proc.driver import Exit
 
@@ -206,3 +206,12 @@ async def test_a_message_that_makes_no_sense_is_an_error_of_the_guest(
 ) -> None:
     assert (await run("caps", "raw", cbor.encode(message).hex(), grants={"echo": same})).code == 0
     assert run.lines[0].startswith("-29 ")
+
+
+def test_a_message_of_very_many_values_is_not_even_decoded() -> None:
+    """Nine megabytes and a third of a second of the loop for one of 1 MiB."""
+    handles = grants.Handles({}, 10)
+    for many in ([0] * 9000, [[]] * 9000, {str(number): 0 for number in range(5000)}):
+        with pytest.raises(LimitExceeded, match="ITEMS_MAX"):
+            handles.message(cbor.encode(["say", {"data": many}]))
+    assert handles.message(cbor.encode(["say", {"data": [0] * 8000}]))[0] == "say"

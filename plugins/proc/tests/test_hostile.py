@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from wasmtime import wat2wasm
 
 from wetware_proc.driver import CodeRefused, Exit, Pipe
 from wetware_proc.wasm import compile as compiling
+from wetware_proc.wasm import engine, files
 
 if TYPE_CHECKING:
     from plugins.proc.tests.conftest import Lag, Run
@@ -38,12 +40,18 @@ async def beside(
     return measured.p99(), await kill(running)
 
 
-@pytest.mark.parametrize("how", ["spin", "clock", "yield", "fill", "flood", "drip"])
+@pytest.mark.parametrize(
+    "how",
+    ["spin", "clock", "yield", "fill", "flood", "drip", "poll", "path",
+     ["arguments", *["x" * 200] * 4000]],
+    ids=lambda how: how if isinstance(how, str) else how[0],
+)  # fmt: skip
 async def test_a_guest_that_never_ends_holds_nobody_up_and_can_be_killed(
-    run: Run, lag: type[Lag], kill: Kill, how: str
+    run: Run, lag: type[Lag], kill: Kill, how: str | list[str]
 ) -> None:
     """An infinite loop; loops of calls; one instruction that fills 48 MiB; floods of output."""
-    late_s, killed_s = await beside(run, lag, kill, how, stdout=lambda data: None)
+    args = [how] if isinstance(how, str) else how
+    late_s, killed_s = await beside(run, lag, kill, *args, stdout=lambda data: None)
     assert late_s < LAG_P99_S
     assert killed_s < 0.5
 
@@ -166,6 +174,45 @@ async def test_a_memory_that_is_none_is_no_memory(run: Run) -> None:
         (global (export "memory") i32 (i32.const 7))
         (func (export "_start") (call $exit (call $random (i32.const 0) (i32.const 1)))))""")
     assert (await run(code)).code == 21  # EFAULT
+
+
+async def test_a_directory_is_not_read_to_where_the_guest_has_never_been(run: Run) -> None:
+    """Nor is much of it told at once: either could take the node's loop as long as it has names."""
+    await run("hostile", "far")
+    assert run.out == b"3\n"
+
+
+async def test_what_takes_long_to_free_is_not_freed_on_the_loop(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory, and a file whose last descriptor goes with the guest: 12 MiB of each."""
+    threads: dict[str, str] = {}
+
+    def noted(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            threads[name] = threading.current_thread().name
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(engine, "_store_delete", noted("memory", engine._store_delete))
+    monkeypatch.setattr(files.Table, "close_all", noted("files", files.Table.close_all))
+    loop = threading.current_thread().name
+    await run("hello")
+    assert threads == {"memory": loop, "files": loop}, "little is freed at once"
+    assert (await run("hostile", "memory", limits={"memory_bytes": 16 << 20})).code == 0
+    assert threads["memory"] != loop
+    assert (await run("hostile", "unlink")).code == 0
+    assert threads["files"] != loop
+
+
+async def test_allocating_waits_for_the_disk_in_a_thread(
+    run: Run, lag: type[Lag], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", lambda *args: time.sleep(0.5))
+    async with lag() as measured:
+        assert (await run("hostile", "allocate")).code == 0
+    assert measured.worst() < 0.4
 
 
 async def test_descriptors_end(run: Run) -> None:

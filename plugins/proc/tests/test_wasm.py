@@ -194,6 +194,7 @@ def test_a_spec_that_no_program_can_be_given_is_refused() -> None:
         {"args": ("a\0b",)},
         {"env": {"A=B": ""}},
         {"args": ("x" * (1 << 20),)},
+        {"args": ("",) * 5000},
         {"dirs": {"data": (Path("/"), False)}},
         {"dirs": {"/tmp": (Path("/"), True)}},  # noqa: S108 - the guest's
     ):

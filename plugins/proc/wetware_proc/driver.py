@@ -22,6 +22,8 @@ PIPE_BYTES: Final = 64 << 10
 """In a Pipe; whoever writes more waits."""
 START_BYTES: Final = 1 << 20
 """Of arguments and environment together."""
+START_TEXTS: Final = 4096
+"""Arguments, variables and directories together."""
 
 Output = Callable[[bytes], Awaitable[None] | None]
 """Takes a piece of what a guest writes.
@@ -214,6 +216,11 @@ class Spec:
     stderr: Output = discard
 
     def __post_init__(self) -> None:
+        if len(self.args) + len(self.env) + len(self.dirs) > START_TEXTS:
+            raise InvalidArgument(
+                f"more than {START_TEXTS} arguments, variables and directories",
+                hint="give large input on stdin",
+            )
         texts = [*self.args, *self.env, *self.env.values(), *self.dirs]
         if any("\0" in text for text in texts) or any("=" in name for name in self.env):
             raise InvalidArgument(

@@ -27,6 +27,8 @@ from wetware.errors import (
 
 MESSAGE_BYTES_MAX: Final = 1 << 20
 """Of a message or an answer."""
+ITEMS_MAX: Final = 1 << 13
+"""Values in a message, at all depths: they cost the node's loop more than their bytes do."""
 GRANTS_MAX: Final = 64
 NAME_BYTES_MAX: Final = 64
 TAG: Final = 39
@@ -111,8 +113,10 @@ class Handles:
     def message(self, data: bytes) -> tuple[str, dict[str, Any]]:
         """A method, and its parameters with their capabilities.
 
-        Raises InvalidArgument, NotFound.
+        Raises InvalidArgument, LimitExceeded, NotFound.
         """
+        if cbor.items(data, ITEMS_MAX) > ITEMS_MAX:
+            raise LimitExceeded(f"a message of more than {ITEMS_MAX} values (ITEMS_MAX)")
         match cbor.decode(data, bytes_max=MESSAGE_BYTES_MAX, tag=TAG):
             case [str(method), dict(params)]:
                 return method, self._taken(params)

@@ -79,3 +79,19 @@ def test_one_tag_of_a_number_is_taken_where_it_is_named() -> None:
             cbor.decode(cbor.encode([bad]), bytes_max=100, tag=39)
     with pytest.raises(InvalidArgument):
         cbor.decode(cbor.encode(value), bytes_max=100)
+
+
+@given(PLAIN)
+def test_items_are_counted_without_decoding(value: object) -> None:
+    def count(value: object) -> int:
+        if isinstance(value, dict):
+            return 1 + sum(1 + count(each) for each in value.values())
+        return 1 + (sum(map(count, value)) if isinstance(value, list) else 0)
+
+    assert cbor.items(cbor.encode(value), 1000) == count(value)
+    assert cbor.items(cbor.encode([value] * 10), 5) == 6
+
+
+@given(st.binary(max_size=200))
+def test_items_of_any_bytes_are_counted(data: bytes) -> None:
+    assert cbor.items(data, 1000) <= len(data)

@@ -83,6 +83,49 @@ static void write_a_file(void) {
   for (;;) write(fd, "x", 1);
 }
 
+static void poll_much(void) { /* a thousand clocks, of which one is due */
+  static __wasi_subscription_t waits[1024];
+  static __wasi_event_t events[1024];
+  size_t count;
+  for (int i = 0; i < 1024; i++) {
+    waits[i].u.tag = i % 2 ? __WASI_EVENTTYPE_CLOCK : __WASI_EVENTTYPE_FD_WRITE;
+    if (i % 2) waits[i].u.u.clock.timeout = i == 1 ? 0 : (__wasi_timestamp_t)-1;
+    else waits[i].u.u.fd_write.file_descriptor = 1;
+  }
+  for (;;) __wasi_poll_oneoff(waits, events, 1024, &count);
+}
+
+static void ask_for_arguments(void) {
+  char *text = malloc(1 << 20);
+  static uint8_t *each[5000];
+  for (;;) __wasi_args_get(each, (uint8_t *)text);
+}
+
+static void go_deep(void) { /* the longest path there is */
+  static char path[4097];
+  for (int i = 0; i < 4096; i++) path[i] = i % 2 ? '/' : '.';
+  for (;;) open(path, O_RDONLY);
+}
+
+static int list_far(void) {
+  uint8_t *names = malloc(1 << 17);
+  int fd = open("/tmp", O_RDONLY | O_DIRECTORY), failed = 0;
+  size_t used;
+  failed += __wasi_fd_readdir(fd, names, 4096, (__wasi_dircookie_t)1 << 40, &used) == __WASI_ERRNO_INVAL;
+  failed += __wasi_fd_readdir(fd, names, 1 << 17, 0, &used) == __WASI_ERRNO_INVAL;
+  failed += __wasi_fd_readdir(fd, names, 4096, 0, &used) == 0;
+  printf("%d\n", failed);
+  return 0;
+}
+
+static int write_and_unlink(void) {
+  char *much = calloc(1, 1 << 20);
+  int fd = open("/tmp/much", O_RDWR | O_CREAT, 0600);
+  for (int i = 0; i < 12; i++)
+    if (write(fd, much, 1 << 20) != 1 << 20) return 1;
+  return unlink("/tmp/much");
+}
+
 int main(int argc, char **argv) {
   const char *how = argc > 1 ? argv[1] : "";
   if (!strcmp(how, "spin")) spin();
@@ -98,5 +141,11 @@ int main(int argc, char **argv) {
   if (!strcmp(how, "greedy")) return ask_for_too_much();
   if (!strcmp(how, "descriptors")) return open_everything();
   if (!strcmp(how, "file")) write_a_file();
+  if (!strcmp(how, "poll")) poll_much();
+  if (!strcmp(how, "arguments")) ask_for_arguments();
+  if (!strcmp(how, "path")) go_deep();
+  if (!strcmp(how, "far")) return list_far();
+  if (!strcmp(how, "unlink")) return write_and_unlink();
+  if (!strcmp(how, "allocate")) return posix_fallocate(open("/tmp/a", O_RDWR | O_CREAT, 0600), 0, 9);
   return 99;
 }

@@ -60,7 +60,7 @@ class WasmDriver:
     """See `wasm_driver`, and wetware_proc.driver.Driver."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._threads = Threads()
+        self._threads, self._disk = Threads(), Threads()  # guests' files keep no load waiting
         self._runtime = Runtime(
             [(wasi.MODULE, wasi.CALLS), (caps.MODULE, caps.CALLS)],
             workers=max(2, os.cpu_count() or 1),
@@ -92,7 +92,7 @@ class WasmDriver:
         limits = spec.limits
         fiber = Fiber(image.program, memory_bytes=limits.memory_bytes, cpu_s=limits.cpu_s)
         tmp = _Tmp(self._tmp)
-        world = Wasi(fiber, spec, tmp.open if limits.tmp_files else None, self._threads)
+        world = Wasi(fiber, spec, tmp.open if limits.tmp_files else None, self._disk)
         handles = Caps(fiber, spec)
         fiber.hosts = (world, handles)
         try:
@@ -101,7 +101,7 @@ class WasmDriver:
             if handles.busy:
                 await to_its_end(handles.stop())
             handles.close()
-            world.close()
+            await world.close()
             fiber.hosts = ()  # they know each other: this frees them now
             if tmp.path is not None:
                 await self.remove(tmp.path)

@@ -51,6 +51,8 @@ HELD_S: Final = 0.008
 """Who has held the loop for so long at a time is not polled on it again."""
 LOOP_MEMORY_BYTES: Final = 64 << 20
 """Nor who may fill more than this with one instruction, in which nothing interrupts it."""
+LOOP_FREED_BYTES: Final = 8 << 20
+"""Of memory, that are given back on the loop when a guest ends."""
 TABLE_ELEMENTS_MAX: Final = 200_000
 """Of one table: functions that are called by their number."""
 TABLES_MAX: Final = 4
@@ -383,6 +385,14 @@ class Memory:
         view: memoryview = self._all[at : at + count]
         return view
 
+    @property
+    def size(self) -> int | None:
+        """In bytes; None where the guest has none that it exports, or has not used it in a call."""
+        if self._found is None:
+            return None
+        size: int = _memory_size(self.context, ctypes.byref(self._found))
+        return size
+
     def read(self, at: int, count: int) -> bytes:
         return bytes(self.view(at, count))
 
@@ -392,7 +402,7 @@ class Memory:
     def pack(self, at: int, form: str, *values: object) -> None:
         """Write values as `struct` does."""
         end = at + struct.calcsize(form)
-        if end > self._size:
+        if self._all is None or end > self._size:
             self._reach(end)
         struct.pack_into(form, self._all, at, *values)
 
@@ -483,9 +493,18 @@ class Fiber:
         except Exited as exc:
             return exc.code
         finally:
+            size = self.memory.size
             self.memory.close()
-            _store_delete(store)
+            if size is None or size > LOOP_FREED_BYTES:
+                workers = self._runtime.workers
+                await to_its_end(asyncio.wrap_future(workers.submit(_store_delete, store)))
+            else:
+                _store_delete(store)
         return 0
+
+    def leave_loop(self) -> None:
+        """What the guest calls from now on may take long: it is polled by workers."""
+        self._held_loop = True
 
     def park(self, later: Later, results: Any, failed: Callable[[int], int]) -> int:
         """The call that is being made goes on on the loop. Returns the address of its flag."""
@@ -524,7 +543,8 @@ class Fiber:
             else:
                 before = time.perf_counter()
                 done = self._poll_once(future)
-                self._held_loop = self._took(before) > HELD_S
+                if self._took(before) > HELD_S:
+                    self._held_loop = True
             if done:
                 return
             if self._cpu_ns > self._cpu_ns_max:

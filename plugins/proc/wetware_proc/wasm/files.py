@@ -25,6 +25,10 @@ from wetware_proc.wasm.errno import Errno, need
 DESCRIPTORS_MAX: Final = 256
 """Open at a time, of one guest."""
 PATH_BYTES_MAX: Final = 4096
+SKIPPED_MAX: Final = 4096
+"""Names of a directory that one call passes over, to where the guest wants to go on."""
+LOOP_BYTES: Final = 8 << 20
+"""Who has added more to files does not do it on the loop: to free them takes a while."""
 
 # Kinds of files, as WASI numbers them.
 UNKNOWN, BLOCK_DEVICE, CHARACTER_DEVICE, DIRECTORY, REGULAR, LINK = 0, 1, 2, 3, 4, 7
@@ -113,11 +117,14 @@ class Quota:
 
     A file counts from its first byte, holes included, until its last name and its last descriptor
     are gone.
+
+    Attributes:
+        bytes: That it has added.
     """
 
     def __init__(self, bytes_max: int, names_max: int) -> None:
         self._bytes_max, self._names_max = bytes_max, names_max
-        self._bytes = self._names = 0
+        self.bytes = self._names = 0
         self._added: dict[_File, int] = {}
         self._nameless: set[_File] = set()
 
@@ -126,7 +133,7 @@ class Quota:
         """In the block a file becomes `end` bytes long, if it is not longer. Raises DQUOT."""
         before = os.fstat(fd)
         need(end < 1 << 63, Errno.INVAL)
-        need(self._bytes + max(0, end - before.st_size) <= self._bytes_max, Errno.DQUOT)
+        need(self.bytes + max(0, end - before.st_size) <= self._bytes_max, Errno.DQUOT)
         try:
             yield
         finally:
@@ -153,12 +160,12 @@ class Quota:
         """A descriptor of a file was closed: without a name it is gone with the last one."""
         if file in self._nameless and not table.has(file):
             self._nameless.discard(file)
-            self._bytes -= self._added.pop(file, 0)
+            self.bytes -= self._added.pop(file, 0)
 
     def _charge(self, file: _File, growth: int) -> None:
         before = self._added.get(file, 0)
         added = max(0, before + growth)  # what was there before is not given back
-        self._bytes += added - before
+        self.bytes += added - before
         if added:
             self._added[file] = added
         else:
@@ -230,6 +237,7 @@ class Directory(Descriptor):
             if listing is not None:
                 listing.close()
             listing = self._listing = Listing(self.fd)
+        need(cookie <= listing.count + SKIPPED_MAX, Errno.INVAL)
         return listing.entries(cookie)
 
     def close(self) -> None:
@@ -250,7 +258,11 @@ class Entry:
 
 
 class Listing:
-    """The names of a directory, read as they are asked for; those given last are remembered."""
+    """The names of a directory, read as they are asked for; those given last are remembered.
+
+    Attributes:
+        count: That were read.
+    """
 
     def __init__(self, directory: int) -> None:
         self._fd = os.open(".", _DIRECTORY_FLAGS, dir_fd=directory)
@@ -260,13 +272,13 @@ class Listing:
         except BaseException:
             os.close(self._fd)
             raise
-        self._count = 2
+        self.count = 2
         self._known = [Entry(1, b".", inode, DIRECTORY), Entry(2, b"..", inode, DIRECTORY)]
 
     @property
     def first(self) -> int:
         """The number of the first entry that is remembered."""
-        return self._count - len(self._known)
+        return self.count - len(self._known)
 
     def close(self) -> None:
         self._scan.close()
@@ -277,14 +289,14 @@ class Listing:
         self._known = [entry for entry in self._known if entry.next > cookie]
         yield from tuple(self._known)
         for found in self._scan:
-            self._count += 1
+            self.count += 1
             kind = (
                 LINK if found.is_symlink()
                 else DIRECTORY if found.is_dir(follow_symlinks=False)
                 else REGULAR if found.is_file(follow_symlinks=False)
                 else UNKNOWN
             )  # fmt: skip
-            entry = Entry(self._count, os.fsencode(found.name), found.inode(), kind)
+            entry = Entry(self.count, os.fsencode(found.name), found.inode(), kind)
             if entry.next > cookie:
                 self._known.append(entry)
                 yield entry

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from wetware.base.bounds import TokenBucket
@@ -32,6 +33,8 @@ VECTORS_MAX: Final = 1024
 """Pieces of memory, or subscriptions, that one call names."""
 IO_BYTES_MAX: Final = 1 << 20
 """That one call moves."""
+LIST_BYTES_MAX: Final = 64 << 10
+"""Of a directory's names, that one call tells."""
 
 _OK: Final = 0
 _SET_ATIME, _ATIME_NOW, _SET_MTIME, _MTIME_NOW = 1, 2, 4, 8
@@ -95,9 +98,12 @@ class Wasi:
         if tmp is not None:
             table.add(files.given(b"/tmp", True, tmp))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """The guest is gone."""
-        self.table.close_all()
+        if self._quota.bytes > files.LOOP_BYTES:  # the last descriptor of a file frees it
+            await to_its_end(self._threads.run(self.table.close_all))
+        else:
+            self.table.close_all()
 
     # --- arguments and environment ---
 
@@ -114,11 +120,9 @@ class Wasi:
         return self._write_sizes(self._env, count, size)
 
     def _write_texts(self, texts: list[bytes], pointers: int, buffer: int) -> int:
-        for text in texts:
-            self._memory.pack(pointers, "<I", buffer)
-            self._memory.write(buffer, text)
-            pointers += 4
-            buffer += len(text)
+        starts = list(accumulate(map(len, texts[:-1]), initial=buffer))[: len(texts)]
+        self._memory.pack(pointers, f"<{len(starts)}I", *starts)
+        self._memory.write(buffer, b"".join(texts))
         return _OK
 
     def _write_sizes(self, texts: list[bytes], count: int, size: int) -> int:
@@ -235,6 +239,8 @@ class Wasi:
             return 0
         if file.flags & files.APPEND:  # Linux appends then wherever it is told to write
             at = os.fstat(file.fd).st_size
+        if self._quota.bytes > files.LOOP_BYTES:
+            self._fiber.leave_loop()
         with self._quota.resizing(file.fd, at + sum(map(len, views))):
             return os.pwritev(file.fd, views, at) if positioned else os.writev(file.fd, views)
 
@@ -273,21 +279,23 @@ class Wasi:
     def fd_datasync(self, fd: int) -> Result:
         return partial(self._in_thread, os.fdatasync, self.table.on_disk(fd).fd)
 
-    async def _in_thread(self, function: Callable[[int], None], fd: int) -> int:
-        await to_its_end(self._threads.run(function, fd))  # the descriptor is closed behind it
+    async def _in_thread(self, function: Callable[..., None], *args: int) -> int:
+        await to_its_end(self._threads.run(function, *args))  # the descriptor is closed behind it
         return _OK
 
     def fd_advise(self, fd: int, at: int, count: int, advice: int) -> int:
         need(advice < 6 and at < 1 << 63 and count < 1 << 63, Errno.INVAL)
-        linux = (0, 2, 1, 3, 4, 5)[advice]
-        os.posix_fadvise(self.table.file(fd).fd, at, count, linux)
-        return _OK
+        self.table.file(fd)
+        return _OK  # what the kernel reads ahead or forgets is not the guest's to say
 
-    def fd_allocate(self, fd: int, at: int, count: int) -> int:
+    def fd_allocate(self, fd: int, at: int, count: int) -> Result:
         file = self.table.file(fd, files.WRITE)
-        with self._quota.resizing(file.fd, at + count):
-            os.posix_fallocate(file.fd, at, count)
-        return _OK
+
+        async def allocate() -> int:
+            with self._quota.resizing(file.fd, at + count):
+                return await self._in_thread(os.posix_fallocate, file.fd, at, count)
+
+        return allocate
 
     def fd_fdstat_get(self, fd: int, out: int) -> int:
         node = self.table.get(fd)
@@ -355,7 +363,7 @@ class Wasi:
     def fd_readdir(self, fd: int, at: int, count: int, cookie: int, out: int) -> int:
         directory = self.table.directory(fd)
         self._memory.view(at, count)
-        need(count <= IO_BYTES_MAX, Errno.INVAL)  # fewer would mean that the directory ends there
+        need(count <= LIST_BYTES_MAX, Errno.INVAL)  # fewer would mean that the directory ends there
         data = bytearray()
         for entry in directory.entries(cookie):
             data += struct.pack("<QQIB3x", entry.next, entry.inode, len(entry.name), entry.kind)
@@ -579,7 +587,7 @@ CALLS: Final = (
     Call("fd_sync", "i", Wasi.fd_sync, parks=True),
     Call("fd_datasync", "i", Wasi.fd_datasync, parks=True),
     Call("fd_advise", "iIIi", Wasi.fd_advise),
-    Call("fd_allocate", "iII", Wasi.fd_allocate),
+    Call("fd_allocate", "iII", Wasi.fd_allocate, parks=True),
     Call("fd_fdstat_get", "ii", Wasi.fd_fdstat_get),
     Call("fd_fdstat_set_flags", "ii", Wasi.fd_fdstat_set_flags),
     Call("fd_fdstat_set_rights", "iII", Wasi.fd_fdstat_set_rights),
