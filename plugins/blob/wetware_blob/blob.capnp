@@ -82,7 +82,7 @@ interface Blob extends(Ww.Source) {
 
   ls @0 (skip :UInt32, limit :UInt32) -> (entries :List(Entry), more :Bool);
   # The entries of a directory, in the order of its blocks, at most `limit`, and at most 1000 (0 means
-  # that). `invalid.not_a_directory` for others. Idempotent.
+  # that); `more` where there may be some behind them. `invalid.not_a_directory` for others. Idempotent.
 
   at @1 (path :Text) -> (blob :Blob, cid :Text);
   # What is below under a path of names with slashes; symbolic links are not followed. `not_found` where

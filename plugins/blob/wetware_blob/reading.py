@@ -36,9 +36,9 @@ _AHEAD: Final = 64
 _END: Final = 2**64 - 1
 
 
-Cursors = Recent["BlobServant", tuple[int, "Entry", AsyncIterator["Entry"]]]
-"""Where the last list of a directory has ended: the number of the next entry, it, and those behind
-it. Without that a directory of many pages would be read from its beginning for each."""
+Cursors = Recent["BlobServant", tuple[int, AsyncIterator["Entry"]]]
+"""Where the last list of a directory has ended: so many entries, and what has those behind them.
+Without that a directory of many pages would be read from its beginning for each."""
 
 
 class Opened:
@@ -138,25 +138,22 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
         limit = min(limit or LIST_MAX, LIST_MAX)
         found: list[Entry] = []
         cursors = self._opened.cursors
-        there = cursors.get(self)
+        at, following = cursors.get(self) or (0, entries(self._cid, source.get, source.ahead))
+        if at > skip:
+            at, following = 0, entries(self._cid, source.get, source.ahead)
         cursors.discard(self)
-        if there is not None and there[0] == skip:
-            _, entry, following = there
-            found, left = [entry], 0
-        else:
-            following, left = entries(self._cid, source.get, source.ahead), skip
-        more = False
         async for entry in following:
-            if left:
-                left -= 1
-            elif len(found) < limit:
+            at += 1
+            if at > skip:
                 found.append(entry)
-            else:
-                more = True
-                cursors.put(self, (skip + limit, entry, following))
+            if len(found) == limit:
+                cursors.put(self, (at, following))
                 break
         source.ahead([each.cid for each in found if each.cid.codec != RAW])
-        return {"entries": [await _listed(source, each) for each in found], "more": more}
+        return {
+            "entries": [await _listed(source, each) for each in found],
+            "more": len(found) == limit,
+        }
 
     async def at(self, path: str) -> dict[str, Any]:
         source = await self._opened.source()

@@ -102,7 +102,7 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
         await asyncio.wait([self._task], timeout=wait_s)
         if self._error is not None:
             raise self._error
-        if self._task.cancelled():  # before it began
+        if self._task.cancelled():
             raise self._why
         state = self._state
         return {
@@ -129,9 +129,6 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
             await work(self._state)
         except WetwareError as exc:
             self._error = exc
-        except asyncio.CancelledError:
-            self._error = self._why
-            raise
         except Exception:
             log.exception("blob.transfer_failed")
             self._error = InternalError("the transfer failed; the node's log says why")

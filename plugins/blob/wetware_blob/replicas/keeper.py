@@ -363,24 +363,17 @@ class Keeper:
         await self.replicas.refresh()
         self.replicas.pinned(id_)
         self._changed.set()
-        most = 0, 0
-
-        async def look() -> tuple[int, int] | None:
-            nonlocal most  # a member that comes and goes is no progress
-            state.copies = len(self.holders(pin))
-            if state.copies >= ack:
-                return None
-            state.doing = f"copying: {state.copies} of {ack} members have it"
-            most = max(most, (state.copies, await self.replicas.tend(id_)))
-            return most
-
-        def why() -> str:
-            return (
-                f"{state.copies} of {ack} members have it, and nothing came for {STALLED_S:g} s; "
-                "it is pinned here, and copies are made when they can be"
-            )
-
-        await self._progress(look, STALLED_S, why)
+        most, stalled = (0, 0), self._stalled(STALLED_S)
+        while (copies := len(self.holders(pin))) < ack:
+            state.copies, state.doing = copies, f"copying: {copies} of {ack} members have it"
+            most = max(most, (copies, await self.replicas.tend(id_)))  # who goes is no progress
+            if stalled(most):
+                raise _too_few(
+                    f"{copies} of {ack} members have it, and nothing came for {STALLED_S:g} s; "
+                    "it is pinned here, and copies are made when they can be"
+                )
+            await anyio.sleep(POLL_S)
+        state.copies = copies
 
     async def drain(self, tell: Callable[[str], object]) -> None:
         """Hand all over that is pinned here; nothing new is taken until the next start.
@@ -401,41 +394,34 @@ class Keeper:
             )
         replicas.draining = True
         await replicas.refresh()
-        left: set[bytes] = set()
-
-        async def look() -> tuple[int, int] | None:
-            nonlocal left
-            left = replicas.copies.keys() - replicas.handed
-            if not left and replicas.single:
-                return None
-            tell(f"handing over: {counted(len(left), 'pin')} left")
+        stalled = self._stalled(STALLED_S + LEASE_S)
+        while (left := replicas.copies.keys() - replicas.handed) or not replicas.single:
+            many = counted(len(left), "pin")
+            tell(f"handing over: {many} left")
             self._changed.set()
-            return len(replicas.handed), sum(self._coming.values())
-
-        def why() -> str:
-            some = [replicas.copies[id_] for id_ in itertools.islice(left, NAMED_MAX)]
-            named = ", ".join(f"{c.root} (on {c.where or 'any'})" for c in some)
-            return f"other members have too few copies of {counted(len(left), 'pin')}: {named}"
-
-        await self._progress(look, STALLED_S + LEASE_S, why)
+            if stalled((len(replicas.handed), sum(self._coming.values()))):
+                some = [replicas.copies[id_] for id_ in itertools.islice(left, NAMED_MAX)]
+                named = ", ".join(f"{c.root} (on {c.where or 'any'})" for c in some)
+                raise _too_few(f"other members have too few copies of {many}: {named}")
+            await anyio.sleep(POLL_S)
         await self.disk.check_whole()  # they may be found while it goes on
 
-    async def _progress(
-        self,
-        look: Callable[[], Awaitable[tuple[int, int] | None]],
-        stalled_s: float,
-        why: Callable[[], str],
-    ) -> None:
-        """Look until there is None; raises TimedOut where it is the same for so long."""
-        now, until = self._ctx.clock.monotonic, 0.0
-        last: tuple[int, int] | None = None
-        while (come := await look()) is not None:
+    def _stalled(self, stalled_s: float) -> Callable[[tuple[int, int]], bool]:
+        """Tells of what it is given again and again whether that is the same for so long."""
+        now, last, until = self._ctx.clock.monotonic, (-1, -1), 0.0
+
+        def stalled(come: tuple[int, int]) -> bool:
+            nonlocal last, until
             if come != last:
                 last, until = come, now() + stalled_s
-            elif now() > until:
-                raise TimedOut(
-                    why(),
-                    hint="see who is there and has room: ww ls service=blob; ww doctor",
-                    code="overlay.copies",
-                )
-            await anyio.sleep(POLL_S)
+            return now() > until
+
+        return stalled
+
+
+def _too_few(what: str) -> TimedOut:
+    return TimedOut(
+        what,
+        hint="see who is there and has room: ww ls service=blob; ww doctor",
+        code="overlay.copies",
+    )
