@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
@@ -37,12 +37,8 @@ GROUP = 256
 
 @contextlib.asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[Store]:
-    def no_links(_: Cid, __: bytes) -> Iterable[Cid]:
-        return ()
-
     store = Store(
         Files(path),
-        no_links,
         run_sync=Threads().run,
         clock=time,
         node_bytes_max=1 << 50,

@@ -33,7 +33,7 @@ from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.exchange.find import Finder, dht_key
 from wetware_blob.format.build import PROFILES, V1_2025
 from wetware_blob.format.cid import RAW, Cid
-from wetware_blob.format.read import children, described
+from wetware_blob.format.read import described
 from wetware_blob.reading import CURSOR_S, CURSORS_MAX, LIST_MAX, BlobServant, Cursors, Opened
 from wetware_blob.replicas.duties import COPIES_MAX
 from wetware_blob.replicas.keeper import Keeper, selector
@@ -99,7 +99,6 @@ class BlobService(Service):
         config: BlobConfig = ctx.config
         self.store = Store(
             Files(ctx.data_dir / "store"),
-            children,
             run_sync=ctx.run_sync,
             clock=ctx.clock,
             node_bytes_max=config.node_bytes_max,
@@ -273,7 +272,7 @@ class BlobService(Service):
         async with self.exchange.open(root, owner) as source:
             kind, size = await described(root, source.get)
             state.total = size
-            await pull(source, root, children, count)
+            await pull(source, root, count)
             state.doing = "writing"
             now_s = self.ctx.clock.time()
             pin = made(owner, root, kind=kind, size=size, created_at=now_s)

@@ -25,7 +25,6 @@ from wetware.testing import FakeOverlay
 from wetware_blob.exchange import fetch as fetching
 from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.format.cid import Cid
-from wetware_blob.format.read import children
 from wetware_blob.store.files import Files
 from wetware_blob.store.store import Store
 
@@ -39,7 +38,6 @@ say = partial(print, flush=True)
 async def opened(directory: str) -> AsyncIterator[Store]:
     store = Store(
         Files(Path(directory)),
-        children,
         run_sync=Threads().run,
         clock=time,
         node_bytes_max=1 << 40,
@@ -104,7 +102,7 @@ async def fetch(directory: str, address: str, cid: str) -> None:
         root = Cid.parse(cid)
         try:
             async with made.open(root, "local:ada") as source:
-                await pull(source, root, children)
+                await pull(source, root)
             say("done")
         except WetwareError as exc:
             sys.stderr.write(str(exc))

@@ -16,7 +16,7 @@ from wetware_blob.exchange import exchange as exchanging
 from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.format.build import V1_2025, FileTree, leaf
 from wetware_blob.format.cid import RAW, BadBlock, Block, Cid
-from wetware_blob.format.read import children, read
+from wetware_blob.format.read import read
 from wetware_blob.store.index import charge
 from wetware_blob.store.store import Hold, Store
 
@@ -92,7 +92,7 @@ async def test_pull_brings_every_block_and_fetches_none_that_is_there(
 
         monkeypatch.setattr(store, "put", counted)
         async with made.open(ROOT, OWNER) as source:
-            await pull(source, ROOT, children)
+            await pull(source, ROOT)
         assert sorted(map(str, written)) == sorted(str(block.cid) for block in BLOCKS[1::2])
         digests = {block.cid.digest for block in BLOCKS}
         assert await store.have(digests) == digests
@@ -107,7 +107,7 @@ async def test_pull_counts_each_block_once_that_came(tmp_path: Path) -> None:
         for there, came in ((False, 4), (True, 0)):
             counts: list[int] = []
             async with made.open(root.cid, OWNER) as source:
-                await pull(source, root.cid, children, counts.append)
+                await pull(source, root.cid, counts.append)
             assert counts[-1] == came * charge(1), there
             assert counts == sorted(counts)
 
@@ -116,7 +116,7 @@ async def test_pull_of_one_leaf(tmp_path: Path) -> None:
     (one,) = [Block(Cid.of(RAW, b"a"), b"a")]
     async with two(tmp_path, [one]) as (made, store, _):
         async with made.open(one.cid, OWNER) as source:
-            await pull(source, one.cid, children)
+            await pull(source, one.cid)
         assert await store.get(one.cid.digest) == b"a"
 
 
@@ -133,7 +133,7 @@ async def test_a_pull_ends_when_all_is_on_disk(
 
         monkeypatch.setattr(store, "put", later)
         async with made.open(one.cid, OWNER) as source:
-            pulling = asyncio.create_task(pull(source, one.cid, children))
+            pulling = asyncio.create_task(pull(source, one.cid))
             await until(lambda: any(wanted.taken for wanted in source._wanted.values()))
             for _ in range(20):
                 await asyncio.sleep(0)
@@ -147,7 +147,7 @@ async def test_a_damaged_block_is_fetched_again(tmp_path: Path) -> None:
     big = Block(Cid.of(RAW, DATA[:500_000]), DATA[:500_000])
     async with two(tmp_path, [big]) as (made, store, _):
         async with made.open(big.cid, OWNER) as source:
-            await pull(source, big.cid, children)
+            await pull(source, big.cid)
         (file,) = [p for p in (tmp_path / "reader").rglob("*") if p.stat().st_size == 500_000]
         with file.open("r+b") as opened:
             opened.write(b"?")
@@ -163,7 +163,7 @@ async def test_dags_that_claim_much_cost_what_their_blocks_cost(tmp_path: Path) 
         bomb.append(node([bomb[-1].cid] * 2))
     async with two(tmp_path, bomb) as (made, store, _):
         async with made.open(bomb[-1].cid, OWNER) as source:
-            await pull(source, bomb[-1].cid, children)
+            await pull(source, bomb[-1].cid)
         assert len(await store.have({block.cid.digest for block in bomb})) == 41
 
 
@@ -174,7 +174,7 @@ async def test_the_links_that_wait_are_bounded(
     async with two(tmp_path, BLOCKS) as (made, _, _full):
         with pytest.raises(LimitExceeded, match="LINKS_MAX"):
             async with made.open(ROOT, OWNER) as source:
-                await pull(source, ROOT, children)
+                await pull(source, ROOT)
 
 
 async def test_what_is_no_dag_pb_ends_a_pull(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ async def test_what_is_no_dag_pb_ends_a_pull(tmp_path: Path) -> None:
     async with two(tmp_path, [bad]) as (made, _, _full):
         with pytest.raises(BadBlock):
             async with made.open(bad.cid, OWNER) as source:
-                await pull(source, bad.cid, children)
+                await pull(source, bad.cid)
 
 
 async def test_a_download_that_failed_survives_a_collection(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ async def test_a_download_that_failed_survives_a_collection(tmp_path: Path) -> N
     async with two(tmp_path, lacking) as (made, store, _):
         with pytest.raises(NotFound):
             async with made.open(ROOT, OWNER) as source:
-                await pull(source, ROOT, children)
+                await pull(source, ROOT)
         before = await store.have({block.cid.digest for block in BLOCKS})
         assert len(before) > 500
         await store.collect(dry_run=False)
@@ -207,7 +207,7 @@ async def test_blocks_of_an_open_download_are_not_collected(tmp_path: Path) -> N
 
         async with made.open(ROOT, OWNER) as source:
             collector = asyncio.create_task(collect())
-            await pull(source, ROOT, children)
+            await pull(source, ROOT)
             collecting = False
             await collector
             digests = {block.cid.digest for block in BLOCKS}

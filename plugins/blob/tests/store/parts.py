@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,6 @@ def node(children: Sequence[Cid], data: bytes = b"") -> Block:
     return Block(Cid.of(DAG_PB, block), block)
 
 
-def children(cid: Cid, block: bytes) -> Iterable[Cid]:
-    return [Cid.decode(link.cid) for link in dagpb.decode(block).links]
-
-
 @contextlib.asynccontextmanager
 async def running(
     where: Path | Files,
@@ -60,7 +56,6 @@ async def running(
     """A store that is open."""
     store = Store(
         where if not isinstance(where, Path) else Files(where),
-        children,
         run_sync=run_sync or Threads().run,
         clock=clock or Clock(),
         node_bytes_max=node_bytes_max,

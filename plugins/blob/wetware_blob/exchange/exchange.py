@@ -106,16 +106,11 @@ class Exchange:
             fetch.bytes_max = min(max(share, fetching.BYTES_MIN), fetching.BYTES_MAX)
 
 
-async def pull(
-    source: Fetch,
-    root: Cid,
-    children: Callable[[Cid, bytes], list[Cid]],
-    count: Callable[[int], object] = lambda _: None,
-) -> None:
+async def pull(source: Fetch, root: Cid, count: Callable[[int], object] = lambda _: None) -> None:
     """Every block under `root` is in the store, on disk, when this returns.
 
     `count` is told, again and again, what the blocks are charged that came from others until then.
-    Raises what it raises, as `Fetch.get`, what `children` raises for a bad block, LimitExceeded.
+    Raises what it raises, as `Fetch.get`, BadBlock, LimitExceeded.
     """
     seen: set[bytes] = set()
     waiting = [root]  # the next one last
@@ -128,7 +123,7 @@ async def pull(
         if cid.codec == RAW:
             continue
         seen.add(cid.digest)
-        links = await links_of(cid, block, children)
+        links = await links_of(cid, block)
         lacking = set(await source.lacks(links))
         source.ahead([link for link in links if link in lacking])
         waiting += [link for link in reversed(links) if link.codec != RAW or link in lacking]

@@ -195,13 +195,11 @@ def children(cid: Cid, block: bytes) -> list[Cid]:
     return list(dict.fromkeys(target(link) for link in dagpb.decode(block).links))
 
 
-async def links_of(
-    cid: Cid, block: bytes, of: Callable[[Cid, bytes], list[Cid]] = children
-) -> list[Cid]:
+async def links_of(cid: Cid, block: bytes) -> list[Cid]:
     """As `children`; the loop goes on meanwhile."""
     if len(block) <= INLINE_BYTES:
-        return of(cid, block)
-    return await run_sync(of, cid, block)
+        return children(cid, block)
+    return await run_sync(children, cid, block)
 
 
 # --- trees ---

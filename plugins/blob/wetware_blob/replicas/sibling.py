@@ -10,7 +10,7 @@ from wetware.errors import Disconnected, InvalidArgument
 from wetware.identity import PeerId
 from wetware_blob.exchange.find import ROOTS_MAX
 from wetware_blob.format.cid import Cid
-from wetware_blob.replicas.duties import COPIES_MAX, WHERE_CHARS_MAX, Copy
+from wetware_blob.replicas.duties import COPIES_MAX, WHERE_CHARS_MAX, Copy, Replicas
 from wetware_blob.replicas.keeper import TENDED_AT_ONCE
 from wetware_blob.schema import SCHEMA
 
@@ -33,13 +33,17 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
         here = await self._store.have(roots)
         return {"have": [digest in here for digest in roots]}
 
+    @property
+    def _replicas(self) -> Replicas:
+        if not self._keeper.replicas.loaded:
+            raise Disconnected("the service is not running")
+        return self._keeper.replicas
+
     async def holding(self, ids: list[bytes]) -> dict[str, Any]:
         _check(ids)
-        self._check_loaded()
-        return {"holding": self._keeper.replicas.has(ids)}
+        return {"holding": self._replicas.has(ids)}
 
     async def keep(self, copy: dict[str, Any]) -> dict[str, Any]:
-        self._check_loaded()
         if (
             len(copy["pin"]) != 16
             or not 1 <= copy["copies"] <= COPIES_MAX
@@ -54,14 +58,13 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
             copy["where"],
             copy["bytes"],
         )
-        kept = await self._keeper.replicas.keep(self._peer, asked)
+        kept = await self._replicas.keep(self._peer, asked)
         return {"room": kept.room, "done": kept.done, "bytes": kept.bytes}
 
     async def lease(self, id: bytes) -> dict[str, Any]:
-        self._check_loaded()
         once = Claim(id, 1, "this copy is being promised to another member")
         with self._keeper.asked.hold(self._claim(), once):
-            return {"seconds": await self._keeper.replicas.lease(id)}
+            return {"seconds": await self._replicas.lease(id)}
 
     async def drop(self, ids: list[bytes]) -> None:
         _check(ids)
@@ -69,9 +72,8 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
 
     async def wanted(self, ids: list[bytes]) -> dict[str, Any]:
         _check(ids)
-        self._check_loaded()
         with self._keeper.asked.hold(self._claim()):
-            store, wanted = await self._keeper.replicas.wants(ids)
+            store, wanted = await self._replicas.wants(ids)
         told = [{"copies": copies, "where": where} for copies, where in wanted]
         return {"store": store, "wanted": told}
 
@@ -79,10 +81,6 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
         """A place for what reads much of the disk: all of a copy, or all pins."""
         many = f"{self._peer} asks {ASKED_MAX} things at a time (replicas.sibling.ASKED_MAX)"
         return Claim(self._peer, ASKED_MAX, many)
-
-    def _check_loaded(self) -> None:
-        if not self._keeper.replicas.loaded:
-            raise Disconnected("the service is not running")
 
 
 def _check(ids: list[bytes]) -> None:

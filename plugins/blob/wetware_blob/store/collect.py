@@ -7,20 +7,18 @@ gets its bit in the same transaction (`Index.keep`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from wetware.errors import NotFound, WetwareError
 from wetware_blob.format.cid import DAG_PB, Cid
+from wetware_blob.format.read import children
 from wetware_blob.store.bits import Bits
 
 if TYPE_CHECKING:
     from wetware_blob.store.blocks import Blocks
     from wetware_blob.store.index import Index
-
-Children = Callable[[Cid, bytes], Iterable[Cid]]
-"""The links of a block, those that are CIDs of this store; may raise BadBlock."""
 
 WALK_BLOCKS: Final = 64
 """Blocks with links that one call in a thread reads."""
@@ -49,10 +47,8 @@ class Walk:
         lacking: Blocks that are not here.
     """
 
-    def __init__(
-        self, index: Index, blocks: Blocks, children: Children, keep: Bits, *, whole: bool
-    ) -> None:
-        self._index, self._blocks, self._children = index, blocks, children
+    def __init__(self, index: Index, blocks: Blocks, keep: Bits, *, whole: bool) -> None:
+        self._index, self._blocks = index, blocks
         self._keep, self._whole = keep, whole
         self._seen, self._followed = Bits(), Bits()  # a block has a CID for each codec
         self._left: list[Cid] = []
@@ -81,10 +77,10 @@ class Walk:
                 return False
             cid = self._left.pop()
             try:
-                children = tuple(self._children(cid, self._blocks.read(cid.digest)))
+                below = children(cid, self._blocks.read(cid.digest))
             except WetwareError:
                 if self._whole:
                     raise
                 continue
-            self.add(children)
+            self.add(below)
         return bool(self._left)

@@ -26,7 +26,7 @@ from wetware.errors import ConfigError, InvalidArgument, LimitExceeded, WetwareE
 from wetware_blob.format.cid import Cid
 from wetware_blob.store.bits import Bits
 from wetware_blob.store.blocks import Blocks
-from wetware_blob.store.collect import DELETED_MAX, Children, Collected, Walk
+from wetware_blob.store.collect import DELETED_MAX, Collected, Walk
 from wetware_blob.store.errors import Damaged, DiskFull, StoreFailed
 from wetware_blob.store.index import (
     FILE,
@@ -112,7 +112,6 @@ class Store:
 
     Args:
         files: Of the store's own directory.
-        children: The links of a block.
         run_sync: Calls in a thread.
         clock: For when pins and downloads began.
         node_bytes_max: Of the disk that all of the store may take.
@@ -128,7 +127,6 @@ class Store:
     def __init__(
         self,
         files: Files,
-        children: Children,
         *,
         run_sync: RunSync,
         clock: Clock,
@@ -136,7 +134,7 @@ class Store:
         owner_bytes_max: int,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        self._files, self._children, self._run_sync = files, children, run_sync
+        self._files, self._run_sync = files, run_sync
         self._clock, self._sleep = clock, sleep
         self._quota = Quota(node_bytes_max - INDEX_BYTES, owner_bytes_max)
         self._index: Index
@@ -440,7 +438,7 @@ class Store:
 
     async def _walk(self, roots: Collection[Cid], keep: Bits, *, whole: bool) -> Walk:
         """To its end; see `Walk`."""
-        walk = Walk(self._index, self._blocks, self._children, keep, whole=whole)
+        walk = Walk(self._index, self._blocks, keep, whole=whole)
         for some in batches(roots):  # each call in a thread costs about a root's time
             await self._run_sync(walk.add, some)
             while await self._run_sync(walk.step):
@@ -656,7 +654,7 @@ class Store:
                     yield digest
                 if rate_bytes_s is not None and nbytes:
                     await self._sleep(nbytes / rate_bytes_s)
-        walk = Walk(self._index, self._blocks, self._children, Bits(), whole=False)
+        walk = Walk(self._index, self._blocks, Bits(), whole=False)
         for root in [pin.root for pin in await self.pins()]:
             await self._run_sync(walk.add, [root])
             while await self._run_sync(walk.step) or walk.lacking:
