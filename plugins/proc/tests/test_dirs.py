@@ -109,15 +109,21 @@ HOSTILE: dict[str, bytes] = {
     "sparse, as PAX has it": pax(("GNU.sparse.map", "0,1"), ("GNU.sparse.size", "99"))
     + header()
     + END,
-    "sparse, and without an end": pax(("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"))
-    + header(at_124=b"%011o\0" % 512)
-    + b"9" * 512,
+    "sparse, in very many pieces": pax(("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"))
+    + header(at_124=b"%011o\0" % MIB)
+    + b"99999999\n"
+    + b"1\n" * (MIB // 2)
+    + END,
+    "sparse, in very many headers": header(at_156=b"S", at_257=b"ustar  \0", at_482=b"\1")
+    + (b"00000000001\0" * 42 + b"\1" + bytes(7)) * 2000
+    + END,
     "truncated in a header": tar(a_file("f"))[:300],
     "truncated in a file": tar(a_file("f", bytes(4096)))[:2048],
     "truncated behind a file": tar(a_file("f", bytes(512)))[:1024],
     "larger than it is": header(at_124=b"%011o\0" % MIB) + END,
     "of a negative size": header(at_124=b"\xff" * 12) + END,
-    "a PAX size that is negative": pax(("size", "-512")) + header() + END,
+    "back to its beginning": pax(("size", "-1536")) + header() + END,
+    "a header of a mebibyte": pax(("comment", "c" * MIB)) + header() + END,
     "a header of all memory": header(at_156=b"x", at_124=b"%011o\0" % (400 * MIB)) + END,
     "a GNU name of all memory": header(at_156=b"L", at_124=b"%011o\0" % (400 * MIB)) + END,
     "headers of headers": pax(("a", "b")) * 5000 + header() + END,
@@ -138,6 +144,23 @@ def test_a_hostile_archive_is_refused(name: str, tmp_path: Path) -> None:
         measure(io.BytesIO(HOSTILE[name]))
     assert [each.name for each in tmp_path.iterdir()] == ["above"]
     assert [each.name for each in (tmp_path / "above").iterdir()] == ["content"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("back to its beginning", "its own beginning"),
+        ("a header of a mebibyte", "more than 65536 bytes"),
+        ("a header of all memory", "more than 65536 bytes"),
+        ("a GNU name of all memory", "more than 65536 bytes"),
+        ("headers of headers", "more than 65536 bytes"),
+        ("sparse, in very many pieces", "more than 65536 bytes"),
+        ("sparse, in very many headers", "more than 65536 bytes"),
+    ],
+)
+def test_it_is_refused_before_it_takes_memory_or_time(name: str, why: str) -> None:
+    with pytest.raises(ArchiveRefused, match=why):
+        measure(io.BytesIO(HOSTILE[name]))
 
 
 @pytest.mark.parametrize("what", ["entries", "bytes"])

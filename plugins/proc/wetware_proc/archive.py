@@ -27,7 +27,6 @@ BLOCK_BYTES: Final = 4096
 """What an entry counts for, beside its content, which counts in whole blocks."""
 _PIECE_BYTES: Final = 1 << 20
 _HEADER_BYTES_MAX: Final = 64 << 10
-_ENDS_MAX: Final = 8
 _PLAIN: Final = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -105,21 +104,23 @@ def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 class _Guarded:
-    """The file as `tarfile` reads it, which believes any length, and reads at an end for ever."""
+    """The file as `tarfile` reads it: it believes any length, and keeps what a header has.
+
+    Attributes:
+        left: Bytes that may be read until it is set again.
+    """
+
+    left = 0
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._ends = file, 0
+        self._file = file
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, count: int) -> bytes:
-        if not 0 <= count <= _HEADER_BYTES_MAX:
-            raise ArchiveRefused(f"a header has {count} bytes")
-        data = self._file.read(count)
-        if len(data) < count:
-            self._ends += 1
-            if self._ends > _ENDS_MAX:
-                raise ArchiveRefused("it is truncated")
-        return data
+        self.left -= count
+        if not 0 <= self.left <= _HEADER_BYTES_MAX:
+            raise ArchiveRefused(f"one of its headers has more than {_HEADER_BYTES_MAX} bytes")
+        return self._file.read(count)
 
 
 def measure(file: IO[bytes]) -> int:
@@ -160,7 +161,7 @@ def _refusing() -> Iterator[None]:
         raise LimitExceeded(
             f"it cannot be unpacked: {exc.strerror or exc}", hint=remedy(exc) or "try again"
         ) from exc
-    except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as exc:
+    except (tarfile.TarError, ValueError, ArithmeticError, LookupError) as exc:
         raise ArchiveRefused(f"this is no tar archive: {exc}") from exc
 
 
@@ -168,13 +169,15 @@ def _members(file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, str, int]]:
     """Each that may be unpacked, its name, and what it counts for."""
     file.seek(0)
     charged = entries = 0
-    with tarfile.open(fileobj=_Guarded(file), mode="r:") as tar:  # type: ignore[call-overload]  # as it reads
+    guarded = _Guarded(file)
+    guarded.left = _HEADER_BYTES_MAX
+    with tarfile.open(fileobj=guarded, mode="r:") as tar:  # type: ignore[call-overload]  # as it reads
         before = -1
         while (member := tar.next()) is not None:
             if tar.offset <= before or member.size < 0:
                 raise ArchiveRefused("it leads back to its own beginning")
             before = tar.offset
-            tar.members = []  # it would keep all of them
+            tar.members, guarded.left = [], _HEADER_BYTES_MAX  # it would keep all of them
             charge = BLOCK_BYTES + -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
             charged, entries = charged + charge, entries + 1
             if entries > ENTRIES_MAX or charged > ENTRIES_MAX * BLOCK_BYTES + ARCHIVE_BYTES_MAX:
