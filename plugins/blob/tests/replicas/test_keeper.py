@@ -84,7 +84,7 @@ class Member:
     async def keep(self, asker: str, copy: Copy) -> Kept:
         """As it is once that goes on no more."""
         await self.keeper.replicas.keep(asker, copy)
-        if tasks := [keeping.task for keeping in self.keeper.disk._keeping.values()]:
+        if tasks := self.keeper.disk.tasks._tasks:
             await asyncio.wait(tasks, timeout=10)
         return await self.keeper.replicas.keep(asker, copy)
 
@@ -151,13 +151,13 @@ async def test_one_asker_leaves_room_and_places_for_others(tmp_path: Path) -> No
         assert (await member.keeper.replicas.keep(OTHER, theirs)).room
         await anyio.wait_all_tasks_blocked()
         assert member.fetching[2:] == [theirs.root]
-        await member.keeper.disk.end()
+        await member.keeper.disk.tasks.end()
     async with running(tmp_path / "t") as store:
         member = Member(store, *blocks)
         member.can_fetch.clear()
         rooms = [(await member.keeper.replicas.keep(HOME, copy)).room for copy in mine]
         assert sum(rooms) == 64
-        await member.keeper.disk.end()
+        await member.keeper.disk.tasks.end()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +17,7 @@ import anyio
 from wetware import rpc
 from wetware.base.bounds import Places, Recent
 from wetware.base.finding import counted
+from wetware.base.tasks import Tasks
 from wetware.errors import InvalidArgument, LimitExceeded, TimedOut, WetwareError
 from wetware.identity import PeerId
 from wetware_blob.exchange.find import ROOTS_MAX
@@ -78,7 +79,6 @@ class _Keeping:
     copy: Copy
     turn: asyncio.Semaphore
     fetched: int = 0
-    task: asyncio.Task[None] = field(init=False)
 
     def count(self, charged: int) -> None:
         self.fetched = charged
@@ -102,6 +102,7 @@ class Disk:
         self._keeping: dict[bytes, _Keeping] = {}
         self._refused: Recent[bytes, None] = Recent(REFUSED_S, REFUSED_MAX, ctx.clock.monotonic)
         self._places = asyncio.Semaphore(KEEPING_MAX)
+        self.tasks = Tasks()
         self.kept: Callable[[], Awaitable[None]]
         """Called when one has been kept."""
 
@@ -158,7 +159,7 @@ class Disk:
             return Kept(room=False)
         turn = others[0].turn if others else asyncio.Semaphore(KEEPING_PER_ASKER_MAX)
         self._keeping[copy.id] = keeping = _Keeping(owner, copy, turn)
-        keeping.task = asyncio.get_running_loop().create_task(self._keep(keeping))
+        self.tasks.start(self._keep(keeping))
         return Kept(room=True)
 
     async def _keep(self, keeping: _Keeping) -> None:
@@ -174,13 +175,6 @@ class Disk:
             self._ctx.log.warning("blob.copy_not_kept", root=str(copy.root), why=exc.message)
         finally:
             del self._keeping[copy.id]
-
-    async def end(self) -> None:
-        tasks = [keeping.task for keeping in self._keeping.values()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
 
     async def amend(self, copy: Copy) -> bool:
         if (pin := self._pins.get(copy.id)) is None:
@@ -318,7 +312,7 @@ class Keeper:
         finally:
             unwatch()
             with anyio.CancelScope(shield=True):
-                await self.disk.end()
+                await self.disk.tasks.end()
 
     def changed(self) -> None:
         """Pins have: do not wait for the next round."""
