@@ -68,6 +68,19 @@ async def test_more_spinners_than_cores_hold_nobody_up(
     assert late_s < LAG_P99_S
 
 
+async def test_who_has_many_spinners_gets_no_more_of_the_processors(run: Run) -> None:
+    """Ten of one principal, who are first, and one of another, that needs as much as each."""
+    limits = {"cpu_s": 0.3}
+    many = [
+        asyncio.ensure_future(run("hostile", "spin", owner="many", limits=limits))
+        for _ in range(10)
+    ]
+    await asyncio.sleep(0.2)
+    assert (await run("hostile", "spin", owner="one", limits=limits)).why == "cpu_s"
+    assert not any(each.done() for each in many)
+    assert {each.why for each in await asyncio.gather(*many)} == {"cpu_s"}
+
+
 async def test_a_spinner_ends_at_its_cpu_limit(run: Run) -> None:
     end = await run("hostile", "spin", limits={"cpu_s": 0.1})
     assert (end.kind, end.why) == ("limit", "cpu_s")

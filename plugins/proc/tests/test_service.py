@@ -265,16 +265,35 @@ async def test_memory_is_promised_and_given_back(world: World) -> None:
     assert not world.service._places
 
 
-async def test_what_has_ended_is_forgotten_in_time(
+async def test_what_has_ended_is_forgotten_in_time_and_nobody_pushes_out_anothers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wetware_proc.service.ENDED_MAX", 3)
+    monkeypatch.setattr("wetware_proc.service.ENDED_MAX", 4)
+    async with world.user("ada") as ada, world.user("bob") as bob:
+        (first,) = [await bob.run(b"over") for _ in range(1)]
+        assert first.exit.kind == "limit"
+        image = await ada.load(b"over")
+        for number in range(6):
+            async with image.spawn(str(number), name=str(number)) as process:
+                await process.wait()
+        assert [each.name for each in await ada.processes()] == ["5", "4", "3"]
+        assert len(await bob.processes()) == 1
+
+
+async def test_processes_are_told_in_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wetware_proc.service.PAGE_MAX", 3)
     async with world.user("ada") as ada:
         image = await ada.load(b"over")
-        for number in range(5):
-            async with image.spawn(str(number)) as process:
+        for number in range(8):
+            async with image.spawn(name=str(number)) as process:
                 await process.wait()
-        assert len(await ada.processes()) == 3
+        for everybodys in (False, True):
+            found = await ada.processes(all=everybodys)
+            assert [each.name for each in found] == [str(number) for number in range(7, -1, -1)]
+        page = await ada._ref.call("processes", skip=2, limit=1_000_000)
+        assert ([each["name"] for each in page["processes"]], page["matched"]) == (
+            ["5", "4", "3"], 8,
+        )  # fmt: skip
 
 
 async def test_a_source_that_lies_of_its_size_is_refused(world: World) -> None:

@@ -464,8 +464,14 @@ class Executor:
 
     async def processes(self, *, all: bool = False) -> list[Info]:
         """One's own that run or have ended lately, the newest first; `all` is for operators."""
-        found = await self._ref.call("all" if all else "processes")
-        return [from_struct(Info, each) for each in found["processes"]]
+        found: dict[str, Info] = {}
+        skip = 0
+        while True:
+            page = await self._ref.call("all" if all else "processes", skip=skip, limit=0)
+            found.update({each["id"]: from_struct(Info, each) for each in page["processes"]})
+            skip += len(page["processes"])
+            if not page["processes"] or skip >= page["matched"]:
+                return list(found.values())
 
     async def everywhere(self, *, all: bool = False) -> Heard[list[Info]]:
         """As `processes`, of every member, where one logs in; see `placement.everywhere`."""

@@ -200,6 +200,7 @@ class Spec:
         grants: Name → a capability of a known interface, which is not the driver's to close.
         limits: See Limits.
         code: What its spawner calls the program by; nothing that it sees.
+        owner: Who answers for it: those with many guests get no more of the processors by that.
         stdin: What it reads; closed at the start by default.
         stdout: Takes what it writes.
         stderr: The same.
@@ -211,6 +212,7 @@ class Spec:
     grants: Mapping[str, rpc.Ref] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     code: str = ""
+    owner: str = ""
     stdin: Pipe = field(default_factory=_closed_pipe)
     stdout: Output = discard
     stderr: Output = discard

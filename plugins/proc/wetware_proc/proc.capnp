@@ -17,8 +17,9 @@ interface Executor {
   # `proc.code` for what is no program that runs here, or takes too much to compile;
   # `unsupported.driver` for a kind that does not run here. Idempotent.
 
-  processes @1 () -> (processes :List(Info));
-  # The principal's own, those that have ended lately included; the newest first. Idempotent.
+  processes @1 (skip :UInt32, limit :UInt32) -> (processes :List(Info), matched :UInt32);
+  # The principal's own, those that have ended lately included; the newest first. At most `limit`, and at
+  # most 256 (0 means that), of `matched`. Idempotent.
 
   open @2 (id :Text $Ww.name) -> (process :Process);
   # One of the principal's own; letting go of it ends nothing. `not_found.process`. Idempotent.
@@ -26,7 +27,7 @@ interface Executor {
   end @3 (id :Text $Ww.name) -> ();
   # As `Process.kill`, of one of the principal's own. Idempotent.
 
-  all @4 () -> (processes :List(Info));
+  all @4 (skip :UInt32, limit :UInt32) -> (processes :List(Info), matched :UInt32);
   # As `processes`, of everybody at this node. For operators. Idempotent.
 
   endAny @5 (id :Text $Ww.name) -> ();

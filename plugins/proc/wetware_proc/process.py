@@ -123,7 +123,9 @@ class Process:
         self.exit: Exit | None = None
         self._streams = streams
         self._outlets = stdout, stderr = Outlet(streams[1]), Outlet(streams[2])
-        self.spec = replace(spec, stdin=Pipe(), stdout=stdout.write, stderr=stderr.write)
+        self.spec = replace(
+            spec, owner=owner, stdin=Pipe(), stdout=stdout.write, stderr=stderr.write
+        )
         self._why = ""
         self._over = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

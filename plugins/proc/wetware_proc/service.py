@@ -44,7 +44,9 @@ LOADS_MAX: Final = 16
 READ_S: Final = 60.0
 """For a source to give the whole program: it has a place of all meanwhile."""
 ENDED_MAX: Final = 1000
-"""Processes of a node that have ended and are remembered."""
+"""Processes of a node that have ended and are remembered: of who has most the oldest goes."""
+PAGE_MAX: Final = 256
+"""Processes that one answer tells of."""
 NAME_BYTES_MAX: Final = 255
 WAIT_S_MAX: Final = 25.0
 """Of `wait`: less than a call may take by default."""
@@ -246,7 +248,8 @@ class ProcService(Service):
         if process.id not in self.supervisor.all:
             self.ended[process.id] = process
         if len(self.ended) > ENDED_MAX:
-            self.ended.popitem(last=False)
+            ((most, _),) = Counter(each.owner for each in self.ended.values()).most_common(1)
+            del self.ended[next(id_ for id_, each in self.ended.items() if each.owner == most)]
         assert process.exit is not None  # noqa: S101  # it has run
         self.ctx.log.info("proc.ended", id=process.id, owner=process.owner, kind=process.exit.kind)
 
@@ -288,8 +291,8 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
         image, _ = await self._service.load(self._owner, code, kind)
         return {"image": ImageServant(self._service, self._owner, image), "hash": image.digest}
 
-    async def processes(self) -> dict[str, Any]:
-        return {"processes": [_info(each) for each in self._service.found(self._owner)]}
+    async def processes(self, skip: int, limit: int) -> dict[str, Any]:
+        return _page(self._service.found(self._owner), skip, limit)
 
     async def open(self, id: str) -> dict[str, Any]:
         return {"process": ProcessServant(self._service.get(id, self._owner), self._principal)}
@@ -300,8 +303,8 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
     async def rooms(self, on: str, programs: list[str]) -> dict[str, Any]:
         return {"rooms": await self._service.rooms.find(self._owner, on, programs)}
 
-    async def all(self) -> dict[str, Any]:
-        return {"processes": [_info(each) for each in self._service.found(None)]}
+    async def all(self, skip: int, limit: int) -> dict[str, Any]:
+        return _page(self._service.found(None), skip, limit)
 
     async def end_any(self, id: str) -> None:
         await self._end(self._service.get(id))
@@ -411,6 +414,11 @@ class Held(ProcessServant, interface=SCHEMA.Process):
     def released(self) -> None:
         """Its spawner let go of it, or is gone."""
         self._process.kill("its spawner has let go of it")
+
+
+def _page(found: list[Process | Detached], skip: int, limit: int) -> dict[str, Any]:
+    page = found[skip : skip + min(limit or PAGE_MAX, PAGE_MAX)]
+    return {"processes": [_info(each) for each in page], "matched": len(found)}
 
 
 def _check_wait(wait_s: float) -> None:

@@ -90,7 +90,12 @@ class WasmDriver:
         if not isinstance(image, WasmImage):
             raise InvalidArgument("this image is of another driver")
         limits = spec.limits
-        fiber = Fiber(image.program, memory_bytes=limits.memory_bytes, cpu_s=limits.cpu_s)
+        fiber = Fiber(
+            image.program,
+            memory_bytes=limits.memory_bytes,
+            cpu_s=limits.cpu_s,
+            owner=spec.owner,
+        )
         tmp = _Tmp(self._tmp)
         world = Wasi(fiber, spec, tmp.open if limits.tmp_files else None, self._disk)
         handles = Caps(fiber, spec)

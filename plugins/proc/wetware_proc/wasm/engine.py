@@ -19,6 +19,7 @@ import ctypes
 import struct
 import threading
 import time
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -240,6 +241,44 @@ class Ticker:
                 self._wake.clear()
 
 
+class Turns:
+    """Places at the workers: owners have them in turn, however many guests each one has.
+
+    Args:
+        places: That are given at a time.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def take(self, owner: str) -> None:
+        """Wait for a place; `give` it back."""
+        if self._free:
+            self._free -= 1
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():  # it was given
+                self.give()
+            raise
+
+    def give(self) -> None:
+        """Pass a place on to the next owner's first guest."""
+        while self._waiting:
+            owner, queue = self._waiting.popitem(last=False)
+            future = queue.popleft()
+            if queue:
+                self._waiting[owner] = queue  # behind all others
+            if not future.done():
+                future.set_result(None)
+                return
+        self._free += 1
+
+
 class Runtime:
     """The engine, the imports that it offers, and the threads that poll who computes.
 
@@ -259,6 +298,7 @@ class Runtime:
         self.ticker = Ticker(self.engine)
         self.loop_s = TokenBucket(LOOP_SHARE, LOOP_BURST_S)
         self.workers = ThreadPoolExecutor(workers, thread_name_prefix="wasm")
+        self.turns = Turns(workers + 1)  # none of them waits for the loop
 
     def close(self) -> None:
         """Only when no guest runs."""
@@ -439,14 +479,17 @@ class Fiber:
         program: What it runs.
         memory_bytes: That its memory may have.
         cpu_s: That it may use.
+        owner: With whose other guests it shares the workers.
 
     Attributes:
         hosts: The objects that its calls go to, in the order of the import modules.
         memory: Its memory.
     """
 
-    def __init__(self, program: Program, *, memory_bytes: int, cpu_s: float) -> None:
-        self._program, self._runtime = program, program.runtime
+    def __init__(
+        self, program: Program, *, memory_bytes: int, cpu_s: float, owner: str = ""
+    ) -> None:
+        self._program, self._runtime, self._owner = program, program.runtime, owner
         self._memory_bytes, self._cpu_ns_max = memory_bytes, int(cpu_s * 1e9)
         self.hosts: tuple[object, ...] = ()
         self.memory = Memory()
@@ -583,8 +626,11 @@ class Fiber:
                     break
             return False
 
+        turns = self._runtime.turns
+        await turns.take(self._owner)
         work = self._runtime.workers.submit(ticks)
         done = asyncio.wrap_future(work)
+        done.add_done_callback(lambda _: turns.give())
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
