@@ -85,6 +85,7 @@ class ByteStream(anyio.abc.ByteStream):
         self._may_send = 0  # bytes
         self._may_come = WINDOW_BYTES
         self._read = 0  # of what has come; the other end does not know yet
+        self._into = memoryview(b"")  # what `receive_into` has still to fill
         self._met = False  # the other end knows the channel
         self._eof_sent = self._pump_due = False
         self._error: WetwareError | None = None
@@ -147,15 +148,30 @@ class ByteStream(anyio.abc.ByteStream):
             except asyncio.CancelledError:
                 self._in.put_back(data)
                 raise
-            self._read += len(data)
-            if self._read >= WINDOW_BYTES >> 2 and self._transport is not None:
-                self._may_come += self._read
-                self._transport.send_frame(GRANT, self._channel, self._read)
-                self._read = 0
+            self._took(len(data))
             return data
         if self._in.ended:
             raise EndOfStream
         raise self._reason()
+
+    async def receive_into(self, buffer: bytearray) -> int:
+        """Fill `buffer`; returns how many bytes came, less than its length at the end alone.
+
+        For much, at less cost than `receive`: no piece is kept, or waited for by itself. Where it
+        raises or is cancelled, what had come for it is gone.
+        """
+        self._into = memoryview(buffer)
+        try:
+            while self._in.size and self._into:
+                self._lay(memoryview(self._in.take(len(self._into))))
+            await self._until(lambda: not self._into or self._in.ended or self._error)
+            missing = len(self._into)
+        finally:
+            self._into = memoryview(b"")
+        if missing and not self._in.ended:
+            raise self._reason()
+        await self._pass(len(buffer) - missing)
+        return len(buffer) - missing
 
     async def send(self, item: bytes) -> None:
         """Write all of it; waits while more than OUT_BYTES_MAX are not sent yet."""
@@ -263,6 +279,19 @@ class ByteStream(anyio.abc.ByteStream):
         while not ready():
             await self._changed.wait()
 
+    def _lay(self, data: memoryview) -> None:
+        """Into the buffer that waits for it, which has room for all of it."""
+        self._into[: len(data)] = data
+        self._into = self._into[len(data) :]
+        self._took(len(data))
+
+    def _took(self, count: int) -> None:
+        self._read += count
+        if self._read >= WINDOW_BYTES >> 2 and self._transport is not None:
+            self._may_come += self._read
+            self._transport.send_frame(GRANT, self._channel, self._read)
+            self._read = 0
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed.clear()
@@ -346,10 +375,16 @@ class ByteStream(anyio.abc.ByteStream):
         if self._may_come < 0 or (self._in.ended and data):
             self.abort(InvalidArgument("the other end of the stream does not keep to its rules"))
             return
+        if not data:
+            self._in.ended = True
+        elif self._into:
+            room = len(self._into)
+            self._lay(data[:room])
+            if len(data) < room:
+                return
+            data = data[room:]
         if data:
             self._in.put(bytes(data))  # it must not keep all that it came with
-        else:
-            self._in.ended = True
         self._wake()
 
     def granted(self, count: int) -> None:

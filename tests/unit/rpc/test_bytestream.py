@@ -163,6 +163,42 @@ async def test_bytes_arrive_in_order_and_the_end_behind_them(ends: Any, piece: i
         await writer.send(b"more")
 
 
+@pytest.mark.parametrize("piece", [1000, 65536, 3 << 20])
+async def test_a_buffer_is_filled_whatever_the_pieces(ends: Any, piece: int) -> None:
+    """It is larger than the window, and what comes behind it waits for the next one."""
+    writer, reader = ends
+    data = os.urandom(min(5 << 20, piece * 3000) + 1)
+
+    async def write() -> None:
+        for at in range(0, len(data), piece):
+            await writer.send(data[at : at + piece])
+        await writer.send_eof()
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(write())
+        found = await reader.receive(10)
+        count = size = WINDOW_BYTES + 12_345
+        while count == size:
+            count = await reader.receive_into(buffer := bytearray(size))
+            found += buffer[:count]
+    assert found == data
+    assert await reader.receive_into(bytearray(1)) == 0
+    with pytest.raises(EndOfStream):
+        await reader.receive()
+
+
+async def test_what_ends_a_stream_ends_the_filling_of_a_buffer(ends: Any) -> None:
+    writer, reader = ends
+    waiting = asyncio.create_task(reader.receive_into(bytearray(100)))
+    await writer.send(b"some of it")
+    await until(lambda: reader._into.nbytes == 90)
+    writer.abort(NotFound("the disk is gone"))
+    async with asyncio.timeout(10):
+        with pytest.raises(NotFound, match="the disk is gone"):
+            await waiting
+        await ended(reader, NotFound, "the disk is gone")
+
+
 async def test_small_pieces_travel_together(ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     writer, reader = ends
     await writer.send(b"x")
