@@ -35,6 +35,8 @@ END: Final = (1 << 64) - 1
 """Of a range: up to the end; of a size: no bound."""
 PAGE: Final = 1000
 """Pins or entries of one answer."""
+_READ_BYTES: Final = 4 << 20
+"""Of a file, by one call in a thread; so much is sent while as much is read."""
 _WAIT_S: Final = 20.0
 _REPORT_S: Final = 0.5  # where somebody watches
 _ANSWER_S: Final = 50.0  # for what waits so long
@@ -484,9 +486,20 @@ async def _file(source: Source) -> AsyncIterator[tuple[int, Feed]]:
 async def _copied(
     more: Callable[[int], Awaitable[bytes]], left: int, stream: anyio.abc.ByteSendStream
 ) -> None:
-    while left and (data := await more(min(left, disk.CHUNK_BYTES))):
-        await stream.send(data)
-        left -= len(data)
+    """Send so many bytes of what `more` gives; what comes next is read meanwhile."""
+
+    async def read() -> bytes:
+        return await more(min(left, _READ_BYTES)) if left else b""
+
+    reading = asyncio.create_task(read())
+    try:
+        while data := await reading:
+            left -= len(data)
+            reading = asyncio.create_task(read())
+            await stream.send(data)
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 async def _fed(stream: rpc.ByteStream, feed: Feed) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from anyio import EndOfStream
 
@@ -19,12 +20,11 @@ from wetware_blob.format import car
 from wetware_blob.format.build import Entry, FileTree, Profile, Root, directory, leaf, symlink
 
 if TYPE_CHECKING:
-    from anyio.abc import ByteReceiveStream
-
+    from wetware import rpc
     from wetware_blob.format.cid import Block, Cid
     from wetware_blob.store.store import Hold, Store
 
-UNWRITTEN_BYTES_MAX: Final = 16 << 20
+UNWRITTEN_BYTES_MAX: Final = 24 << 20
 """Of one upload, in memory: blocks that are hashed or written."""
 UNWRITTEN_BYTES_TOTAL_MAX: Final = 64 << 20
 """Of all uploads of a node; those that go on share it evenly."""
@@ -33,8 +33,8 @@ HASHED_BYTES: Final = 4 << 20
 MiB costs a quarter of what hashing does."""
 HASHING_MAX: Final = 2
 """Calls of one upload at a time."""
-WRITES_MAX: Final = 2
-"""Of one upload, at a time: what is handed in meanwhile is written together."""
+WRITES_MAX: Final = 4
+"""Of one upload, at a time, each in a thread: what is handed in meanwhile is written together."""
 ENTRY_BYTES: Final = 400
 """What an entry of a directory that has not ended takes in memory, besides its name."""
 ENTRIES_BYTES_MAX: Final = 256 << 20
@@ -55,21 +55,31 @@ class Counted:
         count: Bytes that have come.
     """
 
-    def __init__(self, stream: ByteReceiveStream, bytes_max: int) -> None:
+    def __init__(self, stream: rpc.ByteStream, bytes_max: int) -> None:
         self._stream, self._bytes_max = stream, bytes_max
         self.count = 0
 
     async def receive(self, max_bytes: int = _READ_BYTES) -> bytes:
         """Raises LimitExceeded "limit.blob_bytes", EndOfStream."""
         data = await self._stream.receive(max_bytes)
-        self.count += len(data)
+        self._add(len(data))
+        return data
+
+    async def chunk(self, size: int) -> bytes:
+        """The next `size` bytes, or all up to the end; raises LimitExceeded "limit.blob_bytes"."""
+        chunk = bytearray(min(size, self._bytes_max - self.count + 1))
+        del chunk[await self._stream.receive_into(chunk) :]
+        self._add(len(chunk))
+        return cast("bytes", chunk)  # nobody writes to it any more, and bytes would be a copy
+
+    def _add(self, count: int) -> None:
+        self.count += count
         if self.count > self._bytes_max:
             raise LimitExceeded(
                 f"more than {self._bytes_max} bytes came (bytesMax)",
                 hint="say how much it is at most, within what the grant allows",
                 code="limit.blob_bytes",
             )
-        return data
 
 
 class Entries:
@@ -224,6 +234,9 @@ async def _chunks(read: Callable[[], Awaitable[bytes]], size: int) -> AsyncItera
     parts: list[bytes | memoryview] = []
     missing = size
     while data := await read():
+        if len(data) == missing == size:
+            yield data
+            continue
         view = memoryview(data)
         while len(view) >= missing:
             parts.append(view[:missing])
@@ -239,14 +252,7 @@ async def _chunks(read: Callable[[], Awaitable[bytes]], size: int) -> AsyncItera
 
 async def put_stream(stream: Counted, profile: Profile, blocks: Blocks) -> Cid:
     """The file that `stream` is, to its end."""
-
-    async def read() -> bytes:
-        try:
-            return await stream.receive()
-        except EndOfStream:
-            return b""
-
-    return (await put_file(read, profile, blocks)).cid
+    return (await put_file(partial(stream.chunk, profile.chunk_bytes), profile, blocks)).cid
 
 
 async def put_tree(

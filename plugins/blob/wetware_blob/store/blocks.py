@@ -81,7 +81,7 @@ class Blocks:
         log.error("blob.damaged", block=row.digest.hex(), why=why)
         self._index.spoil(row)
 
-    def number(self, many: int) -> int:
+    def _number(self, many: int) -> int:
         """The first of so many numbers of new files, at most FILES_PER_DIRECTORY, in a directory.
 
         Raises OSError; where one could not be made, or named, another one is next.
@@ -97,8 +97,22 @@ class Blocks:
             self._next_file += many
             return self._next_file - many
 
-    def write_files(self, first: int, blocks: Sequence[tuple[bytes, bytes]]) -> None:
-        """Write the bytes of some blocks (digest, bytes), numbered from `first`. Raises OSError."""
+    def write(self, blocks: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int]:
+        """Bring blocks (digest, bytes) to files, and these to the disk; the number of each one's.
+
+        Raises OSError: none is left.
+        """
+        first = self._number(len(blocks))
+        numbers = {digest: number for number, (digest, _) in enumerate(blocks, first)}
+        try:
+            self._write_files(first, blocks)
+            self._name_files(first)
+        except OSError:
+            self.remove_files([file_name(number, digest) for digest, number in numbers.items()])
+            raise
+        return numbers
+
+    def _write_files(self, first: int, blocks: Sequence[tuple[bytes, bytes]]) -> None:
         for some in batches(enumerate(blocks, first), OPEN_MAX):
             fds: list[int] = []
             try:
@@ -111,7 +125,7 @@ class Blocks:
                 for fd in fds:
                     self._files.close(fd)
 
-    def name_files(self, first: int) -> None:
+    def _name_files(self, first: int) -> None:
         """Bring the names of the files in the directory of this one to the disk.
 
         Once that has failed no later sync of the directory is believed: the names of others that

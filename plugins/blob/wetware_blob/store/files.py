@@ -15,7 +15,7 @@ from typing import Final
 from wetware.base.disk import Reserve
 from wetware_blob import writeback
 
-_PIECE_BYTES: Final = 64 << 10
+_PIECE_BYTES: Final = 256 << 10
 
 Database = sqlite3.Connection
 """One that begins no transaction by itself; of it `execute`, `fetchall` and `close` are used."""

@@ -70,8 +70,6 @@ RunSync = Callable[..., Awaitable[Any]]
 PUT_BYTES_MAX: Final = 16 << 20
 """Blocks that are written and synced together; more are put in parts."""
 PUT_BLOCKS_MAX: Final = 1024
-WRITERS: Final = 2
-"""Threads that write the files of one part: an fsync waits, and others use that time."""
 FREE_BYTES_MIN: Final = 4 << 20
 """That a put leaves free: what the index may grow by before its log is emptied."""
 DOWNLOAD_KEPT_S: Final = 3 * 24 * 3600.0
@@ -346,9 +344,7 @@ class Store:
         files: dict[bytes, int] = {}
         try:
             if large:
-                first = await self._run_sync(self._blocks.number, len(large))
-                files = {digest: number for number, (digest, _) in enumerate(large, first)}
-                await self._write_files(first, large)
+                files = await self._run_sync(self._blocks.write, large)
             stored, trash = await self._index.write(
                 lambda db: self._blocks.add(db, new, files, keep), size=size
             )
@@ -362,20 +358,6 @@ class Store:
         if trash:
             await self._run_sync(self._blocks.remove_files, trash)
         return stored
-
-    async def _write_files(self, first: int, large: list[tuple[bytes, bytes]]) -> None:
-        share = -(-len(large) // WRITERS)
-        results = await asyncio.gather(
-            *(
-                self._run_sync(self._blocks.write_files, first + at, large[at : at + share])
-                for at in range(0, len(large), share)
-            ),
-            return_exceptions=True,  # each is waited for: their files are removed then
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        await self._run_sync(self._blocks.name_files, first)
 
     # --- holds ------------------------------------------------------------------------------------
 
