@@ -461,7 +461,7 @@ async def test_scrubbing_keeps_to_its_pace(tmp_path: Path) -> None:
         await put_pinned(store, blocks := tree(9, MIB))
         assert [damage async for damage in store.scrub(MIB)] == []
     assert sum(paused) == sum(len(block.data) for block in blocks) / MIB
-    assert max(paused) <= 5, "SCRUB_BYTES"
+    assert max(paused) <= 5, "SCRUBBED_MAX"
 
 
 async def test_a_pin_is_amended_only_while_it_is_there(tmp_path: Path) -> None:

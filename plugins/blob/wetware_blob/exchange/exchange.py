@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -34,7 +35,8 @@ class Exchange:
     """Serves this node's blocks to members, and fetches theirs."""
 
     def __init__(self, overlay: Overlay, store: Store, *, find: Find, run_sync: RunSync) -> None:
-        self._overlay, self._store, self._find, self._run_sync = overlay, store, find, run_sync
+        self._overlay, self._store, self._find = overlay, store, find
+        self._fetch = partial(Fetch, overlay=overlay, store=store, run_sync=run_sync)
         self._fetches: dict[tuple[Cid, bool], Fetch] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -60,14 +62,8 @@ class Exchange:
                 raise LimitExceeded(
                     f"{FETCHES_MAX} blobs are read at a time (FETCHES_MAX)", hint="try again later"
                 )
-            fetch = self._fetches[root, local] = Fetch(
-                root,
-                owner,
-                overlay=self._overlay,
-                store=self._store,
-                find=None if local else self._find,
-                run_sync=self._run_sync,
-            )
+            fetch = self._fetch(root, owner, find=None if local else self._find)
+            self._fetches[root, local] = fetch
             fetch.task = self._tasks.create_task(fetch.run())
             self._share()
         fetch.users += 1

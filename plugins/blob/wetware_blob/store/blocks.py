@@ -26,8 +26,6 @@ log = get_logger("blob.store")
 
 OPEN_MAX: Final = 16
 """Files that one thread writes before it syncs them."""
-SCRUB_BYTES: Final = 4 << 20
-"""That are read before there is a pause."""
 
 
 class Blocks:
@@ -180,28 +178,19 @@ class Blocks:
             self._spoil(row, why)
         raise error
 
-    def scrub(self, after: int, end: int | None) -> tuple[int | None, int, list[bytes]]:
-        """Read the next blocks after this ID, to `end`: the last ID (None: all), bytes, damage."""
+    def damaged(self, rows: Collection[Row]) -> list[bytes]:
+        """Read these blocks; returns the digests of those that are damaged."""
         found: list[bytes] = []
-        nbytes = 0
-        while nbytes < SCRUB_BYTES:
-            rows = [row for row in self._index.after(after, 64) if end is None or row.id <= end]
-            if not rows:
-                return None, nbytes, found
-            for row in rows:
-                after = row.id
-                nbytes += row.size
-                try:
-                    self.read(row.digest)
-                except Damaged:
+        for row in rows:
+            try:
+                self.read(row.digest)
+            except Damaged:
+                found.append(row.digest)
+            except NotFound:
+                if row in self._index.after(row.id - 1, 1):  # not deleted meanwhile
+                    self._index.suspect()  # its hash is damaged
                     found.append(row.digest)
-                except NotFound:
-                    if row in self._index.after(row.id - 1, 1):  # not deleted meanwhile
-                        self._index.suspect()  # its hash is damaged
-                        found.append(row.digest)
-                if nbytes >= SCRUB_BYTES:
-                    break
-        return after, nbytes, found
+        return found
 
     # --- in a transaction -------------------------------------------------------------------------
 

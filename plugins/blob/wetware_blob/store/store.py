@@ -72,6 +72,8 @@ PUT_BYTES_MAX: Final = 16 << 20
 PUT_BLOCKS_MAX: Final = 1024
 FREE_BYTES_MIN: Final = 4 << 20
 """That a put leaves free: what the index may grow by before its log is emptied."""
+SCRUBBED_MAX: Final = 4
+"""Blocks, of up to 2 MiB each, that are read before there is a pause."""
 DOWNLOAD_KEPT_S: Final = 3 * 24 * 3600.0
 """For so long a download that was interrupted keeps its blocks, unless a write needs their room."""
 DOWNLOADS_MAX: Final = 1000
@@ -629,13 +631,16 @@ class Store:
             yield pin
         first = int(share * await self._run_sync(self._index.last))
         for begin, end in ((first, None), (0, first)):
-            after: int | None = begin
-            while after is not None:
-                after, nbytes, found = await self._run_sync(self._blocks.scrub, after, end)
-                for digest in found:
+            after = begin
+            while rows := await self._run_sync(self._index.after, after, SCRUBBED_MAX):
+                rows = [row for row in rows if end is None or row.id <= end]
+                for digest in await self._run_sync(self._blocks.damaged, rows):
                     yield digest
-                if rate_bytes_s is not None and nbytes:
-                    await self._sleep(nbytes / rate_bytes_s)
+                if not rows:
+                    break
+                after = rows[-1].id
+                if rate_bytes_s is not None:
+                    await self._sleep(sum(row.size for row in rows) / rate_bytes_s)
         walk = Walk(self._index, self._blocks, Bits(), whole=False)
         for root in [pin.root for pin in await self.pins()]:
             await self._run_sync(walk.add, [root])
