@@ -90,8 +90,10 @@ class Machine:
         return done
 
     def python(self, source: str) -> str:
+        script = self.home.path / "block.py"
+        script.write_text(source)
         done = subprocess.run(
-            [sys.executable, "-c", source],
+            [sys.executable, script],
             env=self.env,
             cwd=self.home.path,
             capture_output=True,

@@ -65,7 +65,7 @@ def test_the_tutorial_works_as_it_is_written(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_how_to_of_running_programs_works_as_it_is_written(
     machines: Callable[[str], Machine], request: pytest.FixtureRequest
 ) -> None:
@@ -81,6 +81,8 @@ def test_the_how_to_of_running_programs_works_as_it_is_written(
     # What the text promises.
     heard = reader.heard
     assert heard("hello.c <<").endswith("hello world\n")
+    assert heard("squares.py <<").endswith("[1, 4, 9] ['you']\n")
+    assert "{'to': 2, 'be': 2, 'or': 1, 'not': 1}\n[0, 1, 4, 9, 16]" in heard("def square")
     assert "hello you\n" in heard("ww blob put hello.wasm")
     assert heard("--dir /notes").endswith("remember the milk\n")
     assert heard("--grant out=pubsub:chat").endswith("published\n")

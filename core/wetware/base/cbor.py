@@ -55,11 +55,13 @@ def items(data: bytes, most: int) -> int:
     return count
 
 
-def decode(data: bytes, *, bytes_max: int, tag: int | None = None) -> Any:
+def decode(
+    data: bytes, *, bytes_max: int, tag: int | None = None, depth_max: int = DEPTH_MAX
+) -> Any:
     """The plain value that `data` is the whole encoding of.
 
-    None, bool, 64-bit int, float, str, bytes, list and dict with str keys, at most DEPTH_MAX deep,
-    and `Tag`s of an int where `tag` names one.
+    None, bool, 64-bit int, float, str, bytes, list and dict with str keys, at most `depth_max`
+    deep, and `Tag`s of an int where `tag` names one.
     Raises InvalidArgument for anything else.
     """
     if len(data) > bytes_max:
@@ -70,7 +72,7 @@ def decode(data: bytes, *, bytes_max: int, tag: int | None = None) -> Any:
             source,
             tag_hook=_refuse,
             semantic_decoders=_tags_but(tag),
-            max_depth=DEPTH_MAX,
+            max_depth=depth_max,
             allow_indefinite=False,
             allow_duplicate_keys=False,
         ).decode()

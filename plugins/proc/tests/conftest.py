@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,9 @@ import pytest
 
 from wetware import rpc
 from wetware_proc.driver import Exit, Limits, Spec
+from wetware_proc.python import build
+from wetware_proc.python.driver import python_driver
+from wetware_proc.wasm.compile import Cache
 from wetware_proc.wasm.driver import WasmDriver, WasmImage, wasm_driver
 
 SOURCES = Path(__file__).parent / "guests"
@@ -69,6 +73,43 @@ async def driver(data_dir: Path, anyio_backend: str) -> AsyncIterator[WasmDriver
     async with wasm_driver(data_dir) as made:
         yield made
     assert list((data_dir / "tmp").iterdir()) == [], "no guest leaves files behind"
+
+
+@pytest.fixture(scope="session")
+def python_runner(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], None]:
+    """Gives a node's data directory of the plugin a runner of Python; built once: a minute."""
+    pytest.importorskip("componentize_py", reason="needs the extra: pip install -e '.[dev]'")
+    kept = getattr(request.config, "cache", None)
+    root = kept.mkdir("proc-python") if kept is not None else tmp_path_factory.mktemp("python")
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cache = Cache(root / "compiled")
+        if (found := cache.find(build.digest())) is None:
+            part = cache.part()
+            builder = [sys.executable, "-m", build.__name__, str(os.getpid())]
+            with part.open("xb") as out:
+                subprocess.run(builder, stdout=out, check=True, timeout=build.WALL_S_MAX)
+            found = cache.add(build.digest(), part)
+
+    def give(data_dir: Path) -> None:
+        kept = data_dir / "python" / found.name
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(found, kept)
+
+    return give
+
+
+@pytest.fixture
+async def python(
+    data_dir: Path, driver: WasmDriver, python_runner: Callable[[Path], None], tmp_path: Path
+) -> AsyncIterator[Run]:
+    """Runs Python, as `run` runs modules."""
+    python_runner(data_dir)
+    async with python_driver(data_dir, driver) as made:
+        yield Run(made, str.encode, data_dir, tmp_path)  # type: ignore[arg-type]  # of another kind
 
 
 ECHO = rpc.load(Path(__file__).with_name("echo.capnp")).Echo

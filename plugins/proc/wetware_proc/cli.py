@@ -59,7 +59,10 @@ def mount(app: typer.Typer) -> None:
 
 def run_command(
     program: Annotated[
-        str, typer.Argument(metavar="FILE|CID", help="A WebAssembly program (WASI preview 1).")
+        str,
+        typer.Argument(
+            metavar="FILE|CID", help="A WebAssembly program (WASI preview 1), or Python: .py, .pyz."
+        ),
     ],
     args: Annotated[
         list[str] | None, typer.Argument(metavar="[ARGS]...", help="What it is given.")
@@ -86,6 +89,9 @@ def run_command(
         ),
     ] = None,
     name: Annotated[str, typer.Option(metavar="TEXT", help="What `ww ps` calls it.")] = "",
+    kind: Annotated[
+        str, typer.Option(metavar="wasm|python", help="Of a program whose name does not say it.")
+    ] = "",
     memory: Annotated[
         int, typer.Option(min=0, metavar="MIB", help="Memory that it may have; 0: as usual.")
     ] = 0,
@@ -129,6 +135,7 @@ def run_command(
             "env": variables,
             "grants": wanted,
             "name": name or Path(program).name,
+            "kind": kind,
             "memory_bytes": memory << 20,
             "wall_s": time,
             "cpu_s": cpu,

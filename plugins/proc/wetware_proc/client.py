@@ -11,6 +11,10 @@ async with session.proc.spawn(Path("cat.wasm")) as process:
     print(await process.wait())
 
 await session.proc.run(Path("hello.wasm"), on="zone=home")  # where there is room, of these members
+
+await session.proc.call(function, 1, 2)  # of Python, which runs there
+async for result in session.proc.map(function, range(1000), on="any"):
+    ...
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import hashlib
 import os
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,8 +40,10 @@ from wetware.errors import (
     Unsupported,
     WetwareError,
 )
+from wetware_proc.functions import packed_arguments
 from wetware_proc.placement import Heard, Room, Session, everywhere, nodes, placed
 from wetware_proc.schema import SCHEMA
+from wetware_proc.spread import Spread, prepared, returned
 
 OUTPUT_BYTES_MAX: Final = 64 << 20
 """That `run` collects."""
@@ -45,7 +51,9 @@ SENT_MAX: Final = 1000
 """Processes that were sent to nodes, and are remembered to choose the next one."""
 _WAIT_S: Final = 20.0
 _ANSWER_S: Final = 50.0  # for what waits so long
-_LOAD_S: Final = 120.0
+_LOAD_S: Final = 600.0  # a node's first Python program waits for the runner
+KINDS: Final = {".py": "python", ".pyz": "python"}
+"""Of programs, by the suffix of a file; others are of WebAssembly."""
 _SEND_S: Final = 700.0  # of directories: more than the node allows
 _PIECE_BYTES: Final = 1 << 20
 
@@ -98,6 +106,9 @@ A blob is read with the user's own session at the node that runs it, so nobody r
 not read. A bare reference is of the session that it came from, and runs at that session's node.
 """
 
+Package = bytes | str | os.PathLike[str] | rpc.Ref | Blob
+"""A wheel, in the same forms."""
+
 
 class Options(TypedDict, total=False):
     """How a program is to run.
@@ -108,6 +119,7 @@ class Options(TypedDict, total=False):
         grants: What it can call, by the names that it asks for: references, or objects that have
             one as `ref`, such as a topic; of a detached program what they are of, as a text.
         name: What it is called; by default as its file.
+        kind: "wasm", "python"; by default what its file's name says.
         memory_bytes: It may have; 0: what is usual, like below.
         wall_s: It may run.
         cpu_s: Of a processor that it may use.
@@ -117,6 +129,7 @@ class Options(TypedDict, total=False):
     env: Mapping[str, str]
     grants: Mapping[str, Any]
     name: str
+    kind: str
     memory_bytes: int
     wall_s: float
     cpu_s: float
@@ -298,7 +311,7 @@ class Executor:
         self.sent: deque[tuple[str, float]] = deque(maxlen=SENT_MAX)
 
     @property
-    def _session(self) -> Session:
+    def session(self) -> Session:
         session: Session | None = getattr(self._ref, "session", None)
         if session is None:
             raise Unsupported(
@@ -306,13 +319,14 @@ class Executor:
             )
         return session
 
-    async def load(self, code: Code, kind: str = "wasm") -> Image:
-        """A program of a kind, ready to be spawned.
+    async def load(self, code: Code, kind: str = "") -> Image:
+        """A program of a kind, by default that of its file, ready to be spawned.
 
         Raises WetwareError "proc.code" for what is none, "unsupported.driver" where its kind does
         not run.
         """
         given, cid = await _given_code(code)
+        kind = kind or _kind(code)
         with rpc.time_limit(_LOAD_S):
             reply = await self._ref.call("load", code=given, kind=kind)
         return Image(self, _given(reply["image"]), reply["hash"], _name(code), cid)
@@ -339,7 +353,7 @@ class Executor:
             else:
                 part = stack.enter_context(tempfile.TemporaryDirectory(prefix="ww-", dir=above))
                 path = Path(part) / "content"
-                await self._session.blob.get(directory.cid, path, progress=told)
+                await self.session.blob.get(directory.cid, path, progress=told)
             digest = await _in_thread(_packed, pack, path, file)
             yield Archive(file, file.tell(), digest, told)
 
@@ -372,7 +386,7 @@ class Executor:
             async with self._spawn_on(on, code, args, options) as process:
                 yield process
             return
-        image = await self.load(code)
+        image = await self.load(code, options.get("kind", ""))
         try:
             async with image.spawn(*args, **options) as process:
                 yield process
@@ -388,10 +402,11 @@ class Executor:
                 "a reference to a program is read by the node that it came from alone",
                 hint="give its bytes, a path or a blob, or spawn it with session.node(…).proc",
             )
-        session = self._session
+        session = self.session
         if isinstance(code, bytes | str | os.PathLike):
             if not isinstance(code, bytes):
                 options.setdefault("name", Path(code).name)
+                options.setdefault("kind", _kind(code))
             code = await _bytes(code)
             program = hashlib.sha256(code).hexdigest()
         else:
@@ -427,7 +442,6 @@ class Executor:
         code: Code,
         *args: str,
         restart: str = "never",
-        kind: str = "",
         **options: Unpack[Options],
     ) -> Detached:
         """Start a program that goes on when the session ends, and when its node is started again.
@@ -437,7 +451,6 @@ class Executor:
             args: Its arguments.
             restart: When it is started again: "never", "on-failure" (unless it exited with 0),
                 "always"; with pauses that grow, and not for ever where it ends at once each time.
-            kind: Of what kind of program it is; by default "wasm".
             options: See Options; a grant is "SERVICE:OBJECT" or "SERVICE", or that with
                 constraints behind a ?, e.g. "pubsub:chat?data=max:1024&topic=chat". Time is not
                 limited where no limit is given.
@@ -451,16 +464,86 @@ class Executor:
                 reply = await self._ref.call(
                     "detach",
                     code=given,
-                    kind=kind,
+                    kind=options.get("kind") or _kind(code),
                     spec=spec,
                     policy=restart,
-                    session=self._session.ref,
+                    session=self.session.ref,
                 )
         return Detached(self._ref, reply["id"])
 
     def detached(self, id_: str) -> Detached:
         """One of one's own that was started, by its ID."""
         return Detached(self._ref, id_)
+
+    async def call(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        packages: Sequence[Package] = (),
+        on: str = "",
+        **options: Unpack[Options],
+    ) -> Any:
+        """What a Python function returns that runs there: `await session.proc.call(f, 1, 2)`.
+
+        It travels as its own source: it imports and defines in itself what it needs. What it
+        prints comes on this process's stderr.
+
+        Args:
+            function: Defined with `def`; no closure, no coroutine.
+            args: None, bool, int, float, str, bytes, lists, dicts with text as keys, and
+                capabilities: references, or objects that have one as `ref`.
+            packages: Pure-Python wheels that it can import: their bytes, paths, or blobs.
+            on: See `spawn`.
+            options: See Options. A grant is `ww.grant(NAME)` there.
+
+        Returns what the function returned, plain data like `args`, without capabilities.
+        Raises FunctionFailed with its traceback where it raised, CallEnded where it ran into a
+        limit or was ended, and what `spawn` raises.
+        """
+        job = await prepared(function, packages)
+        options.setdefault("name", job.name)
+        data, refs = packed_arguments(args)
+        given: Options = {**options, "kind": "python"}
+        given["grants"] = {**options.get("grants", {}), **refs}
+        async with self.spawn(job.program, on=on, **given) as process:
+            return await returned(process, data)
+
+    async def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        /,
+        *,
+        concurrency: int = 0,
+        retries: int = 2,
+        ordered: bool = True,
+        packages: Sequence[Package] = (),
+        on: str = "",
+        **options: Unpack[Options],
+    ) -> AsyncIterator[Any]:
+        """Call a function for each item; gives the results as they come, each once.
+
+        A call whose node died, or whose process was killed, is made again at another node: the
+        function may have run, wholly or in part, before; there `ww.attempt()` says which try it
+        is. What the function itself raises ends all, as `call` says.
+
+        Args:
+            function: See `call`.
+            items: Its argument, each; asked for as there is room for calls.
+            concurrency: Calls at a time; 0: as many as the nodes have processors.
+            retries: Of one call.
+            ordered: Results are in the order of the items, and not in that in which they come.
+            packages: See `call`.
+            on: Members that take part, see `spawn`; "": the session's node alone.
+            options: See `call`.
+        """
+        job = await prepared(function, packages)
+        options.setdefault("name", job.name)
+        spread = Spread(self, job, on, options, concurrency=concurrency, retries=retries)
+        async with contextlib.aclosing(spread.results(items, ordered=ordered)) as results:
+            async for result in results:
+                yield result
 
     async def processes(self, *, all: bool = False) -> list[Info]:
         """One's own that run or have ended lately, the newest first; `all` is for operators."""
@@ -475,7 +558,7 @@ class Executor:
 
     async def everywhere(self, *, all: bool = False) -> Heard[list[Info]]:
         """As `processes`, of every member, where one logs in; see `placement.everywhere`."""
-        return await everywhere(self._session, lambda there: there.proc.processes(all=all))
+        return await everywhere(self.session, lambda there: there.proc.processes(all=all))
 
     async def rooms(self, on: str = "", programs: Sequence[str] = ()) -> list[Room]:
         """What the members say of themselves of which the selector `on` holds; "": all of them.
@@ -597,6 +680,10 @@ async def _given_code(code: Code) -> tuple[rpc.Ref | rpc.Servant, str]:
         data = await _bytes(code)
         return _Source(len(data), lambda count, at: data[at : at + count]), ""
     return (code, "") if isinstance(code, rpc.Ref) else (code.ref, code.cid)
+
+
+def _kind(code: Code) -> str:
+    return KINDS.get(Path(_name(code)).suffix, "wasm")
 
 
 def _name(code: Code) -> str:

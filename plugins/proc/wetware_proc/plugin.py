@@ -29,13 +29,17 @@ def ww_register_config() -> type:
 @hookimpl
 def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
     """The service `proc`."""
+    from wetware_proc.python.driver import python_driver
     from wetware_proc.service import ProcService
     from wetware_proc.wasm.driver import wasm_driver
 
     @asynccontextmanager
     async def drivers() -> AsyncIterator[Mapping[str, Driver]]:
-        async with wasm_driver(ctx.data_dir) as wasm:
-            yield {"wasm": wasm}
+        async with (
+            wasm_driver(ctx.data_dir) as wasm,
+            python_driver(ctx.data_dir, wasm) as python,
+        ):
+            yield {"wasm": wasm, "python": python}
 
     return (ProcService(ctx, drivers),)
 

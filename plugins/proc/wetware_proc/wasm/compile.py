@@ -133,42 +133,51 @@ class Compiler:
                 part.unlink(missing_ok=True)
 
     async def _in_child(self, code: bytes, part: Path) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        out = os.open(part, flags, 0o600)
         try:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-m", __name__, str(os.getpid()),
-                stdin=asyncio.subprocess.PIPE, stdout=out, stderr=asyncio.subprocess.PIPE,
-                env={"LANG": "C.UTF-8"}, start_new_session=True,
-            )  # fmt: skip
-        finally:
-            os.close(out)
-        try:
-            async with asyncio.timeout(WALL_S_MAX):
-                _, words = await child.communicate(code)
+            returned, words = await in_child(__name__, code, part, WALL_S_MAX)
         except TimeoutError:
             raise CodeRefused(f"the module is not compiled within {WALL_S_MAX:.0f} s") from None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await to_its_end(child.wait())
-        if child.returncode == _REFUSED:
-            raise CodeRefused(f"no WebAssembly module: {clean(words.decode(errors='replace'))}")
-        if child.returncode == _NO_ROOM:
+        if returned == _REFUSED:
+            raise CodeRefused(f"no WebAssembly module: {clean(words)}")
+        if returned == NO_ROOM:
             raise LimitExceeded(
-                f"the machine code cannot be written: {clean(words.decode(errors='replace'))}",
+                f"the machine code cannot be written: {clean(words)}",
                 hint="make room on the disk of the node",
             )
-        if child.returncode is not None and child.returncode < 0:
+        if returned < 0:
             raise CodeRefused(
                 f"the module costs more to compile than {CPU_S_MAX} s, or {MEMORY_BYTES_MAX >> 30} "
-                f"GiB of memory ({signal.Signals(-child.returncode).name})"
+                f"GiB of memory ({signal.Signals(-returned).name})"
             )
-        if child.returncode:
-            log.error(
-                "compiler.failed", code=child.returncode, words=words.decode(errors="replace")
-            )
+        if returned:
+            log.error("compiler.failed", code=returned, words=words)
             raise InternalError("the compiler failed", hint="the log of the node says why")
+
+
+async def in_child(module: str, data: bytes, out: Path, wall_s: float) -> tuple[int, str]:
+    """Run a module of ours in a process of its own, whose argument is this process's ID.
+
+    It reads `data`, and writes to the file `out`. Returns its return code, and what it wrote to
+    stderr. Raises TimeoutError; it has ended, however this returns.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    file = os.open(out, flags, 0o600)
+    try:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-m", module, str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE, stdout=file, stderr=asyncio.subprocess.PIPE,
+            env={"LANG": "C.UTF-8"}, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        os.close(file)
+    try:
+        async with asyncio.timeout(wall_s):
+            _, words = await child.communicate(data)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        returned = await to_its_end(child.wait())
+    return returned, words.decode(errors="replace")
 
 
 def clean(words: str) -> str:
@@ -179,21 +188,23 @@ def clean(words: str) -> str:
 
 # --- in the child --------------------------------------------------------------------------------
 
-_REFUSED, _NO_ROOM = 3, 4
+_REFUSED, NO_ROOM = 3, 4
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def limit_self(parent: int) -> None:
+def limit_self(
+    parent: int, *, memory_bytes: int = MEMORY_BYTES_MAX, cpu_s: int = CPU_S_MAX, files: int = 32
+) -> None:
     """Take less of the machine, and end with the parent."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
     for kind, most in (
-        (resource.RLIMIT_AS, MEMORY_BYTES_MAX),
-        (resource.RLIMIT_CPU, CPU_S_MAX),
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_FSIZE, COMPILED_BYTES_MAX),
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 32),
+        (resource.RLIMIT_NOFILE, files),
     ):
         resource.setrlimit(kind, (most, most))
     os.nice(10)
@@ -208,13 +219,18 @@ def main(read: Callable[[], bytes]) -> int:
     except (WasmtimeError, MemoryError) as exc:
         sys.stderr.write(clean(str(exc) or "it takes too much memory"))
         return _REFUSED
+    return written(data)
+
+
+def written(data: bytes | bytearray) -> int:
+    """Write what was made; returns the code to exit with."""
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(1, view) :]
     except OSError as exc:
         sys.stderr.write(exc.strerror or "")
-        return _NO_ROOM
+        return NO_ROOM
     return 0
 
 

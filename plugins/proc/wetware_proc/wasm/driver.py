@@ -8,7 +8,7 @@ import hashlib
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -61,7 +61,7 @@ class WasmDriver:
 
     def __init__(self, data_dir: Path) -> None:
         self._threads, self._disk = Threads(), Threads()  # guests' files keep no load waiting
-        self._runtime = Runtime(
+        self.runtime = Runtime(
             [(wasi.MODULE, wasi.CALLS), (caps.MODULE, caps.CALLS)],
             workers=max(2, os.cpu_count() or 1),
         )
@@ -101,7 +101,7 @@ class WasmDriver:
         handles = Caps(fiber, spec)
         fiber.hosts = (world, handles)
         try:
-            return await _life(fiber, handles, limits.wall_s)
+            return await life(fiber, limits.wall_s, handles.finish)
         finally:
             if handles.busy:
                 await to_its_end(handles.stop())
@@ -122,16 +122,16 @@ class WasmDriver:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._images.clear()
-        self._runtime.close()
+        self.runtime.close()
 
     async def _load(self, code: bytes, digest: str) -> WasmImage:
         path = await self._compiler.compiled(code, digest)
         try:
             try:
-                program = await self._threads.run(self._runtime.load, path)
+                program = await self._threads.run(self.runtime.load, path)
             except LookupError:  # another processor, say: the data directory has moved
                 path = await self._compiler.compiled(code, digest, afresh=True)
-                program = await self._threads.run(self._runtime.load, path)
+                program = await self._threads.run(self.runtime.load, path)
         except ValueError as exc:
             raise CodeRefused(f"this module is no program for wetware: {clean(str(exc))}") from exc
         return WasmImage(digest, program)
@@ -162,7 +162,9 @@ class _Tmp:
         return files.opening(path)()
 
 
-async def _life(fiber: Fiber, handles: Caps, wall_s: float) -> Exit:
+async def life(fiber: Fiber, wall_s: float, finish: Callable[[], Awaitable[None]]) -> Exit:
+    """Run a guest to its end, and then what it has left to be done."""
+
     def ended(kind: Literal["exited", "trapped", "limit"], code: int = -1, why: str = "") -> Exit:
         return Exit(kind, code, why, fiber.cpu_ns / 1e9)
 
@@ -170,7 +172,7 @@ async def _life(fiber: Fiber, handles: Caps, wall_s: float) -> Exit:
     try:
         async with timeout:
             code = await fiber.run()
-            await handles.finish()
+            await finish()
     except TimeoutError:
         if not timeout.expired():
             raise

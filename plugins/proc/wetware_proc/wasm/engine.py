@@ -161,8 +161,8 @@ _define_async = _function(
     "wasmtime_linker_define_async_func",
     _Pointer, _Pointer, _text, _size, _text, _size, _Pointer, _AsyncCallback, _Pointer, _Pointer,
 )  # fmt: skip
-_memoryview: Any = ctypes.pythonapi.PyMemoryView_FromMemory
-_memoryview.restype, _memoryview.argtypes = (
+memoryview_of: Any = ctypes.pythonapi.PyMemoryView_FromMemory
+memoryview_of.restype, memoryview_of.argtypes = (
     ctypes.py_object,
     (_Pointer, ctypes.c_ssize_t, ctypes.c_int),
 )
@@ -171,15 +171,15 @@ _WRITABLE: Final = 0x200
 # A continuation is asked, with its own argument, whether the call has its result. Two functions of
 # C answer without a line of Python: abs(1) is true, and strlen is true once the first byte is set.
 _libc = ctypes.CDLL(None)
-_ALWAYS: Final = ctypes.cast(_libc.abs, _Pointer).value
-_ONCE_SET: Final = ctypes.cast(_libc.strlen, _Pointer).value
+ALWAYS: Final = ctypes.cast(_libc.abs, _Pointer).value
+ONCE_SET: Final = ctypes.cast(_libc.strlen, _Pointer).value
 
 
 def _address(wrapper: Any) -> Any:
     return ctypes.cast(wrapper.ptr(), _Pointer)
 
 
-def _refuse(error: int | None) -> None:
+def refuse(error: Any) -> None:
     """Raise an error that a function returned."""
     if error:
         pointer = ctypes.cast(error, ctypes.POINTER(bindings.wasmtime_error_t))
@@ -189,15 +189,19 @@ def _refuse(error: int | None) -> None:
 # --- the engine ----------------------------------------------------------------------------------
 
 
-def new_engine() -> Engine:
-    """An engine; what one compiled another can load, in any process of this machine."""
+def new_engine(stack_bytes: int = STACK_BYTES) -> Engine:
+    """An engine; what one compiled another can load, in any process of this machine.
+
+    Args:
+        stack_bytes: Of a guest.
+    """
     config = Config()
     config.epoch_interruption = True
     config.wasm_threads = False
     config.wasm_memory64 = False
     # The order matters: a stack of a guest that does not fit its fiber ends the process.
-    bindings.wasmtime_config_async_stack_size_set(config.ptr(), STACK_BYTES + HOST_STACK_BYTES)
-    bindings.wasmtime_config_max_wasm_stack_set(config.ptr(), STACK_BYTES)
+    bindings.wasmtime_config_async_stack_size_set(config.ptr(), stack_bytes + HOST_STACK_BYTES)
+    bindings.wasmtime_config_max_wasm_stack_set(config.ptr(), stack_bytes)
     bindings.wasmtime_config_memory_may_move_set(config.ptr(), False)  # see Memory
     bindings.wasmtime_config_wasm_gc_set(config.ptr(), False)
     return Engine(config)
@@ -286,23 +290,39 @@ class Runtime:
         calls: Name of an import module → what it offers. The host objects of a Fiber are in the
             same order.
         workers: Threads.
+        beside: Another runtime, whose threads and share of the loop this one uses.
+        stack_bytes: Of a guest.
     """
 
-    def __init__(self, calls: Sequence[tuple[str, Sequence[Call]]], workers: int) -> None:
-        self.engine = new_engine()
+    def __init__(
+        self,
+        calls: Sequence[tuple[str, Sequence[Call]]],
+        workers: int = 0,
+        *,
+        beside: Runtime | None = None,
+        stack_bytes: int = STACK_BYTES,
+    ) -> None:
+        self.engine = new_engine(stack_bytes)
         self._linker = Linker(self.engine)
         self._callbacks: list[Any] = []  # C holds their addresses
         for place, (module, offered) in enumerate(calls):
             for call in offered:
                 self._define(module, call, place)
         self.ticker = Ticker(self.engine)
-        self.loop_s = TokenBucket(LOOP_SHARE, LOOP_BURST_S)
-        self.workers = ThreadPoolExecutor(workers, thread_name_prefix="wasm")
-        self.turns = Turns(workers + 1)  # none of them waits for the loop
+        self._beside = beside
+        if beside is not None:
+            self.loop_s: TokenBucket = beside.loop_s
+            self.workers: ThreadPoolExecutor = beside.workers
+            self.turns: Turns = beside.turns
+        else:
+            self.loop_s = TokenBucket(LOOP_SHARE, LOOP_BURST_S)
+            self.workers = ThreadPoolExecutor(workers, thread_name_prefix="wasm")
+            self.turns = Turns(workers + 1)  # none of them waits for the loop
 
     def close(self) -> None:
         """Only when no guest runs."""
-        self.workers.shutdown()
+        if self._beside is None:
+            self.workers.shutdown()
         self.ticker.close()
 
     def load(self, path: Path) -> Program:
@@ -321,7 +341,7 @@ class Runtime:
             raise ValueError("it exports no function `_start`: it is a library, and no program")
         prepared = _Pointer()
         try:
-            _refuse(_prepare(_address(self._linker), _address(module), ctypes.byref(prepared)))
+            refuse(_prepare(_address(self._linker), _address(module), ctypes.byref(prepared)))
         except WasmtimeError as exc:
             raise ValueError(str(exc)) from exc
         return Program(self, module, prepared)
@@ -334,7 +354,7 @@ class Runtime:
         self._callbacks.append(callback)
         names = module.encode(), len(module), call.name.encode(), len(call.name)
         linker, kind = _address(self._linker), _address(signature)
-        _refuse(define(linker, *names, kind, callback, None, None))
+        refuse(define(linker, *names, kind, callback, None, None))
 
 
 class Program:
@@ -349,7 +369,7 @@ class Program:
 
 # --- what a guest calls --------------------------------------------------------------------------
 
-_current = threading.local()
+current = threading.local()
 """`fiber`: the one that this thread polls."""
 
 
@@ -366,7 +386,7 @@ def _prompt(call: Call, place: int) -> Any:
     function, failed, masks = call.function, call.failed, _masks(call.params, 2, 0)
 
     def callback(data: int, caller: int, words: Any, count: int) -> int:
-        fiber: Fiber = _current.fiber
+        fiber: Fiber = current.fiber
         fiber.memory.caller = caller
         try:
             result = function(fiber.hosts[place], *[words[at] & mask for at, mask in masks])
@@ -389,7 +409,7 @@ def _parking(call: Call, place: int) -> Any:
         data: int, caller: int, words: Any, count: int,
         results: Any, result_count: int, trap: Any, continuation: Any,
     ) -> None:  # fmt: skip
-        fiber: Fiber = _current.fiber
+        fiber: Fiber = current.fiber
         fiber.memory.caller = caller
         result: Result = 0
         try:
@@ -401,9 +421,9 @@ def _parking(call: Call, place: int) -> Any:
                 result = failed(number)
         if isinstance(result, int):
             results[0], results[1] = 0, result & 0xFFFF_FFFF
-            continuation[0], continuation[1] = _ALWAYS, 1
+            continuation[0], continuation[1] = ALWAYS, 1
         else:
-            continuation[0], continuation[1] = _ONCE_SET, fiber.park(result, results, failed)
+            continuation[0], continuation[1] = ONCE_SET, fiber.park(result, results, failed)
 
     return _AsyncCallback(callback)
 
@@ -464,7 +484,7 @@ class Memory:
             self._found = bindings.wasmtime_memory_t.from_buffer_copy(found.of.memory)
         memory = ctypes.byref(self._found)
         self._size = _memory_size(self.context, memory)
-        self._all = _memoryview(_memory_data(self.context, memory), self._size, _WRITABLE)
+        self._all = memoryview_of(_memory_data(self.context, memory), self._size, _WRITABLE)
         if end > self._size:
             raise Errno.FAULT.error()
 
@@ -485,6 +505,8 @@ class Fiber:
         hosts: The objects that its calls go to, in the order of the import modules.
         memory: Its memory.
     """
+
+    PARTS_MAX = 1, TABLES_MAX, 1  # instances, tables, memories
 
     def __init__(
         self, program: Program, *, memory_bytes: int, cpu_s: float, owner: str = ""
@@ -519,20 +541,10 @@ class Fiber:
         store = _store_new(_address(self._runtime.engine), None, None)
         self.memory.context = context = _store_context(store)
         try:
-            _store_limiter(store, self._memory_bytes, TABLE_ELEMENTS_MAX, 1, TABLES_MAX, 1)
+            _store_limiter(store, self._memory_bytes, TABLE_ELEMENTS_MAX, *self.PARTS_MAX)
             _set_deadline(context, 1)
             _yield_at_deadline(context, 1)
-            instance = bindings.wasmtime_instance_t()
-            where = ctypes.byref(instance)
-            await self._finish(
-                lambda *out: _instantiate(self._program.prepared, context, where, *out)
-            )
-            start = bindings.wasmtime_extern_t()
-            _export(context, where, b"_start", 6, ctypes.byref(start))
-            function, values = ctypes.byref(start.of.func), bindings.wasmtime_val_t()
-            await self._finish(
-                lambda *out: _call(context, function, ctypes.byref(values), 0, None, 0, *out)
-            )
+            return await self._live(context)
         except Exited as exc:
             return exc.code
         finally:
@@ -543,6 +555,18 @@ class Fiber:
                 await to_its_end(asyncio.wrap_future(workers.submit(_store_delete, store)))
             else:
                 _store_delete(store)
+
+    async def _live(self, context: Any) -> int:
+        """In a store: instantiate and run; returns the exit code."""
+        instance = bindings.wasmtime_instance_t()
+        where = ctypes.byref(instance)
+        await self._finish(lambda *out: _instantiate(self._program.prepared, context, where, *out))
+        start = bindings.wasmtime_extern_t()
+        _export(context, where, b"_start", 6, ctypes.byref(start))
+        function, values = ctypes.byref(start.of.func), bindings.wasmtime_val_t()
+        await self._finish(
+            lambda *out: _call(context, function, ctypes.byref(values), 0, None, 0, *out)
+        )
         return 0
 
     def leave_loop(self) -> None:
@@ -556,9 +580,13 @@ class Fiber:
         self._flag[0] = b"\0"
         return ctypes.addressof(self._flag)
 
+    def fail(self, exc: BaseException) -> None:
+        """End the guest, which is about to trap, with an exception."""
+        self._defect = exc
+
     def crash(self, exc: BaseException) -> int:
         """End the guest with an exception. Returns a trap."""
-        self._defect = exc
+        self.fail(exc)
         trap: int = _trap_new(b"host", 4)
         return trap
 
@@ -577,7 +605,7 @@ class Fiber:
         if self._defect is not None:
             raise self._defect
         if failure is not None:
-            raise _reason(failure)
+            raise self._reason(failure)
 
     async def _drive(self, future: Any) -> None:
         while True:
@@ -608,13 +636,13 @@ class Fiber:
 
     def _poll_once(self, future: Any) -> bool:
         """Let the guest go on until it is done, parks, or the next tick comes."""
-        _current.fiber = self
+        current.fiber = self
         self._runtime.ticker.beat()
         self._polled_at = time.thread_time_ns()
         done: bool = _poll(future)
         self._cpu_ns += time.thread_time_ns() - self._polled_at
         self._polled_at = 0
-        _current.fiber = None
+        current.fiber = None
         return done
 
     async def _poll_elsewhere(self, future: Any) -> bool:
@@ -653,19 +681,21 @@ class Fiber:
             if (number := errno_of(exc)) is None:
                 raise
             result = self._failed(number)
-        self._results[0], self._results[1] = 0, result & 0xFFFF_FFFF
+        self._give(result)
         self._flag[0] = b"\1"
 
+    def _give(self, result: int) -> None:
+        self._results[0], self._results[1] = 0, result & 0xFFFF_FFFF
 
-def _reason(failure: Trap | WasmtimeError) -> Exception:
-    """What ended a guest. Nothing of a message: names in it are the guest's."""
-    if isinstance(failure, Trap):
-        if (code := failure.trap_code) is None:
-            return Trapped("unknown trap")
-        if code.name == "STACK_OVERFLOW":
-            return OverLimit("stack")
-        return Trapped(code.name.replace("_", " ").lower())
-    text = str(failure)
-    if "limit" in text:  # its memory or tables are larger from the start
-        return OverLimit("tables" if "table" in text else "memory_bytes")
-    return Trapped("it cannot be instantiated")
+    def _reason(self, failure: Trap | WasmtimeError) -> Exception:
+        """What ended a guest. Nothing of a message: names in it are the guest's."""
+        if isinstance(failure, Trap):
+            if (code := failure.trap_code) is None:
+                return Trapped("unknown trap")
+            if code.name == "STACK_OVERFLOW":
+                return OverLimit("stack")
+            return Trapped(code.name.replace("_", " ").lower())
+        text = str(failure)
+        if "limit" in text:  # its memory or tables are larger from the start
+            return OverLimit("tables" if "table" in text else "memory_bytes")
+        return Trapped("it cannot be instantiated")

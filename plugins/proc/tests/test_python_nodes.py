@@ -1,0 +1,271 @@
+"""Python at real nodes: `ww run`, `call`, and `map` over three of them, of which one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import time
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wetware
+from wetware.testing import Home, NodeProcess, wait_for
+from wetware_proc.functions import CallEnded, FunctionFailed
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]  # the first builds the runner
+
+WITHIN_S = 60.0
+Nodes = list[NodeProcess]
+
+
+@pytest.fixture(scope="module")
+def nodes(
+    tmp_path_factory: pytest.TempPathFactory, python_runner: Callable[[Path], None]
+) -> Iterator[Nodes]:
+    names = ("a", "b", "c")
+    with Home(tmp_path_factory.mktemp("home"), libp2p=False) as home, contextlib.ExitStack() as on:
+        for name in names:
+            for path in (home.path / name, home.path / name / "plugins"):
+                path.mkdir(mode=0o700)
+            python_runner(home.path / name / "plugins" / "proc")
+        a = on.enter_context(home.node("a"))
+        started = [a, *(home.start_node(name, join=a) for name in names[1:])]
+        for node in started[1:]:
+            on.callback(node.stop)
+            node.wait_ready()
+        for node in started:
+            wait_for(
+                lambda node=node: len(node.members("service=proc")) == 3, "all have the service"
+            )
+        yield started
+
+
+@contextlib.asynccontextmanager
+async def at(node: NodeProcess) -> AsyncIterator[wetware.Session]:
+    async with wetware.connect(node.addr, key=node.home.key()) as session:
+        yield session
+
+
+def test_a_script_is_wired_as_a_local_one(nodes: Nodes, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "print(sys.argv[1:], sys.stdin.read().upper())\n"
+        "print('told', file=sys.stderr)\n"
+        "sys.exit(int(sys.argv[1]))\n"
+    )
+    done = nodes[0].ww("run", str(script), "3", "x", input="in")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "['3', 'x'] IN\n", "told\n")
+    done = nodes[0].ww("run", "--on", "any", str(script), "bad")
+    assert done.returncode == 1
+    assert f'File "{script.name}", line 4, in <module>' in done.stderr
+    assert "ValueError" in done.stderr
+    (found,) = {
+        each["kind"]
+        for each in json.loads(nodes[0].ww("ps", "--json", check=True).stdout)["processes"]
+    }
+    assert found == "python"
+
+
+async def test_a_function_is_called(nodes: Nodes, capfd: pytest.CaptureFixture[str]) -> None:
+    def mix(numbers: list[int], words: dict[str, Any], data: bytes) -> object:
+        import statistics
+
+        print("said on the way")  # noqa: T201
+        return [statistics.mean(numbers), sorted(words), data[::-1], None, True, 1 << 60]
+
+    async with at(nodes[0]) as session:
+        found = await session.proc.call(mix, [1, 2, 6], {"b": {}, "a": 0.5}, b"abc")
+        assert found == [3, ["a", "b"], b"cba", None, True, 1 << 60]
+        assert "said on the way" in capfd.readouterr().err
+        assert await session.proc.call(mix, [5], {}, b"", on="name=b") == [
+            5, [], b"", None, True, 1 << 60,
+        ]  # fmt: skip
+
+
+async def test_what_it_raises_comes_with_its_own_lines(nodes: Nodes) -> None:
+    def fails() -> None:
+        raise ValueError("no such thing")
+
+    async with at(nodes[0]) as session:
+        with pytest.raises(FunctionFailed, match="ValueError: no such thing") as failed:
+            await session.proc.call(fails)
+        line = fails.__code__.co_firstlineno + 1
+        assert f'File "test_python_nodes.py:fails", line {line}, in fails' in failed.value.traceback
+        assert 'raise ValueError("no such thing")' in failed.value.traceback
+
+
+async def test_what_does_not_return_says_why(nodes: Nodes) -> None:
+    def spins() -> None:
+        while True:
+            pass
+
+    def leaves() -> None:
+        raise SystemExit(4)
+
+    def gives() -> object:
+        return object()
+
+    def floods() -> bytes:
+        return bytes(20 << 20)
+
+    async with at(nodes[0]) as session:
+        with pytest.raises(CallEnded, match="limit: cpu_s"):
+            await session.proc.call(spins, cpu_s=0.2)
+        with pytest.raises(CallEnded, match="exited with 4"):
+            await session.proc.call(leaves)
+        with pytest.raises(FunctionFailed, match="object is none of None, bool"):
+            await session.proc.call(gives)
+        with pytest.raises(wetware.errors.LimitExceeded, match="VALUE_BYTES_MAX"):
+            await session.proc.call(floods, memory_bytes=256 << 20)
+        with pytest.raises(wetware.errors.WetwareError, match="no programs of the kind"):
+            await session.proc.load(b"", "cobol")
+
+
+async def test_capabilities_are_granted_and_passed(nodes: Nodes) -> None:
+    def publish(topics: list[Any], text: str) -> None:
+        import ww
+
+        for topic in [ww.grant("chat"), *topics]:
+            topic.publish(data=text.encode())
+
+    async with at(nodes[0]) as session, at(nodes[1]) as other:
+        heard = asyncio.Queue[bytes]()
+
+        async def listen(name: str, ready: asyncio.Event) -> None:
+            async with (await other.pubsub.join(name)).subscribe() as messages:
+                ready.set()
+                async for message in messages:
+                    heard.put_nowait(message.data)
+
+        tasks = []
+        for name in ("chat", "more"):
+            ready = asyncio.Event()
+            tasks.append(asyncio.ensure_future(listen(name, ready)))
+            await ready.wait()
+        try:
+            chat, more = await session.pubsub.join("chat"), await session.pubsub.join("more")
+            for place in ("", "name=c"):
+                text = f"from {place}"
+                await session.proc.call(publish, [more], text, grants={"chat": chat}, on=place)
+                async with asyncio.timeout(WITHIN_S):
+                    assert {await heard.get(), await heard.get()} == {text.encode()}
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_packages_can_be_imported(nodes: Nodes, tmp_path: Path) -> None:
+    def uses() -> str:
+        import greet
+        from greet.deep import word
+
+        return f"{greet.hello()} {word}"
+
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as wheel:
+        wheel.writestr("greet/__init__.py", "def hello(): return 'hello'")
+        wheel.writestr("greet/deep.py", "word = 'you'")
+    file = tmp_path / "greet-1-py3-none-any.whl"
+    file.write_bytes(data.getvalue())
+    async with at(nodes[0]) as session:
+        assert await session.proc.call(uses, packages=[data.getvalue()]) == "hello you"
+        assert await session.proc.call(uses, packages=[file], on="any") == "hello you"
+        put = await session.blob.put(file)
+        async with session.blob.open(str(put.cid)) as blob:
+            assert await session.proc.call(uses, packages=[blob]) == "hello you"
+        with pytest.raises(FunctionFailed, match="No module named 'greet'"):
+            await session.proc.call(uses)
+
+
+async def test_results_come_in_order_or_as_they_come(nodes: Nodes) -> None:
+    def slow(item: int) -> int:
+        import time
+
+        time.sleep(1 if item == 0 else 0)
+        return item * item
+
+    async with at(nodes[0]) as session:
+        found = [each async for each in session.proc.map(slow, range(20), on="any")]
+        assert found == [item * item for item in range(20)]
+        mixed = [
+            each async for each in session.proc.map(slow, range(20), concurrency=4, ordered=False)
+        ]
+        assert sorted(mixed) == found
+        assert mixed[0] != 0
+
+
+async def test_items_are_asked_for_as_there_is_room(nodes: Nodes) -> None:
+    def same(item: int) -> int:
+        return item
+
+    asked = []
+
+    def endless() -> Iterator[int]:
+        for number in range(1 << 60):
+            asked.append(number)
+            yield number
+
+    async with at(nodes[0]) as session:
+        async with contextlib.aclosing(session.proc.map(same, endless(), concurrency=2)) as results:
+            got = [await anext(results) for _ in range(5)]
+        assert got == list(range(5))
+        assert len(asked) < 5 + 5 * 2
+        async with asyncio.timeout(WITHIN_S):
+            while any(not each.exit.kind for each in await session.proc.processes()):  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.05)
+
+
+async def test_what_one_raises_ends_all(nodes: Nodes) -> None:
+    def picky(item: int) -> int:
+        if item == 3:
+            raise LookupError(f"not {item}")
+        return item
+
+    async with at(nodes[0]) as session:
+        results = session.proc.map(picky, range(100), concurrency=1)
+        assert [await anext(results) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(FunctionFailed, match="LookupError: not 3"):
+            await anext(results)
+
+
+@pytest.mark.long
+async def test_every_result_comes_once_though_a_node_dies(nodes: Nodes) -> None:
+    """1,000 items on three nodes; one is killed with SIGKILL when a fifth has come."""
+
+    def work(item: int) -> list[int]:
+        import time
+
+        import ww
+
+        time.sleep(0.02)
+        return [item, ww.attempt()]
+
+    a, _, c = nodes
+    async with at(a) as session:
+        found: list[list[int]] = []
+        before = time.monotonic()
+        async for result in session.proc.map(
+            work, range(1000), on="any", concurrency=12, ordered=False
+        ):
+            found.append(result)
+            if len(found) == 200:
+                ran = [each async for each in _processes(c)]
+                assert len(ran) > 10, "the node that is about to die takes part"
+                c.process.kill()
+        assert time.monotonic() - before < 300
+    assert sorted(item for item, _ in found) == list(range(1000))
+    assert max(attempt for _, attempt in found) > 1, "what ran there ran again"
+
+
+async def _processes(node: NodeProcess) -> AsyncIterator[object]:
+    async with at(node) as session:
+        for each in await session.proc.processes():
+            yield each

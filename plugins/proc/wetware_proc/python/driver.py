@@ -1,0 +1,131 @@
+"""The driver of Python: `load` keeps a program, `run` makes an instance of the runner for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from wetware.base.threads import Threads
+from wetware.errors import InvalidArgument, LimitExceeded, Unsupported
+from wetware_proc.driver import CodeRefused, Exit, Image, Spec
+from wetware_proc.python.build import CACHE_BYTES_MAX, STACK_BYTES, built
+from wetware_proc.python.component import PythonFiber, Runner
+from wetware_proc.python.world import OFFERED, RESOURCES, World
+from wetware_proc.wasm.compile import Cache
+from wetware_proc.wasm.driver import WasmDriver, life
+from wetware_proc.wasm.engine import Runtime
+
+KIND: Final = "python"
+CODE_BYTES_MAX: Final = 16 << 20
+"""Of one program."""
+CODES_BYTES_MAX: Final = 256 << 20
+"""Of all that are loaded."""
+RETRY_S: Final = 60.0
+"""After a build that failed."""
+
+
+class PythonImage(Image):
+    """Source, or a zip archive that has a `__main__.py`."""
+
+    def __init__(self, code: bytes, runner: Runner) -> None:
+        super().__init__(hashlib.sha256(code).hexdigest(), KIND)
+        self.code, self.runner = code, runner
+
+
+@contextlib.asynccontextmanager
+async def python_driver(data_dir: Path, wasm: WasmDriver) -> AsyncIterator[PythonDriver]:
+    """A driver that keeps its runner below `data_dir`, alone, and uses the threads of another.
+
+    Leave it when no guest of it runs.
+    """
+    driver = PythonDriver(Cache(data_dir / KIND, CACHE_BYTES_MAX), wasm.runtime)
+    try:
+        yield driver
+    finally:
+        await driver.aclose()
+
+
+class PythonDriver:
+    """See `python_driver`, and wetware_proc.driver.Driver."""
+
+    def __init__(self, cache: Cache, beside: Runtime) -> None:
+        self._cache, self._beside, self._threads = cache, beside, Threads()
+        self._runtime: Runtime | None = None
+        self._making: asyncio.Future[Runner] | None = None
+        self._failed_at = 0.0
+        self._bytes = 0
+
+    async def load(self, code: bytes) -> PythonImage:
+        """See Driver. Raises LimitExceeded and InternalError as well."""
+        size = len(code)
+        if size > CODE_BYTES_MAX:
+            raise CodeRefused(f"the program has {size} bytes: at most {CODE_BYTES_MAX}")
+        if self._bytes + size > CODES_BYTES_MAX:
+            raise LimitExceeded(
+                f"the Python programs that are loaded have {self._bytes} bytes, and this one has "
+                f"{size}: at most {CODES_BYTES_MAX}",
+                hint="try again, or at another node",
+            )
+        image = PythonImage(code, await self._runner())
+        self._bytes += size
+        weakref.finalize(image, self._forget, size)
+        return image
+
+    async def run(self, image: Image, spec: Spec) -> Exit:
+        """See Driver."""
+        if not isinstance(image, PythonImage):
+            raise InvalidArgument("this image is of another driver")
+        if spec.dirs:
+            raise Unsupported("a Python program has no directories", hint="give it bytes on stdin")
+        limits = spec.limits
+        fiber = PythonFiber(
+            image.runner,
+            memory_bytes=limits.memory_bytes,
+            cpu_s=limits.cpu_s,
+            owner=spec.owner,
+        )
+        world = World(fiber, spec, image.code)
+        fiber.hosts = (world,)
+        try:
+            return await life(fiber, limits.wall_s, _nothing)
+        finally:
+            world.close()
+            fiber.hosts = ()
+
+    async def aclose(self) -> None:
+        """Stop building, and let go of all."""
+        if self._making is not None:
+            self._making.cancel()
+            await asyncio.gather(self._making, return_exceptions=True)
+        if self._runtime is not None:
+            self._runtime.close()
+
+    async def _runner(self) -> Runner:
+        again = self._failed_at and time.monotonic() > self._failed_at + RETRY_S
+        if self._making is None or again:
+            self._failed_at = 0.0
+            self._making = asyncio.ensure_future(self._make())
+        return await asyncio.shield(self._making)
+
+    async def _make(self) -> Runner:
+        try:
+            path = await built(self._cache, self._threads)
+            if self._runtime is None:
+                self._runtime = Runtime([], beside=self._beside, stack_bytes=STACK_BYTES)
+            return await self._threads.run(Runner, self._runtime, path, OFFERED, RESOURCES)
+        except Exception:
+            self._failed_at = time.monotonic()
+            raise
+
+    def _forget(self, size: int) -> None:
+        self._bytes -= size
+
+
+async def _nothing() -> None:
+    pass

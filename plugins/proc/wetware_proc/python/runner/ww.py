@@ -1,0 +1,193 @@
+"""In a Python guest: the capabilities that it was given.
+
+    import ww
+    out = ww.grant("out")
+    out.publish(data=b"hello")
+
+What they take and give is plain: None, bool, int, float, str, bytes, list, dict, capabilities.
+"""
+
+import os
+import struct
+import sys
+import traceback
+
+from componentize_py_types import Err
+from wit_world.imports import host
+
+_TAG = 39
+
+
+class Error(Exception):
+    """What a call of a capability fails with.
+
+    Attributes:
+        code: Of the error, as everywhere in wetware; e.g. "revoked".
+    """
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+
+
+class Capability:
+    """Something that can be called: each method is an attribute, its parameters are keywords."""
+
+    def __init__(self, handle):
+        self._handle = handle
+
+    def __getattr__(self, method):
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return lambda **params: self._call(method, params)
+
+    def __repr__(self):
+        return f"<capability {self._handle}>"
+
+    def __del__(self):
+        host.drop(self._handle)
+
+    def _call(self, method, params):
+        message = encode([method, params]).decode("latin-1")
+        results = decode(_done(host.call, self._handle, message).encode("latin-1"))
+        if isinstance(results, dict) and len(results) == 1:
+            return next(iter(results.values()))
+        return results
+
+
+def _done(function, *args):
+    try:
+        return function(*args)
+    except Err as exc:
+        code, _, message = exc.value.encode("latin-1").decode(errors="replace").partition("\n")
+        raise Error(code, message) from None
+
+
+def grant(name):
+    """The capability of a name. Raises Error "not_found.grant"."""
+    return Capability(_done(host.cap, name.encode().decode("latin-1")))
+
+
+def attempt():
+    """Which try this is of the same call, from 1: others may have done a part of it before."""
+    return int(os.environ.get("WW_ATTEMPT", "1"))
+
+
+def serve(function):
+    """Call a function with what is on stdin, and write what it returns to stdout."""
+    stdout, sys.stdout = sys.stdout, sys.stderr
+    args = decode(sys.stdin.buffer.read(), lambda place: grant(f"argument {place}"))
+    try:
+        reply = encode([True, function(*args)])
+    except Exception as exc:
+        reply = encode([False, told(exc)])
+    stdout.buffer.write(reply)
+    stdout.flush()
+
+
+def told(exc):
+    """A traceback without the frames of the runner."""
+    frame = exc.__traceback__
+    while frame is not None and frame.tb_frame.f_globals.get("__name__") in ("app", "ww"):
+        frame = frame.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, frame or exc.__traceback__))
+
+
+# --- CBOR (RFC 8949), of plain values ------------------------------------------------------------
+
+
+def encode(value):
+    out = bytearray()
+    _encode(value, out)
+    return bytes(out)
+
+
+def _head(major, number, out):
+    if number < 24:
+        out.append(major << 5 | number)
+        return
+    for kind, (form, bits) in enumerate(((">B", 8), (">H", 16), (">I", 32), (">Q", 64)), 24):
+        if number >> bits == 0:
+            out.append(major << 5 | kind)
+            out += struct.pack(form, number)
+            return
+    raise ValueError("an integer of more than 64 bits")
+
+
+def _encode(value, out):
+    if value is None or value is True or value is False:
+        out.append({None: 0xF6, True: 0xF5, False: 0xF4}[value])
+    elif isinstance(value, int):
+        _head(0 if value >= 0 else 1, value if value >= 0 else -1 - value, out)
+    elif isinstance(value, float):
+        out += struct.pack(">Bd", 0xFB, value)
+    elif isinstance(value, str):
+        data = value.encode()
+        _head(3, len(data), out)
+        out += data
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        _head(2, len(value), out)
+        out += value
+    elif isinstance(value, (list, tuple)):
+        _head(4, len(value), out)
+        for each in value:
+            _encode(each, out)
+    elif isinstance(value, dict):
+        _head(5, len(value), out)
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"a key is text, and not {type(key).__name__}")
+            _encode(key, out)
+            _encode(each, out)
+    elif isinstance(value, Capability):
+        _head(6, _TAG, out)
+        _head(0, value._handle, out)
+    else:
+        raise TypeError(
+            f"{type(value).__name__} is none of None, bool, int, float, str, bytes, list, dict "
+            "and capabilities"
+        )
+
+
+def decode(data, capability=Capability):
+    value, at = _decode(data, 0, capability)
+    if at != len(data):
+        raise ValueError("bytes after the end")
+    return value
+
+
+def _decode(data, at, capability):
+    first = data[at]
+    at += 1
+    major, number = first >> 5, first & 31
+    if major == 7:
+        if number == 27:
+            return struct.unpack_from(">d", data, at)[0], at + 8
+        if number in (25, 26):
+            form, size = {25: (">e", 2), 26: (">f", 4)}[number]
+            return struct.unpack_from(form, data, at)[0], at + size
+        return {20: False, 21: True, 22: None, 23: None}[number], at
+    if number >= 24:
+        size = 1 << number - 24
+        number, at = int.from_bytes(data[at : at + size]), at + size
+    if major == 0:
+        return number, at
+    if major == 1:
+        return -1 - number, at
+    if major in (2, 3):
+        piece = data[at : at + number]
+        return (bytes(piece) if major == 2 else piece.decode()), at + number
+    if major == 4:
+        items = []
+        for _ in range(number):
+            item, at = _decode(data, at, capability)
+            items.append(item)
+        return items, at
+    if major == 5:
+        found = {}
+        for _ in range(number):
+            key, at = _decode(data, at, capability)
+            found[key], at = _decode(data, at, capability)
+        return found, at
+    handle, at = _decode(data, at, capability)
+    return capability(handle), at
