@@ -214,17 +214,24 @@ class PluginContext:
         return self.deriver.derive(guard, label)
 
     async def derive_durable(
-        self, session: Ref, label: str, asked: Mapping[str, tuple[str, Iterable[str]]]
+        self,
+        session: Ref,
+        label: str,
+        asked: Mapping[str, tuple[str, Iterable[str]]],
+        keep: Callable[[str], Awaitable[object]],
     ) -> Derived:
         """The same below a session that a caller hands in, to outlive it and the node's process.
 
         `asked` is name → ("SERVICE" or "SERVICE:OBJECT", constraints), of what the session has. It
-        is recorded, and on disk, when this returns: keep its ID, which is no secret.
+        is recorded, and on disk, when this returns. Its ID, which is no secret, is given to `keep`
+        before: so no crash leaves a grant that its service does not know of. What `keep` has kept
+        may have no grant then, or not all of it: end that, and start again.
 
-        Raises Amplification for what the session has not, InvalidArgument for what is no session of
-        this node or cannot be granted, Denied for a sealed one, LimitExceeded, Unrecorded.
+        Raises what `keep` does, Amplification for what the session has not, InvalidArgument for
+        what is no session of this node or cannot be granted, Denied for a sealed one,
+        LimitExceeded, Unrecorded.
         """
-        return await self.deriver.derive_durable(session, label, asked)
+        return await self.deriver.derive_durable(session, label, asked, keep)
 
     async def derived(self, id_: str) -> Derived:
         """What `derive_durable` made, after a restart too: waits until the node has it again.

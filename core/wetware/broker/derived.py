@@ -40,6 +40,7 @@ _EMPTY: Final[Mapping[str, Any]] = {
 
 Asked = Mapping[str, tuple[str, Iterable[str]]]
 """Name → ("SERVICE" or "SERVICE:OBJECT", constraints)."""
+Keep = Callable[[str], Awaitable[object]]
 
 
 class Derived:
@@ -147,7 +148,9 @@ class Deriver:
         label = clean(label, KIND)
         return Derived(guard.derive(kind=KIND, label=label, service=guard.service))
 
-    async def derive_durable(self, session: rpc.Ref, label: str, asked: Asked) -> Derived:
+    async def derive_durable(
+        self, session: rpc.Ref, label: str, asked: Asked, keep: Keep
+    ) -> Derived:
         """See `hookspecs.PluginContext.derive_durable`."""
         broker = self._broker
         parent = await _vouched(broker, session)
@@ -156,7 +159,7 @@ class Deriver:
             if "=" in name or not text.isprintable() or len(text) > LABEL_CHARS_MAX:
                 raise InvalidArgument(f"{text[:80]!r} names nothing that can be kept")
         services = {SESSION_SERVICE} | {what.partition(":")[0] for what, _ in asked.values()}
-        whole = await _kept(broker, parent, clean(label, KIND), services)
+        whole = await _kept(broker, parent, clean(label, KIND), services, keep=keep)
         try:
             for name, (what, where) in asked.items():
                 await _kept(broker, whole, f"{name}={what}", (what,), where)
@@ -192,7 +195,12 @@ async def _vouched(broker: Broker, session: rpc.Ref) -> Grant:
 
 
 async def _kept(
-    broker: Broker, parent: Grant, label: str, services: Iterable[str], where: Iterable[str] = ()
+    broker: Broker,
+    parent: Grant,
+    label: str,
+    services: Iterable[str],
+    where: Iterable[str] = (),
+    keep: Keep | None = None,
 ) -> Grant:
     wire = {
         **_EMPTY,
@@ -201,8 +209,8 @@ async def _kept(
     }
     terms = terms_from_struct(wire, parent, broker)
 
-    def admit(grant: Grant) -> Awaitable[None]:
-        return broker.audit.admit(
+    async def admit(grant: Grant) -> None:
+        await broker.audit.admit(
             "grant.derived",
             principal=grant.principal,
             grant=grant.id,
@@ -210,6 +218,8 @@ async def _kept(
             label=label,
             terms="; ".join(terms.describe())[:1024],
         )
+        if keep is not None:
+            await keep(grant.id)
 
     grant, _ = await broker.tree.share(parent, terms, kind=KIND, label=label, admit=admit)
     return grant

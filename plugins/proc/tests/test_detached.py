@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import random
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -181,3 +183,59 @@ def test_a_detached_program_is_given_no_more_than_its_user_has(b: NodeProcess, b
     assert (never.returncode, "policy" in never.stderr) == (EXIT_USAGE, True)
     bound = b.ww("run", "--grant", "out=pubsub:chat?data=max:3", beat, "1")
     assert (bound.returncode, bound.stdout.split()[:2]) == (3, ["failed", "capability.denied"])
+
+
+@pytest.mark.long
+async def test_after_kill_9_at_any_moment_what_is_shown_is_true(home: Home, guests: Guests) -> None:
+    """What is shown as running runs, and all else has left neither a grant nor its code."""
+    code, rng = guests("beat"), random.Random(7)
+
+    async def act(session: wetware.Session) -> None:
+        policy = rng.choice(("never", "on-failure", "always"))
+        made = await session.proc.start(code, grants={"out": "pubsub:chat"}, restart=policy)
+        match rng.randrange(3):
+            case 0:
+                await made.kill()
+            case 1:
+                await made.restart()
+
+    async def settled(session: wetware.Session) -> set[str]:
+        """The IDs of those that run, and each of them does."""
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                infos = await session.proc.processes()
+                if not any(each.waits for each in infos):
+                    break
+                await asyncio.sleep(0.05)
+            living = [each for each in infos if not each.exit.kind]
+            assert not any(each.policy == "never" for each in living)
+            for each in living:
+                was, made = 0, session.proc.detached(each.id)
+                while was in (0, now := sum([len(data) async for data in made.logs()])):
+                    was = was or now
+                    await asyncio.sleep(0.05)
+        return {each.id for each in living}
+
+    seen = 0
+    for _ in range(10):
+        with home.node("k") as node:
+            async with contextlib.AsyncExitStack() as stack:
+                session = await stack.enter_async_context(at(node))
+                living = await settled(session)
+                seen += len(living)
+                grants = [each for each in await session.grants() if each.kind == "derived"]
+                named = {each.label.split()[-1] for each in grants if each.label[:7] == "process"}
+                assert named == living
+                assert len(grants) == 2 * len(living)
+                kept = list((node.data_dir / "plugins/proc/detached/code").iterdir())
+                assert len(kept) == bool(living)
+                for id_ in sorted(living)[2:]:
+                    await session.proc.kill(id_)
+                acts = [asyncio.ensure_future(act(session)) for _ in range(4)]
+                for first in rng.sample(acts, rng.randrange(4)):  # some have come to their end
+                    await asyncio.wait([first], timeout=WITHIN_S)
+                await asyncio.sleep(rng.uniform(0, 0.02))
+                node.stop(signal.SIGKILL)
+                await asyncio.gather(*acts, return_exceptions=True)
+                stack.pop_all()
+    assert seen > 5, "some did come back"

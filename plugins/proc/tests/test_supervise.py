@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from wetware.errors import (
 from wetware.testing import FakeClock, Started, plugin_context
 from wetware_proc import supervise
 from wetware_proc.client import Executor
+from wetware_proc.client import Exit as ClientExit
 from wetware_proc.config import ProcConfig
 from wetware_proc.driver import Exit, Spec
 from wetware_proc.service import ExecutorServant, ProcService
@@ -131,17 +132,24 @@ def test_a_record_is_what_was_kept() -> None:
 # --- the service ----------------------------------------------------------------------------------
 
 
+async def nothing() -> None:
+    pass
+
+
 class Grants:
     """A node's durable grants, over restarts of the service."""
 
     def __init__(self) -> None:
         self.living: dict[str, Kept] = {}
+        self.made: Callable[[], Awaitable[object]] = nothing
 
-    async def derive_durable(self, session: rpc.Ref, label: str, asked: Any) -> Kept:
+    async def derive_durable(self, session: rpc.Ref, label: str, asked: Any, keep: Any) -> Kept:
         if any(what == "none" for what, _ in asked.values()):
             raise Unsupported("there is no such service")
         kept = Kept(self, f"grant{len(self.living)}", label, asked)
+        await keep(kept.id)
         self.living[kept.id] = kept
+        await self.made()
         return kept
 
     async def derived(self, id_: str) -> Kept:
@@ -228,9 +236,13 @@ class World:
             yield Executor(Opened(ref))
 
     @property
+    def root(self) -> Path:
+        return self._directory / "detached"
+
+    @property
     def disk(self) -> list[str]:
-        root = self._directory / "detached"
-        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+        found = [path for path in self.root.rglob("*") if path.is_file()]
+        return sorted(str(path.relative_to(self.root)) for path in found)
 
     def records(self) -> list[Any]:
         found = self._directory.glob("detached/*/record.json")
@@ -435,6 +447,75 @@ async def test_the_end_of_its_grant_ends_it(world: World) -> None:
         exit_ = await ada.detached(down.id).wait()
         assert (exit_.kind, exit_.why) == ("killed", "it was revoked while the node was down")
         assert world.scripts.runs == 2
+
+
+@pytest.mark.parametrize("granted", [True, False])
+async def test_what_was_being_made_when_the_node_ended_leaves_nothing(
+    world: World, granted: bool
+) -> None:
+    async with world.running() as ada:
+        reached = asyncio.Event()
+
+        async def stop() -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        world.grants.made = stop
+        starting = asyncio.ensure_future(ada.start(b"hold", restart="always"))
+        await reached.wait()
+        (info,) = await ada.processes()
+        assert info.waits, "it does not run yet"
+        crashed = {path: path.read_bytes() for path in world.root.rglob("*") if path.is_file()}
+        (grant,) = world.grants.living.values()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+    world.grants.living = {grant.id: grant} if granted else {}
+    for path, data in crashed.items():  # as a crash leaves the disk
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    async with world.running() as ada:
+        await until(lambda: not world.service.supervisor.all)
+        assert world.grants.living == {}
+    assert world.scripts.runs == 0
+    assert [path for path in world.disk if path.endswith(".json")] == []
+
+
+async def test_what_the_disk_does_not_take_is_not_started(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with world.running() as ada:
+        for first in (True, False):  # the code, then the record that it is granted
+
+            async def fill() -> None:
+                monkeypatch.setattr(supervise, "replace_private_file", full)
+
+            with monkeypatch.context() as patch:
+                world.grants.made = fill
+                if first:
+                    patch.setattr(supervise, "replace_private_file", full)
+                with pytest.raises(WetwareError) as refused:
+                    await ada.start(b"hold")
+            assert refused.value.code == "proc.disk"
+            assert not world.service.supervisor.all
+            assert world.grants.living == {}
+            assert world.scripts.runs == 0
+
+
+async def test_one_that_is_killed_before_it_runs_is_not_waited_for(world: World) -> None:
+    async with world.running() as ada:
+
+        async def kill() -> None:
+            for each in list(world.service.supervisor.all.values()):
+                each.kill("at once")
+
+        world.grants.made = kill
+        async with asyncio.timeout(10):
+            made = await ada.start(b"hold", restart="always")
+            assert await made.wait() == ClientExit("killed", 0, "at once")
+    assert world.scripts.runs == 0
 
 
 async def test_only_what_can_be_named_is_kept(world: World) -> None:

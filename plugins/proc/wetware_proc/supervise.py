@@ -197,6 +197,7 @@ class Record:
         digest: SHA-256 of its code, in hex.
         spec: Its name, arguments, environment and limits, as in the struct Spec of proc.capnp.
         grant: ID of its durable grant.
+        granted: That is on disk, with all below it.
         created_at: Unix time, s. Likewise `started_at`, of the latest start.
         exit: How it ended the last time; None where it has not, or its node ended first.
         over: It is not started again.
@@ -210,6 +211,7 @@ class Record:
     policy: str
     grant: str
     created_at: float
+    granted: bool = False
     started_at: float = 0.0
     restarts: int = 0
     exit: Exit | None = None
@@ -380,6 +382,7 @@ class Supervisor:
             each = self._add(record if record.over else replace(record, exit=None))
             self._begin(self._live(each))
         try:
+            await self._forget()  # code that was written just before the node ended
             yield
         finally:  # what runs is ended by the service
             for task in self._tasks:
@@ -410,19 +413,21 @@ class Supervisor:
             "code": spec["code"],
         }
         label = grant_label(kept["name"], id_)
-        derived = await self._ctx.derive_durable(session, label, asked)
-        try:
-            now = self._ctx.clock.time()
+
+        async def keep(grant: str) -> None:
             self._check_room(owner)
-            each = self._add(Record(id_, owner, kind, digest, kept, policy, derived.id, now))
+            now = self._ctx.clock.time()
+            each = self._add(Record(id_, owner, kind, digest, kept, policy, grant, now))
             async with self._files:
                 await self._disk(self._keep, each, code)
+
+        try:
+            await self._ctx.derive_durable(session, label, asked, keep)
         except BaseException:
-            derived.end("it could not be kept")
             await self._forget(id_)
             raise
-        first = asyncio.get_running_loop().create_future()
-        self._begin(self._live(each, first))
+        each, first = self.all[id_], asyncio.get_running_loop().create_future()
+        self._begin(self._begun(each, first))
         await asyncio.shield(first)
         return each
 
@@ -479,16 +484,34 @@ class Supervisor:
 
     # --- the life of one --------------------------------------------------------------------------
 
+    async def _begun(self, each: Detached, first: asyncio.Future[None]) -> None:
+        try:
+            await self._live(each, first)
+        finally:
+            if not first.done():  # it was ended before it was started
+                first.set_result(None)
+
     async def _live(self, each: Detached, first: asyncio.Future[None] | None = None) -> None:
         """Until it is over. `first` is told whether the first start succeeds; None: it had that."""
         try:
             each.derived = await self._ctx.derived(each.record.grant)
         except WetwareError as exc:  # it ended while the node was down
-            if not each.record.over:
+            if not each.record.granted:
+                await self._forget(each.id)
+            elif not each.record.over:
                 await self._end(each, Exit("killed", why=exc.message))
             return None
         if each.record.over:  # the node ended before its grant did
             return each.derived.end("the process has ended")
+        if not each.record.granted:
+            each.record = replace(each.record, granted=True)
+            if first is None or not await self._save(each):
+                # The node ended while it was made, so nobody was told of it; or the disk is full.
+                each.derived.end("it was not started")
+                await self._forget(each.id)
+                if first is not None:
+                    first.set_exception(Unwritten("it cannot be kept; the node's log says why"))
+                return None
         each.derived.on_end(lambda why: each.kill(why.message))
         exit_ = Exit("lost", why="its node has ended")
         if first is None:
@@ -579,11 +602,7 @@ class Supervisor:
             (other for other in self.all.values() if other.record.over),
             key=lambda other: other.started_at,
         )
-        for old in ended[: max(0, len(ended) - ENDED_MAX)]:
-            await self._forget(old.id)
-        async with self._files:
-            living = {other.record.digest for other in self.all.values() if not other.record.over}
-            await self._disk(self._sweep, living)
+        await self._forget(*(old.id for old in ended[: max(0, len(ended) - ENDED_MAX)]))
 
     # --- what is on disk --------------------------------------------------------------------------
 
@@ -591,16 +610,22 @@ class Supervisor:
         """To its end: nothing is written behind the back of who has stopped."""
         return await to_its_end(self._ctx.run_sync(function, *args))
 
-    async def _save(self, each: Detached) -> None:
+    async def _save(self, each: Detached) -> bool:
         path, data = each.directory / RECORD, each.record.encode()
         try:
             await self._disk(replace_private_file, path, data)
         except OSError as exc:  # its grants are ended all the same, which ends it after a restart
             self._ctx.log.warning("proc.record_lost", id=each.id, error=exc.strerror)
+            return False
+        return True
 
-    async def _forget(self, id_: str) -> None:
-        self.all.pop(id_, None)
-        await self._disk(shutil.rmtree, self._directory / id_, True)
+    async def _forget(self, *ids: str) -> None:
+        """Nothing is left of these, nor of code that no other one has."""
+        for id_ in ids:
+            self.all.pop(id_, None)
+        async with self._files:
+            living = {each.record.digest for each in self.all.values() if not each.record.over}
+            await self._disk(self._remove, ids, living)
 
     def _records(self) -> list[Record]:
         self._code.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -638,7 +663,9 @@ class Supervisor:
             raise NotFound("its code on disk is damaged")
         return code
 
-    def _sweep(self, living: set[str]) -> None:
+    def _remove(self, ids: tuple[str, ...], living: set[str]) -> None:
+        for id_ in ids:
+            shutil.rmtree(self._directory / id_, ignore_errors=True)
         for path in self._code.iterdir():
             if path.name not in living:
                 path.unlink()

@@ -19,6 +19,7 @@ from wetware.errors import (
     CapabilityError,
     Denied,
     InvalidArgument,
+    LimitExceeded,
     NotFound,
     Revoked,
     Unsupported,
@@ -42,6 +43,13 @@ class World:
         self.backend = Backend({"member": profile}, {"ada": {"member"}})
         self.node = MemNode("a", directory, self.backend, Clock())
         self.running = self.node.running
+        self.kept: list[str] = []
+
+    async def keep(self, id_: str) -> None:
+        """What a service does before a grant of it is on disk."""
+        assert self.node.tree.grants[id_].durable
+        assert id_ not in self.node.tree.shares
+        self.kept.append(id_)
 
     @property
     def deriver(self) -> Deriver:
@@ -55,7 +63,7 @@ class World:
 
     async def durable(self, session: Session, asked: Any = ASKED) -> Derived:
         _, ref, _ = await self.handed(session)
-        return await self.deriver.derive_durable(ref, "job 1", asked)
+        return await self.deriver.derive_durable(ref, "job 1", asked, self.keep)
 
 
 @pytest.fixture
@@ -148,6 +156,7 @@ async def test_a_durable_one_is_there_after_a_restart_with_what_binds_it(world: 
             made = await world.durable(ada)
             ended: list[WetwareError] = []
             made.on_end(ended.append)
+            assert world.kept == [made.id]
             shown = {grant.label: grant for grant in await ada.grants()}
             assert shown["job 1"].durable
             assert shown["out=box:a"].parents == shown["in=box"].parents == (made.id,)
@@ -252,6 +261,18 @@ async def test_only_what_the_session_has_can_be_kept(world: World) -> None:
                 await refs["in"].items()
 
 
+async def test_what_cannot_be_kept_is_not_granted(world: World) -> None:
+    async def full(id_: str) -> None:
+        raise LimitExceeded("there is no room")
+
+    async with world.running(), world.node.login("ada") as ada:
+        _, ref, _ = await world.handed(ada)
+        with pytest.raises(LimitExceeded):
+            await world.deriver.derive_durable(ref, "job", ASKED, full)
+        assert not world.node.tree.shares
+        assert not any(grant.label == "job" for grant in await ada.grants())
+
+
 async def test_a_service_that_is_gone_is_named(world: World) -> None:
     async with world.running(), world.node.login("ada") as ada:
         made = await world.durable(ada)
@@ -285,11 +306,11 @@ async def test_a_session_has_to_vouch_for_itself(world: World, tmp_path: Path) -
         for passed in (Fake(), elsewhere._ref):
             _, ref, _ = await world.handed(ada, passed)
             with pytest.raises(WetwareError):
-                await world.deriver.derive_durable(ref, "job", {})
+                await world.deriver.derive_durable(ref, "job", {}, world.keep)
         sealed = await ada.attenuate({"box": ()}, sealed=True)
         _, ref, _ = await world.handed(ada, sealed._ref)
         with pytest.raises(Denied):
-            await world.deriver.derive_durable(ref, "job", {})
+            await world.deriver.derive_durable(ref, "job", {}, world.keep)
         assert not world.node.tree.shares
         assert not world.node.broker.claims
         await ada._ref.call("vouch", claim=b"of nobody")
