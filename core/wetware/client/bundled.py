@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wetware_auth_local.client import PolicyClient
     from wetware_blob.client import BlobStore
     from wetware_proc.client import Executor
+    from wetware_proc.native.client import Native
     from wetware_pubsub.client import PubSub
 
 
@@ -30,5 +31,6 @@ class Bundled:
         blob: BlobStore
         cluster: Cluster
         grants_service: GrantsClient
+        native: Native
         proc: Executor
         pubsub: PubSub

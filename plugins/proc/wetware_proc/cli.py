@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from wetware.base.threads import in_daemon
 from wetware.cli.app import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES: Final = {"trapped": 134, "limit": 137, "killed": 137}
 """As a shell says of a program that SIGABRT or SIGKILL has ended."""
+NATIVE: Final = "wetware_proc.native"
 _READ_BYTES: Final = 64 << 10
 ProcessId = Annotated[str, typer.Argument(metavar="ID", help="Of `ww ps`, or how it begins.")]
 
@@ -45,7 +47,9 @@ def mount(app: typer.Typer) -> None:
     section = "Services"
     plain = {"allow_interspersed_args": False, "ignore_unknown_options": True}
     shown = examples("ww run hello.wasm you", "ww run --on zone=home --memory 16 bafk… < in > out")
-    app.command("run", rich_help_panel=section, epilog=shown, context_settings=plain)(run_command)
+    app.command("run", cls=Run, rich_help_panel=section, epilog=shown, context_settings=plain)(
+        run_command
+    )
     shown = examples("ww ps", "ww ps --all --json")
     app.command("ps", rich_help_panel=section, epilog=shown)(ps_command)
     for name, command, shown in (
@@ -53,15 +57,30 @@ def mount(app: typer.Typer) -> None:
         ("restart", restart_command, "ww restart 3f9a"),
         ("wait", wait_command, "ww wait 3f9a"),
         ("logs", logs_command, "ww logs -f 3f9a"),
+        ("forward", forward_command, "ww forward 8080 3f9a:web"),
     ):
         app.command(name, rich_help_panel=section, epilog=examples(shown))(command)
 
 
+class Run(TyperCommand):
+    """Keeps whether there was a `--` before the program: then that is one of the machine's."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # typer's
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        words = 1 + len(ctx.params.get("args") or ())
+        ctx.meta[NATIVE] = given[-1 - words : -words] == ["--"]
+        return rest
+
+
 def run_command(
+    ctx: typer.Context,
     program: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|CID", help="A WebAssembly program (WASI preview 1), or Python: .py, .pyz."
+            metavar="FILE|CID|-- PROGRAM",
+            help="A WebAssembly program (WASI preview 1), or Python: .py, .pyz; after `--` one of "
+            "the node's machine.",
         ),
     ],
     args: Annotated[
@@ -115,13 +134,21 @@ def run_command(
             help="Start it again, without this command: on-failure, always, or never.",
         ),
     ] = "",
+    port: Annotated[
+        list[str] | None,
+        typer.Option("--port", metavar="NAME=NUMBER", help="It listens there; after `--` only."),
+    ] = None,
 ) -> None:
     """Run a program at the node as if it were a local one: its streams are yours, as its exit code.
 
     It has its arguments, standard streams and grants, and nothing else of yours or of the node. It
     ends with this command. With `--on SELECTOR` it runs where there is room, and you log in there.
     With `--detach` or `--restart` it goes on, survives a restart of the node, and writes to a log.
+    After `--` it is a program of the node's machine, where the operator offers the service
+    `native`, and `ww forward` leads to its ports.
     """
+    native = ctx.meta[NATIVE]
+    ports = dict(_port(text) for text in port or ())
     variables = dict(variable(text, "--env NAME=VALUE") for text in env or ())
     wanted = dict(variable(text, "--grant out=pubsub:chat") for text in grant or ())
     dirs = dict(variable(text, "--dir /data=DIR") for text in directory or ())
@@ -139,10 +166,13 @@ def run_command(
             "memory_bytes": memory << 20,
             "wall_s": time,
             "cpu_s": cpu,
+            "ports": ports,
         }
         async with contextlib.AsyncExitStack() as stack:
-            code = await stack.enter_async_context(_code(session, program))
             if detach or restart:
+                if native:
+                    raise InvalidArgument("a program of the machine cannot be detached")
+                code = await stack.enter_async_context(_code(session, program))
                 policy = restart or "never"
                 yield await session.proc.start(code, *(args or ()), restart=policy, **options)
                 return
@@ -150,7 +180,11 @@ def run_command(
                 name: await stack.enter_async_context(named(session, what))
                 for name, what in wanted.items()
             }
-            running = session.proc.spawn(code, *(args or ()), **options)
+            if native:
+                running = session.native.spawn(program, *(args or ()), **options)
+            else:
+                code = await stack.enter_async_context(_code(session, program))
+                running = session.proc.spawn(code, *(args or ()), **options)
             yield await stack.enter_async_context(running)
 
     async def work(session: Session) -> Exit | str:
@@ -168,7 +202,7 @@ def run_command(
                 run = partial(started, archives)
                 running = run(session)
                 if on:
-                    programs = [await _digest(program)]
+                    programs = () if native else [await _digest(program)]
                     rooms = await nodes(session, on, programs=programs, memory_bytes=memory << 20)
                     running = placed(session, on, rooms, run)
                 process = await stack.enter_async_context(running)
@@ -201,6 +235,13 @@ async def _dir(stack: contextlib.AsyncExitStack, session: Session, what: str) ->
         return what
     named = [pin.root for pin in await session.blob.pins() if pin.name == what]
     return await stack.enter_async_context(session.blob.open(named[0] if named else what))
+
+
+def _port(text: str) -> tuple[str, int]:
+    name, number = variable(text, hint := "--port web=8080")
+    if not number.isdecimal() or not 0 < int(number) < 1 << 16:
+        raise InvalidArgument(f"{number!r} is no number of a port", hint=hint)
+    return name, int(number)
 
 
 async def _digest(program: str) -> str:
@@ -395,5 +436,32 @@ def logs_command(
                     await in_daemon(write_all, 1, data)
                 except OSError as exc:
                     output_failed(exc)
+
+
+def forward_command(
+    local: Annotated[
+        int, typer.Argument(min=0, max=65535, metavar="LOCAL", help="A port here; 0: any.")
+    ],
+    what: Annotated[
+        str, typer.Argument(metavar="PROCESS:NAME", help="As `ww ps` and `ww run --port` have it.")
+    ],
+) -> None:
+    """Lead connections to a port of this machine's loopback interface to one of a program.
+
+    It goes on until Ctrl-C, or until the program ends.
+    """
+    id_, colon, name = what.partition(":")
+    if not (colon and id_ and name):
+        raise InvalidArgument(f"{what!r} is no PROCESS:NAME", hint="ww forward 8080 3f9a…:web")
+
+    async def work(session: Session) -> None:
+        from wetware_proc.native.client import forwarded
+        from wetware_proc.placement import where
+
+        async with where(session, id_) as (there, id):
+            process = await there.native.open(id)
+            async with forwarded(await process.export(name), local) as number:
+                note(f"127.0.0.1:{number} leads to {printable(what)}")
+                await process.wait()
 
     run_client(work)

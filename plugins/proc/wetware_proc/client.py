@@ -123,6 +123,7 @@ class Options(TypedDict, total=False):
         memory_bytes: It may have; 0: what is usual, like below.
         wall_s: It may run.
         cpu_s: Of a processor that it may use.
+        ports: TCP ports that it listens at, by name, for `Process.export`; of a native program.
     """
 
     dirs: Mapping[str, Dir]
@@ -133,6 +134,7 @@ class Options(TypedDict, total=False):
     memory_bytes: int
     wall_s: float
     cpu_s: float
+    ports: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,21 +190,15 @@ class Ran:
     stderr: bytes
 
 
-class Process:
-    """A process that runs. It is killed when the block ends in which it was spawned.
+class Running:
+    """A process by its capability.
 
     Attributes:
-        stdin: What it reads; `send_eof` is its end.
-        stdout: What it writes.
-        stderr: The same.
         ref: The capability, to pass on; who holds it alone does not keep it running.
     """
 
-    def __init__(self, reply: Mapping[str, Any]) -> None:
-        self.ref = _given(reply["process"])
-        self.stdin, self.stdout, self.stderr = (
-            rpc.ByteStream(_given(reply[name])) for name in ("stdin", "stdout", "stderr")
-        )
+    def __init__(self, ref: rpc.Ref) -> None:
+        self.ref = ref
 
     async def wait(self) -> Exit:
         """How it ended; its output is on its streams then, up to its end."""
@@ -214,6 +210,39 @@ class Process:
 
     async def info(self) -> Info:
         return from_struct(Info, (await self.ref.call("info"))["info"])
+
+    async def export(self, name: str, wait_s: float = _WAIT_S) -> rpc.Ref:
+        """What the program offers by this name: a port, or what it has exported.
+
+        Waits for it. Raises NotFound "not_found.export".
+        """
+        from wetware.client.installed import interface_of_id
+
+        with rpc.time_limit(_ANSWER_S):
+            reply = await self.ref.call("export", name=name, wait_s=wait_s)
+        if (port := reply["port"]) is not None:
+            given: rpc.Ref = port
+            return given
+        if (interface := interface_of_id(reply["interface"])) is None:
+            raise Unsupported(f"the interface of {name!r} is not known here")
+        ref: rpc.Ref = _given(reply["cap"])
+        return ref.cast(interface)
+
+
+class Process(Running):
+    """A process that runs. It is killed when the block ends in which it was spawned.
+
+    Attributes:
+        stdin: What it reads; `send_eof` is its end.
+        stdout: What it writes.
+        stderr: The same.
+    """
+
+    def __init__(self, reply: Mapping[str, Any]) -> None:
+        super().__init__(_given(reply["process"]))
+        self.stdin, self.stdout, self.stderr = (
+            rpc.ByteStream(_given(reply[name])) for name in ("stdin", "stdout", "stderr")
+        )
 
 
 class Detached:
@@ -705,6 +734,7 @@ def _spec(
         "env": [{"name": n, "value": value} for n, value in options.get("env", {}).items()],
         "limits": {limit: options.get(limit, 0) for limit in ("memory_bytes", "wall_s", "cpu_s")},
         "grants": [_grant(n, value) for n, value in grants.items() if not isinstance(value, str)],
+        "ports": [{"name": n, "number": p} for n, p in options.get("ports", {}).items()],
         "code": code,
         "named": [_named(n, value) for n, value in grants.items() if isinstance(value, str)],
         "dirs": [

@@ -24,6 +24,11 @@ class ProcConfig:
         "processes of one principal may have at a time.",
         min=64 << 20,
     )
+    native: bool = setting(
+        False,
+        "Offer the service `native`: programs of this machine, in namespaces of their own (Linux). "
+        "Only whom a role gives it can use it; `ww doctor` says what can be limited here.",
+    )
     owner_processes_max: int = setting(
         1024, "Processes of one principal that run at this node.", min=1, max=10_000
     )

@@ -51,6 +51,8 @@ class DriverUnavailable(Unsupported):
 class Limits:
     """What one guest may use. Raises InvalidArgument where a value is outside `BOUNDS`.
 
+    For what is in `UNLIMITED` 0 is no limit, where the driver has guests without one.
+
     Attributes:
         memory_bytes: Of its memory.
         wall_s: From start to end.
@@ -75,13 +77,14 @@ class Limits:
         for name in (each.name for each in fields(self)):
             low, high = BOUNDS[name]
             value = getattr(self, name)
-            if not low <= value <= high:
+            if not low <= value <= high and (value or name not in UNLIMITED):
                 raise InvalidArgument(
                     f"the limit {name} is {value}: it is from {low} to {high}",
                     code="invalid.limit",
                 )
 
 
+UNLIMITED: Final = frozenset({"memory_bytes", "cpu_s"})
 _YEAR_S: Final = 366 * 24 * 3600
 BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     "memory_bytes": (64 << 10, 4 << 30),  # a page of WebAssembly, and what 32 bits address
@@ -199,6 +202,8 @@ class Spec:
             absolute; /tmp is the guest's own, and comes by itself.
         grants: Name → a capability of a known interface, which is not the driver's to close.
         limits: See Limits.
+        ports: Name → TCP port that it listens at, on its loopback interface.
+        offer: Takes what the guest offers to its spawner, by name, and its ports.
         code: What its spawner calls the program by; nothing that it sees.
         owner: Who answers for it: those with many guests get no more of the processors by that.
         stdin: What it reads; closed at the start by default.
@@ -211,6 +216,8 @@ class Spec:
     dirs: Mapping[str, tuple[Path, bool]] = field(default_factory=dict)
     grants: Mapping[str, rpc.Ref] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    ports: Mapping[str, int] = field(default_factory=dict)
+    offer: Callable[[str, rpc.Ref | rpc.Servant], None] = lambda name, what: None
     code: str = ""
     owner: str = ""
     stdin: Pipe = field(default_factory=_closed_pipe)
@@ -243,10 +250,22 @@ class Image:
     Attributes:
         digest: sha256 of the code, in hex.
         kind: The kind of driver that it is of.
+        usual: What a guest may use, where its spawner does not say.
     """
+
+    usual = Limits()
 
     def __init__(self, digest: str, kind: str) -> None:
         self.digest, self.kind = digest, kind
+
+    def check(self, spec: Spec) -> None:
+        """Raise Unsupported for what the driver cannot do here, before anything begins."""
+        if spec.ports:
+            raise Unsupported(
+                f"a program of the kind {self.kind} has no ports",
+                hint="ww run -- PROGRAM, of the service `native`, can have some",
+                code="unsupported.ports",
+            )
 
 
 class Driver(Protocol):

@@ -58,6 +58,7 @@ class Session(Protocol):
     identity: Any
     blob: Any
     cluster: Any
+    native: Any
     proc: Any
 
     @property

@@ -28,7 +28,7 @@ def ww_register_config() -> type:
 
 @hookimpl
 def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
-    """The service `proc`."""
+    """The service `proc`, and `native` where the configuration has it."""
     from wetware_proc.python.driver import python_driver
     from wetware_proc.service import ProcService
     from wetware_proc.wasm.driver import wasm_driver
@@ -39,9 +39,17 @@ def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
             wasm_driver(ctx.data_dir) as wasm,
             python_driver(ctx.data_dir, wasm) as python,
         ):
-            yield {"wasm": wasm, "python": python}
+            yield {"wasm": wasm, "python": python, **native}
 
-    return (ProcService(ctx, drivers),)
+    native: dict[str, Driver] = {}
+    proc = ProcService(ctx, drivers)
+    if not ctx.config.native:
+        return (proc,)
+    from wetware_proc.native.driver import KIND, NativeDriver
+    from wetware_proc.native.service import NativeService
+
+    driver = native[KIND] = NativeDriver()
+    return (proc, NativeService(proc, driver))
 
 
 @hookimpl

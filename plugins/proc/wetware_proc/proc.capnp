@@ -73,6 +73,19 @@ interface Sibling {
   # This node's, without its name. Idempotent.
 }
 
+interface Native {
+  # The bootstrap capability of the service `native`, which a node has where its operator has said so: programs
+  # of the machine itself, each in namespaces of its own. Held by sessions whose role covers it; dies with its
+  # session. Its processes are among the principal's of `Executor`.
+
+  program @0 () -> (image :Image);
+  # Not a program yet: the first of `Spec.args` names it, as it is found in /usr or in a directory that comes
+  # with the spec. A limit that this machine cannot enforce is refused: `unsupported.limit`. Idempotent.
+
+  open @1 (id :Text $Ww.name) -> (process :Process);
+  # As `Executor.open`. Idempotent.
+}
+
 interface Image {
   # A program that can be spawned, held by who loaded it. Dies with its session.
 
@@ -96,6 +109,8 @@ struct Spec {
   # In place of them, of one that is detached.
   dirs @7 :List(Dir);
   # At most 16; of one that is detached none.
+  ports @8 :List(Port);
+  # At most 16 of a native program: what it listens at inside, each a `Ww.Port` that `Process.export` gives.
 }
 
 struct Named {
@@ -118,6 +133,11 @@ struct Dir {
   hash @2 :Text;
   # SHA-256 of the archive, in hex, or "". Where the same principal has given it before, and it is still
   # there, `tree` is not read.
+}
+
+struct Port {
+  name @0 :Text;
+  number @1 :UInt16;
 }
 
 struct Grant {
@@ -164,6 +184,12 @@ interface Process {
   restart @4 () -> ();
   # Has a detached one ended, and started again at once, without the pauses that its failures have earned.
   # `invalid.process` where it has ended for good. Not idempotent.
+
+  export @5 (name :Text, waitS :Float64)
+      -> (port :Ww.Port, cap :Capability, interface :UInt64);
+  # What the program offers by this name: a port of `Spec`, or else what it has exported itself; waits for at
+  # most `waitS` seconds, 25, until it does. It dies with the program, and with the grant that it was got under.
+  # `not_found.export`. Idempotent.
 }
 
 struct Exit {

@@ -10,13 +10,16 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from anyio import ClosedResourceError, EndOfStream
 
 from wetware.base.log import get_logger
-from wetware.errors import Disconnected, WetwareError
+from wetware.errors import Disconnected, NotFound, WetwareError
 from wetware_proc.driver import Driver, Exit, Image, Pipe, Spec
+
+if TYPE_CHECKING:
+    from wetware import rpc
 
 log = get_logger("proc")
 
@@ -108,6 +111,7 @@ class Process:
         spec: As it was spawned; of one that has ended, its name, code, limits and dirs alone.
         started_at: Unix time, s.
         exit: How it ended; None while it runs.
+        offered: What it offers to its spawner, by name, its ports included.
     """
 
     def __init__(
@@ -124,8 +128,15 @@ class Process:
         self._streams = streams
         self._outlets = stdout, stderr = Outlet(streams[1]), Outlet(streams[2])
         self.spec = replace(
-            spec, owner=owner, stdin=Pipe(), stdout=stdout.write, stderr=stderr.write
+            spec,
+            owner=owner,
+            stdin=Pipe(),
+            stdout=stdout.write,
+            stderr=stderr.write,
+            offer=self._offer,
         )
+        self.offered: dict[str, rpc.Ref | rpc.Servant] = {}
+        self._news = asyncio.Event()
         self._why = ""
         self._over = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -165,8 +176,31 @@ class Process:
         # Who has ended is remembered for long: its machine code, arguments and grants are not.
         self.image = Image(self.image.digest, self.image.kind)
         self.spec = Spec(args=spec.args[:1], limits=spec.limits, code=spec.code, dirs=spec.dirs)
+        self.offered = {}
         self.exit = found[0]
         self._over.set()
+        self._news.set()
+
+    def _offer(self, name: str, what: rpc.Ref | rpc.Servant) -> None:
+        self.offered[name] = what
+        self._news.set()
+
+    async def exported(self, name: str, wait_s: float) -> rpc.Ref | rpc.Servant:
+        """What it offers by this name, once it does. Raises NotFound where it does not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while name not in self.offered and self.exit is None:
+                    self._news.clear()
+                    await self._news.wait()
+        if (what := self.offered.get(name)) is None:
+            raise NotFound(
+                f"the process offers nothing named {name[:64]!r}",
+                hint=f"it offers: {', '.join(sorted(self.offered)) or 'nothing'}"
+                if self.exit is None
+                else "it has ended",
+                code="not_found.export",
+            )
+        return what
 
     async def _flush(self) -> None:
         for outlet in self._outlets:

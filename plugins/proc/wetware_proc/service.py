@@ -47,7 +47,9 @@ ENDED_MAX: Final = 1000
 """Processes of a node that have ended and are remembered: of who has most the oldest goes."""
 PAGE_MAX: Final = 256
 """Processes that one answer tells of."""
+USUAL: Final = Limits()
 NAME_BYTES_MAX: Final = 255
+PORTS_MAX: Final = 16
 WAIT_S_MAX: Final = 25.0
 """Of `wait`: less than a call may take by default."""
 
@@ -76,6 +78,7 @@ class ProcService(Service):
                     "Executor.detach",
                     "Image.*",
                     "Process.*",
+                    "Port.*",
                     "ByteStream.*",
                 }
             ),
@@ -193,7 +196,8 @@ class ProcService(Service):
                 refs = {name: derived.under(name, ref) for name, ref in refs.items()}
                 for ref in refs.values():
                     place.callback(ref.close)
-            spec = judged(given, refs, dirs)
+            spec = judged(given, refs, dirs, image.usual)
+            image.check(spec)
             self.admit(place, owner, spec.limits.memory_bytes)
             self.rooms.prepared(spec.code)
             streams = rpc.ByteStream(), rpc.ByteStream(), rpc.ByteStream()
@@ -273,6 +277,12 @@ class ProcService(Service):
         return process
 
 
+def owner_of(principal: str) -> str:
+    """Who answers for what a principal's call spawns: under a share, who gave it."""
+    guard = rpc.current_guard()
+    return (guard and guard.payer) or principal
+
+
 class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
     """See proc.capnp."""
 
@@ -281,9 +291,7 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
 
     @property
     def _owner(self) -> str:
-        """Who answers for what is spawned: under a share, who gave it."""
-        guard = rpc.current_guard()
-        return (guard and guard.payer) or self._principal
+        return owner_of(self._principal)
 
     async def load(self, code: rpc.Ref | None, kind: str) -> dict[str, Any]:
         if code is None:
@@ -349,6 +357,7 @@ def judged(
     given: Mapping[str, Any],
     granted: Mapping[str, rpc.Ref],
     dirs: Mapping[str, HeldDir] = MappingProxyType({}),
+    usual: Limits = USUAL,
 ) -> Spec:
     """A Spec of proc.capnp; raises InvalidArgument."""
     name = given["name"] or "program"
@@ -356,7 +365,6 @@ def judged(
         raise InvalidArgument(f"a name of more than {NAME_BYTES_MAX} bytes", code="invalid.name")
     if len(given["code"]) > PROGRAM_CHARS_MAX:
         raise InvalidArgument(f"a code's name of more than {PROGRAM_CHARS_MAX} characters")
-    usual = Limits()
     limits = {
         field: given["limits"][field] or getattr(usual, field)
         for field in ("memory_bytes", "wall_s", "cpu_s")
@@ -368,8 +376,18 @@ def judged(
         dirs={path: (each.path, False) for path, each in dirs.items()},
         limits=Limits(**limits),
         grants=granted,
+        ports=_ports(given.get("ports", [])),
         code=given["code"],
     )
+
+
+def _ports(given: list[dict[str, Any]]) -> dict[str, int]:
+    ports = {each["name"]: each["number"] for each in given}
+    if len(given) > PORTS_MAX or len(ports) < len(given):
+        raise InvalidArgument(f"a process has at most {PORTS_MAX} ports, each of a name of its own")
+    if not all(ports.values()) or not all(0 < len(name.encode()) <= 64 for name in ports):
+        raise InvalidArgument("a port has a name, of at most 64 bytes, and a number")
+    return ports
 
 
 class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
@@ -387,6 +405,12 @@ class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
             hint="`ww run --detach`",
             code="unsupported.attached",
         )
+
+    @property
+    def _attached(self) -> Process:
+        if isinstance(self._process, Process):
+            return self._process
+        raise Unsupported("what is detached offers nothing", code="unsupported.detached")
 
     async def wait(self, wait_s: float) -> dict[str, Any]:
         _check_wait(wait_s)
@@ -406,6 +430,14 @@ class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
 
     async def restart(self) -> None:
         self._detached.restart()
+
+    async def export(self, name: str, wait_s: float) -> dict[str, Any]:
+        _check_wait(wait_s)
+        found = await self._attached.exported(name, wait_s)
+        if isinstance(found, rpc.Servant):
+            return {"port": found, "cap": None, "interface": 0}
+        assert found.interface is not None  # noqa: S101  # it was judged when it was offered
+        return {"port": None, "cap": found, "interface": found.interface.id}
 
 
 class Held(ProcessServant, interface=SCHEMA.Process):

@@ -1,0 +1,482 @@
+"""Native programs: what they can do, what they cannot, and that nothing of them is left.
+
+Where the tests run as root everything is tried twice: by a node that is root, and by one of a user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wetware.errors import InvalidArgument, Unsupported, WetwareError
+from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Image, Limits, Pipe, Spec
+from wetware_proc.native import sandbox
+from wetware_proc.native.driver import NativeDriver, NativeImage
+from wetware_proc.native.sandbox import Sandbox
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+MIB = 1 << 20
+UNLIMITED = Limits(memory_bytes=0, cpu_s=0, wall_s=60)
+USER = 12345
+WHO = ("root", "user") if os.getuid() == 0 else ("user",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bubblewrap() -> None:
+    """It has to be there, and the kernel has to let it work."""
+    try:
+        path = sandbox.bwrap()
+    except DriverUnavailable as exc:
+        pytest.skip(f"{exc.message}: {exc.hint}")
+    tried = subprocess.run(
+        [
+            path,
+            "--unshare-all",
+            "--unshare-user",
+            "--disable-userns",
+            "--ro-bind",
+            "/",
+            "/",
+            "true",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if tried.returncode:
+        pytest.skip(f"bubblewrap does not work here: {tried.stderr.strip()}")
+
+
+class Ran:
+    def __init__(self, end: Exit, out: str, err: str) -> None:
+        self.exit, self.out, self.err = end, out, err
+
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def public() -> Iterator[Path]:
+    """A directory that every user can enter, with a bubblewrap that every user can run."""
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made)
+        path.chmod(0o755)
+        bwrap = Path(sandbox.bwrap())
+        shutil.copytree(bwrap.parents[1], path / bwrap.parents[1].name)
+        libraries = bwrap.parents[1].with_suffix(".libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, path / libraries.name)
+        yield path
+
+
+@pytest.fixture(params=WHO)
+def run(request: pytest.FixtureRequest, public: Path) -> Run:
+    """Run a program to its end, at a node of root or of a user."""
+    bwrap = Path(sandbox.bwrap())
+    theirs = public / bwrap.relative_to(bwrap.parents[2])
+    uid = USER if request.param == "user" and os.getuid() == 0 else 0
+
+    async def ran(*command: str, dirs: dict[str, str] | None = None, **limits: float) -> Ran:
+        asked = {
+            "bwrap": str(theirs if uid else bwrap),
+            "command": command,
+            "limits": {"wall_s": 60, **limits},
+            "dirs": dirs or {},
+        }
+        script = Path(__file__).with_name("as_user.py")
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, script, str(uid),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        told, _ = await child.communicate(json.dumps(asked).encode())
+        assert child.returncode == 0
+        found = json.loads(told)
+        out, err = found.pop("out"), found.pop("err")
+        return Ran(Exit(**found), out, err)
+
+    return ran
+
+
+async def here(*command: str, **spec: Any) -> Ran:
+    """The same in this process, with more of a spec."""
+    out, err = bytearray(), bytearray()
+    given = {"stdout": out.extend, "stderr": err.extend, "limits": UNLIMITED, **spec}
+    end = await NativeDriver().run(NativeImage(), Spec(args=("it", *command), **given))
+    return Ran(end, out.decode(), err.decode())
+
+
+def shell(script: str) -> tuple[str, str, str]:
+    return ("sh", "-c", script)
+
+
+# --- what it can do -------------------------------------------------------------------------------
+
+
+async def test_hello(run: Run) -> None:
+    ran = await run(*shell('echo hello "$0" "$@"; echo there >&2'), "a", "b c")
+    assert (ran.exit, ran.out, ran.err) == (Exit("exited", 0), "hello a b c\n", "there\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", 137)]
+)
+async def test_its_exit_code(script: str, code: int) -> None:
+    assert (await here(*shell(script))).exit == Exit("exited", code)
+
+
+async def test_a_program_that_is_not_there_is_said() -> None:
+    err = bytearray()
+    with pytest.raises(CodeRefused, match="'nosuch' could not be started"):
+        await here("nosuch", stderr=err.extend)
+    assert b"nosuch" in err
+
+
+async def test_its_streams_carry_all_that_comes_and_wait_for_who_is_slow() -> None:
+    data, got = os.urandom(3 * MIB), bytearray()
+
+    async def slowly(piece: bytes) -> None:
+        got.extend(piece)
+        await asyncio.sleep(0)
+
+    stdin = Pipe()
+    running = asyncio.ensure_future(here("cat", stdin=stdin, stdout=slowly))
+    await stdin.write(data)
+    stdin.close()
+    assert (await running).exit == Exit("exited", 0)
+    assert got == data
+
+
+async def test_a_reader_that_stops_ends_the_writer() -> None:
+    taken = bytearray()
+
+    def some(data: bytes) -> None:
+        if taken:
+            raise BrokenPipeError
+        taken.extend(data)
+
+    ran = await here("yes", stdout=some)
+    assert ran.exit == Exit("exited", 128 + 13)  # SIGPIPE
+
+
+async def test_it_has_its_environment_and_none_of_the_node_s(monkeypatch: Any) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_NODE", "x")
+    ran = await here("env", env={"A": "1=2", "HOME": "/home/x"})
+    names = dict(line.split("=", 1) for line in ran.out.splitlines())
+    assert names.pop("A") == "1=2"
+    assert names.pop("HOME") == "/home/x"
+    assert names.keys() <= {"PATH", "LANG", "WW_FD", "PWD", "SHLVL", "_"}
+
+
+@pytest.fixture
+def given(public: Path) -> Path:
+    """A directory with a file, that everybody can read."""
+    made = public / "given"
+    made.mkdir(exist_ok=True)
+    (made / "data").write_text("of the node\n")
+    return made
+
+
+async def test_it_sees_a_directory_that_it_is_given_and_cannot_write_there(
+    run: Run, given: Path
+) -> None:
+    look = shell("cat /given/data; touch /given/x || echo no >&2")
+    ran = await run(*look, dirs={"/given": str(given)})
+    assert ran.out == "of the node\n"
+    assert ran.err.endswith("no\n")
+
+
+@pytest.fixture
+def hidden(public: Path, given: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """That directory, and bubblewrap, below one that only root can enter."""
+    bwrap = Path(sandbox.bwrap())
+    there = public / bwrap.relative_to(bwrap.parents[2])
+    monkeypatch.setattr(sandbox, "bwrap", lambda: str(there))
+    public.chmod(0o700)
+    yield given
+    public.chmod(0o755)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="what only root can enter is made by root")
+async def test_a_node_of_root_gives_what_only_root_can_walk_to(hidden: Path) -> None:
+    ran = await here("cat", "/given/data", dirs={"/given": (hidden, False)})
+    assert (ran.out, ran.err) == ("of the node\n", "")
+
+
+@pytest.fixture
+def tree(public: Path) -> Path:
+    """A root directory with a shell in it, and nothing else."""
+    root = public / "tree"
+    told = subprocess.run(["ldd", "/bin/sh"], capture_output=True, text=True, check=True).stdout
+    files = [word for word in told.split() if word.startswith("/")]
+    for file in ("/bin/sh", *files):
+        copy = root / file.lstrip("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    return root
+
+
+async def test_a_directory_can_be_all_that_it_sees(run: Run, tree: Path) -> None:
+    ran = await run("/bin/sh", "-c", "echo /*", dirs={"/": str(tree)})
+    names = {f"/{name}" for name in (*os.listdir(tree), "dev", "proc", "tmp")}
+    assert set(ran.out.split()) == names
+
+
+# --- what binds it --------------------------------------------------------------------------------
+
+
+async def test_a_limit_that_cannot_be_enforced_is_refused() -> None:
+    for limit in ({"memory_bytes": 64 * MIB, "cpu_s": 0}, {"memory_bytes": 0, "cpu_s": 10}):
+        spec = Spec(args=("it", "true"), limits=Limits(wall_s=60, **limit))
+        with pytest.raises(Unsupported, match="cannot be enforced") as refused:
+            NativeImage().check(spec)
+        assert refused.value.code == "unsupported.limit"
+        with pytest.raises(Unsupported):
+            await NativeDriver().run(NativeImage(), spec)
+
+
+async def test_its_time_ends_it(run: Run) -> None:
+    before = time.monotonic()
+    ran = await run(*shell("echo begun; sleep 1000 & sleep 1000"), wall_s=1)
+    assert (ran.exit.kind, ran.exit.why, ran.out) == ("limit", "wall_s", "begun\n")
+    assert time.monotonic() - before < 50
+
+
+async def test_a_fork_bomb_meets_its_limit(run: Run) -> None:
+    bomb = "i=0; while [ $i -lt 2000 ]; do sleep 100 & i=$((i+1)); done; echo unlimited"
+    ran = await run(*shell(bomb), wall_s=30)
+    assert "unlimited" not in ran.out
+    assert "fork" in ran.err.lower()
+
+
+async def test_its_tmp_is_its_own_and_limited(run: Run) -> None:
+    ran = await run(
+        *shell("head -c 3000000 /dev/zero > /tmp/x; wc -c < /tmp/x; ls -A /dev/shm"),
+        tmp_bytes=1 * MIB,
+    )
+    assert int(ran.out) <= 1 * MIB
+    assert "No space" in ran.err
+    again = await run(*shell("ls -A /tmp"))
+    assert again.out == ""
+
+
+async def test_it_writes_nowhere_else(run: Run) -> None:
+    places = "/ /usr /usr/bin /dev /proc /proc/sys/kernel /etc /root /var"
+    ran = await run(*shell(f"for p in {places}; do touch $p/x && echo wrote $p; done; exit 0"))
+    assert ran.out == ""
+
+
+# --- what it looks for ----------------------------------------------------------------------------
+
+
+async def test_it_finds_no_network(run: Run) -> None:
+    with socket.socket() as listener, socket.socket(socket.AF_UNIX) as named:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        named.bind(f"\0wetware-test-{os.getpid()}")
+        named.listen()
+        ran = await run(
+            "python3", "-c",
+            "import os, socket, sys\n"
+            "for family, where in ((socket.AF_INET, ('127.0.0.1', int(sys.argv[1]))),\n"
+            "                      (socket.AF_INET, ('1.1.1.1', 53)),\n"
+            "                      (socket.AF_UNIX, chr(0) + sys.argv[2])):\n"
+            "    try:\n"
+            "        socket.socket(family).connect(where)\n"
+            "        print('connected', where)\n"
+            "    except OSError as exc:\n"
+            "        print(exc.strerror)\n"
+            "print(sorted(name for _, name in socket.if_nameindex()))\n",
+            str(listener.getsockname()[1]), f"wetware-test-{os.getpid()}",
+        )  # fmt: skip
+    assert ran.out.splitlines() == [
+        "Connection refused",
+        "Network is unreachable",
+        "Connection refused",
+        "['lo']",
+    ]
+
+
+async def test_it_finds_no_file_of_the_node(run: Run, tmp_path: Path) -> None:
+    key = tmp_path / "node.key"
+    key.write_text("the node's key")
+    looked = [str(key), str(Path(__file__)), "/etc/passwd", "/etc/shadow", "/root", "/home", "/var"]
+    ran = await run(*shell(f"for f in {' '.join(looked)} /proc/1/root/etc/passwd "
+                           f"/proc/1/cwd/etc/passwd /proc/self/fd/*/../etc; do "
+                           "[ -e $f ] && echo found $f; done; ls -A / | tr '\\n' ' '"))  # fmt: skip
+    assert "found" not in ran.out
+    assert set(ran.out.split()) <= {
+        "bin", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "tmp", "usr",
+    }  # fmt: skip
+
+
+async def test_it_has_no_descriptor_but_its_streams_and_the_way_out(run: Run) -> None:
+    ran = await run(*shell('ls -l /proc/self/fd | grep -v "pipe:" ; echo "$WW_FD"'))
+    links = [line for line in ran.out.splitlines() if " -> " in line]
+    assert len([line for line in links if "socket:" in line]) == 1
+    assert len([line for line in links if "socket:" not in line]) == 1  # the directory itself
+    assert f" {ran.out.splitlines()[-1]} -> socket:" in ran.out
+
+
+async def test_it_sees_no_other_process_and_can_signal_none(run: Run) -> None:
+    bystander = await asyncio.create_subprocess_exec("sleep", "1000")
+    look = f"kill -9 {bystander.pid} && echo killed; ls /proc | grep '^[0-9]'; kill -9 -1"
+    ran = await run(*shell(look))
+    assert bystander.returncode is None
+    assert "killed" not in ran.out
+    assert all(int(pid) < 100 for pid in ran.out.split())
+    bystander.kill()
+    assert await bystander.wait() == -9
+
+
+async def test_it_gets_no_namespace_no_mount_no_trace_and_no_keyring(run: Run) -> None:
+    ran = await run(
+        "python3", "-c",
+        "import ctypes, os, platform\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "arm = platform.machine() == 'aarch64'\n"
+        "def call(name, *args):\n"
+        "    result = getattr(libc, name)(*args)\n"
+        "    print(name, result, os.strerror(ctypes.get_errno()))\n"
+        "call('unshare', 0x10000000)\n"
+        "call('unshare', 0x00020000)\n"
+        "call('mount', b'none', b'/tmp', b'tmpfs', 0, None)\n"
+        "call('umount2', b'/usr', 2)\n"
+        "call('ptrace', 0, 0, 0, 0)\n"
+        "call('syscall', 219 if arm else 250, 0, -3, 0)\n"
+        "call('syscall', 425, 8, 0)\n"
+        "print([x for x in open('/proc/self/status') if 'CapEff' in x or 'NoNew' in x])\n",
+    )  # fmt: skip
+    *calls, status = ran.out.splitlines()
+    assert len(calls) == 7
+    assert all(line.endswith("-1 Operation not permitted") for line in calls)
+    assert status == "['CapEff:\\t0000000000000000\\n', 'NoNewPrivs:\\t1\\n']"
+
+
+async def test_it_makes_no_user_namespace_by_clone_either(run: Run) -> None:
+    ran = await run(
+        "python3", "-c",
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "number = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]\n"
+        "pid = libc.syscall(number, 0x10000000 | 17, 0, 0, 0, 0)\n"
+        "if pid == 0: os._exit(0)\n"
+        "print(pid, ctypes.get_errno() in (1, 28))\n",
+    )  # fmt: skip
+    assert ran.out == "-1 True\n"
+
+
+# --- its end --------------------------------------------------------------------------------------
+
+
+def left(namespace: str) -> list[str]:
+    """Processes of a PID namespace."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{pid}/ns/pid") == namespace:
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+TREE = "trap '' TERM HUP INT; (setsid sh -c 'sleep 1000 & exec sleep 1000' &) ; sleep 1000 & "
+
+
+async def test_a_kill_ends_the_whole_tree_and_nothing_is_left(
+    kill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Sandbox] = []
+    begin = Sandbox.__init__
+
+    def watched(self: Sandbox, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(Sandbox, "__init__", watched)
+    up = asyncio.Event()
+    running = asyncio.ensure_future(
+        here(*shell(TREE + "echo up; wait"), stdout=lambda data: up.set())
+    )
+    await asyncio.wait_for(up.wait(), 60)
+    namespace = os.readlink(f"/proc/{made[0].pid}/ns/pid")
+    assert len(left(namespace)) >= 4
+    assert await kill(running) < 5
+    assert left(namespace) == []
+    assert not sandbox._uids
+
+
+async def test_what_it_leaves_behind_ends_with_it() -> None:
+    ran = await here(*shell(TREE + "echo up"))
+    assert (ran.exit, ran.out) == (Exit("exited", 0), "up\n")  # its pipes have ended, too
+
+
+@pytest.mark.parametrize("after", range(12))
+async def test_a_kill_at_any_moment_leaves_nothing(kill: Any, after: int) -> None:
+    """Also before it has begun: descriptors, users and processes are as before."""
+    await here("true")  # what is made once
+    before = sorted(os.listdir("/proc/self/fd"))
+    running = asyncio.ensure_future(here(*shell(TREE + "wait")))
+    for _ in range(after):
+        await asyncio.sleep(0.001)
+    await kill(running)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not sandbox._uids
+
+
+async def test_an_image_of_another_driver_is_refused() -> None:
+    with pytest.raises(InvalidArgument):
+        await NativeDriver().run(Image("00", "wasm"), Spec())
+    with pytest.raises(InvalidArgument, match="no program is named"):
+        NativeImage().check(Spec(args=("it",), limits=UNLIMITED))
+    with pytest.raises(Unsupported, match="not loaded"):
+        await NativeDriver().load(b"\x7fELF")
+
+
+# --- what is said of the machine ------------------------------------------------------------------
+
+
+async def test_the_doctor_says_what_can_be_limited() -> None:
+    driver = NativeDriver()
+    await driver.probe()
+    works, limits = driver.findings()
+    assert (works.level, limits.level) == ("ok", "warning")
+    assert "memory" in limits.text
+
+
+@pytest.mark.parametrize("broken", ["missing", "refused"])
+async def test_a_machine_that_lets_no_sandbox_be_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str
+) -> None:
+    def missing() -> str:
+        raise DriverUnavailable("native programs need bubblewrap", hint="install it")
+
+    def refused() -> str:
+        fake = tmp_path / "bwrap"
+        fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create namespace' >&2; exit 1\n")
+        fake.chmod(0o755)
+        for each in tmp_path.parents[:2]:
+            each.chmod(0o755)
+        return str(fake)
+
+    monkeypatch.setattr(sandbox, "bwrap", {"missing": missing, "refused": refused}[broken])
+    with pytest.raises(WetwareError) as exc:
+        await here("true")
+    assert exc.value.code == "unsupported.driver"
+    driver = NativeDriver()
+    await driver.probe()
+    (finding,) = driver.findings()
+    assert finding.level == "error"
+    assert finding.remedy

@@ -1,0 +1,157 @@
+"""Native programs at a real node: what they are given, their ports, and what ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+import wetware
+from wetware.errors import NotFound, Unsupported, WetwareError
+from wetware.testing import Home, NodeProcess, wait_for
+from wetware_proc.driver import DriverUnavailable
+from wetware_proc.native import sandbox
+from wetware_proc.native.client import forwarded
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    try:
+        sandbox.bwrap()
+    except DriverUnavailable as exc:
+        pytest.skip(f"{exc.message}: {exc.hint}")
+    settings = {"WW_PLUGINS_PROC_NATIVE": "true"}
+    with (
+        Home(tmp_path_factory.mktemp("home"), settings, libp2p=False) as home,
+        home.node() as node,
+    ):
+        found = json.loads(node.ww("doctor", "--json").stdout)["findings"]
+        (first, *_) = [each for each in found if each["check"] == "native programs"]
+        if first["level"] == "error":
+            pytest.skip(first["text"])
+        yield node
+
+
+@contextlib.asynccontextmanager
+async def at(node: NodeProcess) -> AsyncIterator[wetware.Session]:
+    async with wetware.connect(node.addr, key=node.home.key()) as session:
+        yield session
+
+
+def test_ww_run_runs_a_program_of_the_machine(node: NodeProcess) -> None:
+    ran = node.ww("run", "--", "sort", "-r", input="a\nb\n")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "b\na\n", "")
+    ran = node.ww("run", "--", "sh", "-c", 'echo "$@"; exit 3', "--", "-x", "--", "y")
+    assert (ran.returncode, ran.stdout) == (3, "-x -- y\n")
+    refused = node.ww("run", "--memory", "64", "--", "true")
+    assert (refused.returncode, "cannot be enforced" in refused.stderr) == (1, True)
+    missing = node.ww("run", "--", "no-such-program")
+    assert "could not be started" in missing.stderr
+    processes = json.loads(node.ww("ps", "--json").stdout)["processes"]
+    assert {each["kind"] for each in processes} == {"native"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
+def test_an_end_of_the_command_ends_the_program(node: NodeProcess, number: signal.Signals) -> None:
+    def runs() -> list[str]:
+        processes = json.loads(node.ww("ps", "--json", check=True).stdout)["processes"]
+        return [each["name"] for each in processes if not each["exit"]["kind"]]
+
+    with node.start_ww("run", "--name", "it", "--", "sleep", "1000") as run:
+        wait_for(lambda: runs() == ["it"], "it runs")
+        run.send_signal(number)
+        run.wait(timeout=30)
+    wait_for(lambda: not runs(), "the program has ended")
+
+
+SERVER = """
+import http.server, sys
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"x" * 300000 + self.path.encode())
+    def log_message(self, *args): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Answer).serve_forever()
+"""
+
+
+def fetch(number: int, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{number}{path}", timeout=60) as answer:
+        data: bytes = answer.read()
+        return data
+
+
+async def fetched(number: int, path: str) -> bytes:
+    """Once the server has started."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await asyncio.to_thread(fetch, number, path)
+            except (OSError, urllib.error.URLError):
+                await asyncio.sleep(0.05)
+
+
+async def test_ww_forward_leads_to_a_web_server_in_a_program(node: NodeProcess) -> None:
+    async with at(node) as session:
+        spawned = session.native.spawn("python3", "-c", SERVER, ports={"web": 8080})
+        async with spawned as server:
+            id_ = (await server.info()).id
+            with node.start_ww("forward", "0", f"{id_}:web") as forward:
+                assert forward.stderr is not None
+                told = await asyncio.to_thread(forward.stderr.readline)
+                number = int(told.split()[0].rpartition(":")[2])
+                pages = await asyncio.gather(*(fetched(number, f"/{i}") for i in range(10)))
+                assert [page[300_000:] for page in pages] == [b"/%d" % i for i in range(10)]
+                await server.kill()
+                assert await asyncio.to_thread(forward.wait, 60) == 0
+
+
+async def test_a_port_can_be_shared_and_revoked(node: NodeProcess) -> None:
+    async with at(node) as session:
+        spawned = session.native.spawn("python3", "-c", SERVER, ports={"web": 8080})
+        async with spawned as server:
+            id_ = (await server.info()).id
+            with pytest.raises(NotFound, match="offers nothing named 'ssh'"):
+                await server.export("ssh", wait_s=0)
+            ref, grant = await session.share({f"native:{id_}": ()})
+            async with wetware.connect(ref) as guest:
+                port = await (await guest.native.open(id_)).export("web")
+                with pytest.raises(WetwareError):
+                    await guest.native.run("true")
+                async with forwarded(port, 0) as number:
+                    assert (await fetched(number, "/a")).endswith(b"/a")
+                    await session.revoke(grant.id)
+                    with pytest.raises(OSError):
+                        await asyncio.to_thread(fetch, number, "/b")
+                with pytest.raises(WetwareError):
+                    await port.call("connect")
+
+
+async def test_who_has_no_role_for_it_runs_nothing(node: NodeProcess) -> None:
+    async with at(node) as session:
+        weaker = await session.attenuate({"proc": ()})
+        with pytest.raises(wetware.WetwareError) as refused:
+            await weaker.native.run("true")
+        assert refused.value.code.startswith("capability.denied")
+        with pytest.raises(Unsupported, match="not loaded"):
+            await session.proc.load(b"\x7fELF", "native")
+
+
+async def test_a_revoked_session_ends_its_programs(node: NodeProcess) -> None:
+    async with at(node) as session, at(node) as other:
+        weaker = await session.attenuate({"native": ()})
+        async with weaker.native.spawn("sh", "-c", "echo up; sleep 1000") as process:
+            assert await process.stdout.receive() == b"up\n"
+            id_ = (await process.info()).id
+            await session.revoke(weaker.identity.grant)
+            end = await (await other.native.open(id_)).wait()
+            assert end.kind == "killed"

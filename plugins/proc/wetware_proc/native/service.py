@@ -1,0 +1,65 @@
+"""The service `native`: who may run programs of the machine itself, which is a bigger promise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from wetware import rpc
+from wetware.hookspecs import Finding, Service
+from wetware_proc.native.driver import NativeDriver, NativeImage
+from wetware_proc.schema import SCHEMA
+from wetware_proc.service import ImageServant, ProcessServant, ProcService, owner_of
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
+    from wetware.identity import Principal
+
+
+class NativeService(Service):
+    """See `hookspecs.Service`. Its processes are among those of `proc`.
+
+    Args:
+        proc: The service that runs what this one lets run.
+        driver: Of native programs, which `proc` has as well.
+    """
+
+    name = "native"
+    interface = SCHEMA.Native
+    roles = MappingProxyType(
+        {"reader": frozenset(), "member": frozenset(), "admin": frozenset({"*"})}
+    )
+
+    def __init__(self, proc: ProcService, driver: NativeDriver) -> None:
+        self._proc, self._driver = proc, driver
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Serve until cancelled."""
+        await self._driver.probe()
+        task_status.started()
+        await anyio.sleep_forever()
+
+    def bootstrap(self, principal: Principal) -> rpc.Servant:
+        return NativeServant(self._proc, str(principal))
+
+    def findings(self) -> Iterable[Finding]:
+        return self._driver.findings()
+
+
+class NativeServant(rpc.Servant, interface=SCHEMA.Native):
+    """See proc.capnp."""
+
+    def __init__(self, proc: ProcService, principal: str) -> None:
+        self._proc, self._principal = proc, principal
+
+    async def program(self) -> dict[str, Any]:
+        owner = owner_of(self._principal)
+        return {"image": ImageServant(self._proc, owner, NativeImage())}
+
+    async def open(self, id: str) -> dict[str, Any]:
+        process = self._proc.get(id, owner_of(self._principal))
+        return {"process": ProcessServant(process, self._principal)}
