@@ -174,13 +174,14 @@ def cat_command(
 
     async def work(session: Session) -> None:
         from wetware.base.disk import write_all
-        from wetware_blob import disk
+        from wetware_blob.disk import CHUNK_BYTES, pieces
+        from wetware_blob.records import batches
 
         async with (
             session.blob.open(cid, local=local) as blob,
             await blob.stream(start, end) as stream,
         ):
-            async for batch in disk.batches(disk.pieces(stream), len):
+            async for batch in batches(pieces(stream), CHUNK_BYTES, len):
                 try:
                     await in_daemon(write_all, sys.stdout.fileno(), b"".join(batch))
                 except OSError as exc:

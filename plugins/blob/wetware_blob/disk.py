@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
@@ -26,7 +26,7 @@ from wetware.base.threads import to_its_end
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
 from wetware_blob import writeback
 from wetware_blob.names import name_bytes, shown
-from wetware_blob.records import Kind, Reader, Writer, received
+from wetware_blob.records import Kind, Reader, Writer, batches, received
 
 if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
@@ -83,19 +83,6 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as exc:
         hint = remedy(exc) or "write it elsewhere: -o OUT"
         raise DiskError(f"cannot write {shown(path)}: {exc.strerror}", hint=hint) from exc
-
-
-async def batches(items: AsyncIterable[T], size: Callable[[T], int]) -> AsyncIterator[list[T]]:
-    """Items as they come, some CHUNK_BYTES of them at a time: a call in a thread costs its time."""
-    batch, total = [], 0
-    async for item in items:
-        batch.append(item)
-        total += size(item)
-        if total >= CHUNK_BYTES:
-            yield batch
-            batch, total = [], 0
-    if batch:
-        yield batch
 
 
 async def pieces(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
@@ -270,7 +257,7 @@ class Part:
             steps = _steps(Reader(stream, names=[name for name, _ in self._open]))
         else:
             steps = (("piece", "", data) async for data in pieces(stream))
-        async for batch in batches(steps, _step_bytes):
+        async for batch in batches(steps, CHUNK_BYTES, _step_bytes):
             await run(self._do, batch)
             self._told(self._bytes)
         if self._size not in (None, self._bytes):

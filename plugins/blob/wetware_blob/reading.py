@@ -241,17 +241,9 @@ async def _send_tree(writer: records.Writer, name: str, cid: Cid, source: Fetch)
                 await writer.piece(b"")
         case "directory":
             await writer.record("directory", name)
-            batch: list[Entry] = []
-            async for entry in entries(cid, source.get, source.ahead):
-                batch.append(entry)
-                if len(batch) == _AHEAD:
-                    await _send_entries(writer, batch, source)
-                    batch = []
-            await _send_entries(writer, batch, source)
+            listed = entries(cid, source.get, source.ahead)
+            async for some in records.batches(listed, _AHEAD, lambda _: 1):
+                source.ahead([entry.cid for entry in some])
+                for entry in some:
+                    await _send_tree(writer, entry.name, entry.cid, source)
             await writer.record("end")
-
-
-async def _send_entries(writer: records.Writer, batch: list[Entry], source: Fetch) -> None:
-    source.ahead([entry.cid for entry in batch])
-    for entry in batch:
-        await _send_tree(writer, entry.name, entry.cid, source)

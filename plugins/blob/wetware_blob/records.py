@@ -8,9 +8,9 @@ keeps them finds a name that is there twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from anyio import EndOfStream
 
@@ -19,6 +19,8 @@ from wetware_blob.names import TARGET_BYTES_MAX, check_link, name_bytes
 
 if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream, ByteSendStream
+
+T = TypeVar("T")
 
 PIECE_BYTES_MAX: Final = 1 << 20
 DEPTH_MAX: Final = 256
@@ -51,6 +53,21 @@ async def received(stream: ByteReceiveStream, max_bytes: int) -> bytes:
         return await stream.receive(max_bytes)
     except EndOfStream:
         return b""
+
+
+async def batches(
+    items: AsyncIterable[T], most: int, size: Callable[[T], int]
+) -> AsyncIterator[list[T]]:
+    """Items as they come, as many at a time as their sizes make `most`, or a little more."""
+    batch, total = [], 0
+    async for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= most:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 class _Tree:
