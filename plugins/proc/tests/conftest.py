@@ -179,7 +179,7 @@ class Run:
                 )
                 for name, each in (grants or {}).items()
             }
-            return await self._run(guest, *args, grants=refs, **spec)
+            return await self.with_refs(guest, *args, grants=refs, **spec)
 
     @asynccontextmanager
     async def granted(self, servant: rpc.Servant) -> AsyncIterator[rpc.Ref]:
@@ -192,7 +192,7 @@ class Run:
         ):
             yield connection.bootstrap(ECHO)
 
-    async def _run(self, guest: str | bytes, *args: str, **spec: object) -> Exit:
+    async def with_refs(self, guest: str | bytes, *args: str, **spec: object) -> Exit:
         code = self._guests(guest) if isinstance(guest, str) else guest
         name = guest if isinstance(guest, str) else "guest"
         self.out, self.err = out, err = bytearray(), bytearray()
