@@ -333,8 +333,16 @@ async def test_what_is_refused_leaves_nothing(node: Node, monkeypatch: pytest.Mo
     with pytest.raises(LimitExceeded, match="has not given"):
         await node.hold("ada", Silent(good))
     assert node.here() == set()
-    assert not node.kept.held
     monkeypatch.undo()
+    holding = asyncio.ensure_future(node.hold("ada", Silent(good)))
+    async with asyncio.timeout(20):
+        while not node.here():
+            await asyncio.sleep(0.01)
+    holding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
+    assert node.here() == set()
+    assert not node.kept.held
     for n in range(3):  # of the bytes that were reserved none is lost
         (await node.hold("ada", Bytes(tar(a_file(str(n), bytes(MIB)))))).close()
 
