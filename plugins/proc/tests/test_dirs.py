@@ -325,19 +325,23 @@ async def test_what_is_refused_leaves_nothing(node: Node, monkeypatch: pytest.Mo
         await node.kept.hold("ada", [{"path": "/a", "tree": None, "hash": ""}] * 2)
     monkeypatch.setattr(dirs, "READ_S", 0.05)
 
+    asked = asyncio.Event()
+
     class Silent(Bytes):
         async def read(self, start: int, end: int) -> dict[str, Any]:
             self.stream = rpc.ByteStream()
+            asked.set()
             return {"stream": self.stream.servant}
 
     with pytest.raises(LimitExceeded, match="has not given"):
         await node.hold("ada", Silent(good))
     assert node.here() == set()
     monkeypatch.undo()
+    asked.clear()
     holding = asyncio.ensure_future(node.hold("ada", Silent(good)))
     async with asyncio.timeout(20):
-        while not node.here():
-            await asyncio.sleep(0.01)
+        await asked.wait()
+    assert node.here()
     holding.cancel()
     with pytest.raises(asyncio.CancelledError):
         await holding

@@ -104,7 +104,7 @@ def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 class _Guarded:
-    """The file as `tarfile` reads it: it believes any length, and keeps what a header has.
+    """The file as `tarfile` reads it, which believes any length and keeps all that a header has.
 
     Attributes:
         left: Bytes that may be read until it is set again.
