@@ -104,6 +104,10 @@ def peers() -> Starts:
     return found
 
 
+def nothing() -> None:
+    """Travels."""
+
+
 @contextlib.asynccontextmanager
 async def ours(driver: WasmDriver, node: NodeProcess, quick: bool) -> AsyncIterator[Starts]:
     image = await driver.load(wasmtime.wat2wasm(HELLO))
@@ -120,7 +124,7 @@ async def ours(driver: WasmDriver, node: NodeProcess, quick: bool) -> AsyncItera
             "wasm, session": in_session,
         }
         if not quick and hasattr(Executor, "call"):
-            found["Python, session"] = lambda: session.proc.call(lambda: 1)
+            found["Python, session"] = lambda: session.proc.call(nothing)
         if "bwrap true" in peers() and importlib.util.find_spec("wetware_proc.native"):
             found["native, session"] = lambda: session.native.run("true")
         yield found
@@ -133,7 +137,7 @@ async def starts(found: Starts, rounds: int) -> dict[str, tuple[float, float]]:
         await start()  # builds, compiles, opens
     for _ in range(rounds):
         for name, start in found.items():
-            for _ in range(1 if name == "python -c pass" else 5):
+            for _ in range(5 if name == "python -c pass" else 25):
                 before = time.perf_counter()
                 await start()
                 took[name].append((time.perf_counter() - before) * 1e3)
@@ -283,7 +287,7 @@ async def measure(node: NodeProcess, folder: Path, quick: bool) -> dict[str, Any
     async with rpc.runtime(), rpc.loop_gc(), wasm_driver(folder / "proc") as driver:
         parked = await parked_kib(driver, 1000)  # first: nothing was freed before
         async with ours(driver, node, quick) as found:
-            started = await starts({**peers(), **found}, 20 if quick else 100)
+            started = await starts({**peers(), **found}, 5 if quick else 20)
         return {
             "starts_ms": started,
             "calls_us": await calls_us(driver, folder),
