@@ -120,6 +120,25 @@ async def test_a_program_publishes_what_it_may_until_that_is_revoked(
             assert await process.wait() == Exit("exited", 0, "")
 
 
+async def test_what_came_of_a_grant_ends_with_it(
+    node: NodeProcess, guests: Callable[[str], bytes]
+) -> None:
+    """A blob that a program opened itself, at the store that it was given."""
+    async with at(node) as session:
+        cid = (await session.blob.put(b"content")).cid
+        weaker = await session.attenuate({"blob": ()}, label="the guest's")
+        grants = {"store": await weaker.open("blob", type(session.blob).INTERFACE)}
+        async with session.proc.spawn(guests("caps"), "blob", cid, grants=grants) as process:
+            assert await process.stdout.receive() == b"0 \n"
+            await process.stdin.send(b"\n")
+            assert await process.stdout.receive() == b"0 \n"
+            await session.revoke(weaker.identity.grant)
+            await process.stdin.send(b"\n")
+            assert await process.stdout.receive() == b"-76 capability.revoked\n"
+            await process.stdin.send_eof()
+            assert await process.wait() == Exit("exited", 0, "")
+
+
 def test_a_grant_on_the_command_line(node: NodeProcess, program: Callable[[str], str]) -> None:
     with node.start_ww("sub", "chat", "-n", "1") as sub:
         node.wait_log("service=pubsub")

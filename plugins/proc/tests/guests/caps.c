@@ -167,6 +167,19 @@ int main(int argc, char **argv) {
     show(call(handle));
     last = another(handle);
     say(last, "again");
+  } else if (!strcmp(how, "blob")) { /* opens it at the grant "store", and asks it, line by line */
+    begin("open", 2);
+    text("cid");
+    text(argv[2]);
+    text("local");
+    message[size++] = 0xf5; /* true */
+    int blob = call(ww_cap("store", 5)) < 0 ? -1 : handle_at(6);
+    for (int c = 0; c >= 0; c = getchar()) {
+      begin("stat", 0);
+      int count = call(blob);
+      printf("%d %.*s\n", count < 0 ? count : 0, count < 0 ? (int)strcspn((char *)reply, "\n") : 0, reply);
+      fflush(stdout);
+    }
   } else if (!strcmp(how, "times")) {
     begin("say", 1);
     data("x");
