@@ -185,6 +185,37 @@ def test_a_detached_program_is_given_no_more_than_its_user_has(b: NodeProcess, b
     assert (bound.returncode, bound.stdout.split()[:2]) == (3, ["failed", "capability.denied"])
 
 
+SCRIPT = """
+import time, ww
+print("begins", flush=True)
+while True:
+    ww.grant("out").publish(data=b"from python")
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)  # it may have to build the runner
+def test_a_script_survives_as_well(
+    home: Home, python_runner: Callable[[Path], None], tmp_path: Path
+) -> None:
+    for path in (home.path / "p", home.path / "p" / "plugins"):
+        path.mkdir(mode=0o700)
+    python_runner(home.path / "p" / "plugins" / "proc")
+    script = tmp_path / "beat.py"
+    script.write_text(SCRIPT)
+    with home.node("p") as node:
+        run = ("run", "--restart", "always", "--grant", "out=pubsub:chat", str(script))
+        id_ = node.ww(*run, check=True).stdout.strip()
+        assert "from python" in node.ww("sub", "chat", "-n", "1", check=True).stdout
+        node.stop(signal.SIGKILL)
+    with home.node("p") as node:
+        assert "from python" in node.ww("sub", "chat", "-n", "1", check=True).stdout
+        assert (shown(node, id_)["kind"], shown(node, id_)["restarts"]) == ("python", 1)
+        assert node.ww("logs", id_, check=True).stdout == "begins\n" * 2
+        node.ww("kill", id_, check=True)
+
+
 @pytest.mark.long
 async def test_after_kill_9_at_any_moment_what_is_shown_is_true(home: Home, guests: Guests) -> None:
     """What is shown as running runs, and all else has left neither a grant nor its code."""
