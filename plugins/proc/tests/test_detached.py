@@ -82,7 +82,7 @@ def test_it_survives_kill_9_of_its_node_with_its_grants(b: NodeProcess, beat: st
         assert "beat" in b.ww("sub", "chat", "-n", "1", check=True).stdout, "heard elsewhere"
         found = shown(b, id_)
         assert (found["exit"]["kind"], found["policy"], found["restarts"]) == ("", "on-failure", 0)
-        before = b.ww("logs", id_[:6], check=True).stdout
+        before = wait_for(lambda: b.ww("logs", id_[:6], check=True).stdout, "it is in its log")
         assert before.startswith("beat \n")
         assert set(before.split()) == {"beat"}
         a.stop(signal.SIGKILL)
@@ -208,11 +208,12 @@ def test_a_script_survives_as_well(
         run = ("run", "--restart", "always", "--grant", "out=pubsub:chat", str(script))
         id_ = node.ww(*run, check=True).stdout.strip()
         assert "from python" in node.ww("sub", "chat", "-n", "1", check=True).stdout
+        wait_for(lambda: node.ww("logs", id_, check=True).stdout, "it is in its log")
         node.stop(signal.SIGKILL)
     with home.node("p") as node:
         assert "from python" in node.ww("sub", "chat", "-n", "1", check=True).stdout
         assert (shown(node, id_)["kind"], shown(node, id_)["restarts"]) == ("python", 1)
-        assert node.ww("logs", id_, check=True).stdout == "begins\n" * 2
+        wait_for(lambda: node.ww("logs", id_, check=True).stdout == "begins\n" * 2, "its log")
         node.ww("kill", id_, check=True)
 
 

@@ -164,10 +164,12 @@ class Kept:
     def __init__(self, grants: Grants, id_: str, label: str, asked: Any) -> None:
         self._grants, self.id, self.label, self.asked = grants, id_, label, asked
         self._callbacks: list[Callable[[WetwareError], None]] = []
-        self.missing = False
+        self.missing, self.there = False, asyncio.Event()
+        self.there.set()
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[dict[str, rpc.Ref]]:
+        await self.there.wait()
         if self.missing:
             raise Unsupported("the service is not running")
         yield {}
@@ -408,15 +410,14 @@ async def test_who_restarts_it_often_does_not_have_it_given_up(
 
 
 async def test_how_it_ended_long_ago_is_not_told_of_one_that_its_node_has_ended(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World,
 ) -> None:
     async with world.running() as ada:
         await ada.start(b"once", restart="always")
         await until(lambda: world.scripts.runs == 2)
         await until_shown(ada, lambda each: not each.exit.kind)
     assert [record["exit"]["kind"] for record in world.records()] == ["exited"]
-    world.grants.living[world.records()[0]["grant"]].missing = True
-    monkeypatch.setattr(supervise, "PAUSE_S_MIN", 30.0)
+    world.grants.living[world.records()[0]["grant"]].there.clear()
     async with world.running() as ada:
         assert {each.exit.kind for each in await ada.processes()} == {"lost"}
 
@@ -619,7 +620,9 @@ async def test_damage_on_disk_is_told_and_runs_nothing(world: World, tmp_path: P
     (tmp_path / "detached" / unread.id / "record.json").write_text('{"id": 5')
     (code,) = [p for p in (tmp_path / "detached/code").iterdir() if p.read_bytes() == b"hold"]
     code.write_bytes(b"fail")
+    (tmp_path / "detached" / ("0" * 16)).mkdir()
     async with world.running() as ada:
+        assert not (tmp_path / "detached" / ("0" * 16)).exists()
         await until_shown(ada, lambda each: "damaged" in each.exit.why)
         assert [each.id for each in await ada.processes()] == [damaged.id]
         assert world.scripts.runs == 1

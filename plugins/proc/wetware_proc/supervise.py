@@ -493,71 +493,97 @@ class Supervisor:
 
     async def _live(self, each: Detached, first: asyncio.Future[None] | None = None) -> None:
         """Until it is over. `first` is told whether the first start succeeds; None: it had that."""
+        if not await self._has_grants(each, first):
+            return
+        if first is None:
+            lost = Exit("lost", why="its node has ended")
+            if not each.restarts.wanted(lost):
+                return await self._end(each, lost)
+            each.record = replace(each.record, restarts=each.record.restarts + 1)
+        while (pause_s := await self._round(each, first)) is not None:
+            await _within(pause_s, each.wish)
+
+    async def _has_grants(self, each: Detached, first: asyncio.Future[None] | None) -> bool:
+        """Whether it has them, and is to run with them."""
         try:
-            each.derived = await self._ctx.derived(each.record.grant)
+            derived = each.derived = await self._ctx.derived(each.record.grant)
         except WetwareError as exc:  # it ended while the node was down
             if not each.record.granted:
                 await self._forget(each.id)
             elif not each.record.over:
                 await self._end(each, Exit("killed", why=exc.message))
-            return None
+            return False
         if each.record.over:  # the node ended before its grant did
-            return each.derived.end("the process has ended")
+            derived.end("the process has ended")
+            return False
         if not each.record.granted:
             each.record = replace(each.record, granted=True)
             if first is None or not await self._save(each):
                 # The node ended while it was made, so nobody was told of it; or the disk is full.
-                each.derived.end("it was not started")
-                await self._forget(each.id)
-                if first is not None:
-                    first.set_exception(Unwritten("it cannot be kept; the node's log says why"))
+                full = Unwritten("it cannot be kept on disk; the node's log says why")
+                await self._give_up(each, derived, first, full)
+                return False
+        derived.on_end(lambda why: each.kill(why.message))
+        return True
+
+    async def _give_up(
+        self,
+        each: Detached,
+        derived: Derived,
+        first: asyncio.Future[None] | None,
+        why: WetwareError,
+    ) -> None:
+        """It never ran: nothing is left of it but what its spawner hears."""
+        derived.end("it could not be started")
+        await self._forget(each.id)
+        if first is not None:
+            first.set_exception(why)
+
+    async def _round(self, each: Detached, first: asyncio.Future[None] | None) -> float | None:
+        """Run it once; returns how long to wait until the next time, None: there is none."""
+        derived = each.derived
+        assert derived is not None  # noqa: S101  # it has its grants
+        if each.again:
+            each.restarts.forget()
+        each.again, ran = False, False
+        each.wish.clear()
+        try:
+            exit_, ran = await self._attempt(each, derived, first), True
+        except Exception as exc:
+            if not isinstance(exc, WetwareError):
+                self._ctx.log.exception("proc.start_failed", id=each.id)
+                exc = InternalError("the node failed to start it; its log says why")
+            if first is not None and not first.done():
+                await self._give_up(each, derived, first, exc)
                 return None
-        each.derived.on_end(lambda why: each.kill(why.message))
-        exit_ = Exit("lost", why="its node has ended")
-        if first is None:
-            if not each.restarts.wanted(exit_):
-                return await self._end(each, exit_)
-            each.record = replace(each.record, restarts=each.record.restarts + 1)
-        while True:
-            if each.again:
-                each.restarts.forget()
-            each.again = False
-            each.wish.clear()
-            ran = False
-            try:
-                exit_, ran = await self._attempt(each, first), True
-            except Exception as exc:
-                if not isinstance(exc, WetwareError):
-                    self._ctx.log.exception("proc.start_failed", id=each.id)
-                    exc = InternalError("the node failed to start it; its log says why")
-                if first is not None and not first.done():
-                    each.derived.end("it could not be started")
-                    await self._forget(each.id)
-                    return first.set_exception(exc)
-                exit_ = Exit("lost", why=f"it cannot be started: {exc.message}")
-            if each.why:
-                return await self._end(each, replace(exit_, kind="killed", code=-1, why=each.why))
-            if each.derived.ended is not None:  # the node stops, and it may have ended for that
-                return None
-            if each.again:
-                pause_s: float | None = 0.0
-            elif not each.restarts.wanted(exit_):
-                return await self._end(each, exit_)
-            else:
-                pause_s = each.restarts.pause_s(ran=ran)
-            if pause_s is None:
-                why = f"given up after {FAILURES_MAX + 1} ends, each within {STEADY_S:g} s"
-                return await self._end(each, replace(exit_, why=f"{exit_.why}; {why}".lstrip("; ")))
+            exit_ = Exit("lost", why=f"it cannot be started: {exc.message}")
+        if derived.ended is not None and not each.why:
+            return None  # the node stops, and it may have ended for that
+        pause_s = self._pause_s(each, exit_, ran=ran)
+        if each.why:
+            exit_ = replace(exit_, kind="killed", code=-1, why=each.why)
+        elif pause_s is None and each.restarts.wanted(exit_):
+            why = f"given up after {FAILURES_MAX + 1} ends, each within {STEADY_S:g} s"
+            exit_ = replace(exit_, why=f"{exit_.why}; {why}".lstrip("; "))
+        if pause_s is None:
+            await self._end(each, exit_)
+        else:
             each.record = replace(each.record, exit=exit_, restarts=each.record.restarts + 1)
             each.process = None
             await self._save(each)
-            await _within(pause_s, each.wish)
-            if each.why:
-                return await self._end(each, Exit("killed", why=each.why))
+        return pause_s
 
-    async def _attempt(self, each: Detached, first: asyncio.Future[None] | None) -> Exit:
+    def _pause_s(self, each: Detached, exit_: Exit, *, ran: bool) -> float | None:
+        if each.why:
+            return None
+        if each.again:
+            return 0.0
+        return each.restarts.pause_s(ran=ran) if each.restarts.wanted(exit_) else None
+
+    async def _attempt(
+        self, each: Detached, derived: Derived, first: asyncio.Future[None] | None
+    ) -> Exit:
         """Run it to its end; raises what keeps it from being started."""
-        assert each.derived is not None  # noqa: S101  # it lives
 
         async def write(data: bytes) -> None:
             try:
@@ -571,7 +597,7 @@ class Supervisor:
             async with self._starting:
                 code = await self._ctx.run_sync(self._read, each.record.digest)
                 image = await self._service.prepare(code, each.record.kind)
-                refs = await stack.enter_async_context(each.derived.opened())
+                refs = await stack.enter_async_context(derived.opened())
             if each.why:
                 return Exit("killed", why=each.why)
             spec = self._service.spec(each.record.spec, refs)
@@ -630,11 +656,14 @@ class Supervisor:
     def _records(self) -> list[Record]:
         self._code.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = []
-        for path in self._directory.glob(f"*/{RECORD}"):
+        for path in self._directory.iterdir():
             try:
-                found.append(Record.decode(path.read_bytes()))
+                found.append(Record.decode((path / RECORD).read_bytes()))
+            except FileNotFoundError:  # the node ended before it was written
+                if path != self._code:
+                    shutil.rmtree(path, ignore_errors=True)
             except (OSError, ValueError, TypeError, LookupError):
-                self._ctx.log.exception("proc.record_unreadable", file=path)
+                self._ctx.log.exception("proc.record_unreadable", id=path.name)
         return found
 
     def _keep(self, each: Detached, code: bytes) -> None:
