@@ -437,6 +437,8 @@ def logs_command(
                 except OSError as exc:
                     output_failed(exc)
 
+    run_client(work)
+
 
 def forward_command(
     local: Annotated[
