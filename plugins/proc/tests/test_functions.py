@@ -90,16 +90,17 @@ def wheel(**files: str) -> bytes:
 
 
 def test_packages_travel_with_it() -> None:
-    wheels = [wheel(one__dot__py="1"), wheel(two__dot__py="2")]
+    wheels = (wheel(one__dot__py="1"), wheel(two__dot__py="2"))
     packed = function(plain, wheels).program
     with zipfile.ZipFile(io.BytesIO(packed)) as found:
         assert found.namelist() == ["__main__.py", "one.py", "two.py"]
         assert found.read("__main__.py") == function(plain).program
+    function.cache_clear()
     assert packed == function(plain, wheels).program, "a node knows it again"
     with pytest.raises(InvalidArgument, match=r"machine code fast\.so"):
-        function(plain, [wheel(fast__dot__so="")])
+        function(plain, (wheel(fast__dot__so=""),))
     with pytest.raises(InvalidArgument, match="no wheel"):
-        function(plain, [b"PK"])
+        function(plain, (b"PK",))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +47,8 @@ from wetware_proc.spread import Spread, prepared, returned
 
 OUTPUT_BYTES_MAX: Final = 64 << 20
 """That `run` collects."""
+FUNCTIONS_MAX: Final = 16
+"""Functions that a session keeps loaded at its node."""
 SENT_MAX: Final = 1000
 """Processes that were sent to nodes, and are remembered to choose the next one."""
 _WAIT_S: Final = 20.0
@@ -318,6 +320,11 @@ class Image:
             for stream in (process.stdin, process.stdout, process.stderr):
                 await stream.aclose()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was let go of, or its connection is lost."""
+        return self._ref.closed
+
     def close(self) -> None:
         """Let go of it. Idempotent."""
         self._ref.close()
@@ -338,6 +345,7 @@ class Executor:
     def __init__(self, ref: Any) -> None:
         self._ref = ref
         self.sent: deque[tuple[str, float]] = deque(maxlen=SENT_MAX)
+        self._functions: OrderedDict[bytes, Image] = OrderedDict()
 
     @property
     def session(self) -> Session:
@@ -535,8 +543,28 @@ class Executor:
         data, refs = packed_arguments(args)
         given: Options = {**options, "kind": "python"}
         given["grants"] = {**options.get("grants", {}), **refs}
-        async with self.spawn(job.program, on=on, **given) as process:
+        if on:
+            async with self.spawn(job.program, on=on, **given) as process:
+                return await returned(process, data)
+        image = await self._loaded(job.program)
+        async with image.spawn(**given) as process:
             return await returned(process, data)
+
+    async def _loaded(self, program: bytes) -> Image:
+        """A function's, loaded once; the last FUNCTIONS_MAX are kept."""
+        image = self._functions.get(program)
+        if image is None or image.closed:
+            image = await self.load(program, "python")
+            kept = self._functions.setdefault(program, image)
+            if kept.closed:
+                self._functions[program] = image
+            elif kept is not image:  # another call was faster
+                image.close()
+                image = kept
+        self._functions.move_to_end(program)
+        if len(self._functions) > FUNCTIONS_MAX:
+            self._functions.popitem(last=False)[1].close()
+        return image
 
     async def map(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import dis
+import functools
 import inspect
 import io
 import textwrap
@@ -28,6 +29,8 @@ VALUE_BYTES_MAX: Final = 16 << 20
 """Of arguments, or of a result."""
 DEPTH_MAX: Final = 64
 """Lists and dicts in each other, of arguments or of a result."""
+CACHED_MAX: Final = 64
+"""Functions whose programs are remembered: to make one takes half a millisecond."""
 ATTEMPT: Final = "WW_ATTEMPT"
 """The variable that tells a function which try of the same call this is."""
 _TAG: Final = 39  # of a capability, as in grants.py
@@ -69,7 +72,8 @@ class Function:
     program: bytes
 
 
-def function(call: Callable[..., Any], wheels: Sequence[bytes] = ()) -> Function:
+@functools.lru_cache(CACHED_MAX)
+def function(call: Callable[..., Any], wheels: tuple[bytes, ...] = ()) -> Function:
     """The program of a function, with pure-Python wheels that it can import.
 
     Raises InvalidArgument for what needs more than its own source.

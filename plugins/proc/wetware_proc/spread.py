@@ -49,7 +49,7 @@ class Process(Protocol):
 
 async def prepared(call: Callable[..., Any], packages: Sequence[Any]) -> Function:
     """A function that is ready to travel. Raises InvalidArgument."""
-    wheels = [await _wheel(each) for each in packages]
+    wheels = tuple([await _wheel(each) for each in packages])
     if not wheels:
         return function(call)
     return await asyncio.get_running_loop().run_in_executor(None, function, call, wheels)
