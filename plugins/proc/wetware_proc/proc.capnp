@@ -13,7 +13,7 @@ interface Executor {
 
   load @0 (code :Ww.Source, kind :Text) -> (image :Image, hash :Text);
   # Reads a program with the caller's own capability, checks it, and compiles it unless this machine has
-  # done so before; `hash` is the SHA-256 of its bytes, in hex. `kind` is "wasm", which "" means as well.
+  # done so before; `hash` is the SHA-256 of its bytes, in hex. `kind` is "wasm", which "" means as well, or "python".
   # `proc.code` for what is no program that runs here, or takes too much to compile;
   # `unsupported.driver` for a kind that does not run here. Idempotent.
 
