@@ -171,7 +171,8 @@ interface Process {
   # How it ended, after `waitS` seconds or, if that is sooner, when it has; at most 25. Idempotent.
 
   kill @1 () -> ();
-  # Ends it, and returns once nothing more of it can happen. Idempotent.
+  # Ends it, and returns once nothing more of it can happen at this node. Calls that it has made of what is
+  # elsewhere are cancelled by then, and end there when that hears of it. Idempotent.
 
   info @2 () -> (info :Info);
   # Idempotent.
