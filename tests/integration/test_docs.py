@@ -64,6 +64,8 @@ _BLOCK = re.compile(r"^```(sh|python) (\w+)(?: (\S+))?\n(.*?)^```", re.DOTALL | 
 class Machine:
     """One machine of the tutorial: a home of its own, and what runs in it."""
 
+    command_s = 90.0
+
     def __init__(self, home: Home, bin_dir: Path) -> None:
         self.home = home
         self.env = {**home.env, "PATH": f"{bin_dir}:{home.env['PATH']}"}
@@ -83,7 +85,7 @@ class Machine:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=self.command_s,
             check=False,
         )
         assert done.returncode == code, (script, done.stdout, done.stderr)

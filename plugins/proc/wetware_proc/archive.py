@@ -136,9 +136,11 @@ def unpack(file: IO[bytes], directory: Path) -> None:
     """
     links: list[tuple[str, str]] = []
     with _refusing():
+        directory.chmod(0o755)  # for a program that runs as another user, whatever the node's umask
         for member, name, _ in _members(file):
             if member.isdir():
                 (directory / name).mkdir()
+                (directory / name).chmod(0o755)
             elif member.issym():
                 links.append((name, member.linkname))
             else:

@@ -189,7 +189,7 @@ def run_command(
 
     async def work(session: Session) -> Exit | str:
         from wetware_proc.client import Detached
-        from wetware_proc.placement import nodes, placed
+        from wetware_proc.placement import ANY, nodes, placed
 
         async with contextlib.AsyncExitStack() as stack:
             with progress_bar("sending") if dirs else contextlib.nullcontext() as told:
@@ -202,9 +202,14 @@ def run_command(
                 run = partial(started, archives)
                 running = run(session)
                 if on:
-                    programs = () if native else [await _digest(program)]
-                    rooms = await nodes(session, on, programs=programs, memory_bytes=memory << 20)
-                    running = placed(session, on, rooms, run)
+                    members, programs = on, [await _digest(program)]
+                    if native:
+                        members = "service=native" + f",{on}" * (on.strip() != ANY)
+                        programs = []
+                    rooms = await nodes(
+                        session, members, programs=programs, memory_bytes=memory << 20
+                    )
+                    running = placed(session, members, rooms, run)
                 process = await stack.enter_async_context(running)
             return process.id if isinstance(process, Detached) else await attached(process)
 

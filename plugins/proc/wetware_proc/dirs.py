@@ -150,7 +150,7 @@ class Dirs:
             give_back = await self._reserve(nbytes)
             stack.callback(give_back)
             content = part / "content"
-            content.mkdir(mode=0o755)
+            content.mkdir()
             await self._run(unpack, file, content)
             if (tree := self._trees.get(hash_)) is not None:  # meanwhile
                 return tree

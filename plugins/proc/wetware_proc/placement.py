@@ -24,6 +24,7 @@ from wetware.errors import (
     LimitExceeded,
     NotFound,
     OverlayError,
+    Unsupported,
     WetwareError,
 )
 from wetware.identity import PeerId
@@ -154,7 +155,8 @@ async def placed(
 ) -> AsyncIterator[T]:
     """`run` with a session at the first member that takes it, of the first TRIED_MAX of `nodes`.
 
-    One that cannot be reached, or is full by now, is passed by. Raises what the last one did.
+    One that cannot be reached, is full by now, or does not run such programs is passed by. Raises
+    what the last one did.
     """
     left = list(rooms[:TRIED_MAX])
     while True:
@@ -163,7 +165,7 @@ async def placed(
             try:
                 login = session.node(selector(session, on, room.node))
                 found = await stack.enter_async_context(run(await stack.enter_async_context(login)))
-            except (OverlayError, LimitExceeded) as exc:
+            except (OverlayError, LimitExceeded, Unsupported) as exc:
                 if not left:
                     raise
                 log.debug("proc.passed_by", node=room.node, why=exc.message)
