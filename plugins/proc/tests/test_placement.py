@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,6 +110,39 @@ async def test_processes_are_spread_and_a_full_node_is_passed_by(
             await placement.nodes(session, "zone=cloud")
         with pytest.raises(NotFound):
             await spawn("zone=home", memory_bytes=5 << 30)
+
+
+async def test_the_best_is_where_least_goes_on() -> None:
+    rooms: list[placement.Room] = []
+
+    async def told(on: str, programs: list[str]) -> list[placement.Room]:
+        return rooms
+
+    proc = SimpleNamespace(rooms=told, sent=[])
+    session = SimpleNamespace(proc=proc, identity=SimpleNamespace(node="self"))
+
+    async def order(**changed: dict[str, object]) -> str:
+        usual = {
+            "running": 2,
+            "processes": 9,
+            "memory_bytes": 1 << 30,
+            "processors": 2,
+            "load": 3.0,
+        }
+        rooms[:] = [
+            placement.Room(**{**usual, "node": n, "name": n, "prepared": (), **changed.get(n, {})})  # type: ignore[arg-type]  # what a test gives
+            for n in "abc"
+        ]
+        found = await placement.nodes(session, "any")  # type: ignore[arg-type]  # what is used of one
+        return "".join(room.node for room in found)
+
+    assert await order(a={"running": 4}, b={"running": 3}) == "cba"
+    assert await order(a={"running": 3}, b={"processors": 4}, c={"prepared": (False,)}) == "bca"
+    assert await order(a={"load": 3.9}, b={"running": 3}, c={"running": 4}) == "abc", "as by chance"
+    assert await order(a={"load": 9.0}, b={"running": 3}, c={"running": 4}) == "bca"
+    assert await order(a={"processes": 0}, b={"memory_bytes": 63 * MIB}) == "c"
+    proc.sent += [("a", time.monotonic()), ("c", time.monotonic() - 3600)]
+    assert await order(c={"running": 4}) == "bac", "what was sent there lately counts"
 
 
 async def test_one_that_is_full_by_now_is_passed_by(nodes: Nodes, guests: Guests) -> None:

@@ -41,6 +41,8 @@ LATELY_S: Final = 2.0
 """As long what was sent somewhere counts beside what the members say, which is a second old."""
 UNPREPARED: Final = 0.5
 """Processes that it is worth to run a program where it need not be compiled."""
+BUSIER: Final = 1.5
+"""Times the load of the least busy member, and one more for each processor: beyond, it is last."""
 MEMORY_BYTES: Final = 64 << 20
 """Where a process is not given another limit, see `driver.Limits`."""
 ASKED_AT_ONCE: Final = 16
@@ -111,7 +113,8 @@ async def nodes(
     """The members that have room for a process, those that can run it best first.
 
     Best is where the fewest run for each processor; a member that has prepared the program already
-    may have half a process more. Log in at one with `session.node(selector(session, on, NODE))`.
+    may have half a process more. Those that are busier than others by far come last.
+    Log in at one with `session.node(selector(session, on, NODE))`.
 
     Args:
         session: Whose node is asked.
@@ -125,11 +128,6 @@ async def nodes(
     now, sent = time.monotonic(), session.proc.sent
     lately = Counter(node for node, at_s in sent if now - at_s < LATELY_S)
 
-    def cost(room: Room) -> tuple[float, float]:
-        processes = room.running + lately[room.node] + UNPREPARED * (not all(room.prepared))
-        busy = max(0.0, room.load - 1)  # what waits for a processor there, whoever's it is
-        return processes / max(1, room.processors) + busy, random.random()  # noqa: S311  # no secret
-
     wanted = memory_bytes or MEMORY_BYTES
     fit = [room for room in rooms if room.processes > 0 and room.memory_bytes >= wanted]
     if not fit:
@@ -139,6 +137,13 @@ async def nodes(
             hint="another selector, less memory, or `ww ls service=proc` to see who is there",
             code="not_found.room",
         )
+    load_max = BUSIER * min(room.load for room in fit) + 1  # of one machine the load differs, too
+
+    def cost(room: Room) -> tuple[bool, float, float]:
+        processes = room.running + lately[room.node] + UNPREPARED * (not all(room.prepared))
+        chance = random.random()  # noqa: S311  # no secret
+        return room.load > load_max, processes / max(1, room.processors), chance
+
     return sorted(fit, key=cost)
 
 
