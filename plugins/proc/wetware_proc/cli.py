@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 EXIT_CODES: Final = {"trapped": 134, "limit": 137, "killed": 137}
 """As a shell says of a program that SIGABRT or SIGKILL has ended."""
 NATIVE: Final = "wetware_proc.native"
+PATIENCE_S: Final = 3.0
+"""Before one hears why a program does not run yet."""
 _READ_BYTES: Final = 64 << 10
 ProcessId = Annotated[str, typer.Argument(metavar="ID", help="Of `ww ps`, or how it begins.")]
 
@@ -210,13 +212,27 @@ def run_command(
                         session, members, programs=programs, memory_bytes=memory << 20
                     )
                     running = placed(session, members, rooms, run)
-                process = await stack.enter_async_context(running)
+                with _patience():
+                    process = await stack.enter_async_context(running)
             return process.id if isinstance(process, Detached) else await attached(process)
 
     end = run_client(work)
     if isinstance(end, str):
         return out(end)
     ended(program, end)
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Say why it takes long, where it does."""
+    import asyncio
+
+    said = "the node prepares the program; the first Python program of a node takes it a minute"
+    soon = asyncio.get_running_loop().call_later(PATIENCE_S, note, f"ww: {said}")
+    try:
+        yield
+    finally:
+        soon.cancel()
 
 
 def ended(program: str, end: Exit) -> NoReturn:
