@@ -386,3 +386,25 @@ async def test_a_build_that_failed_is_tried_again_later(
         with pytest.raises(InternalError):
             await made.load(b"pass")
         assert len(builds) == 2
+
+
+async def test_the_first_calls_of_a_function_may_be_made_by_several_threads(
+    python: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each guest computes first, so that workers poll it, and asks for the time at last."""
+    from wetware_proc.python import component
+
+    class Slow:
+        """A type that others ask for as well while it is found out."""
+
+        @staticmethod
+        def _from_ptr(*args: object, **kwargs: object) -> object:
+            time.sleep(0.01)
+            return found(*args, **kwargs)
+
+    found = component.FuncType._from_ptr
+    monkeypatch.setattr(component, "FuncType", Slow)
+    program = b"x = [i * i for i in range(100000)]\nimport time\ntime.time()\ntime.monotonic()"
+    ends = await asyncio.gather(*(python(program) for _ in range(8)))
+    assert {end.code for end in ends} == {0}, python.err
+    assert (await python(b"import time\nprint(time.time() > 0)")).code == 0

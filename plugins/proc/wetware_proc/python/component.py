@@ -7,6 +7,7 @@ stops here, too.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -42,6 +43,8 @@ _VALUE_BYTES: Final = ctypes.sizeof(bindings.wasmtime_component_val_t)
 _BYTE_AT: Final = bindings.wasmtime_component_val_t.of.offset
 _READABLE, _WRITABLE = 0x100, 0x200
 _Words = ctypes.POINTER(ctypes.c_uint64)
+_converting: Final = threading.Lock()
+"""Whoever makes a variant of a value clears a set that is of the whole module of the package."""
 _no_finalizer: Any = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 
 Function = Callable[..., Any]
@@ -187,20 +190,22 @@ def _dropped(store: Any, number: int) -> None:
 
 def _callback(function: Function) -> Any:
     """What C calls for a function."""
-    kinds: list[Any] = []  # of parameters, and of the result; known at the first call
+    # Of parameters, and of the result: known at the first call, which several threads may make.
+    kinds: tuple[list[Any], Any] | None = None
 
     def callback(
         data: Any, context: Any, kind: Any, args: Any, count: int, results: Any,
         result_count: int, error: Any, continuation: Any,
     ) -> None:  # fmt: skip
+        nonlocal kinds
         fiber = engine.current.fiber
         words = ctypes.cast(continuation, _Words)
         words[0], words[1] = engine.ALWAYS, 1
         try:
             store = StoreContext(context)
-            if not kinds:
+            if kinds is None:
                 found = FuncType._from_ptr(kind, owner=store)
-                kinds.extend(([each for _, each in found.params], found.result))
+                kinds = [each for _, each in found.params], found.result
             params, result_kind = kinds
             given = [_taken(fiber, store, each, args[at]) for at, each in enumerate(params)]
             put = partial(_put, fiber, store, result_kind, results)
@@ -266,7 +271,8 @@ def _write(fiber: PythonFiber, store: Any, kind: Any, value: Any, to: Any) -> No
         to.contents.kind = ffi.WASMTIME_COMPONENT_LIST
         to.contents.of.list = raw_list
     else:
-        kind.convert_to_c(store, value, to)
+        with _converting:
+            kind.convert_to_c(store, value, to)
 
 
 def _bytes_of(data: Any, size: int, how: int) -> memoryview:
