@@ -9,6 +9,7 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +114,45 @@ async def test_ww_forward_leads_to_a_web_server_in_a_program(node: NodeProcess) 
                 assert [page[300_000:] for page in pages] == [b"/%d" % i for i in range(10)]
                 await server.kill()
                 assert await asyncio.to_thread(forward.wait, 60) == 0
+
+
+async def test_a_detached_server_comes_back_with_its_node(node: NodeProcess) -> None:
+    """Also after kill -9, which leaves none of it behind; its port leads to the new one."""
+
+    async def served(at_node: NodeProcess, id_: str) -> None:
+        with at_node.start_ww("forward", "0", f"{id_}:web") as forward:
+            assert forward.stderr is not None
+            told = await asyncio.to_thread(forward.stderr.readline)
+            number = int(told.split()[0].rpartition(":")[2])
+            assert (await fetched(number, "/x"))[300_000:] == b"/x"
+            forward.terminate()
+
+    command = ("--port", "web=8080", "--", "python3", "-c", SERVER)
+    with node.home.node("k") as k:
+        id_ = k.ww("run", "--restart", "always", *command, check=True).stdout.strip()
+        await served(k, id_)
+        k.stop(signal.SIGKILL)
+    wait_for(lambda: not alive(SERVER), "no program is left")
+    with node.home.node("k") as k:
+        await served(k, id_)
+        (info,) = json.loads(k.ww("ps", "--json", check=True).stdout)["processes"]
+        assert (info["kind"], info["restarts"], info["exit"]["kind"]) == ("native", 1, "")
+        k.ww("kill", id_, check=True)
+        assert not alive(SERVER)
+        limited = k.ww("run", "--detach", "--memory", "64", "--", "true")
+        assert (limited.returncode, "cannot be enforced" in limited.stderr) == (1, True)
+        through = k.ww("run", "--detach", "--kind", "native", __file__)
+        assert (through.returncode, "not loaded" in through.stderr) == (1, True), through.stderr
+
+
+def alive(script: str) -> list[int]:
+    """The processes of this machine with such an argument."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if script.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 async def test_a_port_can_be_shared_and_revoked(node: NodeProcess) -> None:

@@ -172,10 +172,12 @@ def run_command(
         }
         async with contextlib.AsyncExitStack() as stack:
             if detach or restart:
-                if native:
-                    raise InvalidArgument("a program of the machine cannot be detached")
-                code = await stack.enter_async_context(_code(session, program))
                 policy = restart or "never"
+                if native:
+                    given = (program, *(args or ()))
+                    yield await session.native.start(*given, restart=policy, **options)
+                    return
+                code = await stack.enter_async_context(_code(session, program))
                 yield await session.proc.start(code, *(args or ()), restart=policy, **options)
                 return
             options["grants"] = {

@@ -267,7 +267,7 @@ class Detached:
 
     async def kill(self) -> None:
         """End it for good; nothing more of it can happen when this returns. Idempotent."""
-        await self._executor.call("end", id=self.id)
+        await self._call("kill")
 
     async def restart(self) -> None:
         """Have it started again now. Raises InvalidArgument where it has ended for good."""
@@ -310,7 +310,7 @@ class Image:
     async def spawn(self, *args: str, **options: Unpack[Options]) -> AsyncIterator[Process]:
         """Run it; see Executor.spawn."""
         async with self._executor.archives(options) as archives:
-            spec = _spec(options.get("name") or self._name, args, options, self._code, archives)
+            spec = spec_of(options.get("name") or self._name, args, options, self._code, archives)
             with rpc.time_limit(_SEND_S) if archives else contextlib.nullcontext():
                 process = Process(await self._ref.call("spawn", spec=spec))
         try:
@@ -496,7 +496,7 @@ class Executor:
         """
         given, cid = await _given_code(code)
         async with self.archives(options) as archives:
-            spec = _spec(options.get("name") or _name(code), args, options, cid, archives)
+            spec = spec_of(options.get("name") or _name(code), args, options, cid, archives)
             with rpc.time_limit(_SEND_S if archives else _LOAD_S):
                 reply = await self._ref.call(
                     "detach",
@@ -747,7 +747,7 @@ def _name(code: Code) -> str:
     return Path(code).name if isinstance(code, str | os.PathLike) else ""
 
 
-def _spec(
+def spec_of(
     name: str,
     args: tuple[str, ...],
     options: Options,

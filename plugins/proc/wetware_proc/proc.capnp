@@ -84,6 +84,9 @@ interface Native {
 
   open @1 (id :Text $Ww.name) -> (process :Process);
   # As `Executor.open`. Idempotent.
+
+  detach @2 (spec :Spec, policy :Text, session :Capability) -> (id :Text);
+  # As `Executor.detach`, of what `program` gives. Not idempotent.
 }
 
 interface Image {

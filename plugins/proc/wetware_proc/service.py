@@ -8,6 +8,7 @@ import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, NotFoun
 from wetware.hookspecs import Service
 from wetware_proc import grants
 from wetware_proc.dirs import Dirs, HeldDir
-from wetware_proc.driver import Driver, DriverUnavailable, Image, Limits, Spec
+from wetware_proc.driver import BOUNDS, Driver, DriverUnavailable, Image, Limits, Spec
 from wetware_proc.process import Process
 from wetware_proc.rooms import PROGRAM_CHARS_MAX, Rooms, SiblingServant
 from wetware_proc.schema import SCHEMA
@@ -96,6 +97,7 @@ class ProcService(Service):
         self.drivers: Mapping[str, Driver]
         self.config: ProcConfig = ctx.config
         self.supervisor = Supervisor(self, ctx.data_dir / "detached")
+        self.programs: dict[str, Callable[[], Image]] = {}  # by kind: of the machine itself
         self.processes: dict[str, Process] = {}
         self.ended: OrderedDict[str, Process] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,9 +132,12 @@ class ProcService(Service):
 
     # --- for the servants and the supervisor ---
 
-    def spec(self, given: Mapping[str, Any], refs: Mapping[str, rpc.Ref]) -> Spec:
-        """See `judged`."""
-        return judged(given, refs)
+    def spec(self, image: Image, given: Mapping[str, Any], refs: Mapping[str, rpc.Ref]) -> Spec:
+        """Of a detached program: time is not limited where that is not said."""
+        wall_s, cpu_s = BOUNDS["wall_s"][1], image.usual.cpu_s and BOUNDS["cpu_s"][1]
+        spec = judged(given, refs, usual=replace(image.usual, wall_s=wall_s, cpu_s=cpu_s))
+        image.check(spec)
+        return spec
 
     def check_running(self) -> None:
         if not self._running:
@@ -169,6 +174,28 @@ class ProcService(Service):
                 hint=f"it runs {', '.join(sorted(self.drivers))}",
             )
         return await driver.load(code)
+
+    def program(self, kind: str) -> Image:
+        """What `launch` runs of a kind whose programs are on the machine."""
+        if (made := self.programs.get(kind)) is None:
+            raise DriverUnavailable(f"this node runs no programs of the kind {kind[:32]!r}")
+        return made()
+
+    async def detach(
+        self,
+        owner: str,
+        image: Image,
+        code: bytes | None,
+        spec: Mapping[str, Any],
+        policy: str,
+        session: rpc.Ref | None,
+    ) -> dict[str, Any]:
+        """See `Executor.detach` in proc.capnp; `code` is None where it is on the machine."""
+        if session is None:
+            raise InvalidArgument("no session is given")
+        self.check_running()
+        each = await self.supervisor.detach(owner, image, code, spec, policy, session)
+        return {"id": each.id}
 
     def start(
         self,
@@ -325,13 +352,11 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
         policy: str,
         session: rpc.Ref | None,
     ) -> dict[str, Any]:
-        if code is None or session is None:
-            raise InvalidArgument("no program, or no session, is given")
-        service, owner = self._service, self._owner
-        judged(spec, {})
-        image, data = await service.load(owner, code, kind)
-        each = await service.supervisor.detach(owner, data, image.kind, spec, policy, session)
-        return {"id": each.id}
+        if code is None:
+            raise InvalidArgument("no program is given")
+        owner = self._owner
+        image, data = await self._service.load(owner, code, kind)
+        return await self._service.detach(owner, image, data, spec, policy, session)
 
     async def _end(self, process: Process | Detached) -> None:
         process.kill(f"by {self._principal}")
@@ -407,10 +432,13 @@ class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
         )
 
     @property
-    def _attached(self) -> Process:
-        if isinstance(self._process, Process):
-            return self._process
-        raise Unsupported("what is detached offers nothing", code="unsupported.detached")
+    def _runs(self) -> Process:
+        process = self._process
+        if isinstance(process, Detached):
+            process = process.process or process
+        if isinstance(process, Process):
+            return process
+        raise NotFound("the process does not run now", code="not_found.export")
 
     async def wait(self, wait_s: float) -> dict[str, Any]:
         _check_wait(wait_s)
@@ -433,7 +461,7 @@ class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
 
     async def export(self, name: str, wait_s: float) -> dict[str, Any]:
         _check_wait(wait_s)
-        found = await self._attached.exported(name, wait_s)
+        found = await self._runs.exported(name, wait_s)
         if isinstance(found, rpc.Servant):
             return {"port": found, "cap": None, "interface": 0}
         assert found.interface is not None  # noqa: S101  # it was judged when it was offered

@@ -32,7 +32,7 @@ from wetware.errors import (
     WetwareError,
 )
 from wetware.identity import replace_private_file
-from wetware_proc.driver import BOUNDS, Exit
+from wetware_proc.driver import Exit
 from wetware_proc.grants import GRANTS_MAX, NAME_BYTES_MAX
 from wetware_proc.process import Process
 
@@ -68,8 +68,6 @@ LOG_PIECE_BYTES: Final = 256 << 10
 LABEL_NAME_CHARS_MAX: Final = 80
 """So that the ID behind it is seen."""
 RECORD: Final = "record.json"
-_UNBOUND: Final = ("wall_s", "cpu_s")
-"""Limits that a detached program has where they are given alone."""
 
 
 class Unwritten(WetwareError):
@@ -194,7 +192,7 @@ class Record:
     """A detached program, as it is kept.
 
     Attributes:
-        digest: SHA-256 of its code, in hex.
+        digest: SHA-256 of its code, in hex; "" where that is on the machine.
         spec: Its name, arguments, environment and limits, as in the struct Spec of proc.capnp.
         grant: ID of its durable grant.
         granted: That is on disk, with all below it.
@@ -349,7 +347,9 @@ class Runner(Protocol):
 
     async def prepare(self, code: bytes, kind: str) -> Image: ...
 
-    def spec(self, given: Mapping[str, Any], refs: Mapping[str, rpc.Ref]) -> Spec: ...
+    def program(self, kind: str) -> Image: ...
+
+    def spec(self, image: Image, given: Mapping[str, Any], refs: Mapping[str, rpc.Ref]) -> Spec: ...
 
     def admit(self, place: contextlib.ExitStack, owner: str, nbytes: int) -> None: ...
 
@@ -392,24 +392,26 @@ class Supervisor:
     async def detach(
         self,
         owner: str,
-        code: bytes,
-        kind: str,
+        image: Image,
+        code: bytes | None,
         spec: Mapping[str, Any],
         policy: str,
         session: rpc.Ref,
     ) -> Detached:
         """Start a program that outlives its spawner; returns when it runs, and is on disk.
 
-        `spec` is the struct of proc.capnp. Raises what keeps it from being started.
+        `spec` is the struct of proc.capnp; `code` is None where it is on the machine. Raises what
+        keeps it from being started.
         """
-        asked = self._asked(spec, policy)
-        id_, digest = secrets.token_hex(8), await self._ctx.run_sync(_digest, code)
-        limits = {n: value or BOUNDS[n][1] for n, value in spec["limits"].items() if n in _UNBOUND}
+        asked, limits = self._asked(spec, policy), self._service.spec(image, spec, {}).limits
+        id_ = secrets.token_hex(8)
+        digest = "" if code is None else await self._ctx.run_sync(_digest, code)
         kept = {
             "name": spec["name"] or "program",
             "args": spec["args"],
             "env": spec["env"],
-            "limits": {**spec["limits"], **limits},
+            "limits": {name: getattr(limits, name) for name in spec["limits"]},
+            "ports": spec["ports"],
             "code": spec["code"],
         }
         label = grant_label(kept["name"], id_)
@@ -417,7 +419,7 @@ class Supervisor:
         async def keep(grant: str) -> None:
             self._check_room(owner)
             now = self._ctx.clock.time()
-            each = self._add(Record(id_, owner, kind, digest, kept, policy, grant, now))
+            each = self._add(Record(id_, owner, image.kind, digest, kept, policy, grant, now))
             async with self._files:
                 await self._disk(self._keep, each, code)
 
@@ -595,12 +597,11 @@ class Supervisor:
         output = _Output(write)
         async with contextlib.AsyncExitStack() as stack:
             async with self._starting:
-                code = await self._ctx.run_sync(self._read, each.record.digest)
-                image = await self._service.prepare(code, each.record.kind)
+                image = await self._image(each.record)
                 refs = await stack.enter_async_context(derived.opened())
             if each.why:
                 return Exit("killed", why=each.why)
-            spec = self._service.spec(each.record.spec, refs)
+            spec = self._service.spec(image, each.record.spec, refs)
             with contextlib.ExitStack() as place:
                 self._service.admit(place, each.owner, spec.limits.memory_bytes)
                 process = Process(each.id, each.owner, image, spec, (output, output, output))
@@ -613,6 +614,12 @@ class Supervisor:
             await asyncio.shield(running)
         assert process.exit is not None  # noqa: S101  # it has run
         return process.exit
+
+    async def _image(self, record: Record) -> Image:
+        if not record.digest:
+            return self._service.program(record.kind)
+        code = await self._ctx.run_sync(self._read, record.digest)
+        return await self._service.prepare(code, record.kind)
 
     async def _end(self, each: Detached, exit_: Exit) -> None:
         """It is over: on disk first, then its grants, then for those who wait."""
@@ -666,10 +673,10 @@ class Supervisor:
                 self._ctx.log.exception("proc.record_unreadable", id=path.name)
         return found
 
-    def _keep(self, each: Detached, code: bytes) -> None:
+    def _keep(self, each: Detached, code: bytes | None) -> None:
         path = self._code / each.record.digest
         try:
-            if not path.exists():
+            if code is not None and not path.exists():
                 kept = sum(other.stat().st_size for other in self._code.iterdir())
                 if kept + len(code) > CODE_BYTES_MAX:
                     raise LimitExceeded(

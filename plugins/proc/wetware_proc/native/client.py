@@ -16,8 +16,18 @@ from typing import Any, Unpack
 
 from wetware import rpc
 from wetware.base.sockets import accept
-from wetware.errors import ConfigError, WetwareError
-from wetware_proc.client import Executor, Image, Options, Process, Ran, Running, collected
+from wetware.errors import ConfigError, InvalidArgument, WetwareError
+from wetware_proc.client import (
+    Detached,
+    Executor,
+    Image,
+    Options,
+    Process,
+    Ran,
+    Running,
+    collected,
+    spec_of,
+)
 from wetware_proc.schema import SCHEMA
 from wetware_proc.sockets import carried
 
@@ -63,6 +73,18 @@ class Native:
         """Run a program to its end; see `spawn`, and Executor.run."""
         async with self.spawn(program, *args, **options) as process:
             return await collected(process, stdin)
+
+    async def start(
+        self, program: str, *args: str, restart: str = "never", **options: Unpack[Options]
+    ) -> Detached:
+        """Start a program that outlives the session and the node; see `spawn`, Executor.start."""
+        if options.get("dirs"):
+            raise InvalidArgument("a detached process has no directories", code="invalid.live_dir")
+        name = options.get("name") or PurePath(program).name
+        spec = spec_of(name, (program, *args), options, "", {})
+        session = self._ref.session.ref
+        reply = await self._ref.call("detach", spec=spec, policy=restart, session=session)
+        return Detached(self._ref, reply["id"])
 
     async def open(self, id_: str) -> Running:
         """A process of one's own, by its ID. Raises NotFound "not_found.process"."""

@@ -10,7 +10,7 @@ import anyio
 
 from wetware import rpc
 from wetware.hookspecs import Finding, Service
-from wetware_proc.native.driver import NativeDriver, NativeImage
+from wetware_proc.native.driver import KIND, NativeDriver, NativeImage
 from wetware_proc.schema import SCHEMA
 from wetware_proc.service import ImageServant, ProcessServant, ProcService, owner_of
 
@@ -36,6 +36,7 @@ class NativeService(Service):
 
     def __init__(self, proc: ProcService, driver: NativeDriver) -> None:
         self._proc, self._driver = proc, driver
+        proc.programs[KIND] = NativeImage
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
@@ -59,6 +60,12 @@ class NativeServant(rpc.Servant, interface=SCHEMA.Native):
     async def program(self) -> dict[str, Any]:
         owner = owner_of(self._principal)
         return {"image": ImageServant(self._proc, owner, NativeImage())}
+
+    async def detach(
+        self, spec: dict[str, Any], policy: str, session: rpc.Ref | None
+    ) -> dict[str, Any]:
+        owner, image = owner_of(self._principal), NativeImage()
+        return await self._proc.detach(owner, image, None, spec, policy, session)
 
     async def open(self, id: str) -> dict[str, Any]:
         process = self._proc.get(id, owner_of(self._principal))
