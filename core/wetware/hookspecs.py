@@ -213,6 +213,13 @@ class PluginContext:
         """
         return self.deriver.derive(guard, label)
 
+    async def admit(self, guard: Guard | None, event: str, **fields: object) -> None:
+        """Record what is about to be begun under the grant of a call (`rpc.current_guard`).
+
+        Raises Unrecorded where that cannot be written: then do not begin it.
+        """
+        await self.deriver.admit(guard, event, **fields)
+
     async def derive_durable(
         self,
         session: Ref,

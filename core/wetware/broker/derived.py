@@ -148,6 +148,12 @@ class Deriver:
         label = clean(label, KIND)
         return Derived(guard.derive(kind=KIND, label=label, service=guard.service))
 
+    async def admit(self, guard: rpc.Guard | None, event: str, **fields: object) -> None:
+        """See `hookspecs.PluginContext.admit`."""
+        if isinstance(guard, Grant):
+            audit = self._broker.audit
+            await audit.admit(event, principal=guard.principal, grant=guard.id, **fields)
+
     async def derive_durable(
         self, session: rpc.Ref, label: str, asked: Asked, keep: Keep
     ) -> Derived:

@@ -6,6 +6,7 @@ Where the tests run as root everything is tried twice: by a node that is root, a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -14,13 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wetware.errors import InvalidArgument, Unsupported, WetwareError
+from wetware import rpc
+from wetware.errors import Disconnected, InvalidArgument, Revoked, Unsupported, WetwareError
 from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Image, Limits, Pipe, Spec
 from wetware_proc.native import sandbox
 from wetware_proc.native.driver import NativeDriver, NativeImage
@@ -375,6 +377,184 @@ async def test_it_makes_no_user_namespace_by_clone_either(run: Run) -> None:
         "print(pid, ctypes.get_errno() in (1, 28))\n",
     )  # fmt: skip
     assert ran.out == "-1 True\n"
+
+
+# --- what it is given -----------------------------------------------------------------------------
+
+
+class Store(rpc.Servant, interface=rpc.WW.Source):
+    """Bytes, and who asked for them."""
+
+    def __init__(self) -> None:
+        self.data, self.asked = os.urandom(2 * MIB), 0
+
+    async def stat(self) -> dict[str, Any]:
+        self.asked += 1
+        return {"size": len(self.data)}
+
+    async def read(self, start: int, end: int) -> dict[str, Any]:
+        stream = rpc.ByteStream()
+
+        async def send() -> None:
+            await stream.send(self.data[start:end])
+            await stream.send_eof()
+            await stream.aclose()
+
+        self.sending = asyncio.ensure_future(send())
+        return {"stream": stream.servant}
+
+
+class Grant:
+    """Allows all calls until it is revoked."""
+
+    ended: WetwareError | None = None
+    payer, metered = None, False
+
+    def __init__(self) -> None:
+        self._callbacks: list[Callable[[WetwareError], None]] = []
+
+    @property
+    def blocked(self) -> WetwareError | None:
+        return self.ended
+
+    def enter(self, *_: object) -> None: ...
+
+    def charge(self, *_: object) -> None: ...
+
+    def leave(self, *_: object) -> None: ...
+
+    def onward(self, *_: object) -> Grant:
+        return self
+
+    def on_end(self, callback: Callable[[WetwareError], None]) -> Callable[[], None]:
+        self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback)
+
+    def exported(self) -> None: ...
+
+    def unexported(self) -> bool:
+        return False
+
+    def let_go(self) -> None: ...
+
+    def revoke(self) -> None:
+        self.ended = Revoked("it was revoked")
+        for callback in list(self._callbacks):
+            callback(self.ended)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[tuple[Store, rpc.Ref]]:
+    served = Store()
+    path = tmp_path / "s"
+    async with rpc.serve_unix(path, lambda _: served), await rpc.connect_unix(path) as connection:
+        yield served, connection.bootstrap(rpc.WW.Source)
+
+
+def python(source: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """A command that runs Python with this library, and what it needs of a spec."""
+    paths = [each for each in (sys.base_prefix, *sys.path) if os.path.isdir(each)]
+    dirs = {each: (Path(each), False) for each in paths if not each.startswith("/usr/")}
+    dirs.pop("/usr", None)
+    program = f"{sys.base_prefix}/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+    libraries = f"{sys.base_prefix}/lib"
+    env = {"PYTHONPATH": ":".join(paths[1:]), "LD_LIBRARY_PATH": libraries}
+    return (program, "-c", source), {"dirs": dirs, "env": env}
+
+
+INSIDE = """
+import asyncio, hashlib, os, sys
+import wetware
+from wetware import rpc
+from wetware.errors import WetwareError
+async def main():
+    async with wetware.connect() as session:
+        print([(each.name, each.interface) for each in await session.services()])
+        source = await session.open("in")
+        size = (await source.stat())["size"]
+        stream = rpc.ByteStream((await source.read(start=0, end=size))["stream"])
+        data = b"".join([piece async for piece in stream])
+        print(hashlib.sha256(data).hexdigest())
+        for name in ("out", "pubsub", "cluster", "grants"):
+            try:
+                await session.open(name, rpc.WW.Source)
+            except WetwareError as exc:
+                print(exc.code)
+        await session.export("back", source)
+        print("offered", flush=True)
+        sys.stdin.read()
+        try:
+            print((await source.stat())["size"])
+        except WetwareError as exc:
+            print(exc.code)
+asyncio.run(main())
+"""
+
+
+async def test_it_finds_exactly_what_it_was_given_and_offers_something_back(
+    store: tuple[Store, rpc.Ref],
+) -> None:
+    served, unguarded = store
+    grant = Grant()
+    ref = unguarded.under(grant)
+    command, spec = python(INSIDE)
+    offered: dict[str, Any] = {}
+    up, stdin, out = asyncio.Event(), Pipe(), bytearray()
+
+    def told(data: bytes) -> None:
+        out.extend(data)
+        if b"offered" in out:
+            up.set()
+
+    running = asyncio.ensure_future(
+        here(
+            *command,
+            grants={"in": ref},
+            offer=offered.__setitem__,
+            stdin=stdin,
+            stdout=told,
+            **spec,
+        )
+    )
+    waiting = asyncio.ensure_future(up.wait())
+    await asyncio.wait([running, waiting], timeout=60, return_when=asyncio.FIRST_COMPLETED)
+    assert up.is_set(), vars(await running)
+    lines = out.decode().splitlines()
+    assert lines[0] == "[('in', 'Source')]"
+    assert lines[1] == hashlib.sha256(served.data).hexdigest()
+    assert lines[2:6] == ["not_found.grant"] * 4
+    back = offered["back"]
+    assert await back.call("stat") == {"size": len(served.data)}
+    grant.revoke()
+    asked = served.asked
+    stdin.close()
+    ran = await running
+    assert ran.exit == Exit("exited", 0), ran.err
+    assert out.decode().splitlines()[-1] == "capability.revoked"
+    assert served.asked == asked
+    with pytest.raises(WetwareError):  # the end of the program is the end of what it offers
+        await back.call("stat")
+
+
+async def test_the_way_out_is_no_way_in_once_it_has_ended(
+    store: tuple[Store, rpc.Ref], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the descriptor still, has nothing."""
+    kept: list[socket.socket] = []
+    begin = Sandbox.__init__
+
+    def watched(self: Sandbox, *args: Any, way_out: socket.socket, **kwargs: Any) -> None:
+        kept.append(way_out.dup())
+        begin(self, *args, way_out=way_out, **kwargs)
+
+    monkeypatch.setattr(Sandbox, "__init__", watched)
+    served, ref = store
+    assert (await here("true", grants={"in": ref})).exit.code == 0
+    async with await rpc.connect(rpc.SocketPipe(kept[0])) as connection:
+        given = connection.bootstrap(rpc.WW.Granted)
+        with pytest.raises(Disconnected):
+            await given.call("open", name="in")
+    assert served.asked == 0
 
 
 # --- its end --------------------------------------------------------------------------------------

@@ -60,6 +60,13 @@ def test_ww_run_runs_a_program_of_the_machine(node: NodeProcess) -> None:
     assert {each["kind"] for each in processes} == {"native"}
 
 
+def test_what_is_run_is_on_record_before_it_runs(node: NodeProcess) -> None:
+    node.ww("run", "--grant", "out=pubsub:chat", "--", "echo", "for the record", check=True)
+    told = node.ww("audit", "tail", "--event", "native.spawned", "--json", check=True).stdout
+    assert '"program": "echo for the record"' in told or '"program":"echo for the record"' in told
+    assert '"out"' in told
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
 def test_an_end_of_the_command_ends_the_program(node: NodeProcess, number: signal.Signals) -> None:
     def runs() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from wetware.identity import Principal
+
+PROGRAM_CHARS_MAX: Final = 512
+"""Of a command, and of the names of its grants, in the record."""
 
 
 class NativeService(Service):
@@ -59,7 +62,7 @@ class NativeServant(rpc.Servant, interface=SCHEMA.Native):
 
     async def program(self) -> dict[str, Any]:
         owner = owner_of(self._principal)
-        return {"image": ImageServant(self._proc, owner, NativeImage())}
+        return {"image": NativeImageServant(self._proc, owner, NativeImage())}
 
     async def detach(
         self, spec: dict[str, Any], policy: str, session: rpc.Ref | None
@@ -70,3 +73,14 @@ class NativeServant(rpc.Servant, interface=SCHEMA.Native):
     async def open(self, id: str) -> dict[str, Any]:
         process = self._proc.get(id, owner_of(self._principal))
         return {"process": ProcessServant(process, self._principal)}
+
+
+class NativeImageServant(ImageServant, interface=SCHEMA.Image):
+    """Records what is run before it begins: the sandbox is the machine's own kernel."""
+
+    async def spawn(self, spec: dict[str, Any]) -> dict[str, Any]:
+        program = " ".join(spec["args"])[:PROGRAM_CHARS_MAX]
+        named = ",".join(sorted(each["name"] for each in spec["grants"]))[:PROGRAM_CHARS_MAX]
+        guard = rpc.current_guard()
+        await self._service.ctx.admit(guard, "native.spawned", program=program, grants=named)
+        return await super().spawn(spec)
