@@ -231,8 +231,9 @@ async def test_one_that_never_ends_holds_nobody_up_and_can_be_killed(
 
 async def test_many_starts_hold_nobody_up(python: Run, lag: type[Lag]) -> None:
     async with lag() as measured:
-        ends = await asyncio.gather(*(python(b"print(1)") for _ in range(100)))
-    assert {end.code for end in ends} == {0}
+        for _ in range(10):
+            ends = await asyncio.gather(*(python(b"print(1)") for _ in range(10)))
+            assert {end.code for end in ends} == {0}
     assert measured.p99() < LAG_P99_S
 
 
