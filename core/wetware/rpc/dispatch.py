@@ -314,11 +314,12 @@ class Callee(Caller):
                 raise BadValue("the reference belongs to another event loop")
             if value._end is not self and value._interface == WW.ByteStream:
                 value = self.carried(value)
-        # It goes back through the membrane that it came in by, or there is no membrane.
+        # It goes back through the membrane that it came in by, or there is none. To another
+        # connection its calls are forwarded here: the streams that come of them are carried.
         if (
             isinstance(value, Ref)
             and value._guard is guard
-            and (guard is None or value._end is self)
+            and (value._end is self or (guard is None and value._interface is None))
         ):
             _check_interface(value._interface, interface)
             return value._end.client(value)

@@ -475,6 +475,33 @@ async def test_a_stream_that_passes_to_another_connection_is_carried_there(tmp_p
     assert not bytestream._carriers
 
 
+async def test_a_stream_that_comes_of_a_capability_of_another_connection_is_carried(
+    tmp_path: Path,
+) -> None:
+    """Also where no guard is between the two: the capability itself was passed on."""
+    behind, front = Rig(tmp_path), Rig(tmp_path)
+    async with behind.running("b"), asyncio.timeout(30):
+
+        class Passing(rpc.Servant, interface=rpc.WW.Granted):
+            async def services(self) -> dict[str, Any]:
+                return {"services": []}
+
+            async def open(self, name: str) -> dict[str, Any]:
+                return {"service": behind.streams, "interface": 0}
+
+            async def export(self, name: str, cap: Any, interface: int) -> None: ...
+
+        async with (
+            rpc.serve_unix(front.path / "p", lambda _: Passing()),
+            await rpc.connect_unix(front.path / "p") as connection,
+        ):
+            given = connection.bootstrap(rpc.WW.Granted)
+            streams = (await given.open(name=""))["service"].cast(STREAMS.Streams)
+            near = rpc.ByteStream((await streams.open())["stream"])
+            await near.send(b"x")
+            assert await behind.servant.opened[-1].receive() == b"x"
+
+
 @pytest.mark.parametrize("at", ["behind", "front"])
 async def test_the_end_of_a_carried_stream_is_told_at_both_ends(tmp_path: Path, at: str) -> None:
     behind, front = Rig(tmp_path), Rig(tmp_path)
