@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -572,6 +573,18 @@ def left(namespace: str) -> list[str]:
     return found
 
 
+def marked(mark: str) -> list[str]:
+    """Processes that were started with this in their arguments, bubblewrap's own included."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
 TREE = "trap '' TERM HUP INT; (setsid sh -c 'sleep 1000 & exec sleep 1000' &) ; sleep 1000 & "
 
 
@@ -608,10 +621,14 @@ async def test_a_kill_at_any_moment_leaves_nothing(kill: Any, after: int) -> Non
     """Also before it has begun: descriptors, users and processes are as before."""
     await here("true")  # what is made once
     before = sorted(os.listdir("/proc/self/fd"))
-    running = asyncio.ensure_future(here(*shell(TREE + "wait")))
+    mark = secrets.token_hex(16)
+    running = asyncio.ensure_future(here(*shell(TREE + "wait"), env={"MARK": mark}))
     for _ in range(after):
         await asyncio.sleep(0.001)
     await kill(running)
+    async with asyncio.timeout(30):
+        while marked(mark):  # noqa: ASYNC110  # no event tells of it
+            await asyncio.sleep(0.01)
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert not sandbox._uids
 

@@ -172,7 +172,7 @@ class Sandbox:
                     self._bwrap = subprocess.Popen(  # noqa: S603  # that is what it is for
                         [path, *options, "--", *command], env=own_env,
                         stdin=stdin, stdout=stdout, stderr=stderr,
-                        pass_fds=passed, cwd="/", preexec_fn=become,
+                        pass_fds=passed, cwd="/", preexec_fn=become, start_new_session=True,
                     )  # fmt: skip
                 except subprocess.SubprocessError as exc:
                     raise DriverUnavailable(
@@ -242,7 +242,9 @@ class Sandbox:
     def kill(self) -> None:
         """End all of it; `gone` says when that is done. Idempotent."""
         if self._first < 0:
-            self._bwrap.kill()  # what it has made waits for `go`, and dies with it
+            # With what it has just made, which may not have asked yet to die with it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._bwrap.pid, signal.SIGKILL)
         else:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._first, signal.SIGKILL)
