@@ -45,6 +45,7 @@ OF_READER: Final = ~_WRITING
 
 # Flags of descriptors, as WASI numbers them.
 APPEND, DSYNC, NONBLOCK, RSYNC, SYNC = 1, 2, 4, 8, 16
+_CREATE, _OPEN_DIRECTORY, _EXCLUSIVE, _TRUNCATE = 1, 2, 4, 8  # how a path is opened
 FLAGS: Final = APPEND | DSYNC | NONBLOCK | RSYNC | SYNC
 
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -489,79 +490,65 @@ def set_times(directory: Directory, path: bytes, times: Times, *, follow: bool) 
             os.utime(name, ns=times(found), dir_fd=above, follow_symlinks=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """How a path is opened, in the terms of WASI."""
-
-    follow: bool
-    create: bool
-    directory: bool
-    exclusive: bool
-    truncate: bool
-    rights: int
-    inheriting: int
-    flags: int
-
-
-def open_path(table: Table, above: Directory, path: bytes, how: Opening) -> int:
-    """Returns the number of the new descriptor."""
-    reads = bool(how.rights & (READ | READDIR))
-    writes = bool(how.rights & (WRITE | DATASYNC | ALLOCATE | TRUNCATE))
-    need(above.writable or not (writes or how.create or how.truncate), Errno.ROFS)
-    need(not how.truncate or above.rights & TRUNCATE_PATH, Errno.PERM)
-    need(not (how.directory and (how.create or how.truncate)), Errno.INVAL)
-    need(not (how.directory and how.rights & WRITE), Errno.ISDIR)
+def open_path(
+    table: Table, above: Directory, path: bytes, *, follow: bool, how: int, rights: int, flags: int
+) -> int:
+    """Returns the number of the new descriptor; `how`, `rights` and `flags` are WASI's."""
+    create, directory, truncate = how & _CREATE, how & _OPEN_DIRECTORY, how & _TRUNCATE
+    writes = rights & (WRITE | DATASYNC | ALLOCATE | TRUNCATE) or truncate
+    need(above.writable or not (writes or create), Errno.ROFS)
+    need(not truncate or above.rights & TRUNCATE_PATH, Errno.PERM)
+    need(not (directory and (create or truncate)), Errno.INVAL)
+    need(not (directory and rights & WRITE), Errno.ISDIR)
     table.free()
     # A FIFO is not waited for. Truncating comes once it is known what was opened.
-    flags = os.O_NONBLOCK | os.O_NOCTTY
+    system = os.O_NONBLOCK | os.O_NOCTTY
     for wanted, bits in (
-        (not how.follow, os.O_NOFOLLOW),
-        (how.directory, os.O_DIRECTORY),
-        (how.flags & APPEND, os.O_APPEND),
-        (how.flags & DSYNC, os.O_DSYNC),
-        (how.flags & (RSYNC | SYNC), os.O_SYNC),
+        (not follow, os.O_NOFOLLOW),
+        (directory, os.O_DIRECTORY),
+        (flags & APPEND, os.O_APPEND),
+        (flags & DSYNC, os.O_DSYNC),
+        (flags & (RSYNC | SYNC), os.O_SYNC),
+        (writes and not directory, os.O_RDWR if rights & (READ | READDIR) else os.O_WRONLY),
     ):
-        flags |= bits if wanted else 0
-    if not how.directory and (writes or how.truncate):
-        flags |= os.O_RDWR if reads else os.O_WRONLY
-    fd = _open_or_create(table.quota, above.fd, path, flags, how)
+        system |= bits if wanted else 0
+    fd = _open_or_create(table.quota, above.fd, path, system, how)
     try:
         found = os.fstat(fd)
         kind = kind_of(found.st_mode)
         need(kind in (REGULAR, DIRECTORY), Errno.ACCES)  # no FIFO, device or socket
-        if how.truncate and kind == REGULAR:
+        if truncate and kind == REGULAR:
             with table.quota.resizing(fd, 0):
                 os.ftruncate(fd, 0)
         mask = -1 if above.writable else OF_READER
+        node: Descriptor
         if kind == REGULAR:
-            rights = how.rights & OF_FILE & mask
-            return table.add(
-                File(
-                    kind=kind, rights=rights, flags=how.flags,
-                    fd=fd, file=_file(found), writable=above.writable,
-                )
+            node = File(
+                kind=kind, rights=rights & OF_FILE & mask, flags=flags,
+                fd=fd, file=_file(found), writable=above.writable,
             )  # fmt: skip
-        rights = (how.rights or above.rights) & above.inheriting & OF_DIRECTORY & mask
-        return table.add(
-            Directory(
+        else:
+            rights = (rights or above.rights) & above.inheriting & OF_DIRECTORY & mask
+            node = Directory(
                 kind=kind, rights=rights | READDIR, inheriting=above.inheriting,
                 writable=above.writable, opened=lambda: fd, _fd=fd,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        return table.add(node)
     except BaseException:
         os.close(fd)
         raise
 
 
-def _open_or_create(quota: Quota, above: int, path: bytes, flags: int, how: Opening) -> int:
-    if not (how.create and how.exclusive):
+def _open_or_create(quota: Quota, above: int, path: bytes, flags: int, how: int) -> int:
+    create, exclusive = how & _CREATE, how & _EXCLUSIVE
+    if not (create and exclusive):
         try:
             return beneath(above, path, flags)
         except FileNotFoundError:
-            if not how.create:
+            if not create:
                 raise
     with quota.naming():
-        flags |= os.O_CREAT | (os.O_EXCL if how.exclusive else 0)
+        flags |= os.O_CREAT | (os.O_EXCL if exclusive else 0)
         return beneath(above, path, flags, 0o644)
 
 

@@ -39,7 +39,6 @@ LIST_BYTES_MAX: Final = 64 << 10
 _OK: Final = 0
 _SET_ATIME, _ATIME_NOW, _SET_MTIME, _MTIME_NOW = 1, 2, 4, 8
 _FOLLOW: Final = 1
-_CREATE, _DIRECTORY, _EXCLUSIVE, _TRUNCATE = 1, 2, 4, 8
 _CLOCK, _CAN_READ, _CAN_WRITE = 0, 1, 2  # what a subscription waits for
 _ABSOLUTE: Final = 1
 _HANGUP: Final = 1
@@ -436,17 +435,11 @@ class Wasi:
         directory, path = self.table.directory(fd), self._path(at, count)
         self._memory.view(out, 4)
         need(not flags & ~files.FLAGS, Errno.INVAL)
-        opening = files.Opening(
-            follow=bool(lookup & _FOLLOW),
-            create=bool(how & _CREATE),
-            directory=bool(how & _DIRECTORY),
-            exclusive=bool(how & _EXCLUSIVE),
-            truncate=bool(how & _TRUNCATE),
-            rights=rights,
-            inheriting=inheriting,
-            flags=flags,
-        )
-        self._memory.pack(out, "<I", files.open_path(self.table, directory, path, opening))
+        number = files.open_path(
+            self.table, directory, path,
+            follow=bool(lookup & _FOLLOW), how=how, rights=rights, flags=flags,
+        )  # fmt: skip
+        self._memory.pack(out, "<I", number)
         return _OK
 
     def _writable(self, fd: int) -> Directory:
