@@ -28,6 +28,12 @@ def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine])
         if tag == "kill":
             machine = machines(name)
             assert machine.node is not None
+            # Nobody reads so fast: a node that is killed 5 s after it met its first member may not
+            # have kept who that is.
+            peers = machine.node.data_dir / "peers.json"
+            wait_for(
+                lambda p=peers: p.exists() and p.read_text().count("12D3") > 1, "it knows them"
+            )
             machine.sh(text.replace("NODE_PID", str(machine.node.process.pid)))
             machine.node.process.wait(20)
             continue
