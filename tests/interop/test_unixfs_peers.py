@@ -73,7 +73,7 @@ async def as_read(root: Cid, blocks: Blocks) -> Tree | bytes | str:
     """What our reader finds."""
     found = await stat(root, blocks.get)
     if found.kind == "symlink":
-        return (found.target or b"").decode()
+        return found.data.decode()
     if found.kind == "file":
         content = b"".join(await collected(read(root, 0, None, blocks.get)))
         assert len(content) == found.size
