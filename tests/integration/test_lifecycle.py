@@ -118,7 +118,9 @@ def test_a_terminal_that_is_closed_ends_the_node_with_a_farewell(home: Home) -> 
     with home.node("a") as a:
         ours, theirs = pty.openpty()
         joined = home.start_node("b", join=a).wait_ready()
+        a.wait_members([joined.peer_id])
         joined.stop()
+        a.wait_members([joined.peer_id], "left")  # so that it is alive again is of the next one
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "wetware", "--data-dir", str(joined.data_dir)),
@@ -133,10 +135,9 @@ def test_a_terminal_that_is_closed_ends_the_node_with_a_farewell(home: Home) -> 
         )
         os.close(theirs)
         try:
-            wait_for(lambda: joined.peer_id in a.members(), "b is known")
             a.wait_members([joined.peer_id])
             os.close(ours)
-            process.wait(10)
+            assert process.wait(10) == 0
             a.wait_members([joined.peer_id], "left", within_s=10)
         finally:
             process.kill()
