@@ -101,7 +101,10 @@ async def test_three_of_five_lie_and_the_blob_arrives(cluster: Cluster, tmp_path
     ):
         getting = tasks.create_task(session.blob.get(cid, tmp_path / "got"))
         await asyncio.to_thread(
-            wait_for, lambda: len(cluster.dropped(cid)) >= len(liars), "the liars are named"
+            wait_for,
+            lambda: len(cluster.dropped(cid)) >= len(liars),
+            "the liars are named",
+            within_s=60,
         )
         assert set(cluster.dropped(cid)) == liars
         assert not getting.done()
