@@ -199,6 +199,8 @@ def _callback(function: Function) -> Any:
     ) -> None:  # fmt: skip
         nonlocal kinds
         fiber = engine.current.fiber
+        if fiber.elsewhere:
+            fiber.let_others()
         words = ctypes.cast(continuation, _Words)
         words[0], words[1] = engine.ALWAYS, 1
         try:

@@ -48,6 +48,9 @@ LOOP_BURST_S: Final = 0.004
 """That they may take at once."""
 TURN_S: Final = 0.0005
 """Of one guest on the loop, before others have theirs."""
+PYTHON_S: Final = 0.001
+"""Who calls Python on a worker, over and over, pauses once in so long, for PAUSE_S."""
+PAUSE_S: Final = 0.0001
 HELD_S: Final = 0.008
 """Who has held the loop for so long at a time is not polled on it again."""
 LOOP_MEMORY_BYTES: Final = 64 << 20
@@ -388,6 +391,8 @@ def _prompt(call: Call, place: int) -> Any:
     def callback(data: int, caller: int, words: Any, count: int) -> int:
         fiber: Fiber = current.fiber
         fiber.memory.caller = caller
+        if fiber.elsewhere:
+            fiber.let_others()
         try:
             result = function(fiber.hosts[place], *[words[at] & mask for at, mask in masks])
             if call.result:
@@ -411,6 +416,8 @@ def _parking(call: Call, place: int) -> Any:
     ) -> None:  # fmt: skip
         fiber: Fiber = current.fiber
         fiber.memory.caller = caller
+        if fiber.elsewhere:
+            fiber.let_others()
         result: Result = 0
         try:
             result = function(fiber.hosts[place], *[words[at] & mask for at, mask in masks])
@@ -502,6 +509,7 @@ class Fiber:
         owner: With whose other guests it shares the workers.
 
     Attributes:
+        elsewhere: A worker polls it.
         hosts: The objects that its calls go to, in the order of the import modules.
         memory: Its memory.
     """
@@ -525,7 +533,8 @@ class Fiber:
         self._turn_s = 0.0  # on the loop, since others had their turn
         self._computes = False  # since its last call
         self._held_loop = memory_bytes > LOOP_MEMORY_BYTES
-        self._stopping = False
+        self._stopping = self.elsewhere = False
+        self._paused_at = 0.0
 
     @property
     def cpu_ns(self) -> int:
@@ -568,6 +577,16 @@ class Fiber:
             lambda *out: _call(context, function, ctypes.byref(values), 0, None, 0, *out)
         )
         return 0
+
+    def let_others(self) -> None:
+        """Let other threads have Python, in a call on a worker.
+
+        Who gives the interpreter's lock back and takes it again at once keeps the loop from it for
+        ever: each time the loop is woken for it, and finds it taken.
+        """
+        if time.perf_counter() - self._paused_at > PYTHON_S:
+            time.sleep(PAUSE_S)
+            self._paused_at = time.perf_counter()
 
     def leave_loop(self) -> None:
         """What the guest calls from now on may take long: it is polled by workers."""
@@ -647,12 +666,16 @@ class Fiber:
 
     async def _poll_elsewhere(self, future: Any) -> bool:
         def ticks() -> bool:
-            for _ in range(SLICE_TICKS):
-                if self._poll_once(future):
-                    return True
-                if self._later is not None or self._stopping or self._cpu_ns > self._cpu_ns_max:
-                    break
-            return False
+            self.elsewhere = True
+            try:
+                for _ in range(SLICE_TICKS):
+                    if self._poll_once(future):
+                        return True
+                    if self._later is not None or self._stopping or self._cpu_ns > self._cpu_ns_max:
+                        break
+                return False
+            finally:
+                self.elsewhere = False
 
         turns = self._runtime.turns
         await turns.take(self._owner)
