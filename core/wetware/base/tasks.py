@@ -27,9 +27,17 @@ class Tasks:
 
     async def end(self) -> None:
         """Cancel all, and wait until they have ended."""
-        import asyncio
-
         for task in self._tasks:
             task.cancel()
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Return when all that go on now have ended."""
+        import asyncio
+
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    def __len__(self) -> int:
+        """How many go on."""
+        return len(self._tasks)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio.abc
 from anyio import ClosedResourceError, EndOfStream
 
+from wetware.base.tasks import Tasks
 from wetware.errors import (
     CapabilityError,
     Disconnected,
@@ -406,13 +407,11 @@ def carried(ref: Ref) -> Servant:
     """
     near, far = ByteStream(ref), ByteStream()
     for source, target in ((near, far), (far, near)):
-        way = asyncio.get_running_loop().create_task(_carry(source, target))
-        _carriers.add(way)
-        way.add_done_callback(_carriers.discard)
+        _carriers.start(_carry(source, target))
     return far.servant
 
 
-_carriers: Final[set[asyncio.Task[None]]] = set()
+_carriers: Final = Tasks()
 
 
 async def _carry(source: ByteStream, target: ByteStream) -> None:

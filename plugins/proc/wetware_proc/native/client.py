@@ -7,7 +7,6 @@ async with session.native.spawn("python3", "-m", "http.server", "8080", ports={"
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ from typing import Any, Unpack
 
 from wetware import rpc
 from wetware.base.sockets import accept
+from wetware.base.tasks import Tasks
 from wetware.errors import ConfigError, InvalidArgument, WetwareError
 from wetware_proc.client import (
     Detached,
@@ -99,7 +99,7 @@ async def forwarded(port: rpc.Ref, number: int) -> AsyncIterator[int]:
     any that is free. Raises ConfigError "config.listen".
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    tasks: set[asyncio.Task[None]] = set()
+    tasks = Tasks()
 
     async def lead(sock: socket.socket) -> None:
         try:
@@ -111,9 +111,7 @@ async def forwarded(port: rpc.Ref, number: int) -> AsyncIterator[int]:
 
     async def listen() -> None:
         while True:
-            task = asyncio.ensure_future(lead(await accept(listener)))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            tasks.start(lead(await accept(listener)))
 
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -127,11 +125,8 @@ async def forwarded(port: rpc.Ref, number: int) -> AsyncIterator[int]:
                 code="config.listen",
             ) from None
         listener.listen(_BACKLOG)
-        listening = asyncio.ensure_future(listen())
+        tasks.start(listen())
         try:
             yield listener.getsockname()[1]
         finally:
-            ending = [listening, *tasks]
-            for task in ending:
-                task.cancel()
-            await asyncio.gather(*ending, return_exceptions=True)
+            await tasks.end()

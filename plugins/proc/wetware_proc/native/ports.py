@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
+from wetware.base.tasks import Tasks
 from wetware.errors import LimitExceeded, WetwareError
 from wetware_proc.native.sandbox import readable
 from wetware_proc.sockets import carried
@@ -37,7 +38,7 @@ class Ports:
         self._helper: subprocess.Popen[bytes] | None = None
         self._maker: socket.socket | None = None
         self._turn = asyncio.Lock()
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections = Tasks()
 
     def servant(self, number: int) -> PortServant:
         return PortServant(self, number)
@@ -61,17 +62,12 @@ class Ports:
                 hint="does it listen there already? its output may say",
                 code="proc.port",
             ) from None
-        task = asyncio.ensure_future(carried(stream, sock))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._connections.start(carried(stream, sock))
         return stream
 
     async def close(self) -> None:
         """End all connections."""
-        tasks = list(self._connections)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._connections.end()
         if self._maker is not None:
             self._maker.close()
         if self._helper is not None:
