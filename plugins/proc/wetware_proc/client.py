@@ -33,6 +33,7 @@ from typing import IO, Any, Final, Protocol, TypedDict, TypeVar, Unpack
 
 from wetware import rpc
 from wetware.base.structs import from_struct
+from wetware.base.tasks import Tasks
 from wetware.errors import (
     InternalError,
     InvalidArgument,
@@ -43,6 +44,7 @@ from wetware.errors import (
 from wetware_proc.functions import packed_arguments
 from wetware_proc.placement import Heard, Room, Session, everywhere, nodes, placed
 from wetware_proc.schema import SCHEMA
+from wetware_proc.sources import file_bytes
 from wetware_proc.spread import Spread, prepared, returned
 
 OUTPUT_BYTES_MAX: Final = 64 << 20
@@ -682,17 +684,14 @@ class _Source(rpc.Servant, interface=rpc.WW.Source):
         told: Callable[[Sending], object] | None = None,
     ) -> None:
         self._size, self._data, self._told = size, data, told
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def stat(self) -> dict[str, Any]:
         return {"size": self._size}
 
     async def read(self, start: int, end: int) -> dict[str, Any]:
         stream = rpc.ByteStream()
-        sending = self._send(stream, start, min(end, self._size))
-        task = asyncio.get_running_loop().create_task(sending)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._send(stream, start, min(end, self._size)))
         return {"stream": stream.servant}
 
     async def _send(self, stream: rpc.ByteStream, start: int, end: int) -> None:
@@ -721,14 +720,7 @@ def _packed(pack: Callable[[Path, IO[bytes]], None], path: Path, file: IO[bytes]
 
 
 async def _bytes(code: bytes | str | os.PathLike[str]) -> bytes:
-    if isinstance(code, bytes):
-        return code
-    try:
-        return await _in_thread(Path(code).read_bytes)
-    except OSError as exc:
-        raise InvalidArgument(
-            f"cannot read {os.fspath(code)!r}: {exc.strerror}", code="invalid.unreadable"
-        ) from exc
+    return code if isinstance(code, bytes) else await file_bytes(code)
 
 
 async def _given_code(code: Code) -> tuple[rpc.Ref | rpc.Servant, str]:

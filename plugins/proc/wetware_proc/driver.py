@@ -7,6 +7,7 @@ no clock that it could not guess, no capability beside its grants. This module k
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -17,7 +18,10 @@ from wetware.errors import InvalidArgument, Unsupported, WetwareError
 
 if TYPE_CHECKING:
     from wetware import rpc
+    from wetware.base.threads import Threads
 
+HASHED_BYTES_MAX: Final = 1 << 20
+"""Of code, on the loop."""
 PIPE_BYTES: Final = 64 << 10
 """In a Pipe; whoever writes more waits."""
 START_BYTES: Final = 1 << 20
@@ -33,6 +37,16 @@ reader that is slow holds its guest up. It is cancelled where the guest is kille
 OSError, raised at once or later, is what the write of the guest fails with: BrokenPipeError where
 nobody reads any more.
 """
+
+
+def sha256(code: bytes) -> str:
+    """What a program is known by, in hex."""
+    return hashlib.sha256(code).hexdigest()
+
+
+async def digest_of(code: bytes, threads: Threads) -> str:
+    """`sha256`, in a thread where it takes long."""
+    return sha256(code) if len(code) <= HASHED_BYTES_MAX else await threads.run(sha256, code)
 
 
 class CodeRefused(WetwareError):

@@ -42,9 +42,19 @@ log = get_logger("proc.grants")
 
 def judged(given: list[dict[str, Any]]) -> dict[str, rpc.Ref]:
     """Grants of proc.capnp, by name. Raises InvalidArgument, Unsupported."""
+    found: dict[str, rpc.Ref] = {}
+    for name, each in by_name(given).items():
+        if (ref := each["ref"]) is None:
+            raise InvalidArgument(f"the grant {name!r} has no capability")
+        found[name] = ref.cast(_known(each["interface"], f"the grant {name!r}"))
+    return found
+
+
+def by_name(given: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Grants of proc.capnp, live or named. Raises InvalidArgument for too many, or a bad name."""
     if len(given) > GRANTS_MAX:
         raise InvalidArgument(f"{len(given)} grants; a process has at most {GRANTS_MAX}")
-    found: dict[str, rpc.Ref] = {}
+    found: dict[str, dict[str, Any]] = {}
     for each in given:
         name = each["name"]
         if not name or len(name.encode()) > NAME_BYTES_MAX or name in found:
@@ -52,9 +62,7 @@ def judged(given: list[dict[str, Any]]) -> dict[str, rpc.Ref]:
                 f"{name[:64]!r} cannot name a grant: each has a name of its own, of at most "
                 f"{NAME_BYTES_MAX} bytes"
             )
-        if (ref := each["ref"]) is None:
-            raise InvalidArgument(f"the grant {name!r} has no capability")
-        found[name] = ref.cast(_known(each["interface"], f"the grant {name!r}"))
+        found[name] = each
     return found
 
 

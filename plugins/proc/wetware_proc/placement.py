@@ -29,6 +29,7 @@ from wetware.errors import (
 )
 from wetware.identity import PeerId
 from wetware.member import Member
+from wetware_proc.driver import Limits
 
 log = get_logger("proc")
 T = TypeVar("T")
@@ -43,8 +44,6 @@ UNPREPARED: Final = 0.5
 """Processes that it is worth to run a program where it need not be compiled."""
 BUSIER: Final = 1.5
 """Times the load of the least busy member, and one more for each processor: beyond, it is last."""
-MEMORY_BYTES: Final = 64 << 20
-"""Where a process is not given another limit, see `driver.Limits`."""
 ASKED_AT_ONCE: Final = 16
 ASK_S: Final = 5.0
 """For a member to let one log in, and to answer."""
@@ -128,7 +127,7 @@ async def nodes(
     now, sent = time.monotonic(), session.proc.sent
     lately = Counter(node for node, at_s in sent if now - at_s < LATELY_S)
 
-    wanted = memory_bytes or MEMORY_BYTES
+    wanted = memory_bytes or Limits().memory_bytes
     fit = [room for room in rooms if room.processes > 0 and room.memory_bytes >= wanted]
     if not fit:
         full = f": {len(rooms)} that match are full, {_names(rooms)}" if rooms else ""

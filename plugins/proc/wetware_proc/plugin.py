@@ -54,7 +54,7 @@ def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
 
 @hookimpl
 def ww_register_commands(app: typer.Typer) -> None:
-    """`ww run`, `ww ps` and `ww kill`."""
+    """`ww run`, `ww ps` and those of one process."""
     from wetware_proc.cli import mount
 
     mount(app)

@@ -7,11 +7,11 @@ fails as a write to a pipe that nobody reads.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import anyio
 from anyio import ClosedResourceError, EndOfStream
 
 from wetware.base.log import get_logger
@@ -187,11 +187,10 @@ class Process:
 
     async def exported(self, name: str, wait_s: float) -> rpc.Ref | rpc.Servant:
         """What it offers by this name, once it does. Raises NotFound where it does not."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                while name not in self.offered and self.exit is None:
-                    self._news.clear()
-                    await self._news.wait()
+        with anyio.move_on_after(wait_s):
+            while name not in self.offered and self.exit is None:
+                self._news.clear()
+                await self._news.wait()
         if (what := self.offered.get(name)) is None:
             raise NotFound(
                 f"the process offers nothing named {name[:64]!r}",
@@ -243,7 +242,6 @@ class Process:
 
     async def wait(self, wait_s: float | None = None) -> Exit | None:
         """How it ended, when it has, or after so many seconds whether it has."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                await self._over.wait()
+        with anyio.move_on_after(wait_s):
+            await self._over.wait()
         return self.exit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 from collections import Counter, OrderedDict
@@ -16,6 +15,7 @@ import anyio
 
 from wetware import rpc
 from wetware.base.bounds import Claim, Places
+from wetware.base.tasks import Tasks
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, NotFound, Unsupported
 from wetware.hookspecs import Service
 from wetware_proc import grants
@@ -28,6 +28,8 @@ from wetware_proc.sources import read, size_of, within
 from wetware_proc.supervise import Detached, Supervisor, grant_label
 
 if TYPE_CHECKING:
+    import asyncio
+
     from anyio.abc import TaskStatus
 
     from wetware.hookspecs import PluginContext
@@ -100,7 +102,7 @@ class ProcService(Service):
         self.programs: dict[str, Callable[[], Image]] = {}  # by kind: of the machine itself
         self.processes: dict[str, Process] = {}
         self.ended: OrderedDict[str, Process] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._places = Places()
         self.rooms = Rooms(ctx, self._free)
         self.dirs = Dirs(ctx.data_dir / "dirs", self.config.dirs_bytes_max)
@@ -121,8 +123,7 @@ class ProcService(Service):
                 for process in self.processes.values():
                     process.kill("the node stops")
                 with anyio.CancelScope(shield=True):
-                    if self._tasks:
-                        await asyncio.wait(self._tasks)
+                    await self._tasks.wait()
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return ExecutorServant(self, str(principal))
@@ -238,10 +239,7 @@ class ProcService(Service):
     def launch(self, process: Process, place: ExitStack) -> asyncio.Task[None]:
         """Run it to its end; `place` is what `admit` gave, and is closed then."""
         self.processes[process.id] = process
-        task = asyncio.get_running_loop().create_task(self._run(process, place.pop_all()))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self._tasks.start(self._run(process, place.pop_all()))
 
     def admit(self, place: ExitStack, owner: str, nbytes: int) -> None:
         """Room for one more, until `place` is closed. Raises LimitExceeded, Disconnected."""

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 from wetware import rpc
 from wetware.errors import InvalidArgument, LimitExceeded
+
+
+async def file_bytes(path: str | os.PathLike[str], what: str = "") -> bytes:
+    """A file of the user's, `what` for people; raises InvalidArgument "invalid.unreadable"."""
+    try:
+        return await asyncio.get_running_loop().run_in_executor(None, Path(path).read_bytes)
+    except OSError as exc:
+        raise InvalidArgument(
+            f"cannot read {what}{os.fspath(path)!r}: {exc.strerror}", code="invalid.unreadable"
+        ) from exc
 
 
 async def size_of(source: rpc.Ref, what: str, bytes_max: int) -> int:

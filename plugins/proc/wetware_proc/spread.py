@@ -10,7 +10,6 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from wetware.base.log import get_logger
@@ -25,7 +24,7 @@ from wetware_proc.functions import (
     packed_arguments,
     result,
 )
-from wetware_proc.sources import read, size_of
+from wetware_proc.sources import file_bytes, read, size_of
 
 if TYPE_CHECKING:
     from wetware import rpc
@@ -63,13 +62,7 @@ async def _wheel(package: Any) -> bytes:
         size = await size_of(ref, "a package", PACKAGE_BYTES_MAX)
         await read(ref, "a package", size, parts.append)
         return b"".join(parts)
-    path = Path(package)
-    try:
-        return await asyncio.get_running_loop().run_in_executor(None, path.read_bytes)
-    except OSError as exc:
-        raise InvalidArgument(
-            f"cannot read the package {str(path)!r}: {exc.strerror}", code="invalid.unreadable"
-        ) from exc
+    return await file_bytes(package, "the package ")
 
 
 async def returned(process: Process, arguments: bytes) -> Any:

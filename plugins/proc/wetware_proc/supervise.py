@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import random
 import secrets
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+import anyio
 from anyio import EndOfStream
 
 from wetware.base.backoff import Backoff
+from wetware.base.tasks import Tasks
 from wetware.base.threads import to_its_end
 from wetware.errors import (
     InternalError,
@@ -32,8 +33,8 @@ from wetware.errors import (
     WetwareError,
 )
 from wetware.identity import replace_private_file
-from wetware_proc.driver import Exit
-from wetware_proc.grants import GRANTS_MAX, NAME_BYTES_MAX
+from wetware_proc.driver import Exit, sha256
+from wetware_proc.grants import by_name
 from wetware_proc.process import Process
 
 if TYPE_CHECKING:
@@ -315,7 +316,8 @@ class Detached:
 
     async def wait(self, wait_s: float | None = None) -> Exit | None:
         """How it ended for good, when it has, or after so many seconds whether it has."""
-        await _within(wait_s, self.over)
+        with anyio.move_on_after(wait_s):
+            await self.over.wait()
         return self.exit if self.record.over else None
 
     async def read(self, start: int, wait_s: float) -> dict[str, Any]:
@@ -323,7 +325,8 @@ class Detached:
         written, over = self.written, self.record.over
         at, data = await self._run_sync(self.log.read, start, LOG_PIECE_BYTES)
         if not data and not over:
-            await _within(wait_s, written)
+            with anyio.move_on_after(wait_s):
+                await written.wait()
             over = self.record.over
             at, data = await self._run_sync(self.log.read, start, LOG_PIECE_BYTES)
         return {"data": data, "start": at, "over": over and not data}
@@ -332,12 +335,6 @@ class Detached:
         """There is more in the log, or nothing more."""
         self.written.set()
         self.written = asyncio.Event()
-
-
-async def _within(wait_s: float | None, event: asyncio.Event) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(wait_s):
-            await event.wait()
 
 
 class Runner(Protocol):
@@ -372,7 +369,7 @@ class Supervisor:
         self._code = directory / "code"
         self._starting = asyncio.Semaphore(STARTS_MAX)
         self._files = asyncio.Lock()  # no code is removed while a record of it is made
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self.all: dict[str, Detached] = {}
 
     @contextlib.asynccontextmanager
@@ -380,14 +377,12 @@ class Supervisor:
         """Those that are kept run, as they are to, while the block does."""
         for record in await self._disk(self._records):
             each = self._add(record if record.over else replace(record, exit=None))
-            self._begin(self._live(each))
+            self._tasks.start(self._live(each))
         try:
             await self._forget()  # code that was written just before the node ended
             yield
         finally:  # what runs is ended by the service
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._tasks.end()
 
     async def detach(
         self,
@@ -405,7 +400,6 @@ class Supervisor:
         """
         asked, limits = self._asked(spec, policy), self._service.spec(image, spec, {}).limits
         id_ = secrets.token_hex(8)
-        digest = "" if code is None else await self._ctx.run_sync(_digest, code)
         kept = {
             "name": spec["name"] or "program",
             "args": spec["args"],
@@ -419,7 +413,8 @@ class Supervisor:
         async def keep(grant: str) -> None:
             self._check_room(owner)
             now = self._ctx.clock.time()
-            each = self._add(Record(id_, owner, image.kind, digest, kept, policy, grant, now))
+            record = Record(id_, owner, image.kind, image.digest, kept, policy, grant, now)
+            each = self._add(record)
             async with self._files:
                 await self._disk(self._keep, each, code)
 
@@ -429,7 +424,7 @@ class Supervisor:
             await self._forget(id_)
             raise
         each, first = self.all[id_], asyncio.get_running_loop().create_future()
-        self._begin(self._begun(each, first))
+        self._tasks.start(self._begun(each, first))
         await asyncio.shield(first)
         return each
 
@@ -451,15 +446,8 @@ class Supervisor:
                 hint="grant it what it is to read, e.g. blob:CID",
                 code="invalid.live_dir",
             )
-        if len(spec["named"]) > GRANTS_MAX:
-            raise InvalidArgument(f"{len(spec['named'])} grants; there are at most {GRANTS_MAX}")
-        asked: dict[str, tuple[str, list[str]]] = {}
-        for each in spec["named"]:
-            name = each["name"]
-            if not name or len(name.encode()) > NAME_BYTES_MAX or name in asked:
-                raise InvalidArgument(f"{name[:64]!r} cannot name a grant, or names two")
-            asked[name] = each["what"], each["where"]
-        return asked
+        named = by_name(spec["named"])
+        return {name: (each["what"], each["where"]) for name, each in named.items()}
 
     def _check_room(self, owner: str) -> None:
         living = [each.owner for each in self.all.values() if not each.record.over]
@@ -478,11 +466,6 @@ class Supervisor:
         each = Detached(record, self._directory / record.id, self._ctx)
         self.all[record.id] = each
         return each
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # --- the life of one --------------------------------------------------------------------------
 
@@ -503,7 +486,8 @@ class Supervisor:
                 return await self._end(each, lost)
             each.record = replace(each.record, restarts=each.record.restarts + 1)
         while (pause_s := await self._round(each, first)) is not None:
-            await _within(pause_s, each.wish)
+            with anyio.move_on_after(pause_s):
+                await each.wish.wait()
 
     async def _has_grants(self, each: Detached, first: asyncio.Future[None] | None) -> bool:
         """Whether it has them, and is to run with them."""
@@ -695,7 +679,7 @@ class Supervisor:
             code = (self._code / digest).read_bytes()
         except OSError as exc:
             raise NotFound(f"its code cannot be read: {exc.strerror}") from None
-        if _digest(code) != digest:
+        if sha256(code) != digest:
             raise NotFound("its code on disk is damaged")
         return code
 
@@ -705,7 +689,3 @@ class Supervisor:
         for path in self._code.iterdir():
             if path.name not in living:
                 path.unlink()
-
-
-def _digest(code: bytes) -> str:
-    return hashlib.sha256(code).hexdigest()

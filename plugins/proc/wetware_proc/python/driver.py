@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import time
 import weakref
 from collections.abc import AsyncIterator
@@ -13,7 +12,7 @@ from typing import Final
 
 from wetware.base.threads import Threads
 from wetware.errors import InvalidArgument, LimitExceeded, Unsupported
-from wetware_proc.driver import CodeRefused, Exit, Image, Spec
+from wetware_proc.driver import CodeRefused, Exit, Image, Spec, digest_of
 from wetware_proc.python.build import CACHE_BYTES_MAX, STACK_BYTES, built
 from wetware_proc.python.component import PythonFiber, Runner
 from wetware_proc.python.world import OFFERED, RESOURCES, World
@@ -33,8 +32,8 @@ RETRY_S: Final = 60.0
 class PythonImage(Image):
     """Source, or a zip archive that has a `__main__.py`."""
 
-    def __init__(self, code: bytes, runner: Runner) -> None:
-        super().__init__(hashlib.sha256(code).hexdigest(), KIND)
+    def __init__(self, digest: str, code: bytes, runner: Runner) -> None:
+        super().__init__(digest, KIND)
         self.code, self.runner = code, runner
 
 
@@ -72,7 +71,8 @@ class PythonDriver:
                 f"{size}: at most {CODES_BYTES_MAX}",
                 hint="try again, or at another node",
             )
-        image = PythonImage(code, await self._runner())
+        digest = await digest_of(code, self._threads)
+        image = PythonImage(digest, code, await self._runner())
         self._bytes += size
         weakref.finalize(image, self._forget, size)
         return image

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import secrets
 from collections import OrderedDict
@@ -14,7 +13,7 @@ from typing import Final, Literal
 
 from wetware.base.threads import Threads, to_its_end
 from wetware.errors import InvalidArgument, LimitExceeded
-from wetware_proc.driver import CodeRefused, Exit, Image, Spec
+from wetware_proc.driver import CodeRefused, Exit, Image, Spec, digest_of
 from wetware_proc.wasm import caps, files, wasi
 from wetware_proc.wasm.caps import Caps
 from wetware_proc.wasm.compile import Cache, Compiler, clean
@@ -33,10 +32,6 @@ class WasmImage(Image):
     def __init__(self, digest: str, program: Program) -> None:
         super().__init__(digest, "wasm")
         self.program = program
-
-
-HASHED_BYTES_MAX: Final = 1 << 20
-"""Of code, on the loop."""
 
 
 @contextlib.asynccontextmanager
@@ -73,8 +68,7 @@ class WasmDriver:
     async def load(self, code: bytes) -> WasmImage:
         """See Driver. What is being loaded is loaded once. Raises LimitExceeded as well."""
         files.check_kernel()
-        small = len(code) <= HASHED_BYTES_MAX
-        digest = _hash(code) if small else await self._threads.run(_hash, code)
+        digest = await digest_of(code, self._threads)
         if (image := self._images.get(digest)) is not None:
             self._images.move_to_end(digest)
             return image
@@ -142,10 +136,6 @@ class WasmDriver:
             self._images[digest] = done.result()
             while len(self._images) > IMAGES_MAX:
                 self._images.popitem(last=False)
-
-
-def _hash(code: bytes) -> str:
-    return hashlib.sha256(code).hexdigest()
 
 
 class _Tmp:
