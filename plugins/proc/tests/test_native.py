@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 from typing import Any
 
 import pytest
@@ -609,6 +610,36 @@ async def test_a_kill_ends_the_whole_tree_and_nothing_is_left(
     assert await kill(running) < 5
     assert left(namespace) == []
     assert not sandbox._uids
+
+
+async def test_it_is_sent_signals_in_turn_and_what_it_has_started_is_not() -> None:
+    signals, up, seen = Pipe(), asyncio.Event(), bytearray()
+
+    def take(data: bytes) -> None:
+        seen.extend(data)
+        up.set()
+
+    script = (
+        "trap 'echo usr' USR1; trap 'echo hup' HUP; sleep 1000 & echo up; while :; do wait; done"
+    )
+    running = asyncio.ensure_future(here(*shell(script), signals=signals, stdout=take))
+    for number, said in ((None, b"up\n"), (SIGUSR1, b"usr\n"), (SIGHUP, b"hup\n")):
+        if number is not None:
+            await signals.write(bytes([number]))
+        await asyncio.wait_for(up.wait(), 60)
+        up.clear()
+        assert seen.endswith(said)
+    await signals.write(bytes([SIGSTOP, SIGUSR1, SIGCONT]))
+    await asyncio.wait_for(up.wait(), 60)
+    await signals.write(bytes([SIGTERM]))
+    assert (await running).exit == Exit("exited", 128 + SIGTERM)
+    assert seen == b"up\nusr\nhup\nusr\n"
+
+
+async def test_a_signal_that_comes_before_the_program_waits_for_it() -> None:
+    signals = Pipe()
+    await signals.write(bytes([SIGKILL]))
+    assert (await here("sleep", "1000", signals=signals)).exit == Exit("exited", 128 + SIGKILL)
 
 
 async def test_what_it_leaves_behind_ends_with_it() -> None:

@@ -8,14 +8,15 @@ import json
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import wetware
-from wetware.errors import NotFound, Unsupported, WetwareError
+from wetware.errors import EXIT_USAGE, InvalidArgument, NotFound, Unsupported, WetwareError
 from wetware.testing import Home, NodeProcess, wait_for
+from wetware_proc.client import Exit
 from wetware_proc.driver import DriverUnavailable
 from wetware_proc.native import sandbox
 from wetware_proc.native.client import forwarded
@@ -191,6 +192,39 @@ async def test_who_has_no_role_for_it_runs_nothing(node: NodeProcess) -> None:
         assert refused.value.code.startswith("capability.denied")
         with pytest.raises(Unsupported, match="not loaded"):
             await session.proc.load(b"\x7fELF", "native")
+
+
+async def test_a_program_is_sent_signals(node: NodeProcess, guests: Callable[[str], bytes]) -> None:
+    script = "trap 'echo got it' USR1; echo up; while :; do sleep 0.05; done"
+    async with at(node) as session:
+        async with session.native.spawn("sh", "-c", script) as process:
+            assert await process.stdout.receive() == b"up\n"
+            await process.signal("USR1")
+            assert await process.stdout.receive() == b"got it\n"
+            with pytest.raises(InvalidArgument, match="no signal") as wrong:
+                await process.signal("SEGV")
+            assert "TERM" in wrong.value.hint
+            id_ = (await process.info()).id
+            sent = node.ww("kill", "--signal", "sigterm", id_, check=True)
+            assert sent.stderr == f"{id_} was sent TERM\n"
+            assert await process.wait() == Exit("exited", 128 + signal.SIGTERM, "")
+            with pytest.raises(InvalidArgument, match="has ended"):
+                await process.signal("TERM")
+        made = await session.native.start("sleep", "1000", restart="always")
+        await made.signal("KILL")
+        async with asyncio.timeout(60):
+            while not (await made.info()).waits:  # noqa: ASYNC110  # no event tells of it
+                await asyncio.sleep(0.01)
+        with pytest.raises(WetwareError) as waits:
+            await made.signal("TERM")
+        assert waits.value.code == "not_found.running"
+        await made.kill()
+        async with session.proc.spawn(guests("cat")) as guest:
+            with pytest.raises(Unsupported, match="has no signals") as refused:
+                await guest.signal("TERM")
+            assert "ww kill" in refused.value.hint
+    both = node.ww("kill", "--all", "--signal", "TERM", id_)
+    assert (both.returncode, "--all" in both.stderr) == (EXIT_USAGE, True)
 
 
 async def test_a_revoked_session_ends_its_programs(node: NodeProcess) -> None:

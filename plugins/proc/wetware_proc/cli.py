@@ -399,19 +399,34 @@ def kill_command(
     everybody: Annotated[
         bool, typer.Option("--all", help="Whoever's it is; for operators.")
     ] = False,
+    signal: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Send a native program of yours that, e.g. TERM, in place of ending it.",
+        ),
+    ] = "",
     json: Json = False,
 ) -> None:
     """End a process of yours in the cluster; nothing more of it happens when this returns."""
+    name = signal.upper().removeprefix("SIG")
+    if name and everybody:
+        raise InvalidArgument("a signal is for a process of yours", hint="leave out --all")
 
     async def work(session: Session) -> str:
         from wetware_proc.placement import where
 
         async with where(session, id_, anybody=everybody) as (there, id):
-            await there.proc.kill(id, anybody=everybody)
+            if name:
+                await there.proc.detached(id).signal(name)
+            else:
+                await there.proc.kill(id, anybody=everybody)
             return id
 
-    killed = run_client(work)
-    done(json, {"killed": killed}, f"{killed} has ended")
+    id = run_client(work)
+    if name:
+        return done(json, {"id": id, "signal": name}, f"{id} was sent {name}")
+    done(json, {"killed": id}, f"{id} has ended")
 
 
 def restart_command(id_: ProcessId, json: Json = False) -> None:

@@ -212,6 +212,13 @@ class Running:
         """End it; nothing more of it can happen when this returns. Idempotent."""
         await self.ref.call("kill")
 
+    async def signal(self, name: str) -> None:
+        """Send a native program a signal: HUP, INT, QUIT, USR1, USR2, TERM, KILL, STOP or CONT.
+
+        Raises Unsupported "unsupported.signal" for other kinds of programs: those `kill` ends.
+        """
+        await self.ref.call("signal", name=name)
+
     async def info(self) -> Info:
         return from_struct(Info, (await self.ref.call("info"))["info"])
 
@@ -270,6 +277,10 @@ class Detached:
     async def kill(self) -> None:
         """End it for good; nothing more of it can happen when this returns. Idempotent."""
         await self._call("kill")
+
+    async def signal(self, name: str) -> None:
+        """See `Running.signal`; NotFound "not_found.running" where it is between two runs."""
+        await self._call("signal", name=name)
 
     async def restart(self) -> None:
         """Have it started again now. Raises InvalidArgument where it has ended for good."""

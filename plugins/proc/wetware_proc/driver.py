@@ -221,6 +221,7 @@ class Spec:
         code: What its spawner calls the program by; nothing that it sees.
         owner: Who answers for it: those with many guests get no more of the processors by that.
         stdin: What it reads; closed at the start by default.
+        signals: A byte for each that the guest is sent, its number; see `Image.signals`.
         stdout: Takes what it writes.
         stderr: The same.
     """
@@ -235,6 +236,7 @@ class Spec:
     code: str = ""
     owner: str = ""
     stdin: Pipe = field(default_factory=_closed_pipe)
+    signals: Pipe = field(default_factory=_closed_pipe)
     stdout: Output = discard
     stderr: Output = discard
 
@@ -265,9 +267,11 @@ class Image:
         digest: sha256 of the code, in hex.
         kind: The kind of driver that it is of.
         usual: What a guest may use, where its spawner does not say.
+        signals: Whether the guest can be sent any.
     """
 
     usual = Limits()
+    signals = False
 
     def __init__(self, digest: str, kind: str) -> None:
         self.digest, self.kind = digest, kind

@@ -194,6 +194,12 @@ interface Process {
   # What the program offers by this name: a port of `Spec`, or else what it has exported itself; waits for at
   # most `waitS` seconds, 25, until it does. It dies with the program, and with the grant that it was got under.
   # `not_found.export`. Idempotent.
+
+  signal @6 (name :Text) -> ();
+  # Sends a native program, and nothing that it has started, a signal: HUP, INT, QUIT, USR1, USR2, TERM, KILL,
+  # STOP or CONT, else `invalid.signal`. `unsupported.signal` for other kinds, `not_found.running` for a
+  # detached one between two runs, `invalid.process` for one that has ended. Returns before the program has
+  # it; signals arrive in turn. Not idempotent.
 }
 
 struct Exit {

@@ -7,6 +7,8 @@ fails as a write to a pipe that nobody reads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -15,7 +17,7 @@ import anyio
 from anyio import ClosedResourceError, EndOfStream
 
 from wetware.base.log import get_logger
-from wetware.errors import Disconnected, NotFound, WetwareError
+from wetware.errors import Disconnected, InvalidArgument, NotFound, Unsupported, WetwareError
 from wetware_proc.driver import Driver, Exit, Image, Pipe, Spec
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ OUT_BYTES_MAX: Final = 256 << 10
 """Of what a guest wrote, on the way to the reader's stream; beyond it the guest waits."""
 FLUSH_S: Final = 2.0
 """For the reader to take what a killed guest had written."""
+SIGNALS: Final = ("HUP", "INT", "QUIT", "USR1", "USR2", "TERM", "KILL", "STOP", "CONT")
 _READ_BYTES: Final = 64 << 10
 
 
@@ -131,6 +134,7 @@ class Process:
             spec,
             owner=owner,
             stdin=Pipe(),
+            signals=Pipe(),
             stdout=stdout.write,
             stderr=stderr.write,
             offer=self._offer,
@@ -172,6 +176,7 @@ class Process:
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
         self._streams[0].abort(Disconnected("the process has ended"))
+        self.spec.signals.close()
         spec = self.spec
         # Who has ended is remembered for long: its machine code, arguments and grants are not.
         self.image = Image(self.image.digest, self.image.kind)
@@ -232,6 +237,25 @@ class Process:
                 for path, (directory, _) in self.spec.dirs.items()
             ],
         }
+
+    async def signal(self, name: str) -> None:
+        """See Process in proc.capnp."""
+        if name not in SIGNALS:
+            raise InvalidArgument(
+                f"{name[:32]!r} is no signal that a process is sent",
+                hint=f"one of {', '.join(SIGNALS)}",
+                code="invalid.signal",
+            )
+        if self.exit is not None:
+            raise InvalidArgument("the process has ended", hint="ww ps", code="invalid.process")
+        if not self.image.signals:
+            raise Unsupported(
+                f"a program of the kind {self.image.kind} has no signals",
+                hint=f"end it: ww kill {self.id}",
+                code="unsupported.signal",
+            )
+        with contextlib.suppress(BrokenPipeError):  # it ends just now, as any signal may find it
+            await self.spec.signals.write(bytes([signal.Signals[f"SIG{name}"]]))
 
     def kill(self, why: str) -> None:
         """End it, unless it has; `wait` says when it is over."""

@@ -436,7 +436,7 @@ class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
             process = process.process or process
         if isinstance(process, Process):
             return process
-        raise NotFound("the process does not run now", code="not_found.export")
+        raise NotFound("the process does not run now", hint="ww ps", code="not_found.running")
 
     async def wait(self, wait_s: float) -> dict[str, Any]:
         _check_wait(wait_s)
@@ -464,6 +464,9 @@ class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
             return {"port": found, "cap": None, "interface": 0}
         assert found.interface is not None  # noqa: S101  # it was judged when it was offered
         return {"port": None, "cap": found, "interface": found.interface.id}
+
+    async def signal(self, name: str) -> None:
+        await self._runs.signal(name)
 
 
 class Held(ProcessServant, interface=SCHEMA.Process):

@@ -39,6 +39,7 @@ class NativeImage(Image):
     """No program yet: that is the first argument of the spec, and is in the sandbox."""
 
     usual = Limits(memory_bytes=0, cpu_s=0)
+    signals = True
 
     def __init__(self) -> None:
         super().__init__("", KIND)
@@ -143,6 +144,7 @@ async def _life(sandbox: Sandbox, spec: Spec, way_out: socket.socket) -> Exit:
         ]
         tasks += outs
         sandbox.go()
+        tasks.append(asyncio.ensure_future(_signal(spec.signals, sandbox)))
         try:
             async with asyncio.timeout(spec.limits.wall_s) as timeout:
                 await sandbox.over()
@@ -184,6 +186,11 @@ async def _feed(pipe: Pipe, stdin: FileIO) -> None:
                         view = view[count:]
         except BrokenPipeError:
             pipe.close()
+
+
+async def _signal(pipe: Pipe, sandbox: Sandbox) -> None:
+    while number := await pipe.read(1):
+        await sandbox.signal(number[0])
 
 
 async def _take(out: FileIO, output: Output, rate: TokenBucket) -> None:

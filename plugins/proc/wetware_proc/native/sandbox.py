@@ -40,6 +40,7 @@ SHM_BYTES: Final = 64 << 20
 """Of its /dev/shm."""
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _NOBODY: Final = "65534"
+_FORK_S: Final = 0.01  # between two looks whether it has begun
 _SAID_BYTES_MAX: Final = 4096
 """Of what bubblewrap tells about itself."""
 
@@ -239,6 +240,19 @@ class Sandbox:
         """Return when the program has ended; what it started may go on."""
         await readable(self._monitor)
 
+    async def signal(self, number: int) -> None:
+        """Send a signal to the program itself, after `go`; nothing where it has ended."""
+        with contextlib.suppress(OSError):
+            while not (found := _children(self.pid)):  # noqa: ASYNC110  # no event tells of it
+                await asyncio.sleep(_FORK_S)
+            program = os.pidfd_open(found[0])  # the eldest: orphans come behind it
+            try:
+                if found[0] in _children(self.pid):
+                    signal.pidfd_send_signal(self._first, 0)  # else `pid` may be another one by now
+                    signal.pidfd_send_signal(program, number)
+            finally:
+                os.close(program)
+
     def kill(self) -> None:
         """End all of it; `gone` says when that is done. Idempotent."""
         if self._first < 0:
@@ -271,6 +285,10 @@ class Sandbox:
     def close(self) -> None:
         """Close the pipes, once it is gone."""
         self._held.close()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _reap(pidfd: int) -> None:
