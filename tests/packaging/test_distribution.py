@@ -54,6 +54,7 @@ def test_the_wheel_has_every_module_schema_and_type_marker(built: Built) -> None
         "wetware_mdns",
         "wetware_proc",
         "wetware_pubsub",
+        "wetware_sync",
     ):
         assert f"{package}/py.typed" in names
     stray = {n for n in names if n not in expected and ".dist-info/" not in n}

@@ -1,0 +1,1 @@
+"""A revisioned key-value tree, and locks that are its transactions."""

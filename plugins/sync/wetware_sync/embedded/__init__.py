@@ -1,0 +1,1 @@
+"""The default engine: SQLite at one home, without failover."""
