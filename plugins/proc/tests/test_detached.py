@@ -110,6 +110,48 @@ def test_it_survives_kill_9_of_its_node_with_its_grants(b: NodeProcess, beat: st
         assert a.ww("restart", id_).returncode == EXIT_USAGE
 
 
+def test_its_directories_survive_kill_9_of_its_node(
+    b: NodeProcess, guests: Guests, tmp_path: Path
+) -> None:
+    program, content = tmp_path / "cat.wasm", tmp_path / "content"
+    program.write_bytes(guests("reread"))
+    content.mkdir()
+    (content / "x").write_text("of ada\n")
+    with running(b) as a:
+        cid = a.ww("blob", "put", "--name", "mine", str(content), check=True).stdout.split()[0]
+        run = ("run", "--restart", "always", str(program), "/data/x")
+        ids = [
+            a.ww(*run[:3], "--dir", f"/data={what}", *run[3:], check=True).stdout.strip()
+            for what in (cid, "mine", str(content))
+        ]
+        for id_ in ids:
+            wait_for(lambda id_=id_: a.ww("logs", id_, check=True).stdout, "it has read it")
+        (hash_,) = {each["hash"] for id_ in ids for each in shown(a, id_)["dirs"]}
+        a.ww("blob", "rm", cid, check=True)
+        a.stop(signal.SIGKILL)
+    (content / "x").unlink()
+    with running(b) as a:
+        for id_ in ids:
+            wait_for(
+                lambda id_=id_: a.ww("logs", id_, check=True).stdout == "of ada\n" * 2,
+                "it has read the same again",
+                within_s=WITHIN_S,
+            )
+        a.ww("restart", ids[0], check=True)
+        wait_for(lambda: a.ww("logs", ids[0], check=True).stdout.count("\n") == 3, "and again")
+        for id_ in ids[1:]:
+            a.ww("kill", id_, check=True)
+        a.stop(signal.SIGKILL)
+        (a.data_dir / "plugins/proc/dirs" / hash_).rename(tmp_path / "away")
+    with running(b) as a:
+        gone = wait_for(lambda: shown(a, ids[0])["exit"]["why"], "it cannot be started")
+        assert "the directory /data is not on the node's disk any more" in gone
+        assert shown(a, ids[0])["waits"]
+        a.ww("kill", ids[0], check=True)
+    with running(b) as a:
+        assert not list((a.data_dir / "plugins/proc/dirs").iterdir()), "kept for nobody"
+
+
 async def test_it_ends_with_the_role_of_its_user(b: NodeProcess, guests: Guests) -> None:
     """Also where that goes while the node is down."""
     code, grants = guests("beat"), {"out": "pubsub:chat"}

@@ -58,7 +58,7 @@ _ANSWER_S: Final = 50.0  # for what waits so long
 _LOAD_S: Final = 600.0  # a node's first Python program waits for the runner
 KINDS: Final = {".py": "python", ".pyz": "python"}
 """Of programs, by the suffix of a file; others are of WebAssembly."""
-_SEND_S: Final = 700.0  # of directories: more than the node allows
+SEND_S: Final = 700.0  # of directories: more than the node allows
 _PIECE_BYTES: Final = 1 << 20
 
 T = TypeVar("T")
@@ -324,7 +324,7 @@ class Image:
         """Run it; see Executor.spawn."""
         async with self._executor.archives(options) as archives:
             spec = spec_of(options.get("name") or self._name, args, options, self._code, archives)
-            with rpc.time_limit(_SEND_S) if archives else contextlib.nullcontext():
+            with rpc.time_limit(SEND_S) if archives else contextlib.nullcontext():
                 process = Process(await self._ref.call("spawn", spec=spec))
         try:
             yield process
@@ -510,7 +510,7 @@ class Executor:
         given, cid = await _given_code(code)
         async with self.archives(options) as archives:
             spec = spec_of(options.get("name") or _name(code), args, options, cid, archives)
-            with rpc.time_limit(_SEND_S if archives else _LOAD_S):
+            with rpc.time_limit(SEND_S if archives else _LOAD_S):
                 reply = await self._ref.call(
                     "detach",
                     code=given,

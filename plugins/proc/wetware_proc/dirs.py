@@ -7,7 +7,7 @@ import hashlib
 import secrets
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,7 @@ class HeldDir:
 
     def __init__(self, dirs: Dirs, owner: str, tree: Tree) -> None:
         self._dirs, self._owner, self._tree = dirs, owner, tree
-        self.path = tree.path
+        self.path, self.bytes = tree.path, tree.bytes
         tree.held += 1
         dirs.held[owner] += tree.bytes
         self._closed = False
@@ -68,7 +68,7 @@ class Dirs:
     """The unpacked directories of one node.
 
     Args:
-        directory: Of nobody else's; what is there goes.
+        directory: Of nobody else's.
         bytes_max: For all of it, archives that are being read included; half of that is what one
             principal's processes may have at a time.
 
@@ -83,10 +83,23 @@ class Dirs:
         self._places, self._threads = Places(), Threads()
         self.held: Counter[str] = Counter()
 
-    async def begin(self) -> None:
-        """Forget what an earlier process of the node has left: it may be incomplete."""
-        await self._remove(self._directory)
-        self._directory.mkdir(mode=0o700, parents=True)
+    async def begin(self, kept: Mapping[str, int]) -> None:
+        """Remove what an earlier process of the node has left, but these: hash → bytes."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in list(self._directory.iterdir()):
+            if path.name in kept:
+                self._trees[path.name] = Tree(path, kept[path.name])
+                self._used += kept[path.name]
+            else:  # it may be incomplete
+                await self._remove(path)
+
+    def kept(self, owner: str, hashes: Mapping[str, str]) -> dict[str, HeldDir]:
+        """Those of path → hash that `begin` has found, held."""
+        return {
+            path: HeldDir(self, owner, tree)
+            for path, hash_ in hashes.items()
+            if (tree := self._trees.get(hash_)) is not None
+        }
 
     async def hold(self, owner: str, given: list[dict[str, Any]]) -> dict[str, HeldDir]:
         """Directories of proc.capnp by their paths; close them when their process has ended.

@@ -111,7 +111,7 @@ struct Spec {
   named @6 :List(Named);
   # In place of them, of one that is detached.
   dirs @7 :List(Dir);
-  # At most 16; of one that is detached none.
+  # At most 16; of one that is detached they stay on the node's disk until it is over.
   ports @8 :List(Port);
   # At most 16 of a native program: what it listens at inside, each a `Ww.Port` that `Process.export` gives.
 }

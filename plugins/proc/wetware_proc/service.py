@@ -112,7 +112,6 @@ class ProcService(Service):
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
         async with self._make_drivers() as self.drivers:
-            await self.dirs.begin()
             self._running = True
             try:
                 async with self.supervisor.running():
@@ -133,10 +132,16 @@ class ProcService(Service):
 
     # --- for the servants and the supervisor ---
 
-    def spec(self, image: Image, given: Mapping[str, Any], refs: Mapping[str, rpc.Ref]) -> Spec:
+    def spec(
+        self,
+        image: Image,
+        given: Mapping[str, Any],
+        refs: Mapping[str, rpc.Ref],
+        dirs: Mapping[str, HeldDir],
+    ) -> Spec:
         """Of a detached program: time is not limited where that is not said."""
         wall_s, cpu_s = BOUNDS["wall_s"][1], image.usual.cpu_s and BOUNDS["cpu_s"][1]
-        spec = judged(given, refs, usual=replace(image.usual, wall_s=wall_s, cpu_s=cpu_s))
+        spec = judged(given, refs, dirs, replace(image.usual, wall_s=wall_s, cpu_s=cpu_s))
         image.check(spec)
         return spec
 
@@ -195,7 +200,8 @@ class ProcService(Service):
         if session is None:
             raise InvalidArgument("no session is given")
         self.check_running()
-        each = await self.supervisor.detach(owner, image, code, spec, policy, session)
+        dirs = await self.dirs.hold(owner, spec["dirs"])
+        each = await self.supervisor.detach(owner, image, code, spec, dirs, policy, session)
         return {"id": each.id}
 
     def start(

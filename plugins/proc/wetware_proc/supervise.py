@@ -1,8 +1,8 @@
 """Programs that outlive who started them: kept on disk, and started again as their policy says.
 
-A detached program has a durable grant of its node, by ID, and its code by its hash: so it comes
-back after a restart of the node, also one by kill -9. No record says that a program runs: the
-process of the node that runs it knows that alone.
+A detached program has a durable grant of its node, by ID, and its code and directories by their
+hashes: so it comes back after a restart of the node, also one by kill -9. No record says that a
+program runs: the process of the node that runs it knows that alone.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import secrets
 import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 from anyio import EndOfStream
@@ -40,7 +41,9 @@ from wetware_proc.process import Process
 if TYPE_CHECKING:
     from wetware import rpc
     from wetware.hookspecs import Derived, PluginContext
-    from wetware_proc.driver import Image, Spec
+    from wetware_proc.dirs import HeldDir
+    from wetware_proc.driver import Image
+    from wetware_proc.service import ProcService
 
 T = TypeVar("T")
 
@@ -195,6 +198,7 @@ class Record:
     Attributes:
         digest: SHA-256 of its code, in hex; "" where that is on the machine.
         spec: Its name, arguments, environment and limits, as in the struct Spec of proc.capnp.
+        dirs: Path → the hash of a directory that it reads, and its bytes.
         grant: ID of its durable grant.
         granted: That is on disk, with all below it.
         created_at: Unix time, s. Likewise `started_at`, of the latest start.
@@ -215,6 +219,7 @@ class Record:
     restarts: int = 0
     exit: Exit | None = None
     over: bool = False
+    dirs: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -233,23 +238,28 @@ class Detached:
     Attributes:
         record: What is kept of it.
         log: What it wrote.
+        dirs: What it reads, held until it is over.
         derived: Its grants; None until the node has them again.
         process: What runs now; None where nothing does.
         restarts: When it is started again.
+        first: Of a new one: is done when it runs, or has what keeps it from that.
         why: Why it is to end for good; "" where it is not.
-        again: It is to be started again now.
-        wish: Set where one of these two is new.
+        wish: Set where it is to end, or to be started again now.
         written: Set, and replaced by another one, where there is more in the log, or nothing more.
         over: Set once it has ended for good, which is on disk then.
     """
 
-    def __init__(self, record: Record, directory: Path, ctx: PluginContext) -> None:
+    def __init__(
+        self, record: Record, directory: Path, ctx: PluginContext, dirs: Mapping[str, HeldDir]
+    ) -> None:
         self.record, self.directory, self.log = record, directory, Log(directory)
+        self.dirs = dirs
         self.restarts = Restarts(record.policy, ctx.clock.monotonic)
         self._run_sync = ctx.run_sync
         self.derived: Derived | None = None
         self.process: Process | None = None
-        self.why, self.again = "", False
+        self.first: asyncio.Future[None] | None = None
+        self.why = ""
         self.wish, self.written, self.over = asyncio.Event(), asyncio.Event(), asyncio.Event()
         if record.over:
             self.over.set()
@@ -289,7 +299,7 @@ class Detached:
             "policy": record.policy,
             "restarts": record.restarts,
             "waits": self.process is None and not record.over,
-            "dirs": [],
+            "dirs": [{"path": path, "hash": hash_} for path, (hash_, _) in record.dirs.items()],
         }
 
     def kill(self, why: str) -> None:
@@ -306,7 +316,6 @@ class Detached:
                 hint="run it again",
                 code="invalid.process",
             )
-        self.again = True
         self._wish("to be started again")
 
     def _wish(self, why: str) -> None:
@@ -331,26 +340,15 @@ class Detached:
             at, data = await self._run_sync(self.log.read, start, LOG_PIECE_BYTES)
         return {"data": data, "start": at, "over": over and not data}
 
+    def let_go(self) -> None:
+        """It does not read its directories any more."""
+        for each in self.dirs.values():
+            each.close()
+
     def tell(self) -> None:
         """There is more in the log, or nothing more."""
         self.written.set()
         self.written = asyncio.Event()
-
-
-class Runner(Protocol):
-    """What runs a program once: see `ProcService`."""
-
-    ctx: PluginContext
-
-    async def prepare(self, code: bytes, kind: str) -> Image: ...
-
-    def program(self, kind: str) -> Image: ...
-
-    def spec(self, image: Image, given: Mapping[str, Any], refs: Mapping[str, rpc.Ref]) -> Spec: ...
-
-    def admit(self, place: contextlib.ExitStack, owner: str, nbytes: int) -> None: ...
-
-    def launch(self, process: Process, place: contextlib.ExitStack) -> asyncio.Task[None]: ...
 
 
 class Supervisor:
@@ -364,7 +362,7 @@ class Supervisor:
         all: By ID, those that have ended included.
     """
 
-    def __init__(self, service: Runner, directory: Path) -> None:
+    def __init__(self, service: ProcService, directory: Path) -> None:
         self._service, self._ctx, self._directory = service, service.ctx, directory
         self._code = directory / "code"
         self._starting = asyncio.Semaphore(STARTS_MAX)
@@ -375,8 +373,13 @@ class Supervisor:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Those that are kept run, as they are to, while the block does."""
-        for record in await self._disk(self._records):
-            each = self._add(record if record.over else replace(record, exit=None))
+        records = await self._disk(self._records)
+        living = [record for record in records if not record.over]
+        await self._service.dirs.begin(dict(d for each in living for d in each.dirs.values()))
+        for record in records:
+            hashes = {} if record.over else {p: hash_ for p, (hash_, _) in record.dirs.items()}
+            dirs = self._service.dirs.kept(record.owner, hashes)
+            each = self._add(record if record.over else replace(record, exit=None), dirs)
             self._tasks.start(self._live(each))
         try:
             await self._forget()  # code that was written just before the node ended
@@ -390,41 +393,49 @@ class Supervisor:
         image: Image,
         code: bytes | None,
         spec: Mapping[str, Any],
+        dirs: Mapping[str, HeldDir],
         policy: str,
         session: rpc.Ref,
     ) -> Detached:
         """Start a program that outlives its spawner; returns when it runs, and is on disk.
 
-        `spec` is the struct of proc.capnp; `code` is None where it is on the machine. Raises what
-        keeps it from being started.
+        `spec` is the struct of proc.capnp; `code` is None where it is on the machine; `dirs` are
+        closed once it is over. Raises what keeps it from being started.
         """
-        asked, limits = self._asked(spec, policy), self._service.spec(image, spec, {}).limits
         id_ = secrets.token_hex(8)
-        kept = {
-            "name": spec["name"] or "program",
-            "args": spec["args"],
-            "env": spec["env"],
-            "limits": {name: getattr(limits, name) for name in spec["limits"]},
-            "ports": spec["ports"],
-            "code": spec["code"],
-        }
-        label = grant_label(kept["name"], id_)
 
         async def keep(grant: str) -> None:
             self._check_room(owner)
+            given = {path: (each.path.name, each.bytes) for path, each in dirs.items()}
             now = self._ctx.clock.time()
-            record = Record(id_, owner, image.kind, image.digest, kept, policy, grant, now)
-            each = self._add(record)
+            record = Record(
+                id_, owner, image.kind, image.digest, kept, policy, grant, now, dirs=given
+            )
+            each = self._add(record, dirs)
             async with self._files:
                 await self._disk(self._keep, each, code)
 
         try:
+            asked = self._asked(spec, policy)
+            limits = self._service.spec(image, spec, {}, dirs).limits
+            kept = {name: spec[name] for name in ("args", "env", "ports", "code")}
+            kept["name"] = spec["name"] or "program"
+            kept["limits"] = {name: getattr(limits, name) for name in spec["limits"]}
+            label = grant_label(kept["name"], id_)
             await self._ctx.derive_durable(session, label, asked, keep)
         except BaseException:
+            for held in dirs.values():
+                held.close()
             await self._forget(id_)
             raise
-        each, first = self.all[id_], asyncio.get_running_loop().create_future()
-        self._tasks.start(self._begun(each, first))
+        each = self.all[id_]
+        each.first = first = asyncio.get_running_loop().create_future()
+
+        def ended(_: object) -> None:
+            if not first.done():  # it was ended before it was started
+                first.set_result(None)
+
+        self._tasks.start(self._live(each)).add_done_callback(ended)
         await asyncio.shield(first)
         return each
 
@@ -439,12 +450,6 @@ class Supervisor:
                 "with its session and cannot be kept for a detached process",
                 hint='name what it is of, e.g. "pubsub:chat"',
                 code="invalid.live_grant",
-            )
-        if spec["dirs"]:
-            raise InvalidArgument(
-                "a detached process has no directories: they end with who gave them",
-                hint="grant it what it is to read, e.g. blob:CID",
-                code="invalid.live_dir",
             )
         named = by_name(spec["named"])
         return {name: (each["what"], each["where"]) for name, each in named.items()}
@@ -462,93 +467,73 @@ class Supervisor:
                     code="limit.detached",
                 )
 
-    def _add(self, record: Record) -> Detached:
-        each = Detached(record, self._directory / record.id, self._ctx)
+    def _add(self, record: Record, dirs: Mapping[str, HeldDir]) -> Detached:
+        each = Detached(record, self._directory / record.id, self._ctx, dirs)
         self.all[record.id] = each
         return each
 
     # --- the life of one --------------------------------------------------------------------------
 
-    async def _begun(self, each: Detached, first: asyncio.Future[None]) -> None:
+    async def _live(self, each: Detached) -> None:
+        """Until it is over."""
+        granted, over, new = each.record.granted, each.record.over, each.first is not None
         try:
-            await self._live(each, first)
-        finally:
-            if not first.done():  # it was ended before it was started
-                first.set_result(None)
-
-    async def _live(self, each: Detached, first: asyncio.Future[None] | None = None) -> None:
-        """Until it is over. `first` is told whether the first start succeeds; None: it had that."""
-        if not await self._has_grants(each, first):
+            derived = each.derived = await self._ctx.derived(each.record.grant)
+        except WetwareError as exc:  # it ended while the node was down
+            if not granted:
+                await self._forget(each.id)
+            elif not over:
+                await self._end(each, Exit("killed", why=exc.message))
             return
-        if first is None:
+        if over:  # the node ended before its grant did
+            return derived.end("the process has ended")
+        if not granted:
+            each.record = replace(each.record, granted=True)
+            if not (new and await self._save(each)):
+                # The node ended while it was made, so nobody was told of it; or the disk is full.
+                full = Unwritten("it cannot be kept on disk; the node's log says why")
+                return await self._give_up(each, derived, full)
+        derived.on_end(lambda why: each.kill(why.message))
+        if not new:
             lost = Exit("lost", why="its node has ended")
             if not each.restarts.wanted(lost):
                 return await self._end(each, lost)
             each.record = replace(each.record, restarts=each.record.restarts + 1)
-        while (pause_s := await self._round(each, first)) is not None:
+        while (pause_s := await self._round(each, derived)) is not None:
             with anyio.move_on_after(pause_s):
                 await each.wish.wait()
 
-    async def _has_grants(self, each: Detached, first: asyncio.Future[None] | None) -> bool:
-        """Whether it has them, and is to run with them."""
-        try:
-            derived = each.derived = await self._ctx.derived(each.record.grant)
-        except WetwareError as exc:  # it ended while the node was down
-            if not each.record.granted:
-                await self._forget(each.id)
-            elif not each.record.over:
-                await self._end(each, Exit("killed", why=exc.message))
-            return False
-        if each.record.over:  # the node ended before its grant did
-            derived.end("the process has ended")
-            return False
-        if not each.record.granted:
-            each.record = replace(each.record, granted=True)
-            if first is None or not await self._save(each):
-                # The node ended while it was made, so nobody was told of it; or the disk is full.
-                full = Unwritten("it cannot be kept on disk; the node's log says why")
-                await self._give_up(each, derived, first, full)
-                return False
-        derived.on_end(lambda why: each.kill(why.message))
-        return True
-
-    async def _give_up(
-        self,
-        each: Detached,
-        derived: Derived,
-        first: asyncio.Future[None] | None,
-        why: WetwareError,
-    ) -> None:
+    async def _give_up(self, each: Detached, derived: Derived, why: WetwareError) -> None:
         """It never ran: nothing is left of it but what its spawner hears."""
         derived.end("it could not be started")
         await self._forget(each.id)
-        if first is not None:
-            first.set_exception(why)
+        if each.first is not None:
+            each.first.set_exception(why)
 
-    async def _round(self, each: Detached, first: asyncio.Future[None] | None) -> float | None:
+    async def _round(self, each: Detached, derived: Derived) -> float | None:
         """Run it once; returns how long to wait until the next time, None: there is none."""
-        derived = each.derived
-        assert derived is not None  # noqa: S101  # it has its grants
-        if each.again:
+        if each.wish.is_set():
             each.restarts.forget()
-        each.again, ran = False, False
         each.wish.clear()
+        ran = False
         try:
-            exit_, ran = await self._attempt(each, derived, first), True
+            exit_, ran = await self._attempt(each, derived), True
         except Exception as exc:
             if not isinstance(exc, WetwareError):
                 self._ctx.log.exception("proc.start_failed", id=each.id)
                 exc = InternalError("the node failed to start it; its log says why")
-            if first is not None and not first.done():
-                await self._give_up(each, derived, first, exc)
+            if each.first is not None and not each.first.done():
+                await self._give_up(each, derived, exc)
                 return None
             exit_ = Exit("lost", why=f"it cannot be started: {exc.message}")
         if derived.ended is not None and not each.why:
             return None  # the node stops, and it may have ended for that
-        pause_s = self._pause_s(each, exit_, ran=ran)
+        pause_s = None
         if each.why:
             exit_ = replace(exit_, kind="killed", code=-1, why=each.why)
-        elif pause_s is None and each.restarts.wanted(exit_):
+        elif each.wish.is_set():
+            pause_s = 0.0
+        elif each.restarts.wanted(exit_) and (pause_s := each.restarts.pause_s(ran=ran)) is None:
             why = f"given up after {FAILURES_MAX + 1} ends, each within {STEADY_S:g} s"
             exit_ = replace(exit_, why=f"{exit_.why}; {why}".lstrip("; "))
         if pause_s is None:
@@ -559,17 +544,15 @@ class Supervisor:
             await self._save(each)
         return pause_s
 
-    def _pause_s(self, each: Detached, exit_: Exit, *, ran: bool) -> float | None:
-        if each.why:
-            return None
-        if each.again:
-            return 0.0
-        return each.restarts.pause_s(ran=ran) if each.restarts.wanted(exit_) else None
-
-    async def _attempt(
-        self, each: Detached, derived: Derived, first: asyncio.Future[None] | None
-    ) -> Exit:
+    async def _attempt(self, each: Detached, derived: Derived) -> Exit:
         """Run it to its end; raises what keeps it from being started."""
+        for path, (hash_, _) in each.record.dirs.items():
+            if path not in each.dirs:
+                raise NotFound(
+                    f"the directory {path} is not on the node's disk any more ({hash_})",
+                    hint="run it again",
+                    code="not_found.dir",
+                )
 
         async def write(data: bytes) -> None:
             try:
@@ -585,7 +568,7 @@ class Supervisor:
                 refs = await stack.enter_async_context(derived.opened())
             if each.why:
                 return Exit("killed", why=each.why)
-            spec = self._service.spec(image, each.record.spec, refs)
+            spec = self._service.spec(image, each.record.spec, refs, each.dirs)
             with contextlib.ExitStack() as place:
                 self._service.admit(place, each.owner, spec.limits.memory_bytes)
                 process = Process(each.id, each.owner, image, spec, (output, output, output))
@@ -593,8 +576,8 @@ class Supervisor:
             each.record = replace(each.record, started_at=process.started_at)
             each.restarts.started()
             each.process = process
-            if first is not None and not first.done():
-                first.set_result(None)
+            if each.first is not None and not each.first.done():
+                each.first.set_result(None)
             await asyncio.shield(running)
         assert process.exit is not None  # noqa: S101  # it has run
         return process.exit
@@ -612,6 +595,7 @@ class Supervisor:
         await self._save(each)
         if each.derived is not None:
             each.derived.end("the process has ended")
+        each.let_go()
         each.over.set()
         each.tell()
         self._ctx.log.info("proc.over", id=each.id, owner=each.owner, kind=exit_.kind)
@@ -639,7 +623,8 @@ class Supervisor:
     async def _forget(self, *ids: str) -> None:
         """Nothing is left of these, nor of code that no other one has."""
         for id_ in ids:
-            self.all.pop(id_, None)
+            if (each := self.all.pop(id_, None)) is not None:
+                each.let_go()
         async with self._files:
             living = {each.record.digest for each in self.all.values() if not each.record.over}
             await self._disk(self._remove, ids, living)
@@ -660,6 +645,8 @@ class Supervisor:
     def _keep(self, each: Detached, code: bytes | None) -> None:
         path = self._code / each.record.digest
         try:
+            if each.record.dirs:  # what was unpacked is on disk before what says so
+                os.sync()
             if code is not None and not path.exists():
                 kept = sum(other.stat().st_size for other in self._code.iterdir())
                 if kept + len(code) > CODE_BYTES_MAX:

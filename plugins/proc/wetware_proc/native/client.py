@@ -16,8 +16,9 @@ from typing import Any, Unpack
 from wetware import rpc
 from wetware.base.sockets import accept
 from wetware.base.tasks import Tasks
-from wetware.errors import ConfigError, InvalidArgument, WetwareError
+from wetware.errors import ConfigError, WetwareError
 from wetware_proc.client import (
+    SEND_S,
     Detached,
     Executor,
     Image,
@@ -78,12 +79,11 @@ class Native:
         self, program: str, *args: str, restart: str = "never", **options: Unpack[Options]
     ) -> Detached:
         """Start a program that outlives the session and the node; see `spawn`, Executor.start."""
-        if options.get("dirs"):
-            raise InvalidArgument("a detached process has no directories", code="invalid.live_dir")
-        name = options.get("name") or PurePath(program).name
-        spec = spec_of(name, (program, *args), options, "", {})
-        session = self._ref.session.ref
-        reply = await self._ref.call("detach", spec=spec, policy=restart, session=session)
+        name, session = options.get("name") or PurePath(program).name, self._ref.session.ref
+        async with Executor(self._ref).archives(options) as archives:
+            spec = spec_of(name, (program, *args), options, "", archives)
+            with rpc.time_limit(SEND_S):
+                reply = await self._ref.call("detach", spec=spec, policy=restart, session=session)
         return Detached(self._ref, reply["id"])
 
     async def open(self, id_: str) -> Running:
