@@ -105,6 +105,9 @@ class _PluginOverlay:
     def members(self, selector: str = "") -> tuple[Member, ...]:
         return self._node.members.list(selector)
 
+    def founder(self) -> PeerId | None:
+        return self._node.members.founder()
+
     def watch_members(
         self, callback: Callable[[Member], None], selector: str = ""
     ) -> Callable[[], None]:

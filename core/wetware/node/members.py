@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wetware.base.finding import span
 from wetware.base.watchers import Watchers
+from wetware.errors import AdmissionRefused
 from wetware.member import Member
+from wetware.overlay.admission.statements import FOUND
 from wetware.overlay.membership.known import Change, ChangeKind, Known
 from wetware.overlay.membership.selector import Selector, selected
 
@@ -65,6 +68,15 @@ class Members:
 
     def _connected(self, peer: PeerId) -> bool:
         return self._host.connection(peer) is not None
+
+    def founder(self) -> PeerId | None:
+        """See `hookspecs.Overlay.founder`."""
+        judge = self._admission.judge
+        for known in self._membership.members():
+            with contextlib.suppress(AdmissionRefused):
+                if FOUND in judge.open(known.record.chain).rights:
+                    return known.peer
+        return None
 
     def watch(self, callback: Callable[[Member], None], selector: str) -> Callable[[], None]:
         """See `hookspecs.Overlay.watch_members`."""

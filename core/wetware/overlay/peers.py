@@ -63,6 +63,13 @@ class Overlay(Protocol):
         """
         ...
 
+    def founder(self) -> PeerId | None:
+        """The node where the cluster was founded, by its certificate; None where it is not known.
+
+        It is known from when this node has first heard of it, as long as it is in the table.
+        """
+        ...
+
     def watch_members(
         self, callback: Callable[[Member], None], selector: str = ""
     ) -> Callable[[], None]:

@@ -53,6 +53,7 @@ class FakeOverlay:
         found: What `find_providers` says, or raises.
         keys: What the two were asked for, in order.
         watchers: The callbacks of `watch_peers`.
+        founded_by: Where the cluster was founded; None: here.
         services: By name; each of its siblings comes by a connection, until `evict`.
         recorded: What of that is counted: event and fields.
     """
@@ -67,6 +68,7 @@ class FakeOverlay:
         self.taken: bool | OverlayError = False
         self.found: tuple[str, ...] | OverlayError = ()
         self.keys: list[bytes] = []
+        self.founded_by: PeerId | None = None
         self.watchers: list[Callable[[PeerUp | PeerDown], None]] = []
         self.services: dict[str, Service] = {}
         self.recorded: list[tuple[str, dict[str, object]]] = []
@@ -213,6 +215,10 @@ class FakeOverlay:
         """This node, and who is there."""
         own = Member(self.peer_id, addrs=self.addrs(), is_self=True)
         return tuple(filter(Selector.parse(selector).matches, (own, *self._members.values())))
+
+    def founder(self) -> PeerId | None:
+        """`founded_by`, or this node where a test has said nothing."""
+        return self.founded_by or self.peer_id
 
     def watch_members(
         self, callback: Callable[[Member], None], selector: str = ""

@@ -11,7 +11,15 @@ from wetware.base.backoff import Backoff
 from wetware.base.log import get_logger
 from wetware.errors import AdmissionRefused, ConfigError, InvalidArgument, WetwareError
 from wetware.overlay.admission.files import CERTIFICATE_FILE
-from wetware.overlay.admission.statements import INVITE, MEMBER, RIGHTS, Certificate, Chain, refusal
+from wetware.overlay.admission.statements import (
+    FOUND,
+    INVITE,
+    MEMBER,
+    RIGHTS,
+    Certificate,
+    Chain,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from wetware.identity import Key, PeerId
@@ -61,6 +69,7 @@ class OwnCertificate:
                 )
         if store.cluster_key is not None and (
             chain is None
+            or FOUND not in chain.rights  # of a release before
             or self._judge.is_early(chain.leaf)  # signed in a glitch: nobody takes it yet
             or self._judge.now_ms >= chain.leaf.when_ms(1 / 3)
         ):
@@ -84,9 +93,10 @@ class OwnCertificate:
 
     def need_invite(self, rights: frozenset[str] = frozenset({MEMBER})) -> None:
         """Raise AdmissionRefused unless this node may grant these rights."""
-        if not rights <= RIGHTS:
+        if not rights <= (granted := RIGHTS - {FOUND}):
             raise InvalidArgument(
-                f"{min(rights - RIGHTS)!r} is not a right; rights are {', '.join(sorted(RIGHTS))}"
+                f"{min(rights - granted)!r} is no right that is granted; those are "
+                f"{', '.join(sorted(granted))}"
             )
         if self._store.cluster_key is not None:
             return

@@ -23,8 +23,9 @@ from wetware.overlay.admission.limits import LIFE_S_MAX
 
 T = TypeVar("T")
 
-MEMBER, INVITE = "member", "invite"
-RIGHTS: Final = frozenset({MEMBER, INVITE})
+MEMBER, INVITE, FOUND = "member", "invite", "found"
+RIGHTS: Final = frozenset({MEMBER, INVITE, FOUND})
+"""`found` has the node where the cluster was founded, by which others know it, and no other."""
 
 VERSION: Final = 2
 CERTIFICATE_BYTES_MAX: Final = 1900

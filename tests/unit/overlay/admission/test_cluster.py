@@ -1135,13 +1135,31 @@ async def test_what_an_inviter_signs_ends_with_it(cluster: Any) -> None:
 async def test_the_founder_renews_its_own_certificate(cluster: Any, eventually: Any) -> None:
     a = await cluster.founder()
     first = a.admission.own
-    assert first.rights == {"member", "invite"}
+    assert first.rights == {"member", "invite", "found"}
     cluster.clock.now += 40 * DAY_S
     await eventually(lambda: a.admission.own is not first)
     assert (a.data_dir / "certificate").read_bytes() == a.admission.own.encoded
     cluster.clock.now += 400 * DAY_S  # switched off for more than a year
     a = await cluster.restart(a)
     a.admission.judge.check(a.admission.own)
+
+
+async def test_nobody_else_is_certified_as_the_founder(cluster: Any) -> None:
+    a = await cluster.founder()
+    for grant in (
+        a.ticket(rights=("found",)),
+        a.issuer.certify(Key.generate().peer_id, rights=("found",)),
+    ):
+        with pytest.raises(InvalidArgument, match="'found' is no right that is granted"):
+            await grant
+
+
+async def test_a_founder_of_a_release_before_is_known_after_its_next_start(cluster: Any) -> None:
+    a = await cluster.founder()
+    own = a.admission.certificate.mint(a.peer_id, frozenset({"member", "invite"}), {})
+    (a.data_dir / "certificate").write_bytes(own.encoded)
+    a = await cluster.restart(a)
+    assert "found" in a.admission.own.rights
 
 
 async def test_the_ledger_survives_a_restart(cluster: Any, eventually: Any) -> None:
