@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from wetware.errors import (
 from wetware.testing import plugin_context
 from wetware_proc import grants
 from wetware_proc import process as processes
-from wetware_proc.client import Executor, Exit, Process
+from wetware_proc.client import Executor, Exit, Process, _Fed, spec_of
 from wetware_proc.config import ProcConfig
 from wetware_proc.driver import CodeRefused, Image, Spec
 from wetware_proc.driver import Exit as Ended
@@ -73,6 +74,12 @@ class Scripts:
             self.acts.append("wrote")
             if (waiting := spec.stdout(bytes(MIB))) is not None:
                 await waiting
+        return Ended("exited", 0)
+
+    async def late(self, spec: Spec) -> Ended:
+        spec.stdout(b"so")
+        await asyncio.sleep(0.2)
+        spec.stdout(b"on")
         return Ended("exited", 0)
 
     async def say(self, spec: Spec) -> Ended:
@@ -151,6 +158,61 @@ async def test_a_program_reads_writes_and_says_how_it_ended(world: World) -> Non
         assert (info.exit.code, info.cpu_ms, info.owner) == (3, 250, "ada")
         assert (info.hash, info.kind) == (hashlib.sha256(b"cat").hexdigest(), "wasm")
     assert not world.service.processes
+
+
+async def begun(
+    ada: Executor, script: bytes, stdin: bytes = b"", wait_s: float = 20.0
+) -> dict[str, Any]:
+    """`Image.run` of proc.capnp."""
+    image = await ada.load(script)
+    spec = spec_of("it", (), {}, "", {})
+    reply: dict[str, Any] = await image._ref.call("run", spec=spec, stdin=stdin, wait_s=wait_s)
+    return reply
+
+
+async def test_what_ends_soon_is_told_in_one_answer(world: World) -> None:
+    async with world.user("ada") as ada:
+        data = bytes(100_000)
+        reply = await begun(ada, b"cat", data)
+        assert reply["exit"] == {"kind": "exited", "code": 3, "why": ""}
+        assert (reply["output"], reply["errors"]) == (data, b"done")
+        assert reply["stdout"] is reply["stderr"] is None
+        with pytest.raises(LimitExceeded, match="STDIN_BYTES_MAX"):
+            await begun(ada, b"cat", bytes((256 << 10) + 1))
+        assert (await begun(ada, b"over"))["exit"]["why"] == "memory_bytes"
+
+
+async def test_what_runs_on_or_says_much_has_streams(world: World) -> None:
+    async with world.user("ada") as ada:
+        for script, wait_s, size in ((b"late", 0.05, 4), (b"flood", 20.0, 64 * MIB)):
+            async with asyncio.timeout(10):  # no need to wait for the end
+                reply = await begun(ada, script, wait_s=wait_s)
+            assert (reply["exit"]["kind"], reply["output"]) == ("", b"")
+            process = _Fed(reply)
+            assert sum([len(data) async for data in process.stdout]) == size
+            assert await process.wait() == Exit("exited", 0, "")
+
+
+async def test_who_cancels_or_is_gone_ends_what_it_waits_for(world: World) -> None:
+    async with world.user("ada") as ada:
+        waiting = asyncio.ensure_future(begun(ada, b"sleep"))
+        await until(lambda: world.service.processes)
+        waiting.cancel()
+        await until(lambda: not world.service.processes)
+        waiting = asyncio.ensure_future(begun(ada, b"sleep"))
+        await until(lambda: world.service.processes)
+    await until(lambda: not world.service.processes)
+    with pytest.raises(Disconnected):
+        await waiting
+
+
+async def test_one_that_is_killed_with_much_unread_is_told_of(world: World) -> None:
+    async with world.user("ada") as ada:
+        waiting = asyncio.ensure_future(begun(ada, b"flood"))
+        process = _Fed(await waiting)
+        (running,) = world.service.processes.values()
+        running.kill("enough")
+        assert await process.wait() == Exit("killed", 0, "enough")
 
 
 async def test_a_program_has_its_arguments_and_environment_and_no_more(world: World) -> None:
@@ -329,7 +391,7 @@ async def test_a_node_that_stops_ends_what_runs_and_says_so(
 
 async def test_a_kill_before_the_first_step_is_not_lost(world: World) -> None:
     image = await world.scripts.load(b"sleep")
-    process, _ = world.service.start("ada", image, EMPTY, {})
+    process = world.service.start("ada", image, EMPTY, {})
     process.kill("at once")
     exit_ = await process.wait(5)
     assert exit_ is not None

@@ -26,6 +26,7 @@ import os
 import tempfile
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,9 @@ FUNCTIONS_MAX: Final = 16
 """Functions that a session keeps loaded at its node."""
 SENT_MAX: Final = 1000
 """Processes that were sent to nodes, and are remembered to choose the next one."""
+STDIN_BYTES_MAX: Final = 256 << 10
+"""That travel with a program; more goes on a stream."""
+_QUICK_S: Final = 0.5  # how long the output of a program that has all its input may wait
 _WAIT_S: Final = 20.0
 _ANSWER_S: Final = 50.0  # for what waits so long
 _LOAD_S: Final = 600.0  # a node's first Python program waits for the runner
@@ -256,6 +260,44 @@ class Process(Running):
         )
 
 
+class _Came:
+    """In place of a stream: what came with the answer, or was sent with the question."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._data = data
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._data:
+            yield self._data
+
+    async def send(self, data: bytes) -> None: ...
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class _Fed(Process):
+    """A process that was given all of its input at once, and may have ended already."""
+
+    stdin: Any
+    stdout: Any
+    stderr: Any
+
+    def __init__(self, reply: Mapping[str, Any]) -> None:
+        Running.__init__(self, _given(reply["process"]))
+        self._exit, self.stdin = from_struct(Exit, reply["exit"]), _Came()
+        if self._exit.kind:
+            self.stdout, self.stderr = _Came(reply["output"]), _Came(reply["errors"])
+        else:
+            self.stdout, self.stderr = (
+                rpc.ByteStream(_given(reply[name])) for name in ("stdout", "stderr")
+            )
+
+    async def wait(self) -> Exit:
+        return self._exit if self._exit.kind else await super().wait()
+
+
 class Detached:
     """A program that outlives who started it, by its ID at its node; nothing of it is held here.
 
@@ -322,10 +364,33 @@ class Image:
     @contextlib.asynccontextmanager
     async def spawn(self, *args: str, **options: Unpack[Options]) -> AsyncIterator[Process]:
         """Run it; see Executor.spawn."""
+        async with self._begun(Process, "spawn", args, options) as process:
+            yield process
+
+    def fed(
+        self, stdin: bytes, *args: str, **options: Unpack[Options]
+    ) -> AbstractAsyncContextManager[Process]:
+        """As `spawn`, for who gives it all of its input: where that is short in one message.
+
+        Write `stdin` to the process all the same, for where it is not.
+        """
+        if len(stdin) > STDIN_BYTES_MAX:
+            return self.spawn(*args, **options)
+        return self._begun(_Fed, "run", args, options, stdin=stdin, wait_s=_QUICK_S)
+
+    @contextlib.asynccontextmanager
+    async def _begun(
+        self,
+        kind: type[Process],
+        method: str,
+        args: tuple[str, ...],
+        options: Options,
+        **params: object,
+    ) -> AsyncIterator[Process]:
         async with self._executor.archives(options) as archives:
             spec = spec_of(options.get("name") or self._name, args, options, self._code, archives)
             with rpc.time_limit(SEND_S) if archives else contextlib.nullcontext():
-                process = Process(await self._ref.call("spawn", spec=spec))
+                process = kind(await self._ref.call(method, spec=spec, **params))
         try:
             yield process
         finally:
@@ -484,8 +549,15 @@ class Executor:
 
         Raises LimitExceeded for more than OUTPUT_BYTES_MAX of output.
         """
-        async with self.spawn(code, *args, on=on, **options) as process:
-            return await collected(process, stdin)
+        if on:
+            async with self.spawn(code, *args, on=on, **options) as process:
+                return await collected(process, stdin)
+        image = await self.load(code, options.get("kind", ""))
+        try:
+            async with image.fed(stdin, *args, **options) as process:
+                return await collected(process, stdin)
+        finally:
+            image.close()
 
     async def start(
         self,
@@ -560,7 +632,7 @@ class Executor:
             async with self.spawn(job.program, on=on, **given) as process:
                 return await returned(process, data)
         image = await self._loaded(job.program)
-        async with image.spawn(**given) as process:
+        async with image.fed(data, **given) as process:
             return await returned(process, data)
 
     async def _loaded(self, program: bytes) -> Image:

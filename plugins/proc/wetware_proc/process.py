@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -50,13 +51,17 @@ class Stream(Protocol):
 class Outlet:
     """What a guest writes, on its way to a stream. Small pieces travel together.
 
+    Args:
+        told: Is called when there is no room for more.
+
     Attributes:
+        data: What is not on the stream yet.
         sent: Set once all of it is on the stream, or nobody reads it.
     """
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._data = bytearray()
+    def __init__(self, told: Callable[[], None]) -> None:
+        self._told = told
+        self.data = bytearray()
         self._ended = self._failed = False
         self._changed, self._room, self.sent = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -64,11 +69,12 @@ class Outlet:
         """See `driver.Output`."""
         if self._failed:
             raise BrokenPipeError("nobody reads it")
-        self._data += data
+        self.data += data
         self._changed.set()
-        if len(self._data) < OUT_BYTES_MAX:
+        if not self.full:
             return None
         self._room.clear()
+        self._told()
         return asyncio.ensure_future(self._wait())
 
     async def _wait(self) -> None:
@@ -76,27 +82,31 @@ class Outlet:
         if self._failed:
             raise BrokenPipeError("nobody reads it")
 
-    async def run(self) -> None:
+    @property
+    def full(self) -> bool:
+        return len(self.data) >= OUT_BYTES_MAX
+
+    async def run(self, stream: Stream) -> None:
         """Send it all, and wait until the reader has closed the stream, who may take its time."""
         try:
-            while not (self._ended and not self._data):
+            while not (self._ended and not self.data):
                 await self._changed.wait()
                 self._changed.clear()
-                while self._data:
-                    data, self._data = bytes(self._data), bytearray()
-                    await self._stream.send(data)
+                while self.data:
+                    data, self.data = bytes(self.data), bytearray()
+                    await stream.send(data)
                     self._room.set()
-            await self._stream.send_eof()
+            await stream.send_eof()
             self.sent.set()
             while True:
-                await self._stream.receive()
+                await stream.receive()
         except (WetwareError, ClosedResourceError, EndOfStream):
             self._failed = True
-            self._data.clear()
+            self.data.clear()
             self._room.set()
         finally:
             self.sent.set()
-            await self._stream.aclose()
+            await stream.aclose()
 
     def end(self) -> None:
         """Nothing more is written."""
@@ -112,6 +122,7 @@ class Process:
         owner: The principal, as text.
         image: What runs; of one that has ended, its digest and kind alone.
         spec: As it was spawned; of one that has ended, its name, code, limits and dirs alone.
+        outlets: What it wrote on stdout and stderr, and is not on a stream.
         started_at: Unix time, s.
         exit: How it ended; None while it runs.
         offered: What it offers to its spawner, by name, its ports included.
@@ -123,31 +134,32 @@ class Process:
         owner: str,
         image: Image,
         spec: Spec,
-        streams: tuple[Stream, Stream, Stream],
+        stdin: Stream | bytes,
     ) -> None:
         self.id, self.owner, self.image = id_, owner, image
         self.started_at = time.time()
         self.exit: Exit | None = None
-        self._streams = streams
-        self._outlets = stdout, stderr = Outlet(streams[1]), Outlet(streams[2])
+        self._news = asyncio.Event()
+        self.outlets = stdout, stderr = Outlet(self._news.set), Outlet(self._news.set)
+        self._outs: asyncio.Future[Sequence[Stream]] = asyncio.Future()
+        self._stdin = None if isinstance(stdin, bytes) else stdin
         self.spec = replace(
             spec,
             owner=owner,
-            stdin=Pipe(),
+            stdin=Pipe(stdin, closed=True) if isinstance(stdin, bytes) else Pipe(),
             signals=Pipe(),
             stdout=stdout.write,
             stderr=stderr.write,
             offer=self._offer,
         )
         self.offered: dict[str, rpc.Ref | rpc.Servant] = {}
-        self._news = asyncio.Event()
         self._why = ""
         self._over = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, driver: Driver) -> None:
         """Run it to its end. Not to be cancelled: `kill` ends it."""
-        self._sending = [asyncio.ensure_future(outlet.run()) for outlet in self._outlets]
+        self._sending = asyncio.ensure_future(self._send())
         feeding = asyncio.ensure_future(self._feed())
         found: list[Exit] = []
 
@@ -171,11 +183,13 @@ class Process:
             async with asyncio.timeout(FLUSH_S):
                 await self._flush()
         except TimeoutError:
-            for stream in self._streams:
+            self.open()
+            for stream in self._outs.result():
                 stream.abort(Disconnected("the process was killed, and nobody read what it wrote"))
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
-        self._streams[0].abort(Disconnected("the process has ended"))
+        if self._stdin is not None:
+            self._stdin.abort(Disconnected("the process has ended"))
         self.spec.signals.close()
         spec = self.spec
         # Who has ended is remembered for long: its machine code, arguments and grants are not.
@@ -206,17 +220,46 @@ class Process:
             )
         return what
 
+    def open(self, *streams: Stream) -> None:
+        """What it writes goes there: to one for each outlet. Without any, nobody will read it."""
+        if not self._outs.done():
+            self._outs.set_result(streams)
+
+    async def settled(self, wait_s: float) -> bool:
+        """Whether it has ended within so many seconds, and `outlets` have all that it wrote.
+
+        Otherwise it has to be given streams.
+        """
+        with anyio.move_on_after(wait_s):
+            while self.exit is None and not any(outlet.full for outlet in self.outlets):
+                self._news.clear()
+                await self._news.wait()
+        if self._outs.done():  # it is about to
+            await self.wait()
+        return self.exit is not None
+
+    async def _send(self) -> None:
+        streams = await self._outs
+        if streams:
+            await asyncio.gather(*map(Outlet.run, self.outlets, streams))
+        for outlet in self.outlets:
+            outlet.sent.set()
+
     async def _flush(self) -> None:
-        for outlet in self._outlets:
+        for outlet in self.outlets:
             outlet.end()
-        for outlet in self._outlets:
+        if not any(outlet.full for outlet in self.outlets):
+            self.open()
+        for outlet in self.outlets:
             await outlet.sent.wait()
 
     async def _feed(self) -> None:
         pipe = self.spec.stdin
+        if self._stdin is None:
+            return
         try:
             while True:
-                await pipe.write(await self._streams[0].receive(_READ_BYTES))
+                await pipe.write(await self._stdin.receive(_READ_BYTES))
         except (EndOfStream, WetwareError, ClosedResourceError, BrokenPipeError):
             pipe.close()
 

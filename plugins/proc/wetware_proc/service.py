@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from wetware_proc.config import ProcConfig
 
 CODE_BYTES_MAX: Final = 64 << 20
+STDIN_BYTES_MAX: Final = 256 << 10
+"""That come with a program, instead of on a stream."""
 KIND: Final = "wasm"
 """Of a program whose kind is not said."""
 PROCESSES_MAX: Final = 10_000
@@ -212,8 +214,9 @@ class ProcService(Service):
         refs: Mapping[str, rpc.Ref],
         guard: rpc.Guard | None = None,
         dirs: Mapping[str, HeldDir] = MappingProxyType({}),
-    ) -> tuple[Process, dict[str, Any]]:
-        """Spawn it; returns its streams, too. Call it in the servant's method.
+        stdin: rpc.ByteStream | bytes = b"",
+    ) -> Process:
+        """Spawn it. Call it in the servant's method.
 
         Its grants `refs` are called under one of its own below `guard`, and closed when it has
         ended, as its `dirs` are; it ends with that.
@@ -234,13 +237,11 @@ class ProcService(Service):
             image.check(spec)
             self.admit(place, owner, spec.limits.memory_bytes)
             self.rooms.prepared(spec.code)
-            streams = rpc.ByteStream(), rpc.ByteStream(), rpc.ByteStream()
-            process = Process(id_, owner, image, spec, streams)
+            process = Process(id_, owner, image, spec, stdin)
             if derived is not None:
                 derived.on_end(lambda why: process.kill(why.message))
             self.launch(process, place)
-        names = ("stdin", "stdout", "stderr")
-        return process, {n: each.servant for n, each in zip(names, streams, strict=True)}
+        return process
 
     def launch(self, process: Process, place: ExitStack) -> asyncio.Task[None]:
         """Run it to its end; `place` is what `admit` gave, and is closed then."""
@@ -374,12 +375,62 @@ class ImageServant(rpc.Servant, interface=SCHEMA.Image):
         self._service, self._owner, self._image = service, owner, image
 
     async def spawn(self, spec: dict[str, Any]) -> dict[str, Any]:
+        with _streams(3) as (stdin, stdout, stderr):
+            process = await self._start(spec, stdin)
+        process.open(stdout, stderr)
+        return {
+            "process": Held(process, self._owner),
+            "stdin": stdin.servant,
+            "stdout": stdout.servant,
+            "stderr": stderr.servant,
+        }
+
+    async def run(self, spec: dict[str, Any], stdin: bytes, wait_s: float) -> dict[str, Any]:
+        _check_wait(wait_s)
+        if len(stdin) > STDIN_BYTES_MAX:
+            raise LimitExceeded(
+                f"stdin has {len(stdin)} bytes: at most {STDIN_BYTES_MAX} (STDIN_BYTES_MAX)",
+                hint="spawn it, and write to its stream",
+            )
+        process = await self._start(spec, stdin)
+        try:
+            over = await process.settled(wait_s)
+            with _streams(0 if over else 2) as streams:
+                process.open(*streams)
+        except BaseException:
+            process.kill("its spawner does not wait for it")
+            raise
+        output, errors = (bytes(each.data) if over else b"" for each in process.outlets)
+        stdout, stderr = [each.servant for each in streams] or (None, None)
+        return {
+            "process": Held(process, self._owner),
+            "exit": _exit(process),
+            "output": output,
+            "errors": errors,
+            "stdout": stdout,
+            "stderr": stderr,
+        }
+
+    async def _start(self, spec: dict[str, Any], stdin: rpc.ByteStream | bytes) -> Process:
         if spec["named"]:
             raise InvalidArgument("what a process is given by its name is for one that is detached")
         refs, guard = grants.judged(spec["grants"]), rpc.current_guard()
         dirs = await self._service.dirs.hold(self._owner, spec["dirs"])
-        process, streams = self._service.start(self._owner, self._image, spec, refs, guard, dirs)
-        return {"process": Held(process, self._owner), **streams}
+        return self._service.start(self._owner, self._image, spec, refs, guard, dirs, stdin)
+
+
+@contextmanager
+def _streams(count: int) -> Iterator[list[rpc.ByteStream]]:
+    """Streams of a process, which end if it cannot have them. Raises LimitExceeded."""
+    made: list[rpc.ByteStream] = []
+    try:
+        for _ in range(count):
+            made.append(rpc.ByteStream())  # noqa: PERF401 - those that were made are ended
+        yield made
+    except BaseException:
+        for each in made:
+            each.abort(Disconnected("there is no process"))
+        raise
 
 
 def judged(

@@ -221,7 +221,7 @@ class Spread:
         options["env"] = {**options.get("env", {}), ATTEMPT: str(attempt)}
         async with contextlib.AsyncExitStack() as stack:
             try:
-                process = await stack.enter_async_context(image.spawn(**options))
+                process = await stack.enter_async_context(image.fed(data, **options))
             except LimitExceeded as exc:
                 raise _Full from exc
             return await returned(process, data)

@@ -571,7 +571,8 @@ class Supervisor:
             spec = self._service.spec(image, each.record.spec, refs, each.dirs)
             with contextlib.ExitStack() as place:
                 self._service.admit(place, each.owner, spec.limits.memory_bytes)
-                process = Process(each.id, each.owner, image, spec, (output, output, output))
+                process = Process(each.id, each.owner, image, spec, output)
+                process.open(output, output)
                 running = self._service.launch(process, place)
             each.record = replace(each.record, started_at=process.started_at)
             each.restarts.started()

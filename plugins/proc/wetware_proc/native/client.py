@@ -60,11 +60,15 @@ class Native:
 
         Raises Unsupported "unsupported.limit", LimitExceeded.
         """
+        async with self._image(program) as image, image.spawn(program, *args, **options) as process:
+            yield process
+
+    @contextlib.asynccontextmanager
+    async def _image(self, program: str) -> AsyncIterator[Image]:
         image = (await self._ref.call("program"))["image"]
         image = Image(Executor(self._ref), image, "", PurePath(program).name)
         try:
-            async with image.spawn(program, *args, **options) as process:
-                yield process
+            yield image
         finally:
             image.close()
 
@@ -72,8 +76,8 @@ class Native:
         self, program: str, *args: str, stdin: bytes = b"", **options: Unpack[Options]
     ) -> Ran:
         """Run a program to its end; see `spawn`, and Executor.run."""
-        async with self.spawn(program, *args, **options) as process:
-            return await collected(process, stdin)
+        async with self._image(program) as image, image.fed(stdin, program, *args, **options) as it:
+            return await collected(it, stdin)
 
     async def start(
         self, program: str, *args: str, restart: str = "never", **options: Unpack[Options]

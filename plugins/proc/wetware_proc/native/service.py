@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from wetware.identity import Principal
+    from wetware_proc.process import Process
 
 PROGRAM_CHARS_MAX: Final = 512
 """Of a command, and of the names of its grants, in the record."""
@@ -78,9 +79,9 @@ class NativeServant(rpc.Servant, interface=SCHEMA.Native):
 class NativeImageServant(ImageServant, interface=SCHEMA.Image):
     """Records what is run before it begins: the sandbox is the machine's own kernel."""
 
-    async def spawn(self, spec: dict[str, Any]) -> dict[str, Any]:
+    async def _start(self, spec: dict[str, Any], stdin: rpc.ByteStream | bytes) -> Process:
         program = " ".join(spec["args"])[:PROGRAM_CHARS_MAX]
         named = ",".join(sorted(each["name"] for each in spec["grants"]))[:PROGRAM_CHARS_MAX]
         guard = rpc.current_guard()
         await self._service.ctx.admit(guard, "native.spawned", program=program, grants=named)
-        return await super().spawn(spec)
+        return await super()._start(spec, stdin)
