@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -63,6 +64,8 @@ class Writer(Generic[T]):
     ) -> None:
         self._commit, self._due_s, self._unavailable = commit, due_s, unavailable
         self._queue: queue.SimpleQueue[Write[T] | None] = queue.SimpleQueue()
+        self._calls: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._calling = threading.Lock()  # threads that find it empty at once would both not call
         self._waiting = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -131,10 +134,26 @@ class Writer(Generic[T]):
             self.call_soon(self._settle, future, result, error)
 
     def call_soon(self, callback: Callable[..., object], *args: object) -> None:
-        """Call back on the loop, if there was one and it is not closed."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(callback, *args)
+        """Call back on the loop, in their order, if there was one and it is not closed.
+
+        To wake the loop costs more than most of what it is woken for, so one call does for all that
+        come before it runs.
+        """
+        with self._calling:
+            called = bool(self._calls)  # `_call` goes on until there is none
+            self._calls.append((callback, args))
+        if called:
+            return
+        if self._loop is None or self._loop.is_closed():
+            self._calls.clear()
+            return
+        with contextlib.suppress(RuntimeError):  # it was closed right now
+            self._loop.call_soon_threadsafe(self._call)
+
+    def _call(self) -> None:
+        while self._calls:
+            callback, args = self._calls.popleft()
+            callback(*args)
 
     def _settle(self, future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
         self._waiting -= 1

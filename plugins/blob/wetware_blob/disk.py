@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from anyio.to_thread import run_sync
 
+from wetware.base import writeback
 from wetware.base.disk import remedy, write_all
 from wetware.base.threads import to_its_end
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
-from wetware_blob import writeback
 from wetware_blob.names import name_bytes, shown
 from wetware_blob.records import Kind, Reader, Writer, batches, received
 

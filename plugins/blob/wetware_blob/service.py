@@ -18,6 +18,7 @@ import anyio
 
 from wetware import rpc
 from wetware.base.bounds import Claim, Places
+from wetware.base.files import Files
 from wetware.base.tasks import Tasks
 from wetware.errors import (
     Disconnected,
@@ -40,7 +41,6 @@ from wetware_blob.replicas.keeper import Keeper, selector
 from wetware_blob.replicas.sibling import SiblingServant
 from wetware_blob.schema import SCHEMA
 from wetware_blob.store.errors import Damaged
-from wetware_blob.store.files import Files
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Store
 from wetware_blob.transfers import State, Transfer, Transfers

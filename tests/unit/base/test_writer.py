@@ -68,6 +68,41 @@ async def test_what_waits_together_is_committed_together_and_in_order() -> None:
     assert sink.writer.close()
 
 
+async def test_the_loop_is_woken_once_for_all_that_was_committed_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And each is answered in its order, after what was called back before."""
+    sink = Sink()
+    sink.go_on.clear()
+    woken, order = 0, list[str]()
+    loop = asyncio.get_running_loop()
+    call = loop.call_soon_threadsafe
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal woken
+        woken += 1
+        return call(*args, **kwargs)
+
+    async def write(what: str) -> None:
+        order.append(await sink.writer.write(what))
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(write("first"))
+        await until(lambda: sink.entered)
+        for number in range(100):
+            tasks.create_task(write(str(number)))
+        await until(lambda: sink.writer.queued == 100)
+        sink.writer.call_soon(order.append, "before")
+        sink.go_on.set()
+        loop_waits = threading.Event()
+        while len(sink.writer._calls) < 102:  # the loop runs nothing until all are answered
+            loop_waits.wait(0.01)
+    assert order == ["before", "FIRST", *map(str, range(100))]
+    assert woken == 1
+    assert sink.writer.close()
+
+
 async def test_a_commit_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_MAX", 10)
     sink = Sink()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import anyio
 
+from wetware.base.files import Files
 from wetware.base.multiaddr import Multiaddr
 from wetware.base.threads import Threads
 from wetware.errors import EXIT_FAILED, WetwareError
@@ -25,7 +26,6 @@ from wetware.testing import FakeOverlay
 from wetware_blob.exchange import fetch as fetching
 from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.format.cid import Cid
-from wetware_blob.store.files import Files
 from wetware_blob.store.store import Store
 
 BYTES_MAX = 2 << 20

@@ -8,6 +8,8 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tests.failing_disk import Disk, forget
+
 from wetware.errors import ConfigError, NotFound, WetwareError
 from wetware_blob.format.cid import Block, Cid
 from wetware_blob.store.errors import Damaged
@@ -15,7 +17,6 @@ from wetware_blob.store.index import SMALL_BYTES_MAX
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Hold, Store
 
-from .disk import Disk, forget
 from .parts import ADA, node, raw, running
 
 

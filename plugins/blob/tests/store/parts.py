@@ -9,10 +9,10 @@ from typing import Any
 
 import anyio
 
+from wetware.base.files import Files
 from wetware.base.threads import Threads
 from wetware_blob.format import dagpb
 from wetware_blob.format.cid import DAG_PB, RAW, Block, Cid
-from wetware_blob.store.files import Files
 from wetware_blob.store.store import Store
 
 MIB = 1 << 20

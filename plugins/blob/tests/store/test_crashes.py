@@ -11,13 +11,13 @@ import os
 import random
 
 import pytest
+from tests.failing_disk import SITES, Disk, File, forget
 
 from wetware_blob.store.errors import StoreFailed
 from wetware_blob.store.index import FILE
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.salvage import aside
 
-from .disk import SITES, Disk, File, forget
 from .histories import History, Lost, inline
 from .parts import ADA, node, raw, running
 
@@ -34,7 +34,7 @@ async def test_nothing_acknowledged_is_lost(part: int) -> None:
         assert not await loses(seed), f"WW_SEED={seed}"
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", [*SITES, "file", "names", "directory"])
 async def test_no_fsync_can_be_left_out(site: str) -> None:
     """Without it the same histories lose something."""
     for seed in range(SEEDS):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from wetware.base.files import Files
 from wetware_blob.format.cid import Block
 from wetware_blob.store import index
 from wetware_blob.store.errors import DiskFull
-from wetware_blob.store.files import Files
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Store
 

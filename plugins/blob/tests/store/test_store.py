@@ -15,11 +15,11 @@ import anyio
 import pytest
 
 from wetware.base.disk import RESERVED_FILE
+from wetware.base.files import Files
 from wetware.base.threads import Threads
 from wetware.errors import ConfigError, LimitExceeded, NotFound
 from wetware_blob.format.cid import RAW, Block, Cid
 from wetware_blob.store import quota
-from wetware_blob.store.files import Files
 from wetware_blob.store.index import FILE, INDEX_BYTES, SMALL_BYTES_MAX, charge
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Store

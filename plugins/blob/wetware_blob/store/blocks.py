@@ -18,8 +18,8 @@ from wetware_blob.store.errors import Damaged
 from wetware_blob.store.index import FILES_PER_DIRECTORY, Row, batches, charge, check, file_name
 
 if TYPE_CHECKING:
+    from wetware.base.files import Database, Files
     from wetware_blob.store.bits import Bits
-    from wetware_blob.store.files import Database, Files
     from wetware_blob.store.index import Index
 
 log = get_logger("blob.store")

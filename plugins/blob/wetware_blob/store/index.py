@@ -28,8 +28,8 @@ from wetware.errors import WetwareError
 from wetware_blob.store.errors import DiskFull, StoreFailed
 
 if TYPE_CHECKING:
+    from wetware.base.files import Database, Files
     from wetware_blob.store.bits import Bits
-    from wetware_blob.store.files import Database, Files
 
 log = get_logger("blob.store")
 T = TypeVar("T")
@@ -175,7 +175,7 @@ class Index:
 
     def _open(self) -> None:
         # A log that a crash left may be whole in the page cache alone.
-        rewrite(self._files, f"{FILE}-wal")
+        self._files.rewrite(f"{FILE}-wal")
         self._db = db = self._files.connect(FILE)
         try:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")  # without a file for other processes
@@ -420,19 +420,6 @@ def check(db: Database, table: str) -> None:
     ((found, *_), *_) = db.execute(f"PRAGMA integrity_check({table})").fetchall()
     if found != "ok":
         raise Malformed(f"the index is damaged: {found}")
-
-
-def rewrite(files: Files, name: str) -> None:
-    """Bring a file to the disk, if there is one, that may be whole in the page cache alone."""
-    try:
-        fd = files.open(name)
-    except FileNotFoundError:
-        return
-    try:
-        files.write(fd, files.read(name, 1 << 30))
-        files.sync(fd)
-    finally:
-        files.close(fd)
 
 
 def is_damage(error: BaseException) -> bool:

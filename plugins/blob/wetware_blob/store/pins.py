@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware_blob.format.cid import Cid
 
 if TYPE_CHECKING:
-    from wetware_blob.store.files import Database
+    from wetware.base.files import Database
 
 _CHECKSUM_BYTES: Final = 16
 

@@ -27,12 +27,11 @@ from wetware_blob.store.index import (
     create,
     file_name,
     is_damage,
-    rewrite,
 )
 from wetware_blob.store.pins import Pin, read_pin
 
 if TYPE_CHECKING:
-    from wetware_blob.store.files import Database, Files
+    from wetware.base.files import Database, Files
 
 log = get_logger("blob.store")
 
@@ -94,7 +93,7 @@ def salvage(files: Files, at: float) -> None:
 
 def _replace_first_page(files: Files) -> None:
     """By that of an empty index: where the tables are is the same in each."""
-    rewrite(files, f"{FILE}-wal")
+    files.rewrite(f"{FILE}-wal")
     page = bytearray(files.read(NEW, 4096))
     page[18:20] = b"\2\2"  # with a log
     page[28:32] = (files.size(FILE) // 4096).to_bytes(4, "big")
@@ -224,7 +223,7 @@ def _adopt_file(files: Files, new: Database, name: str, file: int, digest: bytes
                 return
     data = files.read(name, BLOCK_BYTES_MAX)
     if hashlib.sha256(data).digest() == digest:
-        rewrite(files, name)  # its put may not have come to its end
+        files.rewrite(name)  # its put may not have come to its end
         id_, _ = _found(new, digest)
         new.execute("DELETE FROM small WHERE id = ?", (id_,))
         sql = "UPDATE blocks SET size = ?, file = ?, damaged = 0 WHERE id = ?"

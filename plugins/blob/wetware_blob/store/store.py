@@ -57,9 +57,9 @@ from wetware_blob.store.salvage import NEW, aside, salvage
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from wetware.base.files import Database, Files
     from wetware.hookspecs import Clock, Finding
     from wetware_blob.format.cid import Block
-    from wetware_blob.store.files import Database, Files
     from wetware_blob.store.index import Row
 
 log = get_logger("blob.store")

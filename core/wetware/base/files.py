@@ -1,8 +1,8 @@
-"""The one layer under which all files of the store lie.
+"""The one layer under which all files of a durable store lie.
 
-Each method is about one call of the operating system and decides nothing: what is written, synced
-or removed, and in which order, is decided above. So tests put a disk of their own in its place that
-loses, tears and refuses, and find a sync that lacks above.
+Each method but `rewrite` is about one call of the operating system and decides nothing: what is
+written, synced or removed, and in which order, is decided above. So tests put a disk of their own
+in its place that loses, tears and refuses, and find a sync that lacks above.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from wetware.base import writeback
 from wetware.base.disk import Reserve
-from wetware_blob import writeback
 
 _PIECE_BYTES: Final = 256 << 10
 
@@ -66,6 +66,18 @@ class Files:
 
     def sync(self, fd: int) -> None:
         os.fdatasync(fd)
+
+    def rewrite(self, name: str) -> None:
+        """Bring a file to the disk, if there is one, that may be whole in the page cache alone."""
+        try:
+            fd = self.open(name)
+        except FileNotFoundError:
+            return
+        try:
+            self.write(fd, self.read(name, 1 << 30))
+            self.sync(fd)
+        finally:
+            self.close(fd)
 
     def close(self, fd: int) -> None:
         os.close(fd)

@@ -21,10 +21,13 @@ from typing import Any
 
 import apsw
 
+from wetware.base.files import Files
+
 SECTOR = 512
-SITES = ("file", "names", "directory", "index's name", "root", "rewritten log", "log", "database")
-"""Where there is an fsync: of a block, of the names of blocks, of the name of their directory, of
-the index and of the store; of a log before it is read; those of SQLite, of its two files."""
+SITES = ("index's name", "root", "rewritten log", "log", "database")
+"""Where a store has an fsync: of the names of its database and of itself; of a log before it is
+read; those of SQLite, of its two files. What else is synced has the sites "file", "names" of files
+in a directory, and "directory", its own name."""
 
 
 class File:
@@ -90,8 +93,8 @@ class Directory:
                 self.disk.pop(name, None)
 
 
-class Disk:
-    """Implements `store.files.Files`.
+class Disk(Files):
+    """In the place of `base.files.Files`.
 
     Attributes:
         dropped: The site whose fsync does nothing.
