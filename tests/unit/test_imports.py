@@ -266,6 +266,10 @@ HEAVY = {"trio", "libp2p", "multiaddr", "grpc", "web3", "wasmtime"}
             },
         ),
         ("from wetware.cli.main import build; build()", HEAVY | {"capnp", "wetware.rpc"}),
+        (
+            "from wetware.cli.main import build; build(['status'])",
+            HEAVY | {"capnp", "wetware.rpc", "wetware.loader", "importlib.metadata"},
+        ),
     ],
 )
 def test_what_an_import_does_not_bring_in(code: str, absent: set[str]) -> None:

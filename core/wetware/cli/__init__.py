@@ -13,13 +13,19 @@ def main() -> None:
 
         guarded_main(_run)
     except KeyboardInterrupt:  # before it could be guarded, or after
-        raise SystemExit(130) from None
+        code = 130
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    else:
+        code = 0
+    # Everything is written and closed: that the interpreter frees each module takes 30 ms more.
+    os._exit(code)
 
 
 def _run() -> None:
     from wetware.base import paths
     from wetware.cli.main import build
-    from wetware.cli.mount import named_option
+    from wetware.cli.root import named_option
     from wetware.config import ENV_OTHER
 
     if not os.access(".", os.X_OK):  # as after `runuser`; Cap'n Proto would abort the process
@@ -31,4 +37,4 @@ def _run() -> None:
         from wetware.cli.app import options
 
         options.take({"debug": True})
-    build()(prog_name="ww")
+    build(sys.argv[1:])(prog_name="ww")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ from wetware.cli.completion import (
     completion_command,
     enable,
 )
-from wetware.cli.root import LATE, Root, find
+from wetware.cli.root import LATE, Root, find, named, take_only
 
 _HELP = """A decentralized cloud on your own machines.
 
@@ -39,8 +39,12 @@ Start a node with `ww node`; in another terminal try `ww status`, then `ww sub c
 """
 
 
-def build() -> typer.Typer:
-    """The whole command line; plugins that are broken are left out (`ww plugin list` says why)."""
+def build(argv: Sequence[str] = ()) -> typer.Typer:
+    """The command line; plugins that are broken are left out (`ww plugin list` says why).
+
+    Where `argv` names one command, that one alone: declaring all of them takes as long as most take
+    to run, and those of the core know their plugins by themselves.
+    """
     from wetware.cli.cluster import evict_command, invite_command, ls_command, ping_command
     from wetware.cli.config import config_app
     from wetware.cli.context import context_app
@@ -54,7 +58,6 @@ def build() -> typer.Typer:
     )
     from wetware.cli.join import join_command, leave_command
     from wetware.cli.key import key_app
-    from wetware.cli.mount import mount_commands
     from wetware.cli.node import node_command
     from wetware.cli.plugin import plugin_app
     from wetware.cli.services import services_command
@@ -138,7 +141,12 @@ def build() -> typer.Typer:
     group("plugin", section, plugin_app, "ww plugin list")
     command("completion", section, completion_command, "ww completion bash")
     command("help", section, help_command, "ww help share", "ww help audit tail")
-    mount_commands(app)
+    name = named(argv)
+    if name == "plugin" or not take_only(app, name):  # `plugin` says how mounting went
+        from wetware.cli.mount import mount_commands
+
+        mount_commands(app, argv)
+        take_only(app, name)
     if COMPLETE_VAR in os.environ:
         enable()
     return app

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, Final
 
 import typer
 
+from wetware.cli.root import command_name, infos, named_option
 from wetware.config import load as load_config
 from wetware.errors import ConfigError, PluginError
 from wetware.hookspecs import PROJECT
@@ -24,15 +23,14 @@ mounted: Plugins | None = None
 """The plugins whose commands this process mounted, so that `ww plugin list` says how that went."""
 
 
-def mount_commands(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
+def mount_commands(app: typer.Typer, argv: Sequence[str]) -> None:
     """Mount the commands of the plugins that the configuration selects on `app`.
 
     A broken configuration raises ConfigError, unless the command line names one of the core's own
     commands: `ww config check` must run then.
     """
     global mounted
-    argv = sys.argv[1:] if argv is None else argv
-    core = {command_name(info) for info in _infos(app)}
+    core = {command_name(info) for info in infos(app)}
     try:
         named = named_option(argv, "--config")
         mounted = load(load_config(path=Path(named) if named else None), CLI)
@@ -49,7 +47,7 @@ def mount(plugins: Plugins, app: typer.Typer) -> None:
     raises half way, takes a name that is there, or declares an option that typer refuses, mounts
     nothing.
     """
-    taken = {command_name(info): PROJECT for info in _infos(app)}
+    taken = {command_name(info): PROJECT for info in infos(app)}
     own = defaultdict[Plugin, typer.Typer](typer.Typer)
 
     def judge(plugin: Plugin, _: Any) -> list[str]:
@@ -64,36 +62,11 @@ def mount(plugins: Plugins, app: typer.Typer) -> None:
         app.registered_groups += own[plugin].registered_groups
 
 
-def named_option(argv: Sequence[str], option: str) -> str | None:
-    """The value of an option that is needed before the command line is parsed."""
-    for arg, following in itertools.zip_longest(argv, argv[1:]):
-        if arg == option and following:
-            return following
-        if arg.startswith(f"{option}="):
-            return arg.partition("=")[2]
-    return None
-
-
-def _infos(app: typer.Typer) -> list[Any]:
-    return [*app.registered_commands, *app.registered_groups]
-
-
-def command_name(info: Any) -> str:
-    """The name that typer gives a command or group."""
-    if isinstance(info.name, str):
-        return info.name
-    inner = getattr(getattr(info, "typer_instance", None), "info", None)
-    if isinstance(name := getattr(inner, "name", None), str):
-        return name
-    callback = getattr(info, "callback", None)
-    return str(getattr(callback, "__name__", "")).lower().replace("_", "-")
-
-
 def _judge(own: typer.Typer, *, build: bool) -> list[str]:
     """The names of a plugin's commands; raises PluginError."""
     if own.registered_callback is not None:
         raise PluginError("sets a callback on the app; it may add commands and sub-apps only")
-    names = [command_name(info) for info in _infos(own)]
+    names = [command_name(info) for info in infos(own)]
     if len(names) > COMMANDS_PER_PLUGIN_MAX:
         raise PluginError(f"adds more than {COMMANDS_PER_PLUGIN_MAX} commands")
     for name in names:

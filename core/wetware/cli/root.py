@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from typer._click.core import ParameterSource
@@ -17,6 +18,7 @@ from wetware.cli.app import here_only, options, usage, wants_json
 from wetware.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    import typer
     from typer._click.core import Command, Context, Parameter
     from typer._click.formatting import HelpFormatter
 
@@ -26,6 +28,8 @@ HERE: Final = frozenset({"node", "join", "leave", "id", "key", "config", "plugin
 """Commands about this machine alone: they log in nowhere, whatever node is named."""
 OTHER: Final = "More"
 """The section of commands that name none."""
+_OF_OTHERS: Final = frozenset({"help", "use"})
+"""Commands that describe or run any other."""
 
 
 class Root(TyperGroup):
@@ -157,6 +161,54 @@ def _late(option: Parameter) -> Parameter:
     made.name = f"global {name}"  # an argument may have the plain one: `ww ping NODE`
     made.hidden, made.expose_value, made.callback = True, False, store
     return made  # type: ignore[no-any-return]
+
+
+def named(argv: Iterable[str]) -> str | None:
+    """The command that a command line names; None if there is none, or all may be asked for."""
+    words = iter(argv)
+    for word in words:
+        if word in ("--help", "-h"):
+            return None
+        if not word.startswith("-"):
+            return None if word in _OF_OTHERS else word
+        if word.startswith("--") and word[2:].replace("-", "_") in LATE - {"debug"}:
+            next(words, None)  # its value
+    return None
+
+
+def take_only(app: typer.Typer, name: str | None) -> bool:
+    """Drop every command but the one of that name; False, and all stay, if there is none."""
+    if name not in {command_name(info) for info in infos(app)}:
+        return False
+    app.registered_commands = [i for i in app.registered_commands if command_name(i) == name]
+    app.registered_groups = [i for i in app.registered_groups if command_name(i) == name]
+    return True
+
+
+def named_option(argv: Sequence[str], option: str) -> str | None:
+    """The value of an option that is needed before the command line is parsed."""
+    for arg, following in itertools.zip_longest(argv, argv[1:]):
+        if arg == option and following:
+            return following
+        if arg.startswith(f"{option}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def infos(app: typer.Typer) -> list[Any]:
+    """What typer knows of the commands and groups of an app."""
+    return [*app.registered_commands, *app.registered_groups]
+
+
+def command_name(info: Any) -> str:
+    """The name that typer gives a command or group."""
+    if isinstance(info.name, str):
+        return info.name
+    inner = getattr(getattr(info, "typer_instance", None), "info", None)
+    if isinstance(name := getattr(inner, "name", None), str):
+        return name
+    callback = getattr(info, "callback", None)
+    return str(getattr(callback, "__name__", "")).lower().replace("_", "-")
 
 
 def find(root: Command, ctx: Context, words: Iterable[str]) -> tuple[Command, Context]:

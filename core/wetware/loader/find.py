@@ -115,15 +115,16 @@ def _offers(dist: metadata.Distribution) -> list[Offer]:
     points = [point for point in dist.entry_points if _VERSIONED.match(point.group)]
     if not points:
         return []  # most have none, and their metadata takes longer to read
-    extras = tuple(dist.metadata.get_all("Provides-Extra") or ())
+    about = dist.metadata  # parsed anew at each access, as its name and version are
+    extras = tuple(about.get_all("Provides-Extra") or ())
     requires = tuple(dist.requires or ())
     return [
         Offer(
             point.group,
             point.name,
             point.value.partition("[")[0].strip(),
-            dist.name,
-            dist.version,
+            about["Name"],
+            about["Version"],
             extras,
             requires,
         )

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from wetware.cli.app import options
 from wetware.cli.main import build
-from wetware.cli.root import LATE, OTHER, find, sections
+from wetware.cli.root import LATE, OTHER, find, named, sections
 from wetware.client.contexts import FILE
 from wetware.identity import Key
 from wetware.testing import Home
@@ -51,6 +51,33 @@ def test_every_command_of_ours_has_a_section_and_examples(root: Any) -> None:
     assert OTHER not in titles.values()
     for name, command in root.commands.items():
         assert f"ww {name}" in (command.epilog or ""), name
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("ls", "ls"),
+        ("--node ls status --wide ls", "status"),
+        ("--data-dir ls --debug --context=x id", "id"),
+        ("use ww1… ls", None),
+        ("help ls", None),
+        ("--help ls", None),
+        ("--node ls", None),
+        ("", None),
+    ],
+)
+def test_the_command_that_a_line_names(line: str, name: str | None) -> None:
+    assert named(line.split()) == name
+
+
+def test_a_command_is_the_same_where_no_other_is_declared(root: Any) -> None:
+    for name, command in root.commands.items():
+        alone = typer.main.get_command(build([name])).commands
+        everything = {"help", "use"}
+        assert set(alone) == set(root.commands) if name in everything else set(alone) == {name}
+        for (words, one), (_, other) in zip(_every(alone[name]), _every(command), strict=True):
+            ctx = one.make_context(name, [], resilient_parsing=True)
+            assert one.get_help(ctx) == other.get_help(ctx), (name, *words)
 
 
 def test_the_examples_are_command_lines_that_are_taken(root: Any) -> None:

@@ -15,6 +15,7 @@ from tests.unit.loader.world import CHECK, NODE, SHORT, World, boom, context, se
 
 from wetware import loader
 from wetware.cli import mount
+from wetware.cli.root import command_name
 from wetware.errors import EXIT_CONFIG, ConfigError, PluginError
 from wetware.hookspecs import setting
 from wetware.loader import State
@@ -46,7 +47,7 @@ def test_a_broken_plugin_is_reported_and_harms_nobody(name: str, site: Path, wor
     assert list(services) == ["pubsub"]
     for good in ("pubsub", "zz_good", "auth_local"):
         assert status(loaded, good, "" if good != "pubsub" else "wetware").state == "loaded"
-    assert [mount.command_name(c) for c in app.registered_commands] == ["node", "greet"]
+    assert [command_name(c) for c in app.registered_commands] == ["node", "greet"]
     assert loaded.auth(context).name == "local"
 
 

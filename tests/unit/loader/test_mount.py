@@ -9,6 +9,7 @@ import typer
 from tests.unit.loader.world import World, status
 
 from wetware.cli import mount
+from wetware.cli.root import command_name
 from wetware.errors import ConfigError
 
 
@@ -40,7 +41,7 @@ def test_sub_apps_and_callbacks(world: World) -> None:
     app = typer.Typer()
     loaded = world.load()
     mount.mount(loaded, app)
-    assert [mount.command_name(g) for g in app.registered_groups] == ["user"]
+    assert [command_name(g) for g in app.registered_groups] == ["user"]
     assert "'user' has the name of one of 'a'" in status(loaded, "b").reason
     assert "sets a callback" in status(loaded, "c").reason
 
