@@ -14,6 +14,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import signal
 import socket
 import subprocess
@@ -26,8 +27,8 @@ from typing import Any, Final
 MODULE: Final = [sys.executable, "-m", "wetware"]
 """The command whose processes are forked; all others are started as ever."""
 _REQUEST_BYTES_MAX: Final = 128 << 10
-_GROUPS: Final = ("wetware.v1", "wetware.client.v1", "wetware.signer.v1")
-_MODULES: Final = ("wetware.client", "wetware.node.compose")
+_ALONE: Final = ("libp2p", "_dht", "testing", "wetware.cli", "__main__", "python.runner")
+"""Parts of the names of modules that few processes import, or none in this way."""
 _CLI: Final = "wetware.cli"
 """What is run, as by `python -m`: nothing here builds on it."""
 _PLAIN: Final = ("HOME", "PATH", "XDG_CACHE_HOME")
@@ -126,13 +127,11 @@ class Forked(subprocess.Popen[Any]):
 
 def _serve(ours: socket.socket) -> list[str]:
     """Fork at each request; returns in the child, with the arguments of its `ww`."""
-    for name in _MODULES:
-        importlib.import_module(name)
     importlib.import_module(f"{_CLI}.main").build()  # which imports every command
-    for group in _GROUPS:
-        for point in entry_points(group=group):
-            with contextlib.suppress(Exception):  # whoever uses it is told
-                point.load()
+    _import_all("wetware")
+    for point in entry_points(group="wetware.v1"):
+        _import_all(point.module.partition(".")[0])
+    importlib.import_module("anyio._backends._asyncio")  # which it imports when a loop begins
     assert threading.active_count() == 1, "a fork would lose a thread"
     gc.collect()
     gc.freeze()
@@ -156,6 +155,14 @@ def _serve(ours: socket.socket) -> list[str]:
             os.close(fd)
         ours.close()
         return _become(json.loads(data), fds)
+
+
+def _import_all(package: str) -> None:
+    """A package and all below it."""
+    if not any(part in package for part in _ALONE):
+        with contextlib.suppress(Exception):  # whoever uses it is told
+            for found in pkgutil.iter_modules(importlib.import_module(package).__path__):
+                _import_all(f"{package}.{found.name}")
 
 
 def _channel() -> socket.socket:
