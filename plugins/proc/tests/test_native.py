@@ -26,7 +26,7 @@ import pytest
 from wetware import rpc
 from wetware.errors import Disconnected, InvalidArgument, Revoked, Unsupported, WetwareError
 from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Image, Limits, Pipe, Spec
-from wetware_proc.native import sandbox
+from wetware_proc.native import sandbox, starter
 from wetware_proc.native.driver import NativeDriver, NativeImage
 from wetware_proc.native.sandbox import Sandbox
 
@@ -333,6 +333,36 @@ async def test_it_has_no_descriptor_but_its_streams_and_the_way_out(run: Run) ->
     assert f" {ran.out.splitlines()[-1]} -> socket:" in ran.out
 
 
+async def test_its_environment_is_not_in_a_command_line() -> None:
+    secret, up = secrets.token_hex(16), asyncio.Event()
+    program = shell('echo "$SECRET"; sleep 1000')
+    running = asyncio.ensure_future(
+        here(*program, env={"SECRET": secret}, stdout=lambda data: up.set())
+    )
+    await asyncio.wait_for(up.wait(), 60)
+    assert marked(program[-1])
+    assert not marked(secret)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a node of a user gives it no other user")
+async def test_at_a_node_of_root_it_is_a_user_that_nobody_else_is() -> None:
+    up = asyncio.Event()
+    program = shell(f"echo up; sleep 1000 # {secrets.token_hex(16)}")
+    running = asyncio.ensure_future(here(*program, stdout=lambda data: up.set()))
+    await asyncio.wait_for(up.wait(), 60)
+    found = set()
+    for pid in marked(program[-1]):
+        lines = status(pid)
+        assert lines["Groups"].strip() == ""
+        found |= {*lines["Uid"].split(), *lines["Gid"].split()}
+    (uid,) = found
+    assert int(uid) in sandbox.UIDS
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_it_sees_no_other_process_and_can_signal_none(run: Run) -> None:
     bystander = await asyncio.create_subprocess_exec("sleep", "1000")
     look = f"kill -9 {bystander.pid} && echo killed; ls /proc | grep '^[0-9]'; kill -9 -1"
@@ -379,6 +409,76 @@ async def test_it_makes_no_user_namespace_by_clone_either(run: Run) -> None:
         "print(pid, ctypes.get_errno() in (1, 28))\n",
     )  # fmt: skip
     assert ran.out == "-1 True\n"
+
+
+REACH = """
+import ctypes, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def tried(name, call):
+    try:
+        call()
+        print(name, "reached")
+    except OSError as exc:
+        print(name, exc.strerror)
+def trace():
+    if libc.ptrace(0x4206, int(sys.argv[1]), 0, 0):  # PTRACE_SEIZE
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+tried("signal", lambda: os.kill(int(sys.argv[1]), 0))
+tried("trace", trace)
+tried("socket", lambda: socket.socket(socket.AF_UNIX).connect(chr(0) + sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def abstract() -> Iterator[str]:
+    """The name of an abstract socket of this process that listens."""
+    name = f"wetware-test-{secrets.token_hex(8)}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{name}")
+        listener.listen()
+        yield name
+
+
+@pytest.fixture
+def bystander() -> Iterator[str]:
+    """The PID of a process that is no parent of what the test starts."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield str(process.pid)
+        process.kill()
+
+
+landlock = pytest.mark.skipif(
+    not starter.landlocked(), reason="Landlock of this kernel has no scopes"
+)
+
+
+@landlock
+def test_landlock_stands_where_there_is_no_namespace(bystander: str, abstract: str) -> None:
+    """Whoever is root, or the same user, reaches all of these without it."""
+    command = [sys.executable, "-c", REACH, bystander, abstract]
+    plain = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with starter.start(command, None, {}, stdout=subprocess.PIPE) as behind:
+        told = behind.communicate()[0].decode()
+    assert plain.splitlines() == ["signal reached", "trace reached", "socket reached"]
+    assert told.splitlines() == [
+        f"{each} Operation not permitted" for each in ("signal", "trace", "socket")
+    ]
+
+
+@landlock
+async def test_a_program_is_behind_landlock(
+    monkeypatch: pytest.MonkeyPatch, bystander: str, abstract: str
+) -> None:
+    """Seen by what only Landlock refuses, in the network of the machine."""
+    world = sandbox._world
+
+    def shared(*args: Any) -> Iterator[tuple[str, ...]]:
+        yield from world(*args)
+        yield ("--share-net",)
+
+    monkeypatch.setattr(sandbox, "_world", shared)
+    ran = await here("python3", "-c", REACH, bystander, abstract)
+    assert ran.out.splitlines()[-1] == "socket Operation not permitted"
 
 
 # --- what it is given -----------------------------------------------------------------------------
@@ -586,6 +686,11 @@ def marked(mark: str) -> list[str]:
     return found
 
 
+def status(pid: str) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines)
+
+
 TREE = "trap '' TERM HUP INT; (setsid sh -c 'sleep 1000 & exec sleep 1000' &) ; sleep 1000 & "
 
 
@@ -653,7 +758,7 @@ async def test_a_kill_at_any_moment_leaves_nothing(kill: Any, after: int) -> Non
     await here("true")  # what is made once
     before = sorted(os.listdir("/proc/self/fd"))
     mark = secrets.token_hex(16)
-    running = asyncio.ensure_future(here(*shell(TREE + "wait"), env={"MARK": mark}))
+    running = asyncio.ensure_future(here(*shell(TREE + "wait"), mark))
     for _ in range(after):
         await asyncio.sleep(0.001)
     await kill(running)

@@ -7,6 +7,8 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Final
 
+from anyio import wait_readable, wait_writable
+
 from wetware import rpc
 from wetware.base.bounds import TokenBucket
 from wetware.base.finding import error, ok, warning
@@ -15,8 +17,9 @@ from wetware.errors import InvalidArgument, Unsupported, WetwareError
 from wetware_proc.driver import CodeRefused, Exit, Image, Limits, Output, Pipe, Spec
 from wetware_proc.native import seccomp
 from wetware_proc.native.ports import Ports
-from wetware_proc.native.sandbox import Sandbox, bwrap, readable, writable
+from wetware_proc.native.sandbox import Sandbox, bwrap
 from wetware_proc.native.session import GrantedServant
+from wetware_proc.native.starter import landlocked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,9 +79,16 @@ class NativeDriver:
                 error(_CHECK, f"`true` {end.kind} {end.code} in a sandbox", "see the log")
             ]
             return
-        limited = "time, processes, files, /tmp" + (", system calls" if seccomp.program() else "")
+        also = [
+            *(["a filter of system calls"] if seccomp.program() else []),
+            *(["Landlock"] if landlocked() else []),
+        ]
         self._found = [
-            ok(_CHECK, f"bubblewrap works ({bwrap()}); limited: {limited}"),
+            ok(
+                _CHECK,
+                f"bubblewrap works ({', '.join([bwrap(), *also])}); limited: time, processes, "
+                "files, /tmp",
+            ),
             warning(
                 _CHECK,
                 "the memory and the processor time of a native program cannot be limited on this "
@@ -181,7 +191,7 @@ async def _feed(pipe: Pipe, stdin: FileIO) -> None:
                 view = memoryview(data)
                 while view:
                     if (count := stdin.write(view)) is None:
-                        await writable(stdin.fileno())
+                        await wait_writable(stdin)
                     else:
                         view = view[count:]
         except BrokenPipeError:
@@ -197,7 +207,7 @@ async def _take(out: FileIO, output: Output, rate: TokenBucket) -> None:
     """What it writes; where the output fails nobody reads that any more."""
     with out, contextlib.suppress(OSError):
         while True:
-            await readable(out.fileno())
+            await wait_readable(out)
             if not (data := out.read(_READ_BYTES)):
                 return
             rate.spend(len(data))

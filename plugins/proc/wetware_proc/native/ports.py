@@ -15,10 +15,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from anyio import wait_readable
+
 from wetware import rpc
 from wetware.base.tasks import Tasks
 from wetware.errors import LimitExceeded, WetwareError
-from wetware_proc.native.sandbox import readable
 from wetware_proc.sockets import carried
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Ports:
         return ours
 
     async def _answer(self, maker: socket.socket) -> list[int]:
-        await readable(maker.fileno())
+        await wait_readable(maker)
         data, fds, _, _ = socket.recv_fds(maker, 1, 1)
         if not data:
             raise EOFError

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import functools
 import json
 import os
 import resource
 import shutil
 import signal
-import stat
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from anyio import wait_readable
+
 from wetware.errors import LimitExceeded
 from wetware_proc.driver import DriverUnavailable
-from wetware_proc.native import seccomp
+from wetware_proc.native import seccomp, starter
 
 if TYPE_CHECKING:
     import socket
@@ -36,6 +35,8 @@ TASKS_MAX: Final = 512
 """Processes and threads of one program."""
 FILES_MAX: Final = 1024
 """Descriptors of one process of it."""
+RLIMITS: Final = {"nproc": TASKS_MAX, "nofile": FILES_MAX, "core": 0, "memlock": 64 << 10}
+"""Of each of its processes; `nproc` is of its user, in a user namespace."""
 SHM_BYTES: Final = 64 << 20
 """Of its /dev/shm."""
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
@@ -45,12 +46,6 @@ _SAID_BYTES_MAX: Final = 4096
 """Of what bubblewrap tells about itself."""
 
 _uids: set[int] = set()  # of the programs that run
-
-
-_STAGE: Final = "/tmp"  # noqa: S108  # of a mount namespace in which nobody else is
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_NEWNS, _BIND, _REC, _PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000  # sched.h, mount.h
 
 
 @functools.cache
@@ -69,52 +64,8 @@ def bwrap() -> str:
     )
 
 
-def bind(pid: int = 0) -> None:
-    """Set the limits of a process, 0: this one, and so of what it starts from then on."""
-    for limit, value in (
-        (resource.RLIMIT_NPROC, TASKS_MAX),  # of a user in a user namespace, never of root
-        (resource.RLIMIT_NOFILE, FILES_MAX),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MEMLOCK, 64 << 10),
-    ):
-        resource.prlimit(pid, limit, (value, value))
-
-
-def _become(uid: int, dirs: Sequence[str]) -> None:
-    """In the child of a node that is root: be a user that nobody else is.
-
-    That user may not walk to `dirs`: they are mounted in `_STAGE`, as "0", "1" and so on, where no
-    other process sees them.
-    """
-    if dirs:
-        _checked(_libc.unshare(_NEWNS))
-        _checked(_libc.mount(None, b"/", None, _REC | _PRIVATE, None))
-        sources = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in dirs]
-        _checked(_libc.mount(b"tmpfs", _STAGE.encode(), b"tmpfs", 0, b"mode=755,size=1m"))
-        for i, source in enumerate(sources):
-            place = f"{_STAGE}/{i}"
-            if stat.S_ISDIR(os.fstat(source).st_mode):
-                os.mkdir(place)
-            else:
-                os.close(os.open(place, os.O_CREAT | os.O_WRONLY))
-            path = f"/proc/self/fd/{source}".encode()
-            _checked(_libc.mount(path, place.encode(), None, _BIND | _REC, None))
-    bind()
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-
-
-def _checked(result: int) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
 class Sandbox:
     """A program that was started, and waits for `go`.
-
-    Make it in the thread of the loop: it ends with the thread that made it.
 
     Args:
         command: The program, as it is found inside, and its arguments.
@@ -148,37 +99,26 @@ class Sandbox:
                 self.stdin, stdin = self._pipe(theirs, to_it=True)
                 self.stdout, stdout = self._pipe(theirs)
                 self.stderr, stderr = self._pipe(theirs)
-                passed = [status, block, way_out.fileno()]
-                staged: list[str] | None = None if self.uid is None else []
-                options = ["--json-status-fd", str(status), "--block-fd", str(block)]
-                if (filter_ := seccomp.program()) is not None:
-                    passed.append(os.memfd_create("seccomp", os.MFD_CLOEXEC))
-                    theirs.callback(os.close, passed[-1])
-                    os.pwrite(passed[-1], filter_, 0)
-                    options += ["--seccomp", str(passed[-1])]
-                for option in _world(dirs, tmp_bytes, staged):
-                    options += option
+                start, staged = ([bwrap()], None) if self.uid is None else _as_user()
                 env = {"PATH": PATH, "HOME": "/tmp", "LANG": "C.UTF-8", **env}  # noqa: S108  # its own
                 env["WW_FD"] = str(way_out.fileno())
-                for name, value in env.items():
-                    options += ["--setenv", name, value]
-                path = bwrap()
-                own_env: dict[str, str] = {}
-                become: Callable[[], None] | None = None
-                if staged is not None and self.uid is not None:
-                    become = functools.partial(_become, self.uid, staged)
-                    if not _is_public(Path(path)):
-                        path, own_env = _by_descriptor(passed, theirs)
+                world = [text for each in _world(env, dirs, tmp_bytes, staged) for text in each]
+                fds = {"--json-status-fd": status, "--block-fd": block}
+                # Everybody can read a command line: its environment is not there.
+                fds["--args"] = _file(os.fsencode("".join(f"{text}\0" for text in world)), theirs)
+                if (filter_ := seccomp.program()) is not None:
+                    fds["--seccomp"] = _file(filter_, theirs)
+                options = [text for option, fd in fds.items() for text in (option, str(fd))]
                 try:
-                    self._bwrap = subprocess.Popen(  # noqa: S603  # that is what it is for
-                        [path, *options, "--", *command], env=own_env,
-                        stdin=stdin, stdout=stdout, stderr=stderr,
-                        pass_fds=passed, cwd="/", preexec_fn=become, start_new_session=True,
+                    self._bwrap = starter.start(
+                        [*start, *options, "--", *command], self.uid, staged or {},
+                        stdin=stdin, stdout=stdout, stderr=stderr, cwd="/", env={},
+                        pass_fds=[*fds.values(), way_out.fileno()], start_new_session=True,
                     )  # fmt: skip
-                except subprocess.SubprocessError as exc:
+                except OSError as exc:
                     raise DriverUnavailable(
-                        "the node is root, and may not give a program directories as another user",
-                        hint="it has to have CAP_SYS_ADMIN; or run the node as a user",
+                        f"the node may not start a program as it has to be: {exc.strerror}",
+                        hint="one that is root has to have CAP_SYS_ADMIN; or run it as a user",
                     ) from exc
                 self._monitor = os.pidfd_open(self._bwrap.pid)
                 self._held.callback(os.close, self._monitor)
@@ -211,7 +151,7 @@ class Sandbox:
         """
         while b"\n" not in self._told:
             if not await self._hear():
-                await readable(self._monitor)
+                await wait_readable(self._monitor)
                 said = self.stderr.read(_SAID_BYTES_MAX) or b""
                 raise DriverUnavailable(
                     "bubblewrap cannot make a sandbox here: "
@@ -223,11 +163,13 @@ class Sandbox:
         self.pid = int(json.loads(self._told.partition(b"\n")[0])["child-pid"])
         self._first = os.pidfd_open(self.pid)
         self._held.callback(os.close, self._first)
-        if self.uid is None:
-            bind(self.pid)
+        if self.uid is None:  # where it is not, root might not be allowed to
+            for name, value in RLIMITS.items():
+                kind = getattr(resource, f"RLIMIT_{name.upper()}")
+                resource.prlimit(self.pid, kind, (value, value))
 
     async def _hear(self) -> bool:
-        await readable(self._status.fileno())
+        await wait_readable(self._status)
         data = self._status.read(_SAID_BYTES_MAX) or b""
         self._told += data
         return bool(data) and len(self._told) < _SAID_BYTES_MAX
@@ -238,7 +180,7 @@ class Sandbox:
 
     async def over(self) -> None:
         """Return when the program has ended; what it started may go on."""
-        await readable(self._monitor)
+        await wait_readable(self._monitor)
 
     async def signal(self, number: int) -> None:
         """Send a signal to the program itself, after `go`; nothing where it has ended."""
@@ -269,10 +211,10 @@ class Sandbox:
         Returns the code that the program exited with, as shells have it; None where it was never
         begun.
         """
-        await readable(self._monitor)
+        await wait_readable(self._monitor)
         self._bwrap.wait()
         if self._first >= 0:
-            await readable(self._first)  # the kernel ends the first process after all others
+            await wait_readable(self._first)  # the kernel ends the first process after all others
             _reap(self._first)
         while await self._hear():
             pass
@@ -297,39 +239,44 @@ def _reap(pidfd: int) -> None:
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
 
 
-def _is_public(path: Path) -> bool:
-    """Whether every user can run it."""
-    return all(each.stat().st_mode & 0o001 for each in (path, *path.parents))
+def _file(data: bytes, theirs: contextlib.ExitStack) -> int:
+    """A descriptor of a file with it."""
+    fd = os.memfd_create("bubblewrap", os.MFD_CLOEXEC)
+    theirs.callback(os.close, fd)
+    os.pwrite(fd, data, 0)
+    return fd
 
 
-def _by_descriptor(passed: list[int], theirs: contextlib.ExitStack) -> tuple[str, dict[str, str]]:
-    """How a user runs bubblewrap who may not walk to it, e.g. because it is below /root.
-
-    The program inherits what is passed for that, which is root's, and read-only for anybody else.
-    """
+def _as_user() -> tuple[list[str], dict[str, Path]]:
+    """How another user runs bubblewrap, with its limits, and what has to be mounted for that."""
     path = Path(bwrap())
-    files = [path, *path.parents[1].with_suffix(".libs").glob("*.so*")]
-    for file in files:
-        passed.append(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
-        theirs.callback(os.close, passed[-1])
-    program, *libraries = (f"/proc/self/fd/{fd}" for fd in passed[-len(files) :])
-    return program, {"LD_PRELOAD": ":".join(libraries)} if libraries else {}
+    package = path.parents[1]
+    found = [each for each in (package, package.with_suffix(".libs")) if each.exists()]
+    limits = [f"--{name}={value}" for name, value in RLIMITS.items()]
+    program = starter.STAGE / path.relative_to(package.parent)
+    return ["prlimit", *limits, str(program)], {each.name: each for each in found}
 
 
 def _world(
-    dirs: Mapping[str, tuple[Path, bool]], tmp_bytes: int, staged: list[str] | None
+    env: Mapping[str, str],
+    dirs: Mapping[str, tuple[Path, bool]],
+    tmp_bytes: int,
+    staged: dict[str, Path] | None,
 ) -> Iterator[tuple[str, ...]]:
-    """What bubblewrap is told to make; `staged` gets what `_become` has to mount."""
+    """What bubblewrap is told to make; `staged` gets what has to be mounted for that."""
 
     def mounted(source: Path, path: str, kind: str = "--ro-bind") -> tuple[str, ...]:
         if staged is None or source.parent == Path("/"):
             return (kind, str(source), path)
-        staged.append(str(source))
-        return (kind, f"{_STAGE}/{len(staged) - 1}", path)
+        name = str(len(staged))
+        staged[name] = source
+        return (kind, f"{starter.STAGE}/{name}", path)
 
     yield ("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent")
     yield ("--new-session", "--clearenv", "--cap-drop", "ALL", "--hostname", "wetware")
     yield ("--uid", _NOBODY, "--gid", _NOBODY)
+    for name, value in env.items():
+        yield ("--setenv", name, value)
     if "/" in dirs:
         top, names = dirs["/"][0], sorted(os.listdir(dirs["/"][0]))
         names = [name for name in names if name not in ("proc", "dev", "tmp")]
@@ -350,23 +297,3 @@ def _world(
     if tmp_bytes:
         yield ("--size", str(tmp_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp")  # noqa: S108
     yield ("--remount-ro", "/dev", "--remount-ro", "/")
-
-
-async def readable(fd: int) -> None:
-    """Return when a descriptor can be read, or has ended."""
-    await _once(fd, "reader")
-
-
-async def writable(fd: int) -> None:
-    """Return when a descriptor can be written, or nobody reads it any more."""
-    await _once(fd, "writer")
-
-
-async def _once(fd: int, side: str) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    getattr(loop, f"add_{side}")(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        getattr(loop, f"remove_{side}")(fd)
