@@ -6,6 +6,7 @@ Where the tests run as root everything is tried twice: by a node that is root, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -361,6 +362,28 @@ async def test_at_a_node_of_root_it_is_a_user_that_nobody_else_is() -> None:
     assert int(uid) in sandbox.UIDS
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a node of a user gives it no other user")
+def test_nodes_of_one_machine_give_no_user_twice() -> None:
+    source = (
+        "import contextlib, sys\n"
+        "from wetware_proc.native.sandbox import own_uid\n"
+        "with contextlib.ExitStack() as held:\n"
+        "    print(own_uid(held), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", source]
+    with (
+        contextlib.ExitStack() as held,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
+    ):
+        assert other.stdout is not None
+        theirs = int(other.stdout.readline())
+        mine = {sandbox.own_uid(held) for _ in range(3)}
+        assert len(mine) == 3
+        assert theirs not in mine
+        other.communicate()
 
 
 async def test_it_sees_no_other_process_and_can_signal_none(run: Run) -> None:

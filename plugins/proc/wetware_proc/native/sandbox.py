@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -64,6 +65,29 @@ def bwrap() -> str:
     )
 
 
+def own_uid(held: contextlib.ExitStack) -> int:
+    """A user that no other program is, of another node of this machine either, while it is `held`.
+
+    Raises LimitExceeded.
+    """
+    locks = _locks()
+    for uid in UIDS:
+        if uid not in _uids:  # the kernel's locks are of a whole process
+            with contextlib.suppress(BlockingIOError, PermissionError):  # another node's
+                fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, uid)
+                held.callback(fcntl.lockf, locks, fcntl.LOCK_UN, 1, uid)
+                _uids.add(uid)
+                held.callback(_uids.discard, uid)
+                return uid
+    raise LimitExceeded(f"{len(UIDS)} native programs run on this machine (UIDS)")
+
+
+@functools.cache
+def _locks() -> int:
+    """A file with a byte for each user."""
+    return os.open("/run/wetware.users", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
 class Sandbox:
     """A program that was started, and waits for `go`.
 
@@ -93,7 +117,7 @@ class Sandbox:
         self._held, self._told = contextlib.ExitStack(), bytearray()
         with contextlib.ExitStack() as theirs:
             try:
-                self.uid = self._own_uid()
+                self.uid = own_uid(self._held) if os.geteuid() == 0 else None
                 self._status, status = self._pipe(theirs)
                 self._block, block = self._pipe(theirs, to_it=True)
                 self.stdin, stdin = self._pipe(theirs, to_it=True)
@@ -109,32 +133,21 @@ class Sandbox:
                 if (filter_ := seccomp.program()) is not None:
                     fds["--seccomp"] = _file(filter_, theirs)
                 options = [text for option, fd in fds.items() for text in (option, str(fd))]
-                try:
-                    self._bwrap = starter.start(
-                        [*start, *options, "--", *command], self.uid, staged or {},
-                        stdin=stdin, stdout=stdout, stderr=stderr, cwd="/", env={},
-                        pass_fds=[*fds.values(), way_out.fileno()], start_new_session=True,
-                    )  # fmt: skip
-                except OSError as exc:
-                    raise DriverUnavailable(
-                        f"the node may not start a program as it has to be: {exc.strerror}",
-                        hint="one that is root has to have CAP_SYS_ADMIN; or run it as a user",
-                    ) from exc
+                self._bwrap = starter.start(
+                    [*start, *options, "--", *command], self.uid, staged or {},
+                    stdin=stdin, stdout=stdout, stderr=stderr, cwd="/", env={},
+                    pass_fds=[*fds.values(), way_out.fileno()], start_new_session=True,
+                )  # fmt: skip
                 self._monitor = os.pidfd_open(self._bwrap.pid)
                 self._held.callback(os.close, self._monitor)
-            except BaseException:
+            except BaseException as exc:
                 self._held.close()
+                if isinstance(exc, OSError):
+                    raise DriverUnavailable(
+                        f"the node may not start a program as it has to be: {exc}",
+                        hint="one that is root has to have CAP_SYS_ADMIN; or run it as a user",
+                    ) from exc
                 raise
-
-    def _own_uid(self) -> int | None:
-        if os.geteuid() != 0:
-            return None
-        uid = next((each for each in UIDS if each not in _uids), None)
-        if uid is None:
-            raise LimitExceeded(f"{len(UIDS)} native programs run at this node (UIDS)")
-        _uids.add(uid)
-        self._held.callback(_uids.discard, uid)
-        return uid
 
     def _pipe(self, theirs: contextlib.ExitStack, *, to_it: bool = False) -> tuple[FileIO, int]:
         """Our end of a pipe, and its."""
