@@ -17,6 +17,7 @@ from wetware import rpc
 from wetware.errors import Denied, InvalidArgument, LimitExceeded, NotFound, Revoked, WetwareError
 from wetware.testing import Home, NodeProcess
 from wetware_blob.format import car, dagpb, unixfs
+from wetware_blob.format.build import V1_2025, Entry, directory, leaf
 from wetware_blob.format.cid import DAG_PB, RAW, Block, Cid
 from wetware_blob.format.unixfs import Type, UnixFs
 from wetware_blob.service import READ_PER_OWNER_MAX
@@ -148,27 +149,27 @@ async def test_a_stream_that_stalls_reserves_nothing_once_it_is_released(
 @pytest.mark.parametrize(
     "data",
     [
-        b"D\0\0F\0\1a\0\0\0\5abc",
-        b"D\0\0F\0\1a\0\0",
-        b"D\0\0",
-        b"D\0\0F\0",
-        b"D\0\0F\0\2..\0\0\0\0E\0\0",
-        b"D\0\0F\0\4/etc\0\0\0\0E\0\0",
-        b"D\0\0F\x10\0" + b"n" * 4096 + bytes(4) + b"E\0\0",
-        b"D\0\0" + b"D\0\1d" * 10_000 + b"E\0\0" * 10_001,
+        b"",
+        car.header(None),
+        car.header(None)[:-1],
+        car.header(None) + car.section(Block(Cid.of(RAW, b"x"), b"x"))[:-1],
+        car.header(None) + car.section(Block(Cid.of(RAW, b"x"), b"y")),
+        car.header(Cid.of(RAW, b"x")),
+        car.header(None) + b"\xff" * 10,
     ],
-    ids=["in bytes", "in a length", "in a tree", "in a head", "up", "absolute", "long", "deep"],
+    ids=["nothing", "no block", "in a head", "in a block", "another hash", "no root", "a length"],
 )
-async def test_a_tree_that_is_cut_or_leads_elsewhere_is_refused(
+async def test_a_car_that_is_cut_or_lies_is_refused(
     node: NodeProcess, session: wetware.Session, data: bytes
 ) -> None:
     async with unharmed(node, session):
-        stream, transfer = await begun(session, "tree")
+        stream, transfer = await begun(session, "car")
         with contextlib.suppress(WetwareError):
             await stream.send(data)
             await stream.send_eof()
-        with pytest.raises(InvalidArgument):
+        with pytest.raises(WetwareError) as refused:
             await ended(transfer)
+        assert refused.value.code in ("blob.bad_block", "not_found.blob")
         transfer.close()
 
 
@@ -218,17 +219,18 @@ async def test_blobs_that_are_kept(node: NodeProcess, session: wetware.Session) 
 
 @pytest.mark.long
 async def test_a_directory_of_100_000_entries(node: NodeProcess, session: wetware.Session) -> None:
-    names = [f"entry number {number}".encode() for number in range(100_000)]
-    records = b"".join(b"F" + len(name).to_bytes(2) + name + bytes(4) for name in names)
+    names = [f"entry number {number}" for number in range(100_000)]
+    empty = leaf(V1_2025, b"")
+    _, blocks = directory([Entry(name, empty.cid, 0) for name in names], V1_2025)
     async with unharmed(node, session):
-        stream, transfer = await begun(session, "tree")
-        await stream.send(b"D\0\0" + records + b"E\0\0")
+        stream, transfer = await begun(session, "car")
+        await stream.send(car.header(None) + b"".join(map(car.section, [empty, *blocks])))
         await stream.send_eof()
         await ended(transfer)
         (pin,) = await session.blob.pins()
         async with session.blob.open(pin.root) as blob:
             found = {entry.name async for entry in blob.ls()}
-            assert found == {name.decode() for name in names}
+            assert found == set(names)
             async with blob.at("entry number 99999") as entry:
                 assert await entry.read() == b""
         await session.blob.rm(pin.root)

@@ -1,16 +1,15 @@
 """The service as the schema has it, in memory: what the client and the commands are tested with.
 
-What is put is named by a hash, which is no CID. A tree is bytes (a file), a str (where a link
-leads) or a dict (a directory).
+A tree is bytes (a file), a str (where a link leads), or a dict or a list of pairs (a directory),
+whose names may be any.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from wetware import rpc
 from wetware.errors import InvalidArgument, LimitExceeded, NotFound, WetwareError
 from wetware.rpc.wire import fresh
 from wetware_blob.client import BlobStore
-from wetware_blob.records import Reader, Writer
+from wetware_blob.format import build, car, dagpb, unixfs
+from wetware_blob.format.cid import DAG_PB, Block, Cid
+from wetware_blob.format.read import Get, entries, read, stat, tree
 from wetware_blob.schema import SCHEMA
 
 Tree = Any
@@ -48,51 +49,66 @@ class Bytes(anyio.abc.ByteStream):
     async def aclose(self) -> None: ...
 
 
+def blocks_of(tree: Tree) -> Iterator[Block]:
+    """The blocks of a tree, each above those that it leads to, and as often as it is led to."""
+    if isinstance(tree, bytes):
+        file, below, size = build.FileTree(build.V1_2025), list[Block](), build.V1_2025.chunk_bytes
+        for at in range(0, len(tree) or 1, size):
+            block = build.leaf(build.V1_2025, tree[at : at + size])
+            below.append(block)
+            assert not file.add(block.cid, len(block.data), len(block.data))
+        yield from reversed(file.finish()[1])
+        yield from below
+    elif isinstance(tree, str):
+        said = unixfs.UnixFs(unixfs.Type.SYMLINK, tree.encode())
+        yield _node([], said)
+    else:
+        links, parts = [], []
+        for name, part in pairs(tree):
+            parts.append(list(blocks_of(part)))
+            links.append(dagpb.Link(bytes(parts[-1][0].cid), name.encode(), 0))
+        links.sort(key=lambda link: (isinstance(tree, dict) and link.name) or b"")
+        yield _node(links, unixfs.UnixFs(unixfs.Type.DIRECTORY))
+        for blocks in parts:
+            yield from blocks
+
+
+def _node(links: list[dagpb.Link], said: unixfs.UnixFs) -> Block:
+    data = dagpb.encode(dagpb.Node(tuple(links), unixfs.encode(said)))
+    return Block(Cid.of(DAG_PB, data), data)
+
+
+def car_of(tree: Tree) -> bytes:
+    root, *below = blocks_of(tree)
+    sections = map(car.section, (root, *below))
+    return car.header(root.cid) + b"".join(sections)
+
+
 def cid_of(tree: Tree) -> str:
-    return "b" + hashlib.sha256(repr(tree).encode()).hexdigest()
+    return str(next(blocks_of(tree)).cid)
+
+
+async def tree_of(root: Cid, get: Get) -> Tree:
+    found = await stat(root, get)
+    if found.kind == "symlink":
+        return found.data.decode()
+    if found.kind == "file":
+        return b"".join([piece async for piece in read(root, 0, None, get)])
+    return {entry.name: await tree_of(entry.cid, get) async for entry in entries(root, get)}
 
 
 def kind_of(tree: Tree) -> str:
-    return {bytes: "file", str: "symlink", dict: "directory"}[type(tree)]
+    return {bytes: "file", str: "symlink"}.get(type(tree), "directory")
 
 
 def size_of(tree: Tree) -> int:
-    return sum(map(size_of, tree.values())) if isinstance(tree, dict) else len(tree)
+    if isinstance(tree, dict | list):
+        return sum(size_of(below) for _, below in pairs(tree))
+    return len(tree)
 
 
-async def write(writer: Writer, name: str, tree: Tree) -> None:
-    if isinstance(tree, bytes):
-        if await writer.record("file", name):
-            if tree:
-                await writer.piece(tree)
-            await writer.piece(b"")
-    elif isinstance(tree, str):
-        await writer.record("symlink", name, tree.encode())
-    else:
-        await writer.record("directory", name)
-        for below, item in tree.items():
-            await write(writer, below, item)
-        await writer.record("end")
-
-
-async def read(reader: Reader) -> Tree:
-    """What the next records say; None: a directory ends."""
-    record = await reader.record()
-    assert record is not None
-    if record.kind == "end":
-        return None
-    if record.kind == "symlink":
-        return record.name, record.target.decode()
-    if record.kind == "file":
-        content = b""
-        while piece := await reader.piece():
-            content += piece
-        return record.name, content
-    below = []
-    while (entry := await read(reader)) is not None:
-        below.append(entry)
-    assert len(dict(below)) == len(below)
-    return record.name, dict(below)
+def pairs(tree: Tree) -> list[tuple[str, Tree]]:
+    return list(tree.items()) if isinstance(tree, dict) else tree
 
 
 class Cluster:
@@ -101,7 +117,7 @@ class Cluster:
     def __init__(self) -> None:
         self.blobs: dict[str, Tree] = {}
         self.pins: list[dict[str, Any]] = []
-        self.raw: dict[str, bytes] = {}  # CID → what is sent as its tree
+        self.raw: set[str] = set()  # CIDs whose trees are sent whatever is in them
         self.quota = 1 << 40
         self.break_at = 1 << 60  # bytes of a stream, behind which it fails
         self.stall_at = 1 << 60  # …, behind which nothing comes any more
@@ -116,9 +132,8 @@ class Cluster:
     def add(self, tree: Tree) -> str:
         cid = cid_of(tree)
         self.blobs[cid] = tree
-        if isinstance(tree, dict):
-            for below in tree.values():
-                self.add(below)
+        for _, below in pairs(tree) if isinstance(tree, dict | list) else ():
+            self.add(below)
         return cid
 
     def spawn(self, work: Any) -> None:
@@ -214,13 +229,23 @@ class Blob(rpc.Servant, interface=SCHEMA.Blob):
 
     async def tree(self, skip: int, start: int, end: int) -> dict[str, Any]:
         self.cluster.reads.append(("tree", skip))
-        if (raw := self.cluster.raw.get(self.cid)) is not None:
-            return self.feed(lambda stream: stream.send(raw))
-        return self.feed(lambda stream: write(Writer(stream, skip=skip), "", self.tree_))
+        if self.cid in self.cluster.raw and not skip:
+            return self.feed(lambda stream: stream.send(car_of(self.tree_)))
+        return self.feed(lambda stream: self.send_tree(stream, skip))
+
+    async def send_tree(self, stream: _Limited, skip: int) -> None:
+        blocks = {block.cid: block for block in blocks_of(self.tree_)}
+
+        async def get(cid: Cid) -> bytes:
+            await stream.send(car.section(blocks[cid]))
+            return blocks[cid].data
+
+        await stream.send(car.header(Cid.parse(self.cid)))
+        async for _ in tree(Cid.parse(self.cid), get, skip=skip):
+            pass
 
     async def car(self, start: int, end: int) -> dict[str, Any]:
-        tree = self.tree_
-        return self.feed(lambda stream: stream.send(b"CAR" + repr(tree).encode()))
+        return self.feed(lambda stream: stream.send(car_of(self.tree_)))
 
 
 class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
@@ -281,10 +306,14 @@ class Store(rpc.Servant, interface=SCHEMA.Store):
                     raise LimitExceeded("the quota is used up", hint="ww blob rm CID", code=code)
             if form == "file":
                 tree: Tree = bytes(taken)
-            elif form == "car":
-                tree = eval(taken.removeprefix(b"CAR").decode())  # noqa: S307  # of the test's own
             else:
-                _, tree = await read(Reader(Bytes(bytes(taken))))
+                reader = car.Reader()
+                blocks = {block.cid: block.data for block in reader.feed(taken)}
+
+                async def get(cid: Cid) -> bytes:
+                    return blocks[cid]
+
+                tree = await tree_of(reader.close(), get)
         except WetwareError as exc:
             stream.abort(exc)
             transfer.end(error=exc)
@@ -360,9 +389,9 @@ class Store(rpc.Servant, interface=SCHEMA.Store):
 
 def below(cluster: Cluster, root: str) -> list[Tree]:
     found = [cluster.blobs[root]]
-    for tree in found:
-        if isinstance(tree, dict):
-            found += tree.values()
+    for each in found:
+        if isinstance(each, dict):
+            found += each.values()
     return found
 
 

@@ -23,7 +23,7 @@ interface Store {
 
   put @1 (pin :PinTerms, form :Form, profile :Text, bytesMax :UInt64 $Ww.constrained)
       -> (stream :Ww.ByteStream, transfer :Transfer);
-  # Takes a file, a tree or a CAR from `stream`, until its end of file, and pins it with `pin`. More than
+  # Takes a file or a CAR from `stream`, until its end of file, and pins it with `pin`. More than
   # `bytesMax` bytes are refused (`limit.blob_bytes`), so a bound on it is a bound on what is put;
   # beyond the principal's quota, `limit.blob_quota`; beyond 100,000 pins of theirs at this node,
   # `limit.blob_pins`. `transfer` ends when it is on disk here and at `pin.ack` members. Released before it
@@ -90,8 +90,10 @@ interface Blob extends(Ww.Source) {
 
   tree @2 (skip :UInt64, start :UInt64 $Ww.constrained, end :UInt64 = 0xffffffffffffffff $Ww.constrained)
       -> (stream :Ww.ByteStream);
-  # All of it in the form `tree`, but the first `skip` records: always in the same order, so that one who
-  # has read so many goes on from there. `start` and `end` are what they are by default, else
+  # All of a directory as a CAR v1: its blocks in the order in which a reader of its tree needs them, depth
+  # first and each as often as it is linked to, but only the first block, if any, of as many files and
+  # links as `skip` says: one who has these goes on from there. Names that no file can have, and links
+  # that may lead out of it, are refused. `start` and `end` are what they are by default, else
   # `invalid.range`: a grant of a range of bytes, which is judged by them, does not give all. Idempotent.
 
   car @3 (start :UInt64 $Ww.constrained, end :UInt64 = 0xffffffffffffffff $Ww.constrained)
@@ -107,14 +109,9 @@ interface Blob extends(Ww.Source) {
 enum Form {
   file @0;
   # The bytes of one file.
-  tree @1;
-  # Records, each a kind (1 byte), the length of a name (2 bytes, big-endian) and the name, UTF-8:
-  # `D` a directory begins, `E` it ends (no name), `L` a symbolic link, `F` a file. `L` and `F` are followed
-  # by pieces: a length (4 bytes, big-endian, at most 1 MiB) and so many bytes; the length 0 ends them. The
-  # first record has no name; the names within a directory are unique, of at most 255 bytes, and no link
-  # leads out of the tree (`invalid.name`, `invalid.link`).
-  car @2;
-  # A CAR of version 1 with one root, whose blocks are all in it or at this node.
+  car @1;
+  # A CAR of version 1 with one root, or with none, and the last block is the root then. Its blocks are
+  # all in it or at this node.
 }
 
 struct PinTerms {

@@ -174,8 +174,7 @@ def cat_command(
 
     async def work(session: Session) -> None:
         from wetware.base.disk import write_all
-        from wetware_blob.disk import CHUNK_BYTES, pieces
-        from wetware_blob.records import batches
+        from wetware_blob.pieces import CHUNK_BYTES, batches, pieces
 
         async with (
             session.blob.open(cid, local=local) as blob,

@@ -15,7 +15,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,9 @@ from wetware.base.structs import from_struct
 from wetware.base.threads import in_daemon
 from wetware.errors import InternalError, InvalidArgument, WetwareError
 from wetware_blob import disk
-from wetware_blob.records import received
+from wetware_blob.format import car as car_format
+from wetware_blob.format.build import Profile, profile_of
+from wetware_blob.pieces import received
 from wetware_blob.schema import SCHEMA
 
 END: Final = (1 << 64) - 1
@@ -229,7 +231,7 @@ class BlobFile(anyio.abc.ByteReceiveStream):
         return BlobFile("", lambda: self.ref.call("at", path=path))
 
     async def tree(self, skip: int = 0) -> rpc.ByteStream:
-        """All of it as `records` has it, but the first `skip` records."""
+        """All of a directory as a CAR: see `Blob.tree` in blob.capnp."""
         return rpc.ByteStream(_given((await self.ref.call("tree", skip=skip))["stream"]))
 
     async def car(self) -> rpc.ByteStream:
@@ -280,16 +282,17 @@ class BlobStore:
             terms: Of the pin.
 
         Raises LimitExceeded "limit.blob_quota" and "limit.blob_pins", InvalidArgument for what
-        cannot be read or kept; see `disk.read_tree`.
+        cannot be read or kept; see `disk.blocks_of`.
         """
         async with contextlib.AsyncExitStack() as opened:
+            form, total = "car" if car else "file", 0
             if not car and await disk.run(_is_directory, source):
-                form, size, path = "tree", 0, Path(source)  # type: ignore[arg-type]  # it is one
-                feed: Feed = partial(disk.read_tree, path)
-                with disk.reading(path):
-                    total = 0 if progress is None else await disk.run(disk.tree_bytes, path)
+                form, path = "car", str(Path(source))  # type: ignore[arg-type]  # it is one
+                size, feed = 0, opened.enter_context(_tree(path, profile_of(profile)))
+                if progress is not None:
+                    with disk.reading(path):
+                        total = await disk.run(disk.tree_bytes, path)
             else:
-                form = "car" if car else "file"
                 size, feed = await opened.enter_async_context(_file(source))
                 total = size
             reply = await self._ref.call(
@@ -481,6 +484,19 @@ async def _file(source: Source) -> AsyncIterator[tuple[int, Feed]]:
 
             size = found.st_size if regular and closing else 0  # one that grows is what it was
             yield size, partial(_copied, more, size or END)
+
+
+@contextlib.contextmanager
+def _tree(path: str, profile: Profile) -> Iterator[Feed]:
+    """What sends the blocks of a directory."""
+    blocks = disk.blocks_of(path, profile)
+
+    async def feed(stream: anyio.abc.ByteSendStream) -> None:
+        await stream.send(car_format.header(None))
+        await _copied(lambda _: disk.run(disk.sections, blocks), END, stream)
+
+    with contextlib.closing(blocks):
+        yield feed
 
 
 async def _copied(

@@ -15,9 +15,10 @@ import json
 import os
 import shutil
 import stat
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from anyio.to_thread import run_sync
 
@@ -25,17 +26,19 @@ from wetware.base import writeback
 from wetware.base.disk import remedy, write_all
 from wetware.base.threads import to_its_end
 from wetware.errors import InvalidArgument, OverlayError, WetwareError
-from wetware_blob.names import name_bytes, shown
-from wetware_blob.records import Kind, Reader, Writer, batches, received
+from wetware_blob.format import car
+from wetware_blob.format.build import Entry, FileTree, Profile, Root, directory, leaf, symlink
+from wetware_blob.format.cid import BadBlock, Block, Cid
+from wetware_blob.format.read import Get, Step, tree
+from wetware_blob.names import check_link, name_bytes, shown
+from wetware_blob.pieces import CHUNK_BYTES, batches, pieces
 
 if TYPE_CHECKING:
-    from anyio.abc import ByteReceiveStream, ByteSendStream
+    from wetware.rpc import ByteStream
 
-CHUNK_BYTES: Final = 1 << 20
-"""Read or written by one call in a thread."""
 SYNC_BYTES: Final = 64 << 20
 """Of what is got; then it is synced, and a retry starts there."""
-SYNC_RECORDS: Final = 8192
+SYNC_FILES: Final = 4096
 """Of a tree, beside SYNC_BYTES."""
 _STEP_BYTES: Final = 4096
 """What a step counts for, beside its data."""
@@ -45,9 +48,6 @@ _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 T = TypeVar("T")
-Step = tuple[Kind | Literal["piece"], str, bytes]
-"""Of a tree, in order: a record's kind, its name, and where a link leads. Behind a file come its
-pieces, under its name, up to one of no bytes."""
 
 
 class DiskError(WetwareError):
@@ -85,12 +85,6 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         raise DiskError(f"cannot write {shown(path)}: {exc.strerror}", hint=hint) from exc
 
 
-async def pieces(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
-    """What comes, in pieces as large as it comes in."""
-    while data := await received(stream, CHUNK_BYTES):
-        yield data
-
-
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -101,82 +95,80 @@ def tree_bytes(path: Path) -> int:
     )
 
 
-async def read_tree(path: Path, stream: ByteSendStream) -> None:
-    """Send the directory `path` as records, names in the order of their bytes.
+def sections(blocks: Iterator[Block]) -> bytes:
+    """The next blocks as a part of a CAR, of CHUNK_BYTES or a block more; b"" behind the last."""
+    parts, size = [], 0
+    for block in blocks:
+        parts.append(car.section(block))
+        size += len(parts[-1])
+        if size >= CHUNK_BYTES:
+            break
+    return b"".join(parts)
+
+
+def blocks_of(
+    top: str, profile: Profile, inner: str = "", above: int | None = None
+) -> Generator[Block, None, Root]:
+    """The blocks of the directory `top`, names in the order of their bytes, its own block last.
 
     A file that changes meanwhile is what was read of it. Raises InvalidArgument for what cannot be
     read or is no file, directory or link; for a name that is not UTF-8; and for a link that may
     lead out of it.
     """
-    steps, writer = _directory(str(path)), Writer(stream)
-    try:
-        while batch := await run(_some, steps):
-            for kind, name, data in batch:
-                if kind == "piece":
-                    await writer.piece(data)
-                else:
-                    await writer.record(kind, name, data)
-    finally:
-        steps.close()
-
-
-def _some(steps: Iterator[Step]) -> list[Step]:
-    batch, size = [], 0
-    for step in steps:
-        batch.append(step)
-        size += _step_bytes(step)
-        if size >= CHUNK_BYTES:
-            break
-    return batch
-
-
-def _step_bytes(step: Step) -> int:
-    return _STEP_BYTES + len(step[2])
-
-
-def _directory(path: str, name: str = "", above: int | None = None) -> Generator[Step]:
-    with reading(path):
+    with reading(f"{top}/{inner}" if inner else top):
         if above is None:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         else:
-            fd = os.open(name, _DIRECTORY, dir_fd=above)
+            fd = os.open(os.path.basename(inner), _DIRECTORY, dir_fd=above)
         try:
-            yield "directory", name, b""
+            entries = []
             with os.scandir(fd) as found:
-                entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
-            for entry in entries:
-                inner = f"{path}/{entry.name}"
-                with reading(inner):
-                    if entry.is_symlink():
-                        target = os.readlink(os.fsencode(entry.name), dir_fd=fd)
-                        yield "symlink", entry.name, target
-                    elif entry.is_dir(follow_symlinks=False):
-                        yield from _directory(inner, entry.name, fd)
-                    elif entry.is_file(follow_symlinks=False):
-                        yield from _file(entry.name, fd)
+                there = sorted(found, key=lambda entry: os.fsencode(entry.name))
+            for each in there:
+                path = f"{inner}/{each.name}" if inner else each.name
+                name_bytes(each.name, path)
+                with reading(f"{top}/{path}"):
+                    if each.is_dir(follow_symlinks=False):
+                        root = yield from blocks_of(top, profile, path, fd)
+                    elif each.is_symlink():
+                        target = os.readlink(os.fsencode(each.name), dir_fd=fd)
+                        check_link(path, target)
+                        root, block = symlink(target, profile)
+                        yield block
+                    elif each.is_file(follow_symlinks=False):
+                        root = yield from _file(each.name, fd, profile)
                     else:
                         raise InvalidArgument(
-                            f"{shown(inner)} is a device, a socket or a pipe: it has no content",
+                            f"{shown(top)}/{shown(path)} is a device, a socket or a pipe: it has "
+                            "no content",
                             hint="take it out of the directory",
                             code="invalid.special_file",
                         )
-            yield "end", "", b""
+                entries.append(Entry(each.name, root.cid, root.tsize))
+            root, blocks = directory(entries, profile)
+            yield from blocks
+            return root
         finally:
             os.close(fd)
 
 
-def _file(name: str, above: int) -> Iterator[Step]:
+def _file(name: str, above: int, profile: Profile) -> Generator[Block, None, Root]:
     # What was a file a moment ago may be a pipe by now, which must not keep us waiting.
     fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _NO_LINK, dir_fd=above)
-    try:
+    with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(0, "it is not a file any more")
-        yield "file", name, b""
-        while data := os.read(fd, CHUNK_BYTES):
-            yield "piece", name, data
-        yield "piece", name, b""
-    finally:
-        os.close(fd)
+        tree, size = FileTree(profile), profile.chunk_bytes
+        chunk = file.read(size)
+        while True:
+            block = leaf(profile, chunk)
+            yield block
+            yield from tree.add(block.cid, len(chunk), len(block.data))
+            if len(chunk) < size or not (chunk := file.read(size)):
+                break
+        root, blocks = tree.finish()
+        yield from blocks
+        return root
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -197,7 +189,7 @@ class Part:
         told: Is called when there are more bytes, with how many there are.
 
     Attributes:
-        start: Records of a tree, or bytes of a file, that an earlier attempt has left.
+        start: Files and links of a tree, or bytes of a file, that an earlier attempt has left.
     """
 
     def __init__(
@@ -213,24 +205,22 @@ class Part:
     ) -> None:
         if path.name in ("", ".."):
             raise InvalidArgument(f"{shown(path)!r} names no file", hint="-o OUT")
-        if not (cid.isascii() and cid.isalnum() and len(cid) <= 128):
-            raise InvalidArgument(f"{cid[:128]!r} is no CID", code="invalid.cid")
-        self.path = path
+        self.path, self._cid = path, Cid.parse(cid)
         self.part = path.with_name(f".{path.name[:40]}.{cid}.part")  # at most 255 bytes
         self._directory, self._size, self._force = directory, size, force
         self._resume, self._told = resume, told
-        self.start = self._bytes = self._records = 0
-        self._synced = 0, 0  # bytes and records of the state
+        self.start = self._bytes = self._files = 0
+        self._synced = 0, 0  # bytes and files of the state
         self._beside = self._fd = self._file = -1
-        self._open: list[tuple[str, int]] = []  # directories: name, descriptor
+        self._open: list[tuple[str, int]] = []  # directories: name, descriptor; the first is all
 
     @contextlib.asynccontextmanager
     async def taken(self) -> AsyncIterator[None]:
         """Have the temporary name, and in the end the place.
 
-        Nothing stays if the block is cancelled, or raises InvalidArgument for what has come; if it
-        fails otherwise, what a retry can go on from. Raises DiskError: "blob.exists" where
-        something is in the place, and `force` does not allow to replace it; "blob.busy" where
+        Nothing stays if the block is cancelled, or raises InvalidArgument or BadBlock for what has
+        come; if it fails otherwise, what a retry can go on from. Raises DiskError: "blob.exists"
+        where something is in the place, and `force` does not allow to replace it; "blob.busy" where
         another process gets the same.
         """
         try:
@@ -239,7 +229,7 @@ class Part:
             yield
             await run(self._publish)
         except BaseException as exc:
-            refused = isinstance(exc, asyncio.CancelledError | InvalidArgument)
+            refused = isinstance(exc, asyncio.CancelledError | InvalidArgument | BadBlock)
             if refused or self._synced == (0, 0):
                 await run(self._discard)
             elif isinstance(exc, OverlayError):
@@ -251,13 +241,13 @@ class Part:
                 if fd >= 0:
                     os.close(fd)
 
-    async def write(self, stream: ByteReceiveStream) -> None:
-        """Write the file, or the records of the tree, that come from `stream` behind `start`."""
+    async def write(self, stream: ByteStream) -> None:
+        """Write the file, or the tree, that comes from `stream` behind `start`."""
         if self._directory:
-            steps = _steps(Reader(stream, names=[name for name, _ in self._open]))
+            steps = tree(self._cid, blocks_from(stream), skip=self.start)
         else:
             steps = (("piece", "", data) async for data in pieces(stream))
-        async for batch in batches(steps, CHUNK_BYTES, _step_bytes):
+        async for batch in batches(steps, CHUNK_BYTES, lambda step: _STEP_BYTES + len(step[2])):
             await run(self._do, batch)
             self._told(self._bytes)
         if self._size not in (None, self._bytes):
@@ -313,22 +303,21 @@ class Part:
         try:
             with open(os.open("state", os.O_RDONLY | _NO_LINK, dir_fd=self._fd), "rb") as file:
                 state = json.load(file)
-            records, size, above = int(state["records"]), int(state["bytes"]), self._fd
-            for name in state["open"]:
-                if name:
-                    name_bytes(name)
-                above = os.open(name or "content", _DIRECTORY, dir_fd=above)
-                self._open.append((name, above))
-            if not self._directory:
+            files, size = int(state["files"]), int(state["bytes"])
+            if files < 0:
+                return False
+            if self._directory:
+                self._enter("content")
+            else:
                 self._file = os.open("content", os.O_WRONLY | _NO_LINK, dir_fd=self._fd)
                 found = os.fstat(self._file)
                 if found.st_size < size or found.st_nlink != 1:
                     return False
                 os.ftruncate(self._file, os.lseek(self._file, size, os.SEEK_SET))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, InvalidArgument):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return False
-        self._bytes, self._records = self._synced = size, records
-        self.start = records if self._directory else size
+        self._bytes, self._files = self._synced = size, files
+        self.start = files if self._directory else size
         return True
 
     def _begin_anew(self) -> None:
@@ -338,7 +327,10 @@ class Part:
                 shutil.rmtree(name, dir_fd=self._fd)
             else:
                 os.unlink(name, dir_fd=self._fd)
-        if not self._directory:
+        if self._directory:
+            os.mkdir("content", dir_fd=self._fd)
+            self._enter("content")
+        else:
             self._file = os.open("content", _NEW, 0o666, dir_fd=self._fd)
 
     def _let_go(self) -> None:
@@ -360,9 +352,9 @@ class Part:
                         hint="ww blob export --car CID",
                         code="invalid.name",
                     ) from exc
-            self._records += kind != "piece"
-            size, records = self._synced
-            if self._bytes - size >= SYNC_BYTES or self._records - records >= SYNC_RECORDS:
+            self._files += kind in ("file", "symlink")
+            size, files = self._synced
+            if self._bytes - size >= SYNC_BYTES or self._files - files >= SYNC_FILES:
                 with writing(self.part):
                     self._checkpoint()
         if self._file >= 0:  # the disk begins with it while more comes, so that a sync is short
@@ -380,9 +372,9 @@ class Part:
         elif kind == "end":
             os.close(self._open.pop()[1])
         elif kind == "directory":
+            with contextlib.suppress(*[FileExistsError] * bool(self.start)):
+                os.mkdir(name, dir_fd=self._open[-1][1])
             self._enter(name)
-        elif not self._open:
-            raise DiskError("the node sent a file in the place of a directory")
         elif kind == "symlink":
             os.symlink(data, os.fsencode(name), dir_fd=self._above(name))
         else:
@@ -397,22 +389,16 @@ class Part:
         return above
 
     def _enter(self, name: str) -> None:
-        above, below = (self._open[-1][1], name) if self._open else (self._fd, "content")
-        try:
-            os.mkdir(below, dir_fd=above)
-        except FileExistsError:
-            if not self.start:
-                raise
-        self._open.append((name, os.open(below, _DIRECTORY, dir_fd=above)))
+        above = self._open[-1][1] if self._open else self._fd
+        self._open.append((name, os.open(name, _DIRECTORY, dir_fd=above)))
 
     def _checkpoint(self) -> None:
         """What is there is on disk, and the state says so; not within a file of a tree."""
-        if self._directory and (self._file >= 0 or not self._open):
+        if self._directory and self._file >= 0:
             return
         self._sync()
-        self._synced = self._bytes, self._records
-        names = [name for name, _ in self._open]
-        state = {"bytes": self._bytes, "records": self._records, "open": names}
+        self._synced = self._bytes, self._files
+        state = {"bytes": self._bytes, "files": self._files}
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_LINK
         with open(os.open("state.new", flags, 0o600, dir_fd=self._fd), "w") as file:
             json.dump(state, file)  # not synced: one that is torn begins anew
@@ -443,11 +429,20 @@ class Part:
                 shutil.rmtree(self.part.name, dir_fd=self._beside)
 
 
-async def _steps(reader: Reader) -> AsyncIterator[Step]:
-    """What comes, as `_directory` has it."""
-    while (record := await reader.record()) is not None:
-        yield record.kind, record.name, record.target
-        if record.kind == "file":
-            while data := await reader.piece():
-                yield "piece", record.name, data
-            yield "piece", record.name, b""
+def blocks_from(stream: ByteStream) -> Get:
+    """The blocks of a CAR as they come: each that is asked for has to be the next one."""
+    reader, come = car.Reader(), deque[Block]()
+
+    async def get(cid: Cid) -> bytes:
+        while not come:
+            data = bytearray(CHUNK_BYTES)
+            del data[await stream.receive_into(data) :]
+            if not data:
+                raise DiskError("the node sent a part of the directory", hint="try again")
+            come.extend(await run(reader.feed, data))
+        block = come.popleft()
+        if block.cid != cid:
+            raise BadBlock(f"the node sent block {block.cid} in the place of {cid}")
+        return block.data
+
+    return get

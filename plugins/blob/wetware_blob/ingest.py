@@ -1,4 +1,4 @@
-"""What is put: bytes, a tree of files or a CAR, on their way to blocks on the disk.
+"""What is put: bytes or a CAR, on their way to blocks on the disk.
 
 Reading, hashing and writing go on beside each other; what is in memory is bounded, whatever comes.
 """
@@ -6,18 +6,15 @@ Reading, hashing and writing go on beside each other; what is in memory is bound
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from anyio import EndOfStream
-
 from wetware.base.tasks import Tasks
-from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
-from wetware_blob import records
+from wetware.errors import LimitExceeded, WetwareError
 from wetware_blob.format import car
-from wetware_blob.format.build import Entry, FileTree, Profile, Root, directory, leaf, symlink
+from wetware_blob.format.build import FileTree, Profile, Root, leaf
 
 if TYPE_CHECKING:
     from wetware import rpc
@@ -35,21 +32,14 @@ HASHING_MAX: Final = 2
 """Calls of one upload at a time."""
 WRITES_MAX: Final = 4
 """Of one upload, at a time, each in a thread: what is handed in meanwhile is written together."""
-ENTRY_BYTES: Final = 400
-"""What an entry of a directory that has not ended takes in memory, besides its name."""
-ENTRIES_BYTES_MAX: Final = 256 << 20
-"""Of all of them, in all uploads of a node."""
-ENTRIES_BYTES_PER_OWNER_MAX: Final = 128 << 20
-"""Of one principal: some 300,000 entries with short names."""
 _INLINE_BYTES: Final = 8 << 10
 """Hashing so few takes less time than to hand them to a thread."""
-_READ_BYTES: Final = 1 << 20
 
 RunSync = Callable[..., Awaitable[Any]]
 
 
 class Counted:
-    """A stream of which no more than so many bytes are taken; `receive` as anyio has it.
+    """A stream of which no more than so many bytes are taken.
 
     Attributes:
         count: Bytes that have come.
@@ -59,51 +49,18 @@ class Counted:
         self._stream, self._bytes_max = stream, bytes_max
         self.count = 0
 
-    async def receive(self, max_bytes: int = _READ_BYTES) -> bytes:
-        """Raises LimitExceeded "limit.blob_bytes", EndOfStream."""
-        data = await self._stream.receive(max_bytes)
-        self._add(len(data))
-        return data
-
     async def chunk(self, size: int) -> bytes:
         """The next `size` bytes, or all up to the end; raises LimitExceeded "limit.blob_bytes"."""
         chunk = bytearray(min(size, self._bytes_max - self.count + 1))
         del chunk[await self._stream.receive_into(chunk) :]
-        self._add(len(chunk))
-        return cast("bytes", chunk)  # nobody writes to it any more, and bytes would be a copy
-
-    def _add(self, count: int) -> None:
-        self.count += count
+        self.count += len(chunk)
         if self.count > self._bytes_max:
             raise LimitExceeded(
                 f"more than {self._bytes_max} bytes came (bytesMax)",
                 hint="say how much it is at most, within what the grant allows",
                 code="limit.blob_bytes",
             )
-
-
-class Entries:
-    """The memory of directories that have not ended, of all uploads."""
-
-    def __init__(self) -> None:
-        self._bytes: Counter[str] = Counter()
-
-    def take(self, owner: str, nbytes: int) -> None:
-        """Raises LimitExceeded "limit.blob_entries"; less than nothing gives some back."""
-        mine = self._bytes[owner] + nbytes
-        if nbytes > 0 and (
-            mine > ENTRIES_BYTES_PER_OWNER_MAX or self._bytes.total() + nbytes > ENTRIES_BYTES_MAX
-        ):
-            raise LimitExceeded(
-                "directories that have not ended have more entries than fit into "
-                f"{ENTRIES_BYTES_PER_OWNER_MAX} bytes (ENTRIES_BYTES_PER_OWNER_MAX), or those of "
-                f"all into {ENTRIES_BYTES_MAX} (ENTRIES_BYTES_MAX)",
-                hint="put it in parts, one after another",
-                code="limit.blob_entries",
-            )
-        self._bytes[owner] = mine
-        if not mine:
-            del self._bytes[owner]
+        return cast("bytes", chunk)  # nobody writes to it any more, and bytes would be a copy
 
 
 class Blocks:
@@ -255,63 +212,9 @@ async def put_stream(stream: Counted, profile: Profile, blocks: Blocks) -> Cid:
     return (await put_file(partial(stream.chunk, profile.chunk_bytes), profile, blocks)).cid
 
 
-async def put_tree(
-    stream: Counted, profile: Profile, blocks: Blocks, take: Callable[[int], None]
-) -> Cid:
-    """The tree that `stream` is in records; see `Entries.take`.
-
-    Raises InvalidArgument "invalid.tree" for what is none, LimitExceeded "limit.blob_entries".
-    """
-    reader = records.Reader(stream)  # type: ignore[arg-type]  # of a stream it needs `receive`
-    root = await _put_record(await reader.record(), reader, profile, blocks, take)
-    await reader.record()  # to its end
-    return root.cid
-
-
-async def _put_record(
-    record: records.Record | None,
-    reader: records.Reader,
-    profile: Profile,
-    blocks: Blocks,
-    take: Callable[[int], None],
-) -> Root:
-    """What a record that is no end begins, with all that is in it."""
-    assert record is not None  # noqa: S101  # behind the end of the tree nothing is asked for
-    if record.kind == "file":
-        return await put_file(reader.piece, profile, blocks)
-    if record.kind == "symlink":
-        root, *made = symlink(record.target, profile)
-        await blocks.put(*made)
-        return root
-    entries: dict[str, Entry] = {}
-    try:
-        while (below := await reader.record()) is not None and below.kind != "end":
-            if below.name in entries:
-                raise InvalidArgument(
-                    f"{below.name!r} is twice in one directory of the tree", code="invalid.tree"
-                )
-            part = await _put_record(below, reader, profile, blocks, take)
-            take(_memory(below.name))
-            entries[below.name] = Entry(below.name, part.cid, part.tsize)
-        built: tuple[Root, list[Block]]
-        built = await blocks.run_sync(directory, entries.values(), profile)
-        await blocks.put(*built[1])
-        return built[0]
-    finally:
-        take(-sum(map(_memory, entries)))
-
-
-def _memory(name: str) -> int:
-    return ENTRY_BYTES + 4 * len(name)
-
-
 async def put_car(stream: Counted, blocks: Blocks) -> Cid:
     """The root of the CAR that `stream` is; whether all that it reaches is there is for the pin."""
     reader = car.Reader()
-    while True:
-        try:
-            data = await stream.receive()
-        except EndOfStream:
-            break
+    while data := await stream.chunk(blocks.hashed_bytes()):
         await blocks.put(*await blocks.run_sync(reader.feed, data))
     return reader.close()

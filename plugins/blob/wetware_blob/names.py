@@ -9,6 +9,8 @@ from wetware.errors import InvalidArgument
 
 NAME_BYTES_MAX: Final = 255
 """As the file systems of Linux."""
+DEPTH_MAX: Final = 256
+"""Directories within each other: who writes them to a disk holds a descriptor of each."""
 TARGET_BYTES_MAX: Final = 4095
 """Of a symbolic link: PATH_MAX of Linux, which counts a zero at the end."""
 _ARCHIVE: Final = "pack it: tar c DIR | ww blob put -, ww blob export --car CID"
@@ -22,7 +24,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 def name_bytes(name: str, path: str = "") -> bytes:
     """The name of a file in one directory in UTF-8; raises InvalidArgument "invalid.name".
 
-    `path` is what a message calls it.
+    `path` is where it is, from the top of its tree.
     """
     try:
         data = name.encode()
@@ -36,6 +38,12 @@ def name_bytes(name: str, path: str = "") -> bytes:
         raise InvalidArgument(
             f"{name[:NAME_BYTES_MAX]!r} cannot be the name of a file",
             hint="read what is beside it by its path: ww blob ls CID, ww blob get CID/PATH",
+            code="invalid.name",
+        )
+    if path.count("/") >= DEPTH_MAX:
+        raise InvalidArgument(
+            f"more than {DEPTH_MAX} directories are within each other",
+            hint="put what is below as a tree of its own",
             code="invalid.name",
         )
     return data

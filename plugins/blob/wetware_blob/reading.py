@@ -13,10 +13,9 @@ from wetware import rpc
 from wetware.base.bounds import Recent
 from wetware.base.log import get_logger
 from wetware.errors import InternalError, InvalidArgument, NotFound, WetwareError
-from wetware_blob import records
 from wetware_blob.format import car
-from wetware_blob.format.cid import RAW, BadBlock, Cid
-from wetware_blob.format.read import described, entries, read, resolve, stat, walk
+from wetware_blob.format.cid import RAW, BadBlock, Block, Cid
+from wetware_blob.format.read import described, entries, read, resolve, stat, tree, walk
 from wetware_blob.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ LIST_MAX: Final = 1000
 CURSOR_S: Final = 60.0
 CURSORS_MAX: Final = 16
 """Directories of which it is known where the last list has ended; a block of each is in memory."""
-_AHEAD: Final = 64
-"""Entries of a directory whose blocks are fetched before it is their turn."""
 _END: Final = 2**64 - 1
 
 
@@ -163,10 +160,17 @@ class BlobServant(rpc.Servant, interface=SCHEMA.Blob):
     async def tree(self, skip: int, start: int, end: int) -> dict[str, Any]:
         _check_all(start, end)
         source = await self._opened.source()
-        await stat(self._cid, source.get)  # what cannot be had is said at once
+        await source.get(self._cid)  # what cannot be had is said at once
 
         async def send(stream: rpc.ByteStream) -> None:
-            await _send_tree(records.Writer(stream, skip=skip), "", self._cid, source)
+            async def sent(cid: Cid) -> bytes:
+                data = await source.get(cid)
+                await stream.send(car.section(Block(cid, data)))
+                return data
+
+            await stream.send(car.header(self._cid))
+            async for _ in tree(self._cid, sent, source.ahead, skip):
+                pass
 
         return self._streamed(send)
 
@@ -227,23 +231,3 @@ async def _described(source: Fetch, name: str, cid: Cid) -> dict[str, Any]:
     """An Entry of blob.capnp."""
     kind, size = await described(cid, source.get)
     return {"name": name, "cid": str(cid), "kind": kind, "size": size}
-
-
-async def _send_tree(writer: records.Writer, name: str, cid: Cid, source: Fetch) -> None:
-    found = await stat(cid, source.get)
-    match found.kind:
-        case "symlink":
-            await writer.record("symlink", name, found.data)
-        case "file":
-            if await writer.record("file", name):
-                async for piece in read(cid, 0, None, source.get, source.ahead):
-                    await writer.piece(piece)
-                await writer.piece(b"")
-        case "directory":
-            await writer.record("directory", name)
-            listed = entries(cid, source.get, source.ahead)
-            async for some in records.batches(listed, _AHEAD, lambda _: 1):
-                source.ahead([entry.cid for entry in some])
-                for entry in some:
-                    await _send_tree(writer, entry.name, entry.cid, source)
-            await writer.record("end")

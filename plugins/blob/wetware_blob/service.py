@@ -32,7 +32,7 @@ from wetware.hookspecs import Service
 from wetware_blob import ingest
 from wetware_blob.exchange.exchange import Exchange, pull
 from wetware_blob.exchange.find import Finder, dht_key
-from wetware_blob.format.build import PROFILES, V1_2025
+from wetware_blob.format.build import Profile, profile_of
 from wetware_blob.format.cid import RAW, Cid
 from wetware_blob.format.read import described
 from wetware_blob.reading import CURSOR_S, CURSORS_MAX, LIST_MAX, BlobServant, Cursors, Opened
@@ -111,7 +111,6 @@ class BlobService(Service):
         self.keeper = Keeper(ctx, self.store, self.fetch)
         self.tasks = Tasks()
         self.transfers = Transfers()
-        self.entries = ingest.Entries()
         self.cursors = Cursors(CURSOR_S, CURSORS_MAX, ctx.clock.monotonic)
         self._reading = Places()
         self._running = False
@@ -220,26 +219,21 @@ class BlobService(Service):
         ack: int,
         source: ingest.Counted,
         form: str,
-        profile: str,
+        profile: Profile,
     ) -> None:
         """Take what comes and pin it."""
         state.bytes = lambda: source.count
         state.doing = "reading"
-        how = PROFILES[profile]
         async with (
             self.store.hold(owner) as hold,
             ingest.Blocks(
                 self.store, hold, self.ctx.run_sync, lambda: self.transfers.running
             ) as blocks,
         ):
-            match form:
-                case "file":
-                    root = await ingest.put_stream(source, how, blocks)
-                case "tree":
-                    take = partial(self.entries.take, owner)
-                    root = await ingest.put_tree(source, how, blocks, take)
-                case _:
-                    root = await ingest.put_car(source, blocks)
+            if form == "file":
+                root = await ingest.put_stream(source, profile, blocks)
+            else:
+                root = await ingest.put_car(source, blocks)
             state.doing = "writing"
             await blocks.finish()
             kind, size = await described(root, lambda cid: self.store.get(cid.digest))
@@ -350,20 +344,13 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
     async def put(
         self, pin: dict[str, Any], form: str, profile: str, bytes_max: int
     ) -> dict[str, Any]:
-        service = self._service
-        profile = profile or V1_2025.name
-        if profile not in PROFILES:
-            raise InvalidArgument(
-                f"there is no profile {profile[:64]!r}",
-                hint=f"one of {', '.join(PROFILES)}",
-                code="invalid.profile",
-            )
+        service, how = self._service, profile_of(profile)
         made, ack = judge_terms(service.ctx, pin)
         owner = self._owner
 
         async def work(state: State) -> None:
             try:
-                await service.put(state, owner, made, ack, source, form, profile)
+                await service.put(state, owner, made, ack, source, form, how)
             except WetwareError as exc:
                 stream.abort(exc)
                 raise

@@ -62,6 +62,17 @@ V0_2015: Final = Profile(
 PROFILES: Final = {profile.name: profile for profile in (V1_2025, V0_2015)}
 
 
+def profile_of(name: str) -> Profile:
+    """The profile of that name, "" for V1_2025; raises InvalidArgument "invalid.profile"."""
+    if (profile := PROFILES.get(name or V1_2025.name)) is None:
+        raise InvalidArgument(
+            f"there is no profile {name[:64]!r}",
+            hint=f"one of {', '.join(PROFILES)}",
+            code="invalid.profile",
+        )
+    return profile
+
+
 @dataclass(frozen=True, slots=True)
 class Root:
     """A file, a part of one, a directory or a symlink that is built.

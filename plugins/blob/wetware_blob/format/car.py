@@ -17,13 +17,14 @@ SECTION_BYTES_MAX: Final = BLOCK_BYTES_MAX + 64
 """A CID and its block."""
 _ROOTS: Final = b"\xa2\x65roots\x81\xd8\x2a\x58"  # {"roots": [CID], "version": 1} in DAG-CBOR
 _VERSION: Final = b"\x67version\x01"
+_NO_ROOT: Final = b"\xa2\x65roots\x80" + _VERSION
 _HEADER_BYTES_MAX: Final = 64 << 10  # about 1,500 roots: that it has more than one is said
 _HINT: Final = "write it as CAR v1 with one root of UnixFS, e.g. `ipfs dag export CID`"
 
 
-def header(root: Cid) -> bytes:
-    """What a file begins with."""
-    data = _header(root)
+def header(root: Cid | None) -> bytes:
+    """What a file begins with; None: its last block is the root."""
+    data = _NO_ROOT if root is None else _header(root)
     return uvarint(len(data)) + data
 
 
@@ -38,8 +39,10 @@ def _header(root: Cid) -> bytes:
     return _ROOTS + bytes((len(cid),)) + cid + _VERSION
 
 
-def _root(data: bytes) -> Cid:
-    """The inverse of `_header`."""
+def _root(data: bytes) -> Cid | None:
+    """The inverse of `header`, without the length."""
+    if data == _NO_ROOT:
+        return None
     with suppress(InvalidArgument):
         root = Cid.decode(data[len(_ROOTS) + 2 : -len(_VERSION)])
         if data == _header(root):
@@ -50,15 +53,16 @@ def _root(data: bytes) -> Cid:
 class Reader:
     """Takes a file in pieces of any length.
 
-    Attributes:
-        root: Of the file, once its header has come; None before.
+    Its root is what its header says or, where that says none, its last block: who writes a tree
+    from its leaves up knows the root last.
     """
 
     def __init__(self) -> None:
-        self.root: Cid | None = None
+        self._root: Cid | None = None
+        self._begun = self._named = False
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Block]:
+    def feed(self, data: bytes | bytearray) -> list[Block]:
         """The blocks that are complete now, checked; raises BadBlock.
 
         Hashes them, about 1 ms a MiB: run it in a thread.
@@ -68,19 +72,22 @@ class Reader:
         at = 0
         while (part := self._part(at)) is not None:
             start, at = part
-            section = bytes(memoryview(self._buffer)[start:at])
-            if self.root is None:
-                self.root = _root(section)
-            else:
-                blocks.append(_block(section))
+            with memoryview(self._buffer)[start:at] as section:
+                if self._begun:
+                    blocks.append(_block(section))
+                else:
+                    self._begun, self._root = True, _root(bytes(section))
+                    self._named = self._root is not None
         del self._buffer[:at]
+        if blocks and not self._named:
+            self._root = blocks[-1].cid
         return blocks
 
     def close(self) -> Cid:
         """There is nothing more; returns the root. Raises BadBlock for a file that is cut short."""
-        if self._buffer or self.root is None:
+        if self._buffer or self._root is None:
             raise BadBlock("a CAR that is cut short", hint="fetch or copy the file again")
-        return self.root
+        return self._root
 
     def _part(self, at: int) -> tuple[int, int] | None:
         """Where the part at `at` begins and ends, if all of it is here."""
@@ -91,17 +98,17 @@ class Reader:
             length, used = varint(head, 0)
         except ValueError as exc:
             raise BadBlock(f"not a CAR: {exc}", hint=_HINT) from None
-        bytes_max = _HEADER_BYTES_MAX if self.root is None else SECTION_BYTES_MAX
+        bytes_max = SECTION_BYTES_MAX if self._begun else _HEADER_BYTES_MAX
         if length > bytes_max:
             raise BadBlock(f"a CAR with a part of {length} bytes; at most {bytes_max} are taken")
         start = at + used
         return (start, start + length) if start + length <= len(self._buffer) else None
 
 
-def _block(section: bytes) -> Block:
-    size = 34 if section[:1] == b"\x12" else 36
+def _block(section: memoryview) -> Block:
+    size = 34 if bytes(section[:1]) == b"\x12" else 36
     try:
-        block = Block(Cid.decode(section[:size]), section[size:])
+        block = Block(Cid.decode(bytes(section[:size])), bytes(section[size:]))
     except InvalidArgument as exc:
         raise BadBlock(f"a CAR with a block that is not UnixFS: {exc}", hint=_HINT) from None
     block.check()

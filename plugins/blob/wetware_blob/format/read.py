@@ -19,12 +19,16 @@ from wetware_blob.format import dagpb, unixfs
 from wetware_blob.format.build import Entry
 from wetware_blob.format.cid import RAW, BadBlock, Block, Cid
 from wetware_blob.format.unixfs import Type, UnixFs
+from wetware_blob.names import check_link, name_bytes
+from wetware_blob.pieces import batches
 
 DEPTH_MAX: Final = 64
 """Blocks from the root of a file to a leaf; 2**64 bytes of one-byte leaves need as many."""
 SIZE_MAX: Final = 2**63 - 1
 """Of a file, in bytes."""
 PATH_BYTES_MAX: Final = 4096
+AHEAD_MAX: Final = 64
+"""Entries of a directory whose blocks are fetched before it is their turn."""
 INLINE_BYTES: Final = 64 << 10
 """Larger blocks are decoded in a thread: 45,000 links fit into 2 MiB, which take a second."""
 
@@ -33,6 +37,9 @@ Get = Callable[[Cid], Awaitable[bytes]]
 Ahead = Callable[[Sequence[Cid]], None]
 """Is told what will be read next, in that order, before what it was told earlier."""
 Kind = Literal["file", "directory", "symlink"]
+Step = tuple[Kind | Literal["piece", "end"], str, bytes]
+"""Of a tree, in order: what it is, its name, and where a link leads. Behind a file come its pieces
+up to one of no bytes, and behind a directory what is in it up to its end."""
 
 
 # --- one block ---
@@ -308,6 +315,66 @@ async def read(
         if parts:
             ahead([part.cid for _, part in parts])
         waiting.extend(reversed(parts))
+
+
+async def tree(
+    root: Cid, get: Get, ahead: Ahead = _nothing_ahead, skip: int = 0
+) -> AsyncIterator[Step]:
+    """All that is in a directory, depth first, but the first `skip` files and links; see `Step`.
+
+    Which blocks are read, and in which order, depends on what is in them and `skip` alone: a reader
+    whose `get` is fed with those of another reader asks for the same. Raises BadBlock, and
+    InvalidArgument for what is no directory, for names that no file can have, and for links that
+    may lead out of it.
+    """
+    last: Block | None = None
+
+    async def once(cid: Cid) -> bytes:
+        nonlocal last
+        if last is None or last.cid != cid:
+            last = Block(cid, await get(cid))
+        return last.data
+
+    names: list[str] = []
+    levels = [_listed(root, once, ahead)]
+    while levels:
+        entry = await anext(levels[-1], None)
+        if entry is None:
+            levels.pop()
+            if names:
+                yield "end", names.pop(), b""
+            continue
+        name, cid = entry.name, entry.cid
+        path = "/".join((*names, name))
+        name_bytes(name, path)
+        kind: Kind = "file"
+        if cid.codec != RAW:
+            found = await stat(cid, once)
+            kind = found.kind
+        if kind == "directory":
+            yield kind, name, b""
+            names.append(name)
+            levels.append(_listed(cid, once, ahead))
+        elif skip:
+            skip -= 1
+        elif kind == "symlink":
+            check_link(path, found.data)
+            yield kind, name, found.data
+        else:
+            yield kind, name, b""
+            async for piece in read(cid, 0, None, once, ahead):
+                yield "piece", name, piece
+            yield "piece", name, b""
+    if skip:
+        raise InvalidArgument(f"{root} has {skip} files fewer than are skipped")
+
+
+async def _listed(root: Cid, get: Get, ahead: Ahead) -> AsyncIterator[Entry]:
+    """As `entries`; what the next ones lead to is told to be read."""
+    async for some in batches(entries(root, get, ahead), AHEAD_MAX, lambda _: 1):
+        ahead([entry.cid for entry in some])
+        for entry in some:
+            yield entry
 
 
 async def walk(root: Cid, get: Get, ahead: Ahead = _nothing_ahead) -> AsyncIterator[Block]:
