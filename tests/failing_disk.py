@@ -337,13 +337,24 @@ class Reserve:
 
 
 class Connection:
-    """`apsw` as the index wants it."""
+    """`apsw` as a store wants it."""
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Any:
+        name, _, pages = sql.partition("=")
+        if name == "PRAGMA wal_autocheckpoint":
+            # SQLite's own takes no notice of its errors; what a file here raises would go through.
+            self._connection.set_wal_hook(lambda *args: self._checkpoint(int(pages), args[-1]))
+            return self._connection.cursor()
         return self._connection.cursor().execute(sql, params)
+
+    def _checkpoint(self, pages_max: int, pages: int) -> int:
+        if pages >= pages_max:
+            with contextlib.suppress(apsw.Error):
+                self._connection.wal_checkpoint()
+        return int(apsw.SQLITE_OK)
 
     def close(self) -> None:
         self._connection.close(True)
@@ -406,6 +417,8 @@ class _File:
             try:
                 self._disk._call("write")
             except OSError as exc:
+                if self._log and size:  # of `journal_size_limit`: SQLite takes no notice
+                    return
                 raise _code(exc, apsw.SQLITE_IOERR_TRUNCATE) from None
             self._file.truncate(size)
 

@@ -1,0 +1,48 @@
+"""Whatever a disk does, nothing acknowledged is lost, and nobody sees what might not stay.
+
+`WW_SEEDS=10000 pytest -n4 plugins/sync/tests/test_crashes.py` for more; `WW_SEED=N` for one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from tests.failing_disk import SITES
+
+from wetware_sync.embedded import store as module
+
+from .histories import History, Lost
+
+PARTS = 4
+SEEDS = int(os.environ.get("WW_SEEDS", "1000"))
+
+
+@pytest.fixture(autouse=True)
+def _everything_happens_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAL_PAGES", 8)
+    monkeypatch.setattr(module, "HISTORY_ROWS_MAX", 12)
+    monkeypatch.setattr(module, "SWEPT_ROWS", 20)
+    monkeypatch.setattr(module, "SCANNED_ROWS", 16)
+
+
+def loses(seed: int, dropped: str = "") -> str:
+    """What a history loses; "" if nothing."""
+    try:
+        History(seed, dropped).run()
+    except Lost as lost:
+        return str(lost)
+    return ""
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_nothing_acknowledged_is_lost(part: int) -> None:
+    one = os.environ.get("WW_SEED")
+    for seed in [int(one)] if one else range(part, SEEDS, PARTS):
+        assert not loses(seed), f"WW_SEED={seed}"
+
+
+@pytest.mark.parametrize("site", [*SITES, "synchronous"])
+def test_no_fsync_can_be_left_out(site: str) -> None:
+    """Without it the same histories lose something."""
+    assert any(loses(seed, site) for seed in range(SEEDS))

@@ -1,0 +1,294 @@
+"""The embedded engine: `Store` on a thread of its own, with group commit; watches and leases here.
+
+Everything that waits while a commit is under way shares the next one. What is read is read between
+two commits, so nobody sees what is not on the disk.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import anyio
+
+from wetware.base.log import get_logger
+from wetware.base.writer import Write, Writer
+from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
+from wetware_sync.embedded.hub import Hub
+from wetware_sync.embedded.store import Change, Commit, LeaseRow, Store, lease_ended
+from wetware_sync.engine import (
+    Batch,
+    Closed,
+    Get,
+    Lease,
+    Limits,
+    Outcome,
+    Page,
+    Status,
+    Txn,
+    Unknown,
+    Watch,
+    check_get,
+    check_key,
+    check_ttl,
+)
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
+    from wetware.base.files import Files
+    from wetware.identity import Key
+
+log = get_logger("sync.engine")
+T = TypeVar("T")
+
+COMMIT_BYTES_MAX: Final = 1 << 20
+WAITING_MAX: Final = 8192
+WAITING_BYTES_MAX: Final = 64 << 20
+"""Of what waits for the disk; more is refused."""
+IDLE_S: Final = 1.0
+TICK_S: Final = 0.25
+"""How long after its time a lease ends, at most. A timer of the loop stands still while the machine
+sleeps, so the clock is looked at this often."""
+RETRY_S: Final = 1.0
+"""Between two tries to end a lease that the disk refused."""
+
+
+def boottime() -> float:
+    """Seconds that go on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    apply: Callable[[Store], Any]
+
+
+@dataclass(slots=True)
+class _Held:
+    """A lease that is kept. `ending`: nobody keeps it any more, though it is not off the disk."""
+
+    row: LeaseRow
+    deadline: float
+    ending: bool = False
+
+
+class EmbeddedEngine:
+    """Implements `Engine`.
+
+    Args:
+        files: The directory of the store, its own.
+        run_sync: Runs a blocking function in a thread.
+        now: Seconds, by which leases end.
+    """
+
+    authority: Key
+    epoch: int
+
+    def __init__(
+        self,
+        files: Files,
+        *,
+        run_sync: Callable[..., Awaitable[Any]],
+        limits: Limits | None = None,
+        now: Callable[[], float] = boottime,
+    ) -> None:
+        self._files, self._run_sync, self._now = files, run_sync, now
+        self._limits = limits or Limits()
+        self._closed = True
+        self._leases: dict[int, _Held] = {}
+        self._waiting = self._waiting_bytes = 0
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        self._store = store = await self._run_sync(Store, self._files, self._limits)
+        self.authority, self.epoch = store.authority, store.epoch
+        self._hub = Hub(store.revision, self._limits, self._from_disk)
+        self._leases.clear()
+        for row in store.leases.values():
+            self._hold(row)
+        self._writer: Writer[Change | _Read] = Writer(
+            "sync store",
+            self._commit,
+            lambda _: IDLE_S if store.waits else None,
+            unavailable=Unknown,  # of a defect
+        )
+        self._writer.start()
+        self._closed = False
+        try:
+            task_status.started()
+            while True:
+                await anyio.sleep(TICK_S)
+                self._expire()
+        finally:
+            self._closed = True
+            with anyio.CancelScope(shield=True):
+                await self._run_sync(self._writer.close)
+            self._hub.close(_closed())
+
+    # --- the verbs --------------------------------------------------------------------------------
+
+    async def read(self, get: Get) -> Page:
+        check_get(get)
+        page: Page = await self._wait(_Read(partial(Store.read, get=get)))
+        return page
+
+    async def txn(self, txn: Txn, owner: str) -> Outcome:
+        txn.check()
+        apply = partial(Store.txn, txn=txn, owner=owner)
+        outcome: Outcome = await self._wait(Change(apply, txn.only_deletes, txn.size))
+        return outcome
+
+    def watch(self, key: bytes, revision: int, owner: str, *, prefix: bool = False) -> Watch:
+        check_key(key, prefix=prefix)
+        if revision < 1:
+            raise InvalidArgument("revisions begin at 1")
+        self._check_open()
+        return self._hub.watch(key, revision, owner, prefix=prefix)
+
+    async def grant(self, ttl_s: float, owner: str) -> Lease:
+        check_ttl(ttl_s)
+        id_ = secrets.randbelow((1 << 62) - 1) + 1
+        apply = partial(Store.grant, id_=id_, ttl_s=ttl_s, owner=owner)
+        await self._wait(Change(apply))
+        return Lease(id_, ttl_s)
+
+    async def keep(self, lease: int, owner: str) -> float:
+        held = self._mine(lease, owner)
+        now = self._now()
+        if now >= held.deadline:  # it will be ended in a moment
+            raise lease_ended(lease)
+        held.deadline = now + held.row.ttl_s
+        return held.row.ttl_s
+
+    async def end(self, lease: int, owner: str) -> None:
+        self._end(self._mine(lease, owner))
+        await self._wait(Change(partial(Store.end, id_=lease), must=True))
+
+    async def compact(self, revision: int) -> None:
+        await self._wait(Change(partial(Store.compact, revision=revision)))
+
+    async def status(self) -> Status:
+        status: Status = await self._wait(_Read(self._status))
+        return status
+
+    def _status(self, store: Store) -> Status:
+        return Status(
+            engine="embedded",
+            epoch=store.epoch,
+            revision=store.revision,
+            compacted=store.compacted,
+            keys=store.keys,
+            nbytes=store.nbytes,
+            leases=len(store.leases),
+            watches=len(self._hub),
+            failing=store.failing,
+            failover="none: while the home of the store is down nothing can be read or written",
+        )
+
+    # --- leases -----------------------------------------------------------------------------------
+
+    def _hold(self, row: LeaseRow) -> None:
+        self._leases[row.id] = _Held(row, self._now() + row.ttl_s)
+
+    def _mine(self, lease: int, owner: str) -> _Held:
+        self._check_open()
+        held = self._leases.get(lease)
+        if held is None or held.ending or held.row.owner != owner:
+            raise lease_ended(lease)
+        return held
+
+    def _end(self, held: _Held) -> None:
+        """Nobody keeps it from now on; it is tried again if the disk refuses."""
+        held.ending, held.deadline = True, self._now() + RETRY_S
+
+    def _expire(self) -> None:
+        now = self._now()
+        for id_, held in self._leases.items():
+            if held.deadline <= now:
+                self._end(held)
+                self._writer.write_soon(Change(partial(Store.end, id_=id_), must=True))
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _closed()
+
+    async def _wait(self, what: Change | _Read) -> Any:
+        self._check_open()
+        size = what.size if isinstance(what, Change) else 0
+        if self._waiting >= WAITING_MAX or self._waiting_bytes + size > WAITING_BYTES_MAX:
+            raise LimitExceeded(
+                f"{self._waiting} requests of {self._waiting_bytes} bytes wait for the store",
+                hint="try again later; the disk of its home is slow (`ww doctor`), or it is busy",
+            )
+        self._waiting += 1
+        self._waiting_bytes += size
+        return await self._writer.write(what)
+
+    def _taken(self, many: int, nbytes: int) -> None:
+        self._waiting -= many
+        self._waiting_bytes -= nbytes
+
+    async def _from_disk(self, key: bytes, revision: int, prefix: bool) -> Batch:
+        read = partial(Store.events, key=key, revision=revision, prefix=prefix)
+        batch: Batch = await self._wait(_Read(read))
+        return batch
+
+    def _commit(self, batch: list[Write[Change | _Read]], last: bool) -> list[Any]:
+        store, writer = self._store, self._writer
+        asked = [write.what for write in batch if write.future is not None]
+        nbytes = sum(what.size for what in asked if isinstance(what, Change))
+        writer.call_soon(self._taken, len(asked), nbytes)
+        writes: list[tuple[Write[Change | _Read], Change]] = []
+        for write in batch:
+            if isinstance(write.what, Change):
+                writes.append((write, write.what))
+                continue
+            try:
+                writer.answer(write, write.what.apply(store))
+            except WetwareError as exc:
+                writer.answer(write, error=exc)
+        for group in _groups(writes):
+            done = store.commit([change for _, change in group])
+            writer.call_soon(self._publish, done)
+            for (write, _), result in zip(group, done.results, strict=True):
+                if isinstance(result, WetwareError):
+                    writer.answer(write, error=result)
+                else:
+                    writer.answer(write, result)
+        if not batch and not last:
+            store.idle()
+        if last:
+            store.close()
+        return []
+
+    def _publish(self, done: Commit) -> None:
+        """On the loop, before who waits is answered."""
+        for row in done.granted:
+            self._hold(row)
+        for id_ in done.ended:
+            self._leases.pop(id_, None)
+        self._hub.publish(done.events, done.compacted)
+
+
+def _closed() -> Closed:
+    return Closed("the store has stopped", hint="connect again, and look at its epoch")
+
+
+def _groups(writes: Sequence[tuple[T, Change]]) -> Iterator[list[tuple[T, Change]]]:
+    """In their order, each with as many bytes as a commit may have."""
+    group: list[tuple[T, Change]] = []
+    size = 0
+    for write in writes:
+        if group and size + write[1].size > COMMIT_BYTES_MAX:
+            yield group
+            group, size = [], 0
+        group.append(write)
+        size += write[1].size
+    if group:
+        yield group

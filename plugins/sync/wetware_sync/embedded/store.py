@@ -1,0 +1,794 @@
+"""The store: one SQLite database, its transactions, its history, and who is charged for it.
+
+Synchronous, and of one thread. `log` has a row for every write, in the order of revisions, and
+`keys` says which rows are the present. A row that is not present any more is history, for those who
+watch; compaction goes through the log from its beginning and deletes what each row has replaced.
+
+What a transaction may not do is found before it writes anything, so those that wait together share
+one commit. A commit that fails is rolled back, and the connection stays open: opened again, it
+would read what is left of it from the page cache, where that looks whole though an fsync has
+failed. But until something is written over its remains in SQLite's log a crash would bring it back.
+So that is done at once, and only then it is known that it has not happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+import sqlite3
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from zlib import crc32
+
+from wetware.base.disk import remedy
+from wetware.base.log import get_logger
+from wetware.errors import ConfigError, InvalidArgument, LimitExceeded, WetwareError
+from wetware.identity import Key
+from wetware_sync.engine import (
+    KEY_BYTES_MAX,
+    PAGE_BYTES_MAX,
+    PAGE_KEYS_MAX,
+    WRITES_MAX,
+    Batch,
+    Compacted,
+    Compare,
+    Delete,
+    Event,
+    Get,
+    KeyValue,
+    LeaseEnded,
+    Limits,
+    Order,
+    Outcome,
+    Page,
+    Put,
+    Txn,
+    Unknown,
+    Unwritten,
+    prefix_end,
+)
+
+if TYPE_CHECKING:
+    from wetware.base.files import Database, Files
+
+log = get_logger("sync.store")
+
+FILE: Final = "store.db"
+SCHEMA_VERSION: Final = 1
+WAL_PAGES: Final = 256
+"""Pages of 4 KiB in SQLite's log before they go into the database: what that grows by then fits
+into the reserve."""
+CACHE_KIB: Final = 32 << 10
+ROW_BYTES: Final = 128
+"""What a key is charged beside its bytes and those of its value."""
+HISTORY_ROWS_MAX: Final = 100_000
+HISTORY_BYTES_MAX: Final = 64 << 20
+"""Of values that were replaced or deleted. What is older is compacted as new rows come."""
+SWEPT_ROWS: Final = 256
+"""At least this many are compacted at a time: more than one revision has."""
+SCANNED_ROWS: Final = 2048
+"""Rows that one watcher's step through the history looks at."""
+_SEQ_BITS: Final = 8  # a row's ID is its revision, and which write of that it was
+_TOP: Final = b"\xff" * (KEY_BYTES_MAX + 1)
+_NEVER: Final = 1 << 62
+_NUMBERS: Final = struct.Struct("<6q?")
+
+_SCHEMA = """
+CREATE TABLE log (
+  id INTEGER PRIMARY KEY, key BLOB NOT NULL, value BLOB, created INTEGER NOT NULL,
+  version INTEGER NOT NULL, lease INTEGER NOT NULL, owner INTEGER NOT NULL,
+  before INTEGER NOT NULL, checksum INTEGER NOT NULL
+);
+CREATE TABLE keys (key BLOB PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE attached (lease INTEGER, key BLOB, PRIMARY KEY (lease, key)) WITHOUT ROWID;
+CREATE TABLE leases (id INTEGER PRIMARY KEY, owner TEXT NOT NULL, ttl_s REAL NOT NULL);
+CREATE TABLE owners (
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, keys INTEGER NOT NULL, nbytes INTEGER NOT NULL
+);
+CREATE TABLE store (
+  epoch INTEGER NOT NULL, authority BLOB NOT NULL, revision INTEGER NOT NULL,
+  swept INTEGER NOT NULL, compacted INTEGER NOT NULL, garbage INTEGER NOT NULL,
+  failures INTEGER NOT NULL
+);
+"""
+_PRESENT: Final = "FROM keys k JOIN log l ON l.id = k.id"
+_ROW: Final = "l.id, l.created, l.version, l.lease, l.owner, length(l.value)"
+_FULL: Final = "l.id, l.key, l.value, l.created, l.version, l.lease, l.owner, l.before, l.checksum"
+_ORDER_BY: Final = {
+    Order.KEY: "k.key",
+    Order.OLDEST: "l.created, k.key",
+    Order.NEWEST: "l.created DESC, k.key DESC",
+}
+
+
+class Damaged(WetwareError):
+    """What is on the disk is not what was written; it is not given out."""
+
+    code = "sync.damaged"
+
+
+@dataclass(slots=True)
+class Owner:
+    """Who is charged: the columns of the table, and whether they are to be written."""
+
+    id: int
+    name: str
+    keys: int = 0
+    nbytes: int = 0
+    changed: bool = False
+
+
+@dataclass(slots=True)
+class LeaseRow:
+    """A lease as it is kept; `keys`: how many it has."""
+
+    id: int
+    owner: str
+    ttl_s: float
+    keys: int = 0
+
+
+class Row(NamedTuple):
+    """A key that is there: of its row in the log, but for the value."""
+
+    id: int
+    created: int
+    version: int
+    lease: int
+    owner: int
+    value_bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """A part of a commit.
+
+    Attributes:
+        apply: Called in a transaction; what it raises (WetwareError) it raises before it writes.
+        must: It gives something up: on a full disk it takes the reserve.
+        size: Bytes that it writes.
+    """
+
+    apply: Callable[[Store], Any]
+    must: bool = False
+    size: int = 0
+
+
+@dataclass(slots=True)
+class Commit:
+    """What a commit has done.
+
+    Attributes:
+        results: Of each change what it returned, or why it was not made.
+        events: In the order of their revisions.
+        granted: Leases that are new.
+        ended: IDs of leases that have ended.
+        compacted: As in `engine.Status`, after it; 0 if nothing was written.
+    """
+
+    results: list[Any] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    granted: list[LeaseRow] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    compacted: int = 0
+
+
+class Store:
+    """The database, open. Raises ConfigError if it cannot be used.
+
+    Attributes:
+        authority: The store's own key, in the database.
+        failing: Why nothing but deletions is written; "" while all is.
+        revision, compacted, epoch, keys, nbytes: As in `engine.Status`.
+        leases: By their IDs.
+    """
+
+    def __init__(self, files: Files, limits: Limits) -> None:
+        self._files, self._limits = files, limits
+        self.failing = ""
+        self._written = False  # since SQLite's log was emptied
+        try:
+            with contextlib.suppress(FileExistsError):
+                files.make_directory("")
+            files.sync_directory("..")
+            self.reserve = files.reserve()
+            try:
+                self._open()
+            except Exception:
+                with self.reserve.open():
+                    self._open()
+        except Exception as exc:
+            raise ConfigError(
+                f"the store of sync cannot be used: {exc}",
+                hint=remedy(exc) or "restore it from a backup, or move it away",
+                code="config.store",
+            ) from exc
+        self.reserve.fill()
+
+    def _open(self) -> None:
+        self._files.rewrite(f"{FILE}-wal")  # what a crash left may be whole in the page cache alone
+        self._db = db = self._files.connect(FILE)
+        try:
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")  # without a file for other processes
+            db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+            ((version,),) = db.execute("PRAGMA user_version").fetchall()
+            schema = db.execute("SELECT * FROM sqlite_schema").fetchall()
+            if version == 0 and not schema:
+                _create(db, "WAL")
+            elif version != SCHEMA_VERSION or schema != _schema():
+                raise ValueError(  # noqa: TRY301 the connection is closed below
+                    f"it is damaged, or of version {version}; this release knows {SCHEMA_VERSION}"
+                )
+            db.execute("PRAGMA journal_mode=WAL").fetchall()
+            db.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}").fetchall()
+            db.execute(f"PRAGMA journal_size_limit={WAL_PAGES * 4096 * 2}").fetchall()
+            db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+            db.execute("PRAGMA temp_store=MEMORY")  # a full disk has no room for files of its own
+            self._load()
+            self._files.sync_directory("")  # SQLite does so, and takes no notice if it fails
+        except BaseException:
+            db.close()
+            raise
+
+    def _load(self) -> None:
+        """Read what is also kept in memory."""
+        self._loaded = False
+        db = self._db
+        rows = db.execute(
+            "SELECT epoch, authority, revision, swept, compacted, garbage FROM store"
+        ).fetchall()
+        ((self.epoch, seed, self.revision, self._swept, self.compacted, self._garbage),) = rows
+        self.authority = Key.from_seed(bytes(seed))
+        ((self._history,),) = db.execute(
+            "SELECT COUNT(*) FROM log WHERE id > ?", (self._swept,)
+        ).fetchall()
+        owners = db.execute("SELECT id, name, keys, nbytes FROM owners").fetchall()
+        self._owners = {name: Owner(id_, name, *rest) for id_, name, *rest in owners}
+        self._by_id = {owner.id: owner for owner in self._owners.values()}
+        self.keys = sum(owner.keys for owner in self._owners.values())
+        self.nbytes = sum(owner.nbytes for owner in self._owners.values())
+        rows = db.execute(
+            "SELECT l.id, l.owner, l.ttl_s, COUNT(a.key) FROM leases l"
+            " LEFT JOIN attached a ON a.lease = l.id GROUP BY l.id"
+        ).fetchall()
+        self.leases = {row[0]: LeaseRow(*row) for row in rows}
+        self._done = Commit()
+        self._loaded = True
+
+    def close(self) -> None:
+        """SQLite's log is emptied. Never raises."""
+        with contextlib.suppress(Exception):
+            self._db.close()
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            if not self._loaded:
+                self._load()
+            yield
+        except WetwareError:
+            raise
+        except Exception as exc:  # of whichever SQLite
+            raise Damaged(
+                f"the store of sync cannot be read: {exc}",
+                hint="look at the node's disk (`dmesg`); or restore the store from a backup",
+            ) from exc
+
+    def read(self, get: Get) -> Page:
+        """Between two commits."""
+        with self._reading():
+            return self._get(get, [PAGE_KEYS_MAX, PAGE_BYTES_MAX])
+
+    def _get(self, get: Get, room: list[int]) -> Page:
+        """`room`: keys and bytes that are left."""
+        low, high = _bounds(get.key, get.prefix)
+        cursor = self._db.execute(
+            f"SELECT {_FULL} {_PRESENT} WHERE k.key >= ? AND k.key < ? AND l.created < ?"
+            f" ORDER BY {_ORDER_BY[get.order]} LIMIT ?",
+            (
+                max(low, get.after + b"\0") if get.after else low,
+                high,
+                get.created_before or _NEVER,
+                get.limit + 1,
+            ),
+        )
+        items: list[KeyValue] = []
+        more = False
+        try:
+            for row in cursor:
+                now = _event(row).now
+                if now is None:
+                    raise Damaged(f"a deleted key is there: {row[1]!r}")
+                if len(items) == get.limit or room[0] <= 0 or room[1] <= 0:
+                    more = True
+                    break
+                items.append(now)
+                room[0] -= 1
+                room[1] -= len(now.key) + len(now.value)
+        finally:
+            cursor.close()
+        return Page(tuple(items), self.revision, more)
+
+    def events(self, key: bytes, revision: int, *, prefix: bool) -> Batch:
+        """A step through the history: those of SCANNED_ROWS rows, or of fewer, from `revision` on.
+
+        Raises Compacted.
+        """
+        low, high = _bounds(key, prefix)
+        events: list[Event] = []
+        with self._reading():
+            if revision <= self.compacted:
+                raise compacted(self.compacted)
+            ids = self._db.execute(
+                "SELECT id FROM log WHERE id >= ? ORDER BY id LIMIT ?",
+                (revision << _SEQ_BITS, SCANNED_ROWS),
+            ).fetchall()
+            last = self.revision
+            if len(ids) == SCANNED_ROWS:  # the last revision may go on
+                last = (ids[-1][0] >> _SEQ_BITS) - 1
+            room = PAGE_BYTES_MAX
+            cursor = self._db.execute(
+                f"SELECT {_FULL} FROM log l WHERE id >= ? AND id < ? AND key >= ? AND key < ?"  # noqa: S608 constants
+                " ORDER BY id",
+                (revision << _SEQ_BITS, (last + 1) << _SEQ_BITS, low, high),
+            )
+            try:
+                for row in cursor:
+                    event = _event(row)
+                    if room <= 0 and event.revision != events[-1].revision:
+                        last = event.revision - 1
+                        break
+                    events.append(event)
+                    room -= len(event.key) + (len(event.now.value) if event.now else 0)
+            finally:
+                cursor.close()
+        return Batch(tuple(events), last)
+
+    # --- committing -------------------------------------------------------------------------------
+
+    def commit(self, changes: Sequence[Change]) -> Commit:
+        """Make changes in one transaction, and what a full disk refuses of them one by one.
+
+        Nothing of it is seen, and no result returned, before it is on the disk.
+        """
+        error: Exception = OSError(f"there is no room for the reserve: {self.reserve.missing}")
+        erased = True
+        if not self.reserve.missing or self.reserve.fill():
+            done = self._attempt(changes)
+            if isinstance(done, Commit):
+                self.failing = ""
+                return done
+            error, erased = done
+        log.error("sync.not_written", why=str(error), changes=len(changes), certain=erased)
+        self.failing = str(error) or type(error).__name__
+        all_done = Commit()
+        for change in changes:
+            if not change.must or not erased:
+                all_done.results.append(_refusal(error, certain=erased))
+                continue
+            with self.reserve.open():
+                again = self._attempt([change], giving_up=True)
+                self.empty_log("RESTART")  # the next one needs no room
+            if isinstance(again, Commit):
+                all_done.results += again.results
+                all_done.events += again.events
+                all_done.granted += again.granted
+                all_done.ended += again.ended
+                all_done.compacted = again.compacted
+            else:
+                erased = again[1]
+                all_done.results.append(_refusal(again[0], certain=erased))
+        return all_done
+
+    def _attempt(
+        self, changes: Sequence[Change], *, giving_up: bool = False
+    ) -> Commit | tuple[Exception, bool]:
+        """One transaction; else why it failed, and whether it is certain that it has not happened.
+
+        Where room is to be given up the history is.
+        """
+        db = self._db
+        committing = False
+        try:
+            if not self._loaded:
+                self._load()
+            self._done = done = Commit()
+            before = self._state
+            db.execute("BEGIN IMMEDIATE")
+            for change in changes:
+                try:
+                    done.results.append(change.apply(self))
+                except WetwareError as exc:
+                    done.results.append(exc)
+            self._sweep(before[0], 2 * len(done.events), giving_up=giving_up)
+            self._note(before)
+            committing = True
+            db.execute("COMMIT")
+        except Exception as exc:  # of whichever SQLite
+            with contextlib.suppress(Exception):
+                db.execute("ROLLBACK")
+            erased = not committing or self._erase()
+            self._loaded = False
+            with contextlib.suppress(Exception):  # else before it is looked at
+                self._load()
+            return exc, erased
+        self._written = True
+        done.compacted = self.compacted
+        return done
+
+    def _erase(self) -> bool:
+        """Write over the remains of a commit that failed; returns whether that is on the disk."""
+        with self.reserve.open():
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.execute("UPDATE store SET failures = failures + 1")
+                self._db.execute("COMMIT")
+            except Exception as exc:
+                log.exception("sync.unknown", why=str(exc))
+                with contextlib.suppress(Exception):
+                    self._db.execute("ROLLBACK")
+                return False
+        return True
+
+    @property
+    def _state(self) -> tuple[int, int, int, int]:
+        return self.revision, self._swept, self.compacted, self._garbage
+
+    def _note(self, before: tuple[int, int, int, int]) -> None:
+        """Write what the transaction has changed in memory."""
+        db = self._db
+        for owner in [o for o in self._by_id.values() if o.changed]:
+            owner.changed = False
+            if owner.keys:
+                db.execute(
+                    "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)",
+                    (owner.id, owner.name, owner.keys, owner.nbytes),
+                )
+            else:
+                db.execute("DELETE FROM owners WHERE id = ?", (owner.id,))
+                del self._owners[owner.name], self._by_id[owner.id]
+        if self._state != before:
+            db.execute(
+                "UPDATE store SET revision = ?, swept = ?, compacted = ?, garbage = ?", self._state
+            )
+
+    def _sweep(self, revision: int, rows: int, *, giving_up: bool) -> None:
+        """Delete a part of the history that is not kept; none that is younger than `revision`."""
+        if self._history > HISTORY_ROWS_MAX or self._garbage > HISTORY_BYTES_MAX or giving_up:
+            last = revision
+        else:
+            last = self.compacted
+        many = max(SWEPT_ROWS, rows)
+        end = (last + 1) << _SEQ_BITS
+        if self._swept + 1 >= end:
+            return
+        found = self._db.execute(
+            "SELECT l.id, l.before, l.value IS NULL, length(b.value) FROM log l"
+            " LEFT JOIN log b ON b.id = l.before WHERE l.id > ? AND l.id < ? ORDER BY l.id LIMIT ?",
+            (self._swept, end, many),
+        ).fetchall()
+        if len(found) == many:  # the last revision may go on
+            last = (found[-1][0] >> _SEQ_BITS) - 1
+            end = (last + 1) << _SEQ_BITS
+        for id_, before, deleted, nbytes in found:
+            if id_ >= end:
+                break
+            self._history -= 1
+            if before:
+                self._db.execute("DELETE FROM log WHERE id = ?", (before,))
+                self._garbage -= nbytes + ROW_BYTES
+            if deleted:
+                self._db.execute("DELETE FROM log WHERE id = ?", (id_,))
+        self._swept = end - 1
+        self.compacted = max(self.compacted, last)
+
+    def idle(self) -> None:
+        """For when nothing is to be written: go on with what can wait."""
+        if self._swept + 1 < (self.compacted + 1) << _SEQ_BITS:
+            self.commit(())
+        elif self._written:
+            self._written = False
+            # With a flipped bit in the log a crash would bring older pages back. On a full disk
+            # somebody else would take its room, and the next write the reserve's.
+            self.empty_log("RESTART" if self.failing or self.reserve.missing else "TRUNCATE")
+
+    @property
+    def waits(self) -> bool:
+        """Something is there for `idle`."""
+        return self._written or self._swept + 1 < (self.compacted + 1) << _SEQ_BITS
+
+    def empty_log(self, how: str) -> None:
+        with contextlib.suppress(Exception):
+            self._db.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+
+    # --- what changes are made of -----------------------------------------------------------------
+
+    def txn(self, txn: Txn, owner: str) -> Outcome:
+        """As `Engine.txn`; in a commit."""
+        rows: dict[bytes, Row | None] = {}
+        succeeded = all(self._holds(compare, rows) for compare in txn.compares)
+        branch = txn.then if succeeded else txn.otherwise
+        targets = [self._targets(operation, rows) for operation in branch]
+        writes = sum(map(len, targets))
+        self._check(branch, targets, owner)
+        if writes:
+            self.revision += 1
+        id_ = self.revision << _SEQ_BITS
+        room = [PAGE_KEYS_MAX, PAGE_BYTES_MAX]
+        results: list[Page | int] = []
+        for operation, found in zip(branch, targets, strict=True):
+            if type(operation) is Get:
+                results.append(self._get(operation, room))
+                continue
+            for key, row in found:
+                if type(operation) is Put:
+                    self._put(id_, operation, row, owner)
+                elif row is not None:
+                    self._delete(id_, key, row)
+                id_ += 1
+            results.append(len(found))
+        return Outcome(succeeded, self.revision, tuple(results))
+
+    def grant(self, id_: int, ttl_s: float, owner: str) -> LeaseRow:
+        """A new lease; in a commit."""
+        mine = sum(lease.owner == owner for lease in self.leases.values())
+        _limit("leases of one owner", mine + 1, self._limits.owner_leases)
+        _limit("leases in the store", len(self.leases) + 1, self._limits.leases)
+        if id_ in self.leases:
+            raise Unwritten("a lease has that ID", hint="try again")
+        self._db.execute("INSERT INTO leases VALUES (?, ?, ?)", (id_, owner, ttl_s))
+        self.leases[id_] = lease = LeaseRow(id_, owner, ttl_s)
+        self._done.granted.append(lease)
+        return lease
+
+    def end(self, id_: int) -> None:
+        """End a lease, with its keys; in a commit. Raises LeaseEnded."""
+        if id_ not in self.leases:
+            raise lease_ended(id_)
+        sql = f"SELECT k.key, {_ROW} {_PRESENT} JOIN attached a ON a.key = k.key WHERE a.lease = ?"
+        found = self._db.execute(sql, (id_,)).fetchall()
+        if found:
+            self.revision += 1
+        for number, (key, *row) in enumerate(found):
+            self._delete((self.revision << _SEQ_BITS) + number, bytes(key), Row._make(row))
+        self._db.execute("DELETE FROM leases WHERE id = ?", (id_,))
+        del self.leases[id_]
+        self._done.ended.append(id_)
+
+    def compact(self, revision: int) -> None:
+        """Nobody watches from `revision` or below any more; in a commit."""
+        if not 0 <= revision <= self.revision:
+            raise InvalidArgument(f"revision {revision} is not from 0 to {self.revision}")
+        self.compacted = max(self.compacted, revision)
+
+    def _row(self, key: bytes, rows: dict[bytes, Row | None]) -> Row | None:
+        if key not in rows:
+            found = self._db.execute(
+                f"SELECT {_ROW} {_PRESENT} WHERE k.key = ?",
+                (key,),
+            ).fetchall()
+            rows[key] = Row._make(found[0]) if found else None
+        return rows[key]
+
+    def _holds(self, compare: Compare, rows: dict[bytes, Row | None]) -> bool:
+        row = self._row(compare.key, rows)
+        found: bytes | int
+        if compare.target == "value":
+            if row is None:
+                return False
+            ((found,),) = self._db.execute(
+                "SELECT value FROM log WHERE id = ?", (row.id,)
+            ).fetchall()
+        elif row is None:
+            found = 0
+        elif compare.target == "mod_revision":
+            found = row.id >> _SEQ_BITS
+        else:
+            found = row.created if compare.target == "create_revision" else row.version
+        holds: bool = _OPERATORS[compare.op](found, compare.operand)
+        return holds
+
+    def _targets(
+        self, operation: Put | Delete | Get, rows: dict[bytes, Row | None]
+    ) -> list[tuple[bytes, Row | None]]:
+        """The keys that it writes, and what is there."""
+        if type(operation) is Put:
+            return [(operation.key, self._row(operation.key, rows))]
+        if type(operation) is Get:
+            return []
+        if not operation.prefix:  # type: ignore[union-attr]
+            row = self._row(operation.key, rows)
+            return [(operation.key, row)] if row else []
+        found = self._db.execute(
+            f"SELECT k.key, {_ROW} {_PRESENT} WHERE k.key >= ? AND k.key < ? LIMIT ?",
+            (*_bounds(operation.key, True), WRITES_MAX + 1),
+        ).fetchall()
+        return [(bytes(key), Row._make(row)) for key, *row in found]
+
+    def _check(
+        self,
+        branch: Sequence[Put | Delete | Get],
+        targets: Sequence[Sequence[tuple[bytes, Row | None]]],
+        owner: str,
+    ) -> None:
+        """Raises LimitExceeded and LeaseEnded."""
+        _limit("keys written by one transaction", sum(map(len, targets)), WRITES_MAX)
+        puts = [
+            (o, found[0][1]) for o, found in zip(branch, targets, strict=True) if type(o) is Put
+        ]
+        if not puts:
+            return
+        mine = self._owners.get(owner) or Owner(0, owner)
+        keys, nbytes, all_keys, all_bytes = mine.keys, mine.nbytes, self.keys, self.nbytes
+        leases: dict[int, int] = {}
+        for put, row in puts:
+            size = charge(put.key, len(put.value))
+            before = charge(put.key, row.value_bytes) if row else 0
+            own = row is not None and row.owner == mine.id
+            keys, nbytes = keys + (not own), nbytes + size - own * before
+            all_keys, all_bytes = all_keys + (row is None), all_bytes + size - before
+            if put.lease and (row is None or row.lease != put.lease):
+                leases[put.lease] = leases.get(put.lease, 0) + 1
+            if put.lease and self.leases.get(put.lease, _NOBODYS).owner != owner:
+                raise lease_ended(put.lease)
+        if nbytes > mine.nbytes or keys > mine.keys:
+            _limit("keys of one owner", keys, self._limits.owner_keys)
+            _limit("bytes of one owner", nbytes, self._limits.owner_bytes)
+            _limit("keys in the store", all_keys, self._limits.keys)
+            _limit("bytes in the store", all_bytes, self._limits.nbytes)
+        for lease, more in leases.items():
+            _limit("keys of one lease", self.leases[lease].keys + more, WRITES_MAX)
+
+    def _put(self, id_: int, put: Put, row: Row | None, owner: str) -> None:
+        mine = self._owners.get(owner)
+        if mine is None:
+            mine = Owner(max(self._by_id, default=0) + 1, owner)
+            self._owners[owner] = self._by_id[mine.id] = mine
+        revision = id_ >> _SEQ_BITS
+        created, version = (row.created, row.version + 1) if row else (revision, 1)
+        now = KeyValue(put.key, put.value, created, revision, version, put.lease)
+        self._append(id_, put.key, put.value, created, version, put.lease, mine, row)
+        self._db.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", (put.key, id_))
+        if put.lease:
+            sql = "INSERT OR IGNORE INTO attached VALUES (?, ?)"
+            self._db.execute(sql, (put.lease, put.key))
+            self.leases[put.lease].keys += 1
+        self._charge(mine, 1, charge(put.key, len(put.value)))
+        self._done.events.append(Event(put.key, revision, now))
+
+    def _delete(self, id_: int, key: bytes, row: Row) -> None:
+        self._append(id_, key, None, 0, 0, 0, self._by_id[row.owner], row)
+        self._db.execute("DELETE FROM keys WHERE key = ?", (key,))
+        self._done.events.append(Event(key, id_ >> _SEQ_BITS, None))
+
+    def _append(
+        self,
+        id_: int,
+        key: bytes,
+        value: bytes | None,
+        created: int,
+        version: int,
+        lease: int,
+        owner: Owner,
+        row: Row | None,
+    ) -> None:
+        """A row of the log in the place of `row`, which is history now, and nobody's charge."""
+        before = row.id if row else 0
+        checksum = _checksum(key, value, id_, created, version, lease, owner.id, before)
+        self._db.execute(
+            "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (id_, key, value, created, version, lease, owner.id, before, checksum),
+        )
+        self._history += 1
+        if row is None:
+            return
+        self._garbage += row.value_bytes + ROW_BYTES
+        self._charge(self._by_id[row.owner], -1, -charge(key, row.value_bytes))
+        if row.lease:
+            self.leases[row.lease].keys -= 1
+            if row.lease != lease:
+                sql = "DELETE FROM attached WHERE lease = ? AND key = ?"
+                self._db.execute(sql, (row.lease, key))
+
+    def _charge(self, owner: Owner, keys: int, nbytes: int) -> None:
+        owner.keys += keys
+        owner.nbytes += nbytes
+        owner.changed = True
+        self.keys += keys
+        self.nbytes += nbytes
+
+
+_NOBODYS: Final = LeaseRow(0, "", 0.0)
+_OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+
+
+def charge(key: bytes, value_bytes: int) -> int:
+    """What an owner is charged for a key."""
+    return len(key) + value_bytes + ROW_BYTES
+
+
+def compacted(revision: int) -> Compacted:
+    """For who would watch from `revision`, or from below."""
+    error = Compacted(
+        f"the events up to revision {revision} are not kept any more",
+        hint=f"read what is there, and watch from {revision + 1} on",
+    )
+    error.revision = revision + 1
+    return error
+
+
+def lease_ended(lease: int) -> LeaseEnded:
+    return LeaseEnded(
+        f"there is no lease {lease} of yours", hint="it has ended, with its keys: begin anew"
+    )
+
+
+def _bounds(key: bytes, prefix: bool) -> tuple[bytes, bytes]:
+    return key, (prefix_end(key) or _TOP) if prefix else key + b"\0"
+
+
+def _event(row: Sequence[Any]) -> Event:
+    """Of the columns _FULL. Raises Damaged."""
+    id_, key, value, created, version, lease, owner, before, checksum = row
+    if _checksum(key, value, id_, created, version, lease, owner, before) != checksum:
+        raise Damaged(
+            f"what was written at revision {id_ >> _SEQ_BITS} is damaged",
+            hint="look at the node's disk (`dmesg`), and restore the store from a backup",
+        )
+    revision = id_ >> _SEQ_BITS
+    now = None if value is None else KeyValue(key, value, created, revision, version, lease)
+    return Event(key, revision, now)
+
+
+def _checksum(key: bytes, value: bytes | None, *numbers: int) -> int:
+    return crc32(value or b"", crc32(key, crc32(_NUMBERS.pack(*numbers, value is None))))
+
+
+def _limit(what: str, many: int, most: int) -> None:
+    if many > most:
+        raise LimitExceeded(
+            f"{what}: at most {most}", hint="delete some, or ask the operator of the store"
+        )
+
+
+def _refusal(error: Exception, *, certain: bool) -> WetwareError:
+    if certain:
+        return Unwritten(
+            f"the store of sync cannot be written: {error}",
+            hint=remedy(error) or "look at the node's disk (`dmesg`); nothing else is affected",
+        )
+    return Unknown(
+        f"the disk failed as it was written, and again: {error}",
+        hint="read what is there once the disk works again; look at the node's disk (`dmesg`)",
+    )
+
+
+def _create(db: Database, journal: str) -> None:
+    """Make the tables of an empty database."""
+    db.execute("PRAGMA page_size=4096")
+    db.execute(f"PRAGMA journal_mode={journal}").fetchall()
+    db.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA.split(";"):
+        if statement.strip():
+            db.execute(statement)
+    db.execute("INSERT INTO store VALUES (1, ?, 0, 0, 0, 0, 0)", (Key.generate().seed,))
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    db.execute("COMMIT")
+
+
+@functools.cache
+def _schema() -> list[Any]:
+    """What SQLite says of the tables of a store that is sound."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        _create(db, "OFF")
+        return db.execute("SELECT * FROM sqlite_schema").fetchall()
+    finally:
+        db.close()
