@@ -234,7 +234,7 @@ def test_sub_goes_on_when_its_node_is_back(node: NodeProcess, how: str) -> None:
     code, said = end_of(ww)
     assert code == 0, said
     assert "the connection to the node was lost; logging in again" in said
-    assert "what came meanwhile is missing" in said
+    assert "subscriptions miss what came meanwhile" in said
     again.stop()
 
 

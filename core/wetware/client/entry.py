@@ -185,10 +185,11 @@ async def connect(
         reconnect: Log in again where the connection is lost, e.g. as the node stops, with back-off;
             a function is told of it in words. Calls that were under way raise Disconnected, and are
             not repeated: they may have run. Later ones wait, as their time allows; subscriptions go
-            on, with a gap (`gap_s`). What was opened through the session is opened again, but for
-            what the application holds itself: parts (`attenuate`), references. Only with a key that
-            signs by itself: nobody is asked for a passphrase or at a wallet, and a sturdy reference
-            is not redeemed again. Where it is refused, what waits raises why.
+            on, with a gap (`gap_s`). What was opened through the session is opened again, and what
+            it has logged in to (`Session.node`), but for what the application holds itself: parts
+            (`attenuate`), references. Only with a key that signs by itself: nobody is asked for a
+            passphrase or at a wallet, and a sturdy reference is not redeemed again. Where it is
+            refused, what waits raises why.
 
     Raises DialError, LoginRefused (with `.status`), AuthError from the signer, or where the cluster
     is not the pinned one, KeyFileError, NotFound for a context or a node of no such name,
@@ -232,6 +233,10 @@ async def connect(
                     _reach, choose=alone, context=pinned, goal=goal, timeout_s=timeout_s
                 )
                 tell = reconnect if callable(reconnect) else lambda _: None
+                session._unattended = (
+                    alone,
+                    lambda session, enter: Reconnecting(session, enter, tell).running(),
+                )
                 await stack.enter_async_context(Reconnecting(session, enter, tell).running())
         try:
             yield session

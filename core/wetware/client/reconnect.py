@@ -141,5 +141,7 @@ class Reconnecting:
                     raise
             else:
                 away_s = loop.time() - lost_at
-                self._tell(f"logged in again after {away_s:.1f} s: what came meanwhile is missing")
+                self._tell(
+                    f"logged in again after {away_s:.1f} s: subscriptions miss what came meanwhile"
+                )
                 return session

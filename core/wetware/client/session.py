@@ -34,7 +34,10 @@ from wetware.identity import Key, PeerId
 
 if TYPE_CHECKING:
     from wetware.client.login import Login
+    from wetware.identity import Challenge, Signer
     from wetware.member import Member
+
+    Keep = Callable[["Session", Any], contextlib.AbstractAsyncContextManager[None]]
 
 CALL_S = 30.0
 """For a call, where neither `Session.timeout_s` nor `wetware.time_limit` says otherwise."""
@@ -98,6 +101,8 @@ class Session(Bundled):
 
     notice = ""
     closed = False
+    _unattended: tuple[Callable[[Challenge], Signer], Keep] | None = None
+    """Below `connect(reconnect=True)`: what signs, asking nobody, and keeps it logged in."""
 
     def __init__(self, ref: rpc.Ref, identity: Identity, login: Login | None) -> None:
         self._ref, self._login = ref, login
@@ -282,7 +287,8 @@ class Session(Bundled):
         may carry the bytes, and learns nothing from them. Nor does it choose who answers: that is
         the peer that was named, or a member of this session's cluster, by its own signature and its
         certificate, that the selector means by what it signed. Whether it lives, and which of
-        several is taken, is the word of this session's node.
+        several is taken, is the word of this session's node. Below `connect(reconnect=True)` it is
+        logged in again at the same node, too.
 
         Args:
             selector: Which one: a name, a peer ID, or e.g. "zone=home,service=blob", and of several
@@ -295,31 +301,52 @@ class Session(Bundled):
         several, AuthError "auth.unproven" where this session's node answers with another node than
         was asked for, and otherwise as `connect`.
         """
+        async with contextlib.AsyncExitStack() as stack:
+            session = await self._at(stack, selector, timeout_s, direct, self._login)
+            if session is not self and self._unattended is not None:
+                signs, keep = session._unattended = self._unattended
+                login = session._login and replace(session._login, choose=signs)
+                again = functools.partial(
+                    self._at,
+                    selector=f"id={session.identity.node}",
+                    timeout_s=timeout_s,
+                    direct=direct,
+                    login=login,
+                )
+                await stack.enter_async_context(keep(session, again))
+            try:
+                yield session
+            finally:
+                if session is not self:
+                    session._ref.close()
+
+    async def _at(
+        self,
+        stack: contextlib.AsyncExitStack,
+        selector: str,
+        timeout_s: float,
+        direct: bool | None,
+        login: Login | None,
+    ) -> Session:
+        """See `node`."""
         member = await self.cluster.one(selector, signed=True)
         peer, addrs = self._meant(selector, member)
         if peer == self.identity.node:
-            yield self
-            return
-        login = self._login
+            return self
         if login is None:
             raise Unsupported(
                 "a session that comes from a reference cannot log in to other nodes",
                 hint="log in with a key of your own",
             )
-        async with contextlib.AsyncExitStack() as stack:
-            async with within(timeout_s, f"the node {peer} ({selector})"):
-                tunnel = functools.partial(tunnelled, stack, self, peer)
-                if direct is None:  # the node's way through a relay is wider than a stranger's
-                    addrs = tuple(addr for addr in addrs if CIRCUIT not in addr)
-                if direct is False:
-                    place = await tunnel()
-                else:
-                    place = await reached(stack, addrs, peer, None if direct else tunnel, timeout_s)
-                session = await log_in(login, place)
-            try:
-                yield session
-            finally:
-                session._ref.close()
+        async with within(timeout_s, f"the node {peer} ({selector})"):
+            tunnel = functools.partial(tunnelled, stack, self, peer)
+            if direct is None:  # the node's way through a relay is wider than a stranger's
+                addrs = tuple(addr for addr in addrs if CIRCUIT not in addr)
+            if direct is False:
+                place = await tunnel()
+            else:
+                place = await reached(stack, addrs, peer, None if direct else tunnel, timeout_s)
+            return await log_in(login, place)
 
     @contextlib.asynccontextmanager
     async def redeem(self, ref: str, *, timeout_s: float = CONNECT_S) -> AsyncIterator[Session]:

@@ -49,7 +49,7 @@ from wetware.rpc.dispatch import (
 from wetware.rpc.kjloop import loop_gc, runtime
 from wetware.rpc.limits import RpcLimits
 from wetware.rpc.pipes import SocketPipe
-from wetware.rpc.push import Pump, Subscription
+from wetware.rpc.push import Pump, Subscription, regained
 from wetware.rpc.refs import Ref, RpcConnection, time_limit
 from wetware.rpc.schema import WW, Interface, Method, Schema
 from wetware.rpc.servant import Guard, Servant
@@ -93,6 +93,7 @@ __all__ = [
     "load",
     "loop_gc",
     "loopback",
+    "regained",
     "runtime",
     "serve",
     "serve_unix",

@@ -33,7 +33,7 @@ from wetware.rpc.servant import Servant
 from wetware.rpc.wire import fresh
 
 if TYPE_CHECKING:
-    from wetware.rpc.refs import Ref
+    from wetware.rpc.refs import Ref, RpcConnection
 
 T = TypeVar("T")
 
@@ -213,6 +213,22 @@ class Pump(Servant, interface=WW.Subscription):
             self.end(failed or Disconnected("the subscriber failed"))
 
 
+async def regained(connection: RpcConnection, lost: Disconnected) -> RpcConnection:
+    """The connection that took the place of one of which `lost` came, once the application has it.
+
+    Raises `lost` where it does not log in again, and where the connection lives: then what was
+    called has ended alone.
+    """
+    if connection.again is None or not (connection.closed or lost.code == STOPPING):
+        raise lost
+    try:
+        async with asyncio.timeout(STOPPED_S):
+            await connection.wait_closed()
+    except TimeoutError:
+        raise lost from None
+    return await connection.again(connection)
+
+
 class Subscription(Servant, Generic[T], interface=WW.Sink):
     """What a node pushes, for one consumer: enter it with `async with`, read with `async for`.
 
@@ -294,26 +310,17 @@ class Subscription(Servant, Generic[T], interface=WW.Sink):
         ref = self._ref
         assert ref is not None  # noqa: S101  # it was entered
         began = asyncio.get_running_loop().time()
+        connection = ref.connection
         try:
             await self._raise_reason()
-        except Disconnected as lost:
-            connection = ref.connection
-            again = connection.again
-            if again is None or not (connection.closed or lost.code == STOPPING):
-                raise
-            try:
-                async with asyncio.timeout(STOPPED_S):
-                    await connection.wait_closed()
-            except TimeoutError:  # the service has ended alone
-                raise lost from None
+        except Disconnected as exc:
+            lost = exc
         while not self._closed:
-            connection = await again(connection)
+            connection = await regained(connection, lost)
             try:
                 await self._enter()
-            except Disconnected as lost:
-                # Else that connection lives, and what was subscribed to ended with the one before.
-                if not (connection.closed or lost.code == STOPPING):
-                    raise
+            except Disconnected as exc:
+                lost = exc
             else:
                 self.gap_s += asyncio.get_running_loop().time() - began
                 return

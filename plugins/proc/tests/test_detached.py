@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import wetware
-from wetware.errors import EXIT_USAGE, Revoked
+from wetware.errors import EXIT_USAGE, Disconnected, Revoked
 from wetware.testing import Home, NodeProcess, wait_for
 from wetware_proc.client import Exit, Process
 
@@ -150,6 +150,66 @@ def test_its_directories_survive_kill_9_of_its_node(
         a.ww("kill", ids[0], check=True)
     with running(b) as a:
         assert not list((a.data_dir / "plugins/proc/dirs").iterdir()), "kept for nobody"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["stop", "kill -9"])
+def test_who_follows_its_log_goes_on_when_its_node_is_back(
+    b: NodeProcess, beat: str, how: signal.Signals
+) -> None:
+    """From another node, and all of it once: what is on disk is asked for from where one was."""
+    run = ("run", "--restart", "always", "--grant", "out=pubsub:chat", beat, "100000")
+    with running(b, "f") as f:
+        id_ = f.ww(*run, check=True).stdout.strip()
+        follow = b.start_ww("logs", "-f", id_)
+        assert follow.stdout is not None
+        assert follow.stdout.readline() == "beat \n"
+        f.stop(how)
+    with running(b, "f") as f:
+        wait_for(lambda: shown(f, id_)["restarts"] == 1, "it runs again", within_s=WITHIN_S)
+        f.ww("kill", id_, check=True)
+        assert follow.stderr is not None
+        rest, said = follow.stdout.read(), follow.stderr.read()
+        follow.wait(timeout=WITHIN_S)
+        assert "beat \n" + rest == f.ww("logs", id_, check=True).stdout
+        assert (follow.returncode, "logged in again" in said) == (0, True), said
+        assert "missing" not in said.replace("subscriptions miss", "")
+
+
+async def test_who_follows_goes_on_though_each_connection_is_lost(
+    b: NodeProcess, guests: Guests
+) -> None:
+    told: list[str] = []
+    with running(b, "g") as g:
+        connected = wetware.connect(b.addr, key=b.home.key(), reconnect=told.append)
+        async with at(g) as there, connected as session:
+            given = {"out": "pubsub:chat"}
+            made = await there.proc.start(guests("beat"), "100000", grants=given)
+            seen, missing = bytearray(), list[int]()
+            async with session.proc.find(made.id[:8]) as process:
+                far = process.proc.session
+                waiting = asyncio.ensure_future(process.wait())
+                async for data in process.logs(follow=True, missed=missing.append):
+                    seen += data
+                    if len(seen) > 40 and len(told) < 2:
+                        await far.connection.aclose()
+                    elif len(seen) > 80 and len(told) < 4:
+                        await session.connection.aclose()
+                        await far.connection.aclose()
+                    elif len(seen) > 120:
+                        await made.kill()
+                assert (await waiting).kind == "killed"
+            assert seen == b"".join([data async for data in made.logs()])
+            assert (missing, len(told)) == ([], 6), told
+        async with at(b) as session, session.proc.find(made.id) as process:
+            lost = asyncio.ensure_future(_followed(process))
+            await process.proc.session.connection.aclose()
+            with pytest.raises(Disconnected):  # who does not log in again hears of it
+                await lost
+
+
+async def _followed(process: Any) -> None:
+    async for _ in process.logs(follow=True):
+        await asyncio.sleep(0)
 
 
 async def test_it_ends_with_the_role_of_its_user(b: NodeProcess, guests: Guests) -> None:

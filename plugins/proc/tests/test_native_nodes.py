@@ -172,7 +172,7 @@ async def test_a_port_can_be_shared_and_revoked(node: NodeProcess) -> None:
                 await server.export("ssh", wait_s=0)
             ref, grant = await session.share({f"native:{id_}": ()})
             async with wetware.connect(ref) as guest:
-                port = await (await guest.native.open(id_)).export("web")
+                port = await guest.native.detached(id_).export("web")
                 with pytest.raises(WetwareError):
                     await guest.native.run("true")
                 async with forwarded(port, 0) as number:
@@ -234,5 +234,5 @@ async def test_a_revoked_session_ends_its_programs(node: NodeProcess) -> None:
             assert await process.stdout.receive() == b"up\n"
             id_ = (await process.info()).id
             await session.revoke(weaker.identity.grant)
-            end = await (await other.native.open(id_)).wait()
+            end = await other.native.detached(id_).wait()
             assert end.kind == "killed"

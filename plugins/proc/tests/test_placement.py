@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 import wetware
-from wetware.errors import Denied, InvalidArgument, NotFound
+from wetware.errors import Denied, InvalidArgument, NotFound, Unsupported
 from wetware.testing import Home, NodeProcess, wait_for
 from wetware_proc import placement
+from wetware_proc.client import Exit, Process
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
@@ -150,11 +151,13 @@ async def test_one_that_is_full_by_now_is_passed_by(nodes: Nodes, guests: Guests
     async with at(a) as session, session.node(str(c.peer_id)) as there:
         rooms = await session.proc.rooms()
         rooms.sort(key=lambda room: room.node != c.peer_id)  # c first
+
+        async def run(at: wetware.Session, stack: contextlib.AsyncExitStack) -> Process:
+            return await stack.enter_async_context(at.proc.spawn(guests("cat")))
+
         async with (
             there.proc.spawn(guests("cat")),
-            placement.placed(
-                session, "any", rooms, lambda at: at.proc.spawn(guests("cat"))
-            ) as process,
+            placement.placed(session, "any", rooms, run) as process,
         ):
             assert not (await process.info()).exit.kind
             assert len(await there.proc.processes()) >= 1
@@ -193,9 +196,8 @@ async def test_a_blob_of_one_node_runs_at_another_for_a_client_of_a_third(
         cid = (await session.blob.put(guests("hello"))).cid
         other = (await session.blob.put(b"no program")).cid
     async with at(b) as session:
-        async with session.blob.open(cid) as blob:
-            ran = await session.proc.run(blob, on=f"id={a.peer_id}")
-            assert ran.stdout == b"hello\n"
+        ran = await session.proc.run(cid, on=f"id={a.peer_id}")
+        assert ran.stdout == b"hello\n"
         data = await session.proc.run(
             guests("data"), "/data", on="zone=cloud", dirs={"/data": tmp_path}
         )
@@ -208,11 +210,50 @@ async def test_a_blob_of_one_node_runs_at_another_for_a_client_of_a_third(
         assert info.hash == hashlib.sha256(guests("hello")).hexdigest()
         weaker = await session.attenuate({"proc": (), f"blob:{other}": ()})
         with pytest.raises(Denied):  # who may not read it does not run it
-            async with weaker.blob.open(cid) as blob:
-                await weaker.proc.run(blob)
+            await weaker.proc.run(cid)
         with pytest.raises(InvalidArgument, match="alone"):
             async with session.blob.open(cid) as blob:
                 await session.proc.run(blob.ref, on="any")
+
+
+async def test_a_detached_program_starts_where_there_is_room_and_is_used_from_here(
+    nodes: Nodes, guests: Guests, tmp_path: Path
+) -> None:
+    """What it is given is opened there: with neither this node nor the client in the middle."""
+    a, b, c = nodes
+    grants = {"out": "pubsub:chat?data=max:64"}
+    async with at(a) as session:
+        made = await session.proc.start(guests("beat"), "40", on="zone=cloud", grants=grants)
+        assert made.node == c.peer_id
+        assert (await made.info()).policy == "never"
+        async with session.node(c.peer_id) as there:
+            assert f"process program {made.id}" in {each.label for each in await there.grants()}
+        assert not [each for each in await session.grants() if "process" in each.label]
+        with pytest.raises(Unsupported, match="another node"):
+            await made.export("web")
+        lines = b"".join([data async for data in made.logs(follow=True)])
+        assert lines == b"beat \n" * 40
+        assert await made.wait() == Exit("exited", 3, "")
+        made = await session.proc.start(guests("beat"), on=f"id={b.peer_id}", grants=grants)
+        await made.kill()
+        assert (await made.wait()).kind == "killed"
+        with pytest.raises(NotFound, match="no member has room"):
+            await session.proc.start(guests("beat"), on="zone=nowhere")
+        async with session.proc.spawn(
+            guests("beat"), "1", on=f"id={b.peer_id}", grants=grants
+        ) as process:
+            assert await process.stdout.receive() == b"beat \n"
+        async with session.proc.spawn(guests("beat"), grants={"out": "pubsub:chat"}) as process:
+            assert await process.stdout.receive() == b"beat \n"
+            labels = {each.label for each in await session.grants()}
+            assert "process: pubsub:chat" in labels
+        assert "process: pubsub:chat" not in {each.label for each in await session.grants()}
+    (tmp_path / "beat.wasm").write_bytes(guests("beat"))
+    command = ("run", "--detach", "--on", "zone=cloud", "--grant", "out=pubsub:chat")
+    id_ = a.ww(*command, str(tmp_path / "beat.wasm"), "1", check=True).stdout.strip()
+    assert b.ww("wait", id_).returncode == 3
+    (found,) = [e for e in json.loads(a.ww("ps", "--json").stdout)["processes"] if e["id"] == id_]
+    assert found["node_name"] == "c"
 
 
 async def test_a_process_is_found_by_the_beginning_of_its_id(nodes: Nodes, guests: Guests) -> None:
@@ -220,13 +261,13 @@ async def test_a_process_is_found_by_the_beginning_of_its_id(nodes: Nodes, guest
     async with at(b) as session, session.proc.spawn(guests("cat"), on=f"id={c.peer_id}") as process:
         id_ = (await process.info()).id
         async with at(a) as other:
-            async with placement.where(other, id_[:8]) as (there, found):
-                assert (there.identity.node, found) == (c.peer_id, id_)
+            async with other.proc.find(id_[:8]) as found:
+                assert (found.proc.session.identity.node, found.id) == (c.peer_id, id_)
             with pytest.raises(InvalidArgument, match="short"):
-                async with placement.where(other, id_[:3]):
+                async with other.proc.find(id_[:3]):
                     pass
             with pytest.raises(NotFound, match="in the cluster"):
-                async with placement.where(other, "0" * 16):
+                async with other.proc.find("0" * 16):
                     pass
         killed = a.ww("kill", id_[:8], check=True)
         assert id_ in killed.stderr

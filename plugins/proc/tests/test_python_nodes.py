@@ -236,6 +236,68 @@ async def test_what_one_raises_ends_all(nodes: Nodes) -> None:
             await anext(results)
 
 
+@contextlib.contextmanager
+def late(nodes: Nodes, python_runner: Callable[[Path], None]) -> Iterator[NodeProcess]:
+    """A fourth node, which is started in the block, and is ended by it or before."""
+    home = nodes[0].home
+    for path in (home.path / "d", home.path / "d" / "plugins"):
+        path.mkdir(mode=0o700)
+    python_runner(home.path / "d" / "plugins" / "proc")
+    d = home.start_node("d", join=nodes[0], args=["--label", "zone=late"])
+    try:
+        yield d
+    finally:
+        d.stop()
+
+
+async def test_a_member_that_joins_takes_part_and_one_that_leaves_does_no_longer(
+    nodes: Nodes, python_runner: Callable[[Path], None]
+) -> None:
+    def work(item: int) -> int:
+        import time
+
+        time.sleep(0.02)
+        return item
+
+    async def there(d: NodeProcess) -> int:
+        with contextlib.suppress(wetware.WetwareError):
+            async with asyncio.timeout(5):
+                return len([each async for each in _processes(d)])
+        return 0
+
+    async with at(nodes[0]) as session, contextlib.AsyncExitStack() as stack:
+        stopped, asked = asyncio.Event(), 0
+
+        def items() -> Iterator[int]:
+            nonlocal asked
+            while not stopped.is_set():
+                yield asked
+                asked += 1
+
+        found = []
+        results = session.proc.map(work, items(), on="any", ordered=False)
+        await stack.enter_async_context(contextlib.aclosing(results))
+        found.append(await anext(results))  # it goes on, without a fourth
+        starting = stack.enter_context(late(nodes, python_runner))
+
+        async def joins_and_leaves() -> None:
+            async with asyncio.timeout(2 * WITHIN_S):
+                await asyncio.to_thread(starting.wait_ready)
+                while await there(starting) < 10:  # noqa: ASYNC110  # no event tells of it
+                    await asyncio.sleep(0.1)
+                await asyncio.to_thread(starting.stop)
+                at_the_end = len(found)
+                while len(found) < at_the_end + 50:  # noqa: ASYNC110  # like above
+                    await asyncio.sleep(0.1)
+
+        watching = asyncio.ensure_future(joins_and_leaves())
+        watching.add_done_callback(lambda _: stopped.set())
+        async for result in results:
+            found.append(result)  # noqa: PERF401  # it is looked at meanwhile
+        await watching
+        assert sorted(found) == list(range(asked))
+
+
 @pytest.mark.long
 async def test_every_result_comes_once_though_a_node_dies(nodes: Nodes) -> None:
     """1,000 items on three nodes; one is killed with SIGKILL when a fifth has come."""

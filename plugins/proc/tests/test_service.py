@@ -237,7 +237,7 @@ async def test_what_is_no_program_is_refused(world: World) -> None:
             await ada.load(b"cat", "rust")
         assert (refused.value.code, refused.value.hint) == ("unsupported.driver", "it runs wasm")
         with pytest.raises(InvalidArgument, match="cannot read"):
-            await ada.load("/nowhere/at/all")
+            await ada.load(Path("/nowhere/at/all"))
 
 
 async def test_kill_returns_once_nothing_more_can_happen(world: World) -> None:

@@ -26,7 +26,7 @@ from wetware.errors import (
 )
 from wetware.testing import FakeClock, Started, plugin_context
 from wetware_proc import supervise
-from wetware_proc.client import Executor
+from wetware_proc.client import Executor, spec_of
 from wetware_proc.client import Exit as ClientExit
 from wetware_proc.config import ProcConfig
 from wetware_proc.driver import Exit, Spec
@@ -255,7 +255,7 @@ class Opened:
     """As a session's reference to its service."""
 
     def __init__(self, ref: rpc.Ref) -> None:
-        self.call, self.ref = ref.call, ref
+        self.call, self.ref, self.connection = ref.call, ref, ref.connection
         self.session = self
 
 
@@ -519,6 +519,27 @@ async def test_one_that_is_killed_before_it_runs_is_not_waited_for(world: World)
     assert world.scripts.runs == 0
 
 
+async def test_who_follows_and_is_slow_hears_how_much_is_missing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "SEGMENT_BYTES", 100)
+    async with world.running() as ada:
+        made = await ada.start(b"hold")
+        each, seen, missing = world.service.supervisor.all[made.id], bytearray(), list[int]()
+        async for data in made.logs(follow=True, missed=missing.append):
+            if not seen:
+                for number in range(10):
+                    each.log.write(b"%d" % number * 150)
+                each.tell()
+                world.scripts.go.set()
+            seen += data
+        assert bytes(seen) == b"holds\n" + b"8" * 150 + b"9" * 150
+        assert missing == [8 * 150]
+        late = [data async for data in made.logs(missed=missing.append)]
+        assert b"".join(late) == bytes(seen[6:])
+        assert len(missing) == 1, "what went before one came is no gap"
+
+
 async def test_only_what_can_be_named_is_kept(world: World) -> None:
     async with world.running() as ada:
         given = {"out": "pubsub:chat?data=max:1k&topic=chat", "all": "blob"}
@@ -532,8 +553,10 @@ async def test_only_what_can_be_named_is_kept(world: World) -> None:
             with pytest.raises(InvalidArgument) as refused:
                 await ada.start(b"hold", grants={"out": other._ref.ref})
         assert refused.value.code == "invalid.live_grant"
+        image = await ada.load(b"hold")
+        spec = spec_of("it", (), {"grants": given}, "", {})
         with pytest.raises(InvalidArgument, match="detached"):
-            await ada.run(b"hold", grants={"out": "pubsub:chat"})
+            await image._ref.call("spawn", spec=spec)
         with pytest.raises(InvalidArgument, match="policy"):
             await ada.start(b"hold", restart="sometimes")
         with pytest.raises(WetwareError, match="no such script"):

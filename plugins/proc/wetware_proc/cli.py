@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -33,7 +32,9 @@ from wetware.errors import InvalidArgument, WetwareError
 if TYPE_CHECKING:
     from wetware import rpc
     from wetware.client import Session
-    from wetware_proc.client import Archive, Blob, Detached, Exit, Options, Process
+    from wetware_proc.client import Detached, Exit, Options, Process
+
+T = TypeVar("T")
 
 EXIT_CODES: Final = {"trapped": 134, "limit": 137, "killed": 137}
 """As a shell says of a program that SIGABRT or SIGKILL has ended."""
@@ -150,73 +151,34 @@ def run_command(
     `native`, and `ww forward` leads to its ports.
     """
     native = ctx.meta[NATIVE]
-    ports = dict(_port(text) for text in port or ())
-    variables = dict(variable(text, "--env NAME=VALUE") for text in env or ())
-    wanted = dict(variable(text, "--grant out=pubsub:chat") for text in grant or ())
-    dirs = dict(variable(text, "--dir /data=DIR") for text in directory or ())
-
-    @contextlib.asynccontextmanager
-    async def started(
-        archives: Mapping[str, Archive], session: Session
-    ) -> AsyncIterator[Process | Detached]:
-        options: Options = {
-            "dirs": archives,
-            "env": variables,
-            "grants": wanted,
-            "name": name or Path(program).name,
-            "kind": kind,
-            "memory_bytes": memory << 20,
-            "wall_s": time,
-            "cpu_s": cpu,
-            "ports": ports,
-        }
-        async with contextlib.AsyncExitStack() as stack:
-            if detach or restart:
-                policy = restart or "never"
-                if native:
-                    given = (program, *(args or ()))
-                    yield await session.native.start(*given, restart=policy, **options)
-                    return
-                code = await stack.enter_async_context(_code(session, program))
-                yield await session.proc.start(code, *(args or ()), restart=policy, **options)
-                return
-            options["grants"] = {
-                name: await stack.enter_async_context(named(session, what))
-                for name, what in wanted.items()
-            }
-            if native:
-                running = session.native.spawn(program, *(args or ()), **options)
-            else:
-                code = await stack.enter_async_context(_code(session, program))
-                running = session.proc.spawn(code, *(args or ()), **options)
-            yield await stack.enter_async_context(running)
+    directories = dict(variable(text, "--dir /data=DIR") for text in directory or ())
+    options: Options = {
+        "env": dict(variable(text, "--env NAME=VALUE") for text in env or ()),
+        "grants": dict(variable(text, "--grant out=pubsub:chat") for text in grant or ()),
+        "name": name or Path(program).name,
+        "kind": kind,
+        "memory_bytes": memory << 20,
+        "wall_s": time,
+        "cpu_s": cpu,
+        "ports": dict(_port(text) for text in port or ()),
+    }
 
     async def work(session: Session) -> Exit | str:
-        from wetware_proc.client import Detached
-        from wetware_proc.placement import ANY, nodes, placed
-
+        programs = session.native if native else session.proc
+        given = program, *(args or ())
+        dirs = options["dirs"] = {
+            path: await _dir(session, what) for path, what in directories.items()
+        }
         async with contextlib.AsyncExitStack() as stack:
-            with progress_bar("sending") if dirs else contextlib.nullcontext() as told:
-                archives = {
-                    path: await stack.enter_async_context(
-                        session.proc.archive(await _dir(stack, session, what), told)
-                    )
-                    for path, what in dirs.items()
-                }
-                run = partial(started, archives)
-                running = run(session)
-                if on:
-                    members, programs = on, [await _digest(program)]
-                    if native:
-                        members = "service=native" + f",{on}" * (on.strip() != ANY)
-                        programs = []
-                    rooms = await nodes(
-                        session, members, programs=programs, memory_bytes=memory << 20
-                    )
-                    running = placed(session, members, rooms, run)
-                with _patience():
-                    process = await stack.enter_async_context(running)
-            return process.id if isinstance(process, Detached) else await attached(process)
+            with progress_bar("sending") if dirs else contextlib.nullcontext() as told, _patience():
+                if told is not None:
+                    options["progress"] = told
+                if detach or restart:
+                    policy = restart or "never"
+                    made = await programs.start(*given, restart=policy, on=on, **options)
+                    return made.id
+                process = await stack.enter_async_context(programs.spawn(*given, on=on, **options))
+            return await attached(process)
 
     end = run_client(work)
     if isinstance(end, str):
@@ -252,12 +214,11 @@ def variable(text: str, hint: str) -> tuple[str, str]:
     return name, value
 
 
-async def _dir(stack: contextlib.AsyncExitStack, session: Session, what: str) -> str | Blob:
-    """A directory that is here, or else a blob of the cluster, by a pin's name or its CID."""
+async def _dir(session: Session, what: str) -> str:
+    """A directory that is here, or else the CID of a blob, which a pin may name."""
     if Path(what).is_dir():  # noqa: ASYNC240  # a look that takes no time
         return what
-    named = [pin.root for pin in await session.blob.pins() if pin.name == what]
-    return await stack.enter_async_context(session.blob.open(named[0] if named else what))
+    return next((pin.root for pin in await session.blob.pins() if pin.name == what), what)
 
 
 def _port(text: str) -> tuple[str, int]:
@@ -265,54 +226,6 @@ def _port(text: str) -> tuple[str, int]:
     if not number.isdecimal() or not 0 < int(number) < 1 << 16:
         raise InvalidArgument(f"{number!r} is no number of a port", hint=hint)
     return name, int(number)
-
-
-async def _digest(program: str) -> str:
-    """What members know it by that have prepared it."""
-    import hashlib
-
-    if not Path(program).is_file():  # noqa: ASYNC240  # a look that takes no time
-        return program
-    with open(program, "rb") as file:  # noqa: ASYNC230  # nothing else goes on
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.asynccontextmanager
-async def _code(session: Session, program: str) -> AsyncIterator[str | Blob]:
-    """A file that is here, or else a blob of the cluster."""
-    if Path(program).exists():  # noqa: ASYNC240  # a look that takes no time
-        yield program
-        return
-    try:
-        async with session.blob.open(program) as blob:
-            yield blob
-    except InvalidArgument as exc:
-        if exc.code != "invalid.cid":
-            raise
-        raise InvalidArgument(
-            f"there is no file {program!r}, and no CID is written like that",
-            hint="ww run hello.wasm, or ww run CID of what `ww blob put` has put",
-        ) from exc
-
-
-@contextlib.asynccontextmanager
-async def named(session: Session, text: str) -> AsyncIterator[rpc.Ref]:
-    """The capability of "SERVICE:OBJECT", or of "SERVICE", under a grant of its own."""
-    from wetware.broker.naming import object_of
-    from wetware.client.installed import known_interface
-
-    what, _, where = text.partition("?")
-    service, colon, name = what.partition(":")
-    constraints = where.split("&") if where else ()
-    weaker = await session.attenuate({what: ()}, constraints, label=f"process: {text}"[:128])
-    try:
-        interface = known_interface(service)
-        if interface is None:
-            raise InvalidArgument(f"the interface of the service {service!r} is not known here")
-        ref = await weaker.open(service, interface)
-        yield await object_of(ref, name) if colon else ref
-    finally:
-        await weaker.close()
 
 
 async def attached(process: Process) -> Exit:
@@ -394,6 +307,22 @@ def ps_command(
         note(f"not heard: {each.name or each.node}: {each.why}")
 
 
+def _of(
+    id_: str,
+    work: Callable[[Detached], Awaitable[T]],
+    *,
+    everybody: bool = False,
+    reconnect: bool = False,
+) -> T:
+    """Work with a process of the user's, or of everybody's, wherever in the cluster it is."""
+
+    async def at(session: Session) -> T:
+        async with session.proc.find(id_, anybody=everybody) as process:
+            return await work(process)
+
+    return run_client(at, reconnect=reconnect)
+
+
 def kill_command(
     id_: ProcessId,
     everybody: Annotated[
@@ -413,17 +342,14 @@ def kill_command(
     if name and everybody:
         raise InvalidArgument("a signal is for a process of yours", hint="leave out --all")
 
-    async def work(session: Session) -> str:
-        from wetware_proc.placement import where
+    async def work(process: Detached) -> str:
+        if name:
+            await process.signal(name)
+        else:
+            await process.proc.kill(process.id, anybody=everybody)
+        return process.id
 
-        async with where(session, id_, anybody=everybody) as (there, id):
-            if name:
-                await there.proc.detached(id).signal(name)
-            else:
-                await there.proc.kill(id, anybody=everybody)
-            return id
-
-    id = run_client(work)
+    id = _of(id_, work, everybody=everybody)
     if name:
         return done(json, {"id": id, "signal": name}, f"{id} was sent {name}")
     done(json, {"killed": id}, f"{id} has ended")
@@ -432,28 +358,17 @@ def kill_command(
 def restart_command(id_: ProcessId, json: Json = False) -> None:
     """Have a detached process of yours started again now, whether it runs or waits."""
 
-    async def work(session: Session) -> str:
-        from wetware_proc.placement import where
+    async def work(process: Detached) -> str:
+        await process.restart()
+        return process.id
 
-        async with where(session, id_) as (there, id):
-            await there.proc.detached(id).restart()
-            return id
-
-    started = run_client(work)
+    started = _of(id_, work)
     done(json, {"restarted": started}, f"{started} is started again")
 
 
 def wait_command(id_: ProcessId) -> None:
     """Wait until a process of yours has ended for good; exits with its code, as `ww run` does."""
-
-    async def work(session: Session) -> Exit:
-        from wetware_proc.placement import where
-
-        async with where(session, id_) as (there, id):
-            end: Exit = await there.proc.detached(id).wait()
-            return end
-
-    ended(id_, run_client(work))
+    ended(id_, _of(id_, lambda process: process.wait(), reconnect=True))
 
 
 def logs_command(
@@ -464,18 +379,19 @@ def logs_command(
 ) -> None:
     """Print what a detached process of yours wrote, on both streams: the last 1 MiB is kept."""
 
-    async def work(session: Session) -> None:
+    def missed(nbytes: int) -> None:
+        note(f"ww: {nbytes} bytes of the log are missing here: they are not kept any more")
+
+    async def work(process: Detached) -> None:
         from wetware.base.disk import write_all
-        from wetware_proc.placement import where
 
-        async with where(session, id_) as (there, id):
-            async for data in there.proc.detached(id).logs(follow=follow):
-                try:
-                    await in_daemon(write_all, 1, data)
-                except OSError as exc:
-                    output_failed(exc)
+        async for data in process.logs(follow=follow, missed=missed):
+            try:
+                await in_daemon(write_all, 1, data)
+            except OSError as exc:
+                output_failed(exc)
 
-    run_client(work)
+    _of(id_, work, reconnect=follow)
 
 
 def forward_command(
@@ -494,14 +410,11 @@ def forward_command(
     if not (colon and id_ and name):
         raise InvalidArgument(f"{what!r} is no PROCESS:NAME", hint="ww forward 8080 3f9a…:web")
 
-    async def work(session: Session) -> None:
+    async def work(process: Detached) -> None:
         from wetware_proc.native.client import forwarded
-        from wetware_proc.placement import where
 
-        async with where(session, id_) as (there, id):
-            process = await there.native.open(id)
-            async with forwarded(await process.export(name), local) as number:
-                note(f"127.0.0.1:{number} leads to {printable(what)}")
-                await process.wait()
+        async with forwarded(await process.export(name), local) as number:
+            note(f"127.0.0.1:{number} leads to {printable(what)}")
+            await process.wait()
 
-    run_client(work)
+    _of(id_, work)

@@ -12,6 +12,10 @@ async with session.proc.spawn(Path("cat.wasm")) as process:
 
 await session.proc.run(Path("hello.wasm"), on="zone=home")  # where there is room, of these members
 
+made = await session.proc.start(Path("tick.wasm"), restart="always")  # it outlives the session
+async for data in made.logs(follow=True):
+    ...
+
 await session.proc.call(function, 1, 2)  # of Python, which runs there
 async for result in session.proc.map(function, range(1000), on="any"):
     ...
@@ -23,19 +27,17 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final, Protocol, TypedDict, TypeVar, Unpack
+from typing import Any, Final, TypedDict, TypeVar, Unpack
 
 from wetware import rpc
 from wetware.base.structs import from_struct
-from wetware.base.tasks import Tasks
 from wetware.errors import (
+    Disconnected,
     InternalError,
     InvalidArgument,
     LimitExceeded,
@@ -43,8 +45,19 @@ from wetware.errors import (
     WetwareError,
 )
 from wetware_proc.functions import packed_arguments
-from wetware_proc.placement import Heard, Room, Session, everywhere, nodes, placed
+from wetware_proc.placement import (
+    Heard,
+    Room,
+    Session,
+    everywhere,
+    granted,
+    named,
+    nodes,
+    placed,
+    where,
+)
 from wetware_proc.schema import SCHEMA
+from wetware_proc.sending import Archive, Dir, Sending, Source, archived
 from wetware_proc.sources import file_bytes
 from wetware_proc.spread import Spread, prepared, returned
 
@@ -62,70 +75,31 @@ _ANSWER_S: Final = 50.0  # for what waits so long
 _LOAD_S: Final = 600.0  # a node's first Python program waits for the runner
 KINDS: Final = {".py": "python", ".pyz": "python"}
 """Of programs, by the suffix of a file; others are of WebAssembly."""
-SEND_S: Final = 700.0  # of directories: more than the node allows
-_PIECE_BYTES: Final = 1 << 20
+_SEND_S: Final = 700.0  # of directories: more than the node allows
 
 T = TypeVar("T")
 
+Code = bytes | str | os.PathLike[str] | rpc.Ref
+"""A program: its bytes, a path, a CID (a text that names no file here), or a `Ww.Source`.
 
-@dataclass(frozen=True, slots=True)
-class Sending:
-    """How far a directory is that is sent, in bytes."""
-
-    bytes: int
-    total: int
-    doing: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """A directory that is ready to be sent: see `Executor.archive`.
-
-    Attributes:
-        file: A file without a name.
-        size: Of the archive, bytes.
-        hash: SHA-256 of it, in hex.
-        told: Is called with Sending as it is sent.
-    """
-
-    file: IO[bytes]
-    size: int
-    hash: str
-    told: Callable[[Sending], object] | None = None
-
-    def source(self) -> rpc.Servant:
-        """For the node to read."""
-        return _Source(self.size, partial(os.pread, self.file.fileno()), self.told)
-
-
-class Blob(Protocol):
-    """What `session.blob.open(CID)` gives."""
-
-    cid: str
-    ref: rpc.Ref
-
-
-Dir = str | os.PathLike[str] | Blob | Archive
-"""A directory of this machine, or a blob, which is read with the user's own session."""
-Code = bytes | str | os.PathLike[str] | rpc.Ref | Blob
-"""A program: its bytes, a path, a capability that is a `Ww.Source`, or a blob.
-
-A blob is read with the user's own session at the node that runs it, so nobody runs what they may
-not read. A bare reference is of the session that it came from, and runs at that session's node.
+A CID is read with the user's own session at the node that runs it, so nobody runs what they may not
+read. A bare reference is of the session that it came from, and runs at that session's node.
 """
-
-Package = bytes | str | os.PathLike[str] | rpc.Ref | Blob
-"""A wheel, in the same forms."""
 
 
 class Options(TypedDict, total=False):
     """How a program is to run.
 
     Attributes:
-        dirs: What it may read, by the absolute path where it finds it; see Dir.
+        dirs: What it may read, by the absolute path where it finds it: directories of this machine,
+            or CIDs, which are read with the user's own session.
+        progress: Is called with `sending.Sending` as they are sent.
         env: Its environment; nothing of the caller's is in it.
-        grants: What it can call, by the names that it asks for: references, or objects that have
-            one as `ref`, such as a topic; of a detached program what they are of, as a text.
+        grants: What it can call, by the names that it asks for. A text, "pubsub:chat" or "pubsub",
+            with constraints "pubsub:chat?data=max:1024&topic=chat", is opened at the node that runs
+            it, by a login of the user's own there. What is not detached can have references as
+            well, or objects that have one as `ref`, such as a topic: they are called where they
+            are from, through this session where the program runs elsewhere.
         name: What it is called; by default as its file.
         kind: "wasm", "python"; by default what its file's name says.
         memory_bytes: It may have; 0: what is usual, like below.
@@ -135,6 +109,7 @@ class Options(TypedDict, total=False):
     """
 
     dirs: Mapping[str, Dir]
+    progress: Callable[[Sending], object]
     env: Mapping[str, str]
     grants: Mapping[str, Any]
     name: str
@@ -208,23 +183,38 @@ class Running:
     def __init__(self, ref: rpc.Ref) -> None:
         self.ref = ref
 
+    @contextlib.asynccontextmanager
+    async def _used(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+        """What calls it in the block."""
+        yield self.ref.call
+
     async def wait(self) -> Exit:
         """How it ended; its output is on its streams then, up to its end."""
-        return await _ended(self.ref.call)
+        async with self._used() as call:
+            while True:
+                with rpc.time_limit(_ANSWER_S):
+                    exit_ = from_struct(Exit, (await call("wait", wait_s=_WAIT_S))["exit"])
+                if exit_.kind:
+                    return exit_
 
     async def kill(self) -> None:
-        """End it; nothing more of it can happen when this returns. Idempotent."""
-        await self.ref.call("kill")
+        """End it for good; nothing more of it can happen when this returns. Idempotent."""
+        async with self._used() as call:
+            await call("kill")
 
     async def signal(self, name: str) -> None:
         """Send a native program a signal: HUP, INT, QUIT, USR1, USR2, TERM, KILL, STOP or CONT.
 
-        Raises Unsupported "unsupported.signal" for other kinds of programs: those `kill` ends.
+        Raises Unsupported "unsupported.signal" for other kinds of programs: those `kill` ends;
+        NotFound "not_found.running" where a detached one is between two runs.
         """
-        await self.ref.call("signal", name=name)
+        async with self._used() as call:
+            await call("signal", name=name)
 
     async def info(self) -> Info:
-        return from_struct(Info, (await self.ref.call("info"))["info"])
+        """What `ww ps` shows of it."""
+        async with self._used() as call:
+            return from_struct(Info, (await call("info"))["info"])
 
     async def export(self, name: str, wait_s: float = _WAIT_S) -> rpc.Ref:
         """What the program offers by this name: a port, or what it has exported.
@@ -233,8 +223,9 @@ class Running:
         """
         from wetware.client.installed import interface_of_id
 
-        with rpc.time_limit(_ANSWER_S):
-            reply = await self.ref.call("export", name=name, wait_s=wait_s)
+        async with self._used() as call:
+            with rpc.time_limit(_ANSWER_S):
+                reply = await call("export", name=name, wait_s=wait_s)
         if (port := reply["port"]) is not None:
             given: rpc.Ref = port
             return given
@@ -298,54 +289,75 @@ class _Fed(Process):
         return self._exit if self._exit.kind else await super().wait()
 
 
-class Detached:
-    """A program that outlives who started it, by its ID at its node; nothing of it is held here.
+class Detached(Running):
+    """A program that outlives who started it, by its ID; nothing of it is held here.
+
+    Each use of one at another node logs in there, with the session's key. Where the session logs in
+    again after a loss (`connect(reconnect=True)`), `wait` and `logs` go on.
 
     Attributes:
         id: As `ww ps` shows it.
+        node: Peer ID of the node that it is at; "": the session's.
+        proc: Through what it was started, or found.
     """
 
-    def __init__(self, executor: Any, id_: str) -> None:
-        self._executor, self.id = executor, id_
+    def __init__(self, proc: Any, id_: str, node: str = "") -> None:
+        self.proc, self.id, self.node = proc, id_, node
+
+    @contextlib.asynccontextmanager
+    async def _used(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+        if not self.node:
+            yield self._call
+            return
+        async with self.proc.session.node(f"id={self.node}") as there:
+            yield getattr(there, self.proc.SERVICE).detached(self.id)._call
 
     async def _call(self, method: str, **params: Any) -> Any:
-        process = _given((await self._executor.call("open", id=self.id))["process"])
-        return await process.call(method, **params)
+        ref = self.proc._ref
+        while True:
+            connection = getattr(ref, "session", ref).connection
+            try:
+                process = _given((await ref.call("open", id=self.id))["process"])
+                return await process.call(method, **params)
+            except Disconnected as lost:
+                if method not in ("wait", "logs"):  # others are not repeated
+                    raise
+                await rpc.regained(connection, lost)
 
-    async def wait(self) -> Exit:
-        """How it ended for good: it is not started again."""
-        return await _ended(self._call)
-
-    async def kill(self) -> None:
-        """End it for good; nothing more of it can happen when this returns. Idempotent."""
-        await self._call("kill")
-
-    async def signal(self, name: str) -> None:
-        """See `Running.signal`; NotFound "not_found.running" where it is between two runs."""
-        await self._call("signal", name=name)
+    async def export(self, name: str, wait_s: float = _WAIT_S) -> rpc.Ref:
+        """See `Running.export`. What comes lives as long as the session that it was asked by."""
+        if self.node:
+            raise Unsupported(
+                "what a process at another node offers ends with the login there",
+                hint="async with session.proc.find(ID) as process: await process.export(NAME)",
+            )
+        return await super().export(name, wait_s)
 
     async def restart(self) -> None:
         """Have it started again now. Raises InvalidArgument where it has ended for good."""
-        await self._call("restart")
+        async with self._used() as call:
+            await call("restart")
 
-    async def info(self) -> Info:
-        """What `ww ps` shows of it."""
-        return from_struct(Info, (await self._call("info"))["info"])
-
-    async def logs(self, *, follow: bool = False) -> AsyncIterator[bytes]:
+    async def logs(
+        self, *, follow: bool = False, missed: Callable[[int], object] | None = None
+    ) -> AsyncIterator[bytes]:
         """What it wrote, as far as it is kept: the last 1 MiB; with `follow` until it is over.
 
-        Who follows and is slower than it misses what is not kept any more.
+        Where the session logs in again it goes on behind what has come. `missed` is called with how
+        many bytes are not kept any more of what comes next: who follows was slow, or away.
         """
-        start, wait_s = 0, _WAIT_S if follow else 0.0
-        while True:
-            with rpc.time_limit(_ANSWER_S):
-                reply = await self._call("logs", start=start, wait_s=wait_s)
-            if data := reply["data"]:
-                yield data
-                start = reply["start"] + len(data)
-            elif reply["over"] or not follow:
-                return
+        at, wait_s = 0, _WAIT_S if follow else 0.0
+        async with self._used() as call:
+            while True:
+                with rpc.time_limit(_ANSWER_S):
+                    reply = await call("logs", start=at, wait_s=wait_s)
+                if data := reply["data"]:
+                    if missed is not None and 0 < at < reply["start"]:
+                        missed(reply["start"] - at)
+                    yield data
+                    at = reply["start"] + len(data)
+                elif reply["over"] or not follow:
+                    return
 
 
 class Image:
@@ -356,47 +368,39 @@ class Image:
     """
 
     def __init__(
-        self, executor: Executor, ref: rpc.Ref, hash_: str, name: str, code: str = ""
+        self, programs: Programs, ref: rpc.Ref, hash_: str, name: str, code: str = ""
     ) -> None:
-        self._executor, self._ref, self.hash = executor, ref, hash_
+        self._programs, self._ref, self.hash = programs, ref, hash_
         self._name, self._code = name, code
 
-    @contextlib.asynccontextmanager
-    async def spawn(self, *args: str, **options: Unpack[Options]) -> AsyncIterator[Process]:
-        """Run it; see Executor.spawn."""
-        async with self._begun(Process, "spawn", args, options) as process:
-            yield process
+    def spawn(self, *args: str, **options: Unpack[Options]) -> AbstractAsyncContextManager[Process]:
+        """Run it; see Programs.spawn."""
+        return self.fed(None, *args, **options)
 
-    def fed(
-        self, stdin: bytes, *args: str, **options: Unpack[Options]
-    ) -> AbstractAsyncContextManager[Process]:
+    @contextlib.asynccontextmanager
+    async def fed(
+        self, stdin: bytes | None, *args: str, **options: Unpack[Options]
+    ) -> AsyncIterator[Process]:
         """As `spawn`, for who gives it all of its input: where that is short in one message.
 
         Write `stdin` to the process all the same, for where it is not.
         """
-        if len(stdin) > STDIN_BYTES_MAX:
-            return self.spawn(*args, **options)
-        return self._begun(_Fed, "run", args, options, stdin=stdin, wait_s=_QUICK_S)
-
-    @contextlib.asynccontextmanager
-    async def _begun(
-        self,
-        kind: type[Process],
-        method: str,
-        args: tuple[str, ...],
-        options: Options,
-        **params: object,
-    ) -> AsyncIterator[Process]:
-        async with self._executor.archives(options) as archives:
-            spec = spec_of(options.get("name") or self._name, args, options, self._code, archives)
-            with rpc.time_limit(SEND_S) if archives else contextlib.nullcontext():
-                process = kind(await self._ref.call(method, spec=spec, **params))
-        try:
-            yield process
-        finally:
-            process.ref.close()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                await stream.aclose()
+        async with granted(self._programs, options.get("grants", {})) as options["grants"]:
+            async with self._programs.archives(options) as archives:
+                name = options.get("name") or self._name
+                spec = spec_of(name, args, options, self._code, archives)
+                with rpc.time_limit(_SEND_S) if archives else contextlib.nullcontext():
+                    if stdin is None or len(stdin) > STDIN_BYTES_MAX:
+                        process = Process(await self._ref.call("spawn", spec=spec))
+                    else:
+                        asked = {"spec": spec, "stdin": stdin, "wait_s": _QUICK_S}
+                        process = _Fed(await self._ref.call("run", **asked))
+            try:
+                yield process
+            finally:
+                process.ref.close()
+                for stream in (process.stdin, process.stdout, process.stderr):
+                    await stream.aclose()
 
     @property
     def closed(self) -> bool:
@@ -408,7 +412,188 @@ class Image:
         self._ref.close()
 
 
-class Executor:
+class Programs:
+    """Starts programs, of the kinds of one service: see Executor, and `native.client.Native`.
+
+    Args:
+        ref: A reference to the service.
+    """
+
+    SERVICE: str
+
+    def __init__(self, ref: Any) -> None:
+        self._ref = ref
+
+    @property
+    def session(self) -> Session:
+        """Raises Unsupported for a capability that came without one."""
+        session: Session | None = getattr(self._ref, "session", None)
+        if session is None:
+            raise Unsupported(
+                "a capability alone leads to no other node", hint="use the session's: session.proc"
+            )
+        return session
+
+    # --- what the services differ in ---
+
+    async def load(self, code: Any, kind: str = "") -> Image:
+        raise NotImplementedError
+
+    async def _taken(self, code: Any, options: Options) -> Any:
+        """The program, read if it is a file; its name and kind are in the options then."""
+        raise NotImplementedError
+
+    def _known(self, code: Any) -> list[str]:
+        """What members that have prepared it call it."""
+        return []
+
+    def _words(self, code: Any, args: tuple[str, ...]) -> tuple[str, ...]:
+        """Its arguments."""
+        return args
+
+    async def _detach(self, code: Any, kind: str, **params: Any) -> str:
+        raise NotImplementedError
+
+    # --- what they have in common ---
+
+    @contextlib.asynccontextmanager
+    async def archives(self, options: Options) -> AsyncIterator[dict[str, Archive]]:
+        """The `dirs` of Options, each packed once, on disk, below TMPDIR or /var/tmp.
+
+        Raises InvalidArgument for what cannot be read, or would not be unpacked, see
+        `archive.pack`; LimitExceeded; what reading a blob does.
+        """
+        told = options.get("progress")
+        with contextlib.ExitStack() as stack:
+            yield {
+                path: each
+                if isinstance(each, Archive)
+                else await archived(stack, each, told, lambda: self.session.blob)
+                for path, each in options.get("dirs", {}).items()
+            }
+
+    def spawn(
+        self, code: Any, *args: str, on: str = "", **options: Unpack[Options]
+    ) -> AbstractAsyncContextManager[Process]:
+        """Run a program: `async with session.proc.spawn(...) as process`.
+
+        Args:
+            code: See Code; of `session.native` a program as it is found there, in /usr/bin for
+                example.
+            args: Its arguments.
+            on: A selector of the members that it may run at, "zone=home"; "any": all of them; "":
+                the session's node. Of several it is the one that has most room, see
+                `placement.nodes`, where one logs in with the session's key.
+            options: See Options.
+
+        Raises WetwareError "proc.code", LimitExceeded; NotFound "not_found.room"; Unsupported
+        "unsupported.limit" for one that the node cannot enforce.
+        """
+        return self._spawned(None, code, args, on, options)
+
+    @contextlib.asynccontextmanager
+    async def _spawned(
+        self, stdin: bytes | None, code: Any, args: tuple[str, ...], on: str, options: Options
+    ) -> AsyncIterator[Process]:
+        """See `spawn` and `Image.fed`."""
+        code = await self._taken(code, options)
+        async with contextlib.AsyncExitStack() as stack:
+            if on:
+
+                async def run(there: Programs, stack: contextlib.AsyncExitStack) -> Process:
+                    spawned = there._spawned(stdin, code, args, "", options)
+                    return await stack.enter_async_context(spawned)
+
+                yield await stack.enter_async_context(self._placed(on, code, options, run))
+                return
+            image = await self.load(code, options.get("kind", ""))
+            stack.callback(image.close)
+            fed = image.fed(stdin, *self._words(code, args), **options)
+            yield await stack.enter_async_context(fed)
+
+    @contextlib.asynccontextmanager
+    async def _placed(
+        self,
+        on: str,
+        code: Any,
+        options: Options,
+        run: Callable[[Programs, contextlib.AsyncExitStack], Awaitable[T]],
+    ) -> AsyncIterator[T]:
+        """`run` with this service of a member that `placed` has found."""
+
+        async def there(session: Any, stack: contextlib.AsyncExitStack) -> T:
+            return await run(getattr(session, self.SERVICE), stack)
+
+        rooms = await nodes(
+            self.session,
+            on,
+            service=self.SERVICE,
+            programs=self._known(code),
+            memory_bytes=options.get("memory_bytes", 0),
+        )
+        async with self.archives(options) as archives:  # once, for whoever takes it
+            options["dirs"] = archives
+            async with placed(self.session, on, rooms, there) as made:
+                yield made
+
+    async def run(
+        self, code: Any, *args: str, stdin: bytes = b"", on: str = "", **options: Unpack[Options]
+    ) -> Ran:
+        """Run a program to its end; see `spawn`.
+
+        Raises LimitExceeded for more than OUTPUT_BYTES_MAX of output.
+        """
+        async with self._spawned(stdin, code, args, on, options) as process:
+            return await collected(process, stdin)
+
+    async def start(
+        self,
+        code: Any,
+        *args: str,
+        restart: str = "never",
+        on: str = "",
+        **options: Unpack[Options],
+    ) -> Detached:
+        """Start a program that goes on when the session ends, and when its node is started again.
+
+        Args:
+            code: As `spawn` takes it, like below.
+            args: Its arguments.
+            restart: When it is started again: "never", "on-failure" (unless it exited with 0),
+                "always"; with pauses that grow, and not for ever where it ends at once each time.
+            on: Of which members one is chosen; it stays at that one.
+            options: See Options; grants are texts. Time is not limited where no limit is given.
+
+        Raises WetwareError "proc.code"; InvalidArgument "invalid.live_grant" for a reference.
+        """
+        code = await self._taken(code, options)
+        if on:
+
+            async def run(there: Programs, stack: contextlib.AsyncExitStack) -> Detached:
+                made = await there.start(code, *args, restart=restart, **options)
+                return Detached(self, made.id, there.session.identity.node)
+
+            async with self._placed(on, code, options, run) as made:
+                return made
+        words = self._words(code, args)
+        async with self.archives(options) as archives:
+            spec = spec_of(options.get("name", ""), words, options, "", archives)
+            with rpc.time_limit(_SEND_S if archives else _LOAD_S):
+                id_ = await self._detach(
+                    code,
+                    options.get("kind", ""),
+                    spec=spec,
+                    policy=restart,
+                    session=self.session.ref,
+                )
+        return Detached(self, id_)
+
+    def detached(self, id_: str) -> Detached:
+        """One of one's own that was started at the session's node, by its ID."""
+        return Detached(self, id_)
+
+
+class Executor(Programs):
     """The service `proc` of a session.
 
     Args:
@@ -419,20 +604,12 @@ class Executor:
     """
 
     INTERFACE = SCHEMA.Executor
+    SERVICE = "proc"
 
     def __init__(self, ref: Any) -> None:
-        self._ref = ref
+        super().__init__(ref)
         self.sent: deque[tuple[str, float]] = deque(maxlen=SENT_MAX)
         self._functions: OrderedDict[bytes, Image] = OrderedDict()
-
-    @property
-    def session(self) -> Session:
-        session: Session | None = getattr(self._ref, "session", None)
-        if session is None:
-            raise Unsupported(
-                "a capability alone leads to no other node", hint="use the session's: session.proc"
-            )
-        return session
 
     async def load(self, code: Code, kind: str = "") -> Image:
         """A program of a kind, by default that of its file, ready to be spawned.
@@ -440,169 +617,70 @@ class Executor:
         Raises WetwareError "proc.code" for what is none, "unsupported.driver" where its kind does
         not run.
         """
-        given, cid = await _given_code(code)
-        kind = kind or _kind(code)
-        with rpc.time_limit(_LOAD_S):
-            reply = await self._ref.call("load", code=given, kind=kind)
-        return Image(self, _given(reply["image"]), reply["hash"], _name(code), cid)
+        options: Options = {"kind": kind}
+        code = await self._taken(code, options)
+        async with self._source(code) as (source, cid):
+            with rpc.time_limit(_LOAD_S):
+                reply = await self._ref.call("load", code=source, kind=options["kind"])
+        name = options.get("name", "")
+        return Image(self, _given(reply["image"]), reply["hash"], name, cid)
 
-    @contextlib.asynccontextmanager
-    async def archive(
-        self, directory: Dir, told: Callable[[Sending], object] | None = None
-    ) -> AsyncIterator[Archive]:
-        """A directory that is packed once, to be given to any number of processes in the block.
+    async def _taken(self, code: Code, options: Options) -> bytes | str | rpc.Ref:
+        if not isinstance(code, str | os.PathLike) or (
+            isinstance(code, str) and not Path(code).exists()  # noqa: ASYNC240  # takes no time
+        ):
+            return code
+        path = Path(code)
+        options["name"] = options.get("name") or path.name
+        options["kind"] = options.get("kind") or KINDS.get(path.suffix, "")
+        return await file_bytes(path)
 
-        It is packed on disk, below TMPDIR or /var/tmp. Raises InvalidArgument for what cannot be
-        read, or would not be unpacked, see `archive.pack`; LimitExceeded; what reading a blob does.
-        """
-        if isinstance(directory, Archive):
-            yield directory
-            return
-        from wetware_proc.archive import pack
-
-        async with contextlib.AsyncExitStack() as stack:
-            above = os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108  # a file without a name
-            file = stack.enter_context(tempfile.TemporaryFile(dir=above))  # noqa: SIM115  # it is
-            if isinstance(directory, str | os.PathLike):
-                path = Path(directory)
-            else:
-                part = stack.enter_context(tempfile.TemporaryDirectory(prefix="ww-", dir=above))
-                path = Path(part) / "content"
-                await self.session.blob.get(directory.cid, path, progress=told)
-            digest = await _in_thread(_packed, pack, path, file)
-            yield Archive(file, file.tell(), digest, told)
-
-    @contextlib.asynccontextmanager
-    async def archives(self, options: Options) -> AsyncIterator[dict[str, Archive]]:
-        """The `dirs` of Options, each packed once."""
-        async with contextlib.AsyncExitStack() as stack:
-            yield {
-                path: await stack.enter_async_context(self.archive(each))
-                for path, each in options.get("dirs", {}).items()
-            }
-
-    @contextlib.asynccontextmanager
-    async def spawn(
-        self, code: Code, *args: str, on: str = "", **options: Unpack[Options]
-    ) -> AsyncIterator[Process]:
-        """Run a program: `async with session.proc.spawn(...) as process`.
-
-        Args:
-            code: See Code.
-            args: Its arguments.
-            on: A selector of the members that it may run at, "zone=home"; "any": all of them; "":
-                the session's node. Of several it is the one that has most room, see
-                `placement.nodes`, where one logs in with the session's key.
-            options: See Options. Grants are called through this session where it runs elsewhere.
-
-        Raises WetwareError "proc.code", LimitExceeded; NotFound "not_found.room".
-        """
-        if on:
-            async with self._spawn_on(on, code, args, options) as process:
-                yield process
-            return
-        image = await self.load(code, options.get("kind", ""))
-        try:
-            async with image.spawn(*args, **options) as process:
-                yield process
-        finally:
-            image.close()
-
-    @contextlib.asynccontextmanager
-    async def _spawn_on(
-        self, on: str, code: Code, args: Sequence[str], options: Options
-    ) -> AsyncIterator[Process]:
+    def _known(self, code: Any) -> list[str]:
         if isinstance(code, rpc.Ref):
             raise InvalidArgument(
                 "a reference to a program is read by the node that it came from alone",
                 hint="give its bytes, a path or a blob, or spawn it with session.node(…).proc",
             )
-        session = self.session
-        if isinstance(code, bytes | str | os.PathLike):
-            if not isinstance(code, bytes):
-                options.setdefault("name", Path(code).name)
-                options.setdefault("kind", _kind(code))
-            code = await _bytes(code)
-            program = hashlib.sha256(code).hexdigest()
+        return [code if isinstance(code, str) else hashlib.sha256(code).hexdigest()]
+
+    @contextlib.asynccontextmanager
+    async def _source(self, code: Any) -> AsyncIterator[tuple[rpc.Ref | rpc.Servant, str]]:
+        """What a node reads it from, and its CID, if it has one."""
+        if isinstance(code, bytes):
+            yield Source(len(code), lambda count, at: code[at : at + count]), ""
+        elif isinstance(code, rpc.Ref):
+            yield code, ""
         else:
-            program = code.cid
-        memory = options.get("memory_bytes", 0)
-        rooms = await nodes(session, on, programs=[program], memory_bytes=memory)
+            try:
+                async with self.session.blob.open(code) as blob:
+                    yield blob.ref, blob.cid
+            except InvalidArgument as exc:
+                if exc.code != "invalid.cid":
+                    raise
+                raise InvalidArgument(
+                    f"there is no file {code!r}, and no CID is written like that",
+                    hint="ww run hello.wasm, or ww run CID of what `ww blob put` has put",
+                ) from exc
 
-        @contextlib.asynccontextmanager
-        async def run(there: Session) -> AsyncIterator[Process]:
-            async with contextlib.AsyncExitStack() as stack:
-                given: Code = code
-                if not isinstance(code, bytes):
-                    given = await stack.enter_async_context(there.blob.open(program))
-                yield await stack.enter_async_context(there.proc.spawn(given, *args, **options))
+    async def _detach(self, code: Any, kind: str, **params: Any) -> str:
+        async with self._source(code) as (source, params["spec"]["code"]):
+            reply = await self._ref.call("detach", code=source, kind=kind, **params)
+        id_: str = reply["id"]
+        return id_
 
-        async with self.archives(options) as archives:
-            options["dirs"] = archives
-            async with placed(session, on, rooms, run) as process:
-                yield process
+    def find(self, id_: str, *, anybody: bool = False) -> AbstractAsyncContextManager[Detached]:
+        """A process anywhere in the cluster: `async with session.proc.find(ID) as process`.
 
-    async def run(
-        self, code: Code, *args: str, stdin: bytes = b"", on: str = "", **options: Unpack[Options]
-    ) -> Ran:
-        """Run a program to its end; see `spawn`.
-
-        Raises LimitExceeded for more than OUTPUT_BYTES_MAX of output.
+        It is used by a login at its node, which ends with the block. See `placement.where`.
         """
-        if on:
-            async with self.spawn(code, *args, on=on, **options) as process:
-                return await collected(process, stdin)
-        image = await self.load(code, options.get("kind", ""))
-        try:
-            async with image.fed(stdin, *args, **options) as process:
-                return await collected(process, stdin)
-        finally:
-            image.close()
-
-    async def start(
-        self,
-        code: Code,
-        *args: str,
-        restart: str = "never",
-        **options: Unpack[Options],
-    ) -> Detached:
-        """Start a program that goes on when the session ends, and when its node is started again.
-
-        Args:
-            code: See Code.
-            args: Its arguments.
-            restart: When it is started again: "never", "on-failure" (unless it exited with 0),
-                "always"; with pauses that grow, and not for ever where it ends at once each time.
-            options: See Options; a grant is "SERVICE:OBJECT" or "SERVICE", or that with
-                constraints behind a ?, e.g. "pubsub:chat?data=max:1024&topic=chat". Time is not
-                limited where no limit is given.
-
-        Raises WetwareError "proc.code"; InvalidArgument "invalid.live_grant" for a reference.
-        """
-        given, cid = await _given_code(code)
-        async with self.archives(options) as archives:
-            spec = spec_of(options.get("name") or _name(code), args, options, cid, archives)
-            with rpc.time_limit(SEND_S if archives else _LOAD_S):
-                reply = await self._ref.call(
-                    "detach",
-                    code=given,
-                    kind=options.get("kind") or _kind(code),
-                    spec=spec,
-                    policy=restart,
-                    session=self.session.ref,
-                )
-        return Detached(self._ref, reply["id"])
-
-    def detached(self, id_: str) -> Detached:
-        """One of one's own that was started, by its ID."""
-        return Detached(self._ref, id_)
+        return where(self.session, id_, anybody=anybody)
 
     async def call(
         self,
         function: Callable[..., Any],
         /,
         *args: Any,
-        packages: Sequence[Package] = (),
+        packages: Sequence[Any] = (),
         on: str = "",
         **options: Unpack[Options],
     ) -> Any:
@@ -629,7 +707,7 @@ class Executor:
         given: Options = {**options, "kind": "python"}
         given["grants"] = {**options.get("grants", {}), **refs}
         if on:
-            async with self.spawn(job.program, on=on, **given) as process:
+            async with self._spawned(data, job.program, (), on, given) as process:
                 return await returned(process, data)
         image = await self._loaded(job.program)
         async with image.fed(data, **given) as process:
@@ -660,7 +738,7 @@ class Executor:
         concurrency: int = 0,
         retries: int = 2,
         ordered: bool = True,
-        packages: Sequence[Package] = (),
+        packages: Sequence[Any] = (),
         on: str = "",
         **options: Unpack[Options],
     ) -> AsyncIterator[Any]:
@@ -718,15 +796,6 @@ class Executor:
         await self._ref.call("end_any" if anybody else "end", id=id_)
 
 
-async def _ended(call: Callable[..., Awaitable[Any]]) -> Exit:
-    """How it ended, when it has."""
-    while True:
-        with rpc.time_limit(_ANSWER_S):
-            exit_ = from_struct(Exit, (await call("wait", wait_s=_WAIT_S))["exit"])
-        if exit_.kind:
-            return exit_
-
-
 async def collected(process: Process, stdin: bytes = b"") -> Ran:
     """Give it all of its input, and take all of its output."""
     left = OUTPUT_BYTES_MAX
@@ -757,71 +826,6 @@ async def collected(process: Process, stdin: bytes = b"") -> Ran:
         feeding.cancel()
 
 
-class _Source(rpc.Servant, interface=rpc.WW.Source):
-    """Bytes of ours, for the node to read: `data(count, start)` gives some of them."""
-
-    def __init__(
-        self,
-        size: int,
-        data: Callable[[int, int], bytes],
-        told: Callable[[Sending], object] | None = None,
-    ) -> None:
-        self._size, self._data, self._told = size, data, told
-        self._tasks = Tasks()
-
-    async def stat(self) -> dict[str, Any]:
-        return {"size": self._size}
-
-    async def read(self, start: int, end: int) -> dict[str, Any]:
-        stream = rpc.ByteStream()
-        self._tasks.start(self._send(stream, start, min(end, self._size)))
-        return {"stream": stream.servant}
-
-    async def _send(self, stream: rpc.ByteStream, start: int, end: int) -> None:
-        with contextlib.suppress(WetwareError):  # the node says itself why it wants no more
-            for at in range(start, end, _PIECE_BYTES):
-                await stream.send(await _in_thread(self._data, min(_PIECE_BYTES, end - at), at))
-                if self._told is not None:
-                    self._told(Sending(min(at + _PIECE_BYTES, end), self._size))
-            await stream.send_eof()
-            await stream.aclose()
-
-
-async def _in_thread(function: Callable[..., T], *args: object) -> T:
-    return await asyncio.get_running_loop().run_in_executor(None, function, *args)
-
-
-def _packed(pack: Callable[[Path, IO[bytes]], None], path: Path, file: IO[bytes]) -> str:
-    """The SHA-256 of the archive that is written, in hex; `file` is at its end then."""
-    pack(path, file)
-    file.flush()
-    size = file.tell()
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # it is one
-    file.seek(size)
-    return digest.hexdigest()
-
-
-async def _bytes(code: bytes | str | os.PathLike[str]) -> bytes:
-    return code if isinstance(code, bytes) else await file_bytes(code)
-
-
-async def _given_code(code: Code) -> tuple[rpc.Ref | rpc.Servant, str]:
-    """What a node reads it from, and its CID, if it has one."""
-    if isinstance(code, bytes | str | os.PathLike):
-        data = await _bytes(code)
-        return _Source(len(data), lambda count, at: data[at : at + count]), ""
-    return (code, "") if isinstance(code, rpc.Ref) else (code.ref, code.cid)
-
-
-def _kind(code: Code) -> str:
-    return KINDS.get(Path(_name(code)).suffix, "wasm")
-
-
-def _name(code: Code) -> str:
-    return Path(code).name if isinstance(code, str | os.PathLike) else ""
-
-
 def spec_of(
     name: str,
     args: tuple[str, ...],
@@ -847,8 +851,8 @@ def spec_of(
 
 
 def _named(name: str, text: str) -> dict[str, Any]:
-    what, _, where = text.partition("?")
-    return {"name": name, "what": what, "where": where.split("&") if where else []}
+    what, where = named(text)
+    return {"name": name, "what": what, "where": where}
 
 
 def _grant(name: str, value: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -100,30 +100,36 @@ class Heard(Generic[T]):
     missing: tuple[Missing, ...]
 
 
-def selector(session: Session, on: str, node: str = "") -> str:
-    """What `on` means; with `node`, that member alone, if `on` holds of it."""
+def selector(session: Session, on: str, *terms: str) -> str:
+    """Members of which `on` holds, "any" or "" included, and what else is said."""
     on = "" if on.strip() == ANY else on.strip() or f"id={session.identity.node}"
-    return ",".join(filter(None, (on, node and f"id={node}")))
+    return ",".join(filter(None, (on, *terms)))
 
 
 async def nodes(
-    session: Session, on: str, *, programs: Sequence[str] = (), memory_bytes: int = 0
+    session: Session,
+    on: str,
+    *,
+    service: str = "proc",
+    programs: Sequence[str] = (),
+    memory_bytes: int = 0,
 ) -> list[Room]:
     """The members that have room for a process, those that can run it best first.
 
     Best is where the fewest run for each processor; a member that has prepared the program already
     may have half a process more. Those that are busier than others by far come last.
-    Log in at one with `session.node(selector(session, on, NODE))`.
+    Log in at one with `session.node(selector(session, on, f"id={NODE}"))`.
 
     Args:
         session: Whose node is asked.
         on: A selector; "any": all members; "": the session's node alone.
+        service: That they have to have.
         programs: Their hashes, or CIDs.
         memory_bytes: That the process may have; 0: what is usual.
 
     Raises NotFound "not_found.room", InvalidArgument for a selector that is none.
     """
-    rooms = await session.proc.rooms(selector(session, on), programs)
+    rooms = await session.proc.rooms(selector(session, on, f"service={service}"), programs)
     now, sent = time.monotonic(), session.proc.sent
     lately = Counter(node for node, at_s in sent if now - at_s < LATELY_S)
 
@@ -155,20 +161,20 @@ async def placed(
     session: Session,
     on: str,
     rooms: Sequence[Room],
-    run: Callable[[Any], AbstractAsyncContextManager[T]],
+    run: Callable[[Any, contextlib.AsyncExitStack], Awaitable[T]],
 ) -> AsyncIterator[T]:
     """`run` with a session at the first member that takes it, of the first TRIED_MAX of `nodes`.
 
-    One that cannot be reached, is full by now, or does not run such programs is passed by. Raises
-    what the last one did.
+    The stack that `run` gets ends with the block. A member that cannot be reached, is full by now,
+    or does not run such programs is passed by. Raises what the last one did.
     """
     left = list(rooms[:TRIED_MAX])
     while True:
         room = left.pop(0)
         async with contextlib.AsyncExitStack() as stack:
             try:
-                login = session.node(selector(session, on, room.node))
-                found = await stack.enter_async_context(run(await stack.enter_async_context(login)))
+                login = session.node(selector(session, on, f"id={room.node}"))
+                found = await run(await stack.enter_async_context(login), stack)
             except (OverlayError, LimitExceeded, Unsupported) as exc:
                 if not left:
                     raise
@@ -177,6 +183,38 @@ async def placed(
             session.proc.sent.append((room.node, time.monotonic()))
             yield found
             return
+
+
+def named(text: str) -> tuple[str, list[str]]:
+    """What a grant "SERVICE:OBJECT?PARAM=VALUE&…" is of, and its constraints."""
+    what, _, where = text.partition("?")
+    return what, where.split("&") if where else []
+
+
+@contextlib.asynccontextmanager
+async def granted(programs: Any, grants: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """Grants of `client.Options`, those that are texts opened by the session of `programs`.
+
+    Each is under a grant of its own below that session's, which ends with the block.
+    """
+    from wetware.broker.naming import object_of
+    from wetware.client.installed import known_interface
+
+    async with contextlib.AsyncExitStack() as stack:
+        opened = dict(grants)
+        for name, text in grants.items():
+            if not isinstance(text, str):
+                continue
+            what, where = named(text)
+            service, colon, object_ = what.partition(":")
+            if (interface := known_interface(service)) is None:
+                raise InvalidArgument(f"the interface of the service {service!r} is not known here")
+            label = f"process: {text}"[:128]
+            weaker = await programs.session.attenuate({what: ()}, where, label=label)
+            stack.push_async_callback(weaker.close)
+            ref = await weaker.open(service, interface)
+            opened[name] = await object_of(ref, object_) if colon else ref
+        yield opened
 
 
 async def everywhere(session: Session, ask: Callable[[Session], Awaitable[T]]) -> Heard[T]:
@@ -218,10 +256,8 @@ async def everywhere(session: Session, ask: Callable[[Session], Awaitable[T]]) -
 
 
 @contextlib.asynccontextmanager
-async def where(
-    session: Session, id_: str, *, anybody: bool = False
-) -> AsyncIterator[tuple[Session, str]]:
-    """A session at the node that has a process, and the whole ID: of one's own, or of `anybody`.
+async def where(session: Session, id_: str, *, anybody: bool = False) -> AsyncIterator[Any]:
+    """A process of one's own, or of `anybody`, as a `client.Detached` of a session at its node.
 
     Args:
         session: Its own node is asked first, then every member.
@@ -242,7 +278,7 @@ async def where(
         return [each.id for each in found if each.id.startswith(id_)]
 
     if len(id_) == ID_CHARS and await ask(session):
-        yield session, id_
+        yield session.proc.detached(id_)
         return
     heard = await everywhere(session, ask)
     found = [(member, each) for member, ids in heard.answers for each in ids]
@@ -263,7 +299,7 @@ async def where(
         )
     ((member, whole),) = found
     if member.is_self:
-        yield session, whole
+        yield session.proc.detached(whole)
         return
     async with session.node(f"id={member.peer_id}") as there:
-        yield there, whole
+        yield there.proc.detached(whole)

@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import os
 import sys
+from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from wetware.base.log import get_logger
+from wetware.base.tasks import Tasks
 from wetware.errors import InvalidArgument, LimitExceeded, OverlayError, WetwareError
 from wetware_proc import placement
 from wetware_proc.functions import (
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from wetware import rpc
 
 PACKAGE_BYTES_MAX: Final = 16 << 20
+PLACES_MAX: Final = 64
+"""Members that take part."""
 AHEAD: Final = 4
 """Results, for each call at a time, that wait for an earlier one."""
 
@@ -114,19 +118,22 @@ class _Full(Exception):
 
 
 class _Place:
-    """A node that takes part.
+    """A member that takes part.
+
+    Args:
+        node: Its peer ID; "" is the session's node.
+        image: The function there.
+        grants: What it is given there.
+        processors: That the member has.
 
     Attributes:
-        image: The function there.
-        processors: That it has.
         running: Calls of ours.
         full: It had no room, and no call of ours has ended since.
         lost: Set when it is used no more.
     """
 
-    image: Any
-
-    def __init__(self, processors: int) -> None:
+    def __init__(self, node: str, image: Any, grants: Mapping[str, Any], processors: int) -> None:
+        self.node, self.image, self.grants = node, image, grants
         self.processors, self.running, self.full = max(1, processors), 0, False
         self.lost = asyncio.Event()
 
@@ -157,9 +164,11 @@ class Spread:
             raise InvalidArgument("concurrency and retries are 0 or more")
         self._executor, self._job, self._on, self._options = executor, job, on, options
         self._concurrency, self._retries = concurrency, retries
-        self._places: set[_Place] = set()
-        self._keepers: set[asyncio.Task[None]] = set()
-        self._looks, self._changed = asyncio.Lock(), asyncio.Event()
+        self._places: dict[str, _Place] = {}
+        self._kept: set[str] = set()  # nodes of places, and of those that are on their way
+        self._failed: Exception | None = None
+        self._tasks, self._looks = Tasks(), asyncio.Lock()
+        self._changed, self._joined = asyncio.Event(), asyncio.Event()
 
     async def results(self, items: Iterable[Any], *, ordered: bool) -> AsyncGenerator[Any, None]:
         """See Executor.map."""
@@ -169,8 +178,12 @@ class Spread:
         begun = given = 0
         try:
             await self._look()
+            if self._on:
+                self._tasks.start(self._watch())
+            joined = self._tasks.start(self._joined.wait())
             while True:
-                most = self._concurrency or sum(place.processors for place in self._places) or 1
+                places = self._places.values()
+                most = self._concurrency or sum(place.processors for place in places) or 1
                 while len(running) < most and begun - given < AHEAD * most:
                     if (item := next(source, None)) is None:
                         break
@@ -178,15 +191,21 @@ class Spread:
                     begun += 1
                 if not running:
                     return
-                ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({joined, *running}, return_when=FIRST_COMPLETED)
+                if joined.done():
+                    self._joined.clear()
+                    joined = self._tasks.start(self._joined.wait())
+                ended = {task for task in running if task.done()}
+                running -= ended
                 done.update(task.result() for task in ended)
                 while given in done if ordered else done:
                     yield done.pop(given if ordered else next(iter(done)))
                     given += 1
         finally:
-            for task in (tasks := running | self._keepers):
+            for task in running:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
+            await self._tasks.end()
 
     # --- one call ---
 
@@ -198,14 +217,15 @@ class Spread:
             place.running += 1
             full = False
             try:
-                return index, await self._at(place.image, data, refs, attempt)
+                return index, await self._at(place, data, refs, attempt)
             except _Full as exc:
                 place.full = full = True
-                if sum(each.running for each in self._places) <= 1 and exc.__cause__ is not None:
+                ours = sum(each.running for each in self._places.values())
+                if ours <= 1 and exc.__cause__ is not None:
                     raise exc.__cause__ from None  # no end of a call of ours makes room
             except (OverlayError, Ended) as exc:
                 if isinstance(exc, OverlayError):
-                    self._lose(place)
+                    self._lose(place.node)
                 log.debug("map.again", attempt=attempt, why=exc.message)
                 if attempt > self._retries:
                     raise
@@ -215,13 +235,13 @@ class Spread:
                 if not full:
                     self._wake()
 
-    async def _at(self, image: Any, data: bytes, refs: dict[str, Any], attempt: int) -> Any:
+    async def _at(self, place: _Place, data: bytes, refs: dict[str, Any], attempt: int) -> Any:
         options = dict(self._options)
-        options["grants"] = {**options.get("grants", {}), **refs}
+        options["grants"] = {**place.grants, **refs}
         options["env"] = {**options.get("env", {}), ATTEMPT: str(attempt)}
         async with contextlib.AsyncExitStack() as stack:
             try:
-                process = await stack.enter_async_context(image.fed(data, **options))
+                process = await stack.enter_async_context(place.image.fed(data, **options))
             except LimitExceeded as exc:
                 raise _Full from exc
             return await returned(process, data)
@@ -233,53 +253,76 @@ class Spread:
         while True:
             if not self._places:
                 await self._look()
-            if ready := [place for place in self._places if not place.full]:
+            if ready := [place for place in self._places.values() if not place.full]:
                 return min(ready, key=lambda place: place.running / place.processors)
             await self._changed.wait()
 
     def _wake(self) -> None:
         """Something has ended, or begun: who waits looks again."""
-        for place in self._places:
+        for place in self._places.values():
             place.full = False
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _lose(self, place: _Place) -> None:
-        self._places.discard(place)
-        place.lost.set()
+    def _lose(self, node: str) -> None:
+        if (place := self._places.pop(node, None)) is not None:
+            place.lost.set()
 
     async def _look(self) -> None:
-        """Log in at the nodes; returns when there is a place. Raises what the last one did."""
+        """Log in at the members; returns when one takes part. Raises what the last one did."""
         async with self._looks:
-            if self._places:
-                return
-            nodes: list[tuple[str, int]] = [("", 1)]
-            if self._on:
+            nodes = [""]
+            if self._on and not self._places:
                 rooms = await placement.nodes(self._executor.session, self._on)
-                nodes = [(room.node, room.processors) for room in rooms]
-            keepers = {asyncio.ensure_future(self._keep(*node)) for node in nodes}
-            self._keepers |= keepers
-            left = set(keepers)
+                nodes = [room.node for room in rooms]
+            for node in nodes:
+                self._join(node)
             while not self._places:
-                arrival = asyncio.ensure_future(self._changed.wait())
-                ended, _ = await asyncio.wait({arrival, *left}, return_when=asyncio.FIRST_COMPLETED)
-                arrival.cancel()
-                left.difference_update(ended)
-                if not (left or self._places):
-                    for keeper in keepers:
-                        keeper.result()
+                if self._failed is not None and not self._kept:
+                    raise self._failed
+                await self._changed.wait()
 
-    async def _keep(self, node: str, processors: int) -> None:
+    async def _watch(self) -> None:
+        """Have members take part that come, and no longer those that are gone."""
+        session = self._executor.session
+        try:
+            meant = placement.selector(session, self._on, "service=proc")
+            async with session.cluster.watch(meant) as members:
+                async for member in members:
+                    if member.state == "alive":
+                        self._join(str(member.peer_id))
+                    elif member.state != "suspect":
+                        self._lose(str(member.peer_id))
+        except WetwareError as exc:  # those that take part go on
+            log.debug("map.unwatched", why=exc.message)
+
+    def _join(self, node: str) -> None:
+        if node not in self._kept and len(self._kept) < PLACES_MAX:
+            self._kept.add(node)
+            self._tasks.start(self._keep(node))
+
+    async def _keep(self, node: str) -> None:
         """Be logged in at a node, until it is lost."""
-        place = _Place(processors)
-        async with contextlib.AsyncExitStack() as stack:
-            executor = self._executor
-            if node:
-                session = executor.session
-                login = session.node(placement.selector(session, self._on, node))
-                executor = (await stack.enter_async_context(login)).proc
-            place.image = await executor.load(self._job.program, "python")
-            stack.callback(place.image.close)
-            self._places.add(place)
+        executor, processors = self._executor, 1
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                if node:
+                    where = placement.selector(executor.session, self._on, f"id={node}")
+                    login = executor.session.node(where)
+                    executor = (await stack.enter_async_context(login)).proc
+                    processors = sum(room.processors for room in await executor.rooms(where))
+                image = await executor.load(self._job.program, "python")
+                stack.callback(image.close)
+                opened = placement.granted(executor, self._options.get("grants", {}))
+                grants = await stack.enter_async_context(opened)
+                place = self._places[node] = _Place(node, image, grants, processors)
+                self._joined.set()
+                self._wake()
+                await place.lost.wait()
+        except Exception as exc:  # of the last one `_look` raises it
+            log.debug("map.lost", node=node, why=str(exc))
+            self._failed = exc
+        finally:
+            self._places.pop(node, None)
+            self._kept.discard(node)
             self._wake()
-            await place.lost.wait()

@@ -396,7 +396,7 @@ async def test_it_goes_on_by_what_took_the_place_of_a_lost_connection(
             now[0] = next_ones.pop(0)
             return now[0].connection
 
-        feed.connection.again = again
+        feed.connection.again = gone.again = again
         lines = rpc.Subscription(lambda sink: now[0].call("follow", sink=sink), bytes.decode)
         await stack.enter_async_context(lines)
         first.pumps[0].offer(b"1")

@@ -11,88 +11,43 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import PurePath
-from typing import Any, Unpack
+from typing import Any
 
 from wetware import rpc
 from wetware.base.sockets import accept
 from wetware.base.tasks import Tasks
 from wetware.errors import ConfigError, WetwareError
-from wetware_proc.client import (
-    SEND_S,
-    Detached,
-    Executor,
-    Image,
-    Options,
-    Process,
-    Ran,
-    Running,
-    collected,
-    spec_of,
-)
+from wetware_proc.client import Image, Options, Programs
 from wetware_proc.schema import SCHEMA
 from wetware_proc.sockets import carried
 
 _BACKLOG = 64
 
 
-class Native:
-    """The service `native` of a session.
+class Native(Programs):
+    """The service `native` of a session: it spawns, runs and starts what is on the node's machine.
 
     Args:
         ref: A reference to a Native.
     """
 
     INTERFACE = SCHEMA.Native
+    SERVICE = "native"
 
-    def __init__(self, ref: Any) -> None:
-        self._ref = ref
+    async def load(self, code: str, kind: str = "") -> Image:
+        """What is not loaded, and spawned with the program as its first argument."""
+        return Image(self, (await self._ref.call("program"))["image"], "", "")
 
-    @contextlib.asynccontextmanager
-    async def spawn(
-        self, program: str, *args: str, **options: Unpack[Options]
-    ) -> AsyncIterator[Process]:
-        """Run a program: `async with session.native.spawn("sort", "-u") as process`.
+    async def _taken(self, code: str, options: Options) -> str:
+        options["name"] = options.get("name") or PurePath(code).name
+        return code
 
-        Args:
-            program: As it is found there, in /usr/bin for example.
-            args: Its arguments.
-            options: See Options. A limit that the node cannot enforce is refused.
+    def _words(self, code: str, args: tuple[str, ...]) -> tuple[str, ...]:
+        return code, *args
 
-        Raises Unsupported "unsupported.limit", LimitExceeded.
-        """
-        async with self._image(program) as image, image.spawn(program, *args, **options) as process:
-            yield process
-
-    @contextlib.asynccontextmanager
-    async def _image(self, program: str) -> AsyncIterator[Image]:
-        image = (await self._ref.call("program"))["image"]
-        image = Image(Executor(self._ref), image, "", PurePath(program).name)
-        try:
-            yield image
-        finally:
-            image.close()
-
-    async def run(
-        self, program: str, *args: str, stdin: bytes = b"", **options: Unpack[Options]
-    ) -> Ran:
-        """Run a program to its end; see `spawn`, and Executor.run."""
-        async with self._image(program) as image, image.fed(stdin, program, *args, **options) as it:
-            return await collected(it, stdin)
-
-    async def start(
-        self, program: str, *args: str, restart: str = "never", **options: Unpack[Options]
-    ) -> Detached:
-        """Start a program that outlives the session and the node; see `spawn`, Executor.start."""
-        name, session = options.get("name") or PurePath(program).name, self._ref.session.ref
-        async with Executor(self._ref).archives(options) as archives:
-            spec = spec_of(name, (program, *args), options, "", archives)
-            with rpc.time_limit(SEND_S):
-                reply = await self._ref.call("detach", spec=spec, policy=restart, session=session)
-        return Detached(self._ref, reply["id"])
-
-    async def open(self, id_: str) -> Running:
-        """A process of one's own, by its ID. Raises NotFound "not_found.process"."""
-        return Running((await self._ref.call("open", id=id_))["process"])
+    async def _detach(self, code: str, kind: str, **params: Any) -> str:
+        id_: str = (await self._ref.call("detach", **params))["id"]
+        return id_
 
 
 @contextlib.asynccontextmanager
