@@ -36,7 +36,8 @@ class Files:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(self._root / name, flags, 0o600)
         try:
-            os.posix_fallocate(fd, 0, size)
+            if size:
+                os.posix_fallocate(fd, 0, size)
         except OSError:
             os.close(fd)
             raise

@@ -12,7 +12,7 @@ from typing import Any
 from tests.failing_disk import Disk, forget
 
 from wetware.errors import ConfigError, WetwareError
-from wetware_sync.embedded.store import ROW_BYTES, Change, Store
+from wetware_sync.embedded.store import Change, Store
 from wetware_sync.engine import (
     Compare,
     Delete,
@@ -239,7 +239,7 @@ class History:
             if {i: (r.owner, r.ttl_s) for i, r in store.leases.items()} != model.leases:
                 raise Lost(f"the leases {store.leases} instead of {model.leases}")
             usage = {o.name: (o.keys, o.nbytes) for o in store._owners.values() if o.keys}
-            if usage != {o: (k, n + k * ROW_BYTES) for o, (k, n) in model.usage().items()}:
+            if usage != model.usage():
                 raise Lost(f"charged {usage} instead of {model.usage()}")
             compacted, told = store.compacted, list[Event]()
             if compacted < model.compacted:

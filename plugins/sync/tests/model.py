@@ -7,6 +7,7 @@ import operator
 from typing import Any
 
 from wetware.errors import LimitExceeded
+from wetware_sync.embedded.store import charge
 from wetware_sync.engine import (
     WRITES_MAX,
     Compare,
@@ -15,6 +16,7 @@ from wetware_sync.engine import (
     Get,
     KeyValue,
     LeaseEnded,
+    Limits,
     Order,
     Outcome,
     Page,
@@ -29,7 +31,8 @@ NOTHING = KeyValue(b"", b"", 0, 0, 0)
 class Model:
     """Attributes are what they are called; `owners`: of each key, who wrote it last."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
         self.revision = self.compacted = 0
         self.keys: dict[bytes, KeyValue] = {}
         self.owners: dict[bytes, str] = {}
@@ -51,6 +54,7 @@ class Model:
         for put in branch:
             if type(put) is Put and put.lease and self.leases.get(put.lease, ("", 0))[0] != owner:
                 raise LeaseEnded("no lease")
+        self._check(branch, owner)
         if any(targets):
             self.revision += 1
         results: list[Page | int] = []
@@ -79,6 +83,23 @@ class Model:
             case Delete():
                 return [operation.key] if operation.key in self.keys else []
         return []
+
+    def _check(self, branch: tuple[Any, ...], owner: str) -> None:
+        """What is written may not bring its owner above a limit, nor all of them."""
+        after = self.copy()
+        for operation in branch:
+            if isinstance(operation, Put):
+                after._write(operation.key, operation, owner)
+        before, mine = self.usage().get(owner, (0, 0)), after.usage().get(owner, (0, 0))
+        if mine[0] > before[0] or mine[1] > before[1]:
+            usage = after.usage().values()
+            if (
+                mine[0] > self.limits.owner_keys
+                or mine[1] > self.limits.owner_bytes
+                or len(after.keys) > self.limits.keys
+                or sum(nbytes for _, nbytes in usage) > self.limits.nbytes
+            ):
+                raise LimitExceeded("quota")
 
     def _write(self, key: bytes, operation: Put | Delete, owner: str) -> None:
         before = self.keys.pop(key, None)
@@ -123,9 +144,9 @@ class Model:
         self.compacted = max(self.compacted, revision)
 
     def usage(self) -> dict[str, tuple[int, int]]:
-        """Owner → keys, and bytes of keys and values."""
+        """Owner → keys, and what they are charged."""
         found: dict[str, tuple[int, int]] = {}
         for key, owner in self.owners.items():
             keys, nbytes = found.get(owner, (0, 0))
-            found[owner] = keys + 1, nbytes + len(key) + len(self.keys[key].value)
+            found[owner] = keys + 1, nbytes + charge(key, len(self.keys[key].value))
         return found

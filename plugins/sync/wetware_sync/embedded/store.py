@@ -14,9 +14,9 @@ So that is done at once, and only then it is known that it has not happened.
 from __future__ import annotations
 
 import contextlib
-import functools
+import errno
 import operator
-import sqlite3
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 log = get_logger("sync.store")
 
 FILE: Final = "store.db"
+NEW: Final = "new.db"
+"""A store while it is made."""
 SCHEMA_VERSION: Final = 1
 WAL_PAGES: Final = 256
 """Pages of 4 KiB in SQLite's log before they go into the database: what that grows by then fits
@@ -94,6 +96,7 @@ CREATE TABLE store (
   failures INTEGER NOT NULL
 );
 """
+_STATEMENTS: Final = [s.strip() for s in _SCHEMA.split(";") if s.strip()]
 _PRESENT: Final = "FROM keys k JOIN log l ON l.id = k.id"
 _ROW: Final = "l.id, l.created, l.version, l.lease, l.owner, length(l.value)"
 _FULL: Final = "l.id, l.key, l.value, l.created, l.version, l.lease, l.owner, l.before, l.checksum"
@@ -209,16 +212,16 @@ class Store:
         self.reserve.fill()
 
     def _open(self) -> None:
+        if FILE not in self._files.names(""):
+            _create(self._files)
         self._files.rewrite(f"{FILE}-wal")  # what a crash left may be whole in the page cache alone
         self._db = db = self._files.connect(FILE)
         try:
+            db.execute("PRAGMA busy_timeout=500").fetchall()
             db.execute("PRAGMA locking_mode=EXCLUSIVE")  # without a file for other processes
             db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
             ((version,),) = db.execute("PRAGMA user_version").fetchall()
-            schema = db.execute("SELECT * FROM sqlite_schema").fetchall()
-            if version == 0 and not schema:
-                _create(db, "WAL")
-            elif version != SCHEMA_VERSION or schema != _schema():
+            if version != SCHEMA_VERSION or not _is_sound(db):
                 raise ValueError(  # noqa: TRY301 the connection is closed below
                     f"it is damaged, or of version {version}; this release knows {SCHEMA_VERSION}"
                 )
@@ -356,7 +359,7 @@ class Store:
 
         Nothing of it is seen, and no result returned, before it is on the disk.
         """
-        error: Exception = OSError(f"there is no room for the reserve: {self.reserve.missing}")
+        error: Exception = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         erased = True
         if not self.reserve.missing or self.reserve.fill():
             done = self._attempt(changes)
@@ -364,7 +367,8 @@ class Store:
                 self.failing = ""
                 return done
             error, erased = done
-        log.error("sync.not_written", why=str(error), changes=len(changes), certain=erased)
+        if not self.failing:
+            log.error("sync.not_written", why=str(error), changes=len(changes), certain=erased)
         self.failing = str(error) or type(error).__name__
         all_done = Commit()
         for change in changes:
@@ -770,25 +774,30 @@ def _refusal(error: Exception, *, certain: bool) -> WetwareError:
     )
 
 
-def _create(db: Database, journal: str) -> None:
-    """Make the tables of an empty database."""
-    db.execute("PRAGMA page_size=4096")
-    db.execute(f"PRAGMA journal_mode={journal}").fetchall()
-    db.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA.split(";"):
-        if statement.strip():
-            db.execute(statement)
-    db.execute("INSERT INTO store VALUES (1, ?, 0, 0, 0, 0, 0)", (Key.generate().seed,))
-    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-    db.execute("COMMIT")
-
-
-@functools.cache
-def _schema() -> list[Any]:
-    """What SQLite says of the tables of a store that is sound."""
-    db = sqlite3.connect(":memory:", isolation_level=None)
+def _create(files: Files) -> None:
+    """An empty store, whole or not at all."""
+    for name in files.names(""):
+        if name.startswith(NEW):
+            files.remove(name)
+    files.close(files.create(NEW, 0))
+    db = files.connect(NEW)
     try:
-        _create(db, "OFF")
-        return db.execute("SELECT * FROM sqlite_schema").fetchall()
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA page_size=4096")
+        db.execute("PRAGMA journal_mode=WAL").fetchall()
+        db.execute("BEGIN IMMEDIATE")
+        for statement in _STATEMENTS:
+            db.execute(statement)
+        db.execute("INSERT INTO store VALUES (1, ?, 0, 0, 0, 0, 0)", (Key.generate().seed,))
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        db.execute("COMMIT")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     finally:
         db.close()
+    files.rename(NEW, FILE)
+
+
+def _is_sound(db: Database) -> bool:
+    found = db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+    return [sql for (sql,) in found] == _STATEMENTS
