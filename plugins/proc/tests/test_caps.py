@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
+import wasmtime
 
 from wetware.base import cbor
 from wetware.errors import LimitExceeded, NotFound, Revoked
@@ -33,6 +34,23 @@ async def test_a_guest_calls_its_grants_and_nothing_else(run: Run) -> None:
     assert run.lines == ["0 one", "0 two", "other -44", "forged -8", "drop 0", "dropped -8"]
     await run("caps", "ask", "one")
     assert run.lines[0] == "-8 "
+
+
+OFFER = """(module (import "ww" "cap" (func $cap (param i32 i32) (result i32)))
+    (import "ww" "offer" (func $offer (param i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 1) (data (i32.const 0) "echothere")
+    (func (export "_start")
+        (call $exit (i32.sub (i32.const 0) (i32.add
+            (call $offer (call $cap (i32.const 0) (i32.const 4)) (i32.const 4) (i32.const 5))
+            (call $offer (i32.const 99) (i32.const 4) (i32.const 5)))))))"""
+
+
+async def test_a_guest_offers_what_it_holds_to_its_spawner(run: Run) -> None:
+    offered: dict[str, object] = {}
+    code = bytes(wasmtime.wat2wasm(OFFER))
+    end = await run(code, grants={"echo": same}, offer=offered.__setitem__)
+    assert (end.code, list(offered)) == (8, ["there"])  # no such handle, and nothing else
 
 
 async def test_calls_after_revocation_fail_and_the_guest_goes_on(run: Run) -> None:

@@ -121,6 +121,7 @@ def test_what_is_too_deep_does_not_travel() -> None:
 
 def test_what_comes_back_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result(cbor.encode([True, {"a": [1, b"2"]}])) == {"a": [1, b"2"]}
+    assert result(cbor.encode([True, [cbor.Tag(39, 1)]])) == [cbor.Tag(39, 1)]
     with pytest.raises(FunctionFailed) as failed:
         result(cbor.encode([False, "Traceback\n  File\nValueError: no\n"]))
     assert failed.value.message == "ValueError: no"
@@ -131,7 +132,7 @@ def test_what_comes_back_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
         cbor.encode([1, 2, 3]),
         cbor.encode([False, 1]),
         cbor.encode([True, cbor.Tag(0, "2013-03-21T20:04:00Z")]),
-        cbor.encode([True, cbor.Tag(39, 1)]),
+        cbor.encode([True, cbor.Tag(39, "x")]),
         cbor.encode([True, 1]) + b"\0",
         b"\x81" * 100_000,
         b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff",

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wetware.errors import InternalError, LimitExceeded, Revoked, WetwareError
-from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Limits, Pipe, Spec
+from wetware.errors import InternalError, LimitExceeded, Revoked
+from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Pipe
 from wetware_proc.python import build, driver
 from wetware_proc.wasm.compile import Cache
 from wetware_proc.wasm.driver import WasmDriver
@@ -191,6 +191,24 @@ async def test_what_fails_is_an_error_with_its_code(python: Run) -> None:
     ]
 
 
+async def test_it_offers_what_it_holds_to_its_spawner(python: Run) -> None:
+    async def say(data: bytes) -> bytes:
+        return data
+
+    offered = {}
+    program = source(
+        """
+        import ww
+        out = ww.grant("out")
+        ww.offer("given", out)
+        ww.offer("made", out.another())
+        """
+    )
+    end = await python(program, grants={"out": say}, offer=offered.__setitem__)
+    assert end.code == 0, python.err
+    assert sorted(offered) == ["given", "made"]
+
+
 async def test_a_capability_that_nobody_holds_is_let_go(python: Run, servant: type) -> None:
     async def say(data: bytes) -> bytes:
         return data
@@ -200,6 +218,184 @@ async def test_a_capability_that_nobody_holds_is_let_go(python: Run, servant: ty
     end = await python(program, grants={"out": root}, limits={"handles_max": 3})
     assert end.code == 0, python.err
     await python.until(lambda: not root.alive)
+
+
+# --- files ---
+
+TRY = """
+import os, sys
+def tell(what, act):
+    try:
+        print(what, act())
+    except OSError as exc:
+        print(what, os.strerror(exc.errno) if exc.errno else exc)
+"""
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    """A directory that is given to a program; `secret` is beside it."""
+    inner = tmp_path / "given"
+    (inner / "sub").mkdir(parents=True)
+    (inner / "a.txt").write_text("of a")
+    (inner / "sub" / "b").write_bytes(bytes(range(256)) * 1024)
+    (inner / "in").symlink_to("sub/b")
+    (tmp_path / "secret").write_text("secret")
+    (inner / "out").symlink_to("../secret")
+    (inner / "etc").symlink_to("/etc")
+    return inner
+
+
+async def test_it_reads_its_directories_and_cannot_change_them(python: Run, given: Path) -> None:
+    program = TRY + dedent(
+        """
+        tell("read", lambda: open("/d/a.txt").read())
+        tell("link", lambda: open("/d/in", "rb").read() == bytes(range(256)) * 1024)
+        tell("seek", lambda: (lambda f: (f.seek(255), f.read(2)))(open("/d/sub/b", "rb")))
+        tell("list", lambda: sorted(os.listdir("/d")))
+        tell("scan", lambda: sorted(e.name for e in os.scandir("/d") if not e.is_symlink()))
+        tell("stat", lambda: (os.stat("/d/a.txt").st_size, int(os.stat("/d/a.txt").st_mtime)))
+        tell("readlink", lambda: os.readlink("/d/in"))
+        tell("same", lambda: os.path.samefile("/d/a.txt", "/d/sub/../a.txt"))
+        print("--")
+        acts = {
+            "write": lambda: open("/d/a.txt", "w"),
+            "append": lambda: open("/d/a.txt", "a"),
+            "update": lambda: open("/d/a.txt", "r+"),
+            "create": lambda: open("/d/new", "x"),
+            "mkdir": lambda: os.mkdir("/d/new"),
+            "unlink": lambda: os.unlink("/d/a.txt"),
+            "rmdir": lambda: os.rmdir("/d/sub"),
+            "rename": lambda: os.rename("/d/a.txt", "/d/c"),
+            "out": lambda: os.rename("/d/a.txt", "/tmp/c"),
+            "in": lambda: (open("/tmp/c", "w").close(), os.rename("/tmp/c", "/d/c")),
+            "hard": lambda: os.link("/d/a.txt", "/tmp/hard"),
+            "symlink": lambda: os.symlink("a.txt", "/d/s"),
+            "truncate": lambda: os.truncate("/d/a.txt", 0),
+            "times": lambda: os.utime("/d/a.txt", (1, 1)),
+        }
+        for name, act in acts.items():
+            tell(name, act)
+        """
+    )
+    mtime = int((given / "a.txt").stat().st_mtime)
+    end = await python(program.encode(), dirs={"/d": (given, False)})
+    assert end.code == 0, python.err
+    read, refused = python.out.decode().split("--\n")
+    assert read.splitlines() == [
+        "read of a",
+        "link True",
+        r"seek (255, b'\xff\x00')",
+        "list ['a.txt', 'etc', 'in', 'out', 'sub']",
+        "scan ['a.txt', 'sub']",
+        f"stat (4, {mtime})",
+        "readlink sub/b",
+        "same True",
+    ]
+    for line in refused.splitlines():
+        assert line.partition(" ")[2] in ("Read-only file system", "Bad file descriptor"), line
+    assert len(refused.splitlines()) == 14
+    assert (given / "a.txt").read_text() == "of a"
+    assert int((given / "a.txt").stat().st_mtime) == mtime
+
+
+async def test_no_path_leads_out_of_what_it_has(python: Run, given: Path) -> None:
+    program = TRY + dedent(
+        """
+        os.symlink("../../../../etc", "/tmp/up")
+        os.mkdir("/tmp/deep")
+        for path in ("/d/out", "/d/etc/passwd", "/d/../secret", "/d/sub/../../secret",
+                     "/tmp/up/passwd", "/tmp/../given/a.txt", "/etc/passwd", "/proc/self/environ"):
+            tell(path, lambda: open(path).read())
+        tell("absolute", lambda: os.symlink("/etc", "/tmp/abs"))
+        tell("rename", lambda: os.rename("/tmp/deep", "/tmp/../deep"))
+        tell("list", lambda: os.listdir("/d/.."))
+        here = os.open("/tmp/deep", os.O_RDONLY | os.O_DIRECTORY)
+        tell("at", lambda: os.open("../../../etc/passwd", os.O_RDONLY, dir_fd=here))
+        """
+    )
+    assert (await python(program.encode(), dirs={"/d": (given, False)})).code == 0, python.err
+    assert len(python.lines) == 12
+    for line in python.lines:
+        assert line.endswith(("Operation not permitted", "No such file or directory")), line
+
+
+async def test_its_tmp_is_its_own_and_bounded_and_goes(python: Run, data_dir: Path) -> None:
+    program = TRY + dedent(
+        """
+        import shutil, tempfile
+        print(sorted(os.listdir("/tmp")))
+        with tempfile.TemporaryFile() as file:
+            file.write(b"some")
+            file.seek(0)
+            print(file.read())
+        os.makedirs("/tmp/a/b")
+        for mode in ("w", "a"):
+            print(open("/tmp/a/f", mode).write("x" * 10))
+        os.rename("/tmp/a/f", "/tmp/g")
+        os.link("/tmp/g", "/tmp/h")
+        os.truncate("/tmp/g", 5)
+        os.utime("/tmp/g", (1, 2))
+        print(open("/tmp/h").read(), os.stat("/tmp/h").st_mtime)
+        with open("/tmp/g", "r+b") as file:
+            file.seek(2)
+            file.write(b"yy")
+        print(open("/tmp/g").read())
+        shutil.rmtree("/tmp/a")
+        os.unlink("/tmp/h")
+        print(os.listdir("/tmp"))
+        def fill():
+            with open("/tmp/big", "wb") as file:
+                for _ in range(40):
+                    file.write(bytes(65536))
+        tell("bytes", fill)
+        print(os.path.getsize("/tmp/big") <= 1 << 20)
+        tell("grow", lambda: os.truncate("/tmp/big", 1 << 40))
+        os.unlink("/tmp/big")
+        tell("names", lambda: [open(f"/tmp/n{i}", "x").close() for i in range(100)])
+        tell("open", lambda: [open("/tmp/n1") for _ in range(300)])
+        """
+    )
+    for _ in range(2):
+        end = await python(program.encode(), limits={"tmp_bytes": 1 << 20, "tmp_files": 20})
+        assert end.code == 0, python.err
+        assert python.lines == [
+            "[]",
+            "b'some'",
+            "10",
+            "10",
+            "xxxxx 2.0",
+            "xxyyx",
+            "['g']",
+            "bytes I/O error",
+            "True",
+            "grow Quota exceeded",
+            "names Quota exceeded",
+            "open Out of memory",
+        ]
+        assert list((data_dir / "tmp").iterdir()) == []
+
+
+async def test_who_is_killed_leaves_no_files(python: Run, kill: Kill, data_dir: Path) -> None:
+    program = b"import time\nfile = open('/tmp/x', 'wb')\nfile.write(bytes(20 << 20))\nprint(1)\n"
+    running = asyncio.ensure_future(python(program + b"input()", stdin=Pipe()))
+    await python.until(lambda: python.out)
+    await kill(running)
+    assert list((data_dir / "tmp").iterdir()) == []
+
+
+async def test_files_that_never_end_hold_nobody_up(
+    python: Run, lag: type[Lag], kill: Kill, given: Path
+) -> None:
+    for act in ("os.listdir('/d')", "open('/tmp/x', 'wb').write(bytes(1 << 20))", "os.stat('/d')"):
+        program = f"import os\nwhile True: {act}".encode()
+        running = asyncio.ensure_future(python(program, dirs={"/d": (given, False)}))
+        await asyncio.sleep(0.1)
+        async with lag() as measured:
+            await asyncio.sleep(1.0)
+            assert not running.done()
+        assert measured.p99() < LAG_P99_S, act
+        assert await kill(running) < 0.5
 
 
 # --- hostile ones ---
@@ -287,7 +483,8 @@ async def test_there_is_nothing_beside_the_grants(python: Run) -> None:
         import os, socket, subprocess, threading, urllib.request
         acts = {
             "open": lambda: open("/etc/passwd"),
-            "write": lambda: open("/tmp/x", "w"),
+            "write": lambda: open("/x", "w"),
+            "out of tmp": lambda: open("/tmp/../x", "w"),
             "relative": lambda: open("../x"),
             "list": lambda: os.listdir("/"),
             "stat": lambda: os.stat("/proc/self"),
@@ -344,14 +541,6 @@ async def test_what_is_too_large_is_refused(python: Run, monkeypatch: pytest.Mon
         await python.driver.load(b"#" * 101)
     del kept
     await python.driver.load(b"#" * 101)
-
-
-async def test_a_program_has_no_directories(python: Run, tmp_path: Path) -> None:
-    image = await python.driver.load(b"pass")
-    with pytest.raises(WetwareError) as refused:
-        await python.driver.run(image, Spec(args=("x",), dirs={"/d": (tmp_path, False)}))
-    assert refused.value.code == "unsupported"
-    await python.driver.run(image, Spec(args=("x",), limits=Limits()))
 
 
 async def test_a_node_without_the_package_says_so_and_keeps_the_rest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import time
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 import wetware
+from wetware.errors import Unsupported
 from wetware.testing import Home, NodeProcess, wait_for
 from wetware_proc.functions import CallEnded, FunctionFailed
+from wetware_pubsub.client import PubSub
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]  # the first builds the runner
 
@@ -160,6 +163,49 @@ async def test_capabilities_are_granted_and_passed(nodes: Nodes) -> None:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_capabilities_come_back_and_work_as_long_as_they_are_held(nodes: Nodes) -> None:
+    def opens(names: list[str], given: Any) -> object:
+        import ww
+
+        pubsub = ww.grant("pubsub")
+        topics = {name: pubsub.join(topic=name) for name in names}
+        return [topics, given, topics[names[0]]]
+
+    async with at(nodes[0]) as session:
+        pubsub, chat = (
+            await session.open("pubsub", PubSub.INTERFACE),
+            await session.pubsub.join("chat"),
+        )
+
+        async def granted() -> list[str]:
+            found = await session.grants()
+            return [each.id for each in found if "opens" in each.label and each.state == "live"]
+
+        grants = {"pubsub": pubsub}
+        topics, given, again = await session.proc.call(opens, ["a", "b"], chat, grants=grants)
+        assert sorted(topics) == ["a", "b"]
+        assert (await topics["a"].info())["name"] == (await again.info())["name"] == "a"
+        assert (await given.info())["name"] == "chat"
+        ended, *_ = await session.proc.processes()
+        assert ended.exit.kind == "exited"
+        assert len(await granted()) == 1
+        del topics, given
+        gc.collect()
+        assert (await again.info())["name"] == "a", "one is enough"
+        del again
+        gc.collect()
+        async with asyncio.timeout(WITHIN_S):
+            while await granted():  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.05)
+        with pytest.raises(Unsupported, match="which ends with the login"):
+            await session.proc.call(opens, ["a"], chat, grants=grants, on="name=b")
+        topics, _, _ = await session.proc.call(opens, ["a"], chat, grants=grants)
+        (grant,) = await granted()
+        await session.revoke(grant)
+        with pytest.raises(wetware.errors.CapabilityError):
+            await topics["a"].info()
 
 
 async def test_packages_can_be_imported(nodes: Nodes, tmp_path: Path) -> None:

@@ -697,7 +697,8 @@ class Executor(Programs):
             on: See `spawn`.
             options: See Options. A grant is `ww.grant(NAME)` there.
 
-        Returns what the function returned, plain data like `args`, without capabilities.
+        Returns what the function returned, like `args`; a capability is a reference, which works
+        as long as it is held. With `on` there can be none: "unsupported".
         Raises FunctionFailed with its traceback where it raised, CallEnded where it ran into a
         limit or was ended, and what `spawn` raises.
         """
@@ -711,7 +712,7 @@ class Executor(Programs):
                 return await returned(process, data)
         image = await self._loaded(job.program)
         async with image.fed(data, **given) as process:
-            return await returned(process, data)
+            return await returned(process, data, lasts=True)
 
     async def _loaded(self, program: bytes) -> Image:
         """A function's, loaded once; the last FUNCTIONS_MAX are kept."""

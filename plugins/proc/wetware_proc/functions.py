@@ -34,6 +34,8 @@ CACHED_MAX: Final = 64
 ATTEMPT: Final = "WW_ATTEMPT"
 """The variable that tells a function which try of the same call this is."""
 _TAG: Final = 39  # of a capability, as in grants.py
+MARK: Final = bytes((6 << 5 | 24, _TAG))
+"""Is in each value that has a capability, and perhaps in others."""
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the same function is the same bytes, whenever it is packed
 
 
@@ -178,9 +180,12 @@ def packed_arguments(args: Sequence[Any]) -> tuple[bytes, dict[str, Any]]:
 
 
 def result(data: bytes) -> Any:
-    """What a function returned, which nobody has to believe. Raises FunctionFailed, CallEnded."""
+    """What a function returned, which nobody has to believe. Raises FunctionFailed, CallEnded.
+
+    A capability in it is a `cbor.Tag` of the number in its name: `process.export("result 1")`.
+    """
     try:
-        match cbor.decode(data, bytes_max=VALUE_BYTES_MAX, depth_max=DEPTH_MAX):
+        match cbor.decode(data, bytes_max=VALUE_BYTES_MAX, depth_max=DEPTH_MAX, tag=_TAG):
             case [True, value]:
                 return value
             case [False, str(traceback)]:

@@ -17,17 +17,28 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import anyio
 from anyio import ClosedResourceError, EndOfStream
 
+from wetware import rpc
 from wetware.base.log import get_logger
-from wetware.errors import Disconnected, InvalidArgument, NotFound, Unsupported, WetwareError
+from wetware.errors import (
+    Disconnected,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    Unsupported,
+    WetwareError,
+)
 from wetware_proc.driver import Driver, Exit, Image, Pipe, Spec
+from wetware_proc.grants import NAME_BYTES_MAX
 
 if TYPE_CHECKING:
-    from wetware import rpc
+    from wetware.hookspecs import Derived
 
 log = get_logger("proc")
 
 OUT_BYTES_MAX: Final = 256 << 10
 """Of what a guest wrote, on the way to the reader's stream; beyond it the guest waits."""
+OFFERS_MAX: Final = 64
+"""Capabilities, of one process to its spawner."""
 FLUSH_S: Final = 2.0
 """For the reader to take what a killed guest had written."""
 SIGNALS: Final = ("HUP", "INT", "QUIT", "USR1", "USR2", "TERM", "KILL", "STOP", "CONT")
@@ -125,7 +136,9 @@ class Process:
         outlets: What it wrote on stdout and stderr, and is not on a stream.
         started_at: Unix time, s.
         exit: How it ended; None while it runs.
-        offered: What it offers to its spawner, by name, its ports included.
+        offered: What it offers to its spawner, by name, its ports included. Of one that has exited
+            by itself what others serve, until `release`.
+        grant: What all that it has is under; None where that is kept for longer.
     """
 
     def __init__(
@@ -153,6 +166,7 @@ class Process:
             offer=self._offer,
         )
         self.offered: dict[str, rpc.Ref | rpc.Servant] = {}
+        self.grant: Derived | None = None
         self._why = ""
         self._over = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -195,14 +209,36 @@ class Process:
         # Who has ended is remembered for long: its machine code, arguments and grants are not.
         self.image = Image(self.image.digest, self.image.kind)
         self.spec = Spec(args=spec.args[:1], limits=spec.limits, code=spec.code, dirs=spec.dirs)
-        self.offered = {}
+        keeps = self.grant is not None and found[0].kind == "exited"
+        self.offered = {
+            name: each for name, each in self.offered.items() if keeps and isinstance(each, rpc.Ref)
+        }
         self.exit = found[0]
+        self._end_grant()
         self._over.set()
         self._news.set()
 
     def _offer(self, name: str, what: rpc.Ref | rpc.Servant) -> None:
+        if not 0 < len(name.encode()) <= NAME_BYTES_MAX or name in self.offered:
+            raise InvalidArgument(
+                f"what is offered has a name of its own, of at most {NAME_BYTES_MAX} bytes"
+            )
+        if len(self.offered) >= OFFERS_MAX:
+            raise LimitExceeded(f"a process offers at most {OFFERS_MAX} capabilities (OFFERS_MAX)")
+        if isinstance(what, rpc.Ref) and what.interface is not None:
+            what = what.cast(what.interface)  # that one is closed with what it came by
         self.offered[name] = what
         self._news.set()
+
+    def release(self, why: str) -> None:
+        """Its spawner holds it no more: it ends, and all that it has offered."""
+        self.kill(why)
+        self.offered = {}
+        self._end_grant()
+
+    def _end_grant(self) -> None:
+        if self.grant is not None and self.exit is not None and not self.offered:
+            self.grant.end("the process has ended")
 
     async def exported(self, name: str, wait_s: float) -> rpc.Ref | rpc.Servant:
         """What it offers by this name, once it does. Raises NotFound where it does not."""

@@ -222,14 +222,14 @@ class ProcService(Service):
         ended, as its `dirs` are; it ends with that.
         """
         id_, derived = secrets.token_hex(8), None
-        with ExitStack() as place:
+        with ExitStack() as place, ExitStack() as undo:
             for ref in refs.values():
                 place.callback(ref.close)
             for each in dirs.values():
                 place.callback(each.close)
             if guard is not None:
                 derived = self.ctx.derive(guard, grant_label(given["name"], id_))
-                place.callback(derived.end, "the process has ended")
+                undo.callback(derived.end, "there is no process")
                 refs = {name: derived.under(name, ref) for name, ref in refs.items()}
                 for ref in refs.values():
                     place.callback(ref.close)
@@ -238,9 +238,11 @@ class ProcService(Service):
             self.admit(place, owner, spec.limits.memory_bytes)
             self.rooms.prepared(spec.code)
             process = Process(id_, owner, image, spec, stdin)
+            process.grant = derived
             if derived is not None:
                 derived.on_end(lambda why: process.kill(why.message))
             self.launch(process, place)
+            undo.pop_all()
         return process
 
     def launch(self, process: Process, place: ExitStack) -> asyncio.Task[None]:
@@ -398,7 +400,7 @@ class ImageServant(rpc.Servant, interface=SCHEMA.Image):
             with _streams(0 if over else 2) as streams:
                 process.open(*streams)
         except BaseException:
-            process.kill("its spawner does not wait for it")
+            process.release("its spawner does not wait for it")
             raise
         output, errors = (bytes(each.data) if over else b"" for each in process.outlets)
         stdout, stderr = [each.servant for each in streams] or (None, None)
@@ -531,7 +533,7 @@ class Held(ProcessServant, interface=SCHEMA.Process):
 
     def released(self) -> None:
         """Its spawner let go of it, or is gone."""
-        self._process.kill("its spawner has let go of it")
+        self._runs.release("its spawner has let go of it")
 
 
 def _page(found: list[Process | Detached], skip: int, limit: int) -> dict[str, Any]:

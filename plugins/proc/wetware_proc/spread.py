@@ -12,13 +12,16 @@ import sys
 from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
+from wetware.base import cbor
 from wetware.base.log import get_logger
 from wetware.base.tasks import Tasks
-from wetware.errors import InvalidArgument, LimitExceeded, OverlayError, WetwareError
+from wetware.errors import InvalidArgument, LimitExceeded, OverlayError, Unsupported, WetwareError
 from wetware_proc import placement
 from wetware_proc.functions import (
     ATTEMPT,
+    MARK,
     VALUE_BYTES_MAX,
     CallEnded,
     Function,
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 PACKAGE_BYTES_MAX: Final = 16 << 20
 PLACES_MAX: Final = 64
 """Members that take part."""
+RESULT_CAPS_MAX: Final = 64
+"""In what one function returned."""
 AHEAD: Final = 4
 """Results, for each call at a time, that wait for an earlier one."""
 
@@ -43,11 +48,14 @@ log = get_logger("proc")
 class Process(Protocol):
     """What is used of a client's Process, whose module knows this one."""
 
+    ref: rpc.Ref
     stdin: rpc.ByteStream
     stdout: rpc.ByteStream
     stderr: rpc.ByteStream
 
     async def wait(self) -> Any: ...
+
+    async def export(self, name: str, wait_s: float) -> rpc.Ref: ...
 
 
 async def prepared(call: Callable[..., Any], packages: Sequence[Any]) -> Function:
@@ -69,13 +77,18 @@ async def _wheel(package: Any) -> bytes:
     return await file_bytes(package, "the package ")
 
 
-async def returned(process: Process, arguments: bytes) -> Any:
-    """What the function returned that runs. Raises FunctionFailed, CallEnded, LimitExceeded."""
+async def returned(process: Process, arguments: bytes, *, lasts: bool = False) -> Any:
+    """What the function returned that runs. Raises FunctionFailed, CallEnded, LimitExceeded.
+
+    Capabilities in it can be had where the connection `lasts`, and else raise Unsupported; they
+    work as long as they are held.
+    """
     feeding = asyncio.ensure_future(_feed(process, arguments))
     try:
         data, _ = await asyncio.gather(_result(process.stdout), _printed(process.stderr))
         if data:  # its end can be no other
-            return result(data)
+            value = result(data)
+            return await _Filled(process, lasts).value(value) if MARK in data else value
         end = await process.wait()
     finally:
         feeding.cancel()
@@ -84,6 +97,40 @@ async def returned(process: Process, arguments: bytes) -> Any:
     if end.kind == "exited":
         raise CallEnded(f"the function's program exited with {end.code}, and returned nothing")
     raise CallEnded(f"the function's process has ended: {end.kind}: {end.why}")
+
+
+class _Filled:
+    """Puts capabilities into what a function returned."""
+
+    def __init__(self, process: Process, lasts: bool) -> None:
+        self._process, self._lasts = process, lasts
+        self._refs: dict[int, rpc.Ref] = {}
+
+    async def value(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [await self.value(each) for each in value]
+        if isinstance(value, dict):
+            return {key: await self.value(each) for key, each in value.items()}
+        return await self._ref(value.value) if isinstance(value, cbor.Tag) else value
+
+    async def _ref(self, number: int) -> rpc.Ref:
+        if not self._lasts:
+            raise Unsupported(
+                "the function returned a capability, which ends with the login that this made",
+                hint="call it at a session of that node: session.node(…).proc.call",
+            )
+        if (ref := self._refs.get(number)) is None:
+            if len(self._refs) >= RESULT_CAPS_MAX:
+                raise CallEnded(f"it returned more than {RESULT_CAPS_MAX} capabilities")
+            ref = self._refs[number] = await self._process.export(f"result {number}", 0.0)
+            process = self._process.ref
+            assert process.interface is not None  # noqa: S101 - it is a Process
+            _held[ref] = process.cast(process.interface)
+        return ref
+
+
+_held: Final[WeakKeyDictionary[rpc.Ref, rpc.Ref]] = WeakKeyDictionary()
+"""What functions returned → the process that offers it: as long as that is held it works."""
 
 
 class Ended(CallEnded):

@@ -6,24 +6,20 @@ this: there is no method here to log in, to share or to redeem, or to reach anot
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
-from wetware.errors import InvalidArgument, LimitExceeded, NotFound, Unsupported
+from wetware.errors import InvalidArgument, NotFound, Unsupported
 
 if TYPE_CHECKING:
     from wetware_proc.driver import Spec
-
-EXPORTS_MAX: Final = 64
-"""Capabilities that a program offers."""
-_NAME_BYTES_MAX: Final = 64
 
 
 class GrantedServant(rpc.Servant, interface=rpc.WW.Granted):
     """See ww.capnp."""
 
     def __init__(self, spec: Spec) -> None:
-        self._spec, self._offered = spec, set(spec.ports)
+        self._spec = spec
 
     async def services(self) -> dict[str, Any]:
         found = [
@@ -43,20 +39,14 @@ class GrantedServant(rpc.Servant, interface=rpc.WW.Granted):
         return {"service": ref, "interface": _interface(ref).id}
 
     async def export(self, name: str, cap: rpc.Ref | None, interface: int) -> None:
-        if cap is None or not 0 < len(name.encode()) <= _NAME_BYTES_MAX or name in self._offered:
-            raise InvalidArgument(
-                "what is offered has a capability, and a name of its own, of at most "
-                f"{_NAME_BYTES_MAX} bytes"
-            )
-        if len(self._offered) >= EXPORTS_MAX:
-            raise LimitExceeded(f"this program offers {EXPORTS_MAX} capabilities (EXPORTS_MAX)")
+        if cap is None:
+            raise InvalidArgument("what is offered has a capability")
         if (known := rpc.known(interface)) is None:
             raise Unsupported(
                 f"the node does not know the interface of {name!r}",
                 hint="offer what is of a service that the node has",
                 code="unsupported.interface",
             )
-        self._offered.add(name)
         self._spec.offer(name, cap.cast(known))
 
 

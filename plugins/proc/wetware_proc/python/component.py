@@ -6,9 +6,10 @@ stops here, too.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,11 +25,18 @@ from wasmtime.component import (
     ResourceType,
     Variant,
 )
-from wasmtime.component._types import FuncType, ListType, ResultType
+from wasmtime.component._types import (
+    FuncType,
+    ListType,
+    OptionType,
+    RecordType,
+    ResultType,
+    TupleType,
+)
 
 from wetware_proc.wasm import engine
 from wetware_proc.wasm.engine import Fiber, OverLimit, Runtime, Trapped
-from wetware_proc.wasm.errno import Errno
+from wetware_proc.wasm.errno import Errno, WasiError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,11 +74,11 @@ class Own:
     """A result: something of the host that the guest gets a handle of.
 
     Args:
-        kind: The number of its resource type.
-        thing: What functions get for the handle.
+        kind: The name of its resource type.
+        thing: What functions get for the handle; its `close`, if it has one, is called at the end.
     """
 
-    def __init__(self, kind: int, thing: object) -> None:
+    def __init__(self, kind: str, thing: object) -> None:
         self.kind, self.thing = kind, thing
 
 
@@ -88,7 +96,7 @@ class Runner:
         runtime: Whose engine compiled it.
         path: What it compiled.
         offered: Interface, without its version → function → what it does.
-        resources: Interface → resource → its number.
+        resources: Interface → its resource types, of which no two have the same name.
     """
 
     def __init__(
@@ -96,7 +104,7 @@ class Runner:
         runtime: Runtime,
         path: Path,
         offered: Mapping[str, Mapping[str, Function]],
-        resources: Mapping[str, Mapping[str, int]],
+        resources: Mapping[str, Sequence[str]],
     ) -> None:
         self.runtime = runtime
         try:
@@ -104,12 +112,14 @@ class Runner:
         except WasmtimeError as exc:
             raise LookupError(str(exc)) from exc
         self.linker = Linker(runtime.engine)
+        names = [each for found in resources.values() for each in found]
+        self.kinds = {name: number for number, name in enumerate(names, 1)}
         self._callbacks: list[Any] = []  # C holds their addresses
         for name in self.component.type.imports(runtime.engine):
             bare = name.partition("@")[0]
             with self.linker.root() as root, root.add_instance(name) as instance:
-                for resource, kind in resources.get(bare, {}).items():
-                    instance.add_resource(resource, ResourceType.host(kind), _dropped)
+                for name in resources.get(bare, ()):
+                    instance.add_resource(name, ResourceType.host(self.kinds[name]), _dropped)
                 for called, function in offered.get(bare, {}).items():
                     self._define(instance, called, function)
         self.linker.define_unknown_imports_as_traps(self.component)
@@ -139,12 +149,12 @@ class PythonFiber(Fiber):
 
     def __init__(self, runner: Any, **options: Any) -> None:
         super().__init__(runner, **options)
-        self._runner: Runner = runner
+        self.runner: Runner = runner
         self.things: dict[int, object] = {}
         self._numbers = 0
 
     async def _live(self, context: Any) -> int:
-        runner = self._runner
+        runner = self.runner
         context = ctypes.cast(context, ctypes.POINTER(bindings.wasmtime_context_t))
         instance = bindings.wasmtime_component_instance_t()
         await self._finish(
@@ -185,13 +195,16 @@ class PythonFiber(Fiber):
 
 
 def _dropped(store: Any, number: int) -> None:
-    engine.current.fiber.things.pop(number, None)
+    thing = engine.current.fiber.things.pop(number, None)
+    if (close := getattr(thing, "close", None)) is not None:
+        with contextlib.suppress(OSError, WasiError):
+            close()
 
 
 def _callback(function: Function) -> Any:
     """What C calls for a function."""
     # Of parameters, and of the result: known at the first call, which several threads may make.
-    kinds: tuple[list[Any], Any] | None = None
+    kinds: tuple[list[Any], _Put] | None = None
 
     def callback(
         data: Any, context: Any, kind: Any, args: Any, count: int, results: Any,
@@ -207,17 +220,17 @@ def _callback(function: Function) -> Any:
             store = StoreContext(context)
             if kinds is None:
                 found = FuncType._from_ptr(kind, owner=store)
-                kinds = [each for _, each in found.params], found.result
-            params, result_kind = kinds
+                kinds = [each for _, each in found.params], _putting(found.result)
+            params, put = kinds
             given = [_taken(fiber, store, each, args[at]) for at, each in enumerate(params)]
-            put = partial(_put, fiber, store, result_kind, results)
             result = function(fiber.hosts[0], *given)
             if callable(result):
-                words[0], words[1] = engine.ONCE_SET, fiber.park(result, put, int.__neg__)
+                give = partial(put, fiber, store, results)
+                words[0], words[1] = engine.ONCE_SET, fiber.park(result, give, int.__neg__)
             else:
-                put(result)
+                put(fiber, store, results, result)
         except Exception as exc:
-            fiber.fail(exc)
+            fiber.fail(Trapped(str(exc)) if isinstance(exc, WasiError) else exc)
             error[0] = bindings.wasmtime_error_new(b"host")
 
     return bindings.wasmtime_component_func_async_callback_t(callback)
@@ -243,38 +256,113 @@ def _thing(fiber: PythonFiber, store: Any, value: Any) -> Any:
     return fiber.things[value.to_host(store).rep] if isinstance(value, ResourceAny) else value
 
 
-def _put(fiber: PythonFiber, store: Any, kind: Any, results: Any, value: Any) -> None:
-    """Give the guest a value."""
-    if kind is not None:
-        _write(fiber, store, kind, value, results)
+_Put = Callable[["PythonFiber", Any, Any, Any], None]
+"""Writes a value for a guest: the guest, its store, where to, what."""
 
 
-def _write(fiber: PythonFiber, store: Any, kind: Any, value: Any, to: Any) -> None:
-    if isinstance(value, Own):
-        kind.convert_to_c(store, ResourceHost.own(fiber.hold(value.thing), value.kind), to)
-    elif isinstance(kind, ResultType):
-        failed = isinstance(value, Failed)
-        inner = kind.err if failed else kind.ok
-        to.contents.kind = ffi.WASMTIME_COMPONENT_RESULT
-        to.contents.of.result.is_ok = not failed
-        to.contents.of.result.val = None
-        if inner is not None:
-            raw = bindings.wasmtime_component_val_t()
-            _write(fiber, store, inner, value.error if failed else value, ctypes.pointer(raw))
-            to.contents.of.result.val = bindings.wasmtime_component_val_new(ctypes.byref(raw))
-    elif isinstance(kind, ListType) and kind._is_bytes():
-        raw_list = bindings.wasmtime_component_vallist_t()
-        size = len(value)
-        bindings.wasmtime_component_vallist_new_uninit(ctypes.byref(raw_list), size)
-        if size:
-            view = _bytes_of(raw_list.data, size, _WRITABLE)
-            view[::_VALUE_BYTES] = bytes([ffi.WASMTIME_COMPONENT_U8.value]) * size
-            view[_BYTE_AT::_VALUE_BYTES] = value
-        to.contents.kind = ffi.WASMTIME_COMPONENT_LIST
-        to.contents.of.list = raw_list
-    else:
+def _putting(kind: Any) -> _Put:
+    """How values of a type are written: what the package knows of a type takes it long to say."""
+    if isinstance(kind, ResultType):
+        return _result(_putting(kind.ok), _putting(kind.err))
+    if isinstance(kind, OptionType):
+        return _option(_putting(kind.payload))
+    if isinstance(kind, RecordType):
+        return _record([(name, _putting(each)) for name, each in kind.fields])
+    if isinstance(kind, TupleType):
+        return _tuple([_putting(each) for each in kind.elements])
+    if isinstance(kind, ListType):
+        return _bytes if kind._is_bytes() else _list(_putting(kind.element))
+
+    def put(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
+        if isinstance(value, Own):
+            number = fiber.runner.kinds[value.kind]
+            value = ResourceHost.own(fiber.hold(value.thing), number)
         with _converting:
             kind.convert_to_c(store, value, to)
+
+    return _nothing if kind is None else put
+
+
+def _nothing(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
+    pass
+
+
+def _boxed(put: _Put, fiber: PythonFiber, store: Any, value: Any) -> Any:
+    if put is _nothing:
+        return None
+    raw = bindings.wasmtime_component_val_t()
+    put(fiber, store, ctypes.pointer(raw), value)
+    return bindings.wasmtime_component_val_new(ctypes.byref(raw))
+
+
+def _result(ok: _Put, err: _Put) -> _Put:
+    def put(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
+        failed = isinstance(value, Failed)
+        boxed = _boxed(err if failed else ok, fiber, store, value.error if failed else value)
+        to.contents.kind = ffi.WASMTIME_COMPONENT_RESULT
+        to.contents.of.result.is_ok = not failed
+        to.contents.of.result.val = boxed
+
+    return put
+
+
+def _option(some: _Put) -> _Put:
+    def put(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
+        boxed = None if value is None else _boxed(some, fiber, store, value)
+        to.contents.kind = ffi.WASMTIME_COMPONENT_OPTION
+        to.contents.of.option = boxed
+
+    return put
+
+
+def _record(fields: list[tuple[str, _Put]]) -> _Put:
+    def put(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
+        raw = bindings.wasmtime_component_valrecord_t()
+        bindings.wasmtime_component_valrecord_new_uninit(ctypes.byref(raw), len(fields))
+        for at, (name, put_field) in enumerate(fields):
+            place = raw.data[at]
+            put_field(fiber, store, ctypes.pointer(place.val), getattr(value, name))
+            place.name = ffi.str_to_capi(name)
+        to.contents.kind = ffi.WASMTIME_COMPONENT_RECORD
+        to.contents.of.record = raw
+
+    return put
+
+
+def _tuple(elements: list[_Put]) -> _Put:
+    def put(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
+        raw = bindings.wasmtime_component_valtuple_t()
+        bindings.wasmtime_component_valtuple_new_uninit(ctypes.byref(raw), len(elements))
+        for at, put_element in enumerate(elements):
+            put_element(fiber, store, ctypes.pointer(raw.data[at]), value[at])
+        to.contents.kind = ffi.WASMTIME_COMPONENT_TUPLE
+        to.contents.of.tuple = raw
+
+    return put
+
+
+def _list(element: _Put) -> _Put:
+    def put(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
+        raw = bindings.wasmtime_component_vallist_t()
+        bindings.wasmtime_component_vallist_new_uninit(ctypes.byref(raw), len(value))
+        for at, each in enumerate(value):
+            element(fiber, store, ctypes.pointer(raw.data[at]), each)
+        to.contents.kind = ffi.WASMTIME_COMPONENT_LIST
+        to.contents.of.list = raw
+
+    return put
+
+
+def _bytes(fiber: PythonFiber, store: Any, to: Any, value: bytes) -> None:
+    raw = bindings.wasmtime_component_vallist_t()
+    size = len(value)
+    bindings.wasmtime_component_vallist_new_uninit(ctypes.byref(raw), size)
+    if size:
+        view = _bytes_of(raw.data, size, _WRITABLE)
+        view[::_VALUE_BYTES] = bytes([ffi.WASMTIME_COMPONENT_U8.value]) * size
+        view[_BYTE_AT::_VALUE_BYTES] = value
+    to.contents.kind = ffi.WASMTIME_COMPONENT_LIST
+    to.contents.of.list = raw
 
 
 def _bytes_of(data: Any, size: int, how: int) -> memoryview:

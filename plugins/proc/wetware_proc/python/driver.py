@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from wetware.base.threads import Threads
-from wetware.errors import InvalidArgument, LimitExceeded, Unsupported
+from wetware.errors import InvalidArgument, LimitExceeded
 from wetware_proc.driver import CodeRefused, Exit, Image, Spec, digest_of
 from wetware_proc.python.build import CACHE_BYTES_MAX, STACK_BYTES, built
 from wetware_proc.python.component import PythonFiber, Runner
@@ -39,11 +39,11 @@ class PythonImage(Image):
 
 @contextlib.asynccontextmanager
 async def python_driver(data_dir: Path, wasm: WasmDriver) -> AsyncIterator[PythonDriver]:
-    """A driver that keeps its runner below `data_dir`, alone, and uses the threads of another.
+    """A driver that keeps its runner below `data_dir`, alone; threads and /tmp are of another.
 
     Leave it when no guest of it runs.
     """
-    driver = PythonDriver(Cache(data_dir / KIND, CACHE_BYTES_MAX), wasm.runtime)
+    driver = PythonDriver(Cache(data_dir / KIND, CACHE_BYTES_MAX), wasm)
     try:
         yield driver
     finally:
@@ -53,8 +53,8 @@ async def python_driver(data_dir: Path, wasm: WasmDriver) -> AsyncIterator[Pytho
 class PythonDriver:
     """See `python_driver`, and wetware_proc.driver.Driver."""
 
-    def __init__(self, cache: Cache, beside: Runtime) -> None:
-        self._cache, self._beside, self._threads = cache, beside, Threads()
+    def __init__(self, cache: Cache, wasm: WasmDriver) -> None:
+        self._cache, self._wasm, self._threads = cache, wasm, Threads()
         self._runtime: Runtime | None = None
         self._making: asyncio.Future[Runner] | None = None
         self._failed_at = 0.0
@@ -81,8 +81,6 @@ class PythonDriver:
         """See Driver."""
         if not isinstance(image, PythonImage):
             raise InvalidArgument("this image is of another driver")
-        if spec.dirs:
-            raise Unsupported("a Python program has no directories", hint="give it bytes on stdin")
         limits = spec.limits
         fiber = PythonFiber(
             image.runner,
@@ -90,13 +88,15 @@ class PythonDriver:
             cpu_s=limits.cpu_s,
             owner=spec.owner,
         )
-        world = World(fiber, spec, image.code)
+        tmp = self._wasm.tmp()
+        world = World(fiber, spec, image.code, tmp.open)
         fiber.hosts = (world,)
         try:
             return await life(fiber, limits.wall_s, _nothing)
         finally:
-            world.close()
+            await world.close(self._wasm.disk)
             fiber.hosts = ()
+            await tmp.close()
 
     async def aclose(self) -> None:
         """Stop building, and let go of all."""
@@ -117,7 +117,7 @@ class PythonDriver:
         try:
             path = await built(self._cache, self._threads)
             if self._runtime is None:
-                self._runtime = Runtime([], beside=self._beside, stack_bytes=STACK_BYTES)
+                self._runtime = Runtime([], beside=self._wasm.runtime, stack_bytes=STACK_BYTES)
             return await self._threads.run(Runner, self._runtime, path, OFFERED, RESOURCES)
         except Exception:
             self._failed_at = time.monotonic()

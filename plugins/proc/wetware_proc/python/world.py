@@ -1,7 +1,7 @@
 """What a Python guest can call: of WASI 0.2 what CPython needs, and `host` of runner.wit.
 
-There are no files and no sockets: a program that tries hears that from Python, as an OSError. What
-is not here is a trap, which only bytes that are no Python can reach.
+There are no sockets: a program that tries hears that from Python, as an OSError. Files are in
+files.py. What is not here is a trap, which only bytes that are no Python can reach.
 Source: https://github.com/WebAssembly/WASI/tree/v0.2.9/wasip2
 """
 
@@ -19,11 +19,14 @@ from wetware.base.bounds import TokenBucket
 from wetware.errors import NotFound, WetwareError
 from wetware_proc import grants
 from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX, Handles
-from wetware_proc.python.component import Failed, Function, Own, Record, Variant
+from wetware_proc.python import files
+from wetware_proc.python.component import Failed, Function, Own, Variant
 from wetware_proc.wasm.engine import Exited
 from wetware_proc.wasm.errno import Errno, need
+from wetware_proc.wasm.files import let_go
 
 if TYPE_CHECKING:
+    from wetware.base.threads import Threads
     from wetware_proc.driver import Output, Pipe, Spec
     from wetware_proc.python.component import PythonFiber
 
@@ -32,7 +35,6 @@ WRITE_BYTES: Final = 64 << 10
 """That a guest may write at once."""
 RANDOM_BYTES: Final = 64 << 10
 
-_ERROR, _POLLABLE, _INPUT, _OUTPUT, _TERMINAL_IN, _TERMINAL_OUT, _NETWORK = range(1, 8)
 _CLOSED: Final = Failed(None)  # of a stream
 Later = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -51,16 +53,19 @@ class World:
         fiber: The guest.
         spec: What it gets.
         code: Its program.
+        tmp: Opens its own directory, and gives a descriptor.
     """
 
-    def __init__(self, fiber: PythonFiber, spec: Spec, code: bytes) -> None:
+    def __init__(self, fiber: PythonFiber, spec: Spec, code: bytes, tmp: Callable[[], int]) -> None:
         self._spec, self._code = spec, code
+        self.files = files.Files(fiber, spec, tmp)
         self._rate = TokenBucket(spec.limits.output_bytes_s, spec.limits.output_bytes_s)
         self._handles = Handles(spec.grants, spec.limits.handles_max)
 
-    def close(self) -> None:
+    async def close(self, threads: Threads) -> None:
         """The guest is gone."""
         self._handles.close()
+        await let_go(self.files.table, threads)
 
     # --- host ---
 
@@ -74,11 +79,19 @@ class World:
         return _text(self._code[at : at + CODE_PIECE_BYTES])
 
     def cap(self, name: str) -> Any:
-        need(len(name) <= NAME_BYTES_MAX, Errno.NAMETOOLONG)
         try:
-            return self._handles.named(name.encode("latin-1").decode(errors="replace"))
+            return self._handles.named(_name(name))
         except WetwareError as exc:
             return _failed(exc)
+
+    def offer(self, name: str, handle: int) -> Later:
+        async def offer() -> Any:  # a process is the loop's
+            try:
+                self._spec.offer(_name(name), self._handles.get(handle))
+            except WetwareError as exc:
+                return _failed(exc)
+
+        return offer
 
     def call(self, handle: int, message: str) -> Later:
         need(len(message) <= MESSAGE_BYTES_MAX, Errno.TOOBIG)
@@ -115,16 +128,16 @@ class World:
         return 1
 
     def wall_clock(self) -> Any:
-        return _datetime(time.time_ns())
+        return files.datetime(time.time_ns())
 
     def wall_clock_resolution(self) -> Any:
-        return _datetime(1)
+        return files.datetime(1)
 
     def at_instant(self, at_ns: int) -> Own:
         async def wait() -> None:
             await asyncio.sleep(max(0, at_ns - time.monotonic_ns()) / 1e9)
 
-        return Own(_POLLABLE, Pollable(lambda: time.monotonic_ns() >= at_ns, wait))
+        return Own("pollable", Pollable(lambda: time.monotonic_ns() >= at_ns, wait))
 
     def after_duration(self, duration_ns: int) -> Own:
         return self.at_instant(time.monotonic_ns() + duration_ns)
@@ -168,13 +181,13 @@ class World:
         return ready() or wait
 
     def stdin(self) -> Own:
-        return Own(_INPUT, self._spec.stdin)
+        return Own("input-stream", self._spec.stdin)
 
     def stdout(self) -> Own:
-        return Own(_OUTPUT, self._spec.stdout)
+        return Own("output-stream", self._spec.stdout)
 
     def stderr(self) -> Own:
-        return Own(_OUTPUT, self._spec.stderr)
+        return Own("output-stream", self._spec.stderr)
 
     def read(self, pipe: Pipe, count: int) -> Later:
         async def take() -> Any:  # a pipe is the loop's
@@ -190,12 +203,15 @@ class World:
         return take
 
     def readable(self, pipe: Pipe) -> Own:
-        return Own(_POLLABLE, Pollable(lambda: pipe.ready, pipe.wait))
+        return Own("pollable", Pollable(lambda: pipe.ready, pipe.wait))
 
     def check_write(self, output: Output) -> int:
         return WRITE_BYTES
 
-    def write(self, output: Output, data: bytes) -> Later:
+    def write(self, output: Output | files.Writer, data: bytes) -> Any:
+        if isinstance(output, files.Writer):
+            return output.write(data)
+
         async def write() -> Any:
             try:
                 room = output(data) if data else None
@@ -213,10 +229,10 @@ class World:
         return None
 
     def writable(self, output: Output) -> Own:
-        return Own(_POLLABLE, Pollable(lambda: True, lambda: asyncio.sleep(0)))
+        return Own("pollable", Pollable(lambda: True, lambda: asyncio.sleep(0)))
 
     def network(self) -> Own:
-        return Own(_NETWORK, None)
+        return Own("network", None)
 
     def no_socket(self, *_: object) -> Failed:
         return Failed("not-supported")
@@ -226,14 +242,13 @@ def _failed(error: WetwareError) -> Failed:
     return Failed(_text(f"{error.code}\n{error.message}".encode()[:MESSAGE_BYTES_MAX]))
 
 
+def _name(text: str) -> str:
+    need(len(text) <= NAME_BYTES_MAX, Errno.NAMETOOLONG)
+    return text.encode("latin-1").decode(errors="replace")
+
+
 def _text(data: bytes) -> str:
     return data.decode("latin-1")
-
-
-def _datetime(ns: int) -> Any:
-    record: Any = Record()
-    record.seconds, record.nanoseconds = divmod(ns, 10**9)
-    return record
 
 
 def _methods(resource: str, **functions: Function) -> dict[str, Function]:
@@ -243,12 +258,14 @@ def _methods(resource: str, **functions: Function) -> dict[str, Function]:
 
 
 OFFERED: Final[Mapping[str, Mapping[str, Function]]] = {
+    **files.OFFERED,
     "wetware:python/host": {
         "given": World.given,
         "code": World.code,
         "cap": World.cap,
         "call": World.call,
         "drop": World.drop,
+        "offer": World.offer,
     },
     "wasi:cli/environment": {
         "get-environment": World.environment,
@@ -272,7 +289,6 @@ OFFERED: Final[Mapping[str, Mapping[str, Function]]] = {
         "now": World.wall_clock,
         "resolution": World.wall_clock_resolution,
     },
-    "wasi:filesystem/preopens": {"get-directories": World.environment},
     "wasi:io/poll": {
         **_methods("pollable", ready=World.ready, block=World.block),
         "poll": World.poll,
@@ -305,11 +321,12 @@ OFFERED: Final[Mapping[str, Mapping[str, Function]]] = {
     "wasi:sockets/udp-create-socket": {"create-udp-socket": World.no_socket},
 }
 """Interface → function."""
-RESOURCES: Final[Mapping[str, Mapping[str, int]]] = {
-    "wasi:io/error": {"error": _ERROR},
-    "wasi:io/poll": {"pollable": _POLLABLE},
-    "wasi:io/streams": {"input-stream": _INPUT, "output-stream": _OUTPUT},
-    "wasi:sockets/network": {"network": _NETWORK},
-    "wasi:cli/terminal-input": {"terminal-input": _TERMINAL_IN},
-    "wasi:cli/terminal-output": {"terminal-output": _TERMINAL_OUT},
+RESOURCES: Final = {
+    "wasi:io/error": ("error",),
+    "wasi:io/poll": ("pollable",),
+    "wasi:io/streams": ("input-stream", "output-stream"),
+    "wasi:filesystem/types": ("descriptor", "directory-entry-stream"),
+    "wasi:sockets/network": ("network",),
+    "wasi:cli/terminal-input": ("terminal-input",),
+    "wasi:cli/terminal-output": ("terminal-output",),
 }

@@ -3,6 +3,7 @@
     cap(name, count) -> handle      the grant of a name; a handle is the guest's own, never reused
     call(handle, at, count) -> n    a message; the reply has n bytes, and is fetched with `take`
     send(handle, at, count) -> 0    the same, without waiting for it; its reply is lost
+    offer(handle, name, count) -> 0 the spawner can have it by this name
     take(at, count) -> n            the next bytes of the last reply, or of the last error's text
     drop(handle) -> 0               the handle is void
 
@@ -40,7 +41,7 @@ class Caps:
     """
 
     def __init__(self, fiber: Fiber, spec: Spec) -> None:
-        self._memory, self._calls_max = fiber.memory, spec.limits.calls_max
+        self._memory, self._calls_max, self._spec = fiber.memory, spec.limits.calls_max, spec
         self._handles = Handles(spec.grants, spec.limits.handles_max)
         self._reply = memoryview(b"")
         self._sent: set[asyncio.Task[None]] = set()
@@ -106,6 +107,17 @@ class Caps:
         task.add_done_callback(self._sent.discard)
         return 0
 
+    def offer(self, handle: int, at: int, count: int) -> Result:
+        need(count <= NAME_BYTES_MAX, Errno.NAMETOOLONG)
+        return partial(self._offer, self._memory.read(at, count).decode(), self._ref(handle))
+
+    def _offer(self, name: str, ref: rpc.Ref) -> int:
+        try:
+            self._spec.offer(name, ref)
+        except WetwareError as exc:
+            raise (Errno.MFILE if isinstance(exc, LimitExceeded) else Errno.INVAL).error() from None
+        return 0
+
     def take(self, at: int, count: int) -> int:
         piece = self._reply[: min(count, MESSAGE_BYTES_MAX)]
         self._memory.view(at, len(piece))[:] = piece
@@ -144,6 +156,7 @@ CALLS: Final = (
     Call("cap", "ii", Caps.cap, failed=_negative),
     Call("call", "iii", Caps.call, parks=True, failed=_negative),
     Call("send", "iii", Caps.send, parks=True, failed=_negative),
+    Call("offer", "iii", Caps.offer, parks=True, failed=_negative),
     Call("take", "ii", Caps.take, failed=_negative),
     Call("drop", "i", Caps.drop, failed=_negative),
 )

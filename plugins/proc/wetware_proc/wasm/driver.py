@@ -55,7 +55,7 @@ class WasmDriver:
     """See `wasm_driver`, and wetware_proc.driver.Driver."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._threads, self._disk = Threads(), Threads()  # guests' files keep no load waiting
+        self._threads, self.disk = Threads(), Threads()  # guests' files keep no load waiting
         self.runtime = Runtime(
             [(wasi.MODULE, wasi.CALLS), (caps.MODULE, caps.CALLS)],
             workers=max(2, os.cpu_count() or 1),
@@ -90,8 +90,8 @@ class WasmDriver:
             cpu_s=limits.cpu_s,
             owner=spec.owner,
         )
-        tmp = _Tmp(self._tmp)
-        world = Wasi(fiber, spec, tmp.open if limits.tmp_files else None, self._disk)
+        tmp = self.tmp()
+        world = Wasi(fiber, spec, tmp.open, self.disk)
         handles = Caps(fiber, spec)
         fiber.hosts = (world, handles)
         try:
@@ -102,8 +102,11 @@ class WasmDriver:
             handles.close()
             await world.close()
             fiber.hosts = ()  # they know each other: this frees them now
-            if tmp.path is not None:
-                await self.remove(tmp.path)
+            await tmp.close()
+
+    def tmp(self) -> Tmp:
+        """An own directory for a guest."""
+        return Tmp(self._tmp, self.remove)
 
     async def remove(self, tmp: Path) -> None:
         """Remove a directory of a guest."""
@@ -138,18 +141,23 @@ class WasmDriver:
                 self._images.popitem(last=False)
 
 
-class _Tmp:
+class Tmp:
     """The own directory of a guest, made when it first looks there: most never do."""
 
-    def __init__(self, above: Path) -> None:
-        self._above = above
-        self.path: Path | None = None
+    def __init__(self, above: Path, remove: Callable[[Path], Awaitable[None]]) -> None:
+        self._above, self._remove = above, remove
+        self._path: Path | None = None
 
     def open(self) -> int:
         path = self._above / secrets.token_hex(16)
         path.mkdir(mode=0o700)
-        self.path = path
+        self._path = path
         return files.opening(path)()
+
+    async def close(self) -> None:
+        """The guest is gone, and its descriptors are closed."""
+        if self._path is not None:
+            await self._remove(self._path)
 
 
 async def life(fiber: Fiber, wall_s: float, finish: Callable[[], Awaitable[None]]) -> Exit:

@@ -7,44 +7,20 @@ import struct
 from enum import IntEnum
 from typing import Final
 
-_IN_ORDER: Final = (
-    "SUCCESS 2BIG ACCES ADDRINUSE ADDRNOTAVAIL AFNOSUPPORT AGAIN ALREADY BADF BADMSG BUSY CANCELED"
-    " CHILD CONNABORTED CONNREFUSED CONNRESET DEADLK DESTADDRREQ DOM DQUOT EXIST FAULT FBIG"
-    " HOSTUNREACH IDRM ILSEQ INPROGRESS INTR INVAL IO ISCONN ISDIR LOOP MFILE MLINK MSGSIZE"
-    " MULTIHOP NAMETOOLONG NETDOWN NETRESET NETUNREACH NFILE NOBUFS NODEV NOENT NOEXEC NOLCK NOLINK"
-    " NOMEM NOMSG NOPROTOOPT NOSPC NOSYS NOTCONN NOTDIR NOTEMPTY NOTRECOVERABLE NOTSOCK NOTSUP"
-    " NOTTY NXIO OVERFLOW OWNERDEAD PERM PIPE PROTO PROTONOSUPPORT PROTOTYPE RANGE ROFS SPIPE SRCH"
-    " STALE TIMEDOUT TXTBSY XDEV NOTCAPABLE"
-)
-
 
 class Errno(IntEnum):
-    """Those that the host itself gives; the system's own are translated."""
+    """All of them. What the system gives is translated by its name."""
 
-    SUCCESS = 0
-    TOOBIG = 1
-    ACCES = 2
-    AGAIN = 6
-    BADF = 8
-    DQUOT = 19
-    FAULT = 21
-    FBIG = 22
-    ILSEQ = 25
-    INVAL = 28
-    IO = 29
-    ISDIR = 31
-    MFILE = 33
-    NAMETOOLONG = 37
-    NOENT = 44
-    NOMEM = 48
-    NOSYS = 52
-    NOTDIR = 54
-    NOTSOCK = 57
-    PERM = 63
-    PIPE = 64
-    ROFS = 69
-    SPIPE = 70
-    NOTCAPABLE = 76
+    (
+        SUCCESS, TOOBIG, ACCES, ADDRINUSE, ADDRNOTAVAIL, AFNOSUPPORT, AGAIN, ALREADY, BADF, BADMSG,
+        BUSY, CANCELED, CHILD, CONNABORTED, CONNREFUSED, CONNRESET, DEADLK, DESTADDRREQ, DOM,
+        DQUOT, EXIST, FAULT, FBIG, HOSTUNREACH, IDRM, ILSEQ, INPROGRESS, INTR, INVAL, IO, ISCONN,
+        ISDIR, LOOP, MFILE, MLINK, MSGSIZE, MULTIHOP, NAMETOOLONG, NETDOWN, NETRESET, NETUNREACH,
+        NFILE, NOBUFS, NODEV, NOENT, NOEXEC, NOLCK, NOLINK, NOMEM, NOMSG, NOPROTOOPT, NOSPC, NOSYS,
+        NOTCONN, NOTDIR, NOTEMPTY, NOTRECOVERABLE, NOTSOCK, NOTSUP, NOTTY, NXIO, OVERFLOW,
+        OWNERDEAD, PERM, PIPE, PROTO, PROTONOSUPPORT, PROTOTYPE, RANGE, ROFS, SPIPE, SRCH, STALE,
+        TIMEDOUT, TXTBSY, XDEV, NOTCAPABLE,
+    ) = range(77)  # fmt: skip
 
     def error(self) -> WasiError:
         return WasiError(self)
@@ -58,11 +34,10 @@ class WasiError(Exception):
         self.number = number
 
 
-_OF_SYSTEM: Final = {
-    getattr(errno, f"E{name}"): number
-    for number, name in enumerate(_IN_ORDER.split())
-    if hasattr(errno, f"E{name}")
-} | {errno.EXDEV: Errno.PERM}  # openat2: the path leads out of its directory
+_OF_SYSTEM: Final = {getattr(errno, f"E{each.name}", -1): each for each in Errno} | {
+    errno.E2BIG: Errno.TOOBIG,
+    errno.EXDEV: Errno.PERM,  # openat2: the path leads out of its directory
+}
 
 
 def need(condition: object, number: Errno) -> None:

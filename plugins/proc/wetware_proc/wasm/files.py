@@ -17,10 +17,14 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from wetware.base.threads import Threads, to_its_end
 from wetware_proc.driver import DriverUnavailable
 from wetware_proc.wasm.errno import Errno, need
+
+if TYPE_CHECKING:
+    from wetware_proc.driver import Spec
 
 DESCRIPTORS_MAX: Final = 256
 """Open at a time, of one guest."""
@@ -391,6 +395,22 @@ def given(name: bytes, writable: bool, opened: Callable[[], int]) -> Directory:
         opened=opened,
         name=name,
     )
+
+
+def give(table: Table, spec: Spec, tmp: Callable[[], int]) -> None:
+    """What a guest has from its start: its directories, and a /tmp that `tmp` opens."""
+    for name, (path, writable) in spec.dirs.items():
+        table.add(given(os.fsencode(name), writable, opening(path)))
+    if spec.limits.tmp_files:
+        table.add(given(b"/tmp", True, tmp))
+
+
+async def let_go(table: Table, threads: Threads) -> None:
+    """The guest is gone."""
+    if table.quota.bytes > LOOP_BYTES:  # the last descriptor of a file frees it
+        await to_its_end(threads.run(table.close_all))
+    else:
+        table.close_all()
 
 
 def opening(path: Path) -> Callable[[], int]:

@@ -66,13 +66,11 @@ class Wasi:
     Args:
         fiber: The guest.
         spec: What it gets.
-        tmp: Opens its own directory, and gives a descriptor; None: it has none.
+        tmp: Opens its own directory, and gives a descriptor.
         threads: For what waits for a disk.
     """
 
-    def __init__(
-        self, fiber: Fiber, spec: Spec, tmp: Callable[[], int] | None, threads: Threads
-    ) -> None:
+    def __init__(self, fiber: Fiber, spec: Spec, tmp: Callable[[], int], threads: Threads) -> None:
         self._fiber, self._memory, self._threads = fiber, fiber.memory, threads
         self._args = [os.fsencode(text) + b"\0" for text in spec.args]
         self._env = [os.fsencode(f"{name}={value}") + b"\0" for name, value in spec.env.items()]
@@ -92,17 +90,11 @@ class Wasi:
         )
         table.add(stream(output=spec.stdout))
         table.add(stream(output=spec.stderr))
-        for name, (path, writable) in spec.dirs.items():
-            table.add(files.given(os.fsencode(name), writable, files.opening(path)))
-        if tmp is not None:
-            table.add(files.given(b"/tmp", True, tmp))
+        files.give(table, spec, tmp)
 
     async def close(self) -> None:
         """The guest is gone."""
-        if self._quota.bytes > files.LOOP_BYTES:  # the last descriptor of a file frees it
-            await to_its_end(self._threads.run(self.table.close_all))
-        else:
-            self.table.close_all()
+        await files.let_go(self.table, self._threads)
 
     # --- arguments and environment ---
 

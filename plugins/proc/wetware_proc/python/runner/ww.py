@@ -68,6 +68,11 @@ def grant(name):
     return Capability(_done(host.cap, name.encode().decode("latin-1")))
 
 
+def offer(name, capability):
+    """Let the spawner have a capability by a name, while the program runs and after its end."""
+    _done(host.offer, name.encode().decode("latin-1"), capability._handle)
+
+
 def attempt():
     """Which try this is of the same call, from 1: others may have done a part of it before."""
     return int(os.environ.get("WW_ATTEMPT", "1"))
@@ -77,8 +82,15 @@ def serve(function):
     """Call a function with what is on stdin, and write what it returns to stdout."""
     stdout, sys.stdout = sys.stdout, sys.stderr
     args = decode(sys.stdin.buffer.read(), lambda place: grant(f"argument {place}"))
+    offered = {}
+
+    def returned(capability):
+        if capability._handle not in offered:
+            offer(f"result {capability._handle}", capability)
+            offered[capability._handle] = capability
+
     try:
-        reply = encode([True, function(*args)])
+        reply = encode([True, function(*args)], returned)
     except Exception as exc:
         reply = encode([False, told(exc)])
     stdout.buffer.write(reply)
@@ -96,9 +108,10 @@ def told(exc):
 # --- CBOR (RFC 8949), of plain values ------------------------------------------------------------
 
 
-def encode(value):
+def encode(value, tell=lambda capability: None):
+    """`tell` is called with each capability in it."""
     out = bytearray()
-    _encode(value, out)
+    _encode(value, out, tell)
     return bytes(out)
 
 
@@ -114,7 +127,7 @@ def _head(major, number, out):
     raise ValueError("an integer of more than 64 bits")
 
 
-def _encode(value, out):
+def _encode(value, out, tell):
     if value is None or value is True or value is False:
         out.append({None: 0xF6, True: 0xF5, False: 0xF4}[value])
     elif isinstance(value, int):
@@ -131,15 +144,16 @@ def _encode(value, out):
     elif isinstance(value, (list, tuple)):
         _head(4, len(value), out)
         for each in value:
-            _encode(each, out)
+            _encode(each, out, tell)
     elif isinstance(value, dict):
         _head(5, len(value), out)
         for key, each in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"a key is text, and not {type(key).__name__}")
-            _encode(key, out)
-            _encode(each, out)
+            _encode(key, out, tell)
+            _encode(each, out, tell)
     elif isinstance(value, Capability):
+        tell(value)
         _head(6, _TAG, out)
         _head(0, value._handle, out)
     else:
