@@ -21,9 +21,9 @@ from pathlib import Path
 import anyio
 from cluster_report import Report, machine
 
+from wetware.base.files import Files
 from wetware.base.threads import Threads
 from wetware_blob.format.cid import RAW, Block, Cid
-from wetware_blob.store.files import Files
 from wetware_blob.store.store import Store
 
 MIB = 1 << 20

@@ -31,7 +31,7 @@ from wetware.errors import (
 from wetware.hookspecs import Service
 from wetware_blob import ingest
 from wetware_blob.exchange.exchange import Exchange, pull
-from wetware_blob.exchange.find import Finder, dht_key
+from wetware_blob.exchange.find import dht_key, finder
 from wetware_blob.format.build import Profile, profile_of
 from wetware_blob.format.cid import RAW, Cid
 from wetware_blob.format.read import described
@@ -104,10 +104,7 @@ class BlobService(Service):
             node_bytes_max=config.node_bytes_max,
             owner_bytes_max=config.owner_bytes_max,
         )
-        self.finder = Finder(ctx)
-        self.exchange = Exchange(
-            ctx.overlay, self.store, find=self.finder.providers, run_sync=ctx.run_sync
-        )
+        self.exchange = Exchange(ctx.overlay, self.store, find=finder(ctx), run_sync=ctx.run_sync)
         self.keeper = Keeper(ctx, self.store, self.fetch)
         self.tasks = Tasks()
         self.transfers = Transfers()
