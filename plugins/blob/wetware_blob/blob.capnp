@@ -67,10 +67,10 @@ interface Store {
 
   drain @10 () -> (transfer :Transfer);
   # Hands what is pinned here to other members, for a node that leaves for good: ends when as many others as
-  # each pin wants have it, without this one; all of them where fewer can, and at least one. From then on,
-  # and until it is started again, this node takes no copies and counts for none. `overlay.copies` where
-  # that comes to a halt, `blob.store` where pins are damaged, as these could not be handed over. For
-  # operators. Idempotent.
+  # each pin wants have it, without this one; all of them where fewer can, and at least one. Meanwhile, and
+  # from then on until it is started again, this node takes no copies and counts for none; where it fails,
+  # or is released before its end, the node is as before. `overlay.copies` where it comes to a halt,
+  # `blob.store` where pins are damaged, as these could not be handed over. For operators. Idempotent.
 }
 
 interface Blob extends(Ww.Source) {

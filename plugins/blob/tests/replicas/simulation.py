@@ -142,7 +142,7 @@ class Node:
     async def round(self) -> None:
         await self.replicas.refresh()
         if self.drains:
-            self.replicas.draining = True
+            self.replicas.draining = 1
         await self.replicas.survey(list(self.replicas.copies))
         for id_ in list(self.replicas.copies):
             self.world.spawn(self, self.replicas.tend(id_))
@@ -444,7 +444,7 @@ class World:
         for node in self.nodes.values():
             if not node.destroyed and not node.up:
                 node.start()
-            node.mismatched, node.drains, node.replicas.draining = set(), False, False
+            node.mismatched, node.drains, node.replicas.draining = set(), False, 0
         for _ in range(40):
             for node in self.nodes.values():
                 if node.up:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from wetware.errors import Denied
@@ -136,7 +138,7 @@ async def test_who_drains_says_that_it_keeps_none() -> None:
     copy = copy_of("home", 1)
     replicas = await replicas_of(Disk(copy), Others())
     assert (await replicas.keep("home", copy)).done
-    replicas.draining = True
+    replicas.draining = 1
     assert await replicas.keep("home", copy) == Kept(room=False)
 
 
@@ -148,11 +150,26 @@ async def test_who_leaves_hands_over_to_all_that_there_are(alive: str, handed: b
     others.lease_s = LEASE_S
     others.alive = lambda where="": {"me", *alive.split()}  # type: ignore[method-assign]
     replicas = await replicas_of(Disk(copy), others)
-    replicas.draining = True
+    replicas.draining = 1
     if alive:
         await replicas.survey([copy.id])
     await replicas.tend(copy.id)
     assert (copy.id in replicas.handed) == handed
+
+
+async def test_a_member_that_says_too_much_makes_no_progress() -> None:
+    mib = 1 << 20
+    copy = replace(copy_of("me", 1), charged=3 * mib)
+    others = Others()
+    said = [0, 1, mib - 1, mib, mib + 1, 3 * mib, 4 * mib, 1 << 60]
+
+    async def keep(peer: str, copy: Copy) -> Kept:
+        return Kept(room=True, bytes=said.pop())
+
+    others.keep = keep  # type: ignore[method-assign]
+    replicas = await replicas_of(Disk(copy), others)
+    replicas.pinned(copy.id)
+    assert {await replicas.tend(copy.id) for _ in said[:]} == {0, mib, 3 * mib}
 
 
 async def test_what_cannot_be_amended_does_not_keep_others_from_it() -> None:

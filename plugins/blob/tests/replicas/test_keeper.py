@@ -233,6 +233,7 @@ async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.M
     with pytest.raises(StoreFailed):
         await asyncio.wait_for(drain, 10)
     assert said[-1] == "handing over: 1 pin left"
+    assert not keeper.replicas.draining
 
 
 async def test_a_drain_goes_on_as_long_as_bytes_come(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +263,29 @@ async def test_a_drain_goes_on_as_long_as_bytes_come(monkeypatch: pytest.MonkeyP
     ctx.clock.now += 2
     with pytest.raises(TimedOut, match=f"1 pin: {ROOT} \\(on any\\)"):
         await asyncio.wait_for(drain, 10)
+    await keeper.replicas.refresh()
+    assert not keeper.replicas.copies, "it is as before"
+
+
+async def test_a_drain_that_fails_leaves_another_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "POLL_S", 0.0)
+
+    async def nothing() -> None:
+        pass
+
+    async def pins() -> list[Pin]:
+        return [Pin("local:ada", ROOT)]
+
+    store = SimpleNamespace(id=bytes(8), pins=pins, check_pins=nothing)
+    keeper = Keeper(cast("Any", Watched()), cast("Any", store), cast("Any", None))
+    drains = [asyncio.ensure_future(keeper.drain(lambda _: None)) for _ in range(3)]
+    await anyio.sleep(0.01)
+    drains[0].cancel()
+    await asyncio.wait(drains[:1])
+    assert keeper.replicas.draining
+    keeper.replicas.handed.update(keeper.replicas.copies)
+    await asyncio.wait_for(asyncio.gather(*drains[1:]), 10)
+    assert keeper.replicas.draining, "it has come to its end"
 
 
 async def test_a_node_with_damaged_pins_is_not_drained(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ MARGIN_S: Final = 10.0
 """That a promise must last beyond the decision to drop: the disk has to be told."""
 ASKED_MAX: Final = 64
 """Members that are asked to keep one copy, in one round."""
+PROGRESS_BYTES: Final = 1 << 20
+"""That more have been fetched counts as progress: a member that only says so is soon found out."""
 COPIES_MAX: Final = 16
 """Of a pin."""
 WHERE_CHARS_MAX: Final = 1024
@@ -152,7 +154,7 @@ class Replicas:
         copies: What is on the disk, by ID: this node's own, and those kept for others.
         loaded: Whether the pins have been read: before, nothing is said of them.
         single: Whether this node's own that have no copies are among them, as when it drains.
-        draining: It takes none, counts for none and promises none: it is about to leave.
+        draining: Not 0: it takes none, counts for none and promises none, as it is about to leave.
         handed: Copies that can be had without this node, from when it drains.
     """
 
@@ -162,7 +164,8 @@ class Replicas:
         self._me, self._disk, self._cluster = me, disk, cluster
         self._clock, self._grace_s = clock, grace_s
         self.copies: dict[bytes, Copy] = {}
-        self.draining = self.loaded = self.single = False
+        self.draining = 0
+        self.loaded = self.single = False
         self.handed: set[bytes] = set()
         self._said: dict[bytes, dict[str, float]] = {}  # who has it → when it said so last
         self._fresh: set[bytes] = set()  # pinned since the start: nobody can have them and be away
@@ -181,7 +184,7 @@ class Replicas:
         Or soon, where another one has begun meanwhile, which knows more.
         """
         self._reads += 1
-        reads, single = self._reads, self.draining
+        reads, single = self._reads, bool(self.draining)
         found = {copy.id: copy for copy in await self._disk.read(single=single)}
         if reads != self._reads:
             return
@@ -196,6 +199,8 @@ class Replicas:
                 del known[id_]
         for ids in (self._fresh, self._forgotten, self.handed):
             ids.intersection_update(found)
+        if not single:
+            self.handed.clear()
         with contextlib.suppress(WetwareError):
             if over:
                 await self._disk.check_whole()
@@ -398,7 +403,7 @@ class Replicas:
                 continue
             if kept.done:
                 self._said.setdefault(copy.id, {})[peer] = self._clock.monotonic()
-            nbytes += kept.bytes
+            nbytes += min(kept.bytes, copy.charged) // PROGRESS_BYTES * PROGRESS_BYTES
             lacking -= kept.room
             if not lacking:
                 break

@@ -372,12 +372,13 @@ class Keeper:
     async def drain(self, tell: Callable[[str], object]) -> None:
         """Hand all over that is pinned here; nothing new is taken until the next start.
 
-        Raises StoreFailed where pins are damaged: nobody knows what else is to be handed over.
+        Where that fails, or is cancelled, this node is as before, unless another call goes on or
+        has come to its end. Raises StoreFailed where pins are damaged: nobody knows what else is to
+        be handed over.
 
         Args:
             tell: Takes how far it is, in words.
         """
-        replicas = self.replicas
         await self.disk.check_whole()
         others = self._ctx.members("service=blob,state=alive")
         if all(member.is_self for member in others) and await self._store.pins():
@@ -386,7 +387,16 @@ class Keeper:
                 hint="ww ls service=blob",
                 code="invalid.alone",
             )
-        replicas.draining = True
+        self.replicas.draining += 1
+        try:
+            await self._hand_over(tell)
+        except BaseException:
+            self.replicas.draining -= 1
+            self._changed.set()
+            raise
+
+    async def _hand_over(self, tell: Callable[[str], object]) -> None:
+        replicas = self.replicas
         await replicas.refresh()
         stalled = self._stalled(STALLED_S + LEASE_S)
         while (left := replicas.copies.keys() - replicas.handed) or not replicas.single:
