@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from wetware.broker.derived import Deriver
     from wetware.errors import WetwareError
-    from wetware.identity import PeerId
+    from wetware.identity import Key, PeerId
     from wetware.member import Member
     from wetware.rpc import Guard, Ref
 
@@ -246,6 +246,16 @@ class PluginContext:
         Raises what ended it, also while the node was down, or NotFound.
         """
         return await self.deriver.derived(id_)
+
+    def fence(self, key: Key, lock: str, *, epoch: int, counter: int) -> bytes:
+        """A fencing token of a lock, for `Session.attenuate(…, fence=token)`.
+
+        A broker refuses calls under it from when it has seen a higher (epoch, counter) of that
+        lock by that key: the key is of the store that has the lock, and moves with it.
+        """
+        from wetware.broker.fences import Fence  # the hooks are imported by every command
+
+        return Fence.issue(key, lock, epoch=epoch, counter=counter).encode()
 
     def members(self, selector: str = "") -> tuple[Member, ...]:
         """See `Overlay.members`."""

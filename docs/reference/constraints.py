@@ -9,7 +9,18 @@ from wetware.broker.naming import constrainable
 from wetware.broker.where import kinds_for
 from wetware.client.installed import known_interface
 
-BUNDLED: Final = ("auth_local", "blob", "cluster", "grants", "node", "proc", "pubsub")
+BUNDLED: Final = (
+    "auth_local",
+    "blob",
+    "cluster",
+    "grants",
+    "kv",
+    "names",
+    "node",
+    "proc",
+    "pubsub",
+    "sync",
+)
 """Services that come with the distribution and are on every node."""
 
 

@@ -37,7 +37,19 @@ def test_broken_plugins_leave_the_node_working_and_are_listed(tmp_path: Path) ->
         done = node.ww("pub", "chat", "still here", check=True)
         assert "Traceback" not in done.stderr
         status = json.loads(node.ww("status", "--json", check=True).stdout)
-        working = ["audit", "auth_local", "blob", "cluster", "grants", "node", "proc", "pubsub"]
+        working = [
+            "audit",
+            "auth_local",
+            "blob",
+            "cluster",
+            "grants",
+            "kv",
+            "names",
+            "node",
+            "proc",
+            "pubsub",
+            "sync",
+        ]
         assert status["services"] == working
         listed = json.loads(node.ww("plugin", "list", "--json", check=True, timeout=110).stdout)
         by_name = {(p["name"], p["dist"]): p for p in listed}

@@ -212,7 +212,19 @@ def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine])
     assert attic is not None
     assert rented is not None
     # What the text promises.
-    services = ["audit", "auth_local", "blob", "cluster", "grants", "node", "proc", "pubsub"]
+    services = [
+        "audit",
+        "auth_local",
+        "blob",
+        "cluster",
+        "grants",
+        "kv",
+        "names",
+        "node",
+        "proc",
+        "pubsub",
+        "sync",
+    ]
     assert printed == [f"{rented.peer_id} {services}\n"]
     members = json.loads(machines("desk").sh("ww ls --json"))["members"]
     assert {m["name"]: m["state"] for m in members} == {"desk": "alive", "attic": "alive"}

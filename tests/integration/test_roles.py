@@ -21,6 +21,9 @@ from wetware.testing import Home, NodeProcess
 from ..packaging import third_party
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+
+MEMBER = {"blob", "cluster", "kv", "names", "node", "proc", "pubsub", "sync"}
+"""Services of the role."""
 ROLES = """{
         "reader": frozenset({"Counters.get"}),
         "member": frozenset({"Counters.get", "Counters.incr"}),
@@ -107,11 +110,15 @@ async def test_what_is_installed_at_the_founding_is_granted(home: Home, site: Si
             "cluster": ["ByteStream.*", "Cluster.list", "Cluster.ping", "Cluster.tunnel",
                         "Cluster.watch", "Subscription.*"],
             "counter": ["Counters.get", "Counters.incr"],
+            "kv": ["Cursor.*", "Kv.home", "Kv.lease", "Kv.open", "Kv.status", "Lease.*", "Reader.*",
+                   "Watcher.*", "Writer.*"],
+            "names": ["*"],
             "node": ["Node.status"],
             "proc": ["ByteStream.*", "Executor.detach", "Executor.end", "Executor.load",
                      "Executor.open", "Executor.processes", "Executor.rooms", "Image.*",
                      "Port.*", "Process.*"],
             "pubsub": ["*"],
+            "sync": ["*"],
         }  # fmt: skip
         assert roles["reader"]["counter"] == ["Counters.get"]
         async with wetware.connect(node.addr, key=home.key("ada")) as session:
@@ -190,7 +197,7 @@ def test_a_hostile_proposal_fails_its_plugin_alone(
 ) -> None:
     site.counter(roles)
     with home.node("n") as node:
-        assert set(roles_of(node)["member"]) == {"blob", "cluster", "node", "proc", "pubsub"}
+        assert set(roles_of(node)["member"]) == MEMBER
         status = json.loads(node.ww("status", "--json", check=True).stdout)
         assert "counter" not in status["services"]
         plugins = json.loads(node.ww("plugin", "list", "--json", check=True).stdout)
@@ -217,11 +224,11 @@ def test_roles_of_a_contract(home: Home, site: Site) -> None:
             address = json.loads(made.stdout)["address"]
             node.ww("auth", "evm", "grant", "member", address, check=True)
             node.ww("--key", "bob", "auth", "evm", "login", check=True)
-            assert set(has(node, "bob")) == {"blob", "cluster", "node", "proc", "pubsub"}
+            assert set(has(node, "bob")) == MEMBER
             assert "counter" not in has(node, "default")
         site.counter()
         with evm.node("n", args=args) as node:
-            assert set(has(node, "bob")) == {"blob", "cluster", "node", "proc", "pubsub"}
+            assert set(has(node, "bob")) == MEMBER
             assert has(node, "default")["counter"] == ["*"]
             assert ungranted(node) == ["counter"]
             text = node.ww("role", "accept", "counter", check=True).stdout

@@ -171,6 +171,7 @@ def test_the_bundled_plugins_load_from_the_wheel(ww: Run) -> None:
         "mdns": "loaded",
         "proc": "loaded",
         "pubsub": "loaded",
+        "sync": "loaded",
     }
     assert found["pubsub"]["services"] == ["pubsub"]
     assert found["auth_local"]["auth_selected"]

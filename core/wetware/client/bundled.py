@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from wetware_proc.client import Executor
     from wetware_proc.native.client import Native
     from wetware_pubsub.client import PubSub
+    from wetware_sync.client import KeyValues
+    from wetware_sync.holding import Sync
+    from wetware_sync.naming import Names
 
 
 class Bundled:
@@ -31,6 +34,9 @@ class Bundled:
         blob: BlobStore
         cluster: Cluster
         grants_service: GrantsClient
+        kv: KeyValues
+        names: Names
         native: Native
         proc: Executor
         pubsub: PubSub
+        sync: Sync

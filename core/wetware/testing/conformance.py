@@ -226,9 +226,12 @@ class ServiceConformance(_Conformance):
         examples: "Interface.method" → arguments of a call that has to succeed. Whatever is not
             named is called with the zero values of the schema, and with extreme ones: it may then
             refuse, by an error of `wetware.errors`.
+        waits: Methods that wait for what no test brings, "Interface.method": these have to end when
+            they are cancelled, and with their grant.
     """
 
     examples: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    waits: ClassVar[frozenset[str]] = frozenset()
 
     def make(self, ctx: PluginContext) -> Service:
         """The service, as `ww_register_services` makes it."""
@@ -388,6 +391,12 @@ class ServiceConformance(_Conformance):
             met.add(each.interface)
             for method in each.interface.methods.values():
                 where = f"{each.interface.name}.{method.name}"
+                if where in self.waits:
+                    call = create_task(each.call(method.name, **_callbacks(method)))
+                    await wait([call], timeout=_IN_FLIGHT_S)
+                    call.cancel()
+                    await within(self.limit_s, wait([call]), f"{where}, cancelled,")
+                    continue
                 example = self.examples.get(where)
                 if example is not None:
                     args = {**_callbacks(method), **example}

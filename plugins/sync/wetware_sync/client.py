@@ -1,0 +1,346 @@
+"""`session.kv`: keys for applications, from any node.
+
+await session.kv.put("/shop/price", b"12")
+shop = session.kv.open("/shop/")
+async for event in shop.watch():
+    print(event.key, event.value)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from wetware import rpc
+from wetware.base.backoff import Backoff
+from wetware.errors import Disconnected, InvalidArgument
+from wetware_sync.engine import Closed
+from wetware_sync.errors import HomeDown
+from wetware_sync.lease import Lease
+from wetware_sync.reach import AtHome, read, written
+from wetware_sync.schema import SCHEMA
+
+if TYPE_CHECKING:
+    import random
+
+    from wetware_sync.holding import Held
+
+TTL_S: Final = 15.0
+AGAIN_S: Final = 0.25
+AGAIN_S_MAX: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key.
+
+    Attributes:
+        key: Below the prefix that was opened.
+        value: b"" where only names were asked for.
+        created: The revision that made it.
+        modified: The revision that wrote it last.
+        version: Writes since it was made.
+        lease: ID of the lease that it goes with; 0: none.
+    """
+
+    key: str
+    value: bytes
+    created: int
+    modified: int
+    version: int
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of a key.
+
+    Attributes:
+        key: Below the prefix that was opened.
+        revision: Of the change; several changes of one transaction have the same.
+        entry: What it is now; None: it was deleted.
+    """
+
+    key: str
+    revision: int
+    entry: Entry | None
+
+    @property
+    def value(self) -> bytes | None:
+        return None if self.entry is None else self.entry.value
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """What a transaction depends on, of one key: give one of the others.
+
+    Attributes:
+        value: It has this value.
+        modified: This revision wrote it last; 0: there is no such key.
+        created: This revision made it.
+        version: It was written so many times.
+    """
+
+    key: str
+    value: bytes | None = None
+    modified: int | None = None
+    created: int | None = None
+    version: int | None = None
+
+    def struct(self) -> dict[str, Any]:
+        terms = {
+            "equal": self.value,
+            "modified": self.modified,
+            "created": self.created,
+            "version": self.version,
+        }
+        given = {name: term for name, term in terms.items() if term is not None}
+        if len(given) != 1:
+            raise InvalidArgument(
+                f"a comparison has one of value, modified, created, version, not {len(given)}"
+            )
+        return {"key": self.key, "has": given}
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What a transaction does to one key: sets it to `value`, or deletes it (None)."""
+
+    key: str
+    value: bytes | None
+    lease: Lease | None = None
+
+    def struct(self) -> dict[str, Any]:
+        what = {"delete": None} if self.value is None else {"value": self.value}
+        return {"key": self.key, "what": what, "lease": self.lease.id if self.lease else 0}
+
+
+class KeyValues:
+    """The service `kv` of a session. Keys are paths: "/shop/price".
+
+    A write whose answer was lost raises Unknown, and is never repeated. Raises HomeDown where the
+    node that has the store is not there.
+
+    Args:
+        here: The service as the session has it.
+    """
+
+    INTERFACE = SCHEMA.Kv
+
+    def __init__(self, here: Any) -> None:
+        self.home = AtHome(here, "kv")
+        self._trees: dict[str, Tree] = {}
+
+    def open(self, prefix: str) -> Tree:
+        """The keys that begin so, "/shop/", or one key: "/shop/price", which is then called ""."""
+        return Tree(self.home, prefix)
+
+    def _of(self, path: str) -> tuple[Tree, str]:
+        """The directory of a key and its name there: what a grant of that directory permits."""
+        head, slash, name = path.rpartition("/")
+        prefix = head + slash
+        if prefix not in self._trees and len(self._trees) >= 64:
+            self._trees.clear()
+        return self._trees.setdefault(prefix, Tree(self.home, prefix)), name
+
+    async def get(self, path: str) -> Entry | None:
+        """See Tree.get, as for all of these."""
+        tree, name = self._of(path)
+        return await tree.get(name)
+
+    async def put(
+        self,
+        path: str,
+        value: bytes | str,
+        *,
+        lease: Lease | None = None,
+        fence: Held | None = None,
+    ) -> int:
+        tree, name = self._of(path)
+        return await tree.put(name, value, lease=lease, fence=fence)
+
+    async def delete(self, path: str, *, fence: Held | None = None) -> bool:
+        tree, name = self._of(path)
+        return bool(await tree.delete(name, fence=fence))
+
+    async def cas(self, path: str, value: bytes | str | None, *, modified: int) -> int:
+        tree, name = self._of(path)
+        return await tree.cas(name, value, modified=modified)
+
+    def watch(self, prefix: str, revision: int = 0) -> AsyncIterator[Event]:
+        tree, name = self._of(prefix)
+        return tree.watch(name, revision)
+
+    def ls(self, prefix: str = "/", *, values: bool = False) -> AsyncIterator[Entry]:
+        tree, name = self._of(prefix)
+        return tree.ls(name, values=values)
+
+    def lease(self, ttl_s: float = TTL_S) -> Lease:
+        """A lease, to be entered with `async with`; it is kept until then, or until it is lost."""
+        return Lease(self.home, "lease", ttl_s)
+
+    async def status(self) -> dict[str, Any]:
+        """The struct Status of sync.capnp."""
+        reply: dict[str, Any] = (await self.home.call("status"))["status"]
+        return reply
+
+    async def compact(self, revision: int) -> None:
+        """Forget the history before a revision; keys stay."""
+        await self.home.call("compact", revision=revision)
+
+
+class Tree:
+    """Keys below one prefix. Opened at the first use, and again after a lost connection."""
+
+    def __init__(self, home: AtHome, prefix: str) -> None:
+        self._home, self.prefix = home, prefix
+        self._refs: dict[str, rpc.Ref] = {}
+
+    def __repr__(self) -> str:
+        return f"<Tree {self.prefix!r}>"
+
+    async def ref(self, role: str) -> rpc.Ref:
+        """The capability "reader", "writer" or "watcher", to pass on."""
+        if not self._refs or self._refs[role].closed:
+            self._refs = await self._home.call("open", prefix=self.prefix)
+        return self._refs[role]
+
+    async def get(self, key: str = "") -> Entry | None:
+        """A key; None where there is no such one."""
+        reader = await self.ref("reader")
+        with read():
+            reply = await reader.call("get", key=key)
+        return _entry(reply["entry"]) if reply["found"] else None
+
+    async def ls(
+        self, prefix: str = "", *, after: str = "", values: bool = False
+    ) -> AsyncIterator[Entry]:
+        """The keys that begin so, in order; those that come or go meanwhile may be missing."""
+        more = True
+        while more:
+            reader = await self.ref("reader")
+            with read():
+                reply = await reader.call("ls", prefix=prefix, after=after, limit=0, values=values)
+            for struct in reply["entries"]:
+                yield _entry(struct)
+                after = struct["key"]
+            more = reply["more"]
+
+    async def put(
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        lease: Lease | None = None,
+        fence: Held | None = None,
+    ) -> int:
+        """Set a key; text as UTF-8. Returns the revision.
+
+        Args:
+            key: Below the prefix.
+            value: At most 256 KiB.
+            lease: What it goes with.
+            fence: Only as long as this is held: Denied "capability.denied.fenced" else.
+        """
+        raw = value.encode() if isinstance(value, str) else value
+        writer = await self.ref("writer")
+        with written():
+            reply = await writer.call(
+                "put", key=key, value=raw, lease=lease.id if lease else 0, fence=_hold(fence)
+            )
+        return int(reply["revision"])
+
+    async def delete(self, key: str = "", *, below: bool = False, fence: Held | None = None) -> int:
+        """Delete a key, or with `below` all that begin so; returns how many there were."""
+        writer = await self.ref("writer")
+        with written():
+            reply = await writer.call("delete", key=key, below=below, fence=_hold(fence))
+        return int(reply["deleted"])
+
+    async def cas(
+        self, key: str, value: bytes | str | None, *, modified: int, fence: Held | None = None
+    ) -> int:
+        """Set a key (None: delete it) if the revision `modified` wrote it last; 0: if it is new.
+
+        Returns the new revision, or 0: it was not so, and nothing is changed.
+        """
+        raw = value.encode() if isinstance(value, str) else value
+        compare = [Compare(key, modified=modified)]
+        succeeded, revision = await self.txn(compare, [Write(key, raw)], fence=fence)
+        return revision if succeeded else 0
+
+    async def txn(
+        self,
+        compare: Iterable[Compare],
+        then: Iterable[Write],
+        otherwise: Iterable[Write] = (),
+        *,
+        fence: Held | None = None,
+    ) -> tuple[bool, int]:
+        """If all comparisons hold `then`, else `otherwise`; all of it at one revision.
+
+        Returns whether they held, and the revision of the store after it.
+        """
+        structs: dict[str, Sequence[Any]] = {
+            "compare": [each.struct() for each in compare],
+            "then": [each.struct() for each in then],
+            "else_": [each.struct() for each in otherwise],
+        }
+        writer = await self.ref("writer")
+        with written():
+            reply = await writer.call("txn", fence=_hold(fence), **structs)
+        return reply["succeeded"], int(reply["revision"])
+
+    async def watch(self, prefix: str = "", revision: int = 0) -> AsyncIterator[Event]:
+        """Every change of the keys that begin so, each once and in order.
+
+        Args:
+            prefix: Below the one that was opened.
+            revision: From which on; 0: from now.
+
+        Raises Compacted where some of it is forgotten, Closed where the store was restored or
+        moved. A lost connection, and a restart of the home, are waited for by a session that
+        reconnects: it goes on where it was.
+        """
+        epoch, backoff = 0, Backoff(AGAIN_S, AGAIN_S_MAX, _rng())
+        while True:
+            try:
+                reply = await (await self.ref("watcher")).call(
+                    "watch", prefix=prefix, revision=revision, epoch=epoch
+                )
+                revision, epoch = reply["revision"], reply["epoch"]
+                cursor: rpc.Ref = reply["cursor"]
+                backoff.reset()
+                while True:
+                    with rpc.time_limit(None):
+                        batch = await cursor.call("next")
+                    revision = batch["revision"]
+                    for struct in batch["events"]:
+                        yield _event(struct)
+            except (Disconnected, HomeDown, Closed):
+                if not self._home.survives:
+                    raise
+                await anyio.sleep(backoff.pause_s())
+
+
+def _rng() -> random.Random:
+    import random
+
+    return random.Random()  # noqa: S311  # no secret
+
+
+def _hold(held: Held | None) -> bytes:
+    return b"" if held is None else held.hold
+
+
+def _entry(struct: dict[str, Any]) -> Entry:
+    return Entry(**struct)
+
+
+def _event(struct: dict[str, Any]) -> Event:
+    entry = struct["entry"]
+    gone = struct["deleted"]
+    return Event(entry["key"], entry["modified"], None if gone else _entry(entry))

@@ -1,0 +1,268 @@
+"""The service `kv`: keys of the store as capabilities. See sync.capnp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from wetware import rpc
+from wetware.errors import InvalidArgument
+from wetware.hookspecs import Service
+from wetware_sync.engine import (
+    PAGE_KEYS_MAX,
+    Compare,
+    Delete,
+    Engine,
+    Event,
+    Get,
+    KeyValue,
+    Outcome,
+    Put,
+    Txn,
+    Watch,
+)
+from wetware_sync.errors import Moved
+from wetware_sync.fencing import guarded_by
+from wetware_sync.keys import USER, check_path, check_prefix
+from wetware_sync.leases import LeaseServant, leased
+from wetware_sync.schema import SCHEMA
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
+    from wetware.identity import Principal
+    from wetware_sync.home import Home
+
+_TARGETS: Final[dict[str, Literal["value", "mod_revision", "create_revision", "version"]]] = {
+    "equal": "value",
+    "modified": "mod_revision",
+    "created": "create_revision",
+    "version": "version",
+}
+
+
+class KvService(Service):
+    """See `hookspecs.Service`. It runs the store."""
+
+    name = "kv"
+    interface = SCHEMA.Kv
+    roles = MappingProxyType(
+        {
+            "reader": frozenset(
+                {"Kv.open", "Kv.home", "Kv.status", "Reader.*", "Watcher.*", "Cursor.*"}
+            ),
+            "member": frozenset(
+                {
+                    "Kv.open",
+                    "Kv.home",
+                    "Kv.status",
+                    "Kv.lease",
+                    "Reader.*",
+                    "Writer.*",
+                    "Watcher.*",
+                    "Cursor.*",
+                    "Lease.*",
+                }
+            ),
+        }
+    )
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Have the store open, if it is here."""
+        await self.home.run(task_status=task_status)
+
+    def bootstrap(self, principal: Principal) -> rpc.Servant:
+        return KvServant(self, str(principal))
+
+
+class KvServant(rpc.Servant, interface=SCHEMA.Kv):
+    """See sync.capnp."""
+
+    def __init__(self, service: KvService, owner: str) -> None:
+        self._service, self._owner = service, owner
+
+    async def open(self, prefix: str) -> dict[str, Any]:
+        tree = Tree(self._service, self._owner, check_prefix(prefix))
+        return {
+            "reader": ReaderServant(tree),
+            "writer": WriterServant(tree),
+            "watcher": WatcherServant(tree),
+        }
+
+    async def home(self) -> dict[str, Any]:
+        return self._service.home.describe()
+
+    async def lease(self, ttl_ms: int, id: int, epoch: int) -> dict[str, Any]:
+        engine = self._service.home.engine
+        id_ = await leased(engine, ttl_ms, id, epoch, self._owner)
+        servant = LeaseServant(engine, id_, self._owner)
+        return {"lease": servant, "id": id_, "epoch": engine.epoch}
+
+    async def status(self) -> dict[str, Any]:
+        return await self._service.home.status()
+
+    async def compact(self, revision: int) -> None:
+        await self._service.home.engine.compact(revision)
+
+
+class Tree:
+    """The keys that begin with a prefix, for one principal."""
+
+    def __init__(self, service: KvService, owner: str, prefix: str) -> None:
+        self.service, self.owner, self._prefix = service, owner, prefix
+        self.is_key = not prefix.endswith("/")
+
+    @property
+    def engine(self) -> Engine:
+        return self.service.home.engine
+
+    def key(self, name: str) -> bytes:
+        """In the store; raises InvalidArgument "invalid.key"."""
+        if self.is_key and name:
+            raise InvalidArgument(
+                f"what is open is the one key {self._prefix}, which is called '' here",
+                hint=f"open {self._prefix}/ for the keys below it",
+                code="invalid.key",
+            )
+        return USER + check_path(self._prefix + name).encode()
+
+    def prefix(self, name: str) -> bytes:
+        """Of keys in the store."""
+        if self.is_key:
+            return self.key(name)
+        return USER + check_prefix(self._prefix + name).encode()
+
+    def name(self, key: bytes) -> str:
+        return key[len(USER) + len(self._prefix) :].decode()
+
+    def entry(self, item: KeyValue, *, value: bool = True) -> dict[str, Any]:
+        """The struct Entry."""
+        return {
+            "key": self.name(item.key),
+            "value": item.value if value else b"",
+            "created": item.create_revision,
+            "modified": item.mod_revision,
+            "version": item.version,
+            "lease": item.lease,
+        }
+
+    def event(self, event: Event) -> dict[str, Any]:
+        """The struct Event."""
+        if event.now is not None:
+            return {"entry": self.entry(event.now), "deleted": False}
+        gone = {"key": self.name(event.key), "modified": event.revision}
+        return {"entry": gone, "deleted": True}
+
+    async def write(self, txn: Txn, fence: bytes) -> Outcome:
+        """Run a transaction, only as long as what `fence` stands for is held."""
+        return await guarded_by(self.engine, fence, txn, self.owner)
+
+
+class ReaderServant(rpc.Servant, interface=SCHEMA.Reader):
+    """See sync.capnp."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    async def get(self, key: str) -> dict[str, Any]:
+        tree = self._tree
+        page = await tree.engine.read(Get(tree.key(key)))
+        found = {"found": bool(page.items), "revision": page.revision}
+        return {**found, "entry": tree.entry(page.items[0])} if page.items else found
+
+    async def ls(self, prefix: str, after: str, limit: int, values: bool) -> dict[str, Any]:
+        tree = self._tree
+        get = Get(
+            tree.prefix(prefix),
+            prefix=not tree.is_key,
+            after=tree.key(after) if after else b"",
+            limit=min(limit or PAGE_KEYS_MAX, PAGE_KEYS_MAX),
+        )
+        page = await tree.engine.read(get)
+        entries = [tree.entry(item, value=values) for item in page.items]
+        return {"entries": entries, "more": page.more, "revision": page.revision}
+
+
+class WriterServant(rpc.Servant, interface=SCHEMA.Writer):
+    """See sync.capnp."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    async def put(self, key: str, value: bytes, lease: int, fence: bytes) -> dict[str, Any]:
+        txn = Txn((Put(self._tree.key(key), value, lease),))
+        return {"revision": (await self._tree.write(txn, fence)).revision}
+
+    async def delete(self, key: str, below: bool, fence: bytes) -> dict[str, Any]:
+        tree = self._tree
+        what = tree.prefix(key) if below else tree.key(key)
+        outcome = await tree.write(Txn((Delete(what, below and not tree.is_key),)), fence)
+        return {"deleted": outcome.results[0], "revision": outcome.revision}
+
+    async def txn(
+        self,
+        compare: Sequence[Mapping[str, Any]],
+        then: Sequence[Mapping[str, Any]],
+        else_: Sequence[Mapping[str, Any]],
+        fence: bytes,
+    ) -> dict[str, Any]:
+        compares = tuple(map(self._compare, compare))
+        txn = Txn(tuple(map(self._write, then)), compares, tuple(map(self._write, else_)))
+        outcome = await self._tree.write(txn, fence)
+        return {"succeeded": outcome.succeeded, "revision": outcome.revision}
+
+    def _compare(self, what: Mapping[str, Any]) -> Compare:
+        ((kind, operand),) = what["has"].items()
+        return Compare(self._tree.key(what["key"]), _TARGETS[kind], "=", operand)
+
+    def _write(self, what: Mapping[str, Any]) -> Put | Delete:
+        key = self._tree.key(what["key"])
+        if "value" in what["what"]:
+            return Put(key, what["what"]["value"], what["lease"])
+        return Delete(key)
+
+
+class WatcherServant(rpc.Servant, interface=SCHEMA.Watcher):
+    """See sync.capnp."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    async def watch(self, prefix: str, revision: int, epoch: int) -> dict[str, Any]:
+        tree = self._tree
+        key, engine = tree.prefix(prefix), tree.engine
+        if epoch not in (0, engine.epoch):
+            raise Moved(
+                "the store was moved or restored since: its revisions are others now",
+                hint="read what there is, and watch from there",
+            )
+        revision = revision or (await engine.status()).revision + 1
+        watch = engine.watch(key, revision, tree.owner, prefix=not tree.is_key)
+        cursor = CursorServant(tree, watch)
+        return {"cursor": cursor, "revision": revision, "epoch": engine.epoch}
+
+
+class CursorServant(rpc.Servant, interface=SCHEMA.Cursor):
+    """See sync.capnp."""
+
+    def __init__(self, tree: Tree, watch: Watch) -> None:
+        self._tree, self._watch = tree, watch
+        self._busy = False
+
+    async def next(self) -> dict[str, Any]:
+        if self._busy:
+            raise InvalidArgument("another call waits at this cursor", code="invalid.cursor")
+        self._busy = True
+        try:
+            batch = await self._watch.next()
+        finally:
+            self._busy = False
+        events = [self._tree.event(event) for event in batch.events]
+        return {"events": events, "revision": batch.revision + 1}
+
+    def released(self) -> None:
+        self._watch.close()

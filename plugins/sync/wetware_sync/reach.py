@@ -1,0 +1,176 @@
+"""The store from any node: a login of the user's own at its home, for as long as the session lasts.
+
+The home decides what a user may do, so the user logs in there; no node asks it for another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
+
+from wetware.errors import Denied, DialError, Disconnected, NotFound, TimedOut, WetwareError
+from wetware_sync.engine import Unknown
+from wetware_sync.errors import HomeDown
+
+if TYPE_CHECKING:
+    from wetware.rpc import Interface
+
+
+class Session(Protocol):
+    """What is used of a `wetware.Session`, whose module knows this one."""
+
+    identity: Any
+
+    @property
+    def connection(self) -> Any: ...
+
+    def node(self, selector: str) -> AbstractAsyncContextManager[Any]: ...
+
+    def service(self, name: str, interface: Interface) -> Opening: ...
+
+
+class Opening(Protocol):
+    """And of `wetware.client.session.Opening`."""
+
+    session: Any
+    interface: Any
+
+    async def call(self, method: str, /, **params: object) -> Any: ...
+
+
+class There:
+    """Sessions at the homes of stores, below one session: one is made at first use."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._node = ""
+        self._ready: asyncio.Future[Session] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def at(self, node: str) -> Session:
+        """A session at this node; raises HomeDown."""
+        if self._task is None or node != self._node or self._is_over():
+            if self._task is not None:
+                self._task.cancel()
+            self._node, self._ready = node, asyncio.get_running_loop().create_future()
+            self._ready.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._task = asyncio.create_task(self._stay(node, self._ready), name="at home")
+        assert self._ready is not None  # noqa: S101  # made with the task
+        return await asyncio.shield(self._ready)
+
+    def _is_over(self) -> bool:
+        """Whether the one there is has failed, or lost its connection."""
+        ready = self._ready
+        return ready is None or (
+            ready.done()
+            and (
+                ready.cancelled()
+                or ready.exception() is not None
+                or ready.result().connection.closed
+            )
+        )
+
+    async def _stay(self, node: str, ready: asyncio.Future[Session]) -> None:
+        try:
+            async with self._session.node(f"id={node}") as there:
+                ready.set_result(there)
+                ends = [
+                    asyncio.ensure_future(each.connection.wait_closed())
+                    for each in (self._session, there)
+                ]
+                try:
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for end in ends:
+                        end.cancel()
+        except WetwareError as exc:
+            if not ready.done():
+                ready.set_exception(_down(node, exc))
+        finally:
+            ready.cancel()
+
+
+def _down(node: str, exc: WetwareError) -> WetwareError:
+    if not isinstance(exc, DialError | NotFound | TimedOut | Disconnected):
+        return exc
+    return HomeDown(
+        f"the node that has the store, {node}, cannot be reached: {exc.message}",
+        hint="nothing takes its place: start it again, or restore a backup at another node",
+    )
+
+
+_THERE: WeakKeyDictionary[Session, There] = WeakKeyDictionary()
+
+
+class AtHome:
+    """A service of the store, by a session at any node.
+
+    Args:
+        here: As the session has it.
+        name: Of the service.
+    """
+
+    def __init__(self, here: Opening, name: str) -> None:
+        self._here, self._name = here, name
+        self._node = ""
+        self._opened: Opening | None = None
+
+    @property
+    def survives(self) -> bool:
+        """Whether the application wants to go on after a connection was lost."""
+        return self._here.session.connection.again is not None
+
+    async def service(self) -> Opening:
+        """The service where the store is; raises HomeDown."""
+        session = self._here.session
+        if not self._node:
+            try:
+                self._node = (await self._here.call("home"))["home"]["node"]
+            except Denied:  # a share of one object: it was given where the store is
+                self._node = session.identity.node
+        if self._node == session.identity.node:
+            return self._here
+        if not self._node:
+            raise HomeDown(
+                "the node where the cluster was founded is not known here",
+                hint="wait until it was heard, or set `[plugins.sync] home` to its peer ID",
+            )
+        try:
+            there = await _THERE.setdefault(session, There(session)).at(self._node)
+        except HomeDown:
+            self._node = ""  # it may be another one by the next time
+            raise
+        if self._opened is None or self._opened.session is not there:
+            self._opened = there.service(self._name, self._here.interface)
+        return self._opened
+
+    async def call(self, method: str, /, **params: object) -> Any:
+        """Call it there."""
+        return await (await self.service()).call(method, **params)
+
+
+@contextlib.contextmanager
+def read() -> Iterator[None]:
+    """Raise HomeDown where the answer to a question is lost: it may be asked again."""
+    try:
+        yield
+    except Disconnected as exc:
+        raise HomeDown(
+            f"the node that has the store went away: {exc.message}", hint="ask again"
+        ) from exc
+
+
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """Raise Unknown where the answer to a write is lost: it is never repeated."""
+    try:
+        yield
+    except (Disconnected, TimedOut) as exc:
+        raise Unknown(
+            f"whether it was written is not known: {exc.message}",
+            hint="read it, before writing again",
+        ) from exc
