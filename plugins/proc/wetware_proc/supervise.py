@@ -18,7 +18,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
 from anyio import EndOfStream
@@ -39,13 +39,38 @@ from wetware_proc.grants import by_name
 from wetware_proc.process import Process
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from wetware import rpc
     from wetware.hookspecs import Derived, PluginContext
-    from wetware_proc.dirs import HeldDir
-    from wetware_proc.driver import Image
-    from wetware_proc.service import ProcService
+    from wetware_proc.dirs import Dirs, HeldDir
+    from wetware_proc.driver import Image, Spec
 
 T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """What is used of a `ProcService`, whose module knows this one."""
+
+    ctx: PluginContext
+    dirs: Dirs
+
+    def spec(
+        self,
+        image: Image,
+        given: Mapping[str, Any],
+        refs: Mapping[str, rpc.Ref],
+        dirs: Mapping[str, HeldDir],
+    ) -> Spec: ...
+
+    async def prepare(self, code: bytes, kind: str) -> Image: ...
+
+    def program(self, kind: str) -> Image: ...
+
+    def admit(self, place: ExitStack, owner: str, nbytes: int) -> None: ...
+
+    def launch(self, process: Process, place: ExitStack) -> asyncio.Task[None]: ...
+
 
 POLICIES: Final = ("never", "on-failure", "always")
 """When a program is started again: never; unless it exited with 0; however it ended."""
@@ -362,7 +387,7 @@ class Supervisor:
         all: By ID, those that have ended included.
     """
 
-    def __init__(self, service: ProcService, directory: Path) -> None:
+    def __init__(self, service: Runner, directory: Path) -> None:
         self._service, self._ctx, self._directory = service, service.ctx, directory
         self._code = directory / "code"
         self._starting = asyncio.Semaphore(STARTS_MAX)
