@@ -33,6 +33,7 @@ _CLI: Final = "wetware.cli"
 """What is run, as by `python -m`: nothing here builds on it."""
 _PLAIN: Final = ("HOME", "PATH", "XDG_CACHE_HOME")
 _SUBREAPER: Final = 36
+_CLONE_NEWNET: Final = 0x40000000
 
 
 def _matters(env: dict[str, str]) -> dict[str, str]:
@@ -51,7 +52,6 @@ class _Parent:
     def __init__(self) -> None:
         env = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self.env = _matters(env)
-        self.net = _network()
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
@@ -71,25 +71,21 @@ class _Parent:
             return cls._one._fork(request, fds)
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> int | None:
-        if _matters(request["env"]) != self.env or _network() != self.net:
-            return None
         data = json.dumps(request).encode()
-        if len(data) > _REQUEST_BYTES_MAX:
+        if _matters(request["env"]) != self.env or len(data) > _REQUEST_BYTES_MAX:
             return None
         libc = ctypes.CDLL(None)
+        # Tests put threads into networks of their own, and a process is where its starter is.
+        network = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         # Its parent ends at once, and then it is ours: for so long are we who takes up orphans.
         libc.prctl(_SUBREAPER, 1)
         try:
-            socket.send_fds(self._ours, [data], fds)
+            socket.send_fds(self._ours, [data], [*fds, network])
             answer = self._ours.recv(64)
         finally:
             libc.prctl(_SUBREAPER, 0)
+            os.close(network)
         return int(answer) if answer else None
-
-
-def _network() -> int:
-    """The network namespace of this thread: tests put threads into others."""
-    return os.stat("/proc/thread-self/ns/net").st_ino
 
 
 def _ignored() -> bool:
@@ -136,7 +132,7 @@ def _serve(ours: socket.socket) -> list[str]:
     gc.collect()
     gc.freeze()
     while True:
-        data, fds, _, _ = socket.recv_fds(ours, _REQUEST_BYTES_MAX, 3)
+        data, fds, _, _ = socket.recv_fds(ours, _REQUEST_BYTES_MAX, 4)
         if not data:
             os._exit(0)
         reader, writer = os.pipe()
@@ -172,6 +168,11 @@ def _channel() -> socket.socket:
 def _become(request: dict[str, Any], fds: list[int]) -> list[str]:
     if request["new_session"]:
         os.setsid()
+    network = fds.pop()
+    if not os.path.sameopenfile(network, own := os.open("/proc/self/ns/net", os.O_RDONLY)):
+        assert ctypes.CDLL(None).setns(network, _CLONE_NEWNET) == 0
+    os.close(own)
+    os.close(network)
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
         os.close(fd)  # and no others: what was imported has some, and closes them at its end
