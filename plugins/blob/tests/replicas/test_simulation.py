@@ -12,7 +12,9 @@ SEEDS = 600
 EVENTS = 300
 
 
-@pytest.mark.parametrize("block", range(6))
+@pytest.mark.parametrize(
+    "block", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 6))]
+)
 def test_never_fewer_copies_than_wanted(block: int) -> None:
     """But for those on a disk that was lost; and in the end as many as wanted, and no more."""
     drops = faults = 0

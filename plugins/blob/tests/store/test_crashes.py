@@ -1,6 +1,7 @@
 """Whatever a disk does, nothing acknowledged is lost, and nothing wrong is served.
 
-`WW_SEEDS=10000 pytest -n4 plugins/blob/tests/store/test_crashes.py` for more; `WW_SEED=N` for one.
+`WW_SEEDS=10000 pytest -m '' -n4 plugins/blob/tests/store/test_crashes.py` for more; `WW_SEED=N`
+for one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PARTS = 4
 SEEDS = int(os.environ.get("WW_SEEDS", "1000"))
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2, 3))])
 async def test_nothing_acknowledged_is_lost(part: int) -> None:
     one = os.environ.get("WW_SEED")
     for seed in [int(one)] if one else range(part, SEEDS, PARTS):
