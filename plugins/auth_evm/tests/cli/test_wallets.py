@@ -94,6 +94,14 @@ def test_a_passphrase_encrypts_and_is_not_needed_for_the_address(
     assert wallets.load("sealed", passphrase=lambda: "correct horse") == opened
 
 
+def test_a_guess_at_a_passphrase_is_dear(monkeypatch: pytest.MonkeyPatch, scrypt_n: int) -> None:
+    monkeypatch.setitem(wallets.encrypt.__kwdefaults__, "n", scrypt_n)
+    monkeypatch.setenv("WW_PASSPHRASE", "correct horse")
+    kept = json.loads(wallets.create("sealed", passphrase="correct horse").path.read_text())
+    params = kept["crypto"]["kdfparams"]
+    assert (params["n"], params["r"], params["p"]) == (1 << 18, 8, 1)
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
 def test_a_file_that_others_can_touch_is_refused(mode: int) -> None:
     made = wallets.create("open")
