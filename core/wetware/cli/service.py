@@ -48,6 +48,8 @@ RestartSec=5
 # A wrong command line, a cluster that does not let it in, wrong settings: no new try helps.
 RestartPreventExitStatus=2 77 78
 NoNewPrivileges=yes
+# It limits the memory and processor time of native programs by control groups of its own.
+Delegate=yes
 {confined}
 [Install]
 WantedBy={target}

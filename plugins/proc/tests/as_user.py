@@ -16,6 +16,7 @@ from typing import Any
 import anyio._backends._asyncio  # noqa: F401
 
 from wetware import rpc
+from wetware.errors import WetwareError
 from wetware_proc.driver import Limits, Spec
 from wetware_proc.native import sandbox
 from wetware_proc.native.driver import NativeDriver, NativeImage
@@ -34,8 +35,11 @@ async def main(asked: dict[str, Any]) -> dict[str, Any]:
         stderr=err.extend,
     )
     async with rpc.runtime():
-        end = await NativeDriver().run(NativeImage(), spec)
-    return {**asdict(end), "out": out.decode(), "err": err.decode()}
+        try:
+            end = await NativeDriver().run(NativeImage(), spec)
+        except WetwareError as exc:
+            return {"code": exc.code, "message": exc.message}
+    return {"exit": asdict(end), "out": out.decode(), "err": err.decode()}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 from typing import Any
@@ -27,7 +28,7 @@ import pytest
 from wetware import rpc
 from wetware.errors import Disconnected, InvalidArgument, Revoked, Unsupported, WetwareError
 from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Image, Limits, Pipe, Spec
-from wetware_proc.native import sandbox, starter
+from wetware_proc.native import cgroup, sandbox, starter
 from wetware_proc.native.driver import NativeDriver, NativeImage
 from wetware_proc.native.sandbox import Sandbox
 
@@ -66,7 +67,7 @@ def _bubblewrap() -> None:
 
 class Ran:
     def __init__(self, end: Exit, out: str, err: str) -> None:
-        self.exit, self.out, self.err = end, out, err
+        self.exit, self.cpu_s, self.out, self.err = replace(end, cpu_s=0), end.cpu_s, out, err
 
 
 Run = Callable[..., Any]
@@ -93,23 +94,33 @@ def run(request: pytest.FixtureRequest, public: Path) -> Run:
     theirs = public / bwrap.relative_to(bwrap.parents[2])
     uid = USER if request.param == "user" and os.getuid() == 0 else 0
 
-    async def ran(*command: str, dirs: dict[str, str] | None = None, **limits: float) -> Ran:
+    async def ran(
+        *command: str,
+        dirs: dict[str, str] | None = None,
+        group: Path | None = None,
+        **limits: float,
+    ) -> Ran:
         asked = {
             "bwrap": str(theirs if uid else bwrap),
             "command": command,
             "limits": {"wall_s": 60, **limits},
             "dirs": dirs or {},
         }
+        into = ""
+        if group:  # as systemd and a container start a node, and start it again
+            leaf = group / "node" if (group / "node").is_dir() else group
+            into = f"echo $$ > {leaf}/cgroup.procs && "
         script = Path(__file__).with_name("as_user.py")
         child = await asyncio.create_subprocess_exec(
-            sys.executable, script, str(uid),
+            "sh", "-c", into + 'exec "$0" "$@"', sys.executable, script, str(uid),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         told, _ = await child.communicate(json.dumps(asked).encode())
         assert child.returncode == 0
         found = json.loads(told)
-        out, err = found.pop("out"), found.pop("err")
-        return Ran(Exit(**found), out, err)
+        if "exit" not in found:
+            raise WetwareError(found["message"], code=found["code"])
+        return Ran(Exit(**found["exit"]), found["out"], found["err"])
 
     return ran
 
@@ -241,14 +252,94 @@ async def test_a_directory_can_be_all_that_it_sees(run: Run, tree: Path) -> None
 # --- what binds it --------------------------------------------------------------------------------
 
 
-async def test_a_limit_that_cannot_be_enforced_is_refused() -> None:
-    for limit in ({"memory_bytes": 64 * MIB, "cpu_s": 0}, {"memory_bytes": 0, "cpu_s": 10}):
-        spec = Spec(args=("it", "true"), limits=Limits(wall_s=60, **limit))
-        with pytest.raises(Unsupported, match="cannot be enforced") as refused:
-            NativeImage().check(spec)
+@contextlib.contextmanager
+def control_group() -> Iterator[Path]:
+    """One of this machine, with the controllers that there are."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    root = next((Path(path) for _, path, kind, *_ in mounts if kind == "cgroup2"), None)
+    if root is None or not os.access(root / "cgroup.subtree_control", os.W_OK):
+        pytest.skip(
+            "a control group of version 2 can be made by root only, and where it is mounted"
+        )
+    for controller in (root / "cgroup.controllers").read_text().split():
+        with contextlib.suppress(OSError):
+            (root / "cgroup.subtree_control").write_text(f"+{controller}")
+    made = root / f"wetware-test-{secrets.token_hex(8)}"
+    made.mkdir()
+    try:
+        yield made
+    finally:
+        (made / "cgroup.kill").write_text("1")
+        for each in (*made.glob("*/"), made):
+            each.rmdir()
+
+
+@pytest.fixture
+def delegated() -> Iterator[Path]:
+    """One that is delegated to the user and to root, as systemd does it."""
+    with control_group() as made:
+        for each in (".", "cgroup.procs", "cgroup.subtree_control"):
+            os.chown(made / each, USER, -1)
+        os.setxattr(made, "user.delegate", b"1")
+        yield made
+
+
+def below(group: Path) -> list[str]:
+    return [each.name for each in group.glob("*/")]
+
+
+@pytest.fixture
+def delegated_memory(delegated: Path) -> Path:
+    if "memory" not in (delegated / "cgroup.controllers").read_text().split():
+        pytest.skip("the controller `memory` is not of version 2 on this machine")
+    return delegated
+
+
+@pytest.mark.parametrize("limit", ["memory_bytes", "cpu_s"])
+async def test_a_limit_that_cannot_be_enforced_is_refused(run: Run, limit: str) -> None:
+    with control_group() as not_delegated:
+        with pytest.raises(WetwareError, match="cannot be enforced") as refused:
+            await run("true", group=not_delegated, **{limit: 64 * MIB})
         assert refused.value.code == "unsupported.limit"
-        with pytest.raises(Unsupported):
-            await NativeDriver().run(NativeImage(), spec)
+        assert not below(not_delegated)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+async def test_its_time_of_a_processor_ends_it(run: Run, delegated: Path, count: int) -> None:
+    """Of all its processes together, however short each of them is."""
+    spin = "while :; do (exit 0); done" if count == 1 else "while :; do :; done"
+    ran = await run(*shell(f"({spin}) & " * count + "wait"), cpu_s=0.5, group=delegated)
+    assert (ran.exit.kind, ran.exit.why) == ("limit", "cpu_s")
+    assert 0.5 <= ran.cpu_s < 1.5
+    ran = await run("true", cpu_s=60, group=delegated)
+    assert (ran.exit.kind, ran.exit.code) == ("exited", 0)
+    assert 0 < ran.cpu_s < 1
+    assert below(delegated) == ["node"]
+
+
+EATERS = {
+    "one process": "x = b'x' * (200 << 20)",
+    "several processes": "import os, time\n"
+    "for _ in range(8):\n"
+    "    if os.fork() == 0:\n"
+    "        x = b'x' * (16 << 20)\n"
+    "        time.sleep(60)\n"
+    "time.sleep(60)",
+    "its files": "for path in ('/tmp/x', '/dev/shm/x'):\n"  # its own
+    "    open(path, 'wb').write(b'x' * (40 << 20))",
+}
+
+
+@pytest.mark.parametrize("eater", EATERS)
+async def test_its_memory_ends_it(run: Run, delegated_memory: Path, eater: str) -> None:
+    """All of it, with its files in memory."""
+    command = ("python3", "-c", EATERS[eater] + "\nprint('unlimited')")
+    ran = await run(*command, memory_bytes=64 * MIB, group=delegated_memory)
+    assert (ran.exit.kind, ran.exit.why, ran.out) == ("limit", "memory_bytes", "")
+    assert below(delegated_memory) == ["node"]
+    if eater == "one process":
+        ran = await run(*command, memory_bytes=1024 * MIB, group=delegated_memory)
+        assert (ran.exit.code, ran.out) == (0, "unlimited\n")
 
 
 async def test_its_time_ends_it(run: Run) -> None:
@@ -807,9 +898,13 @@ async def test_an_image_of_another_driver_is_refused() -> None:
 async def test_the_doctor_says_what_can_be_limited() -> None:
     driver = NativeDriver()
     await driver.probe()
-    works, limits = driver.findings()
-    assert (works.level, limits.level) == ("ok", "warning")
-    assert "memory" in limits.text
+    works, *limits = driver.findings()
+    assert works.level == "ok"
+    for field, name in (("memory_bytes", "memory"), ("cpu_s", "processor time")):
+        enforced = field in cgroup.enforced()
+        assert (name in works.text) == enforced
+        assert any(name in each.text for each in limits) == (not enforced)
+    assert [each.level for each in limits] == ["warning"] * (len(cgroup.enforced()) < 2)
 
 
 @pytest.mark.parametrize("broken", ["missing", "refused"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -12,10 +13,10 @@ from anyio import wait_readable, wait_writable
 from wetware import rpc
 from wetware.base.bounds import TokenBucket
 from wetware.base.finding import error, ok, warning
-from wetware.base.threads import to_its_end
+from wetware.base.threads import in_daemon, to_its_end
 from wetware.errors import InvalidArgument, Unsupported, WetwareError
 from wetware_proc.driver import CodeRefused, Exit, Image, Limits, Output, Pipe, Spec
-from wetware_proc.native import seccomp
+from wetware_proc.native import cgroup, seccomp
 from wetware_proc.native.ports import Ports
 from wetware_proc.native.sandbox import Sandbox, bwrap
 from wetware_proc.native.session import GrantedServant
@@ -29,11 +30,8 @@ if TYPE_CHECKING:
 
 KIND: Final = "native"
 _READ_BYTES: Final = 64 << 10
-_UNENFORCED: Final = {
-    "memory_bytes": "without a cgroup the kernel limits the memory of each process by itself",
-    "cpu_s": "without a cgroup the kernel limits the time of each process by itself",
-}
 _STREAMS_MAX: Final = 16
+_SPENT_S: Final = 0.05  # between two looks at the time that it used
 _PROBE_S: Final = 20.0
 _CHECK: Final = "native programs"
 
@@ -51,11 +49,13 @@ class NativeImage(Image):
         """Raise InvalidArgument, and Unsupported for a limit that cannot be enforced here."""
         if len(spec.args) < 2:
             raise InvalidArgument("no program is named", hint="ww run -- PROGRAM [ARGS]")
-        for name, why in _UNENFORCED.items():
-            if getattr(spec.limits, name):
+        for name in ("memory_bytes", "cpu_s"):
+            if getattr(spec.limits, name) and name not in cgroup.enforced():
                 raise Unsupported(
-                    f"the limit {name} cannot be enforced on a native program here: {why}",
-                    hint="leave it out, and there is none; or run it as WebAssembly",
+                    f"the limit {name} cannot be enforced on a native program here: without a "
+                    "control group the kernel limits each of its processes by itself",
+                    hint="leave it out, and there is none; or run it as WebAssembly; or have "
+                    "control groups delegated to the node, see `ww doctor`",
                     code="unsupported.limit",
                 )
 
@@ -79,24 +79,26 @@ class NativeDriver:
                 error(_CHECK, f"`true` {end.kind} {end.code} in a sandbox", "see the log")
             ]
             return
-        also = [
-            *(["a filter of system calls"] if seccomp.program() else []),
-            *(["Landlock"] if landlocked() else []),
-        ]
-        self._found = [
-            ok(
-                _CHECK,
-                f"bubblewrap works ({', '.join([bwrap(), *also])}); limited: time, processes, "
-                "files, /tmp",
-            ),
-            warning(
-                _CHECK,
-                "the memory and the processor time of a native program cannot be limited on this "
-                "machine: whoever may run one may use all of it",
-                "give the service `native` to whom you would give an account; a limit that is "
-                "asked for is refused",
-            ),
-        ]
+        has = [bwrap()]
+        if seccomp.program():
+            has.append("a filter of system calls")
+        if landlocked():
+            has.append("Landlock")
+        names = {"memory_bytes": "memory", "cpu_s": "processor time"}
+        enforced = [name for field, name in names.items() if field in cgroup.enforced()]
+        limited = ", ".join(["time", "processes", "files", "/tmp", *enforced])  # noqa: S108  # its own
+        self._found = [ok(_CHECK, f"bubblewrap works ({', '.join(has)}); limited: {limited}")]
+        if missing := [name for name in names.values() if name not in enforced]:
+            self._found.append(
+                warning(
+                    _CHECK,
+                    f"the {' and the '.join(missing)} of a native program cannot be limited on "
+                    "this machine: whoever may run one may use all of it",
+                    "give the service `native` to whom you would give an account; a limit that is "
+                    "asked for is refused. Or have control groups delegated to the node: "
+                    "`Delegate=yes` in its unit of systemd",
+                )
+            )
 
     def findings(self) -> Iterable[Finding]:
         """For `ww doctor`: as `probe` has found it."""
@@ -114,8 +116,12 @@ class NativeDriver:
         if not isinstance(image, NativeImage):
             raise InvalidArgument("this image is of another driver")
         image.check(spec)
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
+        with contextlib.ExitStack() as held:
+            ours, theirs = map(held.enter_context, socket.socketpair())
+            group = None
+            if spec.limits.memory_bytes or spec.limits.cpu_s:
+                group = cgroup.Group(spec.limits.memory_bytes)
+                held.callback(group.close)
             sandbox = Sandbox(
                 spec.args[1:],
                 env=spec.env,
@@ -123,19 +129,31 @@ class NativeDriver:
                 tmp_bytes=spec.limits.tmp_bytes if spec.limits.tmp_files else 0,
                 way_out=theirs,
             )
+            held.callback(sandbox.close)
             theirs.close()
-            try:
-                return await _life(sandbox, spec, ours)
-            finally:
-                sandbox.close()
+            return await _life(sandbox, group, spec, ours)
 
 
-async def _life(sandbox: Sandbox, spec: Spec, way_out: socket.socket) -> Exit:
+async def _life(
+    sandbox: Sandbox, group: cgroup.Group | None, spec: Spec, way_out: socket.socket
+) -> Exit:
     ports = Ports(sandbox)
     tasks: list[asyncio.Task[None]] = []
-    over_time = False
+    why = ""
+
+    async def spend(group: cgroup.Group) -> None:
+        nonlocal why
+        try:
+            while (left_s := spec.limits.cpu_s - group.cpu_s) > 0:  # noqa: ASYNC110  # no event
+                await asyncio.sleep(max(left_s / (os.cpu_count() or 1), _SPENT_S))
+            why = "cpu_s"
+        finally:
+            sandbox.kill()
+
     try:
         await sandbox.ready()
+        if group is not None:
+            await to_its_end(in_daemon(group.add, sandbox.pid))  # the kernel may take its time
         for name, number in spec.ports.items():
             spec.offer(name, ports.servant(number))
         limits = rpc.RpcLimits(
@@ -155,11 +173,13 @@ async def _life(sandbox: Sandbox, spec: Spec, way_out: socket.socket) -> Exit:
         tasks += outs
         sandbox.go()
         tasks.append(asyncio.ensure_future(_signal(spec.signals, sandbox)))
+        if group is not None and spec.limits.cpu_s:
+            tasks.append(asyncio.ensure_future(spend(group)))
         try:
-            async with asyncio.timeout(spec.limits.wall_s) as timeout:
+            async with asyncio.timeout(spec.limits.wall_s):
                 await sandbox.over()
         except TimeoutError:
-            over_time = timeout.expired()
+            why = "wall_s"
         sandbox.kill()  # what it has left behind
         await asyncio.gather(*outs)
     finally:
@@ -169,11 +189,14 @@ async def _life(sandbox: Sandbox, spec: Spec, way_out: socket.socket) -> Exit:
         code = await to_its_end(_end(sandbox, ports, tasks))
     for task in outs:
         task.result()  # a defect of an output is raised
-    if over_time:
-        return Exit("limit", why="wall_s")
+    if group is not None and group.out_of_memory:
+        why = "memory_bytes"
+    cpu_s = sandbox.cpu_s if group is None else group.cpu_s
+    if why:
+        return Exit("limit", why=why, cpu_s=cpu_s)
     if code is None:
         raise CodeRefused(f"{spec.args[1]!r} could not be started: its stderr says why")
-    return Exit("exited", code)
+    return Exit("exited", code, cpu_s=cpu_s)
 
 
 async def _end(sandbox: Sandbox, ports: Ports, tasks: list[asyncio.Task[None]]) -> int | None:

@@ -102,6 +102,7 @@ class Sandbox:
         stdin, stdout, stderr: Our ends of its pipes, which do not block.
         pid: Of the first process in its namespaces, as the node sees it; 0 before `ready`.
         uid: Whose its processes are outside; None: the node's own.
+        cpu_s: That it used, once `gone`; without what was killed at its end.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Sandbox:
         tmp_bytes: int,
         way_out: socket.socket,
     ) -> None:
-        self.pid, self._first = 0, -1
+        self.pid, self._first, self.cpu_s = 0, -1, 0.0
         self._held, self._told = contextlib.ExitStack(), bytearray()
         with contextlib.ExitStack() as theirs:
             try:
@@ -225,7 +226,9 @@ class Sandbox:
         begun.
         """
         await wait_readable(self._monitor)
-        self._bwrap.wait()
+        _, status, used = os.wait4(self._bwrap.pid, 0)  # noqa: ASYNC222  # it has ended
+        self._bwrap.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu_s = used.ru_utime + used.ru_stime
         if self._first >= 0:
             await wait_readable(self._first)  # the kernel ends the first process after all others
             _reap(self._first)
