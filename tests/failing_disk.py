@@ -86,7 +86,7 @@ class Directory:
         self.forgotten |= {(n, id(self.names.get(n))) for n in self.dirty}
 
     def keep(self, names: set[str]) -> None:
-        for name in names:
+        for name in sorted(names):  # a seed says all
             if name in self.names:
                 self.disk[name] = self.names[name]
             else:
@@ -322,18 +322,20 @@ class Reserve:
     missing = ""
 
     def __init__(self, disk: Disk) -> None:
-        self._disk = disk
+        self._disk, self._opened = disk, False
 
     def fill(self) -> bool:
         return True
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
+        assert not self._opened, "the real one waits for ever"
+        self._opened = True
         full, self._disk.full = self._disk.full, False
         try:
             yield
         finally:
-            self._disk.full = full
+            self._disk.full, self._opened = full, False
 
 
 class Connection:

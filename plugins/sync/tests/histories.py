@@ -78,6 +78,7 @@ class History:
         self.unsure: list[Model] = []
         self.seen: dict[int, list[Event]] = {}
         self.leases = 0
+        self.killed = False  # in a commit, in the life before
         self.acknowledged = self.refused = self.unknown = 0
 
     def run(self) -> None:
@@ -108,7 +109,10 @@ class History:
         with contextlib.suppress(ConfigError):
             store = Store(disk, Limits())
             self._compare(store)
-            for _ in range(rng.choice([0, 1, 2, 4, 8])):
+            acts = rng.choice([0, 1, 2, 4, 8])
+            if self.killed and rng.random() < 0.7:
+                acts = 0  # nothing brings to the disk what was only read since
+            for _ in range(acts):
                 disk.full = rng.random() < 0.1
                 self._commit(store, [self._step() for _ in range(rng.choice([1, 1, 2, 4]))])
                 if disk.dead:
@@ -116,10 +120,11 @@ class History:
                 self._check(store, self.model)
                 if rng.random() < 0.2:
                     store.idle()
-            disk.dead = disk.dead or rng.random() < 0.7
+            disk.dead = disk.dead or not acts or rng.random() < 0.7
         if store is not None:
             store.close()
         # A process that is killed in a commit, a start, and then a power loss: that is rare.
+        self.killed = disk.died_in_commit
         disk.crash(power=rng.random() < (0.1 if disk.died_in_commit else 0.6))
 
     def _step(self) -> Step:

@@ -149,6 +149,10 @@ async def test_what_is_asked_is_checked_first(engine: Engine) -> None:
         engine.watch(b"", 1, ADA)
     with pytest.raises(InvalidArgument):
         engine.watch(b"a", 0, ADA)
+    with pytest.raises(InvalidArgument):
+        engine.watch(b"a", 1 << 62, ADA)
+    with pytest.raises(InvalidArgument):
+        await engine.read(Get(b"a", created_before=1 << 62))
 
 
 async def test_more_keys_than_a_transaction_may_have_are_not_deleted(engine: Engine) -> None:
@@ -247,6 +251,15 @@ async def test_a_watch_that_is_cancelled_has_lost_nothing(engine: Engine) -> Non
     if not seen or seen[-1].revision < last:
         seen += await told(watch, last)
     assert [event.revision for event in seen] == list(range(revision, last + 1))
+
+
+async def test_who_closes_a_watch_ends_who_waits_for_it(engine: Engine) -> None:
+    watch = engine.watch(b"a", 1, ADA)
+    waits = asyncio.ensure_future(watch.next())
+    await asyncio.sleep(0)
+    watch.close()
+    with pytest.raises(Closed):
+        await waits
 
 
 async def test_a_slow_watch_loses_nothing(engine: Engine) -> None:

@@ -228,6 +228,23 @@ def test_what_is_damaged_is_not_given_out(tmp_path: Path) -> None:
     store.close()
 
 
+def test_one_that_meets_damage_is_refused_whole_and_alone(tmp_path: Path) -> None:
+    store = Store(Files(tmp_path / "s"), Limits())
+    commit(store, Put(b"a", b"right"))
+    store._db.execute("UPDATE log SET value = X'00'")
+    txns = [
+        Txn((Put(b"b", b""),)),
+        Txn((Put(b"c", b""), Get(b"a"))),
+        Txn((Put(b"d", b""), Put(b"e", b""))),
+    ]
+    done = store.commit([Change(partial(Store.txn, txn=txn, owner=ADA)) for txn in txns])
+    assert [type(result) for result in done.results] == [Outcome, Damaged, Outcome]
+    assert [(e.key, e.revision) for e in done.events] == [(b"b", 2), (b"d", 3), (b"e", 3)]
+    assert [store.read(Get(key)).items == () for key in (b"b", b"c", b"d")] == [False, True, False]
+    assert store.keys == 4
+    store.close()
+
+
 @pytest.mark.parametrize("how", ["version", "schema", "bytes"])
 def test_what_is_no_store_is_not_opened(tmp_path: Path, how: str) -> None:
     Store(Files(tmp_path / "s"), Limits()).close()
@@ -329,4 +346,4 @@ async def test_who_stops_waiting_takes_nothing_back(tmp_path: Path) -> None:
         assert await get(engine, b"a") is not None
         assert (await engine.status()).leases == 1
         assert len(engine._leases) == 1  # and it will end
-        assert engine._waiting == engine._waiting_bytes == 0
+    assert engine._waiting == engine._waiting_bytes == 0

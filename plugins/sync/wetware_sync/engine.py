@@ -365,6 +365,22 @@ class Engine(Protocol):
     async def status(self) -> Status: ...
 
 
+def compacted(revision: int) -> Compacted:
+    """For who would watch from `revision`, up to which all is compacted, or from below."""
+    error = Compacted(
+        f"the events up to revision {revision} are not kept any more",
+        hint=f"read what is there, and watch from {revision + 1} on",
+    )
+    error.revision = revision + 1
+    return error
+
+
+def lease_ended(lease: int) -> LeaseEnded:
+    return LeaseEnded(
+        f"there is no lease {lease} of yours", hint="it has ended, with its keys: begin anew"
+    )
+
+
 def prefix_end(prefix: bytes) -> bytes | None:
     """The first key above all that begin with `prefix`; None: there is none."""
     stem = prefix.rstrip(b"\xff")
@@ -384,6 +400,8 @@ def check_get(get: Get) -> None:
         raise InvalidArgument(f"a page has 1 to {PAGE_KEYS_MAX} keys, not {get.limit}")
     if get.after and get.order is not Order.KEY:
         raise InvalidArgument("only what is ordered by its keys is read page by page")
+    if not 0 <= get.created_before < 1 << 62:
+        raise InvalidArgument("a revision is a number from 0 to 2^62 - 1")
 
 
 def check_ttl(ttl_s: float) -> None:

@@ -19,7 +19,7 @@ from wetware.base.log import get_logger
 from wetware.base.writer import Write, Writer
 from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
 from wetware_sync.embedded.hub import Hub
-from wetware_sync.embedded.store import Change, Commit, LeaseRow, Store, lease_ended
+from wetware_sync.embedded.store import Change, Commit, LeaseRow, Store
 from wetware_sync.engine import (
     Batch,
     Closed,
@@ -35,6 +35,7 @@ from wetware_sync.engine import (
     check_get,
     check_key,
     check_ttl,
+    lease_ended,
 )
 
 if TYPE_CHECKING:
@@ -144,8 +145,8 @@ class EmbeddedEngine:
 
     def watch(self, key: bytes, revision: int, owner: str, *, prefix: bool = False) -> Watch:
         check_key(key, prefix=prefix)
-        if revision < 1:
-            raise InvalidArgument("revisions begin at 1")
+        if not 1 <= revision < 1 << 62:
+            raise InvalidArgument("a revision is a number from 1 to 2^62 - 1")
         self._check_open()
         return self._hub.watch(key, revision, owner, prefix=prefix)
 
@@ -241,9 +242,6 @@ class EmbeddedEngine:
 
     def _commit(self, batch: list[Write[Change | _Read]], last: bool) -> list[Any]:
         store, writer = self._store, self._writer
-        asked = [write.what for write in batch if write.future is not None]
-        nbytes = sum(what.size for what in asked if isinstance(what, Change))
-        writer.call_soon(self._taken, len(asked), nbytes)
         writes: list[tuple[Write[Change | _Read], Change]] = []
         for write in batch:
             if isinstance(write.what, Change):
@@ -261,6 +259,9 @@ class EmbeddedEngine:
                     writer.answer(write, error=result)
                 else:
                     writer.answer(write, result)
+        asked = [write.what for write in batch if write.future is not None]
+        nbytes = sum(what.size for what in asked if isinstance(what, Change))
+        writer.call_soon(self._taken, len(asked), nbytes)
         if not batch and not last:
             store.idle()
         if last:

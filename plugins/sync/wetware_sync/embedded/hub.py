@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from itertools import groupby
 from typing import Final
 
-from wetware.errors import LimitExceeded, WetwareError
-from wetware_sync.engine import PAGE_BYTES_MAX, Batch, Event, Limits
+from wetware.errors import LimitExceeded
+from wetware_sync.engine import PAGE_BYTES_MAX, Batch, Closed, Event, Limits
 
 TAIL_EVENTS_MAX: Final = 4096
 TAIL_BYTES_MAX: Final = 8 << 20
@@ -37,7 +37,6 @@ class Hub:
         from_disk: Callable[[bytes, int, bool], Awaitable[Batch]],
     ) -> None:
         self.revision, self._limits, self.from_disk = revision, limits, from_disk
-        self.closed: WetwareError | None = None
         self._tail: dict[int, tuple[Event, ...]] = {}  # each revision has events
         self._events = self._nbytes = 0
         self._watches: dict[bool, defaultdict[bytes, set[Cursor]]] = {
@@ -100,7 +99,8 @@ class Hub:
                 raise LimitExceeded(f"watches of {what}: at most {most}", hint="close some")
         watch = Cursor(self, key, revision, owner, prefix=prefix)
         self._owners[owner] += 1
-        self._lengths[len(key)] += prefix
+        if prefix:
+            self._lengths[len(key)] += 1
         self._watches[prefix][key].add(watch)
         return watch
 
@@ -112,16 +112,16 @@ class Hub:
         if not found[watch.key]:
             del found[watch.key]
         self._owners[watch.owner] -= 1
-        self._lengths[len(watch.key)] -= watch.prefix
+        if watch.prefix:
+            self._lengths[len(watch.key)] -= 1
         self._owners += Counter()  # without those that have none
         self._lengths += Counter()
 
-    def close(self, why: WetwareError) -> None:
+    def close(self, why: Closed) -> None:
         """All that watch are told."""
-        self.closed = why
-        for watches in [*self._watches[False].values(), *self._watches[True].values()]:
-            for watch in tuple(watches):
-                watch.wake(0)
+        for watches in (*self._watches[False].values(), *self._watches[True].values()):
+            for watch in watches:
+                watch.end(why)
 
 
 class Cursor:
@@ -132,6 +132,7 @@ class Cursor:
         self.key, self.revision, self.owner, self.prefix = key, revision, owner, prefix
         self._woken = asyncio.Event()
         self._behind = revision <= hub.revision
+        self._ended: Closed | None = None
 
     def wake(self, revision: int) -> None:
         """There is an event of this revision for it."""
@@ -144,8 +145,8 @@ class Cursor:
         """As in `Watch`."""
         hub = self._hub
         while True:
-            if hub.closed is not None:
-                raise hub.closed
+            if self._ended is not None:
+                raise self._ended
             if not self._behind:
                 self._woken.clear()
                 await self._woken.wait()
@@ -158,7 +159,12 @@ class Cursor:
 
     def close(self) -> None:
         """As in `Watch`."""
+        self.end(Closed("the watch was closed"))
         self._hub.forget(self)
+
+    def end(self, why: Closed) -> None:
+        self._ended = self._ended or why
+        self._woken.set()
 
 
 def _size(event: Event) -> int:

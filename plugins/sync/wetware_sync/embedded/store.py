@@ -17,6 +17,7 @@ import contextlib
 import errno
 import operator
 import os
+import sqlite3
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,13 +34,11 @@ from wetware_sync.engine import (
     PAGE_KEYS_MAX,
     WRITES_MAX,
     Batch,
-    Compacted,
     Compare,
     Delete,
     Event,
     Get,
     KeyValue,
-    LeaseEnded,
     Limits,
     Order,
     Outcome,
@@ -48,6 +47,8 @@ from wetware_sync.engine import (
     Txn,
     Unknown,
     Unwritten,
+    compacted,
+    lease_ended,
     prefix_end,
 )
 
@@ -76,20 +77,20 @@ SCANNED_ROWS: Final = 2048
 _SEQ_BITS: Final = 8  # a row's ID is its revision, and which write of that it was
 _TOP: Final = b"\xff" * (KEY_BYTES_MAX + 1)
 _NEVER: Final = 1 << 62
-_NUMBERS: Final = struct.Struct("<6q?")
+_NUMBERS: Final = struct.Struct("<5q?")
 
 _SCHEMA = """
 CREATE TABLE log (
   id INTEGER PRIMARY KEY, key BLOB NOT NULL, value BLOB, created INTEGER NOT NULL,
-  version INTEGER NOT NULL, lease INTEGER NOT NULL, owner INTEGER NOT NULL,
+  version INTEGER NOT NULL, lease INTEGER NOT NULL, owner TEXT NOT NULL,
   before INTEGER NOT NULL, checksum INTEGER NOT NULL
 );
 CREATE TABLE keys (key BLOB PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE attached (lease INTEGER, key BLOB, PRIMARY KEY (lease, key)) WITHOUT ROWID;
 CREATE TABLE leases (id INTEGER PRIMARY KEY, owner TEXT NOT NULL, ttl_s REAL NOT NULL);
 CREATE TABLE owners (
-  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, keys INTEGER NOT NULL, nbytes INTEGER NOT NULL
-);
+  name TEXT PRIMARY KEY, keys INTEGER NOT NULL, nbytes INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE store (
   epoch INTEGER NOT NULL, authority BLOB NOT NULL, revision INTEGER NOT NULL,
   swept INTEGER NOT NULL, compacted INTEGER NOT NULL, garbage INTEGER NOT NULL,
@@ -115,13 +116,11 @@ class Damaged(WetwareError):
 
 @dataclass(slots=True)
 class Owner:
-    """Who is charged: the columns of the table, and whether they are to be written."""
+    """Who is charged: the columns of the table."""
 
-    id: int
     name: str
     keys: int = 0
     nbytes: int = 0
-    changed: bool = False
 
 
 @dataclass(slots=True)
@@ -141,7 +140,7 @@ class Row(NamedTuple):
     created: int
     version: int
     lease: int
-    owner: int
+    owner: str
     value_bytes: int
 
 
@@ -177,6 +176,21 @@ class Commit:
     granted: list[LeaseRow] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     compacted: int = 0
+
+    def add(self, later: Commit) -> None:
+        self.results += later.results
+        self.events += later.events
+        self.granted += later.granted
+        self.ended += later.ended
+        self.compacted = later.compacted
+
+
+class Failed(NamedTuple):
+    """Why a commit failed, whether it is certain that it has not happened, and was it begun."""
+
+    error: Exception
+    certain: bool
+    committing: bool
 
 
 class Store:
@@ -248,17 +262,16 @@ class Store:
         ((self._history,),) = db.execute(
             "SELECT COUNT(*) FROM log WHERE id > ?", (self._swept,)
         ).fetchall()
-        owners = db.execute("SELECT id, name, keys, nbytes FROM owners").fetchall()
-        self._owners = {name: Owner(id_, name, *rest) for id_, name, *rest in owners}
-        self._by_id = {owner.id: owner for owner in self._owners.values()}
-        self.keys = sum(owner.keys for owner in self._owners.values())
-        self.nbytes = sum(owner.nbytes for owner in self._owners.values())
+        owners = [Owner(*row) for row in db.execute("SELECT * FROM owners").fetchall()]
+        self._owners = {owner.name: owner for owner in owners}
+        self.keys = sum(owner.keys for owner in owners)
+        self.nbytes = sum(owner.nbytes for owner in owners)
         rows = db.execute(
             "SELECT l.id, l.owner, l.ttl_s, COUNT(a.key) FROM leases l"
             " LEFT JOIN attached a ON a.lease = l.id GROUP BY l.id"
         ).fetchall()
         self.leases = {row[0]: LeaseRow(*row) for row in rows}
-        self._done = Commit()
+        self._done, self._charged = Commit(), dict[str, Owner]()
         self._loaded = True
 
     def close(self) -> None:
@@ -355,47 +368,42 @@ class Store:
     # --- committing -------------------------------------------------------------------------------
 
     def commit(self, changes: Sequence[Change]) -> Commit:
-        """Make changes in one transaction, and what a full disk refuses of them one by one.
+        """Make changes in one transaction; where that fails, what can be, one by one.
 
-        Nothing of it is seen, and no result returned, before it is on the disk.
+        Those are deletions that a full disk has refused, and all where one of them cannot be made,
+        as what it reads is damaged. Nothing is tried again whose commit has failed otherwise.
+        Nothing is seen, and no result returned, before it is on the disk.
         """
-        error: Exception = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        erased = True
+        failed = Failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), True, False)
         if not self.reserve.missing or self.reserve.fill():
-            done = self._attempt(changes)
-            if isinstance(done, Commit):
+            found = self._attempt(changes)
+            if isinstance(found, Commit):
                 self.failing = ""
-                return done
-            error, erased = done
+                return found
+            failed = found
         if not self.failing:
-            log.error("sync.not_written", why=str(error), changes=len(changes), certain=erased)
-        self.failing = str(error) or type(error).__name__
-        all_done = Commit()
+            log.error("sync.not_written", why=repr(failed.error), certain=failed.certain)
+        self.failing = str(failed.error) or repr(failed.error)
+        full, apart = _is_full(failed.error), not failed.committing and len(changes) > 1
+        certain = failed.certain
+        done = Commit()
         for change in changes:
-            if not change.must or not erased:
-                all_done.results.append(_refusal(error, certain=erased))
-                continue
-            with self.reserve.open():
-                again = self._attempt([change], giving_up=True)
-                self.empty_log("RESTART")  # the next one needs no room
+            again: Commit | Failed = failed
+            if certain and full and change.must:
+                with self.reserve.open():
+                    again = self._attempt([change], giving_up=True)
+                    self.empty_log("RESTART")  # the next one needs no room
+            elif certain and apart and not full:
+                again = self._attempt([change])
             if isinstance(again, Commit):
-                all_done.results += again.results
-                all_done.events += again.events
-                all_done.granted += again.granted
-                all_done.ended += again.ended
-                all_done.compacted = again.compacted
+                done.add(again)
             else:
-                erased = again[1]
-                all_done.results.append(_refusal(again[0], certain=erased))
-        return all_done
+                certain = certain and again.certain
+                done.results.append(_refusal(again))
+        return done
 
-    def _attempt(
-        self, changes: Sequence[Change], *, giving_up: bool = False
-    ) -> Commit | tuple[Exception, bool]:
-        """One transaction; else why it failed, and whether it is certain that it has not happened.
-
-        Where room is to be given up the history is.
-        """
+    def _attempt(self, changes: Sequence[Change], *, giving_up: bool = False) -> Commit | Failed:
+        """One transaction. Where it is `giving_up` room the reserve is open, and history goes."""
         db = self._db
         committing = False
         try:
@@ -407,6 +415,8 @@ class Store:
             for change in changes:
                 try:
                     done.results.append(change.apply(self))
+                except Damaged:  # it may have written something
+                    raise
                 except WetwareError as exc:
                     done.results.append(exc)
             self._sweep(before[0], 2 * len(done.events), giving_up=giving_up)
@@ -416,24 +426,24 @@ class Store:
         except Exception as exc:  # of whichever SQLite
             with contextlib.suppress(Exception):
                 db.execute("ROLLBACK")
-            erased = not committing or self._erase()
+            certain = not committing or self._erase(opened=giving_up)
             self._loaded = False
             with contextlib.suppress(Exception):  # else before it is looked at
                 self._load()
-            return exc, erased
+            return Failed(exc, certain, committing)
         self._written = True
         done.compacted = self.compacted
         return done
 
-    def _erase(self) -> bool:
+    def _erase(self, *, opened: bool) -> bool:
         """Write over the remains of a commit that failed; returns whether that is on the disk."""
-        with self.reserve.open():
+        with contextlib.nullcontext() if opened else self.reserve.open():
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.execute("UPDATE store SET failures = failures + 1")
                 self._db.execute("COMMIT")
-            except Exception as exc:
-                log.exception("sync.unknown", why=str(exc))
+            except Exception:
+                log.exception("sync.unknown")
                 with contextlib.suppress(Exception):
                     self._db.execute("ROLLBACK")
                 return False
@@ -446,16 +456,14 @@ class Store:
     def _note(self, before: tuple[int, int, int, int]) -> None:
         """Write what the transaction has changed in memory."""
         db = self._db
-        for owner in [o for o in self._by_id.values() if o.changed]:
-            owner.changed = False
+        while self._charged:
+            _, owner = self._charged.popitem()
             if owner.keys:
-                db.execute(
-                    "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)",
-                    (owner.id, owner.name, owner.keys, owner.nbytes),
-                )
+                sql = "INSERT OR REPLACE INTO owners VALUES (?, ?, ?)"
+                db.execute(sql, (owner.name, owner.keys, owner.nbytes))
             else:
-                db.execute("DELETE FROM owners WHERE id = ?", (owner.id,))
-                del self._owners[owner.name], self._by_id[owner.id]
+                db.execute("DELETE FROM owners WHERE name = ?", (owner.name,))
+                del self._owners[owner.name]
         if self._state != before:
             db.execute(
                 "UPDATE store SET revision = ?, swept = ?, compacted = ?, garbage = ?", self._state
@@ -627,13 +635,13 @@ class Store:
         ]
         if not puts:
             return
-        mine = self._owners.get(owner) or Owner(0, owner)
+        mine = self._owners.get(owner) or Owner(owner)
         keys, nbytes, all_keys, all_bytes = mine.keys, mine.nbytes, self.keys, self.nbytes
         leases: dict[int, int] = {}
         for put, row in puts:
             size = charge(put.key, len(put.value))
             before = charge(put.key, row.value_bytes) if row else 0
-            own = row is not None and row.owner == mine.id
+            own = row is not None and row.owner == owner
             keys, nbytes = keys + (not own), nbytes + size - own * before
             all_keys, all_bytes = all_keys + (row is None), all_bytes + size - before
             if put.lease and (row is None or row.lease != put.lease):
@@ -649,14 +657,11 @@ class Store:
             _limit("keys of one lease", self.leases[lease].keys + more, WRITES_MAX)
 
     def _put(self, id_: int, put: Put, row: Row | None, owner: str) -> None:
-        mine = self._owners.get(owner)
-        if mine is None:
-            mine = Owner(max(self._by_id, default=0) + 1, owner)
-            self._owners[owner] = self._by_id[mine.id] = mine
+        mine = self._owners.setdefault(owner, Owner(owner))
         revision = id_ >> _SEQ_BITS
         created, version = (row.created, row.version + 1) if row else (revision, 1)
         now = KeyValue(put.key, put.value, created, revision, version, put.lease)
-        self._append(id_, put.key, put.value, created, version, put.lease, mine, row)
+        self._append(id_, put.key, put.value, created, version, put.lease, owner, row)
         self._db.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", (put.key, id_))
         if put.lease:
             sql = "INSERT OR IGNORE INTO attached VALUES (?, ?)"
@@ -666,7 +671,7 @@ class Store:
         self._done.events.append(Event(put.key, revision, now))
 
     def _delete(self, id_: int, key: bytes, row: Row) -> None:
-        self._append(id_, key, None, 0, 0, 0, self._by_id[row.owner], row)
+        self._append(id_, key, None, 0, 0, 0, row.owner, row)
         self._db.execute("DELETE FROM keys WHERE key = ?", (key,))
         self._done.events.append(Event(key, id_ >> _SEQ_BITS, None))
 
@@ -678,21 +683,21 @@ class Store:
         created: int,
         version: int,
         lease: int,
-        owner: Owner,
+        owner: str,
         row: Row | None,
     ) -> None:
         """A row of the log in the place of `row`, which is history now, and nobody's charge."""
         before = row.id if row else 0
-        checksum = _checksum(key, value, id_, created, version, lease, owner.id, before)
+        checksum = _checksum(key, value, owner, id_, created, version, lease, before)
         self._db.execute(
             "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (id_, key, value, created, version, lease, owner.id, before, checksum),
+            (id_, key, value, created, version, lease, owner, before, checksum),
         )
         self._history += 1
         if row is None:
             return
         self._garbage += row.value_bytes + ROW_BYTES
-        self._charge(self._by_id[row.owner], -1, -charge(key, row.value_bytes))
+        self._charge(self._owners[row.owner], -1, -charge(key, row.value_bytes))
         if row.lease:
             self.leases[row.lease].keys -= 1
             if row.lease != lease:
@@ -702,7 +707,7 @@ class Store:
     def _charge(self, owner: Owner, keys: int, nbytes: int) -> None:
         owner.keys += keys
         owner.nbytes += nbytes
-        owner.changed = True
+        self._charged[owner.name] = owner
         self.keys += keys
         self.nbytes += nbytes
 
@@ -718,22 +723,6 @@ def charge(key: bytes, value_bytes: int) -> int:
     return len(key) + value_bytes + ROW_BYTES
 
 
-def compacted(revision: int) -> Compacted:
-    """For who would watch from `revision`, or from below."""
-    error = Compacted(
-        f"the events up to revision {revision} are not kept any more",
-        hint=f"read what is there, and watch from {revision + 1} on",
-    )
-    error.revision = revision + 1
-    return error
-
-
-def lease_ended(lease: int) -> LeaseEnded:
-    return LeaseEnded(
-        f"there is no lease {lease} of yours", hint="it has ended, with its keys: begin anew"
-    )
-
-
 def _bounds(key: bytes, prefix: bool) -> tuple[bytes, bytes]:
     return key, (prefix_end(key) or _TOP) if prefix else key + b"\0"
 
@@ -741,7 +730,7 @@ def _bounds(key: bytes, prefix: bool) -> tuple[bytes, bytes]:
 def _event(row: Sequence[Any]) -> Event:
     """Of the columns _FULL. Raises Damaged."""
     id_, key, value, created, version, lease, owner, before, checksum = row
-    if _checksum(key, value, id_, created, version, lease, owner, before) != checksum:
+    if _checksum(key, value, owner, id_, created, version, lease, before) != checksum:
         raise Damaged(
             f"what was written at revision {id_ >> _SEQ_BITS} is damaged",
             hint="look at the node's disk (`dmesg`), and restore the store from a backup",
@@ -751,8 +740,9 @@ def _event(row: Sequence[Any]) -> Event:
     return Event(key, revision, now)
 
 
-def _checksum(key: bytes, value: bytes | None, *numbers: int) -> int:
-    return crc32(value or b"", crc32(key, crc32(_NUMBERS.pack(*numbers, value is None))))
+def _checksum(key: bytes, value: bytes | None, owner: str, *numbers: int) -> int:
+    first = crc32(_NUMBERS.pack(*numbers, value is None))
+    return crc32(value or b"", crc32(key, crc32(owner.encode(), first)))
 
 
 def _limit(what: str, many: int, most: int) -> None:
@@ -762,15 +752,26 @@ def _limit(what: str, many: int, most: int) -> None:
         )
 
 
-def _refusal(error: Exception, *, certain: bool) -> WetwareError:
-    if certain:
-        return Unwritten(
-            f"the store of sync cannot be written: {error}",
-            hint=remedy(error) or "look at the node's disk (`dmesg`); nothing else is affected",
+def _is_full(error: Exception) -> bool:
+    """Whether it is a disk's without room, of whichever SQLite."""
+    code = getattr(error, "sqlite_errorcode", getattr(error, "result", 0)) & 0xFF
+    return code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+    )
+
+
+def _refusal(failed: Failed) -> WetwareError:
+    if not failed.certain:
+        return Unknown(
+            f"the disk failed as it was written, and again: {failed.error}",
+            hint="read what is there once the disk works again; look at the node's disk (`dmesg`)",
         )
-    return Unknown(
-        f"the disk failed as it was written, and again: {error}",
-        hint="read what is there once the disk works again; look at the node's disk (`dmesg`)",
+    if isinstance(failed.error, WetwareError):
+        return failed.error
+    return Unwritten(
+        f"the store of sync cannot be written: {failed.error}",
+        hint=remedy(failed.error) or "look at the node's disk (`dmesg`); nothing else is affected",
     )
 
 
