@@ -349,9 +349,10 @@ class Store(rpc.Servant, interface=SCHEMA.Store):
         self.cluster.pins = [p for p in self.cluster.pins if p not in gone]
         return {"pins": len(gone)}
 
-    async def pins(self, root: str, skip: int, limit: int) -> dict[str, Any]:
-        matched = [p for p in self.cluster.pins if root in ("", p["root"])]
-        return {"pins": matched[skip : skip + limit], "matched": len(matched)}
+    async def pins(self, root: str, after: int, limit: int) -> dict[str, Any]:
+        matched = [p for p in reversed(self.cluster.pins) if root in ("", p["root"])]
+        end = after + limit
+        return {"pins": matched[after:end], "next": end if end < len(matched) else 0}
 
     async def rm(self, root: str) -> dict[str, Any]:
         gone = (await self.unpin(root, ""))["pins"]
@@ -383,8 +384,8 @@ class Store(rpc.Servant, interface=SCHEMA.Store):
             pump.offer(json.dumps(finding).encode())
         return {"subscription": pump}
 
-    async def all(self, skip: int, limit: int) -> dict[str, Any]:
-        return await self.pins("", skip, limit) | await self.usage()
+    async def all(self, after: int, limit: int) -> dict[str, Any]:
+        return await self.pins("", after, limit) | await self.usage()
 
 
 def below(cluster: Cluster, root: str) -> list[Tree]:

@@ -38,10 +38,11 @@ interface Store {
   # Ends the principal's own pins of `root` that are called `name` ("": all of them); returns how many.
   # The blocks go with the next collection, and the copies at other members. Idempotent.
 
-  pins @4 (root :Text, skip :UInt32, limit :UInt32) -> (pins :List(PinInfo), matched :UInt32);
-  # The principal's own pins, the newest first, of `root` alone unless that is "". At most `limit`, and at
-  # most 1000 (0 means that). One that is damaged counts in `skip`, `limit` and `matched`, and is not told.
-  # Idempotent.
+  pins @4 (root :Text, after :UInt64, limit :UInt32) -> (pins :List(PinInfo), next :UInt64);
+  # The principal's own pins, the oldest first, of `root` alone unless that is "". At most `limit`, and at
+  # most 1000 (0 means that), behind `after`: 0, or the `next` of the page before, which is 0 at the end.
+  # Whatever is pinned and given up between two pages, no other pin is missed. One that is damaged counts
+  # in `limit`, and is not told. Idempotent.
 
   rm @5 (root :Text) -> (pins :UInt32, pinnedBy :List(PinInfo), others :UInt32, freedBytes :UInt64);
   # As `unpin` of all names, and collects what nothing keeps any more. `pinnedBy` are the principal's pins
@@ -62,7 +63,7 @@ interface Store {
   # with `what`, `name`, `mended`; the last has `what: "end"`, with counts. For operators.
   # Not idempotent.
 
-  all @9 (skip :UInt32, limit :UInt32) -> (pins :List(PinInfo), matched :UInt32, usage :Usage);
+  all @9 (after :UInt64, limit :UInt32) -> (pins :List(PinInfo), next :UInt64, usage :Usage);
   # As `pins`, of every principal at this node, and what the node's disk has. For operators. Idempotent.
 
   drain @10 () -> (transfer :Transfer);

@@ -412,13 +412,16 @@ class BlobStore:
         return pins, from_struct(Usage, last["usage"])
 
     async def _pages(self, method: str, **params: object) -> tuple[list[Pin], dict[str, Any]]:
-        found: list[Pin] = []
-        skip, matched = 0, 1
-        while skip < matched:
-            reply = await self._ref.call(method, skip=skip, limit=PAGE, **params)
-            found += (from_struct(Pin, pin) for pin in reply["pins"])
-            skip, matched = skip + PAGE, reply["matched"]
-        return found, reply
+        found: dict[tuple[str, str, str], Pin] = {}
+        after, more = 0, True
+        while more:
+            reply = await self._ref.call(method, after=after, limit=PAGE, **params)
+            for pin in (from_struct(Pin, pin) for pin in reply["pins"]):
+                key = pin.owner, pin.root, pin.name
+                found.pop(key, None)  # it was made anew meanwhile
+                found[key] = pin
+            after, more = reply["next"], reply["next"] > after
+        return [*reversed(found.values())], reply
 
     async def rm(self, cid: str) -> Removed:
         """End all own pins of `cid`, and free what nothing keeps any more."""

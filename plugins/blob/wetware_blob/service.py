@@ -374,14 +374,16 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         count = await self._service.unpin(self._owner, Cid.parse(root), name or None)
         return {"pins": count}
 
-    async def pins(self, root: str, skip: int, limit: int) -> dict[str, Any]:
-        return await self._pins(self._owner, root, skip, limit)
+    async def pins(self, root: str, after: int, limit: int) -> dict[str, Any]:
+        return await self._pins(self._owner, root, after, limit)
 
-    async def _pins(self, owner: str | None, root: str, skip: int, limit: int) -> dict[str, Any]:
-        shown, matched = await self._service.store.page(
-            owner, Cid.parse(root) if root else None, skip, min(limit or LIST_MAX, LIST_MAX)
+    async def _pins(self, owner: str | None, root: str, after: int, limit: int) -> dict[str, Any]:
+        if after >= 1 << 63:
+            raise InvalidArgument(f"no answer had {after} as its `next`", code="invalid.page")
+        shown, next_ = await self._service.store.page(
+            owner, Cid.parse(root) if root else None, after, min(limit or LIST_MAX, LIST_MAX)
         )
-        return {"pins": [self._told(pin) for pin in shown], "matched": matched}
+        return {"pins": [self._told(pin) for pin in shown], "next": next_}
 
     def _told(self, pin: Pin) -> dict[str, Any]:
         return {
@@ -465,14 +467,14 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         place = service.transfers.place(self._owner)
         return {"transfer": Transfer(service.tasks, place, drain)}
 
-    async def all(self, skip: int, limit: int) -> dict[str, Any]:
-        found = await self._pins(None, "", skip, limit)
+    async def all(self, after: int, limit: int) -> dict[str, Any]:
+        found = await self._pins(None, "", after, limit)
         usage = await self._service.store.usage()
         free = await self._service.store.free_bytes()
         return {
             **found,
             "usage": {
-                "pins": found["matched"],
+                "pins": usage.pins,
                 "blocks": usage.blocks,
                 "disk_bytes": usage.charged,
                 "disk_bytes_max": usage.charged_max,

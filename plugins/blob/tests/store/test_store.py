@@ -485,7 +485,7 @@ async def test_a_pin_is_amended_only_while_it_is_there(tmp_path: Path) -> None:
             await store.amend(pin)
 
 
-async def test_pins_come_page_by_page_the_newest_first(tmp_path: Path) -> None:
+async def test_pins_come_page_by_page_the_oldest_first(tmp_path: Path) -> None:
     blocks = tree(2, 100)
     async with running(tmp_path / "s") as store:
         pins = [await put_pinned(store, blocks, name=str(n)) for n in range(7)]
@@ -493,17 +493,32 @@ async def test_pins_come_page_by_page_the_newest_first(tmp_path: Path) -> None:
         await store.amend(pins[2], copies=3)
         async with store.hold(ADA) as hold:
             await store.pin(hold, pins[4])  # anew
-        names = []
-        for skip in (0, 3, 6):
-            page, matched = await store.page(ADA, None, skip, 3)
-            assert matched == 7
+        names, after = [], 0
+        while len(names) < 3:
+            page, after = await store.page(ADA, None, after, 3)
             names.append("".join(pin.name for pin in page))
-        assert names == ["465", "321", "0"]
+        assert (names, after) == (["012", "356", "4"], 0)
         assert "".join(pin.name for pin in await store.pins(ADA)) == "4653210"
         assert await store.page(ADA, other[-1].cid, 0, 9) == ([], 0)
-        (page, matched) = await store.page(None, other[-1].cid, 0, 9)
-        assert (page[0].owner, matched) == (BOB, 1)
-        assert (await store.page(None, None, 0, 9))[1] == 8
+        (page, _) = await store.page(None, other[-1].cid, 0, 9)
+        assert page[0].owner == BOB
+        assert (await store.usage()).pins == 8
+
+
+async def test_what_goes_between_two_pages_makes_no_other_pin_lack(tmp_path: Path) -> None:
+    blocks = tree(2, 100)
+    async with running(tmp_path / "s") as store:
+        pins = [await put_pinned(store, blocks, name=str(n)) for n in range(7)]
+        page, after = await store.page(ADA, None, 0, 3)
+        seen = [pin.name for pin in page]
+        for pin in pins[1:3]:
+            await store.unpin(ADA, pin.root, pin.name)
+        async with store.hold(ADA) as hold:
+            await store.pin(hold, pins[3])  # anew
+        while after:
+            page, after = await store.page(ADA, None, after, 3)
+            seen += [pin.name for pin in page]
+        assert sorted(seen) == list("0123456")
 
 
 async def test_an_owner_has_no_more_pins_than_they_may(

@@ -71,23 +71,29 @@ def pin_rows(
     owner: str | None = None,
     root: Cid | None = None,
     name: str | None = None,
-    *,
-    skip: int = 0,
-    limit: int = -1,
 ) -> list[tuple[Any, ...]]:
     """For `read_pin`: those of an owner, a root and a name, the newest first; None: of all."""
+    return [tuple(columns) for _, *columns in reversed(pins_after(db, 0, -1, owner, root, name))]
+
+
+def pins_after(
+    db: Database,
+    after: int,
+    limit: int,
+    owner: str | None = None,
+    root: Cid | None = None,
+    name: str | None = None,
+) -> list[tuple[Any, ...]]:
+    """So many of these rows, the oldest first, behind an ID: each with its own before its columns.
+
+    A pin that is made anew has another ID: who reads on from the last one misses none.
+    """
     where, key = _where(owner, root, name)
     sql = (
-        f"SELECT owner, root, name, charged, pin, checksum FROM pins WHERE {where} "  # noqa: S608 constants
-        "ORDER BY rowid DESC LIMIT ? OFFSET ?"
+        "SELECT rowid, owner, root, name, charged, pin, checksum FROM pins "  # noqa: S608 constants
+        f"WHERE {where} AND rowid > ? ORDER BY rowid LIMIT ?"
     )
-    return [tuple(row) for row in db.execute(sql, (*key, limit, skip)).fetchall()]
-
-
-def count_pins(db: Database, owner: str | None, root: Cid | None) -> int:
-    where, key = _where(owner, root, None)
-    ((count,),) = db.execute(f"SELECT COUNT(*) FROM pins WHERE {where}", key).fetchall()  # noqa: S608 constants
-    return int(count)
+    return list(db.execute(sql, (*key, after, limit)).fetchall())
 
 
 def keep_pin(db: Database, pin: Pin) -> list[int]:
@@ -119,9 +125,8 @@ def remove_pins(db: Database, owner: str, root: Cid | bytes, name: str | None) -
 
 def remove_damaged(db: Database) -> list[tuple[BadPin, int]]:
     """Delete the pins whose rows are damaged; returns those, and what each was charged."""
-    sql = "SELECT rowid, owner, root, name, charged, pin, checksum FROM pins"
     gone = []
-    for id_, *columns in db.execute(sql).fetchall():
+    for id_, *columns in pins_after(db, 0, -1):
         pin, charged = read_pin(tuple(columns)), columns[3]
         if isinstance(pin, BadPin):  # what names it may be damaged, too
             db.execute("DELETE FROM pins WHERE rowid = ?", (id_,))

@@ -31,6 +31,11 @@ class Quota:
         """The bytes that an owner is charged, and the number of their pins."""
         return self._owners[owner], self._pins[owner]
 
+    @property
+    def pins(self) -> int:
+        """Of all owners."""
+        return self._pins.total()
+
     def charge(self, owner: str, more: int, pins: int = 0) -> None:
         """More bytes and pins of an owner; less than nothing gives some back.
 

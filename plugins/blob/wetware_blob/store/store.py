@@ -44,9 +44,9 @@ from wetware_blob.store.pins import (
     BadPin,
     Pin,
     amend_pin,
-    count_pins,
     keep_pin,
     pin_rows,
+    pins_after,
     read_pin,
     remove_damaged,
     remove_pins,
@@ -492,21 +492,20 @@ class Store:
         return found
 
     async def page(
-        self, owner: str | None, root: Cid | None, skip: int, limit: int
+        self, owner: str | None, root: Cid | None, after: int, limit: int
     ) -> tuple[list[Pin], int]:
-        """So many of `pins`, and how many there are in all.
+        """So many of `pins`, the oldest first, and where to go on behind them; 0: at their end.
 
-        Those that are damaged are counted, and lack in their page.
+        Those that are damaged count, and lack in their page.
         """
 
-        def read() -> tuple[list[Pin], int]:
+        def read() -> list[tuple[Any, ...]]:
             with self._index.reading() as db:
-                rows = pin_rows(db, owner, root, skip=skip, limit=limit)
-                matched = count_pins(db, owner, root)
-            return _checked(rows)[0], matched
+                return pins_after(db, after, limit, owner, root)
 
-        found: tuple[list[Pin], int] = await self._run_sync(read)
-        return found
+        rows = await self._run_sync(read)
+        pins, _ = await self._run_sync(_checked, [row[1:] for row in rows])
+        return pins, rows[-1][0] if len(rows) == limit else 0
 
     async def damage(self) -> tuple[int, list[BadPin]]:
         """How many blocks are known to be damaged, and the pins that are."""
@@ -547,7 +546,7 @@ class Store:
             charged, pins = self._quota.of(owner)
             return Usage(charged, self._quota.owner_bytes_max, pins=pins)
         blocks, charged = await self._run_sync(self._index.totals)
-        return Usage(charged, self._quota.node_bytes_max, blocks)
+        return Usage(charged, self._quota.node_bytes_max, blocks, self._quota.pins)
 
     async def free_bytes(self) -> int:
         """Of the disk, for anybody."""
