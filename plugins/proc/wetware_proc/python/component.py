@@ -53,7 +53,6 @@ _READABLE, _WRITABLE = 0x100, 0x200
 _Words = ctypes.POINTER(ctypes.c_uint64)
 _converting: Final = threading.Lock()
 """Whoever makes a variant of a value clears a set that is of the whole module of the package."""
-_no_finalizer: Any = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 
 Function = Callable[..., Any]
 """Gets the guest's world and the arguments: numbers, text, bytes, lists, what was made `Own`.
@@ -128,13 +127,11 @@ class Runner:
     def _define(self, instance: Any, name: str, function: Function) -> None:
         callback = _callback(function)
         self._callbacks.append(callback)
-        data = name.encode()
         engine.refuse(
             bindings.wasmtime_component_linker_instance_add_func_async(
-                instance.ptr(), ctypes.create_string_buffer(data), len(data), callback, None,
-                _no_finalizer,
+                instance.ptr(), *engine.text(name), callback, None, engine.no_finalizer
             )
-        )  # fmt: skip
+        )
 
 
 class PythonFiber(Fiber):
@@ -155,7 +152,6 @@ class PythonFiber(Fiber):
 
     async def _live(self, context: Any) -> int:
         runner = self.runner
-        context = ctypes.cast(context, ctypes.POINTER(bindings.wasmtime_context_t))
         instance = bindings.wasmtime_component_instance_t()
         await self._finish(
             lambda trap, error: bindings.wasmtime_component_linker_instantiate_async(

@@ -22,14 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware.errors import CapabilityError, LimitExceeded, NotFound, WetwareError
 from wetware_proc import grants
 from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX, TABLE_FULL, Handles
-from wetware_proc.wasm.engine import Call, Fiber, Result
+from wetware_proc.wasm.engine import Fiber, Imports, Result
 from wetware_proc.wasm.errno import Errno, need
 
 if TYPE_CHECKING:
     from wetware import rpc
     from wetware_proc.driver import Spec
-
-MODULE: Final = "ww"
 
 
 class Caps:
@@ -148,16 +146,10 @@ def _errno(error: WetwareError) -> Errno:
     return Errno.AGAIN if isinstance(error, LimitExceeded) else Errno.IO
 
 
-def _negative(number: int) -> int:
-    return -number
-
-
-CALLS: Final = (
-    Call("cap", "ii", Caps.cap, failed=_negative),
-    Call("call", "iii", Caps.call, parks=True, failed=_negative),
-    Call("send", "iii", Caps.send, parks=True, failed=_negative),
-    Call("offer", "iii", Caps.offer, parks=True, failed=_negative),
-    Call("take", "ii", Caps.take, failed=_negative),
-    Call("drop", "i", Caps.drop, failed=_negative),
+IMPORTS: Final = Imports(
+    "ww",
+    Caps,
+    {"cap": "ii", "call": "iii", "send": "iii", "offer": "iii", "take": "ii", "drop": "i"},
+    failed=int.__neg__,
 )
 """All of version 1."""

@@ -56,10 +56,7 @@ class WasmDriver:
 
     def __init__(self, data_dir: Path) -> None:
         self._threads, self.disk = Threads(), Threads()  # guests' files keep no load waiting
-        self.runtime = Runtime(
-            [(wasi.MODULE, wasi.CALLS), (caps.MODULE, caps.CALLS)],
-            workers=max(2, os.cpu_count() or 1),
-        )
+        self.runtime = Runtime([wasi.IMPORTS, caps.IMPORTS], workers=max(2, os.cpu_count() or 1))
         self._compiler = Compiler(Cache(data_dir / "compiled"), self._threads)
         self._tmp = data_dir / "tmp"
         self._images: OrderedDict[str, WasmImage] = OrderedDict()

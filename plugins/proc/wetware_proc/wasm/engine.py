@@ -7,32 +7,33 @@ holds nobody up. So are all, while guests together use more than their share of 
 Python that a guest calls runs on the guest's stack and on the thread that polls it; whatever
 concerns others, or waits, is handed to the loop, and the guest sleeps meanwhile.
 
-The functions are declared here once more, without types: that takes a third of the time a call.
 What is used of wasmtime beyond its promise is why it is pinned to a minor version. `Any` stops at
-this module, and no other one imports wasmtime, but for the one that compiles.
+this module, and no other one imports wasmtime, but for those that compile, and that run components.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import struct
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from wasmtime import Config, Engine, FuncType, Linker, Module, Trap, ValType, WasmtimeError
+from wasmtime import Config, Engine, FuncType, Linker, Module, Store, Trap, ValType, WasmtimeError
 from wasmtime import _bindings as bindings
 from wasmtime import _ffi as ffi
 
 from wetware.base.bounds import TokenBucket
 from wetware.base.threads import to_its_end
-from wetware_proc.wasm.errno import Errno, errno_of
+from wetware_proc.wasm.errno import Errno, errno_of, need
 
 STACK_BYTES: Final = 512 << 10
 """Of a guest."""
@@ -46,8 +47,6 @@ LOOP_SHARE: Final = 0.5
 """Of the loop's time, for all guests together; with more, some are polled by workers."""
 LOOP_BURST_S: Final = 0.004
 """That they may take at once."""
-TURN_S: Final = 0.0005
-"""Of one guest on the loop, before others have theirs."""
 PYTHON_S: Final = 0.001
 """Who calls Python on a worker, over and over, pauses once in so long, for PAUSE_S."""
 PAUSE_S: Final = 0.0001
@@ -64,30 +63,28 @@ TABLES_MAX: Final = 4
 CONFIG: Final = f"2-{STACK_BYTES}-{HOST_STACK_BYTES}"
 """Changes when what is compiled does not fit any more."""
 
-Later = Callable[[], int | Awaitable[int]]
+Later = Callable[[], int | Awaitable[int | None] | None]
 """Is called on the loop, on its own stack; what it gives is the result of the guest's call."""
-Result = int | Later
+Result = int | Later | None
+"""None is 0."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A function that guests may import.
+class Imports:
+    """A module that guests may import.
 
     Attributes:
-        name: As the guest imports it.
-        params: A letter for each: i, 32 bits, or I, 64 bits; unsigned both.
-        function: Gets the guest's own host and the parameters. It may raise what `errno_of` knows,
-            and Exited.
-        parks: It may return Later; costs a microsecond more.
-        result: The guest gets one, of 32 bits.
+        module: Its name.
+        host: The class whose methods the functions are: each gets the guest's own host, and the
+            parameters. It may raise what `errno_of` knows, and Exited.
+        functions: Name of each → a letter for each parameter: i, 32 bits, or I, 64 bits; unsigned
+            both. The guest gets a number of 32 bits, and nothing where a `-` follows.
         failed: What it gets for an error number.
     """
 
-    name: str
-    params: str
-    function: Callable[..., Result]
-    parks: bool = False
-    result: bool = True
+    module: str
+    host: type
+    functions: Mapping[str, str]
     failed: Callable[[int], int] = int
 
 
@@ -115,55 +112,12 @@ class OverLimit(Exception):
 
 _Pointer = ctypes.c_void_p
 _Words = ctypes.POINTER(ctypes.c_uint64)
-_SyncCallback = ctypes.CFUNCTYPE(
-    ctypes.c_size_t, _Pointer, _Pointer, _Words, ctypes.c_size_t
-)  # data, caller, values of 16 bytes → trap
-_AsyncCallback = ctypes.CFUNCTYPE(
+# As the package has it, but without the types of its parameters, which take half of the time.
+_Callback = ctypes.CFUNCTYPE(
     None, _Pointer, _Pointer, _Words, ctypes.c_size_t, _Words, ctypes.c_size_t, _Words, _Words
 )  # data, caller, arguments, their number, results, their number, trap, continuation
 _VALUE_WORDS: Final = ctypes.sizeof(bindings.wasmtime_val_t) // 8  # kind, payload, …
-
-
-def _function(name: str, result: Any, *parameters: Any) -> Any:
-    function = ffi.dll[name]
-    function.restype, function.argtypes = result, parameters
-    return function
-
-
-_size, _text, _bool = ctypes.c_size_t, ctypes.c_char_p, ctypes.c_bool
-_store_new = _function("wasmtime_store_new", *[_Pointer] * 4)
-_store_delete = _function("wasmtime_store_delete", None, _Pointer)
-_store_context = _function("wasmtime_store_context", _Pointer, _Pointer)
-_store_limiter = _function("wasmtime_store_limiter", None, _Pointer, *[ctypes.c_int64] * 5)
-_set_deadline = _function("wasmtime_context_set_epoch_deadline", None, _Pointer, ctypes.c_uint64)
-_yield_at_deadline = _function(  # whatever its header says, it returns nothing
-    "wasmtime_context_epoch_deadline_async_yield_and_update", None, _Pointer, ctypes.c_uint64
-)
-_increment_epoch = _function("wasmtime_engine_increment_epoch", None, _Pointer)
-_prepare = _function("wasmtime_linker_instantiate_pre", *[_Pointer] * 4)
-_prepared_delete = _function("wasmtime_instance_pre_delete", None, _Pointer)
-_instantiate = _function("wasmtime_instance_pre_instantiate_async", *[_Pointer] * 6)
-_export = _function(
-    "wasmtime_instance_export_get", _bool, _Pointer, _Pointer, _text, _size, _Pointer
-)
-_caller_export = _function("wasmtime_caller_export_get", _bool, _Pointer, _text, _size, _Pointer)
-_call = _function(
-    "wasmtime_func_call_async",
-    *[_Pointer] * 4, _size, _Pointer, _size, _Pointer, _Pointer,
-)  # fmt: skip
-_poll = _function("wasmtime_call_future_poll", _bool, _Pointer)
-_future_delete = _function("wasmtime_call_future_delete", None, _Pointer)
-_memory_data = _function("wasmtime_memory_data", *[_Pointer] * 3)
-_memory_size = _function("wasmtime_memory_data_size", _size, _Pointer, _Pointer)
-_trap_new = _function("wasmtime_trap_new", _Pointer, _text, _size)
-_define_sync = _function(
-    "wasmtime_linker_define_func_unchecked",
-    _Pointer, _Pointer, _text, _size, _text, _size, _Pointer, _SyncCallback, _Pointer, _Pointer,
-)  # fmt: skip
-_define_async = _function(
-    "wasmtime_linker_define_async_func",
-    _Pointer, _Pointer, _text, _size, _text, _size, _Pointer, _AsyncCallback, _Pointer, _Pointer,
-)  # fmt: skip
+no_finalizer: Any = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 memoryview_of: Any = ctypes.pythonapi.PyMemoryView_FromMemory
 memoryview_of.restype, memoryview_of.argtypes = (
     ctypes.py_object,
@@ -178,15 +132,19 @@ ALWAYS: Final = ctypes.cast(_libc.abs, _Pointer).value
 ONCE_SET: Final = ctypes.cast(_libc.strlen, _Pointer).value
 
 
-def _address(wrapper: Any) -> Any:
-    return ctypes.cast(wrapper.ptr(), _Pointer)
+def text(name: str) -> tuple[Any, int]:
+    """A name, and its length, for a function of C."""
+    data = name.encode()
+    return ctypes.create_string_buffer(data, len(data)), len(data)
+
+
+_START, _MEMORY, _HOST = text("_start"), text("memory"), text("host")
 
 
 def refuse(error: Any) -> None:
     """Raise an error that a function returned."""
     if error:
-        pointer = ctypes.cast(error, ctypes.POINTER(bindings.wasmtime_error_t))
-        raise WasmtimeError._from_ptr(pointer)
+        raise WasmtimeError._from_ptr(error)
 
 
 # --- the engine ----------------------------------------------------------------------------------
@@ -215,20 +173,20 @@ def new_engine(stack_bytes: int = STACK_BYTES) -> Engine:
 class Ticker:
     """Interrupts the guests that are polled, every TICK_S, in a thread that sleeps without them."""
 
-    _QUIET_TICKS = 50
-
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._beat = self._idle = self._closed = False
+        self._engine, self._closed = engine, False
+        self._polled: set[object] = set()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wasm-ticks", daemon=True)
         self._thread.start()
 
-    def beat(self) -> None:
-        """A guest is about to be polled."""
-        self._beat = True
-        if self._idle:
-            self._wake.set()
+    @contextlib.contextmanager
+    def polling(self, guest: object) -> Iterator[None]:
+        """In the block a guest is polled, in any thread."""
+        self._polled.add(guest)
+        self._wake.set()
+        yield
+        self._polled.discard(guest)
 
     def close(self) -> None:
         self._closed = True
@@ -236,18 +194,11 @@ class Ticker:
         self._thread.join()
 
     def _run(self) -> None:
-        engine, quiet = _address(self._engine), 0
-        while not self._closed:
-            time.sleep(TICK_S)
-            _increment_epoch(engine)
-            quiet = 0 if self._beat else quiet + 1
-            self._beat = False
-            if quiet > self._QUIET_TICKS:
-                self._idle = True  # from here on a beat wakes this thread
-                if not self._beat:
-                    self._wake.wait()
-                self._idle, quiet = False, 0
-                self._wake.clear()
+        while not self._closed and self._wake.wait():
+            self._wake.clear()
+            while self._polled:
+                time.sleep(TICK_S)
+                self._engine.increment_epoch()
 
 
 class Turns:
@@ -292,8 +243,7 @@ class Runtime:
     """The engine, the imports that it offers, and the threads that poll who computes.
 
     Args:
-        calls: Name of an import module → what it offers. The host objects of a Fiber are in the
-            same order.
+        imports: What guests may import. The hosts of a Fiber are in the same order.
         workers: Threads.
         beside: Another runtime, whose threads and share of the loop this one uses.
         stack_bytes: Of a guest.
@@ -301,7 +251,7 @@ class Runtime:
 
     def __init__(
         self,
-        calls: Sequence[tuple[str, Sequence[Call]]],
+        imports: Sequence[Imports],
         workers: int = 0,
         *,
         beside: Runtime | None = None,
@@ -310,9 +260,9 @@ class Runtime:
         self.engine = new_engine(stack_bytes)
         self._linker = Linker(self.engine)
         self._callbacks: list[Any] = []  # C holds their addresses
-        for place, (module, offered) in enumerate(calls):
-            for call in offered:
-                self._define(module, call, place)
+        for place, each in enumerate(imports):
+            for name in each.functions:
+                self._define(each, name, place)
         self.ticker = Ticker(self.engine)
         self._beside = beside
         if beside is not None:
@@ -344,22 +294,28 @@ class Runtime:
         # A Fiber calls it unseen.
         if not isinstance(start, FuncType) or start.params or start.results:
             raise ValueError("it exports no function `_start`: it is a library, and no program")
-        prepared = _Pointer()
+        prepared = ctypes.POINTER(bindings.wasmtime_instance_pre_t)()
+        where = ctypes.byref(prepared)
         try:
-            refuse(_prepare(_address(self._linker), _address(module), ctypes.byref(prepared)))
+            refuse(
+                bindings.wasmtime_linker_instantiate_pre(self._linker.ptr(), module.ptr(), where)
+            )
         except WasmtimeError as exc:
             raise ValueError(str(exc)) from exc
         return Program(self, module, prepared)
 
-    def _define(self, module: str, call: Call, place: int) -> None:
-        kinds = [ValType.i32() if letter == "i" else ValType.i64() for letter in call.params]
-        signature = FuncType(kinds, [ValType.i32()] * call.result)
-        make, define = (_parking, _define_async) if call.parks else (_prompt, _define_sync)
-        callback = make(call, place)
+    def _define(self, imports: Imports, name: str, place: int) -> None:
+        letters, dash, _ = imports.functions[name].partition("-")
+        kinds = [ValType.i32() if letter == "i" else ValType.i64() for letter in letters]
+        kind = FuncType(kinds, [] if dash else [ValType.i32()])
+        callback = _Callback(_called(getattr(imports.host, name), letters, imports.failed, place))
         self._callbacks.append(callback)
-        names = module.encode(), len(module), call.name.encode(), len(call.name)
-        linker, kind = _address(self._linker), _address(signature)
-        refuse(define(linker, *names, kind, callback, None, None))
+        refuse(
+            bindings.wasmtime_linker_define_async_func(
+                self._linker.ptr(), *text(imports.module), *text(name), kind.ptr(),
+                ctypes.cast(callback, bindings.wasmtime_func_async_callback_t), None, no_finalizer,
+            )
+        )  # fmt: skip
 
 
 class Program:
@@ -369,7 +325,7 @@ class Program:
         self.runtime, self._module, self.prepared = runtime, module, prepared
 
     def __del__(self) -> None:
-        _prepared_delete(self.prepared)
+        bindings.wasmtime_instance_pre_delete(self.prepared)
 
 
 # --- what a guest calls --------------------------------------------------------------------------
@@ -378,39 +334,14 @@ current = threading.local()
 """`fiber`: the one that this thread polls."""
 
 
-def _masks(params: str, step: int, first: int) -> tuple[tuple[int, int], ...]:
-    """Where each parameter is, in words, and which of its bits count."""
-    return tuple(
-        (first + step * at, 0xFFFF_FFFF if letter == "i" else (1 << 64) - 1)
-        for at, letter in enumerate(params)
+def _called(
+    function: Callable[..., Result], letters: str, failed: Callable[[int], int], place: int
+) -> Callable[..., None]:
+    """What C calls for a function: where each parameter is, in words, and which bits count."""
+    masks = tuple(
+        (1 + _VALUE_WORDS * at, 0xFFFF_FFFF if letter == "i" else (1 << 64) - 1)
+        for at, letter in enumerate(letters)
     )
-
-
-def _prompt(call: Call, place: int) -> Any:
-    """The callback of a call that returns at once."""
-    function, failed, masks = call.function, call.failed, _masks(call.params, 2, 0)
-
-    def callback(data: int, caller: int, words: Any, count: int) -> int:
-        fiber: Fiber = current.fiber
-        fiber.memory.caller = caller
-        if fiber.elsewhere:
-            fiber.let_others()
-        try:
-            result = function(fiber.hosts[place], *[words[at] & mask for at, mask in masks])
-            if call.result:
-                words[0] = result
-        except Exception as exc:
-            if (number := errno_of(exc)) is None:
-                return fiber.crash(exc)
-            words[0] = failed(number) & 0xFFFF_FFFF
-        return 0
-
-    return _SyncCallback(callback)
-
-
-def _parking(call: Call, place: int) -> Any:
-    """The callback of a call that may take a while."""
-    function, failed, masks = call.function, call.failed, _masks(call.params, _VALUE_WORDS, 1)
 
     def callback(
         data: int, caller: int, words: Any, count: int,
@@ -418,23 +349,24 @@ def _parking(call: Call, place: int) -> Any:
     ) -> None:  # fmt: skip
         fiber: Fiber = current.fiber
         fiber.memory.caller = caller
+        continuation[0], continuation[1] = ALWAYS, 1
         if fiber.elsewhere:
             fiber.let_others()
-        result: Result = 0
         try:
             result = function(fiber.hosts[place], *[words[at] & mask for at, mask in masks])
         except Exception as exc:
             if (number := errno_of(exc)) is None:
-                trap[0] = fiber.crash(exc)
-            else:
-                result = failed(number)
-        if isinstance(result, int):
-            results[0], results[1] = 0, result & 0xFFFF_FFFF
-            continuation[0], continuation[1] = ALWAYS, 1
-        else:
+                fiber.fail(exc)
+                made = bindings.wasmtime_trap_new(*_HOST)
+                trap[0] = ctypes.cast(made, _Pointer).value or 0
+                return
+            result = failed(number)
+        if callable(result):
             continuation[0], continuation[1] = ONCE_SET, fiber.park(result, results, failed)
+        else:
+            results[0], results[1] = 0, (result or 0) & 0xFFFF_FFFF
 
-    return _AsyncCallback(callback)
+    return callback
 
 
 class Memory:
@@ -442,7 +374,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.caller = 0  # the instance that calls; valid during its call
-        self.context = 0
+        self.context: Any = None
         self._found: Any = None
         self._size = 0
         self._all: Any = None
@@ -459,7 +391,7 @@ class Memory:
         """In bytes; None where the guest has none that it exports, or has not used it in a call."""
         if self._found is None:
             return None
-        size: int = _memory_size(self.context, ctypes.byref(self._found))
+        size: int = bindings.wasmtime_memory_data_size(self.context, ctypes.byref(self._found))
         return size
 
     def read(self, at: int, count: int) -> bytes:
@@ -477,25 +409,25 @@ class Memory:
 
     def close(self) -> None:
         """The guest is about to be gone."""
-        self._size, self._all, self._found, self.context = 0, None, None, 0
+        self._size, self._all, self._found, self.context = 0, None, None, None
 
     def _reach(self, end: int) -> None:
         """See how large it is by now."""
-        if not self.context:
-            raise Errno.FAULT.error()
+        need(self.context, Errno.FAULT)
         if self._found is None:
             found = bindings.wasmtime_extern_t()
-            if not (self.caller and _caller_export(self.caller, b"memory", 6, ctypes.byref(found))):
-                raise Errno.FAULT.error()
+            need(self.caller, Errno.FAULT)
+            caller = ctypes.cast(self.caller, ctypes.POINTER(bindings.wasmtime_caller_t))
+            where = ctypes.byref(found)
+            need(bindings.wasmtime_caller_export_get(caller, *_MEMORY, where), Errno.FAULT)
             kind: Any = found.kind  # a number, whatever the types say
-            if kind != ffi.WASMTIME_EXTERN_MEMORY.value:
-                raise Errno.FAULT.error()
+            need(kind == ffi.WASMTIME_EXTERN_MEMORY.value, Errno.FAULT)
             self._found = bindings.wasmtime_memory_t.from_buffer_copy(found.of.memory)
         memory = ctypes.byref(self._found)
-        self._size = _memory_size(self.context, memory)
-        self._all = memoryview_of(_memory_data(self.context, memory), self._size, _WRITABLE)
-        if end > self._size:
-            raise Errno.FAULT.error()
+        self._size = bindings.wasmtime_memory_data_size(self.context, memory)
+        data = bindings.wasmtime_memory_data(self.context, memory)
+        self._all = memoryview_of(data, self._size, _WRITABLE)
+        need(end <= self._size, Errno.FAULT)
 
 
 # --- a guest that runs ---------------------------------------------------------------------------
@@ -532,7 +464,6 @@ class Fiber:
         self._results: Any = None
         self._failed: Callable[[int], int] = int
         self._flag = ctypes.create_string_buffer(2)
-        self._turn_s = 0.0  # on the loop, since others had their turn
         self._computes = False  # since its last call
         self._held_loop = memory_bytes > LOOP_MEMORY_BYTES
         self._stopping = self.elsewhere = False
@@ -549,12 +480,12 @@ class Fiber:
 
         Raises Trapped, OverLimit, and what is a defect of the host.
         """
-        store = _store_new(_address(self._runtime.engine), None, None)
-        self.memory.context = context = _store_context(store)
+        store = Store(self._runtime.engine)
+        self.memory.context = context = store._context()
         try:
-            _store_limiter(store, self._memory_bytes, TABLE_ELEMENTS_MAX, *self.PARTS_MAX)
-            _set_deadline(context, 1)
-            _yield_at_deadline(context, 1)
+            store.set_limits(self._memory_bytes, TABLE_ELEMENTS_MAX, *self.PARTS_MAX)
+            store.set_epoch_deadline(1)
+            bindings.wasmtime_context_epoch_deadline_async_yield_and_update(context, 1)
             return await self._live(context)
         except Exited as exc:
             return exc.code
@@ -563,20 +494,24 @@ class Fiber:
             self.memory.close()
             if size is None or size > LOOP_FREED_BYTES:
                 workers = self._runtime.workers
-                await to_its_end(asyncio.wrap_future(workers.submit(_store_delete, store)))
+                await to_its_end(asyncio.wrap_future(workers.submit(store.close)))
             else:
-                _store_delete(store)
+                store.close()
 
     async def _live(self, context: Any) -> int:
         """In a store: instantiate and run; returns the exit code."""
-        instance = bindings.wasmtime_instance_t()
-        where = ctypes.byref(instance)
-        await self._finish(lambda *out: _instantiate(self._program.prepared, context, where, *out))
-        start = bindings.wasmtime_extern_t()
-        _export(context, where, b"_start", 6, ctypes.byref(start))
-        function, values = ctypes.byref(start.of.func), bindings.wasmtime_val_t()
+        where = ctypes.byref(bindings.wasmtime_instance_t())
         await self._finish(
-            lambda *out: _call(context, function, ctypes.byref(values), 0, None, 0, *out)
+            partial(
+                bindings.wasmtime_instance_pre_instantiate_async,
+                self._program.prepared, context, where,
+            )
+        )  # fmt: skip
+        start = bindings.wasmtime_extern_t()
+        bindings.wasmtime_instance_export_get(context, where, *_START, ctypes.byref(start))
+        function, none = ctypes.byref(start.of.func), ctypes.byref(bindings.wasmtime_val_t())
+        await self._finish(
+            partial(bindings.wasmtime_func_call_async, context, function, none, 0, None, 0)
         )
         return 0
 
@@ -605,12 +540,6 @@ class Fiber:
         """End the guest, which is about to trap, with an exception."""
         self._defect = exc
 
-    def crash(self, exc: BaseException) -> int:
-        """End the guest with an exception. Returns a trap."""
-        self.fail(exc)
-        trap: int = _trap_new(b"host", 4)
-        return trap
-
     async def _finish(self, begin: Callable[..., Any]) -> None:
         """Poll what `begin` begins until it is done."""
         trap = ctypes.POINTER(bindings.wasm_trap_t)()
@@ -619,7 +548,7 @@ class Fiber:
         try:
             await self._drive(future)
         finally:
-            _future_delete(future)  # an unfinished one: the guest's stack is unwound
+            bindings.wasmtime_call_future_delete(future)  # an unfinished one is unwound
         failure = (
             Trap._from_ptr(trap) if trap else WasmtimeError._from_ptr(error) if error else None
         )
@@ -644,24 +573,20 @@ class Fiber:
             self._computes = self._later is None
             if not self._computes:
                 await self._answer()
-            if self._turn_s > TURN_S:
-                self._turn_s = 0.0
-                await asyncio.sleep(0)
 
     def _took(self, since: float) -> float:
         """The guest has had the loop since then; returns for how long, in s."""
         took = time.perf_counter() - since
-        self._turn_s += took
         self._runtime.loop_s.spend(took)
         return took
 
     def _poll_once(self, future: Any) -> bool:
         """Let the guest go on until it is done, parks, or the next tick comes."""
         current.fiber = self
-        self._runtime.ticker.beat()
-        self._polled_at = time.thread_time_ns()
-        done: bool = _poll(future)
-        self._cpu_ns += time.thread_time_ns() - self._polled_at
+        with self._runtime.ticker.polling(self):
+            self._polled_at = time.thread_time_ns()
+            done = bindings.wasmtime_call_future_poll(future)
+            self._cpu_ns += time.thread_time_ns() - self._polled_at
         self._polled_at = 0
         current.fiber = None
         return done
@@ -700,7 +625,7 @@ class Fiber:
         try:
             result = later()
             self._took(before)
-            if not isinstance(result, int):
+            if result is not None and not isinstance(result, int):
                 result = await result
         except Exception as exc:
             if (number := errno_of(exc)) is None:
@@ -709,8 +634,8 @@ class Fiber:
         self._give(result)
         self._flag[0] = b"\1"
 
-    def _give(self, result: int) -> None:
-        self._results[0], self._results[1] = 0, result & 0xFFFF_FFFF
+    def _give(self, result: int | None) -> None:
+        self._results[0], self._results[1] = 0, (result or 0) & 0xFFFF_FFFF
 
     def _reason(self, failure: Trap | WasmtimeError) -> Exception:
         """What ended a guest. Nothing of a message: names in it are the guest's."""

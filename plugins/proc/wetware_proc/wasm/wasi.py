@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Final
 from wetware.base.bounds import TokenBucket
 from wetware.base.threads import Threads, to_its_end
 from wetware_proc.wasm import files
-from wetware_proc.wasm.engine import Call, Exited, Fiber, Result
+from wetware_proc.wasm.engine import Exited, Fiber, Imports, Result
 from wetware_proc.wasm.errno import Errno, need
 from wetware_proc.wasm.files import Directory, File, Quota, Table
 
 if TYPE_CHECKING:
     from wetware_proc.driver import Output, Pipe, Spec
 
-MODULE: Final = "wasi_snapshot_preview1"
 VECTORS_MAX: Final = 1024
 """Pieces of memory, or subscriptions, that one call names."""
 IO_BYTES_MAX: Final = 1 << 20
@@ -36,7 +35,6 @@ IO_BYTES_MAX: Final = 1 << 20
 LIST_BYTES_MAX: Final = 64 << 10
 """Of a directory's names, that one call tells."""
 
-_OK: Final = 0
 _SET_ATIME, _ATIME_NOW, _SET_MTIME, _MTIME_NOW = 1, 2, 4, 8
 _FOLLOW: Final = 1
 _CLOCK, _CAN_READ, _CAN_WRITE = 0, 1, 2  # what a subscription waits for
@@ -98,39 +96,35 @@ class Wasi:
 
     # --- arguments and environment ---
 
-    def args_get(self, pointers: int, buffer: int) -> int:
-        return self._write_texts(self._args, pointers, buffer)
+    def args_get(self, pointers: int, buffer: int) -> None:
+        self._write_texts(self._args, pointers, buffer)
 
-    def args_sizes_get(self, count: int, size: int) -> int:
-        return self._write_sizes(self._args, count, size)
+    def args_sizes_get(self, count: int, size: int) -> None:
+        self._write_sizes(self._args, count, size)
 
-    def environ_get(self, pointers: int, buffer: int) -> int:
-        return self._write_texts(self._env, pointers, buffer)
+    def environ_get(self, pointers: int, buffer: int) -> None:
+        self._write_texts(self._env, pointers, buffer)
 
-    def environ_sizes_get(self, count: int, size: int) -> int:
-        return self._write_sizes(self._env, count, size)
+    def environ_sizes_get(self, count: int, size: int) -> None:
+        self._write_sizes(self._env, count, size)
 
-    def _write_texts(self, texts: list[bytes], pointers: int, buffer: int) -> int:
+    def _write_texts(self, texts: list[bytes], pointers: int, buffer: int) -> None:
         starts = list(accumulate(map(len, texts[:-1]), initial=buffer))[: len(texts)]
         self._memory.pack(pointers, f"<{len(starts)}I", *starts)
         self._memory.write(buffer, b"".join(texts))
-        return _OK
 
-    def _write_sizes(self, texts: list[bytes], count: int, size: int) -> int:
+    def _write_sizes(self, texts: list[bytes], count: int, size: int) -> None:
         self._memory.pack(count, "<I", len(texts))
         self._memory.pack(size, "<I", sum(map(len, texts)))
-        return _OK
 
     # --- clocks, chance, the end ---
 
-    def clock_res_get(self, clock: int, out: int) -> int:
+    def clock_res_get(self, clock: int, out: int) -> None:
         self._now(clock)
         self._memory.pack(out, "<Q", 1)
-        return _OK
 
-    def clock_time_get(self, clock: int, precision: int, out: int) -> int:
+    def clock_time_get(self, clock: int, precision: int, out: int) -> None:
         self._memory.pack(out, "<Q", self._now(clock))
-        return _OK
 
     def _now(self, clock: int) -> int:
         """In ns: the wall clock, a monotonic one, or the time that the guest has computed."""
@@ -142,25 +136,24 @@ class Wasi:
     def random_get(self, at: int, count: int) -> Result:
         view = self._memory.view(at, count)
 
-        async def fill() -> int:
+        async def fill() -> None:
             for start in range(0, count, _RANDOM_BYTES):
                 piece = view[start : start + _RANDOM_BYTES]
                 piece[:] = os.urandom(len(piece))
                 await asyncio.sleep(0)
-            return _OK
 
         if count > _RANDOM_BYTES:
             return fill
         view[:] = os.urandom(count)
-        return _OK
+        return None
 
     def sched_yield(self) -> Result:
-        return _yield
+        return partial(asyncio.sleep, 0)
 
-    def proc_exit(self, code: int) -> int:
+    def proc_exit(self, code: int) -> None:
         raise Exited(code)
 
-    def proc_raise(self, signal: int) -> int:
+    def proc_raise(self, signal: int) -> None:
         raise Errno.NOSYS.error()
 
     # --- reading and writing ---
@@ -170,10 +163,10 @@ class Wasi:
         if isinstance(node, Input):
             return partial(self._read_input, node, views, out)
         self._memory.pack(out, "<I", os.readv(self.table.file(fd).fd, views) if views else 0)
-        return _OK
+        return None
 
-    def _read_input(self, node: Input, views: list[memoryview], out: int) -> int | Awaitable[int]:
-        def take() -> int:
+    def _read_input(self, node: Input, views: list[memoryview], out: int) -> Awaitable[None] | None:
+        def take() -> None:
             data = node.pipe.take(sum(map(len, views)))
             left = memoryview(data)
             for view in views:
@@ -181,14 +174,14 @@ class Wasi:
                 view[: len(piece)] = piece
                 left = left[len(piece) :]
             self._memory.pack(out, "<I", len(data))
-            return _OK
 
-        async def wait() -> int:
+        async def wait() -> None:
             await node.pipe.wait()
-            return take()
+            take()
 
         if node.pipe.ready or not views:
-            return take()
+            take()
+            return None
         need(not node.flags & files.NONBLOCK, Errno.AGAIN)
         return wait()
 
@@ -199,29 +192,26 @@ class Wasi:
         file = self.table.file(fd)
         at = os.lseek(file.fd, 0, os.SEEK_CUR)
         self._memory.pack(out, "<I", self._writev(file, views, at))
-        return _OK
+        return None
 
-    def _write_output(self, node: Sink, data: bytes, out: int) -> int | Awaitable[int]:
-        async def wait(room: Awaitable[None] | None) -> int:
+    def _write_output(self, node: Sink, data: bytes, out: int) -> Awaitable[None] | None:
+        async def wait(room: Awaitable[None] | None) -> None:
             if room is not None:
                 await room
             await asyncio.sleep(self._rate.wait_s())
-            return _OK
 
         self._memory.pack(out, "<I", len(data))
         room = node.output(data) if data else None
         self._rate.spend(len(data))
-        return _OK if room is None and not self._rate.wait_s() else wait(room)
+        return None if room is None and not self._rate.wait_s() else wait(room)
 
-    def fd_pread(self, fd: int, vectors: int, count: int, at: int, out: int) -> int:
+    def fd_pread(self, fd: int, vectors: int, count: int, at: int, out: int) -> None:
         file, views = self.table.file(fd, files.READ), self._vectors(vectors, count)
         self._memory.pack(out, "<I", os.preadv(file.fd, views, at) if views else 0)
-        return _OK
 
-    def fd_pwrite(self, fd: int, vectors: int, count: int, at: int, out: int) -> int:
+    def fd_pwrite(self, fd: int, vectors: int, count: int, at: int, out: int) -> None:
         file, views = self.table.file(fd, files.WRITE), self._vectors(vectors, count)
         self._memory.pack(out, "<I", self._writev(file, views, at, positioned=True))
-        return _OK
 
     def _writev(
         self, file: File, views: list[memoryview], at: int, *, positioned: bool = False
@@ -247,22 +237,19 @@ class Wasi:
 
     # --- descriptors ---
 
-    def fd_close(self, fd: int) -> int:
+    def fd_close(self, fd: int) -> None:
         self.table.close(fd)
-        return _OK
 
-    def fd_renumber(self, source: int, target: int) -> int:
+    def fd_renumber(self, source: int, target: int) -> None:
         self.table.renumber(source, target)
-        return _OK
 
-    def fd_seek(self, fd: int, offset: int, whence: int, out: int) -> int:
+    def fd_seek(self, fd: int, offset: int, whence: int, out: int) -> None:
         need(whence < 3, Errno.INVAL)
         at = os.lseek(self.table.file(fd).fd, offset - (offset >> 63 << 64), whence)
         self._memory.pack(out, "<Q", at)
-        return _OK
 
-    def fd_tell(self, fd: int, out: int) -> int:
-        return self.fd_seek(fd, 0, os.SEEK_CUR, out)
+    def fd_tell(self, fd: int, out: int) -> None:
+        self.fd_seek(fd, 0, os.SEEK_CUR, out)
 
     def fd_sync(self, fd: int) -> Result:
         return partial(self._in_thread, os.fsync, self.table.on_disk(fd).fd)
@@ -270,80 +257,70 @@ class Wasi:
     def fd_datasync(self, fd: int) -> Result:
         return partial(self._in_thread, os.fdatasync, self.table.on_disk(fd).fd)
 
-    async def _in_thread(self, function: Callable[..., None], *args: int) -> int:
+    async def _in_thread(self, function: Callable[..., None], *args: int) -> None:
         await to_its_end(self._threads.run(function, *args))  # the descriptor is closed behind it
-        return _OK
 
-    def fd_advise(self, fd: int, at: int, count: int, advice: int) -> int:
+    def fd_advise(self, fd: int, at: int, count: int, advice: int) -> None:
         need(advice < 6 and at < 1 << 63 and count < 1 << 63, Errno.INVAL)
-        self.table.file(fd)
-        return _OK  # what the kernel reads ahead or forgets is not the guest's to say
+        self.table.file(fd)  # what the kernel reads ahead or forgets is not the guest's to say
 
     def fd_allocate(self, fd: int, at: int, count: int) -> Result:
         file = self.table.file(fd, files.WRITE)
 
-        async def allocate() -> int:
+        async def allocate() -> None:
             with self._quota.resizing(file.fd, at + count):
-                return await self._in_thread(os.posix_fallocate, file.fd, at, count)
+                await self._in_thread(os.posix_fallocate, file.fd, at, count)
 
         return allocate
 
-    def fd_fdstat_get(self, fd: int, out: int) -> int:
+    def fd_fdstat_get(self, fd: int, out: int) -> None:
         node = self.table.get(fd)
         self._memory.pack(out, "<BxH4xQQ", node.kind, node.flags, node.rights, node.inheriting)
-        return _OK
 
-    def fd_fdstat_set_flags(self, fd: int, flags: int) -> int:
+    def fd_fdstat_set_flags(self, fd: int, flags: int) -> None:
         node = self.table.get(fd)
         settable = files.APPEND | files.NONBLOCK
         need(not flags & ~settable, Errno.INVAL)
         if isinstance(node, File):
             files.set_append(node.fd, bool(flags & files.APPEND))
         node.flags = node.flags & ~settable | flags
-        return _OK
 
-    def fd_fdstat_set_rights(self, fd: int, rights: int, inheriting: int) -> int:
+    def fd_fdstat_set_rights(self, fd: int, rights: int, inheriting: int) -> None:
         node = self.table.get(fd)
         need(not (rights & ~node.rights or inheriting & ~node.inheriting), Errno.NOTCAPABLE)
         node.rights, node.inheriting = rights, inheriting
-        return _OK
 
-    def fd_filestat_get(self, fd: int, out: int) -> int:
+    def fd_filestat_get(self, fd: int, out: int) -> None:
         node = self.table.get(fd)
         if isinstance(node, (File, Directory)):
-            return self._write_stat(out, os.fstat(node.fd))
-        self._memory.pack(out, "<QQB7xQQQQQ", 0, 0, node.kind, 1, 0, 0, 0, 0)
-        return _OK
+            self._write_stat(out, os.fstat(node.fd))
+        else:
+            self._memory.pack(out, "<QQB7xQQQQQ", 0, 0, node.kind, 1, 0, 0, 0, 0)
 
-    def _write_stat(self, out: int, found: os.stat_result) -> int:
+    def _write_stat(self, out: int, found: os.stat_result) -> None:
         self._memory.pack(
             out, "<QQB7xQQQQQ",
             found.st_dev, found.st_ino, files.kind_of(found.st_mode), found.st_nlink, found.st_size,
             found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns,
         )  # fmt: skip
-        return _OK
 
-    def fd_filestat_set_size(self, fd: int, size: int) -> int:
+    def fd_filestat_set_size(self, fd: int, size: int) -> None:
         file = self.table.file(fd, files.WRITE)
         with self._quota.resizing(file.fd, size):
             os.ftruncate(file.fd, size)
-        return _OK
 
-    def fd_filestat_set_times(self, fd: int, atime: int, mtime: int, which: int) -> int:
+    def fd_filestat_set_times(self, fd: int, atime: int, mtime: int, which: int) -> None:
         node = self.table.on_disk(fd)
         need(node.writable, Errno.ROFS)
         os.utime(node.fd, ns=_times(atime, mtime, which)(os.fstat(node.fd)))
-        return _OK
 
-    def fd_prestat_get(self, fd: int, out: int) -> int:
+    def fd_prestat_get(self, fd: int, out: int) -> None:
         self._memory.pack(out, "<B3xI", 0, len(self._given_name(fd)))
-        return _OK
 
-    def fd_prestat_dir_name(self, fd: int, at: int, count: int) -> int:
+    def fd_prestat_dir_name(self, fd: int, at: int, count: int) -> None:
         name = self._given_name(fd)
         need(count >= len(name), Errno.NAMETOOLONG)
         self._memory.write(at, name)
-        return _OK
 
     def _given_name(self, fd: int) -> bytes:
         node = self.table.get(fd)
@@ -351,7 +328,7 @@ class Wasi:
             raise Errno.BADF.error()
         return node.name
 
-    def fd_readdir(self, fd: int, at: int, count: int, cookie: int, out: int) -> int:
+    def fd_readdir(self, fd: int, at: int, count: int, cookie: int, out: int) -> None:
         directory = self.table.directory(fd)
         self._memory.view(at, count)
         need(count <= LIST_BYTES_MAX, Errno.INVAL)  # fewer would mean that the directory ends there
@@ -364,66 +341,57 @@ class Wasi:
         used = min(len(data), count)
         self._memory.write(at, bytes(data[:used]))
         self._memory.pack(out, "<I", used)
-        return _OK
 
     # --- paths ---
 
-    def path_create_directory(self, fd: int, at: int, count: int) -> int:
+    def path_create_directory(self, fd: int, at: int, count: int) -> None:
         files.make_directory(self.table, self._writable(fd), self._path(at, count))
-        return _OK
 
-    def path_remove_directory(self, fd: int, at: int, count: int) -> int:
+    def path_remove_directory(self, fd: int, at: int, count: int) -> None:
         files.remove_directory(self.table, self._writable(fd), self._path(at, count))
-        return _OK
 
-    def path_unlink_file(self, fd: int, at: int, count: int) -> int:
+    def path_unlink_file(self, fd: int, at: int, count: int) -> None:
         files.unlink(self.table, self._writable(fd), self._path(at, count))
-        return _OK
 
-    def path_rename(self, fd: int, at: int, count: int, fd_new: int, at_new: int, new: int) -> int:
+    def path_rename(self, fd: int, at: int, count: int, fd_new: int, at_new: int, new: int) -> None:
         old = self._writable(fd), self._path(at, count)
         files.rename(self.table, old, (self._writable(fd_new), self._path(at_new, new)))
-        return _OK
 
     def path_link(
         self, fd: int, lookup: int, at: int, count: int, fd_new: int, at_new: int, new: int
-    ) -> int:
+    ) -> None:
         need(not lookup & _FOLLOW, Errno.INVAL)
         old = self._writable(fd), self._path(at, count)
         files.link(self.table, old, (self._writable(fd_new), self._path(at_new, new)))
-        return _OK
 
-    def path_symlink(self, target: int, target_count: int, fd: int, at: int, count: int) -> int:
+    def path_symlink(self, target: int, target_count: int, fd: int, at: int, count: int) -> None:
         to = self._path(target, target_count)
         files.make_link(self.table, self._writable(fd), self._path(at, count), to)
-        return _OK
 
     def path_readlink(
         self, fd: int, at: int, count: int, buffer: int, buffer_count: int, out: int
-    ) -> int:
+    ) -> None:
         target = files.read_link(self.table.directory(fd), self._path(at, count))[:buffer_count]
         self._memory.write(buffer, target)
         self._memory.pack(out, "<I", len(target))
-        return _OK
 
-    def path_filestat_get(self, fd: int, lookup: int, at: int, count: int, out: int) -> int:
+    def path_filestat_get(self, fd: int, lookup: int, at: int, count: int, out: int) -> None:
         directory, path = self.table.directory(fd), self._path(at, count)
         follow = bool(lookup & _FOLLOW)
-        return self._write_stat(out, files.stat_of(directory, path, follow=follow))
+        self._write_stat(out, files.stat_of(directory, path, follow=follow))
 
     def path_filestat_set_times(
         self, fd: int, lookup: int, at: int, count: int, atime: int, mtime: int, which: int
-    ) -> int:
+    ) -> None:
         directory, path = self._writable(fd), self._path(at, count)
         times = _times(atime, mtime, which)
         files.set_times(directory, path, times, follow=bool(lookup & _FOLLOW))
-        return _OK
 
     def path_open(
         self,
         fd: int, lookup: int, at: int, count: int, how: int,
         rights: int, inheriting: int, flags: int, out: int,
-    ) -> int:  # fmt: skip
+    ) -> None:  # fmt: skip
         directory, path = self.table.directory(fd), self._path(at, count)
         self._memory.view(out, 4)
         need(not flags & ~files.FLAGS, Errno.INVAL)
@@ -432,7 +400,6 @@ class Wasi:
             follow=bool(lookup & _FOLLOW), how=how, rights=rights, flags=flags,
         )  # fmt: skip
         self._memory.pack(out, "<I", number)
-        return _OK
 
     def _writable(self, fd: int) -> Directory:
         return self.table.directory(fd, writing=True)
@@ -471,7 +438,7 @@ class Wasi:
             ready = max(0, os.fstat(node.fd).st_size - os.lseek(node.fd, 0, os.SEEK_CUR))
         return _Waiting(user_data, kind, bytes=ready)
 
-    def _wait_for(self, waiting: list[_Waiting], events: int, out: int) -> int | Awaitable[int]:
+    def _wait_for(self, waiting: list[_Waiting], events: int, out: int) -> Awaitable[None] | None:
         def tell() -> bool:
             found = [each.event() for each in waiting if each.ready()]
             for place, event in enumerate(found):
@@ -484,7 +451,7 @@ class Wasi:
             (each.until_ns for each in waiting if each.until_ns is not None), default=None
         )
 
-        async def wait() -> int:
+        async def wait() -> None:
             while not tell():
                 left_s = None if first_ns is None else max(0, first_ns - time.monotonic_ns()) / 1e9
                 if pipe is None:
@@ -493,15 +460,16 @@ class Wasi:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left_s):
                         await pipe.wait()
-            return _OK
 
-        return _OK if tell() else wait()
+        return None if tell() else wait()
 
     # --- sockets: there are none ---
 
-    def no_socket(self, fd: int, *rest: int) -> int:
+    def sock_accept(self, fd: int, *rest: int) -> None:
         self.table.get(fd)
         raise Errno.NOTSOCK.error()
+
+    sock_recv = sock_send = sock_shutdown = sock_accept
 
 
 _SUBSCRIPTION: Final = struct.Struct("<QB7xI4xQQH6x")
@@ -531,11 +499,6 @@ class _Waiting:
         return self.user_data, 0, self.kind, available, 0 if available else _HANGUP
 
 
-async def _yield() -> int:
-    await asyncio.sleep(0)
-    return _OK
-
-
 def _times(atime: int, mtime: int, which: int) -> files.Times:
     both = _SET_ATIME | _ATIME_NOW, _SET_MTIME | _MTIME_NOW
     need(which < 16 and all(which & mask != mask for mask in both), Errno.INVAL)
@@ -550,52 +513,25 @@ def _times(atime: int, mtime: int, which: int) -> files.Times:
     return times
 
 
-CALLS: Final = (
-    Call("args_get", "ii", Wasi.args_get),
-    Call("args_sizes_get", "ii", Wasi.args_sizes_get),
-    Call("environ_get", "ii", Wasi.environ_get),
-    Call("environ_sizes_get", "ii", Wasi.environ_sizes_get),
-    Call("clock_res_get", "ii", Wasi.clock_res_get),
-    Call("clock_time_get", "iIi", Wasi.clock_time_get),
-    Call("random_get", "ii", Wasi.random_get, parks=True),
-    Call("sched_yield", "", Wasi.sched_yield, parks=True),
-    Call("proc_exit", "i", Wasi.proc_exit, result=False),
-    Call("proc_raise", "i", Wasi.proc_raise),
-    Call("fd_read", "iiii", Wasi.fd_read, parks=True),
-    Call("fd_write", "iiii", Wasi.fd_write, parks=True),
-    Call("fd_pread", "iiiIi", Wasi.fd_pread),
-    Call("fd_pwrite", "iiiIi", Wasi.fd_pwrite),
-    Call("fd_close", "i", Wasi.fd_close),
-    Call("fd_renumber", "ii", Wasi.fd_renumber),
-    Call("fd_seek", "iIii", Wasi.fd_seek),
-    Call("fd_tell", "ii", Wasi.fd_tell),
-    Call("fd_sync", "i", Wasi.fd_sync, parks=True),
-    Call("fd_datasync", "i", Wasi.fd_datasync, parks=True),
-    Call("fd_advise", "iIIi", Wasi.fd_advise),
-    Call("fd_allocate", "iII", Wasi.fd_allocate, parks=True),
-    Call("fd_fdstat_get", "ii", Wasi.fd_fdstat_get),
-    Call("fd_fdstat_set_flags", "ii", Wasi.fd_fdstat_set_flags),
-    Call("fd_fdstat_set_rights", "iII", Wasi.fd_fdstat_set_rights),
-    Call("fd_filestat_get", "ii", Wasi.fd_filestat_get),
-    Call("fd_filestat_set_size", "iI", Wasi.fd_filestat_set_size),
-    Call("fd_filestat_set_times", "iIIi", Wasi.fd_filestat_set_times),
-    Call("fd_prestat_get", "ii", Wasi.fd_prestat_get),
-    Call("fd_prestat_dir_name", "iii", Wasi.fd_prestat_dir_name),
-    Call("fd_readdir", "iiiIi", Wasi.fd_readdir),
-    Call("path_create_directory", "iii", Wasi.path_create_directory),
-    Call("path_remove_directory", "iii", Wasi.path_remove_directory),
-    Call("path_unlink_file", "iii", Wasi.path_unlink_file),
-    Call("path_rename", "iiiiii", Wasi.path_rename),
-    Call("path_link", "iiiiiii", Wasi.path_link),
-    Call("path_symlink", "iiiii", Wasi.path_symlink),
-    Call("path_readlink", "iiiiii", Wasi.path_readlink),
-    Call("path_filestat_get", "iiiii", Wasi.path_filestat_get),
-    Call("path_filestat_set_times", "iiiiIIi", Wasi.path_filestat_set_times),
-    Call("path_open", "iiiiiIIii", Wasi.path_open),
-    Call("poll_oneoff", "iiii", Wasi.poll_oneoff, parks=True),
-    Call("sock_accept", "iii", Wasi.no_socket),
-    Call("sock_recv", "iiiiii", Wasi.no_socket),
-    Call("sock_send", "iiiii", Wasi.no_socket),
-    Call("sock_shutdown", "ii", Wasi.no_socket),
-)
+IMPORTS: Final = Imports(
+    "wasi_snapshot_preview1",
+    Wasi,
+    {
+        "args_get": "ii", "args_sizes_get": "ii", "environ_get": "ii", "environ_sizes_get": "ii",
+        "clock_res_get": "ii", "clock_time_get": "iIi", "random_get": "ii", "sched_yield": "",
+        "proc_exit": "i-", "proc_raise": "i",
+        "fd_read": "iiii", "fd_write": "iiii", "fd_pread": "iiiIi", "fd_pwrite": "iiiIi",
+        "fd_close": "i", "fd_renumber": "ii", "fd_seek": "iIii", "fd_tell": "ii",
+        "fd_sync": "i", "fd_datasync": "i", "fd_advise": "iIIi", "fd_allocate": "iII",
+        "fd_fdstat_get": "ii", "fd_fdstat_set_flags": "ii", "fd_fdstat_set_rights": "iII",
+        "fd_filestat_get": "ii", "fd_filestat_set_size": "iI", "fd_filestat_set_times": "iIIi",
+        "fd_prestat_get": "ii", "fd_prestat_dir_name": "iii", "fd_readdir": "iiiIi",
+        "path_create_directory": "iii", "path_remove_directory": "iii", "path_unlink_file": "iii",
+        "path_rename": "iiiiii", "path_link": "iiiiiii", "path_symlink": "iiiii",
+        "path_readlink": "iiiiii", "path_filestat_get": "iiiii",
+        "path_filestat_set_times": "iiiiIIi", "path_open": "iiiiiIIii",
+        "poll_oneoff": "iiii",
+        "sock_accept": "iii", "sock_recv": "iiiiii", "sock_send": "iiiii", "sock_shutdown": "ii",
+    },
+)  # fmt: skip
 """All of preview 1."""
