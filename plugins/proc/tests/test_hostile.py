@@ -214,7 +214,7 @@ async def test_what_takes_long_to_free_is_not_freed_on_the_loop(
 
         return call
 
-    monkeypatch.setattr(engine.Store, "close", noted("memory", engine.Store.close))
+    monkeypatch.setattr(engine.Store, "_delete", noted("memory", engine.Store._delete))
     monkeypatch.setattr(files.Table, "close_all", noted("files", files.Table.close_all))
     loop = threading.current_thread().name
     await run("hello")
