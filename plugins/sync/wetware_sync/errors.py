@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from wetware.errors import OverlayError, WetwareError
+from wetware.errors import EXIT_BUSY, OverlayError, WetwareError
 
 
 class NotFree(WetwareError):
     """Others hold it, or the barrier is up, and the time to wait is over: nothing was taken."""
 
     code = "sync.busy"
+    exit_code = EXIT_BUSY
 
 
 class Conflict(WetwareError):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from wetware.hookspecs import PluginContext, Service, hookimpl
+
+if TYPE_CHECKING:
+    import typer
 
 
 @hookimpl
@@ -25,3 +29,11 @@ def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
 
     home = Home(ctx)
     return KvService(home), SyncService(home), NamesService(home)
+
+
+@hookimpl
+def ww_register_commands(app: typer.Typer) -> None:
+    """`ww kv`, `ww name`, `ww lock`, `ww sem` and `ww elect`."""
+    from wetware_sync.cli import mount
+
+    mount(app)

@@ -1,0 +1,413 @@
+"""`ww kv`, `ww name`, `ww lock`, `ww sem` and `ww elect`, through the client library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wetware.cli.app import Json, done, examples, note, out, out_json, run_client, stamp, table
+from wetware.errors import InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    import asyncio
+    from contextlib import AbstractAsyncContextManager
+
+    from wetware.client import Session
+    from wetware_sync.client import Entry, Event
+    from wetware_sync.holding import Held, Sync
+
+VALUE_BYTES_MAX = 256 << 10
+END_S = 5.0
+"""For a command whose lock is lost, between SIGTERM and SIGKILL."""
+
+kv_app = typer.Typer(
+    help="Keys of the cluster, at one revision.", no_args_is_help=True, rich_markup_mode=None
+)
+name_app = typer.Typer(
+    help="Names for CIDs, nodes and references.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+def mount(app: typer.Typer) -> None:
+    """Mount the commands."""
+    section = "Services"
+    shown = examples("ww kv put /shop/price 12", "ww kv watch /shop/", "ww kv ls /")
+    app.add_typer(kv_app, name="kv", rich_help_panel=section, epilog=shown)
+    shown = examples("ww name set /site/live CID", "ww name get /site/live")
+    app.add_typer(name_app, name="name", rich_help_panel=section, epilog=shown)
+    shown = examples("ww lock deploy -- ./deploy.sh", "ww lock deploy --who")
+    app.command("lock", rich_help_panel=section, epilog=shown)(lock_command)
+    shown = examples("ww sem downloads 3 -- wget https://example.org/")
+    app.command("sem", rich_help_panel=section, epilog=shown)(sem_command)
+    shown = examples("ww elect scheduler -- ./scheduler", "ww elect scheduler --who")
+    app.command("elect", rich_help_panel=section, epilog=shown)(elect_command)
+
+
+Path = Annotated[str, typer.Argument(metavar="KEY", help="A path: /shop/price.")]
+Prefix = Annotated[str, typer.Argument(metavar="[PREFIX]", help="What the paths begin with.")]
+Value = Annotated[
+    str, typer.Argument(metavar="VALUE", help="Text; '-': what comes from standard input.")
+]
+At = Annotated[
+    int | None,
+    typer.Option("--at", metavar="REVISION", min=0, help="Only if that set it last; 0: if new."),
+]
+
+
+def _bytes(value: str) -> bytes:
+    if value != "-":
+        return value.encode()
+    data = sys.stdin.buffer.read(VALUE_BYTES_MAX + 1)
+    if len(data) > VALUE_BYTES_MAX:
+        raise InvalidArgument(
+            f"standard input has more than {VALUE_BYTES_MAX} bytes",
+            hint="keep it as a blob, and its CID here",
+        )
+    return data
+
+
+def _plain(path: str, entry: Entry) -> dict[str, Any]:
+    """For JSON: the value as text where it is UTF-8, else as hex."""
+    try:
+        value = {"value": entry.value.decode()}
+    except UnicodeDecodeError:
+        value = {"hex": entry.value.hex()}
+    return {
+        "key": path,
+        **value,
+        "modified": entry.modified,
+        "created": entry.created,
+        "version": entry.version,
+        "lease": entry.lease,
+    }
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+@kv_app.command("get")
+def get_command(key: Path, json: Json = False) -> None:
+    """Print a key's value, as it is."""
+    entry = run_client(lambda session: session.kv.get(key))
+    if entry is None:
+        raise NotFound(f"there is no key {key}", hint="ww kv ls", code="not_found.key")
+    if json:
+        return out_json(_plain(key, entry))
+    sys.stdout.buffer.write(entry.value)
+    if sys.stdout.isatty() and not entry.value.endswith(b"\n"):
+        out("")
+
+
+@kv_app.command("put")
+def put_command(key: Path, value: Value, at: At = None, json: Json = False) -> None:
+    """Set a key; prints the revision."""
+    data = _bytes(value)
+
+    async def work(session: Session) -> int:
+        if at is None:
+            return await session.kv.put(key, data)
+        return await session.kv.cas(key, data, modified=at)
+
+    _tell_written(run_client(work), key, at, json)
+
+
+@kv_app.command("del")
+def del_command(key: Path, at: At = None, json: Json = False) -> None:
+    """Delete a key."""
+
+    async def work(session: Session) -> int:
+        if at is None:
+            return int(await session.kv.delete(key))
+        return await session.kv.cas(key, None, modified=at)
+
+    deleted = run_client(work)
+    if at is not None:
+        return _tell_written(deleted, key, at, json)
+    if not deleted:
+        raise NotFound(f"there is no key {key}", hint="ww kv ls", code="not_found.key")
+    done(json, {"deleted": deleted}, f"{key} is deleted")
+
+
+def _tell_written(revision: int, key: str, at: int | None, json: bool) -> None:
+    if not revision:
+        from wetware_sync.errors import Conflict
+
+        raise Conflict(
+            f"{key} was not set last by the revision {at}: nothing is changed",
+            hint=f"ww kv get {key} --json",
+        )
+    if json:
+        return out_json({"revision": revision})
+    note(f"{key} is written by the revision {revision}")
+
+
+@kv_app.command("ls")
+def ls_command(prefix: Prefix = "/", json: Json = False) -> None:
+    """List keys."""
+
+    async def work(session: Session) -> list[Entry]:
+        return [entry async for entry in session.kv.ls(prefix, values=True)]
+
+    head = prefix[: prefix.rfind("/") + 1]
+    entries = run_client(work)
+    if json:
+        return out_json([_plain(head + entry.key, entry) for entry in entries])
+    rows = [(head + e.key, str(e.modified), _shown(e.value)) for e in entries]
+    if rows:
+        return table(("key", "revision", "value"), rows)
+    note(f"there is no key that begins with {prefix}")
+
+
+def _shown(value: bytes) -> str:
+    text = value[:60].decode(errors="replace")
+    return text + "…" * (len(value) > 60)
+
+
+@kv_app.command("watch")
+def watch_command(
+    prefix: Prefix = "/",
+    revision: Annotated[
+        int, typer.Option("--from", metavar="REVISION", min=0, help="From there on; 0: from now.")
+    ] = 0,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", min=1, help="Stop after so many changes.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Print each change of the keys that begin so, until interrupted.
+
+    It goes on where it was after a restart of the node, and of the one that has the keys.
+    """
+    head = prefix[: prefix.rfind("/") + 1]
+
+    async def work(session: Session) -> None:
+        left = count
+        async for event in session.kv.watch(prefix, revision):
+            _tell_event(head, event, json)
+            if left is not None and not (left := left - 1):
+                return
+
+    run_client(work, reconnect=True)
+
+
+def _tell_event(head: str, event: Event, json: bool) -> None:
+    path = head + event.key
+    if json:
+        what = {"deleted": True} if event.entry is None else _plain(path, event.entry)
+        out_json({"key": path, "revision": event.revision, **what})
+    elif event.entry is None:
+        out(f"{event.revision}  {path}  deleted")
+    else:
+        out(f"{event.revision}  {path}  {_shown(event.entry.value)}")
+
+
+@kv_app.command("status")
+def status_command(json: Json = False) -> None:
+    """Where the store is, how large, and what happens when a machine of it dies."""
+
+    async def work(session: Session) -> dict[str, Any]:
+        home = (await session.kv.home.call("home"))["home"]
+        return {**await session.kv.status(), "home": home["node"]}
+
+    status = run_client(work)
+    if json:
+        return out_json(status)
+    for name in ("home", "engine", "failover", "revision", "compacted", "epoch", "keys", "bytes"):
+        out(f"{name:<10}{status[name]}")
+    if status["failing"]:
+        note(f"nothing can be written: {status['failing']}")
+
+
+@kv_app.command("compact")
+def compact_command(
+    revision: Annotated[int, typer.Argument(metavar="REVISION", min=1)],
+) -> None:
+    """Forget the history up to a revision; keys stay."""
+    run_client(lambda session: session.kv.compact(revision))
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+@name_app.command("set")
+def name_set_command(
+    path: Path,
+    value: Annotated[str, typer.Argument(metavar="CID|node:PEER|ww1…")],
+    at: At = None,
+    ttl: Annotated[
+        float, typer.Option("--ttl", metavar="SECONDS", min=0, help="How long; 0: for good.")
+    ] = 0,
+    json: Json = False,
+) -> None:
+    """Set a name. Who may read it has what it stands for, a reference too."""
+    revision = run_client(lambda s: s.names.set(path, value, ttl_s=ttl, expected=at))
+    done(json, {"revision": revision}, f"{path} stands for {value}")
+
+
+@name_app.command("get")
+def name_get_command(
+    path: Path,
+    history: Annotated[
+        bool, typer.Option("--history", help="The values before, the newest first.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Print what a name stands for."""
+    name = run_client(lambda session: session.names.get(path))
+    if json:
+        return out_json(name)
+    out(name.value)
+    if history:
+        rows = [(stamp(past.set_ms / 1000), past.by, past.value) for past in name.history]
+        table(("set", "by", "value"), rows)
+
+
+@name_app.command("ls")
+def name_ls_command(prefix: Prefix = "/", json: Json = False) -> None:
+    """List names."""
+
+    async def work(session: Session) -> list[Any]:
+        return [name async for name in session.names.ls(prefix)]
+
+    names = run_client(work)
+    if json:
+        return out_json(names)
+    if names:
+        return table(("name", "value"), [(name.path, name.value) for name in names])
+    note(f"there is no name that begins with {prefix}")
+
+
+@name_app.command("rm")
+def name_rm_command(path: Path, json: Json = False) -> None:
+    """Remove a name."""
+    removed = run_client(lambda session: session.names.rm(path))
+    if not removed:
+        raise NotFound(f"there is no name {path}", hint="ww name ls", code="not_found.name")
+    done(json, {"removed": True}, f"{path} is removed")
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+LockName = Annotated[str, typer.Argument(metavar="NAME", help="Parts with slashes: deploy, a/b.")]
+Command = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="-- COMMAND…", help="What is run while it is held."),
+]
+Wait = Annotated[
+    float | None,
+    typer.Option("--wait", metavar="SECONDS", min=0, help="At most so long; default: for good."),
+]
+Ttl = Annotated[
+    float,
+    typer.Option("--ttl", metavar="SECONDS", help="How long it stays taken if this machine dies."),
+]
+Who = Annotated[bool, typer.Option("--who", help="Show who holds it and who waits; take nothing.")]
+
+
+def lock_command(
+    name: LockName,
+    command: Command = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Together with others that say so.")
+    ] = False,
+    wait: Wait = None,
+    ttl: Ttl = 15.0,
+    who: Who = False,
+    json: Json = False,
+) -> None:
+    """Run a command while a lock is held. It is ended when the lock is lost.
+
+    Its exit code is the command's, 75 where the lock was not free in time, 1 where it was lost. The
+    command finds the fencing token in WW_FENCE, as hex.
+    """
+    if who:
+        return _tell_waiting(name, "lock", json)
+    _run(command, lambda sync: sync.lock(name, shared=shared, wait_s=wait, ttl_s=ttl))
+
+
+def sem_command(
+    name: LockName,
+    places: Annotated[int, typer.Argument(metavar="PLACES", min=1, help="The same for all.")],
+    command: Command = None,
+    wait: Wait = None,
+    ttl: Ttl = 15.0,
+    who: Who = False,
+    json: Json = False,
+) -> None:
+    """Run a command in one of some places of a semaphore; otherwise as `ww lock`."""
+    if who:
+        return _tell_waiting(name, "semaphore", json)
+    _run(command, lambda sync: sync.semaphore(name, places, wait_s=wait, ttl_s=ttl))
+
+
+def elect_command(
+    name: LockName,
+    command: Command = None,
+    value: Annotated[str, typer.Option("--value", help="What others see of the leader.")] = "",
+    wait: Wait = None,
+    ttl: Ttl = 15.0,
+    who: Who = False,
+    json: Json = False,
+) -> None:
+    """Run a command while this is the leader; otherwise as `ww lock`."""
+    if who:
+        return _tell_waiting(name, "election", json)
+    _run(command, lambda sync: sync.election(name, value.encode(), wait_s=wait, ttl_s=ttl))
+
+
+def _tell_waiting(name: str, kind: str, json: bool) -> None:
+    waiting = run_client(lambda session: session.sync.waiting(name, kind))
+    if json:
+        return out_json(waiting)
+    rows = [("held" if w.held else "waits", w.kind, w.principal, _shown(w.value)) for w in waiting]
+    if rows:
+        return table(("state", "kind", "by", "value"), rows)
+    note(f"nobody holds {name}")
+
+
+def _run(
+    command: list[str] | None, hold: Callable[[Sync], AbstractAsyncContextManager[Held]]
+) -> None:
+    if not command:
+        raise InvalidArgument("what is to be run?", hint="ww lock NAME -- COMMAND ARGUMENTS")
+
+    async def work(session: Session) -> int:
+        async with hold(session.sync) as held:
+            return await _child(command, held)
+
+    raise SystemExit(run_client(work, reconnect=True))
+
+
+async def _child(command: list[str], held: Held) -> int:
+    """Run it to its end; where this is cancelled, end it. Returns the code that a shell would."""
+    import asyncio
+    import os
+
+    environment = {**os.environ, "WW_FENCE": held.token.hex()}
+    try:
+        process = await asyncio.create_subprocess_exec(*command, env=environment)
+    except OSError as exc:
+        note(f"ww: {command[0]}: {exc.strerror}")
+        return 127 if isinstance(exc, FileNotFoundError) else 126
+    try:
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            await _end(process)
+    return code if code >= 0 else 128 - code
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    import anyio
+
+    process.terminate()
+    with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(END_S):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
