@@ -42,7 +42,7 @@ async def test_who_waits_may_be_cancelled_and_nobody_is_remembered() -> None:
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert not pipe._waiting
+    assert not pipe._changed._waiters
 
 
 async def test_writing_to_a_closed_pipe_fails_also_while_it_waits() -> None:

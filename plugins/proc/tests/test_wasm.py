@@ -110,7 +110,7 @@ async def test_output_is_no_faster_than_its_limit(run: Run) -> None:
 async def test_a_thousand_guests_wait_without_a_thread(run: Run) -> None:
     pipe = Pipe()
     everybody = [asyncio.ensure_future(run("cat", stdin=pipe)) for _ in range(1000)]
-    await run.until(lambda: len(pipe._waiting) == 1000)
+    await run.until(lambda: len(pipe._changed._waiters) == 1000)
     assert len(os.listdir("/proc/self/task")) < 40
     pipe.close()
     assert {end.code for end in await asyncio.gather(*everybody)} == {0}

@@ -13,7 +13,7 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NoReturn
 
 from wetware.base.disk import remedy
 from wetware.errors import InvalidArgument, LimitExceeded
@@ -41,40 +41,33 @@ class ArchiveRefused(InvalidArgument):
 
 
 def pack(root: Path, file: IO[bytes], told: Callable[[int], object] = lambda _: None) -> None:
-    """Write all below `root`, names in the order of their bytes: the same tree is the same archive.
+    """Write all below `root`, by their names: the same tree is the same archive.
 
     Raises InvalidArgument for what cannot be read or unpacked, LimitExceeded.
     """
+    count = 0
     with tarfile.open(fileobj=file, mode="w:", format=tarfile.PAX_FORMAT) as tar:
-        for count, (path, name) in enumerate(_below(root, ""), 1):
-            try:
-                _add(tar, path, name)
-            except OSError as exc:
-                raise _unreadable(path, exc) from exc
-            if count > ENTRIES_MAX or file.tell() > ARCHIVE_BYTES_MAX:
-                raise LimitExceeded(
-                    f"{root} has more than {ENTRIES_MAX} files, or {ARCHIVE_BYTES_MAX} bytes "
-                    "(archive.ENTRIES_MAX, ARCHIVE_BYTES_MAX)"
-                )
-            told(file.tell())
+        for above, directories, files in os.walk(root, onerror=_unreadable):
+            directories.sort()
+            for each in sorted(directories + files):
+                path, count = Path(above, each), count + 1
+                name = path.relative_to(root).as_posix()
+                _check_name(name)
+                try:
+                    _add(tar, path, name)
+                except OSError as exc:
+                    _unreadable(exc, path)
+                if count > ENTRIES_MAX or file.tell() > ARCHIVE_BYTES_MAX:
+                    raise LimitExceeded(
+                        f"{root} has more than {ENTRIES_MAX} files, or {ARCHIVE_BYTES_MAX} bytes "
+                        "(archive.ENTRIES_MAX, ARCHIVE_BYTES_MAX)"
+                    )
+                told(file.tell())
 
 
-def _below(directory: Path, above: str) -> Iterator[tuple[Path, str]]:
-    try:
-        entries = sorted(os.scandir(directory), key=lambda entry: os.fsencode(entry.name))
-    except OSError as exc:
-        raise _unreadable(directory, exc) from exc
-    for entry in entries:
-        name = f"{above}{entry.name}"
-        _check_name(name)
-        yield Path(entry.path), name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _below(Path(entry.path), f"{name}/")
-
-
-def _unreadable(path: Path, exc: OSError) -> InvalidArgument:
-    why = exc.strerror or str(exc)
-    return InvalidArgument(f"cannot read {path}: {why}", code="invalid.unreadable")
+def _unreadable(exc: OSError, path: Path | None = None) -> NoReturn:
+    what = f"cannot read {path or exc.filename}: {exc.strerror or exc}"
+    raise InvalidArgument(what, code="invalid.unreadable") from exc
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:

@@ -136,7 +136,7 @@ class Pipe:
 
     def __init__(self, data: bytes = b"", *, closed: bool = False) -> None:
         self._data, self._closed = bytearray(data), closed
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._changed = asyncio.Event()
 
     @property
     def available(self) -> int:
@@ -158,7 +158,7 @@ class Pipe:
     async def wait(self) -> None:
         """Return when `ready`. Any number may wait; each may be cancelled."""
         while not self.ready:
-            await self._changed()
+            await self._changed.wait()
 
     async def read(self, bytes_max: int) -> bytes:
         """Wait, and take; b"" is the end."""
@@ -176,25 +176,16 @@ class Pipe:
                 view = view[room:]
                 self._tell()
             else:
-                await self._changed()
+                await self._changed.wait()
 
     def close(self) -> None:
         """Let the end follow what is in the pipe. Idempotent."""
         self._closed = True
         self._tell()
 
-    async def _changed(self) -> None:
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
-        try:
-            await future
-        finally:
-            self._waiting.discard(future)
-
     def _tell(self) -> None:
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 def _closed_pipe() -> Pipe:

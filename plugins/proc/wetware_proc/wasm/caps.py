@@ -14,11 +14,11 @@ is not compatible gets another module name.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from wetware.base.tasks import Tasks
 from wetware.errors import CapabilityError, LimitExceeded, NotFound, WetwareError
 from wetware_proc import grants
 from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX, TABLE_FULL, Handles
@@ -36,29 +36,16 @@ class Caps:
     Args:
         fiber: The guest.
         spec: Its grants and limits.
+
+    Attributes:
+        sent: What it has said without waiting for an answer.
     """
 
     def __init__(self, fiber: Fiber, spec: Spec) -> None:
         self._memory, self._calls_max, self._spec = fiber.memory, spec.limits.calls_max, spec
         self._handles = Handles(spec.grants, spec.limits.handles_max)
         self._reply = memoryview(b"")
-        self._sent: set[asyncio.Task[None]] = set()
-
-    @property
-    def busy(self) -> bool:
-        """Whether something that was sent is on its way."""
-        return bool(self._sent)
-
-    async def finish(self) -> None:
-        """Wait for what was sent."""
-        while self._sent:
-            await asyncio.wait(self._sent)
-
-    async def stop(self) -> None:
-        """Cancel what was sent; returns when nothing of it goes on."""
-        for task in self._sent:
-            task.cancel()
-        await self.finish()
+        self.sent = Tasks()
 
     def close(self) -> None:
         """The guest is gone."""
@@ -95,14 +82,12 @@ class Caps:
         return partial(self._send, self._ref(handle), self._message(at, count))
 
     def _send(self, ref: rpc.Ref, message: bytes) -> int:
-        need(len(self._sent) < self._calls_max, Errno.AGAIN)
+        need(len(self.sent) < self._calls_max, Errno.AGAIN)
         try:
             method, params = self._handles.message(message)
         except WetwareError:
             raise Errno.IO.error() from None
-        task = asyncio.ensure_future(_say(ref, method, params))
-        self._sent.add(task)
-        task.add_done_callback(self._sent.discard)
+        self.sent.start(_say(ref, method, params))
         return 0
 
     def offer(self, handle: int, at: int, count: int) -> Result:

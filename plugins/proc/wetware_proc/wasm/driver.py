@@ -8,6 +8,7 @@ import os
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -59,21 +60,18 @@ class WasmDriver:
         self.runtime = Runtime([wasi.IMPORTS, caps.IMPORTS], workers=max(2, os.cpu_count() or 1))
         self._compiler = Compiler(Cache(data_dir / "compiled"), self._threads)
         self._tmp = data_dir / "tmp"
-        self._images: OrderedDict[str, WasmImage] = OrderedDict()
-        self._loading: dict[str, asyncio.Task[WasmImage]] = {}
+        self._images: OrderedDict[str, asyncio.Task[WasmImage]] = OrderedDict()
 
     async def load(self, code: bytes) -> WasmImage:
         """See Driver. What is being loaded is loaded once. Raises LimitExceeded as well."""
         files.check_kernel()
         digest = await digest_of(code, self._threads)
-        if (image := self._images.get(digest)) is not None:
-            self._images.move_to_end(digest)
-            return image
-        if (task := self._loading.get(digest)) is None:
-            if len(self._loading) >= LOADS_MAX:
+        if (task := self._images.get(digest)) is None:
+            if sum(not each.done() for each in self._images.values()) >= LOADS_MAX:
                 raise LimitExceeded(f"{LOADS_MAX} programs are being loaded", hint="try again")
-            task = self._loading[digest] = asyncio.ensure_future(self._load(code, digest))
-            task.add_done_callback(lambda done: self._loaded(digest, done))
+            task = self._images[digest] = asyncio.ensure_future(self._load(code, digest))
+            task.add_done_callback(partial(self._loaded, digest))
+        self._images.move_to_end(digest)
         return await asyncio.shield(task)
 
     async def run(self, image: Image, spec: Spec) -> Exit:
@@ -92,10 +90,10 @@ class WasmDriver:
         handles = Caps(fiber, spec)
         fiber.hosts = (world, handles)
         try:
-            return await life(fiber, limits.wall_s, handles.finish)
+            return await life(fiber, limits.wall_s, handles.sent.wait)
         finally:
-            if handles.busy:
-                await to_its_end(handles.stop())
+            if handles.sent:
+                await to_its_end(handles.sent.end())
             handles.close()
             await world.close()
             fiber.hosts = ()  # they know each other: this frees them now
@@ -111,7 +109,7 @@ class WasmDriver:
 
     async def aclose(self) -> None:
         """Stop compiling, and let go of all."""
-        tasks = list(self._loading.values())
+        tasks = list(self._images.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -131,11 +129,11 @@ class WasmDriver:
         return WasmImage(digest, program)
 
     def _loaded(self, digest: str, done: asyncio.Task[WasmImage]) -> None:
-        del self._loading[digest]
-        if not done.cancelled() and done.exception() is None:
-            self._images[digest] = done.result()
-            while len(self._images) > IMAGES_MAX:
-                self._images.popitem(last=False)
+        if done.cancelled() or done.exception() is not None:
+            self._images.pop(digest, None)
+        loaded = [name for name, each in self._images.items() if each.done()]
+        for name in loaded[: max(0, len(loaded) - IMAGES_MAX)]:
+            del self._images[name]
 
 
 class Tmp:

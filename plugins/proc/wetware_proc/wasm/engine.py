@@ -171,7 +171,10 @@ def new_engine(stack_bytes: int = STACK_BYTES) -> Engine:
 
 
 class Ticker:
-    """Interrupts the guests that are polled, every TICK_S, in a thread that sleeps without them."""
+    """Interrupts the guests that are polled, every TICK_S, in a thread that sleeps without them.
+
+    A guest may miss a tick: only when it goes on has it a new deadline, which is the next one.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._closed = engine, False

@@ -14,6 +14,7 @@ import fcntl
 import os
 import secrets
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,22 +61,12 @@ _RACES_MAX: Final = 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _How(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
-
-
 def beneath(directory: int, path: bytes, flags: int, mode: int = 0) -> int:
     """Open a path below a directory; raises OSError: EXDEV where it leads out."""
-    how = _How(flags | os.O_CLOEXEC, mode, _BENEATH)
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, _BENEATH)
     number = 0
     for _ in range(_RACES_MAX):  # EAGAIN: somebody renames a directory on the way
-        fd: int = _libc.syscall(
-            _OPENAT2, directory, path or b".", ctypes.byref(how), ctypes.sizeof(how)
-        )
+        fd: int = _libc.syscall(_OPENAT2, directory, path or b".", how, len(how))
         if fd >= 0:
             return fd
         number = ctypes.get_errno()
@@ -98,18 +89,18 @@ def check_kernel() -> None:
         os.close(root)
 
 
+_KINDS: Final = {
+    stat.S_IFDIR: DIRECTORY,
+    stat.S_IFREG: REGULAR,
+    stat.S_IFLNK: LINK,
+    stat.S_IFCHR: CHARACTER_DEVICE,
+    stat.S_IFBLK: BLOCK_DEVICE,
+}
+
+
 def kind_of(mode: int) -> int:
     """The kind of a file of this `st_mode`."""
-    for test, kind in (
-        (stat.S_ISDIR, DIRECTORY),
-        (stat.S_ISREG, REGULAR),
-        (stat.S_ISLNK, LINK),
-        (stat.S_ISCHR, CHARACTER_DEVICE),
-        (stat.S_ISBLK, BLOCK_DEVICE),
-    ):
-        if test(mode):
-            return kind
-    return UNKNOWN
+    return _KINDS.get(stat.S_IFMT(mode), UNKNOWN)
 
 
 # --- what a guest adds ---------------------------------------------------------------------------
