@@ -317,6 +317,20 @@ async def test_its_time_of_a_processor_ends_it(run: Run, delegated: Path, count:
     assert below(delegated) == ["node"]
 
 
+async def test_the_kernel_is_told_all_of_its_limits(run: Run, delegated_memory: Path) -> None:
+    def told(name: str) -> str:
+        return "".join(each.read_text() for each in delegated_memory.glob(f"program-*/{name}"))
+
+    running = asyncio.ensure_future(
+        run("sleep", "1000", memory_bytes=64 * MIB, wall_s=5, group=delegated_memory)
+    )
+    while not told("cgroup.procs") and not running.done():
+        await asyncio.sleep(0.01)
+    asked = {"memory.max": f"{64 * MIB}\n", "memory.oom.group": "1\n", "pids.max": "512\n"}
+    assert {name: told(name) for name in asked} == asked
+    assert (await running).exit.why == "wall_s"
+
+
 EATERS = {
     "one process": "x = b'x' * (200 << 20)",
     "several processes": "import os, time\n"
@@ -571,7 +585,7 @@ def test_landlock_stands_where_there_is_no_namespace(bystander: str, abstract: s
     """Whoever is root, or the same user, reaches all of these without it."""
     command = [sys.executable, "-c", REACH, bystander, abstract]
     plain = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    with starter.start(command, None, {}, stdout=subprocess.PIPE) as behind:
+    with starter.start(command, None, stdout=subprocess.PIPE) as behind:
         told = behind.communicate()[0].decode()
     assert plain.splitlines() == ["signal reached", "trace reached", "socket reached"]
     assert told.splitlines() == [

@@ -124,7 +124,7 @@ class Sandbox:
                 self.stdin, stdin = self._pipe(theirs, to_it=True)
                 self.stdout, stdout = self._pipe(theirs)
                 self.stderr, stderr = self._pipe(theirs)
-                start, staged = ([bwrap()], None) if self.uid is None else _as_user()
+                start, staged = ([bwrap()], None) if self.uid is None else _as_user(self.uid)
                 env = {"PATH": PATH, "HOME": "/tmp", "LANG": "C.UTF-8", **env}  # noqa: S108  # its own
                 env["WW_FD"] = str(way_out.fileno())
                 world = [text for each in _world(env, dirs, tmp_bytes, staged) for text in each]
@@ -135,7 +135,7 @@ class Sandbox:
                     fds["--seccomp"] = _file(filter_, theirs)
                 options = [text for option, fd in fds.items() for text in (option, str(fd))]
                 self._bwrap = starter.start(
-                    [*start, *options, "--", *command], self.uid, staged or {},
+                    [*start, *options, "--", *command], staged,
                     stdin=stdin, stdout=stdout, stderr=stderr, cwd="/", env={},
                     pass_fds=[*fds.values(), way_out.fileno()], start_new_session=True,
                 )  # fmt: skip
@@ -146,7 +146,8 @@ class Sandbox:
                 if isinstance(exc, OSError):
                     raise DriverUnavailable(
                         f"the node may not start a program as it has to be: {exc}",
-                        hint="one that is root has to have CAP_SYS_ADMIN; or run it as a user",
+                        hint="one that is root has to have CAP_SYS_ADMIN, and the programs "
+                        "setpriv and prlimit of util-linux; or run it as a user",
                     ) from exc
                 raise
 
@@ -263,14 +264,18 @@ def _file(data: bytes, theirs: contextlib.ExitStack) -> int:
     return fd
 
 
-def _as_user() -> tuple[list[str], dict[str, Path]]:
-    """How another user runs bubblewrap, with its limits, and what has to be mounted for that."""
+def _as_user(uid: int) -> tuple[list[str], dict[str, Path]]:
+    """How root runs bubblewrap as another user, with its limits, and what is mounted for that.
+
+    By programs of util-linux: what the interpreter has for that forks the whole node.
+    """
     path = Path(bwrap())
     package = path.parents[1]
     found = [each for each in (package, package.with_suffix(".libs")) if each.exists()]
-    limits = [f"--{name}={value}" for name, value in RLIMITS.items()]
+    user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    limits = ["prlimit", *(f"--{name}={value}" for name, value in RLIMITS.items())]
     program = starter.STAGE / path.relative_to(package.parent)
-    return ["prlimit", *limits, str(program)], {each.name: each for each in found}
+    return [*user, *limits, str(program)], {each.name: each for each in found}
 
 
 def _world(

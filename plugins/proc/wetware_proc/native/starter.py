@@ -1,4 +1,4 @@
-"""Starts bubblewrap behind Landlock and, at a node that is root, as a user that nobody else is.
+"""Starts bubblewrap behind Landlock and, at a node that is root, with mounts of its own.
 
 Both are done to a thread, and what the thread starts has them, too: so nothing of ours runs between
 fork and exec, where a process of many threads can do next to nothing.
@@ -35,31 +35,27 @@ def landlocked() -> bool:
 
 
 def start(
-    command: list[str], uid: int | None, staged: Mapping[str, Path], **options: Any
+    command: list[str], staged: Mapping[str, Path] | None, **options: Any
 ) -> subprocess.Popen[bytes]:
     """Start a command, which may want to die with its parent: the thread lives as long.
 
     Args:
-        command: Where `uid` is given, one that is found in STAGE.
-        uid: Whose it is; None: the node's own.
-        staged: What is mounted in STAGE by these names, where `uid` is given: that user may not
-            walk to it otherwise. No other process sees it there.
+        command: A program, with its arguments.
+        staged: What is mounted in STAGE by these names, for a user who may not walk to it
+            otherwise. No other process sees it there, nor what is there else. None: not at all.
         options: Of subprocess.Popen.
 
     Raises OSError, where this machine does not let the node do that, too.
     """
     started: Future[subprocess.Popen[bytes]] = Future()
-    groups = None if uid is None else ()
 
     def live() -> None:
         try:
-            if uid is not None:
+            if staged is not None:
                 _stage(staged)
             if landlocked():
                 _restrict()
-            process = subprocess.Popen(  # noqa: S603  # that is what it is for
-                command, user=uid, group=uid, extra_groups=groups, **options
-            )
+            process = subprocess.Popen(command, **options)  # noqa: S603  # that is what it is for
         except BaseException as exc:
             started.set_exception(exc)
             return
