@@ -310,7 +310,7 @@ class Detached(Running):
             yield self._call
             return
         async with self.proc.session.node(f"id={self.node}") as there:
-            yield getattr(there, self.proc.SERVICE).detached(self.id)._call
+            yield self.proc._at(there).detached(self.id)._call
 
     async def _call(self, method: str, **params: Any) -> Any:
         ref = self.proc._ref
@@ -368,10 +368,10 @@ class Image:
     """
 
     def __init__(
-        self, programs: Programs, ref: rpc.Ref, hash_: str, name: str, code: str = ""
+        self, programs: Programs, ref: rpc.Ref, hash_: str, name: str, code: str = "", *words: str
     ) -> None:
         self._programs, self._ref, self.hash = programs, ref, hash_
-        self._name, self._code = name, code
+        self._name, self._code, self._words = name, code, words
 
     def spawn(self, *args: str, **options: Unpack[Options]) -> AbstractAsyncContextManager[Process]:
         """Run it; see Programs.spawn."""
@@ -388,7 +388,8 @@ class Image:
         async with granted(self._programs, options.get("grants", {})) as options["grants"]:
             async with self._programs.archives(options) as archives:
                 name = options.get("name") or self._name
-                spec = spec_of(name, args, options, self._code, archives)
+                words = *self._words, *args
+                spec = spec_of(name, words, options, self._code, archives)
                 with rpc.time_limit(_SEND_S) if archives else contextlib.nullcontext():
                     if stdin is None or len(stdin) > STDIN_BYTES_MAX:
                         process = Process(await self._ref.call("spawn", spec=spec))
@@ -439,20 +440,16 @@ class Programs:
     async def load(self, code: Any, kind: str = "") -> Image:
         raise NotImplementedError
 
+    async def _detach(self, code: Any, kind: str, spec: dict[str, Any], **params: Any) -> Any:
+        raise NotImplementedError
+
     async def _taken(self, code: Any, options: Options) -> Any:
         """The program, read if it is a file; its name and kind are in the options then."""
-        raise NotImplementedError
+        return code
 
     def _known(self, code: Any) -> list[str]:
         """What members that have prepared it call it."""
         return []
-
-    def _words(self, code: Any, args: tuple[str, ...]) -> tuple[str, ...]:
-        """Its arguments."""
-        return args
-
-    async def _detach(self, code: Any, kind: str, **params: Any) -> str:
-        raise NotImplementedError
 
     # --- what they have in common ---
 
@@ -500,16 +497,19 @@ class Programs:
         async with contextlib.AsyncExitStack() as stack:
             if on:
 
-                async def run(there: Programs, stack: contextlib.AsyncExitStack) -> Process:
-                    spawned = there._spawned(stdin, code, args, "", options)
+                async def run(there: Session, stack: contextlib.AsyncExitStack) -> Process:
+                    spawned = self._at(there)._spawned(stdin, code, args, "", options)
                     return await stack.enter_async_context(spawned)
 
                 yield await stack.enter_async_context(self._placed(on, code, options, run))
                 return
             image = await self.load(code, options.get("kind", ""))
             stack.callback(image.close)
-            fed = image.fed(stdin, *self._words(code, args), **options)
-            yield await stack.enter_async_context(fed)
+            yield await stack.enter_async_context(image.fed(stdin, *args, **options))
+
+    def _at(self, session: Any) -> Programs:
+        programs: Programs = getattr(session, self.SERVICE)
+        return programs
 
     @contextlib.asynccontextmanager
     async def _placed(
@@ -517,13 +517,9 @@ class Programs:
         on: str,
         code: Any,
         options: Options,
-        run: Callable[[Programs, contextlib.AsyncExitStack], Awaitable[T]],
+        run: Callable[[Session, contextlib.AsyncExitStack], Awaitable[T]],
     ) -> AsyncIterator[T]:
-        """`run` with this service of a member that `placed` has found."""
-
-        async def there(session: Any, stack: contextlib.AsyncExitStack) -> T:
-            return await run(getattr(session, self.SERVICE), stack)
-
+        """See `placement.placed`."""
         rooms = await nodes(
             self.session,
             on,
@@ -533,7 +529,7 @@ class Programs:
         )
         async with self.archives(options) as archives:  # once, for whoever takes it
             options["dirs"] = archives
-            async with placed(self.session, on, rooms, there) as made:
+            async with placed(self.session, on, rooms, run) as made:
                 yield made
 
     async def run(
@@ -569,24 +565,18 @@ class Programs:
         code = await self._taken(code, options)
         if on:
 
-            async def run(there: Programs, stack: contextlib.AsyncExitStack) -> Detached:
-                made = await there.start(code, *args, restart=restart, **options)
-                return Detached(self, made.id, there.session.identity.node)
+            async def run(there: Session, stack: contextlib.AsyncExitStack) -> Detached:
+                made = await self._at(there).start(code, *args, restart=restart, **options)
+                return Detached(self, made.id, there.identity.node)
 
             async with self._placed(on, code, options, run) as made:
                 return made
-        words = self._words(code, args)
+        kind, session = options.get("kind", ""), self.session.ref
         async with self.archives(options) as archives:
-            spec = spec_of(options.get("name", ""), words, options, "", archives)
+            spec = spec_of(options.get("name", ""), args, options, "", archives)
             with rpc.time_limit(_SEND_S if archives else _LOAD_S):
-                id_ = await self._detach(
-                    code,
-                    options.get("kind", ""),
-                    spec=spec,
-                    policy=restart,
-                    session=self.session.ref,
-                )
-        return Detached(self, id_)
+                reply = await self._detach(code, kind, spec, policy=restart, session=session)
+        return Detached(self, reply["id"])
 
     def detached(self, id_: str) -> Detached:
         """One of one's own that was started at the session's node, by its ID."""
@@ -662,11 +652,9 @@ class Executor(Programs):
                     hint="ww run hello.wasm, or ww run CID of what `ww blob put` has put",
                 ) from exc
 
-    async def _detach(self, code: Any, kind: str, **params: Any) -> str:
-        async with self._source(code) as (source, params["spec"]["code"]):
-            reply = await self._ref.call("detach", code=source, kind=kind, **params)
-        id_: str = reply["id"]
-        return id_
+    async def _detach(self, code: Any, kind: str, spec: dict[str, Any], **params: Any) -> Any:
+        async with self._source(code) as (source, spec["code"]):
+            return await self._ref.call("detach", code=source, kind=kind, spec=spec, **params)
 
     def find(self, id_: str, *, anybody: bool = False) -> AbstractAsyncContextManager[Detached]:
         """A process anywhere in the cluster: `async with session.proc.find(ID) as process`.

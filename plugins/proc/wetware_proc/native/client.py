@@ -17,7 +17,7 @@ from wetware import rpc
 from wetware.base.sockets import accept
 from wetware.base.tasks import Tasks
 from wetware.errors import ConfigError, WetwareError
-from wetware_proc.client import Image, Options, Programs
+from wetware_proc.client import Image, Programs
 from wetware_proc.schema import SCHEMA
 from wetware_proc.sockets import carried
 
@@ -36,18 +36,12 @@ class Native(Programs):
 
     async def load(self, code: str, kind: str = "") -> Image:
         """What is not loaded, and spawned with the program as its first argument."""
-        return Image(self, (await self._ref.call("program"))["image"], "", "")
+        image = (await self._ref.call("program"))["image"]
+        return Image(self, image, "", PurePath(code).name, "", code)
 
-    async def _taken(self, code: str, options: Options) -> str:
-        options["name"] = options.get("name") or PurePath(code).name
-        return code
-
-    def _words(self, code: str, args: tuple[str, ...]) -> tuple[str, ...]:
-        return code, *args
-
-    async def _detach(self, code: str, kind: str, **params: Any) -> str:
-        id_: str = (await self._ref.call("detach", **params))["id"]
-        return id_
+    async def _detach(self, code: str, kind: str, spec: dict[str, Any], **params: Any) -> Any:
+        spec = {**spec, "name": spec["name"] or PurePath(code).name, "args": [code, *spec["args"]]}
+        return await self._ref.call("detach", spec=spec, **params)
 
 
 @contextlib.asynccontextmanager
