@@ -23,27 +23,18 @@ async for result in session.proc.map(function, range(1000), on="any"):
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypedDict, TypeVar, Unpack
 
 from wetware import rpc
 from wetware.base.structs import from_struct
-from wetware.errors import (
-    Disconnected,
-    InternalError,
-    InvalidArgument,
-    LimitExceeded,
-    Unsupported,
-    WetwareError,
-)
+from wetware.errors import InvalidArgument, Unsupported
 from wetware_proc.functions import packed_arguments
 from wetware_proc.placement import (
     Heard,
@@ -56,13 +47,38 @@ from wetware_proc.placement import (
     placed,
     where,
 )
+from wetware_proc.running import (
+    Detached,
+    Exit,
+    Fed,
+    Info,
+    Mounted,
+    Process,
+    Ran,
+    Running,
+    collected,
+    needed,
+)
 from wetware_proc.schema import SCHEMA
 from wetware_proc.sending import Archive, Dir, Sending, Source, archived
 from wetware_proc.sources import file_bytes
 from wetware_proc.spread import Spread, prepared, returned
 
-OUTPUT_BYTES_MAX: Final = 64 << 20
-"""That `run` collects."""
+__all__ = [
+    "Detached",
+    "Executor",
+    "Exit",
+    "Image",
+    "Info",
+    "Mounted",
+    "Options",
+    "Process",
+    "Programs",
+    "Ran",
+    "Running",
+    "Sending",
+]
+
 FUNCTIONS_MAX: Final = 16
 """Functions that a session keeps loaded at its node."""
 SENT_MAX: Final = 1000
@@ -70,8 +86,6 @@ SENT_MAX: Final = 1000
 STDIN_BYTES_MAX: Final = 256 << 10
 """That travel with a program; more goes on a stream."""
 _QUICK_S: Final = 0.5  # how long the output of a program that has all its input may wait
-_WAIT_S: Final = 20.0
-_ANSWER_S: Final = 50.0  # for what waits so long
 _LOAD_S: Final = 600.0  # a node's first Python program waits for the runner
 KINDS: Final = {".py": "python", ".pyz": "python"}
 """Of programs, by the suffix of a file; others are of WebAssembly."""
@@ -120,246 +134,6 @@ class Options(TypedDict, total=False):
     ports: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a process ended.
-
-    Attributes:
-        kind: "exited", by itself; "trapped"; "limit"; "killed"; "lost", with its node. "" where it
-            runs.
-        code: Of one that exited.
-        why: For people.
-    """
-
-    kind: str
-    code: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mounted:
-    """A directory of a process: where, and the SHA-256 of its archive, in hex."""
-
-    path: str
-    hash: str
-
-
-@dataclass(frozen=True, slots=True)
-class Info:
-    """A process, as the struct Info of proc.capnp has it."""
-
-    id: str
-    name: str
-    owner: str
-    hash: str
-    started_ms: int
-    memory_bytes: int
-    cpu_ms: int
-    exit: Exit
-    kind: str
-    code: str
-    policy: str
-    restarts: int
-    waits: bool
-    dirs: tuple[Mounted, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """A process that has ended, and all that it wrote."""
-
-    exit: Exit
-    stdout: bytes
-    stderr: bytes
-
-
-class Running:
-    """A process by its capability.
-
-    Attributes:
-        ref: The capability, to pass on; who holds it alone does not keep it running.
-    """
-
-    def __init__(self, ref: rpc.Ref) -> None:
-        self.ref = ref
-
-    @contextlib.asynccontextmanager
-    async def _used(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-        """What calls it in the block."""
-        yield self.ref.call
-
-    async def wait(self) -> Exit:
-        """How it ended; its output is on its streams then, up to its end."""
-        async with self._used() as call:
-            while True:
-                with rpc.time_limit(_ANSWER_S):
-                    exit_ = from_struct(Exit, (await call("wait", wait_s=_WAIT_S))["exit"])
-                if exit_.kind:
-                    return exit_
-
-    async def kill(self) -> None:
-        """End it for good; nothing more of it can happen when this returns. Idempotent."""
-        async with self._used() as call:
-            await call("kill")
-
-    async def signal(self, name: str) -> None:
-        """Send a native program a signal: HUP, INT, QUIT, USR1, USR2, TERM, KILL, STOP or CONT.
-
-        Raises Unsupported "unsupported.signal" for other kinds of programs: those `kill` ends;
-        NotFound "not_found.running" where a detached one is between two runs.
-        """
-        async with self._used() as call:
-            await call("signal", name=name)
-
-    async def info(self) -> Info:
-        """What `ww ps` shows of it."""
-        async with self._used() as call:
-            return from_struct(Info, (await call("info"))["info"])
-
-    async def export(self, name: str, wait_s: float = _WAIT_S) -> rpc.Ref:
-        """What the program offers by this name: a port, or what it has exported.
-
-        Waits for it. Raises NotFound "not_found.export".
-        """
-        from wetware.client.installed import interface_of_id
-
-        async with self._used() as call:
-            with rpc.time_limit(_ANSWER_S):
-                reply = await call("export", name=name, wait_s=wait_s)
-        if (port := reply["port"]) is not None:
-            given: rpc.Ref = port
-            return given
-        if (interface := interface_of_id(reply["interface"])) is None:
-            raise Unsupported(f"the interface of {name!r} is not known here")
-        ref: rpc.Ref = _given(reply["cap"])
-        return ref.cast(interface)
-
-
-class Process(Running):
-    """A process that runs. It is killed when the block ends in which it was spawned.
-
-    Attributes:
-        stdin: What it reads; `send_eof` is its end.
-        stdout: What it writes.
-        stderr: The same.
-    """
-
-    def __init__(self, reply: Mapping[str, Any]) -> None:
-        super().__init__(_given(reply["process"]))
-        self.stdin, self.stdout, self.stderr = (
-            rpc.ByteStream(_given(reply[name])) for name in ("stdin", "stdout", "stderr")
-        )
-
-
-class _Came:
-    """In place of a stream: what came with the answer, or was sent with the question."""
-
-    def __init__(self, data: bytes = b"") -> None:
-        self._data = data
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._data:
-            yield self._data
-
-    async def send(self, data: bytes) -> None: ...
-
-    async def send_eof(self) -> None: ...
-
-    async def aclose(self) -> None: ...
-
-
-class _Fed(Process):
-    """A process that was given all of its input at once, and may have ended already."""
-
-    stdin: Any
-    stdout: Any
-    stderr: Any
-
-    def __init__(self, reply: Mapping[str, Any]) -> None:
-        Running.__init__(self, _given(reply["process"]))
-        self._exit, self.stdin = from_struct(Exit, reply["exit"]), _Came()
-        if self._exit.kind:
-            self.stdout, self.stderr = _Came(reply["output"]), _Came(reply["errors"])
-        else:
-            self.stdout, self.stderr = (
-                rpc.ByteStream(_given(reply[name])) for name in ("stdout", "stderr")
-            )
-
-    async def wait(self) -> Exit:
-        return self._exit if self._exit.kind else await super().wait()
-
-
-class Detached(Running):
-    """A program that outlives who started it, by its ID; nothing of it is held here.
-
-    Each use of one at another node logs in there, with the session's key. Where the session logs in
-    again after a loss (`connect(reconnect=True)`), `wait` and `logs` go on.
-
-    Attributes:
-        id: As `ww ps` shows it.
-        node: Peer ID of the node that it is at; "": the session's.
-        proc: Through what it was started, or found.
-    """
-
-    def __init__(self, proc: Any, id_: str, node: str = "") -> None:
-        self.proc, self.id, self.node = proc, id_, node
-
-    @contextlib.asynccontextmanager
-    async def _used(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-        if not self.node:
-            yield self._call
-            return
-        async with self.proc.session.node(f"id={self.node}") as there:
-            yield self.proc._at(there).detached(self.id)._call
-
-    async def _call(self, method: str, **params: Any) -> Any:
-        ref = self.proc._ref
-        while True:
-            connection = getattr(ref, "session", ref).connection
-            try:
-                process = _given((await ref.call("open", id=self.id))["process"])
-                return await process.call(method, **params)
-            except Disconnected as lost:
-                if method not in ("wait", "logs"):  # others are not repeated
-                    raise
-                await rpc.regained(connection, lost)
-
-    async def export(self, name: str, wait_s: float = _WAIT_S) -> rpc.Ref:
-        """See `Running.export`. What comes lives as long as the session that it was asked by."""
-        if self.node:
-            raise Unsupported(
-                "what a process at another node offers ends with the login there",
-                hint="async with session.proc.find(ID) as process: await process.export(NAME)",
-            )
-        return await super().export(name, wait_s)
-
-    async def restart(self) -> None:
-        """Have it started again now. Raises InvalidArgument where it has ended for good."""
-        async with self._used() as call:
-            await call("restart")
-
-    async def logs(
-        self, *, follow: bool = False, missed: Callable[[int], object] | None = None
-    ) -> AsyncIterator[bytes]:
-        """What it wrote, as far as it is kept: the last 1 MiB; with `follow` until it is over.
-
-        Where the session logs in again it goes on behind what has come. `missed` is called with how
-        many bytes are not kept any more of what comes next: who follows was slow, or away.
-        """
-        at, wait_s = 0, _WAIT_S if follow else 0.0
-        async with self._used() as call:
-            while True:
-                with rpc.time_limit(_ANSWER_S):
-                    reply = await call("logs", start=at, wait_s=wait_s)
-                if data := reply["data"]:
-                    if missed is not None and 0 < at < reply["start"]:
-                        missed(reply["start"] - at)
-                    yield data
-                    at = reply["start"] + len(data)
-                elif reply["over"] or not follow:
-                    return
-
-
 class Image:
     """A program that was loaded, to be spawned any number of times.
 
@@ -395,7 +169,7 @@ class Image:
                         process = Process(await self._ref.call("spawn", spec=spec))
                     else:
                         asked = {"spec": spec, "stdin": stdin, "wait_s": _QUICK_S}
-                        process = _Fed(await self._ref.call("run", **asked))
+                        process = Fed(await self._ref.call("run", **asked))
             try:
                 yield process
             finally:
@@ -613,7 +387,7 @@ class Executor(Programs):
             with rpc.time_limit(_LOAD_S):
                 reply = await self._ref.call("load", code=source, kind=options["kind"])
         name = options.get("name", "")
-        return Image(self, _given(reply["image"]), reply["hash"], name, cid)
+        return Image(self, needed(reply["image"]), reply["hash"], name, cid)
 
     async def _taken(self, code: Code, options: Options) -> bytes | str | rpc.Ref:
         if not isinstance(code, str | os.PathLike) or (
@@ -785,36 +559,6 @@ class Executor(Programs):
         await self._ref.call("end_any" if anybody else "end", id=id_)
 
 
-async def collected(process: Process, stdin: bytes = b"") -> Ran:
-    """Give it all of its input, and take all of its output."""
-    left = OUTPUT_BYTES_MAX
-
-    async def feed() -> None:
-        with contextlib.suppress(WetwareError):  # it need not read all
-            await process.stdin.send(stdin)
-            await process.stdin.send_eof()
-
-    async def take(stream: rpc.ByteStream) -> bytes:
-        nonlocal left
-        parts = []
-        async for data in stream:
-            parts.append(data)
-            left -= len(data)
-            if left < 0:
-                raise LimitExceeded(
-                    f"more than {OUTPUT_BYTES_MAX} bytes of output (OUTPUT_BYTES_MAX)",
-                    hint="spawn it, and read its output as it comes",
-                )
-        return b"".join(parts)
-
-    feeding = asyncio.ensure_future(feed())
-    try:
-        stdout, stderr = await asyncio.gather(take(process.stdout), take(process.stderr))
-        return Ran(await process.wait(), stdout, stderr)
-    finally:
-        feeding.cancel()
-
-
 def spec_of(
     name: str,
     args: tuple[str, ...],
@@ -849,10 +593,3 @@ def _grant(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(ref, rpc.Ref) or ref.interface is None:
         raise InvalidArgument(f"the grant {name!r} is no capability of a known interface")
     return {"name": name, "ref": ref, "interface": ref.interface.id}
-
-
-def _given(ref: Any) -> Any:
-    """A reference that an answer has to have."""
-    if ref is None:
-        raise InternalError("the node answered without a capability")
-    return ref

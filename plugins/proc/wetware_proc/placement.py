@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from wetware.base.log import get_logger
 from wetware.errors import (
@@ -30,6 +30,9 @@ from wetware.errors import (
 from wetware.identity import PeerId
 from wetware.member import Member
 from wetware_proc.driver import Limits
+
+if TYPE_CHECKING:
+    from wetware_proc.running import Detached
 
 log = get_logger("proc")
 T = TypeVar("T")
@@ -256,7 +259,7 @@ async def everywhere(session: Session, ask: Callable[[Session], Awaitable[T]]) -
 
 
 @contextlib.asynccontextmanager
-async def where(session: Session, id_: str, *, anybody: bool = False) -> AsyncIterator[Any]:
+async def where(session: Session, id_: str, *, anybody: bool = False) -> AsyncIterator[Detached]:
     """A process of one's own, or of `anybody`, as a `client.Detached` of a session at its node.
 
     Args:

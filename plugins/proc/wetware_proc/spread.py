@@ -11,7 +11,7 @@ import os
 import sys
 from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from wetware.base import cbor
@@ -33,6 +33,7 @@ from wetware_proc.sources import file_bytes, read, size_of
 
 if TYPE_CHECKING:
     from wetware import rpc
+    from wetware_proc.running import Process
 
 PACKAGE_BYTES_MAX: Final = 16 << 20
 PLACES_MAX: Final = 64
@@ -43,19 +44,6 @@ AHEAD: Final = 4
 """Results, for each call at a time, that wait for an earlier one."""
 
 log = get_logger("proc")
-
-
-class Process(Protocol):
-    """What is used of a client's Process, whose module knows this one."""
-
-    ref: rpc.Ref
-    stdin: rpc.ByteStream
-    stdout: rpc.ByteStream
-    stderr: rpc.ByteStream
-
-    async def wait(self) -> Any: ...
-
-    async def export(self, name: str, wait_s: float) -> rpc.Ref: ...
 
 
 async def prepared(call: Callable[..., Any], packages: Sequence[Any]) -> Function:
@@ -318,12 +306,11 @@ class Spread:
     async def _look(self) -> None:
         """Log in at the members; returns when one takes part. Raises what the last one did."""
         async with self._looks:
-            nodes = [""]
-            if self._on and not self._places:
-                rooms = await placement.nodes(self._executor.session, self._on)
-                nodes = [room.node for room in rooms]
-            for node in nodes:
-                self._join(node)
+            if not self._places:
+                on = self._on
+                rooms = await placement.nodes(self._executor.session, on) if on else ()
+                for node in [room.node for room in rooms] or [""]:
+                    self._join(node)
             while not self._places:
                 if self._failed is not None and not self._kept:
                     raise self._failed

@@ -1,0 +1,294 @@
+"""Processes as a client holds them: by a capability, with streams, or by an ID."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from wetware import rpc
+from wetware.base.structs import from_struct
+from wetware.errors import Disconnected, InternalError, LimitExceeded, Unsupported, WetwareError
+
+OUTPUT_BYTES_MAX: Final = 64 << 20
+"""That `run` collects."""
+_WAIT_S: Final = 20.0
+_ANSWER_S: Final = 50.0  # for what waits so long
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended.
+
+    Attributes:
+        kind: "exited", by itself; "trapped"; "limit"; "killed"; "lost", with its node. "" where it
+            runs.
+        code: Of one that exited.
+        why: For people.
+    """
+
+    kind: str
+    code: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A directory of a process: where, and the SHA-256 of its archive, in hex."""
+
+    path: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """A process, as the struct Info of proc.capnp has it."""
+
+    id: str
+    name: str
+    owner: str
+    hash: str
+    started_ms: int
+    memory_bytes: int
+    cpu_ms: int
+    exit: Exit
+    kind: str
+    code: str
+    policy: str
+    restarts: int
+    waits: bool
+    dirs: tuple[Mounted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A process that has ended, and all that it wrote."""
+
+    exit: Exit
+    stdout: bytes
+    stderr: bytes
+
+
+class Running:
+    """A process by its capability.
+
+    Attributes:
+        ref: The capability, to pass on; who holds it alone does not keep it running.
+    """
+
+    def __init__(self, ref: rpc.Ref) -> None:
+        self.ref = ref
+
+    @contextlib.asynccontextmanager
+    async def _used(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+        """What calls it in the block."""
+        yield self.ref.call
+
+    async def _told(self, method: str, **params: Any) -> Any:
+        async with self._used() as call:
+            return await call(method, **params)
+
+    async def wait(self) -> Exit:
+        """How it ended; its output is on its streams then, up to its end."""
+        async with self._used() as call:
+            while True:
+                with rpc.time_limit(_ANSWER_S):
+                    exit_ = from_struct(Exit, (await call("wait", wait_s=_WAIT_S))["exit"])
+                if exit_.kind:
+                    return exit_
+
+    async def kill(self) -> None:
+        """End it for good; nothing more of it can happen when this returns. Idempotent."""
+        await self._told("kill")
+
+    async def signal(self, name: str) -> None:
+        """Send a native program a signal: HUP, INT, QUIT, USR1, USR2, TERM, KILL, STOP or CONT.
+
+        Raises Unsupported "unsupported.signal" for other kinds of programs: those `kill` ends;
+        NotFound "not_found.running" where a detached one is between two runs.
+        """
+        await self._told("signal", name=name)
+
+    async def info(self) -> Info:
+        """What `ww ps` shows of it."""
+        return from_struct(Info, (await self._told("info"))["info"])
+
+    async def export(self, name: str, wait_s: float = _WAIT_S) -> rpc.Ref:
+        """What the program offers by this name: a port, or what it has exported.
+
+        Waits for it. Raises NotFound "not_found.export".
+        """
+        from wetware.client.installed import interface_of_id
+
+        with rpc.time_limit(_ANSWER_S):
+            reply = await self._told("export", name=name, wait_s=wait_s)
+        if (port := reply["port"]) is not None:
+            found: rpc.Ref = port
+            return found
+        if (interface := interface_of_id(reply["interface"])) is None:
+            raise Unsupported(f"the interface of {name!r} is not known here")
+        ref: rpc.Ref = needed(reply["cap"])
+        return ref.cast(interface)
+
+
+class Process(Running):
+    """A process that runs. It is killed when the block ends in which it was spawned.
+
+    Attributes:
+        stdin: What it reads; `send_eof` is its end.
+        stdout: What it writes.
+        stderr: The same.
+    """
+
+    def __init__(self, reply: Mapping[str, Any]) -> None:
+        super().__init__(needed(reply["process"]))
+        self.stdin, self.stdout, self.stderr = (
+            rpc.ByteStream(needed(reply[name])) for name in ("stdin", "stdout", "stderr")
+        )
+
+
+class _Came:
+    """In place of a stream: what came with the answer, or was sent with the question."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._data = data
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._data:
+            yield self._data
+
+    async def send(self, data: bytes) -> None: ...
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Fed(Process):
+    """A process that was given all of its input at once, and may have ended already."""
+
+    stdin: Any
+    stdout: Any
+    stderr: Any
+
+    def __init__(self, reply: Mapping[str, Any]) -> None:
+        Running.__init__(self, needed(reply["process"]))
+        self._exit, self.stdin = from_struct(Exit, reply["exit"]), _Came()
+        if self._exit.kind:
+            self.stdout, self.stderr = _Came(reply["output"]), _Came(reply["errors"])
+        else:
+            self.stdout, self.stderr = (
+                rpc.ByteStream(needed(reply[name])) for name in ("stdout", "stderr")
+            )
+
+    async def wait(self) -> Exit:
+        return self._exit if self._exit.kind else await super().wait()
+
+
+class Detached(Running):
+    """A program that outlives who started it, by its ID; nothing of it is held here.
+
+    Each use of one at another node logs in there, with the session's key. Where the session logs in
+    again after a loss (`connect(reconnect=True)`), `wait` and `logs` go on.
+
+    Attributes:
+        id: As `ww ps` shows it.
+        node: Peer ID of the node that it is at; "": the session's.
+        proc: Through what it was started, or found.
+    """
+
+    def __init__(self, proc: Any, id_: str, node: str = "") -> None:
+        self.proc, self.id, self.node = proc, id_, node
+
+    @contextlib.asynccontextmanager
+    async def _used(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+        if not self.node:
+            yield self._call
+            return
+        async with self.proc.session.node(f"id={self.node}") as there:
+            yield self.proc._at(there).detached(self.id)._call
+
+    async def _call(self, method: str, **params: Any) -> Any:
+        ref = self.proc._ref
+        while True:
+            connection = getattr(ref, "session", ref).connection
+            try:
+                process = needed((await ref.call("open", id=self.id))["process"])
+                return await process.call(method, **params)
+            except Disconnected as lost:
+                if method not in ("wait", "logs"):  # others are not repeated
+                    raise
+                await rpc.regained(connection, lost)
+
+    async def export(self, name: str, wait_s: float = _WAIT_S) -> rpc.Ref:
+        """See `Running.export`. What comes lives as long as the session that it was asked by."""
+        if self.node:
+            raise Unsupported(
+                "what a process at another node offers ends with the login there",
+                hint="async with session.proc.find(ID) as process: await process.export(NAME)",
+            )
+        return await super().export(name, wait_s)
+
+    async def restart(self) -> None:
+        """Have it started again now. Raises InvalidArgument where it has ended for good."""
+        await self._told("restart")
+
+    async def logs(
+        self, *, follow: bool = False, missed: Callable[[int], object] | None = None
+    ) -> AsyncIterator[bytes]:
+        """What it wrote, as far as it is kept: the last 1 MiB; with `follow` until it is over.
+
+        Where the session logs in again it goes on behind what has come. `missed` is called with how
+        many bytes are not kept any more of what comes next: who follows was slow, or away.
+        """
+        at, wait_s = 0, _WAIT_S if follow else 0.0
+        async with self._used() as call:
+            while True:
+                with rpc.time_limit(_ANSWER_S):
+                    reply = await call("logs", start=at, wait_s=wait_s)
+                if data := reply["data"]:
+                    if missed is not None and 0 < at < reply["start"]:
+                        missed(reply["start"] - at)
+                    yield data
+                    at = reply["start"] + len(data)
+                elif reply["over"] or not follow:
+                    return
+
+
+async def collected(process: Process, stdin: bytes = b"") -> Ran:
+    """Give it all of its input, and take all of its output."""
+    left = OUTPUT_BYTES_MAX
+
+    async def feed() -> None:
+        with contextlib.suppress(WetwareError):  # it need not read all
+            await process.stdin.send(stdin)
+            await process.stdin.send_eof()
+
+    async def take(stream: rpc.ByteStream) -> bytes:
+        nonlocal left
+        parts = []
+        async for data in stream:
+            parts.append(data)
+            left -= len(data)
+            if left < 0:
+                raise LimitExceeded(
+                    f"more than {OUTPUT_BYTES_MAX} bytes of output (OUTPUT_BYTES_MAX)",
+                    hint="spawn it, and read its output as it comes",
+                )
+        return b"".join(parts)
+
+    feeding = asyncio.ensure_future(feed())
+    try:
+        stdout, stderr = await asyncio.gather(take(process.stdout), take(process.stderr))
+        return Ran(await process.wait(), stdout, stderr)
+    finally:
+        feeding.cancel()
+
+
+def needed(ref: Any) -> Any:
+    """A reference that an answer has to have."""
+    if ref is None:
+        raise InternalError("the node answered without a capability")
+    return ref
