@@ -7,8 +7,10 @@ import contextlib
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
+import wasmtime
 
 from wetware.errors import WetwareError
 from wetware.rpc.push import Subscription
@@ -116,6 +118,45 @@ async def test_with_another_address(roaming: Cluster) -> None:
         roaming.lab.move("laptop", roaming.lab.hosts["laptop"].network)
 
     await _is_back(roaming, away)
+
+
+TICK = b"""(module
+  (import "wasi_snapshot_preview1" "fd_write"
+    (func $write (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff"
+    (func $poll (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "\\10\\00\\00\\00\\05\\00\\00\\00")  (; what is written: 5 bytes at 16 ;)
+  (data (i32.const 16) "tick\\n")
+  (data (i32.const 80) "\\01")                            (; a sleep by the monotonic clock ;)
+  (data (i32.const 88) "\\80\\f0\\fa\\02")                 (; of 50 ms ;)
+  (func (export "_start") (loop
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 40)))
+    (drop (call $poll (i32.const 64) (i32.const 128) (i32.const 1) (i32.const 44)))
+    (br 0))))"""
+"""A program that writes a line twenty times a second."""
+
+
+@pytest.mark.long
+def test_a_log_that_is_followed_goes_on_at_another_address(
+    roaming: Cluster, tmp_path: Path
+) -> None:
+    """The command notices that its connection is dead by the link's pings, after 25 s."""
+    program = tmp_path / "tick.wasm"
+    program.write_bytes(wasmtime.wat2wasm(TICK))
+    id_ = roaming.ww("rented", "run", "--detach", str(program), check=True).stdout.strip()
+    with roaming.lab.inside("laptop"):
+        follow = roaming.nodes["laptop"].start_ww("logs", "-f", id_)
+    assert follow.stdout is not None
+    assert follow.stderr is not None
+    assert follow.stdout.readline() == "tick\n"
+    roaming.lab.move("laptop", roaming.lab.hosts["laptop"].network)
+    assert "lost" in follow.stderr.readline()
+    assert "logged in again" in follow.stderr.readline()
+    roaming.ww("rented", "kill", id_, check=True)
+    seen = "tick\n" + follow.stdout.read()
+    assert (follow.wait(timeout=WATCHED_S), follow.stderr.read()) == (0, "")
+    assert seen == roaming.ww("rented", "logs", id_, check=True).stdout
 
 
 async def test_in_another_network(roaming: Cluster) -> None:

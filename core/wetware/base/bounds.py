@@ -34,9 +34,9 @@ def network_key(address: str) -> str:
     return key if ":" in key else key.rpartition(".")[0]
 
 
-def less(counter: Counter[K], key: K) -> None:
-    """One fewer of `key`; what is down to none is forgotten, so that the counter is as long."""
-    counter[key] -= 1
+def less(counter: Counter[K], key: K, count: int = 1) -> None:
+    """Fewer of `key`; what is down to none is forgotten, so that the counter is as long."""
+    counter[key] -= count
     if not counter[key]:
         del counter[key]
 

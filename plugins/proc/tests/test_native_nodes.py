@@ -239,6 +239,18 @@ async def test_a_program_is_sent_signals(node: NodeProcess, guests: Callable[[st
     assert (both.returncode, "--all" in both.stderr) == (EXIT_USAGE, True)
 
 
+async def test_it_runs_at_a_member_that_has_the_service(node: NodeProcess) -> None:
+    async with at(node) as session:
+        ran = await session.native.run("sort", "-u", stdin=b"b\na\nb\n", on="any")
+        assert (ran.exit, ran.stdout) == (Exit("exited", 0, ""), b"a\nb\n")
+        made = await session.native.start("sleep", "1000", on=f"id={node.peer_id}")
+        assert (await made.info()).kind == "native"
+        await made.kill()
+        with pytest.raises(NotFound, match="no member has room"):
+            await session.native.run("true", on="zone=nowhere")
+    assert node.ww("run", "--on", "any", "--", "echo", "here", check=True).stdout == "here\n"
+
+
 async def test_a_revoked_session_ends_its_programs(node: NodeProcess) -> None:
     async with at(node) as session, at(node) as other:
         weaker = await session.attenuate({"native": ()})

@@ -24,10 +24,11 @@ from wetware.errors import (
 from wetware.testing import plugin_context
 from wetware_proc import grants
 from wetware_proc import process as processes
-from wetware_proc.client import Executor, Exit, Process, _Fed, spec_of
+from wetware_proc.client import Executor, Exit, Process, spec_of
 from wetware_proc.config import ProcConfig
 from wetware_proc.driver import CodeRefused, Image, Spec
 from wetware_proc.driver import Exit as Ended
+from wetware_proc.running import Fed
 from wetware_proc.service import ExecutorServant, ProcService
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -188,7 +189,7 @@ async def test_what_runs_on_or_says_much_has_streams(world: World) -> None:
             async with asyncio.timeout(10):  # no need to wait for the end
                 reply = await begun(ada, script, wait_s=wait_s)
             assert (reply["exit"]["kind"], reply["output"]) == ("", b"")
-            process = _Fed(reply)
+            process = Fed(reply)
             assert sum([len(data) async for data in process.stdout]) == size
             assert await process.wait() == Exit("exited", 0, "")
 
@@ -209,7 +210,7 @@ async def test_who_cancels_or_is_gone_ends_what_it_waits_for(world: World) -> No
 async def test_one_that_is_killed_with_much_unread_is_told_of(world: World) -> None:
     async with world.user("ada") as ada:
         waiting = asyncio.ensure_future(begun(ada, b"flood"))
-        process = _Fed(await waiting)
+        process = Fed(await waiting)
         (running,) = world.service.processes.values()
         running.kill("enough")
         assert await process.wait() == Exit("killed", 0, "enough")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from wetware import rpc
-from wetware.base.bounds import Claim, Places
+from wetware.base.bounds import Claim, Places, less
 from wetware.base.tasks import Tasks
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, NotFound, Unsupported
 from wetware.hookspecs import Service
@@ -272,12 +272,7 @@ class ProcService(Service):
                 )
         for key in (owner, None):
             self._memory[key] += nbytes
-            place.callback(self._give_back, key, nbytes)
-
-    def _give_back(self, key: str | None, nbytes: int) -> None:
-        self._memory[key] -= nbytes
-        if not self._memory[key]:
-            del self._memory[key]
+            place.callback(less, self._memory, key, nbytes)
 
     async def _run(self, process: Process, place: ExitStack) -> None:
         with place:
@@ -340,7 +335,7 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
         return {"process": ProcessServant(self._service.get(id, self._owner), self._principal)}
 
     async def end(self, id: str) -> None:
-        await self._end(self._service.get(id, self._owner))
+        await ProcessServant(self._service.get(id, self._owner), self._principal).kill()
 
     async def rooms(self, on: str, programs: list[str]) -> dict[str, Any]:
         return {"rooms": await self._service.rooms.find(self._owner, on, programs)}
@@ -349,7 +344,7 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
         return _page(self._service.found(None), skip, limit)
 
     async def end_any(self, id: str) -> None:
-        await self._end(self._service.get(id))
+        await ProcessServant(self._service.get(id), self._principal).kill()
 
     async def detach(
         self,
@@ -364,10 +359,6 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
         owner = self._owner
         image, data = await self._service.load(owner, code, kind)
         return await self._service.detach(owner, image, data, spec, policy, session)
-
-    async def _end(self, process: Process | Detached) -> None:
-        process.kill(f"by {self._principal}")
-        await process.wait()
 
 
 class ImageServant(rpc.Servant, interface=SCHEMA.Image):
