@@ -1,24 +1,25 @@
 """Transactions: estimated, signed here, sent to every endpoint, followed until they are final.
 
-eth-account signs; requests are our own, with a time limit each. What goes wrong is said in a
-sentence: no funds, wrong chain, what the contract refused and why, stuck, taken back by the chain.
+Requests have a time limit each. What goes wrong is said in a sentence: no funds, wrong chain, what
+the contract refused and why, stuck, taken back by the chain.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from wetware.errors import EXIT_DENIED, InvalidArgument, PluginError
+from wetware.errors import EXIT_DENIED, InvalidArgument
 from wetware_auth_evm import abi
+from wetware_auth_evm.addresses import keccak
 from wetware_auth_evm.chain_reads import Chain, Say, wide
 from wetware_auth_evm.endpoints import Reverted, fixed, quantity
 from wetware_auth_evm.errors import BadLog, ChainError, EndpointFailed, NoQuorum
 from wetware_auth_evm.replica import read_logs
+from wetware_auth_evm.transactions import signed
 from wetware_auth_evm.words import who
 
 if TYPE_CHECKING:
@@ -263,30 +264,18 @@ def _is_no_funds(text: str) -> bool:
 
 def sign(wallet: Wallet, tx: Transaction, gas: int, fees: Fees, nonce: int) -> tuple[bytes, bytes]:
     """(the transaction as it is sent, its hash)."""
-    try:
-        limit = sys.getrecursionlimit()
-        from eth_account import Account
-
-        sys.setrecursionlimit(limit)  # py_ecc, which it imports, raises it for the whole process
-    except ImportError:
-        raise PluginError(
-            "transactions need packages that are not installed", hint="pip install 'wetware[evm]'"
-        ) from None
-    fields: dict[str, Any] = {
-        "chainId": tx.chain_id,
-        "nonce": nonce,
-        "gas": gas,
-        "value": tx.value,
-        "data": "0x" + tx.data.hex(),
-    }
-    if tx.to:
-        fields["to"] = who(tx.to)
-    if fees.tip is None:
-        fields["gasPrice"] = fees.most
-    else:
-        fields |= {"type": 2, "maxFeePerGas": fees.most, "maxPriorityFeePerGas": fees.tip}
-    signed = Account.sign_transaction(fields, wallet.secret)
-    return bytes(signed.raw_transaction), bytes(signed.hash)
+    raw = signed(
+        wallet,
+        chain_id=tx.chain_id,
+        nonce=nonce,
+        to=tx.to,
+        data=tx.data,
+        gas=gas,
+        value=tx.value,
+        price=fees.most,
+        tip=fees.tip,
+    )
+    return raw, keccak(raw)
 
 
 async def _send(

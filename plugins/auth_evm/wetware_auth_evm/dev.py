@@ -28,6 +28,7 @@ from wetware.identity import replace_private_file
 from wetware_auth_evm.addresses import keccak
 from wetware_auth_evm.dev_process import Child, NotStarted, RpcFailed, call, find_anvil
 from wetware_auth_evm.profile import DEFAULT_SCOPE, DEV_FILE
+from wetware_auth_evm.transactions import signed
 
 if TYPE_CHECKING:
     from wetware.hookspecs import EventLogger, PluginContext
@@ -501,7 +502,7 @@ def _block(port: int, at: int | str) -> dict[str, Any]:
 def _send(port: int, wallet: Wallet, to: bytes, data: bytes, gas: int) -> dict[str, Any]:
     """Send a transaction that costs nothing, and wait for its receipt; raises RpcFailed."""
     nonce = int(call(port, "eth_getTransactionCount", "0x" + wallet.address.hex(), "latest"), 16)
-    raw = sign_free(wallet, nonce=nonce, to=to, data=data, gas=gas)
+    raw = signed(wallet, chain_id=CHAIN_ID, nonce=nonce, to=to, data=data, gas=gas)
     tx_hash = call(port, "eth_sendRawTransaction", "0x" + raw.hex())
     deadline = time.monotonic() + MINED_S_MAX
     while (receipt := call(port, "eth_getTransactionReceipt", tx_hash)) is None:
@@ -512,38 +513,6 @@ def _send(port: int, wallet: Wallet, to: bytes, data: bytes, gas: int) -> dict[s
         raise RpcFailed("a transaction failed")
     found: dict[str, Any] = receipt
     return found
-
-
-def sign_free(wallet: Wallet, *, nonce: int, to: bytes, data: bytes, gas: int) -> bytes:
-    """A signed transaction (EIP-155) of the try-out chain that pays nothing.
-
-    By hand: importing eth-account takes longer than the rest of a start with anvil.
-    """
-    fields: list[int | bytes] = [nonce, 0, gas, to, 0, data]
-    signature = wallet.sign(keccak(_rlp([*fields, CHAIN_ID, 0, 0])))
-    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
-    return _rlp([*fields, signature[64] - 27 + 2 * CHAIN_ID + 35, r, s])
-
-
-def _rlp(items: list[int | bytes]) -> bytes:
-    body = b"".join(
-        _rlp_text(i if isinstance(i, bytes) else i.to_bytes((i.bit_length() + 7) // 8, "big"))
-        for i in items
-    )
-    return _rlp_length(len(body), 0xC0) + body
-
-
-def _rlp_text(text: bytes) -> bytes:
-    if len(text) == 1 and text[0] < 0x80:
-        return text
-    return _rlp_length(len(text), 0x80) + text
-
-
-def _rlp_length(length: int, kind: int) -> bytes:
-    if length < 56:
-        return bytes([kind + length])
-    number = length.to_bytes((length.bit_length() + 7) // 8, "big")
-    return bytes([kind + 55 + len(number)]) + number
 
 
 # --- anvil ----------------------------------------------------------------------------------------

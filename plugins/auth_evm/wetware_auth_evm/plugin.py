@@ -11,7 +11,7 @@ from wetware_auth_evm.config import AuthEvmConfig
 if TYPE_CHECKING:
     import typer
 
-for _module in ("aiohttp", "coincurve", "eth_account", "eth"):
+for _module in ("aiohttp", "coincurve", "eth"):
     if importlib.util.find_spec(_module) is None:  # looked for, not imported
         raise ModuleNotFoundError(f"No module named {_module!r}", name=_module)
 

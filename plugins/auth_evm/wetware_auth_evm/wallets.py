@@ -387,7 +387,7 @@ def _count(params: Mapping[str, Any], name: str, most: int) -> int:
 
 def _scrypt(passphrase: str, salt: bytes, n: int, r: int, p: int, size: int) -> bytes:
     if n >= 1 << 16 * r:  # more than RFC 7914 has, and OpenSSL takes; some old clients wrote it
-        from Crypto.Protocol.KDF import scrypt  # a dependency of eth-account
+        from Crypto.Protocol.KDF import scrypt
 
         found: Any = scrypt(passphrase, salt, size, N=n, r=r, p=p)  # type: ignore[arg-type]
         return bytes(found)

@@ -22,12 +22,13 @@ pytest.importorskip("eth", reason="needs the extra: pip install 'wetware[evm]'")
 from wetware.errors import ConfigError
 from wetware_auth_evm import abi, journal
 from wetware_auth_evm.contract import load as artifact
-from wetware_auth_evm.dev import CHAIN_ID, sign_free
+from wetware_auth_evm.dev import CHAIN_ID
 from wetware_auth_evm.dev_process import call
 from wetware_auth_evm.devserver import BATCH_MAX, BODY_BYTES_MAX, REQUESTS_MAX, Rpc
 from wetware_auth_evm.events import role_id
 from wetware_auth_evm.evm_chain import RAW_BYTES_MAX, EvmChain, Refused
 from wetware_auth_evm.journal import MAGIC, ChainFull, Journal
+from wetware_auth_evm.transactions import signed
 from wetware_auth_evm.wallets import Wallet
 
 WALLET = Wallet.from_secret(b"\7" * 32)
@@ -49,7 +50,14 @@ def _chain(path: Path, clock: Clock | None = None) -> EvmChain:
 
 
 def _deploy(chain: EvmChain) -> bytes:
-    raw = sign_free(WALLET, nonce=0, to=b"", data=abi.deployment(WALLET.address), gas=3_500_000)
+    raw = signed(
+        WALLET,
+        chain_id=CHAIN_ID,
+        nonce=0,
+        to=b"",
+        data=abi.deployment(WALLET.address),
+        gas=3_500_000,
+    )
     receipt = chain.receipt(chain.send(raw))
     assert receipt is not None
     assert receipt["good"]
@@ -62,7 +70,7 @@ def _grant(nonce: int, contract: bytes, account: int = 1) -> bytes:
         *("grant", role_id("default"), role_id("r"), account.to_bytes(20, "big")),
         *(0, NOW + 86_400, 1),
     )
-    return sign_free(WALLET, nonce=nonce, to=contract, data=data, gas=300_000)
+    return signed(WALLET, chain_id=CHAIN_ID, nonce=nonce, to=contract, data=data, gas=300_000)
 
 
 def _hashes(chain: EvmChain) -> list[bytes]:
@@ -77,7 +85,7 @@ def _hashes(chain: EvmChain) -> list[bytes]:
 # --- the chain ------------------------------------------------------------------------------------
 
 
-def test_our_signatures_are_those_of_the_library(tmp_path: Path) -> None:
+def test_our_signatures_are_those_of_the_library() -> None:
     """Encoding and signing by hand, against eth-account."""
     from eth_account import Account
 
@@ -90,14 +98,20 @@ def test_our_signatures_are_those_of_the_library(tmp_path: Path) -> None:
             "chainId": CHAIN_ID,
             "nonce": nonce,
             "gas": gas,
-            "gasPrice": 0,
             "value": 0,
             "data": "0x" + data.hex(),
         }
+        fee: dict[str, int] = {"price": rng.choice([0, 1, 300 * 10**9])}
+        if rng.random() < 0.5:
+            fee["tip"] = fee["price"] // 3
+            fields |= {"type": 2, "maxFeePerGas": fee["price"], "maxPriorityFeePerGas": fee["tip"]}
+        else:
+            fields["gasPrice"] = fee["price"]
         if to:
             fields["to"] = "0x" + to.hex()
         theirs = bytes(Account.sign_transaction(fields, WALLET.secret).raw_transaction)
-        assert sign_free(WALLET, nonce=nonce, to=to, data=data, gas=gas) == theirs
+        ours = signed(WALLET, chain_id=CHAIN_ID, nonce=nonce, to=to, data=data, gas=gas, **fee)
+        assert ours == theirs
 
 
 def test_blocks_survive_as_they_were(tmp_path: Path) -> None:
@@ -151,7 +165,7 @@ def test_an_estimate_is_enough(tmp_path: Path) -> None:
     revoke = abi.calldata("revoke", role_id("default"), role_id("r"), (1).to_bytes(20, "big"))
     gas = chain.estimate({"from": WALLET.address, "to": contract, "data": revoke}, None)
     receipt = chain.receipt(
-        chain.send(sign_free(WALLET, nonce=2, to=contract, data=revoke, gas=gas))
+        chain.send(signed(WALLET, chain_id=CHAIN_ID, nonce=2, to=contract, data=revoke, gas=gas))
     )
     assert receipt is not None
     assert receipt["good"], "out of gas"
@@ -541,6 +555,14 @@ def test_a_call_that_loops_ends(server: Served) -> None:
     assert _rpc(port, "eth_chainId")["result"] == hex(CHAIN_ID)
 
 
+def test_a_contract_can_add_points_of_bls12_381(server: Served) -> None:
+    """The functions of EIP-2537 are imported when they are called."""
+    port, _ = server
+    infinity = "00" * 128
+    call = {"to": "0x" + "0b".rjust(40, "0"), "data": "0x" + 2 * infinity}
+    assert _rpc(port, "eth_call", [call, "latest"])["result"] == "0x" + infinity
+
+
 def test_a_refusal_of_the_contract_is_passed_on(server: Served) -> None:
     port, _ = server
     created = _rpc(port, "eth_getLogs", [{"fromBlock": "0x0"}])["result"][0]["address"]
@@ -619,7 +641,9 @@ def test_kill_9_in_the_middle_loses_nothing_acknowledged(tmp_path: Path) -> None
             *(0, int(time.time()) + 86_400, 1),
         )
         for _ in range(4 + turn):
-            raw = sign_free(WALLET, nonce=nonce, to=contract, data=data, gas=300_000)
+            raw = signed(
+                WALLET, chain_id=CHAIN_ID, nonce=nonce, to=contract, data=data, gas=300_000
+            )
             acknowledged.append(call(port, "eth_sendRawTransaction", "0x" + raw.hex()))
             nonce += 1
         process.send_signal(signal.SIGKILL)
