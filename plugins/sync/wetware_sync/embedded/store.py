@@ -35,11 +35,11 @@ from wetware_sync.engine import (
     WRITES_MAX,
     Batch,
     Compare,
-    Delete,
     Event,
     Get,
     KeyValue,
     Limits,
+    Operation,
     Order,
     Outcome,
     Page,
@@ -302,7 +302,7 @@ class Store:
 
     def _get(self, get: Get, room: list[int]) -> Page:
         """`room`: keys and bytes that are left."""
-        low, high = _bounds(get.key, get.prefix)
+        low, high = _bounds(get.key, prefix=get.prefix)
         cursor = self._db.execute(
             f"SELECT {_FULL} {_PRESENT} WHERE k.key >= ? AND k.key < ? AND l.created < ?"
             f" ORDER BY {_ORDER_BY[get.order]} LIMIT ?",
@@ -335,7 +335,7 @@ class Store:
 
         Raises Compacted.
         """
-        low, high = _bounds(key, prefix)
+        low, high = _bounds(key, prefix=prefix)
         events: list[Event] = []
         with self._reading():
             if revision <= self.compacted:
@@ -538,10 +538,8 @@ class Store:
                 results.append(self._get(operation, room))
                 continue
             for key, row in found:
-                if type(operation) is Put:
-                    self._put(id_, operation, row, owner)
-                elif row is not None:
-                    self._delete(id_, key, row)
+                put = operation if type(operation) is Put else None
+                self._write(id_, key, put, row, owner)
                 id_ += 1
             results.append(len(found))
         return Outcome(succeeded, self.revision, tuple(results))
@@ -560,14 +558,16 @@ class Store:
 
     def end(self, id_: int) -> None:
         """End a lease, with its keys; in a commit. Raises LeaseEnded."""
-        if id_ not in self.leases:
+        lease = self.leases.get(id_)
+        if lease is None:
             raise lease_ended(id_)
         sql = f"SELECT k.key, {_ROW} {_PRESENT} JOIN attached a ON a.key = k.key WHERE a.lease = ?"
         found = self._db.execute(sql, (id_,)).fetchall()
         if found:
             self.revision += 1
         for number, (key, *row) in enumerate(found):
-            self._delete((self.revision << _SEQ_BITS) + number, bytes(key), Row._make(row))
+            id_of_row = (self.revision << _SEQ_BITS) + number
+            self._write(id_of_row, bytes(key), None, Row._make(row), lease.owner)
         self._db.execute("DELETE FROM leases WHERE id = ?", (id_,))
         del self.leases[id_]
         self._done.ended.append(id_)
@@ -580,51 +580,45 @@ class Store:
 
     def _row(self, key: bytes, rows: dict[bytes, Row | None]) -> Row | None:
         if key not in rows:
-            found = self._db.execute(
-                f"SELECT {_ROW} {_PRESENT} WHERE k.key = ?",
-                (key,),
-            ).fetchall()
+            sql = f"SELECT {_ROW} {_PRESENT} WHERE k.key = ?"
+            found = self._db.execute(sql, (key,)).fetchall()
             rows[key] = Row._make(found[0]) if found else None
         return rows[key]
 
     def _holds(self, compare: Compare, rows: dict[bytes, Row | None]) -> bool:
         row = self._row(compare.key, rows)
-        found: bytes | int
+        found: bytes | int = 0
         if compare.target == "value":
             if row is None:
                 return False
-            ((found,),) = self._db.execute(
-                "SELECT value FROM log WHERE id = ?", (row.id,)
-            ).fetchall()
-        elif row is None:
-            found = 0
-        elif compare.target == "mod_revision":
-            found = row.id >> _SEQ_BITS
-        else:
-            found = row.created if compare.target == "create_revision" else row.version
+            sql = "SELECT value FROM log WHERE id = ?"
+            ((found,),) = self._db.execute(sql, (row.id,)).fetchall()
+        elif row is not None:
+            revision = row.id >> _SEQ_BITS
+            numbers = {"mod_revision": revision, "create_revision": row.created}
+            found = numbers.get(compare.target, row.version)
         holds: bool = _OPERATORS[compare.op](found, compare.operand)
         return holds
 
     def _targets(
-        self, operation: Put | Delete | Get, rows: dict[bytes, Row | None]
+        self, operation: Operation, rows: dict[bytes, Row | None]
     ) -> list[tuple[bytes, Row | None]]:
         """The keys that it writes, and what is there."""
-        if type(operation) is Put:
+        if isinstance(operation, Put):
             return [(operation.key, self._row(operation.key, rows))]
-        if type(operation) is Get:
+        if isinstance(operation, Get):
             return []
-        if not operation.prefix:  # type: ignore[union-attr]
+        if not operation.prefix:
             row = self._row(operation.key, rows)
             return [(operation.key, row)] if row else []
-        found = self._db.execute(
-            f"SELECT k.key, {_ROW} {_PRESENT} WHERE k.key >= ? AND k.key < ? LIMIT ?",
-            (*_bounds(operation.key, True), WRITES_MAX + 1),
-        ).fetchall()
+        sql = f"SELECT k.key, {_ROW} {_PRESENT} WHERE k.key >= ? AND k.key < ? LIMIT ?"
+        bounds = _bounds(operation.key, prefix=True)
+        found = self._db.execute(sql, (*bounds, WRITES_MAX + 1)).fetchall()
         return [(bytes(key), Row._make(row)) for key, *row in found]
 
     def _check(
         self,
-        branch: Sequence[Put | Delete | Get],
+        branch: Sequence[Operation],
         targets: Sequence[Sequence[tuple[bytes, Row | None]]],
         owner: str,
     ) -> None:
@@ -656,53 +650,35 @@ class Store:
         for lease, more in leases.items():
             _limit("keys of one lease", self.leases[lease].keys + more, WRITES_MAX)
 
-    def _put(self, id_: int, put: Put, row: Row | None, owner: str) -> None:
-        mine = self._owners.setdefault(owner, Owner(owner))
-        revision = id_ >> _SEQ_BITS
-        created, version = (row.created, row.version + 1) if row else (revision, 1)
-        now = KeyValue(put.key, put.value, created, revision, version, put.lease)
-        self._append(id_, put.key, put.value, created, version, put.lease, owner, row)
-        self._db.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", (put.key, id_))
-        if put.lease:
-            sql = "INSERT OR IGNORE INTO attached VALUES (?, ?)"
-            self._db.execute(sql, (put.lease, put.key))
-            self.leases[put.lease].keys += 1
-        self._charge(mine, 1, charge(put.key, len(put.value)))
-        self._done.events.append(Event(put.key, revision, now))
-
-    def _delete(self, id_: int, key: bytes, row: Row) -> None:
-        self._append(id_, key, None, 0, 0, 0, row.owner, row)
-        self._db.execute("DELETE FROM keys WHERE key = ?", (key,))
-        self._done.events.append(Event(key, id_ >> _SEQ_BITS, None))
-
-    def _append(
-        self,
-        id_: int,
-        key: bytes,
-        value: bytes | None,
-        created: int,
-        version: int,
-        lease: int,
-        owner: str,
-        row: Row | None,
-    ) -> None:
-        """A row of the log in the place of `row`, which is history now, and nobody's charge."""
-        before = row.id if row else 0
-        checksum = _checksum(key, value, owner, id_, created, version, lease, before)
-        self._db.execute(
-            "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (id_, key, value, created, version, lease, owner, before, checksum),
-        )
+    def _write(self, id_: int, key: bytes, put: Put | None, row: Row | None, owner: str) -> None:
+        """Put a key, or delete it. What `row` says is history then, and nobody's charge."""
+        db, revision = self._db, id_ >> _SEQ_BITS
+        before, created, version = (row.id, row.created, row.version) if row else (0, revision, 0)
+        now = None
+        if put is not None:
+            now = KeyValue(key, put.value, created, revision, version + 1, put.lease)
+        numbers = (now.create_revision, now.version, now.lease) if now else (0, 0, 0)
+        value = now.value if now else None
+        checksum = _checksum(key, value, owner, id_, *numbers, before)
+        sql = "INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        db.execute(sql, (id_, key, value, *numbers, owner, before, checksum))
         self._history += 1
-        if row is None:
-            return
-        self._garbage += row.value_bytes + ROW_BYTES
-        self._charge(self._owners[row.owner], -1, -charge(key, row.value_bytes))
-        if row.lease:
-            self.leases[row.lease].keys -= 1
-            if row.lease != lease:
-                sql = "DELETE FROM attached WHERE lease = ? AND key = ?"
-                self._db.execute(sql, (row.lease, key))
+        if row is not None:
+            self._garbage += row.value_bytes + ROW_BYTES
+            self._charge(self._owners[row.owner], -1, -charge(key, row.value_bytes))
+            if row.lease:
+                db.execute("DELETE FROM attached WHERE lease = ? AND key = ?", (row.lease, key))
+                self.leases[row.lease].keys -= 1
+        if now is None:
+            db.execute("DELETE FROM keys WHERE key = ?", (key,))
+        else:
+            db.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", (key, id_))
+            mine = self._owners.setdefault(owner, Owner(owner))
+            self._charge(mine, 1, charge(key, len(now.value)))
+            if now.lease:
+                db.execute("INSERT INTO attached VALUES (?, ?)", (now.lease, key))
+                self.leases[now.lease].keys += 1
+        self._done.events.append(Event(key, revision, now))
 
     def _charge(self, owner: Owner, keys: int, nbytes: int) -> None:
         owner.keys += keys
@@ -723,7 +699,7 @@ def charge(key: bytes, value_bytes: int) -> int:
     return len(key) + value_bytes + ROW_BYTES
 
 
-def _bounds(key: bytes, prefix: bool) -> tuple[bytes, bytes]:
+def _bounds(key: bytes, *, prefix: bool) -> tuple[bytes, bytes]:
     return key, (prefix_end(key) or _TOP) if prefix else key + b"\0"
 
 
