@@ -324,7 +324,7 @@ async def test_the_kernel_is_told_all_of_its_limits(run: Run, delegated_memory: 
     running = asyncio.ensure_future(
         run("sleep", "1000", memory_bytes=64 * MIB, wall_s=5, group=delegated_memory)
     )
-    while not told("cgroup.procs") and not running.done():
+    while not told("cgroup.procs") and not running.done():  # noqa: ASYNC110  # no event tells of it
         await asyncio.sleep(0.01)
     asked = {"memory.max": f"{64 * MIB}\n", "memory.oom.group": "1\n", "pids.max": "512\n"}
     assert {name: told(name) for name in asked} == asked

@@ -1,6 +1,6 @@
 """Histories of many clients while the home of the store is killed and stopped: all are right.
 
-`WW_SYNC_S=300 pytest -n0 -m long plugins/sync/tests/test_faults.py` for longer; WW_SEED=N for one's own.
+`WW_SYNC_S=300 pytest -n0 -m long plugins/sync/tests/test_faults.py` for longer, WW_SEED=N for one.
 """
 
 from __future__ import annotations
@@ -184,7 +184,6 @@ async def test_what_clients_are_told_is_linearizable_while_the_home_is_killed(
                 log = await _log(sessions[1].kv, last)
     assert kills
     check(history, log, last, seed)
-    print(f"{len(history.operations)} operations, {last} revisions, {kills} kills, seed {seed}")
 
 
 async def _last(kv: Any) -> int:
