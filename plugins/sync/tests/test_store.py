@@ -198,12 +198,12 @@ def test_the_history_is_bounded_and_leaves_nothing_behind(
         commit(store, Put(b"a", bytes(1000)), Put(b"b/%d" % n, b""))
         commit(store, Delete(b"b/%d" % n))
     assert 200 < store.compacted < store.revision
-    ((rows,),) = store._db.execute("SELECT COUNT(*) FROM log").fetchall()
+    ((rows,),) = store.db.execute("SELECT COUNT(*) FROM log").fetchall()
     assert rows < 101 + 3 * (store.revision - store.compacted) + module.SWEPT_ROWS
     store.commit([Change(partial(Store.compact, revision=store.revision))])
     while store.waits:
         store.idle()
-    ((rows,),) = store._db.execute("SELECT COUNT(*) FROM log").fetchall()
+    ((rows,),) = store.db.execute("SELECT COUNT(*) FROM log").fetchall()
     assert rows == 101
     assert len(store.read(Get(b"", prefix=True)).items) == 101
     assert (store._history, store._garbage) == (0, 0)
@@ -231,7 +231,7 @@ def test_what_is_damaged_is_not_given_out(tmp_path: Path) -> None:
 def test_one_that_meets_damage_is_refused_whole_and_alone(tmp_path: Path) -> None:
     store = Store(Files(tmp_path / "s"), Limits())
     commit(store, Put(b"a", b"right"))
-    store._db.execute("UPDATE log SET value = X'00'")
+    store.db.execute("UPDATE log SET value = X'00'")
     txns = [
         Txn((Put(b"b", b""),)),
         Txn((Put(b"c", b""), Get(b"a"))),

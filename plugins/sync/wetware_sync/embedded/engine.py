@@ -18,6 +18,7 @@ import anyio
 from wetware.base.log import get_logger
 from wetware.base.writer import Write, Writer
 from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
+from wetware_sync.embedded import backup
 from wetware_sync.embedded.hub import Hub
 from wetware_sync.embedded.store import Change, Commit, LeaseRow, Store
 from wetware_sync.engine import (
@@ -39,6 +40,8 @@ from wetware_sync.engine import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anyio.abc import TaskStatus
 
     from wetware.base.files import Files
@@ -171,6 +174,11 @@ class EmbeddedEngine:
 
     async def compact(self, revision: int) -> None:
         await self._wait(Change(partial(Store.compact, revision=revision)))
+
+    async def backup(self, path: Path) -> int:
+        """Copy the store to a new file, and return its bytes; what is to be written waits."""
+        size: int = await self._wait(_Read(lambda store: backup.write(store.db, path)))
+        return size
 
     async def status(self) -> Status:
         status: Status = await self._wait(_Read(self._status))

@@ -229,13 +229,13 @@ class Store:
         if FILE not in self._files.names(""):
             _create(self._files)
         self._files.rewrite(f"{FILE}-wal")  # what a crash left may be whole in the page cache alone
-        self._db = db = self._files.connect(FILE)
+        self.db = db = self._files.connect(FILE)
         try:
             db.execute("PRAGMA busy_timeout=500").fetchall()
             db.execute("PRAGMA locking_mode=EXCLUSIVE")  # without a file for other processes
             db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
             ((version,),) = db.execute("PRAGMA user_version").fetchall()
-            if version != SCHEMA_VERSION or not _is_sound(db):
+            if version != SCHEMA_VERSION or not is_sound(db):
                 raise ValueError(  # noqa: TRY301 the connection is closed below
                     f"it is damaged, or of version {version}; this release knows {SCHEMA_VERSION}"
                 )
@@ -253,7 +253,7 @@ class Store:
     def _load(self) -> None:
         """Read what is also kept in memory."""
         self._loaded = False
-        db = self._db
+        db = self.db
         rows = db.execute(
             "SELECT epoch, authority, revision, swept, compacted, garbage FROM store"
         ).fetchall()
@@ -277,7 +277,7 @@ class Store:
     def close(self) -> None:
         """SQLite's log is emptied. Never raises."""
         with contextlib.suppress(Exception):
-            self._db.close()
+            self.db.close()
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class Store:
     def _get(self, get: Get, room: list[int]) -> Page:
         """`room`: keys and bytes that are left."""
         low, high = _bounds(get.key, prefix=get.prefix)
-        cursor = self._db.execute(
+        cursor = self.db.execute(
             f"SELECT {_FULL} {_PRESENT} WHERE k.key >= ? AND k.key < ? AND l.created < ?"
             f" ORDER BY {_ORDER_BY[get.order]} LIMIT ?",
             (
@@ -340,7 +340,7 @@ class Store:
         with self._reading():
             if revision <= self.compacted:
                 raise compacted(self.compacted)
-            ids = self._db.execute(
+            ids = self.db.execute(
                 "SELECT id FROM log WHERE id >= ? ORDER BY id LIMIT ?",
                 (revision << _SEQ_BITS, SCANNED_ROWS),
             ).fetchall()
@@ -348,7 +348,7 @@ class Store:
             if len(ids) == SCANNED_ROWS:  # the last revision may go on
                 last = (ids[-1][0] >> _SEQ_BITS) - 1
             room = PAGE_BYTES_MAX
-            cursor = self._db.execute(
+            cursor = self.db.execute(
                 f"SELECT {_FULL} FROM log l WHERE id >= ? AND id < ? AND key >= ? AND key < ?"  # noqa: S608 constants
                 " ORDER BY id",
                 (revision << _SEQ_BITS, (last + 1) << _SEQ_BITS, low, high),
@@ -404,7 +404,7 @@ class Store:
 
     def _attempt(self, changes: Sequence[Change], *, giving_up: bool = False) -> Commit | Failed:
         """One transaction. Where it is `giving_up` room the reserve is open, and history goes."""
-        db = self._db
+        db = self.db
         committing = False
         try:
             if not self._loaded:
@@ -439,13 +439,13 @@ class Store:
         """Write over the remains of a commit that failed; returns whether that is on the disk."""
         with contextlib.nullcontext() if opened else self.reserve.open():
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.execute("UPDATE store SET failures = failures + 1")
-                self._db.execute("COMMIT")
+                self.db.execute("BEGIN IMMEDIATE")
+                self.db.execute("UPDATE store SET failures = failures + 1")
+                self.db.execute("COMMIT")
             except Exception:
                 log.exception("sync.unknown")
                 with contextlib.suppress(Exception):
-                    self._db.execute("ROLLBACK")
+                    self.db.execute("ROLLBACK")
                 return False
         return True
 
@@ -455,7 +455,7 @@ class Store:
 
     def _note(self, before: tuple[int, int, int, int]) -> None:
         """Write what the transaction has changed in memory."""
-        db = self._db
+        db = self.db
         while self._charged:
             _, owner = self._charged.popitem()
             if owner.keys:
@@ -479,7 +479,7 @@ class Store:
         end = (last + 1) << _SEQ_BITS
         if self._swept + 1 >= end:
             return
-        found = self._db.execute(
+        found = self.db.execute(
             "SELECT l.id, l.before, l.value IS NULL, length(b.value) FROM log l"
             " LEFT JOIN log b ON b.id = l.before WHERE l.id > ? AND l.id < ? ORDER BY l.id LIMIT ?",
             (self._swept, end, many),
@@ -492,10 +492,10 @@ class Store:
                 break
             self._history -= 1
             if before:
-                self._db.execute("DELETE FROM log WHERE id = ?", (before,))
+                self.db.execute("DELETE FROM log WHERE id = ?", (before,))
                 self._garbage -= nbytes + ROW_BYTES
             if deleted:
-                self._db.execute("DELETE FROM log WHERE id = ?", (id_,))
+                self.db.execute("DELETE FROM log WHERE id = ?", (id_,))
         self._swept = end - 1
         self.compacted = max(self.compacted, last)
 
@@ -516,7 +516,7 @@ class Store:
 
     def empty_log(self, how: str) -> None:
         with contextlib.suppress(Exception):
-            self._db.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+            self.db.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
 
     # --- what changes are made of -----------------------------------------------------------------
 
@@ -551,7 +551,7 @@ class Store:
         _limit("leases in the store", len(self.leases) + 1, self._limits.leases)
         if id_ in self.leases:
             raise Unwritten("a lease has that ID", hint="try again")
-        self._db.execute("INSERT INTO leases VALUES (?, ?, ?)", (id_, owner, ttl_s))
+        self.db.execute("INSERT INTO leases VALUES (?, ?, ?)", (id_, owner, ttl_s))
         self.leases[id_] = lease = LeaseRow(id_, owner, ttl_s)
         self._done.granted.append(lease)
         return lease
@@ -562,13 +562,13 @@ class Store:
         if lease is None:
             raise lease_ended(id_)
         sql = f"SELECT k.key, {_ROW} {_PRESENT} JOIN attached a ON a.key = k.key WHERE a.lease = ?"
-        found = self._db.execute(sql, (id_,)).fetchall()
+        found = self.db.execute(sql, (id_,)).fetchall()
         if found:
             self.revision += 1
         for number, (key, *row) in enumerate(found):
             id_of_row = (self.revision << _SEQ_BITS) + number
             self._write(id_of_row, bytes(key), None, Row._make(row), lease.owner)
-        self._db.execute("DELETE FROM leases WHERE id = ?", (id_,))
+        self.db.execute("DELETE FROM leases WHERE id = ?", (id_,))
         del self.leases[id_]
         self._done.ended.append(id_)
 
@@ -581,7 +581,7 @@ class Store:
     def _row(self, key: bytes, rows: dict[bytes, Row | None]) -> Row | None:
         if key not in rows:
             sql = f"SELECT {_ROW} {_PRESENT} WHERE k.key = ?"
-            found = self._db.execute(sql, (key,)).fetchall()
+            found = self.db.execute(sql, (key,)).fetchall()
             rows[key] = Row._make(found[0]) if found else None
         return rows[key]
 
@@ -592,7 +592,7 @@ class Store:
             if row is None:
                 return False
             sql = "SELECT value FROM log WHERE id = ?"
-            ((found,),) = self._db.execute(sql, (row.id,)).fetchall()
+            ((found,),) = self.db.execute(sql, (row.id,)).fetchall()
         elif row is not None:
             revision = row.id >> _SEQ_BITS
             numbers = {"mod_revision": revision, "create_revision": row.created}
@@ -613,7 +613,7 @@ class Store:
             return [(operation.key, row)] if row else []
         sql = f"SELECT k.key, {_ROW} {_PRESENT} WHERE k.key >= ? AND k.key < ? LIMIT ?"
         bounds = _bounds(operation.key, prefix=True)
-        found = self._db.execute(sql, (*bounds, WRITES_MAX + 1)).fetchall()
+        found = self.db.execute(sql, (*bounds, WRITES_MAX + 1)).fetchall()
         return [(bytes(key), Row._make(row)) for key, *row in found]
 
     def _check(
@@ -652,7 +652,7 @@ class Store:
 
     def _write(self, id_: int, key: bytes, put: Put | None, row: Row | None, owner: str) -> None:
         """Put a key, or delete it. What `row` says is history then, and nobody's charge."""
-        db, revision = self._db, id_ >> _SEQ_BITS
+        db, revision = self.db, id_ >> _SEQ_BITS
         before, created, version = (row.id, row.created, row.version) if row else (0, revision, 0)
         now = None
         if put is not None:
@@ -775,6 +775,7 @@ def _create(files: Files) -> None:
     files.rename(NEW, FILE)
 
 
-def _is_sound(db: Database) -> bool:
+def is_sound(db: Database) -> bool:
+    """Whether the tables are those of this release."""
     found = db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
     return [sql for (sql,) in found] == _STATEMENTS
