@@ -24,7 +24,7 @@ from wetware_blob.format.read import entries, read, stat, walk
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 SEED = int(os.environ.get("WW_SEED", random.SystemRandom().randrange(2**32)))
-TREES = 40
+TREES, TREES_LONG = 20, 40
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-_. äöß\N{SNOWMAN}\N{GRINNING FACE}"
 
 Tree = dict[str, "bytes | str | Tree"]
@@ -132,15 +132,19 @@ SMALL = {
 }
 
 
+trees = pytest.mark.parametrize("trees", [TREES, pytest.param(TREES_LONG, marks=pytest.mark.long)])
+
+
+@trees
 @pytest.mark.parametrize("name", [*PROFILES, *SMALL])
 async def test_helia_makes_the_same_cids_and_both_read_what_the_other_wrote(
-    helia: Any, tmp_path: Path, name: str
+    helia: Any, tmp_path: Path, name: str, trees: int
 ) -> None:
     profile = {**PROFILES, **SMALL}[name]
     rng = random.Random(f"{SEED} {name}")
     theirs_car, ours_car = tmp_path / "theirs.car", tmp_path / "ours.car"
     hamts = 0
-    for number in range(TREES):
+    for number in range(trees):
         where = f"WW_SEED={SEED}, tree {number}"
         tree, blocks = random_tree(rng, profile), Blocks()
         root = ours(blocks, tree, profile)
@@ -281,9 +285,10 @@ async def both_ways(start_kubo: Any, tmp_path: Path) -> Callable[..., Any]:
     return check
 
 
-async def test_kubo_makes_the_same_cids_and_reads_what_we_wrote(both_ways: Any) -> None:
+@trees
+async def test_kubo_makes_the_same_cids_and_reads_what_we_wrote(both_ways: Any, trees: int) -> None:
     rng = random.Random(SEED)
-    for number in range(TREES):
+    for number in range(trees):
         tree = random_tree(rng, V0_2015)
         await both_ways(tree, f"WW_SEED={SEED}, tree {number}")
 

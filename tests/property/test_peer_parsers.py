@@ -38,7 +38,7 @@ MUTANTS = 250
 """Of each parser, in a run without WW_SECONDS."""
 SECONDS_EACH_MAX = 2.0
 """Of such a run: the slow parsers get fewer mutants."""
-FAMILIES, FAMILIES_LONG = 10, 40
+FAMILIES, FAMILIES_LONG = 10, 20
 """Ways to grow that are tried in each parser: others in each run."""
 ALLOWED_S, ALLOWED_S_PER_BYTE = 0.05, 5e-6
 """Three times what the slowest parser needs: 1.5 us a byte, for empty frames of pub-sub."""

@@ -83,16 +83,17 @@ def tasks_of_core() -> list[asyncio.Task[object]]:
 def wait_for(condition: Any, what: str, *, within_s: float = 20.0) -> Any:
     """Poll `condition()` until it is truthy, and return that; AssertionError names `what`.
 
-    A condition that costs much, e.g. a command, is asked half of the time only.
+    A condition that costs much, e.g. a command, is asked half of the time only, and all the less
+    often the longer it takes to come true.
     """
-    deadline = time.monotonic() + within_s
+    started = time.monotonic()
     while True:
         asked = time.monotonic()
         if result := condition():
             return result
-        if (now := time.monotonic()) > deadline:
+        if (now := time.monotonic()) > started + within_s:
             raise AssertionError(f"not within {within_s:g} s: {what}")
-        time.sleep(max(0.02, min(1.0, now - asked)))
+        time.sleep(max(0.02, min(1.0, max(now - asked, (now - started) / 10))))
 
 
 @dataclass

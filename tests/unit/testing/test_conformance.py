@@ -22,7 +22,7 @@ from wetware.testing import AuthConformance, RecorderConformance, ServiceConform
 SCHEMA = rpc.load(Path(__file__).with_name("planted.capnp"))
 HANGS_S = 1.0
 """For what hangs: so long has everything else to work, on a busy machine too."""
-STUBBORN_S = 0.2
+STUBBORN_S = 0.05
 """For a `run` that ignores its cancellation: nothing else has to work, and anyio never rests."""
 
 
