@@ -165,6 +165,20 @@ async def test_one_that_is_full_by_now_is_passed_by(nodes: Nodes, guests: Guests
             assert running.id != (await process.info()).id
 
 
+async def test_one_that_is_lost_while_it_may_run_is_not_passed_by(nodes: Nodes) -> None:
+    async with at(nodes[0]) as session:
+        rooms, tried = await session.proc.rooms(), []
+
+        async def run(at: wetware.Session, stack: contextlib.AsyncExitStack) -> None:
+            tried.append(at)
+            raise placement.Lost("the connection is closed")
+
+        with pytest.raises(placement.Lost):
+            async with placement.placed(session, "any", rooms, run):
+                pass
+        assert (len(tried), len(rooms)) == (1, 3)
+
+
 async def test_where_the_program_was_prepared_is_preferred(nodes: Nodes, guests: Guests) -> None:
     a, b, c = nodes
     code = guests("quota")

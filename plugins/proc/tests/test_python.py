@@ -22,6 +22,8 @@ from wetware_proc.wasm.driver import WasmDriver
 if TYPE_CHECKING:
     from plugins.proc.tests.conftest import Lag, Run
 
+    from wetware_proc.python.driver import PythonDriver
+
 Kill = Callable[["asyncio.Task[Exit]"], Awaitable[float]]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]  # the first builds the runner
@@ -103,6 +105,18 @@ async def test_instances_share_nothing(python: Run) -> None:
     assert [each[0] for each in said] == ["1", "1"]
     for one, other in zip(said[0][1:], said[1][1:], strict=True):
         assert one != other
+
+
+async def test_instances_that_wait_are_few_and_serve_one_guest_each(python: Run) -> None:
+    program = b"import json\nassert not hasattr(json, 'mark')\njson.mark = 1"
+    made: PythonDriver = python.driver  # type: ignore[assignment]  # of another kind
+    for _ in range(3):
+        ends = await asyncio.gather(*(python(program) for _ in range(5)))
+        assert {end.code for end in ends} == {0}
+        await python.until(lambda: len(made._ready) == driver.READY_MAX)
+        waiting = set(made._ready)
+        assert (await python(program)).code == 0
+        assert len(waiting & set(made._ready)) == driver.READY_MAX - 1
 
 
 async def test_time_passes_and_a_sleep_holds_nobody_up(python: Run) -> None:

@@ -28,6 +28,7 @@ from wetware_proc.client import Executor, Exit, Process, spec_of
 from wetware_proc.config import ProcConfig
 from wetware_proc.driver import CodeRefused, Image, Spec
 from wetware_proc.driver import Exit as Ended
+from wetware_proc.placement import Lost
 from wetware_proc.running import Fed
 from wetware_proc.service import ExecutorServant, ProcService
 
@@ -200,11 +201,11 @@ async def test_who_cancels_or_is_gone_ends_what_it_waits_for(world: World) -> No
         await until(lambda: world.service.processes)
         waiting.cancel()
         await until(lambda: not world.service.processes)
-        waiting = asyncio.ensure_future(begun(ada, b"sleep"))
+        running = asyncio.ensure_future(ada.run(b"sleep"))
         await until(lambda: world.service.processes)
     await until(lambda: not world.service.processes)
-    with pytest.raises(Disconnected):
-        await waiting
+    with pytest.raises(Lost):
+        await running
 
 
 async def test_one_that_is_killed_with_much_unread_is_told_of(world: World) -> None:

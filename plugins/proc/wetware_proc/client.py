@@ -34,10 +34,11 @@ from typing import Any, Final, TypedDict, TypeVar, Unpack
 
 from wetware import rpc
 from wetware.base.structs import from_struct
-from wetware.errors import InvalidArgument, Unsupported
+from wetware.errors import InvalidArgument, OverlayError, Unsupported
 from wetware_proc.functions import packed_arguments
 from wetware_proc.placement import (
     Heard,
+    Lost,
     Room,
     Session,
     everywhere,
@@ -169,7 +170,10 @@ class Image:
                         process = Process(await self._ref.call("spawn", spec=spec))
                     else:
                         asked = {"spec": spec, "stdin": stdin, "wait_s": _QUICK_S}
-                        process = Fed(await self._ref.call("run", **asked))
+                        try:
+                            process = Fed(await self._ref.call("run", **asked))
+                        except OverlayError as exc:
+                            raise Lost(exc.message, hint=exc.hint) from exc
             try:
                 yield process
             finally:

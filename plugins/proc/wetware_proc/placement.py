@@ -20,6 +20,7 @@ from wetware.base.log import get_logger
 from wetware.errors import (
     CapabilityError,
     DialError,
+    Disconnected,
     InvalidArgument,
     LimitExceeded,
     NotFound,
@@ -159,6 +160,10 @@ def _names(rooms: Sequence[Room]) -> str:
     return ", ".join(room.name or room.node for room in rooms[:3])
 
 
+class Lost(Disconnected):
+    """The node of a program was lost, which may have run."""
+
+
 @contextlib.asynccontextmanager
 async def placed(
     session: Session,
@@ -179,7 +184,7 @@ async def placed(
                 login = session.node(selector(session, on, f"id={room.node}"))
                 found = await run(await stack.enter_async_context(login), stack)
             except (OverlayError, LimitExceeded, Unsupported) as exc:
-                if not left:
+                if not left or isinstance(exc, Lost):
                     raise
                 log.debug("proc.passed_by", node=room.node, why=exc.message)
                 continue

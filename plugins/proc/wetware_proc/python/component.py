@@ -147,17 +147,33 @@ class PythonFiber(Fiber):
     def __init__(self, runner: Any, **options: Any) -> None:
         super().__init__(runner, **options)
         self.runner: Runner = runner
+        self._instance: Any = None
         self.things: dict[int, object] = {}
         self._numbers = 0
 
-    async def _live(self, context: Any) -> int:
-        runner = self.runner
-        instance = bindings.wasmtime_component_instance_t()
+    async def prepare(self) -> None:
+        """Instantiate the component: what costs a start most, and knows nothing of a program."""
+        self.limit()
+        self._instance = bindings.wasmtime_component_instance_t()
+        context = self.memory.context
         await self._finish(
             lambda trap, error: bindings.wasmtime_component_linker_instantiate_async(
-                runner.linker.ptr(), context, runner.component.ptr(), ctypes.byref(instance), error
+                self.runner.linker.ptr(), context, self.runner.component.ptr(),
+                ctypes.byref(self._instance), error,
             )
-        )
+        )  # fmt: skip
+        self._cpu_ns = 0
+
+    def take(self, memory_bytes: int, cpu_s: float, owner: str) -> None:
+        """Whose it is, before it runs."""
+        self._memory_bytes, self._cpu_ns_max, self._owner = memory_bytes, int(cpu_s * 1e9), owner
+        self._held_loop = memory_bytes > engine.LOOP_MEMORY_BYTES
+
+    async def _live(self, context: Any) -> int:
+        runner = self.runner
+        if self._instance is None:
+            await self.prepare()
+        instance = self._instance
         function = bindings.wasmtime_component_func_t()
         bindings.wasmtime_component_instance_get_func(
             ctypes.byref(instance), context, runner.start.ptr(), ctypes.byref(function)

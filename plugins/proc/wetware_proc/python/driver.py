@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+from wetware.base.tasks import Tasks
 from wetware.base.threads import Threads
 from wetware.errors import InvalidArgument, LimitExceeded
-from wetware_proc.driver import CodeRefused, Exit, Image, Spec, digest_of
+from wetware_proc.driver import CodeRefused, Exit, Image, Limits, Spec, digest_of
 from wetware_proc.python.build import CACHE_BYTES_MAX, STACK_BYTES, built
 from wetware_proc.python.component import PythonFiber, Runner
 from wetware_proc.python.world import OFFERED, RESOURCES, World
@@ -25,6 +26,9 @@ CODE_BYTES_MAX: Final = 16 << 20
 """Of one program."""
 CODES_BYTES_MAX: Final = 256 << 20
 """Of all that are loaded."""
+READY_MAX: Final = 2
+"""Instances that are made before their guests are there: each serves one guest."""
+USUAL: Final = Limits()
 RETRY_S: Final = 60.0
 """After a build that failed."""
 
@@ -58,7 +62,9 @@ class PythonDriver:
         self._runtime: Runtime | None = None
         self._making: asyncio.Future[Runner] | None = None
         self._failed_at = 0.0
-        self._bytes = 0
+        self._bytes = self._preparing = 0
+        self._ready: list[PythonFiber] = []
+        self._tasks = Tasks()
 
     async def load(self, code: bytes) -> PythonImage:
         """See Driver. Raises LimitExceeded and InternalError as well."""
@@ -82,12 +88,8 @@ class PythonDriver:
         if not isinstance(image, PythonImage):
             raise InvalidArgument("this image is of another driver")
         limits = spec.limits
-        fiber = PythonFiber(
-            image.runner,
-            memory_bytes=limits.memory_bytes,
-            cpu_s=limits.cpu_s,
-            owner=spec.owner,
-        )
+        fiber = self._fiber(image.runner, limits.memory_bytes)
+        fiber.take(limits.memory_bytes, limits.cpu_s, spec.owner)
         tmp = self._wasm.tmp()
         world = World(fiber, spec, image.code, tmp.open)
         fiber.hosts = (world,)
@@ -96,13 +98,38 @@ class PythonDriver:
         finally:
             await world.close(self._wasm.disk)
             fiber.hosts = ()
+            self._tasks.start(self._prepare(image.runner))
             await tmp.close()
+
+    def _fiber(self, runner: Runner, memory_bytes: int) -> PythonFiber:
+        if self._ready and memory_bytes >= USUAL.memory_bytes:
+            return self._ready.pop()
+        return PythonFiber(runner, memory_bytes=memory_bytes, cpu_s=0.0)
+
+    async def _prepare(self, runner: Runner) -> None:
+        """Have one ready, for the next guest."""
+        if len(self._ready) + self._preparing >= READY_MAX:
+            return
+        self._preparing += 1
+        fiber = PythonFiber(runner, memory_bytes=USUAL.memory_bytes, cpu_s=USUAL.cpu_s)
+        fiber.leave_loop()
+        try:
+            await fiber.prepare()
+        except BaseException:
+            fiber.close()
+            raise
+        finally:
+            self._preparing -= 1
+        self._ready.append(fiber)
 
     async def aclose(self) -> None:
         """Stop building, and let go of all."""
         if self._making is not None:
             self._making.cancel()
             await asyncio.gather(self._making, return_exceptions=True)
+        await self._tasks.end()
+        while self._ready:
+            self._ready.pop().close()
         if self._runtime is not None:
             self._runtime.close()
 

@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base.bounds import TokenBucket
@@ -57,7 +58,7 @@ class World:
     """
 
     def __init__(self, fiber: PythonFiber, spec: Spec, code: bytes, tmp: Callable[[], int]) -> None:
-        self._spec, self._code = spec, code
+        self._fiber, self._spec, self._code = fiber, spec, code
         self.files = files.Files(fiber, spec, tmp)
         self._rate = TokenBucket(spec.limits.output_bytes_s, spec.limits.output_bytes_s)
         self._handles = Handles(spec.grants, spec.limits.handles_max)
@@ -189,14 +190,20 @@ class World:
     def stderr(self) -> Own:
         return Own("output-stream", self._spec.stderr)
 
-    def read(self, pipe: Pipe, count: int) -> Later:
-        async def take() -> Any:  # a pipe is the loop's
+    def read(self, pipe: Pipe, count: int) -> Any:
+        def take() -> Any:
             data = pipe.take(min(count, WRITE_BYTES))
             return data if data or not pipe.ready else _CLOSED
 
-        return take
+        async def later() -> Any:
+            return take()
 
-    def blocking_read(self, pipe: Pipe, count: int) -> Later:
+        return later if self._fiber.elsewhere else take()  # a pipe is the loop's
+
+    def blocking_read(self, pipe: Pipe, count: int) -> Any:
+        if pipe.ready and not self._fiber.elsewhere:
+            return pipe.take(min(count, WRITE_BYTES)) or _CLOSED
+
         async def take() -> Any:
             return await pipe.read(min(count, WRITE_BYTES)) or _CLOSED
 
@@ -212,18 +219,27 @@ class World:
         if isinstance(output, files.Writer):
             return output.write(data)
 
-        async def write() -> Any:
+        def put() -> Any:
             try:
                 room = output(data) if data else None
-                self._rate.spend(len(data))
-                if room is not None:
-                    await room
-                await asyncio.sleep(self._rate.wait_s())
             except OSError:
                 return _CLOSED
-            return None
+            self._rate.spend(len(data))
+            return partial(wait, room) if room is not None or self._rate.wait_s() else None
 
-        return write
+        async def wait(room: Awaitable[None] | None) -> Any:
+            try:
+                if room is not None:
+                    await room
+            except OSError:
+                return _CLOSED
+            return await asyncio.sleep(self._rate.wait_s())
+
+        async def later() -> Any:
+            waits = put()
+            return await waits() if callable(waits) else waits
+
+        return later if self._fiber.elsewhere else put()
 
     def flush(self, output: Output) -> None:
         return None

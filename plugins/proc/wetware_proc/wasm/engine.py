@@ -460,6 +460,7 @@ class Fiber:
         self._memory_bytes, self._cpu_ns_max = memory_bytes, int(cpu_s * 1e9)
         self.hosts: tuple[object, ...] = ()
         self.memory = Memory()
+        self._store: Any = None
         self._cpu_ns = self._polled_at = 0
         self._defect: BaseException | None = None
         # A call that waits for the loop: what is to be done, and where the result belongs.
@@ -483,23 +484,31 @@ class Fiber:
 
         Raises Trapped, OverLimit, and what is a defect of the host.
         """
-        store = Store(self._runtime.engine)
-        self.memory.context = context = store._context()
+        self.limit()
         try:
-            store.set_limits(self._memory_bytes, TABLE_ELEMENTS_MAX, *self.PARTS_MAX)
-            store.set_epoch_deadline(1)
-            bindings.wasmtime_context_epoch_deadline_async_yield_and_update(context, 1)
-            return await self._live(context)
+            return await self._live(self.memory.context)
         except Exited as exc:
             return exc.code
         finally:
-            size = self.memory.size
-            self.memory.close()
-            if size is None or size > LOOP_FREED_BYTES:
-                workers = self._runtime.workers
-                await to_its_end(asyncio.wrap_future(workers.submit(store.close)))
-            else:
-                store.close()
+            self.close()
+
+    def limit(self) -> None:
+        """Make its store, unless there is one, and have its limits hold there."""
+        if self._store is None:
+            self._store = Store(self._runtime.engine)
+            self.memory.context = self._store._context()
+        self._store.set_limits(self._memory_bytes, TABLE_ELEMENTS_MAX, *self.PARTS_MAX)
+        self._store.set_epoch_deadline(1)
+        bindings.wasmtime_context_epoch_deadline_async_yield_and_update(self.memory.context, 1)
+
+    def close(self) -> None:
+        """Free its store: it runs no more."""
+        size = self.memory.size
+        self.memory.close()
+        if size is None or size > LOOP_FREED_BYTES:
+            self._runtime.workers.submit(self._store.close)  # `Runtime.close` waits for it
+        else:
+            self._store.close()
 
     async def _live(self, context: Any) -> int:
         """In a store: instantiate and run; returns the exit code."""
