@@ -19,8 +19,8 @@ class SyncConfig:
 
     home: str = setting(
         "",
-        "The peer ID of the node that has the store, the same at every node. Keys do not move "
-        "there by themselves: `ww kv backup`, `ww kv restore`.",
+        "The peer ID of the node that has the store, the same at every node. What another node has "
+        "stays there.",
         default_text="where the cluster was founded",
         check=_check_peer,
     )
