@@ -88,18 +88,18 @@ def public() -> Iterator[Path]:
 
 
 @pytest.fixture(params=WHO)
-def run(request: pytest.FixtureRequest, public: Path) -> Run:
-    """Run a program to its end, at a node of root or of a user."""
+def begin(request: pytest.FixtureRequest, public: Path) -> Run:
+    """Run a program in a process of its own, of root or of a user."""
     bwrap = Path(sandbox.bwrap())
     theirs = public / bwrap.relative_to(bwrap.parents[2])
     uid = USER if request.param == "user" and os.getuid() == 0 else 0
 
-    async def ran(
+    async def begun(
         *command: str,
         dirs: dict[str, str] | None = None,
         group: Path | None = None,
         **limits: float,
-    ) -> Ran:
+    ) -> asyncio.subprocess.Process:
         asked = {
             "bwrap": str(theirs if uid else bwrap),
             "command": command,
@@ -115,7 +115,21 @@ def run(request: pytest.FixtureRequest, public: Path) -> Run:
             "sh", "-c", into + 'exec "$0" "$@"', sys.executable, script, str(uid),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        told, _ = await child.communicate(json.dumps(asked).encode())
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(asked).encode())
+        child.stdin.close()
+        return child
+
+    return begun
+
+
+@pytest.fixture
+def run(begin: Run) -> Run:
+    """Run a program to its end; see `begin`."""
+
+    async def ran(*command: str, **options: Any) -> Ran:
+        child = await begin(*command, **options)
+        told, _ = await child.communicate()
         assert child.returncode == 0
         found = json.loads(told)
         if "exit" not in found:
@@ -873,6 +887,18 @@ async def test_a_signal_that_comes_before_the_program_waits_for_it() -> None:
     signals = Pipe()
     await signals.write(bytes([SIGKILL]))
     assert (await here("sleep", "1000", signals=signals)).exit == Exit("exited", 128 + SIGKILL)
+
+
+async def test_a_kill_of_the_node_leaves_nothing(begin: Run) -> None:
+    mark = secrets.token_hex(16)
+    node = await begin(*shell(TREE + "wait"), mark)
+    async with asyncio.timeout(60):
+        while len(marked(mark)) < 3:  # noqa: ASYNC110  # no event tells of it
+            await asyncio.sleep(0.01)
+        node.kill()
+        await node.wait()
+        while marked(mark):  # noqa: ASYNC110  # no event tells of it
+            await asyncio.sleep(0.01)
 
 
 async def test_what_it_leaves_behind_ends_with_it() -> None:
