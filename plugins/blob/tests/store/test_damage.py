@@ -64,7 +64,6 @@ async def test_a_bit_of_a_block(directory: Path, block: Block) -> None:
     async with running(directory) as store:
         with pytest.raises(Damaged) as damaged:
             await store.get(block.cid.digest)
-        assert damaged.value.digest == block.cid.digest
         assert block.cid.digest.hex() in str(damaged.value)
         assert await scrubbed(store) == [block.cid.digest]
     async with running(directory) as store:  # it is kept that it is damaged

@@ -169,14 +169,12 @@ class Blocks:
             if row == before or row.damaged:
                 break
             before = row  # it may have been deleted or written anew meanwhile
-        error = Damaged(
+        if not row.damaged:
+            self._spoil(row, why)
+        raise Damaged(
             f"block {digest.hex()} is damaged on this node's disk: {why}",
             hint="fetch it from another node that has it, or put it again",
         )
-        error.digest = digest
-        if not row.damaged:
-            self._spoil(row, why)
-        raise error
 
     def damaged(self, rows: Collection[Row]) -> list[bytes]:
         """Read these blocks; returns the digests of those that are damaged."""

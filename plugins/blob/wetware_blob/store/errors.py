@@ -18,11 +18,6 @@ class DiskFull(StoreFailed):
 
 
 class Damaged(WetwareError):
-    """What is on the disk is not what was written; it is never given out.
-
-    Attributes:
-        digest: Of the block; b"" where it is a pin.
-    """
+    """What is on the disk is not what was written; it is never given out."""
 
     code = "blob.damaged"
-    digest: bytes = b""
