@@ -144,7 +144,7 @@ class PythonDriver:
         try:
             path = await built(self._cache, self._threads)
             if self._runtime is None:
-                self._runtime = Runtime([], beside=self._wasm.runtime, stack_bytes=STACK_BYTES)
+                self._runtime = Runtime([], self._wasm.workers, STACK_BYTES)
             return await self._threads.run(Runner, self._runtime, path, OFFERED, RESOURCES)
         except Exception:
             self._failed_at = time.monotonic()

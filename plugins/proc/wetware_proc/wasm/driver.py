@@ -18,7 +18,7 @@ from wetware_proc.driver import CodeRefused, Exit, Image, Spec, digest_of
 from wetware_proc.wasm import caps, files, wasi
 from wetware_proc.wasm.caps import Caps
 from wetware_proc.wasm.compile import Cache, Compiler, clean
-from wetware_proc.wasm.engine import Fiber, OverLimit, Program, Runtime, Trapped
+from wetware_proc.wasm.engine import Fiber, OverLimit, Program, Runtime, Trapped, Workers
 from wetware_proc.wasm.wasi import Wasi
 
 IMAGES_MAX: Final = 64
@@ -57,7 +57,8 @@ class WasmDriver:
 
     def __init__(self, data_dir: Path) -> None:
         self._threads, self.disk = Threads(), Threads()  # guests' files keep no load waiting
-        self.runtime = Runtime([wasi.IMPORTS, caps.IMPORTS], workers=max(2, os.cpu_count() or 1))
+        self.workers = Workers(max(2, os.cpu_count() or 1))
+        self._runtime = Runtime([wasi.IMPORTS, caps.IMPORTS], self.workers)
         self._compiler = Compiler(Cache(data_dir / "compiled"), self._threads)
         self._tmp = data_dir / "tmp"
         self._images: OrderedDict[str, asyncio.Task[WasmImage]] = OrderedDict()
@@ -114,16 +115,17 @@ class WasmDriver:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._images.clear()
-        self.runtime.close()
+        self.workers.threads.shutdown()  # before what interrupts a guest that was left behind
+        self._runtime.close()
 
     async def _load(self, code: bytes, digest: str) -> WasmImage:
         path = await self._compiler.compiled(code, digest)
         try:
             try:
-                program = await self._threads.run(self.runtime.load, path)
+                program = await self._threads.run(self._runtime.load, path)
             except LookupError:  # another processor, say: the data directory has moved
                 path = await self._compiler.compiled(code, digest, afresh=True)
-                program = await self._threads.run(self.runtime.load, path)
+                program = await self._threads.run(self._runtime.load, path)
         except ValueError as exc:
             raise CodeRefused(f"this module is no program for wetware: {clean(str(exc))}") from exc
         return WasmImage(digest, program)

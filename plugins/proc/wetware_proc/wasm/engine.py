@@ -204,15 +204,19 @@ class Ticker:
                 self._engine.increment_epoch()
 
 
-class Turns:
-    """Places at the workers: owners have them in turn, however many guests each one has.
+class Workers:
+    """Threads that poll who computes, and the share of the loop of all who do not.
+
+    Owners have the threads in turn, however many guests each one has.
 
     Args:
-        places: That are given at a time.
+        count: Of the threads.
     """
 
-    def __init__(self, places: int) -> None:
-        self._free = places
+    def __init__(self, count: int) -> None:
+        self.threads = ThreadPoolExecutor(count, thread_name_prefix="wasm")
+        self.loop_s = TokenBucket(LOOP_SHARE, LOOP_BURST_S)
+        self._free = count + 1  # none of them waits for the loop
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def take(self, owner: str) -> None:
@@ -243,22 +247,16 @@ class Turns:
 
 
 class Runtime:
-    """The engine, the imports that it offers, and the threads that poll who computes.
+    """The engine, and the imports that it offers.
 
     Args:
         imports: What guests may import. The hosts of a Fiber are in the same order.
-        workers: Threads.
-        beside: Another runtime, whose threads and share of the loop this one uses.
+        workers: Which several runtimes may share.
         stack_bytes: Of a guest.
     """
 
     def __init__(
-        self,
-        imports: Sequence[Imports],
-        workers: int = 0,
-        *,
-        beside: Runtime | None = None,
-        stack_bytes: int = STACK_BYTES,
+        self, imports: Sequence[Imports], workers: Workers, stack_bytes: int = STACK_BYTES
     ) -> None:
         self.engine = new_engine(stack_bytes)
         self._linker = Linker(self.engine)
@@ -267,20 +265,10 @@ class Runtime:
             for name in each.functions:
                 self._define(each, name, place)
         self.ticker = Ticker(self.engine)
-        self._beside = beside
-        if beside is not None:
-            self.loop_s: TokenBucket = beside.loop_s
-            self.workers: ThreadPoolExecutor = beside.workers
-            self.turns: Turns = beside.turns
-        else:
-            self.loop_s = TokenBucket(LOOP_SHARE, LOOP_BURST_S)
-            self.workers = ThreadPoolExecutor(workers, thread_name_prefix="wasm")
-            self.turns = Turns(workers + 1)  # none of them waits for the loop
+        self.workers = workers
 
     def close(self) -> None:
         """Only when no guest runs."""
-        if self._beside is None:
-            self.workers.shutdown()
         self.ticker.close()
 
     def load(self, path: Path) -> Program:
@@ -506,7 +494,7 @@ class Fiber:
         size = self.memory.size
         self.memory.close()
         if size is None or size > LOOP_FREED_BYTES:
-            self._runtime.workers.submit(self._store.close)  # `Runtime.close` waits for it
+            self._runtime.workers.threads.submit(self._store.close)  # its driver waits for it
         else:
             self._store.close()
 
@@ -571,7 +559,7 @@ class Fiber:
 
     async def _drive(self, future: Any) -> None:
         while True:
-            if self._computes or self._held_loop or self._runtime.loop_s.wait_s(0):
+            if self._computes or self._held_loop or self._runtime.workers.loop_s.wait_s(0):
                 done = await self._poll_elsewhere(future)
             else:
                 before = time.perf_counter()
@@ -589,7 +577,7 @@ class Fiber:
     def _took(self, since: float) -> float:
         """The guest has had the loop since then; returns for how long, in s."""
         took = time.perf_counter() - since
-        self._runtime.loop_s.spend(took)
+        self._runtime.workers.loop_s.spend(took)
         return took
 
     def _poll_once(self, future: Any) -> bool:
@@ -616,11 +604,11 @@ class Fiber:
             finally:
                 self.elsewhere = False
 
-        turns = self._runtime.turns
-        await turns.take(self._owner)
-        work = self._runtime.workers.submit(ticks)
+        workers = self._runtime.workers
+        await workers.take(self._owner)
+        work = workers.threads.submit(ticks)
         done = asyncio.wrap_future(work)
-        done.add_done_callback(lambda _: turns.give())
+        done.add_done_callback(lambda _: workers.give())
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
