@@ -120,7 +120,7 @@ async def ours(driver: WasmDriver, node: NodeProcess, quick: bool) -> AsyncItera
                     raise ValueError("the guest failed")
 
         found: Starts = {
-            "wasm, in the node": lambda: driver.run(image, Spec(args=("hello",))),
+            "wasm, in the node": lambda: image.run(Spec(args=("hello",))),
             "wasm, session": in_session,
         }
         if not quick and hasattr(Executor, "call"):
@@ -155,7 +155,7 @@ async def calls_us(driver: WasmDriver, folder: Path) -> dict[str, tuple[float, f
         await rpc.connect_unix(folder / "echo") as connection,
     ):
         ref, out, plain = connection.bootstrap(ECHO), bytearray(), []
-        end = await driver.run(image, Spec(grants={"echo": ref}, stdout=out.extend))
+        end = await image.run(Spec(grants={"echo": ref}, stdout=out.extend))
         if end.code or len(out) != 8 * CALLS:
             raise ValueError(f"the guest that calls ended: {end}")
         for _ in range(CALLS):
@@ -169,7 +169,7 @@ async def calls_us(driver: WasmDriver, folder: Path) -> dict[str, tuple[float, f
 
 
 async def spinning(driver: WasmDriver, image: WasmImage, count: int) -> list[asyncio.Task[Any]]:
-    tasks = [asyncio.ensure_future(driver.run(image, Spec())) for _ in range(count)]
+    tasks = [asyncio.ensure_future(image.run(Spec())) for _ in range(count)]
     await asyncio.sleep(0.02)
     return tasks
 
@@ -206,7 +206,7 @@ async def speedup(driver: WasmDriver) -> float:
 
     async def took_s(count: int) -> float:
         before = time.perf_counter()
-        await asyncio.gather(*(driver.run(image, Spec()) for _ in range(count)))
+        await asyncio.gather(*(image.run(Spec()) for _ in range(count)))
         return time.perf_counter() - before
 
     return statistics.median([2 * await took_s(1) / await took_s(2) for _ in range(3)])
@@ -224,7 +224,7 @@ async def mb_s(driver: WasmDriver, total: int) -> dict[str, float]:
             nonlocal got
             got += len(data)
 
-        running = asyncio.ensure_future(driver.run(image, Spec(stdin=pipe, stdout=take)))
+        running = asyncio.ensure_future(image.run(Spec(stdin=pipe, stdout=take)))
         for _ in range(total // len(piece)):
             await pipe.write(piece)
         pipe.close()
@@ -264,11 +264,10 @@ async def mb_s(driver: WasmDriver, total: int) -> dict[str, float]:
 async def parked_kib(driver: WasmDriver, count: int) -> float:
     """Of each guest that waits for input."""
     image, pipe = await driver.load(wasmtime.wat2wasm(CAT)), Pipe()
-    await driver.run(image, Spec())
+    await image.run(Spec())
     before = resident_kib()
     tasks = [
-        asyncio.ensure_future(driver.run(image, Spec(stdin=pipe, args=("cat",))))
-        for _ in range(count)
+        asyncio.ensure_future(image.run(Spec(stdin=pipe, args=("cat",)))) for _ in range(count)
     ]
     while len(pipe._waiting) < count:
         await asyncio.sleep(0.01)

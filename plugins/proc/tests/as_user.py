@@ -19,7 +19,7 @@ from wetware import rpc
 from wetware.errors import WetwareError
 from wetware_proc.driver import Limits, Spec
 from wetware_proc.native import sandbox
-from wetware_proc.native.driver import NativeDriver, NativeImage
+from wetware_proc.native.driver import NativeImage
 from wetware_proc.sockets import carried  # noqa: F401
 
 
@@ -36,7 +36,7 @@ async def main(asked: dict[str, Any]) -> dict[str, Any]:
     )
     async with rpc.runtime():
         try:
-            end = await NativeDriver().run(NativeImage(), spec)
+            end = await NativeImage().run(spec)
         except WetwareError as exc:
             return {"code": exc.code, "message": exc.message}
     return {"exit": asdict(end), "out": out.decode(), "err": err.decode()}

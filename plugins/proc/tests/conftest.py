@@ -201,7 +201,7 @@ class Run:
         assert isinstance(limits, dict)
         image = await self.driver.load(code)
         whole = Spec(args=(name, *args), limits=Limits(**{"wall_s": 60.0, **limits}), **given)  # type: ignore[arg-type]  # what a test gives
-        return await self.driver.run(image, whole)
+        return await image.run(whole)
 
     def guest(self, name: str) -> bytes:
         return self._guests(name)

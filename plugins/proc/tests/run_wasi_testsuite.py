@@ -43,7 +43,8 @@ async def failure(driver: WasmDriver, module: Path, scratch: Path) -> str:
         stdout=out.extend,
         stderr=err.extend,
     )
-    end = await driver.run(await driver.load(wanted["code"]), spec)
+    image = await driver.load(wanted["code"])
+    end = await image.run(spec)
     if (end.kind, end.code) != ("exited", wanted["exit_code"]):
         return f"{end}\n{err.decode(errors='replace')[-500:]}"
     for name, written in (("stdout", out), ("stderr", err)):

@@ -26,10 +26,10 @@ from typing import Any
 import pytest
 
 from wetware import rpc
-from wetware.errors import Disconnected, InvalidArgument, Revoked, Unsupported, WetwareError
-from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Image, Limits, Pipe, Spec
+from wetware.errors import Disconnected, InvalidArgument, Revoked, WetwareError
+from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Limits, Pipe, Spec
 from wetware_proc.native import cgroup, sandbox, starter
-from wetware_proc.native.driver import NativeDriver, NativeImage
+from wetware_proc.native.driver import NativeImage, probe
 from wetware_proc.native.sandbox import Sandbox
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -143,7 +143,7 @@ async def here(*command: str, **spec: Any) -> Ran:
     """The same in this process, with more of a spec."""
     out, err = bytearray(), bytearray()
     given = {"stdout": out.extend, "stderr": err.extend, "limits": UNLIMITED, **spec}
-    end = await NativeDriver().run(NativeImage(), Spec(args=("it", *command), **given))
+    end = await NativeImage().run(Spec(args=("it", *command), **given))
     return Ran(end, out.decode(), err.decode())
 
 
@@ -923,22 +923,16 @@ async def test_a_kill_at_any_moment_leaves_nothing(kill: Any, after: int) -> Non
     assert not sandbox._uids
 
 
-async def test_an_image_of_another_driver_is_refused() -> None:
-    with pytest.raises(InvalidArgument):
-        await NativeDriver().run(Image("00", "wasm"), Spec())
+async def test_what_names_no_program_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="no program is named"):
         NativeImage().check(Spec(args=("it",), limits=UNLIMITED))
-    with pytest.raises(Unsupported, match="not loaded"):
-        await NativeDriver().load(b"\x7fELF")
 
 
 # --- what is said of the machine ------------------------------------------------------------------
 
 
 async def test_the_doctor_says_what_can_be_limited() -> None:
-    driver = NativeDriver()
-    await driver.probe()
-    works, *limits = driver.findings()
+    works, *limits = await probe()
     assert works.level == "ok"
     for field, name in (("memory_bytes", "memory"), ("cpu_s", "processor time")):
         enforced = field in cgroup.enforced()
@@ -966,8 +960,6 @@ async def test_a_machine_that_lets_no_sandbox_be_is_said(
     with pytest.raises(WetwareError) as exc:
         await here("true")
     assert exc.value.code == "unsupported.driver"
-    driver = NativeDriver()
-    await driver.probe()
-    (finding,) = driver.findings()
+    (finding,) = await probe()
     assert finding.level == "error"
     assert finding.remedy

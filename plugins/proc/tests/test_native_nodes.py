@@ -162,7 +162,8 @@ async def test_a_detached_server_comes_back_with_its_node(node: NodeProcess) -> 
         detached = k.ww("run", "--detach", "--memory", "64", "--", "true")
         assert limited(detached) is ("memory" in found(k))
         through = k.ww("run", "--detach", "--kind", "native", __file__)
-        assert (through.returncode, "not loaded" in through.stderr) == (1, True), through.stderr
+        assert through.returncode == 1
+        assert "no programs of the kind" in through.stderr
 
 
 def alive(script: str) -> list[int]:
@@ -202,7 +203,7 @@ async def test_who_has_no_role_for_it_runs_nothing(node: NodeProcess) -> None:
         with pytest.raises(wetware.WetwareError) as refused:
             await weaker.native.run("true")
         assert refused.value.code.startswith("capability.denied")
-        with pytest.raises(Unsupported, match="not loaded"):
+        with pytest.raises(Unsupported, match="no programs of the kind"):
             await session.proc.load(b"\x7fELF", "native")
 
 

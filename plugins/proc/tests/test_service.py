@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,17 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 MIB = 1 << 20
 
 
+class Script(Image):
+    """One program of `Scripts`."""
+
+    def __init__(self, digest: str, act: Callable[[Spec], Awaitable[Ended]]) -> None:
+        super().__init__(digest, "wasm")
+        self._act = act
+
+    async def run(self, spec: Spec) -> Ended:
+        return await self._act(spec)
+
+
 class Scripts:
     """A driver whose programs are the names of its own methods."""
 
@@ -45,12 +56,7 @@ class Scripts:
     async def load(self, code: bytes) -> Image:
         if not hasattr(self, code.decode(errors="replace")):
             raise CodeRefused("no such script")
-        image = Image(hashlib.sha256(code).hexdigest(), "wasm")
-        image.script = code.decode()  # type: ignore[attr-defined]  # of our own
-        return image
-
-    async def run(self, image: Image, spec: Spec) -> Ended:
-        return await getattr(self, image.script)(spec)  # type: ignore[attr-defined, no-any-return]
+        return Script(hashlib.sha256(code).hexdigest(), getattr(self, code.decode()))
 
     async def cat(self, spec: Spec) -> Ended:
         while data := await spec.stdin.read(1 << 16):
@@ -424,7 +430,7 @@ async def test_what_has_ended_holds_no_code_arguments_or_environment(world: Worl
         await ada.run(b"show", "a" * 1000, env={"X": "1"}, name="it")
     (ended,) = world.service.ended.values()
     assert (ended.spec.args, ended.spec.env) == (("it",), {})
-    assert not hasattr(ended.image, "script")
+    assert ended._image is None
 
 
 EMPTY = {

@@ -14,7 +14,7 @@ from wasmtime import wat2wasm
 
 import wetware_proc
 from wetware.errors import InvalidArgument
-from wetware_proc.driver import CodeRefused, Image, Limits, Pipe, Spec
+from wetware_proc.driver import CodeRefused, Limits, Pipe, Spec
 from wetware_proc.wasm import wasi
 
 if TYPE_CHECKING:
@@ -166,11 +166,6 @@ async def test_what_there_is_not_cannot_be_imported(run: Run) -> None:
         code = wat2wasm(f'(module (import "{module}" "{name}" (func)) (func (export "_start")))')
         with pytest.raises(CodeRefused, match=name):
             await run(code)
-
-
-async def test_an_image_of_another_driver_is_refused(run: Run) -> None:
-    with pytest.raises(InvalidArgument):
-        await run.driver.run(Image("00", "wasm"), Spec())
 
 
 @pytest.mark.parametrize(

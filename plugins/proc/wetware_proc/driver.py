@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -251,7 +252,7 @@ class Spec:
             raise InvalidArgument("a directory's path is absolute, and is not /tmp")
 
 
-class Image:
+class Image(ABC):
     """A program that is ready to run, as often as wanted and at the same time.
 
     Attributes:
@@ -276,19 +277,20 @@ class Image:
                 code="unsupported.ports",
             )
 
+    @abstractmethod
+    async def run(self, spec: Spec) -> Exit:
+        """Run it to its end.
+
+        Cancelling kills: once `run` has ended nothing of the guest goes on, calls of its grants and
+        of its outputs included. Raises what is a defect of the host: of an output, say.
+        """
+
 
 class Driver(Protocol):
-    """Runs programs of one kind."""
+    """Knows programs of one kind."""
 
     async def load(self, code: bytes) -> Image:
         """Prepare a program; quick where the same code was prepared before, on this machine.
 
         Raises CodeRefused; DriverUnavailable where this machine lacks what it takes.
-        """
-
-    async def run(self, image: Image, spec: Spec) -> Exit:
-        """Run an image of this driver to its end.
-
-        Cancelling kills: once `run` has ended nothing of the guest goes on, calls of its grants and
-        of its outputs included. Raises what is a defect of the host: of an output, say.
         """

@@ -39,17 +39,14 @@ def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
             wasm_driver(ctx.data_dir) as wasm,
             python_driver(ctx.data_dir, wasm) as python,
         ):
-            yield {"wasm": wasm, "python": python, **native}
+            yield {"wasm": wasm, "python": python}
 
-    native: dict[str, Driver] = {}
     proc = ProcService(ctx, drivers)
     if not ctx.config.native:
         return (proc,)
-    from wetware_proc.native.driver import KIND, NativeDriver
     from wetware_proc.native.service import NativeService
 
-    driver = native[KIND] = NativeDriver()
-    return (proc, NativeService(proc, driver))
+    return (proc, NativeService(proc))
 
 
 @hookimpl

@@ -27,7 +27,7 @@ from wetware.errors import (
     Unsupported,
     WetwareError,
 )
-from wetware_proc.driver import Driver, Exit, Image, Pipe, Spec
+from wetware_proc.driver import Exit, Image, Pipe, Spec
 from wetware_proc.grants import NAME_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Process:
     Attributes:
         id: 16 hex digits.
         owner: The principal, as text.
-        image: What runs; of one that has ended, its digest and kind alone.
+        digest: Of what runs, as its `kind`.
         spec: As it was spawned; of one that has ended, its name, code, limits and dirs alone.
         outlets: What it wrote on stdout and stderr, and is not on a stream.
         started_at: Unix time, s.
@@ -149,7 +149,9 @@ class Process:
         spec: Spec,
         stdin: Stream | bytes,
     ) -> None:
-        self.id, self.owner, self.image = id_, owner, image
+        self.id, self.owner = id_, owner
+        self.digest, self.kind, self._signals = image.digest, image.kind, image.signals
+        self._image: Image | None = image
         self.started_at = time.time()
         self.exit: Exit | None = None
         self._news = asyncio.Event()
@@ -171,14 +173,16 @@ class Process:
         self._over = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def run(self, driver: Driver) -> None:
-        """Run it to its end. Not to be cancelled: `kill` ends it."""
+    async def run(self) -> None:
+        """Run it to its end, once. Not to be cancelled: `kill` ends it."""
+        image, self._image = self._image, None
+        assert image is not None  # noqa: S101  # once
         self._sending = asyncio.ensure_future(self._send())
         feeding = asyncio.ensure_future(self._feed())
         found: list[Exit] = []
 
         async def work() -> None:
-            found.append(await driver.run(self.image, self.spec))
+            found.append(await image.run(self.spec))
             await self._flush()  # a slow reader delays the report of an end, and not of a kill
 
         self._task = asyncio.ensure_future(work())
@@ -207,7 +211,6 @@ class Process:
         self.spec.signals.close()
         spec = self.spec
         # Who has ended is remembered for long: its machine code, arguments and grants are not.
-        self.image = Image(self.image.digest, self.image.kind)
         self.spec = Spec(args=spec.args[:1], limits=spec.limits, code=spec.code, dirs=spec.dirs)
         keeps = self.grant is not None and found[0].kind == "exited"
         self.offered = {
@@ -304,8 +307,8 @@ class Process:
         """Of the struct Info of proc.capnp, what is not told of the others in the same way."""
         return {
             "name": self.spec.args[0],
-            "hash": self.image.digest,
-            "kind": self.image.kind,
+            "hash": self.digest,
+            "kind": self.kind,
             "memory_bytes": self.spec.limits.memory_bytes,
             "code": self.spec.code,
             "policy": "",
@@ -327,9 +330,9 @@ class Process:
             )
         if self.exit is not None:
             raise InvalidArgument("the process has ended", hint="ww ps", code="invalid.process")
-        if not self.image.signals:
+        if not self._signals:
             raise Unsupported(
-                f"a program of the kind {self.image.kind} has no signals",
+                f"a program of the kind {self.kind} has no signals",
                 hint=f"end it: ww kill {self.id}",
                 code="unsupported.signal",
             )

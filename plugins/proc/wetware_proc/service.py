@@ -276,7 +276,7 @@ class ProcService(Service):
 
     async def _run(self, process: Process, place: ExitStack) -> None:
         with place:
-            await process.run(self.drivers[process.image.kind])
+            await process.run()
         del self.processes[process.id]
         if process.id not in self.supervisor.all:
             self.ended[process.id] = process

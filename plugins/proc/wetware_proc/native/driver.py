@@ -1,4 +1,4 @@
-"""The driver of native programs: `run` makes a sandbox, and joins it to a spec."""
+"""Native programs: `run` makes a sandbox, and joins it to a spec."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from wetware_proc.native.session import GrantedServant
 from wetware_proc.native.starter import landlocked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from io import FileIO
 
     from wetware.hookspecs import Finding
@@ -59,63 +58,9 @@ class NativeImage(Image):
                     code="unsupported.limit",
                 )
 
-
-class NativeDriver:
-    """See wetware_proc.driver.Driver."""
-
-    def __init__(self) -> None:
-        self._found: list[Finding] = []
-
-    async def probe(self) -> None:
-        """Look whether a program can be run here."""
-        spec = Spec(args=("probe", "true"), limits=Limits(memory_bytes=0, cpu_s=0, wall_s=_PROBE_S))
-        try:
-            end = await self.run(NativeImage(), spec)
-        except WetwareError as exc:
-            self._found = [error(_CHECK, exc.message, exc.hint)]
-            return
-        if end.code != 0:
-            self._found = [
-                error(_CHECK, f"`true` {end.kind} {end.code} in a sandbox", "see the log")
-            ]
-            return
-        has = [bwrap()]
-        if seccomp.program():
-            has.append("a filter of system calls")
-        if landlocked():
-            has.append("Landlock")
-        names = {"memory_bytes": "memory", "cpu_s": "processor time"}
-        enforced = [name for field, name in names.items() if field in cgroup.enforced()]
-        limited = ", ".join(["time", "processes", "files", "/tmp", *enforced])  # noqa: S108  # its own
-        self._found = [ok(_CHECK, f"bubblewrap works ({', '.join(has)}); limited: {limited}")]
-        if missing := [name for name in names.values() if name not in enforced]:
-            self._found.append(
-                warning(
-                    _CHECK,
-                    f"the {' and the '.join(missing)} of a native program cannot be limited on "
-                    "this machine: whoever may run one may use all of it",
-                    "give the service `native` to whom you would give an account; a limit that is "
-                    "asked for is refused. Or have control groups delegated to the node: "
-                    "`Delegate=yes` in its unit of systemd",
-                )
-            )
-
-    def findings(self) -> Iterable[Finding]:
-        """For `ww doctor`: as `probe` has found it."""
-        return self._found
-
-    async def load(self, code: bytes) -> Image:
-        raise Unsupported(
-            "a native program is not loaded: it is on the machine, or in a directory of its own",
-            hint="ww run -- PROGRAM, of the service `native`",
-            code="unsupported.native",
-        )
-
-    async def run(self, image: Image, spec: Spec) -> Exit:
-        """See Driver. Raises as NativeImage.check, DriverUnavailable, LimitExceeded."""
-        if not isinstance(image, NativeImage):
-            raise InvalidArgument("this image is of another driver")
-        image.check(spec)
+    async def run(self, spec: Spec) -> Exit:
+        """See Image. Raises as `check`, DriverUnavailable, LimitExceeded."""
+        self.check(spec)
         with contextlib.ExitStack() as held:
             ours, theirs = map(held.enter_context, socket.socketpair())
             group = None
@@ -132,6 +77,38 @@ class NativeDriver:
             held.callback(sandbox.close)
             theirs.close()
             return await _life(sandbox, group, spec, ours)
+
+
+async def probe() -> list[Finding]:
+    """Whether a program can be run here, for `ww doctor`."""
+    spec = Spec(args=("probe", "true"), limits=Limits(memory_bytes=0, cpu_s=0, wall_s=_PROBE_S))
+    try:
+        end = await NativeImage().run(spec)
+    except WetwareError as exc:
+        return [error(_CHECK, exc.message, exc.hint)]
+    if end.code != 0:
+        return [error(_CHECK, f"`true` {end.kind} {end.code} in a sandbox", "see the log")]
+    has = [bwrap()]
+    if seccomp.program():
+        has.append("a filter of system calls")
+    if landlocked():
+        has.append("Landlock")
+    names = {"memory_bytes": "memory", "cpu_s": "processor time"}
+    enforced = [name for field, name in names.items() if field in cgroup.enforced()]
+    limited = ", ".join(["time", "processes", "files", "/tmp", *enforced])  # noqa: S108  # its own
+    found = [ok(_CHECK, f"bubblewrap works ({', '.join(has)}); limited: {limited}")]
+    if missing := [name for name in names.values() if name not in enforced]:
+        found.append(
+            warning(
+                _CHECK,
+                f"the {' and the '.join(missing)} of a native program cannot be limited on "
+                "this machine: whoever may run one may use all of it",
+                "give the service `native` to whom you would give an account; a limit that is "
+                "asked for is refused. Or have control groups delegated to the node: "
+                "`Delegate=yes` in its unit of systemd",
+            )
+        )
+    return found
 
 
 async def _life(

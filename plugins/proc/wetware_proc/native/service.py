@@ -10,7 +10,7 @@ import anyio
 
 from wetware import rpc
 from wetware.hookspecs import Finding, Service
-from wetware_proc.native.driver import KIND, NativeDriver, NativeImage
+from wetware_proc.native.driver import KIND, NativeImage, probe
 from wetware_proc.schema import SCHEMA
 from wetware_proc.service import ImageServant, ProcessServant, ProcService, owner_of
 
@@ -29,7 +29,6 @@ class NativeService(Service):
 
     Args:
         proc: The service that runs what this one lets run.
-        driver: Of native programs, which `proc` has as well.
     """
 
     name = "native"
@@ -38,13 +37,14 @@ class NativeService(Service):
         {"reader": frozenset(), "member": frozenset(), "admin": frozenset({"*"})}
     )
 
-    def __init__(self, proc: ProcService, driver: NativeDriver) -> None:
-        self._proc, self._driver = proc, driver
+    def __init__(self, proc: ProcService) -> None:
+        self._proc = proc
+        self._found: list[Finding] = []
         proc.programs[KIND] = NativeImage
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
-        await self._driver.probe()
+        self._found = await probe()
         task_status.started()
         await anyio.sleep_forever()
 
@@ -52,7 +52,7 @@ class NativeService(Service):
         return NativeServant(self._proc, str(principal))
 
     def findings(self) -> Iterable[Finding]:
-        return self._driver.findings()
+        return self._found
 
 
 class NativeServant(rpc.Servant, interface=SCHEMA.Native):

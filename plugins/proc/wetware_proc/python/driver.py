@@ -12,7 +12,7 @@ from typing import Final
 
 from wetware.base.tasks import Tasks
 from wetware.base.threads import Threads
-from wetware.errors import InvalidArgument, LimitExceeded
+from wetware.errors import LimitExceeded
 from wetware_proc.driver import CodeRefused, Exit, Image, Limits, Spec, digest_of
 from wetware_proc.python.build import CACHE_BYTES_MAX, STACK_BYTES, built
 from wetware_proc.python.component import PythonFiber, Runner
@@ -36,9 +36,13 @@ RETRY_S: Final = 60.0
 class PythonImage(Image):
     """Source, or a zip archive that has a `__main__.py`."""
 
-    def __init__(self, digest: str, code: bytes, runner: Runner) -> None:
+    def __init__(self, digest: str, code: bytes, runner: Runner, driver: PythonDriver) -> None:
         super().__init__(digest, KIND)
-        self.code, self.runner = code, runner
+        self.code, self.runner, self._driver = code, runner, driver
+
+    async def run(self, spec: Spec) -> Exit:
+        """See Image."""
+        return await self._driver.run(self, spec)
 
 
 @contextlib.asynccontextmanager
@@ -78,15 +82,13 @@ class PythonDriver:
                 hint="try again, or at another node",
             )
         digest = await digest_of(code, self._threads)
-        image = PythonImage(digest, code, await self._runner())
+        image = PythonImage(digest, code, await self._runner(), self)
         self._bytes += size
         weakref.finalize(image, self._forget, size)
         return image
 
-    async def run(self, image: Image, spec: Spec) -> Exit:
-        """See Driver."""
-        if not isinstance(image, PythonImage):
-            raise InvalidArgument("this image is of another driver")
+    async def run(self, image: PythonImage, spec: Spec) -> Exit:
+        """See Image."""
         limits = spec.limits
         fiber = self._fiber(image.runner, limits.memory_bytes)
         fiber.take(limits.memory_bytes, limits.cpu_s, spec.owner)

@@ -1,4 +1,4 @@
-"""The driver of WebAssembly: `load` compiles or finds machine code, `run` makes a guest of it."""
+"""The driver of WebAssembly: `load` compiles or finds machine code; an image runs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from wetware.base.threads import Threads, to_its_end
-from wetware.errors import InvalidArgument, LimitExceeded
+from wetware.errors import LimitExceeded
 from wetware_proc.driver import CodeRefused, Exit, Image, Spec, digest_of
 from wetware_proc.wasm import caps, files, wasi
 from wetware_proc.wasm.caps import Caps
@@ -30,9 +30,29 @@ LOADS_MAX: Final = 64
 class WasmImage(Image):
     """A module that is compiled, loaded and linked."""
 
-    def __init__(self, digest: str, program: Program) -> None:
+    def __init__(self, digest: str, program: Program, driver: WasmDriver) -> None:
         super().__init__(digest, "wasm")
-        self.program = program
+        self._program, self._driver = program, driver
+
+    async def run(self, spec: Spec) -> Exit:
+        """See Image."""
+        limits, driver = spec.limits, self._driver
+        fiber = Fiber(
+            self._program, memory_bytes=limits.memory_bytes, cpu_s=limits.cpu_s, owner=spec.owner
+        )
+        tmp = driver.tmp()
+        world = Wasi(fiber, spec, tmp.open, driver.disk)
+        handles = Caps(fiber, spec)
+        fiber.hosts = (world, handles)
+        try:
+            return await life(fiber, limits.wall_s, handles.sent.wait)
+        finally:
+            if handles.sent:
+                await to_its_end(handles.sent.end())
+            handles.close()
+            await world.close()
+            fiber.hosts = ()  # they know each other: this frees them now
+            await tmp.close()
 
 
 @contextlib.asynccontextmanager
@@ -75,31 +95,6 @@ class WasmDriver:
         self._images.move_to_end(digest)
         return await asyncio.shield(task)
 
-    async def run(self, image: Image, spec: Spec) -> Exit:
-        """See Driver."""
-        if not isinstance(image, WasmImage):
-            raise InvalidArgument("this image is of another driver")
-        limits = spec.limits
-        fiber = Fiber(
-            image.program,
-            memory_bytes=limits.memory_bytes,
-            cpu_s=limits.cpu_s,
-            owner=spec.owner,
-        )
-        tmp = self.tmp()
-        world = Wasi(fiber, spec, tmp.open, self.disk)
-        handles = Caps(fiber, spec)
-        fiber.hosts = (world, handles)
-        try:
-            return await life(fiber, limits.wall_s, handles.sent.wait)
-        finally:
-            if handles.sent:
-                await to_its_end(handles.sent.end())
-            handles.close()
-            await world.close()
-            fiber.hosts = ()  # they know each other: this frees them now
-            await tmp.close()
-
     def tmp(self) -> Tmp:
         """An own directory for a guest."""
         return Tmp(self._tmp, self.remove)
@@ -128,7 +123,7 @@ class WasmDriver:
                 program = await self._threads.run(self._runtime.load, path)
         except ValueError as exc:
             raise CodeRefused(f"this module is no program for wetware: {clean(str(exc))}") from exc
-        return WasmImage(digest, program)
+        return WasmImage(digest, program, self)
 
     def _loaded(self, digest: str, done: asyncio.Task[WasmImage]) -> None:
         if done.cancelled() or done.exception() is not None:
