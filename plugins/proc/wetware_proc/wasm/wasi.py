@@ -8,7 +8,6 @@ Source: https://github.com/WebAssembly/WASI/blob/wasi-0.1/preview1/docs.md
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import struct
 import time
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
+
+import anyio
 
 from wetware.base.bounds import TokenBucket
 from wetware.base.threads import Threads, to_its_end
@@ -440,26 +441,20 @@ class Wasi:
 
     def _wait_for(self, waiting: list[_Waiting], events: int, out: int) -> Awaitable[None] | None:
         def tell() -> bool:
-            found = [each.event() for each in waiting if each.ready()]
+            found = [event for each in waiting if (event := each.event())]
             for place, event in enumerate(found):
                 self._memory.pack(events + _EVENT_BYTES * place, "<QHB5xQH6x", *event)
             self._memory.pack(out, "<I", len(found))
             return bool(found)
 
-        pipe = next((each.pipe for each in waiting if each.pipe is not None), None)
-        first_ns = min(
-            (each.until_ns for each in waiting if each.until_ns is not None), default=None
-        )
+        pipes = [each.pipe for each in waiting if each.pipe is not None]
+        first_ns = min((each.until_ns for each in waiting if each.pipe is None), default=None)
 
         async def wait() -> None:
             while not tell():
                 left_s = None if first_ns is None else max(0, first_ns - time.monotonic_ns()) / 1e9
-                if pipe is None:
-                    await asyncio.sleep(left_s or 0)
-                    continue
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(left_s):
-                        await pipe.wait()
+                with anyio.move_on_after(left_s):
+                    await (pipes[0].wait() if pipes else anyio.sleep_forever())
 
         return None if tell() else wait()
 
@@ -477,26 +472,23 @@ _SUBSCRIPTION: Final = struct.Struct("<QB7xI4xQQH6x")
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A subscription: ready at a time, when its pipe is, or now."""
+    """A subscription: ready when its pipe is, or at a time of the monotonic clock."""
 
     user_data: int
     kind: int
-    until_ns: int | None = None  # of the monotonic clock
+    until_ns: int = 0
     pipe: Pipe | None = None
     bytes: int = 0
     failed: Errno = Errno.SUCCESS
 
-    def ready(self) -> bool:
-        if self.pipe is not None:
-            return self.pipe.ready
-        return self.until_ns is None or self.until_ns <= time.monotonic_ns()
-
-    def event(self) -> tuple[int, int, int, int, int]:
-        """User data, error, kind, bytes, flags."""
+    def event(self) -> tuple[int, int, int, int, int] | None:
+        """User data, error, kind, bytes, flags; None before it is ready."""
         if self.pipe is None:
-            return self.user_data, self.failed, self.kind, self.bytes, 0
-        available = self.pipe.available
-        return self.user_data, 0, self.kind, available, 0 if available else _HANGUP
+            ready, available, flags = self.until_ns <= time.monotonic_ns(), self.bytes, 0
+        else:
+            ready, available = self.pipe.ready, self.pipe.available
+            flags = 0 if available else _HANGUP
+        return (self.user_data, self.failed, self.kind, available, flags) if ready else None
 
 
 def _times(atime: int, mtime: int, which: int) -> files.Times:
