@@ -856,7 +856,6 @@ async def test_a_kill_ends_the_whole_tree_and_nothing_is_left(
     assert len(left(namespace)) >= 4
     assert await kill(running) < 5
     assert left(namespace) == []
-    assert not sandbox._uids
 
 
 async def test_it_is_sent_signals_in_turn_and_what_it_has_started_is_not() -> None:
@@ -920,7 +919,6 @@ async def test_a_kill_at_any_moment_leaves_nothing(kill: Any, after: int) -> Non
         while marked(mark):  # noqa: ASYNC110  # no event tells of it
             await asyncio.sleep(0.01)
     assert sorted(os.listdir("/proc/self/fd")) == before
-    assert not sandbox._uids
 
 
 async def test_what_names_no_program_is_refused() -> None:

@@ -16,6 +16,7 @@ import os
 import resource
 import shutil
 import signal
+import struct
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
@@ -46,8 +47,6 @@ _FORK_S: Final = 0.01  # between two looks whether it has begun
 _SAID_BYTES_MAX: Final = 4096
 """Of what bubblewrap tells about itself."""
 
-_uids: set[int] = set()  # of the programs that run
-
 
 @functools.cache
 def bwrap() -> str:
@@ -66,26 +65,18 @@ def bwrap() -> str:
 
 
 def own_uid(held: contextlib.ExitStack) -> int:
-    """A user that no other program is, of another node of this machine either, while it is `held`.
+    """A user that no other program of this machine is while it is `held`, of whatever node.
 
     Raises LimitExceeded.
     """
-    locks = _locks()
-    for uid in UIDS:
-        if uid not in _uids:  # the kernel's locks are of a whole process
-            with contextlib.suppress(BlockingIOError, PermissionError):  # another node's
-                fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, uid)
-                held.callback(fcntl.lockf, locks, fcntl.LOCK_UN, 1, uid)
-                _uids.add(uid)
-                held.callback(_uids.discard, uid)
-                return uid
+    users = os.open("/run/wetware.users", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    held.callback(os.close, users)
+    for uid in UIDS:  # each has a byte of the file, which is locked until that is closed
+        with contextlib.suppress(BlockingIOError):
+            lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, uid, 1, 0)  # struct flock
+            fcntl.fcntl(users, fcntl.F_OFD_SETLK, lock)
+            return uid
     raise LimitExceeded(f"{len(UIDS)} native programs run on this machine (UIDS)")
-
-
-@functools.cache
-def _locks() -> int:
-    """A file with a byte for each user."""
-    return os.open("/run/wetware.users", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
 class Sandbox:
@@ -115,8 +106,8 @@ class Sandbox:
         way_out: socket.socket,
     ) -> None:
         self.pid, self._first, self.cpu_s = 0, -1, 0.0
-        self._held, self._told = contextlib.ExitStack(), bytearray()
-        with contextlib.ExitStack() as theirs:
+        self._told = bytearray()
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as self._held:
             try:
                 self.uid = own_uid(self._held) if os.geteuid() == 0 else None
                 self._status, status = self._pipe(theirs)
@@ -141,15 +132,13 @@ class Sandbox:
                 )  # fmt: skip
                 self._monitor = os.pidfd_open(self._bwrap.pid)
                 self._held.callback(os.close, self._monitor)
-            except BaseException as exc:
-                self._held.close()
-                if isinstance(exc, OSError):
-                    raise DriverUnavailable(
-                        f"the node may not start a program as it has to be: {exc}",
-                        hint="one that is root has to have CAP_SYS_ADMIN, and the programs "
-                        "setpriv and prlimit of util-linux; or run it as a user",
-                    ) from exc
-                raise
+            except OSError as exc:
+                raise DriverUnavailable(
+                    f"the node may not start a program as it has to be: {exc}",
+                    hint="one that is root has to have CAP_SYS_ADMIN, and the programs setpriv and "
+                    "prlimit of util-linux; or run it as a user",
+                ) from exc
+            self._held = self._held.pop_all()
 
     def _pipe(self, theirs: contextlib.ExitStack, *, to_it: bool = False) -> tuple[FileIO, int]:
         """Our end of a pipe, and its."""
