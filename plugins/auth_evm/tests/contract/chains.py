@@ -6,6 +6,7 @@ branch can be watched. anvil is a real node: transactions, receipts, gas, JSON-R
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import http.client
 import itertools
@@ -404,16 +405,34 @@ class AnvilChain:
         self._process.stdout.close()
 
 
+_idle: dict[tuple[object, ...], AnvilChain] = {}
+"""By their options; back at their first block. They end with the process."""
+
+
 @contextlib.contextmanager
 def anvil_chain(*, chain_id: int = 31337, args: Sequence[str] = ()) -> Iterator[AnvilChain]:
-    """A fresh anvil; raises FileNotFoundError with the command that installs it."""
+    """An anvil at its first block; raises FileNotFoundError with the command that installs it."""
     binary = find_anvil()
     if binary is None:
         raise FileNotFoundError(f"anvil is not installed; run: {INSTALL}")
-    chain = AnvilChain(binary, chain_id=chain_id, args=args)
+    options = (chain_id, *args)
+    chain = _idle.pop(options, None) or AnvilChain(binary, chain_id=chain_id, args=args)
     try:
+        first = chain.rpc("evm_snapshot")
         yield chain
+        if "--state" not in args:  # which is written at its end
+            chain.rpc("anvil_dropAllTransactions")
+            assert chain.rpc("evm_revert", first)
+            chain.time = GENESIS_S
+            _idle[options] = chain
     finally:
+        if options not in _idle:
+            chain.close()
+
+
+@atexit.register
+def _close() -> None:
+    for chain in _idle.values():
         chain.close()
 
 
