@@ -38,7 +38,8 @@ async def test_many_uploads_share_the_memory_for_blocks(uploads: int) -> None:
 
     store: Any = SimpleNamespace(put=put)
     hold: Any = None
-    async with Blocks(store, hold, run_sync, lambda: uploads) as blocks:
+    others = {Blocks(store, hold, run_sync, set()) for _ in range(uploads - 1)}
+    async with Blocks(store, hold, run_sync, others) as blocks:
         putting = asyncio.create_task(put_file(read, V1_2025, blocks))
         before = -1
         while taken > before:

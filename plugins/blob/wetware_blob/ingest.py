@@ -70,12 +70,10 @@ class Blocks:
         store: Where they go.
         hold: Keeps them.
         run_sync: Runs what takes long in a thread.
-        uploads: How many go on at this node, this one included.
+        uploads: Those that go on at this node, this one included while it is entered.
     """
 
-    def __init__(
-        self, store: Store, hold: Hold, run_sync: RunSync, uploads: Callable[[], int] = lambda: 1
-    ) -> None:
+    def __init__(self, store: Store, hold: Hold, run_sync: RunSync, uploads: set[Blocks]) -> None:
         self._store, self._hold, self.run_sync = store, hold, run_sync
         self._uploads = uploads
         self._tasks = Tasks()
@@ -85,9 +83,11 @@ class Blocks:
         self._changed = asyncio.Event()
 
     async def __aenter__(self) -> Blocks:
+        self._uploads.add(self)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._uploads.discard(self)
         await self._tasks.end()
 
     async def put(self, *blocks: Block) -> None:
@@ -109,7 +109,7 @@ class Blocks:
 
     def _share(self) -> int:
         """Of the memory for blocks, bytes."""
-        return max(1, min(UNWRITTEN_BYTES_MAX, UNWRITTEN_BYTES_TOTAL_MAX // self._uploads()))
+        return max(1, min(UNWRITTEN_BYTES_MAX, UNWRITTEN_BYTES_TOTAL_MAX // len(self._uploads)))
 
     def hashed_bytes(self) -> int:
         """To be hashed by one call: what is hashed comes on top of what has been."""

@@ -43,7 +43,7 @@ from wetware_blob.schema import SCHEMA
 from wetware_blob.store.errors import Damaged
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Store
-from wetware_blob.transfers import State, Transfer, Transfers
+from wetware_blob.transfers import State, Transfer, place
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -107,7 +107,8 @@ class BlobService(Service):
         self.exchange = Exchange(ctx.overlay, self.store, find=finder(ctx), run_sync=ctx.run_sync)
         self.keeper = Keeper(ctx, self.store, self.fetch)
         self.tasks = Tasks()
-        self.transfers = Transfers()
+        self.transfers = Places()
+        self.uploads = set[ingest.Blocks]()
         self.cursors = Cursors(CURSOR_S, CURSORS_MAX, ctx.clock.monotonic)
         self._reading = Places()
         self._running = False
@@ -223,9 +224,7 @@ class BlobService(Service):
         state.doing = "reading"
         async with (
             self.store.hold(owner) as hold,
-            ingest.Blocks(
-                self.store, hold, self.ctx.run_sync, lambda: self.transfers.running
-            ) as blocks,
+            ingest.Blocks(self.store, hold, self.ctx.run_sync, self.uploads) as blocks,
         ):
             if form == "file":
                 root = await ingest.put_stream(source, profile, blocks)
@@ -354,7 +353,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
             finally:
                 stream.abort(stopping())
 
-        transfer = Transfer(service.tasks, service.transfers.place(owner), work)
+        transfer = Transfer(service.tasks, place(service.transfers, owner), work)
         stream = rpc.ByteStream()  # not before there is a place; `work` begins after this call
         source = ingest.Counted(stream, bytes_max)
         return {"stream": stream.servant, "transfer": transfer}
@@ -367,8 +366,7 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         async def work(state: State) -> None:
             await service.pin(state, owner, made, ack, cid)
 
-        place = service.transfers.place(owner)
-        return {"transfer": Transfer(service.tasks, place, work)}
+        return {"transfer": Transfer(service.tasks, place(service.transfers, owner), work)}
 
     async def unpin(self, root: str, name: str) -> dict[str, Any]:
         count = await self._service.unpin(self._owner, Cid.parse(root), name or None)
@@ -464,8 +462,8 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
         async def drain(state: State) -> None:
             await service.keeper.drain(lambda text: setattr(state, "doing", text))
 
-        place = service.transfers.place(self._owner)
-        return {"transfer": Transfer(service.tasks, place, drain)}
+        room = place(service.transfers, self._owner)
+        return {"transfer": Transfer(service.tasks, room, drain)}
 
     async def all(self, after: int, limit: int) -> dict[str, Any]:
         found = await self._pins(None, "", after, limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,31 +29,14 @@ TRANSFERS_PER_OWNER_MAX: Final = 16
 """Those that wait for their stream count as well, until they are released."""
 
 
-class Transfers:
-    """Those that go on.
-
-    Attributes:
-        running: How many there are.
-    """
-
-    def __init__(self) -> None:
-        self.running = 0
-        self._places = Places()
-
-    @contextlib.contextmanager
-    def place(self, owner: str) -> Iterator[None]:
-        """Room for one more; raises LimitExceeded."""
-        all_, own = TRANSFERS_MAX, TRANSFERS_PER_OWNER_MAX
-        go_on = "puts and pins go on at this node"
-        with self._places.hold(
-            Claim(owner, own, f"{own} of the {go_on}, of {owner} (TRANSFERS_PER_OWNER_MAX)"),
-            Claim(None, all_, f"{all_} {go_on} (TRANSFERS_MAX)"),
-        ):
-            self.running += 1
-            try:
-                yield
-            finally:
-                self.running -= 1
+def place(places: Places, owner: str) -> contextlib.AbstractContextManager[None]:
+    """Room for one more; raises LimitExceeded."""
+    all_, own = TRANSFERS_MAX, TRANSFERS_PER_OWNER_MAX
+    go_on = "puts and pins go on at this node"
+    return places.hold(
+        Claim(owner, own, f"{own} of the {go_on}, of {owner} (TRANSFERS_PER_OWNER_MAX)"),
+        Claim(None, all_, f"{all_} {go_on} (TRANSFERS_MAX)"),
+    )
 
 
 @dataclass(slots=True)
@@ -74,7 +57,7 @@ class Transfer(rpc.Servant, interface=SCHEMA.Transfer):
 
     Args:
         tasks: Where it runs.
-        place: Of `Transfers`, until it has ended.
+        place: See `place`; until it has ended.
         work: What it does.
     """
 
