@@ -518,7 +518,7 @@ class Executor(Programs):
         Args:
             function: See `call`.
             items: Its argument, each; asked for as there is room for calls.
-            concurrency: Calls at a time; 0: as many as the nodes have processors.
+            concurrency: Calls at a time; 0: as many as the members have processors, without `on` 1.
             retries: Of one call.
             ordered: Results are in the order of the items, and not in that in which they come.
             packages: See `call`.

@@ -197,10 +197,10 @@ interface Process {
 
   export @5 (name :Text, waitS :Float64)
       -> (port :Ww.Port, cap :Capability, interface :UInt64);
-  # What the program offers by this name: a port of `Spec`, or else what it has exported itself; waits for at
-  # most `waitS` seconds, 25, until it does. It dies with the program, and with the grant that it was got under;
-  # what others serve goes on, where a program has exited by itself, until its spawner releases `process`.
-  # `not_found.export`. Idempotent.
+  # What the program offers by this name: a port of `Spec`, which has a type so that a role can name what it
+  # lets one do, or else what it has exported itself; waits for at most `waitS` seconds, 25, until it does. It
+  # dies with the program, and with the grant that it was got under; what others serve goes on, where a program
+  # has exited by itself, until its spawner releases `process`. `not_found.export`. Idempotent.
 
   signal @6 (name :Text) -> ();
   # Sends a native program, and nothing that it has started, a signal: HUP, INT, QUIT, USR1, USR2, TERM, KILL,
