@@ -11,7 +11,7 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -184,3 +184,20 @@ class Writer(Generic[T]):
                 for write in (*owed, *batch):
                     self.answer(write, error=self._unavailable(f"the writer failed: {exc}"))
                 owed = [w for w in (*owed, *batch) if w.future is None][-WAITING_MAX:]
+
+
+def groups(
+    writes: Iterable[Write[T]], size: Callable[[T], int], bytes_max: int
+) -> Iterator[list[Write[T]]]:
+    """In their order, each with as many bytes as a commit may have, or of one write."""
+    group: list[Write[T]] = []
+    left = bytes_max
+    for write in writes:
+        nbytes = size(write.what)
+        if group and nbytes > left:
+            yield group
+            group, left = [], bytes_max
+        group.append(write)
+        left -= nbytes
+    if group:
+        yield group

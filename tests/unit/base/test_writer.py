@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from wetware.base import writer as module
-from wetware.base.writer import Write, Writer
+from wetware.base.writer import Write, Writer, groups
 from wetware.errors import WetwareError
 
 pytestmark = pytest.mark.anyio
@@ -218,3 +218,19 @@ async def test_a_defect_of_commit_refuses_what_waits_and_the_thread_goes_on() ->
         await sink.writer.write("a")
     assert await sink.writer.write("b") == "B"
     assert sink.writer.close()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], []),
+        ([4, 4, 2, 1], [[4, 4, 2], [1]]),
+        ([11, 1, 9, 1], [[11], [1, 9], [1]]),
+        ([1, 11], [[1], [11]]),
+    ],
+)
+async def test_a_group_has_as_many_bytes_as_a_commit_may(
+    sizes: list[int], expected: list[list[int]]
+) -> None:
+    found = groups(map(Write, sizes), lambda size: size, 10)
+    assert [[write.what for write in group] for group in found] == expected

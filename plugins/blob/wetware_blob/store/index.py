@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from wetware.base.disk import remedy
 from wetware.base.log import get_logger
-from wetware.base.writer import Write, Writer
+from wetware.base.writer import Write, Writer, groups
 from wetware.errors import WetwareError
 from wetware_blob.store.errors import DiskFull, StoreFailed
 
@@ -335,7 +335,7 @@ class Index:
         self.write_soon(lambda db: db.execute(sql, (row.id,)))
 
     def _commit(self, batch: list[Write[Change]], last: bool) -> list[Write[Change]]:
-        for writes in _groups(batch):
+        for writes in groups(batch, lambda change: change.size, COMMIT_BYTES_MAX):
             results = self._execute(writes)
             if not isinstance(results, Exception):
                 for write, result in zip(writes, results, strict=True):
@@ -456,17 +456,3 @@ def batches(items: Iterable[T], many: int = _MANY) -> Iterator[list[T]]:
             batch = []
     if batch:
         yield batch
-
-
-def _groups(writes: list[Write[Change]]) -> Iterator[list[Write[Change]]]:
-    """In their order, each with as many bytes of blocks as a transaction may have."""
-    group: list[Write[Change]] = []
-    size = 0
-    for write in writes:
-        if group and size + write.what.size > COMMIT_BYTES_MAX:
-            yield group
-            group, size = [], 0
-        group.append(write)
-        size += write.what.size
-    if group:
-        yield group

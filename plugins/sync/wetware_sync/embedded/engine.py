@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from wetware.base.log import get_logger
-from wetware.base.writer import Write, Writer
+from wetware.base.writer import Write, Writer, groups
 from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
 from wetware_sync.embedded import backup
 from wetware_sync.embedded.hub import Hub
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from wetware.identity import Key
 
 log = get_logger("sync.engine")
-T = TypeVar("T")
 
 COMMIT_BYTES_MAX: Final = 1 << 20
 WAITING_MAX: Final = 8192
@@ -65,11 +64,6 @@ RETRY_S: Final = 1.0
 def boottime() -> float:
     """Seconds that go on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Read:
-    apply: Callable[[Store], Any]
 
 
 @dataclass(slots=True)
@@ -114,7 +108,7 @@ class EmbeddedEngine:
         self._leases.clear()
         for row in store.leases.values():
             self._hold(row)
-        self._writer: Writer[Change | _Read] = Writer(
+        self._writer: Writer[Change] = Writer(
             "sync store",
             self._commit,
             lambda _: IDLE_S if store.waits else None,
@@ -137,7 +131,7 @@ class EmbeddedEngine:
 
     async def read(self, get: Get) -> Page:
         check_get(get)
-        page: Page = await self._wait(_Read(partial(Store.read, get=get)))
+        page: Page = await self._wait(Change(partial(Store.read, get=get), reads=True))
         return page
 
     async def txn(self, txn: Txn, owner: str) -> Outcome:
@@ -177,11 +171,11 @@ class EmbeddedEngine:
 
     async def backup(self, path: Path) -> int:
         """Copy the store to a new file, and return its bytes; what is to be written waits."""
-        size: int = await self._wait(_Read(lambda store: backup.write(store.db, path)))
+        size: int = await self._wait(Change(lambda store: backup.write(store.db, path), reads=True))
         return size
 
     async def status(self) -> Status:
-        status: Status = await self._wait(_Read(self._status))
+        status: Status = await self._wait(Change(self._status, reads=True))
         return status
 
     def _status(self, store: Store) -> Status:
@@ -227,16 +221,15 @@ class EmbeddedEngine:
         if self._closed:
             raise _closed()
 
-    async def _wait(self, what: Change | _Read) -> Any:
+    async def _wait(self, what: Change) -> Any:
         self._check_open()
-        size = what.size if isinstance(what, Change) else 0
-        if self._waiting >= WAITING_MAX or self._waiting_bytes + size > WAITING_BYTES_MAX:
+        if self._waiting >= WAITING_MAX or self._waiting_bytes + what.size > WAITING_BYTES_MAX:
             raise LimitExceeded(
                 f"{self._waiting} requests of {self._waiting_bytes} bytes wait for the store",
                 hint="try again later; the disk of its home is slow (`ww doctor`), or it is busy",
             )
         self._waiting += 1
-        self._waiting_bytes += size
+        self._waiting_bytes += what.size
         return await self._writer.write(what)
 
     def _taken(self, many: int, nbytes: int) -> None:
@@ -245,31 +238,26 @@ class EmbeddedEngine:
 
     async def _from_disk(self, key: bytes, revision: int, prefix: bool) -> Batch:
         read = partial(Store.events, key=key, revision=revision, prefix=prefix)
-        batch: Batch = await self._wait(_Read(read))
+        batch: Batch = await self._wait(Change(read, reads=True))
         return batch
 
-    def _commit(self, batch: list[Write[Change | _Read]], last: bool) -> list[Any]:
+    def _commit(self, batch: list[Write[Change]], last: bool) -> list[Any]:
         store, writer = self._store, self._writer
-        writes: list[tuple[Write[Change | _Read], Change]] = []
         for write in batch:
-            if isinstance(write.what, Change):
-                writes.append((write, write.what))
-                continue
-            try:
-                writer.answer(write, write.what.apply(store))
-            except WetwareError as exc:
-                writer.answer(write, error=exc)
-        for group in _groups(writes):
-            done = store.commit([change for _, change in group])
+            if write.what.reads:
+                try:
+                    writer.answer(write, write.what.apply(store))
+                except WetwareError as exc:
+                    writer.answer(write, error=exc)
+        writes = [write for write in batch if not write.what.reads]
+        for group in groups(writes, lambda change: change.size, COMMIT_BYTES_MAX):
+            done = store.commit([write.what for write in group])
             writer.call_soon(self._publish, done)
-            for (write, _), result in zip(group, done.results, strict=True):
-                if isinstance(result, WetwareError):
-                    writer.answer(write, error=result)
-                else:
-                    writer.answer(write, result)
-        asked = [write.what for write in batch if write.future is not None]
-        nbytes = sum(what.size for what in asked if isinstance(what, Change))
-        writer.call_soon(self._taken, len(asked), nbytes)
+            for write, result in zip(group, done.results, strict=True):
+                error = result if isinstance(result, WetwareError) else None
+                writer.answer(write, result, error)
+        asked = [write.what.size for write in batch if write.future is not None]
+        writer.call_soon(self._taken, len(asked), sum(asked))
         if not batch and not last:
             store.idle()
         if last:
@@ -287,17 +275,3 @@ class EmbeddedEngine:
 
 def _closed() -> Closed:
     return Closed("the store has stopped", hint="connect again, and look at its epoch")
-
-
-def _groups(writes: Sequence[tuple[T, Change]]) -> Iterator[list[tuple[T, Change]]]:
-    """In their order, each with as many bytes as a commit may have."""
-    group: list[tuple[T, Change]] = []
-    size = 0
-    for write in writes:
-        if group and size + write[1].size > COMMIT_BYTES_MAX:
-            yield group
-            group, size = [], 0
-        group.append(write)
-        size += write[1].size
-    if group:
-        yield group

@@ -152,11 +152,13 @@ class Change:
         apply: Called in a transaction; what it raises (WetwareError) it raises before it writes.
         must: It gives something up: on a full disk it takes the reserve.
         size: Bytes that it writes.
+        reads: It changes nothing, and comes between two commits.
     """
 
     apply: Callable[[Store], Any]
     must: bool = False
     size: int = 0
+    reads: bool = False
 
 
 @dataclass(slots=True)
