@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import wetware
-from wetware.errors import Unsupported
+from wetware.errors import NotFound, Unsupported
 from wetware.testing import Home, NodeProcess, wait_for
 from wetware_proc.functions import CallEnded, FunctionFailed
 from wetware_pubsub.client import PubSub
@@ -206,6 +206,46 @@ async def test_capabilities_come_back_and_work_as_long_as_they_are_held(nodes: N
         await session.revoke(grant)
         with pytest.raises(wetware.errors.CapabilityError):
             await topics["a"].info()
+
+
+async def test_what_a_program_offers_dies_with_it_unless_it_exits(nodes: Nodes) -> None:
+    program = b"import sys, ww\nww.offer('door', ww.grant('in'))\nsys.stdin.read()"
+    async with at(nodes[0]) as session:
+        chat = await session.pubsub.join("chat")
+        async with session.proc.spawn(program, kind="python", grants={"in": chat}) as process:
+            door = await process.export("door")
+            assert (await door.info())["name"] == "chat"
+            with pytest.raises(NotFound, match="offers nothing named 'window'"):
+                await process.export("window", wait_s=0)
+            await process.kill()
+            with pytest.raises(wetware.errors.CapabilityError):
+                await door.info()
+        async with session.proc.spawn(program, kind="python", grants={"in": chat}) as process:
+            door = await process.export("door")
+            await process.stdin.send_eof()
+            assert (await process.wait()).kind == "exited"
+            assert (await door.info())["name"] == "chat"
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                try:
+                    await door.info()
+                except wetware.errors.CapabilityError:
+                    break
+
+
+async def test_what_is_offered_is_called_by_leave_of_the_role(nodes: Nodes) -> None:
+    def back(given: Any) -> object:
+        return given
+
+    async with at(nodes[0]) as session:
+        chat = await session.pubsub.join("chat")
+        narrow = await session.attenuate(
+            {"proc": ("Executor.*", "Image.*", "Process.*"), "pubsub": ()}
+        )
+        given = await narrow.proc.call(back, await narrow.pubsub.join("chat"))
+        with pytest.raises(wetware.errors.Denied, match="does not cover proc Topic"):
+            await given.info()
+        assert (await (await session.proc.call(back, chat)).info())["name"] == "chat"
 
 
 async def test_packages_can_be_imported(nodes: Nodes, tmp_path: Path) -> None:

@@ -184,9 +184,11 @@ class Files:
         self.table.file(node.number, files.WRITE)
         return Own("output-stream", Writer(self, node, None))
 
-    def nothing(self, node: Node, *_: object) -> None:
-        """To be on disk is of no use to files that go with their guest."""
+    def sync(self, node: Node, *_: object) -> None:
+        """Does nothing: to be on disk is of no use to files that go with their guest."""
         self.table.on_disk(node.number)
+
+    sync_data = advise = sync
 
     def get_flags(self, node: Node) -> set[str]:
         rights = self.table.get(node.number).rights
@@ -348,47 +350,21 @@ def _told(function: Callable[..., Any]) -> Function:
     return told
 
 
-def _methods(resource: str, **functions: Callable[..., Any]) -> dict[str, Function]:
-    return {
-        f"[method]{resource}.{name.replace('_', '-')}": _told(each)
-        for name, each in functions.items()
-    }
-
-
+_OF_DESCRIPTOR: Final = (
+    "advise", "append_via_stream", "create_directory_at", "get_flags", "get_type",
+    "is_same_object", "link_at", "metadata_hash", "metadata_hash_at", "open_at", "read",
+    "read_directory", "read_via_stream", "readlink_at", "remove_directory_at", "rename_at",
+    "set_size", "set_times", "set_times_at", "stat", "stat_at", "symlink_at", "sync", "sync_data",
+    "unlink_file_at", "write", "write_via_stream",
+)  # fmt: skip
 OFFERED: Final[Mapping[str, Mapping[str, Function]]] = {
     "wasi:filesystem/preopens": {"get-directories": lambda world: world.files.directories()},
     "wasi:filesystem/types": {
-        **_methods(
-            "descriptor",
-            read_via_stream=Files.read_via_stream,
-            write_via_stream=Files.write_via_stream,
-            append_via_stream=Files.append_via_stream,
-            advise=Files.nothing,
-            sync_data=Files.nothing,
-            sync=Files.nothing,
-            get_flags=Files.get_flags,
-            get_type=Files.get_type,
-            set_size=Files.set_size,
-            set_times=Files.set_times,
-            read=Files.read,
-            write=Files.write,
-            read_directory=Files.read_directory,
-            create_directory_at=Files.create_directory_at,
-            stat=Files.stat,
-            stat_at=Files.stat_at,
-            set_times_at=Files.set_times_at,
-            link_at=Files.link_at,
-            open_at=Files.open_at,
-            readlink_at=Files.readlink_at,
-            remove_directory_at=Files.remove_directory_at,
-            rename_at=Files.rename_at,
-            symlink_at=Files.symlink_at,
-            unlink_file_at=Files.unlink_file_at,
-            is_same_object=Files.is_same_object,
-            metadata_hash=Files.metadata_hash,
-            metadata_hash_at=Files.metadata_hash_at,
-        ),
-        **_methods("directory-entry-stream", read_directory_entry=Files.next_entry),
+        **{
+            f"[method]descriptor.{name.replace('_', '-')}": _told(getattr(Files, name))
+            for name in _OF_DESCRIPTOR
+        },
+        "[method]directory-entry-stream.read-directory-entry": _told(Files.next_entry),
         "filesystem-error-code": lambda world, code: code,
     },
 }

@@ -7,6 +7,7 @@
 What they take and give is plain: None, bool, int, float, str, bytes, list, dict, capabilities.
 """
 
+import io
 import os
 import struct
 import sys
@@ -119,10 +120,10 @@ def _head(major, number, out):
     if number < 24:
         out.append(major << 5 | number)
         return
-    for kind, (form, bits) in enumerate(((">B", 8), (">H", 16), (">I", 32), (">Q", 64)), 24):
-        if number >> bits == 0:
-            out.append(major << 5 | kind)
-            out += struct.pack(form, number)
+    for form, size in enumerate((1, 2, 4, 8), 24):
+        if number >> 8 * size == 0:
+            out.append(major << 5 | form)
+            out += number.to_bytes(size)
             return
     raise ValueError("an integer of more than 64 bits")
 
@@ -164,44 +165,30 @@ def _encode(value, out, tell):
 
 
 def decode(data, capability=Capability):
-    value, at = _decode(data, 0, capability)
-    if at != len(data):
+    source = io.BytesIO(data)
+    value = _decode(source, capability)
+    if source.read(1):
         raise ValueError("bytes after the end")
     return value
 
 
-def _decode(data, at, capability):
-    first = data[at]
-    at += 1
+def _decode(source, capability):
+    (first,) = source.read(1)
     major, number = first >> 5, first & 31
     if major == 7:
-        if number == 27:
-            return struct.unpack_from(">d", data, at)[0], at + 8
-        if number in (25, 26):
-            form, size = {25: (">e", 2), 26: (">f", 4)}[number]
-            return struct.unpack_from(form, data, at)[0], at + size
-        return {20: False, 21: True, 22: None, 23: None}[number], at
+        if number in (25, 26, 27):
+            form = ">" + " efd"[number - 24]
+            return struct.unpack(form, source.read(struct.calcsize(form)))[0]
+        return {20: False, 21: True, 22: None, 23: None}[number]
     if number >= 24:
-        size = 1 << number - 24
-        number, at = int.from_bytes(data[at : at + size]), at + size
-    if major == 0:
-        return number, at
-    if major == 1:
-        return -1 - number, at
-    if major in (2, 3):
-        piece = data[at : at + number]
-        return (bytes(piece) if major == 2 else piece.decode()), at + number
+        number = int.from_bytes(source.read(1 << number - 24))
+    if major < 2:
+        return -1 - number if major else number
+    if major < 4:
+        piece = source.read(number)
+        return piece.decode() if major == 3 else piece
     if major == 4:
-        items = []
-        for _ in range(number):
-            item, at = _decode(data, at, capability)
-            items.append(item)
-        return items, at
+        return [_decode(source, capability) for _ in range(number)]
     if major == 5:
-        found = {}
-        for _ in range(number):
-            key, at = _decode(data, at, capability)
-            found[key], at = _decode(data, at, capability)
-        return found, at
-    handle, at = _decode(data, at, capability)
-    return capability(handle), at
+        return {_decode(source, capability): _decode(source, capability) for _ in range(number)}
+    return capability(_decode(source, capability))
