@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import anyio
 import pytest
 
 import wetware
 from wetware.errors import Denied, InvalidArgument
 from wetware.testing import Home, NodeProcess
 from wetware_sync.client import Compare, Write
+from wetware_sync.engine import Closed, LeaseEnded
 from wetware_sync.errors import Conflict, HomeDown, NotFree
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
@@ -38,6 +41,16 @@ async def at(node: NodeProcess, *, reconnect: bool = False) -> AsyncIterator[wet
         data_dir=node.data_dir, key=node.home.key(), reconnect=reconnect
     ) as session:
         yield session
+
+
+async def opened(session: wetware.Session) -> None:
+    """The store is open."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(HomeDown, Closed):
+                await session.kv.status()
+                return
+            await asyncio.sleep(0.05)
 
 
 async def test_keys_from_another_node(pair: Pair) -> None:
@@ -232,6 +245,43 @@ asyncio.run(main())
         await asyncio.to_thread(holder.communicate)
 
 
+async def test_a_backup_takes_the_place_of_a_running_store(own_pair: Pair, tmp_path: Path) -> None:
+    a, b = own_pair
+    async with at(b) as session, at(a) as there:
+        kv, copy = session.kv, tmp_path / "copy"
+        first = await kv.put("/kept", b"1")
+        assert await kv.backup(copy) == copy.stat().st_size
+        assert copy.stat().st_mode & 0o777 == 0o600
+        watch = there.kv.open("/").watch(revision=first)
+        assert (await anext(watch)).value == b"1"
+
+        async def hold() -> None:
+            async with there.sync.lock("kept", ttl_s=2) as held:
+                await kv.put("/kept", b"2")
+                before = (await kv.status())["epoch"]
+                assert await kv.restore(copy) == before + 1
+                await opened(session)
+                with pytest.raises(Denied, match="not held any more"):
+                    await there.kv.put("/kept", b"3", fence=held)
+                await anyio.sleep_forever()
+
+        with pytest.raises(LeaseEnded, match="what was held is lost"):
+            await hold()
+        with pytest.raises(Closed):
+            await anext(watch)
+        entry = await kv.get("/kept")
+        assert entry is not None
+        assert entry.value == b"1"
+        copy.write_bytes(b"junk")
+        with pytest.raises(InvalidArgument, match="no backup"):
+            await kv.restore(copy)
+        await opened(session)
+        assert await kv.get("/kept") == entry
+        async with there.sync.lock("kept", wait_s=10):
+            pass
+    assert sorted(path.name for path in (a.data_dir / "plugins" / "sync").iterdir()) == ["store"]
+
+
 async def test_the_home_is_killed_and_comes_back(home: Home, own_pair: Pair) -> None:
     a, b = own_pair
     with contextlib.ExitStack() as stack:
@@ -248,12 +298,7 @@ async def _killed(stack: contextlib.ExitStack, home: Home, a: NodeProcess, b: No
             with pytest.raises(HomeDown):
                 await session.kv.get("/kept")
             stack.enter_context(home.node("a", peers=[b.addr]))
-            async with asyncio.timeout(20):
-                while True:
-                    with contextlib.suppress(HomeDown):
-                        await session.kv.get("/kept")
-                        break
-                    await asyncio.sleep(0.1)
+            await opened(session)
             assert held.lost is None
             await session.kv.put("/kept", b"2", fence=held)
             event = await asyncio.wait_for(anext(watch), 20)

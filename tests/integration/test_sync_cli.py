@@ -110,3 +110,18 @@ def test_a_command_is_ended_when_its_lock_is_lost(pair: Pair) -> None:
     finally:
         holder.send_signal(signal.SIGCONT)
         holder.kill()
+
+
+def test_a_backup_is_restored_if_that_is_confirmed(pair: Pair) -> None:
+    _, b = pair
+    copy = b.home.path / "copy"
+    b.ww("kv", "put", "/cli/kept", "1", check=True)
+    made = b.ww("kv", "backup", str(copy), check=True)
+    assert "the key that signs fencing tokens" in made.stderr
+    again = b.ww("kv", "backup", str(copy))
+    assert (again.returncode, "File exists" in again.stderr) == (2, True)
+    b.ww("kv", "put", "/cli/kept", "2", check=True)
+    asked = b.ww("kv", "restore", str(copy))
+    assert (asked.returncode, "--yes" in asked.stderr) == (2, True), asked.stderr
+    assert "epoch 2" in b.ww("kv", "restore", str(copy), "--yes", check=True).stderr
+    wait_for(lambda: b.ww("kv", "get", "/cli/kept").stdout == "1", "the store is the copy")

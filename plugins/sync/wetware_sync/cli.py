@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path as Local
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wetware.cli.app import Json, done, examples, note, out, out_json, run_client, stamp, table
+from wetware.base.finding import size
+from wetware.cli.app import (
+    Json,
+    confirm,
+    done,
+    examples,
+    note,
+    out,
+    out_json,
+    run_client,
+    stamp,
+    table,
+)
 from wetware.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
@@ -227,6 +240,30 @@ def compact_command(
 ) -> None:
     """Forget the history up to a revision; keys stay."""
     run_client(lambda session: session.kv.compact(revision))
+
+
+@kv_app.command("backup")
+def backup_command(file: Annotated[Local, typer.Argument(metavar="FILE")]) -> None:
+    """Copy the store to a new file. It has the store's key: keep it as a secret."""
+    try:
+        nbytes = run_client(lambda session: session.kv.backup(file))
+    except OSError as exc:
+        raise InvalidArgument(f"{file}: {exc.strerror}") from exc
+    note(f"{size(nbytes)} in {file}; it has the key that signs fencing tokens")
+
+
+@kv_app.command("restore")
+def restore_command(
+    file: Annotated[Local, typer.Argument(metavar="FILE")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Put a backup in the place of the store: all that is there now is gone, and all locks lost."""
+    confirm("replace all keys, names and locks of the cluster by the backup?", yes=yes)
+    try:
+        epoch = run_client(lambda session: session.kv.restore(file))
+    except OSError as exc:
+        raise InvalidArgument(f"{file}: {exc.strerror}") from exc
+    note(f"the store is that of {file} now, with the epoch {epoch}")
 
 
 # --- names ----------------------------------------------------------------------------------------

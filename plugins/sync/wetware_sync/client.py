@@ -8,6 +8,7 @@ async for event in shop.watch():
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -25,12 +26,14 @@ from wetware_sync.schema import SCHEMA
 
 if TYPE_CHECKING:
     import random
+    from pathlib import Path
 
     from wetware_sync.holding import Held
 
 TTL_S: Final = 15.0
 AGAIN_S: Final = 0.25
 AGAIN_S_MAX: Final = 5.0
+CHUNK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,35 @@ class KeyValues:
     async def compact(self, revision: int) -> None:
         """Forget the history before a revision; keys stay."""
         await self.home.call("compact", revision=revision)
+
+    async def backup(self, target: Path) -> int:
+        """A copy of the store in a new file (0600), which has its secret key; returns its bytes."""
+        reply = await self.home.call("backup")
+        size = 0
+        async with rpc.ByteStream(reply["stream"]) as stream:
+            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                async with await anyio.open_file(fd, "wb") as file:
+                    async for chunk in stream:
+                        size += await file.write(chunk)
+                    await file.flush()
+                    os.fsync(fd)
+            except BaseException:
+                os.unlink(target)
+                raise
+        return size
+
+    async def restore(self, source: Path) -> int:
+        """Put a backup in the place of the store; returns its new epoch. What was held is lost."""
+        reply = await self.home.call("restore")
+        async with (
+            rpc.ByteStream(reply["stream"]) as stream,
+            await anyio.open_file(source, "rb") as file,
+        ):
+            while chunk := await file.read(CHUNK_BYTES):
+                await stream.send(chunk)
+            await stream.send_eof()
+            return int(b"".join([chunk async for chunk in stream]))
 
 
 class Tree:

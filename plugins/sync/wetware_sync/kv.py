@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import anyio
+
 from wetware import rpc
-from wetware.errors import InvalidArgument
+from wetware.base.tasks import Tasks
+from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
 from wetware.hookspecs import Service
 from wetware_sync.engine import (
     PAGE_KEYS_MAX,
@@ -29,10 +34,16 @@ from wetware_sync.leases import LeaseServant, leased
 from wetware_sync.schema import SCHEMA
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anyio.abc import TaskStatus
 
     from wetware.identity import Principal
     from wetware_sync.home import Home
+
+CHUNK_BYTES: Final = 1 << 20
+COPY_BYTES_MAX: Final = 16 << 30
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 _TARGETS: Final[dict[str, Literal["value", "mod_revision", "create_revision", "version"]]] = {
     "equal": "value",
@@ -70,10 +81,17 @@ class KvService(Service):
 
     def __init__(self, home: Home) -> None:
         self.home = home
+        self.tasks = Tasks()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Have the store open, if it is here."""
-        await self.home.run(task_status=task_status)
+        for left in self.home.ctx.data_dir.glob("*-" + "[0-9a-f]" * 16):
+            left.unlink()  # of backups that a crash cut off
+        try:
+            await self.home.run(task_status=task_status)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.tasks.end()
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return KvServant(self, str(principal))
@@ -107,6 +125,51 @@ class KvServant(rpc.Servant, interface=SCHEMA.Kv):
 
     async def compact(self, revision: int) -> None:
         await self._service.home.engine.compact(revision)
+
+    async def backup(self) -> dict[str, Any]:
+        copy = self._service.home.ctx.data_dir / f"backup-{secrets.token_hex(8)}"
+        await self._service.home.backup(copy)
+        stream = rpc.ByteStream()
+        self._service.tasks.start(_send(stream, copy))
+        return {"stream": stream.servant}
+
+    async def restore(self) -> dict[str, Any]:
+        stream = rpc.ByteStream()
+        self._service.tasks.start(_take(stream, self._service.home))
+        return {"stream": stream.servant}
+
+
+async def _send(stream: rpc.ByteStream, copy: Path) -> None:
+    """Send a file, and remove it."""
+    try:
+        async with stream, await anyio.open_file(copy, "rb") as file:
+            while chunk := await file.read(CHUNK_BYTES):
+                await stream.send(chunk)
+            await stream.send_eof()
+    finally:
+        await anyio.Path(copy).unlink()
+
+
+async def _take(stream: rpc.ByteStream, home: Home) -> None:
+    """Take a copy, put it in the place of the store, and send the epoch."""
+    copy = home.ctx.data_dir / f"restore-{secrets.token_hex(8)}"
+    count = 0
+    async with stream:
+        try:
+            async with await anyio.open_file(os.open(copy, _NEW, 0o600), "wb") as file:
+                async for chunk in stream:
+                    if (count := count + len(chunk)) > COPY_BYTES_MAX:
+                        raise LimitExceeded(
+                            f"a backup has at most {COPY_BYTES_MAX} bytes (COPY_BYTES_MAX)"
+                        )
+                    await file.write(chunk)
+            epoch = await home.restore(copy)
+            await stream.send(b"%d" % epoch)
+            await stream.send_eof()
+        except WetwareError as exc:
+            stream.abort(exc)
+        finally:
+            await anyio.Path(copy).unlink(missing_ok=True)
 
 
 class Tree:

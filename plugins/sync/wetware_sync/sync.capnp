@@ -38,6 +38,15 @@ interface Kv {
 
   compact @4 (revision :UInt64) -> ();
   # Forgets the history before `revision`; keys stay. For operators. Idempotent.
+
+  backup @5 () -> (stream :Ww.ByteStream);
+  # A copy of the store as it is now, with its key for fencing tokens: a secret. Writes wait while it is
+  # made. For operators. Idempotent.
+
+  restore @6 () -> (stream :Ww.ByteStream);
+  # Puts such a copy in the place of the store: the caller sends it until its end of file, and gets the new
+  # epoch, in decimal digits, once that is on the disk. The epoch is above any before, so whatever was held
+  # is lost, and watches end (`sync.moved`). For operators. Not idempotent.
 }
 
 interface Reader {
