@@ -269,7 +269,7 @@ async def parked_kib(driver: WasmDriver, count: int) -> float:
     tasks = [
         asyncio.ensure_future(image.run(Spec(stdin=pipe, args=("cat",)))) for _ in range(count)
     ]
-    while len(pipe._waiting) < count:
+    while len(pipe._changed._waiters) < count:
         await asyncio.sleep(0.01)
     each = (resident_kib() - before) / count
     pipe.close()
