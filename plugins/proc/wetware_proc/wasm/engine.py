@@ -198,10 +198,11 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._closed and self._wake.wait():
+            time.sleep(TICK_S)  # first: a guest that is polled often wakes this thread once a tick
             self._wake.clear()
-            while self._polled:
-                time.sleep(TICK_S)
-                self._engine.increment_epoch()
+            self._engine.increment_epoch()
+            if self._polled:
+                self._wake.set()
 
 
 class Workers:
