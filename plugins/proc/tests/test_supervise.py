@@ -613,6 +613,34 @@ async def test_what_cannot_be_started_at_first_leaves_nothing(world: World) -> N
     assert [path for path in world.disk if path.endswith(".json")] == []
 
 
+async def test_its_directories_are_held_until_it_is_over(world: World, tmp_path: Path) -> None:
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content" / "x").write_text("of ada")
+    given = {"/data": tmp_path / "content"}
+    async with world.running() as ada:
+        held = world.service.dirs.held
+        for wrong in (
+            {"memory_bytes": 4 << 30},
+            {"restart": "sometimes"},
+            {"grants": {"": "blob"}},
+        ):
+            with pytest.raises(WetwareError):
+                await ada.start(b"hold", dirs=given, **wrong)  # type: ignore[arg-type]  # one of them
+            assert not held
+        made = await ada.start(b"hold", dirs=given, restart="always")
+        assert list(held) == ["ada"]
+        await made.restart()
+        await until(lambda: world.scripts.runs == 2)
+        ((info,), (kept,)) = await ada.processes(), (tmp_path / "dirs").iterdir()
+        assert [(each.path, each.hash) for each in info.dirs] == [("/data", kept.name)]
+    async with world.running() as ada:
+        await until(lambda: world.scripts.runs == 3)
+        held = world.service.dirs.held
+        assert list(held) == ["ada"]
+        await ada.detached(made.id).kill()
+        assert not held
+
+
 async def test_how_many_are_kept_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervise, "DETACHED_PER_OWNER_MAX", 2)
     monkeypatch.setattr(supervise, "ENDED_MAX", 3)
