@@ -143,6 +143,7 @@ class PythonFiber(Fiber):
     """
 
     PARTS_MAX = 64, 16, 4
+    START_TICKS = 2  # short functions end by then, and are not handed to a worker
 
     def __init__(self, runner: Any, **options: Any) -> None:
         super().__init__(runner, **options)

@@ -441,6 +441,7 @@ class Fiber:
     """
 
     PARTS_MAX = 1, TABLES_MAX, 1  # instances, tables, memories
+    START_TICKS = 1  # until it first comes back
 
     def __init__(
         self, program: Program, *, memory_bytes: int, cpu_s: float, owner: str = ""
@@ -487,7 +488,7 @@ class Fiber:
             self._store = Store(self._runtime.engine)
             self.memory.context = self._store._context()
         self._store.set_limits(self._memory_bytes, TABLE_ELEMENTS_MAX, *self.PARTS_MAX)
-        self._store.set_epoch_deadline(1)
+        self._store.set_epoch_deadline(self.START_TICKS)
         bindings.wasmtime_context_epoch_deadline_async_yield_and_update(self.memory.context, 1)
 
     def close(self) -> None:
