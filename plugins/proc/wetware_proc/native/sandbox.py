@@ -189,7 +189,9 @@ class Sandbox:
     async def signal(self, number: int) -> None:
         """Send a signal to the program itself, after `go`; nothing where it has ended."""
         with contextlib.suppress(OSError):
-            while not (found := _children(self.pid)):  # noqa: ASYNC110  # no event tells of it
+            while not (  # noqa: ASYNC110  # no event tells that it is not bubblewrap itself any more
+                (found := _children(self.pid)) and _exe(found[0]) != _exe(self.pid)
+            ):
                 await asyncio.sleep(_FORK_S)
             program = os.pidfd_open(found[0])  # the eldest: orphans come behind it
             try:
@@ -237,6 +239,10 @@ class Sandbox:
 
 def _children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _exe(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/exe")
 
 
 def _reap(pidfd: int) -> None:
