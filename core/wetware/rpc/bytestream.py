@@ -17,9 +17,10 @@ chunk costs a processor several times what copying it does. Calls make a stream,
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio.abc
@@ -36,6 +37,7 @@ from wetware.errors import (
 )
 from wetware.rpc.dispatch import current_connection, current_guard
 from wetware.rpc.framing import DATA, GRANT
+from wetware.rpc.handed import Handed, readable
 from wetware.rpc.refs import time_limit
 from wetware.rpc.schema import WW
 from wetware.rpc.servant import Servant
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from wetware.rpc.servant import Guard
     from wetware.rpc.transport import RpcTransport
 
+RunSync = Callable[..., Awaitable[Any]]
 WINDOW_BYTES: Final = 1 << 20
 """Of one direction, sent and not read yet: bandwidth × round trip. All streams of a connection:
 `RpcLimits.streams_max` times as much."""
@@ -75,9 +78,11 @@ class ByteStream(anyio.abc.ByteStream):
         ref: The other end, which belongs to the stream from here on; raises LimitExceeded where
             `streams_max` of the connection are open. None: the stream is made here, and its
             `servant` returned by a servant's method, or handed to one.
+        run_sync: Of a stream that is made here: the other end may hand in a file in place of its
+            bytes (`send_file`), which is read in threads by this. What is received is the same.
     """
 
-    def __init__(self, ref: Ref | None = None) -> None:
+    def __init__(self, ref: Ref | None = None, *, run_sync: RunSync | None = None) -> None:
         self.servant = _End(self)
         self._ref: Ref | None = None
         self._in, self._out = _Buffer(), _Buffer()
@@ -88,6 +93,9 @@ class ByteStream(anyio.abc.ByteStream):
         self._read = 0  # of what has come; the other end does not know yet
         self._into = memoryview(b"")  # what `receive_into` has still to fill
         self._met = False  # the other end knows the channel
+        self._run_sync = run_sync
+        self._file: Handed | None = None  # what is received, behind what is in `_in`
+        self._file_taken = False  # by the other end
         self._eof_sent = self._pump_due = False
         self._error: WetwareError | None = None
         self._closed = False
@@ -151,15 +159,19 @@ class ByteStream(anyio.abc.ByteStream):
                 raise
             self._took(len(data))
             return data
+        if self._file is not None:
+            buffer = bytearray(max_bytes)
+            if count := await self._read_file(self._file, memoryview(buffer)):
+                return bytes(buffer[:count])
         if self._in.ended:
             raise EndOfStream
         raise self._reason()
 
-    async def receive_into(self, buffer: bytearray) -> int:
+    async def receive_into(self, buffer: bytearray | memoryview) -> int:
         """Fill `buffer`; returns how many bytes came, less than its length at the end alone.
 
         For much, at less cost than `receive`: no piece is kept, or waited for by itself. Where it
-        raises or is cancelled, what had come for it is gone.
+        raises or is cancelled, what had come for it is gone, and what comes may still be written.
         """
         self._into = memoryview(buffer)
         try:
@@ -172,7 +184,27 @@ class ByteStream(anyio.abc.ByteStream):
         if missing and not self._in.ended:
             raise self._reason()
         await self._pass(len(buffer) - missing)
+        if missing and self._file is not None:
+            missing -= await self._read_file(self._file, memoryview(buffer)[-missing:])
         return len(buffer) - missing
+
+    async def _read_file(self, file: Handed, buffer: memoryview) -> int:
+        expected = min(len(buffer), file.length - file.at)
+        await self._pass(expected)
+        assert self._run_sync is not None  # noqa: S101  # else none was taken
+        why = "became shorter while it was read"
+        try:
+            count: int = await self._run_sync(file.read_into, buffer[:expected])
+        except OSError as exc:
+            count, why = -1, f"cannot be read: {exc.strerror}"
+        if self._file is not file:  # cut meanwhile
+            raise self._reason()
+        if count < expected:
+            error = InvalidArgument(f"the file that was handed in {why}", code="invalid.file")
+            self.abort(error)
+            raise error
+        file.at += count
+        return count
 
     async def send(self, item: bytes) -> None:
         """Write all of it; waits while more than OUT_BYTES_MAX are not sent yet."""
@@ -193,6 +225,23 @@ class ByteStream(anyio.abc.ByteStream):
             await self._until(lambda: self._out.size <= OUT_BYTES_MAX or self._error)
             if self._error is not None:
                 raise self._reason()
+
+    async def send_file(self, fd: int, length: int) -> bool:
+        """Hand in a file in place of its first `length` bytes, and the end of the stream.
+
+        False where it has to be sent as bytes: the other end is in another machine or a sandbox, or
+        takes none, or it is no regular file on a disk. The descriptor stays the caller's.
+        """
+        await self._until(lambda: self._met or self._error)
+        transport = self._transport
+        if self._error is not None or self._out.ended or transport is None:
+            raise self._reason()
+        if not self._file_taken or self._out.size or not readable(fd):
+            return False
+        self._out.ended = self._eof_sent = transport.send_file(
+            self._channel, Handed(os.dup(fd)), length
+        )
+        return self._eof_sent
 
     async def send_eof(self) -> None:
         """Nothing more will be written; what was is on its way. Reading goes on. Idempotent."""
@@ -244,6 +293,7 @@ class ByteStream(anyio.abc.ByteStream):
 
     def _cut(self, error: WetwareError) -> None:
         """End them now; what was not read yet is gone. Idempotent: the first reason stays."""
+        self._file = None
         if self._error is None:
             self._in = _Buffer()
             self._lose(error)
@@ -335,12 +385,22 @@ class ByteStream(anyio.abc.ByteStream):
                     raise
             self._may_send, self._met = WINDOW_BYTES, True
             assert self._transport is not None  # noqa: S101  # it was set above
+            if self._run_sync is not None and self._transport.takes_files:
+                self._wait_for_file(self._transport)
             self._transport.send_frame(GRANT, channel, WINDOW_BYTES)
             self._pump()
         await self._until(lambda: self._error)
         error = self._error
         assert error is not None  # noqa: S101  # that was waited for
         return {"code": error.code, "message": error.message, "hint": error.hint}
+
+    def _wait_for_file(self, transport: RpcTransport | _Here) -> None:
+        def undo() -> None:
+            transport.files_due -= 1
+
+        transport.files_due += 1
+        self._undo.append(undo)
+        transport.send_frame(GRANT, self._channel, 0)
 
     # --- bytes ---
 
@@ -392,7 +452,19 @@ class ByteStream(anyio.abc.ByteStream):
         """See Channel."""
         self._may_send += count
         self._met = True
+        self._file_taken = self._file_taken or not count
         self._pump_soon()
+
+    def handed(self, file: Handed | None, length: int) -> None:
+        """See Channel."""
+        if self._error is not None:
+            return
+        if file is None or self._run_sync is None or self._in.ended or not readable(file.fd):
+            self.abort(InvalidArgument("what the other end handed in is no file that is read here"))
+            return
+        file.length = length
+        self._file, self._in.ended = file, True
+        self._wake()
 
     def lost(self) -> None:
         """See Channel."""
@@ -436,7 +508,8 @@ class _Here:
     one. Should a peer attach a stream to one that it handed in itself: it has both already.
     """
 
-    unsent_bytes = 0
+    unsent_bytes = files_due = 0
+    takes_files = False
 
     def __init__(self, other: ByteStream) -> None:
         self.other = other
@@ -448,6 +521,9 @@ class _Here:
             self.other.granted(count)
         else:
             self.other.fed(memoryview(data))
+
+    def send_file(self, *_: object) -> bool:
+        return False
 
     def when_drained(self, callback: Callable[[], None]) -> None:
         callback()

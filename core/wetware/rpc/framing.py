@@ -27,9 +27,11 @@ _HEAD_BYTES: Final = _HEAD.size
 _HEAD_WORDS: Final = (_HEAD_BYTES - 8 + 7) // 8
 
 # Where a message has its segment count - 1, a frame has one of these; then bytes and channel. The
-# bytes of a DATA frame follow, none is the end; GRANT lets the other end send so many more.
-DATA, GRANT = 0xFFFF_FFFF, 0xFFFF_FFFE
+# bytes of a DATA frame follow, none is the end; GRANT lets the other end send so many more, or, of
+# none, a file in their place. Behind FILE is how many bytes it has: its descriptor came before.
+DATA, GRANT, FILE = 0xFFFF_FFFF, 0xFFFF_FFFE, 0xFFFF_FFFD
 FRAME: Final = struct.Struct("<IIQ")
+LENGTH: Final = struct.Struct("<Q")
 
 
 class FramingError(ConnectionError):
@@ -43,7 +45,7 @@ def message_bytes(data: Any, at: int) -> int:
     count, words = _U32.unpack_from(data, at)[0] + 1, _U32.unpack_from(data, at + 4)[0]
     if count == 1:
         return 8 + 8 * int(words)
-    if count > GRANT:
+    if count > FILE:
         return 0  # the head of a frame, and not all of it
     if count > _SEGMENTS_MAX:
         raise FramingError(f"a message of {count} segments: more than {_SEGMENTS_MAX}")
@@ -65,8 +67,8 @@ def message_head(data: Any, at: int, end: int) -> tuple[int, int, int]:
             return 8 * words + 8, kind, ident
     if end - at >= FRAME.size:
         mark, count, channel = FRAME.unpack_from(data, at)
-        if mark >= GRANT:
-            return FRAME.size + (count if mark == DATA else 0), mark, channel
+        if mark >= FILE:
+            return FRAME.size + (0 if mark == GRANT else count), mark, channel
     size = message_bytes(data, at)
     if size == 0 or at + size > end:
         return size, -1, 0

@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import socket
+from array import array
 from typing import TYPE_CHECKING, Final
+
+from wetware.rpc.handed import FILES_MAX, Handed
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -25,13 +28,21 @@ _PIECES_MAX: Final = 64
 
 
 class SocketPipe:
-    """A connected stream socket, read and written on the loop."""
+    """A connected stream socket, read and written on the loop.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        sock: Belongs to the pipe from here on.
+        files: The other end may hand in files while a stream waits for one. Otherwise the kernel
+            closes what comes.
+    """
+
+    def __init__(self, sock: socket.socket, *, files: bool = False) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES)
         self._sock = sock
         self._fd = sock.fileno()
+        self._takes_files = files
+        self._handed: list[Handed] = []  # they leave with what is written next
         self._loop = asyncio.get_running_loop()
         self.transport: RpcTransport | None = None  # once it has started
         self._reading = False
@@ -45,13 +56,17 @@ class SocketPipe:
 
     def start(self, transport: RpcTransport) -> None:
         self.transport = transport
+        transport.takes_files, transport.hand = self._takes_files, self._handed.append
         self.resume()
 
     def _readable(self) -> None:
         transport = self.transport
         assert transport is not None  # noqa: S101  # set by start
         try:
-            data = self._sock.recv(self._read_bytes)
+            if transport.files_due:
+                data = self._receive_files(transport)
+            else:
+                data = self._sock.recv(self._read_bytes)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as exc:
@@ -65,14 +80,26 @@ class SocketPipe:
             self.pause()
             transport.feed_eof()
 
+    def _receive_files(self, transport: RpcTransport) -> bytes:
+        flags = socket.MSG_CMSG_CLOEXEC
+        data, fds, found, _ = socket.recv_fds(self._sock, self._read_bytes, FILES_MAX, flags)
+        transport.feed_files([Handed(fd) for fd in fds], whole=not found & socket.MSG_CTRUNC)
+        return data
+
     def write(self, pieces: Collection[memoryview]) -> int:
+        rights: list[tuple[int, int, array[int]]] = []
+        if self._handed:
+            fds = array("i", [file.fd for file in self._handed])
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
         try:
-            return self._sock.sendmsg(itertools.islice(pieces, _PIECES_MAX))
+            count = self._sock.sendmsg(itertools.islice(pieces, _PIECES_MAX), rights)
         except (BlockingIOError, InterruptedError):
             if not self._writing:
                 self._writing = True
                 self._loop.add_writer(self._fd, self._writable)
             return 0
+        self._handed.clear()
+        return count
 
     def flush(self) -> None:
         """What was taken is in the kernel already."""
@@ -103,5 +130,6 @@ class SocketPipe:
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._fd)
+        self._handed.clear()
         with contextlib.suppress(OSError):
             self._sock.close()

@@ -25,19 +25,24 @@ from wetware.errors import WetwareError
 from wetware.rpc.framing import (
     BOOTSTRAP,
     CALL,
+    FILE,
     FINISH,
     FRAME,
     GRANT,
+    LENGTH,
     RETURN,
     FramingError,
     message_bytes,
     message_head,
     segment_kind,
 )
+from wetware.rpc.handed import FILES_MAX
 from wetware.rpc.limits import RpcLimits, wire_bytes_max
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+
+    from wetware.rpc.handed import Handed
 
 log = get_logger("rpc")
 
@@ -83,7 +88,10 @@ class Channel(Protocol):
         """Bytes have come, which are the caller's; none are the end."""
 
     def granted(self, count: int) -> None:
-        """The other end takes so many bytes more."""
+        """The other end takes so many bytes more; none: also a file, before any."""
+
+    def handed(self, file: Handed | None, length: int) -> None:
+        """A file in place of so many bytes, and the end; None where its descriptor did not come."""
 
     def lost(self) -> None:
         """The connection has ended: nothing comes any more."""
@@ -137,6 +145,9 @@ class RpcTransport:
     Attributes:
         trusted: Whether others give way first when incomplete messages take too much memory.
         heard: Whether the peer has sent anything.
+        takes_files: Whether the peer may hand in files, as the pipe says.
+        files_due: How many streams wait for one.
+        hand: The pipe's, where it can: the peer has the file before what is written from then on.
     """
 
     def __init__(
@@ -158,6 +169,9 @@ class RpcTransport:
         self._protocol: Any = None
         self.trusted = True
         self.heard = False
+        self.takes_files, self.files_due = False, 0
+        self.hand: Callable[[Handed], None] | None = None
+        self._files: deque[Handed] = deque()  # those of which no frame has told yet
         # Inbound: an incomplete message, whole ones not admitted yet, whole ones for pycapnp.
         self._partial = bytearray()
         self._partial_size = 0  # when it is complete; 0 while its head is incomplete, too
@@ -299,12 +313,18 @@ class RpcTransport:
             self._deliver()
         self._throttle()
 
+    def feed_files(self, files: list[Handed], *, whole: bool) -> None:
+        """They came before what is fed next; not `whole`: some were lost, here or by the peer."""
+        self._files += files
+        if not whole or len(self._files) > FILES_MAX:
+            self._violated("too many files at a time, for the connection or for this process")
+
     def _split(self, view: memoryview) -> int:
         """Queue the whole messages in `view`; returns where the incomplete rest begins."""
         at, end, start, framed = 0, len(view), 0, 0
         while at < end:
             size, kind, ident = message_head(view, at, end)
-            if kind >= GRANT:
+            if kind >= GRANT or (kind == FILE and at + size <= end):
                 if start < at:
                     self._ready.append(view[start:at])
                 start = at + self._take_frame(view, at, kind, ident)
@@ -340,6 +360,13 @@ class RpcTransport:
             if channel is not None:
                 channel.granted(count)
             return FRAME.size
+        if kind == FILE:
+            if count != LENGTH.size:
+                raise FramingError("a file whose length has another length")
+            file = self._files.popleft() if self._files else None
+            if channel is not None:
+                channel.handed(file, LENGTH.unpack_from(view, at + FRAME.size)[0])
+            return FRAME.size + count
         return FRAME.size + self._feed_channel(view[at + FRAME.size :], channel, count)
 
     def _feed_channel(self, view: memoryview, channel: Channel | None, missing: int) -> int:
@@ -357,6 +384,14 @@ class RpcTransport:
             self._queue(FRAME.pack(kind, count, channel))
             if data:
                 self._queue(data)
+
+    def send_file(self, channel: int, file: Handed, length: int) -> bool:
+        """A file to the other end, in place of so many bytes; False where that cannot be."""
+        if self._closing or self.hand is None:
+            return False
+        self.hand(file)
+        self.send_frame(FILE, channel, LENGTH.size, LENGTH.pack(length))
+        return True
 
     def when_drained(self, callback: Callable[[], None]) -> None:
         """Call back once, in a turn of its own, when bytes have left."""
@@ -529,6 +564,7 @@ class RpcTransport:
             return
         self._lost = self._failed = self._closing = True
         self.channels.clear()
+        self._files.clear()
         self._ready.clear()
         self._waiting.clear()
         self._forget_partial()

@@ -187,7 +187,7 @@ class _Clients:
             self.tasks.discard(task)
             self._served.pop(task, None)
 
-        loop, pipe = asyncio.get_running_loop(), SocketPipe(sock)
+        loop, pipe = asyncio.get_running_loop(), SocketPipe(sock, files=True)
         task = loop.create_task(self._serve(pipe, peer, refused))
         self.tasks.add(task)
         if refused is None:

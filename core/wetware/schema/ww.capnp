@@ -45,7 +45,8 @@ interface Sink @0xf4810d3be5a2967c {
 
 interface ByteStream @0xd4f18ab3c07e5926 {
   # Bytes in both directions, held by whoever reads and writes them. They are not in calls: they travel
-  # in frames between the messages of the connection (rpc/transport.py). Where a stream is passed on to
+  # in frames between the messages of the connection (rpc/transport.py), or as the descriptor of a file
+  # of this machine, which the other end reads. Where a stream is passed on to
   # another connection its bytes are carried there; handed back where it was made, it stays within that
   # process. It dies when
   # either end aborts, lets go or is lost, and with its grant, whose quotas its bytes are charged to: the

@@ -45,10 +45,11 @@ HELD_MAX = 2 * OUT_BYTES_MAX + WINDOW_BYTES + (256 << 10)
 class StreamsServant(rpc.Servant, interface=STREAMS.Streams):
     def __init__(self) -> None:
         self.opened: list[rpc.ByteStream] = []
+        self.run_sync: Any = None  # of what it opens
         self.upstream: Any = None
 
     async def open(self) -> dict[str, Any]:
-        self.opened.append(rpc.ByteStream())
+        self.opened.append(rpc.ByteStream(run_sync=self.run_sync))
         return {"stream": self.opened[-1].servant}
 
     async def take(self, stream: rpc.Ref) -> dict[str, Any]:
@@ -371,7 +372,7 @@ async def test_a_stream_that_is_made_as_its_grant_ends_is_over(
 ) -> None:
     guard, made = rig.guard, rpc.ByteStream
 
-    def late(*args: Any) -> rpc.ByteStream:
+    def late(*args: Any, **more: Any) -> rpc.ByteStream:
         guard.ended = Revoked("revoked by ada")
         return made(*args)
 

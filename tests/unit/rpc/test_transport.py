@@ -423,7 +423,7 @@ async def test_other_limits_hold_from_then_on() -> None:
 
 async def test_too_many_segments() -> None:
     rig = Rig()
-    rig.transport.feed(struct.pack("<II", 0xFFFF_FFFD, 0))
+    rig.transport.feed(struct.pack("<II", 0xFFFF_FFFC, 0))
     await turn()
     assert "segments" in str(rig.lost[0])
 
