@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 import wetware
-from wetware.errors import Denied, InvalidArgument, NotFound, Revoked, WetwareError
+from wetware import rpc
+from wetware.errors import (
+    Denied,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    Revoked,
+    WetwareError,
+)
+from wetware.rpc.handed import readable
 from wetware.testing import NodeProcess
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -38,6 +47,35 @@ async def test_what_is_put_at_one_node_is_had_at_another(
         assert not await at_b.blob.pins(put.cid), "who read it at another node has pinned nothing"
         await at_b.blob.get(put.cid, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == data
+
+
+def opened(node: NodeProcess) -> list[str]:
+    return [os.readlink(fd) for fd in Path(f"/proc/{node.process.pid}/fd").iterdir()]
+
+
+async def test_a_node_reads_a_file_of_its_own_machine_by_itself(
+    pair: tuple[NodeProcess, NodeProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, path = pair[0], tmp_path / "file"
+    path.write_bytes(data := os.urandom(9 * MIB + 17))
+    with path.open("rb") as file:
+        if not readable(file.fileno()):
+            pytest.skip("the temporary directory is on no disk")
+
+    async def sent(*_: object) -> None:
+        raise AssertionError("it was sent")
+
+    async with wetware.connect(data_dir=node.data_dir, key=node.home.key()) as session:
+        with monkeypatch.context() as patched:
+            patched.setattr(rpc.ByteStream, "send", sent)
+            put = await session.blob.put(path)
+            os.truncate(path, 1 << 40)  # what is not there takes no time to read, and no end
+            with pytest.raises(LimitExceeded) as refused:
+                await session.blob.put(path, bytes_max=2 * MIB)
+        assert refused.value.code == "limit.blob_bytes"
+        async with session.blob.open(put.cid) as blob:
+            assert await blob.read() == data
+    assert str(path) not in opened(node)
 
 
 async def test_a_tree_comes_as_it_went(

@@ -289,7 +289,7 @@ class Store(rpc.Servant, interface=SCHEMA.Store):
     async def put(self, pin: Any, form: str, profile: str, bytes_max: int) -> dict[str, Any]:
         call = {"pin": pin, "form": form, "profile": profile, "bytes_max": bytes_max}
         self.cluster.put_calls.append(call)
-        stream, transfer = rpc.ByteStream(), Transfer(self.cluster)
+        stream, transfer = rpc.ByteStream(run_sync=asyncio.to_thread), Transfer(self.cluster)
         self.cluster.spawn(self._take(stream, transfer, form, pin, bytes_max))
         return {"stream": stream.servant, "transfer": transfer}
 

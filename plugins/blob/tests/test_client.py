@@ -19,6 +19,7 @@ import pytest
 
 from wetware import rpc
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, NotFound, WetwareError
+from wetware.rpc import handed
 from wetware_blob import client, disk, names
 from wetware_blob.client import BlobStore, Progress
 from wetware_blob.disk import DiskError
@@ -171,6 +172,28 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110  # no one event tells of it
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+async def test_a_file_of_a_disk_is_read_by_the_node_of_this_machine(
+    blob: BlobStore, cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch, on_disk: bool
+) -> None:
+    sent: list[bytes] = []
+    send = rpc.ByteStream.send
+
+    async def spied(stream: rpc.ByteStream, item: bytes) -> None:
+        sent.append(item)
+        await send(stream, item)
+
+    monkeypatch.setattr(rpc.ByteStream, "send", spied)
+    monkeypatch.setattr(handed, "_on_disk", lambda _: on_disk)
+    data = os.urandom(3 * MIB + 5)
+    (home / "file").write_bytes(data)
+    assert (await blob.put(home / "file")).cid == cid_of(data)
+    assert bool(sent) is not on_disk
+    with pytest.raises(LimitExceeded):
+        await blob.put(home / "file", bytes_max=MIB)
+    await let_go(cluster)
 
 
 async def let_go(cluster: Cluster) -> None:

@@ -240,7 +240,7 @@ class BlobFile(anyio.abc.ByteReceiveStream):
 
 
 Source = bytes | str | os.PathLike[str] | int | anyio.abc.ByteReceiveStream
-Feed = Callable[[anyio.abc.ByteSendStream], Awaitable[None]]
+Feed = Callable[[rpc.ByteStream], Awaitable[None]]
 
 
 class BlobStore:
@@ -486,7 +486,12 @@ async def _file(source: Source) -> AsyncIterator[tuple[int, Feed]]:
                     return await (disk.run if regular else in_daemon)(os.read, file.fileno(), count)
 
             size = found.st_size if regular and closing else 0  # one that grows is what it was
-            yield size, partial(_copied, more, size or END)
+
+            async def feed(stream: rpc.ByteStream) -> None:
+                if not (size and await stream.send_file(file.fileno(), size)):
+                    await _copied(more, size or END, stream)
+
+            yield size, feed
 
 
 @contextlib.contextmanager

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from wetware.base.tasks import Tasks
 from wetware.errors import LimitExceeded, WetwareError
 from wetware_blob.format import car
-from wetware_blob.format.build import FileTree, Profile, Root, leaf
+from wetware_blob.format.build import FileTree, Profile, leaf
 
 if TYPE_CHECKING:
     from wetware import rpc
@@ -49,18 +49,18 @@ class Counted:
         self._stream, self._bytes_max = stream, bytes_max
         self.count = 0
 
-    async def chunk(self, size: int) -> bytes:
-        """The next `size` bytes, or all up to the end; raises LimitExceeded "limit.blob_bytes"."""
-        chunk = bytearray(min(size, self._bytes_max - self.count + 1))
-        del chunk[await self._stream.receive_into(chunk) :]
-        self.count += len(chunk)
+    async def fill(self, buffer: bytearray) -> memoryview:
+        """What fills it, less at the end alone; raises LimitExceeded "limit.blob_bytes"."""
+        some = memoryview(buffer)[: self._bytes_max - self.count + 1]
+        some = some[: await self._stream.receive_into(some)]
+        self.count += len(some)
         if self.count > self._bytes_max:
             raise LimitExceeded(
                 f"more than {self._bytes_max} bytes came (bytesMax)",
                 hint="say how much it is at most, within what the grant allows",
                 code="limit.blob_bytes",
             )
-        return cast("bytes", chunk)  # nobody writes to it any more, and bytes would be a copy
+        return some
 
 
 class Blocks:
@@ -78,6 +78,7 @@ class Blocks:
         self._uploads = uploads
         self._tasks = Tasks()
         self._waiting: list[Block] = []
+        self._then: list[Callable[[], object]] = []
         self._writes = self._unwritten_bytes = 0
         self._error: WetwareError | None = None
         self._changed = asyncio.Event()
@@ -90,11 +91,15 @@ class Blocks:
         self._uploads.discard(self)
         await self._tasks.end()
 
-    async def put(self, *blocks: Block) -> None:
-        """Hand blocks in; waits for room, not for the disk. Raises what an earlier one raised."""
+    async def put(self, *blocks: Block, then: Callable[[], object] = lambda: None) -> None:
+        """Hand blocks in; waits for room, not for the disk. Raises what an earlier one raised.
+
+        `then` is called once they are on the disk, and their memory is not read any more.
+        """
         if blocks:
             await self._until(self._has_room)
             self._waiting += blocks
+            self._then.append(then)
             self._unwritten_bytes += _size(blocks)
             if self._writes < WRITES_MAX:
                 self._writes += 1
@@ -102,7 +107,7 @@ class Blocks:
 
     async def finish(self) -> None:
         """All that was handed in is on the disk."""
-        await self._until(lambda: not self._unwritten_bytes)
+        await self._until(lambda: not self._writes)
 
     def _has_room(self) -> bool:
         return self._unwritten_bytes < self._share()
@@ -132,7 +137,10 @@ class Blocks:
         try:
             while self._waiting and self._error is None:
                 blocks, self._waiting = self._waiting, []
+                written, self._then = self._then, []
                 await self._store.put(self._hold, blocks)
+                for then in written:
+                    then()
                 self._unwritten_bytes -= _size(blocks)
                 self._changed.set()
         except WetwareError as exc:
@@ -153,68 +161,47 @@ def _size(blocks: Iterable[Block]) -> int:
     return sum(len(block.data) for block in blocks)
 
 
-async def put_file(read: Callable[[], Awaitable[bytes]], profile: Profile, blocks: Blocks) -> Root:
-    """The file whose bytes `read` gives, some at a time; none are its end."""
-    tree = FileTree(profile)
-    hashing: deque[tuple[list[bytes], asyncio.Task[list[Block]]]] = deque()
+async def put_file(stream: Counted, profile: Profile, blocks: Blocks) -> Cid:
+    """The file that `stream` is, to its end."""
+    tree, size = FileTree(profile), profile.chunk_bytes
+    hashing: deque[tuple[bytearray, list[bytes], asyncio.Task[list[Block]]]] = deque()
+    free: list[bytearray] = []  # new memory costs as much as what is read into it
 
     async def take() -> None:
-        chunks, task = hashing.popleft()
+        buffer, chunks, task = hashing.popleft()
         leaves = await task
         made = list(leaves)
         for chunk, block in zip(chunks, leaves, strict=True):
             made += tree.add(block.cid, len(chunk), len(block.data))
-        await blocks.put(*made)
+        await blocks.put(*made, then=partial(free.append, buffer))
 
-    chunks: list[bytes] = []
-    empty = True
-    async for chunk in _chunks(read, profile.chunk_bytes):
-        empty = False
-        chunks.append(chunk)
-        if len(chunks) * profile.chunk_bytes >= blocks.hashed_bytes():
-            hashing.append((chunks, blocks.hashing(profile, chunks)))
-            chunks = []
-            if len(hashing) >= HASHING_MAX:
-                await take()
-    if chunks or empty:
-        chunks = chunks or [b""]
-        hashing.append((chunks, blocks.hashing(profile, chunks)))
+    empty = goes_on = True
+    while goes_on:
+        length = max(1, blocks.hashed_bytes() // size) * size
+        buffer = free.pop() if free else bytearray(length)
+        if len(buffer) != length:  # others share the memory, or do not any more
+            free.clear()
+            buffer = bytearray(length)
+        some = await stream.fill(buffer)
+        goes_on = len(some) == length
+        if some or empty:  # an empty file has one chunk, of no bytes
+            parts = [some[at : at + size] for at in range(0, len(some) or 1, size)]
+            chunks = cast("list[bytes]", parts)
+            hashing.append((buffer, chunks, blocks.hashing(profile, chunks)))
+            empty = False
+        if len(hashing) >= HASHING_MAX:
+            await take()
     while hashing:
         await take()
     root, rest = tree.finish()
     await blocks.put(*rest)
-    return root
-
-
-async def _chunks(read: Callable[[], Awaitable[bytes]], size: int) -> AsyncIterator[bytes]:
-    """What is read, in pieces of that size but the last; nothing is copied more than once."""
-    parts: list[bytes | memoryview] = []
-    missing = size
-    while data := await read():
-        if len(data) == missing == size:
-            yield data
-            continue
-        view = memoryview(data)
-        while len(view) >= missing:
-            parts.append(view[:missing])
-            view = view[missing:]
-            yield b"".join(parts)
-            parts, missing = [], size
-        if view:
-            parts.append(view)
-            missing -= len(view)
-    if parts:
-        yield b"".join(parts)
-
-
-async def put_stream(stream: Counted, profile: Profile, blocks: Blocks) -> Cid:
-    """The file that `stream` is, to its end."""
-    return (await put_file(partial(stream.chunk, profile.chunk_bytes), profile, blocks)).cid
+    return root.cid
 
 
 async def put_car(stream: Counted, blocks: Blocks) -> Cid:
     """The root of the CAR that `stream` is; whether all that it reaches is there is for the pin."""
     reader = car.Reader()
-    while data := await stream.chunk(blocks.hashed_bytes()):
+    buffer = bytearray(blocks.hashed_bytes())
+    while data := await stream.fill(buffer):
         await blocks.put(*await blocks.run_sync(reader.feed, data))
     return reader.close()

@@ -227,7 +227,7 @@ class BlobService(Service):
             ingest.Blocks(self.store, hold, self.ctx.run_sync, self.uploads) as blocks,
         ):
             if form == "file":
-                root = await ingest.put_stream(source, profile, blocks)
+                root = await ingest.put_file(source, profile, blocks)
             else:
                 root = await ingest.put_car(source, blocks)
             state.doing = "writing"
@@ -354,7 +354,8 @@ class StoreServant(rpc.Servant, interface=SCHEMA.Store):
                 stream.abort(stopping())
 
         transfer = Transfer(service.tasks, place(service.transfers, owner), work)
-        stream = rpc.ByteStream()  # not before there is a place; `work` begins after this call
+        # Not before there is a place; `work` begins after this call.
+        stream = rpc.ByteStream(run_sync=service.ctx.run_sync)
         source = ingest.Counted(stream, bytes_max)
         return {"stream": stream.servant, "transfer": transfer}
 

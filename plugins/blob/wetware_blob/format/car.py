@@ -62,7 +62,7 @@ class Reader:
         self._begun = self._named = False
         self._buffer = bytearray()
 
-    def feed(self, data: bytes | bytearray) -> list[Block]:
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Block]:
         """The blocks that are complete now, checked; raises BadBlock.
 
         Hashes them, about 1 ms a MiB: run it in a thread.
