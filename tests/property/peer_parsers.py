@@ -20,7 +20,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import anyio
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -98,7 +97,6 @@ from wetware_audit.spread import Checkpoints
 from wetware_audit.verify import _header
 from wetware_auth_local.policy import DOCUMENT_BYTES_MAX, DOMAIN, Policy, Signed, User
 from wetware_auth_local.spread import Claim, Misbehaviour
-from wetware_blob import records as blob_records
 from wetware_blob.exchange import wire as blob_wire
 from wetware_blob.format import dagpb
 from wetware_blob.format import read as blob_read
@@ -960,6 +958,7 @@ RPC_CALLS = [
     _rpc_call(tree={"left": {"value": 1}, "right": {"left": {"value": 2}}}),
 ]
 FRAMES = struct.pack("<IIQ5sIIQ", 0xFFFF_FFFF, 5, 7, b"bytes", 0xFFFF_FFFE, 9, 7)
+FRAMES += struct.pack("<IIQQ", 0xFFFF_FFFD, 8, 7, 3 << 20)
 RETURNED = struct.pack("<IIQHHIQIIQ", 0, 4, 1 << 48 | 1 << 32, 3, 0, 0, 1 << 32, 9, 0, 0)
 
 RPC = [
@@ -1385,51 +1384,7 @@ def _one_frame(item: bytes) -> Callable[[int], bytes]:
     return lambda n: pubsub.frame([item] * (n // len(item)))
 
 
-class Bytes:
-    """A stream as anyio has it, of which everything has arrived."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-
-    async def receive(self, max_bytes: int) -> bytes:
-        data = self._data[self._at : self._at + min(max_bytes, 4096)]
-        self._at += len(data)
-        if not data:
-            raise anyio.EndOfStream
-        return data
-
-
-def _blob_tree(data: bytes) -> object:
-    async def read() -> list[object]:
-        reader, found = blob_records.Reader(Bytes(data)), []  # type: ignore[arg-type]
-        while (record := await reader.record()) is not None:
-            found.append(record)
-        return found
-
-    return done(read())
-
-
-BLOB_DIRECTORY, BLOB_FILE = b"D\0\0", b"F\0\1a\0\0\0\3abc\0\0\0\0"
-
 PEERS = [
-    Parser(
-        "blob's tree",
-        _blob_tree,
-        [
-            b"F\0\0\0\0\0\2ab\0\0\0\0",
-            BLOB_DIRECTORY + BLOB_FILE + b"D\0\1bL\0\1c\0\0\0\1a\0\0\0\0E\0\0E\0\0",
-        ],
-        (InvalidArgument,),
-        1 << 20,
-        grow=[
-            repeated(BLOB_DIRECTORY, BLOB_FILE, b"E\0\0"),
-            repeated(BLOB_DIRECTORY, b"D\0\1aE\0\0", b"E\0\0"),
-            repeated(BLOB_DIRECTORY, b"D\0\1a"),
-            repeated(b"F\0\0", b"\0\0\0\1a", bytes(4)),
-            repeated(b"L\0\0", b"\0\0\0\1a", bytes(4)),
-            lambda n: BLOB_DIRECTORY + b"F" + min(n, 0xFFFF).to_bytes(2, "big") + b"a" * n,
-        ],
-    ),
     Parser(
         "mDNS record",
         partial(mdns.decode, addrs_max=16),
