@@ -53,6 +53,16 @@ class As:
         assert done.returncode == code, (args, done.stdout, done.stderr, self._node.log.read_text())
         return done.stdout + done.stderr if code else done.stdout
 
+    def logs_in(self, *roles: str) -> None:
+        """Until the node has seen the grants, which are mined: it looks at the chain at times."""
+        self("auth", "evm", "login")
+
+        def known() -> bool:
+            who = self._home.ww(*self._args, "whoami").stdout
+            return all(role in who.partition("node")[0] for role in roles)
+
+        wait_for(known, f"{roles} at the node", within_s=10)
+
     def subscribe(self, topic: str) -> Listener:
         return Listener(self._home.start_ww(*self._args, "sub", topic))
 
@@ -114,7 +124,7 @@ def test_from_an_empty_home_a_role_is_given_used_and_taken(home: Home) -> None:
         owner("auth", "evm", "grant", "member", address)
         owner("auth", "evm", "grant", "reader", address)
         assert address in owner("auth", "evm", "list")
-        ada("auth", "evm", "login")
+        ada.logs_in("member", "reader")
         who = ada("whoami")
         assert address in who
         assert "member" in who
@@ -165,7 +175,7 @@ def test_what_was_revoked_while_the_node_was_down_stays_dead(home: Home) -> None
         made = home.ww("auth", "evm", "new-key", "ada", "--json", check=True)
         address = json.loads(made.stdout)["address"]
         owner("auth", "evm", "grant", "member", address)
-        ada("auth", "evm", "login")
+        ada.logs_in("member")
         ada("pub", "chat", "x")
     # The chain alone, as `ww auth evm dev` runs it.
     chain = home.start_ww("--data-dir", str(node.data_dir), "auth", "evm", "dev")
