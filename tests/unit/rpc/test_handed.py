@@ -17,7 +17,7 @@ from wetware import rpc
 from wetware.errors import InvalidArgument, Revoked
 from wetware.identity import Key
 from wetware.rpc import handed
-from wetware.rpc.framing import FILE, FRAME, LENGTH
+from wetware.rpc.framing import FILE, FRAME, GRANT, LENGTH
 from wetware.rpc.handed import FILES_MAX, Handed
 from wetware.rpc.pipes import SocketPipe
 
@@ -329,7 +329,7 @@ async def test_a_descriptor_that_nobody_waits_for_is_closed(
     if waits == "no stream":
         rig.servant.run_sync = None
         near, _ = await rig.open()
-        send(near, frame(near._channel ^ 1), pipe.fd)
+        send(near, FRAME.pack(GRANT, 1, near._channel ^ 1), pipe.fd)
         pipe.close()
         await pipe.gone()
         await rig.streams.ping()
