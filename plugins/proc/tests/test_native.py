@@ -309,6 +309,7 @@ def delegated_memory(delegated: Path) -> Path:
     return delegated
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("limit", ["memory_bytes", "cpu_s"])
 async def test_a_limit_that_cannot_be_enforced_is_refused(run: Run, limit: str) -> None:
     with control_group() as not_delegated:
@@ -318,6 +319,7 @@ async def test_a_limit_that_cannot_be_enforced_is_refused(run: Run, limit: str) 
         assert not below(not_delegated)
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("count", [1, 8])
 async def test_its_time_of_a_processor_ends_it(run: Run, delegated: Path, count: int) -> None:
     """Of all its processes together, however short each of them is."""
@@ -331,6 +333,7 @@ async def test_its_time_of_a_processor_ends_it(run: Run, delegated: Path, count:
     assert below(delegated) == ["node"]
 
 
+@pytest.mark.machine
 async def test_the_kernel_is_told_all_of_its_limits(run: Run, delegated_memory: Path) -> None:
     def told(name: str) -> str:
         return "".join(each.read_text() for each in delegated_memory.glob(f"program-*/{name}"))
@@ -358,6 +361,7 @@ EATERS = {
 }
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("eater", EATERS)
 async def test_its_memory_ends_it(run: Run, delegated_memory: Path, eater: str) -> None:
     """All of it, with its files in memory."""
