@@ -530,7 +530,7 @@ async def test_a_relay_that_holds_every_byte_longer_than_a_keepalive_loses_the_c
         "overlay.keepalive",
         "overlay.carrier",
         "overlay.closed",  # where all of the pipe was carried, and then its end
-    }  # which may read its end
+    }
 
 
 @pytest.mark.parametrize(
