@@ -28,6 +28,15 @@ Home.forked = sys.platform == "linux"
 
 RECURSION_LIMIT = sys.getrecursionlimit()
 
+LONGEST = (
+    "test_never_fewer_copies_than_wanted_through",
+    "test_both_processes_and_the_others_say_so",
+    "test_of_two_members_one_takes_all_of_the_other",
+    "test_python.py::test_a_program_has_its_arguments",  # builds the Python runner
+    "test_caps.py::test_a_guest_calls_its_grants",  # compiles the C library
+)
+"""Parts of the names of tests that take a minute or more, much of it waiting."""
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
@@ -54,6 +63,19 @@ def _no_home_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
 def anyio_backend() -> str:
     """Asyncio is the host loop of wetware; trio runs as its guest."""
     return "asyncio"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the longest tests, then those of networks, which wait for most of their time.
+
+    What needs the processors fills it: at the end nothing would.
+    """
+    items.sort(
+        key=lambda item: (
+            all(name not in item.nodeid for name in LONGEST),
+            "/reach/" not in item.nodeid,
+        )
+    )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -31,16 +31,3 @@ def cluster(lab: Lab, tmp_path: Path) -> Iterator[Cluster]:
     """A cluster without nodes on the machines of `lab`."""
     with Home(tmp_path) as home:
         yield Cluster(lab, home)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First the longest test, then the others of this folder, which wait for most of their time.
-
-    What needs the processors fills it: at the end nothing would.
-    """
-    items.sort(
-        key=lambda item: (
-            "test_never_fewer_copies_than_wanted_through" not in item.name,
-            "/reach/" not in item.nodeid,
-        )
-    )

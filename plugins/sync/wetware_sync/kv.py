@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -140,12 +141,13 @@ class KvServant(rpc.Servant, interface=SCHEMA.Kv):
 
 
 async def _send(stream: rpc.ByteStream, copy: Path) -> None:
-    """Send a file, and remove it."""
+    """Send a file, as long as somebody takes it, and remove it."""
     try:
-        async with stream, await anyio.open_file(copy, "rb") as file:
-            while chunk := await file.read(CHUNK_BYTES):
-                await stream.send(chunk)
-            await stream.send_eof()
+        with contextlib.suppress(WetwareError):
+            async with stream, await anyio.open_file(copy, "rb") as file:
+                while chunk := await file.read(CHUNK_BYTES):
+                    await stream.send(chunk)
+                await stream.send_eof()
     finally:
         await anyio.Path(copy).unlink()
 

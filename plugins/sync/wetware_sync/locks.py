@@ -364,5 +364,5 @@ async def _at_most(wait_ms: int, what: str) -> AsyncIterator[None]:
     except TimeoutError:
         raise NotFree(
             f"{what}" + (f", after {wait_ms / 1000:g} s" if wait_ms else ""),
-            hint="wait longer, or look who has it: `ww lock --who NAME`",
+            hint="wait longer, or look who has it: `ww lock NAME --who`",
         ) from None

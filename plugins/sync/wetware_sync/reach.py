@@ -43,22 +43,24 @@ class Opening(Protocol):
 
 
 class There:
-    """Sessions at the homes of stores, below one session: one is made at first use."""
+    """A session at the home of the store, below another one: made at the first use.
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    It knows that other one only while it is there: else neither would ever be forgotten.
+    """
+
+    def __init__(self) -> None:
         self._node = ""
         self._ready: asyncio.Future[Session] | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def at(self, node: str) -> Session:
-        """A session at this node; raises HomeDown."""
+    async def at(self, session: Session, node: str) -> Session:
+        """A session at this node, by `session`; raises HomeDown."""
         if self._task is None or node != self._node or self._is_over():
             if self._task is not None:
                 self._task.cancel()
             self._node, self._ready = node, asyncio.get_running_loop().create_future()
             self._ready.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._task = asyncio.create_task(self._stay(node, self._ready), name="at home")
+            self._task = asyncio.create_task(_stay(session, node, self._ready), name="at home")
         assert self._ready is not None  # noqa: S101  # made with the task
         return await asyncio.shield(self._ready)
 
@@ -74,24 +76,25 @@ class There:
             )
         )
 
-    async def _stay(self, node: str, ready: asyncio.Future[Session]) -> None:
-        try:
-            async with self._session.node(f"id={node}") as there:
-                ready.set_result(there)
-                ends = [
-                    asyncio.ensure_future(each.connection.wait_closed())
-                    for each in (self._session, there)
-                ]
-                try:
-                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for end in ends:
-                        end.cancel()
-        except WetwareError as exc:
-            if not ready.done():
-                ready.set_exception(_down(node, exc))
-        finally:
-            ready.cancel()
+
+async def _stay(session: Session, node: str, ready: asyncio.Future[Session]) -> None:
+    """Be logged in there until either connection ends."""
+    try:
+        async with session.node(f"id={node}") as there:
+            ready.set_result(there)
+            ends = [
+                asyncio.ensure_future(each.connection.wait_closed()) for each in (session, there)
+            ]
+            try:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for end in ends:
+                    end.cancel()
+    except WetwareError as exc:
+        if not ready.done():
+            ready.set_exception(_down(node, exc))
+    finally:
+        ready.cancel()
 
 
 def _down(node: str, exc: WetwareError) -> WetwareError:
@@ -140,7 +143,7 @@ class AtHome:
                 hint="wait until it was heard, or set `[plugins.sync] home` to its peer ID",
             )
         try:
-            there = await _THERE.setdefault(session, There(session)).at(self._node)
+            there = await _THERE.setdefault(session, There()).at(session, self._node)
         except HomeDown:
             self._node = ""  # it may be another one by the next time
             raise
