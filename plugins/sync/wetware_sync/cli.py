@@ -23,6 +23,7 @@ from wetware.cli.app import (
     table,
 )
 from wetware.errors import InvalidArgument, NotFound
+from wetware_sync.engine import VALUE_BYTES_MAX
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from wetware_sync.client import Entry, Event
     from wetware_sync.holding import Held, Sync
 
-VALUE_BYTES_MAX = 256 << 10
 END_S = 5.0
 """For a command whose lock is lost, between SIGTERM and SIGKILL."""
 

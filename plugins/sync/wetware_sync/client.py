@@ -20,7 +20,7 @@ from wetware.base.backoff import Backoff
 from wetware.errors import Disconnected, InvalidArgument
 from wetware_sync.engine import Closed
 from wetware_sync.errors import HomeDown
-from wetware_sync.lease import Lease
+from wetware_sync.lease import TTL_S, Lease
 from wetware_sync.reach import AtHome, read, written
 from wetware_sync.schema import SCHEMA
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from wetware_sync.holding import Held
 
-TTL_S: Final = 15.0
 AGAIN_S: Final = 0.25
 AGAIN_S_MAX: Final = 5.0
 CHUNK_BYTES: Final = 1 << 20

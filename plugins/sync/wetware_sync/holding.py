@@ -21,11 +21,10 @@ import anyio
 from wetware import rpc
 from wetware.errors import WetwareError
 from wetware_sync.errors import NotFree
-from wetware_sync.lease import Lease
+from wetware_sync.lease import TTL_S, Lease
 from wetware_sync.reach import AtHome, written
 from wetware_sync.schema import SCHEMA
 
-TTL_S: Final = 15.0
 WAIT_MS_MAX: Final = 2**32 - 1
 NONCE_BYTES: Final = 16
 LET_GO_S: Final = 2.0

@@ -24,6 +24,8 @@ from wetware_sync.engine import Closed, LeaseEnded
 if TYPE_CHECKING:
     from wetware_sync.reach import AtHome
 
+TTL_S: Final = 15.0
+"""Of a lease, where nothing else is said."""
 TICK_S: Final = 0.25
 """Between two looks at the clock: the loop's own timers stand still while the machine sleeps."""
 END_S: Final = 1.0
