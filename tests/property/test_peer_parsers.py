@@ -17,6 +17,7 @@ import contextlib
 import copy
 import gc
 import json
+import math
 import os
 import random
 import re
@@ -290,11 +291,20 @@ def judged_s(parser: Parser, data: bytes) -> float:
 def steepness(parser: Parser, grow: Callable[[int], bytes]) -> float:
     """How many times longer a byte takes in an input of GROWTH times the bytes.
 
-    0 where even the long one takes next to nothing.
+    0 where even the long one takes next to nothing. A short one may be refused at once where the
+    long one is read, since a length in it says more than there is: the least of three counts, and
+    quadratic work is steep beside each of them.
     """
     size = min(parser.bytes_max, GROWN_BYTES_MAX) * 9 // 10  # what is too long is refused at once
-    small, large = grow(size // GROWTH), grow(size)
-    times = (len(large) or 1) / (len(small) or 1)
+    steep = float("inf")
+    for shorter in (GROWTH, 8, 4):
+        if steep > STEEP:
+            steep = min(steep, _steepness(parser, grow(size // shorter), grow(size)))
+    return steep
+
+
+def _steepness(parser: Parser, small: bytes, large: bytes) -> float:
+    times = max((len(large) or 1) / (len(small) or 1), 2.0)
     steep, small_s, large_s = float("inf"), float("inf"), float("inf")
     for _ in range(6):
         large_s = min(large_s, judged_s(parser, large))
@@ -302,7 +312,8 @@ def steepness(parser: Parser, grow: Callable[[int], bytes]) -> float:
             return 0.0
         # The small one three times: a pause in it would hide that the large one is steep.
         small_s = min(small_s, *(judged_s(parser, small) for _ in range(3)))
-        steep = large_s / small_s / times
+        # As for GROWTH times the bytes, if the time is a power of the length.
+        steep = (large_s / small_s / times) ** (math.log(GROWTH) / math.log(times))
         if steep <= STEEP:
             return steep
     return steep
