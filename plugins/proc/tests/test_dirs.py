@@ -13,7 +13,7 @@ import socket
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -252,20 +252,27 @@ class Bytes(rpc.Servant, interface=rpc.WW.Source):
         return {"stream": stream.servant}
 
 
+class Held(NamedTuple):
+    path: Path
+    close: Callable[[], None]
+
+
 class Node:
     """The directories of a node, and sources that users give."""
 
     def __init__(self, kept: dirs.Dirs, socket: Path, where: Path) -> None:
         self.kept, self._socket, self._where = kept, socket, where
 
-    async def hold(self, owner: str, source: Bytes, hash_: str = "") -> dirs.HeldDir:
+    async def hold(self, owner: str, source: Bytes, hash_: str = "") -> Held:
         async with (
             rpc.serve_unix(self._socket, lambda peer: source),
             await rpc.connect_unix(self._socket) as connection,
         ):
             ref = connection.bootstrap(rpc.WW.Source)
             given = [{"path": "/data", "tree": ref, "hash": hash_}]
-            return (await self.kept.hold(owner, given))["/data"]
+            with contextlib.ExitStack() as place:
+                path = (await self.kept.hold(owner, given, place))["/data"]
+                return Held(path, place.pop_all().close)
 
     def here(self) -> set[str]:
         return {each.name for each in self._where.iterdir()}
@@ -277,7 +284,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     (where / "left").mkdir(parents=True)
     (where / "left" / "file").touch()
     kept = dirs.Dirs(where, 4 * MIB)
-    await kept.begin({})
+    await kept.begin(())
     async with rpc.runtime():
         yield Node(kept, tmp_path / "socket", where)
 
@@ -294,7 +301,9 @@ async def test_it_is_unpacked_once_and_for_those_who_have_it(node: Node) -> None
     assert (await node.hold("bob", other, hash_)).path == held.path
     assert other.reads == 1, "a hash is no permission"
     with pytest.raises(InvalidArgument, match="without its archive"):
-        await node.kept.hold("eve", [{"path": "/", "tree": None, "hash": hash_}])
+        await node.kept.hold(
+            "eve", [{"path": "/", "tree": None, "hash": hash_}], contextlib.ExitStack()
+        )
     assert node.here() == {hash_}
 
 
@@ -327,11 +336,11 @@ async def test_a_start_of_the_node_keeps_what_it_is_told_and_nothing_else(
     await node.hold("ada", Bytes(tar(a_file("x", b"other"))))
     hash_ = kept.path.name
     again = dirs.Dirs(tmp_path / "dirs", 4 * MIB)
-    await again.begin({hash_: kept.bytes, "0" * 64: 1})
+    await again.begin({hash_, "0" * 64})
     assert node.here() == {hash_}
-    held = again.kept("ada", {"/data": hash_, "/gone": "0" * 64})
-    assert {path: each.path for path, each in held.items()} == {"/data": kept.path}
-    assert again.held == {"ada": kept.bytes}
+    place = contextlib.ExitStack()
+    assert again.kept("ada", {"/data": hash_, "/gone": "0" * 64}, place) == {"/data": kept.path}
+    assert again.held == {"ada": measure(io.BytesIO(data))}, "as when it was unpacked"
     other = Node(again, tmp_path / "socket", tmp_path / "dirs")
     source = Bytes(data)
     assert (await other.hold("bob", source)).path == kept.path
@@ -350,7 +359,9 @@ async def test_what_is_refused_leaves_nothing(node: Node, monkeypatch: pytest.Mo
     with pytest.raises(LimitExceeded, match="at most"):
         await node.hold("ada", Bytes(good, archive.ARCHIVE_BYTES_MAX))
     with pytest.raises(InvalidArgument, match="paths of their own"):
-        await node.kept.hold("ada", [{"path": "/a", "tree": None, "hash": ""}] * 2)
+        await node.kept.hold(
+            "ada", [{"path": "/a", "tree": None, "hash": ""}] * 2, contextlib.ExitStack()
+        )
     monkeypatch.setattr(dirs, "READ_S", 0.05)
 
     asked = asyncio.Event()

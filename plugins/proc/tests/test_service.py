@@ -165,7 +165,7 @@ async def test_a_program_reads_writes_and_says_how_it_ended(world: World) -> Non
         (info,) = await ada.processes()
         assert (info.exit.code, info.cpu_ms, info.owner) == (3, 250, "ada")
         assert (info.hash, info.kind) == (hashlib.sha256(b"cat").hexdigest(), "wasm")
-    assert not world.service.processes
+    assert not world.service.table.processes
 
 
 async def begun(
@@ -204,12 +204,12 @@ async def test_what_runs_on_or_says_much_has_streams(world: World) -> None:
 async def test_who_cancels_or_is_gone_ends_what_it_waits_for(world: World) -> None:
     async with world.user("ada") as ada:
         waiting = asyncio.ensure_future(begun(ada, b"sleep"))
-        await until(lambda: world.service.processes)
+        await until(lambda: world.service.table.processes)
         waiting.cancel()
-        await until(lambda: not world.service.processes)
+        await until(lambda: not world.service.table.processes)
         running = asyncio.ensure_future(ada.run(b"sleep"))
-        await until(lambda: world.service.processes)
-    await until(lambda: not world.service.processes)
+        await until(lambda: world.service.table.processes)
+    await until(lambda: not world.service.table.processes)
     with pytest.raises(Lost):
         await running
 
@@ -218,7 +218,7 @@ async def test_one_that_is_killed_with_much_unread_is_told_of(world: World) -> N
     async with world.user("ada") as ada:
         waiting = asyncio.ensure_future(begun(ada, b"flood"))
         process = Fed(await waiting)
-        (running,) = world.service.processes.values()
+        (running,) = world.service.table.processes.values()
         running.kill("enough")
         assert await process.wait() == Exit("killed", 0, "enough")
 
@@ -233,7 +233,7 @@ async def test_a_program_has_its_arguments_and_environment_and_no_more(world: Wo
             await ada.run(b"show", name="n" * 256)
         with pytest.raises(InvalidArgument, match="memory_bytes"):
             await ada.run(b"show", memory_bytes=1)
-    assert not world.service._memory
+    assert not world.service.table._memory
 
 
 async def test_what_is_no_program_is_refused(world: World) -> None:
@@ -258,7 +258,7 @@ async def test_kill_returns_once_nothing_more_can_happen(world: World) -> None:
 
 async def test_a_second_kill_does_not_disturb_the_clean_up(world: World) -> None:
     async with world.user("ada") as ada, ada.spawn(b"sleep") as process:
-        (running,) = world.service.processes.values()
+        (running,) = world.service.table.processes.values()
         await asyncio.sleep(0.01)
         for why in ("first", "second"):
             running.kill(why)
@@ -270,8 +270,8 @@ async def test_a_second_kill_does_not_disturb_the_clean_up(world: World) -> None
 async def test_who_lets_go_of_a_process_ends_it(world: World) -> None:
     async with world.user("ada") as ada:
         async with ada.spawn(b"sleep"):
-            assert len(world.service.processes) == 1
-        await until(lambda: not world.service.processes)
+            assert len(world.service.table.processes) == 1
+        await until(lambda: not world.service.table.processes)
         (info,) = await ada.processes()
         assert info.exit.kind == "killed"
 
@@ -280,7 +280,7 @@ async def test_a_lost_client_ends_its_processes(world: World) -> None:
     async with world.user("ada") as ada, contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(ada.spawn(b"sleep"))
         stack.pop_all()  # nobody says goodbye
-    await until(lambda: not world.service.processes)
+    await until(lambda: not world.service.table.processes)
 
 
 async def test_a_slow_reader_holds_its_program_up_and_a_kill_does_not_wait(world: World) -> None:
@@ -329,16 +329,16 @@ async def test_memory_is_promised_and_given_back(world: World) -> None:
                 await ada.run(b"show")
             assert refused.value.code == "limit.proc_memory"
             await bob.run(b"show", memory_bytes=256 * MIB)
-        await until(lambda: not world.service.processes)
+        await until(lambda: not world.service.table.processes)
         await ada.run(b"show", memory_bytes=256 * MIB)
-    assert not world.service._memory
-    assert not world.service._places
+    assert not world.service.table._memory
+    assert not world.service.table.places
 
 
 async def test_what_has_ended_is_forgotten_in_time_and_nobody_pushes_out_anothers(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wetware_proc.service.ENDED_MAX", 4)
+    monkeypatch.setattr("wetware_proc.table.ENDED_MAX", 4)
     async with world.user("ada") as ada, world.user("bob") as bob:
         (first,) = [await bob.run(b"over") for _ in range(1)]
         assert first.exit.kind == "limit"
@@ -399,7 +399,7 @@ async def test_a_node_that_stops_ends_what_runs_and_says_so(
 
 async def test_a_kill_before_the_first_step_is_not_lost(world: World) -> None:
     image = await world.scripts.load(b"sleep")
-    process = world.service.start("ada", image, EMPTY, {})
+    process = await world.service.start("ada", image, EMPTY)
     process.kill("at once")
     exit_ = await process.wait(5)
     assert exit_ is not None
@@ -422,13 +422,13 @@ async def test_a_source_that_never_sends_gives_its_place_back(
         async with asyncio.timeout(5):
             with pytest.raises(LimitExceeded, match="READ_S"):
                 await ada._ref.call("load", code=Silent())
-    assert not world.service._places
+    assert not world.service.table.places
 
 
 async def test_what_has_ended_holds_no_code_arguments_or_environment(world: World) -> None:
     async with world.user("ada") as ada:
         await ada.run(b"show", "a" * 1000, env={"X": "1"}, name="it")
-    (ended,) = world.service.ended.values()
+    (ended,) = world.service.table.ended.values()
     assert (ended.spec.args, ended.spec.env) == (("it",), {})
     assert ended._image is None
 
@@ -438,6 +438,10 @@ EMPTY = {
     "args": [],
     "env": [],
     "limits": {"memory_bytes": 0, "wall_s": 0.0, "cpu_s": 0.0},
+    "grants": [],
+    "named": [],
+    "dirs": [],
+    "ports": [],
     "code": "",
 }
 

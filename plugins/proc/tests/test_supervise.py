@@ -123,7 +123,7 @@ def test_a_log_keeps_the_last_part_and_where_it_is(
 
 
 def test_a_record_is_what_was_kept() -> None:
-    record = Record("id", "ada", "wasm", "ab", {"name": "it"}, "always", "grant", 1.0)
+    record = Record("id", "ada", "wasm", "ab", 2, {"name": "it"}, "always", "grant", 1.0)
     assert Record.decode(record.encode()) == record
     ended = replace(record, exit=Exit("limit", why="cpu_s"), over=True)
     assert Record.decode(ended.encode()) == ended
@@ -297,7 +297,7 @@ async def test_it_goes_on_when_its_spawner_and_the_node_have_gone(world: World) 
         (info,) = await ada.processes()
         assert (info.exit.kind, info.exit.code, info.waits) == ("exited", 0, False)
         assert world.scripts.runs == 2
-        assert [path for path in world.disk if path.startswith("code/")] == []
+        assert [path for path in world.disk if path.endswith("/code")] == []
 
 
 async def until_shown(ada: Executor, condition: Callable[[Any], bool]) -> None:
@@ -374,7 +374,7 @@ async def test_kill_ends_it_for_good_also_between_two_runs(
     assert world.grants.living == {}
     async with world.running() as ada:
         assert {each.exit.kind for each in await ada.processes()} == {"killed"}
-        assert not world.service.processes
+        assert not world.service.table.processes
 
 
 async def test_restart_starts_it_now_and_forgets_its_failures(
@@ -577,7 +577,7 @@ async def test_one_that_ends_because_its_node_stops_comes_back(world: World) -> 
         (kept,) = world.grants.living.values()
         kept.ended = Disconnected("the node is stopping")
         world.scripts.go.set()
-        await until(lambda: not world.service.processes)
+        await until(lambda: not world.service.table.processes)
     kept.ended = None
     world.scripts.go.clear()
     async with world.running() as ada:
@@ -595,7 +595,7 @@ async def test_a_fault_of_ours_is_told_and_tried_again(
         made = await ada.start(b"hold", restart="always")
         await until(lambda: world.scripts.runs == 1)
         with monkeypatch.context() as patch:
-            patch.setattr(world.service, "spec", broken)
+            patch.setattr(world.service.table, "spec", broken)
             await made.restart()
             await until_shown(ada, lambda each: "its log says why" in each.exit.why)
             async with asyncio.timeout(10):
@@ -618,7 +618,7 @@ async def test_its_directories_are_held_until_it_is_over(world: World, tmp_path:
     (tmp_path / "content" / "x").write_text("of ada")
     given = {"/data": tmp_path / "content"}
     async with world.running() as ada:
-        held = world.service.dirs.held
+        held = world.service.table.dirs.held
         for wrong in (
             {"memory_bytes": 4 << 30},
             {"restart": "sometimes"},
@@ -635,7 +635,7 @@ async def test_its_directories_are_held_until_it_is_over(world: World, tmp_path:
         assert [(each.path, each.hash) for each in info.dirs] == [("/data", kept.name)]
     async with world.running() as ada:
         await until(lambda: world.scripts.runs == 3)
-        held = world.service.dirs.held
+        held = world.service.table.dirs.held
         assert list(held) == ["ada"]
         await ada.detached(made.id).kill()
         assert not held
@@ -669,8 +669,7 @@ async def test_damage_on_disk_is_told_and_runs_nothing(world: World, tmp_path: P
         await until(lambda: world.scripts.runs == 1)
         unread = await ada.start(b"sleep", restart="always")
     (tmp_path / "detached" / unread.id / "record.json").write_text('{"id": 5')
-    (code,) = [p for p in (tmp_path / "detached/code").iterdir() if p.read_bytes() == b"hold"]
-    code.write_bytes(b"fail")
+    (tmp_path / "detached" / damaged.id / "code").write_bytes(b"fail")
     (tmp_path / "detached" / ("0" * 16)).mkdir()
     async with world.running() as ada:
         assert not (tmp_path / "detached" / ("0" * 16)).exists()

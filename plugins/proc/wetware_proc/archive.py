@@ -119,7 +119,17 @@ class _Guarded:
 def measure(file: IO[bytes]) -> int:
     """What an archive will count for, once it is unpacked. Raises ArchiveRefused."""
     with _refusing():
-        return sum(charge for _, _, charge in _members(file))
+        return BLOCK_BYTES + sum(charge for _, _, charge in _members(file))
+
+
+def unpacked_bytes(directory: Path) -> int:
+    """The same, of a directory in which it is."""
+    found = (os.lstat(path) for path in directory.rglob("*"))
+    return BLOCK_BYTES + sum(_charge(s.st_size if stat.S_ISREG(s.st_mode) else 0) for s in found)
+
+
+def _charge(size: int) -> int:
+    return BLOCK_BYTES + -(-size // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def unpack(file: IO[bytes], directory: Path) -> None:
@@ -173,7 +183,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, str, int]]:
                 raise ArchiveRefused("it leads back to its own beginning")
             before = tar.offset
             tar.members, guarded.left = [], _HEADER_BYTES_MAX  # it would keep all of them
-            charge = BLOCK_BYTES + -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
+            charge = _charge(member.size)
             charged, entries = charged + charge, entries + 1
             if entries > ENTRIES_MAX or charged > ENTRIES_MAX * BLOCK_BYTES + ARCHIVE_BYTES_MAX:
                 raise ArchiveRefused(f"it has more than {ENTRIES_MAX} entries, or is too large")

@@ -7,16 +7,16 @@ import hashlib
 import secrets
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from wetware.base.bounds import Claim, Places
+from wetware.base.bounds import Claim, Places, less
 from wetware.base.threads import Threads, to_its_end
 from wetware.errors import InvalidArgument, LimitExceeded
-from wetware_proc.archive import ARCHIVE_BYTES_MAX, BLOCK_BYTES, measure, unpack
+from wetware_proc.archive import ARCHIVE_BYTES_MAX, measure, unpack, unpacked_bytes
 from wetware_proc.sources import read, size_of, within
 
 if TYPE_CHECKING:
@@ -41,27 +41,6 @@ class Tree:
     path: Path
     bytes: int
     givers: set[str] = field(default_factory=set)
-    held: int = 0
-
-
-class HeldDir:
-    """A tree that a process reads: it stays as long."""
-
-    def __init__(self, dirs: Dirs, owner: str, tree: Tree) -> None:
-        self._dirs, self._owner, self._tree = dirs, owner, tree
-        self.path, self.bytes = tree.path, tree.bytes
-        tree.held += 1
-        dirs.held[owner] += tree.bytes
-        self._closed = False
-
-    def close(self) -> None:
-        """Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._tree.held -= 1
-            self._dirs.held[self._owner] -= self._tree.bytes
-            if not self._dirs.held[self._owner]:
-                del self._dirs.held[self._owner]
 
 
 class Dirs:
@@ -82,27 +61,32 @@ class Dirs:
         self._used = 0
         self._places, self._threads = Places(), Threads()
         self.held: Counter[str] = Counter()
+        self._holders: Counter[str] = Counter()  # of a tree, by its hash
 
-    async def begin(self, kept: Mapping[str, int]) -> None:
-        """Remove what an earlier process of the node has left, but these: hash → bytes."""
+    async def begin(self, kept: Container[str]) -> None:
+        """Remove what an earlier process of the node has left, but what has these hashes."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in list(self._directory.iterdir()):
             if path.name in kept:
-                self._trees[path.name] = Tree(path, kept[path.name])
-                self._used += kept[path.name]
+                tree = self._trees[path.name] = Tree(path, await self._run(unpacked_bytes, path))
+                self._used += tree.bytes
             else:  # it may be incomplete
                 await self._remove(path)
 
-    def kept(self, owner: str, hashes: Mapping[str, str]) -> dict[str, HeldDir]:
-        """Those of path → hash that `begin` has found, held."""
+    def kept(
+        self, owner: str, hashes: Mapping[str, str], place: contextlib.ExitStack
+    ) -> dict[str, Path]:
+        """As `hold`, of path → hash that `begin` has found; without those that are gone."""
         return {
-            path: HeldDir(self, owner, tree)
+            path: self._held(owner, tree, place)
             for path, hash_ in hashes.items()
             if (tree := self._trees.get(hash_)) is not None
         }
 
-    async def hold(self, owner: str, given: list[dict[str, Any]]) -> dict[str, HeldDir]:
-        """Directories of proc.capnp by their paths; close them when their process has ended.
+    async def hold(
+        self, owner: str, given: list[dict[str, Any]], place: contextlib.ExitStack
+    ) -> dict[str, Path]:
+        """Directories of proc.capnp by their paths, which stay until `place` is closed.
 
         Raises InvalidArgument "invalid.archive", LimitExceeded.
         """
@@ -110,20 +94,24 @@ class Dirs:
             raise InvalidArgument(
                 f"a process has at most {DIRS_MAX} directories, at paths of their own"
             )
-        with contextlib.ExitStack() as kept:
-            found: dict[str, HeldDir] = {}
-            for each in given:
-                tree = await self._tree(owner, each["tree"], each["hash"])
-                if self.held[owner] + tree.bytes > self._bytes_max // 2:
-                    raise LimitExceeded(
-                        f"directories of {owner}'s processes have {self.held[owner]} bytes of "
-                        f"{self._bytes_max // 2} at this node, and this has {tree.bytes} more "
-                        "(half of dirs_bytes_max)"
-                    )
-                found[each["path"]] = HeldDir(self, owner, tree)
-                kept.callback(found[each["path"]].close)
-            kept.pop_all()
+        found: dict[str, Path] = {}
+        for each in given:
+            tree = await self._tree(owner, each["tree"], each["hash"])
+            if self.held[owner] + tree.bytes > self._bytes_max // 2:
+                raise LimitExceeded(
+                    f"directories of {owner}'s processes have {self.held[owner]} bytes of "
+                    f"{self._bytes_max // 2} at this node, and this has {tree.bytes} more "
+                    "(half of dirs_bytes_max)"
+                )
+            found[each["path"]] = self._held(owner, tree, place)
         return found
+
+    def _held(self, owner: str, tree: Tree, place: contextlib.ExitStack) -> Path:
+        self._holders[tree.path.name] += 1
+        place.callback(less, self._holders, tree.path.name)
+        self.held[owner] += tree.bytes
+        place.callback(less, self.held, owner, tree.bytes)
+        return tree.path
 
     async def _tree(self, owner: str, source: rpc.Ref | None, hash_: str) -> Tree:
         # A hash is no permission: it saves those the reading who gave the archive themselves.
@@ -159,7 +147,7 @@ class Dirs:
             hash_ = digest.hexdigest()
             if (tree := self._trees.get(hash_)) is not None:
                 return tree
-            nbytes = await self._run(measure, file) + BLOCK_BYTES
+            nbytes = await self._run(measure, file)
             give_back = await self._reserve(nbytes)
             stack.callback(give_back)
             content = part / "content"
@@ -178,7 +166,7 @@ class Dirs:
         What nobody has used for the longest time makes room. Raises LimitExceeded.
         """
         while self._used + nbytes > self._bytes_max:
-            unused = next((name for name, tree in self._trees.items() if not tree.held), None)
+            unused = next((name for name in self._trees if name not in self._holders), None)
             if unused is None:
                 raise LimitExceeded(
                     f"directories of processes have {self._used} bytes of {self._bytes_max}, and "

@@ -4,57 +4,42 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from wetware import rpc
-from wetware.base.bounds import Claim, Places, less
-from wetware.base.tasks import Tasks
+from wetware.base.bounds import Claim
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, NotFound, Unsupported
 from wetware.hookspecs import Service
 from wetware_proc import grants
-from wetware_proc.dirs import Dirs, HeldDir
-from wetware_proc.driver import BOUNDS, Driver, DriverUnavailable, Image, Limits, Spec
 from wetware_proc.process import Process
-from wetware_proc.rooms import PROGRAM_CHARS_MAX, Rooms, SiblingServant
+from wetware_proc.rooms import SiblingServant
 from wetware_proc.schema import SCHEMA
 from wetware_proc.sources import read, size_of, within
 from wetware_proc.supervise import Detached, Supervisor, grant_label
+from wetware_proc.table import Table
 
 if TYPE_CHECKING:
-    import asyncio
-
     from anyio.abc import TaskStatus
 
     from wetware.hookspecs import PluginContext
     from wetware.identity import Principal
-    from wetware_proc.config import ProcConfig
+    from wetware_proc.driver import Driver, Image
 
 CODE_BYTES_MAX: Final = 64 << 20
 STDIN_BYTES_MAX: Final = 256 << 10
 """That come with a program, instead of on a stream."""
-KIND: Final = "wasm"
-"""Of a program whose kind is not said."""
-PROCESSES_MAX: Final = 10_000
-"""Of a node: as many as its address space has room for."""
 LOADS_PER_OWNER_MAX: Final = 4
 """Programs that are read and compiled at a time."""
 LOADS_MAX: Final = 16
 READ_S: Final = 60.0
 """For a source to give the whole program: it has a place of all meanwhile."""
-ENDED_MAX: Final = 1000
-"""Processes of a node that have ended and are remembered: of who has most the oldest goes."""
 PAGE_MAX: Final = 256
 """Processes that one answer tells of."""
-USUAL: Final = Limits()
-NAME_BYTES_MAX: Final = 255
-PORTS_MAX: Final = 16
 WAIT_S_MAX: Final = 25.0
 """Of `wait`: less than a call may take by default."""
 
@@ -98,64 +83,34 @@ class ProcService(Service):
         make_drivers: Callable[[], AbstractAsyncContextManager[Mapping[str, Driver]]],
     ) -> None:
         self.ctx, self._make_drivers = ctx, make_drivers
-        self.drivers: Mapping[str, Driver]
-        self.config: ProcConfig = ctx.config
-        self.supervisor = Supervisor(self, ctx.data_dir / "detached")
-        self.programs: dict[str, Callable[[], Image]] = {}  # by kind: of the machine itself
-        self.processes: dict[str, Process] = {}
-        self.ended: OrderedDict[str, Process] = OrderedDict()
-        self._tasks = Tasks()
-        self._places = Places()
-        self.rooms = Rooms(ctx, self._free)
-        self.dirs = Dirs(ctx.data_dir / "dirs", self.config.dirs_bytes_max)
-        self._memory: Counter[str | None] = Counter()  # None: of all
-        self._running = False
+        self.table = Table(ctx)
+        self.supervisor = Supervisor(self.table, ctx.data_dir / "detached")
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
-        async with self._make_drivers() as self.drivers:
-            self._running = True
-            try:
-                async with self.supervisor.running():
-                    task_status.started()
-                    await anyio.sleep_forever()
-            finally:
-                self._running = False
-                for process in self.processes.values():
-                    process.kill("the node stops")
-                with anyio.CancelScope(shield=True):
-                    await self._tasks.wait()
+        async with (
+            self._make_drivers() as drivers,
+            self.table.running(drivers),
+            self.supervisor.running(),
+        ):
+            task_status.started()
+            await anyio.sleep_forever()
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return ExecutorServant(self, str(principal))
 
     def peer_bootstrap(self, node: Principal) -> rpc.Servant:
-        return SiblingServant(self.rooms)
+        return SiblingServant(self.table.rooms)
 
-    # --- for the servants and the supervisor ---
+    # --- for the servants ---
 
-    def spec(
-        self,
-        image: Image,
-        given: Mapping[str, Any],
-        refs: Mapping[str, rpc.Ref],
-        dirs: Mapping[str, HeldDir],
-    ) -> Spec:
-        """Of a detached program: time is not limited where that is not said."""
-        wall_s, cpu_s = BOUNDS["wall_s"][1], image.usual.cpu_s and BOUNDS["cpu_s"][1]
-        spec = judged(given, refs, dirs, replace(image.usual, wall_s=wall_s, cpu_s=cpu_s))
-        image.check(spec)
-        return spec
-
-    def check_running(self) -> None:
-        if not self._running:
-            raise Disconnected("the service is not running")
-
-    async def load(self, owner: str, code: rpc.Ref, kind: str) -> tuple[Image, bytes]:
+    async def load(self, owner: str, code: rpc.Ref | None, kind: str) -> tuple[Image, bytes]:
         """Read and prepare a program; returns its bytes, too."""
-        self.check_running()
+        if code is None:
+            raise InvalidArgument("no program is given")
+        self.table.check_running()
         mine = f"{LOADS_PER_OWNER_MAX} programs of {owner} are loaded (LOADS_PER_OWNER_MAX)"
-        with self._places.hold(
+        with self.table.places.hold(
             Claim(("load", owner), LOADS_PER_OWNER_MAX, mine),
             Claim("load", LOADS_MAX, f"{LOADS_MAX} programs are loaded (LOADS_MAX)"),
         ):
@@ -164,139 +119,57 @@ class ProcService(Service):
                 size = await size_of(code, "a program", CODE_BYTES_MAX)
                 await read(code, "a program", size, parts.append)
             data = b"".join(parts)
-            image = await self.prepare(data, kind)
-            self.rooms.prepared(image.digest)
+            image = await self.table.prepare(data, kind)
+            self.table.rooms.prepared(image.digest)
             return image, data
 
-    def _free(self) -> tuple[int, int, int]:
-        self.check_running()
-        running = len(self.processes)
-        memory_bytes = self.config.memory_bytes_max - self._memory[None]
-        return running, PROCESSES_MAX - running, memory_bytes
-
-    async def prepare(self, code: bytes, kind: str) -> Image:
-        """What `launch` runs. Raises DriverUnavailable, CodeRefused."""
-        if (driver := self.drivers.get(kind or KIND)) is None:
-            raise DriverUnavailable(
-                f"this node runs no programs of the kind {kind[:32]!r}",
-                hint=f"it runs {', '.join(sorted(self.drivers))}",
-            )
-        return await driver.load(code)
-
-    def program(self, kind: str) -> Image:
-        """What `launch` runs of a kind whose programs are on the machine."""
-        if (made := self.programs.get(kind)) is None:
-            raise DriverUnavailable(f"this node runs no programs of the kind {kind[:32]!r}")
-        return made()
-
-    async def detach(
-        self,
-        owner: str,
-        image: Image,
-        code: bytes | None,
-        spec: Mapping[str, Any],
-        policy: str,
-        session: rpc.Ref | None,
-    ) -> dict[str, Any]:
-        """See `Executor.detach` in proc.capnp; `code` is None where it is on the machine."""
-        if session is None:
-            raise InvalidArgument("no session is given")
-        self.check_running()
-        dirs = await self.dirs.hold(owner, spec["dirs"])
-        each = await self.supervisor.detach(owner, image, code, spec, dirs, policy, session)
-        return {"id": each.id}
-
-    def start(
+    async def start(
         self,
         owner: str,
         image: Image,
         given: Mapping[str, Any],
-        refs: Mapping[str, rpc.Ref],
-        guard: rpc.Guard | None = None,
-        dirs: Mapping[str, HeldDir] = MappingProxyType({}),
         stdin: rpc.ByteStream | bytes = b"",
     ) -> Process:
         """Spawn it. Call it in the servant's method.
 
-        Its grants `refs` are called under one of its own below `guard`, and closed when it has
-        ended, as its `dirs` are; it ends with that.
+        Its grants are called under one of its own below the caller's, and closed when it has ended;
+        it ends with that.
         """
-        id_, derived = secrets.token_hex(8), None
+        if given["named"]:
+            raise InvalidArgument("what a process is given by its name is for one that is detached")
+        id_, guard, derived = secrets.token_hex(8), rpc.current_guard(), None
+        refs = grants.judged(given["grants"])
         with ExitStack() as place, ExitStack() as undo:
             for ref in refs.values():
                 place.callback(ref.close)
-            for each in dirs.values():
-                place.callback(each.close)
+            dirs = await self.table.dirs.hold(owner, given["dirs"], place)
             if guard is not None:
                 derived = self.ctx.derive(guard, grant_label(given["name"], id_))
                 undo.callback(derived.end, "there is no process")
                 refs = {name: derived.under(name, ref) for name, ref in refs.items()}
                 for ref in refs.values():
                     place.callback(ref.close)
-            spec = judged(given, refs, dirs, image.usual)
-            image.check(spec)
-            self.admit(place, owner, spec.limits.memory_bytes)
-            self.rooms.prepared(spec.code)
+            spec = self.table.spec(image, given, refs, dirs)
             process = Process(id_, owner, image, spec, stdin)
             process.grant = derived
+            self.table.launch(process, place)
             if derived is not None:
                 derived.on_end(lambda why: process.kill(why.message))
-            self.launch(process, place)
+            self.table.rooms.prepared(spec.code)
             undo.pop_all()
         return process
 
-    def launch(self, process: Process, place: ExitStack) -> asyncio.Task[None]:
-        """Run it to its end; `place` is what `admit` gave, and is closed then."""
-        self.processes[process.id] = process
-        return self._tasks.start(self._run(process, place.pop_all()))
-
-    def admit(self, place: ExitStack, owner: str, nbytes: int) -> None:
-        """Room for one more, until `place` is closed. Raises LimitExceeded, Disconnected."""
-        self.check_running()
-        mine_max, config = self.config.owner_processes_max, self.config
-        mine = f"{mine_max} processes of {owner} run at this node (owner_processes_max)"
-        all_ = f"{PROCESSES_MAX} processes run at this node (PROCESSES_MAX)"
-        place.enter_context(
-            self._places.hold(Claim(owner, mine_max, mine), Claim("", PROCESSES_MAX, all_))
-        )
-        for whose, limit, setting in (
-            (owner, config.owner_memory_bytes_max, "owner_memory_bytes_max"),
-            (None, config.memory_bytes_max, "memory_bytes_max"),
-        ):
-            if self._memory[whose] + nbytes > limit:
-                raise LimitExceeded(
-                    f"processes {f'of {whose} ' if whose else ''}may have {self._memory[whose]} "
-                    f"bytes of memory of {limit}, and this may have {nbytes} more ({setting})",
-                    hint="give it less, end others with `ww kill`, or run it at another node",
-                    code="limit.proc_memory",
-                )
-        for key in (owner, None):
-            self._memory[key] += nbytes
-            place.callback(less, self._memory, key, nbytes)
-
-    async def _run(self, process: Process, place: ExitStack) -> None:
-        with place:
-            await process.run()
-        del self.processes[process.id]
-        if process.id not in self.supervisor.all:
-            self.ended[process.id] = process
-        if len(self.ended) > ENDED_MAX:
-            ((most, _),) = Counter(each.owner for each in self.ended.values()).most_common(1)
-            del self.ended[next(id_ for id_, each in self.ended.items() if each.owner == most)]
-        assert process.exit is not None  # noqa: S101  # it has run
-        self.ctx.log.info("proc.ended", id=process.id, owner=process.owner, kind=process.exit.kind)
-
     def found(self, owner: str | None) -> list[Process | Detached]:
         """Of an owner, or all, the newest first."""
-        each: dict[str, Process | Detached] = {**self.ended, **self.processes}
+        each: dict[str, Process | Detached] = {**self.table.ended, **self.table.processes}
         each.update(self.supervisor.all)
         found = [process for process in each.values() if owner in (None, process.owner)]
         return sorted(found, key=lambda process: -process.started_at)
 
     def get(self, id_: str, owner: str | None = None) -> Process | Detached:
         """One of an owner, or of all; raises NotFound, which does not tell of another owner's."""
-        detached = self.supervisor.all.get(id_)
-        process = detached or self.processes.get(id_) or self.ended.get(id_)
+        tables = (self.supervisor.all, self.table.processes, self.table.ended)
+        process = next((table[id_] for table in tables if id_ in table), None)
         if process is None or owner not in (None, process.owner):
             raise NotFound(
                 f"there is no process {id_[:32]!r} of yours at this node",
@@ -323,8 +196,6 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
         return owner_of(self._principal)
 
     async def load(self, code: rpc.Ref | None, kind: str) -> dict[str, Any]:
-        if code is None:
-            raise InvalidArgument("no program is given")
         image, _ = await self._service.load(self._owner, code, kind)
         return {"image": ImageServant(self._service, self._owner, image), "hash": image.digest}
 
@@ -338,7 +209,7 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
         await ProcessServant(self._service.get(id, self._owner), self._principal).kill()
 
     async def rooms(self, on: str, programs: list[str]) -> dict[str, Any]:
-        return {"rooms": await self._service.rooms.find(self._owner, on, programs)}
+        return {"rooms": await self._service.table.rooms.find(self._owner, on, programs)}
 
     async def all(self, skip: int, limit: int) -> dict[str, Any]:
         return _page(self._service.found(None), skip, limit)
@@ -354,11 +225,10 @@ class ExecutorServant(rpc.Servant, interface=SCHEMA.Executor):
         policy: str,
         session: rpc.Ref | None,
     ) -> dict[str, Any]:
-        if code is None:
-            raise InvalidArgument("no program is given")
         owner = self._owner
         image, data = await self._service.load(owner, code, kind)
-        return await self._service.detach(owner, image, data, spec, policy, session)
+        detach = self._service.supervisor.detach
+        return {"id": await detach(owner, image, data, spec, policy, session)}
 
 
 class ImageServant(rpc.Servant, interface=SCHEMA.Image):
@@ -405,11 +275,7 @@ class ImageServant(rpc.Servant, interface=SCHEMA.Image):
         }
 
     async def _start(self, spec: dict[str, Any], stdin: rpc.ByteStream | bytes) -> Process:
-        if spec["named"]:
-            raise InvalidArgument("what a process is given by its name is for one that is detached")
-        refs, guard = grants.judged(spec["grants"]), rpc.current_guard()
-        dirs = await self._service.dirs.hold(self._owner, spec["dirs"])
-        return self._service.start(self._owner, self._image, spec, refs, guard, dirs, stdin)
+        return await self._service.start(self._owner, self._image, spec, stdin)
 
 
 @contextmanager
@@ -424,43 +290,6 @@ def _streams(count: int) -> Iterator[list[rpc.ByteStream]]:
         for each in made:
             each.abort(Disconnected("there is no process"))
         raise
-
-
-def judged(
-    given: Mapping[str, Any],
-    granted: Mapping[str, rpc.Ref],
-    dirs: Mapping[str, HeldDir] = MappingProxyType({}),
-    usual: Limits = USUAL,
-) -> Spec:
-    """A Spec of proc.capnp; raises InvalidArgument."""
-    name = given["name"] or "program"
-    if len(name.encode()) > NAME_BYTES_MAX:
-        raise InvalidArgument(f"a name of more than {NAME_BYTES_MAX} bytes", code="invalid.name")
-    if len(given["code"]) > PROGRAM_CHARS_MAX:
-        raise InvalidArgument(f"a code's name of more than {PROGRAM_CHARS_MAX} characters")
-    limits = {
-        field: given["limits"][field] or getattr(usual, field)
-        for field in ("memory_bytes", "wall_s", "cpu_s")
-    }
-    env = {each["name"]: each["value"] for each in given["env"]}
-    return Spec(
-        args=(name, *given["args"]),
-        env=env,
-        dirs={path: (each.path, False) for path, each in dirs.items()},
-        limits=Limits(**limits),
-        grants=granted,
-        ports=_ports(given.get("ports", [])),
-        code=given["code"],
-    )
-
-
-def _ports(given: list[dict[str, Any]]) -> dict[str, int]:
-    ports = {each["name"]: each["number"] for each in given}
-    if len(given) > PORTS_MAX or len(ports) < len(given):
-        raise InvalidArgument(f"a process has at most {PORTS_MAX} ports, each of a name of its own")
-    if not all(ports.values()) or not all(0 < len(name.encode()) <= 64 for name in ports):
-        raise InvalidArgument("a port has a name, of at most 64 bytes, and a number")
-    return ports
 
 
 class ProcessServant(rpc.Servant, interface=SCHEMA.Process):

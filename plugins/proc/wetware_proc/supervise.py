@@ -17,8 +17,9 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 from anyio import EndOfStream
@@ -34,42 +35,17 @@ from wetware.errors import (
     WetwareError,
 )
 from wetware.identity import replace_private_file
-from wetware_proc.driver import Exit, sha256
+from wetware_proc.driver import BOUNDS, Exit, sha256
 from wetware_proc.grants import by_name
 from wetware_proc.process import Process
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
     from wetware import rpc
     from wetware.hookspecs import Derived, PluginContext
-    from wetware_proc.dirs import Dirs, HeldDir
-    from wetware_proc.driver import Image, Spec
+    from wetware_proc.driver import Image, Limits
+    from wetware_proc.table import Table
 
 T = TypeVar("T")
-
-
-class Runner(Protocol):
-    """What is used of a `ProcService`, whose module knows this one."""
-
-    ctx: PluginContext
-    dirs: Dirs
-
-    def spec(
-        self,
-        image: Image,
-        given: Mapping[str, Any],
-        refs: Mapping[str, rpc.Ref],
-        dirs: Mapping[str, HeldDir],
-    ) -> Spec: ...
-
-    async def prepare(self, code: bytes, kind: str) -> Image: ...
-
-    def program(self, kind: str) -> Image: ...
-
-    def admit(self, place: ExitStack, owner: str, nbytes: int) -> None: ...
-
-    def launch(self, process: Process, place: ExitStack) -> asyncio.Task[None]: ...
 
 
 POLICIES: Final = ("never", "on-failure", "always")
@@ -97,6 +73,7 @@ LOG_PIECE_BYTES: Final = 256 << 10
 LABEL_NAME_CHARS_MAX: Final = 80
 """So that the ID behind it is seen."""
 RECORD: Final = "record.json"
+CODE: Final = "code"
 
 
 class Unwritten(WetwareError):
@@ -222,8 +199,9 @@ class Record:
 
     Attributes:
         digest: SHA-256 of its code, in hex; "" where that is on the machine.
+        code_bytes: Of it, on disk.
         spec: Its name, arguments, environment and limits, as in the struct Spec of proc.capnp.
-        dirs: Path → the hash of a directory that it reads, and its bytes.
+        dirs: Path → the hash of a directory that it reads.
         grant: ID of its durable grant.
         granted: That is on disk, with all below it.
         created_at: Unix time, s. Likewise `started_at`, of the latest start.
@@ -235,6 +213,7 @@ class Record:
     owner: str
     kind: str
     digest: str
+    code_bytes: int
     spec: Mapping[str, Any]
     policy: str
     grant: str
@@ -244,7 +223,7 @@ class Record:
     restarts: int = 0
     exit: Exit | None = None
     over: bool = False
-    dirs: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    dirs: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -263,7 +242,8 @@ class Detached:
     Attributes:
         record: What is kept of it.
         log: What it wrote.
-        dirs: What it reads, held until it is over.
+        dirs: What it reads, by its paths.
+        place: Holds that, until it is over.
         derived: Its grants; None until the node has them again.
         process: What runs now; None where nothing does.
         restarts: When it is started again.
@@ -274,11 +254,10 @@ class Detached:
         over: Set once it has ended for good, which is on disk then.
     """
 
-    def __init__(
-        self, record: Record, directory: Path, ctx: PluginContext, dirs: Mapping[str, HeldDir]
-    ) -> None:
+    def __init__(self, record: Record, directory: Path, ctx: PluginContext) -> None:
         self.record, self.directory, self.log = record, directory, Log(directory)
-        self.dirs = dirs
+        self.dirs: Mapping[str, Path] = {}
+        self.place = contextlib.ExitStack()
         self.restarts = Restarts(record.policy, ctx.clock.monotonic)
         self._run_sync = ctx.run_sync
         self.derived: Derived | None = None
@@ -324,7 +303,7 @@ class Detached:
             "policy": record.policy,
             "restarts": record.restarts,
             "waits": self.process is None and not record.over,
-            "dirs": [{"path": path, "hash": hash_} for path, (hash_, _) in record.dirs.items()],
+            "dirs": [{"path": path, "hash": hash_} for path, hash_ in record.dirs.items()],
         }
 
     def kill(self, why: str) -> None:
@@ -365,11 +344,6 @@ class Detached:
             at, data = await self._run_sync(self.log.read, start, LOG_PIECE_BYTES)
         return {"data": data, "start": at, "over": over and not data}
 
-    def let_go(self) -> None:
-        """It does not read its directories any more."""
-        for each in self.dirs.values():
-            each.close()
-
     def tell(self) -> None:
         """There is more in the log, or nothing more."""
         self.written.set()
@@ -380,18 +354,16 @@ class Supervisor:
     """All detached programs of a node.
 
     Args:
-        service: What runs them.
+        table: Where they run.
         directory: Theirs alone.
 
     Attributes:
         all: By ID, those that have ended included.
     """
 
-    def __init__(self, service: Runner, directory: Path) -> None:
-        self._service, self._ctx, self._directory = service, service.ctx, directory
-        self._code = directory / "code"
+    def __init__(self, table: Table, directory: Path) -> None:
+        self._table, self._ctx, self._directory = table, table.ctx, directory
         self._starting = asyncio.Semaphore(STARTS_MAX)
-        self._files = asyncio.Lock()  # no code is removed while a record of it is made
         self._tasks = Tasks()
         self.all: dict[str, Detached] = {}
 
@@ -400,16 +372,15 @@ class Supervisor:
         """Those that are kept run, as they are to, while the block does."""
         records = await self._disk(self._records)
         living = [record for record in records if not record.over]
-        await self._service.dirs.begin(dict(d for each in living for d in each.dirs.values()))
+        await self._table.dirs.begin({h for each in living for h in each.dirs.values()})
         for record in records:
-            hashes = {} if record.over else {p: hash_ for p, (hash_, _) in record.dirs.items()}
-            dirs = self._service.dirs.kept(record.owner, hashes)
-            each = self._add(record if record.over else replace(record, exit=None), dirs)
+            each = self._add(record if record.over else replace(record, exit=None))
+            if not record.over:
+                each.dirs = self._table.dirs.kept(record.owner, record.dirs, each.place)
             self._tasks.start(self._live(each))
         try:
-            await self._forget()  # code that was written just before the node ended
             yield
-        finally:  # what runs is ended by the service
+        finally:  # what runs is ended by the table
             await self._tasks.end()
 
     async def detach(
@@ -418,39 +389,41 @@ class Supervisor:
         image: Image,
         code: bytes | None,
         spec: Mapping[str, Any],
-        dirs: Mapping[str, HeldDir],
         policy: str,
-        session: rpc.Ref,
-    ) -> Detached:
-        """Start a program that outlives its spawner; returns when it runs, and is on disk.
+        session: rpc.Ref | None,
+    ) -> str:
+        """Start a program that outlives its spawner; returns its ID when it runs, and is on disk.
 
-        `spec` is the struct of proc.capnp; `code` is None where it is on the machine; `dirs` are
-        closed once it is over. Raises what keeps it from being started.
+        `spec` is the struct of proc.capnp; `code` is None where it is on the machine. Raises what
+        keeps it from being started.
         """
+        if session is None:
+            raise InvalidArgument("no session is given")
+        self._table.check_running()
         id_ = secrets.token_hex(8)
 
         async def keep(grant: str) -> None:
-            self._check_room(owner)
-            given = {path: (each.path.name, each.bytes) for path, each in dirs.items()}
-            now = self._ctx.clock.time()
+            given = {path: directory.name for path, directory in dirs.items()}
+            now, size = self._ctx.clock.time(), len(code or b"")
             record = Record(
-                id_, owner, image.kind, image.digest, kept, policy, grant, now, dirs=given
+                id_, owner, image.kind, image.digest, size, kept, policy, grant, now, dirs=given
             )
-            each = self._add(record, dirs)
-            async with self._files:
-                await self._disk(self._keep, each, code)
+            self._check_room(record)
+            each = self._add(record)
+            each.dirs, each.place = dirs, place.pop_all()
+            await self._disk(self._keep, each, code)
 
         try:
-            asked = self._asked(spec, policy)
-            limits = self._service.spec(image, spec, {}, dirs).limits
-            kept = {name: spec[name] for name in ("args", "env", "ports", "code")}
-            kept["name"] = spec["name"] or "program"
-            kept["limits"] = {name: getattr(limits, name) for name in spec["limits"]}
-            label = grant_label(kept["name"], id_)
-            await self._ctx.derive_durable(session, label, asked, keep)
+            with contextlib.ExitStack() as place:
+                asked = self._asked(spec, policy)
+                dirs = await self._table.dirs.hold(owner, spec["dirs"], place)
+                limits = self._table.spec(image, spec, {}, dirs, _usual(image)).limits
+                kept = {name: spec[name] for name in ("args", "env", "ports", "code")}
+                kept["name"] = spec["name"] or "program"
+                kept["limits"] = {name: getattr(limits, name) for name in spec["limits"]}
+                label = grant_label(kept["name"], id_)
+                await self._ctx.derive_durable(session, label, asked, keep)
         except BaseException:
-            for held in dirs.values():
-                held.close()
             await self._forget(id_)
             raise
         each = self.all[id_]
@@ -462,7 +435,7 @@ class Supervisor:
 
         self._tasks.start(self._live(each)).add_done_callback(ended)
         await asyncio.shield(first)
-        return each
+        return id_
 
     def _asked(self, spec: Mapping[str, Any], policy: str) -> dict[str, tuple[str, list[str]]]:
         if policy not in POLICIES:
@@ -479,22 +452,27 @@ class Supervisor:
         named = by_name(spec["named"])
         return {name: (each["what"], each["where"]) for name, each in named.items()}
 
-    def _check_room(self, owner: str) -> None:
-        living = [each.owner for each in self.all.values() if not each.record.over]
+    def _check_room(self, new: Record) -> None:
+        living = [each.record for each in self.all.values() if not each.record.over] + [new]
+        own = sum(each.owner == new.owner for each in living)
+        nbytes = sum(each.code_bytes for each in living)
         for what, count, limit, name in (
-            ("this node", len(living), DETACHED_MAX, "DETACHED_MAX"),
-            (owner, living.count(owner), DETACHED_PER_OWNER_MAX, "DETACHED_PER_OWNER_MAX"),
-        ):
-            if count >= limit:
+            ("detached processes", len(living), DETACHED_MAX, "DETACHED_MAX"),
+            (
+                f"detached processes of {new.owner}",
+                own, DETACHED_PER_OWNER_MAX, "DETACHED_PER_OWNER_MAX",
+            ),
+            ("bytes of their code", nbytes, CODE_BYTES_MAX, "CODE_BYTES_MAX"),
+        ):  # fmt: skip
+            if count > limit:
                 raise LimitExceeded(
-                    f"{count} detached processes of {what} are kept ({name})",
+                    f"at most {limit} {what} are kept at this node ({name})",
                     hint="end some with `ww kill`",
                     code="limit.detached",
                 )
 
-    def _add(self, record: Record, dirs: Mapping[str, HeldDir]) -> Detached:
-        each = Detached(record, self._directory / record.id, self._ctx, dirs)
-        self.all[record.id] = each
+    def _add(self, record: Record) -> Detached:
+        each = self.all[record.id] = Detached(record, self._directory / record.id, self._ctx)
         return each
 
     # --- the life of one --------------------------------------------------------------------------
@@ -571,7 +549,7 @@ class Supervisor:
 
     async def _attempt(self, each: Detached, derived: Derived) -> Exit:
         """Run it to its end; raises what keeps it from being started."""
-        for path, (hash_, _) in each.record.dirs.items():
+        for path, hash_ in each.record.dirs.items():
             if path not in each.dirs:
                 raise NotFound(
                     f"the directory {path} is not on the node's disk any more ({hash_})",
@@ -589,39 +567,44 @@ class Supervisor:
         output = _Output(write)
         async with contextlib.AsyncExitStack() as stack:
             async with self._starting:
-                image = await self._image(each.record)
+                image = await self._image(each)
                 refs = await stack.enter_async_context(derived.opened())
             if each.why:
                 return Exit("killed", why=each.why)
-            spec = self._service.spec(image, each.record.spec, refs, each.dirs)
+            spec = self._table.spec(image, each.record.spec, refs, each.dirs, _usual(image))
+            process = Process(each.id, each.owner, image, spec, output)
             with contextlib.ExitStack() as place:
-                self._service.admit(place, each.owner, spec.limits.memory_bytes)
-                process = Process(each.id, each.owner, image, spec, output)
-                process.open(output, output)
-                running = self._service.launch(process, place)
+                self._table.launch(process, place, remember=False)
+            process.open(output, output)
             each.record = replace(each.record, started_at=process.started_at)
             each.restarts.started()
             each.process = process
             if each.first is not None and not each.first.done():
                 each.first.set_result(None)
-            await asyncio.shield(running)
-        assert process.exit is not None  # noqa: S101  # it has run
-        return process.exit
+            exit_ = await process.wait()
+        assert exit_ is not None  # noqa: S101  # no time was given
+        return exit_
 
-    async def _image(self, record: Record) -> Image:
-        if not record.digest:
-            return self._service.program(record.kind)
-        code = await self._ctx.run_sync(self._read, record.digest)
-        return await self._service.prepare(code, record.kind)
+    async def _image(self, each: Detached) -> Image:
+        if not each.record.digest:
+            return self._table.program(each.record.kind)
+        try:
+            code = await self._ctx.run_sync((each.directory / CODE).read_bytes)
+        except OSError as exc:
+            raise NotFound(f"its code cannot be read: {exc.strerror}") from None
+        if await self._ctx.run_sync(sha256, code) != each.record.digest:
+            raise NotFound("its code on disk is damaged")
+        return await self._table.prepare(code, each.record.kind)
 
     async def _end(self, each: Detached, exit_: Exit) -> None:
         """It is over: on disk first, then its grants, then for those who wait."""
         each.record = replace(each.record, exit=exit_, over=True)
         each.process = None
         await self._save(each)
+        await self._disk(partial((each.directory / CODE).unlink, missing_ok=True))
         if each.derived is not None:
             each.derived.end("the process has ended")
-        each.let_go()
+        each.place.close()
         each.over.set()
         each.tell()
         self._ctx.log.info("proc.over", id=each.id, owner=each.owner, kind=exit_.kind)
@@ -647,58 +630,39 @@ class Supervisor:
         return True
 
     async def _forget(self, *ids: str) -> None:
-        """Nothing is left of these, nor of code that no other one has."""
+        """Nothing is left of these."""
         for id_ in ids:
             if (each := self.all.pop(id_, None)) is not None:
-                each.let_go()
-        async with self._files:
-            living = {each.record.digest for each in self.all.values() if not each.record.over}
-            await self._disk(self._remove, ids, living)
+                each.place.close()
+                await self._disk(shutil.rmtree, each.directory, True)
 
     def _records(self) -> list[Record]:
-        self._code.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = []
         for path in self._directory.iterdir():
             try:
-                found.append(Record.decode((path / RECORD).read_bytes()))
+                found.append(record := Record.decode((path / RECORD).read_bytes()))
+                if record.over:  # the node ended before that was removed
+                    (path / CODE).unlink(missing_ok=True)
             except FileNotFoundError:  # the node ended before it was written
-                if path != self._code:
-                    shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True)
             except (OSError, ValueError, TypeError, LookupError):
                 self._ctx.log.exception("proc.record_unreadable", id=path.name)
         return found
 
     def _keep(self, each: Detached, code: bytes | None) -> None:
-        path = self._code / each.record.digest
         try:
             if each.record.dirs:  # what was unpacked is on disk before what says so
                 os.sync()
-            if code is not None and not path.exists():
-                kept = sum(other.stat().st_size for other in self._code.iterdir())
-                if kept + len(code) > CODE_BYTES_MAX:
-                    raise LimitExceeded(
-                        f"{kept} bytes of code of detached processes are kept (CODE_BYTES_MAX)",
-                        hint="end some with `ww kill`",
-                        code="limit.detached",
-                    )
-                replace_private_file(path, code)
             each.directory.mkdir(mode=0o700)
+            if code is not None:
+                replace_private_file(each.directory / CODE, code)
             replace_private_file(each.directory / RECORD, each.record.encode())
         except OSError as exc:
             raise Unwritten(f"it cannot be kept on disk: {exc.strerror}") from exc
 
-    def _read(self, digest: str) -> bytes:
-        try:
-            code = (self._code / digest).read_bytes()
-        except OSError as exc:
-            raise NotFound(f"its code cannot be read: {exc.strerror}") from None
-        if sha256(code) != digest:
-            raise NotFound("its code on disk is damaged")
-        return code
 
-    def _remove(self, ids: tuple[str, ...], living: set[str]) -> None:
-        for id_ in ids:
-            shutil.rmtree(self._directory / id_, ignore_errors=True)
-        for path in self._code.iterdir():
-            if path.name not in living:
-                path.unlink()
+def _usual(image: Image) -> Limits:
+    """What a detached program may use, where its spawner does not say: of time all."""
+    cpu_s = image.usual.cpu_s and BOUNDS["cpu_s"][1]
+    return replace(image.usual, wall_s=BOUNDS["wall_s"][1], cpu_s=cpu_s)

@@ -40,7 +40,7 @@ class NativeService(Service):
     def __init__(self, proc: ProcService) -> None:
         self._proc = proc
         self._found: list[Finding] = []
-        proc.programs[KIND] = NativeImage
+        proc.table.programs[KIND] = NativeImage
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled."""
@@ -69,7 +69,8 @@ class NativeServant(rpc.Servant, interface=SCHEMA.Native):
         self, spec: dict[str, Any], policy: str, session: rpc.Ref | None
     ) -> dict[str, Any]:
         owner, image = owner_of(self._principal), NativeImage()
-        return await self._proc.detach(owner, image, None, spec, policy, session)
+        detach = self._proc.supervisor.detach
+        return {"id": await detach(owner, image, None, spec, policy, session)}
 
     async def open(self, id: str) -> dict[str, Any]:
         process = self._proc.get(id, owner_of(self._principal))
