@@ -9,6 +9,10 @@ A call is allowed if the grant and all its ancestors allow it; of the roles of a
 enough. Where nothing but methods is to be checked, a call costs a lookup; what else there is
 (constraints, budgets, fences) is compiled once for each grant and method.
 
+A reference that a service passes on is held to all of that but the methods, where its interface is
+none that the service's own leads to: a role of the service cannot name them, and the guard of the
+object itself, where that is served, judges each call.
+
 Two ways to end: `revoke` ends the subtree; `close` is how a session ends by itself, and leaves what
 was made to outlive it (`durable`), whose ancestor it stays.
 
@@ -28,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware.base.log import get_logger
 from wetware.broker.budgets import Budget, pay
 from wetware.broker.decisions import DECISIONS_MAX, new_id, shown
-from wetware.broker.methods import ANY, matches, pattern_within
+from wetware.broker.methods import ANY, all_methods, matches, pattern_within
 from wetware.broker.naming import binds
 from wetware.broker.plan import Args, Plan, Refusal, Test
 from wetware.broker.protocol import CORE
@@ -110,6 +114,13 @@ class Grants:
         found = [self.services[name].interface for name in names if name in self.services]
         return not found or any(binds(where, interface) for interface in found)
 
+    def leads_to(self, service: str, method: Method) -> bool:
+        """Whether a role can name the method for the service; of one that is not here, as if so."""
+        found = self.services.get(service)
+        return found is None or any(
+            method.interface == other.interface for other in all_methods(found.interface)
+        )
+
     def gone(self, grants: Sequence[Grant], error: WetwareError | None) -> None:
         """Grants have left the tree, and what ended them."""
 
@@ -182,7 +193,8 @@ class Grant:
         self._calls: dict[asyncio.Task[Any], Sequence[Hold]] = {}  # with their fencing tokens
         self._callbacks: dict[object, tuple[Callable[[WetwareError], None], bool]] = {}
         self._exports = self._lent = 0
-        self._plans: dict[Method, Plan[Grant]] = {}
+        # Of own objects, and of references that are passed on.
+        self._plans: tuple[dict[Method, Plan[Grant]], dict[Method, Plan[Grant]]] = {}, {}
         self._lane: tuple[Grant, ...] = parents[0]._lane if len(parents) == 1 else ()
         self._lanes: dict[tuple[Grant, ...], Grant] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -460,7 +472,8 @@ class Grant:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._plans.clear()
+        for plans in self._plans:
+            plans.clear()
         self._lanes.clear()
         for task in tuple(self._calls):
             task.cancel()
@@ -473,7 +486,9 @@ class Grant:
 
     # --- the guard of servants (wetware.rpc.Guard) ------------------------------------------------
 
-    def enter(self, method: Method, args: Args, task: asyncio.Task[Any]) -> Awaitable[None] | None:
+    def enter(
+        self, method: Method, args: Args, task: asyncio.Task[Any], passed: bool = False
+    ) -> Awaitable[None] | None:
         """Admit one call, or raise Denied, Revoked, Expired or LimitExceeded.
 
         `task` is cancelled when the grant ends. What is returned has to be awaited before the call
@@ -487,22 +502,23 @@ class Grant:
             or tree.shares_suspended is not None
         ):
             self.check_live()
-        plan = self._plans.get(method)
+        plans = self._plans[passed]
+        plan = plans.get(method)
         if plan is None:
-            plan = self._plans[method] = self._plan(method)
+            plan = plans[method] = self._plan(method, passed=passed)
         if len(self._calls) >= CALLS_MAX:
             raise LimitExceeded(f"{CALLS_MAX} calls are in flight under grant {self.id}")
         waiting = None if plan is _OPEN else self._judge(plan, method, args, task)
         self._calls.setdefault(task, ())
         return waiting
 
-    def onward(self, method: Method, args: Args) -> Grant:
+    def onward(self, method: Method, args: Args, passed: bool = False) -> Grant:
         """The guard of what the call returns.
 
         Of several roles, those whose constraints the call breaks are left out of it: what was
         reached by the leave of another role is not theirs to act on. Raises LimitExceeded.
         """
-        plan = self._plans.get(method, _OPEN)
+        plan = self._plans[passed].get(method, _OPEN)
         if not plan.lanes or self.ended is not None:
             return self
         lane = plan.lane(args)
@@ -554,28 +570,35 @@ class Grant:
 
     # --- the decision -----------------------------------------------------------------------------
 
-    def _plan(self, method: Method) -> Plan[Grant]:
+    def _plan(self, method: Method, *, passed: bool = False) -> Plan[Grant]:
         """What has to be checked for a method."""
         service = self.service
         if service is None:
             return Plan(denied=(self, "it is bound to no service"))
         interface, name = method.interface.name, method.name
         lacks = f"it does not cover {service} {interface}.{name}"
+        unnamed = passed and not self.tree.leads_to(service, method)
+
+        def covers(grant: Grant) -> bool:
+            patterns = grant.patterns(service)
+            return bool(patterns) if unnamed else matches(patterns, interface, name)
+
         for grant in self._chain:
-            if not matches(grant.patterns(service), interface, name):
+            if not covers(grant):
                 narrowed = grant.kind == "service" and grant.terms.services is not None
                 return Plan(denied=(grant, f"{lacks} ({grant.label})" if narrowed else lacks))
         if service == SESSION_SERVICE:
             return _OPEN
         lanes = tuple((root, root._tests(service, method)) for root in self.roots)
-        roles = tuple(
-            tests for root, tests in lanes if matches(root.patterns(service), interface, name)
-        )
+        roles = tuple(tests for root, tests in lanes if covers(root))
+        tests = tuple(test for grant in self._chain for test in grant._tests(service, method))
+        if unnamed:  # which role gave it away is not known: all of them have to allow it
+            tests += tuple(test for some in roles for test in some)
         if not roles:
             return Plan(denied=(self.roots[0] if self.roots else self, lacks))
         plan = Plan(
-            tests=tuple(test for grant in self._chain for test in grant._tests(service, method)),
-            roles=roles if all(roles) else (),
+            tests=tests,
+            roles=roles if all(roles) and not unnamed else (),
             budgets=self._budgets(),
             metered=self.metered,
             fences=tuple(

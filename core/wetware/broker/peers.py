@@ -59,7 +59,13 @@ class PeerGuard:
             for callback in callbacks.values():
                 callback(error)
 
-    def enter(self, _method: Method, _args: Mapping[str, object], task: asyncio.Task[Any]) -> None:
+    def enter(
+        self,
+        _method: Method,
+        _args: Mapping[str, object],
+        task: asyncio.Task[Any],
+        _passed: bool = False,
+    ) -> None:
         if self.ended is not None:
             raise fresh(self.ended)
         self._calls.add(task)
@@ -70,7 +76,9 @@ class PeerGuard:
     def charge(self, _method: Method, _nbytes: int) -> None:
         """Nothing is metered."""
 
-    def onward(self, _method: Method, _args: Mapping[str, object]) -> PeerGuard:
+    def onward(
+        self, _method: Method, _args: Mapping[str, object], _passed: bool = False
+    ) -> PeerGuard:
         return self
 
     def on_end(self, callback: Callable[[WetwareError], None]) -> Callable[[], None]:

@@ -102,7 +102,8 @@ class _Export(_DynamicCapabilityServer):
 
     def __init__(self, end: Callee, target: Servant | Ref, guard: Guard | None) -> None:
         self._end = end
-        self._target = target  # a Ref is a foreign object behind the membrane
+        self._target = target
+        self._passed = isinstance(target, Ref)  # a foreign object behind the membrane
         self._guard = guard
         self._frame = (guard, end.served)
         self._crossing = end.crossing_under(guard)
@@ -162,7 +163,7 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
     name = method.name
 
     async def dispatch(self: _Export, context: Any) -> None:
-        end, guard = self._end, self._guard
+        end, guard, passed = self._end, self._guard, self._passed
         task: Any = current_task()  # pycapnp runs each call in one of its own
         args: Any
         values: Any = None  # what the servant returned and the peer has not got
@@ -174,14 +175,14 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
             _current.set(self._frame)
             args = _arguments(context, method, self._crossing)
             if guard is not None:
-                waiting = guard.enter(method, args, task)
+                waiting = guard.enter(method, args, task, passed)
                 entered = True
                 if waiting is not None:
                     await waiting
-            if isinstance(self._target, Servant):
-                values = await getattr(self._target, name)(**args)
+            if passed:
+                values = await call(self._target, method, args)  # type: ignore[arg-type]  # a Ref
             else:
-                values = await call(self._target, method, args)
+                values = await getattr(self._target, name)(**args)
             # The call stays entered until it is answered: the end of its guard cuts the wait, too.
             if guard is not None and guard.ended is not None:
                 raise fresh(guard.ended)  # noqa: TRY301
@@ -190,7 +191,7 @@ def _dispatcher(method: Method) -> Callable[..., Coroutine[Any, Any, None]]:
                     await end.results_place()
                     if guard is not None and guard.ended is not None:
                         raise fresh(guard.ended)  # noqa: TRY301
-                onward = None if guard is None else guard.onward(method, args)
+                onward = None if guard is None else guard.onward(method, args, passed)
                 size = _answer(context, method, values, end, onward)
                 if guard is not None and guard.metered:
                     await _charge(guard, method, end, size)

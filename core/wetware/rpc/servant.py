@@ -40,10 +40,15 @@ class Guard(Protocol):
         ...
 
     def enter(
-        self, method: Method, args: Mapping[str, object], task: asyncio.Task[Any]
+        self,
+        method: Method,
+        args: Mapping[str, object],
+        task: asyncio.Task[Any],
+        passed: bool = False,
     ) -> Awaitable[None] | None:
         """A call starts. Raises WetwareError to refuse it.
 
+        It is `passed` where it goes on to somebody else's object, whose own guard judges it there.
         What is returned is awaited before the method runs, and may raise likewise; the call has
         entered by then, and leaves in any case. When the guard ends it cancels the tasks that
         entered and did not leave; their callers then get `ended`.
@@ -57,7 +62,7 @@ class Guard(Protocol):
         """
         ...
 
-    def onward(self, method: Method, args: Mapping[str, object]) -> Guard:
+    def onward(self, method: Method, args: Mapping[str, object], passed: bool = False) -> Guard:
         """The guard of what a call that entered returns: this one, or a narrower one."""
         ...
 

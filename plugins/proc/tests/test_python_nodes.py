@@ -46,12 +46,15 @@ def nodes(
             wait_for(
                 lambda node=node: len(node.members("service=proc")) == 3, "all have the service"
             )
+        a.ww("key", "new", "ada", check=True)
+        a.ww("user", "add", "ada", "--key", "ada", "--role", "member", check=True)
         yield started
 
 
 @contextlib.asynccontextmanager
-async def at(node: NodeProcess) -> AsyncIterator[wetware.Session]:
-    async with wetware.connect(node.addr, key=node.home.key()) as session:
+async def at(node: NodeProcess, who: str = "") -> AsyncIterator[wetware.Session]:
+    key = node.home.key(who) if who else node.home.key()
+    async with wetware.connect(node.addr, key=key) as session:
         yield session
 
 
@@ -233,19 +236,43 @@ async def test_what_a_program_offers_dies_with_it_unless_it_exits(nodes: Nodes) 
                     break
 
 
-async def test_what_is_offered_is_called_by_leave_of_the_role(nodes: Nodes) -> None:
+async def test_a_member_calls_what_a_function_returned_and_passes_it_on(nodes: Nodes) -> None:
+    """Their role cannot name it for `proc`: the guard of who serves it judges each call."""
+
     def back(given: Any) -> object:
         return given
 
-    async with at(nodes[0]) as session:
-        chat = await session.pubsub.join("chat")
-        narrow = await session.attenuate(
-            {"proc": ("Executor.*", "Image.*", "Process.*"), "pubsub": ()}
-        )
+    program = b"import sys, ww\nww.offer('door', ww.grant('in'))\nsys.stdin.read()"
+    async with at(nodes[0], "ada") as ada:
+        assert (await ada.whoami()).roles == ("member",)
+        narrow = await ada.attenuate({"proc": (), "pubsub": ("PubSub.join", "Topic.info")})
         given = await narrow.proc.call(back, await narrow.pubsub.join("chat"))
-        with pytest.raises(wetware.errors.Denied, match="does not cover proc Topic"):
-            await given.info()
-        assert (await (await session.proc.call(back, chat)).info())["name"] == "chat"
+        assert (await given.info())["name"] == "chat"
+        with pytest.raises(wetware.errors.Denied, match="does not cover pubsub Topic"):
+            await given.publish(data=b"no")
+        wide = await narrow.proc.call(back, await ada.pubsub.join("chat"))
+        await wide.publish(data=b"yes")
+        chat = await ada.pubsub.join("chat")
+        async with ada.proc.spawn(program, kind="python", grants={"in": chat}) as process:
+            await (await process.export("door")).info()
+            id_ = (await process.info()).id
+            ref, grant = await ada.share({f"proc:{id_}": ()})
+            seen, _ = await ada.share({f"proc:{id_}": ("Process.wait", "Process.info")})
+            async with wetware.connect(ref) as guest, wetware.connect(seen) as watcher:
+                door = await guest.proc.detached(id_).export("door")
+                assert (await door.info())["name"] == "chat"
+                with pytest.raises(wetware.errors.CapabilityError):
+                    await guest.pubsub.join("chat")
+                assert (await watcher.proc.detached(id_).info()).id == id_
+                with pytest.raises(wetware.errors.Denied, match="does not cover proc Process"):
+                    await watcher.proc.detached(id_).export("door")
+                await ada.revoke(grant.id)
+                with pytest.raises(wetware.errors.Revoked):
+                    await door.info()
+            await ada.revoke((await narrow.whoami()).grant)
+        for ended in (given, wide):
+            with pytest.raises(wetware.errors.CapabilityError):
+                await ended.info()
 
 
 async def test_packages_can_be_imported(nodes: Nodes, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class FakeGuard:
     def charge(self, method: rpc.Method, nbytes: int) -> None:
         raise AssertionError("it is not metered")
 
-    def enter(self, method: object, args: object, task: asyncio.Task[Any]) -> None:
+    def enter(self, method: object, args: object, task: asyncio.Task[Any], passed: bool) -> None:
         if self.ended is not None:
             raise self.ended
         self.tasks.add(task)
@@ -67,7 +67,7 @@ class FakeGuard:
     def unexported(self) -> bool:
         return False
 
-    def onward(self, method: rpc.Method, args: Any) -> Any:
+    def onward(self, method: rpc.Method, args: Any, passed: bool) -> Any:
         return self
 
     def let_go(self) -> None:

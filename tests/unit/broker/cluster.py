@@ -72,7 +72,7 @@ class BoxServant(rpc.Servant, interface=BOX.Box):
             self._service.running -= 1
 
     async def any(self) -> dict[str, Any]:
-        return {"cap": ItemServant(self._service, "any")}
+        return {"cap": self._service.passed or ItemServant(self._service, "any")}
 
     async def keep(self, item: rpc.Ref) -> None:
         self._service.item = item
@@ -92,6 +92,7 @@ class BoxService(Service):
         self.data: dict[str, bytes] = {}
         self.sinks: list[rpc.Ref] = []
         self.item: Any = None
+        self.passed: Any = None  # in place of an item of its own
         self.handed: Any = None
         self.running = self.puts = 0
         self.gate = asyncio.Event()
