@@ -36,11 +36,15 @@ class Grant:
     def charge(self, method: rpc.Method, nbytes: int) -> None:
         raise AssertionError("it is not metered")
 
-    def onward(self, method: rpc.Method, args: Mapping[str, object]) -> Any:
+    def onward(self, method: rpc.Method, args: Mapping[str, object], passed: bool = False) -> Any:
         return self
 
     def enter(
-        self, method: rpc.Method, args: Mapping[str, object], task: asyncio.Task[Any]
+        self,
+        method: rpc.Method,
+        args: Mapping[str, object],
+        task: asyncio.Task[Any],
+        passed: bool = False,
     ) -> None:
         if self.ended is not None:
             raise from_wire(self.ended.code, self.ended.message)
