@@ -12,7 +12,7 @@ from wetware.broker.naming import check_against, one_object
 from wetware.broker.terms import Terms
 from wetware.broker.values import Rate
 from wetware.broker.where import WHERE_MAX, Where
-from wetware.errors import Amplification, InvalidArgument
+from wetware.errors import Amplification, InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
     from wetware.broker.broker import Broker
@@ -29,7 +29,8 @@ SEALED: Final = frozenset(
 def terms_from_struct(wire: Mapping[str, Any], parent: Grant, broker: Broker) -> Terms:
     """The struct Terms for a child of `parent`.
 
-    Raises InvalidArgument for what is malformed, and for a constraint that binds nothing.
+    Raises InvalidArgument for what is malformed, and for a constraint that binds nothing;
+    Unsupported "unsupported.fence".
     """
     _check_size(wire)
     where = [Where.parse(w["text"], w["service"] or ANY) for w in wire["where"]]
@@ -57,7 +58,7 @@ def terms_from_struct(wire: Mapping[str, Any], parent: Grant, broker: Broker) ->
         rate=Rate.parse(wire["rate"]) if wire["rate"] else None,
         calls=wire["calls"] or None,
         bytes=wire["bytes"] or None,
-        fence=Fence.decode(wire["fence"]) if wire["fence"] else None,
+        fence=_fence(wire["fence"], granted, broker) if wire["fence"] else None,
     )
 
 
@@ -136,6 +137,21 @@ def _check_binds(where: Where, granted: Mapping[str, frozenset[str]], broker: Br
             else:
                 return
     raise failure
+
+
+def _fence(token: bytes, granted: Mapping[str, frozenset[str]], broker: Broker) -> Fence:
+    """A token, for services of which this node sees all calls; raises Unsupported for others."""
+    fence = Fence.decode(token)
+    for name in sorted(granted.keys() - {SESSION_SERVICE}):
+        service = broker.services.get(name)
+        if service is None or service.entries != "one":
+            raise Unsupported(
+                f"no fencing token holds anybody off {name!r}: it is not declared to be entered "
+                "at one node alone, so no broker sees all calls of it",
+                hint="fence a service that is, by name; keys and names take `fence=held`",
+                code="unsupported.fence",
+            )
+    return fence
 
 
 def _bad(what: str, hint: str = "") -> InvalidArgument:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -31,6 +31,9 @@ class Service(ABC):
             end, and gives nothing. A session may call these also while the audit log cannot be
             written; a service without any is not opened then.
         peer_interface: The interface of what `peer_bootstrap` makes; None: it has no siblings.
+        entries: "one": what it keeps is reached through its own node alone, whose broker so sees
+            every call about it, and can refuse those of a lock's earlier holders. "many": members
+            have it in common; a fencing token is refused there, as no broker sees all calls.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Service(ABC):
     roles: ClassVar[Mapping[str, frozenset[str]]] = {}
     ending: frozenset[str] = frozenset()
     peer_interface: Interface | None = None
+    entries: Literal["one", "many"] = "many"
 
     @abstractmethod
     def bootstrap(self, principal: Principal) -> Servant:

@@ -206,12 +206,13 @@ class Session(Bundled):
             rate: "10/s", "100/m:20"; "" for none.
             calls: How many calls in all; 0: no quota.
             nbytes: How many bytes of payload in all; 0: no quota.
-            fence: A fencing token of a lock.
+            fence: A fencing token of a lock, for services that are entered at one node alone
+                (`Service.entries`): calls are refused once the node has seen a later holder's.
             sealed: It cannot be attenuated or shared further.
             label: What it is for, in `ww grants`.
 
         Raises Amplification for what this session has not, InvalidArgument for a constraint that
-        the service's schema does not know.
+        the service's schema does not know, Unsupported "unsupported.fence".
         """
         terms = terms_to_struct(
             services, where, expires_s=expires_s, rate=rate, calls=calls, nbytes=nbytes,

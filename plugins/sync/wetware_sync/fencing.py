@@ -6,12 +6,14 @@ So who was paused until the lease had ended, and goes on as if nothing had been,
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from wetware.base import cbor
 from wetware.errors import Denied, InvalidArgument
 from wetware_sync.engine import KEY_BYTES_MAX, Compare, Get, Page, Txn
+from wetware_sync.keys import LOCK
 
 if TYPE_CHECKING:
     from wetware_sync.engine import Engine, Outcome
@@ -39,9 +41,11 @@ class Hold:
     @classmethod
     def decode(cls, data: bytes) -> Hold:
         """The inverse; raises InvalidArgument "invalid.hold"."""
-        match cbor.decode(data, bytes_max=HOLD_BYTES_MAX):
-            case [int(epoch), int(revision), bytes(key)]:
-                return cls(epoch, revision, key)
+        with contextlib.suppress(InvalidArgument):
+            match cbor.decode(data, bytes_max=HOLD_BYTES_MAX):
+                # 0 would be the revision of each key that there is not.
+                case [int(epoch), int(revision), bytes(key)] if revision and key.startswith(LOCK):
+                    return cls(epoch, revision, key)
         raise InvalidArgument(
             "this is not what stands for a lock that is held",
             hint="give `held.hold`, as it is",

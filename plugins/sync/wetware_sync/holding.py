@@ -12,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import anyio
 
 from wetware import rpc
-from wetware.errors import WetwareError
+from wetware.errors import Unsupported, WetwareError
+from wetware_sync.engine import LeaseEnded
 from wetware_sync.errors import NotFree
 from wetware_sync.lease import TTL_S, Lease
 from wetware_sync.reach import AtHome, written
@@ -29,6 +30,23 @@ WAIT_MS_MAX: Final = 2**32 - 1
 NONCE_BYTES: Final = 16
 LET_GO_S: Final = 2.0
 """For the end of a block; beyond it the lock is let go in the background."""
+
+
+class _Fenceable(Protocol):
+    """What is used of a `wetware.Session`, whose module knows this one."""
+
+    async def attenuate(
+        self,
+        services: Mapping[str, Iterable[str]] | None,
+        *,
+        fence: bytes,
+        label: str,
+    ) -> Self: ...
+
+    async def close(self) -> None: ...
+
+
+S = TypeVar("S", bound=_Fenceable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +74,14 @@ class Held:
     Attributes:
         name: Of the lock.
         hold: For the `fence` of writes to the store; a secret.
-        token: A fencing token for a service of one node: `session.attenuate(…, fence=held.token)`.
-            b"" of what several may hold at once.
+        token: A fencing token for a service of one node, see `fence`; b"" of what several may hold
+            at once.
         revision: That the token has.
     """
 
     def __init__(self, lease: Lease, which: dict[str, Any], reply: dict[str, Any]) -> None:
         self._lease, self._which = lease, which
+        self._fenced: list[_Fenceable] | None = []
         self.name: str = which["name"]
         self.hold: bytes = reply["hold"]
         self.token: bytes = reply["token"]
@@ -72,6 +91,40 @@ class Held:
     def lost(self) -> WetwareError | None:
         """Why it is not held any more; None while it is."""
         return self._lease.ended
+
+    async def fence(
+        self, session: S, services: Mapping[str, Iterable[str]] | None = None, *, label: str = ""
+    ) -> S:
+        """A part of a session whose node refuses it once it has seen a later holder of the lock.
+
+        It is for services that are entered at that node alone (`Service.entries`), and ends with
+        the block. Nothing makes others show a token: whoever may write without one still can.
+
+        Args:
+            session: At the service's node: `async with session.node("name=db") as there`.
+            services: Of it, as `Session.attenuate` takes them; None: all.
+            label: What it is for, in `ww grants`.
+
+        Raises Unsupported "unsupported.fence" for services that members have in common, and of
+        what several may hold at once; LeaseEnded where it is not held any more.
+        """
+        if self._fenced is None or self.lost is not None:
+            raise LeaseEnded(f"{self.name!r} is not held any more", hint="take it again")
+        if not self.token:
+            raise Unsupported(
+                f"several may hold {self.name!r} at once: none of them shuts out another",
+                hint="take a lock, or be the leader",
+                code="unsupported.fence",
+            )
+        label = label or f"while {self.name} is held"
+        fenced = await session.attenuate(services, fence=self.token, label=label)
+        self._fenced.append(fenced)
+        return fenced
+
+    async def _end(self) -> None:
+        """End what was fenced: calls that still go on there would keep the next holder waiting."""
+        fenced, self._fenced = self._fenced or (), None
+        await asyncio.gather(*(each.close() for each in fenced))
 
     async def proclaim(self, value: bytes) -> None:
         """Change what others see; raises Denied where it is not held any more."""
@@ -196,9 +249,12 @@ class Sync:
             except BaseException:  # it may have been taken, and the answer is lost
                 self._let_go_soon(lease, which)
                 raise
+            held = Held(lease, which, reply)
             try:
-                yield Held(lease, which, reply)
+                yield held
             finally:
+                with anyio.move_on_after(LET_GO_S, shield=True):
+                    await held._end()
                 with anyio.move_on_after(LET_GO_S, shield=True) as scope:
                     await self._let_go(lease, which)
                 if scope.cancelled_caught:

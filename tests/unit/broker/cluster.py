@@ -87,6 +87,7 @@ class BoxServant(rpc.Servant, interface=BOX.Box):
 class BoxService(Service):
     name = "box"
     interface = BOX.Box
+    entries = "one"
 
     def __init__(self) -> None:
         self.data: dict[str, bytes] = {}

@@ -493,6 +493,25 @@ async def test_a_forged_or_stale_fence_is_refused(node: MemNode) -> None:
     assert node.box.data == {"a": b"2"}
 
 
+@pytest.mark.parametrize("entries", ["many", "two"])
+async def test_no_token_is_taken_for_what_other_nodes_have_as_well(
+    node: MemNode, entries: str
+) -> None:
+    """Whatever a service says but "one", and for no service that is not there by name."""
+    token = Fence.issue(Key.generate(), "db", epoch=1, counter=1).encode()
+    node.backend.profiles["all"] = RoleProfile({"*": frozenset({"*"})})
+    node.backend.users["max"] = {"all"}
+    async with node.login("max", ["all"]) as session:
+        for services in (None, {"*": ()}):
+            with pytest.raises(Unsupported, match="no broker sees all calls") as refused:
+                await session.attenuate(services, fence=token)
+            assert refused.value.code == "unsupported.fence"
+        await session.attenuate({"box": ()}, fence=token)
+        node.box.entries = entries  # type: ignore[assignment]
+        with pytest.raises(Unsupported, match="'box'"):
+            await session.attenuate({"box": ()}, fence=token)
+
+
 async def test_guessing_references_is_counted_and_tells_nothing(node: MemNode) -> None:
     async with node.login("ada") as session:
         ref = SturdyRef.parse((await session.share({"box": []}))[0])
