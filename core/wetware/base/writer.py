@@ -130,8 +130,7 @@ class Writer(Generic[T]):
         self, write: Write[T], result: object = None, error: Exception | None = None
     ) -> None:
         """Settle what somebody waits for; one who has stopped waiting gets nothing."""
-        if (future := write.future) is not None:
-            self.call_soon(self._settle, future, result, error)
+        self.call_soon(self.settle, write, result, error)
 
     def call_soon(self, callback: Callable[..., object], *args: object) -> None:
         """Call back on the loop, in their order, if there was one and it is not closed.
@@ -155,7 +154,12 @@ class Writer(Generic[T]):
             callback, args = self._calls.popleft()
             callback(*args)
 
-    def _settle(self, future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+    def settle(
+        self, write: Write[T], result: object = None, error: Exception | None = None
+    ) -> None:
+        """As `answer`, on the loop."""
+        if (future := write.future) is None:
+            return
         self._waiting -= 1
         if future.done():
             return

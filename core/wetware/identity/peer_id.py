@@ -6,6 +6,7 @@ Source: https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from wetware.errors import InvalidArgument
 
@@ -50,6 +51,9 @@ def base58_decode(text: str, *, chars_max: int = 1024) -> bytes:
         number = number * 58 + digit
     zeros = len(text) - len(text.lstrip("1"))
     return b"\0" * zeros + number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+_multihash = lru_cache(maxsize=1024)(base58_decode)  # the same few are asked for over and over
 
 
 def _inlines_a_key(data: bytes) -> bool:
@@ -109,7 +113,7 @@ class PeerId(str):
     @property
     def multihash(self) -> bytes:
         """The binary form."""
-        return base58_decode(self)
+        return _multihash(self)
 
     @property
     def public_key(self) -> bytes | None:

@@ -48,6 +48,7 @@ class Members:
         self._membership, self._admission, self._host = membership, admission, host
         self._clock, self._clock_wrong, self._skew_s_max = clock, clock_wrong, skew_s_max
         self._watchers: Watchers[Member] = Watchers()
+        self._founder: PeerId | None = None
         membership.watch(self._changed)
 
     def list(self, selector: str) -> tuple[Member, ...]:
@@ -72,11 +73,16 @@ class Members:
     def founder(self) -> PeerId | None:
         """See `hookspecs.Overlay.founder`."""
         judge = self._admission.judge
-        for known in self._membership.members():
-            with contextlib.suppress(AdmissionRefused):
-                if FOUND in judge.open(known.record.chain).rights:
-                    return known.peer
-        return None
+        found, own = self._founder, self._host.peer_id
+        # Some ask at each call of theirs, and nobody else becomes it: it is looked for once.
+        if found is None or (found != own and self._membership.member(found) is None):
+            self._founder = None
+            for known in self._membership.members():
+                with contextlib.suppress(AdmissionRefused):
+                    if FOUND in judge.open(known.record.chain).rights:
+                        self._founder = known.peer
+                        break
+        return self._founder
 
     def watch(self, callback: Callable[[Member], None], selector: str) -> Callable[[], None]:
         """See `hookspecs.Overlay.watch_members`."""

@@ -12,6 +12,7 @@ from wetware.errors import InvalidArgument
 from wetware.identity import Key, PeerId
 from wetware.member import Member
 from wetware.node.members import Members
+from wetware.overlay.admission.statements import FOUND
 from wetware.overlay.membership.known import Change, ChangeKind, Known, State
 from wetware.overlay.membership.record import Record
 
@@ -62,13 +63,17 @@ class Cluster:
         self.twins: dict[PeerId, Any] = {}
         self.clock_wrong = ""
         chain = SimpleNamespace(labels={"zone": "far"})
-        admission: Any = SimpleNamespace(members=Admitted(), chain=lambda peer: chain)
+        self.opened = 0
+        admission: Any = SimpleNamespace(
+            members=Admitted(), chain=lambda peer: chain, judge=SimpleNamespace(open=self._rights)
+        )
         host: Any = SimpleNamespace(
             peer_id=OWN, connection=lambda peer: REMOTE if peer == KEYS[1].peer_id else None
         )
         clock: Any = SimpleNamespace(monotonic=lambda: 100.0)
         membership: Any = SimpleNamespace(
             members=lambda: tuple(self.table),
+            member=lambda peer: next((m for m in self.table if m.record.peer == peer), None),
             watch=self.listeners.append,
             twins=SimpleNamespace(of=self.twins.get),
         )
@@ -80,6 +85,10 @@ class Cluster:
             clock_wrong=lambda: self.clock_wrong,
             skew_s_max=60.0,
         )
+
+    def _rights(self, chain: bytes) -> Any:
+        self.opened += 1
+        return SimpleNamespace(rights={FOUND} if chain == b"founder" else ())
 
     def tell(self, kind: ChangeKind, what: Known) -> None:
         for listener in self.listeners:
@@ -119,6 +128,19 @@ def test_nodes_and_foreign_peers_that_match_are_listed() -> None:
     with pytest.raises(InvalidArgument, match="bad selector"):
         members.list("=")
     assert members.list(str(FOREIGN)) == (foreign,)
+
+
+def test_the_founder_is_looked_for_once_and_known_as_long_as_it_is_a_member() -> None:
+    cluster = Cluster()
+    assert cluster.members.founder() is None
+    founder = cluster.table[2]
+    cluster.table[2] = replace(founder, record=replace(founder.record, chain=b"founder"))
+    assert cluster.members.founder() == KEYS[2].peer_id
+    looked = cluster.opened
+    assert cluster.members.founder() == KEYS[2].peer_id
+    assert cluster.opened == looked
+    del cluster.table[2]
+    assert cluster.members.founder() is None
 
 
 def test_what_is_wrong_with_a_member_is_said() -> None:

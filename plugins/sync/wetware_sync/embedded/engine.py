@@ -232,10 +232,6 @@ class EmbeddedEngine:
         self._waiting_bytes += what.size
         return await self._writer.write(what)
 
-    def _taken(self, many: int, nbytes: int) -> None:
-        self._waiting -= many
-        self._waiting_bytes -= nbytes
-
     async def _from_disk(self, key: bytes, revision: int, prefix: bool) -> Batch:
         read = partial(Store.events, key=key, revision=revision, prefix=prefix)
         batch: Batch = await self._wait(Change(read, reads=True))
@@ -243,34 +239,44 @@ class EmbeddedEngine:
 
     def _commit(self, batch: list[Write[Change]], last: bool) -> list[Any]:
         store, writer = self._store, self._writer
-        for write in batch:
-            if write.what.reads:
-                try:
-                    writer.answer(write, write.what.apply(store))
-                except WetwareError as exc:
-                    writer.answer(write, error=exc)
+        reads = [write for write in batch if write.what.reads]
+        if reads:
+            writer.call_soon(self._answer, reads, [_read(store, each.what) for each in reads])
         writes = [write for write in batch if not write.what.reads]
         for group in groups(writes, lambda change: change.size, COMMIT_BYTES_MAX):
             done = store.commit([write.what for write in group])
-            writer.call_soon(self._publish, done)
-            for write, result in zip(group, done.results, strict=True):
-                error = result if isinstance(result, WetwareError) else None
-                writer.answer(write, result, error)
-        asked = [write.what.size for write in batch if write.future is not None]
-        writer.call_soon(self._taken, len(asked), sum(asked))
+            writer.call_soon(self._publish, done, group)
         if not batch and not last:
             store.idle()
         if last:
             store.close()
         return []
 
-    def _publish(self, done: Commit) -> None:
+    def _publish(self, done: Commit, group: list[Write[Change]]) -> None:
         """On the loop, before who waits is answered."""
         for row in done.granted:
             self._hold(row)
         for id_ in done.ended:
             self._leases.pop(id_, None)
         self._hub.publish(done.events, done.compacted)
+        self._answer(group, done.results)
+
+    def _answer(self, batch: list[Write[Change]], results: list[Any]) -> None:
+        """On the loop, all at once: to wake it costs more than to answer."""
+        for write, result in zip(batch, results, strict=True):
+            if write.future is not None:
+                self._waiting -= 1
+                self._waiting_bytes -= write.what.size
+            error = result if isinstance(result, WetwareError) else None
+            self._writer.settle(write, result, error)
+
+
+def _read(store: Store, what: Change) -> Any:
+    """What was read, or the error."""
+    try:
+        return what.apply(store)
+    except WetwareError as exc:
+        return exc
 
 
 def _closed() -> Closed:
