@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -179,6 +180,10 @@ def test_standard_input(pair: tuple[NodeProcess, NodeProcess]) -> None:
     a, _ = pair
     cid = a.ww("blob", "put", "-", input="from a pipe", check=True).stdout.strip()
     assert a.ww("blob", "cat", cid, check=True).stdout == "from a pipe"
+    older = ("-", "--profile", "unixfs-v0-2015")
+    cid = a.ww("blob", "put", *older, input="hello world", check=True).stdout.strip()
+    assert cid == "Qmf412jQZiuVUtdgnB36FXFX7xg5V6KEbSJ4dpQuhkLyfD", "as Kubo has it"
+    assert a.ww("blob", "cat", cid, check=True).stdout == "hello world"
     waiting = a.start_ww("blob", "put", "-")
     assert waiting.stdin is not None
     waiting.stdin.write("a part")
@@ -224,6 +229,7 @@ def test_a_terminal_sees_how_far_it_is(
     assert "getting" in text
     assert "MiB" in text
     assert "/s" in text
+    assert re.search(r"\d:\d\d:\d\d", text), "for how long it goes on"
 
 
 @pytest.mark.long

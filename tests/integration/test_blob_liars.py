@@ -53,6 +53,7 @@ class Cluster:
         file = self.home.path / f"{node.data_dir.name}.json"
         file.with_suffix(".new").write_text(json.dumps({"kind": kind, **more}))
         file.with_suffix(".new").rename(file)
+        self._noted(node).unlink(missing_ok=True)
 
     async def put(self, nodes: list[NodeProcess], data: bytes) -> str:
         cid = ""
@@ -60,6 +61,14 @@ class Cluster:
             async with wetware.connect(node.addr, key=self.home.key()) as session:
                 cid = (await session.blob.put(data)).cid
         return cid
+
+    def lacked(self, node: NodeProcess) -> int:
+        """How often it was asked for a block and said that it has none, since `say`."""
+        file = self._noted(node)
+        return len(file.read_text().split()) if file.exists() else 0
+
+    def _noted(self, node: NodeProcess) -> Path:
+        return self.home.path / f"{node.data_dir.name}.json.lacked"
 
     def dropped(self, cid: str) -> dict[str, str]:
         """What the reader's log says of who was dropped: peer → why."""
@@ -169,3 +178,7 @@ async def test_10_000_cids_are_offered_that_are_lacked(cluster: Cluster, tmp_pat
     assert len(list((tmp_path / "got").iterdir())) == 10_000
     for name, why in cluster.dropped(put.cid).items():
         assert "of what it offers" in why, (name, why)
+    asked = {node.data_dir.name: cluster.lacked(node) for node in cluster.providers}
+    print("asked for what they lack:", asked)  # noqa: T201 - figures, with -s
+    assert any(asked.values())
+    assert max(asked.values()) <= 2 * LACKS_MAX, asked

@@ -37,7 +37,7 @@ ADA = "local:ada"
 @asynccontextmanager
 async def running(path: Path, overlay: FakeOverlay, **config: Any) -> AsyncIterator[BlobService]:
     """The service of one node."""
-    path.mkdir(exist_ok=True)
+    await anyio.Path(path).mkdir(exist_ok=True)
     context = plugin_context(path, BlobConfig(**config), name="blob", overlay=overlay)
     service = overlay.services["blob"] = BlobService(context)
     async with anyio.create_task_group() as tasks:

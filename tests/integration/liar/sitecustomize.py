@@ -2,7 +2,8 @@
 
 What it does is in the file that LIE_FILE names, and is read for each block: a JSON object with
 `kind`, and with `block`, the digest of the only block that it lies of, or without one for all, but
-for that which `has` names. What is served is written to a file beside it, a digest a line.
+for that which `has` names. What is served is written to a file beside it, a digest a line, and what
+is said to lack to another one.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ async def find_(get: Callable[[bytes], Awaitable[bytes]], digest: bytes) -> byte
     said = lie()
     data = await honest_find(get, digest)
     await asyncio.sleep(said.get("delay_s", 0))
-    if data is None or not is_meant(said, digest.hex()):
-        return data
-    match said["kind"]:
-        case "lies":
-            return bytes([data[0] ^ 1]) + data[1:]
-        case "lacks":
-            return None
+    if is_meant(said, digest.hex()):
+        match said["kind"]:
+            case "lies" if data is not None:
+                return bytes([data[0] ^ 1]) + data[1:]
+            case "lacks":
+                data = None
+    if data is None:
+        note("lacked", digest)
     return data
 
 
@@ -82,8 +84,12 @@ async def trickle(stream: Stream, data: bytes) -> None:
 
 
 def count(data: bytes) -> None:
-    with Path(os.environ["LIE_FILE"] + ".served").open("a") as served:
-        served.write(hashlib.sha256(data).hexdigest() + "\n")
+    note("served", hashlib.sha256(data).digest())
+
+
+def note(what: str, digest: bytes) -> None:
+    with Path(f"{os.environ['LIE_FILE']}.{what}").open("a") as noted:
+        noted.write(digest.hex() + "\n")
 
 
 class Yes(SiblingServant):
