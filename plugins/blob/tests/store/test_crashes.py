@@ -6,18 +6,23 @@ for one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
 import random
+import threading
 
 import pytest
 from tests.failing_disk import SITES, Disk, File, forget
 
+from wetware.errors import NotFound
+from wetware_blob.format.cid import Block
 from wetware_blob.store.errors import StoreFailed
 from wetware_blob.store.index import FILE
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.salvage import aside
+from wetware_blob.store.store import Store
 
 from .histories import History, Lost, inline
 from .parts import ADA, node, raw, running
@@ -70,6 +75,56 @@ async def test_what_was_refused_does_not_come_back_once_it_was_given_up() -> Non
     disk.crash(power=False)
     async with running(disk, run_sync=inline) as store:  # type: ignore[arg-type]
         assert await store.pins() == []
+    forget(disk)
+
+
+class OneNameSyncFails(Disk):
+    """The first sync of the names of files: it begins once `files` of them are on the disk."""
+
+    def __init__(self, seed: int, files: int) -> None:
+        super().__init__(random.Random(seed))
+        self._files, self._first, self._synced = files, True, threading.Event()
+
+    def sync(self, fd: int) -> None:
+        super().sync(fd)
+        self._files -= 1
+        if not self._files:
+            self._synced.set()
+
+    def sync_directory(self, name: str) -> None:
+        if not (name.isdecimal() and self._first):
+            return super().sync_directory(name)
+        self._first = False
+        assert self._synced.wait(20)
+        self.faults = {"sync": 1.0}
+        try:
+            super().sync_directory(name)
+        finally:
+            self.faults = {}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_sync_that_failed_is_made_good_by_no_later_one(seed: int) -> None:
+    """It was of both names, so the second writer's sync has nothing left to do, and succeeds."""
+    disk = OneNameSyncFails(seed, 2)
+    blocks = [raw(bytes([n]) * 50_000) for n in range(3)]
+
+    async def put(store: Store, block: Block) -> None:
+        async with store.hold(ADA) as hold:
+            await store.put(hold, [block])
+
+    async with running(disk) as store:
+        both = (put(store, block) for block in blocks[:2])
+        results = await asyncio.gather(*both, return_exceptions=True)
+        assert [type(result) for result in results] == [StoreFailed] * 2
+        await put(store, blocks[2])
+        disk.dead = True
+    disk.crash(power=True)
+    async with running(disk) as store:
+        assert await store.get(blocks[2].cid.digest) == blocks[2].data
+        for block in blocks[:2]:
+            with pytest.raises(NotFound):
+                await store.get(block.cid.digest)
     forget(disk)
 
 
