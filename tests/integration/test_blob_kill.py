@@ -34,11 +34,12 @@ class Two:
         self.reader = self.start("reader", join=self.provider)
         self.meet()
 
-    def start(self, name: str, join: NodeProcess | None = None, port: str = "0") -> NodeProcess:
+    def start(
+        self, name: str, join: NodeProcess | None = None, peers: tuple[str, ...] = ()
+    ) -> NodeProcess:
         path = os.pathsep.join([str(LIAR), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         env = {"PYTHONPATH": path, "LIE_FILE": str(self.lie)} if name == "provider" else {}
-        listen = f"/ip4/127.0.0.1/tcp/{port}"
-        return self.home.start_node(name, join=join, env=env, listen=listen).wait_ready()
+        return self.home.start_node(name, join=join, env=env, peers=peers).wait_ready()
 
     def meet(self) -> None:
         for node, other in ((self.provider, self.reader), (self.reader, self.provider)):
@@ -48,8 +49,9 @@ class Two:
         node.process.kill()
         node.process.wait()
 
-    def again(self, node: NodeProcess) -> NodeProcess:
-        return self.start(node.data_dir.name, port=node.addr.split("/tcp/")[1].split("/")[0])
+    def again(self, node: NodeProcess, other: NodeProcess) -> NodeProcess:
+        """At another port: somebody may have the one of before."""
+        return self.start(node.data_dir.name, peers=(other.addr,))
 
     def served(self) -> Counter[str]:
         file = Path(f"{self.lie}.served")
@@ -103,10 +105,10 @@ def test_half_way_one_end_of_a_get_is_killed(two: Two, tmp_path: Path, who: str)
         assert "try: " in said, said
     assert not out.exists()
     if who == "provider":
-        two.provider = two.again(two.provider)
+        two.provider = two.again(two.provider, two.reader)
         two.meet()
     elif who != "reader":
-        two.reader = two.again(two.reader)
+        two.reader = two.again(two.reader, two.provider)
         two.meet()
     before = two.served()
     two.reader.ww("blob", "get", cid, "-o", str(out), check=True)
