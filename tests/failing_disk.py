@@ -17,6 +17,7 @@ import os
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import apsw
@@ -247,6 +248,12 @@ class Disk(Files):
             name, file = self._fds[fd]
             self._sync(file, "rewritten log" if name.endswith("-wal") else "file")
 
+    def copy(self, source: Path, name: str) -> None:
+        data = self.read(str(source), 1 << 40)
+        fd = self.create(name, 0)
+        self.write(fd, data)
+        self.close(fd)
+
     def close(self, fd: int) -> None:
         self._fds.pop(fd, None)
 
@@ -309,8 +316,11 @@ class Disk(Files):
     def free_bytes(self) -> int:
         return 1 << 40
 
+    def path(self, name: str) -> str:
+        return f"/{self.id}/{name}"
+
     def connect(self, name: str) -> Any:
-        return Connection(apsw.Connection(f"/{self.id}/{name}", vfs=VFS_NAME))
+        return Connection(apsw.Connection(self.path(name), vfs=VFS_NAME))
 
     def reserve(self) -> Any:
         return Reserve(self)
@@ -359,7 +369,8 @@ class Connection:
         return int(apsw.SQLITE_OK)
 
     def close(self) -> None:
-        self._connection.close(True)
+        with contextlib.suppress(apsw.Error):  # as Python's own
+            self._connection.close(True)
 
 
 # --- SQLite on it ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ in its place that loses, tears and refuses, and find a sync that lacks above.
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -80,6 +81,14 @@ class Files:
         finally:
             self.close(fd)
 
+    def copy(self, source: Path, name: str) -> None:
+        """A new file, for its owner alone, with what another one has, which may lie anywhere."""
+        with (
+            (self._root / source).open("rb") as data,
+            os.fdopen(self.create(name, 0), "wb") as file,
+        ):
+            shutil.copyfileobj(data, file)
+
     def close(self, fd: int) -> None:
         os.close(fd)
 
@@ -115,6 +124,10 @@ class Files:
     def free_bytes(self) -> int:
         found = os.statvfs(self._root)
         return found.f_bavail * found.f_frsize
+
+    def path(self, name: str) -> str:
+        """As a statement of SQLite names it."""
+        return str(self._root / name)
 
     def connect(self, name: str) -> Database:
         return sqlite3.connect(self._root / name, isolation_level=None, check_same_thread=False)

@@ -49,10 +49,12 @@ class Step:
 
 
 class Unsynced(Disk):
-    """SQLite is told not to sync."""
+    """SQLite is told not to sync, if that is left out."""
 
     def connect(self, name: str) -> Any:
         connection = super().connect(name)
+        if self.dropped != "synchronous":
+            return connection
         execute = connection.execute
 
         def without(sql: str, params: Any = ()) -> Any:
@@ -73,7 +75,7 @@ class History:
 
     def __init__(self, seed: int, dropped: str = "") -> None:
         self.rng = rng = random.Random(seed)
-        self.disk = Unsynced(rng) if dropped == "synchronous" else Disk(rng, dropped)
+        self.disk = Unsynced(rng, dropped)
         self.model = Model()
         self.unsure: list[Model] = []
         self.seen: dict[int, list[Event]] = {}

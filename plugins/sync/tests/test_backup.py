@@ -50,7 +50,7 @@ async def test_of_a_store_that_runs(tmp_path: Path) -> None:
         authority, epoch = engine.authority, engine.epoch
     assert copy.stat().st_mode & 0o777 == 0o600
 
-    assert restore(tmp_path / "b", copy) == epoch + 1
+    assert restore(Files(tmp_path / "b"), copy) == epoch + 1
     clock.now += 9.0
     restored = engine_in(tmp_path / "b", clock)
     async with running(restored):
@@ -77,12 +77,12 @@ async def test_in_the_place_of_a_store_that_was_killed(tmp_path: Path) -> None:
         await engine.backup(copy)
         lease = await engine.grant(10.0, ADA)
         with pytest.raises(Busy):
-            restore(tmp_path / "a", copy)
+            restore(Files(tmp_path / "a"), copy)
         await put(engine, b"a", b"later", lease=lease.id)
         shutil.copytree(tmp_path / "a", tmp_path / "killed")
         assert (tmp_path / "killed" / f"{FILE}-wal").stat().st_size
-    assert restore(tmp_path / "killed", copy) == 2
-    assert restore(tmp_path / "killed", copy) == 3
+    assert restore(Files(tmp_path / "killed"), copy) == 2
+    assert restore(Files(tmp_path / "killed"), copy) == 3
     engine = engine_in(tmp_path / "killed", clock)
     async with running(engine):
         kept = await get(engine, b"a")
@@ -106,9 +106,9 @@ async def test_what_is_no_backup_is_refused_and_all_stays(tmp_path: Path) -> Non
     for data in (b"", b"x" * 8192, whole[:50_000], whole[:8192] + bytes(8192) + whole[16384:]):
         bad.write_bytes(data)
         with pytest.raises(InvalidArgument, match="no backup"):
-            restore(tmp_path / "a", bad)
+            restore(Files(tmp_path / "a"), bad)
     with pytest.raises(WetwareError, match="cannot be restored"):
-        restore(tmp_path / "a", tmp_path / "none")
+        restore(Files(tmp_path / "a"), tmp_path / "none")
     async with running(engine_in(tmp_path / "a", clock)) as engine:  # type: ignore[assignment]
         assert engine.epoch == 1
         assert await get(engine, b"a") is not None

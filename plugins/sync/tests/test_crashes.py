@@ -12,6 +12,8 @@ from tests.failing_disk import SITES
 
 from wetware_sync.embedded import store as module
 
+from . import copies
+from .copies import Copies, Unclosed
 from .histories import History, Lost
 
 PARTS = 4
@@ -26,10 +28,10 @@ def _everything_happens_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SCANNED_ROWS", 16)
 
 
-def loses(seed: int, dropped: str = "") -> str:
+def loses(seed: int, dropped: str = "", kind: type[History] = History) -> str:
     """What a history loses; "" if nothing."""
     try:
-        History(seed, dropped).run()
+        kind(seed, dropped).run()
     except Lost as lost:
         return str(lost)
     return ""
@@ -46,3 +48,29 @@ def test_nothing_acknowledged_is_lost(part: int) -> None:
 def test_no_fsync_can_be_left_out(site: str) -> None:
     """Without it the same histories lose something."""
     assert any(loses(seed, site) for seed in range(SEEDS))
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_copy_is_whole_and_a_store_is_the_old_one_or_the_copy(part: int) -> None:
+    one = os.environ.get("WW_SEED")
+    for seed in [int(one)] if one else range(part, SEEDS, PARTS):
+        assert not loses(seed, kind=Copies), f"WW_SEED={seed}"
+
+
+@pytest.mark.parametrize("site", [*copies.SITES, "synchronous"])
+def test_no_fsync_of_a_copy_can_be_left_out(site: str) -> None:
+    assert any(loses(seed, site, Copies) for seed in range(SEEDS))
+
+
+def test_the_log_of_a_store_that_could_not_be_closed_is_none_of_the_next_one() -> None:
+    assert not any(loses(seed, kind=Unclosed) for seed in range(100))
+    assert any(loses(seed, copies.OF_UNCLOSED, Unclosed) for seed in range(100))
+
+
+def test_these_are_all_fsyncs_of_copies() -> None:
+    found = set[str]()
+    for seed in range(20):
+        history = Copies(seed)
+        history.run()
+        found |= history.sites
+    assert found == {*copies.SITES, copies.OF_UNCLOSED} - {copies.RESTORED_DATABASE}

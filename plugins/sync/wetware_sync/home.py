@@ -90,7 +90,7 @@ class Home:
             with anyio.CancelScope(shield=True):  # else nothing would be open any more
                 await self._closed.wait()
                 try:
-                    epoch = await self.ctx.run_sync(backup.restore, self._directory, source)
+                    epoch = await self.ctx.run_sync(backup.restore, Files(self._directory), source)
                 finally:
                     self._replaced.set()
         return epoch

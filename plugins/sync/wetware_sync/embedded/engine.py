@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from wetware.base.files import Files
 from wetware.base.log import get_logger
 from wetware.base.writer import Write, Writer, groups
 from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
-    from wetware.base.files import Files
     from wetware.identity import Key
 
 log = get_logger("sync.engine")
@@ -171,7 +171,9 @@ class EmbeddedEngine:
 
     async def backup(self, path: Path) -> int:
         """Copy the store to a new file, and return its bytes; what is to be written waits."""
-        size: int = await self._wait(Change(lambda store: backup.write(store.db, path), reads=True))
+        files = Files(path.parent)
+        copy = Change(lambda store: backup.write(store.db, files, path.name), reads=True)
+        size: int = await self._wait(copy)
         return size
 
     async def status(self) -> Status:
