@@ -29,6 +29,7 @@ from wetware_sync.engine import (
     Txn,
 )
 
+from .etcds import anyio_backend, one_loop  # noqa: F401 fixtures
 from .parts import ADA, BOB, FACTORIES, Clock, absent, delete, get, put, running, told
 
 pytestmark = pytest.mark.anyio
@@ -36,14 +37,20 @@ pytestmark = pytest.mark.anyio
 LIMITS = Limits(owner_keys=300, owner_bytes=2 << 20, owner_leases=2, owner_watches=2, keys=400)
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture(params=list(FACTORIES))
-def factory(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Callable[..., Engine]:
-    return lambda limits=None: FACTORIES[request.param](tmp_path, clock, limits)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def clock(kind: str) -> Clock:
+    clock: Clock = FACTORIES[kind][1]()
+    return clock
+
+
+@pytest.fixture
+def factory(kind: str, tmp_path: Path, clock: Clock) -> Callable[..., Engine]:
+    return lambda limits=None: FACTORIES[kind][0](tmp_path, clock, limits)
 
 
 @pytest.fixture
@@ -317,18 +324,17 @@ async def test_many_watches_are_each_told_their_own(factory: Callable[..., Engin
 
 
 async def test_the_keys_of_a_lease_end_with_it(engine: Engine, clock: Clock) -> None:
-    lease = await engine.grant(10.0, ADA)
+    lease = await engine.grant(clock.ttl_s, ADA)
     await put(engine, b"a", lease=lease.id)
     await put(engine, b"b", lease=lease.id)
     await put(engine, b"b")  # without it again
     last = await put(engine, b"c", lease=lease.id)
     watch = engine.watch(b"", last + 1, BOB, prefix=True)
-    clock.now += 9
-    assert await engine.keep(lease.id, ADA) == 10.0
-    clock.now += 9.9
-    await asyncio.sleep(0.6)
+    await clock.passes(clock.almost)
+    assert await engine.keep(lease.id, ADA) == clock.ttl_s
+    await clock.passes(clock.almost)
     assert await get(engine, b"a") is not None
-    clock.now += 0.2
+    await clock.passes(1.01 - clock.almost)
     events = await told(watch, last + 1)
     assert [(e.key, e.revision, e.now) for e in events] == [
         (b"a", last + 1, None),
@@ -344,8 +350,8 @@ async def test_the_keys_of_a_lease_end_with_it(engine: Engine, clock: Clock) -> 
 
 
 async def test_a_lease_whose_time_is_over_is_not_kept(engine: Engine, clock: Clock) -> None:
-    lease = await engine.grant(10.0, ADA)
-    clock.now += 10.0
+    lease = await engine.grant(clock.ttl_s, ADA)
+    await clock.ends()
     with pytest.raises(LeaseEnded):
         await engine.keep(lease.id, ADA)
 
@@ -376,11 +382,11 @@ async def test_after_a_restart_all_is_there_and_leases_have_their_full_time(
     factory: Callable[..., Engine], clock: Clock
 ) -> None:
     async with running(factory()) as engine:
-        lease = await engine.grant(10.0, ADA)
+        lease = await engine.grant(clock.ttl_s, ADA)
         await put(engine, b"a", b"1", lease=lease.id)
         kept = await get(engine, b"a")
         first = kept.mod_revision if kept else 0
-        clock.now += 9.0
+        await clock.passes(clock.almost)
         watch = engine.watch(b"a", first + 1, ADA)
         waits = asyncio.ensure_future(watch.next())
         await asyncio.sleep(0)
@@ -394,12 +400,11 @@ async def test_after_a_restart_all_is_there_and_leases_have_their_full_time(
     async with running(factory()) as engine:
         assert (engine.authority.seed, engine.epoch) == (authority.seed, epoch)
         assert await get(engine, b"a") == kept
-        clock.now += 9.0
-        await asyncio.sleep(0.6)
+        await clock.passes(clock.almost)
         assert await get(engine, b"a") == kept
         assert [e.now for e in await told(engine.watch(b"a", first, ADA), first)] == [kept]
         assert await put(engine, b"b") == first + 1
-        clock.now += 1.1
+        await clock.passes(1.01 - clock.almost)
         assert [e.now for e in await told(engine.watch(b"a", first + 1, ADA), first + 2)] == [None]
         assert await get(engine, b"a") is None
 

@@ -10,7 +10,8 @@ import pytest
 
 from wetware.base.files import Files
 from wetware.base.threads import Threads
-from wetware_sync.embedded import hub, store
+from wetware_sync import hub
+from wetware_sync.embedded import store
 from wetware_sync.embedded.engine import EmbeddedEngine
 from wetware_sync.engine import (
     Compacted,

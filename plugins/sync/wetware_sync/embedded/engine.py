@@ -20,7 +20,6 @@ from wetware.base.log import get_logger
 from wetware.base.writer import Write, Writer, groups
 from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
 from wetware_sync.embedded import backup
-from wetware_sync.embedded.hub import Hub
 from wetware_sync.embedded.store import Change, Commit, LeaseRow, Store
 from wetware_sync.engine import (
     Batch,
@@ -39,6 +38,7 @@ from wetware_sync.engine import (
     check_ttl,
     lease_ended,
 )
+from wetware_sync.hub import Hub
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from itertools import groupby
 from typing import Final
 
-from wetware.errors import LimitExceeded
+from wetware.errors import LimitExceeded, WetwareError
 from wetware_sync.engine import PAGE_BYTES_MAX, Batch, Closed, Event, Limits
 
 TAIL_EVENTS_MAX: Final = 4096
@@ -37,7 +37,8 @@ class Hub:
         from_disk: Callable[[bytes, int, bool], Awaitable[Batch]],
     ) -> None:
         self.revision, self._limits, self.from_disk = revision, limits, from_disk
-        self._tail: dict[int, tuple[Event, ...]] = {}  # each revision has events
+        self._tail: dict[int, tuple[Event, ...]] = {}  # revisions with events, in their order
+        self._whole_from = revision + 1  # from where on it has all
         self._events = self._nbytes = 0
         self._watches: dict[bool, defaultdict[bytes, set[Cursor]]] = {
             False: defaultdict(set),
@@ -65,8 +66,13 @@ class Hub:
             if within and first > compacted:
                 break
             gone = self._tail.pop(first)
+            self._whole_from = first + 1
             self._events -= len(gone)
             self._nbytes -= sum(map(_size, gone))
+
+    def skip(self, revision: int) -> None:
+        """Nothing up to this one is to come, and it is in no tail."""
+        self.revision, self._whole_from = revision, revision + 1
 
     def _of(self, key: bytes) -> list[Cursor]:
         found = list(self._watches[False].get(key, ()))
@@ -77,12 +83,12 @@ class Hub:
 
     def tail(self, watch: Cursor) -> Batch | None:
         """What comes next for a watcher; None where it is not in the tail."""
-        if watch.revision <= self.revision and watch.revision not in self._tail:
+        if watch.revision < self._whole_from and watch.revision <= self.revision:
             return None
         events: list[Event] = []
         nbytes = 0
         for revision in range(watch.revision, self.revision + 1):
-            for event in self._tail[revision]:
+            for event in self._tail.get(revision, ()):
                 if event.key.startswith(watch.key) if watch.prefix else event.key == watch.key:
                     events.append(event)
                     nbytes += _size(event)
@@ -117,7 +123,7 @@ class Hub:
         self._owners += Counter()  # without those that have none
         self._lengths += Counter()
 
-    def close(self, why: Closed) -> None:
+    def close(self, why: WetwareError) -> None:
         """All that watch are told."""
         for watches in (*self._watches[False].values(), *self._watches[True].values()):
             for watch in watches:
@@ -132,7 +138,7 @@ class Cursor:
         self.key, self.revision, self.owner, self.prefix = key, revision, owner, prefix
         self._woken = asyncio.Event()
         self._behind = revision <= hub.revision
-        self._ended: Closed | None = None
+        self._ended: WetwareError | None = None
 
     def wake(self, revision: int) -> None:
         """There is an event of this revision for it."""
@@ -162,7 +168,7 @@ class Cursor:
         self.end(Closed("the watch was closed"))
         self._hub.forget(self)
 
-    def end(self, why: Closed) -> None:
+    def end(self, why: WetwareError) -> None:
         self._ended = self._ended or why
         self._woken.set()
 
