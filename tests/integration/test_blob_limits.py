@@ -60,6 +60,12 @@ def rss(node: NodeProcess) -> int:
     return int(Path(f"/proc/{node.process.pid}/statm").read_text().split()[1]) * 4096
 
 
+def processor_s(node: NodeProcess) -> float:
+    """What it has used: on a loaded machine it takes no more, but longer."""
+    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.asynccontextmanager
 async def unharmed(node: NodeProcess, session: wetware.Session) -> AsyncIterator[None]:
     """Calls are answered meanwhile, memory is bounded, and afterwards as much is charged."""
@@ -292,7 +298,7 @@ async def test_bombs_cost_what_their_blocks_cost(
 ) -> None:
     blocks = bomb()
     async with unharmed(node, session):
-        began = time.monotonic()
+        began_s, began = processor_s(node), time.monotonic()
         put = await session.blob.put(car_of(blocks), car=True)
         (pin,) = await session.blob.pins(put.cid)
         assert pin.charged_bytes <= sum(len(block.data) + 8192 for block in blocks)
@@ -314,9 +320,9 @@ async def test_bombs_cost_what_their_blocks_cost(
         assert removed.pins == 2
         assert removed.freed_bytes > 0
         await session.blob.gc()
-        took_s = time.monotonic() - began
-        print(f"{bomb.__name__}: {len(blocks)} blocks, {took_s:.1f} s")  # noqa: T201 - with -s
-        assert took_s < 30
+        used_s, took_s = processor_s(node) - began_s, time.monotonic() - began
+        print(f"{bomb.__name__}: {len(blocks)} blocks, {used_s:.1f} of {took_s:.1f} s")  # noqa: T201 - with -s
+        assert used_s < 60
 
 
 # --- quota ----------------------------------------------------------------------------------------
