@@ -29,7 +29,6 @@ from wetware_proc.config import ProcConfig
 from wetware_proc.driver import CodeRefused, Image, Spec
 from wetware_proc.driver import Exit as Ended
 from wetware_proc.placement import Lost
-from wetware_proc.running import Fed
 from wetware_proc.service import ExecutorServant, ProcService
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -171,10 +170,10 @@ async def test_a_program_reads_writes_and_says_how_it_ended(world: World) -> Non
 async def begun(
     ada: Executor, script: bytes, stdin: bytes = b"", wait_s: float = 20.0
 ) -> dict[str, Any]:
-    """`Image.run` of proc.capnp."""
+    """`Image.spawn` of proc.capnp, of one that has all of its input."""
     image = await ada.load(script)
     spec = spec_of("it", (), {}, "", {})
-    reply: dict[str, Any] = await image._ref.call("run", spec=spec, stdin=stdin, wait_s=wait_s)
+    reply: dict[str, Any] = await image._ref.call("spawn", spec=spec, input=stdin, wait_s=wait_s)
     return reply
 
 
@@ -185,7 +184,7 @@ async def test_what_ends_soon_is_told_in_one_answer(world: World) -> None:
         assert reply["exit"] == {"kind": "exited", "code": 3, "why": ""}
         assert (reply["output"], reply["errors"]) == (data, b"done")
         assert reply["stdout"] is reply["stderr"] is None
-        with pytest.raises(LimitExceeded, match="STDIN_BYTES_MAX"):
+        with pytest.raises(LimitExceeded, match="INPUT_BYTES_MAX"):
             await begun(ada, b"cat", bytes((256 << 10) + 1))
         assert (await begun(ada, b"over"))["exit"]["why"] == "memory_bytes"
 
@@ -196,7 +195,7 @@ async def test_what_runs_on_or_says_much_has_streams(world: World) -> None:
             async with asyncio.timeout(10):  # no need to wait for the end
                 reply = await begun(ada, script, wait_s=wait_s)
             assert (reply["exit"]["kind"], reply["output"]) == ("", b"")
-            process = Fed(reply)
+            process = Process(reply)
             assert sum([len(data) async for data in process.stdout]) == size
             assert await process.wait() == Exit("exited", 0, "")
 
@@ -217,7 +216,7 @@ async def test_who_cancels_or_is_gone_ends_what_it_waits_for(world: World) -> No
 async def test_one_that_is_killed_with_much_unread_is_told_of(world: World) -> None:
     async with world.user("ada") as ada:
         waiting = asyncio.ensure_future(begun(ada, b"flood"))
-        process = Fed(await waiting)
+        process = Process(await waiting)
         (running,) = world.service.table.processes.values()
         running.kill("enough")
         assert await process.wait() == Exit("killed", 0, "enough")

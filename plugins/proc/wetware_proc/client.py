@@ -51,7 +51,6 @@ from wetware_proc.placement import (
 from wetware_proc.running import (
     Detached,
     Exit,
-    Fed,
     Info,
     Mounted,
     Process,
@@ -84,7 +83,7 @@ FUNCTIONS_MAX: Final = 16
 """Functions that a session keeps loaded at its node."""
 SENT_MAX: Final = 1000
 """Processes that were sent to nodes, and are remembered to choose the next one."""
-STDIN_BYTES_MAX: Final = 256 << 10
+INPUT_BYTES_MAX: Final = 256 << 10
 """That travel with a program; more goes on a stream."""
 _QUICK_S: Final = 0.5  # how long the output of a program that has all its input may wait
 _LOAD_S: Final = 600.0  # a node's first Python program waits for the runner
@@ -160,20 +159,21 @@ class Image:
 
         Write `stdin` to the process all the same, for where it is not.
         """
+        read = {"input": stdin, "more": False, "wait_s": _QUICK_S}
+        if stdin is None or len(stdin) > INPUT_BYTES_MAX:
+            read = {"input": b"", "more": True, "wait_s": 0.0}
         async with granted(self._programs, options.get("grants", {})) as options["grants"]:
             async with self._programs.archives(options) as archives:
                 name = options.get("name") or self._name
                 words = *self._words, *args
                 spec = spec_of(name, words, options, self._code, archives)
                 with rpc.time_limit(_SEND_S) if archives else contextlib.nullcontext():
-                    if stdin is None or len(stdin) > STDIN_BYTES_MAX:
-                        process = Process(await self._ref.call("spawn", spec=spec))
-                    else:
-                        asked = {"spec": spec, "stdin": stdin, "wait_s": _QUICK_S}
-                        try:
-                            process = Fed(await self._ref.call("run", **asked))
-                        except OverlayError as exc:
-                            raise Lost(exc.message, hint=exc.hint) from exc
+                    try:
+                        process = Process(await self._ref.call("spawn", spec=spec, **read))
+                    except OverlayError as exc:
+                        if read["more"]:
+                            raise
+                        raise Lost(exc.message, hint=exc.hint) from exc
             try:
                 yield process
             finally:

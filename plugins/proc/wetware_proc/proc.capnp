@@ -92,16 +92,14 @@ interface Native {
 interface Image {
   # A program that can be spawned, held by who loaded it. Dies with its session.
 
-  spawn @0 (spec :Spec)
-      -> (process :Process, stdin :Ww.ByteStream, stdout :Ww.ByteStream, stderr :Ww.ByteStream);
+  spawn @0 (spec :Spec, input :Data, more :Bool, waitS :Float64)
+      -> (process :Process, exit :Exit, output :Data, errors :Data,
+          stdin :Ww.ByteStream, stdout :Ww.ByteStream, stderr :Ww.ByteStream);
   # Starts it. It is killed when `process` is released, and when the grant ends that it came from. All
-  # that it wrote is on its streams before its end is told. Not idempotent.
-
-  run @1 (spec :Spec, stdin :Data, waitS :Float64) -> (process :Process, exit :Exit, output :Data,
-      errors :Data, stdout :Ww.ByteStream, stderr :Ww.ByteStream);
-  # The same with all of its input, at most 256 KiB, in one call. If it ends within `waitS` seconds, at most
-  # 25, and has not written more than 256 KiB on one of its streams, `exit` says how, and `output` and
-  # `errors` are all that it wrote; else `exit.kind` is "", and they come by `stdout` and `stderr`.
+  # that it wrote is on its streams before its end is told. What it reads begins with `input`, at most
+  # 256 KiB; with `more` it goes on with `stdin`. Without, if it ends within `waitS` seconds, at most 25, and
+  # has not written more than 256 KiB on one of its streams, `exit` says how, and `output` and `errors` are
+  # all that it wrote; else `exit.kind` is "", and they come by `stdout` and `stderr`. Not idempotent.
 }
 
 struct Spec {

@@ -147,7 +147,8 @@ class Process:
         owner: str,
         image: Image,
         spec: Spec,
-        stdin: Stream | bytes,
+        read: bytes = b"",
+        stdin: Stream | None = None,
     ) -> None:
         self.id, self.owner = id_, owner
         self.digest, self.kind, self._signals = image.digest, image.kind, image.signals
@@ -157,11 +158,11 @@ class Process:
         self._news = asyncio.Event()
         self.outlets = stdout, stderr = Outlet(self._news.set), Outlet(self._news.set)
         self._outs: asyncio.Future[Sequence[Stream]] = asyncio.Future()
-        self._stdin = None if isinstance(stdin, bytes) else stdin
+        self._stdin = stdin
         self.spec = replace(
             spec,
             owner=owner,
-            stdin=Pipe(stdin, closed=True) if isinstance(stdin, bytes) else Pipe(),
+            stdin=Pipe(read, closed=stdin is None),
             signals=Pipe(),
             stdout=stdout.write,
             stderr=stderr.write,

@@ -13,7 +13,7 @@ from wetware.base.structs import from_struct
 from wetware.errors import Disconnected, InternalError, LimitExceeded, Unsupported, WetwareError
 
 OUTPUT_BYTES_MAX: Final = 64 << 20
-"""That `run` collects."""
+"""That `run` collects, of each stream."""
 _WAIT_S: Final = 20.0
 _ANSWER_S: Final = 50.0  # for what waits so long
 
@@ -142,11 +142,23 @@ class Process(Running):
         stderr: The same.
     """
 
+    stdin: rpc.ByteStream
+    stdout: rpc.ByteStream
+    stderr: rpc.ByteStream
+
     def __init__(self, reply: Mapping[str, Any]) -> None:
         super().__init__(needed(reply["process"]))
-        self.stdin, self.stdout, self.stderr = (
-            rpc.ByteStream(needed(reply[name])) for name in ("stdin", "stdout", "stderr")
-        )
+        self._exit = from_struct(Exit, reply["exit"])
+        self.stdin = _stream(reply["stdin"])
+        self.stdout = _stream(reply["stdout"], reply["output"])
+        self.stderr = _stream(reply["stderr"], reply["errors"])
+
+    async def wait(self) -> Exit:
+        return self._exit if self._exit.kind else await super().wait()
+
+
+def _stream(ref: rpc.Ref | None, came: bytes = b"") -> Any:
+    return _Came(came) if ref is None else rpc.ByteStream(ref)
 
 
 class _Came:
@@ -164,27 +176,6 @@ class _Came:
     async def send_eof(self) -> None: ...
 
     async def aclose(self) -> None: ...
-
-
-class Fed(Process):
-    """A process that was given all of its input at once, and may have ended already."""
-
-    stdin: Any
-    stdout: Any
-    stderr: Any
-
-    def __init__(self, reply: Mapping[str, Any]) -> None:
-        Running.__init__(self, needed(reply["process"]))
-        self._exit, self.stdin = from_struct(Exit, reply["exit"]), _Came()
-        if self._exit.kind:
-            self.stdout, self.stderr = _Came(reply["output"]), _Came(reply["errors"])
-        else:
-            self.stdout, self.stderr = (
-                rpc.ByteStream(needed(reply[name])) for name in ("stdout", "stderr")
-            )
-
-    async def wait(self) -> Exit:
-        return self._exit if self._exit.kind else await super().wait()
 
 
 class Detached(Running):
@@ -257,34 +248,40 @@ class Detached(Running):
                     return
 
 
-async def collected(process: Process, stdin: bytes = b"") -> Ran:
-    """Give it all of its input, and take all of its output."""
-    left = OUTPUT_BYTES_MAX
+@contextlib.asynccontextmanager
+async def fed(process: Process, stdin: bytes) -> AsyncIterator[None]:
+    """In the block a process is given all of its input, of which it need not read all."""
 
     async def feed() -> None:
-        with contextlib.suppress(WetwareError):  # it need not read all
+        with contextlib.suppress(WetwareError):
             await process.stdin.send(stdin)
             await process.stdin.send_eof()
 
-    async def take(stream: rpc.ByteStream) -> bytes:
-        nonlocal left
-        parts = []
-        async for data in stream:
-            parts.append(data)
-            left -= len(data)
-            if left < 0:
-                raise LimitExceeded(
-                    f"more than {OUTPUT_BYTES_MAX} bytes of output (OUTPUT_BYTES_MAX)",
-                    hint="spawn it, and read its output as it comes",
-                )
-        return b"".join(parts)
-
     feeding = asyncio.ensure_future(feed())
     try:
-        stdout, stderr = await asyncio.gather(take(process.stdout), take(process.stderr))
-        return Ran(await process.wait(), stdout, stderr)
+        yield
     finally:
         feeding.cancel()
+
+
+async def taken(stream: rpc.ByteStream, bytes_max: int, limit: str, hint: str) -> bytes:
+    """All that comes. Raises LimitExceeded for more than `bytes_max`, of the name `limit`."""
+    data = bytearray()
+    async for piece in stream:
+        data += piece
+        if len(data) > bytes_max:
+            raise LimitExceeded(f"more than {bytes_max} bytes of output ({limit})", hint=hint)
+    return bytes(data)
+
+
+async def collected(process: Process, stdin: bytes = b"") -> Ran:
+    """Give it all of its input, and take all of its output."""
+    streams = (process.stdout, process.stderr)
+    limit = OUTPUT_BYTES_MAX, "OUTPUT_BYTES_MAX", "spawn it, and read its output as it comes"
+    async with fed(process, stdin):
+        takes = (taken(stream, *limit) for stream in streams)
+        stdout, stderr = await asyncio.gather(*takes)
+        return Ran(await process.wait(), stdout, stderr)
 
 
 def needed(ref: Any) -> Any:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from wetware_proc.driver import Driver, Image
 
 CODE_BYTES_MAX: Final = 64 << 20
-STDIN_BYTES_MAX: Final = 256 << 10
+INPUT_BYTES_MAX: Final = 256 << 10
 """That come with a program, instead of on a stream."""
 LOADS_PER_OWNER_MAX: Final = 4
 """Programs that are read and compiled at a time."""
@@ -128,9 +128,10 @@ class ProcService(Service):
         owner: str,
         image: Image,
         given: Mapping[str, Any],
-        stdin: rpc.ByteStream | bytes = b"",
+        read: bytes = b"",
+        stdin: rpc.ByteStream | None = None,
     ) -> Process:
-        """Spawn it. Call it in the servant's method.
+        """Spawn it; it reads `read`, and then `stdin`. Call it in the servant's method.
 
         Its grants are called under one of its own below the caller's, and closed when it has ended;
         it ends with that.
@@ -150,7 +151,7 @@ class ProcService(Service):
                 for ref in refs.values():
                     place.callback(ref.close)
             spec = self.table.spec(image, given, refs, dirs)
-            process = Process(id_, owner, image, spec, stdin)
+            process = Process(id_, owner, image, spec, read, stdin)
             process.grant = derived
             self.table.launch(process, place)
             if derived is not None:
@@ -237,45 +238,36 @@ class ImageServant(rpc.Servant, interface=SCHEMA.Image):
     def __init__(self, service: ProcService, owner: str, image: Image) -> None:
         self._service, self._owner, self._image = service, owner, image
 
-    async def spawn(self, spec: dict[str, Any]) -> dict[str, Any]:
-        with _streams(3) as (stdin, stdout, stderr):
-            process = await self._start(spec, stdin)
-        process.open(stdout, stderr)
-        return {
-            "process": Held(process, self._owner),
-            "stdin": stdin.servant,
-            "stdout": stdout.servant,
-            "stderr": stderr.servant,
-        }
-
-    async def run(self, spec: dict[str, Any], stdin: bytes, wait_s: float) -> dict[str, Any]:
+    async def spawn(
+        self, spec: dict[str, Any], input: bytes, more: bool, wait_s: float
+    ) -> dict[str, Any]:
         _check_wait(wait_s)
-        if len(stdin) > STDIN_BYTES_MAX:
+        if len(input) > INPUT_BYTES_MAX:
             raise LimitExceeded(
-                f"stdin has {len(stdin)} bytes: at most {STDIN_BYTES_MAX} (STDIN_BYTES_MAX)",
-                hint="spawn it, and write to its stream",
+                f"input has {len(input)} bytes: at most {INPUT_BYTES_MAX} (INPUT_BYTES_MAX)",
+                hint="write the rest to its stream",
             )
-        process = await self._start(spec, stdin)
+        with _streams(int(more)) as ins:
+            process = await self._start(spec, input, *ins)
         try:
-            over = await process.settled(wait_s)
-            with _streams(0 if over else 2) as streams:
-                process.open(*streams)
+            over = not more and await process.settled(wait_s)
+            with _streams(0 if over else 2) as outs:
+                process.open(*outs)
         except BaseException:
             process.release("its spawner does not wait for it")
             raise
         output, errors = (bytes(each.data) if over else b"" for each in process.outlets)
-        stdout, stderr = [each.servant for each in streams] or (None, None)
+        streams = zip((*["stdin"] * more, "stdout", "stderr"), (*ins, *outs), strict=False)
         return {
             "process": Held(process, self._owner),
             "exit": _exit(process),
             "output": output,
             "errors": errors,
-            "stdout": stdout,
-            "stderr": stderr,
+            **{name: stream.servant for name, stream in streams},
         }
 
-    async def _start(self, spec: dict[str, Any], stdin: rpc.ByteStream | bytes) -> Process:
-        return await self._service.start(self._owner, self._image, spec, stdin)
+    async def _start(self, spec: dict[str, Any], *read: Any) -> Process:
+        return await self._service.start(self._owner, self._image, spec, *read)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from wetware_proc.functions import (
     packed_arguments,
     result,
 )
+from wetware_proc.running import fed, taken
 from wetware_proc.sources import file_bytes, read, size_of
 
 if TYPE_CHECKING:
@@ -71,15 +72,13 @@ async def returned(process: Process, arguments: bytes, *, lasts: bool = False) -
     Capabilities in it can be had where the connection `lasts`, and else raise Unsupported; they
     work as long as they are held.
     """
-    feeding = asyncio.ensure_future(_feed(process, arguments))
-    try:
-        data, _ = await asyncio.gather(_result(process.stdout), _printed(process.stderr))
+    async with fed(process, arguments):
+        limit = VALUE_BYTES_MAX, "VALUE_BYTES_MAX", "let the function publish or store them"
+        data, _ = await asyncio.gather(taken(process.stdout, *limit), _printed(process.stderr))
         if data:  # its end can be no other
             value = result(data)
             return await _Filled(process, lasts).value(value) if MARK in data else value
         end = await process.wait()
-    finally:
-        feeding.cancel()
     if end.kind in ("killed", "lost"):
         raise Ended(f"the function's process was ended: {end.kind}: {end.why}")
     if end.kind == "exited":
@@ -123,24 +122,6 @@ _held: Final[WeakKeyDictionary[rpc.Ref, rpc.Ref]] = WeakKeyDictionary()
 
 class Ended(CallEnded):
     """By somebody else than itself."""
-
-
-async def _feed(process: Process, data: bytes) -> None:
-    with contextlib.suppress(WetwareError):  # it need not read all
-        await process.stdin.send(data)
-        await process.stdin.send_eof()
-
-
-async def _result(stream: rpc.ByteStream) -> bytes:
-    data = bytearray()
-    async for piece in stream:
-        data += piece
-        if len(data) > VALUE_BYTES_MAX:
-            raise LimitExceeded(
-                f"the function returned more than {VALUE_BYTES_MAX} bytes (VALUE_BYTES_MAX)",
-                hint="let it publish or store them",
-            )
-    return bytes(data)
 
 
 async def _printed(stream: rpc.ByteStream) -> None:

@@ -172,7 +172,7 @@ class Log:
 
 
 class _Output:
-    """The streams of a detached program: nothing to read, and a log to write to."""
+    """What a detached program writes to: a log, in the form of a stream."""
 
     def __init__(self, write: Callable[[bytes], Any]) -> None:
         self._write = write
@@ -572,7 +572,7 @@ class Supervisor:
             if each.why:
                 return Exit("killed", why=each.why)
             spec = self._table.spec(image, each.record.spec, refs, each.dirs, _usual(image))
-            process = Process(each.id, each.owner, image, spec, output)
+            process = Process(each.id, each.owner, image, spec)
             with contextlib.ExitStack() as place:
                 self._table.launch(process, place, remember=False)
             process.open(output, output)

@@ -80,9 +80,9 @@ class NativeServant(rpc.Servant, interface=SCHEMA.Native):
 class NativeImageServant(ImageServant, interface=SCHEMA.Image):
     """Records what is run before it begins: the sandbox is the machine's own kernel."""
 
-    async def _start(self, spec: dict[str, Any], stdin: rpc.ByteStream | bytes) -> Process:
+    async def _start(self, spec: dict[str, Any], *read: Any) -> Process:
         program = " ".join(spec["args"])[:PROGRAM_CHARS_MAX]
         named = ",".join(sorted(each["name"] for each in spec["grants"]))[:PROGRAM_CHARS_MAX]
         guard = rpc.current_guard()
         await self._service.ctx.admit(guard, "native.spawned", program=program, grants=named)
-        return await super()._start(spec, stdin)
+        return await super()._start(spec, *read)
