@@ -126,7 +126,7 @@ async def ours(driver: WasmDriver, node: NodeProcess, quick: bool) -> AsyncItera
         if not quick and hasattr(Executor, "call"):
             found["Python, session"] = lambda: session.proc.call(nothing)
         if "bwrap true" in peers() and importlib.util.find_spec("wetware_proc.native"):
-            found["native, session"] = lambda: session.native.run("true")
+            found["native, session"] = lambda: session.proc.run("true", kind="native")
         yield found
 
 

@@ -17,10 +17,11 @@ import pytest
 import wetware
 from wetware.errors import EXIT_USAGE, InvalidArgument, NotFound, Unsupported, WetwareError
 from wetware.testing import Home, NodeProcess, wait_for
-from wetware_proc.client import Exit
+from wetware_proc.client import Exit, spec_of
 from wetware_proc.driver import DriverUnavailable
 from wetware_proc.native import sandbox
 from wetware_proc.native.client import forwarded
+from wetware_proc.sending import Source
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
@@ -123,7 +124,7 @@ async def fetched(number: int, path: str) -> bytes:
 
 async def test_ww_forward_leads_to_a_web_server_in_a_program(node: NodeProcess) -> None:
     async with at(node) as session:
-        spawned = session.native.spawn("python3", "-c", SERVER, ports={"web": 8080})
+        spawned = session.proc.spawn("python3", "-c", SERVER, kind="native", ports={"web": 8080})
         async with spawned as server:
             id_ = (await server.info()).id
             with node.start_ww("forward", "0", f"{id_}:web") as forward:
@@ -161,9 +162,12 @@ async def test_a_detached_server_comes_back_with_its_node(node: NodeProcess) -> 
         assert not alive(SERVER)
         detached = k.ww("run", "--detach", "--memory", "64", "--", "true")
         assert limited(detached) is ("memory" in found(k))
-        through = k.ww("run", "--detach", "--kind", "native", __file__)
-        assert through.returncode == 1
-        assert "no programs of the kind" in through.stderr
+        async with at(k) as session:
+            elf, spec = Source(4, lambda count, at: b"\x7fELF"), spec_of("it", (), {}, "", {})
+            with pytest.raises(Unsupported, match="no programs of the kind"):
+                await session.service("proc").detach(
+                    code=elf, kind="native", spec=spec, policy="never", session=session.ref
+                )
 
 
 def alive(script: str) -> list[int]:
@@ -178,16 +182,16 @@ def alive(script: str) -> list[int]:
 
 async def test_a_port_can_be_shared_and_revoked(node: NodeProcess) -> None:
     async with at(node) as session:
-        spawned = session.native.spawn("python3", "-c", SERVER, ports={"web": 8080})
+        spawned = session.proc.spawn("python3", "-c", SERVER, kind="native", ports={"web": 8080})
         async with spawned as server:
             id_ = (await server.info()).id
             with pytest.raises(NotFound, match="offers nothing named 'ssh'"):
                 await server.export("ssh", wait_s=0)
-            ref, grant = await session.share({f"native:{id_}": ()})
+            ref, grant = await session.share({f"proc:{id_}": ()})
             async with wetware.connect(ref) as guest:
-                port = await guest.native.detached(id_).export("web")
+                port = await guest.proc.detached(id_).export("web")
                 with pytest.raises(WetwareError):
-                    await guest.native.run("true")
+                    await guest.proc.run("true", kind="native")
                 async with forwarded(port, 0) as number:
                     assert (await fetched(number, "/a")).endswith(b"/a")
                     await session.revoke(grant.id)
@@ -201,16 +205,17 @@ async def test_who_has_no_role_for_it_runs_nothing(node: NodeProcess) -> None:
     async with at(node) as session:
         weaker = await session.attenuate({"proc": ()})
         with pytest.raises(wetware.WetwareError) as refused:
-            await weaker.native.run("true")
+            await weaker.proc.run("true", kind="native")
         assert refused.value.code.startswith("capability.denied")
+        elf = Source(4, lambda count, at: b"\x7fELF")
         with pytest.raises(Unsupported, match="no programs of the kind"):
-            await session.proc.load(b"\x7fELF", "native")
+            await session.service("proc").load(code=elf, kind="native")
 
 
 async def test_a_program_is_sent_signals(node: NodeProcess, guests: Callable[[str], bytes]) -> None:
     script = "trap 'echo got it' USR1; echo up; while :; do sleep 0.05; done"
     async with at(node) as session:
-        async with session.native.spawn("sh", "-c", script) as process:
+        async with session.proc.spawn("sh", "-c", script, kind="native") as process:
             assert await process.stdout.receive() == b"up\n"
             await process.signal("USR1")
             assert await process.stdout.receive() == b"got it\n"
@@ -223,7 +228,7 @@ async def test_a_program_is_sent_signals(node: NodeProcess, guests: Callable[[st
             assert await process.wait() == Exit("exited", 128 + signal.SIGTERM, "")
             with pytest.raises(InvalidArgument, match="has ended"):
                 await process.signal("TERM")
-        made = await session.native.start("sleep", "1000", restart="always")
+        made = await session.proc.start("sleep", "1000", restart="always", kind="native")
         await made.signal("KILL")
         async with asyncio.timeout(60):
             while not (await made.info()).waits:  # noqa: ASYNC110  # no event tells of it
@@ -242,22 +247,24 @@ async def test_a_program_is_sent_signals(node: NodeProcess, guests: Callable[[st
 
 async def test_it_runs_at_a_member_that_has_the_service(node: NodeProcess) -> None:
     async with at(node) as session:
-        ran = await session.native.run("sort", "-u", stdin=b"b\na\nb\n", on="any")
-        assert (ran.exit, ran.stdout) == (Exit("exited", 0, ""), b"a\nb\n")
-        made = await session.native.start("sleep", "1000", on=f"id={node.peer_id}")
-        assert (await made.info()).kind == "native"
-        await made.kill()
+        async with session.proc.at("any", kind="native") as proc:
+            ran = await proc.run("sort", "-u", stdin=b"b\na\nb\n", kind="native")
+            assert (ran.exit, ran.stdout) == (Exit("exited", 0, ""), b"a\nb\n")
+            made = await proc.start("sleep", "1000", kind="native")
+            assert (await made.info()).kind == "native"
+            await made.kill()
         with pytest.raises(NotFound, match="no member has room"):
-            await session.native.run("true", on="zone=nowhere")
+            async with session.proc.at("zone=nowhere", kind="native"):
+                pass
     assert node.ww("run", "--on", "any", "--", "echo", "here", check=True).stdout == "here\n"
 
 
 async def test_a_revoked_session_ends_its_programs(node: NodeProcess) -> None:
     async with at(node) as session, at(node) as other:
         weaker = await session.attenuate({"native": ()})
-        async with weaker.native.spawn("sh", "-c", "echo up; sleep 1000") as process:
+        async with weaker.proc.spawn("sh", "-c", "echo up; sleep 1000", kind="native") as process:
             assert await process.stdout.receive() == b"up\n"
             id_ = (await process.info()).id
             await session.revoke(weaker.identity.grant)
-            end = await other.native.detached(id_).wait()
+            end = await other.proc.detached(id_).wait()
             assert end.kind == "killed"

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 import wetware
-from wetware.errors import Denied, InvalidArgument, NotFound, Unsupported
+from wetware.errors import Denied, InvalidArgument, NotFound
 from wetware.testing import Home, NodeProcess, wait_for
 from wetware_proc import placement
-from wetware_proc.client import Exit, Process
+from wetware_proc.client import Exit
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
@@ -87,7 +87,8 @@ async def test_processes_are_spread_and_a_full_node_is_passed_by(
     async with at(a) as session, contextlib.AsyncExitStack() as stack:
 
         async def spawn(on: str, **options: int) -> None:
-            await stack.enter_async_context(session.proc.spawn(cat, on=on, **options))
+            there = await stack.enter_async_context(session.proc.at(on, cat, **options))
+            await stack.enter_async_context(there.spawn(cat, **options))
 
         async def running() -> Counter[str]:
             heard = await session.proc.everywhere()
@@ -146,37 +147,48 @@ async def test_the_best_is_where_least_goes_on() -> None:
     assert await order(c={"running": 4}) == "bac", "what was sent there lately counts"
 
 
-async def test_one_that_is_full_by_now_is_passed_by(nodes: Nodes, guests: Guests) -> None:
-    a, _, c = nodes
+async def test_one_that_is_full_by_now_is_passed_by(
+    nodes: Nodes, guests: Guests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = nodes
     async with at(a) as session, session.node(str(c.peer_id)) as there:
-        rooms = await session.proc.rooms()
-        rooms.sort(key=lambda room: room.node != c.peer_id)  # c first
+        before = await session.proc.rooms()
+        before.sort(key=lambda room: room.node != c.peer_id)
 
-        async def run(at: wetware.Session, stack: contextlib.AsyncExitStack) -> Process:
-            return await stack.enter_async_context(at.proc.spawn(guests("cat")))
+        async def late(*_: object, **__: object) -> list[placement.Room]:
+            monkeypatch.undo()  # by the members' own word it is not
+            return before
 
-        async with (
-            there.proc.spawn(guests("cat")),
-            placement.placed(session, "any", rooms, run) as process,
-        ):
-            assert not (await process.info()).exit.kind
-            assert len(await there.proc.processes()) >= 1
-            (running,) = [e for e in await there.proc.processes() if not e.exit.kind]
-            assert running.id != (await process.info()).id
+        async with there.proc.spawn(guests("cat")):
+            monkeypatch.setattr(placement, "nodes", late)
+            async with session.proc.at("any") as proc:
+                assert proc.session.identity.node in {a.peer_id, b.peer_id}
+            monkeypatch.setattr(placement, "nodes", late)
+            before = before[:1]
+            with pytest.raises(NotFound, match="1 that match are full"):
+                async with session.proc.at("any"):
+                    pass
 
 
-async def test_one_that_is_lost_while_it_may_run_is_not_passed_by(nodes: Nodes) -> None:
-    async with at(nodes[0]) as session:
-        rooms, tried = await session.proc.rooms(), []
-
-        async def run(at: wetware.Session, stack: contextlib.AsyncExitStack) -> None:
-            tried.append(at)
-            raise placement.Lost("the connection is closed")
-
-        with pytest.raises(placement.Lost):
-            async with placement.placed(session, "any", rooms, run):
+async def test_who_may_have_no_more_at_a_member_goes_to_another(
+    nodes: Nodes, guests: Guests
+) -> None:
+    """2 GiB are one principal's, of the 4 GiB of a node."""
+    a, b, _ = nodes
+    async with at(a) as session, contextlib.AsyncExitStack() as stack:
+        found = Counter[str]()
+        for _ in range(3):
+            there = await stack.enter_async_context(
+                session.proc.at("zone=home", memory_bytes=1200 * MIB)
+            )
+            found[there.session.identity.node] += 1
+            await stack.enter_async_context(there.spawn(guests("cat"), memory_bytes=1200 * MIB))
+            if len(found) == 2:
+                break
+        assert set(found) == {a.peer_id, b.peer_id}
+        with pytest.raises(NotFound, match="no member has room"):
+            async with session.proc.at("zone=home", memory_bytes=1200 * MIB):
                 pass
-        assert (len(tried), len(rooms)) == (1, 3)
 
 
 async def test_where_the_program_was_prepared_is_preferred(nodes: Nodes, guests: Guests) -> None:
@@ -210,12 +222,11 @@ async def test_a_blob_of_one_node_runs_at_another_for_a_client_of_a_third(
         cid = (await session.blob.put(guests("hello"))).cid
         other = (await session.blob.put(b"no program")).cid
     async with at(b) as session:
-        ran = await session.proc.run(cid, on=f"id={a.peer_id}")
-        assert ran.stdout == b"hello\n"
-        data = await session.proc.run(
-            guests("data"), "/data", on="zone=cloud", dirs={"/data": tmp_path}
-        )
-        assert data.stdout.startswith(b"of ada\n")
+        async with session.proc.at(f"id={a.peer_id}", cid) as proc:
+            assert (await proc.run(cid)).stdout == b"hello\n"
+        async with session.proc.at("zone=cloud") as proc:
+            data = await proc.run(guests("data"), "/data", dirs={"/data": tmp_path})
+            assert data.stdout.startswith(b"of ada\n")
         heard = await session.proc.everywhere()
         (info,) = [
             each for member, found in heard.answers for each in found if each.code == cid
@@ -226,8 +237,8 @@ async def test_a_blob_of_one_node_runs_at_another_for_a_client_of_a_third(
         with pytest.raises(Denied):  # who may not read it does not run it
             await weaker.proc.run(cid)
         with pytest.raises(InvalidArgument, match="alone"):
-            async with session.blob.open(cid) as blob:
-                await session.proc.run(blob.ref, on="any")
+            async with session.blob.open(cid) as blob, session.proc.at("any", blob.ref):
+                pass
 
 
 async def test_a_detached_program_starts_where_there_is_room_and_is_used_from_here(
@@ -237,26 +248,26 @@ async def test_a_detached_program_starts_where_there_is_room_and_is_used_from_he
     a, b, c = nodes
     grants = {"out": "pubsub:chat?data=max:64"}
     async with at(a) as session:
-        made = await session.proc.start(guests("beat"), "40", on="zone=cloud", grants=grants)
-        assert made.node == c.peer_id
-        assert (await made.info()).policy == "never"
-        async with session.node(c.peer_id) as there:
-            assert f"process program {made.id}" in {each.label for each in await there.grants()}
+        async with session.proc.at("zone=cloud") as proc:
+            made = await proc.start(guests("beat"), "40", grants=grants)
+            assert proc.session.identity.node == c.peer_id
+            labels = {each.label for each in await proc.session.grants()}
+            assert f"process program {made.id}" in labels
         assert not [each for each in await session.grants() if "process" in each.label]
-        with pytest.raises(Unsupported, match="another node"):
-            await made.export("web")
-        lines = b"".join([data async for data in made.logs(follow=True)])
-        assert lines == b"beat \n" * 40
-        assert await made.wait() == Exit("exited", 3, "")
-        made = await session.proc.start(guests("beat"), on=f"id={b.peer_id}", grants=grants)
-        await made.kill()
-        assert (await made.wait()).kind == "killed"
+        async with session.proc.find(made.id) as found:
+            assert (await found.info()).policy == "never"
+            lines = b"".join([data async for data in found.logs(follow=True)])
+            assert lines == b"beat \n" * 40
+            assert await found.wait() == Exit("exited", 3, "")
+        async with session.proc.at(f"id={b.peer_id}") as proc:
+            made = await proc.start(guests("beat"), grants=grants)
+            await made.kill()
+            assert (await made.wait()).kind == "killed"
+            async with proc.spawn(guests("beat"), "1", grants=grants) as process:
+                assert await process.stdout.receive() == b"beat \n"
         with pytest.raises(NotFound, match="no member has room"):
-            await session.proc.start(guests("beat"), on="zone=nowhere")
-        async with session.proc.spawn(
-            guests("beat"), "1", on=f"id={b.peer_id}", grants=grants
-        ) as process:
-            assert await process.stdout.receive() == b"beat \n"
+            async with session.proc.at("zone=nowhere"):
+                pass
         async with session.proc.spawn(guests("beat"), grants={"out": "pubsub:chat"}) as process:
             assert await process.stdout.receive() == b"beat \n"
             labels = {each.label for each in await session.grants()}
@@ -266,13 +277,17 @@ async def test_a_detached_program_starts_where_there_is_room_and_is_used_from_he
     command = ("run", "--detach", "--on", "zone=cloud", "--grant", "out=pubsub:chat")
     id_ = a.ww(*command, str(tmp_path / "beat.wasm"), "1", check=True).stdout.strip()
     assert b.ww("wait", id_).returncode == 3
-    (found,) = [e for e in json.loads(a.ww("ps", "--json").stdout)["processes"] if e["id"] == id_]
-    assert found["node_name"] == "c"
+    (shown,) = [e for e in json.loads(a.ww("ps", "--json").stdout)["processes"] if e["id"] == id_]
+    assert shown["node_name"] == "c"
 
 
 async def test_a_process_is_found_by_the_beginning_of_its_id(nodes: Nodes, guests: Guests) -> None:
     a, b, c = nodes
-    async with at(b) as session, session.proc.spawn(guests("cat"), on=f"id={c.peer_id}") as process:
+    async with (
+        at(b) as session,
+        session.proc.at(f"id={c.peer_id}") as proc,
+        proc.spawn(guests("cat")) as process,
+    ):
         id_ = (await process.info()).id
         async with at(a) as other:
             async with other.proc.find(id_[:8]) as found:
@@ -292,7 +307,11 @@ async def test_one_that_does_not_answer_is_named_and_not_waited_for(
     nodes: Nodes, guests: Guests
 ) -> None:
     a, b, c = nodes
-    async with at(a) as session, session.proc.spawn(guests("cat"), on=f"id={b.peer_id}") as process:
+    async with (
+        at(a) as session,
+        session.proc.at(f"id={b.peer_id}") as proc,
+        proc.spawn(guests("cat")) as process,
+    ):
         c.process.send_signal(signal.SIGSTOP)
         try:
             before = time.monotonic()

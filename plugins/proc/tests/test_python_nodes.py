@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import wetware
-from wetware.errors import NotFound, Unsupported
+from wetware.errors import NotFound
 from wetware.testing import Home, NodeProcess, wait_for
 from wetware_proc.functions import CallEnded, FunctionFailed
 from wetware_pubsub.client import PubSub
@@ -90,9 +90,9 @@ async def test_a_function_is_called(nodes: Nodes, capfd: pytest.CaptureFixture[s
         found = await session.proc.call(mix, [1, 2, 6], {"b": {}, "a": 0.5}, b"abc")
         assert found == [3, ["a", "b"], b"cba", None, True, 1 << 60]
         assert "said on the way" in capfd.readouterr().err
-        assert await session.proc.call(mix, [5], {}, b"", on="name=b") == [
-            5, [], b"", None, True, 1 << 60,
-        ]  # fmt: skip
+        async with session.proc.at("name=b") as proc:
+            found = await proc.call(mix, [5], {}, b"")
+            assert found == [5, [], b"", None, True, 1 << 60]
 
 
 async def test_what_it_raises_comes_with_its_own_lines(nodes: Nodes) -> None:
@@ -202,8 +202,11 @@ async def test_capabilities_come_back_and_work_as_long_as_they_are_held(nodes: N
         async with asyncio.timeout(WITHIN_S):
             while await granted():  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.05)
-        with pytest.raises(Unsupported, match="which ends with the login"):
-            await session.proc.call(opens, ["a"], chat, grants=grants, on="name=b")
+        async with session.proc.at("name=b") as proc:
+            topics, *_ = await proc.call(opens, ["a"], chat, grants=grants)
+            assert (await topics["a"].info())["name"] == "a"
+        with pytest.raises(wetware.WetwareError):
+            await topics["a"].info()
         topics, _, _ = await session.proc.call(opens, ["a"], chat, grants=grants)
         (grant,) = await granted()
         await session.revoke(grant)
@@ -290,7 +293,8 @@ async def test_packages_can_be_imported(nodes: Nodes, tmp_path: Path) -> None:
     file.write_bytes(data.getvalue())
     async with at(nodes[0]) as session:
         assert await session.proc.call(uses, packages=[data.getvalue()]) == "hello you"
-        assert await session.proc.call(uses, packages=[file], on="any") == "hello you"
+        async with session.proc.at("any") as proc:
+            assert await proc.call(uses, packages=[file]) == "hello you"
         put = await session.blob.put(file)
         async with session.blob.open(str(put.cid)) as blob:
             assert await session.proc.call(uses, packages=[blob]) == "hello you"

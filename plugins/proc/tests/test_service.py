@@ -28,7 +28,6 @@ from wetware_proc.client import Executor, Exit, Process, spec_of
 from wetware_proc.config import ProcConfig
 from wetware_proc.driver import CodeRefused, Image, Spec
 from wetware_proc.driver import Exit as Ended
-from wetware_proc.placement import Lost
 from wetware_proc.service import ExecutorServant, ProcService
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -209,7 +208,7 @@ async def test_who_cancels_or_is_gone_ends_what_it_waits_for(world: World) -> No
         running = asyncio.ensure_future(ada.run(b"sleep"))
         await until(lambda: world.service.table.processes)
     await until(lambda: not world.service.table.processes)
-    with pytest.raises(Lost):
+    with pytest.raises(Disconnected):
         await running
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, NoReturn
 
@@ -40,7 +40,7 @@ class ArchiveRefused(InvalidArgument):
 # --- packing --------------------------------------------------------------------------------------
 
 
-def pack(root: Path, file: IO[bytes], told: Callable[[int], object] = lambda _: None) -> None:
+def pack(root: Path, file: IO[bytes]) -> None:
     """Write all below `root`, by their names: the same tree is the same archive.
 
     Raises InvalidArgument for what cannot be read or unpacked, LimitExceeded.
@@ -62,7 +62,6 @@ def pack(root: Path, file: IO[bytes], told: Callable[[int], object] = lambda _: 
                         f"{root} has more than {ENTRIES_MAX} files, or {ARCHIVE_BYTES_MAX} bytes "
                         "(archive.ENTRIES_MAX, ARCHIVE_BYTES_MAX)"
                     )
-                told(file.tell())
 
 
 def _unreadable(exc: OSError, path: Path | None = None) -> NoReturn:

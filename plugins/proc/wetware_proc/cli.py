@@ -150,13 +150,12 @@ def run_command(
     After `--` it is a program of the node's machine, where the operator offers the service
     `native`, and `ww forward` leads to its ports.
     """
-    native = ctx.meta[NATIVE]
     directories = dict(variable(text, "--dir /data=DIR") for text in directory or ())
     options: Options = {
         "env": dict(variable(text, "--env NAME=VALUE") for text in env or ()),
         "grants": dict(variable(text, "--grant out=pubsub:chat") for text in grant or ()),
         "name": name or Path(program).name,
-        "kind": kind,
+        "kind": "native" if ctx.meta[NATIVE] else kind,
         "memory_bytes": memory << 20,
         "wall_s": time,
         "cpu_s": cpu,
@@ -164,20 +163,21 @@ def run_command(
     }
 
     async def work(session: Session) -> Exit | str:
-        programs = session.native if native else session.proc
         given = program, *(args or ())
         dirs = options["dirs"] = {
             path: await _dir(session, what) for path, what in directories.items()
         }
         async with contextlib.AsyncExitStack() as stack:
+            kind, memory_bytes = options["kind"], options["memory_bytes"]
+            there = session.proc.at(on, program, kind=kind, memory_bytes=memory_bytes)
+            programs = await stack.enter_async_context(there)
             with progress_bar("sending") if dirs else contextlib.nullcontext() as told, _patience():
                 if told is not None:
                     options["progress"] = told
                 if detach or restart:
                     policy = restart or "never"
-                    made = await programs.start(*given, restart=policy, on=on, **options)
-                    return made.id
-                process = await stack.enter_async_context(programs.spawn(*given, on=on, **options))
+                    return (await programs.start(*given, restart=policy, **options)).id
+                process = await stack.enter_async_context(programs.spawn(*given, **options))
             return await attached(process)
 
     end = run_client(work)

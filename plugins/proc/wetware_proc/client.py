@@ -10,7 +10,8 @@ async with session.proc.spawn(Path("cat.wasm")) as process:
         ...
     print(await process.wait())
 
-await session.proc.run(Path("hello.wasm"), on="zone=home")  # where there is room, of these members
+async with session.proc.at("zone=home") as proc:  # where there is room, of these members
+    await proc.run(Path("hello.wasm"))
 
 made = await session.proc.start(Path("tick.wasm"), restart="always")  # it outlives the session
 async for data in made.logs(follow=True):
@@ -19,6 +20,11 @@ async for data in made.logs(follow=True):
 await session.proc.call(function, 1, 2)  # of Python, which runs there
 async for result in session.proc.map(function, range(1000), on="any"):
     ...
+
+served = "python3", "-m", "http.server", "8080"  # a program of the node's machine
+async with session.proc.spawn(*served, kind="native", ports={"web": 8080}) as web:
+    async with forwarded(await web.export("web"), 0) as port:  # of native.client
+        ...  # http://127.0.0.1:{port} leads there
 """
 
 from __future__ import annotations
@@ -27,24 +33,22 @@ import contextlib
 import hashlib
 import os
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 from wetware import rpc
 from wetware.base.structs import from_struct
-from wetware.errors import InvalidArgument, OverlayError, Unsupported
+from wetware.errors import InvalidArgument, Unsupported
 from wetware_proc.functions import packed_arguments
 from wetware_proc.placement import (
     Heard,
-    Lost,
     Room,
     Session,
     everywhere,
     granted,
     named,
-    nodes,
     placed,
     where,
 )
@@ -73,7 +77,6 @@ __all__ = [
     "Mounted",
     "Options",
     "Process",
-    "Programs",
     "Ran",
     "Running",
     "Sending",
@@ -87,14 +90,16 @@ INPUT_BYTES_MAX: Final = 256 << 10
 """That travel with a program; more goes on a stream."""
 _QUICK_S: Final = 0.5  # how long the output of a program that has all its input may wait
 _LOAD_S: Final = 600.0  # a node's first Python program waits for the runner
+NATIVE: Final = "native"
+"""The kind of programs of the node's machine, and the service that lets one run them."""
 KINDS: Final = {".py": "python", ".pyz": "python"}
 """Of programs, by the suffix of a file; others are of WebAssembly."""
 _SEND_S: Final = 700.0  # of directories: more than the node allows
 
-T = TypeVar("T")
-
 Code = bytes | str | os.PathLike[str] | rpc.Ref
 """A program: its bytes, a path, a CID (a text that names no file here), or a `Ww.Source`.
+
+One of the kind "native" is named as it is found at the node, in /usr/bin for example.
 
 A CID is read with the user's own session at the node that runs it, so nobody runs what they may not
 read. A bare reference is of the session that it came from, and runs at that session's node.
@@ -115,7 +120,7 @@ class Options(TypedDict, total=False):
             well, or objects that have one as `ref`, such as a topic: they are called where they
             are from, through this session where the program runs elsewhere.
         name: What it is called; by default as its file.
-        kind: "wasm", "python"; by default what its file's name says.
+        kind: "wasm", "python", or "native"; by default what its file's name says.
         memory_bytes: It may have; 0: what is usual, like below.
         wall_s: It may run.
         cpu_s: Of a processor that it may use.
@@ -142,13 +147,13 @@ class Image:
     """
 
     def __init__(
-        self, programs: Programs, ref: rpc.Ref, hash_: str, name: str, code: str = "", *words: str
+        self, programs: Executor, ref: rpc.Ref, hash_: str, name: str, code: str = "", *words: str
     ) -> None:
         self._programs, self._ref, self.hash = programs, ref, hash_
         self._name, self._code, self._words = name, code, words
 
     def spawn(self, *args: str, **options: Unpack[Options]) -> AbstractAsyncContextManager[Process]:
-        """Run it; see Programs.spawn."""
+        """Run it; see Executor.spawn."""
         return self.fed(None, *args, **options)
 
     @contextlib.asynccontextmanager
@@ -168,12 +173,7 @@ class Image:
                 words = *self._words, *args
                 spec = spec_of(name, words, options, self._code, archives)
                 with rpc.time_limit(_SEND_S) if archives else contextlib.nullcontext():
-                    try:
-                        process = Process(await self._ref.call("spawn", spec=spec, **read))
-                    except OverlayError as exc:
-                        if read["more"]:
-                            raise
-                        raise Lost(exc.message, hint=exc.hint) from exc
+                    process = Process(await self._ref.call("spawn", spec=spec, **read))
             try:
                 yield process
             finally:
@@ -191,17 +191,22 @@ class Image:
         self._ref.close()
 
 
-class Programs:
-    """Starts programs, of the kinds of one service: see Executor, and `native.client.Native`.
+class Executor:
+    """The service `proc` of a session, and `native`: programs of whatever kind.
 
     Args:
-        ref: A reference to the service.
+        ref: A reference to an Executor.
+
+    Attributes:
+        sent: Nodes that processes were sent to lately, and when, see `placement.nodes`.
     """
 
-    SERVICE: str
+    INTERFACE = SCHEMA.Executor
 
     def __init__(self, ref: Any) -> None:
         self._ref = ref
+        self.sent: deque[tuple[str, float]] = deque(maxlen=SENT_MAX)
+        self._functions: OrderedDict[bytes, Image] = OrderedDict()
 
     @property
     def session(self) -> Session:
@@ -213,172 +218,6 @@ class Programs:
             )
         return session
 
-    # --- what the services differ in ---
-
-    async def load(self, code: Any, kind: str = "") -> Image:
-        raise NotImplementedError
-
-    async def _detach(self, code: Any, kind: str, spec: dict[str, Any], **params: Any) -> Any:
-        raise NotImplementedError
-
-    async def _taken(self, code: Any, options: Options) -> Any:
-        """The program, read if it is a file; its name and kind are in the options then."""
-        return code
-
-    def _known(self, code: Any) -> list[str]:
-        """What members that have prepared it call it."""
-        return []
-
-    # --- what they have in common ---
-
-    @contextlib.asynccontextmanager
-    async def archives(self, options: Options) -> AsyncIterator[dict[str, Archive]]:
-        """The `dirs` of Options, each packed once, on disk, below TMPDIR or /var/tmp.
-
-        Raises InvalidArgument for what cannot be read, or would not be unpacked, see
-        `archive.pack`; LimitExceeded; what reading a blob does.
-        """
-        told = options.get("progress")
-        with contextlib.ExitStack() as stack:
-            yield {
-                path: each
-                if isinstance(each, Archive)
-                else await archived(stack, each, told, lambda: self.session.blob)
-                for path, each in options.get("dirs", {}).items()
-            }
-
-    def spawn(
-        self, code: Any, *args: str, on: str = "", **options: Unpack[Options]
-    ) -> AbstractAsyncContextManager[Process]:
-        """Run a program: `async with session.proc.spawn(...) as process`.
-
-        Args:
-            code: See Code; of `session.native` a program as it is found there, in /usr/bin for
-                example.
-            args: Its arguments.
-            on: A selector of the members that it may run at, "zone=home"; "any": all of them; "":
-                the session's node. Of several it is the one that has most room, see
-                `placement.nodes`, where one logs in with the session's key.
-            options: See Options.
-
-        Raises WetwareError "proc.code", LimitExceeded; NotFound "not_found.room"; Unsupported
-        "unsupported.limit" for one that the node cannot enforce.
-        """
-        return self._spawned(None, code, args, on, options)
-
-    @contextlib.asynccontextmanager
-    async def _spawned(
-        self, stdin: bytes | None, code: Any, args: tuple[str, ...], on: str, options: Options
-    ) -> AsyncIterator[Process]:
-        """See `spawn` and `Image.fed`."""
-        code = await self._taken(code, options)
-        async with contextlib.AsyncExitStack() as stack:
-            if on:
-
-                async def run(there: Session, stack: contextlib.AsyncExitStack) -> Process:
-                    spawned = self._at(there)._spawned(stdin, code, args, "", options)
-                    return await stack.enter_async_context(spawned)
-
-                yield await stack.enter_async_context(self._placed(on, code, options, run))
-                return
-            image = await self.load(code, options.get("kind", ""))
-            stack.callback(image.close)
-            yield await stack.enter_async_context(image.fed(stdin, *args, **options))
-
-    def _at(self, session: Any) -> Programs:
-        programs: Programs = getattr(session, self.SERVICE)
-        return programs
-
-    @contextlib.asynccontextmanager
-    async def _placed(
-        self,
-        on: str,
-        code: Any,
-        options: Options,
-        run: Callable[[Session, contextlib.AsyncExitStack], Awaitable[T]],
-    ) -> AsyncIterator[T]:
-        """See `placement.placed`."""
-        rooms = await nodes(
-            self.session,
-            on,
-            service=self.SERVICE,
-            programs=self._known(code),
-            memory_bytes=options.get("memory_bytes", 0),
-        )
-        async with self.archives(options) as archives:  # once, for whoever takes it
-            options["dirs"] = archives
-            async with placed(self.session, on, rooms, run) as made:
-                yield made
-
-    async def run(
-        self, code: Any, *args: str, stdin: bytes = b"", on: str = "", **options: Unpack[Options]
-    ) -> Ran:
-        """Run a program to its end; see `spawn`.
-
-        Raises LimitExceeded for more than OUTPUT_BYTES_MAX of output.
-        """
-        async with self._spawned(stdin, code, args, on, options) as process:
-            return await collected(process, stdin)
-
-    async def start(
-        self,
-        code: Any,
-        *args: str,
-        restart: str = "never",
-        on: str = "",
-        **options: Unpack[Options],
-    ) -> Detached:
-        """Start a program that goes on when the session ends, and when its node is started again.
-
-        Args:
-            code: As `spawn` takes it, like below.
-            args: Its arguments.
-            restart: When it is started again: "never", "on-failure" (unless it exited with 0),
-                "always"; with pauses that grow, and not for ever where it ends at once each time.
-            on: Of which members one is chosen; it stays at that one.
-            options: See Options; grants are texts. Time is not limited where no limit is given.
-
-        Raises WetwareError "proc.code"; InvalidArgument "invalid.live_grant" for a reference.
-        """
-        code = await self._taken(code, options)
-        if on:
-
-            async def run(there: Session, stack: contextlib.AsyncExitStack) -> Detached:
-                made = await self._at(there).start(code, *args, restart=restart, **options)
-                return Detached(self, made.id, there.identity.node)
-
-            async with self._placed(on, code, options, run) as made:
-                return made
-        kind, session = options.get("kind", ""), self.session.ref
-        async with self.archives(options) as archives:
-            spec = spec_of(options.get("name", ""), args, options, "", archives)
-            with rpc.time_limit(_SEND_S if archives else _LOAD_S):
-                reply = await self._detach(code, kind, spec, policy=restart, session=session)
-        return Detached(self, reply["id"])
-
-    def detached(self, id_: str) -> Detached:
-        """One of one's own that was started at the session's node, by its ID."""
-        return Detached(self, id_)
-
-
-class Executor(Programs):
-    """The service `proc` of a session.
-
-    Args:
-        ref: A reference to an Executor.
-
-    Attributes:
-        sent: Nodes that processes were sent to lately, and when, see `placement.nodes`.
-    """
-
-    INTERFACE = SCHEMA.Executor
-    SERVICE = "proc"
-
-    def __init__(self, ref: Any) -> None:
-        super().__init__(ref)
-        self.sent: deque[tuple[str, float]] = deque(maxlen=SENT_MAX)
-        self._functions: OrderedDict[bytes, Image] = OrderedDict()
-
     async def load(self, code: Code, kind: str = "") -> Image:
         """A program of a kind, by default that of its file, ready to be spawned.
 
@@ -387,6 +226,9 @@ class Executor(Programs):
         """
         options: Options = {"kind": kind}
         code = await self._taken(code, options)
+        if kind == NATIVE:
+            image = (await self.session.native.call("program"))["image"]
+            return Image(self, needed(image), "", options["name"], "", str(code))
         async with self._source(code) as (source, cid):
             with rpc.time_limit(_LOAD_S):
                 reply = await self._ref.call("load", code=source, kind=options["kind"])
@@ -394,6 +236,12 @@ class Executor(Programs):
         return Image(self, needed(reply["image"]), reply["hash"], name, cid)
 
     async def _taken(self, code: Code, options: Options) -> bytes | str | rpc.Ref:
+        """The program, read if it is a file; its name and kind are in the options then."""
+        if options.get("kind") == NATIVE:
+            if not isinstance(code, str):
+                raise InvalidArgument("a native program is on the node's machine: give its name")
+            options["name"] = options.get("name") or Path(code).name
+            return code
         if not isinstance(code, str | os.PathLike) or (
             isinstance(code, str) and not Path(code).exists()  # noqa: ASYNC240  # takes no time
         ):
@@ -402,14 +250,6 @@ class Executor(Programs):
         options["name"] = options.get("name") or path.name
         options["kind"] = options.get("kind") or KINDS.get(path.suffix, "")
         return await file_bytes(path)
-
-    def _known(self, code: Any) -> list[str]:
-        if isinstance(code, rpc.Ref):
-            raise InvalidArgument(
-                "a reference to a program is read by the node that it came from alone",
-                hint="give its bytes, a path or a blob, or spawn it with session.node(…).proc",
-            )
-        return [code if isinstance(code, str) else hashlib.sha256(code).hexdigest()]
 
     @contextlib.asynccontextmanager
     async def _source(self, code: Any) -> AsyncIterator[tuple[rpc.Ref | rpc.Servant, str]]:
@@ -430,9 +270,119 @@ class Executor(Programs):
                     hint="ww run hello.wasm, or ww run CID of what `ww blob put` has put",
                 ) from exc
 
-    async def _detach(self, code: Any, kind: str, spec: dict[str, Any], **params: Any) -> Any:
-        async with self._source(code) as (source, spec["code"]):
-            return await self._ref.call("detach", code=source, kind=kind, spec=spec, **params)
+    @contextlib.asynccontextmanager
+    async def archives(self, options: Options) -> AsyncIterator[dict[str, Archive]]:
+        """The `dirs` of Options, each packed once, on disk, below TMPDIR or /var/tmp.
+
+        Raises InvalidArgument for what cannot be read, or would not be unpacked, see
+        `archive.pack`; LimitExceeded; what reading a blob does.
+        """
+        told = options.get("progress")
+        with contextlib.ExitStack() as stack:
+            yield {
+                path: await archived(stack, each, told, lambda: self.session.blob)
+                for path, each in options.get("dirs", {}).items()
+            }
+
+    @contextlib.asynccontextmanager
+    async def at(
+        self, on: str, code: Code = b"", *, kind: str = "", memory_bytes: int = 0
+    ) -> AsyncIterator[Executor]:
+        """`session.proc` of a member that has room: `async with session.proc.at("any") as proc`.
+
+        One logs in there with the session's key. Of several members it is the one that can run a
+        program best, see `placement.nodes`.
+
+        Args:
+            on: A selector of members, "zone=home"; "any": all of them; "": the session's node.
+            code: What is to run there: a member that has prepared it is preferred.
+            kind: See Options, like below.
+            memory_bytes: That it needs.
+
+        Raises NotFound "not_found.room".
+        """
+        if not on:
+            yield self
+            return
+        native, programs = kind == NATIVE, list[str]()
+        if code and not native:
+            programs = _known(await self._taken(code, {}))
+        service = NATIVE if native else "proc"
+        async with placed(
+            self.session, on, service=service, programs=programs, memory_bytes=memory_bytes
+        ) as there:
+            yield there.proc
+
+    def spawn(
+        self, code: Any, *args: str, **options: Unpack[Options]
+    ) -> AbstractAsyncContextManager[Process]:
+        """Run a program: `async with session.proc.spawn(...) as process`.
+
+        Args:
+            code: See Code.
+            args: Its arguments.
+            options: See Options.
+
+        Raises WetwareError "proc.code", LimitExceeded; Unsupported "unsupported.limit" for one that
+        the node cannot enforce.
+        """
+        return self._spawned(None, code, args, options)
+
+    @contextlib.asynccontextmanager
+    async def _spawned(
+        self, stdin: bytes | None, code: Any, args: tuple[str, ...], options: Options
+    ) -> AsyncIterator[Process]:
+        """See `spawn` and `Image.fed`."""
+        with contextlib.closing(await self.load(code, options.get("kind", ""))) as image:
+            async with image.fed(stdin, *args, **options) as process:
+                yield process
+
+    async def run(
+        self, code: Any, *args: str, stdin: bytes = b"", **options: Unpack[Options]
+    ) -> Ran:
+        """Run a program to its end; see `spawn`.
+
+        Raises LimitExceeded for more than OUTPUT_BYTES_MAX of output.
+        """
+        async with self._spawned(stdin, code, args, options) as process:
+            return await collected(process, stdin)
+
+    async def start(
+        self,
+        code: Any,
+        *args: str,
+        restart: str = "never",
+        **options: Unpack[Options],
+    ) -> Detached:
+        """Start a program that goes on when the session ends, and when its node is started again.
+
+        Args:
+            code: As `spawn` takes it, like below.
+            args: Its arguments.
+            restart: When it is started again: "never", "on-failure" (unless it exited with 0),
+                "always"; with pauses that grow, and not for ever where it ends at once each time.
+            options: See Options; grants are texts. Time is not limited where no limit is given.
+
+        Raises WetwareError "proc.code"; InvalidArgument "invalid.live_grant" for a reference.
+        """
+        code = await self._taken(code, options)
+        kind, name = options.get("kind", ""), options.get("name", "")
+        given: dict[str, Any] = {"policy": restart, "session": self.session.ref}
+        async with self.archives(options) as archives:
+            with rpc.time_limit(_SEND_S if archives else _LOAD_S):
+                if kind == NATIVE:
+                    spec = spec_of(name, (str(code), *args), options, "", archives)
+                    reply = await self.session.native.call("detach", spec=spec, **given)
+                else:
+                    async with self._source(code) as (source, cid):
+                        spec = spec_of(name, args, options, cid, archives)
+                        given |= {"code": source, "kind": kind}
+                        reply = await self._ref.call("detach", spec=spec, **given)
+        return Detached(self, reply["id"])
+
+    def detached(self, id_: str) -> Detached:
+        """One of one's own that was started at the session's node, by its ID."""
+        return Detached(self, id_)
 
     def find(self, id_: str, *, anybody: bool = False) -> AbstractAsyncContextManager[Detached]:
         """A process anywhere in the cluster: `async with session.proc.find(ID) as process`.
@@ -447,7 +397,6 @@ class Executor(Programs):
         /,
         *args: Any,
         packages: Sequence[Any] = (),
-        on: str = "",
         **options: Unpack[Options],
     ) -> Any:
         """What a Python function returns that runs there: `await session.proc.call(f, 1, 2)`.
@@ -460,11 +409,10 @@ class Executor(Programs):
             args: None, bool, int, float, str, bytes, lists, dicts with text as keys, and
                 capabilities: references, or objects that have one as `ref`.
             packages: Pure-Python wheels that it can import: their bytes, paths, or blobs.
-            on: See `spawn`.
             options: See Options. A grant is `ww.grant(NAME)` there.
 
         Returns what the function returned, like `args`; a capability is a reference, which works
-        as long as it is held. With `on` there can be none: "unsupported".
+        as long as it is held.
         Raises FunctionFailed with its traceback where it raised, CallEnded where it ran into a
         limit or was ended, and what `spawn` raises.
         """
@@ -473,12 +421,9 @@ class Executor(Programs):
         data, refs = packed_arguments(args)
         given: Options = {**options, "kind": "python"}
         given["grants"] = {**options.get("grants", {}), **refs}
-        if on:
-            async with self._spawned(data, job.program, (), on, given) as process:
-                return await returned(process, data)
         image = await self._loaded(job.program)
         async with image.fed(data, **given) as process:
-            return await returned(process, data, lasts=True)
+            return await returned(process, data)
 
     async def _loaded(self, program: bytes) -> Image:
         """A function's, loaded once; the last FUNCTIONS_MAX are kept."""
@@ -522,7 +467,8 @@ class Executor(Programs):
             retries: Of one call.
             ordered: Results are in the order of the items, and not in that in which they come.
             packages: See `call`.
-            on: Members that take part, see `spawn`; "": the session's node alone.
+            on: Members that take part, see `at`; "": the session's node alone. What the function
+                returns of capabilities works while the results are asked for.
             options: See `call`.
         """
         job = await prepared(function, packages)
@@ -561,6 +507,16 @@ class Executor(Programs):
         Raises NotFound "not_found.process".
         """
         await self._ref.call("end_any" if anybody else "end", id=id_)
+
+
+def _known(code: bytes | str | rpc.Ref) -> list[str]:
+    """What members that have prepared a program call it."""
+    if isinstance(code, rpc.Ref):
+        raise InvalidArgument(
+            "a reference to a program is read by the node that it came from alone",
+            hint="give its bytes, a path or a blob, or spawn it with session.node(…).proc",
+        )
+    return [code if isinstance(code, str) else hashlib.sha256(code).hexdigest()]
 
 
 def spec_of(

@@ -20,12 +20,9 @@ from wetware.base.log import get_logger
 from wetware.errors import (
     CapabilityError,
     DialError,
-    Disconnected,
     InvalidArgument,
-    LimitExceeded,
     NotFound,
     OverlayError,
-    Unsupported,
     WetwareError,
 )
 from wetware.identity import PeerId
@@ -160,36 +157,31 @@ def _names(rooms: Sequence[Room]) -> str:
     return ", ".join(room.name or room.node for room in rooms[:3])
 
 
-class Lost(Disconnected):
-    """The node of a program was lost, which may have run."""
-
-
 @contextlib.asynccontextmanager
 async def placed(
-    session: Session,
-    on: str,
-    rooms: Sequence[Room],
-    run: Callable[[Any, contextlib.AsyncExitStack], Awaitable[T]],
-) -> AsyncIterator[T]:
-    """`run` with a session at the first member that takes it, of the first TRIED_MAX of `nodes`.
+    session: Session, on: str, *, service: str, programs: Sequence[str], memory_bytes: int
+) -> AsyncIterator[Any]:
+    """A session at the first member that has room by its own word, of the first of `nodes`.
 
-    The stack that `run` gets ends with the block. A member that cannot be reached, is full by now,
-    or does not run such programs is passed by. Raises what the last one did.
+    One that cannot be reached, is full by now, or has no more for this principal is passed by; of
+    more than TRIED_MAX, and of the last one, it is raised.
     """
-    left = list(rooms[:TRIED_MAX])
+    rooms = await nodes(session, on, service=service, programs=programs, memory_bytes=memory_bytes)
+    left = rooms[:TRIED_MAX]
     while True:
-        room = left.pop(0)
+        node = left.pop(0).node
         async with contextlib.AsyncExitStack() as stack:
             try:
-                login = session.node(selector(session, on, f"id={room.node}"))
-                found = await run(await stack.enter_async_context(login), stack)
-            except (OverlayError, LimitExceeded, Unsupported) as exc:
-                if not left or isinstance(exc, Lost):
+                login = session.node(selector(session, on, f"id={node}"))
+                there = await stack.enter_async_context(login)
+                await nodes(there, "", service=service, memory_bytes=memory_bytes)
+            except (OverlayError, NotFound) as exc:
+                if not left:
                     raise
-                log.debug("proc.passed_by", node=room.node, why=exc.message)
+                log.debug("proc.passed_by", node=node, why=exc.message)
                 continue
-            session.proc.sent.append((room.node, time.monotonic()))
-            yield found
+            session.proc.sent.append((node, time.monotonic()))
+            yield there
             return
 
 

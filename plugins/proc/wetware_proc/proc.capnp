@@ -35,7 +35,7 @@ interface Executor {
 
   rooms @6 (on :Text, programs :List(Text)) -> (rooms :List(Room));
   # Where a process could run: what the members say of themselves, of which the selector `on` holds ("": all),
-  # at most 64, and lately: an answer may be a second old. Members that do not answer at once are left out.
+  # at most 64. What others say may be a second old. Members that do not answer at once are left out.
   # It gives nothing: whoever wants to run something there logs in there. Each of at most 16 `programs` is a
   # hash, or what `Spec.code` called it; so who knows one learns where it has run. Idempotent.
 
@@ -55,7 +55,7 @@ struct Room {
   running @2 :UInt32;
   # Processes that run there.
   processes @3 :UInt32;
-  # That could be added, as far as the node goes: a principal may have fewer.
+  # That could be added, at the node that is asked by this principal, at others as far as the node goes.
   memoryBytes @4 :UInt64;
   # That none of its processes may have yet.
   processors @5 :UInt32;
@@ -76,16 +76,13 @@ interface Sibling {
 interface Native {
   # The bootstrap capability of the service `native`, which a node has where its operator has said so: programs
   # of the machine itself, each in namespaces of its own. Held by sessions whose role covers it; dies with its
-  # session. Its processes are among the principal's of `Executor`.
+  # session. Its processes are among the principal's of `Executor`, which has all else about them.
 
   program @0 () -> (image :Image);
   # Not a program yet: the first of `Spec.args` names it, as it is found in /usr or in a directory that comes
   # with the spec. A limit that this machine cannot enforce is refused: `unsupported.limit`. Idempotent.
 
-  open @1 (id :Text $Ww.name) -> (process :Process);
-  # As `Executor.open`. Idempotent.
-
-  detach @2 (spec :Spec, policy :Text, session :Capability) -> (id :Text);
+  detach @1 (spec :Spec, policy :Text, session :Capability) -> (id :Text);
   # As `Executor.detach`, of what `program` gives. Not idempotent.
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware import rpc
@@ -37,10 +37,11 @@ class Rooms:
 
     Args:
         ctx: Its plugin's context.
-        free: Processes that run, and the processes and bytes of memory that there is room for.
+        free: Processes that run, and the processes and bytes of memory that there is room for, for
+            a principal where one is given.
     """
 
-    def __init__(self, ctx: PluginContext, free: Callable[[], tuple[int, int, int]]) -> None:
+    def __init__(self, ctx: PluginContext, free: Callable[[str], tuple[int, int, int]]) -> None:
         self._ctx, self._free = ctx, free
         self._prepared: Recent[str, bool] = Recent(float("inf"), REMEMBERED_MAX, time.monotonic)
         self._lately: Recent[Any, list[dict[str, Any]]] = Recent(KNOWN_S, 64, time.monotonic)
@@ -52,13 +53,13 @@ class Rooms:
             if 0 < len(name) <= PROGRAM_CHARS_MAX:
                 self._prepared.put(name, True)
 
-    def own(self, programs: list[str]) -> dict[str, Any]:
-        """This node's, as the struct Room has it. Raises InvalidArgument."""
+    def own(self, programs: list[str], owner: str = "") -> dict[str, Any]:
+        """This node's, as the struct Room has it, for a principal. Raises InvalidArgument."""
         if len(programs) > PROGRAMS_MAX or any(len(p) > PROGRAM_CHARS_MAX for p in programs):
             raise InvalidArgument(
                 f"at most {PROGRAMS_MAX} programs of {PROGRAM_CHARS_MAX} characters are asked for"
             )
-        running, processes, memory = self._free()
+        running, processes, memory = self._free(owner)
         processors = len(os.sched_getaffinity(0))
         return {
             "running": running,
@@ -71,26 +72,25 @@ class Rooms:
 
     async def find(self, owner: str, on: str, programs: list[str]) -> list[dict[str, Any]]:
         """The rooms of living members that match, each with its `node`. Raises InvalidArgument."""
-        own = self.own(programs)  # judges what is asked, too
+        own = self.own(programs, owner)  # judges what is asked, too
         key = on, *programs
-        if (found := self._lately.get(key)) is not None:
-            return found
+        if (found := self._lately.get(key)) is None:
+            self._lately.put(key, found := await self._find(owner, on, programs))
+        return [room if "load" in room else {**room, **own} for room in found]
+
+    async def _find(self, owner: str, on: str, programs: list[str]) -> list[dict[str, Any]]:
         many = f"{FINDS_PER_OWNER_MAX} searches for room of {owner} go on (FINDS_PER_OWNER_MAX)"
         with self._places.hold(Claim(owner, FINDS_PER_OWNER_MAX, many)):
             living = [*self._ctx.members(f"service=proc,state=alive{',' if on else ''}{on}")]
             living.sort(key=lambda member: (not member.is_self, member.load))
             asked = living[:MEMBERS_MAX]
-            answers = await asyncio.gather(*(self._ask(each, own, programs) for each in asked))
-        found = [answer for answer in answers if answer is not None]
-        self._lately.put(key, found)
-        return found
+            answers = await asyncio.gather(*(self._ask(each, programs) for each in asked))
+        return [answer for answer in answers if answer is not None]
 
-    async def _ask(
-        self, member: Member, own: Mapping[str, Any], programs: list[str]
-    ) -> dict[str, Any] | None:
+    async def _ask(self, member: Member, programs: list[str]) -> dict[str, Any] | None:
         node = {"node": str(member.peer_id), "name": member.name}
         if member.is_self:
-            return {**own, **node}
+            return node  # what it says differs from one principal to the next
         try:
             async with self._asking, asyncio.timeout(ANSWER_S):
                 sibling = await self._ctx.sibling(member.peer_id)

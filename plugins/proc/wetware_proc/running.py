@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -81,27 +81,20 @@ class Running:
     def __init__(self, ref: rpc.Ref) -> None:
         self.ref = ref
 
-    @contextlib.asynccontextmanager
-    async def _used(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-        """What calls it in the block."""
-        yield self.ref.call
-
-    async def _told(self, method: str, **params: Any) -> Any:
-        async with self._used() as call:
-            return await call(method, **params)
+    async def _call(self, method: str, **params: Any) -> Any:
+        return await self.ref.call(method, **params)
 
     async def wait(self) -> Exit:
         """How it ended; its output is on its streams then, up to its end."""
-        async with self._used() as call:
-            while True:
-                with rpc.time_limit(_ANSWER_S):
-                    exit_ = from_struct(Exit, (await call("wait", wait_s=_WAIT_S))["exit"])
-                if exit_.kind:
-                    return exit_
+        while True:
+            with rpc.time_limit(_ANSWER_S):
+                exit_ = from_struct(Exit, (await self._call("wait", wait_s=_WAIT_S))["exit"])
+            if exit_.kind:
+                return exit_
 
     async def kill(self) -> None:
         """End it for good; nothing more of it can happen when this returns. Idempotent."""
-        await self._told("kill")
+        await self._call("kill")
 
     async def signal(self, name: str) -> None:
         """Send a native program a signal: HUP, INT, QUIT, USR1, USR2, TERM, KILL, STOP or CONT.
@@ -109,11 +102,11 @@ class Running:
         Raises Unsupported "unsupported.signal" for other kinds of programs: those `kill` ends;
         NotFound "not_found.running" where a detached one is between two runs.
         """
-        await self._told("signal", name=name)
+        await self._call("signal", name=name)
 
     async def info(self) -> Info:
         """What `ww ps` shows of it."""
-        return from_struct(Info, (await self._told("info"))["info"])
+        return from_struct(Info, (await self._call("info"))["info"])
 
     async def export(self, name: str, wait_s: float = _WAIT_S) -> rpc.Ref:
         """What the program offers by this name: a port, or what it has exported.
@@ -123,7 +116,7 @@ class Running:
         from wetware.client.installed import interface_of_id
 
         with rpc.time_limit(_ANSWER_S):
-            reply = await self._told("export", name=name, wait_s=wait_s)
+            reply = await self._call("export", name=name, wait_s=wait_s)
         if (port := reply["port"]) is not None:
             found: rpc.Ref = port
             return found
@@ -181,25 +174,16 @@ class _Came:
 class Detached(Running):
     """A program that outlives who started it, by its ID; nothing of it is held here.
 
-    Each use of one at another node logs in there, with the session's key. Where the session logs in
-    again after a loss (`connect(reconnect=True)`), `wait` and `logs` go on.
+    Where the session logs in again after a loss (`connect(reconnect=True)`), `wait` and `logs` go
+    on.
 
     Attributes:
         id: As `ww ps` shows it.
-        node: Peer ID of the node that it is at; "": the session's.
         proc: Through what it was started, or found.
     """
 
-    def __init__(self, proc: Any, id_: str, node: str = "") -> None:
-        self.proc, self.id, self.node = proc, id_, node
-
-    @contextlib.asynccontextmanager
-    async def _used(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-        if not self.node:
-            yield self._call
-            return
-        async with self.proc.session.node(f"id={self.node}") as there:
-            yield self.proc._at(there).detached(self.id)._call
+    def __init__(self, proc: Any, id_: str) -> None:
+        self.proc, self.id = proc, id_
 
     async def _call(self, method: str, **params: Any) -> Any:
         ref = self.proc._ref
@@ -213,18 +197,9 @@ class Detached(Running):
                     raise
                 await rpc.regained(connection, lost)
 
-    async def export(self, name: str, wait_s: float = _WAIT_S) -> rpc.Ref:
-        """See `Running.export`. What comes lives as long as the session that it was asked by."""
-        if self.node:
-            raise Unsupported(
-                "what a process at another node offers ends with the login there",
-                hint="async with session.proc.find(ID) as process: await process.export(NAME)",
-            )
-        return await super().export(name, wait_s)
-
     async def restart(self) -> None:
         """Have it started again now. Raises InvalidArgument where it has ended for good."""
-        await self._told("restart")
+        await self._call("restart")
 
     async def logs(
         self, *, follow: bool = False, missed: Callable[[int], object] | None = None
@@ -235,17 +210,16 @@ class Detached(Running):
         many bytes are not kept any more of what comes next: who follows was slow, or away.
         """
         at, wait_s = 0, _WAIT_S if follow else 0.0
-        async with self._used() as call:
-            while True:
-                with rpc.time_limit(_ANSWER_S):
-                    reply = await call("logs", start=at, wait_s=wait_s)
-                if data := reply["data"]:
-                    if missed is not None and 0 < at < reply["start"]:
-                        missed(reply["start"] - at)
-                    yield data
-                    at = reply["start"] + len(data)
-                elif reply["over"] or not follow:
-                    return
+        while True:
+            with rpc.time_limit(_ANSWER_S):
+                reply = await self._call("logs", start=at, wait_s=wait_s)
+            if data := reply["data"]:
+                if missed is not None and 0 < at < reply["start"]:
+                    missed(reply["start"] - at)
+                yield data
+                at = reply["start"] + len(data)
+            elif reply["over"] or not follow:
+                return
 
 
 @contextlib.asynccontextmanager

@@ -52,7 +52,7 @@ class Archive:
         return Source(self.size, partial(os.pread, self.file.fileno()), self.told)
 
 
-Dir = str | os.PathLike[str] | Archive
+Dir = str | os.PathLike[str]
 """A directory of this machine, or a text that names none, the CID of a blob."""
 
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from wetware.base import cbor
 from wetware.base.log import get_logger
 from wetware.base.tasks import Tasks
-from wetware.errors import InvalidArgument, LimitExceeded, OverlayError, Unsupported, WetwareError
+from wetware.errors import InvalidArgument, LimitExceeded, OverlayError, WetwareError
 from wetware_proc import placement
 from wetware_proc.functions import (
     ATTEMPT,
@@ -66,18 +66,17 @@ async def _wheel(package: Any) -> bytes:
     return await file_bytes(package, "the package ")
 
 
-async def returned(process: Process, arguments: bytes, *, lasts: bool = False) -> Any:
-    """What the function returned that runs. Raises FunctionFailed, CallEnded, LimitExceeded.
+async def returned(process: Process, arguments: bytes) -> Any:
+    """What the function returned that runs; capabilities in it work as long as they are held.
 
-    Capabilities in it can be had where the connection `lasts`, and else raise Unsupported; they
-    work as long as they are held.
+    Raises FunctionFailed, CallEnded, LimitExceeded.
     """
     async with fed(process, arguments):
         limit = VALUE_BYTES_MAX, "VALUE_BYTES_MAX", "let the function publish or store them"
         data, _ = await asyncio.gather(taken(process.stdout, *limit), _printed(process.stderr))
         if data:  # its end can be no other
             value = result(data)
-            return await _Filled(process, lasts).value(value) if MARK in data else value
+            return await _Filled(process).value(value) if MARK in data else value
         end = await process.wait()
     if end.kind in ("killed", "lost"):
         raise Ended(f"the function's process was ended: {end.kind}: {end.why}")
@@ -89,8 +88,8 @@ async def returned(process: Process, arguments: bytes, *, lasts: bool = False) -
 class _Filled:
     """Puts capabilities into what a function returned."""
 
-    def __init__(self, process: Process, lasts: bool) -> None:
-        self._process, self._lasts = process, lasts
+    def __init__(self, process: Process) -> None:
+        self._process = process
         self._refs: dict[int, rpc.Ref] = {}
 
     async def value(self, value: Any) -> Any:
@@ -101,11 +100,6 @@ class _Filled:
         return await self._ref(value.value) if isinstance(value, cbor.Tag) else value
 
     async def _ref(self, number: int) -> rpc.Ref:
-        if not self._lasts:
-            raise Unsupported(
-                "the function returned a capability, which ends with the login that this made",
-                hint="call it at a session of that node: session.node(…).proc.call",
-            )
         if (ref := self._refs.get(number)) is None:
             if len(self._refs) >= RESULT_CAPS_MAX:
                 raise CallEnded(f"it returned more than {RESULT_CAPS_MAX} capabilities")

@@ -79,11 +79,18 @@ class Table:
         if not self.drivers:
             raise Disconnected("the service is not running")
 
-    def _free(self) -> tuple[int, int, int]:
+    def _free(self, owner: str) -> tuple[int, int, int]:
         self.check_running()
-        running = len(self.processes)
-        memory_bytes = self.config.memory_bytes_max - self._memory[None]
-        return running, PROCESSES_MAX - running, memory_bytes
+        running, config = len(self.processes), self.config
+        own = sum(each.owner == owner for each in self.processes.values())
+        return (
+            running,
+            min(PROCESSES_MAX - running, config.owner_processes_max - own),
+            min(
+                config.memory_bytes_max - self._memory[None],
+                config.owner_memory_bytes_max - self._memory[owner],
+            ),
+        )
 
     async def prepare(self, code: bytes, kind: str) -> Image:
         """What `launch` runs. Raises DriverUnavailable, CodeRefused."""

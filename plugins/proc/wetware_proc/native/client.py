@@ -1,47 +1,33 @@
-"""`session.native`: programs of the node's machine, with nothing but what they are given.
-
-async with session.native.spawn("python3", "-m", "http.server", "8080", ports={"web": 8080}) as web:
-    async with forwarded(await web.export("web"), 0) as port:
-        ...  # http://127.0.0.1:{port} leads there
-"""
+"""Native programs for clients: the service itself, which `session.proc` uses, and their ports."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from pathlib import PurePath
 from typing import Any
 
 from wetware import rpc
 from wetware.base.sockets import accept
 from wetware.base.tasks import Tasks
 from wetware.errors import ConfigError, WetwareError
-from wetware_proc.client import Image, Programs
 from wetware_proc.schema import SCHEMA
 from wetware_proc.sockets import carried
 
 _BACKLOG = 64
 
 
-class Native(Programs):
-    """The service `native` of a session: it spawns, runs and starts what is on the node's machine.
+class Native:
+    """The service `native` of a session: `session.proc` calls it where a `kind` is "native".
 
     Args:
         ref: A reference to a Native.
     """
 
     INTERFACE = SCHEMA.Native
-    SERVICE = "native"
 
-    async def load(self, code: str, kind: str = "") -> Image:
-        """What is not loaded, and spawned with the program as its first argument."""
-        image = (await self._ref.call("program"))["image"]
-        return Image(self, image, "", PurePath(code).name, "", code)
-
-    async def _detach(self, code: str, kind: str, spec: dict[str, Any], **params: Any) -> Any:
-        spec = {**spec, "name": spec["name"] or PurePath(code).name, "args": [code, *spec["args"]]}
-        return await self._ref.call("detach", spec=spec, **params)
+    def __init__(self, ref: Any) -> None:
+        self.call = ref.call
 
 
 @contextlib.asynccontextmanager

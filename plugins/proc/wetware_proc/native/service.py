@@ -12,7 +12,7 @@ from wetware import rpc
 from wetware.hookspecs import Finding, Service
 from wetware_proc.native.driver import KIND, NativeImage, probe
 from wetware_proc.schema import SCHEMA
-from wetware_proc.service import ImageServant, ProcessServant, ProcService, owner_of
+from wetware_proc.service import ImageServant, ProcService, owner_of
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -71,10 +71,6 @@ class NativeServant(rpc.Servant, interface=SCHEMA.Native):
         owner, image = owner_of(self._principal), NativeImage()
         detach = self._proc.supervisor.detach
         return {"id": await detach(owner, image, None, spec, policy, session)}
-
-    async def open(self, id: str) -> dict[str, Any]:
-        process = self._proc.get(id, owner_of(self._principal))
-        return {"process": ProcessServant(process, self._principal)}
 
 
 class NativeImageServant(ImageServant, interface=SCHEMA.Image):

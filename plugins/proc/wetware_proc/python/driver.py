@@ -92,16 +92,15 @@ class PythonDriver:
         limits = spec.limits
         fiber = self._fiber(image.runner, limits.memory_bytes)
         fiber.take(limits.memory_bytes, limits.cpu_s, spec.owner)
-        tmp = self._wasm.tmp()
-        world = World(fiber, spec, image.code, tmp.open)
-        fiber.hosts = (world,)
-        try:
-            return await life(fiber, limits.wall_s, _nothing)
-        finally:
-            await world.close(self._wasm.disk)
-            fiber.hosts = ()
-            self._tasks.start(self._prepare(image.runner))
-            await tmp.close()
+        async with self._wasm.tmp() as tmp:
+            world = World(fiber, spec, image.code, tmp)
+            fiber.hosts = (world,)
+            try:
+                return await life(fiber, limits.wall_s, _nothing)
+            finally:
+                await world.close(self._wasm.disk)
+                fiber.hosts = ()
+                self._tasks.start(self._prepare(image.runner))
 
     def _fiber(self, runner: Runner, memory_bytes: int) -> PythonFiber:
         if self._ready and memory_bytes >= USUAL.memory_bytes:

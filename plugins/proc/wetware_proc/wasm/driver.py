@@ -40,19 +40,18 @@ class WasmImage(Image):
         fiber = Fiber(
             self._program, memory_bytes=limits.memory_bytes, cpu_s=limits.cpu_s, owner=spec.owner
         )
-        tmp = driver.tmp()
-        world = Wasi(fiber, spec, tmp.open, driver.disk)
-        handles = Caps(fiber, spec)
-        fiber.hosts = (world, handles)
-        try:
-            return await life(fiber, limits.wall_s, handles.sent.wait)
-        finally:
-            if handles.sent:
-                await to_its_end(handles.sent.end())
-            handles.close()
-            await world.close()
-            fiber.hosts = ()  # they know each other: this frees them now
-            await tmp.close()
+        async with driver.tmp() as tmp:
+            world = Wasi(fiber, spec, tmp, driver.disk)
+            handles = Caps(fiber, spec)
+            fiber.hosts = (world, handles)
+            try:
+                return await life(fiber, limits.wall_s, handles.sent.wait)
+            finally:
+                if handles.sent:
+                    await to_its_end(handles.sent.end())
+                handles.close()
+                await world.close()
+                fiber.hosts = ()  # they know each other: this frees them now
 
 
 @contextlib.asynccontextmanager
@@ -95,9 +94,22 @@ class WasmDriver:
         self._images.move_to_end(digest)
         return await asyncio.shield(task)
 
-    def tmp(self) -> Tmp:
-        """An own directory for a guest."""
-        return Tmp(self._tmp, self.remove)
+    @contextlib.asynccontextmanager
+    async def tmp(self) -> AsyncIterator[Callable[[], int]]:
+        """What opens an own directory for a guest, which is made then: most never look there."""
+        path, made = self._tmp / secrets.token_hex(16), False
+
+        def opened() -> int:
+            nonlocal made
+            path.mkdir(mode=0o700)
+            made = True
+            return files.opening(path)()
+
+        try:
+            yield opened
+        finally:
+            if made:
+                await self.remove(path)
 
     async def remove(self, tmp: Path) -> None:
         """Remove a directory of a guest."""
@@ -131,25 +143,6 @@ class WasmDriver:
         loaded = [name for name, each in self._images.items() if each.done()]
         for name in loaded[: max(0, len(loaded) - IMAGES_MAX)]:
             del self._images[name]
-
-
-class Tmp:
-    """The own directory of a guest, made when it first looks there: most never do."""
-
-    def __init__(self, above: Path, remove: Callable[[Path], Awaitable[None]]) -> None:
-        self._above, self._remove = above, remove
-        self._path: Path | None = None
-
-    def open(self) -> int:
-        path = self._above / secrets.token_hex(16)
-        path.mkdir(mode=0o700)
-        self._path = path
-        return files.opening(path)()
-
-    async def close(self) -> None:
-        """The guest is gone, and its descriptors are closed."""
-        if self._path is not None:
-            await self._remove(self._path)
 
 
 async def life(fiber: Fiber, wall_s: float, finish: Callable[[], Awaitable[None]]) -> Exit:
