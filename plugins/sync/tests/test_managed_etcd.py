@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from wetware.errors import Unsupported, WetwareError
@@ -34,7 +35,7 @@ class Member:
         self.ctx = plugin_context(directory, overlay=overlay)
         self.room = Room(directory)
         self.admitted: set[Any] = set()
-        self.changed = asyncio.Event()
+        self.changed = anyio.Event()
         self.pipes = Pipes(self.ctx, self.room, lambda: self.admitted)
         self.child = Child(self.room, overlay.peer_id, "test", run_sync=self.ctx.run_sync)
 

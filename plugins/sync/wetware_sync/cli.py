@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path as Local
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +43,16 @@ name_app = typer.Typer(
     help="Names for CIDs, nodes and references.", no_args_is_help=True, rich_markup_mode=None
 )
 
+sync_app = typer.Typer(
+    help="Where the store of keys and locks is.", no_args_is_help=True, rich_markup_mode=None
+)
+etcd_app = typer.Typer(
+    help="An etcd for the store, run by three members: one may die.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+sync_app.add_typer(etcd_app, name="etcd")
+
 
 def mount(app: typer.Typer) -> None:
     """Mount the commands."""
@@ -51,6 +61,8 @@ def mount(app: typer.Typer) -> None:
     app.add_typer(kv_app, name="kv", rich_help_panel=section, epilog=shown)
     shown = examples("ww name set /site/live CID", "ww name get /site/live")
     app.add_typer(name_app, name="name", rich_help_panel=section, epilog=shown)
+    shown = examples("ww sync etcd up --on a,b,c", "ww sync etcd status")
+    app.add_typer(sync_app, name="sync", rich_help_panel=section, epilog=shown)
     shown = examples("ww lock deploy -- ./deploy.sh", "ww lock deploy --who")
     app.command("lock", rich_help_panel=section, epilog=shown)(lock_command)
     shown = examples("ww sem downloads 3 -- wget https://example.org/")
@@ -264,6 +276,83 @@ def restore_command(
     except OSError as exc:
         raise InvalidArgument(f"{file}: {exc.strerror}") from exc
     note(f"the store is that of {file} now, with the epoch {epoch}")
+
+
+# --- where it is ----------------------------------------------------------------------------------
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+@etcd_app.command("up")
+def etcd_up_command(
+    on: Annotated[
+        str, typer.Option("--on", metavar="A,B,C", help="3 or 5 members: names or peer IDs.")
+    ],
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Move the store to an etcd that these members run. Keys stay, what is held is lost.
+
+    Each needs etcd on its PATH. What fails before the end leaves the store where it was.
+    """
+    confirm("move all keys and names there, and end all locks, leases and watches?", yes=yes)
+    _move(lambda session: session.kv.etcd_up(on.split(",")), json)
+
+
+@etcd_app.command("status")
+def etcd_status_command(json: Json = False) -> None:
+    """What each member says that runs the store's etcd."""
+    found = run_client(lambda session: session.kv.etcd())
+    if json:
+        return out_json(found)
+    if not found["parts"]:
+        return note(f"the store is in no etcd of members, but at {found['home']['node']}")
+    rows = [
+        (
+            part["node"],
+            part["state"] + (", leads" if part["leads"] else ""),
+            part["version"],
+            str(part["index"]),
+            size(part["bytes"]),
+            part["failing"] or "ok",
+        )
+        for part in found["parts"]
+    ]
+    table(("member", "state", "etcd", "index", "size", "works"), rows)
+
+
+@etcd_app.command("replace")
+def etcd_replace_command(
+    member: Annotated[str, typer.Argument(metavar="MEMBER", help="That is gone, or is to go.")],
+    by: Annotated[str, typer.Option("--with", metavar="D", help="That takes its place.")],
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Have another member run etcd in the place of one. Nothing is interrupted."""
+    confirm(f"have {by} in the place of {member}, whose etcd is removed?", yes=yes)
+    _move(lambda session: session.kv.etcd_replace(member, by), json)
+
+
+@etcd_app.command("down")
+def etcd_down_command(
+    to: Annotated[str, typer.Option("--to", metavar="NODE", help="That has the store then.")],
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Move the store from etcd to one node. Keys stay, what is held is lost."""
+    confirm(f"move all keys and names to {to}, and end all locks, leases and watches?", yes=yes)
+    _move(lambda session: session.kv.etcd_down(to), json)
+
+
+def _move(move: Callable[[Session], AsyncIterator[str]], json: bool) -> None:
+    async def work(session: Session) -> None:
+        async for line in move(session):
+            if json:
+                out_json({"step": line})
+            else:
+                note(line)
+
+    run_client(work)
 
 
 # --- names ----------------------------------------------------------------------------------------

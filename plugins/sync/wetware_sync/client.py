@@ -222,6 +222,35 @@ class KeyValues:
             await stream.send_eof()
             return int(b"".join([chunk async for chunk in stream]))
 
+    async def etcd(self) -> dict[str, Any]:
+        """The members that run the store's etcd: `parts`, and `home`, as in sync.capnp."""
+        reply: dict[str, Any] = await self.home.here.call("etcd")
+        return reply
+
+    def etcd_up(self, members: Sequence[str]) -> AsyncIterator[str]:
+        """Move the store to an etcd of 3 or 5 members, by names or peer IDs; tells how far it is.
+
+        Keys stay; what is held is lost, and watches end. What it raises has changed nothing.
+        """
+        return self._moving("up", on=list(members))
+
+    def etcd_replace(self, member: str, by: str) -> AsyncIterator[str]:
+        """Have another member in the place of one; run again it goes on."""
+        return self._moving("replace", member=member, by=by)
+
+    def etcd_down(self, to: str) -> AsyncIterator[str]:
+        """Move the store from etcd to one member; as `etcd_up`."""
+        return self._moving("down", to=to)
+
+    async def _moving(self, method: str, **params: object) -> AsyncIterator[str]:
+        reply = await self.home.call(method, **params)
+        async with rpc.ByteStream(reply["stream"]) as stream:
+            text = b""
+            async for chunk in stream:
+                *lines, text = (text + chunk).split(b"\n")
+                for line in lines:
+                    yield line.decode()
+
 
 class Tree:
     """Keys below one prefix. Opened at the first use, and again after a lost connection."""

@@ -1,16 +1,20 @@
-"""The store of the cluster, which is at one node, and the error at every other."""
+"""The store of the cluster, where this node has it, and the error where it has not."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from wetware.base.files import Files
-from wetware.errors import Unsupported
+from wetware.errors import Unsupported, WetwareError
 from wetware_sync.embedded import backup
 from wetware_sync.embedded.engine import EmbeddedEngine
 from wetware_sync.engine import Closed
+from wetware_sync.managed.keeper import Keeper
+from wetware_sync.managed.placement import SERVES, Placement, Placements
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,83 +25,180 @@ if TYPE_CHECKING:
     from wetware.identity import PeerId
     from wetware_sync.engine import Engine
 
+AGAIN_S: Final = 0.5
+"""Between two tries to open the store."""
+
 
 class Home:
     """What the services of this plugin share.
 
     Args:
         ctx: The plugin's; its config is a SyncConfig.
+
+    Attributes:
+        placements: Where the store is.
+        keeper: The etcd of this node, if it is to have one.
     """
 
     def __init__(self, ctx: PluginContext) -> None:
         self.ctx = ctx
-        self._directory = ctx.data_dir / "store"
+        self.directory = ctx.data_dir / "store"
+        self.placements = Placements(ctx)
+        self.keeper = Keeper(ctx, self.placements)
         self._engine: Engine | None = None
-        self._restoring = anyio.Lock()
-        self._replace, self._closed, self._replaced = anyio.Event(), anyio.Event(), anyio.Event()
+        self._failing = ""
+        self._pausing, self._paused = anyio.Lock(), False
+        self._kind = ""  # of the engine that runs, or "" for none
+        self._turn, self._ended = anyio.Event(), anyio.Event()
 
     @property
-    def peer(self) -> PeerId | None:
-        """Where the store is; None where the founder is not known (yet)."""
-        return self.ctx.config.home or self.ctx.overlay.founder()
+    def entrances(self) -> tuple[PeerId, ...]:
+        """Where users log in for the store; empty where nobody is known to have it (now)."""
+        home, placement = self.placements.home, self.placements.current
+        if home is not None:
+            return (home,)
+        return placement.having(SERVES) if placement else ()
 
     @property
     def engine(self) -> Engine:
         """The engine that runs now; raises Unsupported "unsupported.not_home", Closed."""
-        if self.peer != self.ctx.overlay.peer_id:
+        me, there = self.ctx.overlay.peer_id, self.entrances
+        if not there and self.placements.current is not None:
+            raise Closed("the store is being moved", hint="`ww sync etcd status`")
+        if me not in there:
             raise Unsupported(
-                f"the store of keys and locks is not here, but at {self.peer or 'no known node'}",
+                f"the store of keys and locks is not here, but at {_shown(there)}",
                 hint="log in there; `session.kv`, `session.sync`, `session.names` do it themselves",
                 code="unsupported.not_home",
             )
         if self._engine is None:
-            raise Closed("the store is not open", hint="the node's log says why; `ww doctor`")
+            why = f": {self._failing}" if self._failing else ""
+            raise Closed(f"the store is not open{why}", hint="`ww doctor` at this node")
         return self._engine
 
+    def _wanted(self) -> str:
+        """Which engine is to run here now: "embedded", "etcd" or "" for none."""
+        if self._paused or self.ctx.overlay.peer_id not in self.entrances:
+            return ""
+        return "etcd" if self.placements.home is None else "embedded"
+
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Have the store open, if it is here; it is closed while another one takes its place."""
-        if self.peer != self.ctx.overlay.peer_id:
-            task_status.started()
-            await anyio.sleep_forever()
+        """Have the store open whenever it is here."""
+        await self.ctx.run_sync(self.placements.load)
+        await self._end_move()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.placements.spread)
+            tasks.start_soon(self.keeper.run)
+            tasks.start_soon(self._watch)
+            await self._serve(task_status)
+
+    async def _end_move(self) -> None:
+        """Nothing has moved where a crash has cut a move off."""
+        placement, me = self.placements.current, self.ctx.overlay.peer_id
+        if placement is not None and placement.home == me and placement.members:
+            await self.placements.put(Placement(placement.version + 1, me))
+
+    async def _watch(self) -> None:
         while True:
-            engine = EmbeddedEngine(Files(self._directory), run_sync=self.ctx.run_sync)
+            await self.placements.changed.wait()
+            self._turn.set()
+
+    async def _serve(self, task_status: TaskStatus[None]) -> None:
+        run = {"embedded": self._run_embedded, "etcd": self._run_etcd}
+        while True:
+            self._kind = self._wanted()
+            async with anyio.create_task_group() as tasks:
+                if self._kind:
+                    await tasks.start(run[self._kind])
+                task_status.started()
+                task_status = anyio.TASK_STATUS_IGNORED
+                while self._wanted() == self._kind:
+                    await self._turn.wait()
+                    self._turn = anyio.Event()
+                tasks.cancel_scope.cancel()
+            self._kind = ""
+            ended, self._ended = self._ended, anyio.Event()
+            ended.set()
+
+    async def _run_embedded(self, *, task_status: TaskStatus[None]) -> None:
+        engine = EmbeddedEngine(Files(self.directory), run_sync=self.ctx.run_sync)
+        try:
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(engine.run)
+                self._engine = engine
+                task_status.started()
+        finally:
+            self._engine = None
+
+    async def _run_etcd(self, *, task_status: TaskStatus[None]) -> None:
+        """The etcd of this node may come and go, and the others may be away."""
+        from wetware_sync.etcd.engine import EtcdEngine  # its packages are an extra
+
+        task_status.started()
+        while True:
             try:
+                if (child := self.keeper.child) is None:
+                    raise Closed("its etcd does not run")
+                engine = EtcdEngine([f"unix:{child.client}"], run_sync=self.ctx.run_sync)
                 async with anyio.create_task_group() as tasks:
                     await tasks.start(engine.run)
-                    self._engine = engine
-                    task_status.started()
-                    await self._replace.wait()
-                    tasks.cancel_scope.cancel()
+                    self._engine, self._failing = engine, ""
+            except* WetwareError as exc:
+                self._failing = str(exc.exceptions[0])
+                self.ctx.log.warning("sync.etcd_not_open", why=self._failing)
             finally:
                 self._engine = None
-            task_status = anyio.TASK_STATUS_IGNORED
-            self._replace = anyio.Event()
-            self._closed.set()
-            await self._replaced.wait()
+            await anyio.sleep(AGAIN_S)
+
+    async def settled(self) -> None:
+        """Return when nothing is open that is not to be."""
+        while self._kind != self._wanted() and self._kind:
+            await self._ended.wait()
+
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """The store is closed for the block, and opened where it is then. Raises as `engine`."""
+        async with self._pausing:
+            _ = self.engine
+            self._paused = True
+            self._turn.set()
+            with anyio.CancelScope(shield=True):  # else nothing would be open any more
+                try:
+                    await self.settled()
+                    yield
+                finally:
+                    self._paused = False
+                    self._turn.set()
 
     async def backup(self, path: Path) -> None:
         """Copy the store to a new file; raises as `engine` and the engine's."""
         engine = self.engine
-        assert isinstance(engine, EmbeddedEngine)  # noqa: S101  # the only one so far
+        if not isinstance(engine, EmbeddedEngine):
+            raise _not_of_etcd()
         await engine.backup(path)
 
     async def restore(self, source: Path) -> int:
         """Put a copy in the place of the store; returns the new epoch. Raises InvalidArgument."""
-        async with self._restoring:
-            _ = self.engine
-            self._closed, self._replaced = anyio.Event(), anyio.Event()
-            self._replace.set()
-            with anyio.CancelScope(shield=True):  # else nothing would be open any more
-                await self._closed.wait()
-                try:
-                    epoch = await self.ctx.run_sync(backup.restore, Files(self._directory), source)
-                finally:
-                    self._replaced.set()
+        if not isinstance(self.engine, EmbeddedEngine):
+            raise _not_of_etcd()
+        async with self.paused():
+            epoch: int = await self.ctx.run_sync(backup.restore, Files(self.directory), source)
         return epoch
 
     def describe(self) -> dict[str, Any]:
         """A struct Home, as a reply."""
-        return {"home": {"node": str(self.peer or ""), "engine": "embedded"}}
+        there = {m.peer_id for m in self.ctx.members("state=alive")}
+        me = self.ctx.overlay.peer_id
+        best = sorted(self.entrances, key=lambda peer: (peer != me, peer not in there))
+        entrances = [str(peer) for peer in best]
+        embedded = self.placements.home is not None or self.placements.current is None
+        return {
+            "home": {
+                "node": entrances[0] if entrances else "",
+                "engine": "embedded" if embedded else "etcd",
+                "entrances": entrances,
+            }
+        }
 
     async def status(self) -> dict[str, Any]:
         """A struct Status, as a reply."""
@@ -118,3 +219,14 @@ class Home:
                 "failover": status.failover,
             }
         }
+
+
+def _shown(peers: tuple[PeerId, ...]) -> str:
+    return " and ".join(peers) or "no known node"
+
+
+def _not_of_etcd() -> Unsupported:
+    return Unsupported(
+        "a store in etcd is not copied by this command",
+        hint="`ww sync etcd down` brings it back to one node, where it can be",
+    )

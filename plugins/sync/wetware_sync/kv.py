@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -13,8 +15,9 @@ import anyio
 
 from wetware import rpc
 from wetware.base.tasks import Tasks
-from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
+from wetware.errors import Busy, InvalidArgument, LimitExceeded, WetwareError
 from wetware.hookspecs import Service
+from wetware.identity import PeerId
 from wetware_sync.engine import (
     PAGE_KEYS_MAX,
     Compare,
@@ -32,6 +35,7 @@ from wetware_sync.errors import Moved
 from wetware_sync.fencing import guarded_by
 from wetware_sync.keys import USER, check_path, check_prefix
 from wetware_sync.leases import LeaseServant, leased
+from wetware_sync.managed.moves import Moves, Tell
 from wetware_sync.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
+    from wetware.hookspecs import Finding, PluginContext
     from wetware.identity import Principal
     from wetware_sync.home import Home
 
@@ -59,16 +64,18 @@ class KvService(Service):
 
     name = "kv"
     interface = SCHEMA.Kv
+    peer_interface = SCHEMA.Sibling
     roles = MappingProxyType(
         {
             "reader": frozenset(
-                {"Kv.open", "Kv.home", "Kv.status", "Reader.*", "Watcher.*", "Cursor.*"}
+                {"Kv.open", "Kv.home", "Kv.status", "Kv.etcd", "Reader.*", "Watcher.*", "Cursor.*"}
             ),
             "member": frozenset(
                 {
                     "Kv.open",
                     "Kv.home",
                     "Kv.status",
+                    "Kv.etcd",
                     "Kv.lease",
                     "Reader.*",
                     "Writer.*",
@@ -82,6 +89,7 @@ class KvService(Service):
 
     def __init__(self, home: Home) -> None:
         self.home = home
+        self.moves = Moves(home)
         self.tasks = Tasks()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -96,6 +104,12 @@ class KvService(Service):
 
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return KvServant(self, str(principal))
+
+    def peer_bootstrap(self, node: Principal) -> rpc.Servant:
+        return SiblingServant(self, PeerId.parse(node.subject))
+
+    def findings(self) -> Iterable[Finding]:
+        return self.home.keeper.findings()
 
 
 class KvServant(rpc.Servant, interface=SCHEMA.Kv):
@@ -136,8 +150,82 @@ class KvServant(rpc.Servant, interface=SCHEMA.Kv):
 
     async def restore(self) -> dict[str, Any]:
         stream = rpc.ByteStream()
-        self._service.tasks.start(_take(stream, self._service.home))
+        home = self._service.home
+        self._service.tasks.start(_take(stream, home.ctx, home.restore))
         return {"stream": stream.servant}
+
+    async def etcd(self) -> dict[str, Any]:
+        home = self._service.home
+        placement = home.placements.current
+        members = placement.members if placement else {}
+        looked = await asyncio.gather(*map(self._service.moves.look, members))
+        parts = [
+            {**_shown(part), "state": had.state}
+            for part, had in zip(looked, members.values(), strict=True)
+        ]
+        return {"parts": parts, **home.describe()}
+
+    async def up(self, on: list[str]) -> dict[str, Any]:
+        return self._tell(lambda tell: self._service.moves.up(on, tell))
+
+    async def replace(self, member: str, by: str) -> dict[str, Any]:
+        return self._tell(lambda tell: self._service.moves.replace(member, by, tell))
+
+    async def down(self, to: str) -> dict[str, Any]:
+        return self._tell(lambda tell: self._service.moves.down(to, tell))
+
+    def _tell(self, move: Callable[[Tell], Awaitable[None]]) -> dict[str, Any]:
+        stream = rpc.ByteStream()
+        self._service.tasks.start(_move(stream, move))
+        return {"stream": stream.servant}
+
+
+class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
+    """See sync.capnp."""
+
+    def __init__(self, service: KvService, peer: PeerId) -> None:
+        self._service, self._peer = service, peer
+
+    async def place(self, placement: bytes) -> dict[str, bytes]:
+        home = self._service.home
+        if placement:
+            await home.placements.take(placement)
+            await home.settled()
+        return {"placement": home.placements.signed}
+
+    async def prepare(self, placement: bytes, seed: bytes) -> None:
+        home = self._service.home
+        if not await home.placements.take(placement):
+            raise Busy("this member knows of a later placement of the store")
+        await home.placements.keep_key(seed, placement)
+
+    async def etcd(self) -> dict[str, Any]:
+        return {"part": await self._service.home.keeper.describe()}
+
+    async def bring(self) -> dict[str, Any]:
+        stream, service = rpc.ByteStream(), self._service
+        take = partial(service.moves.take_store, self._peer)
+        service.tasks.start(_take(stream, service.home.ctx, take))
+        return {"stream": stream.servant}
+
+
+def _shown(part: Mapping[str, Any]) -> dict[str, Any]:
+    """As a struct EtcdPart."""
+    return {name: value for name, value in part.items() if name != "away"}
+
+
+async def _move(stream: rpc.ByteStream, move: Callable[[Tell], Awaitable[None]]) -> None:
+    """Move the store, and tell how far it is."""
+
+    async def tell(line: str) -> None:
+        await stream.send(line.encode() + b"\n")
+
+    async with stream:
+        try:
+            await move(tell)
+            await stream.send_eof()
+        except WetwareError as exc:
+            stream.abort(exc)
 
 
 async def _send(stream: rpc.ByteStream, copy: Path) -> None:
@@ -152,9 +240,11 @@ async def _send(stream: rpc.ByteStream, copy: Path) -> None:
         await anyio.Path(copy).unlink()
 
 
-async def _take(stream: rpc.ByteStream, home: Home) -> None:
-    """Take a copy, put it in the place of the store, and send the epoch."""
-    copy = home.ctx.data_dir / f"restore-{secrets.token_hex(8)}"
+async def _take(
+    stream: rpc.ByteStream, ctx: PluginContext, use: Callable[[Path], Awaitable[int]]
+) -> None:
+    """Take a copy of a store, have it used, and send the epoch."""
+    copy = ctx.data_dir / f"restore-{secrets.token_hex(8)}"
     count = 0
     async with stream:
         try:
@@ -165,7 +255,7 @@ async def _take(stream: rpc.ByteStream, home: Home) -> None:
                             f"a backup has at most {COPY_BYTES_MAX} bytes (COPY_BYTES_MAX)"
                         )
                     await file.write(chunk)
-            epoch = await home.restore(copy)
+            epoch = await use(copy)
             await stream.send(b"%d" % epoch)
             await stream.send_eof()
         except WetwareError as exc:

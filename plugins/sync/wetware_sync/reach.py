@@ -123,6 +123,11 @@ class AtHome:
         self._opened: Opening | None = None
 
     @property
+    def here(self) -> Opening:
+        """The service at the session's own node."""
+        return self._here
+
+    @property
     def survives(self) -> bool:
         """Whether the application wants to go on after a connection was lost."""
         return self._here.session.connection.again is not None
@@ -142,14 +147,27 @@ class AtHome:
                 "the node where the cluster was founded is not known here",
                 hint="wait until it was heard, or set `[plugins.sync] home` to its peer ID",
             )
-        try:
-            there = await _THERE.setdefault(session, There()).at(session, self._node)
-        except HomeDown:
-            self._node = ""  # it may be another one by the next time
-            raise
+        there = await self._there(session)
         if self._opened is None or self._opened.session is not there:
             self._opened = there.service(self._name, self._here.interface)
         return self._opened
+
+    async def _there(self, session: Session) -> Session:
+        """A session where the store is: at another entrance where one is gone. Raises HomeDown."""
+        tried = self._node
+        try:
+            return await _THERE.setdefault(session, There()).at(session, self._node)
+        except HomeDown as exc:
+            self._node = ""  # it may be another one by the next time
+            home = (await self._here.call("home"))["home"]
+            for node in home["entrances"]:
+                if node == tried:
+                    continue
+                with contextlib.suppress(HomeDown):
+                    there = await _THERE.setdefault(session, There()).at(session, node)
+                    self._node = node
+                    return there
+            raise exc from None
 
     async def call(self, method: str, /, **params: object) -> Any:
         """Call it there."""

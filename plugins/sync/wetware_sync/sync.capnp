@@ -47,6 +47,56 @@ interface Kv {
   # Puts such a copy in the place of the store: the caller sends it until its end of file, and gets the new
   # epoch, in decimal digits, once that is on the disk. The epoch is above any before, so whatever was held
   # is lost, and watches end (`sync.moved`). For operators. Not idempotent.
+
+  etcd @7 () -> (parts :List(EtcdPart), home :Home);
+  # What the members say that run the store's etcd; empty while it is in none. Answered by every node.
+  # Idempotent.
+
+  up @8 (on :List(Text)) -> (stream :Ww.ByteStream);
+  # Moves the store from its home to an etcd that these members run, 3 or 5 names or peer IDs: the stream
+  # tells how far it is, a line each, and ends when it is done, or with what went wrong: then the store is
+  # where it was. Keys stay; leases, locks and watches end, and the epoch rises. It ends where nobody takes the lines
+  # any more. For operators. Not idempotent.
+
+  replace @9 (member :Text, by :Text) -> (stream :Ww.ByteStream);
+  # Another member runs the etcd of one that is gone. As `up`, but nothing ends. For operators. Idempotent.
+
+  down @10 (to :Text) -> (stream :Ww.ByteStream);
+  # Moves the store from etcd to one node. As `up`. For operators. Not idempotent.
+}
+
+interface Sibling {
+  # What members have of each other's `kv`: where the store is, and the etcd that some run for it.
+
+  place @0 (placement :Data) -> (placement :Data);
+  # Tells a placement, or nothing, and answers with the one that counts here then: the higher version, if it
+  # is signed. Returns when a store that is to be closed by it is closed. Idempotent.
+
+  prepare @1 (placement :Data, seed :Data) -> ();
+  # For one that has a part in it: the key that signs placements. Idempotent.
+
+  etcd @2 () -> (part :EtcdPart);
+  # Of the etcd here, or of that which this machine would run. Idempotent.
+
+  bring @3 () -> (stream :Ww.ByteStream);
+  # Takes a store from the member that moves it, as the placement says, as `Kv.restore` does. Not idempotent.
+}
+
+struct EtcdPart {
+  node @0 :Text;
+  # Its peer ID.
+  state @1 :Text;
+  # "serves", "runs" (it joins, or the store is being moved), "cut" (it was away then), or "": none.
+  version @2 :Text;
+  leads @3 :Bool;
+  index @4 :UInt64;
+  # Of the last entry of the raft log that it has.
+  bytes @5 :UInt64;
+  # Of its database.
+  starts @6 :UInt32;
+  # How often it was started since the node was.
+  failing @7 :Text;
+  # Why it does not work; "" while it does.
 }
 
 interface Reader {
@@ -215,7 +265,9 @@ struct Home {
   node @0 :Text;
   # Its peer ID, or "" where no member is known by that name.
   engine @1 :Text;
-  # "embedded": there is no other while it is down.
+  # "embedded": there is no other while it is down. "etcd": any of the entrances will do.
+  entrances @2 :List(Text);
+  # The peer IDs of all nodes that users log in at for the store, the best for a user of this one first.
 }
 
 struct Status {

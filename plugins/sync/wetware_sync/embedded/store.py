@@ -777,6 +777,18 @@ def _create(files: Files) -> None:
     files.rename(NEW, FILE)
 
 
+def contents(db: Database) -> Iterator[tuple[bytes, bytes, str]]:
+    """Each key that is there and goes with no lease: with its value, and whose it is.
+
+    In the order in which they were made. Raises Damaged.
+    """
+    rows = db.execute(f"SELECT {_FULL} {_PRESENT} WHERE l.lease = 0 ORDER BY l.created, l.key")
+    for row in rows:
+        now = _event(row).now
+        if now is not None:
+            yield now.key, now.value, row[6]
+
+
 def is_sound(db: Database) -> bool:
     """Whether the tables are those of this release."""
     found = db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()

@@ -37,7 +37,7 @@ STEADY_S: Final = 10.0
 STOP_S: Final = 10.0
 ANSWER_S: Final = 5.0
 """For an answer of the etcd."""
-ANSWER_BYTES_MAX: Final = 1 << 20
+ANSWER_BYTES_MAX: Final = 64 << 20
 QUOTA_BYTES: Final = 8 << 30
 """Of etcd's database; the engine's own bounds are far below."""
 _LAUNCH: Final = Path(__file__).with_name("launch.py")
@@ -165,6 +165,7 @@ class Child:
             "max-txn-ops": "1024",
             "logger": "zap",
             "log-outputs": "stderr",
+            "log-level": "error",  # it warns of those that are away again and again
         }
         command = [path, "--pre-vote", *(f"--{name}={value}" for name, value in options.items())]
         for name in (CLIENT, peer_socket(self._me)):
@@ -205,8 +206,8 @@ class Child:
         return f"see {self.room.directory / _LOG}"
 
     async def ask(self, path: str, **body: Any) -> dict[str, Any]:
-        """Ask it by its JSON gateway; raises EtcdError."""
-        answer: dict[str, Any] = await self._run_sync(_ask, self.client, path, body)
+        """See `ask`."""
+        answer: dict[str, Any] = await self._run_sync(ask, self.client, path, body)
         return answer
 
     async def members(self) -> list[dict[str, Any]]:
@@ -239,7 +240,8 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _ask(socket_path: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def ask(socket_path: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask an etcd by its JSON gateway; blocks, raises EtcdError."""
     with contextlib.closing(_Connection(socket_path)) as connection:
         try:
             connection.request("POST", f"/v3/{path}", json.dumps(body))

@@ -25,6 +25,8 @@ from wetware.hookspecs import Access
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import anyio
+
     from wetware.hookspecs import PluginContext
     from wetware.identity import PeerId
     from wetware.overlay.link import Stream
@@ -81,7 +83,7 @@ class Pipes:
         self._listening: dict[PeerId, asyncio.Task[None]] = {}
         self._carried: dict[Stream, asyncio.Task[None]] = {}
 
-    async def run(self, changed: Callable[[], asyncio.Event]) -> None:
+    async def run(self, changed: Callable[[], anyio.Event]) -> None:
         """Have a forwarder for each who is admitted, until cancelled.
 
         Args:

@@ -1,0 +1,198 @@
+"""Three real nodes that run an etcd each for the store: one may die, and of two nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+import wetware
+from wetware.errors import OverlayError, WetwareError
+from wetware.testing import Home, NodeProcess, wait_for
+from wetware_sync.engine import Closed, Unknown, Unwritten
+from wetware_sync.errors import HomeDown
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(600),
+    pytest.mark.long,
+    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed"),
+]
+
+GOES_ON_S = 5.0
+"""From the death of a member until writes and locks go on."""
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[tuple[Home, dict[str, NodeProcess]]]:
+    with contextlib.ExitStack() as stack:
+        home = stack.enter_context(Home(tmp_path, libp2p=False))
+        a = stack.enter_context(home.node("a"))
+        b = stack.enter_context(home.node("b", join=a))
+        c = stack.enter_context(home.node("c", join=a))
+        found = {"a": a, "b": b, "c": c}
+        for node in found.values():
+            node.wait_members([other.peer_id for other in found.values() if other is not node])
+        yield home, found
+        for name, node in found.items():  # those that were started again
+            if node is not {"a": a, "b": b, "c": c}[name]:
+                node.stop()
+
+
+@contextlib.asynccontextmanager
+async def at(node: NodeProcess) -> AsyncIterator[wetware.Session]:
+    async with wetware.connect(
+        data_dir=node.data_dir, key=node.home.key(), reconnect=True
+    ) as session:
+        yield session
+
+
+class Load:
+    """Clients that write and lock all the time, and what they were told."""
+
+    def __init__(self) -> None:
+        self.acked: dict[str, int] = {}
+        self.done: dict[str, list[float]] = {}
+        self.errors: list[WetwareError] = []
+
+    async def writes(self, name: str, session: Any) -> None:
+        number = 0
+        while True:
+            number += 1
+            try:
+                async with asyncio.timeout(20):
+                    await session.kv.put(f"/load/{name}", str(number))
+            except (WetwareError, TimeoutError) as exc:
+                self._failed(exc)
+                await asyncio.sleep(0.05)
+            else:
+                self.acked[name] = number
+                self.done.setdefault(name, []).append(monotonic())
+
+    async def locks(self, name: str, session: Any) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(20):
+                    async with session.sync.lock("load/lock", ttl_s=2.0):
+                        self.done.setdefault(name, []).append(monotonic())
+            except (WetwareError, TimeoutError) as exc:
+                self._failed(exc)
+                await asyncio.sleep(0.05)
+
+    def _failed(self, exc: Exception) -> None:
+        if isinstance(exc, WetwareError):
+            self.errors.append(exc)
+
+    async def goes_on(self, names: tuple[str, ...], since: float) -> dict[str, float]:
+        """Of each how long after `since` it has done something that was begun later."""
+        async with asyncio.timeout(60):
+            while not all(sum(t > since for t in self.done.get(n, ())) >= 2 for n in names):
+                await asyncio.sleep(0.02)
+        return {n: sorted(t for t in self.done[n] if t > since)[1] - since for n in names}
+
+
+def etcd_of(node: NodeProcess) -> int:
+    """The process ID of a node's etcd."""
+    pid = node.process.pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if Path(f"/proc/{child}/comm").read_text() == "etcd\n":
+            return int(child)
+    raise AssertionError(f"{pid} has no etcd")
+
+
+def status(node: NodeProcess) -> list[dict[str, Any]]:
+    shown = node.ww("sync", "etcd", "status", "--json")
+    assert shown.returncode == 0, shown.stderr
+    parts: list[dict[str, Any]] = json.loads(shown.stdout)["parts"]
+    return parts
+
+
+def all_work(node: NodeProcess, count: int = 3) -> bool:
+    parts = status(node)
+    return len(parts) == count and not any(part["failing"] for part in parts)
+
+
+async def kill(node: NodeProcess) -> float:
+    """With all that is on it; returns when."""
+    etcd = etcd_of(node)
+    killed = monotonic()
+    await asyncio.to_thread(node.stop, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{etcd}").exists(), "its etcd to be gone with it")
+    return killed
+
+
+async def test_one_of_three_dies_under_load_and_then_a_second(
+    nodes: tuple[Home, dict[str, NodeProcess]], record_property: Any
+) -> None:
+    home, at_name = nodes
+    a, b, c = at_name["a"], at_name["b"], at_name["c"]
+    names = {node.peer_id: name for name, node in at_name.items()}
+    assert a.ww("kv", "put", "/before", "1").returncode == 0
+    moved = a.ww("sync", "etcd", "up", "--yes", "--on", f"{a.peer_id},{b.peer_id},{c.peer_id}")
+    assert moved.returncode == 0, moved.stderr
+    await asyncio.to_thread(wait_for, lambda: all_work(b), "three etcds", within_s=60)
+    leader = next(names[part["node"]] for part in status(b) if part["leads"])
+    # The leader dies: that is the harder one. The clients are at the others.
+    victim, (left, right) = leader, [name for name in names.values() if name != leader]
+    load = Load()
+    async with at(at_name[left]) as one, at(at_name[right]) as other:
+        assert (await one.kv.get("/before")).value == b"1"  # type: ignore[union-attr]
+        work = {
+            "write one": load.writes("one", one),
+            "lock one": load.locks("lock one", one),
+            "write other": load.writes("other", other),
+            "lock other": load.locks("lock other", other),
+        }
+        clients = ("one", "other", "lock one", "lock other")
+        tasks = [asyncio.create_task(each) for each in work.values()]
+        try:
+            await load.goes_on(clients, monotonic())
+            killed = await kill(at_name[victim])
+            took = await load.goes_on(clients, killed)
+            record_property("goes_on_s", took)
+            print("goes on after", {name: round(s, 2) for name, s in took.items()})
+            assert max(took.values()) < GOES_ON_S, took
+
+            at_name[victim] = await again(home, victim, at_name[left])
+            await asyncio.to_thread(
+                wait_for, lambda: all_work(at_name[left]), "all three etcds", within_s=90
+            )
+
+            await kill(at_name[victim])
+            await kill(at_name[right])
+            load.errors.clear()
+            with pytest.raises(HomeDown):
+                async with asyncio.timeout(60):
+                    while True:
+                        try:
+                            await one.kv.get("/before")
+                        except (Closed, Unknown, Unwritten):
+                            await asyncio.sleep(0.1)
+            at_name[right] = await again(home, right, at_name[left])
+            at_name[victim] = await again(home, victim, at_name[left])
+            back = monotonic()
+            await load.goes_on(("one", "lock one"), back)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        async with asyncio.timeout(60):
+            for name, number in load.acked.items():
+                entry = None
+                while entry is None:
+                    with contextlib.suppress(OverlayError, Closed):
+                        entry = await one.kv.get(f"/load/{name}")
+                assert int(entry.value) >= number, f"{name}: {number} was acknowledged"
+
+
+async def again(home: Home, name: str, by: NodeProcess) -> NodeProcess:
+    node = await asyncio.to_thread(home.start_node, name, peers=[by.addr])
+    return await asyncio.to_thread(node.wait_ready)

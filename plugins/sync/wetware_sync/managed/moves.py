@@ -1,0 +1,386 @@
+"""The store moves: to the etcd of some members, from one of them to another, and back to one node.
+
+Each move is a placement that prepares it, and one that counts. Until the latter the store is where
+it was, and whatever fails before is undone by one more placement; who was away then learns of that
+as of any other. So a move that is cut off at any point leaves one place that has the store, or none
+that serves it, but never two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from wetware import rpc
+from wetware.base.files import Files
+from wetware.errors import Busy, InvalidArgument, NotFound, Unsupported, WetwareError
+from wetware.identity import PeerId
+from wetware_sync.embedded.store import FILE
+from wetware_sync.managed import contents
+from wetware_sync.managed.child import Child, EtcdError
+from wetware_sync.managed.pipes import peer_socket
+from wetware_sync.managed.placement import ANSWER_S, CUT, RUNS, SERVES, Part, Placement
+
+if TYPE_CHECKING:
+    from wetware_sync.home import Home
+
+MEMBERS: Final = (3, 5)
+START_S: Final = 60.0
+"""For the etcds to find each other, and for one that joins to have what the others have."""
+LOOK_S: Final = 0.2
+LOAD_S: Final = 900.0
+"""For a member to take all of the store."""
+CHUNK_BYTES: Final = 1 << 20
+
+Tell = Callable[[str], Awaitable[None]]
+
+
+async def within(limit_s: float, ask: Callable[[], Awaitable[Any]]) -> Any:
+    """What etcd answers as soon as it does not refuse; raises EtcdError."""
+    why: WetwareError | None = None
+    with anyio.move_on_after(limit_s):
+        while True:
+            try:
+                return await ask()
+            except EtcdError as exc:
+                why = exc
+            await anyio.sleep(LOOK_S)
+    raise EtcdError(f"etcd refuses for {limit_s:g} s: {why}")
+
+
+class Moves:
+    """Those that this node makes, one at a time."""
+
+    def __init__(self, home: Home) -> None:
+        self._home, self._ctx, self._placements = home, home.ctx, home.placements
+        self._me = home.ctx.overlay.peer_id
+        self._going_on = anyio.Lock()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            self._going_on.acquire_nowait()
+        except anyio.WouldBlock:
+            raise Busy("the store is being moved already", hint="ww sync etcd status") from None
+        try:
+            yield
+        finally:
+            self._going_on.release()
+
+    def find(self, name: str) -> PeerId:
+        """A member that is alive, by its name or peer ID; raises NotFound, InvalidArgument."""
+        living = self._ctx.members("state=alive")
+        found = {member.peer_id for member in living if name in (member.name, member.peer_id)}
+        if not found:
+            raise NotFound(f"no living member is called {name}", hint="ww ls")
+        if len(found) > 1:
+            raise InvalidArgument(f"{len(found)} members are called {name}: name peer IDs")
+        return found.pop()
+
+    # --- up ---------------------------------------------------------------------------------------
+
+    async def up(self, names: Sequence[str], tell: Tell) -> None:
+        """Move the store from here to an etcd of these members; raises what hinders it."""
+        with self._alone():
+            _ = self._home.engine
+            if self._placements.home != self._me:
+                raise Unsupported("the store is in an etcd already", hint="ww sync etcd status")
+            peers = sorted({self.find(name) for name in names})
+            if len(peers) not in MEMBERS or len(peers) != len(names):
+                raise InvalidArgument(f"name 3 or 5 members, each once, not {', '.join(names)}")
+            await tell("looking at the etcd of each")
+            await self._check(peers)
+            now = self._placements.current
+            version = now.version + 1 if now else 1
+            parts = {peer: Part(version, RUNS) for peer in peers}
+            signed = await self._placements.put(Placement(version, self._me, parts))
+            try:
+                await tell("starting etcd at each")
+                await self._prepare(peers, signed)
+                await self._wait_until_ready(peers)
+                async with self._home.paused():
+                    await tell("the store is closed, and copied")
+                    await self._load(self._me if self._me in peers else peers[0])
+                    parts = {peer: Part(version, SERVES) for peer in peers}
+                    await self._placements.put(Placement(version + 1, None, parts))
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._give_up(version, Placement(version + 1, self._me))
+                raise
+            await tell("the store is in etcd")
+            await self._tell_all(peers)
+
+    async def _check(self, peers: Sequence[PeerId]) -> None:
+        parts = await asyncio.gather(*map(self.look, peers))
+        bad = [f"{part['node']}: {part['failing']}" for part in parts if part["failing"]]
+        if bad:
+            raise Unsupported("; ".join(bad), hint="nothing was changed", code="unsupported.etcd")
+
+    async def look(self, peer: PeerId) -> dict[str, Any]:
+        """A struct EtcdPart of a member, which may be away: that is what fails then."""
+        try:
+            if peer == self._me:
+                part = await self._home.keeper.describe()
+            else:
+                part = (await self._call(peer, "etcd"))["part"]
+        except WetwareError as exc:
+            return {"node": str(peer), "failing": exc.message, "away": True}
+        return {"failing": "", **part, "node": str(peer)}
+
+    async def _call(self, peer: PeerId, method: str, **params: Any) -> Any:
+        sibling = await self._ctx.sibling(peer, "kv")
+        with contextlib.closing(sibling), rpc.time_limit(ANSWER_S):
+            return await sibling.call(method, **params)
+
+    async def _prepare(self, peers: Sequence[PeerId], signed: bytes) -> None:
+        for peer in peers:
+            if peer != self._me:
+                seed = self._placements.seed
+                await self._call(peer, "prepare", placement=signed, seed=seed)
+
+    async def _wait_until_ready(self, peers: Sequence[PeerId]) -> None:
+        bad = ""
+        with anyio.move_on_after(START_S):
+            while True:
+                parts = await asyncio.gather(*map(self.look, peers))
+                bad = "; ".join(f"{p['node']}: {p['failing']}" for p in parts if p["failing"])
+                if not bad:
+                    return
+                await anyio.sleep(LOOK_S)
+        raise EtcdError(f"not every etcd has started within {START_S:g} s: {bad}")
+
+    async def _load(self, peer: PeerId) -> None:
+        """Bring the store, which is closed, to the etcd of a member."""
+        source = self._home.directory / FILE
+        if peer == self._me:
+            await self.take_store(self._me, source)
+        else:
+            await self._send(peer, source)
+
+    async def _send(self, peer: PeerId, source: Path) -> None:
+        sibling = await self._ctx.sibling(peer, "kv")
+        with contextlib.closing(sibling), rpc.time_limit(ANSWER_S):
+            stream = (await sibling.call("bring"))["stream"]
+        with anyio.move_on_after(LOAD_S):
+            async with (
+                rpc.ByteStream(stream) as carried,
+                await anyio.open_file(source, "rb") as file,
+            ):
+                while chunk := await file.read(CHUNK_BYTES):
+                    await carried.send(chunk)
+                await carried.send_eof()
+                if b"".join([chunk async for chunk in carried]):
+                    return
+        raise EtcdError(f"{peer} has not taken the store")
+
+    async def take_store(self, sender: PeerId, source: Path) -> int:
+        """Have a store that a member has brought, as the placement says; returns its epoch."""
+        from wetware_sync.embedded import backup
+
+        now = self._placements.current
+        if now is not None and now.home == sender and self._me in now.having(RUNS):
+            child = self._child()
+            return int(await self._ctx.run_sync(contents.load, child.client, source))
+        if (
+            now is not None
+            and now.home is None
+            and sender in now.having(RUNS)
+            and not self._serving
+        ):
+            epoch = await self._ctx.run_sync(backup.restore, Files(self._home.directory), source)
+            return int(epoch)
+        raise Unsupported("no store is to be brought here")
+
+    @property
+    def _serving(self) -> tuple[PeerId, ...]:
+        now = self._placements.current
+        return now.having(SERVES) if now else ()
+
+    def _child(self) -> Child:
+        child = self._home.keeper.child
+        if child is None:
+            raise EtcdError("no etcd runs here", hint="ww sync etcd status")
+        return child
+
+    async def _give_up(self, version: int, instead: Placement) -> None:
+        """The move that this version has prepared has not happened."""
+        now = self._placements.current
+        if now is None or now.version != version:
+            return  # it counts, or another one does
+        others = tuple(now.members)
+        await self._placements.put(instead)
+        await self._tell_all(others)
+
+    async def _tell_all(self, peers: Sequence[PeerId]) -> None:
+        """Those that are away learn of it when they come."""
+
+        async def tell(peer: PeerId) -> None:
+            with contextlib.suppress(WetwareError):
+                await self._placements.tell(peer)
+
+        await asyncio.gather(*(tell(peer) for peer in peers if peer != self._me))
+
+    # --- replace ----------------------------------------------------------------------------------
+
+    async def replace(self, old: str, new: str, tell: Tell) -> None:
+        """Have another member in the place of one; run again it goes on where it was cut off.
+
+        One that is there leaves when the other one has what it has. One that is away leaves first:
+        etcd takes nobody in while one of its members is away.
+        """
+        with self._alone():
+            now = self._now()
+            gone, peer = self._leaver(old), self.find(new)
+            if peer in now.having(SERVES):
+                raise InvalidArgument(f"{new} has a part in the store's etcd already")
+            part = await self.look(peer)
+            if part["failing"] and peer not in now.members:
+                raise Unsupported(f"{new}: {part['failing']}", code="unsupported.etcd")
+            child, parts = self._child(), dict(now.members)
+            if gone in parts and (await self.look(gone))["failing"]:
+                await tell(f"{old} is away, and leaves")
+                await self._remove(child, gone)
+                del parts[gone]
+            since = parts[peer].since if peer in parts else now.version + 1
+            electors = tuple(other for other in now.having(SERVES) if other in parts)
+            await tell(f"{new} joins")
+            id_, learns = await self._add(child, peer)
+            try:
+                joining = Placement(now.version + 1, None, {**parts, peer: Part(since, RUNS)})
+                await self._placements.agree(joining, electors)
+                await self._prepare([peer], self._placements.signed)
+                if learns:
+                    await within(START_S, lambda: child.ask("cluster/member/promote", ID=id_))
+            except BaseException:
+                with anyio.CancelScope(shield=True), contextlib.suppress(WetwareError):
+                    await self._undo(child, id_, peer)
+                raise
+            if gone in parts:
+                await tell(f"{old} leaves")
+                await self._remove(child, gone)
+                del parts[gone]
+            parts[peer] = Part(since, SERVES)
+            version = self._now().version + 1
+            await self._placements.agree(Placement(version, None, parts), electors)
+            await tell(f"{new} is in the place of {old}")
+            await self._tell_all([*parts, gone])
+
+    def _now(self) -> Placement:
+        """The placement, of which this node has to be a part that serves; raises Unsupported."""
+        now = self._placements.current
+        if now is None or self._me not in now.having(SERVES):
+            raise Unsupported(
+                "the store is in no etcd of members, or this node has no part in it",
+                hint="ww sync etcd status",
+            )
+        return now
+
+    def _leaver(self, name: str) -> PeerId:
+        """One that has a part, alive or not, or had one that nobody has now; raises NotFound."""
+        now = self._now()
+        named = {member.name: member.peer_id for member in self._ctx.members()}
+        for peer in now.members:
+            if name == peer or named.get(name) == peer:
+                return peer
+        if len(now.having(SERVES)) % 2 == 0:
+            return named.get(name) or PeerId.parse(name)
+        raise NotFound(f"{name} has no part in the store's etcd", hint="ww sync etcd status")
+
+    @staticmethod
+    async def _add(child: Child, peer: PeerId) -> tuple[str, bool]:
+        """The ID of its etcd for the others, and whether it has to be promoted."""
+        url = f"unix://{peer_socket(peer)}"
+        for each in await child.members():
+            if url in each["peerURLs"]:
+                return each["ID"], bool(each.get("isLearner"))
+        # Refused until all have been connected for some seconds.
+        add = partial(child.ask, "cluster/member/add", peerURLs=[url], isLearner=True)
+        return (await within(START_S, add))["member"]["ID"], True
+
+    async def _undo(self, child: Child, id_: str, peer: PeerId) -> None:
+        for each in await child.members():
+            if each["ID"] == id_ and not each.get("isLearner"):
+                return  # it counts; whoever runs the command again goes on from there
+        await child.ask("cluster/member/remove", ID=id_)
+        now = self._now()
+        parts = {other: part for other, part in now.members.items() if other != peer}
+        again = Placement(now.version + 1, None, parts)
+        await self._placements.agree(again, now.having(SERVES))
+        await self._tell_all([peer])
+
+    @staticmethod
+    async def _remove(child: Child, peer: PeerId) -> None:
+        url = f"unix://{peer_socket(peer)}"
+        for each in await child.members():
+            if url in each["peerURLs"]:
+                await child.ask("cluster/member/remove", ID=each["ID"])
+
+    # --- down -------------------------------------------------------------------------------------
+
+    async def down(self, to: str, tell: Tell) -> None:
+        """Move the store to the embedded engine of one node."""
+        with self._alone():
+            now = self._now_or_halted()
+            target = self.find(to)
+            before = {peer: Part(p.since, SERVES) for peer, p in now.members.items()}
+            parts = await asyncio.gather(*map(self.look, now.members))
+            away = {part["node"] for part in parts if part.get("away")}
+            halted = {
+                peer: Part(part.since, CUT if peer in away else RUNS)
+                for peer, part in now.members.items()
+            }
+            version = now.version + 1
+            copy = self._ctx.data_dir / f"restore-{secrets.token_hex(8)}"
+            try:
+                await tell("the store is closed, and copied")
+                closing = Placement(version, None, halted)
+                await self._close(closing)
+                await self._home.settled()
+                await self._ctx.run_sync(contents.dump, self._child().client, copy)
+                if target == self._me:
+                    await self.take_store(self._me, copy)
+                else:
+                    await self._placements.tell(target)
+                    await self._send(target, copy)
+                back = Placement(version + 1, target, {})
+                await self._placements.agree(back, tuple(now.members))
+            except BaseException:
+                with anyio.CancelScope(shield=True), contextlib.suppress(WetwareError):
+                    await self._reopen(version, Placement(version + 1, None, before))
+                raise
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.Path(copy).unlink(missing_ok=True)
+            await tell(f"the store is at {to}")
+            await self._tell_all([target, *now.members])
+
+    async def _close(self, closing: Placement) -> None:
+        """Nobody serves it any more, or can: who has not agreed is not let in to the others."""
+        took = await self._placements.agree(closing, tuple(closing.members))
+        if missing := {*closing.having(RUNS)} - took:
+            raise Busy(f"{', '.join(sorted(missing))} went away meanwhile", hint="try again")
+
+    def _now_or_halted(self) -> Placement:
+        """As `_now`; and where a move to one node was cut off, which this one takes up again."""
+        now = self._placements.current
+        if (
+            now is not None
+            and now.home is None
+            and not self._serving
+            and self._me in now.having(RUNS)
+        ):
+            return now
+        return self._now()
+
+    async def _reopen(self, version: int, instead: Placement) -> None:
+        now = self._placements.current
+        if now is not None and now.version == version:
+            await self._placements.agree(instead, tuple(instead.members))
+            await self._tell_all(tuple(instead.members))
