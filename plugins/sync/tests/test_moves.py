@@ -12,8 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
-from wetware.errors import Unsupported, WetwareError
-from wetware.identity import PeerId
+from wetware.errors import Busy, Unsupported, WetwareError
+from wetware.identity import Key, PeerId
 from wetware.testing import FakeOverlay, overlays, plugin_context
 from wetware_sync.config import SyncConfig
 from wetware_sync.engine import Closed, Get, LeaseEnded, Put, Txn
@@ -22,6 +22,14 @@ from wetware_sync.kv import KvService
 from wetware_sync.managed import contents
 from wetware_sync.managed.child import EtcdError
 from wetware_sync.managed.moves import Moves
+from wetware_sync.managed.placement import (
+    RUNS,
+    SERVES,
+    BadPlacement,
+    Part,
+    Placement,
+    Placements,
+)
 
 from .parts import ADA, BOB
 
@@ -108,6 +116,7 @@ async def up(home: Node, on: tuple[Node, ...]) -> None:
 
 
 @needs_etcd
+@pytest.mark.long
 async def test_up_replace_down(tmp_path: Path) -> None:
     """Keys stay, with their owners; what is held ends; each move is a new epoch."""
     async with cluster(tmp_path, 5) as nodes:
@@ -173,35 +182,52 @@ STEPS = {
     "they find each other": (Moves, "_wait_until_ready"),
     "the store is brought": (Moves, "_load"),
     "it is put into etcd": (contents, "load"),
+    "it is taken out": (contents, "dump"),
+    "nobody serves it": (Moves, "_close"),
+    "it is taken": (Moves, "take_store"),
 }
+UP, DOWN = list(STEPS)[:5], list(STEPS)[5:]
+
+
+class Fault:
+    """One step fails: before it has done its part, or after."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: str, *, after: bool) -> None:
+        where, name = STEPS[step]
+        original = getattr(where, name)
+        self.on = True
+
+        def check(now: bool) -> None:
+            if self.on and now:
+                raise EtcdError("as planned")
+
+        async def fails(*args: Any) -> Any:
+            check(not after)
+            result = await original(*args)
+            check(True)
+            return result
+
+        def fails_in_thread(*args: Any) -> Any:
+            check(not after)
+            result = original(*args)
+            check(True)
+            return result
+
+        monkeypatch.setattr(where, name, fails_in_thread if where is contents else fails)
+
+
+BOTH = pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 
 
 @needs_etcd
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("step", STEPS)
-async def test_a_move_that_fails_has_not_happened(
+@pytest.mark.long
+@BOTH
+@pytest.mark.parametrize("step", UP)
+async def test_a_move_up_that_fails_has_not_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
 ) -> None:
-    """Whichever step fails, before or after it has done its part: the store is where it was."""
-    where, name = STEPS[step]
-    original = getattr(where, name)
-    failing = True
-
-    async def fails(*args: Any) -> Any:
-        if failing and after:
-            await original(*args)
-        if failing:
-            raise EtcdError("as planned")
-        return await original(*args)
-
-    def fails_in_thread(*args: Any) -> Any:
-        if failing and after:
-            original(*args)
-        if failing:
-            raise EtcdError("as planned")
-        return original(*args)
-
-    monkeypatch.setattr(where, name, fails_in_thread if where is contents else fails)
+    """Whichever step fails: the store is where it was, with all that is in it, and can be moved."""
+    fault = Fault(monkeypatch, step, after=after)
     async with cluster(tmp_path, 3) as nodes:
         home = nodes[0]
         await home.put("key", "value")
@@ -214,7 +240,149 @@ async def test_a_move_that_fails_has_not_happened(
         for node in nodes:
             await until(lambda node=node: _asserted(node.home.entrances == (home.peer,)))
             await until(lambda node=node: _asserted(node.home.keeper.child is None))
-        failing = False
+        fault.on = False
         await up(home, nodes)
         for node in nodes:
             assert await until(node.all) == {"key": "later"}
+
+
+@needs_etcd
+@pytest.mark.long
+@BOTH
+@pytest.mark.parametrize("step", DOWN)
+async def test_a_move_down_that_fails_has_not_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    """The same the other way."""
+    async with cluster(tmp_path, 4) as nodes:
+        home, *others = nodes
+        await home.put("key", "value")
+        await up(home, nodes[:3])
+        await until(lambda: others[0].put("key", "in etcd"))
+        fault = Fault(monkeypatch, step, after=after)
+        with pytest.raises(EtcdError, match="as planned"):
+            await others[0].service.moves.down(home.peer, silent)
+        for node in nodes[:3]:
+            assert await until(node.all) == {"key": "in etcd"}
+        await until(lambda: others[1].put("key", "later"))
+        fault.on = False
+        await others[1].service.moves.down(home.peer, silent)
+        assert await until(home.all) == {"key": "later"}
+
+
+@needs_etcd
+@pytest.mark.long
+async def test_a_home_that_is_killed_while_it_moves_the_store_still_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who had begun with the move hears of it."""
+    async with cluster(tmp_path, 4) as nodes:
+        home, *others = nodes
+        await home.put("key", "value")
+        reached = asyncio.Event()
+
+        async def hangs(*_: Any) -> None:
+            reached.set()
+            await asyncio.sleep(3600)
+
+        async def nothing(*_: Any) -> None:
+            """A process that is killed undoes nothing."""
+
+        monkeypatch.setattr(Moves, "_load", hangs)
+        monkeypatch.setattr(Moves, "_give_up", nothing)
+        moving = asyncio.create_task(up(home, tuple(others)))
+        await asyncio.wait_for(reached.wait(), 90)
+        with pytest.raises(Closed):
+            _ = home.home.engine
+        moving.cancel()
+        with anyio.move_on_after(0.2):
+            await home.stop()
+        await home.start()
+        assert await until(home.all) == {"key": "value"}
+        for node in others:
+            await until(lambda node=node: _asserted(node.home.keeper.child is None))
+
+
+@needs_etcd
+async def test_the_old_home_never_has_it_again(tmp_path: Path) -> None:
+    """Also where it is started again and sees nobody; and of two dead the third serves nothing."""
+    async with cluster(tmp_path, 4) as nodes:
+        home, *others = nodes
+        await home.put("key", "old")
+        await up(home, tuple(others))
+        await until(lambda: others[0].put("key", "new"))
+        await home.stop()
+        for node in others:
+            await home.overlay.disconnect(node.overlay)
+        await home.start()
+        with pytest.raises(Unsupported, match="not here"):
+            _ = home.home.engine
+        assert (home.home.directory / "store.db").exists()  # what it had is not what counts
+        for node in others[1:]:
+            await node.stop()
+        with pytest.raises(WetwareError):
+            await forever(others[0])
+        await others[1].start()
+        assert await until(others[0].all) == {"key": "new"}
+
+
+async def forever(node: Node) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            await node.all()
+
+
+# --- who may say where it is ----------------------------------------------------------------------
+
+
+def placements(overlay: FakeOverlay, directory: Path, founder: PeerId) -> Placements:
+    overlay.founded_by = founder
+    directory.mkdir()
+    return Placements(plugin_context(directory, SyncConfig(), name="sync", overlay=overlay))
+
+
+async def test_only_the_first_home_names_the_key_that_signs(tmp_path: Path) -> None:
+    a, b, c = (FakeOverlay() for _ in range(3))
+    home = placements(a, tmp_path / "a", a.peer_id)
+    member = placements(b, tmp_path / "b", a.peer_id)
+    liar = placements(c, tmp_path / "c", c.peer_id)
+    parts = {b.peer_id: Part(1, RUNS)}
+    first = await home.put(Placement(1, a.peer_id, parts))
+    assert await member.take(first)
+    with pytest.raises(BadPlacement, match="does not say"):
+        await member.take(await liar.put(Placement(9, c.peer_id)))
+    for at in range(0, len(first), 7):
+        forged = first[:at] + bytes([first[at] ^ 1]) + first[at + 1 :]
+        with pytest.raises(BadPlacement):
+            await member.take(forged)
+    with pytest.raises(BadPlacement, match="not the key"):
+        await member.keep_key(Key.generate().seed, first)
+    assert not member.may_sign
+    await member.keep_key(home.seed, first)
+    second = await member.put(Placement(2, None, {b.peer_id: Part(1, SERVES)}))
+    assert await home.take(second)
+    assert home.home is None
+    assert not await home.take(first)  # what is older counts no more
+    again = Placements(home._ctx)
+    again.load()
+    assert again.current == home.current
+
+
+async def test_of_one_version_there_is_one(tmp_path: Path) -> None:
+    """Two who change something at once cannot both succeed: each member takes one."""
+    a = FakeOverlay()
+    home = placements(a, tmp_path / "a", a.peer_id)
+    first = await home.sign(Placement(1, a.peer_id))
+    other = await home.sign(Placement(1, None))
+    assert await home.take(first)
+    assert not await home.take(other)
+    with pytest.raises(Busy):
+        await home.put(Placement(1, None))
+
+
+async def test_another_cluster_s_placement_says_nothing(tmp_path: Path) -> None:
+    key = Key.generate()
+    a, b = FakeOverlay(key, cluster="aa" * 20), FakeOverlay(cluster="bb" * 20)
+    signed = await placements(a, tmp_path / "a", a.peer_id).sign(Placement(1, a.peer_id))
+    with pytest.raises(BadPlacement):
+        await placements(b, tmp_path / "b", a.peer_id).take(signed)

@@ -38,8 +38,8 @@ log = get_logger("sync.etcd")
 CONNECT_S: Final = 2.0
 READ_S: Final = 3.0
 """For the answer to what may be asked again of another member."""
-WRITE_S: Final = 10.0
-"""For a write: etcd itself gives one up after 7 s, with the usual time for elections."""
+WRITE_S: Final = 4.0
+"""For a write. What a leader had when it died is not answered; etcd gives that up after 7 s."""
 MESSAGE_BYTES_MAX: Final = 64 << 20
 ERROR_BYTES_MAX: Final = 200
 _OPTIONS: Final = (
