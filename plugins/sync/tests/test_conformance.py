@@ -18,6 +18,9 @@ class TestKv(ServiceConformance):
         "Kv.home": {},
         "Kv.lease": {"ttl_ms": 5000, "id": 0, "epoch": 0},
         "Kv.status": {},
+        "Kv.etcd": {},
+        "Sibling.place": {"placement": b""},
+        "Sibling.etcd": {},
     }
 
     waits = frozenset({"Cursor.next"})

@@ -204,6 +204,7 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
 
     async def bring(self) -> dict[str, Any]:
         stream, service = rpc.ByteStream(), self._service
+        service.moves.check_bringer(self._peer)
         take = partial(service.moves.take_store, self._peer)
         service.tasks.start(_take(stream, service.home.ctx, take))
         return {"stream": stream.servant}

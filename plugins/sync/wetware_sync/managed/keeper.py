@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from wetware.base.finding import Finding, error, ok
+from wetware.base.finding import error, ok
 from wetware.errors import ConfigError, Unsupported, WetwareError
 from wetware_sync.managed.child import Child, EtcdError, find
 from wetware_sync.managed.pipes import Pipes, Room
 from wetware_sync.managed.placement import CUT, RUNS, SERVES
 
 if TYPE_CHECKING:
-    from wetware.hookspecs import PluginContext
+    from wetware.hookspecs import Finding, PluginContext
     from wetware.identity import PeerId
     from wetware_sync.managed.placement import Part, Placement, Placements
 

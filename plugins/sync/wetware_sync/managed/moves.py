@@ -22,6 +22,7 @@ from wetware import rpc
 from wetware.base.files import Files
 from wetware.errors import Busy, InvalidArgument, NotFound, Unsupported, WetwareError
 from wetware.identity import PeerId
+from wetware_sync.embedded import backup
 from wetware_sync.embedded.store import FILE
 from wetware_sync.managed import contents
 from wetware_sync.managed.child import Child, EtcdError
@@ -180,23 +181,26 @@ class Moves:
                     return
         raise EtcdError(f"{peer} has not taken the store")
 
-    async def take_store(self, sender: PeerId, source: Path) -> int:
-        """Have a store that a member has brought, as the placement says; returns its epoch."""
-        from wetware_sync.embedded import backup
+    def check_bringer(self, sender: PeerId) -> bool:
+        """Whether what a member brings is for the etcd here, or else for the embedded engine.
 
+        As the placement says; raises Unsupported where that says neither.
+        """
         now = self._placements.current
         if now is not None and now.home == sender and self._me in now.having(RUNS):
-            child = self._child()
-            return int(await self._ctx.run_sync(contents.load, child.client, source))
-        if (
-            now is not None
-            and now.home is None
-            and sender in now.having(RUNS)
-            and not self._serving
-        ):
-            epoch = await self._ctx.run_sync(backup.restore, Files(self._home.directory), source)
-            return int(epoch)
-        raise Unsupported("no store is to be brought here")
+            return True
+        if now is None or now.home is not None or self._serving or sender not in now.having(RUNS):
+            raise Unsupported("no store is to be brought here")
+        return False
+
+    async def take_store(self, sender: PeerId, source: Path) -> int:
+        """Have a store that a member has brought; returns its epoch. Raises as `check_bringer`."""
+        if self.check_bringer(sender):
+            load = partial(contents.load, self._child().client, source)
+        else:
+            load = partial(backup.restore, Files(self._home.directory), source)
+        epoch: int = await self._ctx.run_sync(load)
+        return epoch
 
     @property
     def _serving(self) -> tuple[PeerId, ...]:

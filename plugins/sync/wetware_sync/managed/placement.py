@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from wetware.hookspecs import PeerDown, PluginContext
 
 BYTES_MAX: Final = 16 << 10
+SEED_BYTES: Final = 32
 MEMBERS_MAX: Final = 8
 VERSION_MAX: Final = 1 << 62
 SERVES: Final = "serves"
@@ -160,7 +161,7 @@ class Placements:
             self.current, self._root = self._open(signed, None)
             self.signed = signed
         with contextlib.suppress(FileNotFoundError):
-            self._key = Key.from_seed(read_private_file(self._ctx.data_dir / _KEY_FILE, 64))
+            self._key = Key.from_seed(read_private_file(self._ctx.data_dir / _KEY_FILE, SEED_BYTES))
 
     def _open(self, signed: bytes, root: PeerId | None) -> tuple[Placement, PeerId]:
         """What is signed, and by whose word; with a `root` by that one's alone."""
@@ -187,7 +188,7 @@ class Placements:
         Raises BadPlacement, and what the disk raises.
         """
         async with self._taking:
-            if signed == self.signed:
+            if signed and signed == self.signed:
                 return True
             root = self._root or self._ctx.config.home or self._ctx.overlay.founder()
             if root is None:
@@ -225,6 +226,8 @@ class Placements:
 
     async def keep_key(self, seed: bytes, signed: bytes) -> None:
         """Have the key that has signed a placement; raises BadPlacement for another one."""
+        if len(seed) != SEED_BYTES:
+            raise BadPlacement("it is no key")
         key = Key.from_seed(seed)
         if cbor.decode(signed, bytes_max=BYTES_MAX)[2] != key.public:
             raise BadPlacement("it is not the key of that placement")
