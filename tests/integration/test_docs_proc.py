@@ -102,6 +102,7 @@ def test_the_how_to_of_running_programs_works_as_it_is_written(
     """One node: every block, in the order of the text."""
     desk = machines("desk")
     with_compiler(desk, request)
+    desk.command_s = 600.0  # the first script waits for a Python to be built
     desk.start_node("ww node")
     reader = Reader(machines)
     blocks = _BLOCK.findall((ROOT / "docs/how-to/run-programs.md").read_text())

@@ -116,7 +116,7 @@ async def test_what_is_installed_at_the_founding_is_granted(home: Home, site: Si
             "node": ["Node.status"],
             "proc": ["ByteStream.*", "Executor.detach", "Executor.end", "Executor.load",
                      "Executor.open", "Executor.processes", "Executor.rooms", "Image.*",
-                     "Port.*", "Process.*"],
+                     "Port.*", "Process.*", "Served.*"],
             "pubsub": ["*"],
             "sync": ["*"],
         }  # fmt: skip

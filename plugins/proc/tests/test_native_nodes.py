@@ -239,8 +239,10 @@ async def test_a_program_is_sent_signals(node: NodeProcess, guests: Callable[[st
         await made.kill()
         async with session.proc.spawn(guests("cat")) as guest:
             with pytest.raises(Unsupported, match="has no signals") as refused:
-                await guest.signal("TERM")
+                await guest.signal("HUP")
             assert "ww kill" in refused.value.hint
+            await guest.signal("TERM")
+            assert await guest.wait() == Exit("killed", 0, "by SIGTERM")
     both = node.ww("kill", "--all", "--signal", "TERM", id_)
     assert (both.returncode, "--all" in both.stderr) == (EXIT_USAGE, True)
 

@@ -65,6 +65,7 @@ from wetware_proc.running import (
 )
 from wetware_proc.schema import SCHEMA
 from wetware_proc.sending import Archive, Dir, Sending, Source, archived
+from wetware_proc.served import Served
 from wetware_proc.sources import file_bytes
 from wetware_proc.spread import Spread, prepared, returned
 
@@ -80,6 +81,7 @@ __all__ = [
     "Ran",
     "Running",
     "Sending",
+    "Served",
 ]
 
 FUNCTIONS_MAX: Final = 16

@@ -98,7 +98,7 @@ def function(call: Callable[..., Any], wheels: tuple[bytes, ...] = ()) -> Functi
     body = "".join(text.splitlines(keepends=True)[definition:])
     # At the line where it is, so that a traceback names it.
     padding = "\n" * (first + definition - 1)
-    source = f"{padding}{body}\n__import__('ww').serve({call.__name__})\n".encode()
+    source = f"{padding}{body}\n__import__('ww')._serve({call.__name__})\n".encode()
     name = f"{Path(call.__code__.co_filename).name}:{call.__name__}"
     return Function(name, _packed(source, wheels) if wheels else source)
 
@@ -162,7 +162,7 @@ def packed_arguments(args: Sequence[Any]) -> tuple[bytes, dict[str, Any]]:
             return [plain(each) for each in value]
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
             return {key: plain(each) for key, each in value.items()}
-        if isinstance(getattr(value, "ref", value), rpc.Ref):
+        if isinstance(getattr(value, "ref", value), rpc.Ref | rpc.Servant):
             grants[f"argument {len(grants)}"] = value
             return cbor.Tag(_TAG, len(grants) - 1)
         raise InvalidArgument(

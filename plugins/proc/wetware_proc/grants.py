@@ -24,6 +24,8 @@ from wetware.errors import (
     Unsupported,
     WetwareError,
 )
+from wetware_proc.schema import SCHEMA
+from wetware_proc.served import called
 
 MESSAGE_BYTES_MAX: Final = 1 << 20
 """Of a message or an answer."""
@@ -37,6 +39,9 @@ TABLE_FULL: Final = "limit.handles"
 """The code of the error where a guest holds as many as it may."""
 _NUMBER_MAX: Final = (1 << 31) - 1
 
+DEPTH_MAX: Final = 64
+"""Of lists and maps within each other."""
+
 log = get_logger("proc.grants")
 
 
@@ -46,7 +51,7 @@ def judged(given: list[dict[str, Any]]) -> dict[str, rpc.Ref]:
     for name, each in by_name(given).items():
         if (ref := each["ref"]) is None:
             raise InvalidArgument(f"the grant {name!r} has no capability")
-        found[name] = ref.cast(_known(each["interface"], f"the grant {name!r}"))
+        found[name] = ref.cast(known(each["interface"], f"the grant {name!r}"))
     return found
 
 
@@ -66,18 +71,29 @@ def by_name(given: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _known(interface_id: object, what: str) -> rpc.Interface:
+def known(interface_id: object, what: str) -> rpc.Interface:
     """The interface of a capability, `what`, that a guest may hold. Raises Unsupported."""
-    known = rpc.known(interface_id) if isinstance(interface_id, int) else None
-    if known is None:
+    found = rpc.known(interface_id) if isinstance(interface_id, int) else None
+    if found is None:
         raise Unsupported(
             f"this node does not know the interface of {what}",
             hint="enable the plugin there that has it",
             code="unsupported.interface",
         )
-    if known == rpc.WW.ByteStream:  # its bytes are in no message
+    if found == rpc.WW.ByteStream:  # its bytes are in no message
         raise Unsupported(f"{what} is a byte stream, which a program cannot read")
-    return known
+    return found
+
+
+def decoded(data: bytes) -> Any:
+    """What a guest says, or is told, with Tags in it. Raises InvalidArgument, LimitExceeded."""
+    if cbor.items(data, ITEMS_MAX) > ITEMS_MAX:
+        raise LimitExceeded(f"a message of more than {ITEMS_MAX} values (ITEMS_MAX)")
+    return cbor.decode(data, bytes_max=MESSAGE_BYTES_MAX, tag=TAG, depth_max=DEPTH_MAX)
+
+
+Held = rpc.Ref | rpc.Servant
+"""Of somebody else's, or what the guest serves itself."""
 
 
 class Handles:
@@ -92,18 +108,22 @@ class Handles:
 
     def __init__(self, grants: Mapping[str, rpc.Ref], handles_max: int) -> None:
         self._grants, self._handles_max = grants, handles_max
-        self._refs: dict[int, rpc.Ref] = {}
+        self._refs: dict[int, Held] = {}
         self._numbers = itertools.count(1)
 
     def named(self, name: str) -> int:
         """A new handle of a grant. Raises NotFound, LimitExceeded."""
         if (ref := self._grants.get(name)) is None:
             raise NotFound(f"there is no grant {name[:NAME_BYTES_MAX]!r}", code="not_found.grant")
+        return self.add(ref)
+
+    def add(self, what: Held) -> int:
+        """A new handle. Raises LimitExceeded."""
         number = next(self._numbers)
-        self._add({number: ref})
+        self._add({number: what})
         return number
 
-    def get(self, number: int) -> rpc.Ref:
+    def get(self, number: int) -> Held:
         """Raises NotFound."""
         if (ref := self._refs.get(number)) is None:
             raise NotFound(f"there is no handle {number}", code="not_found.handle")
@@ -118,16 +138,18 @@ class Handles:
         """Let go of all."""
         self._refs.clear()
 
-    def message(self, data: bytes) -> tuple[str, dict[str, Any]]:
-        """A method, and its parameters with their capabilities.
+    def value(self, data: bytes) -> Any:
+        """Plain data of the guest's, with its capabilities.
 
         Raises InvalidArgument, LimitExceeded, NotFound.
         """
-        if cbor.items(data, ITEMS_MAX) > ITEMS_MAX:
-            raise LimitExceeded(f"a message of more than {ITEMS_MAX} values (ITEMS_MAX)")
-        match cbor.decode(data, bytes_max=MESSAGE_BYTES_MAX, tag=TAG):
+        return self._taken(decoded(data))
+
+    def message(self, data: bytes) -> tuple[str, dict[str, Any]]:
+        """A method, and its parameters with their capabilities. Raises as `value`."""
+        match self.value(data):
             case [str(method), dict(params)]:
-                return method, self._taken(params)
+                return method, params
         raise InvalidArgument("a message is [method, {parameter: value}] in CBOR")
 
     def answer(self, results: Any) -> bytes:
@@ -135,14 +157,14 @@ class Handles:
 
         Raises LimitExceeded and Unsupported, and has let go of them.
         """
-        new: dict[int, rpc.Ref] = {}
+        new: dict[int, Held] = {}
         data = cbor.encode(self._given(results, new))
         if len(data) > MESSAGE_BYTES_MAX:
             raise LimitExceeded(f"the answer has {len(data)} bytes: at most {MESSAGE_BYTES_MAX}")
         self._add(new)
         return data
 
-    def _add(self, new: Mapping[int, rpc.Ref]) -> None:
+    def _add(self, new: Mapping[int, Held]) -> None:
         if len(self._refs) + len(new) > self._handles_max or max(new, default=0) > _NUMBER_MAX:
             raise LimitExceeded(
                 f"a program holds at most {self._handles_max} capabilities (handles_max)",
@@ -160,13 +182,13 @@ class Handles:
             return [self._taken(each) for each in value]
         return value
 
-    def _given(self, value: Any, new: dict[int, rpc.Ref], interface: object = None) -> Any:
+    def _given(self, value: Any, new: dict[int, Held], interface: object = None) -> Any:
         """As CBOR has it. `interface` is what is said beside a capability that has no type."""
         if isinstance(value, rpc.Ref):
             own = value.interface
-            known = _known(own.id if own else interface, "a capability in the answer")
+            found = known(own.id if own else interface, "a capability in the answer")
             number = next(self._numbers)
-            new[number] = value if own else value.cast(known)
+            new[number] = value if own else value.cast(found)
             return cbor.Tag(TAG, number)
         if isinstance(value, dict):
             said = value.get("interface")
@@ -176,9 +198,16 @@ class Handles:
         return value
 
 
-async def call(ref: rpc.Ref, method: str, params: dict[str, Any]) -> Any:
-    """A guest's call. What it raises a guest may know: a WetwareError, or that it is cancelled."""
+async def call(ref: Held, method: str, params: dict[str, Any]) -> Any:
+    """A guest's call. What it raises a guest may know: a WetwareError, or that it is cancelled.
+
+    What another program serves is called by its own methods, each of which has one result.
+    """
+    if not isinstance(ref, rpc.Ref):
+        raise Unsupported("a program does not call what it serves itself")
     try:
+        if ref.interface == SCHEMA.Served:
+            return {"result": await called(ref, method, params, known)}
         return await ref.call(method, **params)
     except WetwareError:
         raise

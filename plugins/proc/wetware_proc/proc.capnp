@@ -191,17 +191,36 @@ interface Process {
   # `invalid.process` where it has ended for good. Not idempotent.
 
   export @5 (name :Text, waitS :Float64)
-      -> (port :Ww.Port, cap :Capability, interface :UInt64);
-  # What the program offers by this name: a port of `Spec`, which has a type so that a role can name what it
-  # lets one do, or else what it has exported itself; waits for at most `waitS` seconds, 25, until it does. It
+      -> (port :Ww.Port, cap :Capability, interface :UInt64, served :Served);
+  # What the program offers by this name: a port of `Spec`, or an object that it serves itself, which have types
+  # so that a role can name what they let one do, or else what it was given itself or has got; waits for at most `waitS` seconds, 25, until it does. It
   # dies with the program, and with the grant that it was got under; what others serve goes on, where a program
   # has exited by itself, until its spawner releases `process`. `not_found.export`. Idempotent.
 
   signal @6 (name :Text) -> ();
   # Sends a native program, and nothing that it has started, a signal: HUP, INT, QUIT, USR1, USR2, TERM, KILL,
-  # STOP or CONT, else `invalid.signal`. `unsupported.signal` for other kinds, `not_found.running` for a
-  # detached one between two runs, `invalid.process` for one that has ended. Returns before the program has
-  # it; signals arrive in turn. Not idempotent.
+  # STOP or CONT, else `invalid.signal`. Of other kinds TERM and KILL end it, as what has no handler of them, and
+  # the rest is `unsupported.signal`; `not_found.running` for a detached one between two runs,
+  # `invalid.process` for one that has ended. Returns before the program has it; signals arrive in turn. Not
+  # idempotent.
+}
+
+interface Served {
+  # An object that a program serves itself, in its own words. It dies with the program, and with the grant
+  # that it was got under.
+
+  call @0 (method :Text $Ww.constrained, args :Data, caps :List(Passed)) -> (reply :Data, caps :List(Passed));
+  # `args` is the map {parameter: value} in CBOR, `reply` is [true, value], or [false, text] where the program
+  # says that it failed; both have at most 1 MiB. A capability in one is tag 39 of its place in `caps`. Returns
+  # when the program has answered, which takes calls as it sees fit: at most 64 at a time, of 4 MiB in all,
+  # else `limit`. `proc.ended` where it has ended. Idempotent as the program makes it.
+}
+
+struct Passed {
+  # A capability in a call of `Served`, or in its reply.
+
+  ref @0 :Capability;
+  interface @1 :UInt64;
 }
 
 struct Exit {

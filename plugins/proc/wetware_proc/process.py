@@ -332,6 +332,8 @@ class Process:
         if self.exit is not None:
             raise InvalidArgument("the process has ended", hint="ww ps", code="invalid.process")
         if not self._signals:
+            if name in ("TERM", "KILL"):  # what they do to who does not handle them
+                return self.kill(f"by SIG{name}")
             raise Unsupported(
                 f"a program of the kind {self.kind} has no signals",
                 hint=f"end it: ww kill {self.id}",

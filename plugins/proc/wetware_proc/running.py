@@ -10,7 +10,9 @@ from typing import Any, Final
 
 from wetware import rpc
 from wetware.base.structs import from_struct
-from wetware.errors import Disconnected, InternalError, LimitExceeded, Unsupported, WetwareError
+from wetware.errors import Disconnected, InternalError, LimitExceeded, WetwareError
+from wetware_proc.schema import SCHEMA
+from wetware_proc.served import Served, installed
 
 OUTPUT_BYTES_MAX: Final = 64 << 20
 """That `run` collects, of each stream."""
@@ -99,8 +101,9 @@ class Running:
     async def signal(self, name: str) -> None:
         """Send a native program a signal: HUP, INT, QUIT, USR1, USR2, TERM, KILL, STOP or CONT.
 
-        Raises Unsupported "unsupported.signal" for other kinds of programs: those `kill` ends;
-        NotFound "not_found.running" where a detached one is between two runs.
+        Of other kinds of programs TERM and KILL end it, and the rest raises Unsupported
+        "unsupported.signal". Raises NotFound "not_found.running" where a detached one is between
+        two runs.
         """
         await self._call("signal", name=name)
 
@@ -109,21 +112,22 @@ class Running:
         return from_struct(Info, (await self._call("info"))["info"])
 
     async def export(self, name: str, wait_s: float = _WAIT_S) -> rpc.Ref:
-        """What the program offers by this name: a port, or what it has exported.
+        """What the program offers by this name: a port, what it serves, or what it has got.
 
         Waits for it. Raises NotFound "not_found.export".
         """
-        from wetware.client.installed import interface_of_id
-
         with rpc.time_limit(_ANSWER_S):
             reply = await self._call("export", name=name, wait_s=wait_s)
-        if (port := reply["port"]) is not None:
-            found: rpc.Ref = port
-            return found
-        if (interface := interface_of_id(reply["interface"])) is None:
-            raise Unsupported(f"the interface of {name!r} is not known here")
+        for typed in ("port", "served"):
+            if reply[typed] is not None:
+                found: rpc.Ref = reply[typed]
+                return found
         ref: rpc.Ref = needed(reply["cap"])
-        return ref.cast(interface)
+        return ref.cast(installed(reply["interface"], repr(name)))
+
+    async def served(self, name: str, wait_s: float = _WAIT_S) -> Served:
+        """What the program serves itself by this name; see `export`."""
+        return Served((await self.export(name, wait_s)).cast(SCHEMA.Served))
 
 
 class Process(Running):

@@ -19,6 +19,7 @@ from wetware_proc import grants
 from wetware_proc.process import Process
 from wetware_proc.rooms import SiblingServant
 from wetware_proc.schema import SCHEMA
+from wetware_proc.serving import ServedServant
 from wetware_proc.sources import read, size_of, within
 from wetware_proc.supervise import Detached, Supervisor, grant_label
 from wetware_proc.table import Table
@@ -69,6 +70,7 @@ class ProcService(Service):
                     "Image.*",
                     "Process.*",
                     "Port.*",
+                    "Served.*",
                     "ByteStream.*",
                 }
             ),
@@ -331,10 +333,12 @@ class ProcessServant(rpc.Servant, interface=SCHEMA.Process):
     async def export(self, name: str, wait_s: float) -> dict[str, Any]:
         _check_wait(wait_s)
         found = await self._runs.exported(name, wait_s)
+        answer = {"port": None, "cap": None, "interface": 0, "served": None}
         if isinstance(found, rpc.Servant):
-            return {"port": found, "cap": None, "interface": 0}
+            what = "served" if isinstance(found, ServedServant) else "port"
+            return {**answer, what: found}
         assert found.interface is not None  # noqa: S101  # it was judged when it was offered
-        return {"port": None, "cap": found, "interface": found.interface.id}
+        return {**answer, "cap": found, "interface": found.interface.id}
 
     async def signal(self, name: str) -> None:
         await self._runs.signal(name)

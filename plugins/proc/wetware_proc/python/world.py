@@ -22,6 +22,7 @@ from wetware_proc import grants
 from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX, Handles
 from wetware_proc.python import files
 from wetware_proc.python.component import Failed, Function, Own, Variant
+from wetware_proc.serving import Calls
 from wetware_proc.wasm.engine import Exited
 from wetware_proc.wasm.errno import Errno, need
 from wetware_proc.wasm.files import let_go
@@ -62,9 +63,11 @@ class World:
         self.files = files.Files(fiber, spec, tmp)
         self._rate = TokenBucket(spec.limits.output_bytes_s, spec.limits.output_bytes_s)
         self._handles = Handles(spec.grants, spec.limits.handles_max)
+        self._calls = Calls(self._handles, spec)
 
     async def close(self, threads: Threads) -> None:
         """The guest is gone."""
+        self._calls.end()
         self._handles.close()
         await let_go(self.files.table, threads)
 
@@ -86,13 +89,23 @@ class World:
             return _failed(exc)
 
     def offer(self, name: str, handle: int) -> Later:
-        async def offer() -> Any:  # a process is the loop's
+        return _later(lambda: self._spec.offer(_name(name), self._handles.get(handle)))
+
+    def serve(self, name: str) -> Later:
+        return _later(lambda: self._calls.serve(_name(name)))
+
+    def accept(self) -> Later:
+        async def accept() -> Any:
             try:
-                self._spec.offer(_name(name), self._handles.get(handle))
+                return _text(await self._calls.accept())
             except WetwareError as exc:
                 return _failed(exc)
 
-        return offer
+        return accept
+
+    def reply(self, number: int, message: str) -> Later:
+        need(len(message) <= MESSAGE_BYTES_MAX, Errno.TOOBIG)
+        return _later(lambda: self._calls.reply(number, message.encode("latin-1")))
 
     def call(self, handle: int, message: str) -> Later:
         need(len(message) <= MESSAGE_BYTES_MAX, Errno.TOOBIG)
@@ -254,6 +267,18 @@ class World:
         return Failed("not-supported")
 
 
+def _later(function: Callable[[], Any]) -> Later:
+    """On the loop, as all that concerns others."""
+
+    async def call() -> Any:
+        try:
+            return function()
+        except WetwareError as exc:
+            return _failed(exc)
+
+    return call
+
+
 def _failed(error: WetwareError) -> Failed:
     return Failed(_text(f"{error.code}\n{error.message}".encode()[:MESSAGE_BYTES_MAX]))
 
@@ -282,6 +307,9 @@ OFFERED: Final[Mapping[str, Mapping[str, Function]]] = {
         "call": World.call,
         "drop": World.drop,
         "offer": World.offer,
+        "serve": World.serve,
+        "accept": World.accept,
+        "reply": World.reply,
     },
     "wasi:cli/environment": {
         "get-environment": World.environment,

@@ -4,7 +4,11 @@
     call(handle, at, count) -> n    a message; the reply has n bytes, and is fetched with `take`
     send(handle, at, count) -> 0    the same, without waiting for it; its reply is lost
     offer(handle, name, count) -> 0 the spawner can have it by this name
-    take(at, count) -> n            the next bytes of the last reply, or of the last error's text
+    serve(name, count) -> handle    the same of a new object, whose calls the guest answers itself
+    accept() -> n                   waits for one: [number, handle, method, {parameter: value}]
+    reply(number, at, count) -> 0   [true, value] or [false, text], for who made that call
+    take(at, count) -> n            the next bytes of the last reply, of what was accepted, or of
+                                    the last error's text
     drop(handle) -> 0               the handle is void
 
 What fails returns a negative number: the error of WASI, as for everything else that it calls. After
@@ -21,12 +25,14 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware.base.tasks import Tasks
 from wetware.errors import CapabilityError, LimitExceeded, NotFound, WetwareError
 from wetware_proc import grants
-from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX, TABLE_FULL, Handles
+from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX, TABLE_FULL, Handles, Held
+from wetware_proc.serving import Calls
 from wetware_proc.wasm.engine import Fiber, Imports, Result
 from wetware_proc.wasm.errno import Errno, need
 
 if TYPE_CHECKING:
-    from wetware import rpc
+    from collections.abc import Callable
+
     from wetware_proc.driver import Spec
 
 
@@ -42,19 +48,24 @@ class Caps:
     """
 
     def __init__(self, fiber: Fiber, spec: Spec) -> None:
-        self._memory, self._calls_max, self._spec = fiber.memory, spec.limits.calls_max, spec
+        self._memory, self._calls_max, self._offered = (
+            fiber.memory,
+            spec.limits.calls_max,
+            spec.offer,
+        )
         self._handles = Handles(spec.grants, spec.limits.handles_max)
+        self._calls = Calls(self._handles, spec)
         self._reply = memoryview(b"")
         self.sent = Tasks()
 
     def close(self) -> None:
         """The guest is gone."""
+        self._calls.end()
         self._handles.close()
 
     def cap(self, at: int, count: int) -> int:
-        need(count <= NAME_BYTES_MAX, Errno.NAMETOOLONG)
         try:
-            return self._handles.named(self._memory.read(at, count).decode())
+            return self._handles.named(self._name(at, count))
         except NotFound:
             raise Errno.NOENT.error() from None
         except LimitExceeded:
@@ -68,7 +79,7 @@ class Caps:
     def call(self, handle: int, at: int, count: int) -> Result:
         return partial(self._call, self._ref(handle), self._message(at, count))
 
-    async def _call(self, ref: rpc.Ref, message: bytes) -> int:
+    async def _call(self, ref: Held, message: bytes) -> int:
         try:
             reply = self._handles.answer(await grants.call(ref, *self._handles.message(message)))
             failed = Errno.SUCCESS
@@ -81,7 +92,7 @@ class Caps:
     def send(self, handle: int, at: int, count: int) -> Result:
         return partial(self._send, self._ref(handle), self._message(at, count))
 
-    def _send(self, ref: rpc.Ref, message: bytes) -> int:
+    def _send(self, ref: Held, message: bytes) -> int:
         need(len(self.sent) < self._calls_max, Errno.AGAIN)
         try:
             method, params = self._handles.message(message)
@@ -91,15 +102,24 @@ class Caps:
         return 0
 
     def offer(self, handle: int, at: int, count: int) -> Result:
-        need(count <= NAME_BYTES_MAX, Errno.NAMETOOLONG)
-        return partial(self._offer, self._memory.read(at, count).decode(), self._ref(handle))
+        return partial(_done, self._offered, self._name(at, count), self._ref(handle))
 
-    def _offer(self, name: str, ref: rpc.Ref) -> int:
+    def serve(self, at: int, count: int) -> Result:
+        return partial(_done, self._calls.serve, self._name(at, count))
+
+    def accept(self) -> Result:
+        return self._accept
+
+    async def _accept(self) -> int:
         try:
-            self._spec.offer(name, ref)
-        except WetwareError as exc:
-            raise (Errno.MFILE if isinstance(exc, LimitExceeded) else Errno.INVAL).error() from None
-        return 0
+            message = await self._calls.accept()
+        except NotFound:
+            raise Errno.NOENT.error() from None
+        self._reply = memoryview(message)
+        return len(message)
+
+    def reply(self, number: int, at: int, count: int) -> Result:
+        return partial(_done, self._calls.reply, number, self._message(at, count))
 
     def take(self, at: int, count: int) -> int:
         piece = self._reply[: min(count, MESSAGE_BYTES_MAX)]
@@ -107,7 +127,11 @@ class Caps:
         self._reply = self._reply[len(piece) :]
         return len(piece)
 
-    def _ref(self, handle: int) -> rpc.Ref:
+    def _name(self, at: int, count: int) -> str:
+        need(count <= NAME_BYTES_MAX, Errno.NAMETOOLONG)
+        return self._memory.read(at, count).decode()
+
+    def _ref(self, handle: int) -> Held:
         try:
             return self._handles.get(handle)
         except NotFound:
@@ -118,9 +142,19 @@ class Caps:
         return self._memory.read(at, count)
 
 
-async def _say(ref: rpc.Ref, method: str, params: dict[str, Any]) -> None:
+async def _say(ref: Held, method: str, params: dict[str, Any]) -> None:
     with contextlib.suppress(WetwareError):
         await grants.call(ref, method, params)
+
+
+def _done(function: Callable[..., int | None], *args: Any) -> int:
+    """What it gives; an error as a number."""
+    try:
+        return function(*args) or 0
+    except WetwareError as exc:
+        if exc.code == "not_found.call":
+            raise Errno.BADF.error() from None
+        raise (Errno.MFILE if isinstance(exc, LimitExceeded) else Errno.INVAL).error() from None
 
 
 def _errno(error: WetwareError) -> Errno:
@@ -134,7 +168,10 @@ def _errno(error: WetwareError) -> Errno:
 IMPORTS: Final = Imports(
     "ww",
     Caps,
-    {"cap": "ii", "call": "iii", "send": "iii", "offer": "iii", "take": "ii", "drop": "i"},
+    {
+        "cap": "ii", "call": "iii", "send": "iii", "take": "ii", "drop": "i",
+        "offer": "iii", "serve": "ii", "accept": "", "reply": "iii",
+    },
     failed=int.__neg__,
-)
+)  # fmt: skip
 """All of version 1."""

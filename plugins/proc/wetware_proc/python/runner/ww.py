@@ -4,9 +4,15 @@
     out = ww.grant("out")
     out.publish(data=b"hello")
 
+An object of its own is served under a name:
+
+    ww.export("counter", Counter())
+    ww.serve()
+
 What they take and give is plain: None, bool, int, float, str, bytes, list, dict, capabilities.
 """
 
+import inspect
 import io
 import os
 import struct
@@ -79,7 +85,48 @@ def attempt():
     return int(os.environ.get("WW_ATTEMPT", "1"))
 
 
-def serve(function):
+_exported = {}  # handle → object
+
+
+def export(name, thing):
+    """Let the spawner have an object by a name: its methods without a `_` in front can be called.
+
+    Returns its capability, which can be given to others. Calls wait until `serve`.
+    """
+    handle = _done(host.serve, name.encode().decode("latin-1"))
+    _exported[handle] = thing
+    return Capability(handle)
+
+
+def serve():
+    """Answer calls of what was exported, one after the other, until the program is ended.
+
+    What a method returns is plain, or a capability; what it raises its caller gets as a line.
+    """
+    while True:
+        message = decode(_done(host.accept).encode("latin-1"))
+        try:
+            _done(host.reply, message[0], _answer(*message[1:]).decode("latin-1"))
+        except Error as exc:  # its caller has gone, or was told
+            if exc.code != "not_found.call":
+                sys.stderr.write(told(exc))
+
+
+def _answer(handle, method, params):
+    try:
+        return encode([True, _method(_exported[handle], method)(**params)])
+    except Exception as exc:
+        sys.stderr.write(told(exc))
+        return encode([False, "".join(traceback.format_exception_only(exc)).strip()])
+
+
+def _method(thing, name):
+    if name.startswith("_") or not inspect.isroutine(getattr(type(thing), name, None)):
+        raise AttributeError(f"there is no method {name!r}")
+    return getattr(thing, name)
+
+
+def _serve(function):
     """Call a function with what is on stdin, and write what it returns to stdout."""
     stdout, sys.stdout = sys.stdout, sys.stderr
     args = decode(sys.stdin.buffer.read(), lambda place: grant(f"argument {place}"))
