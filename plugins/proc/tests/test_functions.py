@@ -33,7 +33,7 @@ def test_a_function_travels_as_its_source_at_its_own_lines() -> None:
     first = plain.__code__.co_firstlineno
     assert lines[first - 1].startswith("def plain(")
     assert not any(lines[: first - 1])
-    assert lines[-1] == "__import__('ww').serve(plain)"
+    assert lines[-1] == "__import__('ww')._serve(plain)"
 
 
 def test_a_decorator_stays_behind() -> None:

@@ -185,7 +185,7 @@ async def test_a_python_program_serves_an_object(python: Run) -> None:
         assert [await counter.add(), await counter.add(by=4)] == [1, 5]
         plain = {"a": [None, True, -1, 2**63, 1.5, "ü", b"\0", {"b": [[]]}]}
         assert await counter.same(**plain) == plain
-        with pytest.raises(FunctionFailed, match=r"^ValueError: it is wrong$"):
+        with pytest.raises(FunctionFailed, match="ValueError: it is wrong"):
             await counter.fail()
         with pytest.raises(FunctionFailed, match="TypeError: set is none of None"):
             await counter.odd()
