@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -25,13 +26,14 @@ from wetware.errors import (
     WetwareError,
 )
 from wetware.testing import FakeClock, Started, plugin_context
-from wetware_proc import supervise
+from wetware_proc import logs, supervise
 from wetware_proc.client import Executor, spec_of
 from wetware_proc.client import Exit as ClientExit
 from wetware_proc.config import ProcConfig
 from wetware_proc.driver import Exit, Spec
+from wetware_proc.logs import Log
 from wetware_proc.service import ExecutorServant, ProcService
-from wetware_proc.supervise import FAILURES_MAX, PAUSE_S_MAX, STEADY_S, Log, Record, Restarts
+from wetware_proc.supervise import FAILURES_MAX, PAUSE_S_MAX, STEADY_S, Record, Restarts
 
 from .test_service import Scripts, until
 
@@ -100,13 +102,13 @@ def test_what_cannot_be_started_is_never_given_up() -> None:
 def test_a_log_keeps_the_last_part_and_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervise, "SEGMENT_BYTES", 100)
+    monkeypatch.setattr(logs, "SEGMENT_BYTES", 100)
     log, whole = Log(tmp_path), b""
     for number in range(200):
         piece = b"%d;" % number
         whole += piece
         Log(tmp_path).write(piece)  # a new one each time, as after restarts
-        files = list(tmp_path.iterdir())
+        files = list(tmp_path.glob("log.*"))
         assert len(files) <= 2
         assert sum(file.stat().st_size for file in files) < 2 * 104
     got, at = b"", 0
@@ -120,6 +122,51 @@ def test_a_log_keeps_the_last_part_and_where_it_is(
     assert whole.endswith(got)
     assert 100 <= len(got) < 208
     assert log.read(len(whole) + 5, 30) == (len(whole) + 5, b"")
+
+
+@pytest.mark.parametrize("torn", ["shorter", "zeros", "nothing"])
+def test_a_log_whose_end_went_with_the_machine_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str
+) -> None:
+    monkeypatch.setattr(logs, "SEGMENT_BYTES", 100)
+    log = Log(tmp_path)
+    log.write(b"a" * 150)
+    log.settle()
+    log.write(b"b" * 40)
+    last = tmp_path / "log.100"
+    Log(tmp_path).recover()  # the node alone was started again: nothing is lost
+    assert Log(tmp_path).read(100, 1000) == (100, b"a" * 50 + b"b" * 40)
+
+    if torn == "shorter":
+        os.truncate(last, 60)
+    elif torn == "zeros":
+        os.truncate(last, 60)
+        os.truncate(last, 90)
+    else:
+        os.truncate(last, 0)
+    monkeypatch.setattr(logs, "boot_id", lambda: "another")
+    log = Log(tmp_path)
+    log.recover()
+    kept = b"a" * 50 + b"b" * 10 if torn != "nothing" else b""
+    assert log.read(100, 1000) == ((100, kept) if kept else (200, logs.LOST))
+    assert log.read(190, 1000) == (200, logs.LOST), "who had read to the end goes on there"
+    log.write(b"on")
+    assert log.read(200 + len(logs.LOST), 1000) == (200 + len(logs.LOST), b"on")
+    Log(tmp_path).recover()
+    assert len(list(tmp_path.glob("log.*"))) == 2
+
+
+def test_a_log_that_was_ended_before_the_machine_went_down_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(tmp_path)
+    log.write(b"all of it")
+    log.settle()
+    log.settle()
+    monkeypatch.setattr(logs, "boot_id", lambda: "another")
+    log = Log(tmp_path)
+    log.recover()
+    assert log.read(0, 100) == (0, b"all of it")
 
 
 def test_a_record_is_what_was_kept() -> None:
@@ -522,7 +569,7 @@ async def test_one_that_is_killed_before_it_runs_is_not_waited_for(world: World)
 async def test_who_follows_and_is_slow_hears_how_much_is_missing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervise, "SEGMENT_BYTES", 100)
+    monkeypatch.setattr(logs, "SEGMENT_BYTES", 100)
     async with world.running() as ada:
         made = await ada.start(b"hold")
         each, seen, missing = world.service.supervisor.all[made.id], bytearray(), list[int]()
@@ -533,8 +580,8 @@ async def test_who_follows_and_is_slow_hears_how_much_is_missing(
                 each.tell()
                 world.scripts.go.set()
             seen += data
-        assert bytes(seen) == b"holds\n" + b"8" * 150 + b"9" * 150
-        assert missing == [8 * 150]
+        assert bytes(seen) == b"holds\n" + b"9" * 106  # of 1506 bytes the last two files
+        assert missing == [1394]
         late = [data async for data in made.logs(missed=missing.append)]
         assert b"".join(late) == bytes(seen[6:])
         assert len(missing) == 1, "what went before one came is no gap"

@@ -184,7 +184,8 @@ interface Process {
   logs @3 (start :UInt64, waitS :Float64) -> (data :Data, start :UInt64, over :Bool);
   # Of a detached one, what it wrote on both streams from the byte `start` of all on, or from the first one
   # that is kept: at most 1 MiB of the last. Where there is nothing yet, waits for `waitS` seconds, at most
-  # 25. `over`: nothing more will come. Idempotent.
+  # 25. `over`: nothing more will come. What a machine that went down took along is at most the end of one file:
+  # a line says so there, and places go on behind it. Idempotent.
 
   restart @4 () -> ();
   # Has a detached one ended, and started again at once, without the pauses that its failures have earned.

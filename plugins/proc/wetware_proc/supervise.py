@@ -14,8 +14,7 @@ import os
 import random
 import secrets
 import shutil
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from wetware.errors import (
 from wetware.identity import replace_private_file
 from wetware_proc.driver import BOUNDS, Exit, sha256
 from wetware_proc.grants import by_name
+from wetware_proc.logs import Log
 from wetware_proc.process import Process
 
 if TYPE_CHECKING:
@@ -65,9 +65,6 @@ ENDED_MAX: Final = 256
 """That are kept with their logs, of a node."""
 CODE_BYTES_MAX: Final = 1 << 30
 """Of the programs of all of them."""
-SEGMENT_BYTES: Final = 512 << 10
-SEGMENTS_MAX: Final = 2
-"""Files of a log: when the last one is full, the first one goes."""
 LOG_PIECE_BYTES: Final = 256 << 10
 """That are read at a time."""
 LABEL_NAME_CHARS_MAX: Final = 80
@@ -132,59 +129,20 @@ def grant_label(name: str, id_: str) -> str:
     return f"process {name[:LABEL_NAME_CHARS_MAX] or 'program'} {id_}"
 
 
-class Log:
-    """What a program wrote, of which the last part is on disk; places are counted from its start.
-
-    Its methods block: call them in a thread, in any number of them.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory, self._lock = directory, threading.Lock()
-
-    def _segments(self) -> list[tuple[int, Path]]:
-        """Where each begins, and its file, the oldest first."""
-        found = self._directory.glob("log.*")
-        return sorted((int(path.suffix[1:]), path) for path in found if path.suffix[1:].isdigit())
-
-    def write(self, data: bytes) -> None:
-        """Append; raises OSError."""
-        with self._lock:
-            segments = self._segments()
-            at, path = segments[-1] if segments else (0, self._directory / "log.0")
-            size = path.stat().st_size if segments else 0
-            if size >= SEGMENT_BYTES:
-                path = self._directory / f"log.{at + size}"
-                for _, old in segments[: len(segments) + 1 - SEGMENTS_MAX]:
-                    old.unlink()
-            with path.open("ab") as file:
-                file.write(data)
-
-    def read(self, start: int, nbytes: int) -> tuple[int, bytes]:
-        """What begins at `start`, or at the first place that is still there, and that place."""
-        with self._lock:
-            for at, path in self._segments():
-                start = max(start, at)
-                with path.open("rb") as file:
-                    file.seek(start - at)
-                    if data := file.read(nbytes):
-                        return start, data
-            return start, b""
-
-
 class _Output:
     """What a detached program writes to: a log, in the form of a stream."""
 
-    def __init__(self, write: Callable[[bytes], Any]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[..., Awaitable[None]], log: Log) -> None:
+        self._write, self._log = write, log
 
     async def receive(self, max_bytes: int = 0) -> bytes:
         raise EndOfStream
 
     async def send(self, item: bytes) -> None:
-        await self._write(item)
+        await self._write(self._log.write, item)
 
     async def send_eof(self) -> None:
-        pass
+        await self._write(self._log.settle)
 
     async def aclose(self) -> None:
         pass
@@ -557,14 +515,14 @@ class Supervisor:
                     code="not_found.dir",
                 )
 
-        async def write(data: bytes) -> None:
+        async def write(function: Callable[..., None], *data: bytes) -> None:
             try:
-                await self._ctx.run_sync(each.log.write, data)
+                await self._ctx.run_sync(function, *data)
             except OSError as exc:  # a full disk holds no program up
                 self._ctx.log.warning("proc.log_lost", id=each.id, error=exc.strerror)
             each.tell()
 
-        output = _Output(write)
+        output = _Output(write, each.log)
         async with contextlib.AsyncExitStack() as stack:
             async with self._starting:
                 image = await self._image(each)
@@ -642,6 +600,7 @@ class Supervisor:
         for path in self._directory.iterdir():
             try:
                 found.append(record := Record.decode((path / RECORD).read_bytes()))
+                Log(path).recover()
                 if record.over:  # the node ended before that was removed
                     (path / CODE).unlink(missing_ok=True)
             except FileNotFoundError:  # the node ended before it was written
