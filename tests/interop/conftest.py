@@ -156,6 +156,20 @@ def start_js(start_peers: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def assemblyscript(tmp_path: Path) -> Callable[[str], bytes]:
+    """`assemblyscript("guest.ts")`: the module that it is compiled to; or a skip without it."""
+    node = _js("assemblyscript")
+
+    def compiled(source: str) -> bytes:
+        out, compiler = tmp_path / "guest.wasm", "node_modules/assemblyscript/bin/asc.js"
+        options = ("-o", str(out), "--runtime", "stub", "--use", "abort=", "-O")
+        subprocess.run([node, compiler, source, *options], cwd=JS_DIR, check=True, timeout=120)
+        return out.read_bytes()
+
+    return compiled
+
+
+@pytest.fixture
 async def helia(start_peers: Callable[..., Any]) -> RemotePeer:
     """Helia's UnixFS and CAR, or a skip without them."""
     node = _js("@helia/car")
