@@ -121,6 +121,7 @@ def test_the_how_to_of_running_programs_works_as_it_is_written(
     assert heard("--grant out=pubsub:chat").endswith("published\n")
     assert "0 b'published\\n'" in heard("session.proc.run")
     assert "b'hello again\\n' Exit(kind='exited', code=0" in heard("session.proc.run")
+    assert "2 3\n42\n" in heard('process.served("counter")')
     ticks = heard("ww logs -f $ID")
     assert "tick 1\ntick 2\ntick 3\n" in ticks
     assert "0, on-failure" in ticks
