@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import wetware
-from wetware.errors import OverlayError, WetwareError
+from wetware.errors import Denied, OverlayError, WetwareError
 from wetware.testing import Home, NodeProcess, wait_for
-from wetware_sync.engine import Closed, Unknown, Unwritten
+from wetware_sync.engine import Closed, LeaseEnded, Unknown, Unwritten
 from wetware_sync.errors import HomeDown
 
 pytestmark = [
@@ -53,6 +53,71 @@ async def at(node: NodeProcess) -> AsyncIterator[wetware.Session]:
         data_dir=node.data_dir, key=node.home.key(), reconnect=True
     ) as session:
         yield session
+
+
+async def test_who_holds_and_who_watches_is_told_and_the_token_is_worth_nothing(
+    nodes: tuple[Home, dict[str, NodeProcess]],
+) -> None:
+    _, found = nodes
+    a, b, c = found.values()
+
+    async def watch(session: Any) -> list[Any]:
+        return [event async for event in session.kv.open("/held/").watch()]
+
+    async with wetware.connect(data_dir=b.data_dir, key=b.home.key()) as session:
+        await session.kv.put("/held/key", "before")
+        watching = asyncio.create_task(watch(session))
+        held: list[Any] = []
+
+        async def move_while_held() -> None:
+            async with session.sync.lock("moving", ttl_s=5.0) as lock:
+                held.append(lock)
+                await session.kv.put("/held/key", "held", fence=lock)
+                on = ",".join(str(node.peer_id) for node in (a, b, c))
+                done = await asyncio.to_thread(a.ww, "sync", "etcd", "up", "--on", on, "--yes")
+                assert done.returncode == 0, done.stderr
+                await asyncio.sleep(60)
+
+        with pytest.raises(LeaseEnded):
+            await move_while_held()
+        with pytest.raises((Closed, OverlayError)):
+            await watching
+    async with at(c) as session:
+        entry = await opened(session, "/held/key")
+        assert entry.value == b"held"
+        with pytest.raises(Denied, match="not held any more"):
+            await session.kv.put("/held/key", "late", fence=held[0])
+        async with session.sync.lock("moving", wait_s=0):  # nobody has it
+            pass
+
+
+async def opened(session: Any, key: str) -> Any:
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(Closed, OverlayError):
+                return await session.kv.get(key)
+            await asyncio.sleep(0.1)
+
+
+async def test_a_member_without_etcd_is_named_and_nothing_is_moved(tmp_path: Path) -> None:
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    with (
+        Home(tmp_path / "home", libp2p=False) as home,
+        home.node("a") as a,
+        home.node("b", join=a) as b,
+        Home(tmp_path / "other", libp2p=False, env={"PATH": str(bare)}) as other,
+        other.node("c", join=a) as c,
+    ):
+        a.wait_members([b.peer_id, c.peer_id])
+        on = ",".join(str(node.peer_id) for node in (a, b, c))
+        done = a.ww("sync", "etcd", "up", "--on", on, "--yes")
+        assert done.returncode != 0
+        assert str(c.peer_id) in done.stderr
+        assert "apt install etcd-server" in done.stderr
+        assert "engine    embedded" in a.ww("kv", "status", check=True).stdout
+        asked = a.ww("sync", "etcd", "up", "--on", on)
+        assert asked.returncode != 0  # it asks, and nobody answers
 
 
 class Load:

@@ -272,6 +272,34 @@ async def test_a_move_down_that_fails_has_not_happened(
 
 @needs_etcd
 @pytest.mark.long
+@BOTH
+@pytest.mark.parametrize("is_away", [False, True], ids=["there", "away"])
+async def test_a_replacement_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_away: bool, after: bool
+) -> None:
+    """Who was to come runs no etcd any more, and the command can be given again."""
+    async with cluster(tmp_path, 4) as nodes:
+        home, second, third, fourth = nodes
+        await home.put("key", "value")
+        await up(home, nodes[:3])
+        assert await until(second.all) == {"key": "value"}
+        if is_away:
+            await third.stop()
+        fault = Fault(monkeypatch, "they are started", after=after)
+        with pytest.raises(EtcdError, match="as planned"):
+            await home.service.moves.replace(third.peer, fourth.peer, silent)
+        await until(lambda: _asserted(fourth.home.keeper.child is None))
+        await until(lambda: second.put("key", "later"))
+        fault.on = False
+        await second.service.moves.replace(third.peer, fourth.peer, silent)
+        assert await until(fourth.all) == {"key": "later"}
+        assert {*home.home.entrances} == {home.peer, second.peer, fourth.peer}
+        parts = [await home.service.moves.look(peer) for peer in home.home.entrances]
+        assert [part["failing"] for part in parts] == [""] * 3
+
+
+@needs_etcd
+@pytest.mark.long
 async def test_a_home_that_is_killed_while_it_moves_the_store_still_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +329,51 @@ async def test_a_home_that_is_killed_while_it_moves_the_store_still_has_it(
         assert await until(home.all) == {"key": "value"}
         for node in others:
             await until(lambda node=node: _asserted(node.home.keeper.child is None))
+
+
+@needs_etcd
+@pytest.mark.long
+async def test_what_was_answered_is_there_after_each_move(tmp_path: Path) -> None:
+    """Writers go on all the time; down while a member is away, which has no part in it then."""
+    async with cluster(tmp_path, 3) as nodes:
+        acked: dict[str, int] = {}
+
+        async def write(node: Node, name: str) -> None:
+            number = 0
+            while True:
+                number += 1
+                try:
+                    await node.put(name, str(number))
+                except WetwareError:
+                    await asyncio.sleep(0.01)
+                else:
+                    acked[name] = number
+
+        tasks = [
+            asyncio.create_task(write(node, f"{at}.{n}"))
+            for at, node in enumerate(nodes)
+            for n in range(4)
+        ]
+        home, second, third = nodes
+        names = [f"{at}.{n}" for at in range(3) for n in range(4)]
+        try:
+            await until(lambda: _asserted(len(acked) == 4))
+            await up(home, nodes)
+            before = dict(acked)
+            found = await until(second.all)
+            assert all(int(found[name]) >= number for name, number in before.items())
+            await until(lambda: _asserted(set(acked) == set(names)))
+            await third.stop()
+            await second.service.moves.down(home.peer, silent)
+            before = dict(acked)
+            found = await until(home.all)
+            assert all(int(found[name]) >= number for name, number in before.items())
+            await third.start()
+            await until(lambda: _asserted(third.home.entrances == (home.peer,)))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
 
 @needs_etcd
