@@ -21,7 +21,7 @@ from wetware.errors import Disconnected, InvalidArgument
 from wetware_sync.engine import Closed
 from wetware_sync.errors import HomeDown
 from wetware_sync.lease import TTL_S, Lease
-from wetware_sync.reach import AtHome, read, written
+from wetware_sync.reach import AtHome
 from wetware_sync.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -258,20 +258,23 @@ class Tree:
     def __init__(self, home: AtHome, prefix: str) -> None:
         self._home, self.prefix = home, prefix
         self._refs: dict[str, rpc.Ref] = {}
+        self._opened: object = None  # where those are of
 
     def __repr__(self) -> str:
         return f"<Tree {self.prefix!r}>"
 
     async def ref(self, role: str) -> rpc.Ref:
         """The capability "reader", "writer" or "watcher", to pass on."""
-        if not self._refs or self._refs[role].closed:
+        opened = await self._home.service()
+        if opened is not self._opened or self._refs[role].closed:
             self._refs = await self._home.call("open", prefix=self.prefix)
+            self._opened = opened
         return self._refs[role]
 
     async def get(self, key: str = "") -> Entry | None:
         """A key; None where there is no such one."""
         reader = await self.ref("reader")
-        with read():
+        with self._home.read():
             reply = await reader.call("get", key=key)
         return _entry(reply["entry"]) if reply["found"] else None
 
@@ -282,7 +285,7 @@ class Tree:
         more = True
         while more:
             reader = await self.ref("reader")
-            with read():
+            with self._home.read():
                 reply = await reader.call("ls", prefix=prefix, after=after, limit=0, values=values)
             for struct in reply["entries"]:
                 yield _entry(struct)
@@ -307,7 +310,7 @@ class Tree:
         """
         raw = value.encode() if isinstance(value, str) else value
         writer = await self.ref("writer")
-        with written():
+        with self._home.written():
             reply = await writer.call(
                 "put", key=key, value=raw, lease=lease.id if lease else 0, fence=_hold(fence)
             )
@@ -316,7 +319,7 @@ class Tree:
     async def delete(self, key: str = "", *, below: bool = False, fence: Held | None = None) -> int:
         """Delete a key, or with `below` all that begin so; returns how many there were."""
         writer = await self.ref("writer")
-        with written():
+        with self._home.written():
             reply = await writer.call("delete", key=key, below=below, fence=_hold(fence))
         return int(reply["deleted"])
 
@@ -350,7 +353,7 @@ class Tree:
             "else_": [each.struct() for each in otherwise],
         }
         writer = await self.ref("writer")
-        with written():
+        with self._home.written():
             reply = await writer.call("txn", fence=_hold(fence), **structs)
         return reply["succeeded"], int(reply["revision"])
 
@@ -375,7 +378,7 @@ class Tree:
                 cursor: rpc.Ref = reply["cursor"]
                 backoff.reset()
                 while True:
-                    with rpc.time_limit(None):
+                    with rpc.time_limit(None), self._home.read():
                         batch = await cursor.call("next")
                     revision = batch["revision"]
                     for struct in batch["events"]:

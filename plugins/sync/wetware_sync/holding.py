@@ -23,7 +23,7 @@ from wetware.errors import Unsupported, WetwareError
 from wetware_sync.engine import LeaseEnded
 from wetware_sync.errors import NotFree
 from wetware_sync.lease import TTL_S, Lease
-from wetware_sync.reach import AtHome, written
+from wetware_sync.reach import AtHome
 from wetware_sync.schema import SCHEMA
 
 WAIT_MS_MAX: Final = 2**32 - 1
@@ -128,7 +128,7 @@ class Held:
 
     async def proclaim(self, value: bytes) -> None:
         """Change what others see; raises Denied where it is not held any more."""
-        with written():
+        with self._lease.home.written():
             await (await self._lease.ref()).call("proclaim", value=value, **self._which)
 
 
@@ -201,7 +201,7 @@ class Sync:
 
     async def add(self, counter: str, by: int = 1) -> int:
         """Add to a counter; returns what it is then. Raises Unknown, too."""
-        with written():
+        with self.home.written():
             return int((await self.home.call("add", name=counter, by=by))["value"])
 
     async def count(self, counter: str) -> int:
@@ -210,12 +210,12 @@ class Sync:
 
     async def block(self, barrier: str) -> None:
         """Raise a barrier: who passes it waits."""
-        with written():
+        with self.home.written():
             await self.home.call("block", name=barrier, blocked=True)
 
     async def unblock(self, barrier: str) -> None:
         """Let everybody through."""
-        with written():
+        with self.home.written():
             await self.home.call("block", name=barrier, blocked=False)
 
     async def pass_(self, barrier: str, *, wait_s: float | None = None) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from wetware.base.files import Files
-from wetware.errors import Unsupported, WetwareError
+from wetware.base.private_files import read_private_file
+from wetware.errors import ConfigError, Unsupported, WetwareError
+from wetware.identity import PeerId
 from wetware_sync.embedded import backup
 from wetware_sync.embedded.engine import EmbeddedEngine
 from wetware_sync.engine import Closed
@@ -17,16 +20,16 @@ from wetware_sync.managed.keeper import Keeper
 from wetware_sync.managed.placement import SERVES, Placement, Placements
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from anyio.abc import TaskStatus
 
     from wetware.hookspecs import PluginContext
-    from wetware.identity import PeerId
+    from wetware_sync.config import SyncConfig
     from wetware_sync.engine import Engine
+    from wetware_sync.etcd.wire import Etcd
 
 AGAIN_S: Final = 0.5
 """Between two tries to open the store."""
+FILE_BYTES_MAX: Final = 64 << 10
 
 
 class Home:
@@ -52,8 +55,16 @@ class Home:
         self._turn, self._ended = anyio.Event(), anyio.Event()
 
     @property
+    def has_own_etcd(self) -> bool:
+        """Whether the store is in an etcd that is no child of members: `engine = "etcd"`."""
+        return bool(self.ctx.config.engine == "etcd")
+
+    @property
     def entrances(self) -> tuple[PeerId, ...]:
         """Where users log in for the store; empty where nobody is known to have it (now)."""
+        config: SyncConfig = self.ctx.config
+        if self.has_own_etcd:
+            return tuple(map(PeerId.parse, config.entrances))
         home, placement = self.placements.home, self.placements.current
         if home is not None:
             return (home,)
@@ -63,7 +74,7 @@ class Home:
     def engine(self) -> Engine:
         """The engine that runs now; raises Unsupported "unsupported.not_home", Closed."""
         me, there = self.ctx.overlay.peer_id, self.entrances
-        if not there and self.placements.current is not None:
+        if not there and self.placements.current is not None and not self.has_own_etcd:
             raise Closed("the store is being moved", hint="`ww sync etcd status`")
         if me not in there:
             raise Unsupported(
@@ -80,7 +91,8 @@ class Home:
         """Which engine is to run here now: "embedded", "etcd" or "" for none."""
         if self._paused or self.ctx.overlay.peer_id not in self.entrances:
             return ""
-        return "etcd" if self.placements.home is None else "embedded"
+        own = self.has_own_etcd
+        return "etcd" if own or self.placements.home is None else "embedded"
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Have the store open whenever it is here."""
@@ -137,9 +149,7 @@ class Home:
         task_status.started()
         while True:
             try:
-                if (child := self.keeper.child) is None:
-                    raise Closed("its etcd does not run")
-                engine = EtcdEngine([f"unix:{child.client}"], run_sync=self.ctx.run_sync)
+                engine = EtcdEngine(**await self._etcd(), run_sync=self.ctx.run_sync)
                 async with anyio.create_task_group() as tasks:
                     await tasks.start(engine.run)
                     self._engine, self._failing = engine, ""
@@ -149,6 +159,14 @@ class Home:
             finally:
                 self._engine = None
             await anyio.sleep(AGAIN_S)
+
+    async def _etcd(self) -> dict[str, Any]:
+        """Arguments of what speaks to etcd; raises Closed, ConfigError."""
+        if not self.has_own_etcd:
+            if (child := self.keeper.child) is None:
+                raise Closed("its etcd does not run")
+            return {"endpoints": [f"unix:{child.client}"]}
+        return dict(await self.ctx.run_sync(_own_etcd, self.ctx.config))
 
     async def settled(self) -> None:
         """Return when nothing is open that is not to be."""
@@ -173,17 +191,35 @@ class Home:
     async def backup(self, path: Path) -> None:
         """Copy the store to a new file; raises as `engine` and the engine's."""
         engine = self.engine
-        if not isinstance(engine, EmbeddedEngine):
-            raise _not_of_etcd()
-        await engine.backup(path)
+        if isinstance(engine, EmbeddedEngine):
+            await engine.backup(path)
+            return
+        from wetware_sync.etcd import copies
+
+        async with self._speaking() as etcd:
+            await copies.backup(etcd, path, self.ctx.run_sync)
 
     async def restore(self, source: Path) -> int:
         """Put a copy in the place of the store; returns the new epoch. Raises InvalidArgument."""
-        if not isinstance(self.engine, EmbeddedEngine):
-            raise _not_of_etcd()
+        if self._wanted() == "etcd":  # also where a restore was cut off, and nothing is open
+            from wetware_sync.etcd import copies
+
+            async with self._speaking() as etcd:
+                return await copies.load(etcd, source, self.ctx.run_sync)
         async with self.paused():
             epoch: int = await self.ctx.run_sync(backup.restore, Files(self.directory), source)
         return epoch
+
+    @contextlib.asynccontextmanager
+    async def _speaking(self) -> AsyncIterator[Etcd]:
+        from wetware_sync.etcd.wire import Etcd
+
+        etcd = Etcd(**await self._etcd())
+        try:
+            yield etcd
+        finally:
+            with anyio.CancelScope(shield=True):
+                await etcd.aclose()
 
     def describe(self) -> dict[str, Any]:
         """A struct Home, as a reply."""
@@ -192,6 +228,7 @@ class Home:
         best = sorted(self.entrances, key=lambda peer: (peer != me, peer not in there))
         entrances = [str(peer) for peer in best]
         embedded = self.placements.home is not None or self.placements.current is None
+        embedded = embedded and not self.has_own_etcd
         return {
             "home": {
                 "node": entrances[0] if entrances else "",
@@ -225,8 +262,21 @@ def _shown(peers: tuple[PeerId, ...]) -> str:
     return " and ".join(peers) or "no known node"
 
 
-def _not_of_etcd() -> Unsupported:
-    return Unsupported(
-        "a store in etcd is not copied by this command",
-        hint="`ww sync etcd down` brings it back to one node, where it can be",
-    )
+def _own_etcd(config: SyncConfig) -> dict[str, Any]:
+    """What the files say that are named; blocks. Raises ConfigError."""
+    from wetware_sync.etcd.wire import Login, Tls
+
+    if not config.endpoints:
+        raise ConfigError("[plugins.sync] endpoints: this node is an entrance, and names no etcd")
+    tls = login = None
+    try:
+        if config.ca:
+            key = read_private_file(Path(config.key), FILE_BYTES_MAX) if config.key else b""
+            cert = Path(config.cert).read_bytes() if config.cert else b""
+            tls = Tls(Path(config.ca).read_bytes(), cert, key)
+        if config.user:
+            secret = read_private_file(Path(config.password_file), FILE_BYTES_MAX)
+            login = Login(config.user, secret.decode().strip())
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"[plugins.sync]: {exc}") from exc
+    return {"endpoints": config.endpoints, "tls": tls, "login": login}

@@ -20,6 +20,7 @@ import anyio
 from wetware import rpc
 from wetware.errors import OverlayError, WetwareError
 from wetware_sync.engine import Closed, LeaseEnded
+from wetware_sync.errors import HomeDown
 
 if TYPE_CHECKING:
     from wetware_sync.reach import AtHome
@@ -54,7 +55,7 @@ class Lease:
     """
 
     def __init__(self, home: AtHome, method: str, ttl_s: float) -> None:
-        self._home, self._method, self.ttl_s = home, method, ttl_s
+        self.home, self._method, self.ttl_s = home, method, ttl_s
         self.id = self._epoch = 0
         self.ended: WetwareError | None = None
         self._until_s = 0.0
@@ -108,7 +109,7 @@ class Lease:
 
     async def _take(self) -> None:
         sent_s = now_s()
-        reply = await self._home.call(
+        reply = await self.home.call(
             self._method, ttl_ms=int(self.ttl_s * 1000), id=self.id, epoch=self._epoch
         )
         self._ref = reply["holder" if self._method == "enter" else "lease"]
@@ -139,8 +140,12 @@ class Lease:
 
     async def _keep_once(self) -> None:
         ref, sent_s = await self.ref(), now_s()
-        with rpc.time_limit(self.ttl_s):
-            await ref.call("keep")
+        try:
+            with rpc.time_limit(self.ttl_s), self.home.read():
+                await ref.call("keep")
+        except HomeDown:
+            self._ref = None  # it is held again at another entrance
+            raise
         self._until_s = sent_s + self.ttl_s
 
     def _lose(self, why: WetwareError) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wetware_sync.reach import AtHome, written
+from wetware_sync.reach import AtHome
 from wetware_sync.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Names:
             expected: Only where this revision set it last (0: where there is none): else Conflict.
             fence: Only as long as this is held.
         """
-        with written():
+        with self.home.written():
             reply = await self.home.call(
                 "set",
                 path=path,
@@ -105,7 +105,7 @@ class Names:
 
     async def rm(self, path: str, *, fence: Held | None = None) -> bool:
         """Remove a name; whether there was one."""
-        with written():
+        with self.home.written():
             reply = await self.home.call(
                 "rm", path=path, fence=b"" if fence is None else fence.hold
             )

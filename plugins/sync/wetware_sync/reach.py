@@ -102,7 +102,7 @@ def _down(node: str, exc: WetwareError) -> WetwareError:
         return exc
     return HomeDown(
         f"the node that has the store, {node}, cannot be reached: {exc.message}",
-        hint="nothing takes its place: start it again, or restore a backup at another node",
+        hint="start it again; with one home nothing takes its place, but a backup elsewhere",
     )
 
 
@@ -115,11 +115,14 @@ class AtHome:
     Args:
         here: As the session has it.
         name: Of the service.
+
+    Attributes:
+        node: Where it is used; "" before, and after it has failed there.
     """
 
     def __init__(self, here: Opening, name: str) -> None:
         self._here, self._name = here, name
-        self._node = ""
+        self.node = self._shunned = ""
         self._opened: Opening | None = None
 
     @property
@@ -135,14 +138,11 @@ class AtHome:
     async def service(self) -> Opening:
         """The service where the store is; raises HomeDown."""
         session = self._here.session
-        if not self._node:
-            try:
-                self._node = (await self._here.call("home"))["home"]["node"]
-            except Denied:  # a share of one object: it was given where the store is
-                self._node = session.identity.node
-        if self._node == session.identity.node:
+        if not self.node:
+            self.node = await self._choose(session)
+        if self.node == session.identity.node:
             return self._here
-        if not self._node:
+        if not self.node:
             raise HomeDown(
                 "the node where the cluster was founded is not known here",
                 hint="wait until it was heard, or set `[plugins.sync] home` to its peer ID",
@@ -152,46 +152,66 @@ class AtHome:
             self._opened = there.service(self._name, self._here.interface)
         return self._opened
 
+    async def _choose(self, session: Session) -> str:
+        """The entrance for this session: not the one whose store failed, if there is another."""
+        try:
+            home = (await self._here.call("home"))["home"]
+        except Denied:  # a share of one object: it was given where the store is
+            return str(session.identity.node)
+        others = [node for node in home["entrances"] if node != self._shunned]
+        return str(others[0] if others else home["node"])
+
     async def _there(self, session: Session) -> Session:
         """A session where the store is: at another entrance where one is gone. Raises HomeDown."""
-        tried = self._node
+        tried = self.node
         try:
-            return await _THERE.setdefault(session, There()).at(session, self._node)
+            return await _THERE.setdefault(session, There()).at(session, self.node)
         except HomeDown as exc:
-            self._node = ""  # it may be another one by the next time
+            self.node = ""  # it may be another one by the next time
             home = (await self._here.call("home"))["home"]
             for node in home["entrances"]:
                 if node == tried:
                     continue
                 with contextlib.suppress(HomeDown):
                     there = await _THERE.setdefault(session, There()).at(session, node)
-                    self._node = node
+                    self.node = node
                     return there
             raise exc from None
 
     async def call(self, method: str, /, **params: object) -> Any:
         """Call it there."""
-        return await (await self.service()).call(method, **params)
+        opening = await self.service()
+        with self._watched():
+            return await opening.call(method, **params)
 
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """An entrance that cannot reach its etcd is not asked again while there is another one."""
+        try:
+            yield
+        except HomeDown:
+            self._shunned, self.node = self.node, ""
+            raise
 
-@contextlib.contextmanager
-def read() -> Iterator[None]:
-    """Raise HomeDown where the answer to a question is lost: it may be asked again."""
-    try:
-        yield
-    except Disconnected as exc:
-        raise HomeDown(
-            f"the node that has the store went away: {exc.message}", hint="ask again"
-        ) from exc
+    @contextlib.contextmanager
+    def read(self) -> Iterator[None]:
+        """Raise HomeDown where the answer to a question is lost: it may be asked again."""
+        try:
+            with self._watched():
+                yield
+        except Disconnected as exc:
+            raise HomeDown(
+                f"the node that has the store went away: {exc.message}", hint="ask again"
+            ) from exc
 
-
-@contextlib.contextmanager
-def written() -> Iterator[None]:
-    """Raise Unknown where the answer to a write is lost: it is never repeated."""
-    try:
-        yield
-    except (Disconnected, TimedOut) as exc:
-        raise Unknown(
-            f"whether it was written is not known: {exc.message}",
-            hint="read it, before writing again",
-        ) from exc
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """Raise Unknown where the answer to a write is lost: it is never repeated."""
+        try:
+            with self._watched():
+                yield
+        except (Disconnected, TimedOut) as exc:
+            raise Unknown(
+                f"whether it was written is not known: {exc.message}",
+                hint="read it, before writing again",
+            ) from exc

@@ -75,6 +75,9 @@ log = get_logger("sync.etcd")
 
 CHUNK_KEYS: Final = 64
 """That are read at a time: etcd bounds their number alone, so this is 16 MiB at most."""
+SCAN_KEYS: Final = 4096
+SCAN_BYTES: Final = 1 << 20
+"""What is aimed at when all is read, as it is when an entrance starts."""
 SCANNED_EVENTS: Final = 4096
 """That one watcher's step through the history looks at."""
 TRIES_MAX: Final = 16

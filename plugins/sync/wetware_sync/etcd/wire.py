@@ -114,7 +114,7 @@ class Etcd:
     def __init__(
         self, endpoints: Sequence[str], tls: Tls | None = None, login: Login | None = None
     ) -> None:
-        self.endpoints = [endpoint.partition("://")[2] or endpoint for endpoint in endpoints]
+        self.endpoints = [endpoint.rpartition("://")[2] for endpoint in endpoints]
         self._tls, self._login = tls, login
         self._next = 0
         self._member: Member | None = None

@@ -36,7 +36,7 @@ def load(socket_path: str, source: Path) -> int:
     with contextlib.closing(sqlite3.connect(f"{source.as_uri()}?immutable=1", uri=True)) as db:
         ((epoch, seed),) = db.execute("SELECT epoch, authority FROM store").fetchall()
         count = 0
-        for batch in _batches(contents(db)):
+        for batch in batches(contents(db)):
             puts = [
                 {"requestPut": {"key": _b64(DATA + key), "value": _b64(wrap(owner, value))}}
                 for key, value, owner in batch
@@ -61,7 +61,7 @@ def dump(socket_path: str, target: Path) -> None:
     work = target.with_name(target.name + ".work")
     work.mkdir(mode=0o700)
     try:
-        _make(work, epoch, seed, _items(socket_path, revision))
+        make(work, epoch, seed, _items(socket_path, revision))
         (work / FILE).replace(target)
     finally:
         shutil.rmtree(work)
@@ -80,13 +80,13 @@ def _items(socket_path: str, revision: int) -> Iterator[Item]:
         more = bool(page.get("more"))
 
 
-def _make(directory: Path, epoch: int, seed: bytes, items: Iterable[Item]) -> None:
+def make(directory: Path, epoch: int, seed: bytes, items: Iterable[Item]) -> None:
     """An embedded store."""
     no_bounds = 1 << 62
     limits = Limits(no_bounds, no_bounds, keys=no_bounds, nbytes=no_bounds)
     store = Store(Files(directory), limits)
     try:
-        for batch in _batches(items):
+        for batch in batches(items):
             changes = [
                 Change(partial(Store.txn, txn=Txn((Put(key, value),)), owner=owner))
                 for key, value, owner in batch
@@ -102,7 +102,7 @@ def _make(directory: Path, epoch: int, seed: bytes, items: Iterable[Item]) -> No
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     batch: list[Item] = []
     size = 0
     for item in items:

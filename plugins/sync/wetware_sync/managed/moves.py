@@ -91,7 +91,7 @@ class Moves:
         """Move the store from here to an etcd of these members; raises what hinders it."""
         with self._alone():
             _ = self._home.engine
-            if self._placements.home != self._me:
+            if self._home.has_own_etcd or self._placements.home != self._me:
                 raise Unsupported("the store is in an etcd already", hint="ww sync etcd status")
             peers = sorted({self.find(name) for name in names})
             if len(peers) not in MEMBERS or len(peers) != len(names):
