@@ -126,6 +126,6 @@ def test_the_how_to_of_running_programs_works_as_it_is_written(
     assert "tick 1\ntick 2\ntick 3\n" in ticks
     assert "0, on-failure" in ticks
     assert "out=pubsub:chat" in ticks
-    assert "code=0" in heard("session.proc.start")
-    assert "[b'published\\n']" in heard("session.proc.start")
+    assert "code=0" in heard("proc.start(")
+    assert "[b'published\\n']" in heard("proc.start(")
     assert "exited 1" in heard("ww ps")

@@ -278,6 +278,62 @@ async def test_a_member_calls_what_a_function_returned_and_passes_it_on(nodes: N
                 await ended.info()
 
 
+COUNTER = b"""
+import ww
+class Counter:
+    sum = 0
+    def add(self, by=1):
+        self.sum += by
+        return self.sum
+    def reset(self): self.sum = 0
+ww.export("counter", Counter())
+ww.serve()
+"""
+
+
+async def test_a_member_shares_what_their_program_serves(nodes: Nodes) -> None:
+    """As far as the share goes, until it is revoked, or the program ends."""
+    async with at(nodes[0], "ada") as ada, ada.proc.spawn(COUNTER, kind="python") as process:
+        counter = await process.served("counter")
+        assert await counter.add(by=2) == 2
+        id_ = (await process.info()).id
+        ref, grant = await ada.share({f"proc:{id_}": ()}, {"method": "add"})
+        async with wetware.connect(ref) as guest:
+            theirs = await guest.proc.detached(id_).served("counter")
+            assert await theirs.add() == 3
+            with pytest.raises(wetware.errors.Denied, match=r"outside of method=add"):
+                await theirs.reset()
+            await ada.revoke(grant.id)
+            with pytest.raises(wetware.errors.Revoked):
+                await theirs.add()
+        await counter.reset()
+        assert await counter.add() == 1
+        await process.kill()
+        with pytest.raises(wetware.WetwareError) as ended:
+            await counter.add()
+        assert ended.value.code == "proc.ended"
+
+
+async def test_what_a_detached_program_serves_is_found_from_any_node(nodes: Nodes) -> None:
+    async with at(nodes[0]) as session:
+        made = await session.proc.start(COUNTER, kind="python", restart="always")
+    async with at(nodes[1]) as session, session.proc.find(made.id) as process:
+        counter = await process.served("counter")
+        assert [await counter.add(), await counter.add()] == [1, 2]
+        await process.restart()
+        with pytest.raises(wetware.WetwareError):
+            await counter.add()
+        async with asyncio.timeout(WITHIN_S):
+            while True:  # between two runs there is none
+                try:
+                    counter = await process.served("counter")
+                    assert await counter.add() == 1, "it is another one"
+                    break
+                except wetware.WetwareError:
+                    await asyncio.sleep(0.05)
+        await process.kill()
+
+
 async def test_packages_can_be_imported(nodes: Nodes, tmp_path: Path) -> None:
     def uses() -> str:
         import greet
