@@ -8,16 +8,19 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.failing_disk import Disk, forget
+from tests.failing_disk import Disk, File, forget
 
 from wetware.errors import ConfigError, NotFound, WetwareError
 from wetware_blob.format.cid import Block, Cid
 from wetware_blob.store.errors import Damaged
-from wetware_blob.store.index import SMALL_BYTES_MAX
+from wetware_blob.store.index import FILE, SMALL_BYTES_MAX
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.store import Hold, Store
 
 from .parts import ADA, node, raw, running
+
+SPOILED = (100, 7 * 4096)
+"""Of the index: what says of what kind the first page is, and that where the pins' keys begin."""
 
 
 class Lost(AssertionError):
@@ -43,6 +46,7 @@ class History:
     def __init__(self, seed: int, dropped: str = "") -> None:
         self.rng = rng = random.Random(seed)
         self.disk = Disk(rng, dropped)
+        self.damages = random.Random(seed)
         sizes = (0, 1, 700, 5000, SMALL_BYTES_MAX, SMALL_BYTES_MAX + 1, SMALL_BYTES_MAX + 5000)
         leaves = [raw(rng.randbytes(rng.choice(sizes))) for _ in range(12)]
         self.trees: list[list[Block]] = []
@@ -92,6 +96,8 @@ class History:
             pass  # it could not be opened
         # A process that is killed in a commit, a retry, and then a power loss: that is rare.
         disk.crash(power=rng.random() < (0.1 if disk.died_in_commit else 0.6))
+        if self.damages.random() < 0.1:
+            damage(disk)
 
     async def _act(self, store: Store) -> bool:
         """One thing that a user does; whether it was acknowledged."""
@@ -187,6 +193,17 @@ class History:
             yield
         finally:
             disk.faults, disk.calls_left, disk.dead, disk.dies_in_commit = before
+
+
+def damage(disk: Disk) -> None:
+    """Spoil pages of an index that is there of which a salvage needs none: it has all then."""
+    with contextlib.suppress(FileNotFoundError):
+        index = disk._entry(FILE)
+        assert isinstance(index, File)
+        for data in (index.data, index.disk):
+            for at in SPOILED:
+                if at < len(data):
+                    data[at] ^= 255
 
 
 @contextlib.contextmanager

@@ -14,21 +14,21 @@ import random
 import threading
 
 import pytest
-from tests.failing_disk import SITES, Disk, File, forget
+from tests.failing_disk import SITES, Disk, forget
 
 from wetware.errors import NotFound
 from wetware_blob.format.cid import Block
 from wetware_blob.store.errors import StoreFailed
-from wetware_blob.store.index import FILE
 from wetware_blob.store.pins import Pin
 from wetware_blob.store.salvage import aside
 from wetware_blob.store.store import Store
 
-from .histories import History, Lost, inline
+from .histories import History, Lost, damage, inline
 from .parts import ADA, node, raw, running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200)]
 
+LARGE = random.Random(5).randbytes(50_000)
 PARTS = 4
 SEEDS = int(os.environ.get("WW_SEEDS", "1000"))
 
@@ -131,7 +131,7 @@ async def test_a_sync_that_failed_is_made_good_by_no_later_one(seed: int) -> Non
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_a_salvage_that_is_cut_short_is_made_again(seed: int) -> None:
     """The power goes at each call of a salvage; the next start has all of it."""
-    tree = [small := raw(b"small"), large := raw(bytes(50_000)), node([small.cid, large.cid])]
+    tree = [small := raw(b"small"), large := raw(LARGE), node([small.cid, large.cid])]
     for calls in itertools.count(1):
         disk = Disk(random.Random(calls + 1000 * seed))
         async with (
@@ -141,11 +141,7 @@ async def test_a_salvage_that_is_cut_short_is_made_again(seed: int) -> None:
             await store.put(hold, tree)
             await store.pin(hold, Pin(ADA, tree[-1].cid, "photos"))
         disk.sync_directory("")  # its log is gone for good: that would mend it
-        index = disk._entry(FILE)
-        assert isinstance(index, File)
-        index.data[50] ^= 255  # of the first page, and of that of the pins' keys
-        index.data[7 * 4096] ^= 255
-        index.disk[:] = index.data
+        damage(disk)
         disk.calls_left = calls
         whole = False
         with contextlib.suppress(BaseExceptionGroup):
@@ -162,3 +158,38 @@ async def test_a_salvage_that_is_cut_short_is_made_again(seed: int) -> None:
         if whole:
             break
     assert calls > 50
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_what_a_put_left_that_a_salvage_finds_is_on_the_disk(seed: int) -> None:
+    """The process ends at each call of the put; whoever puts it again is told that it is there."""
+    tree = [small := raw(b"small"), node([small.cid])]
+    large, salvaged = raw(LARGE), 0
+    for calls in itertools.count(1):
+        disk = Disk(random.Random(calls + 1000 * seed))
+        async with (
+            running(disk, run_sync=inline) as store,  # type: ignore[arg-type]
+            store.hold(ADA) as hold,
+        ):
+            await store.put(hold, tree)
+            await store.pin(hold, Pin(ADA, tree[-1].cid))
+        whole = False
+        with contextlib.suppress(BaseExceptionGroup):
+            async with running(disk, run_sync=inline) as store, store.hold(ADA) as hold:  # type: ignore[arg-type]
+                disk.calls_left = calls
+                await store.put(hold, [large])
+                disk.dead = whole = True
+        disk.crash(power=False)
+        damage(disk)
+        async with running(disk, run_sync=inline) as store, store.hold(ADA) as hold:  # type: ignore[arg-type]
+            salvaged += len(aside(disk.names("")))
+            await store.put(hold, [large])
+            disk.dead = True
+        disk.crash(power=True)
+        async with running(disk, run_sync=inline) as store:  # type: ignore[arg-type]
+            for block in (*tree, large):
+                assert await store.get(block.cid.digest) == block.data
+        forget(disk)
+        if whole:
+            break
+    assert salvaged == calls > 10
