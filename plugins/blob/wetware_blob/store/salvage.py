@@ -55,7 +55,6 @@ def salvage(files: Files, at: float) -> None:
     for name in [*aside(names), NEW]:
         if name in names:
             files.remove(name)
-    files.sync_directory("")
     new = files.connect(NEW)
     try:
         new.execute("PRAGMA synchronous=OFF")  # it is synced below, and until then made anew
@@ -99,8 +98,7 @@ def _replace_first_page(files: Files) -> None:
     page[28:32] = (files.size(FILE) // 4096).to_bytes(4, "big")
     fd = files.open(FILE)
     try:
-        files.write(fd, bytes(page))
-        files.sync(fd)
+        files.write(fd, bytes(page))  # where it is lost, the index is damaged as before
     finally:
         files.close(fd)
 
