@@ -16,6 +16,8 @@ from wetware.base import cbor
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import InvalidArgument
 
+NAMED: Final = "name:"
+"""What a text begins with that is a name of the cluster, see `Session.named`: no other is one."""
 TEXT_CHARS_MAX: Final = 16_384
 ADDRS_MAX: Final = 16
 _CHECKSUM_BYTES: Final = 4

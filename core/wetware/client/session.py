@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wetware import rpc
 from wetware.base.multiaddr import CIRCUIT
 from wetware.base.structs import from_struct
+from wetware.base.texts import NAMED
 from wetware.broker.protocol import CORE
 from wetware.broker.sturdy import SturdyRef
 from wetware.broker.told import Explanation, GrantInfo, Identity, ServiceInfo
@@ -410,6 +411,32 @@ class Session(Bundled):
                 code="auth.unproven",
             ) from exc
         return proven.peer_id, proven.addrs
+
+    async def named(self, text: str) -> str:
+        """A text as it is, or what the name stands for now that it says it is.
+
+        Of "name:/site/live" the service `names` is asked; "name:/site/live//css/a" is what is at
+        "css/a" below it, "VALUE/css/a". It may be anything that somebody has set.
+
+        Raises NotFound "not_found.name", InvalidArgument "invalid.key", Unsupported where there
+        are no names: here, or at the node; Denied, OverlayError.
+        """
+        if not text.startswith(NAMED):
+            return text
+        path, _, below = text.removeprefix(NAMED).partition("//")
+        try:
+            value: str = (await self.names.get(path)).value
+        except AttributeError as exc:
+            raise Unsupported(
+                f"{text!r} is a name, and the service `names` has no client here",
+                hint="install the plugin sync, or give what it stands for",
+                code="unsupported.names",
+            ) from exc
+        except Unsupported as exc:
+            raise Unsupported(
+                f"{text!r} is a name: {exc.message}", hint=exc.hint, code=exc.code
+            ) from exc
+        return f"{value}/{below}" if below else value
 
     async def status(self, *, details: bool = False) -> dict[str, Any]:
         """What the node is doing: the struct NodeStatus of core.capnp; what is unknown is None.

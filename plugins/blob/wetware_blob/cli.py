@@ -60,8 +60,13 @@ def mount(app: typer.Typer) -> None:
     app.add_typer(blob_app, name="blob", rich_help_panel="Services", epilog=shown)
 
 
-CidPath = Annotated[str, typer.Argument(metavar="CID[/PATH]", help="A CID, or what is below one.")]
-CidOnly = Annotated[str, typer.Argument(metavar="CID")]
+CidPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="CID[/PATH]", help="A CID, or what is below one; or name:/NAME[//PATH], a name."
+    ),
+]
+CidOnly = Annotated[str, typer.Argument(metavar="CID", help="Or name:/NAME.")]
 Name = Annotated[str, typer.Option("--name", metavar="TEXT", help="What the pin is called.")]
 Local = Annotated[bool, typer.Option("--local", help="Only what the node itself has.")]
 Output = Annotated[
@@ -257,7 +262,10 @@ def stat_command(cid: CidPath, local: Local = False, json: Json = False) -> None
 @blob_app.command("ls")
 def ls_command(
     cid: Annotated[
-        str, typer.Argument(metavar="[CID[/PATH]]", help="A directory; nothing: your pins.")
+        str,
+        typer.Argument(
+            metavar="[CID[/PATH]]", help="A directory, or name:/NAME; nothing: your pins."
+        ),
     ] = "",
     local: Local = False,
     json: Json = False,
@@ -293,7 +301,8 @@ def _list_pins(cid: str, *, everybody: bool, json: bool) -> None:
     async def work(session: Session) -> list[Pin]:
         if not everybody:
             return await session.blob.pins(cid)
-        return [pin for pin in (await session.blob.all())[0] if cid in ("", pin.root)]
+        root = await session.blob.resolve(cid)
+        return [pin for pin in (await session.blob.all())[0] if root in ("", pin.root)]
 
     pins = run_client(work)
     if json:

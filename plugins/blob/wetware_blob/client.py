@@ -25,11 +25,13 @@ import anyio.abc
 
 from wetware import rpc
 from wetware.base.structs import from_struct
+from wetware.base.texts import NAMED
 from wetware.base.threads import in_daemon
-from wetware.errors import InternalError, InvalidArgument, WetwareError
+from wetware.errors import InternalError, InvalidArgument, Unsupported, WetwareError
 from wetware_blob import disk
 from wetware_blob.format import car as car_format
 from wetware_blob.format.build import Profile, profile_of
+from wetware_blob.format.cid import Cid
 from wetware_blob.pieces import received
 from wetware_blob.schema import SCHEMA
 
@@ -259,6 +261,36 @@ class BlobStore:
     def __init__(self, ref: Any) -> None:
         self._ref = ref
 
+    async def resolve(self, text: str) -> str:
+        """A CID, and what is below it, as it is written, or what a name stands for now.
+
+        Args:
+            text: "CID", "CID/PATH", "name:/site/live" or "name:/site/live//PATH". All that take a
+                CID here take a name as well.
+
+        Raises InvalidArgument "invalid.cid" for a name that stands for something else, and what
+        `Session.named` does.
+        """
+        if not text.startswith(NAMED):
+            return text
+        session = getattr(self._ref, "session", None)
+        if session is None:
+            raise Unsupported(
+                f"{text!r} is a name, and a capability alone knows none",
+                hint="use the session's: session.blob",
+                code="unsupported.names",
+            )
+        meant: str = await session.named(text)
+        try:
+            Cid.parse(meant.partition("/")[0])
+        except InvalidArgument as exc:
+            raise InvalidArgument(
+                f"the name {text.removeprefix(NAMED)} stands for what is no CID",
+                hint="`ww name get` shows what it stands for",
+                code="invalid.cid",
+            ) from exc
+        return meant
+
     # --- putting ----------------------------------------------------------------------------------
 
     async def put(
@@ -319,14 +351,14 @@ class BlobStore:
         """A blob, or what is below one: `async with session.blob.open("CID/path") as blob`.
 
         Args:
-            cid: A CID, or a CID, a slash and a path.
+            cid: A CID, or a CID, a slash and a path, or a name, see `resolve`.
             local: What this node has alone; the cluster is not asked.
 
         Raises InvalidArgument "invalid.cid" when it is entered.
         """
 
         async def opening() -> dict[str, Any]:
-            root, _, path = cid.partition("/")
+            root, _, path = (await self.resolve(cid)).partition("/")
             blob = (await self._ref.call("open", cid=root, local=local))["blob"]
             if not path.strip("/"):
                 return {"blob": blob, "cid": root}
@@ -394,17 +426,19 @@ class BlobStore:
 
     async def pin(self, cid: str, *, progress: Report | None = None, **terms: Unpack[Terms]) -> Put:
         """Fetch all of it that is not here, and pin it; a pin of that root and name is replaced."""
-        reply = await self._ref.call("pin", root=cid, pin=terms)
+        root = await self.resolve(cid)
+        reply = await self._ref.call("pin", root=root, pin=terms)
         return await _finished(reply["transfer"], progress)
 
     async def unpin(self, cid: str, name: str = "") -> int:
         """End own pins of `cid` of that name, or all; returns how many."""
-        pins: int = (await self._ref.call("unpin", root=cid, name=name))["pins"]
+        root = await self.resolve(cid)
+        pins: int = (await self._ref.call("unpin", root=root, name=name))["pins"]
         return pins
 
     async def pins(self, cid: str = "") -> list[Pin]:
         """Own pins, the newest first, of `cid` alone unless that is ""."""
-        return (await self._pages("pins", root=cid))[0]
+        return (await self._pages("pins", root=await self.resolve(cid)))[0]
 
     async def all(self) -> tuple[list[Pin], Usage]:
         """The pins of everybody at this node, and what its disk has; for operators."""
@@ -425,7 +459,8 @@ class BlobStore:
 
     async def rm(self, cid: str) -> Removed:
         """End all own pins of `cid`, and free what nothing keeps any more."""
-        return from_struct(Removed, await self._ref.call("rm", root=cid))
+        root = await self.resolve(cid)
+        return from_struct(Removed, await self._ref.call("rm", root=root))
 
     # --- the node's store -------------------------------------------------------------------------
 

@@ -159,6 +159,37 @@ def test_a_grant_on_the_command_line(node: NodeProcess, program: Callable[[str],
     assert none.stdout.startswith("-1"), "what was not given cannot be called"
 
 
+async def test_a_name_of_the_cluster_is_a_program_and_a_directory(
+    node: NodeProcess, program: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Whatever files there are here, of its own name or of that of what it stands for."""
+    content = tmp_path / "content"
+    content.mkdir()
+    (content / "x").write_text("of the blob\n")
+    code = Path(program("data"))
+    for name, what in (("/tools/data.wasm", code), ("/content", content)):
+        cid = node.ww("blob", "put", str(what), check=True).stdout.strip()
+        node.ww("name", "set", name, cid, check=True)
+        for path in (node.home.path / f"name:{name}", node.home.path / cid):
+            path.mkdir(parents=True)  # where commands begin
+    for how in (("name:/content", "name:/tools/data.wasm"), (str(content), str(code))):
+        ran = node.ww("run", "--dir", f"/data={how[0]}", how[1], "/data", check=True)
+        assert ran.stdout.startswith("of the blob\n"), ran
+    async with at(node) as session:
+        async with session.proc.at("any", "name:/tools/data.wasm") as there:
+            ran_there = await there.run(
+                "name:/tools/data.wasm", "/data", dirs={"/data": "name:/content"}
+            )
+        assert ran_there.stdout.startswith(b"of the blob\n")
+        made = await session.proc.start(
+            "name:/tools/data.wasm", "/data", dirs={"/data": "name:/content"}
+        )
+        assert (await made.wait()).kind == "exited"
+        assert [each.name for each in await session.proc.processes()] == ["data.wasm"] * 4
+    none = node.ww("run", "name:/tools/none")
+    assert (none.returncode, "there is no name /tools/none" in none.stderr) == (1, True)
+
+
 async def test_code_of_one_node_runs_at_another_for_a_client_of_a_third(
     tmp_path: Path, guests: Callable[[str], bytes]
 ) -> None:

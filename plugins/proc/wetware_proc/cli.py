@@ -82,8 +82,8 @@ def run_command(
         str,
         typer.Argument(
             metavar="FILE|CID|-- PROGRAM",
-            help="A WebAssembly program (WASI preview 1), or Python: .py, .pyz; after `--` one of "
-            "the node's machine.",
+            help="A WebAssembly program (WASI preview 1), or Python: .py, .pyz, or name:/NAME, a "
+            "name of the cluster; after `--` one of the node's machine.",
         ),
     ],
     args: Annotated[
@@ -107,7 +107,8 @@ def run_command(
         typer.Option(
             "--dir",
             metavar="PATH=CID|NAME|DIR",
-            help="What it may read at PATH: of a blob, by its CID or name, or a directory here.",
+            help="What it may read at PATH: name:/NAME, a name of the cluster; a directory here; "
+            "what a pin of yours is called; a CID. The first that it is.",
         ),
     ] = None,
     name: Annotated[str, typer.Option(metavar="TEXT", help="What `ww ps` calls it.")] = "",
@@ -215,8 +216,10 @@ def variable(text: str, hint: str) -> tuple[str, str]:
 
 
 async def _dir(session: Session, what: str) -> str:
-    """A directory that is here, or else the CID of a blob, which a pin may name."""
-    if Path(what).is_dir():  # noqa: ASYNC240  # a look that takes no time
+    """A name, a directory that is here, or else the CID of a blob, which a pin may name."""
+    from wetware.base.texts import NAMED
+
+    if what.startswith(NAMED) or Path(what).is_dir():  # noqa: ASYNC240  # a look that takes no time
         return what
     return next((pin.root for pin in await session.blob.pins() if pin.name == what), what)
 

@@ -40,6 +40,7 @@ from typing import Any, Final, TypedDict, Unpack
 
 from wetware import rpc
 from wetware.base.structs import from_struct
+from wetware.base.texts import NAMED
 from wetware.errors import InvalidArgument, Unsupported
 from wetware_proc.functions import packed_arguments
 from wetware_proc.placement import (
@@ -101,11 +102,17 @@ _SEND_S: Final = 700.0  # of directories: more than the node allows
 Code = bytes | str | os.PathLike[str] | rpc.Ref
 """A program: its bytes, a path, a CID (a text that names no file here), or a `Ww.Source`.
 
-One of the kind "native" is named as it is found at the node, in /usr/bin for example.
+A text that begins with "name:" is a name, `name:/tools/hello`, whatever files there are here, and
+no other text is one. One of the kind "native" is named as it is found at the node, in /usr/bin for
+example.
 
 A CID is read with the user's own session at the node that runs it, so nobody runs what they may not
 read. A bare reference is of the session that it came from, and runs at that session's node.
 """
+
+
+class _Cid(str):
+    """That a name stood for: no file, whatever there is here."""
 
 
 class Options(TypedDict, total=False):
@@ -113,7 +120,7 @@ class Options(TypedDict, total=False):
 
     Attributes:
         dirs: What it may read, by the absolute path where it finds it: directories of this machine,
-            or CIDs, which are read with the user's own session.
+            or CIDs or names ("name:/site/live"), which are read with the user's own session.
         progress: Is called with `sending.Sending` as they are sent.
         env: Its environment; nothing of the caller's is in it.
         grants: What it can call, by the names that it asks for. A text, "pubsub:chat" or "pubsub",
@@ -244,14 +251,20 @@ class Executor:
                 raise InvalidArgument("a native program is on the node's machine: give its name")
             options["name"] = options.get("name") or Path(code).name
             return code
-        if not isinstance(code, str | os.PathLike) or (
-            isinstance(code, str) and not Path(code).exists()  # noqa: ASYNC240  # takes no time
+        taken: bytes | str
+        if isinstance(code, str) and code.startswith(NAMED):
+            path = Path(code)
+            taken = _Cid(await self.session.blob.resolve(code))
+        elif isinstance(code, os.PathLike) or (
+            isinstance(code, str) and not isinstance(code, _Cid) and Path(code).exists()  # noqa: ASYNC240  # takes no time
         ):
+            path = Path(code)
+            taken = await file_bytes(path)
+        else:
             return code
-        path = Path(code)
         options["name"] = options.get("name") or path.name
         options["kind"] = options.get("kind") or KINDS.get(path.suffix, "")
-        return await file_bytes(path)
+        return taken
 
     @contextlib.asynccontextmanager
     async def _source(self, code: Any) -> AsyncIterator[tuple[rpc.Ref | rpc.Servant, str]]:
@@ -269,7 +282,8 @@ class Executor:
                     raise
                 raise InvalidArgument(
                     f"there is no file {code!r}, and no CID is written like that",
-                    hint="ww run hello.wasm, or ww run CID of what `ww blob put` has put",
+                    hint="ww run hello.wasm, or ww run CID of what `ww blob put` has put, or "
+                    "ww run name:/NAME",
                 ) from exc
 
     @contextlib.asynccontextmanager

@@ -15,6 +15,7 @@ from typing import IO, Any, Final, TypeVar
 
 from wetware import rpc
 from wetware.base.tasks import Tasks
+from wetware.base.texts import NAMED
 from wetware.errors import WetwareError
 
 _PIECE_BYTES: Final = 1 << 20
@@ -53,7 +54,7 @@ class Archive:
 
 
 Dir = str | os.PathLike[str]
-"""A directory of this machine, or a text that names none, the CID of a blob."""
+"""A name ("name:/site/live"), a directory of this machine, or a text that is neither: a CID."""
 
 
 async def archived(
@@ -66,7 +67,8 @@ async def archived(
     above = os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108  # a file without a name
     file = stack.enter_context(tempfile.TemporaryFile(dir=above))  # noqa: SIM115  # it is
     path = Path(directory)
-    if isinstance(directory, str) and not path.is_dir():  # noqa: ASYNC240  # takes no time
+    is_name = isinstance(directory, str) and directory.startswith(NAMED)
+    if is_name or (isinstance(directory, str) and not path.is_dir()):  # noqa: ASYNC240  # takes no time
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ww-", dir=above)), "it")
         await blobs().get(directory, path, progress=told)
 

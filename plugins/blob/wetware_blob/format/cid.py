@@ -37,7 +37,7 @@ def _invalid(text: str, why: str) -> InvalidArgument:
     return InvalidArgument(
         f"bad CID {text[:CID_CHARS_MAX]!r}: {why}",
         hint="a CID looks like bafy… or bafk… (59 characters, base32, lower case) or Qm… (46), "
-        "and has a sha2-256 hash: `ww blob put` prints one",
+        "and has a sha2-256 hash: `ww blob put` prints one; a name is written name:/site/live",
         code="invalid.cid",
     )
 
