@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json as json_module
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path as Local
@@ -22,7 +24,7 @@ from wetware.cli.app import (
     stamp,
     table,
 )
-from wetware.errors import InvalidArgument, NotFound
+from wetware.errors import EXIT_FAILED, InvalidArgument, NotFound
 from wetware_sync.engine import VALUE_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from wetware.client import Session
     from wetware_sync.client import Entry, Event
+    from wetware_sync.errors import Conflict
     from wetware_sync.holding import Held, Sync
 
 END_S = 5.0
@@ -158,15 +161,80 @@ def del_command(key: Path, at: At = None, json: Json = False) -> None:
 
 def _tell_written(revision: int, key: str, at: int | None, json: bool) -> None:
     if not revision:
-        from wetware_sync.errors import Conflict
-
-        raise Conflict(
-            f"{key} was not set last by the revision {at}: nothing is changed",
-            hint=f"ww kv get {key} --json",
-        )
+        raise _conflict(f"{key} was not set last by the revision {at}", key)
     if json:
         return out_json({"revision": revision})
     note(f"{key} is written by the revision {revision}")
+
+
+def _conflict(why: str, key: str) -> Conflict:
+    from wetware_sync.errors import Conflict
+
+    return Conflict(f"{why}: nothing is changed", hint=f"ww kv get {key} --json")
+
+
+@kv_app.command("cas", epilog=examples("ww kv cas /shop/price 12 13"))
+def cas_command(
+    key: Path,
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="OLD NEW",
+            help="Texts; '-': what comes from standard input. No OLD with --revision.",
+        ),
+    ],
+    revision: Annotated[
+        int | None,
+        typer.Option(metavar="REVISION", min=0, help="In place of OLD: that set it last; 0: new."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Set a key if it has a value; prints the revision. Exits with 1 if it has another, or none."""
+    if len(values) != (2 if revision is None else 1) or values.count("-") > 1:
+        raise InvalidArgument(
+            "which value is compared with, and which is set?",
+            hint="ww kv cas KEY OLD NEW, or ww kv cas KEY NEW --revision N",
+        )
+    *old, new = map(_bytes, values)
+
+    async def work(session: Session) -> int:
+        from wetware_sync.client import Compare, Write
+
+        compare = Compare(key, value=old[0]) if old else Compare(key, modified=revision)
+        held, written = await session.kv.txn([compare], [Write(key, new)])
+        return written if held else 0
+
+    written = run_client(work)
+    if old and not written:
+        raise _conflict(f"{key} has not that value", key)
+    _tell_written(written, key, revision, json)
+
+
+@kv_app.command("txn", epilog=examples("ww kv txn sale.json", "ww kv txn --json < sale.json"))
+def txn_command(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="JSON; '-': standard input.")] = "-",
+    json: Json = False,
+) -> None:
+    """Compare keys, and write others: all of it at one revision, or nothing.
+
+    {"compare": [{"key": K, "value": V}], "then": [{"put": K, "value": V}], "else": [{"del": K}]}
+
+    A comparison has one of value, hex, modified, created, version; what is put has value or hex.
+    If all hold `then` is done, else `else`; there are at most 128 of each, and a MiB of values.
+    Exits with 0 if they held, 1 if not: JSON says which, as `succeeded`.
+    """
+    from wetware_sync.transactions import JSON_BYTES_MAX, parse
+
+    try:
+        with open(0 if file == "-" else file, "rb", closefd=file != "-") as source:
+            asked = parse(source.read(JSON_BYTES_MAX + 1))
+    except OSError as exc:
+        raise InvalidArgument(f"{file}: {exc.strerror}") from exc
+    held, revision = run_client(lambda session: session.kv.txn(*asked))
+    said = f"the comparisons {'held' if held else 'did not hold'}; the store is at {revision}"
+    done(json, {"succeeded": held, "revision": revision}, said)
+    if not held:
+        raise SystemExit(EXIT_FAILED)
 
 
 @kv_app.command("ls")
@@ -202,27 +270,45 @@ def watch_command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print each change of the keys that begin so, until interrupted.
+    """Print each change of the keys that begin so, until interrupted; JSON has a line for each.
 
-    It goes on where it was after a restart of the node, and of the one that has the keys.
+    It goes on where it was after a restart of the node, and of the one that has the keys. Where
+    some changes are forgotten by then, or from the start, it says so, and goes on behind them.
     """
     head = prefix[: prefix.rfind("/") + 1]
 
     async def work(session: Session) -> None:
-        left = count
-        async for event in session.kv.watch(prefix, revision):
-            _tell_event(head, event, json)
-            if left is not None and not (left := left - 1):
-                return
+        from wetware_sync.engine import Compacted
+
+        left, at, last = count, revision, max(0, revision - 1)
+        while True:
+            try:
+                async for event in session.kv.watch(prefix, at):
+                    last = event.revision
+                    _tell_event(head, event, json)
+                    if left is not None and not (left := left - 1):
+                        return
+            except Compacted as exc:
+                if not exc.revision:
+                    raise
+                at = exc.revision
+                _tell_gap(last, at, json)
 
     run_client(work, reconnect=True)
+
+
+def _tell_gap(last: int, at: int, json: bool) -> None:
+    """What was before is not told: which of it was about these keys, nobody knows any more."""
+    if json:
+        out(json_module.dumps({"gap": {"after": last, "before": at}}))
+    note(f"ww: there is a gap: changes after the revision {last} and before {at} are forgotten")
 
 
 def _tell_event(head: str, event: Event, json: bool) -> None:
     path = head + event.key
     if json:
         what = {"deleted": True} if event.entry is None else _plain(path, event.entry)
-        out_json({"key": path, "revision": event.revision, **what})
+        out(json_module.dumps({"key": path, "revision": event.revision, **what}))
     elif event.entry is None:
         out(f"{event.revision}  {path}  deleted")
     else:
@@ -248,26 +334,31 @@ def status_command(json: Json = False) -> None:
 
 @kv_app.command("compact")
 def compact_command(
-    revision: Annotated[int, typer.Argument(metavar="REVISION", min=1)],
+    revision: Annotated[int, typer.Argument(metavar="REVISION", min=1)], json: Json = False
 ) -> None:
     """Forget the history up to a revision; keys stay."""
     run_client(lambda session: session.kv.compact(revision))
+    done(json, {"compacted": revision}, f"changes up to the revision {revision} are forgotten")
 
 
 @kv_app.command("backup")
-def backup_command(file: Annotated[Local, typer.Argument(metavar="FILE")]) -> None:
+def backup_command(
+    file: Annotated[Local, typer.Argument(metavar="FILE")], json: Json = False
+) -> None:
     """Copy the store to a new file. It has the store's key: keep it as a secret."""
     try:
         nbytes = run_client(lambda session: session.kv.backup(file))
     except OSError as exc:
         raise InvalidArgument(f"{file}: {exc.strerror}") from exc
-    note(f"{size(nbytes)} in {file}; it has the key that signs fencing tokens")
+    said = f"{size(nbytes)} in {file}; it has the key that signs fencing tokens"
+    done(json, {"bytes": nbytes}, said)
 
 
 @kv_app.command("restore")
 def restore_command(
     file: Annotated[Local, typer.Argument(metavar="FILE")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: Json = False,
 ) -> None:
     """Put a backup in the place of the store: all that is there now is gone, and all locks lost."""
     confirm("replace all keys, names and locks of the cluster by the backup?", yes=yes)
@@ -275,7 +366,7 @@ def restore_command(
         epoch = run_client(lambda session: session.kv.restore(file))
     except OSError as exc:
         raise InvalidArgument(f"{file}: {exc.strerror}") from exc
-    note(f"the store is that of {file} now, with the epoch {epoch}")
+    done(json, {"epoch": epoch}, f"the store is that of {file} now, with the epoch {epoch}")
 
 
 # --- where it is ----------------------------------------------------------------------------------
@@ -448,7 +539,8 @@ def lock_command(
     """Run a command while a lock is held. It is ended when the lock is lost.
 
     Its exit code is the command's, 75 where the lock was not free in time, 1 where it was lost. The
-    command finds the fencing token in WW_FENCE, as hex.
+    command finds the fencing token in WW_FENCE, as hex. Where its input is no terminal, all that it
+    has started ends with it; on a terminal it tells its own.
     """
     if who:
         return _tell_waiting(name, "lock", json)
@@ -514,8 +606,11 @@ async def _child(command: list[str], held: Held) -> int:
     import os
 
     environment = {**os.environ, "WW_FENCE": held.token.hex()}
+    group = None if sys.stdin.isatty() else 0  # of its own, where it need not be the terminal's
     try:
-        process = await asyncio.create_subprocess_exec(*command, env=environment)
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, process_group=group
+        )
     except OSError as exc:
         note(f"ww: {command[0]}: {exc.strerror}")
         return 127 if isinstance(exc, FileNotFoundError) else 126
@@ -523,17 +618,25 @@ async def _child(command: list[str], held: Held) -> int:
         code = await process.wait()
     finally:
         if process.returncode is None:
-            await _end(process)
+            await _end(process, grouped=group is not None)
     return code if code >= 0 else 128 - code
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, *, grouped: bool) -> None:
+    """End a command, and what is in a process group of its own with it."""
+    import os
+    import signal
+
     import anyio
 
-    process.terminate()
+    def send(number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if grouped else os.kill)(process.pid, number)
+
+    send(signal.SIGTERM)
     with anyio.CancelScope(shield=True):
         with anyio.move_on_after(END_S):
             await process.wait()
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        if grouped or process.returncode is None:
+            send(signal.SIGKILL)
+        await process.wait()

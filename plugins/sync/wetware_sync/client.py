@@ -8,18 +8,20 @@ async for event in shop.watch():
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from wetware import rpc
 from wetware.base.backoff import Backoff
-from wetware.errors import Disconnected, InvalidArgument
-from wetware_sync.engine import Closed
+from wetware.errors import Disconnected, InvalidArgument, WetwareError
+from wetware_sync.engine import Closed, Compacted
 from wetware_sync.errors import HomeDown
+from wetware_sync.keys import check_path
 from wetware_sync.lease import TTL_S, Lease
 from wetware_sync.reach import AtHome
 from wetware_sync.schema import SCHEMA
@@ -171,6 +173,27 @@ class KeyValues:
     async def cas(self, path: str, value: bytes | str | None, *, modified: int) -> int:
         tree, name = self._of(path)
         return await tree.cas(name, value, modified=modified)
+
+    async def txn(
+        self,
+        compare: Iterable[Compare],
+        then: Iterable[Write],
+        otherwise: Iterable[Write] = (),
+        *,
+        fence: Held | None = None,
+    ) -> tuple[bool, int]:
+        """As Tree.txn, of the directory that all of the keys have in common."""
+        compare, then, otherwise = list(compare), list(then), list(otherwise)
+        keys = [each.key for each in compare] + [each.key for each in (*then, *otherwise)]
+        common = os.path.commonpath([os.path.dirname(check_path(key)) for key in keys] or ["/"])
+        tree, _ = self._of(f"{common.rstrip('/')}/")
+        cut = len(tree.prefix)
+        return await tree.txn(
+            [replace(each, key=each.key[cut:]) for each in compare],
+            [replace(each, key=each.key[cut:]) for each in then],
+            [replace(each, key=each.key[cut:]) for each in otherwise],
+            fence=fence,
+        )
 
     def watch(self, prefix: str, revision: int = 0) -> AsyncIterator[Event]:
         tree, name = self._of(prefix)
@@ -364,7 +387,8 @@ class Tree:
             prefix: Below the one that was opened.
             revision: From which on; 0: from now.
 
-        Raises Compacted where some of it is forgotten, Closed where the store was restored or
+        Raises Compacted where some of it is forgotten (its `revision`, if that can be asked for, is
+        where one can go on), Closed where the store was restored or
         moved. A lost connection, and a restart of the home, are waited for by a session that
         reconnects: it goes on where it was.
         """
@@ -383,6 +407,10 @@ class Tree:
                     revision = batch["revision"]
                     for struct in batch["events"]:
                         yield _event(struct)
+            except Compacted as exc:  # of which the message alone came along
+                with contextlib.suppress(WetwareError):
+                    exc.revision = (await self._home.call("status"))["status"]["compacted"] + 1
+                raise
             except (Disconnected, HomeDown, Closed):
                 if not self._home.survives:
                     raise
