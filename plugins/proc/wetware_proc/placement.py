@@ -298,8 +298,6 @@ async def where(session: Session, id_: str, *, anybody: bool = False) -> AsyncIt
             f"{id_!r} is ambiguous: {named}", hint="give more of it", code="invalid.ambiguous"
         )
     ((member, whole),) = found
-    if member.is_self:
-        yield session.proc.detached(whole)
-        return
-    async with session.node(f"id={member.peer_id}") as there:
+    own = contextlib.nullcontext(session)
+    async with own if member.is_self else session.node(f"id={member.peer_id}") as there:
         yield there.proc.detached(whole)

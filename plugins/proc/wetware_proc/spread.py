@@ -76,7 +76,7 @@ async def returned(process: Process, arguments: bytes) -> Any:
         data, _ = await asyncio.gather(taken(process.stdout, *limit), _printed(process.stderr))
         if data:  # its end can be no other
             value = result(data)
-            return await _Filled(process).value(value) if MARK in data else value
+            return await _filled(process, value) if MARK in data else value
         end = await process.wait()
     if end.kind in ("killed", "lost"):
         raise Ended(f"the function's process was ended: {end.kind}: {end.why}")
@@ -85,29 +85,27 @@ async def returned(process: Process, arguments: bytes) -> Any:
     raise CallEnded(f"the function's process has ended: {end.kind}: {end.why}")
 
 
-class _Filled:
-    """Puts capabilities into what a function returned."""
+async def _filled(process: Process, value: Any) -> Any:
+    """What a function returned, with its capabilities."""
+    refs: dict[int, rpc.Ref] = {}
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._refs: dict[int, rpc.Ref] = {}
-
-    async def value(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [await self.value(each) for each in value]
-        if isinstance(value, dict):
-            return {key: await self.value(each) for key, each in value.items()}
-        return await self._ref(value.value) if isinstance(value, cbor.Tag) else value
-
-    async def _ref(self, number: int) -> rpc.Ref:
-        if (ref := self._refs.get(number)) is None:
-            if len(self._refs) >= RESULT_CAPS_MAX:
+    async def ref(number: int) -> rpc.Ref:
+        if number not in refs:
+            if len(refs) >= RESULT_CAPS_MAX:
                 raise CallEnded(f"it returned more than {RESULT_CAPS_MAX} capabilities")
-            ref = self._refs[number] = await self._process.export(f"result {number}", 0.0)
-            process = self._process.ref
-            assert process.interface is not None  # noqa: S101 - it is a Process
-            _held[ref] = process.cast(process.interface)
-        return ref
+            refs[number] = await process.export(f"result {number}", 0.0)
+            assert process.ref.interface is not None  # noqa: S101 - it is a Process
+            _held[refs[number]] = process.ref.cast(process.ref.interface)
+        return refs[number]
+
+    async def filled(value: Any) -> Any:
+        if isinstance(value, list):
+            return [await filled(each) for each in value]
+        if isinstance(value, dict):
+            return {key: await filled(each) for key, each in value.items()}
+        return await ref(value.value) if isinstance(value, cbor.Tag) else value
+
+    return await filled(value)
 
 
 _held: Final[WeakKeyDictionary[rpc.Ref, rpc.Ref]] = WeakKeyDictionary()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware_proc.python.component import Failed, Own, Record, Variant
 from wetware_proc.wasm import files
 from wetware_proc.wasm.errno import Errno, WasiError, errno_of, need
-from wetware_proc.wasm.files import Directory, File, Table
+from wetware_proc.wasm.files import Directory, Table
 
 if TYPE_CHECKING:
     from wetware_proc.driver import Spec
@@ -195,9 +195,6 @@ class Files:
         named = (("read", files.READ | files.READDIR), ("write", files.WRITE))
         return {name for name, bits in named if rights & bits}
 
-    def get_type(self, node: Node) -> str:
-        return _TYPES[self.table.get(node.number).kind]
-
     def set_size(self, node: Node, size: int) -> None:
         fd = self.table.file(node.number, files.WRITE).fd
         with self.table.quota.resizing(fd, size):
@@ -210,12 +207,6 @@ class Files:
 
     def stat(self, node: Node) -> Any:
         return _stat(os.fstat(self.table.on_disk(node.number).fd))
-
-    def is_same_object(self, node: Node, other: Node) -> bool:
-        one, two = (self.table.find(each.number) for each in (node, other))
-        if not isinstance(one, File | Directory) or not isinstance(two, File | Directory):
-            return False
-        return os.path.samestat(os.fstat(one.fd), os.fstat(two.fd))
 
     def metadata_hash(self, node: Node) -> Any:
         return _hash(os.fstat(self.table.on_disk(node.number).fd))
@@ -351,8 +342,8 @@ def _told(function: Callable[..., Any]) -> Function:
 
 
 _OF_DESCRIPTOR: Final = (
-    "advise", "append_via_stream", "create_directory_at", "get_flags", "get_type",
-    "is_same_object", "link_at", "metadata_hash", "metadata_hash_at", "open_at", "read",
+    "advise", "append_via_stream", "create_directory_at", "get_flags", "link_at",
+    "metadata_hash", "metadata_hash_at", "open_at", "read",
     "read_directory", "read_via_stream", "readlink_at", "remove_directory_at", "rename_at",
     "set_size", "set_times", "set_times_at", "stat", "stat_at", "symlink_at", "sync", "sync_data",
     "unlink_file_at", "write", "write_via_stream",
@@ -365,7 +356,6 @@ OFFERED: Final[Mapping[str, Mapping[str, Function]]] = {
             for name in _OF_DESCRIPTOR
         },
         "[method]directory-entry-stream.read-directory-entry": _told(Files.next_entry),
-        "filesystem-error-code": lambda world, code: code,
     },
 }
 """Interface → function."""
