@@ -16,7 +16,6 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -198,6 +197,8 @@ class Detached:
     """One of them; it is shown and ended as a `Process` is. Made by `Supervisor`.
 
     Attributes:
+        id: 16 hex digits.
+        owner: The principal, as text.
         record: What is kept of it.
         log: What it wrote.
         dirs: What it reads, by its paths.
@@ -205,7 +206,8 @@ class Detached:
         derived: Its grants; None until the node has them again.
         process: What runs now; None where nothing does.
         restarts: When it is started again.
-        first: Of a new one: is done when it runs, or has what keeps it from that.
+        begun: Set once it has run, ever, or never will.
+        refused: What has kept a new one from that.
         why: Why it is to end for good; "" where it is not.
         wish: Set where it is to end, or to be started again now.
         written: Set, and replaced by another one, where there is more in the log, or nothing more.
@@ -213,28 +215,20 @@ class Detached:
     """
 
     def __init__(self, record: Record, directory: Path, ctx: PluginContext) -> None:
-        self.record, self.directory, self.log = record, directory, Log(directory)
+        self.id, self.owner, self.record = record.id, record.owner, record
+        self.directory, self.log = directory, Log(directory)
         self.dirs: Mapping[str, Path] = {}
         self.place = contextlib.ExitStack()
         self.restarts = Restarts(record.policy, ctx.clock.monotonic)
         self._run_sync = ctx.run_sync
         self.derived: Derived | None = None
         self.process: Process | None = None
-        self.first: asyncio.Future[None] | None = None
+        self.refused: WetwareError | None = None
         self.why = ""
-        self.wish, self.written, self.over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.begun, self.wish = asyncio.Event(), asyncio.Event()
+        self.written, self.over = asyncio.Event(), asyncio.Event()
         if record.over:
             self.over.set()
-
-    @property
-    def id(self) -> str:
-        """16 hex digits."""
-        return self.record.id
-
-    @property
-    def owner(self) -> str:
-        """The principal, as text."""
-        return self.record.owner
 
     @property
     def started_at(self) -> float:
@@ -333,6 +327,7 @@ class Supervisor:
         await self._table.dirs.begin({h for each in living for h in each.dirs.values()})
         for record in records:
             each = self._add(record if record.over else replace(record, exit=None))
+            each.begun.set()
             if not record.over:
                 each.dirs = self._table.dirs.kept(record.owner, record.dirs, each.place)
             self._tasks.start(self._live(each))
@@ -385,14 +380,11 @@ class Supervisor:
             await self._forget(id_)
             raise
         each = self.all[id_]
-        each.first = first = asyncio.get_running_loop().create_future()
-
-        def ended(_: object) -> None:
-            if not first.done():  # it was ended before it was started
-                first.set_result(None)
-
-        self._tasks.start(self._live(each)).add_done_callback(ended)
-        await asyncio.shield(first)
+        living = self._tasks.start(self._live(each))
+        living.add_done_callback(lambda _: each.begun.set())
+        await each.begun.wait()
+        if each.refused is not None:
+            raise each.refused
         return id_
 
     def _asked(self, spec: Mapping[str, Any], policy: str) -> dict[str, tuple[str, list[str]]]:
@@ -437,10 +429,11 @@ class Supervisor:
 
     async def _live(self, each: Detached) -> None:
         """Until it is over."""
-        granted, over, new = each.record.granted, each.record.over, each.first is not None
+        granted, over, new = each.record.granted, each.record.over, not each.begun.is_set()
         try:
             derived = each.derived = await self._ctx.derived(each.record.grant)
         except WetwareError as exc:  # it ended while the node was down
+            each.refused = exc
             if not granted:
                 await self._forget(each.id)
             elif not over:
@@ -468,8 +461,7 @@ class Supervisor:
         """It never ran: nothing is left of it but what its spawner hears."""
         derived.end("it could not be started")
         await self._forget(each.id)
-        if each.first is not None:
-            each.first.set_exception(why)
+        each.refused = why
 
     async def _round(self, each: Detached, derived: Derived) -> float | None:
         """Run it once; returns how long to wait until the next time, None: there is none."""
@@ -483,7 +475,7 @@ class Supervisor:
             if not isinstance(exc, WetwareError):
                 self._ctx.log.exception("proc.start_failed", id=each.id)
                 exc = InternalError("the node failed to start it; its log says why")
-            if each.first is not None and not each.first.done():
+            if not each.begun.is_set():
                 await self._give_up(each, derived, exc)
                 return None
             exit_ = Exit("lost", why=f"it cannot be started: {exc.message}")
@@ -537,8 +529,7 @@ class Supervisor:
             each.record = replace(each.record, started_at=process.started_at)
             each.restarts.started()
             each.process = process
-            if each.first is not None and not each.first.done():
-                each.first.set_result(None)
+            each.begun.set()
             exit_ = await process.wait()
         assert exit_ is not None  # noqa: S101  # no time was given
         return exit_
@@ -559,13 +550,14 @@ class Supervisor:
         each.record = replace(each.record, exit=exit_, over=True)
         each.process = None
         await self._save(each)
-        await self._disk(partial((each.directory / CODE).unlink, missing_ok=True))
         if each.derived is not None:
             each.derived.end("the process has ended")
         each.place.close()
         each.over.set()
         each.tell()
         self._ctx.log.info("proc.over", id=each.id, owner=each.owner, kind=exit_.kind)
+        with contextlib.suppress(OSError):  # else at the next start
+            await self._disk((each.directory / CODE).unlink)
         ended = sorted(
             (other for other in self.all.values() if other.record.over),
             key=lambda other: other.started_at,
