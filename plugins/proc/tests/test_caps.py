@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import wasmtime
@@ -84,14 +84,21 @@ async def test_an_error_that_is_none_of_its_business_says_nothing(run: Run) -> N
 async def test_calls_in_flight_are_bounded_and_end_before_the_guest(run: Run) -> None:
     done = 0
 
+    said, out = asyncio.Event(), bytearray()
+
     async def slow(data: bytes) -> bytes:
         nonlocal done
-        await asyncio.sleep(0.05)
+        await said.wait()
         done += 1
         return b""
 
-    assert (await run("caps", "send", grants={"echo": slow}, limits={"calls_max": 10})).code == 0
-    assert run.out == b"10 90\n"
+    def write(data: bytes) -> None:
+        out.extend(data)
+        said.set()
+
+    given: dict[str, Any] = {"limits": {"calls_max": 10}, "stdout": write}
+    assert (await run("caps", "send", grants={"echo": slow}, **given)).code == 0
+    assert out == b"10 90\n"
     assert done == 10
 
 
