@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 from wetware.base.threads import Threads, to_its_end
-from wetware.errors import LimitExceeded
 from wetware_proc.driver import CodeRefused, Exit, Image, Spec, digest_of
 from wetware_proc.wasm import caps, files, wasi
 from wetware_proc.wasm.caps import Caps
@@ -23,8 +22,6 @@ from wetware_proc.wasm.wasi import Wasi
 
 IMAGES_MAX: Final = 64
 """That stay loaded when nobody runs them."""
-LOADS_MAX: Final = 64
-"""Different modules that are loaded at a time; who comes later is refused."""
 
 
 class WasmImage(Image):
@@ -83,12 +80,13 @@ class WasmDriver:
         self._images: OrderedDict[str, asyncio.Task[WasmImage]] = OrderedDict()
 
     async def load(self, code: bytes) -> WasmImage:
-        """See Driver. What is being loaded is loaded once. Raises LimitExceeded as well."""
+        """See Driver. What is being loaded is loaded once. Raises LimitExceeded as well.
+
+        Who calls it bounds how many are loaded at a time.
+        """
         files.check_kernel()
         digest = await digest_of(code, self._threads)
         if (task := self._images.get(digest)) is None:
-            if sum(not each.done() for each in self._images.values()) >= LOADS_MAX:
-                raise LimitExceeded(f"{LOADS_MAX} programs are being loaded", hint="try again")
             task = self._images[digest] = asyncio.ensure_future(self._load(code, digest))
             task.add_done_callback(partial(self._loaded, digest))
         self._images.move_to_end(digest)
