@@ -15,20 +15,23 @@ import pytest
 import wetware
 from wetware.errors import Denied, WetwareError
 from wetware.testing import Home, NodeProcess
+from wetware_sync.config import SyncConfig
 from wetware_sync.engine import Closed, LeaseEnded, Unknown
 from wetware_sync.errors import HomeDown, NotFree
+from wetware_sync.home import own_etcd
 
-from .etcds import EtcdProcess
+from .etcds import EtcdProcess, Wire
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
 
 @dataclass
 class Three:
-    """`a` and `b` are entrances, `c` is not."""
+    """`a` and `b` are entrances, `c` is not; `wires`: of each to etcd."""
 
     home: Home
     etcd: EtcdProcess
+    wires: dict[str, Wire]
     a: NodeProcess
     b: NodeProcess
     c: NodeProcess
@@ -41,20 +44,25 @@ def three(tmp_path: Path) -> Iterator[Three]:
     try:
         with Home(tmp_path / "home", libp2p=False) as home:
             entrances = [str(home.node_id(name)) for name in ("a", "b")]
-            config = tmp_path / "ww.toml"
-            config.write_text(
-                f'[plugins.sync]\nengine = "etcd"\nentrances = {json.dumps(entrances)}\n'
-                f'endpoints = ["{etcd.endpoint}"]\n'
-            )
-            env = {"WW_CONFIG": str(config)}
+            wires = {name: Wire(etcd.ports[0]) for name in "ab"}
+            env = {}
+            for name in "abc":
+                config = tmp_path / f"{name}.toml"
+                config.write_text(
+                    f'[plugins.sync]\nengine = "etcd"\nentrances = {json.dumps(entrances)}\n'
+                    + (f'endpoints = ["127.0.0.1:{wires[name].port}"]' if name in wires else "")
+                )
+                env[name] = {"WW_CONFIG": str(config)}
             with (
-                home.node("a", env=env) as a,
-                home.node("b", join=a, env=env) as b,
-                home.node("c", join=a, env=env) as c,
+                home.node("a", env=env["a"]) as a,
+                home.node("b", join=a, env=env["b"]) as b,
+                home.node("c", join=a, env=env["c"]) as c,
             ):
                 for node in (a, b, c):
                     node.wait_members([other.peer_id for other in (a, b, c) if other is not node])
-                yield Three(home, etcd, a, b, c)
+                yield Three(home, etcd, wires, a, b, c)
+            for wire in wires.values():
+                wire.cut()
     finally:
         etcd.stop(kill=True)
 
@@ -151,6 +159,41 @@ async def _until(session: wetware.Session, first: int, last: int) -> AsyncIterat
             return
 
 
+@pytest.mark.long
+async def test_an_entrance_without_its_etcd_is_left(three: Three) -> None:
+    async with at(three.c) as session, at(three.b) as other:
+        first = await session.kv.put("/w/0", b"0")
+        assert session.kv.home.node == three.a.peer_id
+        watch = session.kv.watch("/w/", first)
+        assert (await anext(watch)).revision == first
+        async with asyncio.timeout(120), session.sync.lock("deploy", ttl_s=20) as held:
+            three.wires["a"].cut()
+            coming = asyncio.ensure_future(anext(watch))
+            last = await other.kv.put("/w/1", b"1")
+            assert (await coming).revision == last
+            written = 0
+            while not written:
+                with contextlib.suppress(HomeDown, Unknown):
+                    written = await session.kv.put("/w/2", b"2", fence=held)
+            assert session.kv.home.node == three.b.peer_id
+            await asyncio.sleep(21)  # longer than its lease
+            assert held.lost is None
+            await session.kv.put("/w/3", b"3", fence=held)
+
+
+def test_who_else_can_read_the_password_is_not_asked_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("secret\n")
+    file.chmod(0o644)
+    config = SyncConfig(endpoints=("x:1",), user="ww", password_file=str(file))
+    with pytest.raises(WetwareError, match="password"):
+        own_etcd(config)
+    file.chmod(0o600)
+    found = own_etcd(config)
+    assert found["login"].password == "secret"
+    assert "secret" not in repr(found)
+
+
 async def test_without_etcd_every_entrance_says_so(three: Three) -> None:
     async with at(three.c) as session:
         await session.kv.put("/k", b"1")
@@ -168,6 +211,7 @@ async def test_without_etcd_every_entrance_says_so(three: Three) -> None:
         assert entry.value == b"1"
 
 
+@pytest.mark.long
 async def test_a_store_of_one_node_moves_there(three: Three, tmp_path: Path) -> None:
     """With a backup; and what was held, there or here, is lost, and everybody is told."""
     copy = tmp_path / "copy"

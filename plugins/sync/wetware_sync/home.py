@@ -166,7 +166,7 @@ class Home:
             if (child := self.keeper.child) is None:
                 raise Closed("its etcd does not run")
             return {"endpoints": [f"unix:{child.client}"]}
-        return dict(await self.ctx.run_sync(_own_etcd, self.ctx.config))
+        return dict(await self.ctx.run_sync(own_etcd, self.ctx.config))
 
     async def settled(self) -> None:
         """Return when nothing is open that is not to be."""
@@ -262,7 +262,7 @@ def _shown(peers: tuple[PeerId, ...]) -> str:
     return " and ".join(peers) or "no known node"
 
 
-def _own_etcd(config: SyncConfig) -> dict[str, Any]:
+def own_etcd(config: SyncConfig) -> dict[str, Any]:
     """What the files say that are named; blocks. Raises ConfigError."""
     from wetware_sync.etcd.wire import Login, Tls
 
