@@ -21,7 +21,7 @@ from wetware.broker.values import Rate, parse_duration, parse_size
 from wetware.broker.where import Where, kinds_for
 from wetware.cli.main import build
 from wetware.cli.root import LATE
-from wetware.errors import EXIT_DENIED, EXIT_FAILED, InvalidArgument
+from wetware.errors import EXIT_BUSY, EXIT_DENIED, EXIT_FAILED, InvalidArgument
 from wetware.testing import Home, NodeProcess, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -255,7 +255,7 @@ def _publish_until_heard(sender: Machine, command: str, receiver: Machine) -> No
 # --- the how-to of sharing ------------------------------------------------------------------------
 
 SHARING = "docs/how-to/share-and-revoke.md"
-_CODES = {"": 0, "denied": EXIT_DENIED, "failed": EXIT_FAILED}
+_CODES = {"": 0, "busy": EXIT_BUSY, "denied": EXIT_DENIED, "failed": EXIT_FAILED}
 
 
 class Reader:
@@ -415,6 +415,7 @@ def test_the_how_to_of_running_a_node_works_as_it_is_written(
 def test_every_block_of_a_how_to_is_executed() -> None:
     """Each names the machine that it is for; the tests of the documents execute those."""
     others = (
+        "agree",
         "evm-real-chain",
         "own-iam",
         "run-programs",
