@@ -1,6 +1,6 @@
-"""Histories of many clients while the home of the store is killed and stopped: all are right.
+"""Histories of 64 clients at real nodes while home, clients and network fail: all are right.
 
-`WW_SYNC_S=300 pytest -n0 -m long plugins/sync/tests/test_faults.py` for longer, WW_SEED=N for one.
+`WW_SYNC_S=300 pytest -n0 -s -m '' plugins/sync/tests/test_faults.py` for longer, WW_SEED=N for one.
 """
 
 from __future__ import annotations
@@ -8,221 +8,282 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field, replace
-from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
+from tests.reach.cluster import LISTEN
+from tests.reach.lab import Lab, missing
 
 import wetware
-from wetware.errors import OverlayError, WetwareError
+from wetware.errors import WetwareError
 from wetware.testing import Home, NodeProcess
-from wetware_sync.client import Event
-from wetware_sync.engine import Closed, Unknown, Unwritten
-from wetware_sync.errors import HomeDown
+from wetware_sync.client import Write
 
-from .linearizability import Model, Operation, first_wrong
+from .ports import TREE, TTL_S
+from .watching import Wrong
+from .workload import History, check, ends
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200), pytest.mark.long]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200)]
 
-SECONDS = float(os.environ.get("WW_SYNC_S", "12"))
+ROOT = Path(__file__).parents[3]
+SECONDS = float(os.environ.get("WW_SYNC_S", "40"))
+SEED = int(os.environ.get("WW_SEED", random.randrange(2**32)))
 CLIENTS = 64
-KEYS = tuple(f"k{number}" for number in range(5))
-LOST_PART = 0.06
-"""Of the calls that are given up as soon as they are sent."""
+WITHIN_S = 120.0
+BEYOND_S = TTL_S + 0.7
+"""Longer than a lease, and than the look at the clock after it."""
+
+CLOCK = """
+import os, time
+
+_time, _time_ns, _gettime = time.time, time.time_ns, time.clock_gettime
+
+def _offset_s():
+    with open(os.environ["TEST_CLOCK_FILE"]) as file:
+        return float(file.read() or 0)
+
+time.time = lambda: _time() + _offset_s()
+time.time_ns = lambda: _time_ns() + int(_offset_s() * 1e9)
+
+def _clock_gettime(clock):
+    return _gettime(clock) + (_offset_s() if clock == time.CLOCK_BOOTTIME else 0)
+
+time.clock_gettime = _clock_gettime
+"""
+"""A machine's clocks, which jump: that of the day, and the one that goes on while it sleeps."""
 
 
-@dataclass
-class History:
-    """What clients did and were told, and what one watcher saw of all of it."""
+class Clock:
+    """Of the processes that are started with `env`."""
 
-    operations: list[Operation] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    def __init__(self, path: Path) -> None:
+        path.mkdir()
+        (path / "sitecustomize.py").write_text(CLOCK)
+        self._offset, self._s = path / "offset", 0.0
+        self.jump(0)
+        self.env = {"PYTHONPATH": f"{path}:{ROOT}", "TEST_CLOCK_FILE": str(self._offset)}
 
-    async def call(self, asked: Any, call: Any, *, lose: bool) -> Any:
-        """Make a call, or give it up; returns the answer, None where there is none."""
-        called = monotonic()
-        try:
-            async with asyncio.timeout(0.001 if lose else 10):
-                answer = await call
-        except (TimeoutError, Unknown, OverlayError, Closed):
-            self.operations.append(Operation(called, inf, asked))
-            return None
-        except Unwritten:
-            return None
-        self.operations.append(Operation(called, monotonic(), asked, answer))
-        return answer
-
-    def settled(self) -> list[Operation]:
-        """Without those that never happened; of those whose answer was lost, what they did."""
-        done = {event.value: event.revision for event in self.events}
-        settled = []
-        for operation in self.operations:
-            if operation.known:
-                settled.append(operation)
-            elif operation.asked[0] != "get" and (at := done.get(operation.asked[2])):
-                settled.append(replace(operation, answer=at))
-        return settled
+    def jump(self, by_s: float) -> None:
+        self._s += by_s
+        new = self._offset.with_suffix(".new")
+        new.write_text(str(self._s))
+        new.replace(self._offset)
 
 
-def step(state: Any, operation: Operation) -> Any:
-    """One key: (value, the revision that wrote it); b"" and 0 before there is one."""
-    modified = state[1]
-    match operation.asked:
-        case ("get", _):
-            return state if operation.answer == state else None
-        case ("put", _, new):
-            return (new, operation.answer) if operation.answer > modified else None
-        case ("cas", _, new, expected):
-            if not operation.answer:
-                return state if expected != modified else None
-            right = expected == modified and operation.answer > modified
-            return (new, operation.answer) if right else None
-    raise AssertionError(operation)
+class Clients:
+    """A process of clients at a node, and what it has noted."""
+
+    def __init__(self, node: NodeProcess, env: dict[str, str], **terms: Any) -> None:
+        self._path = node.home.path / f"clients{terms['first']}"
+        self._out = self._path.open("w")
+        arguments = json.dumps({"data_dir": str(node.data_dir), **terms})
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "plugins.sync.tests.clients", arguments],
+            env={**node.home.env, "PYTHONPATH": str(ROOT), **env},
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=self._out,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """Those that are whole."""
+        with self._path.open() as lines:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    async def noted(self, what: str) -> None:
+        """Wait until it says so."""
+        async with asyncio.timeout(WITHIN_S):
+            while not any(what in record for record in self.records()[-2000:]):
+                assert self.process.poll() is None, self.process.communicate()[1]
+                await asyncio.sleep(0.1)
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self._out.close()
 
 
-MODEL = Model((b"", 0), step)
+class Deployment:
+    """A store whose home is `a`, and nodes `b` and `c`, each on a machine of a network.
 
+    Attributes:
+        clocks: Of the home, and of some clients.
+    """
 
-async def client(kv: Any, history: History, rng: random.Random, name: str) -> None:
-    tree = kv.open("/h/")
-    known: dict[str, int] = dict.fromkeys(KEYS, 0)
-    for number in range(1_000_000):
-        key, lose = rng.choice(KEYS), rng.random() < LOST_PART
-        value = f"{name}.{number}".encode()
-        match rng.choice(["get", "put", "cas"]):
-            case "get":
+    def __init__(self, lab: Lab, home: Home, path: Path) -> None:
+        self.lab, self._home = lab, home
+        self.clocks = {name: Clock(path / f"clock-{name}") for name in ("home", "clients")}
+        self.nodes: dict[str, NodeProcess] = {}
+        for name in "abc":
+            lab.host(name)
+        self.start("a")
+        for name in "bc":
+            self.start(name, join=self.nodes["a"].invite())
+        for node in self.nodes.values():
+            node.wait_members([each.peer_id for each in self.nodes.values()], within_s=WITHIN_S)
 
-                async def get(key: str = key) -> tuple[bytes, int]:
-                    entry = await tree.get(key)
-                    return (entry.value, entry.modified) if entry else (b"", 0)
+    def start(self, name: str, **terms: Any) -> None:
+        clock = self.clocks["home"].env if name == "a" else None
+        with self.lab.inside(name):
+            node = self._home.start_node(name, listen=LISTEN, env=clock, **terms)
+        self.nodes[name] = node.wait_ready()
 
-                if (answer := await history.call(("get", key), get(), lose=lose)) is not None:
-                    known[key] = answer[1]
-            case "put":
-                await history.call(("put", key, value), tree.put(key, value), lose=lose)
-            case _:
-                asked = ("cas", key, value, known[key])
-                call = tree.cas(key, value, modified=known[key])
-                await history.call(asked, call, lose=lose)
-        await asyncio.sleep(rng.uniform(0, 0.1))
+    def restart(self, how: signal.Signals) -> None:
+        self.nodes["a"].stop(how)
+        self.start("a", peers=[self.nodes["b"].addr])
 
-
-async def watcher(kv: Any, history: History) -> None:
-    async for event in kv.open("/h/").watch(revision=1):
-        history.events.append(event)
-
-
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[tuple[Home, NodeProcess, NodeProcess]]:
-    with (
-        Home(tmp_path, libp2p=False) as home,
-        home.node("a") as a,
-        home.node("b", join=a) as b,
-    ):
-        a.wait_members([b.peer_id])
-        b.wait_members([a.peer_id])
-        yield home, a, b
-
-
-@contextlib.asynccontextmanager
-async def going_on(*work: Any) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        done = await asyncio.gather(*tasks, return_exceptions=True)
-    wrong = [each for each in done if not isinstance(each, asyncio.CancelledError)]
-    assert not wrong, wrong
-
-
-async def test_what_clients_are_told_is_linearizable_while_the_home_is_killed(
-    nodes: tuple[Home, NodeProcess, NodeProcess],
-) -> None:
-    home, a, b = nodes
-    seed = int(os.environ.get("WW_SEED", random.randrange(2**32)))
-    rng, history = random.Random(seed), History()
-    kills = 0
-    with contextlib.ExitStack() as again:
-        async with contextlib.AsyncExitStack() as stack:
-            sessions = [
-                await stack.enter_async_context(
-                    wetware.connect(data_dir=b.data_dir, key=b.home.key(), reconnect=True)
+    def clients(self, count: int, pause_s: float) -> list[Clients]:
+        """A half of them at each of the nodes that have no store."""
+        made = []
+        each = CLIENTS // count
+        for number in range(count):
+            node = "bc"[number % 2]
+            with self.lab.inside(node):
+                made.append(
+                    Clients(
+                        self.nodes[node],
+                        self.clocks["clients"].env if number == 0 else {},
+                        first=number * each,
+                        count=each,
+                        seed=SEED,
+                        pause_s=pause_s,
+                    )
                 )
-                for _ in range(4)
-            ]
-            clients = [
-                client(sessions[n % 4].kv, history, random.Random(seed + n), f"c{n}")
-                for n in range(CLIENTS)
-            ]
-            async with going_on(*clients, watcher(sessions[0].kv, history)):
-                until = monotonic() + SECONDS
-                for fault in itertools.cycle(["kill", "stop", "kill"]):
-                    await asyncio.sleep(rng.uniform(0.5, 2))
-                    if monotonic() > until:
-                        break
-                    if fault == "stop":
-                        a.process.send_signal(signal.SIGSTOP)
-                        await asyncio.sleep(rng.uniform(0.1, 1.5))
-                        a.process.send_signal(signal.SIGCONT)
-                    else:
-                        kills += 1
-                        await asyncio.to_thread(a.stop, signal.SIGKILL)
-                        node = await asyncio.to_thread(home.start_node, "a", peers=[b.addr])
-                        again.callback(node.stop)
-                        a = await asyncio.to_thread(node.wait_ready)
-            last = await _last(sessions[1].kv)
-            async with asyncio.timeout(30):
-                log = await _log(sessions[1].kv, last)
-    assert kills
-    check(history, log, last, seed)
+        return made
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[wetware.Session]:
+        node = self.nodes["a"]
+        async with wetware.connect(data_dir=node.data_dir, key=self._home.key()) as session:
+            yield session
 
 
-async def _last(kv: Any) -> int:
-    """The revision of the store, once it can be reached."""
-    async with asyncio.timeout(30):
+DEPLOYMENTS = {"embedded": Deployment}
+
+
+@pytest.fixture(params=list(DEPLOYMENTS))
+def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deployment]:
+    if reason := missing():
+        pytest.skip(reason)
+    with Lab() as lab, Home(tmp_path / "home", libp2p=False) as home:
+        yield DEPLOYMENTS[request.param](lab, home, tmp_path)
+
+
+async def kill(deployment: Deployment, _: list[Clients], rng: random.Random) -> None:
+    await asyncio.to_thread(deployment.restart, signal.SIGKILL)
+
+
+async def restart(deployment: Deployment, _: list[Clients], rng: random.Random) -> None:
+    await asyncio.to_thread(deployment.restart, signal.SIGTERM)
+
+
+async def stop_the_home(deployment: Deployment, _: list[Clients], rng: random.Random) -> None:
+    """Past all leases."""
+    process = deployment.nodes["a"].process
+    process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(BEYOND_S)
+    process.send_signal(signal.SIGCONT)
+
+
+async def stop_clients(_: Deployment, clients: list[Clients], rng: random.Random) -> None:
+    """Past their leases, with what they hold."""
+    process = rng.choice(clients).process
+    process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(BEYOND_S)
+    process.send_signal(signal.SIGCONT)
+
+
+async def cut(deployment: Deployment, _: list[Clients], rng: random.Random) -> None:
+    """Half of the clients from the home and all others."""
+    deployment.lab.part("b")
+    await asyncio.sleep(rng.uniform(0.5, 5))
+    deployment.lab.part("")
+
+
+async def jump_of_the_home(deployment: Deployment, _: list[Clients], rng: random.Random) -> None:
+    deployment.clocks["home"].jump(rng.choice([3, 3600]))
+
+
+async def jump_of_clients(deployment: Deployment, _: list[Clients], rng: random.Random) -> None:
+    """As if their machine had slept, for longer than a lease."""
+    deployment.clocks["clients"].jump(rng.choice([3, 3600]))
+
+
+FAULTS = [kill, stop_clients, cut, stop_the_home, jump_of_clients, restart, jump_of_the_home]
+
+
+async def _goes_on(
+    deployment: Deployment, faults: Iterator[Any], seconds: float, *, processes: int, pause_s: float
+) -> None:
+    rng = random.Random(SEED)
+    clients = deployment.clients(processes, pause_s)
+    try:
+        for each in clients:
+            await each.noted("started")
+        until, made = monotonic() + seconds, list[str]()
+        for fault in faults:
+            await asyncio.sleep(rng.uniform(0.5, 1.5))
+            if len(made) >= len(FAULTS) and monotonic() > until:
+                break
+            await fault(deployment, clients, rng)
+            made.append(fault.__name__)
+        await asyncio.sleep(1)
+        for each in clients:
+            each.stop()
+        for each in clients:
+            await each.noted("stopped")
+        await _write_the_end(deployment)
+        for each in clients:
+            await asyncio.to_thread(each.process.wait, WITHIN_S)
+            assert each.process.returncode == 0, each.process.communicate()[1]
+        records = [record for each in clients for record in each.records()]
+    finally:
+        for each in clients:
+            each.close()
+    history = History.of(r for r in records if not r.keys() & {"started", "stopped"})
+    sys.stdout.write(f"seed {SEED}: {history.summary()}; {', '.join(made)}\n")
+    try:
+        check(history)
+    except Wrong as wrong:
+        raise AssertionError(f"WW_SEED={SEED}: {wrong}") from wrong
+    assert history.lost_part >= 0.05, history.summary()
+    assert history.contended_part >= 0.2, history.summary()
+
+
+async def _write_the_end(deployment: Deployment) -> None:
+    writes = [Write(key, value.encode()) for key, value in ends().items() if value is not None]
+    async with asyncio.timeout(WITHIN_S), deployment.session() as session:
         while True:
-            with contextlib.suppress(HomeDown, WetwareError):
-                return int((await kv.status())["revision"])
+            with contextlib.suppress(WetwareError):
+                await session.kv.open(TREE).txn([], writes)
+                return
             await asyncio.sleep(0.1)
 
 
-async def _log(kv: Any, last: int) -> list[Event]:
-    log: list[Event] = []
-    async for event in kv.open("/h/").watch(revision=1):
-        log.append(event)
-        if event.revision >= last:
-            break
-    return log
+async def test_histories_are_right_while_the_home_is_killed(deployment: Deployment) -> None:
+    """A short one, of what happens most."""
+    await _goes_on(deployment, iter([kill, stop_clients]), 60, processes=2, pause_s=0.4)
 
 
-def check(history: History, log: list[Event], last: int, seed: int) -> None:
-    """Nothing contradicts the log, which has every revision once, nor any client another."""
-    revisions = [event.revision for event in log]
-    assert revisions == list(range(1, last + 1)), f"seed {seed}: the watch has a gap"
-    seen = [(event.revision, event.key, event.value) for event in history.events]
-    assert seen == [(e.revision, e.key, e.value) for e in log[: len(seen)]], f"seed {seed}"
-    history.events = log
-    settled = history.settled()
-    writes = {o.answer: o for o in settled if o.asked[0] != "get" and o.answer}
-    by_revision = {event.revision: event for event in log}
-    for revision, write in writes.items():
-        event = by_revision.get(revision)
-        assert event is not None, f"seed {seed}: {write} is lost"
-        assert (event.key, event.value) == write.asked[1:3], f"seed {seed}: {write} is {event}"
-    latest = 0.0
-    for revision in sorted(writes):
-        assert writes[revision].returned >= latest, f"seed {seed}: revision {revision} came early"
-        latest = max(latest, writes[revision].called)
-    wrong = first_wrong(MODEL, settled, lambda operation: [operation.asked[1]])
-    assert wrong is None, f"seed {seed}: {wrong}"
-    lost = sum(not operation.known for operation in history.operations)
-    assert lost >= 0.05 * len(history.operations), (lost, len(history.operations))
+@pytest.mark.long
+async def test_histories_are_right_whatever_fails(deployment: Deployment) -> None:
+    rng = random.Random(SEED + 1)
+    others = (rng.choice(FAULTS) for _ in itertools.count())
+    faults = itertools.chain(FAULTS, others)
+    await _goes_on(deployment, faults, SECONDS, processes=4, pause_s=0.3)
