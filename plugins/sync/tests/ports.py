@@ -103,7 +103,8 @@ class SessionPort:
 
     async def get(self, key: str) -> tuple[str | None, int, int]:
         reader = await self._tree.ref("reader")
-        reply = await reader.call("get", key=key)
+        with self._tree._home.read():
+            reply = await reader.call("get", key=key)
         entry = reply["entry"]
         if not reply["found"]:
             return None, 0, reply["revision"]

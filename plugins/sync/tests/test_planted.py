@@ -326,7 +326,10 @@ def plant(kind: type[Planted], seed: int) -> Any:
 
 
 @pytest.mark.parametrize("locks", [False, True])
-@pytest.mark.parametrize("engine", list(FACTORIES))
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(name, marks=pytest.mark.long if name == "etcd" else ()) for name in FACTORIES],
+)
 async def test_a_store_without_a_defect_is_right(engine: str, locks: bool, tmp_path: Path) -> None:
     with made(engine, tmp_path) as factory:
         history, since = await history_of(factory, plant(Planted, 0), seed=SEED, locks=locks)

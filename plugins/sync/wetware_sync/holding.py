@@ -253,12 +253,13 @@ class Sync:
             try:
                 yield held
             finally:
-                with anyio.move_on_after(LET_GO_S, shield=True):
-                    await held._end()
-                with anyio.move_on_after(LET_GO_S, shield=True) as scope:
-                    await self._let_go(lease, which)
-                if scope.cancelled_caught:
-                    self._let_go_soon(lease, which)
+                try:
+                    with anyio.move_on_after(LET_GO_S, shield=True):
+                        await held._end()
+                finally:  # also where a cancellation of asyncio's own breaks that off, or the wait
+                    owed = self._let_go_soon(lease, which)
+                    with anyio.move_on_after(LET_GO_S, shield=True):
+                        await asyncio.wait([owed])
 
     async def _lease(self, ttl_s: float) -> Lease:
         """The one lease of this session that lasts so long."""
@@ -270,11 +271,12 @@ class Sync:
                 self._leases[ttl_s] = lease
             return lease
 
-    def _let_go_soon(self, lease: Lease, which: dict[str, Any]) -> None:
+    def _let_go_soon(self, lease: Lease, which: dict[str, Any]) -> asyncio.Task[None]:
         """As soon as the store can be reached."""
         task = asyncio.create_task(self._let_go(lease, which), name="let go")
         self._owed.add(task)
         task.add_done_callback(self._owed.discard)
+        return task
 
     async def _let_go(self, lease: Lease, which: dict[str, Any]) -> None:
         while lease.ended is None:

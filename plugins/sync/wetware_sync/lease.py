@@ -122,7 +122,7 @@ class Lease:
         try:
             while True:
                 await asyncio.sleep(TICK_S)
-                if now_s() >= self._until_s:
+                if now_s() >= self._until_s - TICK_S:  # the next look would be too late
                     self._lose(LeaseEnded(f"it was not kept within {self.ttl_s:g} s"))
                     return
                 if keeping is not None and keeping.done():
