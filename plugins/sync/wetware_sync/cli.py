@@ -400,12 +400,13 @@ def etcd_status_command(json: Json = False) -> None:
         return note(f"the store is in no etcd of members, but at {found['home']['node']}")
     rows = [
         (
-            part["node"],
+            part["name"] or part["node"],
             part["state"] + (", leads" if part["leads"] else ""),
             part["version"],
             str(part["index"]),
             size(part["bytes"]),
-            part["failing"] or "ok",
+            part["failing"]
+            or ("ok" if part["starts"] < 2 else f"ok, started {part['starts']} times"),
         )
         for part in found["parts"]
     ]

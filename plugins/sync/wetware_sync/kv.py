@@ -159,8 +159,9 @@ class KvServant(rpc.Servant, interface=SCHEMA.Kv):
         placement = home.placements.current
         members = placement.members if placement else {}
         looked = await asyncio.gather(*map(self._service.moves.look, members))
+        names = {member.peer_id: member.name for member in home.ctx.members()}
         parts = [
-            {**_shown(part), "state": had.state}
+            {**_shown(part), "state": had.state, "name": names.get(part["node"], "")}
             for part, had in zip(looked, members.values(), strict=True)
         ]
         return {"parts": parts, **home.describe()}

@@ -97,6 +97,8 @@ struct EtcdPart {
   # How often it was started since the node was.
   failing @7 :Text;
   # Why it does not work; "" while it does.
+  name @8 :Text;
+  # As members call it.
 }
 
 interface Reader {

@@ -57,6 +57,8 @@ def dump(socket_path: str, target: Path) -> None:
     if not store.get("kvs"):
         raise EtcdError("etcd has no store")
     epoch, seed = decode_store(b64decode(store["kvs"][0]["value"]))
+    if not seed:
+        raise EtcdError("the store in etcd is being restored", hint="end that first")
     revision = int(store["header"]["revision"])
     work = target.with_name(target.name + ".work")
     work.mkdir(mode=0o700)
