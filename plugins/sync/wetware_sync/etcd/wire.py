@@ -38,7 +38,7 @@ log = get_logger("sync.etcd")
 CONNECT_S: Final = 2.0
 READ_S: Final = 3.0
 """For the answer to what may be asked again of another member."""
-WRITE_S: Final = 4.0
+WRITE_S: Final = 3.0
 """For a write. What a leader had when it died is not answered; etcd gives that up after 7 s."""
 MESSAGE_BYTES_MAX: Final = 64 << 20
 ERROR_BYTES_MAX: Final = 200
