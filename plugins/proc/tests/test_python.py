@@ -12,10 +12,12 @@ from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import pytest
+from wasmtime.component._types import FuncType
 
 from wetware.errors import InternalError, LimitExceeded, Revoked
 from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Pipe
 from wetware_proc.python import build, driver
+from wetware_proc.python.world import OFFERED
 from wetware_proc.wasm.compile import Cache
 from wetware_proc.wasm.driver import WasmDriver
 
@@ -41,6 +43,21 @@ def archive(**files: str) -> bytes:
         for name, text in files.items():
             made.writestr(name.replace("__slash__", "/") + ".py", dedent(text))
     return data.getvalue()
+
+
+async def test_what_the_runner_imports_is_offered_and_nothing_else(python: Run) -> None:
+    """But for sockets, of which nothing can be had: what is missing there is never reached."""
+    runner = await python.driver._runner()  # type: ignore[attr-defined]  # of the other kind
+    imported: dict[str, set[str]] = {}
+    for name, found in runner.component.type.imports(runner.runtime.engine).items():
+        exported = found.ty.exports(runner.runtime.engine).items()
+        imported[name.partition("@")[0]] = {
+            name for name, each in exported if isinstance(each.ty, FuncType)
+        }
+    for name, functions in imported.items():
+        if not name.startswith("wasi:sockets/"):
+            assert functions == set(OFFERED.get(name, {})), name
+    assert set(OFFERED) <= set(imported)
 
 
 async def test_a_program_has_its_arguments_environment_streams_and_exit_code(python: Run) -> None:

@@ -95,9 +95,6 @@ class Reader:
         self._at += len(data)
         return data
 
-    async def read(self, bytes_max: int) -> bytes:
-        return self.take(bytes_max)
-
     async def wait(self) -> None: ...
 
 

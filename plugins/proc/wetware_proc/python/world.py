@@ -160,15 +160,6 @@ class World:
         need(count <= RANDOM_BYTES, Errno.INVAL)
         return os.urandom(count)
 
-    def random_u64(self) -> int:
-        return int.from_bytes(os.urandom(8), "little")
-
-    def random_seed(self) -> tuple[int, int]:
-        return self.random_u64(), self.random_u64()
-
-    def ready(self, pollable: Pollable) -> bool:
-        return pollable.ready()
-
     def block(self, pollable: Pollable) -> Later:
         async def wait() -> None:
             while not pollable.ready():
@@ -212,15 +203,6 @@ class World:
             return take()
 
         return later if self._fiber.elsewhere else take()  # a pipe is the loop's
-
-    def blocking_read(self, pipe: Pipe, count: int) -> Any:
-        if pipe.ready and not self._fiber.elsewhere:
-            return pipe.take(min(count, WRITE_BYTES)) or _CLOSED
-
-        async def take() -> Any:
-            return await pipe.read(min(count, WRITE_BYTES)) or _CLOSED
-
-        return take
 
     def readable(self, pipe: Pipe) -> Own:
         return Own("pollable", Pollable(lambda: pipe.ready, pipe.wait))
@@ -314,7 +296,6 @@ OFFERED: Final[Mapping[str, Mapping[str, Function]]] = {
     "wasi:cli/environment": {
         "get-environment": World.environment,
         "get-arguments": World.environment,
-        "initial-cwd": World.none,
     },
     "wasi:cli/exit": {"exit": World.exit},
     "wasi:cli/stdin": {"get-stdin": World.stdin},
@@ -334,14 +315,13 @@ OFFERED: Final[Mapping[str, Mapping[str, Function]]] = {
         "resolution": World.wall_clock_resolution,
     },
     "wasi:io/poll": {
-        **_methods("pollable", ready=World.ready, block=World.block),
+        **_methods("pollable", block=World.block),
         "poll": World.poll,
     },
     "wasi:io/streams": {
         **_methods(
             "input-stream",
             read=World.read,
-            blocking_read=World.blocking_read,
             subscribe=World.readable,
         ),
         **_methods(
@@ -349,16 +329,13 @@ OFFERED: Final[Mapping[str, Mapping[str, Function]]] = {
             check_write=World.check_write,
             write=World.write,
             blocking_write_and_flush=World.write,
-            flush=World.flush,
             blocking_flush=World.flush,
             subscribe=World.writable,
         ),
     },
     "wasi:random/random": {
         "get-random-bytes": World.random_bytes,
-        "get-random-u64": World.random_u64,
     },
-    "wasi:random/insecure-seed": {"insecure-seed": World.random_seed},
     "wasi:sockets/instance-network": {"instance-network": World.network},
     "wasi:sockets/ip-name-lookup": {"resolve-addresses": World.no_socket},
     "wasi:sockets/tcp-create-socket": {"create-tcp-socket": World.no_socket},
