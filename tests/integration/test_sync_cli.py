@@ -256,6 +256,21 @@ def next_of(watch: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
+def test_a_signal_ends_the_command_and_then_its_lock(pair: Pair) -> None:
+    """Whoever ends `ww lock`, e.g. `timeout`, does not leave a command behind without its lock."""
+    a, b = pair
+    holder = a.start_ww("lock", "ended", "--", "sh", "-c", "echo up; sleep 60; true")
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "up\n"
+        holder.send_signal(signal.SIGTERM)
+        holder.communicate(timeout=20)  # what runs on would hold the pipe
+        assert holder.returncode == 128 + signal.SIGTERM
+        b.ww("lock", "ended", "--wait", "0", "--", "true", check=True)
+    finally:
+        holder.kill()
+
+
 def test_a_backup_is_restored_if_that_is_confirmed(pair: Pair) -> None:
     _, b = pair
     copy = b.home.path / "copy"

@@ -602,37 +602,52 @@ def _run(
 
 
 async def _child(command: list[str], held: Held) -> int:
-    """Run it to its end; where this is cancelled, end it. Returns the code that a shell would."""
+    """Run it to its end; where this is cancelled, end it. Returns the code that a shell would.
+
+    A signal that ends this program is the command's: the lock is held until that has ended.
+    """
     import asyncio
     import os
+    import signal
 
     environment = {**os.environ, "WW_FENCE": held.token.hex()}
-    group = None if sys.stdin.isatty() else 0  # of its own, where it need not be the terminal's
+    grouped = not sys.stdin.isatty()  # in a group of its own, where it need not be the terminal's
+    process: asyncio.subprocess.Process | None = None
+    early: list[int] = []
+
+    def send(number: int) -> None:
+        if process is None:
+            early.append(number)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if grouped else os.kill)(process.pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, send, number)
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment, process_group=group
+            *command, env=environment, process_group=0 if grouped else None
         )
     except OSError as exc:
         note(f"ww: {command[0]}: {exc.strerror}")
         return 127 if isinstance(exc, FileNotFoundError) else 126
+    for each in early:
+        send(each)
     try:
         code = await process.wait()
     finally:
         if process.returncode is None:
-            await _end(process, grouped=group is not None)
+            await _end(process, send, grouped=grouped)
     return code if code >= 0 else 128 - code
 
 
-async def _end(process: asyncio.subprocess.Process, *, grouped: bool) -> None:
+async def _end(
+    process: asyncio.subprocess.Process, send: Callable[[int], None], *, grouped: bool
+) -> None:
     """End a command, and what is in a process group of its own with it."""
-    import os
     import signal
 
     import anyio
-
-    def send(number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            (os.killpg if grouped else os.kill)(process.pid, number)
 
     send(signal.SIGTERM)
     with anyio.CancelScope(shield=True):
