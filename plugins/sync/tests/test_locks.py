@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,25 @@ async def test_an_expired_lock_is_not_extended(tmp_path: Path) -> None:
         with contextlib.suppress(LeaseEnded):
             await holder.end()
         assert await keys(engine) == 1
+
+
+async def test_who_gives_up_is_not_told_how_it_ended_by_a_log(engine: Engine) -> None:
+    """What the store answers to a call that is cancelled is nobody's, and no error of the node."""
+    loop, said = asyncio.get_running_loop(), list[str]()
+    loop.set_exception_handler(lambda _, context: said.append(context["message"]))
+    try:
+        tasks = Tasks()
+        holder = holder_of(engine, (await engine.grant(10.0, ADA)).id, tasks)
+        await engine.end(holder._id, ADA)
+        waits = asyncio.ensure_future(acquiring(holder, NONCES[0]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
+        while tasks:
+            await tasks.wait()
+        del waits
+        gc.collect()
+        assert not said
+    finally:
+        loop.set_exception_handler(None)

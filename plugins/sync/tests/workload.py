@@ -169,8 +169,9 @@ class Client:
                             self.ended = True
                             return
             except Compacted as refused:
-                revision = refused.revision
-                self._note({"watch": watch, "refused": revision})
+                if refused.revision:  # else the store went away before it could be asked
+                    revision = refused.revision
+                    self._note({"watch": watch, "refused": revision})
             except (OverlayError, Closed, Unwritten):
                 await asyncio.sleep(0.1)
 

@@ -291,6 +291,7 @@ class HolderServant(LeaseServant, interface=SCHEMA.Holder):
     async def _give_up(self, wanted: asyncio.Task[Any], key: bytes) -> None:
         """Take back what was, or is just being, put: it would hold up all who come after."""
         await asyncio.wait([wanted])
+        _ = wanted.cancelled() or wanted.exception()  # nobody else asks how it ended
         with contextlib.suppress(WetwareError):  # the lease takes it, then
             await self._engine.txn(Txn((Delete(key),)), self._owner)
 
