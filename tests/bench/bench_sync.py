@@ -3,7 +3,7 @@
 `python tests/bench/bench_sync.py [--quick] [--json] [--seconds N] [--rounds N] [--keys N]`: puts,
 and locks with their unlocks, by 1 and by 64 clients, 64 that want the same lock, and how long after
 its put was asked for an event is told to another client. Then the same puts over more and more
-keys, up to N (1,000,000: 1 GB of disk).
+keys, up to N (1,000,000).
 
 Four clients share a connection: a session over the node's unix socket, one over its encrypted link
 on loopback, or a gRPC channel to etcd without TLS. All of them are in one process; node and etcd
@@ -491,7 +491,7 @@ def owners(node: NodeProcess, many: int) -> list[Key]:
 
 
 async def measure(report: Report, node: NodeProcess, folder: Path, args: Any) -> None:
-    users = owners(node, args.keys // OWNER_KEYS + 1)
+    users = owners(node, max(args.keys // OWNER_KEYS + 1, 1 if args.quick else CONNECTIONS // 4))
     async with contextlib.AsyncExitStack() as stack:
 
         async def clients(keys: Sequence[Key], many: int, *, link: bool = False) -> list[Client]:
