@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -121,6 +121,27 @@ class EtcdProcess:
             self.process.terminate()
         self.process.wait()
         self.process = None
+
+
+@contextlib.contextmanager
+def three_members(directory: Path) -> Iterator[list[EtcdProcess]]:
+    """A cluster of three, which serves."""
+    ports = [(free_port(), free_port()) for _ in range(3)]
+    names = [f"m{n}" for n in range(3)]
+    cluster = ",".join(f"{n}=http://127.0.0.1:{p[1]}" for n, p in zip(names, ports, strict=True))
+    members = [
+        EtcdProcess(directory / name, name, ports=both, cluster=cluster)
+        for name, both in zip(names, ports, strict=True)
+    ]
+    try:
+        for member in members:
+            member.start(ready=False)
+        for member in members:
+            member.wait_ready()
+        yield members
+    finally:
+        for member in members:
+            member.stop(kill=True)
 
 
 class Wire:

@@ -28,7 +28,7 @@ from wetware_sync.engine import (
 )
 from wetware_sync.errors import HomeDown
 
-from .etcds import EtcdProcess, anyio_backend, free_port, one_loop  # noqa: F401 fixtures
+from .etcds import EtcdProcess, anyio_backend, one_loop, three_members  # noqa: F401 fixtures
 from .parts import ADA, BOB, delete, get, put, running, told
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
@@ -211,22 +211,8 @@ async def test_compaction_by_another_entrance(etcd: EtcdProcess) -> None:
 
 @pytest.fixture
 def three(tmp_path: Path) -> Iterator[list[EtcdProcess]]:
-    ports = [(free_port(), free_port()) for _ in range(3)]
-    names = [f"m{n}" for n in range(3)]
-    cluster = ",".join(f"{n}=http://127.0.0.1:{p[1]}" for n, p in zip(names, ports, strict=True))
-    members = [
-        EtcdProcess(tmp_path / name, name, ports=both, cluster=cluster)
-        for name, both in zip(names, ports, strict=True)
-    ]
-    try:
-        for member in members:
-            member.start(ready=False)
-        for member in members:
-            member.wait_ready()
+    with three_members(tmp_path) as members:
         yield members
-    finally:
-        for member in members:
-            member.stop(kill=True)
 
 
 async def test_one_of_three_dies_and_a_watch_goes_on(three: list[EtcdProcess]) -> None:

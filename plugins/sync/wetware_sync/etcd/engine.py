@@ -87,7 +87,7 @@ LOST_S: Final = 5.0
 """Without any member that feeds us, before watches end. With PROBE_S and READ_S a watch is fed by
 another member, or ended, within 10 s after its member was cut from the others."""
 AGAIN_S: Final = 0.1
-LATE_S: Final = 2 * WRITE_S
+LATE_S: Final = 10.0
 """After which a write without an answer has been carried out or never will be."""
 HISTORY_REVISIONS_MAX: Final = 100_000
 HISTORY_BYTES_MAX: Final = 64 << 20

@@ -266,8 +266,10 @@ class Etcd:
         call = member.watches.Watch(metadata=member.metadata)
         held: list[Any] = []
         try:
-            await call.write(pb.WatchRequest(create_request=create))
-            while (reply := await call.read()) is not grpc.aio.EOF:
+            async with asyncio.timeout(READ_S):
+                await call.write(pb.WatchRequest(create_request=create))
+                reply = await call.read()
+            while reply is not grpc.aio.EOF:
                 if reply.compact_revision:
                     raise compacted(reply.compact_revision)
                 if reply.canceled:
@@ -282,6 +284,7 @@ class Etcd:
                     ready = ready[: len(ready) - len(held)]
                 if ready:
                     yield ready
+                reply = await call.read()
             raise Failed(HomeDown("the watch was ended"), begun=False)  # noqa: TRY301
         except Failed as exc:
             self.leave(member)
@@ -293,9 +296,9 @@ class Etcd:
             else:
                 self.leave(member)
             raise _down([member.endpoint], str(_failed(exc))) from None
-        except (grpc.aio.UsageError, asyncio.InvalidStateError) as exc:
+        except (grpc.aio.UsageError, asyncio.InvalidStateError, TimeoutError) as exc:
             self.leave(member)
-            raise _down([member.endpoint], str(exc)) from None
+            raise _down([member.endpoint], str(exc) or "no answer") from None
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
@@ -308,9 +311,12 @@ _READY: Final = grpc.ChannelConnectivity.READY
 
 
 async def cancelled(call: Any) -> None:
-    """End a stream, and see it ended: the loop might be closed before gRPC's thread is done."""
+    """End a stream, and see it ended: the loop might be closed before gRPC's thread is done.
+
+    One that had not begun when its channel was closed never ends.
+    """
     call.cancel()
-    with anyio.CancelScope(shield=True), contextlib.suppress(asyncio.CancelledError):
+    with anyio.move_on_after(1, shield=True), contextlib.suppress(asyncio.CancelledError):
         await call.code()
 
 
