@@ -43,26 +43,29 @@ class Opening(Protocol):
 
 
 class There:
-    """A session at the home of the store, below another one: made at the first use.
+    """A session at an entrance of the store, below another one: made at the first use.
 
     It knows that other one only while it is there: else neither would ever be forgotten.
     """
 
     def __init__(self) -> None:
-        self._node = ""
         self._ready: asyncio.Future[Session] | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def at(self, session: Session, node: str) -> Session:
         """A session at this node, by `session`; raises HomeDown."""
-        if self._task is None or node != self._node or self._is_over():
+        if self._task is None or self._is_over():
             if self._task is not None:
                 self._task.cancel()
-            self._node, self._ready = node, asyncio.get_running_loop().create_future()
+            self._ready = asyncio.get_running_loop().create_future()
             self._ready.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._task = asyncio.create_task(_stay(session, node, self._ready), name="at home")
-        assert self._ready is not None  # noqa: S101  # made with the task
-        return await asyncio.shield(self._ready)
+        ready = self._ready
+        assert ready is not None  # noqa: S101  # made with the task
+        await asyncio.wait([ready])  # where it is given up, who waits is not cancelled with it
+        if ready.cancelled():
+            raise HomeDown(f"the login at {node} was given up", hint="try again")
+        return ready.result()
 
     def _is_over(self) -> bool:
         """Whether the one there is has failed, or lost its connection."""
@@ -106,7 +109,15 @@ def _down(node: str, exc: WetwareError) -> WetwareError:
     )
 
 
-_THERE: WeakKeyDictionary[Session, There] = WeakKeyDictionary()
+# The services of a session may be at different entrances.
+_THERE: WeakKeyDictionary[Session, dict[str, There]] = WeakKeyDictionary()
+
+
+async def _at(session: Session, node: str) -> Session:
+    """A session at this node, which may be the one that there is; raises HomeDown."""
+    if node == session.identity.node:
+        return session
+    return await _THERE.setdefault(session, {}).setdefault(node, There()).at(session, node)
 
 
 class AtHome:
@@ -165,7 +176,7 @@ class AtHome:
         """A session where the store is: at another entrance where one is gone. Raises HomeDown."""
         tried = self.node
         try:
-            return await _THERE.setdefault(session, There()).at(session, self.node)
+            return await _at(session, self.node)
         except HomeDown as exc:
             self.node = ""  # it may be another one by the next time
             home = (await self._here.call("home"))["home"]
@@ -173,7 +184,7 @@ class AtHome:
                 if node == tried:
                     continue
                 with contextlib.suppress(HomeDown):
-                    there = await _THERE.setdefault(session, There()).at(session, node)
+                    there = await _at(session, node)
                     self.node = node
                     return there
             raise exc from None
