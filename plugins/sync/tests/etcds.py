@@ -167,7 +167,11 @@ class Wire:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._port))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._port))
+                except ConnectionRefusedError:  # nobody is there now
+                    near.close()
+                    continue
                 self._sockets += [near, far]
                 if self._cut:
                     return self.cut()
