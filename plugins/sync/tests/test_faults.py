@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ from .watching import Wrong
 from .workload import History, check, ends
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200)]
+
+needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed")
 
 ROOT = Path(__file__).parents[3]
 SECONDS = float(os.environ.get("WW_SYNC_S", "40"))
@@ -123,8 +126,11 @@ class Deployment:
     """A store whose home is `a`, and nodes `b` and `c`, each on a machine of a network.
 
     Attributes:
+        compacted: As in `watching.check`.
         clocks: Of the home, and of some clients.
     """
+
+    compacted: int | None = 0
 
     def __init__(self, lab: Lab, home: Home, path: Path) -> None:
         self.lab, self._home = lab, home
@@ -174,10 +180,24 @@ class Deployment:
             yield session
 
 
-DEPLOYMENTS = {"embedded": Deployment}
+class Etcd(Deployment):
+    """Each of the three runs an etcd; `a`, which is killed and stopped, may be the leader."""
+
+    compacted = None  # up to where the store was moved
+
+    def __init__(self, lab: Lab, home: Home, path: Path) -> None:
+        super().__init__(lab, home, path)
+        on = ",".join(str(node.peer_id) for node in self.nodes.values())
+        with lab.inside("a"):
+            self.nodes["a"].ww("sync", "etcd", "up", "--on", on, "--yes", check=True)
 
 
-@pytest.fixture(params=list(DEPLOYMENTS))
+DEPLOYMENTS = {"embedded": Deployment, "etcd": Etcd}
+
+
+@pytest.fixture(
+    params=["embedded", pytest.param("etcd", marks=[pytest.mark.long, needs_etcd])],
+)
 def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deployment]:
     if reason := missing():
         pytest.skip(reason)
@@ -257,6 +277,7 @@ async def _goes_on(
         for each in clients:
             each.close()
     history = History.of(r for r in records if not r.keys() & {"started", "stopped"})
+    history.compacted = deployment.compacted
     sys.stdout.write(f"seed {SEED}: {history.summary()}; {', '.join(made)}\n")
     try:
         check(history)

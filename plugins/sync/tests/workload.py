@@ -158,7 +158,9 @@ class Client:
                 async with contextlib.aclosing(self._port.watch(prefix, revision)) as events:  # type: ignore[type-var]
                     last = 0
                     async for event in events:
-                        if last and event[0] != last and rng.random() < 0.03:
+                        # Not after the end: who begins a long log again and again ends never.
+                        again = rng.random() < 0.03 and not self._stop.is_set()
+                        if again and last and event[0] != last:
                             if rng.random() < 0.3:
                                 revision = 1  # all of it once more
                             break  # between two revisions
