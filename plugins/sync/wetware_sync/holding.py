@@ -30,6 +30,8 @@ WAIT_MS_MAX: Final = 2**32 - 1
 NONCE_BYTES: Final = 16
 LET_GO_S: Final = 2.0
 """For the end of a block; beyond it the lock is let go in the background."""
+LET_GO_AGAIN_S: Final = 0.25
+"""Between two tries: until one is heard the others wait for a lock that nobody has."""
 
 
 class _Fenceable(Protocol):
@@ -283,7 +285,7 @@ class Sync:
             with contextlib.suppress(WetwareError):
                 await (await lease.ref()).call("let_go", **which)
                 return
-            await asyncio.sleep(1)
+            await asyncio.sleep(LET_GO_AGAIN_S)
 
 
 def _wait_ms(wait_s: float | None) -> int:

@@ -371,7 +371,7 @@ def _serve(path: Path, *args: str) -> subprocess.Popen[str]:
 def _post(
     port: int, body: bytes | str, headers: dict[str, str] | None = None, method: str = "POST"
 ) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         given = {"content-type": "application/json", **(headers or {})}
         connection.request(method, "/", body, given)
@@ -551,7 +551,7 @@ def test_a_call_that_loops_ends(server: Served) -> None:
     loop = {"data": "0x5b600056", "gas": "0xffffffffffff"}
     said = _rpc(port, "eth_call", [loop, "latest"])
     assert "OutOfGas" in said["error"]["message"]
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60  # other tests run beside it
     assert _rpc(port, "eth_chainId")["result"] == hex(CHAIN_ID)
 
 
