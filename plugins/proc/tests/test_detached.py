@@ -361,8 +361,8 @@ async def test_after_kill_9_at_any_moment_what_is_shown_is_true(home: Home, gues
                 named = {each.label.split()[-1] for each in grants if each.label[:7] == "process"}
                 assert named == living
                 assert len(grants) == 2 * len(living)
-                kept = list((node.data_dir / "plugins/proc/detached/code").iterdir())
-                assert len(kept) == bool(living)
+                kept = (node.data_dir / "plugins/proc/detached").glob("*/code")
+                assert {path.parent.name for path in kept} == living
                 for id_ in sorted(living)[2:]:
                     await session.proc.kill(id_)
                 acts = [asyncio.ensure_future(act(session)) for _ in range(4)]
