@@ -17,6 +17,9 @@ import pytest
 
 READY_S = 60.0
 
+needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed")
+"""For tests whose nodes start it themselves."""
+
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:

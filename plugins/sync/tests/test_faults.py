@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,13 +28,13 @@ from wetware.errors import WetwareError
 from wetware.testing import Home, NodeProcess
 from wetware_sync.client import Write
 
+from .etcds import needs_etcd
 from .ports import TREE, TTL_S
 from .watching import Wrong
 from .workload import History, check, ends
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200)]
 
-needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed")
 
 ROOT = Path(__file__).parents[3]
 SECONDS = float(os.environ.get("WW_SYNC_S", "40"))

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,10 +19,12 @@ from wetware.testing import FakeOverlay, overlays, plugin_context
 from wetware_sync.managed.child import Child, EtcdError, check_version, find
 from wetware_sync.managed.pipes import PROTOCOL, Pipes, Room
 
+from .etcds import needs_etcd
+
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.timeout(240),
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed"),
+    needs_etcd,
 ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,11 +19,13 @@ from wetware.testing import Home, NodeProcess, wait_for
 from wetware_sync.engine import Closed, LeaseEnded, Unknown, Unwritten
 from wetware_sync.errors import HomeDown
 
+from .etcds import needs_etcd
+
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.timeout(600),
     pytest.mark.long,
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed"),
+    needs_etcd,
 ]
 
 GOES_ON_S = 5.0

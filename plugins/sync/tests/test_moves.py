@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,10 @@ from wetware_sync.managed.placement import (
     Placements,
 )
 
+from .etcds import needs_etcd
 from .parts import ADA, BOB
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
-needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed")
 
 
 class Node:
