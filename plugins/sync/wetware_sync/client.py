@@ -299,7 +299,7 @@ class Tree:
         reader = await self.ref("reader")
         with self._home.read():
             reply = await reader.call("get", key=key)
-        return _entry(reply["entry"]) if reply["found"] else None
+        return Entry(**reply["entry"]) if reply["found"] else None
 
     async def ls(
         self, prefix: str = "", *, after: str = "", values: bool = False
@@ -311,7 +311,7 @@ class Tree:
             with self._home.read():
                 reply = await reader.call("ls", prefix=prefix, after=after, limit=0, values=values)
             for struct in reply["entries"]:
-                yield _entry(struct)
+                yield Entry(**struct)
                 after = struct["key"]
             more = reply["more"]
 
@@ -427,11 +427,7 @@ def _hold(held: Held | None) -> bytes:
     return b"" if held is None else held.hold
 
 
-def _entry(struct: dict[str, Any]) -> Entry:
-    return Entry(**struct)
-
-
 def _event(struct: dict[str, Any]) -> Event:
     entry = struct["entry"]
     gone = struct["deleted"]
-    return Event(entry["key"], entry["modified"], None if gone else _entry(entry))
+    return Event(entry["key"], entry["modified"], None if gone else Entry(**entry))

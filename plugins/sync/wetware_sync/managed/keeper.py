@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -83,17 +84,14 @@ class Keeper:
             others = tuple(sorted(placement.members.keys() - {me}))
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(pipes.run, lambda: self._placements.changed)
-                tasks.start_soon(self._run, self.child, others, placement.home is not None)
+                new = placement.home is not None
+                tasks.start_soon(partial(self.child.run, others, new=new))
                 while (now := self._part()) and now.since == part.since and now.state != CUT:
                     await self._placements.changed.wait()
                 tasks.cancel_scope.cancel()
         finally:
             self.child = None
             room.close()
-
-    @staticmethod
-    async def _run(child: Child, others: tuple[PeerId, ...], new: bool) -> None:
-        await child.run(others, new=new)
 
     def _admitted(self) -> tuple[PeerId, ...]:
         placement = self._placements.current
