@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
+from wetware.base.private_files import replace_private_file
 from wetware.errors import Busy, Unsupported, WetwareError
 from wetware.identity import Key, PeerId
 from wetware.testing import FakeOverlay, overlays, plugin_context
@@ -458,3 +460,31 @@ async def test_another_cluster_s_placement_says_nothing(tmp_path: Path) -> None:
     signed = await placements(a, tmp_path / "a", a.peer_id).sign(Placement(1, a.peer_id))
     with pytest.raises(BadPlacement):
         await placements(b, tmp_path / "b", a.peer_id).take(signed)
+
+
+async def test_a_placement_on_the_disk_counts_also_where_its_taker_was_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another one of the same version would come in its place, at this node or on the disk."""
+    async with cluster(tmp_path, 1) as (home,):
+        writing, written = threading.Event(), threading.Event()
+        placements = home.home.placements
+        await placements.put(Placement(1, home.peer))
+
+        def slow(path: Path, data: bytes) -> None:
+            writing.set()
+            assert written.wait(60)
+            replace_private_file(path, data)
+
+        monkeypatch.setattr("wetware_sync.managed.placement.replace_private_file", slow)
+        taking = asyncio.create_task(placements.put(Placement(2, home.peer)))
+        assert await asyncio.to_thread(writing.wait, 60)
+        taking.cancel()
+        await asyncio.wait([taking], timeout=0.1)
+        written.set()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        assert placements.current == Placement(2, home.peer)
+        again = Home(home.ctx).placements
+        again.load()
+        assert again.current == placements.current

@@ -23,6 +23,7 @@ from wetware import rpc
 from wetware.base import cbor
 from wetware.base.disk import remedy
 from wetware.base.private_files import read_private_file, replace_private_file
+from wetware.base.threads import to_its_end
 from wetware.errors import Busy, InvalidArgument, WetwareError
 from wetware.hookspecs import PeerUp
 from wetware.identity import Key, PeerId, verify
@@ -185,8 +186,12 @@ class Placements:
     async def take(self, signed: bytes) -> bool:
         """Take one that another member has, if it is newer; whether this is what counts now.
 
-        Raises BadPlacement, and what the disk raises.
+        Raises BadPlacement, and what the disk raises. Who is cancelled waits for its end: one that
+        is on the disk counts, and another of the same version must not come in its place.
         """
+        return await to_its_end(self._take(signed))
+
+    async def _take(self, signed: bytes) -> bool:
         async with self._taking:
             if signed and signed == self.signed:
                 return True
