@@ -33,9 +33,16 @@ class Built:
     venv: Path
 
     def run(
-        self, *args: str, env: dict[str, str] | None = None, timeout_s: float = 90
+        self,
+        *args: str,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout_s: float = 90,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment, e.g. `ww`, without the variables of this process."""
+        """Run a program of the environment, e.g. `ww`, without the variables of this process.
+
+        Its folder is the environment's, which all tests share, unless `cwd` says another.
+        """
         keep = {key: os.environ[key] for key in ("HOME", "LANG", "TMPDIR") if key in os.environ}
         return subprocess.run(
             [str(self.venv / "bin" / args[0]), *args[1:]],
@@ -43,7 +50,7 @@ class Built:
             text=True,
             timeout=timeout_s,
             env={**keep, "PATH": f"{self.venv / 'bin'}:/usr/bin:/bin", **(env or {})},
-            cwd=self.venv,
+            cwd=cwd or self.venv,
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,32 +118,32 @@ def test_the_documents_show_what_is_written(document: str, kind: str) -> None:
 def test_what_is_written_under_another_name_passes_its_tests(
     built: Built, tmp_path: Path, auth: bool
 ) -> None:
-    made = built.run(
-        "ww", "plugin", "new", "my_thing2", *["--auth"][: int(auth)], env={"HOME": str(tmp_path)}
-    )
+    def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return built.run(*args, env={"HOME": str(tmp_path), **env}, cwd=tmp_path)
+
+    new = ("ww", "plugin", "new", "my_thing2", *["--auth"][: int(auth)])
+    made = run(*new)
     assert made.returncode == 0, made.stderr
-    (folder,) = {built.venv / path.partition("/")[0] for path in made.stdout.split()}
+    (folder,) = {tmp_path / path.partition("/")[0] for path in made.stdout.split()}
     assert folder.name == ("ww-auth-my-thing2" if auth else "ww-my-thing2")
-    again = built.run("ww", "plugin", "new", "my_thing2", *["--auth"][: int(auth)])
+    again = run(*new)
     assert again.returncode == EXIT_USAGE
     assert "cannot write" in again.stderr
-    try:
-        for file in folder.rglob("*.*"):
-            if file.is_file():
-                assert not re.search("counter|acme", file.read_text(), re.IGNORECASE), file
-        tests = built.run(
-            "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder),
-            env={"PYTHONPATH": str(folder)},
-        )  # fmt: skip
-        assert tests.returncode == 0, tests.stdout + tests.stderr
-        assert "8 passed" in tests.stdout
-    finally:
-        shutil.rmtree(folder)
+    for file in folder.rglob("*.*"):
+        if file.is_file():
+            assert not re.search("counter|acme", file.read_text(), re.IGNORECASE), file
+    tests = run(
+        "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder),
+        PYTHONPATH=str(folder),
+    )  # fmt: skip
+    assert tests.returncode == 0, tests.stdout + tests.stderr
+    assert "8 passed" in tests.stdout
 
 
 @pytest.mark.parametrize("name", ["2nd", "with-dash", "Upper", "../up", "a b", "enable", ""])
-def test_a_name_that_no_plugin_can_have_is_refused(built: Built, name: str) -> None:
-    before = set(built.venv.iterdir())
-    made = built.run("ww", "plugin", "new", name)
+def test_a_name_that_no_plugin_can_have_is_refused(built: Built, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "desk"  # "../up" would come out beside it
+    folder.mkdir()
+    made = built.run("ww", "plugin", "new", name, env={"HOME": str(folder)}, cwd=folder)
     assert made.returncode != 0
-    assert set(built.venv.iterdir()) == before
+    assert list(tmp_path.rglob("*")) == [folder]
