@@ -38,7 +38,7 @@ from cluster_report import Report, machine, quantile  # noqa: E402
 if TYPE_CHECKING:
     from plugins.auth_evm.tests.chain.net import Net
 
-    from wetware_auth_evm.follower import Follower
+    from wetware_auth_evm.chain.follower import Follower
 
 DECISION_US = 10.0
 BATCH = 100
@@ -171,9 +171,9 @@ async def child(order: dict[str, Any]) -> None:
     from plugins.auth_evm.tests.chain.net import BOUNDS, CODE_HASH, FINALIZED, FakeClock, raw
     from plugins.auth_evm.tests.contract.people import TEAM
 
-    from wetware_auth_evm.endpoints import Endpoints
-    from wetware_auth_evm.follower import Follower
-    from wetware_auth_evm.replica import Replica
+    from wetware_auth_evm.chain.endpoints import Endpoints
+    from wetware_auth_evm.chain.follower import Follower
+    from wetware_auth_evm.chain.replica import Replica
 
     clock = FakeClock(order["time"])
     endpoints = Endpoints([order["url"]], quorum=1, timeout_s=30.0)

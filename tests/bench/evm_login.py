@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from plugins.auth_evm.tests.login.world import World
 
     from wetware.identity import Challenge
-    from wetware_auth_evm.session import StoredSession
+    from wetware_auth_evm.login.session import StoredSession
 
 TARGET_MS = 1.0
 SECTION = "login by wallet, on the node"
@@ -51,7 +51,7 @@ async def _timed(world: World, session: StoredSession, rounds: int) -> list[floa
 
 
 def _proof(session: StoredSession, challenge: Challenge) -> Proof:
-    from wetware_auth_evm.proofs import SESSION_SCHEME, session_statement
+    from wetware_auth_evm.login.proofs import SESSION_SCHEME, session_statement
 
     shown = session.proof
     answer = session.key.sign(session_statement(challenge, shown.digest))
@@ -74,8 +74,8 @@ async def login_figures(report: Report, rounds: int) -> None:
     from plugins.auth_evm.tests.login.contracts_of import deploy
     from plugins.auth_evm.tests.login.world import ALICE, World
 
-    from wetware_auth_evm.addresses import checksum
-    from wetware_auth_evm.statements import recover
+    from wetware_auth_evm.chain.addresses import checksum
+    from wetware_auth_evm.login.statements import recover
 
     report.say(f"\n{SECTION}: {rounds} logins each, one after another; replica warm, anvil")
     with net() as chain, tempfile.TemporaryDirectory() as directory:

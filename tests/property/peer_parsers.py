@@ -1513,14 +1513,15 @@ BLOB = [
 def of_auth_evm() -> Iterator[Parser]:
     """The parsers of auth_evm; ImportError where its packages are missing."""
     from wetware.errors import ConfigError
-    from wetware_auth_evm import abi, events
-    from wetware_auth_evm.addresses import parse_address
-    from wetware_auth_evm.config import Public
-    from wetware_auth_evm.endpoints import Block, _parse, data, quantity
-    from wetware_auth_evm.errors import BadLog
-    from wetware_auth_evm.proofs import PAYLOAD_BYTES_MAX, KeyProof, SessionProof
-    from wetware_auth_evm.replica import parse_state, read_logs
-    from wetware_auth_evm.statements import SessionGrant, recover
+    from wetware_auth_evm.chain import events
+    from wetware_auth_evm.chain.addresses import parse_address
+    from wetware_auth_evm.chain.endpoints import Block, _parse, data, quantity
+    from wetware_auth_evm.chain.errors import BadLog
+    from wetware_auth_evm.chain.replica import parse_state, read_logs
+    from wetware_auth_evm.cli import abi
+    from wetware_auth_evm.login.proofs import PAYLOAD_BYTES_MAX, KeyProof, SessionProof
+    from wetware_auth_evm.login.statements import SessionGrant, recover
+    from wetware_auth_evm.node.config import Public
 
     contract, account, word = b"\x11" * 20, b"\x22" * 20, bytes(31) + b"\1"
     grant = SessionGrant(

@@ -11,7 +11,7 @@ import pytest
 def scrypt_n() -> Iterator[int | None]:
     """What a guess at a passphrase costs otherwise, most of a second: one test looks at that."""
     try:
-        from wetware_auth_evm import wallets
+        from wetware_auth_evm.login import wallets
     except ImportError:  # the extra is not there
         yield None
         return

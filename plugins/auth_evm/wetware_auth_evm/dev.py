@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from wetware.errors import ConfigError
 from wetware.identity import replace_private_file
-from wetware_auth_evm.addresses import keccak
+from wetware_auth_evm.chain.addresses import keccak
+from wetware_auth_evm.cli.profiles import DEFAULT_SCOPE, DEV_FILE
+from wetware_auth_evm.cli.transactions import signed
 from wetware_auth_evm.dev_process import Child, NotStarted, RpcFailed, call, find_anvil
-from wetware_auth_evm.profile import DEFAULT_SCOPE, DEV_FILE
-from wetware_auth_evm.transactions import signed
 
 if TYPE_CHECKING:
     from wetware.hookspecs import EventLogger, PluginContext
-    from wetware_auth_evm.wallets import Wallet, WalletFile
+    from wetware_auth_evm.login.wallets import Wallet, WalletFile
 
 CHAIN_ID: Final = 31337
 """Of every try-out chain: what wallets and tools know as a chain for development."""
@@ -251,7 +251,7 @@ def start(
 
 
 def _banner(kept: dict[str, Any], owner: bytes) -> str:
-    from wetware_auth_evm import wallets
+    from wetware_auth_evm.login import wallets
 
     name = wallets.chosen()
     ww = "ww" if name == "default" else f"ww --key {name}"
@@ -337,7 +337,7 @@ class _Owner:
 
 def _first_owner(owner: bytes | None) -> _Owner:
     """Who will own the contract, and the key where it is here; raises KeyFileError."""
-    from wetware_auth_evm import wallets
+    from wetware_auth_evm.login import wallets
 
     if owner is None:
         made = wallets.load_or_create(wallets.chosen())
@@ -347,7 +347,7 @@ def _first_owner(owner: bytes | None) -> _Owner:
 
 
 def _wallet_of(owner: bytes) -> WalletFile | None:
-    from wetware_auth_evm import wallets
+    from wetware_auth_evm.login import wallets
 
     found = wallets.find(wallets.chosen())
     return found if found is not None and found.address == owner else None
@@ -422,9 +422,9 @@ def _require_py_evm() -> None:
 
 def _begin(port: int, engine: Engine, owner: bytes, scope: str) -> dict[str, Any]:
     """Deploy the contract, by a key that is thrown away; returns what DEV_FILE keeps."""
-    from wetware_auth_evm import abi
-    from wetware_auth_evm.addresses import checksum
-    from wetware_auth_evm.wallets import Wallet
+    from wetware_auth_evm.chain.addresses import checksum
+    from wetware_auth_evm.cli import abi
+    from wetware_auth_evm.login.wallets import Wallet
 
     if engine == "anvil":
         call(port, "anvil_setBalance", "0x" + owner.hex(), hex(BALANCE_WEI))
@@ -464,8 +464,8 @@ def _grant(port: int, kept: dict[str, Any], first: _Owner | None, log: EventLogg
 
     Once: an owner that gave the role up has it no more after a restart.
     """
-    from wetware_auth_evm import abi
-    from wetware_auth_evm.events import role_id
+    from wetware_auth_evm.chain.events import role_id
+    from wetware_auth_evm.cli import abi
 
     state = call(
         port,

@@ -19,8 +19,8 @@ from typing import Any, Final
 from aiohttp import web
 
 from wetware.errors import ConfigError
+from wetware_auth_evm.chain.journal import ChainFull
 from wetware_auth_evm.evm_chain import CallReverted, EvmChain, Refused
-from wetware_auth_evm.journal import ChainFull
 
 BODY_BYTES_MAX: Final = 1 << 20
 BODY_S_MAX: Final = 10.0

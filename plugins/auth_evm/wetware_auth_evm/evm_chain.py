@@ -27,7 +27,7 @@ from eth.vm.spoof import SpoofTransaction
 from eth_typing import Address, BlockNumber, Hash32
 from eth_utils.exceptions import ValidationError
 
-from wetware_auth_evm.journal import Journal
+from wetware_auth_evm.chain.journal import Journal
 
 if TYPE_CHECKING:
     from eth.abc import BlockHeaderAPI

@@ -6,7 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from wetware.hookspecs import AuthBackend, PluginContext, hookimpl
-from wetware_auth_evm.config import AuthEvmConfig
+from wetware_auth_evm.node.config import AuthEvmConfig
 
 if TYPE_CHECKING:
     import typer
@@ -25,8 +25,8 @@ def ww_register_config() -> type:
 @hookimpl
 def ww_register_auth(ctx: PluginContext) -> AuthBackend:
     """The backend `evm`."""
-    from wetware_auth_evm.backend import EvmBackend
-    from wetware_auth_evm.service import EvmService
+    from wetware_auth_evm.node.backend import EvmBackend
+    from wetware_auth_evm.node.service import EvmService
 
     backend = EvmBackend(ctx)
     backend.services = (EvmService(backend),)
@@ -36,6 +36,6 @@ def ww_register_auth(ctx: PluginContext) -> AuthBackend:
 @hookimpl
 def ww_register_commands(app: typer.Typer) -> None:
     """`ww auth evm`."""
-    from wetware_auth_evm.cli import mount
+    from wetware_auth_evm.cli.mount import mount
 
     mount(app)

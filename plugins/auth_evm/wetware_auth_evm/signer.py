@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from wetware.base import paths
 from wetware.errors import AuthError, InvalidArgument
 from wetware.identity import Challenge, Key, LoginStatus, Proof
-from wetware_auth_evm import session as sessions
-from wetware_auth_evm.proofs import (
+from wetware_auth_evm.login import session as sessions
+from wetware_auth_evm.login.proofs import (
     KEY_SCHEME,
     SESSION_SCHEME,
     KeyProof,
@@ -23,7 +23,7 @@ from wetware_auth_evm.proofs import (
 
 if TYPE_CHECKING:
     from wetware.client import KeyChoice
-    from wetware_auth_evm.session import StoredSession
+    from wetware_auth_evm.login.session import StoredSession
 
 ACCOUNT_VARIABLE: Final = "WW_ACCOUNT"
 """For whom a bound key acts, where several accounts bound it."""
@@ -141,7 +141,7 @@ def _account_from_env() -> bytes:
     text = paths.variable(ACCOUNT_VARIABLE)
     if text is None:
         return b""
-    from wetware_auth_evm.addresses import parse_address
+    from wetware_auth_evm.chain.addresses import parse_address
 
     try:
         return parse_address(text)

@@ -122,7 +122,7 @@ def epoch(directory: Path) -> Callable[[], None]:
 
 
 def principals(directory: Path) -> Callable[[], None]:
-    from wetware_auth_evm.roster import Roster
+    from wetware_auth_evm.node.roster import Roster
 
     roster: Any = SimpleNamespace(_file=directory / "file", _log=get_logger("test"), _failing=False)
     return lambda: Roster._write(roster, b"x") and None
@@ -163,7 +163,7 @@ def test_a_key_that_cannot_be_replaced_stays(small_disk: Any) -> None:
 
 
 def test_the_try_out_chain_refuses_a_block_and_stays_whole(small_disk: Any) -> None:
-    from wetware_auth_evm.journal import Journal
+    from wetware_auth_evm.chain.journal import Journal
 
     journal = Journal(small_disk.path / "chain")
     journal.put(b"a", b"1")

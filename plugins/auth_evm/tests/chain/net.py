@@ -19,11 +19,11 @@ from aiohttp import web
 from plugins.auth_evm.tests.contract.chains import ARTIFACT, GENESIS_S, Acl, AnvilChain, anvil_chain
 from plugins.auth_evm.tests.contract.people import MEMBER, OWNER, TEAM
 
-from wetware_auth_evm.endpoints import Endpoints
-from wetware_auth_evm.finality import Bounds, Finality
-from wetware_auth_evm.follower import Follower
-from wetware_auth_evm.history import History
-from wetware_auth_evm.replica import Replica
+from wetware_auth_evm.chain.endpoints import Endpoints
+from wetware_auth_evm.chain.finality import Bounds, Finality
+from wetware_auth_evm.chain.follower import Follower
+from wetware_auth_evm.chain.history import History
+from wetware_auth_evm.chain.replica import Replica
 
 CODE_HASH = bytes.fromhex(ARTIFACT["runtimeKeccak256"].removeprefix("0x"))
 BOUNDS = Bounds(verified_s_max=30.0, tip_age_s_max=120.0, tip_ahead_s_max=60.0)

@@ -15,9 +15,9 @@ from plugins.auth_evm.tests.contract.chains import INSTALL, calldata, find_anvil
 from plugins.auth_evm.tests.contract.people import ALICE, BOB, MEMBER, OWNER, TEAM
 
 from wetware.errors import ConfigError
-from wetware_auth_evm import endpoints as module
-from wetware_auth_evm.addresses import checksum
-from wetware_auth_evm.endpoints import (
+from wetware_auth_evm.chain import endpoints as module
+from wetware_auth_evm.chain.addresses import checksum
+from wetware_auth_evm.chain.endpoints import (
     FAILURES_MAX,
     LATE_MAX,
     Block,
@@ -27,8 +27,8 @@ from wetware_auth_evm.endpoints import (
     fixed,
     quantity,
 )
-from wetware_auth_evm.errors import EndpointFailed, EndpointUnavailable, NoQuorum
-from wetware_auth_evm.follower import STATE_CALL, Follower
+from wetware_auth_evm.chain.errors import EndpointFailed, EndpointUnavailable, NoQuorum
+from wetware_auth_evm.chain.follower import STATE_CALL, Follower
 
 pytestmark = [
     pytest.mark.anyio,
@@ -168,7 +168,7 @@ async def test_a_liar_that_gives_half_of_the_logs_cannot_block_the_honest(
     chain: Net, three: Each, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it gave is read on by the next one, found to be a lie, and read again."""
-    from wetware_auth_evm import follower as follower_module
+    from wetware_auth_evm.chain import follower as follower_module
 
     monkeypatch.setattr(follower_module, "RANGE_BLOCKS_MAX", 2)
     for _ in range(3):
@@ -199,7 +199,7 @@ async def test_a_liar_that_gives_half_of_the_logs_cannot_block_the_honest(
 async def test_a_long_history_survives_endpoints_that_fail_in_the_middle(
     chain: Net, three: Each, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wetware_auth_evm import follower as follower_module
+    from wetware_auth_evm.chain import follower as follower_module
 
     monkeypatch.setattr(follower_module, "RANGE_BLOCKS_MAX", 1)
     for _ in range(6):

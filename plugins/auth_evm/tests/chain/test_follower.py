@@ -23,9 +23,9 @@ from plugins.auth_evm.tests.contract.people import (
     TEAM,
 )
 
-from wetware_auth_evm.errors import ChainRegressed, NoQuorum, WrongChain
-from wetware_auth_evm.finality import Bounds, Finality
-from wetware_auth_evm.follower import Follower
+from wetware_auth_evm.chain.errors import ChainRegressed, NoQuorum, WrongChain
+from wetware_auth_evm.chain.finality import Bounds, Finality
+from wetware_auth_evm.chain.follower import Follower
 
 pytestmark = [
     pytest.mark.anyio,

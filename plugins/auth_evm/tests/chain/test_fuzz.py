@@ -38,9 +38,9 @@ from plugins.auth_evm.tests.contract.people import (
 )
 from plugins.auth_evm.tests.contract.test_property import PEOPLE, History
 
-from wetware_auth_evm.finality import Bounds
-from wetware_auth_evm.follower import Follower
-from wetware_auth_evm.state import State
+from wetware_auth_evm.chain.finality import Bounds
+from wetware_auth_evm.chain.follower import Follower
+from wetware_auth_evm.chain.state import State
 
 pytestmark = [
     pytest.mark.anyio,

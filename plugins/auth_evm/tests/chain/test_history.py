@@ -22,10 +22,10 @@ from plugins.auth_evm.tests.contract.people import ALICE, BOB, MEMBER, OWNER, TE
 
 from wetware.base.disk import RESERVED_FILE
 from wetware.errors import ConfigError
-from wetware_auth_evm import history as module
-from wetware_auth_evm.events import Event, decode
-from wetware_auth_evm.history import EVENTS_FILE, STATE_FILE, History
-from wetware_auth_evm.replica import Replica
+from wetware_auth_evm.chain import history as module
+from wetware_auth_evm.chain.events import Event, decode
+from wetware_auth_evm.chain.history import EVENTS_FILE, STATE_FILE, History
+from wetware_auth_evm.chain.replica import Replica
 
 pytestmark = pytest.mark.anyio
 anvil = pytest.mark.skipif(find_anvil() is None, reason=f"anvil is not installed; run: {INSTALL}")
@@ -253,7 +253,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from plugins.auth_evm.tests.chain.test_history import Fed
-from wetware_auth_evm import history
+from wetware_auth_evm.chain import history
 
 fed = Fed(Path(sys.argv[1]))
 fed.grant()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from wetware_auth_evm.endpoints import Endpoints
+from wetware_auth_evm.chain.endpoints import Endpoints
 
 pytestmark = pytest.mark.anyio
 

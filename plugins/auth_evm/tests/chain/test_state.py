@@ -15,14 +15,14 @@ from plugins.auth_evm.tests.contract.test_property import KEYS, PEOPLE, ROLES, S
 from plugins.auth_evm.tests.contract.test_property import History as Walk
 
 from wetware.errors import ConfigError, InvalidArgument
-from wetware_auth_evm import finality as finalities
-from wetware_auth_evm import replica as replica_module
-from wetware_auth_evm.addresses import parse_address
-from wetware_auth_evm.errors import BadLog, ChainRegressed
-from wetware_auth_evm.events import LAYOUTS, Event, decode, genesis, role_id, role_name
-from wetware_auth_evm.finality import Finality
-from wetware_auth_evm.replica import Replica, parse_state
-from wetware_auth_evm.state import UNTIL_FOREVER, State
+from wetware_auth_evm.chain import finality as finalities
+from wetware_auth_evm.chain import replica as replica_module
+from wetware_auth_evm.chain.addresses import parse_address
+from wetware_auth_evm.chain.errors import BadLog, ChainRegressed
+from wetware_auth_evm.chain.events import LAYOUTS, Event, decode, genesis, role_id, role_name
+from wetware_auth_evm.chain.finality import Finality
+from wetware_auth_evm.chain.replica import Replica, parse_state
+from wetware_auth_evm.chain.state import UNTIL_FOREVER, State
 
 CONTRACT = "0x" + "c0" * 20
 ALICE_, BOB_ = raw(ALICE), raw(BOB)

@@ -24,10 +24,12 @@ from typer.testing import CliRunner
 from wetware.cli.app import options
 from wetware.errors import WetwareError
 from wetware.testing import end_with_parent
-from wetware_auth_evm import abi, cli, wallets
+from wetware_auth_evm.cli import abi
+from wetware_auth_evm.cli import mount as cli
+from wetware_auth_evm.cli.words import who
 from wetware_auth_evm.contract import load as artifact
-from wetware_auth_evm.wallets import Wallet
-from wetware_auth_evm.words import who
+from wetware_auth_evm.login import wallets
+from wetware_auth_evm.login.wallets import Wallet
 
 START_S_MAX = 30.0
 ETHER = 10**18

@@ -9,7 +9,7 @@ import pytest
 from eth_abi.abi import encode
 from plugins.auth_evm.tests.contract import chains
 
-from wetware_auth_evm import abi
+from wetware_auth_evm.cli import abi
 from wetware_auth_evm.contract import load
 
 FUNCTIONS = {e["name"]: e for e in load().abi if e["type"] == "function"}

@@ -15,9 +15,9 @@ from plugins.auth_evm.tests.cli.anvils import CLUSTER, World, dead_url, invoke, 
 from plugins.auth_evm.tests.contract.chains import INSTALL, find_anvil
 
 from wetware.testing import Home
-from wetware_auth_evm import profile as profiles
-from wetware_auth_evm import wallets
-from wetware_auth_evm.words import parse_time, span, when, who
+from wetware_auth_evm.cli import profiles
+from wetware_auth_evm.cli.words import parse_time, span, when, who
+from wetware_auth_evm.login import wallets
 
 SECRET = "4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318"
 ADDRESS = "0x2c7536E3605D9C16a7a3D7b1898e529396a65c23"
@@ -28,7 +28,8 @@ ADDRESS = "0x2c7536E3605D9C16a7a3D7b1898e529396a65c23"
 
 def test_the_commands_are_declared_without_heavy_imports() -> None:
     code = (
-        "import sys, wetware_auth_evm.plugin, wetware_auth_evm.cli, wetware_auth_evm.declarations\n"
+        "import sys, wetware_auth_evm.plugin\n"
+        "import wetware_auth_evm.cli.mount, wetware_auth_evm.cli.declarations\n"
         "heavy = {'web3', 'eth_account', 'eth_abi', 'eth_hash', 'aiohttp', 'coincurve', 'capnp'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
@@ -38,7 +39,7 @@ def test_the_commands_are_declared_without_heavy_imports() -> None:
 
 def test_reading_and_logging_in_need_no_web3() -> None:
     code = (
-        "import sys, wetware_auth_evm.commands, wetware_auth_evm.logins\n"
+        "import sys, wetware_auth_evm.cli.commands, wetware_auth_evm.cli.logins\n"
         "print(sorted({'web3', 'eth_account'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -316,7 +317,7 @@ def test_nested_json_of_an_endpoint_is_refused_where_recursion_has_no_limit(leve
             sys.executable,
             "-c",
             "import sys; sys.setrecursionlimit(10**6)\n"
-            "from wetware_auth_evm.endpoints import _parse\n"
+            "from wetware_auth_evm.chain.endpoints import _parse\n"
             "try: _parse(bytearray(sys.argv[1].encode() * 300_000))\n"
             "except ValueError as exc: print(exc)",
             level,
@@ -334,7 +335,8 @@ def test_signing_leaves_the_limit_of_recursion() -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from wetware_auth_evm import chain_writes as w, wallets\n"
+            "import sys; from wetware_auth_evm.cli import writes as w\n"
+            "from wetware_auth_evm.login import wallets\n"
             "wallet = wallets.Wallet.from_secret(bytes([1]) * 32)\n"
             "tx = w.Transaction(to=bytes(20), data=b'', value=0, chain_id=1)\n"
             "w.sign(wallet, tx, 21000, w.Fees(1, None), 0)\n"

@@ -14,10 +14,11 @@ from eth_account.messages import encode_defunct, encode_typed_data
 from plugins.auth_evm.tests.cli.anvils import CLUSTER, Done, World, dead_url, invoke
 from plugins.auth_evm.tests.login.contracts_of import creation_code
 
-from wetware_auth_evm import logins, session
-from wetware_auth_evm.proofs import FORMS
-from wetware_auth_evm.statements import SessionGrant, recover
-from wetware_auth_evm.words import who
+from wetware_auth_evm.cli import logins
+from wetware_auth_evm.cli.words import who
+from wetware_auth_evm.login import session
+from wetware_auth_evm.login.proofs import FORMS
+from wetware_auth_evm.login.statements import SessionGrant, recover
 
 OTHER = "cd" * 16
 
@@ -119,7 +120,7 @@ def test_what_is_missing_for_a_login_is_named(holder: World) -> None:
 def test_an_encrypted_wallet_signs_with_its_passphrase(
     holder: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wetware_auth_evm import wallets
+    from wetware_auth_evm.login import wallets
 
     wallets.save("sealed", holder.person("ada"), passphrase="p")
     refused = login(holder, key="sealed")

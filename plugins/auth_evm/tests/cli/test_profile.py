@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("eth_hash", reason="needs the extra: pip install 'wetware[evm]'")
 
 from wetware.errors import ConfigError, InvalidArgument
-from wetware_auth_evm import profile
-from wetware_auth_evm.profile import Profile, resolve
+from wetware_auth_evm.chain.profile import Profile
+from wetware_auth_evm.cli import profiles as profile
+from wetware_auth_evm.cli.profiles import resolve
 
 C = {name: bytes([number]) * 20 for number, name in enumerate(("file", "dev", "toml", "own"), 1)}
 CLUSTER = {name: f"{number:016x}" for number, name in enumerate(("node", "file", "own"), 1)}

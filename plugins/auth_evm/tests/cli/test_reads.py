@@ -16,7 +16,7 @@ from plugins.auth_evm.tests.cli.anvils import (
 )
 from plugins.auth_evm.tests.cli.test_writes import PEER, finalized
 
-from wetware_auth_evm.words import who
+from wetware_auth_evm.cli.words import who
 
 DAY_S = 86_400
 
@@ -448,9 +448,9 @@ def test_what_is_explained_is_what_is_decided(world: World) -> None:
     import asyncio
     import random
 
-    from wetware_auth_evm.chain_reads import Chain
-    from wetware_auth_evm.explain import explain
-    from wetware_auth_evm.profile import Profile
+    from wetware_auth_evm.chain.profile import Profile
+    from wetware_auth_evm.cli.explain import explain
+    from wetware_auth_evm.cli.reads import Chain
 
     rng = random.Random(7)
     people = ["ada", "bob", "eve"]

@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("coincurve", reason="needs the extra: pip install 'wetware[evm]'")
 
 from wetware.errors import InvalidArgument, KeyFileError
-from wetware_auth_evm import wallets
-from wetware_auth_evm.statements import recover
-from wetware_auth_evm.wallets import Wallet
+from wetware_auth_evm.login import wallets
+from wetware_auth_evm.login.statements import recover
+from wetware_auth_evm.login.wallets import Wallet
 
 SECRET = bytes.fromhex("7a28b5ba57c53603b0b07b56bba752f7784bf506fa95edc395f5cf6c7514fe9d")
 ADDRESS = "008aeeda4d805471df9b2a5b0f38a0c3bcba786b"

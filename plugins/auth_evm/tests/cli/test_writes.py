@@ -19,8 +19,9 @@ from plugins.auth_evm.tests.cli.anvils import (
     word,
 )
 
-from wetware_auth_evm import abi, chain_writes
-from wetware_auth_evm.words import ALL_RIGHTS, who
+from wetware_auth_evm.cli import abi
+from wetware_auth_evm.cli import writes as chain_writes
+from wetware_auth_evm.cli.words import ALL_RIGHTS, who
 
 DAY_S = 86_400
 
@@ -204,7 +205,7 @@ def test_the_section_is_one_that_a_node_takes(
     world: World, anvil: Anvil, home: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wetware.config import load
-    from wetware_auth_evm.config import AuthEvmConfig, resolve
+    from wetware_auth_evm.node.config import AuthEvmConfig, resolve
 
     (home / "ww.toml").write_text("[node]\nname = 'x'")  # without a new line at its end
     done = invoke("deploy", "--rpc", anvil.url, "--write")

@@ -20,11 +20,13 @@ from plugins.auth_evm.tests.dev.conftest import anvil_path
 
 from wetware.errors import ConfigError, KeyFileError
 from wetware.testing import wait_for
-from wetware_auth_evm import abi, dev, wallets
+from wetware_auth_evm import dev
+from wetware_auth_evm.chain.events import role_id
+from wetware_auth_evm.cli import abi
 from wetware_auth_evm.dev import CHAIN_ID, DevChain
 from wetware_auth_evm.dev_process import RpcFailed, call
-from wetware_auth_evm.events import role_id
-from wetware_auth_evm.wallets import Wallet
+from wetware_auth_evm.login import wallets
+from wetware_auth_evm.login.wallets import Wallet
 
 Starter = Callable[..., DevChain]
 HOLDER = """\
@@ -216,8 +218,8 @@ def test_state_by_block_hash(engine: str, starter: Starter) -> None:
 
 
 def test_the_logs_are_those_of_the_contract(engine: str, starter: Starter) -> None:
-    from wetware_auth_evm.events import fold, genesis
-    from wetware_auth_evm.replica import read_logs
+    from wetware_auth_evm.chain.events import fold, genesis
+    from wetware_auth_evm.chain.replica import read_logs
 
     chain = starter()
     _grant(chain, wallets.load("default"), "member", bytes(19) + b"\1")

@@ -11,8 +11,8 @@ import pytest
 from wetware.base.log import get_logger
 from wetware.errors import ConfigError
 from wetware.hookspecs import Overlay, PluginContext
-from wetware_auth_evm.config import AuthEvmConfig
 from wetware_auth_evm.dev import REQUIRED, decide
+from wetware_auth_evm.node.config import AuthEvmConfig
 
 ADDRESS = "0x" + "11" * 20
 COMPLETE: dict[str, Any] = {

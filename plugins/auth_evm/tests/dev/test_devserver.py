@@ -20,16 +20,17 @@ import pytest
 pytest.importorskip("eth", reason="needs the extra: pip install 'wetware[evm]'")
 
 from wetware.errors import ConfigError
-from wetware_auth_evm import abi, journal
+from wetware_auth_evm.chain import journal
+from wetware_auth_evm.chain.events import role_id
+from wetware_auth_evm.chain.journal import MAGIC, ChainFull, Journal
+from wetware_auth_evm.cli import abi
+from wetware_auth_evm.cli.transactions import signed
 from wetware_auth_evm.contract import load as artifact
 from wetware_auth_evm.dev import CHAIN_ID
 from wetware_auth_evm.dev_process import call
 from wetware_auth_evm.devserver import BATCH_MAX, BODY_BYTES_MAX, REQUESTS_MAX, Rpc
-from wetware_auth_evm.events import role_id
 from wetware_auth_evm.evm_chain import RAW_BYTES_MAX, EvmChain, Refused
-from wetware_auth_evm.journal import MAGIC, ChainFull, Journal
-from wetware_auth_evm.transactions import signed
-from wetware_auth_evm.wallets import Wallet
+from wetware_auth_evm.login.wallets import Wallet
 
 WALLET = Wallet.from_secret(b"\7" * 32)
 NOW = 1_900_000_000

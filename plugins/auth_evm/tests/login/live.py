@@ -25,9 +25,9 @@ from plugins.auth_evm.tests.login.contracts_of import creation_code
 from plugins.auth_evm.tests.login.world import SCOPE, Person
 
 from wetware.testing import end_with_parent, wait_for
-from wetware_auth_evm.addresses import checksum
-from wetware_auth_evm.proofs import SessionProof
-from wetware_auth_evm.session import StoredSession, new_session, save
+from wetware_auth_evm.chain.addresses import checksum
+from wetware_auth_evm.login.proofs import SessionProof
+from wetware_auth_evm.login.session import StoredSession, new_session, save
 
 START_S_MAX = 30.0
 CHAIN_ID = 31337
@@ -108,7 +108,7 @@ class LiveChain:
         seconds: int = 3600,
     ) -> StoredSession:
         """What `ww auth evm login` makes."""
-        from wetware_auth_evm.profile import Profile
+        from wetware_auth_evm.chain.profile import Profile
 
         contract = bytes.fromhex(self.contract[2:])
         profile = Profile(CHAIN_ID, contract, SCOPE, (self.url,), cluster=cluster)

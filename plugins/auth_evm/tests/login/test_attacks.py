@@ -19,15 +19,15 @@ from plugins.auth_evm.tests.login.world import ALICE, BOB, MALLORY, SCOPE, World
 from wetware.base import cbor
 from wetware.hookspecs import Accept, NotMine, Reject
 from wetware.identity import Challenge, Channel, Key, LoginStatus, Principal, Proof
-from wetware_auth_evm.proofs import (
+from wetware_auth_evm.login.proofs import (
     KEY_SCHEME,
     SESSION_SCHEME,
     KeyProof,
     SessionProof,
     session_statement,
 )
-from wetware_auth_evm.session import StoredSession
-from wetware_auth_evm.statements import SESSION_S_MAX, SessionGrant
+from wetware_auth_evm.login.session import StoredSession
+from wetware_auth_evm.login.statements import SESSION_S_MAX, SessionGrant
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,8 @@ from wetware import config as ww_config
 from wetware.config import check_schema, describe
 from wetware.errors import EXIT_CONFIG, ConfigError, InvalidArgument
 from wetware.hookspecs import RoleProfile
-from wetware_auth_evm.config import AuthEvmConfig, Public, resolve, resolve_try_out
-from wetware_auth_evm.roles import Rules, base
+from wetware_auth_evm.node.config import AuthEvmConfig, Public, resolve, resolve_try_out
+from wetware_auth_evm.node.roles import Rules, base
 
 CONTRACT = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
 THREE = ("https://a.example/k1", "https://b.example", "https://c.example:8545/x")

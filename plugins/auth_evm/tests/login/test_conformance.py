@@ -13,8 +13,8 @@ from plugins.auth_evm.tests.login.world import CLUSTER, SCOPE, Person, World
 from wetware.hookspecs import PluginContext
 from wetware.identity import Challenge, Proof
 from wetware.testing import AuthConformance
-from wetware_auth_evm.proofs import SESSION_SCHEME, session_statement
-from wetware_auth_evm.session import StoredSession
+from wetware_auth_evm.login.proofs import SESSION_SCHEME, session_statement
+from wetware_auth_evm.login.session import StoredSession
 
 ADA, EVE = Person("ada"), Person("eve")
 

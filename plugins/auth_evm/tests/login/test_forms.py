@@ -15,8 +15,8 @@ from plugins.auth_evm.tests.login.world import ALICE, CLUSTER
 from wetware.base import cbor
 from wetware.errors import InvalidArgument
 from wetware.identity import Key
-from wetware_auth_evm.proofs import KeyProof, SessionProof
-from wetware_auth_evm.statements import SESSION_S_MAX, SessionGrant, recover
+from wetware_auth_evm.login.proofs import KeyProof, SessionProof
+from wetware_auth_evm.login.statements import SESSION_S_MAX, SessionGrant, recover
 
 KEY = Key.from_seed(b"s" * 32)
 GRANT = SessionGrant(

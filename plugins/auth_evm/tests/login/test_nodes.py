@@ -33,8 +33,8 @@ from wetware.overlay.link import LinkHost, Stream
 from wetware.overlay.rpc_pipe import RpcPipe
 from wetware.testing import Home, NodeProcess, wait_for
 from wetware_auth_evm.client import EvmAuth
-from wetware_auth_evm.proofs import SESSION_SCHEME, session_statement
-from wetware_auth_evm.session import StoredSession
+from wetware_auth_evm.login.proofs import SESSION_SCHEME, session_statement
+from wetware_auth_evm.login.session import StoredSession
 from wetware_auth_evm.signer import BoundKeySigner, SessionSigner
 
 pytestmark = pytest.mark.anyio

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from wetware.errors import ConfigError
-from wetware_auth_evm.proposed import ROLES_FILE, how_to_accept, load, write
-from wetware_auth_evm.roles import Rules
+from wetware_auth_evm.node.proposed import ROLES_FILE, how_to_accept, load, write
+from wetware_auth_evm.node.roles import Rules
 
 BOX = {"reader": frozenset({"Box.get"}), "member": frozenset({"Box.*", "Box.Item.read"})}
 

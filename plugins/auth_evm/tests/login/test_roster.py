@@ -12,8 +12,8 @@ import pytest
 from wetware.base.log import get_logger
 from wetware.base.threads import Threads
 from wetware.identity import Principal
-from wetware_auth_evm import roster as module
-from wetware_auth_evm.roster import NOTHING, PRINCIPALS_FILE, Roster
+from wetware_auth_evm.node import roster as module
+from wetware_auth_evm.node.roster import NOTHING, PRINCIPALS_FILE, Roster
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from plugins.auth_evm.tests.chain.net import DAY_S, Gateway, Net, gateways, urls
 from plugins.auth_evm.tests.contract.people import ADMIN, ROOT, word
 from plugins.auth_evm.tests.login.world import ALICE, BOB, SCOPE, World
 
-from wetware_auth_evm.service import PAGE_MAX, EvmServant, explain
+from wetware_auth_evm.node.service import PAGE_MAX, EvmServant, explain
 
 pytestmark = pytest.mark.anyio
 

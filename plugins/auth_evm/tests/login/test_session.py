@@ -14,18 +14,18 @@ from plugins.auth_evm.tests.login.world import ALICE, BOB, CLUSTER
 from wetware.client import KeyChoice
 from wetware.errors import AuthError, ConfigError, InvalidArgument, KeyFileError
 from wetware.identity import Challenge, Channel, Key, verify
-from wetware_auth_evm import session as sessions
-from wetware_auth_evm.profile import Profile
-from wetware_auth_evm.proofs import (
+from wetware_auth_evm.chain.profile import Profile
+from wetware_auth_evm.login import session as sessions
+from wetware_auth_evm.login.proofs import (
     SCHEMES,
     KeyProof,
     SessionProof,
     key_statement,
     session_statement,
 )
-from wetware_auth_evm.session import StoredSession
+from wetware_auth_evm.login.session import StoredSession
+from wetware_auth_evm.login.statements import recover
 from wetware_auth_evm.signer import make_key_signer, make_session_signer
-from wetware_auth_evm.statements import recover
 
 pytestmark = pytest.mark.anyio
 

@@ -15,10 +15,10 @@ from plugins.auth_evm.tests.login.world import ALICE, BOB, MALLORY, Person, Worl
 
 from wetware.hookspecs import Accept, Withdrawn
 from wetware.identity import LoginStatus
-from wetware_auth_evm import wallet_check
-from wetware_auth_evm.addresses import checksum
-from wetware_auth_evm.proofs import SessionProof
-from wetware_auth_evm.session import StoredSession
+from wetware_auth_evm.chain.addresses import checksum
+from wetware_auth_evm.login import wallet_check
+from wetware_auth_evm.login.proofs import SessionProof
+from wetware_auth_evm.login.session import StoredSession
 
 pytestmark = pytest.mark.anyio
 
@@ -173,7 +173,7 @@ async def test_owners_that_rotate_end_the_live_session(world: World) -> None:
 
 
 def wallet_refusal_s() -> int:
-    from wetware_auth_evm.wallet_sessions import REFUSED_S
+    from wetware_auth_evm.login.wallet_sessions import REFUSED_S
 
     return int(REFUSED_S) + 1
 

@@ -17,7 +17,7 @@ from plugins.auth_evm.tests.login.world import ALICE, BOB, SCOPE, Person, World,
 from wetware.hookspecs import Accept, Resumed, RoleProfile, Suspended, Withdrawn
 from wetware.identity import Key, LoginStatus, PeerId, Proof
 from wetware.testing import Started
-from wetware_auth_evm.proofs import KEY_SCHEME, KeyProof, key_statement
+from wetware_auth_evm.login.proofs import KEY_SCHEME, KeyProof, key_statement
 from wetware_auth_evm.signer import BoundKeySigner
 
 pytestmark = pytest.mark.anyio
@@ -459,7 +459,7 @@ async def test_another_chain_or_contract_stops_the_start(
 
 async def test_the_first_block_is_kept_and_compared(chain: Net, tmp_path: Path) -> None:
     from wetware.errors import ConfigError
-    from wetware_auth_evm.config import Public
+    from wetware_auth_evm.node.config import Public
 
     world = World(chain, tmp_path, poll_s=0.05)
     await run_until(world, lambda: True)
@@ -553,7 +553,7 @@ async def test_without_the_file_nothing_that_was_shared_comes_back(world: World)
 
 
 async def test_principals_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wetware_auth_evm import roster
+    from wetware_auth_evm.node import roster
 
     for person in (ALICE, BOB):
         await world.grant(person.address)

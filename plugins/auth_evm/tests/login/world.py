@@ -28,14 +28,14 @@ from wetware.hookspecs import (
     Withdrawn,
 )
 from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Principal, Proof
-from wetware_auth_evm.addresses import checksum
-from wetware_auth_evm.backend import EvmBackend
-from wetware_auth_evm.config import AuthEvmConfig
-from wetware_auth_evm.proofs import SCHEMES, SESSION_SCHEME, SessionProof, session_statement
-from wetware_auth_evm.session import StoredSession
+from wetware_auth_evm.chain.addresses import checksum
+from wetware_auth_evm.login.proofs import SCHEMES, SESSION_SCHEME, SessionProof, session_statement
+from wetware_auth_evm.login.session import StoredSession
+from wetware_auth_evm.login.statements import SessionGrant
+from wetware_auth_evm.login.wallets import Wallet
+from wetware_auth_evm.node.backend import EvmBackend
+from wetware_auth_evm.node.config import AuthEvmConfig
 from wetware_auth_evm.signer import SessionSigner
-from wetware_auth_evm.statements import SessionGrant
-from wetware_auth_evm.wallets import Wallet
 
 CLUSTER = "c1" * 16
 SCOPE = "team"

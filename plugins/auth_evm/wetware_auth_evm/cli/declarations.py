@@ -1,0 +1,487 @@
+"""The commands of `ww auth evm`: the contract, its roles, and the user's wallets and sessions.
+
+Declarations only, read when one of them is named: what they do is in `commands`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from wetware_auth_evm.cli.given import Where, Write
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+evm_app = typer.Typer(rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Role = Annotated[str, typer.Argument(metavar="ROLE", help="Name of a role.")]
+Address = Annotated[str, typer.Argument(metavar="ADDRESS", help="0x and 40 hex digits.")]
+Expires = Annotated[
+    str, typer.Option(metavar="TIME", help="When it ends: 90d, 12h, or 2027-01-31. At most 400d.")
+]
+Rights = Annotated[
+    str, typer.Option(metavar="MASK", help="What of the role: a mask such as 0x3, or all.")
+]
+DEFAULT_EXPIRES: Final = "90d"
+
+
+def _shared(name: str, kind: Any, default: Any, *flags: str, **settings: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, typer.Option(*flags, **settings)],
+    )
+
+
+_WHERE: Final = (
+    _shared(
+        "rpc",
+        list[str] | None,
+        None,
+        "--rpc",
+        metavar="URL",
+        help="A JSON-RPC endpoint of the chain; repeatable.",
+    ),
+    _shared("contract", str, "", "--contract", metavar="ADDRESS", help="The contract."),
+    _shared("chain_id", int, 0, "--chain-id", min=0, metavar="N", help="The chain (EIP-155)."),
+    _shared(
+        "scope",
+        str,
+        "",
+        "--scope",
+        metavar="NAME",
+        help="The cluster's scope in the contract; ROOT holds in every one.",
+    ),
+    _shared(
+        "profile",
+        Path | None,
+        None,
+        "--profile",
+        metavar="FILE",
+        help="What `ww auth evm export-profile` wrote.",
+    ),
+)
+_WRITE: Final = (
+    _shared(
+        "calldata",
+        bool,
+        False,
+        "--calldata",
+        help="Print the transaction as JSON, for a Safe or a hardware wallet, and send nothing.",
+    ),
+    _shared("wait", str, "final", "--wait", metavar="final|mined|none", help="For what to wait."),
+    _shared(
+        "timeout", float | None, None, "--timeout", metavar="SECONDS", help="How long to wait."
+    ),
+    _shared(
+        "nonce",
+        int | None,
+        None,
+        "--nonce",
+        min=0,
+        metavar="N",
+        help="Number of the transaction, to replace one that is stuck.",
+    ),
+    _shared("fee_gwei", float | None, None, "--fee-gwei", metavar="N", help="At most per gas."),
+    _shared("json", bool, False, "--json", help="Print JSON."),
+)
+
+
+def _command(
+    name: str, *, writes: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Mount a function that takes `where`, and `write` if it writes: with their options."""
+
+    def mount_it(body: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(body, eval_str=True)
+        shared = {p.name: p for p in (*_WHERE, *(_WRITE if writes else ()))}
+        kept = [p for p in own.parameters.values() if p.name not in ("where", "write")]
+        parameters = [*kept, *shared.values()]
+
+        def run(**given: Any) -> None:
+            parts = {name: given.pop(name) for name in shared}
+            parts["rpc"] = tuple(parts["rpc"] or ())
+            writing = {p.name: parts.pop(p.name) for p in _WRITE} if writes else None
+            if writing is not None:
+                given["write"] = Write(**writing)
+            body(**given, where=Where(**parts))
+
+        run.__doc__, run.__name__ = body.__doc__, body.__name__
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        evm_app.command(name)(run)
+        return body
+
+    return mount_it
+
+
+def _do() -> ModuleType:
+    """What the commands do; PluginError with the remedy where the packages are missing."""
+    try:
+        from wetware_auth_evm.cli import commands
+    except ImportError as exc:
+        from wetware.errors import PluginError
+
+        raise PluginError(
+            f"`ww auth evm` needs packages that are not installed ({exc.name})",
+            hint="pip install 'wetware[evm]'",
+        ) from None
+    return commands
+
+
+# --- the chain and the contract -------------------------------------------------------------------
+
+
+@evm_app.command("dev")
+def dev(json: Json = False) -> None:
+    """Run a local chain with the contract until Ctrl-C; or say where the running node's is."""
+    _do().dev(json=json)
+
+
+@_command("deploy", writes=True)
+def deploy(
+    *,
+    owner: Annotated[str, typer.Option(metavar="ADDRESS", help="Who owns it. [your wallet]")] = "",
+    write_config: Annotated[
+        bool, typer.Option("--write", help="Put the section into ww.toml, if it has none.")
+    ] = False,
+    where: Where,
+    write: Write,
+) -> None:
+    """Make a contract, and print the section [plugins.auth_evm] for ww.toml."""
+    _do().deploy(where, write, owner=owner, write_config=write_config)
+
+
+@_command("status")
+def status(*, json: Json = False, where: Where) -> None:
+    """Show chain, contract, endpoints and the local node's replica, and what is wrong."""
+    _do().status(where, json=json)
+
+
+# --- roles ----------------------------------------------------------------------------------------
+
+
+@_command("grant", writes=True)
+def grant(
+    role: Role,
+    address: Annotated[
+        list[str], typer.Argument(metavar="ADDRESS...", help="One or more, up to 100.")
+    ],
+    *,
+    expires: Expires = DEFAULT_EXPIRES,
+    not_before: Annotated[
+        str, typer.Option(metavar="TIME", help="When it begins: 2h, or 2027-01-31.")
+    ] = "",
+    rights: Rights = "all",
+    where: Where,
+    write: Write,
+) -> None:
+    """Give a role, or change its bounds. By the owner, or an admin of the role."""
+    _do().grant(
+        where,
+        write,
+        role=role,
+        addresses=address,
+        expires=expires,
+        not_before=not_before,
+        rights=rights,
+    )
+
+
+@_command("revoke", writes=True)
+def revoke(role: Role, address: Address, *, where: Where, write: Write) -> None:
+    """Take one role of an account: its live sessions lose it at once."""
+    _do().revoke(where, write, role=role, address=address)
+
+
+@_command("revoke-all", writes=True)
+def revoke_all(address: Address, *, yes: Yes = False, where: Where, write: Write) -> None:
+    """Take everything of an account, in every scope: roles, bound keys, sessions."""
+    _do().revoke_all(where, write, address=address, yes=yes)
+
+
+@_command("reset-scope", writes=True)
+def reset_scope(*, yes: Yes = False, where: Where, write: Write) -> None:
+    """End every grant in the scope, of everybody. By the owner."""
+    _do().reset_scope(where, write, yes=yes)
+
+
+@_command("renounce", writes=True)
+def renounce(
+    role: Annotated[
+        str, typer.Argument(metavar="[ROLE]", help="One that you hold; found if left out.")
+    ] = "",
+    *,
+    yes: Yes = False,
+    where: Where,
+    write: Write,
+) -> None:
+    """Give up everything of your own: when your wallet's key is lost or known to others."""
+    _do().renounce(where, write, role=role, yes=yes)
+
+
+@_command("pause", writes=True)
+def pause(*, yes: Yes = False, where: Where, write: Write) -> None:
+    """Stop everything: nobody holds any role until `unpause`. By the owner or a guardian."""
+    _do().pause(where, write, yes=yes)
+
+
+@_command("unpause", writes=True)
+def unpause(*, where: Where, write: Write) -> None:
+    """End a pause. By the owner."""
+    _do().unpause(where, write)
+
+
+@_command("set-admin", writes=True)
+def set_admin(
+    role: Annotated[str, typer.Argument(metavar="ROLE|any", help="`any` is every role.")],
+    address: Address,
+    *,
+    expires: Expires = DEFAULT_EXPIRES,
+    rights: Rights = "all",
+    remove: Annotated[
+        bool, typer.Option("--remove", help="End it, and what was granted under it.")
+    ] = False,
+    where: Where,
+    write: Write,
+) -> None:
+    """Let an account grant a role, within these bounds. By the owner."""
+    _do().set_admin(
+        where, write, role=role, address=address, expires=expires, rights=rights, remove=remove
+    )
+
+
+Peer = Annotated[str, typer.Option("--peer", metavar="PEER_ID", help="The key: 12D3Koo….")]
+OfNode = Annotated[bool, typer.Option("--node", help="The key of this machine's node.")]
+
+
+@_command("bind-key", writes=True)
+def bind_key(
+    role: Annotated[list[str], typer.Argument(metavar="ROLE...", help="Roles that you hold.")],
+    *,
+    peer: Peer = "",
+    node: OfNode = False,
+    expires: Expires = DEFAULT_EXPIRES,
+    where: Where,
+    write: Write,
+) -> None:
+    """Let an Ed25519 key act in roles of yours: for nodes, and for multisigs."""
+    _do().bind_key(where, write, roles=role, peer=peer, node=node, expires=expires)
+
+
+@_command("unbind-key", writes=True)
+def unbind_key(
+    role: Annotated[list[str], typer.Argument(metavar="ROLE...", help="What it was bound to.")],
+    *,
+    peer: Peer = "",
+    node: OfNode = False,
+    account: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Who bound it. [your wallet]")
+    ] = "",
+    where: Where,
+    write: Write,
+) -> None:
+    """End bindings of a key. By the account, the owner or a guardian."""
+    _do().unbind_key(where, write, roles=role, peer=peer, node=node, account=account)
+
+
+@_command("transfer-owner", writes=True)
+def transfer_owner(
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="Who may take it; `none` withdraws an offer.")
+    ],
+    *,
+    yes: Yes = False,
+    where: Where,
+    write: Write,
+) -> None:
+    """Offer the ownership: it can be accepted from 2 days later on, for 14 days."""
+    _do().transfer_owner(where, write, address=address, yes=yes)
+
+
+@_command("accept-owner", writes=True)
+def accept_owner(*, where: Where, write: Write) -> None:
+    """Take the ownership that was offered to your wallet."""
+    _do().accept_owner(where, write)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@_command("list")
+def list_(
+    *,
+    role: Annotated[str, typer.Option(metavar="ROLE", help="Of this role only.")] = "",
+    account: Annotated[str, typer.Option(metavar="ADDRESS", help="Of this account only.")] = "",
+    all_: Annotated[
+        bool, typer.Option("--all", help="In every scope, and what has ended, too.")
+    ] = False,
+    json: Json = False,
+    where: Where,
+) -> None:
+    """Show who holds which role, who may grant, and which keys are bound."""
+    _do().list_(where, role=role, account=account, all_=all_, json=json)
+
+
+@_command("can")
+def can(
+    role: Role,
+    address: Address,
+    *,
+    rights: Annotated[
+        str, typer.Option(metavar="MASK", help="All of these rights, e.g. 0x3. [any]")
+    ] = "",
+    explain: Annotated[bool, typer.Option("--explain", help="Say what decided.")] = False,
+    json: Json = False,
+    where: Where,
+) -> None:
+    """Say whether an account holds a role now. Exit code 77 if not."""
+    _do().can(where, role=role, address=address, rights=rights, explain=explain, json=json)
+
+
+@_command("audit")
+def audit(
+    *,
+    account: Annotated[str, typer.Option(metavar="ADDRESS", help="About this account only.")] = "",
+    last: Annotated[
+        int, typer.Option("--last", min=0, metavar="N", help="The last N only; 0: all.")
+    ] = 0,
+    json: Json = False,
+    where: Where,
+) -> None:
+    """Show the contract's history: every change, when, and by whom; and whether it is complete."""
+    _do().audit(where, account=account, last=last, json=json)
+
+
+# --- sessions, wallets, profiles ------------------------------------------------------------------
+
+Cluster = Annotated[str, typer.Option(metavar="ID", help="The cluster. [that of the profile]")]
+
+
+@_command("login")
+def login(
+    *,
+    roles: Annotated[
+        str, typer.Option(metavar="A,B…", help="What the session may use. [all that you hold]")
+    ] = "",
+    hours: Annotated[
+        float, typer.Option(min=0.01, max=24, help="How long the session lasts.")
+    ] = 24,
+    wallet_address: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="A wallet elsewhere: prints what it has to sign."),
+    ] = "",
+    eip4361: Annotated[
+        bool, typer.Option("--eip4361", help="Sign a text instead of typed data (EIP-712).")
+    ] = False,
+    sign_with_file: Annotated[
+        bool,
+        typer.Option(
+            "--sign-with-file",
+            help="With --wallet-address of a contract wallet: your wallet file signs as its owner.",
+        ),
+    ] = False,
+    signature: Annotated[
+        str,
+        typer.Option(metavar="0x…", help="What the wallet gave for the text printed before."),
+    ] = "",
+    cluster: Cluster = "",
+    json: Json = False,
+    where: Where,
+) -> None:
+    """Let your wallet sign for a session key: for up to 24 h, `ww` commands log in with that."""
+    _do().login(
+        where,
+        cluster=cluster,
+        roles=roles,
+        hours=hours,
+        wallet_address=wallet_address,
+        eip4361=eip4361,
+        sign_with_file=sign_with_file,
+        signature=signature,
+        json=json,
+    )
+
+
+@evm_app.command("logout")
+def logout(
+    cluster: Cluster = "",
+    all_: Annotated[bool, typer.Option("--all", help="Of every cluster.")] = False,
+) -> None:
+    """Forget the session key of this machine."""
+    _do().logout(cluster=cluster, all_=all_)
+
+
+Sealed = Annotated[
+    bool,
+    typer.Option("--passphrase", help="Ask for a passphrase to encrypt with, or WW_PASSPHRASE."),
+]
+
+
+@evm_app.command("forget")
+def forget(
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where nothing is wrong with what is kept.")
+    ] = False,
+) -> None:
+    """Let the local node read the chain anew: after one that took back what was final."""
+    _do().forget(force=force)
+
+
+@evm_app.command("new-key")
+def new_key(
+    name: Annotated[str, typer.Argument(help="A name for ww --key.")] = "default",
+    passphrase: Sealed = False,
+    json: Json = False,
+) -> None:
+    """Make a wallet: a keystore v3 with a passphrase, else a file in the clear, for try-outs."""
+    _do().new_key(name=name, passphrase=passphrase, json=json)
+
+
+@evm_app.command("import-key")
+def import_key(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A keystore v3, or the key in hex; - for stdin.")
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="For ww --key. [that of --key]")] = "",
+    passphrase: Sealed = False,
+    json: Json = False,
+) -> None:
+    """Bring a wallet's key. A keystore stays encrypted with its passphrase."""
+    _do().import_key(file=file, name=name, passphrase=passphrase, json=json)
+
+
+@evm_app.command("address")
+def address(json: Json = False) -> None:
+    """Print the address of your wallet."""
+    _do().address(json=json)
+
+
+@_command("export-profile")
+def export_profile(
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to; - for stdout.")] = "-",
+    *,
+    cluster: Cluster = "",
+    where: Where,
+) -> None:
+    """Write down chain, contract, endpoints and cluster, for the members of a cluster."""
+    _do().export_profile(where, file=file, cluster=cluster)
+
+
+@evm_app.command("use-profile")
+def use_profile(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A profile; - for stdin.")],
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not ask its endpoints whether it is right.")
+    ] = False,
+) -> None:
+    """Keep a profile as yours: the commands here then find their chain by it."""
+    _do().use_profile(file=file, offline=offline)

@@ -1,0 +1,490 @@
+"""What commands read of a chain: its identity, the contract's state, and its whole history.
+
+What decides is taken by quorum; logs may come from any endpoint, because `head` proves them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+
+from eth_hash.auto import keccak
+
+from wetware.errors import EXIT_UNREACHABLE
+from wetware_auth_evm import contract as artifact
+from wetware_auth_evm.chain.endpoints import (
+    LOGS_BYTES_MAX,
+    Block,
+    Endpoint,
+    Endpoints,
+    data,
+    fixed,
+    quantity,
+)
+from wetware_auth_evm.chain.errors import (
+    BadLog,
+    ChainError,
+    EndpointFailed,
+    EndpointUnavailable,
+    WrongChain,
+)
+from wetware_auth_evm.chain.finality import quorum_default
+from wetware_auth_evm.chain.replica import read_logs
+from wetware_auth_evm.chain.state import State
+from wetware_auth_evm.cli import abi
+from wetware_auth_evm.cli.words import who
+
+TIMEOUT_S: Final = 10.0
+"""For one answer of an endpoint."""
+RANGE_BLOCKS_MAX: Final = 10_000
+"""Of one request for logs; halved where an endpoint refuses it."""
+TIMES_MAX: Final = 8
+"""Blocks whose time is asked for at once."""
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from wetware_auth_evm.chain.events import Event
+    from wetware_auth_evm.chain.profile import Profile
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+
+
+class Unreachable(EndpointUnavailable):
+    """No endpoint of the chain answers."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class ContractState(NamedTuple):
+    """What of the contract is one of a kind: `state()`."""
+
+    seq: int
+    head: bytes
+    changed_at: int
+    owner: bytes
+    paused: bool
+    pending: bytes
+    ready_at: int
+
+
+class Logged(NamedTuple):
+    """An event, and where one endpoint says that it is.
+
+    Attributes:
+        event: What happened; proved by `head` where the history is complete.
+        block: Number.
+        tx: Hash of the transaction.
+        time: Of the block, Unix s, if the log says so; else None.
+    """
+
+    event: Event
+    block: int
+    tx: bytes
+    time: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The contract's events up to a block.
+
+    Attributes:
+        logs: In their order; without a gap as far as they go.
+        state: What they lead to.
+        contract: What a quorum says of the contract at `block`.
+        block: Up to which.
+        problems: Per endpoint whose logs do not lead to `contract.head`: what is wrong with them.
+        source: The endpoint whose logs these are.
+    """
+
+    logs: tuple[Logged, ...]
+    state: State
+    contract: ContractState
+    block: Block
+    problems: tuple[tuple[str, str], ...]
+    source: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether the hash over the events is the contract's."""
+        return (self.state.seq, self.state.head) == (self.contract.seq, self.contract.head)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The contract's state at the newest and at the newest final block, both verified.
+
+    Attributes:
+        history: Up to the newest block.
+        final: The state at `final_block`.
+        final_block: None where nothing is final yet.
+        now: Unix s, by which records are judged: the later of this machine's and the chain's.
+    """
+
+    history: History
+    final: State
+    final_block: Block | None
+    now: int
+
+
+@dataclass(slots=True)
+class Probe:
+    """What one endpoint says, for `status`.
+
+    Attributes:
+        name: Scheme, host and port.
+        chain_id: Or None.
+        block: Its newest, or None.
+        latency_s: Of its last answer.
+        error: Why it did not answer, or "".
+        dissent: In what it contradicts the others, or "".
+    """
+
+    name: str
+    chain_id: int | None = None
+    block: Block | None = None
+    latency_s: float = 0.0
+    error: str = ""
+    dissent: str = ""
+
+
+class Chain:
+    """A chain, and the contract on it, as a command sees them.
+
+    Args:
+        profile: Where they are. Without a chain ID, that of the endpoints is taken.
+        timeout_s: For one answer.
+
+    Attributes:
+        profile: With the chain ID, after `identify`.
+        endpoints: For what takes a quorum.
+    """
+
+    def __init__(self, profile: Profile, *, timeout_s: float = TIMEOUT_S) -> None:
+        count = len(profile.endpoints)
+        self.profile = profile
+        self.endpoints = Endpoints(
+            profile.endpoints,
+            quorum=min(profile.quorum or quorum_default(count), count),
+            timeout_s=timeout_s,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.endpoints.aclose()
+
+    # --- endpoints --------------------------------------------------------------------------------
+
+    async def first(self, method: str, *params: Any, bytes_max: int | None = None) -> Any:
+        """The answer of the first endpoint that gives one; raises Unreachable, Reverted."""
+        failures: list[EndpointFailed] = []
+        extra = {} if bytes_max is None else {"bytes_max": bytes_max}
+        for endpoint in self.endpoints.each:
+            try:
+                return await endpoint.call(method, *params, **extra)
+            except EndpointFailed as exc:
+                failures.append(exc)
+        # A refusal says more than that others are down.
+        for failure in failures:
+            if not isinstance(failure, EndpointUnavailable):
+                raise failure
+        raise self._unreachable([exc.message for exc in failures])
+
+    def _unreachable(self, errors: Sequence[str]) -> Unreachable:
+        where = "the local chain" if self.profile.dev else "the chain"
+        hint = (
+            "its node has ended: start it again with `ww node --auth evm --dev`, or the chain "
+            "alone with `ww auth evm dev`"
+            if self.profile.dev
+            else "check the URL and the network, or name another endpoint with --rpc URL"
+        )
+        return Unreachable(f"no endpoint of {where} answers: {'; '.join(errors)[:400]}", hint=hint)
+
+    async def identify(self, *, contract: bool = True) -> None:
+        """Compare chain ID, first block and code with the profile's; raises WrongChain.
+
+        No endpoint may be of another chain, not one.
+        """
+        ids = await self._each("eth_chainId", quantity)
+        expected = self.profile.chain_id
+        found = {value for value, _ in ids.values() if value is not None}
+        if not found:
+            raise self._unreachable([error for _, error in ids.values()])
+        for name, (value, _) in ids.items():
+            if expected and value is not None and value != expected:
+                raise WrongChain(
+                    f"{name} serves chain {value}, and {self.profile.source or 'the profile'} is "
+                    f"of chain {expected}",
+                    hint="name an endpoint of the right chain with --rpc URL, or the other chain's "
+                    "contract with --chain-id and --contract",
+                )
+        if not expected and len(found) > 1:
+            raise WrongChain(
+                f"the endpoints serve different chains: {', '.join(map(str, sorted(found)))}",
+                hint="give --chain-id",
+            )
+        self.profile = replace(self.profile, chain_id=expected or found.pop())
+        await self._compare_genesis()
+        if contract:
+            await self._compare_code()
+
+    async def _each(
+        self, method: str, parse: Callable[[Any], T], *params: Any
+    ) -> dict[str, tuple[T | None, str]]:
+        """Endpoint → (answer, "") or (None, why)."""
+
+        async def ask(endpoint: Endpoint) -> tuple[T | None, str]:
+            try:
+                return parse(await endpoint.call(method, *params)), ""
+            except ChainError as exc:
+                return None, exc.message
+            except (ValueError, TypeError, KeyError):
+                return None, f"{endpoint.name}: a malformed answer"
+
+        answers = await asyncio.gather(*map(ask, self.endpoints.each))
+        return {e.name: answer for e, answer in zip(self.endpoints.each, answers, strict=True)}
+
+    async def _compare_genesis(self) -> None:
+        if not self.profile.genesis_hash:
+            return
+        first = await self.endpoints.block(0)
+        if first.hash != self.profile.genesis_hash:
+            raise WrongChain(
+                f"chain {self.profile.chain_id} of the endpoints has another first block than "
+                f"{self.profile.source} names",
+                hint="a local chain that was begun anew is another chain: deploy again, or set "
+                "genesis_hash",
+            )
+
+    async def _compare_code(self) -> None:
+        address = who(self.profile.contract)
+        raw = await self.endpoints.agree("eth_getCode", address, "latest", key=data)
+        code = data(raw)
+        if keccak(code) != (self.profile.code_hash or artifact.load().runtime_hash):
+            what = "another contract than WetwareACL" if code else "no contract"
+            raise WrongChain(
+                f"there is {what} at {address} on chain {self.profile.chain_id}",
+                hint="check the address (--contract), or make one: ww auth evm deploy",
+            )
+
+    async def genesis(self) -> bytes:
+        return (await self.endpoints.block(0)).hash
+
+    async def probe(self) -> list[Probe]:
+        """Ask every endpoint for itself; compare what they say."""
+        ids = await self._each("eth_chainId", quantity)
+        tips = await self._each("eth_getBlockByNumber", Block.parse, "latest", False)
+        found = []
+        for endpoint in self.endpoints.each:
+            (chain_id, error), (block, tip_error) = ids[endpoint.name], tips[endpoint.name]
+            why = (error or tip_error).removeprefix(f"{endpoint.name}: ")
+            found.append(Probe(endpoint.name, chain_id, block, endpoint.latency_s, why))
+        await self._compare_probes(found)
+        return found
+
+    async def _compare_probes(self, probes: Sequence[Probe]) -> None:
+        """Find who contradicts the others about the newest block that all of them have."""
+        there = [probe for probe in probes if probe.block is not None]
+        if len(there) < 2:
+            return
+        lowest = min(probe.block.number for probe in there if probe.block is not None)
+        hashes = await self._each("eth_getBlockByNumber", Block.parse, hex(lowest), False)
+        votes = Counter(block.hash for block, _ in hashes.values() if block is not None)
+        if len(votes) < 2:
+            return
+        (usual, count), *_ = votes.most_common(1)
+        for probe in there:
+            block = hashes[probe.name][0]
+            if block is not None and (block.hash != usual or count * 2 <= sum(votes.values())):
+                probe.dissent = f"another block {lowest} than others: 0x{block.hash.hex()[:16]}…"
+
+    # --- the contract -----------------------------------------------------------------------------
+
+    async def call(
+        self, function: str, *args: Any, block: Block | None = None, sender: bytes = b""
+    ) -> tuple[Any, ...]:
+        """What a view of the contract returns, by quorum; raises NoQuorum, Reverted."""
+        query = {
+            "to": who(self.profile.contract),
+            "data": "0x" + abi.calldata(function, *args).hex(),
+        }
+        if sender:
+            query["from"] = who(sender)
+        at: Any = block.reference if block is not None else "latest"
+        answer = await self.endpoints.agree("eth_call", query, at, key=data)
+        return abi.results(function, data(answer))
+
+    async def state(self, block: Block) -> ContractState | None:
+        """`state()` at a block, by quorum; None where there is no contract yet."""
+        query = {
+            "to": who(self.profile.contract),
+            "data": "0x" + abi.calldata("state").hex(),
+        }
+        answer = data(await self.endpoints.agree("eth_call", query, block.reference, key=data))
+        return ContractState(*abi.results("state", answer)) if answer else None
+
+    async def tip(self) -> Block:
+        return await self.endpoints.newest("latest")
+
+    async def final(self, tip: Block) -> Block | None:
+        """The newest block that is final; None where there is none yet."""
+        finality = self.profile.when_final
+        if finality.kind == "latest":
+            return tip
+        if finality.kind == "depth":
+            number = tip.number - finality.depth
+            return await self.endpoints.block(number) if number >= 0 else None
+        return await self.endpoints.newest("finalized")
+
+    # --- the history ------------------------------------------------------------------------------
+
+    async def history(self, say: Say | None = None) -> History:
+        """The events up to the newest block: of the first endpoint whose events are all there.
+
+        Where none has them all: of the one that gets furthest, with what is wrong.
+        """
+        block = await self.tip()
+        contract = await self.state(block)
+        if contract is None:
+            raise WrongChain(f"there is no contract in block {block.number}")
+        problems: list[tuple[str, str]] = []
+        best: tuple[list[Logged], State, str] | None = None
+        for endpoint in self.endpoints.each:
+            try:
+                logs, problem = await self._logs(endpoint, block.number, say)
+            except EndpointFailed as exc:
+                problems.append((endpoint.name, exc.message.removeprefix(f"{endpoint.name}: ")))
+                continue
+            kept, state, gap = self._fold(logs, contract)
+            if best is None or state.seq > best[1].seq or not (problem or gap):
+                best = kept, state, endpoint.name
+            if not (problem or gap):
+                break
+            problems.append((endpoint.name, problem or gap))
+        if best is None:
+            raise self._unreachable([f"{name}: {why}" for name, why in problems])
+        return History(tuple(best[0]), best[1], contract, block, tuple(problems), best[2])
+
+    def _fold(
+        self, logs: Sequence[Logged], contract: ContractState
+    ) -> tuple[list[Logged], State, str]:
+        """(the logs that follow each other from the first on, their state, what is wrong)."""
+        state = State(self.profile.chain_id, self.profile.contract)
+        kept: list[Logged] = []
+        for logged in logs:
+            if logged.event.seq > contract.seq:
+                return kept, state, f"an event {logged.event.seq} that the contract does not have"
+            if logged.event.seq != state.seq + 1:
+                what = "is there twice" if logged.event.seq <= state.seq else "is missing"
+                number = logged.event.seq if what == "is there twice" else state.seq + 1
+                return kept, state, f"event {number} of {contract.seq} {what}"
+            try:
+                state.apply(logged.event)
+            except BadLog as exc:
+                return kept, state, exc.message
+            kept.append(logged)
+        if state.seq < contract.seq:
+            return kept, state, f"event {state.seq + 1} of {contract.seq} is missing"
+        if state.head != contract.head:
+            return kept, state, "an event was changed: the hash over all of them is not head"
+        return kept, state, ""
+
+    async def _logs(
+        self, endpoint: Endpoint, last: int, say: Say | None
+    ) -> tuple[list[Logged], str]:
+        """The contract's logs from one endpoint, and what is wrong with one of them, or ""."""
+        found: list[Logged] = []
+        first, width, problem = self.profile.deployed_at, RANGE_BLOCKS_MAX, ""
+        spoke = time.monotonic()
+        while first <= last:
+            until = min(last, first + width - 1)
+            asked = {
+                "address": who(self.profile.contract),
+                "fromBlock": hex(first),
+                "toBlock": hex(until),
+            }
+            try:
+                raw = await endpoint.call("eth_getLogs", asked, bytes_max=LOGS_BYTES_MAX)
+            except EndpointFailed as exc:
+                if isinstance(exc, EndpointUnavailable) or width == 1:
+                    raise
+                width = max(1, width // 2)  # too many blocks, or too many logs
+                continue
+            for item in raw if isinstance(raw, list) else ():
+                try:
+                    found += self._logged(item)
+                except BadLog as exc:
+                    problem = problem or exc.message
+            if say is not None and time.monotonic() - spoke > 2:
+                spoke = time.monotonic()
+                say(f"reading logs: block {until} of {last}")
+            first = until + 1
+        found.sort(key=lambda logged: logged.event.seq)
+        return found, problem
+
+    def _logged(self, item: Any) -> list[Logged]:
+        try:
+            # Some endpoints say it, and it saves a request for each block.
+            at = quantity(item["blockTimestamp"]) if item.get("blockTimestamp") else None
+            block, tx = quantity(item["blockNumber"]), fixed(item["transactionHash"], 32)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise BadLog("a malformed log") from None
+        return [Logged(e, block, tx, at) for e in read_logs([item], self.profile.contract)]
+
+    async def view(self, say: Say | None = None) -> View:
+        """The whole state, verified; raises BadLog where no endpoint has the whole history."""
+        history = await self.history(say)
+        if not history.complete:
+            raise BadLog(
+                f"no endpoint has the whole history: {history.problems[0][0]}: "
+                f"{history.problems[0][1]}",
+                hint="name another endpoint with --rpc URL; `ww auth evm audit` shows what is "
+                "there",
+            )
+        final = State(self.profile.chain_id, self.profile.contract)
+        block = await self.final(history.block)
+        if block is not None and (at := await self.state(block)) is not None:
+            for logged in history.logs[: at.seq]:
+                final.apply(logged.event)
+            if final.head != at.head:
+                raise BadLog(
+                    f"the final block {block.number} has other events than the newest one",
+                    hint="the chain is being reorganised: try again in a minute",
+                )
+        now = max(int(time.time()), history.block.time)
+        return View(history, final, block, now)
+
+    async def times(self, logs: Sequence[Logged]) -> dict[int, int]:
+        """Block → its time (Unix s), of the events' blocks; what nobody says is left out."""
+        found = {logged.block: logged.time for logged in logs if logged.time is not None}
+        slots = asyncio.Semaphore(TIMES_MAX)
+
+        async def ask(number: int) -> None:
+            async with slots:
+                try:
+                    raw = await self.first("eth_getBlockByNumber", hex(number), False)
+                    found[number] = Block.parse(raw).time
+                except (ChainError, ValueError, KeyError, TypeError):
+                    return
+
+        await asyncio.gather(*map(ask, {logged.block for logged in logs} - found.keys()))
+        return found
+
+
+def wide(text: Any) -> int:
+    """A JSON-RPC quantity of up to 256 bits; raises ValueError."""
+    if not isinstance(text, str) or not text.startswith("0x") or not 3 <= len(text) <= 66:
+        raise ValueError("not a quantity")
+    return int(text, 16)

@@ -1,0 +1,503 @@
+"""Transactions: estimated, signed here, sent to every endpoint, followed until they are final.
+
+Requests have a time limit each. What goes wrong is said in a sentence: no funds, wrong chain, what
+the contract refused and why, stuck, taken back by the chain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from wetware.errors import EXIT_DENIED, InvalidArgument
+from wetware_auth_evm.chain.addresses import keccak
+from wetware_auth_evm.chain.endpoints import Reverted, fixed, quantity
+from wetware_auth_evm.chain.errors import BadLog, ChainError, EndpointFailed, NoQuorum
+from wetware_auth_evm.chain.replica import read_logs
+from wetware_auth_evm.cli import abi
+from wetware_auth_evm.cli.reads import Chain, Say, wide
+from wetware_auth_evm.cli.transactions import signed
+from wetware_auth_evm.cli.words import who
+
+if TYPE_CHECKING:
+    from wetware_auth_evm.chain.events import Event
+    from wetware_auth_evm.login.wallets import Wallet
+
+MINED_S_MAX: Final = 180.0
+"""Until it is in a block; 15 blocks of mainnet."""
+FINAL_S_MAX: Final = 1800.0
+"""Until that block is final; mainnet takes 13 to 19 minutes."""
+POLL_S, POLL_S_MAX = 0.25, 4.0
+TIP_WEI: Final = 1_000_000_000
+"""For the validator, where the endpoints do not say what is usual: 1 gwei."""
+GAS_SPARE: Final = 1.2
+"""Of what was estimated: the state may differ a little when it is mined."""
+FEE_BUMP: Final = 1.125
+"""More than this a replacement has to pay, by what nodes ask: 10 % and some."""
+GWEI: Final = 10**9
+
+Wait = Literal["final", "mined", "none"]
+
+
+class ContractRefused(ChainError):
+    """The contract would refuse, or has refused, the transaction.
+
+    Attributes:
+        name: Of the contract's error, or "".
+    """
+
+    code = "evm.contract_refused"
+    exit_code = EXIT_DENIED
+    name: str = ""
+
+
+class NoFunds(ChainError):
+    """The account cannot pay for the transaction."""
+
+    code = "evm.no_funds"
+
+
+class Stuck(ChainError):
+    """A transaction was sent and is in no block after its time."""
+
+    code = "evm.stuck"
+
+
+class NotSent(ChainError):
+    """Every endpoint refused the transaction."""
+
+    code = "evm.not_sent"
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """What is to be sent.
+
+    Attributes:
+        to: The contract, 20 bytes; empty: it makes one.
+        data: The call.
+        chain_id: EIP-155.
+        value: Wei.
+    """
+
+    to: bytes
+    data: bytes
+    chain_id: int
+    value: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a Safe or a hardware wallet: `--calldata`."""
+        return {
+            "to": who(self.to) if self.to else None,
+            "data": "0x" + self.data.hex(),
+            "value": str(self.value),
+            "chainId": self.chain_id,
+        }
+
+    def query(self, sender: bytes) -> dict[str, str]:
+        """As a parameter of eth_call and eth_estimateGas."""
+        found = {"from": who(sender), "data": "0x" + self.data.hex(), "value": hex(self.value)}
+        return {**found, "to": who(self.to)} if self.to else found
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """How to send.
+
+    Attributes:
+        wait: For what.
+        timeout_s: In all, or None for MINED_S_MAX and FINAL_S_MAX.
+        nonce: Of the transaction; None: the next one. Replaces a stuck one.
+        fee_gwei: At most per gas; None: twice what the newest block took.
+    """
+
+    wait: Wait = "final"
+    timeout_s: float | None = None
+    nonce: int | None = None
+    fee_gwei: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fees:
+    """What is paid per gas, in wei; `tip` is None for a chain without EIP-1559."""
+
+    most: int
+    tip: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a transaction.
+
+    Attributes:
+        tx: Its hash.
+        status: How far it got: "sent", "mined", "final".
+        block: In which it is, or None.
+        created: The address of the contract that it made, or empty.
+        events: Of the contract, that it caused.
+        gas: That it took.
+        nonce: Its number.
+    """
+
+    tx: bytes
+    status: Literal["sent", "mined", "final"]
+    nonce: int
+    block: int | None = None
+    created: bytes = b""
+    events: tuple[Event, ...] = ()
+    gas: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        from wetware_auth_evm.cli.words import event_plain
+
+        return {
+            "tx": "0x" + self.tx.hex(),
+            "status": self.status,
+            "block": self.block,
+            "nonce": self.nonce,
+            "gas": self.gas,
+            "contract": who(self.created) if self.created else None,
+            "events": [event_plain(event) for event in self.events],
+        }
+
+
+async def send(
+    chain: Chain, wallet: Wallet, tx: Transaction, how: Sending, say: Say, *, poll_s: float = POLL_S
+) -> Outcome:
+    """Send a transaction, and wait as `how` says; `chain` has been identified.
+
+    Raises ContractRefused, NoFunds, NotSent, Stuck, ChainError. What was sent stays sent: an error
+    after that says so.
+    """
+    say("estimating")
+    gas = await _estimate(chain, wallet.address, tx)
+    fees = await _fees(chain, how.fee_gwei)
+    await _check_funds(chain, wallet.address, tx, gas, fees)
+    nonce = how.nonce
+    if nonce is None:
+        raw = await chain.first("eth_getTransactionCount", who(wallet.address), "pending")
+        nonce = quantity(raw)
+    tx_hash = await _send(chain, wallet, tx, gas, fees, nonce)
+    say(f"sent 0x{tx_hash.hex()}")
+    outcome = Outcome(tx_hash, "sent", nonce)
+    if how.wait == "none":
+        return outcome
+    started = time.monotonic()
+    outcome = await _mined(
+        chain, wallet.address, tx, outcome, fees, how.timeout_s or MINED_S_MAX, say, poll_s
+    )
+    if how.wait == "mined":
+        return outcome
+    left_s = FINAL_S_MAX if how.timeout_s is None else how.timeout_s - (time.monotonic() - started)
+    return await _final(chain, outcome, left_s, say, poll_s)
+
+
+# --- before it is sent ----------------------------------------------------------------------------
+
+
+def refused(exc: Reverted) -> ContractRefused:
+    why = abi.refusal(exc.returned)
+    error = ContractRefused(why.sentence, hint=why.hint)
+    error.name = why.name
+    return error
+
+
+async def _estimate(chain: Chain, sender: bytes, tx: Transaction) -> int:
+    try:
+        estimated = quantity(await chain.first("eth_estimateGas", tx.query(sender)))
+    except Reverted as exc:
+        raise refused(exc) from None
+    except EndpointFailed as exc:
+        if _is_no_funds(exc.message):
+            raise await _no_funds(chain, sender, None) from None
+        raise
+    return int(estimated * GAS_SPARE)
+
+
+async def _fees(chain: Chain, fee_gwei: float | None) -> Fees:
+    block = await chain.first("eth_getBlockByNumber", "latest", False)
+    base = block.get("baseFeePerGas") if isinstance(block, dict) else None
+    if fee_gwei is not None and not 0 <= fee_gwei <= 1_000_000:
+        raise InvalidArgument(f"a fee of {fee_gwei:g} gwei", hint="write a number such as 30")
+    named = None if fee_gwei is None else int(fee_gwei * GWEI)
+    if base is None:
+        return Fees(wide(await chain.first("eth_gasPrice")) if named is None else named, None)
+    try:
+        # A try-out's chain takes nothing; anvil proposes what is usual elsewhere all the same.
+        free = chain.profile.dev
+        tip = 0 if free else wide(await chain.first("eth_maxPriorityFeePerGas"))
+    except (EndpointFailed, ValueError):
+        tip = TIP_WEI
+    most = 2 * wide(base) + tip if named is None else named
+    return Fees(most, min(tip, most))
+
+
+async def _check_funds(chain: Chain, sender: bytes, tx: Transaction, gas: int, fees: Fees) -> None:
+    needed = gas * fees.most + tx.value
+    if needed and wide(await chain.first("eth_getBalance", who(sender), "latest")) < needed:
+        raise await _no_funds(chain, sender, needed)
+
+
+async def _no_funds(chain: Chain, sender: bytes, needed: int | None) -> NoFunds:
+    there = wide(await chain.first("eth_getBalance", who(sender), "latest"))
+    takes = f", and this may take {ether(needed)}" if needed is not None else ""
+    return NoFunds(
+        f"{who(sender)} has {ether(there)} on chain {chain.profile.chain_id}{takes}",
+        hint=f"send some to {who(sender)}, choose another wallet with ww --key NAME, or pass "
+        "--calldata to let another account send it",
+    )
+
+
+def ether(wei: int) -> str:
+    return f"{wei / 10**18:.6g} of the chain's coin" if wei else "nothing"
+
+
+def _is_no_funds(text: str) -> bool:
+    return "insufficient" in text.lower() or "not enough" in text.lower()
+
+
+# --- sending --------------------------------------------------------------------------------------
+
+
+def sign(wallet: Wallet, tx: Transaction, gas: int, fees: Fees, nonce: int) -> tuple[bytes, bytes]:
+    """(the transaction as it is sent, its hash)."""
+    raw = signed(
+        wallet,
+        chain_id=tx.chain_id,
+        nonce=nonce,
+        to=tx.to,
+        data=tx.data,
+        gas=gas,
+        value=tx.value,
+        price=fees.most,
+        tip=fees.tip,
+    )
+    return raw, keccak(raw)
+
+
+async def _send(
+    chain: Chain, wallet: Wallet, tx: Transaction, gas: int, fees: Fees, nonce: int
+) -> bytes:
+    raw, tx_hash = sign(wallet, tx, gas, fees, nonce)
+    errors = await _broadcast(chain, raw)
+    if errors is not None and fees.tip is not None and any(map(_is_bad_type, errors)):
+        # A chain that has base fees, and takes no transactions of type 2.
+        raw, tx_hash = sign(wallet, tx, gas, replace(fees, tip=None), nonce)
+        errors = await _broadcast(chain, raw)
+    if errors is None:
+        return tx_hash
+    said = "; ".join(errors)[:400]
+    if _is_no_funds(said):
+        raise await _no_funds(chain, wallet.address, gas * fees.most + tx.value)
+    if "nonce" in said.lower():
+        raise NotSent(
+            f"the number {nonce} of the transaction is not the next one: {said}",
+            hint="another one of this wallet was faster; run the command again, without --nonce",
+        )
+    if "underpriced" in said.lower():
+        raise NotSent(
+            f"a transaction with the number {nonce} waits already, and this one does not pay "
+            f"more: {said}",
+            hint=f"wait for it, or replace it with --nonce {nonce} --fee-gwei "
+            f"{fees.most * FEE_BUMP / GWEI * 2:.3g}",
+        )
+    raise NotSent(f"no endpoint took the transaction: {said}", hint="ww auth evm status")
+
+
+def _is_bad_type(text: str) -> bool:
+    lower = text.lower()
+    return "type" in lower and ("not supported" in lower or "unsupported" in lower)
+
+
+async def _broadcast(chain: Chain, raw: bytes) -> list[str] | None:
+    """Give it to every endpoint; None if one took it, else why not."""
+
+    async def give(endpoint: Any) -> str | None:
+        try:
+            await endpoint.call("eth_sendRawTransaction", "0x" + raw.hex())
+        except ChainError as exc:
+            known = "already known" in exc.message.lower() or "already imported" in exc.message
+            return None if known else exc.message
+        return None
+
+    errors = await asyncio.gather(*map(give, chain.endpoints.each))
+    return None if None in errors else [error for error in errors if error is not None]
+
+
+# --- after it is sent -----------------------------------------------------------------------------
+
+
+async def _until(
+    condition: Callable[[], Awaitable[Any]], timeout_s: float, poll_s: float
+) -> tuple[Any, str]:
+    """(what `condition` gives that is not None, or None after the time; the last failure)."""
+    deadline, failure = time.monotonic() + timeout_s, ""
+    while True:
+        try:
+            if (found := await condition()) is not None:
+                return found, ""
+            failure = ""
+        except (EndpointFailed, NoQuorum) as exc:
+            failure = exc.message
+        if time.monotonic() >= deadline:
+            return None, failure
+        await asyncio.sleep(min(poll_s, max(0.0, deadline - time.monotonic())))
+        poll_s = min(poll_s * 1.3, POLL_S_MAX)
+
+
+async def _receipt(chain: Chain, tx_hash: bytes) -> dict[str, Any] | None:
+    """The receipt on which a quorum agrees; None where too few have one."""
+
+    def key(raw: Any) -> Any:
+        return raw["blockHash"], raw["blockNumber"], raw["status"], quantity(raw["gasUsed"])
+
+    try:
+        found: dict[str, Any] = await chain.endpoints.agree(
+            "eth_getTransactionReceipt", "0x" + tx_hash.hex(), key=key
+        )
+    except NoQuorum:
+        return None
+    return found
+
+
+async def _mined(
+    chain: Chain,
+    sender: bytes,
+    tx: Transaction,
+    sent: Outcome,
+    fees: Fees,
+    timeout_s: float,
+    say: Say,
+    poll_s: float,
+) -> Outcome:
+    receipt, failure = await _until(lambda: _receipt(chain, sent.tx), timeout_s, poll_s)
+    if receipt is None:
+        raise await _stuck(chain, sender, sent, fees, timeout_s, failure)
+    return await _judge(chain, sender, tx, sent, receipt, say)
+
+
+async def _judge(
+    chain: Chain,
+    sender: bytes,
+    tx: Transaction,
+    sent: Outcome,
+    receipt: dict[str, Any],
+    say: Say,
+) -> Outcome:
+    number = quantity(receipt["blockNumber"])
+    if quantity(receipt["status"]) != 1:
+        raise await _failed(chain, sender, tx, sent, number)
+    created = fixed(receipt["contractAddress"], 20) if receipt.get("contractAddress") else b""
+    contract = created or tx.to
+    try:
+        events = tuple(read_logs(receipt.get("logs", []), contract))
+    except BadLog:  # of another contract than ours: told, not judged
+        events = ()
+    say(f"mined in block {number}")
+    return replace(
+        sent,
+        status="mined",
+        block=number,
+        created=created,
+        events=events,
+        gas=quantity(receipt["gasUsed"]),
+    )
+
+
+async def _failed(
+    chain: Chain, sender: bytes, tx: Transaction, sent: Outcome, number: int
+) -> ContractRefused:
+    """Why a mined transaction changed nothing: what it says when it is run again."""
+    why = "the transaction ran out of gas, or the state has changed since"
+    error = ContractRefused("")
+    try:
+        await chain.first("eth_call", tx.query(sender), hex(number))
+    except Reverted as exc:
+        error = refused(exc)
+        why = error.message
+    except ChainError:
+        pass
+    error.message = f"0x{sent.tx.hex()} is in block {number} and changed nothing: {why}"
+    error.args = (error.message,)
+    error.hint = error.hint or "run the command again"
+    return error
+
+
+async def _stuck(
+    chain: Chain, sender: bytes, sent: Outcome, fees: Fees, timeout_s: float, failure: str
+) -> ChainError:
+    """What to say of a transaction that is in no block."""
+    name = f"0x{sent.tx.hex()}"
+    try:
+        raw = await chain.first("eth_getTransactionCount", who(sender), "latest")
+        used = quantity(raw) > sent.nonce
+        receipt = await chain.first("eth_getTransactionReceipt", name) if used else None
+    except ChainError as exc:
+        failure, used, receipt = exc.message, False, None
+    if failure:
+        return Stuck(
+            f"{name} was sent, and the endpoints do not say what became of it: {failure}",
+            hint="it may be carried out; look with `ww auth evm audit` when they answer again",
+        )
+    if used and receipt is None:
+        return NotSent(
+            f"{name} was replaced by another transaction of {who(sender)} with the number "
+            f"{sent.nonce}",
+            hint="run the command again if it is still to be done",
+        )
+    higher = max(fees.most * FEE_BUMP * 2 / GWEI, 0.01)
+    return Stuck(
+        f"{name} was sent, and is in no block after {timeout_s:.0f} s",
+        hint="it may still be carried out. Wait and look with `ww auth evm audit`; or replace it: "
+        f"the same command with --nonce {sent.nonce} --fee-gwei {higher:.3g}",
+    )
+
+
+async def _final(
+    chain: Chain, mined: Outcome, timeout_s: float, say: Say, poll_s: float
+) -> Outcome:
+    """Wait until the block is final, and the transaction is still in it."""
+    where = [mined]
+
+    async def settled() -> Outcome | None:
+        now = where[0]
+        final = await chain.final(await chain.tip())
+        if final is None or now.block is None or final.number < now.block:
+            return None
+        receipt = await _receipt(chain, now.tx)
+        if receipt is None:
+            say("no longer in a block: the chain was reorganised; waiting for it to come back")
+            where[0] = replace(now, block=None)
+            return None
+        if (number := quantity(receipt["blockNumber"])) != now.block:
+            say(f"moved to block {number} by a reorganisation")
+            where[0] = now = replace(now, block=number)
+        return now if number <= final.number else None
+
+    async def look() -> Outcome | None:
+        if where[0].block is None and (receipt := await _receipt(chain, mined.tx)) is not None:
+            number = quantity(receipt["blockNumber"])
+            say(f"mined again in block {number}")
+            where[0] = replace(where[0], block=number)
+        return await settled()
+
+    found: Outcome | None
+    found, failure = await _until(look, max(0.0, timeout_s), poll_s)
+    if found is not None:
+        say("final")
+        return replace(found, status="final")
+    if where[0].block is None:
+        raise Stuck(
+            f"0x{mined.tx.hex()} was taken out of the chain by a reorganisation, and did not come "
+            "back",
+            hint="run the command again",
+        )
+    why = f" ({failure})" if failure else ""
+    say(
+        f"not final yet{why}: a grant begins when it is; what takes away acts already. "
+        "`ww auth evm status` shows how far the chain is"
+    )
+    return where[0]

@@ -1,0 +1,1 @@
+"""Logging in: what wallets and session keys sign, and how it is judged."""

@@ -1,0 +1,1 @@
+"""The node's side: settings, roles, the backend, the service for operators."""
