@@ -19,8 +19,7 @@ from pathlib import Path
 import pytest
 from tests.packaging.conftest import Built
 
-from wetware.testing import Home, NodeProcess, wait_for
-from wetware.testing.nodes import end_with_parent
+from wetware.testing import Home, NodeProcess, end_with_parent, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wetware.testing.nodes import end_with_parent
+from wetware.testing import end_with_parent
 
 INTERNET = "5.0.0"
 """Its addresses are global to `ipaddress`; those of 203.0.113.0/24, made for this, are private."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wetware.testing.nodes import end_with_parent, wait_for
+from wetware.testing import end_with_parent, wait_for
 
 from .cluster import Cluster
 from .lab import Network, _inside, _run

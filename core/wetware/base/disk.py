@@ -171,7 +171,7 @@ def _allocate(fd: int) -> None:
             at += step
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | bytearray) -> None:
     """Write all of it."""
     view = memoryview(data)
     while view:

@@ -7,6 +7,7 @@ in one process.
 
 from __future__ import annotations
 
+from wetware.base.launch import end_with_parent
 from wetware.testing.clock import FakeClock
 from wetware.testing.conformance import (
     AuthConformance,
@@ -20,7 +21,6 @@ from wetware.testing.nodes import (
     STOP_S_MAX,
     Home,
     NodeProcess,
-    end_with_parent,
     tasks_of_core,
     wait_for,
 )

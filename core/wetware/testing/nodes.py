@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -60,14 +59,6 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def end_with_parent() -> None:
-    """For `preexec_fn`: the child is killed when the thread that started it ends, however it does.
-
-    So that no process stays behind when tests are killed. Linux only (PR_SET_PDEATHSIG).
-    """
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def tasks_of_core() -> list[asyncio.Task[object]]:

@@ -14,13 +14,15 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from wetware.base.log import get_logger
-from wetware.base.threads import Threads, to_its_end
-from wetware.errors import InternalError, LimitExceeded
+from wetware.errors import InternalError
 from wetware_proc.driver import DriverUnavailable
-from wetware_proc.wasm.compile import NO_ROOM, Cache, clean, in_child, limit_self, written
+from wetware_proc.wasm.compile import Cache, ChildFailed, limit_self, made, written
+
+if TYPE_CHECKING:
+    from wetware.base.threads import Threads
 
 STACK_BYTES: Final = 2 << 20
 """Of a guest: so much takes Python to find out itself that it recurses too deeply."""
@@ -59,19 +61,12 @@ async def built(cache: Cache, threads: Threads) -> Path:
     if (path := await threads.run(cache.find, wanted)) is not None:
         return path
     log.info("runner.building", hint="once, and again after an upgrade")
-    part = cache.part()
     try:
-        returned, words = await in_child(__name__, b"", part, WALL_S_MAX)
-        if returned == NO_ROOM:
-            raise LimitExceeded(f"the runner of Python cannot be written: {clean(words)}")
-        if returned:
-            log.error("runner.failed", code=returned, words=words)
-            raise InternalError("the runner of Python failed to build", hint="the node's log")
-        path = await to_its_end(threads.run(cache.add, wanted, part))
+        path = await made(cache, threads, wanted, __name__, b"", WALL_S_MAX)
+    except ChildFailed:
+        raise InternalError("the runner of Python failed to build", hint="the node's log") from None
     except TimeoutError:
         raise InternalError(f"the runner of Python is not built in {WALL_S_MAX:g} s") from None
-    finally:
-        part.unlink(missing_ok=True)
     log.info("runner.built")
     return path
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import hashlib
 import os
 import resource
@@ -21,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from wetware.base.disk import write_all
+from wetware.base.launch import end_with_parent
 from wetware.base.log import get_logger
 from wetware.base.threads import Threads, to_its_end
 from wetware.errors import InternalError, LimitExceeded
@@ -125,59 +126,72 @@ class Compiler:
         if not afresh and (path := await self._threads.run(self._cache.find, digest)) is not None:
             return path
         async with self._places:
-            part = self._cache.part()
             try:
-                await self._in_child(code, part)
-                return await to_its_end(self._threads.run(self._cache.add, digest, part))
-            finally:
-                part.unlink(missing_ok=True)
+                return await made(self._cache, self._threads, digest, __name__, code, WALL_S_MAX)
+            except TimeoutError:
+                raise CodeRefused(f"the module is not compiled within {WALL_S_MAX:.0f} s") from None
+            except ChildFailed as exc:
+                if exc.code == REFUSED:
+                    raise CodeRefused(f"no WebAssembly module: {exc}") from None
+                if exc.code < 0:
+                    raise CodeRefused(
+                        f"the module costs more to compile than {CPU_S_MAX} s, or "
+                        f"{MEMORY_BYTES_MAX >> 30} GiB of memory "
+                        f"({signal.Signals(-exc.code).name})"
+                    ) from None
+                raise InternalError("the compiler failed", hint="the node's log says why") from None
 
-    async def _in_child(self, code: bytes, part: Path) -> None:
+
+class ChildFailed(Exception):
+    """A child made no machine code; `str` says why.
+
+    Args:
+        code: That it returned.
+        words: What it wrote to stderr.
+    """
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(clean(words))
+        self.code = code
+
+
+async def made(
+    cache: Cache, threads: Threads, digest: str, module: str, data: bytes, wall_s: float
+) -> Path:
+    """Have a module of ours make machine code of `data`, in a process of its own, for the cache.
+
+    That has this process's ID as its argument, and has ended, however this returns.
+    Raises TimeoutError, ChildFailed, and LimitExceeded where the node has no room for the result.
+    """
+    part = cache.part()
+    try:
+        part.touch(0o600, exist_ok=False)
+        with part.open("wb") as file:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", "-m", module, str(os.getpid()),
+                stdin=asyncio.subprocess.PIPE, stdout=file, stderr=asyncio.subprocess.PIPE,
+                env={"LANG": "C.UTF-8"}, start_new_session=True,
+            )  # fmt: skip
         try:
-            returned, words = await in_child(__name__, code, part, WALL_S_MAX)
-        except TimeoutError:
-            raise CodeRefused(f"the module is not compiled within {WALL_S_MAX:.0f} s") from None
-        if returned == _REFUSED:
-            raise CodeRefused(f"no WebAssembly module: {clean(words)}")
+            async with asyncio.timeout(wall_s):
+                _, said = await child.communicate(data)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            returned = await to_its_end(child.wait())
+        words = said.decode(errors="replace")
         if returned == NO_ROOM:
             raise LimitExceeded(
                 f"the machine code cannot be written: {clean(words)}",
                 hint="make room on the disk of the node",
             )
-        if returned < 0:
-            raise CodeRefused(
-                f"the module costs more to compile than {CPU_S_MAX} s, or {MEMORY_BYTES_MAX >> 30} "
-                f"GiB of memory ({signal.Signals(-returned).name})"
-            )
         if returned:
-            log.error("compiler.failed", code=returned, words=words)
-            raise InternalError("the compiler failed", hint="the log of the node says why")
-
-
-async def in_child(module: str, data: bytes, out: Path, wall_s: float) -> tuple[int, str]:
-    """Run a module of ours in a process of its own, whose argument is this process's ID.
-
-    It reads `data`, and writes to the file `out`. Returns its return code, and what it wrote to
-    stderr. Raises TimeoutError; it has ended, however this returns.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    file = os.open(out, flags, 0o600)
-    try:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-m", module, str(os.getpid()),
-            stdin=asyncio.subprocess.PIPE, stdout=file, stderr=asyncio.subprocess.PIPE,
-            env={"LANG": "C.UTF-8"}, start_new_session=True,
-        )  # fmt: skip
+            if returned != REFUSED:
+                log.error("compiler.failed", by=module, code=returned, words=words)
+            raise ChildFailed(returned, words)
+        return await to_its_end(threads.run(cache.add, digest, part))
     finally:
-        os.close(file)
-    try:
-        async with asyncio.timeout(wall_s):
-            _, words = await child.communicate(data)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        returned = await to_its_end(child.wait())
-    return returned, words.decode(errors="replace")
+        part.unlink(missing_ok=True)
 
 
 def clean(words: str) -> str:
@@ -188,16 +202,14 @@ def clean(words: str) -> str:
 
 # --- in the child --------------------------------------------------------------------------------
 
-_REFUSED, NO_ROOM = 3, 4
-_PR_SET_PDEATHSIG: Final = 1
+REFUSED, NO_ROOM = 3, 4
 
 
 def limit_self(
     parent: int, *, memory_bytes: int = MEMORY_BYTES_MAX, cpu_s: int = CPU_S_MAX, files: int = 32
 ) -> None:
     """Take less of the machine, and end with the parent."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if not end_with_parent(parent):
         sys.exit(1)
     for kind, most in (
         (resource.RLIMIT_AS, memory_bytes),
@@ -218,16 +230,14 @@ def main(read: Callable[[], bytes]) -> int:
         data = Module(new_engine(), code).serialize()
     except (WasmtimeError, MemoryError) as exc:
         sys.stderr.write(clean(str(exc) or "it takes too much memory"))
-        return _REFUSED
+        return REFUSED
     return written(data)
 
 
 def written(data: bytes | bytearray) -> int:
     """Write what was made; returns the code to exit with."""
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(1, view) :]
+        write_all(1, data)
     except OSError as exc:
         sys.stderr.write(exc.strerror or "")
         return NO_ROOM

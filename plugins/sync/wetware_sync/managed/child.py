@@ -14,11 +14,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from wetware.base import launch
 from wetware.base.backoff import Backoff
 from wetware.base.log import get_logger
 from wetware.errors import Unsupported, WetwareError
@@ -40,7 +40,6 @@ ANSWER_S: Final = 5.0
 ANSWER_BYTES_MAX: Final = 64 << 20
 QUOTA_BYTES: Final = 8 << 30
 """Of etcd's database; the engine's own bounds are far below."""
-_LAUNCH: Final = Path(__file__).with_name("launch.py")
 _LOG: Final = "etcd.log"
 _BAD: Final = (
     ((0, 0, 0), (3, 4, 22), "it may lose or corrupt what was written"),
@@ -175,7 +174,7 @@ class Child:
         output = os.open(self.room.directory / _LOG, flags, 0o600)
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), *command),
+                *(sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *command),
                 cwd=self.room.directory,
                 env={},  # it would read settings there
                 stdin=asyncio.subprocess.DEVNULL,
