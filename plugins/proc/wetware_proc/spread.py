@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import os
 import sys
-from asyncio import FIRST_COMPLETED
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -125,29 +126,33 @@ class _Full(Exception):
     """The node has no room now; the cause says what of."""
 
 
+@dataclass(eq=False, kw_only=True)
 class _Place:
     """A member that takes part.
 
-    Args:
-        node: Its peer ID; "" is the session's node.
+    Attributes:
         image: The function there.
         grants: What it is given there.
         processors: That the member has.
-
-    Attributes:
         running: Calls of ours.
         full: It had no room, and no call of ours has ended since.
         lost: Set when it is used no more.
     """
 
-    def __init__(self, node: str, image: Any, grants: Mapping[str, Any], processors: int) -> None:
-        self.node, self.image, self.grants = node, image, grants
-        self.processors, self.running, self.full = max(1, processors), 0, False
-        self.lost = asyncio.Event()
+    image: Any
+    grants: Mapping[str, Any]
+    processors: int
+    running: int = 0
+    full: bool = False
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+_Call = tuple[int, Any, int]
+"""Its place in the order, its item, and which try it is."""
 
 
 class Spread:
-    """The calls of one `map`.
+    """The calls of one `map`. `results` decides, and the tasks tell it that something `changed`.
 
     Args:
         executor: The session's.
@@ -172,78 +177,56 @@ class Spread:
             raise InvalidArgument("concurrency and retries are 0 or more")
         self._executor, self._job, self._on, self._options = executor, job, on, options
         self._concurrency, self._retries = concurrency, retries
-        self._places: dict[str, _Place] = {}
-        self._kept: set[str] = set()  # nodes of places, and of those that are on their way
-        self._failed: Exception | None = None
-        self._tasks, self._looks = Tasks(), asyncio.Lock()
-        self._changed, self._joined = asyncio.Event(), asyncio.Event()
+        self._places: dict[str, _Place | None] = {}  # by node; None: it is being logged in at
+        self._running: dict[asyncio.Task[Any], tuple[_Place, _Call]] = {}
+        self._failed: Exception | None = None  # what the last login did, if none has worked since
+        self._tasks, self._changed = Tasks(), asyncio.Event()
 
     async def results(self, items: Iterable[Any], *, ordered: bool) -> AsyncGenerator[Any, None]:
         """See Executor.map."""
-        source = enumerate(items)
-        running: set[asyncio.Task[tuple[int, Any]]] = set()
+        source, waiting = enumerate(items), deque[_Call]()
         done: dict[int, Any] = {}
         begun = given = 0
         try:
             await self._look()
             if self._on:
                 self._tasks.start(self._watch())
-            joined = self._tasks.start(self._joined.wait())
             while True:
-                places = self._places.values()
-                most = self._concurrency or sum(place.processors for place in places) or 1
-                while len(running) < most and begun - given < AHEAD * most:
+                most = self._concurrency or sum(each.processors for each in self._ready()) or 1
+                while len(self._running) + len(waiting) < most and begun - given < AHEAD * most:
                     if (item := next(source, None)) is None:
                         break
-                    running.add(asyncio.ensure_future(self._one(*item)))
+                    waiting.append((*item, 1))
                     begun += 1
-                if not running:
+                if not (waiting or self._running):
                     return
-                await asyncio.wait({joined, *running}, return_when=FIRST_COMPLETED)
-                if joined.done():
-                    self._joined.clear()
-                    joined = self._tasks.start(self._joined.wait())
-                ended = {task for task in running if task.done()}
-                running -= ended
-                done.update(task.result() for task in ended)
+                if not self._places:
+                    await self._look()
+                while waiting and (place := self._free()) is not None:
+                    self._begin(place, waiting.popleft())
+                await self._changed.wait()
+                self._changed.clear()
+                self._take(done, waiting)
                 while given in done if ordered else done:
                     yield done.pop(given if ordered else next(iter(done)))
                     given += 1
         finally:
-            for task in running:
+            for task in self._running:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*self._running, return_exceptions=True)
             await self._tasks.end()
 
-    # --- one call ---
+    # --- calls ---
 
-    async def _one(self, index: int, item: Any) -> tuple[int, Any]:
+    def _begin(self, place: _Place, call: _Call) -> None:
+        place.running += 1
+        task = asyncio.ensure_future(self._at(place, call))
+        self._running[task] = place, call
+        task.add_done_callback(lambda _: self._changed.set())
+
+    async def _at(self, place: _Place, call: _Call) -> Any:
+        _, item, attempt = call
         data, refs = packed_arguments([item])
-        attempt = 1
-        while True:
-            place = await self._free()
-            place.running += 1
-            full = False
-            try:
-                return index, await self._at(place, data, refs, attempt)
-            except _Full as exc:
-                place.full = full = True
-                ours = sum(each.running for each in self._places.values())
-                if ours <= 1 and exc.__cause__ is not None:
-                    raise exc.__cause__ from None  # no end of a call of ours makes room
-            except (OverlayError, Ended) as exc:
-                if isinstance(exc, OverlayError):
-                    self._lose(place.node)
-                log.debug("map.again", attempt=attempt, why=exc.message)
-                if attempt > self._retries:
-                    raise
-                attempt += 1
-            finally:
-                place.running -= 1
-                if not full:
-                    self._wake()
-
-    async def _at(self, place: _Place, data: bytes, refs: dict[str, Any], attempt: int) -> Any:
         options = dict(self._options)
         options["grants"] = {**place.grants, **refs}
         options["env"] = {**options.get("env", {}), ATTEMPT: str(attempt)}
@@ -254,40 +237,49 @@ class Spread:
                 raise _Full from exc
             return await returned(process, data)
 
+    def _take(self, done: dict[int, Any], again: deque[_Call]) -> None:
+        """What calls that have ended returned, and those that are to be made again."""
+        full, room = None, False
+        for task in [task for task in self._running if task.done()]:
+            place, (index, item, attempt) = self._running.pop(task)
+            place.running -= 1
+            try:
+                done[index] = task.result()
+            except _Full as exc:
+                place.full, full = True, exc.__cause__
+                again.appendleft((index, item, attempt))
+                continue
+            except (OverlayError, Ended) as exc:
+                log.debug("map.again", attempt=attempt, why=exc.message)
+                if isinstance(exc, OverlayError):
+                    place.lost.set()
+                if attempt > self._retries:
+                    raise
+                again.appendleft((index, item, attempt + 1))
+            room = True
+        if room:
+            for place in self._ready():
+                place.full = False
+        elif full is not None and not self._running:
+            raise full from None  # no end of a call of ours makes room
+
     # --- nodes ---
 
-    async def _free(self) -> _Place:
+    def _ready(self) -> list[_Place]:
+        return [each for each in self._places.values() if each and not each.lost.is_set()]
+
+    def _free(self) -> _Place | None:
         """The place that has the fewest calls of ours for each processor."""
-        while True:
-            if not self._places:
-                await self._look()
-            if ready := [place for place in self._places.values() if not place.full]:
-                return min(ready, key=lambda place: place.running / place.processors)
-            await self._changed.wait()
-
-    def _wake(self) -> None:
-        """Something has ended, or begun: who waits looks again."""
-        for place in self._places.values():
-            place.full = False
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    def _lose(self, node: str) -> None:
-        if (place := self._places.pop(node, None)) is not None:
-            place.lost.set()
+        free = (place for place in self._ready() if not place.full)
+        return min(free, key=lambda place: place.running / place.processors, default=None)
 
     async def _look(self) -> None:
-        """Log in at the members; returns when one takes part. Raises what the last one did."""
-        async with self._looks:
-            if not self._places:
-                on = self._on
-                rooms = await placement.nodes(self._executor.session, on) if on else ()
-                for node in [room.node for room in rooms] or [""]:
-                    self._join(node)
-            while not self._places:
-                if self._failed is not None and not self._kept:
-                    raise self._failed
-                await self._changed.wait()
+        """Log in at the members that have room. Raises what the last one did, if all have."""
+        if self._failed is not None:
+            raise self._failed
+        rooms = await placement.nodes(self._executor.session, self._on) if self._on else ()
+        for node in [room.node for room in rooms] or [""]:
+            self._join(node)
 
     async def _watch(self) -> None:
         """Have members take part that come, and no longer those that are gone."""
@@ -296,16 +288,17 @@ class Spread:
             meant = placement.selector(session, self._on, "service=proc")
             async with session.cluster.watch(meant) as members:
                 async for member in members:
+                    node = str(member.peer_id)
                     if member.state == "alive":
-                        self._join(str(member.peer_id))
-                    elif member.state != "suspect":
-                        self._lose(str(member.peer_id))
+                        self._join(node)
+                    elif member.state != "suspect" and (place := self._places.get(node)):
+                        place.lost.set()
         except WetwareError as exc:  # those that take part go on
             log.debug("map.unwatched", why=exc.message)
 
     def _join(self, node: str) -> None:
-        if node not in self._kept and len(self._kept) < PLACES_MAX:
-            self._kept.add(node)
+        if node not in self._places and len(self._places) < PLACES_MAX:
+            self._places[node] = None
             self._tasks.start(self._keep(node))
 
     async def _keep(self, node: str) -> None:
@@ -322,14 +315,13 @@ class Spread:
                 stack.callback(image.close)
                 opened = placement.granted(executor, self._options.get("grants", {}))
                 grants = await stack.enter_async_context(opened)
-                place = self._places[node] = _Place(node, image, grants, processors)
-                self._joined.set()
-                self._wake()
+                place = _Place(image=image, grants=grants, processors=max(1, processors))
+                self._places[node], self._failed = place, None
+                self._changed.set()
                 await place.lost.wait()
-        except Exception as exc:  # of the last one `_look` raises it
+        except Exception as exc:
             log.debug("map.lost", node=node, why=str(exc))
             self._failed = exc
         finally:
-            self._places.pop(node, None)
-            self._kept.discard(node)
-            self._wake()
+            del self._places[node]
+            self._changed.set()
