@@ -84,6 +84,17 @@ def decode(
     return value
 
 
+def untagged(value: Any, meant: Callable[[int], Any]) -> Any:
+    """What was decoded, with what `meant` gives for its number in the place of each Tag."""
+    if isinstance(value, Tag):
+        return meant(value.value)
+    if isinstance(value, dict):
+        return {key: untagged(each, meant) for key, each in value.items()}
+    if isinstance(value, list):
+        return [untagged(each, meant) for each in value]
+    return value
+
+
 def _check(value: Any) -> None:
     """Refuse what only a tag or a simple value can make; the decoder has bounded the depth."""
     kind = type(value)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import pytest
 from wetware import rpc
 from wetware_proc.driver import Exit, Limits, Spec
 from wetware_proc.python import build
-from wetware_proc.python.driver import python_driver
+from wetware_proc.python.driver import PythonDriver
 from wetware_proc.wasm.compile import Cache
 from wetware_proc.wasm.driver import WasmDriver, WasmImage, wasm_driver
 
@@ -108,7 +108,7 @@ async def python(
 ) -> AsyncIterator[Run]:
     """Runs Python, as `run` runs modules."""
     python_runner(data_dir)
-    async with python_driver(data_dir, driver) as made:
+    async with aclosing(PythonDriver(data_dir, driver)) as made:
         yield Run(made, str.encode, data_dir, tmp_path)  # type: ignore[arg-type]  # of another kind
 
 

@@ -7,6 +7,7 @@ import io
 import time
 import zipfile
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING
@@ -17,14 +18,13 @@ from wasmtime.component._types import FuncType
 from wetware.errors import InternalError, LimitExceeded, Revoked
 from wetware_proc.driver import CodeRefused, DriverUnavailable, Exit, Pipe
 from wetware_proc.python import build, driver
+from wetware_proc.python.driver import PythonDriver
 from wetware_proc.python.world import OFFERED
 from wetware_proc.wasm.compile import Cache
 from wetware_proc.wasm.driver import WasmDriver
 
 if TYPE_CHECKING:
     from plugins.proc.tests.conftest import Lag, Run
-
-    from wetware_proc.python.driver import PythonDriver
 
 Kill = Callable[["asyncio.Task[Exit]"], Awaitable[float]]
 
@@ -367,6 +367,7 @@ async def test_its_tmp_is_its_own_and_bounded_and_goes(python: Run, data_dir: Pa
         os.link("/tmp/g", "/tmp/h")
         os.truncate("/tmp/g", 5)
         os.utime("/tmp/g", (1, 2))
+        print(os.stat("/tmp/h").st_atime)
         print(open("/tmp/h").read(), os.stat("/tmp/h").st_mtime)
         with open("/tmp/g", "r+b") as file:
             file.seek(2)
@@ -395,6 +396,7 @@ async def test_its_tmp_is_its_own_and_bounded_and_goes(python: Run, data_dir: Pa
             "b'some'",
             "10",
             "10",
+            "1.0",
             "xxxxx 2.0",
             "xxyyx",
             "['g']",
@@ -577,10 +579,8 @@ async def test_what_is_too_large_is_refused(python: Run, monkeypatch: pytest.Mon
 async def test_a_node_without_the_package_says_so_and_keeps_the_rest(
     driver: WasmDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wetware_proc.python.driver import python_driver
-
     monkeypatch.setattr(build, "_PACKAGE", "no_such_package")
-    async with python_driver(tmp_path, driver) as made:
+    async with aclosing(PythonDriver(tmp_path, driver)) as made:
         with pytest.raises(DriverUnavailable, match="componentize-py") as refused:
             await made.load(b"pass")
     assert refused.value.hint == "pip install 'wetware[proc]' there"
@@ -598,7 +598,7 @@ async def test_a_build_that_failed_is_tried_again_later(
         raise InternalError("it fails")
 
     monkeypatch.setattr(module, "built", built)
-    async with module.python_driver(tmp_path, driver) as made:
+    async with aclosing(PythonDriver(tmp_path, driver)) as made:
         for _ in range(3):
             with pytest.raises(InternalError):
                 await made.load(b"pass")

@@ -25,16 +25,14 @@ from wetware import rpc
 from wetware.base import cbor
 from wetware.errors import InvalidArgument, WetwareError
 
-VALUE_BYTES_MAX: Final = 16 << 20
-"""Of arguments, or of a result."""
-DEPTH_MAX: Final = 64
-"""Lists and dicts in each other, of arguments or of a result."""
+VALUE_BYTES_MAX: Final = 16 << 20  # of arguments, or of a result
+DEPTH_MAX: Final = 64  # lists and dicts in each other, of arguments or of a result
 CACHED_MAX: Final = 64
 """Functions whose programs are remembered: to make one takes half a millisecond."""
 ATTEMPT: Final = "WW_ATTEMPT"
 """The variable that tells a function which try of the same call this is."""
-_TAG: Final = 39  # of a capability, as in grants.py
-MARK: Final = bytes((6 << 5 | 24, _TAG))
+TAG: Final = 39  # of CBOR: what it holds is an identifier. Source: IANA's registry of CBOR tags
+MARK: Final = bytes((6 << 5 | 24, TAG))
 """Is in each value that has a capability, and perhaps in others."""
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the same function is the same bytes, whenever it is packed
 
@@ -63,12 +61,7 @@ class CallEnded(WetwareError):
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function that can travel.
-
-    Attributes:
-        name: For people.
-        program: What a node runs.
-    """
+    """A function that can travel: its name, for people, and the program that a node runs."""
 
     name: str
     program: bytes
@@ -164,7 +157,7 @@ def packed_arguments(args: Sequence[Any]) -> tuple[bytes, dict[str, Any]]:
             return {key: plain(each) for key, each in value.items()}
         if isinstance(getattr(value, "ref", value), rpc.Ref | rpc.Servant):
             grants[f"argument {len(grants)}"] = value
-            return cbor.Tag(_TAG, len(grants) - 1)
+            return cbor.Tag(TAG, len(grants) - 1)
         raise InvalidArgument(
             f"an argument has a {type(value).__name__}: data that travels are None, bool, int, "
             "float, str, bytes, lists, dicts with text as keys, and capabilities",
@@ -173,7 +166,7 @@ def packed_arguments(args: Sequence[Any]) -> tuple[bytes, dict[str, Any]]:
 
     try:
         data = cbor.encode(plain(args))
-        cbor.decode(data, bytes_max=VALUE_BYTES_MAX, depth_max=DEPTH_MAX, tag=_TAG)
+        cbor.decode(data, bytes_max=VALUE_BYTES_MAX, depth_max=DEPTH_MAX, tag=TAG)
     except (RecursionError, OverflowError) as exc:
         raise InvalidArgument(f"an argument cannot travel: {exc}", code="invalid.data") from None
     return data, grants
@@ -185,7 +178,7 @@ def result(data: bytes) -> Any:
     A capability in it is a `cbor.Tag` of the number in its name: `process.export("result 1")`.
     """
     try:
-        match cbor.decode(data, bytes_max=VALUE_BYTES_MAX, depth_max=DEPTH_MAX, tag=_TAG):
+        match cbor.decode(data, bytes_max=VALUE_BYTES_MAX, depth_max=DEPTH_MAX, tag=TAG):
             case [True, value]:
                 return value
             case [False, str(traceback)]:

@@ -24,23 +24,17 @@ from wetware.errors import (
     Unsupported,
     WetwareError,
 )
+from wetware_proc.functions import DEPTH_MAX, TAG
 from wetware_proc.schema import SCHEMA
 from wetware_proc.served import called
 
-MESSAGE_BYTES_MAX: Final = 1 << 20
-"""Of a message or an answer."""
+MESSAGE_BYTES_MAX: Final = 1 << 20  # of a message or an answer
 ITEMS_MAX: Final = 1 << 13
 """Values in a message, at all depths: they cost the node's loop more than their bytes do."""
 GRANTS_MAX: Final = 64
 NAME_BYTES_MAX: Final = 64
-TAG: Final = 39
-"""Of CBOR: what it holds is an identifier. Source: IANA's registry of CBOR tags."""
-TABLE_FULL: Final = "limit.handles"
-"""The code of the error where a guest holds as many as it may."""
+TABLE_FULL: Final = "limit.handles"  # the code of the error where a guest holds as many as it may
 _NUMBER_MAX: Final = (1 << 31) - 1
-
-DEPTH_MAX: Final = 64
-"""Of lists and maps within each other."""
 
 log = get_logger("proc.grants")
 
@@ -92,8 +86,7 @@ def decoded(data: bytes) -> Any:
     return cbor.decode(data, bytes_max=MESSAGE_BYTES_MAX, tag=TAG, depth_max=DEPTH_MAX)
 
 
-Held = rpc.Ref | rpc.Servant
-"""Of somebody else's, or what the guest serves itself."""
+Held = rpc.Ref | rpc.Servant  # of somebody else's, or what the guest serves itself
 
 
 class Handles:
@@ -101,9 +94,6 @@ class Handles:
 
     A number is the guest's own, and is not used again. What nobody holds any more is released.
 
-    Args:
-        grants: Name → capability.
-        handles_max: That the guest may hold at a time.
     """
 
     def __init__(self, grants: Mapping[str, rpc.Ref], handles_max: int) -> None:
@@ -118,24 +108,20 @@ class Handles:
         return self.add(ref)
 
     def add(self, what: Held) -> int:
-        """A new handle. Raises LimitExceeded."""
         number = next(self._numbers)
         self._add({number: what})
         return number
 
     def get(self, number: int) -> Held:
-        """Raises NotFound."""
         if (ref := self._refs.get(number)) is None:
             raise NotFound(f"there is no handle {number}", code="not_found.handle")
         return ref
 
     def drop(self, number: int) -> None:
-        """Let go of it. Raises NotFound."""
         self.get(number)
         del self._refs[number]  # a call that is on its way still holds it
 
     def close(self) -> None:
-        """Let go of all."""
         self._refs.clear()
 
     def value(self, data: bytes) -> Any:
@@ -143,7 +129,7 @@ class Handles:
 
         Raises InvalidArgument, LimitExceeded, NotFound.
         """
-        return self._taken(decoded(data))
+        return cbor.untagged(decoded(data), self.get)
 
     def message(self, data: bytes) -> tuple[str, dict[str, Any]]:
         """A method, and its parameters with their capabilities. Raises as `value`."""
@@ -172,15 +158,6 @@ class Handles:
                 code=TABLE_FULL,
             )
         self._refs.update(new)
-
-    def _taken(self, value: Any) -> Any:
-        if isinstance(value, cbor.Tag):
-            return self.get(value.value)
-        if isinstance(value, dict):
-            return {key: self._taken(each) for key, each in value.items()}
-        if isinstance(value, list):
-            return [self._taken(each) for each in value]
-        return value
 
     def _given(self, value: Any, new: dict[int, Held], interface: object = None) -> Any:
         """As CBOR has it. `interface` is what is said beside a capability that has no type."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from wetware.hookspecs import PluginContext, Service, hookimpl
@@ -29,7 +29,7 @@ def ww_register_config() -> type:
 @hookimpl
 def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
     """The service `proc`, and `native` where the configuration has it."""
-    from wetware_proc.python.driver import python_driver
+    from wetware_proc.python.driver import PythonDriver
     from wetware_proc.service import ProcService
     from wetware_proc.wasm.driver import wasm_driver
 
@@ -37,7 +37,7 @@ def ww_register_services(ctx: PluginContext) -> Iterable[Service]:
     async def drivers() -> AsyncIterator[Mapping[str, Driver]]:
         async with (
             wasm_driver(ctx.data_dir) as wasm,
-            python_driver(ctx.data_dir, wasm) as python,
+            aclosing(PythonDriver(ctx.data_dir, wasm)) as python,
         ):
             yield {"wasm": wasm, "python": python}
 

@@ -77,14 +77,11 @@ def _passed(given: Any) -> dict[str, Any]:
 
 def filled(value: Any, caps: Sequence[Mapping[str, Any]], known: Known) -> Any:
     """What was decoded, with its capabilities. Raises InvalidArgument, Unsupported."""
-    if isinstance(value, cbor.Tag):
-        if not 0 <= value.value < len(caps) or caps[value.value]["ref"] is None:
+
+    def came(number: int) -> rpc.Ref:
+        ref: rpc.Ref | None = caps[number]["ref"] if 0 <= number < len(caps) else None
+        if ref is None:
             raise InvalidArgument("a value names a capability that did not come with it")
-        each = caps[value.value]
-        ref: rpc.Ref = each["ref"]
-        return ref.cast(known(each["interface"], "a capability that came"))
-    if isinstance(value, dict):
-        return {key: filled(each, caps, known) for key, each in value.items()}
-    if isinstance(value, list):
-        return [filled(each, caps, known) for each in value]
-    return value
+        return ref.cast(known(caps[number]["interface"], "a capability that came"))
+
+    return cbor.untagged(value, came)

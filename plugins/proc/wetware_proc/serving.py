@@ -17,8 +17,7 @@ from wetware_proc.served import filled, packed
 if TYPE_CHECKING:
     from wetware_proc.driver import Spec
 
-WAITING_BYTES_MAX: Final = 4 << 20
-"""Of calls that a program has not answered."""
+WAITING_BYTES_MAX: Final = 4 << 20  # of calls that a program has not answered
 METHOD_CHARS_MAX: Final = 255
 
 
@@ -31,18 +30,15 @@ class _Call:
 
 
 class Calls:
-    """Those of one guest, on the loop.
+    """What one guest holds, and the calls of what it serves. On the loop, but for `handles`.
 
     A guest takes a call when it likes, and may take others before it answers. A call is bounded by
     its caller, who may leave at any time.
-
-    Args:
-        handles: The guest's.
-        spec: Its limits, and who hears of what it offers.
     """
 
-    def __init__(self, handles: Handles, spec: Spec) -> None:
-        self._handles, self._offer, self._calls_max = handles, spec.offer, spec.limits.calls_max
+    def __init__(self, spec: Spec) -> None:
+        self.handles = Handles(spec.grants, spec.limits.handles_max)
+        self._offer, self._calls_max = spec.offer, spec.limits.calls_max
         self._calls: dict[int, _Call] = {}
         self._numbers, self._waiting = itertools.count(1), deque[int]()
         self._came = asyncio.Event()
@@ -55,11 +51,11 @@ class Calls:
         Raises LimitExceeded, InvalidArgument.
         """
         served = ServedServant(self)
-        served.handle = self._handles.add(served)
+        served.handle = self.handles.add(served)
         try:
             self._offer(name, served)
         except WetwareError:
-            self._handles.drop(served.handle)
+            self.handles.drop(served.handle)
             raise
         self._served += 1
         return served.handle
@@ -79,7 +75,7 @@ class Calls:
             if (call := self._calls.get(number)) is None:  # nobody waits for it any more
                 continue
             try:
-                message = self._handles.answer([number, call.handle, call.method, call.args])
+                message = self.handles.answer([number, call.handle, call.method, call.args])
             except WetwareError as exc:
                 _fail(call, exc)
                 continue
@@ -95,7 +91,7 @@ class Calls:
         if (call := self._calls.get(number)) is None or call.answer.done():
             raise NotFound(f"nobody waits for the answer to call {number}", code="not_found.call")
         try:
-            match value := self._handles.value(data):
+            match value := self.handles.value(data):
                 case [True, _] | [False, str()]:
                     reply, caps = packed(value)
                 case _:
@@ -111,6 +107,7 @@ class Calls:
         self._ended = True
         for call in self._calls.values():
             _fail(call, _over())
+        self.handles.close()
 
     async def made(
         self, handle: int, method: str, args: bytes, caps: list[dict[str, Any]]
@@ -142,14 +139,10 @@ class Calls:
 
 
 class ServedServant(rpc.Servant, interface=SCHEMA.Served):
-    """See proc.capnp.
-
-    Attributes:
-        handle: What its program knows it by.
-    """
+    """See proc.capnp."""
 
     def __init__(self, calls: Calls) -> None:
-        self._calls, self.handle = calls, 0
+        self._calls, self.handle = calls, 0  # what its program knows it by
 
     async def call(self, method: str, args: bytes, caps: list[dict[str, Any]]) -> dict[str, Any]:
         return await self._calls.made(self.handle, method, args, caps)

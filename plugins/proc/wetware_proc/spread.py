@@ -38,12 +38,9 @@ if TYPE_CHECKING:
     from wetware_proc.running import Process
 
 PACKAGE_BYTES_MAX: Final = 16 << 20
-PLACES_MAX: Final = 64
-"""Members that take part."""
-RESULT_CAPS_MAX: Final = 64
-"""In what one function returned."""
-AHEAD: Final = 4
-"""Results, for each call at a time, that wait for an earlier one."""
+PLACES_MAX: Final = 64  # members that take part
+RESULT_CAPS_MAX: Final = 64  # in what one function returned
+AHEAD: Final = 4  # results, for each call at a time, that wait for an earlier one
 
 log = get_logger("proc")
 
@@ -88,25 +85,15 @@ async def returned(process: Process, arguments: bytes) -> Any:
 
 async def _filled(process: Process, value: Any) -> Any:
     """What a function returned, with its capabilities."""
-    refs: dict[int, rpc.Ref] = {}
-
-    async def ref(number: int) -> rpc.Ref:
-        if number not in refs:
-            if len(refs) >= RESULT_CAPS_MAX:
-                raise CallEnded(f"it returned more than {RESULT_CAPS_MAX} capabilities")
-            refs[number] = await process.export(f"result {number}", 0.0)
-            assert process.ref.interface is not None  # noqa: S101 - it is a Process
-            _held[refs[number]] = process.ref.cast(process.ref.interface)
-        return refs[number]
-
-    async def filled(value: Any) -> Any:
-        if isinstance(value, list):
-            return [await filled(each) for each in value]
-        if isinstance(value, dict):
-            return {key: await filled(each) for key, each in value.items()}
-        return await ref(value.value) if isinstance(value, cbor.Tag) else value
-
-    return await filled(value)
+    numbers = set[int]()
+    cbor.untagged(value, numbers.add)
+    if len(numbers) > RESULT_CAPS_MAX:
+        raise CallEnded(f"it returned more than {RESULT_CAPS_MAX} capabilities")
+    refs = {number: await process.export(f"result {number}", 0.0) for number in numbers}
+    assert process.ref.interface is not None  # noqa: S101 - it is a Process
+    for ref in refs.values():
+        _held[ref] = process.ref.cast(process.ref.interface)
+    return cbor.untagged(value, refs.__getitem__)
 
 
 _held: Final[WeakKeyDictionary[rpc.Ref, rpc.Ref]] = WeakKeyDictionary()
@@ -128,39 +115,23 @@ class _Full(Exception):
 
 @dataclass(eq=False, kw_only=True)
 class _Place:
-    """A member that takes part.
+    """A member that takes part."""
 
-    Attributes:
-        image: The function there.
-        grants: What it is given there.
-        processors: That the member has.
-        running: Calls of ours.
-        full: It had no room, and no call of ours has ended since.
-        lost: Set when it is used no more.
-    """
-
-    image: Any
-    grants: Mapping[str, Any]
+    image: Any  # the function there
+    grants: Mapping[str, Any]  # what it is given there
     processors: int
-    running: int = 0
-    full: bool = False
-    lost: asyncio.Event = field(default_factory=asyncio.Event)
+    running: int = 0  # calls of ours
+    full: bool = False  # it had no room, and no call of ours has ended since
+    lost: asyncio.Event = field(default_factory=asyncio.Event)  # set when it is used no more
 
 
-_Call = tuple[int, Any, int]
-"""Its place in the order, its item, and which try it is."""
+_Call = tuple[int, Any, int]  # its place in the order, its item, and which try it is
 
 
 class Spread:
-    """The calls of one `map`. `results` decides, and the tasks tell it that something `changed`.
+    """The calls of one `Executor.map`.
 
-    Args:
-        executor: The session's.
-        job: What is called.
-        on: Which members take part; "": the session's node.
-        options: See client.Options.
-        concurrency: Calls at a time; 0: as many as there are processors.
-        retries: Of a call whose node or process was lost.
+    `results` decides what is next, and the tasks tell it that something has `_changed`.
     """
 
     def __init__(

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 STACK_BYTES: Final = 2 << 20
 """Of a guest: so much takes Python to find out itself that it recurses too deeply."""
-CACHE_BYTES_MAX: Final = 256 << 20
-"""A runner has about 50 MB."""
+CACHE_BYTES_MAX: Final = 256 << 20  # a runner has about 50 MB
 WALL_S_MAX: Final = 900.0
 CPU_S_MAX: Final = 600
 MEMORY_BYTES_MAX: Final = 256 << 30

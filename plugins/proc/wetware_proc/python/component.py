@@ -9,30 +9,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
 from wasmtime import StoreContext, WasmtimeError
 from wasmtime import _bindings as bindings
 from wasmtime import _ffi as ffi
-from wasmtime.component import (
-    Component,
-    Linker,
-    Record,
-    ResourceAny,
-    ResourceHost,
-    ResourceType,
-    Variant,
-)
-from wasmtime.component._types import (
-    FuncType,
-    ListType,
-    OptionType,
-    RecordType,
-    ResultType,
-    TupleType,
-)
+from wasmtime.component import Component, Linker, ResourceAny, ResourceHost, ResourceType, Variant
+from wasmtime.component import _types as types
+from wasmtime.component._types import FuncType
 
 from wetware_proc.wasm import engine
 from wetware_proc.wasm.engine import Fiber, OverLimit, Runtime, Trapped
@@ -41,11 +28,9 @@ from wetware_proc.wasm.errno import Errno, WasiError
 if TYPE_CHECKING:
     from pathlib import Path
 
-BYTES_MAX: Final = 4 << 20
-"""Of one value that a guest gives."""
+BYTES_MAX: Final = 4 << 20  # of one value that a guest gives
 LIST_MAX: Final = 1024
-RESOURCES_MAX: Final = 1024
-"""That a guest has at a time."""
+RESOURCES_MAX: Final = 1024  # that a guest has at a time
 
 _VALUE_BYTES: Final = ctypes.sizeof(bindings.wasmtime_component_val_t)
 _BYTE_AT: Final = bindings.wasmtime_component_val_t.of.offset
@@ -61,7 +46,7 @@ Returns the result, or a coroutine function that the loop is to call for it.
 """
 
 
-__all__ = ["Failed", "Own", "PythonFiber", "Record", "Runner", "Variant", "compiled"]
+__all__ = ["Failed", "Own", "PythonFiber", "Runner", "Variant", "compiled"]
 
 
 def compiled(component: bytes, stack_bytes: int) -> bytearray:
@@ -70,11 +55,9 @@ def compiled(component: bytes, stack_bytes: int) -> bytearray:
 
 
 class Own:
-    """A result: something of the host that the guest gets a handle of.
+    """A result: something of the host, of a type of resource, that the guest gets a handle of.
 
-    Args:
-        kind: The name of its resource type.
-        thing: What functions get for the handle; its `close`, if it has one, is called at the end.
+    Functions get the `thing` for it; its `close`, if it has one, is called at the end.
     """
 
     def __init__(self, kind: str, thing: object) -> None:
@@ -136,12 +119,7 @@ class Runner:
 
 
 class PythonFiber(Fiber):
-    """A guest of the component. `hosts` is its world, alone.
-
-    Args:
-        runner: See Runner.
-        options: See Fiber.
-    """
+    """A guest of the component, see Fiber. `hosts` is its world, alone."""
 
     PARTS_MAX = 64, 16, 4
     START_TICKS = 2  # short functions end by then, and are not handed to a worker
@@ -172,7 +150,6 @@ class PythonFiber(Fiber):
         self._cpu_ns = 0
 
     def take(self, memory_bytes: int, cpu_s: float, owner: str) -> None:
-        """Whose it is, before it runs."""
         self._memory_bytes, self._cpu_ns_max, self._owner = memory_bytes, int(cpu_s * 1e9), owner
         self._held_loop = memory_bytes > engine.LOOP_MEMORY_BYTES
 
@@ -257,8 +234,7 @@ def _callback(function: Function) -> Any:
 
 
 def _taken(fiber: PythonFiber, store: Any, kind: Any, value: Any) -> Any:
-    """A value of the guest's."""
-    if isinstance(kind, ListType):
+    if isinstance(kind, types.ListType):
         size = value.of.list.size
         if kind._is_bytes():
             _bound(size, BYTES_MAX)
@@ -282,16 +258,16 @@ _Put = Callable[["PythonFiber", Any, Any, Any], None]
 
 def _putting(kind: Any) -> _Put:
     """How values of a type are written: what the package knows of a type takes it long to say."""
-    if isinstance(kind, ResultType):
+    if isinstance(kind, types.ResultType):
         return _result(_putting(kind.ok), _putting(kind.err))
-    if isinstance(kind, OptionType):
+    if isinstance(kind, types.OptionType):
         return _option(_putting(kind.payload))
-    if isinstance(kind, RecordType):
-        return _record([(name, _putting(each)) for name, each in kind.fields])
-    if isinstance(kind, TupleType):
-        return _tuple([_putting(each) for each in kind.elements])
-    if isinstance(kind, ListType):
-        return _bytes if kind._is_bytes() else _list(_putting(kind.element))
+    if isinstance(kind, types.RecordType):
+        return _record({name: _putting(each) for name, each in kind.fields})
+    if isinstance(kind, types.TupleType):
+        return _several("tuple", [_putting(each) for each in kind.elements])
+    if isinstance(kind, types.ListType):
+        return _bytes if kind._is_bytes() else _several("list", repeat(_putting(kind.element)))
 
     def put(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
         if isinstance(value, Own):
@@ -335,13 +311,13 @@ def _option(some: _Put) -> _Put:
     return put
 
 
-def _record(fields: list[tuple[str, _Put]]) -> _Put:
+def _record(fields: dict[str, _Put]) -> _Put:
     def put(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
         raw = bindings.wasmtime_component_valrecord_t()
         bindings.wasmtime_component_valrecord_new_uninit(ctypes.byref(raw), len(fields))
-        for at, (name, put_field) in enumerate(fields):
+        for at, (name, put_field) in enumerate(fields.items()):
             place = raw.data[at]
-            put_field(fiber, store, ctypes.pointer(place.val), getattr(value, name))
+            put_field(fiber, store, ctypes.pointer(place.val), value[name])
             place.name = ffi.str_to_capi(name)
         to.contents.kind = ffi.WASMTIME_COMPONENT_RECORD
         to.contents.of.record = raw
@@ -349,26 +325,19 @@ def _record(fields: list[tuple[str, _Put]]) -> _Put:
     return put
 
 
-def _tuple(elements: list[_Put]) -> _Put:
+def _several(form: str, elements: Iterable[_Put]) -> _Put:
+    """Of a tuple or a list."""
+    made = getattr(bindings, f"wasmtime_component_val{form}_t")
+    make_room = getattr(bindings, f"wasmtime_component_val{form}_new_uninit")
+    kind = getattr(ffi, f"WASMTIME_COMPONENT_{form.upper()}")
+
     def put(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
-        raw = bindings.wasmtime_component_valtuple_t()
-        bindings.wasmtime_component_valtuple_new_uninit(ctypes.byref(raw), len(elements))
-        for at, put_element in enumerate(elements):
-            put_element(fiber, store, ctypes.pointer(raw.data[at]), value[at])
-        to.contents.kind = ffi.WASMTIME_COMPONENT_TUPLE
-        to.contents.of.tuple = raw
-
-    return put
-
-
-def _list(element: _Put) -> _Put:
-    def put(fiber: PythonFiber, store: Any, to: Any, value: Any) -> None:
-        raw = bindings.wasmtime_component_vallist_t()
-        bindings.wasmtime_component_vallist_new_uninit(ctypes.byref(raw), len(value))
-        for at, each in enumerate(value):
-            element(fiber, store, ctypes.pointer(raw.data[at]), each)
-        to.contents.kind = ffi.WASMTIME_COMPONENT_LIST
-        to.contents.of.list = raw
+        raw = made()
+        make_room(ctypes.byref(raw), len(value))
+        for at, (put_element, each) in enumerate(zip(elements, value, strict=False)):
+            put_element(fiber, store, ctypes.pointer(raw.data[at]), each)
+        to.contents.kind = kind
+        setattr(to.contents.of, form, raw)
 
     return put
 

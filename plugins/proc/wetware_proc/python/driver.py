@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import weakref
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -23,15 +21,11 @@ from wetware_proc.wasm.engine import Runtime
 from wetware_proc.wasm.errno import Errno
 
 KIND: Final = "python"
-CODE_BYTES_MAX: Final = 16 << 20
-"""Of one program."""
-CODES_BYTES_MAX: Final = 256 << 20
-"""Of all that are loaded."""
-READY_MAX: Final = 2
-"""Instances that are made before their guests are there: each serves one guest."""
+CODE_BYTES_MAX: Final = 16 << 20  # of one program
+CODES_BYTES_MAX: Final = 256 << 20  # of all that are loaded
+READY_MAX: Final = 2  # instances that are made before their guests are there: each serves one guest
 USUAL: Final = Limits()
-RETRY_S: Final = 60.0
-"""After a build that failed."""
+RETRY_S: Final = 60.0  # after a build that failed
 
 
 class PythonImage(Image):
@@ -42,28 +36,18 @@ class PythonImage(Image):
         self.code, self.runner, self._driver = code, runner, driver
 
     async def run(self, spec: Spec) -> Exit:
-        """See Image."""
         return await self._driver.run(self, spec)
 
 
-@contextlib.asynccontextmanager
-async def python_driver(data_dir: Path, wasm: WasmDriver) -> AsyncIterator[PythonDriver]:
-    """A driver that keeps its runner below `data_dir`, alone; threads and /tmp are of another.
-
-    Leave it when no guest of it runs.
-    """
-    driver = PythonDriver(Cache(data_dir / KIND, CACHE_BYTES_MAX), wasm)
-    try:
-        yield driver
-    finally:
-        await driver.aclose()
-
-
 class PythonDriver:
-    """See `python_driver`, and wetware_proc.driver.Driver."""
+    """See wetware_proc.driver.Driver. Close it when no guest of it runs.
 
-    def __init__(self, cache: Cache, wasm: WasmDriver) -> None:
-        self._cache, self._wasm, self._threads = cache, wasm, Threads()
+    It keeps its runner below `data_dir`, alone; threads and /tmp are those of another driver.
+    """
+
+    def __init__(self, data_dir: Path, wasm: WasmDriver) -> None:
+        self._cache = Cache(data_dir / KIND, CACHE_BYTES_MAX)
+        self._wasm, self._threads = wasm, Threads()
         self._runtime: Runtime | None = None
         self._making: asyncio.Future[Runner] | None = None
         self._failed_at = 0.0
@@ -89,7 +73,6 @@ class PythonDriver:
         return image
 
     async def run(self, image: PythonImage, spec: Spec) -> Exit:
-        """See Image."""
         limits = spec.limits
         fiber = self._fiber(image.runner, limits.memory_bytes)
         fiber.take(limits.memory_bytes, limits.cpu_s, spec.owner)
@@ -109,7 +92,6 @@ class PythonDriver:
         return PythonFiber(runner, memory_bytes=memory_bytes, cpu_s=0.0)
 
     async def _prepare(self, runner: Runner) -> None:
-        """Have one ready, for the next guest."""
         if len(self._ready) + self._preparing >= READY_MAX:
             return
         self._preparing += 1
@@ -128,7 +110,6 @@ class PythonDriver:
         self._ready.append(fiber)
 
     async def aclose(self) -> None:
-        """Stop building, and let go of all."""
         if self._making is not None:
             self._making.cancel()
             await asyncio.gather(self._making, return_exceptions=True)

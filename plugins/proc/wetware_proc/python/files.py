@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final
 
-from wetware_proc.python.component import Failed, Own, Record, Variant
+from wetware_proc.python.component import Failed, Own, Variant
 from wetware_proc.wasm import files
 from wetware_proc.wasm.errno import Errno, WasiError, errno_of, need
 from wetware_proc.wasm.files import Directory, Table
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from wetware_proc.driver import Spec
     from wetware_proc.python.component import Function, PythonFiber
 
-IO_BYTES_MAX: Final = 64 << 10
-"""That one call moves."""
+IO_BYTES_MAX: Final = 64 << 10  # that one call moves
 _CODES: Final = {
     Errno.ACCES: "access",
     Errno.BADF: "bad-descriptor",
@@ -115,13 +114,7 @@ class Writer:
 
 
 class Files:
-    """The files of one guest.
-
-    Args:
-        fiber: The guest.
-        spec: Its directories and limits.
-        tmp: Opens its own directory, and gives a descriptor.
-    """
+    """The files of one guest; `tmp` opens its own directory, and gives a descriptor."""
 
     def __init__(self, fiber: PythonFiber, spec: Spec, tmp: Callable[[], int]) -> None:
         self._leave_loop = fiber.leave_loop
@@ -219,9 +212,7 @@ class Files:
         assert isinstance(names, _Names)  # noqa: S101 - of its resource type
         if (entry := next(names.entries, None)) is None:
             return None
-        found: Any = Record()
-        found.type, found.name = _TYPES.get(entry.kind, "unknown"), entry.name.decode()
-        return found
+        return {"type": _TYPES.get(entry.kind, "unknown"), "name": entry.name.decode()}
 
     # --- below a directory ---
 
@@ -296,28 +287,25 @@ def _times(given: tuple[Variant, ...]) -> files.Times:
     return lambda found: (ns(given[0], found.st_atime_ns), ns(given[1], found.st_mtime_ns))
 
 
-def datetime(ns: int) -> Any:
-    record: Any = Record()
-    record.seconds, record.nanoseconds = divmod(max(0, ns), 10**9)
-    return record
+def datetime(ns: int) -> dict[str, int]:
+    seconds, nanoseconds = divmod(max(0, ns), 10**9)
+    return {"seconds": seconds, "nanoseconds": nanoseconds}
 
 
-def _stat(found: os.stat_result) -> Any:
-    record: Any = Record()
-    record.type = _TYPES.get(files.kind_of(found.st_mode), "unknown")
-    record.size = found.st_size
-    setattr(record, "link-count", found.st_nlink)
-    for name in ("data-access", "data-modification", "status-change"):
-        at_ns = getattr(found, {"d": "st_mtime_ns", "s": "st_ctime_ns"}[name[0]])
-        setattr(record, f"{name}-timestamp", datetime(at_ns))
-    return record
+def _stat(found: os.stat_result) -> dict[str, Any]:
+    return {
+        "type": _TYPES.get(files.kind_of(found.st_mode), "unknown"),
+        "link-count": found.st_nlink,
+        "size": found.st_size,
+        "data-access-timestamp": datetime(found.st_atime_ns),
+        "data-modification-timestamp": datetime(found.st_mtime_ns),
+        "status-change-timestamp": datetime(found.st_ctime_ns),
+    }
 
 
-def _hash(found: os.stat_result) -> Any:
+def _hash(found: os.stat_result) -> dict[str, int]:
     digest = hashlib.sha256(f"{found.st_dev} {found.st_ino}".encode()).digest()
-    record: Any = Record()
-    record.lower, record.upper = (int.from_bytes(digest[at : at + 8]) for at in (0, 8))
-    return record
+    return {"lower": int.from_bytes(digest[:8]), "upper": int.from_bytes(digest[8:16])}
 
 
 def _code(exc: Exception) -> str:

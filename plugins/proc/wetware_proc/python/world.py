@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware.base.bounds import TokenBucket
 from wetware.errors import NotFound, WetwareError
 from wetware_proc import grants
-from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX, Handles
+from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX
 from wetware_proc.python import files
 from wetware_proc.python.component import Failed, Function, Own, Variant
 from wetware_proc.serving import Calls
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from wetware_proc.python.component import PythonFiber
 
 CODE_PIECE_BYTES: Final = 1 << 20
-WRITE_BYTES: Final = 64 << 10
-"""That a guest may write at once."""
+WRITE_BYTES: Final = 64 << 10  # that a guest may write at once
 RANDOM_BYTES: Final = 64 << 10
 
 _CLOSED: Final = Failed(None)  # of a stream
@@ -49,26 +48,18 @@ class Pollable:
 
 
 class World:
-    """The world of one guest.
-
-    Args:
-        fiber: The guest.
-        spec: What it gets.
-        code: Its program.
-        tmp: Opens its own directory, and gives a descriptor.
-    """
+    """The world of one guest, whose program is `code`; `tmp` opens its own directory."""
 
     def __init__(self, fiber: PythonFiber, spec: Spec, code: bytes, tmp: Callable[[], int]) -> None:
         self._fiber, self._spec, self._code = fiber, spec, code
         self.files = files.Files(fiber, spec, tmp)
         self._rate = TokenBucket(spec.limits.output_bytes_s, spec.limits.output_bytes_s)
-        self._handles = Handles(spec.grants, spec.limits.handles_max)
-        self._calls = Calls(self._handles, spec)
+        self._calls = Calls(spec)
+        self._handles = self._calls.handles
 
     async def close(self, threads: Threads) -> None:
         """The guest is gone."""
         self._calls.end()
-        self._handles.close()
         await let_go(self.files.table, threads)
 
     # --- host ---
@@ -126,26 +117,8 @@ class World:
 
     # --- WASI ---
 
-    def environment(self) -> list[Any]:
-        return []
-
-    def none(self) -> None:
-        return None
-
     def exit(self, status: Variant | None) -> None:
         raise Exited(int(isinstance(status, Variant) and status.tag == "err"))
-
-    def monotonic_ns(self) -> int:
-        return time.monotonic_ns()
-
-    def resolution_ns(self) -> int:
-        return 1
-
-    def wall_clock(self) -> Any:
-        return files.datetime(time.time_ns())
-
-    def wall_clock_resolution(self) -> Any:
-        return files.datetime(1)
 
     def at_instant(self, at_ns: int) -> Own:
         async def wait() -> None:
@@ -185,14 +158,8 @@ class World:
 
         return ready() or wait
 
-    def stdin(self) -> Own:
-        return Own("input-stream", self._spec.stdin)
-
-    def stdout(self) -> Own:
-        return Own("output-stream", self._spec.stdout)
-
-    def stderr(self) -> Own:
-        return Own("output-stream", self._spec.stderr)
+    def stream(self, kind: str, name: str) -> Own:
+        return Own(kind, getattr(self._spec, name))
 
     def read(self, pipe: Pipe, count: int) -> Any:
         def take() -> Any:
@@ -206,9 +173,6 @@ class World:
 
     def readable(self, pipe: Pipe) -> Own:
         return Own("pollable", Pollable(lambda: pipe.ready, pipe.wait))
-
-    def check_write(self, output: Output) -> int:
-        return WRITE_BYTES
 
     def write(self, output: Output | files.Writer, data: bytes) -> Any:
         if isinstance(output, files.Writer):
@@ -236,17 +200,8 @@ class World:
 
         return later if self._fiber.elsewhere else put()
 
-    def flush(self, output: Output) -> None:
-        return None
-
     def writable(self, output: Output) -> Own:
         return Own("pollable", Pollable(lambda: True, lambda: asyncio.sleep(0)))
-
-    def network(self) -> Own:
-        return Own("network", None)
-
-    def no_socket(self, *_: object) -> Failed:
-        return Failed("not-supported")
 
 
 def _later(function: Callable[[], Any]) -> Later:
@@ -274,72 +229,49 @@ def _text(data: bytes) -> str:
     return data.decode("latin-1")
 
 
-def _methods(resource: str, **functions: Function) -> dict[str, Function]:
-    return {
-        f"[method]{resource}.{name.replace('_', '-')}": each for name, each in functions.items()
-    }
+def _always(result: object) -> Function:
+    """Answers the same to everybody, whatever the question."""
+    return lambda *_: result
 
 
+_HOST: Final = ("given", "code", "cap", "call", "drop", "offer", "serve", "accept", "reply")
+_NO_SOCKET: Final = _always(Failed("not-supported"))
 OFFERED: Final[Mapping[str, Mapping[str, Function]]] = {
     **files.OFFERED,
-    "wetware:python/host": {
-        "given": World.given,
-        "code": World.code,
-        "cap": World.cap,
-        "call": World.call,
-        "drop": World.drop,
-        "offer": World.offer,
-        "serve": World.serve,
-        "accept": World.accept,
-        "reply": World.reply,
-    },
-    "wasi:cli/environment": {
-        "get-environment": World.environment,
-        "get-arguments": World.environment,
-    },
+    "wetware:python/host": {name: getattr(World, name) for name in _HOST},
+    "wasi:cli/environment": {"get-environment": _always([]), "get-arguments": _always([])},
     "wasi:cli/exit": {"exit": World.exit},
-    "wasi:cli/stdin": {"get-stdin": World.stdin},
-    "wasi:cli/stdout": {"get-stdout": World.stdout},
-    "wasi:cli/stderr": {"get-stderr": World.stderr},
-    "wasi:cli/terminal-stdin": {"get-terminal-stdin": World.none},
-    "wasi:cli/terminal-stdout": {"get-terminal-stdout": World.none},
-    "wasi:cli/terminal-stderr": {"get-terminal-stderr": World.none},
+    "wasi:cli/stdin": {"get-stdin": lambda world: world.stream("input-stream", "stdin")},
+    "wasi:cli/stdout": {"get-stdout": lambda world: world.stream("output-stream", "stdout")},
+    "wasi:cli/stderr": {"get-stderr": lambda world: world.stream("output-stream", "stderr")},
+    "wasi:cli/terminal-stdin": {"get-terminal-stdin": _always(None)},
+    "wasi:cli/terminal-stdout": {"get-terminal-stdout": _always(None)},
+    "wasi:cli/terminal-stderr": {"get-terminal-stderr": _always(None)},
     "wasi:clocks/monotonic-clock": {
-        "now": World.monotonic_ns,
-        "resolution": World.resolution_ns,
+        "now": lambda world: time.monotonic_ns(),
+        "resolution": _always(1),
         "subscribe-instant": World.at_instant,
         "subscribe-duration": World.after_duration,
     },
     "wasi:clocks/wall-clock": {
-        "now": World.wall_clock,
-        "resolution": World.wall_clock_resolution,
+        "now": lambda world: files.datetime(time.time_ns()),
+        "resolution": _always(files.datetime(1)),
     },
-    "wasi:io/poll": {
-        **_methods("pollable", block=World.block),
-        "poll": World.poll,
-    },
+    "wasi:io/poll": {"[method]pollable.block": World.block, "poll": World.poll},
     "wasi:io/streams": {
-        **_methods(
-            "input-stream",
-            read=World.read,
-            subscribe=World.readable,
-        ),
-        **_methods(
-            "output-stream",
-            check_write=World.check_write,
-            write=World.write,
-            blocking_write_and_flush=World.write,
-            blocking_flush=World.flush,
-            subscribe=World.writable,
-        ),
+        "[method]input-stream.read": World.read,
+        "[method]input-stream.subscribe": World.readable,
+        "[method]output-stream.check-write": _always(WRITE_BYTES),
+        "[method]output-stream.write": World.write,
+        "[method]output-stream.blocking-write-and-flush": World.write,
+        "[method]output-stream.blocking-flush": _always(None),
+        "[method]output-stream.subscribe": World.writable,
     },
-    "wasi:random/random": {
-        "get-random-bytes": World.random_bytes,
-    },
-    "wasi:sockets/instance-network": {"instance-network": World.network},
-    "wasi:sockets/ip-name-lookup": {"resolve-addresses": World.no_socket},
-    "wasi:sockets/tcp-create-socket": {"create-tcp-socket": World.no_socket},
-    "wasi:sockets/udp-create-socket": {"create-udp-socket": World.no_socket},
+    "wasi:random/random": {"get-random-bytes": World.random_bytes},
+    "wasi:sockets/instance-network": {"instance-network": lambda world: Own("network", None)},
+    "wasi:sockets/ip-name-lookup": {"resolve-addresses": _NO_SOCKET},
+    "wasi:sockets/tcp-create-socket": {"create-tcp-socket": _NO_SOCKET},
+    "wasi:sockets/udp-create-socket": {"create-udp-socket": _NO_SOCKET},
 }
 """Interface → function."""
 RESOURCES: Final = {

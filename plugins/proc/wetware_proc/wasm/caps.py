@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wetware.base.tasks import Tasks
 from wetware.errors import CapabilityError, LimitExceeded, NotFound, WetwareError
 from wetware_proc import grants
-from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX, TABLE_FULL, Handles, Held
+from wetware_proc.grants import MESSAGE_BYTES_MAX, NAME_BYTES_MAX, TABLE_FULL, Held
 from wetware_proc.serving import Calls
 from wetware_proc.wasm.engine import Fiber, Imports, Result
 from wetware_proc.wasm.errno import Errno, need
@@ -37,31 +37,19 @@ if TYPE_CHECKING:
 
 
 class Caps:
-    """The handles of one guest.
-
-    Args:
-        fiber: The guest.
-        spec: Its grants and limits.
-
-    Attributes:
-        sent: What it has said without waiting for an answer.
-    """
+    """The handles of one guest; `sent` is what it has said without waiting for an answer."""
 
     def __init__(self, fiber: Fiber, spec: Spec) -> None:
-        self._memory, self._calls_max, self._offered = (
-            fiber.memory,
-            spec.limits.calls_max,
-            spec.offer,
-        )
-        self._handles = Handles(spec.grants, spec.limits.handles_max)
-        self._calls = Calls(self._handles, spec)
+        self._memory, self._offered = fiber.memory, spec.offer
+        self._calls_max = spec.limits.calls_max
+        self._calls = Calls(spec)
+        self._handles = self._calls.handles
         self._reply = memoryview(b"")
         self.sent = Tasks()
 
     def close(self) -> None:
         """The guest is gone."""
         self._calls.end()
-        self._handles.close()
 
     def cap(self, at: int, count: int) -> int:
         try:
