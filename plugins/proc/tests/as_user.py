@@ -20,7 +20,6 @@ from wetware.errors import WetwareError
 from wetware_proc.driver import Limits, Spec
 from wetware_proc.native import sandbox
 from wetware_proc.native.driver import NativeImage
-from wetware_proc.sockets import carried  # noqa: F401
 
 
 async def main(asked: dict[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+from anyio import ClosedResourceError, EndOfStream
+
 from wetware import rpc
 from wetware.base.sockets import accept
 from wetware.base.tasks import Tasks
-from wetware.errors import ConfigError, WetwareError
+from wetware.errors import ConfigError, Disconnected, WetwareError
 from wetware_proc.schema import SCHEMA
-from wetware_proc.sockets import carried
+
+__all__ = ["Native", "forwarded"]
 
 _BACKLOG = 64
+_READ_BYTES = 64 << 10
 
 
 class Native:
@@ -69,3 +74,35 @@ async def forwarded(port: rpc.Ref, number: int) -> AsyncIterator[int]:
             yield listener.getsockname()[1]
         finally:
             await tasks.end()
+
+
+async def carried(stream: rpc.ByteStream, sock: socket.socket) -> None:
+    """Join a stream and a socket until both ways have ended, or one fails; ends both."""
+    loop = asyncio.get_running_loop()
+
+    async def out() -> None:
+        try:
+            while data := await loop.sock_recv(sock, _READ_BYTES):
+                await stream.send(data)
+            await stream.send_eof()
+        except OSError as exc:
+            stream.abort(Disconnected(f"the connection was lost: {exc.strerror}"))
+
+    async def back() -> None:
+        try:
+            while True:
+                await loop.sock_sendall(sock, await stream.receive(_READ_BYTES))
+        except EndOfStream:
+            sock.shutdown(socket.SHUT_WR)
+
+    ways = [asyncio.ensure_future(way) for way in (out(), back())]
+    try:
+        await asyncio.gather(*ways)
+    except (WetwareError, OSError, ClosedResourceError):
+        pass  # who is at the ends sees it there
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        sock.close()
+        await stream.aclose()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from anyio import wait_readable, wait_writable
 
@@ -14,12 +14,11 @@ from wetware import rpc
 from wetware.base.bounds import TokenBucket
 from wetware.base.finding import error, ok, warning
 from wetware.base.threads import in_daemon, to_its_end
-from wetware.errors import InvalidArgument, Unsupported, WetwareError
+from wetware.errors import InvalidArgument, NotFound, Unsupported, WetwareError
 from wetware_proc.driver import CodeRefused, Exit, Image, Limits, Output, Pipe, Spec
 from wetware_proc.native import cgroup, seccomp
 from wetware_proc.native.ports import Ports
 from wetware_proc.native.sandbox import Sandbox, bwrap
-from wetware_proc.native.session import GrantedServant
 from wetware_proc.native.starter import landlocked
 
 if TYPE_CHECKING:
@@ -215,3 +214,47 @@ async def _take(out: FileIO, output: Output, rate: TokenBucket) -> None:
                 await asyncio.sleep(wait_s)
             if (waiting := output(data)) is not None:
                 await waiting
+
+
+class GrantedServant(rpc.Servant, interface=rpc.WW.Granted):
+    """What a program has of its node: its grants, and a place for what it offers. See ww.capnp.
+
+    It is the first object on the one socket that the program inherits. Whoever has that socket has
+    just this: there is no method here to log in, to share or to redeem, or to reach another node.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+
+    async def services(self) -> dict[str, Any]:
+        found = [
+            {"name": name, "interface": _interface(ref).name, "methods": ["*"]}
+            for name, ref in sorted(self._spec.grants.items())
+        ]
+        return {"services": found}
+
+    async def open(self, name: str) -> dict[str, Any]:
+        ref = self._spec.grants.get(name)
+        if ref is None:
+            raise NotFound(
+                f"this program was given nothing named {name[:64]!r}",
+                hint=f"it has: {', '.join(sorted(self._spec.grants)) or 'nothing'}",
+                code="not_found.grant",
+            )
+        return {"service": ref, "interface": _interface(ref).id}
+
+    async def export(self, name: str, cap: rpc.Ref | None, interface: int) -> None:
+        if cap is None:
+            raise InvalidArgument("what is offered has a capability")
+        if (known := rpc.known(interface)) is None:
+            raise Unsupported(
+                f"the node does not know the interface of {name!r}",
+                hint="offer what is of a service that the node has",
+                code="unsupported.interface",
+            )
+        self._spec.offer(name, cap.cast(known))
+
+
+def _interface(ref: rpc.Ref) -> rpc.Interface:
+    assert ref.interface is not None  # noqa: S101  # of a grant
+    return ref.interface

@@ -20,13 +20,12 @@ from anyio import wait_readable
 from wetware import rpc
 from wetware.base.tasks import Tasks
 from wetware.errors import LimitExceeded, WetwareError
-from wetware_proc.sockets import carried
+from wetware_proc.native.client import carried
 
 if TYPE_CHECKING:
     from wetware_proc.native.sandbox import Sandbox
 
-CONNECTIONS_MAX: Final = 256
-"""Of all ports of one program, at a time."""
+CONNECTIONS_MAX: Final = 256  # of all ports of one program, at a time
 _ENTER_S: Final = 10.0
 _CONNECT_S: Final = 5.0
 
@@ -67,7 +66,6 @@ class Ports:
         return stream
 
     async def close(self) -> None:
-        """End all connections."""
         await self._connections.end()
         if self._maker is not None:
             self._maker.close()
@@ -76,7 +74,6 @@ class Ports:
             self._helper.wait()
 
     async def _socket(self) -> socket.socket:
-        """One in the network of the program."""
         async with self._turn:
             try:
                 async with asyncio.timeout(_ENTER_S):

@@ -33,19 +33,15 @@ if TYPE_CHECKING:
 
 UIDS: Final = range(61184, 65520)
 """Users of programs where the node is root, one each: what systemd leaves to such uses."""
-TASKS_MAX: Final = 512
-"""Processes and threads of one program."""
-FILES_MAX: Final = 1024
-"""Descriptors of one process of it."""
+TASKS_MAX: Final = 512  # processes and threads of one program
+FILES_MAX: Final = 1024  # descriptors of one process of it
 RLIMITS: Final = {"nproc": TASKS_MAX, "nofile": FILES_MAX, "core": 0, "memlock": 64 << 10}
 """Of each of its processes; `nproc` is of its user, in a user namespace."""
-SHM_BYTES: Final = 64 << 20
-"""Of its /dev/shm."""
+SHM_BYTES: Final = 64 << 20  # of its /dev/shm
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _NOBODY: Final = "65534"
 _FORK_S: Final = 0.01  # between two looks whether it has begun
-_SAID_BYTES_MAX: Final = 4096
-"""Of what bubblewrap tells about itself."""
+_SAID_BYTES_MAX: Final = 4096  # of what bubblewrap tells about itself
 
 
 @functools.cache
@@ -88,12 +84,6 @@ class Sandbox:
         dirs: As Spec.dirs; one at "/" is in place of the machine's /usr.
         tmp_bytes: Of its /tmp; 0: it has none.
         way_out: The one socket that it inherits, whose number is WW_FD in its environment.
-
-    Attributes:
-        stdin, stdout, stderr: Our ends of its pipes, which do not block.
-        pid: Of the first process in its namespaces, as the node sees it; 0 before `ready`.
-        uid: Whose its processes are outside; None: the node's own.
-        cpu_s: That it used, once `gone`; without what was killed at its end.
     """
 
     def __init__(
@@ -105,10 +95,12 @@ class Sandbox:
         tmp_bytes: int,
         way_out: socket.socket,
     ) -> None:
-        self.pid, self._first, self.cpu_s = 0, -1, 0.0
+        self.pid, self._first = 0, -1  # its first process, as the node sees it, from `ready` on
+        self.cpu_s = 0.0  # that it used, once `gone`; without what was killed at its end
         self._told = bytearray()
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as self._held:
             try:
+                # Whose its processes are outside; None: the node's own.
                 self.uid = own_uid(self._held) if os.geteuid() == 0 else None
                 self._status, status = self._pipe(theirs)
                 self._block, block = self._pipe(theirs, to_it=True)
@@ -141,7 +133,6 @@ class Sandbox:
             self._held = self._held.pop_all()
 
     def _pipe(self, theirs: contextlib.ExitStack, *, to_it: bool = False) -> tuple[FileIO, int]:
-        """Our end of a pipe, and its."""
         ends = os.pipe2(os.O_CLOEXEC)
         ours = self._held.enter_context(FileIO(ends[to_it], "wb" if to_it else "rb"))
         os.set_blocking(ours.fileno(), False)
@@ -179,7 +170,6 @@ class Sandbox:
         return bool(data) and len(self._told) < _SAID_BYTES_MAX
 
     def go(self) -> None:
-        """Let it begin."""
         self._block.write(b"\n")
 
     async def over(self) -> None:
@@ -233,7 +223,7 @@ class Sandbox:
         return None
 
     def close(self) -> None:
-        """Close the pipes, once it is gone."""
+        """Once it is gone."""
         self._held.close()
 
 
@@ -252,7 +242,6 @@ def _reap(pidfd: int) -> None:
 
 
 def _file(data: bytes, theirs: contextlib.ExitStack) -> int:
-    """A descriptor of a file with it."""
     fd = os.memfd_create("bubblewrap", os.MFD_CLOEXEC)
     theirs.callback(os.close, fd)
     os.pwrite(fd, data, 0)

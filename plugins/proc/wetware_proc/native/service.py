@@ -20,16 +20,11 @@ if TYPE_CHECKING:
     from wetware.identity import Principal
     from wetware_proc.process import Process
 
-PROGRAM_CHARS_MAX: Final = 512
-"""Of a command, and of the names of its grants, in the record."""
+PROGRAM_CHARS_MAX: Final = 512  # of a command, and of the names of its grants, in the record
 
 
 class NativeService(Service):
-    """See `hookspecs.Service`. Its processes are among those of `proc`.
-
-    Args:
-        proc: The service that runs what this one lets run.
-    """
+    """See `hookspecs.Service`. Its processes are among those of `proc`, which runs them."""
 
     name = "native"
     interface = SCHEMA.Native
@@ -43,7 +38,6 @@ class NativeService(Service):
         proc.table.programs[KIND] = NativeImage
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Serve until cancelled."""
         self._found = await probe()
         task_status.started()
         await anyio.sleep_forever()
