@@ -21,7 +21,7 @@ from wetware_proc.client import Exit, spec_of
 from wetware_proc.driver import DriverUnavailable
 from wetware_proc.native import sandbox
 from wetware_proc.native.client import forwarded
-from wetware_proc.sending import Source
+from wetware_proc.sources import Source
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
@@ -163,7 +163,7 @@ async def test_a_detached_server_comes_back_with_its_node(node: NodeProcess) -> 
         detached = k.ww("run", "--detach", "--memory", "64", "--", "true")
         assert limited(detached) is ("memory" in found(k))
         async with at(k) as session:
-            elf, spec = Source(4, lambda count, at: b"\x7fELF"), spec_of("it", (), {}, "", {})
+            elf, spec = Source(4, lambda count, at: b"\x7fELF"), spec_of("it", (), {}, "", [])
             with pytest.raises(Unsupported, match="no programs of the kind"):
                 await session.service("proc").detach(
                     code=elf, kind="native", spec=spec, policy="never", session=session.ref

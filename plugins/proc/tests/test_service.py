@@ -171,7 +171,7 @@ async def begun(
 ) -> dict[str, Any]:
     """`Image.spawn` of proc.capnp, of one that has all of its input."""
     image = await ada.load(script)
-    spec = spec_of("it", (), {}, "", {})
+    spec = spec_of("it", (), {}, "", [])
     reply: dict[str, Any] = await image._ref.call("spawn", spec=spec, input=stdin, wait_s=wait_s)
     return reply
 

@@ -601,7 +601,7 @@ async def test_only_what_can_be_named_is_kept(world: World) -> None:
                 await ada.start(b"hold", grants={"out": other._ref.ref})
         assert refused.value.code == "invalid.live_grant"
         image = await ada.load(b"hold")
-        spec = spec_of("it", (), {"grants": given}, "", {})
+        spec = spec_of("it", (), {"grants": given}, "", [])
         with pytest.raises(InvalidArgument, match="detached"):
             await image._ref.call("spawn", spec=spec)
         with pytest.raises(InvalidArgument, match="policy"):

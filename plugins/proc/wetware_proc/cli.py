@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
@@ -39,9 +39,9 @@ T = TypeVar("T")
 EXIT_CODES: Final = {"trapped": 134, "limit": 137, "killed": 137}
 """As a shell says of a program that SIGABRT or SIGKILL has ended."""
 NATIVE: Final = "wetware_proc.native"
-PATIENCE_S: Final = 3.0
-"""Before one hears why a program does not run yet."""
+PATIENCE_S: Final = 3.0  # before one hears why a program does not run yet
 _READ_BYTES: Final = 64 << 10
+Texts = list[str] | None
 ProcessId = Annotated[str, typer.Argument(metavar="ID", help="Of `ww ps`, or how it begins.")]
 
 
@@ -86,24 +86,18 @@ def run_command(
             "name of the cluster; after `--` one of the node's machine.",
         ),
     ],
-    args: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARGS]...", help="What it is given.")
-    ] = None,
+    args: Annotated[Texts, typer.Argument(metavar="[ARGS]...", help="What it is given.")] = None,
     env: Annotated[
-        list[str] | None,
-        typer.Option("--env", "-e", metavar="NAME=VALUE", help="Of its environment."),
+        Texts, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Of its environment.")
     ] = None,
     grant: Annotated[
-        list[str] | None,
+        Texts,
         typer.Option(
-            "--grant",
-            "-g",
-            metavar="NAME=SERVICE:OBJECT[?PARAM=VALUE&…]",
-            help="What it can call.",
+            "--grant", "-g", metavar="NAME=SERVICE:OBJECT[?PARAM=VALUE&…]", help="What it can call."
         ),
     ] = None,
     directory: Annotated[
-        list[str] | None,
+        Texts,
         typer.Option(
             "--dir",
             metavar="PATH=CID|NAME|DIR",
@@ -139,7 +133,7 @@ def run_command(
         ),
     ] = "",
     port: Annotated[
-        list[str] | None,
+        Texts,
         typer.Option("--port", metavar="NAME=NUMBER", help="It listens there; after `--` only."),
     ] = None,
 ) -> None:
@@ -151,16 +145,16 @@ def run_command(
     After `--` it is a program of the node's machine, where the operator offers the service
     `native`, and `ww forward` leads to its ports.
     """
-    directories = dict(variable(text, "--dir /data=DIR") for text in directory or ())
+    directories = variables(directory, "--dir /data=DIR")
     options: Options = {
-        "env": dict(variable(text, "--env NAME=VALUE") for text in env or ()),
-        "grants": dict(variable(text, "--grant out=pubsub:chat") for text in grant or ()),
+        "env": variables(env, "--env NAME=VALUE"),
+        "grants": variables(grant, "--grant out=pubsub:chat"),
         "name": name or Path(program).name,
         "kind": "native" if ctx.meta[NATIVE] else kind,
         "memory_bytes": memory << 20,
         "wall_s": time,
         "cpu_s": cpu,
-        "ports": dict(_port(text) for text in port or ()),
+        "ports": _ports(port),
     }
 
     async def work(session: Session) -> Exit | str:
@@ -207,12 +201,14 @@ def ended(program: str, end: Exit) -> NoReturn:
     raise SystemExit(min(end.code, 255) if end.kind == "exited" else EXIT_CODES.get(end.kind, 1))
 
 
-def variable(text: str, hint: str) -> tuple[str, str]:
-    """Of "NAME=VALUE"; raises InvalidArgument."""
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise InvalidArgument(f"{text!r} has no name and value", hint=hint)
-    return name, value
+def variables(texts: Texts, hint: str) -> dict[str, str]:
+    """Of "NAME=VALUE", each; raises InvalidArgument."""
+    found = {}
+    for text in texts or ():
+        name, equals, found[name] = text.partition("=")
+        if not (name and equals):
+            raise InvalidArgument(f"{text!r} has no name and value", hint=hint)
+    return found
 
 
 async def _dir(session: Session, what: str) -> str:
@@ -224,11 +220,12 @@ async def _dir(session: Session, what: str) -> str:
     return next((pin.root for pin in await session.blob.pins() if pin.name == what), what)
 
 
-def _port(text: str) -> tuple[str, int]:
-    name, number = variable(text, hint := "--port web=8080")
-    if not number.isdecimal() or not 0 < int(number) < 1 << 16:
-        raise InvalidArgument(f"{number!r} is no number of a port", hint=hint)
-    return name, int(number)
+def _ports(texts: Texts) -> dict[str, int]:
+    found = variables(texts, hint := "--port web=8080")
+    for number in found.values():
+        if not number.isdecimal() or not 0 < int(number) < 1 << 16:
+            raise InvalidArgument(f"{number!r} is no number of a port", hint=hint)
+    return {name: int(number) for name, number in found.items()}
 
 
 async def attached(process: Process) -> Exit:
@@ -252,10 +249,10 @@ async def _feed(stdin: rpc.ByteStream) -> None:
         await stdin.send_eof()
 
 
-async def _print(stream: rpc.ByteStream, fd: int) -> None:
+async def _print(pieces: AsyncIterable[bytes], fd: int) -> None:
     from wetware.base.disk import write_all
 
-    async for data in stream:
+    async for data in pieces:
         try:
             await in_daemon(write_all, fd, data)
         except OSError as exc:
@@ -316,12 +313,15 @@ def _of(
     *,
     everybody: bool = False,
     reconnect: bool = False,
-) -> T:
-    """Work with a process of the user's, or of everybody's, wherever in the cluster it is."""
+) -> tuple[str, T]:
+    """Work with a process of the user's, or of everybody's, wherever in the cluster it is.
 
-    async def at(session: Session) -> T:
+    Returns its whole ID, and what `work` does.
+    """
+
+    async def at(session: Session) -> tuple[str, T]:
         async with session.proc.find(id_, anybody=everybody) as process:
-            return await work(process)
+            return process.id, await work(process)
 
     return run_client(at, reconnect=reconnect)
 
@@ -345,33 +345,23 @@ def kill_command(
     if name and everybody:
         raise InvalidArgument("a signal is for a process of yours", hint="leave out --all")
 
-    async def work(process: Detached) -> str:
-        if name:
-            await process.signal(name)
-        else:
-            await process.proc.kill(process.id, anybody=everybody)
-        return process.id
-
-    id = _of(id_, work, everybody=everybody)
     if name:
+        id, _ = _of(id_, lambda process: process.signal(name))
         return done(json, {"id": id, "signal": name}, f"{id} was sent {name}")
+    id, _ = _of(id_, lambda it: it.proc.kill(it.id, anybody=everybody), everybody=everybody)
     done(json, {"killed": id}, f"{id} has ended")
 
 
 def restart_command(id_: ProcessId, json: Json = False) -> None:
     """Have a detached process of yours started again now, whether it runs or waits."""
-
-    async def work(process: Detached) -> str:
-        await process.restart()
-        return process.id
-
-    started = _of(id_, work)
+    started, _ = _of(id_, lambda process: process.restart())
     done(json, {"restarted": started}, f"{started} is started again")
 
 
 def wait_command(id_: ProcessId) -> None:
     """Wait until a process of yours has ended for good; exits with its code, as `ww run` does."""
-    ended(id_, _of(id_, lambda process: process.wait(), reconnect=True))
+    _, end = _of(id_, lambda process: process.wait(), reconnect=True)
+    ended(id_, end)
 
 
 def logs_command(
@@ -385,16 +375,7 @@ def logs_command(
     def missed(nbytes: int) -> None:
         note(f"ww: {nbytes} bytes of the log are missing here: they are not kept any more")
 
-    async def work(process: Detached) -> None:
-        from wetware.base.disk import write_all
-
-        async for data in process.logs(follow=follow, missed=missed):
-            try:
-                await in_daemon(write_all, 1, data)
-            except OSError as exc:
-                output_failed(exc)
-
-    _of(id_, work, reconnect=follow)
+    _of(id_, lambda it: _print(it.logs(follow=follow, missed=missed), 1), reconnect=follow)
 
 
 def forward_command(

@@ -46,7 +46,6 @@ from wetware_proc.functions import packed_arguments
 from wetware_proc.placement import (
     Heard,
     Room,
-    Session,
     everywhere,
     granted,
     named,
@@ -65,9 +64,8 @@ from wetware_proc.running import (
     needed,
 )
 from wetware_proc.schema import SCHEMA
-from wetware_proc.sending import Archive, Dir, Sending, Source, archived
 from wetware_proc.served import Served
-from wetware_proc.sources import file_bytes
+from wetware_proc.sources import Dir, Sending, Source, archived, file_bytes
 from wetware_proc.spread import Spread, prepared, returned
 
 __all__ = [
@@ -85,12 +83,10 @@ __all__ = [
     "Served",
 ]
 
-FUNCTIONS_MAX: Final = 16
-"""Functions that a session keeps loaded at its node."""
+FUNCTIONS_MAX: Final = 16  # functions that a session keeps loaded at its node
 SENT_MAX: Final = 1000
 """Processes that were sent to nodes, and are remembered to choose the next one."""
-INPUT_BYTES_MAX: Final = 256 << 10
-"""That travel with a program; more goes on a stream."""
+INPUT_BYTES_MAX: Final = 256 << 10  # that travel with a program; more goes on a stream
 _QUICK_S: Final = 0.5  # how long the output of a program that has all its input may wait
 _LOAD_S: Final = 600.0  # a node's first Python program waits for the runner
 NATIVE: Final = "native"
@@ -121,7 +117,7 @@ class Options(TypedDict, total=False):
     Attributes:
         dirs: What it may read, by the absolute path where it finds it: directories of this machine,
             or CIDs or names ("name:/site/live"), which are read with the user's own session.
-        progress: Is called with `sending.Sending` as they are sent.
+        progress: Is called with `Sending` as they are sent.
         env: Its environment; nothing of the caller's is in it.
         grants: What it can call, by the names that it asks for. A text, "pubsub:chat" or "pubsub",
             with constraints "pubsub:chat?data=max:1024&topic=chat", is opened at the node that runs
@@ -177,7 +173,7 @@ class Image:
         if stdin is None or len(stdin) > INPUT_BYTES_MAX:
             read = {"input": b"", "more": True, "wait_s": 0.0}
         async with granted(self._programs, options.get("grants", {})) as options["grants"]:
-            async with self._programs.archives(options) as archives:
+            async with _archived(options, self._programs) as archives:
                 name = options.get("name") or self._name
                 words = *self._words, *args
                 spec = spec_of(name, words, options, self._code, archives)
@@ -218,9 +214,9 @@ class Executor:
         self._functions: OrderedDict[bytes, Image] = OrderedDict()
 
     @property
-    def session(self) -> Session:
+    def session(self) -> Any:
         """Raises Unsupported for a capability that came without one."""
-        session: Session | None = getattr(self._ref, "session", None)
+        session = getattr(self._ref, "session", None)
         if session is None:
             raise Unsupported(
                 "a capability alone leads to no other node", hint="use the session's: session.proc"
@@ -285,20 +281,6 @@ class Executor:
                     hint="ww run hello.wasm, or ww run CID of what `ww blob put` has put, or "
                     "ww run name:/NAME",
                 ) from exc
-
-    @contextlib.asynccontextmanager
-    async def archives(self, options: Options) -> AsyncIterator[dict[str, Archive]]:
-        """The `dirs` of Options, each packed once, on disk, below TMPDIR or /var/tmp.
-
-        Raises InvalidArgument for what cannot be read, or would not be unpacked, see
-        `archive.pack`; LimitExceeded; what reading a blob does.
-        """
-        told = options.get("progress")
-        with contextlib.ExitStack() as stack:
-            yield {
-                path: await archived(stack, each, told, lambda: self.session.blob)
-                for path, each in options.get("dirs", {}).items()
-            }
 
     @contextlib.asynccontextmanager
     async def at(
@@ -384,7 +366,7 @@ class Executor:
         code = await self._taken(code, options)
         kind, name = options.get("kind", ""), options.get("name", "")
         given: dict[str, Any] = {"policy": restart, "session": self.session.ref}
-        async with self.archives(options) as archives:
+        async with _archived(options, self) as archives:
             with rpc.time_limit(_SEND_S if archives else _LOAD_S):
                 if kind == NATIVE:
                     spec = spec_of(name, (str(code), *args), options, "", archives)
@@ -535,12 +517,23 @@ def _known(code: bytes | str | rpc.Ref) -> list[str]:
     return [code if isinstance(code, str) else hashlib.sha256(code).hexdigest()]
 
 
+@contextlib.asynccontextmanager
+async def _archived(options: Options, programs: Executor) -> AsyncIterator[list[dict[str, Any]]]:
+    """The directories of Options, each as the struct Dir of proc.capnp."""
+    told = options.get("progress")
+    with contextlib.ExitStack() as stack:
+        yield [
+            {"path": path, **await archived(stack, each, told, lambda: programs.session.blob)}
+            for path, each in options.get("dirs", {}).items()
+        ]
+
+
 def spec_of(
     name: str,
     args: tuple[str, ...],
     options: Options,
     code: str,
-    dirs: Mapping[str, Archive],
+    dirs: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The struct Spec of proc.capnp."""
     grants = options.get("grants", {})
@@ -553,9 +546,7 @@ def spec_of(
         "ports": [{"name": n, "number": p} for n, p in options.get("ports", {}).items()],
         "code": code,
         "named": [_named(n, value) for n, value in grants.items() if isinstance(value, str)],
-        "dirs": [
-            {"path": path, "tree": each.source(), "hash": each.hash} for path, each in dirs.items()
-        ],
+        "dirs": dirs,
     }
 
 

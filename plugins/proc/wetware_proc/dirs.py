@@ -9,7 +9,6 @@ import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -22,10 +21,8 @@ from wetware_proc.sources import read, size_of, within
 if TYPE_CHECKING:
     from wetware import rpc
 
-DIRS_MAX: Final = 16
-"""Of one process."""
-READ_S: Final = 600.0
-"""For a source to give a whole archive."""
+DIRS_MAX: Final = 16  # of one process
+READ_S: Final = 600.0  # for a source to give a whole archive
 READS_PER_OWNER_MAX: Final = 2
 READS_MAX: Final = 8
 GIVERS_MAX: Final = 1000
@@ -134,7 +131,7 @@ class Dirs:
         part = self._directory / f"part-{secrets.token_hex(8)}"
         async with within(READ_S, "the directory"), contextlib.AsyncExitStack() as stack:
             size = await size_of(source, "a directory", ARCHIVE_BYTES_MAX)
-            stack.callback(await self._reserve(size))
+            await self._reserve(size, stack)
             part.mkdir(mode=0o700)
             stack.push_async_callback(self._remove, part)
             file, digest = stack.enter_context((part / "archive").open("w+b")), hashlib.sha256()
@@ -148,8 +145,7 @@ class Dirs:
             if (tree := self._trees.get(hash_)) is not None:
                 return tree
             nbytes = await self._run(measure, file)
-            give_back = await self._reserve(nbytes)
-            stack.callback(give_back)
+            await self._reserve(nbytes, stack)
             content = part / "content"
             content.mkdir()
             await self._run(unpack, file, content)
@@ -160,8 +156,8 @@ class Dirs:
             self._used += nbytes
             return tree
 
-    async def _reserve(self, nbytes: int) -> Callable[[], None]:
-        """Take so many bytes; what is returned gives them back.
+    async def _reserve(self, nbytes: int, stack: contextlib.AsyncExitStack) -> None:
+        """Take so many bytes, which the stack gives back.
 
         What nobody has used for the longest time makes room. Raises LimitExceeded.
         """
@@ -179,11 +175,11 @@ class Dirs:
             tree.path.rename(gone)  # its name is free for one that is read again meanwhile
             await self._remove(gone)
             self._used -= tree.bytes
-        self._used += nbytes
-        return partial(self._give_back, nbytes)
+        self._use(nbytes)
+        stack.callback(self._use, -nbytes)
 
-    def _give_back(self, nbytes: int) -> None:
-        self._used -= nbytes
+    def _use(self, nbytes: int) -> None:
+        self._used += nbytes
 
     async def _run(self, function: Callable[..., T], *args: object) -> T:
         """In a thread, to its end: it uses files that are closed behind it."""

@@ -12,9 +12,8 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from wetware.base.log import get_logger
 from wetware.errors import (
@@ -35,39 +34,21 @@ if TYPE_CHECKING:
 log = get_logger("proc")
 T = TypeVar("T")
 
-ANY: Final = "any"
-"""In place of a selector: whichever member."""
+Session = Any  # a `wetware.Session`, whose module knows this one
+
+ANY: Final = "any"  # in place of a selector: whichever member
 TRIED_MAX: Final = 3
 """Members that are tried, where one that said it had room does not take a process."""
 LATELY_S: Final = 2.0
 """As long what was sent somewhere counts beside what the members say, which is a second old."""
-UNPREPARED: Final = 0.5
-"""Processes that it is worth to run a program where it need not be compiled."""
+UNPREPARED: Final = 0.5  # processes that it is worth to run a program where it need not be compiled
 BUSIER: Final = 1.5
 """Times the load of the least busy member, and one more for each processor: beyond, it is last."""
 ASKED_AT_ONCE: Final = 16
-ASK_S: Final = 5.0
-"""For a member to let one log in, and to answer."""
-ASK_ALL_S: Final = 20.0
-"""For all of them."""
-ID_CHARS: Final = 16
-"""Of a whole ID."""
+ASK_S: Final = 5.0  # for a member to let one log in, and to answer
+ASK_ALL_S: Final = 20.0  # for all of them
+ID_CHARS: Final = 16  # of a whole ID
 ID_CHARS_MIN: Final = 4
-
-
-class Session(Protocol):
-    """What is used of a `wetware.Session`, whose module knows this one."""
-
-    identity: Any
-    blob: Any
-    cluster: Any
-    native: Any
-    proc: Any
-
-    @property
-    def ref(self) -> Any: ...
-
-    def node(self, selector: str) -> AbstractAsyncContextManager[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +118,8 @@ async def nodes(
     wanted = memory_bytes or Limits().memory_bytes
     fit = [room for room in rooms if room.processes > 0 and room.memory_bytes >= wanted]
     if not fit:
-        full = f": {len(rooms)} that match are full, {_names(rooms)}" if rooms else ""
+        names = ", ".join(room.name or room.node for room in rooms[:3])
+        full = f": {len(rooms)} that match are full, {names}" if rooms else ""
         raise NotFound(
             f"no member has room for the process ({on or 'the node of this session'}){full}",
             hint="another selector, less memory, or `ww ls service=proc` to see who is there",
@@ -151,10 +133,6 @@ async def nodes(
         return room.load > load_max, processes / max(1, room.processors), chance
 
     return sorted(fit, key=cost)
-
-
-def _names(rooms: Sequence[Room]) -> str:
-    return ", ".join(room.name or room.node for room in rooms[:3])
 
 
 @contextlib.asynccontextmanager
