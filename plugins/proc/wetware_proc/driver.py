@@ -21,14 +21,10 @@ if TYPE_CHECKING:
     from wetware import rpc
     from wetware.base.threads import Threads
 
-HASHED_BYTES_MAX: Final = 1 << 20
-"""Of code, on the loop."""
-PIPE_BYTES: Final = 64 << 10
-"""In a Pipe; whoever writes more waits."""
-START_BYTES: Final = 1 << 20
-"""Of arguments and environment together."""
-START_TEXTS: Final = 4096
-"""Arguments, variables and directories together."""
+HASHED_BYTES_MAX: Final = 1 << 20  # of code, on the loop
+PIPE_BYTES: Final = 64 << 10  # in a Pipe; whoever writes more waits
+START_BYTES: Final = 1 << 20  # of arguments and environment together
+START_TEXTS: Final = 4096  # arguments, variables and directories together
 
 Output = Callable[[bytes], Awaitable[None] | None]
 """Takes a piece of what a guest writes.
@@ -67,26 +63,16 @@ class Limits:
     """What one guest may use. Raises InvalidArgument where a value is outside `BOUNDS`.
 
     For what is in `UNLIMITED` 0 is no limit, where the driver has guests without one.
-
-    Attributes:
-        memory_bytes: Of its memory.
-        wall_s: From start to end.
-        cpu_s: Of one core.
-        output_bytes_s: On stdout and stderr together; one that writes faster waits.
-        handles_max: Capabilities that it holds at a time.
-        calls_max: Calls of its capabilities that are in flight at a time.
-        tmp_bytes: What it may add to files: in its own /tmp, and in directories it may write.
-        tmp_files: Names that it may add to those directories. 0: there is no /tmp.
     """
 
     memory_bytes: int = 64 << 20
-    wall_s: float = 3600.0
-    cpu_s: float = 3600.0
-    output_bytes_s: int = 256 << 20
-    handles_max: int = 1024
-    calls_max: int = 64
-    tmp_bytes: int = 64 << 20
-    tmp_files: int = 1024
+    wall_s: float = 3600.0  # from start to end
+    cpu_s: float = 3600.0  # of one core
+    output_bytes_s: int = 256 << 20  # on stdout and stderr together; who writes faster waits
+    handles_max: int = 1024  # capabilities that it holds at a time
+    calls_max: int = 64  # calls of its capabilities that are in flight at a time
+    tmp_bytes: int = 64 << 20  # added to files: in its own /tmp, and in directories it may write
+    tmp_files: int = 1024  # names added to those directories; 0: there is no /tmp
 
     def __post_init__(self) -> None:
         for name in (each.name for each in fields(self)):
@@ -118,17 +104,13 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 class Exit:
     """How a guest ended. All its output was taken before.
 
-    Attributes:
-        kind: exited: by itself. trapped: it did what no program may. limit: it ran into one.
-            killed, lost: by somebody, with its node; said by who runs drivers, never by a driver.
-        code: Of one that exited: 0 to 255, or what the guest said above that. Else -1.
-        why: In words; for `limit` the field of `Limits`, or `stack`, or `tables`.
-        cpu_s: That it used.
+    exited: by itself. trapped: it did what no program may. limit: it ran into one. killed, lost: by
+    somebody, with its node; said by who runs drivers, never by a driver.
     """
 
     kind: Literal["exited", "trapped", "killed", "limit", "lost"]
-    code: int = -1
-    why: str = ""
+    code: int = -1  # of one that exited: 0 to 255, or what the guest said above that
+    why: str = ""  # in words; for `limit` the field of `Limits`, or `stack`, or `tables`
     cpu_s: float = 0.0
 
 
@@ -141,7 +123,6 @@ class Pipe:
 
     @property
     def available(self) -> int:
-        """Bytes that can be taken now."""
         return len(self._data)
 
     @property
@@ -194,41 +175,29 @@ def _closed_pipe() -> Pipe:
 
 
 def discard(data: bytes) -> None:
-    """Take output, and forget it."""
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """All that a guest gets. Raises InvalidArgument for what no program can be given.
+    """All that a guest gets. Raises InvalidArgument for what no program can be given."""
 
-    Attributes:
-        args: Its arguments; the first is its own name.
-        env: Its environment.
-        dirs: Guest path → (directory of the host, whether the guest may write in it). A path is
-            absolute; /tmp is the guest's own, and comes by itself.
-        grants: Name → a capability of a known interface, which is not the driver's to close.
-        limits: See Limits.
-        ports: Name → TCP port that it listens at, on its loopback interface.
-        offer: Takes what the guest offers to its spawner, by name, and its ports.
-        code: What its spawner calls the program by; nothing that it sees.
-        owner: Who answers for it: those with many guests get no more of the processors by that.
-        stdin: What it reads; closed at the start by default.
-        signals: A byte for each that the guest is sent, its number; see `Image.signals`.
-        stdout: Takes what it writes.
-        stderr: The same.
-    """
-
-    args: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()  # the first is its own name
     env: Mapping[str, str] = field(default_factory=dict)
+    # Absolute path inside → directory of the host, and whether the guest may write in it. /tmp is
+    # the guest's own, and comes by itself.
     dirs: Mapping[str, tuple[Path, bool]] = field(default_factory=dict)
+    # By name, each of a known interface; not the driver's to close.
     grants: Mapping[str, rpc.Ref] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    # Name → TCP port that it listens at, on its loopback interface.
     ports: Mapping[str, int] = field(default_factory=dict)
+    # Takes what the guest offers to its spawner, by name, and its ports.
     offer: Callable[[str, rpc.Ref | rpc.Servant], None] = lambda name, what: None
-    code: str = ""
-    owner: str = ""
+    code: str = ""  # what its spawner calls the program by; nothing that it sees
+    owner: str = ""  # who answers for it: many guests get no more of the processors than few
     stdin: Pipe = field(default_factory=_closed_pipe)
-    signals: Pipe = field(default_factory=_closed_pipe)
+    signals: Pipe = field(default_factory=_closed_pipe)  # of bytes: numbers, see Image.signals
     stdout: Output = discard
     stderr: Output = discard
 
@@ -255,15 +224,11 @@ class Spec:
 class Image(ABC):
     """A program that is ready to run, as often as wanted and at the same time.
 
-    Attributes:
-        digest: sha256 of the code, in hex.
-        kind: The kind of driver that it is of.
-        usual: What a guest may use, where its spawner does not say.
-        signals: Whether the guest can be sent any.
+    `digest` is the `sha256` of its code, and `kind` that of its driver.
     """
 
-    usual = Limits()
-    signals = False
+    usual = Limits()  # of a guest whose spawner does not say
+    signals = False  # whether a guest can be sent any
 
     def __init__(self, digest: str, kind: str) -> None:
         self.digest, self.kind = digest, kind

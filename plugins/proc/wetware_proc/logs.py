@@ -17,8 +17,7 @@ from typing import Final
 from wetware.identity import replace_private_file
 
 SEGMENT_BYTES: Final = 512 << 10
-SEGMENTS_MAX: Final = 2
-"""Files of a log: when the last one is full, the first one goes."""
+SEGMENTS_MAX: Final = 2  # files of a log: when the last one is full, the first one goes
 MARK: Final = "unsynced"
 LOST: Final = b"\nww: the machine went down: the end of what was written until then is missing\n"
 

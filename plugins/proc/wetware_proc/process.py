@@ -37,10 +37,8 @@ log = get_logger("proc")
 
 OUT_BYTES_MAX: Final = 256 << 10
 """Of what a guest wrote, on the way to the reader's stream; beyond it the guest waits."""
-OFFERS_MAX: Final = 64
-"""Capabilities, of one process to its spawner."""
-FLUSH_S: Final = 2.0
-"""For the reader to take what a killed guest had written."""
+OFFERS_MAX: Final = 64  # capabilities, of one process to its spawner
+FLUSH_S: Final = 2.0  # for the reader to take what a killed guest had written
 SIGNALS: Final = ("HUP", "INT", "QUIT", "USR1", "USR2", "TERM", "KILL", "STOP", "CONT")
 _READ_BYTES: Final = 64 << 10
 
@@ -62,19 +60,15 @@ class Stream(Protocol):
 class Outlet:
     """What a guest writes, on its way to a stream. Small pieces travel together.
 
-    Args:
-        told: Is called when there is no room for more.
-
-    Attributes:
-        data: What is not on the stream yet.
-        sent: Set once all of it is on the stream, or nobody reads it.
+    `told` is called when there is no room for more.
     """
 
     def __init__(self, told: Callable[[], None]) -> None:
         self._told = told
-        self.data = bytearray()
+        self.data = bytearray()  # what is not on the stream yet
         self._ended = self._failed = False
-        self._changed, self._room, self.sent = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._changed, self._room = asyncio.Event(), asyncio.Event()
+        self.sent = asyncio.Event()  # set once all is on the stream, or nobody reads it
 
     def write(self, data: bytes) -> asyncio.Future[None] | None:
         """See `driver.Output`."""
@@ -120,26 +114,12 @@ class Outlet:
             await stream.aclose()
 
     def end(self) -> None:
-        """Nothing more is written."""
         self._ended = True
         self._changed.set()
 
 
 class Process:
-    """See Process in proc.capnp.
-
-    Attributes:
-        id: 16 hex digits.
-        owner: The principal, as text.
-        digest: Of what runs, as its `kind`.
-        spec: As it was spawned; of one that has ended, its name, code, limits and dirs alone.
-        outlets: What it wrote on stdout and stderr, and is not on a stream.
-        started_at: Unix time, s.
-        exit: How it ended; None while it runs.
-        offered: What it offers to its spawner, by name, its ports included. Of one that has exited
-            by itself what others serve, until `release`.
-        grant: What all that it has is under; None where that is kept for longer.
-    """
+    """See Process in proc.capnp."""
 
     def __init__(
         self,
@@ -154,7 +134,7 @@ class Process:
         self.digest, self.kind, self._signals = image.digest, image.kind, image.signals
         self._image: Image | None = image
         self.started_at = time.time()
-        self.exit: Exit | None = None
+        self.exit: Exit | None = None  # while it runs
         self._news = asyncio.Event()
         self.outlets = stdout, stderr = Outlet(self._news.set), Outlet(self._news.set)
         self._outs: asyncio.Future[Sequence[Stream]] = asyncio.Future()
@@ -168,8 +148,10 @@ class Process:
             stderr=stderr.write,
             offer=self._offer,
         )
+        # By name, its ports included; of one that has exited by itself what others serve, until
+        # `release`.
         self.offered: dict[str, rpc.Ref | rpc.Servant] = {}
-        self.grant: Derived | None = None
+        self.grant: Derived | None = None  # of all that it has; None where that is kept for longer
         self._why = ""
         self._over = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -322,7 +304,6 @@ class Process:
         }
 
     async def signal(self, name: str) -> None:
-        """See Process in proc.capnp."""
         if name not in SIGNALS:
             raise InvalidArgument(
                 f"{name[:32]!r} is no signal that a process is sent",

@@ -17,28 +17,21 @@ if TYPE_CHECKING:
     from wetware.hookspecs import PluginContext
     from wetware.member import Member
 
-KNOWN_S: Final = 1.0
-"""How old an answer may be."""
-ANSWER_S: Final = 2.0
-"""For a member to be reached and to answer; one that does not has no room."""
-MEMBERS_MAX: Final = 64
-"""That are asked: of more those with the least load."""
+KNOWN_S: Final = 1.0  # how old an answer may be
+ANSWER_S: Final = 2.0  # for a member to be reached and to answer; one that does not has no room
+MEMBERS_MAX: Final = 64  # that are asked: of more those with the least load
 ASKED_AT_ONCE: Final = 16
 FINDS_PER_OWNER_MAX: Final = 4
-PROGRAMS_MAX: Final = 16
-"""Of one question."""
+PROGRAMS_MAX: Final = 16  # of one question
 PROGRAM_CHARS_MAX: Final = 128
-REMEMBERED_MAX: Final = 1000
-"""Programs that a node remembers to have prepared."""
+REMEMBERED_MAX: Final = 1000  # programs that a node remembers to have prepared
 
 
 class Rooms:
     """Of one node.
 
-    Args:
-        ctx: Its plugin's context.
-        free: Processes that run, and the processes and bytes of memory that there is room for, for
-            a principal where one is given.
+    `free(principal)` gives how many processes run, and how many, and how many bytes of memory,
+    there is room for; for nobody in particular where the principal is "".
     """
 
     def __init__(self, ctx: PluginContext, free: Callable[[str], tuple[int, int, int]]) -> None:

@@ -32,26 +32,16 @@ if TYPE_CHECKING:
     from wetware_proc.driver import Driver, Image
 
 CODE_BYTES_MAX: Final = 64 << 20
-INPUT_BYTES_MAX: Final = 256 << 10
-"""That come with a program, instead of on a stream."""
-LOADS_PER_OWNER_MAX: Final = 4
-"""Programs that are read and compiled at a time."""
+INPUT_BYTES_MAX: Final = 256 << 10  # that come with a program, instead of on a stream
+LOADS_PER_OWNER_MAX: Final = 4  # programs that are read and compiled at a time
 LOADS_MAX: Final = 16
-READ_S: Final = 60.0
-"""For a source to give the whole program: it has a place of all meanwhile."""
-PAGE_MAX: Final = 256
-"""Processes that one answer tells of."""
-WAIT_S_MAX: Final = 25.0
-"""Of `wait`: less than a call may take by default."""
+READ_S: Final = 60.0  # for a source to give the whole program: it has a place of all meanwhile
+PAGE_MAX: Final = 256  # processes that one answer tells of
+WAIT_S_MAX: Final = 25.0  # of `wait`: less than a call may take by default
 
 
 class ProcService(Service):
-    """See `hookspecs.Service`.
-
-    Args:
-        ctx: The plugin's context; its config is a ProcConfig.
-        make_drivers: A context in which there are drivers, by the kind of program that each runs.
-    """
+    """See `hookspecs.Service`. `make_drivers` has drivers by the kind of program that each runs."""
 
     name = "proc"
     interface = SCHEMA.Executor
@@ -89,7 +79,6 @@ class ProcService(Service):
         self.supervisor = Supervisor(self.table, ctx.data_dir / "detached")
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Serve until cancelled."""
         async with (
             self._make_drivers() as drivers,
             self.table.running(drivers),
@@ -163,7 +152,6 @@ class ProcService(Service):
         return process
 
     def found(self, owner: str | None) -> list[Process | Detached]:
-        """Of an owner, or all, the newest first."""
         each: dict[str, Process | Detached] = {**self.table.ended, **self.table.processes}
         each.update(self.supervisor.all)
         found = [process for process in each.values() if owner in (None, process.owner)]

@@ -51,23 +51,15 @@ POLICIES: Final = ("never", "on-failure", "always")
 """When a program is started again: never; unless it exited with 0; however it ended."""
 PAUSE_S_MIN: Final = 1.0
 PAUSE_S_MAX: Final = 60.0
-STEADY_S: Final = 60.0
-"""A program that ran so long has started well: the next pause is short again."""
-FAILURES_MAX: Final = 10
-"""Ends in a row that came sooner, after which a program is given up."""
-DETACHED_MAX: Final = 1000
-"""Of a node."""
+STEADY_S: Final = 60.0  # a program that ran so long has started well: the next pause is short again
+FAILURES_MAX: Final = 10  # ends in a row that came sooner, after which a program is given up
+DETACHED_MAX: Final = 1000  # of a node
 DETACHED_PER_OWNER_MAX: Final = 100
-STARTS_MAX: Final = 16
-"""At a time: a node that starts has all of them to start."""
-ENDED_MAX: Final = 256
-"""That are kept with their logs, of a node."""
-CODE_BYTES_MAX: Final = 1 << 30
-"""Of the programs of all of them."""
-LOG_PIECE_BYTES: Final = 256 << 10
-"""That are read at a time."""
-LABEL_NAME_CHARS_MAX: Final = 80
-"""So that the ID behind it is seen."""
+STARTS_MAX: Final = 16  # at a time: a node that starts has all of them to start
+ENDED_MAX: Final = 256  # that are kept with their logs, of a node
+CODE_BYTES_MAX: Final = 1 << 30  # of the programs of all of them
+LOG_PIECE_BYTES: Final = 256 << 10  # that are read at a time
+LABEL_NAME_CHARS_MAX: Final = 80  # so that the ID behind it is seen
 RECORD: Final = "record.json"
 CODE: Final = "code"
 
@@ -79,13 +71,7 @@ class Unwritten(WetwareError):
 
 
 class Restarts:
-    """When one program is started again.
-
-    Args:
-        policy: One of POLICIES.
-        monotonic: Seconds that never go back.
-        rng: Of the jitter of pauses.
-    """
+    """When one program is started again, by one of POLICIES."""
 
     def __init__(
         self, policy: str, monotonic: Callable[[], float], rng: random.Random | None = None
@@ -96,7 +82,6 @@ class Restarts:
         self.started()
 
     def started(self) -> None:
-        """It runs from now on."""
         self._at = self._monotonic()
 
     def wanted(self, exit_: Exit) -> bool:
@@ -118,7 +103,6 @@ class Restarts:
         return self._backoff.pause_s()
 
     def forget(self) -> None:
-        """What failed before does not count any more."""
         self._failures = 0
         self._backoff.reset()
 
@@ -152,81 +136,52 @@ class _Output:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A detached program, as it is kept.
-
-    Attributes:
-        digest: SHA-256 of its code, in hex; "" where that is on the machine.
-        code_bytes: Of it, on disk.
-        spec: Its name, arguments, environment and limits, as in the struct Spec of proc.capnp.
-        dirs: Path → the hash of a directory that it reads.
-        grant: ID of its durable grant.
-        granted: That is on disk, with all below it.
-        created_at: Unix time, s. Likewise `started_at`, of the latest start.
-        exit: How it ended the last time; None where it has not, or its node ended first.
-        over: It is not started again.
-    """
+    """A detached program, as it is kept."""
 
     id: str
     owner: str
     kind: str
-    digest: str
-    code_bytes: int
-    spec: Mapping[str, Any]
+    digest: str  # SHA-256 of its code, in hex; "" where that is on the machine
+    code_bytes: int  # on disk
+    spec: Mapping[str, Any]  # name, arguments, environment, limits, as in Spec of proc.capnp
     policy: str
-    grant: str
-    created_at: float
-    granted: bool = False
-    started_at: float = 0.0
+    grant: str  # ID of its durable grant
+    created_at: float  # Unix time, s
+    granted: bool = False  # the grant is on disk, with all below it
+    started_at: float = 0.0  # of the latest start, as above
     restarts: int = 0
-    exit: Exit | None = None
-    over: bool = False
-    dirs: Mapping[str, str] = field(default_factory=dict)
+    exit: Exit | None = None  # the last one; None where there is none, or its node ended first
+    over: bool = False  # it is not started again
+    dirs: Mapping[str, str] = field(default_factory=dict)  # path → hash
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Record:
-        """Raises ValueError, TypeError."""
         value = json.loads(data)
         exit_ = value["exit"] and Exit(**value["exit"])
         return cls(**{**value, "exit": exit_})
 
 
 class Detached:
-    """One of them; it is shown and ended as a `Process` is. Made by `Supervisor`.
-
-    Attributes:
-        id: 16 hex digits.
-        owner: The principal, as text.
-        record: What is kept of it.
-        log: What it wrote.
-        dirs: What it reads, by its paths.
-        place: Holds that, until it is over.
-        derived: Its grants; None until the node has them again.
-        process: What runs now; None where nothing does.
-        restarts: When it is started again.
-        begun: Set once it has run, ever, or never will.
-        refused: What has kept a new one from that.
-        why: Why it is to end for good; "" where it is not.
-        wish: Set where it is to end, or to be started again now.
-        written: Set, and replaced by another one, where there is more in the log, or nothing more.
-        over: Set once it has ended for good, which is on disk then.
-    """
+    """One of them; it is shown and ended as a `Process` is. Made by `Supervisor`."""
 
     def __init__(self, record: Record, directory: Path, ctx: PluginContext) -> None:
         self.id, self.owner, self.record = record.id, record.owner, record
         self.directory, self.log = directory, Log(directory)
         self.dirs: Mapping[str, Path] = {}
-        self.place = contextlib.ExitStack()
+        self.place = contextlib.ExitStack()  # holds them, until it is over
         self.restarts = Restarts(record.policy, ctx.clock.monotonic)
         self._run_sync = ctx.run_sync
-        self.derived: Derived | None = None
-        self.process: Process | None = None
-        self.refused: WetwareError | None = None
-        self.why = ""
-        self.begun, self.wish = asyncio.Event(), asyncio.Event()
-        self.written, self.over = asyncio.Event(), asyncio.Event()
+        self.derived: Derived | None = None  # until the node has its grants again
+        self.process: Process | None = None  # what runs now
+        self.begun = asyncio.Event()  # set once it has run, ever, or never will
+        self.refused: WetwareError | None = None  # what has kept a new one from that
+        self.wish = asyncio.Event()  # set where it is to end, or to be started again now
+        self.why = ""  # it is to end for good
+        self.written = asyncio.Event()  # set and replaced where the log has more, or is complete
+        self.over = asyncio.Event()  # set once it has ended for good, which is on disk then
         if record.over:
             self.over.set()
 
@@ -244,7 +199,7 @@ class Detached:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Of the struct Info of proc.capnp, what `Process.info` has."""
+        """As `Process.info`."""
         record = self.record
         return {
             "name": record.spec["name"],
@@ -303,15 +258,7 @@ class Detached:
 
 
 class Supervisor:
-    """All detached programs of a node.
-
-    Args:
-        table: Where they run.
-        directory: Theirs alone.
-
-    Attributes:
-        all: By ID, those that have ended included.
-    """
+    """All detached programs of a node, by their IDs, those that have ended included."""
 
     def __init__(self, table: Table, directory: Path) -> None:
         self._table, self._ctx, self._directory = table, table.ctx, directory

@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from wetware_proc.config import ProcConfig
     from wetware_proc.process import Process
 
-KIND: Final = "wasm"
-"""Of a program whose kind is not said."""
-PROCESSES_MAX: Final = 10_000
-"""Of a node: as many as its address space has room for."""
+KIND: Final = "wasm"  # of a program whose kind is not said
+PROCESSES_MAX: Final = 10_000  # of a node: as many as its address space has room for
 ENDED_MAX: Final = 1000
 """Processes of a node that have ended and are remembered: of who has most the oldest goes."""
 NAME_BYTES_MAX: Final = 255
@@ -37,25 +35,16 @@ PORTS_MAX: Final = 16
 
 
 class Table:
-    """The processes of a node.
-
-    Args:
-        ctx: Its plugin's context, whose config is a ProcConfig.
-
-    Attributes:
-        drivers: By the kind of program that each runs; none while nothing can run.
-        programs: By kind: what is on the machine itself, and needs no driver to load it.
-        processes: Those that run, by ID.
-        ended: Those that are remembered, detached ones excluded.
-    """
+    """The processes of a node."""
 
     def __init__(self, ctx: PluginContext) -> None:
         self.ctx = ctx
         self.config: ProcConfig = ctx.config
-        self.drivers: Mapping[str, Driver] = {}
+        self.drivers: Mapping[str, Driver] = {}  # by kind; none while nothing can run
+        # By kind: what is on the machine itself, and needs no driver to load it.
         self.programs: dict[str, Callable[[], Image]] = {}
-        self.processes: dict[str, Process] = {}
-        self.ended: OrderedDict[str, Process] = OrderedDict()
+        self.processes: dict[str, Process] = {}  # those that run, by ID
+        self.ended: OrderedDict[str, Process] = OrderedDict()  # but for detached ones
         self.dirs = Dirs(ctx.data_dir / "dirs", self.config.dirs_bytes_max)
         self.rooms = Rooms(ctx, self._free)
         self.places = Places()
@@ -149,7 +138,6 @@ class Table:
         self._tasks.start(self._run(process, place.pop_all(), remember))
 
     def _admit(self, place: ExitStack, owner: str, nbytes: int) -> None:
-        """Room for one more, until `place` is closed."""
         self.check_running()
         mine_max, config = self.config.owner_processes_max, self.config
         mine = f"{mine_max} processes of {owner} run at this node (owner_processes_max)"

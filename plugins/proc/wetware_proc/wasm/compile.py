@@ -28,19 +28,13 @@ from wetware.errors import InternalError, LimitExceeded
 from wetware_proc.driver import CodeRefused
 from wetware_proc.wasm.engine import CONFIG, new_engine
 
-CODE_BYTES_MAX: Final = 64 << 20
-"""Of a module."""
-COMPILED_BYTES_MAX: Final = 512 << 20
-"""Of its machine code."""
-MEMORY_BYTES_MAX: Final = 4 << 30
-"""Of the address space of the child."""
-CPU_S_MAX: Final = 120
-"""Of the child, on all cores together."""
+CODE_BYTES_MAX: Final = 64 << 20  # of a module
+COMPILED_BYTES_MAX: Final = 512 << 20  # of its machine code
+MEMORY_BYTES_MAX: Final = 4 << 30  # of the address space of the child
+CPU_S_MAX: Final = 120  # of the child, on all cores together
 WALL_S_MAX: Final = 180.0
-CHILDREN_MAX: Final = 2
-"""That compile at a time; who comes later waits."""
-CACHE_BYTES_MAX: Final = 2 << 30
-"""On disk; what was not used for the longest time makes room."""
+CHILDREN_MAX: Final = 2  # that compile at a time; who comes later waits
+CACHE_BYTES_MAX: Final = 2 << 30  # on disk; what was not used for the longest time makes room
 _WORDS_MAX: Final = 300  # of what is wrong with the code
 
 _SUFFIX: Final = ".cwasm"
@@ -75,7 +69,6 @@ class Cache:
         return None
 
     def part(self) -> Path:
-        """Where something new can be written."""
         return self._directory / f"{secrets.token_hex(8)}.part"
 
     def add(self, digest: str, part: Path) -> Path:
@@ -103,12 +96,7 @@ def _hash(path: Path) -> str:
 
 
 class Compiler:
-    """Compiles what the cache does not have.
-
-    Args:
-        cache: Where it is kept.
-        threads: For the disk.
-    """
+    """Compiles what the cache does not have."""
 
     def __init__(self, cache: Cache, threads: Threads) -> None:
         self._cache, self._threads = cache, threads
@@ -143,12 +131,7 @@ class Compiler:
 
 
 class ChildFailed(Exception):
-    """A child made no machine code; `str` says why.
-
-    Args:
-        code: That it returned.
-        words: What it wrote to stderr.
-    """
+    """A child made no machine code: it returned `code`, and wrote `words` to stderr."""
 
     def __init__(self, code: int, words: str) -> None:
         super().__init__(clean(words))

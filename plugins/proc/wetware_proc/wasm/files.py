@@ -27,8 +27,7 @@ from wetware_proc.wasm.errno import Errno, need
 if TYPE_CHECKING:
     from wetware_proc.driver import Spec
 
-DESCRIPTORS_MAX: Final = 256
-"""Open at a time, of one guest."""
+DESCRIPTORS_MAX: Final = 256  # open at a time, of one guest
 PATH_BYTES_MAX: Final = 4096
 SKIPPED_MAX: Final = 4096
 """Names of a directory that one call passes over, to where the guest wants to go on."""
@@ -76,7 +75,6 @@ def beneath(directory: int, path: bytes, flags: int, mode: int = 0) -> int:
 
 
 def check_kernel() -> None:
-    """Raise DriverUnavailable where paths cannot be confined."""
     root = os.open("/", _DIRECTORY_FLAGS)
     try:
         os.close(beneath(root, b".", os.O_PATH))
@@ -113,9 +111,6 @@ class Quota:
 
     A file counts from its first byte, holes included, until its last name and its last descriptor
     are gone.
-
-    Attributes:
-        bytes: That it has added.
     """
 
     def __init__(self, bytes_max: int, names_max: int) -> None:
@@ -177,22 +172,15 @@ def _file(found: os.stat_result) -> _File:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Descriptor:
-    """What a number of the guest stands for.
-
-    Attributes:
-        kind: See above.
-        rights: What may be done with it.
-        inheriting: What may be done with what is opened below it.
-        flags: Those of WASI that are not the system's.
-    """
+    """What a number of the guest stands for."""
 
     kind: int
-    rights: int
-    inheriting: int = 0
-    flags: int = 0
+    rights: int  # what may be done with it
+    inheriting: int = 0  # what may be done with what is opened below it
+    flags: int = 0  # those of WASI that are not the system's
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        pass
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -273,7 +261,6 @@ class Listing:
 
     @property
     def first(self) -> int:
-        """The number of the first entry that is remembered."""
         return self.count - len(self._known)
 
     def close(self) -> None:
