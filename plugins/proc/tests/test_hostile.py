@@ -384,20 +384,26 @@ async def test_killing_a_guest_that_waits_for_input(run: Run, kill: Kill) -> Non
 async def test_killing_in_the_middle_of_a_call_that_writes(
     run: Run, kill: Kill, servant: type[Echo], how: str
 ) -> None:
-    """Neither does it go on, nor do those that were sent behind it, once `run` has ended."""
-    writes = 0
+    """Neither does it go on, once it has heard of that, nor do those that were sent behind it."""
+    writes = begun = cut = 0
 
     async def write(data: bytes) -> bytes:
-        nonlocal writes
-        for _ in range(500):
-            writes += 1
-            await asyncio.sleep(0.001)
+        nonlocal writes, begun, cut
+        begun += 1
+        try:
+            for _ in range(500):
+                writes += 1
+                await asyncio.sleep(0.001)
+        except asyncio.CancelledError:
+            cut += 1
+            raise
         return b""
 
     async with run.granted(servant(write)) as ref:
         running = asyncio.ensure_future(run.with_refs("caps", how, grants={"echo": ref}))
         await run.until(lambda: writes > 3)
         await kill(running)
+        await run.until(lambda: cut == begun)  # it is told by way of a socket
         seen = writes
         await asyncio.sleep(0.3)
         assert writes == seen
