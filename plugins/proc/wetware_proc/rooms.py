@@ -40,11 +40,10 @@ class Rooms:
         self._lately: Recent[Any, list[dict[str, Any]]] = Recent(KNOWN_S, 64, time.monotonic)
         self._places, self._asking = Places(), asyncio.Semaphore(ASKED_AT_ONCE)
 
-    def prepared(self, *names: str) -> None:
-        """A program of these names, its hash among them, needs no work before it runs here."""
-        for name in names:
-            if 0 < len(name) <= PROGRAM_CHARS_MAX:
-                self._prepared.put(name, True)
+    def prepared(self, name: str) -> None:
+        """A program of this name, or hash, needs no work before it runs here."""
+        if 0 < len(name) <= PROGRAM_CHARS_MAX:
+            self._prepared.put(name, True)
 
     def own(self, programs: list[str], owner: str = "") -> dict[str, Any]:
         """This node's, as the struct Room has it, for a principal. Raises InvalidArgument."""

@@ -14,7 +14,7 @@ import os
 import random
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -113,19 +113,26 @@ def grant_label(name: str, id_: str) -> str:
 
 
 class _Output:
-    """What a detached program writes to: a log, in the form of a stream."""
+    """What a detached program writes to: its log, in the form of a stream."""
 
-    def __init__(self, write: Callable[..., Awaitable[None]], log: Log) -> None:
-        self._write, self._log = write, log
+    def __init__(self, each: Detached, ctx: PluginContext) -> None:
+        self._each, self._ctx = each, ctx
+
+    async def _write(self, function: Callable[..., None], *data: bytes) -> None:
+        try:
+            await self._ctx.run_sync(function, *data)
+        except OSError as exc:  # a full disk holds no program up
+            self._ctx.log.warning("proc.log_lost", id=self._each.id, error=exc.strerror)
+        self._each.tell()
 
     async def receive(self, max_bytes: int = 0) -> bytes:
         raise EndOfStream
 
     async def send(self, item: bytes) -> None:
-        await self._write(self._log.write, item)
+        await self._write(self._each.log.write, item)
 
     async def send_eof(self) -> None:
-        await self._write(self._log.settle)
+        await self._write(self._each.log.settle)
 
     async def aclose(self) -> None:
         pass
@@ -454,14 +461,7 @@ class Supervisor:
                     code="not_found.dir",
                 )
 
-        async def write(function: Callable[..., None], *data: bytes) -> None:
-            try:
-                await self._ctx.run_sync(function, *data)
-            except OSError as exc:  # a full disk holds no program up
-                self._ctx.log.warning("proc.log_lost", id=each.id, error=exc.strerror)
-            each.tell()
-
-        output = _Output(write, each.log)
+        output = _Output(each, self._ctx)
         async with contextlib.AsyncExitStack() as stack:
             async with self._starting:
                 image = await self._image(each)

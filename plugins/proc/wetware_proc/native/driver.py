@@ -17,7 +17,7 @@ from wetware.base.threads import in_daemon, to_its_end
 from wetware.errors import InvalidArgument, NotFound, Unsupported, WetwareError
 from wetware_proc.driver import CodeRefused, Exit, Image, Limits, Output, Pipe, Spec
 from wetware_proc.native import cgroup, seccomp
-from wetware_proc.native.ports import Ports
+from wetware_proc.native.ports import Ports, PortServant
 from wetware_proc.native.sandbox import Sandbox, bwrap
 from wetware_proc.native.starter import landlocked
 
@@ -131,7 +131,7 @@ async def _life(
         if group is not None:
             await to_its_end(in_daemon(group.add, sandbox.pid))  # the kernel may take its time
         for name, number in spec.ports.items():
-            spec.offer(name, ports.servant(number))
+            spec.offer(name, PortServant(ports, number))
         limits = rpc.RpcLimits(
             calls_in_max=spec.limits.calls_max,
             exports_max=spec.limits.handles_max,

@@ -19,7 +19,6 @@ _NEWUSER, _NEWNET = 0x10000000, 0x40000000  # sched.h
 
 
 def main(pid: int, uid: int, fd: int) -> None:
-    """See the module."""
     libc = ctypes.CDLL(None, use_errno=True)
     with socket.socket(fileno=fd) as node:
         if uid >= 0:

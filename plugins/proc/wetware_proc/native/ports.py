@@ -40,9 +40,6 @@ class Ports:
         self._turn = asyncio.Lock()
         self._connections = Tasks()
 
-    def servant(self, number: int) -> PortServant:
-        return PortServant(self, number)
-
     async def connect(self, number: int) -> rpc.ByteStream:
         """A connection to a port. Call it in the servant's method.
 

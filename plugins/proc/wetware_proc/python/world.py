@@ -58,7 +58,6 @@ class World:
         self._handles = self._calls.handles
 
     async def close(self, threads: Threads) -> None:
-        """The guest is gone."""
         self._calls.end()
         await let_go(self.files.table, threads)
 

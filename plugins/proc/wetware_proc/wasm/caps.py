@@ -1,19 +1,6 @@
 """The import module `ww`, version 1: the capabilities of a guest, beside WASI.
 
-    cap(name, count) -> handle      the grant of a name; a handle is the guest's own, never reused
-    call(handle, at, count) -> n    a message; the reply has n bytes, and is fetched with `take`
-    send(handle, at, count) -> 0    the same, without waiting for it; its reply is lost
-    offer(handle, name, count) -> 0 the spawner can have it by this name
-    serve(name, count) -> handle    the same of a new object, whose calls the guest answers itself
-    accept() -> n                   waits for one: [number, handle, method, {parameter: value}]
-    reply(number, at, count) -> 0   [true, value] or [false, text], for who made that call
-    take(at, count) -> n            the next bytes of the last reply, of what was accepted, or of
-                                    the last error's text
-    drop(handle) -> 0               the handle is void
-
-What fails returns a negative number: the error of WASI, as for everything else that it calls. After
-a `call` that failed `take` gives the code of the error, a newline, and its message. A version that
-is not compatible gets another module name.
+What each function takes, does and returns is in docs/reference/guest-abi.md.
 """
 
 from __future__ import annotations
@@ -48,7 +35,6 @@ class Caps:
         self.sent = Tasks()
 
     def close(self) -> None:
-        """The guest is gone."""
         self._calls.end()
 
     def cap(self, at: int, count: int) -> int:
@@ -136,7 +122,6 @@ async def _say(ref: Held, method: str, params: dict[str, Any]) -> None:
 
 
 def _done(function: Callable[..., int | None], *args: Any) -> int:
-    """What it gives; an error as a number."""
     try:
         return function(*args) or 0
     except WetwareError as exc:

@@ -187,6 +187,7 @@ class Descriptor:
 class File(Descriptor):
     """A regular file."""
 
+    kind: int = REGULAR
     fd: int
     file: _File
     writable: bool
@@ -202,6 +203,7 @@ class Directory(Descriptor):
     `opened` is asked for its descriptor when the guest first uses it.
     """
 
+    kind: int = DIRECTORY
     writable: bool
     opened: Callable[[], int]
     name: bytes | None = None
@@ -366,7 +368,6 @@ def given(name: bytes, writable: bool, opened: Callable[[], int]) -> Directory:
     """A directory that a guest has from its start, under a name."""
     mask = -1 if writable else OF_READER
     return Directory(
-        kind=DIRECTORY,
         rights=OF_DIRECTORY & mask,
         inheriting=OF_DIRECTORY | OF_FILE,  # so that who opens for writing is told that it cannot
         writable=writable,
@@ -522,13 +523,13 @@ def open_path(
         node: Descriptor
         if kind == REGULAR:
             node = File(
-                kind=kind, rights=rights & OF_FILE & mask, flags=flags,
+                rights=rights & OF_FILE & mask, flags=flags,
                 fd=fd, file=_file(found), writable=above.writable,
             )  # fmt: skip
         else:
             rights = (rights or above.rights) & above.inheriting & OF_DIRECTORY & mask
             node = Directory(
-                kind=kind, rights=rights | READDIR, inheriting=above.inheriting,
+                rights=rights | READDIR, inheriting=above.inheriting,
                 writable=above.writable, opened=lambda: fd, _fd=fd,
             )  # fmt: skip
         return table.add(node)
