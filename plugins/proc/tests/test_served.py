@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 from wetware.base import cbor
 from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
 from wetware_proc import serving
+from wetware_proc.driver import Spec
 from wetware_proc.functions import FunctionFailed
 from wetware_proc.grants import TAG
 from wetware_proc.schema import SCHEMA
@@ -236,3 +238,24 @@ except ww.Error as exc: print(exc.code, exc)
 def another(run: Run) -> Run:
     """The same driver, with output of its own."""
     return type(run)(run.driver, run._guests, run._data_dir, run._sockets)
+
+
+async def test_calls_that_were_left_take_no_memory() -> None:
+    """Also where the program never accepts one: their callers have room for more each time."""
+    offered: dict[str, Any] = {}
+    serving.Calls(Spec(offer=offered.__setitem__)).serve("it")
+
+    async def leave(times: int) -> int:
+        for _ in range(times):
+            call = asyncio.ensure_future(offered["it"].call("method", cbor.encode({}), []))
+            await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = await leave(100)
+        assert await leave(2000) - before < 20_000
+    finally:
+        tracemalloc.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +24,7 @@ METHOD_CHARS_MAX: Final = 255
 class _Call:
     handle: int
     method: str
-    args: Any
+    args: Any  # None once the guest has taken it
     answer: asyncio.Future[dict[str, Any]] = field(default_factory=asyncio.Future)
 
 
@@ -40,7 +39,7 @@ class Calls:
         self.handles = Handles(spec.grants, spec.limits.handles_max)
         self._offer, self._calls_max = spec.offer, spec.limits.calls_max
         self._calls: dict[int, _Call] = {}
-        self._numbers, self._waiting = itertools.count(1), deque[int]()
+        self._numbers = itertools.count(1)
         self._came = asyncio.Event()
         self._bytes = self._served = 0
         self._ended = False
@@ -68,19 +67,15 @@ class Calls:
         if not self._served:
             raise NotFound("the program serves nothing", code="not_found.served")
         while True:
-            while not self._waiting:
+            while not (waiting := [n for n, call in self._calls.items() if call.args is not None]):
                 self._came.clear()
                 await self._came.wait()
-            number = self._waiting.popleft()
-            if (call := self._calls.get(number)) is None:  # nobody waits for it any more
-                continue
+            call = self._calls[number := waiting[0]]
+            args, call.args = call.args, None
             try:
-                message = self.handles.answer([number, call.handle, call.method, call.args])
+                return self.handles.answer([number, call.handle, call.method, args])
             except WetwareError as exc:
                 _fail(call, exc)
-                continue
-            call.args = None
-            return message
 
     def reply(self, number: int, data: bytes) -> None:
         """The guest's answer to a call: [true, value] or [false, text].
@@ -129,7 +124,6 @@ class Calls:
         number, call = next(self._numbers), _Call(handle, method, value)
         self._calls[number] = call
         self._bytes += size
-        self._waiting.append(number)
         self._came.set()
         try:
             return await call.answer
