@@ -43,15 +43,7 @@ from wetware.base.structs import from_struct
 from wetware.base.texts import NAMED
 from wetware.errors import InvalidArgument, Unsupported
 from wetware_proc.functions import packed_arguments
-from wetware_proc.placement import (
-    Heard,
-    Room,
-    everywhere,
-    granted,
-    named,
-    placed,
-    where,
-)
+from wetware_proc.placement import Heard, Room, everywhere, granted, named, placed, where
 from wetware_proc.running import (
     Detached,
     Exit,
@@ -105,10 +97,6 @@ example.
 A CID is read with the user's own session at the node that runs it, so nobody runs what they may not
 read. A bare reference is of the session that it came from, and runs at that session's node.
 """
-
-
-class _Cid(str):
-    """That a name stood for: no file, whatever there is here."""
 
 
 class Options(TypedDict, total=False):
@@ -250,10 +238,8 @@ class Executor:
         taken: bytes | str
         if isinstance(code, str) and code.startswith(NAMED):
             path = Path(code)
-            taken = _Cid(await self.session.blob.resolve(code))
-        elif isinstance(code, os.PathLike) or (
-            isinstance(code, str) and not isinstance(code, _Cid) and Path(code).exists()  # noqa: ASYNC240  # takes no time
-        ):
+            taken = await self.session.blob.resolve(code)
+        elif isinstance(code, os.PathLike) or (isinstance(code, str) and Path(code).exists()):  # noqa: ASYNC240  # takes no time
             path = Path(code)
             taken = await file_bytes(path)
         else:

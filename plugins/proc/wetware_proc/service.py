@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from types import MappingProxyType
@@ -77,6 +78,9 @@ class ProcService(Service):
         self.ctx, self._make_drivers = ctx, make_drivers
         self.table = Table(ctx)
         self.supervisor = Supervisor(self.table, ctx.data_dir / "detached")
+        self._all = ChainMap[str, Any](
+            self.supervisor.all, self.table.processes, self.table.ended
+        )  # of what is in several of them the first counts
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         async with (
@@ -152,15 +156,12 @@ class ProcService(Service):
         return process
 
     def found(self, owner: str | None) -> list[Process | Detached]:
-        each: dict[str, Process | Detached] = {**self.table.ended, **self.table.processes}
-        each.update(self.supervisor.all)
-        found = [process for process in each.values() if owner in (None, process.owner)]
+        found = [process for process in self._all.values() if owner in (None, process.owner)]
         return sorted(found, key=lambda process: -process.started_at)
 
     def get(self, id_: str, owner: str | None = None) -> Process | Detached:
         """One of an owner, or of all; raises NotFound, which does not tell of another owner's."""
-        tables = (self.supervisor.all, self.table.processes, self.table.ended)
-        process = next((table[id_] for table in tables if id_ in table), None)
+        process: Process | Detached | None = self._all.get(id_)
         if process is None or owner not in (None, process.owner):
             raise NotFound(
                 f"there is no process {id_[:32]!r} of yours at this node",

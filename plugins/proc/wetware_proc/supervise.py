@@ -25,13 +25,7 @@ from anyio import EndOfStream
 from wetware.base.backoff import Backoff
 from wetware.base.tasks import Tasks
 from wetware.base.threads import to_its_end
-from wetware.errors import (
-    InternalError,
-    InvalidArgument,
-    LimitExceeded,
-    NotFound,
-    WetwareError,
-)
+from wetware.errors import InternalError, InvalidArgument, LimitExceeded, NotFound, WetwareError
 from wetware.identity import replace_private_file
 from wetware_proc.driver import BOUNDS, Exit, sha256
 from wetware_proc.grants import by_name
