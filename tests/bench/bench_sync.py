@@ -38,7 +38,6 @@ import anyio
 from cluster_report import Report, machine, quantile
 
 import wetware
-from wetware.base.threads import Threads
 from wetware.identity import Key
 from wetware.testing import Home, NodeProcess
 from wetware_sync import engine as engines
@@ -259,8 +258,9 @@ class ByEngine:
 @contextlib.asynccontextmanager
 async def by_engine(address: str) -> AsyncIterator[list[Client]]:
     from wetware_sync.etcd.engine import EtcdEngine
+    from wetware_sync.etcd.wire import Etcd
 
-    engine = EtcdEngine([address], run_sync=Threads().run)
+    engine = EtcdEngine(Etcd([address]))
     async with anyio.create_task_group() as tasks:
         await tasks.start(lambda task_status: engine.run(task_status=task_status))
         leases = [(await engine.grant(3600.0, OWNER)).id for _ in range(CLIENTS)]

@@ -92,9 +92,10 @@ class OwnEtcd:
 
     def __init__(self, path: Path, limits: Limits | None) -> None:
         from wetware_sync.etcd.engine import EtcdEngine
+        from wetware_sync.etcd.wire import Etcd
 
         self._process = EtcdProcess(path / "etcd")
-        self._engine = EtcdEngine([self._process.endpoint], run_sync=Threads().run, limits=limits)
+        self._engine = EtcdEngine(Etcd([self._process.endpoint]), limits=limits)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)

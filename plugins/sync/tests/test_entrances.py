@@ -189,9 +189,10 @@ def test_who_else_can_read_the_password_is_not_asked_for_it(tmp_path: Path) -> N
     with pytest.raises(WetwareError, match="password"):
         own_etcd(config)
     file.chmod(0o600)
-    found = own_etcd(config)
-    assert found["login"].password == "secret"
-    assert "secret" not in repr(found)
+    login = own_etcd(config).login
+    assert login is not None
+    assert login.password == "secret"
+    assert "secret" not in repr(login)
 
 
 async def test_without_etcd_every_entrance_says_so(three: Three) -> None:

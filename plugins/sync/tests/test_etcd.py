@@ -12,7 +12,6 @@ from time import monotonic
 
 import pytest
 
-from wetware.base.threads import Threads
 from wetware.errors import LimitExceeded
 from wetware_sync.engine import (
     Closed,
@@ -47,8 +46,9 @@ def etcd(tmp_path: Path) -> Iterator[EtcdProcess]:
 
 def entrance(*endpoints: str, limits: Limits | None = None) -> Engine:
     from wetware_sync.etcd.engine import EtcdEngine
+    from wetware_sync.etcd.wire import Etcd
 
-    return EtcdEngine(endpoints, run_sync=Threads().run, limits=limits)
+    return EtcdEngine(Etcd(endpoints), limits=limits)
 
 
 @contextlib.asynccontextmanager
@@ -269,7 +269,7 @@ def own_certificate(key: Path, cert: Path) -> None:
 
 async def test_users_and_tls(tmp_path: Path) -> None:
     from wetware_sync.etcd.engine import EtcdEngine
-    from wetware_sync.etcd.wire import Login, Tls
+    from wetware_sync.etcd.wire import Etcd, Login, Tls
 
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     own_certificate(key, cert)
@@ -287,7 +287,7 @@ async def test_users_and_tls(tmp_path: Path) -> None:
             await asyncio.to_thread(etcd.ctl, f"--cacert={cert}", *args)
 
         def engine(login: Login | None) -> Engine:
-            return EtcdEngine([etcd.endpoint], run_sync=Threads().run, tls=tls, login=login)
+            return EtcdEngine(Etcd([etcd.endpoint], tls, login))
 
         async with running(engine(Login("root", "secret"))) as inside:
             last = await put(inside, b"a")

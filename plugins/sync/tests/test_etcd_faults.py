@@ -148,14 +148,15 @@ async def test_what_clients_are_told_is_linearizable_while_etcd_is_killed(
     three: list[EtcdProcess],
 ) -> None:
     from wetware_sync.etcd.engine import EtcdEngine
+    from wetware_sync.etcd.wire import Etcd
 
     seed = int(os.environ.get("WW_SEED", random.randrange(2**32)))
     rng, histories = random.Random(seed), Histories(seed)
     ends = [member.endpoint for member in three]
     threads, kills = Threads(), 0
     async with (
-        running(EtcdEngine(ends, run_sync=Threads().run)) as a,
-        running(EtcdEngine(ends[::-1], run_sync=Threads().run)) as b,
+        running(EtcdEngine(Etcd(ends))) as a,
+        running(EtcdEngine(Etcd(ends[::-1]))) as b,
     ):
         work = [asyncio.create_task(histories.client((a, b)[n % 2], n)) for n in range(CLIENTS)]
         seen: list[Event] = []

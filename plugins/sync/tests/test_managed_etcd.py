@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import os
 import signal
@@ -16,10 +15,11 @@ import pytest
 
 from wetware.errors import Unsupported, WetwareError
 from wetware.testing import FakeOverlay, overlays, plugin_context
-from wetware_sync.managed.child import Child, EtcdError, check_version, find
+from wetware_sync.errors import HomeDown
+from wetware_sync.managed.child import Child, check_version, find
 from wetware_sync.managed.pipes import PROTOCOL, Pipes, Room
 
-from .etcds import needs_etcd
+from .etcds import anyio_backend, needs_etcd, one_loop  # noqa: F401 fixtures
 
 pytestmark = [
     pytest.mark.anyio,
@@ -50,15 +50,19 @@ class Member:
             self.room.close()
 
     async def put(self, value: str) -> None:
-        await self.child.ask("kv/put", key=_b64("k"), value=_b64(value))
+        from wetware_sync.etcd.wire import pb, transaction
+
+        put = pb.PutRequest(key=b"k", value=value.encode())
+        request = pb.TxnRequest(success=[pb.RequestOp(request_put=put)])
+        async with self.child.etcd() as etcd:
+            await etcd.write(transaction(request))
 
     async def get(self) -> str:
-        found = await self.child.ask("kv/range", key=_b64("k"))
-        return base64.b64decode(found["kvs"][0]["value"]).decode()
+        from wetware_sync.etcd.wire import pb, ranged
 
-
-def _b64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+        async with self.child.etcd() as etcd:
+            (found,) = (await etcd.read(ranged(pb.RangeRequest(key=b"k")))).kvs
+        return str(found.value, "utf-8")
 
 
 async def until(works: Callable[[], Any], within_s: float = 60) -> Any:
@@ -95,7 +99,7 @@ async def test_three_are_one_store_and_go_on_without_one(tmp_path: Path) -> None
             await nodes[0].disconnect(other.ctx.overlay)  # type: ignore[arg-type]
         await until(lambda: b.put("2"))
         assert await until(c.get) == "2"
-        with pytest.raises(EtcdError):
+        with pytest.raises(HomeDown):
             await a.get()
 
 

@@ -20,7 +20,6 @@ from wetware_sync.config import SyncConfig
 from wetware_sync.engine import Closed, Get, LeaseEnded, Put, Txn
 from wetware_sync.home import Home
 from wetware_sync.kv import KvService
-from wetware_sync.managed import contents
 from wetware_sync.managed.child import EtcdError
 from wetware_sync.managed.moves import Moves
 from wetware_sync.managed.placement import (
@@ -182,8 +181,8 @@ STEPS = {
     "they are started": (Moves, "_prepare"),
     "they find each other": (Moves, "_wait_until_ready"),
     "the store is brought": (Moves, "_load"),
-    "it is put into etcd": (contents, "load"),
-    "it is taken out": (contents, "dump"),
+    "it is put into etcd": (Home, "load"),
+    "it is taken out": (Home, "dump"),
     "nobody serves it": (Moves, "_close"),
     "it is taken": (Moves, "take_store"),
 }
@@ -208,13 +207,7 @@ class Fault:
             check(True)
             return result
 
-        def fails_in_thread(*args: Any) -> Any:
-            check(not after)
-            result = original(*args)
-            check(True)
-            return result
-
-        monkeypatch.setattr(where, name, fails_in_thread if where is contents else fails)
+        monkeypatch.setattr(where, name, fails)
 
 
 BOTH = pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -144,12 +144,12 @@ class Home:
 
     async def _run_etcd(self, *, task_status: TaskStatus[None]) -> None:
         """The etcd of this node may come and go, and the others may be away."""
-        from wetware_sync.etcd.engine import EtcdEngine  # its packages are an extra
+        from wetware_sync.etcd.engine import EtcdEngine  # here: its packages are an extra
 
         task_status.started()
         while True:
             try:
-                engine = EtcdEngine(**await self._etcd(), run_sync=self.ctx.run_sync)
+                engine = EtcdEngine(await self.etcd())
                 async with anyio.create_task_group() as tasks:
                     await tasks.start(engine.run)
                     self._engine, self._failing = engine, ""
@@ -160,13 +160,13 @@ class Home:
                 self._engine = None
             await anyio.sleep(AGAIN_S)
 
-    async def _etcd(self) -> dict[str, Any]:
-        """Arguments of what speaks to etcd; raises Closed, ConfigError."""
-        if not self.has_own_etcd:
-            if (child := self.keeper.child) is None:
-                raise Closed("its etcd does not run")
-            return {"endpoints": [f"unix:{child.client}"]}
-        return dict(await self.ctx.run_sync(own_etcd, self.ctx.config))
+    async def etcd(self) -> Etcd:
+        """What speaks to the etcd that has the store; raises Closed, ConfigError."""
+        if self.has_own_etcd:
+            return await self.ctx.run_sync(own_etcd, self.ctx.config)
+        if self.keeper.child is None:
+            raise Closed("its etcd does not run", hint="ww sync etcd status")
+        return self.keeper.child.etcd()
 
     async def settled(self) -> None:
         """Return when nothing is open that is not to be."""
@@ -193,33 +193,29 @@ class Home:
         engine = self.engine
         if isinstance(engine, EmbeddedEngine):
             await engine.backup(path)
-            return
+        else:
+            await self.dump(path)
+
+    async def dump(self, path: Path) -> None:
+        """Copy the store in etcd to a new file, whether it is served or not."""
         from wetware_sync.etcd import copies
 
-        async with self._speaking() as etcd:
+        async with await self.etcd() as etcd:
             await copies.backup(etcd, path, self.ctx.run_sync)
 
     async def restore(self, source: Path) -> int:
         """Put a copy in the place of the store; returns the new epoch. Raises InvalidArgument."""
         if self._wanted() == "etcd":  # also where a restore was cut off, and nothing is open
-            from wetware_sync.etcd import copies
-
-            async with self._speaking() as etcd:
-                return await copies.load(etcd, source, self.ctx.run_sync)
+            return await self.load(source)
         async with self.paused():
-            epoch: int = await self.ctx.run_sync(backup.restore, Files(self.directory), source)
-        return epoch
+            return await self.ctx.run_sync(backup.restore, Files(self.directory), source)
 
-    @contextlib.asynccontextmanager
-    async def _speaking(self) -> AsyncIterator[Etcd]:
-        from wetware_sync.etcd.wire import Etcd
+    async def load(self, source: Path) -> int:
+        """Put a copy into etcd, in the place of what is there; returns its epoch."""
+        from wetware_sync.etcd import copies
 
-        etcd = Etcd(**await self._etcd())
-        try:
-            yield etcd
-        finally:
-            with anyio.CancelScope(shield=True):
-                await etcd.aclose()
+        async with await self.etcd() as etcd:
+            return await copies.load(etcd, source, self.ctx.run_sync)
 
     def describe(self) -> dict[str, Any]:
         """A struct Home, as a reply."""
@@ -262,9 +258,9 @@ def _shown(peers: tuple[PeerId, ...]) -> str:
     return " and ".join(peers) or "no known node"
 
 
-def own_etcd(config: SyncConfig) -> dict[str, Any]:
-    """What the files say that are named; blocks. Raises ConfigError."""
-    from wetware_sync.etcd.wire import Login, Tls
+def own_etcd(config: SyncConfig) -> Etcd:
+    """With what the files say that are named; blocks. Raises ConfigError."""
+    from wetware_sync.etcd.wire import Etcd, Login, Tls
 
     if not config.endpoints:
         raise ConfigError("[plugins.sync] endpoints: this node is an entrance, and names no etcd")
@@ -279,4 +275,4 @@ def own_etcd(config: SyncConfig) -> dict[str, Any]:
             login = Login(config.user, secret.decode().strip())
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"[plugins.sync]: {exc}") from exc
-    return {"endpoints": config.endpoints, "tls": tls, "login": login}
+    return Etcd(config.endpoints, tls, login)

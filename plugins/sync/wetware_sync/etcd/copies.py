@@ -9,14 +9,17 @@ import asyncio
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from wetware.base.disk import remedy
+from wetware.base.files import Files
 from wetware.errors import InvalidArgument, WetwareError
-from wetware_sync.embedded.store import FILE, SCHEMA_VERSION, contents, is_sound
+from wetware.identity import Key
+from wetware_sync.embedded.store import FILE, SCHEMA_VERSION, Change, Store, contents, is_sound
+from wetware_sync.engine import Limits, Put, Txn
 from wetware_sync.etcd.layout import (
     DATA,
     LEASES,
@@ -27,16 +30,23 @@ from wetware_sync.etcd.layout import (
     unwrap,
     wrap,
 )
-from wetware_sync.etcd.wire import READ_S, WRITE_S, Call, Etcd, pb
-from wetware_sync.managed.contents import PAGE_KEYS, Item, batches, make
+from wetware_sync.etcd.wire import Call, Etcd, pb, ranged, transaction
+
+BATCH_KEYS: Final = 128
+BATCH_BYTES: Final = 512 << 10
+BATCH_S: Final = 5.0
+"""For a batch to be written."""
+PAGE_KEYS: Final = 64
 
 Ask = Callable[[Call], Any]
 """Blocks for etcd's answer."""
+Item = tuple[bytes, bytes, str]
+"""A key, its value, its owner."""
 
 
 async def backup(etcd: Etcd, path: Path, run_sync: Callable[..., Awaitable[Any]]) -> None:
     """Copy the store, as it is at one revision, to a new file."""
-    await run_sync(partial(_backup, _asking(etcd), path))
+    await run_sync(partial(_backup, _asking(etcd.read), path))
 
 
 async def load(etcd: Etcd, source: Path, run_sync: Callable[..., Awaitable[Any]]) -> int:
@@ -46,12 +56,12 @@ async def load(etcd: Etcd, source: Path, run_sync: Callable[..., Awaitable[Any]]
     If this is cut off it stays so, and nobody is served until it has been done again.
     Raises InvalidArgument where it is no copy: then nothing is changed.
     """
-    return int(await run_sync(partial(_load, _asking(etcd), source)))
+    return int(await run_sync(partial(_load, _asking(etcd.write), source)))
 
 
-def _asking(etcd: Etcd) -> Ask:
+def _asking(ask: Callable[[Call], Coroutine[Any, Any, Any]]) -> Ask:
     loop = asyncio.get_running_loop()
-    return lambda call: asyncio.run_coroutine_threadsafe(etcd.write(call), loop).result()
+    return lambda call: asyncio.run_coroutine_threadsafe(ask(call), loop).result()
 
 
 def _backup(ask: Ask, path: Path) -> None:
@@ -62,7 +72,7 @@ def _backup(ask: Ask, path: Path) -> None:
     try:
         work.mkdir(mode=0o700)
         try:
-            make(work, epoch, seed, _items(ask, revision))
+            _make(work, epoch, seed, _items(ask, revision))
             path.touch(mode=0o600, exist_ok=False)
             (work / FILE).replace(path)
         finally:
@@ -94,11 +104,11 @@ def _replace(ask: Ask, epoch: int, seed: bytes, items: Iterator[Item]) -> None:
     ask(_txn(_put(STORE, encode_store(epoch, b""))))
     ask(_txn(*(_delete(prefix) for prefix in (DATA, LEASES))))
     count = 0
-    for batch in batches(items):
+    for batch in _batches(items):
         ask(_txn(*(_put(DATA + key, wrap(owner, value)) for key, value, owner in batch)))
         count += len(batch)
     request = pb.RangeRequest(key=DATA, range_end=end_of(DATA), count_only=True)
-    there = ask(_range(request)).count
+    there = ask(ranged(request)).count
     if there != count:
         raise WetwareError(
             f"etcd has {there} keys and not the {count} of the store",
@@ -110,7 +120,7 @@ def _replace(ask: Ask, epoch: int, seed: bytes, items: Iterator[Item]) -> None:
 
 def _store(ask: Ask) -> tuple[int, bytes, int]:
     """Epoch, seed, revision; zeros where there is none."""
-    reply = ask(_range(pb.RangeRequest(key=STORE)))
+    reply = ask(ranged(pb.RangeRequest(key=STORE)))
     epoch, seed = decode_store(reply.kvs[0].value) if reply.kvs else (0, b"")
     return epoch, seed, reply.header.revision
 
@@ -121,7 +131,7 @@ def _items(ask: Ask, revision: int) -> Iterator[Item]:
         request = pb.RangeRequest(
             key=start, range_end=end_of(DATA), revision=revision, limit=PAGE_KEYS
         )
-        page = ask(_range(request))
+        page = ask(ranged(request))
         for kv in page.kvs:
             start = kv.key + b"\0"
             if not kv.lease:
@@ -140,9 +150,39 @@ def _delete(prefix: bytes) -> Any:
 
 
 def _txn(*operations: Any) -> Call:
-    request = pb.TxnRequest(success=operations)
-    return lambda at: at.kv.Txn(request, timeout=WRITE_S, metadata=at.metadata)
+    return transaction(pb.TxnRequest(success=operations), BATCH_S)
 
 
-def _range(request: Any) -> Call:
-    return lambda at: at.kv.Range(request, timeout=READ_S, metadata=at.metadata)
+def _make(directory: Path, epoch: int, seed: bytes, items: Iterable[Item]) -> None:
+    """An embedded store."""
+    no_bounds = 1 << 62
+    limits = Limits(no_bounds, no_bounds, keys=no_bounds, nbytes=no_bounds)
+    store = Store(Files(directory), limits)
+    try:
+        for batch in _batches(items):
+            changes = [
+                Change(partial(Store.txn, txn=Txn((Put(key, value),)), owner=owner))
+                for key, value, owner in batch
+            ]
+            for result in store.commit(changes).results:
+                if isinstance(result, WetwareError):
+                    raise result
+    finally:
+        store.close()
+    with contextlib.closing(sqlite3.connect(directory / FILE)) as db:
+        db.execute("UPDATE store SET epoch = ?, authority = ?", (epoch, Key.from_seed(seed).seed))
+        db.commit()
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        if batch and (len(batch) >= BATCH_KEYS or size + len(item[1]) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item[1])
+    if batch:
+        yield batch

@@ -14,7 +14,7 @@ import itertools
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -65,7 +65,17 @@ from wetware_sync.etcd.layout import (
     unwrap,
 )
 from wetware_sync.etcd.messages import Room, holds, outcome_of, range_of, request_of
-from wetware_sync.etcd.wire import READ_S, WRITE_S, Etcd, Failed, Login, Member, Tls, cancelled, pb
+from wetware_sync.etcd.wire import (
+    READ_S,
+    WRITE_S,
+    Etcd,
+    Failed,
+    Member,
+    cancelled,
+    pb,
+    ranged,
+    transaction,
+)
 from wetware_sync.hub import Hub
 
 if TYPE_CHECKING:
@@ -75,9 +85,6 @@ log = get_logger("sync.etcd")
 
 CHUNK_KEYS: Final = 64
 """That are read at a time: etcd bounds their number alone, so this is 16 MiB at most."""
-SCAN_KEYS: Final = 4096
-SCAN_BYTES: Final = 1 << 20
-"""What is aimed at when all is read, as it is when an entrance starts."""
 SCANNED_EVENTS: Final = 4096
 """That one watcher's step through the history looks at."""
 TRIES_MAX: Final = 16
@@ -106,31 +113,18 @@ class EtcdEngine:
     member of etcd can be reached when it begins; later it waits for them.
 
     Args:
-        endpoints: "HOST:PORT", each of a member of etcd.
-        tls: With which they are spoken to; None: in plain text.
-        login: Where etcd knows users.
-        run_sync: Runs a blocking function in a thread.
+        etcd: Where the store is.
         limits: Of keys, bytes and leases of the store, and of watches of this entrance.
     """
 
     authority: Key
     epoch: int
 
-    def __init__(
-        self,
-        endpoints: Sequence[str],
-        *,
-        run_sync: Callable[..., Awaitable[Any]],
-        tls: Tls | None = None,
-        login: Login | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        self._endpoints, self._tls, self._login = tuple(endpoints), tls, login
-        self._run_sync, self._limits = run_sync, limits or Limits()
+    def __init__(self, etcd: Etcd, *, limits: Limits | None = None) -> None:
+        self._etcd, self._limits = etcd, limits or Limits()
         self._closed = True
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        self._etcd = Etcd(self._endpoints, self._tls, self._login)
         self._waiting = self._waiting_bytes = 0
         self._acked = 0
         self._owed: list[tuple[int, int, Charge]] = []  # until the log has their revision
@@ -139,23 +133,22 @@ class EtcdEngine:
         self._progress = asyncio.Event()
         self._fed_by: Member | None = None
         self._lost: HomeDown | None = None
-        try:
-            await self._open()
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                self._closed = False
-                task_status.started()
-                tasks.start_soon(self._probe)
-                await self._follow()
-                tasks.cancel_scope.cancel()
-        finally:
-            self._closed = True
-            for handle in self._late:
-                handle.cancel()
-            if hub := getattr(self, "_hub", None):
-                hub.close(_closed())
-            with anyio.CancelScope(shield=True):
-                await self._etcd.aclose()
+        async with self._etcd:
+            try:
+                await self._open()
+                async with anyio.create_task_group() as tasks:
+                    self._tasks = tasks
+                    self._closed = False
+                    task_status.started()
+                    tasks.start_soon(self._probe)
+                    await self._follow()
+                    tasks.cancel_scope.cancel()
+            finally:
+                self._closed = True
+                for handle in self._late:
+                    handle.cancel()
+                if hub := getattr(self, "_hub", None):
+                    hub.close(_closed())
 
     async def _open(self) -> None:
         """Read whose store it is, or make it; and count all that is there."""
@@ -184,11 +177,11 @@ class EtcdEngine:
                 )
             ],
         )
-        reply = await self._etcd.read(_range(pb.RangeRequest(key=STORE)))
+        reply = await self._etcd.read(ranged(pb.RangeRequest(key=STORE)))
         if not reply.kvs:
             # Two who come at once make one, and an answer that is lost does not matter.
-            await self._etcd.read(_txn(fresh))
-            reply = await self._etcd.read(_range(pb.RangeRequest(key=STORE)))
+            await self._etcd.read(transaction(fresh))
+            reply = await self._etcd.read(ranged(pb.RangeRequest(key=STORE)))
         epoch, seed = decode_store(reply.kvs[0].value)
         if not seed:
             raise Closed(
@@ -202,7 +195,7 @@ class EtcdEngine:
         more = True
         while more:
             request = pb.RangeRequest(key=start, range_end=end, revision=revision, limit=CHUNK_KEYS)
-            reply = await self._etcd.read(_range(request))
+            reply = await self._etcd.read(ranged(request))
             for kv in reply.kvs:
                 yield kv
                 start = kv.key + b"\0"
@@ -225,7 +218,7 @@ class EtcdEngine:
             whole = get.order is not Order.KEY  # etcd sorts all of it at each call
             many = get.limit if whole else min(CHUNK_KEYS, get.limit - len(items))
             request = range_of(start, limit=many, revision=revision)
-            reply = await self._etcd.read(_range(request))
+            reply = await self._etcd.read(ranged(request))
             revision = revision or reply.header.revision
             taken = room.take(reply.kvs)
             items += taken
@@ -327,7 +320,7 @@ class EtcdEngine:
 
     async def compact(self, revision: int) -> None:
         self._check_open()
-        reply = await self._etcd.read(_range(pb.RangeRequest(key=STORE, count_only=True)))
+        reply = await self._etcd.read(ranged(pb.RangeRequest(key=STORE, count_only=True)))
         if not 0 <= revision <= reply.header.revision:
             raise InvalidArgument(f"revision {revision} is not from 0 to {reply.header.revision}")
         with contextlib.suppress(TimeoutError):  # the books want to know what it forgets
@@ -337,12 +330,7 @@ class EtcdEngine:
     async def status(self) -> Status:
         self._check_open()
         etcd, count = self._etcd, self._books
-        reply = await etcd.read(_range(pb.RangeRequest(key=STORE, count_only=True)))
-        members = await etcd.read(
-            lambda at: at.cluster.MemberList(
-                pb.MemberListRequest(), timeout=READ_S, metadata=at.metadata
-            )
-        )
+        reply = await etcd.read(ranged(pb.RangeRequest(key=STORE, count_only=True)))
         member = await etcd.read(
             lambda at: at.maintenance.Status(
                 pb.StatusRequest(), timeout=READ_S, metadata=at.metadata
@@ -350,7 +338,7 @@ class EtcdEngine:
         )
         with contextlib.suppress(TimeoutError):
             await self._reach(self._acked)
-        many = len(members.members)
+        many = len(await etcd.members())
         spare = (many - 1) // 2
         return Status(
             engine="etcd",
@@ -373,7 +361,7 @@ class EtcdEngine:
         """The outcome, and whether anything was written."""
         by_value = {each.key for each in txn.compares if each.target == "value"}
         if not by_value:
-            reply = await self._etcd.write(_txn(request_of(txn, owner)))
+            reply = await self._etcd.write(transaction(request_of(txn, owner)))
             return outcome_of(reply, reply.header.revision, txn)
         # Those are decided here, and etcd is asked whether the keys are still the same.
         numbers = tuple(each for each in txn.compares if each.target != "value")
@@ -389,7 +377,7 @@ class EtcdEngine:
             )
             request = request_of(Txn((), same), owner)
             request.success.append(pb.RequestOp(request_txn=request_of(inner, owner)))
-            reply = await self._etcd.write(_txn(request))
+            reply = await self._etcd.write(transaction(request))
             if reply.succeeded:
                 answer = reply.responses[0].response_txn
                 outcome, wrote = outcome_of(answer, reply.header.revision, inner)
@@ -420,7 +408,7 @@ class EtcdEngine:
             if isinstance(each, Delete) and each.prefix:
                 key = DATA + each.key
                 request = pb.RangeRequest(key=key, range_end=end_of(key), count_only=True)
-                writes += (await self._etcd.read(_range(request))).count
+                writes += (await self._etcd.read(ranged(request))).count
             elif not isinstance(each, Get):
                 writes += 1
         limit("keys written by one transaction", writes, WRITES_MAX)
@@ -431,7 +419,7 @@ class EtcdEngine:
         left = [pb.RequestOp(request_range=pb.RangeRequest(key=DATA + key)) for key in keys]
         while left:
             some, left = left[:CHUNK_KEYS], left[CHUNK_KEYS:]
-            reply = await self._etcd.read(_txn(pb.TxnRequest(success=some), READ_S))
+            reply = await self._etcd.read(transaction(pb.TxnRequest(success=some), READ_S))
             for answer in reply.responses:
                 for kv in answer.response_range.kvs:
                     found[kv.key[len(DATA) :]] = item_of(kv), unwrap(kv.value)[0]
@@ -442,7 +430,7 @@ class EtcdEngine:
         if (mine := self._books.leases.get(lease)) is not None:
             whose = mine.owner
         else:  # of another entrance, where the log lags; or of nobody
-            reply = await self._etcd.read(_range(pb.RangeRequest(key=lease_key(lease))))
+            reply = await self._etcd.read(ranged(pb.RangeRequest(key=lease_key(lease))))
             whose = reply.kvs[0].value.decode() if reply.kvs else ""
         if whose != owner:
             raise lease_ended(lease)
@@ -599,7 +587,7 @@ class EtcdEngine:
 
     async def _probe(self) -> None:
         """Leave a member that does not see the others any more: what it feeds us stands still."""
-        request = _range(pb.RangeRequest(key=STORE, count_only=True))
+        request = ranged(pb.RangeRequest(key=STORE, count_only=True))
         while True:
             await anyio.sleep(PROBE_S)
             if (member := self._fed_by) is not None:
@@ -613,14 +601,6 @@ class EtcdEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise _closed()
-
-
-def _range(request: Any) -> Callable[[Member], Any]:
-    return lambda at: at.kv.Range(request, timeout=READ_S, metadata=at.metadata)
-
-
-def _txn(request: Any, timeout_s: float = WRITE_S) -> Callable[[Member], Any]:
-    return lambda at: at.kv.Txn(request, timeout=timeout_s, metadata=at.metadata)
 
 
 def _deletes_prefixes(txn: Txn) -> bool:

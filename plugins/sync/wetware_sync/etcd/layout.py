@@ -19,7 +19,6 @@ STORE: Final = PREFIX + b"store"
 DATA: Final = PREFIX + b"d"
 LEASES: Final = PREFIX + b"l"
 VERSION: Final = 1
-_OWNER_BYTES_MAX: Final = 1 << 16
 _LENGTH_BYTES: Final = 2
 
 

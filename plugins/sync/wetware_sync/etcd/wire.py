@@ -115,18 +115,22 @@ class Etcd:
         self, endpoints: Sequence[str], tls: Tls | None = None, login: Login | None = None
     ) -> None:
         self.endpoints = [endpoint.rpartition("://")[2] for endpoint in endpoints]
-        self._tls, self._login = tls, login
+        self._tls, self.login = tls, login
         self._next = 0
         self._member: Member | None = None
         self._connecting = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def aclose(self) -> None:
+    async def __aenter__(self) -> Etcd:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         """What is under way fails."""
         if self._member is not None:
             self.leave(self._member)
-        if self._closing:
-            await asyncio.wait(self._closing)
+        with anyio.CancelScope(shield=True):
+            if self._closing:
+                await asyncio.wait(self._closing)
 
     # --- members ----------------------------------------------------------------------------------
 
@@ -170,7 +174,7 @@ class Etcd:
                     if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                         raise Failed(WetwareError("no connection"), begun=False)  # noqa: TRY301 closed below
                     await channel.wait_for_state_change(state)
-            if self._login is not None:
+            if self.login is not None:
                 await self._authenticate(member)
         except BaseException as exc:
             await channel.close()
@@ -180,7 +184,7 @@ class Etcd:
         return member
 
     async def _authenticate(self, member: Member) -> None:
-        login = self._login
+        login = self.login
         assert login is not None  # noqa: S101  # the callers'
         request = pb.AuthenticateRequest(name=login.user, password=login.password)
         try:
@@ -233,7 +237,7 @@ class Etcd:
             try:
                 return await call(member)
             except grpc.aio.AioRpcError as exc:
-                if not _is_stale(exc) or self._login is None:
+                if not _is_stale(exc) or self.login is None:
                     raise
             await self._authenticate(member)
             return await call(member)
@@ -245,6 +249,41 @@ class Etcd:
             if _is_cancelled():
                 raise
             raise Failed(HomeDown("the connection ended"), begun=True) from None
+
+    # --- the cluster itself -----------------------------------------------------------------------
+
+    async def health(self) -> Any:
+        """The Status of a member, which it also has while it knows no leader."""
+        return await self.read(lambda at: at.maintenance.Status(pb.StatusRequest(), timeout=READ_S))
+
+    async def members(self) -> Sequence[Any]:
+        """ID, name, peerURLs, isLearner of each."""
+        request = pb.MemberListRequest()
+        reply = await self.read(
+            lambda at: at.cluster.MemberList(request, timeout=READ_S, metadata=at.metadata)
+        )
+        return list(reply.members)
+
+    async def add(self, url: str) -> None:
+        """Have one learn what the others have; it counts among them once it is promoted."""
+        request = pb.MemberAddRequest(peerURLs=[url], isLearner=True)
+        await self.write(
+            lambda at: at.cluster.MemberAdd(request, timeout=WRITE_S, metadata=at.metadata)
+        )
+
+    async def promote(self, id_: int) -> None:
+        request = pb.MemberPromoteRequest(ID=id_)
+        await self.write(
+            lambda at: at.cluster.MemberPromote(request, timeout=WRITE_S, metadata=at.metadata)
+        )
+
+    async def remove(self, id_: int) -> None:
+        request = pb.MemberRemoveRequest(ID=id_)
+        await self.write(
+            lambda at: at.cluster.MemberRemove(request, timeout=WRITE_S, metadata=at.metadata)
+        )
+
+    # --- watching ---------------------------------------------------------------------------------
 
     async def events(
         self,
@@ -290,7 +329,7 @@ class Etcd:
             self.leave(member)
             raise _down([member.endpoint], str(exc)) from None
         except grpc.aio.AioRpcError as exc:
-            if _is_stale(exc) and self._login is not None:
+            if _is_stale(exc) and self.login is not None:
                 with contextlib.suppress(Failed):
                     await self._authenticate(member)
             else:
@@ -305,6 +344,14 @@ class Etcd:
             raise _down([member.endpoint], "the connection ended") from None
         finally:
             await cancelled(call)
+
+
+def ranged(request: Any) -> Call:
+    return lambda at: at.kv.Range(request, timeout=READ_S, metadata=at.metadata)
+
+
+def transaction(request: Any, timeout_s: float = WRITE_S) -> Call:
+    return lambda at: at.kv.Txn(request, timeout=timeout_s, metadata=at.metadata)
 
 
 _READY: Final = grpc.ChannelConnectivity.READY

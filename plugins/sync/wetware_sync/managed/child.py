@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import json
 import os
 import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -26,6 +24,7 @@ from wetware_sync.managed.pipes import CLIENT, Room, peer_socket
 
 if TYPE_CHECKING:
     from wetware.identity import PeerId
+    from wetware_sync.etcd.wire import Etcd
 
 log = get_logger("sync.etcd")
 
@@ -36,8 +35,7 @@ STEADY_S: Final = 10.0
 """After so long it has started well, and the pauses begin anew."""
 STOP_S: Final = 10.0
 ANSWER_S: Final = 5.0
-"""For an answer of the etcd."""
-ANSWER_BYTES_MAX: Final = 64 << 20
+"""For its version."""
 QUOTA_BYTES: Final = 8 << 30
 """Of etcd's database; the engine's own bounds are far below."""
 _LOG: Final = "etcd.log"
@@ -119,10 +117,11 @@ class Child:
         self.version = ""
         self.starts = 0
 
-    @property
-    def client(self) -> str:
-        """Where it is served, as a path."""
-        return self.room.path(CLIENT)
+    def etcd(self) -> Etcd:
+        """What speaks to it."""
+        from wetware_sync.etcd.wire import Etcd  # here: its packages are an extra
+
+        return Etcd([f"unix:{self.room.path(CLIENT)}"])
 
     async def run(self, others: tuple[PeerId, ...], *, new: bool) -> None:
         """Have it run until cancelled.
@@ -204,16 +203,6 @@ class Child:
                         return f"{said.get('msg')} {said.get('error', '')}".strip()
         return f"see {self.room.directory / _LOG}"
 
-    async def ask(self, path: str, **body: Any) -> dict[str, Any]:
-        """See `ask`."""
-        answer: dict[str, Any] = await self._run_sync(ask, self.client, path, body)
-        return answer
-
-    async def members(self) -> list[dict[str, Any]]:
-        """Of the cluster, as a majority knows them: ID, name, peerURLs, isLearner."""
-        found: list[dict[str, Any]] = (await self.ask("cluster/member/list"))["members"]
-        return found
-
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
@@ -224,31 +213,3 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
-
-
-class _Connection(http.client.HTTPConnection):
-    """To a unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("etcd", timeout=ANSWER_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-def ask(socket_path: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask an etcd by its JSON gateway; blocks, raises EtcdError."""
-    with contextlib.closing(_Connection(socket_path)) as connection:
-        try:
-            connection.request("POST", f"/v3/{path}", json.dumps(body))
-            response = connection.getresponse()
-            answer = json.loads(response.read(ANSWER_BYTES_MAX))
-        except (OSError, http.client.HTTPException, ValueError) as exc:
-            raise EtcdError(f"etcd does not answer: {exc}") from exc
-    if response.status != http.client.OK or not isinstance(answer, dict):
-        said = answer.get("error") if isinstance(answer, dict) else answer
-        raise EtcdError(f"etcd refuses: {said}")
-    return answer

@@ -12,7 +12,7 @@ import anyio
 
 from wetware.base.finding import error, ok
 from wetware.errors import ConfigError, Unsupported, WetwareError
-from wetware_sync.managed.child import Child, EtcdError, find
+from wetware_sync.managed.child import Child, find
 from wetware_sync.managed.pipes import Pipes, Room
 from wetware_sync.managed.placement import CUT, RUNS, SERVES
 
@@ -124,15 +124,16 @@ class Keeper:
             return {**part, "state": mine.state, "failing": "its etcd does not run"}
         part |= {"state": mine.state, "version": child.version, "starts": child.starts}
         try:
-            status = await child.ask("maintenance/status")
-        except EtcdError as exc:
+            async with child.etcd() as etcd:
+                status = await etcd.health()
+        except WetwareError as exc:
             return {**part, "failing": child.failing or exc.message}
-        leader = int(status.get("leader", 0))
-        alarms = "; ".join(status.get("errors", ()))
+        alarms = "; ".join(status.errors)
+        lonely = "it knows no leader: more than half of them are away"
         return {
             **part,
-            "leads": leader == int(status["header"]["member_id"]),
-            "index": int(status.get("raftIndex", 0)),
-            "bytes": int(status.get("dbSize", 0)),
-            "failing": alarms if leader else "it knows no leader: more than half of them are away",
+            "leads": status.leader == status.header.member_id,
+            "index": status.raftIndex,
+            "bytes": status.dbSize,
+            "failing": alarms if status.leader else lonely,
         }

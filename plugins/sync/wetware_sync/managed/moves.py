@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,12 +23,12 @@ from wetware.errors import Busy, InvalidArgument, NotFound, Unsupported, Wetware
 from wetware.identity import PeerId
 from wetware_sync.embedded import backup
 from wetware_sync.embedded.store import FILE
-from wetware_sync.managed import contents
-from wetware_sync.managed.child import Child, EtcdError
+from wetware_sync.managed.child import EtcdError
 from wetware_sync.managed.pipes import peer_socket
 from wetware_sync.managed.placement import ANSWER_S, CUT, RUNS, SERVES, Part, Placement
 
 if TYPE_CHECKING:
+    from wetware_sync.etcd.wire import Etcd
     from wetware_sync.home import Home
 
 MEMBERS: Final = (3, 5)
@@ -43,14 +42,14 @@ CHUNK_BYTES: Final = 1 << 20
 Tell = Callable[[str], Awaitable[None]]
 
 
-async def within(limit_s: float, ask: Callable[[], Awaitable[Any]]) -> Any:
-    """What etcd answers as soon as it does not refuse; raises EtcdError."""
+async def within(limit_s: float, ask: Callable[[], Awaitable[None]]) -> None:
+    """Ask etcd until it does not refuse, or has done it; raises EtcdError."""
     why: WetwareError | None = None
     with anyio.move_on_after(limit_s):
         while True:
             try:
                 return await ask()
-            except EtcdError as exc:
+            except WetwareError as exc:
                 why = exc
             await anyio.sleep(LOOK_S)
     raise EtcdError(f"etcd refuses for {limit_s:g} s: {why}")
@@ -196,22 +195,13 @@ class Moves:
     async def take_store(self, sender: PeerId, source: Path) -> int:
         """Have a store that a member has brought; returns its epoch. Raises as `check_bringer`."""
         if self.check_bringer(sender):
-            load = partial(contents.load, self._child().client, source)
-        else:
-            load = partial(backup.restore, Files(self._home.directory), source)
-        epoch: int = await self._ctx.run_sync(load)
-        return epoch
+            return await self._home.load(source)
+        return await self._ctx.run_sync(backup.restore, Files(self._home.directory), source)
 
     @property
     def _serving(self) -> tuple[PeerId, ...]:
         now = self._placements.current
         return now.having(SERVES) if now else ()
-
-    def _child(self) -> Child:
-        child = self._home.keeper.child
-        if child is None:
-            raise EtcdError("no etcd runs here", hint="ww sync etcd status")
-        return child
 
     async def _give_up(self, version: int, instead: Placement) -> None:
         """The move that this version has prepared has not happened."""
@@ -247,29 +237,30 @@ class Moves:
             part = await self.look(peer)
             if part["failing"] and peer not in now.members:
                 raise Unsupported(f"{new}: {part['failing']}", code="unsupported.etcd")
-            child, parts = self._child(), dict(now.members)
-            if gone in parts and (await self.look(gone))["failing"]:
-                await tell(f"{old} is away, and leaves")
-                await self._remove(child, gone)
-                del parts[gone]
-            since = parts[peer].since if peer in parts else now.version + 1
-            electors = tuple(other for other in now.having(SERVES) if other in parts)
-            await tell(f"{new} joins")
-            id_, learns = await self._add(child, peer)
-            try:
-                joining = Placement(now.version + 1, None, {**parts, peer: Part(since, RUNS)})
-                await self._placements.agree(joining, electors)
-                await self._prepare([peer], self._placements.signed)
-                if learns:
-                    await within(START_S, lambda: child.ask("cluster/member/promote", ID=id_))
-            except BaseException:
-                with anyio.CancelScope(shield=True), contextlib.suppress(WetwareError):
-                    await self._undo(child, id_, peer)
-                raise
-            if gone in parts:
-                await tell(f"{old} leaves")
-                await self._remove(child, gone)
-                del parts[gone]
+            parts = dict(now.members)
+            async with await self._home.etcd() as etcd:
+                if gone in parts and (await self.look(gone))["failing"]:
+                    await tell(f"{old} is away, and leaves")
+                    await _remove(etcd, gone)
+                    del parts[gone]
+                since = parts[peer].since if peer in parts else now.version + 1
+                electors = tuple(other for other in now.having(SERVES) if other in parts)
+                await tell(f"{new} joins")
+                # Refused until all have been connected for some seconds.
+                await within(START_S, lambda: _add(etcd, peer))
+                try:
+                    joining = Placement(now.version + 1, None, {**parts, peer: Part(since, RUNS)})
+                    await self._placements.agree(joining, electors)
+                    await self._prepare([peer], self._placements.signed)
+                    await within(START_S, lambda: _promote(etcd, peer))
+                except BaseException:
+                    with anyio.CancelScope(shield=True), contextlib.suppress(WetwareError):
+                        await self._undo(etcd, peer)
+                    raise
+                if gone in parts:
+                    await tell(f"{old} leaves")
+                    await _remove(etcd, gone)
+                    del parts[gone]
             parts[peer] = Part(since, SERVES)
             version = self._now().version + 1
             await self._placements.agree(Placement(version, None, parts), electors)
@@ -297,34 +288,16 @@ class Moves:
             return named.get(name) or PeerId.parse(name)
         raise NotFound(f"{name} has no part in the store's etcd", hint="ww sync etcd status")
 
-    @staticmethod
-    async def _add(child: Child, peer: PeerId) -> tuple[str, bool]:
-        """The ID of its etcd for the others, and whether it has to be promoted."""
-        url = f"unix://{peer_socket(peer)}"
-        for each in await child.members():
-            if url in each["peerURLs"]:
-                return each["ID"], bool(each.get("isLearner"))
-        # Refused until all have been connected for some seconds.
-        add = partial(child.ask, "cluster/member/add", peerURLs=[url], isLearner=True)
-        return (await within(START_S, add))["member"]["ID"], True
-
-    async def _undo(self, child: Child, id_: str, peer: PeerId) -> None:
-        for each in await child.members():
-            if each["ID"] == id_ and not each.get("isLearner"):
-                return  # it counts; whoever runs the command again goes on from there
-        await child.ask("cluster/member/remove", ID=id_)
+    async def _undo(self, etcd: Etcd, peer: PeerId) -> None:
+        joined = await _of(etcd, peer)
+        if joined is not None and not joined.isLearner:
+            return  # it counts; whoever runs the command again goes on from there
+        await _remove(etcd, peer)
         now = self._now()
         parts = {other: part for other, part in now.members.items() if other != peer}
         again = Placement(now.version + 1, None, parts)
         await self._placements.agree(again, now.having(SERVES))
         await self._tell_all([peer])
-
-    @staticmethod
-    async def _remove(child: Child, peer: PeerId) -> None:
-        url = f"unix://{peer_socket(peer)}"
-        for each in await child.members():
-            if url in each["peerURLs"]:
-                await child.ask("cluster/member/remove", ID=each["ID"])
 
     # --- down -------------------------------------------------------------------------------------
 
@@ -347,7 +320,7 @@ class Moves:
                 closing = Placement(version, None, halted)
                 await self._close(closing)
                 await self._home.settled()
-                await self._ctx.run_sync(contents.dump, self._child().client, copy)
+                await self._home.dump(copy)
                 if target == self._me:
                     await self.take_store(self._me, copy)
                 else:
@@ -388,3 +361,27 @@ class Moves:
         if now is not None and now.version == version:
             await self._placements.agree(instead, tuple(instead.members))
             await self._tell_all(tuple(instead.members))
+
+
+async def _of(etcd: Etcd, peer: PeerId) -> Any:
+    """The etcd of a member, as the others know it; None: it is none of them."""
+    url = f"unix://{peer_socket(peer)}"
+    return next((each for each in await etcd.members() if url in each.peerURLs), None)
+
+
+async def _add(etcd: Etcd, peer: PeerId) -> None:
+    if await _of(etcd, peer) is None:
+        await etcd.add(f"unix://{peer_socket(peer)}")
+
+
+async def _promote(etcd: Etcd, peer: PeerId) -> None:
+    found = await _of(etcd, peer)
+    if found is None:
+        raise EtcdError(f"{peer} was removed meanwhile")
+    if found.isLearner:
+        await etcd.promote(found.ID)
+
+
+async def _remove(etcd: Etcd, peer: PeerId) -> None:
+    if found := await _of(etcd, peer):
+        await etcd.remove(found.ID)
