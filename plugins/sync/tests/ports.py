@@ -103,7 +103,7 @@ class SessionPort:
 
     async def get(self, key: str) -> tuple[str | None, int, int]:
         reader = await self._tree.ref("reader")
-        with self._tree._home.read():
+        with self._tree.home.read():
             reply = await reader.call("get", key=key)
         entry = reply["entry"]
         if not reply["found"]:

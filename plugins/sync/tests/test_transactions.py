@@ -7,7 +7,7 @@ import json
 import pytest
 
 from wetware.errors import InvalidArgument
-from wetware_sync.client import Compare, Write
+from wetware_sync.client import Compare, KeyValues, Write
 from wetware_sync.engine import OPERATIONS_MAX
 from wetware_sync.transactions import JSON_BYTES_MAX, parse
 
@@ -62,3 +62,24 @@ def test_what_is_none_is_refused(text: str | bytes, why: str) -> None:
     with pytest.raises(InvalidArgument, match=why) as refused:
         parse(text)
     assert refused.value.code == "invalid.txn"
+
+
+@pytest.mark.parametrize(
+    ("keys", "prefix"),
+    [
+        ([], "/"), (["/a"], "/"), (["/a/b"], "/a/"), (["/a/b", "/a/b/c"], "/a/"),
+        (["/a/bc", "/a/bd"], "/a/"), (["/a/./b/c"], "/a/./b/"), (["/a/b", "/c"], "/"),
+    ],
+)  # fmt: skip
+def test_it_is_one_of_the_directory_that_its_keys_have_in_common(
+    keys: list[str], prefix: str
+) -> None:
+    tree, cut = KeyValues(None)._tree(*keys)
+    assert tree.prefix == prefix
+    assert all(tree.prefix + key[cut:] == key for key in keys)
+
+
+def test_what_is_no_path_is_named() -> None:
+    for keys in (["sale"], ["/a", "sale"]):
+        with pytest.raises(InvalidArgument, match="'sale' is no path"):
+            KeyValues(None)._tree(*keys)

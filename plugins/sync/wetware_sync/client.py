@@ -122,11 +122,156 @@ class Write:
         return {"key": self.key, "what": what, "lease": self.lease.id if self.lease else 0}
 
 
-class KeyValues:
-    """The service `kv` of a session. Keys are paths: "/shop/price".
+class Keys:
+    """What `session.kv` does with keys, and each Tree with those below its prefix.
 
     A write whose answer was lost raises Unknown, and is never repeated. Raises HomeDown where the
     node that has the store is not there.
+    """
+
+    home: AtHome
+
+    def _tree(self, *keys: str) -> tuple[Tree, int]:
+        """The tree that has them, and how much of each is not their name there."""
+        raise NotImplementedError
+
+    async def get(self, key: str = "") -> Entry | None:
+        """A key; None where there is no such one."""
+        tree, cut = self._tree(key)
+        reader = await tree.ref("reader")
+        with self.home.read():
+            reply = await reader.call("get", key=key[cut:])
+        return Entry(**reply["entry"]) if reply["found"] else None
+
+    async def ls(
+        self, prefix: str = "", *, after: str = "", values: bool = False
+    ) -> AsyncIterator[Entry]:
+        """The keys that begin so, in order; those that come or go meanwhile may be missing."""
+        tree, cut = self._tree(prefix)
+        more = True
+        while more:
+            reader = await tree.ref("reader")
+            with self.home.read():
+                reply = await reader.call(
+                    "ls", prefix=prefix[cut:], after=after, limit=0, values=values
+                )
+            for struct in reply["entries"]:
+                yield Entry(**struct)
+                after = struct["key"]
+            more = reply["more"]
+
+    async def put(
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        lease: Lease | None = None,
+        fence: Held | None = None,
+    ) -> int:
+        """Set a key; text as UTF-8. Returns the revision.
+
+        Args:
+            key: A path; of a Tree below its prefix.
+            value: At most 256 KiB.
+            lease: What it goes with.
+            fence: Only as long as this is held: Denied "capability.denied.fenced" else.
+        """
+        raw = value.encode() if isinstance(value, str) else value
+        tree, cut = self._tree(key)
+        writer = await tree.ref("writer")
+        with self.home.written():
+            reply = await writer.call(
+                "put", key=key[cut:], value=raw, lease=lease.id if lease else 0, fence=_hold(fence)
+            )
+        return int(reply["revision"])
+
+    async def delete(self, key: str = "", *, below: bool = False, fence: Held | None = None) -> int:
+        """Delete a key, or with `below` all that begin so; returns how many there were."""
+        tree, cut = self._tree(key)
+        writer = await tree.ref("writer")
+        with self.home.written():
+            reply = await writer.call("delete", key=key[cut:], below=below, fence=_hold(fence))
+        return int(reply["deleted"])
+
+    async def cas(
+        self, key: str, value: bytes | str | None, *, modified: int, fence: Held | None = None
+    ) -> int:
+        """Set a key (None: delete it) if the revision `modified` wrote it last; 0: if it is new.
+
+        Returns the new revision, or 0: it was not so, and nothing is changed.
+        """
+        raw = value.encode() if isinstance(value, str) else value
+        compare = [Compare(key, modified=modified)]
+        succeeded, revision = await self.txn(compare, [Write(key, raw)], fence=fence)
+        return revision if succeeded else 0
+
+    async def txn(
+        self,
+        compare: Iterable[Compare],
+        then: Iterable[Write],
+        otherwise: Iterable[Write] = (),
+        *,
+        fence: Held | None = None,
+    ) -> tuple[bool, int]:
+        """If all comparisons hold `then`, else `otherwise`; all of it at one revision.
+
+        Returns whether they held, and the revision of the store after it.
+        """
+        lists: dict[str, list[Any]] = {
+            "compare": [*compare],
+            "then": [*then],
+            "else_": [*otherwise],
+        }
+        tree, cut = self._tree(*(each.key for some in lists.values() for each in some))
+        structs: dict[str, Any] = {
+            name: [replace(each, key=each.key[cut:]).struct() for each in some]
+            for name, some in lists.items()
+        }
+        writer = await tree.ref("writer")
+        with self.home.written():
+            reply = await writer.call("txn", fence=_hold(fence), **structs)
+        return reply["succeeded"], int(reply["revision"])
+
+    async def watch(self, prefix: str = "", revision: int = 0) -> AsyncIterator[Event]:
+        """Every change of the keys that begin so, each once and in order.
+
+        Args:
+            prefix: A path; of a Tree below its prefix.
+            revision: From which on; 0: from now.
+
+        Raises Compacted where some of it is forgotten (its `revision`, if that can be asked for, is
+        where one can go on), Closed where the store was restored or
+        moved. A lost connection, and a restart of the home, are waited for by a session that
+        reconnects: it goes on where it was.
+        """
+        tree, cut = self._tree(prefix)
+        epoch, backoff = 0, Backoff(AGAIN_S, AGAIN_S_MAX, _rng())
+        while True:
+            try:
+                reply = await (await tree.ref("watcher")).call(
+                    "watch", prefix=prefix[cut:], revision=revision, epoch=epoch
+                )
+                revision, epoch = reply["revision"], reply["epoch"]
+                cursor: rpc.Ref = reply["cursor"]
+                backoff.reset()
+                while True:
+                    with rpc.time_limit(None), self.home.read():
+                        batch = await cursor.call("next")
+                    revision = batch["revision"]
+                    for struct in batch["events"]:
+                        yield _event(struct)
+            except Compacted as exc:  # of which the message alone came along
+                with contextlib.suppress(WetwareError):
+                    exc.revision = (await self.home.call("status"))["status"]["compacted"] + 1
+                raise
+            except (Disconnected, HomeDown, Closed):
+                if not self.home.survives:
+                    raise
+                await anyio.sleep(backoff.pause_s())
+
+
+class KeyValues(Keys):
+    """The service `kv` of a session. Keys are paths: "/shop/price".
 
     Args:
         here: The service as the session has it.
@@ -142,66 +287,16 @@ class KeyValues:
         """The keys that begin so, "/shop/", or one key: "/shop/price", which is then called ""."""
         return Tree(self.home, prefix)
 
-    def _of(self, path: str) -> tuple[Tree, str]:
-        """The directory of a key and its name there: what a grant of that directory permits."""
-        head, slash, name = path.rpartition("/")
-        prefix = head + slash
+    def _tree(self, *keys: str) -> tuple[Tree, int]:
+        """The directory that they have in common: what a grant of that directory permits."""
+        common = os.path.commonprefix([key or "/" for key in keys])  # noqa: RUF071 of characters
+        prefix = common[: common.rfind("/") + 1] if keys else "/"
+        if not prefix:
+            for key in keys:
+                check_path(key)
         if prefix not in self._trees and len(self._trees) >= 64:
             self._trees.clear()
-        return self._trees.setdefault(prefix, Tree(self.home, prefix)), name
-
-    async def get(self, path: str) -> Entry | None:
-        """See Tree.get, as for all of these."""
-        tree, name = self._of(path)
-        return await tree.get(name)
-
-    async def put(
-        self,
-        path: str,
-        value: bytes | str,
-        *,
-        lease: Lease | None = None,
-        fence: Held | None = None,
-    ) -> int:
-        tree, name = self._of(path)
-        return await tree.put(name, value, lease=lease, fence=fence)
-
-    async def delete(self, path: str, *, fence: Held | None = None) -> bool:
-        tree, name = self._of(path)
-        return bool(await tree.delete(name, fence=fence))
-
-    async def cas(self, path: str, value: bytes | str | None, *, modified: int) -> int:
-        tree, name = self._of(path)
-        return await tree.cas(name, value, modified=modified)
-
-    async def txn(
-        self,
-        compare: Iterable[Compare],
-        then: Iterable[Write],
-        otherwise: Iterable[Write] = (),
-        *,
-        fence: Held | None = None,
-    ) -> tuple[bool, int]:
-        """As Tree.txn, of the directory that all of the keys have in common."""
-        compare, then, otherwise = list(compare), list(then), list(otherwise)
-        keys = [each.key for each in compare] + [each.key for each in (*then, *otherwise)]
-        common = os.path.commonpath([os.path.dirname(check_path(key)) for key in keys] or ["/"])
-        tree, _ = self._of(f"{common.rstrip('/')}/")
-        cut = len(tree.prefix)
-        return await tree.txn(
-            [replace(each, key=each.key[cut:]) for each in compare],
-            [replace(each, key=each.key[cut:]) for each in then],
-            [replace(each, key=each.key[cut:]) for each in otherwise],
-            fence=fence,
-        )
-
-    def watch(self, prefix: str, revision: int = 0) -> AsyncIterator[Event]:
-        tree, name = self._of(prefix)
-        return tree.watch(name, revision)
-
-    def ls(self, prefix: str = "/", *, values: bool = False) -> AsyncIterator[Entry]:
-        tree, name = self._of(prefix)
-        return tree.ls(name, values=values)
+        return self._trees.setdefault(prefix, Tree(self.home, prefix)), len(prefix)
 
     def lease(self, ttl_s: float = TTL_S) -> Lease:
         """A lease, to be entered with `async with`; it is kept until then, or until it is lost."""
@@ -275,11 +370,11 @@ class KeyValues:
                     yield line.decode()
 
 
-class Tree:
+class Tree(Keys):
     """Keys below one prefix. Opened at the first use, and again after a lost connection."""
 
     def __init__(self, home: AtHome, prefix: str) -> None:
-        self._home, self.prefix = home, prefix
+        self.home, self.prefix = home, prefix
         self._refs: dict[str, rpc.Ref] = {}
         self._opened: object = None  # where those are of
 
@@ -288,133 +383,14 @@ class Tree:
 
     async def ref(self, role: str) -> rpc.Ref:
         """The capability "reader", "writer" or "watcher", to pass on."""
-        opened = await self._home.service()
+        opened = await self.home.service()
         if opened is not self._opened or self._refs[role].closed:
-            self._refs = await self._home.call("open", prefix=self.prefix)
+            self._refs = await self.home.call("open", prefix=self.prefix)
             self._opened = opened
         return self._refs[role]
 
-    async def get(self, key: str = "") -> Entry | None:
-        """A key; None where there is no such one."""
-        reader = await self.ref("reader")
-        with self._home.read():
-            reply = await reader.call("get", key=key)
-        return Entry(**reply["entry"]) if reply["found"] else None
-
-    async def ls(
-        self, prefix: str = "", *, after: str = "", values: bool = False
-    ) -> AsyncIterator[Entry]:
-        """The keys that begin so, in order; those that come or go meanwhile may be missing."""
-        more = True
-        while more:
-            reader = await self.ref("reader")
-            with self._home.read():
-                reply = await reader.call("ls", prefix=prefix, after=after, limit=0, values=values)
-            for struct in reply["entries"]:
-                yield Entry(**struct)
-                after = struct["key"]
-            more = reply["more"]
-
-    async def put(
-        self,
-        key: str,
-        value: bytes | str,
-        *,
-        lease: Lease | None = None,
-        fence: Held | None = None,
-    ) -> int:
-        """Set a key; text as UTF-8. Returns the revision.
-
-        Args:
-            key: Below the prefix.
-            value: At most 256 KiB.
-            lease: What it goes with.
-            fence: Only as long as this is held: Denied "capability.denied.fenced" else.
-        """
-        raw = value.encode() if isinstance(value, str) else value
-        writer = await self.ref("writer")
-        with self._home.written():
-            reply = await writer.call(
-                "put", key=key, value=raw, lease=lease.id if lease else 0, fence=_hold(fence)
-            )
-        return int(reply["revision"])
-
-    async def delete(self, key: str = "", *, below: bool = False, fence: Held | None = None) -> int:
-        """Delete a key, or with `below` all that begin so; returns how many there were."""
-        writer = await self.ref("writer")
-        with self._home.written():
-            reply = await writer.call("delete", key=key, below=below, fence=_hold(fence))
-        return int(reply["deleted"])
-
-    async def cas(
-        self, key: str, value: bytes | str | None, *, modified: int, fence: Held | None = None
-    ) -> int:
-        """Set a key (None: delete it) if the revision `modified` wrote it last; 0: if it is new.
-
-        Returns the new revision, or 0: it was not so, and nothing is changed.
-        """
-        raw = value.encode() if isinstance(value, str) else value
-        compare = [Compare(key, modified=modified)]
-        succeeded, revision = await self.txn(compare, [Write(key, raw)], fence=fence)
-        return revision if succeeded else 0
-
-    async def txn(
-        self,
-        compare: Iterable[Compare],
-        then: Iterable[Write],
-        otherwise: Iterable[Write] = (),
-        *,
-        fence: Held | None = None,
-    ) -> tuple[bool, int]:
-        """If all comparisons hold `then`, else `otherwise`; all of it at one revision.
-
-        Returns whether they held, and the revision of the store after it.
-        """
-        structs: dict[str, Sequence[Any]] = {
-            "compare": [each.struct() for each in compare],
-            "then": [each.struct() for each in then],
-            "else_": [each.struct() for each in otherwise],
-        }
-        writer = await self.ref("writer")
-        with self._home.written():
-            reply = await writer.call("txn", fence=_hold(fence), **structs)
-        return reply["succeeded"], int(reply["revision"])
-
-    async def watch(self, prefix: str = "", revision: int = 0) -> AsyncIterator[Event]:
-        """Every change of the keys that begin so, each once and in order.
-
-        Args:
-            prefix: Below the one that was opened.
-            revision: From which on; 0: from now.
-
-        Raises Compacted where some of it is forgotten (its `revision`, if that can be asked for, is
-        where one can go on), Closed where the store was restored or
-        moved. A lost connection, and a restart of the home, are waited for by a session that
-        reconnects: it goes on where it was.
-        """
-        epoch, backoff = 0, Backoff(AGAIN_S, AGAIN_S_MAX, _rng())
-        while True:
-            try:
-                reply = await (await self.ref("watcher")).call(
-                    "watch", prefix=prefix, revision=revision, epoch=epoch
-                )
-                revision, epoch = reply["revision"], reply["epoch"]
-                cursor: rpc.Ref = reply["cursor"]
-                backoff.reset()
-                while True:
-                    with rpc.time_limit(None), self._home.read():
-                        batch = await cursor.call("next")
-                    revision = batch["revision"]
-                    for struct in batch["events"]:
-                        yield _event(struct)
-            except Compacted as exc:  # of which the message alone came along
-                with contextlib.suppress(WetwareError):
-                    exc.revision = (await self._home.call("status"))["status"]["compacted"] + 1
-                raise
-            except (Disconnected, HomeDown, Closed):
-                if not self._home.survives:
-                    raise
-                await anyio.sleep(backoff.pause_s())
+    def _tree(self, *keys: str) -> tuple[Tree, int]:
+        return self, 0
 
 
 def _rng() -> random.Random:
