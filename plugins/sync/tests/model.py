@@ -7,7 +7,6 @@ import operator
 from typing import Any
 
 from wetware.errors import LimitExceeded
-from wetware_sync.embedded.store import charge
 from wetware_sync.engine import (
     WRITES_MAX,
     Compare,
@@ -22,6 +21,7 @@ from wetware_sync.engine import (
     Page,
     Put,
     Txn,
+    charge,
 )
 
 OPERATORS = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt}

@@ -9,9 +9,11 @@ knows; all others come before anything is written. Nothing is repeated by an eng
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
 
@@ -33,6 +35,11 @@ PAGE_KEYS_MAX: Final = 1000
 PAGE_BYTES_MAX: Final = 1 << 20
 TTL_S_MIN: Final = 2.0
 TTL_S_MAX: Final = 86_400.0
+ROW_BYTES: Final = 128
+"""What a key is charged beside its bytes and those of its value."""
+_OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
 
 
 class Compacted(WetwareError):
@@ -109,6 +116,9 @@ class Compare:
     target: Literal["value", "version", "create_revision", "mod_revision"]
     op: Literal["=", "!=", "<", ">"]
     operand: bytes | int
+
+    def holds(self, found: bytes | int) -> bool:
+        return _OPERATORS[self.op](found, self.operand)
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +391,23 @@ def lease_ended(lease: int) -> LeaseEnded:
     )
 
 
+def closed() -> Closed:
+    return Closed("the store has stopped", hint="connect again, and look at its epoch")
+
+
+def charge(key: bytes, value_bytes: int) -> int:
+    """What an owner is charged for a key."""
+    return len(key) + value_bytes + ROW_BYTES
+
+
+def limit(what: str, many: int, most: int) -> None:
+    """Raises LimitExceeded of a store's bound."""
+    if many > most:
+        raise LimitExceeded(
+            f"{what}: at most {most}", hint="delete some, or ask the operator of the store"
+        )
+
+
 def prefix_end(prefix: bytes) -> bytes | None:
     """The first key above all that begin with `prefix`; None: there is none."""
     stem = prefix.rstrip(b"\xff")
@@ -402,6 +429,13 @@ def check_get(get: Get) -> None:
         raise InvalidArgument("only what is ordered by its keys is read page by page")
     if not 0 <= get.created_before < 1 << 62:
         raise InvalidArgument("a revision is a number from 0 to 2^62 - 1")
+
+
+def check_watch(key: bytes, revision: int, *, prefix: bool) -> None:
+    """Raises InvalidArgument."""
+    check_key(key, prefix=prefix)
+    if not 1 <= revision < 1 << 62:
+        raise InvalidArgument("a revision is a number from 1 to 2^62 - 1")
 
 
 def check_ttl(ttl_s: float) -> None:

@@ -18,12 +18,11 @@ import anyio
 from wetware.base.files import Files
 from wetware.base.log import get_logger
 from wetware.base.writer import Write, Writer, groups
-from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
+from wetware.errors import LimitExceeded, WetwareError
 from wetware_sync.embedded import backup
 from wetware_sync.embedded.store import Change, Commit, LeaseRow, Store
 from wetware_sync.engine import (
     Batch,
-    Closed,
     Get,
     Lease,
     Limits,
@@ -34,8 +33,9 @@ from wetware_sync.engine import (
     Unknown,
     Watch,
     check_get,
-    check_key,
     check_ttl,
+    check_watch,
+    closed,
     lease_ended,
 )
 from wetware_sync.hub import Hub
@@ -125,7 +125,7 @@ class EmbeddedEngine:
             self._closed = True
             with anyio.CancelScope(shield=True):
                 await self._run_sync(self._writer.close)
-            self._hub.close(_closed())
+            self._hub.close(closed())
 
     # --- the verbs --------------------------------------------------------------------------------
 
@@ -141,9 +141,7 @@ class EmbeddedEngine:
         return outcome
 
     def watch(self, key: bytes, revision: int, owner: str, *, prefix: bool = False) -> Watch:
-        check_key(key, prefix=prefix)
-        if not 1 <= revision < 1 << 62:
-            raise InvalidArgument("a revision is a number from 1 to 2^62 - 1")
+        check_watch(key, revision, prefix=prefix)
         self._check_open()
         return self._hub.watch(key, revision, owner, prefix=prefix)
 
@@ -221,7 +219,7 @@ class EmbeddedEngine:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise _closed()
+            raise closed()
 
     async def _wait(self, what: Change) -> Any:
         self._check_open()
@@ -279,7 +277,3 @@ def _read(store: Store, what: Change) -> Any:
         return what.apply(store)
     except WetwareError as exc:
         return exc
-
-
-def _closed() -> Closed:
-    return Closed("the store has stopped", hint="connect again, and look at its epoch")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import operator
 import os
 import sqlite3
 import struct
@@ -26,12 +25,13 @@ from zlib import crc32
 
 from wetware.base.disk import remedy
 from wetware.base.log import get_logger
-from wetware.errors import ConfigError, InvalidArgument, LimitExceeded, WetwareError
+from wetware.errors import ConfigError, InvalidArgument, WetwareError
 from wetware.identity import Key
 from wetware_sync.engine import (
     KEY_BYTES_MAX,
     PAGE_BYTES_MAX,
     PAGE_KEYS_MAX,
+    ROW_BYTES,
     WRITES_MAX,
     Batch,
     Compare,
@@ -47,8 +47,10 @@ from wetware_sync.engine import (
     Txn,
     Unknown,
     Unwritten,
+    charge,
     compacted,
     lease_ended,
+    limit,
     prefix_end,
 )
 
@@ -65,8 +67,6 @@ WAL_PAGES: Final = 256
 """Pages of 4 KiB in SQLite's log before they go into the database: what that grows by then fits
 into the reserve."""
 CACHE_KIB: Final = 32 << 10
-ROW_BYTES: Final = 128
-"""What a key is charged beside its bytes and those of its value."""
 HISTORY_ROWS_MAX: Final = 100_000
 HISTORY_BYTES_MAX: Final = 64 << 20
 """Of values that were replaced or deleted. What is older is compacted as new rows come."""
@@ -549,8 +549,8 @@ class Store:
     def grant(self, id_: int, ttl_s: float, owner: str) -> LeaseRow:
         """A new lease; in a commit."""
         mine = sum(lease.owner == owner for lease in self.leases.values())
-        _limit("leases of one owner", mine + 1, self._limits.owner_leases)
-        _limit("leases in the store", len(self.leases) + 1, self._limits.leases)
+        limit("leases of one owner", mine + 1, self._limits.owner_leases)
+        limit("leases in the store", len(self.leases) + 1, self._limits.leases)
         if id_ in self.leases:
             raise Unwritten("a lease has that ID", hint="try again")
         self.db.execute("INSERT INTO leases VALUES (?, ?, ?)", (id_, owner, ttl_s))
@@ -599,8 +599,7 @@ class Store:
             revision = row.id >> _SEQ_BITS
             numbers = {"mod_revision": revision, "create_revision": row.created}
             found = numbers.get(compare.target, row.version)
-        holds: bool = _OPERATORS[compare.op](found, compare.operand)
-        return holds
+        return compare.holds(found)
 
     def _targets(
         self, operation: Operation, rows: dict[bytes, Row | None]
@@ -625,7 +624,7 @@ class Store:
         owner: str,
     ) -> None:
         """Raises LimitExceeded and LeaseEnded."""
-        _limit("keys written by one transaction", sum(map(len, targets)), WRITES_MAX)
+        limit("keys written by one transaction", sum(map(len, targets)), WRITES_MAX)
         puts = [
             (o, found[0][1]) for o, found in zip(branch, targets, strict=True) if type(o) is Put
         ]
@@ -645,12 +644,12 @@ class Store:
             if put.lease and self.leases.get(put.lease, _NOBODYS).owner != owner:
                 raise lease_ended(put.lease)
         if nbytes > mine.nbytes or keys > mine.keys:
-            _limit("keys of one owner", keys, self._limits.owner_keys)
-            _limit("bytes of one owner", nbytes, self._limits.owner_bytes)
-            _limit("keys in the store", all_keys, self._limits.keys)
-            _limit("bytes in the store", all_bytes, self._limits.nbytes)
+            limit("keys of one owner", keys, self._limits.owner_keys)
+            limit("bytes of one owner", nbytes, self._limits.owner_bytes)
+            limit("keys in the store", all_keys, self._limits.keys)
+            limit("bytes in the store", all_bytes, self._limits.nbytes)
         for lease, more in leases.items():
-            _limit("keys of one lease", self.leases[lease].keys + more, WRITES_MAX)
+            limit("keys of one lease", self.leases[lease].keys + more, WRITES_MAX)
 
     def _write(self, id_: int, key: bytes, put: Put | None, row: Row | None, owner: str) -> None:
         """Put a key, or delete it. What `row` says is history then, and nobody's charge."""
@@ -691,14 +690,6 @@ class Store:
 
 
 _NOBODYS: Final = LeaseRow(0, "", 0.0)
-_OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
-    "=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
-
-
-def charge(key: bytes, value_bytes: int) -> int:
-    """What an owner is charged for a key."""
-    return len(key) + value_bytes + ROW_BYTES
 
 
 def _bounds(key: bytes, *, prefix: bool) -> tuple[bytes, bytes]:
@@ -721,13 +712,6 @@ def _event(row: Sequence[Any]) -> Event:
 def _checksum(key: bytes, value: bytes | None, owner: str, *numbers: int) -> int:
     first = crc32(_NUMBERS.pack(*numbers, value is None))
     return crc32(value or b"", crc32(key, crc32(owner.encode(), first)))
-
-
-def _limit(what: str, many: int, most: int) -> None:
-    if many > most:
-        raise LimitExceeded(
-            f"{what}: at most {most}", hint="delete some, or ask the operator of the store"
-        )
 
 
 def _is_full(error: Exception) -> bool:

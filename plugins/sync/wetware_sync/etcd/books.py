@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from wetware.errors import LimitExceeded
-from wetware_sync.engine import WRITES_MAX, KeyValue, Limits, Put, Txn
+from wetware_sync.engine import ROW_BYTES, WRITES_MAX, KeyValue, Limits, Put, Txn, charge, limit
 from wetware_sync.etcd.layout import DATA, LEASES, unwrap
-
-ROW_BYTES: Final = 128
-"""What a key is charged beside its bytes and those of its value."""
 
 
 @dataclass(slots=True)
@@ -76,7 +73,7 @@ class Books:
                 self.leases.pop(lease, None)
         elif kv.key.startswith(DATA):
             owner, value = unwrap(kv.value)
-            used = Used(1, charge(kv.key[len(DATA) :], value))
+            used = Used(1, charge(kv.key[len(DATA) :], len(value)))
             mine = self._owners.setdefault(owner, Used())
             mine.add(used, sign)
             self.all.add(used, sign)
@@ -166,7 +163,7 @@ def most(txn: Txn, owner: str) -> Charge:
         used, leases = Used(), dict[int, int]()
         for put in branch:
             if isinstance(put, Put):
-                used.add(Used(1, charge(put.key, put.value)))
+                used.add(Used(1, charge(put.key, len(put.value))))
                 if put.lease:
                     leases[put.lease] = leases.get(put.lease, 0) + 1
         added.used.keys = max(added.used.keys, used.keys)
@@ -182,9 +179,9 @@ def really(
     """What they add to their owner's and to the store's, where this is there, with its owners."""
     added, in_all, leases = Used(), Used(), dict[int, int]()
     for put in puts:
-        size = charge(put.key, put.value)
+        size = charge(put.key, len(put.value))
         row, before = there.get(put.key, (None, ""))
-        old = Used(1, charge(row.key, row.value)) if row else Used()
+        old = Used(1, charge(row.key, len(row.value))) if row else Used()
         in_all.add(Used(1, size))
         in_all.add(old, -1)
         added.add(Used(1, size))
@@ -193,14 +190,3 @@ def really(
         if put.lease and (row is None or row.lease != put.lease):
             leases[put.lease] = leases.get(put.lease, 0) + 1
     return Charge(owner, added, leases), in_all
-
-
-def charge(key: bytes, value: bytes) -> int:
-    return len(key) + len(value) + ROW_BYTES
-
-
-def limit(what: str, many: int, bound: int) -> None:
-    if many > bound:
-        raise LimitExceeded(
-            f"{what}: at most {bound}", hint="delete some, or ask the operator of the store"
-        )

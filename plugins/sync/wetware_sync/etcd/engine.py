@@ -44,12 +44,14 @@ from wetware_sync.engine import (
     Unknown,
     Watch,
     check_get,
-    check_key,
     check_ttl,
+    check_watch,
+    closed,
     lease_ended,
+    limit,
 )
 from wetware_sync.errors import HomeDown
-from wetware_sync.etcd.books import Books, Charge, Gap, LeaseUsed, limit, most, really
+from wetware_sync.etcd.books import Books, Charge, Gap, LeaseUsed, most, really
 from wetware_sync.etcd.layout import (
     DATA,
     END,
@@ -148,7 +150,7 @@ class EtcdEngine:
                 for handle in self._late:
                     handle.cancel()
                 if hub := getattr(self, "_hub", None):
-                    hub.close(_closed())
+                    hub.close(closed())
 
     async def _open(self) -> None:
         """Read whose store it is, or make it; and count all that is there."""
@@ -260,9 +262,7 @@ class EtcdEngine:
             return outcome
 
     def watch(self, key: bytes, revision: int, owner: str, *, prefix: bool = False) -> Watch:
-        check_key(key, prefix=prefix)
-        if not 1 <= revision < 1 << 62:
-            raise InvalidArgument("a revision is a number from 1 to 2^62 - 1")
+        check_watch(key, revision, prefix=prefix)
         self._check_open()
         if self._lost is not None:
             raise self._lost
@@ -600,7 +600,7 @@ class EtcdEngine:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise _closed()
+            raise closed()
 
 
 def _deletes_prefixes(txn: Txn) -> bool:
@@ -618,7 +618,3 @@ async def _in_time(what: str) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise HomeDown(what, hint="try again; nothing was written") from None
-
-
-def _closed() -> Closed:
-    return Closed("the store has stopped", hint="connect again, and look at its epoch")

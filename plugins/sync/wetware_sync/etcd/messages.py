@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from wetware_sync.engine import (
@@ -26,9 +25,6 @@ from wetware_sync.etcd.wire import pb
 _NUMBER_MAX: Final = (1 << 63) - 1
 _RESULTS: Final = {"=": "EQUAL", "!=": "NOT_EQUAL", "<": "LESS", ">": "GREATER"}
 _TARGETS: Final = {"version": "VERSION", "create_revision": "CREATE", "mod_revision": "MOD"}
-_OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
-    "=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
 
 
 def range_of(get: Get, *, limit: int, revision: int = 0) -> Any:
@@ -127,6 +123,5 @@ def outcome_of(reply: Any, revision: int, txn: Txn) -> tuple[Outcome, bool]:
 def holds(compare: Compare, row: KeyValue | None) -> bool:
     """Whether a comparison is true where the key is this."""
     if compare.target == "value":
-        return row is not None and _OPERATORS[compare.op](row.value, compare.operand)
-    number = getattr(row, compare.target) if row else 0
-    return _OPERATORS[compare.op](number, compare.operand)
+        return row is not None and compare.holds(row.value)
+    return compare.holds(getattr(row, compare.target) if row else 0)
