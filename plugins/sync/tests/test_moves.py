@@ -424,7 +424,7 @@ async def test_only_the_first_home_names_the_key_that_signs(tmp_path: Path) -> N
             await member.take(forged)
     with pytest.raises(BadPlacement, match="not the key"):
         await member.keep_key(Key.generate().seed, first)
-    assert not member.may_sign
+    assert member._key is None
     await member.keep_key(home.seed, first)
     second = await member.put(Placement(2, None, {b.peer_id: Part(1, SERVES)}))
     assert await home.take(second)

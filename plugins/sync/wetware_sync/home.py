@@ -60,23 +60,29 @@ class Home:
         return bool(self.ctx.config.engine == "etcd")
 
     @property
-    def entrances(self) -> tuple[PeerId, ...]:
-        """Where users log in for the store; empty where nobody is known to have it (now)."""
-        config: SyncConfig = self.ctx.config
+    def place(self) -> tuple[str, tuple[PeerId, ...]]:
+        """The engine that has the store, "embedded" or "etcd", and where users log in for it.
+
+        That is empty where nobody is known to have it (now).
+        """
         if self.has_own_etcd:
-            return tuple(map(PeerId.parse, config.entrances))
-        home, placement = self.placements.home, self.placements.current
-        if home is not None:
-            return (home,)
-        return placement.having(SERVES) if placement else ()
+            return "etcd", tuple(map(PeerId.parse, self.ctx.config.entrances))
+        if (now := self.placements.current) is not None and now.home is None:
+            return "etcd", now.having(SERVES)
+        home = self.placements.home
+        return "embedded", (home,) if home else ()
+
+    @property
+    def entrances(self) -> tuple[PeerId, ...]:
+        return self.place[1]
 
     @property
     def engine(self) -> Engine:
         """The engine that runs now; raises Unsupported "unsupported.not_home", Closed."""
-        me, there = self.ctx.overlay.peer_id, self.entrances
-        if not there and self.placements.current is not None and not self.has_own_etcd:
+        kind, there = self.place
+        if not there and kind == "etcd" and not self.has_own_etcd:
             raise Closed("the store is being moved", hint="`ww sync etcd status`")
-        if me not in there:
+        if self.ctx.overlay.peer_id not in there:
             raise Unsupported(
                 f"the store of keys and locks is not here, but at {_shown(there)}",
                 hint="log in there; `session.kv`, `session.sync`, `session.names` do it themselves",
@@ -89,10 +95,8 @@ class Home:
 
     def _wanted(self) -> str:
         """Which engine is to run here now: "embedded", "etcd" or "" for none."""
-        if self._paused or self.ctx.overlay.peer_id not in self.entrances:
-            return ""
-        own = self.has_own_etcd
-        return "etcd" if own or self.placements.home is None else "embedded"
+        kind, there = self.place
+        return "" if self._paused or self.ctx.overlay.peer_id not in there else kind
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Have the store open whenever it is here."""
@@ -221,17 +225,9 @@ class Home:
         """A struct Home, as a reply."""
         there = {m.peer_id for m in self.ctx.members("state=alive")}
         me = self.ctx.overlay.peer_id
-        best = sorted(self.entrances, key=lambda peer: (peer != me, peer not in there))
-        entrances = [str(peer) for peer in best]
-        embedded = self.placements.home is not None or self.placements.current is None
-        embedded = embedded and not self.has_own_etcd
-        return {
-            "home": {
-                "node": entrances[0] if entrances else "",
-                "engine": "embedded" if embedded else "etcd",
-                "entrances": entrances,
-            }
-        }
+        kind, entrances = self.place
+        best = sorted(entrances, key=lambda peer: (peer != me, peer not in there))
+        return {"home": {"node": best[0] if best else "", "engine": kind, "entrances": best}}
 
     async def status(self) -> dict[str, Any]:
         """A struct Status, as a reply."""

@@ -44,22 +44,21 @@ class Keeper:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            changed, placement, part = (
-                self._placements.changed,
-                self._placements.current,
-                self._part(),
-            )
-            if placement is not None and (part is None or part.state != CUT):
-                await self._ctx.run_sync(self._clean, part)
-            if placement is None or part is None or part.state == CUT:
+            changed, part = self._placements.changed, self._part()
+            placement = self._placements.current
+            if placement is None or (part is not None and part.state == CUT):
+                await changed.wait()  # what one has that was cut is kept: the move may fail
+                continue
+            await self._ctx.run_sync(self._clean, part)
+            if part is None:
                 await changed.wait()
-            else:
-                try:
-                    await self._keep(placement, part)
-                except* (OSError, WetwareError) as exc:
-                    self._ctx.log.warning("sync.no_etcd", why=str(exc.exceptions[0]))
-                    with anyio.move_on_after(5):
-                        await changed.wait()
+                continue
+            try:
+                await self._keep(placement, part)
+            except* (OSError, WetwareError) as exc:
+                self._ctx.log.warning("sync.no_etcd", why=str(exc.exceptions[0]))
+                with anyio.move_on_after(5):
+                    await changed.wait()
 
     def _clean(self, part: Part | None) -> None:
         """Remove what is of no use any more: an etcd that was left cannot come back."""

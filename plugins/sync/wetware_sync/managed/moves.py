@@ -25,7 +25,7 @@ from wetware_sync.embedded import backup
 from wetware_sync.embedded.store import FILE
 from wetware_sync.managed.child import EtcdError
 from wetware_sync.managed.pipes import peer_socket
-from wetware_sync.managed.placement import ANSWER_S, CUT, RUNS, SERVES, Part, Placement
+from wetware_sync.managed.placement import CUT, RUNS, SERVES, Part, Placement
 
 if TYPE_CHECKING:
     from wetware_sync.etcd.wire import Etcd
@@ -43,7 +43,7 @@ Tell = Callable[[str], Awaitable[None]]
 
 
 async def within(limit_s: float, ask: Callable[[], Awaitable[None]]) -> None:
-    """Ask etcd until it does not refuse, or has done it; raises EtcdError."""
+    """Ask until etcd does not refuse any more; raises EtcdError."""
     why: WetwareError | None = None
     with anyio.move_on_after(limit_s):
         while True:
@@ -52,7 +52,7 @@ async def within(limit_s: float, ask: Callable[[], Awaitable[None]]) -> None:
             except WetwareError as exc:
                 why = exc
             await anyio.sleep(LOOK_S)
-    raise EtcdError(f"etcd refuses for {limit_s:g} s: {why}")
+    raise EtcdError(f"etcd is not ready after {limit_s:g} s: {why}")
 
 
 class Moves:
@@ -129,32 +129,19 @@ class Moves:
             if peer == self._me:
                 part = await self._home.keeper.describe()
             else:
-                part = (await self._call(peer, "etcd"))["part"]
+                part = (await self._placements.ask(peer, "etcd"))["part"]
         except WetwareError as exc:
             return {"node": str(peer), "failing": exc.message, "away": True}
         return {"failing": "", **part, "node": str(peer)}
-
-    async def _call(self, peer: PeerId, method: str, **params: Any) -> Any:
-        sibling = await self._ctx.sibling(peer, "kv")
-        with contextlib.closing(sibling), rpc.time_limit(ANSWER_S):
-            return await sibling.call(method, **params)
 
     async def _prepare(self, peers: Sequence[PeerId], signed: bytes) -> None:
         for peer in peers:
             if peer != self._me:
                 seed = self._placements.seed
-                await self._call(peer, "prepare", placement=signed, seed=seed)
+                await self._placements.ask(peer, "prepare", placement=signed, seed=seed)
 
     async def _wait_until_ready(self, peers: Sequence[PeerId]) -> None:
-        bad = ""
-        with anyio.move_on_after(START_S):
-            while True:
-                parts = await asyncio.gather(*map(self.look, peers))
-                bad = "; ".join(f"{p['node']}: {p['failing']}" for p in parts if p["failing"])
-                if not bad:
-                    return
-                await anyio.sleep(LOOK_S)
-        raise EtcdError(f"not every etcd has started within {START_S:g} s: {bad}")
+        await within(START_S, lambda: self._check(peers))
 
     async def _load(self, peer: PeerId) -> None:
         """Bring the store, which is closed, to the etcd of a member."""
@@ -165,9 +152,7 @@ class Moves:
             await self._send(peer, source)
 
     async def _send(self, peer: PeerId, source: Path) -> None:
-        sibling = await self._ctx.sibling(peer, "kv")
-        with contextlib.closing(sibling), rpc.time_limit(ANSWER_S):
-            stream = (await sibling.call("bring"))["stream"]
+        stream = (await self._placements.ask(peer, "bring"))["stream"]
         with anyio.move_on_after(LOAD_S):
             async with (
                 rpc.ByteStream(stream) as carried,

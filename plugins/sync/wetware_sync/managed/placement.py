@@ -124,6 +124,7 @@ class Placements:
     Attributes:
         current: None: the store was never moved, as far as is known here.
         signed: The same as it is passed on; b"".
+        changed: Set when `current` is another one, and then another event.
     """
 
     def __init__(self, ctx: PluginContext) -> None:
@@ -134,12 +135,7 @@ class Placements:
         self._root: PeerId | None = None
         self._key: Key | None = None
         self._taking = anyio.Lock()
-        self._changed = anyio.Event()
-
-    @property
-    def changed(self) -> anyio.Event:
-        """It is set when `current` is another one."""
-        return self._changed
+        self.changed = anyio.Event()
 
     @property
     def home(self) -> PeerId | None:
@@ -148,10 +144,6 @@ class Placements:
             return self.current.home
         home: PeerId | None = self._ctx.config.home or self._ctx.overlay.founder()
         return home
-
-    @property
-    def may_sign(self) -> bool:
-        return self._key is not None
 
     # --- on disk ----------------------------------------------------------------------------------
 
@@ -209,7 +201,7 @@ class Placements:
             home=placement.home or "",
             etcd=",".join(placement.having(SERVES)),
         )
-        changed, self._changed = self._changed, anyio.Event()
+        changed, self.changed = self.changed, anyio.Event()
         changed.set()
         return True
 
@@ -277,7 +269,7 @@ class Placements:
             try:
                 while True:
                     with anyio.move_on_after(SPREAD_S):
-                        await self._changed.wait()
+                        await self.changed.wait()
                     if self.signed:
                         for peer in self._ctx.overlay.peers():
                             tasks.start_soon(self._meet, peer)
@@ -290,12 +282,16 @@ class Placements:
         except WetwareError as exc:
             self._ctx.log.debug("sync.not_told", peer=peer, why=exc.message)
 
+    async def ask(self, peer: PeerId, method: str, **params: object) -> Any:
+        """Call a Sibling."""
+        sibling = await self._ctx.sibling(peer, _SERVICE)
+        with contextlib.closing(sibling), rpc.time_limit(ANSWER_S):
+            return await sibling.call(method, **params)
+
     async def tell(self, peer: PeerId, signed: bytes | None = None) -> bool:
         """Say what is known, and take what the other one knows; whether that is the same then."""
         said = self.signed if signed is None else signed
-        sibling = await self._ctx.sibling(peer, _SERVICE)
-        with contextlib.closing(sibling), rpc.time_limit(ANSWER_S):
-            theirs: bytes = (await sibling.call("place", placement=said))["placement"]
+        theirs: bytes = (await self.ask(peer, "place", placement=said))["placement"]
         if theirs and theirs != said:
             await self.take(theirs)
         return theirs == said
