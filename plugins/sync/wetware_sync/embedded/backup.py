@@ -112,17 +112,23 @@ def _prepare(files: Files, epoch: int) -> int:
     with contextlib.closing(files.connect(RESTORED)) as db:
         db.execute("PRAGMA locking_mode=EXCLUSIVE")
         db.execute("PRAGMA synchronous=FULL")
-        ((version,),) = db.execute("PRAGMA user_version").fetchall()
-        if version != SCHEMA_VERSION or not is_sound(db):
-            raise ValueError(f"of version {version}; this release knows {SCHEMA_VERSION}")
-        ((found,),) = db.execute("PRAGMA quick_check(1)").fetchall()
-        if found != "ok":
-            raise ValueError(f"it is damaged: {found}")
+        before, _ = check(db)
         db.execute("PRAGMA journal_mode=WAL").fetchall()
-        ((before,),) = db.execute("SELECT epoch FROM store").fetchall()
-        epoch = max(int(before), epoch) + 1
+        epoch = max(before, epoch) + 1
         db.execute("UPDATE store SET epoch = ?", (epoch,))
         ((busy, *_),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         if busy:
             raise ValueError("it is open")
     return epoch
+
+
+def check(db: Database) -> tuple[int, bytes]:
+    """The epoch of a copy, and the seed of its key; raises ValueError where it is none."""
+    ((version,),) = db.execute("PRAGMA user_version").fetchall()
+    if version != SCHEMA_VERSION or not is_sound(db):
+        raise ValueError(f"of version {version}; this release knows {SCHEMA_VERSION}")
+    ((found,),) = db.execute("PRAGMA quick_check(1)").fetchall()
+    if found != "ok":
+        raise ValueError(f"it is damaged: {found}")
+    ((epoch, seed),) = db.execute("SELECT epoch, authority FROM store").fetchall()
+    return int(epoch), bytes(seed)

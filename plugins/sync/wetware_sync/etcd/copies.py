@@ -18,7 +18,8 @@ from wetware.base.disk import remedy
 from wetware.base.files import Files
 from wetware.errors import InvalidArgument, WetwareError
 from wetware.identity import Key
-from wetware_sync.embedded.store import FILE, SCHEMA_VERSION, Change, Store, contents, is_sound
+from wetware_sync.embedded.backup import check
+from wetware_sync.embedded.store import FILE, Change, Store, contents
 from wetware_sync.engine import Limits, Put, Txn
 from wetware_sync.etcd.layout import (
     DATA,
@@ -86,18 +87,12 @@ def _backup(ask: Ask, path: Path) -> None:
 def _load(ask: Ask, source: Path) -> int:
     try:
         with contextlib.closing(sqlite3.connect(f"{source.as_uri()}?immutable=1", uri=True)) as db:
-            ((version,),) = db.execute("PRAGMA user_version").fetchall()
-            if version != SCHEMA_VERSION or not is_sound(db):
-                raise InvalidArgument(f"{source} is no backup of a store")
-            ((found,),) = db.execute("PRAGMA quick_check(1)").fetchall()
-            ((epoch, seed),) = db.execute("SELECT epoch, authority FROM store").fetchall()
-            if found != "ok":
-                raise InvalidArgument(f"{source} is damaged: {found}")
-            epoch = max(epoch, _store(ask)[0]) + 1
-            _replace(ask, epoch, bytes(seed), contents(db))
-    except sqlite3.Error as exc:
+            before, seed = check(db)
+            epoch = max(before, _store(ask)[0]) + 1
+            _replace(ask, epoch, seed, contents(db))
+    except (sqlite3.Error, ValueError) as exc:
         raise InvalidArgument(f"{source} is no backup of a store: {exc}") from exc
-    return int(epoch)
+    return epoch
 
 
 def _replace(ask: Ask, epoch: int, seed: bytes, items: Iterator[Item]) -> None:

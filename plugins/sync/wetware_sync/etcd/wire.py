@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -197,38 +197,30 @@ class Etcd:
 
     # --- calls ------------------------------------------------------------------------------------
 
-    async def read(self, call: Call) -> Any:
+    def read(self, call: Call) -> Coroutine[Any, Any, Any]:
         """Ask one member after another; raises HomeDown."""
-        why = ""
-        for _ in range(len(self.endpoints) + 1):
-            member = await self.member()
-            try:
-                return await self.at(member, call)
-            except Failed as exc:
-                if not _elsewhere(exc):
-                    raise exc.error from None
-                why = f"{member.endpoint}: {exc}"
-                self.leave(member)
-        raise _down(self.endpoints, why)
+        return self._ask(call, again=True)
 
-    async def write(self, call: Call) -> Any:
+    def write(self, call: Call) -> Coroutine[Any, Any, Any]:
         """Ask one member once; another one only where the first had not begun. Raises Unknown."""
+        return self._ask(call, again=False)
+
+    async def _ask(self, call: Call, *, again: bool) -> Any:
         why = ""
         for _ in range(len(self.endpoints) + 1):
             member = await self.member()
             try:
                 return await self.at(member, call)
             except Failed as exc:
-                if _elsewhere(exc):
-                    self.leave(member)
-                    if exc.begun:
-                        raise Unknown(
-                            f"whether it was written is not known: {exc}",
-                            hint="read it, before writing again",
-                        ) from None
-                    why = f"{member.endpoint}: {exc}"
-                else:
+                if not isinstance(exc.error, HomeDown):  # another one would say the same
                     raise exc.error from None
+                self.leave(member)
+                if exc.begun and not again:
+                    raise Unknown(
+                        f"whether it was written is not known: {exc}",
+                        hint="read it, before writing again",
+                    ) from None
+                why = f"{member.endpoint}: {exc}"
         raise _down(self.endpoints, why)
 
     async def at(self, member: Member, call: Call) -> Any:
@@ -375,11 +367,6 @@ def _is_cancelled() -> bool:
 
 def _is_stale(exc: Any) -> bool:
     return exc.code() is grpc.StatusCode.UNAUTHENTICATED
-
-
-def _elsewhere(failed: Failed) -> bool:
-    """Whether another member may do better."""
-    return isinstance(failed.error, HomeDown)
 
 
 def _down(endpoints: Sequence[str], why: str) -> HomeDown:
