@@ -42,44 +42,6 @@ class Opening(Protocol):
     async def call(self, method: str, /, **params: object) -> Any: ...
 
 
-class There:
-    """A session at an entrance of the store, below another one: made at the first use.
-
-    It knows that other one only while it is there: else neither would ever be forgotten.
-    """
-
-    def __init__(self) -> None:
-        self._ready: asyncio.Future[Session] | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    async def at(self, session: Session, node: str) -> Session:
-        """A session at this node, by `session`; raises HomeDown."""
-        if self._task is None or self._is_over():
-            if self._task is not None:
-                self._task.cancel()
-            self._ready = asyncio.get_running_loop().create_future()
-            self._ready.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._task = asyncio.create_task(_stay(session, node, self._ready), name="at home")
-        ready = self._ready
-        assert ready is not None  # noqa: S101  # made with the task
-        await asyncio.wait([ready])  # where it is given up, who waits is not cancelled with it
-        if ready.cancelled():
-            raise HomeDown(f"the login at {node} was given up", hint="try again")
-        return ready.result()
-
-    def _is_over(self) -> bool:
-        """Whether the one there is has failed, or lost its connection."""
-        ready = self._ready
-        return ready is None or (
-            ready.done()
-            and (
-                ready.cancelled()
-                or ready.exception() is not None
-                or ready.result().connection.closed
-            )
-        )
-
-
 async def _stay(session: Session, node: str, ready: asyncio.Future[Session]) -> None:
     """Be logged in there until either connection ends."""
     try:
@@ -109,15 +71,37 @@ def _down(node: str, exc: WetwareError) -> WetwareError:
     )
 
 
-# The services of a session may be at different entrances.
-_THERE: WeakKeyDictionary[Session, dict[str, There]] = WeakKeyDictionary()
+# The services of a session may be at different entrances. A login knows its session only while it
+# lasts: else neither would ever be forgotten.
+_LOGINS: WeakKeyDictionary[
+    Session, dict[str, tuple[asyncio.Future[Session], asyncio.Task[None]]]
+] = WeakKeyDictionary()
 
 
 async def _at(session: Session, node: str) -> Session:
-    """A session at this node, which may be the one that there is; raises HomeDown."""
+    """A session at this node, by `session`, which may be the one itself; raises HomeDown."""
     if node == session.identity.node:
         return session
-    return await _THERE.setdefault(session, {}).setdefault(node, There()).at(session, node)
+    logins = _LOGINS.setdefault(session, {})
+    if node in logins and _is_over(logins[node][0]):
+        logins.pop(node)[1].cancel()
+    if node not in logins:
+        ready: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
+        ready.add_done_callback(lambda done: done.cancelled() or done.exception())
+        logins[node] = ready, asyncio.create_task(_stay(session, node, ready), name="at home")
+    ready, _ = logins[node]
+    await asyncio.wait([ready])  # where it is given up, who waits is not cancelled with it
+    if ready.cancelled():
+        raise HomeDown(f"the login at {node} was given up", hint="try again")
+    return ready.result()
+
+
+def _is_over(login: asyncio.Future[Session]) -> bool:
+    """Whether it has failed, or lost its connection."""
+    if not login.done():
+        return False
+    failed = login.cancelled() or login.exception() is not None
+    return failed or login.result().connection.closed
 
 
 class AtHome:
