@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -102,6 +101,21 @@ class KvService(Service):
             with anyio.CancelScope(shield=True):
                 await self.tasks.end()
 
+    def stream(self, work: Callable[[rpc.ByteStream], Awaitable[None]]) -> dict[str, Any]:
+        """A stream, as a reply, and what is done with it until its end."""
+        stream = rpc.ByteStream()
+
+        async def run() -> None:
+            async with stream:
+                try:
+                    await work(stream)
+                    await stream.send_eof()
+                except WetwareError as exc:
+                    stream.abort(exc)
+
+        self.tasks.start(run())
+        return {"stream": stream.servant}
+
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return KvServant(self, str(principal))
 
@@ -144,15 +158,11 @@ class KvServant(rpc.Servant, interface=SCHEMA.Kv):
     async def backup(self) -> dict[str, Any]:
         copy = self._service.home.ctx.data_dir / f"backup-{secrets.token_hex(8)}"
         await self._service.home.backup(copy)
-        stream = rpc.ByteStream()
-        self._service.tasks.start(_send(stream, copy))
-        return {"stream": stream.servant}
+        return self._service.stream(partial(_send, copy))
 
     async def restore(self) -> dict[str, Any]:
-        stream = rpc.ByteStream()
         home = self._service.home
-        self._service.tasks.start(_take(stream, home.ctx, home.restore))
-        return {"stream": stream.servant}
+        return self._service.stream(partial(_take, home.ctx, home.restore))
 
     async def etcd(self) -> dict[str, Any]:
         home = self._service.home
@@ -167,18 +177,14 @@ class KvServant(rpc.Servant, interface=SCHEMA.Kv):
         return {"parts": parts, **home.describe()}
 
     async def up(self, on: list[str]) -> dict[str, Any]:
-        return self._tell(lambda tell: self._service.moves.up(on, tell))
+        return self._service.stream(partial(_move, partial(self._service.moves.up, on)))
 
     async def replace(self, member: str, by: str) -> dict[str, Any]:
-        return self._tell(lambda tell: self._service.moves.replace(member, by, tell))
+        move = partial(self._service.moves.replace, member, by)
+        return self._service.stream(partial(_move, move))
 
     async def down(self, to: str) -> dict[str, Any]:
-        return self._tell(lambda tell: self._service.moves.down(to, tell))
-
-    def _tell(self, move: Callable[[Tell], Awaitable[None]]) -> dict[str, Any]:
-        stream = rpc.ByteStream()
-        self._service.tasks.start(_move(stream, move))
-        return {"stream": stream.servant}
+        return self._service.stream(partial(_move, partial(self._service.moves.down, to)))
 
 
 class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
@@ -204,11 +210,10 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
         return {"part": await self._service.home.keeper.describe()}
 
     async def bring(self) -> dict[str, Any]:
-        stream, service = rpc.ByteStream(), self._service
+        service = self._service
         service.moves.check_bringer(self._peer)
         take = partial(service.moves.take_store, self._peer)
-        service.tasks.start(_take(stream, service.home.ctx, take))
-        return {"stream": stream.servant}
+        return service.stream(partial(_take, service.home.ctx, take))
 
 
 def _shown(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,54 +221,42 @@ def _shown(part: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in part.items() if name != "away"}
 
 
-async def _move(stream: rpc.ByteStream, move: Callable[[Tell], Awaitable[None]]) -> None:
+async def _move(move: Callable[[Tell], Awaitable[None]], stream: rpc.ByteStream) -> None:
     """Move the store, and tell how far it is."""
 
     async def tell(line: str) -> None:
         await stream.send(line.encode() + b"\n")
 
-    async with stream:
-        try:
-            await move(tell)
-            await stream.send_eof()
-        except WetwareError as exc:
-            stream.abort(exc)
+    await move(tell)
 
 
-async def _send(stream: rpc.ByteStream, copy: Path) -> None:
+async def _send(copy: Path, stream: rpc.ByteStream) -> None:
     """Send a file, as long as somebody takes it, and remove it."""
     try:
-        with contextlib.suppress(WetwareError):
-            async with stream, await anyio.open_file(copy, "rb") as file:
-                while chunk := await file.read(CHUNK_BYTES):
-                    await stream.send(chunk)
-                await stream.send_eof()
+        async with await anyio.open_file(copy, "rb") as file:
+            while chunk := await file.read(CHUNK_BYTES):
+                await stream.send(chunk)
     finally:
         await anyio.Path(copy).unlink()
 
 
 async def _take(
-    stream: rpc.ByteStream, ctx: PluginContext, use: Callable[[Path], Awaitable[int]]
+    ctx: PluginContext, use: Callable[[Path], Awaitable[int]], stream: rpc.ByteStream
 ) -> None:
     """Take a copy of a store, have it used, and send the epoch."""
     copy = ctx.data_dir / f"restore-{secrets.token_hex(8)}"
     count = 0
-    async with stream:
-        try:
-            async with await anyio.open_file(os.open(copy, _NEW, 0o600), "wb") as file:
-                async for chunk in stream:
-                    if (count := count + len(chunk)) > COPY_BYTES_MAX:
-                        raise LimitExceeded(
-                            f"a backup has at most {COPY_BYTES_MAX} bytes (COPY_BYTES_MAX)"
-                        )
-                    await file.write(chunk)
-            epoch = await use(copy)
-            await stream.send(b"%d" % epoch)
-            await stream.send_eof()
-        except WetwareError as exc:
-            stream.abort(exc)
-        finally:
-            await anyio.Path(copy).unlink(missing_ok=True)
+    try:
+        async with await anyio.open_file(os.open(copy, _NEW, 0o600), "wb") as file:
+            async for chunk in stream:
+                if (count := count + len(chunk)) > COPY_BYTES_MAX:
+                    raise LimitExceeded(
+                        f"a backup has at most {COPY_BYTES_MAX} bytes (COPY_BYTES_MAX)"
+                    )
+                await file.write(chunk)
+        await stream.send(b"%d" % await use(copy))
+    finally:
+        await anyio.Path(copy).unlink(missing_ok=True)
 
 
 class Tree:
