@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from wetware.errors import InvalidArgument, LimitExceeded
+from wetware.errors import Busy, InvalidArgument, LimitExceeded
+from wetware.testing import FakeClock
 from wetware_sync.engine import (
     OPERATIONS_MAX,
     VALUE_BYTES_MAX,
@@ -12,10 +17,17 @@ from wetware_sync.engine import (
     Delete,
     Get,
     Order,
+    Outcome,
+    Page,
     Put,
     Txn,
     prefix_end,
 )
+from wetware_sync.fencing import TRIES_MAX
+from wetware_sync.locks import SyncServant, SyncService
+from wetware_sync.names import NamesServant
+
+from .parts import ADA
 
 
 @pytest.mark.parametrize(
@@ -65,3 +77,36 @@ def test_it_is_bounded() -> None:
 )
 def test_where_a_prefix_ends(prefix: bytes, end: bytes | None) -> None:
     assert prefix_end(prefix) == end
+
+
+class Contended:
+    """An engine where somebody else is always faster."""
+
+    tries = 0
+
+    async def read(self, _: Get) -> Page:
+        return Page((), 1)
+
+    async def txn(self, _: Txn, __: str) -> Outcome:
+        self.tries += 1
+        return Outcome(False, 1)
+
+
+async def add(home: Any) -> None:
+    await SyncServant(SyncService(home), ADA).add("a", 1)
+
+
+async def name(home: Any) -> None:
+    await NamesServant(home, ADA).set("/a", "x", 0, 0, False, b"")
+
+
+@pytest.mark.anyio
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("what", [add, name])
+async def test_what_others_change_all_the_time_is_given_up(
+    what: Callable[[Any], Awaitable[None]],
+) -> None:
+    engine = Contended()
+    with pytest.raises(Busy, match="nothing was written"):
+        await what(SimpleNamespace(engine=engine, ctx=SimpleNamespace(clock=FakeClock())))
+    assert engine.tries == TRIES_MAX

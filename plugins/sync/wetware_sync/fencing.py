@@ -7,18 +7,21 @@ So who was paused until the lease had ended, and goes on as if nothing had been,
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from wetware.base import cbor
-from wetware.errors import Denied, InvalidArgument
-from wetware_sync.engine import KEY_BYTES_MAX, Compare, Get, Page, Txn
+from wetware.errors import Busy, Denied, InvalidArgument
+from wetware_sync.engine import KEY_BYTES_MAX, Compare, Get, Page, Put, Txn
 from wetware_sync.keys import LOCK
 
 if TYPE_CHECKING:
-    from wetware_sync.engine import Engine, Outcome
+    from wetware_sync.engine import Engine, KeyValue, Outcome
 
 HOLD_BYTES_MAX: Final = KEY_BYTES_MAX + 64
+TRIES_MAX: Final = 256
+"""Of a change to a key that others write all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +92,28 @@ async def guarded_by(engine: Engine, fence: bytes, txn: Txn, owner: str) -> Outc
         if not any(item.create_revision == hold.revision for item in page.items):
             raise fenced()
     return outcome
+
+
+async def changed(
+    engine: Engine,
+    key: bytes,
+    change: Callable[[KeyValue | None], bytes],
+    owner: str,
+    *,
+    fence: bytes = b"",
+) -> tuple[int, bytes]:
+    """Write what `change` makes of what is there; returns the revision, and what was written.
+
+    Raises Busy where others write the key each time, and as `guarded_by`.
+    """
+    for _ in range(TRIES_MAX):
+        page = await engine.read(Get(key))
+        item = page.items[0] if page.items else None
+        same = Compare(key, "mod_revision", "=", item.mod_revision if item else 0)
+        value = change(item)
+        outcome = await guarded_by(engine, fence, Txn((Put(key, value),), (same,)), owner)
+        if outcome.succeeded:
+            return outcome.revision, value
+    raise Busy(
+        f"others changed it meanwhile, {TRIES_MAX} times: nothing was written", hint="try again"
+    )

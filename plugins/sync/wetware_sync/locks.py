@@ -40,7 +40,7 @@ from wetware_sync.engine import (
     Txn,
 )
 from wetware_sync.errors import NotFree
-from wetware_sync.fencing import Hold, fenced
+from wetware_sync.fencing import Hold, changed, fenced
 from wetware_sync.keys import BARRIER, COUNTER, LOCK, check_path
 from wetware_sync.leases import LeaseServant, leased
 from wetware_sync.schema import SCHEMA
@@ -181,24 +181,23 @@ class SyncServant(rpc.Servant, interface=SCHEMA.Sync):
 
     async def add(self, name: str, by: int) -> dict[str, Any]:
         engine, key = self._service.home.engine, COUNTER + _checked(name)
-        async with self._service.counting(key):
-            while True:
-                page = await engine.read(Get(key))
-                value = int(page.items[0].value) if page.items else 0
-                if not by:
-                    return {"value": value, "revision": page.revision}
-                if not -COUNTER_MAX <= value + by < COUNTER_MAX:
-                    raise InvalidArgument(
-                        f"the counter is at {value}: with {by} it leaves 64 bits",
-                        code="invalid.counter",
-                    )
-                seen = page.items[0].mod_revision if page.items else 0
-                txn = Txn(
-                    (Put(key, b"%d" % (value + by)),), (Compare(key, "mod_revision", "=", seen),)
+        if not by:
+            page = await engine.read(Get(key))
+            value = int(page.items[0].value) if page.items else 0
+            return {"value": value, "revision": page.revision}
+
+        def add(item: KeyValue | None) -> bytes:
+            value = int(item.value) if item else 0
+            if not -COUNTER_MAX <= value + by < COUNTER_MAX:
+                raise InvalidArgument(
+                    f"the counter is at {value}: with {by} it leaves 64 bits",
+                    code="invalid.counter",
                 )
-                outcome = await engine.txn(txn, self._owner)
-                if outcome.succeeded:
-                    return {"value": value + by, "revision": outcome.revision}
+            return b"%d" % (value + by)
+
+        async with self._service.counting(key):
+            revision, now = await changed(engine, key, add, self._owner)
+        return {"value": int(now), "revision": revision}
 
     async def block(self, name: str, blocked: bool) -> None:
         key = BARRIER + _checked(name)

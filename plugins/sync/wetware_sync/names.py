@@ -16,15 +16,13 @@ from wetware.hookspecs import Service
 from wetware_sync.engine import (
     PAGE_KEYS_MAX,
     VALUE_BYTES_MAX,
-    Compare,
     Delete,
     Get,
     KeyValue,
-    Put,
     Txn,
 )
 from wetware_sync.errors import Conflict
-from wetware_sync.fencing import guarded_by
+from wetware_sync.fencing import changed, guarded_by
 from wetware_sync.keys import NAME, check_path, check_prefix
 from wetware_sync.schema import SCHEMA
 
@@ -105,19 +103,19 @@ class NamesServant(rpc.Servant, interface=SCHEMA.Names):
                 f"a name stands for 1 to {VALUE_CHARS_MAX} printable characters",
                 code="invalid.value",
             )
-        engine, key, now_ms = self._home.engine, NAME + check_path(path).encode(), self._now_ms
-        while True:
-            page = await engine.read(Get(key))
-            old = Record.of(page.items[0]) if page.items else None
-            seen = page.items[0].mod_revision if page.items else 0
-            if checked and expected != (seen if old and self._lives(old) else 0):
+        now_ms = self._now_ms
+
+        def change(item: KeyValue | None) -> bytes:
+            old = Record.of(item) if item else None
+            seen = item.mod_revision if item and old and self._lives(old) else 0
+            if checked and expected != seen:
                 raise Conflict(f"{path} was set by the revision {seen}, not {expected}")
             past = ((old.value, old.set_ms, old.by), *old.history)[:HISTORY_MAX] if old else ()
-            record = Record(value, now_ms, self._owner, ttl_ms and now_ms + ttl_ms, past)
-            txn = Txn((Put(key, record.encode()),), (Compare(key, "mod_revision", "=", seen),))
-            outcome = await guarded_by(engine, fence, txn, self._owner)
-            if outcome.succeeded:
-                return {"revision": outcome.revision}
+            return Record(value, now_ms, self._owner, ttl_ms and now_ms + ttl_ms, past).encode()
+
+        key = NAME + check_path(path).encode()
+        revision, _ = await changed(self._home.engine, key, change, self._owner, fence=fence)
+        return {"revision": revision}
 
     def _lives(self, record: Record) -> bool:
         return not record.expires_ms or self._now_ms < record.expires_ms
