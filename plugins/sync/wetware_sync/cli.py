@@ -39,39 +39,33 @@ if TYPE_CHECKING:
 END_S = 5.0
 """For a command whose lock is lost, between SIGTERM and SIGKILL."""
 
-kv_app = typer.Typer(
-    help="Keys of the cluster, at one revision.", no_args_is_help=True, rich_markup_mode=None
-)
-name_app = typer.Typer(
-    help="Names for CIDs, nodes and references.", no_args_is_help=True, rich_markup_mode=None
-)
 
-sync_app = typer.Typer(
-    help="Where the store of keys and locks is.", no_args_is_help=True, rich_markup_mode=None
-)
-etcd_app = typer.Typer(
-    help="An etcd for the store, run by three members: one may die.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+def _group(help_: str) -> typer.Typer:
+    return typer.Typer(help=help_, no_args_is_help=True, rich_markup_mode=None)
+
+
+kv_app = _group("Keys of the cluster, at one revision.")
+name_app = _group("Names for CIDs, nodes and references.")
+sync_app = _group("Where the store of keys and locks is.")
+etcd_app = _group("An etcd for the store, run by three members: one may die.")
 sync_app.add_typer(etcd_app, name="etcd")
 
 
 def mount(app: typer.Typer) -> None:
     """Mount the commands."""
     section = "Services"
-    shown = examples("ww kv put /shop/price 12", "ww kv watch /shop/", "ww kv ls /")
-    app.add_typer(kv_app, name="kv", rich_help_panel=section, epilog=shown)
-    shown = examples("ww name set /site/live CID", "ww name get /site/live")
-    app.add_typer(name_app, name="name", rich_help_panel=section, epilog=shown)
-    shown = examples("ww sync etcd up --on a,b,c", "ww sync etcd status")
-    app.add_typer(sync_app, name="sync", rich_help_panel=section, epilog=shown)
-    shown = examples("ww lock deploy -- ./deploy.sh", "ww lock deploy --who")
-    app.command("lock", rich_help_panel=section, epilog=shown)(lock_command)
-    shown = examples("ww sem downloads 3 -- wget https://example.org/")
-    app.command("sem", rich_help_panel=section, epilog=shown)(sem_command)
-    shown = examples("ww elect scheduler -- ./scheduler", "ww elect scheduler --who")
-    app.command("elect", rich_help_panel=section, epilog=shown)(elect_command)
+    for name, group, *shown in (
+        ("kv", kv_app, "ww kv put /shop/price 12", "ww kv watch /shop/", "ww kv ls /"),
+        ("name", name_app, "ww name set /site/live CID", "ww name get /site/live"),
+        ("sync", sync_app, "ww sync etcd up --on a,b,c", "ww sync etcd status"),
+    ):
+        app.add_typer(group, name=name, rich_help_panel=section, epilog=examples(*shown))
+    for name, run, *shown in (
+        ("lock", lock_command, "ww lock deploy -- ./deploy.sh", "ww lock deploy --who"),
+        ("sem", sem_command, "ww sem downloads 3 -- wget https://example.org/"),
+        ("elect", elect_command, "ww elect scheduler -- ./scheduler", "ww elect scheduler --who"),
+    ):
+        app.command(name, rich_help_panel=section, epilog=examples(*shown))(run)
 
 
 Path = Annotated[str, typer.Argument(metavar="KEY", help="A path: /shop/price.")]
