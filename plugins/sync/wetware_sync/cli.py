@@ -6,6 +6,7 @@ import contextlib
 import json as json_module
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from pathlib import Path as Local
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,6 +69,7 @@ def mount(app: typer.Typer) -> None:
         app.command(name, rich_help_panel=section, epilog=examples(*shown))(run)
 
 
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Path = Annotated[str, typer.Argument(metavar="KEY", help="A path: /shop/price.")]
 Prefix = Annotated[str, typer.Argument(metavar="[PREFIX]", help="What the paths begin with.")]
 Value = Annotated[
@@ -93,18 +95,12 @@ def _bytes(value: str) -> bytes:
 
 def _plain(path: str, entry: Entry) -> dict[str, Any]:
     """For JSON: the value as text where it is UTF-8, else as hex."""
+    fields = {**asdict(entry), "key": path}
+    value = fields.pop("value")
     try:
-        value = {"value": entry.value.decode()}
+        return {**fields, "value": value.decode()}
     except UnicodeDecodeError:
-        value = {"hex": entry.value.hex()}
-    return {
-        "key": path,
-        **value,
-        "modified": entry.modified,
-        "created": entry.created,
-        "version": entry.version,
-        "lease": entry.lease,
-    }
+        return {**fields, "hex": value.hex()}
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -351,7 +347,7 @@ def backup_command(
 @kv_app.command("restore")
 def restore_command(
     file: Annotated[Local, typer.Argument(metavar="FILE")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Put a backup in the place of the store: all that is there now is gone, and all locks lost."""
@@ -364,8 +360,6 @@ def restore_command(
 
 
 # --- where it is ----------------------------------------------------------------------------------
-
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 @etcd_app.command("up")
