@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,7 +53,7 @@ class Home:
         self._failing = ""
         self._pausing, self._paused = anyio.Lock(), False
         self._kind = ""  # of the engine that runs, or "" for none
-        self._turn, self._ended = anyio.Event(), anyio.Event()
+        self._ended = anyio.Event()
 
     @property
     def has_own_etcd(self) -> bool:
@@ -105,7 +106,6 @@ class Home:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.placements.spread)
             tasks.start_soon(self.keeper.run)
-            tasks.start_soon(self._watch)
             await self._serve(task_status)
 
     async def _end_move(self) -> None:
@@ -113,11 +113,6 @@ class Home:
         placement, me = self.placements.current, self.ctx.overlay.peer_id
         if placement is not None and placement.home == me and placement.members:
             await self.placements.put(Placement(placement.version + 1, me))
-
-    async def _watch(self) -> None:
-        while True:
-            await self.placements.changed.wait()
-            self._turn.set()
 
     async def _serve(self, task_status: TaskStatus[None]) -> None:
         run = {"embedded": self._run_embedded, "etcd": self._run_etcd}
@@ -129,8 +124,7 @@ class Home:
                 task_status.started()
                 task_status = anyio.TASK_STATUS_IGNORED
                 while self._wanted() == self._kind:
-                    await self._turn.wait()
-                    self._turn = anyio.Event()
+                    await self.placements.changed.wait()
                 tasks.cancel_scope.cancel()
             self._kind = ""
             ended, self._ended = self._ended, anyio.Event()
@@ -183,14 +177,14 @@ class Home:
         async with self._pausing:
             _ = self.engine
             self._paused = True
-            self._turn.set()
+            self.placements.wake()
             with anyio.CancelScope(shield=True):  # else nothing would be open any more
                 try:
                     await self.settled()
                     yield
                 finally:
                     self._paused = False
-                    self._turn.set()
+                    self.placements.wake()
 
     async def backup(self, path: Path) -> None:
         """Copy the store to a new file; raises as `engine` and the engine's."""
@@ -232,22 +226,9 @@ class Home:
     async def status(self) -> dict[str, Any]:
         """A struct Status, as a reply."""
         engine = self.engine
-        status = await engine.status()
-        return {
-            "status": {
-                "engine": status.engine,
-                "epoch": status.epoch,
-                "revision": status.revision,
-                "compacted": status.compacted,
-                "keys": status.keys,
-                "bytes": status.nbytes,
-                "leases": status.leases,
-                "watchers": status.watches,
-                "authority": str(engine.authority.peer_id),
-                "failing": status.failing,
-                "failover": status.failover,
-            }
-        }
+        status = asdict(await engine.status())
+        status |= {"bytes": status.pop("nbytes"), "watchers": status.pop("watches")}
+        return {"status": {**status, "authority": engine.authority.peer_id}}
 
 
 def _shown(peers: tuple[PeerId, ...]) -> str:

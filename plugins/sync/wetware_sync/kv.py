@@ -171,7 +171,7 @@ class KvServant(rpc.Servant, interface=SCHEMA.Kv):
         looked = await asyncio.gather(*map(self._service.moves.look, members))
         names = {member.peer_id: member.name for member in home.ctx.members()}
         parts = [
-            {**_shown(part), "state": had.state, "name": names.get(part["node"], "")}
+            {**part, "state": had.state, "name": names.get(part["node"], "")}
             for part, had in zip(looked, members.values(), strict=True)
         ]
         return {"parts": parts, **home.describe()}
@@ -214,11 +214,6 @@ class SiblingServant(rpc.Servant, interface=SCHEMA.Sibling):
         service.moves.check_bringer(self._peer)
         take = partial(service.moves.take_store, self._peer)
         return service.stream(partial(_take, service.home.ctx, take))
-
-
-def _shown(part: Mapping[str, Any]) -> dict[str, Any]:
-    """As a struct EtcdPart."""
-    return {name: value for name, value in part.items() if name != "away"}
 
 
 async def _move(move: Callable[[Tell], Awaitable[None]], stream: rpc.ByteStream) -> None:

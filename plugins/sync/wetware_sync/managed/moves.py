@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -63,16 +63,10 @@ class Moves:
         self._me = home.ctx.overlay.peer_id
         self._going_on = anyio.Lock()
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        try:
-            self._going_on.acquire_nowait()
-        except anyio.WouldBlock:
-            raise Busy("the store is being moved already", hint="ww sync etcd status") from None
-        try:
-            yield
-        finally:
-            self._going_on.release()
+    def _alone(self) -> anyio.Lock:
+        if self._going_on.locked():
+            raise Busy("the store is being moved already", hint="ww sync etcd status")
+        return self._going_on
 
     def find(self, name: str) -> PeerId:
         """A member that is alive, by its name or peer ID; raises NotFound, InvalidArgument."""
@@ -88,7 +82,7 @@ class Moves:
 
     async def up(self, names: Sequence[str], tell: Tell) -> None:
         """Move the store from here to an etcd of these members; raises what hinders it."""
-        with self._alone():
+        async with self._alone():
             _ = self._home.engine
             if self._home.has_own_etcd or self._placements.home != self._me:
                 raise Unsupported("the store is in an etcd already", hint="ww sync etcd status")
@@ -124,14 +118,14 @@ class Moves:
             raise Unsupported("; ".join(bad), hint="nothing was changed", code="unsupported.etcd")
 
     async def look(self, peer: PeerId) -> dict[str, Any]:
-        """A struct EtcdPart of a member, which may be away: that is what fails then."""
+        """A struct EtcdPart of a member; without a `state` where it is away: that is what fails."""
         try:
             if peer == self._me:
                 part = await self._home.keeper.describe()
             else:
                 part = (await self._placements.ask(peer, "etcd"))["part"]
         except WetwareError as exc:
-            return {"node": str(peer), "failing": exc.message, "away": True}
+            return {"node": str(peer), "failing": exc.message}
         return {"failing": "", **part, "node": str(peer)}
 
     async def _prepare(self, peers: Sequence[PeerId], signed: bytes) -> None:
@@ -214,7 +208,7 @@ class Moves:
         One that is there leaves when the other one has what it has. One that is away leaves first:
         etcd takes nobody in while one of its members is away.
         """
-        with self._alone():
+        async with self._alone():
             now = self._now()
             gone, peer = self._leaver(old), self.find(new)
             if peer in now.having(SERVES):
@@ -252,10 +246,14 @@ class Moves:
             await tell(f"{new} is in the place of {old}")
             await self._tell_all([*parts, gone])
 
-    def _now(self) -> Placement:
-        """The placement, of which this node has to be a part that serves; raises Unsupported."""
+    def _now(self, *, halted: bool = False) -> Placement:
+        """The placement, of which this node has to be a part that serves; raises Unsupported.
+
+        With `halted` also one where a move to one node was cut off, which this one takes up again.
+        """
         now = self._placements.current
-        if now is None or self._me not in now.having(SERVES):
+        mine = RUNS if halted and not self._serving else SERVES
+        if now is None or now.home is not None or self._me not in now.having(mine):
             raise Unsupported(
                 "the store is in no etcd of members, or this node has no part in it",
                 hint="ww sync etcd status",
@@ -288,12 +286,12 @@ class Moves:
 
     async def down(self, to: str, tell: Tell) -> None:
         """Move the store to the embedded engine of one node."""
-        with self._alone():
-            now = self._now_or_halted()
+        async with self._alone():
+            now = self._now(halted=True)
             target = self.find(to)
             before = {peer: Part(p.since, SERVES) for peer, p in now.members.items()}
             parts = await asyncio.gather(*map(self.look, now.members))
-            away = {part["node"] for part in parts if part.get("away")}
+            away = {part["node"] for part in parts if "state" not in part}
             halted = {
                 peer: Part(part.since, CUT if peer in away else RUNS)
                 for peer, part in now.members.items()
@@ -328,18 +326,6 @@ class Moves:
         took = await self._placements.agree(closing, tuple(closing.members))
         if missing := {*closing.having(RUNS)} - took:
             raise Busy(f"{', '.join(sorted(missing))} went away meanwhile", hint="try again")
-
-    def _now_or_halted(self) -> Placement:
-        """As `_now`; and where a move to one node was cut off, which this one takes up again."""
-        now = self._placements.current
-        if (
-            now is not None
-            and now.home is None
-            and not self._serving
-            and self._me in now.having(RUNS)
-        ):
-            return now
-        return self._now()
 
     async def _reopen(self, version: int, instead: Placement) -> None:
         now = self._placements.current

@@ -201,9 +201,13 @@ class Placements:
             home=placement.home or "",
             etcd=",".join(placement.having(SERVES)),
         )
+        self.wake()
+        return True
+
+    def wake(self) -> None:
+        """Whoever waits for `changed` looks again."""
         changed, self.changed = self.changed, anyio.Event()
         changed.set()
-        return True
 
     async def _write(self, path: Path, data: bytes) -> None:
         try:
