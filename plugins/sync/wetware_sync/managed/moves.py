@@ -101,7 +101,8 @@ class Moves:
                 await self._wait_until_ready(peers)
                 async with self._home.paused():
                     await tell("the store is closed, and copied")
-                    await self._load(self._me if self._me in peers else peers[0])
+                    source = self._home.directory / FILE
+                    await self._load(self._me if self._me in peers else peers[0], source)
                     parts = {peer: Part(version, SERVES) for peer in peers}
                     await self._placements.put(Placement(version + 1, None, parts))
             except BaseException:
@@ -137,15 +138,12 @@ class Moves:
     async def _wait_until_ready(self, peers: Sequence[PeerId]) -> None:
         await within(START_S, lambda: self._check(peers))
 
-    async def _load(self, peer: PeerId) -> None:
-        """Bring the store, which is closed, to the etcd of a member."""
-        source = self._home.directory / FILE
+    async def _load(self, peer: PeerId, source: Path) -> None:
+        """Bring a store, which is closed, to a member."""
         if peer == self._me:
             await self.take_store(self._me, source)
-        else:
-            await self._send(peer, source)
-
-    async def _send(self, peer: PeerId, source: Path) -> None:
+            return
+        await self._placements.tell(peer)
         stream = (await self._placements.ask(peer, "bring"))["stream"]
         with anyio.move_on_after(LOAD_S):
             async with (
@@ -304,11 +302,7 @@ class Moves:
                 await self._close(closing)
                 await self._home.settled()
                 await self._home.dump(copy)
-                if target == self._me:
-                    await self.take_store(self._me, copy)
-                else:
-                    await self._placements.tell(target)
-                    await self._send(target, copy)
+                await self._load(target, copy)
                 back = Placement(version + 1, target, {})
                 await self._placements.agree(back, tuple(now.members))
             except BaseException:

@@ -133,9 +133,8 @@ class Pipes:
     async def _open(self, peer: PeerId) -> Stream:
         overlay = self._ctx.overlay
         if peer not in overlay.peers():
-            (
-                await self._ctx.sibling(peer, SERVICE)
-            ).close()  # it connects, by whatever way there is
+            sibling = await self._ctx.sibling(peer, SERVICE)  # by whatever way there is
+            sibling.close()
         return await overlay.open_stream(peer, PROTOCOL)
 
     async def _serve(self, stream: Stream) -> None:
