@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,32 @@ async def test_nobody_else_on_the_machine_reaches_it(tmp_path: Path) -> None:
         (pid,) = _children()
         assert not _tcp(pid)
         assert a.room.directory.stat().st_mode & 0o077 == 0
+
+
+async def test_a_connection_that_comes_as_all_ends_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+
+    async def accept(_: socket.socket) -> socket.socket:
+        monkeypatch.setattr("wetware_sync.managed.pipes.accept", ends)
+        return ours
+
+    async def ends(_: socket.socket) -> socket.socket:
+        for task in member.pipes._tasks._tasks:
+            task.cancel()  # what carries it has not begun
+        running.cancel()
+        return await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr("wetware_sync.managed.pipes.accept", accept)
+    with theirs:
+        async with overlays(2) as nodes:
+            member = Member(nodes[0], tmp_path / "a")
+            member.admitted.add(nodes[1].peer_id)
+            running = asyncio.create_task(member.pipes.run(lambda: member.changed))
+            await asyncio.wait([running])
+            member.room.close()
+        assert ours.fileno() == -1
 
 
 def _tcp(pid: int) -> set[str]:

@@ -118,17 +118,21 @@ class Pipes:
             listener.listen()
             listener.setblocking(False)
             while True:
-                self._tasks.start(self._leave(peer, await accept(listener)))
+                self._begin(peer, await accept(listener))
+
+    def _begin(self, peer: PeerId, sock: socket.socket) -> None:
+        leaving = self._tasks.start(self._leave(peer, sock))
+        # Here, since a task that is cancelled before it has begun does nothing.
+        leaving.add_done_callback(lambda _: sock.close())
 
     async def _leave(self, peer: PeerId, sock: socket.socket) -> None:
         """Carry what an etcd here says to that of another member."""
-        with sock:
-            try:
-                stream = await self._open(peer)
-            except WetwareError as exc:
-                log.debug("pipe.not_open", peer=peer, why=exc)
-                return  # the etcd tries again
-            await self._carry(stream, sock)
+        try:
+            stream = await self._open(peer)
+        except WetwareError as exc:
+            log.debug("pipe.not_open", peer=peer, why=exc)
+            return  # the etcd tries again
+        await self._carry(stream, sock)
 
     async def _open(self, peer: PeerId) -> Stream:
         overlay = self._ctx.overlay
