@@ -56,6 +56,9 @@ _TARGETS: Final[dict[str, Literal["value", "mod_revision", "create_revision", "v
     "created": "create_revision",
     "version": "version",
 }
+_READER: Final = frozenset(
+    {"Kv.open", "Kv.home", "Kv.status", "Kv.etcd", "Reader.*", "Watcher.*", "Cursor.*"}
+)
 
 
 class KvService(Service):
@@ -65,25 +68,7 @@ class KvService(Service):
     interface = SCHEMA.Kv
     peer_interface = SCHEMA.Sibling
     roles = MappingProxyType(
-        {
-            "reader": frozenset(
-                {"Kv.open", "Kv.home", "Kv.status", "Kv.etcd", "Reader.*", "Watcher.*", "Cursor.*"}
-            ),
-            "member": frozenset(
-                {
-                    "Kv.open",
-                    "Kv.home",
-                    "Kv.status",
-                    "Kv.etcd",
-                    "Kv.lease",
-                    "Reader.*",
-                    "Writer.*",
-                    "Watcher.*",
-                    "Cursor.*",
-                    "Lease.*",
-                }
-            ),
-        }
+        {"reader": _READER, "member": _READER | {"Kv.lease", "Writer.*", "Lease.*"}}
     )
 
     def __init__(self, home: Home) -> None:
