@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
 
 from wetware.errors import InvalidArgument, Unsupported, WetwareError
 
@@ -25,6 +25,10 @@ HASHED_BYTES_MAX: Final = 1 << 20  # of code, on the loop
 PIPE_BYTES: Final = 64 << 10  # in a Pipe; whoever writes more waits
 START_BYTES: Final = 1 << 20  # of arguments and environment together
 START_TEXTS: Final = 4096  # arguments, variables and directories together
+TIME_S_MAX: Final = 10 * 366 * 24 * 3600  # of a guest; none is meant
+UNLIMITED: Final = frozenset({"memory_bytes", "cpu_s"})
+
+T = TypeVar("T")
 
 Output = Callable[[bytes], Awaitable[None] | None]
 """Takes a piece of what a guest writes.
@@ -58,46 +62,38 @@ class DriverUnavailable(Unsupported):
     code = "unsupported.driver"
 
 
+def _limit(usual: T, low: float, high: float) -> T:
+    """A field, with the smallest and the largest value that it may have."""
+    return field(default=usual, metadata={"bounds": (low, high)})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one guest may use. Raises InvalidArgument where a value is outside `BOUNDS`.
+    """What one guest may use. Raises InvalidArgument for what nobody may have.
 
     For what is in `UNLIMITED` 0 is no limit, where the driver has guests without one.
     """
 
-    memory_bytes: int = 64 << 20
-    wall_s: float = 3600.0  # from start to end
-    cpu_s: float = 3600.0  # of one core
-    output_bytes_s: int = 256 << 20  # on stdout and stderr together; who writes faster waits
-    handles_max: int = 1024  # capabilities that it holds at a time
-    calls_max: int = 64  # calls of its capabilities that are in flight at a time
-    tmp_bytes: int = 64 << 20  # added to files: in its own /tmp, and in directories it may write
-    tmp_files: int = 1024  # names added to those directories; 0: there is no /tmp
+    # From a page of WebAssembly to what 32 bits address.
+    memory_bytes: int = _limit(64 << 20, 64 << 10, 4 << 30)
+    wall_s: float = _limit(3600.0, 0.001, TIME_S_MAX)  # from start to end
+    cpu_s: float = _limit(3600.0, 0.001, TIME_S_MAX)  # of one core
+    # On stdout and stderr together; one that writes faster waits.
+    output_bytes_s: int = _limit(256 << 20, 1 << 10, 16 << 30)
+    handles_max: int = _limit(1024, 0, 65536)  # capabilities that it holds at a time
+    calls_max: int = _limit(64, 1, 1024)  # calls of its capabilities that are in flight at a time
+    # Added to files: in its own /tmp, and in directories it may write.
+    tmp_bytes: int = _limit(64 << 20, 0, 1 << 40)
+    tmp_files: int = _limit(1024, 0, 1 << 20)  # names added there; 0: there is no /tmp
 
     def __post_init__(self) -> None:
-        for name in (each.name for each in fields(self)):
-            low, high = BOUNDS[name]
-            value = getattr(self, name)
-            if not low <= value <= high and (value or name not in UNLIMITED):
+        for each in fields(self):
+            value, (low, high) = getattr(self, each.name), each.metadata["bounds"]
+            if not low <= value <= high and (value or each.name not in UNLIMITED):
                 raise InvalidArgument(
-                    f"the limit {name} is {value}: it is from {low} to {high}",
+                    f"the limit {each.name} is {value}: it is from {low} to {high}",
                     code="invalid.limit",
                 )
-
-
-UNLIMITED: Final = frozenset({"memory_bytes", "cpu_s"})
-_YEAR_S: Final = 366 * 24 * 3600
-BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
-    "memory_bytes": (64 << 10, 4 << 30),  # a page of WebAssembly, and what 32 bits address
-    "wall_s": (0.001, 10 * _YEAR_S),
-    "cpu_s": (0.001, 10 * _YEAR_S),
-    "output_bytes_s": (1 << 10, 16 << 30),
-    "handles_max": (0, 65536),
-    "calls_max": (1, 1024),
-    "tmp_bytes": (0, 1 << 40),
-    "tmp_files": (0, 1 << 20),
-}
-"""The smallest and the largest value of each of `Limits`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from wetware.base.tasks import Tasks
 from wetware.base.threads import to_its_end
 from wetware.errors import InternalError, InvalidArgument, LimitExceeded, NotFound, WetwareError
 from wetware.identity import replace_private_file
-from wetware_proc.driver import BOUNDS, Exit, sha256
+from wetware_proc.driver import TIME_S_MAX, Exit, sha256
 from wetware_proc.grants import by_name
 from wetware_proc.logs import Log
 from wetware_proc.process import Process
@@ -556,5 +556,5 @@ class Supervisor:
 
 def _usual(image: Image) -> Limits:
     """What a detached program may use, where its spawner does not say: of time all."""
-    cpu_s = image.usual.cpu_s and BOUNDS["cpu_s"][1]
-    return replace(image.usual, wall_s=BOUNDS["wall_s"][1], cpu_s=cpu_s)
+    cpu_s = image.usual.cpu_s and TIME_S_MAX
+    return replace(image.usual, wall_s=TIME_S_MAX, cpu_s=cpu_s)
