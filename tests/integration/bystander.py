@@ -111,7 +111,7 @@ async def main(key_file: str, *addrs: str) -> None:
         tasks.create_task(calls["b_to_a"].run(lambda: at_b.cluster.ping(peers[0]), PING_S))
         tasks.create_task(calls["c_to_b"].run(lambda: at_c.cluster.ping(peers[1]), PING_S))
         tasks.create_task(publish())
-        async with asyncio.timeout(30):  # the subscriptions reach B
+        async with asyncio.timeout(60):  # the subscriptions reach B
             await asyncio.gather(*(reader.reach(0) for reader in readers.values()))
         start, since = sent + 1, time.monotonic()
         async for _ in lines():

@@ -314,7 +314,7 @@ class Mole:
     async def fetch_record(self, peer: PeerId) -> bytes:
         """A node's record, as A has it."""
         stream = await self.speak()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 await stream.write(framed({"k": 7, "w": peer.public_key}))
                 with contextlib.suppress(TimeoutError):

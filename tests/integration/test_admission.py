@@ -471,7 +471,7 @@ def test_an_inviter_invites_and_its_eviction_voids_what_it_signed(home: Home) ->
         for node, other in ((a, guest), (guest, a)):
             node.wait_members([other.peer_id], within_s=WITHIN_S)
             wait_for(
-                lambda node=node: inviter.peer_id not in node.members(), "it is gone", within_s=20
+                lambda node=node: inviter.peer_id not in node.members(), "it is gone", within_s=60
             )
 
 

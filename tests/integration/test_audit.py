@@ -82,7 +82,7 @@ async def test_follow_shows_what_happens(node: NodeProcess) -> None:
                 await session.share({"pubsub": []}, label="seen")
                 if (await asyncio.wait([reading], timeout=0.2))[0]:
                     break
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert json.loads(await reading)["event"] == "grant.shared"
     finally:
         following.kill()
@@ -353,7 +353,7 @@ def test_the_recorder_is_chosen_and_a_log_of_before_goes_on(tmp_path: Path) -> N
         settings = home.path / ".wetware" / "ww.toml"
         settings.write_text('[node]\naudit = "ledger"\n')
         missing = home.start_node("a")
-        assert missing.process.wait(30) == EXIT_CONFIG
+        assert missing.process.wait(60) == EXIT_CONFIG
         assert "no installed plugin is the recorder 'ledger'" in missing.log.read_text()
 
         settings.write_text('[node]\naudit = "none"\n')

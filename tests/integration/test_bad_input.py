@@ -15,7 +15,7 @@ def _start(home: Home, toml: str) -> tuple[int, str]:
     (home.path / ".wetware").mkdir(exist_ok=True)
     (home.path / ".wetware" / "ww.toml").write_text(toml)
     node = home.start_node()
-    return node.process.wait(30), node.log.read_text()
+    return node.process.wait(60), node.log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_garbage_node_key_stops_the_start(home: Home, content: bytes) -> None:
     file.write_bytes(content)
     file.chmod(0o600)
     node = home.start_node("n")
-    assert node.process.wait(30) == 78
+    assert node.process.wait(60) == 78
     said = node.log.read_text()
     assert "node.key" in said
     assert "Traceback" not in said
@@ -59,7 +59,7 @@ def test_a_damaged_policy_stops_the_start(home: Home) -> None:
         policy = node.data_dir / "plugins/auth_local/policy.json"
     policy.write_bytes(policy.read_bytes().replace(b"admin", b"nimda"))
     node = home.start_node("n")
-    assert node.process.wait(30) == 78
+    assert node.process.wait(60) == 78
     assert "damaged" in node.log.read_text()
 
 

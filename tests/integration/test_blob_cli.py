@@ -157,7 +157,7 @@ def test_ctrl_c_leaves_nothing(
 ) -> None:
     getting.send_signal(signal.SIGINT)
     pair[1].process.send_signal(signal.SIGCONT)
-    assert getting.wait(20) == 130
+    assert getting.wait(60) == 130
     assert os.listdir(tmp_path) == []
 
 
@@ -173,7 +173,7 @@ def test_cat_is_a_pipe(pair: tuple[NodeProcess, NodeProcess], big: str) -> None:
     assert reader.stdout is not None
     reader.stdout.buffer.read(1000)
     reader.stdout.close()  # as `head` does
-    assert reader.wait(30) == EXIT_PIPE
+    assert reader.wait(60) == EXIT_PIPE
 
 
 def test_standard_input(pair: tuple[NodeProcess, NodeProcess]) -> None:
@@ -195,9 +195,9 @@ def test_standard_input(pair: tuple[NodeProcess, NodeProcess]) -> None:
         fcntl.ioctl(pipe, termios.FIONREAD, unread)
         return not any(unread)
 
-    wait_for(taken, "a reader", within_s=30)
+    wait_for(taken, "a reader", within_s=60)
     waiting.send_signal(signal.SIGINT)
-    assert waiting.wait(20) == 130
+    assert waiting.wait(60) == 130
 
 
 def test_a_terminal_sees_how_far_it_is(

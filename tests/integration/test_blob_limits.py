@@ -93,7 +93,7 @@ async def unharmed(node: NodeProcess, session: wetware.Session) -> AsyncIterator
     print(f"grown {grown / MIB:.1f} MiB, longest call {longest_s:.2f} s")  # noqa: T201 - with -s
     assert grown < GROWTH_BYTES_MAX
     assert longest_s < CALL_S_MAX
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await session.blob.usage()).charged_bytes != before:
             await asyncio.sleep(0.05)
 
@@ -132,7 +132,7 @@ async def test_a_stream_without_an_end_is_ended_by_the_quota_or_bytes_max(
                 await ended(transfer)
             assert refused.value.code == code
             assert refused.value.hint
-            await asyncio.wait_for(sending, 10)
+            await asyncio.wait_for(sending, 60)
             transfer.close()
 
 
@@ -142,14 +142,14 @@ async def test_a_stream_that_stalls_reserves_nothing_once_it_is_released(
     async with unharmed(node, session):
         stream, transfer = await begun(session)
         await stream.send(os.urandom(9 * MIB))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (await session.blob.usage()).charged_bytes > MIB:
                 await asyncio.sleep(0.05)
         state = (await transfer.call("progress", wait_s=0.2))["state"]
         assert not state["done"], "it waits for more"
         transfer.close()
         with pytest.raises(WetwareError):
-            await asyncio.wait_for(stream.receive(), 10)
+            await asyncio.wait_for(stream.receive(), 60)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ async def test_a_hundred_transfers_at_once(node: NodeProcess, session: wetware.S
             await session.blob.pin(NOBODYS)
         for _, transfer in kept:
             transfer.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(LimitExceeded):
                     await session.blob.put(b"there is room again")
@@ -213,7 +213,7 @@ async def test_blobs_that_are_kept(node: NodeProcess, session: wetware.Session) 
             with pytest.raises(LimitExceeded if number == READ_PER_OWNER_MAX else NotFound):
                 await ref.call("stat")
         refs[0].close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(LimitExceeded):
                     with pytest.raises(NotFound):
@@ -388,7 +388,7 @@ async def test_a_revoked_share_ends_a_put_and_gives_back_what_it_had(
             stream, transfer = await begun(stranger)
             pinning = (await stranger.blob._ref.call("pin", root=NOBODYS, pin=NO_TERMS))["transfer"]
             sending = asyncio.create_task(stream.send(os.urandom(9 * MIB)))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not (await session.blob.usage()).charged_bytes > MIB:
                     await asyncio.sleep(0.05)
             await session.revoke(grant.id)

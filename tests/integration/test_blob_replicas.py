@@ -245,7 +245,7 @@ async def test_who_is_evicted_or_leaves_hands_over_first(tmp_path: Path) -> None
         assert not any([await has(node, cid) for node in everybody])
         done = asked.ww("evict", "--hand-over", "--yes", "n1", check=True)
         assert "blob: handing over: 1 pin left" in done.stderr
-        assert evicted.process.wait(20) == EXIT_DENIED
+        assert evicted.process.wait(60) == EXIT_DENIED
         given = [await has(node, cid) for node in everybody]
         assert sum(given) == 1
         await check(everybody, cid)
@@ -274,7 +274,7 @@ async def test_of_two_members_one_takes_all_of_the_other(tmp_path: Path) -> None
                 while not await has(asked, cid):
                     await anyio.sleep(0.2)
         refused.send_signal(signal.SIGINT)
-        refused.communicate(timeout=20)
+        refused.communicate(timeout=60)
         asked.wait_members([node.peer_id])  # what only it may have keeps it
         async with at(node) as session:
             (bound,) = [pin for pin in await session.blob.pins() if pin.name == "bound"]

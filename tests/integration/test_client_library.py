@@ -160,7 +160,7 @@ async def test_a_lost_node_is_disconnected(home: Home) -> None:
         node.process.kill()
         node.process.wait()
         with pytest.raises(Disconnected):
-            await asyncio.wait_for(waiting, 20)
+            await asyncio.wait_for(waiting, 60)
 
 
 async def _call_for_ever(session: wetware.Session) -> None:

@@ -186,7 +186,7 @@ def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine])
         elif tag == "kill":
             assert machine.node is not None
             machine.sh(command.replace("NODE_PID", str(machine.node.process.pid)))
-            machine.node.process.wait(20)
+            machine.node.process.wait(60)
         elif tag.startswith("until="):
             wanted = tag.partition("=")[2]
             wait_for(
@@ -328,7 +328,7 @@ def test_the_how_to_of_sharing_works_as_it_is_written(
         reader.do(language, name, tag, text)
         if "ww revoke" in text:
             assert listener is not None
-            _, said = listener.communicate(timeout=10)
+            _, said = listener.communicate(timeout=60)
             assert listener.returncode == EXIT_DENIED
             assert "the laptop was lost" in said
 

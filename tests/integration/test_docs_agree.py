@@ -51,7 +51,7 @@ def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine])
                 assert out == "deploying from laptop\n"
             elif tag == "kill":
                 _signal(started[1], signal.SIGKILL)
-                started[1].communicate(timeout=20)
+                started[1].communicate(timeout=60)
             else:
                 reader.do(language, name, tag, text)
             if tag == "background":

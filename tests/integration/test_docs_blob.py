@@ -35,7 +35,7 @@ def test_the_tutorial_works_as_it_is_written(machines: Callable[[str], Machine])
                 lambda p=peers: p.exists() and p.read_text().count("12D3") > 1, "it knows them"
             )
             machine.sh(text.replace("NODE_PID", str(machine.node.process.pid)))
-            machine.node.process.wait(20)
+            machine.node.process.wait(60)
             continue
         if tag.startswith("until="):
             _wait_said(machines(name), reader.filled(text).strip(), tag.partition("=")[2])

@@ -89,7 +89,7 @@ def test_the_tutorial_works_as_it_is_written(
     assert (alone, given) == ("/notes/today: nothing there\n", "/notes/today: read\n")
     clock, site, _ = background
     for process in (clock, site):
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
         assert ("tick 1\n" in out) == (process is clock)
         assert "killed: by local:" in err
 

@@ -34,7 +34,7 @@ def test_the_how_to_of_three_machines_works_as_it_is_written(
             if "ww sync etcd up" in str(reader.said):  # as a reader would look first
                 wait_for(lambda: _working(desk) == 3, "all three work", within_s=90)
             machines(name).sh(text.replace("NODE_PID", str(node.process.pid)))
-            node.process.wait(20)
+            node.process.wait(60)
             continue
         if "etcd up" in text or "etcd replace" in text:
             alive = 4 if "replace" in text else 3

@@ -89,7 +89,7 @@ def test_a_dead_member_is_named_and_a_killed_node_is_no_running_one(home: Home) 
         assert "no node answers" in said["text"]
         assert said["level"] == "warning"
         assert _levels(killed, "listen") == {"ok"}, "its address is free again"
-        a.wait_members([b.peer_id], "dead", within_s=40)
+        a.wait_members([b.peer_id], "dead", within_s=60)
         report = _report(a.ww("doctor", "--json"))
         (dead,) = [f for f in _of(report, "members") if f["level"] == "warning"]
         assert dead["text"].startswith("dead: bob")

@@ -58,7 +58,7 @@ async def test_rpc_and_streams_go_on_and_the_guest_is_back_within_two_seconds(
             reading = asyncio.create_task(receive())
             calling = asyncio.create_task(call())
             sent = 0
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not got:
                     await sender.publish(str(sent))
                     sent += 1
@@ -73,7 +73,7 @@ async def test_rpc_and_streams_go_on_and_the_guest_is_back_within_two_seconds(
                 took_s = await _until_running(at_a, crash, 10)
                 assert took_s < 2.0
                 assert calls > during, "no call went through while the guest was down"
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not got or got[-1] != sent - 1:
                     await asyncio.sleep(0.02)
             stop = True

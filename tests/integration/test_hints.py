@@ -100,7 +100,7 @@ def test_who_holds_a_reference_is_told_what_they_can_do(home: Home, tmp_path: Pa
             if select.select([sub.stdout], [], [], 0.1)[0]:
                 break
         node.ww("revoke", grant, check=True)
-        _, said = sub.communicate(timeout=30)
+        _, said = sub.communicate(timeout=60)
         assert sub.returncode == 77
         assert "ask who gave you the reference for another one" in said
 

@@ -92,7 +92,7 @@ async def raw(trio: Trio, source: str = "127.0.0.67") -> Any:
 
 @contextlib.asynccontextmanager
 async def secured(trio: Trio, source: str = "127.0.0.67", key: Key | None = None) -> Any:
-    async with raw(trio, source) as peer, asyncio.timeout(20):
+    async with raw(trio, source) as peer, asyncio.timeout(60):
         yield await peer.secure(NoiseIdentity(key) if key else None)
 
 
@@ -101,7 +101,7 @@ def topic_of(trio: Trio) -> str:
 
 
 async def answers(connection: Connection) -> bool:
-    async with asyncio.timeout(10), await connection.open_stream(IPFS_PING) as stream:
+    async with asyncio.timeout(60), await connection.open_stream(IPFS_PING) as stream:
         await stream.write(b"p" * 32)
         return await stream.read_exactly(32) == b"p" * 32
 
@@ -257,7 +257,7 @@ async def test_junk_public_keys(trio: Trio) -> None:
                 identity = NoiseIdentity(peer.key)
                 identity.payload = b"\x0a" + uvarint(len(key)) + key + b"\x12\x40" + bytes(64)
                 with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-                    await asyncio.wait_for(peer.secure(identity), 10)
+                    await asyncio.wait_for(peer.secure(identity), 60)
         async with trio.mole(handlers={IDENTIFY: identify}) as mole:
             for push in said:
                 await send(mole.connection, IDENTIFY_PUSH, push, wait_s=0.1)
@@ -277,7 +277,7 @@ async def test_impersonation(trio: Trio) -> None:
             replayed = NoiseIdentity(Key.generate())
             replayed.payload = mole.host.noise.payload
             with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-                await asyncio.wait_for(peer.secure(replayed), 10)
+                await asyncio.wait_for(peer.secure(replayed), 60)
         thief_key = Key.generate()
         async with trio.stranger(key=thief_key) as thief:
             for protocol, request in (
@@ -740,7 +740,7 @@ async def test_checkpoints_that_are_not_the_sender_s(trio: Trio) -> None:
 
     async def tell(connection: Connection, word: str) -> None:
         """As a node does, without a proof, and until the other side has heard it."""
-        async with asyncio.timeout(10), await connection.open_stream(AUDIT_PROTOCOL) as stream:
+        async with asyncio.timeout(60), await connection.open_stream(AUDIT_PROTOCOL) as stream:
             with contextlib.suppress(OverlayError, EOFError):  # what is refused is reset
                 await read_frame(stream, bytes_max=4096)
                 await write_frame(stream, {"checkpoint": word, "records": 0})

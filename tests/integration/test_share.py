@@ -63,14 +63,14 @@ def add_user(node: NodeProcess, name: str) -> None:
     node.ww("user", "add", name, "--key", str(node.home.key(name).peer_id), check=True)
 
 
-async def over_and_over(call: Callable[[], Awaitable[object]], within_s: float = 10.0) -> None:
+async def over_and_over(call: Callable[[], Awaitable[object]], within_s: float = 60.0) -> None:
     """Until it fails."""
     async with asyncio.timeout(within_s):
         while True:
             await call()
 
 
-async def refused(ref: str, within_s: float = 5.0) -> CapabilityError:
+async def refused(ref: str, within_s: float = 20.0) -> CapabilityError:
     """The error once a reference is refused."""
     until = time.monotonic() + within_s
     while True:
@@ -101,7 +101,7 @@ async def test_somebody_without_an_account_publishes_and_does_nothing_else(
 
             sent = await asyncio.to_thread(use, "pub", "shared", "hello")
             assert sent.returncode == 0, sent.stderr
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert (await anext(aiter(messages))).data == b"hello"
 
             outside = await asyncio.to_thread(use, "pub", "private", "hello")
@@ -201,7 +201,7 @@ async def test_revoking_ends_subscriptions_and_calls_now(node: NodeProcess) -> N
             assert re.match(r"ended \d+ grants", revoked.stdout)
             for call in (reading, topic.publish("x"), below.publish("x"), session.services()):
                 with pytest.raises(Revoked, match="lost laptop"):
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(60):
                         await call
     assert isinstance(await refused(ref), Revoked)
     again = node.ww("revoke", grant, check=True)
@@ -380,13 +380,13 @@ async def test_a_reference_of_another_node_is_redeemed_there(
         async with topic.subscribe() as messages:
             reading = aiter(messages)
             await topic.publish("over two nodes")
-            assert (await asyncio.wait_for(anext(reading), 10)).data == b"over two nodes"
+            assert (await asyncio.wait_for(anext(reading), 60)).data == b"over two nodes"
             waiting = asyncio.create_task(anext(reading))
             await asyncio.sleep(0)
             await asyncio.to_thread(a.ww, "revoke", grant, "--reason", "lost laptop", check=True)
             for call in (waiting, topic.publish("x"), held.whoami(), narrow.services()):
                 with pytest.raises(Revoked, match="lost laptop"):
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(60):
                         await call
         with pytest.raises(Revoked):
             async with at_b.redeem(passed_on):
@@ -415,7 +415,7 @@ async def test_what_was_redeemed_ends_with_the_session_that_redeemed_it(
             assert await held_at_a()
         with pytest.raises(Disconnected):
             await over_and_over(held.services)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await held_at_a():
                 await asyncio.sleep(0.02)
 

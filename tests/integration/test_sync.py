@@ -45,7 +45,7 @@ async def at(node: NodeProcess, *, reconnect: bool = False) -> AsyncIterator[wet
 
 async def opened(session: wetware.Session) -> None:
     """The store is open."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(HomeDown, Closed):
                 await session.kv.status()
@@ -134,7 +134,7 @@ async def test_two_want_a_lock_from_two_nodes(pair: Pair) -> None:
             assert [w.held for w in await one.sync.waiting("deploy")] == [True, False]
             assert not got
             await one.kv.put("/deploy", b"1", fence=held)
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 60)
         assert got[0] > held.revision
         with pytest.raises(Denied, match="not held any more"):
             await one.kv.put("/deploy", b"2", fence=held)
@@ -182,7 +182,7 @@ async def test_a_semaphore_a_leader_a_counter_and_a_barrier(pair: Pair) -> None:
         passing = asyncio.create_task(there.sync.pass_("gate"))
         await asyncio.sleep(0.1)
         await sync.unblock("gate")
-        await asyncio.wait_for(passing, 10)
+        await asyncio.wait_for(passing, 60)
 
 
 async def test_names_with_history(pair: Pair) -> None:
@@ -301,6 +301,6 @@ async def _killed(stack: contextlib.ExitStack, home: Home, a: NodeProcess, b: No
             await opened(session)
             assert held.lost is None
             await session.kv.put("/kept", b"2", fence=held)
-            event = await asyncio.wait_for(anext(watch), 20)
+            event = await asyncio.wait_for(anext(watch), 60)
             assert (event.key, event.value) == ("kept", b"2")
         assert await session.sync.waiting("kept") == ()

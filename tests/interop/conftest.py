@@ -66,7 +66,7 @@ class RemotePeer:
         message = await asyncio.wait_for(self._ready, START_S_MAX)
         self.peer_id, self.addrs = message["peer"], message["addrs"]
 
-    async def ask(self, op: str, *, timeout_s: float = 30.0, **args: object) -> dict[str, Any]:
+    async def ask(self, op: str, *, timeout_s: float = 60.0, **args: object) -> dict[str, Any]:
         """Run one command; raises AssertionError with the peer's error."""
         number = next(self._ids)
         future = self._answers[number] = asyncio.get_running_loop().create_future()

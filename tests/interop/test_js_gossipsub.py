@@ -63,7 +63,7 @@ async def ours(tmp_path: Path) -> AsyncIterator[_Ours]:
             await asyncio.wait(tasks)
 
 
-async def until(condition: Callable[[], object], what: str, within_s: float = 40.0) -> None:
+async def until(condition: Callable[[], object], what: str, within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
@@ -101,7 +101,7 @@ async def test_200_messages_each_way(ours: _Ours, start_js: Any, dialler: str) -
 
     for number in range(COUNT):  # a burst: nothing waits between them
         await ours.gossip.publish(T, b"py %d" % number)
-    got = [await asyncio.wait_for(js.events.get(), 30) for _ in range(COUNT)]
+    got = [await asyncio.wait_for(js.events.get(), 60) for _ in range(COUNT)]
     assert [bytes.fromhex(m["data"]) for m in got] == [b"py %d" % n for n in range(COUNT)]
     assert {m["from"] for m in got} == {str(ours.host.peer_id)}
     assert {m["signed"] for m in got} == {True}
@@ -124,7 +124,7 @@ async def test_js_relays_between_two_of_ours_and_leaves(ours: _Ours, start_js: A
     # Ours reaches the second js through the first, and the other way round.
     for number in range(COUNT):
         await ours.gossip.publish(T, b"py %d" % number)
-    got = {(await asyncio.wait_for(other.events.get(), 30))["data"] for _ in range(COUNT)}
+    got = {(await asyncio.wait_for(other.events.get(), 60))["data"] for _ in range(COUNT)}
     assert got == {(b"py %d" % n).hex() for n in range(COUNT)}
     for number in range(COUNT):
         await other.ask("publish", topic=T, data=(b"js %d" % number).hex())

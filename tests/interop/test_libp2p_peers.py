@@ -67,7 +67,7 @@ class Ours:
     async def crash(self) -> None:
         before = self.overlay.status().restarts
         self.overlay.crash(RuntimeError("on purpose"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.overlay.status().restarts == before or (
                 self.overlay.status().state != "running"
             ):
@@ -202,7 +202,7 @@ async def test_wrong_peer_id(ours: Ours, theirs) -> None:
     assert ours.host.connections() == ()
     with pytest.raises(AssertionError, match="dial"):
         await theirs.ask("dial", addr=str(ours.host.listen_addrs[0].with_peer(stranger)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while ours.host.connections():
             await asyncio.sleep(0.01)
 
@@ -230,10 +230,10 @@ async def test_peer_that_dies(ours: Ours, theirs) -> None:
     connection = await dial(ours, theirs)
     await identify(connection)
     theirs.kill()
-    await asyncio.wait_for(connection.wait_closed(), 20)
+    await asyncio.wait_for(connection.wait_closed(), 60)
     guest = ours.overlay._guest
     assert guest is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while guest._swarm.get_connections():
             await asyncio.sleep(0.01)
     assert ours.overlay.status().restarts == 0
@@ -296,7 +296,7 @@ async def test_bulk_with_guest_crashes(ours: Ours, start_js) -> None:
 async def test_dht_with_js(ours: Ours, start_js) -> None:
     js = await start_js("--dht")
     await js.ask("dial", addr=ours.addr)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while ours.overlay.status().dht_peers == 0:
             await asyncio.sleep(0.02)
     multihash = b"\x12\x20" + hashlib.sha256(b"wetware").digest()

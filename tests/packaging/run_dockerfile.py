@@ -143,7 +143,7 @@ def try_node(box: Box) -> None:
     (child,) = Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
     os.kill(int(child), signal.SIGTERM)
     rest = node.stderr.read()
-    assert node.wait(30) == 0, rest
+    assert node.wait(60) == 0, rest
     assert "ww: stopped" in rest
 
 

@@ -917,7 +917,7 @@ def _rpc(data: bytes) -> object:
     """All of it: framing, Cap'n Proto's reader, values, dispatch."""
 
     async def serve() -> None:
-        async with rpc.runtime(), asyncio.timeout(10):
+        async with rpc.runtime(), asyncio.timeout(60):
             await rpc.serve(Recorded(data or b"\0"), Zoo(), rpc.RpcLimits())
 
     return asyncio.run(serve())

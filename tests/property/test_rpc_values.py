@@ -145,7 +145,7 @@ def test_any_bytes_cost_at_most_the_connection(chunks: list[bytes], framed: bool
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         with theirs:
-            async with rpc.runtime(), asyncio.timeout(10):
+            async with rpc.runtime(), asyncio.timeout(60):
                 server = asyncio.ensure_future(rpc.serve(SocketPipe(ours), Echo(), rpc.RpcLimits()))
                 # The server may hang up in the middle: that is the point.
                 with contextlib.suppress(OSError):

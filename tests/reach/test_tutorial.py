@@ -32,7 +32,7 @@ def test_the_tutorial_works_as_it_is_written(lab: Lab, machines: Callable[[str],
             if tag == "kill":
                 assert machine.node is not None
                 machine.sh(text.replace("NODE_PID", str(machine.node.process.pid)))
-                machine.node.process.wait(20)
+                machine.node.process.wait(60)
             elif tag == "elsewhere":
                 lab.move(name, lab.network("symmetric"))
                 _wait_said(machine, text, "via hub")

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 START_S_MAX = 60.0
 """Of a node process on a loaded machine; it takes about two seconds on an idle one."""
-STOP_S_MAX = 10.0
+STOP_S_MAX = 60.0
 COMMAND_S_MAX = 60.0
 
 
@@ -71,7 +71,7 @@ def tasks_of_core() -> list[asyncio.Task[object]]:
     ]
 
 
-def wait_for(condition: Any, what: str, *, within_s: float = 20.0) -> Any:
+def wait_for(condition: Any, what: str, *, within_s: float = 60.0) -> Any:
     """Poll `condition()` until it is truthy, and return that; AssertionError names `what`.
 
     A condition that costs much, e.g. a command, is asked half of the time only, and all the less
@@ -128,7 +128,7 @@ class NodeProcess:
         wait_for(ready, f"a ready node; its log:\n{self.log.read_text()}", within_s=START_S_MAX)
         return self
 
-    def wait_log(self, text: str, *, within_s: float = 20.0) -> None:
+    def wait_log(self, text: str, *, within_s: float = 60.0) -> None:
         """Wait until its log contains `text`."""
         wait_for(lambda: text in self.log.read_text(), f"{text!r} in the log", within_s=within_s)
 
@@ -172,7 +172,7 @@ class NodeProcess:
             raise AssertionError(f"the node {self.data_dir.name}: {exc!r}") from exc
 
     def wait_members(
-        self, peers: Iterable[str], state: str = "alive", *, within_s: float = 20.0
+        self, peers: Iterable[str], state: str = "alive", *, within_s: float = 60.0
     ) -> None:
         """Wait until this node sees all of `peers` in `state`."""
         wanted = set(map(str, peers))

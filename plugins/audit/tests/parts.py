@@ -107,6 +107,6 @@ async def write(log: AuditLog, count: int, event: str = "login.granted", **field
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what another thread does."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # no one event tells of it
             await asyncio.sleep(0.005)

@@ -318,7 +318,7 @@ async def test_a_disk_that_fails_while_no_file_can_be_opened_leaves_the_log_whol
     disk.left = None
     await asyncio.sleep(0.1)  # room again, and still no file to be opened
     crowded = False
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await write(log, 1)
@@ -389,7 +389,7 @@ async def test_a_disk_that_hangs_delays_no_revocation_and_fills_no_memory(
 
             def write_(data: Any) -> int:
                 if hang.is_set():
-                    go_on.wait(10)
+                    go_on.wait(60)
                 return int(inner(data))
 
             file.write = write_
@@ -572,7 +572,7 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_for_long(
     log = open_log(tmp_path)
     audit = records_to(log)
     real = os.fsync
-    monkeypatch.setattr(module.os, "fsync", lambda fd: (go_on.wait(10), real(fd))[1])
+    monkeypatch.setattr(module.os, "fsync", lambda fd: (go_on.wait(60), real(fd))[1])
     audit.record("grant.revoked")
     assert not await audit.written()
     go_on.set()

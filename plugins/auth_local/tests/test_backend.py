@@ -163,7 +163,7 @@ async def test_a_cancelled_put_is_carried_out(
 
     def slow(path: Path, data: bytes) -> None:
         writing.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         identity.replace_private_file(path, data)
 
     monkeypatch.setattr("wetware.base.disk.replace_private_file", slow)

@@ -169,7 +169,7 @@ async def test_what_cannot_be_put_is_named_and_nothing_is_pinned(
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # no one event tells of it
             await asyncio.sleep(0.005)
 
@@ -538,7 +538,7 @@ asyncio.run(main())
 """
             process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     await cluster.reached.wait()
                     part = home / f".x.{root}.part"
                     await until((part / "state").exists)

@@ -74,7 +74,7 @@ class World:
         task = asyncio.create_task(side)
         done = asyncio.create_task(self.pauses.done.wait())
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await asyncio.wait([task, done], return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 task.result()

@@ -378,7 +378,7 @@ async def test_what_is_refused_leaves_nothing(node: Node, monkeypatch: pytest.Mo
     monkeypatch.undo()
     asked.clear()
     holding = asyncio.ensure_future(node.hold("ada", Silent(good)))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await asked.wait()
     assert node.here()
     holding.cancel()

@@ -62,7 +62,7 @@ async def test_more_spinners_than_cores_hold_nobody_up(
 ) -> None:
     others = [asyncio.ensure_future(run("hostile", "spin")) for _ in range(8)]
     late_s, _ = await beside(run, lag, kill, "spin")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert (await run("hello")).code == 0  # a neighbour runs
     for other in others:
         assert await kill(other) < 1

@@ -90,7 +90,7 @@ def test_an_end_of_the_command_ends_the_program(node: NodeProcess, number: signa
     with node.start_ww("run", "--name", "it", "--", "sleep", "1000") as run:
         wait_for(lambda: runs() == ["it"], "it runs")
         run.send_signal(number)
-        run.wait(timeout=30)
+        run.wait(timeout=60)
     wait_for(lambda: not runs(), "the program has ended")
 
 

@@ -73,7 +73,7 @@ def test_a_reader_that_goes_ends_the_program(
         assert run.stdout is not None
         assert len(run.stdout.read(1000)) == 1000
         run.stdout.close()
-        assert run.wait(timeout=30) == EXIT_PIPE
+        assert run.wait(timeout=60) == EXIT_PIPE
     wait_for(lambda: not running(node), "the program has ended")
 
 
@@ -84,7 +84,7 @@ def test_an_end_of_the_command_ends_the_program(
     with node.start_ww("run", program("cat")) as run:
         wait_for(lambda: running(node), "it runs")
         run.send_signal(number)
-        code = run.wait(timeout=30)
+        code = run.wait(timeout=60)
     assert code == (130 if number == signal.SIGINT else -number)
     wait_for(lambda: not running(node), "the program has ended")
 
@@ -94,7 +94,7 @@ def test_ps_and_kill(node: NodeProcess, program: Callable[[str], str]) -> None:
         (found,) = wait_for(lambda: running(node), "it runs")
         assert (found["name"], "cat" in node.ww("ps").stdout) == ("cat", True)
         node.ww("kill", str(found["id"]), check=True)
-        assert run.wait(timeout=30) == 137
+        assert run.wait(timeout=60) == 137
     assert "killed" in node.ww("ps", "--all").stdout
     assert node.ww("kill", "0" * 16).returncode != 0
 
@@ -214,7 +214,7 @@ async def test_code_of_one_node_runs_at_another_for_a_client_of_a_third(
                     (await listener.pubsub.join("chat")).subscribe() as messages,
                     there.proc.spawn(code.ref, grants={"out": topic}) as process,
                 ):
-                    async with asyncio.timeout(30):
+                    async with asyncio.timeout(60):
                         incoming = asyncio.ensure_future(anext(aiter(messages)))
                         while not incoming.done():  # the subscription has to reach A
                             await process.stdin.send(b"hello\n")

@@ -154,7 +154,7 @@ async def test_stdin_comes_as_it_is_written(python: Run) -> None:
     running = asyncio.ensure_future(python(program, stdin=stdin, stdout=heard.put_nowait))
     for word in (b"one\n", b"two\n"):
         await stdin.write(word)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await heard.get() == word.upper()
     stdin.close()
     assert (await running).code == 0

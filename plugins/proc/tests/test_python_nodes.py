@@ -434,7 +434,7 @@ async def test_a_member_that_joins_takes_part_and_one_that_leaves_does_no_longer
 
     async def there(d: NodeProcess) -> int:
         with contextlib.suppress(wetware.WetwareError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 return len([each async for each in _processes(d)])
         return 0
 

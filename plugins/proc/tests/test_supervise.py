@@ -320,7 +320,7 @@ async def test_it_goes_on_when_its_spawner_and_the_node_have_gone(world: World) 
         (info,) = await ada.processes()
         assert (info.id, info.name, info.policy, info.restarts) == (made.id, "it", "on-failure", 0)
         assert (info.exit.kind, info.waits) == ("", False)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for data in made.logs(follow=True):
                 assert data == b"holds\n"
                 break
@@ -349,7 +349,7 @@ async def test_it_goes_on_when_its_spawner_and_the_node_have_gone(world: World) 
 
 async def until_shown(ada: Executor, condition: Callable[[Any], bool]) -> None:
     shown = False
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not shown:
             await asyncio.sleep(0.01)
             shown = all(condition(each) for each in await ada.processes())
@@ -560,7 +560,7 @@ async def test_one_that_is_killed_before_it_runs_is_not_waited_for(world: World)
                 each.kill("at once")
 
         world.grants.made = kill
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             made = await ada.start(b"hold", restart="always")
             assert await made.wait() == ClientExit("killed", 0, "at once")
     assert world.scripts.runs == 0
@@ -645,7 +645,7 @@ async def test_a_fault_of_ours_is_told_and_tried_again(
             patch.setattr(world.service.table, "spec", broken)
             await made.restart()
             await until_shown(ada, lambda each: "its log says why" in each.exit.why)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 with pytest.raises(InternalError):
                     await ada.start(b"hold")
         await until(lambda: world.scripts.runs == 2)

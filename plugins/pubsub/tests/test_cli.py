@@ -86,7 +86,7 @@ async def test_output_does_not_block_the_loop_on_a_full_pipe() -> None:
         writing = asyncio.create_task(output.write(data))
         got = bytearray()
         os.set_blocking(read_fd, False)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(got) < len(data):
                 await asyncio.sleep(0)  # would never come back if the write blocked
                 with contextlib.suppress(BlockingIOError):

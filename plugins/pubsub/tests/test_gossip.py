@@ -77,7 +77,7 @@ async def live_node(
                 await asyncio.wait([task])
 
 
-async def until(condition: Callable[[], object], what: str = "", within_s: float = 30.0) -> None:
+async def until(condition: Callable[[], object], what: str = "", within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110  # no one event tells of it
             await asyncio.sleep(0.005)

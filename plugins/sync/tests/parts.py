@@ -140,7 +140,7 @@ async def get(engine: Engine, key: bytes) -> KeyValue | None:
 async def told(watch: Watch, revision: int) -> list[Event]:
     """What a watch tells up to a revision that has an event for it."""
     events: list[Event] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not events or events[-1].revision < revision:
             batch: Batch = await watch.next()
             assert batch.events

@@ -168,7 +168,7 @@ def _children() -> list[int]:
 def _is_etcd(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/comm").read_text() == "etcd\n"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it goes between open and read
         return False
 
 

@@ -170,8 +170,9 @@ def etcd_of(node: NodeProcess) -> int:
     """The process ID of a node's etcd."""
     pid = node.process.pid
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        if Path(f"/proc/{child}/comm").read_text() == "etcd\n":
-            return int(child)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{child}/comm").read_text() == "etcd\n":
+                return int(child)
     raise AssertionError(f"{pid} has no etcd")
 
 

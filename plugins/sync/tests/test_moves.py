@@ -394,7 +394,7 @@ async def test_the_old_home_never_has_it_again(tmp_path: Path) -> None:
 
 
 async def forever(node: Node) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             await node.all()
 

@@ -114,6 +114,6 @@ def test_a_node_of_a_user_without_a_home(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     assert process.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

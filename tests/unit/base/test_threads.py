@@ -30,7 +30,7 @@ class Work:
     def __call__(self, number: int = 0) -> int:
         with self._lock:
             self.began += 1
-        self.go_on.wait(10)
+        self.go_on.wait(60)
         return number
 
 
@@ -42,7 +42,7 @@ def work() -> Iterator[Work]:
 
 
 async def until_began(work: Work, count: int) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while work.began < count:
             await asyncio.sleep(0.005)
 
@@ -112,7 +112,7 @@ async def test_names_that_nobody_answers_for_take_none_of_them(work: Work) -> No
     loop.set_default_executor(small)
     lookup = loop.run_in_executor(None, work)
     await until_began(work, 1)
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         assert await Threads().run(abs, -1) == 1
     work.go_on.set()
     await lookup

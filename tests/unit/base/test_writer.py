@@ -36,7 +36,7 @@ class Sink:
 
     def commit(self, batch: list[Write[str]], last: bool) -> list[Write[str]]:
         self.entered += 1
-        self.go_on.wait(10)
+        self.go_on.wait(60)
         self.commits.append([write.what for write in batch])
         if self.full:
             for write in batch:
@@ -49,7 +49,7 @@ class Sink:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -184,7 +184,7 @@ async def test_what_was_taken_while_another_thread_closes_is_written(
     monkeypatch.setattr(module, "queue", SimpleNamespace(SimpleQueue=Queue, Empty=queue.Empty))
     sink = Sink()
     closing = threading.Thread(target=sink.writer.close)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         if waited_for:
             assert await sink.writer.write("last") == "LAST"
         else:

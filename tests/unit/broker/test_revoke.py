@@ -39,7 +39,7 @@ class SlowDisk:
         write = file.write
 
         def slow(data: Any) -> int:
-            self.going.wait(10)
+            self.going.wait(60)
             return int(write(data))
 
         class Slow:

@@ -330,7 +330,7 @@ async def test_a_revocation_takes_effect_while_the_disk_fails_and_reaches_it_lat
         with pytest.raises(StoreUnavailable):
             await tree.store.written()
         tree.store._db.execute("PRAGMA query_only=OFF")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(StoreUnavailable):
                     await tree.store.written()
@@ -343,7 +343,7 @@ async def test_a_revocation_takes_effect_while_the_disk_fails_and_reaches_it_lat
 async def test_what_no_store_can_keep_is_refused_and_the_rest_is_written(tmp_path: Path) -> None:
     store = GrantStore(tmp_path, Clock())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             with pytest.raises(StoreUnavailable, match="refused"):
                 await store.save_redeemed("x", 2**63)
             await store.save_fence(("a", "l"), (1, 1))

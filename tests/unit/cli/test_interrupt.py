@@ -69,7 +69,7 @@ def test_ctrl_c_at_the_passphrase_prompt(home: Home, terminal: int) -> None:
         assert char, said
         said += char
     ww.send_signal(signal.SIGINT)
-    _, rest = ww.communicate(timeout=20)
+    _, rest = ww.communicate(timeout=60)
     assert ww.returncode == 130
     assert "Traceback" not in rest
 

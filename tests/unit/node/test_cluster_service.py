@@ -54,7 +54,7 @@ def service_with(overlay: FakeOverlay, **ports: Any) -> ClusterService:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # no one event tells of it
             await asyncio.sleep(0.002)
 
@@ -126,7 +126,7 @@ async def test_a_watch_shows_members_and_each_change_until_the_node_stops(
     running = asyncio.create_task(service.run(task_status=ready))
     await ready.wait()
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         rpc.serve_unix(tmp_path / "s", lambda _: service.bootstrap(None)),  # type: ignore[arg-type]
         await rpc.connect_unix(tmp_path / "s") as connection,
     ):

@@ -68,7 +68,7 @@ class Parts:
         running = asyncio.create_task(service.run(task_status=ready))
         await ready.wait()
         async with (
-            asyncio.timeout(20),
+            asyncio.timeout(60),
             rpc.serve_unix(path / "s", lambda _: service.bootstrap(unused)),
             await rpc.connect_unix(path / "s") as connection,
         ):

@@ -51,7 +51,7 @@ class Machine:
             raise OSError("no descriptor is free")
         return self.here
 
-    async def until(self, condition: Callable[[], object], deadline_s: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], object], deadline_s: float = 60.0) -> None:
         async with asyncio.timeout(deadline_s):
             while not condition():
                 await asyncio.sleep(0.005)

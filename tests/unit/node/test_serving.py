@@ -90,7 +90,7 @@ async def test_services_start_beside_one_another_and_end_with_the_group() -> Non
     a = Acts("a", before=lambda: meet(first, second))
     b = Acts("b", before=lambda: meet(second, first))
     services = named(a, b, Plain("c"))
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             await start_services(services, tasks, lambda *_: None)
             assert set(services) == {"a", "b", "c"}
@@ -121,7 +121,7 @@ async def test_one_that_ends_is_no_longer_offered_and_the_others_go_on(
 ) -> None:
     made, good = bad(), Acts("good")
     services, failed = named(made, good), list[str]()
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             await start_services(services, tasks, lambda name, exc: failed.append(f"{name}: {exc}"))
             if isinstance(made, Acts):
@@ -141,7 +141,7 @@ async def test_one_that_is_late_is_cancelled_and_left_out(
     monkeypatch.setattr(serving, "START_S_MAX", 0.05)
     late, good = Acts("late", before=anyio.sleep_forever), Acts("good")
     services = named(late, good)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             await start_services(services, tasks, lambda *_: None)
             assert late.ended.is_set()
@@ -195,7 +195,7 @@ async def test_the_failure_of_the_backend_is_that_of_the_node() -> None:
             await anyio.sleep_forever()
 
     with pytest.raises(ExceptionGroup) as caught:
-        await asyncio.wait_for(start(), 20)
+        await asyncio.wait_for(start(), 60)
     assert caught.group_contains(ValueError, match="boom")
 
 
@@ -214,7 +214,7 @@ async def test_the_end_of_the_backend_is_that_of_the_node(how: str) -> None:
             await anyio.sleep_forever()
 
     with pytest.raises(ExceptionGroup) as caught:
-        await asyncio.wait_for(start(), 5)
+        await asyncio.wait_for(start(), 60)
     assert caught.group_contains(PluginError, match=f"'auth' has ended: it {how}")
 
 

@@ -133,7 +133,7 @@ async def test_two_peers_that_are_each_the_relay_to_the_other_are_refused_at_onc
     one, other = (Multiaddr("ip4", "127.0.0.1", 9, Key.generate().peer_id) for _ in range(2))
     assert one.peer is not None
     assert other.peer is not None
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(60):
         dials = await asyncio.gather(
             home.dial([other.through(one.peer)]),
             home.dial([one.through(other.peer)]),
@@ -180,7 +180,7 @@ async def test_a_superseded_connection_ends_when_its_last_stream_has(net: Net) -
     await stream.write(b"still here")
     assert await stream.read_exactly(10) == b"still here"
     stream.finish()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await relayed.wait_closed()
 
 
@@ -191,7 +191,7 @@ async def test_the_end_of_the_relay_ends_what_it_carries(
     connection = await home.dial(through(hub, cafe))
     stream = await connection.open_stream(ECHO)
     await hub.aclose()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(OverlayError):
             await stream.read_exactly(1)
         await connection.wait_closed()
@@ -309,10 +309,10 @@ async def test_a_network_with_many_strangers_makes_room_for_another(
     with pytest.raises(DialError, match="as much as it may"):
         await carried("10.0.0.9")  # of the same network
     few = [await carried("10.0.1.1")]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await many[0].wait_closed()
     few.append(await carried("2600::1"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await many[1].wait_closed()
     assert not any(each.closed for each in (*many[2:], *few))
     with pytest.raises(DialError, match="as much as it may"):
@@ -430,7 +430,7 @@ async def test_a_relay_that_meddles_ends_the_connection_and_no_byte_is_believed(
     cafe.handle("/hear", hear, access=Access.PUBLIC)
     stream = await connection.open_stream("/hear")
     await stream.write(b"one")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while bytes(heard) != b"one":
             await asyncio.sleep(0.005)
     begun.set()
@@ -439,7 +439,7 @@ async def test_a_relay_that_meddles_ends_the_connection_and_no_byte_is_believed(
             await stream.write(part)
         await asyncio.sleep(0.05)
     if tamper != "truncate":  # there the rest is waited for, and nothing is believed
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await connection.wait_closed()
     assert b"onetwothreefour".startswith(bytes(heard))
 
@@ -542,7 +542,7 @@ async def test_a_question_that_makes_no_sense_costs_the_stream(trio: Trio, quest
     async with await connection.open_stream(RELAY_PROTOCOL) as stream:
         await stream.write(question)
         stream.close()
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(60):
             with contextlib.suppress(OverlayError):
                 assert await stream.read() == b""
     assert not connection.closed
@@ -756,6 +756,6 @@ async def test_few_peers_at_once_have_this_node_try_for_a_direct_connection(
     _, answer = await ask()
     assert "SERVED_MAX" in str(answer["refused"])
     first.reset()  # it gave up
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while "SERVED_MAX" in str((await ask())[1]):
             await asyncio.sleep(0.05)

@@ -19,7 +19,7 @@ from wetware.errors import Denied, WetwareError
 ZOO = Path(__file__).with_name("zoo.capnp")
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait for a condition, turn by turn of the loop, with a deadline."""
     deadline = time.monotonic() + timeout_s
     while not condition():

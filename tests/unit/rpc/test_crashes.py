@@ -191,7 +191,7 @@ def test_unclosed_connections_without_calls_are_closed_on_the_loop(tmp_path: Pat
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     threading.Thread(target=keep.clear).start()
-                    await asyncio.wait_for(end.lost.wait(), 10)
+                    await asyncio.wait_for(end.lost.wait(), 60)
                 print(end.closed, caught[0].category.__name__)
 
         asyncio.run(main())
@@ -262,13 +262,13 @@ def test_a_read_that_starts_after_the_end_of_the_stream(tmp_path: Path) -> None:
                 bytes(64)):
                     ours, theirs = socket.socketpair()
                     theirs.sendall(data); theirs.close()
-                    await asyncio.wait_for(rpc.serve(pipe(ours), Zoo(), rpc.RpcLimits()), 10)
+                    await asyncio.wait_for(rpc.serve(pipe(ours), Zoo(), rpc.RpcLimits()), 60)
                     ours, theirs = socket.socketpair()
                     theirs.sendall(data); theirs.close()
                     connection = await rpc.connect(pipe(ours), rpc.RpcLimits())
                     try: await connection.bootstrap(schema.Zoo).nothing()
                     except WetwareError as exc: print(type(exc).__name__)
-                    await asyncio.wait_for(connection.wait_closed(), 10)
+                    await asyncio.wait_for(connection.wait_closed(), 60)
                     await connection.aclose()
 
         asyncio.run(main())

@@ -135,7 +135,7 @@ async def test_it_is_read_in_threads_while_the_loop_goes_on(rig: Rig, file: Path
     async def slow(function: Callable[..., Any], *args: object) -> Any:
         def call() -> Any:
             reading.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
             return function(*args)
 
         return await asyncio.to_thread(call)

@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # no one event tells of it
             await asyncio.sleep(0.002)
 

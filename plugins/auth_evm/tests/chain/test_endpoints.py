@@ -640,7 +640,7 @@ async def test_an_endpoint_that_hangs_costs_no_time_after_a_while(chain: Net, th
             await each.newest("latest")
         assert time.monotonic() - started < 10 * module.STRAGGLER_S
         three[2].hangs = False
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while each.each[2].late:
                 three[0].hangs = True  # now it is needed
                 await each.newest("latest")

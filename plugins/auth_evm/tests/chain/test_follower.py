@@ -701,7 +701,7 @@ async def test_run_tells_of_each_look_and_can_be_woken(chain: Net) -> None:
         told: asyncio.Queue[frozenset[bytes] | None] = asyncio.Queue()
         task = asyncio.create_task(follower.run(told.put_nowait))
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert await told.get() == {ALICE_, raw(OWNER)}
                 chain.send("revoke", TEAM, MEMBER, ALICE)
                 follower.wake()

@@ -310,7 +310,7 @@ def proxies(anvil: Anvil, *twists: Twist | None) -> Iterator[list[Proxy]]:
             proxy.close()
 
 
-def wait_until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:

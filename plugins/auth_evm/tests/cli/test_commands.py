@@ -253,7 +253,7 @@ def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path, engine: str, nu
         assert there.stdout.strip() == json.loads(file.read_text())["url"]
         assert "runs already" in there.stderr
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         assert "Traceback" not in err
         begun: dict[str, Any] = json.loads(out)

@@ -302,7 +302,7 @@ def test_kill_9_of_the_parent_ends_the_chain_with_its_state(
         newest = call(port, "eth_getBlockByNumber", "latest", False)
         holder.kill()  # at once: nothing had the time to be saved
         holder.wait()
-    wait_for(lambda: not _alive(kept["pid"]), "the end of the chain", within_s=10)
+    wait_for(lambda: not _alive(kept["pid"]), "the end of the chain", within_s=60)
     assert not _listening(port)
     again = starter()
     assert _blocks(again)[-1] == newest["hash"], "a block that was acknowledged is gone"
@@ -332,7 +332,7 @@ def test_a_chain_that_is_killed_is_reaped_and_logged(
         wait_for(lambda: dev._state_number(state) == number, "the state on disk")
     blocks = _blocks(chain)
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not _alive(pid), "a zombie that is reaped", within_s=5)
+    wait_for(lambda: not _alive(pid), "a zombie that is reaped", within_s=60)
     said = ""
 
     def logged() -> bool:
@@ -340,7 +340,7 @@ def test_a_chain_that_is_killed_is_reaped_and_logged(
         said += capfd.readouterr().err
         return "dev.chain_ended" in said
 
-    wait_for(logged, "a line about it", within_s=5)
+    wait_for(logged, "a line about it", within_s=60)
     chain.close()
     assert _blocks(starter()) == blocks
 

@@ -605,7 +605,7 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         process = _serve(tmp_path / "j", "--port", str(taken.getsockname()[1]))
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "cannot listen" in out
     assert "Traceback" not in out
@@ -614,7 +614,7 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
 def test_a_damaged_journal_is_said(tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(b"something else")
     process = _serve(tmp_path / "j")
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 78
     assert "damaged" in out
     assert "Traceback" not in out

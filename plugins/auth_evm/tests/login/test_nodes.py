@@ -39,7 +39,7 @@ from wetware_auth_evm.signer import BoundKeySigner, SessionSigner
 
 pytestmark = pytest.mark.anyio
 
-ENDS_S = 5.0
+ENDS_S = 20.0
 """From the chain to a session's end; a look takes 0.1 s."""
 
 
@@ -150,7 +150,7 @@ async def test_a_session_ends_at_its_time(
     started = time.monotonic()
     async with wetware.connect(node.addr, signer=SessionSigner(short)) as live:
         topic = await live.pubsub.join("chat")
-        gone = await ends(lambda: topic.publish(b"x"), within_s=10)
+        gone = await ends(lambda: topic.publish(b"x"))
         assert gone.code.startswith("capability.expired"), gone
     assert time.monotonic() - started > 1.0
     with pytest.raises(AuthError, match="has expired"):
@@ -195,7 +195,7 @@ async def test_owners_that_rotate_end_the_live_session_of_a_contract_wallet(
         await topic.publish(b"x")
         data = keccak(b"setOwner(address,bool)")[:4]
         chain.transact(wallet, data + encode(["address", "bool"], [ALICE.address, False]))
-        gone = await ends(lambda: topic.publish(b"x"), within_s=10)
+        gone = await ends(lambda: topic.publish(b"x"))
         assert "no longer holds good" in gone.message
     with pytest.raises(LoginRefused) as caught:
         async with wetware.connect(node.addr, signer=SessionSigner(session)):
@@ -211,14 +211,14 @@ async def test_a_chain_that_is_silent_suspends_and_resumes(
         topic = await live.pubsub.join("chat")
         await topic.publish(b"x")
         with chain.frozen():
-            away = await ends(lambda: topic.publish(b"x"), within_s=10)
+            away = await ends(lambda: topic.publish(b"x"))
             assert away.code == "capability.suspended"
             assert "no block was verified" in away.message
             with pytest.raises(LoginRefused) as caught:
                 async with wetware.connect(node.addr, signer=SessionSigner(session)):
                     pass
             assert caught.value.status is LoginStatus.BACKEND_UNAVAILABLE
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await topic.publish(b"back")
@@ -308,10 +308,10 @@ async def test_what_was_shared_comes_back_with_the_role_that_it_hangs_on(
                 return True
 
             if anew:
-                gone = await ends(redeem, within_s=10)
+                gone = await ends(redeem)
                 assert gone.code.startswith("capability.revoked"), gone
             else:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while True:
                         try:
                             assert await redeem()
@@ -470,7 +470,7 @@ async def test_a_relay_between_a_user_and_a_node(
 
 def start_fails(home: Home, *args: str) -> str:
     node = home.start_node(args=args)
-    code = node.process.wait(30)
+    code = node.process.wait(60)
     log = node.log.read_text()
     assert code == EXIT_CONFIG, log
     return log
@@ -519,7 +519,7 @@ def test_an_earlier_configuration_is_not_replaced_by_a_try_out(
             pass
         configure(home, "")
         node = home.start_node("n")
-        assert node.process.wait(30) == EXIT_CONFIG
+        assert node.process.wait(60) == EXIT_CONFIG
         log = node.log.read_text()
         assert "a try-out never takes its place" in log
         assert "set [plugins.auth_evm]" in log
@@ -552,7 +552,7 @@ async def test_nodes_are_let_in_by_the_contract(chain: LiveChain, tmp_path: Path
         await gets_in(a, operator)
         peer = two.node_id("n")
         refused = two.start_node("n", join=a.invite())
-        assert refused.process.wait(30) != 0
+        assert refused.process.wait(60) != 0
         assert "vetoed" in refused.log.read_text() or "auth backend" in refused.log.read_text()
 
         chain.grant(OPERATOR := BOB.address, "node")

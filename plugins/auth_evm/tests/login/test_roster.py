@@ -27,7 +27,7 @@ async def test_a_write_under_way_at_the_end_is_not_the_last(
     def slow(path: Path, data: bytes) -> None:
         if not begun.is_set():
             begun.set()
-            on.wait(10)
+            on.wait(60)
         write(path, data)
 
     monkeypatch.setattr(module, "replace_private_file", slow)

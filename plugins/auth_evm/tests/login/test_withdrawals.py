@@ -376,7 +376,7 @@ async def test_a_regression_suspends_until_an_operator_acts(world: World) -> Non
 # --- the backend's own tasks ---
 
 
-async def run_until(world: World, condition: Any, within_s: float = 20.0) -> None:
+async def run_until(world: World, condition: Any, within_s: float = 60.0) -> None:
     """Let the backend run until something holds."""
     ready = Started()
     task = asyncio.create_task(world.backend.run(task_status=ready))

@@ -226,7 +226,7 @@ class World:
         return self.backend.principal(person.account)
 
 
-async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
     """Wait for what the backend's own tasks do."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110  # it has no event

@@ -152,7 +152,7 @@ def framed(data: bytes) -> bytes:
     return wire.head(data) + data
 
 
-async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
     """Wait for what other tasks of this process bring about."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110  # of many kinds

@@ -212,6 +212,6 @@ async def test_blocks_of_an_open_download_are_not_collected(tmp_path: Path) -> N
             await collector
             digests = {block.cid.digest for block in BLOCKS}
             assert await store.have(digests) == digests
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await store.have(digests):  # until it is written that the download is over
                 await store.collect(dry_run=False)

@@ -373,7 +373,7 @@ async def test_a_slow_provider_does_not_hold_up_the_others() -> None:
             exchange_on(reader, MemoryStore(), find) as made,
             made.open(ROOT, "ada") as source,
         ):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await read_all(source)
             assert "a block took" in source._troubles[slow.peer_id]
 
@@ -510,7 +510,7 @@ async def test_the_wait_for_somebody_is_bounded() -> None:
 
     async with FakeOverlay() as alone, exchange_on(alone, MemoryStore(), find) as made:
         async with made.open(ROOT, "ada") as source:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 with pytest.raises(NotFound, match="nobody has"):
                     await source.get(ROOT)
             assert not ended

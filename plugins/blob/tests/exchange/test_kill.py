@@ -127,7 +127,7 @@ async def test_a_provider_that_is_killed_is_named_and_a_retry_goes_on(
     ):
         await until_half(reader)
         process.kill()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             out, err = await ended(reader)
         assert reader.returncode == 1
         assert "done" not in out

@@ -231,7 +231,7 @@ async def test_a_drain_waits_until_it_knows_what_is_pinned(monkeypatch: pytest.M
     damaged.append("found meanwhile")
     keeper.replicas.handed.add(id_)
     with pytest.raises(StoreFailed):
-        await asyncio.wait_for(drain, 10)
+        await asyncio.wait_for(drain, 60)
     assert said[-1] == "handing over: 1 pin left"
     assert not keeper.replicas.draining
 
@@ -262,7 +262,7 @@ async def test_a_drain_goes_on_as_long_as_bytes_come(monkeypatch: pytest.MonkeyP
         assert not drain.done()
     ctx.clock.now += 2
     with pytest.raises(TimedOut, match=f"1 pin: {ROOT} \\(on any\\)"):
-        await asyncio.wait_for(drain, 10)
+        await asyncio.wait_for(drain, 60)
     await keeper.replicas.refresh()
     assert not keeper.replicas.copies, "it is as before"
 
@@ -284,7 +284,7 @@ async def test_a_drain_that_fails_leaves_another_as_it_is(monkeypatch: pytest.Mo
     await asyncio.wait(drains[:1])
     assert keeper.replicas.draining
     keeper.replicas.handed.update(keeper.replicas.copies)
-    await asyncio.wait_for(asyncio.gather(*drains[1:]), 10)
+    await asyncio.wait_for(asyncio.gather(*drains[1:]), 60)
     assert keeper.replicas.draining, "it has come to its end"
 
 

@@ -95,7 +95,7 @@ class OneNameSyncFails(Disk):
         if not (name.isdecimal() and self._first):
             return super().sync_directory(name)
         self._first = False
-        assert self._synced.wait(20)
+        assert self._synced.wait(60)
         self.faults = {"sync": 1.0}
         try:
             super().sync_directory(name)

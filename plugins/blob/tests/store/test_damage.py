@@ -220,7 +220,7 @@ async def _use(store: Store) -> None:
 async def salvaged(store: Store) -> None:
     """If it is found by now that the index is damaged, that is over."""
     await anyio.lowlevel.checkpoint()
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while store._index.malformed.is_set():
             await anyio.lowlevel.checkpoint()
 

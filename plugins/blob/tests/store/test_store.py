@@ -236,7 +236,7 @@ async def test_who_is_cancelled_is_charged_what_is_on_the_disk(
 
         def commit(writes: Any) -> Exception | None:
             loop.call_soon_threadsafe(reached.set)
-            assert go.wait(10)
+            assert go.wait(60)
             return execute(writes)
 
         async def cut(work: Coroutine[Any, Any, None]) -> None:

@@ -25,7 +25,7 @@ from wetware.overlay.admission.texts import Bundle, Ticket
 from wetware.overlay.link import Connection, LinkHost, Stream
 from wetware.testing import tasks_of_core
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 DAY_S = 86_400.0
 LIMITS = AdmissionLimits(sweep_s=0.01, renew_retry_s=0.02, veto_recheck_s=0.05, exchange_s=5.0)
 DOCUMENT = b"the policy"

@@ -188,7 +188,7 @@ async def test_a_write_in_the_background_is_tried_again(
 
     monkeypatch.setattr("wetware.base.disk.replace_private_file", flaky)
     File(files, "file", lambda: "x").save_soon()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (tmp_path / "file").exists():
             await asyncio.sleep(0.005)
     await files.flush()

@@ -20,7 +20,7 @@ from wetware.overlay.link.noise import NoiseHandshake, NoiseIdentity, Secured
 from wetware.testing import tasks_of_core
 
 HEADER = struct.Struct("!BBHII")
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 async def until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:

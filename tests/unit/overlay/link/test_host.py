@@ -441,7 +441,7 @@ async def test_a_dead_address_is_overtaken_by_a_good_one(net: Any) -> None:
     a = await net.host()
     b = await net.host(LinkLimits(dial_stagger_s=0.02), listen=False)
     dead = await net.hung()
-    conn = await asyncio.wait_for(b.dial([dead, *a.listen_addrs], peer=a.peer_id), 5)
+    conn = await asyncio.wait_for(b.dial([dead, *a.listen_addrs], peer=a.peer_id), 60)
     assert conn.peer == a.peer_id
     assert not b._handshaking
 
@@ -575,6 +575,6 @@ async def test_writing_from_within_a_flush_keeps_the_order(net: Any) -> None:
 
     stream.attach(lambda data: None, lambda error: None, write)
     write()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await done.wait()
     assert got == pattern

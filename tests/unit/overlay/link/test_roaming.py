@@ -49,7 +49,7 @@ async def test_whoever_does_not_answer_is_ended_and_told(
     host.network_changed(frozenset((AFTER,)))  # again: it does not have longer because of that
     assert (await raw.recv_frame())[:2] == (PING, SYN)
     with pytest.raises(ConnectionResetError):  # not an end that waits behind what was sent
-        await asyncio.wait_for(raw.reader.read(), 5)
+        await asyncio.wait_for(raw.reader.read(), 60)
     assert host.refused["connection.keepalive"] == 1
     assert host.connections() == ()
 
@@ -66,7 +66,7 @@ async def test_an_answer_to_an_earlier_probe_says_nothing_of_what_came_after_it(
     await net.until(lambda: not conn.doubted)
     conn.probe(0.1)  # now it is silent
     assert conn.doubted
-    await net.until(lambda: conn.closed, 5)
+    await net.until(lambda: conn.closed)
 
 
 async def test_a_lost_address_has_a_moment_to_come_back(

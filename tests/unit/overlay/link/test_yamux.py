@@ -317,7 +317,7 @@ async def test_writers_wait_for_room_in_order() -> None:
     first = asyncio.create_task(stream.write(b"1" * 300 * KIB))
     second = asyncio.create_task(stream.write(b"2" * 300 * KIB))
     got = b""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(got) < 600 * KIB:
             await asyncio.sleep(0)
             got += b"".join(body for *_, body in end.sent())
@@ -334,7 +334,7 @@ async def test_a_cancelled_writer_lets_the_next_one_write() -> None:
     second = asyncio.create_task(stream.write(b"2"))
     await asyncio.sleep(0)
     first.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not second.done():
             await asyncio.sleep(0)
             end.sent()
@@ -350,7 +350,7 @@ async def test_a_waiting_reader_and_writer_hear_of_a_reset() -> None:
     end.feed(frame(WINDOW, RST, 1))
     for task in (writer, reader):
         with pytest.raises(StreamReset):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, 60)
     assert end.totals.unsent_bytes == 0
 
 
@@ -526,7 +526,7 @@ async def test_a_finished_stream_discards_and_is_reset_if_the_peer_lingers() -> 
     stream.finish()
     end.feed(frame(DATA, 0, 1, b"still talking"))
     assert end.totals.buffered_bytes == 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while end.session.streams:
             await asyncio.sleep(0.005)
     assert [flags for kind, flags, *_ in end.sent() if kind == WINDOW] == [ACK, FIN, RST]

@@ -146,7 +146,7 @@ async def test_it_is_renewed_at_half_its_lifetime_and_ended_with_the_node(
     world.opens.add(MAPPED)
     world.lifetime_s = 0.02
     running = asyncio.ensure_future(world.outside.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while world.mapped < 4:
             await asyncio.sleep(0.01)
     running.cancel()

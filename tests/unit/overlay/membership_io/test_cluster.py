@@ -62,7 +62,7 @@ async def test_a_crash_is_seen_everywhere(net: Any, caplog: pytest.LogCaptureFix
     victim, *others = nodes[2:] + nodes[:2]
     with caplog.at_level(logging.INFO, "wetware"):
         await victim.kill()
-        await net.until(lambda: all(node.sees(victim, state="dead") for node in others), 10.0)
+        await net.until(lambda: all(node.sees(victim, state="dead") for node in others))
     for name in ("member.suspect", "member.dead"):
         found = events(caplog, name, peer=victim.peer)
         assert 1 <= len(found) <= len(others), "once per node and change"
@@ -110,7 +110,7 @@ async def test_a_clean_stop_is_seen_at_once_and_is_no_death(net: Any) -> None:
     started = loop.time()
     await leaver.stop()
     assert loop.time() - started < 3.0
-    await net.until(lambda: all(node.sees(leaver, state="left") for node in others), 2.0)
+    await net.until(lambda: all(node.sees(leaver, state="left") for node in others))
     kinds = {
         change.kind
         for node in others
