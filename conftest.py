@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from wetware.testing import Home
 
@@ -20,6 +21,13 @@ from wetware.testing import Home
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The tests start hundreds of processes: they share compiled modules, whatever the environment says.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# How long an example takes, or to make one, depends on what else the machine does.
+settings.register_profile("wetware", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("wetware")
 
 # Most tests of nodes are about other things; those of libp2p ask for it. Half of their time.
 Home.libp2p = False

@@ -158,9 +158,8 @@ def test_the_garbage_collector_finds_unclosed_connections(tmp_path: Path) -> Non
                     gc.collect()
                 from wetware.rpc import kjloop
                 (runtime,) = kjloop._runtimes.values()
-                for _ in range(1000):
+                for _ in range(50):
                     gc.collect(); await asyncio.sleep(0.005)
-                    if len(runtime.connections) == 0: break
                 print("open", len(runtime.connections))
 
         asyncio.run(main())

@@ -20,8 +20,10 @@ from wetware.identity import Challenge, Key, LoginStatus, PeerId, Principal, Pro
 from wetware.testing import AuthConformance, RecorderConformance, ServiceConformance, run_watched
 
 SCHEMA = rpc.load(Path(__file__).with_name("planted.capnp"))
-HANGS_S = 1.0
+HANGS_S = 3.0
 """For what hangs: so long has everything else to work, on a busy machine too."""
+BLOCKS_S = 1.5
+"""A turn of the loop: as long as what does not block may wait for a processor or a disk."""
 STUBBORN_S = 0.05
 """For a `run` that ignores its cancellation: nothing else has to work, and anyio never rests."""
 
@@ -214,7 +216,7 @@ def planted(limit_s: float = 20.0, **methods: Any) -> Any:
     made = type("Planted", (ShelfService,), methods)
 
     class Suite(ServiceConformance):
-        blocked_s = 0.4
+        blocked_s = BLOCKS_S
 
         def make(self, ctx: Any) -> Any:
             return made()
@@ -553,7 +555,7 @@ def bad(limit_s: float = 20.0, **methods: Any) -> Any:
     """The suite for a backend like the good one, with other methods."""
 
     class Suite(KeysConformance):
-        blocked_s = 0.4
+        blocked_s = BLOCKS_S
         backend = type("Bad", (KeysBackend,), methods)
 
     return _limited(Suite(), limit_s)
@@ -766,7 +768,7 @@ def unfit(limit_s: float = 20.0, **methods: Any) -> Any:
     """The suite for a recorder like the good one, with other methods."""
 
     class Suite(LinesConformance):
-        blocked_s = 0.4
+        blocked_s = BLOCKS_S
         recorder = type("Unfit", (LinesRecorder,), methods)
 
     return _limited(Suite(), limit_s)

@@ -361,15 +361,18 @@ def test_import_changes_nothing_in_the_process() -> None:
             filters, finders = list(warnings.filters), list(sys.meta_path)
             sigint = signal.getsignal(signal.SIGINT)
             for delay_s in (0.02, 0.1, 0.2):  # stopped at several points of the import
-                load = asyncio.create_task(load_guest())
+                load, began = asyncio.create_task(load_guest()), time.monotonic()
                 await asyncio.wait([load], timeout=delay_s)
-                if loaded := load.done():  # a busy machine came back from that wait too late
-                    break
+                late = time.monotonic() - began > 2 * delay_s  # the machine is busy
+                loaded = load.done()
                 load.cancel()
                 await asyncio.wait([load])
+                loaded |= "wetware.overlay.libp2p._guest" in sys.modules
+                if late and loaded:
+                    break
                 # It ended on the way, not after a finished import; how long that takes is
                 # measured where it matters, by the stop of a real node.
-                assert load.cancelled() and "wetware.overlay.libp2p._guest" not in sys.modules
+                assert load.cancelled() and not loaded
                 while threading.active_count() > 1:  # on a busy machine it may go on for a moment
                     await asyncio.sleep(0.01)
             ticks, gaps, last = 0, 0.0, time.monotonic()
