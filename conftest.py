@@ -38,7 +38,6 @@ RECURSION_LIMIT = sys.getrecursionlimit()
 
 LONGEST = (
     "test_never_fewer_copies_than_wanted_through",
-    "test_both_processes_and_the_others_say_so",
     "test_of_two_members_one_takes_all_of_the_other",
     "test_python.py::test_a_program_has_its_arguments",  # builds the Python runner
     "test_caps.py::test_a_guest_calls_its_grants",  # compiles the C library

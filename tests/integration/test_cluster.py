@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from wetware.testing import Home, NodeProcess, wait_for
 
 SEEN_WITHIN_S = 30.0
@@ -178,19 +179,10 @@ def test_ping(five: tuple[Home, list[NodeProcess]]) -> None:
 def test_a_restarted_cluster_needs_no_bootstrap(tmp_path: Path) -> None:
     """Both nodes stop, one comes back on another port: the stored addresses bring them together."""
     with Home(tmp_path) as home:
-        port = _free_port()
+        port = free_port()
         listen = f"/ip4/127.0.0.1/tcp/{port}"
         with home.node("a", listen=listen) as a, home.node("b", join=a) as b:
             b.wait_members([a.peer_id])
         with home.node("b") as b, home.node("a", listen=listen) as a:
             for node in (a, b):
                 node.wait_members([a.peer_id, b.peer_id])
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.ports import free_port
 from wetware.errors import EXIT_BUSY, EXIT_CONFIG
 from wetware.testing import Home
 
@@ -94,13 +95,6 @@ def trial(tmp_path: Path) -> Iterator[Home]:
         yield home
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _refused(home: Home, *args: str, code: int = EXIT_CONFIG, **env: str) -> str:
     """What `ww node` says as it exits with `code`."""
     done = home.ww("--data-dir", str(home.path / "n"), "node", *args, env=env, timeout=60)
@@ -149,7 +143,7 @@ def test_what_listens_everywhere_by_default_listens_on_loopback(trial: Home) -> 
 
 @pytest.mark.parametrize("how", ["flag", "env"])
 def test_an_address_that_others_reach_is_refused(trial: Home, how: str) -> None:
-    listen = f"/ip4/0.0.0.0/tcp/{_free_port()}"
+    listen = f"/ip4/0.0.0.0/tcp/{free_port()}"
     said = (
         _refused(trial, "--listen", listen)
         if how == "flag"
@@ -161,7 +155,7 @@ def test_an_address_that_others_reach_is_refused(trial: Home, how: str) -> None:
 
 
 def test_peers_are_refused(trial: Home) -> None:
-    peer = f"/ip4/127.0.0.1/tcp/{_free_port()}/p2p/{trial.node_id('other')}"
+    peer = f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{trial.node_id('other')}"
     said = _refused(trial, "--listen", "/ip4/127.0.0.1/tcp/0", "--peer", peer)
     assert "connects to no other node" in said
 

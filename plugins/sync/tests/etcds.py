@@ -15,6 +15,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.ports import free_port
+
 READY_S = 60.0
 
 needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed")
@@ -187,9 +189,3 @@ def _carry(one: socket.socket, other: socket.socket) -> None:
         while data := one.recv(65536):
             other.sendall(data)
         other.shutdown(socket.SHUT_WR)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tests.unit.findings import ADA, OWN, levels, only
 
+from tests.ports import free_port
 from wetware.base.finding import Finding, judged
 from wetware.base.multiaddr import Multiaddr
 from wetware.cli import machine as on_machine
@@ -57,12 +58,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WW_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_data_directory(tmp_path: Path) -> None:

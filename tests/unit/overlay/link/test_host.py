@@ -6,12 +6,12 @@ import array
 import asyncio
 import fcntl
 import logging
-import socket
 import sys
 from typing import Any
 
 import pytest
 
+from tests.ports import free_port
 from wetware.base.access import Access
 from wetware.base.multiaddr import Multiaddr
 from wetware.errors import (
@@ -30,13 +30,6 @@ from wetware.overlay.link.multistream import HELLO, encode_line
 pytestmark = pytest.mark.anyio
 
 KIB, MIB = 1 << 10, 1 << 20
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 async def no_delay(net: Any, host: LinkHost) -> None:
