@@ -635,6 +635,7 @@ def test_a_clock_that_is_ahead_beyond_the_tolerance_is_told(
     a.ww("evict", c.peer_id, "--yes", check=True)
 
 
+@pytest.mark.long
 def test_a_member_whose_clock_goes_wrong_comes_back_with_the_right_one(
     pair: tuple[NodeProcess, NodeProcess], skewed: Callable[[float], Home]
 ) -> None:

@@ -84,7 +84,11 @@ def half_got(two: Two, cid: str, out: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    "who", ["provider", pytest.param("the reader's node", marks=pytest.mark.long), "reader"]
+    "who",
+    [
+        "reader",
+        *(pytest.param(who, marks=pytest.mark.long) for who in ("provider", "the reader's node")),
+    ],
 )
 def test_half_way_one_end_of_a_get_is_killed(two: Two, tmp_path: Path, who: str) -> None:
     source, out = tmp_path / "source", tmp_path / "out" / "got"

@@ -169,6 +169,7 @@ async def test_a_member_without_room_is_passed_over(tmp_path: Path) -> None:
                     assert holders == {str(home.peer_id), str(roomy.peer_id)}
 
 
+@pytest.mark.long
 async def test_only_members_that_match_keep_copies(tmp_path: Path) -> None:
     """Also where one of them dies, and others are there."""
     with Home(tmp_path, ENV, libp2p=False) as home, contextlib.ExitStack() as stack:
@@ -227,6 +228,7 @@ async def test_a_drain_hands_all_over(tmp_path: Path) -> None:
         assert all([await has(node, two.cid) for node in nodes[1:]])
 
 
+@pytest.mark.long
 async def test_who_is_evicted_or_leaves_hands_over_first(tmp_path: Path) -> None:
     with cluster(tmp_path, 4) as (asked, evicted, *others):
         whole = os.urandom(3 * MIB)

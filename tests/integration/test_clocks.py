@@ -76,6 +76,7 @@ def share(node: NodeProcess, *args: str) -> str:
     return node.ww("share", "pubsub:chat", *args, check=True).stdout.split()[0]
 
 
+@pytest.mark.long
 def test_who_is_two_hours_behind_is_seen_by_all_and_honours_nothing_that_has_an_end(
     machine: Callable[[str], Machine],
 ) -> None:

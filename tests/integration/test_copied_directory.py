@@ -26,7 +26,8 @@ def identity(node: NodeProcess) -> dict[str, str]:
     return next(dict(f) for f in report["findings"] if f["check"] == "identity")
 
 
-@pytest.mark.parametrize("which", ["founder", pytest.param("member", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("which", ["founder", "member"])
 def test_both_processes_and_the_others_say_so(home: Home, which: str) -> None:
     with home.node("a") as a, home.node("b", join=a) as b:
         for node in (a, b):

@@ -166,6 +166,7 @@ def test_from_an_empty_home_a_role_is_given_used_and_taken(home: Home) -> None:
         assert withdrawn == ["member", "reader"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_what_was_revoked_while_the_node_was_down_stays_dead(home: Home) -> None:
     """A session that outlives a restart does not outlive its role."""
@@ -190,6 +191,7 @@ def test_what_was_revoked_while_the_node_was_down_stays_dead(home: Home) -> None
         As(home, again, "default")("pub", "chat", "the owner's session still holds")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_wallet_without_a_coin_can_bind_its_key(home: Home) -> None:
     """Gas costs nothing on a try-out's chain: nobody has to find out how to fund a wallet."""

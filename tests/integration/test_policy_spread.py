@@ -135,6 +135,7 @@ async def _tries(data_dir: Path, key: Key, granted: asyncio.Event, over: asyncio
     return refused
 
 
+@pytest.mark.long
 async def test_a_node_that_was_away_refuses_the_removed_user_from_its_first_moment(
     three: Three,
 ) -> None:

@@ -134,6 +134,7 @@ async def test_what_is_installed_at_the_founding_is_granted(home: Home, site: Si
         assert ungranted(node) == []
 
 
+@pytest.mark.long
 async def test_what_is_installed_later_waits_for_an_operator(home: Home, site: Site) -> None:
     with home.node("n") as node:
         add_users(node)

@@ -1,6 +1,6 @@
 """Whatever a disk does, nothing acknowledged is lost, and nobody sees what might not stay.
 
-`WW_SEEDS=10000 pytest -n4 plugins/sync/tests/test_crashes.py` for more; `WW_SEED=N` for one.
+`WW_SEEDS=10000 pytest -n4 -m "" plugins/sync/tests/test_crashes.py` for more; `WW_SEED=N` for one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from .copies import Copies, Unclosed
 from .histories import History, Lost
 
 PARTS = 4
+PART = pytest.mark.parametrize(
+    "part", [pytest.param(n, marks=pytest.mark.long if n else ()) for n in range(PARTS)]
+)
+"""A quarter of the seeds, and the others with the long tests."""
 SEEDS = int(os.environ.get("WW_SEEDS", "1000"))
 
 
@@ -37,7 +41,7 @@ def loses(seed: int, dropped: str = "", kind: type[History] = History) -> str:
     return ""
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@PART
 def test_nothing_acknowledged_is_lost(part: int) -> None:
     one = os.environ.get("WW_SEED")
     for seed in [int(one)] if one else range(part, SEEDS, PARTS):
@@ -50,7 +54,7 @@ def test_no_fsync_can_be_left_out(site: str) -> None:
     assert any(loses(seed, site) for seed in range(SEEDS))
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@PART
 def test_a_copy_is_whole_and_a_store_is_the_old_one_or_the_copy(part: int) -> None:
     one = os.environ.get("WW_SEED")
     for seed in [int(one)] if one else range(part, SEEDS, PARTS):

@@ -37,6 +37,12 @@ pytestmark = pytest.mark.anyio
 LIMITS = Limits(owner_keys=300, owner_bytes=2 << 20, owner_leases=2, owner_watches=2, keys=400)
 
 
+SLOW_ETCD = pytest.mark.parametrize(
+    "kind", ["embedded", pytest.param("etcd", marks=pytest.mark.long)], indirect=True
+)
+"""Where a lease of etcd ends by the clock: one test of the others shows that it does."""
+
+
 @pytest.fixture(params=list(FACTORIES))
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -349,6 +355,7 @@ async def test_the_keys_of_a_lease_end_with_it(engine: Engine, clock: Clock) -> 
     assert (await engine.status()).leases == 0
 
 
+@SLOW_ETCD
 async def test_a_lease_whose_time_is_over_is_not_kept(engine: Engine, clock: Clock) -> None:
     lease = await engine.grant(clock.ttl_s, ADA)
     await clock.ends()
@@ -378,6 +385,7 @@ async def test_a_lease_is_its_owners(engine: Engine) -> None:
     assert await get(engine, b"a") is None
 
 
+@SLOW_ETCD
 async def test_after_a_restart_all_is_there_and_leases_have_their_full_time(
     factory: Callable[..., Engine], clock: Clock
 ) -> None:
