@@ -85,13 +85,10 @@ class World:
         return _later(lambda: self._calls.serve(_name(name)))
 
     def accept(self) -> Later:
-        async def accept() -> Any:
-            try:
-                return _text(await self._calls.accept())
-            except WetwareError as exc:
-                return _failed(exc)
+        async def accept() -> str:
+            return _text(await self._calls.accept())
 
-        return accept
+        return _later(accept)
 
     def reply(self, number: int, message: str) -> Later:
         need(len(message) <= MESSAGE_BYTES_MAX, Errno.TOOBIG)
@@ -100,15 +97,12 @@ class World:
     def call(self, handle: int, message: str) -> Later:
         need(len(message) <= MESSAGE_BYTES_MAX, Errno.TOOBIG)
 
-        async def call() -> Any:
-            try:
-                ref = self._handles.get(handle)
-                method, params = self._handles.message(message.encode("latin-1"))
-                return _text(self._handles.answer(await grants.call(ref, method, params)))
-            except WetwareError as exc:
-                return _failed(exc)
+        async def call() -> str:
+            ref = self._handles.get(handle)
+            method, params = self._handles.message(message.encode("latin-1"))
+            return _text(self._handles.answer(await grants.call(ref, method, params)))
 
-        return call
+        return _later(call)
 
     def drop(self, handle: int) -> None:
         with contextlib.suppress(NotFound):
@@ -165,10 +159,7 @@ class World:
             data = pipe.take(min(count, WRITE_BYTES))
             return data if data or not pipe.ready else _CLOSED
 
-        async def later() -> Any:
-            return take()
-
-        return later if self._fiber.elsewhere else take()  # a pipe is the loop's
+        return self._on_loop(take)
 
     def readable(self, pipe: Pipe) -> Own:
         return Own("pollable", Pollable(lambda: pipe.ready, pipe.wait))
@@ -193,11 +184,16 @@ class World:
                 return _CLOSED
             return await asyncio.sleep(self._rate.wait_s())
 
+        return self._on_loop(put)
+
+    def _on_loop(self, function: Callable[[], Any]) -> Any:
+        """A pipe and an output are the loop's: there at once, or else when it has its turn."""
+
         async def later() -> Any:
-            waits = put()
+            waits = function()
             return await waits() if callable(waits) else waits
 
-        return later if self._fiber.elsewhere else put()
+        return later if self._fiber.elsewhere else function()
 
     def writable(self, output: Output) -> Own:
         return Own("pollable", Pollable(lambda: True, lambda: asyncio.sleep(0)))
@@ -208,7 +204,8 @@ def _later(function: Callable[[], Any]) -> Later:
 
     async def call() -> Any:
         try:
-            return function()
+            found = function()
+            return await found if isinstance(found, Coroutine) else found
         except WetwareError as exc:
             return _failed(exc)
 
