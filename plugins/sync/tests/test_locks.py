@@ -13,6 +13,7 @@ import pytest
 
 from wetware.base.tasks import Tasks
 from wetware_sync.engine import Engine, Get, LeaseEnded
+from wetware_sync.errors import HomeDown
 from wetware_sync.holding import Sync
 from wetware_sync.keys import LOCK
 from wetware_sync.lease import Lease, now_s
@@ -237,6 +238,48 @@ async def test_a_holder_is_told_before_its_time_is_over(engine: Engine) -> None:
         with pytest.raises(LeaseEnded, match="not kept"), lease.living():
             await asyncio.sleep(60)
         assert now_s() - sent_s < 2.0
+
+
+class Away(Here):
+    """A store that cannot be reached for a while; its own clock stands still."""
+
+    away = False
+
+    async def call(self, method: str, /, **params: Any) -> Any:
+        if self.away:
+            raise HomeDown("not there")
+        reply = await super().call(method, **params)
+        reply["holder"] = RefOf(self, reply["holder"])
+        return reply
+
+
+class RefOf:
+    closed = False
+
+    def __init__(self, home: Away, ref: Ref) -> None:
+        self._home, self._ref = home, ref
+
+    async def call(self, method: str, /, **params: Any) -> Any:
+        if self._home.away:
+            raise HomeDown("not there")
+        return await self._ref.call(method, **params)
+
+
+async def test_what_is_lost_is_let_go_also_where_the_store_would_keep_it(engine: Engine) -> None:
+    tasks = Tasks()
+    home = Away(engine, tasks)
+    lease = Lease(home, "enter", 2.0)  # type: ignore[arg-type]
+    async with lease:
+        await acquiring(holder_of(engine, lease.id, tasks), NONCES[0])
+        home.away = True
+        with pytest.raises(LeaseEnded, match="not kept"), lease.living():
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.3)  # it is told in vain
+        assert await keys(engine) == 1
+        home.away = False
+        async with asyncio.timeout(5.0):
+            while await keys(engine):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 async def test_an_expired_lock_is_not_extended(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import anyio
 
 from wetware import rpc
 from wetware.errors import OverlayError, WetwareError
-from wetware_sync.engine import Closed, LeaseEnded
+from wetware_sync.engine import Closed, LeaseEnded, Unknown
 from wetware_sync.errors import HomeDown
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ TTL_S: Final = 15.0
 TICK_S: Final = 0.25
 """Between two looks at the clock: the loop's own timers stand still while the machine sleeps."""
 END_S: Final = 1.0
-"""For telling the store; else it ends there by itself."""
+"""For telling the store once; else it ends there by itself."""
 KEEP_PART: Final = 3
 """A lease is kept so many times as often as it must be."""
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -65,7 +65,7 @@ class Lease:
 
     async def __aenter__(self) -> Lease:
         await self._take()
-        self._task = asyncio.create_task(self._keep(), name="lease")
+        self._task = asyncio.create_task(self._run(), name="lease")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -116,6 +116,24 @@ class Lease:
         self.id, self._epoch = reply["id"], reply["epoch"]
         self._until_s = sent_s + self.ttl_s
 
+    async def _run(self) -> None:
+        """Keep it, and when it is lost end it.
+
+        Else others wait for what nobody holds: an election of etcd gives each lease its whole time
+        again. What is heard too late changes nothing.
+        """
+        await self._keep()
+        until_s = now_s() + self.ttl_s
+        while now_s() < until_s:
+            try:
+                await self._ask("end", END_S)
+            except (OverlayError, Closed, Unknown):
+                await asyncio.sleep(TICK_S)
+            except WetwareError:  # it has ended there, too, or is nobody's any more
+                return
+            else:
+                return
+
     async def _keep(self) -> None:
         keeping: asyncio.Task[None] | None = None
         due_s = now_s() + self.ttl_s / KEEP_PART
@@ -139,14 +157,18 @@ class Lease:
                 keeping.cancel()
 
     async def _keep_once(self) -> None:
+        self._until_s = await self._ask("keep", self.ttl_s) + self.ttl_s
+
+    async def _ask(self, method: str, limit_s: float) -> float:
+        """Call it; returns when that was sent."""
         ref, sent_s = await self.ref(), now_s()
         try:
-            with rpc.time_limit(self.ttl_s), self.home.read():
-                await ref.call("keep")
+            with rpc.time_limit(limit_s), self.home.read():
+                await ref.call(method)
         except HomeDown:
             self._ref = None  # it is held again at another entrance
             raise
-        self._until_s = sent_s + self.ttl_s
+        return sent_s
 
     def _lose(self, why: WetwareError) -> None:
         self.ended = why
