@@ -146,7 +146,7 @@ class Sync:
     def __init__(self, here: Any) -> None:
         self.home = AtHome(here, "sync")
         self._leases: dict[float, Lease] = {}
-        self._taking = anyio.Lock()
+        self._taking = asyncio.Lock()  # one of anyio takes a turn of the loop to be had
         self._owed: set[asyncio.Task[None]] = set()
 
     def lock(
@@ -251,17 +251,18 @@ class Sync:
             except BaseException:  # it may have been taken, and the answer is lost
                 self._let_go_soon(lease, which)
                 raise
-            held = Held(lease, which, reply)
+            held, is_free = Held(lease, which, reply), False
             try:
                 yield held
             finally:
                 try:
                     with anyio.move_on_after(LET_GO_S, shield=True):
                         await held._end()
-                finally:  # also where a cancellation of asyncio's own breaks that off, or the wait
-                    owed = self._let_go_soon(lease, which)
-                    with anyio.move_on_after(LET_GO_S, shield=True):
-                        await asyncio.wait([owed])
+                        await self._let_go(lease, which)
+                        is_free = True
+                finally:  # also where a cancellation of asyncio's own breaks that off
+                    if not is_free:
+                        self._let_go_soon(lease, which)
 
     async def _lease(self, ttl_s: float) -> Lease:
         """The one lease of this session that lasts so long."""
@@ -273,12 +274,11 @@ class Sync:
                 self._leases[ttl_s] = lease
             return lease
 
-    def _let_go_soon(self, lease: Lease, which: dict[str, Any]) -> asyncio.Task[None]:
+    def _let_go_soon(self, lease: Lease, which: dict[str, Any]) -> None:
         """As soon as the store can be reached."""
         task = asyncio.create_task(self._let_go(lease, which), name="let go")
         self._owed.add(task)
         task.add_done_callback(self._owed.discard)
-        return task
 
     async def _let_go(self, lease: Lease, which: dict[str, Any]) -> None:
         while lease.ended is None:
