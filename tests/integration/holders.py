@@ -88,7 +88,11 @@ async def ledger_of(session: Any, schema: Path) -> Any:
 
 def shown(hold: bytes, token: bytes) -> Any:
     """What a holder shows: a `Held`, as far as writes look at it."""
-    return SimpleNamespace(hold=hold, token=token)
+
+    async def signed() -> bytes:
+        return token
+
+    return SimpleNamespace(hold=hold, token=signed)
 
 
 async def write(session: Any, held: Any, text: str, schema: Path) -> dict[str, str]:
@@ -96,7 +100,7 @@ async def write(session: Any, held: Any, text: str, schema: Path) -> dict[str, s
 
     async def to_ledger() -> None:
         async with session.node("name=c") as there:
-            part = await there.attenuate({"ledger": ()}, fence=held.token)
+            part = await there.attenuate({"ledger": ()}, fence=await held.token())
             await (await ledger_of(part, schema)).append(line=text)
 
     said = {}
@@ -185,7 +189,7 @@ async def _main(data_dir: str, schema: Path, ttl_s: float) -> None:
         async def hold() -> None:
             with contextlib.suppress(WetwareError):
                 async with session.sync.lock(LOCK, ttl_s=ttl_s) as held:
-                    taken.set_result(shown(held.hold, held.token))
+                    taken.set_result(shown(held.hold, await held.token()))
                     await asyncio.Event().wait()
 
         holding = asyncio.create_task(hold())

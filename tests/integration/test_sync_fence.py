@@ -122,7 +122,8 @@ async def test_a_forged_token_and_that_of_another_lock(trio: Trio, schema: Path)
             pass
         async with session.sync.lock("real", wait_s=30) as held, other.sync.lock("another") as own:
             assert await write(session, held, "real", schema) == WRITTEN
-            token, hold = Fence.decode(held.token), Hold.decode(held.hold)
+            raw = await held.token()
+            token, hold = Fence.decode(raw), Hold.decode(held.hold)
             assert (token.lock, token.mark) == ("lock/real", (hold.epoch, held.revision))
             signed = token.signature
             for forged in (
@@ -150,18 +151,18 @@ async def test_a_forged_token_and_that_of_another_lock(trio: Trio, schema: Path)
                 Hold(hold.epoch, 2**64 - 1, hold.key),
                 Hold.decode(before.hold),
             ):
-                said = await write(other, shown(wrong.encode(), held.token), "no", schema)
+                said = await write(other, shown(wrong.encode(), raw), "no", schema)
                 assert (said["kv"], said["name"]) == (FENCED["kv"], FENCED["name"])
             entry = await other.kv.get(PATH)
             assert entry is not None
             for junk in (
                 b"junk",
                 held.hold[:-1],
-                held.token,
+                raw,
                 Hold(hold.epoch, 0, hold.key[:-1]).encode(),  # as that of each key there is not
                 Hold(hold.epoch, entry.created, b"k" + PATH.encode()).encode(),  # no lock's
             ):
-                said = await write(other, shown(junk, held.token), "no", schema)
+                said = await write(other, shown(junk, raw), "no", schema)
                 assert (said["kv"], said["name"]) == ("invalid.hold", "invalid.hold")
 
 
@@ -180,7 +181,7 @@ async def test_a_paused_holder_writes_nothing_after_restarts_and_a_restore(
             old.pause()
             async with session.sync.lock(LOCK, wait_s=30) as held:
                 assert await write(session, held, "two", schema) == WRITTEN
-                second, revision = shown(held.hold, held.token), held.revision
+                second, revision = shown(held.hold, await held.token()), held.revision
             old.go_on()
 
             c.stop(signal.SIGKILL)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from wetware.base.tasks import Tasks
+from wetware.errors import Denied, Unsupported
 from wetware_sync.engine import Engine, Get, LeaseEnded
 from wetware_sync.errors import HomeDown
 from wetware_sync.holding import Sync
@@ -280,6 +281,34 @@ async def test_what_is_lost_is_let_go_also_where_the_store_would_keep_it(engine:
         async with asyncio.timeout(5.0):
             while await keys(engine):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_a_token_is_for_who_holds_what_only_one_can_hold(engine: Engine) -> None:
+    tasks = Tasks()
+    holder = holder_of(engine, (await engine.grant(TTL_S, ADA)).id, tasks)
+    first = {"name": "x", "kind": "lock", "nonce": NONCES[0]}
+    later = {**first, "nonce": NONCES[1]}
+    await acquiring(holder, NONCES[0])
+    waits = asyncio.ensure_future(acquiring(holder, NONCES[1]))
+    while await keys(engine) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert await holder.token(**first) == {"token": b"a token"}
+    with pytest.raises(Denied, match="not held any more"):
+        await holder.token(**later)  # its number is above that of who holds it
+    await holder.let_go(**first)
+    await waits
+    with pytest.raises(Denied, match="not held any more"):
+        await holder.token(**first)
+    assert await holder.token(**later) == {"token": b"a token"}
+    await holder.let_go(**later)
+    await holder.acquire(
+        name="x", kind="shared", nonce=NONCES[0], places=0, value=b"", wait_ms=60_000
+    )
+    with pytest.raises(Unsupported) as refused:
+        await holder.token(**{**first, "kind": "shared"})
+    assert refused.value.code == "unsupported.fence"
+    with pytest.raises(Denied):  # as another kind it is another key
+        await holder.token(**first)
 
 
 async def test_an_expired_lock_is_not_extended(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from wetware.cli.app import (
     stamp,
     table,
 )
-from wetware.errors import EXIT_FAILED, InvalidArgument, NotFound
+from wetware.errors import EXIT_FAILED, InvalidArgument, NotFound, Unsupported
 from wetware_sync.engine import VALUE_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -584,12 +584,15 @@ def _run(
 
     async def work(session: Session) -> int:
         async with hold(session.sync) as held:
-            return await _child(command, held)
+            token = b""
+            with contextlib.suppress(Unsupported):  # of what several may hold at once
+                token = await held.token()
+            return await _child(command, token)
 
     raise SystemExit(run_client(work, reconnect=True))
 
 
-async def _child(command: list[str], held: Held) -> int:
+async def _child(command: list[str], token: bytes) -> int:
     """Run it to its end; where this is cancelled, end it. Returns the code that a shell would.
 
     A signal that ends this program is the command's: the lock is held until that has ended.
@@ -598,7 +601,7 @@ async def _child(command: list[str], held: Held) -> int:
     import os
     import signal
 
-    environment = {**os.environ, "WW_FENCE": held.token.hex()}
+    environment = {**os.environ, "WW_FENCE": token.hex()}
     grouped = not sys.stdin.isatty()  # in a group of its own, where it need not be the terminal's
     process: asyncio.subprocess.Process | None = None
     early: list[int] = []

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 import anyio
 
 from wetware import rpc
-from wetware.errors import Unsupported, WetwareError
+from wetware.errors import WetwareError
 from wetware_sync.engine import LeaseEnded
 from wetware_sync.errors import NotFree
 from wetware_sync.lease import TTL_S, Lease
@@ -76,9 +76,7 @@ class Held:
     Attributes:
         name: Of the lock.
         hold: For the `fence` of writes to the store; a secret.
-        token: A fencing token for a service of one node, see `fence`; b"" of what several may hold
-            at once.
-        revision: That the token has.
+        revision: That its fencing token has.
     """
 
     def __init__(self, lease: Lease, which: dict[str, Any], reply: dict[str, Any]) -> None:
@@ -86,13 +84,23 @@ class Held:
         self._fenced: list[_Fenceable] | None = []
         self.name: str = which["name"]
         self.hold: bytes = reply["hold"]
-        self.token: bytes = reply["token"]
         self.revision: int = reply["revision"]
 
     @property
     def lost(self) -> WetwareError | None:
         """Why it is not held any more; None while it is."""
         return self._lease.ended
+
+    async def token(self) -> bytes:
+        """Its fencing token, for a service of one node: see `fence`.
+
+        The store signs it when it is asked for. Raises Denied "capability.denied.fenced" where it
+        is not held any more, Unsupported "unsupported.fence" of what several may hold at once.
+        """
+        with self._lease.home.read():
+            reply = await (await self._lease.ref()).call("token", **self._which)
+        token: bytes = reply["token"]
+        return token
 
     async def fence(
         self, session: S, services: Mapping[str, Iterable[str]] | None = None, *, label: str = ""
@@ -112,14 +120,8 @@ class Held:
         """
         if self._fenced is None or self.lost is not None:
             raise LeaseEnded(f"{self.name!r} is not held any more", hint="take it again")
-        if not self.token:
-            raise Unsupported(
-                f"several may hold {self.name!r} at once: none of them shuts out another",
-                hint="take a lock, or be the leader",
-                code="unsupported.fence",
-            )
         label = label or f"while {self.name} is held"
-        fenced = await session.attenuate(services, fence=self.token, label=label)
+        fenced = await session.attenuate(services, fence=await self.token(), label=label)
         self._fenced.append(fenced)
         return fenced
 

@@ -23,7 +23,7 @@ import anyio
 from wetware import rpc
 from wetware.base import cbor
 from wetware.base.tasks import Tasks
-from wetware.errors import InvalidArgument, WetwareError
+from wetware.errors import InvalidArgument, Unsupported, WetwareError
 from wetware.hookspecs import Service
 from wetware_sync.engine import (
     PAGE_KEYS_MAX,
@@ -251,12 +251,7 @@ class HolderServant(LeaseServant, interface=SCHEMA.Holder):
             self._tasks.start(self._give_up(wanted, key))
             raise
         hold = Hold(engine.epoch, outcome.revision, key)
-        token = b""
-        if kind in _ALONE:
-            token = self._fence(
-                engine.authority, f"{kind}/{name}", epoch=hold.epoch, counter=hold.revision
-            )
-        return {"hold": hold.encode(), "token": token, "revision": hold.revision}
+        return {"hold": hold.encode(), "revision": hold.revision}
 
     async def _turn(self, lock: Lock, key: bytes, revision: int, places: int) -> None:
         """Wait until fewer than `places` are before this one; raises LeaseEnded."""
@@ -293,6 +288,23 @@ class HolderServant(LeaseServant, interface=SCHEMA.Holder):
         _ = wanted.cancelled() or wanted.exception()  # nobody else asks how it ended
         with contextlib.suppress(WetwareError):  # the lease takes it, then
             await self._engine.txn(Txn((Delete(key),)), self._owner)
+
+    async def token(self, name: str, kind: str, nonce: bytes) -> dict[str, Any]:
+        if kind not in _ALONE:
+            raise Unsupported(
+                f"several may hold {name!r} at once: none of them shuts out another",
+                hint="take a lock, or be the leader",
+                code="unsupported.fence",
+            )
+        engine, lock = self._engine, Lock.of(name, kind)
+        page = await engine.read(Get(lock.scope, prefix=True, limit=1, order=Order.OLDEST))
+        if not page.items or page.items[0].key != lock.key(nonce):
+            raise fenced()
+        revision = page.items[0].create_revision
+        token = self._fence(
+            engine.authority, f"{kind}/{name}", epoch=engine.epoch, counter=revision
+        )
+        return {"token": token}
 
     async def let_go(self, name: str, kind: str, nonce: bytes) -> None:
         key = Lock.of(name, kind).key(nonce)

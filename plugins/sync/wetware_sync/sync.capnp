@@ -189,13 +189,12 @@ interface Holder extends(Lease) {
   # A lease under which things are held. A name is as the parts of a key, with slashes between.
 
   acquire @0 (name :Text $Ww.name, kind :Kind, nonce :Data, places :UInt32 $Ww.constrained, value :Data,
-              waitMs :UInt32) -> (hold :Data, token :Data, revision :UInt64);
+              waitMs :UInt32) -> (hold :Data, revision :UInt64);
   # Waits for it, behind all who came before. `nonce`, 16 random bytes, is how `letGo` knows it. `places` is
   # of a semaphore, how many may hold it at once; all have to say the same (`invalid.places`). Waiting ends
   # with `sync.busy` after `waitMs` (0: at once), when the call is cancelled or lost, which leaves
   # nothing, and with the lease. It is held as long as the lease lasts. `hold` is for the `fence` of writes,
-  # and a secret; `token` is a fencing token for services of one node, of what only one can hold.
-  # Not idempotent.
+  # and a secret. Not idempotent.
 
   letGo @1 (name :Text $Ww.name, kind :Kind, nonce :Data) -> ();
   # The next one has it; also where the answer of `acquire` was lost. Idempotent.
@@ -203,6 +202,10 @@ interface Holder extends(Lease) {
   proclaim @2 (name :Text $Ww.name, kind :Kind, nonce :Data, value :Data) -> (revision :UInt64);
   # Changes the value that others see, e.g. of a leader. `capability.denied.fenced` where it is not held
   # any more. Idempotent.
+
+  token @3 (name :Text $Ww.name, kind :Kind, nonce :Data) -> (token :Data);
+  # A fencing token for services of one node: only of what one alone can hold, else `unsupported.fence`, and
+  # only to who holds it, else `capability.denied.fenced`. Idempotent.
 }
 
 enum Kind {
