@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -77,6 +78,34 @@ async def test_two_entrances_have_one_store(etcd: EtcdProcess) -> None:
         assert not (await a.read(Get(b"", prefix=True))).items
         with pytest.raises(LeaseEnded):
             await a.keep(lease.id, ADA)
+
+
+async def test_a_lease_is_asked_for_again_where_the_answer_is_lost(
+    etcd: EtcdProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a leader dies: it is had at once, and once."""
+    from wetware_sync.etcd.wire import Etcd, Failed
+
+    at, answered = Etcd.at, list[str]()
+
+    async def loses(self: Etcd, member: Any, call: Any) -> Any:
+        answer = await at(self, member, call)
+        name = type(answer).__name__
+        answered.append(name)
+        if name in ("LeaseGrantResponse", "PutResponse") and answered.count(name) == 1:
+            raise Failed(HomeDown("no answer"), begun=True)
+        return answer
+
+    async with two(etcd) as (a, b):
+        with monkeypatch.context() as patch:
+            patch.setattr(Etcd, "at", loses)
+            lease = await a.grant(30, ADA)
+        assert answered.count("LeaseGrantResponse") == 1  # the second time it was there
+        assert answered.count("PutResponse") == 2
+        assert await b.keep(lease.id, ADA) == 30
+        await a.end(lease.id, ADA)
+        with pytest.raises(LeaseEnded):
+            await b.keep(lease.id, ADA)
 
 
 async def test_all_entrances_charge_alike(etcd: EtcdProcess) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from wetware.base.log import get_logger
-from wetware.errors import Busy, InvalidArgument, LimitExceeded, WetwareError
+from wetware.errors import Busy, ConfigError, InvalidArgument, LimitExceeded, WetwareError
 from wetware.identity import Key
 from wetware_sync.engine import (
     PAGE_BYTES_MAX,
@@ -96,6 +96,9 @@ LOST_S: Final = 5.0
 """Without any member that feeds us, before watches end. With PROBE_S and READ_S a watch is fed by
 another member, or ended, within 10 s after its member was cut from the others."""
 AGAIN_S: Final = 0.1
+GRANT_S: Final = 1.0
+GRANTS_MAX: Final = 3
+"""A lease is asked for so often, each time for so long: with the same ID it is the same one."""
 LATE_S: Final = 10.0
 """After which a write without an answer has been carried out or never will be."""
 HISTORY_REVISIONS_MAX: Final = 100_000
@@ -277,11 +280,14 @@ class EtcdEngine:
         request = pb.LeaseGrantRequest(ID=id_, TTL=ttl)
         record = pb.PutRequest(key=lease_key(id_), value=owner.encode(), lease=id_)
         try:
-            await self._etcd.write(
-                lambda at: at.leases.LeaseGrant(request, timeout=WRITE_S, metadata=at.metadata)
-            )
+            with _made_already():
+                await self._etcd.write(
+                    lambda at: at.leases.LeaseGrant(request, timeout=GRANT_S, metadata=at.metadata),
+                    repeats=GRANTS_MAX - 1,
+                )
             reply = await self._etcd.write(
-                lambda at: at.kv.Put(record, timeout=WRITE_S, metadata=at.metadata)
+                lambda at: at.kv.Put(record, timeout=GRANT_S, metadata=at.metadata),
+                repeats=GRANTS_MAX - 1,
             )
         except BaseException:
             self._books.leases.pop(id_, None)
@@ -601,6 +607,16 @@ class EtcdEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise closed()
+
+
+@contextlib.contextmanager
+def _made_already() -> Iterator[None]:
+    """Where a lease is asked for again: the first answer was lost."""
+    try:
+        yield
+    except ConfigError as exc:
+        if "lease already exists" not in exc.message:
+            raise
 
 
 def _deletes_prefixes(txn: Txn) -> bool:

@@ -201,19 +201,25 @@ class Etcd:
         """Ask one member after another; raises HomeDown."""
         return self._ask(call, again=True)
 
-    def write(self, call: Call) -> Coroutine[Any, Any, Any]:
-        """Ask one member once; another one only where the first had not begun. Raises Unknown."""
-        return self._ask(call, again=False)
+    def write(self, call: Call, *, repeats: int = 0) -> Coroutine[Any, Any, Any]:
+        """Ask one member once; another one only where the first had not begun. Raises Unknown.
 
-    async def _ask(self, call: Call, *, again: bool) -> Any:
+        With `repeats` it is asked so often once more though it may have been carried out.
+        """
+        return self._ask(call, again=False, repeats=repeats)
+
+    async def _ask(self, call: Call, *, again: bool, repeats: int = 0) -> Any:
         why = ""
-        for _ in range(len(self.endpoints) + 1):
+        for _ in range(len(self.endpoints) + 1 + repeats):
             member = await self.member()
             try:
                 return await self.at(member, call)
             except Failed as exc:
                 if not isinstance(exc.error, HomeDown):  # another one would say the same
                     raise exc.error from None
+                if exc.begun and repeats:  # the member need not be to blame
+                    repeats -= 1
+                    continue
                 self.leave(member)
                 if exc.begun and not again:
                     raise Unknown(
