@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
@@ -35,6 +35,7 @@ from wetware_sync.engine import (
     KeyValue,
     LeaseEnded,
     Order,
+    Outcome,
     Page,
     Put,
     Txn,
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
     from wetware.identity import Principal
     from wetware_sync.home import Home
+
+T = TypeVar("T")
 
 NAME_CHARS_MAX: Final = 200
 NONCE_BYTES: Final = 16
@@ -238,9 +241,10 @@ class HolderServant(LeaseServant, interface=SCHEMA.Holder):
         key = lock.key(nonce)
         record = Record(self._owner, places, value)
         txn = Txn((lock.ahead(places), Put(key, record.encode(), self._id)))
-        wanted = self._tasks.start(engine.txn(txn, self._owner))
+        put: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        wanted = self._tasks.start(_into(put, engine.txn(txn, self._owner)))
         try:
-            outcome = await asyncio.shield(wanted)
+            outcome = await put
             page = outcome.results[0]
             assert isinstance(page, Page)  # noqa: S101  # what Get answers
             _check_places(page, places)
@@ -282,10 +286,9 @@ class HolderServant(LeaseServant, interface=SCHEMA.Holder):
         finally:
             ended.cancel()
 
-    async def _give_up(self, wanted: asyncio.Task[Any], key: bytes) -> None:
+    async def _give_up(self, wanted: asyncio.Task[None], key: bytes) -> None:
         """Take back what was, or is just being, put: it would hold up all who come after."""
         await asyncio.wait([wanted])
-        _ = wanted.cancelled() or wanted.exception()  # nobody else asks how it ended
         with contextlib.suppress(WetwareError):  # the lease takes it, then
             await self._engine.txn(Txn((Delete(key),)), self._owner)
 
@@ -351,6 +354,21 @@ def _waiting(items: Sequence[KeyValue], kind: str) -> list[dict[str, Any]]:
         )
         writers += not reads
     return entries
+
+
+async def _into(future: asyncio.Future[T], work: Awaitable[T]) -> None:
+    """Have what comes of it in a future that may be given up: a shield takes a turn more."""
+    try:
+        result = await work
+    except asyncio.CancelledError:
+        future.cancel()
+        raise
+    except Exception as exc:
+        if not future.done():
+            future.set_exception(exc)
+    else:
+        if not future.done():
+            future.set_result(result)
 
 
 async def _changed(
