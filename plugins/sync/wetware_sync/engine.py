@@ -200,8 +200,8 @@ class Txn:
         """It writes nothing but deletions, so it is for a full disk, too."""
         return not any(type(o) is Put for branch in (self.then, self.otherwise) for o in branch)
 
-    def check(self) -> None:
-        """Raises InvalidArgument or LimitExceeded where an engine must not take it."""
+    def check(self) -> int:
+        """Its `size`; raises InvalidArgument or LimitExceeded where an engine must not take it."""
         _bound("compares", len(self.compares), COMPARES_MAX)
         for compare in self.compares:
             check_key(compare.key)
@@ -210,7 +210,9 @@ class Txn:
         for branch in (self.then, self.otherwise):
             _bound("operations", len(branch), OPERATIONS_MAX)
             _check_branch(branch)
-        _bound("bytes", self.size, TXN_BYTES_MAX)
+        size = self.size
+        _bound("bytes", size, TXN_BYTES_MAX)
+        return size
 
 
 @dataclass(frozen=True, slots=True)

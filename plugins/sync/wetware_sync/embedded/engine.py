@@ -135,9 +135,9 @@ class EmbeddedEngine:
         return page
 
     async def txn(self, txn: Txn, owner: str) -> Outcome:
-        txn.check()
+        size = txn.check()
         apply = partial(Store.txn, txn=txn, owner=owner)
-        outcome: Outcome = await self._wait(Change(apply, txn.only_deletes, txn.size))
+        outcome: Outcome = await self._wait(Change(apply, txn.only_deletes, size))
         return outcome
 
     def watch(self, key: bytes, revision: int, owner: str, *, prefix: bool = False) -> Watch:

@@ -235,9 +235,9 @@ class EtcdEngine:
         return Page(tuple(items), revision, more)
 
     async def txn(self, txn: Txn, owner: str) -> Outcome:
-        txn.check()
+        size = txn.check()
         self._check_open()
-        with self._waits(txn.size):
+        with self._waits(size):
             for branch in (txn.then, txn.otherwise):
                 for operation in branch:
                     if isinstance(operation, Put) and operation.lease:

@@ -82,21 +82,23 @@ class Failed(Exception):
         self.error, self.begun = error, begun
 
 
+_WITH_LEADER: Final = ("hasleader", "true")
+"""A member that has no leader says so at once, and ends watches."""
+
+
 class Member:
-    """A channel to one member of etcd."""
+    """A channel to one member of etcd.
+
+    Attributes:
+        metadata: Of each call; gRPC would make it anew of a tuple.
+    """
 
     def __init__(self, endpoint: str, channel: Any) -> None:
         self.endpoint, self.channel = endpoint, channel
-        self.token = ""
+        self.metadata = grpc.aio.Metadata(_WITH_LEADER)
         self.kv, self.leases = pb.KVStub(channel), pb.LeaseStub(channel)
         self.watches, self.auth = pb.WatchStub(channel), pb.AuthStub(channel)
         self.cluster, self.maintenance = pb.ClusterStub(channel), pb.MaintenanceStub(channel)
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """With `hasleader` a member that has none says so at once, and ends watches."""
-        leader = (("hasleader", "true"),)
-        return (*leader, ("token", self.token)) if self.token else leader
 
 
 Call = Callable[[Member], Any]
@@ -136,6 +138,8 @@ class Etcd:
 
     async def member(self) -> Member:
         """One that can be spoken to; raises HomeDown where none can."""
+        if self._member is not None:
+            return self._member
         async with self._connecting:
             if self._member is not None:
                 return self._member
@@ -189,11 +193,11 @@ class Etcd:
         request = pb.AuthenticateRequest(name=login.user, password=login.password)
         try:
             reply = await member.auth.Authenticate(
-                request, timeout=READ_S, metadata=(("hasleader", "true"),)
+                request, timeout=READ_S, metadata=grpc.aio.Metadata(_WITH_LEADER)
             )
         except grpc.aio.AioRpcError as exc:
             raise _failed(exc) from None
-        member.token = reply.token
+        member.metadata = grpc.aio.Metadata(_WITH_LEADER, ("token", reply.token))
 
     # --- calls ------------------------------------------------------------------------------------
 
