@@ -49,7 +49,7 @@ def blocks(document: str) -> list[tuple[str, str, str, str]]:
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("engine", ["anvil", "py-evm"])
+@pytest.mark.parametrize("engine", ["anvil", "eth-tester"])
 def test_the_try_out_works_as_it_is_written(
     machines: Callable[[str], Machine], engine: str
 ) -> None:

@@ -17,7 +17,8 @@ import pytest
 pytest.importorskip("eth_account", reason="needs the extra: pip install 'wetware[evm]'")
 
 from wetware.testing import Home, NodeProcess, wait_for
-from wetware_auth_evm.dev_process import call, find_anvil
+from wetware_auth_evm.dev.anvil import find_anvil
+from wetware_auth_evm.dev.process import call
 
 CONTRACTS = Path(__file__).parents[2] / "plugins/auth_evm/contracts"
 INSTALL = "npm ci --no-audit --no-fund --prefix plugins/auth_evm/contracts"
@@ -26,13 +27,15 @@ CUT_S_MAX = 5.0
 
 
 def _anvil() -> Path:
-    found = find_anvil({}, CONTRACTS) or find_anvil()
+    for installed in CONTRACTS.glob("node_modules/@foundry-rs/anvil-*/bin/anvil"):
+        return installed
+    found = find_anvil()
     if found is None:
         pytest.skip(f"anvil is not installed; run: {INSTALL}")
     return found
 
 
-@pytest.fixture(params=[pytest.param("anvil", marks=pytest.mark.long), "py-evm"])
+@pytest.fixture(params=[pytest.param("anvil", marks=pytest.mark.long), "eth-tester"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
     """An empty home, with anvil and without."""
     anvil = str(_anvil()) if request.param == "anvil" else "none"

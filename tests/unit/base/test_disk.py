@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,23 +164,30 @@ def test_a_key_that_cannot_be_replaced_stays(small_disk: Any) -> None:
 
 
 def test_the_try_out_chain_refuses_a_block_and_stays_whole(small_disk: Any) -> None:
-    from wetware_auth_evm.chain.journal import Journal
+    from wetware_auth_evm.dev.chain import Store
 
-    journal = Journal(small_disk.path / "chain")
-    journal.put(b"a", b"1")
-    journal.commit()
+    store = Store(small_disk.path / "chain")
+    store[b"a"] = b"1"
+    store.sql.commit()
     small_disk.fill()
-    journal.put(b"b", os.urandom(8192))
-    with pytest.raises(OSError, match="No space left"):
-        journal.commit()
-    assert b"b" not in journal.store
-    journal.close()
-    again = Journal(small_disk.path / "chain")
-    assert again.store == {b"a": b"1"}
+
+    def write() -> None:
+        while True:
+            store[os.urandom(8)] = os.urandom(8192)
+            store.sql.commit()
+
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        write()
+    store.sql.rollback()
+    kept = store.sql.execute("SELECT count(*) FROM state").fetchone()
+    store.sql.close()
+    again = Store(small_disk.path / "chain")
+    assert again[b"a"] == b"1"
+    assert again.sql.execute("SELECT count(*) FROM state").fetchone() == kept
     small_disk.free()
-    again.put(b"b", b"2")
-    again.commit()
-    again.close()
+    again[b"b"] = b"2"
+    again.sql.commit()
+    again.sql.close()
 
 
 def test_a_data_directory_is_locked_on_a_full_disk(small_disk: Any) -> None:

@@ -219,7 +219,7 @@ def test_a_profile_that_is_hidden_by_ww_toml_is_said_to_be(world: World) -> None
 
 @pytest.mark.parametrize(
     ("engine", "number"),
-    [pytest.param("anvil", signal.SIGINT, marks=pytest.mark.long), ("py-evm", signal.SIGHUP)],
+    [pytest.param("anvil", signal.SIGINT, marks=pytest.mark.long), ("eth-tester", signal.SIGHUP)],
 )
 def test_dev_runs_a_chain_that_the_commands_find(tmp_path: Path, engine: str, number: int) -> None:
     anvil = find_anvil()

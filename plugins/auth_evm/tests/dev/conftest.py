@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("eth", reason="needs the extra: pip install 'wetware[evm]'")
+pytest.importorskip("eth_tester", reason="needs the extra: pip install 'wetware[evm]'")
 
 from wetware.base.log import get_logger
-from wetware_auth_evm import dev
-from wetware_auth_evm.dev import DevChain
-from wetware_auth_evm.dev_process import find_anvil
+from wetware_auth_evm.dev import tryout
+from wetware_auth_evm.dev.anvil import find_anvil
+from wetware_auth_evm.dev.tryout import DevChain
 
 CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
 INSTALL = "npm ci --no-audit --no-fund --prefix plugins/auth_evm/contracts"
@@ -20,13 +20,15 @@ INSTALL = "npm ci --no-audit --no-fund --prefix plugins/auth_evm/contracts"
 
 def anvil_path() -> Path:
     """The anvil of the tests; skipped, with the command to run, where it is missing."""
-    found = find_anvil({}, CONTRACTS) or find_anvil()
+    for installed in CONTRACTS.glob("node_modules/@foundry-rs/anvil-*/bin/anvil"):
+        return installed
+    found = find_anvil()
     if found is None:
         pytest.skip(f"anvil is not installed; run: {INSTALL}")
     return found
 
 
-@pytest.fixture(params=["anvil", "py-evm"])
+@pytest.fixture(params=["anvil", "eth-tester"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each engine in turn; what a start finds in its environment."""
     name: str = request.param
@@ -46,7 +48,7 @@ def starter(tmp_path: Path) -> Iterator[Callable[..., DevChain]]:
 
     def run(**given: object) -> DevChain:
         given.setdefault("log", get_logger("test"))
-        chain = dev.start(directory, **given)  # type: ignore[arg-type]
+        chain = tryout.start(directory, **given)  # type: ignore[arg-type]
         made.append(chain)
         return chain
 

@@ -20,11 +20,11 @@ from plugins.auth_evm.tests.dev.conftest import anvil_path
 
 from wetware.errors import ConfigError, KeyFileError
 from wetware.testing import wait_for
-from wetware_auth_evm import dev
 from wetware_auth_evm.chain.events import role_id
 from wetware_auth_evm.cli import abi
-from wetware_auth_evm.dev import CHAIN_ID, DevChain
-from wetware_auth_evm.dev_process import RpcFailed, call
+from wetware_auth_evm.dev import anvil, tryout
+from wetware_auth_evm.dev.process import RpcFailed, call
+from wetware_auth_evm.dev.tryout import CHAIN_ID, DevChain
 from wetware_auth_evm.login import wallets
 from wetware_auth_evm.login.wallets import Wallet
 
@@ -33,8 +33,8 @@ HOLDER = """\
 import sys, time
 from pathlib import Path
 from wetware.base.log import get_logger
-from wetware_auth_evm import dev
-chain = dev.start(Path(sys.argv[1]), log=get_logger("test"))
+from wetware_auth_evm.dev import tryout
+chain = tryout.start(Path(sys.argv[1]), log=get_logger("test"))
 print("up", flush=True)
 time.sleep(600)
 """
@@ -67,7 +67,7 @@ def _grant(chain: DevChain, wallet: Wallet, role: str, account: bytes) -> None:
     data = abi.calldata(
         "grant", role_id(chain.scope), role_id(role), account, 0, int(time.time()) + 86_400, 1
     )
-    dev._send(_port(chain), wallet, chain.contract, data, 300_000)
+    tryout._send(_port(chain), wallet, chain.contract, data, 300_000)
 
 
 def _child(chain: DevChain) -> int:
@@ -166,7 +166,7 @@ def test_an_owner_that_gave_its_role_up_does_not_get_it_back(engine: str, starte
     first = starter()
     wallet = wallets.load("default")
     data = abi.calldata("revoke", role_id("default"), role_id("admin"), wallet.address)
-    dev._send(_port(first), wallet, first.contract, data, 300_000)
+    tryout._send(_port(first), wallet, first.contract, data, 300_000)
     first.close()
     assert not _rights(starter(), "admin", wallet.address)
 
@@ -175,8 +175,8 @@ def test_a_start_that_was_cut_off_before_the_grant_goes_on(
     engine: str, starter: Starter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as cut:
-        cut.setattr(dev, "_grant", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        cut.setattr(tryout, "GRANT_S", -86_400)
+        with pytest.raises(ConfigError, match="does not do what it should"):
             starter()
     chain = starter()
     assert _seq(chain) == 2
@@ -190,7 +190,7 @@ def test_gas_costs_nothing(engine: str, starter: Starter) -> None:
     assert int(call(_port(chain), "eth_getBalance", "0x" + poor.address.hex(), "latest"), 16) == 0
     _grant(chain, owner, "member", poor.address)
     data = abi.calldata("renounceAll", role_id("default"), role_id("member"))
-    dev._send(_port(chain), poor, chain.contract, data, 300_000)
+    tryout._send(_port(chain), poor, chain.contract, data, 300_000)
     assert not _rights(chain, "member", poor.address)
     assert call(_port(chain), "eth_gasPrice") == "0x0"
     newest = call(_port(chain), "eth_getBlockByNumber", "latest", False)
@@ -210,7 +210,7 @@ def test_state_by_block_hash(engine: str, starter: Starter) -> None:
     chain.close()
     again = starter()
     assert _seq(again, {"blockHash": blocks[-1]}) == 5
-    if engine == "py-evm":
+    if engine == "eth-tester":
         assert [_seq(again, {"blockHash": h}) for h in blocks[1:]] == [1, 2, 3, 4, 5]
     else:  # anvil keeps the newest state only: an error, and not another block's state
         with pytest.raises(RpcFailed, match="BlockOutOfRange"):
@@ -298,7 +298,7 @@ def test_kill_9_of_the_parent_ends_the_chain_with_its_state(
             "grant", role_id("default"), role_id("x"), b"\1" * 20, 0, int(time.time()) + 9999, 1
         )
         contract = bytes.fromhex(kept["contract"][2:])
-        dev._send(port, wallet, contract, data, 300_000)
+        tryout._send(port, wallet, contract, data, 300_000)
         newest = call(port, "eth_getBlockByNumber", "latest", False)
         holder.kill()  # at once: nothing had the time to be saved
         holder.wait()
@@ -329,7 +329,7 @@ def test_a_chain_that_is_killed_is_reaped_and_logged(
     if engine == "anvil":  # what a power failure takes back is bounded by SAVE_S
         state = Path(os.environ["WW_HOME"]).parent / "plugin/dev/anvil.json"
         number = int(call(_port(chain), "eth_blockNumber"), 16)
-        wait_for(lambda: dev._state_number(state) == number, "the state on disk")
+        wait_for(lambda: (anvil._read(state) or (-1,))[0] == number, "the state on disk")
     blocks = _blocks(chain)
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not _alive(pid), "a zombie that is reaped", within_s=60)
@@ -373,14 +373,14 @@ def test_a_start_that_fails_leaves_no_child(
     engine: str, starter: Starter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
-    real = dev._begin
+    real = tryout._begin
 
     def fail(port: int, *args: Any) -> Any:
         started.append(port)
         real(port, *args)
         raise RpcFailed("no")
 
-    monkeypatch.setattr(dev, "_begin", fail)
+    monkeypatch.setattr(tryout, "_begin", fail)
     with pytest.raises(ConfigError, match="does not do what it should"):
         starter()
     assert not _listening(started[0])
@@ -423,14 +423,14 @@ def test_a_chain_that_was_replaced_is_refused(
     "text",
     ["", "{", "[]", "null", '{"contract": 1}', '{"contract": "0x11", "owner": "", "port": 0}'],
 )
-@pytest.mark.parametrize("engine", ["py-evm"], indirect=True)
+@pytest.mark.parametrize("engine", ["eth-tester"], indirect=True)
 def test_a_damaged_dev_json_is_refused(
     engine: str, starter: Starter, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "plugin/dev.json").write_text(text)
     with pytest.raises(ConfigError, match="damaged"):
         starter()
-    assert not (tmp_path / "plugin/dev/chain.journal").exists()
+    assert not (tmp_path / "plugin/dev/chain.sqlite").exists()
 
 
 @pytest.mark.parametrize("engine", ["anvil"], indirect=True)
@@ -462,7 +462,7 @@ def test_anvil_that_is_gone_is_not_replaced_by_another_engine(
         starter()
 
 
-@pytest.mark.parametrize("engine", ["py-evm"], indirect=True)
+@pytest.mark.parametrize("engine", ["eth-tester"], indirect=True)
 def test_anvil_that_came_later_is_not_used(
     engine: str, starter: Starter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,7 +470,7 @@ def test_anvil_that_came_later_is_not_used(
     first.close()
     monkeypatch.setenv("WW_ANVIL", str(anvil_path()))
     again = starter()
-    assert (again.engine, again.contract) == ("py-evm", first.contract)
+    assert (again.engine, again.contract) == ("eth-tester", first.contract)
 
 
 @pytest.mark.parametrize("engine", ["anvil"], indirect=True)
@@ -483,3 +483,41 @@ def test_an_anvil_that_does_not_start_is_said(
     monkeypatch.setenv("WW_ANVIL", str(broken))
     with pytest.raises(ConfigError, match="no such flag"):
         starter()
+
+
+@pytest.mark.parametrize("engine", ["eth-tester"], indirect=True)
+def test_what_an_earlier_version_began_is_refused(
+    engine: str, starter: Starter, tmp_path: Path
+) -> None:
+    """Its chain was in a file of another kind; a new chain would be another cluster's."""
+    starter().close()
+    kept = tmp_path / "plugin/dev.json"
+    kept.write_text(kept.read_text().replace("eth-tester", "py-evm"))
+    with pytest.raises(ConfigError, match="begun by an earlier version") as caught:
+        starter()
+    assert "--data-dir DIR node --auth evm --dev" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("engine", ["anvil"], indirect=True)
+def test_what_an_earlier_version_kept_of_anvil_is_read(
+    engine: str, starter: Starter, tmp_path: Path
+) -> None:
+    """It began without --timestamp: the time of the first block is in the state."""
+    first = starter()
+    blocks = _blocks(first)
+    first.close()
+    second = int(time.time())
+    wait_for(lambda: int(time.time()) > second, "another second", within_s=3)
+    assert _blocks(starter()) == blocks
+
+
+@pytest.mark.parametrize("engine", ["anvil"], indirect=True)
+def test_after_a_restart_anvil_has_the_time_of_now(engine: str, starter: Starter) -> None:
+    """Its first block has the time of the first start, from which it would count on."""
+    starter().close()
+    second = int(time.time())
+    wait_for(lambda: int(time.time()) > second + 2, "some seconds", within_s=5)
+    chain = starter()
+    _grant(chain, wallets.load("default"), "member", bytes(19) + b"\1")
+    newest = call(_port(chain), "eth_getBlockByNumber", "latest", False)
+    assert abs(int(newest["timestamp"], 16) - time.time()) < 2

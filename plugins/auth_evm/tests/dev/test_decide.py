@@ -11,7 +11,7 @@ import pytest
 from wetware.base.log import get_logger
 from wetware.errors import ConfigError
 from wetware.hookspecs import Overlay, PluginContext
-from wetware_auth_evm.dev import REQUIRED, decide
+from wetware_auth_evm.dev.tryout import REQUIRED, decide
 from wetware_auth_evm.node.config import AuthEvmConfig
 
 ADDRESS = "0x" + "11" * 20
@@ -38,7 +38,7 @@ class Case:
     files: tuple[str, ...] = ()
 
 
-TRY = ("dev.json", "dev/chain.journal")
+TRY = ("dev.json", "dev/chain.sqlite")
 CASES = {
     # Nothing said, nothing there: the two ways to begin.
     "fresh": Case(True),

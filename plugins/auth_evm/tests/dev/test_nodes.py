@@ -19,7 +19,7 @@ EVM = ("--auth", "evm")
 DEV = (*EVM, "--dev")
 
 
-@pytest.fixture(params=[pytest.param("anvil", marks=pytest.mark.long), "py-evm"])
+@pytest.fixture(params=[pytest.param("anvil", marks=pytest.mark.long), "eth-tester"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
     """An empty home of each engine; without anvil, nothing of it is on PATH either."""
     env = (
@@ -81,7 +81,7 @@ def test_a_fresh_machine(home: Home, args: tuple[str, ...]) -> None:
         took_s = time.monotonic() - started
         kept = _dev(node)
         print(f"{kept['engine']}: ready after {took_s:.2f} s")  # noqa: T201
-        wanted = "py-evm" if home.env.get("WW_ANVIL") == "" else "anvil"
+        wanted = "eth-tester" if home.env.get("WW_ANVIL") == "" else "anvil"
         assert kept["engine"] == wanted
         node.wait_log("for more than a try-out")
         said = node.log.read_text()
@@ -257,7 +257,8 @@ def test_without_the_packages_it_says_what_to_install(plain: Home, tmp_path: Pat
     site.mkdir()
     (site / "sitecustomize.py").write_text(
         "import sys\n"
-        "for name in ('eth', 'eth_abi', 'eth_account', 'eth_hash', 'aiohttp', 'coincurve'):\n"
+        "for name in ('eth', 'eth_tester', 'eth_abi', 'eth_account', 'eth_hash', 'aiohttp',\n"
+        "             'coincurve'):\n"
         "    sys.modules[name] = None\n"
     )
     said = _refused(plain, *DEV, *LOOPBACK, PYTHONPATH=str(site))

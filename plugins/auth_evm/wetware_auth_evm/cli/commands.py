@@ -199,14 +199,14 @@ def dev(*, json: bool) -> None:
         note(f"chain {running.chain_id} runs already; its contract is {who(running.contract)}")
         return
     from wetware.base.log import get_logger
-    from wetware_auth_evm import dev as devs
+    from wetware_auth_evm.dev import tryout
 
     if options.key:  # the chain grants with this wallet, which it finds by this name
         os.environ["WW_KEY"] = options.key
     wallet = wallets.load_or_create(wallets.chosen(options.key))
     directory = profiles.dev_path(data_dir).parent
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    chain = devs.start(directory, owner=wallet.address, log=get_logger("plugin.auth_evm"))
+    chain = tryout.start(directory, owner=wallet.address, log=get_logger("plugin.auth_evm"))
     try:
         if json:
             out_json(

@@ -38,7 +38,6 @@ from wetware.identity import (
     verify,
 )
 from wetware_auth_evm import contract as artifact
-from wetware_auth_evm import dev
 from wetware_auth_evm.chain.addresses import checksum
 from wetware_auth_evm.chain.endpoints import Endpoints
 from wetware_auth_evm.chain.errors import ChainError, WrongChain
@@ -46,6 +45,7 @@ from wetware_auth_evm.chain.events import ROOT, role_id, role_name
 from wetware_auth_evm.chain.follower import Follower
 from wetware_auth_evm.chain.history import STATE_FILE, History
 from wetware_auth_evm.chain.replica import Replica
+from wetware_auth_evm.dev import tryout
 from wetware_auth_evm.login.proofs import (
     SCHEMES,
     SESSION_SCHEME,
@@ -102,7 +102,7 @@ class EvmBackend:
         self._log, self._clock, self._run_sync = ctx.log, ctx.clock, ctx.run_sync
         self._data_dir = ctx.data_dir
         self._watchers: dict[object, Callable[[Withdrawn | Suspended | Resumed], None]] = {}
-        self.dev: dev.DevChain | None = None
+        self.dev: tryout.DevChain | None = None
         self.try_out = ""
         self._proposals = ctx.proposals
         try:
@@ -117,12 +117,12 @@ class EvmBackend:
 
     def _settle(self, ctx: PluginContext, config: AuthEvmConfig) -> Settings:
         """Decide whether this is a try-out, and which chain it is about."""
-        if not dev.decide(ctx):
+        if not tryout.decide(ctx):
             settings = resolve(config, ctx.join_document)
             for warning in settings.warnings:
                 self._log.warning("auth_evm.weak", why=warning)
             return settings
-        self.dev = dev.start(ctx.data_dir, log=ctx.log, scope=config.scope)
+        self.dev = tryout.start(ctx.data_dir, log=ctx.log, scope=config.scope)
         self.try_out = self.dev.banner
         public = Public(
             self.dev.chain_id,

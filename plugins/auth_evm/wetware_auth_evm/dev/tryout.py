@@ -1,7 +1,7 @@
 """The try-out: a chain on this machine with the contract on it, owned by the user's wallet.
 
-anvil if it is there, else py-evm in a child of its own. What is kept outlives the node: the chain
-that comes back has the same blocks, so that what the node knew of it still holds.
+anvil if it is there, else eth-tester in a child of its own. What is kept outlives the node: the
+chain that comes back has the same blocks, so that what the node knew of it still holds.
 
 Imports nothing heavy: `decide` runs in every start of a node with this backend.
 """
@@ -10,43 +10,36 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gzip
 import json
 import os
 import re
 import secrets
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from wetware.errors import ConfigError
 from wetware.identity import replace_private_file
 from wetware_auth_evm.chain.addresses import keccak
 from wetware_auth_evm.cli.profiles import DEFAULT_SCOPE, DEV_FILE
 from wetware_auth_evm.cli.transactions import signed
-from wetware_auth_evm.dev_process import Child, NotStarted, RpcFailed, call, find_anvil
+from wetware_auth_evm.dev import anvil
+from wetware_auth_evm.dev.process import Child, NotStarted, RpcFailed, call
 
 if TYPE_CHECKING:
     from wetware.hookspecs import EventLogger, PluginContext
-    from wetware_auth_evm.login.wallets import Wallet, WalletFile
+    from wetware_auth_evm.login.wallets import Wallet
 
 CHAIN_ID: Final = 31337
 """Of every try-out chain: what wallets and tools know as a chain for development."""
 DIRECTORY: Final = "dev"
 """In the plugin's data directory: what the chain keeps."""
-JOURNAL_FILE: Final = "chain.journal"
-ANVIL_FILE: Final = "anvil.json"
-"""anvil's state, written by us: whole or not at all, on disk."""
-ANVIL_EXIT_FILE: Final = "anvil-exit.json"
-"""What anvil writes when it ends without us. Not whole if it is killed meanwhile."""
+CHAIN_FILE: Final = "chain.sqlite"
 FILE_BYTES_MAX: Final = 64 << 10
-STATE_BYTES_MAX: Final = 256 << 20
-SAVE_S: Final = 0.5
-"""Between two looks whether anvil's state has changed: what a power failure takes back."""
 LOCK_S_MAX: Final = 5.0
 """For the chain of a node that was killed to end: anvil saves its state before."""
 MINED_S_MAX: Final = 30.0
@@ -64,9 +57,6 @@ CHAIN_SETTINGS: Final = frozenset(
     {*REQUIRED, "genesis_hash", "deployed_at", "quorum", "finality", "tip_age_s_max"}
 )
 """Settings that say which chain, or how far it is believed."""
-
-Engine = Literal["anvil", "py-evm"]
-
 
 # --- whether it is one ----------------------------------------------------------------------------
 
@@ -157,7 +147,7 @@ class DevChain:
         owner: 20 bytes.
         deployed_at: The block of the deployment.
         genesis_hash: Of its first block.
-        engine: "anvil" or "py-evm".
+        engine: "anvil" or "eth-tester".
         banner: What `ww node` prints of it.
     """
 
@@ -168,7 +158,7 @@ class DevChain:
     owner: bytes
     deployed_at: int
     genesis_hash: bytes
-    engine: Engine
+    engine: str
     banner: str
     _parts: contextlib.ExitStack = field(repr=False)
 
@@ -198,35 +188,27 @@ def start(
     """
     place = directory / DIRECTORY
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kept = _kept(directory)
-    if kept is not None and kept["scope"] != scope:
-        raise ConfigError(
-            f"the try-out was begun with the scope {kept['scope']!r}, and {scope!r} is configured",
-            hint="set [plugins.auth_evm] scope back; or begin another try-out, with --data-dir",
-            code="config.dev",
-        )
     with contextlib.ExitStack() as parts:
         lock = parts.enter_context(_locked(place))
-        first = None if kept is not None else _first_owner(owner)
-        engine = _engine(place, kept)
-        address = bytes.fromhex(kept["owner"][2:]) if kept is not None else _address(first)
-        port = kept["port"] if kept is not None else 0
+        kept = _kept(directory, scope)
+        if kept is None:
+            address, wallet = _owner(owner)
+            engine, port = "anvil" if anvil.find_anvil() else "eth-tester", 0
+        else:
+            address, wallet = bytes.fromhex(kept["owner"][2:]), None
+            engine, port = kept["engine"], kept["port"]
         child = _run(place, engine, address, port, lock, log)
         parts.callback(child.close)
-        keeper = parts.enter_context(_AnvilKeeper(place, child)) if engine == "anvil" else None
         try:
+            keeper = anvil.Keeper(place, child.port) if engine == "anvil" else None
+            if keeper is not None:
+                parts.enter_context(keeper)
             if kept is None:
-                kept = _begin(child.port, engine, address, scope)
+                kept = _begin(child.port, engine, address, wallet, scope, log)
                 if keeper is not None:
                     keeper.save()
             else:
                 _compare(child.port, kept, place)
-            kept |= {"url": f"http://127.0.0.1:{child.port}", "port": child.port}
-            kept["pid"] = child.process.pid
-            replace_private_file(directory / DEV_FILE, json.dumps(kept, indent=1).encode())
-            _grant(child.port, kept, first, log)
-            if keeper is not None:
-                keeper.save()
         except RpcFailed as exc:
             raise ConfigError(
                 f"the try-out chain ({engine}) does not do what it should: {exc}",
@@ -235,6 +217,9 @@ def start(
                 else "this is a defect of wetware; please report it",
                 code="config.dev",
             ) from None
+        kept |= {"url": f"http://127.0.0.1:{child.port}", "port": child.port}
+        kept["pid"] = child.process.pid
+        replace_private_file(directory / DEV_FILE, json.dumps(kept, indent=1).encode())
         log.info("dev.chain", engine=engine, url=kept["url"], contract=kept["contract"])
         return DevChain(
             url=kept["url"],
@@ -299,12 +284,12 @@ def _locked(place: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _kept(directory: Path) -> dict[str, Any] | None:
-    """What the last start wrote; None at the first one. Raises ConfigError if it is damaged."""
+def _kept(directory: Path, scope: str) -> dict[str, Any] | None:
+    """What the last start wrote; None at the first one. Raises ConfigError if it is of no use."""
     path = directory / DEV_FILE
     try:
         kept: dict[str, Any] = json.loads(path.read_bytes()[:FILE_BYTES_MAX])
-        _check_kept(kept)
+        _check(kept)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
@@ -313,74 +298,60 @@ def _kept(directory: Path) -> dict[str, Any] | None:
             hint="restore it; or begin another try-out, with --data-dir",
             code="config.dev_damaged",
         ) from None
+    if kept["engine"] == "py-evm":
+        raise ConfigError(
+            f"the try-out in {directory} was begun by an earlier version, whose chain in Python is "
+            "not read any more",
+            hint=f"begin another one: {_ELSEWHERE.partition(': ')[2]}",
+            code="config.dev_old",
+        )
+    if kept["scope"] != scope:
+        raise ConfigError(
+            f"the try-out was begun with the scope {kept['scope']!r}, and {scope!r} is configured",
+            hint="set [plugins.auth_evm] scope back; or begin another try-out, with --data-dir",
+            code="config.dev",
+        )
     return kept
 
 
-def _check_kept(kept: dict[str, Any]) -> None:
+def _check(kept: dict[str, Any]) -> None:
     for name, size in (("contract", 20), ("owner", 20), ("genesis_hash", 32)):
         if not kept[name].startswith("0x") or len(bytes.fromhex(kept[name][2:])) != size:
             raise ValueError(f"its {name} is none")
-    if kept["engine"] not in ("anvil", "py-evm"):
+    if kept["engine"] not in ("anvil", "eth-tester", "py-evm"):
         raise ValueError("its engine is unknown")
-    if not isinstance(kept["scope"], str):
-        raise TypeError("its scope is no text")
     if type(kept["deployed_at"]) is not int or type(kept["port"]) is not int:
-        raise TypeError("a number of it is none")
+        raise ValueError("a number of it is none")
+    if not isinstance(kept["scope"], str):
+        raise ValueError("its scope is no text")  # noqa: TRY004  # all is told as one
 
 
-@dataclass(frozen=True, slots=True)
-class _Owner:
-    address: bytes
-    wallet: Wallet | None
-    """To grant with; None where its key is not here."""
-
-
-def _first_owner(owner: bytes | None) -> _Owner:
+def _owner(owner: bytes | None) -> tuple[bytes, Wallet | None]:
     """Who will own the contract, and the key where it is here; raises KeyFileError."""
     from wetware_auth_evm.login import wallets
 
-    if owner is None:
-        made = wallets.load_or_create(wallets.chosen())
-        return _Owner(made.address, made.open())
-    found = _wallet_of(owner)
-    return _Owner(owner, found.open() if found is not None else None)
+    name = wallets.chosen()
+    found = wallets.load_or_create(name) if owner is None else wallets.find(name)
+    if found is not None and owner in (None, found.address):
+        return found.address, found.open()
+    assert owner is not None  # noqa: S101  # or the wallet is its
+    return owner, None
 
 
-def _wallet_of(owner: bytes) -> WalletFile | None:
-    from wetware_auth_evm.login import wallets
-
-    found = wallets.find(wallets.chosen())
-    return found if found is not None and found.address == owner else None
-
-
-def _address(owner: _Owner | None) -> bytes:
-    assert owner is not None  # noqa: S101  # where nothing is kept there is a first owner
-    return owner.address
-
-
-def _engine(place: Path, kept: dict[str, Any] | None) -> Engine:
-    """What a chain was begun with goes on with it: its blocks are of no use to another one."""
-    if kept is not None:
-        engine: Engine = kept["engine"]
-        return engine
-    if (place / JOURNAL_FILE).exists():
-        return "py-evm"
-    if (place / ANVIL_FILE).exists() or (place / ANVIL_EXIT_FILE).exists():
-        return "anvil"
-    return "py-evm" if find_anvil() is None else "anvil"
-
-
-def _run(
-    place: Path, engine: Engine, owner: bytes, port: int, lock: int, log: EventLogger
-) -> Child:
+def _run(place: Path, engine: str, owner: bytes, port: int, lock: int, log: EventLogger) -> Child:
     """The child, on the port that it had before if that is free."""
     if engine == "anvil":
-        command, ready = _anvil_command(place), re.compile(r"Listening on 127\.0\.0\.1:(\d+)")
-        env = {"HOME": str(place)}  # its caches belong to the try-out
+        command = anvil.command(place, CHAIN_ID)
+        ready, env = re.compile(r"Listening on 127\.0\.0\.1:(\d+)"), {"HOME": str(place)}
+    elif missing := [each for each in ("eth_tester", "eth", "aiohttp") if find_spec(each) is None]:
+        raise ConfigError(
+            f"the chain in Python needs packages that are not installed ({', '.join(missing)})",
+            hint="pip install 'wetware[evm]'; or install anvil, and see that it is on PATH",
+            code="config.dev",
+        )
     else:
-        _require_py_evm()
-        command = [sys.executable, "-P", "-m", "wetware_auth_evm.devserver"]
-        command += ["--journal", str(place / JOURNAL_FILE), "--owner", owner.hex()]
+        command = [sys.executable, "-P", "-m", "wetware_auth_evm.dev.server"]
+        command += ["--file", str(place / CHAIN_FILE), "--owner", owner.hex()]
         command += ["--chain-id", str(CHAIN_ID)]
         ready, env = re.compile(r"ready (\d+)$"), {}
     failed = ""
@@ -405,38 +376,42 @@ def _run(
     )
 
 
-def _require_py_evm() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in ("eth", "aiohttp") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"the chain in Python needs packages that are not installed ({', '.join(missing)})",
-            hint="pip install 'wetware[evm]'; or install anvil, and see that it is on PATH",
-            code="config.dev",
-        )
-
-
 # --- what is on the chain -------------------------------------------------------------------------
 
 
-def _begin(port: int, engine: Engine, owner: bytes, scope: str) -> dict[str, Any]:
-    """Deploy the contract, by a key that is thrown away; returns what DEV_FILE keeps."""
+def _begin(
+    port: int, engine: str, owner: bytes, wallet: Wallet | None, scope: str, log: EventLogger
+) -> dict[str, Any]:
+    """Deploy the contract, by a key that is thrown away, and give its owner a role.
+
+    Returns what DEV_FILE keeps. Where that is not written, the next start deploys another one.
+    """
     from wetware_auth_evm.chain.addresses import checksum
+    from wetware_auth_evm.chain.events import role_id
     from wetware_auth_evm.cli import abi
     from wetware_auth_evm.login.wallets import Wallet
 
     if engine == "anvil":
         call(port, "anvil_setBalance", "0x" + owner.hex(), hex(BALANCE_WEI))
-    while True:
-        with contextlib.suppress(ValueError):  # one of 2^128 keys is none
-            thrown_away = Wallet.from_secret(secrets.token_bytes(32))
-            break
+    thrown_away = Wallet.from_secret(bytes(16) + secrets.token_bytes(16))
     receipt = _send(port, thrown_away, b"", abi.deployment(owner), GAS_DEPLOY)
+    contract = bytes.fromhex(receipt["contractAddress"][2:])
+    if wallet is None:
+        log.warning(
+            "dev.owner_has_no_role",
+            owner=checksum(owner),
+            hint=f"ww --key NAME auth evm grant {OWNER_ROLE} {checksum(owner)}",
+        )
+    else:
+        newest = int(_block(port, "latest")["timestamp"], 16)
+        expiry = max(int(time.time()), newest) + GRANT_S
+        role, where = role_id(OWNER_ROLE), role_id(scope)
+        data = abi.calldata("grant", where, role, owner, 0, expiry, RIGHTS_ALL)
+        _send(port, wallet, contract, data, GAS_GRANT)
     return {
         "v": 1,
         "chain_id": CHAIN_ID,
-        "contract": checksum(bytes.fromhex(receipt["contractAddress"][2:])),
+        "contract": checksum(contract),
         "scope": scope,
         "owner": checksum(owner),
         "engine": engine,
@@ -459,40 +434,6 @@ def _compare(port: int, kept: dict[str, Any], place: Path) -> None:
         )
 
 
-def _grant(port: int, kept: dict[str, Any], first: _Owner | None, log: EventLogger) -> None:
-    """Give the owner its role, if nothing was ever done with the contract.
-
-    Once: an owner that gave the role up has it no more after a restart.
-    """
-    from wetware_auth_evm.chain.events import role_id
-    from wetware_auth_evm.cli import abi
-
-    state = call(
-        port,
-        "eth_call",
-        {"to": kept["contract"], "data": "0x" + abi.calldata("state").hex()},
-        "latest",
-    )
-    if int(state[2:66], 16) != 1:  # its number of changes; the first is the deployment
-        return
-    owner = bytes.fromhex(kept["owner"][2:])
-    wallet = first.wallet if first is not None else None
-    if wallet is None and (found := _wallet_of(owner)) is not None:
-        wallet = found.open()
-    if wallet is None:
-        log.warning(
-            "dev.owner_has_no_role",
-            owner=kept["owner"],
-            hint=f"ww --key NAME auth evm grant {OWNER_ROLE} {kept['owner']}",
-        )
-        return
-    newest = int(_block(port, "latest")["timestamp"], 16)
-    expiry = max(int(time.time()), newest) + GRANT_S
-    scope = role_id(kept["scope"])
-    data = abi.calldata("grant", scope, role_id(OWNER_ROLE), owner, 0, expiry, RIGHTS_ALL)
-    _send(port, wallet, bytes.fromhex(kept["contract"][2:]), data, GAS_GRANT)
-
-
 def _block(port: int, at: int | str) -> dict[str, Any]:
     where = at if isinstance(at, str) else hex(at)
     found: dict[str, Any] = call(port, "eth_getBlockByNumber", where, False)
@@ -513,135 +454,3 @@ def _send(port: int, wallet: Wallet, to: bytes, data: bytes, gas: int) -> dict[s
         raise RpcFailed("a transaction failed")
     found: dict[str, Any] = receipt
     return found
-
-
-# --- anvil ----------------------------------------------------------------------------------------
-
-
-def _anvil_command(place: Path) -> list[str]:
-    anvil = find_anvil()
-    if anvil is None:
-        raise ConfigError(
-            "this try-out was begun with anvil, which is not there any more",
-            hint="install it again, or set WW_ANVIL to its path; or begin another try-out, with "
-            "--data-dir",
-            code="config.dev",
-        )
-    command = [str(anvil), "--host", "127.0.0.1", "--chain-id", str(CHAIN_ID)]
-    # No accounts of its own, whose keys everybody knows; gas that costs nothing.
-    command += ["--accounts", "0", "--block-base-fee-per-gas", "0", "--gas-price", "0"]
-    command += ["--disable-min-priority-fee", "--slots-in-an-epoch", "1"]
-    command += ["--no-cors", "--dump-state", str(place / ANVIL_EXIT_FILE)]
-    if (state := _anvil_state(place)) is not None:
-        command += ["--load-state", str(state)]
-    return command
-
-
-def _anvil_state(place: Path) -> Path | None:
-    """The newest state that is whole; raises ConfigError if there is one, and none is."""
-    ours, its = place / ANVIL_FILE, place / ANVIL_EXIT_FILE
-    numbers = {path: _state_number(path) for path in (ours, its) if path.exists()}
-    whole = {path: number for path, number in numbers.items() if number is not None}
-    if numbers and not whole:
-        raise _damaged(place)
-    if not whole:
-        return None
-    if whole.get(its, -1) > whole.get(ours, -1):
-        try:
-            first = _first_time(ours.read_bytes()) if ours in whole else None
-            replace_private_file(ours, _mended(its.read_bytes(), first))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise _damaged(place) from None
-    its.unlink(missing_ok=True)
-    return ours
-
-
-def _damaged(place: Path) -> ConfigError:
-    return ConfigError(
-        f"the try-out chain in {place} is damaged: the state of anvil is not whole",
-        hint="restore it; or begin another try-out, with --data-dir",
-        code="config.dev_damaged",
-    )
-
-
-def _first_time(state: bytes) -> int | None:
-    """When the first block of a mended state was made."""
-    times = [_header(block, "timestamp") for block in json.loads(state)["blocks"]]
-    return min(times, default=None)
-
-
-def _header(block: dict[str, Any], name: str) -> int:
-    value = block["header"][name]
-    return int(value, 16) if isinstance(value, str) else int(value)
-
-
-def _mended(state: bytes, first_time: int | None) -> bytes:
-    """A state of anvil with one first block, the one that was made at `first_time`.
-
-    anvil makes a first block at each start, before it loads those of the state, and saves both:
-    which of them is block 0 after the next start is a matter of chance. Where nobody knows, it is
-    the oldest. Raises ValueError, KeyError, TypeError.
-    """
-    found = json.loads(state)
-    blocks = found["blocks"]
-    firsts = [block for block in blocks if _header(block, "number") == 0]
-    if len(firsts) > 1:
-        if first_time is None:
-            first_time = min(_header(block, "timestamp") for block in firsts)
-        kept = [block for block in firsts if _header(block, "timestamp") == first_time]
-        if not kept:
-            raise ValueError("the first block is missing")
-        found["blocks"] = [kept[0], *(b for b in blocks if _header(b, "number") != 0)]
-    return json.dumps(found).encode()
-
-
-def _state_number(path: Path) -> int | None:
-    """The number of the newest block in a state of anvil; None if it is not whole."""
-    try:
-        if path.stat().st_size > STATE_BYTES_MAX:
-            return None
-        state = json.loads(path.read_bytes())
-        number = state["best_block_number"]
-        if not isinstance(state["blocks"], list):
-            return None
-        return int(number, 16) if isinstance(number, str) else int(number)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-class _AnvilKeeper:
-    """Saves anvil's state whenever there is a new block: anvil itself does not, or not whole."""
-
-    def __init__(self, place: Path, child: Child) -> None:
-        self._path, self._port = place / ANVIL_FILE, child.port
-        self._saved = ""
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="try-out state", daemon=True)
-
-    def __enter__(self) -> _AnvilKeeper:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        with contextlib.suppress(RpcFailed, OSError, ValueError, KeyError, TypeError):
-            self.save()
-
-    def save(self) -> None:
-        """Put the state on disk, if there is a new block; raises RpcFailed, OSError."""
-        with self._lock:
-            newest = call(self._port, "eth_getBlockByNumber", "latest", False)["hash"]
-            if newest == self._saved:
-                return
-            packed = bytes.fromhex(call(self._port, "anvil_dumpState")[2:])
-            first_time = int(_block(self._port, 0)["timestamp"], 16)
-            # What is not whole does not take the place of what is.
-            replace_private_file(self._path, _mended(gzip.decompress(packed), first_time))
-            self._saved = newest
-
-    def _run(self) -> None:
-        while not self._stop.wait(SAVE_S):
-            with contextlib.suppress(RpcFailed, OSError, ValueError, KeyError, TypeError):
-                self.save()

@@ -1,4 +1,4 @@
-"""A child process with a port on loopback, that ends with its parent; and finding anvil.
+"""A child process with a port on loopback, that ends with its parent.
 
 The child is told by the kernel when the parent ends, however that happens, kill -9 included. It is
 in a session of its own, so that a Ctrl-C in the terminal is the node's alone and it stops in order.
@@ -10,20 +10,14 @@ import contextlib
 import http.client
 import json
 import os
-import platform
 import queue
-import shutil
-import stat
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-from wetware.base import paths
-from wetware.errors import ConfigError
 
 if TYPE_CHECKING:
     import re
@@ -185,83 +179,3 @@ def call(port: int, method: str, *params: Any) -> Any:
         said = error.get("message") if isinstance(error, dict) else "no answer"
         raise RpcFailed(f"{method}: {str(said)[:200]}")
     return answer["result"]
-
-
-# --- anvil ----------------------------------------------------------------------------------------
-
-WW_ANVIL: Final = "WW_ANVIL"
-"""Which anvil to run: a path, or `none` for the chain in Python."""
-
-
-def find_anvil(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Path | None:
-    """WW_ANVIL, else `anvil` on PATH, else one that npm installed here or globally, else None.
-
-    npm is not run: the few places where it puts packages are looked at. What others could have put
-    there is not taken. Raises ConfigError where WW_ANVIL names no program.
-    """
-    env = os.environ if env is None else env
-    if (named := env.get(WW_ANVIL, "")).lower() == "none":
-        return None
-    if named:
-        path = paths.absolute(named, WW_ANVIL)
-        if not (path.is_file() and os.access(path, os.X_OK)):
-            raise ConfigError(
-                f"{WW_ANVIL} names {named}, which is no program",
-                hint=f"set {WW_ANVIL} to the path of anvil, to `none` for the chain in Python, or "
-                "not at all",
-                code="config.dev",
-            )
-        return path.resolve()
-    if (found := shutil.which("anvil", path=env.get("PATH", ""))) is not None:
-        path = Path(found).resolve()
-        # npm puts a script there, which starts the program with node.
-        return _behind(path) or path
-    for modules in _npm_roots(env, cwd or Path.cwd()):
-        if (binary := _in_modules(modules)) is not None:
-            return binary
-    return None
-
-
-def _package() -> str:
-    machine = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
-    arch = machine.get(platform.machine().lower(), "none")
-    return f"anvil-{sys.platform}-{arch}"
-
-
-def _npm_roots(env: Mapping[str, str], cwd: Path) -> Iterator[Path]:
-    yield cwd / "node_modules"
-    for prefix in (env.get("NPM_CONFIG_PREFIX"), env.get("npm_config_prefix")):
-        if prefix:
-            yield Path(prefix) / "lib" / "node_modules"
-    for program in ("npm", "node"):
-        if (found := shutil.which(program, path=env.get("PATH", ""))) is not None:
-            yield Path(found).parent.parent / "lib" / "node_modules"
-    if home := env.get("HOME"):
-        yield Path(home) / ".npm-global" / "lib" / "node_modules"
-
-
-def _in_modules(modules: Path) -> Path | None:
-    scope = modules / "@foundry-rs"
-    for base in (scope, scope / "anvil" / "node_modules" / "@foundry-rs"):
-        binary = base / _package() / "bin" / "anvil"
-        if _ours(binary):
-            return binary
-    return None
-
-
-def _behind(script: Path) -> Path | None:
-    """The program behind npm's script `…/node_modules/@foundry-rs/anvil/bin.mjs`."""
-    if script.parent.name == "anvil" and script.parent.parent.name == "@foundry-rs":
-        return _in_modules(script.parent.parent.parent)
-    return None
-
-
-def _ours(path: Path) -> bool:
-    """Whether it is a program that only this user or root could have put there."""
-    if not (path.is_file() and os.access(path, os.X_OK)):
-        return False
-    for each in (path, *path.parents[:5]):
-        found = each.stat()
-        if found.st_uid not in (0, os.getuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return False
-    return True

@@ -1,0 +1,1 @@
+"""The try-out: a chain of its own on this machine, with the contract on it."""
