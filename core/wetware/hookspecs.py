@@ -34,6 +34,7 @@ from wetware.broker.ports import (
     Withdrawn,
 )
 from wetware.broker.proposals import Proposal
+from wetware.broker.role_config import role_services, role_where
 from wetware.broker.where import Where
 from wetware.errors import NotFound
 from wetware.overlay.peers import Overlay, PeerDown, PeerUp
@@ -76,6 +77,8 @@ __all__ = [
     "Withdrawn",
     "hookimpl",
     "hookspec",
+    "role_services",
+    "role_where",
     "setting",
 ]
 

@@ -49,6 +49,7 @@ def test_the_wheel_has_every_module_schema_and_type_marker(built: Built) -> None
         "wetware_audit",
         "wetware_auth_evm",
         "wetware_auth_local",
+        "wetware_auth_oidc",
         "wetware_blob",
         "wetware_dht",
         "wetware_mdns",
@@ -68,6 +69,7 @@ def test_the_wheel_names_the_plugins_and_the_command(built: Built) -> None:
     for line in (
         "[wetware.v1]",
         "auth_local = wetware_auth_local.plugin",
+        "auth_oidc = wetware_auth_oidc.plugin",
         "pubsub = wetware_pubsub.plugin",
         "ww = wetware.cli:main",
     ):
@@ -166,6 +168,7 @@ def test_the_bundled_plugins_load_from_the_wheel(ww: Run) -> None:
         "audit": "loaded",
         "auth_evm": "loaded",
         "auth_local": "loaded",
+        "auth_oidc": "loaded",
         "blob": "loaded",
         "dht": "loaded",
         "mdns": "loaded",

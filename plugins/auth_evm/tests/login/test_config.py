@@ -303,7 +303,7 @@ def test_an_interface_may_be_within_another_one() -> None:
         ({"a/0x1": {"services": {"a": ["*"]}}}, ["is not a role's name"]),
         ({"x" * 33: {"services": {"a": ["*"]}}}, ["is not a role's name"]),
         ({"r": {}}, ["r: gives nothing"]),
-        ({"r": {"services": {}}}, ["r: gives nothing"]),
+        ({"r": {"services": {}}}, ["r.services: is not a section"]),
         ({"r": {"service": {"a": ["*"]}}}, ["r.service", "no such setting"]),
         ({"r": {"services": {"A": ["*"]}}}, ["r.services.A", "not a service's name"]),
         ({"r": {"services": {"a": "*"}}}, ["r.services.a", "is not a list"]),

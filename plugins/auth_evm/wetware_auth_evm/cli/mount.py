@@ -32,16 +32,14 @@ class _Evm(TyperGroup):
         """Typer sets the commands that were mounted: none."""
 
 
-auth_app = typer.Typer(
-    help="Auth backends: who may do what is decided there.", no_args_is_help=True
-)
 evm_app = typer.Typer(
     cls=_Evm, help="Roles in a smart contract on an EVM chain.", no_args_is_help=True
 )
-auth_app.add_typer(evm_app, name="evm")
 
 
 def mount(app: typer.Typer) -> None:
-    """Mount `auth`."""
+    """Mount `auth evm`."""
+    auth = typer.Typer()
     shown = examples("ww auth evm login", "ww auth evm list")
-    app.add_typer(auth_app, name="auth", rich_help_panel="You, and other users", epilog=shown)
+    auth.add_typer(evm_app, name="evm")
+    app.add_typer(auth, name="auth", epilog=shown)

@@ -8,14 +8,12 @@ policy. A role is called by its name where the mask covers all that the configur
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from wetware.broker.methods import PATTERNS_MAX, SERVICES_MAX, patterns_of
-from wetware.broker.where import WHERE_MAX
 from wetware.errors import InvalidArgument
-from wetware.hookspecs import RoleProfile, Where
+from wetware.hookspecs import RoleProfile, Where, role_services, role_where
 
 NODE_ROLE: Final = "node"
 GUARDIAN_ROLE: Final = "guardian"
@@ -143,7 +141,7 @@ def _rule(name: str, table: Mapping[str, Any]) -> Rule:
             raise _bad(f"{name}.{key[:40]}", "no such setting", f"one of {', '.join(_FIELDS)}")
     bits: dict[int, Services] = {}
     if "services" in table:
-        bits[0] = _services(f"{name}.services", table["services"])
+        bits[0] = role_services(f"{name}.services", table["services"])
     more = table.get("bits", {})
     if not isinstance(more, Mapping):
         raise _bad(f"{name}.bits", "is not a section")
@@ -153,43 +151,11 @@ def _rule(name: str, table: Mapping[str, Any]) -> Rule:
             raise _bad(at, f"is not a bit of the mask, 0 to {BIT_MAX}")
         if int(key) in bits:
             raise _bad(at, "bit 0 is `services`", "write it in one place")
-        bits[int(key)] = _services(at, value)
+        bits[int(key)] = role_services(at, value)
     every: dict[str, frozenset[str]] = {}
     for services in bits.values():
         every.update(services)
     if not every:
         raise _bad(name, "gives nothing", f'write services = {{ SERVICE = ["*"] }} in [{name}]')
-    where = _where(f"{name}.where", table.get("where", []), every)
+    where = role_where(f"{name}.where", table.get("where", []), every)
     return Rule(bits, where, sum(1 << bit for bit, services in bits.items() if services))
-
-
-def _services(at: str, value: Any) -> Services:
-    if not isinstance(value, Mapping) or len(value) > SERVICES_MAX:
-        raise _bad(at, f"is not a section of at most {SERVICES_MAX} services")
-    found: dict[str, frozenset[str]] = {}
-    for service, patterns in value.items():
-        if not isinstance(patterns, list) or not 1 <= len(patterns) <= PATTERNS_MAX:
-            raise _bad(f"{at}.{service[:40]}", f"is not a list of 1 to {PATTERNS_MAX} methods")
-        try:
-            found |= patterns_of({service: patterns})
-        except InvalidArgument as exc:
-            raise _bad(f"{at}.{service[:40]}", exc.message, exc.hint) from None
-    return found
-
-
-def _where(at: str, value: Any, services: Iterable[str]) -> tuple[Where, ...]:
-    if not isinstance(value, list) or len(value) > WHERE_MAX:
-        raise _bad(at, f"is not a list of at most {WHERE_MAX} constraints")
-    known = tuple(services)
-    found = []
-    for text in value:
-        if not isinstance(text, str):
-            raise _bad(at, f"{str(text)[:40]!r} is not text")
-        try:
-            where = Where.parse_option(text, known)
-        except InvalidArgument as exc:
-            raise _bad(at, exc.message, exc.hint) from None
-        if where.service not in known and "*" not in known:
-            raise _bad(at, f"{text[:60]!r} is of a service that the role does not give")
-        found.append(where)
-    return tuple(found)

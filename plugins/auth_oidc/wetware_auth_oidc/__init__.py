@@ -1,0 +1,1 @@
+"""Logins with a company's own accounts, by OpenID Connect."""
