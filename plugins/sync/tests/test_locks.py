@@ -275,7 +275,7 @@ async def test_what_is_lost_is_let_go_also_where_the_store_would_keep_it(engine:
         home.away = True
         with pytest.raises(LeaseEnded, match="not kept"), lease.living():
             await asyncio.sleep(60)
-        await asyncio.sleep(0.3)  # it is told in vain
+        await asyncio.sleep(2.5)  # longer than the lease: it is told in vain
         assert await keys(engine) == 1
         home.away = False
         async with asyncio.timeout(5.0):

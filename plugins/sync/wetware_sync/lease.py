@@ -31,6 +31,8 @@ TICK_S: Final = 0.25
 """Between two looks at the clock: the loop's own timers stand still while the machine sleeps."""
 END_S: Final = 1.0
 """For telling the store once; else it ends there by itself."""
+ELECTION_S: Final = 10.0
+"""So much longer than its time a lease that is lost may go on in the store, while etcd elects."""
 KEEP_PART: Final = 3
 """A lease is kept so many times as often as it must be."""
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -123,7 +125,7 @@ class Lease:
         again. What is heard too late changes nothing.
         """
         await self._keep()
-        until_s = now_s() + self.ttl_s
+        until_s = now_s() + self.ttl_s + ELECTION_S
         while now_s() < until_s:
             try:
                 await self._ask("end", END_S)
