@@ -29,9 +29,8 @@ pytestmark = [
 ]
 
 GOES_ON_S = 5.0
-"""From the death of a member until writes of all clients go on."""
+"""From the death of a member until writes and locks of all clients go on."""
 LOCK_TTL_S = 2.0
-"""A lock that was just being taken then may stay taken so long."""
 
 
 @pytest.fixture
@@ -225,8 +224,7 @@ async def test_one_of_three_dies_under_load_and_then_a_second(
             await load.goes_on(clients, monotonic())
             killed = await kill(at_name[victim])
             took = await load.goes_on(clients, killed)
-            assert max(took["one"], took["other"]) < GOES_ON_S, took
-            assert min(took["lock one"], took["lock other"]) < GOES_ON_S + LOCK_TTL_S, took
+            assert max(took.values()) < GOES_ON_S, took
 
             at_name[victim] = await again(home, victim, at_name[left])
             await asyncio.to_thread(
