@@ -167,12 +167,12 @@ async def test_a_program_reads_writes_and_says_how_it_ended(world: World) -> Non
 
 
 async def begun(
-    ada: Executor, script: bytes, stdin: bytes = b"", wait_s: float = 60.0
+    ada: Executor, script: bytes, stdin: bytes = b"", wait_s: float = 60.0, more: bool = False
 ) -> dict[str, Any]:
-    """`Image.spawn` of proc.capnp, of one that has all of its input."""
+    """`Image.spawn` of proc.capnp."""
     image = await ada.load(script)
-    spec = spec_of("it", (), {}, "", [])
-    reply: dict[str, Any] = await image._ref.call("spawn", spec=spec, input=stdin, wait_s=wait_s)
+    given = {"spec": spec_of("it", (), {}, "", []), "input": stdin, "more": more}
+    reply: dict[str, Any] = await image._ref.call("spawn", **given, wait_s=wait_s)
     return reply
 
 
@@ -186,6 +186,29 @@ async def test_what_ends_soon_is_told_in_one_answer(world: World) -> None:
         with pytest.raises(LimitExceeded, match="INPUT_BYTES_MAX"):
             await begun(ada, b"cat", bytes((256 << 10) + 1))
         assert (await begun(ada, b"over"))["exit"]["why"] == "memory_bytes"
+
+
+async def test_what_never_reads_and_ends_soon_is_told_in_one_answer(world: World) -> None:
+    async with world.user("ada") as ada:
+        reply = await begun(ada, b"show", more=True)
+        assert (reply["exit"]["kind"], reply["stdin"], reply["stdout"]) == ("exited", None, None)
+        process = Process(reply)
+        with pytest.raises(Disconnected, match="no more input"):
+            await process.stdin.send(b"x")
+        assert [len(data) async for data in process.stdout] == [len(reply["output"])]
+        assert [data async for data in process.stderr] == []
+        for stream in (process.stdin, process.stdout, process.stderr):
+            await stream.aclose()
+
+
+async def test_what_waits_for_its_input_has_streams_at_once(world: World) -> None:
+    async with world.user("ada") as ada:
+        async with asyncio.timeout(10):  # far less than `wait_s`
+            process = Process(await begun(ada, b"cat", b"a", more=True))
+        await process.stdin.send(b"b")
+        await process.stdin.send_eof()
+        assert b"".join([data async for data in process.stdout]) == b"ab"
+        assert await process.wait() == Exit("exited", 3, "")
 
 
 async def test_what_runs_on_or_says_much_has_streams(world: World) -> None:

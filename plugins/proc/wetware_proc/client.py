@@ -80,6 +80,7 @@ SENT_MAX: Final = 1000
 """Processes that were sent to nodes, and are remembered to choose the next one."""
 INPUT_BYTES_MAX: Final = 256 << 10  # that travel with a program; more goes on a stream
 _QUICK_S: Final = 0.5  # how long the output of a program that has all its input may wait
+_AT_ONCE_S: Final = 0.005  # and of another one: most that end by then never read
 _LOAD_S: Final = 600.0  # a node's first Python program waits for the runner
 NATIVE: Final = "native"
 """The kind of programs of the node's machine, and the service that lets one run them."""
@@ -159,7 +160,7 @@ class Image:
         """
         read = {"input": stdin, "more": False, "wait_s": _QUICK_S}
         if stdin is None or len(stdin) > INPUT_BYTES_MAX:
-            read = {"input": b"", "more": True, "wait_s": 0.0}
+            read = {"input": b"", "more": True, "wait_s": _AT_ONCE_S}
         async with granted(self._programs, options.get("grants", {})) as options["grants"]:
             async with _archived(options, self._programs) as archives:
                 name = options.get("name") or self._name

@@ -111,10 +111,22 @@ class Exit:
 
 
 class Pipe:
-    """Bytes on the way to a guest, at most PIPE_BYTES. Of one loop."""
+    """Bytes on the way to a guest, at most PIPE_BYTES. Of one loop.
 
-    def __init__(self, data: bytes = b"", *, closed: bool = False) -> None:
-        self._data, self._closed = bytearray(data), closed
+    Args:
+        data: What is in it at the start.
+        closed: Nothing follows that.
+        wanted: Is called where the guest has to wait for more.
+    """
+
+    def __init__(
+        self,
+        data: bytes = b"",
+        *,
+        closed: bool = False,
+        wanted: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._data, self._closed, self._wanted = bytearray(data), closed, wanted
         self._changed = asyncio.Event()
 
     @property
@@ -136,6 +148,7 @@ class Pipe:
     async def wait(self) -> None:
         """Return when `ready`. Any number may wait; each may be cancelled."""
         while not self.ready:
+            self._wanted()
             await self._changed.wait()
 
     async def read(self, bytes_max: int) -> bytes:

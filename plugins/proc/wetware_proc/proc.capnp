@@ -94,9 +94,10 @@ interface Image {
           stdin :Ww.ByteStream, stdout :Ww.ByteStream, stderr :Ww.ByteStream);
   # Starts it. It is killed when `process` is released, and when the grant ends that it came from. All
   # that it wrote is on its streams before its end is told. What it reads begins with `input`, at most
-  # 256 KiB; with `more` it goes on with `stdin`. Without, if it ends within `waitS` seconds, at most 25, and
-  # has not written more than 256 KiB on one of its streams, `exit` says how, and `output` and `errors` are
-  # all that it wrote; else `exit.kind` is "", and they come by `stdout` and `stderr`. Not idempotent.
+  # 256 KiB; with `more` it goes on with `stdin`. If it ends within `waitS` seconds, at most 25, and has neither
+  # waited for `stdin` nor written more than 256 KiB on one of its streams, `exit` says how, `output` and
+  # `errors` are all that it wrote, and there is no stream; else `exit.kind` is "", and they come by `stdout`
+  # and `stderr`. Not idempotent.
 }
 
 struct Spec {

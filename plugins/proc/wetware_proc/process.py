@@ -136,13 +136,14 @@ class Process:
         self.started_at = time.time()
         self.exit: Exit | None = None  # while it runs
         self._news = asyncio.Event()
+        self._reads = False  # it has waited for its input
         self.outlets = stdout, stderr = Outlet(self._news.set), Outlet(self._news.set)
         self._outs: asyncio.Future[Sequence[Stream]] = asyncio.Future()
         self._stdin = stdin
         self.spec = replace(
             spec,
             owner=owner,
-            stdin=Pipe(read, closed=stdin is None),
+            stdin=Pipe(read, closed=stdin is None, wanted=self._wants),
             signals=Pipe(),
             stdout=stdout.write,
             stderr=stderr.write,
@@ -204,6 +205,10 @@ class Process:
         self._over.set()
         self._news.set()
 
+    def _wants(self) -> None:
+        self._reads = True
+        self._news.set()
+
     def _offer(self, name: str, what: rpc.Ref | rpc.Servant) -> None:
         if not 0 < len(name.encode()) <= NAME_BYTES_MAX or name in self.offered:
             raise InvalidArgument(
@@ -250,10 +255,11 @@ class Process:
     async def settled(self, wait_s: float) -> bool:
         """Whether it has ended within so many seconds, and `outlets` have all that it wrote.
 
-        Otherwise it has to be given streams.
+        Otherwise it has to be given streams; also as soon as it waits for its spawner to write, or
+        to read.
         """
         with anyio.move_on_after(wait_s):
-            while self.exit is None and not any(outlet.full for outlet in self.outlets):
+            while not (self.exit or self._reads or any(outlet.full for outlet in self.outlets)):
                 self._news.clear()
                 await self._news.wait()
         if self._outs.done():  # it is about to

@@ -154,25 +154,18 @@ class Process(Running):
         return self._exit if self._exit.kind else await super().wait()
 
 
-def _stream(ref: rpc.Ref | None, came: bytes = b"") -> Any:
-    return _Came(came) if ref is None else rpc.ByteStream(ref)
-
-
-class _Came:
-    """In place of a stream: what came with the answer, or was sent with the question."""
-
-    def __init__(self, data: bytes = b"") -> None:
-        self._data = data
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._data:
-            yield self._data
-
-    async def send(self, data: bytes) -> None: ...
-
-    async def send_eof(self) -> None: ...
-
-    async def aclose(self) -> None: ...
+def _stream(ref: rpc.Ref | None, came: bytes | None = None) -> rpc.ByteStream:
+    """The stream, or where there is none, one with what came with the answer, or that is over."""
+    if ref is not None:
+        return rpc.ByteStream(ref)
+    stream = rpc.ByteStream()
+    if came is None:
+        stream.abort(Disconnected("the process takes no more input"))
+        return stream
+    if came:
+        stream.fed(memoryview(came))
+    stream.fed(memoryview(b""))  # the end
+    return stream
 
 
 class Detached(Running):

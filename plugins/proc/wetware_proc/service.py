@@ -241,21 +241,18 @@ class ImageServant(rpc.Servant, interface=SCHEMA.Image):
         with _streams(int(more)) as ins:
             process = await self._start(spec, input, *ins)
         try:
-            over = not more and await process.settled(wait_s)
+            over = await process.settled(wait_s)
             with _streams(0 if over else 2) as outs:
                 process.open(*outs)
         except BaseException:
             process.release("its spawner does not wait for it")
             raise
-        output, errors = (bytes(each.data) if over else b"" for each in process.outlets)
-        streams = zip((*["stdin"] * more, "stdout", "stderr"), (*ins, *outs), strict=False)
-        return {
-            "process": Held(process, self._owner),
-            "exit": _exit(process),
-            "output": output,
-            "errors": errors,
-            **{name: stream.servant for name, stream in streams},
-        }
+        answer = {"process": Held(process, self._owner), "exit": _exit(process)}
+        if over:
+            output, errors = (bytes(each.data) for each in process.outlets)
+            return {**answer, "output": output, "errors": errors}
+        streams = zip((*["stdin"] * more, "stdout", "stderr"), (*ins, *outs), strict=True)
+        return {**answer, **{name: stream.servant for name, stream in streams}}
 
     async def _start(self, spec: dict[str, Any], *read: Any) -> Process:
         return await self._service.start(self._owner, self._image, spec, *read)
