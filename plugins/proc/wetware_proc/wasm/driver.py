@@ -95,19 +95,21 @@ class WasmDriver:
     @contextlib.asynccontextmanager
     async def tmp(self) -> AsyncIterator[Callable[[], int]]:
         """What opens an own directory for a guest, which is made then: most never look there."""
-        path, made = self._tmp / secrets.token_hex(16), False
+        made: Path | None = None
 
         def opened() -> int:
             nonlocal made
-            path.mkdir(mode=0o700)
-            made = True
-            return files.opening(path)()
+            if made is None:  # else the last one that was to be opened could not be
+                path = self._tmp / secrets.token_hex(16)
+                path.mkdir(mode=0o700)
+                made = path
+            return files.opening(made)()
 
         try:
             yield opened
         finally:
-            if made:
-                await self.remove(path)
+            if made is not None:
+                await self.remove(made)
 
     async def remove(self, tmp: Path) -> None:
         """Remove a directory of a guest."""
