@@ -167,7 +167,7 @@ async def test_a_program_reads_writes_and_says_how_it_ended(world: World) -> Non
 
 
 async def begun(
-    ada: Executor, script: bytes, stdin: bytes = b"", wait_s: float = 60.0, more: bool = False
+    ada: Executor, script: bytes, stdin: bytes = b"", wait_s: float = 20.0, more: bool = False
 ) -> dict[str, Any]:
     """`Image.spawn` of proc.capnp."""
     image = await ada.load(script)
@@ -203,7 +203,7 @@ async def test_what_never_reads_and_ends_soon_is_told_in_one_answer(world: World
 
 async def test_what_waits_for_its_input_has_streams_at_once(world: World) -> None:
     async with world.user("ada") as ada:
-        async with asyncio.timeout(10):  # far less than `wait_s`
+        async with asyncio.timeout(15):  # less than `wait_s`
             process = Process(await begun(ada, b"cat", b"a", more=True))
         await process.stdin.send(b"b")
         await process.stdin.send_eof()
@@ -214,7 +214,7 @@ async def test_what_waits_for_its_input_has_streams_at_once(world: World) -> Non
 async def test_what_runs_on_or_says_much_has_streams(world: World) -> None:
     async with world.user("ada") as ada:
         for script, wait_s, size in ((b"late", 0.05, 4), (b"flood", 20.0, 64 * MIB)):
-            async with asyncio.timeout(60):  # no need to wait for the end
+            async with asyncio.timeout(15):  # less than `wait_s`
                 reply = await begun(ada, script, wait_s=wait_s)
             assert (reply["exit"]["kind"], reply["output"]) == ("", b"")
             process = Process(reply)
