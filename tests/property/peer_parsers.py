@@ -1512,6 +1512,8 @@ BLOB = [
 
 def of_auth_evm() -> Iterator[Parser]:
     """The parsers of auth_evm; ImportError where its packages are missing."""
+    from eth_utils.abi import function_abi_to_4byte_selector
+
     from wetware.errors import ConfigError
     from wetware_auth_evm.chain import events
     from wetware_auth_evm.chain.addresses import parse_address
@@ -1636,7 +1638,10 @@ def of_auth_evm() -> Iterator[Parser]:
     yield Parser(
         "contract's refusal",
         abi.refusal,
-        [abi._selector("error", name) + word * 4 for name in ("NotOwner", "ExceedsAdmin", "NoKey")],
+        [
+            function_abi_to_4byte_selector(abi._entries("error")[name]) + word * 4
+            for name in ("NotOwner", "ExceedsAdmin", "NoKey")
+        ],
         (),
         4096,
     )

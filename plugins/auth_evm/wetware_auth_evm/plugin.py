@@ -11,7 +11,7 @@ from wetware_auth_evm.node.config import AuthEvmConfig
 if TYPE_CHECKING:
     import typer
 
-for _module in ("aiohttp", "coincurve", "eth"):
+for _module in ("aiohttp", "coincurve", "eth", "web3"):
     if importlib.util.find_spec(_module) is None:  # looked for, not imported
         raise ModuleNotFoundError(f"No module named {_module!r}", name=_module)
 

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 import typer
-from plugins.auth_evm.tests.contract.chains import INSTALL, calldata, find_anvil
+from eth_abi.abi import decode
+from eth_utils.abi import get_abi_output_types
+from plugins.auth_evm.tests.contract.chains import FUNCTIONS, INSTALL, calldata, find_anvil
 from typer.testing import CliRunner
 
 from wetware.cli.app import options
@@ -292,7 +294,10 @@ class World:
         """What the contract says."""
         query = {"to": who(self.contract), "data": "0x" + abi.calldata(function, *args).hex()}
         answer = self.anvil.rpc("eth_call", query, "latest")
-        return abi.results(function, bytes.fromhex(answer[2:]))
+        values = decode(get_abi_output_types(FUNCTIONS[function]), bytes.fromhex(answer[2:]))
+        if len(values) == 1 and isinstance(values[0], tuple):
+            (values,) = values
+        return tuple(bytes.fromhex(v[2:]) if isinstance(v, str) else v for v in values)
 
     def rights(self, role: str, name: str, scope: str = "default") -> int:
         found: int

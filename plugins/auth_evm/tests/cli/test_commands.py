@@ -346,4 +346,4 @@ def test_signing_leaves_the_limit_of_recursion() -> None:
         text=True,
         check=False,
     )
-    assert done.stdout == "1000 False\n", done.stderr
+    assert done.stdout == "1000 True\n", done.stderr

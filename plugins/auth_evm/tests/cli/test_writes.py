@@ -328,6 +328,7 @@ def test_a_refusal_of_the_contract_is_a_sentence_with_a_next_step(
 
 def test_every_error_of_the_contract_has_a_sentence() -> None:
     from eth_abi import encode
+    from eth_utils.abi import function_abi_to_4byte_selector
 
     from wetware_auth_evm.contract import load
 
@@ -339,10 +340,10 @@ def test_every_error_of_the_contract_has_a_sentence() -> None:
             b"\1" * 32 if t == "bytes32" else "0x" + "11" * 20 if t == "address" else 7
             for t in types
         ]
-        refusal = abi.refusal(abi._selector("error", entry["name"]) + encode(types, values))
+        refusal = abi.refusal(function_abi_to_4byte_selector(entry) + encode(types, values))
         assert refusal.name == entry["name"]
         assert not refusal.sentence.startswith("the contract refused"), entry["name"]
-        cut = abi.refusal(abi._selector("error", entry["name"]) + b"\1")
+        cut = abi.refusal(function_abi_to_4byte_selector(entry) + b"\1")
         assert cut.sentence
 
 

@@ -22,7 +22,13 @@ import aiohttp
 
 from wetware.base.log import get_logger
 from wetware.errors import ConfigError
-from wetware_auth_evm.chain.errors import ChainError, EndpointFailed, EndpointUnavailable, NoQuorum
+from wetware_auth_evm.chain.errors import (
+    ChainError,
+    EndpointFailed,
+    EndpointUnavailable,
+    NoQuorum,
+    Unreachable,
+)
 from wetware_auth_evm.chain.finality import is_loopback
 
 log = get_logger("plugin.auth_evm")
@@ -50,6 +56,8 @@ _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 """A string of JSON, or the rest of the text if it does not end: each byte is looked at once."""
 ERROR_CHARS_MAX: Final = 200
+ERRORS_CHARS_MAX: Final = 400
+"""Of what several endpoints say."""
 REVERT_BYTES_MAX: Final = 1024
 REFUSED: Final = "evm.endpoint.refused"
 """Code of an EndpointFailed: the endpoint is there, and does not answer this question."""
@@ -352,6 +360,49 @@ class Endpoints:
         why = f": {errors[0]}" if errors else ""
         return f"{answered} of {len(self.each)} endpoints answered, {self.quorum} are needed{why}"
 
+    async def first(self, method: str, *params: Any, key: Callable[[Any], Any]) -> Any:
+        """The answer of the first endpoint that gives one that `key` takes.
+
+        Raises Unreachable, Reverted, and EndpointFailed where one refuses.
+        """
+        refused: EndpointFailed | None = None
+        errors: list[str] = []
+        for endpoint in self.each:
+            try:
+                answer = await endpoint.call(method, *params)
+                key(answer)
+            except EndpointFailed as exc:
+                errors.append(exc.message)
+                # A refusal says more than that others are down.
+                if refused is None and not isinstance(exc, EndpointUnavailable):
+                    refused = exc
+            except (ValueError, TypeError, KeyError):
+                errors.append(f"{endpoint.name}: a malformed answer")
+            else:
+                return answer
+        raise refused or Unreachable(
+            f"no endpoint of the chain answers: {'; '.join(errors)[:ERRORS_CHARS_MAX]}",
+            hint="check the URL and the network, or name another endpoint with --rpc URL",
+        )
+
+    async def broadcast(self, method: str, *params: Any, key: Callable[[Any], Any]) -> Any:
+        """Ask all; the answer of one that takes it. Raises EndpointFailed where none does."""
+
+        async def give(endpoint: Endpoint) -> Any:
+            answer = await endpoint.call(method, *params)
+            key(answer)
+            return answer
+
+        answers = await asyncio.gather(*map(give, self.each), return_exceptions=True)
+        errors = []
+        for answer in answers:
+            if not isinstance(answer, BaseException):
+                return answer
+            if not isinstance(answer, ChainError | ValueError | TypeError):
+                raise answer
+            errors.append(str(answer))
+        raise EndpointFailed("; ".join(errors)[:ERRORS_CHARS_MAX])
+
     async def newest(self, tag: str) -> Block:
         """The highest block that a quorum of endpoints has reached under a tag; raises NoQuorum."""
         asked = {
@@ -443,6 +494,15 @@ def quantity(text: Any) -> int:
     if not isinstance(text, str) or text[:2] != "0x" or not 3 <= len(text) <= 18:
         raise ValueError("not a quantity")
     if not (text.isascii() and text.isalnum()):  # int() takes more than digits
+        raise ValueError("not a quantity")
+    return int(text, 16)
+
+
+def wide(text: Any) -> int:
+    """A JSON-RPC quantity of at most 256 bits; raises ValueError."""
+    if not isinstance(text, str) or text[:2] != "0x" or not 3 <= len(text) <= 66:
+        raise ValueError("not a quantity")
+    if not (text.isascii() and text.isalnum()):
         raise ValueError("not a quantity")
     return int(text, 16)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wetware.errors import AuthError, WetwareError
+from wetware.errors import EXIT_UNREACHABLE, AuthError, WetwareError
 
 
 class ChainError(WetwareError):
@@ -27,6 +27,12 @@ class EndpointUnavailable(EndpointFailed):
     """One endpoint could not be reached, or is not to be asked for now."""
 
     code = "evm.endpoint.unavailable"
+
+
+class Unreachable(EndpointUnavailable):
+    """No endpoint of the chain answers."""
+
+    exit_code = EXIT_UNREACHABLE
 
 
 class NoQuorum(ChainError):

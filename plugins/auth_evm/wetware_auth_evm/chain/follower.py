@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from eth_hash.auto import keccak
 
 from wetware.base.log import get_logger
+from wetware_auth_evm.chain.addresses import checksum, keccak
 from wetware_auth_evm.chain.endpoints import (
     BLOCK_LOGS_BYTES_MAX,
     LOGS_BYTES_MAX,
@@ -26,8 +26,6 @@ from wetware_auth_evm.chain.endpoints import (
     Endpoint,
     Endpoints,
     Reverted,
-    data,
-    quantity,
 )
 from wetware_auth_evm.chain.errors import (
     BadLog,
@@ -39,7 +37,8 @@ from wetware_auth_evm.chain.errors import (
 )
 from wetware_auth_evm.chain.events import Event, genesis
 from wetware_auth_evm.chain.finality import Finality
-from wetware_auth_evm.chain.replica import parse_state, read_logs
+from wetware_auth_evm.chain.provider import connect
+from wetware_auth_evm.chain.replica import STATE_CALL, parse_state, read_logs
 
 if TYPE_CHECKING:
     from wetware_auth_evm.chain.history import History
@@ -53,7 +52,6 @@ RANGE_BLOCKS_MAX: Final = 10_000
 """Of one request for logs; halved where an endpoint refuses it."""
 WAKE_S_MIN: Final = 0.05
 """Between two looks, however often it is woken."""
-STATE_CALL: Final = "0x" + keccak(b"state()")[:4].hex()
 
 Touched = Callable[[frozenset[bytes] | None], None]
 
@@ -106,6 +104,7 @@ class Follower:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.endpoints, self.replica, self.finality = endpoints, replica, finality
+        self._eth = connect(endpoints).eth
         self._code_hash, self._genesis_hash = code_hash, genesis_hash
         self._deployed_at, self._poll_s, self._history = deployed_at, poll_s, history
         self._final_poll_s, self._monotonic = final_poll_s, monotonic
@@ -212,9 +211,8 @@ class Follower:
 
         Raises WrongChain where a quorum says otherwise, other ChainErrors where none can be had.
         """
-        agree = self.endpoints.agree
         replica = self.replica
-        chain_id = quantity(await agree("eth_chainId", key=quantity))
+        chain_id = await self._eth.chain_id
         if chain_id != replica.chain_id:
             raise WrongChain(
                 f"the endpoints serve chain {chain_id}, and {replica.chain_id} is configured",
@@ -228,8 +226,8 @@ class Follower:
                     "that is configured",
                     hint="a local chain that was begun anew is another chain: set genesis_hash",
                 )
-        address = "0x" + replica.contract.hex()
-        code = data(await agree("eth_getCode", address, "latest", key=data))
+        address = checksum(replica.contract)
+        code = bytes(await self._eth.get_code(address, "latest"))
         if keccak(code) != self._code_hash:
             what = "another contract than WetwareACL" if code else "no contract"
             raise WrongChain(
@@ -294,12 +292,12 @@ class Follower:
     async def _state(self, block: Block) -> tuple[int, bytes]:
         """(seq, head) of the contract at a block, as a quorum states it."""
         replica = self.replica
-        call = {"to": "0x" + replica.contract.hex(), "data": STATE_CALL}
+        call = {"to": checksum(replica.contract), "data": STATE_CALL}
         try:
-            answer = await self.endpoints.agree("eth_call", call, block.reference, key=data)
+            # Not a contract object's own call, which asks for the block again before.
+            raw = bytes(await self._eth.call(call, block.reference))
         except Reverted as exc:
             raise ChainError(f"the contract does not state its history: {exc.message}") from None
-        raw = data(answer)
         if raw:
             return parse_state(raw)
         if replica.final.seq:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from wetware_auth_evm.chain.addresses import keccak
 from wetware_auth_evm.chain.errors import BadLog, ChainRegressed
 from wetware_auth_evm.chain.events import ROOT, Event, decode, fold
 from wetware_auth_evm.chain.finality import Bounds
@@ -455,6 +456,9 @@ def read_logs(raw: Any, contract: bytes) -> list[Event]:
             raise BadLog(f"a malformed log: {str(exc)[:80]}") from None
     found.sort(key=lambda event: event.seq)
     return found
+
+
+STATE_CALL: Final = "0x" + keccak(b"state()")[:4].hex()
 
 
 def parse_state(answer: bytes) -> tuple[int, bytes]:

@@ -1,10 +1,7 @@
-"""Calls of the contract as bytes, and what it answers: values, or errors as sentences.
+"""Calls of the contract as bytes, and its refusals as sentences.
 
-From the ABI that ships with the package. Coded here: the contract takes and gives words, and lists
-of words or of structs of words, and importing eth-abi takes longer than most commands. The tests
-compare with it.
-
-Source: https://docs.soliditylang.org/en/latest/abi-spec.html
+By web3, from the ABI that ships with the package; imported where one of them is needed, because
+that takes longer than most commands.
 """
 
 from __future__ import annotations
@@ -14,10 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from wetware_auth_evm import contract as artifact
-from wetware_auth_evm.chain.addresses import keccak
 from wetware_auth_evm.cli.words import role_text, scope_text, stamp, who
 
-WORD: Final = 32
 _PANIC: Final = bytes.fromhex("4e487b71")
 _ERROR_STRING: Final = bytes.fromhex("08c379a0")
 
@@ -36,89 +31,46 @@ class Refusal(NamedTuple):
     hint: str
 
 
-def _types(items: Sequence[dict[str, Any]]) -> list[str]:
-    """Canonical types; a tuple is written out."""
-    return [
-        f"({','.join(_types(item['components']))}){item['type'][5:]}"
-        if item["type"].startswith("tuple")
-        else str(item["type"])
-        for item in items
-    ]
-
-
 @functools.cache
-def _entries(kind: str) -> dict[str, dict[str, Any]]:
-    return {e["name"]: e for e in artifact.load().abi if e["type"] == kind}
+def _contract() -> Any:
+    """web3's contract, without an address and a chain."""
+    from wetware_auth_evm.chain.provider import Web3
 
-
-@functools.cache
-def _selector(kind: str, name: str) -> bytes:
-    return keccak(f"{name}({','.join(_types(_entries(kind)[name]['inputs']))})".encode())[:4]
+    found = artifact.load()
+    return Web3().eth.contract(abi=found.abi, bytecode=found.bytecode)
 
 
 def calldata(function: str, *args: Any) -> bytes:
-    """A call as the contract takes it; raises ValueError for what does not fit."""
-    types = _types(_entries("function")[function]["inputs"])
-    return _selector("function", function) + _encode(types, args)
+    """A call as the contract takes it: addresses and words as bytes.
+
+    Raises TypeError and Web3Exception for what does not fit.
+    """
+    return bytes.fromhex(_contract().encode_abi(function, args)[2:])
 
 
 def deployment(owner: bytes) -> bytes:
     """The data of the transaction that creates the contract."""
-    return artifact.load().bytecode + owner.rjust(32, b"\0")
+    return bytes.fromhex(_contract().constructor(owner).data_in_transaction[2:])
 
 
-def results(function: str, answer: bytes) -> tuple[Any, ...]:
-    """What a call returned: addresses as 20 bytes, one struct as its fields. Raises ValueError."""
-    return _decode(_types(_entries("function")[function]["outputs"]), answer)
+@functools.cache
+def _entries(kind: str) -> dict[str, Any]:
+    return {entry["name"]: entry for entry in artifact.load().abi if entry["type"] == kind}
 
 
-# --- words ----------------------------------------------------------------------------------------
+def _decoded(types: Sequence[str], answer: bytes) -> tuple[Any, ...]:
+    """Values; raises ValueError for bytes that do not encode them in the one way."""
+    from eth_abi.exceptions import DecodingError
 
-
-def _encode(types: Sequence[str], values: Sequence[Any]) -> bytes:
-    """Words in place; each list behind them, with its offset in its place."""
-    if len(types) != len(values):
-        raise ValueError(f"{len(values)} values, and {len(types)} are taken")
-    head, tail = [], b""
-    for kind, value in zip(types, values, strict=True):
-        if kind.endswith("[]"):
-            head.append((WORD * len(types) + len(tail)).to_bytes(WORD, "big"))
-            item = kind[:-2].strip("()").split(",")
-            rows = [row if kind[0] == "(" else (row,) for row in value]
-            tail += len(rows).to_bytes(WORD, "big")
-            tail += b"".join(_encode(item, row) for row in rows)
-        else:
-            head.append(_word(kind, value))
-    return b"".join(head) + tail
-
-
-def _word(kind: str, value: Any) -> bytes:
-    size = {"address": 20, "bytes32": 32}.get(kind)
-    if size is not None:
-        if len(value) != size:
-            raise ValueError(f"{len(value)} bytes for {kind}")
-        return bytes(value).rjust(WORD, b"\0")
-    if not 0 <= value < 1 << int(kind.removeprefix("uint")):
-        raise ValueError(f"{value} is no {kind}")
-    return int(value).to_bytes(WORD, "big")
-
-
-def _decode(types: Sequence[str], answer: bytes) -> tuple[Any, ...]:
-    """Words; a struct's are as if they were alone. Raises ValueError for anything else."""
-    kinds = ",".join(types).replace("(", "").replace(")", "").split(",") if types else []
-    if len(answer) != WORD * len(kinds):
-        raise ValueError(f"{len(answer)} bytes instead of {WORD * len(kinds)}")
-    return tuple(_value(k, answer[i * WORD :][:WORD]) for i, k in enumerate(kinds))
-
-
-def _value(kind: str, word: bytes) -> Any:
-    if kind == "bytes32":
-        return word
-    number = int.from_bytes(word, "big")
-    bits = {"address": 160, "bool": 1}.get(kind) or int(kind.removeprefix("uint"))
-    if number >> bits:
-        raise ValueError(f"no {kind}")
-    return word[12:] if kind == "address" else bool(number) if kind == "bool" else number
+    codec = _contract().w3.codec
+    try:
+        values = codec.decode(types, answer)
+    except (DecodingError, OverflowError) as exc:
+        raise ValueError(str(exc)) from None
+    if codec.encode(types, values) != answer:
+        raise ValueError(f"{len(answer)} bytes that are not {', '.join(types)} alone")
+    # With addresses, the only texts in the ABI, as bytes.
+    return tuple(bytes.fromhex(v[2:]) if isinstance(v, str) else v for v in values)
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -126,10 +78,12 @@ def _value(kind: str, word: bytes) -> Any:
 
 def refusal(returned: bytes) -> Refusal:
     """What the contract said when it refused a call."""
+    from eth_utils.abi import function_abi_to_4byte_selector, get_abi_input_types
+
     for name, entry in _entries("error").items():
-        if returned[:4] == _selector("error", name):
+        if returned[:4] == function_abi_to_4byte_selector(entry):
             try:
-                values = _decode(_types(entry["inputs"]), returned[4:])
+                values = _decoded(get_abi_input_types(entry), returned[4:])
             except ValueError:
                 break
             return Refusal(name, *_sentence(name, values))

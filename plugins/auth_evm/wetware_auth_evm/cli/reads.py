@@ -6,6 +6,7 @@ What decides is taken by quorum; logs may come from any endpoint, because `head`
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from eth_hash.auto import keccak
 
-from wetware.errors import EXIT_UNREACHABLE
 from wetware_auth_evm import contract as artifact
 from wetware_auth_evm.chain.endpoints import (
     LOGS_BYTES_MAX,
@@ -30,12 +30,12 @@ from wetware_auth_evm.chain.errors import (
     ChainError,
     EndpointFailed,
     EndpointUnavailable,
+    Unreachable,
     WrongChain,
 )
 from wetware_auth_evm.chain.finality import quorum_default
-from wetware_auth_evm.chain.replica import read_logs
+from wetware_auth_evm.chain.replica import STATE_CALL, parse_state, read_logs
 from wetware_auth_evm.chain.state import State
-from wetware_auth_evm.cli import abi
 from wetware_auth_evm.cli.words import who
 
 TIMEOUT_S: Final = 10.0
@@ -48,17 +48,13 @@ TIMES_MAX: Final = 8
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from web3 import AsyncWeb3
+
     from wetware_auth_evm.chain.events import Event
     from wetware_auth_evm.chain.profile import Profile
 
 T = TypeVar("T")
 Say = Callable[[str], None]
-
-
-class Unreachable(EndpointUnavailable):
-    """No endpoint of the chain answers."""
-
-    exit_code = EXIT_UNREACHABLE
 
 
 class ContractState(NamedTuple):
@@ -71,6 +67,25 @@ class ContractState(NamedTuple):
     paused: bool
     pending: bytes
     ready_at: int
+
+    @classmethod
+    def parse(cls, answer: bytes) -> ContractState:
+        """Raises ValueError. By hand: a command that reads does without a second of imports."""
+        seq, head = parse_state(answer)
+        words = [answer[at : at + 32] for at in range(64, len(answer), 32)]
+        changed_at, owner, paused, pending, ready_at = words
+        narrow = (changed_at[:27], owner[:12], paused[:31], pending[:12], ready_at[:27])
+        if any(map(any, narrow)) or paused[31] > 1:
+            raise ValueError("not the contract's state")
+        return cls(
+            seq,
+            head,
+            int.from_bytes(changed_at, "big"),
+            owner[12:],
+            bool(paused[31]),
+            pending[12:],
+            int.from_bytes(ready_at, "big"),
+        )
 
 
 class Logged(NamedTuple):
@@ -174,6 +189,13 @@ class Chain:
             timeout_s=timeout_s,
         )
 
+    @functools.cached_property
+    def w3(self) -> AsyncWeb3[Any]:
+        """web3 over the endpoints, for what is sent: importing it takes a second."""
+        from wetware_auth_evm.chain.provider import connect
+
+        return connect(self.endpoints)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -186,21 +208,6 @@ class Chain:
         await self.endpoints.aclose()
 
     # --- endpoints --------------------------------------------------------------------------------
-
-    async def first(self, method: str, *params: Any, bytes_max: int | None = None) -> Any:
-        """The answer of the first endpoint that gives one; raises Unreachable, Reverted."""
-        failures: list[EndpointFailed] = []
-        extra = {} if bytes_max is None else {"bytes_max": bytes_max}
-        for endpoint in self.endpoints.each:
-            try:
-                return await endpoint.call(method, *params, **extra)
-            except EndpointFailed as exc:
-                failures.append(exc)
-        # A refusal says more than that others are down.
-        for failure in failures:
-            if not isinstance(failure, EndpointUnavailable):
-                raise failure
-        raise self._unreachable([exc.message for exc in failures])
 
     def _unreachable(self, errors: Sequence[str]) -> Unreachable:
         where = "the local chain" if self.profile.dev else "the chain"
@@ -270,8 +277,7 @@ class Chain:
 
     async def _compare_code(self) -> None:
         address = who(self.profile.contract)
-        raw = await self.endpoints.agree("eth_getCode", address, "latest", key=data)
-        code = data(raw)
+        code = data(await self.endpoints.agree("eth_getCode", address, "latest", key=data))
         if keccak(code) != (self.profile.code_hash or artifact.load().runtime_hash):
             what = "another contract than WetwareACL" if code else "no contract"
             raise WrongChain(
@@ -312,28 +318,11 @@ class Chain:
 
     # --- the contract -----------------------------------------------------------------------------
 
-    async def call(
-        self, function: str, *args: Any, block: Block | None = None, sender: bytes = b""
-    ) -> tuple[Any, ...]:
-        """What a view of the contract returns, by quorum; raises NoQuorum, Reverted."""
-        query = {
-            "to": who(self.profile.contract),
-            "data": "0x" + abi.calldata(function, *args).hex(),
-        }
-        if sender:
-            query["from"] = who(sender)
-        at: Any = block.reference if block is not None else "latest"
-        answer = await self.endpoints.agree("eth_call", query, at, key=data)
-        return abi.results(function, data(answer))
-
     async def state(self, block: Block) -> ContractState | None:
         """`state()` at a block, by quorum; None where there is no contract yet."""
-        query = {
-            "to": who(self.profile.contract),
-            "data": "0x" + abi.calldata("state").hex(),
-        }
+        query = {"to": who(self.profile.contract), "data": STATE_CALL}
         answer = data(await self.endpoints.agree("eth_call", query, block.reference, key=data))
-        return ContractState(*abi.results("state", answer)) if answer else None
+        return ContractState.parse(answer) if answer else None
 
     async def tip(self) -> Block:
         return await self.endpoints.newest("latest")
@@ -474,17 +463,12 @@ class Chain:
         async def ask(number: int) -> None:
             async with slots:
                 try:
-                    raw = await self.first("eth_getBlockByNumber", hex(number), False)
+                    raw = await self.endpoints.first(
+                        "eth_getBlockByNumber", hex(number), False, key=Block.parse
+                    )
                     found[number] = Block.parse(raw).time
                 except (ChainError, ValueError, KeyError, TypeError):
                     return
 
         await asyncio.gather(*map(ask, {logged.block for logged in logs} - found.keys()))
         return found
-
-
-def wide(text: Any) -> int:
-    """A JSON-RPC quantity of up to 256 bits; raises ValueError."""
-    if not isinstance(text, str) or not text.startswith("0x") or not 3 <= len(text) <= 66:
-        raise ValueError("not a quantity")
-    return int(text, 16)

@@ -13,17 +13,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from wetware.errors import EXIT_DENIED, InvalidArgument
-from wetware_auth_evm.chain.addresses import keccak
-from wetware_auth_evm.chain.endpoints import Reverted, fixed, quantity
+from wetware_auth_evm.chain.addresses import parse_address
+from wetware_auth_evm.chain.endpoints import Reverted, wide
 from wetware_auth_evm.chain.errors import BadLog, ChainError, EndpointFailed, NoQuorum
-from wetware_auth_evm.chain.replica import read_logs
+from wetware_auth_evm.chain.events import decode
 from wetware_auth_evm.cli import abi
-from wetware_auth_evm.cli.reads import Chain, Say, wide
-from wetware_auth_evm.cli.transactions import signed
 from wetware_auth_evm.cli.words import who
 
 if TYPE_CHECKING:
+    from web3.types import TxParams, TxReceipt
+
     from wetware_auth_evm.chain.events import Event
+    from wetware_auth_evm.cli.reads import Chain, Say
     from wetware_auth_evm.login.wallets import Wallet
 
 MINED_S_MAX: Final = 180.0
@@ -97,9 +98,9 @@ class Transaction:
             "chainId": self.chain_id,
         }
 
-    def query(self, sender: bytes) -> dict[str, str]:
-        """As a parameter of eth_call and eth_estimateGas."""
-        found = {"from": who(sender), "data": "0x" + self.data.hex(), "value": hex(self.value)}
+    def query(self, sender: bytes) -> TxParams:
+        """As web3 takes what is to be tried."""
+        found: TxParams = {"from": who(sender), "data": self.data, "value": self.value}
         return {**found, "to": who(self.to)} if self.to else found
 
 
@@ -178,8 +179,7 @@ async def send(
     await _check_funds(chain, wallet.address, tx, gas, fees)
     nonce = how.nonce
     if nonce is None:
-        raw = await chain.first("eth_getTransactionCount", who(wallet.address), "pending")
-        nonce = quantity(raw)
+        nonce = await chain.w3.eth.get_transaction_count(who(wallet.address), "pending")
     tx_hash = await _send(chain, wallet, tx, gas, fees, nonce)
     say(f"sent 0x{tx_hash.hex()}")
     outcome = Outcome(tx_hash, "sent", nonce)
@@ -207,7 +207,7 @@ def refused(exc: Reverted) -> ContractRefused:
 
 async def _estimate(chain: Chain, sender: bytes, tx: Transaction) -> int:
     try:
-        estimated = quantity(await chain.first("eth_estimateGas", tx.query(sender)))
+        estimated = await chain.w3.eth.estimate_gas(tx.query(sender))
     except Reverted as exc:
         raise refused(exc) from None
     except EndpointFailed as exc:
@@ -218,31 +218,38 @@ async def _estimate(chain: Chain, sender: bytes, tx: Transaction) -> int:
 
 
 async def _fees(chain: Chain, fee_gwei: float | None) -> Fees:
-    block = await chain.first("eth_getBlockByNumber", "latest", False)
-    base = block.get("baseFeePerGas") if isinstance(block, dict) else None
+    block = await chain.endpoints.first("eth_getBlockByNumber", "latest", False, key=_base_fee)
+    base = _base_fee(block)
     if fee_gwei is not None and not 0 <= fee_gwei <= 1_000_000:
         raise InvalidArgument(f"a fee of {fee_gwei:g} gwei", hint="write a number such as 30")
     named = None if fee_gwei is None else int(fee_gwei * GWEI)
     if base is None:
-        return Fees(wide(await chain.first("eth_gasPrice")) if named is None else named, None)
+        return Fees(await chain.w3.eth.gas_price if named is None else named, None)
     try:
         # A try-out's chain takes nothing; anvil proposes what is usual elsewhere all the same.
-        free = chain.profile.dev
-        tip = 0 if free else wide(await chain.first("eth_maxPriorityFeePerGas"))
-    except (EndpointFailed, ValueError):
+        tip = 0 if chain.profile.dev else await chain.w3.eth.max_priority_fee
+    except EndpointFailed:
         tip = TIP_WEI
-    most = 2 * wide(base) + tip if named is None else named
+    most = 2 * base + tip if named is None else named
     return Fees(most, min(tip, most))
+
+
+def _base_fee(block: Any) -> int | None:
+    """Wei; None for a chain from before EIP-1559."""
+    if not isinstance(block, dict):
+        raise TypeError("no block")
+    base = block.get("baseFeePerGas")
+    return None if base is None else wide(base)
 
 
 async def _check_funds(chain: Chain, sender: bytes, tx: Transaction, gas: int, fees: Fees) -> None:
     needed = gas * fees.most + tx.value
-    if needed and wide(await chain.first("eth_getBalance", who(sender), "latest")) < needed:
+    if needed and await chain.w3.eth.get_balance(who(sender), "latest") < needed:
         raise await _no_funds(chain, sender, needed)
 
 
 async def _no_funds(chain: Chain, sender: bytes, needed: int | None) -> NoFunds:
-    there = wide(await chain.first("eth_getBalance", who(sender), "latest"))
+    there = await chain.w3.eth.get_balance(who(sender), "latest")
     takes = f", and this may take {ether(needed)}" if needed is not None else ""
     return NoFunds(
         f"{who(sender)} has {ether(there)} on chain {chain.profile.chain_id}{takes}",
@@ -264,32 +271,37 @@ def _is_no_funds(text: str) -> bool:
 
 def sign(wallet: Wallet, tx: Transaction, gas: int, fees: Fees, nonce: int) -> tuple[bytes, bytes]:
     """(the transaction as it is sent, its hash)."""
-    raw = signed(
-        wallet,
-        chain_id=tx.chain_id,
-        nonce=nonce,
-        to=tx.to,
-        data=tx.data,
-        gas=gas,
-        value=tx.value,
-        price=fees.most,
-        tip=fees.tip,
+    from wetware_auth_evm.chain.provider import AsyncWeb3
+
+    price = (
+        {"gasPrice": fees.most}
+        if fees.tip is None
+        else {"maxFeePerGas": fees.most, "maxPriorityFeePerGas": fees.tip}
     )
-    return raw, keccak(raw)
+    fields = {
+        "to": who(tx.to) if tx.to else b"",
+        "data": tx.data,
+        "value": tx.value,
+        "gas": gas,
+        "nonce": nonce,
+        "chainId": tx.chain_id,
+        **price,
+    }
+    done = AsyncWeb3().eth.account.sign_transaction(fields, wallet.secret)
+    return bytes(done.raw_transaction), bytes(done.hash)
 
 
 async def _send(
     chain: Chain, wallet: Wallet, tx: Transaction, gas: int, fees: Fees, nonce: int
 ) -> bytes:
     raw, tx_hash = sign(wallet, tx, gas, fees, nonce)
-    errors = await _broadcast(chain, raw)
-    if errors is not None and fees.tip is not None and any(map(_is_bad_type, errors)):
+    said = await _broadcast(chain, raw)
+    if fees.tip is not None and _is_bad_type(said):
         # A chain that has base fees, and takes no transactions of type 2.
         raw, tx_hash = sign(wallet, tx, gas, replace(fees, tip=None), nonce)
-        errors = await _broadcast(chain, raw)
-    if errors is None:
+        said = await _broadcast(chain, raw)
+    if not said:
         return tx_hash
-    said = "; ".join(errors)[:400]
     if _is_no_funds(said):
         raise await _no_funds(chain, wallet.address, gas * fees.most + tx.value)
     if "nonce" in said.lower():
@@ -312,19 +324,14 @@ def _is_bad_type(text: str) -> bool:
     return "type" in lower and ("not supported" in lower or "unsupported" in lower)
 
 
-async def _broadcast(chain: Chain, raw: bytes) -> list[str] | None:
-    """Give it to every endpoint; None if one took it, else why not."""
-
-    async def give(endpoint: Any) -> str | None:
-        try:
-            await endpoint.call("eth_sendRawTransaction", "0x" + raw.hex())
-        except ChainError as exc:
-            known = "already known" in exc.message.lower() or "already imported" in exc.message
-            return None if known else exc.message
-        return None
-
-    errors = await asyncio.gather(*map(give, chain.endpoints.each))
-    return None if None in errors else [error for error in errors if error is not None]
+async def _broadcast(chain: Chain, raw: bytes) -> str:
+    """Give it to every endpoint; "" if one took it, else why not."""
+    try:
+        await chain.w3.eth.send_raw_transaction(raw)
+    except ChainError as exc:
+        known = "already known" in exc.message.lower() or "already imported" in exc.message
+        return "" if known else exc.message
+    return ""
 
 
 # --- after it is sent -----------------------------------------------------------------------------
@@ -348,19 +355,12 @@ async def _until(
         poll_s = min(poll_s * 1.3, POLL_S_MAX)
 
 
-async def _receipt(chain: Chain, tx_hash: bytes) -> dict[str, Any] | None:
-    """The receipt on which a quorum agrees; None where too few have one."""
-
-    def key(raw: Any) -> Any:
-        return raw["blockHash"], raw["blockNumber"], raw["status"], quantity(raw["gasUsed"])
-
+async def _receipt(chain: Chain, tx_hash: bytes) -> TxReceipt | None:
+    """The receipt on which a quorum agrees; None where too few have one that is whole."""
     try:
-        found: dict[str, Any] = await chain.endpoints.agree(
-            "eth_getTransactionReceipt", "0x" + tx_hash.hex(), key=key
-        )
-    except NoQuorum:
+        return await chain.w3.eth.get_transaction_receipt(tx_hash)
+    except (NoQuorum, ValueError, TypeError, KeyError, AttributeError):  # web3's, of a log
         return None
-    return found
 
 
 async def _mined(
@@ -384,27 +384,35 @@ async def _judge(
     sender: bytes,
     tx: Transaction,
     sent: Outcome,
-    receipt: dict[str, Any],
+    receipt: TxReceipt,
     say: Say,
 ) -> Outcome:
-    number = quantity(receipt["blockNumber"])
-    if quantity(receipt["status"]) != 1:
+    number = receipt["blockNumber"]
+    if receipt["status"] != 1:
         raise await _failed(chain, sender, tx, sent, number)
-    created = fixed(receipt["contractAddress"], 20) if receipt.get("contractAddress") else b""
-    contract = created or tx.to
-    try:
-        events = tuple(read_logs(receipt.get("logs", []), contract))
-    except BadLog:  # of another contract than ours: told, not judged
-        events = ()
+    made = receipt.get("contractAddress")
+    created = parse_address(made) if made else b""
     say(f"mined in block {number}")
     return replace(
         sent,
         status="mined",
         block=number,
         created=created,
-        events=events,
-        gas=quantity(receipt["gasUsed"]),
+        events=_events(receipt, created or tx.to),
+        gas=receipt["gasUsed"],
     )
+
+
+def _events(receipt: TxReceipt, contract: bytes) -> tuple[Event, ...]:
+    """What our contract logged; nothing where it is another one: that is told, not judged."""
+    try:
+        return tuple(
+            decode(tuple(map(bytes, each["topics"])), bytes(each["data"]))
+            for each in receipt.get("logs", [])
+            if each["address"] == who(contract)
+        )
+    except BadLog:
+        return ()
 
 
 async def _failed(
@@ -414,7 +422,7 @@ async def _failed(
     why = "the transaction ran out of gas, or the state has changed since"
     error = ContractRefused("")
     try:
-        await chain.first("eth_call", tx.query(sender), hex(number))
+        await chain.w3.eth.call(tx.query(sender), number)
     except Reverted as exc:
         error = refused(exc)
         why = error.message
@@ -432,9 +440,8 @@ async def _stuck(
     """What to say of a transaction that is in no block."""
     name = f"0x{sent.tx.hex()}"
     try:
-        raw = await chain.first("eth_getTransactionCount", who(sender), "latest")
-        used = quantity(raw) > sent.nonce
-        receipt = await chain.first("eth_getTransactionReceipt", name) if used else None
+        used = await chain.w3.eth.get_transaction_count(who(sender), "latest") > sent.nonce
+        receipt = await _receipt(chain, sent.tx) if used else None
     except ChainError as exc:
         failure, used, receipt = exc.message, False, None
     if failure:
@@ -472,14 +479,14 @@ async def _final(
             say("no longer in a block: the chain was reorganised; waiting for it to come back")
             where[0] = replace(now, block=None)
             return None
-        if (number := quantity(receipt["blockNumber"])) != now.block:
+        if (number := receipt["blockNumber"]) != now.block:
             say(f"moved to block {number} by a reorganisation")
             where[0] = now = replace(now, block=number)
         return now if number <= final.number else None
 
     async def look() -> Outcome | None:
         if where[0].block is None and (receipt := await _receipt(chain, mined.tx)) is not None:
-            number = quantity(receipt["blockNumber"])
+            number = receipt["blockNumber"]
             say(f"mined again in block {number}")
             where[0] = replace(where[0], block=number)
         return await settled()
