@@ -39,7 +39,7 @@ def test_the_commands_are_declared_without_heavy_imports() -> None:
 
 def test_reading_and_logging_in_need_no_web3() -> None:
     code = (
-        "import sys, wetware_auth_evm.cli.commands, wetware_auth_evm.cli.logins\n"
+        "import sys, wetware_auth_evm.cli.records, wetware_auth_evm.cli.sessions\n"
         "print(sorted({'web3', 'eth_account'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

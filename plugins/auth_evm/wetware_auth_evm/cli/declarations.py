@@ -1,10 +1,11 @@
 """The commands of `ww auth evm`: the contract, its roles, and the user's wallets and sessions.
 
-Declarations only, read when one of them is named: what they do is in `commands`.
+Declarations only, read when one of them is named; the decorator says which module does it.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -96,37 +97,40 @@ _WRITE: Final = (
 
 
 def _command(
-    name: str, *, writes: bool = False
+    name: str, done_in: str, *, where: bool = True, writes: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Mount a function that takes `where`, and `write` if it writes: with their options."""
+    """Mount what is declared: the function of the same name in the module `done_in` does it.
 
-    def mount_it(body: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(body, eval_str=True)
-        shared = {p.name: p for p in (*_WHERE, *(_WRITE if writes else ()))}
-        kept = [p for p in own.parameters.values() if p.name not in ("where", "write")]
-        parameters = [*kept, *shared.values()]
+    It is given, beside what is declared, `where` and, if it writes, `write`: from their options.
+    """
+    groups: dict[str, tuple[type, tuple[inspect.Parameter, ...]]] = {}
+    if where:
+        groups["where"] = Where, _WHERE
+    if writes:
+        groups["write"] = Write, _WRITE
+
+    def mount_it(declared: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(declared, eval_str=True).parameters.values()
+        parameters = [*own, *(p for _, shared in groups.values() for p in shared)]
 
         def run(**given: Any) -> None:
-            parts = {name: given.pop(name) for name in shared}
-            parts["rpc"] = tuple(parts["rpc"] or ())
-            writing = {p.name: parts.pop(p.name) for p in _WRITE} if writes else None
-            if writing is not None:
-                given["write"] = Write(**writing)
-            body(**given, where=Where(**parts))
+            for group, (kind, shared) in groups.items():
+                given[group] = kind(**{p.name: given.pop(p.name) for p in shared})
+            getattr(_module(done_in), declared.__name__)(**given)
 
-        run.__doc__, run.__name__ = body.__doc__, body.__name__
+        run.__doc__, run.__name__ = declared.__doc__, declared.__name__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
         evm_app.command(name)(run)
-        return body
+        return declared
 
     return mount_it
 
 
-def _do() -> ModuleType:
-    """What the commands do; PluginError with the remedy where the packages are missing."""
+def _module(name: str) -> ModuleType:
+    """A module with commands; PluginError with the remedy where its packages are missing."""
     try:
-        from wetware_auth_evm.cli import commands
+        return importlib.import_module(f"wetware_auth_evm.cli.{name}")
     except ImportError as exc:
         from wetware.errors import PluginError
 
@@ -134,42 +138,36 @@ def _do() -> ModuleType:
             f"`ww auth evm` needs packages that are not installed ({exc.name})",
             hint="pip install 'wetware[evm]'",
         ) from None
-    return commands
 
 
 # --- the chain and the contract -------------------------------------------------------------------
 
 
-@evm_app.command("dev")
+@_command("dev", "deploy", where=False)
 def dev(json: Json = False) -> None:
     """Run a local chain with the contract until Ctrl-C; or say where the running node's is."""
-    _do().dev(json=json)
 
 
-@_command("deploy", writes=True)
+@_command("deploy", "deploy", writes=True)
 def deploy(
     *,
     owner: Annotated[str, typer.Option(metavar="ADDRESS", help="Who owns it. [your wallet]")] = "",
     write_config: Annotated[
         bool, typer.Option("--write", help="Put the section into ww.toml, if it has none.")
     ] = False,
-    where: Where,
-    write: Write,
 ) -> None:
     """Make a contract, and print the section [plugins.auth_evm] for ww.toml."""
-    _do().deploy(where, write, owner=owner, write_config=write_config)
 
 
-@_command("status")
-def status(*, json: Json = False, where: Where) -> None:
+@_command("status", "status")
+def status(*, json: Json = False) -> None:
     """Show chain, contract, endpoints and the local node's replica, and what is wrong."""
-    _do().status(where, json=json)
 
 
 # --- roles ----------------------------------------------------------------------------------------
 
 
-@_command("grant", writes=True)
+@_command("grant", "roles", writes=True)
 def grant(
     role: Role,
     address: Annotated[
@@ -181,66 +179,47 @@ def grant(
         str, typer.Option(metavar="TIME", help="When it begins: 2h, or 2027-01-31.")
     ] = "",
     rights: Rights = "all",
-    where: Where,
-    write: Write,
 ) -> None:
     """Give a role, or change its bounds. By the owner, or an admin of the role."""
-    _do().grant(
-        where,
-        write,
-        role=role,
-        addresses=address,
-        expires=expires,
-        not_before=not_before,
-        rights=rights,
-    )
 
 
-@_command("revoke", writes=True)
-def revoke(role: Role, address: Address, *, where: Where, write: Write) -> None:
+@_command("revoke", "roles", writes=True)
+def revoke(role: Role, address: Address) -> None:
     """Take one role of an account: its live sessions lose it at once."""
-    _do().revoke(where, write, role=role, address=address)
 
 
-@_command("revoke-all", writes=True)
-def revoke_all(address: Address, *, yes: Yes = False, where: Where, write: Write) -> None:
+@_command("revoke-all", "roles", writes=True)
+def revoke_all(address: Address, *, yes: Yes = False) -> None:
     """Take everything of an account, in every scope: roles, bound keys, sessions."""
-    _do().revoke_all(where, write, address=address, yes=yes)
 
 
-@_command("reset-scope", writes=True)
-def reset_scope(*, yes: Yes = False, where: Where, write: Write) -> None:
+@_command("reset-scope", "roles", writes=True)
+def reset_scope(*, yes: Yes = False) -> None:
     """End every grant in the scope, of everybody. By the owner."""
-    _do().reset_scope(where, write, yes=yes)
 
 
-@_command("renounce", writes=True)
+@_command("renounce", "roles", writes=True)
 def renounce(
     role: Annotated[
         str, typer.Argument(metavar="[ROLE]", help="One that you hold; found if left out.")
     ] = "",
     *,
     yes: Yes = False,
-    where: Where,
-    write: Write,
 ) -> None:
     """Give up everything of your own: when your wallet's key is lost or known to others."""
-    _do().renounce(where, write, role=role, yes=yes)
 
 
-@_command("pause", writes=True)
-def pause(*, yes: Yes = False, where: Where, write: Write) -> None:
+@_command("pause", "roles", writes=True)
+def pause(*, yes: Yes = False) -> None:
     """Stop everything: nobody holds any role until `unpause`. By the owner or a guardian."""
-    _do().pause(where, write, yes=yes)
 
 
-@_command("unpause", writes=True)
-def unpause(*, where: Where, write: Write) -> None:
+@_command("unpause", "roles", writes=True)
+def unpause() -> None:
     """End a pause. By the owner."""
-    _do().unpause(where, write)
 
 
-@_command("set-admin", writes=True)
+@_command("set-admin", "roles", writes=True)
 def set_admin(
     role: Annotated[str, typer.Argument(metavar="ROLE|any", help="`any` is every role.")],
     address: Address,
@@ -250,34 +229,26 @@ def set_admin(
     remove: Annotated[
         bool, typer.Option("--remove", help="End it, and what was granted under it.")
     ] = False,
-    where: Where,
-    write: Write,
 ) -> None:
     """Let an account grant a role, within these bounds. By the owner."""
-    _do().set_admin(
-        where, write, role=role, address=address, expires=expires, rights=rights, remove=remove
-    )
 
 
 Peer = Annotated[str, typer.Option("--peer", metavar="PEER_ID", help="The key: 12D3Koo….")]
 OfNode = Annotated[bool, typer.Option("--node", help="The key of this machine's node.")]
 
 
-@_command("bind-key", writes=True)
+@_command("bind-key", "roles", writes=True)
 def bind_key(
     role: Annotated[list[str], typer.Argument(metavar="ROLE...", help="Roles that you hold.")],
     *,
     peer: Peer = "",
     node: OfNode = False,
     expires: Expires = DEFAULT_EXPIRES,
-    where: Where,
-    write: Write,
 ) -> None:
     """Let an Ed25519 key act in roles of yours: for nodes, and for multisigs."""
-    _do().bind_key(where, write, roles=role, peer=peer, node=node, expires=expires)
 
 
-@_command("unbind-key", writes=True)
+@_command("unbind-key", "roles", writes=True)
 def unbind_key(
     role: Annotated[list[str], typer.Argument(metavar="ROLE...", help="What it was bound to.")],
     *,
@@ -286,37 +257,30 @@ def unbind_key(
     account: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Who bound it. [your wallet]")
     ] = "",
-    where: Where,
-    write: Write,
 ) -> None:
     """End bindings of a key. By the account, the owner or a guardian."""
-    _do().unbind_key(where, write, roles=role, peer=peer, node=node, account=account)
 
 
-@_command("transfer-owner", writes=True)
+@_command("transfer-owner", "roles", writes=True)
 def transfer_owner(
     address: Annotated[
         str, typer.Argument(metavar="ADDRESS", help="Who may take it; `none` withdraws an offer.")
     ],
     *,
     yes: Yes = False,
-    where: Where,
-    write: Write,
 ) -> None:
     """Offer the ownership: it can be accepted from 2 days later on, for 14 days."""
-    _do().transfer_owner(where, write, address=address, yes=yes)
 
 
-@_command("accept-owner", writes=True)
-def accept_owner(*, where: Where, write: Write) -> None:
+@_command("accept-owner", "roles", writes=True)
+def accept_owner() -> None:
     """Take the ownership that was offered to your wallet."""
-    _do().accept_owner(where, write)
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
-@_command("list")
+@_command("list", "records")
 def list_(
     *,
     role: Annotated[str, typer.Option(metavar="ROLE", help="Of this role only.")] = "",
@@ -325,13 +289,11 @@ def list_(
         bool, typer.Option("--all", help="In every scope, and what has ended, too.")
     ] = False,
     json: Json = False,
-    where: Where,
 ) -> None:
     """Show who holds which role, who may grant, and which keys are bound."""
-    _do().list_(where, role=role, account=account, all_=all_, json=json)
 
 
-@_command("can")
+@_command("can", "records")
 def can(
     role: Role,
     address: Address,
@@ -341,13 +303,11 @@ def can(
     ] = "",
     explain: Annotated[bool, typer.Option("--explain", help="Say what decided.")] = False,
     json: Json = False,
-    where: Where,
 ) -> None:
     """Say whether an account holds a role now. Exit code 77 if not."""
-    _do().can(where, role=role, address=address, rights=rights, explain=explain, json=json)
 
 
-@_command("audit")
+@_command("audit", "audit")
 def audit(
     *,
     account: Annotated[str, typer.Option(metavar="ADDRESS", help="About this account only.")] = "",
@@ -355,10 +315,8 @@ def audit(
         int, typer.Option("--last", min=0, metavar="N", help="The last N only; 0: all.")
     ] = 0,
     json: Json = False,
-    where: Where,
 ) -> None:
     """Show the contract's history: every change, when, and by whom; and whether it is complete."""
-    _do().audit(where, account=account, last=last, json=json)
 
 
 # --- sessions, wallets, profiles ------------------------------------------------------------------
@@ -366,7 +324,7 @@ def audit(
 Cluster = Annotated[str, typer.Option(metavar="ID", help="The cluster. [that of the profile]")]
 
 
-@_command("login")
+@_command("login", "sessions")
 def login(
     *,
     roles: Annotated[
@@ -395,29 +353,16 @@ def login(
     ] = "",
     cluster: Cluster = "",
     json: Json = False,
-    where: Where,
 ) -> None:
     """Let your wallet sign for a session key: for up to 24 h, `ww` commands log in with that."""
-    _do().login(
-        where,
-        cluster=cluster,
-        roles=roles,
-        hours=hours,
-        wallet_address=wallet_address,
-        eip4361=eip4361,
-        sign_with_file=sign_with_file,
-        signature=signature,
-        json=json,
-    )
 
 
-@evm_app.command("logout")
+@_command("logout", "sessions", where=False)
 def logout(
     cluster: Cluster = "",
     all_: Annotated[bool, typer.Option("--all", help="Of every cluster.")] = False,
 ) -> None:
     """Forget the session key of this machine."""
-    _do().logout(cluster=cluster, all_=all_)
 
 
 Sealed = Annotated[
@@ -426,27 +371,25 @@ Sealed = Annotated[
 ]
 
 
-@evm_app.command("forget")
+@_command("forget", "sessions", where=False)
 def forget(
     force: Annotated[
         bool, typer.Option("--force", help="Also where nothing is wrong with what is kept.")
     ] = False,
 ) -> None:
     """Let the local node read the chain anew: after one that took back what was final."""
-    _do().forget(force=force)
 
 
-@evm_app.command("new-key")
+@_command("new-key", "keeping", where=False)
 def new_key(
     name: Annotated[str, typer.Argument(help="A name for ww --key.")] = "default",
     passphrase: Sealed = False,
     json: Json = False,
 ) -> None:
     """Make a wallet: a keystore v3 with a passphrase, else a file in the clear, for try-outs."""
-    _do().new_key(name=name, passphrase=passphrase, json=json)
 
 
-@evm_app.command("import-key")
+@_command("import-key", "keeping", where=False)
 def import_key(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="A keystore v3, or the key in hex; - for stdin.")
@@ -456,27 +399,23 @@ def import_key(
     json: Json = False,
 ) -> None:
     """Bring a wallet's key. A keystore stays encrypted with its passphrase."""
-    _do().import_key(file=file, name=name, passphrase=passphrase, json=json)
 
 
-@evm_app.command("address")
+@_command("address", "keeping", where=False)
 def address(json: Json = False) -> None:
     """Print the address of your wallet."""
-    _do().address(json=json)
 
 
-@_command("export-profile")
+@_command("export-profile", "keeping")
 def export_profile(
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to; - for stdout.")] = "-",
     *,
     cluster: Cluster = "",
-    where: Where,
 ) -> None:
     """Write down chain, contract, endpoints and cluster, for the members of a cluster."""
-    _do().export_profile(where, file=file, cluster=cluster)
 
 
-@evm_app.command("use-profile")
+@_command("use-profile", "keeping", where=False)
 def use_profile(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A profile; - for stdin.")],
     offline: Annotated[
@@ -484,4 +423,3 @@ def use_profile(
     ] = False,
 ) -> None:
     """Keep a profile as yours: the commands here then find their chain by it."""
-    _do().use_profile(file=file, offline=offline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pathlib import Path
 class Where:
     """Which chain and contract, as the command line says."""
 
-    rpc: tuple[str, ...] = ()
+    rpc: Sequence[str] | None = None
     contract: str = ""
     chain_id: int = 0
     scope: str = ""
