@@ -228,7 +228,7 @@ async def test_a_full_disk_refuses_what_is_given_and_never_what_is_taken(tmp_pat
     assert "free disk space" in caught.value.hint
     started = time.monotonic()
     audit.record("grant.revoked", n=3)  # no wait, no error
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < 2
     disk.left = 0
     with pytest.raises(Unrecorded):
         await audit.admit("login.granted", n=4)
