@@ -51,12 +51,12 @@ async def test_js_takes_part_in_pubsub_with_a_certificate_and_only_with_one(
         return str(b.peer_id) in (await js.ask("mesh", topic=topic))["peers"]
 
     # Two subscribers of the cluster's own, so that a message has somewhere to go.
-    subs = [node.start_ww("sub", "chat", "--json") for node in pair]
+    subs = [node.start_ww("sub", "chat", "--foreign", "--json") for node in pair]
     # A stranger: it may connect, and identify says what there is, and none of that is for it.
     await js.ask("dial", addr=b.addr)
     await asyncio.to_thread(b.wait_log, f"protocol.refused peer={peer} protocol=/meshsub/")
     for number in range(5):
-        await asyncio.to_thread(b.ww, "pub", "chat", f"secret {number}", check=True)
+        await asyncio.to_thread(b.ww, "pub", "chat", f"secret {number}", "--foreign", check=True)
         await js.ask("publish", topic=topic, data=b"smuggled".hex())
     assert not await meshed()
     assert not await member(b)
@@ -76,7 +76,7 @@ async def test_js_takes_part_in_pubsub_with_a_certificate_and_only_with_one(
         assert (listed["state"], listed["labels"]) == ("foreign", {"kind": "browser"})
 
     async def heard() -> bool:
-        await asyncio.to_thread(a.ww, "pub", "chat", "hello js", check=True)
+        await asyncio.to_thread(a.ww, "pub", "chat", "hello js", "--foreign", check=True)
         return not js.events.empty()
 
     await until(heard, "a message of a at js, through b")

@@ -51,6 +51,7 @@ from wetware.identity import (
     Channel,
     Key,
     PeerId,
+    Principal,
     Proof,
     from_hex,
 )
@@ -104,8 +105,9 @@ from wetware_blob.format.build import V1_2025, Entry, FileTree, directory
 from wetware_blob.format.car import Reader, header, section
 from wetware_blob.format.cid import DAG_PB, RAW, BadBlock, Block, Cid
 from wetware_mdns import records as mdns
+from wetware_pubsub import frames as pubsub_frames
 from wetware_pubsub import wire as pubsub
-from wetware_pubsub.client import _message
+from wetware_pubsub.client import _batch
 
 from .test_membership_frames import CONFIG, Node, record
 from .test_rpc_values import Zoo, schema
@@ -113,6 +115,9 @@ from .test_rpc_values import Zoo, schema
 NOW_MS = 1_800_000_000_000
 KEY, OTHER, THIRD = (Key.from_seed(bytes([n]) * 32) for n in range(3))
 PEER = KEY.peer_id
+FRAME = pubsub_frames.encode(
+    Principal("local", "ada"), 1.5, *rpc.packed.pack([b"one", b"", b"three"])
+)
 FOUNDING = Founding(KEY.public, "local", b"operator")
 HOST = "ec2-203-0-113-25.compute-1.amazonaws.com"
 ADDRS = tuple(
@@ -1269,9 +1274,16 @@ AUDIT_AND_POLICY = [
         [repeated(b"", b"["), repeated(b'{"seq":', b"1")],
     ),
     Parser(
-        "pubsub message that is pushed",
-        _message,
+        "pubsub message of a raw topic that is pushed",
+        partial(_batch, raw=True),
         [bytes(8) + bytes((len(PEER),)) + PEER.encode() + b"data"],
+        (InvalidArgument,),
+        16 << 10,
+    ),
+    Parser(
+        "pubsub messages that are pushed",
+        partial(_batch, raw=False),
+        [bytes(8) + bytes((len(PEER),)) + PEER.encode() + FRAME],
         (InvalidArgument,),
         16 << 10,
     ),
@@ -1410,6 +1422,18 @@ PEERS = [
             repeated(b"", blob_wire.head(b"")),
             repeated(b"", blob_wire.head(b"a") + b"a"),
             lambda n: blob_wire.head(bytes(n)) + bytes(n),
+        ],
+    ),
+    Parser(
+        "pub-sub frame of messages",
+        pubsub_frames.decode,
+        [FRAME],
+        (InvalidArgument, ValueError),
+        64 << 10,
+        grow=[
+            lambda n: pubsub_frames.encode(
+                Principal("local", "a"), 1.0, b"", bytes(min(n, 16_384) // 4 * 4)
+            )
         ],
     ),
     Parser(

@@ -9,7 +9,8 @@ was left of a block is lost).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+import bisect
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from wetware.base.bounds import TokenBucket
@@ -183,6 +184,54 @@ def _paid(budgets: Collection[Budget], calls: int, nbytes: int) -> bool:
     for budget in budgets:
         budget.take(calls, nbytes)
     return True
+
+
+def pay_some(
+    budgets: Collection[Budget],
+    totals: Sequence[int],
+    check_live: Callable[[], None],
+    paid: Callable[[int], None],
+) -> Awaitable[None] | None:
+    """Charge for as many of several calls as all budgets allow: the first ones, in their order.
+
+    `totals` has the bytes of the first one, of the first two, and so on; `paid` is told how many
+    were charged. Raises LimitExceeded if not even one is allowed. What is returned has to be
+    awaited, as that of `pay`.
+    """
+    count = _allowed(budgets, totals)
+    if _paid(budgets, count, totals[count - 1]):
+        paid(count)
+        return None
+    return _pay_some_later(budgets, totals, check_live, paid)
+
+
+def _allowed(budgets: Collection[Budget], totals: Sequence[int]) -> int:
+    """How many of the calls may be charged; 1 where `_paid` has to say why none may."""
+
+    def refused(count: int) -> bool:
+        return any(budget.refusal(count, totals[count - 1]) is not None for budget in budgets)
+
+    if not refused(len(totals)):
+        return len(totals)
+    return max(1, bisect.bisect_left(range(1, len(totals)), True, key=refused))
+
+
+async def _pay_some_later(
+    budgets: Collection[Budget],
+    totals: Sequence[int],
+    check_live: Callable[[], None],
+    paid: Callable[[int], None],
+) -> None:
+    count = _allowed(budgets, totals)
+    while True:
+        for budget in budgets:
+            if not budget.covers(count, totals[count - 1]):
+                await budget.reserve(count, totals[count - 1])
+        check_live()
+        count = _allowed(budgets, totals)  # others may have spent meanwhile
+        if _paid(budgets, count, totals[count - 1]):
+            paid(count)
+            return
 
 
 async def _pay_later(

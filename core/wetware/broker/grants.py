@@ -30,10 +30,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from wetware.base.log import get_logger
-from wetware.broker.budgets import Budget, pay
+from wetware.broker.budgets import Budget, pay, pay_some
 from wetware.broker.decisions import DECISIONS_MAX, new_id, shown
 from wetware.broker.methods import ANY, all_methods, matches, pattern_within
 from wetware.broker.naming import binds
+from wetware.broker.packed import Several
 from wetware.broker.plan import Args, Plan, Refusal, Test
 from wetware.broker.protocol import CORE
 from wetware.broker.store import GrantRow
@@ -487,10 +488,12 @@ class Grant:
     # --- the guard of servants (wetware.rpc.Guard) ------------------------------------------------
 
     def enter(
-        self, method: Method, args: Args, task: asyncio.Task[Any], passed: bool = False
+        self, method: Method, args: dict[str, object], task: asyncio.Task[Any], passed: bool = False
     ) -> Awaitable[None] | None:
         """Admit one call, or raise Denied, Revoked, Expired or LimitExceeded.
 
+        Packed values are judged and charged as a call each: `args` is cut to the first ones that
+        may pass.
         `task` is cancelled when the grant ends. What is returned has to be awaited before the call
         runs: a write of the quota, or the calls under an older fencing token.
         """
@@ -519,7 +522,7 @@ class Grant:
         reached by the leave of another role is not theirs to act on. Raises LimitExceeded.
         """
         plan = self._plans[passed].get(method, _OPEN)
-        if not plan.lanes or self.ended is not None:
+        if not plan.lanes or self.ended is not None or method.packed is not None:
             return self
         lane = plan.lane(args)
         if len(lane) == len(plan.lanes):
@@ -624,11 +627,13 @@ class Grant:
         return tuple(tests)
 
     def _judge(
-        self, plan: Plan[Grant], method: Method, args: Args, task: asyncio.Task[Any]
+        self, plan: Plan[Grant], method: Method, args: dict[str, object], task: asyncio.Task[Any]
     ) -> Awaitable[None] | None:
         """Admit the call by a plan; see `enter`."""
-        if (refused := plan.refusal(args, self.tree.fences.refusal)) is not None:
-            raise self._refuse(method, args, *refused)
+        several = Several.of(method, args)
+        one = args if several is None else several.one(0)
+        if (refused := plan.refusal(one, self.tree.fences.refusal)) is not None:
+            raise self._refuse(method, one, *refused)
         if plan.fences:
             holds: list[Hold] = []
             for _, fence in plan.fences:
@@ -639,16 +644,21 @@ class Grant:
                     return self._judge_later(plan, method, args, task)
                 holds.append(hold)
             self._calls[task] = holds
+        if several is not None:
+            several.keep(several.passing(plan))
         if not plan.budgets:
             return None
         try:
+            if several is not None:
+                totals = several.charged_bytes(plan)
+                return pay_some(plan.budgets, totals, self.check_live, several.keep)
             return pay(plan.budgets, 1, plan.charged_bytes(args), self.check_live)
         except BaseException:
             self.leave(task)
             raise
 
     async def _judge_later(
-        self, plan: Plan[Grant], method: Method, args: Args, task: asyncio.Task[Any]
+        self, plan: Plan[Grant], method: Method, args: dict[str, object], task: asyncio.Task[Any]
     ) -> None:
         """With a token that is higher than any before: what was true is asked again after it."""
         for _, fence in plan.fences:

@@ -88,12 +88,8 @@ class Plan(Generic[G]):
         if self.denied is not None:
             grant, why = self.denied
             return grant, Denied(why)
-        for test in self.tests:
-            if not test.allows(args):
-                return test.grant, test.denied(args)
-        if self.roles and not any(all(t.allows(args) for t in some) for some in self.roles):
-            test = next(t for some in self.roles for t in some if not t.allows(args))
-            return test.grant, test.denied(args)
+        if (broken := self.broken(args)) is not None:
+            return broken.grant, broken.denied(args)
         for grant, fence in self.fences:
             if (refused := fenced(fence)) is not None:
                 return grant, refused
@@ -101,6 +97,15 @@ class Plan(Generic[G]):
         for budget, grant in self.budgets.items():
             if (short := budget.refusal(1, nbytes)) is not None:
                 return grant, short
+        return None
+
+    def broken(self, args: Args) -> Test[G] | None:
+        """A constraint that the arguments do not pass; None if they pass."""
+        for test in self.tests:
+            if not test.allows(args):
+                return test
+        if self.roles and not any(all(t.allows(args) for t in some) for some in self.roles):
+            return next(t for some in self.roles for t in some if not t.allows(args))
         return None
 
     def lane(self, args: Args) -> tuple[G, ...]:

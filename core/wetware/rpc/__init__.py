@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wetware.rpc import packed
 from wetware.rpc.compiler import known, load
 from wetware.rpc.connection import connect, serve
 from wetware.rpc.dispatch import (
@@ -49,7 +50,7 @@ from wetware.rpc.dispatch import (
 from wetware.rpc.kjloop import loop_gc, runtime
 from wetware.rpc.limits import RpcLimits
 from wetware.rpc.pipes import SocketPipe
-from wetware.rpc.push import Pump, Subscription, regained
+from wetware.rpc.push import Pump, Slow, Subscription, regained
 from wetware.rpc.refs import Ref, RpcConnection, time_limit
 from wetware.rpc.schema import WW, Interface, Method, Schema
 from wetware.rpc.servant import Guard, Servant
@@ -81,6 +82,7 @@ __all__ = [
     "Schema",
     "Servant",
     "ServedConnection",
+    "Slow",
     "SocketPipe",
     "Subscription",
     "UnixPeer",
@@ -93,6 +95,7 @@ __all__ = [
     "load",
     "loop_gc",
     "loopback",
+    "packed",
     "regained",
     "runtime",
     "serve",

@@ -21,12 +21,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import enum
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
-from wetware.errors import STOPPING, Disconnected, InternalError, InvalidArgument, WetwareError
+from wetware.errors import (
+    STOPPING,
+    Disconnected,
+    InternalError,
+    InvalidArgument,
+    LimitExceeded,
+    WetwareError,
+)
 from wetware.rpc.dispatch import current_guard
 from wetware.rpc.schema import WW
 from wetware.rpc.servant import Servant
@@ -58,6 +66,15 @@ _CONTEXT: Final = contextvars.Context()
 """What pushes run in: the context of an `offer` would keep alive who made it, e.g. a publisher."""
 
 
+class Slow(enum.StrEnum):
+    """What becomes of an item for whose sink there is no room, as schemas name it."""
+
+    DROP_OLDEST = "dropOldest"
+    DROP_NEWEST = "dropNewest"
+    DISCONNECT = "disconnect"
+    BLOCK = "block"
+
+
 class Pump(Servant, interface=WW.Subscription):
     """Items on their way to one sink: a bounded buffer, from which batches are pushed.
 
@@ -67,23 +84,35 @@ class Pump(Servant, interface=WW.Subscription):
 
     Args:
         sink: Where items are pushed to. None raises InvalidArgument.
-        items_max: Items that may wait, 1 or more.
+        items_max: Items that may wait, 1 or more; one that counts as more may exceed it.
         bytes_max: Bytes that may wait, ITEM_OVERHEAD an item included; one item may exceed it.
+        slow: What is done beyond them. BLOCK takes the item: who offers waits for `room` then, and
+            does not offer meanwhile.
 
     Attributes:
+        buffered: Items that wait.
         delivered: Items that the sink took.
         dropped: Items that were dropped because it was too slow.
         ended: Whether it is over.
         reason: What ended it; None as long as it runs, and if it was cancelled.
     """
 
-    def __init__(self, sink: Ref | None, *, items_max: int, bytes_max: int) -> None:
+    def __init__(
+        self,
+        sink: Ref | None,
+        *,
+        items_max: int,
+        bytes_max: int,
+        slow: Slow = Slow.DROP_OLDEST,
+    ) -> None:
         if sink is None:
             raise InvalidArgument("a subscription needs a sink", code="invalid.sink")
         self._sink: Ref | None = sink
-        self._items_max, self._bytes_max = items_max, bytes_max
-        self._waiting: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._items_max, self._bytes_max, self.slow = items_max, bytes_max, slow
+        self._waiting: OrderedDict[Hashable, tuple[bytes, int]] = OrderedDict()  # with its count
         self._bytes = self._unreported = 0
+        self._room = asyncio.Event()
+        self.buffered = 0
         self._in_flight: set[asyncio.Task[None]] = set()
         self._due = False
         self._unguard: Callable[[], None] | None = None
@@ -103,32 +132,50 @@ class Pump(Servant, interface=WW.Subscription):
             if not self.ended:
                 self._unguard = unguard
 
-    @property
-    def buffered(self) -> int:
-        """Items that wait."""
-        return len(self._waiting)
-
-    def offer(self, item: bytes, key: Hashable = None) -> None:
+    def offer(self, item: bytes, key: Hashable = None, *, count: int = 1) -> None:
         """Take an item, of at most 768 KiB; returns at once, and does nothing after the end.
 
-        One that waits with the same `key` is replaced in its place. If there is no room, the oldest
-        go; the sink is told how many with the next batch.
+        It counts as `count` of them: what it holds is packed. One that waits with the same `key` is
+        replaced in its place. If there is no room, the oldest go, unless it is `slow` otherwise;
+        the sink is told how many were dropped with the next batch.
         """
         if self.ended:
             return
         if key is None:
             key = object()
         elif (older := self._waiting.get(key)) is not None:
-            self._bytes -= len(older) + ITEM_OVERHEAD
-        self._waiting[key] = item
+            self._bytes -= len(older[0]) + ITEM_OVERHEAD
+            self.buffered -= older[1]
+        self._waiting[key] = item, count
         self._bytes += len(item) + ITEM_OVERHEAD
-        while len(self._waiting) > 1 and (
-            len(self._waiting) > self._items_max or self._bytes > self._bytes_max
-        ):
-            self._pop()
-            self.dropped += 1
-            self._unreported += 1
+        self.buffered += count
+        if self.slow is not Slow.BLOCK:
+            while len(self._waiting) > 1 and self._is_over():
+                if self.slow is Slow.DISCONNECT:
+                    self.end(too_slow("it was too slow for what came"))
+                    return
+                _, lost = self._pop(last=self.slow is Slow.DROP_NEWEST)
+                self.dropped += lost
+                self._unreported += lost
         self._wake()
+
+    def _is_over(self) -> bool:
+        return self.buffered > self._items_max or self._bytes > self._bytes_max
+
+    @property
+    def has_room(self) -> bool:
+        """Whether something may be offered to one that is to BLOCK."""
+        return self.slow is not Slow.BLOCK or self.ended or not self._is_over()
+
+    async def room(self, wait_s: float) -> None:
+        """Wait until it has room, or has ended; it ends if its sink takes nothing for `wait_s`."""
+        while not self.has_room:
+            self._room.clear()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._room.wait()
+            except TimeoutError:
+                self.end(too_slow(f"it took nothing for {wait_s:g} s"))
 
     def end(self, reason: WetwareError | None = None) -> None:
         """Stop now, whatever waits or is in flight. Idempotent: the first reason stays."""
@@ -137,7 +184,8 @@ class Pump(Servant, interface=WW.Subscription):
         self.ended = True
         self.reason = reason and fresh(reason)  # without a traceback, whose frames hold the sink
         self._waiting.clear()
-        self._bytes = 0
+        self._bytes = self.buffered = 0
+        self._room.set()
         for call in self._in_flight:
             call.cancel()
         sink.close()
@@ -171,10 +219,11 @@ class Pump(Servant, interface=WW.Subscription):
 
     # --- pushing ----------------------------------------------------------------------------------
 
-    def _pop(self) -> bytes:
-        _, item = self._waiting.popitem(last=False)
+    def _pop(self, *, last: bool = False) -> tuple[bytes, int]:
+        _, (item, count) = self._waiting.popitem(last=last)
         self._bytes -= len(item) + ITEM_OVERHEAD
-        return item
+        self.buffered -= count
+        return item, count
 
     def _may_push(self) -> bool:
         """At once when nothing is in flight, else only a full batch: small ones would cost more."""
@@ -194,23 +243,36 @@ class Pump(Servant, interface=WW.Subscription):
         self._due = False
         while self._sink is not None and self._may_push():
             items: list[bytes] = []
+            total = 0
             rest = self._bytes - BATCH_BYTES_MAX
             while self._waiting and len(items) < BATCH_ITEMS_MAX and self._bytes > rest:
-                items.append(self._pop())
+                item, count = self._pop()
+                items.append(item)
+                total += count
             dropped, self._unreported = self._unreported, 0
             call = asyncio.create_task(self._sink.call("push", items=items, dropped=dropped))
             self._in_flight.add(call)
-            call.add_done_callback(partial(self._pushed, len(items)))
+            call.add_done_callback(partial(self._pushed, total))
 
     def _pushed(self, count: int, call: asyncio.Task[None]) -> None:
         self._in_flight.discard(call)
         error = asyncio.CancelledError() if call.cancelled() else call.exception()
         if error is None:
             self.delivered += count
+            self._room.set()
             self._wake()
         else:
             failed = error if isinstance(error, WetwareError) else None
             self.end(failed or Disconnected("the subscriber failed"))
+
+
+def too_slow(why: str) -> LimitExceeded:
+    """Ends a subscription."""
+    return LimitExceeded(
+        f"the subscription ended: {why}",
+        hint="read faster, with a larger buffer, or let messages be dropped",
+        code="limit.slow",
+    )
 
 
 async def regained(connection: RpcConnection, lost: Disconnected) -> RpcConnection:

@@ -82,6 +82,11 @@ class Ref:
     _interface: Interface | None
     _guard: Guard | None
 
+    @property
+    def limit_s(self) -> float | None:
+        """How long a call that is made now may take: see `time_limit`. None is for ever."""
+        return _limit_s.get(self._end.timeout_s)
+
     def __init__(
         self, end: Caller, ref_id: int, interface: Interface | None, guard: Guard | None
     ) -> None:

@@ -18,6 +18,8 @@ from wetware.rpc.codec import Field, Struct, Types
 
 _CONSTRAINED_ID: Final = 0xB3C1DE9A40F7C2A5  # `constrained` in schema/ww.capnp
 _NAME_ID: Final = 0xA94D2F3E6B1C7085  # `name`, likewise
+_PACKED_ID: Final = 0xE1A86B0F27C4D953  # `packed`, likewise
+_LENGTHS_ID: Final = 0xB7520DC93E18F64A  # `lengths`, likewise
 
 
 class Method:
@@ -30,6 +32,7 @@ class Method:
         gives: The interfaces of what it returns, if all that its caller gets of it are these
             capabilities; else empty.
         named: The parameter that names an object of the service, as `ww share SERVICE:NAME` does.
+        packed: The parameter that may be several values, and that of their lengths; see `packed`.
         param_kinds: Parameter → "text", "data", "int", "float", "bool", "enum", "list" or "other".
         params: Names of the parameters, in the schema's order.
         results: Names of the results.
@@ -54,6 +57,7 @@ class Method:
         self.param_kinds: Mapping[str, str] = {f.name: f.type.kind for f in taken}
         self.takes: Mapping[str, Interface] = {f.name: f.type.holds for f in taken if _is_object(f)}
         self.named = self._named()
+        self.packed = self._packed()
         bare = all(map(_is_object, given)) and not _interfaces_in(self.param_codec)
         self.gives = frozenset(_interfaces_in(self.result_codec) if bare else ())
         # The fixed part of the parameters; None where the size has to be measured.
@@ -87,6 +91,26 @@ class Method:
                 hint="mark the other one $Ww.constrained",
             )
         return marked[0].name if marked else None
+
+    def _packed(self) -> tuple[str, str] | None:
+        """See `packed`; raises SchemaError where grants could not judge the values one by one."""
+        marks = (_PACKED_ID, _LENGTHS_ID)
+        fields = self.param_codec.fields.values()
+        values, lengths = ([f for f in fields if mark in f.marks] for mark in marks)
+        if not values and not lengths:
+            return None
+        one_each = len(values) == len(lengths) == 1
+        if not one_each or {f.type.kind for f in (*values, *lengths)} != {"data"}:
+            raise SchemaError(
+                f"{self.where} needs one Data with $Ww.packed and one with $Ww.lengths",
+                hint="mark both, or none",
+            )
+        if _interfaces_in(self.result_codec):
+            raise SchemaError(
+                f"{self.where} takes packed values and returns capabilities",
+                hint="return them by another method",
+            )
+        return values[0].name, lengths[0].name
 
     def __repr__(self) -> str:
         return f"<Method {self.where}({', '.join(self.params)})>"

@@ -42,12 +42,13 @@ class Guard(Protocol):
     def enter(
         self,
         method: Method,
-        args: Mapping[str, object],
+        args: dict[str, object],
         task: asyncio.Task[Any],
         passed: bool = False,
     ) -> Awaitable[None] | None:
         """A call starts. Raises WetwareError to refuse it.
 
+        Of packed values it may cut `args` to those that may pass, the first ones.
         It is `passed` where it goes on to somebody else's object, whose own guard judges it there.
         What is returned is awaited before the method runs, and may raise likewise; the call has
         entered by then, and leaves in any case. When the guard ends it cancels the tasks that

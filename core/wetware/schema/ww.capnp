@@ -17,6 +17,15 @@ annotation name @0xa94d2f3e6b1c7085 (field, param) :Void;
 # the schema is refused when it is loaded. A parameter of that name is held to NAME in every method
 # that has it: with `$Ww.constrained` it counts as marked, without either its method is not shared.
 
+annotation packed @0xe1a86b0f27c4d953 (field, param) :Void;
+annotation lengths @0xb7520dc93e18f64a (field, param) :Void;
+# A Data that may be several values, end to end, and in another Data of the same method how long each of
+# them is: 4 bytes a value, little-endian, at most 4096 values; no lengths: one value. Grants judge and
+# charge such a call as one call for each value, in turn: of values that may not all pass, those before the
+# first that may not are handed on, and both parameters are cut to them; where not even the first passes,
+# the call raises why. The method has to answer how many it was given. Under a constraint on the content
+# of the value one is handed on at a time. The method returns no capabilities.
+
 interface AnyCap @0xc8f5d0c1e94a7b36 {}
 # A capability whose interface is not known yet; it has no methods until it is cast.
 

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from wetware.errors import InvalidArgument
-from wetware.identity import Key
-from wetware_pubsub import wire
+from wetware.identity import Key, Principal
+from wetware.rpc import packed
+from wetware_pubsub import frames, wire
 from wetware_pubsub.order import Sequencer
 from wetware_pubsub.router import FLOODSUB, MESHSUB_10, MESHSUB_11, MessageCache
 from wetware_pubsub.wire import SIGN_DOMAIN, FrameReader, Malformed, WireMessage, decode
 
 T = "/wetware/test/chat"
+FRAMED = T + frames.FRAMED
+ADA = Principal("local", "ada")
 
 
 def _subscribe(nodes: list[Any], topic: str = T) -> None:
@@ -284,6 +287,17 @@ class Peer:
         message.signature = key.sign(SIGN_DOMAIN + message.signed())
         return message
 
+    def frame(self, *texts: bytes, principal: Principal = ADA) -> WireMessage:
+        data = frames.encode(principal, 1.0, *packed.pack(texts))
+        seqno = self.sequencer.next(FRAMED, len(texts))
+        message = WireMessage(self.id.multihash, data, seqno, FRAMED, b"", b"")
+        self.sign(message)
+        return message
+
+    def sign(self, message: WireMessage) -> None:
+        signed = frames.signed(message.topic, message.signed())
+        message.signature = self.key.sign(SIGN_DOMAIN + signed)
+
 
 @pytest.fixture
 def peer(make_network: Any) -> Peer:
@@ -327,6 +341,159 @@ def test_forgeries_are_refused_and_punished(peer: Peer, name: str) -> None:
     assert peer.victim.texts() == [b"good"]
     assert peer.router.stats.invalid == 1
     assert peer.router.penalty(peer.id) == pytest.approx(10)
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def framed(peer: Peer) -> Peer:
+    peer.router.subscribe(FRAMED)
+    peer.heard()
+    peer.net.clock.now += 10
+    return peer
+
+
+def _counts(peer: Peer) -> list[int]:
+    return [m.count for m in peer.victim.inbox]
+
+
+def test_a_frame_is_one_message_of_gossip(framed: Peer) -> None:
+    one, two = framed.frame(b"a", b"b", b"c"), framed.frame(b"d")
+    assert framed.say(one.encode(), two.encode()) == [True, True]
+    assert [(m.data, m.count) for m in framed.victim.inbox] == [(one.data, 3), (two.data, 1)]
+    assert framed.router.stats.delivered == 4
+    assert framed.router.penalty(framed.id) == 0
+
+
+def test_frames_are_put_into_their_order_and_none_is_waited_for_in_vain(framed: Peer) -> None:
+    made = [framed.frame(*[b"x"] * n) for n in (5, 1, 4096, 2)]
+    framed.say(made[0].encode())
+    framed.say(made[2].encode(), made[3].encode())
+    assert _counts(framed) == [5], "the second one is missing"
+    framed.say(made[1].encode())
+    assert _counts(framed) == [5, 1, 4096, 2]
+    assert framed.router.order.missed == 0
+
+
+def test_a_frame_that_is_missing_is_given_up_with_all_its_messages(framed: Peer) -> None:
+    made = [framed.frame(*[b"x"] * n) for n in (5, 7, 3)]
+    framed.say(made[0].encode(), made[2].encode())
+    framed.net.clock.now += 3
+    framed.router.expire_holds()
+    assert _counts(framed) == [5, 3]
+    assert framed.router.order.missed == 7
+
+
+def test_a_replayed_frame_is_refused(framed: Peer) -> None:
+    old = framed.frame(b"a", b"b")
+    assert framed.say(old.encode(), old.encode()) == [True, False]
+    framed.net.clock.now += 1000
+    framed.router.heartbeat()
+    assert framed.say(old.encode()) == [False]
+    assert _counts(framed) == [2]
+    assert framed.router.stats.stale == 1
+
+
+def test_a_forged_signature_of_a_frame_is_refused(framed: Peer) -> None:
+    forged = framed.frame(b"a")
+    forged.signature = Key.from_seed(b"o" * 32).sign(
+        SIGN_DOMAIN + frames.signed(FRAMED, forged.signed())
+    )
+    plain = framed.frame(b"b")
+    plain.signature = framed.key.sign(SIGN_DOMAIN + plain.signed())  # as of a raw topic
+    assert framed.say(forged.encode(), plain.encode()) == [False, False]
+    assert framed.router.stats.invalid == 2
+    assert not framed.victim.inbox
+
+
+def test_a_forged_principal_is_refused(framed: Peer) -> None:
+    """Who passes a frame on cannot say that another one published it."""
+    forged = framed.frame(b"a")
+    forged.data = forged.data.replace(b"local:ada", b"local:bob")
+    assert frames.decode(forged.data).principal == Principal("local", "bob")
+    assert framed.say(forged.encode()) == [False]
+    assert framed.router.stats.invalid == 1
+
+
+def test_what_a_node_attests_is_bound_to_the_node_that_signed(framed: Peer) -> None:
+    """A member that lies does so in its own name: the publisher is beside the principal."""
+    framed.say(framed.frame(b"a", principal=Principal("local", "of another node")).encode())
+    (message,) = framed.victim.inbox
+    assert message.publisher == framed.id
+
+
+@pytest.mark.parametrize(
+    "lie",
+    {
+        "too short": lambda frame: frame[:-1],
+        "too long": lambda frame: frame + b"x",
+        "other lengths": lambda frame: frame.replace(b"\x03\0\0\0", b"\x04\0\0\0"),
+        "more messages": lambda frame: frame[:10] + b"\xff\xff" + frame[12:],
+        "none": lambda _: b"",
+        "a plain message": lambda _: b"hello",
+        "version": lambda frame: b"\x02" + frame[1:],
+    }.values(),
+)
+def test_a_frame_that_lies_about_its_lengths_is_refused(
+    framed: Peer, lie: Callable[[bytes], bytes]
+) -> None:
+    message = framed.frame(b"one", b"", b"three")
+    message.data = lie(message.data)
+    framed.sign(message)
+    assert framed.say(message.encode()) == [False]
+    assert framed.router.stats.invalid == 1
+    assert framed.router.penalty(framed.id) == pytest.approx(10)
+    assert framed.router._cache.get(message.id) is None, "it is not passed on"
+
+
+def test_an_oversize_frame_is_refused_in_both_directions(make_network: Any) -> None:
+    peer = Peer(make_network(message_bytes_max=1000))
+    peer.router.subscribe(FRAMED)
+    peer.net.clock.now += 10
+    limit = frames.bytes_max(1000)
+    big = peer.frame(b"x" * limit)
+    assert peer.say(big.encode()) == [False]
+    with pytest.raises(InvalidArgument, match="message_bytes_max"):
+        peer.router.publish(FRAMED, b"x" * (limit + 1))
+
+
+def test_a_frame_does_not_pass_the_end_of_an_epoch_nor_have_a_foreign_number(framed: Peer) -> None:
+    long, foreign = framed.frame(b"a", b"b"), framed.frame(b"c")
+    long.seqno = long.seqno[:6] + b"\xff\xff"
+    foreign.seqno = b"\x18" + foreign.seqno[1:]
+    for message in (long, foreign):
+        framed.sign(message)
+    assert framed.say(long.encode(), foreign.encode()) == [False, False]
+
+
+def test_frames_of_a_liar_that_overlap_do_not_come_back_in_time(framed: Peer) -> None:
+    made = [framed.frame(*[b"x"] * n) for n in (2, 3, 1)]
+    inside = framed.frame(b"y")
+    inside.seqno = (int.from_bytes(made[1].seqno, "big") + 1).to_bytes(8, "big")
+    framed.sign(inside)
+    framed.say(made[0].encode(), made[2].encode(), inside.encode(), made[1].encode())
+    assert [m.data for m in framed.victim.inbox] == [m.data for m in made]
+
+
+def test_an_own_frame_is_signed_once_and_for_nobody_not_at_all(make_network: Any) -> None:
+    peer, signed = Peer(make_network(), topics=(T, FRAMED)), []
+    sign = peer.router._sign
+    peer.router._sign = lambda data: signed.append(data) or sign(data)
+    peer.router.publish("/wetware/test/nobody#1", b"x")
+    assert signed == []
+    frame = frames.encode(ADA, 1.0, *packed.pack([b"a", b"b"]))
+    seqno = peer.router.publish(FRAMED, frame, 2)
+    assert len(signed) == 1
+    message_id = peer.router.me.multihash + seqno
+    peer.control(wire.iwant_chunk([message_id]))
+    sent = peer.heard().messages
+    assert [m.data for m in sent] == [frame, frame]
+    assert len(signed) == 1
+    assert peer.router._check(sent[0], sent[0].signed()) == peer.router.me
+
+
+# --- raw topics -----------------------------------------------------------------------------------
 
 
 def test_wrong_domain_and_seqno_lengths_are_refused(peer: Peer) -> None:

@@ -16,6 +16,7 @@ from wetware.base.log import get_logger
 from wetware.errors import (
     STOPPING,
     CapabilityError,
+    Denied,
     Disconnected,
     InvalidArgument,
     LimitExceeded,
@@ -25,7 +26,8 @@ from wetware.hookspecs import PluginContext
 from wetware.identity import Principal
 from wetware.rpc import push
 from wetware.testing import FakeOverlay, Started
-from wetware_pubsub.client import PubSub, _message
+from wetware_pubsub import frames
+from wetware_pubsub.client import PubSub, Topic, _batch
 from wetware_pubsub.config import PubSubConfig
 from wetware_pubsub.router import Received
 from wetware_pubsub.service import PubSubService, check_topic
@@ -191,7 +193,8 @@ async def test_a_slow_subscriber_loses_the_oldest_and_is_told(
         topic = await slow.join("t")
         async with topic.subscribe(buffer=50) as lagging, topic.subscribe(buffer=5000) as roomy:
             publisher = await fast.join("t")
-            await publisher.publish_all(b"%d" % n for n in range(1000))
+            for first in range(0, 1000, 10):
+                await publisher.publish_all(b"%d" % n for n in range(first, first + 10))
             got = []
             while not got or got[-1] != 999:
                 got.append(int((await anext(lagging)).data))
@@ -204,6 +207,280 @@ async def test_a_slow_subscriber_loses_the_oldest_and_is_told(
             assert stats == {
                 "delivered": len(got), "dropped": lagging.dropped, "buffered": 0, "ended": False
             }  # fmt: skip
+
+
+async def test_what_is_published_while_a_call_is_away_goes_with_the_next_one(
+    tmp_path: Path,
+) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        calls = _count_calls(topic)
+        async with topic.subscribe() as messages:
+            seqnos = await asyncio.gather(*(topic.publish(b"%d" % n) for n in range(500)))
+            assert seqnos == list(range(seqnos[0], seqnos[0] + 500))
+            assert calls == [1, 499]
+            batches = [await anext(messages.batches), await anext(messages.batches)]
+            assert [len(batch.data) for batch in batches] == calls
+            assert batches[1].messages()[-1].data == b"499"
+            assert batches[1].messages()[-1].seqno == seqnos[-1]
+
+
+async def test_a_message_names_by_whose_grant_it_was_published(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic, raw = await session.join("t"), await session.join("t", raw=True)
+        before = time.time()
+        async with topic.subscribe() as messages, raw.subscribe() as plain:
+            await topic.publish(b"1")
+            await raw.publish(b"2")
+            message, other = await anext(messages), await anext(plain)
+        assert (message.data, message.principal) == (b"1", ALICE)
+        assert message.time is not None
+        assert before - 0.01 <= message.time <= time.time()
+        assert (other.data, other.principal, other.time) == (b"2", None, None)
+        assert other.publisher == message.publisher == served.service.gossip.router.me
+
+
+async def test_a_raw_topic_has_one_message_in_each_of_gossip(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t", raw=True)
+        async with topic.subscribe() as messages:
+            assert served.service.gossip.router.topics == ("/wetware/test/t",)
+            assert await topic.publish_all(b"%d" % n for n in range(50)) == 50
+            assert [int((await anext(messages)).data) for _ in range(50)] == list(range(50))
+            data, lengths = rpc.packed.pack([b"a", b"b"])
+            with pytest.raises(InvalidArgument) as info:
+                await topic.ref.call("publish", data=data, lengths=lengths)
+            assert info.value.code == "invalid.packed"
+
+
+async def test_who_publishes_much_waits_only_where_there_is_no_room(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        calls = _count_calls(topic)
+        async with topic.subscribe(slow="block") as messages:
+            async with topic.publisher() as publisher:
+                for number in range(20_000):
+                    await publisher.publish(b"%064d" % number)
+            assert publisher.published == 20_000
+            assert publisher.waiting == 0
+            assert len(calls) < 20
+            assert max(calls) <= rpc.packed.VALUES_MAX
+            assert [int((await anext(messages)).data) for _ in range(20_000)] == [*range(20_000)]
+
+
+def _count_calls(topic: Any) -> list[int]:
+    """How many messages each call has that publishes."""
+    counts: list[int] = []
+    call = topic._queue._call
+
+    async def counted(method: str, **params: Any) -> Any:
+        counts.append(max(1, len(params.get("lengths", b"")) // 4))
+        return await call(method, **params)
+
+    topic._queue._call = counted
+    return counts
+
+
+class Choosy(FakeGuard):
+    """Lets the first values of a call through, up to one that begins with a minus."""
+
+    def enter(self, method: Any, args: Any, task: asyncio.Task[Any], passed: bool) -> None:
+        super().enter(method, args, task, passed)
+        if method.packed is None:
+            return
+        values = rpc.packed.unpack(
+            args["data"], rpc.packed.lengths_of(len(args["data"]), args["lengths"])
+        )
+        taken = next((n for n, value in enumerate(values) if value[:1] == b"-"), len(values))
+        if not taken:
+            raise Denied(f"{values[0]!r} is negative")
+        if taken < len(values):
+            args["data"], args["lengths"] = rpc.packed.pack(values[:taken])
+
+
+async def test_of_a_frame_each_message_has_its_own_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(tmp_path) as served:
+        monkeypatch.setattr(f"{__name__}.FakeGuard", Choosy)
+        async with served.session() as session:
+            topic = await session.join("t")
+            async with topic.subscribe() as messages:
+                texts = [b"0", b"1", b"-2", b"3", b"-4", b"-5", b"6"]
+                calls = [topic.publish(text) for text in texts]
+                answers = await asyncio.gather(*calls, return_exceptions=True)
+                good = [0, 1, 3, 6]
+                assert [n for n, a in enumerate(answers) if isinstance(a, int)] == good
+                assert [type(a) for a in answers if not isinstance(a, int)] == [Denied] * 3
+                assert [str(a) for a in answers if isinstance(a, Denied)] == [
+                    f"b'-{n}' is negative" for n in (2, 4, 5)
+                ]
+                got = [await anext(messages) for _ in good]
+                assert [int(m.data) for m in got] == good
+                assert [m.seqno for m in got] == [answers[n] for n in good]
+
+
+async def test_after_a_refusal_a_publisher_sends_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(tmp_path) as served:
+        monkeypatch.setattr(f"{__name__}.FakeGuard", Choosy)
+        async with served.session() as session:
+            topic = await session.join("t")
+            async with topic.subscribe() as messages:
+                with pytest.raises(Denied, match="-3"):
+                    await topic.publish_all([b"1", b"2", b"-3", b"4"])
+                await topic.publish(b"5")
+                assert [(await anext(messages)).data for _ in range(3)] == [b"1", b"2", b"5"]
+
+
+async def test_revocation_ends_all_that_wait_to_be_published(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        publishing = [asyncio.create_task(topic.publish(b"x")) for _ in range(50)]
+        await asyncio.sleep(0)
+        served.guards[0].end()
+        answers = await asyncio.gather(*publishing, return_exceptions=True)
+        assert {type(a) for a in answers[1:]} == {Revoked}
+        with pytest.raises(Revoked):
+            await topic.publish_all([b"1", b"2"])
+
+
+async def test_who_gives_up_waiting_has_not_published(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        async with topic.subscribe() as messages:
+            texts = [b"1", b"2", b"3"]
+            first, second, third = (asyncio.create_task(topic.publish(t)) for t in texts)
+            await asyncio.sleep(0)
+            second.cancel()
+            await asyncio.gather(first, third)
+            assert [(await anext(messages)).data for _ in range(2)] == [b"1", b"3"]
+
+
+@pytest.mark.parametrize(
+    "lengths", [b"\1", b"\1\0\0\0", b"\3\0\0\0", b"\xff\xff\xff\xff" * 2, bytes(4 * 4097)]
+)
+async def test_a_frame_that_lies_about_its_lengths_is_not_published(
+    tmp_path: Path, lengths: bytes
+) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        with pytest.raises(InvalidArgument) as info:
+            await topic.ref.call("publish", data=b"ab", lengths=lengths)
+        assert info.value.code == "invalid.packed"
+        assert served.service.gossip.router.stats.published == 0
+
+
+async def test_an_oversize_frame_is_not_published(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        topic = await session.join("t")
+        data, lengths = rpc.packed.pack([bytes(frames.PACK_BYTES), b"x"])
+        with pytest.raises(InvalidArgument) as info:
+            await topic.ref.call("publish", data=data, lengths=lengths)
+        assert info.value.code == "invalid.packed"
+        await topic.publish_all([bytes(frames.PACK_BYTES), b"x", bytes(512 << 10), b"y"])
+        assert served.service.gossip.router.stats.published == 4
+
+
+# --- slow consumers -------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def stuck(
+    tmp_path: Path, slow: str, **config: Any
+) -> AsyncIterator[tuple[Served, Any, Any, Any]]:
+    """A subscriber that does not read, with room for 100 KB: served, its messages and a topic."""
+    async with (
+        serve(tmp_path, buffer_bytes_max=100_000, **config) as served,
+        served.session() as session,
+        served.session() as other,
+    ):
+        topic = await session.join("t")
+        async with topic.subscribe(slow=slow) as messages:
+            (pumps,) = served.service._topics.values()
+            yield served, messages, await other.join("t"), next(iter(pumps))
+
+
+def _small_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push, "READ_AHEAD_BYTES_MAX", 50_000)
+    monkeypatch.setattr(push, "BATCH_BYTES_MAX", 20_000)
+
+
+async def _read_on(messages: Any) -> None:
+    async for _ in messages:
+        pass
+
+
+@pytest.mark.parametrize("slow", ["dropOldest", "dropNewest"])
+async def test_a_slow_consumer_loses_what_it_said_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    _small_read_ahead(monkeypatch)
+    async with stuck(tmp_path, slow) as (_, messages, topic, pump):
+        for number in range(100):
+            await topic.publish(b"%d" % number + b" " * 10_000)
+            assert pump._bytes <= 100_000, "memory is flat"
+        await until(lambda: not pump._in_flight or pump.dropped > 50)
+        got = [int((await anext(messages)).data)]
+        while len(got) + messages.dropped < 100:
+            got.append(int((await anext(messages)).data))
+        assert messages.dropped == pump.dropped > 50
+        assert got == sorted(set(got))
+        assert (got[-1] == 99) == (slow == "dropOldest")
+        if slow == "dropNewest":
+            assert got == [*range(len(got))]
+
+
+async def test_a_slow_consumer_is_disconnected_if_it_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _small_read_ahead(monkeypatch)
+    async with stuck(tmp_path, "disconnect") as (served, messages, topic, pump):
+        for _ in range(100):
+            await topic.publish(b" " * 10_000)
+        assert pump.ended
+        assert served.service.subscribers("/wetware/test/t#1") == 0
+        with pytest.raises(LimitExceeded) as info:
+            await asyncio.wait_for(_read_on(messages), 20)
+        assert info.value.code == "limit.slow"
+
+
+async def test_publishers_wait_for_a_slow_consumer_if_it_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _small_read_ahead(monkeypatch)
+    async with stuck(tmp_path, "block") as (_, messages, topic, pump):
+
+        async def publish() -> None:
+            for number in range(100):
+                await topic.publish(b"%d" % number + b" " * 10_000)
+                assert pump._bytes <= 120_000, "one more than there is room for"
+
+        publishing = asyncio.create_task(publish())
+        await until(lambda: not pump.has_room)
+        assert [int((await anext(messages)).data) for _ in range(100)] == [*range(100)]
+        await publishing
+        assert messages.dropped == pump.dropped == 0
+
+
+async def test_a_consumer_that_blocks_for_too_long_is_disconnected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _small_read_ahead(monkeypatch)
+    async with stuck(tmp_path, "block", publish_wait_s=0.3) as (_, messages, topic, pump):
+        for _ in range(100):
+            await topic.publish(b" " * 10_000)
+        assert pump.ended
+        with pytest.raises(LimitExceeded) as info:
+            await asyncio.wait_for(_read_on(messages), 20)
+        assert info.value.code == "limit.slow"
+
+
+def test_what_a_slow_consumer_can_be_is_named() -> None:
+    with pytest.raises(InvalidArgument, match="nothing that a subscriber can be") as info:
+        Topic.subscribe(Topic.__new__(Topic), slow="wait")
+    assert "block" in info.value.hint
 
 
 async def test_a_buffer_is_bounded_in_bytes(tmp_path: Path) -> None:
@@ -243,11 +520,11 @@ async def test_leaving_or_losing_the_connection_ends_a_subscription(tmp_path: Pa
         async with served.session() as session:
             topic = await session.join("t")
             async with topic.subscribe():
-                assert served.service.gossip.router.topics == ("/wetware/test/t",)
+                assert served.service.gossip.router.topics == ("/wetware/test/t#1",)
             await until(lambda: served.service.gossip.router.topics == ())
             subscription = await topic.subscribe().__aenter__()
-            await subscription._ref.cancel()  # type: ignore[union-attr]
-            await subscription._ref.cancel()  # type: ignore[union-attr]  # idempotent
+            await subscription.batches._ref.cancel()  # type: ignore[union-attr]
+            await subscription.batches._ref.cancel()  # type: ignore[union-attr]  # idempotent
             assert (await subscription.stats())["ended"] is True
             with pytest.raises(Disconnected):
                 await anext(subscription)
@@ -261,7 +538,7 @@ async def test_leaving_or_losing_the_connection_ends_a_subscription(tmp_path: Pa
 async def test_a_subscription_that_is_dropped_ends(tmp_path: Path) -> None:
     async with serve(tmp_path) as served, served.session() as session:
         topic = await session.join("t")
-        await topic.ref.call("subscribe", sink=topic.subscribe(), buffer=0)
+        await topic.ref.call("subscribe", sink=topic.subscribe().batches, buffer=0)
         await until(lambda: served.service.gossip.router.topics == ())
 
 
@@ -281,25 +558,34 @@ async def test_a_sink_that_fails_ends_its_subscription_alone(tmp_path: Path) -> 
                 await reply["subscription"].stats()
 
 
-async def test_a_message_is_encoded_once_for_all_subscribers(tmp_path: Path) -> None:
+async def test_all_subscribers_are_handed_the_same_bytes(tmp_path: Path) -> None:
     async with serve(tmp_path) as served, served.session() as session:
         topic = await session.join("t")
         async with topic.subscribe(), topic.subscribe():
             publisher, seqno = served.service.gossip.router.me, (1 << 63) + 5
-            received = Received("/wetware/test/t", b"data", publisher, seqno.to_bytes(8, "big"))
-            served.service._deliver(received)
+            data, lengths = rpc.packed.pack([b"one", b"", b"three"])
+            frame = frames.encode(ALICE, 1.5, data, lengths)
+            served.service._deliver(
+                Received("/wetware/test/t#1", frame, publisher, seqno.to_bytes(8, "big"), 3)
+            )
             (pumps,) = served.service._topics.values()
-            one, two = (next(iter(pump._waiting.values())) for pump in pumps)
+            (one, count), (two, _) = (next(iter(pump._waiting.values())) for pump in pumps)
             assert one is two
-            message = _message(one)
-            assert (message.data, message.publisher, message.seqno) == (b"data", publisher, seqno)
+            assert count == 3
+            messages = _batch(one, raw=False).messages()
+            assert [m.data for m in messages] == [b"one", b"", b"three"]
+            assert [m.seqno for m in messages] == [seqno, seqno + 1, seqno + 2]
+            assert {(m.publisher, m.principal, m.time) for m in messages} == {
+                (publisher, ALICE, 1.5)
+            }
 
 
+@pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("wrong", [b"", b"12345678", b"12345678\x02p", b"12345678\x01\xffdata"])
-def test_what_is_no_message_is_an_error(wrong: bytes) -> None:
+def test_what_is_no_message_is_an_error(wrong: bytes, raw: bool) -> None:
     with pytest.raises(InvalidArgument, match="no message"):
-        _message(wrong)
-    assert _message(b"12345678\x01p").data == b""
+        _batch(wrong, raw=raw)
+    assert _batch(b"12345678\x01p", raw=True).data == [b""]
 
 
 async def test_a_stopping_node_says_so_and_takes_no_more_subscribers(tmp_path: Path) -> None:
@@ -348,7 +634,7 @@ async def test_limits_and_bad_arguments_are_named(tmp_path: Path) -> None:
         with pytest.raises(LimitExceeded, match="subscriptions_per_principal_max"):
             await stack.enter_async_context(topic.subscribe())
         first.close()
-        await until(lambda: served.service.subscribers("/wetware/test/t") == 1)
+        await until(lambda: served.service.subscribers("/wetware/test/t#1") == 1)
         await stack.enter_async_context(topic.subscribe())
 
 

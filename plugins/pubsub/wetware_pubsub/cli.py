@@ -20,7 +20,7 @@ from wetware.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from wetware.client import Session
-    from wetware_pubsub.client import Message
+    from wetware_pubsub.client import Message, Messages
 
 LINE_BYTES_MAX = 1 << 20
 """A line of standard input; the node has its own, lower limit."""
@@ -38,6 +38,12 @@ def mount(app: typer.Typer) -> None:
     app.command("sub", rich_help_panel=section, epilog=shown)(sub_command)
 
 
+Foreign = Annotated[
+    bool,
+    typer.Option(
+        "--foreign", help="The raw topic of that name, for peers of other implementations."
+    ),
+]
 Topic = Annotated[str, typer.Argument(help="The topic's name.", show_default=False)]
 
 
@@ -51,6 +57,7 @@ def pub_command(
             parser=str,  # it may be empty
         ),
     ] = None,
+    foreign: Foreign = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say on stderr how many were published.")
     ] = False,
@@ -59,7 +66,7 @@ def pub_command(
 
     async def work(session: Session) -> int:
         source = stdin_lines() if message in (None, "-") else [message]
-        return await publish(session, topic, source)
+        return await publish(session, topic, source, raw=foreign)
 
     count = run_client(work)
     if not count:
@@ -77,9 +84,14 @@ def sub_command(
     raw: Annotated[
         bool, typer.Option("--raw", help="Print the data alone: no newline, nothing escaped.")
     ] = False,
+    foreign: Foreign = False,
     buffer: Annotated[
         int, typer.Option("--buffer", min=0, help="Messages that may wait at the node.")
     ] = 0,
+    slow: Annotated[
+        str,
+        typer.Option("--slow", help="Beyond them: dropOldest, dropNewest, disconnect or block."),
+    ] = "dropOldest",
 ) -> None:
     """Print what is published to a topic, one line a message, until interrupted."""
     if json and raw:
@@ -88,7 +100,9 @@ def sub_command(
     as_line = json_line if json else bytes_of if raw else plain
 
     async def work(session: Session) -> None:
-        await subscribe(session, topic, Output(sys.stdout.fileno()), as_line, count, buffer)
+        joined = await session.pubsub.join(topic, raw=foreign)
+        messages = joined.subscribe(buffer=buffer, slow=slow)
+        await subscribe(messages, topic, Output(sys.stdout.fileno()), as_line, count)
 
     run_client(work, reconnect=True)
 
@@ -97,10 +111,14 @@ def sub_command(
 
 
 async def publish(
-    session: Session, topic: str, source: AsyncIterable[bytes | str] | Iterable[bytes | str]
+    session: Session,
+    topic: str,
+    source: AsyncIterable[bytes | str] | Iterable[bytes | str],
+    *,
+    raw: bool = False,
 ) -> int:
     """Publish everything from `source`; returns how many messages."""
-    return await (await session.pubsub.join(topic)).publish_all(source)
+    return await (await session.pubsub.join(topic, raw=raw)).publish_all(source)
 
 
 async def stdin_lines(fd: int = 0) -> AsyncIterator[bytes]:
@@ -179,10 +197,11 @@ def terminal_line(_: str, message: Message) -> bytes:
 
 
 def json_line(topic: str, message: Message) -> bytes:
-    """One JSON object: topic, publisher, seqno, and data, or data_base64 if it is not UTF-8."""
+    """One JSON object: topic, publisher, principal, seqno; data, or data_base64 for no UTF-8."""
     fields: dict[str, object] = {
         "topic": topic,
         "publisher": str(message.publisher),
+        "principal": message.principal and str(message.principal),
         "seqno": message.seqno,
     }
     try:
@@ -225,17 +244,15 @@ class Output:
 
 
 async def subscribe(
-    session: Session,
+    subscription: Messages,
     topic: str,
     output: Output,
     as_line: Callable[[str, Message], bytes],
     count: int | None = None,
-    buffer: int = 0,
 ) -> None:
     """Write messages as they come, until `count` of them were written."""
-    joined = await session.pubsub.join(topic)
     written = reported = 0
-    async with joined.subscribe(buffer=buffer) as messages:
+    async with subscription as messages:
         async for message in messages:
             if messages.dropped != reported:
                 note(f"ww: {messages.dropped - reported} messages dropped: this end is too slow")

@@ -15,8 +15,8 @@ class PubSubConfig:
 
     Attributes:
         topic_chars_max: Length of a topic's name.
-        buffer_messages_default: Messages that a subscription buffers unless it says otherwise: half
-            a second of a burst at 10,000 a second.
+        buffer_messages_default: Messages that a subscription buffers unless it says otherwise: what
+            `buffer_bytes_max` holds of about a hundred bytes each.
         buffer_messages_max: The most that a subscription may ask for.
         mesh_d: Peers of a topic's mesh. GossipSub's D: 6 reaches 1,000 nodes in about 4 hops.
         mesh_d_low: Below it the heartbeat grafts. 5, as in go.
@@ -86,8 +86,8 @@ class PubSubConfig:
         "one, and latency is one hop. Costs bandwidth with many nodes.",
     )
     topic_chars_max: int = 128
-    buffer_messages_default: int = 4096
-    buffer_messages_max: int = 65_536
+    buffer_messages_default: int = 65_536
+    buffer_messages_max: int = 1 << 20
     mesh_d: int = 6
     mesh_d_low: int = 5
     mesh_d_high: int = 12

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +76,10 @@ class EpochFile:
             self._log.warning("epoch.unwritable", file=self._path.name, error=exc)
 
 
+async def _no_wait() -> None:
+    """For who can never have too much."""
+
+
 class Gossip:
     """This node's part in the cluster's topics. Topics here are wire names.
 
@@ -86,6 +90,7 @@ class Gossip:
         log: Events.
         data_dir: Where message numbers are kept apart over restarts.
         deliver: Gets each message of a subscribed topic.
+        room: Returns when there is room for what peers send.
         prefix: Topics that begin otherwise are not ours.
         rng: Chooses mesh and gossip peers.
     """
@@ -99,10 +104,12 @@ class Gossip:
         log: EventLogger,
         data_dir: Path,
         deliver: Callable[[Received], None],
+        room: Callable[[], Awaitable[None]] = _no_wait,
         prefix: str,
         rng: random.Random | None = None,
     ) -> None:
         self._overlay, self._config, self._log = overlay, config, log
+        self._subscribers_room = room
         epochs = EpochFile(data_dir / _EPOCH_FILE, log)
         self.router = Router(
             overlay.peer_id,
@@ -151,14 +158,14 @@ class Gossip:
         """Deliver no more. Idempotent."""
         self.router.unsubscribe(topic)
 
-    async def publish(self, topic: str, data: bytes) -> bytes:
+    async def publish(self, topic: str, data: bytes, count: int = 1) -> bytes:
         """Publish now, and return the seqno once there is room for more.
 
         The publisher is paced by the faster half of its peers: a single slow one does not hold it
         up, and loses its stream when its queue is full. Raises InvalidArgument for too long a
         message.
         """
-        seqno = self.router.publish(topic, data)
+        seqno = self.router.publish(topic, data, count)
         if self._is_crowded(topic):
             with anyio.move_on_after(self._config.publish_wait_s):
                 while self._is_crowded(topic):
@@ -303,6 +310,7 @@ class Gossip:
             for body in reader.feed(data):
                 for message in self.router.receive(peer, body):
                     self.router.message(peer, message)
+                    await self._subscribers_room()
                     if loop.time() - started > _SLICE_S:
                         await asyncio.sleep(0)
                         if self._inbound.get(peer) is not stream:

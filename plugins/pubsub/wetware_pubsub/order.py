@@ -5,6 +5,7 @@ overtake it. A libp2p seqno is eight opaque bytes; ours are laid out so that a r
 
     0x77 | epoch, 40 bits | counter, 16 bits        (big-endian)
 
+A frame has the number of its first message, and takes as many as it holds.
 A publisher numbers each topic in blocks: `epoch` (in 1/256 s of Unix time, never given out twice,
 over restarts too) names a block, `counter` runs from 0 without holes. So `n + 1` follows `n`, and a
 counter of 0 begins anew. A receiver holds what overtook until the gap is filled or `hold_s` is
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 _MARK = 0x77
 _COUNTER_BITS = 16
-_COUNTER_MAX = (1 << _COUNTER_BITS) - 1
+COUNTER_MAX = (1 << _COUNTER_BITS) - 1
 _EPOCH_MAX = (1 << 40) - 1
 _NUMBER_MASK = (1 << 56) - 1
 EPOCHS_PER_S = 256
@@ -63,14 +64,13 @@ class Sequencer:
         self._next_epoch = self._reserved = floor
         self._blocks: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
-    def next(self, topic: str) -> bytes:
-        """The seqno of the next message in `topic`."""
-        epoch, counter = self._blocks.get(topic, (0, _COUNTER_MAX))
-        if counter == _COUNTER_MAX:
+    def next(self, topic: str, count: int = 1) -> bytes:
+        """The seqno of the next message in `topic`, or of the first of `count` in one block."""
+        epoch, last = self._blocks.get(topic, (0, COUNTER_MAX))
+        counter = last + 1
+        if counter + count > COUNTER_MAX + 1:
             epoch, counter = self._new_epoch(), 0
-        else:
-            counter += 1
-        self._blocks[topic] = epoch, counter
+        self._blocks[topic] = epoch, counter + count - 1
         self._blocks.move_to_end(topic)
         if len(self._blocks) > TOPICS_MAX:
             self._blocks.popitem(last=False)
@@ -96,7 +96,7 @@ class _Line(Generic[T]):
 
     last: int
     heap: list[int] = field(default_factory=list)
-    held: dict[int, tuple[T, int]] = field(default_factory=dict)  # with the size in bytes
+    held: dict[int, tuple[T, int, int]] = field(default_factory=dict)  # with bytes and count
     deadline: float = 0.0
     resumed: bool = False  # nobody listened for a while: what was missed is no gap
 
@@ -152,15 +152,28 @@ class Orderer(Generic[T]):
                     self._skip(key, line, 0.0)
                 line.resumed = True
 
-    def push(self, author: bytes, topic: str, seqno: bytes, item: T, size: int, now: float) -> bool:
-        """Take a message; True unless it is stale. Delivers what is due, maybe nothing yet."""
+    def push(
+        self,
+        author: bytes,
+        topic: str,
+        seqno: bytes,
+        item: T,
+        size: int,
+        now: float,
+        *,
+        count: int = 1,
+    ) -> bool:
+        """Take a message, or `count` in one; True unless it is stale.
+
+        Delivers what is due, maybe nothing yet. `size` is in bytes.
+        """
         if (number := number_of(seqno)) is None:
             self._deliver(item)
             return True
         key = (author, topic)
         line = self._lines.get(key)
         if line is None:
-            self._lines[key] = _Line(number)
+            self._lines[key] = _Line(number + count - 1)
             if len(self._lines) > self._lines_max:
                 self._forget()
             self._deliver(item)
@@ -168,9 +181,9 @@ class Orderer(Generic[T]):
         self._lines.move_to_end(key)
         if number <= line.last or number in line.held:
             return False
-        follows = number == line.last + 1 or not number & _COUNTER_MAX or line.resumed
+        follows = number == line.last + 1 or not number & COUNTER_MAX or line.resumed
         if not line.heap and follows:
-            line.last = number
+            line.last = number + count - 1
             line.resumed = False
             self._deliver(item)
             return True
@@ -178,7 +191,7 @@ class Orderer(Generic[T]):
             line.deadline = now + self._hold_s
             self._holding[key] = line
         heapq.heappush(line.heap, number)
-        line.held[number] = item, size
+        line.held[number] = item, size, count
         self._held_bytes += size
         self._advance(key, line)
         while len(line.heap) > self._held_max:
@@ -206,13 +219,14 @@ class Orderer(Generic[T]):
     def _advance(self, key: tuple[bytes, str], line: _Line[T]) -> None:
         while line.heap:
             number = line.heap[0]
-            if number != line.last + 1 and number & _COUNTER_MAX:
+            if number > line.last + 1 and number & COUNTER_MAX:
                 return
             heapq.heappop(line.heap)
-            item, size = line.held.pop(number)
-            line.last = number
+            item, size, count = line.held.pop(number)
             self._held_bytes -= size
-            self._deliver(item)
+            if number > line.last:  # else it overlaps another one: its publisher lies
+                line.last = number + count - 1
+                self._deliver(item)
         self._holding.pop(key, None)
 
     def _skip(self, key: tuple[bytes, str], line: _Line[T], now: float) -> None:
@@ -220,7 +234,7 @@ class Orderer(Generic[T]):
         if first >> _COUNTER_BITS == line.last >> _COUNTER_BITS:
             self.missed += first - line.last - 1
         else:  # the lost end of a block has an unknown length; its known part is the new beginning
-            self.missed += first & _COUNTER_MAX
+            self.missed += first & COUNTER_MAX
         line.last = first - 1
         line.deadline = now + self._hold_s
         self._advance(key, line)

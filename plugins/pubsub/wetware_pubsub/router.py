@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from wetware.errors import InvalidArgument
 from wetware.identity import PeerId, verify
-from wetware_pubsub.order import Orderer, Sequencer
+from wetware_pubsub import frames
+from wetware_pubsub.order import COUNTER_MAX, Orderer, Sequencer, number_of
 from wetware_pubsub.wire import (
     SIGN_DOMAIN,
     Malformed,
@@ -67,6 +68,15 @@ _GRAFT_FLOOD_S = 10.0  # a GRAFT so soon after our PRUNE cannot be a misundersta
 _ED25519_KEY_PB = b"\x08\x01\x12\x20"
 
 
+def too_long(nbytes: int, limit: int) -> InvalidArgument:
+    """The refusal of a message above `message_bytes_max`."""
+    return InvalidArgument(
+        f"the message has {nbytes} bytes; message_bytes_max is {limit}",
+        hint="send it in parts, or put it into a blob and publish its CID",
+        code="invalid.message_bytes",
+    )
+
+
 class Offence(Enum):
     """What a peer can do wrong, and the penalty for it.
 
@@ -88,15 +98,17 @@ class Received:
 
     Attributes:
         topic: As on the wire.
-        data: The payload.
+        data: The payload: of a topic that ends with `frames.FRAMED`, a frame.
         publisher: Who signed it.
         seqno: Eight bytes, opaque unless `order.number_of` knows them.
+        count: How many messages it holds.
     """
 
     topic: str
     data: bytes
     publisher: PeerId
     seqno: bytes
+    count: int = 1
 
 
 @dataclass(slots=True)
@@ -225,8 +237,15 @@ class _Peer:
 
 @dataclass(slots=True)
 class _Cached:
+    """A message that may be asked for.
+
+    An own one is encoded and signed when the first peer is to get it: `chunk` is None before.
+    """
+
     topic: str
-    chunk: bytes
+    data: bytes
+    chunk: bytes | None
+    size: int
     sent: dict[PeerId, int] = field(default_factory=dict)  # IWANTs answered
 
 
@@ -246,12 +265,16 @@ class MessageCache:
         self._gossip_windows, self._bytes_max = gossip_windows, bytes_max
         self._bytes = 0
 
-    def put(self, message_id: bytes, topic: str, chunk: bytes) -> None:
-        self._windows[0][message_id] = _Cached(topic, chunk)
-        self._bytes += len(chunk) + _CACHED_BYTES
+    def put(
+        self, message_id: bytes, topic: str, data: bytes, chunk: bytes | None = None
+    ) -> _Cached:
+        cached = _Cached(topic, data, chunk, len(chunk or data) + _CACHED_BYTES)
+        self._windows[0][message_id] = cached
+        self._bytes += cached.size
         while self._bytes > self._bytes_max:
             oldest = next(w for w in reversed(self._windows) if w)
-            self._bytes -= len(oldest.popitem(last=False)[1].chunk) + _CACHED_BYTES
+            self._bytes -= oldest.popitem(last=False)[1].size
+        return cached
 
     def get(self, message_id: bytes) -> _Cached | None:
         for window in self._windows:
@@ -269,7 +292,7 @@ class MessageCache:
 
     def shift(self) -> None:
         for cached in self._windows[-1].values():
-            self._bytes -= len(cached.chunk) + _CACHED_BYTES
+            self._bytes -= cached.size
         self._windows.appendleft(OrderedDict())
 
 
@@ -602,30 +625,36 @@ class Router:
 
     # --- publishing ---
 
-    def publish(self, topic: str, data: bytes) -> bytes:
+    def publish(self, topic: str, data: bytes, count: int = 1) -> bytes:
         """Sign and send a message; delivered here too if the topic is subscribed.
 
-        Returns its seqno. Raises InvalidArgument if it is longer than `message_bytes_max`.
+        Returns its seqno: of a frame of `count` messages that of the first. Raises InvalidArgument
+        if it is longer than `message_bytes_max`.
         """
-        if len(data) > self.config.message_bytes_max:
-            raise InvalidArgument(
-                f"the message has {len(data)} bytes; message_bytes_max is "
-                f"{self.config.message_bytes_max}",
-                hint="send it in parts, or put it into a blob and publish its CID",
-                code="invalid.message_bytes",
-            )
-        seqno = self._sequencer.next(topic)
-        unsigned = encode_unsigned(self._me_bytes, data, seqno, topic)
-        chunk = publish_chunk(unsigned, self._sign(unsigned))
+        if len(data) > self._bytes_max(topic):
+            raise too_long(len(data), self.config.message_bytes_max)
+        seqno = self._sequencer.next(topic, count)
         message_id = self._me_bytes + seqno
         self._seen.add(message_id, self._now())
-        self._cache.put(message_id, topic, chunk)
-        self.stats.published += 1
-        for peer in self._publish_to(topic):
-            self._send_data(peer, chunk)
+        cached = self._cache.put(message_id, topic, data)
+        self.stats.published += count
+        for peer in self.targets(topic):
+            self._send_data(peer, self._chunk(cached, seqno))
         if topic in self._mesh:
-            self._deliver(Received(topic, data, self.me, seqno))
+            self._deliver(Received(topic, data, self.me, seqno, count))
         return seqno
+
+    def _chunk(self, cached: _Cached, seqno: bytes) -> bytes:
+        if cached.chunk is None:
+            unsigned = encode_unsigned(self._me_bytes, cached.data, seqno, cached.topic)
+            signature = self._sign(frames.signed(cached.topic, unsigned))
+            cached.chunk, cached.data = publish_chunk(unsigned, signature), b""
+        return cached.chunk
+
+    def _bytes_max(self, topic: str) -> int:
+        """Of the data of one GossipSub message."""
+        limit = self.config.message_bytes_max
+        return frames.bytes_max(limit) if topic.endswith(frames.FRAMED) else limit
 
     def targets(self, topic: str) -> list[PeerId]:
         """The peers that a message published now would be sent to."""
@@ -804,7 +833,7 @@ class Router:
                 return
             cached.sent[peer] = times + 1
             self.stats.iwant_served += 1
-            self._send_data(peer, cached.chunk)
+            self._send_data(peer, self._chunk(cached, message_id[-8:]))
 
     def message(self, peer: PeerId, message: WireMessage) -> bool:
         """Judge, deliver and forward one message that `receive` returned.
@@ -828,23 +857,43 @@ class Router:
             return False
         unsigned = message.signed()
         publisher = self._check(message, unsigned)
-        if publisher is None:
+        count = 0 if publisher is None else self._count(message)
+        if publisher is None or not count:
             self.stats.invalid += 1
             self.punish(peer, Offence.INVALID_MESSAGE)
             return False
         now = self._now()
         self._seen.add(message_id, now)
         chunk = publish_chunk(unsigned, message.signature, message.key)
-        self._cache.put(message_id, message.topic, chunk)
+        self._cache.put(message_id, message.topic, b"", chunk)
         for other in self._forward_to(message.topic):
             if other != peer and other != publisher:
                 self.stats.forwarded += 1
                 self._send_data(other, chunk)
-        received = Received(message.topic, message.data, publisher, message.seqno)
+        received = Received(message.topic, message.data, publisher, message.seqno, count)
         self.order.push(
-            message.author, message.topic, message.seqno, received, len(message.data), now
+            message.author,
+            message.topic,
+            message.seqno,
+            received,
+            len(message.data),
+            now,
+            count=count,
         )
         return True
+
+    def _count(self, message: WireMessage) -> int:
+        """How many messages it holds; 0 if it is a frame that is none."""
+        if not message.topic.endswith(frames.FRAMED):
+            return 1
+        number = number_of(message.seqno)
+        try:
+            count = len(frames.decode(message.data).lengths)
+        except (ValueError, InvalidArgument):
+            return 0
+        if number is None or (number & COUNTER_MAX) + count > COUNTER_MAX + 1:
+            return 0
+        return count
 
     def _forward_to(self, topic: str) -> Iterable[PeerId]:
         mesh = self._mesh[topic]
@@ -856,13 +905,14 @@ class Router:
         if (
             len(message.seqno) != 8
             or len(message.signature) != 64
-            or len(message.data) > self.config.message_bytes_max
+            or len(message.data) > self._bytes_max(message.topic)
         ):
             return None
         publisher, public = self._author(message.author)
         if public is None or (message.key and message.key != _ED25519_KEY_PB + public):
             return None
-        return publisher if verify(public, message.signature, SIGN_DOMAIN + unsigned) else None
+        signed = SIGN_DOMAIN + frames.signed(message.topic, unsigned)
+        return publisher if verify(public, message.signature, signed) else None
 
     def _author(self, author: bytes) -> tuple[PeerId, bytes | None]:
         if (known := self._authors.get(author)) is not None:
@@ -880,7 +930,7 @@ class Router:
 
     def _deliver(self, received: Received) -> None:
         if received.topic in self._mesh:
-            self.stats.delivered += 1
+            self.stats.delivered += received.count
             self._deliver_to_node(received)
 
     # --- time ---

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from wetware import rpc
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, stopping
 from wetware.hookspecs import Service
+from wetware_pubsub import frames
 from wetware_pubsub.gossip import Gossip
+from wetware_pubsub.router import too_long
 from wetware_pubsub.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class PubSubService(Service):
     def __init__(self, ctx: PluginContext, *, rng: random.Random | None = None) -> None:
         self.config: PubSubConfig = ctx.config
         self._prefix = f"/wetware/{ctx.overlay.cluster}/"
-        self._log = ctx.log
+        self._log, self._clock = ctx.log, ctx.clock
         self.gossip = Gossip(
             ctx.overlay,
             config=ctx.config,
@@ -75,10 +77,12 @@ class PubSubService(Service):
             log=ctx.log,
             data_dir=ctx.data_dir,
             deliver=self._deliver,
+            room=self._room,
             prefix=self._prefix,
             rng=rng,
         )
         self._topics: dict[str, dict[rpc.Pump, None]] = {}  # by wire name
+        self._blocking: dict[rpc.Pump, None] = {}
         self._per_principal: Counter[Principal] = Counter()
         self._running = False
 
@@ -95,16 +99,62 @@ class PubSubService(Service):
     def bootstrap(self, principal: Principal) -> rpc.Servant:
         return PubSubServant(self, principal)
 
-    def wire_topic(self, name: str) -> str:
+    def wire_topic(self, name: str, *, raw: bool) -> str:
         """The name on the wire, where clusters never mix; raises InvalidArgument."""
-        return self._prefix + check_topic(name, self.config.topic_chars_max)
+        framed = "" if raw else frames.FRAMED
+        return self._prefix + check_topic(name, self.config.topic_chars_max) + framed
+
+    async def publish(
+        self, topic: str, principal: Principal, data: bytes, lengths: bytes
+    ) -> tuple[bytes, int]:
+        """Publish packed messages to a wire topic; the seqno of the first, and how many were taken.
+
+        Raises InvalidArgument where not even the first can be.
+        """
+        found, limit = rpc.packed.lengths_of(len(data), lengths), self.config.message_bytes_max
+        if not topic.endswith(frames.FRAMED):
+            if lengths:
+                raise InvalidArgument(
+                    "a raw topic takes one message at a time", code="invalid.packed"
+                )
+            return await self._publish(topic, data, 1), 1
+        if lengths and len(data) > frames.PACK_BYTES:
+            raise InvalidArgument(
+                f"{len(data)} bytes of packed messages; {frames.PACK_BYTES} are taken",
+                hint="publish a long message alone",
+                code="invalid.packed",
+            )
+        if max(found) > limit:
+            taken = next(index for index, nbytes in enumerate(found) if nbytes > limit)
+            if not taken:
+                raise too_long(found[0], limit)
+            found = found[:taken]
+            data, lengths = data[: sum(found)], lengths[: taken * rpc.packed.LENGTH_BYTES]
+        frame = frames.encode(principal, self._clock.time(), data, lengths)
+        return await self._publish(topic, frame, len(found)), len(found)
+
+    async def _publish(self, topic: str, data: bytes, count: int) -> bytes:
+        seqno = await self.gossip.publish(topic, data, count)
+        for pump in self._full():
+            if pump in self._topics.get(topic, ()):
+                await pump.room(self.config.publish_wait_s)
+        return seqno
+
+    def _full(self) -> list[rpc.Pump]:
+        """Those that others have to wait for."""
+        return [pump for pump in self._blocking if not pump.has_room]
+
+    async def _room(self) -> None:
+        """Wait for them; what other nodes send waits in front of it."""
+        for pump in self._full():
+            await pump.room(self.config.publish_wait_s)
 
     def subscribers(self, topic: str) -> int:
         """Subscriptions of a wire topic at this node."""
         return len(self._topics.get(topic, ()))
 
     def subscribe(
-        self, topic: str, principal: Principal, sink: rpc.Ref | None, buffer: int
+        self, topic: str, principal: Principal, sink: rpc.Ref | None, buffer: int, slow: rpc.Slow
     ) -> rpc.Pump:
         """Push a wire topic's messages to `sink`; raises LimitExceeded, InvalidArgument."""
         config = self.config
@@ -136,6 +186,7 @@ class PubSubService(Service):
             sink,
             items_max=buffer or config.buffer_messages_default,
             bytes_max=config.buffer_bytes_max,
+            slow=slow,
         )
 
         def ended(pump: rpc.Pump) -> None:
@@ -144,6 +195,7 @@ class PubSubService(Service):
                 del self._per_principal[principal]
             pumps = self._topics[topic]
             del pumps[pump]
+            self._blocking.pop(pump, None)
             if not pumps:
                 del self._topics[topic]
                 self.gossip.unsubscribe(topic)
@@ -152,6 +204,8 @@ class PubSubService(Service):
 
         self._per_principal[principal] += 1
         self._topics.setdefault(topic, {})[pump] = None
+        if slow is rpc.Slow.BLOCK:
+            self._blocking[pump] = None
         self.gossip.subscribe(topic)
         self._log.debug("subscription.started", topic=topic, by=principal)
         pump.start(ended)
@@ -161,8 +215,8 @@ class PubSubService(Service):
         if pumps := self._topics.get(message.topic):
             publisher = message.publisher.encode()
             item = message.seqno + bytes((len(publisher),)) + publisher + message.data
-            for pump in pumps:
-                pump.offer(item)
+            for pump in list(pumps):  # one that is too slow may end here
+                pump.offer(item, count=message.count)
 
 
 class PubSubServant(rpc.Servant, interface=SCHEMA.PubSub):
@@ -171,8 +225,8 @@ class PubSubServant(rpc.Servant, interface=SCHEMA.PubSub):
     def __init__(self, service: PubSubService, principal: Principal) -> None:
         self._service, self._principal = service, principal
 
-    async def join(self, topic: str) -> dict[str, Any]:
-        wire = self._service.wire_topic(topic)
+    async def join(self, topic: str, raw: bool) -> dict[str, Any]:
+        wire = self._service.wire_topic(topic, raw=raw)
         return {"topic": TopicServant(self._service, self._principal, topic, wire)}
 
 
@@ -183,12 +237,16 @@ class TopicServant(rpc.Servant, interface=SCHEMA.Topic):
         self._service, self._principal = service, principal
         self._name, self._wire = name, wire
 
-    async def publish(self, data: bytes) -> dict[str, Any]:
-        seqno = await self._service.gossip.publish(self._wire, data)
-        return {"seqno": int.from_bytes(seqno, "big")}
+    async def publish(self, data: bytes, lengths: bytes) -> dict[str, Any]:
+        seqno, taken = await self._service.publish(self._wire, self._principal, data, lengths)
+        return {"seqno": int.from_bytes(seqno, "big"), "taken": taken}
 
-    async def subscribe(self, sink: rpc.Ref | None, buffer: int) -> dict[str, Any]:
-        pump = self._service.subscribe(self._wire, self._principal, sink, buffer)
+    async def subscribe(self, sink: rpc.Ref | None, buffer: int, slow: str) -> dict[str, Any]:
+        try:
+            policy = rpc.Slow(slow)
+        except ValueError:
+            raise InvalidArgument(f"{slow[:40]!r} is nothing that a subscriber can be") from None
+        pump = self._service.subscribe(self._wire, self._principal, sink, buffer, policy)
         return {"subscription": pump}
 
     async def info(self) -> dict[str, Any]:

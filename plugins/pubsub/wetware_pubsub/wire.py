@@ -118,22 +118,15 @@ def encode_unsigned(author: bytes, data: bytes, seqno: bytes, topic: str) -> byt
     The signature covers these bytes, so a field that is empty is still written: go, js and py send
     `data` whenever it is set.
     """
-    return b"".join(
-        (
-            _field(0x0A, author),
-            _field(0x12, data),
-            _field(0x1A, seqno),
-            _field(0x22, topic.encode()),
-        )
-    )
+    name = topic.encode()
+    head = _field(0x0A, author) + b"\x12" + uvarint(len(data))
+    return b"".join((head, data, _field(0x1A, seqno), b"\x22", uvarint(len(name)), name))
 
 
 def publish_chunk(unsigned: bytes, signature: bytes, key: bytes = b"") -> bytes:
     """The RPC field `publish`: the canonical fields, the signature, and the key where given."""
-    body = unsigned + _field(0x2A, signature)
-    if key:
-        body += _field(0x32, key)
-    return _field(0x12, body)
+    end = _field(0x2A, signature) + (_field(0x32, key) if key else b"")
+    return b"".join((b"\x12", uvarint(len(unsigned) + len(end)), unsigned, end))
 
 
 def subscription_chunk(topic: str, subscribe: bool) -> bytes:

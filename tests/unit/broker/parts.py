@@ -48,6 +48,7 @@ def method(name: str, **kinds: str) -> Any:
             constrainable=frozenset(kinds),
             param_kinds=kinds,
             named=None,
+            packed=None,
         ),
     )
 
