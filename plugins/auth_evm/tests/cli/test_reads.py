@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,27 @@ from plugins.auth_evm.tests.cli.test_writes import PEER, finalized
 from wetware_auth_evm.cli.words import who
 
 DAY_S = 86_400
+
+
+def test_what_reads_does_without_web3(world: World) -> None:
+    ada = world.address("ada")
+    world.ok("grant", "chatter", ada)
+    code = "from wetware.cli import main; main()"
+
+    def imports_web3(command: str, *args: str) -> bool:
+        named = ("auth", "evm", command)
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", code, *named, *world.where, *args],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout
+        return " web3.eth\n" in done.stderr
+
+    for command in (["list"], ["can", "chatter", ada], ["status"], ["audit"]):
+        assert not imports_web3(*command), command
+    assert imports_web3("unpause", "--calldata")
 
 
 # --- list -----------------------------------------------------------------------------------------

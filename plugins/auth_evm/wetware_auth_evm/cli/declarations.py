@@ -5,20 +5,11 @@ Declarations only, read when one of them is named; the decorator says which modu
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
-from wetware_auth_evm.cli.given import Where, Write
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-evm_app = typer.Typer(rich_markup_mode=None)
+from wetware_auth_evm.cli.declaring import command
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -33,122 +24,15 @@ Rights = Annotated[
 DEFAULT_EXPIRES: Final = "90d"
 
 
-def _shared(name: str, kind: Any, default: Any, *flags: str, **settings: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, typer.Option(*flags, **settings)],
-    )
-
-
-_WHERE: Final = (
-    _shared(
-        "rpc",
-        list[str] | None,
-        None,
-        "--rpc",
-        metavar="URL",
-        help="A JSON-RPC endpoint of the chain; repeatable.",
-    ),
-    _shared("contract", str, "", "--contract", metavar="ADDRESS", help="The contract."),
-    _shared("chain_id", int, 0, "--chain-id", min=0, metavar="N", help="The chain (EIP-155)."),
-    _shared(
-        "scope",
-        str,
-        "",
-        "--scope",
-        metavar="NAME",
-        help="The cluster's scope in the contract; ROOT holds in every one.",
-    ),
-    _shared(
-        "profile",
-        Path | None,
-        None,
-        "--profile",
-        metavar="FILE",
-        help="What `ww auth evm export-profile` wrote.",
-    ),
-)
-_WRITE: Final = (
-    _shared(
-        "calldata",
-        bool,
-        False,
-        "--calldata",
-        help="Print the transaction as JSON, for a Safe or a hardware wallet, and send nothing.",
-    ),
-    _shared("wait", str, "final", "--wait", metavar="final|mined|none", help="For what to wait."),
-    _shared(
-        "timeout", float | None, None, "--timeout", metavar="SECONDS", help="How long to wait."
-    ),
-    _shared(
-        "nonce",
-        int | None,
-        None,
-        "--nonce",
-        min=0,
-        metavar="N",
-        help="Number of the transaction, to replace one that is stuck.",
-    ),
-    _shared("fee_gwei", float | None, None, "--fee-gwei", metavar="N", help="At most per gas."),
-    _shared("json", bool, False, "--json", help="Print JSON."),
-)
-
-
-def _command(
-    name: str, done_in: str, *, where: bool = True, writes: bool = False
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Mount what is declared: the function of the same name in the module `done_in` does it.
-
-    It is given, beside what is declared, `where` and, if it writes, `write`: from their options.
-    """
-    groups: dict[str, tuple[type, tuple[inspect.Parameter, ...]]] = {}
-    if where:
-        groups["where"] = Where, _WHERE
-    if writes:
-        groups["write"] = Write, _WRITE
-
-    def mount_it(declared: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(declared, eval_str=True).parameters.values()
-        parameters = [*own, *(p for _, shared in groups.values() for p in shared)]
-
-        def run(**given: Any) -> None:
-            for group, (kind, shared) in groups.items():
-                given[group] = kind(**{p.name: given.pop(p.name) for p in shared})
-            getattr(_module(done_in), declared.__name__)(**given)
-
-        run.__doc__, run.__name__ = declared.__doc__, declared.__name__
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
-        evm_app.command(name)(run)
-        return declared
-
-    return mount_it
-
-
-def _module(name: str) -> ModuleType:
-    """A module with commands; PluginError with the remedy where its packages are missing."""
-    try:
-        return importlib.import_module(f"wetware_auth_evm.cli.{name}")
-    except ImportError as exc:
-        from wetware.errors import PluginError
-
-        raise PluginError(
-            f"`ww auth evm` needs packages that are not installed ({exc.name})",
-            hint="pip install 'wetware[evm]'",
-        ) from None
-
-
 # --- the chain and the contract -------------------------------------------------------------------
 
 
-@_command("dev", "deploy", where=False)
+@command("dev", "deploy", where=False)
 def dev(json: Json = False) -> None:
     """Run a local chain with the contract until Ctrl-C; or say where the running node's is."""
 
 
-@_command("deploy", "deploy", writes=True)
+@command("deploy", "deploy", writes=True)
 def deploy(
     *,
     owner: Annotated[str, typer.Option(metavar="ADDRESS", help="Who owns it. [your wallet]")] = "",
@@ -159,7 +43,7 @@ def deploy(
     """Make a contract, and print the section [plugins.auth_evm] for ww.toml."""
 
 
-@_command("status", "status")
+@command("status", "status")
 def status(*, json: Json = False) -> None:
     """Show chain, contract, endpoints and the local node's replica, and what is wrong."""
 
@@ -167,7 +51,7 @@ def status(*, json: Json = False) -> None:
 # --- roles ----------------------------------------------------------------------------------------
 
 
-@_command("grant", "roles", writes=True)
+@command("grant", "roles", writes=True)
 def grant(
     role: Role,
     address: Annotated[
@@ -183,22 +67,22 @@ def grant(
     """Give a role, or change its bounds. By the owner, or an admin of the role."""
 
 
-@_command("revoke", "roles", writes=True)
+@command("revoke", "roles", writes=True)
 def revoke(role: Role, address: Address) -> None:
     """Take one role of an account: its live sessions lose it at once."""
 
 
-@_command("revoke-all", "roles", writes=True)
+@command("revoke-all", "roles", writes=True)
 def revoke_all(address: Address, *, yes: Yes = False) -> None:
     """Take everything of an account, in every scope: roles, bound keys, sessions."""
 
 
-@_command("reset-scope", "roles", writes=True)
+@command("reset-scope", "roles", writes=True)
 def reset_scope(*, yes: Yes = False) -> None:
     """End every grant in the scope, of everybody. By the owner."""
 
 
-@_command("renounce", "roles", writes=True)
+@command("renounce", "roles", writes=True)
 def renounce(
     role: Annotated[
         str, typer.Argument(metavar="[ROLE]", help="One that you hold; found if left out.")
@@ -209,17 +93,17 @@ def renounce(
     """Give up everything of your own: when your wallet's key is lost or known to others."""
 
 
-@_command("pause", "roles", writes=True)
+@command("pause", "roles", writes=True)
 def pause(*, yes: Yes = False) -> None:
     """Stop everything: nobody holds any role until `unpause`. By the owner or a guardian."""
 
 
-@_command("unpause", "roles", writes=True)
+@command("unpause", "roles", writes=True)
 def unpause() -> None:
     """End a pause. By the owner."""
 
 
-@_command("set-admin", "roles", writes=True)
+@command("set-admin", "roles", writes=True)
 def set_admin(
     role: Annotated[str, typer.Argument(metavar="ROLE|any", help="`any` is every role.")],
     address: Address,
@@ -237,7 +121,7 @@ Peer = Annotated[str, typer.Option("--peer", metavar="PEER_ID", help="The key: 1
 OfNode = Annotated[bool, typer.Option("--node", help="The key of this machine's node.")]
 
 
-@_command("bind-key", "roles", writes=True)
+@command("bind-key", "roles", writes=True)
 def bind_key(
     role: Annotated[list[str], typer.Argument(metavar="ROLE...", help="Roles that you hold.")],
     *,
@@ -248,7 +132,7 @@ def bind_key(
     """Let an Ed25519 key act in roles of yours: for nodes, and for multisigs."""
 
 
-@_command("unbind-key", "roles", writes=True)
+@command("unbind-key", "roles", writes=True)
 def unbind_key(
     role: Annotated[list[str], typer.Argument(metavar="ROLE...", help="What it was bound to.")],
     *,
@@ -261,7 +145,7 @@ def unbind_key(
     """End bindings of a key. By the account, the owner or a guardian."""
 
 
-@_command("transfer-owner", "roles", writes=True)
+@command("transfer-owner", "roles", writes=True)
 def transfer_owner(
     address: Annotated[
         str, typer.Argument(metavar="ADDRESS", help="Who may take it; `none` withdraws an offer.")
@@ -272,7 +156,7 @@ def transfer_owner(
     """Offer the ownership: it can be accepted from 2 days later on, for 14 days."""
 
 
-@_command("accept-owner", "roles", writes=True)
+@command("accept-owner", "roles", writes=True)
 def accept_owner() -> None:
     """Take the ownership that was offered to your wallet."""
 
@@ -280,7 +164,7 @@ def accept_owner() -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
-@_command("list", "records")
+@command("list", "records")
 def list_(
     *,
     role: Annotated[str, typer.Option(metavar="ROLE", help="Of this role only.")] = "",
@@ -293,7 +177,7 @@ def list_(
     """Show who holds which role, who may grant, and which keys are bound."""
 
 
-@_command("can", "records")
+@command("can", "records")
 def can(
     role: Role,
     address: Address,
@@ -307,7 +191,7 @@ def can(
     """Say whether an account holds a role now. Exit code 77 if not."""
 
 
-@_command("audit", "audit")
+@command("audit", "audit")
 def audit(
     *,
     account: Annotated[str, typer.Option(metavar="ADDRESS", help="About this account only.")] = "",
@@ -324,7 +208,7 @@ def audit(
 Cluster = Annotated[str, typer.Option(metavar="ID", help="The cluster. [that of the profile]")]
 
 
-@_command("login", "sessions")
+@command("login", "sessions")
 def login(
     *,
     roles: Annotated[
@@ -357,7 +241,7 @@ def login(
     """Let your wallet sign for a session key: for up to 24 h, `ww` commands log in with that."""
 
 
-@_command("logout", "sessions", where=False)
+@command("logout", "sessions", where=False)
 def logout(
     cluster: Cluster = "",
     all_: Annotated[bool, typer.Option("--all", help="Of every cluster.")] = False,
@@ -371,7 +255,7 @@ Sealed = Annotated[
 ]
 
 
-@_command("forget", "sessions", where=False)
+@command("forget", "sessions", where=False)
 def forget(
     force: Annotated[
         bool, typer.Option("--force", help="Also where nothing is wrong with what is kept.")
@@ -380,7 +264,7 @@ def forget(
     """Let the local node read the chain anew: after one that took back what was final."""
 
 
-@_command("new-key", "keeping", where=False)
+@command("new-key", "keeping", where=False)
 def new_key(
     name: Annotated[str, typer.Argument(help="A name for ww --key.")] = "default",
     passphrase: Sealed = False,
@@ -389,7 +273,7 @@ def new_key(
     """Make a wallet: a keystore v3 with a passphrase, else a file in the clear, for try-outs."""
 
 
-@_command("import-key", "keeping", where=False)
+@command("import-key", "keeping", where=False)
 def import_key(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="A keystore v3, or the key in hex; - for stdin.")
@@ -401,12 +285,12 @@ def import_key(
     """Bring a wallet's key. A keystore stays encrypted with its passphrase."""
 
 
-@_command("address", "keeping", where=False)
+@command("address", "keeping", where=False)
 def address(json: Json = False) -> None:
     """Print the address of your wallet."""
 
 
-@_command("export-profile", "keeping")
+@command("export-profile", "keeping")
 def export_profile(
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to; - for stdout.")] = "-",
     *,
@@ -415,7 +299,7 @@ def export_profile(
     """Write down chain, contract, endpoints and cluster, for the members of a cluster."""
 
 
-@_command("use-profile", "keeping", where=False)
+@command("use-profile", "keeping", where=False)
 def use_profile(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A profile; - for stdin.")],
     offline: Annotated[

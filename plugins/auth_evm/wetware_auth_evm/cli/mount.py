@@ -22,7 +22,8 @@ class _Evm(TyperGroup):
     def commands(self) -> Any:
         """Name → command, as click asks for them."""
         if self._declared is None:
-            from wetware_auth_evm.cli.declarations import evm_app
+            from wetware_auth_evm.cli import declarations  # noqa: F401  # it declares them
+            from wetware_auth_evm.cli.declaring import evm_app
 
             self._declared = typer.main.get_group(evm_app).commands
         return self._declared
