@@ -85,6 +85,8 @@ def _judge(own: typer.Typer, *, build: bool) -> list[str]:
     """The names of a plugin's commands; raises PluginError."""
     if own.registered_callback is not None:
         raise PluginError("sets a callback on the app; it may add commands and sub-apps only")
+    if SHARED in map(command_name, own.registered_commands):
+        raise PluginError(f"`{SHARED}` is a group that plugins share, and no command")
     names = [command_name(info) for info in infos(own)]
     backends = [
         command_name(within)

@@ -35,6 +35,8 @@ class FakeProvider:
         raw: Path → (status, content type, body) instead of the real answer.
         asked: The paths that were asked for, in order.
         stall_s: How long it thinks before each answer.
+        headers: Path → further headers of the answer.
+        cookies: What came with the questions.
     """
 
     def __init__(self, port: int) -> None:
@@ -51,6 +53,8 @@ class FakeProvider:
         self.raw: dict[str, tuple[int, str, bytes]] = {}
         self.asked: list[str] = []
         self.stall_s = 0.0
+        self.headers: dict[str, str] = {}
+        self.cookies: list[str] = []
 
     def claims(self, key: SessionKey, sub: str = "ada", **more: Any) -> dict[str, Any]:
         """Those of a good ID token for a session's key; None leaves one out."""
@@ -96,18 +100,21 @@ async def fake_provider() -> AsyncIterator[FakeProvider]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            assert provider is not None
             path = (await reader.readline()).decode().split(" ")[1]
             token, size = "", 0
             while line := (await reader.readline()).strip():
                 name, _, value = line.decode().partition(": ")
                 if name.lower() == "authorization":
                     token = value.removeprefix("Bearer ")
+                if name.lower() == "cookie":
+                    provider.cookies.append(value)
                 if name.lower() == "content-length":
                     size = int(value)
             await reader.readexactly(size)
-            assert provider is not None
             status, kind, body = await provider.answer(path, token)
             head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+            head += provider.headers.get(path, "")
             writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
             await writer.drain()
         finally:

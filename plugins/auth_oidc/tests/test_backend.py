@@ -17,7 +17,7 @@ from wetware.errors import ConfigError, InvalidArgument
 from wetware.hookspecs import Accept, PluginContext, Reject, Resumed, Suspended, Withdrawn
 from wetware.identity import Challenge, Channel, Key, LoginStatus, PeerId, Principal, Proof
 from wetware.testing import AuthConformance, plugin_context
-from wetware_auth_oidc.backend import OidcBackend
+from wetware_auth_oidc.backend import KEYS_MAX, OidcBackend
 from wetware_auth_oidc.config import AuthOidcConfig, parse_roles, values
 from wetware_auth_oidc.session import StoredSession
 from wetware_auth_oidc.signer import proof_of
@@ -233,6 +233,113 @@ async def test_a_group_that_is_taken_away_ends_its_role_alone(
         again = await node.login(session)  # its ID token still says so; the provider knows better
         assert isinstance(again, Accept)
         assert again.roles == {"member"}
+
+
+@pytest.mark.anyio
+async def test_the_last_group_may_be_left_out_of_the_answer(
+    fake: FakeProvider, start: Start
+) -> None:
+    """As some providers do with a list that is empty."""
+    async with start() as node:
+        session = fake.session(ADA)
+        fake.people[session.access_token]["groups"] = ["eng"]
+        await node.login(session)
+        del fake.people[session.access_token]["groups"]
+        assert (await node.hears(Withdrawn)).roles == {"member"}
+        verdict = await node.login(session)
+        assert isinstance(verdict, Reject)
+        assert verdict.status is LoginStatus.NO_ROLE
+
+
+@pytest.mark.anyio
+async def test_an_older_token_does_not_bring_back_what_a_newer_one_lacks(
+    fake: FakeProvider, start: Start
+) -> None:
+    async with start(recheck_s=60) as node:
+        now = time.time()
+        old = fake.session(ADA, groups=["eng", "ops"], iat=now - 60)
+        new = fake.session(ADA, groups=["eng"], iat=now)
+        assert await node.login(new) == Accept(PRINCIPAL, frozenset({"member"}), new.expires_at)
+        later = await node.login(old)
+        assert isinstance(later, Accept)
+        assert later.roles == {"member"}
+        none = await node.login(fake.session(ADA, groups=[], iat=now + 1))
+        assert isinstance(none, Reject)
+        assert node.backend.roles(PRINCIPAL) == frozenset()
+        assert (await node.hears(Withdrawn)).roles == {"member"}
+
+
+@pytest.mark.anyio
+async def test_an_address_is_verified_by_who_says_it(fake: FakeProvider, tmp_path: Path) -> None:
+    boss = {"boss": {"claims": ["email=boss@acme.org"], "services": MAY}}
+    given = replace(config(fake.issuer), roles=boss)
+    backend = OidcBackend(plugin_context(tmp_path, given))
+    node = Node(backend)
+    session = fake.session(ADA, email="ada@acme.org", email_verified=True)
+    fake.people[session.access_token]["email"] = "boss@acme.org"
+    assert isinstance(await node.login(session), Reject)
+    fake.people[session.access_token]["email_verified"] = True
+    assert isinstance(await node.login(session), Accept)
+
+
+@pytest.mark.anyio
+async def test_a_renewed_token_takes_the_place_of_the_one_before(
+    fake: FakeProvider, start: Start
+) -> None:
+    """Whose end then ends nothing."""
+    async with start() as node:
+        old = fake.session(ADA, iat=time.time() - 10)
+        new = fake.session(ADA)
+        for session in (old, new):
+            assert isinstance(await node.login(session), Accept)
+        del fake.people[old.access_token]
+        asked = fake.asked.count("/userinfo")
+        await asyncio.sleep(2.5)
+        assert fake.asked.count("/userinfo") > asked
+        assert node.told == []
+        assert node.backend.roles(PRINCIPAL) == {"member"}
+
+
+@pytest.mark.anyio
+async def test_one_person_cannot_fill_the_table(fake: FakeProvider, start: Start) -> None:
+    async with start(recheck_s=60) as node:
+        for number in range(KEYS_MAX + 5):
+            key = Key.from_seed(bytes([number]) * 32)
+            assert isinstance(await node.login(fake.session(key)), Accept)
+        assert len(node.backend._all()) == KEYS_MAX
+        assert "KEYS_MAX" in (await node.hears(Withdrawn)).reason
+
+
+@pytest.mark.anyio
+async def test_who_alone_cannot_be_asked_about_is_out_and_the_others_go_on(
+    fake: FakeProvider, start: Start
+) -> None:
+    async with start() as node:
+        ada, eve = fake.session(ADA), fake.session(EVE, "eve")
+        for session in (ada, eve):
+            await node.login(session)
+        fake.people[ada.access_token] = {"no": "sub"}
+        event = await node.hears(Withdrawn)
+        assert event.principal == PRINCIPAL
+        assert node.backend.roles(Principal("oidc", "eve")) == {"member"}
+        kinds = {type(event) for event in node.told}
+        assert kinds <= {Withdrawn, Suspended, Resumed}
+
+
+@pytest.mark.anyio
+async def test_a_provider_that_hangs_is_noticed_in_time_however_many_are_here(
+    fake: FakeProvider, start: Start
+) -> None:
+    async with start(recheck_s=1, unreachable_s=1) as node:
+        for number in range(100):
+            await node.login(fake.session(ADA, f"user{number}"))
+        fake.stall_s = 30  # each question is given up after 5 s; of all, in 35
+        begun = time.monotonic()
+        await node.hears(Suspended)
+        assert time.monotonic() - begun < 15
+        fake.stall_s = 0.0
+        await node.hears(Resumed, within_s=60)
+        assert not [event for event in node.told if isinstance(event, Withdrawn)]
 
 
 @pytest.mark.anyio

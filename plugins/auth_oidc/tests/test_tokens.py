@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator
@@ -167,6 +169,24 @@ async def test_strangers_cannot_have_the_keys_read_all_day(
     assert fake.asked.count("/jwks") == 1
 
 
+async def test_known_keys_are_not_waited_for_behind_unknown_ones(
+    fake: FakeProvider, judge: Judge
+) -> None:
+    await judge(signed(fake.claims(ADA)))
+    judge.now += KEYS_AGAIN_S + 1
+    fake.stall_s = 3
+    stranger = asyncio.create_task(judge(signed(fake.claims(ADA), OTHER, kid="made up")))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(0.9):  # the provider is given up after a second
+        await judge(signed(fake.claims(ADA)))
+    with pytest.raises(ProviderError):
+        await stranger
+    for _ in range(5):  # and while it cannot be asked it is not asked each time
+        with pytest.raises(BadToken):
+            await judge(signed(fake.claims(ADA), OTHER, kid="made up"))
+    assert fake.asked.count("/jwks") == 2
+
+
 async def test_of_two_keys_with_one_name_neither_counts(fake: FakeProvider, judge: Judge) -> None:
     fake.keys.append({**OTHER.as_dict(private=False), "kid": "r1"})
     for key in (RSA, OTHER):
@@ -193,6 +213,7 @@ async def test_ten_thousand_keys_and_10_mb_are_refused(fake: FakeProvider, judge
     many = json.dumps({"keys": [{**key, "kid": f"k{n}"} for n in range(10_000)]}).encode()
     for body in (many, b" " * 10_000_000):
         fake.raw["/jwks"] = (200, "application/json", body)
+        judge.now += KEYS_AGAIN_S + 1
         with pytest.raises(ProviderError, match="answers more than"):
             await judge(signed(fake.claims(ADA)))
 
@@ -224,6 +245,32 @@ async def test_html_is_no_answer(fake: FakeProvider, judge: Judge, status: int) 
         await judge(signed(fake.claims(ADA)))
 
 
+@pytest.mark.parametrize("where", ["https://xn--a/", "/jwks", "http://[", "file:///etc/passwd"])
+async def test_a_redirect_is_no_answer_wherever_it_leads(
+    fake: FakeProvider, judge: Judge, where: str
+) -> None:
+    fake.raw["/jwks"] = (302, "text/html", b"moved")
+    fake.headers["/jwks"] = f"Location: {where}\r\n"
+    with pytest.raises(ProviderError):
+        await judge(signed(fake.claims(ADA)))
+
+
+async def test_an_answer_that_is_packed_is_not_unpacked(fake: FakeProvider, judge: Judge) -> None:
+    bomb = gzip.compress(gzip.compress(bytes(100_000_000)))
+    fake.raw["/jwks"] = (200, "application/json", bomb)
+    fake.headers["/jwks"] = "Content-Encoding: gzip, gzip\r\n"
+    with pytest.raises(ProviderError, match="an encoding that was not asked for"):
+        await judge(signed(fake.claims(ADA)))
+
+
+async def test_no_cookie_goes_from_one_person_to_the_next(fake: FakeProvider, judge: Judge) -> None:
+    fake.people = {"a": {"sub": "ada"}, "e": {"sub": "eve"}}
+    fake.headers["/userinfo"] = "Set-Cookie: session=ada; Path=/\r\n"
+    await judge.provider.userinfo("a")
+    await judge.provider.userinfo("e")
+    assert fake.cookies == []
+
+
 async def test_a_slow_provider_is_waited_for_so_long(fake: FakeProvider, judge: Judge) -> None:
     fake.stall_s = 3
     with pytest.raises(ProviderError, match="does not answer within 1 s"):
@@ -234,7 +281,7 @@ async def test_userinfo_says_yes_no_or_nothing(fake: FakeProvider, judge: Judge)
     fake.people["good"] = {"sub": "ada"}
     assert await judge.provider.userinfo("good") == {"sub": "ada"}
     assert await judge.provider.userinfo("gone") is None
-    for status in (429, 500, 503):
+    for status in (200, 403, 429, 500, 503):
         fake.raw["/userinfo"] = (status, "application/json", b"{}")
         with pytest.raises(ProviderError):
             await judge.provider.userinfo("good")

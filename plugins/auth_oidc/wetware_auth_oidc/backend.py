@@ -9,7 +9,6 @@ are groups that its answer no longer has. Where it cannot be asked, nobody is al
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -42,45 +41,40 @@ if TYPE_CHECKING:
     from wetware_auth_oidc.config import AuthOidcConfig
 
 LIVE_MAX: Final = 16_384
-"""Tokens that are asked about again; somebody who logs in beyond them is refused."""
+"""Sessions' keys that are here; somebody who logs in beyond them is refused."""
+KEYS_MAX: Final = 16
+"""Of one person: machines and terminals. One more takes the place of the one shown least lately."""
 ASKED_MAX: Final = 16
-"""Questions to the provider at a time."""
+"""Questions to the provider at a time: for logins so many, and so many for asking again."""
+NAMES_MAX: Final = 256
 BINDING_S_MAX: Final = 7 * 24 * 3600.0
 """A key acts for so long after its owner logged in at the provider, by refreshed tokens."""
 MARGIN: Final = 0.75
 """Of `recheck_s`: a token is asked about after this, so that the answer is there in time."""
+SILENT_MAX: Final = 2
+"""Times in a row that the provider answers about others, and not about one."""
 
 Event = Withdrawn | Suspended | Resumed
 
 
 @dataclass(slots=True)
-class _Token:
-    """An access token that somebody came with.
+class _Here:
+    """A session's key that is here, and the latest tokens that it showed."""
 
-    Attributes:
-        text: What the provider is asked with.
-        expires_at: Unix time, s, at which the sessions end that it let in.
-        good_at: When the provider was last asked and knew it, by the monotonic clock.
-    """
-
-    text: str = field(repr=False)
-    expires_at: float
-    good_at: float
+    access_token: str = field(repr=False)  # what the provider is asked with
+    expires_at: float  # Unix time, s: then the sessions end that it let in
+    good_at: float  # when the provider was last asked and knew it; monotonic, s
+    silent: int = 0  # times in a row that it said nothing of this one, and something of others
 
 
 @dataclass(slots=True)
 class _Person:
-    """Somebody who is here.
+    """Somebody who is here."""
 
-    Attributes:
-        claims: The provider's latest word about them.
-        roles: What they have by these.
-        tokens: By a hash of each.
-    """
-
-    claims: dict[str, Any] = field(repr=False)
-    roles: frozenset[str]
-    tokens: dict[bytes, _Token] = field(default_factory=dict)
+    token: dict[str, Any] = field(repr=False)  # the claims of their latest ID token
+    said: dict[str, Any] = field(repr=False)  # the provider's latest answer about them
+    roles: frozenset[str] = frozenset()
+    keys: dict[bytes, _Here] = field(default_factory=dict)
 
 
 class OidcBackend:
@@ -103,8 +97,9 @@ class OidcBackend:
         self._people: dict[Principal, _Person] = {}
         self._count = 0
         self._watchers: dict[object, Callable[[Event], None]] = {}
+        self._names: set[str] = set()  # of the claims that the provider's answers ever had
+        self._login_places = asyncio.Semaphore(ASKED_MAX)
         self._places = asyncio.Semaphore(ASKED_MAX)
-        self._answered_at = float("-inf")
         self._failure = ""
         self._suspended = False
 
@@ -118,10 +113,13 @@ class OidcBackend:
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Ask again about who is here, until cancelled."""
         task_status.started()
+        step_s = min(1.0, self._config.recheck_s / 8)
         try:
-            while True:
-                await self._look_again()
-                await anyio.sleep(min(1.0, self._config.recheck_s / 8))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch_the_clock(step_s))
+                while True:
+                    await self._look_again()
+                    await anyio.sleep(step_s)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._provider.close()
@@ -152,27 +150,46 @@ class OidcBackend:
         """By what the tokens say, and the provider; raises BadToken, ProviderError."""
         claims = await self._claims(shown)
         principal = Principal(self.name, claims["sub"])
-        person, name = self._people.get(principal), _name(shown.access_token)
-        token = None if person is None else person.tokens.get(name)
-        if token is None or not self._fresh(token):
-            token = _Token(shown.access_token, claims["exp"], 0.0)
-            found = await self._ask(principal, token)
-            if found is None:
+        person = self._people.get(principal)
+        known = None if person is None else person.keys.get(shown.key)
+        said = None
+        if known is None or known.access_token != shown.access_token or not self._fresh(known):
+            asked_at = self._clock.monotonic()
+            async with self._login_places:
+                said = await self._ask(principal, shown.access_token)
+            if said is None:
                 raise BadToken("the provider no longer knows its owner, or withdrew it", late=True)
-            claims |= found
-        elif person is not None:
-            claims = person.claims  # its own, and what the provider said of them since
-        if not (roles := self._roles_by(claims)):
-            return Reject(LoginStatus.NO_ROLE, f"{principal} has none of the claims of a role")
+            known = _Here(shown.access_token, claims["exp"], asked_at)
         person = self._people.get(principal)  # the provider was waited for
-        if (person is None or name not in person.tokens) and self._count >= LIVE_MAX:
-            return Reject(LoginStatus.BACKEND_UNAVAILABLE, f"{LIVE_MAX} tokens are live (LIVE_MAX)")
-        if person is None:
-            person = self._people[principal] = _Person(claims, roles)
-        self._count += name not in person.tokens
-        person.tokens[name] = token
-        self._update(principal, person, claims)
-        return Accept(principal, roles, token.expires_at)
+        if person is None or shown.key not in person.keys:
+            if self._count >= LIVE_MAX:
+                why = f"{LIVE_MAX} sessions are here (LIVE_MAX)"
+                return Reject(LoginStatus.BACKEND_UNAVAILABLE, why)
+            if person is None:
+                person = _Person(claims, said or {})
+        if claims["iat"] >= person.token["iat"]:
+            person.token = claims
+        if said is not None:
+            person.said = said
+        # Before anything else: it may be that roles of theirs have gone.
+        self._update(principal, person)
+        if not person.roles:
+            return Reject(LoginStatus.NO_ROLE, f"{principal} has none of the claims of a role")
+        self._people[principal] = person
+        self._keep(principal, person, shown.key, known)
+        return Accept(principal, person.roles, claims["exp"])
+
+    def _keep(self, principal: Principal, person: _Person, key: bytes, here: _Here) -> None:
+        """Ask about a session's key from now on, by its latest tokens."""
+        before = person.keys.pop(key, None)
+        if before is not None and before.expires_at > here.expires_at:
+            here = before
+        elif before is None:
+            self._count += 1
+        person.keys[key] = here
+        if len(person.keys) > KEYS_MAX:
+            self._drop(principal, next(iter(person.keys)))
+            self._withdraw(principal, None, f"they are here with {KEYS_MAX} keys (KEYS_MAX)")
 
     async def _claims(self, shown: OidcProof) -> dict[str, Any]:
         """Of the ID token, which is bound to the key by its own nonce or an earlier one's."""
@@ -199,19 +216,29 @@ class OidcBackend:
         if person is None:
             return frozenset()
         now = self._clock.time()
-        here = any(token.expires_at > now for token in person.tokens.values())
+        here = any(each.expires_at > now for each in person.keys.values())
         return person.roles if here else frozenset()
 
     def _roles_by(self, claims: Mapping[str, Any]) -> frozenset[str]:
         return frozenset(name for name, role in self._roles.items() if role.has(claims))
 
-    def _update(self, principal: Principal, person: _Person, claims: dict[str, Any]) -> None:
-        """Take the provider's latest word, and tell of roles that went."""
-        lost = person.roles - (roles := self._roles_by(claims))
-        person.claims, person.roles = claims, roles
-        if lost:
+    def _update(self, principal: Principal, person: _Person) -> None:
+        """Judge somebody by the provider's latest word, and tell of roles that went."""
+        before, person.roles = person.roles, self._roles_by(self._merged(person))
+        if lost := before - person.roles:
             why = f"the provider's claims no longer have {', '.join(sorted(lost))}"
             self._withdraw(principal, lost, why)
+
+    def _merged(self, person: _Person) -> dict[str, Any]:
+        """The provider's answer, and of the ID token the claims that its answers never have.
+
+        What an answer leaves out that others had is gone, as the last group that somebody was in.
+        """
+        said = person.said
+        token = {name: each for name, each in person.token.items() if name not in self._names}
+        if "email" in said:  # whether it is verified is of the same source
+            token.pop("email_verified", None)
+        return token | said
 
     def _withdraw(self, principal: Principal, roles: frozenset[str] | None, why: str) -> None:
         self._log.info("auth_oidc.withdrawn", principal=principal, why=why)
@@ -245,92 +272,99 @@ class OidcBackend:
 
     # --- asking again -----------------------------------------------------------------------------
 
-    def _fresh(self, token: _Token) -> bool:
+    def _fresh(self, here: _Here) -> bool:
         """Whether the provider knew it lately enough for the promise of `recheck_s`."""
-        return self._clock.monotonic() - token.good_at < self._config.recheck_s * MARGIN
+        return self._clock.monotonic() - here.good_at < self._config.recheck_s * MARGIN
 
-    def _all(self) -> list[tuple[Principal, bytes, _Token]]:
+    def _late(self, here: _Here) -> bool:
+        """Whether nothing is known of it for longer than anybody may stay for."""
+        age_s = self._clock.monotonic() - here.good_at
+        return age_s > self._config.recheck_s + self._config.unreachable_s
+
+    def _all(self) -> list[tuple[Principal, bytes, _Here]]:
         people = self._people.items()
-        return [(who, name, token) for who, one in people for name, token in one.tokens.items()]
+        return [(who, key, here) for who, one in people for key, here in one.keys.items()]
 
-    def _drop(self, principal: Principal, name: bytes) -> None:
+    def _drop(self, principal: Principal, key: bytes) -> None:
         person = self._people[principal]
-        if person.tokens.pop(name, None) is not None:
-            self._count -= 1
-        if not person.tokens:
+        del person.keys[key]
+        self._count -= 1
+        if not person.keys:
             del self._people[principal]
 
     async def _look_again(self) -> None:
-        """Ask about each token whose time it is; forget those that have expired."""
+        """Ask about each key whose time it is; forget those that have expired."""
         now = self._clock.time()
-        for principal, name, token in self._all():
-            if token.expires_at <= now:  # its sessions have ended with it
-                self._drop(principal, name)
-        async with asyncio.TaskGroup() as tasks:
-            for principal, name, token in self._all():
-                if not self._fresh(token):
-                    tasks.create_task(self._look_at(principal, name, token))
-        self._say_how_it_is()
+        for principal, key, here in self._all():
+            if here.expires_at <= now:  # its sessions have ended with it
+                self._drop(principal, key)
+        due = [each for each in self._all() if not self._fresh(each[2])]
+        asked = await asyncio.gather(*(self._look_at(*each) for each in due))
+        if not any(asked):
+            return
+        if all(asked):
+            self._failure = ""
+        for (principal, key, here), answered in zip(due, asked, strict=True):
+            here.silent = 0 if answered else here.silent + 1
+            person = self._people.get(principal)
+            mine = person is not None and person.keys.get(key) is here
+            if mine and here.silent >= SILENT_MAX and self._late(here):
+                self._drop(principal, key)
+                why = "the provider says of others whether it knows them, and not of them"
+                self._withdraw(principal, None, why)
 
-    async def _look_at(self, principal: Principal, name: bytes, token: _Token) -> None:
+    async def _look_at(self, principal: Principal, key: bytes, here: _Here) -> bool:
+        """Ask about one; whether there was an answer."""
+        asked_at = self._clock.monotonic()
         try:
-            found = await self._ask(principal, token)
+            async with self._places:
+                said = await self._ask(principal, here.access_token)
         except ProviderError as exc:
             self._failure = exc.message
-            return
+            return False
+        except Exception as exc:  # whatever the provider did: the node goes on, and knows nothing
+            self._failure = f"{self._config.issuer}: {type(exc).__name__}"
+            self._log.exception("auth_oidc.ask_failed")
+            return False
         person = self._people.get(principal)
-        if person is None or name not in person.tokens:
-            return
-        if found is None:
-            self._drop(principal, name)
+        if person is None or person.keys.get(key) is not here:
+            return True  # it has shown later tokens meanwhile
+        if said is None:
+            self._drop(principal, key)
             # Sessions of one person are not told apart: those that are good log in again.
             why = "the provider no longer knows them, or withdrew a token of theirs"
             self._withdraw(principal, None, why)
         else:
-            # Some providers leave groups out of this answer: those of the ID token count then.
-            self._update(principal, person, person.claims | found)
+            here.good_at, person.said = asked_at, said
+            self._update(principal, person)
+        return True
 
-    async def _ask(self, principal: Principal, token: _Token) -> dict[str, Any] | None:
+    async def _ask(self, principal: Principal, access_token: str) -> dict[str, Any] | None:
         """The claims of whose token it is, by the provider; None where it does not know it.
 
         Raises ProviderError.
         """
-        async with self._places:
-            asked_at = self._clock.monotonic()
-            found = await self._provider.userinfo(token.text)
-        self._answered_at = self._clock.monotonic()
-        if found is None or found.get("sub") != principal.subject:
+        said = await self._provider.userinfo(access_token)
+        if said is None or said["sub"] != principal.subject:
             return None
-        token.good_at = asked_at
-        return found
+        if len(self._names) < NAMES_MAX:
+            self._names.update(said)
+        return said
 
-    def _say_how_it_is(self) -> None:
+    async def _watch_the_clock(self, step_s: float) -> None:
         """Suspend everything where the provider has been silent for too long; resume it after."""
-        now, config = self._clock.monotonic(), self._config
-        limit = config.recheck_s + config.unreachable_s
-        late = [each for each in self._all() if now - each[2].good_at > limit]
-        if now - self._answered_at < config.recheck_s:
-            # It answers, and about others: so it is these tokens that nothing is known of.
-            for principal, name, _ in late:
-                self._drop(principal, name)
-                why = f"the provider did not say for {limit:g} s whether it knows them"
-                self._withdraw(principal, None, why)
-            late = []
-        if late and not self._suspended:
-            self._suspended = True
-            self._log.error("auth_oidc.suspended", why=self._failure)
-            self._tell(Suspended(f"the provider cannot be asked: {self._failure}"))
-        elif all(self._fresh(token) for _, _, token in self._all()):
-            self._failure = ""
-            if self._suspended:
+        while True:
+            late = any(self._late(here) for _, _, here in self._all())
+            if late and not self._suspended:
+                self._suspended = True
+                self._log.error("auth_oidc.suspended", why=self._failure)
+                self._tell(Suspended(f"the provider cannot be asked: {self._failure}"))
+            elif self._suspended and not late:
                 self._suspended = False
                 self._log.info("auth_oidc.resumed")
                 self._tell(Resumed())
+            await anyio.sleep(step_s)
 
     def _tell(self, event: Event) -> None:
         for callback in tuple(self._watchers.values()):
             callback(event)
-
-
-def _name(access_token: str) -> bytes:
-    return hashlib.sha256(access_token.encode()).digest()

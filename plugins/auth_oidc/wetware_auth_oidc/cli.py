@@ -87,7 +87,7 @@ def login(
 
     from wetware_auth_oidc.login import by_address, by_browser, by_code
     from wetware_auth_oidc.provider import Provider
-    from wetware_auth_oidc.session import save
+    from wetware_auth_oidc.session import locked, save
 
     config, name = _config().checked(users=True), _name()
 
@@ -115,15 +115,18 @@ def login(
         provider = Provider(config.issuer)
         try:
             if device:
-                return await by_code(provider, config, show)
-            if no_browser:
-                return await by_address(provider, config, ask)
-            return await by_browser(provider, config, open_)
+                found = await by_code(provider, config, show)
+            elif no_browser:
+                found = await by_address(provider, config, ask)
+            else:
+                found = await by_browser(provider, config, open_)
         finally:
             await provider.close()
+        async with locked(name):
+            save(name, found)
+        return found
 
     session = asyncio.run(work())
-    save(name, session)
     claims = _claims(session)
     who = f"oidc:{claims['sub']}"
     if json:
@@ -141,26 +144,34 @@ def logout() -> None:
 
     from wetware.errors import WetwareError
     from wetware_auth_oidc.provider import Provider
-    from wetware_auth_oidc.session import remove
+    from wetware_auth_oidc.session import load, locked, remove
 
-    session = _session()
+    async def forget() -> StoredSession:
+        async with locked(_name()):  # another process may be renewing it
+            session = load(_name())
+            remove(_name())
+            return session
 
-    async def withdraw() -> None:
+    async def withdraw(session: StoredSession) -> int:
         provider = Provider(session.issuer)
         auth = (session.client_id, session.client_secret) if session.client_secret else None
         try:
-            at = await provider.endpoint("revocation_endpoint")
+            at, worst = await provider.endpoint("revocation_endpoint"), 200
             for token in filter(None, (session.refresh_token, session.access_token)):
                 form = {"token": token, "client_id": session.client_id}
-                await provider.ask("POST", at, form=form, auth=auth)
+                worst = max(worst, (await provider.ask("POST", at, form=form, auth=auth))[0])
+            return worst
         finally:
             await provider.close()
 
-    remove(_name())
+    session = asyncio.run(forget())
     try:
-        asyncio.run(withdraw())
+        status = asyncio.run(withdraw(session))
+        why = "" if status == 200 else f"the provider answers {status}"
     except WetwareError as exc:
-        note(f"logged out here; its tokens live until they expire: {exc.message}")
+        why = exc.message
+    if why:
+        note(f"logged out here; its tokens live until they expire: {why}")
     else:
         out("logged out; nodes end its sessions when they next ask the provider")
 

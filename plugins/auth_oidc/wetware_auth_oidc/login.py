@@ -71,7 +71,10 @@ class _Asked:
 
     def answer(self, target: str) -> dict[str, str] | None:
         """What the browser was sent back with; None where it is not of this login."""
-        parts = urlsplit(target)
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            return None
         found = {name: each[0] for name, each in parse_qs(parts.query).items()}
         ours = hmac.compare_digest(found.get("state", "").encode(), self.state.encode())
         return found if ours and parts.path == "/callback" else None
@@ -240,23 +243,31 @@ async def _renew(name: str, session: StoredSession, provider: Provider) -> Store
     status, tokens = await _ask_tokens(
         provider, session, grant_type="refresh_token", refresh_token=session.refresh_token
     )
-    if status != 200:
+    if status in (400, 401):
         raise sessions.needs_login(name, f"the provider renews no more: {_reason(tokens)}")
+    if status != 200:
+        raise ProviderError(f"{session.issuer} answers {status} to a renewal: {_reason(tokens)}")
+    # Before anything can go wrong: many providers take the old one no more.
+    if isinstance(tokens.get("refresh_token"), str):
+        session = replace(session, refresh_token=tokens["refresh_token"])
+        sessions.save(name, session)
     id_token, access_token = tokens.get("id_token"), tokens.get("access_token")
     if not isinstance(id_token, str) or not isinstance(access_token, str):
         raise ProviderError(f"{session.issuer} renews a login without an ID token")
     nonce = nonce_of(session.key.public)
-    claims = await verified(
-        provider, id_token, client_id=session.client_id, nonce=nonce, now=time.time(),
-        nonce_needed=False,
-    )  # fmt: skip
+    try:
+        claims = await verified(
+            provider, id_token, client_id=session.client_id, nonce=nonce, now=time.time(),
+            nonce_needed=False,
+        )  # fmt: skip
+    except BadToken as exc:
+        raise sessions.needs_login(name, f"the renewed ID token is refused: {exc.message}") from exc
     found = replace(
         session,
         id_token=id_token,
         bound_token="" if "nonce" in claims else session.bound_token or session.id_token,
         access_token=access_token,
-        refresh_token=str(tokens.get("refresh_token") or session.refresh_token),
-        expires_at=float(claims["exp"]),
+        expires_at=_end(claims, tokens),
     )
     sessions.save(name, found)
     return found
@@ -288,8 +299,16 @@ async def _session(
         bound_token="",
         access_token=access_token,
         refresh_token=str(tokens.get("refresh_token", "")),
-        expires_at=float(claims["exp"]),
+        expires_at=_end(claims, tokens),
     )
+
+
+def _end(claims: Mapping[str, Any], tokens: Mapping[str, Any]) -> float:
+    """When the first of an ID token and its access token expires, Unix time, s."""
+    given = tokens.get("expires_in")
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return min(float(claims["exp"]), time.time() + given)
+    return float(claims["exp"])
 
 
 async def _ask_tokens(

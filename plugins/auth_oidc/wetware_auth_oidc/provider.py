@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ KEYS_AGAIN_S: Final = 10.0
 TIMEOUT_S: Final = 5.0
 _METADATA: Final = "/.well-known/openid-configuration"
 _NEEDED: Final = ("authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint")
+_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -63,7 +65,7 @@ class Provider:
         self._metadata: dict[str, Any] = {}
         self._metadata_at = float("-inf")
         self._keys: dict[str, dict[str, Any]] = {}
-        self._keys_at = float("-inf")
+        self._keys_at = self._tried_at = float("-inf")
         self._lock = asyncio.Lock()
 
     async def close(self) -> None:
@@ -81,13 +83,15 @@ class Provider:
     ) -> tuple[int, dict[str, Any]]:
         """One request: the status, and the JSON object of the answer.
 
-        A refusal of a token (401, 403) need not be JSON, and nothing is an empty object. Raises
+        A refusal of a token (401) need not be JSON, and nothing is an empty object. Raises
         ProviderError; redirects are not followed.
         """
         import httpx
 
         if self._client is None:
-            self._client = httpx.AsyncClient(timeout=self._timeout_s)
+            # No cookie of one answer goes with the next question, which is about somebody else.
+            nothing = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+            self._client = httpx.AsyncClient(timeout=self._timeout_s, cookies=nothing)
         body = bytearray()
         try:
             async with (
@@ -96,17 +100,19 @@ class Provider:
                     method,
                     url,
                     data=None if form is None else dict(form),
-                    headers={"Accept": "application/json", **(headers or {})},
+                    headers={**_HEADERS, **(headers or {})},
                     auth=auth,
                 ) as answer,
             ):
-                async for chunk in answer.aiter_bytes():
+                if "content-encoding" in answer.headers:  # what it would come to is not known
+                    raise self._bad(url, "answers in an encoding that was not asked for")
+                async for chunk in answer.aiter_raw():
                     body += chunk
                     if len(body) > ANSWER_BYTES_MAX:
                         raise self._bad(url, f"answers more than {ANSWER_BYTES_MAX} bytes")
         except TimeoutError:
             raise self._bad(url, f"does not answer within {self._timeout_s:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:  # of a redirect's URL, too
             raise self._bad(url, f"cannot be asked: {exc or type(exc).__name__}") from exc
         try:
             found = json.loads(body)
@@ -114,7 +120,7 @@ class Provider:
             found = None
         if isinstance(found, dict):
             return answer.status_code, found
-        if not body or answer.status_code in (401, 403):
+        if not body or answer.status_code == 401:
             return answer.status_code, {}
         kind = answer.headers.get("content-type", "")[:40]
         raise self._bad(url, f"answers {answer.status_code} {kind or 'without a type'}, not JSON")
@@ -131,16 +137,23 @@ class Provider:
         if self._now() - self._metadata_at < KEYS_S:
             return self._metadata
         url = self.issuer.rstrip("/") + _METADATA
-        status, found = await self.ask("GET", url)
+        try:
+            status, found = await self.ask("GET", url)
+        except ProviderError:
+            if self._metadata:  # where to ask changes seldom, and what is asked there counts
+                return self._metadata
+            raise
         if status != 200:
             raise self._bad(url, f"answers {status}")
         if found.get("issuer") != self.issuer:
             raise self._bad(url, f"is of another issuer, {str(found.get('issuer'))[:100]!r}")
-        for name in (*_NEEDED, "device_authorization_endpoint"):
+        for name in (*_NEEDED, "device_authorization_endpoint", "revocation_endpoint"):
             if name not in _NEEDED and name not in found:
                 continue
             try:
                 check_url(found[name])
+                if self.issuer.startswith("https:") and not found[name].startswith("https:"):
+                    raise ValueError("it is not https")  # noqa: TRY301
             except (ValueError, KeyError, TypeError, AttributeError) as exc:
                 raise self._bad(url, f"has no good {name}: {exc}") from exc
         self._metadata, self._metadata_at = found, self._now()
@@ -161,10 +174,13 @@ class Provider:
         Without a name it has to be the provider's only key. Raises BadToken where it has none of
         that name, or several; ProviderError.
         """
-        async with self._lock:
-            age = self._now() - self._keys_at
-            if age > KEYS_S or (kid not in self._keys and age > KEYS_AGAIN_S):
-                await self._read_keys()
+        if not self._knows(kid):
+            async with self._lock:
+                if not self._knows(kid) and self._now() - self._tried_at > KEYS_AGAIN_S:
+                    self._tried_at = self._now()
+                    await self._read_keys()
+        if self._now() - self._keys_at > KEYS_S:
+            raise ProviderError(f"the keys of {self.issuer} could not be read a moment ago")
         if kid is None:
             if len(self._keys) != 1:
                 raise BadToken("the token names no key, and its provider has several")
@@ -173,6 +189,9 @@ class Provider:
         if kid not in self._keys:
             raise BadToken(f"the token names the key {kid[:60]!r}, which its provider has not")
         return self._keys[kid]
+
+    def _knows(self, kid: str | None) -> bool:
+        return self._now() - self._keys_at <= KEYS_S and (kid is None or kid in self._keys)
 
     async def _read_keys(self) -> None:
         url = await self.endpoint("jwks_uri")
@@ -208,8 +227,8 @@ class Provider:
         status, found = await self.ask(
             "GET", url, headers={"Authorization": f"Bearer {access_token}"}
         )
-        if status in (401, 403):
+        if status == 401:
             return None
-        if status != 200:
-            raise self._bad(url, f"answers {status}")
+        if status != 200 or not isinstance(found.get("sub"), str):
+            raise self._bad(url, f"answers {status}, without who it is about")
         return found
