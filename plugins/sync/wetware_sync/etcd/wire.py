@@ -406,9 +406,12 @@ def _failed(exc: Any) -> Failed:
             hint="etcd's own bounds are its --max-txn-ops and --max-request-bytes",
         )
     elif code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION):
+        ours = "auth" in text or code is grpc.StatusCode.PERMISSION_DENIED
         error = ConfigError(
-            f"etcd refuses us: {said}",
-            hint="[plugins.sync] user and password_file; `etcdctl user grant-role`",
+            f"etcd refuses {'us' if ours else 'it as it is now'}: {said}",
+            hint="[plugins.sync] user and password_file; `etcdctl user grant-role`"
+            if ours
+            else "are all its members up, and healthy? `ww sync etcd status`",
             code="config.store",
         )
     else:
