@@ -264,7 +264,11 @@ def test_the_configured_and_the_running_auth_backend_are_told_apart(home: Home) 
         }
 
     with home.node() as node:
-        assert listed(node) == {"auth_evm": (True, False), "auth_local": (False, True)}
+        assert listed(node) == {
+            "auth_evm": (True, False),
+            "auth_local": (False, True),
+            "auth_oidc": (False, False),
+        }
         said = node.ww("plugin", "list", env=other, check=True).stdout
         assert "auth backend (configured)" in said
         assert "auth backend (running)" in said
@@ -279,7 +283,11 @@ def test_the_configured_and_the_running_auth_backend_are_told_apart(home: Home) 
         node.process.kill()
         node.process.wait()
         assert (node.data_dir / "node.json").exists()
-        assert listed(node) == {"auth_evm": (True, False), "auth_local": (False, False)}
+        assert listed(node) == {
+            "auth_evm": (True, False),
+            "auth_local": (False, False),
+            "auth_oidc": (False, False),
+        }
 
 
 def test_what_others_cannot_reach_this_node_by_is_printed_with_a_warning(home: Home) -> None:

@@ -131,11 +131,13 @@ def one_object(
 async def object_of(service: Ref, name: str) -> Ref:
     """The object NAME of a service, by its method that gives one for a name.
 
-    Raises InvalidArgument where there is no such method, and what that raises.
+    What else that method takes are flags, which are left off. Raises InvalidArgument where there is
+    no such method, and what that raises.
     """
     interface = service.interface
     for method in interface.methods.values() if interface is not None else ():
-        if method.named and len(method.gives) == 1 and set(method.params) == {method.named}:
+        flags = [kind for name, kind in method.param_kinds.items() if name != method.named]
+        if method.named and len(method.gives) == 1 and set(flags) <= {"bool"}:
             (given,) = (await service.call(method.name, **{method.named: name})).values()
             if isinstance(given, Ref):
                 return given

@@ -29,6 +29,9 @@ pytestmark = pytest.mark.anyio
 CHUNK_BYTES = 64 << 10
 UNDER_WAY_BYTES = 256 << 10
 
+OLD_IN_WEBSOCKETS = "ignore:websockets:DeprecationWarning"
+"""libp2p imports what is old there, where web3 has brought it."""
+
 
 def threads() -> set[str]:
     return {t.name for t in threading.enumerate() if "rio" in t.name or "libp2p" in t.name}
@@ -399,7 +402,7 @@ def test_import_changes_nothing_in_the_process() -> None:
         asyncio.run(main())
     """)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-W", OLD_IN_WEBSOCKETS, "-c", code],
         capture_output=True,
         text=True,
         timeout=90,
@@ -441,7 +444,7 @@ def test_a_stop_does_not_wait_for_a_slow_import_and_the_next_one_does() -> None:
         asyncio.run(main())
     """)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-W", OLD_IN_WEBSOCKETS, "-c", code],
         capture_output=True,
         text=True,
         timeout=90,
