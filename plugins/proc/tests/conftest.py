@@ -59,6 +59,8 @@ def guests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 part.replace(path)
         return path.read_bytes()
 
+    # With the library, before a test has a connection that asks now and then whether it lives.
+    compiled("hello")
     return compiled
 
 
