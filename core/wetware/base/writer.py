@@ -150,8 +150,11 @@ class Writer(Generic[T]):
             self._loop.call_soon_threadsafe(self._call)
 
     def _call(self) -> None:
-        while self._calls:
-            callback, args = self._calls.popleft()
+        while True:
+            with self._calling:  # else one could be added between the last look and the end
+                if not self._calls:
+                    return
+                callback, args = self._calls.popleft()
             callback(*args)
 
     def settle(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -234,3 +236,30 @@ async def test_a_group_has_as_many_bytes_as_a_commit_may(
 ) -> None:
     found = groups(map(Write, sizes), lambda size: size, 10)
     assert [[write.what for write in group] for group in found] == expected
+
+
+async def test_an_answer_that_comes_as_the_loop_has_taken_the_last_one_is_not_left_lying() -> None:
+    sink, second = Sink(), asyncio.Event()
+
+    class Slow(deque[Any]):
+        """Whoever adds to it while there is something in it is overtaken by who takes that out."""
+
+        def append(self, item: Any) -> None:
+            if self:
+                time.sleep(0.5)
+            super().append(item)
+
+    writer = sink.writer
+    writer._calls = Slow()
+
+    def from_the_thread() -> None:
+        writer.call_soon(lambda: None)
+        writer.call_soon(second.set)
+
+    writer._loop = asyncio.get_running_loop()
+    writing = threading.Thread(target=from_the_thread)
+    writing.start()
+    async with asyncio.timeout(10):
+        await second.wait()
+    writing.join()
+    writer.close()
