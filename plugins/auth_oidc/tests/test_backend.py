@@ -22,7 +22,7 @@ from wetware_auth_oidc.config import AuthOidcConfig, parse_roles, values
 from wetware_auth_oidc.session import StoredSession
 from wetware_auth_oidc.signer import proof_of
 
-from .fake import CLIENT, FakeProvider, fake_in_thread, fake_provider, signed
+from .fake import CLIENT, FakeProvider, fake_in_thread, signed
 
 ADA, EVE = (Key.from_seed(letter * 32) for letter in (b"a", b"e"))
 PRINCIPAL = Principal("oidc", "ada")
@@ -75,12 +75,6 @@ class TestAuthOidc(AuthConformance):
 
 
 # --- one by one -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeProvider]:
-    async with fake_provider() as provider:
-        yield provider
 
 
 class Node:

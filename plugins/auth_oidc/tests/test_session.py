@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from wetware_auth_oidc.errors import ProviderError
 from wetware_auth_oidc.login import renewed
 from wetware_auth_oidc.session import StoredSession
 
-from .fake import FakeProvider, fake_provider, signed
+from .fake import FakeProvider, signed
 
 pytestmark = pytest.mark.anyio
 ADA = Key.from_seed(b"a" * 32)
@@ -26,12 +25,6 @@ ADA = Key.from_seed(b"a" * 32)
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WW_HOME", str(tmp_path))
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeProvider]:
-    async with fake_provider() as provider:
-        yield provider
 
 
 def expired(fake: FakeProvider) -> StoredSession:

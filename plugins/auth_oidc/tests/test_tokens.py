@@ -16,16 +16,10 @@ from wetware_auth_oidc.errors import BadToken, ProviderError
 from wetware_auth_oidc.provider import KEYS_AGAIN_S, KEYS_S, Provider, check_url
 from wetware_auth_oidc.tokens import check_access_token, nonce_of, verified
 
-from .fake import CLIENT, EC, OTHER, RSA, FakeProvider, by_secret, fake_provider, signed, unsigned
+from .fake import CLIENT, EC, OTHER, RSA, FakeProvider, by_secret, signed, unsigned
 
 pytestmark = pytest.mark.anyio
 ADA = Key.from_seed(b"a" * 32)
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeProvider]:
-    async with fake_provider() as provider:
-        yield provider
 
 
 class Judge:

@@ -33,7 +33,7 @@ from wetware_auth_oidc.config import Role, parse_roles
 from wetware_auth_oidc.errors import BadToken, ProviderError
 from wetware_auth_oidc.proofs import SCHEME, OidcProof, statement
 from wetware_auth_oidc.provider import Provider
-from wetware_auth_oidc.tokens import check_access_token, header_of, nonce_of, verified
+from wetware_auth_oidc.tokens import check_access_token, nonce_of, part_of, verified
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -208,7 +208,7 @@ class OidcBackend:
                 raise BadToken("the key is of somebody else")
             if now - bound["iat"] > BINDING_S_MAX:
                 raise BadToken("the login at the provider is too long ago", late=True)
-        check_access_token(claims, header_of(shown.id_token)["alg"], shown.access_token)
+        check_access_token(claims, part_of(shown.id_token, 0)["alg"], shown.access_token)
         return claims
 
     def roles(self, principal: Principal) -> frozenset[str]:

@@ -57,12 +57,9 @@ def _session() -> StoredSession:
 
 def _claims(session: StoredSession) -> dict[str, Any]:
     """Of the session's own ID token: the provider gave it to us, and a node verifies it."""
-    import base64
-    import json
+    from wetware_auth_oidc.tokens import part_of
 
-    body = session.id_token.split(".")[1]
-    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    return found
+    return part_of(session.id_token, 1)
 
 
 @oidc_app.command("login", epilog=examples("ww auth oidc login", "ww auth oidc login --device"))

@@ -44,13 +44,14 @@ def encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def header_of(token: str) -> dict[str, Any]:
-    """The header of a compact JWS, not verified; raises BadToken."""
-    head, *rest = token.split(".", 3)
+def part_of(token: str, number: int) -> dict[str, Any]:
+    """The header (0) or the claims (1) of a compact JWS, not verified; raises BadToken."""
+    parts = token.split(".", 3)
     found = None
-    if len(rest) == 2 and len(token) <= TOKEN_CHARS_MAX and token.isascii():
+    if len(parts) == 3 and len(token) <= TOKEN_CHARS_MAX and token.isascii():
+        part = parts[number]
         with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))
+            found = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
     if not isinstance(found, dict):
         raise BadToken("it is no signed token (JWS, three parts)")
     return found
@@ -84,7 +85,7 @@ async def verified(
     from joserfc.errors import JoseError
     from joserfc.jwk import import_key
 
-    header = header_of(token)
+    header = part_of(token, 0)
     alg, kid = header.get("alg"), header.get("kid")
     if alg not in ALGORITHMS:
         raise BadToken(f"it is signed by {str(alg)[:20]!r}, and not with a provider's key pair")
