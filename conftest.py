@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,15 +127,20 @@ class SmallDisk:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """16 MiB; skipped where nothing can be mounted."""
-    path = tmp_path / "disk"
-    path.mkdir()
+def small_disk() -> Iterator[SmallDisk]:
+    """16 MiB; skipped where nothing can be mounted.
+
+    Not below `tmp_path`: what a killed run leaves mounted there would fail each later run, which
+    removes the folders of old ones.
+    """
+    path = Path(tempfile.mkdtemp(prefix="ww-small-disk-"))
     command = ["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "tmpfs", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted: {done.stderr.strip()}")
     try:
+        if done.returncode:
+            pytest.skip(f"a small file system cannot be mounted: {done.stderr.strip()}")
         yield SmallDisk(path)
     finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
+        if not done.returncode:
+            subprocess.run(["umount", "-l", str(path)], check=True)
+        path.rmdir()
