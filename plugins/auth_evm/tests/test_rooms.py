@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,12 @@ def test_a_room_imports_none_below_it(room: str) -> None:
     ]
     assert len(files) > 2
     assert found == []
+
+
+def test_a_node_does_without_web3() -> None:
+    code = (
+        "import sys, wetware_auth_evm.node.backend, wetware_auth_evm.node.service\n"
+        "print(sorted({'web3', 'eth_account', 'eth_utils', 'eth_abi'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from wetware.base.log import get_logger
-from wetware_auth_evm.chain.addresses import checksum, keccak
+from wetware_auth_evm.chain.addresses import checksum
 from wetware_auth_evm.chain.endpoints import (
     BLOCK_LOGS_BYTES_MAX,
     LOGS_BYTES_MAX,
@@ -26,6 +26,8 @@ from wetware_auth_evm.chain.endpoints import (
     Endpoint,
     Endpoints,
     Reverted,
+    data,
+    quantity,
 )
 from wetware_auth_evm.chain.errors import (
     BadLog,
@@ -37,7 +39,7 @@ from wetware_auth_evm.chain.errors import (
 )
 from wetware_auth_evm.chain.events import Event, genesis
 from wetware_auth_evm.chain.finality import Finality
-from wetware_auth_evm.chain.provider import connect
+from wetware_auth_evm.chain.identity import compare_code, compare_genesis
 from wetware_auth_evm.chain.replica import STATE_CALL, parse_state, read_logs
 
 if TYPE_CHECKING:
@@ -104,7 +106,6 @@ class Follower:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.endpoints, self.replica, self.finality = endpoints, replica, finality
-        self._eth = connect(endpoints).eth
         self._code_hash, self._genesis_hash = code_hash, genesis_hash
         self._deployed_at, self._poll_s, self._history = deployed_at, poll_s, history
         self._final_poll_s, self._monotonic = final_poll_s, monotonic
@@ -212,28 +213,15 @@ class Follower:
         Raises WrongChain where a quorum says otherwise, other ChainErrors where none can be had.
         """
         replica = self.replica
-        chain_id = await self._eth.chain_id
+        chain_id = quantity(await self.endpoints.agree("eth_chainId", key=quantity))
         if chain_id != replica.chain_id:
             raise WrongChain(
                 f"the endpoints serve chain {chain_id}, and {replica.chain_id} is configured",
                 hint="set [plugins.auth_evm] endpoints or chain_id",
             )
         if self._genesis_hash is not None:
-            first = await self.endpoints.block(0)
-            if first.hash != self._genesis_hash:
-                raise WrongChain(
-                    f"the chain {chain_id} of the endpoints has another first block than the one "
-                    "that is configured",
-                    hint="a local chain that was begun anew is another chain: set genesis_hash",
-                )
-        address = checksum(replica.contract)
-        code = bytes(await self._eth.get_code(address, "latest"))
-        if keccak(code) != self._code_hash:
-            what = "another contract than WetwareACL" if code else "no contract"
-            raise WrongChain(
-                f"there is {what} at {address} on chain {chain_id}",
-                hint="set [plugins.auth_evm] contract, or deploy one: `ww auth evm deploy`",
-            )
+            await compare_genesis(self.endpoints, chain_id, self._genesis_hash)
+        await compare_code(self.endpoints, chain_id, replica.contract, self._code_hash)
         self._identified = True
 
     async def step(self) -> frozenset[bytes] | None:
@@ -294,8 +282,7 @@ class Follower:
         replica = self.replica
         call = {"to": checksum(replica.contract), "data": STATE_CALL}
         try:
-            # Not a contract object's own call, which asks for the block again before.
-            raw = bytes(await self._eth.call(call, block.reference))
+            raw = data(await self.endpoints.agree("eth_call", call, block.reference, key=data))
         except Reverted as exc:
             raise ChainError(f"the contract does not state its history: {exc.message}") from None
         if raw:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
-from eth_hash.auto import keccak
-
 from wetware_auth_evm import contract as artifact
 from wetware_auth_evm.chain.endpoints import (
     LOGS_BYTES_MAX,
@@ -34,6 +32,7 @@ from wetware_auth_evm.chain.errors import (
     WrongChain,
 )
 from wetware_auth_evm.chain.finality import quorum_default
+from wetware_auth_evm.chain.identity import compare_code, compare_genesis
 from wetware_auth_evm.chain.replica import STATE_CALL, parse_state, read_logs
 from wetware_auth_evm.chain.state import State
 from wetware_auth_evm.cli.words import who
@@ -242,10 +241,12 @@ class Chain:
                 f"the endpoints serve different chains: {', '.join(map(str, sorted(found)))}",
                 hint="give --chain-id",
             )
-        self.profile = replace(self.profile, chain_id=expected or found.pop())
-        await self._compare_genesis()
+        self.profile = profile = replace(self.profile, chain_id=expected or found.pop())
+        if profile.genesis_hash:
+            await compare_genesis(self.endpoints, profile.chain_id, profile.genesis_hash)
         if contract:
-            await self._compare_code()
+            code_hash = profile.code_hash or artifact.load().runtime_hash
+            await compare_code(self.endpoints, profile.chain_id, profile.contract, code_hash)
 
     async def _each(
         self, method: str, parse: Callable[[Any], T], *params: Any
@@ -262,28 +263,6 @@ class Chain:
 
         answers = await asyncio.gather(*map(ask, self.endpoints.each))
         return {e.name: answer for e, answer in zip(self.endpoints.each, answers, strict=True)}
-
-    async def _compare_genesis(self) -> None:
-        if not self.profile.genesis_hash:
-            return
-        first = await self.endpoints.block(0)
-        if first.hash != self.profile.genesis_hash:
-            raise WrongChain(
-                f"chain {self.profile.chain_id} of the endpoints has another first block than "
-                f"{self.profile.source} names",
-                hint="a local chain that was begun anew is another chain: deploy again, or set "
-                "genesis_hash",
-            )
-
-    async def _compare_code(self) -> None:
-        address = who(self.profile.contract)
-        code = data(await self.endpoints.agree("eth_getCode", address, "latest", key=data))
-        if keccak(code) != (self.profile.code_hash or artifact.load().runtime_hash):
-            what = "another contract than WetwareACL" if code else "no contract"
-            raise WrongChain(
-                f"there is {what} at {address} on chain {self.profile.chain_id}",
-                hint="check the address (--contract), or make one: ww auth evm deploy",
-            )
 
     async def genesis(self) -> bytes:
         return (await self.endpoints.block(0)).hash
