@@ -175,7 +175,7 @@ class Net:
         urls: Sequence[str] | None = None,
         *,
         quorum: int | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float = 60.0,
         directory: Path | None = None,
         bounds: Bounds = BOUNDS,
         **options: Any,

@@ -38,7 +38,7 @@ async def three(chain: Net) -> AsyncIterator[list[Gateway]]:
 
 @pytest.fixture
 async def trio(chain: Net, three: list[Gateway], tmp_path: Path) -> AsyncIterator[World]:
-    world = World(chain, tmp_path, endpoints=tuple(urls(three)), quorum=0, timeout_s=1.0)
+    world = World(chain, tmp_path, endpoints=tuple(urls(three)), quorum=0)
     async with world as made:
         yield made
 

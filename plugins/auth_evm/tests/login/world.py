@@ -83,6 +83,7 @@ class World:
                 "poll_s": 1.0,
                 "verified_s_max": 60.0,
                 "tip_age_s_max": 600.0,
+                "timeout_s": 60.0,  # a look is asked for once: a busy machine may take its time
                 "roles": ROLES,
                 **config,
             }
