@@ -240,7 +240,7 @@ class ByEngine:
         scope = f"/engine-lock/{name}/".encode()
         key = scope + b"%x" % self._lease
         first = engines.Get(scope, prefix=True, limit=1, order=engines.Order.OLDEST)
-        absent = engines.Compare(key, "version", "=", 0)
+        absent = engines.Compare(key, "version", 0)
         taken = engines.Txn((engines.Put(key, b"", self._lease), first), (absent,))
         assert (await self._engine.txn(taken, OWNER)).succeeded
         await self._engine.txn(engines.Txn((engines.Delete(key),)), OWNER)

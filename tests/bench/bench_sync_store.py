@@ -81,7 +81,7 @@ async def lock(engine: Engine, lease: int, name: bytes) -> None:
     """As a mutex that nobody else wants: two transactions."""
     key = b"%s/%d" % (name, lease)
     first = Get(name + b"/", prefix=True, limit=1, order=Order.OLDEST)
-    taken = Txn((Put(key, b"", lease), first), (Compare(key, "version", "=", 0),))
+    taken = Txn((Put(key, b"", lease), first), (Compare(key, "version", 0),))
     assert (await engine.txn(taken, OWNER)).succeeded
     await engine.txn(Txn((Delete(key),)), OWNER)
 

@@ -152,10 +152,10 @@ class History:
         key = rng.choice(KEYS)
         found = self.model.keys.get(key)
         if rng.random() < 0.3:
-            return (Compare(key, "value", "=", found.value if found else b""),)
+            return (Compare(key, "value", found.value if found else b""),)
         target: Any = rng.choice(["version", "create_revision", "mod_revision"])
         number = getattr(found, target) if found else 0
-        return (Compare(key, target, rng.choice(["=", "!=", "<", ">"]), number + rng.randrange(2)),)
+        return (Compare(key, target, number + (rng.random() < 0.3)),)
 
     def _branch(self) -> tuple[Operation, ...]:
         rng = self.rng

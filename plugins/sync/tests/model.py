@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from typing import Any
 
 from wetware.errors import LimitExceeded
@@ -24,7 +23,6 @@ from wetware_sync.engine import (
     charge,
 )
 
-OPERATORS = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt}
 NOTHING = KeyValue(b"", b"", 0, 0, 0)
 
 
@@ -71,8 +69,7 @@ class Model:
         found = self.keys.get(compare.key)
         if compare.target == "value" and found is None:
             return False
-        value = getattr(found or NOTHING, compare.target)
-        return bool(OPERATORS[compare.op](value, compare.operand))
+        return bool(getattr(found or NOTHING, compare.target) == compare.operand)
 
     def _targets(self, operation: Put | Delete | Get) -> list[bytes]:
         match operation:

@@ -150,4 +150,4 @@ async def told(watch: Watch, revision: int) -> list[Event]:
 
 
 def absent(key: bytes) -> Compare:
-    return Compare(key, "version", "=", 0)
+    return Compare(key, "version", 0)

@@ -49,7 +49,7 @@ class EnginePort:
             for key, value in writes.items()
         )
         first = next(iter(writes)).encode()
-        compares = (Compare(first, "mod_revision", "=", expected),) if expected is not None else ()
+        compares = (Compare(first, "mod_revision", expected),) if expected is not None else ()
         txn = Txn(operations, compares)
         outcome = await guarded_by(self._engine(), fence or b"", txn, ADA)
         return outcome.revision if outcome.succeeded else 0

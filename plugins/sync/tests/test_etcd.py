@@ -146,7 +146,7 @@ async def test_values_are_compared_while_others_write_them(etcd: EtcdProcess) ->
             while done < 10:
                 was = await get(engine, b"n")
                 assert was is not None
-                same = Compare(b"n", "value", "=", was.value)
+                same = Compare(b"n", "value", was.value)
                 more = Put(b"n", b"%d" % (int(was.value) + 1))
                 outcome = await engine.txn(Txn((more,), (same,), (Get(b"n"),)), ADA)
                 done += outcome.succeeded

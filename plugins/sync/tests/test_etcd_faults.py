@@ -76,7 +76,7 @@ class Histories:
                     await self._call(rng, ("put", key, value), _put(engine, key, value))
                 case _:
                     asked = ("cas", key, value, known[key])
-                    same = Compare(key, "mod_revision", "=", known[key])
+                    same = Compare(key, "mod_revision", known[key])
                     await self._call(rng, asked, _put(engine, key, value, same))
             await asyncio.sleep(rng.uniform(0, 0.1))
 

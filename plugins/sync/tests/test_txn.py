@@ -63,13 +63,13 @@ def test_it_is_bounded() -> None:
     with pytest.raises(LimitExceeded, match="bytes"):
         Txn(tuple(Put(b"%d" % n, bytes(VALUE_BYTES_MAX)) for n in range(4))).check()
     with pytest.raises(LimitExceeded, match="compares"):
-        Txn((), (Compare(b"a", "version", "=", 0),) * 129).check()
+        Txn((), (Compare(b"a", "version", 0),) * 129).check()
     with pytest.raises(InvalidArgument, match="a page has"):
         Txn((Get(b"a", limit=0),)).check()
     with pytest.raises(InvalidArgument, match="page by page"):
         Txn((Get(b"a", prefix=True, after=b"ab", order=Order.OLDEST),)).check()
     with pytest.raises(InvalidArgument, match="compared with"):
-        Txn((), (Compare(b"a", "value", "=", 0),)).check()
+        Txn((), (Compare(b"a", "value", 0),)).check()
 
 
 @pytest.mark.parametrize(

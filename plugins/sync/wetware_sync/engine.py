@@ -9,11 +9,9 @@ knows; all others come before anything is written. Nothing is repeated by an eng
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
 
@@ -37,9 +35,6 @@ TTL_S_MIN: Final = 2.0
 TTL_S_MAX: Final = 86_400.0
 ROW_BYTES: Final = 128
 """What a key is charged beside its bytes and those of its value."""
-_OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
-    "=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
 
 
 class Compacted(WetwareError):
@@ -107,18 +102,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """`target` of the key, `op`, `operand`: bytes for "value", a number for all others.
+    """`target` of the key is `operand`: bytes for "value", a number for all others.
 
-    An absent key has 0 for each number; a comparison with its value is false, whatever the `op`.
+    An absent key has 0 for each number, and no value.
     """
 
     key: bytes
     target: Literal["value", "version", "create_revision", "mod_revision"]
-    op: Literal["=", "!=", "<", ">"]
     operand: bytes | int
-
-    def holds(self, found: bytes | int) -> bool:
-        return _OPERATORS[self.op](found, self.operand)
 
 
 @dataclass(frozen=True, slots=True)

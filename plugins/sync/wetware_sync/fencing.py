@@ -59,7 +59,7 @@ class Hold:
         """That it is held, in the store of this epoch; raises Denied of another one."""
         if self.epoch != epoch:
             raise fenced()
-        return Compare(self.key, "create_revision", "=", self.revision)
+        return Compare(self.key, "create_revision", self.revision)
 
 
 def fenced() -> Denied:
@@ -109,7 +109,7 @@ async def changed(
     for _ in range(TRIES_MAX):
         page = await engine.read(Get(key))
         item = page.items[0] if page.items else None
-        same = Compare(key, "mod_revision", "=", item.mod_revision if item else 0)
+        same = Compare(key, "mod_revision", item.mod_revision if item else 0)
         value = change(item)
         outcome = await guarded_by(engine, fence, Txn((Put(key, value),), (same,)), owner)
         if outcome.succeeded:

@@ -347,7 +347,7 @@ class WriterServant(rpc.Servant, interface=SCHEMA.Writer):
 
     def _compare(self, what: Mapping[str, Any]) -> Compare:
         ((kind, operand),) = what["has"].items()
-        return Compare(self._tree.key(what["key"]), _TARGETS[kind], "=", operand)
+        return Compare(self._tree.key(what["key"]), _TARGETS[kind], operand)
 
     def _write(self, what: Mapping[str, Any]) -> Put | Delete:
         key = self._tree.key(what["key"])

@@ -319,7 +319,7 @@ class HolderServant(LeaseServant, interface=SCHEMA.Holder):
         if not page.items:
             raise fenced()
         record = Record(self._owner, Record.of(page.items[0]).places, value)
-        held = Compare(key, "create_revision", "=", page.items[0].create_revision)
+        held = Compare(key, "create_revision", page.items[0].create_revision)
         txn = Txn((Put(key, record.encode(), self._id),), (held,))
         outcome = await self._engine.txn(txn, self._owner)
         if not outcome.succeeded:

@@ -599,7 +599,7 @@ class Store:
             revision = row.id >> _SEQ_BITS
             numbers = {"mod_revision": revision, "create_revision": row.created}
             found = numbers.get(compare.target, row.version)
-        return compare.holds(found)
+        return found == compare.operand
 
     def _targets(
         self, operation: Operation, rows: dict[bytes, Row | None]

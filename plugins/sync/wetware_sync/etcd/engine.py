@@ -378,7 +378,7 @@ class EtcdEngine:
             )
             inner = Txn(txn.then, numbers, txn.otherwise) if true else Txn(txn.otherwise)
             same = tuple(
-                Compare(key, "mod_revision", "=", rows[key].mod_revision if key in rows else 0)
+                Compare(key, "mod_revision", rows[key].mod_revision if key in rows else 0)
                 for key in by_value
             )
             request = request_of(Txn((), same), owner)

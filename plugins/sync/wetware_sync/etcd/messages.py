@@ -23,7 +23,6 @@ from wetware_sync.etcd.layout import DATA, end_of, item_of, wrap
 from wetware_sync.etcd.wire import pb
 
 _NUMBER_MAX: Final = (1 << 63) - 1
-_RESULTS: Final = {"=": "EQUAL", "!=": "NOT_EQUAL", "<": "LESS", ">": "GREATER"}
 _TARGETS: Final = {"version": "VERSION", "create_revision": "CREATE", "mod_revision": "MOD"}
 
 
@@ -80,12 +79,11 @@ def request_of(txn: Txn, owner: str) -> Any:
 def _compare(compare: Compare) -> Any:
     number = compare.operand
     assert isinstance(number, int)  # noqa: S101  # those of values are decided before
-    number = max(-1, min(number, _NUMBER_MAX))
     return pb.Compare(
         key=DATA + compare.key,
         target=getattr(pb.Compare, _TARGETS[compare.target]),
-        result=getattr(pb.Compare, _RESULTS[compare.op]),
-        **{compare.target: number},
+        result=pb.Compare.EQUAL,
+        **{compare.target: min(number, _NUMBER_MAX)},
     )
 
 
@@ -123,5 +121,5 @@ def outcome_of(reply: Any, revision: int, txn: Txn) -> tuple[Outcome, bool]:
 def holds(compare: Compare, row: KeyValue | None) -> bool:
     """Whether a comparison is true where the key is this."""
     if compare.target == "value":
-        return row is not None and compare.holds(row.value)
-    return compare.holds(getattr(row, compare.target) if row else 0)
+        return row is not None and row.value == compare.operand
+    return bool((getattr(row, compare.target) if row else 0) == compare.operand)
