@@ -263,7 +263,7 @@ async def by_engine(address: str) -> AsyncIterator[list[Client]]:
     engine = EtcdEngine(Etcd([address]))
     async with anyio.create_task_group() as tasks:
         await tasks.start(lambda task_status: engine.run(task_status=task_status))
-        leases = [(await engine.grant(3600.0, OWNER)).id for _ in range(CLIENTS)]
+        leases = [await engine.grant(3600.0, OWNER) for _ in range(CLIENTS)]
         yield [ByEngine(engine, lease) for lease in leases]
         tasks.cancel_scope.cancel()
 

@@ -93,7 +93,7 @@ async def speed(report: Report, folder: Path, seconds: float) -> None:
             beside = plain(folder, seconds)
             calls = {
                 "puts": lambda number, count: put(engine, b"%d/%d" % (number, count % 1000)),
-                "lock + unlock": lambda number, _: lock(engine, lease.id, b"m/%d" % number),
+                "lock + unlock": lambda number, _: lock(engine, lease, b"m/%d" % number),
             }
             for name, call in calls.items():
                 times = await timed(call, seconds, callers)

@@ -70,16 +70,16 @@ class EnginePort:
     async def lock(self, name: str, wait_s: float) -> AsyncIterator[tuple[int, Any]]:
         engine = self._engine()
         lease = await engine.grant(TTL_S, ADA)
-        holder = holder_of(engine, lease.id, self._tasks)
+        holder = holder_of(engine, lease, self._tasks)
         which: Any = {"name": name, "kind": "lock", "nonce": secrets.token_bytes(NONCE_BYTES)}
         reply = await holder.acquire(places=0, value=b"", wait_ms=int(wait_s * 1000), **which)
         try:
             if self._rng.random() < 0.5:
-                self._tasks.start(self._end(engine, lease.id, self._rng.uniform(0, 0.02)))
+                self._tasks.start(self._end(engine, lease, self._rng.uniform(0, 0.02)))
             yield reply["revision"], reply["hold"]
         finally:
             with anyio.CancelScope(shield=True):
-                await self._end(engine, lease.id)
+                await self._end(engine, lease)
 
     async def _end(self, engine: Engine, lease: int, after_s: float = 0) -> None:
         await asyncio.sleep(after_s)

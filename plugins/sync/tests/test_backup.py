@@ -30,7 +30,7 @@ async def test_of_a_store_that_runs(tmp_path: Path) -> None:
     engine = engine_in(tmp_path / "a", clock)
     async with running(engine):
         lease = await engine.grant(10.0, ADA)
-        await put(engine, b"held", b"x", lease=lease.id)
+        await put(engine, b"held", b"x", lease=lease)
         stop = False
 
         async def writes(number: int) -> int:
@@ -64,7 +64,7 @@ async def test_of_a_store_that_runs(tmp_path: Path) -> None:
         page = await restored.read(Get(b"", prefix=True))
         assert {kv.key: kv for kv in page.items} == present
         clock.now += 9.0  # its full time again
-        assert await restored.keep(lease.id, ADA) == 10.0
+        assert await restored.keep(lease, ADA) == 10.0
         assert await put(restored, b"new") == status.revision + 1
 
 
@@ -78,7 +78,7 @@ async def test_in_the_place_of_a_store_that_was_killed(tmp_path: Path) -> None:
         lease = await engine.grant(10.0, ADA)
         with pytest.raises(Busy):
             restore(Files(tmp_path / "a"), copy)
-        await put(engine, b"a", b"later", lease=lease.id)
+        await put(engine, b"a", b"later", lease=lease)
         shutil.copytree(tmp_path / "a", tmp_path / "killed")
         assert (tmp_path / "killed" / f"{FILE}-wal").stat().st_size
     assert restore(Files(tmp_path / "killed"), copy) == 2
@@ -89,7 +89,7 @@ async def test_in_the_place_of_a_store_that_was_killed(tmp_path: Path) -> None:
         assert kept is not None
         assert kept.value == b"of the copy"
         with pytest.raises(LeaseEnded):
-            await engine.keep(lease.id, ADA)
+            await engine.keep(lease, ADA)
 
 
 async def test_what_is_no_backup_is_refused_and_all_stays(tmp_path: Path) -> None:

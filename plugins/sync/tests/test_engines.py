@@ -328,13 +328,13 @@ async def test_many_watches_are_each_told_their_own(factory: Callable[..., Engin
 
 async def test_the_keys_of_a_lease_end_with_it(engine: Engine, clock: Clock) -> None:
     lease = await engine.grant(clock.ttl_s, ADA)
-    await put(engine, b"a", lease=lease.id)
-    await put(engine, b"b", lease=lease.id)
+    await put(engine, b"a", lease=lease)
+    await put(engine, b"b", lease=lease)
     await put(engine, b"b")  # without it again
-    last = await put(engine, b"c", lease=lease.id)
+    last = await put(engine, b"c", lease=lease)
     watch = engine.watch(b"", last + 1, BOB, prefix=True)
     await clock.passes(clock.almost)
-    assert await engine.keep(lease.id, ADA) == clock.ttl_s
+    assert await engine.keep(lease, ADA) == clock.ttl_s
     await clock.passes(clock.almost)
     assert await get(engine, b"a") is not None
     await clock.passes(1.01 - clock.almost)
@@ -344,11 +344,11 @@ async def test_the_keys_of_a_lease_end_with_it(engine: Engine, clock: Clock) -> 
         (b"c", last + 1, None),
     ]
     with pytest.raises(LeaseEnded):
-        await engine.keep(lease.id, ADA)
+        await engine.keep(lease, ADA)
     with pytest.raises(LeaseEnded):
-        await put(engine, b"a", lease=lease.id)
+        await put(engine, b"a", lease=lease)
     with pytest.raises(LeaseEnded):
-        await engine.end(lease.id, ADA)
+        await engine.end(lease, ADA)
     assert (await engine.status()).leases == 0
 
 
@@ -357,25 +357,25 @@ async def test_a_lease_whose_time_is_over_is_not_kept(engine: Engine, clock: Clo
     lease = await engine.grant(clock.ttl_s, ADA)
     await clock.ends()
     with pytest.raises(LeaseEnded):
-        await engine.keep(lease.id, ADA)
+        await engine.keep(lease, ADA)
 
 
 async def test_a_lease_is_ended(engine: Engine) -> None:
     lease = await engine.grant(10.0, ADA)
-    await put(engine, b"a", lease=lease.id)
-    await engine.end(lease.id, ADA)
+    await put(engine, b"a", lease=lease)
+    await engine.end(lease, ADA)
     assert await get(engine, b"a") is None
     with pytest.raises(LeaseEnded):
-        await engine.end(lease.id, ADA)
+        await engine.end(lease, ADA)
 
 
 async def test_a_lease_is_its_owners(engine: Engine) -> None:
     lease = await engine.grant(10.0, ADA)
     for use in (
-        engine.keep(lease.id, BOB),
-        engine.end(lease.id, BOB),
-        put(engine, b"a", lease=lease.id, owner=BOB),
-        put(engine, b"a", lease=lease.id + 1),
+        engine.keep(lease, BOB),
+        engine.end(lease, BOB),
+        put(engine, b"a", lease=lease, owner=BOB),
+        put(engine, b"a", lease=lease + 1),
     ):
         with pytest.raises(LeaseEnded):
             await use
@@ -388,7 +388,7 @@ async def test_after_a_restart_all_is_there_and_leases_have_their_full_time(
 ) -> None:
     async with running(factory()) as engine:
         lease = await engine.grant(clock.ttl_s, ADA)
-        await put(engine, b"a", b"1", lease=lease.id)
+        await put(engine, b"a", b"1", lease=lease)
         kept = await get(engine, b"a")
         first = kept.mod_revision if kept else 0
         await clock.passes(clock.almost)
@@ -451,13 +451,13 @@ async def test_leases_and_watches_are_bounded(factory: Callable[..., Engine]) ->
         with pytest.raises(LimitExceeded, match="leases of one owner"):
             await engine.grant(10.0, ADA)
         await engine.grant(10.0, BOB)
-        await engine.end(lease.id, ADA)
+        await engine.end(lease, ADA)
         lease = await engine.grant(10.0, ADA)
         for n in range(WRITES_MAX):
-            await put(engine, b"a/%d" % n, lease=lease.id)
+            await put(engine, b"a/%d" % n, lease=lease)
         with pytest.raises(LimitExceeded, match="keys of one lease"):
-            await put(engine, b"a/no", lease=lease.id)
-        await put(engine, b"a/1", lease=lease.id)
+            await put(engine, b"a/no", lease=lease)
+        await put(engine, b"a/1", lease=lease)
         watches = [engine.watch(b"a", 1, ADA) for _ in range(2)]
         with pytest.raises(LimitExceeded, match="watches of one owner"):
             engine.watch(b"a", 1, ADA)

@@ -66,18 +66,18 @@ async def test_two_entrances_have_one_store(etcd: EtcdProcess) -> None:
         assert (a.epoch, a.authority.seed) == (b.epoch, b.authority.seed)
         watch = b.watch(b"", 1, BOB, prefix=True)
         lease = await a.grant(30, ADA)
-        last = await put(a, b"k", b"1", lease=lease.id)
+        last = await put(a, b"k", b"1", lease=lease)
         assert [e.revision for e in await told(watch, last)] == [last]
-        assert await b.keep(lease.id, ADA) == 30
+        assert await b.keep(lease, ADA) == 30
         with pytest.raises(LeaseEnded):
-            await b.keep(lease.id, BOB)
+            await b.keep(lease, BOB)
         with pytest.raises(LeaseEnded):
-            await put(b, b"k", lease=lease.id, owner=BOB)
-        await put(b, b"j", lease=lease.id)
-        await b.end(lease.id, ADA)
+            await put(b, b"k", lease=lease, owner=BOB)
+        await put(b, b"j", lease=lease)
+        await b.end(lease, ADA)
         assert not (await a.read(Get(b"", prefix=True))).items
         with pytest.raises(LeaseEnded):
-            await a.keep(lease.id, ADA)
+            await a.keep(lease, ADA)
 
 
 async def test_a_lease_is_asked_for_again_where_the_answer_is_lost(
@@ -102,10 +102,10 @@ async def test_a_lease_is_asked_for_again_where_the_answer_is_lost(
             lease = await a.grant(30, ADA)
         assert answered.count("LeaseGrantResponse") == 1  # the second time it was there
         assert answered.count("PutResponse") == 2
-        assert await b.keep(lease.id, ADA) == 30
-        await a.end(lease.id, ADA)
+        assert await b.keep(lease, ADA) == 30
+        await a.end(lease, ADA)
         with pytest.raises(LeaseEnded):
-            await b.keep(lease.id, ADA)
+            await b.keep(lease, ADA)
 
 
 async def test_all_entrances_charge_alike(etcd: EtcdProcess) -> None:
@@ -114,7 +114,7 @@ async def test_all_entrances_charge_alike(etcd: EtcdProcess) -> None:
         lease = await a.grant(30, ADA)
         for n in range(3):
             await put(a, b"a%d" % n)
-            await put(b, b"b%d" % n, lease=lease.id)
+            await put(b, b"b%d" % n, lease=lease)
         await told(a.watch(b"b2", 1, ADA), 1)
         for engine in (a, b):
             with pytest.raises(LimitExceeded, match="keys of one owner"):
@@ -160,14 +160,14 @@ async def test_values_are_compared_while_others_write_them(etcd: EtcdProcess) ->
 async def test_etcd_is_down_and_comes_back_under_a_watch(etcd: EtcdProcess) -> None:
     async with running(entrance(etcd.endpoint)) as engine:
         lease = await engine.grant(30, ADA)
-        first = await put(engine, b"a", lease=lease.id)
+        first = await put(engine, b"a", lease=lease)
         watch = engine.watch(b"a", first + 1, ADA)
         waits = asyncio.ensure_future(watch.next())
         await asyncio.to_thread(etcd.stop, kill=True)
         for ask in (
             get(engine, b"a"),
             put(engine, b"a"),
-            engine.keep(lease.id, ADA),
+            engine.keep(lease, ADA),
             engine.grant(10, ADA),
             engine.status(),
         ):
@@ -181,7 +181,7 @@ async def test_etcd_is_down_and_comes_back_under_a_watch(etcd: EtcdProcess) -> N
         last = await put(engine, b"a", b"2")
         assert [e.revision for e in (await waits).events] == [last]
         assert last == first + 1
-        assert await engine.keep(lease.id, ADA) == 30
+        assert await engine.keep(lease, ADA) == 30
     with pytest.raises(Closed):
         await put(engine, b"a")
 

@@ -100,9 +100,7 @@ async def test_an_acquire_is_cancelled_at_every_await_of_the_servant(
 ) -> None:
     """Afterwards nothing is left of it, and another one has the lock at once."""
     tasks = Tasks()
-    holders = [
-        holder_of(engine, (await engine.grant(TTL_S, ADA)).id, tasks) for _ in range(len(NONCES))
-    ]
+    holders = [holder_of(engine, await engine.grant(TTL_S, ADA), tasks) for _ in range(len(NONCES))]
     at = cancelled = 0
     while True:
         at += 1
@@ -179,7 +177,7 @@ async def test_an_acquire_is_cancelled_at_every_await_of_the_client(
     engine: Engine, held: bool, late: bool
 ) -> None:
     tasks = Tasks()
-    other = holder_of(engine, (await engine.grant(TTL_S, BOB)).id, tasks)
+    other = holder_of(engine, await engine.grant(TTL_S, BOB), tasks)
     other._owner = BOB
     at = cancelled = 0
     while True:
@@ -285,7 +283,7 @@ async def test_what_is_lost_is_let_go_also_where_the_store_would_keep_it(engine:
 
 async def test_a_token_is_for_who_holds_what_only_one_can_hold(engine: Engine) -> None:
     tasks = Tasks()
-    holder = holder_of(engine, (await engine.grant(TTL_S, ADA)).id, tasks)
+    holder = holder_of(engine, await engine.grant(TTL_S, ADA), tasks)
     first = {"name": "x", "kind": "lock", "nonce": NONCES[0]}
     later = {**first, "nonce": NONCES[1]}
     await acquiring(holder, NONCES[0])
@@ -315,12 +313,12 @@ async def test_an_expired_lock_is_not_extended(tmp_path: Path) -> None:
     clock = Clock()
     async with running(embedded(tmp_path, clock)) as engine:
         tasks = Tasks()
-        holder = holder_of(engine, (await engine.grant(10.0, ADA)).id, tasks)
+        holder = holder_of(engine, await engine.grant(10.0, ADA), tasks)
         await acquiring(holder, NONCES[0])
         clock.now += 10.0
         with pytest.raises(LeaseEnded):  # also in the moment before it is ended
             await holder.keep()
-        other = holder_of(engine, (await engine.grant(10.0, ADA)).id, tasks)
+        other = holder_of(engine, await engine.grant(10.0, ADA), tasks)
         await asyncio.wait_for(acquiring(other, NONCES[1]), 60)
         with pytest.raises(LeaseEnded):
             await holder.keep()
@@ -335,7 +333,7 @@ async def test_who_gives_up_is_not_told_how_it_ended_by_a_log(engine: Engine) ->
     loop.set_exception_handler(lambda _, context: said.append(context["message"]))
     try:
         tasks = Tasks()
-        holder = holder_of(engine, (await engine.grant(10.0, ADA)).id, tasks)
+        holder = holder_of(engine, await engine.grant(10.0, ADA), tasks)
         await engine.end(holder._id, ADA)
         waits = asyncio.ensure_future(acquiring(holder, NONCES[0]))
         await asyncio.sleep(0)

@@ -125,7 +125,7 @@ async def test_up_replace_down(tmp_path: Path) -> None:
         await a.put("one", "1")
         await a.put("two", "2", BOB)
         lease = await engine.grant(60, ADA)
-        await engine.txn(Txn((Put(b"held", b"x", lease.id),)), ADA)
+        await engine.txn(Txn((Put(b"held", b"x", lease),)), ADA)
         watch = engine.watch(b"", 1, ADA, prefix=True)
         await watch.next()
         authority, epoch = engine.authority.peer_id, engine.epoch
@@ -147,7 +147,7 @@ async def test_up_replace_down(tmp_path: Path) -> None:
         assert {*a.home.entrances} == {b.peer, c.peer, d.peer}
         await until(lambda: b.put("three", "3"))
         with pytest.raises(LeaseEnded):
-            await b.home.engine.keep(lease.id, ADA)
+            await b.home.engine.keep(lease, ADA)
 
         await d.stop()  # for good
         await until(lambda: c.put("four", "4"))

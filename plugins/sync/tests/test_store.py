@@ -276,7 +276,7 @@ async def test_on_a_full_disk_all_can_be_given_up_and_read(small_disk: Any) -> N
     engine = EmbeddedEngine(files, run_sync=Threads().run)
     async with running(engine):
         lease = await engine.grant(60.0, ADA)
-        await put(engine, b"held", lease=lease.id)
+        await put(engine, b"held", lease=lease)
         many = 0
         with contextlib.suppress(Unwritten):
             while True:
@@ -299,7 +299,7 @@ async def test_on_a_full_disk_all_can_be_given_up_and_read(small_disk: Any) -> N
         for n in range(many):
             small_disk.fill()
             assert await delete(engine, b"a/%04d" % n) == 1
-        await engine.end(lease.id, ADA)
+        await engine.end(lease, ADA)
         events = await follows
         assert [e.key for e in events] == [*(b"a/%04d" % n for n in range(many)), b"held"]
         assert (await engine.read(Get(b"", prefix=True))).items == ()
@@ -317,15 +317,15 @@ async def test_a_lease_whose_end_the_disk_refused_ends_later(tmp_path: Path) -> 
     engine = EmbeddedEngine(disk, run_sync=Threads().run, now=lambda: now[0])
     async with running(engine):
         lease = await engine.grant(10.0, ADA)
-        revision = await put(engine, b"a", lease=lease.id)
+        revision = await put(engine, b"a", lease=lease)
         watch = engine.watch(b"a", revision + 1, ADA)
         disk.faults = {"log": 1.0, "write": 1.0}
         with pytest.raises(WetwareError):
-            await engine.end(lease.id, ADA)
+            await engine.end(lease, ADA)
         disk.faults = {}
         assert await get(engine, b"a") is not None
         with pytest.raises(WetwareError, match="no lease"):
-            await engine.keep(lease.id, ADA)
+            await engine.keep(lease, ADA)
         now[0] += 2
         assert [e.now for e in await told(watch, revision + 1)] == [None]
     forget(disk)

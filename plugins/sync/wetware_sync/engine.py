@@ -248,19 +248,6 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """A lease that was granted.
-
-    Attributes:
-        id: Above 0; none is used twice.
-        ttl_s: It ends so long after the last `keep`, or a little later.
-    """
-
-    id: int
-    ttl_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Status:
     """Of the store.
 
@@ -349,8 +336,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def grant(self, ttl_s: float, owner: str) -> Lease:
-        """A new lease."""
+    async def grant(self, ttl_s: float, owner: str) -> int:
+        """A new lease, which ends `ttl_s` after the last `keep`, or a little later.
+
+        Returns its ID, above 0; none is used twice.
+        """
         ...
 
     async def keep(self, lease: int, owner: str) -> float:

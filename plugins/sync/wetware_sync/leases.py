@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from wetware import rpc
-from wetware_sync.engine import LeaseEnded, check_ttl
+from wetware_sync.engine import LeaseEnded
 from wetware_sync.errors import Moved
 from wetware_sync.schema import SCHEMA
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 async def leased(engine: Engine, ttl_ms: int, id_: int, epoch: int, owner: str) -> int:
     """The ID of a new lease, or of the owner's own that is held again; raises LeaseEnded."""
     if not id_:
-        check_ttl(ttl_ms / 1000)
-        return (await engine.grant(ttl_ms / 1000, owner)).id
+        return await engine.grant(ttl_ms / 1000, owner)
     if epoch != engine.epoch:
         raise Moved(
             "the lease was of the store as it was before: it was moved or restored since",

@@ -24,7 +24,6 @@ from wetware_sync.embedded.store import Change, Commit, LeaseRow, Store
 from wetware_sync.engine import (
     Batch,
     Get,
-    Lease,
     Limits,
     Outcome,
     Page,
@@ -145,12 +144,12 @@ class EmbeddedEngine:
         self._check_open()
         return self._hub.watch(key, revision, owner, prefix=prefix)
 
-    async def grant(self, ttl_s: float, owner: str) -> Lease:
+    async def grant(self, ttl_s: float, owner: str) -> int:
         check_ttl(ttl_s)
         id_ = secrets.randbelow((1 << 62) - 1) + 1
         apply = partial(Store.grant, id_=id_, ttl_s=ttl_s, owner=owner)
         await self._wait(Change(apply))
-        return Lease(id_, ttl_s)
+        return id_
 
     async def keep(self, lease: int, owner: str) -> float:
         held = self._mine(lease, owner)

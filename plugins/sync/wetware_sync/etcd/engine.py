@@ -33,7 +33,6 @@ from wetware_sync.engine import (
     Event,
     Get,
     KeyValue,
-    Lease,
     Limits,
     Order,
     Outcome,
@@ -271,13 +270,13 @@ class EtcdEngine:
             raise self._lost
         return self._hub.watch(key, revision, owner, prefix=prefix)
 
-    async def grant(self, ttl_s: float, owner: str) -> Lease:
+    async def grant(self, ttl_s: float, owner: str) -> int:
         check_ttl(ttl_s)
         self._check_open()
         self._books.check_leases(owner)
-        id_, ttl = secrets.randbelow((1 << 62) - 1) + 1, math.ceil(ttl_s)
+        id_ = secrets.randbelow((1 << 62) - 1) + 1
         self._books.leases[id_] = LeaseUsed(owner)  # as the log will say
-        request = pb.LeaseGrantRequest(ID=id_, TTL=ttl)
+        request = pb.LeaseGrantRequest(ID=id_, TTL=math.ceil(ttl_s))
         record = pb.PutRequest(key=lease_key(id_), value=owner.encode(), lease=id_)
         try:
             with _made_already():
@@ -293,7 +292,7 @@ class EtcdEngine:
             self._books.leases.pop(id_, None)
             raise
         self._acked = max(self._acked, reply.header.revision)
-        return Lease(id_, float(ttl))
+        return id_
 
     async def keep(self, lease: int, owner: str) -> float:
         self._check_open()
