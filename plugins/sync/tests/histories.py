@@ -245,7 +245,7 @@ class History:
                 raise Lost(f"the keys {items} instead of {model.keys}")
             if {i: (r.owner, r.ttl_s) for i, r in store.leases.items()} != model.leases:
                 raise Lost(f"the leases {store.leases} instead of {model.leases}")
-            usage = {o.name: (o.keys, o.nbytes) for o in store._owners.values() if o.keys}
+            usage = {name: (o.keys, o.nbytes) for name, o in store._owners.items() if o.keys}
             if usage != model.usage():
                 raise Lost(f"charged {usage} instead of {model.usage()}")
             compacted, told = store.compacted, list[Event]()

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from wetware.errors import LimitExceeded
+from wetware_sync.charges import charge
 from wetware_sync.engine import (
     WRITES_MAX,
     Compare,
@@ -20,7 +21,6 @@ from wetware_sync.engine import (
     Page,
     Put,
     Txn,
-    charge,
 )
 
 NOTHING = KeyValue(b"", b"", 0, 0, 0)

@@ -151,9 +151,9 @@ class Stores(RuleBasedStateMachine):
 
     @invariant()
     def all_is_accounted_for(self) -> None:
-        usage = {o.name: (o.keys, o.nbytes) for o in self.store._owners.values()}
+        usage = {name: (o.keys, o.nbytes) for name, o in self.store._owners.items()}
         assert usage == self.model.usage()
-        assert self.store.keys == len(self.model.keys)
+        assert self.store.used.keys == len(self.model.keys)
         assert self.store.revision == self.model.revision
         leases = {id_: (row.owner, row.ttl_s) for id_, row in self.store.leases.items()}
         assert leases == self.model.leases
@@ -240,7 +240,7 @@ def test_one_that_meets_damage_is_refused_whole_and_alone(tmp_path: Path) -> Non
     assert [type(result) for result in done.results] == [Outcome, Damaged, Outcome]
     assert [(e.key, e.revision) for e in done.events] == [(b"b", 2), (b"d", 3), (b"e", 3)]
     assert [store.read(Get(key)).items == () for key in (b"b", b"c", b"d")] == [False, True, False]
-    assert store.keys == 4
+    assert store.used.keys == 4
     store.close()
 
 
@@ -345,4 +345,4 @@ async def test_who_stops_waiting_takes_nothing_back(tmp_path: Path) -> None:
         assert await get(engine, b"a") is not None
         assert (await engine.status()).leases == 1
         assert len(engine._leases) == 1  # and it will end
-    assert engine._waiting == engine._waiting_bytes == 0
+    assert engine._waiting.many == engine._waiting.nbytes == 0

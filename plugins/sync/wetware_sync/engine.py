@@ -378,19 +378,6 @@ def closed() -> Closed:
     return Closed("the store has stopped", hint="connect again, and look at its epoch")
 
 
-def charge(key: bytes, value_bytes: int) -> int:
-    """What an owner is charged for a key."""
-    return len(key) + value_bytes + ROW_BYTES
-
-
-def limit(what: str, many: int, most: int) -> None:
-    """Raises LimitExceeded of a store's bound."""
-    if many > most:
-        raise LimitExceeded(
-            f"{what}: at most {most}", hint="delete some, or ask the operator of the store"
-        )
-
-
 def prefix_end(prefix: bytes) -> bytes | None:
     """The first key above all that begin with `prefix`; None: there is none."""
     stem = prefix.rstrip(b"\xff")

@@ -18,7 +18,8 @@ import anyio
 from wetware.base.files import Files
 from wetware.base.log import get_logger
 from wetware.base.writer import Write, Writer, groups
-from wetware.errors import LimitExceeded, WetwareError
+from wetware.errors import WetwareError
+from wetware_sync.charges import Waiting
 from wetware_sync.embedded import backup
 from wetware_sync.embedded.store import Change, Commit, LeaseRow, Store
 from wetware_sync.engine import (
@@ -49,9 +50,6 @@ if TYPE_CHECKING:
 log = get_logger("sync.engine")
 
 COMMIT_BYTES_MAX: Final = 1 << 20
-WAITING_MAX: Final = 8192
-WAITING_BYTES_MAX: Final = 64 << 20
-"""Of what waits for the disk; more is refused."""
 IDLE_S: Final = 1.0
 TICK_S: Final = 0.25
 """How long after its time a lease ends, at most. A timer of the loop stands still while the machine
@@ -98,7 +96,7 @@ class EmbeddedEngine:
         self._limits = limits or Limits()
         self._closed = True
         self._leases: dict[int, _Held] = {}
-        self._waiting = self._waiting_bytes = 0
+        self._waiting = Waiting("try again later; the disk is slow (`ww doctor`), or it is busy")
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         self._store = store = await self._run_sync(Store, self._files, self._limits)
@@ -183,8 +181,8 @@ class EmbeddedEngine:
             epoch=store.epoch,
             revision=store.revision,
             compacted=store.compacted,
-            keys=store.keys,
-            nbytes=store.nbytes,
+            keys=store.used.keys,
+            nbytes=store.used.nbytes,
             leases=len(store.leases),
             watches=len(self._hub),
             failing=store.failing,
@@ -222,13 +220,7 @@ class EmbeddedEngine:
 
     async def _wait(self, what: Change) -> Any:
         self._check_open()
-        if self._waiting >= WAITING_MAX or self._waiting_bytes + what.size > WAITING_BYTES_MAX:
-            raise LimitExceeded(
-                f"{self._waiting} requests of {self._waiting_bytes} bytes wait for the store",
-                hint="try again later; the disk of its home is slow (`ww doctor`), or it is busy",
-            )
-        self._waiting += 1
-        self._waiting_bytes += what.size
+        self._waiting.begin(what.size)
         return await self._writer.write(what)
 
     async def _from_disk(self, key: bytes, revision: int, prefix: bool) -> Batch:
@@ -264,8 +256,7 @@ class EmbeddedEngine:
         """On the loop, all at once: to wake it costs more than to answer."""
         for write, result in zip(batch, results, strict=True):
             if write.future is not None:
-                self._waiting -= 1
-                self._waiting_bytes -= write.what.size
+                self._waiting.end(write.what.size)
             error = result if isinstance(result, WetwareError) else None
             self._writer.settle(write, result, error)
 

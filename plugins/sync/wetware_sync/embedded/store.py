@@ -18,7 +18,7 @@ import errno
 import os
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from zlib import crc32
@@ -27,10 +27,10 @@ from wetware.base.disk import remedy
 from wetware.base.log import get_logger
 from wetware.errors import ConfigError, InvalidArgument, WetwareError
 from wetware.identity import Key
+from wetware_sync.charges import Added, Room, Used, charge, check_leases, limit
 from wetware_sync.engine import (
     KEY_BYTES_MAX,
     PAGE_BYTES_MAX,
-    PAGE_KEYS_MAX,
     ROW_BYTES,
     WRITES_MAX,
     Batch,
@@ -47,10 +47,8 @@ from wetware_sync.engine import (
     Txn,
     Unknown,
     Unwritten,
-    charge,
     compacted,
     lease_ended,
-    limit,
     prefix_end,
 )
 
@@ -112,15 +110,6 @@ class Damaged(WetwareError):
     """What is on the disk is not what was written; it is not given out."""
 
     code = "sync.damaged"
-
-
-@dataclass(slots=True)
-class Owner:
-    """Who is charged: the columns of the table."""
-
-    name: str
-    keys: int = 0
-    nbytes: int = 0
 
 
 @dataclass(slots=True)
@@ -201,7 +190,8 @@ class Store:
     Attributes:
         authority: The store's own key, in the database.
         failing: Why nothing but deletions is written; "" while all is.
-        revision, compacted, epoch, keys, nbytes: As in `engine.Status`.
+        revision, compacted, epoch: As in `engine.Status`.
+        used: Of all owners.
         leases: By their IDs.
     """
 
@@ -264,16 +254,15 @@ class Store:
         ((self._history,),) = db.execute(
             "SELECT COUNT(*) FROM log WHERE id > ?", (self._swept,)
         ).fetchall()
-        owners = [Owner(*row) for row in db.execute("SELECT * FROM owners").fetchall()]
-        self._owners = {owner.name: owner for owner in owners}
-        self.keys = sum(owner.keys for owner in owners)
-        self.nbytes = sum(owner.nbytes for owner in owners)
+        rows = db.execute("SELECT name, keys, nbytes FROM owners").fetchall()
+        self._owners = {name: Used(keys, nbytes) for name, keys, nbytes in rows}
+        self.used = Used(sum(row[1] for row in rows), sum(row[2] for row in rows))
         rows = db.execute(
             "SELECT l.id, l.owner, l.ttl_s, COUNT(a.key) FROM leases l"
             " LEFT JOIN attached a ON a.lease = l.id GROUP BY l.id"
         ).fetchall()
         self.leases = {row[0]: LeaseRow(*row) for row in rows}
-        self._done, self._charged = Commit(), dict[str, Owner]()
+        self._done, self._charged = Commit(), set[str]()
         self._loaded = True
 
     def close(self) -> None:
@@ -300,10 +289,9 @@ class Store:
     def read(self, get: Get) -> Page:
         """Between two commits."""
         with self._reading():
-            return self._get(get, [PAGE_KEYS_MAX, PAGE_BYTES_MAX])
+            return self._get(get, Room())
 
-    def _get(self, get: Get, room: list[int]) -> Page:
-        """`room`: keys and bytes that are left."""
+    def _get(self, get: Get, room: Room) -> Page:
         low, high = _bounds(get.key, prefix=get.prefix)
         cursor = self.db.execute(
             f"SELECT {_FULL} {_PRESENT} WHERE k.key >= ? AND k.key < ? AND l.created < ?"
@@ -315,22 +303,10 @@ class Store:
                 get.limit + 1,
             ),
         )
-        items: list[KeyValue] = []
-        more = False
-        try:
-            for row in cursor:
-                now = _event(row).now
-                if now is None:
-                    raise Damaged(f"a deleted key is there: {row[1]!r}")
-                if len(items) == get.limit or room[0] <= 0 or room[1] <= 0:
-                    more = True
-                    break
-                items.append(now)
-                room[0] -= 1
-                room[1] -= len(now.key) + len(now.value)
-        finally:
-            cursor.close()
-        return Page(tuple(items), self.revision, more)
+        with contextlib.closing(cursor):
+            found = _present(cursor)
+            items = room.take(found, get.limit)
+            return Page(tuple(items), self.revision, next(found, None) is not None)
 
     def events(self, key: bytes, revision: int, *, prefix: bool) -> Batch:
         """A step through the history: those of SCANNED_ROWS rows, or of fewer, from `revision` on.
@@ -459,13 +435,14 @@ class Store:
         """Write what the transaction has changed in memory."""
         db = self.db
         while self._charged:
-            _, owner = self._charged.popitem()
-            if owner.keys:
+            owner = self._charged.pop()
+            used = self._owners[owner]
+            if used.keys:
                 sql = "INSERT OR REPLACE INTO owners VALUES (?, ?, ?)"
-                db.execute(sql, (owner.name, owner.keys, owner.nbytes))
+                db.execute(sql, (owner, used.keys, used.nbytes))
             else:
-                db.execute("DELETE FROM owners WHERE name = ?", (owner.name,))
-                del self._owners[owner.name]
+                db.execute("DELETE FROM owners WHERE name = ?", (owner,))
+                del self._owners[owner]
         if self._state != before:
             db.execute(
                 "UPDATE store SET revision = ?, swept = ?, compacted = ?, garbage = ?", self._state
@@ -533,7 +510,7 @@ class Store:
         if writes:
             self.revision += 1
         id_ = self.revision << _SEQ_BITS
-        room = [PAGE_KEYS_MAX, PAGE_BYTES_MAX]
+        room = Room()
         results: list[Page | int] = []
         for operation, found in zip(branch, targets, strict=True):
             if type(operation) is Get:
@@ -548,9 +525,7 @@ class Store:
 
     def grant(self, id_: int, ttl_s: float, owner: str) -> LeaseRow:
         """A new lease; in a commit."""
-        mine = sum(lease.owner == owner for lease in self.leases.values())
-        limit("leases of one owner", mine + 1, self._limits.owner_leases)
-        limit("leases in the store", len(self.leases) + 1, self._limits.leases)
+        check_leases(self._limits, self.leases.values(), owner)
         if id_ in self.leases:
             raise Unwritten("a lease has that ID", hint="try again")
         self.db.execute("INSERT INTO leases VALUES (?, ?, ?)", (id_, owner, ttl_s))
@@ -625,31 +600,18 @@ class Store:
     ) -> None:
         """Raises LimitExceeded and LeaseEnded."""
         limit("keys written by one transaction", sum(map(len, targets)), WRITES_MAX)
-        puts = [
-            (o, found[0][1]) for o, found in zip(branch, targets, strict=True) if type(o) is Put
-        ]
-        if not puts:
-            return
-        mine = self._owners.get(owner) or Owner(owner)
-        keys, nbytes, all_keys, all_bytes = mine.keys, mine.nbytes, self.keys, self.nbytes
-        leases: dict[int, int] = {}
-        for put, row in puts:
-            size = charge(put.key, len(put.value))
-            before = charge(put.key, row.value_bytes) if row else 0
-            own = row is not None and row.owner == owner
-            keys, nbytes = keys + (not own), nbytes + size - own * before
-            all_keys, all_bytes = all_keys + (row is None), all_bytes + size - before
-            if put.lease and (row is None or row.lease != put.lease):
-                leases[put.lease] = leases.get(put.lease, 0) + 1
+        added = Added(owner)
+        for put, found in zip(branch, targets, strict=True):
+            if type(put) is not Put:
+                continue
             if put.lease and self.leases.get(put.lease, _NOBODYS).owner != owner:
                 raise lease_ended(put.lease)
-        if nbytes > mine.nbytes or keys > mine.keys:
-            limit("keys of one owner", keys, self._limits.owner_keys)
-            limit("bytes of one owner", nbytes, self._limits.owner_bytes)
-            limit("keys in the store", all_keys, self._limits.keys)
-            limit("bytes in the store", all_bytes, self._limits.nbytes)
-        for lease, more in leases.items():
-            limit("keys of one lease", self.leases[lease].keys + more, WRITES_MAX)
+            if row := found[0][1]:
+                added.put(put, row.owner, row.lease, row.value_bytes)
+            else:
+                added.put(put)
+        mine = self._owners.get(owner) or Used()
+        added.check(self._limits, mine, self.used, lambda lease: self.leases[lease].keys)
 
     def _write(self, id_: int, key: bytes, put: Put | None, row: Row | None, owner: str) -> None:
         """Put a key, or delete it. What `row` says is history then, and nobody's charge."""
@@ -666,7 +628,7 @@ class Store:
         self._history += 1
         if row is not None:
             self._garbage += row.value_bytes + ROW_BYTES
-            self._charge(self._owners[row.owner], -1, -charge(key, row.value_bytes))
+            self._charge(row.owner, -1, -charge(key, row.value_bytes))
             if row.lease:
                 db.execute("DELETE FROM attached WHERE lease = ? AND key = ?", (row.lease, key))
                 self.leases[row.lease].keys -= 1
@@ -674,19 +636,16 @@ class Store:
             db.execute("DELETE FROM keys WHERE key = ?", (key,))
         else:
             db.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", (key, id_))
-            mine = self._owners.setdefault(owner, Owner(owner))
-            self._charge(mine, 1, charge(key, len(now.value)))
+            self._charge(owner, 1, charge(key, len(now.value)))
             if now.lease:
                 db.execute("INSERT INTO attached VALUES (?, ?)", (now.lease, key))
                 self.leases[now.lease].keys += 1
         self._done.events.append(Event(key, revision, now))
 
-    def _charge(self, owner: Owner, keys: int, nbytes: int) -> None:
-        owner.keys += keys
-        owner.nbytes += nbytes
-        self._charged[owner.name] = owner
-        self.keys += keys
-        self.nbytes += nbytes
+    def _charge(self, owner: str, keys: int, nbytes: int) -> None:
+        self._owners.setdefault(owner, Used()).add(keys, nbytes)
+        self._charged.add(owner)
+        self.used.add(keys, nbytes)
 
 
 _NOBODYS: Final = LeaseRow(0, "", 0.0)
@@ -694,6 +653,15 @@ _NOBODYS: Final = LeaseRow(0, "", 0.0)
 
 def _bounds(key: bytes, *, prefix: bool) -> tuple[bytes, bytes]:
     return key, (prefix_end(key) or _TOP) if prefix else key + b"\0"
+
+
+def _present(rows: Iterable[Sequence[Any]]) -> Iterator[KeyValue]:
+    """Of the columns _FULL of keys that there are. Raises Damaged."""
+    for row in rows:
+        now = _event(row).now
+        if now is None:
+            raise Damaged(f"a deleted key is there: {row[1]!r}")
+        yield now
 
 
 def _event(row: Sequence[Any]) -> Event:

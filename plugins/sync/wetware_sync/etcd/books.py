@@ -7,25 +7,14 @@ is not seen: by so much a bound can be exceeded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from wetware.errors import LimitExceeded
-from wetware_sync.engine import ROW_BYTES, WRITES_MAX, KeyValue, Limits, Put, Txn, charge, limit
+from wetware_sync.charges import Added, Used, charge
+from wetware_sync.engine import ROW_BYTES, Limits, Put, Txn
 from wetware_sync.etcd.layout import DATA, LEASES, unwrap
-
-
-@dataclass(slots=True)
-class Used:
-    """Of an owner, or by a transaction."""
-
-    keys: int = 0
-    nbytes: int = 0
-
-    def add(self, other: Used, sign: int = 1) -> None:
-        self.keys += sign * other.keys
-        self.nbytes += sign * other.nbytes
 
 
 @dataclass(slots=True)
@@ -34,15 +23,6 @@ class LeaseUsed:
 
     owner: str
     keys: int = 0
-
-
-@dataclass(slots=True)
-class Charge:
-    """What a transaction adds at most."""
-
-    owner: str
-    used: Used
-    leases: dict[int, int] = field(default_factory=dict)
 
 
 class Gap(Exception):
@@ -59,7 +39,7 @@ class Books:
         self.leases: dict[int, LeaseUsed] = {}
         self._under_way: dict[str, Used] = {}
         self._all_under_way = Used()
-        self._leases_under_way: dict[int, int] = {}
+        self._leases_under_way: Counter[int] = Counter()
 
     # --- the log ----------------------------------------------------------------------------------
 
@@ -73,10 +53,10 @@ class Books:
                 self.leases.pop(lease, None)
         elif kv.key.startswith(DATA):
             owner, value = unwrap(kv.value)
-            used = Used(1, charge(kv.key[len(DATA) :], len(value)))
+            nbytes = sign * charge(kv.key[len(DATA) :], len(value))
             mine = self._owners.setdefault(owner, Used())
-            mine.add(used, sign)
-            self.all.add(used, sign)
+            mine.add(sign, nbytes)
+            self.all.add(sign, nbytes)
             if not mine.keys:
                 del self._owners[owner]
             if kv.lease in self.leases:
@@ -95,98 +75,64 @@ class Books:
 
     # --- bounds -----------------------------------------------------------------------------------
 
-    def begin(self, charge: Charge) -> bool:
+    def begin(self, added: Added) -> bool:
         """Take note of what is under way; returns whether it is within all bounds in any case."""
         fits = True
         try:
-            self.check(charge)
+            self._check(added)
         except LimitExceeded:
             fits = False
-        self._note(charge, 1)
+        self._note(added, 1)
         return fits
 
-    def done(self, charge: Charge) -> None:
+    def done(self, added: Added) -> None:
         """The log has it, or never will."""
-        self._note(charge, -1)
+        self._note(added, -1)
 
-    def _note(self, charge: Charge, sign: int) -> None:
-        mine = self._under_way.setdefault(charge.owner, Used())
-        mine.add(charge.used, sign)
-        self._all_under_way.add(charge.used, sign)
+    def check_instead(self, added: Added, noted: Added) -> None:
+        """Raises LimitExceeded where this is too much in the place of what was noted."""
+        self._note(noted, -1)
+        try:
+            self._check(added)
+        finally:
+            self._note(noted, 1)
+
+    def _note(self, added: Added, sign: int) -> None:
+        keys, nbytes = sign * added.mine.keys, sign * added.mine.nbytes
+        mine = self._under_way.setdefault(added.owner, Used())
+        mine.add(keys, nbytes)
+        self._all_under_way.add(keys, nbytes)
         if not mine.keys:
-            del self._under_way[charge.owner]
-        for lease, keys in charge.leases.items():
-            left = self._leases_under_way.get(lease, 0) + sign * keys
-            self._leases_under_way[lease] = left
-            if not left:
+            del self._under_way[added.owner]
+        for lease, keys in added.leases.items():
+            self._leases_under_way[lease] += sign * keys
+            if not self._leases_under_way[lease]:
                 del self._leases_under_way[lease]
 
-    def check(self, charge: Charge, own: Charge | None = None, in_all: Used | None = None) -> None:
-        """Raises LimitExceeded.
+    def _check(self, added: Added) -> None:
+        none, owner = Used(), added.owner
+        mine = _sum(self._owners.get(owner, none), self._under_way.get(owner, none))
+        added.check(self._limits, mine, _sum(self.all, self._all_under_way), self._keys_of)
 
-        Args:
-            charge: What is added to the owner's.
-            own: What was noted for it by `begin`, and does not count.
-            in_all: What is added to the store's; else the same.
-        """
-        limits, used, in_all = self._limits, charge.used, in_all or charge.used
-        if used.keys > 0 or used.nbytes > 0:
-            mine = Used()
-            mine.add(self._owners.get(charge.owner, Used()))
-            mine.add(self._under_way.get(charge.owner, Used()))
-            every = Used(self.all.keys, self.all.nbytes)
-            every.add(self._all_under_way)
-            if own is not None:
-                mine.add(own.used, -1)
-                every.add(own.used, -1)
-            limit("keys of one owner", mine.keys + used.keys, limits.owner_keys)
-            limit("bytes of one owner", mine.nbytes + used.nbytes, limits.owner_bytes)
-            limit("keys in the store", every.keys + in_all.keys, limits.keys)
-            limit("bytes in the store", every.nbytes + in_all.nbytes, limits.nbytes)
-        for lease, keys in charge.leases.items():
-            there = self.leases[lease].keys if lease in self.leases else 0
-            there += self._leases_under_way.get(lease, 0)
-            there -= own.leases.get(lease, 0) if own is not None else 0
-            limit("keys of one lease", there + keys, WRITES_MAX)
-
-    def check_leases(self, owner: str) -> None:
-        """Whether one more is allowed; raises LimitExceeded."""
-        mine = sum(lease.owner == owner for lease in self.leases.values())
-        limit("leases of one owner", mine + 1, self._limits.owner_leases)
-        limit("leases in the store", len(self.leases) + 1, self._limits.leases)
+    def _keys_of(self, lease: int) -> int:
+        there = self.leases[lease].keys if lease in self.leases else 0
+        return there + self._leases_under_way[lease]
 
 
-def most(txn: Txn, owner: str) -> Charge:
+def _sum(one: Used, other: Used) -> Used:
+    return Used(one.keys + other.keys, one.nbytes + other.nbytes)
+
+
+def most(txn: Txn, owner: str) -> Added:
     """What either branch adds if all of its keys are new."""
-    added = Charge(owner, Used())
-    for branch in (txn.then, txn.otherwise):
-        used, leases = Used(), dict[int, int]()
+    added, other = Added(owner), Added(owner)
+    for branch, each in ((txn.then, added), (txn.otherwise, other)):
         for put in branch:
             if isinstance(put, Put):
-                used.add(Used(1, charge(put.key, len(put.value))))
-                if put.lease:
-                    leases[put.lease] = leases.get(put.lease, 0) + 1
-        added.used.keys = max(added.used.keys, used.keys)
-        added.used.nbytes = max(added.used.nbytes, used.nbytes)
-        for lease, keys in leases.items():
-            added.leases[lease] = max(added.leases.get(lease, 0), keys)
+                each.put(put)
+    added.mine.keys = max(added.mine.keys, other.mine.keys)
+    added.mine.nbytes = max(added.mine.nbytes, other.mine.nbytes)
+    added.all = added.mine  # of new keys it is the same
+    for lease, keys in other.leases.items():
+        added.leases[lease] = max(added.leases.get(lease, 0), keys)
     return added
-
-
-def really(
-    puts: Iterable[Put], owner: str, there: Mapping[bytes, tuple[KeyValue, str]]
-) -> tuple[Charge, Used]:
-    """What they add to their owner's and to the store's, where this is there, with its owners."""
-    added, in_all, leases = Used(), Used(), dict[int, int]()
-    for put in puts:
-        size = charge(put.key, len(put.value))
-        row, before = there.get(put.key, (None, ""))
-        old = Used(1, charge(row.key, len(row.value))) if row else Used()
-        in_all.add(Used(1, size))
-        in_all.add(old, -1)
-        added.add(Used(1, size))
-        if before == owner:
-            added.add(old, -1)
-        if put.lease and (row is None or row.lease != put.lease):
-            leases[put.lease] = leases.get(put.lease, 0) + 1
-    return Charge(owner, added, leases), in_all

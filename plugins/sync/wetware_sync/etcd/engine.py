@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from wetware.base.log import get_logger
-from wetware.errors import Busy, ConfigError, InvalidArgument, LimitExceeded, WetwareError
+from wetware.errors import Busy, ConfigError, InvalidArgument, WetwareError
 from wetware.identity import Key
+from wetware_sync.charges import Added, Room, Waiting, check_leases, limit
 from wetware_sync.engine import (
     PAGE_BYTES_MAX,
     WRITES_MAX,
@@ -47,10 +48,9 @@ from wetware_sync.engine import (
     check_watch,
     closed,
     lease_ended,
-    limit,
 )
 from wetware_sync.errors import HomeDown
-from wetware_sync.etcd.books import Books, Charge, Gap, LeaseUsed, most, really
+from wetware_sync.etcd.books import Books, Gap, LeaseUsed, most
 from wetware_sync.etcd.layout import (
     DATA,
     END,
@@ -65,7 +65,7 @@ from wetware_sync.etcd.layout import (
     lease_key,
     unwrap,
 )
-from wetware_sync.etcd.messages import Room, holds, outcome_of, range_of, request_of
+from wetware_sync.etcd.messages import holds, outcome_of, range_of, request_of
 from wetware_sync.etcd.wire import (
     READ_S,
     WRITE_S,
@@ -104,9 +104,6 @@ HISTORY_REVISIONS_MAX: Final = 100_000
 HISTORY_BYTES_MAX: Final = 64 << 20
 _MARK_REVISIONS: Final = 1000
 _MARK_BYTES: Final = 1 << 20
-WAITING_MAX: Final = 8192
-WAITING_BYTES_MAX: Final = 64 << 20
-"""Of transactions that etcd has not answered; more are refused."""
 
 
 class EtcdEngine:
@@ -129,9 +126,9 @@ class EtcdEngine:
         self._closed = True
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        self._waiting = self._waiting_bytes = 0
+        self._waiting = Waiting("try again later; etcd is slow, or this entrance is busy")
         self._acked = 0
-        self._owed: list[tuple[int, int, Charge]] = []  # until the log has their revision
+        self._owed: list[tuple[int, int, Added]] = []  # until the log has their revision
         self._numbers = itertools.count()
         self._late: set[asyncio.TimerHandle] = set()
         self._progress = asyncio.Event()
@@ -224,7 +221,7 @@ class EtcdEngine:
             request = range_of(start, limit=many, revision=revision)
             reply = await self._etcd.read(ranged(request))
             revision = revision or reply.header.revision
-            taken = room.take(reply.kvs)
+            taken = room.take(map(item_of, reply.kvs))
             items += taken
             more = reply.more or len(taken) < len(reply.kvs)
             if whole:
@@ -236,31 +233,31 @@ class EtcdEngine:
     async def txn(self, txn: Txn, owner: str) -> Outcome:
         size = txn.check()
         self._check_open()
-        with self._waits(size):
+        with self._waiting.hold(size):
             for branch in (txn.then, txn.otherwise):
                 for operation in branch:
                     if isinstance(operation, Put) and operation.lease:
                         await self._check_lease(operation.lease, owner)
-            charge = most(txn, owner)
-            fits = self._books.begin(charge)
+            added = most(txn, owner)
+            fits = self._books.begin(added)
             revision = 0
             try:
                 if not fits or _deletes_prefixes(txn):
-                    await self._look(txn, charge, fits=fits)
+                    await self._look(txn, added, fits=fits)
                 outcome, wrote = await self._run_txn(txn, owner)
                 if wrote:
                     revision = outcome.revision
                     self._acked = max(self._acked, revision)
             except (Unknown, asyncio.CancelledError):
-                self._owe_late(charge)
+                self._owe_late(added)
                 raise
             except BaseException:
-                self._books.done(charge)
+                self._books.done(added)
                 raise
             if revision > self._seen:
-                heapq.heappush(self._owed, (revision, next(self._numbers), charge))
+                heapq.heappush(self._owed, (revision, next(self._numbers), added))
             else:
-                self._books.done(charge)
+                self._books.done(added)
             return outcome
 
     def watch(self, key: bytes, revision: int, owner: str, *, prefix: bool = False) -> Watch:
@@ -273,7 +270,7 @@ class EtcdEngine:
     async def grant(self, ttl_s: float, owner: str) -> int:
         check_ttl(ttl_s)
         self._check_open()
-        self._books.check_leases(owner)
+        check_leases(self._limits, self._books.leases.values(), owner)
         id_ = secrets.randbelow((1 << 62) - 1) + 1
         self._books.leases[id_] = LeaseUsed(owner)  # as the log will say
         request = pb.LeaseGrantRequest(ID=id_, TTL=math.ceil(ttl_s))
@@ -393,7 +390,7 @@ class EtcdEngine:
             hint="try again; compare revisions instead of values",
         )
 
-    async def _look(self, txn: Txn, charge: Charge, *, fits: bool) -> None:
+    async def _look(self, txn: Txn, noted: Added, *, fits: bool) -> None:
         """Judge a transaction by what is there; raises LimitExceeded."""
         async with _in_time("the log of etcd lags"):
             await self._reach(self._acked)
@@ -404,10 +401,16 @@ class EtcdEngine:
         true = all(holds(each, rows.get(each.key)) for each in txn.compares)
         branch = txn.then if true else txn.otherwise
         if not fits:
-            added, in_all = really(
-                [each for each in branch if isinstance(each, Put)], charge.owner, there
-            )
-            self._books.check(added, charge, in_all)
+            added = Added(noted.owner)
+            for each in branch:
+                if not isinstance(each, Put):
+                    continue
+                if each.key in there:
+                    row, whose = there[each.key]
+                    added.put(each, whose, row.lease, len(row.value))
+                else:
+                    added.put(each)
+            self._books.check_instead(added, noted)
         writes = 0
         for each in branch:
             if isinstance(each, Delete) and each.prefix:
@@ -440,25 +443,10 @@ class EtcdEngine:
         if whose != owner:
             raise lease_ended(lease)
 
-    @contextlib.contextmanager
-    def _waits(self, size: int) -> Iterator[None]:
-        if self._waiting >= WAITING_MAX or self._waiting_bytes + size > WAITING_BYTES_MAX:
-            raise LimitExceeded(
-                f"{self._waiting} requests of {self._waiting_bytes} bytes wait for etcd",
-                hint="try again later; etcd is slow, or this entrance is busy",
-            )
-        self._waiting += 1
-        self._waiting_bytes += size
-        try:
-            yield
-        finally:
-            self._waiting -= 1
-            self._waiting_bytes -= size
-
-    def _owe_late(self, charge: Charge) -> None:
+    def _owe_late(self, added: Added) -> None:
         def done() -> None:
             self._late.discard(handle)
-            self._books.done(charge)
+            self._books.done(added)
 
         handle = asyncio.get_running_loop().call_later(LATE_S, done)
         self._late.add(handle)

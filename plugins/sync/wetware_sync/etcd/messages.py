@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
+from wetware_sync.charges import Room
 from wetware_sync.engine import (
-    PAGE_BYTES_MAX,
-    PAGE_KEYS_MAX,
     Compare,
     Delete,
     Get,
@@ -43,28 +41,6 @@ def range_of(get: Get, *, limit: int, revision: int = 0) -> Any:
         terms["sort_target"] = pb.RangeRequest.CREATE
         terms["sort_order"] = pb.RangeRequest.ASCEND if oldest else pb.RangeRequest.DESCEND
     return pb.RangeRequest(**terms)
-
-
-class Room:
-    """What pages may still have, together."""
-
-    def __init__(self) -> None:
-        self.keys, self.nbytes = PAGE_KEYS_MAX, PAGE_BYTES_MAX
-
-    @property
-    def is_over(self) -> bool:
-        return self.keys <= 0 or self.nbytes <= 0
-
-    def take(self, kvs: Sequence[Any]) -> list[KeyValue]:
-        """As many as there is room for."""
-        items: list[KeyValue] = []
-        for kv in kvs:
-            if self.is_over:
-                break
-            items.append(item := item_of(kv))
-            self.keys -= 1
-            self.nbytes -= len(item.key) + len(item.value)
-        return items
 
 
 def request_of(txn: Txn, owner: str) -> Any:
@@ -108,7 +84,7 @@ def outcome_of(reply: Any, revision: int, txn: Txn) -> tuple[Outcome, bool]:
     for operation, answer in zip(branch, reply.responses, strict=True):
         if isinstance(operation, Get):
             found = answer.response_range
-            items = room.take(found.kvs)
+            items = room.take(map(item_of, found.kvs))
             results.append(Page(tuple(items), revision, found.more or len(items) < len(found.kvs)))
         else:
             put = isinstance(operation, Put)
