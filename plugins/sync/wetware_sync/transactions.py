@@ -52,7 +52,7 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _each(value: dict[str, Any], name: str, one: Callable[[dict[str, Any]], T]) -> list[T]:
+def _each(value: dict[str, Any], name: str, one: Callable[[Any], T]) -> list[T]:
     items = value.get(name, [])
     if not isinstance(items, list) or len(items) > OPERATIONS_MAX:
         raise _bad(f"{name} is a list of at most {OPERATIONS_MAX}")
@@ -60,52 +60,39 @@ def _each(value: dict[str, Any], name: str, one: Callable[[dict[str, Any]], T]) 
     for number, item in enumerate(items):
         try:
             parsed.append(one(item))
-        except (TypeError, ValueError, LookupError, AttributeError) as exc:
+        except ValueError as exc:
             shown = json.dumps(item)
             shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
             raise _bad(f"{name}[{number}] is {shown}: {exc}") from None
     return parsed
 
 
-def _compare(item: dict[str, Any]) -> Compare:
-    rest = dict(item)
-    key = _text(rest.pop("key", None), "a key")
-    match rest:
-        case {"value": _} | {"hex": _}:
-            return Compare(key, value=_value(rest))
-        case _ if len(rest) == 1 and (name := next(iter(rest))) in _NUMBERS:
-            number = rest[name]
-            if type(number) is not int or not 0 <= number <= _REVISION_MAX:
-                raise ValueError(f"{name} is a number")
-            rest["key"] = key
-            return Compare(**rest)
-    raise ValueError("a key, and one of value, hex, modified, created, version, is wanted")
+def _compare(item: Any) -> Compare:
+    match item:
+        case {"key": str(key), "value": str(text)} if len(item) == 2:
+            return Compare(key, value=text.encode())
+        case {"key": str(key), "hex": str(text)} if len(item) == 2:
+            return Compare(key, value=bytes.fromhex(text))
+        case {"key": str(key), **rest} if len(rest) == 1:
+            ((name, number),) = rest.items()
+            if name in _NUMBERS and type(number) is int and 0 <= number <= _REVISION_MAX:
+                term: Any = rest
+                return Compare(key, **term)
+    raise ValueError(
+        "a key, and one of value and hex, texts, or modified, created and version, numbers, is "
+        "wanted"
+    )
 
 
-def _write(item: dict[str, Any]) -> Write:
-    rest = dict(item)
-    if "del" in rest:
-        key = _text(rest.pop("del"), "del")
-        if rest:
-            raise ValueError("a del has nothing else")
-        return Write(key, None)
-    key = _text(rest.pop("put", None), "put")
-    return Write(key, _value(rest))
-
-
-def _value(rest: dict[str, Any]) -> bytes:
-    if len(rest) == 1:
-        if "value" in rest:
-            return _text(rest["value"], "value").encode()
-        if "hex" in rest:
-            return bytes.fromhex(_text(rest["hex"], "hex"))
-    raise ValueError("one value, as value or hex, is wanted, and nothing else")
-
-
-def _text(value: object, what: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{what} is a text")
-    return value
+def _write(item: Any) -> Write:
+    match item:
+        case {"put": str(key), "value": str(text)} if len(item) == 2:
+            return Write(key, text.encode())
+        case {"put": str(key), "hex": str(text)} if len(item) == 2:
+            return Write(key, bytes.fromhex(text))
+        case {"del": str(key)} if len(item) == 1:
+            return Write(key, None)
+    raise ValueError("put, and one of value and hex, or del alone is wanted, each a text")
 
 
 def _bad(why: str) -> InvalidArgument:
