@@ -14,7 +14,7 @@ import itertools
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -68,10 +68,10 @@ from wetware_sync.etcd.layout import (
 from wetware_sync.etcd.messages import holds, outcome_of, range_of, request_of
 from wetware_sync.etcd.wire import (
     READ_S,
-    WRITE_S,
     Etcd,
     Failed,
     Member,
+    asking,
     cancelled,
     pb,
     ranged,
@@ -276,14 +276,15 @@ class EtcdEngine:
         request = pb.LeaseGrantRequest(ID=id_, TTL=math.ceil(ttl_s))
         record = pb.PutRequest(key=lease_key(id_), value=owner.encode(), lease=id_)
         try:
-            with _made_already():
+            try:
                 await self._etcd.write(
-                    lambda at: at.leases.LeaseGrant(request, timeout=GRANT_S, metadata=at.metadata),
-                    repeats=GRANTS_MAX - 1,
+                    asking("leases.LeaseGrant", request, GRANT_S), repeats=GRANTS_MAX - 1
                 )
+            except ConfigError as exc:  # asked for again, where the first answer was lost
+                if "lease already exists" not in exc.message:
+                    raise
             reply = await self._etcd.write(
-                lambda at: at.kv.Put(record, timeout=GRANT_S, metadata=at.metadata),
-                repeats=GRANTS_MAX - 1,
+                asking("kv.Put", record, GRANT_S), repeats=GRANTS_MAX - 1
             )
         except BaseException:
             self._books.leases.pop(id_, None)
@@ -311,10 +312,7 @@ class EtcdEngine:
     async def end(self, lease: int, owner: str) -> None:
         self._check_open()
         await self._check_lease(lease, owner)
-        request = pb.LeaseRevokeRequest(ID=lease)
-        await self._etcd.write(
-            lambda at: at.leases.LeaseRevoke(request, timeout=WRITE_S, metadata=at.metadata)
-        )
+        await self._etcd.write(asking("leases.LeaseRevoke", pb.LeaseRevokeRequest(ID=lease)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READ_S):
                 while lease in self._books.leases:
@@ -333,11 +331,7 @@ class EtcdEngine:
         self._check_open()
         etcd, count = self._etcd, self._books
         reply = await etcd.read(ranged(pb.RangeRequest(key=STORE, count_only=True)))
-        member = await etcd.read(
-            lambda at: at.maintenance.Status(
-                pb.StatusRequest(), timeout=READ_S, metadata=at.metadata
-            )
-        )
+        member = await etcd.health()
         with contextlib.suppress(TimeoutError):
             await self._reach(self._acked)
         many = len(await etcd.members())
@@ -530,9 +524,7 @@ class EtcdEngine:
             return
         request = pb.CompactionRequest(revision=revision)
         with contextlib.suppress(Compacted):  # it is, already
-            await self._etcd.read(
-                lambda at: at.kv.Compact(request, timeout=WRITE_S, metadata=at.metadata)
-            )
+            await self._etcd.read(asking("kv.Compact", request))
         self._hub.publish((), revision)
 
     async def _compacted(self) -> int:
@@ -594,16 +586,6 @@ class EtcdEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise closed()
-
-
-@contextlib.contextmanager
-def _made_already() -> Iterator[None]:
-    """Where a lease is asked for again: the first answer was lost."""
-    try:
-        yield
-    except ConfigError as exc:
-        if "lease already exists" not in exc.message:
-            raise
 
 
 def _deletes_prefixes(txn: Txn) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Final
 
 import anyio
@@ -260,30 +261,19 @@ class Etcd:
 
     async def members(self) -> Sequence[Any]:
         """ID, name, peerURLs, isLearner of each."""
-        request = pb.MemberListRequest()
-        reply = await self.read(
-            lambda at: at.cluster.MemberList(request, timeout=READ_S, metadata=at.metadata)
-        )
+        reply = await self.read(asking("cluster.MemberList", pb.MemberListRequest(), READ_S))
         return list(reply.members)
 
     async def add(self, url: str) -> None:
         """Have one learn what the others have; it counts among them once it is promoted."""
         request = pb.MemberAddRequest(peerURLs=[url], isLearner=True)
-        await self.write(
-            lambda at: at.cluster.MemberAdd(request, timeout=WRITE_S, metadata=at.metadata)
-        )
+        await self.write(asking("cluster.MemberAdd", request))
 
     async def promote(self, id_: int) -> None:
-        request = pb.MemberPromoteRequest(ID=id_)
-        await self.write(
-            lambda at: at.cluster.MemberPromote(request, timeout=WRITE_S, metadata=at.metadata)
-        )
+        await self.write(asking("cluster.MemberPromote", pb.MemberPromoteRequest(ID=id_)))
 
     async def remove(self, id_: int) -> None:
-        request = pb.MemberRemoveRequest(ID=id_)
-        await self.write(
-            lambda at: at.cluster.MemberRemove(request, timeout=WRITE_S, metadata=at.metadata)
-        )
+        await self.write(asking("cluster.MemberRemove", pb.MemberRemoveRequest(ID=id_)))
 
     # --- watching ---------------------------------------------------------------------------------
 
@@ -348,12 +338,18 @@ class Etcd:
             await cancelled(call)
 
 
+def asking(method: str, request: Any, timeout_s: float = WRITE_S) -> Call:
+    """A call of one of a member's stubs: "kv.Txn"."""
+    of = attrgetter(method)
+    return lambda at: of(at)(request, timeout=timeout_s, metadata=at.metadata)
+
+
 def ranged(request: Any) -> Call:
-    return lambda at: at.kv.Range(request, timeout=READ_S, metadata=at.metadata)
+    return asking("kv.Range", request, READ_S)
 
 
 def transaction(request: Any, timeout_s: float = WRITE_S) -> Call:
-    return lambda at: at.kv.Txn(request, timeout=timeout_s, metadata=at.metadata)
+    return asking("kv.Txn", request, timeout_s)
 
 
 _READY: Final = grpc.ChannelConnectivity.READY
