@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,7 @@ import anyio
 from wetware import rpc
 from wetware.base.backoff import Backoff
 from wetware.errors import Disconnected, InvalidArgument, WetwareError
+from wetware_sync import carry
 from wetware_sync.engine import Closed, Compacted
 from wetware_sync.errors import HomeDown
 from wetware_sync.keys import check_path
@@ -27,14 +29,12 @@ from wetware_sync.reach import AtHome
 from wetware_sync.schema import SCHEMA
 
 if TYPE_CHECKING:
-    import random
     from pathlib import Path
 
     from wetware_sync.holding import Held
 
 AGAIN_S: Final = 0.25
 AGAIN_S_MAX: Final = 5.0
-CHUNK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,7 @@ class Keys:
         reconnects: it goes on where it was.
         """
         tree, cut = self._tree(prefix)
-        epoch, backoff = 0, Backoff(AGAIN_S, AGAIN_S_MAX, _rng())
+        epoch, backoff = 0, Backoff(AGAIN_S, AGAIN_S_MAX, random.Random())  # noqa: S311  # no secret
         while True:
             try:
                 reply = await (await tree.ref("watcher")).call(
@@ -314,31 +314,13 @@ class KeyValues(Keys):
     async def backup(self, target: Path) -> int:
         """A copy of the store in a new file (0600), which has its secret key; returns its bytes."""
         reply = await self.home.call("backup")
-        size = 0
         async with rpc.ByteStream(reply["stream"]) as stream:
-            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                async with await anyio.open_file(fd, "wb") as file:
-                    async for chunk in stream:
-                        size += await file.write(chunk)
-                    await file.flush()
-                    os.fsync(fd)
-            except BaseException:
-                os.unlink(target)
-                raise
-        return size
+            return await carry.take(stream, target)
 
     async def restore(self, source: Path) -> int:
         """Put a backup in the place of the store; returns its new epoch. What was held is lost."""
         reply = await self.home.call("restore")
-        async with (
-            rpc.ByteStream(reply["stream"]) as stream,
-            await anyio.open_file(source, "rb") as file,
-        ):
-            while chunk := await file.read(CHUNK_BYTES):
-                await stream.send(chunk)
-            await stream.send_eof()
-            return int(b"".join([chunk async for chunk in stream]))
+        return int(await carry.bring(source, reply["stream"]))
 
     async def etcd(self) -> dict[str, Any]:
         """The members that run the store's etcd: `parts`, and `home`, as in sync.capnp."""
@@ -391,12 +373,6 @@ class Tree(Keys):
 
     def _tree(self, *keys: str) -> tuple[Tree, int]:
         return self, 0
-
-
-def _rng() -> random.Random:
-    import random
-
-    return random.Random()  # noqa: S311  # no secret
 
 
 def _hold(held: Held | None) -> bytes:

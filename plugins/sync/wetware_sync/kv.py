@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -14,9 +13,10 @@ import anyio
 
 from wetware import rpc
 from wetware.base.tasks import Tasks
-from wetware.errors import Busy, InvalidArgument, LimitExceeded, WetwareError
+from wetware.errors import Busy, InvalidArgument, WetwareError
 from wetware.hookspecs import Service
 from wetware.identity import PeerId
+from wetware_sync import carry
 from wetware_sync.engine import (
     PAGE_KEYS_MAX,
     Compare,
@@ -45,10 +45,6 @@ if TYPE_CHECKING:
     from wetware.hookspecs import Finding, PluginContext
     from wetware.identity import Principal
     from wetware_sync.home import Home
-
-CHUNK_BYTES: Final = 1 << 20
-COPY_BYTES_MAX: Final = 16 << 30
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 _TARGETS: Final[dict[str, Literal["value", "mod_revision", "create_revision", "version"]]] = {
     "equal": "value",
@@ -213,9 +209,7 @@ async def _move(move: Callable[[Tell], Awaitable[None]], stream: rpc.ByteStream)
 async def _send(copy: Path, stream: rpc.ByteStream) -> None:
     """Send a file, as long as somebody takes it, and remove it."""
     try:
-        async with await anyio.open_file(copy, "rb") as file:
-            while chunk := await file.read(CHUNK_BYTES):
-                await stream.send(chunk)
+        await carry.send(copy, stream)
     finally:
         await anyio.Path(copy).unlink()
 
@@ -225,15 +219,8 @@ async def _take(
 ) -> None:
     """Take a copy of a store, have it used, and send the epoch."""
     copy = ctx.data_dir / f"restore-{secrets.token_hex(8)}"
-    count = 0
     try:
-        async with await anyio.open_file(os.open(copy, _NEW, 0o600), "wb") as file:
-            async for chunk in stream:
-                if (count := count + len(chunk)) > COPY_BYTES_MAX:
-                    raise LimitExceeded(
-                        f"a backup has at most {COPY_BYTES_MAX} bytes (COPY_BYTES_MAX)"
-                    )
-                await file.write(chunk)
+        await carry.take(stream, copy)
         await stream.send(b"%d" % await use(copy))
     finally:
         await anyio.Path(copy).unlink(missing_ok=True)

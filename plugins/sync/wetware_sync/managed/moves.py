@@ -11,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from wetware import rpc
 from wetware.base.files import Files
 from wetware.errors import Busy, InvalidArgument, NotFound, Unsupported, WetwareError
 from wetware.identity import PeerId
+from wetware_sync import carry
 from wetware_sync.embedded import backup
 from wetware_sync.embedded.store import FILE
 from wetware_sync.managed.child import EtcdError
@@ -37,7 +37,6 @@ START_S: Final = 60.0
 LOOK_S: Final = 0.2
 LOAD_S: Final = 900.0
 """For a member to take all of the store."""
-CHUNK_BYTES: Final = 1 << 20
 
 Tell = Callable[[str], Awaitable[None]]
 
@@ -107,7 +106,7 @@ class Moves:
                     await self._placements.put(Placement(version + 1, None, parts))
             except BaseException:
                 with anyio.CancelScope(shield=True):
-                    await self._give_up(version, Placement(version + 1, self._me))
+                    await self._give_up(version, Placement(version + 1, self._me), [self._me])
                 raise
             await tell("the store is in etcd")
             await self._tell_all(peers)
@@ -146,15 +145,8 @@ class Moves:
         await self._placements.tell(peer)
         stream = (await self._placements.ask(peer, "bring"))["stream"]
         with anyio.move_on_after(LOAD_S):
-            async with (
-                rpc.ByteStream(stream) as carried,
-                await anyio.open_file(source, "rb") as file,
-            ):
-                while chunk := await file.read(CHUNK_BYTES):
-                    await carried.send(chunk)
-                await carried.send_eof()
-                if b"".join([chunk async for chunk in carried]):
-                    return
+            if await carry.bring(source, stream):
+                return
         raise EtcdError(f"{peer} has not taken the store")
 
     def check_bringer(self, sender: PeerId) -> bool:
@@ -180,14 +172,14 @@ class Moves:
         now = self._placements.current
         return now.having(SERVES) if now else ()
 
-    async def _give_up(self, version: int, instead: Placement) -> None:
+    async def _give_up(
+        self, version: int, instead: Placement, electors: Collection[PeerId]
+    ) -> None:
         """The move that this version has prepared has not happened."""
         now = self._placements.current
-        if now is None or now.version != version:
-            return  # it counts, or another one does
-        others = tuple(now.members)
-        await self._placements.put(instead)
-        await self._tell_all(others)
+        if now is not None and now.version == version:  # else that counts, or another one does
+            await self._placements.agree(instead, electors)
+            await self._tell_all(tuple(now.members))
 
     async def _tell_all(self, peers: Sequence[PeerId]) -> None:
         """Those that are away learn of it when they come."""
@@ -307,7 +299,8 @@ class Moves:
                 await self._placements.agree(back, tuple(now.members))
             except BaseException:
                 with anyio.CancelScope(shield=True), contextlib.suppress(WetwareError):
-                    await self._reopen(version, Placement(version + 1, None, before))
+                    again = Placement(version + 1, None, before)
+                    await self._give_up(version, again, tuple(before))
                 raise
             finally:
                 with anyio.CancelScope(shield=True):
@@ -320,12 +313,6 @@ class Moves:
         took = await self._placements.agree(closing, tuple(closing.members))
         if missing := {*closing.having(RUNS)} - took:
             raise Busy(f"{', '.join(sorted(missing))} went away meanwhile", hint="try again")
-
-    async def _reopen(self, version: int, instead: Placement) -> None:
-        now = self._placements.current
-        if now is not None and now.version == version:
-            await self._placements.agree(instead, tuple(instead.members))
-            await self._tell_all(tuple(instead.members))
 
 
 async def _of(etcd: Etcd, peer: PeerId) -> Any:
