@@ -264,8 +264,10 @@ HEAVY = {"trio", "libp2p", "multiaddr", "grpc", "web3", "wasmtime"}
             "import typer; from wetware.cli.mount import mount_commands as m; m(typer.Typer(), [])",
             HEAVY
             | {
+                "asyncio",
                 "capnp",
                 "cryptography",
+                "http.cookiejar",
                 "wetware.overlay.link",
                 "wetware.rpc",
                 "packaging",

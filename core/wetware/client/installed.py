@@ -6,9 +6,9 @@ Not what a node serves. Entry points, ours before those of others; nothing is lo
 from __future__ import annotations
 
 import functools
-from importlib import metadata
 from typing import Any, Final
 
+from wetware.base.installed import distributions
 from wetware.base.log import get_logger
 from wetware.broker.protocol import CORE
 from wetware.rpc import Interface, known
@@ -27,19 +27,24 @@ _CORE: Final = {"node": CORE.Node}
 
 def find(group: str, name: str) -> Any:
     """What is installed under a name; None if nothing is. Raises what its import raises."""
-    points = sorted(metadata.entry_points(group=group, name=name), key=_bundled_first)
-    return points[0].load() if points else None
-
-
-def _bundled_first(point: metadata.EntryPoint) -> tuple[bool, str]:
-    dist = point.dist.name if point.dist is not None else ""
-    return dist != "wetware", dist
+    found = [
+        (dist, point)
+        for dist in distributions()
+        for point in dist.entry_points.select(group=group, name=name)
+    ]
+    if len(found) > 1:  # a name is in what takes a millisecond to parse
+        found.sort(key=lambda of: (of[0].name != "wetware", of[0].name))
+    return found[0][1].load() if found else None
 
 
 @functools.cache  # a look takes milliseconds, and a program may ask for much that is not there
 def services() -> frozenset[str]:
     """The services that have a client on this machine."""
-    return frozenset(point.name for point in metadata.entry_points(group=CLIENT_GROUP))
+    return frozenset(
+        name
+        for dist in distributions()
+        for name in dist.entry_points.select(group=CLIENT_GROUP).names
+    )
 
 
 def interface_of(found: Any) -> Interface | None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
+from wetware.base.installed import distributions
 from wetware.base.log import get_logger
 from wetware.hookspecs import PROJECT
 
 if TYPE_CHECKING:
+    from importlib import metadata
+
     from packaging.requirements import Requirement
 
 log = get_logger("plugins")
@@ -94,8 +96,7 @@ def find(paths: Iterable[str] | None = None) -> tuple[Offer, ...]:
     """
     found: list[Offer] = []
     seen: set[str] = set()
-    installed = metadata.distributions() if paths is None else metadata.distributions(path=[*paths])
-    for dist in installed:
+    for dist in distributions(paths):
         try:
             offers = _offers(dist)
             key = canonical(offers[0].dist) if offers else ""
@@ -114,10 +115,10 @@ def find(paths: Iterable[str] | None = None) -> tuple[Offer, ...]:
 def _offers(dist: metadata.Distribution) -> list[Offer]:
     points = [point for point in dist.entry_points if _VERSIONED.match(point.group)]
     if not points:
-        return []  # most have none, and their metadata takes longer to read
+        return []
     about = dist.metadata  # parsed anew at each access, as its name and version are
     extras = tuple(about.get_all("Provides-Extra") or ())
-    requires = tuple(dist.requires or ())
+    requires = tuple(about.get_all("Requires-Dist") or dist.requires or ())
     return [
         Offer(
             point.group,

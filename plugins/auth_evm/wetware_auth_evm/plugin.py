@@ -6,7 +6,6 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from wetware.hookspecs import AuthBackend, PluginContext, hookimpl
-from wetware_auth_evm.node.config import AuthEvmConfig
 
 if TYPE_CHECKING:
     import typer
@@ -19,6 +18,8 @@ for _module in ("aiohttp", "coincurve", "eth", "web3"):
 @hookimpl
 def ww_register_config() -> type:
     """`[plugins.auth_evm]`."""
+    from wetware_auth_evm.node.config import AuthEvmConfig
+
     return AuthEvmConfig
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from wetware.identity import Key
+from wetware_auth_oidc.config import check_url
 from wetware_auth_oidc.errors import BadToken, ProviderError
-from wetware_auth_oidc.provider import KEYS_AGAIN_S, KEYS_S, Provider, check_url
+from wetware_auth_oidc.provider import KEYS_AGAIN_S, KEYS_S, Provider
 from wetware_auth_oidc.tokens import check_access_token, nonce_of, verified
 
 from .fake import CLIENT, EC, OTHER, RSA, FakeProvider, by_secret, signed, unsigned

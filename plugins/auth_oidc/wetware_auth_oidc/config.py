@@ -6,18 +6,30 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from wetware.errors import ConfigError, InvalidArgument
 from wetware.hookspecs import RoleProfile, role_services, role_where, setting
-from wetware_auth_oidc.provider import check_url
 
 ROLES_MAX: Final = 256
 CLAIMS_MAX: Final = 64
 RECHECK_S: Final = 60.0
 UNREACHABLE_S: Final = 60.0
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _ROLE: Final = re.compile(r"[A-Za-z][\w.-]{0,31}", re.ASCII)
 _FIELDS: Final = ("claims", "services", "where")
 _EXAMPLE: Final = 'e.g. claims = ["groups=engineering"]; see docs/how-to/oidc.md'
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError where a URL is not https, or http on this machine."""
+    parts = urlsplit(url)
+    if parts.hostname is None or not url.isascii() or not url.isprintable() or parts.port == 0:
+        raise ValueError(f"{url[:100]!r} is no URL")
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        raise ValueError(f"{url[:100]!r} is not https")
+    if parts.username is not None or parts.fragment:
+        raise ValueError(f"{url[:100]!r} has a user or a fragment")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from wetware.hookspecs import AuthBackend, PluginContext, hookimpl
-from wetware_auth_oidc.config import AuthOidcConfig
 
 if TYPE_CHECKING:
     import typer
@@ -19,6 +18,8 @@ for _module in ("httpx", "joserfc"):
 @hookimpl
 def ww_register_config() -> type:
     """`[plugins.auth_oidc]`."""
+    from wetware_auth_oidc.config import AuthOidcConfig
+
     return AuthOidcConfig
 
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
+from wetware_auth_oidc.config import check_url
 from wetware_auth_oidc.errors import BadToken, ProviderError
 
 if TYPE_CHECKING:
@@ -29,18 +29,6 @@ TIMEOUT_S: Final = 5.0
 _METADATA: Final = "/.well-known/openid-configuration"
 _NEEDED: Final = ("authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint")
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-
-
-def check_url(url: str) -> None:
-    """Raise ValueError where a URL is not https, or http on this machine."""
-    parts = urlsplit(url)
-    if parts.hostname is None or not url.isascii() or not url.isprintable() or parts.port == 0:
-        raise ValueError(f"{url[:100]!r} is no URL")
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-        raise ValueError(f"{url[:100]!r} is not https")
-    if parts.username is not None or parts.fragment:
-        raise ValueError(f"{url[:100]!r} has a user or a fragment")
 
 
 class Provider:

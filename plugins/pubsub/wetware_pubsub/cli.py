@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json as json_module
 import os
@@ -127,6 +126,8 @@ async def stdin_lines(fd: int = 0) -> AsyncIterator[bytes]:
     Reads in a daemon thread: a regular file cannot be polled, and one that blocks must not delay
     the end of the process. Raises InvalidArgument for a line above LINE_BYTES_MAX.
     """
+    import asyncio
+
     loop = asyncio.get_running_loop()
     chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
     room = threading.Semaphore(_CHUNKS_MAX)
@@ -230,6 +231,8 @@ class Output:
                 output_failed(exc)
 
     async def _writable(self) -> None:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         try:

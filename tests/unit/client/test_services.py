@@ -15,7 +15,7 @@ import pytest
 
 import wetware
 from wetware.broker.protocol import CORE
-from wetware.client import bundled, session
+from wetware.client import bundled, installed, session
 from wetware.client.installed import CLIENT_GROUP, services
 from wetware.client.session import Opening, Session
 from wetware.errors import Unsupported
@@ -54,11 +54,9 @@ async def test_a_service_needs_nothing_but_its_schema(monkeypatch: pytest.Monkey
     await counter.list(principal="p", limit=3)
     assert box.calls == [("open", {"name": "counter"}), ("list", {"principal": "p", "limit": 3})]
 
-    def entry_points(**about: str) -> list[object]:
-        point = SimpleNamespace(name="counter", dist=None, load=lambda: CORE.Grants)
-        return [point] if about.get("name", "counter") == "counter" else []
-
-    monkeypatch.setattr(metadata, "entry_points", entry_points)
+    point = metadata.EntryPoint("counter", "wetware.broker.protocol:CORE.Grants", CLIENT_GROUP)
+    dist = SimpleNamespace(name="somebody-s", entry_points=metadata.EntryPoints([point]))
+    monkeypatch.setattr(installed, "distributions", lambda: [dist])
     assert isinstance(opened.service("counter"), Opening), "the interface alone is installed"
     assert isinstance(opened.counter, Opening)
     await opened.counter.resume()
@@ -71,6 +69,25 @@ def test_a_service_without_a_schema_says_so_at_once() -> None:
         opened.service("nope")
     assert "session.service('nope', INTERFACE)" in caught.value.hint
     assert opened.service("node").interface == CORE.Node
+
+
+def test_ours_comes_before_that_of_others_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, points in (
+        ("a", b"pubsub = builtins:int\ntheirs = builtins:int"),
+        ("b", b"theirs = builtins:str"),
+        ("c", b"\xff"),
+    ):
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        text = f"[{CLIENT_GROUP}]\n".encode() + points
+        (info / "entry_points.txt").write_bytes(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert installed.find(CLIENT_GROUP, "pubsub").__module__ == "wetware_pubsub.client"
+    assert installed.find(CLIENT_GROUP, "theirs") is int
+    assert installed.find(CLIENT_GROUP, "nope") is None
 
 
 def test_dir_shows_services() -> None:
