@@ -9,12 +9,15 @@ VALUE_CHARS_MAX: Final = 4096
 """A longer value matches no glob: names are shorter, and a call must not hold the loop up."""
 
 
-def glob(pattern: str) -> Callable[[object], bool]:
+def glob(pattern: str, *, wild: str = "") -> Callable[[object], bool]:
     """A matcher: what is no str, or has more than VALUE_CHARS_MAX characters, does not match.
+
+    Characters in `wild` stand for any text in a value, so only a `*` takes them.
 
     Takes time proportional to the value's length, whatever the pattern: no backtracking.
     """
-    return _glob_by_bits(pattern) if "?" in pattern else _glob_by_pieces(pattern)
+    by_bits = wild or "?" in pattern
+    return _glob_by_bits(pattern, wild) if by_bits else _glob_by_pieces(pattern)
 
 
 def _glob_by_pieces(pattern: str) -> Callable[[object], bool]:
@@ -46,7 +49,7 @@ def _glob_by_pieces(pattern: str) -> Callable[[object], bool]:
     return matches if pieces else ends
 
 
-def _glob_by_bits(pattern: str) -> Callable[[object], bool]:
+def _glob_by_bits(pattern: str, wild: str) -> Callable[[object], bool]:
     """Follow all places of the pattern at once, as bits.
 
     Bit i is set while the first i characters, stars left out, have matched.
@@ -64,8 +67,9 @@ def _glob_by_bits(pattern: str) -> Callable[[object], bool]:
     steps: dict[str, int] = {}
     for i, character in enumerate(characters):
         steps[character] = steps.get(character, 0) | 1 << i
-    any_step, done = steps["?"], 1 << len(characters)
+    any_step, done = steps.get("?", 0), 1 << len(characters)
     steps = {character: places | any_step for character, places in steps.items()}
+    steps |= dict.fromkeys(wild, 0)
 
     def matches(value: object) -> bool:
         if type(value) is not str or len(value) > VALUE_CHARS_MAX:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from wetware.base import subjects
 from wetware.broker.methods import ANY, all_methods, matches, patterns_of
 from wetware.broker.where import Where, bad_where, kinds_for
 from wetware.errors import InvalidArgument
@@ -80,6 +81,8 @@ def one_object(
 ) -> tuple[frozenset[str], Where]:
     """What `SERVICE:NAME` grants: methods, and the constraint that holds them to the object NAME.
 
+    A NAME with a `*` is a glob, and one that ends with the token `>` a pattern, of subjects.
+
     Of the service's own interface, and its heirs, these are the methods that take the name; of what
     those lead to, all, except where a parameter of that name cannot be constrained. So whatever the
     methods that are granted are called on, it is the object, or came from it.
@@ -87,7 +90,7 @@ def one_object(
     Args:
         service: Of this service.
         interface: The service's.
-        name: NAME; with a `*` a glob.
+        name: NAME.
         asked: Patterns: of these methods only, and of the one that gives what they are called on.
         mine: Patterns of who grants it.
 
@@ -100,7 +103,12 @@ def one_object(
         raise bad_where(
             f"{service} has no named objects", f"write --where, or {service} without :{name[:40]}"
         )
-    where = Where.parse(f"{param}={'glob' if '*' in name else 'equals'}:{name}", service)
+    kinds = {method.param_kinds[param] for method in all_methods(interface) if method.named}
+    if kinds == {"subject"} and name.rpartition(".")[2] == subjects.REST:
+        kind = "subject"
+    else:
+        kind = "glob" if "*" in name else "equals"
+    where = Where.parse(f"{param}={kind}:{name}", service)
 
     def of_it(method: Method) -> bool:
         if not matches(mine, method.interface.name, method.name):

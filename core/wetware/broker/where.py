@@ -2,9 +2,10 @@
 
     [Interface.method:]param=VALUE
 
-VALUE is one of `chat` or `equals:chat`, `in:a,b,c`, `prefix:chat/`, `glob:chat/*`, `max:1024` (of a
-number its value, of Data and Text the bytes, of a list the items) and `range:1..10`. Only the
-parameters that the service's schema annotates with `$Ww.constrained` or `$Ww.name` can be named.
+VALUE is one of `chat` or `equals:chat`, `in:a,b,c`, `prefix:chat/`, `glob:chat/*`,
+`subject:chat.>`, `max:1024` (of a number its value, of Data and Text the bytes, of a list the
+items) and `range:1..10`. Only the parameters that the service's schema annotates with
+`$Ww.constrained` or `$Ww.name` can be named.
 
 See docs/reference/constraints.md.
 """
@@ -18,8 +19,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from wetware.base import subjects
 from wetware.base.names import snake
-from wetware.broker.glob import glob
+from wetware.broker.glob import VALUE_CHARS_MAX, glob
 from wetware.broker.methods import ANY, is_service
 from wetware.broker.values import parse_size
 from wetware.errors import InvalidArgument
@@ -32,7 +34,7 @@ WHERE_MAX: Final = 64
 """Constraints of one grant."""
 VALUES_MAX: Final = 256
 """Alternatives of one `in:`."""
-KINDS: Final = ("equals", "in", "prefix", "glob", "max", "range")
+KINDS: Final = ("equals", "in", "prefix", "glob", "max", "range", "subject")
 
 _WHERE = re.compile(r"(?:([A-Za-z][\w.]*\.[A-Za-z]\w*):)?([A-Za-z]\w*)=(.*)", re.DOTALL | re.ASCII)
 _KIND = re.compile(r"([a-z]+):(.*)", re.DOTALL)
@@ -191,6 +193,11 @@ def _values(kind: str, value: str, text: str) -> tuple[str, ...]:
                 f"{text[:80]!r}: a glob knows * and ? alone",
                 "write in:a,b for several names, prefix: or equals: for a bracket",
             )
+        case "subject" if subjects.tokens_of(value) is None:
+            raise bad_where(
+                f"{text[:80]!r}: `*` is a whole token between dots, and `>` the last one",
+                "write e.g. topic=subject:orders.*.new, topic=subject:orders.>",
+            )
     return (value,)
 
 
@@ -242,7 +249,7 @@ def typed(text: str, method: Method, param: str) -> object:
 def _scalar(text: str, of: str) -> str | bytes | float | None:
     """A text as a value of the parameter's type; None if it is none."""
     match of:
-        case "text" | "enum":
+        case "text" | "enum" | "subject":
             return text
         case "data" if text.startswith(_HEX):
             try:
@@ -281,12 +288,38 @@ _MEASURED: Final[Mapping[str, tuple[type, Callable[[Any], float]]]] = {
 """What `max` and `range` compare of a value."""
 
 
+def _test_subject(kind: str, texts: tuple[str, ...]) -> Callable[[Any], bool] | None:
+    """As `_test`: a pattern passes where it is certain that every name which it matches does."""
+    if kind == "subject":
+        pattern = subjects.tokens_of(texts[0])
+
+        def covered(value: object) -> bool:
+            if pattern is None or type(value) is not str or len(value) > VALUE_CHARS_MAX:
+                return False
+            tokens = subjects.tokens_of(value)
+            return tokens is not None and subjects.covers(pattern, tokens)
+
+        return covered
+    if kind == "glob":
+        return glob(texts[0], wild=subjects.ONE + subjects.REST)
+    if kind in ("equals", "in") and any(subjects.literal(text) != text for text in texts):
+        return None  # a pattern among names: `subject` is meant
+    passes = _test(kind, texts, "text")
+    if passes is None:
+        return None
+    if kind == "prefix":
+        return lambda value: type(value) is str and passes(subjects.literal(value))
+    return lambda value: type(value) is str and subjects.literal(value) == value and passes(value)
+
+
 def _test(kind: str, texts: tuple[str, ...], of: str) -> Callable[[Any], bool] | None:
     """A test that never raises, whatever it is given; None for a kind that does not fit the type.
 
     A value that is not exactly of the type fails: True is no number, and nothing has `__eq__`s of
     its own.
     """
+    if of == "subject":
+        return _test_subject(kind, texts)
     wanted = [_scalar(text, of) for text in texts]
     first = wanted[0]
     cls = type(first)

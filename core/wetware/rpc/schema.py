@@ -20,6 +20,7 @@ _CONSTRAINED_ID: Final = 0xB3C1DE9A40F7C2A5  # `constrained` in schema/ww.capnp
 _NAME_ID: Final = 0xA94D2F3E6B1C7085  # `name`, likewise
 _PACKED_ID: Final = 0xE1A86B0F27C4D953  # `packed`, likewise
 _LENGTHS_ID: Final = 0xB7520DC93E18F64A  # `lengths`, likewise
+_SUBJECT_ID: Final = 0xD3F08B6A51C9E247  # `subject`, likewise
 
 
 class Method:
@@ -33,7 +34,8 @@ class Method:
             capabilities; else empty.
         named: The parameter that names an object of the service, as `ww share SERVICE:NAME` does.
         packed: The parameter that may be several values, and that of their lengths; see `packed`.
-        param_kinds: Parameter → "text", "data", "int", "float", "bool", "enum", "list" or "other".
+        param_kinds: Parameter → "text", "subject", "data", "int", "float", "bool", "enum", "list"
+            or "other".
         params: Names of the parameters, in the schema's order.
         results: Names of the results.
         takes: Parameter → the interface of the object that it wants.
@@ -54,7 +56,7 @@ class Method:
         self.constrainable = frozenset(
             f.name for f in taken if f.marks & {_CONSTRAINED_ID, _NAME_ID}
         )
-        self.param_kinds: Mapping[str, str] = {f.name: f.type.kind for f in taken}
+        self.param_kinds: Mapping[str, str] = {f.name: self._kind(f) for f in taken}
         self.takes: Mapping[str, Interface] = {f.name: f.type.holds for f in taken if _is_object(f)}
         self.named = self._named()
         self.packed = self._packed()
@@ -91,6 +93,17 @@ class Method:
                 hint="mark the other one $Ww.constrained",
             )
         return marked[0].name if marked else None
+
+    def _kind(self, field: Field) -> str:
+        """Raises SchemaError for `$Ww.subject` on what is no text."""
+        if _SUBJECT_ID not in field.marks:
+            return field.type.kind
+        if field.type.kind != "text":
+            raise SchemaError(
+                f"{self.where} has $Ww.subject on {field.name!r}, which is {field.type.kind}",
+                hint="a subject is a Text",
+            )
+        return "subject"
 
     def _packed(self) -> tuple[str, str] | None:
         """See `packed`; raises SchemaError where grants could not judge the values one by one."""

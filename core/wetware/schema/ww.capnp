@@ -17,6 +17,10 @@ annotation name @0xa94d2f3e6b1c7085 (field, param) :Void;
 # the schema is refused when it is loaded. A parameter of that name is held to NAME in every method
 # that has it: with `$Ww.constrained` it counts as marked, without either its method is not shared.
 
+annotation subject @0xd3f08b6a51c9e247 (field, param) :Void;
+# This Text is a subject: tokens between dots, `*` for any one of them, `>` in the last place for one or more.
+# One with a wildcard stands for all names that it matches, and passes a constraint only if all of these do.
+
 annotation packed @0xe1a86b0f27c4d953 (field, param) :Void;
 annotation lengths @0xb7520dc93e18f64a (field, param) :Void;
 # A Data that may be several values, end to end, and in another Data of the same method how long each of

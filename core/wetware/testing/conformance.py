@@ -65,6 +65,7 @@ _IN_FLIGHT_S: Final = 0.05
 _PROTOCOL: Final = "/wetware/conformance/1"
 _EXTREMES: Final[Mapping[str, object]] = {
     "text": "\u202e" + "x" * 10_000,
+    "subject": "a." * 5_000 + ">",
     "data": bytes(64 << 10),
     "int": (1 << 31) - 1,
     "float": float("nan"),

@@ -24,20 +24,20 @@ PEER = PeerId("12D3KooWpeer")
 
 
 def _message(data: bytes) -> Message:
-    return Message(data, PEER, 7)
+    return Message(data, PEER, 7, None, None, "t")
 
 
 def test_lines() -> None:
     hostile = b"a\x1b[2J\x07b\tc\x9b\nd \xff\xe2\x80\xae \xc3\xa9"
-    assert cli.bytes_of("t", _message(hostile)) == hostile
-    assert cli.text_line("t", _message(hostile)) == hostile + b"\n"
-    shown = cli.terminal_line("t", _message(hostile))
+    assert cli.bytes_of(_message(hostile)) == hostile
+    assert cli.text_line(_message(hostile)) == hostile + b"\n"
+    shown = cli.terminal_line(_message(hostile))
     assert shown == b"a\\x1b[2J\\x07b\tc\\x9b\\nd \\xff\\u202e \xc3\xa9\n"
 
 
 @pytest.mark.parametrize("data", [b"", b"plain", "é\u202e\n".encode(), b"\xff\0"])
 def test_json_lines(data: bytes) -> None:
-    line = cli.json_line("t", _message(data))
+    line = cli.json_line(_message(data))
     assert line.count(b"\n") == 1
     fields = json.loads(line)
     assert (fields["topic"], fields["publisher"], fields["seqno"]) == ("t", PEER, 7)

@@ -287,10 +287,16 @@ class Peer:
         message.signature = key.sign(SIGN_DOMAIN + message.signed())
         return message
 
-    def frame(self, *texts: bytes, principal: Principal = ADA) -> WireMessage:
-        data = frames.encode(principal, 1.0, *packed.pack(texts))
-        seqno = self.sequencer.next(FRAMED, len(texts))
-        message = WireMessage(self.id.multihash, data, seqno, FRAMED, b"", b"")
+    def frame(
+        self,
+        *texts: bytes,
+        principal: Principal = ADA,
+        topic: str = FRAMED,
+        subject: str = "",
+    ) -> WireMessage:
+        data = frames.encode(principal, 1.0, *packed.pack(texts), subject)
+        seqno = self.sequencer.next(topic, len(texts))
+        message = WireMessage(self.id.multihash, data, seqno, topic, b"", b"")
         self.sign(message)
         return message
 
@@ -414,6 +420,21 @@ def test_a_forged_principal_is_refused(framed: Peer) -> None:
     assert frames.decode(forged.data).principal == Principal("local", "bob")
     assert framed.say(forged.encode()) == [False]
     assert framed.router.stats.invalid == 1
+
+
+@pytest.mark.parametrize("forged", ["", "b.c", "ab.c", "a", ".a"])
+def test_a_forged_subject_is_refused(make_network: Any, forged: str) -> None:
+    """Nor is one taken where nobody shares the topic, or missing where somebody does."""
+    shared = "/wetware/test/a.>#1"
+    peer = Peer(make_network(), topics=(shared, FRAMED))
+    for topic in (shared, FRAMED):
+        peer.router.subscribe(topic)
+    good = [peer.frame(b"x", topic=shared, subject=name) for name in ("a.b", "a.", "a..c")]
+    assert peer.say(*(m.encode() for m in good)) == [True] * 3
+    assert peer.say(peer.frame(b"x", topic=shared, subject=forged).encode()) == [False]
+    assert peer.say(peer.frame(b"x", subject=forged or "a.b").encode()) == [False]
+    assert peer.router.stats.invalid == 2
+    assert len(peer.victim.inbox) == 3
 
 
 def test_what_a_node_attests_is_bound_to_the_node_that_signed(framed: Peer) -> None:

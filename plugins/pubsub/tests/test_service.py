@@ -29,8 +29,9 @@ from wetware.testing import FakeOverlay, Started
 from wetware_pubsub import frames
 from wetware_pubsub.client import PubSub, Topic, _batch
 from wetware_pubsub.config import PubSubConfig
+from wetware_pubsub.names import check_topic, is_pattern, mesh
 from wetware_pubsub.router import Received
-from wetware_pubsub.service import PubSubService, check_topic
+from wetware_pubsub.service import PubSubService
 
 pytestmark = pytest.mark.anyio
 
@@ -388,7 +389,7 @@ async def test_an_oversize_frame_is_not_published(tmp_path: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def stuck(
-    tmp_path: Path, slow: str, **config: Any
+    tmp_path: Path, slow: str, *, name: str = "t", **config: Any
 ) -> AsyncIterator[tuple[Served, Any, Any, Any]]:
     """A subscriber that does not read, with room for 100 KB: served, its messages and a topic."""
     async with (
@@ -396,10 +397,10 @@ async def stuck(
         served.session() as session,
         served.session() as other,
     ):
-        topic = await session.join("t")
+        topic = await session.join(name)
         async with topic.subscribe(slow=slow) as messages:
             (pumps,) = served.service._topics.values()
-            yield served, messages, await other.join("t"), next(iter(pumps))
+            yield served, messages, await other.join(name), next(iter(pumps))
 
 
 def _small_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +441,7 @@ async def test_a_slow_consumer_is_disconnected_if_it_said_so(
         for _ in range(100):
             await topic.publish(b" " * 10_000)
         assert pump.ended
-        assert served.service.subscribers("/wetware/test/t#1") == 0
+        assert served.service.subscribers("/wetware/test/t#1", "t") == 0
         with pytest.raises(LimitExceeded) as info:
             await asyncio.wait_for(_read_on(messages), 20)
         assert info.value.code == "limit.slow"
@@ -572,7 +573,7 @@ async def test_all_subscribers_are_handed_the_same_bytes(tmp_path: Path) -> None
             (one, count), (two, _) = (next(iter(pump._waiting.values())) for pump in pumps)
             assert one is two
             assert count == 3
-            messages = _batch(one, raw=False).messages()
+            messages = _batch("t", one, raw=False).messages()
             assert [m.data for m in messages] == [b"one", b"", b"three"]
             assert [m.seqno for m in messages] == [seqno, seqno + 1, seqno + 2]
             assert {(m.publisher, m.principal, m.time) for m in messages} == {
@@ -584,8 +585,8 @@ async def test_all_subscribers_are_handed_the_same_bytes(tmp_path: Path) -> None
 @pytest.mark.parametrize("wrong", [b"", b"12345678", b"12345678\x02p", b"12345678\x01\xffdata"])
 def test_what_is_no_message_is_an_error(wrong: bytes, raw: bool) -> None:
     with pytest.raises(InvalidArgument, match="no message"):
-        _batch(wrong, raw=raw)
-    assert _batch(b"12345678\x01p", raw=True).data == [b""]
+        _batch("t", wrong, raw=raw)
+    assert _batch("t", b"12345678\x01p", raw=True).data == [b""]
 
 
 async def test_a_stopping_node_says_so_and_takes_no_more_subscribers(tmp_path: Path) -> None:
@@ -634,7 +635,7 @@ async def test_limits_and_bad_arguments_are_named(tmp_path: Path) -> None:
         with pytest.raises(LimitExceeded, match="subscriptions_per_principal_max"):
             await stack.enter_async_context(topic.subscribe())
         first.close()
-        await until(lambda: served.service.subscribers("/wetware/test/t#1") == 1)
+        await until(lambda: served.service.subscribers("/wetware/test/t#1", "t") == 1)
         await stack.enter_async_context(topic.subscribe())
 
 
@@ -655,21 +656,111 @@ async def test_a_failing_publish_all_says_so_and_leaves_nothing_behind(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "chat", "a/b/c", "A-Z_0.9~:@+", "x" * 128, "12D3KooW:chat/room-1"]
+    ("name", "heard"),
+    [
+        ("a", "a"),
+        ("chat", "chat"),
+        ("a/b/c", "a/b/c"),
+        ("A-Z_0.9~:@+", "A-Z_0.>"),
+        ("x" * 128, "x" * 128),
+        ("12D3KooW:chat/room-1", "12D3KooW:chat/room-1"),
+        ("a.b", "a.>"),
+        ("a.", "a.>"),
+        (".a..b", ".>"),
+        ("a/b.c/d.e", "a/b.>"),
+        ("a.*", "a.>"),
+        ("a.>", "a.>"),
+        ("a.*.c.>", "a.>"),
+    ],
 )
-def test_topics(name: str) -> None:
+def test_topics(name: str, heard: str) -> None:
     assert check_topic(name, 128) == name
+    assert mesh(name) == heard
+    assert is_pattern(name) is ("*" in name or ">" in name)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "/", "/a", "a/", "a//b", "a b", "a\n", "a\0", "ä", "a" * 129, "a\u202eb", "*", "a\r"],
-)
+    [
+        "", "/", "/a", "a/", "a//b", "a b", "a\n", "a\0", "ä", "a" * 129, "a\u202eb", "*", "a\r",
+        ">", "*.a", "a.>.b", "a.b*", "a>", "a/*", "a.*/b",
+    ],
+)  # fmt: skip
 def test_names_that_are_no_topics(name: str) -> None:
     with pytest.raises(InvalidArgument) as info:
         check_topic(name, 128)
     assert info.value.code == "invalid.topic"
     assert info.value.hint
+
+
+async def test_the_first_token_is_no_wildcard(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        for name in (">", "*", "*.new"):
+            with pytest.raises(InvalidArgument, match="every message of the cluster") as info:
+                await session.join(name)
+            assert info.value.code == "invalid.topic"
+
+
+async def test_a_pattern_is_subscribed_and_not_published_to(tmp_path: Path) -> None:
+    async with serve(tmp_path) as served, served.session() as session:
+        pattern = await session.join("a.*")
+        with pytest.raises(InvalidArgument, match="cannot be published to"):
+            await pattern.publish(b"1")
+        with pytest.raises(InvalidArgument, match="raw topic"):
+            await session.join("a.*", raw=True)
+        assert not served.service.gossip.router.stats.published
+
+
+async def test_subjects_of_one_mesh_are_told_apart(tmp_path: Path) -> None:
+    """Each subscriber gets what its pattern matches, in order, and nothing else of the mesh."""
+    wanted = {
+        "a.b": ["a.b"],
+        "a.*": ["a.b", "a.c"],
+        "a.*.d": ["a.b.d"],
+        "a.>": ["a.b", "a.c", "a.b.d"],
+        "a.c.>": [],
+        "a": ["a"],
+    }
+    async with (
+        serve(tmp_path) as served,
+        served.session() as session,
+        served.session() as other,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        subscribed = {
+            name: await stack.enter_async_context((await other.join(name)).subscribe())
+            for name in wanted
+        }
+        assert set(served.service.gossip.router.topics) == {
+            "/wetware/test/a#1", "/wetware/test/a.>#1",
+        }  # fmt: skip
+        for name in ("a.b", "a", "a.c", "a.b.d", "ab.c"):
+            await (await session.join(name)).publish(name)
+        for name, messages in subscribed.items():
+            got = [await anext(messages) for _ in wanted[name]]
+            assert [m.data.decode() for m in got] == [m.topic for m in got] == wanted[name]
+            assert (await messages.stats())["delivered"] == len(got), name
+            info = await (await session.join(name)).info()
+            assert info.subscribers == {"a.b": 3, "a.*": 2, "a.*.d": 2, "a.c.>": 2}.get(name, 1)
+
+
+async def test_a_blocking_subscriber_holds_up_what_it_would_get_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _small_read_ahead(monkeypatch)
+    async with stuck(tmp_path, "block", name="t.a") as (served, messages, topic, pump):
+
+        async def publish() -> None:
+            for number in range(100):
+                await topic.publish(b"%d" % number + b" " * 10_000)
+
+        publishing = asyncio.create_task(publish())
+        await until(lambda: not pump.has_room)
+        async with served.session() as session:
+            await (await session.join("t.b")).publish(b"free")
+        assert not pump.has_room
+        assert [int((await anext(messages)).data) for _ in range(100)] == [*range(100)]
+        await publishing
 
 
 def test_a_configuration_that_cannot_work_is_refused() -> None:

@@ -33,7 +33,7 @@ def mount(app: typer.Typer) -> None:
     section = "Services"
     shown = examples("ww pub chat hello", "ww sub status | ww pub copies -")
     app.command("pub", rich_help_panel=section, epilog=shown)(pub_command)
-    shown = examples("ww sub chat", "ww sub chat --json", "ww sub chat --node zone=cloud")
+    shown = examples("ww sub chat", "ww sub 'logs.>' --json", "ww sub chat --node zone=cloud")
     app.command("sub", rich_help_panel=section, epilog=shown)(sub_command)
 
 
@@ -44,6 +44,14 @@ Foreign = Annotated[
     ),
 ]
 Topic = Annotated[str, typer.Argument(help="The topic's name.", show_default=False)]
+Pattern = Annotated[
+    str,
+    typer.Argument(
+        help="The topic's name; with * for any token between dots, > for the rest, a pattern.",
+        metavar="TOPIC",
+        show_default=False,
+    ),
+]
 
 
 def pub_command(
@@ -75,7 +83,7 @@ def pub_command(
 
 
 def sub_command(
-    topic: Topic,
+    topic: Pattern,
     count: Annotated[
         int | None, typer.Option("--count", "-n", min=1, help="Stop after so many messages.")
     ] = None,
@@ -101,7 +109,7 @@ def sub_command(
     async def work(session: Session) -> None:
         joined = await session.pubsub.join(topic, raw=foreign)
         messages = joined.subscribe(buffer=buffer, slow=slow)
-        await subscribe(messages, topic, Output(sys.stdout.fileno()), as_line, count)
+        await subscribe(messages, Output(sys.stdout.fileno()), as_line, count)
 
     run_client(work, reconnect=True)
 
@@ -178,17 +186,17 @@ async def stdin_lines(fd: int = 0) -> AsyncIterator[bytes]:
 # --- subscribing ----------------------------------------------------------------------------------
 
 
-def bytes_of(_: str, message: Message) -> bytes:
+def bytes_of(message: Message) -> bytes:
     """The data, and nothing else."""
     return message.data
 
 
-def text_line(_: str, message: Message) -> bytes:
+def text_line(message: Message) -> bytes:
     """The data and a newline."""
     return message.data + b"\n"
 
 
-def terminal_line(_: str, message: Message) -> bytes:
+def terminal_line(message: Message) -> bytes:
     """The data, with what could control a terminal escaped, and a newline."""
     text = message.data.decode(errors="backslashreplace")
     shown = "".join(
@@ -197,10 +205,10 @@ def terminal_line(_: str, message: Message) -> bytes:
     return shown.encode() + b"\n"
 
 
-def json_line(topic: str, message: Message) -> bytes:
+def json_line(message: Message) -> bytes:
     """One JSON object: topic, publisher, principal, seqno; data, or data_base64 for no UTF-8."""
     fields: dict[str, object] = {
-        "topic": topic,
+        "topic": message.topic,
         "publisher": str(message.publisher),
         "principal": message.principal and str(message.principal),
         "seqno": message.seqno,
@@ -248,9 +256,8 @@ class Output:
 
 async def subscribe(
     subscription: Messages,
-    topic: str,
     output: Output,
-    as_line: Callable[[str, Message], bytes],
+    as_line: Callable[[Message], bytes],
     count: int | None = None,
 ) -> None:
     """Write messages as they come, until `count` of them were written."""
@@ -260,7 +267,7 @@ async def subscribe(
             if messages.dropped != reported:
                 note(f"ww: {messages.dropped - reported} messages dropped: this end is too slow")
                 reported = messages.dropped
-            await output.write(as_line(topic, message))
+            await output.write(as_line(message))
             written += 1
             if written == count:
                 return

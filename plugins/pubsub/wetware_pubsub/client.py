@@ -40,13 +40,15 @@ class Message(NamedTuple):
         principal: By whose grant it was published, as that node attests: it can lie about its own
             users, and about nobody else's. None in a raw topic.
         time: When that node took it, Unix time in s by its clock. None in a raw topic.
+        topic: The name that it was published to, also where a pattern is subscribed.
     """
 
     data: bytes
     publisher: PeerId
     seqno: int
-    principal: Principal | None = None
-    time: float | None = None
+    principal: Principal | None
+    time: float | None
+    topic: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Batch:
 
     Attributes:
         data: What was published, in order.
-        publisher: See Message; so for `principal` and `time`.
+        publisher: See Message; so for `principal`, `time` and `topic`.
         seqno: That of the first; the others' follow.
     """
 
@@ -64,11 +66,13 @@ class Batch:
     seqno: int
     principal: Principal | None
     time: float | None
+    topic: str
 
     def messages(self) -> list[Message]:
         """Each as an object of its own."""
-        beside = (repeat(self.publisher), count(self.seqno), repeat(self.principal))
-        return list(map(Message._make, zip(self.data, *beside, repeat(self.time), strict=False)))
+        same = map(repeat, (self.principal, self.time, self.topic))
+        each = zip(self.data, repeat(self.publisher), count(self.seqno), *same, strict=False)
+        return list(map(Message._make, each))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +105,12 @@ class PubSub:
         self._ref = ref
 
     async def join(self, topic: str, *, raw: bool = False) -> Topic:
-        """The capability of a topic.
+        """The capability of a topic, or of all that match a pattern: `orders.*.new`, `orders.>`.
 
-        A `raw` one is for peers of other implementations: each message travels alone, as GossipSub
-        knows it. Raises InvalidArgument for a name that is none, Denied if the grant does not cover
-        it.
+        `*` is any token between dots, and `>` in the last place one or more; the first token is
+        neither. A pattern can be subscribed, and needs a grant of all that it matches. A `raw`
+        topic is for peers of other implementations: each message travels alone, as GossipSub knows
+        it. Raises InvalidArgument for a name that is none, Denied if the grant does not cover it.
         """
         join = partial(self._join, topic, raw)
         return Topic(topic, await join(), join, raw=raw)
@@ -192,7 +197,7 @@ class Topic:
         return Messages(
             rpc.Subscription(
                 lambda sink: self._call("subscribe", sink=sink, buffer=buffer, slow=policy),
-                partial(_batch, raw=self.raw),
+                partial(_batch, self.name, raw=self.raw),
             )
         )
 
@@ -473,7 +478,7 @@ class Messages:
         return self._ready.popleft()
 
 
-def _batch(item: bytes, *, raw: bool) -> Batch:
+def _batch(name: str, item: bytes, *, raw: bool) -> Batch:
     """See `Topic.subscribe` in pubsub.capnp; raises InvalidArgument."""
     try:
         start = 9 + item[8]
@@ -482,11 +487,11 @@ def _batch(item: bytes, *, raw: bool) -> Batch:
         if len(item) < start:
             raise ValueError("its publisher is cut off")  # noqa: TRY301
         if raw:
-            return Batch([item[start:]], publisher, seqno, None, None)
+            return Batch([item[start:]], publisher, seqno, None, None, name)
         frame = frames.decode(item, start)
     except (ValueError, IndexError, InvalidArgument) as exc:
         raise InvalidArgument(
             f"the node sent what is no message: {exc}", code="invalid.message"
         ) from None
     data = rpc.packed.unpack(item, frame.lengths, frame.at)
-    return Batch(data, publisher, seqno, frame.principal, frame.time)
+    return Batch(data, publisher, seqno, frame.principal, frame.time, frame.subject or name)

@@ -12,9 +12,11 @@ interface PubSub {
   # The bootstrap capability of the service `pubsub`, held by sessions whose role covers it. Dies with
   # its session.
 
-  join @0 (topic :Text $Ww.name, raw :Bool) -> (topic :Topic);
+  join @0 (topic :Text $Ww.name $Ww.subject, raw :Bool) -> (topic :Topic);
   # The capability of one topic: 1 to `topic_chars_max` letters, digits and . _ ~ : @ + - /, else
-  # `invalid.topic`. Revoking the session's grant kills it. Joining costs nothing until something is
+  # `invalid.topic`. Or of all that match a pattern, which can be subscribed and not published to: tokens
+  # are between dots, `*` is any one of them, and `>` in the last place one or more; the first one is no
+  # wildcard. A pattern needs a grant of all that it matches. Revoking the session's grant kills it. Joining costs nothing until something is
   # published or subscribed. Idempotent: two of one topic are the same. What is published to a `raw` topic
   # is one GossipSub message each, as other implementations of libp2p know it, and names no principal; a
   # raw topic and another one of the same name have nothing in common but who may join them.
@@ -59,6 +61,7 @@ interface Topic {
   }
 
   info @2 () -> (name :Text, subscribers :UInt32, peers :UInt32, mesh :UInt32);
-  # Subscriptions at this node; other nodes that are subscribed, as far as this one knows; and those
-  # of them that messages are exchanged with in full. Idempotent.
+  # Subscriptions at this node that get all of the topic, or pattern; other nodes that are subscribed, as
+  # far as this one knows; and those of them that messages are exchanged with in full. Where the name has
+  # a dot the nodes are those of its first token, whose names share what is sent. Idempotent.
 }

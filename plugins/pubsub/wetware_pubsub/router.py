@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from wetware.errors import InvalidArgument
 from wetware.identity import PeerId, verify
 from wetware_pubsub import frames
+from wetware_pubsub.names import is_shared, mesh
 from wetware_pubsub.order import COUNTER_MAX, Orderer, Sequencer, number_of
 from wetware_pubsub.wire import (
     SIGN_DOMAIN,
@@ -888,8 +889,14 @@ class Router:
             return 1
         number = number_of(message.seqno)
         try:
-            count = len(frames.decode(message.data).lengths)
+            found = frames.decode(message.data)
         except (ValueError, InvalidArgument):
+            return 0
+        count, topic = len(found.lengths), message.topic.removesuffix(frames.FRAMED)
+        # A subject of another mesh is forged; where nobody shares it, it is no subject.
+        if found.subject and self.prefix + mesh(found.subject) != topic:
+            return 0
+        if bool(found.subject) is not is_shared(topic):
             return 0
         if number is None or (number & COUNTER_MAX) + count > COUNTER_MAX + 1:
             return 0

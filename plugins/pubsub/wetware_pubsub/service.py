@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wetware import rpc
+from wetware.base.subjects import covers
 from wetware.errors import Disconnected, InvalidArgument, LimitExceeded, stopping
 from wetware.hookspecs import Service
 from wetware_pubsub import frames
 from wetware_pubsub.gossip import Gossip
+from wetware_pubsub.names import check_topic, is_pattern, is_shared, mesh
 from wetware_pubsub.router import too_long
 from wetware_pubsub.schema import SCHEMA
 
@@ -24,29 +25,6 @@ if TYPE_CHECKING:
     from wetware.identity import Principal
     from wetware_pubsub.config import PubSubConfig
     from wetware_pubsub.router import Received
-
-_TOPIC = re.compile(r"[A-Za-z0-9._~:@+-]+(/[A-Za-z0-9._~:@+-]+)*")
-
-
-def check_topic(name: str, chars_max: int) -> str:
-    """The name, if it is one; raises InvalidArgument.
-
-    Plain ASCII, so that two names that look the same are the same.
-    """
-    if 0 < len(name) <= chars_max and _TOPIC.fullmatch(name):
-        return name
-    shown = name if len(name) <= 40 else f"{name[:40]}…"
-    if not name:
-        what = "a topic needs a name"
-    elif len(name) > chars_max:
-        what = f"the topic {shown!r} has {len(name)} characters; topic_chars_max is {chars_max}"
-    else:
-        what = f"{shown!r} is not a topic"
-    raise InvalidArgument(
-        what,
-        hint="use letters, digits and . _ ~ : @ + -, in parts separated by single slashes",
-        code="invalid.topic",
-    )
 
 
 class PubSubService(Service):
@@ -81,7 +59,8 @@ class PubSubService(Service):
             prefix=self._prefix,
             rng=rng,
         )
-        self._topics: dict[str, dict[rpc.Pump, None]] = {}  # by wire name
+        # By wire name, with the tokens of what each is to get.
+        self._topics: dict[str, dict[rpc.Pump, tuple[str, ...]]] = {}
         self._blocking: dict[rpc.Pump, None] = {}
         self._per_principal: Counter[Principal] = Counter()
         self._running = False
@@ -101,23 +80,42 @@ class PubSubService(Service):
 
     def wire_topic(self, name: str, *, raw: bool) -> str:
         """The name on the wire, where clusters never mix; raises InvalidArgument."""
-        framed = "" if raw else frames.FRAMED
-        return self._prefix + check_topic(name, self.config.topic_chars_max) + framed
+        check_topic(name, self.config.topic_chars_max)
+        if not raw:
+            return self._prefix + mesh(name) + frames.FRAMED
+        if is_pattern(name):
+            raise InvalidArgument(
+                f"{name!r} is a pattern, which a raw topic has none of", code="invalid.topic"
+            )
+        return self._prefix + name
 
     async def publish(
-        self, topic: str, principal: Principal, data: bytes, lengths: bytes
+        self, topic: str, name: str, principal: Principal, data: bytes, lengths: bytes
     ) -> tuple[bytes, int]:
-        """Publish packed messages to a wire topic; the seqno of the first, and how many were taken.
+        """Publish packed messages; the seqno of the first, and how many were taken.
 
         Raises InvalidArgument where not even the first can be.
+
+        Args:
+            topic: As on the wire.
+            name: As it was joined.
+            principal: By whose grant.
+            data: The messages, end to end.
+            lengths: How long each is; empty for one.
         """
+        if is_pattern(name):
+            raise InvalidArgument(
+                f"{name!r} is a pattern, which cannot be published to",
+                hint="join the name that is meant",
+                code="invalid.topic",
+            )
         found, limit = rpc.packed.lengths_of(len(data), lengths), self.config.message_bytes_max
         if not topic.endswith(frames.FRAMED):
             if lengths:
                 raise InvalidArgument(
                     "a raw topic takes one message at a time", code="invalid.packed"
                 )
-            return await self._publish(topic, data, 1), 1
+            return await self._publish(topic, name, data, 1), 1
         if lengths and len(data) > frames.PACK_BYTES:
             raise InvalidArgument(
                 f"{len(data)} bytes of packed messages; {frames.PACK_BYTES} are taken",
@@ -130,15 +128,27 @@ class PubSubService(Service):
                 raise too_long(found[0], limit)
             found = found[:taken]
             data, lengths = data[: sum(found)], lengths[: taken * rpc.packed.LENGTH_BYTES]
-        frame = frames.encode(principal, self._clock.time(), data, lengths)
-        return await self._publish(topic, frame, len(found)), len(found)
+        subject = name if _is_shared(topic) else ""
+        frame = frames.encode(principal, self._clock.time(), data, lengths, subject)
+        return await self._publish(topic, name, frame, len(found)), len(found)
 
-    async def _publish(self, topic: str, data: bytes, count: int) -> bytes:
+    async def _publish(self, topic: str, name: str, data: bytes, count: int) -> bytes:
         seqno = await self.gossip.publish(topic, data, count)
         for pump in self._full():
-            if pump in self._topics.get(topic, ()):
+            if pump in self._takers(topic, name):
                 await pump.room(self.config.publish_wait_s)
         return seqno
+
+    def _takers(self, topic: str, name: str) -> list[rpc.Pump]:
+        """The subscriptions of a wire topic that get what is published to a name, and no others.
+
+        Of a pattern: those that get all of it.
+        """
+        pumps = self._topics.get(topic, {})
+        if not _is_shared(topic):
+            return list(pumps)
+        tokens = name.split(".")
+        return [pump for pump, wanted in pumps.items() if covers(wanted, tokens)]
 
     def _full(self) -> list[rpc.Pump]:
         """Those that others have to wait for."""
@@ -149,14 +159,23 @@ class PubSubService(Service):
         for pump in self._full():
             await pump.room(self.config.publish_wait_s)
 
-    def subscribers(self, topic: str) -> int:
-        """Subscriptions of a wire topic at this node."""
-        return len(self._topics.get(topic, ()))
+    def subscribers(self, topic: str, name: str) -> int:
+        """Subscriptions at this node that get all of a name or pattern of a wire topic."""
+        return len(self._takers(topic, name))
 
     def subscribe(
-        self, topic: str, principal: Principal, sink: rpc.Ref | None, buffer: int, slow: rpc.Slow
+        self,
+        topic: str,
+        name: str,
+        principal: Principal,
+        sink: rpc.Ref | None,
+        buffer: int,
+        slow: rpc.Slow,
     ) -> rpc.Pump:
-        """Push a wire topic's messages to `sink`; raises LimitExceeded, InvalidArgument."""
+        """Push what matches `name` of a wire topic to `sink`.
+
+        Raises LimitExceeded, InvalidArgument.
+        """
         config = self.config
         if buffer > config.buffer_messages_max:
             raise InvalidArgument(
@@ -165,7 +184,7 @@ class PubSubService(Service):
                 hint="ask for less, and read faster",
                 code="invalid.buffer",
             )
-        for name, count, limit in (
+        for bound, count, limit in (
             ("subscriptions_max", self._per_principal.total(), config.subscriptions_max),
             (
                 "subscriptions_per_principal_max",
@@ -176,7 +195,7 @@ class PubSubService(Service):
         ):
             if count >= limit:
                 raise LimitExceeded(
-                    f"{name} ({limit}) is reached",
+                    f"{bound} ({limit}) is reached",
                     hint="end subscriptions that are not needed",
                     code="limit.subscriptions",
                 )
@@ -200,23 +219,28 @@ class PubSubService(Service):
                 del self._topics[topic]
                 self.gossip.unsubscribe(topic)
             reason = str(pump.reason or "")
-            self._log.debug("subscription.ended", topic=topic, by=principal, reason=reason)
+            self._log.debug("subscription.ended", topic=name, by=principal, reason=reason)
 
         self._per_principal[principal] += 1
-        self._topics.setdefault(topic, {})[pump] = None
+        self._topics.setdefault(topic, {})[pump] = tuple(name.split("."))
         if slow is rpc.Slow.BLOCK:
             self._blocking[pump] = None
         self.gossip.subscribe(topic)
-        self._log.debug("subscription.started", topic=topic, by=principal)
+        self._log.debug("subscription.started", topic=name, by=principal)
         pump.start(ended)
         return pump
 
     def _deliver(self, message: Received) -> None:
-        if pumps := self._topics.get(message.topic):
+        name = frames.subject_of(message.data) if _is_shared(message.topic) else ""
+        if pumps := self._takers(message.topic, name):
             publisher = message.publisher.encode()
             item = message.seqno + bytes((len(publisher),)) + publisher + message.data
-            for pump in list(pumps):  # one that is too slow may end here
+            for pump in pumps:  # one that is too slow may end here
                 pump.offer(item, count=message.count)
+
+
+def _is_shared(topic: str) -> bool:
+    return is_shared(topic.removesuffix(frames.FRAMED))
 
 
 class PubSubServant(rpc.Servant, interface=SCHEMA.PubSub):
@@ -238,7 +262,9 @@ class TopicServant(rpc.Servant, interface=SCHEMA.Topic):
         self._name, self._wire = name, wire
 
     async def publish(self, data: bytes, lengths: bytes) -> dict[str, Any]:
-        seqno, taken = await self._service.publish(self._wire, self._principal, data, lengths)
+        seqno, taken = await self._service.publish(
+            self._wire, self._name, self._principal, data, lengths
+        )
         return {"seqno": int.from_bytes(seqno, "big"), "taken": taken}
 
     async def subscribe(self, sink: rpc.Ref | None, buffer: int, slow: str) -> dict[str, Any]:
@@ -246,7 +272,9 @@ class TopicServant(rpc.Servant, interface=SCHEMA.Topic):
             policy = rpc.Slow(slow)
         except ValueError:
             raise InvalidArgument(f"{slow[:40]!r} is nothing that a subscriber can be") from None
-        pump = self._service.subscribe(self._wire, self._principal, sink, buffer, policy)
+        pump = self._service.subscribe(
+            self._wire, self._name, self._principal, sink, buffer, policy
+        )
         return {"subscription": pump}
 
     async def info(self) -> dict[str, Any]:
@@ -254,7 +282,7 @@ class TopicServant(rpc.Servant, interface=SCHEMA.Topic):
         router = self._service.gossip.router
         return {
             "name": self._name,
-            "subscribers": self._service.subscribers(self._wire),
+            "subscribers": self._service.subscribers(self._wire, self._name),
             "peers": len(router.subscribers(self._wire)),
             "mesh": len(router.mesh(self._wire)),
         }

@@ -63,6 +63,7 @@ def passes(text: str, value: object, method: Any = EVERY) -> bool | None:
         (r"topic=in:a\,b,\\", "in", ("a,b", "\\"), r"topic=in:a\,b,\\"),
         ("topic=prefix:chat/", "prefix", ("chat/",), "topic=prefix:chat/"),
         ("topic=glob:chat/*", "glob", ("chat/*",), "topic=glob:chat/*"),
+        ("topic=subject:a.*.>", "subject", ("a.*.>",), "topic=subject:a.*.>"),
         ("data=max:1024", "max", ("1024",), "data=max:1024"),
         ("data=max:64k", "max", ("64000",), "data=max:64000"),
         ("data=max:1MiB", "max", ("1048576",), "data=max:1048576"),
@@ -183,6 +184,9 @@ def constraints(draw: st.DrawFn) -> str:
             value = "..".join(map(str, sorted(draw(st.tuples(_NUMBERS, _NUMBERS)))))
         case "glob":
             value = draw(_PRINTABLE).replace("[", "")
+        case "subject":
+            value = draw(_PRINTABLE).replace("*", ".").replace(">", ".")
+            value += draw(st.sampled_from(["", ".*", ".>", ".*.>"]))
         case "prefix":
             value = draw(_PRINTABLE.filter(bool))
         case _:
@@ -422,7 +426,8 @@ def test_what_can_be_constrained() -> None:
 
 
 def test_kinds_for_a_type() -> None:
-    assert kinds_for("text") == KINDS
+    assert kinds_for("subject") == KINDS
+    assert kinds_for("text") == tuple(kind for kind in KINDS if kind != "subject")
     assert kinds_for("bool") == ("equals", "in")
     assert kinds_for("list") == ("max", "range")
     assert kinds_for("other") == ()
