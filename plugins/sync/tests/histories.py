@@ -142,8 +142,8 @@ class History:
         if what == "compact":
             return _both("compact", revision=max(0, self.model.revision - rng.randrange(6)))
         txn = Txn(self._branch(), self._compares(), self._branch())
-        txn.check()
-        return _both("txn", must=txn.only_deletes, size=txn.size, txn=txn, owner=owner)
+        size = txn.check()
+        return _both("txn", must=txn.only_deletes, size=size, txn=txn, owner=owner)
 
     def _compares(self) -> tuple[Compare, ...]:
         rng = self.rng

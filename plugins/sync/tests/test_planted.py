@@ -13,7 +13,6 @@ import random
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ class IgnoresCompares(Planted):
 
     async def txn(self, txn: Txn, owner: str) -> Outcome:
         if self.rng.random() < 0.3:
-            txn = replace(txn, compares=())
+            txn = txn._replace(compares=())
         return await self.engine.txn(txn, owner)
 
 
@@ -97,7 +96,7 @@ class ComparesBefore(Planted):
         if txn.compares:
             if not (await self.engine.txn(Txn((), txn.compares), owner)).succeeded:
                 return Outcome(False, (await self.engine.status()).revision)
-            txn = replace(txn, compares=())
+            txn = txn._replace(compares=())
         return await self.engine.txn(txn, owner)
 
 
@@ -187,7 +186,7 @@ class WrongRevision(Watches):
 
     @staticmethod
     def of(events: Any) -> Any:
-        return (*events[:-1], replace(events[-1], revision=events[-1].revision + 3))
+        return (*events[:-1], events[-1]._replace(revision=events[-1].revision + 3))
 
 
 class TimeTravel(Planted):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from wetware.errors import LimitExceeded
@@ -33,7 +33,7 @@ def limit(what: str, many: int, most: int) -> None:
 
 @dataclass(slots=True)
 class Used:
-    """Of an owner, or of all; or what is added to it."""
+    """Of an owner, or of all."""
 
     keys: int = 0
     nbytes: int = 0
@@ -43,31 +43,36 @@ class Used:
         self.nbytes += nbytes
 
 
+@dataclass(slots=True)
 class Added:
     """What the puts of one owner add: to what they have, to all of the store, to leases (keys)."""
 
-    def __init__(self, owner: str) -> None:
-        self.owner = owner
-        self.mine, self.all = Used(), Used()
-        self.leases: dict[int, int] = {}
+    owner: str
+    keys: int = 0
+    nbytes: int = 0
+    all_keys: int = 0
+    all_bytes: int = 0
+    leases: dict[int, int] = field(default_factory=dict)
 
     def put(self, put: Put, owner: str | None = None, lease: int = 0, value_bytes: int = 0) -> None:
         """One that replaces a key of this `owner`; None: there is none."""
         size = charge(put.key, len(put.value))
         before = 0 if owner is None else charge(put.key, value_bytes)
-        self.all.add(owner is None, size - before)
+        self.all_keys += owner is None
+        self.all_bytes += size - before
         own = owner == self.owner
-        self.mine.add(not own, size - before if own else size)
+        self.keys += not own
+        self.nbytes += size - before if own else size
         if put.lease and put.lease != lease:
             self.leases[put.lease] = self.leases.get(put.lease, 0) + 1
 
     def check(self, limits: Limits, mine: Used, every: Used, keys_of: Callable[[int], int]) -> None:
         """Raises LimitExceeded, where so much is there; nobody is refused who needs less then."""
-        if self.mine.keys > 0 or self.mine.nbytes > 0:
-            limit("keys of one owner", mine.keys + self.mine.keys, limits.owner_keys)
-            limit("bytes of one owner", mine.nbytes + self.mine.nbytes, limits.owner_bytes)
-            limit("keys in the store", every.keys + self.all.keys, limits.keys)
-            limit("bytes in the store", every.nbytes + self.all.nbytes, limits.nbytes)
+        if self.keys > 0 or self.nbytes > 0:
+            limit("keys of one owner", mine.keys + self.keys, limits.owner_keys)
+            limit("bytes of one owner", mine.nbytes + self.nbytes, limits.owner_bytes)
+            limit("keys in the store", every.keys + self.all_keys, limits.keys)
+            limit("bytes in the store", every.nbytes + self.all_bytes, limits.nbytes)
         for lease, keys in self.leases.items():
             limit("keys of one lease", keys_of(lease) + keys, WRITES_MAX)
 

@@ -5,13 +5,15 @@ with these bytes. Every write names its `owner`, the principal as text, who is c
 
 Every error is a WetwareError. `Unwritten` says that a write has not happened, `Unknown` that nobody
 knows; all others come before anything is written. Nothing is repeated by an engine.
+
+What each request makes is a tuple with names: one costs half of a frozen dataclass.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from wetware.errors import InvalidArgument, LimitExceeded, WetwareError
 
@@ -72,8 +74,7 @@ class Unknown(WetwareError):
     code = "unknown.write"
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValue:
+class KeyValue(NamedTuple):
     """A key that exists.
 
     Attributes:
@@ -91,8 +92,7 @@ class KeyValue:
     lease: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A key was written, or deleted: then `now` is None."""
 
     key: bytes
@@ -100,8 +100,7 @@ class Event:
     now: KeyValue | None
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(NamedTuple):
     """`target` of the key is `operand`: bytes for "value", a number for all others.
 
     An absent key has 0 for each number, and no value.
@@ -112,8 +111,7 @@ class Compare:
     operand: bytes | int
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(NamedTuple):
     """Write a key. `lease`: ID of a lease of the same owner that it ends with; 0: none."""
 
     key: bytes
@@ -121,8 +119,7 @@ class Put:
     lease: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(NamedTuple):
     """Delete a key if it exists; or all keys with a prefix, at most WRITES_MAX."""
 
     key: bytes
@@ -139,8 +136,7 @@ class Order(Enum):
     """By `create_revision`, the highest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Get:
+class Get(NamedTuple):
     """Read a key, or keys with a prefix.
 
     Attributes:
@@ -162,8 +158,7 @@ class Get:
 Operation: TypeAlias = Put | Delete | Get
 
 
-@dataclass(frozen=True, slots=True)
-class Txn:
+class Txn(NamedTuple):
     """If all `compares` hold then the operations of `then`, else those of `otherwise`; all or none.
 
     They take effect in their order, and what is read sees what was written before it. A branch
@@ -175,39 +170,29 @@ class Txn:
     otherwise: tuple[Operation, ...] = ()
 
     @property
-    def size(self) -> int:
-        """Bytes of all keys and values."""
-        size = sum(len(c.key) + 8 for c in self.compares)
-        size += sum(len(c.operand) for c in self.compares if isinstance(c.operand, bytes))
-        for branch in (self.then, self.otherwise):
-            for operation in branch:
-                size += len(operation.key)
-                if type(operation) is Put:
-                    size += len(operation.value)
-        return size
-
-    @property
     def only_deletes(self) -> bool:
         """It writes nothing but deletions, so it is for a full disk, too."""
-        return not any(type(o) is Put for branch in (self.then, self.otherwise) for o in branch)
+        return all(type(each) is not Put for each in self.then + self.otherwise)
 
     def check(self) -> int:
-        """Its `size`; raises InvalidArgument or LimitExceeded where an engine must not take it."""
+        """Bytes of all keys and values.
+
+        Raises InvalidArgument or LimitExceeded where an engine must not take it.
+        """
         _bound("compares", len(self.compares), COMPARES_MAX)
+        size = 0
         for compare in self.compares:
             check_key(compare.key)
-            if isinstance(compare.operand, bytes) != (compare.target == "value"):
+            operand = compare.operand
+            if isinstance(operand, bytes) != (compare.target == "value"):
                 raise InvalidArgument("a value is compared with bytes, all else with a number")
-        for branch in (self.then, self.otherwise):
-            _bound("operations", len(branch), OPERATIONS_MAX)
-            _check_branch(branch)
-        size = self.size
+            size += len(compare.key) + (len(operand) if isinstance(operand, bytes) else 8)
+        size += _check_branch(self.then) + _check_branch(self.otherwise)
         _bound("bytes", size, TXN_BYTES_MAX)
         return size
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """What was read.
 
     Attributes:
@@ -220,8 +205,7 @@ class Page:
     more: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """Of a transaction.
 
     Attributes:
@@ -235,8 +219,7 @@ class Outcome:
     results: tuple[Page | int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """What a watch tells: some events in their order, whole revisions.
 
     Attributes:
@@ -419,21 +402,27 @@ def _bound(what: str, many: int, most: int) -> None:
         raise LimitExceeded(f"a transaction has at most {most} {what}, and this one {many}")
 
 
-def _check_branch(branch: tuple[Operation, ...]) -> None:
+def _check_branch(branch: tuple[Operation, ...]) -> int:
+    """Its bytes."""
+    _bound("operations", len(branch), OPERATIONS_MAX)
     keys: set[bytes] = set()
     prefixes: set[bytes] = set()
-    writes = 0
+    size = writes = 0
     for operation in branch:
+        size += len(operation.key)
         if type(operation) is Get:
             check_get(operation)
             continue
         prefix = type(operation) is Delete and operation.prefix
         check_key(operation.key, prefix=prefix)
-        if type(operation) is Put and len(operation.value) > VALUE_BYTES_MAX:
-            raise LimitExceeded(
-                f"a value has at most {VALUE_BYTES_MAX} bytes, and this one {len(operation.value)}",
-                hint="keep it as a blob, and its CID here",
-            )
+        if type(operation) is Put:
+            size += len(operation.value)
+            if len(operation.value) > VALUE_BYTES_MAX:
+                raise LimitExceeded(
+                    f"a value has at most {VALUE_BYTES_MAX} bytes, and this one "
+                    f"{len(operation.value)}",
+                    hint="keep it as a blob, and its CID here",
+                )
         (prefixes if prefix else keys).add(operation.key)
         writes += 1
     twice = len(keys) + len(prefixes) < writes
@@ -442,3 +431,4 @@ def _check_branch(branch: tuple[Operation, ...]) -> None:
         twice = twice or any(key.startswith(stem) for key in others)
     if twice:
         raise InvalidArgument("a transaction writes no key twice")
+    return size

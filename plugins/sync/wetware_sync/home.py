@@ -42,10 +42,13 @@ class Home:
     Attributes:
         placements: Where the store is.
         keeper: The etcd of this node, if it is to have one.
+        has_own_etcd: The store is in one that is no child of members: `engine = "etcd"`.
     """
 
     def __init__(self, ctx: PluginContext) -> None:
         self.ctx = ctx
+        self.has_own_etcd: bool = ctx.config.engine == "etcd"
+        self._me = ctx.overlay.peer_id
         self.directory = ctx.data_dir / "store"
         self.placements = Placements(ctx)
         self.keeper = Keeper(ctx, self.placements)
@@ -54,11 +57,6 @@ class Home:
         self._pausing, self._paused = anyio.Lock(), False
         self._kind = ""  # of the engine that runs, or "" for none
         self._ended = anyio.Event()
-
-    @property
-    def has_own_etcd(self) -> bool:
-        """Whether the store is in an etcd that is no child of members: `engine = "etcd"`."""
-        return bool(self.ctx.config.engine == "etcd")
 
     @property
     def place(self) -> tuple[str, tuple[PeerId, ...]]:
@@ -83,7 +81,7 @@ class Home:
         kind, there = self.place
         if not there and kind == "etcd" and not self.has_own_etcd:
             raise Closed("the store is being moved", hint="`ww sync etcd status`")
-        if self.ctx.overlay.peer_id not in there:
+        if self._me not in there:
             raise Unsupported(
                 f"the store of keys and locks is not here, but at {_shown(there)}",
                 hint="log in there; `session.kv`, `session.sync`, `session.names` do it themselves",
@@ -97,7 +95,7 @@ class Home:
     def _wanted(self) -> str:
         """Which engine is to run here now: "embedded", "etcd" or "" for none."""
         kind, there = self.place
-        return "" if self._paused or self.ctx.overlay.peer_id not in there else kind
+        return "" if self._paused or self._me not in there else kind
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Have the store open whenever it is here."""
@@ -110,7 +108,7 @@ class Home:
 
     async def _end_move(self) -> None:
         """Nothing has moved where a crash has cut a move off."""
-        placement, me = self.placements.current, self.ctx.overlay.peer_id
+        placement, me = self.placements.current, self._me
         if placement is not None and placement.home == me and placement.members:
             await self.placements.put(Placement(placement.version + 1, me))
 
@@ -218,7 +216,7 @@ class Home:
     def describe(self) -> dict[str, Any]:
         """A struct Home, as a reply."""
         there = {m.peer_id for m in self.ctx.members("state=alive")}
-        me = self.ctx.overlay.peer_id
+        me = self._me
         kind, entrances = self.place
         best = sorted(entrances, key=lambda peer: (peer != me, peer not in there))
         return {"home": {"node": best[0] if best else "", "engine": kind, "entrances": best}}

@@ -98,6 +98,7 @@ CREATE TABLE store (
 _STATEMENTS: Final = [s.strip() for s in _SCHEMA.split(";") if s.strip()]
 _PRESENT: Final = "FROM keys k JOIN log l ON l.id = k.id"
 _ROW: Final = "l.id, l.created, l.version, l.lease, l.owner, length(l.value)"
+_ROW_OF: Final = f"SELECT {_ROW} {_PRESENT} WHERE k.key = ?"
 _FULL: Final = "l.id, l.key, l.value, l.created, l.version, l.lease, l.owner, l.before, l.checksum"
 _ORDER_BY: Final = {
     Order.KEY: "k.key",
@@ -133,8 +134,7 @@ class Row(NamedTuple):
     value_bytes: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Change:
+class Change(NamedTuple):
     """A part of a commit.
 
     Attributes:
@@ -557,8 +557,7 @@ class Store:
 
     def _row(self, key: bytes, rows: dict[bytes, Row | None]) -> Row | None:
         if key not in rows:
-            sql = f"SELECT {_ROW} {_PRESENT} WHERE k.key = ?"
-            found = self.db.execute(sql, (key,)).fetchall()
+            found = self.db.execute(_ROW_OF, (key,)).fetchall()
             rows[key] = Row._make(found[0]) if found else None
         return rows[key]
 
@@ -643,7 +642,9 @@ class Store:
         self._done.events.append(Event(key, revision, now))
 
     def _charge(self, owner: str, keys: int, nbytes: int) -> None:
-        self._owners.setdefault(owner, Used()).add(keys, nbytes)
+        if (mine := self._owners.get(owner)) is None:
+            mine = self._owners[owner] = Used()
+        mine.add(keys, nbytes)
         self._charged.add(owner)
         self.used.add(keys, nbytes)
 

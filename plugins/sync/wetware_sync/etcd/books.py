@@ -98,7 +98,7 @@ class Books:
             self._note(noted, 1)
 
     def _note(self, added: Added, sign: int) -> None:
-        keys, nbytes = sign * added.mine.keys, sign * added.mine.nbytes
+        keys, nbytes = sign * added.keys, sign * added.nbytes
         mine = self._under_way.setdefault(added.owner, Used())
         mine.add(keys, nbytes)
         self._all_under_way.add(keys, nbytes)
@@ -130,9 +130,8 @@ def most(txn: Txn, owner: str) -> Added:
         for put in branch:
             if isinstance(put, Put):
                 each.put(put)
-    added.mine.keys = max(added.mine.keys, other.mine.keys)
-    added.mine.nbytes = max(added.mine.nbytes, other.mine.nbytes)
-    added.all = added.mine  # of new keys it is the same
+    added.all_keys = added.keys = max(added.keys, other.keys)
+    added.all_bytes = added.nbytes = max(added.nbytes, other.nbytes)
     for lease, keys in other.leases.items():
         added.leases[lease] = max(added.leases.get(lease, 0), keys)
     return added
